@@ -102,7 +102,7 @@ class Running:
                 )
         as_s3((options.data, "--data-path"))
         settings = self.job.settings()
-        from ciml.services.dataflow import check_kind, launch_service
+        from ciml.services.driver import check_kind, launch_service
 
         check_kind(options)
         service = cast("TopicService[Any]", options.service())

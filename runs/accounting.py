@@ -7,7 +7,7 @@ resumes late and a second committer change nothing: covered offsets are dropped,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -16,7 +16,6 @@ from ciml.events.records import (
     COMPLETES,
     LISTS,
     Batch,
-    FactUpdate,
     Kind,
     OffsetRange,
     Origin,
@@ -24,12 +23,12 @@ from ciml.events.records import (
     RunFacts,
     lists_of,
 )
-from ciml.events.updates import Statement, join_facts, merge_statements, parent_subjects, statements_of
+from ciml.events.updates import Statement, merge_statements, statements_of
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta
 from ciml.runs.known_ids import Event, KnownRun, ids_of_repeats, recorded_ids
-from ciml.runs.known_subjects import Subject, Subjects, source_of, subjects_of
+from ciml.runs.known_subjects import Subject, Subjects, changed_facts, joined_facts, parents_of, subjects_of
 from ciml.runs.run_log import STANDINGS, UNPROVED, Judge, standing_of
 from ciml.runs.state import RawState
 
@@ -191,7 +190,8 @@ class _Draft:
         elif outcome.kind == "correction" and run is not None:
             self._runs[run_id] = run._replace(outcome=word)
         elif outcome.kind == "update":
-            self._say(outcome)
+            for subject, said in self._news(outcome):
+                self._said[subject] = said
         self._lists[outcome.kind].append(outcome)
         return outcome.kind
 
@@ -199,11 +199,16 @@ class _Draft:
         """Return whether an outcome's event was seen before. One with an update that says more was not."""
         ids = _ids_of_repeats(outcome, standing(outcome))
         is_known = any(event in self._events or self._state.index.has_event(*event) for event in ids)
-        return is_known and not any(self._says_more(update, outcome.event_key) for update in outcome.updates)
+        return is_known and next(self._news(outcome), None) is None
 
-    def _says_more(self, update: FactUpdate, event_key: str) -> bool:
-        before = self._said_of((update.source, update.subject))
-        return merge_statements(before, statements_of(update, event_key)) != before
+    def _news(self, outcome: Outcome) -> Iterator[tuple[Subject, dict[str, Statement]]]:
+        """Yield each subject of which an outcome's updates say more than is known, and all that is known then."""
+        for update in outcome.updates:
+            subject = (update.source, update.subject)
+            before = self._said_of(subject)
+            after = merge_statements(before, statements_of(update, outcome.event_key))
+            if after != before:
+                yield subject, after
 
     def _said_of(self, subject: Subject) -> Mapping[str, Statement]:
         return self._said.get(subject) or self._subjects.said(subject)
@@ -216,7 +221,7 @@ class _Draft:
             raise IntegrityError(f"{outcome.origin} {outcome.run_id}: run without a raw object")
         stored = KnownRun(facts.outcome or "", file.digest, outcome.trust.trusted, bool(facts.auth))
         self._runs[outcome.run_id] = stored
-        changed = self._subjects.changes(facts)
+        changed = changed_facts(facts, self._subjects.said)
         return outcome.replace(joined=changed) if changed else outcome
 
     def _judged(self, outcome: Outcome) -> Outcome:
@@ -225,17 +230,9 @@ class _Draft:
         A retry was judged when it was deferred, perhaps by facts that a later update changed back.
         """
         facts = outcome.mention
-        if facts is None or self._judge is None or not self._subjects.concern(facts):
+        if facts is None or self._judge is None or not any(map(self._subjects.said, subjects_of(facts))):
             return outcome
         return outcome.replace(trust=self._judge(self._subjects.join(facts)))
-
-    def _say(self, outcome: Outcome) -> None:
-        for update in outcome.updates:
-            subject = (update.source, update.subject)
-            before = self._said_of(subject)
-            after = merge_statements(before, statements_of(update, outcome.event_key))
-            if after != before:
-                self._said[subject] = after
 
     def _trust_changes(self) -> list[dict[str, Any]]:
         """Return the changes of trust by the updates of this delta, by run id."""
@@ -243,26 +240,11 @@ class _Draft:
             return []
         changes = {}
         for run_id, facts in self._updated_runs().items():
-            trust = self._judge(self._joined(facts))
+            trust = self._judge(joined_facts(facts, self._said_of))
             stored = self._run(run_id)
             if stored is not None and stored.trusted != trust.trusted:
                 changes[run_id] = {"run_id": run_id, "trust": trust.to_json()}
         return [changes[run_id] for run_id in sorted(changes)]
-
-    def _joined(self, facts: RunFacts) -> RunFacts:
-        """Return a run's facts, joined with all updates up to this delta."""
-        source = source_of(facts)
-        updates = (self._said_of(subject) for subject in subjects_of(facts))
-        return join_facts(facts, updates, lambda subject: self._said_of((source, subject)))
-
-    def _updates(self, facts: RunFacts) -> bool:
-        """Return whether this delta says something new of a run's subjects or of its parents."""
-        source = source_of(facts)
-        subjects = subjects_of(facts)
-        parents = [
-            (source, parent) for subject in subjects for parent in parent_subjects(facts, self._said_of(subject))
-        ]
-        return not self._said.keys().isdisjoint((*subjects, *parents))
 
     def _updated_runs(self) -> dict[str, RunFacts]:
         """Return the own facts of the runs that updates here may change, those stored by this delta included."""
@@ -275,7 +257,10 @@ class _Draft:
                 room -= len(runs)
         for outcome in (*self._lists["run"], *self._lists["reclaim"]):
             facts = outcome.mention
-            if facts is not None and (facts.run_id in updated or self._updates(facts)):
+            if facts is None:
+                continue
+            subjects = (*subjects_of(facts), *parents_of(facts, self._said_of))
+            if facts.run_id in updated or not self._said.keys().isdisjoint(subjects):
                 updated[facts.run_id] = facts
         self._subjects.prefetch_runs(updated.values())
         self._state.index.prefetch(runs=updated)

@@ -7,7 +7,7 @@ tables and columns import `pyarrow.compute`, which takes a tenth of that.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 import pyarrow as pa
@@ -48,20 +48,10 @@ def plain(column: pa.ChunkedArray) -> np.ndarray:
 def texts(values: Sequence[str]) -> pa.StringArray:
     """Convert texts without nulls to Arrow."""
     if values and values.count(values[0]) == len(values):  # common for facts
-        same = values[0].encode()
-        offsets = np.arange(len(values) + 1, dtype=np.int32) * np.int32(len(same))
-        return pa.Array.from_buffers(
-            pa.string(), len(values), [None, pa.py_buffer(offsets), pa.py_buffer(same * len(values))]
-        )
-    joined = "".join(values)
-    if joined.isascii():  # as many bytes as characters
-        return pa.Array.from_buffers(
-            pa.string(), len(values), [None, pa.py_buffer(_offsets(values)), pa.py_buffer(joined.encode())]
-        )
-    encoded = [value.encode() for value in values]
-    return pa.Array.from_buffers(
-        pa.string(), len(encoded), [None, pa.py_buffer(_offsets(encoded)), pa.py_buffer(b"".join(encoded))]
-    )
+        return pa.repeat(values[0], len(values))
+    builder = pa.lib.StringBuilder()
+    builder.append_values(values)
+    return builder.finish()
 
 
 def times(values: Sequence[int | None], kind: pa.DataType) -> pa.Array:
@@ -81,18 +71,11 @@ def flags(values: Sequence[bool]) -> pa.BooleanArray:
 def text_maps(values: Sequence[Mapping[str, str]]) -> pa.MapArray:
     """Convert maps from text to text without nulls to Arrow, each in the order of its keys."""
     ordered = [sorted(value.items()) for value in values]
+    offsets = np.fromiter(accumulate(map(len, ordered), initial=0), np.int32, len(ordered) + 1)
     flat = list(chain.from_iterable(ordered))
-    return pa.MapArray.from_arrays(
-        numbers(_offsets(ordered)), texts([key for key, _ in flat]), texts([text for _, text in flat])
-    )
+    return pa.MapArray.from_arrays(numbers(offsets), texts([key for key, _ in flat]), texts([text for _, text in flat]))
 
 
 def empty_table(schema: pa.Schema) -> pa.Table:
     """Return a table without rows."""
     return pa.Table.from_batches([], schema=schema)
-
-
-def _offsets(values: Sequence[Sequence[object] | bytes]) -> np.ndarray:
-    offsets = np.zeros(len(values) + 1, np.int32)
-    np.cumsum(np.fromiter(map(len, values), np.int32, len(values)), out=offsets[1:])
-    return offsets

@@ -1,4 +1,6 @@
-"""The cause of failed runs, ``code`` or ``machine``, from reruns of the same code.
+"""What other runs say of a failed run: its cause by reruns of the same code, and what else failed near it.
+
+The cause is ``code`` or ``machine``.
 
 A run that failed, and passed when its job ran again on the same code, was failed by its machine (or by a test that
 does not always pass); one that failed again was failed by its code. Attempts belong together where they share
@@ -7,11 +9,17 @@ from the raw manifest alone, up to the delta that was added last.
 
 Anybody can run a job on a commit that is under review. So attempts have a limit for each standing, and a run depends on
 attempts of its own standing and of higher ones alone.
+
+Its neighbours are the finished runs of other changes on the same machines, in the hour before its end. Only rows that
+precede a run in the raw manifest count, with the outcomes and the trust that they were stored with. So the figures are
+those that were known when the run was stored, and no later event changes them. Untrusted runs do not count. They
+displace no place and no figures of runs that are believed more: anybody can send some that fail.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple
@@ -20,8 +28,8 @@ import msgspec
 
 from ciml.events.outcomes import CAUSE, CODE, FAILED, MACHINE
 from ciml.events.records import RunFacts
-from ciml.limits import MAX_CAUSE_ATTEMPTS, MAX_CAUSE_RUNS
-from ciml.runs.run_log import STANDINGS, RunDelta, StandingMap, standing_of
+from ciml.limits import MAX_CAUSE_ATTEMPTS, MAX_CAUSE_RUNS, MAX_NEAR_FOUND, MAX_NEAR_PLACES, MAX_NEAR_RUNS
+from ciml.runs.run_log import PROVED, STANDINGS, TRUSTED, RunDelta, RunRecord, StandingMap, standing_of
 
 #: A later rerun says little: what the job downloads has changed meanwhile. Seven days, in microseconds.
 RERUN_WITHIN_US = 7 * 86_400_000_000
@@ -224,3 +232,108 @@ class Causes:
             del self._series[place][run_id]
             if not self._series[place]:
                 del self._series[place]
+
+
+#: How long before a run's end its neighbours ended, microseconds.
+NEAR_WITHIN_US = 3_600_000_000
+#: What `NearbyRuns.encode` depends on beside the deltas and the jobs that are asked for.
+NEIGHBOURS_KIND = (
+    f"neighbours 2, {NEAR_WITHIN_US} us, {MAX_NEAR_RUNS} runs, {MAX_NEAR_PLACES} places, {MAX_NEAR_FOUND} found"
+)
+#: Outcomes that count: others say nothing about machine or code.
+_COUNTED = FAILED | {"success"}
+#: The label with the name of a run's machine, where a recorder or a listing has one.
+NODE = "node"
+
+
+class Neighbours(NamedTuple):
+    """The finished runs of other changes near a run: how many failed, of how many."""
+
+    failed: int
+    runs: int
+
+
+class _Ended(NamedTuple):
+    end_us: int
+    failed: bool
+    change: tuple[str, ...]
+
+
+_Near = list[tuple[str, Neighbours]]
+#: The runs of each place, and the neighbours of the failed runs of each standing.
+_NearState = tuple[list[tuple[tuple[str, ...], list[_Ended]]], tuple[_Near, _Near, _Near]]
+
+
+def place_of(facts: RunFacts) -> tuple[str, ...]:
+    """Return where a run was executed: its machine where known, else provider and region; () where neither is."""
+    if node := facts.labels.get(NODE, ""):
+        return facts.source, facts.provider, facts.region, node
+    return (facts.source, facts.provider, facts.region) if facts.provider else ()
+
+
+class NearbyRuns:
+    """The neighbours of the failed runs in the deltas of a raw manifest that were added.
+
+    Args:
+      wants: whether a job's runs are asked for. The runs of all jobs are neighbours.
+    """
+
+    def __init__(self, wants: Callable[[str], bool]) -> None:
+        self._wants = wants
+        self._ended: OrderedDict[tuple[str, ...], deque[_Ended]] = OrderedDict()  # trusted runs by place
+        self._near = StandingMap[str, Neighbours](MAX_NEAR_FOUND)
+
+    def add(self, delta: RunDelta) -> None:
+        """Add the next delta. Its rows count in their order."""
+        for record in delta.runs:
+            self._add_row(record, is_reclaim=False)
+        for record in delta.reclaims:
+            self._near.pop(record.mention.run_id)  # those of the row that it replaces
+            self._add_row(record, is_reclaim=True)
+        for change in delta.trust_changes:
+            self._move(change.run_id, change.trust.trusted)
+
+    def _move(self, run_id: str, trusted: bool) -> None:
+        neighbours = self._near.get(run_id)
+        standing = self._near.standing(run_id)
+        if neighbours is not None and trusted != (standing == TRUSTED):
+            # Where it was trusted once, runs without proof do not displace it.
+            self._near.put(run_id, neighbours, TRUSTED if trusted else PROVED)
+
+    def _add_row(self, record: RunRecord, *, is_reclaim: bool) -> None:
+        facts = record.facts
+        place = place_of(facts)
+        end_us = facts.end_us
+        if not place or end_us is None or facts.outcome not in _COUNTED:
+            return
+        ended = self._ended.get(place, ())
+        change = (facts.project, facts.change) if facts.change else (facts.run_id,)
+        if facts.outcome in FAILED and self._wants(facts.build_name):
+            nearby = [run for run in ended if end_us - NEAR_WITHIN_US < run.end_us <= end_us and run.change != change]
+            neighbours = Neighbours(sum(run.failed for run in nearby), len(nearby))
+            self._near.put(facts.run_id, neighbours, record.standing)
+        if record.trust.trusted:
+            self._end(place, _Ended(end_us, facts.outcome in FAILED, change), is_reclaim=is_reclaim)
+
+    def _end(self, place: tuple[str, ...], run: _Ended, *, is_reclaim: bool) -> None:
+        runs = self._ended.setdefault(place, deque(maxlen=MAX_NEAR_RUNS))
+        self._ended.move_to_end(place)
+        if not (is_reclaim and run in runs):  # a row that completes a trusted one is the same run
+            runs.append(run)
+        if len(self._ended) > MAX_NEAR_PLACES:
+            self._ended.popitem(last=False)
+
+    def of(self, run_id: str) -> Neighbours | None:
+        """Return the neighbours of a failed run; None where they are unknown."""
+        return self._near.get(run_id)
+
+    def encode(self) -> bytes:
+        """Return the state by the deltas that were added, for `restore`."""
+        ended = [(place, list(runs)) for place, runs in self._ended.items()]
+        return msgspec.msgpack.encode((ended, self._near.lists()))
+
+    def restore(self, state: bytes) -> None:
+        """Continue after the deltas that were added before `encode`. Raises `msgspec.DecodeError` for other bytes."""
+        ended, nearby = msgspec.msgpack.decode(state, type=_NearState)
+        self._ended = OrderedDict((place, deque(runs, MAX_NEAR_RUNS)) for place, runs in ended)
+        self._near.restore(nearby)

@@ -277,10 +277,7 @@ class GarbageCollector:
                 self._done.gone += 1
 
     def _listed(
-        self,
-        prefix: str,
-        take: Callable[[str], bool] | None = None,
-        progress: Callable[[int], None] | None = None,
+        self, prefix: str, take: Callable[[str], bool] | None = None, progress: Callable[[int], None] | None = None
     ) -> Iterator[tuple[str, _References, list[Entry]]]:
         """Yield the folders below ``prefix`` with their references and those objects of runs that are old enough."""
         listed = self._raw.entries(prefix)

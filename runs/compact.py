@@ -114,6 +114,7 @@ class Packer:
                 writing.finish()
             if self._commit(folder, packs.state, writing.packs, (), writing.alone):
                 break
+        writing.count(done)
         done.runs += sum(pack.runs for pack in writing.packs)
         done.rows += sum(pack.rows for pack in writing.packs)
         done.alone += sum(1 for run in writing.alone.values() if not run.why)
@@ -151,6 +152,7 @@ class Packer:
         replaces = [pack.file.path for pack in chosen]
         if not self._commit(folder, packs.state, writing.packs, replaces, packs.state.alone):
             return False
+        writing.count(self._done)
         self._done.merged += len(chosen)
         return True
 
@@ -179,7 +181,7 @@ class Packer:
         collected it. Nothing is lost, since replaced packs are kept until their replacement has been read back.
         """
         old = [pack.file for pack in packs.packs if pack.file.path in packs.state.replaced]
-        self._commit(folder, packs.state, old, packs.missing, packs.state.alone, is_new=False)
+        self._commit(folder, packs.state, old, packs.missing, packs.state.alone)
 
     def _commit(
         self,
@@ -188,10 +190,8 @@ class Packer:
         packs: Sequence[PackFile],
         replaces: Sequence[str],
         alone: Mapping[str, Alone],
-        *,
-        is_new: bool = True,
     ) -> bool:
-        """Commit packs, unless another process has committed since this was planned; count them if they are new."""
+        """Commit packs, unless another process has committed since this was planned."""
         delta: Delta = {
             "time_us": int(self._clock() * 1e6),
             "packs": [pack.to_json() for pack in packs],
@@ -200,12 +200,7 @@ class Packer:
         }
         state = PackState()
         base = planned_on.version
-        if commit(pack_log(self._raw, folder), state, lambda: delta if state.version == base else None) is None:
-            return False
-        if is_new:
-            self._done.packs += len(packs)
-            self._done.packs_bytes += sum(pack.size for pack in packs)
-        return True
+        return commit(pack_log(self._raw, folder), state, lambda: delta if state.version == base else None) is not None
 
 
 class _Writing:
@@ -228,7 +223,7 @@ class _Writing:
         key = columns_digest(table.schema)
         if key not in self._open:
             if len(self._open) >= _OPEN_PACKS:  # bounds the memory; small packs are merged later
-                self._end(max(self._open, key=lambda each: self._open[each].size))
+                self._end(max(self._open, key=lambda columns: self._open[columns].size))
             self._open[key] = PackWriter(self._folder, table.schema)
         writer = self._open[key]
         writer.add(name, digest, table)
@@ -239,6 +234,11 @@ class _Writing:
         """Write the open packs."""
         for key in list(self._open):
             self._end(key)
+
+    def count(self, done: Packing) -> None:
+        """Count the written packs, once they are committed."""
+        done.packs += len(self.packs)
+        done.packs_bytes += sum(pack.size for pack in self.packs)
 
     def _end(self, key: str) -> None:
         writer = self._open.pop(key)

@@ -127,17 +127,8 @@ def open_keys(state: RawState, choice: Choice) -> list[tuple[DeadLetterKey, int]
 
 def all_dead_letters(log: ManifestLog, choice: Choice) -> Iterator[DeadLetter]:
     """Yield the dead letters of a choice, open or closed, the oldest first. Reads every delta."""
-    dead_letters: dict[DeadLetterKey, DeadLetter] = {}
-    past: list[DeadLetter] = []
-    for version, delta in log.since(0):
-        for origin, run_id in delta["closes"]:
-            key = (Origin.from_json(origin), run_id)
-            if key in dead_letters:
-                past.append(replace(dead_letters.pop(key), closed=version, became=_outcomes_of(delta, key)))
-        for dead_letter in dead_letters_of(version, delta):
-            if choice.takes(dead_letter):
-                dead_letters[dead_letter.key] = dead_letter
-    yield from sorted([*past, *dead_letters.values()], key=lambda each: (each.version, _position(each.key)))
+    chosen = filter(choice.takes, latest_dead_letters(log, log.end()))
+    yield from sorted(chosen, key=lambda dead_letter: (dead_letter.version, _position(dead_letter.key)))
 
 
 def latest_dead_letters(log: ManifestLog, until: int) -> Iterator[DeadLetter]:

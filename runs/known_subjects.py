@@ -8,7 +8,7 @@ that of the system, which reclaims the run or comes first. So what such events c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,6 +17,7 @@ from ciml.events.records import FactUpdate, RunFacts
 from ciml.events.updates import (
     Statement,
     changes_of,
+    join_facts,
     merge_statements,
     parent_subjects,
     statements_of,
@@ -28,6 +29,8 @@ from ciml.runs.run_log import PROVED, STANDINGS, TRUSTED, standing_of
 
 #: (source, subject).
 Subject = tuple[str, str]
+#: Returns what updates say of a subject, by fact.
+Said = Callable[[Subject], Mapping[str, Statement]]
 
 #: What updates say of a subject, by fact (JSON). Id: source and subject.
 _SAID = TableKind({"said": "binary"})
@@ -110,6 +113,27 @@ def source_of(facts: RunFacts) -> str:
     return facts.run_id.partition("~")[0]
 
 
+def parents_of(facts: RunFacts, said: Said) -> list[Subject]:
+    """Return the subjects of the parents that a run executed, as far as updates of its subjects name them."""
+    source = source_of(facts)
+    updates = map(said, subjects_of(facts))
+    return [(source, parent) for update in updates for parent in parent_subjects(facts, update) if parent]
+
+
+def changed_facts(facts: RunFacts, said: Said) -> dict[str, str]:
+    """Return the facts of a run that updates change."""
+    if not facts.subjects:
+        return {}
+    source = source_of(facts)
+    return changes_of(facts, map(said, subjects_of(facts)), lambda subject: said((source, subject)))
+
+
+def joined_facts(facts: RunFacts, said: Said) -> RunFacts:
+    """Return a run's facts, joined with updates."""
+    source = source_of(facts)
+    return join_facts(facts, map(said, subjects_of(facts)), lambda subject: said((source, subject)))
+
+
 def is_marked(facts: Mapping[str, Any]) -> bool:
     """Return whether a run (as JSON) is one of `Subjects`: it has subjects, or facts that examples do not hold."""
     return not _MARKS.isdisjoint(facts)
@@ -183,14 +207,8 @@ class Subjects:
 
     def _add_members(self, facts: RunFacts, standing: int) -> None:
         run = fingerprint(facts.run_id)
-        for subject in (*subjects_of(facts), *self.parents_of(facts)):
+        for subject in (*subjects_of(facts), *parents_of(facts, self.said)):
             self._members.setdefault(_members_id(subject, standing), {})[run] = None
-
-    def parents_of(self, facts: RunFacts) -> list[Subject]:
-        """Return the subjects of the parents that a run executed, as far as updates of its subjects name them."""
-        source = source_of(facts)
-        updates = map(self.said, subjects_of(facts))
-        return [(source, parent) for update in updates for parent in parent_subjects(facts, update) if parent]
 
     def claim(self, run_id: str, claims: Mapping[str, Claim]) -> None:
         """Add what an event claims of a run. Of each fact, the first claim of the highest standing counts."""
@@ -221,7 +239,7 @@ class Subjects:
         )
         members = [_decode(data) for data in self._own.read(runs) if data is not None]
         # A reclaim may have left the subject.
-        return [facts for facts in members if subject in subjects_of(facts) or subject in self.parents_of(facts)]
+        return [facts for facts in members if subject in subjects_of(facts) or subject in parents_of(facts, self.said)]
 
     def _members_of(self, identity: bytes, most: int) -> list[bytes]:
         runs = list(self._members.get(identity, ()))[:most]
@@ -250,25 +268,13 @@ class Subjects:
         """Look up all subjects by which runs are joined, and others, as `prefetch` does."""
         subjects = [subject for facts in runs for subject in subjects_of(facts)]
         self.prefetch((*subjects, *others))
-        parents = [parent for facts in runs for parent in self.parents_of(facts)]
+        parents = [parent for facts in runs for parent in parents_of(facts, self.said)]
         if parents:
             self.prefetch((*subjects, *others, *parents))
 
     def join(self, facts: RunFacts) -> RunFacts:
         """Return a run's facts, joined with all updates so far."""
-        changed = self.changes(facts)
-        return facts.replace(**changed) if changed else facts
-
-    def concern(self, facts: RunFacts) -> bool:
-        """Return whether updates say anything of a run's subjects."""
-        return any(self.said(subject) for subject in subjects_of(facts))
-
-    def changes(self, facts: RunFacts) -> dict[str, str]:
-        """Return the facts of a run that updates so far change."""
-        if not facts.subjects:
-            return {}
-        source = source_of(facts)
-        return changes_of(facts, map(self.said, subjects_of(facts)), lambda subject: self.said((source, subject)))
+        return joined_facts(facts, self.said)
 
     def recent(self) -> dict[str, Rows]:
         """Return what was added since the checkpoint, as rows for the tables."""

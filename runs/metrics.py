@@ -31,19 +31,7 @@ SINCE_CHECKPOINT = Metric(
     "ciml_manifest_deltas_since_checkpoint", "gauge", "Deltas after the newest checkpoint.", ("manifest",)
 )
 
-METRICS = (
-    EVENTS,
-    RUNS,
-    TRUST_CHANGES,
-    IGNORED,
-    DEAD_LETTERS,
-    OPEN_DEAD_LETTERS,
-    DEFERRED,
-    NEXT_TRY,
-    VERSION,
-    COMMITTED,
-    SINCE_CHECKPOINT,
-)
+METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
 
 def raw_families(state: RawState) -> Iterator[Family]:

@@ -6,9 +6,9 @@ read from the object of that name, or from a pack of the same folder.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
-from functools import lru_cache
 
 from ciml.errors import IntegrityError
 from ciml.events.records import LISTS, Record
@@ -19,13 +19,13 @@ RUNS = "runs"
 PACKS = "packs"
 #: Folder of unnamed objects before their deletion: ``swept/runs/job=…``.
 SWEPT = "swept"
+_RUN_PATH = re.compile(rf"{RUNS}/(job=[^/]*/date=[^/]*)/([^/]*)", re.DOTALL)
 
 
 def split_path(path: str) -> tuple[str, str] | None:
     """Return (folder, file name) of a run's path; None for another path, which is never in a pack."""
-    prefix, _, name = path.rpartition("/")
-    folder = _folder(prefix)
-    return None if folder is None else (folder, name)
+    match = _RUN_PATH.fullmatch(path)
+    return None if match is None else (match[1], match[2])
 
 
 def split_pack(path: str) -> tuple[str, str] | None:
@@ -33,14 +33,6 @@ def split_pack(path: str) -> tuple[str, str] | None:
     if not path.startswith(f"{PACKS}/") or not path.endswith(".parquet"):
         return None
     return split_path(f"{RUNS}/{path.removeprefix(f'{PACKS}/')}")
-
-
-@lru_cache(maxsize=4096)
-def _folder(prefix: str) -> str | None:
-    parts = prefix.split("/")
-    if len(parts) != 3 or parts[0] != RUNS or not parts[1].startswith("job=") or not parts[2].startswith("date="):
-        return None
-    return f"{parts[1]}/{parts[2]}"
 
 
 def run_of(name: str) -> str:

@@ -288,10 +288,7 @@ def _by_folder(paths: Iterable[str]) -> tuple[dict[str, list[tuple[int, str]]], 
 
 
 def _read_packs(
-    store: Store,
-    folder: str,
-    runs: Sequence[tuple[int, str]],
-    read: Callable[[OpenPack, Mapping[int, int]], T],
+    store: Store, folder: str, runs: Sequence[tuple[int, str]], read: Callable[[OpenPack, Mapping[int, int]], T]
 ) -> tuple[list[T], list[int]]:
     """Read the packed runs of a folder: return the result of each pack, and the indices of the other runs.
 

@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from ciml.errors import IntegrityError
-from ciml.events.records import LISTS, UNJUDGED, Kind, Origin, RawFile, Record, RunFacts, Trust
+from ciml.events.records import UNJUDGED, Kind, RawFile, Record, RunFacts, Trust, records_of
 from ciml.manifest.log import ManifestLog
 
 _Key = TypeVar("_Key")
@@ -148,6 +148,10 @@ class RunDelta(Record, frozen=True, gc=False):
         return self.runs + self.reclaims if self.reclaims else self.runs
 
 
+def _version_of(delta: RunDelta) -> int:
+    return delta.version
+
+
 class RunLog(Protocol):
     """A source of run records: a raw manifest (`StoredRunLog`), or a substitute."""
 
@@ -186,7 +190,7 @@ class StoredRunLog:
         return self._log.url()
 
     def _parse(self, version: int, data: bytes) -> RunDelta:
-        delta = self._log.decode(version, data, self._decoder.decode, lambda delta: delta.version)
+        delta = self._log.decode(version, data, self._decoder.decode, _version_of)
         return delta.replace(
             runs=self._judged(delta.runs),
             reclaims=self._judged(delta.reclaims),
@@ -202,60 +206,14 @@ class StoredRunLog:
         )
 
 
-class _Id(msgspec.Struct, frozen=True, gc=False):
-    run_id: str
-
-
-class _Row(msgspec.Struct, frozen=True, gc=False):
-    mention: _Id
-    file: RawFile
-
-
-class _Rows(msgspec.Struct, frozen=True, gc=False):
-    """The raw rows of a delta."""
-
-    runs: tuple[_Row, ...] = ()
-    reclaims: tuple[_Row, ...] = ()
-    version: int = 0
-
-
-def find_files(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
-    """Return the raw objects of those runs that are stored, by run id: that of each run's last row.
-
-    The manifest is read once for all runs; only ids and files are decoded.
-    """
+def find_rows(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RunRecord]:
+    """Return the last rows of those runs that are stored, by run id. The manifest is read once for all runs."""
     missing = set(run_ids)
-    decoder = msgspec.json.Decoder(_Rows)
-    files: dict[str, RawFile] = {}
+    decoder = msgspec.json.Decoder(RunDelta)
+    rows: dict[str, RunRecord] = {}
     for version, data in log.raw_since(0):
-        delta = log.decode(version, data, decoder.decode, lambda delta: delta.version)
-        files |= {row.mention.run_id: row.file for row in delta.runs + delta.reclaims if row.mention.run_id in missing}
-    return files
-
-
-class StoredFacts(msgspec.Struct, frozen=True, gc=False):
-    """A raw row without the decision on its trust: the run's own facts, and its raw object."""
-
-    mention: RunFacts
-    file: RawFile
-
-
-class _FactRows(msgspec.Struct, frozen=True, gc=False):
-    """The facts of the raw rows of a delta."""
-
-    runs: tuple[StoredFacts, ...] = ()
-    reclaims: tuple[StoredFacts, ...] = ()
-    version: int = 0
-
-
-def find_rows(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, StoredFacts]:
-    """Return the last rows of those runs that are stored, by run id."""
-    missing = set(run_ids)
-    decoder = msgspec.json.Decoder(_FactRows)
-    rows: dict[str, StoredFacts] = {}
-    for version, data in log.raw_since(0):
-        delta = log.decode(version, data, decoder.decode, lambda delta: delta.version)
-        rows |= {row.mention.run_id: row for row in delta.runs + delta.reclaims if row.mention.run_id in missing}
+        delta = log.decode(version, data, decoder.decode, _version_of)
+        rows |= {row.mention.run_id: row for row in delta.rows if row.mention.run_id in missing}
     return rows
 
 
@@ -264,22 +222,18 @@ def find_facts(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RunFacts]:
     return {run_id: row.mention for run_id, row in find_rows(log, run_ids).items()}
 
 
-class _Settled(msgspec.Struct, frozen=True, gc=False):
-    origin: Origin
-    reason: str = ""
-    trust: Trust = UNJUDGED
+def find_files(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
+    """Return the raw objects of those runs that are stored, by run id: that of each run's last row."""
+    return {run_id: row.file for run_id, row in find_rows(log, run_ids).items()}
 
 
-class _SettledLists(msgspec.Struct, frozen=True, gc=False):
-    """The outcomes of a delta, without their runs."""
-
-    runs: tuple[_Settled, ...] = ()
-    reclaims: tuple[_Settled, ...] = ()
-    repeats: tuple[_Settled, ...] = ()
-    corrections: tuple[_Settled, ...] = ()
-    ignored: tuple[_Settled, ...] = ()
-    dead_letters: tuple[_Settled, ...] = ()
-    version: int = 0
+def files_of(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
+    """Return `find_files` of runs that are known to be stored. Raises `IntegrityError` if one is not."""
+    run_set = set(run_ids)
+    files = find_files(log, run_set)
+    if missing := run_set - files.keys():
+        raise IntegrityError(f"{log.url()}: the raw manifest does not have the run {min(missing)}")
+    return files
 
 
 class Settled(NamedTuple):
@@ -296,23 +250,12 @@ class Settled(NamedTuple):
 
 def outcomes_of(log: ManifestLog, topic: str) -> Settled:
     """Count the outcomes of the inputs of a topic. A replay of a dead letter counts once more."""
-    decoder = msgspec.json.Decoder(_SettledLists)
     counts: Counter[Kind] = Counter()
     untrusted = 0
-    for version, data in log.raw_since(0):
-        delta = log.decode(version, data, decoder.decode, lambda delta: delta.version)
-        for kind, name in LISTS.items():
-            settled = [outcome for outcome in getattr(delta, name, ()) if outcome.origin.topic == topic]
-            counts[kind] += len(settled)
-            if kind in ("run", "reclaim", "dead_letter"):
-                untrusted += sum(not outcome.trust.trusted for outcome in settled)
+    for _, delta in log.since(0):
+        for kind, record in records_of(delta):
+            if record["origin"][0] == topic:
+                counts[kind] += 1
+                is_judged = kind in ("run", "reclaim", "dead_letter")
+                untrusted += is_judged and not record.get("trust", {}).get("trusted", False)
     return Settled(counts, untrusted)
-
-
-def files_of(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
-    """Return `find_files` of runs that are known to be stored. Raises `IntegrityError` if one is not."""
-    run_set = set(run_ids)
-    files = find_files(log, run_set)
-    if missing := run_set - files.keys():
-        raise IntegrityError(f"{log.url()}: the raw manifest does not have the run {min(missing)}")
-    return files

@@ -210,9 +210,9 @@ class RawState(TopicState):
         return {
             "time_us": self.time_us,
             **self.coverage(),
-            "counts": [[kind, reason, number] for (kind, reason), number in sorted(self.counts.items())],
+            "counts": _rows(self.counts),
             "trust": _rows(self.trust),
-            "recorded": [[source, kind, number] for (source, kind), number in sorted(self.recorded.items())],
+            "recorded": _rows(self.recorded),
             "closed": dict(sorted(self.closed.items())),
             "deferred": [
                 outcome.to_json()
@@ -245,12 +245,8 @@ class RawState(TopicState):
         state._by_standing = not version or bool(value.get(BY_STANDING))
         state.time_us = value.get("time_us", 0)
         state.restore_coverage(value)
-        state.counts = Counter({(kind, reason): number for kind, reason, number in value.get("counts", ())})
-        state.trust, state.trust_changes = (
-            Counter({(trusted, rule): number for trusted, rule, number in value.get(name, ())})
-            for name in ("trust", "trust_changes")
-        )
-        state.recorded = Counter({(source, kind): number for source, kind, number in value.get("recorded", ())})
+        for name in ("counts", "trust", "trust_changes", "recorded"):
+            setattr(state, name, Counter({(first, second): number for first, second, number in value.get(name, ())}))
         state.closed = Counter(value.get("closed", {}))
         state._sources = {source for source, _ in state.recorded} - {OTHER_SOURCES, NO_SOURCE}
         for record in value.get("deferred", ()):
@@ -267,8 +263,8 @@ class RawState(TopicState):
         return self.index.recent()
 
 
-def _rows(counts: Mapping[tuple[bool, str], int]) -> list[list[Any]]:
-    return [[trusted, rule, number] for (trusted, rule), number in sorted(counts.items())]
+def _rows(counts: Mapping[tuple[Any, str], int]) -> list[list[Any]]:
+    return [[*key, number] for key, number in sorted(counts.items())]
 
 
 #: Defines the checkpoints of a raw manifest. Version 0.1 stored no trust with the outcome of a run.

@@ -10,8 +10,8 @@ import hashlib
 import random
 import time
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, groupby, takewhile
 from typing import Any
@@ -20,11 +20,11 @@ import numpy as np
 
 from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
-from ciml.events.records import Kind, RawFile, records_of, rows_of
+from ciml.events.records import RawFile, records_of, rows_of
 from ciml.manifest.coverage import RangeSet
 from ciml.manifest.id_index import fingerprint
 from ciml.manifest.log import Delta, ManifestLog
-from ciml.manifest.verify import verify_log
+from ciml.manifest.verify import Findings, verify_log
 from ciml.progress import Progress, no_progress
 from ciml.runs.pack_index import PACKS, RUNS, SWEPT, NamedRun, named_runs, pack_state, run_of, split_path
 from ciml.runs.packs import OpenPack, open_pack, prove_pack
@@ -35,26 +35,25 @@ from ciml.storage import Store
 
 #: Age of an unreferenced object that is a finding: compaction has had the time to remove it.
 GRACE_S = 3 * 86_400.0
-_MANY = 100
 
 
 @dataclass(slots=True)
-class Verification:
+class Verification(Findings):
     """The result of a verification.
+
+    The kinds of objects are ``delta``, ``segment``, ``checkpoint``, ``index``, ``run``, ``pack`` and ``pack delta``.
 
     Attributes:
       version: the raw manifest's version up to which it was verified.
       records, runs, objects: records of the manifest, those of runs, and the raw objects that they name.
       read: raw objects and runs in packs whose digest was computed.
       packs, packed, single: read packs, the runs in them, and read raw objects.
-      findings, number: the first hundred faults, a line each, and the number of all.
-      notes: oddities that are not faults, a line each.
       older: number of checkpoints of an older version (`ciml.manifest.verify.Fault`).
-      broken: faults by the kind of object: ``delta``, ``segment``, ``checkpoint``, ``index``, ``run``, ``pack``,
-        ``pack delta``.
-      formats: undamaged raw objects and packs by kind and format (docs/compatibility.md).
     """
 
+    formats: defaultdict[str, Counter[str]] = field(
+        default_factory=lambda: defaultdict(Counter, run=Counter(), pack=Counter())
+    )
     version: int = 0
     records: int = 0
     runs: int = 0
@@ -63,22 +62,7 @@ class Verification:
     packs: int = 0
     packed: int = 0
     single: int = 0
-    findings: list[str] = field(default_factory=list)
-    number: int = 0
-    notes: list[str] = field(default_factory=list)
     older: int = 0
-    broken: dict[str, int] = field(default_factory=dict)
-    formats: dict[str, dict[str, int]] = field(default_factory=lambda: {"run": {}, "pack": {}})
-
-    def count(self, what: str, number: str) -> None:
-        """Count an undamaged object of a format."""
-        self.formats[what][number] = self.formats[what].get(number, 0) + 1
-
-    def find(self, text: str, what: str) -> None:
-        self.number += 1
-        self.broken[what] = self.broken.get(what, 0) + 1
-        if len(self.findings) < _MANY:
-            self.findings.append(text)
 
 
 def verify_raw(
@@ -113,7 +97,7 @@ def verify_raw(
         elif fault.kind == "unsealed":
             result.notes.append(fault.text)
         else:
-            result.find(fault.text, fault.kind)
+            result.find(fault.kind, fault.text)
     if result.older:
         result.notes.append(
             f"{result.older:,} checkpoints are of an older version, which stored no trust of runs in them; "
@@ -124,7 +108,7 @@ def verify_raw(
     except (IntegrityError, LookupError, TypeError, ValueError, AttributeError) as error:
         # The manifest cannot be read to its end: a digest differs, or a delta of an older version has another form.
         if not result.findings:
-            result.find(f"the manifest cannot be read: {error}", "delta")
+            result.find("delta", f"the manifest cannot be read: {error}")
         return result
     objects = _Objects(raw, result, names, clock() - grace_s, report)
     if sample is None:
@@ -151,7 +135,7 @@ def _audit(
     for version, delta in log.since(0):
         if version > state.version:
             break
-        audit.add(version, delta)
+        audit.add_delta(version, delta)
         _compare_runs(state, delta, superseded, result)
         for run in named_runs(delta):
             names.add(run)
@@ -163,11 +147,9 @@ def _audit(
         progress("accounting", version, state.version)
     for run_id, digest in superseded.items():
         indexed = state.index.run(run_id)
-        result.find(f"run {run_id}: its row has the digest {digest}, the index has {indexed}", "index")
+        result.find("index", f"run {run_id}: its row has the digest {digest}, the index has {indexed}")
     audit.compare(state)
-    for finding in audit.findings:
-        result.find(finding, "delta")
-    result.number += audit.number - len(audit.findings)
+    result.add(audit, {"delta": "delta"})
     for topic, partition, covered, recorded in audit.offsets():
         if covered != recorded:
             result.notes.append(
@@ -188,7 +170,7 @@ def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, 
     for run_id, digest in rows:
         indexed = state.index.run(run_id)
         if indexed is None:
-            result.find(f"run {run_id}: its row has the digest {digest}, the index does not have the run", "index")
+            result.find("index", f"run {run_id}: its row has the digest {digest}, the index does not have the run")
         elif indexed.digest != digest:
             superseded[run_id] = digest
         else:
@@ -247,14 +229,14 @@ class _Objects:
             return
         self._checked[index] = True
         if rows != self._names.rows[index]:
-            self._result.find(f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[index]}", what)
+            self._result.find(what, f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[index]}")
         elif _hash(digest) != self._names.digests[index]:
-            self._result.find(f"{where}: {path} has the digest {digest}, the manifest has another", what)
+            self._result.find(what, f"{where}: {path} has the digest {digest}, the manifest has another")
         self._progress("runs", int(self._result.read), len(self._names))
 
     def _unnamed(self, path: str, modified_s: float, what: str) -> None:
         if modified_s < self._before_s:
-            self._result.find(f"{self._raw.url(path)} is not named by any manifest", what)
+            self._result.find(what, f"{self._raw.url(path)} is not named by any manifest")
         else:
             self._young += 1
 
@@ -272,20 +254,20 @@ class _Objects:
             try:
                 state = pack_state(self._raw, folder)
             except IntegrityError as error:
-                self._result.find(f"{folder}: {error}", "pack delta")
+                self._result.find("pack delta", f"{folder}: {error}")
                 continue
             for path, file in state.packs.items():
                 if fault := prove_pack(self._raw, file):
                     if path in pack_state(self._raw, folder).packs:  # not replaced meanwhile
-                        self._result.find(fault, "pack")
+                        self._result.find("pack", fault)
                     continue
                 self._result.packs += 1
                 try:
                     pack = open_pack(self._raw, file)
                     self._pack(folder, pack)
-                    self._result.count("pack", pack.format)
+                    self._result.formats["pack"][pack.format] += 1
                 except (FileNotFoundError, IntegrityError) as error:
-                    self._result.find(str(error), "pack")
+                    self._result.find("pack", str(error))
             for path, entry in pack_entries.items():
                 if path not in state.packs and path not in state.replaced:
                     self._unnamed(path, entry.modified_s, "pack")
@@ -297,7 +279,7 @@ class _Objects:
                 path = f"{RUNS}/{folder}/{name}"
                 self._result.packed += 1
                 if self._names.find(path) is None:
-                    self._result.find(f"{pack.file.path} holds {name}, which the manifest does not name", "pack")
+                    self._result.find("pack", f"{pack.file.path} holds {name}, which the manifest does not name")
                 digest = telemetry_digest(run_of(name), table)
                 self._check(path, table.num_rows, digest, pack.file.path, "pack")
 
@@ -315,14 +297,14 @@ class _Objects:
             except FileNotFoundError:
                 continue  # packed meanwhile
             except (IntegrityError, TypeError) as error:
-                self._result.find(str(error), "run")
+                self._result.find("run", str(error))
                 self._checked[self._names.find(entry.path)] = True
                 continue
-            self._result.count("run", number)
+            self._result.formats["run"][number] += 1
             self._check(entry.path, table.num_rows, digest, self._raw.url(), "run")
 
     def missing(self) -> None:
-        """Verify the named runs that were not result once more, since a compaction may have moved them."""
+        """Verify the named runs that were not read once more, since a compaction may have moved them."""
         unchecked = np.flatnonzero(~self._checked)
         if not len(unchecked):
             return
@@ -359,115 +341,93 @@ def _verify_sample(raw: Store, chosen: list[NamedRun], result: Verification, pro
 
 def _verify_single(raw: Store, run: NamedRun, result: Verification) -> None:
     if fault := verify_run(raw, run.run_id, RawFile(run.path, run.digest, run.rows, 0)):
-        result.find(fault, "run")
+        result.find("run", fault)
 
 
-class Audit:
-    """Totals of deltas, and the faults result in them.
+class Audit(Findings):
+    """Totals of deltas, and their faults.
 
     Attributes:
       version: the last delta added.
-      records: number of records.
-      findings: faults, one line each, up to a limit.
-      number: number of faults.
+      records, runs: number of records, and of those of runs.
+      counts: number of (event, run) by (kind, reason).
     """
 
     def __init__(self) -> None:
-        self.version = self.records = self.runs = self.number = 0
-        self.findings: list[str] = []
+        super().__init__()
+        self.version = self.records = self.runs = 0
         self.counts: Counter[tuple[str, str]] = Counter()
-        self._covered: dict[tuple[str, int], RangeSet] = {}
-        self._recorded: dict[tuple[str, int], RangeSet] = {}
-        self._open: dict[bytes, tuple[Kind, str]] = {}
+        self._covered: defaultdict[tuple[str, int], RangeSet] = defaultdict(RangeSet)
+        self._recorded: defaultdict[tuple[str, int], RangeSet] = defaultdict(RangeSet)
+        self._open: dict[bytes, tuple[str, str]] = {}
 
-    def _find(self, text: str) -> None:
-        self.number += 1
-        if len(self.findings) < _MANY:
-            self.findings.append(text)
-
-    def add(self, version: int, delta: Delta) -> None:
+    def add_delta(self, version: int, delta: Delta) -> None:
         """Add the next delta."""
         self.version = version
         fresh = self._cover(version, delta)
-        settled = {_key(origin, run_id) for origin, run_id in delta["closes"]}
-        for key in settled:
+        closed = {_key(origin, run_id) for origin, run_id in delta["closes"]}
+        for key in closed:
             before = self._open.pop(key, None)
             if before is None:
-                self._find(f"version {version} closes a record that is not open")
+                self.find("delta", f"version {version} closes a record that is not open")
             else:
                 self.counts[before] -= 1
-        settled_keys: set[bytes] = set()
-        offsets: dict[tuple[str, int], list[int]] = {}
+        settled: set[bytes] = set()
         for kind, record in records_of(delta):
-            self._record(version, kind, record, fresh, settled, settled_keys, offsets)
-        for source, numbers in offsets.items():
-            recorded = self._recorded.setdefault(source, RangeSet())
-            for start, end in _ranges(sorted(set(numbers))):
-                recorded.add(start, end)
+            topic, partition, offset = record["origin"]
+            run_id = record.get("mention", {}).get("run_id", "")
+            key = _key(record["origin"], run_id)
+            outcome = (kind, record.get("reason", ""))
+            label = f"version {version}: {topic}[{partition}] {offset} {run_id}".rstrip()
+            self.records += 1
+            self.runs += kind == "run"
+            self.counts[outcome] += 1
+            if key in settled:
+                self.find("delta", f"{label} is settled twice")
+            settled.add(key)
+            self._recorded[topic, partition].add(offset, offset + 1)
+            if key in self._open:  # tried again, still unavailable
+                if kind != "deferred":
+                    self.find("delta", f"{label} is settled, but its open record is not closed")
+                self.counts[self._open.pop(key)] -= 1
+            # A message that could not be decoded before has an open record without a run, which this delta closes.
+            elif not {key, _key(record["origin"], "")} & closed and offset not in fresh[topic, partition]:
+                self.find("delta", f"{label} is settled, but this version does not cover it")
+            if kind in ("deferred", "dead_letter"):
+                self._open[key] = outcome
 
-    def _cover(self, version: int, delta: Delta) -> dict[tuple[str, int], RangeSet]:
-        fresh: dict[tuple[str, int], RangeSet] = {}
+    def _cover(self, version: int, delta: Delta) -> Mapping[tuple[str, int], RangeSet]:
+        fresh: defaultdict[tuple[str, int], RangeSet] = defaultdict(RangeSet)
         for topic, entry in delta["offsets"].items():
             for partition, ranges in entry["partitions"].items():
                 source = (topic, int(partition))
-                covered = self._covered.setdefault(source, RangeSet())
-                covered_now = fresh.setdefault(source, RangeSet())
                 for start, end in ranges:
-                    if covered.missing(start, end) != [(start, end)]:
-                        self._find(f"version {version} covers {topic}[{partition}] {start} to {end} again")
-                    covered.add(start, end)
-                    covered_now.add(start, end)
+                    if self._covered[source].missing(start, end) != [(start, end)]:
+                        self.find("delta", f"version {version} covers {topic}[{partition}] {start} to {end} again")
+                    self._covered[source].add(start, end)
+                    fresh[source].add(start, end)
         return fresh
-
-    def _record(
-        self,
-        version: int,
-        kind: Kind,
-        record: Delta,
-        fresh: dict[tuple[str, int], RangeSet],
-        settled: set[bytes],
-        seen: set[bytes],
-        offsets: dict[tuple[str, int], list[int]],
-    ) -> None:
-        topic, partition, offset = record["origin"]
-        run_id = record.get("mention", {}).get("run_id", "")
-        source = (topic, partition)
-        key = _key(record["origin"], run_id)
-        reason = record.get("reason", "")
-        label = f"version {version}: {topic}[{partition}] {offset} {run_id}".rstrip()
-        self.records += 1
-        if key in seen:
-            self._find(f"{label} is settled twice")
-        seen.add(key)
-        offsets.setdefault(source, []).append(offset)
-        if key in self._open:  # tried again, still unavailable
-            if kind != "deferred":
-                self._find(f"{label} is settled, but its open record is not closed")
-            self.counts[self._open.pop(key)] -= 1
-        # A message that could not be decoded before has an open record without a run, which this delta closes.
-        elif not {key, _key(record["origin"], "")} & settled and offset not in fresh.get(source, ()):
-            self._find(f"{label} is settled, but this version does not cover it")
-        if kind in ("deferred", "dead_letter"):
-            self._open[key] = (kind, reason)
-        elif kind == "run":
-            self.runs += 1
-        self.counts[kind, reason] += 1
 
     def compare(self, state: RawState) -> None:
         """Compare the totals with a state of the version that was added last."""
         counts = Counter({key: number for key, number in self.counts.items() if number})
         for key in sorted(set(counts) | set(state.counts)):
             if counts[key] != state.counts[key]:
-                self._find(f"{' '.join(key).rstrip()}: {counts[key]} recorded, but {state.counts[key]} in the state")
+                self.find(
+                    "delta", f"{' '.join(key).rstrip()}: {counts[key]} recorded, but {state.counts[key]} in the state"
+                )
         if self.runs != state.index.run_count():
-            self._find(f"{self.runs} runs recorded, but {state.index.run_count()} in the index")
+            self.find("delta", f"{self.runs} runs recorded, but {state.index.run_count()} in the index")
         covered = {(topic, number): ranges for topic, number, ranges in state.partitions() if ranges}
-        for topic, number in sorted(set(covered) | set(self._covered)):
-            if covered.get((topic, number), RangeSet()) != self._covered.get((topic, number), RangeSet()):
-                self._find(f"{topic}[{number}]: the offsets covered by the state differ from those of the deltas")
+        audited = {source: ranges for source, ranges in self._covered.items() if ranges}
+        for topic, number in sorted(set(covered) | set(audited)):
+            if covered.get((topic, number)) != audited.get((topic, number)):
+                self.find(
+                    "delta", f"{topic}[{number}]: the offsets covered by the state differ from those of the deltas"
+                )
         total = sum(counts.values())
         if total != sum(state.totals().values()):
-            self._find(f"{total} (event, run) recorded, but {sum(state.totals().values())} in the totals")
+            self.find("delta", f"{total} (event, run) recorded, but {sum(state.totals().values())} in the totals")
 
     def offsets(self) -> Iterator[tuple[str, int, int, int]]:
         """Yield (topic, partition, number of covered offsets, number of those with a record), in order.
@@ -475,17 +435,9 @@ class Audit:
         An offset without a record held no message (removed, or a transaction marker), or one without a run.
         """
         for topic, partition in sorted(self._covered):
-            recorded = self._recorded.get((topic, partition), RangeSet()).count()
-            yield topic, partition, self._covered[topic, partition].count(), recorded
+            source = (topic, partition)
+            yield topic, partition, self._covered[source].count(), self._recorded[source].count()
 
 
 def _key(origin: Iterable[object], run_id: str) -> bytes:
     return fingerprint("\0".join(map(str, origin)), run_id)
-
-
-def _ranges(numbers: list[int]) -> Iterator[tuple[int, int]]:
-    start = 0
-    for index in range(1, len(numbers) + 1):
-        if index == len(numbers) or numbers[index] != numbers[index - 1] + 1:
-            yield numbers[start], numbers[index - 1] + 1
-            start = index

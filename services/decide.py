@@ -1,13 +1,20 @@
 """Decision logic of a service's watchdog (pure).
 
-`ciml.services.tracker` makes an `Observation` of job, topic and manifest; `decide` returns the `Action`. Neither does
-I/O, so a table can test them; `ciml.services.supervisor` is the loop around them.
+A `Tracker` makes an `Observation` of job, topic and manifest; `decide` returns the `Action`. Neither does I/O, so a
+table can test them; `ciml.services.supervisor` is the loop around them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from ciml.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from ciml.services.service import ServiceProgress
 
 #: ``missing``: there is none; ``starting``: submitted; ``restarting``: by its engine; ``over``: ended or failed.
 JobState = Literal["missing", "starting", "running", "restarting", "over"]
@@ -190,3 +197,176 @@ def _stalled(seen: Observation, limits: Limits) -> str:
         return ""
     problem = "it has committed nothing" if not seen.committed else "a partition does not move"
     return f"{problem} for {seen.now_s - since_s:.0f} s, with {seen.behind:,} messages to read"
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A job's status according to its engine.
+
+    Attributes:
+      state: see `JobState`.
+      id, name: in the engine.
+      how: how it ended, or why it was restarted.
+      fault: its permanent error, or ""; ``exit_code`` is that of the error.
+      began_s: time of its submission, epoch seconds; None if unknown.
+      restarts: number of restarts by the engine; None if unknown.
+      checkpoint_bytes, checkpoint_s: size and time (epoch seconds) of the last completed checkpoint.
+      progress: the last progress that its worker reported, as `Progress.to_json`; empty if unknown.
+      progress_us: time of that report, epoch microseconds; None if unknown.
+      waits: what it waits for, which is no fault of its own; "" for nothing.
+    """
+
+    state: JobState
+    id: str = ""
+    name: str = ""
+    how: str = ""
+    fault: str = ""
+    exit_code: int = IntegrityError.exit_code
+    began_s: float | None = None
+    restarts: int | None = None
+    checkpoint_bytes: int | None = None
+    checkpoint_s: float | None = None
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    progress_us: int | None = None
+    waits: str = ""
+
+
+_DUE = -1  # a pseudo-partition for deferred logs
+_RATE_S = 60.0
+
+
+class Tracker:
+    """Turns the present status of job and service into what `decide` needs. Times are of the caller's clock.
+
+    Args:
+      limits: of the watchdog.
+
+    Attributes:
+      seen: the last observation, which `submitted` changes.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.seen = Observation(0.0)
+        self._limits = limits or Limits()
+        self._is_first = True
+        self._was_away = False
+        self._covered: ServiceProgress | None = None
+        self._moved: dict[int, tuple[int, float]] = {}
+        self._speed: deque[tuple[float, int]] = deque(maxlen=120)
+
+    def submitted(self, now_s: float) -> None:
+        """Record that a job was submitted or taken over now."""
+        is_fruitless = not self._is_first and self._brought_nothing(now_s)
+        self._is_first = False
+        self.seen = replace(
+            self.seen,
+            failures=self.seen.failures + 1 if is_fruitless else 0,
+            submitted_s=now_s,
+            running_s=None,
+            committed=False,
+            ended_s=None,
+        )
+
+    def _brought_nothing(self, now_s: float) -> bool:
+        """Return whether the present job would be fruitless if it ended now; see `Limits`."""
+        if self.seen.committed:
+            return False
+        running_s = self.seen.running_s
+        is_settled = running_s is not None and now_s - running_s >= self._limits.settled_s
+        return not is_settled or self._covered is None or self._behind() > 0
+
+    def rate(self) -> float | None:
+        """Return the offsets covered a second over the last minute; None before two observations."""
+        if len(self._speed) < 2:
+            return None
+        (first_s, first) = self._speed[0]
+        (last_s, last) = self._speed[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s else None
+
+    def observe(
+        self,
+        now_s: float,
+        wanted: Wanted,
+        job: JobStatus | None,
+        covered: ServiceProgress | None,
+        *,
+        fault: str = "",
+        away: str = "",
+        unready: bool = False,
+    ) -> Observation:
+        """Apply the present status of job and service.
+
+        Args:
+          now_s: the present time.
+          wanted: the operator's request.
+          job: the job's status; None if the engine does not answer.
+          covered: the service's progress; None if manifest or broker does not answer.
+          fault: a permanent error, or "".
+          away: the error of what does not answer, or "".
+          unready: whether ``away`` only means that the service is not ready yet.
+        """
+        before = self.seen
+        has_committed = covered is not None and self._take(now_s, covered)
+        self._was_away = covered is None
+        running_s = before.running_s
+        ended_s = before.ended_s
+        if job is not None:
+            running_s = _since(running_s, now_s, job.state == "running")
+            ended_s = _since(ended_s, now_s, job.state in ("missing", "over"))
+        lag = self._covered.lag if self._covered else {}
+        stuck = [since for partition, (_, since) in self._moved.items() if partition == _DUE or lag.get(partition)]
+        self.seen = replace(
+            before,
+            now_s=now_s,
+            wanted=wanted,
+            since_s=before.since_s if wanted == before.wanted else now_s,
+            fault=fault or (job.fault if job else ""),
+            away=away,
+            away_s=_since(before.away_s, now_s, bool(away) and not unready),
+            engine_away=job is None,
+            job=job.state if job else "missing",
+            how=job.how if job else "",
+            running_s=running_s,
+            committed=before.committed or has_committed,
+            behind=self._behind(),
+            stuck_s=min(stuck, default=None),
+            ended_s=ended_s,
+            checkpoint_bytes=job.checkpoint_bytes if job else None,
+        )
+        if self.seen.job == "running" and not self._brought_nothing(now_s):
+            self.seen = replace(self.seen, failures=0)
+        return self.seen
+
+    def _behind(self) -> int:
+        return sum(self._covered.lag.values()) + (self._covered.overdue_us is not None) if self._covered else 0
+
+    def _take(self, now_s: float, covered: ServiceProgress) -> bool:
+        """Apply a progress; return whether a partition has progressed.
+
+        The manifest's version does not show progress: a backfill advances it too.
+        """
+        has_committed = False
+        for partition, position in covered.positions.items():
+            before = self._moved.get(partition)
+            moved = before is not None and before[0] != position
+            has_committed = has_committed or (before is not None and position > before[0])
+            # after an outage the time counts from its end
+            if before is None or moved or self._was_away or not covered.lag.get(partition):
+                self._moved[partition] = (position, now_s)
+        due = covered.overdue_us
+        if due is None:
+            self._moved.pop(_DUE, None)
+        elif self._was_away or self._moved.get(_DUE, (None,))[0] != due:
+            self._moved[_DUE] = (due, now_s)
+        self._covered = covered
+        while len(self._speed) > 2 and now_s - self._speed[0][0] > _RATE_S:
+            self._speed.popleft()
+        self._speed.append((now_s, sum(covered.positions.values())))
+        return has_committed
+
+
+def _since(since_s: float | None, now_s: float, holds: bool) -> float | None:
+    """Return since when a condition holds, given since when it held before; None where it does not hold now."""
+    if not holds:
+        return None
+    return now_s if since_s is None else since_s

@@ -1,23 +1,28 @@
-"""Runs a service in the foreground: repeated bounded work in this process, or one job on Flink."""
+"""Runs a service in the foreground: repeated bounded work in this process, or one job on Flink.
+
+Or as a streaming job on Dataflow, which restarts its workers itself: no supervisor of ciml watches it.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ciml.errors import CimlError, EngineError
-from ciml.services.decide import Limits, Wanted
-from ciml.services.service import NotReadyError, Service, ServiceProgress, Until
+from ciml.services.decide import JobStatus, Limits, Wanted
+from ciml.services.service import NotReadyError, Service, ServiceProgress, TopicService, Until
 from ciml.services.supervisor import Supervisor
-from ciml.services.tracker import JobStatus
 
 if TYPE_CHECKING:
+    from ciml.pipelines.dataflow.job import Launched
+    from ciml.pipelines.dataflow.settings import DataflowSettings
     from ciml.pipelines.flink.submit import FlinkJob  # which loads all of Beam
+    from ciml.services.options import ServiceOptions
 
 #: Called with the service's progress and its state in a word.
 Report = Callable[[ServiceProgress, str], None]
@@ -298,3 +303,66 @@ class Idle:
         if self.until is None or seen.behind or seen.waiting:
             return False
         return now - self._since_s >= self.until
+
+
+def check_kind(options: ServiceOptions) -> None:
+    """Raise `CimlError` for a kind of service that does not run on Dataflow."""
+    if not options.submits:
+        raise CimlError(
+            "--runner dataflow: this service keeps its state in Flink or in its process, and no manifest covers it; "
+            "leave --runner out"
+        )
+
+
+def launch_service(
+    service: TopicService[Any],
+    settings: DataflowSettings,
+    name: str,
+    *,
+    template: str = "",
+    update: bool = False,
+    extra: Sequence[str] = (),
+) -> Launched:
+    """Write or submit the streaming job of a service, which starts at the uncovered offsets of its manifest.
+
+    Args:
+      service: one whose manifest covers a topic; its data is on S3.
+      settings: of all jobs.
+      name: of the job.
+      template, update, extra: see `ciml.pipelines.dataflow.job.launch`.
+
+    Raises:
+      CimlError: the job would refer to this machine or hold a secret.
+      EngineError: the broker, the store or Google Cloud does not answer.
+      IntegrityError: if continuing would lose or mix data.
+    """
+    from ciml.pipelines.dataflow.settings import check_fetch, kafka_of_workers, secrets_here
+
+    processor = service.processor
+    config = processor.config
+    fetch = getattr(config, "fetch", None)
+    if fetch is not None:
+        check_fetch(fetch)
+    kafka = kafka_of_workers(config.kafka, settings)
+    from ciml.pipelines.dataflow.job import launch
+
+    try:
+        service.open()
+        work = service.plan(bounded=False)
+        if work is None:
+            raise CimlError(f"topic {service.topic} has no partition to read")
+        # Planned with this process's connection; the job has the workers'.
+        service.processor = processor.with_config(replace(config, kafka=kafka, maintains=True))
+        return launch(
+            partial(service.build, work=work),
+            settings,
+            name,
+            streaming=True,
+            template=template,
+            update=update,
+            extra=extra,
+            hidden=secrets_here(config.kafka, fetch),
+        )
+    finally:
+        service.processor = processor
+        service.close()

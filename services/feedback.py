@@ -66,19 +66,13 @@ class FeedbackService(TopicService[FeedbackState]):
     Args:
       config: see there.
       show: called with (entry, message) in a dry run; by default they are logged.
-      client_of: makes the client of a system; by default the system itself.
     """
 
     poll_s = 0.5
     retry_s = (0.5, 10.0)
     creates_topic = True
 
-    def __init__(
-        self,
-        config: FeedbackConfig,
-        show: Callable[[Entry, Rendered], object] | None = None,
-        client_of: Callable[[System], ReviewClient] | None = None,
-    ) -> None:
+    def __init__(self, config: FeedbackConfig, show: Callable[[Entry, Rendered], object] | None = None) -> None:
         policy = config.feedback.policy
         self._truths = Truths(config.data, settle_untrusted=policy.settle_untrusted)
         compare = partial(compare_run, config.data, policy)
@@ -86,7 +80,6 @@ class FeedbackService(TopicService[FeedbackState]):
         super().__init__("ciml-feedback", FeedbackProcessor(config, judge))
         self.processor: FeedbackProcessor
         self._show = show or _log_message
-        self._client_of = client_of or self._client
         self._desks: dict[str, _Desk] = {}
         self._settle_at_s = 0.0
         self._calls = CALLS.histogram()
@@ -98,41 +91,37 @@ class FeedbackService(TopicService[FeedbackState]):
         feedback = self.processor.config.feedback
         if not feedback.policy.dry_run:
             for system in feedback.systems:
-                self._client_of(system).close()  # which has read its secret
+                self._client(system).close()  # which has read its secret
 
     def open(self) -> None:
         """Create the clients, whose secrets are read here, and the topic."""
-        feedback = self.processor.config.feedback
-        for system in feedback.systems:
-            client = None if feedback.policy.dry_run else self._client_of(system)
-            self._desks[system.name] = self._desk(system, client)
+        config = self.processor.config
+        policy = config.feedback.policy
+        correct = partial(add_corrections, config.data)
+        for system in config.feedback.systems:
+            client = None if policy.dry_run else self._client(system)
+            outbox = Outbox(
+                system.name,
+                self.committing,
+                policy,
+                partial(find_evidence, config.data, base_url=policy.base_url),
+                client,
+                system.gap_s,
+                self._show,
+                partial(self._on_call, system.name),
+                config.settle_s,
+                markup_of(system),
+            )
+            reader = Reader(system.name, self.committing, client, policy.reviewers, correct)
+            self._desks[system.name] = _Desk(outbox, reader, client)
         super().open()
 
     def _client(self, system: System) -> ReviewClient:
         feedback = self.processor.config.feedback
         return system.client(feedback.where(system), feedback.file.parent)
 
-    def _desk(self, system: System, client: ReviewClient | None) -> _Desk:
-        config = self.processor.config
-        policy = config.feedback.policy
-
-        def timed(call: str, seconds: float) -> None:
-            self._calls.labels(system.name, call).observe(seconds)
-
-        outbox = Outbox(
-            system.name,
-            self.committing,
-            policy,
-            lambda item: find_evidence(config.data, item, policy.base_url),
-            client,
-            system.gap_s,
-            self._show,
-            timed,
-            config.settle_s,
-            markup_of(system),
-        )
-        correct = partial(add_corrections, config.data)
-        return _Desk(outbox, Reader(system.name, self.committing, client, policy.reviewers, correct), client)
+    def _on_call(self, system: str, call: str, seconds: float) -> None:
+        self._calls.labels(system, call).observe(seconds)
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> Work | None:
         with self.committing.state() as state:
@@ -276,17 +265,9 @@ def try_messages(data: DataRoot, feedback: Feedback, records: Iterable[Mapping[s
 
 
 def _message(data: DataRoot, feedback: Feedback, committing: LogReplica[FeedbackState], entry: Entry) -> Trial:
-    policy = feedback.policy
     system = next(system for system in feedback.systems if system.name == entry.system)
-    outbox = Outbox(
-        system.name,
-        committing,
-        policy,
-        lambda item: find_evidence(data, item, policy.base_url),
-        None,
-        markup=markup_of(system),
-        clock=time.time,
-    )
+    evidence = partial(find_evidence, data, base_url=feedback.policy.base_url)
+    outbox = Outbox(system.name, committing, feedback.policy, evidence, None, markup=markup_of(system), clock=time.time)
     runs = tuple(item.run_id for item in entry.items.values())
     change = entry.change.change or entry.change.head
     return Trial(runs, "", "", system.name, entry.change.project, change, outbox.message(entry).body)

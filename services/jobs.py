@@ -16,10 +16,9 @@ from ciml.engines import processes
 from ciml.errors import EngineError, IntegrityError
 from ciml.pipelines.flink import jobs
 from ciml.pipelines.flink.jobs import RestJob
-from ciml.services.decide import JobState
+from ciml.services.decide import JobState, JobStatus
 from ciml.services.files import ServiceFiles, StartOptions
 from ciml.services.supervisor import Jobs
-from ciml.services.tracker import JobStatus
 
 _GRACE_S = 30.0  # time to finish the present batch
 _CANCEL_S = 60.0
@@ -187,7 +186,7 @@ class OnFlink:
         for job in live[:-1]:
             jobs.cancel(job)  # a supervisor was killed before it cancelled this one
         if live and (runs or self._options.workers):
-            return self._live(live[-1])
+            return self._observed(live[-1])
         if runs:
             return JobStatus("starting")
         if live:
@@ -215,7 +214,7 @@ class OnFlink:
         self._worker.end()
         if report.get("state") == "submitting":
             self._cancel_by_beam({report["job"]})
-        live = [job for job in self._mine() if not job.over]
+        live = self._live()
         if not self._options.workers:
             self._cancel_by_beam({job.name for job in live})
         deadline = time.monotonic() + _CANCEL_S
@@ -225,31 +224,25 @@ class OnFlink:
             for job in live:
                 jobs.cancel(job)
             time.sleep(0.2)
-            live = [job for job in self._mine() if not job.over]
-        beam_id = self._worker.beam_id
-        if self._options.workers and beam_id:
-            from ciml.pipelines.flink.jobs import forget_job
-
-            forget_job(self._options.jobs, beam_id)
+            live = self._live()
+        if self._options.workers and self._worker.beam_id:
+            jobs.forget_job(self._options.jobs, self._worker.beam_id)
 
     def stop_with_savepoint(self) -> str:
-        live = [job for job in self._mine() if not job.over]
+        live = self._live()
         if not live:
             raise EngineError("the Flink job does not run")
         path = jobs.stop_with_savepoint(live[-1], "" if self._options.rest else self._savepoints.as_uri())
         self.cancel()  # its submitter may still run
         return path
 
-    def _live(self, job: RestJob) -> JobStatus:
+    def _observed(self, job: RestJob) -> JobStatus:
         point = None
         restarts = None
-        reason = ""
-        fault = ""
         with contextlib.suppress(EngineError):  # a new job has neither
             point = jobs.last_checkpoint(job)
             restarts = jobs.restarts(job)
-        if not job.all_run:
-            reason, fault = self._failure(job)
+        reason, fault = ("", "") if job.all_run else self._failure(job)
         return JobStatus(
             "running" if job.all_run else "restarting" if restarts else "starting",
             job.id,
@@ -267,27 +260,25 @@ class OnFlink:
             return jobs.failure(job)
         return "", ""
 
+    def _live(self) -> list[RestJob]:
+        return [job for job in self._mine() if not job.over]
+
     def _mine(self) -> list[RestJob]:
         """Return the jobs of this service that Flink knows, the newest last."""
-        own_jobs = [job for job in self._known() if job.name.startswith(self._prefix)]
+        own_jobs = [job for job in self._all() if job.name.startswith(self._prefix)]
         return sorted(own_jobs, key=lambda job: job.began_s)
 
-    def _known(self) -> list[RestJob]:
+    def _all(self) -> list[RestJob]:
         if self._options.rest:
             return jobs.overview(self._options.rest)
         from ciml.engines.flink.parts import job_service_answers
-        from ciml.pipelines.flink.jobs import list_flink_jobs
 
         if not job_service_answers(self._options.jobs):
             raise EngineError(f"Flink's job server at {self._options.jobs} does not answer")
-        return list_flink_jobs(self._options.jobs)
+        return jobs.list_flink_jobs(self._options.jobs)
 
     def _cancel_by_beam(self, names: set[str]) -> None:
         """Cancel jobs in the job server, from which Flink may not have received them yet."""
-        if not names:
-            return
-        from ciml.pipelines.flink.jobs import cancel_job, list_jobs
-
-        for job in list_jobs(self._options.jobs):
+        for job in jobs.list_jobs(self._options.jobs) if names else ():
             if job.name in names and not job.over:
-                cancel_job(self._options.jobs, job.id)
+                jobs.cancel_job(self._options.jobs, job.id)

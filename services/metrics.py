@@ -54,20 +54,7 @@ PROBLEMS = Metric(
     "ciml_service_problems", "gauge", "Number of credentials and certificates that cannot be used now.", ("kind",)
 )
 
-METRICS = (
-    LAG,
-    COVERED,
-    HEALTH,
-    RESUBMISSIONS,
-    RESTARTS,
-    JOB_STARTED,
-    CHECKPOINT_BYTES,
-    CHECKPOINT_TIME,
-    SERVICE_HEALTH,
-    SERVICE_RESUBMISSIONS,
-    STATUS_AGE,
-    PROBLEMS,
-)
+METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
 
 def topic_families(state: TopicState, listing: Listing) -> Iterable[Family]:

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,15 +65,17 @@ def supervisor_main(home: Path, name: str) -> int:
         try:
             health = supervise(files, options, leave)
         except CimlError as error:  # invalid options
-            failure = {"time_us": now_us(), "why": str(error)}
+            now = now_us()
             status = {
                 "health": "failed",
                 "why": str(error),
                 "supervisor": {"pid": os.getpid()},
-                "since_us": now_us(),
                 "exit_code": error.exit_code,
+                "last_failure": {"time_us": now, "why": str(error)},
+                "since_us": now,
+                "updated_us": now,
             }
-            files.put_status({**files.status(), **status, "last_failure": failure, "updated_us": now_us()})
+            files.put_status({**files.status(), **status})
             print(f"ciml: {error}", file=sys.stderr)
             return error.exit_code
         return 0 if health == "stopped" or leave.is_set() else 4
@@ -92,66 +94,62 @@ def supervise(files: ServiceFiles, options: StartOptions, leave: threading.Event
     leave = leave or threading.Event()
     while True:
         with in_place(files.home, options):
-            health = _Supervision(files, options).run(leave)
+            health = _supervise(files, options, leave)
         moved = files.options()
         if health != "waiting" or leave.is_set() or moved == options:
             return health
         options = moved
 
 
-class _Supervision:
-    """The supervision of a service while the addresses that it connects to stay the same."""
+def _supervise(files: ServiceFiles, options: StartOptions, leave: threading.Event) -> Health:
+    """Supervise a service while the addresses that it connects to stay the same."""
+    service = watched(options)
+    ages = StatusAges(options.kind)
+    endpoint = Endpoint(files, options, (service.board, ages))
+    bounded_s = time.monotonic()
 
-    def __init__(self, files: ServiceFiles, options: StartOptions) -> None:
-        self._files = files
-        self._options = options
-        self._service = watched(options)
-        self._ages = StatusAges(options.kind)
-        self._endpoint = Endpoint(files, options, (self._service.board, self._ages))
-        self._bounded_s = time.monotonic()
-
-    def run(self, leave: threading.Event) -> Health:
-        files = self._files
-        options = self._options
-        status: dict[str, Any] = {
-            "name": files.name,
-            "kind": options.kind,
-            "engine": options.engine,
-            "data": options.service.data,
-            "topic": options.service.subject,
-            "kafka": options.service.bootstrap,
-            "parallelism": options.parallelism,
-            **{key: value for key, value in files.status().items() if key in _KEPT},
-        }
-        jobs = jobs_of(files, options)
-        supervisor = Supervisor(
-            self._service, jobs, files.wanted, self._on_status, status, maintains=submits(options), moved=self._moved
-        )
-        try:
-            health = supervisor.run(leave)
-            if health == "failed" and options.metrics_port is not None:
-                _stay_failed(files, leave)
-            if health == "waiting" and not leave.is_set():
-                logging.getLogger(__name__).warning("the addresses of the home's own engines have changed")
-                with suppress(EngineError):
-                    jobs.cancel()  # its worker has the earlier ones
-            return health
-        finally:
-            self._endpoint.close()
-            self._service.close()
-
-    def _on_status(self, status: dict[str, Any]) -> None:
-        self._service.board.put("status", status_families(self._options.kind, status))
-        self._ages.update(status)
-        status["metrics"] = self._endpoint.open()
-        self._files.put_status({**status, "supervisor": {"pid": os.getpid()}})
-        if time.monotonic() - self._bounded_s > _LOGS_S:
-            self._bounded_s = time.monotonic()
+    def on_status(status: dict[str, Any]) -> None:
+        nonlocal bounded_s
+        service.board.put("status", status_families(options.kind, status))
+        ages.update(status)
+        status["metrics"] = endpoint.open()
+        files.put_status({**status, "supervisor": {"pid": os.getpid()}})
+        if time.monotonic() - bounded_s > _LOGS_S:
+            bounded_s = time.monotonic()
             for process in ("supervisor", "worker"):
-                bound(self._files.log(process))
+                bound(files.log(process))
 
-    def _moved(self) -> bool:
-        return self._files.options() != self._options
+    status: dict[str, Any] = {
+        "name": files.name,
+        "kind": options.kind,
+        "engine": options.engine,
+        "data": options.service.data,
+        "topic": options.service.subject,
+        "kafka": options.service.bootstrap,
+        "parallelism": options.parallelism,
+        **{key: value for key, value in files.status().items() if key in _KEPT},
+    }
+    try:
+        jobs = jobs_of(files, options)
+        health = Supervisor(
+            service,
+            jobs,
+            files.wanted,
+            on_status,
+            status,
+            maintains=submits(options),
+            moved=lambda: files.options() != options,
+        ).run(leave)
+        if health == "failed" and options.metrics_port is not None:
+            _stay_failed(files, leave)
+        if health == "waiting" and not leave.is_set():
+            logging.getLogger(__name__).warning("the addresses of the home's own engines have changed")
+            with suppress(EngineError):
+                jobs.cancel()  # its worker has the earlier ones
+        return health
+    finally:
+        endpoint.close()
+        service.close()
 
 
 def _stay_failed(files: ServiceFiles, leave: threading.Event) -> None:
@@ -186,8 +184,8 @@ class Endpoint:
         self._options = options
         self._registry = registry_of(*collectors, _Timings(files.timings))
         self._stack = ExitStack()
-        self._shown: str | None = None
-        self._error = ""
+        self._shown = ""
+        self._is_open = False
         self._tried_s = -_ENDPOINT_S
 
     def open(self) -> str:
@@ -195,38 +193,33 @@ class Endpoint:
         from ciml.metrics import serve_metrics
 
         now = time.monotonic()
-        if self._shown is None and now - self._tried_s >= _ENDPOINT_S:
+        if not self._is_open and now - self._tried_s >= _ENDPOINT_S:
             self._tried_s = now
-            options = self._options
+            serving = serve_metrics(self._registry, self._options.metrics_port, self._options.metrics_address)
             try:
-                self._shown = self._stack.enter_context(
-                    serve_metrics(self._registry, options.metrics_port, options.metrics_address)
-                )
-                self._error = ""
+                self._shown = self._stack.enter_context(serving)
+                self._is_open = True
             except EngineError as error:
-                if str(error) != self._error:
+                if str(error) != self._shown:
                     logging.getLogger(__name__).warning("%s", error)
-                self._error = str(error)
-        return self._error if self._shown is None else self._shown
+                self._shown = str(error)
+        return self._shown
 
     def close(self) -> None:
         """Close it."""
         self._stack.close()
 
 
-class _Timings(Collector):
+class _Timings(MultiProcessCollector):
     """The worker's metrics. The next worker's start removes their files."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._files = MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call]
+        super().__init__(None, str(folder))  # type: ignore[no-untyped-call]
 
-    def describe(self) -> list[Metric]:
-        return []
-
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> list[Metric]:
         try:
-            return list(self._files.collect())  # type: ignore[no-untyped-call]
+            return list(super().collect())  # type: ignore[no-untyped-call]
         except FileNotFoundError:
             return []
 

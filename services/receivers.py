@@ -9,8 +9,9 @@ import logging
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from ciml.errors import EngineError
@@ -24,7 +25,7 @@ from ciml.services.service import NotReadyError, Service, ServiceProgress
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
-_END_S = 20.0  # for all sources to end
+_END_S = 20.0
 
 _log = logging.getLogger(__name__)
 _BROKER_S = 5.0
@@ -45,6 +46,7 @@ class Receiver(Service):
       receiver: its kind, as in `ciml.services.options.KINDS` and in the configuration.
       metrics: of its deliveries.
       broker_error: why the broker cannot be used at present; "" if it can.
+      end_s: time for all threads to end, seconds.
     """
 
     receiver: ClassVar[str]
@@ -58,20 +60,44 @@ class Receiver(Service):
         self.kafka = replace(kafka, timeout_s=min(kafka.timeout_s, _BROKER_S))
         self.metrics = ReceiverMetrics(self.receiver)
         self.broker_error = "it was not asked yet"
+        self.end_s = _END_S
+        self._producer: DeliveryProducer | None = None
+        self._threads: list[threading.Thread] = []
+        self._failure: BaseException | None = None
 
     @abstractmethod
     def open(self) -> None:
         """Begin to receive. Raises `CimlError` where that is impossible."""
 
-    @abstractmethod
+    def begin(self, name: str, receive: Callable[[], object]) -> None:
+        """Receive in a thread until `close`; `check_alive` reports its error."""
+        thread = threading.Thread(target=self._run, args=(receive,), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _run(self, receive: Callable[[], object]) -> None:
+        try:
+            receive()
+        except BaseException as error:  # noqa: BLE001 - `check_alive`, in another thread, raises it
+            self._failure = error
+
     def close(self) -> None:
         """Finish what has been received, and end. Nothing is done before `open`, as in a supervisor."""
+        until_s = time.monotonic() + self.end_s
+        for thread in self._threads:
+            thread.join(max(0.0, until_s - time.monotonic()))
+            if thread.is_alive():  # a sender keeps it waiting, in a handshake for example; what it has, it sends again
+                _log.warning("source %s does not end within %.0f s", thread.name, self.end_s)
+        if self._producer is not None:
+            self._producer.close()
 
     def timings(self) -> Sequence[Collector]:
         return self.metrics.collectors
 
     def check_alive(self) -> None:
-        """Raise the error that ended the threads."""
+        """Raise the error that ended a thread."""
+        if self._failure is not None:
+            raise RuntimeError(f"a thread of the receiver {self.receiver} ended by itself") from self._failure
 
     def observe(self) -> ServiceProgress:
         """Check that it still receives, and that the broker has the topic."""
@@ -99,10 +125,7 @@ class SessionReceiver(Receiver):
     def __init__(self, receivers: Receivers, kafka: KafkaOptions, topic: str) -> None:
         super().__init__(receivers, kafka, topic)
         self.sessions = self.connections()
-        self._producer: DeliveryProducer | None = None
-        self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
-        self._failure: BaseException | None = None
 
     @abstractmethod
     def connections(self) -> Sequence[tuple[Session, int]]:
@@ -118,23 +141,11 @@ class SessionReceiver(Receiver):
         for session, max_waiting in self.sessions:
             inbox = Inbox(session.name, self._producer, self.metrics, max_waiting)
             inbox.connected(False)
-            thread = threading.Thread(target=self._run, args=(session, inbox), name=session.name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self.begin(session.name, partial(session.run, inbox, self._stop))
 
     def close(self) -> None:
         self._stop.set()
-        until_s = time.monotonic() + _END_S
-        for thread in self._threads:
-            thread.join(max(0.0, until_s - time.monotonic()))
-            if thread.is_alive():  # a sender keeps it waiting, in a handshake for example; what it has, it sends again
-                _log.warning("source %s does not end within %.0f s", thread.name, _END_S)
-        if self._producer is not None:
-            self._producer.close()
-
-    def check_alive(self) -> None:
-        if self._failure is not None:
-            raise RuntimeError("a receiver's thread ended by itself") from self._failure
+        super().close()
 
     def observe(self) -> ServiceProgress:
         progress = super().observe()
@@ -142,12 +153,6 @@ class SessionReceiver(Receiver):
         if self._threads and problems:
             raise NotReadyError("; ".join(problems))
         return progress
-
-    def _run(self, session: Session, inbox: Inbox) -> None:
-        try:
-            session.run(inbox, self._stop)
-        except BaseException as error:  # noqa: BLE001 - `check_alive`, in another thread, raises it
-            self._failure = error
 
 
 class MqttService(SessionReceiver):

@@ -7,6 +7,7 @@ import shlex
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,13 +16,13 @@ from ciml.errors import CimlError
 from ciml.manifest.coverage import OTHER_TOPIC
 from ciml.services.files import ServiceFiles, StartOptions, in_place, now_us
 from ciml.services.metrics import read_times
-from ciml.services.service import Service
 
 _SILENT_S = 60.0
 _STALE_S = 15.0  # several pauses of a supervisor; an answer takes it at most 10 s
 _DEADLINE_S = 20.0  # for all that the command itself queries
 _SILENT = "supervisor heartbeat missing"
 _CODES = {"running": 0, "starting": 0, "stopped": 1}
+_AT_WORK = ("starting", "running", "restarting")
 
 
 def exit_code(status: dict[str, Any]) -> int:
@@ -47,7 +48,7 @@ def gather(files: ServiceFiles) -> dict[str, Any]:
     status["remedy"] = remedy(files, status)
     job = status.get("job") or {}
     submitted_us = job.get("submitted_us")
-    at_work = job.get("state") in ("starting", "running", "restarting")
+    at_work = job.get("state") in _AT_WORK
     status["uptime_s"] = (now_us() - submitted_us) // 1_000_000 if submitted_us and at_work else None
     commit = status.get("last_commit_us")
     status["last_commit_age_s"] = (now_us() - commit) // 1_000_000 if commit else None
@@ -93,70 +94,58 @@ def _query_in_time(files: ServiceFiles, status: dict[str, Any]) -> None:
 
     Without an answer in time, values are unknown.
     """
-    found = dict(status)
-    errors: list[BaseException] = []
+    answer: Future[dict[str, Any]] = Future()
 
     def query() -> None:
         try:
-            _query(files, found)
+            answer.set_result(_query(files, dict(status)))
         except BaseException as error:  # noqa: BLE001  # raised below
-            errors.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=query, name=f"status of {files.name}", daemon=True)
-    thread.start()
-    thread.join(_DEADLINE_S)
-    if thread.is_alive():
-        status.update(
-            rate=None, behind=None, lag=None, read_us={}, job={**(status.get("job") or {}), "state": "unknown"}
-        )
+    threading.Thread(target=query, name=f"status of {files.name}", daemon=True).start()
+    try:
+        status.update(answer.result(_DEADLINE_S))
+    except TimeoutError:
+        job = {**(status.get("job") or {}), "state": "unknown"}
+        status.update(rate=None, behind=None, lag=None, read_us={}, job=job)
         status["query"] = f"no answer within {_DEADLINE_S:.0f} s"
-    elif errors:
-        raise errors[0]
-    else:
-        status.update(found)
 
 
-def _query(files: ServiceFiles, status: dict[str, Any]) -> None:
-    """Update the status from job and data, without a supervisor."""
+def _query(files: ServiceFiles, status: dict[str, Any]) -> dict[str, Any]:
+    """Update the status from job and data, without a supervisor, and return it."""
     options = files.options()
     status.update(rate=None, behind=None, lag=None, checkpoint=status.get("checkpoint"))
     status["job"] = {**(status.get("job") or {}), "state": "unknown"}
     with contextlib.suppress(CimlError), in_place(files.home, options):
         _query_in_place(files, options, status)
     if files.wanted() == "run" and status["health"] != "failed":
-        remark = ", its job keeps running" if status["job"]["state"] in ("running", "restarting", "starting") else ""
+        remark = ", its job keeps running" if status["job"]["state"] in _AT_WORK else ""
         status["health"] = "stalled"
         status["why"] = f"its supervisor died{remark}"
+    return status
 
 
 def _query_in_place(files: ServiceFiles, options: StartOptions, status: dict[str, Any]) -> None:
     from ciml.services.jobs import jobs_of
     from ciml.services.process import watched
 
-    names: Mapping[str, Any] = {}
+    reported: Mapping[str, Any] = {}
     read_us = status["read_us"] = dict(status.get("read_us", {}))
     with contextlib.suppress(CimlError):
         job = jobs_of(files, options).status()
         status["job"].update(state=job.state, id=job.id, name=job.name, how=job.how, restarts=job.restarts)
         read_us["job"] = now_us()
-        names = job.progress
-        if names.get("lag") is not None and job.progress_us is not None:
+        reported = job.progress
+        if reported.get("lag") is not None and job.progress_us is not None:
             read_us["lag"] = job.progress_us
-    with contextlib.suppress(CimlError):
-        _query_data(watched(options), status)
+    with contextlib.suppress(CimlError), contextlib.closing(watched(options)) as service:
+        status.update(service.facts())
+        status.update(service.observe().to_json())
         read_us["manifest"] = now_us()
         if status["lag"] is not None:
             read_us["lag"] = now_us()
     if status["lag"] is None:  # only its worker knows the position
-        status.update(names)
-
-
-def _query_data(service: Service, status: dict[str, Any]) -> None:
-    try:
-        status.update(service.facts())
-        status.update(service.observe().to_json())
-    finally:
-        service.close()
+        status.update(reported)
 
 
 def show(status: dict[str, Any]) -> None:

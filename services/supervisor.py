@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.services.decide import Action, Health, Limits, Observation, Wanted, decide
+from ciml.services.decide import Action, Health, JobStatus, Limits, Observation, Tracker, Wanted, decide
 from ciml.services.files import now_us
 from ciml.services.service import NotReadyError, Service, ServiceProgress
-from ciml.services.tracker import JobStatus, Tracker
 
 _PAUSE_S = 1.0
 _MAINTAIN_S = 5.0
@@ -83,11 +82,8 @@ class Supervisor:
         self._maintained = -_MAINTAIN_S
         self._logged = ("", "")
         self._failed = False
-        self.status.setdefault("resubmitted", 0)
-        self.status.setdefault("resubmissions", [])
-        self.status.setdefault("savepoint", None)
-        self.status.setdefault("last_failure", None)
-        self.status["read_us"] = {}
+        earlier: Status = {"resubmitted": 0, "resubmissions": [], "savepoint": None, "last_failure": None}
+        self.status = {**earlier, **self.status, "read_us": {}}
 
     def run(self, leave: threading.Event | None = None) -> Health:
         """Watch until the service is stopped or has failed. ``leave`` ends the watch, not the service.
@@ -99,12 +95,12 @@ class Supervisor:
         while True:
             try:
                 action = self.step()
-            except CimlError as error:
-                action = Action("carry_on", "waiting", str(error))
-                self._report(action)
             except Exception as error:  # noqa: BLE001  # the service must stay watched
-                _log.exception("the watchdog failed; retrying")
-                action = Action("carry_on", "waiting", f"the watchdog failed: {type(error).__name__}: {error}")
+                why = str(error)
+                if not isinstance(error, CimlError):
+                    _log.exception("the watchdog failed; retrying")
+                    why = f"the watchdog failed: {type(error).__name__}: {error}"
+                action = Action("carry_on", "waiting", why)
                 self._report(action)
             if action.kind == "end" or leave.wait(self.pause_s):
                 return action.health
@@ -159,7 +155,10 @@ class Supervisor:
         if job is not None and job.fault:
             self.status["exit_code"] = job.exit_code
         now = self.clock()
-        self._take_over(now, job)
+        if job is not None and not self._submitted and job.state not in ("missing", "over"):
+            _log.log(self.level, "took over %s, which is %s", job.name or "a job", job.state)
+            self._submitted = True  # by an earlier supervisor
+            self._tracker.submitted(now)
         observation = self._tracker.observe(
             now, self.wanted(), job, covered, fault=self._fault, away="; ".join(away), unready=unready
         )
@@ -182,13 +181,6 @@ class Supervisor:
     def _was_read(self, figures: str, time_us: int | None = None) -> None:
         """Record when figures of the status were read: those of the manifest, the lag, or the job."""
         self.status["read_us"] = {**self.status["read_us"], figures: now_us() if time_us is None else time_us}
-
-    def _take_over(self, now_s: float, job: JobStatus | None) -> None:
-        """Take over the running job of an earlier supervisor."""
-        if job is not None and not self._submitted and job.state not in ("missing", "over"):
-            _log.log(self.level, "took over %s, which is %s", job.name or "a job", job.state)
-            self._submitted = True
-            self._tracker.submitted(now_s)
 
     def _update_job(self, seen: Observation, job: JobStatus | None) -> None:
         if job is None:
@@ -262,12 +254,8 @@ class Supervisor:
             return
         self.status["savepoint_failed"] = ""
         if path:
-            self.status["savepoint"] = {
-                "path": path,
-                "time_us": now_us(),
-                "version": self.status.get("version"),
-                "use": "",
-            }
+            version = self.status.get("version")
+            self.status["savepoint"] = {"path": path, "time_us": now_us(), "version": version, "use": ""}
 
     def _publish(self) -> None:
         """Publish commits of a job that ended before their publication."""
@@ -291,7 +279,7 @@ class Supervisor:
         if (self.status.get("health"), self.status.get("why")) != (action.health, action.why):
             self.status["since_us"] = now
         self.status.update(health=action.health, why=action.why, rate=self._tracker.rate(), updated_us=now)
-        self.status["failures"] = self._tracker.failures
+        self.status["failures"] = self._tracker.seen.failures
         if action.health == "failed" and not self._failed:
             self._failed = True
             self.status["last_failure"] = {"time_us": now, "why": action.why}

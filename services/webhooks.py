@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from concurrent.futures import Future
 
 from ciml.http.intake import Intake
@@ -35,12 +34,10 @@ class WebhooksService(Receiver):
         super().__init__(receivers, kafka, topic)
         self.settings = receivers.webhooks
         self.port = receivers.webhooks.port
+        self.end_s += self.settings.answer_s
         self._endpoints = endpoints(receivers)
-        self._producer: DeliveryProducer | None = None
-        self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
-        self._failure: BaseException | None = None
 
     @property
     def url(self) -> str:
@@ -52,49 +49,35 @@ class WebhooksService(Receiver):
         check_open_files({"webhook": self.settings.connections}, "connections of [webhooks]")
         listener = listen(self.settings.host, self.port)
         self.port = listener.getsockname()[1]
-        self._producer = DeliveryProducer(self.kafka, self.topic, self.settings.answer_s)
+        producer = self._producer = DeliveryProducer(self.kafka, self.topic, self.settings.answer_s)
         started: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(listener, started), name="webhooks", daemon=True)
-        self._thread.start()
+        self.begin("webhooks", lambda: asyncio.run(self._serve(listener, producer, started)))
         started.result()
 
-    def check_alive(self) -> None:
-        if self._thread is not None and not self._thread.is_alive():
-            raise RuntimeError("the server of webhooks ended by itself") from self._failure
-
     def close(self) -> None:
-        if self._loop is not None and self._thread is not None and self._thread.is_alive():
+        if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join()
-        if self._producer is not None:
-            self._producer.close()
+        super().close()
 
-    def _run(self, listener: socket.socket, started: Future[None]) -> None:
-        try:
-            asyncio.run(self._serve(listener, started))
-        except BaseException as error:  # noqa: BLE001 - `open` or `check_alive`, in another thread, raises it
-            if started.done():
-                self._failure = error
-            else:
-                started.set_exception(error)
-
-    async def _serve(self, listener: socket.socket, started: Future[None]) -> None:
+    async def _serve(self, listener: socket.socket, producer: DeliveryProducer, started: Future[None]) -> None:
         settings = self.settings
-        producer = self._producer
-        assert producer is not None
         self._loop = asyncio.get_running_loop()
-        connections = Connections(
-            settings.connections, settings.header_s, settings.body_s, settings.answer_s, "MAX_HOOK_CONNECTIONS"
-        )
-        intake = Intake(
-            body_s=settings.body_s,
-            max_bytes=MAX_DELIVERY_BYTES,
-            max_reading=settings.connections,
-            limit="MAX_DELIVERY_BYTES",
-        )
-        app = make_app(self._endpoints, producer, intake, self.metrics, lambda: self.broker_error)
-        server = HttpServer(app, listener, connections, round(settings.answer_s + _LAST_ANSWERS_S))
-        await server.start()
+        try:
+            connections = Connections(
+                settings.connections, settings.header_s, settings.body_s, settings.answer_s, "MAX_HOOK_CONNECTIONS"
+            )
+            intake = Intake(
+                body_s=settings.body_s,
+                max_bytes=MAX_DELIVERY_BYTES,
+                max_reading=settings.connections,
+                limit="MAX_DELIVERY_BYTES",
+            )
+            app = make_app(self._endpoints, producer, intake, self.metrics, lambda: self.broker_error)
+            server = HttpServer(app, listener, connections, round(settings.answer_s + _LAST_ANSWERS_S))
+            await server.start()
+        except BaseException as error:
+            started.set_exception(error)  # `open`, in another thread, raises it
+            raise
         started.set_result(None)
         await self._stop.wait()
         await server.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple
@@ -17,6 +18,7 @@ from ciml.progress import Progress
 from ciml.storage import LocalStore
 
 _FLUSH_RECORDS = 50_000
+_MANY = 100
 _COVERED_BY = "the next commit adds one for all of them, and the next checkpoint keeps it"
 
 FaultKind = Literal["delta", "segment", "checkpoint", "index", "older", "unsealed"]
@@ -32,6 +34,49 @@ class Fault(NamedTuple):
 
     kind: FaultKind
     text: str
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a verification of stored objects found.
+
+    Attributes:
+      findings: the first hundred faults, a line each.
+      number: number of all faults.
+      broken: number of faults by kind of object.
+      formats: number of undamaged objects by kind and format (docs/compatibility.md), of kinds with several formats.
+      notes: oddities that are not faults, a line each.
+    """
+
+    findings: list[str] = field(default_factory=list)
+    number: int = 0
+    broken: Counter[str] = field(default_factory=Counter)
+    formats: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    notes: list[str] = field(default_factory=list)
+
+    def find(self, kind: str, text: str) -> None:
+        """Add a fault of an object: its kind, and a line that names it."""
+        self.number += 1
+        self.broken[kind] += 1
+        if len(self.findings) < _MANY:
+            self.findings.append(" ".join(text.split()))
+
+    def add(self, other: Findings, kinds: Mapping[str, str]) -> None:
+        """Add other findings, with the names that this verification has for their kinds."""
+        self.number += other.number
+        self.findings = (self.findings + other.findings)[:_MANY]
+        self.notes += other.notes
+        for kind, number in other.broken.items():
+            self.broken[kinds[kind]] += number
+        for kind, formats in other.formats.items():
+            self.formats[kinds[kind]].update(formats)
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines of a report."""
+        yield from (f"BROKEN {line}" for line in self.findings)
+        if self.number > len(self.findings):
+            yield f"BROKEN and {self.number - len(self.findings):,} more"
+        yield from (f"note: {line}" for line in self.notes)
 
 
 def verify_log(log: ManifestLog, kind: Checkpointed[Any], progress: Progress | None = None) -> Iterator[Fault]:

@@ -98,11 +98,6 @@ def parts_of(segments: Iterable[tuple[int, int]], version: int, part_bytes: int 
     return [*parts, Part(first, version)] if first <= version else parts
 
 
-def manifest_parts(log: ManifestLog, version: int) -> list[Part]:
-    """Return the parts of a manifest up to a version."""
-    return parts_of(log.archive.sizes(), version)
-
-
 #: Time for which the files of earlier versions of a table stay, seconds.
 GRACE_S = 24 * 3600
 _GROUP_ROWS = 65_536
@@ -142,7 +137,7 @@ def wanted_parts(
     """
     fields = encode_fields(delta_fields(schema))
     since = _since(log, version, fields, state)
-    parts = manifest_parts(log, version)
+    parts = parts_of(log.archive.sizes(), version)
     present = {part: path for path in state.files if since and (part := part_of(path)) is not None}
     due = Due(parts, frozenset(parts) - present.keys(), since)
     files: dict[str, DataFile | None] = {present[part]: None for part in parts if part in present}

@@ -1,18 +1,11 @@
-"""Verifies experiments, sweeps, exclusions and the files of trainers.
-
-Verifies the raw store, data sets, and the logs with checkpoints.
-
-Verifies registries with their models, and the logs of predictions, feedback and corrections.
-
-Examines a data root: every object is listed, and read by the reader of its kind.
-"""
+"""Examines a data root: every object is listed, and read by the reader of its kind."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.digest import sha256_hex
@@ -20,14 +13,14 @@ from ciml.errors import IntegrityError
 from ciml.events.payloads import message_of, read_payload
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.log import ManifestLog
-from ciml.manifest.verify import FaultKind, verify_log
+from ciml.manifest.verify import verify_log
 from ciml.pipelines.datasets.build import DEFINITION
 from ciml.pipelines.datasets.update import verify_dataset
 from ciml.progress import Progress, no_progress, renamed
 from ciml.runs.state import RAW
 from ciml.runs.tables.row_tables import part_of
 from ciml.runs.verify import verify_raw
-from ciml.services.stored.findings import Findings, Kind, kind_of
+from ciml.services.stored.findings import Kind, RootFindings, kind_of
 from ciml.serving.model_files import CONFIG_NAME, render_config
 from ciml.serving.predict.log import prediction_checkpoints
 from ciml.serving.push import verify_versions
@@ -41,36 +34,36 @@ from ciml.training.sweeps.study import read_outcome, sweep_store
 from ciml.verdicts.feedback.corrections import corrections_of
 from ciml.verdicts.feedback.state import FEEDBACK
 
-_RAW: Mapping[str, Kind] = {
-    "delta": "raw deltas",
+T = TypeVar("T")
+#: The kinds of objects of a log with checkpoints, besides its deltas, by the kinds of their faults.
+_LOG: Mapping[str, Kind] = {
     "segment": "segments",
     "checkpoint": "checkpoints",
     "index": "id index",
+    "older": "checkpoints",
+}
+_RAW: Mapping[str, Kind] = {
+    **_LOG,
+    "delta": "raw deltas",
     "run": "runs",
     "pack": "packs",
     "pack delta": "pack deltas",
 }
 
 
-def check_raw(data: DataRoot, found: Findings, progress: Progress) -> None:
+def check_raw(data: DataRoot, found: RootFindings, progress: Progress) -> None:
     """Verify manifest, runs and packs, as `ciml runs verify` does, and the messages of dead letters."""
     result = verify_raw(data.raw, progress=progress)
-    for what, number in result.broken.items():
-        found.broken[_RAW[what]] += number
-    found.faults += result.findings
-    found.notes += result.notes
+    found.add(result, _RAW)
     if result.older:
         found.rewritten["checkpoints"] = sum(1 for _ in data.raw.entries("_manifest/checkpoints"))
         found.rewritten["id index"] = sum(1 for _ in data.raw.entries("_manifest/index"))
-    found.formats["runs"].update(result.formats["run"])
-    found.formats["packs"].update(result.formats["pack"])
-    found.read |= {"raw deltas", "segments", "checkpoints", "id index", "pack deltas"}
     if result.version or not result.broken:
         found.read |= {"runs", "packs", "dead letters"}
         _check_dead_letters(data.raw, found, progress)
 
 
-def _check_dead_letters(raw: Store, found: Findings, progress: Progress) -> None:
+def _check_dead_letters(raw: Store, found: RootFindings, progress: Progress) -> None:
     """Read each message that a dead letter may need again."""
     last = ""
     for version, delta in ManifestLog(raw).since(0):
@@ -86,9 +79,8 @@ def _check_dead_letters(raw: Store, found: Findings, progress: Progress) -> None
         progress("dead letters", version, None)
 
 
-def check_datasets(data: DataRoot, found: Findings, progress: Progress) -> None:
+def check_datasets(data: DataRoot, found: RootFindings, progress: Progress) -> None:
     """Verify each data set, as `ciml dataset verify` does."""
-    found.read |= {"data set deltas", "examples"}
     examples = found.formats["examples"]
     # Not `DataRoot.dataset_names`, which finds those that have a first delta.
     paths = (entry.path for entry in data.datasets.entries())
@@ -101,7 +93,7 @@ def check_datasets(data: DataRoot, found: Findings, progress: Progress) -> None:
             _check_definition(dataset, found)
 
 
-def _check_definition(dataset: StoredDataset, found: Findings) -> None:
+def _check_definition(dataset: StoredDataset, found: RootFindings) -> None:
     """Compare the definition beside the examples with that in the manifest. It is a copy for people."""
     definition = dataset.state().definition
     try:
@@ -115,10 +107,10 @@ def _check_definition(dataset: StoredDataset, found: Findings) -> None:
         )
 
 
-def check_tables(data: DataRoot, found: Findings, progress: Progress) -> None:
+def check_tables(data: DataRoot, found: RootFindings, progress: Progress) -> None:
     """Compare the files of Delta tables with the digests in their names. They are copies for other engines."""
-    for number, entry in enumerate(data.tables.entries(), 1):
-        progress("tables", number, None)
+    found.read.discard("derived")  # others are not read
+    for entry in _reported(data.tables.entries(), "tables", progress):
         name, _, path = entry.path.partition("/")
         if part_of(path) is not None and sha256_hex(data.tables.read(entry.path))[:32] != path.split(".")[1]:
             found.notes.append(
@@ -127,27 +119,21 @@ def check_tables(data: DataRoot, found: Findings, progress: Progress) -> None:
             )
 
 
-def check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, found: Findings, progress: Progress) -> None:
-    """Verify a log with checkpoints that is not the raw manifest.
-
-    Args:
-      store: where it is.
-      kind: its kind of state.
-      deltas: the kind of its deltas.
-    """
-    kinds: dict[FaultKind, Kind] = {
-        "delta": deltas,
-        "segment": "segments",
-        "checkpoint": "checkpoints",
-        "index": "id index",
-        "older": "checkpoints",
-    }
+def _check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, found: RootFindings, progress: Progress) -> None:
+    """Verify a log with checkpoints that is not the raw manifest; ``deltas`` is the kind of its deltas."""
+    kinds = {**_LOG, "delta": deltas}
     for fault in verify_log(ManifestLog(store), kind, renamed(progress, deltas)):
         if fault.kind == "unsealed":
             found.notes.append(f"{store.url()}: {fault.text}")
         else:
             found.find(kinds[fault.kind], fault.text)
-    found.read |= set(kinds.values())
+
+
+def _reported(entries: Iterable[T], activity: str, progress: Progress) -> Iterator[T]:
+    """Yield entries, and report how many."""
+    for number, entry in enumerate(entries, 1):
+        progress(activity, number, None)
+        yield entry
 
 
 _PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
@@ -155,13 +141,11 @@ _PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
 _FORMAT = 1
 
 
-def check_experiments(data: DataRoot, found: Findings, progress: Progress) -> None:
+def check_experiments(data: DataRoot, found: RootFindings, progress: Progress) -> None:
     """Read each experiment and result; compare predictions with the digest in their name."""
     store = data.experiments
     complete = set[str]()
-    found.read |= {"experiments", "results", "result predictions"}
-    for number, entry in enumerate(store.entries(), 1):
-        progress("experiments", number, None)
+    for entry in _reported(store.entries(), "experiments", progress):
         kind = kind_of(f"experiments/{entry.path}")
         (name, _, path) = entry.path.partition("/")
         with found.guard(kind, f"experiment {name}"):
@@ -183,52 +167,48 @@ def _check_result(store: Store, path: str) -> None:
     value = _json(store, path)
     if not path.endswith(f"/{RESULT}"):
         return
-    if value.get("format") != _FORMAT:
-        raise IntegrityError(f"{store.url(path)} has format {value.get('format')!r:.20}, not {_FORMAT}; upgrade ciml")
+    _check_format(value, store.url(path))
     name = str(value.get("predictions"))
     if not _PREDICTIONS.fullmatch(name) or not store.exists(f"{path.rpartition('/')[0]}/{name}"):
         raise IntegrityError(f"{store.url(path)}: its predictions {name!r:.60} are missing")
 
 
-def check_sweeps(data: DataRoot, found: Findings, progress: Progress) -> None:
+def _check_format(value: Mapping[str, Any], where: str) -> None:
+    if value.get("format") != _FORMAT:
+        raise IntegrityError(f"{where} has format {value.get('format')!r:.20}, not {_FORMAT}; upgrade ciml")
+
+
+def check_sweeps(data: DataRoot, found: RootFindings, progress: Progress) -> None:
     """Read each sweep, and the outcomes of its trials."""
     complete = set[str]()
-    found.read.add("sweeps")
-    for number, entry in enumerate(data.sweeps.entries(), 1):
-        progress("sweeps", number, None)
+    for entry in _reported(data.sweeps.entries(), "sweeps", progress):
         name, _, path = entry.path.partition("/")
         with found.guard("sweeps", f"sweep {name}"):
             store = sweep_store(data.sweeps, name)
             if name not in complete:
                 complete.add(name)
-                _check_sweep(store)
+                value = _json(store, "sweep.json")
+                where = store.url("sweep.json")
+                _check_format(value, where)
+                if not isinstance(value.get("raw_version"), int) or not isinstance(value.get("sweep"), dict):
+                    raise IntegrityError(f"{where} is not a sweep")
             if path.startswith("trials/"):
                 read_outcome(store, int(path.removeprefix("trials/").removesuffix(".json")))
             elif path.startswith("baselines/"):
                 _json(store, path)
 
 
-def _check_sweep(store: Store) -> None:
-    value = _json(store, "sweep.json")
-    where = store.url("sweep.json")
-    if value.get("format") != _FORMAT:
-        raise IntegrityError(f"{where} has format {value.get('format')!r:.20}, not {_FORMAT}; upgrade ciml")
-    if not isinstance(value.get("raw_version"), int) or not isinstance(value.get("sweep"), dict):
-        raise IntegrityError(f"{where} is not a sweep")
-
-
-def check_exclusions(data: DataRoot, found: Findings, progress: Progress) -> None:
+def check_exclusions(data: DataRoot, found: RootFindings, progress: Progress) -> None:
     """Read the log of exclusions."""
-    found.read.add("exclusions")
     with found.guard("exclusions", data.exclusions.url()):
         read_state(data.exclusions)
 
 
-def check_trainers(data: DataRoot, found: Findings, progress: Progress) -> None:
+def check_trainers(data: DataRoot, found: RootFindings, progress: Progress) -> None:
     """Compare snapshots and analyses with their digests; read metrics."""
-    found.read |= {"snapshots", "analyses", "training metrics"}
-    for number, (model, kind, path) in enumerate(_trainer_files(data), 1):
-        progress("trainers", number, None)
+    for entry in _reported(data.trainers.entries(), "trainers", progress):
+        kind = kind_of(f"trainer/{entry.path}")
+        model, _, path = entry.path.partition("/")
         trainer = data.trainer(model)
         name = path.rpartition("/")[2].removesuffix(".json")
         with found.guard(kind, f"trainer of {model}"):
@@ -236,19 +216,10 @@ def check_trainers(data: DataRoot, found: Findings, progress: Progress) -> None:
                 read_snapshot(trainer, name)
             elif kind == "training metrics":
                 _json(trainer, path)
-            elif AnalysisCache(trainer.child("analyses")).read(name) is None:
+            elif kind == "analyses" and AnalysisCache(trainer.child("analyses")).read(name) is None:
                 raise IntegrityError(
                     f"{trainer.url(path)} differs from its digest; delete it, the next refresh computes it again"
                 )
-
-
-def _trainer_files(data: DataRoot) -> Iterator[tuple[str, Kind, str]]:
-    """Yield (model, kind, path below its folder) of all files of trainers but their scratch."""
-    for entry in data.trainers.entries():
-        kind = kind_of(f"trainer/{entry.path}")
-        if kind in ("snapshots", "analyses", "training metrics"):
-            model, _, path = entry.path.partition("/")
-            yield model, kind, path
 
 
 def _json(store: Store, path: str) -> dict[str, Any]:
@@ -258,9 +229,8 @@ def _json(store: Store, path: str) -> dict[str, Any]:
     return value
 
 
-def check_models(data: DataRoot, found: Findings, progress: Progress) -> None:
+def check_models(data: DataRoot, found: RootFindings, progress: Progress) -> None:
     """Compare the files of each version with its registry, as `ciml models verify` does."""
-    found.read |= {"registry deltas", "models"}
     names = registered_models(data)
     entries = []
     for number, name in enumerate(names, 1):
@@ -283,15 +253,14 @@ def check_models(data: DataRoot, found: Findings, progress: Progress) -> None:
         pass
 
 
-def check_predictions(data: DataRoot, found: Findings, progress: Progress) -> None:
+def check_predictions(data: DataRoot, found: RootFindings, progress: Progress) -> None:
     """Verify the log of predictions."""
-    check_log(data.predictions, prediction_checkpoints(), "predictions deltas", found, progress)
+    _check_log(data.predictions, prediction_checkpoints(), "predictions deltas", found, progress)
 
 
-def check_feedback(data: DataRoot, found: Findings, progress: Progress) -> None:
+def check_feedback(data: DataRoot, found: RootFindings, progress: Progress) -> None:
     """Verify the logs of messages on changes and of reviewers' corrections."""
-    check_log(data.feedback, FEEDBACK, "feedback deltas", found, progress)
-    found.read.add("corrections")
+    _check_log(data.feedback, FEEDBACK, "feedback deltas", found, progress)
     with found.guard("corrections", data.feedback.url("corrections")):
         corrections_of(data)
 
@@ -299,28 +268,23 @@ def check_feedback(data: DataRoot, found: Findings, progress: Progress) -> None:
 _DELTA = re.compile(r"/_manifest/[0-9]{12}\.json$")
 
 
-class _Check(NamedTuple):
-    """A step of the work, and the kind that is reported broken where a manifest's content is not as it should be."""
-
-    run: Callable[[DataRoot, Findings, Progress], None]
-    kind: Kind
-
-
-_CHECKS = (
-    _Check(check_raw, "raw deltas"),
-    _Check(check_datasets, "data set deltas"),
-    _Check(check_tables, "derived"),
-    _Check(check_experiments, "results"),
-    _Check(check_sweeps, "sweeps"),
-    _Check(check_exclusions, "exclusions"),
-    _Check(check_trainers, "snapshots"),
-    _Check(check_models, "registry deltas"),
-    _Check(check_predictions, "predictions deltas"),
-    _Check(check_feedback, "feedback deltas"),
-)
+#: The steps of the work: each with the kinds of objects that it reads completely. The first kind is reported broken
+#: where a manifest's content is not as it should be.
+_CHECKS: Mapping[Callable[[DataRoot, RootFindings, Progress], None], tuple[Kind, ...]] = {
+    check_raw: ("raw deltas", "segments", "checkpoints", "id index", "pack deltas"),
+    check_datasets: ("data set deltas", "examples"),
+    check_tables: ("derived",),
+    check_experiments: ("results", "experiments", "result predictions"),
+    check_sweeps: ("sweeps",),
+    check_exclusions: ("exclusions",),
+    check_trainers: ("snapshots", "analyses", "training metrics"),
+    check_models: ("registry deltas", "models"),
+    check_predictions: ("predictions deltas", "segments", "checkpoints", "id index"),
+    check_feedback: ("feedback deltas", "segments", "checkpoints", "id index", "corrections"),
+}
 
 
-def examine(data: DataRoot, progress: Progress | None = None) -> Findings:
+def examine(data: DataRoot, progress: Progress | None = None) -> RootFindings:
     """List and verify all objects below a data root. Changes nothing; may run beside services.
 
     Time is linear in the objects. Memory grows by 20 bytes for each run, as in `ciml runs verify`.
@@ -332,7 +296,7 @@ def examine(data: DataRoot, progress: Progress | None = None) -> Findings:
     Raises:
       EngineError: the store does not answer.
     """
-    found = Findings()
+    found = RootFindings()
     report = progress or no_progress
     for number, entry in enumerate(data.store.entries(), 1):
         found.objects[kind := kind_of(entry.path)] += 1
@@ -340,9 +304,14 @@ def examine(data: DataRoot, progress: Progress | None = None) -> Findings:
             found.notes.append(f"{data.store.url(entry.path)} is no object of ciml's; it is not read")
         if not number % 1000:
             report("objects", number, None)
-    for check in _CHECKS:
-        with found.guard(check.kind, f"{check.kind} of {data.url}"):
-            check.run(data, found, report)
+    for check, kinds in _CHECKS.items():
+        is_complete = False
+        found.read.update(kinds)
+        with found.guard(kinds[0], f"{kinds[0]} of {data.url}"):
+            check(data, found, report)
+            is_complete = True
+        if not is_complete:
+            found.read.difference_update(kinds)
     return found
 
 
@@ -363,7 +332,7 @@ def seal_older(data: DataRoot) -> int:
     return sealed
 
 
-def rewrite(data: DataRoot, found: Findings, progress: Progress | None = None) -> int:
+def rewrite(data: DataRoot, found: RootFindings, progress: Progress | None = None) -> int:
     """Make the objects again that older versions wrote with less in them, from the objects that are kept forever.
 
     These are the checkpoints of the raw manifest and its index. Repeating it is safe, also after a kill.

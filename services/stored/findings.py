@@ -6,7 +6,7 @@ The kinds of objects below a data root, by their paths.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Literal
 
 from ciml.errors import CimlError, EngineError
+from ciml.manifest.verify import Findings
 
 Kind = Literal[
     "raw deltas",
@@ -95,45 +96,23 @@ def _candidates(folder: str) -> tuple[Kind, ...]:
     return tuple(kind for kind, pattern in KINDS.items() if folder in pattern or kind == "other")
 
 
-_MANY = 100
-
-
 @dataclass(slots=True)
-class Findings:
+class RootFindings(Findings):
     """The objects of a data root, and what is wrong with them.
 
     Attributes:
       objects: objects by kind, as listed.
-      formats: undamaged objects by kind and format (docs/compatibility.md), of kinds with several formats.
       read: the kinds that were read completely. Where a manifest is damaged, the objects that it names are not read.
-      broken: faults by kind.
       rewritten: objects by kind that `ciml.services.stored.examine.rewrite` makes again.
-      faults: the first hundred faults, a line each.
-      notes: oddities that are not faults, a line each.
     """
 
     objects: Counter[Kind] = field(default_factory=Counter)
-    formats: defaultdict[Kind, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     read: set[Kind] = field(default_factory=set)
-    broken: Counter[Kind] = field(default_factory=Counter)
     rewritten: Counter[Kind] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def number(self) -> int:
-        """The number of all faults."""
-        return self.broken.total()
 
     def present(self) -> list[Kind]:
         """Return the kinds with objects or faults, in the order of `KINDS`."""
         return [kind for kind in KINDS if self.objects[kind] or self.broken[kind]]
-
-    def find(self, kind: Kind, text: str) -> None:
-        """Add a fault, a line that names the object."""
-        self.broken[kind] += 1
-        if len(self.faults) < _MANY:
-            self.faults.append(" ".join(text.split()))
 
     @contextmanager
     def guard(self, kind: Kind, where: str) -> Iterator[None]:

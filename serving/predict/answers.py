@@ -21,7 +21,7 @@ from ciml.errors import IntegrityError, RejectedInput
 from ciml.events.outcomes import FAILED
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.replica import Bookmarks
-from ciml.runs.neighbours import NEIGHBOURS_KIND, NearbyRuns, Neighbours
+from ciml.runs.causes import NEIGHBOURS_KIND, NearbyRuns, Neighbours
 from ciml.runs.run_log import StoredRunLog
 from ciml.serving.registry import Registry
 from ciml.transforms.examples.plan import digest_of
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ciml.data_root import DataRoot
     from ciml.datasets.definition import ResolvedDefinition
     from ciml.events.records import RunFacts
-    from ciml.runs.neighbours import Neighbours
+    from ciml.runs.causes import Neighbours
 
 #: Facts that a prediction's record does not repeat: large, or of no use for a message. Of the labels, it has the exit
 #: status and the signal.

@@ -143,8 +143,8 @@ def test_the_audit_finds_a_record_without_an_open_dead_letter() -> None:
         audit = Audit()
         first = reconcile(RawState(), [batch(0, 9, undecoded(4))], 1)
         assert first is not None
-        audit.add(1, first)
-        audit.add(2, {**good, **change})
+        audit.add_delta(1, first)
+        audit.add_delta(2, {**good, **change})
         assert [finding in found for found in audit.findings[:1]] == ([True] if finding else [])
 
 
@@ -184,7 +184,7 @@ def test_replayed_in_any_order_by_any_number_the_sums_are_those_of_decoding_at_f
     step(plain, batch(0, len(decoded), *(one for outcomes in decoded.values() for one in outcomes)))
     audit, records = Audit(), Counter[tuple[int, str]]()
     for version, delta in log.since(0):
-        audit.add(version, delta)
+        audit.add_delta(version, delta)
         for name in ("runs", "repeats", "corrections", "ignored", "dead_letters"):
             for record in delta[name]:
                 if record.get("mention"):

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.events.records import UNJUDGED, RawFile, RunFacts, Trust
-from ciml.runs import neighbours
-from ciml.runs.neighbours import WITHIN_US, NearbyRuns, Neighbours
+from ciml.runs import causes
+from ciml.runs.causes import NEAR_WITHIN_US, NearbyRuns, Neighbours
 from ciml.runs.run_log import RunDelta, RunRecord, TrustChange
 
 HOUR = 1_700_000_000_000_000
@@ -30,8 +30,8 @@ def near(*runs: RunFacts, wants: str = "unit", trust: Trust = TRUSTED) -> list[N
 
 def test_runs_of_other_changes_that_ended_in_the_hour_before_count() -> None:
     assert near(
-        run(1, "failure", HOUR - WITHIN_US),  # an hour before: too early
-        run(2, "failure", HOUR - WITHIN_US + 1),
+        run(1, "failure", HOUR - NEAR_WITHIN_US),  # an hour before: too early
+        run(2, "failure", HOUR - NEAR_WITHIN_US + 1),
         run(3, "success", HOUR - 1),
         run(4, "timeout", HOUR),
         run(5, "error", HOUR - 1),  # says nothing
@@ -71,11 +71,11 @@ def test_runs_without_a_change_are_apart() -> None:
 
 
 def test_there_are_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "MAX_NEAR_RUNS", 2)
+    monkeypatch.setattr(causes, "MAX_NEAR_RUNS", 2)
     assert near(*(run(number) for number in range(1, 6)))[4] == Neighbours(2, 2)
-    monkeypatch.setattr(neighbours, "MAX_NEAR_PLACES", 1)
+    monkeypatch.setattr(causes, "MAX_NEAR_PLACES", 1)
     assert near(run(1), run(2, region="2"), run(3))[2] == Neighbours(0, 0)
-    monkeypatch.setattr(neighbours, "MAX_NEAR_FOUND", 1)
+    monkeypatch.setattr(causes, "MAX_NEAR_FOUND", 1)
     assert near(run(1), run(2)) == [None, Neighbours(1, 1)]
 
 
@@ -85,7 +85,7 @@ def add(known: NearbyRuns, *runs: RunFacts, trust: Trust = TRUSTED, **lists: Any
 
 @pytest.mark.parametrize("auth", ["", "hmac-sha256"])
 def test_untrusted_runs_at_many_places_displace_no_place(auth: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "MAX_NEAR_PLACES", 20)
+    monkeypatch.setattr(causes, "MAX_NEAR_PLACES", 20)
     known = NearbyRuns(lambda job: True)
     add(known, run(1))
     add(known, *(run(number, labels={"node": f"n{number}"}, auth=auth) for number in range(100, 150)), trust=UNJUDGED)
@@ -94,7 +94,7 @@ def test_untrusted_runs_at_many_places_displace_no_place(auth: str, monkeypatch:
 
 
 def test_untrusted_runs_displace_no_figures_of_a_run_that_is_believed_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "MAX_NEAR_FOUND", 3)
+    monkeypatch.setattr(causes, "MAX_NEAR_FOUND", 3)
     known = NearbyRuns(lambda job: True)
     add(known, run(1), run(2))
     add(known, run(3, auth="hmac-sha256"), trust=UNJUDGED)
@@ -139,12 +139,12 @@ def test_runs_that_are_believed_less_leave_all_figures_as_without_them(
     limits = {"MAX_NEAR_RUNS": 2, "MAX_NEAR_PLACES": 2, "MAX_NEAR_FOUND": 3}
     with pytest.MonkeyPatch.context() as patch:
         for name, limit in limits.items():
-            patch.setattr(neighbours, name, limit)
+            patch.setattr(causes, name, limit)
         together, alone = NearbyRuns(lambda job: True), NearbyRuns(lambda job: True)
         believed: list[str] = []
         for number, (outcome, half, region, standing, kind) in enumerate(rows):
             auth = "hmac-sha256" if standing else ""
-            one = run(number, outcome, HOUR + half * WITHIN_US // 2, region=str(region), auth=auth)
+            one = run(number, outcome, HOUR + half * NEAR_WITHIN_US // 2, region=str(region), auth=auth)
             trust = TRUSTED if standing == 2 else UNJUDGED
             delta = RunDelta(runs=(RunRecord(one, RawFile("", "", 0, 0), trust),))
             if kind == "t":
@@ -168,7 +168,7 @@ def test_runs_that_are_believed_less_leave_all_figures_as_without_them(
 )  # fmt: skip
 def test_a_plain_search_finds_the_same(rows: list[tuple[str, int, int, str]]) -> None:
     runs = [
-        run(number, outcome, HOUR + half * WITHIN_US // 2, change=str(change), provider=provider)
+        run(number, outcome, HOUR + half * NEAR_WITHIN_US // 2, change=str(change), provider=provider)
         for number, (outcome, half, change, provider) in enumerate(rows)
     ]
     expected: list[Neighbours | None] = []
@@ -179,7 +179,7 @@ def test_a_plain_search_finds_the_same(rows: list[tuple[str, int, int, str]]) ->
             if other.provider == one.provider
             and other.change != one.change
             and other.outcome in ("failure", "success", "timeout")
-            and 0 <= (one.end_us or 0) - (other.end_us or 0) < WITHIN_US
+            and 0 <= (one.end_us or 0) - (other.end_us or 0) < NEAR_WITHIN_US
         ]
         failed = sum(other.outcome != "success" for other in others)
         asked = one.outcome in ("failure", "timeout") and one.provider
@@ -197,12 +197,12 @@ def test_a_state_that_was_stored_continues_as_the_other(
 ) -> None:
     limits = {"MAX_NEAR_RUNS": 2, "MAX_NEAR_PLACES": 2, "MAX_NEAR_FOUND": 3} if bounded else {}
     runs = [
-        run(number, outcome, HOUR + half * WITHIN_US // 2, region=str(region))
+        run(number, outcome, HOUR + half * NEAR_WITHIN_US // 2, region=str(region))
         for number, (outcome, half, region) in enumerate(rows)
     ]
     with pytest.MonkeyPatch.context() as patch:
         for name, limit in limits.items():
-            patch.setattr(neighbours, name, limit)
+            patch.setattr(causes, name, limit)
         whole, first, second = (NearbyRuns(lambda job: True) for _ in range(3))
         for at, one in enumerate(runs):
             delta = RunDelta(runs=(RunRecord(one, RawFile("", "", 0, 0), TRUSTED),))

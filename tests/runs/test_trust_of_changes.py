@@ -66,7 +66,7 @@ def test_a_trusted_event_reclaims_an_untrusted_run(together: bool) -> None:
     assert (reclaim["origin"][2], reclaim["file"]["digest"], reclaim["trust"]["rule"]) == (2, "d2", "gated")
     audit = Audit()
     for version, delta in enumerate(deltas, 1):
-        audit.add(version, delta or {})
+        audit.add_delta(version, delta or {})
     audit.compare(state)
     assert audit.findings == []
 

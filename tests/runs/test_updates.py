@@ -338,7 +338,7 @@ def test_any_order_any_batches_any_committers(
         assert stored == {run_id: judge(facts).trusted for run_id, facts in wanted.items()}
         audit = Audit()
         for version, delta in other.log.since(0):
-            audit.add(version, delta)
+            audit.add_delta(version, delta)
         audit.compare(other.state)
         assert audit.findings == []
         assert not list(verify_manifest(other.log.store))

@@ -192,7 +192,7 @@ def test_an_audit_that_counts_otherwise_than_the_state(events: Events) -> None:
     log, state = open_raw(events.store)
     audit = Audit()
     for version, delta in log.since(0):
-        audit.add(version, delta)
+        audit.add_delta(version, delta)
     audit.compare(state)
     assert audit.findings == []
     state.counts["run", ""] += 1

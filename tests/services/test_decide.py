@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from ciml.services.decide import Limits, Observation, decide
+from ciml.services.decide import JobStatus, Limits, Observation, Tracker, decide
 from ciml.services.service import ServiceProgress
-from ciml.services.tracker import JobStatus, Tracker
 
 LIMITS = Limits()
 NOW = 100_000.0
@@ -170,19 +169,19 @@ def test_fruitless_submissions_are_counted_until_one_commits() -> None:
     tracker.observe(0, "run", JobStatus("missing"), covered(5, 9))
     for number, now in enumerate((0, 10, 20)):
         tracker.submitted(now)
-        assert tracker.failures == number
+        assert tracker.seen.failures == number
         assert tracker.observe(now + 1, "run", JobStatus("over", how="x"), covered(5, 9)).ended_s == now + 1
         assert tracker.observe(now + 2, "run", JobStatus("over", how="x"), covered(5, 9)).ended_s == now + 1
     tracker.observe(30, "run", RUNS, covered(6, 9))
-    assert tracker.failures == 0  # it has committed
+    assert tracker.seen.failures == 0  # it has committed
     tracker.submitted(40)
-    assert tracker.failures == 0
+    assert tracker.seen.failures == 0
     tracker.observe(41, "run", JobStatus("over"), covered(6, 9))
     tracker.submitted(50)
-    assert tracker.failures == 1
+    assert tracker.seen.failures == 1
     tracker.observe(51, "run", RUNS, covered(9, 9))
     tracker.observe(51 + LIMITS.settled_s, "run", RUNS, covered(9, 9))
-    assert tracker.failures == 0  # nothing to read, and it has run for a while
+    assert tracker.seen.failures == 0  # nothing to read, and it has run for a while
 
 
 def test_a_job_that_restarts_keeps_no_running_time() -> None:

@@ -81,7 +81,7 @@ def test_a_job_that_flink_remembers_from_an_earlier_launch_is_no_failure(home: P
     files.put_options(options)
     jobs = OnFlink(Worker(files, home), options, "ciml-ingest-one-", home)
     ended = [RestJob("http://r", "1", "ciml-ingest-one-1", "FAILED", 5.0, 0)]
-    jobs._known = lambda: ended  # type: ignore[method-assign]
+    jobs._all = lambda: ended  # type: ignore[method-assign]
     assert (jobs.status().state, jobs.status().fault) == ("missing", "")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ import pytest
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.ingest.committer import IngestConfig, committer
-from ciml.services.decide import Limits, Wanted
+from ciml.services.decide import JobStatus, Limits, Wanted
 from ciml.services.ingest import IngestService
 from ciml.services.supervisor import Supervisor
-from ciml.services.tracker import JobStatus
 from ciml.storage import open_store
 
 MISSING, STARTS, RUNS = JobStatus("missing"), JobStatus("starting"), JobStatus("running", id="1", name="j", began_s=5.0)
@@ -123,7 +122,7 @@ def test_a_savepoint_is_used_once_and_a_rejected_one_is_reported(world: World) -
     jobs = Script([MISSING, RUNS, RUNS, JobStatus("over", how="x"), STARTS])
     supervisor = world.supervisor(jobs, savepoint={**kept, "use": ""})
     world.steps(supervisor, 2)
-    supervisor._tracker.committed = True
+    supervisor._tracker.seen = replace(supervisor._tracker.seen, committed=True)
     world.steps(supervisor, 3)
     assert jobs.calls == ["submit s3://b/savepoint-1", "submit"]
     assert world.reports[-1]["savepoint"]["use"] == "resumed"

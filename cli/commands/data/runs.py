@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.default_group import DefaultGroup
@@ -212,14 +213,10 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
     with bars() as progress:
         report = verify_raw(DataRoot.open(data_path).raw, sample=sample, seed=seed, grace_s=grace, progress=progress)
     if as_json:
-        click.echo(json.dumps(asdict(report), indent=2))
+        click.echo(json.dumps(msgspec.to_builtins(report), indent=2))
         return 4 if report.number else 0
-    for line in report.findings:
-        click.echo(f"BROKEN {line}")
-    if report.number > len(report.findings):
-        click.echo(f"BROKEN and {report.number - len(report.findings):,} more")
-    for line in report.notes:
-        click.echo(f"note: {line}")
+    for line in report.lines():
+        click.echo(line)
     counted = f"{report.records:,} records of {report.runs:,} runs in {report.version:,} versions"
     read = (
         f"{report.read:,} of {report.objects:,} raw objects read"

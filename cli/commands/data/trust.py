@@ -13,7 +13,7 @@ from ciml.cli.tables import print_table
 from ciml.errors import UnknownRunError
 
 if TYPE_CHECKING:
-    from ciml.runs.trust_review import ChangedRun, Decision, Review, RuleTrace
+    from ciml.runs.latest_runs import ChangedRun, Decision, Review, RuleTrace
 
 _PLACES = 20
 
@@ -49,9 +49,8 @@ def check(policy_file: str, with_runs: bool, data_path: str, as_json: bool) -> N
       ciml trust check policy.toml --runs --json --data-path data > changed.jsonl
     """
     from ciml.data_root import DataRoot
-    from ciml.runs.latest_runs import latest_runs
+    from ciml.runs.latest_runs import Review, latest_runs, review
     from ciml.runs.state import open_raw
-    from ciml.runs.trust_review import Review, review
     from ciml.trust import TrustPolicy
 
     policy = TrustPolicy.load(policy_file)
@@ -116,9 +115,8 @@ def explain(run_id: str, trust_policy: str | None, data_path: str, as_json: bool
     """
     from ciml.data_root import DataRoot
     from ciml.events.records import RunFacts
-    from ciml.runs.latest_runs import TRUST_CHANGE, entries_of, row_of
+    from ciml.runs.latest_runs import TRUST_CHANGE, entries_of, row_of, trace
     from ciml.runs.state import open_raw
-    from ciml.runs.trust_review import trace
     from ciml.trust import FACTS, TrustPolicy, evaluate
 
     policy = TrustPolicy.load(trust_policy)

@@ -11,7 +11,7 @@ from ciml.cli.options import data_path_argument, data_path_option
 from ciml.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from ciml.services.stored.findings import Findings
+    from ciml.services.stored.findings import RootFindings
 
 _HEADINGS = ("what", "format", "objects", "verified", "broken", "to rewrite")
 
@@ -59,7 +59,7 @@ def command(data: str | None, data_path: str | None, apply: bool, as_json: bool)
     return 4 if findings.number else 0
 
 
-def as_dict(findings: Findings) -> dict[str, Any]:
+def as_dict(findings: RootFindings) -> dict[str, Any]:
     """Return findings as JSON; ``verified`` is null for objects that are not read."""
     return {
         "kinds": {
@@ -74,12 +74,12 @@ def as_dict(findings: Findings) -> dict[str, Any]:
         },
         "broken": findings.number,
         "to_rewrite": findings.rewritten.total(),
-        "faults": findings.faults,
+        "faults": findings.findings,
         "notes": findings.notes,
     }
 
 
-def _print(findings: Findings, rewritten: int | None) -> None:
+def _print(findings: RootFindings, rewritten: int | None) -> None:
     rows = []
     for kind in findings.present():
         formats = findings.formats_of(kind)
@@ -89,12 +89,8 @@ def _print(findings: Findings, rewritten: int | None) -> None:
         numbers.append(f"{findings.rewritten[kind]:,}")
         rows.append((kind, shown or "-", f"{findings.objects[kind]:,}", *numbers))
     print_table(_HEADINGS, rows, right=_HEADINGS[2:])
-    for line in findings.faults:
-        click.echo(f"BROKEN {line}")
-    if findings.number > len(findings.faults):
-        click.echo(f"BROKEN and {findings.number - len(findings.faults):,} more")
-    for line in findings.notes:
-        click.echo(f"note: {line}")
+    for line in findings.lines():
+        click.echo(line)
     faults = f"{findings.number:,} faults" if findings.number else "all readable and as written"
     remaining = "nothing to rewrite"
     if number := findings.rewritten.total():

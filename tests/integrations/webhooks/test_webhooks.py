@@ -456,10 +456,9 @@ def test_a_server_that_ends_by_itself_is_noticed(tmp_path: Path) -> None:
         assert hooks.ask("GET", "/healthz").status == 200
         service.check_alive()
         assert service._loop is not None
-        assert service._thread is not None
         service._loop.call_soon_threadsafe(service._loop.stop)
-        service._thread.join(10)
-        with pytest.raises(RuntimeError, match="the server of webhooks ended by itself"):
+        service._threads[0].join(10)
+        with pytest.raises(RuntimeError, match="a thread of the receiver webhooks ended by itself"):
             service.observe()
 
 

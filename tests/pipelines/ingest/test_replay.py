@@ -81,7 +81,7 @@ class Place:
         state, deltas = account(self.data.raw)
         audit = Audit()
         for version, delta in enumerate(deltas, 1):
-            audit.add(version, delta)
+            audit.add_delta(version, delta)
         audit.compare(state)
         assert audit.findings == []
         raw = self.data.raw

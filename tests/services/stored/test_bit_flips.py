@@ -288,7 +288,7 @@ def test_each_kind_of_object_is_known_and_undamaged(root: Path) -> None:
     assert found.keys() == READERS.keys() | VERIFIED | UNREAD.keys()
     assert "other" not in found
     result = examine(DataRoot.open(root / "data"))
-    assert (result.faults, result.notes) == ([], [])
+    assert (result.findings, result.notes) == ([], [])
     for name, kind in ((name, kind) for kind, names in found.items() for name in names if kind in READERS):
         READERS[kind](Place(root, name))
 
