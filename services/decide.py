@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ciml.errors import IntegrityError
-
-if TYPE_CHECKING:
-    from ciml.services.service import ServiceProgress
 
 #: ``missing``: there is none; ``starting``: submitted; ``restarting``: by its engine; ``over``: ended or failed.
 JobState = Literal["missing", "starting", "running", "restarting", "over"]
@@ -197,6 +194,39 @@ def _stalled(seen: Observation, limits: Limits) -> str:
         return ""
     problem = "it has committed nothing" if not seen.committed else "a partition does not move"
     return f"{problem} for {seen.now_s - since_s:.0f} s, with {seen.behind:,} messages to read"
+
+
+@dataclass(frozen=True)
+class ServiceProgress:
+    """The progress of a service.
+
+    Attributes:
+      version: of its manifest; it grows with each commit.
+      positions: the first uncovered offset, by partition.
+      lag: number of uncovered offsets, by partition.
+      overdue_us: due time of the most overdue deferred log, if that is long ago.
+      ends: present end of each partition.
+      waiting: whether deferred work waits for its next try.
+      facts: see `Service.facts`.
+    """
+
+    version: int
+    positions: Mapping[int, int] = field(default_factory=dict)
+    lag: Mapping[int, int] = field(default_factory=dict)
+    overdue_us: int | None = None
+    ends: Mapping[int, int] = field(default_factory=dict)
+    waiting: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def behind(self) -> int:
+        """The number of uncovered offsets."""
+        return sum(self.lag.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for a service's status: facts, version and lag. A lag is None for a service that knows none."""
+        lag = {str(partition): lag for partition, lag in self.lag.items()}
+        return {**self.facts, "version": self.version, "behind": self.behind if lag else None, "lag": lag or None}
 
 
 @dataclass(frozen=True)

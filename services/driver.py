@@ -14,8 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ciml.errors import CimlError, EngineError
-from ciml.services.decide import JobStatus, Limits, Wanted
-from ciml.services.service import NotReadyError, Service, ServiceProgress, TopicService, Until
+from ciml.services.decide import JobStatus, Limits, ServiceProgress, Wanted
+from ciml.services.service import NotReadyError, Service, TopicService, Until
 from ciml.services.supervisor import Supervisor
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from ciml.manifest.replica import LogReplica
 from ciml.metrics import Family
 from ciml.pipelines.feedback import FeedbackConfig, FeedbackProcessor, Judge, heard, replica, settled
 from ciml.pipelines.kafka.plan import PartitionRead
-from ciml.services.service import ServiceProgress, TopicService
+from ciml.services.decide import ServiceProgress
+from ciml.services.service import TopicService
 from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.corrections import add_corrections
 from ciml.verdicts.feedback.evidence import compare_run, find_evidence

@@ -13,7 +13,8 @@ from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.runs.metrics import raw_families
 from ciml.runs.state import RawState
-from ciml.services.service import ServiceProgress, TopicService
+from ciml.services.decide import ServiceProgress
+from ciml.services.service import TopicService
 
 if TYPE_CHECKING:
     import apache_beam as beam

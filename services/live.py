@@ -14,8 +14,9 @@ from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.produce import MAX_MESSAGE_BYTES
 from ciml.pipelines.kafka.reader import close_readers
 from ciml.pipelines.live import LiveConfig, build_live, reached, reset
+from ciml.services.decide import ServiceProgress
 from ciml.services.metrics import lag_families
-from ciml.services.service import Service, ServiceProgress
+from ciml.services.service import Service
 
 if TYPE_CHECKING:
     import apache_beam as beam

@@ -27,11 +27,11 @@ from ciml.engines import processes
 from ciml.engines.stop_with_parent import stop_with
 from ciml.errors import CimlError, EngineError
 from ciml.logs import configure_logging
-from ciml.services.decide import Health
+from ciml.services.decide import Health, ServiceProgress
 from ciml.services.files import ServiceFiles, StartOptions, bound, in_place, now_us
 from ciml.services.jobs import job_name, jobs_of, submits
 from ciml.services.metrics import StatusAges, status_families
-from ciml.services.service import Service, ServiceProgress
+from ciml.services.service import Service
 from ciml.services.supervisor import Supervisor
 from ciml.storage.s3 import impatient
 from ciml.tensorflow import own_process

@@ -20,7 +20,8 @@ from ciml.integrations.producer import DeliveryProducer, ReceiverMetrics
 from ciml.integrations.sessions import ANSWER_S, Inbox, Session
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.kafka.broker import topic_of
-from ciml.services.service import NotReadyError, Service, ServiceProgress
+from ciml.services.decide import ServiceProgress
+from ciml.services.service import NotReadyError, Service
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector

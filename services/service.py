@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
@@ -21,6 +21,7 @@ from ciml.metrics import Board, Family
 from ciml.pipelines.kafka.broker import Listing, list_again, list_topic, make_topic
 from ciml.pipelines.kafka.plan import PartitionRead, is_older, plan
 from ciml.pipelines.kafka.reader import close_readers
+from ciml.services.decide import ServiceProgress
 from ciml.services.metrics import lag_by_partition, topic_families
 
 if TYPE_CHECKING:
@@ -36,39 +37,6 @@ Until = None | Literal["end"] | float
 
 class NotReadyError(EngineError):
     """The service cannot work yet but needs no repair: for example, no model is served."""
-
-
-@dataclass(frozen=True)
-class ServiceProgress:
-    """The progress of a service.
-
-    Attributes:
-      version: of its manifest; it grows with each commit.
-      positions: the first uncovered offset, by partition.
-      lag: number of uncovered offsets, by partition.
-      overdue_us: due time of the most overdue deferred log, if that is long ago.
-      ends: present end of each partition.
-      waiting: whether deferred work waits for its next try.
-      facts: see `Service.facts`.
-    """
-
-    version: int
-    positions: Mapping[int, int] = field(default_factory=dict)
-    lag: Mapping[int, int] = field(default_factory=dict)
-    overdue_us: int | None = None
-    ends: Mapping[int, int] = field(default_factory=dict)
-    waiting: bool = False
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def behind(self) -> int:
-        """The number of uncovered offsets."""
-        return sum(self.lag.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it for a service's status: facts, version and lag. A lag is None for a service that knows none."""
-        lag = {str(partition): lag for partition, lag in self.lag.items()}
-        return {**self.facts, "version": self.version, "behind": self.behind if lag else None, "lag": lag or None}
 
 
 class Service(ABC):

@@ -13,9 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.services.decide import Action, Health, JobStatus, Limits, Observation, Tracker, Wanted, decide
+from ciml.services.decide import (
+    Action,
+    Health,
+    JobStatus,
+    Limits,
+    Observation,
+    ServiceProgress,
+    Tracker,
+    Wanted,
+    decide,
+)
 from ciml.services.files import now_us
-from ciml.services.service import NotReadyError, Service, ServiceProgress
+from ciml.services.service import NotReadyError, Service
 
 _PAUSE_S = 1.0
 _MAINTAIN_S = 5.0

@@ -10,7 +10,8 @@ from prometheus_client.registry import Collector
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import ManifestLog
 from ciml.progress import Progress
-from ciml.services.service import Service, ServiceProgress
+from ciml.services.decide import ServiceProgress
+from ciml.services.service import Service
 from ciml.serving.registry import Registry
 from ciml.training.trainer import Refreshes, TrainConfig, TrainResult, registry_families, run_once
 

@@ -87,13 +87,16 @@ def test_a_broken_delta_is_named(tmp_path: Path, data: bytes, message: str) -> N
 
 
 def test_the_file_of_a_run_is_that_of_its_last_row(tmp_path: Path) -> None:
+    def mention(number: int) -> dict[str, object]:
+        return {"run_id": f"zuul~{number}~1", "build_uuid": str(number)}
+
     log = ManifestLog(open_store(tmp_path))
     rows: list[dict[str, dict[str, object]]] = [
-        {"mention": {"run_id": f"zuul~{n}~1"}, "file": RawFile(f"runs/{n}", "d", n, 1).to_json()} for n in range(4)
+        {"mention": mention(n), "file": RawFile(f"runs/{n}", "d", n, 1).to_json()} for n in range(4)
     ]
     assert log.try_append(1, {"runs": rows[:2]})
     again = {**rows[0], "file": {**rows[0]["file"], "path": "runs/reclaimed"}}
-    corrected = [{"mention": {"run_id": "zuul~1~1"}}]
+    corrected = [{"mention": mention(1)}]
     assert log.try_append(2, {"runs": rows[2:], "reclaims": [again], "corrections": corrected})
     found = files_of(log, ["zuul~0~1", "zuul~3~1", "zuul~1~1"])
     assert {run_id: file.path for run_id, file in found.items()} == {

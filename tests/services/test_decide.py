@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from ciml.services.decide import JobStatus, Limits, Observation, Tracker, decide
-from ciml.services.service import ServiceProgress
+from ciml.services.decide import JobStatus, Limits, Observation, ServiceProgress, Tracker, decide
 
 LIMITS = Limits()
 NOW = 100_000.0

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.services.decide import ServiceProgress
 from ciml.services.driver import Idle, Outage, drive
 from ciml.services.options import KINDS, options_of
-from ciml.services.service import NotReadyError, Service, ServiceProgress
+from ciml.services.service import NotReadyError, Service
 from tests.services.supervising import options_for
 
 

@@ -20,7 +20,7 @@ from ciml.services.options import PredictOptions
 if TYPE_CHECKING:
     from ciml.api.model import Prediction
     from ciml.events.records import OutcomeWord
-    from ciml.services.service import ServiceProgress
+    from ciml.services.decide import ServiceProgress
     from ciml.verdict_rules import Verdict
 
 #: Exit code where a file cannot be used; the others are predicted.

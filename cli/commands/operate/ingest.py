@@ -14,7 +14,7 @@ from ciml.errors import CimlError
 from ciml.services.options import BrokerOptions, IngestOptions
 
 if TYPE_CHECKING:
-    from ciml.services.service import ServiceProgress
+    from ciml.services.decide import ServiceProgress
 
 #: Commands of earlier versions, and the present ones.
 _RENAMED = {

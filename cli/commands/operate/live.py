@@ -13,7 +13,7 @@ from ciml.cli.param_types import Duration
 from ciml.services.options import LiveOptions
 
 if TYPE_CHECKING:
-    from ciml.services.service import ServiceProgress
+    from ciml.services.decide import ServiceProgress
 
 
 @click.command("live")

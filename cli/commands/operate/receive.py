@@ -11,8 +11,8 @@ from ciml.cli.options import engines_home_option, kafka_options, metrics_options
 from ciml.services.options import GerritOptions, MqttOptions, WebhooksOptions
 
 if TYPE_CHECKING:
+    from ciml.services.decide import ServiceProgress
     from ciml.services.receivers import SessionReceiver
-    from ciml.services.service import ServiceProgress
 
 #: ``--config``, as ``config``: an absolute path; `kafka_options`; and ``--topic``. ``--home`` passes no argument.
 receiver_options = stacked(

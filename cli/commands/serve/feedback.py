@@ -19,7 +19,7 @@ from ciml.services.options import FeedbackOptions
 
 if TYPE_CHECKING:
     from ciml.integrations.review import Rendered
-    from ciml.services.service import ServiceProgress
+    from ciml.services.decide import ServiceProgress
     from ciml.verdicts.feedback.standing import Share
     from ciml.verdicts.feedback.state import Entry
     from ciml.verdicts.feedback.truths import Row

@@ -20,7 +20,7 @@ from ciml.pipelines.kafka.broker import is_mock
 from ciml.pipelines.kafka.publish import VERSION
 from ciml.runs.reader import verify_run
 from ciml.runs.state import RawState
-from ciml.services.service import ServiceProgress
+from ciml.services.decide import ServiceProgress
 from ciml.storage import Store
 from ciml.transforms.fetch.policy import FetchPolicy
 from tests.messages import published

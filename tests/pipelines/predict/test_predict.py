@@ -23,9 +23,9 @@ from ciml.metrics import Board
 from ciml.pipelines import predict as predict_module
 from ciml.pipelines.predict import PredictConfig
 from ciml.pipelines.processor import Processor
+from ciml.services.decide import ServiceProgress
 from ciml.services.driver import drive
 from ciml.services.predict import PredictService
-from ciml.services.service import ServiceProgress
 from ciml.serving.client import ClientPolicy
 from ciml.serving.predict import answers
 from ciml.serving.predict import predictor as predict_runs
