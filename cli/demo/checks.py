@@ -10,7 +10,6 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,10 @@ import numpy as np
 from ciml.cli.demo.corpus import POOL, STATUS
 from ciml.cli.demo.plan import WAVES, Expected, Key
 from ciml.cli.demo.result import AccountingLine, AnswerLine, Check, PredictionLine, Refresh, SpanLine
+from ciml.cli.demo.run import Accounts
 from ciml.datasets.state import DatasetState
-from ciml.events.records import KIND_WORDS, Origin, Outcome, records_of
+from ciml.events.records import KIND_WORDS, Outcome
 from ciml.manifest.coverage import RangeSet
-from ciml.manifest.log import ManifestLog
 from ciml.storage import Store
 
 if TYPE_CHECKING:
@@ -43,56 +42,6 @@ _FUNCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
 }
 
 
-@dataclass(slots=True)
-class Accounts:
-    """Outcomes of the raw manifest up to ``version``.
-
-    Attributes:
-      final: outcomes by key that no later delta closed; exactly one is correct.
-      waited: keys that were deferred at some time.
-      covered: settled offsets by (topic, partition).
-    """
-
-    version: int = 0
-    final: dict[Key, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
-    waited: set[Key] = field(default_factory=set)
-    covered: dict[tuple[str, int], RangeSet] = field(default_factory=lambda: defaultdict(RangeSet))
-
-    def catch_up(self, raw: Store) -> None:
-        """Read new deltas."""
-        for version, delta in ManifestLog(raw).since(self.version):
-            self.apply(delta)
-            self.version = version
-
-    def apply(self, delta: Mapping[str, Any]) -> None:
-        for topic, entry in delta["offsets"].items():
-            for partition, ranges in entry["partitions"].items():
-                for start, end in ranges:
-                    self.covered[topic, int(partition)].add(start, end)
-        for origin, run_id in delta["closes"]:
-            self.final.pop(_key(Origin.from_json(origin), run_id), None)
-        for _, record in records_of(delta):
-            outcome = Outcome.from_json(record)
-            key = _key(outcome.origin, outcome.run_id)
-            if outcome.kind == "deferred":
-                self.waited.add(key)
-                self.final[key] = [earlier for earlier in self.final[key] if earlier.kind != "deferred"]
-            self.final[key].append(outcome)
-
-    def outcomes(self, kind: str = "") -> list[Outcome]:
-        """Return the outcomes of a kind, or all, in the manifest's order."""
-        return [out for outcomes in self.final.values() for out in outcomes if kind in ("", out.kind)]
-
-    def unsettled(self, produced: Iterable[Expected]) -> int:
-        """Return the number of acknowledged messages that are not covered yet."""
-        sent = {(line.topic, line.partition, line.offset) for line in produced}
-        return sum(offset not in self.covered[topic, partition] for topic, partition, offset in sent)
-
-
-def _key(origin: Origin, run_id: str) -> Key:
-    return origin.topic, origin.partition, origin.offset, run_id
-
-
 def accounting_lines(produced: Iterable[Expected], accounts: Accounts) -> list[AccountingLine]:
     """Return expected and counted (event, run) pairs by class, reason and damage."""
     tricks = {line.key: line.trick for line in produced}
@@ -104,29 +53,6 @@ def accounting_lines(produced: Iterable[Expected], accounts: Accounts) -> list[A
         AccountingLine(kind=row[0], reason=row[1], trick=row[2], expected=expected[row], counted=counted[row])
         for row in sorted({*expected, *counted}, key=lambda row: (kinds.index(row[0]), row))
     ]
-
-
-@dataclass(slots=True)
-class Predictions:
-    """The predictions of a data root, as far as they were read.
-
-    Attributes:
-      records: the predictions.
-      run_ids: runs that were predicted, or found unpredictable.
-    """
-
-    store: Store
-    version: int = 0
-    records: list[dict[str, Any]] = field(default_factory=list)
-    run_ids: set[str] = field(default_factory=set)
-
-    def catch_up(self) -> Predictions:
-        """Read new deltas."""
-        for version, delta in ManifestLog(self.store).since(self.version):
-            self.records += delta["predictions"]
-            self.run_ids.update(record["run_id"] for record in (*delta["predictions"], *delta["unpredictable"]))
-            self.version = version
-        return self
 
 
 def made_check(name: str, wrong: Iterable[str], right: str) -> Check:

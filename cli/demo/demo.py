@@ -14,7 +14,7 @@ from ciml.cli.demo.processes import Steps
 from ciml.cli.demo.report import render, show, summary
 from ciml.cli.demo.result import AnswerLine, Check, DemoResult
 from ciml.cli.demo.review import Review, answer_changes, begin_review
-from ciml.cli.demo.run import PREDICTIONS, RUNS, Demo, Options, end_commands, prepared, run
+from ciml.cli.demo.run import PREDICTIONS, RUNS, Demo, Options, Predictions, end_commands, prepared, run
 from ciml.errors import EngineError
 from ciml.serving.registry import Registry
 
@@ -84,7 +84,7 @@ def balance(demo: Demo, progress: Callable[[str], None]) -> DemoResult:
         *_check_models(demo),
     ]
     progress("predictions")
-    records = verify.Predictions(demo.data.predictions).catch_up().records
+    records = Predictions(demo.data.predictions).catch_up().records
     trusted = {run.run_id: run.trust.trusted for run in runs}
     pushed = [refresh.version for refresh in demo.refreshes if refresh.model == STATUS and refresh.version]
     announced = [(message.key or b"").decode() for message in _messages(demo, RUNS)]

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciml import engines
-from ciml.cli.demo.checks import Predictions
 from ciml.cli.demo.corpus import CAUSE, Sample
 from ciml.cli.demo.result import AnswerLine
-from ciml.cli.demo.run import Demo, start_predict
+from ciml.cli.demo.run import Demo, Predictions, start_predict
 from ciml.engines.gerrit import ADMIN, check_needs
 from ciml.engines.mosquitto import find_mosquitto
 from ciml.errors import EngineError

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from ciml import engines
-from ciml.cli.demo.checks import Accounts, Predictions
 from ciml.cli.demo.corpus import (
     CAUSE,
     MODELS,
@@ -26,14 +27,18 @@ from ciml.cli.demo.corpus import (
     trust_policy,
     unpack_logs,
 )
-from ciml.cli.demo.plan import WAVES, Expected, LogRoot, Plan, make_plan, produce
+from ciml.cli.demo.plan import WAVES, Expected, Key, LogRoot, Plan, make_plan, produce
 from ciml.cli.demo.processes import Child, Children, Steps
 from ciml.cli.demo.result import Refresh
 from ciml.data_root import DataRoot
 from ciml.engines import processes
 from ciml.errors import CimlError, EngineError
+from ciml.events.records import Origin, Outcome, records_of
+from ciml.manifest.coverage import RangeSet
+from ciml.manifest.log import ManifestLog
 from ciml.serving.model_files import CONFIG_NAME
 from ciml.serving.registry import Registry
+from ciml.storage import Store
 
 EVENTS = "ci-events"
 RUNS = "runs"
@@ -68,6 +73,79 @@ class Options:
     runs: int | None = None
     span_runs: int = 60
     keep: bool = False
+
+
+@dataclass(slots=True)
+class Accounts:
+    """Outcomes of the raw manifest up to ``version``.
+
+    Attributes:
+      final: outcomes by key that no later delta closed; exactly one is correct.
+      waited: keys that were deferred at some time.
+      covered: settled offsets by (topic, partition).
+    """
+
+    version: int = 0
+    final: dict[Key, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
+    waited: set[Key] = field(default_factory=set)
+    covered: dict[tuple[str, int], RangeSet] = field(default_factory=lambda: defaultdict(RangeSet))
+
+    def catch_up(self, raw: Store) -> None:
+        """Read new deltas."""
+        for version, delta in ManifestLog(raw).since(self.version):
+            self.apply(delta)
+            self.version = version
+
+    def apply(self, delta: Mapping[str, Any]) -> None:
+        for topic, entry in delta["offsets"].items():
+            for partition, ranges in entry["partitions"].items():
+                for start, end in ranges:
+                    self.covered[topic, int(partition)].add(start, end)
+        for origin, run_id in delta["closes"]:
+            self.final.pop(_key(Origin.from_json(origin), run_id), None)
+        for _, record in records_of(delta):
+            outcome = Outcome.from_json(record)
+            key = _key(outcome.origin, outcome.run_id)
+            if outcome.kind == "deferred":
+                self.waited.add(key)
+                self.final[key] = [earlier for earlier in self.final[key] if earlier.kind != "deferred"]
+            self.final[key].append(outcome)
+
+    def outcomes(self, kind: str = "") -> list[Outcome]:
+        """Return the outcomes of a kind, or all, in the manifest's order."""
+        return [out for outcomes in self.final.values() for out in outcomes if kind in ("", out.kind)]
+
+    def unsettled(self, produced: Iterable[Expected]) -> int:
+        """Return the number of acknowledged messages that are not covered yet."""
+        sent = {(line.topic, line.partition, line.offset) for line in produced}
+        return sum(offset not in self.covered[topic, partition] for topic, partition, offset in sent)
+
+
+def _key(origin: Origin, run_id: str) -> Key:
+    return origin.topic, origin.partition, origin.offset, run_id
+
+
+@dataclass(slots=True)
+class Predictions:
+    """The predictions of a data root, as far as they were read.
+
+    Attributes:
+      records: the predictions.
+      run_ids: runs that were predicted, or found unpredictable.
+    """
+
+    store: Store
+    version: int = 0
+    records: list[dict[str, Any]] = field(default_factory=list)
+    run_ids: set[str] = field(default_factory=set)
+
+    def catch_up(self) -> Predictions:
+        """Read new deltas."""
+        for version, delta in ManifestLog(self.store).since(self.version):
+            self.records += delta["predictions"]
+            self.run_ids.update(record["run_id"] for record in (*delta["predictions"], *delta["unpredictable"]))
+            self.version = version
+        return self
 
 
 @dataclass
