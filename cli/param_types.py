@@ -8,7 +8,10 @@ from typing import Any
 
 import click
 
-_UNITS_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+MINUTE = 60.0
+HOUR = 3600.0
+DAY = 86_400.0
+_UNITS_S = {"ms": 0.001, "s": 1.0, "min": MINUTE, "m": MINUTE, "h": HOUR, "d": DAY}
 
 
 class Duration(click.ParamType):
@@ -23,6 +26,12 @@ class Duration(click.ParamType):
         if match is None:
             self.fail(f"invalid time {value!r}; give a number with ms, s, min, h or d, such as 10s", param, ctx)
         return float(match[1]) * _UNITS_S[match[2] or "s"]
+
+    @staticmethod
+    def text(seconds: float) -> str:
+        """Return the shortest text of a time."""
+        unit = next((unit for unit in ("d", "h", "min") if seconds and seconds % _UNITS_S[unit] == 0), "s")
+        return f"{seconds / _UNITS_S[unit]:g}{unit}"
 
 
 class Instant(click.ParamType):

@@ -1,6 +1,6 @@
 """Options of services: one frozen data class for each kind, from a command's options or the record of a start.
 
-Fields have the names of the command's options, which are also the keys of the stored JSON. A data class opens what its
+Fields declare the command's options, and their names are the keys of the stored JSON. A data class opens what its
 options name (``open``) and makes its service (``service``). Importing this module loads no service and no engine.
 """
 
@@ -15,6 +15,7 @@ import msgspec
 
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
+from ciml.options import BrokerOptions, IngestPolicyOptions, LearnOptions, flag, option, repeated
 from ciml.settings import pairs
 
 if TYPE_CHECKING:
@@ -34,28 +35,6 @@ if TYPE_CHECKING:
     from ciml.training.trainer import TrainConfig
 
 
-@dataclass(frozen=True)
-class BrokerOptions:
-    """Options of the connection to Kafka.
-
-    Attributes:
-      kafka: ``host:port``.
-      kafka_options: ``PROPERTY=VALUE`` texts; they take precedence over the file.
-      kafka_config: a file of librdkafka properties.
-    """
-
-    kafka: str
-    kafka_options: tuple[str, ...] = ()
-    kafka_config: str | None = None
-
-    def connection(self) -> KafkaOptions:
-        """Return the connection. Raises `CimlError` for an option that is not a pair, or a reserved property."""
-        return KafkaOptions.of(self.kafka, pairs("-X", self.kafka_options), self.kafka_config)
-
-
-_BROKER = tuple(field.name for field in fields(BrokerOptions))
-
-
 @dataclass(frozen=True, kw_only=True)
 class ServiceOptions(ABC):
     """Options of a service.
@@ -63,6 +42,7 @@ class ServiceOptions(ABC):
     Attributes:
       kind: of the service; a key of `KINDS`.
       submits: whether a supervisor submits its job to Flink itself; else a worker process runs the service.
+      pipeline: whether it runs a pipeline, on an engine.
       data: the data root, or "".
       bootstrap: ``host:port`` of the broker, or "".
       subject: the topic that the service reads, or that a receiver writes; or "".
@@ -70,6 +50,7 @@ class ServiceOptions(ABC):
 
     kind: ClassVar[str]
     submits: ClassVar[bool] = False
+    pipeline: ClassVar[bool] = False
 
     @abstractmethod
     def service(self) -> Service:
@@ -94,45 +75,42 @@ class ServiceOptions(ABC):
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Return the names of the command's options, which are the keys of the JSON."""
-        return tuple(name for field in fields(cls) for name in (_BROKER if field.name == "broker" else (field.name,)))
+        return tuple(field.name for field in fields(cls))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the options for the values of a command, or for stored JSON.
+        """Return the options for stored JSON.
 
         Raises:
           CimlError: an option is missing or unknown, or has another type.
         """
         if unknown := sorted(values.keys() - set(cls.names())):
             raise CimlError(f"service {cls.kind}: unknown option {unknown[0]!r}; choose from {', '.join(cls.names())}")
-        own = {name: value for name, value in values.items() if name not in _BROKER}
-        broker = {name: value for name, value in values.items() if name in _BROKER}
         try:
-            return msgspec.convert({**own, "broker": broker} if issubclass(cls, _WithBroker) else own, cls)
+            return msgspec.convert(values, cls)
         except msgspec.ValidationError as error:
             raise CimlError(f"service {cls.kind}: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
         """Return the inverse of `from_json`."""
-        values = asdict(self)
-        return {**values.pop("broker", {}), **values}
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _WithBroker(ServiceOptions, ABC):
-    broker: BrokerOptions
+class _WithBroker(ServiceOptions, BrokerOptions, ABC):
+    kafka: str = option(kind="broker", required=True)
 
     @property
     def bootstrap(self) -> str:
-        return self.broker.kafka
+        return self.kafka
 
     def with_addresses(self, kafka: str | None, model_server: str | None) -> Self:
-        return self if kafka is None else replace(self, broker=replace(self.broker, kafka=kafka))
+        return self if kafka is None else replace(self, kafka=kafka)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopicOptions(_WithBroker, ABC):
-    data_path: str
+    data_path: str = option(kind="data", required=True)
 
     @property
     def data(self) -> str:
@@ -140,21 +118,27 @@ class TopicOptions(_WithBroker, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestOptions(TopicOptions):
-    """Options of ``ciml ingest``."""
+class IngestOptions(TopicOptions, IngestPolicyOptions):
+    """Options of ``ciml ingest``.
+
+    Attributes:
+      topic: Topic of CI events.
+      runs_topic: Topic of committed runs; '' for none.
+      dead_letters_topic: Topic of dead letters.
+      jobs: Jobs to ingest; may be repeated. [default: all]
+      delays: Delay before a further fetch of an unavailable log; repeated for each fetch. [default: 10s, 1min, 5min,
+        30min, 2h]
+    """
 
     kind = "ingest"
     submits = True
-    topic: str = "ci-events"
-    runs_topic: str = "runs"
-    dead_letters_topic: str = ""
-    jobs: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
-    hosts: tuple[str, ...] = ()
-    roots: tuple[str, ...] = ()
-    fetch_policy: str | None = None
-    delays: tuple[float, ...] = ()
-    trust_policy: str | None = None
+    pipeline = True
+    data_path: str = option(kind="new data", required=True)
+    topic: str = option("ci-events")
+    runs_topic: str = option("runs", metavar="TOPIC")
+    dead_letters_topic: str = option("", shown="none", metavar="TOPIC")
+    jobs: tuple[str, ...] = repeated(metavar="GLOB")
+    delays: tuple[float, ...] = repeated("time", flags="--retry-after")
 
     @property
     def subject(self) -> str:
@@ -176,7 +160,7 @@ class IngestOptions(TopicOptions):
         policy = FetchPolicy.load(self.fetch_policy, **({"delays_s": self.delays} if self.delays else {}))
         return IngestConfig(
             DataRoot.open(self.data_path).raw,
-            self.broker.connection(),
+            self.connection(),
             topic=self.topic,
             runs_topic=self.runs_topic,
             dead_letters_topic=self.dead_letters_topic,
@@ -194,15 +178,23 @@ class IngestOptions(TopicOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(TopicOptions):
-    """Options of ``ciml predict stream``."""
+    """Options of ``ciml predict stream``.
+
+    Attributes:
+      model: Model to query.
+      label: Version label to query.
+      runs_topic: Topic of announced runs.
+      predictions_topic: Topic of predictions; '' for none.
+    """
 
     kind = "predict"
     submits = True
-    model: str
-    server: str
-    label: str = "stable"
-    runs_topic: str = "runs"
-    predictions_topic: str = "predictions"
+    pipeline = True
+    model: str = option(metavar="NAME", required=True)
+    label: str = option("stable")
+    server: str = option(kind="model server", required=True)
+    runs_topic: str = option("runs", metavar="TOPIC")
+    predictions_topic: str = option("predictions", metavar="TOPIC")
 
     @property
     def subject(self) -> str:
@@ -220,7 +212,7 @@ class PredictOptions(TopicOptions):
 
         return PredictConfig(
             DataRoot.open(self.data_path),
-            self.broker.connection(),
+            self.connection(),
             self.server,
             PredictPolicy(self.model, self.label),
             self.runs_topic,
@@ -235,18 +227,32 @@ class PredictOptions(TopicOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LiveOptions(TopicOptions):
-    """Options of ``ciml live``. Times are in seconds."""
+    """Options of ``ciml live``. Times are in seconds.
+
+    Attributes:
+      datasets: Data set that defines the windows; may be repeated.
+      samples_topic: Topic of samples.
+      windows_topic: Topic of windows; '' for none.
+      examples_topic: Topic of the growing examples; '' for none.
+      dead_letters_topic: Topic of samples that could not be used.
+      since: Age from which samples are read; longer than any run.
+      slack: Time after its end, by the run's clock, for which a window waits for late samples.
+      grace: Time for which a finished run waits for missing samples.
+      silence: Time without samples after which a run is abandoned.
+    """
 
     kind = "live"
-    datasets: tuple[str, ...]
-    samples_topic: str = "samples"
-    windows_topic: str = "windows"
-    examples_topic: str = "live-examples"
-    dead_letters_topic: str = "live-dead-letters"
-    since: float | None = 10_800.0
-    slack: float = 60.0
-    grace: float = 60.0
-    silence: float = 1800.0
+    pipeline = True
+    data_path: str = option(kind="new data", required=True)
+    datasets: tuple[str, ...] = repeated(metavar="NAME", required=True)
+    samples_topic: str = option("samples", metavar="TOPIC")
+    windows_topic: str = option("windows", metavar="TOPIC")
+    examples_topic: str = option("live-examples", metavar="TOPIC")
+    dead_letters_topic: str = option("live-dead-letters", metavar="TOPIC")
+    since: float | None = option(10_800.0, "time")
+    slack: float = option(60.0, "time")
+    grace: float = option(60.0, "time")
+    silence: float = option(1800.0, "time")
 
     @property
     def subject(self) -> str:
@@ -266,7 +272,7 @@ class LiveOptions(TopicOptions):
             raise CimlError("--dead-letters-topic: must not be empty")
         data = DataRoot.open(self.data_path)
         return LiveConfig(
-            self.broker.connection(),
+            self.connection(),
             tuple(live_dataset(data.dataset(name)) for name in self.datasets),
             self.samples_topic,
             self.windows_topic,
@@ -283,11 +289,16 @@ class LiveOptions(TopicOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class FeedbackOptions(TopicOptions):
-    """Options of ``ciml feedback stream``; ``config`` is the file of the policy and its review systems."""
+    """Options of ``ciml feedback stream``.
+
+    Attributes:
+      config: TOML file of the policy and its review systems.
+      predictions_topic: Topic of predictions.
+    """
 
     kind = "feedback"
-    config: str
-    predictions_topic: str = "predictions"
+    config: str = option(kind="absolute file", envvar="CIML_FEEDBACK", required=True)
+    predictions_topic: str = option("predictions", metavar="TOPIC")
 
     @property
     def subject(self) -> str:
@@ -304,7 +315,7 @@ class FeedbackOptions(TopicOptions):
         from ciml.verdicts.feedback.config import load_feedback
 
         data = DataRoot.open(self.data_path)
-        return FeedbackConfig(data, self.broker.connection(), load_feedback(self.config), self.predictions_topic)
+        return FeedbackConfig(data, self.connection(), load_feedback(self.config), self.predictions_topic)
 
     def service(self) -> FeedbackService:
         from ciml.services.feedback import FeedbackService
@@ -313,22 +324,32 @@ class FeedbackOptions(TopicOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerOptions(ServiceOptions):
-    """Options of ``ciml refresh``."""
+class TrainerOptions(ServiceOptions, LearnOptions):
+    """Options of ``ciml refresh``.
+
+    Attributes:
+      dataset: Data set to train on.
+      model: Name of the served model. [default: the data set's name]
+      experiment: TOML file of the estimator and its hyper-parameters. [default: a small dense network]
+      label: Label of a pushed version.
+      min_test_runs: Minimum held-out runs; the gate rejects on fewer.
+      tolerance: Accuracy by which a candidate may be worse than the champion.
+      accept_baselines: Number that may predict better than the model: duration or memory; repeatable.
+      min_decided: Minimum share of held-out runs that a model of causes decides. [default: 0.2]
+      lineage: Send OpenLineage events, by its own configuration or to DATA/lineage.
+    """
 
     kind = "trainer"
-    data_path: str
-    dataset: str
-    model: str | None = None
-    experiment: str | None = None
-    trust_policy: str | None = None
-    exclude: str | None = None
-    label: str = "stable"
-    min_test_runs: int | None = None
-    tolerance: float | None = None
-    accept_baselines: tuple[str, ...] = ()
-    min_decided: float | None = None
-    lineage: bool = False
+    data_path: str = option(kind="data", required=True)
+    dataset: str = option(metavar="NAME", required=True)
+    model: str | None = option(metavar="NAME")
+    experiment: str | None = option(kind="file")
+    label: str = option("stable")
+    min_test_runs: int | None = option(kind="count")
+    tolerance: float | None = option(kind="no negative number")
+    accept_baselines: tuple[str, ...] = repeated(metavar="NUMBER")
+    min_decided: float | None = option(kind="share")
+    lineage: bool = flag("--lineage/--no-lineage", envvar="CIML_LINEAGE")
 
     @property
     def data(self) -> str:
@@ -369,10 +390,15 @@ class TrainerOptions(ServiceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ReceiverOptions(_WithBroker, ABC):
-    """Options of ``ciml receive``: ``config`` is the file of the receivers."""
+    """Options of ``ciml receive``.
 
-    config: str
-    topic: str = "ci-events"
+    Attributes:
+      config: TOML file of the receivers and their sources.
+      topic: Topic that ciml ingest reads.
+    """
+
+    config: str = option(kind="absolute file", envvar="CIML_RECEIVERS", required=True)
+    topic: str = option("ci-events", metavar="TOPIC")
 
     @property
     def subject(self) -> str:
@@ -382,7 +408,7 @@ class ReceiverOptions(_WithBroker, ABC):
         """Return the arguments of the receiver. Raises `CimlError` for an invalid file or option."""
         from ciml.integrations.config import load_receivers
 
-        return load_receivers(self.config), self.broker.connection(), self.topic
+        return load_receivers(self.config), self.connection(), self.topic
 
 
 class WebhooksOptions(ReceiverOptions):

@@ -119,7 +119,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="exact-") as folder:
         data = DataRoot.open(given.data_path or Path(folder, "data"))
         if given.data_path is None:
-            backfill(BackfillOptions(data.url, str(given.logs)).open(), open_listing(str(given.listing)))
+            backfill(BackfillOptions(data_path=data.url, logs=str(given.logs)).open(), open_listing(str(given.listing)))
         for number, said in enumerate(given.sets):
             interval, _, pattern = said.partition(":")
             target = DataRoot.open(Path(folder, str(number)))

@@ -9,18 +9,18 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.command import make_command
 from ciml.cli.main import cli
-from ciml.cli.options import data_path_option
+from ciml.cli.options import NewData
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 
 ENVIRONMENT = {"CIML_DATA_PATH": "environment"}
 
 
-@click.command("show")
-@data_path_option(creates=True)
-def show(data_path: str) -> None:
-    click.echo(data_path)
+@make_command("show")
+def show(options: NewData) -> None:
+    click.echo(options.data_path)
 
 
 @pytest.fixture

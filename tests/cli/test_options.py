@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.cli.options import EngineChoice, data_path_option, engine_option, home_option, kafka_option
+from ciml.cli.command import EngineChoice, make_command
 from ciml.engines import EngineState, state
 from ciml.engines.kafka import MOCK
 from ciml.errors import CimlError
+from ciml.options import option
 
 
 @pytest.fixture(autouse=True)
@@ -21,17 +22,29 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    data_path: str | None = option(kind="new data")
+    kafka: str | None = option(kind="broker")
+    engine: EngineChoice = option(kind="engine")
+    home: Path = option(kind="home")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionalBroker(Options):
+    kafka: str | None = option(kind="optional broker")
+
+
 def run(arguments: list[str], home: Path, required: bool = True) -> tuple[Result, dict[str, Any]]:
     seen: dict[str, Any] = {}
 
-    @click.command()
-    @data_path_option(required=False, home=False, creates=True)
-    @kafka_option(required=required)
-    @engine_option
-    @home_option
-    def command(**values: Any) -> None:
-        seen.update(values, s3=os.environ.get("AWS_ENDPOINT_URL_S3"))
+    def see(options: Options) -> None:
+        seen.update(vars(options), s3=os.environ.get("AWS_ENDPOINT_URL_S3"))
 
+    def see_any(options: OptionalBroker) -> None:
+        see(options)
+
+    command = make_command("see")(see if required else see_any)
     return CliRunner().invoke(command, [*arguments, "--home", str(home)]), seen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -12,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.cli import talk_scripts
-from ciml.cli.options import s3_options
+from ciml.cli.command import make_command
+from ciml.cli.options import S3Environment
 from ciml.cli.talk_scripts import undashed
 from tests.corpus import CORPUS, builds
 
@@ -82,11 +84,8 @@ def test_s3_options_say_where_and_who(monkeypatch: pytest.MonkeyPatch):
     for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.setenv(name, "before")
 
-    @click.command()
-    @s3_options
-    def show() -> None:
-        import os
-
+    @make_command("show")
+    def show(options: S3Environment) -> None:
         click.echo(f"{os.environ['AWS_PROFILE']} {os.environ['AWS_ENDPOINT_URL_S3']}")
 
     runner = CliRunner()
@@ -104,6 +103,6 @@ def test_cache_data_is_backfill_by_the_words_of_the_talk(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert "20 runs." in done.stdout
-    wrong = subprocess.run([SCRIPTS / "ciml-cache-data", "nowhere.jsonl"], capture_output=True, text=True)
+    wrong = subprocess.run([SCRIPTS / "ciml-cache-data", "nowhere.jsonl", *pasted[-2:]], capture_output=True, text=True)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "--logs" in wrong.stderr

@@ -248,9 +248,9 @@ def test_a_receiver_of_webhooks_needs_its_extra_alone(environments: Callable[[st
     code = """
 import pathlib, urllib.request
 from tests.integrations.receivers.probe import installed
-from ciml.services.options import BrokerOptions, WebhooksOptions
+from ciml.services.options import WebhooksOptions
 with installed(pathlib.Path("probe")):
-    service = WebhooksOptions(config="receivers.toml", broker=BrokerOptions("127.0.0.1:1")).service()
+    service = WebhooksOptions(config="receivers.toml", kafka="127.0.0.1:1").service()
     service.open()
     print(urllib.request.urlopen(service.url + "/healthz").read().decode())
     service.close()

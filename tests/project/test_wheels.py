@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from ciml.services.options import KINDS
 from ciml.version import __version__
 from tests.project.test_extras import store
 from tests.project.test_package import copy_of_checkout
@@ -116,7 +115,7 @@ def use_extra(python: Path, extra: str, store: Path, folder: Path) -> None:
     assert gzip.decompress(log.read_bytes()).count(b"\n") >= 4
     if extra == "receivers":
         kinds = ("webhooks", "mqtt", "gerrit")
-        run(python, "-c", f"import {', '.join(KINDS[kind].partition(':')[0] for kind in kinds)}", folder=folder)
+        run(python, "-c", "import ciml.services.webhooks, ciml.services.receivers", folder=folder)
         for kind in kinds:
             assert "--config" in run(ciml, "service", "run", kind, "--help", folder=folder)
         _connect(ciml, python, folder)
@@ -158,8 +157,8 @@ def _connect(ciml: Path, python: Path, folder: Path) -> None:
         file.write("\n[webhooks]\nport = 0\n")
     code = """
 import urllib.request
-from ciml.services.options import BrokerOptions, WebhooksOptions
-service = WebhooksOptions(config="config/receivers.toml", broker=BrokerOptions("127.0.0.1:1")).service()
+from ciml.services.options import WebhooksOptions
+service = WebhooksOptions(config="config/receivers.toml", kafka="127.0.0.1:1").service()
 service.open()
 print(urllib.request.urlopen(service.url + "/healthz").read().decode())
 service.close()

@@ -22,7 +22,7 @@ from ciml.services.adopt import Adopted, adopt
 from ciml.services.driver import drive
 from ciml.services.feedback import FeedbackService
 from ciml.services.ingest import IngestService
-from ciml.services.options import BrokerOptions, LiveOptions
+from ciml.services.options import LiveOptions
 from ciml.services.predict import PredictService
 from ciml.serving.predict.log import read_predictions
 from ciml.serving.predict.predictor import PredictPolicy
@@ -165,9 +165,7 @@ def test_live_reads_the_new_topic_of_samples_without_a_manifest(
 ) -> None:
     need_real(kafka)
     samples = topic(1, "samples")
-    options = LiveOptions(
-        data_path=data.url, broker=BrokerOptions(kafka), datasets=("providers",), samples_topic=samples
-    )
+    options = LiveOptions(data_path=data.url, kafka=kafka, datasets=("providers",), samples_topic=samples)
     live = options.service()
     live.open()
     recreate(kafka, samples)

@@ -156,7 +156,7 @@ def test_options_of_each_kind_survive_their_json(kind: str) -> None:
 def test_wrong_options_are_named() -> None:
     with pytest.raises(CimlError, match="unknown kind of service 'x'; choose from ingest, predict"):
         options_of("x")
-    with pytest.raises(CimlError, match="service ingest: unknown option 'colour'; choose from kafka, "):
+    with pytest.raises(CimlError, match=r"service ingest: unknown option 'colour'; choose from .*, kafka, "):
         options_of("ingest").from_json({"data_path": "d", "kafka": "k:1", "colour": "red"})
     with pytest.raises(CimlError, match="service trainer: Object missing required field `dataset`"):
         options_of("trainer").from_json({"data_path": "d"})

@@ -16,7 +16,7 @@ from ciml.cli.commands.serve.service import command
 from ciml.engines import processes
 from ciml.services.files import ServiceFiles, StartOptions
 from ciml.services.jobs import job_name
-from ciml.services.options import BrokerOptions, IngestOptions, options_of
+from ciml.services.options import IngestOptions, options_of
 from tests.pipelines.ingest.scenario import send
 from tests.services.supervising import ingest
 
@@ -30,10 +30,14 @@ def home(tmp_path: Path) -> Path:
 
 def test_its_files_are_read_where_they_are(home: Path) -> None:
     [files] = ServiceFiles.all(home)
-    broker = BrokerOptions("127.0.0.1:9092", ("client.id=secret",))
     service = IngestOptions(
-        data_path="data", broker=broker, topic="events", roots=("logs",), delays=(0.5, 0.5, 4.0)
-    )  # fmt: skip
+        data_path="data",
+        kafka="127.0.0.1:9092",
+        kafka_options=("client.id=secret",),
+        topic="events",
+        roots=("logs",),
+        delays=(0.5, 0.5, 4.0),
+    )
     assert files.options() == StartOptions(service, "micro-batches", cwd="/srv/ciml", metrics_port=0)
     assert (files.name, files.wanted(), files.status()["resubmitted"]) == ("one", "stop", 1)
     assert (files.recorded("worker"), files.report("worker")["state"]) == ((4002, 1001.5), "ended")

@@ -2,63 +2,51 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ciml.cli.commands.data.plot import dataset_argument, dataset_name, output_options
-from ciml.cli.options import data_path_option
+from ciml.cli.command import make_command
+from ciml.cli.commands.data.plot import ReportOptions
+from ciml.cli.options import Data, Json
 from ciml.cli.progress import progress_bar
 from ciml.cli.tables import print_table
+from ciml.options import flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.reports.clusters.cluster import Clustering
 
 
-@click.command("cluster")
-@dataset_argument()
-@data_path_option()
-@click.option("--only", metavar="CLASS", help="Class of the runs to cluster, such as failed.  [default: all]")
-@click.option(
-    "--split",
-    "splits",
-    multiple=True,
-    type=click.Choice(["train", "dev", "test"]),
-    help="Split of the runs to cluster; may be repeated.  [default: all]",
-)
-@click.option(
-    "--first",
-    type=click.IntRange(1),
-    metavar="WINDOWS",
-    help="Number of leading windows to compare; shorter runs are left out.  [default: all, with padding]",
-)
-@click.option(
-    "--against",
-    multiple=True,
-    metavar="LABEL",
-    help="Label or metadata to compare with, such as build_name or provider; may be repeated."
-    "  [default: the data set's label; with --only, build_name]",
-)
-@click.option("--k", type=click.IntRange(1, 100), help="Number of clusters.  [default: of the best silhouette]")
-@click.option("--max-k", "most_k", type=click.IntRange(2, 100), default=10, help="Largest number of clusters to try.")
-@click.option(
-    "--map",
-    "projection",
-    type=click.Choice(["pca", "tsne"]),
-    default="pca",
-    help="Projection of the runs to two dimensions.",
-)
-@click.option("--json", "as_json", is_flag=True, help="JSON output, without the cluster of each run.")
-@output_options
-def command(
-    name: str | None,
-    dataset: str | None,
-    data_path: str,
-    splits: tuple[str, ...],
-    as_json: bool,
-    output: str | None,
-    **options: Any,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ClusterCommand(ReportOptions, Data, Json):
+    """Options of ``ciml cluster``.
+
+    Attributes:
+      only: Class of the runs to cluster, such as failed. [default: all]
+      splits: Split of the runs to cluster; may be repeated. [default: all]
+      first: Number of leading windows to compare; shorter runs are left out. [default: all, with padding]
+      against: Label or metadata to compare with, such as build_name or provider; may be repeated. [default: the data
+        set's label; with --only, build_name]
+      k: Number of clusters. [default: of the best silhouette]
+      most_k: Largest number of clusters to try.
+      projection: Projection of the runs to two dimensions.
+      json: JSON output, without the cluster of each run.
+    """
+
+    only: str | None = option(metavar="CLASS")
+    splits: tuple[str, ...] = repeated(click.Choice(["train", "dev", "test"]))
+    first: int | None = option(kind="count", metavar="WINDOWS")
+    against: tuple[str, ...] = repeated(metavar="LABEL")
+    k: int | None = option(kind=click.IntRange(1, 100))
+    most_k: int = option(10, click.IntRange(2, 100), flags="--max-k")
+    projection: Literal["pca", "tsne"] = option("pca", click.Choice(["pca", "tsne"]), flags="--map")
+    json: bool = flag()
+
+
+@make_command("cluster")
+def command(options: ClusterCommand) -> None:
     """Cluster the runs of a data set.
 
     It clusters normalised examples by k-means and compares the clusters with labels and metadata. --output (default
@@ -70,7 +58,6 @@ def command(
       ciml cluster cpu-load --only failed --against build_name --data-path DATA
       ciml cluster cpu-load --k 4 --map tsne --data-path DATA
     """
-    from ciml.data_root import DataRoot
     from ciml.digest import canonical_json
     from ciml.reports.clusters.cluster import ClusterOptions, cluster_dataset
     from ciml.reports.clusters.page import cluster_page
@@ -78,23 +65,27 @@ def command(
     from ciml.storage import open_store
     from ciml.transforms.examples.prepare import SPLITS
 
-    chosen = dataset_name(name, dataset)
-    request = ClusterOptions(splits=tuple(split for split in SPLITS if not splits or split in splits), **options)
+    name = options.dataset_name()
+    request = ClusterOptions(
+        options.only,
+        tuple(split for split in SPLITS if not options.splits or split in options.splits),
+        options.first,
+        options.against,
+        options.k,
+        options.most_k,
+        options.projection,
+        options.seed,
+    )
     with progress_bar("clustering") as progress:
-        clustering = cluster_dataset(DataRoot.open(data_path).dataset(chosen), request, progress)
+        clustering = cluster_dataset(options.root.dataset(name), request, progress)
     value = clustering.to_json()
-    folder = open_store(output or f"{chosen}-clusters")
+    folder = open_store(options.output or f"{name}-clusters")
     page = save(folder, cluster_page(clustering), {"clusters.json": canonical_json(value) + b"\n"})
-    if as_json:
-        import json
-
-        click.echo(json.dumps({key: part for key, part in value.items() if key != "assignments"}, indent=2))
-        return
-    _show(clustering)
-    click.echo(page)
+    del value["assignments"]
+    options.show(clustering, partial(_show, page), lambda _: value)
 
 
-def _show(clustering: Clustering) -> None:
+def _show(page: str, clustering: Clustering) -> None:
     from ciml.reports.drawing import shown
 
     fact = next(iter(clustering.facts))
@@ -124,3 +115,4 @@ def _show(clustering: Clustering) -> None:
         print_table(headings, rows, title=f"{shown(fact)}: runs, % of class, % of cluster", right=headings)
         if len(table.names) > 6:
             click.echo(f"{len(table.names) - 6} more are on the page and in clusters.json")
+    click.echo(page)

@@ -6,29 +6,20 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.foreground import stop_on_signals
-from ciml.cli.options import (
-    Option,
-    data_path_option,
-    fetch_options,
-    gathered,
-    s3_place,
-    sources_option,
-    stacked,
-    trust_policy_option,
-)
-from ciml.cli.param_types import Duration
+from ciml.cli.command import filled, make_command
+from ciml.cli.options import Data, Json, JsonLines
+from ciml.cli.running import stop_on_signals
 from ciml.cli.tables import print_columns
-from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.listing import TOPIC, is_listing
 from ciml.events.records import reasons_of, totals_of
+from ciml.options import IngestPolicyOptions, argument, flag, option, repeated
 from ciml.settings import pairs
 
 if TYPE_CHECKING:
@@ -45,20 +36,25 @@ _REMEDIES = {
 }
 
 
-def _glob(option: str, name: str, help: str) -> Option:
-    return click.option(option, name, multiple=True, metavar="GLOB", help=f"{help}; may be repeated.  [default: all]")
+@dataclass(frozen=True, kw_only=True)
+class Filters(Data):
+    """The filters of all commands. Times are ages in seconds.
 
+    Attributes:
+      reasons: Reason of the dead letters; may be repeated. [default: all]
+      jobs: Job of the dead letters, '' for an unknown one; may be repeated. [default: all]
+      topics: Topic of the dead letters, 'listing:*' for listings; may be repeated. [default: all]
+      runs: Run id of the dead letters, '' for an undecoded one; may be repeated. [default: all]
+      since: Maximum age, such as 7d. [default: none]
+      until: Minimum age, such as 7d. [default: none]
+    """
 
-@dataclass(frozen=True)
-class Filters:
-    """The filters of all commands; see their help. Times are ages in seconds."""
-
-    reasons: tuple[str, ...] = ()
-    jobs: tuple[str, ...] = ()
-    topics: tuple[str, ...] = ()
-    runs: tuple[str, ...] = ()
-    since: float | None = None
-    until: float | None = None
+    reasons: tuple[str, ...] = repeated(metavar="GLOB")
+    jobs: tuple[str, ...] = repeated(metavar="GLOB")
+    topics: tuple[str, ...] = repeated(metavar="GLOB")
+    runs: tuple[str, ...] = repeated(metavar="GLOB")
+    since: float | None = option(kind="time")
+    until: float | None = option(kind="time")
 
     def choice(self) -> Choice:
         """Return the choice of the filters at the present time."""
@@ -74,36 +70,33 @@ class Filters:
             None if self.until is None else now_us - round(self.until * 1e6),
         )
 
+    def dead_letters(self, everything: bool) -> Iterator[DeadLetter]:
+        """Yield the open dead letters of the filters, or all of them, the oldest first."""
+        from ciml.runs.dead_letters import all_dead_letters, open_dead_letters, open_keys
+        from ciml.runs.state import open_raw
 
-#: The filters, which the command gets as one argument ``filters``.
-choice_options = stacked(
-    _glob("--reason", "reasons", "Reason of the dead letters"),
-    _glob("--job", "jobs", "Job of the dead letters, '' for an unknown one"),
-    _glob("--topic", "topics", "Topic of the dead letters, 'listing:*' for listings"),
-    _glob("--run", "runs", "Run id of the dead letters, '' for an undecoded one"),
-    click.option("--since", type=Duration(), metavar="TIME", help="Maximum age, such as 7d.  [default: none]"),
-    click.option("--until", type=Duration(), metavar="TIME", help="Minimum age, such as 7d.  [default: none]"),
-    gathered("filters", [field.name for field in fields(Filters)], Filters),
-)
+        choice = self.choice()
+        log, state = open_raw(self.root.raw)
+        return all_dead_letters(log, choice) if everything else open_dead_letters(log, open_keys(state, choice), choice)
 
 
-def _selected(data_path: str, everything: bool, filters: Filters) -> Iterator[DeadLetter]:
-    """Yield the open dead letters of the filters, or all of them, the oldest first."""
-    from ciml.runs.dead_letters import all_dead_letters, open_dead_letters, open_keys
-    from ciml.runs.state import open_raw
+@dataclass(frozen=True, kw_only=True)
+class ListOptions(JsonLines, Filters):
+    """Options of ``ciml dead-letters list``.
 
-    choice = filters.choice()
-    log, state = open_raw(DataRoot.open(data_path).raw)
-    return all_dead_letters(log, choice) if everything else open_dead_letters(log, open_keys(state, choice), choice)
+    Attributes:
+      all: Include closed dead letters and their outcomes.
+      last: Maximum number of dead letters.
+      json: JSON output of all, one object a line.
+    """
+
+    all: bool = flag()
+    last: int = option(20, "count")
+    json: bool = flag()
 
 
-@click.command("list")
-@data_path_option()
-@choice_options
-@click.option("--all", "everything", is_flag=True, help="Include closed dead letters and their outcomes.")
-@click.option("--last", default=20, type=click.IntRange(1), help="Maximum number of dead letters.")
-@click.option("--json", "as_json", is_flag=True, help="JSON output of all, one object a line.")
-def list_command(data_path: str, everything: bool, last: int, as_json: bool, filters: Filters) -> None:
+@make_command("list")
+def list_command(options: ListOptions) -> None:
     """List open dead letters, the latest last.
 
     \b
@@ -111,27 +104,22 @@ def list_command(data_path: str, everything: bool, last: int, as_json: bool, fil
       ciml dead-letters list --data-path data
       ciml dead-letters list --reason log_not_found --since 1d --json --data-path data
     """
-    dead_letters = _selected(data_path, everything, filters)
+    dead_letters = options.dead_letters(options.all)
     now_us = time.time_ns() // 1000
-    if as_json:
+    if options.json:
         for dead_letter in dead_letters:
             click.echo(json.dumps(dead_letter.to_json(now_us)))
         return
+    latest: deque[DeadLetter] = deque(maxlen=options.last)
     count = 0
-
-    def counted() -> Iterator[DeadLetter]:
-        nonlocal count
-        for dead_letter in dead_letters:
-            count += 1
-            yield dead_letter
-
-    shown = deque(counted(), maxlen=last)
-    if not shown:
-        click.echo("No dead letters." if everything else "No open dead letters.")
+    for count, dead_letter in enumerate(dead_letters, 1):  # noqa: B007
+        latest.append(dead_letter)
+    if not latest:
+        click.echo("No dead letters." if options.all else "No open dead letters.")
         return
-    _print_rows(shown, now_us, everything)
-    if count > len(shown):
-        click.echo(f"{count - len(shown):,} older ones are not shown; show them by --last {count} or --json.")
+    _print_rows(latest, now_us, options.all)
+    if count > len(latest):
+        click.echo(f"{count - len(latest):,} older ones are not shown; show them by --last {count} or --json.")
 
 
 def _print_rows(dead_letters: Iterable[DeadLetter], now_us: int, everything: bool) -> None:
@@ -165,12 +153,19 @@ def _age(seconds: int) -> str:
     return f"{max(seconds, 0)} s"
 
 
-@click.command("count")
-@data_path_option()
-@choice_options
-@click.option("--by-job", is_flag=True, help="Count by reason and job.")
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def count(data_path: str, by_job: bool, as_json: bool, filters: Filters) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CountOptions(Json, Filters):
+    """Options of ``ciml dead-letters count``.
+
+    Attributes:
+      by_job: Count by reason and job.
+    """
+
+    by_job: bool = flag()
+
+
+@make_command("count")
+def count(options: CountOptions) -> None:
     """Count open dead letters by reason.
 
     \b
@@ -179,16 +174,17 @@ def count(data_path: str, by_job: bool, as_json: bool, filters: Filters) -> None
       ciml dead-letters count --by-job --since 7d --data-path data
     """
     counts: Counter[tuple[str, str]] = Counter()
-    if by_job or filters != Filters():
-        for dead_letter in _selected(data_path, False, filters):
+    by_job = options.by_job
+    if by_job or filled(Filters, options) != Filters(data_path=options.data_path):
+        for dead_letter in options.dead_letters(everything=False):
             counts[dead_letter.outcome.reason, dead_letter.job if by_job else ""] += 1
     else:  # the manifest's own sums
         from ciml.runs.state import open_raw
 
-        _, state = open_raw(DataRoot.open(data_path).raw)
+        _, state = open_raw(options.root.raw)
         counts.update({(reason, ""): n for (kind, reason), n in state.counts.items() if kind == "dead_letter"})
     rows = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
-    if as_json:
+    if options.json:
         entries = [{"reason": reason, **({"job": job} if by_job else {}), "letters": n} for (reason, job), n in rows]
         click.echo(json.dumps({"letters": counts.total(), "by": entries}, indent=2))
         return
@@ -197,11 +193,16 @@ def count(data_path: str, by_job: bool, as_json: bool, filters: Filters) -> None
     click.echo(f"{counts.total():>10,} open dead letters")
 
 
-@click.command("show")
-@click.argument("origin", metavar="TOPIC:PARTITION:OFFSET")
-@click.argument("run_id", metavar="[RUN]", default="*")
-@data_path_option()
-def show(origin: str, run_id: str, data_path: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions(Data):
+    """Options of ``ciml dead-letters show``."""
+
+    origin: str = argument("TOPIC:PARTITION:OFFSET")
+    run_id: str = argument("[RUN]", default="*")
+
+
+@make_command("show")
+def show(options: ShowOptions) -> None:
     """Show the open dead letters of an origin.
 
     It shows their reasons and the message, from which secrets were removed.
@@ -213,9 +214,9 @@ def show(origin: str, run_id: str, data_path: str) -> None:
     from ciml.pipelines.ingest.replay import chosen
     from ciml.runs.dead_letters import Choice
 
-    topic, partition, offset = _parsed_origin(origin)
-    raw = DataRoot.open(data_path).raw
-    choice = Choice(topics=(_literal(topic) + ("*" if is_listing(topic) else ""),), runs=(run_id,))
+    topic, partition, offset = _parsed_origin(options.origin)
+    raw = options.root.raw
+    choice = Choice(topics=(_literal(topic) + ("*" if is_listing(topic) else ""),), runs=(options.run_id,))
     now_us = time.time_ns() // 1000
     matches = [
         dead_letter
@@ -223,7 +224,7 @@ def show(origin: str, run_id: str, data_path: str) -> None:
         if dead_letter.key[0].partition == partition and dead_letter.key[0].offset == offset
     ]
     if not matches:
-        raise CimlError(f"no open dead letter of {origin}; list them by ciml dead-letters list")
+        raise CimlError(f"no open dead letter of {options.origin}; list them by ciml dead-letters list")
     for dead_letter in matches:
         value = dead_letter.to_json(now_us)
         value["time"] = datetime.fromtimestamp(dead_letter.time_us / 1e6, UTC).isoformat(timespec="seconds")
@@ -262,21 +263,23 @@ def _message(raw: Store, dead_letter: DeadLetter) -> Any:
     }
 
 
-@dataclass(frozen=True)
-class ReplayOptions:
-    """Options of the command that configure the replay; see ``ciml dead-letters replay --help``."""
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions(Json, IngestPolicyOptions, Filters):
+    """Options of ``ciml dead-letters replay``.
 
-    data_path: str
-    limit: int | None = None
-    logs: str | None = None
-    sources: tuple[str, ...] = ()
-    selection: tuple[str, ...] = ()
-    hosts: tuple[str, ...] = ()
-    roots: tuple[str, ...] = ()
-    fetch_policy: str | None = None
-    trust_policy: str | None = None
+    Attributes:
+      limit: Maximum number of dead letters, the oldest first. [default: all]
+      dry_run: Count the dead letters; replay nothing.
+      logs: Present folder or s3:// prefix of a listing's logs; it becomes an allowed root.
+      selection: Jobs of ciml ingest (--job there); others are ignored. [default: all]
+    """
 
-    def open(self, choice: Choice) -> ReplayConfig:
+    limit: int | None = option(kind="count", metavar="N")
+    dry_run: bool = flag()
+    logs: str | None = option(kind="logs")
+    selection: tuple[str, ...] = repeated(flags="--select", metavar="GLOB")
+
+    def open(self) -> ReplayConfig:
         """Open what the options name.
 
         Raises:
@@ -292,8 +295,8 @@ class ReplayOptions:
         root = logs_root(self.logs) if self.logs else ""
         roots = (*self.roots, root) if root else self.roots
         return ReplayConfig(
-            DataRoot.open(self.data_path).raw,
-            choice,
+            self.root.raw,
+            self.choice(),
             limit=self.limit,
             selection=self.selection or ALL_JOBS,
             names=source_names(pairs("--source", self.sources)),
@@ -303,35 +306,8 @@ class ReplayOptions:
         )
 
 
-@click.command("replay")
-@data_path_option()
-@choice_options
-@click.option(
-    "--limit",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Maximum number of dead letters, the oldest first.  [default: all]",
-)
-@click.option("--dry-run", is_flag=True, help="Count the dead letters; replay nothing.")
-@click.option(
-    "--logs",
-    metavar="ROOT",
-    callback=s3_place,
-    help="Present folder or s3:// prefix of a listing's logs; it becomes an allowed root.",
-)
-@sources_option
-@click.option(
-    "--select",
-    "selection",
-    multiple=True,
-    metavar="GLOB",
-    help="Jobs of ciml ingest (--job there); others are ignored.  [default: all]",
-)
-@fetch_options
-@trust_policy_option
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-@gathered("options", [field.name for field in fields(ReplayOptions)], ReplayOptions)
-def replay_command(dry_run: bool, as_json: bool, filters: Filters, options: ReplayOptions) -> int:
+@make_command("replay")
+def replay_command(options: ReplayOptions) -> int:
     """Replay open dead letters.
 
     It applies the present policies and program. The commit of a result closes its dead letter; a dead letter that fails
@@ -347,9 +323,9 @@ def replay_command(dry_run: bool, as_json: bool, filters: Filters, options: Repl
     from ciml.cli.progress import Bar
     from ciml.pipelines.ingest.replay import preview, replay
 
-    config = options.open(filters.choice())
-    if dry_run:
-        _print_preview(preview(config), as_json)
+    config = options.open()
+    if options.dry_run:
+        options.show(preview(config), _print_preview, _preview_json)
         return 0
     stop = stop_on_signals()
     with Bar("replay", "dead letters") as bar:
@@ -358,22 +334,22 @@ def replay_command(dry_run: bool, as_json: bool, filters: Filters, options: Repl
             stop=stop,
             report=lambda progress: bar.show(progress.tried, progress.total, totals_of(progress.became)),
         )
-    _print_replayed(result, as_json)
+    options.show(result, _print_replayed, _replayed_json)
     return _INTERRUPTED if not result.complete else _SOME_LEFT if result.still else 0
 
 
-def _print_replayed(result: Replayed, as_json: bool) -> None:
-    if as_json:
-        value = {
-            "tried": result.tried,
-            "closed": result.closed,
-            "became": reasons_of(result.became),
-            "still_open": dict(result.still),
-            "closed_by_others": result.elsewhere,
-            "whole": result.complete,
-        }
-        click.echo(json.dumps(value, indent=2))
-        return
+def _replayed_json(result: Replayed) -> dict[str, Any]:
+    return {
+        "tried": result.tried,
+        "closed": result.closed,
+        "became": reasons_of(result.became),
+        "still_open": dict(result.still),
+        "closed_by_others": result.elsewhere,
+        "whole": result.complete,
+    }
+
+
+def _print_replayed(result: Replayed) -> None:
     from ciml.cli.progress import counts_text
 
     counts = counts_text(totals_of(result.became))
@@ -387,11 +363,11 @@ def _print_replayed(result: Replayed, as_json: bool) -> None:
             click.echo(f"{'':>11}{_REMEDIES[reason]}")
 
 
-def _print_preview(preview: Preview, as_json: bool) -> None:
-    if as_json:
-        value = {"letters": preview.total, "reasons": dict(preview.reasons), "untried": dict(preview.untried)}
-        click.echo(json.dumps(value, indent=2))
-        return
+def _preview_json(preview: Preview) -> dict[str, Any]:
+    return {"letters": preview.total, "reasons": dict(preview.reasons), "untried": dict(preview.untried)}
+
+
+def _print_preview(preview: Preview) -> None:
     for reason, number in sorted(preview.reasons.items(), key=lambda entry: (-entry[1], entry[0])):
         click.echo(f"{number:>10,} {reason}")
     click.echo(f"{preview.total:>10,} dead letters would be replayed")

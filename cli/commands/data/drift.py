@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.options import data_path_option
+from ciml.cli.command import make_command
+from ciml.cli.options import Data, Json
 from ciml.cli.tables import print_table
+from ciml.options import argument, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.transforms.drift.compare import Finding, Report
@@ -23,47 +26,32 @@ _FEW_GROUPS = 3
 _SHARES = ("lost_column", "new_column", "lost_group", "new_group", "mix")
 
 
-@click.command("drift")
-@click.argument("name")
-@click.option(
-    "--last",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Number of newest spans to test.  [default: 1; with --model all new ones]",
-)
-@click.option("--against", metavar="NAME", help="Data set to compare with.  [default: the earlier spans]")
-@click.option("--model", metavar="MODEL", help="Model whose champion's training runs to compare with.")
-@click.option(
-    "--psi",
-    type=click.FloatRange(min=0, min_open=True),
-    default=0.1,
-    help="PSI from which a distribution has drifted; from 2.5 times this the drift is large.",
-)
-@click.option(
-    "--min-runs",
-    type=click.IntRange(min=2),
-    default=30,
-    help="Minimum runs on each side to test a job or provider.",
-)
-@click.option(
-    "--allow",
-    multiple=True,
-    type=click.Choice(_KINDS),
-    help="Kind of findings that does not set exit code 5; may be repeated.",
-)
-@click.option("--json", "as_json", is_flag=True, help="JSON output, with the measures of each finding.")
-@data_path_option()
-def command(
-    name: str,
-    last: int | None,
-    against: str | None,
-    model: str | None,
-    psi: float,
-    min_runs: int,
-    allow: tuple[str, ...],
-    as_json: bool,
-    data_path: str,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class DriftOptions(Data, Json):
+    """Options of ``ciml drift``.
+
+    Attributes:
+      last: Number of newest spans to test. [default: 1; with --model all new ones]
+      against: Data set to compare with. [default: the earlier spans]
+      model: Model whose champion's training runs to compare with.
+      psi: PSI from which a distribution has drifted; from 2.5 times this the drift is large.
+      min_runs: Minimum runs on each side to test a job or provider.
+      allow: Kind of findings that does not set exit code 5; may be repeated.
+      json: JSON output, with the measures of each finding.
+    """
+
+    name: str = argument()
+    last: int | None = option(kind="count", metavar="N")
+    against: str | None = option(metavar="NAME")
+    model: str | None = option(metavar="MODEL")
+    psi: float = option(0.1, click.FloatRange(min=0, min_open=True))
+    min_runs: int = option(30, click.IntRange(min=2))
+    allow: tuple[str, ...] = repeated(click.Choice(_KINDS))
+    json: bool = flag()
+
+
+@make_command("drift")
+def command(options: DriftOptions) -> int:
     """Detect data drift.
 
     It compares the newest spans of the data set NAME with the earlier ones, for each job and provider. Findings are
@@ -81,24 +69,24 @@ def command(
     4 stored data is inconsistent.
     """
     from ciml.cli.progress import progress_bar
-    from ciml.data_root import DataRoot
     from ciml.pipelines.datasets.validate import validate_dataset
+    from ciml.transforms.drift.compare import Report
     from ciml.transforms.drift.detect import DriftPolicy
 
-    if against is not None and model is not None:
+    if options.against is not None and options.model is not None:
         raise click.UsageError("--against and --model exclude each other: give one")
-    policy = DriftPolicy(psi=psi, psi_large=2.5 * psi, min_runs=min_runs)
     with progress_bar("spans") as progress:
         report = validate_dataset(
-            DataRoot.open(data_path), name, last=last, against=against, model=model, policy=policy, progress=progress
+            options.root,
+            options.name,
+            last=options.last,
+            against=options.against,
+            model=options.model,
+            policy=DriftPolicy(psi=options.psi, psi_large=2.5 * options.psi, min_runs=options.min_runs),
+            progress=progress,
         )
-    if as_json:
-        import json
-
-        click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
-    else:
-        _print(report)
-    return DRIFT if any(finding.kind not in allow for finding in report.findings) else 0
+    options.show(report, _print, Report.to_json)
+    return DRIFT if any(finding.kind not in options.allow for finding in report.findings) else 0
 
 
 def _print(report: Report) -> None:

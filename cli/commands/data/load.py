@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.foreground import stop_on_signals
-from ciml.cli.options import data_path_option, jobs_option, s3_options, s3_place, trust_policy_option
+from ciml.cli.command import make_command
+from ciml.cli.options import Json, NewData, S3Environment
+from ciml.cli.running import stop_on_signals
 from ciml.cli.tables import print_table
 from ciml.errors import CimlError
+from ciml.options import TrustOptions, argument, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.pipelines.backfill.load_report import LoadReport
@@ -26,43 +29,33 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     return {theirs: ours for theirs, _, ours in pairs}
 
 
-@click.command("load")
-@click.argument("logs", metavar="LOGS", callback=s3_place)
-@click.option(
-    "--results",
-    required=True,
-    metavar="FILE",
-    callback=s3_place,
-    help="Table of the runs, a row a run: CSV, Parquet or JSON lines; a file or an s3:// object.",
-)
-@click.option(
-    "--map",
-    "mapping",
-    multiple=True,
-    metavar="COLUMN=FIELD",
-    callback=_pairs,
-    help="Field of a column, such as build_name or result, or - to leave it out; may be repeated.  [default: guessed]",
-)
-@click.option("--zone", metavar="ZONE", help="Time zone of times without one, such as UTC or Europe/Berlin.")
-@click.option(
-    "--max-bad",
-    type=click.FloatRange(0, 1),
-    default=0.1,
-    metavar="SHARE",
-    help="Largest share of bad rows and missing logs; beyond it nothing is loaded.",
-)
-@click.option(
-    "--source", default="backfill", metavar="NAME", help="Name of the table in the trust policy and in run ids."
-)
-@jobs_option("Jobs to load")
-@data_path_option(creates=True)
-@trust_policy_option
-@click.option("--dry-run", is_flag=True, help="Survey the table and the logs; load nothing.")
-@s3_options
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def command(
-    logs: str, results: str, data_path: str, trust_policy: str | None, dry_run: bool, as_json: bool, **options: Any
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(S3Environment, Json, TrustOptions, NewData):
+    """Options of ``ciml load``.
+
+    Attributes:
+      results: Table of the runs, a row a run: CSV, Parquet or JSON lines; a file or an s3:// object.
+      mapping: Field of a column, such as build_name or result, or - to leave it out; may be repeated. [default:
+        guessed]
+      zone: Time zone of times without one, such as UTC or Europe/Berlin.
+      max_bad: Largest share of bad rows and missing logs; beyond it nothing is loaded.
+      source: Name of the table in the trust policy and in run ids.
+      jobs: Jobs to load; may be repeated. [default: all]
+      dry_run: Survey the table and the logs; load nothing.
+    """
+
+    logs: str = argument("LOGS", "place")
+    results: str = option(kind="place", metavar="FILE", required=True)
+    mapping: dict[str, str] = repeated(_pairs, flags="--map", metavar="COLUMN=FIELD")
+    zone: str | None = option(metavar="ZONE")
+    max_bad: float = option(0.1, "share", metavar="SHARE")
+    source: str = option("backfill", metavar="NAME")
+    jobs: tuple[str, ...] = repeated(metavar="GLOB")
+    dry_run: bool = flag()
+
+
+@make_command("load")
+def command(options: LoadOptions) -> int:
     """Load your own logs and results.
 
     LOGS is the folder or s3:// prefix of the logs. The table has a row for each run: id, job, result, start or end,
@@ -77,37 +70,32 @@ def command(
     Exit codes: 0 loaded, 130 interrupted, 2 wrong use or too many bad rows, 3 a store does not answer.
     """
     from ciml.cli.progress import bars
-    from ciml.data_root import DataRoot
     from ciml.pipelines.backfill.load import load
-    from ciml.pipelines.backfill.load_report import RejectedTableError
+    from ciml.pipelines.backfill.load_report import LoadReport, RejectedTableError
     from ciml.trust import TrustPolicy
 
     stop = stop_on_signals()
     try:
         with bars() as progress:
             report = load(
-                DataRoot.open(data_path),
-                logs,
-                results,
-                trust=TrustPolicy.load(trust_policy),
-                dry_run=dry_run,
+                options.root,
+                options.logs,
+                options.results,
+                mapping=options.mapping,
+                zone=options.zone,
+                max_bad=options.max_bad,
+                source=options.source,
+                jobs=options.jobs,
+                trust=TrustPolicy.load(options.trust_policy),
+                dry_run=options.dry_run,
                 stop=stop,
                 progress=progress,
-                **options,
             )
     except RejectedTableError as rejected:
-        _print_json(rejected.report) if as_json else _print(rejected.report)
+        options.show(rejected.report, _print, LoadReport.to_json)
         raise CimlError(rejected.summary) from None
-    if as_json:
-        _print_json(report)
-    else:
-        _print(report)
-        _print_ending(report, data_path, dry_run)
-    return 0 if dry_run or report.complete else _INTERRUPTED
-
-
-def _print_json(report: LoadReport) -> None:
-    click.echo(json.dumps(report.to_json(), indent=2))
+    options.show(report, partial(_print_all, options), LoadReport.to_json)
+    return 0 if options.dry_run or report.complete else _INTERRUPTED
 
 
 def _print(report: LoadReport) -> None:
@@ -127,18 +115,19 @@ def _print(report: LoadReport) -> None:
         click.echo(f"{reason}: {remedy}")
 
 
-def _print_ending(report: LoadReport, data_path: str, dry_run: bool) -> None:
-    """Print what became of the rows, and the next command."""
+def _print_all(options: LoadOptions, report: LoadReport) -> None:
+    """Print the meaning of the columns, what became of the rows, and the next command."""
+    _print(report)
     for line in (report.counts_line(), *report.fact_lines()):
         click.echo(line)
     if report.untrusted:
         click.echo(f"{report.untrusted:,} rows are not trusted, so no model learns from them: see --trust-policy.")
-    if dry_run:
+    if options.dry_run:
         return
     if not report.complete:
         click.echo("Interrupted: run the same command to continue.")
         return
     if report.dead_letters:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.dead_letters.items())
-        click.echo(f"Dead letters: {reasons}: ciml dead-letters list --data-path {data_path}")
-    click.echo(f"Next: ciml dataset build --dataset first --class-label status --data-path {data_path}")
+        click.echo(f"Dead letters: {reasons}: ciml dead-letters list --data-path {options.data_path}")
+    click.echo(f"Next: ciml dataset build --dataset first --class-label status --data-path {options.data_path}")

@@ -3,63 +3,67 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import click
 
-from ciml.cli.options import Option, data_path_option, s3_options, s3_place, stacked
+from ciml.cli.command import make_command
+from ciml.cli.options import S3Environment
 from ciml.cli.progress import progress_bar
 from ciml.errors import CimlError
+from ciml.options import argument, option
 
 
-def dataset_argument(metavar: str = "[NAME]") -> Option:
-    """NAME, or ``--dataset NAME`` as in the talk; as ``name`` and ``dataset``, for `dataset_name`."""
-    dataset = click.option("--dataset", metavar="NAME", help="Data set, in place of NAME.")
-    return stacked(click.argument("name", required=False, metavar=metavar), dataset)
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(S3Environment):
+    """The output of a report.
+
+    Attributes:
+      output: Folder or s3:// prefix of the files; existing ones are replaced. [default: a folder named after NAME]
+    """
+
+    output: str | None = option(kind="place", flags="--output --data-plots-folder", metavar="FOLDER")
 
 
-def dataset_name(name: str | None, dataset: str | None) -> str:
-    """Return the data set of NAME or ``--dataset``. Raises `click.UsageError` for none or two different ones."""
-    if (chosen := name or dataset) is None:
-        raise click.UsageError("no data set: give NAME or --dataset NAME")
-    if name and dataset and name != dataset:
-        raise click.UsageError(f"two data sets: {name!r} and --dataset {dataset!r}; give one")
-    return chosen
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(OutputOptions):
+    """The data set and the output of a report; a data set may be named by an option, as in the talk.
+
+    Attributes:
+      dataset: Data set, in place of NAME.
+      seed: Random seed.
+    """
+
+    name: str | None = argument("[NAME]", required=False)
+    dataset: str | None = option(metavar="NAME")
+    seed: int = option(0, click.IntRange(0, 2**32 - 1))
+
+    def dataset_name(self) -> str:
+        """Return the data set of NAME or ``--dataset``. Raises `click.UsageError` for none or two different ones."""
+        if (chosen := self.name or self.dataset) is None:
+            raise click.UsageError("no data set: give NAME or --dataset NAME")
+        if self.name and self.dataset and self.name != self.dataset:
+            raise click.UsageError(f"two data sets: {self.name!r} and --dataset {self.dataset!r}; give one")
+        return chosen
 
 
-#: ``--output`` as ``output``, None without.
-output_option = click.option(
-    "--output",
-    "--data-plots-folder",
-    metavar="FOLDER",
-    callback=s3_place,
-    help="Folder or s3:// prefix of the files; existing ones are replaced.  [default: a folder named after NAME]",
-)
+@dataclass(frozen=True, kw_only=True)
+class PlotOptions(ReportOptions):
+    """Options of ``ciml plot``.
 
-#: `output_option`, ``--seed``, and the talk's S3 options.
-output_options = stacked(
-    output_option, click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Random seed."), s3_options
-)
+    Attributes:
+      features_regex: Pattern of the features or columns whose courses are plotted. [default: the first 30]
+      zone: Zone of a log that names none, or an ambiguous one.
+    """
+
+    name: str | None = argument("[NAME|FILE]", required=False)
+    data_path: str | None = option(kind="data")
+    features_regex: str | None = option(metavar="REGEX")
+    zone: str | None = option(metavar="ZONE")
 
 
-@click.command("plot")
-@dataset_argument("[NAME|FILE]")
-@data_path_option(required=False)
-@click.option(
-    "--features-regex",
-    metavar="REGEX",
-    help="Pattern of the features or columns whose courses are plotted.  [default: the first 30]",
-)
-@click.option("--zone", metavar="ZONE", help="Zone of a log that names none, or an ambiguous one.")
-@output_options
-def command(
-    name: str | None,
-    dataset: str | None,
-    data_path: str | None,
-    features_regex: str | None,
-    zone: str | None,
-    output: str | None,
-    seed: int,
-) -> None:
+@make_command("plot")
+def command(options: PlotOptions) -> None:
     """Plot a data set, or one log.
 
     The plots of a data set show runs by class, by day and by job, their durations, the course of each feature by class,
@@ -74,28 +78,25 @@ def command(
       ciml plot cpu-load --data-path DATA
       ciml plot cpu-load --features-regex usr --output s3://reports/cpu-load --data-path DATA
     """
-    if name is not None and dataset is None and _is_log(name):
+    pattern = options.features_regex
+    if options.name is not None and options.dataset is None and _is_log(options.name):
         from ciml.reports.dataset.log import plot_log
 
-        click.echo(plot_log(name, output or f"{_stem(name)}-plots", features_regex=features_regex, zone=zone))
+        output = options.output or f"{_stem(options.name)}-plots"
+        click.echo(plot_log(options.name, output, features_regex=pattern, zone=options.zone))
         return
-    if zone is not None:
+    if options.zone is not None:
         raise click.UsageError("--zone is of a log; a data set has its times")
     from ciml.data_root import DataRoot
     from ciml.reports.dataset.render import plot_dataset
 
-    chosen = dataset_name(name, dataset)
-    if data_path is None:
-        raise click.UsageError(f"no file {chosen!r}, and no data set without --data-path DATA")
+    name = options.dataset_name()
+    if options.data_path is None:
+        raise click.UsageError(f"no file {name!r}, and no data set without --data-path DATA")
+    dataset = DataRoot.open(options.data_path).dataset(name)
+    output = options.output or f"{name}-plots"
     with progress_bar("reading examples") as progress:
-        page = plot_dataset(
-            DataRoot.open(data_path).dataset(chosen),
-            output or f"{chosen}-plots",
-            features_regex=features_regex,
-            seed=seed,
-            progress=progress,
-        )
-    click.echo(page)
+        click.echo(plot_dataset(dataset, output, features_regex=pattern, seed=options.seed, progress=progress))
 
 
 def _is_log(name: str) -> bool:

@@ -2,51 +2,51 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
+from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.commands.data.tables import update_tables
-from ciml.cli.default_group import DefaultGroup
-from ciml.cli.options import data_path_option, jobs_option
-from ciml.cli.param_types import Duration
+from ciml.cli.options import Data, Json, JsonLines
+from ciml.cli.param_types import DAY
 from ciml.cli.tables import print_table
-from ciml.data_root import DataRoot
 from ciml.errors import UnknownRunError
+from ciml.options import argument, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.manifest.log import ManifestLog
+    from ciml.runs.compact import Compaction
     from ciml.runs.state import RawState
+    from ciml.runs.verify import Verification
     from ciml.storage import Store
 
 
-@click.command("list")
-@data_path_option()
-@jobs_option("Jobs of the runs")
-@click.option(
-    "--outcome",
-    "outcomes",
-    multiple=True,
-    metavar="WORD",
-    help="Outcome of the runs, such as failure; may be repeated.  [default: all]",
-)
-@click.option("--date", metavar="YYYY-MM-DD", help="Start day (UTC) or month (2026-11) of the runs.  [default: all]")
-@click.option("--trusted/--untrusted", default=None, help="Trust of the runs, as last decided.  [default: both]")
-@click.option("--last", default=50, type=click.IntRange(1), help="Maximum number of runs.")
-@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line.")
-def list_runs(
-    data_path: str,
-    jobs: tuple[str, ...],
-    outcomes: tuple[str, ...],
-    date: str | None,
-    trusted: bool | None,
-    last: int,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ListOptions(JsonLines, Data):
+    """Options of ``ciml runs list``.
+
+    Attributes:
+      jobs: Jobs of the runs; may be repeated. [default: all]
+      outcomes: Outcome of the runs, such as failure; may be repeated. [default: all]
+      date: Start day (UTC) or month (2026-11) of the runs. [default: all]
+      trusted: Trust of the runs, as last decided. [default: both]
+      last: Maximum number of runs.
+    """
+
+    jobs: tuple[str, ...] = repeated(metavar="GLOB")
+    outcomes: tuple[str, ...] = repeated(metavar="WORD")
+    date: str | None = option(metavar="YYYY-MM-DD")
+    trusted: bool | None = flag("--trusted/--untrusted", default=None)
+    last: int = option(50, "count")
+
+
+@make_command("list")
+def list_runs(options: ListOptions) -> None:
     """List runs, the latest first.
 
     The order is that of the commits to DATA/raw; the outcome includes corrections.
@@ -63,26 +63,22 @@ def list_runs(
     from ciml.runs.latest_runs import latest_runs
     from ciml.runs.state import open_raw
 
-    log, state = open_raw(DataRoot.open(data_path).raw)
-    matches = glob_pattern(jobs or ("all",)).fullmatch
+    log, state = open_raw(options.root.raw)
+    matches = glob_pattern(options.jobs or ("all",)).fullmatch
 
     def selected(run: dict[str, Any]) -> bool:
         return (
             matches(run["build_name"]) is not None
-            and (not outcomes or run["outcome"] in outcomes)
-            and (date is None or f"/date={date}" in run["path"])
-            and (trusted is None or run["trusted"] is trusted)
+            and (not options.outcomes or run["outcome"] in options.outcomes)
+            and (options.date is None or f"/date={options.date}" in run["path"])
+            and (options.trusted is None or run["trusted"] is options.trusted)
         )
 
-    selection = islice((run for latest in latest_runs(log, state) if selected(run := latest.summary())), last)
-    if as_json:
-        for run in selection:
-            click.echo(json.dumps(run))
-    else:
-        print_runs(list(selection), "")
+    runs = (run for latest in latest_runs(log, state) if selected(run := latest.summary()))
+    options.show_all(islice(runs, options.last), print_runs)
 
 
-def print_runs(runs: list[dict[str, Any]], title: str) -> None:
+def print_runs(runs: Sequence[dict[str, Any]], title: str = "") -> None:
     """Print a table of runs."""
     rows = [
         (run["run_id"], run["build_name"], run["outcome"], "yes" if run["trusted"] else "no", f"{run['rows']:,}")
@@ -91,11 +87,15 @@ def print_runs(runs: list[dict[str, Any]], title: str) -> None:
     print_table(("run", "job", "outcome", "trusted", "samples"), rows, title=title)
 
 
-@click.command("show")
-@click.argument("run_id")
-@data_path_option()
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def show(run_id: str, data_path: str, as_json: bool) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions(Json, Data):
+    """Options of ``ciml runs show``."""
+
+    run_id: str = argument()
+
+
+@make_command("show")
+def show(options: ShowOptions) -> int:
     """Show a run and its records in the manifest.
 
     It shows the run's object, columns and metadata, the other attempts of its job, and each record with its RUN_ID. The
@@ -111,7 +111,8 @@ def show(run_id: str, data_path: str, as_json: bool) -> int:
     from ciml.runs.latest_runs import attempts_of, entries_of, row_of
     from ciml.runs.state import open_raw
 
-    raw = DataRoot.open(data_path).raw
+    run_id = options.run_id
+    raw = options.root.raw
     log, state = open_raw(raw)
     with bars() as progress:
         search = renamed(progress, "searching the manifest")
@@ -126,10 +127,7 @@ def show(run_id: str, data_path: str, as_json: bool) -> int:
     if attempts:
         description["attempts"] = [attempt._asdict() for attempt in attempts]
     description["records"] = [{"version": version, "kind": kind, **record} for version, kind, record in records]
-    if as_json:
-        click.echo(json.dumps(description, indent=2))
-    else:
-        _print_run(description)
+    options.show(description, _print_run)
     return 4 if description.get("fault") else 0
 
 
@@ -187,15 +185,23 @@ def _print_run(description: dict[str, Any]) -> None:
         )
 
 
-@click.command("verify")
-@data_path_option()
-@click.option(
-    "--sample", type=click.IntRange(0), metavar="N", help="Number of runs to read, chosen at random.  [default: all]"
-)
-@click.option("--seed", default=0, help="Random seed of --sample.")
-@click.option("--grace", default="3d", type=Duration(), help="Age from which an unreferenced object is a finding.")
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json: bool) -> int:
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(Json, Data):
+    """Options of ``ciml runs verify``.
+
+    Attributes:
+      sample: Number of runs to read, chosen at random. [default: all]
+      seed: Random seed of --sample.
+      grace: Age from which an unreferenced object is a finding.
+    """
+
+    sample: int | None = option(kind=click.IntRange(0), metavar="N")
+    seed: int = option(0)
+    grace: float = option(3 * DAY, "time")
+
+
+@make_command("verify")
+def verify(options: VerifyOptions) -> int:
     """Verify all counts and digests of the raw store.
 
     It replays the manifest from the first delta, compares it with segments, checkpoints and index, and recounts the
@@ -210,49 +216,44 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
     from ciml.cli.progress import bars
     from ciml.runs.verify import verify_raw
 
+    raw = options.root.raw
     with bars() as progress:
-        report = verify_raw(DataRoot.open(data_path).raw, sample=sample, seed=seed, grace_s=grace, progress=progress)
-    if as_json:
-        click.echo(json.dumps(msgspec.to_builtins(report), indent=2))
-        return 4 if report.number else 0
-    for line in report.lines():
-        click.echo(line)
-    counted = f"{report.records:,} records of {report.runs:,} runs in {report.version:,} versions"
-    read = (
-        f"{report.read:,} of {report.objects:,} raw objects read"
-        if sample is not None
-        else (f"{report.packed:,} runs in {report.packs:,} packs and {report.single:,} objects read")
-    )
-    click.echo(f"{counted}; {read}: {f'{report.number:,} findings' if report.number else 'all as committed'}.")
+        report = verify_raw(raw, sample=options.sample, seed=options.seed, grace_s=options.grace, progress=progress)
+    options.show(report, partial(_print_verified, options.sample is not None), msgspec.to_builtins)
     return 4 if report.number else 0
 
 
-@click.command("compact")
-@data_path_option()
-@click.option(
-    "--older-than",
-    default="1d",
-    type=Duration(),
-    help="Age after a day's end (UTC) from which it is packed.",
-)
-@click.option("--grace", default="1d", type=Duration(), help="Time for which unneeded objects are kept.")
-@click.option("--min-runs", default=2, type=click.IntRange(1), help="Minimum runs of a job and day to pack.")
-@click.option(
-    "--pack-size",
-    default=32,
-    type=click.IntRange(1, 1024),
-    metavar="MIB",
-    help="Approximate maximum size of a pack, in MiB.",
-)
-@click.option(
-    "--everything",
-    is_flag=True,
-    help="Collect garbage in all folders, and renew packs of older versions.",
-)
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def compact(
-    data_path: str, older_than: float, grace: float, min_runs: int, pack_size: int, everything: bool, as_json: bool
-) -> int:
+def _print_verified(sampled: bool, report: Verification) -> None:
+    for line in report.lines():
+        click.echo(line)
+    counted = f"{report.records:,} records of {report.runs:,} runs in {report.version:,} versions"
+    read = f"{report.packed:,} runs in {report.packs:,} packs and {report.single:,} objects read"
+    if sampled:
+        read = f"{report.read:,} of {report.objects:,} raw objects read"
+    click.echo(f"{counted}; {read}: {f'{report.number:,} findings' if report.number else 'all as committed'}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactOptions(Json, Data):
+    """Options of ``ciml runs compact``.
+
+    Attributes:
+      older_than: Age after a day's end (UTC) from which it is packed.
+      grace: Time for which unneeded objects are kept.
+      min_runs: Minimum runs of a job and day to pack.
+      pack_size: Approximate maximum size of a pack, in MiB.
+      everything: Collect garbage in all folders, and renew packs of older versions.
+    """
+
+    older_than: float = option(DAY, "time")
+    grace: float = option(DAY, "time")
+    min_runs: int = option(2, "count")
+    pack_size: int = option(32, click.IntRange(1, 1024), metavar="MIB")
+    everything: bool = flag()
+
+
+@make_command("compact")
+def compact(options: CompactOptions) -> int:
     """Pack runs of past days and collect garbage.
 
     Each job and day becomes a pack, and unneeded objects are removed. Interrupted and concurrent compactions are safe;
@@ -266,26 +267,27 @@ def compact(
     from ciml.cli.progress import bars
     from ciml.runs.compact import compact as run
 
-    data = DataRoot.open(data_path)
+    data = options.root
     with bars() as progress:
         result = run(
             data.raw,
-            older_than_s=older_than,
-            grace_s=grace,
-            min_runs=min_runs,
-            pack_bytes=pack_size << 20,
-            everything=everything,
+            older_than_s=options.older_than,
+            grace_s=options.grace,
+            min_runs=options.min_runs,
+            pack_bytes=options.pack_size << 20,
+            everything=options.everything,
             progress=progress,
         )
     update_tables(data, ("raw", "runs", "dead_letters"))
-    faults = [*result.packing.faults, *result.swept.faults]
-    if as_json:
-        click.echo(json.dumps(asdict(result), indent=2))
-        return 4 if faults else 0
-    for line in faults:
-        click.echo(f"BROKEN {line}")
+    options.show(result, _print_compacted, asdict)
+    return 4 if result.packing.faults or result.swept.faults else 0
+
+
+def _print_compacted(result: Compaction) -> None:
     packing = result.packing
     swept = result.swept
+    for line in (*packing.faults, *swept.faults):
+        click.echo(f"BROKEN {line}")
     click.echo(
         f"{packing.runs:,} runs packed into {packing.packs:,} packs ({packing.packs_bytes:,} bytes), "
         f"{packing.merged:,} packs merged, {packing.alone:,} runs left alone; up to version {result.to_version:,}, "
@@ -297,16 +299,25 @@ def compact(
     )
     if swept.held:
         click.echo(f"kept: {swept.held:,} replaced packs for readers of the table raw")
-    return 4 if faults else 0
 
 
-@click.command("summary")
-@data_path_option()
-@click.option("--count", is_flag=True, help="Print only the number of raw runs.")
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-@click.option("--last", default=10, type=click.IntRange(0), help="Number of latest runs to show.")
-@click.option("--verify", is_flag=True, help="Verify rows and digest of each raw object; exit code 4 on a difference.")
-def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool) -> int:
+@dataclass(frozen=True, kw_only=True)
+class SummaryOptions(Json, Data):
+    """Options of ``ciml runs`` without a command.
+
+    Attributes:
+      count: Print only the number of raw runs.
+      last: Number of latest runs to show.
+      verify: Verify rows and digest of each raw object; exit code 4 on a difference.
+    """
+
+    count: bool = flag()
+    last: int = option(10, click.IntRange(0))
+    verify: bool = flag()
+
+
+@make_command("summary")
+def summary(options: SummaryOptions) -> int:
     """Show the accounting and the latest runs.
 
     It counts the events and runs of DATA/raw by class and reason. It is the default of ciml runs.
@@ -321,20 +332,19 @@ def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool)
     from ciml.runs.latest_runs import latest_runs
     from ciml.runs.state import open_raw
 
-    raw = DataRoot.open(data_path).raw
+    raw = options.root.raw
     log, state = open_raw(raw)
-    if count:
+    if options.count:
         click.echo(state.index.run_count())
         return 0
-    latest = [run.summary() for run in islice(latest_runs(log, state), last)]
-    faults = verify_all(raw, log, state.version, state.index.run_count()) if verify else []
-    if as_json:
-        click.echo(json.dumps({**as_dict(state), "latest": latest, **({"faults": faults} if verify else {})}, indent=2))
-    else:
-        _print_summary(state, latest)
+    latest = [run.summary() for run in islice(latest_runs(log, state), options.last)]
+    faults = verify_all(raw, log, state.version, state.index.run_count()) if options.verify else []
+    verified = {"latest": latest, **({"faults": faults} if options.verify else {})}
+    options.show(state, partial(_print_summary, latest), lambda state: as_dict(state) | verified)
+    if options.verify and not options.json:
         for fault in faults:
             click.echo(f"BROKEN {fault}", err=True)
-        if verify and not faults:
+        if not faults:
             click.echo(f"Verified {state.index.run_count():,} raw objects: rows and digests are as committed.")
     return 4 if faults else 0
 
@@ -380,7 +390,7 @@ def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[s
     return faults
 
 
-def _print_summary(state: RawState, latest: list[dict[str, Any]]) -> None:
+def _print_summary(latest: list[dict[str, Any]], state: RawState) -> None:
     from ciml.events.records import KIND_WORDS
 
     if not state.version:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.options import data_path_option, trust_policy_option
+from ciml.cli.command import make_command
+from ciml.cli.options import Data, Json
 from ciml.cli.tables import print_table
 from ciml.errors import UnknownRunError
+from ciml.options import TrustOptions, argument, flag
 
 if TYPE_CHECKING:
     from ciml.runs.latest_runs import ChangedRun, Decision, Review, RuleTrace
@@ -18,26 +22,22 @@ if TYPE_CHECKING:
 _PLACES = 20
 
 
-@click.group("trust")
-def command() -> None:
-    """Check a trust policy, explain a run's trust.
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(Data, Json):
+    """Options of ``ciml trust check``.
 
-    A trust policy says which runs may train a model. Both commands only read; a policy takes effect by --trust-policy
-    of the commands that ingest and train.
-
-    \b
-    Example:
-      ciml trust check trust.toml --data-path data
-      ciml trust explain zuul~5f0c~1 --data-path data
+    Attributes:
+      runs: List the runs whose trust would change.
+      json: JSON output; with --runs a line for each run before it.
     """
 
+    policy: str = argument("POLICY", click.Path(exists=True, dir_okay=False))
+    runs: bool = flag()
+    json: bool = flag()
 
-@command.command("check")
-@click.argument("policy_file", metavar="POLICY", type=click.Path(exists=True, dir_okay=False))
-@click.option("--runs", "with_runs", is_flag=True, help="List the runs whose trust would change.")
-@data_path_option()
-@click.option("--json", "as_json", is_flag=True, help="JSON output; with --runs a line for each run before it.")
-def check(policy_file: str, with_runs: bool, data_path: str, as_json: bool) -> None:
+
+@make_command("check")
+def check(options: CheckOptions) -> None:
     """Show what a POLICY would change.
 
     It evaluates the policy on every stored run, with the facts that later events reported, and counts the runs whose
@@ -48,20 +48,19 @@ def check(policy_file: str, with_runs: bool, data_path: str, as_json: bool) -> N
       ciml trust check trust.toml --data-path data
       ciml trust check policy.toml --runs --json --data-path data > changed.jsonl
     """
-    from ciml.data_root import DataRoot
     from ciml.runs.latest_runs import Review, latest_runs, review
     from ciml.runs.state import open_raw
     from ciml.trust import TrustPolicy
 
-    policy = TrustPolicy.load(policy_file)
-    log, state = open_raw(DataRoot.open(data_path).raw)
+    policy = TrustPolicy.load(options.policy)
+    log, state = open_raw(options.root.raw)
     result = Review()
     for run in review(latest_runs(log, state), policy, result):
-        if with_runs:
-            click.echo(json.dumps(_changed_json(run)) if as_json else _changed_line(run))
-    if as_json:
+        if options.runs:
+            click.echo(json.dumps(_changed_json(run)) if options.json else _changed_line(run))
+    if options.json:
         value = {"policy": policy.digest, **result.to_json()}
-        click.echo(json.dumps(value, indent=None if with_runs else 2))
+        click.echo(json.dumps(value, indent=None if options.runs else 2))
     else:
         _print_review(result)
 
@@ -97,12 +96,15 @@ def _print_review(review: Review) -> None:
         click.echo(f"and {more:,} more; --json has all")
 
 
-@command.command("explain")
-@click.argument("run_id")
-@trust_policy_option
-@data_path_option()
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def explain(run_id: str, trust_policy: str | None, data_path: str, as_json: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions(TrustOptions, Data, Json):
+    """Options of ``ciml trust explain``."""
+
+    run_id: str = argument()
+
+
+@make_command("explain")
+def explain(options: ExplainOptions) -> None:
     """Explain why a run is trusted or not.
 
     It shows the facts of RUN_ID and where they come from, the decision when the run was ingested and those by later
@@ -113,14 +115,14 @@ def explain(run_id: str, trust_policy: str | None, data_path: str, as_json: bool
       ciml trust explain zuul~5f0c~1 --data-path data
       ciml trust explain github~9013~1 --trust-policy trust.toml --data-path data
     """
-    from ciml.data_root import DataRoot
     from ciml.events.records import RunFacts
     from ciml.runs.latest_runs import TRUST_CHANGE, entries_of, row_of, trace
     from ciml.runs.state import open_raw
     from ciml.trust import FACTS, TrustPolicy, evaluate
 
-    policy = TrustPolicy.load(trust_policy)
-    raw = DataRoot.open(data_path).raw
+    run_id = options.run_id
+    policy = TrustPolicy.load(options.trust_policy)
+    raw = options.root.raw
     log, state = open_raw(raw)
     entries = entries_of(log, state.version, run_id)
     if not entries:
@@ -143,16 +145,11 @@ def explain(run_id: str, trust_policy: str | None, data_path: str, as_json: bool
         "now": evaluate(policy, joined).to_json(),
     }
     rules = trace(policy, joined)
-    if as_json:
-        explanation["rules"] = [
-            {**rule._asdict(), "mismatches": [mismatch._asdict() for mismatch in rule.mismatches]} for rule in rules
-        ]
-        click.echo(json.dumps(explanation, indent=2))
-    else:
-        _print_explained(explanation, rules)
+    traces = [{**rule._asdict(), "mismatches": [mismatch._asdict() for mismatch in rule.mismatches]} for rule in rules]
+    options.show(explanation, partial(_print_explained, rules), lambda facts: {**facts, "rules": traces})
 
 
-def _print_explained(explanation: Mapping[str, Any], rules: list[RuleTrace]) -> None:
+def _print_explained(rules: list[RuleTrace], explanation: Mapping[str, Any]) -> None:
     rows = []
     for name, values in explanation["facts"].items():
         origin = "" if not values["joined"] else "its event" if values["own"] == values["joined"] else "an update"
@@ -173,3 +170,17 @@ def _print_explained(explanation: Mapping[str, Any], rules: list[RuleTrace]) -> 
         says = "-" if rule.mismatches else "trusted" if rule.trusted else "not trusted"
         rows.append((rule.rule, says, reason))
     print_table(("rule", "says", "because"), rows, title="Rules")
+
+
+@click.group("trust", commands=[check, explain])
+def command() -> None:
+    """Check a trust policy, explain a run's trust.
+
+    A trust policy says which runs may train a model. Both commands only read; a policy takes effect by --trust-policy
+    of the commands that ingest and train.
+
+    \b
+    Example:
+      ciml trust check trust.toml --data-path data
+      ciml trust explain zuul~5f0c~1 --data-path data
+    """

@@ -3,50 +3,44 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.default_group import DefaultGroup
-from ciml.cli.options import data_path_option
-from ciml.cli.param_types import Instant
+from ciml.cli.command import DefaultGroup, make_command
+from ciml.cli.options import Data, Json
 from ciml.data_root import DataRoot
+from ciml.options import argument, flag, option
 
 if TYPE_CHECKING:
     from ciml.training.exclusions import Exclusion
 
 
-@click.group("exclude", cls=DefaultGroup, default="add")
-def command() -> None:
-    """Exclude runs from training, list and revert exclusions.
+@dataclass(frozen=True, kw_only=True)
+class AddOptions(Data):
+    """Options of ``ciml exclude`` without a command.
 
-    Without a COMMAND it adds an exclusion. Every later training honours it: refreshes, experiments and sweeps. It
-    deletes nothing: excluded runs stay stored and are predicted.
-
-    \b
-    Example:
-      ciml exclude --run zuul~5f0c~1 --reason "disk was full" --data-path data
-      ciml exclude list --data-path data
-      ciml exclude revert 1 --data-path data
+    Attributes:
+      run_id: Run id, source~native id~attempt.
+      job: Job of the runs, or a glob of jobs.
+      source: Source of the runs, such as zuul.
+      since_us: Runs that ran at or after TIME, ISO 8601; UTC without a zone.
+      until_us: Runs that began before TIME; needs --since.
+      reason: Reason, for readers of the list and of metrics.
     """
 
+    run_id: str | None = option(flags="--run", metavar="ID")
+    job: str | None = option(metavar="GLOB")
+    source: str | None = option(metavar="NAME")
+    since_us: int | None = option(kind="instant", flags="--since")
+    until_us: int | None = option(kind="instant", flags="--until")
+    reason: str = option(metavar="TEXT", required=True)
 
-@command.command("add")
-@click.option("--run", "run_id", metavar="ID", help="Run id, source~native id~attempt.")
-@click.option("--job", metavar="GLOB", help="Job of the runs, or a glob of jobs.")
-@click.option("--source", metavar="NAME", help="Source of the runs, such as zuul.")
-@click.option(
-    "--since",
-    "since_us",
-    type=Instant(),
-    metavar="TIME",
-    help="Runs that ran at or after TIME, ISO 8601; UTC without a zone.",
-)
-@click.option("--until", "until_us", type=Instant(), metavar="TIME", help="Runs that began before TIME; needs --since.")
-@click.option("--reason", required=True, metavar="TEXT", help="Reason, for readers of the list and of metrics.")
-@data_path_option()
-def add(reason: str, data_path: str, **runs: Any) -> None:
+
+@make_command("add")
+def add(options: AddOptions) -> None:
     """Exclude runs from training.
 
     It excludes one run by --run, or all runs that match each of --job, --source, --since and --until, present and
@@ -60,22 +54,33 @@ def add(reason: str, data_path: str, **runs: Any) -> None:
     from ciml.training.exclusions import Exclusion
     from ciml.training.exclusions import add as store
 
-    data = DataRoot.open(data_path)
-    exclusion = Exclusion(reason, **{key: value for key, value in runs.items() if value is not None})
+    data = options.root
+    runs = {key: value for key, value in asdict(options).items() if value is not None and key != "data_path"}
+    exclusion = Exclusion(**runs)
     (stored,) = store(data.exclusions, [exclusion])
     matching = _matching(data, exclusion)
     note = "" if matching is None else f"; stored runs that match: {matching:,}"
-    click.echo(f"exclusion {stored.id}: {exclusion.describe()}: {reason}{note}")
+    click.echo(f"exclusion {stored.id}: {exclusion.describe()}: {exclusion.reason}{note}")
     if matching == 0:
         click.echo("warning: no stored run matches; later ones may", err=True)
     _warn(data)
 
 
-@command.command("list")
-@click.option("--all", "everything", is_flag=True, help="Reverted exclusions too.")
-@click.option("--json", "as_json", is_flag=True, help="JSON output, an array of all exclusions.")
-@data_path_option()
-def list_exclusions(everything: bool, as_json: bool, data_path: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ListOptions(Data, Json):
+    """Options of ``ciml exclude list``.
+
+    Attributes:
+      all: Reverted exclusions too.
+      json: JSON output, an array of all exclusions.
+    """
+
+    all: bool = flag()
+    json: bool = flag()
+
+
+@make_command("list")
+def list_exclusions(options: ListOptions) -> None:
     """List the exclusions in force.
 
     \b
@@ -85,10 +90,10 @@ def list_exclusions(everything: bool, as_json: bool, data_path: str) -> None:
     """
     from ciml.training.exclusions import read_state
 
-    data = DataRoot.open(data_path)
+    data = options.root
     state = read_state(data.exclusions)
-    exclusions = list(state.kept.values()) if everything or as_json else state.active()
-    if as_json:
+    exclusions = list(state.kept.values()) if options.all or options.json else state.active()
+    if options.json:
         click.echo(json.dumps([stored.to_json() for stored in exclusions], indent=2))
         return
     for stored in exclusions:
@@ -100,10 +105,15 @@ def list_exclusions(everything: bool, as_json: bool, data_path: str) -> None:
     _warn(data)
 
 
-@command.command("revert")
-@click.argument("ids", nargs=-1, required=True, type=click.IntRange(1), metavar="ID…")
-@data_path_option()
-def revert(ids: tuple[int, ...], data_path: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RevertOptions(Data):
+    """Options of ``ciml exclude revert``."""
+
+    ids: tuple[int, ...] = argument("ID…", "count", many=True)
+
+
+@make_command("revert")
+def revert(options: RevertOptions) -> None:
     """Revert exclusions by their IDs.
 
     Later trainings may learn from their runs again, unless another exclusion matches.
@@ -114,7 +124,7 @@ def revert(ids: tuple[int, ...], data_path: str) -> None:
     """
     from ciml.training.exclusions import revert as store
 
-    for stored in store(DataRoot.open(data_path).exclusions, ids):
+    for stored in store(options.root.exclusions, options.ids):
         click.echo(f"reverted {stored.id}: {stored.exclusion.describe()}: {stored.exclusion.reason}")
 
 
@@ -137,3 +147,18 @@ def _warn(data: DataRoot) -> None:
 
     for line in learned_excluded(data):
         click.echo(f"warning: {line}", err=True)
+
+
+@click.group("exclude", cls=DefaultGroup, default="add", commands=[add, list_exclusions, revert])
+def command() -> None:
+    """Exclude runs from training, list and revert exclusions.
+
+    Without a COMMAND it adds an exclusion. Every later training honours it: refreshes, experiments and sweeps. It
+    deletes nothing: excluded runs stay stored and are predicted.
+
+    \b
+    Example:
+      ciml exclude --run zuul~5f0c~1 --reason "disk was full" --data-path data
+      ciml exclude list --data-path data
+      ciml exclude revert 1 --data-path data
+    """

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import click
 
-from ciml.cli.options import data_path_option
-from ciml.data_root import DataRoot
+from ciml.cli.command import make_command
+from ciml.cli.options import Data, Json
+from ciml.options import option
 
 
-@click.group("export")
-def command() -> None:
-    """Export experiments and models to MLflow.
+@dataclass(frozen=True, kw_only=True)
+class MlflowOptions(Data, Json):
+    """Options of ``ciml export mlflow``.
 
-    \b
-    Example:
-      ciml export mlflow --tracking-uri http://mlflow.example.org --data-path data
+    Attributes:
+      tracking_uri: MLflow's tracking and registry: a server's address, or sqlite:///FILE.
     """
 
+    tracking_uri: str = option(metavar="URI", envvar="MLFLOW_TRACKING_URI", required=True)
 
-@command.command("mlflow")
-@data_path_option()
-@click.option(
-    "--tracking-uri",
-    required=True,
-    metavar="URI",
-    envvar="MLFLOW_TRACKING_URI",
-    show_envvar=True,
-    help="MLflow's tracking and registry: a server's address, or sqlite:///FILE.",
-)
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def mlflow_command(data_path: str, tracking_uri: str, as_json: bool) -> None:
+
+@make_command("mlflow")
+def mlflow_command(options: MlflowOptions) -> None:
     """Export results, candidates and versions to MLflow.
 
     Trials and candidates become runs, pushed versions become versions of registered models, labels become aliases. What
@@ -46,11 +39,22 @@ def mlflow_command(data_path: str, tracking_uri: str, as_json: bool) -> None:
     require("mlflow")
     from ciml.pipelines.mlflow import export_to_mlflow
 
-    exported = export_to_mlflow(DataRoot.open(data_path), tracking_uri, lambda line: click.echo(line, err=True))
-    if as_json:
+    data = options.root
+    exported = export_to_mlflow(data, options.tracking_uri, lambda line: click.echo(line, err=True))
+    if options.json:
         click.echo(json.dumps(exported.to_json(), sort_keys=True))
         return
     versions = f"{exported.versions} versions of models, {exported.new_versions} new"
     click.echo(f"{exported.runs} runs, {exported.new_runs} new; {versions}")
     for model, labels in exported.aliases.items():
         click.echo(f"{model}: {', '.join(f'{label} = {number}' for label, number in labels.items())}")
+
+
+@click.group("export", commands=[mlflow_command])
+def command() -> None:
+    """Export experiments and models to MLflow.
+
+    \b
+    Example:
+      ciml export mlflow --tracking-uri http://mlflow.example.org --data-path data
+    """

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.foreground import stop_on_signals
-from ciml.cli.options import data_path_option
-from ciml.data_root import DataRoot
+from ciml.cli.command import make_command
+from ciml.cli.options import Data, Json
+from ciml.cli.running import stop_on_signals
 from ciml.errors import EngineError
+from ciml.options import argument, flag, option
 
 if TYPE_CHECKING:
     from ciml.serving.registry import Registry
 
 
-@click.group("models")
-def command() -> None:
-    """List, verify, roll back and mirror models.
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Data):
+    """The model of a command; None for all."""
 
-    \b
-    Example:
-      ciml models list --data-path data
-      ciml models rollback provider --data-path data
-      ciml models verify --data-path data
-    """
+    model: str | None = argument(required=False)
+
+    def registries(self) -> dict[str, Registry]:
+        """Return the registry of each model."""
+        from ciml.serving.registry import known_registries
+
+        return known_registries(self.root, self.model)
 
 
-@command.command("list")
-@click.argument("model", required=False)
-@data_path_option()
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def list_models(model: str | None, data_path: str, as_json: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ListOptions(ModelOptions, Json):
+    """Options of ``ciml models list``."""
+
+
+@make_command("list")
+def list_models(options: ListOptions) -> None:
     """List candidates, decisions, versions and labels.
 
     Without MODEL it lists all models. The latest candidate is the last. A served version that learned from runs which
@@ -47,12 +52,13 @@ def list_models(model: str | None, data_path: str, as_json: bool) -> None:
     """
     from ciml.training.trainer import learned_excluded
 
-    models = {name: as_dict(registry) for name, registry in _registries(data_path, model).items()}
-    for line in learned_excluded(DataRoot.open(data_path), list(models)):
+    models = {name: as_dict(registry) for name, registry in options.registries().items()}
+    for line in learned_excluded(options.root, list(models)):
         click.echo(f"warning: {line}", err=True)
-    if as_json:
-        click.echo(json.dumps(models, indent=2))
-        return
+    options.show(models, _print_models)
+
+
+def _print_models(models: Mapping[str, dict[str, Any]]) -> None:
     if not models:
         click.echo("no models yet; train one by ciml refresh")
     for name, description in models.items():
@@ -94,12 +100,22 @@ def as_dict(registry: Registry) -> dict[str, Any]:
     return {"labels": dict(sorted(state.labels.items())), "served": state.served(), "candidates": candidates}
 
 
-@command.command("rollback")
-@click.argument("model")
-@data_path_option()
-@click.option("--version", type=click.IntRange(1), help="Version to serve.  [default: the previous one]")
-@click.option("--label", default="stable", help="Label to move.")
-def rollback_model(model: str, data_path: str, version: int | None, label: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RollbackOptions(Data):
+    """Options of ``ciml models rollback``.
+
+    Attributes:
+      version: Version to serve. [default: the previous one]
+      label: Label to move.
+    """
+
+    model: str = argument()
+    version: int | None = option(kind="count")
+    label: str = option("stable")
+
+
+@make_command("rollback")
+def rollback_model(options: RollbackOptions) -> None:
     """Move a label to an earlier version.
 
     Later versions are withdrawn until a rollback names them with --version.
@@ -111,14 +127,12 @@ def rollback_model(model: str, data_path: str, version: int | None, label: str) 
     """
     from ciml.serving.push import rollback
 
-    moved = rollback(DataRoot.open(data_path), model, version, label=label)
-    click.echo(f"{model}: {moved.label} = {moved.version}")
+    moved = rollback(options.root, options.model, options.version, label=options.label)
+    click.echo(f"{options.model}: {moved.label} = {moved.version}")
 
 
-@command.command("verify")
-@click.argument("model", required=False)
-@data_path_option()
-def verify_models(model: str | None, data_path: str) -> int:
+@make_command("verify")
+def verify_models(options: ModelOptions) -> int:
     """Verify the files of all versions.
 
     It compares them with the registry. The exit code is 4 if a file was altered, is missing or is not registered.
@@ -130,8 +144,8 @@ def verify_models(model: str | None, data_path: str) -> int:
     from ciml.serving.push import verify_versions
 
     faults = 0
-    for name in _registries(data_path, model):
-        fault_by_version = verify_versions(DataRoot.open(data_path), name)
+    for name in options.registries():
+        fault_by_version = verify_versions(options.root, name)
         for version, fault in fault_by_version.items():
             if fault:
                 faults += 1
@@ -141,10 +155,8 @@ def verify_models(model: str | None, data_path: str) -> int:
     return 4 if faults else 0
 
 
-@command.command("reconcile")
-@click.argument("model", required=False)
-@data_path_option()
-def reconcile_models(model: str | None, data_path: str) -> None:
+@make_command("reconcile")
+def reconcile_models(options: ModelOptions) -> None:
     """Repair the state after interrupted pushes.
 
     It removes partial versions and rewrites the model server's configuration.
@@ -156,19 +168,27 @@ def reconcile_models(model: str | None, data_path: str) -> None:
     from ciml.serving.push import reconcile
 
     lines = []
-    for name, registry in _registries(data_path, model).items():
+    for name, registry in options.registries().items():
         lines += [f"{name}: {line}" for line in reconcile(registry)]
     click.echo("\n".join(lines) or "nothing to do")
 
 
-@command.command("mirror")
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@data_path_option()
-@click.option("--watch/--once", default=False, help="Repeat until a signal, or once.  [default: once]")
-@click.option(
-    "--poll-seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Interval of --watch."
-)
-def mirror_models(folder: Path, data_path: str, watch: bool, poll_seconds: float) -> int:
+@dataclass(frozen=True, kw_only=True)
+class MirrorOptions(Data):
+    """Options of ``ciml models mirror``.
+
+    Attributes:
+      watch: Repeat until a signal, or once. [default: once]
+      poll_seconds: Interval of --watch.
+    """
+
+    folder: Path = argument(kind=click.Path(file_okay=False, path_type=Path))
+    watch: bool = flag("--watch/--once")
+    poll_seconds: float = option(5.0, click.FloatRange(min=0.1))
+
+
+@make_command("mirror")
+def mirror_models(options: MirrorOptions) -> int:
     """Copy the served models for TensorFlow Serving.
 
     Its own image reads a local folder, no S3, and verifies nothing. FOLDER gets the served versions, compared with the
@@ -182,15 +202,15 @@ def mirror_models(folder: Path, data_path: str, watch: bool, poll_seconds: float
     """
     from ciml.serving.mirror import mirror
 
-    data = DataRoot.open(data_path)
+    data = options.root
     stop = stop_on_signals()
     reported = set[str]()
     while True:
         faults = set[str]()
         try:
-            mirrored = mirror(data, folder.absolute())
+            mirrored = mirror(data, options.folder.absolute())
         except EngineError as error:
-            if not watch:
+            if not options.watch:
                 raise
             faults.add(f"{error}; trying again")
         else:
@@ -200,13 +220,19 @@ def mirror_models(folder: Path, data_path: str, watch: bool, poll_seconds: float
         for fault in sorted(faults - reported):
             click.echo(fault, err=True)
         reported = faults
-        if not watch:
+        if not options.watch:
             return 4 if faults else 0
-        if stop.wait(poll_seconds):
+        if stop.wait(options.poll_seconds):
             return 0
 
 
-def _registries(data_path: str, model: str | None) -> dict[str, Registry]:
-    from ciml.serving.registry import known_registries
+@click.group("models", commands=[list_models, rollback_model, verify_models, reconcile_models, mirror_models])
+def command() -> None:
+    """List, verify, roll back and mirror models.
 
-    return known_registries(DataRoot.open(data_path), model)
+    \b
+    Example:
+      ciml models list --data-path data
+      ciml models rollback provider --data-path data
+      ciml models verify --data-path data
+    """

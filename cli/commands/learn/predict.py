@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.default_group import DefaultGroup
-from ciml.cli.foreground import PATIENCE_S, Running, running_options, service_options, topic_options
-from ciml.cli.options import data_path_option, home_of
+from ciml.cli.command import DefaultGroup, make_command
+from ciml.cli.options import Data, JsonLines
 from ciml.cli.progress import progress_bar
+from ciml.cli.running import PATIENCE_S, Running
 from ciml.cli.tables import print_table
 from ciml.events.outcomes import OUTCOMES
+from ciml.options import argument, option
 from ciml.services.options import PredictOptions
 
 if TYPE_CHECKING:
@@ -27,33 +29,32 @@ if TYPE_CHECKING:
 _UNUSABLE = 2
 
 
-@click.command("files")
-@click.argument("files", nargs=-1, metavar="FILE…")
-@click.option("--model", required=True, metavar="NAME", help="Model to predict with.")
-@click.option(
-    "--version", type=click.IntRange(1), metavar="N", help="Version of the model.  [default: that of --label]"
-)
-@click.option("--label", metavar="LABEL", help="Label of the version.  [default: stable]")
-@click.option("--zone", metavar="ZONE", help="Zone of logs that name none, or an ambiguous one.")
-@click.option("--job", default="", metavar="JOB", help="Job of the runs, for a verdict.")
-@click.option(
-    "--outcome", type=click.Choice(sorted(OUTCOMES)), help="Outcome of the runs; a verdict is on failure or timeout."
-)
-@click.option("--exit-code", type=click.IntRange(-255, 255), metavar="N", help="Exit status of the runs' command.")
-@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line.")
-@data_path_option()
-def files(
-    files: tuple[str, ...],
-    model: str,
-    version: int | None,
-    label: str | None,
-    zone: str | None,
-    job: str,
-    outcome: OutcomeWord | None,
-    exit_code: int | None,
-    as_json: bool,
-    data_path: str,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class FilesOptions(JsonLines, Data):
+    """Options of ``ciml predict`` for files.
+
+    Attributes:
+      model: Model to predict with.
+      version: Version of the model. [default: that of --label]
+      label: Label of the version. [default: stable]
+      zone: Zone of logs that name none, or an ambiguous one.
+      job: Job of the runs, for a verdict.
+      outcome: Outcome of the runs; a verdict is on failure or timeout.
+      exit_code: Exit status of the runs' command.
+    """
+
+    files: tuple[str, ...] = argument("FILE…", many=True, required=False)
+    model: str = option(metavar="NAME", required=True)
+    version: int | None = option(kind="count", metavar="N")
+    label: str | None = option(metavar="LABEL")
+    zone: str | None = option(metavar="ZONE")
+    job: str = option("", metavar="JOB")
+    outcome: OutcomeWord | None = option(kind=click.Choice(sorted(OUTCOMES)))
+    exit_code: int | None = option(kind=click.IntRange(-255, 255), metavar="N")
+
+
+@make_command("files")
+def files(options: FilesOptions) -> int:
     """Predict for logs.
 
     FILE… are plain or gzip. The exit code is 2 if one of them cannot be used; the others are predicted.
@@ -65,25 +66,28 @@ def files(
     """
     from ciml.verdict_rules import EXIT_LABEL
 
+    files = options.files
     if not files:
         raise click.UsageError("no FILE: name the logs to predict; the stream is ciml predict stream")
-    if version is not None and label is not None:
+    if options.version is not None and options.label is not None:
         raise click.UsageError("--version and --label exclude each other")
     from ciml.api import open as open_data
 
-    loaded = open_data(data_path).model(model, version=version, label=label or "stable")
+    model = open_data(options.data_path).model(options.model, version=options.version, label=options.label or "stable")
     predictions: list[Prediction] = []
     with progress_bar("predicting") as progress:
-        labels = {} if exit_code is None else {EXIT_LABEL: str(exit_code)}
-        for prediction in loaded.each(map(Path, files), zone=zone, job=job, outcome=outcome, labels=labels):
+        labels = {} if options.exit_code is None else {EXIT_LABEL: str(options.exit_code)}
+        for prediction in model.each(
+            map(Path, files), zone=options.zone, job=options.job, outcome=options.outcome, labels=labels
+        ):
             predictions.append(prediction)
             progress("logs", len(predictions), len(files))
-    if as_json:
+    if options.json:
         for file, prediction in zip(files, predictions, strict=True):
             facts = {name: value for name, value in prediction.to_json().items() if name != "run"}
-            click.echo(json.dumps({"file": file, "model": model, "version": loaded.version, **facts}))
+            click.echo(json.dumps({"file": file, "model": options.model, "version": model.version, **facts}))
     else:
-        _print(files, predictions, f"{model}, version {loaded.version}")
+        _print(files, predictions, f"{options.model}, version {model.version}")
     return _UNUSABLE if any(prediction.class_name is None for prediction in predictions) else 0
 
 
@@ -114,35 +118,8 @@ def _verdict(verdict: Verdict) -> tuple[str, str, str]:
     return cause, f"{likely} {verdict.base_rate[likely]:.2f} of {verdict.runs:,} runs", verdict.retry
 
 
-def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value or ctx.resilient_parsing:
-        return value
-    from ciml.engines import state
-    from ciml.errors import CimlError
-
-    engine = state.read(home_of(ctx)).get("models")
-    if engine is None:
-        raise CimlError("no model server: start one (ciml up models, ciml serve) or name one (--server HOST:PORT)")
-    return engine.urls["grpc"]
-
-
-@click.command("stream")
-@topic_options()
-@click.option("--model", required=True, metavar="NAME", help="Model to query.")
-@click.option("--label", default="stable", help="Version label to query.")
-@click.option(
-    "--server",
-    metavar="HOST:PORT",
-    envvar="CIML_MODEL_SERVER",
-    show_envvar=True,
-    callback=_server,
-    help="gRPC address of the model server.  [default: the model server of ciml up]",
-)
-@click.option("--runs-topic", default="runs", metavar="TOPIC", help="Topic of announced runs.")
-@click.option("--predictions-topic", default="predictions", metavar="TOPIC", help="Topic of predictions; '' for none.")
-@running_options()
-@service_options(PredictOptions)
-def stream(running: Running, options: PredictOptions) -> None:
+@make_command("stream")
+def stream(options: PredictOptions, running: Running) -> None:
     """Predict for finished runs as they arrive.
 
     Ingest announces the runs, trusted or not. Each run is prepared by the definition of the served version, predicted

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.foreground import Running, service_options
-from ciml.cli.options import data_path_option, learn_from_options, metrics_options
+from ciml.cli.command import make_command
+from ciml.cli.running import Foreground
+from ciml.options import flag
 from ciml.services.options import TrainerOptions
 
 if TYPE_CHECKING:
@@ -18,46 +20,21 @@ if TYPE_CHECKING:
 REJECTED = 5
 
 
-@click.command("refresh")
-@data_path_option()
-@click.option("--dataset", required=True, metavar="NAME", help="Data set to train on.")
-@click.option("--model", metavar="NAME", help="Name of the served model.  [default: the data set's name]")
-@click.option(
-    "--experiment",
-    type=click.Path(exists=True, dir_okay=False),
-    metavar="FILE",
-    help="TOML file of the estimator and its hyper-parameters.  [default: a small dense network]",
-)
-@click.option("--watch/--once", default=False, help="Refresh whenever the data set grows, or a single one.")
-@learn_from_options
-@click.option("--label", default="stable", help="Label of a pushed version.")
-@click.option("--min-test-runs", type=click.IntRange(1), help="Minimum held-out runs; the gate rejects on fewer.")
-@click.option(
-    "--tolerance", type=click.FloatRange(0), help="Accuracy by which a candidate may be worse than the champion."
-)
-@click.option(
-    "--accept-baseline",
-    "accept_baselines",
-    multiple=True,
-    metavar="NUMBER",
-    help="Number that may predict better than the model: duration or memory; repeatable.",
-)
-@click.option(
-    "--min-decided",
-    type=click.FloatRange(0, 1),
-    help="Minimum share of held-out runs that a model of causes decides.  [default: 0.2]",
-)
-@click.option(
-    "--lineage/--no-lineage",
-    envvar="CIML_LINEAGE",
-    show_envvar=True,
-    default=False,
-    help="Send OpenLineage events, by its own configuration or to DATA/lineage.",
-)
-@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line for each refresh.")
-@metrics_options
-@service_options(TrainerOptions)
-def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_address: str, options: TrainerOptions) -> int:
+@dataclass(frozen=True, kw_only=True)
+class RefreshRunning(Foreground):
+    """How ``ciml refresh`` runs.
+
+    Attributes:
+      watch: Refresh whenever the data set grows, or a single one.
+      json: JSON output, one object a line for each refresh.
+    """
+
+    watch: bool = flag("--watch/--once")
+    json: bool = flag()
+
+
+@make_command("refresh")
+def command(options: TrainerOptions, running: RefreshRunning) -> int:
     """Train, evaluate and push a model.
 
     It trains a candidate on a data set's trusted runs and compares it with the champion on held-out ones. A candidate
@@ -77,19 +54,18 @@ def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_addres
         click.echo(f"{config.model}: {name}", err=True)
 
     def show(result: TrainResult) -> None:
-        if as_json:
+        if running.json:
             click.echo(json.dumps(result.to_json(config.model), sort_keys=True))
         else:
             click.echo("\n".join(result.lines(config.model)))
         for line in result.warnings:
             click.echo(f"warning: {line}", err=True)
 
-    if not watch:
+    if not running.watch:
         result = run_once(config, progress=step)
         show(result)
         return REJECTED if result.outcome == "rejected" else 0
     from ciml.services.trainer import TrainerService
 
-    running = Running(metrics_port=metrics_port, metrics_address=metrics_address)
     running.run(TrainerService(config, show, step), None, patience_s=None)
     return 0

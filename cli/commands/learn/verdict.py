@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.options import data_path_option
-from ciml.data_root import DataRoot
+from ciml.cli.command import make_command
+from ciml.cli.options import Data, Json
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.outcomes import CODE, MACHINE
+from ciml.options import argument, option
 from ciml.verdict_rules import UNKNOWN
 
 if TYPE_CHECKING:
@@ -31,12 +32,20 @@ _RETRY = {
 }
 
 
-@click.command("verdict")
-@click.argument("run_id")
-@click.option("--model", metavar="NAME", help="Model whose verdict to show.  [default: the last that gave one]")
-@data_path_option()
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def command(run_id: str, model: str | None, data_path: str, as_json: bool) -> int:
+@dataclass(frozen=True, kw_only=True)
+class VerdictOptions(Data, Json):
+    """Options of ``ciml verdict``.
+
+    Attributes:
+      model: Model whose verdict to show. [default: the last that gave one]
+    """
+
+    run_id: str = argument()
+    model: str | None = option(metavar="NAME")
+
+
+@make_command("verdict")
+def command(options: VerdictOptions) -> int:
     """Show the verdict on a failed run.
 
     RUN_ID is a run of ciml runs list. The last prediction with a verdict is shown, with its evidence, which is
@@ -52,12 +61,12 @@ def command(run_id: str, model: str | None, data_path: str, as_json: bool) -> in
     from ciml.serving.predict.log import predictions_of_run
     from ciml.verdicts.evidence import evidence_of
 
-    data = DataRoot.open(data_path)
-    predictions = predictions_of_run(data.predictions, run_id)
-    records = [prediction for prediction in predictions if model in (None, prediction["model"])]
+    data = options.root
+    predictions = predictions_of_run(data.predictions, options.run_id)
+    records = [prediction for prediction in predictions if options.model in (None, prediction["model"])]
     record = next((prediction for prediction in reversed(records) if "verdict" in prediction), None)
     if record is None:
-        raise CimlError(_missing(run_id, data_path, model, predicted=bool(records)))
+        raise CimlError(_missing(options, predicted=bool(records)))
     evidence = None
     fault = ""
     try:
@@ -65,23 +74,25 @@ def command(run_id: str, model: str | None, data_path: str, as_json: bool) -> in
     except IntegrityError as error:
         fault = str(error)
     picture = data.predictions.url(evidence.picture) if evidence and evidence.picture else ""
-    if as_json:
-        click.echo(json.dumps(_json(record, evidence, picture, fault), indent=2))
-    else:
-        _print(record, evidence, picture, fault)
+    options.show(
+        record,
+        lambda record: _print(record, evidence, picture, fault),
+        lambda record: _json(record, evidence, picture, fault),
+    )
     return _DAMAGED if fault else 0
 
 
-def _missing(run_id: str, data_path: str, model: str | None, *, predicted: bool) -> str:
-    by_model = f" of model {model!r}" if model else ""
+def _missing(options: VerdictOptions, *, predicted: bool) -> str:
+    run_id = options.run_id
+    by_model = f" of model {options.model!r}" if options.model else ""
     if predicted:
         return (
             f"no verdict{by_model} on run {run_id!r}: verdicts are given on failed runs, by models of data sets with "
             'class_label = "cause" (docs/verdicts.md)'
         )
     return (
-        f"no prediction{by_model} of run {run_id!r} in {data_path}; list runs by ciml runs list, predict them by "
-        "ciml predict stream"
+        f"no prediction{by_model} of run {run_id!r} in {options.data_path}; list runs by ciml runs list, predict them "
+        "by ciml predict stream"
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from ciml.cli.command import make_command
+from ciml.cli.options import Json, JsonLines
 from ciml.cli.tables import print_columns
+from ciml.options import argument, option, repeated
 
 if TYPE_CHECKING:
     from ciml.events.records import FactUpdate, RunFacts
@@ -19,22 +22,8 @@ _REJECTED = 2
 _TIMES = {"start_us": "start_time", "end_us": "end_time"}
 
 
-@click.group("adapter")
-def command() -> None:
-    """List adapters of CI systems; try a delivery.
-
-    An adapter turns what a CI system sends into runs and facts about them.
-
-    \b
-    Example:
-      ciml adapter list
-      ciml adapter try gitlab job.json
-    """
-
-
-@command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line.")
-def list_command(as_json: bool) -> None:
+@make_command("list")
+def list_command(options: JsonLines) -> None:
     """List the adapters, installed ones too.
 
     \b
@@ -43,13 +32,15 @@ def list_command(as_json: bool) -> None:
     """
     from ciml.integrations.registry import adapters
 
-    installed = [adapters()[name] for name in sorted(adapters())]
-    if as_json:
-        for adapter in installed:
-            named = {"name": adapter.name, "headers": adapter.headers, "signature": adapter.signature}
-            click.echo(json.dumps(named))
-        return
-    rows = [(adapter.name, ", ".join(adapter.headers) or "-", adapter.signature or "-") for adapter in installed]
+    named = [adapters()[name] for name in sorted(adapters())]
+    rows = [{"name": adapter.name, "headers": adapter.headers, "signature": adapter.signature} for adapter in named]
+    options.show_all(rows, _print_adapters)
+
+
+def _print_adapters(adapters: list[dict[str, Any]]) -> None:
+    rows = [
+        (adapter["name"], ", ".join(adapter["headers"]) or "-", adapter["signature"] or "-") for adapter in adapters
+    ]
     print_columns([("adapter", "headers", "signature"), *rows])
 
 
@@ -63,20 +54,23 @@ def _headers(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...])
     return headers
 
 
-@command.command("try")
-@click.argument("system")
-@click.argument("file", type=click.File("rb"))
-@click.option(
-    "--header",
-    "headers",
-    multiple=True,
-    metavar="NAME=VALUE",
-    callback=_headers,
-    help="Header of the delivery, or the topic of an MQTT message; may be repeated.",
-)
-@click.option("--source", metavar="NAME", help="Configured name of the source.  [default: SYSTEM]")
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def try_command(system: str, file: BinaryIO, headers: Mapping[str, str], source: str | None, as_json: bool) -> int:
+@dataclass(frozen=True, kw_only=True)
+class TryOptions(Json):
+    """Options of ``ciml adapter try``.
+
+    Attributes:
+      headers: Header of the delivery, or the topic of an MQTT message; may be repeated.
+      source: Configured name of the source. [default: SYSTEM]
+    """
+
+    system: str = argument()
+    file: BinaryIO = argument(kind=click.File("rb"))
+    headers: dict[str, str] = repeated(_headers, metavar="NAME=VALUE")
+    source: str | None = option(metavar="NAME")
+
+
+@make_command("try")
+def try_command(options: TryOptions) -> int:
     """Show what a delivery becomes.
 
     FILE is the raw body that SYSTEM sends, - for standard input. Nothing is stored. The exit code is 2 for a delivery
@@ -92,16 +86,18 @@ def try_command(system: str, file: BinaryIO, headers: Mapping[str, str], source:
     from ciml.integrations.registry import find_adapter
     from ciml.limits import MAX_MESSAGE_BYTES
 
-    adapter = find_adapter(system)
-    delivery = Delivery(file.read(MAX_MESSAGE_BYTES + 1), headers, "try")
-    result = tried(system, check_source_name(source or system), delivery)
-    if as_json:
-        click.echo(json.dumps(result, indent=2, ensure_ascii=False))
-    else:
+    headers = options.headers
+    adapter = find_adapter(options.system)
+    delivery = Delivery(options.file.read(MAX_MESSAGE_BYTES + 1), headers, "try")
+    result = tried(options.system, check_source_name(options.source or options.system), delivery)
+
+    def show(result: Mapping[str, Any]) -> None:
         for line in _lines(result):
             click.echo(line)
         if "dead_letter" in result and (missing := set(adapter.headers) - headers.keys()):
             click.echo(f"The adapter reads headers that were not given: {', '.join(sorted(missing))}; give --header.")
+
+    options.show(result, show)
     rejected = "dead_letter" in result or any("dead_letter" in run for run in result["runs"])
     return _REJECTED if rejected else 0
 
@@ -181,3 +177,16 @@ def _table(facts: Mapping[str, Any]) -> Iterator[str]:
         elif isinstance(value, list | tuple):
             value = ", ".join(value)
         yield f"  {name:<{width}}  {value or '-'}"
+
+
+@click.group("adapter", commands=[list_command, try_command])
+def command() -> None:
+    """List adapters of CI systems; try a delivery.
+
+    An adapter turns what a CI system sends into runs and facts about them.
+
+    \b
+    Example:
+      ciml adapter list
+      ciml adapter try gitlab job.json
+    """

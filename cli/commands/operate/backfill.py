@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.batch_options import (
-    DATAFLOW,
-    DataflowJob,
-    as_s3,
-    collecting_rarely,
-    dataflow_options,
-    logs_option,
-    print_launched,
-    runner_option,
-)
-from ciml.cli.foreground import stop_on_signals
-from ciml.cli.options import (
-    beam_option,
-    data_path_option,
-    fetch_policy_option,
-    gathered,
-    jobs_option,
-    s3_options,
-    s3_place,
-    trust_policy_option,
-)
+from ciml.cli.command import make_command
+from ciml.cli.options import Json, NewData, S3Environment
+from ciml.cli.running import Batch, as_s3, collecting_rarely, print_launched, stop_on_signals
 from ciml.cli.tables import print_table
+from ciml.options import PolicyOptions, argument, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.events.listing import Listing
@@ -41,20 +24,27 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 
 
-@dataclass(frozen=True)
-class BackfillOptions:
-    """Options of the command that configure the backfill; see ``ciml backfill --help``."""
+@dataclass(frozen=True, kw_only=True)
+class BackfillOptions(PolicyOptions, NewData):
+    """Options that configure a backfill.
 
-    data_path: str
-    logs: str
-    source: str = "backfill"
-    runs_of: str | None = None
-    jobs: tuple[str, ...] = ()
-    trust_policy: str | None = None
-    fetch_policy: str | None = None
-    limit: int | None = None
-    skip_known: bool = False
-    take_missing: bool = False
+    Attributes:
+      source: Name of the listing in the trust policy.
+      runs_of: CI system of the runs, as named by ciml ingest --source; identifies them with runs of events. [default:
+        --source]
+      jobs: Jobs to load; may be repeated. [default: all]
+      limit: Maximum number of lines. [default: all]
+      skip_known: Skip the logs of stored runs, for a listing that grew.
+      take_missing: Continue if none of the first logs exists.
+    """
+
+    logs: str = option(kind="logs", required=True)
+    source: str = option("backfill", metavar="NAME")
+    runs_of: str | None = option(metavar="NAME")
+    jobs: tuple[str, ...] = repeated(flags="--job --build-name", metavar="GLOB")
+    limit: int | None = option(kind="count", metavar="N")
+    skip_known: bool = flag()
+    take_missing: bool = flag()
 
     def open(self) -> BackfillConfig:
         """Open what the options name.
@@ -62,7 +52,6 @@ class BackfillOptions:
         Raises:
           CimlError: an unreadable policy, an invalid source, a missing folder of logs, an unknown scheme.
         """
-        from ciml.data_root import DataRoot
         from ciml.events.listing import Reading
         from ciml.pipelines.backfill.plan import BackfillConfig, fetch_below, logs_root
         from ciml.transforms.ingest.decode import ALL_JOBS
@@ -70,7 +59,7 @@ class BackfillOptions:
 
         logs = logs_root(self.logs)
         return BackfillConfig(
-            DataRoot.open(self.data_path).raw,
+            self.root.raw,
             Reading(self.source, self.runs_of or self.source, logs),
             selection=self.jobs or ALL_JOBS,
             trust=TrustPolicy.load(self.trust_policy),
@@ -81,39 +70,20 @@ class BackfillOptions:
         )
 
 
-@click.command("backfill")
-@click.argument("listing", metavar="LISTING", callback=s3_place)
-@logs_option(required=True)
-@data_path_option(creates=True)
-@runner_option
-@dataflow_options()
-@click.option("--source", default="backfill", metavar="NAME", help="Name of the listing in the trust policy.")
-@click.option(
-    "--runs-of",
-    metavar="NAME",
-    help="CI system of the runs, as named by ciml ingest --source; identifies them with runs of events.  [default: "
-    "--source]",
-)
-@jobs_option("Jobs to load", "--build-name")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Maximum number of lines.  [default: all]")
-@click.option("--dry-run", is_flag=True, help="Survey the lines; load nothing.")
-@click.option("--skip-known", is_flag=True, help="Skip the logs of stored runs, for a listing that grew.")
-@click.option("--take-missing", is_flag=True, help="Continue if none of the first logs exists.")
-@trust_policy_option
-@fetch_policy_option
-@beam_option
-@s3_options
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-@gathered("options", [field.name for field in fields(BackfillOptions)], BackfillOptions)
-def command(
-    listing: str,
-    runner: tuple[str | None, str],
-    job: DataflowJob,
-    dry_run: bool,
-    beam_options: tuple[str, ...],
-    as_json: bool,
-    options: BackfillOptions,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class CommandOptions(S3Environment, Json, BackfillOptions):
+    """Options of ``ciml backfill``.
+
+    Attributes:
+      dry_run: Survey the lines; load nothing.
+    """
+
+    listing: str = argument("LISTING", "place")
+    dry_run: bool = flag()
+
+
+@make_command("backfill")
+def command(options: CommandOptions, batch: Batch) -> int:
     """Load historical logs into the raw store.
 
     LISTING is a file or s3:// object of JSON lines, optionally gzip: build_uuid, build_name, result, start_time,
@@ -133,41 +103,43 @@ def command(
     from ciml.cli.progress import Bar
     from ciml.events.listing import open_listing
     from ciml.pipelines.backfill.backfill import backfill
-    from ciml.pipelines.backfill.survey import survey
+    from ciml.pipelines.backfill.survey import Survey, survey
 
-    if runner[0] == DATAFLOW and not dry_run:
-        _launch(listing, job, beam_options, options)
+    if batch.launches and not options.dry_run:
+        _launch(options, batch)
         return 0
-    job.check_unused()
+    batch.check_unused()
     config = options.open()
-    opened = open_listing(listing)
-    if dry_run:
-        surveyed = survey(config, opened)
-        _print_json(surveyed.to_json()) if as_json else _print_survey(surveyed, opened, config)
+    listing = open_listing(options.listing)
+    if options.dry_run:
+        options.show(survey(config, listing), partial(_print_survey, listing, config), Survey.to_json)
         return 0
+    runner, job_endpoint = batch.runner
     stop = stop_on_signals()
-    with Bar(f"{Path(opened.url).name}") as bar:
+    with Bar(f"{Path(listing.url).name}") as bar:
         tally = backfill(
             config,
-            opened,
-            runner=runner[0],
-            job_endpoint=runner[1],
-            extra=tuple(beam_options),
+            listing,
+            runner=runner,
+            job_endpoint=job_endpoint,
+            extra=batch.beam_options,
             stop=stop,
             report=lambda tally: bar.show(tally.passed, tally.lines - tally.before, tally.totals()),
         )
-    if as_json:
-        _print_json({**tally.to_json(), "seconds": round(bar.seconds, 3)})
-    else:
-        click.echo(summary(opened, tally, bar.seconds, hint=f"ciml dead-letters list --data-path {options.data_path}"))
+    hint = f"ciml dead-letters list --data-path {options.data_path}"
+    options.show(
+        tally,
+        lambda tally: click.echo(summary(listing, tally, bar.seconds, hint)),
+        lambda tally: {**tally.to_json(), "seconds": round(bar.seconds, 3)},
+    )
     return 0 if tally.complete else _INTERRUPTED
 
 
-def _launch(listing: str, job: DataflowJob, beam_options: tuple[str, ...], options: BackfillOptions) -> None:
+def _launch(options: CommandOptions, batch: Batch) -> None:
     """Write or submit the backfill as one job on Dataflow."""
-    as_s3((options.data_path, "--data-path"), (options.logs, "--logs"), (listing, "LISTING"))
-    settings = job.settings()
-    name = job.name_or(f"ciml-backfill-{Path(listing).name.partition('.')[0]}")
+    as_s3((options.data_path, "--data-path"), (options.logs, "--logs"), (options.listing, "LISTING"))
+    settings = batch.settings()
+    name = batch.name_or(f"ciml-backfill-{Path(options.listing).name.partition('.')[0]}")
     from ciml.events.listing import open_listing
     from ciml.pipelines.backfill.backfill import plan_backfill
     from ciml.pipelines.dataflow.job import launch
@@ -175,23 +147,23 @@ def _launch(listing: str, job: DataflowJob, beam_options: tuple[str, ...], optio
 
     config = options.open()
     check_fetch(config.fetch)
-    opened = open_listing(listing)
+    listing = open_listing(options.listing)
     with collecting_rarely():
-        planned = plan_backfill(config, opened)
+        planned = plan_backfill(config, listing)
     if not planned.works:
-        click.echo(f"{opened.url}: all selected lines are settled already")
+        click.echo(f"{listing.url}: all selected lines are settled already")
         return
     launched = launch(
         planned.build,
         settings,
         name,
         streaming=False,
-        template=job.template,
-        extra=beam_options,
+        template=batch.template,
+        extra=batch.beam_options,
         hidden=secrets_here(fetch=config.fetch),
     )
-    click.echo(f"{opened.url}: {planned.lines:,} of {opened.lines:,} lines to settle")
-    check = shlex.join(["ciml", "backfill", listing, "--logs", options.logs, "--data-path", options.data_path])
+    click.echo(f"{listing.url}: {planned.lines:,} of {listing.lines:,} lines to settle")
+    check = shlex.join(["ciml", "backfill", options.listing, "--logs", options.logs, "--data-path", options.data_path])
     print_launched(launched, settings, streaming=False, then=f"{check} --dry-run")
 
 
@@ -218,11 +190,7 @@ def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> s
     return text
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, indent=2))
-
-
-def _print_survey(survey: Survey, listing: Listing, config: BackfillConfig) -> None:
+def _print_survey(listing: Listing, config: BackfillConfig, survey: Survey) -> None:
     jobs = sorted({job for job, _ in survey.take})
     results = sorted({result for _, result in survey.take})
     if jobs:

@@ -9,66 +9,80 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.options import Option, data_path_option, engines_home_option, kafka_options, stacked
-from ciml.cli.param_types import Duration
+from ciml.cli.command import make_command
 from ciml.errors import CimlError
+from ciml.options import BrokerOptions, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.integrations.connect import Connection
-    from ciml.kafka.options import KafkaOptions
 
 #: Events of the last minutes count too: the job may have ended before the command began to wait.
 _BACK_S = 600.0
 _NOTHING = 1
 _REJECTED = 2
 _DEFAULT_TOPIC = "ci-events"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectOptions(BrokerOptions):
+    """Options of each command.
+
+    Attributes:
+      name: Source in run ids and trust policies.
+      folder: Folder of receivers.toml, fetch.toml, trust.toml and secrets.
+      force: Replace a source of this name that has other settings.
+      wait: Wait for the first event, up to 10min or TIME; with --data-path for its run too.
+      topic: Topic that ciml ingest reads.
+    """
+
+    name: str = option(metavar="NAME", required=True)
+    folder: Path = option(Path(), click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
+    force: bool = flag()
+    wait: float | None = option(kind="time", metavar="[TIME]", alone="10min")
+    data_path: str | None = option(kind="new data")
+    topic: str = option(_DEFAULT_TOPIC, metavar="TOPIC")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebhookOptions(ConnectOptions):
+    """Options of a system that sends webhooks.
+
+    Attributes:
+      url: Public address of the receiver of webhooks, such as https://ci.example.org.
+    """
+
+    url: str = option("", metavar="URL")
+
+    def address(self, meaning: str = "address of the receiver or its proxy") -> str:
+        """Return the address of the receiver; see `asked`."""
+        return asked(self.url, "--url", meaning, "https://ci.example.org")
+
+
 _FILE = click.Path(dir_okay=False, resolve_path=True)
 
 
-def connect_options(name: str) -> Option:
-    """Options of each command. ``name`` is the default name of the source."""
-    return stacked(
-        click.option("--name", default=name, metavar="NAME", help="Source in run ids and trust policies."),
-        click.option(
-            "--folder",
-            type=click.Path(file_okay=False, path_type=Path),
-            default=".",
-            metavar="FOLDER",
-            help="Folder of receivers.toml, fetch.toml, trust.toml and secrets.",
-        ),
-        click.option("--force", is_flag=True, help="Replace a source of this name that has other settings."),
-        click.option(
-            "--wait",
-            "wait_s",
-            type=Duration(),
-            is_flag=False,
-            flag_value="10min",
-            metavar="[TIME]",
-            help="Wait for the first event, up to 10min or TIME; with --data-path for its run too.",
-        ),
-        engines_home_option,
-        data_path_option(required=False, home=False, creates=True),
-        click.option("--topic", default="ci-events", metavar="TOPIC", help="Topic that ciml ingest reads."),
-        kafka_options(required=False),
-    )
+@dataclass(frozen=True, kw_only=True)
+class ForgeOptions(WebhookOptions):
+    """Options of a system whose changes get comments.
+
+    Attributes:
+      internal: Names of log hosts have private addresses.
+      ca_file: Certificates that sign the server's. [default: the system's]
+      feedback: Also comment on the changes of failed runs.
+    """
+
+    internal: bool = flag()
+    ca_file: str = option("", _FILE, metavar="FILE")
+    feedback: bool = flag()
 
 
-#: ``--url``, as ``url``: text or None.
-url_option = click.option(
-    "--url", metavar="URL", help="Public address of the receiver of webhooks, such as https://ci.example.org."
-)
-#: ``--feedback``, as ``feedback``: a flag.
-feedback_option = click.option("--feedback", is_flag=True, help="Also comment on the changes of failed runs.")
-#: ``--internal``, as ``internal``: a flag.
-internal_option = click.option("--internal", is_flag=True, help="Names of log hosts have private addresses.")
-
-
-def asked(value: str | None, option: str, meaning: str, example: str) -> str:
+def asked(value: str, option: str, meaning: str, example: str) -> str:
     """Return a value that was given, else ask for it on a terminal.
 
     Raises:
@@ -82,36 +96,21 @@ def asked(value: str | None, option: str, meaning: str, example: str) -> str:
     return answer
 
 
-def finish(
-    connection: Connection,
-    *,
-    folder: Path,
-    force: bool,
-    wait_s: float | None,
-    data_path: str | None,
-    kafka: str | None,
-    kafka_config: str | None,
-    kafka_options: tuple[str, ...],
-    topic: str,
-) -> int:
+def finish(connection: Connection, options: ConnectOptions) -> int:
     """Finish a command. Return its exit code: 1 if no event came, 2 if the first one became a dead letter."""
-    from ciml.services.options import BrokerOptions
-
-    if wait_s is not None and kafka is None:
+    if options.wait is not None and options.kafka is None:
         raise CimlError("--wait: no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
-    _write(connection, folder, force)
-    _print_other_side(connection, folder)
-    _print_services(connection, folder, data_path, topic)
-    if wait_s is None or kafka is None:
-        return 0
-    broker = BrokerOptions(kafka, kafka_options, kafka_config)
-    return _wait(connection, broker.connection(), topic, data_path, wait_s)
+    _write(connection, options)
+    _print_other_side(connection, options.folder)
+    _print_services(connection, options)
+    return 0 if options.wait is None else _wait(connection, options, options.wait)
 
 
-def _write(connection: Connection, folder: Path, force: bool) -> None:
+def _write(connection: Connection, options: ConnectOptions) -> None:
     from ciml.integrations.connect_files import write
 
-    for file in write(folder, connection, force=force):
+    folder = options.folder
+    for file in write(folder, connection, force=options.force):
         click.echo(f"{file.change:<9}  {file.path}")
         if file.todo:
             click.echo(f"           {file.todo}")
@@ -132,11 +131,13 @@ def _print_other_side(connection: Connection, folder: Path) -> None:
         click.echo(sentence)
 
 
-def _print_services(connection: Connection, folder: Path, data_path: str | None, topic: str) -> None:
+def _print_services(connection: Connection, options: ConnectOptions) -> None:
     from ciml.integrations.connect_files import FEEDBACK, FETCH, RECEIVERS, TRUST
 
-    more = ["--topic", topic] if topic != _DEFAULT_TOPIC else []
-    ingest = ["ciml", "service", "start", "ingest", "--data-path", data_path or "data", *more]
+    folder = options.folder
+    data = ["--data-path", options.data_path or "data"]
+    more = ["--topic", options.topic] if options.topic != _DEFAULT_TOPIC else []
+    ingest = ["ciml", "service", "start", "ingest", *data, *more]
     if (folder / FETCH).exists():
         ingest += ["--fetch-policy", str(folder / FETCH)]
     ingest += ["--trust-policy", str(folder / TRUST)]
@@ -144,17 +145,19 @@ def _print_services(connection: Connection, folder: Path, data_path: str | None,
     click.echo(f"\nStart here, or restart what runs:\n  {shlex.join(receiver)}\n  {shlex.join(ingest)}")
     if connection.feedback:
         config = str(folder / FEEDBACK)
-        feedback = ["ciml", "service", "start", "feedback", "--config", config, "--data-path", data_path or "data"]
+        feedback = ["ciml", "service", "start", "feedback", "--config", config, *data]
         click.echo(f"  {shlex.join(feedback)}\nIt prints its messages until dry_run is false in {config}.")
 
 
-def _wait(connection: Connection, options: KafkaOptions, topic: str, data_path: str | None, wait_s: float) -> int:
+def _wait(connection: Connection, options: ConnectOptions, wait_s: float) -> int:
     from ciml.services.arrivals import arrivals, committed
 
+    topic = options.topic
+    adapter = str(connection.source["adapter"])
     click.echo(f"\nWaiting for an event of {connection.name} in {topic} for {wait_s:g} s …")
     until_s = time.monotonic() + wait_s
     since_s = time.time() - _BACK_S
-    for arrival in arrivals(options, topic, connection.name, str(connection.source["adapter"]), since_s, until_s):
+    for arrival in arrivals(options.connection(), topic, connection.name, adapter, since_s, until_s):
         click.echo(f"event at {arrival.origin}")
         parts = list(arrival.became)
         for part in parts:
@@ -162,10 +165,10 @@ def _wait(connection: Connection, options: KafkaOptions, topic: str, data_path: 
         updates_alone = connection.receiver == "gerrit"
         if not any(part.final or (part.updates and updates_alone) for part in parts):
             continue  # a ping, a job that has not ended, facts of a run
-        if data_path is not None and any(part.pending for part in parts):
+        if options.data_path is not None and any(part.pending for part in parts):
             click.echo("ingest commits:")
             parts = []
-            for part in committed(data_path, arrival.origin, until_s):
+            for part in committed(options.data_path, arrival.origin, until_s):
                 click.echo(f"  {part.text}")
                 parts.append(part)
             if not any(part.final for part in parts):
@@ -197,38 +200,23 @@ def _checks(connection: Connection) -> tuple[str, ...]:
     return (works, "ssh -p 29418 USER@HOST gerrit stream-events prints events", "a change was reviewed since")
 
 
-_ca_option = click.option(
-    "--ca-file", type=_FILE, metavar="FILE", help="Certificates that sign the server's.  [default: the system's]"
-)
+@dataclass(frozen=True, kw_only=True)
+class GithubOptions(ForgeOptions):
+    """Options of ``ciml connect github``.
+
+    Attributes:
+      name: Source in run ids and trust policies.
+      api: REST API; GitHub Enterprise Server has https://HOST/api/v3. [default: github.com's]
+      app: App that writes check runs; with --feedback. [default: a token writes comments]
+    """
+
+    name: str = option("github", metavar="NAME")
+    api: str = option("", metavar="URL")
+    app: int = option(kind="count", metavar="ID")
 
 
-@click.command("github")
-@connect_options("github")
-@url_option
-@click.option(
-    "--api",
-    metavar="URL",
-    help="REST API; GitHub Enterprise Server has https://HOST/api/v3.  [default: github.com's]",
-)
-@internal_option
-@_ca_option
-@feedback_option
-@click.option(
-    "--app",
-    type=click.IntRange(1),
-    metavar="ID",
-    help="App that writes check runs; with --feedback.  [default: a token writes comments]",
-)
-def github(
-    name: str,
-    url: str | None,
-    api: str | None,
-    internal: bool,
-    ca_file: str | None,
-    feedback: bool,
-    app: int | None,
-    **rest: Any,
-) -> int:
+@make_command("github")
+def github(options: GithubOptions) -> int:
     """Connect GitHub.
 
     \b
@@ -239,41 +227,39 @@ def github(
     """
     from ciml.integrations import connect as systems
 
-    if app and not feedback:
+    if options.app and not options.feedback:
         raise click.UsageError("--app is that of the feedback; add --feedback")
-    address = asked(url, "--url", "public address of the receiver", "https://ci.example.org")
     connection = systems.github(
-        name, address, api or "", internal=internal, ca_file=ca_file or "", feedback=feedback, app=app or 0
+        options.name,
+        options.address("public address of the receiver"),
+        options.api,
+        internal=options.internal,
+        ca_file=options.ca_file,
+        feedback=options.feedback,
+        app=options.app or 0,
     )
-    return finish(connection, **rest)
+    return finish(connection, options)
 
 
-@click.command("gitlab")
-@connect_options("gitlab")
-@url_option
-@click.option("--server", metavar="URL", default="https://gitlab.com", help="Address of GitLab.")
-@click.option("--signed", is_flag=True, help="GitLab signs its webhooks, instead of sending a secret token.")
-@click.option(
-    "--redirect-host",
-    "redirects",
-    multiple=True,
-    metavar="HOST",
-    help="Object store of artifacts that GitLab redirects to; may be repeated.",
-)
-@internal_option
-@_ca_option
-@feedback_option
-def gitlab(
-    name: str,
-    url: str | None,
-    server: str,
-    signed: bool,
-    redirects: tuple[str, ...],
-    internal: bool,
-    ca_file: str | None,
-    feedback: bool,
-    **rest: Any,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class GitlabOptions(ForgeOptions):
+    """Options of ``ciml connect gitlab``.
+
+    Attributes:
+      name: Source in run ids and trust policies.
+      server: Address of GitLab.
+      signed: GitLab signs its webhooks, instead of sending a secret token.
+      redirects: Object store of artifacts that GitLab redirects to; may be repeated.
+    """
+
+    name: str = option("gitlab", metavar="NAME")
+    server: str = option("https://gitlab.com", metavar="URL")
+    signed: bool = flag()
+    redirects: tuple[str, ...] = repeated(flags="--redirect-host", metavar="HOST")
+
+
+@make_command("gitlab")
+def gitlab(options: GitlabOptions) -> int:
     """Connect GitLab.
 
     \b
@@ -283,53 +269,48 @@ def gitlab(
     """
     from ciml.integrations import connect as systems
 
-    address = asked(url, "--url", "public address of the receiver", "https://ci.example.org")
     connection = systems.gitlab(
-        name,
-        address,
-        server,
-        signed=signed,
-        redirects=redirects,
-        internal=internal,
-        ca_file=ca_file or "",
-        feedback=feedback,
+        options.name,
+        options.address("public address of the receiver"),
+        options.server,
+        signed=options.signed,
+        redirects=options.redirects,
+        internal=options.internal,
+        ca_file=options.ca_file,
+        feedback=options.feedback,
     )
-    return finish(connection, **rest)
+    return finish(connection, options)
 
 
-@click.command("zuul")
-@connect_options("zuul")
-@click.option("--broker", metavar="URL", help="MQTT broker: mqtts://HOST:PORT, or mqtt://HOST:PORT without TLS.")
-@click.option(
-    "--logs",
-    multiple=True,
-    metavar="URL",
-    help="Host of build logs: https://HOST or http://HOST:PORT; may be repeated.",
-)
-@internal_option
-@click.option("--user", default="ciml", metavar="USER", help="User of ciml at the broker.")
-@click.option("--password-file", type=_FILE, metavar="FILE", help="Its password.  [default: a new one]")
-@click.option(
-    "--ca-file", type=_FILE, metavar="FILE", help="Certificates that sign the broker's.  [default: the system's]"
-)
-@click.option(
-    "--pipeline",
-    "pipelines",
-    multiple=True,
-    metavar="NAME",
-    help="Pipeline that ciml learns from; may be repeated.  [default: check, gate, post]",
-)
-@click.option("--prefix", default="zuul", metavar="TEXT", help="First level of the MQTT topics.")
-def zuul(
-    name: str,
-    broker: str | None,
-    logs: tuple[str, ...],
-    user: str,
-    password_file: str | None,
-    ca_file: str | None,
-    pipelines: tuple[str, ...],
-    **rest: Any,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ZuulOptions(ConnectOptions):
+    """Options of ``ciml connect zuul``.
+
+    Attributes:
+      name: Source in run ids and trust policies.
+      broker: MQTT broker: mqtts://HOST:PORT, or mqtt://HOST:PORT without TLS.
+      logs: Host of build logs: https://HOST or http://HOST:PORT; may be repeated.
+      internal: Names of log hosts have private addresses.
+      user: User of ciml at the broker.
+      password_file: Its password. [default: a new one]
+      ca_file: Certificates that sign the broker's. [default: the system's]
+      pipelines: Pipeline that ciml learns from; may be repeated. [default: check, gate, post]
+      prefix: First level of the MQTT topics.
+    """
+
+    name: str = option("zuul", metavar="NAME")
+    broker: str = option("", metavar="URL")
+    logs: tuple[str, ...] = repeated(flags="--logs", metavar="URL")
+    internal: bool = flag()
+    user: str = option("ciml", metavar="USER")
+    password_file: str = option("", _FILE, metavar="FILE")
+    ca_file: str = option("", _FILE, metavar="FILE")
+    pipelines: tuple[str, ...] = repeated(metavar="NAME")
+    prefix: str = option("zuul", metavar="TEXT")
+
+
+@make_command("zuul")
+def zuul(options: ZuulOptions) -> int:
     """Connect Zuul.
 
     \b
@@ -339,49 +320,46 @@ def zuul(
     """
     from ciml.integrations import connect as systems
 
-    address = asked(broker, "--broker", "address of the MQTT broker", "mqtts://mqtt.example.org:8883")
-    places = logs or (asked(None, "--logs", "host of build logs", "https://logs.example.org"),)
-    prefix = rest.pop("prefix")
-    internal = rest.pop("internal")
+    broker = asked(options.broker, "--broker", "address of the MQTT broker", "mqtts://mqtt.example.org:8883")
     connection = systems.zuul(
-        name,
-        address,
-        places,
-        user=user,
-        password_file=password_file or "",
-        ca_file=ca_file or "",
-        pipelines=pipelines or systems.PIPELINES,
-        prefix=prefix,
-        internal=internal,
+        options.name,
+        broker,
+        options.logs or (asked("", "--logs", "host of build logs", "https://logs.example.org"),),
+        user=options.user,
+        password_file=options.password_file,
+        ca_file=options.ca_file,
+        pipelines=options.pipelines or systems.PIPELINES,
+        prefix=options.prefix,
+        internal=options.internal,
     )
-    return finish(connection, **rest)
+    return finish(connection, options)
 
 
-@click.command("gerrit")
-@connect_options("zuul")
-@click.option("--ssh", metavar="URL", help="Gerrit over SSH: ssh://USER@HOST:29418.")
-@click.option(
-    "--rest", "rest_url", metavar="URL", help="REST API, which fills holes of the stream, such as https://HOST."
-)
-@click.option("--key-file", type=_FILE, metavar="FILE", help="Private key.  [default: secrets/NAME-gerrit]")
-@click.option(
-    "--known-hosts-file",
-    type=_FILE,
-    metavar="FILE",
-    help="Host keys of the server.  [default: secrets/NAME-gerrit-hosts]",
-)
-@click.option("--password-file", type=_FILE, metavar="FILE", help="HTTP password for --rest.  [default: anonymous]")
-@feedback_option
-def gerrit(
-    name: str,
-    ssh: str | None,
-    rest_url: str | None,
-    key_file: str | None,
-    known_hosts_file: str | None,
-    password_file: str | None,
-    feedback: bool,
-    **rest: Any,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class GerritOptions(ConnectOptions):
+    """Options of ``ciml connect gerrit``.
+
+    Attributes:
+      name: Source in run ids and trust policies.
+      ssh: Gerrit over SSH: ssh://USER@HOST:29418.
+      rest: REST API, which fills holes of the stream, such as https://HOST.
+      key_file: Private key. [default: secrets/NAME-gerrit]
+      known_hosts_file: Host keys of the server. [default: secrets/NAME-gerrit-hosts]
+      password_file: HTTP password for --rest. [default: anonymous]
+      feedback: Also comment on the changes of failed runs.
+    """
+
+    name: str = option("zuul", metavar="NAME")
+    ssh: str = option("", metavar="URL")
+    rest: str = option("", metavar="URL")
+    key_file: str = option("", _FILE, metavar="FILE")
+    known_hosts_file: str = option("", _FILE, metavar="FILE")
+    password_file: str = option("", _FILE, metavar="FILE")
+    feedback: bool = flag()
+
+
+@make_command("gerrit")
+def gerrit(options: GerritOptions) -> int:
     """Connect the Gerrit of a CI system.
 
     Its events say who owns, reviewed and merged the changes that the CI system tests, so NAME is that of the CI system.
@@ -393,32 +371,39 @@ def gerrit(
     """
     from ciml.integrations import connect as systems
 
-    address = asked(ssh, "--ssh", "address of Gerrit over SSH", "ssh://ciml@review.example.org:29418")
-    if feedback:
-        rest_url = asked(rest_url, "--rest", "address of Gerrit's REST API", "https://review.example.org")
+    ssh = asked(options.ssh, "--ssh", "address of Gerrit over SSH", "ssh://ciml@review.example.org:29418")
+    rest = options.rest
+    if options.feedback:
+        rest = asked(rest, "--rest", "address of Gerrit's REST API", "https://review.example.org")
     connection = systems.gerrit(
-        name,
-        address,
-        rest=rest_url or "",
-        key_file=key_file or "",
-        known_hosts_file=known_hosts_file or "",
-        password_file=password_file or "",
-        feedback=feedback,
+        options.name,
+        ssh,
+        rest=rest,
+        key_file=options.key_file,
+        known_hosts_file=options.known_hosts_file,
+        password_file=options.password_file,
+        feedback=options.feedback,
     )
-    return finish(connection, **rest)
+    return finish(connection, options)
 
 
-_client_option = click.option(
-    "--client", default="", metavar="SUBJECT", help="Subject of the sender's certificate.  [default: no proof]"
-)
+@dataclass(frozen=True, kw_only=True)
+class TektonOptions(WebhookOptions):
+    """Options of ``ciml connect tekton``.
+
+    Attributes:
+      name: Source in run ids and trust policies.
+      logs: Prefix at which steps store their telemetry.
+      client: Subject of the sender's certificate. [default: no proof]
+    """
+
+    name: str = option("tekton", metavar="NAME")
+    logs: str = option("", metavar="s3://PREFIX")
+    client: str = option("", metavar="SUBJECT")
 
 
-@click.command("tekton")
-@connect_options("tekton")
-@url_option
-@click.option("--logs", metavar="s3://PREFIX", help="Prefix at which steps store their telemetry.")
-@_client_option
-def tekton(name: str, url: str | None, logs: str | None, client: str, **rest: Any) -> int:
+@make_command("tekton")
+def tekton(options: TektonOptions) -> int:
     """Connect Tekton.
 
     Its CloudEvents have no signature: let a proxy verify the sender's certificate, and name its subject.
@@ -429,18 +414,30 @@ def tekton(name: str, url: str | None, logs: str | None, client: str, **rest: An
     """
     from ciml.integrations import connect as systems
 
-    address = asked(url, "--url", "address of the receiver or its proxy", "https://ci.example.org")
-    prefix = asked(logs, "--logs", "prefix at which steps store their telemetry", "s3://cilogs/tekton")
-    return finish(systems.tekton(name, address, prefix, client), **rest)
+    address = options.address()
+    logs = asked(options.logs, "--logs", "prefix at which steps store their telemetry", "s3://cilogs/tekton")
+    return finish(systems.tekton(options.name, address, logs, options.client), options)
 
 
-@click.command("jenkins")
-@connect_options("jenkins")
-@url_option
-@click.option("--server", metavar="URL", help="Address of Jenkins, below which builds archive their telemetry.")
-@internal_option
-@_client_option
-def jenkins(name: str, url: str | None, server: str | None, internal: bool, client: str, **rest: Any) -> int:
+@dataclass(frozen=True, kw_only=True)
+class JenkinsOptions(WebhookOptions):
+    """Options of ``ciml connect jenkins``.
+
+    Attributes:
+      name: Source in run ids and trust policies.
+      server: Address of Jenkins, below which builds archive their telemetry.
+      internal: Names of log hosts have private addresses.
+      client: Subject of the sender's certificate. [default: no proof]
+    """
+
+    name: str = option("jenkins", metavar="NAME")
+    server: str = option("", metavar="URL")
+    internal: bool = flag()
+    client: str = option("", metavar="SUBJECT")
+
+
+@make_command("jenkins")
+def jenkins(options: JenkinsOptions) -> int:
     """Connect Jenkins, by its CloudEvents plugin.
 
     The events have no signature: let a proxy verify the sender's certificate, and name its subject.
@@ -451,9 +448,10 @@ def jenkins(name: str, url: str | None, server: str | None, internal: bool, clie
     """
     from ciml.integrations import connect as systems
 
-    address = asked(url, "--url", "address of the receiver or its proxy", "https://ci.example.org")
-    host = asked(server, "--server", "address of Jenkins", "https://jenkins.example.org")
-    return finish(systems.jenkins(name, address, host, client, internal=internal), **rest)
+    address = options.address()
+    server = asked(options.server, "--server", "address of Jenkins", "https://jenkins.example.org")
+    connection = systems.jenkins(options.name, address, server, options.client, internal=options.internal)
+    return finish(connection, options)
 
 
 @click.group("connect", commands=[github, gitlab, zuul, gerrit, tekton, jenkins])

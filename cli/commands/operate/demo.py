@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
-from ciml.cli.default_group import DefaultGroup
-from ciml.cli.param_types import DataPathOption
+from ciml.cli.command import DefaultGroup, filled, make_command
+from ciml.options import flag, option
 
 
-@click.command("run")
-@click.option(
-    "--data-path",
-    cls=DataPathOption,
-    metavar="FOLDER",
-    default="demo",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the demo; an earlier demo in it is removed.",
-)
-@click.option(
-    "--home",
-    metavar="FOLDER",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the engines' files.  [default: home below --data-path]",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "flink", "micro-batches"]),
-    default="auto",
-    help="Engine of the ingest; auto is flink where Java is installed.",
-)
-@click.option(
-    "--corpus",
-    metavar="FOLDER",
-    type=click.Path(exists=True, file_okay=False),
-    help="Folder of the sample runs: builds.jsonl and logs.tar.  [default: examples/corpus of the checkout]",
-)
-@click.option("--runs", type=click.IntRange(min=120), metavar="N", help="Number of sample runs.  [default: all]")
-@click.option("--span-runs", type=click.IntRange(min=20), default=60, metavar="N", help="Number of runs of a span.")
-@click.option("--keep", is_flag=True, help="Leave engines, ingest and predict running.")
-@click.pass_context
-def run(ctx: click.Context, /, data_path: Path, home: Path | None, **chosen: Any) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of ``ciml demo run``.
+
+    Attributes:
+      data_path: Folder of the demo; an earlier demo in it is removed.
+      home: Folder of the engines' files. [default: home below --data-path]
+      engine: Engine of the ingest; auto is flink where Java is installed.
+      corpus: Folder of the sample runs: builds.jsonl and logs.tar. [default: examples/corpus of the checkout]
+      runs: Number of sample runs. [default: all]
+      span_runs: Number of runs of a span.
+      keep: Leave engines, ingest and predict running.
+    """
+
+    data_path: str = option("demo", "demo data", metavar="FOLDER")
+    home: Path | None = option(kind=click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
+    engine: str = option("auto", click.Choice(["auto", "flink", "micro-batches"]))
+    corpus: str | None = option(kind=click.Path(exists=True, file_okay=False), metavar="FOLDER")
+    runs: int | None = option(kind=click.IntRange(min=120), metavar="N")
+    span_runs: int = option(60, click.IntRange(min=20), metavar="N")
+    keep: bool = flag()
+
+
+@make_command("run")
+def run(options: RunOptions) -> int:
     """Run the whole chain on sample runs.
 
     It goes from CI events to a served model and predictions, with one event in sixteen broken on purpose. At the end it
@@ -62,8 +55,8 @@ def run(ctx: click.Context, /, data_path: Path, home: Path | None, **chosen: Any
     from ciml.cli.demo.demo import demo
     from ciml.cli.demo.run import Options
 
-    folder = data_path.absolute()
-    options = Options(data=folder, home=(home or folder / "home").absolute(), **chosen)
+    folder = Path(options.data_path).absolute()
+    home = (options.home or folder / "home").absolute()
     out = Console()
     if not out.is_terminal:
         out = Console(width=120)  # wider than the default for a terminal of unknown width
@@ -72,23 +65,25 @@ def run(ctx: click.Context, /, data_path: Path, home: Path | None, **chosen: Any
         raise KeyboardInterrupt  # so that all started processes are stopped
 
     signal.signal(signal.SIGTERM, end)
-    result = demo(options, Console(stderr=True), out)
-    if not result.passed:
-        ctx.exit(4)
+    result = demo(filled(Options, options, data=folder, home=home), Console(stderr=True), out)
+    return 0 if result.passed else 4
 
 
-@click.command("report")
-@click.option(
-    "--data-path",
-    cls=DataPathOption,
-    metavar="DATA",
-    default="demo",
-    help="Data root of the demo: a folder or an s3:// prefix.",
-)
-@click.option(
-    "--output", type=click.Path(dir_okay=False), help="Output file.  [default: demo/report.html below --data-path]"
-)
-def report(data_path: str, output: str | None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of ``ciml demo report``.
+
+    Attributes:
+      data_path: Data root of the demo: a folder or an s3:// prefix.
+      output: Output file. [default: demo/report.html below --data-path]
+    """
+
+    data_path: str = option("demo", "demo data")
+    output: str | None = option(kind=click.Path(dir_okay=False))
+
+
+@make_command("report")
+def report(options: ReportOptions) -> None:
     """Write the HTML report of a finished demo.
 
     It renders demo/result.json below DATA.
@@ -105,6 +100,7 @@ def report(data_path: str, output: str | None) -> None:
     from ciml.data_root import DataRoot
     from ciml.errors import CimlError
 
+    data_path = options.data_path
     store = DataRoot.open(data_path).demo
     try:
         result = msgspec.json.decode(store.read("result.json"), type=DemoResult)
@@ -113,9 +109,9 @@ def report(data_path: str, output: str | None) -> None:
     except msgspec.MsgspecError as error:
         raise CimlError(f"{data_path}: demo/result.json is of another version: {error}; run ciml demo again") from None
     page = render(result).encode()
-    if output:
-        Path(output).write_bytes(page)
-        click.echo(output)
+    if options.output:
+        Path(options.output).write_bytes(page)
+        click.echo(options.output)
     else:
         store.replace("report.html", page)
         click.echo(store.url("report.html"))

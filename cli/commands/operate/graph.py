@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import click
 
+from ciml.cli.command import make_command
+from ciml.options import argument, option
+
 _NAMES = ("ingest", "ingest-micro-batch", "predict", "backfill", "dataset", "dataset-alone", "materialise")
 
 
-@click.command("graph")
-@click.argument("pipeline", type=click.Choice(_NAMES))
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(("text", "dot", "json", "proto")),
-    default="text",
-    help="Format: text, dot for Graphviz, or Beam's pipeline message as json or proto.",
-)
-@click.option("--output", type=click.File("wb"), default="-", help="Output file; '-' is standard output.")
-def command(pipeline: str, form: str, output: BinaryIO) -> None:
+@dataclass(frozen=True, kw_only=True)
+class GraphOptions:
+    """Options of ``ciml graph``.
+
+    Attributes:
+      format: Format: text, dot for Graphviz, or Beam's pipeline message as json or proto.
+      output: Output file; '-' is standard output.
+    """
+
+    pipeline: str = argument(kind=click.Choice(_NAMES))
+    format: str = option("text", click.Choice(("text", "dot", "json", "proto")))
+    output: BinaryIO = option("-", click.File("wb"))
+
+
+@make_command("graph")
+def command(options: GraphOptions) -> None:
     """Show the Beam graph of a pipeline.
 
     It is the portable graph that FnApiRunner, Flink and Dataflow get, for an example input: two partitions of ci-events
@@ -33,14 +42,14 @@ def command(pipeline: str, form: str, output: BinaryIO) -> None:
     from ciml.pipelines.flink.submit import as_dot, as_text, portable
     from ciml.pipelines.graphs import PIPELINES
 
-    proto = portable(PIPELINES[pipeline][0])
-    if form == "proto":
-        output.write(proto.SerializeToString(deterministic=True))
+    proto = portable(PIPELINES[options.pipeline][0])
+    if options.format == "proto":
+        options.output.write(proto.SerializeToString(deterministic=True))
         return
-    if form == "json":
+    if options.format == "json":
         from google.protobuf.json_format import MessageToJson
 
         text = MessageToJson(proto, indent=1)
     else:
-        text = as_text(pipeline, proto) if form == "text" else as_dot(proto)
-    output.write(f"{text}\n".encode())
+        text = as_text(options.pipeline, proto) if options.format == "text" else as_dot(proto)
+    options.output.write(f"{text}\n".encode())

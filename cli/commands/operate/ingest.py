@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.default_group import DefaultGroup
-from ciml.cli.foreground import Running, broker_options, running_options, service_options, topic_options
-from ciml.cli.options import fetch_options, jobs_option, sources_option, trust_policy_option
-from ciml.cli.param_types import Duration
+from ciml.cli.command import DefaultGroup, make_command
+from ciml.cli.options import NewData
+from ciml.cli.running import Running
 from ciml.errors import CimlError
-from ciml.services.options import BrokerOptions, IngestOptions
+from ciml.options import BrokerOptions, flag, option
+from ciml.services.options import IngestOptions
 
 if TYPE_CHECKING:
     from ciml.services.decide import ServiceProgress
@@ -25,27 +26,8 @@ _RENAMED = {
 }
 
 
-@click.command("run")
-@topic_options(creates=True)
-@click.option("--topic", default="ci-events", help="Topic of CI events.")
-@click.option("--runs-topic", default="runs", metavar="TOPIC", help="Topic of committed runs; '' for none.")
-@click.option("--dead-letters-topic", default="", show_default="none", metavar="TOPIC", help="Topic of dead letters.")
-@jobs_option("Jobs to ingest")
-@sources_option
-@fetch_options
-@click.option(
-    "--retry-after",
-    "delays",
-    multiple=True,
-    type=Duration(),
-    metavar="TIME",
-    help="Delay before a further fetch of an unavailable log; repeated for each fetch."
-    "  [default: 10s, 1min, 5min, 30min, 2h]",
-)
-@trust_policy_option
-@running_options()
-@service_options(IngestOptions)
-def run(running: Running, options: IngestOptions) -> None:
+@make_command("run")
+def run(options: IngestOptions, running: Running) -> None:
     """Ingest in the foreground.
 
     \b
@@ -68,12 +50,22 @@ def run(running: Running, options: IngestOptions) -> None:
         running.run(service, report)
 
 
-@click.command("accept-loss")
-@topic_options(creates=True)
-@click.option("--topic", default="ci-events", help="Topic of CI events.")
-@click.option("--dry-run", is_flag=True, help="List the lost offsets; accept nothing.")
-@broker_options
-def accept_loss(data_path: str, broker: BrokerOptions, topic: str, dry_run: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(BrokerOptions, NewData):
+    """Options of ``ciml ingest accept-loss``.
+
+    Attributes:
+      topic: Topic of CI events.
+      dry_run: List the lost offsets; accept nothing.
+    """
+
+    kafka: str = option(kind="broker", required=True)
+    topic: str = option("ci-events")
+    dry_run: bool = flag()
+
+
+@make_command("accept-loss")
+def accept_loss(options: LossOptions) -> None:
     """Accept the loss of unread messages.
 
     An ingest stops when the broker's retention deletes messages that it has not read. This records their ranges of
@@ -84,17 +76,17 @@ def accept_loss(data_path: str, broker: BrokerOptions, topic: str, dry_run: bool
       ciml ingest accept-loss --data-path data --dry-run
       ciml ingest accept-loss --data-path data
     """
-    from ciml.data_root import DataRoot
     from ciml.pipelines.ingest.committer import accept_losses
 
-    lost = accept_losses(DataRoot.open(data_path).raw, broker.connection(), topic, dry_run=dry_run)
-    state = "lost" if dry_run else "accepted as lost"
+    raw = options.root.raw
+    lost = accept_losses(raw, options.connection(), options.topic, dry_run=options.dry_run)
+    state = "lost" if options.dry_run else "accepted as lost"
     for loss in lost:
         click.echo(
             f"{loss.topic}[{loss.partition}]: {loss.end - loss.start} offsets, {loss.start} to {loss.end}: {state}"
         )
     if not lost:
-        click.echo(f"{topic}: nothing is lost")
+        click.echo(f"{options.topic}: nothing is lost")
 
 
 class _Group(DefaultGroup):

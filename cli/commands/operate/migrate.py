@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.options import data_path_argument, data_path_option
+from ciml.cli.command import make_command
+from ciml.cli.options import Json
 from ciml.cli.tables import print_table
+from ciml.options import argument, flag, option
 
 if TYPE_CHECKING:
     from ciml.services.stored.findings import RootFindings
@@ -16,12 +19,21 @@ if TYPE_CHECKING:
 _HEADINGS = ("what", "format", "objects", "verified", "broken", "to rewrite")
 
 
-@click.command("migrate")
-@data_path_argument
-@data_path_option(required=False)
-@click.option("--apply", is_flag=True, help="Rewrite what the table shows, after verifying all.")
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def command(data: str | None, data_path: str | None, apply: bool, as_json: bool) -> int:
+@dataclass(frozen=True, kw_only=True)
+class MigrateOptions(Json):
+    """Options of ``ciml migrate``.
+
+    Attributes:
+      apply: Rewrite what the table shows, after verifying all.
+    """
+
+    data: str | None = argument("[DATA]", "existing place", required=False)
+    data_path: str | None = option(kind="data")
+    apply: bool = flag()
+
+
+@make_command("migrate")
+def command(options: MigrateOptions) -> int:
     """Verify a data root; rewrite what older versions wrote.
 
     It lists all objects below DATA by kind and format, reads each as other commands do, and compares it with its
@@ -39,23 +51,19 @@ def command(data: str | None, data_path: str | None, apply: bool, as_json: bool)
     from ciml.data_root import DataRoot
     from ciml.services.stored.examine import examine, rewrite, seal_older
 
-    root = data or data_path
+    root = options.data or options.data_path
     if root is None:
         raise click.UsageError("give a data root: ciml migrate DATA")
     place = DataRoot.open(root)
     rewritten = None
-    if apply and (sealed := seal_older(place)):
-        click.echo(f"{sealed:,} deltas of an older version have a digest now.", err=as_json)
+    if options.apply and (sealed := seal_older(place)):
+        click.echo(f"{sealed:,} deltas of an older version have a digest now.", err=options.json)
     with bars() as progress:
         findings = examine(place, progress)
-        if apply:
+        if options.apply:
             rewritten = rewrite(place, findings, progress)
-    if as_json:
-        click.echo(
-            json.dumps({**as_dict(findings), **({} if rewritten is None else {"rewritten": rewritten})}, indent=2)
-        )
-    else:
-        _print(findings, rewritten)
+    more = {} if rewritten is None else {"rewritten": rewritten}
+    options.show(findings, partial(_print, rewritten), lambda findings: as_dict(findings) | more)
     return 4 if findings.number else 0
 
 
@@ -79,7 +87,7 @@ def as_dict(findings: RootFindings) -> dict[str, Any]:
     }
 
 
-def _print(findings: RootFindings, rewritten: int | None) -> None:
+def _print(rewritten: int | None, findings: RootFindings) -> None:
     rows = []
     for kind in findings.present():
         formats = findings.formats_of(kind)

@@ -6,32 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.foreground import Running, service_options
-from ciml.cli.options import engines_home_option, kafka_options, metrics_options, stacked
+from ciml.cli.command import make_command
+from ciml.cli.running import Foreground
 from ciml.services.options import GerritOptions, MqttOptions, WebhooksOptions
 
 if TYPE_CHECKING:
     from ciml.services.decide import ServiceProgress
     from ciml.services.receivers import SessionReceiver
 
-#: ``--config``, as ``config``: an absolute path; `kafka_options`; and ``--topic``. ``--home`` passes no argument.
-receiver_options = stacked(
-    click.option(
-        "--config",
-        required=True,
-        metavar="FILE",
-        envvar="CIML_RECEIVERS",
-        show_envvar=True,
-        type=click.Path(exists=True, dir_okay=False, resolve_path=True),
-        help="TOML file of the receivers and their sources.",
-    ),
-    engines_home_option,
-    kafka_options(),
-    click.option("--topic", default="ci-events", metavar="TOPIC", help="Topic that ciml ingest reads."),
-)
 
-
-def run_sessions(service: SessionReceiver, metrics_port: int | None, metrics_address: str) -> None:
+def run_sessions(service: SessionReceiver, running: Foreground) -> None:
     """Run a receiver that connects to its sources, and print when all are connected, and why one is not."""
     shown = ""
 
@@ -42,15 +26,11 @@ def run_sessions(service: SessionReceiver, metrics_port: int | None, metrics_add
             shown = line
             click.echo(line, err=True)
 
-    running = Running(metrics_port=metrics_port, metrics_address=metrics_address)
     running.run(service, report, patience_s=None)
 
 
-@click.command("webhooks")
-@receiver_options
-@metrics_options
-@service_options(WebhooksOptions)
-def webhooks(metrics_port: int | None, metrics_address: str, options: WebhooksOptions) -> None:
+@make_command("webhooks")
+def webhooks(options: WebhooksOptions, running: Foreground) -> None:
     """Receive webhooks over HTTP.
 
     It verifies the signature of each delivery over its raw bytes, and answers 202 when Kafka has acknowledged it. It
@@ -71,15 +51,11 @@ def webhooks(metrics_port: int | None, metrics_address: str, options: WebhooksOp
             shown = True
             click.echo(f"receiving webhooks at {service.url}", err=True)
 
-    running = Running(metrics_port=metrics_port, metrics_address=metrics_address)
     running.run(service, report, patience_s=None)
 
 
-@click.command("mqtt")
-@receiver_options
-@metrics_options
-@service_options(MqttOptions)
-def mqtt(metrics_port: int | None, metrics_address: str, options: MqttOptions) -> None:
+@make_command("mqtt")
+def mqtt(options: MqttOptions, running: Foreground) -> None:
     """Receive messages from MQTT brokers.
 
     The broker keeps messages for it while it is away. It acknowledges each message when Kafka has acknowledged it, and
@@ -90,14 +66,11 @@ def mqtt(metrics_port: int | None, metrics_address: str, options: MqttOptions) -
       ciml receive mqtt --config receivers.toml
       ciml receive mqtt --config receivers.toml --topic ci-events --metrics-port 9469
     """
-    run_sessions(options.service(), metrics_port, metrics_address)
+    run_sessions(options.service(), running)
 
 
-@click.command("gerrit")
-@receiver_options
-@metrics_options
-@service_options(GerritOptions)
-def gerrit(metrics_port: int | None, metrics_address: str, options: GerritOptions) -> None:
+@make_command("gerrit")
+def gerrit(options: GerritOptions, running: Foreground) -> None:
     """Receive events of Gerrit over SSH.
 
     It reads stream-events, and asks the REST API for what happened while it was away. It connects again after a loss,
@@ -108,7 +81,7 @@ def gerrit(metrics_port: int | None, metrics_address: str, options: GerritOption
       ciml receive gerrit --config receivers.toml
       ciml receive gerrit --config receivers.toml --topic ci-events --metrics-port 9470
     """
-    run_sessions(options.service(), metrics_port, metrics_address)
+    run_sessions(options.service(), running)
 
 
 @click.group("receive", commands=[webhooks, mqtt, gerrit])

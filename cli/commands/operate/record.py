@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.options import home_option, kafka_options, s3_place
-from ciml.cli.param_types import Duration
+from ciml.cli.command import make_command
+from ciml.options import BrokerOptions, argument, flag, option, repeated
 from ciml.settings import pairs
 
 if TYPE_CHECKING:
@@ -18,82 +18,45 @@ if TYPE_CHECKING:
     from ciml.recorder.settings import WhoseBroker
 
 
-@click.command("record", context_settings={"allow_interspersed_args": False})
-@click.argument("argv", metavar="COMMAND…", nargs=-1, type=click.UNPROCESSED)
-@kafka_options(required=False)
-@home_option
-@click.option(
-    "--log-dir",
-    metavar="FOLDER|s3://PREFIX",
-    envvar="CIML_LOG_DIR",
-    show_envvar=True,
-    callback=s3_place,
-    help="Folder or s3:// prefix of the log, stored as JOB/RUN-ID/dstat-csv_log.txt.gz.",
-)
-@click.option(
-    "--log-url",
-    metavar="URL",
-    envvar="CIML_LOG_URL",
-    show_envvar=True,
-    help="URL of --log-dir for ingest.  [default: --log-dir]",
-)
-@click.option("--job", metavar="NAME", help="Job of the run.  [default: $CIML_JOB or the CI system's]")
-@click.option(
-    "--run-id", metavar="ID", help="Native id of the run.  [default: $CIML_RUN_ID, the CI system's or random]"
-)
-@click.option("--source", metavar="NAME", help="CI system of the run.  [default: $CIML_SOURCE or the detected one]")
-@click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    metavar="K=V",
-    help="Metadata of the run: change, project, branch, pipeline, provider, flavour or any other; may be repeated.",
-)
-@click.option(
-    "--timeout",
-    type=Duration(),
-    metavar="TIME",
-    help="Timeout of the command, with outcome TIMED_OUT.  [default: none]",
-)
-@click.option(
-    "--flush",
-    type=Duration(),
-    default="5s",
-    metavar="TIME",
-    envvar="CIML_FLUSH",
-    show_envvar=True,
-    help="Time for sending after the command's end; with --send the longest time without progress. The next recorder"
-    " sends the rest.",
-)
-@click.option(
-    "--spool",
-    metavar="FOLDER",
-    help="Folder of unsent recordings.  [default: $CIML_SPOOL or ~/.local/state/ciml/record]",
-)
-@click.option("--send", is_flag=True, help="Send unsent recordings; run no command.")
-@click.option("--samples-topic", default="samples", metavar="TOPIC", help="Topic of samples; '' for none.")
-@click.option("--topic", default="ci-events", metavar="TOPIC", help="Topic of the run's events.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing on standard error.")
-def command(
-    argv: tuple[str, ...],
-    kafka: str | None,
-    kafka_config: str | None,
-    kafka_options: tuple[str, ...],
-    home: Path,
-    log_dir: str | None,
-    log_url: str | None,
-    job: str | None,
-    run_id: str | None,
-    source: str | None,
-    labels: tuple[str, ...],
-    timeout: float | None,
-    flush: float,
-    spool: str | None,
-    send: bool,
-    samples_topic: str,
-    topic: str,
-    quiet: bool,
-) -> None:
+@dataclass(frozen=True)
+class RecordOptions(BrokerOptions):
+    """Options of ``ciml record``.
+
+    Attributes:
+      log_dir: Folder or s3:// prefix of the log, stored as JOB/RUN-ID/dstat-csv_log.txt.gz.
+      log_url: URL of --log-dir for ingest. [default: --log-dir]
+      job: Job of the run. [default: $CIML_JOB or the CI system's]
+      run_id: Native id of the run. [default: $CIML_RUN_ID, the CI system's or random]
+      source: CI system of the run. [default: $CIML_SOURCE or the detected one]
+      labels: Metadata of the run: change, project, branch, pipeline, provider, flavour or any other; may be repeated.
+      timeout: Timeout of the command, with outcome TIMED_OUT. [default: none]
+      flush: Time for sending after the command's end; with --send the longest time without progress. The next recorder
+        sends the rest.
+      spool: Folder of unsent recordings. [default: $CIML_SPOOL or ~/.local/state/ciml/record]
+      send: Send unsent recordings; run no command.
+      samples_topic: Topic of samples; '' for none.
+      topic: Topic of the run's events.
+      quiet: Print nothing on standard error.
+    """
+
+    argv: tuple[str, ...] = argument("COMMAND…", click.UNPROCESSED, many=True, required=False)
+    log_dir: str | None = option(kind="place", metavar="FOLDER|s3://PREFIX", envvar="CIML_LOG_DIR")
+    log_url: str = option("", metavar="URL", envvar="CIML_LOG_URL")
+    job: str | None = option(metavar="NAME")
+    run_id: str | None = option(metavar="ID")
+    source: str | None = option(metavar="NAME")
+    labels: tuple[str, ...] = repeated(metavar="K=V")
+    timeout: float | None = option(kind="time")
+    flush: float = option(5.0, "time", envvar="CIML_FLUSH")
+    spool: str | None = option(metavar="FOLDER")
+    send: bool = flag()
+    samples_topic: str = option("samples", metavar="TOPIC")
+    topic: str = option("ci-events", metavar="TOPIC")
+    quiet: bool = flag("-q --quiet")
+
+
+@make_command("record", context_settings={"allow_interspersed_args": False})
+def command(options: RecordOptions) -> None:
     """Run a command and record its machine's telemetry.
 
     It records CPU, load, memory, disk and network once a second, by dool or else from /proc. The command keeps its
@@ -108,37 +71,42 @@ def command(
       ciml record --send
     """
     from ciml.extras import require
-    from ciml.kafka.options import KafkaOptions
     from ciml.recorder.ci_environment import missing_id
     from ciml.recorder.settings import Settings, be_quiet, report
     from ciml.recorder.spool.recording import Destination, Plan, default_spool
 
-    if bool(argv) == send:
+    argv = options.argv
+    kafka = options.kafka
+    log_dir = options.log_dir
+    if bool(argv) == options.send:
         raise click.UsageError(
-            "no command; give one, such as: ciml record -- make test" if not send else "--send takes no command"
+            "--send takes no command" if argv else "no command; give one, such as: ciml record -- make test"
         )
-    if log_url and not log_dir:
+    if options.log_url and not log_dir:
         raise click.UsageError("--log-url needs --log-dir")
     if log_dir and log_dir.startswith("s3://"):
         require("boto3")
-    options = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config) if kafka else None
+    broker = options.connection() if kafka else None
     named = click.get_current_context().get_parameter_source("kafka") is not click.core.ParameterSource.DEFAULT
-    leftovers: WhoseBroker = "given" if named else "unconfirmed" if kafka_options or kafka_config else "recorded"
-    settings = Settings(Path(spool).absolute() if spool else default_spool(), options, flush, leftovers)
-    if quiet:
+    properties = options.kafka_options or options.kafka_config
+    leftovers: WhoseBroker = "given" if named else "unconfirmed" if properties else "recorded"
+    spool = Path(options.spool).absolute() if options.spool else default_spool()
+    settings = Settings(spool, broker, options.flush, leftovers)
+    if options.quiet:
         be_quiet()
-    destination = Destination(samples_topic, topic, _absolute(log_dir), log_url or "")
-    if send:
+    destination = Destination(options.samples_topic, options.topic, _absolute(log_dir), options.log_url)
+    if options.send:
         from ciml.recorder.spool.flush import send_leftovers
 
         send_leftovers(settings, destination)
         return
     from ciml.recorder.record import record
 
-    facts = make_facts(dict(pairs("--label", labels)), argv[0], job=job, run_id=run_id, source=source)
-    if kafka and not run_id and (line := missing_id(os.environ)):
+    labels = dict(pairs("--label", options.labels))
+    facts = make_facts(labels, argv[0], job=options.job, run_id=options.run_id, source=options.source)
+    if kafka and not options.run_id and (line := missing_id(os.environ)):
         report(line)
-    record(argv, Plan(facts, kafka or "", **asdict(destination)), settings, timeout)
+    record(argv, Plan(facts, kafka or "", **asdict(destination)), settings, options.timeout)
 
 
 def make_facts(

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from ciml.cli.command import make_command
+from ciml.options import argument, option
 
-@click.command("schema")
-@click.argument("name", required=False)
-@click.option(
-    "--output", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="Write all, a file each."
-)
-def command(name: str | None, output: Path | None) -> None:
+
+@dataclass(frozen=True, kw_only=True)
+class SchemaOptions:
+    """Options of ``ciml schema``.
+
+    Attributes:
+      output: Write all, a file each.
+    """
+
+    name: str | None = argument(required=False)
+    output: Path | None = option(kind=click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
+
+
+@make_command("schema")
+def command(options: SchemaOptions) -> None:
     """Print the JSON Schema of a topic.
 
     NAME is the usual name of a topic, for its values, or TOPIC-headers. Without NAME it lists all.
@@ -25,15 +37,16 @@ def command(name: str | None, output: Path | None) -> None:
     """
     from ciml.messages import schema_names, schema_text
 
+    output = options.output
     if output is not None:
-        if name is not None:
+        if options.name is not None:
             raise click.UsageError("--output writes all schemas; leave out NAME")
         output.mkdir(parents=True, exist_ok=True)
         for schema in schema_names():
             (output / f"{schema}.json").write_text(schema_text(schema), encoding="utf-8")
         click.echo(f"{len(schema_names())} schemas in {output}")
-    elif name is not None:
-        click.echo(schema_text(name), nl=False)
+    elif options.name is not None:
+        click.echo(schema_text(options.name), nl=False)
     else:
         for schema, title in schema_names().items():
             click.echo(f"{schema:22} {title}")

@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.options import data_path_option, home_option, kafka_options
+from ciml.cli.command import make_command
 from ciml.errors import CimlError
+from ciml.options import BrokerOptions, argument, flag, option
 
 if TYPE_CHECKING:
     from ciml.kafka.options import KafkaOptions
 
 
-@click.group("topics")
-def command() -> None:
-    """Continue with a topic that was created again.
+@dataclass(frozen=True, kw_only=True)
+class AdoptOptions(BrokerOptions):
+    """Options of ``ciml topics adopt``.
 
-    \b
-    Example:
-      ciml topics adopt ci-events --data-path data
-      ciml topics adopt --service ingest
+    Attributes:
+      service: Take topic, data and broker from this service.
+      dry_run: Report what would change; change nothing.
     """
 
+    topic: str | None = argument(required=False)
+    service: str | None = option(metavar="NAME")
+    data_path: str | None = option(kind="data")
+    dry_run: bool = flag()
+    home: Path = option(kind="home")
 
-@command.command("adopt")
-@click.argument("topic", required=False)
-@click.option("--service", metavar="NAME", help="Take topic, data and broker from this service.")
-@data_path_option(required=False, home=False)
-@kafka_options(required=False)
-@click.option("--dry-run", is_flag=True, help="Report what would change; change nothing.")
-@home_option
-def adopt(
-    topic: str | None,
-    service: str | None,
-    data_path: str | None,
-    kafka: str | None,
-    kafka_config: str | None,
-    kafka_options: tuple[str, ...],
-    dry_run: bool,
-    home: Path,
-) -> None:
+
+@make_command("adopt")
+def adopt(options: AdoptOptions) -> None:
     """Adopt a topic that was created again.
 
     A service stops if its topic was deleted and created again, or restored from an older copy. This command lets each
@@ -54,24 +46,20 @@ def adopt(
       ciml topics adopt ci-events --data-path data --dry-run
       ciml topics adopt --service ingest && ciml service resume ingest
     """
-    from ciml.kafka.options import KafkaOptions
     from ciml.services.files import ServiceFiles, in_place
     from ciml.services.options import TopicOptions
-    from ciml.settings import pairs
 
-    if service is None:
-        if topic is None or data_path is None:
+    if options.service is None:
+        if options.topic is None or options.data_path is None:
             raise click.UsageError("name TOPIC and --data-path, or --service")
-        if kafka is None:
-            raise CimlError("no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
-        _adopt(topic, data_path, KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config), dry_run)
+        _adopt(options.topic, options.data_path, options.connection(), options.dry_run)
         return
-    options = ServiceFiles(home, service).options()
-    of_service = options.service
-    if not isinstance(of_service, TopicOptions):
-        raise CimlError(f"the service {service} reads no topic into a data root; nothing to adopt")
-    with in_place(home, options):
-        _adopt(topic or of_service.subject, of_service.data_path, of_service.broker.connection(), dry_run)
+    start = ServiceFiles(options.home, options.service).options()
+    service = start.service
+    if not isinstance(service, TopicOptions):
+        raise CimlError(f"the service {options.service} reads no topic into a data root; nothing to adopt")
+    with in_place(options.home, start):
+        _adopt(options.topic or service.subject, service.data_path, service.connection(), options.dry_run)
 
 
 def _adopt(topic: str, data_path: str, kafka: KafkaOptions, dry_run: bool) -> None:
@@ -88,3 +76,14 @@ def _adopt(topic: str, data_path: str, kafka: KafkaOptions, dry_run: bool) -> No
         )
     if not adopted:
         click.echo(f"{topic}: every manifest below {data_path} that read it read this topic; nothing to adopt")
+
+
+@click.group("topics", commands=[adopt])
+def command() -> None:
+    """Continue with a topic that was created again.
+
+    \b
+    Example:
+      ciml topics adopt ci-events --data-path data
+      ciml topics adopt --service ingest
+    """

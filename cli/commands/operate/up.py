@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ciml import engines
-from ciml.cli.options import home_option
+from ciml.cli.command import filled, make_command
 from ciml.engines.local_s3 import use_local_s3
 from ciml.errors import CimlError
+from ciml.options import argument, flag, option, repeated
 
 _DEFAULT = ("kafka", "flink", "s3")
 #: Topics of ciml and their partitions on a local broker.
@@ -36,38 +37,41 @@ def _state(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     return value
 
 
-@click.command("up")
-@click.argument("names", nargs=-1, metavar="[ENGINE]...")
-@click.option("--logs-root", metavar="FOLDER", help="Folder of the log server (engine logs).")
-@click.option("--models-config", metavar="FILE", help="Configuration of the model server (engine models).")
-@click.option(
-    "--port",
-    "ports",
-    multiple=True,
-    metavar="USE=PORT",
-    callback=_ports,
-    help="Fixed port, such as kafka=9092; may be repeated.  [default: free ports]",
-)
-@click.option("--kafka-heap", "kafka_heap_mb", default=512, metavar="MIB", help="Java heap of Kafka, in MiB.")
-@click.option("--flink-heap", "flink_heap_mb", default=768, metavar="MIB", help="Java heap of Flink, in MiB.")
-@click.option("--cluster", is_flag=True, help="Start a standalone Flink cluster in place of the embedded Flink.")
-@click.option("--task-managers", default=1, type=click.IntRange(1, 16), help="Number of TaskManagers of the cluster.")
-@click.option("--slots", default=2, type=click.IntRange(1, 64), help="Number of slots of each TaskManager.")
-@click.option(
-    "--state",
-    metavar="s3://PREFIX",
-    callback=_state,
-    help="Prefix of the cluster's checkpoints and savepoints.  [default: the home folder]",
-)
-@click.option(
-    "--state-backend",
-    type=click.Choice(["hashmap", "rocksdb"]),
-    default="hashmap",
-    help="State backend of the cluster: hashmap (heap) or rocksdb (disk).",
-)
-@click.option("--timeout", "timeout_s", default=90.0, metavar="SECONDS", help="Start timeout of an engine, in seconds.")
-@home_option
-def command(names: tuple[str, ...], cluster: bool, home: Path, **options: Any) -> None:
+@dataclass(frozen=True, kw_only=True)
+class UpOptions:
+    """Options of ``ciml up``.
+
+    Attributes:
+      logs_root: Folder of the log server (engine logs).
+      models_config: Configuration of the model server (engine models).
+      ports: Fixed port, such as kafka=9092; may be repeated. [default: free ports]
+      kafka_heap_mb: Java heap of Kafka, in MiB.
+      flink_heap_mb: Java heap of Flink, in MiB.
+      cluster: Start a standalone Flink cluster in place of the embedded Flink.
+      task_managers: Number of TaskManagers of the cluster.
+      slots: Number of slots of each TaskManager.
+      state: Prefix of the cluster's checkpoints and savepoints. [default: the home folder]
+      state_backend: State backend of the cluster: hashmap (heap) or rocksdb (disk).
+      timeout_s: Start timeout of an engine, in seconds.
+    """
+
+    names: tuple[str, ...] = argument("[ENGINE]...", many=True, required=False)
+    logs_root: str | None = option(metavar="FOLDER")
+    models_config: str | None = option(metavar="FILE")
+    ports: dict[str, int] = repeated(_ports, metavar="USE=PORT")
+    kafka_heap_mb: int = option(512, flags="--kafka-heap", metavar="MIB")
+    flink_heap_mb: int = option(768, flags="--flink-heap", metavar="MIB")
+    cluster: bool = flag()
+    task_managers: int = option(1, click.IntRange(1, 16))
+    slots: int = option(2, click.IntRange(1, 64))
+    state: str | None = option(kind=_state, metavar="s3://PREFIX")
+    state_backend: str = option("hashmap", click.Choice(["hashmap", "rocksdb"]))
+    timeout_s: float = option(90.0, flags="--timeout", metavar="SECONDS")
+    home: Path = option(kind="home")
+
+
+@make_command("up")
+def command(options: UpOptions) -> None:
     """Start local engines: Kafka, Flink, S3 and others.
 
     ENGINE is kafka, flink, cluster, s3, logs, models, mosquitto or gerrit; the default is kafka, flink and s3, with
@@ -85,18 +89,19 @@ def command(names: tuple[str, ...], cluster: bool, home: Path, **options: Any) -
     from rich.console import Console
 
     errors = Console(stderr=True)
-    engine_names = list(names) or [name for name in _DEFAULT if not (cluster and name == "flink")]
-    if cluster and "cluster" not in engine_names:
+    home = options.home
+    engine_names = list(options.names) or [name for name in _DEFAULT if not (options.cluster and name == "flink")]
+    if options.cluster and "cluster" not in engine_names:
         engine_names.append("cluster")
-    if not names:
-        engine_names += ["logs"] * bool(options["logs_root"]) + ["models"] * bool(options["models_config"])
-    if min(options["kafka_heap_mb"], options["flink_heap_mb"]) < 128:
+    if not options.names:
+        engine_names += ["logs"] * bool(options.logs_root) + ["models"] * bool(options.models_config)
+    if min(options.kafka_heap_mb, options.flink_heap_mb) < 128:
         raise CimlError("--kafka-heap and --flink-heap: an engine needs at least 128 MiB")
-    if options["state"] is not None:
+    if options.state is not None:
         use_local_s3(engines.read(home).get("s3"))
     begin_s = time.monotonic()
     with errors.status(f"starting {', '.join(engine_names)}") as spinner:
-        settings = engines.Settings(**options, notify=lambda text: spinner.update(text))
+        settings = filled(engines.Settings, options, notify=spinner.update)
         running = engines.start(engine_names, home, settings)
         if "kafka" in running.started:
             engines.create_topics(str(running.states["kafka"].address), _TOPICS)
@@ -116,11 +121,21 @@ def command(names: tuple[str, ...], cluster: bool, home: Path, **options: Any) -
         )
 
 
-@click.command("down")
-@click.argument("names", nargs=-1, metavar="[ENGINE]...")
-@click.option("--purge", is_flag=True, help="Remove the engines' data: Kafka's topics, Flink's checkpoints, logs.")
-@home_option
-def down(names: tuple[str, ...], purge: bool, home: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DownOptions:
+    """Options of ``ciml down``.
+
+    Attributes:
+      purge: Remove the engines' data: Kafka's topics, Flink's checkpoints, logs.
+    """
+
+    names: tuple[str, ...] = argument("[ENGINE]...", many=True, required=False)
+    purge: bool = flag()
+    home: Path = option(kind="home")
+
+
+@make_command("down")
+def down(options: DownOptions) -> None:
     """Stop local engines.
 
     The default is all engines of ciml up. Kafka's topics stay in the home folder for the next ciml up. S3's buckets are
@@ -133,13 +148,14 @@ def down(names: tuple[str, ...], purge: bool, home: Path) -> None:
       ciml down cluster
       ciml down --purge
     """
-    unknown = [name for name in names if name not in engines.ENGINES]
+    home = options.home
+    unknown = [name for name in options.names if name not in engines.ENGINES]
     if unknown:
         raise CimlError(f"unknown engine {', '.join(unknown)}; choose from {', '.join(engines.ENGINES)}")
-    stopped = engines.stop(names or None, home) if home.exists() else []
+    stopped = engines.stop(options.names or None, home) if home.exists() else []
     click.echo(f"Stopped {', '.join(stopped)}." if stopped else "No engine was running.")
-    if purge:
-        for name in names or engines.ENGINES:
+    if options.purge:
+        for name in options.names or engines.ENGINES:
             shutil.rmtree(home / name, ignore_errors=True)
             for log in (home / "logs").glob(f"{name}*.log*"):
                 log.unlink(missing_ok=True)

@@ -4,47 +4,47 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.foreground import PATIENCE_S, Running, service_options, topic_options
-from ciml.cli.options import data_path_option, metrics_options
-from ciml.cli.param_types import Duration
+from ciml.cli.command import make_command
+from ciml.cli.options import Data, JsonLines
+from ciml.cli.running import PATIENCE_S, Foreground
 from ciml.cli.tables import print_table
 from ciml.errors import CimlError
+from ciml.options import argument, flag, option
 from ciml.services.options import FeedbackOptions
 
 if TYPE_CHECKING:
+    from ciml.data_root import DataRoot
     from ciml.integrations.review import Rendered
     from ciml.services.decide import ServiceProgress
+    from ciml.services.feedback import Trial
     from ciml.verdicts.feedback.standing import Share
     from ciml.verdicts.feedback.state import Entry
     from ciml.verdicts.feedback.truths import Row
 
-#: ``--config``, as ``config``: an absolute path.
-config_option = click.option(
-    "--config",
-    required=True,
-    metavar="FILE",
-    envvar="CIML_FEEDBACK",
-    show_envvar=True,
-    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
-    help="TOML file of the policy and its review systems.",
-)
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions(JsonLines, Data):
+    """Options of ``ciml feedback list``.
+
+    Attributes:
+      last: Number of patch sets, the latest last; 0 for all.
+      waiting: Only messages that wait, or whose outcome is unknown.
+    """
+
+    last: int = option(20, click.IntRange(0))
+    waiting: bool = flag()
 
 
-_MOST = 20
-
-
-@click.command("list")
-@data_path_option()
-@click.option("--last", type=click.IntRange(0), default=_MOST, help="Number of patch sets, the latest last; 0 for all.")
-@click.option("--waiting", is_flag=True, help="Only messages that wait, or whose outcome is unknown.")
-@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line.")
-def list_command(data_path: str, last: int, waiting: bool, as_json: bool) -> None:
+@make_command("list")
+def list_command(options: ListOptions) -> None:
     """List messages of the last three days.
 
     For each patch set: the jobs, their verdicts, what became of the message, and reactions to it.
@@ -54,24 +54,23 @@ def list_command(data_path: str, last: int, waiting: bool, as_json: bool) -> Non
       ciml feedback list --data-path data
       ciml feedback list --data-path data --waiting --json
     """
-    from ciml.data_root import DataRoot
     from ciml.pipelines.feedback import replica
 
-    with replica(DataRoot.open(data_path)).state() as state:
-        entries = [entry for entry in state.entries.values() if entry.is_open or not waiting]
-        rows = [_shown(entry) for entry in (entries[-last:] if last else entries)]
+    with replica(options.root).state() as state:
+        entries = [entry for entry in state.entries.values() if entry.is_open or not options.waiting]
+        messages = [_shown(entry) for entry in entries[-options.last :]]
         muted = sorted(state.muted)
-    if as_json:
-        for row in rows:
-            click.echo(json.dumps(row, ensure_ascii=False))
-        return
+    options.show_all(messages, partial(_print_messages, muted))
+
+
+def _print_messages(muted: list[str], messages: list[dict[str, Any]]) -> None:
     if muted:
         click.echo(f"muted projects: {', '.join(map(repr, muted))}")
-    if not rows:
+    if not messages:
         click.echo("no messages")
         return
     header = ("system", "project", "change", "patch set", "jobs", "verdict", "state", "age", "reactions", "message")
-    print_table(header, [_row(row) for row in rows])
+    print_table(header, map(_row, messages))
 
 
 def _shown(entry: Any) -> dict[str, Any]:
@@ -114,13 +113,15 @@ def _row(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-_GLOB = click.argument("project", metavar="PROJECT")
+@dataclass(frozen=True, kw_only=True)
+class MuteOptions(Data):
+    """Options of ``ciml feedback mute`` and ``unmute``."""
+
+    project: str = argument("PROJECT")
 
 
-@click.command("mute")
-@_GLOB
-@data_path_option()
-def mute(project: str, data_path: str) -> None:
+@make_command("mute")
+def mute(options: MuteOptions) -> None:
     """Send no more messages to a project.
 
     PROJECT is a name or a glob. It takes effect at once, also in a running service: new verdicts are counted as
@@ -131,14 +132,12 @@ def mute(project: str, data_path: str) -> None:
       ciml feedback mute openstack/nova --data-path data
       ciml feedback mute 'sandbox/*' --data-path data
     """
-    _commit(data_path, "muted", project)
-    click.echo(f"muted: {project!r}")
+    _commit(options, "muted")
+    click.echo(f"muted: {options.project!r}")
 
 
-@click.command("unmute")
-@_GLOB
-@data_path_option()
-def unmute(project: str, data_path: str) -> None:
+@make_command("unmute")
+def unmute(options: MuteOptions) -> None:
     """Revert ciml feedback mute.
 
     PROJECT is the name or the glob that was muted.
@@ -147,32 +146,38 @@ def unmute(project: str, data_path: str) -> None:
     Example:
       ciml feedback unmute openstack/nova --data-path data
     """
-    if not _commit(data_path, "unmuted", project):
-        click.echo(f"{project!r} is not muted")
-        return
-    click.echo(f"not muted any more: {project!r}")
+    changed = _commit(options, "unmuted")
+    click.echo(f"not muted any more: {options.project!r}" if changed else f"{options.project!r} is not muted")
 
 
-def _commit(data_path: str, key: str, project: str) -> bool:
+def _commit(options: MuteOptions, key: str) -> bool:
     """Store a change of the muted projects; return False if it changes nothing."""
-    from ciml.data_root import DataRoot
     from ciml.events.fields import is_clean
     from ciml.pipelines.feedback import replica
 
+    project = options.project
     if not project.strip() or len(project) > 200 or not is_clean(project):
         raise CimlError(f"PROJECT: {project!r:.120} is not a project's name or a glob")
     delta = {"time_us": int(time.time() * 1e6), key: [project]}
-    version = replica(DataRoot.open(data_path)).append(
+    version = replica(options.root).append(
         lambda state: delta if (project in state.muted) == (key == "unmuted") else None
     )
     return version is not None
 
 
-@click.command("report")
-@config_option
-@data_path_option()
-@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line.")
-def report(config: str, data_path: str, as_json: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions(JsonLines, Data):
+    """Options of commands that read the configuration.
+
+    Attributes:
+      config: TOML file of the policy and its review systems.
+    """
+
+    config: str = option(kind="absolute file", envvar="CIML_FEEDBACK", required=True)
+
+
+@make_command("report")
+def report(options: ConfigOptions) -> None:
     """Report the precision of verdicts.
 
     Reruns of the same code and reviewers settle verdicts, also the unpublished ones of a model in shadow mode. For each
@@ -183,23 +188,22 @@ def report(config: str, data_path: str, as_json: bool) -> None:
     Example:
       ciml feedback report --config feedback.toml --data-path data
     """
-    from ciml.data_root import DataRoot
     from ciml.pipelines.feedback import replica
     from ciml.verdicts.feedback.config import load_feedback
-    from ciml.verdicts.feedback.truths import report
+    from ciml.verdicts.feedback.truths import Row, report
 
-    policy = load_feedback(config).policy
-    with replica(DataRoot.open(data_path)).state() as state:
+    policy = load_feedback(options.config).policy
+    with replica(options.root).state() as state:
         rows = report(list(state.history), policy, int(time.time() * 1e6))
-    if as_json:
-        for row in rows:
-            click.echo(json.dumps(row.to_json(), ensure_ascii=False))
-        return
+    options.show_all(rows, _print_report, Row.to_json)
+
+
+def _print_report(rows: Sequence[Row]) -> None:
     if not rows:
         click.echo("no verdicts yet; ciml service start feedback records them")
         return
     numbers = ("settled", "open", "precision", "base rate", "duration alone", "reruns passed")
-    print_table(("model", "project", "verdict", "state", *numbers), [_cells(row) for row in rows], right=numbers)
+    print_table(("model", "project", "verdict", "state", *numbers), map(_cells, rows), right=numbers)
     click.echo("intervals of 95 %; runs of one change count once")
     for row in rows:
         if row.detail:
@@ -233,26 +237,21 @@ def _visible(text: str) -> str:
     return repr(text)[1:-1][:60]
 
 
-@click.command("stream")
-@topic_options()
-@config_option
-@click.option("--predictions-topic", default="predictions", metavar="TOPIC", help="Topic of predictions.")
-@click.option("--once", is_flag=True, help="Stop at the present end of the topic; what settles stays for the next run.")
-@click.option(
-    "--until-idle",
-    type=Duration(),
-    metavar="TIME",
-    help="Time without new verdicts and waiting messages after which it stops.  [default: never]",
-)
-@metrics_options
-@service_options(FeedbackOptions)
-def stream(
-    once: bool,
-    until_idle: float | None,
-    metrics_port: int | None,
-    metrics_address: str,
-    options: FeedbackOptions,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class FeedbackRunning(Foreground):
+    """How ``ciml feedback stream`` runs.
+
+    Attributes:
+      once: Stop at the present end of the topic; what settles stays for the next run.
+      until_idle: Time without new verdicts and waiting messages after which it stops. [default: never]
+    """
+
+    once: bool = flag()
+    until_idle: float | None = option(kind="time")
+
+
+@make_command("stream")
+def stream(options: FeedbackOptions, running: FeedbackRunning) -> None:
     """Answer failed runs as their verdicts arrive.
 
     Offsets, verdicts, calls and outcomes are committed to DATA/feedback. A call of unknown outcome is settled by
@@ -282,18 +281,26 @@ def stream(
             shown = line
             click.echo(line, err=True)
 
-    running = Running(once=once, until_idle=until_idle, metrics_port=metrics_port, metrics_address=metrics_address)
     service = FeedbackService(options.open(), show)
     running.run(service, report, patience_s=PATIENCE_S if running.until is None else 0.0)
 
 
-@click.command("try")
-@click.argument("predictions", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--run", "run_id", metavar="RUN", help="Run id whose stored predictions are tried instead of a file.")
-@config_option
-@data_path_option()
-@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line.")
-def trial(predictions: Path | None, run_id: str | None, config: str, data_path: str, as_json: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TryOptions(ConfigOptions):
+    """Options of ``ciml feedback try``.
+
+    Attributes:
+      run_id: Run id whose stored predictions are tried instead of a file.
+    """
+
+    predictions: Path | None = argument(
+        "[PREDICTIONS]", click.Path(exists=True, dir_okay=False, path_type=Path), required=False
+    )
+    run_id: str | None = option(flags="--run", metavar="RUN")
+
+
+@make_command("try")
+def trial(options: TryOptions) -> None:
     """Show messages without sending them.
 
     PREDICTIONS is a file of JSON lines as on the topic. It applies the policy, computes the evidence from the stored
@@ -305,25 +312,22 @@ def trial(predictions: Path | None, run_id: str | None, config: str, data_path: 
       ciml feedback try --run zuul~5f0c~1 --config feedback.toml --data-path data
       ciml feedback try predictions.jsonl --config feedback.toml --data-path data
     """
-    from ciml.data_root import DataRoot
     from ciml.services.feedback import try_messages
     from ciml.verdicts.feedback.config import load_feedback
 
-    if (predictions is None) == (run_id is None):
+    if (options.predictions is None) == (options.run_id is None):
         raise click.UsageError("give either a file of PREDICTIONS or --run")
-    data = DataRoot.open(data_path)
-    feedback = load_feedback(config)
-    records = _stored(data_path, run_id) if run_id is not None else _lines(predictions or Path())
+    data = options.root
+    feedback = load_feedback(options.config)
+    records = _lines(options.predictions) if options.predictions else _stored(data, options)
     for trial in try_messages(data, feedback, records):
-        _print(trial, as_json)
+        if options.json:
+            click.echo(json.dumps(trial.to_json()))
+        else:
+            _print(trial)
 
 
-def _print(trial: Any, as_json: bool) -> None:
-    import json
-
-    if as_json:
-        click.echo(json.dumps(trial.to_json(), ensure_ascii=False))
-        return
+def _print(trial: Trial) -> None:
     if trial.reason:
         detail = f" ({trial.detail})" if trial.detail else ""
         click.echo(f"{', '.join(trial.runs)}: silent: {trial.reason}{detail}")
@@ -336,13 +340,14 @@ def _print(trial: Any, as_json: bool) -> None:
         click.echo(f"\n{trial.message}\n")
 
 
-def _stored(data_path: str, run_id: str) -> list[dict[str, Any]]:
-    from ciml.data_root import DataRoot
+def _stored(data: DataRoot, options: TryOptions) -> list[dict[str, Any]]:
     from ciml.serving.predict.log import predictions_of_run
 
-    predictions = predictions_of_run(DataRoot.open(data_path).predictions, run_id)
+    predictions = predictions_of_run(data.predictions, options.run_id or "")
     if not predictions:
-        raise CimlError(f"there is no prediction of run {run_id!r:.120} in {data_path}; list runs with ciml runs")
+        raise CimlError(
+            f"there is no prediction of run {options.run_id!r:.120} in {options.data_path}; list runs with ciml runs"
+        )
     return predictions
 
 

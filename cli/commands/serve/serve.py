@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import click
 
-from ciml.cli.options import data_path_option, metrics_options
+from ciml.cli.command import filled, make_command
+from ciml.cli.running import Endpoint
 from ciml.limits import MAX_BODY_S, MAX_GRPC_CONNECTIONS, MAX_HEADER_S, MAX_REST_CONNECTIONS
+from ciml.options import flag, option
 
 
-@click.command("serve")
-@data_path_option(required=False, creates=True)
-@click.option(
-    "--config",
-    metavar="FILE|s3://OBJECT",
-    help="ModelServerConfig in text format, polled.  [default: DATA/models/models.config]",
-)
-@click.option(
-    "--registry", metavar="FOLDER", help="Folder of the model registries.  [default: beside the models' folder]"
-)
-@click.option("--unverified", is_flag=True, help="Serve models without registry and digests, for foreign models.")
-@click.option("--host", default="127.0.0.1", help="Address to listen on, without authentication.")
-@click.option("--grpc-port", default=8500, help="Port of the gRPC API; 0 for any free port.")
-@click.option("--rest-port", default=8501, help="Port of the REST API; 0 for any free port.")
-@click.option("--poll-seconds", "poll_s", default=0.5, help="Interval of polling the configuration, in seconds.")
-@click.option("--rest-connections", default=MAX_REST_CONNECTIONS, help="Maximum open REST connections.")
-@click.option("--grpc-connections", default=MAX_GRPC_CONNECTIONS, help="Maximum open gRPC connections.")
-@click.option("--header-seconds", "header_s", default=MAX_HEADER_S, help="Timeout of a request's header, in seconds.")
-@click.option("--body-seconds", "body_s", default=MAX_BODY_S, help="Timeout of a request's body, in seconds.")
-@click.option(
-    "--allow-reload",
-    is_flag=True,
-    help="Answer HandleReloadConfigRequest; any client can then change the configuration.",
-)
-@metrics_options
-def command(data_path: str | None, config: str | None, unverified: bool, **options: Any) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(Endpoint):
+    """Options of ``ciml serve``.
+
+    Attributes:
+      config: ModelServerConfig in text format, polled. [default: DATA/models/models.config]
+      registry: Folder of the model registries. [default: beside the models' folder]
+      unverified: Serve models without registry and digests, for foreign models.
+      host: Address to listen on, without authentication.
+      grpc_port: Port of the gRPC API; 0 for any free port.
+      rest_port: Port of the REST API; 0 for any free port.
+      poll_s: Interval of polling the configuration, in seconds.
+      rest_connections: Maximum open REST connections.
+      grpc_connections: Maximum open gRPC connections.
+      header_s: Timeout of a request's header, in seconds.
+      body_s: Timeout of a request's body, in seconds.
+      allow_reload: Answer HandleReloadConfigRequest; any client can then change the configuration.
+    """
+
+    data_path: str | None = option(kind="new data")
+    config: str | None = option(metavar="FILE|s3://OBJECT")
+    registry: str | None = option(metavar="FOLDER")
+    unverified: bool = flag()
+    host: str = option("127.0.0.1")
+    grpc_port: int = option(8500)
+    rest_port: int = option(8501)
+    poll_s: float = option(0.5, flags="--poll-seconds")
+    rest_connections: int = option(MAX_REST_CONNECTIONS)
+    grpc_connections: int = option(MAX_GRPC_CONNECTIONS)
+    header_s: float = option(MAX_HEADER_S, flags="--header-seconds")
+    body_s: float = option(MAX_BODY_S, flags="--body-seconds")
+    allow_reload: bool = flag()
+
+
+@make_command("serve")
+def command(options: ServeOptions) -> None:
     """Serve pushed models over gRPC and REST.
 
     The API is that of TensorFlow Serving, with metrics for Prometheus. Only blessed versions with unaltered files are
@@ -53,9 +65,10 @@ def command(data_path: str | None, config: str | None, unverified: bool, **optio
     from ciml.serving.model_files import CONFIG_NAME
     from ciml.serving.server.server import ServerOptions, run
 
+    config = options.config
     if config is None:
-        if data_path is None:
+        if options.data_path is None:
             raise click.UsageError("no configuration: give --data-path DATA or --config FILE")
-        config = DataRoot.open(data_path).models.url(CONFIG_NAME)
+        config = DataRoot.open(options.data_path).models.url(CONFIG_NAME)
     logging.getLogger("ciml.serving").setLevel(logging.INFO)  # logs the served versions
-    run(ServerOptions(config=config, verify=not unverified, **options))
+    run(filled(ServerOptions, options, config=config, verify=not options.unverified))

@@ -2,54 +2,76 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.foreground import ELSEWHERE, ENDINGS
-from ciml.cli.options import EngineChoice, home_of, home_option
-from ciml.cli.param_types import Duration
+from ciml.cli.command import gathered, home_of, make_command, parameters
+from ciml.cli.options import Json
+from ciml.cli.param_types import MINUTE
+from ciml.cli.running import Foreground, OnEngine
 from ciml.errors import CimlError
-from ciml.services.options import options_of
+from ciml.options import argument, flag, option
+from ciml.services.options import KINDS, ServiceOptions, options_of
 
 if TYPE_CHECKING:
     from ciml.services.files import ServiceFiles
 
-#: By kind of service: its command (module:attribute), which has the service's options, and options for an example.
-KINDS = {
-    "ingest": ("ciml.cli.commands.operate.ingest:run", "--data-path data --allow-host logs.example.org"),
-    "predict": ("ciml.cli.commands.learn.predict:stream", "--data-path data --model provider"),
-    "live": ("ciml.cli.commands.operate.live:command", "--data-path data --dataset provider"),
-    "trainer": ("ciml.cli.commands.learn.refresh:command", "--data-path data --dataset provider"),
-    "webhooks": ("ciml.cli.commands.operate.receive:webhooks", "--config receivers.toml"),
-    "mqtt": ("ciml.cli.commands.operate.receive:mqtt", "--config receivers.toml"),
-    "gerrit": ("ciml.cli.commands.operate.receive:gerrit", "--config receivers.toml"),
-    "feedback": ("ciml.cli.commands.serve.feedback:stream", "--config feedback.toml --data-path data"),
+#: By kind of service: options for an example.
+_EXAMPLES = {
+    "ingest": "--data-path data --allow-host logs.example.org",
+    "predict": "--data-path data --model provider",
+    "live": "--data-path data --dataset provider",
+    "trainer": "--data-path data --dataset provider",
+    "webhooks": "--config receivers.toml",
+    "mqtt": "--config receivers.toml",
+    "gerrit": "--config receivers.toml",
+    "feedback": "--config feedback.toml --data-path data",
 }
-_PARALLELISM = "Parallelism of the Flink job; at most one for each partition is used."
-_WAIT = click.option(
-    "--wait",
-    "wait_s",
-    type=Duration(),
-    default="3min",
-    metavar="TIME",
-    help="Time to wait until it works or has stopped; 0 for none.",
-)
-_START = (
-    click.option("--name", help="Name of the service.  [default: its kind]"),
-    click.option("--parallelism", type=click.IntRange(1, 1024), default=1, help=_PARALLELISM),
-    click.option("--flink-rest", metavar="URL", help="REST API of Flink, for --engine flink:HOST:PORT."),
-    click.option("--workers", metavar="HOST:PORT", help="Pool of Python workers, for --engine flink:HOST:PORT."),
-    click.option("--tied-to", type=int, hidden=True, help="Pid of a process; the service stops when it ends."),
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of a supervisor in the foreground.
+
+    Attributes:
+      name: Name of the service. [default: its kind]
+      parallelism: Parallelism of the Flink job; at most one for each partition is used.
+      flink_rest: REST API of Flink, for --engine flink:HOST:PORT.
+      workers: Pool of Python workers, for --engine flink:HOST:PORT.
+      tied_to: Pid of a process; the service stops when it ends.
+    """
+
+    name: str | None = option()
+    parallelism: int = option(1, click.IntRange(1, 1024))
+    flink_rest: str | None = option(metavar="URL")
+    workers: str | None = option(metavar="HOST:PORT")
+    tied_to: int | None = option(kind=int, hidden=True)
+    wait: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitOptions:
+    """How long a command waits.
+
+    Attributes:
+      wait: Time to wait until it works or has stopped; 0 for none.
+    """
+
+    wait: float = option(3 * MINUTE, "time")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions(WaitOptions, RunOptions):
+    """Options of the start of a service."""
 
 
 class _Kinds(click.Group):
-    """A command for each kind of service, with the options of the kind's own command but those that end it."""
+    """A command for each kind of service, with the options of the kind."""
 
     foreground = False
 
@@ -59,128 +81,93 @@ class _Kinds(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in KINDS:
             return None
-        place, example = KINDS[cmd_name]
-        module, _, attribute = place.partition(":")
-        kind_command: click.Command = getattr(importlib.import_module(module), attribute)
         verb = "run" if self.foreground else "start"
-        service_command = click.Command(
+        kind = options_of(cmd_name)
+        classes = {
+            "service": kind,
+            "how": RunOptions if self.foreground else StartOptions,
+            "running": OnEngine if kind.pipeline else Foreground,
+        }
+
+        def start(**values: Any) -> int:
+            return _start(cmd_name, self.foreground, **{name: gathered(cls, values) for name, cls in classes.items()})
+
+        example = f"Example:\n  ciml service {verb} {cmd_name} {_EXAMPLES[cmd_name]}"
+        return click.Command(
             cmd_name,
-            params=[param for param in kind_command.params if param.name not in (*ENDINGS, *ELSEWHERE, "as_json")],
-            callback=partial(_start, cmd_name, self.foreground),
-            help=f"{verb.title()} the {cmd_name} service.\n\n\b\nExample:\n  ciml service {verb} {cmd_name} {example}",
+            params=parameters(classes.values()),
+            callback=start,
+            help=f"{verb.title()} the {cmd_name} service.\n\n\b\n{example}",
         )
-        for option in (*_START, *(() if self.foreground else (_WAIT,))):
-            option(service_command)
-        return service_command
 
 
 class _ForegroundKinds(_Kinds):
     foreground = True
 
 
-@click.group("service")
-def command() -> None:
-    """Start, stop and watch supervised services.
-
-    Kinds of services are ingest, predict, live, trainer, webhooks, mqtt, gerrit and feedback.
-
-    \b
-    Example:
-      ciml service start ingest --data-path data --allow-host logs.example.org
-      ciml service status
-      ciml service stop ingest --savepoint
-    """
-
-
-@command.group("start", cls=_Kinds)
-def start() -> None:
-    """Start a service and its supervisor.
-
-    Each KIND takes the options of its own command (ciml ingest, predict stream, live, refresh, receive, feedback
-    stream). Work starts at the offsets of the manifest. The supervisor restarts a lost, failed or stalled service, and
-    waits for unavailable engines, until ciml service stop. The command returns when the service works or has failed.
-
-    \b
-    Example:
-      ciml service start ingest --data-path data --allow-host logs.example.org
-      ciml service start ingest --data-path s3://ci/data --allow-root s3://ci/logs --parallelism 2 --name nightly
-    """
-
-
-@command.group("run", cls=_ForegroundKinds)
-def run() -> None:
-    """Run a service's supervisor in the foreground.
-
-    It is for systemd and containers. SIGTERM stops only the supervisor; the same command adopts a running job. Each
-    KIND takes the options of ciml service start.
-
-    \b
-    Example:
-      ciml service run ingest --data-path s3://ci/data --allow-root s3://ci/logs --metrics-port 9464
-    """
-
-
-def _start(
-    kind: str,
-    foreground: bool,
-    *,
-    name: str | None,
-    parallelism: int,
-    flink_rest: str | None,
-    workers: str | None,
-    tied_to: int | None,
-    metrics_port: int | None,
-    metrics_address: str,
-    wait_s: float = 0.0,
-    engine: EngineChoice | None = None,
-    beam_options: tuple[str, ...] = (),
-    **arguments: Any,
-) -> int:
+def _start(kind: str, foreground: bool, service: ServiceOptions, how: RunOptions, running: Foreground) -> int:
     from ciml.engines import processes, state
-    from ciml.engines.processes import recorded
     from ciml.services import control
-    from ciml.services.files import ServiceFiles, StartOptions, located
+    from ciml.services.files import ServiceFiles, located
+    from ciml.services.files import StartOptions as Start
 
     ctx = click.get_current_context()
-    default = click.core.ParameterSource.DEFAULT
     home = home_of(ctx)
     s3 = state.read(home).get("s3")
     local_s3 = s3 is not None and os.environ.get("AWS_ENDPOINT_URL_S3") == s3.address
-    environment, secret_variables = recorded(os.environ)
+    environment, secret_variables = processes.recorded(os.environ)
     if local_s3:  # whose credentials are no secrets
         secret_variables = ()
-    named = bool(flink_rest or workers or (engine is not None and engine.named))
-    options = StartOptions(
-        options_of(kind).from_json(arguments),
+    engine = running.engine if isinstance(running, OnEngine) else None
+    named = bool(how.flink_rest or how.workers or (engine is not None and engine.named))
+    options = Start(
+        service,
         engine.name if engine is not None else "",
         jobs=(engine.job_endpoint if engine is not None else "") or "",
-        rest=(flink_rest or "").rstrip("/"),
-        workers=workers or "",
-        parallelism=parallelism,
-        beam=beam_options,
-        local_kafka="kafka" in arguments and ctx.get_parameter_source("kafka") is default,
+        rest=(how.flink_rest or "").rstrip("/"),
+        workers=how.workers or "",
+        parallelism=how.parallelism,
+        beam=running.beam_options,
+        local_kafka=_by_default(ctx, "kafka"),
         local_flink=engine is not None and engine.name == "flink" and not named,
         local_s3=local_s3,
-        local_models="server" in arguments and ctx.get_parameter_source("server") is default,
+        local_models=_by_default(ctx, "server"),
         environment=environment,
         secret_variables=secret_variables,
-        tied=(tied_to, processes.start_time(tied_to)) if tied_to else None,
-        metrics_port=metrics_port,
-        metrics_address=metrics_address,
+        tied=(how.tied_to, processes.start_time(how.tied_to)) if how.tied_to else None,
+        metrics_port=running.metrics_port,
+        metrics_address=running.metrics_address,
     )
-    files = ServiceFiles(home, name or kind)
-    return control.start(files, located(home, options), wait_s, click.echo, foreground=foreground)
+    files = ServiceFiles(home, how.name or kind)
+    return control.start(files, located(home, options), how.wait, click.echo, foreground=foreground)
 
 
-_NAME = click.argument("name", required=False)
+def _by_default(ctx: click.Context, name: str) -> bool:
+    """Return whether a command has a parameter, and nobody gave its value."""
+    return name in ctx.params and ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
 
 
-@command.command("resume")
-@_NAME
-@click.option("--parallelism", type=click.IntRange(1, 1024), help=f"{_PARALLELISM}  [default: as before]")
-@_WAIT
-@home_option
-def resume(name: str | None, parallelism: int | None, wait_s: float, home: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class NameOptions:
+    """The service of a command."""
+
+    name: str | None = argument("[NAME]", required=False)
+    home: Path = option(kind="home")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions(WaitOptions, NameOptions):
+    """Options of ``ciml service resume``.
+
+    Attributes:
+      parallelism: Parallelism of the Flink job; at most one for each partition is used. [default: as before]
+    """
+
+    parallelism: int | None = option(kind=click.IntRange(1, 1024))
+
+
+@make_command("resume")
+def resume(options: ResumeOptions) -> None:
     """Resume a stopped service.
 
     It keeps the options of the start. NAME is optional for a single service. A running job is adopted. Else the service
@@ -193,15 +180,22 @@ def resume(name: str | None, parallelism: int | None, wait_s: float, home: Path)
     """
     from ciml.services import control
 
-    control.resume(choose(home, name), parallelism, wait_s, click.echo)
+    control.resume(choose(options.home, options.name), options.parallelism, options.wait, click.echo)
 
 
-@command.command("stop")
-@_NAME
-@click.option("--savepoint", is_flag=True, help="Take a savepoint for resume (Flink).")
-@_WAIT
-@home_option
-def stop(name: str | None, savepoint: bool, wait_s: float, home: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class StopOptions(WaitOptions, NameOptions):
+    """Options of ``ciml service stop``.
+
+    Attributes:
+      savepoint: Take a savepoint for resume (Flink).
+    """
+
+    savepoint: bool = flag()
+
+
+@make_command("stop")
+def stop(options: StopOptions) -> None:
     """Stop a service.
 
     It stops the job or worker, then the supervisor. NAME is optional for a single service. Committed work stays, and
@@ -214,14 +208,22 @@ def stop(name: str | None, savepoint: bool, wait_s: float, home: Path) -> None:
     """
     from ciml.services import control
 
-    control.stop(choose(home, name), wait_s, click.echo, savepoint=savepoint)
+    control.stop(choose(options.home, options.name), options.wait, click.echo, savepoint=options.savepoint)
 
 
-@command.command("status")
-@_NAME
-@click.option("--json", "as_json", is_flag=True, help="JSON output, an object by name.")
-@home_option
-def status(name: str | None, as_json: bool, home: Path) -> int:
+@dataclass(frozen=True, kw_only=True)
+class StatusOptions(Json, NameOptions):
+    """Options of ``ciml service status``.
+
+    Attributes:
+      json: JSON output, an object by name.
+    """
+
+    json: bool = flag()
+
+
+@make_command("status")
+def status(options: StatusOptions) -> int:
     """Show the health of services.
 
     It shows the job, the lag, the last commit, and restarts with their reasons; a dash is unknown. The exit code is 0
@@ -232,21 +234,21 @@ def status(name: str | None, as_json: bool, home: Path) -> int:
       ciml service status
       ciml service status --json
     """
-    import json
-
     from ciml.services.files import ServiceFiles
     from ciml.services.status import exit_code, gather, show
 
-    services = [choose(home, name)] if name else ServiceFiles.all(home)
+    home = options.home
+    services = [choose(home, options.name)] if options.name else ServiceFiles.all(home)
     if not services:
-        click.echo("{}" if as_json else f"No service was started in {home}. Start one by: ciml service start")
+        click.echo("{}" if options.json else f"No service was started in {home}. Start one by: ciml service start")
         return 1
     reports = {files.name: gather(files) for files in services}
-    if as_json:
-        click.echo(json.dumps(reports, indent=2))
-    else:
+
+    def show_all(reports: Mapping[str, dict[str, Any]]) -> None:
         for report in reports.values():
             show(report)
+
+    options.show(reports, show_all)
     return max(exit_code(report) for report in reports.values())
 
 
@@ -268,3 +270,45 @@ def choose(home: Path, name: str | None) -> ServiceFiles:
     if not services:
         raise CimlError(f"no service was started in {home}; start one by ciml service start")
     raise CimlError(f"several services; choose one: {', '.join(files.name for files in services)}")
+
+
+@click.group("start", cls=_Kinds)
+def start() -> None:
+    """Start a service and its supervisor.
+
+    Each KIND takes the options of its own command (ciml ingest, predict stream, live, refresh, receive, feedback
+    stream). Work starts at the offsets of the manifest. The supervisor restarts a lost, failed or stalled service, and
+    waits for unavailable engines, until ciml service stop. The command returns when the service works or has failed.
+
+    \b
+    Example:
+      ciml service start ingest --data-path data --allow-host logs.example.org
+      ciml service start ingest --data-path s3://ci/data --allow-root s3://ci/logs --parallelism 2 --name nightly
+    """
+
+
+@click.group("run", cls=_ForegroundKinds)
+def run() -> None:
+    """Run a service's supervisor in the foreground.
+
+    It is for systemd and containers. SIGTERM stops only the supervisor; the same command adopts a running job. Each
+    KIND takes the options of ciml service start.
+
+    \b
+    Example:
+      ciml service run ingest --data-path s3://ci/data --allow-root s3://ci/logs --metrics-port 9464
+    """
+
+
+@click.group("service", commands=[start, run, resume, stop, status])
+def command() -> None:
+    """Start, stop and watch supervised services.
+
+    Kinds of services are ingest, predict, live, trainer, webhooks, mqtt, gerrit and feedback.
+
+    \b
+    Example:
+      ciml service start ingest --data-path data --allow-host logs.example.org
+      ciml service status
+      ciml service stop ingest --savepoint
+    """

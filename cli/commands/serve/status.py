@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ciml import engines
-from ciml.cli.options import home_option
+from ciml.cli.command import make_command
+from ciml.cli.options import Json
 from ciml.engines import processes
 from ciml.engines.flink.cluster import part_rows
 from ciml.engines.launcher import alive, healthy
+from ciml.options import option
 
 
 def _row(home: Path, engine: engines.EngineState) -> dict[str, Any]:
@@ -25,10 +27,15 @@ def _row(home: Path, engine: engines.EngineState) -> dict[str, Any]:
     return row
 
 
-@click.command("status")
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-@home_option
-def command(as_json: bool, home: Path) -> int:
+@dataclass(frozen=True, kw_only=True)
+class StatusOptions(Json):
+    """Options of ``ciml status``."""
+
+    home: Path = option(kind="home")
+
+
+@make_command("status")
+def command(options: StatusOptions) -> int:
     """Show the status of local engines.
 
     It shows the kind (real or light), process, address, memory and health. The exit code is 3 if an engine does not
@@ -39,19 +46,18 @@ def command(as_json: bool, home: Path) -> int:
       ciml status
       ciml status --json
     """
+    home = options.home
     states = engines.read(home)
     with ThreadPoolExecutor(max_workers=8) as pool:
-        rows = list(pool.map(lambda row: _row(home, row), states.values()))
-    if as_json:
-        click.echo(json.dumps({row["name"]: row for row in rows}, indent=2))
-    elif not rows:
+        rows = dict(zip(states, pool.map(partial(_row, home), states.values()), strict=True))
+    options.show(rows, partial(_show, home))
+    return 0 if all(row["health"] == "ok" for row in rows.values()) else 3
+
+
+def _show(home: Path, rows: dict[str, dict[str, Any]]) -> None:
+    if not rows:
         click.echo(f"No engine runs in {home}. Start engines by: ciml up")
-    else:
-        _show(rows)
-    return 0 if all(row["health"] == "ok" for row in rows) else 3
-
-
-def _show(rows: list[dict[str, Any]]) -> None:
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -63,7 +69,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
             overflow="fold",
             no_wrap=title in ("pid", "address", "health"),
         )
-    for shown in [row for engine in rows for row in (engine, *_parts(engine))]:
+    for shown in [row for engine in rows.values() for row in (engine, *_parts(engine))]:
         used = shown["memory_used_mb"]
         cap = shown["memory_mb"]
         memory = "–" if used is None else f"{used} MiB" + (f" (cap {cap})" if cap else "")

@@ -163,15 +163,17 @@ def test_the_final_summary() -> None:
 def test_what_the_options_mean(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "logs")
-    config = BackfillOptions(str(tmp_path / "data"), str(tmp_path / "link"), source="old", runs_of="zuul").open()
+    config = BackfillOptions(
+        data_path=str(tmp_path / "data"), logs=str(tmp_path / "link"), source="old", runs_of="zuul"
+    ).open()
     assert (config.reading.source, config.reading.runs_of) == ("old", "zuul")
     with pytest.raises(CimlError, match=r"'https://zuul\.example\.org' is not a source name"):
-        BackfillOptions("d", "s3://b/x", runs_of="https://zuul.example.org").open()
+        BackfillOptions(data_path="d", logs="s3://b/x", runs_of="https://zuul.example.org").open()
     assert config.fetch.file_roots == (config.reading.logs,) == (str(tmp_path / "logs"),)
-    assert BackfillOptions("d", "s3://b/x").open().fetch.s3_prefixes == ("s3://b/x",)
-    assert BackfillOptions("d", "s3://b/x").open().reading.runs_of == "backfill"
+    assert BackfillOptions(data_path="d", logs="s3://b/x").open().fetch.s3_prefixes == ("s3://b/x",)
+    assert BackfillOptions(data_path="d", logs="s3://b/x").open().reading.runs_of == "backfill"
     with pytest.raises(CimlError):
-        BackfillOptions("ftp://x", "s3://b/x").open()
+        BackfillOptions(data_path="ftp://x", logs="s3://b/x").open()
 
 
 def test_it_is_light_without_a_runner(tmp_path: Path) -> None:

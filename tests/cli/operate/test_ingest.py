@@ -22,8 +22,9 @@ from ciml.cli.param_types import Duration
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import LISTS
+from ciml.options import BrokerOptions
 from ciml.pipelines.ingest.committer import Committer, IngestProcessor
-from ciml.services.options import BrokerOptions, IngestOptions
+from ciml.services.options import IngestOptions
 from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import one_batch
 from tests.pipelines.ingest.scenario import send
@@ -56,9 +57,9 @@ def test_what_is_no_time(text: str) -> None:
 
 
 def test_options_become_a_configuration(tmp_path: Path) -> None:
-    broker = BrokerOptions("host:1", ("security.protocol=SSL", "sasl.password=a=b"))
+    properties = ("security.protocol=SSL", "sasl.password=a=b")
     made = IngestOptions(
-        data_path=str(tmp_path), broker=broker, topic="t", runs_topic="", jobs=("a*",), sources=("https://zuul.example/x?a=b=zuul",),
+        data_path=str(tmp_path), kafka="host:1", kafka_options=properties, topic="t", runs_topic="", jobs=("a*",), sources=("https://zuul.example/x?a=b=zuul",),
         hosts=("logs.example.org",), roots=(str(tmp_path), "s3://bucket/logs"), delays=(1.0, 2.0),
     ).open()  # fmt: skip
     assert made.raw == DataRoot.open(tmp_path).raw
@@ -72,7 +73,7 @@ def test_options_become_a_configuration(tmp_path: Path) -> None:
 
 
 def test_by_default_no_place_is_allowed_and_every_job_is_taken(tmp_path: Path) -> None:
-    made = IngestOptions(data_path=str(tmp_path), broker=BrokerOptions("host:1")).open()
+    made = IngestOptions(data_path=str(tmp_path), kafka="host:1").open()
     assert (made.fetch.hosts, made.fetch.file_roots, made.fetch.s3_prefixes) == ((), (), ())
     assert made.selection == ("*",)
     assert len(made.fetch.delays_s) == 5

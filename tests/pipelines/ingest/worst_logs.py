@@ -154,7 +154,9 @@ def backfill(folder: Path) -> Counter[str]:
 
 
 def _configured(folder: Path) -> tuple[BackfillConfig, Listing]:
-    return BackfillOptions(str(folder / "data"), str(folder)).open(), open_listing(str(folder / "listing.jsonl"))
+    return BackfillOptions(data_path=str(folder / "data"), logs=str(folder)).open(), open_listing(
+        str(folder / "listing.jsonl")
+    )
 
 
 if __name__ == "__main__":

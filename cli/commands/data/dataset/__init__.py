@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.batch_options import DATAFLOW, DataflowJob, as_s3, collecting_rarely, dataflow_options, runner_option
-from ciml.cli.commands.data.dataset.build import build, launch_update, padding_text, warn_of_padding
+from ciml.cli.command import make_command
+from ciml.cli.commands.data.dataset.build import build, launch, padding_text, warn_of_padding
 from ciml.cli.commands.data.tables import update_tables
-from ciml.cli.options import beam_option, data_path_option, trust_policy_option
+from ciml.cli.options import Data, Json, NewData
 from ciml.cli.progress import progress_bar
+from ciml.cli.running import Batch, as_s3, collecting_rarely
 from ciml.cli.tables import print_table
-from ciml.data_root import DataRoot
 from ciml.errors import CimlError
+from ciml.options import TrustOptions, argument, flag, option
 
 if TYPE_CHECKING:
     from ciml.data_root import StoredDataset
@@ -25,13 +29,43 @@ if TYPE_CHECKING:
 _SPLITS = ("train", "dev", "test")
 
 
-@click.command("spans")
-@click.argument("names", metavar="[NAME]...", nargs=-1)
-@data_path_option()
-@click.option("--files", is_flag=True, help="List the files of each version.")
-@click.option("--latest", is_flag=True, help="List only the latest version of each span.")
-@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line for each version of a span.")
-def spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool, as_json: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class NamesOptions(Data):
+    """The data sets of a command; () for all."""
+
+    names: tuple[str, ...] = argument("[NAME]...", many=True, required=False)
+
+    def datasets(self) -> list[StoredDataset]:
+        """Return the data sets. Raises `CimlError` for an unknown name."""
+        data = self.root
+        existing = data.dataset_names()
+        for name in self.names:
+            if name not in existing:
+                raise CimlError(
+                    f"no data set {name!r} in {data.datasets.url()}; choose from {', '.join(existing) or 'none'}"
+                )
+        if not existing:
+            click.echo(f"no data sets in {data.datasets.url()}", err=True)
+        return [data.dataset(name) for name in dict.fromkeys(self.names or existing)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpansOptions(NamesOptions):
+    """Options of ``ciml dataset spans``.
+
+    Attributes:
+      files: List the files of each version.
+      latest: List only the latest version of each span.
+      json: JSON output, one object a line for each version of a span.
+    """
+
+    files: bool = flag()
+    latest: bool = flag()
+    json: bool = flag()
+
+
+@make_command("spans")
+def spans(options: SpansOptions) -> None:
     """List spans and versions of data sets.
 
     Without NAME it lists all data sets. It shows rows by split and class, exclusions and, with --files, files.
@@ -42,7 +76,7 @@ def spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool, as_
       ciml dataset spans cpu-load --files --data-path data
       ciml dataset spans --latest --json --data-path data
     """
-    for dataset in _chosen(data_path, names):
+    for dataset in options.datasets():
         name = dataset.name
         state = dataset.state()
         versions = [
@@ -50,24 +84,26 @@ def spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool, as_
             for _, by_version in sorted(state.spans.items())
             for _, span in sorted(by_version.items())
         ]
-        shown = [(span, is_last) for span, is_last in versions if is_last or not latest]
-        if as_json:
+        shown = [(span, is_last) for span, is_last in versions if is_last or not options.latest]
+        if options.json:
             for span, is_last in shown:
                 click.echo(json.dumps({"data_set": name, "latest": is_last, **describe(span)}))
             continue
         print_spans(name, shown)
-        if files:
+        if options.files:
             for span, _last in shown:
                 for split, held in span.files.items():
                     for file in held:
                         click.echo(f"{dataset.store.url(file.path)}  {split}  {file.rows:,} rows")
 
 
-@click.command("verify")
-@click.argument("names", metavar="[NAME]...", nargs=-1)
-@data_path_option()
-@click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(NamesOptions, Json):
+    """Options of ``ciml dataset verify``."""
+
+
+@make_command("verify")
+def verify(options: VerifyOptions) -> int:
     """Verify all counts and digests of data sets.
 
     Without NAME it verifies all data sets: each file in a manifest exists with its rows and digests, each selected run
@@ -85,7 +121,7 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
 
     results: dict[str, dict[str, Any]] = {}
     with bars() as progress:
-        for dataset in _chosen(data_path, names):
+        for dataset in options.datasets():
             name = dataset.name
             try:
                 # a manifest that contradicts itself is a finding of this data set; the others are verified too
@@ -96,30 +132,16 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
                 continue
             examples = sum(state.counts().values())
             results[name] = {"examples": examples, "spans": len(state.spans), "findings": wrong}
-    broken = sum(len(result["findings"]) for result in results.values())
-    if as_json:
-        click.echo(json.dumps(results, indent=2))
-        return 4 if broken else 0
+    options.show(results, _print_verified)
+    return 4 if any(result["findings"] for result in results.values()) else 0
+
+
+def _print_verified(results: dict[str, dict[str, Any]]) -> None:
     for name, result in results.items():
         for line in result["findings"]:
             click.echo(f"BROKEN {name}: {line}")
         if not result["findings"]:
             click.echo(f"{name}: {result['examples']:,} examples, spans {result['spans']:,}, all as committed")
-    return 4 if broken else 0
-
-
-def _chosen(data_path: str, names: tuple[str, ...]) -> list[StoredDataset]:
-
-    data = DataRoot.open(data_path)
-    existing = data.dataset_names()
-    for name in names:
-        if name not in existing:
-            raise CimlError(
-                f"no data set {name!r} in {data.datasets.url()}; choose from {', '.join(existing) or 'none'}"
-            )
-    if not existing:
-        click.echo(f"no data sets in {data.datasets.url()}", err=True)
-    return [data.dataset(name) for name in dict.fromkeys(names or existing)]
 
 
 def describe(span: SpanVersion) -> dict[str, Any]:
@@ -159,18 +181,20 @@ def print_spans(title: str, spans: Iterable[tuple[SpanVersion, bool]]) -> None:
     print_table(headings, rows, title=title, right=headings)
 
 
-@click.command("create")
-@click.argument("name")
-@click.option(
-    "--definition",
-    "definition_file",
-    required=True,
-    metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False),
-    help="TOML file of the definition; docs/datasets.md lists the keys.",
-)
-@data_path_option(creates=True)
-def create(name: str, definition_file: str, data_path: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CreateOptions(NewData):
+    """Options of ``ciml dataset create``.
+
+    Attributes:
+      definition: TOML file of the definition; docs/datasets.md lists the keys.
+    """
+
+    name: str = argument()
+    definition: str = option(kind="file", required=True)
+
+
+@make_command("create")
+def create(options: CreateOptions) -> None:
     """Create a data set from a definition.
 
     NAME is the new data set. The same definition again changes nothing; a different one under NAME is an error. Without
@@ -184,39 +208,39 @@ def create(name: str, definition_file: str, data_path: str) -> None:
     from ciml.pipelines.datasets.update import create_dataset, with_default_windows
     from ciml.settings import read_toml
 
-    data = DataRoot.open(data_path)
-    keys = {**read_toml(definition_file), "name": name}
-    DatasetDefinition.from_json(keys, definition_file)
-    definition = DatasetDefinition.from_json(with_default_windows(data.dataset(name), keys), definition_file)
+    name = options.name
+    data = options.root
+    keys = {**read_toml(options.definition), "name": name}
+    DatasetDefinition.from_json(keys, options.definition)
+    definition = DatasetDefinition.from_json(with_default_windows(data.dataset(name), keys), options.definition)
     state = create_dataset(data, definition)
     length = f"{definition.most_windows}"
     if definition.max_windows == AUTO:
         length = f"auto, at most {length}," if state.resolved is None else f"{state.resolved.windows}, auto,"
     click.echo(
         f"{name}: {definition.class_label} of {', '.join(definition.build_name)}, L = {length} at "
-        f"{definition.sample_interval}; next: ciml dataset update {name} --data-path {data_path}"
+        f"{definition.sample_interval}; next: ciml dataset update {name} --data-path {options.data_path}"
     )
     if padding := padding_text(state):
         click.echo(f"  padding   {padding}")
     warn_of_padding(state)
 
 
-@click.command("update")
-@click.argument("name")
-@runner_option
-@dataflow_options()
-@beam_option
-@click.option("--seal", is_flag=True, help="Seal the last span even if it has too few runs.")
-@data_path_option()
+@dataclass(frozen=True, kw_only=True)
+class UpdateOptions(Data):
+    """Options of ``ciml dataset update``.
+
+    Attributes:
+      seal: Seal the last span even if it has too few runs.
+    """
+
+    name: str = argument()
+    seal: bool = flag()
+
+
+@make_command("update")
 @collecting_rarely()
-def update(
-    name: str,
-    runner: tuple[str | None, str],
-    job: DataflowJob,
-    beam_options: tuple[str, ...],
-    seal: bool,
-    data_path: str,
-) -> None:
+def update(options: UpdateOptions, batch: Batch) -> None:
     """Seal the spans that have enough runs.
 
     Concurrent updates of a data set are safe.
@@ -226,29 +250,32 @@ def update(
       ciml dataset update cpu-load --data-path DATA
       ciml dataset update cpu-load --seal --runner fnapi --data-path DATA
     """
-    if runner[0] == DATAFLOW:
-        as_s3((data_path, "--data-path"))
-        launch_update(DataRoot.open(data_path), name, job.settings(), job, beam_options, seal=seal)
+    name = options.name
+    if batch.launches:
+        from ciml.pipelines.datasets.build import plan_update
+
+        as_s3((options.data_path, "--data-path"))
+        batch.settings()
+        data = options.root
+        dataset = data.dataset(name)
+        launch(plan_update(dataset, seal=options.seal), dataset, batch, data.url)
         return
-    job.check_unused(beam_options)
+    batch.check_unused(batch.beam_options)
     from ciml.pipelines.datasets.update import update_dataset
 
-    data = DataRoot.open(data_path)
+    data = options.root
+    runner, job_endpoint = batch.runner
     with progress_bar("making examples") as progress:
         result = update_dataset(
-            data.dataset(name),
-            runner=runner[0],
-            job_endpoint=runner[1],
-            seal=seal,
-            progress=progress,
+            data.dataset(name), runner=runner, job_endpoint=job_endpoint, seal=options.seal, progress=progress
         )
     if result.sealed:
         print_spans(f"sealed in {name}", ((span, True) for span in result.sealed))
     examples = sum(len(span.runs) for span in result.sealed)
+    spans = f"{len(result.sealed)} {'span' if len(result.sealed) == 1 else 'spans'}"
     span_runs = result.state.definition.span_runs if result.state.definition else 0
     click.echo(
-        f"{name}: {examples} examples in {_spans(len(result.sealed))} sealed; {result.waiting} of {span_runs} runs "
-        "wait for the next span"
+        f"{name}: {examples} examples in {spans} sealed; {result.waiting} of {span_runs} runs wait for the next span"
     )
     if result.sealed and (padding := padding_text(result.state)):
         click.echo(f"  padding   {padding}")
@@ -257,11 +284,20 @@ def update(
         update_tables(data, (f"datasets/{name}",))
 
 
-@click.command("show")
-@click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="JSON output: definition, columns, classes, spans and counts.")
-@data_path_option()
-def show(name: str | None, as_json: bool, data_path: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions(Data, Json):
+    """Options of ``ciml dataset show``.
+
+    Attributes:
+      json: JSON output: definition, columns, classes, spans and counts.
+    """
+
+    name: str | None = argument(required=False)
+    json: bool = flag()
+
+
+@make_command("show")
+def show(options: ShowOptions) -> None:
     """Show a data set, or the names of all.
 
     \b
@@ -269,15 +305,18 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
       ciml dataset show cpu-load --data-path DATA
       ciml dataset show --data-path DATA
     """
-    data = DataRoot.open(data_path)
-    if name is None:
-        names = data.dataset_names()
-        click.echo(_json(names) if as_json else "\n".join(names) or f"no data sets in {data.datasets.url()}")
-        return
-    state = data.dataset(name).state()
-    if as_json:
-        click.echo(_json(_describe(state)))
-        return
+    data = options.root
+    if options.name is None:
+        options.show(data.dataset_names(), partial(_print_names, data.datasets.url()))
+    else:
+        options.show(data.dataset(options.name).state(), partial(_print_state, options.name), _describe)
+
+
+def _print_names(url: str, names: Sequence[str]) -> None:
+    click.echo("\n".join(names) or f"no data sets in {url}")
+
+
+def _print_state(name: str, state: DatasetState) -> None:
     for key, value in _summary(state):
         click.echo(f"{key:<10} {value}")
     if state.spans:
@@ -285,18 +324,20 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
     warn_of_padding(state)
 
 
-@click.command("records")
-@click.argument("name")
-@click.option(
-    "--to",
-    "folder",
-    required=True,
-    metavar="FOLDER",
-    help="Local output folder; an existing folder of records is replaced.",
-)
-@trust_policy_option
-@data_path_option()
-def records(name: str, folder: str, trust_policy: str | None, data_path: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RecordsOptions(TrustOptions, Data):
+    """Options of ``ciml dataset records``.
+
+    Attributes:
+      to: Local output folder; an existing folder of records is replaced.
+    """
+
+    name: str = argument()
+    to: Path = option(kind=click.Path(path_type=Path), metavar="FOLDER", required=True)
+
+
+@make_command("records")
+def records(options: RecordsOptions) -> None:
     """Write normalised examples as TFRecord files.
 
     They are the trusted examples of the data set NAME, normalised by its training runs. FOLDER/records/train, dev and
@@ -306,22 +347,21 @@ def records(name: str, folder: str, trust_policy: str | None, data_path: str) ->
     Example:
       ciml dataset records cpu-load --to cpu-load-records --data-path DATA
     """
-    from pathlib import Path
-
     from ciml.training.data.analysis_cache import AnalysisCache
     from ciml.training.data.materialise import is_materialised, materialise
     from ciml.training.data.snapshot import make_snapshot
     from ciml.trust import TrustPolicy
 
-    to = Path(folder)
-    dataset = DataRoot.open(data_path).dataset(name)
+    to = options.to
+    dataset = options.root.dataset(options.name)
     if to.exists() and not is_materialised(to) and (not to.is_dir() or any(to.iterdir())):
-        raise CimlError(f"--to {folder}: is not a folder of records; name a new or empty folder")
+        raise CimlError(f"--to {to}: is not a folder of records; name a new or empty folder")
     with collecting_rarely():
-        snapshot = make_snapshot(dataset, TrustPolicy.load(trust_policy))
+        snapshot = make_snapshot(dataset, TrustPolicy.load(options.trust_policy))
         records = materialise(dataset.store, snapshot, to, cache=AnalysisCache(dataset.store.child("_analyses")))
     counts = ", ".join(f"{role} {count:,}" for role, count in records.counts.items())
-    click.echo(f"{name}: {counts}; {records.analysed} of {records.analysed + records.cached} spans analysed: {to}")
+    spans = f"{records.analysed} of {records.analysed + records.cached} spans analysed"
+    click.echo(f"{options.name}: {counts}; {spans}: {to}")
 
 
 def _summary(state: DatasetState) -> Iterator[tuple[str, str]]:
@@ -372,16 +412,6 @@ def _describe(state: DatasetState) -> dict[str, Any]:
         "padding": state.padding(),
         "excluded": dict(state.excluded()),
     }
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value, indent=2, sort_keys=True)
-
-
-def _spans(count: int) -> str:
-    return f"{count} span" if count == 1 else f"{count} spans"
 
 
 @click.group("dataset", commands=[build, create, update, show, spans, verify, records])

@@ -7,32 +7,24 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from copy import copy
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.batch_options import (
-    DATAFLOW,
-    DataflowJob,
-    as_s3,
-    collecting_rarely,
-    dataflow_options,
-    logs_option,
-    print_launched,
-    processors,
-    runner_option,
-)
+from ciml.cli.command import make_command, require_data
 from ciml.cli.commands.data.tables import update_tables
-from ciml.cli.options import beam_option, data_path_option, require_data, s3_options, s3_place, target_data_path_option
+from ciml.cli.options import NewData, S3Environment
 from ciml.cli.param_types import Windows
 from ciml.cli.progress import progress_bar
+from ciml.cli.running import Batch, as_s3, collecting_rarely, print_launched, processors
 from ciml.errors import CimlError
+from ciml.options import flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot, StoredDataset
     from ciml.datasets.definition import DatasetDefinition
     from ciml.datasets.state import DatasetState
-    from ciml.pipelines.dataflow.settings import DataflowSettings
     from ciml.pipelines.datasets.build import PlannedUpdate
     from ciml.pipelines.datasets.listed_runs import ListedRuns
     from ciml.pipelines.datasets.update import Update
@@ -97,60 +89,29 @@ def halved(lengths: Sequence[int], windows: int) -> tuple[int, float, float]:
     return length, 1 - float(windows_without_padding[length - 1] / slots[length - 1]), cut
 
 
-def launch_build(
-    source: DataRoot,
-    target: DataRoot,
-    definition: DatasetDefinition,
-    settings: DataflowSettings,
-    job: DataflowJob,
-    beam_options: tuple[str, ...],
-) -> None:
-    """Create the data set, and write or submit the job that builds it."""
-    from ciml.pipelines.datasets.build import plan_build
-
-    with collecting_rarely():
-        planned = plan_build(source, target, definition)
-    _launch(planned, definition.name, target, settings, job, beam_options)
-
-
-def launch_update(
-    data: DataRoot,
-    name: str,
-    settings: DataflowSettings,
-    job: DataflowJob,
-    beam_options: tuple[str, ...],
-    *,
-    seal: bool,
-) -> None:
-    """Write or submit the job that seals the spans which have enough runs."""
-    from ciml.pipelines.datasets.build import plan_update
-
-    with collecting_rarely():
-        planned = plan_update(data.dataset(name), seal=seal)
-    _launch(planned, name, data, settings, job, beam_options)
-
-
-def _launch(
-    planned: PlannedUpdate,
-    dataset: str,
-    target: DataRoot,
-    settings: DataflowSettings,
-    job: DataflowJob,
-    beam_options: tuple[str, ...],
-) -> None:
-    name = job.name_or(f"ciml-dataset-{dataset}")
+def launch(planned: PlannedUpdate, target: StoredDataset, batch: Batch, data_url: str) -> None:
+    """Write or submit the job that makes the spans of a data set."""
+    dataset = target.name
+    job_name = batch.name_or(f"ciml-dataset-{dataset}")
     if not planned.steps:
         click.echo(f"{dataset}: nothing to build; {planned.waiting:,} runs wait for the next span")
         return
     from ciml.pipelines.dataflow.job import launch
     from ciml.pipelines.dataflow.settings import secrets_here
 
+    settings = batch.settings()
     launched = launch(
-        planned.build, settings, name, streaming=False, template=job.template, extra=beam_options, hidden=secrets_here()
+        planned.build,
+        settings,
+        job_name,
+        streaming=False,
+        template=batch.template,
+        extra=batch.beam_options,
+        hidden=secrets_here(),
     )
     spans = sum(len(step.spans) for step in planned.steps)
     click.echo(f"{dataset}: {planned.runs:,} runs for {spans:,} {'span' if spans == 1 else 'spans'}")
-    show = shlex.join(["ciml", "dataset", "show", dataset, "--data-path", target.url])
+    show = shlex.join(["ciml", "dataset", "show", dataset, "--data-path", data_url])
     print_launched(launched, settings, streaming=False, then=show)
 
 
@@ -166,105 +127,65 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     return {key: name for key, _, name in pairs} or None
 
 
-@click.command("build")
-@click.option("--dataset", metavar="NAME", help="Name of the data set.  [default: the definition's name]")
-@click.option(
-    "--definition",
-    "definition_file",
-    metavar="FILE",
-    callback=s3_place,
-    help="TOML file or s3:// object of the definition; options override its keys. Keys: docs/datasets.md.",
-)
-@click.option(
-    "--build-name", multiple=True, metavar="GLOB", help="Job, glob of jobs, or all; may be repeated.  [default: all]"
-)
-@click.option(
-    "--slicer",
-    metavar="SLICE",
-    help="Slice of the runs by (end time, run id), such as :2000 or -500:, fixed at the first build.  "
-    "[default: all; a repeated build adds new runs]",
-)
-@click.option("--sample-interval", metavar="INTERVAL", help="Window length, such as 1s or 10min.  [default: 10s]")
-@click.option("--features-regex", metavar="REGEX", help="Pattern of the columns' short names.  [default: all columns]")
-@click.option(
-    "--class-label",
-    metavar="NAME",
-    help="Label: status, provider, provider-region or any run metadata.  [default: status]",
-)
-@click.option(
-    "--class-map",
-    multiple=True,
-    callback=_pairs,
-    metavar="VALUE=CLASS",
-    help="Class of a label value, such as a region's provider; may be repeated.",
-)
-@click.option(
-    "--tdt-split",
-    nargs=3,
-    type=int,
-    metavar="TRAIN DEV TEST",
-    help="Weights of the train, dev and test splits.  [default: 7 0 3]",
-)
-@click.option(
-    "--sample-statistic", metavar="NAME", help="Statistic of a window: mean, min, max, std or last.  [default: mean]"
-)
-@click.option(
-    "--aggregation-functions",
-    multiple=True,
-    callback=_parts,
-    metavar="NAMES",
-    help="Functions of a run's windows, such as mean,std, in place of the windows; may be repeated.",
-)
-@click.option(
-    "--max-windows",
-    type=Windows(),
-    metavar="auto|L",
-    help="Windows of an example; runs are cut or padded. auto: 99 % of the runs fit, at most 5500 s.  [default: auto]",
-)
-@click.option(
-    "--min-windows", type=int, metavar="N", help="Minimum windows of a run; shorter runs are excluded.  [default: 1]"
-)
-@click.option("--force/--no-force", default=False, help="Replace a data set that has another definition.")
-@click.option(
-    "--listing",
-    metavar="LISTING",
-    callback=s3_place,
-    help="Listing of runs, as for ciml backfill, in place of the raw store; requires --logs.",
-)
-@logs_option()
-@click.option(
-    "--visualize/--no-visualize",
-    default=False,
-    help="Plot as ciml plot does, into the folder _plots of the data set.",
-)
-@click.option(
-    "--jobs",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Processes that read the listing's logs.  [default: one a processor]",
-)
-@data_path_option(creates=True)
-@target_data_path_option
-@runner_option
-@dataflow_options()
-@beam_option
-@s3_options
+@dataclass(frozen=True, kw_only=True)
+class DefinitionKeys:
+    """The keys of a definition that options override; None or () for the default or the file's.
+
+    Attributes:
+      build_name: Job, glob of jobs, or all; may be repeated. [default: all]
+      slicer: Slice of the runs by (end time, run id), such as :2000 or -500:, fixed at the first build. [default: all;
+        a repeated build adds new runs]
+      sample_interval: Window length, such as 1s or 10min. [default: 10s]
+      features_regex: Pattern of the columns' short names. [default: all columns]
+      class_label: Label: status, provider, provider-region or any run metadata. [default: status]
+      class_map: Class of a label value, such as a region's provider; may be repeated.
+      tdt_split: Weights of the train, dev and test splits. [default: 7 0 3]
+      sample_statistic: Statistic of a window: mean, min, max, std or last. [default: mean]
+      aggregation_functions: Functions of a run's windows, such as mean,std, in place of the windows; may be repeated.
+      max_windows: Windows of an example; runs are cut or padded. auto: 99 % of the runs fit, at most 5500 s. [default:
+        auto]
+      min_windows: Minimum windows of a run; shorter runs are excluded. [default: 1]
+    """
+
+    build_name: tuple[str, ...] = repeated(metavar="GLOB")
+    slicer: str | None = option(metavar="SLICE")
+    sample_interval: str | None = option(metavar="INTERVAL")
+    features_regex: str | None = option(metavar="REGEX")
+    class_label: str | None = option(metavar="NAME")
+    class_map: dict[str, str] | None = repeated(_pairs, metavar="VALUE=CLASS")
+    tdt_split: tuple[int, ...] | None = option(kind=(int, int, int), metavar="TRAIN DEV TEST")
+    sample_statistic: str | None = option(metavar="NAME")
+    aggregation_functions: tuple[str, ...] | None = repeated(_parts, flags="--aggregation-functions", metavar="NAMES")
+    max_windows: int | str | None = option(kind=Windows(), metavar="auto|L")
+    min_windows: int | None = option(kind=int, metavar="N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions(S3Environment, NewData):
+    """Options of ``ciml dataset build`` besides the definition's keys.
+
+    Attributes:
+      dataset: Name of the data set. [default: the definition's name]
+      definition: TOML file or s3:// object of the definition; options override its keys. Keys: docs/datasets.md.
+      force: Replace a data set that has another definition.
+      listing: Listing of runs, as for ciml backfill, in place of the raw store; requires --logs.
+      visualize: Plot as ciml plot does, into the folder _plots of the data set.
+      jobs: Processes that read the listing's logs. [default: one a processor]
+    """
+
+    dataset: str | None = option(metavar="NAME")
+    definition: str | None = option(kind="place", metavar="FILE")
+    force: bool = flag("--force/--no-force")
+    listing: str | None = option(kind="place", metavar="LISTING")
+    logs: str | None = option(kind="logs")
+    visualize: bool = flag("--visualize/--no-visualize")
+    jobs: int | None = option(kind="count", flags="--jobs", metavar="N")
+    target_data_path: str | None = option(kind="target data")
+
+
+@make_command("build")
 @collecting_rarely()
-def build(
-    dataset: str | None,
-    definition_file: str | None,
-    force: bool,
-    visualize: bool,
-    data_path: str,
-    target_data_path: str | None,
-    listing: str | None,
-    logs: str | None,
-    jobs: int | None,
-    runner: tuple[str | None, str],
-    job: DataflowJob,
-    beam_options: tuple[str, ...],
-    **options: Any,
-) -> None:
+def build(options: BuildOptions, keys: DefinitionKeys, batch: Batch) -> None:
     """Build a data set from runs or a listing.
 
     The definition is stored beside the data set as _definition.toml, for --definition. A repeated build changes nothing
@@ -279,48 +200,58 @@ def build(
       ciml dataset build --dataset cpu --listing builds.jsonl --logs . --data-path data
     """
     from ciml.data_root import DataRoot
-    from ciml.pipelines.datasets.build import build_dataset, is_another, remove_dataset
+    from ciml.pipelines.datasets.build import build_dataset, is_another, plan_build, remove_dataset
 
-    if (listing is None) != (logs is None):
-        raise CimlError("--listing and --logs: give both or neither")
-    if listing is not None and logs is not None and runner[0] is not None:
-        raise CimlError("--runner: not supported with --listing; leave it out")
-    if runner[0] == DATAFLOW:
-        as_s3((data_path, "--data-path"), (target_data_path, "--target-data-path"))
-        if visualize:
-            raise CimlError(
-                "--visualize: plots need the finished data set; use ciml plot when the Dataflow job has ended"
-            )
-        settings = job.settings()
-    else:
-        job.check_unused(beam_options)
-    if listing is None:
-        require_data(data_path)
-    stored = DataRoot.open(data_path)
-    target = stored if target_data_path is None else DataRoot.open(target_data_path)
-    listed_runs = None if listing is None or logs is None else _listed(listing, logs, jobs)
-    definition = _definition(target, dataset, definition_file, options)
-    if force and is_another(target.dataset(definition.name), definition):
-        remove_dataset(target.dataset(definition.name))
-        definition = _definition(target, dataset, definition_file, options)
-    if runner[0] == DATAFLOW:
-        launch_build(stored, target, definition, settings, job, beam_options)
+    _check_sources(options, batch)
+    stored = options.root
+    target = DataRoot.open(options.target_data_path) if options.target_data_path else stored
+    listed_runs = _listed(options)
+    definition = _definition(target, options, keys)
+    dataset = target.dataset(definition.name)
+    if options.force and is_another(dataset, definition):
+        remove_dataset(dataset)
+        definition = _definition(target, options, keys)
+    if batch.launches:
+        launch(plan_build(stored, target, definition), dataset, batch, target.url)
         return
+    runner, job_endpoint = batch.runner
     with listed_runs or nullcontext(), progress_bar("making examples") as progress:
         update = build_dataset(
-            listed_runs or stored, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress
+            listed_runs or stored, target, definition, runner=runner, job_endpoint=job_endpoint, progress=progress
         )
-    for line in _update_lines(update, target.dataset(definition.name).store.url()):
+    for line in _update_lines(update, dataset.store.url()):
         click.echo(line)
     if listed_runs is not None and (left_out := listed_runs.log.left_out):
         reasons = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
         click.echo(f"  no runs   {left_out.total():,} lines of the listing: {reasons}")
-    if options["max_windows"] != OF_THE_TALK:
+    if keys.max_windows != OF_THE_TALK:
         warn_of_padding(update.state)
     if update.sealed:
         update_tables(target, (f"datasets/{definition.name}",))
-    if visualize:
-        click.echo(f"  plots     {_visualize(target.dataset(definition.name))}")
+    if options.visualize:
+        from ciml.reports.dataset.render import plot_dataset
+
+        with progress_bar("reading examples") as progress:
+            click.echo(f"  plots     {plot_dataset(dataset, dataset.store.url(PLOTS), progress=progress)}")
+
+
+def _check_sources(options: BuildOptions, batch: Batch) -> None:
+    """Raise `CimlError` for options that exclude each other, and for a raw store that is not there."""
+    if (options.listing is None) != (options.logs is None):
+        raise CimlError("--listing and --logs: give both or neither")
+    if options.listing is not None and batch.runner[0] is not None:
+        raise CimlError("--runner: not supported with --listing; leave it out")
+    if batch.launches:
+        as_s3((options.data_path, "--data-path"), (options.target_data_path, "--target-data-path"))
+        if options.visualize:
+            raise CimlError(
+                "--visualize: plots need the finished data set; use ciml plot when the Dataflow job has ended"
+            )
+        batch.settings()
+    else:
+        batch.check_unused(batch.beam_options)
+    if options.listing is None:
+        require_data(options.data_path)
 
 
 def as_in_the_talk() -> click.Command:
@@ -335,31 +266,27 @@ def as_in_the_talk() -> click.Command:
     return talk
 
 
-def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
+def _listed(options: BuildOptions) -> ListedRuns | None:
+    """Return the runs of the listing; None without one."""
+    if options.listing is None or options.logs is None:
+        return None
     from ciml.events.listing import Reading, open_listing
     from ciml.pipelines.backfill.plan import logs_root
     from ciml.pipelines.datasets.listed_runs import ListedRuns
     from ciml.transforms.fetch.policy import FetchPolicy
     from ciml.trust import TrustPolicy
 
-    root = logs_root(logs)
+    root = logs_root(options.logs)
     return ListedRuns(
-        open_listing(listing),
+        open_listing(options.listing),
         Reading(logs=root),
         TrustPolicy.load(None),
         FetchPolicy().allowing(roots=(root,)),
-        jobs=jobs or processors(),
+        jobs=options.jobs or processors(),
     )
 
 
-def _visualize(dataset: StoredDataset) -> str:
-    from ciml.reports.dataset.render import plot_dataset
-
-    with progress_bar("reading examples") as progress:
-        return plot_dataset(dataset, dataset.store.url(PLOTS), progress=progress)
-
-
-def _definition(target: DataRoot, name: str | None, file: str | None, options: dict[str, Any]) -> DatasetDefinition:
+def _definition(target: DataRoot, options: BuildOptions, keys: DefinitionKeys) -> DatasetDefinition:
     """Return the definition of the options, which override the file, which overrides the defaults.
 
     The default of ``max_windows`` is ``auto``, but not of a stored definition, nor in the scripts of the talk.
@@ -370,12 +297,13 @@ def _definition(target: DataRoot, name: str | None, file: str | None, options: d
     from ciml.settings import parse_toml, read_toml
     from ciml.storage import open_store
 
-    overrides = {key: value for key, value in options.items() if value not in (None, ())}
+    file = options.definition
+    overrides = {key: value for key, value in asdict(keys).items() if value not in (None, ())}
     keep = overrides.get("max_windows") == OF_THE_TALK or (file or "").rpartition("/")[2] == DEFINITION
     if overrides.get("max_windows") == OF_THE_TALK:
         del overrides["max_windows"]
-    if name is not None:
-        overrides["name"] = name
+    if options.dataset is not None:
+        overrides["name"] = options.dataset
     stored: dict[str, Any] = {}
     if file is not None and file.startswith("s3://"):
         folder, _, key = file.rpartition("/")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import click
 
-from ciml.cli.commands.data.plot import output_option
+from ciml.cli.command import make_command
+from ciml.cli.commands.data.plot import OutputOptions
 from ciml.cli.commands.learn.experiment.train import sweep, train
-from ciml.cli.options import data_path_option, s3_options, stacked
+from ciml.cli.options import Data, Json, S3Environment
 from ciml.cli.progress import progress_bar
 from ciml.cli.tables import print_table
 from ciml.errors import CimlError
+from ciml.options import argument, flag, option, repeated
 from ciml.training.experiments.text import result_lines
 
 Record = Mapping[str, Any]
@@ -30,8 +34,6 @@ _PARAMETER = re.compile(r"([a-z_]+)=(.*)")
 
 def _parameters(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
     """Parse ``NAME=VALUE`` pairs; a value is a number, true, false, none or a string."""
-    import json
-
     parameters: dict[str, Any] = {}
     for value in values:
         match = _PARAMETER.fullmatch(value)
@@ -47,61 +49,56 @@ def _parameters(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     return parameters or None
 
 
-hyper_parameters = stacked(
-    click.option(
-        "--estimator",
-        default=DEFAULT_ESTIMATOR,
-        help="Estimator: dnn, cnn, gru, svm, random_forest or hist_gradient_boosting. tf.estimator.DNNClassifier is"
-        " dnn with Adagrad, learning rate 0.05 and no penalty; tf.contrib.learn.SVM is svm.",
-    ),
-    click.option(
-        "--hidden-layers", metavar="N/N/…", help="Units (cnn: filters) of each hidden layer, such as 100/100."
-    ),
-    click.option("--steps", type=click.IntRange(1), help="Maximum number of batches."),
-    click.option("--batch-size", type=click.IntRange(1), help="Runs of a batch."),
-    click.option("--epochs", type=click.IntRange(1), help="Maximum passes over the training runs."),
-    click.option("--optimizer", type=click.Choice(_OPTIMIZERS, case_sensitive=False), help="Optimizer of a network."),
-    click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Initial learning rate."),
-    click.option("--schedule", type=click.Choice(["constant", "cosine"]), help="Schedule of the learning rate."),
-    click.option(
-        "--activation", type=click.Choice(["relu", "gelu", "tanh", "elu"]), help="Activation of the hidden layers."
-    ),
-    click.option(
-        "--dropout", type=click.FloatRange(0, 1, max_open=True), help="Dropout rate before each hidden layer."
-    ),
-    click.option("--l2", type=click.FloatRange(0), help="L2 penalty of the weights."),
-    click.option("--batch-norm", is_flag=True, default=None, help="Batch normalisation before each layer."),
-    click.option("--kernel-size", type=click.IntRange(1), help="Kernel size of a convolution, in windows."),
-    click.option(
-        "--early-stopping",
-        type=click.IntRange(1),
-        metavar="EPOCHS",
-        help="Epochs without a lower dev loss after which training stops.",
-    ),
-    click.option(
-        "--class-weights",
-        type=click.Choice(["none", "balanced"]),
-        help="Class weights; balanced weights rare classes higher.",
-    ),
-    click.option("--seed", type=click.IntRange(0), help="Random seed of weights, order and dropout."),
-    click.option(
-        "-p",
-        "--parameter",
-        "parameters",
-        multiple=True,
-        metavar="NAME=VALUE",
-        callback=_parameters,
-        help="Parameter of scikit-learn's estimator; may be repeated.",
-    ),
-)
+@dataclass(frozen=True, kw_only=True)
+class HyperParameters:
+    """The hyper-parameters of an experiment; None for the default of the estimator.
+
+    Attributes:
+      estimator: Estimator: dnn, cnn, gru, svm, random_forest or hist_gradient_boosting. tf.estimator.DNNClassifier is
+        dnn with Adagrad, learning rate 0.05 and no penalty; tf.contrib.learn.SVM is svm.
+      hidden_layers: Units (cnn: filters) of each hidden layer, such as 100/100.
+      steps: Maximum number of batches.
+      batch_size: Runs of a batch.
+      epochs: Maximum passes over the training runs.
+      optimizer: Optimizer of a network.
+      learning_rate: Initial learning rate.
+      schedule: Schedule of the learning rate.
+      activation: Activation of the hidden layers.
+      dropout: Dropout rate before each hidden layer.
+      l2: L2 penalty of the weights.
+      batch_norm: Batch normalisation before each layer.
+      kernel_size: Kernel size of a convolution, in windows.
+      early_stopping: Epochs without a lower dev loss after which training stops.
+      class_weights: Class weights; balanced weights rare classes higher.
+      seed: Random seed of weights, order and dropout.
+      parameters: Parameter of scikit-learn's estimator; may be repeated.
+    """
+
+    estimator: str = option(DEFAULT_ESTIMATOR)
+    hidden_layers: str | None = option(metavar="N/N/…")
+    steps: int | None = option(kind="count")
+    batch_size: int | None = option(kind="count")
+    epochs: int | None = option(kind="count")
+    optimizer: str | None = option(kind=click.Choice(_OPTIMIZERS, case_sensitive=False))
+    learning_rate: float | None = option(kind=click.FloatRange(0, min_open=True))
+    schedule: str | None = option(kind=click.Choice(["constant", "cosine"]))
+    activation: str | None = option(kind=click.Choice(["relu", "gelu", "tanh", "elu"]))
+    dropout: float | None = option(kind=click.FloatRange(0, 1, max_open=True))
+    l2: float | None = option(kind="no negative number")
+    batch_norm: bool | None = flag(default=None)
+    kernel_size: int | None = option(kind="count")
+    early_stopping: int | None = option(kind="count", metavar="EPOCHS")
+    class_weights: str | None = option(kind=click.Choice(["none", "balanced"]))
+    seed: int | None = option(kind=click.IntRange(0))
+    parameters: dict[str, Any] | None = repeated(_parameters, flags="-p --parameter", metavar="NAME=VALUE")
 
 
-def _define(name: str, data_path: str, options: dict[str, Any]) -> None:
+def _define(name: str, data_path: str, parameters: HyperParameters) -> None:
     from ciml.data_root import DataRoot
     from ciml.training.experiment import Experiment
     from ciml.training.experiments.trials import create_experiment, experiment_store
 
-    values = {key: value for key, value in options.items() if value is not None}
+    values = {key: value for key, value in asdict(parameters).items() if value not in (None, ())}
     if "optimizer" in values:
         # the proximal one without penalties, which it has no options for, is Adagrad
         values["optimizer"] = values["optimizer"].lower().removeprefix("proximal")
@@ -113,12 +110,15 @@ def _define(name: str, data_path: str, options: dict[str, Any]) -> None:
     click.echo(f"train it by: ciml experiment train --experiment {name} --dataset NAME --data-path {data_path}")
 
 
-@click.command("define")
-@click.argument("name")
-@hyper_parameters
-@data_path_option()
-@s3_options
-def define(name: str, data_path: str, **options: Any) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DefineOptions(S3Environment, Data):
+    """Options of ``ciml experiment define``."""
+
+    name: str = argument()
+
+
+@make_command("define")
+def define(options: DefineOptions, parameters: HyperParameters) -> None:
     """Define an experiment.
 
     It stores an estimator and its hyper-parameters under NAME. The same definition again changes nothing; a different
@@ -129,16 +129,24 @@ def define(name: str, data_path: str, **options: Any) -> None:
       ciml experiment define wide --hidden-layers 100/100 --epochs 500 --batch-size 128 --data-path DATA
       ciml experiment define forest --estimator random_forest -p n_estimators=500 --data-path DATA
     """
-    _define(name, data_path, options)
+    _define(options.name, options.data_path, parameters)
 
 
-@click.command("ciml-setup-experiment")
-@click.option("--experiment", "name", default="experiment", help="Name of the experiment.")
-@hyper_parameters
-@click.option("--force/--no-force", default=False, hidden=True, help="Option of the talk; not supported.")
-@data_path_option()
-@s3_options
-def setup(name: str, data_path: str, force: bool, **options: Any) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SetupOptions(S3Environment, Data):
+    """Options of ``ciml-setup-experiment``.
+
+    Attributes:
+      experiment: Name of the experiment.
+      force: Option of the talk; not supported.
+    """
+
+    experiment: str = option("experiment")
+    force: bool = flag("--force/--no-force", hidden=True)
+
+
+@make_command("ciml-setup-experiment")
+def setup(options: SetupOptions, parameters: HyperParameters) -> None:
     """Define an experiment.
 
     It stores an estimator and its hyper-parameters, as ciml experiment define does, with the options of the talk.
@@ -148,17 +156,25 @@ def setup(name: str, data_path: str, force: bool, **options: Any) -> None:
       ciml-setup-experiment --experiment dnn-5x100 --estimator tf.estimator.DNNClassifier \\
         --hidden-layers 100/100/100/100/100 --steps 7500 --batch-size 128 --epochs 500 --data-path s3://cimldatasets
     """
-    if force:
+    if options.force:
         raise CimlError("--force: a stored experiment cannot change, as results refer to it; choose another name")
-    _define(name, data_path, options)
+    _define(options.experiment, options.data_path, parameters)
 
 
-@click.command("show")
-@click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="JSON output of the stored experiment and results.")
-@data_path_option()
-@s3_options
-def show(name: str | None, as_json: bool, data_path: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions(S3Environment, Data, Json):
+    """Options of ``ciml experiment show``.
+
+    Attributes:
+      json: JSON output of the stored experiment and results.
+    """
+
+    name: str | None = argument(required=False)
+    json: bool = flag()
+
+
+@make_command("show")
+def show(options: ShowOptions) -> None:
     """Show an experiment and its results.
 
     Without NAME it lists the names of all experiments.
@@ -168,17 +184,17 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
       ciml experiment show wide --data-path DATA
       ciml experiment show --data-path DATA
     """
-    from ciml.data_root import DataRoot
     from ciml.training.experiments.trials import experiment_names, load_experiment, results_of
 
-    stored = DataRoot.open(data_path).experiments
+    name = options.name
+    stored = options.root.experiments
     if name is None:
         names = experiment_names(stored)
-        click.echo(json.dumps(names) if as_json else "\n".join(names) or f"no experiments in {stored.url()}")
+        click.echo(json.dumps(names) if options.json else "\n".join(names) or f"no experiments in {stored.url()}")
         return
     experiment = load_experiment(stored, name)
     results = results_of(stored, name)
-    if as_json:
+    if options.json:
         click.echo(json.dumps({"experiment": experiment.to_json(), "results": results}, sort_keys=True))
         return
     defaults = type(experiment)().to_json()
@@ -188,21 +204,28 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
     for result in results:
         click.echo("\n".join(result_lines(result)))
     if not results:
-        click.echo(f"not trained yet: ciml experiment train --experiment {name} --dataset NAME --data-path {data_path}")
+        train_line = f"ciml experiment train --experiment {name} --dataset NAME --data-path {options.data_path}"
+        click.echo(f"not trained yet: {train_line}")
 
 
-@click.command("compare")
-@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]…")
-@click.option(
-    "--dataset", metavar="NAME", help="Data set of the results.  [default: the only one, or that of DATASET/EXPERIMENT]"
-)
-@click.option("--csv", "csv_file", metavar="FILE", help="File of the rows as CSV; '-' for standard output.")
-@click.option("--json", "as_json", is_flag=True, help="JSON output, an array of rows.")
-@data_path_option()
-@s3_options
-def compare(
-    experiments: tuple[str, ...], dataset: str | None, csv_file: str | None, as_json: bool, data_path: str
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(S3Environment, Data, Json):
+    """Options of ``ciml experiment compare``.
+
+    Attributes:
+      dataset: Data set of the results. [default: the only one, or that of DATASET/EXPERIMENT]
+      csv: File of the rows as CSV; '-' for standard output.
+      json: JSON output, an array of rows.
+    """
+
+    experiments: tuple[str, ...] = argument("[EXPERIMENT]…", many=True, required=False)
+    dataset: str | None = option(metavar="NAME")
+    csv: str | None = option(metavar="FILE")
+    json: bool = flag()
+
+
+@make_command("compare")
+def compare(options: CompareOptions) -> None:
     """Compare experiments on the same test runs.
 
     It shows the latest result of each EXPERIMENT, or DATASET/EXPERIMENT, on held-out runs, and its difference to the
@@ -216,26 +239,19 @@ def compare(
       ciml experiment compare --dataset cpu-load --csv results.csv --data-path DATA
       ciml experiment compare cpu-10s/forest cpu-1min/forest --json --data-path DATA
     """
-    import json
-
-    from ciml.data_root import DataRoot
     from ciml.training.experiments.compare import by_accuracy
     from ciml.training.experiments.compare import compare as compare_results
     from ciml.training.experiments.results import named_results
 
-    if csv_file == "-" and as_json:
+    if options.csv == "-" and options.json:
         raise click.UsageError("--csv - and --json both print to standard output; give one")
-    results = named_results(DataRoot.open(data_path).experiments, experiments, dataset)
-    comparison = compare_results(results if experiments else by_accuracy(results))
+    results = named_results(options.root.experiments, options.experiments, options.dataset)
+    comparison = compare_results(results if options.experiments else by_accuracy(results))
     records = comparison.records()
-    if csv_file is not None:
-        _write_csv(records, csv_file)
-    if as_json:
-        click.echo(json.dumps(records, indent=2))
-    elif csv_file != "-":
-        _print_comparison(records)
-        if comparison.beaten:
-            click.echo(comparison.beaten)
+    if options.csv is not None:
+        _write_csv(records, options.csv)
+    if options.csv != "-":
+        options.show(records, partial(_print_comparison, comparison.beaten))
 
 
 def _write_csv(records: Sequence[Record], file: str) -> None:
@@ -247,7 +263,7 @@ def _write_csv(records: Sequence[Record], file: str) -> None:
         writer.writerows(records)
 
 
-def _print_comparison(records: Sequence[Record]) -> None:
+def _print_comparison(beaten: str, records: Sequence[Record]) -> None:
     datasets = {record["dataset"] for record in records}
     wide = len(datasets) > 1
     f1_of = {record["f1_of"] for record in records}
@@ -259,7 +275,7 @@ def _print_comparison(records: Sequence[Record]) -> None:
     print_table(["experiment", *numbers], rows, title=title, right=numbers)
     lines = ["intervals of 95 %; to the first: difference of the accuracies, run by run"]
     lines += [f"{record['experiment']}: not compared, {record['note']}" for record in later if record["note"]]
-    click.echo("\n".join(lines))
+    click.echo("\n".join([*lines, beaten] if beaten else lines))
 
 
 def _row(record: Record, *, wide: bool, first: bool) -> list[str]:
@@ -288,19 +304,20 @@ def _number(value: float | None, form: str = ".3f") -> str:
     return "–" if value is None else f"{value:{form}}"
 
 
-@click.command("report")
-@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]…")
-@click.option(
-    "--dataset",
-    "datasets",
-    multiple=True,
-    metavar="NAME",
-    help="Data set of the results; may be repeated.  [default: all]",
-)
-@data_path_option()
-@output_option
-@s3_options
-def report(experiments: tuple[str, ...], datasets: tuple[str, ...], data_path: str, output: str | None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(OutputOptions, Data):
+    """Options of ``ciml experiment report``.
+
+    Attributes:
+      datasets: Data set of the results; may be repeated. [default: all]
+    """
+
+    experiments: tuple[str, ...] = argument("[EXPERIMENT]…", many=True, required=False)
+    datasets: tuple[str, ...] = repeated(metavar="NAME")
+
+
+@make_command("report")
+def report(options: ReportOptions) -> None:
     """Write HTML reports of experiments.
 
     A report has the figures of each EXPERIMENT (default all) with intervals beside the baselines, confusion, errors by
@@ -314,21 +331,16 @@ def report(experiments: tuple[str, ...], datasets: tuple[str, ...], data_path: s
       ciml experiment report dnn-5x100 --dataset cpu-load --data-path DATA
       ciml experiment report dnn-5x100 forest --dataset cpu-load --output s3://reports/cpu-load --data-path DATA
     """
-    from ciml.data_root import DataRoot
     from ciml.reports.experiments.render import report_experiments
 
-    folder = output or default_folder(experiments, datasets)
-    with progress_bar("drawing") as progress:
-        page = report_experiments(
-            DataRoot.open(data_path).experiments, experiments, datasets, folder, progress=progress
-        )
-    click.echo(page)
-
-
-def default_folder(experiments: Sequence[str], datasets: Sequence[str]) -> str:
-    """Return the default folder of a report, named after a single experiment or data set."""
+    experiments = options.experiments
+    datasets = options.datasets
     name = experiments[0] if len(experiments) == 1 else datasets[0] if len(datasets) == 1 else "experiments"
-    return f"{name}-report"
+    stored = options.root.experiments
+    folder = options.output or f"{name}-report"
+    with progress_bar("drawing") as progress:
+        page = report_experiments(stored, experiments, datasets, folder, progress=progress)
+    click.echo(page)
 
 
 @click.group("experiment", commands=[define, train, show, compare, report, sweep])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.batch_options import processors
-from ciml.cli.options import data_path_option, learn_from_options, s3_options, s3_place, target_data_path_option
+from ciml.cli.command import make_command
+from ciml.cli.options import Data, Json, S3Environment
 from ciml.cli.progress import progress_bar
+from ciml.cli.running import processors
 from ciml.cli.tables import print_table
 from ciml.errors import CimlError
+from ciml.options import LearnOptions, argument, flag, option, repeated
 from ciml.training.experiments.text import fold_lines, other_lines, result_lines
 
 if TYPE_CHECKING:
@@ -26,59 +30,37 @@ def _facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip())) if value else ()
 
 
-@click.command("train")
-@click.option("--dataset", required=True, metavar="NAME", help="Data set to train on.")
-@click.option("--experiment", metavar="NAME", help="Experiment to train.")
-@click.option(
-    "--estimator",
-    "estimators",
-    multiple=True,
-    metavar="NAME",
-    help="Estimator to train with its default parameters, instead of --experiment; may be repeated.",
-)
-@click.option(
-    "--eval-dataset", "others", multiple=True, metavar="NAME", help="Further data set to test on; may be repeated."
-)
-@click.option(
-    "--cross-validate",
-    "folds",
-    type=click.IntRange(2),
-    metavar="FOLDS",
-    help="Number of cross-validation folds of the training runs; the test runs stay unread.",
-)
-@click.option(
-    "--hold-out",
-    metavar="FACT[,FACT…]",
-    callback=_facts,
-    help="Fact by which --cross-validate groups runs into folds, such as flavour, change or job.",
-)
-@learn_from_options
-@click.option(
-    "--tensorboard",
-    metavar="FOLDER",
-    type=click.Path(file_okay=False),
-    help="Folder of TensorBoard's event files.  [default: none]",
-)
-@click.option("--gpu/--no-gpu", default=False, hidden=True, help="Option of the talk; training is on the CPU.")
-@click.option("--debug/--no-debug", default=None, hidden=True, help="Option of the talk; see CIML_DEBUG.")
-@click.option("--json", "as_json", is_flag=True, help="JSON output of the stored result.")
-@data_path_option()
-@s3_options
-def train(
-    dataset: str,
-    experiment: str | None,
-    estimators: tuple[str, ...],
-    others: tuple[str, ...],
-    folds: int | None,
-    hold_out: tuple[str, ...],
-    data_path: str,
-    trust_policy: str | None,
-    exclude: str | None,
-    tensorboard: str | None,
-    gpu: bool,
-    debug: bool | None,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(S3Environment, Json, LearnOptions, Data):
+    """Options of ``ciml experiment train``.
+
+    Attributes:
+      dataset: Data set to train on.
+      experiment: Experiment to train.
+      estimators: Estimator to train with its default parameters, instead of --experiment; may be repeated.
+      eval_datasets: Further data set to test on; may be repeated.
+      folds: Number of cross-validation folds of the training runs; the test runs stay unread.
+      hold_out: Fact by which --cross-validate groups runs into folds, such as flavour, change or job.
+      tensorboard: Folder of TensorBoard's event files. [default: none]
+      gpu: Option of the talk; training is on the CPU.
+      debug: Option of the talk; see CIML_DEBUG.
+      json: JSON output of the stored result.
+    """
+
+    dataset: str = option(metavar="NAME", required=True)
+    experiment: str | None = option(metavar="NAME")
+    estimators: tuple[str, ...] = repeated(metavar="NAME")
+    eval_datasets: tuple[str, ...] = repeated(metavar="NAME")
+    folds: int | None = option(kind=click.IntRange(2), flags="--cross-validate", metavar="FOLDS")
+    hold_out: tuple[str, ...] = option((), _facts, metavar="FACT[,FACT…]")
+    tensorboard: Path | None = option(kind=click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
+    gpu: bool = flag("--gpu/--no-gpu", hidden=True)
+    debug: bool | None = flag("--debug/--no-debug", default=None, hidden=True)
+    json: bool = flag()
+
+
+@make_command("train")
+def train(options: TrainOptions) -> None:
     """Train and test experiments on a data set.
 
     It trains on trusted runs, tests on held-out ones and stores the result. The same experiment on the same runs again
@@ -91,46 +73,46 @@ def train(
       ciml experiment train --experiment wide --dataset cpu-load --eval-dataset other-job --data-path DATA
       ciml experiment train --experiment wide --dataset cpu-load --cross-validate 5 --hold-out flavour --data-path DATA
     """
-    if bool(experiment) == bool(estimators):
+    folds = options.folds
+    if bool(options.experiment) == bool(options.estimators):
         raise CimlError("give either --experiment NAME, or --estimator NAME for an estimator with its defaults")
-    if gpu:
+    if options.gpu:
         raise CimlError("--gpu: training is on the CPU, so that a seed gives the same model everywhere; leave it out")
-    if hold_out and folds is None:
+    if options.hold_out and folds is None:
         raise CimlError("--hold-out: needs --cross-validate FOLDS")
-    if folds is not None and others:
+    if folds is not None and options.eval_datasets:
         raise CimlError(
             "--eval-dataset: not supported with --cross-validate, which trains several models; leave one out"
         )
-    from ciml.data_root import DataRoot
     from ciml.training.data.examples import read_dataset
     from ciml.training.exclusions import add, read_lines
     from ciml.training.experiments.trials import Trial, create_experiment, experiment_of, load_experiment
     from ciml.trust import TrustPolicy
 
-    data = DataRoot.open(data_path)
-    policy = TrustPolicy.load(trust_policy)
-    chosen = [load_experiment(data.experiments, experiment)] if experiment else [*map(experiment_of, estimators)]
-    add(data.exclusions, read_lines(exclude))
-    material = read_dataset(data.dataset(dataset), policy)
-    materials = [read_dataset(data.dataset(name), policy) for name in others]
-    for definition in chosen:
-        if estimators:
-            create_experiment(data.experiments, definition)
-        with progress_bar(f"training {definition.name}") as progress:
-            trial = Trial(data.experiments, definition, material, Path(tensorboard) if tensorboard else None, progress)
+    data = options.root
+    policy = TrustPolicy.load(options.trust_policy)
+    experiments = [*map(experiment_of, options.estimators)]
+    if options.experiment:
+        experiments.append(load_experiment(data.experiments, options.experiment))
+    add(data.exclusions, read_lines(options.exclude))
+    examples = read_dataset(data.dataset(options.dataset), policy)
+    others = [read_dataset(data.dataset(name), policy) for name in options.eval_datasets]
+    for experiment in experiments:
+        if options.estimators:
+            create_experiment(data.experiments, experiment)
+        with progress_bar(f"training {experiment.name}") as progress:
+            trial = Trial(data.experiments, experiment, examples, options.tensorboard, progress)
             if folds is not None:
-                results = [trial.cross_validate(folds, hold_out, progress)]
+                results = [trial.cross_validate(folds, options.hold_out, progress)]
             else:
-                results = [trial.run(), *(trial.run_on(further) for further in materials)]
+                results = [trial.run(), *map(trial.run_on, others)]
         for number, (result, new) in enumerate(results):
             lines = fold_lines if folds is not None else other_lines if number else result_lines
-            _show(trial, result, new, as_json, lines(result))
+            _show(trial, result, new, options.json, lines(result))
 
 
 def _show(trial: Trial, result: dict[str, Any], new: bool, as_json: bool, lines: list[str]) -> None:
     if as_json:
-        import json
-
         click.echo(json.dumps(result, sort_keys=True))
         return
     for line in lines:
@@ -138,44 +120,27 @@ def _show(trial: Trial, result: dict[str, Any], new: bool, as_json: bool, lines:
     click.echo(f"  {'stored in' if new else 'as it is already in'} {trial.store.url()}")
 
 
-@click.command("sweep")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, 256),
-    metavar="N",
-    help="Number of parallel trials, at most the lag in FILE, each a process of one thread.  [default: one a"
-    " processor]",
-)
-@click.option(
-    "--best",
-    type=click.IntRange(0),
-    default=1,
-    metavar="N",
-    help="Number of best trials of each question to print commands for.",
-)
-@learn_from_options
-@click.option(
-    "--output",
-    metavar="FOLDER",
-    callback=s3_place,
-    help="Folder or s3:// prefix of index.html, the plots and trials.csv.  [default: NAME-sweep]",
-)
-@click.option("--json", "as_json", is_flag=True, help="JSON output of all trials.")
-@data_path_option()
-@target_data_path_option
-@s3_options
-def sweep(
-    file: str,
-    jobs: int | None,
-    best: int,
-    trust_policy: str | None,
-    exclude: str | None,
-    output: str | None,
-    as_json: bool,
-    data_path: str,
-    target_data_path: str | None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(S3Environment, Json, LearnOptions, Data):
+    """Options of ``ciml experiment sweep``.
+
+    Attributes:
+      jobs: Number of parallel trials, at most the lag in FILE, each a process of one thread. [default: one a processor]
+      best: Number of best trials of each question to print commands for.
+      output: Folder or s3:// prefix of index.html, the plots and trials.csv. [default: NAME-sweep]
+      json: JSON output of all trials.
+    """
+
+    file: str = argument(kind=click.Path(exists=True, dir_okay=False))
+    jobs: int | None = option(kind=click.IntRange(1, 256), metavar="N")
+    best: int = option(1, click.IntRange(0), metavar="N")
+    output: str | None = option(kind="place", metavar="FOLDER")
+    target_data_path: str | None = option(kind="target data")
+    json: bool = flag()
+
+
+@make_command("sweep")
+def sweep(options: SweepOptions) -> None:
     """Sweep over data sets and hyper-parameters.
 
     It builds a data set and trains a model for each combination of FILE, and compares them. FILE is TOML with common
@@ -198,21 +163,22 @@ def sweep(
     from ciml.training.sweeps.definition import Sweep
     from ciml.trust import TrustPolicy
 
-    definition = Sweep.load(file)
-    source = DataRoot.open(data_path)
-    target = source if target_data_path is None else DataRoot.open(target_data_path)
-    add(target.exclusions, read_lines(exclude))
-    context = SweepContext(source, target, definition, TrustPolicy.load(trust_policy), exclusions_of(target, source))
-    processes = min(jobs or processors(), definition.lag)
+    definition = Sweep.load(options.file)
+    source = options.root
+    target = DataRoot.open(options.target_data_path) if options.target_data_path else source
+    add(target.exclusions, read_lines(options.exclude))
+    policy = TrustPolicy.load(options.trust_policy)
+    context = SweepContext(source, target, definition, policy, exclusions_of(target, source))
+    processes = min(options.jobs or processors(), definition.lag)
     with progress_bar(f"sweep {definition.name}") as bar:
         swept = run_sweep(context, jobs=processes, progress=bar)
-    result = _json(swept)
-    page = save(open_store(output or f"{definition.name}-sweep"), sweep_page(swept), {"trials.csv": csv_of(swept)})
-    if as_json:
-        click.echo(canonical_json(result))
+    output = open_store(options.output or f"{definition.name}-sweep")
+    page = save(output, sweep_page(swept), {"trials.csv": csv_of(swept)})
+    if options.json:
+        click.echo(canonical_json(_json(swept)))
         return
     _show_sweep(swept)
-    _print_best(swept, best, target_data_path or data_path)
+    _print_best(swept, options.best, options.target_data_path or options.data_path)
     click.echo(page)
 
 

@@ -1,0 +1,168 @@
+"""Options of commands, each declared once: as a field of a frozen data class.
+
+A field holds what the command line needs besides its name, and the class documents it: the text of ``Attributes`` is
+that of ``--help``. `ciml.cli.command` makes click options of the fields. This module imports no click, so services
+declare their options too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ciml.errors import CimlError
+from ciml.kafka.options import KafkaOptions
+from ciml.settings import pairs
+
+#: Key of a field's metadata: the click arguments of its option, without empty ones.
+DECLARED = "option"
+
+
+def option(
+    default: Any = None,
+    kind: Any = "",
+    *,
+    flags: str = "",
+    metavar: str = "",
+    envvar: str = "",
+    shown: str = "",
+    alone: str = "",
+    required: bool = False,
+    hidden: bool = False,
+) -> Any:
+    """Return the field of an option.
+
+    Args:
+      default: value without the option.
+      kind: how a text becomes a value: a key of `ciml.cli.command.KINDS`, a Python type or a tuple of them, a click
+        type, or a click callback.
+      flags: the flags, with blanks between them; "" for ``--field-name``.
+      metavar: name of the value in ``--help``.
+      envvar: environment variable of the default.
+      shown: text of ``--help`` in place of the default.
+      alone: value of a flag that is given without one.
+      required: whether there is no default.
+      hidden: whether ``--help`` leaves it out.
+    """
+    return _declared(
+        default,
+        kind=kind,
+        flags=flags,
+        metavar=metavar,
+        envvar=envvar,
+        show_default=shown,
+        flag_value=alone,
+        required=required,
+        hidden=hidden,
+    )
+
+
+def repeated(kind: Any = "", *, flags: str = "", metavar: str = "", required: bool = False) -> Any:
+    """Return the field of an option that may be repeated, whose value is a tuple; see `option`.
+
+    Its flag is the field's name without a final "s".
+    """
+    return _declared((), kind=kind, flags=flags, metavar=metavar, required=required, multiple=True)
+
+
+def flag(flags: str = "", *, default: bool | None = False, envvar: str = "", hidden: bool = False) -> Any:
+    """Return the field of an option without a value; see `option`. ``flags`` may be ``--yes/--no``."""
+    return _declared(default, flags=flags, is_flag=True, envvar=envvar, hidden=hidden)
+
+
+def argument(
+    metavar: str = "", kind: Any = "", *, required: bool = True, many: bool = False, default: Any = None
+) -> Any:
+    """Return the field of an argument of the command; see `option`.
+
+    Args:
+      metavar, kind, default: see `option`.
+      required: whether the command needs it.
+      many: whether it is the tuple of all further arguments.
+    """
+    return _declared(
+        () if many else default,
+        argument=True,
+        metavar=metavar,
+        kind=kind,
+        nargs=-1 if many else 1,
+        required=required and default is None,
+    )
+
+
+def _declared(default: Any, **settings: Any) -> Any:
+    metadata = {DECLARED: {name: value for name, value in settings.items() if value not in ("", False)}}
+    return field(metadata=metadata) if settings.get("required") else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class BrokerOptions:
+    """Options of the connection to Kafka; subclasses of commands that need a broker require ``kafka``.
+
+    Attributes:
+      kafka_options: librdkafka property, such as security.protocol=SSL; may be repeated.
+      kafka_config: File of librdkafka properties, one NAME=VALUE a line, for TLS, SASL and secrets. -X overrides it.
+    """
+
+    kafka: str | None = option(kind="optional broker")
+    kafka_options: tuple[str, ...] = repeated(flags="-X", metavar="PROPERTY=VALUE")
+    kafka_config: str | None = option(kind="absolute file", envvar="CIML_KAFKA_CONFIG")
+
+    def connection(self) -> KafkaOptions:
+        """Return the connection.
+
+        Raises:
+          CimlError: there is no broker, an option is not a pair, or a property is reserved.
+        """
+        if self.kafka is None:
+            raise CimlError("no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
+        return KafkaOptions.of(self.kafka, pairs("-X", self.kafka_options), self.kafka_config)
+
+
+@dataclass(frozen=True)
+class TrustOptions:
+    """The trust policy of a command.
+
+    Attributes:
+      trust_policy: TOML file of the trust policy. [default: $CIML_TRUST_POLICY, else proved work of Zuul, and
+        backfills]
+    """
+
+    trust_policy: str | None = option(kind="file")
+
+
+@dataclass(frozen=True)
+class LearnOptions(TrustOptions):
+    """The runs that a training may learn from.
+
+    Attributes:
+      exclude: File of runs excluded from training: one run id a line, optionally with a blank and a reason.
+    """
+
+    exclude: str | None = option(kind="file")
+
+
+@dataclass(frozen=True)
+class PolicyOptions(TrustOptions):
+    """The policies of a command that fetches logs.
+
+    Attributes:
+      fetch_policy: TOML file of allowed hosts and roots, and limits of logs; options add to it.
+    """
+
+    fetch_policy: str | None = option(kind="file")
+
+
+@dataclass(frozen=True)
+class IngestPolicyOptions(PolicyOptions):
+    """The policies, sources and allowed places of a command that fetches logs of events.
+
+    Attributes:
+      sources: Name of an event source in run ids and policies, '*' for all others; may be repeated.
+      hosts: Allowed host of logs, by https unless http:// is given; may be repeated.
+      roots: Allowed root of log files or objects; may be repeated.
+    """
+
+    sources: tuple[str, ...] = repeated(metavar="EVENT-SOURCE=NAME")
+    hosts: tuple[str, ...] = repeated(flags="--allow-host", metavar="[http://]HOST[:PORT]")
+    roots: tuple[str, ...] = repeated(flags="--allow-root", metavar="FOLDER|s3://PREFIX")

@@ -1,0 +1,359 @@
+"""How a command runs its pipeline: here, on an engine or on Dataflow; options, signals, and submitted jobs."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from ciml.cli.command import HERE, EngineChoice, running_engines
+from ciml.errors import CimlError
+from ciml.options import flag, option, repeated
+
+if TYPE_CHECKING:
+    from ciml.pipelines.dataflow.job import Launched
+    from ciml.pipelines.dataflow.settings import DataflowSettings
+    from ciml.services.driver import Report
+    from ciml.services.options import ServiceOptions
+    from ciml.services.service import Service, TopicService, Until
+
+#: Longest outage of a broker or a store in the foreground, seconds.
+PATIENCE_S = 300.0
+DATAFLOW = "dataflow"
+#: Of https://cloud.google.com/dataflow/quotas.
+_GRAPH_BYTES = 10_000_000
+
+
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def collecting_rarely() -> Iterator[None]:
+    """Raise the garbage collector's thresholds while modules are imported and large manifests are read.
+
+    Both make some hundred thousand objects that stay and form no cycles. At the usual thresholds the collector scans
+    them repeatedly, for a quarter of the time. Not for long-running processes, where cycles would keep large objects.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(1_000_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.freeze()  # else the first collection after this scans all of it
+        gc.set_threshold(*before)
+
+
+def stop_on_signals() -> threading.Event:
+    """Return an event that the first SIGINT or SIGTERM sets, for an orderly stop; the next signal interrupts."""
+    stop = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    return stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataflowJob:
+    """Options of a job on Dataflow.
+
+    Attributes:
+      dataflow: TOML file of Dataflow: project, region, image and others. Keys: docs/dataflow.md.
+      template: File of the Dataflow job description.
+      job_name: Name of the Dataflow job.
+      submit: Submit the Dataflow job.
+    """
+
+    dataflow: str | None = option(kind="file", envvar="CIML_DATAFLOW")
+    template: str = option("", shown="none", metavar="FILE|gs://OBJECT")
+    job_name: str = option("", shown="by command and data", metavar="NAME")
+    submit: bool = flag()
+    update: bool = False
+
+    def check_unused(self, beam_options: Sequence[str] = ()) -> None:
+        """Raise `CimlError` if an option of the job was given without ``--runner dataflow``.
+
+        ``beam_options`` are those of a command that has no other use for them.
+
+        The file of settings may be given: it comes from a variable of the environment.
+        """
+        values = {
+            "--template": self.template,
+            "--job-name": self.job_name,
+            "--submit": self.submit,
+            "--update": self.update,
+            "--beam-option": beam_options,
+        }
+        for name, value in values.items():
+            if value:
+                raise CimlError(f"{name}: only with --runner dataflow")
+
+    def settings(self) -> DataflowSettings:
+        """Check the options, and return the settings of the file."""
+        from ciml.pipelines.dataflow.settings import DataflowSettings, require_dataflow
+
+        if self.dataflow is None:
+            raise CimlError(
+                "--runner dataflow: give --dataflow FILE with project, region, image and others; docs/dataflow.md"
+            )
+        if self.submit == bool(self.template):
+            raise CimlError("--runner dataflow: give --template FILE or gs://OBJECT, or --submit")
+        if self.update and not self.submit:
+            raise CimlError("--update: replaces a running job, so it needs --submit")
+        require_dataflow()
+        return DataflowSettings.load(self.dataflow)
+
+    def name_or(self, default: str) -> str:
+        """Return the name of the job. Raises `CimlError` for one that Dataflow rejects."""
+        from ciml.pipelines.dataflow.settings import check_job_name, job_name
+
+        try:
+            check_job_name(name := self.job_name or job_name(default))
+        except ValueError as error:
+            raise CimlError(f"--job-name: {error}") from None
+        return name
+
+
+def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str | None, str]:
+    if value is None or ctx.resilient_parsing:
+        return None, ""
+    name, _, endpoint = value.partition(":")
+    if name not in ("fnapi", "flink", DATAFLOW) or (name != "flink" and endpoint):
+        raise click.BadParameter(
+            f"unknown runner {value!r}; choose from fnapi, flink, flink:HOST:PORT, dataflow", ctx, param
+        )
+    if name == "flink" and not endpoint:
+        flink = running_engines(ctx).get("flink")
+        if flink is None or flink.light:
+            raise CimlError(
+                "no Flink runs here: start it (ciml up flink) or name a job server (--runner flink:HOST:PORT)"
+            )
+        endpoint = flink.address
+    return name, endpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(DataflowJob):
+    """How a batch pipeline runs.
+
+    Attributes:
+      runner: Beam runner; flink:HOST:PORT names a job server. [default: none, without Beam]
+      beam_options: Further Beam option; may be repeated.
+    """
+
+    #: The runner, and the job server's ``host:port``.
+    runner: tuple[str | None, str] = option((None, ""), _runner, metavar="fnapi|flink|dataflow")
+    beam_options: tuple[str, ...] = repeated(metavar="--NAME=VALUE")
+
+    @property
+    def launches(self) -> bool:
+        """Whether it runs as a job on Dataflow."""
+        return self.runner[0] == DATAFLOW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """The metrics endpoint of a process; a port of None for no metrics.
+
+    Attributes:
+      metrics_port: Port of the Prometheus endpoint /metrics; 0 for any free port. [default: no metrics]
+      metrics_address: Address of the metrics endpoint, which has no authentication.
+    """
+
+    metrics_port: int | None = option(kind=click.IntRange(0, 65535), metavar="PORT", envvar="CIML_METRICS_PORT")
+    metrics_address: str = option("127.0.0.1", metavar="ADDRESS", envvar="CIML_METRICS_ADDRESS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreground(Endpoint):
+    """How a service runs in the foreground, where only its metrics are a choice; subclasses offer more.
+
+    Attributes:
+      engine: of its pipeline.
+      beam_options: further options of Beam.
+      once: whether it ends at the present end of the topic.
+      until_idle: time without new input after which it ends, in seconds; None for never.
+    """
+
+    engine: EngineChoice = HERE
+    beam_options: tuple[str, ...] = ()
+    once: bool = False
+    until_idle: float | None = None
+
+    @property
+    def until(self) -> Until:
+        """When it ends, for `ciml.services.driver.drive`."""
+        return "end" if self.once else self.until_idle
+
+    def run(self, service: Service, report: Report | None, *, patience_s: float | None = PATIENCE_S) -> None:
+        """Run a service until it ends or a signal arrives, and serve its metrics.
+
+        Args:
+          service: the service.
+          report, patience_s: see `ciml.services.driver.drive`.
+        """
+        from ciml.metrics import registry_of, serve_metrics
+        from ciml.services.driver import drive
+
+        if self.once and self.until_idle is not None:
+            raise click.UsageError("--once and --until-idle exclude each other")
+        problems = service.problems()
+        if problems:
+            raise CimlError("; ".join(problems.values()))
+        stop = stop_on_signals()
+        registry = registry_of(service.board, *service.timings())
+        with serve_metrics(registry, self.metrics_port, self.metrics_address) as url:
+            if url:
+                click.echo(f"metrics: {url}", err=True)
+            drive(
+                service,
+                self.engine.job_endpoint,
+                until=self.until,
+                stop=stop,
+                report=report,
+                patience_s=patience_s,
+                extra=self.beam_options,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnEngine(Foreground):
+    """How a service runs whose pipeline has an engine.
+
+    Attributes:
+      beam_options: Further Beam option; may be repeated.
+    """
+
+    engine: EngineChoice = option(kind="engine")
+    beam_options: tuple[str, ...] = repeated(metavar="--NAME=VALUE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running(OnEngine, DataflowJob):
+    """How a streaming pipeline runs, in the foreground or as a job on Dataflow.
+
+    Attributes:
+      once: Stop at the present end of the topic.
+      until_idle: Time without new input after which it stops. [default: never]
+      runner: Run as a streaming job on Dataflow. [default: --engine, here]
+      update: Replace the running Dataflow job of that name.
+    """
+
+    once: bool = flag()
+    until_idle: float | None = option(kind="time")
+    runner: str | None = option(kind=click.Choice([DATAFLOW]))
+    update: bool = flag()
+
+    def launch(self, options: ServiceOptions) -> bool:
+        """Write or submit the service's job, if it is to run on Dataflow; return whether it is.
+
+        Args:
+          options: of the service.
+        """
+        if self.runner != DATAFLOW:
+            self.check_unused()
+            return False
+        for name, value in (
+            ("--once", self.once),
+            ("--until-idle", self.until_idle),
+            ("--metrics-port", self.metrics_port),
+        ):
+            if value is not None and value is not False:
+                raise CimlError(f"{name}: not with --runner dataflow, whose job runs until it is drained; leave it out")
+        as_s3((options.data, "--data-path"))
+        settings = self.settings()
+        from ciml.services.driver import check_kind, launch_service
+
+        check_kind(options)
+        service = cast("TopicService[Any]", options.service())
+        launched = launch_service(
+            service,
+            settings,
+            self.name_or(service.name),
+            template=self.template,
+            update=self.update,
+            extra=self.beam_options,
+        )
+        print_launched(launched, settings, streaming=True)
+        return True
+
+
+def as_s3(*places: tuple[str | None, str]) -> None:
+    """Raise `CimlError` unless all places, (place, option) pairs, are on S3; None is left out."""
+    from ciml.pipelines.dataflow.settings import check_on_s3
+
+    for place, name in places:
+        if place is not None:
+            check_on_s3(place, name)
+
+
+def print_launched(launched: Launched, settings: DataflowSettings, *, streaming: bool, then: str = "") -> None:
+    """Print what was made, and the next commands.
+
+    Args:
+      launched: the job.
+      settings: of the job.
+      streaming: whether it is unbounded.
+      then: what to do when it has ended.
+    """
+    where = f"--project={settings.project} --region={settings.region}"
+    if launched.job_id:
+        click.echo(f"{launched.name}: submitted as job {launched.job_id}")
+        click.echo(
+            f"  watch     https://console.cloud.google.com/dataflow/jobs/{settings.region}/{launched.job_id}"
+            f"?project={settings.project}"
+        )
+        end = "drain" if streaming else "cancel"
+        click.echo(f"  stop      gcloud dataflow jobs {end} {launched.job_id} {where}")
+        if streaming:
+            click.echo("  replace   the same command with --update")
+    else:
+        click.echo(f"{launched.name}: job description in {launched.template}; nothing runs")
+        place = launched.template
+        if not place.startswith("gs://"):
+            place = f"{settings.staging}/templates/{Path(place).name}"
+            click.echo(f"  copy      gcloud storage cp {shlex.quote(launched.template)} {place}")
+        click.echo(f"  run       {_run_command(launched, settings, place)}")
+    click.echo(f"  pipeline  {launched.pipeline}, {launched.size / 1e6:.1f} MB")
+    if launched.size > _GRAPH_BYTES:
+        click.echo(
+            f"warning: the pipeline has {launched.size / 1e6:.0f} MB, and Dataflow documents 10 MB as the limit of a "
+            "job's graph; if it rejects the job, leave --runner out for the runs of the past",
+            err=True,
+        )
+    if then:
+        click.echo(f"  then      {then}")
+
+
+def _run_command(launched: Launched, settings: DataflowSettings, place: str) -> str:
+    """Return gcloud's command that starts a job from a template, with the settings of its workers."""
+    flags = {
+        "gcs-location": place,
+        "project": settings.project,
+        "region": settings.region,
+        "staging-location": settings.temp_location,
+        "worker-machine-type": settings.machine_type,
+        "max-workers": settings.max_workers,
+        "service-account-email": settings.service_account,
+        "network": settings.network,
+        "subnetwork": settings.subnetwork,
+    }
+    words = [f"--{key}={value}" for key, value in flags.items() if value not in ("", None)]
+    words += ["--disable-public-ips"] * (not settings.public_addresses)
+    return shlex.join(["gcloud", "dataflow", "jobs", "run", launched.name, *words])
