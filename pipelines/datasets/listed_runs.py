@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property, partial
 from types import TracebackType
 from typing import TypeVar
@@ -66,7 +66,7 @@ class ListedRuns:
         self.log = ListedLog(listing, reading, trust)
         self.origin = {"url": listing.url, "digest": listing.digest, **asdict(reading)}
         # Opening files holds the interpreter lock: threads only slow it down.
-        self._fetch = replace(fetch, threads=1) if "://" not in reading.logs else fetch
+        self._fetch = fetch.replace(threads=1) if "://" not in reading.logs else fetch
         self._jobs = jobs
         self._pools: list[ProcessPoolExecutor] = []
         self._stack = ExitStack()

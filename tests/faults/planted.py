@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -367,7 +366,7 @@ def _no_limits() -> None:
 
     def make(init: Any) -> Any:
         def unlimited(self: Any, policy: Any, *arguments: Any) -> None:
-            init(self, replace(policy, max_bytes=1 << 40, max_wire_bytes=1 << 40, max_batch_bytes=1 << 40), *arguments)
+            init(self, policy.replace(max_bytes=1 << 40, max_wire_bytes=1 << 40, max_batch_bytes=1 << 40), *arguments)
 
         return unlimited
 

@@ -13,10 +13,13 @@ import base64
 import os
 import re
 import ssl
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Self
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import msgspec
 
 from ciml.errors import CimlError
 from ciml.http.addresses import Address, HostRule, host_rule
@@ -28,7 +31,7 @@ from ciml.limits import (
     MAX_SECRET_BYTES,
     MAX_WIRE_BYTES,
 )
-from ciml.settings import Settings, checked, read_toml
+from ciml.settings import Settings, checked
 
 
 class LogUnavailableError(Exception):
@@ -160,10 +163,11 @@ LOG_PATHS = (
 )
 #: Names of a job's artifact. Each names the job: the artifacts of all jobs of a workflow run are in one list.
 ARTIFACT_NAMES = ("ciml-{id}", "ciml-{job}", "dstat-{id}", "dstat-{job}")
+_ARTIFACT_WORDS = frozenset({"{id}", "{job}", "{attempt}"})
+_POSITIVE = msgspec.Meta(gt=0)
 
 
-@dataclass(frozen=True)
-class FetchPolicy:
+class FetchPolicy(Settings, frozen=True):
     """The options of `ciml.transforms.fetch.fetch.fetch`. By default no address is allowed.
 
     Attributes:
@@ -198,48 +202,41 @@ class FetchPolicy:
         makes it one at once: for listings of files.
     """
 
+    title = "fetch policy"
+
     hosts: tuple[str, ...] = ()
     private_hosts: tuple[str, ...] = ()
     redirect_hosts: tuple[str, ...] = ()
     file_roots: tuple[str, ...] = ()
     s3_prefixes: tuple[str, ...] = ()
-    log_paths: tuple[str, ...] = LOG_PATHS
-    artifact_names: tuple[str, ...] = ARTIFACT_NAMES
+    log_paths: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MAX_LOG_PATHS)] = LOG_PATHS
+    artifact_names: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_ARTIFACT_NAMES)] = ARTIFACT_NAMES
     credentials: tuple[Credential, ...] = ()
     ca_file: str = ""
-    threads: int = 16
-    max_wire_bytes: int = MAX_WIRE_BYTES
-    max_bytes: int = MAX_LOG_BYTES
-    max_batch_bytes: int = MAX_BATCH_BYTES
-    connect_s: float = 5.0
-    read_s: float = 10.0
-    total_s: float = 30.0
-    batch_s: float = 120.0
-    delays_s: tuple[float, ...] = (10.0, 60.0, 300.0, 1800.0, 7200.0)
+    threads: Annotated[int, _POSITIVE] = 16
+    max_wire_bytes: Annotated[int, _POSITIVE] = MAX_WIRE_BYTES
+    max_bytes: Annotated[int, _POSITIVE] = MAX_LOG_BYTES
+    max_batch_bytes: Annotated[int, _POSITIVE] = MAX_BATCH_BYTES
+    connect_s: Annotated[float, _POSITIVE] = 5.0
+    read_s: Annotated[float, _POSITIVE] = 10.0
+    total_s: Annotated[float, _POSITIVE] = 30.0
+    batch_s: Annotated[float, _POSITIVE] = 120.0
+    delays_s: tuple[Annotated[float, msgspec.Meta(ge=0)], ...] = (10.0, 60.0, 300.0, 1800.0, 7200.0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "credentials", _credentials(self.credentials))
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            if spec.name == "credentials":
-                continue
-            if isinstance(spec.default, tuple):
-                kind, word = ((int, float), "numbers") if spec.name == "delays_s" else (str, "texts")
-                if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
-                    raise CimlError(f"fetch policy: {spec.name} must be a list of {word}")
-                object.__setattr__(self, spec.name, tuple(value))
-            elif isinstance(spec.default, str):
-                if not isinstance(value, str):
-                    raise CimlError(f"fetch policy: {spec.name} must be a text")
-            elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-                raise CimlError(f"fetch policy: {spec.name} must be a number above 0")
         if self.max_batch_bytes < self.max_bytes:
-            raise CimlError("fetch policy: max_batch_bytes must be at least max_bytes, so that the largest log fits")
-        if any(delay < 0 for delay in self.delays_s):
-            raise CimlError("fetch policy: delays_s must not be negative")
-        _check_log_paths(self.log_paths)
-        _check_artifact_names(self.artifact_names)
-        _ = self.rules, self.redirect_rules, self.roots, self.prefixes
+            raise ValueError("max_batch_bytes: must be at least max_bytes, so that the largest log fits")
+        for path in self.log_paths:
+            if not path.isprintable() or len(path) > 200 or not {"", ".", ".."}.isdisjoint(path.split("/")):
+                raise ValueError(f"log_paths: {path!r:.120} must be a relative path, such as logs/dstat.csv")
+        for name in self.artifact_names:
+            if {*re.findall(r"[{}][^{}]*[{}]?", name)} - _ARTIFACT_WORDS:
+                raise ValueError(f"artifact_names: {name!r:.120} may hold {{id}}, {{job}} and {{attempt}}")
+        hosts = Counter(credential.rule for credential in self.credentials)
+        for credential in self.credentials:
+            if hosts[credential.rule] > 1:
+                raise ValueError(f"credentials: two are of the host {credential.host}")
+        checked("", lambda: (self.redirect_rules, self.roots, self.prefixes))
 
     @cached_property
     def rules(self) -> tuple[HostRule, ...]:
@@ -268,23 +265,18 @@ class FetchPolicy:
         for text in self.s3_prefixes:
             bucket, _, prefix = text.removeprefix("s3://").partition("/")
             if not text.startswith("s3://") or not bucket:
-                raise CimlError(f"fetch policy: {text!r} is not s3://bucket/prefix")
+                raise CimlError(f"s3_prefixes: {text!r} is not s3://bucket/prefix")
             prefixes.append((bucket, f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""))
         return tuple(prefixes)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None, **options: Any) -> FetchPolicy:
+    def load(cls, path: str | Path | None = None, **options: Any) -> FetchPolicy:
         """Load a TOML file whose keys are the attributes; ``options`` take precedence over the file.
 
         Raises:
           CimlError: one line, for an unreadable file, an unknown key or an invalid value.
         """
-        stored = read_toml(path) if path is not None else {}
-        names = [spec.name for spec in fields(cls)]
-        for key in (*stored, *options):
-            if key not in names:
-                raise CimlError(f"{path or 'fetch policy'}: unknown key {key!r}; choose from {', '.join(names)}")
-        return cls(**{**stored, **options})
+        return super().load(path, **options) if path is not None else cls.from_json(options)
 
     def problems(self) -> dict[str, str]:
         """Return why credentials and certificates cannot be used at present, by their host or key.
@@ -313,40 +305,8 @@ class FetchPolicy:
 
     def allowing(self, *, hosts: tuple[str, ...] = (), roots: tuple[str, ...] = ()) -> FetchPolicy:
         """Allow further locations; those of ``roots`` that start with ``s3://`` are prefixes."""
-        return replace(
-            self,
+        return self.replace(
             hosts=self.hosts + hosts,
             file_roots=self.file_roots + tuple(root for root in roots if not root.startswith("s3://")),
             s3_prefixes=self.s3_prefixes + tuple(root for root in roots if root.startswith("s3://")),
         )
-
-
-def _credentials(value: Any) -> tuple[Credential, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(entry, Credential | dict) for entry in value):
-        raise CimlError("fetch policy: credentials must be tables [[credentials]]")
-    credentials = tuple(
-        entry if isinstance(entry, Credential) else Credential.from_json(entry, f"fetch policy: credentials {number}")
-        for number, entry in enumerate(value, 1)
-    )
-    rules = [entry.rule for entry in credentials]
-    for index, rule in enumerate(rules):
-        if rule in rules[:index]:
-            raise CimlError(f"fetch policy: credentials: two are of the host {credentials[index].host}")
-    return credentials
-
-
-def _check_log_paths(paths: tuple[str, ...]) -> None:
-    if not 1 <= len(paths) <= MAX_LOG_PATHS:
-        raise CimlError(f"fetch policy: log_paths must have 1 to {MAX_LOG_PATHS} paths")
-    for path in paths:
-        if not path.isprintable() or len(path) > 200 or not {"", ".", ".."}.isdisjoint(path.split("/")):
-            raise CimlError(f"fetch policy: log_paths: {path!r:.120} must be a relative path, such as logs/dstat.csv")
-
-
-def _check_artifact_names(names: tuple[str, ...]) -> None:
-    if len(names) > MAX_ARTIFACT_NAMES:
-        raise CimlError(f"fetch policy: artifact_names must have at most {MAX_ARTIFACT_NAMES} names")
-    for name in names:
-        for word in re.findall(r"[{}][^{}]*[{}]?", name):
-            if word not in ("{id}", "{job}", "{attempt}"):
-                raise CimlError(f"fetch policy: artifact_names: {name!r:.120} may hold {{id}}, {{job}} and {{attempt}}")

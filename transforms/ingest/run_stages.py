@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 
 from ciml.errors import CimlError, EngineError
 from ciml.events.records import Batch, Origin, Outcome, PendingRun
@@ -159,7 +158,7 @@ def _fetched(
     Arguments and errors: see `settle`.
     """
     moment = int(time.time() * 1e6) if now_us is None else now_us
-    policy = replace(policy, delays_s=())
+    policy = policy.replace(delays_s=())
     waiting = list(pending_runs)
     by_key = {(pending.origin, pending.mention.run_id): pending for pending in waiting}
     lost: list[Outcome] = []

@@ -28,7 +28,7 @@ from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.ingest.pipeline import build_ingest
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.storage import LocalStore, open_store
-from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.fetch.policy import Credential, FetchPolicy
 from tests.pipelines.dataflow.test_settings import MINIMAL
 
 SETTINGS = DataflowSettings.from_json(MINIMAL)
@@ -49,13 +49,12 @@ def test_only_s3_is_reached_by_workers() -> None:
 
 def test_a_fetch_policy_names_no_file_of_this_machine() -> None:
     check_fetch(FetchPolicy(hosts=("logs.example.org",), s3_prefixes=("s3://logs",)))
-    token = {"host": "logs.example.org", "token_env": "LOGS_TOKEN"}
-    check_fetch(FetchPolicy(credentials=(token,)))  # type: ignore[arg-type]
+    check_fetch(FetchPolicy(credentials=(Credential("logs.example.org", token_env="LOGS_TOKEN"),)))
     with pytest.raises(CimlError, match=r"--allow-root /srv/logs: a path of this machine"):
         check_fetch(FetchPolicy(file_roots=("/srv/logs",)))
     for policy in (
         FetchPolicy(ca_file="/etc/ca.pem"),
-        FetchPolicy(credentials=({"host": "logs.example.org", "token_file": "/etc/token"},)),  # type: ignore[arg-type]
+        FetchPolicy(credentials=(Credential("logs.example.org", token_file="/etc/token"),)),
     ):
         with pytest.raises(CimlError, match=r"fetch policy: /etc/\S+ is a file of this machine.*use token_env"):
             check_fetch(policy)
@@ -100,7 +99,7 @@ def test_the_secrets_of_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         monkeypatch.setenv(name, value)
     (tmp_path / "key").write_bytes(b"private")
     kafka = KafkaOptions("k:1", {"sasl.password": "word", "ssl.key.location": str(tmp_path / "key")})
-    fetch = FetchPolicy(credentials=({"host": "logs.example.org", "token_env": "LOGS_TOKEN"},))  # type: ignore[arg-type]
+    fetch = FetchPolicy(credentials=(Credential("logs.example.org", token_env="LOGS_TOKEN"),))
     assert set(secrets_here(kafka, fetch)) == {b"s3-key", b"token", b"word", b"private"}
     assert set(secrets_here()) == {b"s3-key"}
 

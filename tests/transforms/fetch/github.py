@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ciml.events.records import Batch, Outcome, RunFacts
 from ciml.events.run_id import RunId
 from ciml.transforms.fetch.fetch import Fetcher
-from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.fetch.policy import Credential, FetchPolicy
 from tests.transforms.fetch.certificates import make_certificate
 from tests.transforms.fetch.fetching import NOW, pending
 from tests.transforms.fetch.log_server import LogServer, serving
@@ -92,5 +92,5 @@ def systems(folder: Path) -> Iterator[Systems]:
         serving(lambda: LogServer(certificate=certificate)) as blobs,
     ):
         hosts = (f"https://{API}:{api.server_port}", f"https://*.example.org:{blobs.server_port}")
-        credential: Any = {"host": f"{API}:{api.server_port}", "token_file": str(token)}
+        credential = Credential(f"{API}:{api.server_port}", token_file=str(token))
         yield Systems(api, blobs, FetchPolicy(private_hosts=hosts, ca_file=certificate, credentials=(credential,)))

@@ -7,7 +7,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +232,7 @@ def test_no_room_for_an_archive(both: Systems, monkeypatch: pytest.MonkeyPatch, 
 def test_a_store_that_is_not_allowed(both: Systems) -> None:
     both.lists(listed(1, "ciml-42"))
     both.artifact(1, zip_of(LOG))
-    policy = replace(both.policy, private_hosts=both.policy.private_hosts[:1])
+    policy = both.policy.replace(private_hosts=both.policy.private_hosts[:1])
     assert only(both.fetch((both.artifacts, job()), policy=policy)[1]) == ("dead_letter", "address_not_allowed")
     assert both.blobs.asked == {}
 
@@ -242,7 +241,7 @@ def test_a_store_may_be_allowed_for_redirects_alone(both: Systems) -> None:
     api, store = both.policy.private_hosts
     both.lists(listed(1, "ciml-42"))
     both.artifact(1, zip_of(LOG))
-    policy = replace(both.policy, private_hosts=(api,), redirect_hosts=(store,))
+    policy = both.policy.replace(private_hosts=(api,), redirect_hosts=(store,))
     # The store's name leads to a private address here, which only `private_hosts` permit: it is the next check.
     _, (outcome,) = both.fetch((both.artifacts, job()), policy=policy)
     assert (outcome.reason, outcome.detail) == ("address_not_allowed", "it resolves to 127.0.0.1")
@@ -250,7 +249,7 @@ def test_a_store_may_be_allowed_for_redirects_alone(both: Systems) -> None:
     assert (outcome.reason, "is not an allowed host" in outcome.detail) == ("address_not_allowed", True)
     with serving() as plain:
         host = f"http://127.0.0.1:{plain.server_port}"
-        policy = replace(policy, redirect_hosts=(host,))
+        policy = policy.replace(redirect_hosts=(host,))
         both.api.answers["/repos/o/r/actions/artifacts/1/zip"] = (302, b"", {"Location": f"{host}/plain"})
         assert both.fetch((both.artifacts, job()), policy=policy) == ([LOG], [])
         assert only(both.fetch((f"{host}/plain", job()), policy=policy)[1]) == ("dead_letter", "address_not_allowed")
@@ -263,7 +262,7 @@ def test_no_secret_leaves_its_host_or_is_kept(both: Systems, caplog: pytest.LogC
     both.artifact(1, zip_of(LOG))
     both.artifact(2, b"PK\3\4 broken")
     runs = [(both.artifacts, job("x", 42)), (both.artifacts, job("lint", 43)), (both.artifacts, job("none", 44))]
-    logs, settled = both.fetch(*runs, policy=replace(both.policy, delays_s=()))
+    logs, settled = both.fetch(*runs, policy=both.policy.replace(delays_s=()))
     assert logs == [LOG]
     assert [each.reason for each in settled] == ["corrupt_archive", "log_not_found"]
     assert {each["Authorization"] for each in both.api.headers} == {f"Bearer {TOKEN}"}
@@ -281,7 +280,7 @@ def test_no_secret_leaves_its_host_or_is_kept(both: Systems, caplog: pytest.LogC
 @pytest.mark.parametrize("name", ["ciml-{x}", "{", "a}", "{id", "{}", "{id}}"])
 def test_names_hold_known_words(name: str) -> None:
     with pytest.raises(CimlError, match=r"fetch policy: artifact_names: .* may hold {id}, {job} and {attempt}"):
-        FetchPolicy(artifact_names=(name,))
+        FetchPolicy.from_json({"artifact_names": [name]})
 
 
 def test_an_artifact_has_an_id() -> None:

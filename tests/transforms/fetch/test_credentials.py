@@ -6,7 +6,6 @@ import base64
 import json
 import pickle
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def test_a_redirect_to_another_port_or_without_tls_has_none(both: Systems) -> No
     with serving() as plain:
         url = f"http://{API}:{plain.server_port}"
         both.api.answers = {"/down": (302, b"", {"Location": f"{url}/plain"})}
-        policy = replace(both.policy, private_hosts=(*both.policy.private_hosts, url))
+        policy = both.policy.replace(private_hosts=(*both.policy.private_hosts, url))
         assert both.fetch((f"{both.url}/down", job()), (f"{url}/plain", job("b", 2)), policy=policy) == ([LOG] * 2, [])
         assert sent(plain) == [None, None]
 
@@ -170,8 +169,8 @@ def test_a_missing_secret_is_reported_at_the_start(monkeypatch: pytest.MonkeyPat
     [
         (["host = 'h'"], "name one of token_file, token_env"),
         (["host = 'h'", "token_file = 'a'", "token_env = 'b'"], "name one of token_file, token_env"),
-        (["host = 'h'", "token = 'ghp_secret'"], "token: unknown key"),
-        (["token_env = 'b'"], "host: is missing"),
+        (["host = 'h'", "token = 'ghp_secret'"], "credentials.0.token: unknown key"),
+        (["token_env = 'b'"], "credentials.0.host: is missing"),
         (["host = '*.h.org'", "token_env = 'b'"], "must be one host over https, without a wildcard"),
         (["host = 'http://h'", "token_env = 'b'"], "must be one host over https, without a wildcard"),
         (["host = 'h/a'", "token_env = 'b'"], "allowed host 'h/a'"),
@@ -200,8 +199,8 @@ def test_mistakes_in_credentials_are_one_line(lines: list[str], message: str, tm
 
 @pytest.mark.parametrize("value", ["x", 3, [3], {"host": "h"}])
 def test_credentials_are_tables(value: Any) -> None:
-    with pytest.raises(CimlError, match="credentials must be tables"):
-        FetchPolicy(credentials=value)
+    with pytest.raises(CimlError, match=r"^fetch policy: credentials(\.0)?: expected (array|object), got"):
+        FetchPolicy.from_json({"credentials": value})
 
 
 def test_a_wrong_token_is_forbidden(both: Systems) -> None:

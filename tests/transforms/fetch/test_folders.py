@@ -145,10 +145,10 @@ def test_folders_in_s3(s3: Any) -> None:
 @pytest.mark.parametrize("path", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\nb", "a" * 201])
 def test_paths_that_lead_elsewhere_are_no_paths(path: str) -> None:
     with pytest.raises(CimlError, match=r"^fetch policy: log_paths: '.* must be a relative path"):
-        FetchPolicy(log_paths=(path,))
+        FetchPolicy.from_json({"log_paths": [path]})
 
 
 def test_the_number_of_paths_is_limited() -> None:
     for paths in ((), tuple(map(str, range(17)))):
-        with pytest.raises(CimlError, match="log_paths must have 1 to 16 paths"):
-            FetchPolicy(log_paths=paths)
+        with pytest.raises(CimlError, match=r"log_paths: expected array of length (>= 1|<= 16)"):
+            FetchPolicy.from_json({"log_paths": paths})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def test_a_run_has_the_same_row_wherever_its_log_is(tmp_path: Path, monkeypatch:
         both.artifact(1, zipped({"telemetry/terasort/github~42~1/dstat-csv_log.txt.gz": log}, streamed=True))
         both.stores("/api/v4/projects/3/jobs/42/artifacts", zipped({"logs/dstat-csv.log": log}))
         both.api.answers["/zuul/42/controller/logs/dstat-csv_log.txt"] = (200, log, {})
-        policy = replace(both.policy, file_roots=(str(tmp_path),))
+        policy = both.policy.replace(file_roots=(str(tmp_path),))
         fetcher = Fetcher(policy, lambda *_: ["127.0.0.1"])
         monkeypatch.setattr(fetch, "_fetcher", lambda _: fetcher)  # it resolves the names of this test
         rows = [_row(url, facts, policy, tmp_path / f"{at}") for at, url in enumerate(_addresses(both, str(file)))]
