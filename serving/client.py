@@ -7,6 +7,7 @@ depends on field numbers alone. Those declared here are of ``tensorflow_serving/
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -232,8 +233,8 @@ class ModelClient:
           FailedCallError: if the model answers with an error or too late.
           EngineError: if the server does not answer within the budget, or answers with another error.
         """
-        request = PredictRequest()
-        self._spec(request, version, label)
+        choice = {"version_label": label} if version is None else {"version": {"value": version}}
+        request = PredictRequest(model_spec={"name": self.model, **choice})
         put_array(request, "inputs", inputs)
         put_array(request, "n_windows", n_windows)
         seconds_each, tries = (timeout_s, 1) if timeout_s else (self._policy.timeout_s, self._policy.slow_tries)
@@ -250,16 +251,22 @@ class ModelClient:
 
     def served_version(self, label: str = STABLE) -> int:
         """Return the version that a label names. Raises as `predict` does."""
-        statuses = self._statuses(None, label)
-        for status in statuses:
-            if status.state == AVAILABLE:
-                return int(status.version)
+        for version, state, _ in self.statuses(label):
+            if state == AVAILABLE:
+                return version
         raise NotServedError(f"{self.address}: no version of model {self.model} is available under {label}")
 
-    def statuses(self) -> list[tuple[int, int, str]]:
-        """Return (version, state in TensorFlow Serving's numbers, error) of all versions. Raises as `predict` does."""
-        statuses = self._statuses(None, "")
-        return [(int(status.version), int(status.state), status.status.error_message) for status in statuses]
+    def statuses(self, label: str = "") -> list[tuple[int, int, str]]:
+        """Return (version, state in TensorFlow Serving's numbers, error) of all versions, or of that with a label.
+
+        Raises as `predict` does.
+        """
+        request = StatusRequest(model_spec={"name": self.model, "version_label": label})
+        response, _ = self._retried(lambda: self._status(request, timeout=self._policy.timeout_s))
+        return [
+            (int(status.version), int(status.state), status.status.error_message)
+            for status in response.model_version_status
+        ]
 
     def wait_until_served(self, version: int, timeout_s: float = 30.0, label: str = STABLE) -> None:
         """Wait until ``label`` names ``version`` on the server. Raises `EngineError` after ``timeout_s``."""
@@ -272,30 +279,14 @@ class ModelClient:
             if present == version:
                 return
             if time.monotonic() > deadline:
-                why = next((f": {error}" for number, _, error in self._found() if number == version and error), "")
+                errors: dict[int, str] = {}
+                with contextlib.suppress(NotServedError):
+                    errors = {number: f": {error}" for number, _, error in self.statuses() if error}
                 raise EngineError(
                     f"{self.address}: model {self.model} serves version {present} as {label} after {timeout_s:g} s, "
-                    f"not {version}{why}"
+                    f"not {version}{errors.get(version, '')}"
                 )
             time.sleep(0.1)
-
-    def _found(self) -> list[tuple[int, int, str]]:
-        try:
-            return self.statuses()
-        except NotServedError:
-            return []
-
-    def _statuses(self, version: int | None, label: str) -> Any:
-        request = StatusRequest()
-        self._spec(request, version, label)
-        return self._retried(lambda: self._status(request, timeout=self._policy.timeout_s))[0].model_version_status
-
-    def _spec(self, request: Any, version: int | None, label: str) -> None:
-        request.model_spec.name = self.model
-        if version is not None:
-            request.model_spec.version.value = version
-        else:
-            request.model_spec.version_label = label
 
     def _retried(self, call: Callable[[], Any], slow_tries: int | None = None) -> tuple[Any, float]:
         """Return the answer and its duration. ``slow_tries`` limits the attempts that end by their deadline."""
@@ -316,12 +307,11 @@ class ModelClient:
             reraise=True,
         )
 
-        def timed() -> tuple[Any, float]:
-            started_s = time.perf_counter()
-            return call(), time.perf_counter() - started_s
-
         try:
-            answer: tuple[Any, float] = retrying(timed)
+            for attempt in retrying:
+                with attempt:
+                    started_s = time.perf_counter()
+                    answer = call(), time.perf_counter() - started_s
         except grpc.RpcError as error:
             code = error.code()
             details = error.details() or ""

@@ -15,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,21 +122,15 @@ def _push(registry: Registry, candidate: Candidate, label: str, check: bool) -> 
         from ciml.serving.contract import check_candidate
 
         check_candidate(open_store(candidate.folder))
-    number = _known_version(registry.state, candidate.id)
+    number = registry.state.version_of(candidate.id)
     if number is None:
         number = _take_number(registry, candidate.id)
         staged = _stage(registry, number, candidate)
-        _check_staged(staged, candidate)
+        check_digests(staged.root, file_digests(staged), candidate.files)  # read back
         _rename(registry, number, staged)
-        _commit(registry, number, label)
-    else:
-        _relabel(registry, number, label)
+    _commit(registry, number, label)
     write_config(registry.data)
     return Pushed(registry.model, number, label, candidate.id)
-
-
-def _known_version(state: RegistryState, candidate_id: str) -> int | None:
-    return max((number for number in state.pushed() if state.versions[number].candidate == candidate_id), default=None)
 
 
 def _take_number(registry: Registry, candidate_id: str) -> int:
@@ -166,11 +161,6 @@ def _stage(registry: Registry, number: int, candidate: Candidate) -> Store:
     return target
 
 
-def _check_staged(staged: Store, candidate: Candidate) -> None:
-    """Read the staged files back. Raises `IntegrityError` if they differ from the blessed ones."""
-    check_digests(staged.root, file_digests(staged), candidate.files)
-
-
 def _rename(registry: Registry, number: int, staged: Store) -> None:
     """Rename the staged folder to its number. On S3 it has that name already."""
     if not isinstance(staged, LocalStore):
@@ -188,18 +178,18 @@ def _rename(registry: Registry, number: int, staged: Store) -> None:
 
 
 def _commit(registry: Registry, number: int, label: str) -> None:
-    def build(state: RegistryState) -> Delta:
-        if state.versions[number].state != "staged":
-            raise CimlError(f"model {registry.model}: another pusher abandoned version {number} meanwhile; push again")
-        return {"kind": "pushed", "model_version": number, "labels": {label: number}}
+    """Record a staged version as pushed, and its label; of a pushed one the label alone."""
+
+    def build(state: RegistryState) -> Delta | None:
+        labels = {label: number}
+        match state.versions[number].state:
+            case "staged":
+                return {"kind": "pushed", "model_version": number, "labels": labels}
+            case "pushed":
+                return None if state.labels.get(label) == number else {"kind": "labels", "labels": labels}
+        raise CimlError(f"model {registry.model}: another pusher abandoned version {number} meanwhile; push again")
 
     registry.commit(build)
-
-
-def _relabel(registry: Registry, number: int, label: str) -> None:
-    registry.commit(
-        lambda state: None if state.labels.get(label) == number else {"kind": "labels", "labels": {label: number}}
-    )
 
 
 def write_config(data: DataRoot) -> bool:
@@ -265,14 +255,9 @@ def rollback(data: DataRoot, model: str, version: int | None = None, *, label: s
 def reconcile(registry: Registry) -> list[str]:
     """Clean up after pushers that died, and update the configuration. Return a line for each action."""
     finished = []
-    for number in registry.state.staged():
-
-        def build(state: RegistryState, number: int = number) -> Delta | None:
-            if state.versions[number].state != "staged":
-                return None
-            return {"kind": "abandoned", "model_version": number}
-
-        if registry.commit(build) is not None:
+    for number in registry.state.in_state("staged"):
+        delta = {"kind": "abandoned", "model_version": number}
+        if registry.commit(partial(_if_staged, number, delta)) is not None:
             _remove(registry.folder(number))
             finished.append(f"version {number} was never completed: abandoned")
     if isinstance(registry.base, LocalStore) and os.path.isdir(registry.base.root):
@@ -285,6 +270,10 @@ def reconcile(registry: Registry) -> list[str]:
     for line in finished:
         _LOG.warning("model %s: %s", registry.model, line)
     return finished
+
+
+def _if_staged(number: int, delta: Delta, state: RegistryState) -> Delta | None:
+    return delta if state.versions[number].state == "staged" else None
 
 
 def _remove(folder: Store) -> None:

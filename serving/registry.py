@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from ciml.data_root import DataRoot
@@ -19,6 +19,7 @@ from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.serving.model_files import ModelEntry, check_digests, check_model_name, file_digests, model_digest
 from ciml.storage import Store, open_store
 
+VersionState = Literal["staged", "pushed", "abandoned"]
 STABLE = "stable"
 CANARY = "canary"
 
@@ -38,7 +39,7 @@ class Decision:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"blessed": self.blessed, "reasons": list(self.reasons), "metrics": dict(self.metrics)}
+        return asdict(self) | {"reasons": list(self.reasons)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Version:
 
     number: int
     candidate: str
-    state: Literal["staged", "pushed", "abandoned"]
+    state: VersionState
     time_us: int
     withdrawn: bool = False
 
@@ -106,14 +107,13 @@ class RegistryState:
             self.versions[number] = Version(number, delta["candidate"], "staged", time_us)
         elif kind in ("pushed", "abandoned"):
             number = delta["model_version"]
-            if number not in self.versions or self.versions[number].state != "staged":
+            if number not in self.in_state("staged"):
                 raise IntegrityError(f"registry: model version {number} is {kind} but was never staged")
-            self.versions[number] = Version(number, self.versions[number].candidate, kind, time_us)
+            self.versions[number] = replace(self.versions[number], state=kind, time_us=time_us)
             self._label(delta.get("labels", {}))
         elif kind == "labels":
             for number in delta.get("withdrawn", ()):
-                before = self.versions[number]
-                self.versions[number] = Version(number, before.candidate, before.state, before.time_us, withdrawn=True)
+                self.versions[number] = replace(self.versions[number], withdrawn=True)
             self._label(delta["labels"])
             for label in delta.get("removed", ()):
                 self.labels.pop(label, None)
@@ -123,10 +123,9 @@ class RegistryState:
 
     def _label(self, labels: Mapping[str, int]) -> None:
         for label, number in labels.items():
-            before = self.versions.get(number)
-            if before is None or before.state != "pushed":
+            if number not in self.pushed():
                 raise IntegrityError(f"registry: label {label} names version {number}, which was not pushed")
-            self.versions[number] = Version(number, before.candidate, before.state, before.time_us)
+            self.versions[number] = replace(self.versions[number], withdrawn=False)
             self.labels[label] = number
 
     @property
@@ -136,18 +135,17 @@ class RegistryState:
 
     def files(self, number: int) -> Mapping[str, str]:
         """Return the digests of a pushed version by path. Raises `CimlError` if it was not pushed."""
-        version = self.versions.get(number)
-        if version is None or version.state != "pushed":
+        if number not in self.pushed():
             raise UnknownModelError(f"version {number} was never pushed; pushed versions: {self.pushed() or 'none'}")
-        return self.candidates[version.candidate].files
+        return self.candidates[self.versions[number].candidate].files
+
+    def in_state(self, state: VersionState) -> list[int]:
+        """Return the versions in a state, ascending."""
+        return sorted(number for number, version in self.versions.items() if version.state == state)
 
     def pushed(self) -> list[int]:
         """Return the pushed versions, ascending."""
-        return sorted(number for number, version in self.versions.items() if version.state == "pushed")
-
-    def staged(self) -> list[int]:
-        """Return the versions whose push is in progress, or died."""
-        return sorted(number for number, version in self.versions.items() if version.state == "staged")
+        return self.in_state("pushed")
 
     def predecessor(self, number: int) -> int | None:
         """Return the rollback target of ``number``: the highest lower version that was not withdrawn."""
@@ -168,10 +166,13 @@ class RegistryState:
     def pending(self) -> Candidate | None:
         """Return the last candidate if it is blessed but was never pushed because a pusher died, else None."""
         decision = self.decisions.get(self.last_candidate)
-        pushed = {version.candidate for version in self.versions.values() if version.state == "pushed"}
-        if decision is None or not decision.blessed or self.last_candidate in pushed:
+        if decision is None or not decision.blessed or self.version_of(self.last_candidate) is not None:
             return None
         return self.candidates[self.last_candidate]
+
+    def version_of(self, candidate: str) -> int | None:
+        """Return the last pushed version of a candidate, or None."""
+        return max((number for number in self.pushed() if self.versions[number].candidate == candidate), default=None)
 
 
 class Registry:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ciml.events.records import OutcomeWord, RunFacts
-    from ciml.serving.predict.local import Answer
+    from ciml.serving.predict.answers import Answer
     from ciml.verdict_rules import Verdict
 
 #: Limits of the telemetry in one call of the model: number of runs, and bytes.
@@ -92,7 +92,7 @@ class Model:
         from ciml.extras import require
 
         require("tensorflow")
-        from ciml.serving.predict.local import LocalModel
+        from ciml.serving.predict.answers import LocalModel
 
         self._data = data
         self._local = LocalModel(data, name, version, label)

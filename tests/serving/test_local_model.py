@@ -13,7 +13,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.serving.predict import answers
-from ciml.serving.predict.local import Answer, LocalModel
+from ciml.serving.predict.answers import Answer, LocalModel
 from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.storage import open_store

@@ -93,7 +93,7 @@ def test_without_a_blessing_nothing_moves(data: DataRoot, good: dict[int, Path])
     assert len(registry.state.candidates) == 3
 
 
-@pytest.mark.parametrize("step", ["_take_number", "_stage", "_check_staged", "_rename", "_commit", "write_config"])
+@pytest.mark.parametrize("step", ["_take_number", "_stage", "check_digests", "_rename", "_commit", "write_config"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_at_any_step(
     data: DataRoot, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch, step: str, when: str
