@@ -48,7 +48,9 @@ def plain(column: pa.ChunkedArray) -> np.ndarray:
 def texts(values: Sequence[str]) -> pa.StringArray:
     """Convert texts without nulls to Arrow."""
     if values and values.count(values[0]) == len(values):  # common for facts
-        return pa.repeat(values[0], len(values))
+        same = values[0].encode()
+        offsets = pa.py_buffer(np.arange(len(values) + 1, dtype=np.int32) * np.int32(len(same)))
+        return pa.Array.from_buffers(pa.string(), len(values), [None, offsets, pa.py_buffer(same * len(values))])
     builder = pa.lib.StringBuilder()
     builder.append_values(values)
     return builder.finish()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import mmap
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -399,16 +398,16 @@ class OpenPack:
             else:
                 ranges.append([chunk])
         checksums = self._known_checksums(store)
-        file = mmap.mmap(-1, self.file.size)  # takes memory only for the parts that are filled in
+        file = np.zeros(self.file.size, np.uint8)  # takes memory only for the parts that are filled in
         for chunks in ranges:
             begin = chunks[0].start
             data = store.read_range(path, begin, chunks[-1].end - begin)
             view = memoryview(data)
             if any(zlib.crc32(view[start - begin : end - begin]) != checksums[number] for start, end, number in chunks):
                 raise damaged(store.url(path))
-            file[begin : begin + len(data)] = data
+            file[begin : begin + len(data)] = np.frombuffer(data, np.uint8)
         try:
-            return self.load(pa.BufferReader(file), numbers, columns)
+            return self.load(pa.BufferReader(pa.py_buffer(file)), numbers, columns)
         except (pa.ArrowException, OSError) as error:
             raise unreadable(store.url(path), error) from None
 

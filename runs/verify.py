@@ -115,8 +115,10 @@ def verify_raw(
         objects.packs()
         objects.singles()
         objects.missing()
-    else:
-        _verify_sample(raw, chosen, result, report)
+    for number, run in enumerate(sorted(chosen, key=lambda run: run.path), 1):
+        _verify_single(raw, run, result)
+        result.read += 1
+        report("runs", number, len(chosen))
     objects.swept()
     return result
 
@@ -130,6 +132,7 @@ def _audit(
     names = _Names()
     chosen = list[NamedRun]()
     number = 0
+    size = sample or 0
     choose = random.Random(seed)  # noqa: S311
     superseded: dict[str, str] = {}
     for version, delta in log.since(0):
@@ -140,9 +143,9 @@ def _audit(
         for run in named_runs(delta):
             names.add(run)
             number += 1
-            if sample is not None and len(chosen) < sample:
+            if len(chosen) < size:
                 chosen.append(run)
-            elif sample and (slot := choose.randrange(number)) < sample:
+            elif size and (slot := choose.randrange(number)) < size:
                 chosen[slot] = run
         progress("accounting", version, state.version)
     for run_id, digest in superseded.items():
@@ -224,8 +227,7 @@ class _Objects:
     def _check(self, path: str, rows: int, digest: str, where: str, what: str) -> None:
         """Compare a run with the manifest's rows and digest for its path; ``what`` holds it."""
         self._result.read += 1
-        index = self._names.find(path)
-        if index is None:
+        if (index := self._names.find(path)) is None:
             return
         self._checked[index] = True
         if rows != self._names.rows[index]:
@@ -329,14 +331,6 @@ class _Objects:
 def _folder_of(path: str) -> str:
     """Return the folder of a pack or of a delta of its manifest. Listings have these beside each other."""
     return path.rpartition("/")[0].removesuffix("/_manifest")
-
-
-def _verify_sample(raw: Store, chosen: list[NamedRun], result: Verification, progress: Progress) -> None:
-    chosen.sort(key=lambda run: run.path)
-    for number, run in enumerate(chosen, 1):
-        _verify_single(raw, run, result)
-        result.read += 1
-        progress("runs", number, len(chosen))
 
 
 def _verify_single(raw: Store, run: NamedRun, result: Verification) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from confluent_kafka.admin import OffsetSpec
 
 from ciml.data_root import DataRoot
-from ciml.events.records import Batch, FactUpdate, Message, OffsetRange, Origin, Outcome, PendingRun, records_of
+from ciml.events.records import Batch, FactUpdate, Message, OffsetRange, Origin, Outcome, records_of
 from ciml.integrations.registry import ADAPTER, SOURCE, read_event
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.kafka.broker import offsets_of, topic_of
@@ -109,16 +109,11 @@ def arrivals(
         while time.monotonic() < until_s:
             for number, reader in readers.items():
                 for message in reader.read(_READ, _POLL_S):
-                    if _is_of(message, source, adapter):
+                    if {(SOURCE, source.encode()), (ADAPTER, adapter.encode())}.issubset(message.headers):
                         yield arrival(topic, number, message)
     finally:
         for reader in readers.values():
             reader.close()
-
-
-def _is_of(message: Message, source: str, adapter: str) -> bool:
-    headers = dict(message.headers)
-    return headers.get(SOURCE) == source.encode() and headers.get(ADAPTER) == adapter.encode()
 
 
 def arrival(topic: str, partition: int, message: Message) -> Arrival:
@@ -126,14 +121,11 @@ def arrival(topic: str, partition: int, message: Message) -> Arrival:
     origin = Origin(topic, partition, message.offset)
     covers = OffsetRange(topic, "", partition, message.offset, message.offset + 1)
     decoded = decode(Batch(covers, [message]), read_event=read_event)
-    parts = [*map(_pending, decoded.pending_runs), *(became(outcome) for outcome in decoded.settled)]
-    return Arrival(origin, tuple(parts))
-
-
-def _pending(run: PendingRun) -> Became:
-    facts = run.mention
-    text = f"run {facts.run_id}: {facts.build_name}, {facts.outcome}; its log is fetched from {facts.log_url}"
-    return Became(text, final=True, pending=facts.run_id)
+    parts: list[Became] = []
+    for facts in (run.mention for run in decoded.pending_runs):
+        text = f"run {facts.run_id}: {facts.build_name}, {facts.outcome}; its log is fetched from {facts.log_url}"
+        parts.append(Became(text, final=True, pending=facts.run_id))
+    return Arrival(origin, (*parts, *map(became, decoded.settled)))
 
 
 def _said(update: FactUpdate) -> str:
@@ -176,7 +168,6 @@ def committed(data_path: str, origin: Origin, until_s: float) -> Iterator[Became
       CimlError, IntegrityError: the data root cannot be read.
     """
     data = DataRoot.open(data_path)
-    is_covered = False
     read = -1
     waits: set[str] = set()
     runs: set[str] = set()
@@ -201,9 +192,6 @@ def committed(data_path: str, origin: Origin, until_s: float) -> Iterator[Became
                     yield Became(
                         f"run {change['run_id']} is {word} now, by the rule {change['trust']['rule']!r}", final=True
                     )
-        is_covered = is_covered or not list(
-            state.covered(origin.topic, origin.partition).missing(origin.offset, origin.offset + 1)
-        )
-        if is_covered and not waits:
+        if origin.offset in state.covered(origin.topic, origin.partition) and not waits:
             return
         time.sleep(_COMMIT_POLL_S)

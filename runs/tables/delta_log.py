@@ -102,8 +102,7 @@ CURSOR = "ciml"
 #: Application id of the transaction whose version is a digest of the manifest at that position.
 PROOF = "ciml-proof"
 
-_COMMIT = re.compile(r"(\d{20})\.json")
-_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
+_FILE = re.compile(FOLDER + r"/(\d{20})\.(json|checkpoint\.parquet)")
 _KINDS = ("metaData", "protocol", "add", "remove", "txn")
 _INFO = b'{"commitInfo":'
 _REMEDY = "delete this folder and publish again: all that it holds follows from ciml's own manifests"
@@ -210,19 +209,13 @@ class DeltaLog:
         """
         while True:
             state = DeltaState()
-            versions = list[int]()
-            checkpoints = list[int]()
-            for path in self.store.list(FOLDER):
-                name = path.rpartition("/")[2]
-                if (match := _COMMIT.fullmatch(name)) is not None:
-                    versions.append(int(match[1]))
-                elif (match := _CHECKPOINT.fullmatch(name)) is not None:
-                    checkpoints.append(int(match[1]))
+            files = [match for path in self.store.list(FOLDER) if (match := _FILE.fullmatch(path)) is not None]
+            checkpoints = [int(match[1]) for match in files if match[2] != "json"]
             try:
                 if checkpoints:
                     self._apply_checkpoint(state, max(checkpoints))
-                after = [version for version in versions if version > state.version]
-                self._apply_commits(state, after)
+                versions = [int(match[1]) for match in files if match[2] == "json"]
+                self._apply_commits(state, [version for version in versions if version > state.version])
             except FileNotFoundError:
                 continue  # cleaned up since it was listed: there is a newer checkpoint
             return state

@@ -10,23 +10,22 @@ The table of a data set has the examples of the last version of each span.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 from ciml.data_root import DataRoot, StoredDataset
-from ciml.digest import sha256_hex
 from ciml.dstat import RECORDED_COLUMNS
 from ciml.errors import CimlError, IntegrityError
 from ciml.limits import MAX_TABLE_COLUMNS, MAX_TABLE_UNTRUSTED_COLUMNS
 from ciml.manifest.log import ManifestLog
 from ciml.runs.known_ids import Index
 from ciml.runs.pack_index import PACKS, PackFile, PackState, pack_state, run_of
+from ciml.runs.packs import open_pack
 from ciml.runs.state import open_raw
 from ciml.runs.tables import row_tables
 from ciml.runs.tables.delta_log import (
@@ -49,12 +48,8 @@ from ciml.runs.tables.delta_log import (
     without_case_twins,
 )
 from ciml.runs.tables.row_tables import GRACE_S, former_files, wanted_parts
-from ciml.runs.writer import damaged
 from ciml.storage import Entry, Store
 from ciml.telemetry import BOOT, TIME
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def publish_tables(data: DataRoot, names: Iterable[str] = ()) -> Iterator[Published]:
@@ -267,7 +262,7 @@ class _Columns:
             return False
         names = kinds.keys() - _FIRST.keys()
         unsettled = {name for name in names if not self._has_standing(name)}
-        is_trusted = bool(unsettled) and self._has_trusted(_runs_of(self._raw, pack))
+        is_trusted = bool(unsettled) and self._has_trusted(pack)
         for name in names:
             self._new[name] = is_trusted or self._has_standing(name)
         self._kinds |= kinds
@@ -278,14 +273,15 @@ class _Columns:
         """The ids of the raw manifest, which is opened for the first question."""
         return open_raw(self._raw)[1].index
 
-    def _has_trusted(self, run_ids: Sequence[str]) -> bool:
-        """Return whether one of the runs is trusted."""
+    def _has_trusted(self, pack: PackFile) -> bool:
+        """Return whether one of the runs of a pack is trusted."""
+        run_ids = [run_of(run.name) for run in open_pack(self._raw, pack).runs]
         self._index.prefetch(runs=run_ids)
         return any((run := self._index.run(run_id)) is not None and run.trusted for run_id in run_ids)
 
     def _columns_of(self, pack: PackFile) -> dict[str, Any]:
         if pack.columns not in self._packs:
-            self._packs[pack.columns] = delta_fields(_schema_of(self._raw, pack))
+            self._packs[pack.columns] = delta_fields(open_pack(self._raw, pack).schema)
         return self._packs[pack.columns]
 
     def _has_standing(self, name: str) -> bool:
@@ -331,23 +327,6 @@ class _Columns:
         """What is left out, a line each."""
         lines = [f"column {name!r} is left out: {why}" for name, why in self._left_out.items()]
         return [*self._unreadable, *lines]
-
-
-def _schema_of(raw: Store, pack: PackFile) -> pa.Schema:
-    """Return the schema of a pack. A damaged footer is not parsed: Parquet's reader may crash on it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    footer = raw.read_range(pack.path, pack.size - pack.footer, pack.footer)
-    if sha256_hex(footer)[:32] != pack.footer_digest:
-        raise damaged(raw.url(pack.path))
-    return pq.read_schema(pa.BufferReader(b"PAR1" + footer))
-
-
-def _runs_of(raw: Store, pack: PackFile) -> list[str]:
-    """Return the ids of the runs in a pack."""
-    metadata = _schema_of(raw, pack).metadata or {}
-    return [run_of(name) for name, *_ in json.loads(metadata[b"ciml.pack"])["runs"]]
 
 
 DATASET_PARTITION = ("span",)
