@@ -116,6 +116,11 @@ def word(body: Mapping[str, Any], *path: str) -> str:
     return _text(body, path, MAX_TEXT_CHARACTERS)
 
 
+def texts(body: Mapping[str, Any], *path: str, **names: str) -> dict[str, str]:
+    """Return texts of an object under other names, each as `word` does: ``texts(body, "job", result="conclusion")``."""
+    return {field: word(body, *path, *name.split(".")) for field, name in names.items()}
+
+
 def needed(body: Mapping[str, Any], *path: str) -> str:
     """Return a text as `word` does. Raises `RejectedInput` ``missing_field`` where it is absent or empty."""
     content = word(body, *path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -29,7 +30,6 @@ from ciml.http.outgoing import (
     NotReachedError,
     Unreadable,
     retry_after_s,
-    tls_context,
 )
 from ciml.integrations.review import (
     CALL_S,
@@ -45,10 +45,13 @@ from ciml.integrations.review import (
     System,
     Unsettled,
 )
+from ciml.limits import MAX_ANSWER_BYTES
 from ciml.secrets import Secrets
 
 T = TypeVar("T")
 Query = Mapping[str, str | int]
+#: Returns the present secret.
+Secret = Callable[[], bytes]
 
 #: Pause for a system that limits requests without naming a time, seconds, as GitHub asks for.
 LIMITED_S = 60.0
@@ -72,24 +75,30 @@ class Rest:
 
     Args:
       base: its address; see `check_base`.
-      ca_file: CA certificates of the server; "" for those of the system.
+      tls: settings for https.
       secret: returns the present secret; no error quotes it.
       rights: what to check if the system rejects the credentials, for people.
       header: returns the headers that prove a secret.
       prefix: bytes of an answer before its JSON.
+      max_bytes, limit: limit on an answer, and its name for messages.
     """
+
+    #: Limit on the duration of a call, seconds.
+    call_s: ClassVar[float] = CALL_S
 
     def __init__(
         self,
         base: str,
-        ca_file: str,
-        secret: Callable[[], bytes],
+        tls: ssl.SSLContext,
+        secret: Secret,
         rights: str,
         header: Callable[[bytes], Mapping[str, str]],
         prefix: bytes = b"",
+        max_bytes: int = MAX_ANSWER_BYTES,
+        limit: str = "MAX_ANSWER_BYTES",
     ) -> None:
-        self._client = HostClient(base, tls_context(ca_file) if urlsplit(base).scheme == "https" else None)
-        self._origin = self._client.address.origin
+        self._client = HostClient(base, tls, max_bytes, limit)
+        self.origin = self._client.address.origin
         self._secret = secret
         self._rights = rights
         self._header = header
@@ -115,8 +124,8 @@ class Rest:
         self._client.close()
 
     def call(self) -> AbstractContextManager[None]:
-        """Limit all requests of the block together to `CALL_S`."""
-        return self._client.within(CALL_S)
+        """Limit all requests of the block together."""
+        return self._client.within(self.call_s)
 
     def get(self, path: str, kind: type[T], query: Query | None = None) -> T:
         """Return the answer to a GET request as the type ``kind``.
@@ -147,7 +156,7 @@ class Rest:
             yield page
             if b'rel="next"' not in answer.header(b"link"):  # a page may lack items that this account may not see
                 return
-        raise Refused("invalid", f"{self._origin}{path} has more than {most} pages")
+        raise Refused("invalid", f"{self.origin}{path} has more than {most} pages")
 
     def send(self, method: str, path: str, kind: type[T], body: object, *, changes: bool = True) -> T:
         """Send JSON, and return the answer as the type ``kind``.
@@ -175,17 +184,7 @@ class Rest:
     def _request(
         self, method: str, path: str, kind: type[T], body: bytes | None = None, *, changes: bool = False
     ) -> tuple[T, Answer]:
-        auth = self.auth(path)
-        headers = {"Accept": "application/json", **auth} | ({"Content-Type": "application/json"} if body else {})
-        try:
-            with self.call():
-                answer = self._client.request(method, path, headers, body)
-        except NotReachedError as error:
-            raise EngineError(f"{self._origin} is not reached: {error}") from None
-        except NoAnswerError as error:
-            raise self._unknown(str(error), changes) from None
-        if not 200 <= answer.status < 300:
-            raise self._failed(answer, auth, changes)
+        answer = self.answer(method, path, body, changes=changes)
         try:
             return msgspec.json.decode(answer.body().removeprefix(self._prefix), type=kind), answer
         except Unreadable as error:
@@ -194,6 +193,21 @@ class Rest:
             problem = f"no such JSON as is expected: {error}"
         raise self._unknown(f"answers {answer.status} with {problem}", changes)
 
+    def answer(self, method: str, path: str, body: bytes | None = None, *, changes: bool = False) -> Answer:
+        """Return the answer to a request, undecoded. Raises as `send`."""
+        auth = self.auth(path)
+        headers = {"Accept": "application/json", **auth} | ({"Content-Type": "application/json"} if body else {})
+        try:
+            with self.call():
+                answer = self._client.request(method, path, headers, body)
+        except NotReachedError as error:
+            raise EngineError(f"{self.origin} is not reached: {error}") from None
+        except NoAnswerError as error:
+            raise self._unknown(str(error), changes) from None
+        if not 200 <= answer.status < 300:
+            raise self._failed(answer, auth, changes)
+        return answer
+
     def _failed(self, answer: Answer, auth: Mapping[str, str], changes: bool) -> CimlError:
         status = answer.status
         message = self._message(answer, auth)
@@ -201,21 +215,21 @@ class Rest:
         limited = status == 429 or (status == 403 and (wait_s > 0 or "rate limit" in message.lower()))
         if limited or (status == 503 and wait_s > 0 and not changes):
             wait_s = wait_s or LIMITED_S
-            return Busy(f"{self._origin} answers {status} and asks to wait for {wait_s:.0f} s", wait_s)
+            return Busy(f"{self.origin} answers {status} and asks to wait for {wait_s:.0f} s", wait_s)
         text = f"answers {status}{f': {message}' if message else ''}"
         if status >= 500 or status in (408, 425):
             return self._unknown(text, changes)
         if status == 401:
             self.forget()
-            return Refused(UNAUTHORIZED, f"{self._origin} rejects the credentials: {self._rights}")
+            return Refused(UNAUTHORIZED, f"{self.origin} rejects the credentials: {self._rights}")
         if status < 400:
             # The secret is of this host. A project that has moved is named by its present address.
-            return Refused("not_found", f"{self._origin} answers {status}, a redirect, which is not followed")
+            return Refused("not_found", f"{self.origin} answers {status}, a redirect, which is not followed")
         hint = f"; {self._rights}" if status == 403 else ""
-        return Refused(_REASONS.get(status, "invalid"), f"{self._origin} {text}{hint}")
+        return Refused(_REASONS.get(status, "invalid"), f"{self.origin} {text}{hint}")
 
     def _unknown(self, problem: str, changes: bool) -> CimlError:
-        text = f"{self._origin} {problem}"
+        text = f"{self.origin} {problem}"
         return Unsettled(f"{text}; it may have done what was asked") if changes else EngineError(text)
 
     def _message(self, answer: Answer, auth: Mapping[str, str]) -> str:
@@ -228,7 +242,7 @@ class Rest:
         except (msgspec.DecodeError, ValueError, RecursionError):
             text = answer.content[: 4 * _MESSAGE_CHARACTERS].decode(errors="replace")
         secrets = {self._secret().decode(errors="replace"), *(auth[key].split()[-1] for key in _SECRETS & auth.keys())}
-        if any(secret in text for secret in secrets):
+        if any(secret in text for secret in secrets - {""}):
             return ""
         short = redact_text(text[: 4 * _MESSAGE_CHARACTERS])
         return "".join(character if character.isprintable() else " " for character in short)[
@@ -379,9 +393,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def secret_of(
-    system: System, where: str, folder: Path, content: str, check: Callable[[bytes], bytes]
-) -> Callable[[], bytes]:
+def secret_of(system: System, where: str, folder: Path, content: str, check: Callable[[bytes], bytes]) -> Secret:
     """Return a function that returns the present secret of a system; a changed file is read again.
 
     Args:
@@ -408,7 +420,9 @@ def token(secret: bytes) -> bytes:
 
 
 def basic(user: str, password: bytes) -> Mapping[str, str]:
-    """Return the header of a user and its password."""
+    """Return the header of a user and its password; without a password the user is anonymous."""
+    if not password:
+        return {}
     return {"Authorization": f"Basic {base64.b64encode(user.encode() + b':' + password).decode()}"}
 
 

@@ -45,76 +45,21 @@ class HostileBroker(ValueError):
     """The broker sends what no broker may send to this client."""
 
 
-class Frames:
-    """Follows the frames of MQTT in a stream of bytes, before they are collected.
-
-    Args:
-      most: bytes of a frame.
-
-    Attributes:
-      oversized: whether the present frame, or the last one if it is complete, has more.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self.oversized = False
-        # shift: of the next byte of a length; -1 before a frame
-        self._left = 0
-        self._length = 0
-        self._shift = -1
-
-    def see(self, data: bytes) -> None:
-        """Follow further bytes.
-
-        Raises:
-          HostileBroker: a message of QoS 2, which was not subscribed to, or a large packet that is no message.
-        """
-        while data:
-            if self._left:
-                size = min(self._left, len(data))
-                self._left = self._left - size
-                data = data[size:]
-                continue
-            first = data[0]
-            data = data[1:]
-            if self._shift < 0:
-                self._kind = first
-                self._length = 0
-                self._shift = 0
-                continue
-            self._length |= (first & 0x7F) << self._shift
-            self._shift += 7
-            if first & 0x80 and self._shift < 28:
-                continue
-            self._begin()
-
-    def _begin(self) -> None:
-        self._left = self._length
-        self._shift = -1
-        self.oversized = self._length > self._most
-        is_message = self._kind >> 4 == 3
-        if is_message and self._kind & 0x04:
-            raise HostileBroker("a message of QoS 2, though QoS 1 was subscribed to")
-        if self.oversized and not is_message:
-            raise HostileBroker(f"a packet of {self._length} bytes that is no message")
-
-
 class BoundedClient(mqtt.Client):
     """A client that keeps the beginning alone of a packet over the limit, and ends where it cannot.
 
     Args:
       most: bytes of a packet.
       args, options: of paho's client.
+
+    Attributes:
+      oversized: whether the packet that is handled now is over the limit, so that its end is missing.
     """
 
     def __init__(self, most: int, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._frames = Frames(most)
-
-    @property
-    def oversized(self) -> bool:
-        """Whether the packet that is handled now is over the limit, so that its end is missing."""
-        return self._frames.oversized
+        self._most = most
+        self.oversized = False
 
     def check_answers(self) -> None:
         """Raise `HostileBroker` where too many answers wait: each packet may need one."""
@@ -122,11 +67,22 @@ class BoundedClient(mqtt.Client):
             raise HostileBroker("more packets than it reads answers")
 
     def _sock_recv(self, bufsize: int) -> bytes:  # the one place where paho reads
+        packet = self._in_packet
+        if packet["have_remaining"]:  # paho knows the packet's type and length before it reads the rest
+            self._check(packet["command"], packet["remaining_length"])
         data = super()._sock_recv(min(bufsize, _READ_BYTES))
-        self._frames.see(data)
-        if self._frames.oversized:
-            del self._in_packet["packet"][_KEPT_BYTES:]
+        if self.oversized:
+            del packet["packet"][_KEPT_BYTES:]
         return data
+
+    def _check(self, header: int, length: int) -> None:
+        """Raise `HostileBroker` for a message of QoS 2, which was not subscribed to, or a large packet of a broker."""
+        self.oversized = length > self._most
+        is_message = header >> 4 == 3
+        if is_message and header & 0x04:
+            raise HostileBroker("a message of QoS 2, though QoS 1 was subscribed to")
+        if self.oversized and not is_message:
+            raise HostileBroker(f"a packet of {length} bytes that is no message")
 
 
 class MqttSession(Session):
@@ -151,21 +107,31 @@ class MqttSession(Session):
         self._tls = _context(receivers, source) if source.address[2] else None
         self._refusals = 0
         self._warned = self._short = False
+        self._began = self._drops = False
+        self._dropped = 0
+        self._why = ""  # the connection is lost
         proof = "mqtt-certificate" if source.certificate_file else "mqtt-user" if source.user else ""
         self.auth = proof if self._tls else ""  # without TLS the broker is not proved, and so no message is
 
     def serve(self, inbox: Inbox, stop: threading.Event) -> None:
         inbox.drop()
-        link = _Link(self, inbox)
+        self._began = self._drops = False
+        self._why = ""
+        client = self.made_client()
+        client.on_connect = self._connected
+        client.on_subscribe = partial(self._subscribed, inbox)
+        client.on_message = partial(self._received, client, inbox)
+        client.on_disconnect = self._disconnected
         try:
-            link.connect()
+            self._connect(client)
             while not self.may_end(inbox, stop):
-                link.drops = stop.is_set()
-                link.step(reads=link.drops or not inbox.is_full)
+                self._drops = stop.is_set()  # further messages stay with the broker
+                self._step(client, inbox)
                 inbox.settle()
-            link.drain()
+            self._drain(client)
         finally:
-            link.close()
+            client.on_disconnect = None
+            client.disconnect()  # the broker keeps the session
 
     def made_client(self) -> BoundedClient:
         """Return a client that is not connected."""
@@ -188,20 +154,60 @@ class MqttSession(Session):
             client.username_pw_set(source.user, keys[self._refusals % len(keys)].decode())
         return client
 
-    def connect(self, client: mqtt.Client) -> None:
-        """Connect, and go on with the session."""
+    def _connect(self, client: mqtt.Client) -> None:
+        """Connect, and go on with the session. Raises `Lost`."""
         source = self._source
         host, port, _ = source.address
-        if source.version == "3.1.1":
-            client.connect(host, port, source.keepalive_s)
-            return
-        properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = source.session_s
-        properties.ReceiveMaximum = source.in_flight
-        properties.MaximumPacketSize = source.max_bytes + _FRAME_BYTES
-        client.connect(host, port, source.keepalive_s, clean_start=False, properties=properties)
+        options: dict[str, Any] = {}
+        if source.version == "5":
+            properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = source.session_s
+            properties.ReceiveMaximum = source.in_flight
+            properties.MaximumPacketSize = source.max_bytes + _FRAME_BYTES
+            options = {"clean_start": False, "properties": properties}
+        try:
+            client.connect(host, port, source.keepalive_s, **options)
+        except ssl.SSLError as error:
+            why = getattr(error, "verify_message", "") or error.reason or error
+            raise Lost(f"{self.shown}: TLS: {why}") from None
+        except OSError as error:
+            raise Lost(f"{self.shown} does not answer: {error.strerror or error}") from None
 
-    def subscribe(self, client: mqtt.Client) -> None:
+    def _step(self, client: BoundedClient, inbox: Inbox) -> None:
+        """Wait for a message, or only write and keep the connection alive. Raises `Lost`."""
+        try:
+            if self._drops or not inbox.is_full:
+                code = client.loop(_BUSY_S if len(inbox) else _IDLE_S)
+            else:
+                time.sleep(_BUSY_S)
+                code = client.loop_write() or client.loop_misc()
+            client.check_answers()
+        except HostileBroker as error:
+            raise Lost(f"{self.shown} sends {error}") from error
+        except (MQTTException, ValueError, LookupError, AssertionError, struct.error) as error:
+            raise Lost(f"{self.shown} sends what is not MQTT: {shown(str(error))}") from error
+        if self._why or code != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise Lost(self._why or f"{self.shown}: {mqtt.error_string(code)}")
+
+    def _drain(self, client: mqtt.Client) -> None:
+        """Read until the broker waits for acknowledgements: closing with unread data would discard those just sent."""
+        deadline = time.monotonic() + _DRAIN_S
+        before = -1
+        while before != self._dropped and time.monotonic() < deadline:
+            before = self._dropped
+            client.loop(_QUIET_S)
+
+    def _connected(self, client: mqtt.Client, _: Any, __: Any, reason: ReasonCode, properties: Any) -> None:
+        if reason.is_failure:
+            self._why = self._refused(reason)
+        elif self._began:
+            self._why = f"{self.shown} acknowledges the connection twice"
+        else:
+            self._began = True
+            self._check_kept(properties)
+            self._subscribe(client)
+
+    def _subscribe(self, client: mqtt.Client) -> None:
         """Subscribe to the topics: again on each connection, in case the broker has lost the session."""
         if self._source.version == "3.1.1":
             client.subscribe([(topic, 1) for topic in self._source.topics])
@@ -211,7 +217,7 @@ class MqttSession(Session):
             handling = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
         client.subscribe([(topic, SubscribeOptions(qos=1, retainHandling=handling)) for topic in self._source.topics])
 
-    def refused(self, reason: ReasonCode) -> str:
+    def _refused(self, reason: ReasonCode) -> str:
         """Return why the broker refused the connection, and take the other password, if there is one, next."""
         self._refusals += 1
         source = self._source
@@ -221,7 +227,7 @@ class MqttSession(Session):
             hint = "; check user and password, or the certificate, and the broker's access list"
         return f"{source.broker} refuses {who}: {reason.getName()}{hint}"
 
-    def check_kept(self, properties: Any) -> None:
+    def _check_kept(self, properties: Any) -> None:
         """Warn once where the broker keeps messages for a shorter time than was asked for (version 5)."""
         kept_s = getattr(properties, "SessionExpiryInterval", None)
         if kept_s is not None and kept_s < self._source.session_s and not self._short:
@@ -233,6 +239,10 @@ class MqttSession(Session):
                 kept_s,
                 self._source.session_s,
             )
+
+    def _subscribed(self, inbox: Inbox, _: Any, __: Any, ___: int, reasons: list[ReasonCode], ____: Any) -> None:
+        self._why = self.problem = self.subscribed(reasons)
+        inbox.connected(not self._why)
 
     def subscribed(self, reasons: list[ReasonCode]) -> str:
         """Return why a subscription is of no use; "" if each is."""
@@ -246,8 +256,11 @@ class MqttSession(Session):
                 return f"{self._source.broker} grants QoS 0 only for {topic}, which loses messages; allow QoS 1"
         return ""
 
-    def receive(self, inbox: Inbox, message: mqtt.MQTTMessage, client: BoundedClient) -> None:
+    def _received(self, client: BoundedClient, inbox: Inbox, _: Any, __: Any, message: mqtt.MQTTMessage) -> None:
         """Produce a message; it is acknowledged when Kafka has it, or at once where it is no delivery."""
+        if self._drops:
+            self._dropped += 1
+            return
         mid = message.mid
         qos = message.qos
         body = bytes(message.payload)
@@ -276,88 +289,8 @@ class MqttSession(Session):
         value, headers = delivered(self._adapter, self.name, body, {"topic": topic}, self.auth)
         inbox.put(value, headers, partial(client.ack, mid, qos))
 
-
-class _Link:
-    """A connection of the session, from its attempt to its loss.
-
-    Attributes:
-      drops: whether further messages are neither produced nor acknowledged: the broker keeps them.
-    """
-
-    def __init__(self, session: MqttSession, inbox: Inbox) -> None:
-        self._session = session
-        self._inbox = inbox
-        self.drops = self._began = False
-        self._dropped = 0
-        self._why = ""
-        self._client = client = session.made_client()
-        client.on_connect = self._connected
-        client.on_subscribe = self._subscribed
-        client.on_message = self._message
-        client.on_disconnect = self._disconnected
-
-    def connect(self) -> None:
-        try:
-            self._session.connect(self._client)
-        except ssl.SSLError as error:
-            why = getattr(error, "verify_message", "") or error.reason or error
-            raise Lost(f"{self._session.shown}: TLS: {why}") from None
-        except OSError as error:
-            raise Lost(f"{self._session.shown} does not answer: {error.strerror or error}") from None
-
-    def step(self, *, reads: bool) -> None:
-        """Wait for a message, or only write and keep the connection alive. Raises `Lost`."""
-        client = self._client
-        try:
-            if reads:
-                code = client.loop(_BUSY_S if len(self._inbox) else _IDLE_S)
-            else:
-                time.sleep(_BUSY_S)
-                code = client.loop_write() or client.loop_misc()
-            client.check_answers()
-        except HostileBroker as error:
-            raise Lost(f"{self._session.shown} sends {error}") from error
-        except (MQTTException, ValueError, LookupError, AssertionError, struct.error) as error:
-            raise Lost(f"{self._session.shown} sends what is not MQTT: {shown(str(error))}") from error
-        if self._why or code != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            raise Lost(self._why or f"{self._session.shown}: {mqtt.error_string(code)}")
-
-    def drain(self) -> None:
-        """Read until the broker waits for acknowledgements: closing with unread data would discard those just sent."""
-        deadline = time.monotonic() + _DRAIN_S
-        before = -1
-        while before != self._dropped and time.monotonic() < deadline:
-            before = self._dropped
-            self._client.loop(_QUIET_S)
-
-    def close(self) -> None:
-        """Disconnect. The broker keeps the session."""
-        self._client.on_disconnect = None
-        self._client.disconnect()
-
-    def _connected(self, client: mqtt.Client, _: Any, __: Any, reason: ReasonCode, properties: Any) -> None:
-        if reason.is_failure:
-            self._why = self._session.refused(reason)
-        elif self._began:
-            self._why = f"{self._session.shown} acknowledges the connection twice"
-        else:
-            self._began = True
-            self._session.check_kept(properties)
-            self._session.subscribe(client)
-
-    def _subscribed(self, _: Any, __: Any, ___: int, reasons: list[ReasonCode], ____: Any) -> None:
-        self._why = self._session.subscribed(reasons)
-        self._session.problem = self._why
-        self._inbox.connected(not self._why)
-
-    def _message(self, _: mqtt.Client, __: Any, message: mqtt.MQTTMessage) -> None:
-        if self.drops:
-            self._dropped += 1
-            return
-        self._session.receive(self._inbox, message, self._client)
-
     def _disconnected(self, _: Any, __: Any, ___: Any, reason: ReasonCode, ____: Any) -> None:
-        self._why = self._why or f"{self._session.shown} ended the connection: {reason.getName()}"
+        self._why = self._why or f"{self.shown} ended the connection: {reason.getName()}"
 
 
 def _context(receivers: Receivers, source: MqttSource) -> ssl.SSLContext:

@@ -11,6 +11,7 @@ escape has to be right in three parsers, and in the mails and bots that read the
 from __future__ import annotations
 
 import re
+import ssl
 import unicodedata
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import ClassVar, Literal, Protocol
 from ciml.errors import CimlError, EngineError
 from ciml.events.run_facts import check_source_name
 from ciml.globs import glob_pattern
+from ciml.http.outgoing import tls_context
 from ciml.settings import Settings, check_range, checked
 
 #: The markup that a message is rendered for.
@@ -245,9 +247,9 @@ class System(Settings, frozen=True, kw_only=True):
         """Return whether runs of a source and project test changes of this system."""
         return source in self.sources and glob_pattern(self.projects).fullmatch(project) is not None
 
-    def ca_path(self, folder: Path) -> str:
-        """Return the path of `ca_file`, which is below the folder of the configuration; "" for none."""
-        return str(folder / self.ca_file) if self.ca_file else ""
+    def tls(self, folder: Path) -> ssl.SSLContext:
+        """Return the settings for https; ``folder`` is that of the configuration. Raises `CimlError`."""
+        return tls_context(str(folder / self.ca_file) if self.ca_file else "")
 
     @abstractmethod
     def client(self, where: str, folder: Path) -> ReviewClient:

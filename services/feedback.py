@@ -22,7 +22,6 @@ from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import TopicService
 from ciml.verdicts.feedback.config import Feedback
-from ciml.verdicts.feedback.corrections import add_corrections
 from ciml.verdicts.feedback.evidence import compare_run, find_evidence
 from ciml.verdicts.feedback.metrics import CALLS, feedback_families
 from ciml.verdicts.feedback.outbox import Outbox
@@ -30,7 +29,7 @@ from ciml.verdicts.feedback.policy import Silence, decide_feedback
 from ciml.verdicts.feedback.reactions import Reader
 from ciml.verdicts.feedback.standing import Standings
 from ciml.verdicts.feedback.state import Entry, FeedbackState, entry_key
-from ciml.verdicts.feedback.truths import Truths
+from ciml.verdicts.feedback.truths import Truths, add_corrections
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector

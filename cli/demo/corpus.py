@@ -17,7 +17,7 @@ from ciml.events.records import RunFacts
 from ciml.events.run_facts import facts_from_listing
 from ciml.events.run_id import RunId
 from ciml.settings import read_toml
-from ciml.verdicts.feedback.corrections import CAUSES
+from ciml.verdicts.feedback.config import CAUSES
 
 #: The simulated CI system.
 SOURCE = "zuul-demo"

@@ -30,7 +30,7 @@ from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 from ciml.serving.registry import Decision, Registry
-from ciml.verdicts.feedback.corrections import CAUSES
+from ciml.verdicts.feedback.config import CAUSES
 
 if TYPE_CHECKING:
     from ciml.transforms.profiles import Profiles

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from ciml.errors import RejectedInput
@@ -170,14 +171,6 @@ def _identity(body: Mapping[str, Any], kind: str) -> list[Any] | None:
     return [*patchset, who, votes, created, comment if type(comment) is str else ""]
 
 
-def _comment_added(body: Mapping[str, Any]) -> Said:
-    return _voted(body, "author")
-
-
-def _vote_deleted(body: Mapping[str, Any]) -> Said:
-    return _voted(body, "reviewer")
-
-
 def _voted(body: Mapping[str, Any], voter: str) -> Said:
     """Return what the votes of a person make of the review, or the rule by which they make nothing of it."""
     approved = withdrawn = rejected = False
@@ -265,8 +258,8 @@ def _may_be_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], Said]] = {
     "patchset-created": _patchset_created,
     "change-merged": _change_merged,
-    "comment-added": _comment_added,
-    "vote-deleted": _vote_deleted,
+    "comment-added": partial(_voted, voter="author"),
+    "vote-deleted": partial(_voted, voter="reviewer"),
     "ref-updated": _ref_updated,
 }
 ADAPTER = Adapter("gerrit", (), read)

@@ -12,60 +12,52 @@ import ssl
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
-from ciml.errors import RejectedInput
+from ciml.errors import EngineError, RejectedInput
 from ciml.events.redaction import shown
-from ciml.http.outgoing import HostClient, NoAnswerError, NotReachedError, TooLarge, Unreadable
-from ciml.integrations.fields import maybe, objects, value, word
-from ciml.integrations.http import basic
+from ciml.http.outgoing import TooLarge, Unreadable
+from ciml.integrations.fields import maybe, objects, texts, value, word
+from ciml.integrations.http import Rest, basic
 from ciml.limits import MAX_REVIEW_BYTES, MAX_REVIEW_CHANGES, MAX_REVIEW_VALUES, MAX_REVIEWED_CHANGES
 
-_TIMEOUT_S = 60.0  # for an answer
 _MAX_SKIPPED = 10  # changes of a comparison
 _TIMES_S = (0.0, 4e9)  # of a server's clock
 _PREFIX = b")]}'"
 
 
-class RestError(Exception):
-    """The API does not answer, or rejects the request; the message gives the reason."""
-
-
-class Rest:
+class Changes(Rest):
     """Reads changes from the API. Blocking; one thread at a time uses it.
 
     Args:
       base: its address, without a path of the API.
       user, password: HTTP credentials; without a password the user is anonymous.
-      tls: settings.
+      tls: settings for https.
     """
 
-    def __init__(self, base: str, user: str, password: str, tls: ssl.SSLContext) -> None:
-        self._base = base.rstrip("/")
-        self._user = user
-        self._auth = basic(user, password.encode()) if password else {}
-        prefix = "/a" if password else ""
-        self._client = HostClient(f"{self._base}{prefix}", tls, MAX_REVIEW_BYTES, "MAX_REVIEW_BYTES")
+    call_s = 60.0
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+    def __init__(self, base: str, user: str, password: bytes, tls: ssl.SSLContext) -> None:
+        address = f"{base.rstrip('/')}/a" if password else base
+        rights = f"check user {user} and its HTTP password"
+        header = partial(basic, user)
+        super().__init__(address, tls, lambda: password, rights, header, _PREFIX, MAX_REVIEW_BYTES, "MAX_REVIEW_BYTES")
 
     def now(self) -> float:
-        """Return the server's time, epoch seconds. Raises `RestError`."""
+        """Return the server's time, epoch seconds. Raises as `get`, and `EngineError` for a time that is wrong."""
         try:
-            return self._get("/config/server/version")[1]
+            return self._content("/config/server/version")[1]
         except TooLarge:
-            raise RestError(f"{self._base} is no REST API of Gerrit: its version is too long") from None
+            raise self._wrong("its version is too long") from None
 
-    def pages(self, after_s: float) -> Iterator[list[Mapping[str, Any] | None]]:
+    def updated(self, after_s: float) -> Iterator[list[Mapping[str, Any] | None]]:
         """Yield pages of the changes that were updated since a time, the latest first; None stands for a large one.
 
         A change that is updated in between moves others behind the present position: some come twice, none is missed.
 
-        Raises:
-          RestError: the API does not answer, or rejects the request.
+        Raises as `get`, and `EngineError` where there are too many, or the answer is none of Gerrit.
         """
         when = datetime.fromtimestamp(after_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
         start = 0
@@ -74,43 +66,37 @@ class Rest:
         while start < MAX_REVIEWED_CHANGES:
             query = {"q": f'after:"{when}"', "o": OPTIONS, "S": start, "n": count}
             try:
-                changes = self._parsed(self._get(f"/changes/?{urlencode(query, doseq=True)}")[0])
+                changes = self._parsed(self._content(f"/changes/?{urlencode(query, doseq=True)}")[0])
             except TooLarge:
                 if count == 1:
                     yield [None]
                     start = start + 1
                     skipped = skipped + 1
                 if skipped > _MAX_SKIPPED:
-                    raise RestError(f"{self._base}: more than {_MAX_SKIPPED} changes are too large") from None
+                    raise EngineError(f"{self.origin}: more than {_MAX_SKIPPED} changes are too large") from None
                 count = max(1, count // 4)
                 continue
             if len(changes) > count:
-                raise RestError(f"{self._base} answers {len(changes)} changes, though {count} were asked for")
+                raise EngineError(f"{self.origin} answers {len(changes)} changes, though {count} were asked for")
             yield [*changes]
             start = start + len(changes)
             count = min(count * 2, MAX_REVIEW_CHANGES)
             if not changes or not changes[-1].get("_more_changes"):
                 return
-        raise RestError(f"{self._base} lists more than {MAX_REVIEWED_CHANGES} changes (MAX_REVIEWED_CHANGES)")
+        raise EngineError(f"{self.origin} lists more than {MAX_REVIEWED_CHANGES} changes (MAX_REVIEWED_CHANGES)")
 
-    def _get(self, path: str) -> tuple[bytes, float]:
-        """Return content and server time. Raises `RestError` and `TooLarge`."""
+    def _content(self, path: str) -> tuple[bytes, float]:
+        """Return content and server time. Raises as `get`, and `TooLarge`."""
+        answer = self.answer("GET", path)
         try:
-            with self._client.within(_TIMEOUT_S):
-                answer = self._client.request("GET", path, self._auth)
-            if answer.status != 200:
-                hint = f"; check user {self._user} and its HTTP password" if answer.status in (401, 403) else ""
-                raise RestError(f"{self._base} answers {answer.status} {answer.reason}{hint}")
             return answer.body(), self._date(answer.header(b"date").decode("latin-1"))
         except TooLarge:
             raise
         except Unreadable as error:
-            raise RestError(f"{self._base} is no REST API of Gerrit: it answers with {error}") from None
-        except NoAnswerError as error:
-            problem = f"does not answer within {_TIMEOUT_S:g} s" if error.timed_out else shown(str(error))
-            raise RestError(f"{self._base} {problem}") from None
-        except NotReachedError as error:
-            raise RestError(f"{self._base} does not answer: {shown(str(error))}") from None
+            raise self._wrong(f"it answers with {error}") from None
+
+    def _wrong(self, problem: str) -> EngineError:
+        return EngineError(f"{self.origin} is no REST API of Gerrit: {problem}")
 
     def _date(self, text: str) -> float:
         """Return the server's time of an answer; this machine's if the answer has none."""
@@ -119,7 +105,7 @@ class Rest:
         except ValueError:
             return datetime.now(UTC).timestamp()
         if not _TIMES_S[0] <= time_s <= _TIMES_S[1]:
-            raise RestError(f"{self._base}: its clock is wrong: {shown(text)}")
+            raise EngineError(f"{self.origin}: its clock is wrong: {shown(text)}")
         return time_s
 
     def _parsed(self, body: bytes) -> list[dict[str, Any]]:
@@ -130,7 +116,7 @@ class Rest:
         except (ValueError, RecursionError):
             changes = None
         if type(changes) is not list or not all(type(change) is dict for change in changes):
-            raise RestError(f"{self._base} is no REST API of Gerrit: it answers no list of changes")
+            raise self._wrong("it answers no list of changes")
         return changes
 
 
@@ -167,20 +153,8 @@ def events(change: Mapping[str, Any], after_s: float) -> list[Event]:
         for revision in revisions.values()
     ]
     events_of_change += [
-        _event(
-            "comment-added",
-            common,
-            revisions[number],
-            when,
-            author=who,
-            approvals=[{"type": label, "value": str(vote), "oldValue": "0"}],
-        )
-        for label, vote, who, when, number in _votes(change)
-        if number in revisions
-    ]
-    events_of_change += [
-        _event(kind, common, revisions[number], when, **more)
-        for number, kind, when, more in _withdrawals(change)
+        _event(kind, common, revisions[number], when, **fields)
+        for number, kind, when, fields in (*_votes(change), *_withdrawals(change))
         if number in revisions
     ]
     messages = _commit_messages(change)
@@ -234,14 +208,10 @@ def _common(change: Mapping[str, Any]) -> dict[str, Any]:
     if type(number) is not int or not word(change, "project"):
         raise RejectedInput("missing_field", "_number or project")
     return {
-        "project": word(change, "project"),
-        "branch": word(change, "branch"),
-        "id": word(change, "change_id"),
+        **texts(change, project="project", branch="branch", id="change_id", subject="subject", status="status"),
         "number": number,
-        "subject": word(change, "subject"),
         "owner": _account(change, "owner"),
         "createdOn": seconds(word(change, "created")),
-        "status": word(change, "status"),
     }
 
 
@@ -254,11 +224,10 @@ def _revisions(change: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "number": _number(revision),
             "revision": name,
             "parents": [word(parent, "commit") for parent in objects(commit, "parents", most=_MOST)],
-            "ref": word(revision, "ref"),
+            **texts(revision, ref="ref", kind="kind"),
             "uploader": _account(revision, "uploader"),
             "author": _account(commit, "author"),
             "createdOn": seconds(word(revision, "created")),
-            "kind": word(revision, "kind"),
         }
 
 
@@ -281,8 +250,12 @@ def _number(revision: Mapping[str, Any], name: str = "_number") -> int:
     return number if type(number) is int else 0
 
 
-def _votes(change: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any], int | None, int]]:
-    """Yield label, vote, voter, time and patch set of each vote that was given on a known patch set.
+#: Patch set, type, time and further fields of an event.
+_Voted = tuple[int, str, int | None, dict[str, Any]]
+
+
+def _votes(change: Mapping[str, Any]) -> Iterator[_Voted]:
+    """Yield the events of the votes that were given on a known patch set.
 
     The API lists the votes on the newest patch set, and among them those that Gerrit copied from an earlier one, with
     the time of the copy. A vote that was given has a message of the same person and time, which names it and its patch
@@ -302,8 +275,11 @@ def _votes(change: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any]
             date = word(vote, "date")
             if type(cast) is int and cast:
                 number = patchsets.get((word(vote, "_account_id"), date, f"{label}{cast:+d}"), 0)
-                if number:
-                    yield label, cast, _person(vote), seconds(date), number
+                yield number, "comment-added", seconds(date), {"author": _person(vote), **_approval(label, cast, 0)}
+
+
+def _approval(label: str, vote: int | str, before: int | str) -> dict[str, Any]:
+    return {"approvals": [{"type": label, "value": str(vote), "oldValue": str(before).lstrip("+")}]}
 
 
 def _tokens(text: str) -> list[str]:
@@ -312,8 +288,8 @@ def _tokens(text: str) -> list[str]:
     return match[2].split() if match else []
 
 
-def _withdrawals(change: Mapping[str, Any]) -> Iterator[tuple[int, str, int | None, dict[str, Any]]]:
-    """Yield patch set, type, time and fields of each vote that was taken back or deleted."""
+def _withdrawals(change: Mapping[str, Any]) -> Iterator[_Voted]:
+    """Yield the events of the votes that were taken back or deleted."""
     before: dict[tuple[Any, str], str] = {}
     for message in objects(change, "messages", most=_MOST):
         text = value(message, "message")
@@ -328,17 +304,11 @@ def _withdrawals(change: Mapping[str, Any]) -> Iterator[tuple[int, str, int | No
                 if vote := _GIVEN.fullmatch(token):
                     before[account, vote[1]] = vote[2]
                 elif token.startswith("-") and (old := before.pop((account, token[1:]), None)):
-                    approvals = [{"type": token[1:], "value": "0", "oldValue": old.lstrip("+")}]
-                    yield number, "comment-added", when, {"author": author, "approvals": approvals}
+                    yield number, "comment-added", when, {"author": author, **_approval(token[1:], 0, old)}
         elif text.startswith("Removed "):
             for label, old, name in _REMOVED.findall(text):
-                approvals = [{"type": label, "value": "0", "oldValue": old.lstrip("+")}]
-                yield (
-                    number,
-                    "vote-deleted",
-                    when,
-                    {"reviewer": {"name": name.strip()}, "remover": author, "approvals": approvals},
-                )
+                who = {"reviewer": {"name": name.strip()}, "remover": author}
+                yield number, "vote-deleted", when, who | _approval(label, 0, old)
 
 
 def _account(body: Mapping[str, Any], name: str) -> dict[str, Any]:

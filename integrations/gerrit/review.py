@@ -51,7 +51,7 @@ class GerritSystem(System, frozen=True, kw_only=True):
         secret = secret_of(self, where, folder, "the HTTP password of the account", bytes)
         rights = f"check user {self.user} and its HTTP password"
         base = f"{self.url.rstrip('/')}/a"
-        return Gerrit(Rest(base, self.ca_path(folder), secret, rights, partial(basic, self.user), _PREFIX), self.notify)
+        return Gerrit(Rest(base, self.tls(folder), secret, rights, partial(basic, self.user), _PREFIX), self.notify)
 
 
 class _Account(msgspec.Struct, frozen=True):

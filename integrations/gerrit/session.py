@@ -28,7 +28,7 @@ import asyncssh
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import shown
 from ciml.integrations.config import GerritSource, Receivers
-from ciml.integrations.gerrit.approvals import TYPES, Rest, RestError, events
+from ciml.integrations.gerrit.approvals import TYPES, Changes, events
 from ciml.integrations.registry import delivered
 from ciml.integrations.sessions import Inbox, Lost, Session, invalid
 from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_STREAM_LINE_BYTES
@@ -210,14 +210,14 @@ class GerritSession(Session):
         tries = 0
         while True:
             keys = self._secrets.keys()  # while a password is replaced: the other one after an error
-            password = keys[tries % len(keys)].decode(errors="replace") if keys else ""
-            api = Rest(self._source.rest, self._source.user or self._source.address[0], password, self._tls)
+            password = keys[tries % len(keys)] if keys else b""
+            api = Changes(self._source.rest, self._source.user or self._source.address[0], password, self._tls)
             pause_s = self._source.check_s
             hole.clear()
             try:
                 await self._compare(api, inbox)
                 self.problem = self._unchecked = ""
-            except RestError as error:
+            except CimlError as error:
                 tries = tries + 1
                 pause_s = min(pause_s, _AGAIN_S)
                 if self._unchecked != str(error):
@@ -232,13 +232,13 @@ class GerritSession(Session):
             except TimeoutError:
                 pass
 
-    async def _compare(self, rest: Rest, inbox: Inbox) -> None:
+    async def _compare(self, rest: Changes, inbox: Inbox) -> None:
         """Produce what the stream has not had, and move the position when Kafka has it."""
         now_s = await _in_thread(rest.now)
         if self._compared is not None:
             after_s = self._compared.begin(now_s)
             waiting = list[None]()
-            pages = rest.pages(after_s)
+            pages = rest.updated(after_s)
             while (page := await _in_thread(lambda: next(pages, None))) is not None:
                 for event in (event for change in page for event in self._missed(change, after_s, inbox)):
                     await _room(inbox)
@@ -251,7 +251,7 @@ class GerritSession(Session):
         try:
             write_json(self._position, {"after": compared.after_s, "at": compared.at_s})
         except OSError as error:
-            raise RestError(f"{self._position}: {error.strerror}; set state of [gerrit]") from None
+            raise CimlError(f"{self._position}: {error.strerror}; set state of [gerrit]") from None
         self._compared = compared
 
     def _stored(self, event: Mapping[str, Any], waiting: list[None]) -> None:

@@ -36,6 +36,7 @@ from ciml.integrations.fields import (
     objects,
     phase_of,
     phases,
+    texts,
     value,
     word,
     words,
@@ -107,34 +108,27 @@ def _workflow_job(body: Mapping[str, Any], action: str) -> Said:
     run = natural(body, "workflow_job", "run_id")
     name = needed(body, "workflow_job", "name")
     project = word(body, "repository", "full_name")
+    runner = texts(body, "workflow_job", runner="runner_name", runner_group="runner_group_name")
+    head_branch = word(body, "workflow_job", "head_branch")
     head = word(body, "workflow_job", "head_sha")
     labels = words(body, "workflow_job", "labels")
     api = address(body, "repository", "url")
+    subjects = (f"workflow_run:{run}", _branch_subject(project, head_branch, head), commit_subject(project, head))
     fields = filled(
         id=value(job, "id"),
         attempt=value(job, "run_attempt"),
         job=name,
-        result=word(body, "workflow_job", "conclusion"),
+        **texts(body, "workflow_job", result="conclusion", pipeline="workflow_name"),
         **_times(body, "workflow_job", phase),
-        pipeline=word(body, "workflow_job", "workflow_name"),
         project=project,
         patchset=head,
-        provider=_provider(labels, word(body, "workflow_job", "runner_group_name")),
+        provider=_provider(labels, runner["runner_group"]),
         head=head,
         url=address(body, "workflow_job", "html_url"),
         log_url=f"{api}/actions/runs/{run}/artifacts" if api else "",
         attempt_of=joined(str(run), name),
-        subjects=known(
-            f"workflow_run:{run}",
-            _branch_subject(project, word(body, "workflow_job", "head_branch"), head),
-            commit_subject(project, head),
-        ),
-        labels=filled(
-            runner=word(body, "workflow_job", "runner_name"),
-            runner_group=word(body, "workflow_job", "runner_group_name"),
-            runner_labels=",".join(labels),
-            head_branch=word(body, "workflow_job", "head_branch"),
-        ),
+        subjects=known(*subjects),
+        labels=filled(**runner, runner_labels=",".join(labels), head_branch=head_branch),
     )
     return (Run(phase, fields),)
 
@@ -166,30 +160,19 @@ def _workflow_run(body: Mapping[str, Any], action: str) -> Said:
 def _facts(body: Mapping[str, Any]) -> dict[str, str]:
     """Return the facts of a workflow run, which its jobs share."""
     repository = maybe(body, "workflow_run", "repository") or maybe(body, "repository")
-    project = word(repository, "full_name")
-    fork = differ(project, word(body, "workflow_run", "head_repository", "full_name"))
-    event = word(body, "workflow_run", "event")
-    head = word(body, "workflow_run", "head_sha")
+    facts = texts(body, "workflow_run", event="event", pipeline="name", patchset="head_sha", owner="actor.login")
+    facts |= {"project": word(repository, "full_name")}
+    facts |= texts(body, "workflow_run", head_project="head_repository.full_name")
+    fork = differ(facts["project"], facts["head_project"])
     head_branch = word(body, "workflow_run", "head_branch")
-    if event in _OF_PULL_REQUESTS:
+    if facts["event"] in _OF_PULL_REQUESTS:
         branch, change = _target(body, "workflow_run", repository)
-    elif event == "merge_group" and (queued := _QUEUE_BRANCH.fullmatch(head_branch)):
-        branch = queued[1]
-        change = queued[2]
+    elif facts["event"] == "merge_group" and (queued := _QUEUE_BRANCH.fullmatch(head_branch)):
+        branch, change = queued.groups()
     else:
         branch = head_branch if fork == "no" else ""
-        change = head
-    return filled(
-        event=event,
-        pipeline=word(body, "workflow_run", "name"),
-        project=project,
-        branch=branch,
-        change=change,
-        patchset=head,
-        fork=fork,
-        owner=word(body, "workflow_run", "actor", "login"),
-        head_project=word(body, "workflow_run", "head_repository", "full_name"),
-    )
+        change = facts["patchset"]
+    return filled(**facts, branch=branch, change=change, fork=fork)
 
 
 def _pulls(body: Mapping[str, Any], kind: str, repository: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -5,8 +5,9 @@ By GitHub's description of its REST API, version 2022-11-28.
 
 from __future__ import annotations
 
+import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from ciml.integrations.http import (
     Query,
     Rest,
     RestClient,
+    Secret,
     check_base,
     commit,
     number,
@@ -82,9 +84,9 @@ class GitHubSystem(System, frozen=True, kw_only=True):
         right = "Checks: write and Pull requests: read" if checks else "Pull requests: write"
         hint = f"check {'the App' if self.app else 'the token'} and its rights: {right}"
         if not self.app:
-            return Comments(Rest(self.api, self.ca_path(folder), secret, hint, _bearer), 0)
+            return Comments(Rest(self.api, self.tls(folder), secret, hint, _bearer), 0)
         rights = {"checks": "write", "pull_requests": "read"} if checks else {"pull_requests": "write"}
-        api = AppRest(self.api, self.ca_path(folder), secret, hint, self.app, rights)
+        api = AppRest(self.api, self.tls(folder), secret, hint, self.app, rights)
         return CheckRuns(api, self.app, self.check) if checks else Comments(api, self.app)
 
 
@@ -117,15 +119,15 @@ class AppRest(Rest):
     """The API for an App, whose key signs for a token of each installation.
 
     Args:
-      base, ca_file, secret, hint: see `Rest`; the secret is the private key, PEM.
+      base, tls, secret, hint: see `Rest`; the secret is the private key, PEM.
       app: id of the App.
       rights: of the tokens that are asked for, GitHub's names: no others, whatever the App may do.
     """
 
     def __init__(
-        self, base: str, ca_file: str, secret: Callable[[], bytes], hint: str, app: int, rights: Mapping[str, str]
+        self, base: str, tls: ssl.SSLContext, secret: Secret, hint: str, app: int, rights: Mapping[str, str]
     ) -> None:
-        super().__init__(base, ca_file, secret, hint, self._signed)
+        super().__init__(base, tls, secret, hint, self._signed)
         self._app = app
         self._app_rights = rights
         self._tokens: dict[str, tuple[str, float]] = {}

@@ -28,6 +28,7 @@ from ciml.integrations.fields import (
     needed,
     phase_of,
     phases,
+    texts,
     value,
     word,
     words,
@@ -129,14 +130,11 @@ def _times(body: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
 
 def _labels(body: Mapping[str, Any], reason: str) -> dict[str, Any]:
     return filled(
-        runner=word(body, "runner", "description"),
-        runner_type=word(body, "runner", "runner_type"),
+        **texts(body, runner="runner.description", runner_type="runner.runner_type", stage="build_stage", ref="ref"),
         runner_tags=",".join(words(body, "runner", "tags")),
         failure_reason=reason,
         allow_failure=value(body, "build_allow_failure"),
-        stage=word(body, "build_stage"),
         retries=value(body, "retries_count"),
-        ref=word(body, "ref"),
     )
 
 
@@ -153,27 +151,18 @@ def _project(body: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _pipeline(body: Mapping[str, Any]) -> _Read:
     subject = f"pipeline:{natural(body, 'object_attributes', 'id')}"
-    source = word(body, "object_attributes", "source")
-    sha = word(body, "object_attributes", "sha")
+    facts = texts(body, "object_attributes", event="source", pipeline="source", patchset="sha")
     if maybe(body, "merge_request"):
         fork = _fork(body, "merge_request")
         branch = branch_name(body, "merge_request", "target_branch")
         change = word(body, "merge_request", "iid")
     else:
-        fork = "no" if source in _OWN else ""
+        fork = "no" if facts["event"] in _OWN else ""
         is_branch = value(body, "object_attributes", "tag") is False
         branch = word(body, "object_attributes", "ref") if fork and is_branch else ""
-        change = sha if fork else ""
-    facts = filled(
-        event=source,
-        pipeline=source,
-        project=word(body, "project", "path_with_namespace"),
-        branch=branch,
-        change=change,
-        patchset=sha,
-        fork=fork,
-        owner=word(body, "user", "username"),
-    )
+        change = facts["patchset"] if fork else ""
+    facts |= texts(body, project="project.path_with_namespace", owner="user.username")
+    facts = filled(**facts, branch=branch, change=change, fork=fork)
     when = moment(body, "object_attributes", "finished_at") or moment(body, "object_attributes", "created_at")
     updates: tuple[RunUpdate, ...] = (RunUpdate(subject, facts),) if facts else ()
     # A merge request may get another target while its pipeline runs: two targets contradict each other.

@@ -40,7 +40,7 @@ class GitLabSystem(System, frozen=True, kw_only=True):
     def client(self, where: str, folder: Path) -> ReviewClient:
         secret = secret_of(self, where, folder, "a token", token)
         server = self.server.rstrip("/")
-        return GitLab(Rest(f"{server}/api/v4", self.ca_path(folder), secret, _RIGHTS, _private_token), server)
+        return GitLab(Rest(f"{server}/api/v4", self.tls(folder), secret, _RIGHTS, _private_token), server)
 
 
 def _private_token(secret: bytes) -> Mapping[str, str]:

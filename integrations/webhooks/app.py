@@ -202,29 +202,26 @@ _LOG = logging.getLogger(__name__)
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _AGAIN_S = 5  # for a sender that is asked to try again
 _QUIET_S = 60.0  # between two warnings of a source
-#: The outcome of a delivery for metrics, by status.
+#: The outcome of a delivery for metrics, by status; "rejected" for all others.
 _OUTCOMES = {
-    400: "rejected",
     401: "unauthorized",
     404: "not_found",
-    405: "rejected",
     408: "slow",
     413: "too_large",
-    415: "rejected",
     429: "rate_limited",
     499: "disconnected",
     500: "internal_error",
     503: "unavailable",
 }
+#: Statuses that are not logged as warnings: the sender's connection, and Kafka's own warning.
+_NOT_LOGGED = frozenset({499, 500, 503})
 
 
-class _Answer(Exception):
+class _Answer(RequestError):
     """An answer other than 202."""
 
     def __init__(self, status: int, message: str, retry_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
+        super().__init__("", message, status)
         self.retry_s = retry_s
 
 
@@ -263,52 +260,50 @@ class _Application:
         self._replays = Replays(MAX_SIGNATURE_AGE_S, MAX_KNOWN_DELIVERIES)
         self._warned: dict[str, float] = {}
 
-    def endpoint(self, one: Endpoint) -> Callable[[Request], Any]:
+    def endpoint(self, endpoint: Endpoint) -> Callable[[Request], Any]:
         """Return what answers the deliveries of a source."""
 
         async def answer(request: Request) -> Response:
             began_s = time.perf_counter()
             try:
-                with self._intake.hold(one.source.max_bytes) as held:
-                    outcome = await self._receive(request, one, held)
-            except (_Answer, RequestError) as error:
-                return self._reject(one, error)
+                with self._intake.hold(endpoint.source.max_bytes) as held:
+                    outcome = await self._receive(request, endpoint, held)
+            except RequestError as error:
+                return self._reject(endpoint, error)
             except ClientDisconnect:
-                self._metrics.count(one.name, _OUTCOMES[499])
-                return Response(status_code=499)
+                return self._reject(endpoint, _Answer(499, "the sender disconnected"))
             except Exception:  # noqa: BLE001 - the sender gets an answer, the log the traceback
-                _LOG.exception("a delivery of %s failed", one.name)
-                self._metrics.count(one.name, _OUTCOMES[500])
-                return _error(500, "internal error; see the receiver's log", _AGAIN_S)
+                _LOG.exception("a delivery of %s failed", endpoint.name)
+                return self._reject(endpoint, _Answer(500, "internal error; see the receiver's log", _AGAIN_S))
             if outcome == "repeat":
-                self._metrics.count(one.name, outcome)
+                self._metrics.count(endpoint.name, outcome)
             else:
-                self._metrics.acknowledged(one.name, time.perf_counter() - began_s)
+                self._metrics.acknowledged(endpoint.name, time.perf_counter() - began_s)
             return _json({"accepted": True}, 202)
 
         return answer
 
-    async def _receive(self, request: Request, one: Endpoint, held: Held) -> str:
+    async def _receive(self, request: Request, endpoint: Endpoint, held: Held) -> str:
         """Verify a delivery and produce it; return the outcome."""
-        headers = _read_headers(request, one)
+        headers = _read_headers(request, endpoint)
         _check_headers(headers)
         self._intake.check_length(held, headers.get("content-length"))
-        claim = one.claim(headers, request.client.host if request.client else "")
-        if claim is None or not (one.scheme.needs_body or one.is_proved(claim)):
+        claim = endpoint.claim(headers, request.client.host if request.client else "")
+        if claim is None or not (endpoint.scheme.needs_body or endpoint.is_proved(claim)):
             raise _Answer(401, "unauthorized")
         body = await self._intake.read(held, request.stream())
-        if one.scheme.needs_body and not one.is_proved(claim, body):
+        if endpoint.scheme.needs_body and not endpoint.is_proved(claim, body):
             raise _Answer(401, "unauthorized")
         if not body:
             raise _Answer(400, "the body is empty")
         identity = claim.identity(body)
-        key = identity and one.name.encode() + identity
+        key = identity and endpoint.name.encode() + identity
         if key and self._replays.has(key, time.monotonic()):
             return "repeat"
-        if wait_s := one.bucket.take(time.monotonic()):
-            raise _Answer(429, f"more than {one.source.rate:g} deliveries a second", wait_s)
+        if wait_s := endpoint.bucket.take(time.monotonic()):
+            raise _Answer(429, f"more than {endpoint.source.rate:g} deliveries a second", wait_s)
         value, message_headers = delivered(
-            one.adapter, one.name, body, headers, one.scheme.auth, one.scheme.delivery_id(headers)
+            endpoint.adapter, endpoint.name, body, headers, endpoint.scheme.auth, endpoint.scheme.delivery_id(headers)
         )
         await self._produce(value, message_headers)
         if key:
@@ -324,18 +319,19 @@ class _Application:
             _LOG.warning("%s", error)
             raise _Answer(413, "the broker rejects the delivery as too large") from None
 
-    def _reject(self, one: Endpoint, error: _Answer | RequestError) -> Response:
-        status, retry_s = (
-            (error.status, error.retry_s)
-            if isinstance(error, _Answer)
-            else (error.http_status, _AGAIN_S if error.http_status == 503 else 0.0)
-        )
-        self._metrics.count(one.name, _OUTCOMES.get(status, "rejected"))
+    def _reject(self, endpoint: Endpoint, error: RequestError) -> Response:
+        status = error.http_status
+        retry_s = error.retry_s if isinstance(error, _Answer) else _AGAIN_S if status == 503 else 0.0
+        self._count(endpoint.name, status)
         now = time.monotonic()
-        if status != 503 and now - self._warned.get(one.name, -_QUIET_S) >= _QUIET_S:
-            self._warned[one.name] = now
-            _LOG.warning("source %s: answered %d: %s (no more of it for a minute)", one.name, status, error.message)
+        if status not in _NOT_LOGGED and now - self._warned.get(endpoint.name, -_QUIET_S) >= _QUIET_S:
+            self._warned[endpoint.name] = now
+            message = "source %s: answered %d: %s (no more of it for a minute)"
+            _LOG.warning(message, endpoint.name, status, error.message)
         return _error(status, error.message, retry_s)
+
+    def _count(self, source: str, status: int) -> None:
+        self._metrics.count(source, _OUTCOMES.get(status, "rejected"))
 
     async def unrouted(self, request: Request, error: Exception) -> Response:
         """Answer a path or a method that there is not. The body is not read."""
@@ -344,7 +340,7 @@ class _Application:
             answer = _error(status, "use POST for deliveries, GET for /healthz and /readyz")
             answer.headers.update(getattr(error, "headers", None) or {})
             return answer
-        self._metrics.count(UNKNOWN, _OUTCOMES.get(status, "rejected"))
+        self._count(UNKNOWN, status)
         return _error(status, "no source has this path")
 
     async def alive(self, _: Request) -> Response:
@@ -355,10 +351,10 @@ class _Application:
         return _json({"ready": not why}, 503 if why else 200)
 
 
-def _read_headers(request: Request, one: Endpoint) -> dict[str, str]:
+def _read_headers(request: Request, endpoint: Endpoint) -> dict[str, str]:
     """Return the request's headers by lower-case name."""
     headers: dict[str, str] = {}
-    needed = one.headers()
+    needed = endpoint.headers()
     for name, value in request.headers.items():
         if name in headers and name in needed:
             raise _Answer(400, f"the header {name} appears twice")
@@ -373,10 +369,9 @@ def _check_headers(headers: Mapping[str, str]) -> None:
         raise _Answer(415, "want a body without a content encoding")
 
 
-def _json(value: dict[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(value), status, media_type="application/json")
+def _json(value: dict[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json.dumps(value), status, headers, media_type="application/json")
 
 
 def _error(status: int, message: str, retry_s: float = 0.0) -> Response:
-    headers = {"retry-after": str(math.ceil(retry_s))} if retry_s else None
-    return Response(json.dumps({"error": message}), status, headers, media_type="application/json")
+    return _json({"error": message}, status, {"retry-after": str(math.ceil(retry_s))} if retry_s else None)

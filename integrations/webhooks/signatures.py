@@ -18,15 +18,13 @@ from ciml.limits import MAX_SIGNATURE_AGE_S
 
 #: The most signatures in one header: a sender that rotates its secret has two.
 _MOST = 8
-_SHA256 = re.compile(r"sha256=([0-9a-f]{64})")
-_HEX = re.compile(r"[0-9a-f]{64}")
-_STAMPED = re.compile(r"timestamp=([0-9]{1,12}),signature=([0-9a-f]{64})")
+_DIGEST = r"(?P<digest>[0-9a-f]{64})"
+_PRINTABLE = r"(?P<token>[!-~](?:[ -~]{0,4094}[!-~])?)"
+_HEX = re.compile(_DIGEST)
 _SECONDS = re.compile(r"[0-9]{1,12}")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{43}=")
 # Without a dot, which separates the id from the time in the signed text.
 _SIGNED_ID = re.compile(r"[!-\-/-~]{1,256}")
-_BEARER = re.compile(r"[Bb]earer +([!-~]{1,4096})")
-_TOKEN = re.compile(r"[!-~](?:[ -~]{0,4094}[!-~])?")
 _ID = re.compile(r"[!-~]{1,256}")
 
 
@@ -95,22 +93,29 @@ class Scheme:
         return delivery_id if _ID.fullmatch(delivery_id) else ""
 
 
-def _github(headers: Mapping[str, str], now_s: float) -> Claim | None:
-    match = _SHA256.fullmatch(headers.get("x-hub-signature-256", ""))
-    return _signed(match[1]) if match else None
+def _one_header(auth: str, header: str, pattern: str, ids: tuple[str, ...] = ()) -> Scheme:
+    """Return a scheme with one header, whose form has the groups ``digest`` and perhaps ``stamp``, or ``token``."""
+    form = re.compile(pattern)
+    has_token = "token" in form.groupindex
+
+    def read(headers: Mapping[str, str], now_s: float) -> Claim | None:
+        match = form.fullmatch(headers.get(header, ""))
+        if match is None:
+            return None
+        if has_token:
+            return Claim(token=match["token"].encode())
+        stamp = match.groupdict().get("stamp")
+        if stamp is not None and not _is_recent(stamp, now_s):
+            return None
+        return Claim((bytes.fromhex(match["digest"]),), f"{stamp}.".encode() if stamp else b"")
+
+    return Scheme(auth, (header,), read, ids, needs_body=not has_token)
 
 
 def _circleci(headers: Mapping[str, str], now_s: float) -> Claim | None:
     parts = [part.partition("=") for part in headers.get("circleci-signature", "").split(",", _MOST)]
     digests = [digest for version, _, digest in parts if version == "v1" and _HEX.fullmatch(digest)]
-    return _signed(*digests) if digests and len(parts) <= _MOST else None
-
-
-def _buildkite(headers: Mapping[str, str], now_s: float) -> Claim | None:
-    match = _STAMPED.fullmatch(headers.get("x-buildkite-signature", ""))
-    if match is None or not _is_recent(match[1], now_s):
-        return None
-    return _signed(match[2], prefix=f"{match[1]}.".encode())
+    return Claim(tuple(map(bytes.fromhex, digests))) if digests and len(parts) <= _MOST else None
 
 
 def _standard(headers: Mapping[str, str], now_s: float) -> Claim | None:
@@ -123,20 +128,6 @@ def _standard(headers: Mapping[str, str], now_s: float) -> Claim | None:
     if not digests:
         return None
     return Claim(digests, f"{message}.{stamp}.".encode(), signed_id=message)
-
-
-def _gitlab(headers: Mapping[str, str], now_s: float) -> Claim | None:
-    token = headers.get("x-gitlab-token", "")
-    return Claim(token=token.encode()) if _TOKEN.fullmatch(token) else None
-
-
-def _bearer(headers: Mapping[str, str], now_s: float) -> Claim | None:
-    match = _BEARER.fullmatch(headers.get("authorization", ""))
-    return Claim(token=match[1].encode()) if match else None
-
-
-def _signed(*digests: str, prefix: bytes = b"") -> Claim:
-    return Claim(tuple(map(bytes.fromhex, digests)), prefix)
 
 
 def _is_recent(stamp: str, now_s: float) -> bool:
@@ -168,8 +159,8 @@ def _sha256(data: bytes) -> bytes:
 
 #: Schemes by their name in a configuration and in `adapters.Adapter.signature`.
 SCHEMES: Mapping[str, Scheme] = {
-    "github": Scheme("hmac-sha256", ("x-hub-signature-256",), _github),
-    "gitlab-token": Scheme("token", ("x-gitlab-token",), _gitlab, ("webhook-id", "idempotency-key"), needs_body=False),
+    "github": _one_header("hmac-sha256", "x-hub-signature-256", f"sha256={_DIGEST}"),
+    "gitlab-token": _one_header("token", "x-gitlab-token", _PRINTABLE, ("webhook-id", "idempotency-key")),
     "standard-webhooks": Scheme(
         "standard-webhooks",
         ("webhook-id", "webhook-timestamp", "webhook-signature"),
@@ -177,9 +168,11 @@ SCHEMES: Mapping[str, Scheme] = {
         ("webhook-id",),
         key=_standard_key,
     ),
-    "buildkite": Scheme("hmac-sha256", ("x-buildkite-signature",), _buildkite),
+    "buildkite": _one_header(
+        "hmac-sha256", "x-buildkite-signature", f"timestamp=(?P<stamp>[0-9]{{1,12}}),signature={_DIGEST}"
+    ),
     "circleci": Scheme("hmac-sha256", ("circleci-signature",), _circleci),
-    "bearer": Scheme("token", ("authorization",), _bearer, needs_body=False),
+    "bearer": _one_header("token", "authorization", "[Bb]earer +(?P<token>[!-~]{1,4096})"),
 }
 
 
@@ -188,12 +181,7 @@ def client_scheme(header: str) -> Scheme:
 
     The caller checks that the request comes from that proxy.
     """
-
-    def read(headers: Mapping[str, str], now_s: float) -> Claim | None:
-        subject = headers.get(header, "")
-        return Claim(token=subject.encode()) if _TOKEN.fullmatch(subject) else None
-
-    return Scheme("mtls", (header,), read, needs_body=False)
+    return _one_header("mtls", header, _PRINTABLE)
 
 
 #: The scheme ``none``: nothing is proved.

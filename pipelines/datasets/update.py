@@ -29,7 +29,7 @@ from ciml.transforms.examples.pin import Pin, PinnedPlan
 from ciml.transforms.examples.plan import History, Plan, SelectedRun, SpanPlan, Step, bookmarks_of
 from ciml.transforms.examples.spans import batches_of, guarded_examples, verify_span, write_span
 from ciml.transforms.guard import bisect
-from ciml.verdicts.feedback.corrections import corrections_of
+from ciml.verdicts.feedback.truths import corrections_of
 
 Produce = Callable[[RunSource, Store, Iterator[Step], Progress | None], Iterator[tuple[Step, Sequence[SpanVersion]]]]
 

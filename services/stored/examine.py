@@ -31,8 +31,8 @@ from ciml.training.data.snapshot import read_snapshot
 from ciml.training.exclusions import read_state
 from ciml.training.experiments.trials import RESULT, load_experiment, read_stored
 from ciml.training.sweeps.study import read_outcome, sweep_store
-from ciml.verdicts.feedback.corrections import corrections_of
 from ciml.verdicts.feedback.state import FEEDBACK
+from ciml.verdicts.feedback.truths import corrections_of
 
 T = TypeVar("T")
 #: The kinds of objects of a log with checkpoints, besides its deltas, by the kinds of their faults.

@@ -19,7 +19,7 @@ from ciml.runs.compact import compact
 from ciml.training.exclusions import Exclusion, add
 from ciml.training.sweeps.definition import Sweep
 from ciml.training.sweeps.study import Outcome, begin_sweep, keep_baseline, keep_outcome, sweep_store
-from ciml.verdicts.feedback.corrections import Correction, add_corrections
+from ciml.verdicts.feedback.truths import Correction, add_corrections
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
 from tests.verdicts.feedback.reviews import feedback, prediction

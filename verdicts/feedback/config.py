@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
 from ciml.errors import CimlError
@@ -13,7 +13,10 @@ from ciml.globs import glob_pattern
 from ciml.integrations.registry import kinds
 from ciml.integrations.review import System, inert
 from ciml.settings import Settings, check_range, pop_tables, read_toml
-from ciml.verdicts.feedback.corrections import CAUSES, Cause
+
+#: The causes of a failure that a verdict names.
+Cause = Literal["code", "machine"]
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 
 class Policy(Settings, frozen=True, kw_only=True):

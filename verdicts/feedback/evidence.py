@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from ciml.data_root import DataRoot
@@ -16,6 +16,7 @@ from ciml.verdicts.feedback.text import Finding
 if TYPE_CHECKING:
     from ciml.verdicts.evidence import Evidence
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -30,21 +31,32 @@ def compare_run(data: DataRoot, policy: Policy, record: Mapping[str, Any]) -> Si
     Raises:
       EngineError: the store does not answer.
     """
+    from ciml.serving.predict.answers import knows_ranges
     from ciml.verdicts.evidence import evidence_of
+
+    def read() -> tuple[Evidence, bool]:
+        return evidence_of(data, record), knows_ranges(data, str(record["model"]), int(record["version"]))
 
     if not policy.min_passing_runs:
         return None
+    answer = _read(record, read)
+    if answer is None:
+        return Silence("no_evidence", "the stored run or the model's profiles cannot be read")
+    evidence, has_ranges = answer
+    if not has_ranges:
+        return Silence("outside", "the model does not know the ranges of the runs that it learned; refresh it")
+    return compare_profile(evidence, policy)
+
+
+def _read(record: Mapping[str, Any], read: Callable[[], T]) -> T | None:
+    """Return what a function reads for a prediction; None where it fails. Raises `EngineError`."""
     try:
-        evidence = evidence_of(data, record)
-        knows_ranges = _knows_ranges(data, record)
+        return read()
     except EngineError:
         raise
     except Exception as error:  # noqa: BLE001  # a run that was removed, a damaged object
         _log.warning("run %.200s: no evidence: %s", record.get("run_id"), error)
-        return Silence("no_evidence", "the stored run or the model's profiles cannot be read")
-    if not knows_ranges:
-        return Silence("outside", "the model does not know the ranges of the runs that it learned; refresh it")
-    return compare_profile(evidence, policy)
+        return None
 
 
 def compare_profile(evidence: Evidence, policy: Policy) -> Silence | None:
@@ -73,13 +85,6 @@ def compare_profile(evidence: Evidence, policy: Policy) -> Silence | None:
     return None
 
 
-def _knows_ranges(data: DataRoot, record: Mapping[str, Any]) -> bool:
-    """Return whether the model of a prediction knows the ranges of the runs that it learned."""
-    from ciml.serving.predict.answers import knows_ranges
-
-    return knows_ranges(data, str(record["model"]), int(record["version"]))
-
-
 def find_evidence(data: DataRoot, item: Item, base_url: str) -> Finding:
     """Return a verdict with its evidence. Evidence that cannot be computed is left out.
 
@@ -93,12 +98,8 @@ def find_evidence(data: DataRoot, item: Item, base_url: str) -> Finding:
     """
     from ciml.verdicts.evidence import evidence_of
 
-    try:
-        evidence = evidence_of(data, item.prediction)
-    except EngineError:
-        raise
-    except Exception as error:  # noqa: BLE001  # a run that was removed, a damaged object
-        _log.warning("run %s: no evidence: %s", item.run_id, error)
+    evidence = _read(item.prediction, lambda: evidence_of(data, item.prediction))
+    if evidence is None:
         return Finding(item)
     picture = f"{base_url.rstrip('/')}/{quote(evidence.picture)}" if base_url and evidence.picture else ""
     return Finding(item, evidence.observations, picture)

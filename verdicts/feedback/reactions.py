@@ -11,8 +11,9 @@ from ciml.errors import EngineError
 from ciml.integrations.review import Busy, Posted, Reactions, Refused, ReviewClient
 from ciml.limits import MAX_RETRY_AFTER_S
 from ciml.manifest.replica import LogReplica
-from ciml.verdicts.feedback.corrections import Cause, Correction
+from ciml.verdicts.feedback.config import Cause
 from ciml.verdicts.feedback.state import REACTIONS, Entry, FeedbackState
+from ciml.verdicts.feedback.truths import Correction
 
 _log = logging.getLogger(__name__)
 _ACCOUNT_CHARACTERS = 200

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from ciml.events.records import Record
 from ciml.globs import glob_pattern
@@ -61,10 +61,6 @@ class RecordedVerdict(Record, frozen=True, omit_defaults=True, gc=False):
     def subject(self) -> tuple[str, str]:
         """What runs that are alike share: their change; of a run without a change, the run."""
         return self.project, self.change or self.run_id
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> RecordedVerdict:
-        return cls(**value)
 
 
 class Records:
@@ -129,6 +125,11 @@ class Share:
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval."""
         return wilson(self.right, self.runs)
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Return the share as JSON, with the ends of its interval."""
+        low, high = self.interval
+        return {"right": self.right, "runs": self.runs, "value": self.value, "low": low, "high": high}
 
 
 @dataclass(frozen=True)

@@ -192,16 +192,11 @@ class FeedbackState(TopicState):
             self.verdicts[self._take(Item.from_json(record), now_us)] += 1
         for value in self._recorded_of(delta):
             self.history.put(value)
-        for record in delta.get("settled", ()):
-            self._settle_verdict(record, now_us)
-        for record in delta.get("moves", ()):
-            self._move(version, record, now_us)
-        for record in delta.get("intents", ()):
-            self._intend(version, record, now_us)
-        for record in delta.get("outcomes", ()):
-            self._settle(version, record, now_us)
-        for record in delta.get("reactions", ()):
-            self._react(record)
+        steps = {"settled": self._settle_verdict, "moves": self._move, "intents": self._intend}
+        steps |= {"outcomes": self._settle, "reactions": self._react}
+        for name, step in steps.items():
+            for record in delta.get(name, ()):
+                step(record, now_us)
         self.paused.update(delta.get("paused", {}))
         self.muted |= set(delta.get("muted", ()))
         self.muted -= set(delta.get("unmuted", ()))
@@ -261,9 +256,9 @@ class FeedbackState(TopicState):
         self._touch(entry, now_us)
         return "taken"
 
-    def _move(self, version: int, record: Mapping[str, Any], now_us: int) -> None:
+    def _move(self, record: Mapping[str, Any], now_us: int) -> None:
         """Give an entry the number of its change; one that is there already takes its verdicts."""
-        entry = self._entry(version, record["entry"])
+        entry = self._entry(record["entry"])
         self._drop(entry.key)
         entry.change = ChangeRef(**record["change"])
         key = entry_key(entry.system, entry.change)
@@ -282,26 +277,24 @@ class FeedbackState(TopicState):
         target.last_us = max(target.last_us, entry.last_us)
         self._touch(target, now_us)
 
-    def _intend(self, version: int, record: Mapping[str, Any], now_us: int) -> None:
-        entry = self._entry(version, record["entry"])
+    def _intend(self, record: Mapping[str, Any], now_us: int) -> None:
+        entry = self._entry(record["entry"])
         values = {name: value for name, value in record.items() if name != "entry"}
         intent = Intent(**values, time_us=now_us)
         if entry.intent is not None or intent.number != entry.number + 1:
-            raise IntegrityError(f"feedback manifest: version {version}: {entry.key} has an intent that is not settled")
+            raise self._contradiction(f"{entry.key} has an intent that is not settled")
         entry.number = intent.number
         entry.intent = intent
         self._touch(entry, now_us)
 
-    def _settle(self, version: int, record: Mapping[str, Any], now_us: int) -> None:
-        entry = self._entry(version, record["entry"])
+    def _settle(self, record: Mapping[str, Any], now_us: int) -> None:
+        entry = self._entry(record["entry"])
         outcome = record["outcome"]
         intent = None
         if record["number"]:
             intent = entry.intent
             if intent is None or intent.number != record["number"]:
-                raise IntegrityError(
-                    f"feedback manifest: version {version}: {entry.key} has no intent {record['number']}"
-                )
+                raise self._contradiction(f"{entry.key} has no intent {record['number']}")
             entry.intent = None
         self.messages[entry.system, outcome] += 1
         entry.detail = record.get("detail", "")
@@ -323,7 +316,7 @@ class FeedbackState(TopicState):
         self.seconds[entry.system, bisect_left(SECONDS, took_us / 1e6)] += 1
         self.seconds_us[entry.system] += took_us
 
-    def _react(self, record: Mapping[str, Any]) -> None:
+    def _react(self, record: Mapping[str, Any], now_us: int) -> None:
         entry = self.entries.get(record["entry"])
         if entry is None:
             return
@@ -333,10 +326,13 @@ class FeedbackState(TopicState):
             self.reacted[entry.system, kind] += len(new)
             entry.reactions[kind] = [*accounts, *new]
 
-    def _entry(self, version: int, key: str) -> Entry:
+    def _entry(self, key: str) -> Entry:
         if key not in self.entries:
-            raise IntegrityError(f"feedback manifest: version {version}: there is no entry {key}")
+            raise self._contradiction(f"there is no entry {key}")
         return self.entries[key]
+
+    def _contradiction(self, problem: str) -> IntegrityError:
+        return IntegrityError(f"feedback manifest: version {self.version + 1}: {problem}")
 
     def _prune(self, now_us: int) -> None:
         """Forget entries that have nothing to say and were not touched for long.

@@ -1,5 +1,6 @@
 """What settles verdicts, and the report of settled ones.
 
+The log of corrections holds the causes of failed runs as reviewers see them: `add_corrections`, `corrections_of`.
 `Truths` reads the causes of failed runs by reruns and reviewers from the raw manifest and the corrections as they grow.
 `report` compares recorded verdicts with them: precision by model, project and cause, the base rate, and the precision
 of the duration alone.
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,14 +18,15 @@ import msgspec
 import numpy as np
 
 from ciml.data_root import DataRoot
-from ciml.manifest.log import ManifestLog
+from ciml.errors import IntegrityError
+from ciml.events.records import Record
+from ciml.manifest.log import Delta, ManifestLog, StaleWriterError, commit
 from ciml.manifest.replica import Bookmarks
 from ciml.runs.causes import CAUSES_KIND, Causes
 from ciml.runs.run_log import StoredRunLog
 from ciml.transforms.examples.plan import digest_of
 from ciml.trust import evaluate, former_policy
-from ciml.verdicts.feedback.config import Policy
-from ciml.verdicts.feedback.corrections import CAUSES, corrections_log, corrections_of
+from ciml.verdicts.feedback.config import CAUSES, Cause, Policy
 from ciml.verdicts.feedback.standing import (
     RERUNS,
     REVIEWER,
@@ -41,6 +43,95 @@ _log = logging.getLogger(__name__)
 BOOKMARK = "_causes"
 #: After so many runs the bookmark is replaced; to read as many again takes half a second.
 _BOOKMARK_RUNS = 10_000
+
+
+class Correction(Record, frozen=True, gc=False):
+    """The cause of a failed run, as a reviewer sees it.
+
+    Attributes:
+      run_id: the encoded run id.
+      cause: of the failure.
+      by: who says so: ``SYSTEM:ACCOUNT``, or ``operator``.
+      time_us: when it was read, epoch microseconds.
+    """
+
+    run_id: str
+    cause: Cause
+    by: str
+    time_us: int
+
+
+class CorrectionState:
+    """All corrections up to a version: the last of each run and reviewer.
+
+    Attributes:
+      version: the last delta applied.
+      found: by run id, then by reviewer.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.found: dict[str, dict[str, Correction]] = {}
+
+    def apply(self, version: int, delta: Delta) -> None:
+        """Apply the next delta. Raises `IntegrityError` for one that is malformed."""
+        if version != self.version + 1:
+            raise IntegrityError(f"corrections: version {version} follows {self.version}")
+        for record in delta["corrections"]:
+            try:
+                correction = msgspec.convert(record, Correction)
+            except msgspec.ValidationError as error:
+                raise IntegrityError(f"corrections: version {version}: malformed record: {error}") from None
+            self.found.setdefault(correction.run_id, {})[correction.by] = correction
+        self.version = version
+
+    def cause(self, run_id: str, by: str) -> Cause | None:
+        """Return the cause of a run by a reviewer; None without a correction."""
+        correction = self.found.get(run_id, {}).get(by)
+        return correction.cause if correction else None
+
+
+def corrections_log(data: DataRoot) -> ManifestLog:
+    """Return the log of corrections."""
+    return ManifestLog(data.feedback.child("corrections"))
+
+
+def corrections_of(data: DataRoot) -> dict[str, Correction]:
+    """Return the correction of each run that has one, by run id. Of several reviewers the one read last counts.
+
+    Raises:
+      IntegrityError: the log is damaged.
+    """
+    state = CorrectionState()
+    for version, delta in corrections_log(data).since(0):
+        state.apply(version, delta)
+    return {
+        run_id: max(by_reviewer.values(), key=lambda correction: correction.time_us)
+        for run_id, by_reviewer in state.found.items()
+    }
+
+
+def add_corrections(data: DataRoot, corrections: Iterable[Correction]) -> int:
+    """Store those that say something new; return their number. A repeat after a crash stores nothing twice."""
+    candidates = list(corrections)
+    stored = 0
+    log = corrections_log(data)
+    state = CorrectionState()
+
+    def build() -> Delta | None:
+        nonlocal stored
+        new = [
+            correction for correction in candidates if state.cause(correction.run_id, correction.by) != correction.cause
+        ]
+        stored = len(new)
+        return {"corrections": [correction.to_json() for correction in new]} if new else None
+
+    try:
+        commit(log, state, build)
+    except StaleWriterError:
+        state = CorrectionState()
+        commit(log, state, build)
+    return stored
 
 
 class Truth(NamedTuple):
@@ -165,19 +256,9 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON; shares have ``right``, ``runs``, ``value``, ``low`` and ``high``."""
-        facts = ("model", "project", "cause", "mode", "detail")
-        shares = ("precision", "base_rate", "duration", "reruns")
-        return {
-            **{name: getattr(self, name) for name in facts},
-            "settled": self.precision.runs,
-            "open": self.open,
-            **{name: _share_json(getattr(self, name)) for name in shares},
-        }
-
-
-def _share_json(share: Share) -> dict[str, float | int | None]:
-    low, high = share.interval
-    return {"right": share.right, "runs": share.runs, "value": share.value, "low": low, "high": high}
+        values = {column.name: getattr(self, column.name) for column in fields(self)}
+        shares = {name: share.to_json() for name, share in values.items() if isinstance(share, Share)}
+        return {**values, "settled": self.precision.runs, **shares}
 
 
 def report(verdicts: Iterable[RecordedVerdict], policy: Policy, now_us: int) -> list[Row]:

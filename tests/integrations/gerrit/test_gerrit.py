@@ -190,7 +190,7 @@ def test_an_api_that_refuses_is_reported_and_the_stream_goes_on(
         session = service.sessions[0][0]
         wait(lambda: session.problem, "nothing is said")
         assert session.problem == (
-            f"http://127.0.0.1:{gerrit.rest} answers 401 Unauthorized; check user ci and its HTTP password"
+            f"http://127.0.0.1:{gerrit.rest} rejects the credentials: check user ci and its HTTP password"
         )
         gerrit.write(event("change-merged", 1, 5))
         stored(kafka, name, 1)

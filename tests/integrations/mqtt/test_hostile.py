@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ciml.integrations import mqtt as client_module
 from ciml.integrations import sessions
 from ciml.integrations.config import MqttSource, load_receivers
-from ciml.integrations.mqtt import Frames, HostileBroker, MqttSession
+from ciml.integrations.mqtt import HostileBroker, MqttSession
 from ciml.limits import MIB
 from tests.integrations.receivers.kept import allocating, running, wait
 from tests.tier import tries
@@ -247,22 +247,3 @@ def test_a_flood_of_messages_waits_for_kafka(tmp_path: Path, broker: Callable[..
         time.sleep(0.5)
         assert len(kept.values) < 80
         kept.acknowledge()
-
-
-@given(st.lists(st.tuples(st.sampled_from([0x20, 0x30, 0x32, 0x40, 0x90, 0xD0]), st.integers(0, 300)), max_size=6))
-def test_frames_are_followed_in_any_parts(packets: list[tuple[int, int]]) -> None:
-    whole = b"".join(bytes([kind]) + length(size) + b"\xff" * size for kind, size in packets)
-    hostile = [size > 200 and kind >> 4 != 3 for kind, size in packets]
-    for step in (1, 3, len(whole) or 1):
-        frames, seen = Frames(200), 0
-        try:
-            for at in range(0, len(whole), step):
-                frames.see(whole[at : at + step])
-                seen = at + step
-        except HostileBroker:
-            assert any(hostile)
-            continue
-        assert not any(hostile)
-        assert seen >= len(whole)
-        if packets:
-            assert frames.oversized == (packets[-1][1] > 200)

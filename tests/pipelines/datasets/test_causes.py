@@ -19,7 +19,7 @@ from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.runs.run_log import StoredRunLog
 from ciml.transforms.examples import plan
 from ciml.transforms.examples.spans import read_span
-from ciml.verdicts.feedback.corrections import Correction, add_corrections
+from ciml.verdicts.feedback.truths import Correction, add_corrections
 from tests.pipelines.datasets.dataset_scenes import define, telemetry
 from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
 from tests.transforms.samples import make_facts

@@ -37,8 +37,8 @@ from ciml.training.sweeps.study import Outcome as TrialOutcome
 from ciml.training.sweeps.study import begin_sweep, keep_baseline, keep_outcome, sweep_store
 from ciml.transforms.examples import plan
 from ciml.trust import TrustPolicy
-from ciml.verdicts.feedback.corrections import Correction, add_corrections
 from ciml.verdicts.feedback.state import FEEDBACK
+from ciml.verdicts.feedback.truths import Correction, add_corrections
 from tests.pipelines.predict.committing import Predictions
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import RECORDINGS, by_recording, corpus

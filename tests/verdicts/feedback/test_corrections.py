@@ -8,7 +8,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
-from ciml.verdicts.feedback.corrections import Correction, add_corrections, corrections_log, corrections_of
+from ciml.verdicts.feedback.truths import Correction, add_corrections, corrections_log, corrections_of
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def test_of_several_reviewers_the_one_read_last_counts(data: DataRoot) -> None:
 
 def test_a_reviewer_may_change_their_mind_and_a_repeat_is_stored_once(data: DataRoot) -> None:
     once = Correction("zuul~1~1", "code", "review:alice", 10)
-    assert [add_corrections(data, [once]), add_corrections(data, [once._replace(time_us=11)])] == [1, 0]
+    assert [add_corrections(data, [once]), add_corrections(data, [once.replace(time_us=11)])] == [1, 0]
     assert corrections_log(data).end() == 1
-    assert add_corrections(data, [once._replace(cause="machine", time_us=12)]) == 1
+    assert add_corrections(data, [once.replace(cause="machine", time_us=12)]) == 1
     assert corrections_of(data)["zuul~1~1"].cause == "machine"
 
 
 def test_a_damaged_record_is_an_error(data: DataRoot) -> None:
     corrections_log(data).try_append(1, {"corrections": [{"run_id": "a", "cause": "weather", "by": "b", "time_us": 1}]})
-    with pytest.raises(IntegrityError, match=r"version 1: malformed record of run 'a'"):
+    with pytest.raises(IntegrityError, match=r"version 1: malformed record: Invalid enum value 'weather'"):
         corrections_of(data)

@@ -13,7 +13,7 @@ from confluent_kafka import Producer
 
 from ciml.data_root import DataRoot
 from ciml.pipelines.feedback import replica
-from ciml.verdicts.feedback.corrections import corrections_of
+from ciml.verdicts.feedback.truths import corrections_of
 from tests.pipelines.ingest.ingesting import need_real
 from tests.scraping import scrape
 from tests.services.supervising import Supervised, supervised

@@ -12,9 +12,8 @@ from ciml.data_root import DataRoot
 from ciml.events.records import Message, OffsetRange, RunFacts
 from ciml.pipelines.feedback import Judge, replica, settled
 from ciml.verdicts.feedback import truths as truths_module
-from ciml.verdicts.feedback.corrections import Correction, add_corrections
 from ciml.verdicts.feedback.standing import RERUNS, REVIEWER
-from ciml.verdicts.feedback.truths import OPEN, Truth, Truths
+from ciml.verdicts.feedback.truths import OPEN, Correction, Truth, Truths, add_corrections
 from tests.runs.scenes import UNTRUSTED, RawStore
 from tests.transforms.profiles.tables import START_US, USR, facts_of, table_of
 from tests.verdicts.feedback.reviews import NOW_S, feedback, prediction
