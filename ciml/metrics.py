@@ -15,10 +15,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from socketserver import ThreadingMixIn
 from typing import Any, Literal
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import msgspec
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -39,7 +42,7 @@ from ciml.version import __version__, commit
 
 _LOG = logging.getLogger(__name__)
 
-__all__ = ["BUILD", "LAST_OBSERVED", "Board", "Family", "Metric", "registry_of", "serve_metrics"]
+__all__ = ["BUILD", "LAST_OBSERVED", "Board", "Family", "Metric", "metric", "registry_of", "serve_metrics"]
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # an unused extra series for each
 
@@ -48,7 +51,7 @@ Type = Literal["counter", "gauge", "histogram", "summary"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, as documented in docs/metrics.md.
+    """A metric of ``metrics.toml``, as documented in docs/metrics.md.
 
     Attributes:
       name: in full: with the unit, and ``_total`` for a counter.
@@ -102,10 +105,21 @@ class Metric:
         return Gauge(self.name, self.help, self.labels, registry=registry, multiprocess_mode="mostrecent")
 
 
-BUILD = Metric("ciml_build_info", "gauge", "Version and commit of ciml; always 1.", ("version", "commit"))
-LAST_OBSERVED = Metric(
-    "ciml_last_look_timestamp_seconds", "gauge", "Time of the service's last read of manifest and topic, epoch seconds."
-)
+@cache
+def _catalogue() -> Mapping[str, Mapping[str, Any]]:
+    import tomllib
+
+    return tomllib.loads(files("ciml").joinpath("metrics.toml").read_text(encoding="utf-8"))
+
+
+def metric(name: str, buckets: tuple[float, ...] = ()) -> Metric:
+    """Return a metric of ``metrics.toml``; ``buckets`` of a histogram whose bounds the code needs too."""
+    table = {"name": name, "buckets": buckets, **_catalogue()[name]}
+    return msgspec.convert(table, Metric)
+
+
+BUILD = metric("ciml_build_info")
+LAST_OBSERVED = metric("ciml_last_look_timestamp_seconds")
 
 
 class Board(Collector):

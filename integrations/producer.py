@@ -21,7 +21,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.kafka.connect import as_engine_error, make_client
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES, MAX_WAITING_DELIVERIES_BYTES
-from ciml.metrics import Metric
+from ciml.metrics import metric
 
 _LINGER_MS = 5  # a batch of what comes within: 200 deliveries a second are few requests
 _POLL_S = 0.1
@@ -164,24 +164,10 @@ class DeliveryProducer:
             self._failing_since = None
 
 
-DELIVERIES = Metric(
-    "ciml_deliveries_total",
-    "counter",
-    "Deliveries of CI systems, by what became of them.",
-    ("receiver", "source", "outcome"),
-)
-SECONDS = Metric(
-    "ciml_delivery_seconds",
-    "histogram",
-    "Time from a delivery's header to its acknowledgement.",
-    ("receiver", "source"),
-    (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
-)
-CONNECTED = Metric(
-    "ciml_source_connected", "gauge", "Whether the receiver is connected to a source: 1 or 0.", ("receiver", "source")
-)
+DELIVERIES = metric("ciml_deliveries_total")
+SECONDS = metric("ciml_delivery_seconds")
+CONNECTED = metric("ciml_source_connected")
 
-METRICS = (DELIVERIES, SECONDS, CONNECTED)
 
 #: The source of deliveries that belong to none.
 UNKNOWN = "_unknown"

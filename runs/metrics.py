@@ -5,33 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from ciml.metrics import Family, Metric
+from ciml.metrics import Family, metric
 from ciml.runs.state import RawState
 
-EVENTS = Metric("ciml_events_total", "counter", "Settled (event, run), by source and outcome.", ("source", "outcome"))
-RUNS = Metric("ciml_runs_total", "counter", "Raw rows, by the trust rule of their ingestion.", ("trusted", "rule"))
-TRUST_CHANGES = Metric(
-    "ciml_trust_changes_total", "counter", "Changes of trust by later updates, by the new rule.", ("trusted", "rule")
-)
-IGNORED = Metric("ciml_ignored_total", "counter", "Ignored (event, run), by reason.", ("reason",))
-DEAD_LETTERS = Metric("ciml_dead_letter_total", "counter", "Dead letters ever recorded, by reason.", ("reason",))
-OPEN_DEAD_LETTERS = Metric("ciml_dead_letters_open", "gauge", "Dead letters that no replay has closed.", ("reason",))
-DEFERRED = Metric("ciml_deferred_logs", "gauge", "Runs whose log was unavailable and is tried again.", ("reason",))
-NEXT_TRY = Metric(
-    "ciml_deferred_next_try_timestamp_seconds", "gauge", "Time of the next try of a deferred log, epoch seconds."
-)
-VERSION = Metric("ciml_manifest_version", "gauge", "The last delta of a manifest.", ("manifest",))
-COMMITTED = Metric(
-    "ciml_manifest_commit_timestamp_seconds",
-    "gauge",
-    "Commit time of the last delta, epoch seconds.",
-    ("manifest",),
-)
-SINCE_CHECKPOINT = Metric(
-    "ciml_manifest_deltas_since_checkpoint", "gauge", "Deltas after the newest checkpoint.", ("manifest",)
-)
-
-METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+EVENTS = metric("ciml_events_total")
+RUNS = metric("ciml_runs_total")
+TRUST_CHANGES = metric("ciml_trust_changes_total")
+IGNORED = metric("ciml_ignored_total")
+DEAD_LETTERS = metric("ciml_dead_letter_total")
+OPEN_DEAD_LETTERS = metric("ciml_dead_letters_open")
+DEFERRED = metric("ciml_deferred_logs")
+NEXT_TRY = metric("ciml_deferred_next_try_timestamp_seconds")
+VERSION = metric("ciml_manifest_version")
+COMMITTED = metric("ciml_manifest_commit_timestamp_seconds")
+SINCE_CHECKPOINT = metric("ciml_manifest_deltas_since_checkpoint")
 
 
 def raw_families(state: RawState) -> Iterator[Family]:
@@ -49,8 +36,8 @@ def raw_families(state: RawState) -> Iterator[Family]:
             by_kind[kind][reason,] += number
     dead_letters = Counter({(reason,): number for reason, number in state.closed.items()})
     yield EVENTS.of(state.recorded)
-    for metric, counts in ((RUNS, state.trust), (TRUST_CHANGES, state.trust_changes)):
-        yield metric.of({(str(trusted).lower(), rule): number for (trusted, rule), number in counts.items()})
+    for family, counts in ((RUNS, state.trust), (TRUST_CHANGES, state.trust_changes)):
+        yield family.of({(str(trusted).lower(), rule): number for (trusted, rule), number in counts.items()})
     yield IGNORED.of(by_kind["ignored"])
     yield DEAD_LETTERS.of(dead_letters + by_kind["dead_letter"])
     yield OPEN_DEAD_LETTERS.of({**dict.fromkeys(dead_letters, 0), **by_kind["dead_letter"]})

@@ -9,52 +9,22 @@ from typing import Any, get_args
 from prometheus_client.registry import Collector
 
 from ciml.manifest.coverage import TopicState
-from ciml.metrics import Family, Metric
+from ciml.metrics import Family, metric
 from ciml.pipelines.kafka.broker import Listing
 from ciml.services.decide import Health
 
-LAG = Metric("ciml_lag_messages", "gauge", "Uncovered offsets.", ("topic", "partition"))
-COVERED = Metric(
-    "ciml_covered_messages_total",
-    "counter",
-    "Covered offsets; the rate is the throughput.",
-    ("topic", "partition"),
-)
-HEALTH = Metric("ciml_ingest_health", "gauge", "1 for the health that ciml service status reports.", ("health",))
-RESUBMISSIONS = Metric(
-    "ciml_ingest_resubmissions_total", "counter", "Jobs that the supervisor submitted as replacements."
-)
-RESTARTS = Metric("ciml_ingest_job_restarts", "gauge", "Restarts of the present job by its engine.")
-JOB_STARTED = Metric(
-    "ciml_ingest_job_start_timestamp_seconds", "gauge", "Submission time of the present job, epoch seconds."
-)
-CHECKPOINT_BYTES = Metric("ciml_ingest_checkpoint_bytes", "gauge", "Size of the job's last completed checkpoint.")
-CHECKPOINT_TIME = Metric(
-    "ciml_ingest_checkpoint_timestamp_seconds", "gauge", "Time of the job's last completed checkpoint, epoch seconds."
-)
-SERVICE_HEALTH = Metric(
-    "ciml_service_health",
-    "gauge",
-    "1 for the health that ciml service status reports of another kind than ingest.",
-    ("kind", "health"),
-)
-SERVICE_RESUBMISSIONS = Metric(
-    "ciml_service_resubmissions_total",
-    "counter",
-    "Jobs or workers that a supervisor started as replacements.",
-    ("kind",),
-)
-STATUS_AGE = Metric(
-    "ciml_status_age_seconds",
-    "gauge",
-    "Age of the figures of ciml service status: the supervisor's report (status), manifest, lag, and job.",
-    ("kind", "figures"),
-)
-PROBLEMS = Metric(
-    "ciml_service_problems", "gauge", "Number of credentials and certificates that cannot be used now.", ("kind",)
-)
-
-METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+LAG = metric("ciml_lag_messages")
+COVERED = metric("ciml_covered_messages_total")
+HEALTH = metric("ciml_ingest_health")
+RESUBMISSIONS = metric("ciml_ingest_resubmissions_total")
+RESTARTS = metric("ciml_ingest_job_restarts")
+JOB_STARTED = metric("ciml_ingest_job_start_timestamp_seconds")
+CHECKPOINT_BYTES = metric("ciml_ingest_checkpoint_bytes")
+CHECKPOINT_TIME = metric("ciml_ingest_checkpoint_timestamp_seconds")
+SERVICE_HEALTH = metric("ciml_service_health")
+SERVICE_RESUBMISSIONS = metric("ciml_service_resubmissions_total")
+STATUS_AGE = metric("ciml_status_age_seconds")
+PROBLEMS = metric("ciml_service_problems")
 
 
 def topic_families(state: TopicState, listing: Listing) -> Iterable[Family]:

@@ -22,7 +22,7 @@ from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.lineage.emitter import lineage_of
 from ciml.lineage.steps import Lineage
-from ciml.metrics import Family, Metric
+from ciml.metrics import Family, metric
 from ciml.progress import Progress
 from ciml.serving.model_files import check_digests, copy_model
 from ciml.serving.push import NotBlessedError, push, push_candidate, reconcile
@@ -37,38 +37,14 @@ from ciml.training.experiment import Experiment
 from ciml.training.refresh import Candidate, Skipped, refresh
 from ciml.trust import TrustPolicy
 
-CANDIDATES = Metric(
-    "ciml_training_candidates_total",
-    "counter",
-    "Trained models, by the gate's decision.",
-    ("model", "verdict"),
-)
-REJECTED = Metric(
-    "ciml_training_samples_rejected_total",
-    "counter",
-    "Examples left out of these models' snapshots, by trust rule, or excluded.",
-    ("model", "reason"),
-)
-PUSHES = Metric("ciml_model_pushes_total", "counter", "Pushed versions.", ("model",))
-CHAMPION = Metric("ciml_champion_version", "gauge", "The version that stable names.", ("model",))
-CHAMPION_TIME = Metric(
-    "ciml_champion_push_timestamp_seconds", "gauge", "Time of that version's push, epoch seconds.", ("model",)
-)
-STEPS = Metric("ciml_training_step_seconds", "summary", "Time of the steps of refreshes.", ("model", "step"))
-REFRESHED = Metric(
-    "ciml_training_refresh_timestamp_seconds",
-    "gauge",
-    "When the model was last up to date with its data set, epoch seconds.",
-    ("model",),
-)
-ERRORS = Metric(
-    "ciml_training_errors_total",
-    "counter",
-    "Failed refreshes: engine error or too little data.",
-    ("model", "kind"),
-)
-
-METRICS = (CANDIDATES, REJECTED, PUSHES, CHAMPION, CHAMPION_TIME, STEPS, REFRESHED, ERRORS)
+CANDIDATES = metric("ciml_training_candidates_total")
+REJECTED = metric("ciml_training_samples_rejected_total")
+PUSHES = metric("ciml_model_pushes_total")
+CHAMPION = metric("ciml_champion_version")
+CHAMPION_TIME = metric("ciml_champion_push_timestamp_seconds")
+STEPS = metric("ciml_training_step_seconds")
+REFRESHED = metric("ciml_training_refresh_timestamp_seconds")
+ERRORS = metric("ciml_training_errors_total")
 
 
 class Refreshes:

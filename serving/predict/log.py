@@ -17,7 +17,7 @@ from ciml.manifest.checkpoints import Checkpointed
 from ciml.manifest.coverage import Covered, NewCoverage, RangeSet, TopicState, coverage_json, coverage_of
 from ciml.manifest.id_index import IdSet, IdTable, Rows, TableKind, fingerprint
 from ciml.manifest.log import Delta, ManifestLog
-from ciml.metrics import Family, Metric
+from ciml.metrics import Family, metric
 from ciml.runs.metrics import manifest_families
 from ciml.storage import Store
 
@@ -27,33 +27,12 @@ LATENCIES_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 #: The latest versions of each model have series of their own; older ones are counted together.
 _VERSIONS = 10
 OLDER = "older"
-PREDICTIONS = Metric("ciml_predictions_total", "counter", "Committed predictions.", ("model", "version"))
-LATENCY = Metric(
-    "ciml_prediction_latency_seconds",
-    "histogram",
-    "Time from a run's announcement to its prediction.",
-    ("model",),
-    LATENCIES_S,
-)
-UNPREDICTABLE = Metric(
-    "ciml_unpredictable_total", "counter", "Announcements without a prediction, by reason.", ("reason",)
-)
-REPEATS = Metric(
-    "ciml_prediction_repeats_total", "counter", "Announcements of runs that the same version had already predicted."
-)
-VERDICTS = Metric(
-    "ciml_verdicts_total",
-    "counter",
-    "Committed verdicts on failed runs, by cause; unknown among them.",
-    ("model", "cause"),
-)
-OUTSIDE = Metric(
-    "ciml_verdicts_outside_total",
-    "counter",
-    "Committed verdicts on runs unlike those that the model learned.",
-    ("model",),
-)
-METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS, VERDICTS, OUTSIDE)
+PREDICTIONS = metric("ciml_predictions_total")
+LATENCY = metric("ciml_prediction_latency_seconds", LATENCIES_S)
+UNPREDICTABLE = metric("ciml_unpredictable_total")
+REPEATS = metric("ciml_prediction_repeats_total")
+VERDICTS = metric("ciml_verdicts_total")
+OUTSIDE = metric("ciml_verdicts_outside_total")
 
 
 def prediction_id(run_id: str, model: str, version: int, reclaim: str = "") -> str:

@@ -10,26 +10,20 @@ from typing import TYPE_CHECKING
 from prometheus_client import generate_latest
 
 from ciml.http.intake import RequestError
-from ciml.metrics import Board, Family, Metric, registry_of
+from ciml.metrics import Board, Family, metric, registry_of
 
 if TYPE_CHECKING:
     from ciml.serving.server.manager import ModelManager
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-_LOAD_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
-REQUESTS = Metric("ciml_model_requests_total", "counter", "Requests by status.", ("model", "api", "code"))
-REQUEST_SECONDS = Metric("ciml_model_request_seconds", "histogram", "Time to answer.", ("model", "api"), _SECONDS)
-LOADS = Metric("ciml_model_loads_total", "counter", "Attempts to load a version.", ("model", "outcome"))
-LOAD_SECONDS = Metric(
-    "ciml_model_load_seconds", "histogram", "Time to load and warm up a version.", ("model",), _LOAD_SECONDS
-)
-CONFIG_ERRORS = Metric("ciml_model_config_errors_total", "counter", "Configurations that were rejected.")
-INFO = Metric("ciml_model_info", "gauge", "Versions that are served; always 1.", ("model", "version", "label"))
-AGE = Metric("ciml_model_age_seconds", "gauge", "Time since the version was loaded.", ("model", "version"))
-
-METRICS = (REQUESTS, REQUEST_SECONDS, LOADS, LOAD_SECONDS, CONFIG_ERRORS, INFO, AGE)
+REQUESTS = metric("ciml_model_requests_total")
+REQUEST_SECONDS = metric("ciml_model_request_seconds")
+LOADS = metric("ciml_model_loads_total")
+LOAD_SECONDS = metric("ciml_model_load_seconds")
+CONFIG_ERRORS = metric("ciml_model_config_errors_total")
+INFO = metric("ciml_model_info")
+AGE = metric("ciml_model_age_seconds")
 
 
 class Metrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import tomllib
 
 from ciml.metrics import Metric
 from tests.project.test_rooms import FOLDERS, ROOT, installed
@@ -15,7 +16,7 @@ def declared() -> dict[str, Metric]:
     found: dict[str, Metric] = {}
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
-            if "Metric(" not in path.read_text():
+            if " = metric(" not in path.read_text():
                 continue
             module = installed(str(path.relative_to(ROOT))).removesuffix(".py").replace("/", ".")
             for value in vars(importlib.import_module(module)).values():
@@ -36,6 +37,10 @@ def test_the_table_is_what_the_code_declares() -> None:
     assert len(metrics) > 30
     table = documented((ROOT / "docs" / "metrics.md").read_text())
     assert table == {name: (one.type, one.labels) for name, one in metrics.items()}
+
+
+def test_the_catalogue_has_no_other_metric() -> None:
+    assert declared().keys() == tomllib.loads((ROOT / "ciml" / "metrics.toml").read_text()).keys()
 
 
 def test_names_are_prometheus_own() -> None:

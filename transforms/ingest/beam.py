@@ -19,7 +19,7 @@ from apache_beam.metrics import Metrics
 
 from ciml.events.cloudevents import decode_message
 from ciml.events.records import Batch
-from ciml.metrics import Metric
+from ciml.metrics import Metric, metric
 from ciml.storage import Store as ObjectStore
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import guarded_messages, guarded_runs
@@ -30,34 +30,20 @@ from ciml.trust import TrustPolicy, evaluate_batch
 #: Namespace of all Beam counters of ciml. In Flink they are ``ciml.<name>_count`` and ``ciml.<name>_ms``.
 NAMESPACE = "ciml"
 
-_FETCH = Metric(
-    "ciml_telemetry_fetch_seconds",
-    "histogram",
-    "Time to fetch a log, or to find it unavailable.",
-    (),
-    (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
-)
-_COMMIT = Metric(
-    "ciml_commit_seconds",
-    "histogram",
-    "Time to commit settled batches, including other committers' deltas.",
-    ("manifest",),
-    (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
-)
-
-METRICS = (_FETCH, _COMMIT)
+_FETCH = metric("ciml_telemetry_fetch_seconds")
+_COMMIT = metric("ciml_commit_seconds")
 
 
 class Timing:
     """Durations of one operation, on any thread.
 
     Args:
-      metric: the histogram.
+      duration: the histogram.
       name: name of the Beam counters.
     """
 
-    def __init__(self, metric: Metric, name: str) -> None:
-        self.histogram = metric.histogram()
+    def __init__(self, duration: Metric, name: str) -> None:
+        self.histogram = duration.histogram()
         self._name = name
 
     def observe(self, seconds: Iterable[float], *labels: str) -> None:

@@ -5,52 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from ciml.metrics import Family, Metric
+from ciml.metrics import Family, metric
 from ciml.runs.metrics import manifest_families
 from ciml.verdicts.feedback.state import REACTIONS as KINDS
 from ciml.verdicts.feedback.state import SECONDS, FeedbackState
 
-VERDICTS = Metric("ciml_feedback_verdicts_total", "counter", "Predictions, by what became of them.", ("outcome",))
-MESSAGES = Metric(
-    "ciml_feedback_messages_total", "counter", "Messages on patch sets, by what became of them.", ("system", "outcome")
-)
-SETTLED = Metric(
-    "ciml_feedback_recorded_verdicts",
-    "gauge",
-    "Verdicts that were or would have been said, by what settled them.",
-    ("model", "cause", "state"),
-)
-WAITING = Metric("ciml_feedback_waiting", "gauge", "Patch sets whose message is due, or settles.", ("system",))
-UNSETTLED = Metric("ciml_feedback_unsettled", "gauge", "Calls whose outcome is unknown.", ("system",))
-OLDEST = Metric(
-    "ciml_feedback_oldest_timestamp_seconds",
-    "gauge",
-    "Time of the verdict that waits longest, epoch seconds.",
-    ("system",),
-)
-PAUSED = Metric(
-    "ciml_feedback_paused_until_timestamp_seconds",
-    "gauge",
-    "Until when a system asked to wait, epoch seconds.",
-    ("system",),
-)
-REACTIONS = Metric("ciml_feedback_reactions_total", "counter", "Reactions to messages.", ("system", "kind"))
-DELAY = Metric(
-    "ciml_feedback_seconds",
-    "histogram",
-    "Time from the end of a patch set's last failed run to its message.",
-    ("system",),
-    SECONDS,
-)
-CALLS = Metric(
-    "ciml_feedback_call_seconds",
-    "histogram",
-    "Time of a call of a review system.",
-    ("system", "call"),
-    (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
-)
-
-METRICS = (VERDICTS, SETTLED, MESSAGES, WAITING, UNSETTLED, OLDEST, PAUSED, REACTIONS, DELAY, CALLS)
+VERDICTS = metric("ciml_feedback_verdicts_total")
+MESSAGES = metric("ciml_feedback_messages_total")
+SETTLED = metric("ciml_feedback_recorded_verdicts")
+WAITING = metric("ciml_feedback_waiting")
+UNSETTLED = metric("ciml_feedback_unsettled")
+OLDEST = metric("ciml_feedback_oldest_timestamp_seconds")
+PAUSED = metric("ciml_feedback_paused_until_timestamp_seconds")
+REACTIONS = metric("ciml_feedback_reactions_total")
+DELAY = metric("ciml_feedback_seconds", SECONDS)
+CALLS = metric("ciml_feedback_call_seconds")
 
 
 def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[Family]:

@@ -205,7 +205,7 @@ def test_an_unknown_outcome_is_settled_by_reading(
             assert client.post(change, text).body == text.body  # an answer of any form is no failure
         else:
             with monkeypatch.context() as short:
-                short.setattr(http, "CALL_S", 3.0)
+                short.setattr(http.Rest, "call_s", 3.0)
                 with pytest.raises(Unsettled):
                     client.post(change, text)
         found = client.find(change, MARKER)

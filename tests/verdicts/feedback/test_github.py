@@ -255,7 +255,7 @@ def test_an_unknown_outcome_is_settled_by_reading(
     assert client.find(ref(), MARKER) is None  # the App's token is there already
     github_server.plan = in_turn(fault)
     with monkeypatch.context() as short:
-        short.setattr(http, "CALL_S", 1.0)
+        short.setattr(http.Rest, "call_s", 1.0)
         with pytest.raises(Unsettled, match="it may have done what was asked"):
             client.post(ref(), message())
     found = client.find(ref(), MARKER)
@@ -270,7 +270,7 @@ def test_a_read_that_fails_has_changed_nothing(
 ) -> None:
     github_server.plan = in_turn(fault, writes=False)
     with monkeypatch.context() as short:
-        short.setattr(http, "CALL_S", 0.3)
+        short.setattr(http.Rest, "call_s", 0.3)
         with pytest.raises(EngineError) as caught:
             commenting.head(ref())
     assert not isinstance(caught.value, Unsettled)

@@ -156,7 +156,7 @@ def test_an_unknown_outcome_is_settled_by_reading(
     for text in ("second", "third"):
         server.plan = in_turn(fault)
         with monkeypatch.context() as short:
-            short.setattr(http, "CALL_S", 1.0)
+            short.setattr(http.Rest, "call_s", 1.0)
             with pytest.raises(Unsettled):
                 client.edit(posted, message(text)) if text == "second" else client.post(CHANGE, message(text))
         found = client.find(CHANGE, message().marker)
