@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ciml.cli.command import HERE, EngineChoice, running_engines
+from ciml.cli.output import status_line
 from ciml.errors import CimlError
 from ciml.options import flag, option, repeated
 
 if TYPE_CHECKING:
-    from ciml.pipelines.dataflow.job import Launched
+    from ciml.pipelines.dataflow.job import Build, Launched
     from ciml.pipelines.dataflow.settings import DataflowSettings
+    from ciml.services.decide import ServiceProgress
     from ciml.services.driver import Report
     from ciml.services.options import ServiceOptions
     from ciml.services.service import Service, TopicService, Until
+    from ciml.transforms.fetch.policy import FetchPolicy
 
 #: Longest outage of a broker or a store in the foreground, seconds.
 PATIENCE_S = 300.0
@@ -117,6 +120,7 @@ class DataflowJob:
         if self.update and not self.submit:
             raise CimlError("--update: replaces a running job, so it needs --submit")
         require_dataflow()
+        self.name_or("ciml")
         return DataflowSettings.load(self.dataflow)
 
     def name_or(self, default: str) -> str:
@@ -165,6 +169,32 @@ class Batch(DataflowJob):
     def launches(self) -> bool:
         """Whether it runs as a job on Dataflow."""
         return self.runner[0] == DATAFLOW
+
+    def launch(self, build: Build, name: str, *, work: str, then: str, fetch: FetchPolicy | None = None) -> None:
+        """Write or submit the job, and print what was made.
+
+        Args:
+          build: adds the transforms to a pipeline.
+          name: default name of the job.
+          work: what it does, for people.
+          then: command for afterwards.
+          fetch: the policy of its downloads.
+        """
+        from ciml.pipelines.dataflow.job import launch
+        from ciml.pipelines.dataflow.settings import secrets_here
+
+        settings = self.settings()
+        launched = launch(
+            build,
+            settings,
+            self.name_or(name),
+            streaming=False,
+            template=self.template,
+            extra=self.beam_options,
+            hidden=secrets_here(fetch=fetch),
+        )
+        click.echo(work)
+        print_launched(launched, settings, streaming=False, then=then)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,15 +290,29 @@ class Running(OnEngine, DataflowJob):
     runner: str | None = option(kind=click.Choice([DATAFLOW]))
     update: bool = flag()
 
-    def launch(self, options: ServiceOptions) -> bool:
-        """Write or submit the service's job, if it is to run on Dataflow; return whether it is.
+    def stream(
+        self,
+        options: ServiceOptions,
+        text: Callable[[ServiceProgress, str], str],
+        *,
+        patience_s: float | None = PATIENCE_S,
+    ) -> None:
+        """Run a service and show its status, or write or submit its job for Dataflow.
 
         Args:
           options: of the service.
+          text: the status for the progress of the service, and for its wait.
+          patience_s: see `ciml.services.driver.drive`.
         """
-        if self.runner != DATAFLOW:
-            self.check_unused()
-            return False
+        if self.runner == DATAFLOW:
+            self._launch(options)
+            return
+        self.check_unused()
+        service = options.service()
+        with status_line(f"{options.subject} by {self.engine}") as show:
+            self.run(service, lambda progress, word: show(text(progress, word)), patience_s=patience_s)
+
+    def _launch(self, options: ServiceOptions) -> None:
         for name, value in (
             ("--once", self.once),
             ("--until-idle", self.until_idle),
@@ -291,7 +335,6 @@ class Running(OnEngine, DataflowJob):
             extra=self.beam_options,
         )
         print_launched(launched, settings, streaming=True)
-        return True
 
 
 def as_s3(*places: tuple[str | None, str]) -> None:

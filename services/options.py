@@ -43,14 +43,13 @@ class ServiceOptions(ABC):
       kind: of the service; a key of `KINDS`.
       submits: whether a supervisor submits its job to Flink itself; else a worker process runs the service.
       pipeline: whether it runs a pipeline, on an engine.
-      data: the data root, or "".
-      bootstrap: ``host:port`` of the broker, or "".
-      subject: the topic that the service reads, or that a receiver writes; or "".
+      subject_field: the field with the topic that the service reads, or that a receiver writes; or "".
     """
 
     kind: ClassVar[str]
     submits: ClassVar[bool] = False
     pipeline: ClassVar[bool] = False
+    subject_field: ClassVar[str] = ""
 
     @abstractmethod
     def service(self) -> Service:
@@ -58,19 +57,24 @@ class ServiceOptions(ABC):
 
     @property
     def data(self) -> str:
-        return ""
+        """The data root, or ""."""
+        return str(getattr(self, "data_path", ""))
 
     @property
     def bootstrap(self) -> str:
-        return ""
+        """``host:port`` of the broker, or ""."""
+        return str(getattr(self, "kafka", ""))
 
     @property
     def subject(self) -> str:
-        return ""
+        """The topic of ``subject_field``, or ""."""
+        return str(getattr(self, self.subject_field, ""))
 
     def with_addresses(self, kafka: str | None, model_server: str | None) -> Self:
         """Return the options with the present addresses of the home's own engines, if it uses them."""
-        return self
+        addresses = {"kafka": kafka, "server": model_server}
+        present = {name: address for name, address in addresses.items() if address is not None}
+        return replace(self, **{name: present[name] for name in self.names() if name in present})
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -100,21 +104,10 @@ class ServiceOptions(ABC):
 class _WithBroker(ServiceOptions, BrokerOptions, ABC):
     kafka: str = option(kind="broker", required=True)
 
-    @property
-    def bootstrap(self) -> str:
-        return self.kafka
-
-    def with_addresses(self, kafka: str | None, model_server: str | None) -> Self:
-        return self if kafka is None else replace(self, kafka=kafka)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TopicOptions(_WithBroker, ABC):
     data_path: str = option(kind="data", required=True)
-
-    @property
-    def data(self) -> str:
-        return self.data_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +124,7 @@ class IngestOptions(TopicOptions, IngestPolicyOptions):
     """
 
     kind = "ingest"
+    subject_field = "topic"
     submits = True
     pipeline = True
     data_path: str = option(kind="new data", required=True)
@@ -139,10 +133,6 @@ class IngestOptions(TopicOptions, IngestPolicyOptions):
     dead_letters_topic: str = option("", shown="none", metavar="TOPIC")
     jobs: tuple[str, ...] = repeated(metavar="GLOB")
     delays: tuple[float, ...] = repeated("time", flags="--retry-after")
-
-    @property
-    def subject(self) -> str:
-        return self.topic
 
     def open(self) -> IngestConfig:
         """Open what the options name.
@@ -188,6 +178,7 @@ class PredictOptions(TopicOptions):
     """
 
     kind = "predict"
+    subject_field = "runs_topic"
     submits = True
     pipeline = True
     model: str = option(metavar="NAME", required=True)
@@ -195,14 +186,6 @@ class PredictOptions(TopicOptions):
     server: str = option(kind="model server", required=True)
     runs_topic: str = option("runs", metavar="TOPIC")
     predictions_topic: str = option("predictions", metavar="TOPIC")
-
-    @property
-    def subject(self) -> str:
-        return self.runs_topic
-
-    def with_addresses(self, kafka: str | None, model_server: str | None) -> Self:
-        options = super().with_addresses(kafka, model_server)
-        return options if model_server is None else replace(options, server=model_server)
 
     def open(self) -> PredictConfig:
         """Open what the options name. Raises `CimlError` for an option that is not a pair, or an unknown scheme."""
@@ -242,6 +225,7 @@ class LiveOptions(TopicOptions):
     """
 
     kind = "live"
+    subject_field = "samples_topic"
     pipeline = True
     data_path: str = option(kind="new data", required=True)
     datasets: tuple[str, ...] = repeated(metavar="NAME", required=True)
@@ -253,10 +237,6 @@ class LiveOptions(TopicOptions):
     slack: float = option(60.0, "time")
     grace: float = option(60.0, "time")
     silence: float = option(1800.0, "time")
-
-    @property
-    def subject(self) -> str:
-        return self.samples_topic
 
     def open(self) -> LiveConfig:
         """Open what the options name.
@@ -297,12 +277,9 @@ class FeedbackOptions(TopicOptions):
     """
 
     kind = "feedback"
+    subject_field = "predictions_topic"
     config: str = option(kind="absolute file", envvar="CIML_FEEDBACK", required=True)
     predictions_topic: str = option("predictions", metavar="TOPIC")
-
-    @property
-    def subject(self) -> str:
-        return self.predictions_topic
 
     def open(self) -> FeedbackConfig:
         """Open what the options name.
@@ -351,10 +328,6 @@ class TrainerOptions(ServiceOptions, LearnOptions):
     min_decided: float | None = option(kind="share")
     lineage: bool = flag("--lineage/--no-lineage", envvar="CIML_LINEAGE")
 
-    @property
-    def data(self) -> str:
-        return self.data_path
-
     def open(self) -> TrainConfig:
         """Open what the options name, and store the exclusions of the file ``exclude``.
 
@@ -397,12 +370,9 @@ class ReceiverOptions(_WithBroker, ABC):
       topic: Topic that ciml ingest reads.
     """
 
+    subject_field = "topic"
     config: str = option(kind="absolute file", envvar="CIML_RECEIVERS", required=True)
     topic: str = option("ci-events", metavar="TOPIC")
-
-    @property
-    def subject(self) -> str:
-        return self.topic
 
     def open(self) -> tuple[Receivers, KafkaOptions, str]:
         """Return the arguments of the receiver. Raises `CimlError` for an invalid file or option."""

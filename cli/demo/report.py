@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from ciml.cli.demo.result import DemoResult, Refresh, Share
-from ciml.cli.tables import print_table
+from ciml.cli.output import print_table
 from ciml.reports.page import Page, Section, Table, Tile
 from ciml.reports.page import render as render_page
 

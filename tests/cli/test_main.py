@@ -143,7 +143,7 @@ def test_version():
 @pytest.mark.parametrize("shown", ["progress_bar('x') as show: show('s', 1, 2)", "bars() as show: show('x', 1, 2)"])
 def test_bars_are_only_for_terminals_even_with_forced_colours(shown: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", f"from ciml.cli.progress import bars, progress_bar\nwith {shown}"],
+        [sys.executable, "-c", f"from ciml.cli.output import bars, progress_bar\nwith {shown}"],
         capture_output=True,
         text=True,
         env={**os.environ, "FORCE_COLOR": "1"},

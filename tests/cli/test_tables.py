@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ciml.cli.tables import print_table
+from ciml.cli.output import print_table
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:

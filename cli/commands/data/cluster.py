@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from ciml.cli.command import make_command
 from ciml.cli.commands.data.plot import ReportOptions
 from ciml.cli.options import Data, Json
-from ciml.cli.progress import progress_bar
-from ciml.cli.tables import print_table
+from ciml.cli.output import print_table, progress_bar
 from ciml.options import flag, option, repeated
 
 if TYPE_CHECKING:
@@ -92,12 +91,11 @@ def _show(page: str, clustering: Clustering) -> None:
     rows = []
     for trial in clustering.tried:
         agreed = clustering.agreements[trial.k][fact]
-        numbers: list[Any] = [trial.distortion, trial.silhouette, clustering.lengths[trial.k]]
-        numbers += (
+        measures = (
             [agreed.rand, agreed.random_rand_95, agreed.mutual, agreed.random_mutual_95] if agreed else [None] * 4
         )
         mark = "*" if trial.k == clustering.chosen.k else ""
-        rows.append([f"{mark}{trial.k}", *("–" if number is None else f"{number:.3f}" for number in numbers)])
+        rows.append([f"{mark}{trial.k}", trial.distortion, trial.silhouette, clustering.lengths[trial.k], *measures])
     headings = ["k", "distance", "silhouette", "lengths", "adj. Rand", "random", "NMI", "random"]
     title = f"{len(clustering.runs):,} runs; agreement with {shown(fact)}"
     print_table(headings, rows, title=title, right=headings)

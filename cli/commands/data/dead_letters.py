@@ -14,8 +14,8 @@ import click
 
 from ciml.cli.command import filled, make_command
 from ciml.cli.options import Data, Json, JsonLines
+from ciml.cli.output import print_columns
 from ciml.cli.running import stop_on_signals
-from ciml.cli.tables import print_columns
 from ciml.errors import CimlError
 from ciml.events.listing import TOPIC, is_listing
 from ciml.events.records import reasons_of, totals_of
@@ -320,7 +320,7 @@ def replay_command(options: ReplayOptions) -> int:
 
     Exit codes: 0 all closed, 5 some stay open, 130 interrupted, 2 wrong use, 3 a store does not answer.
     """
-    from ciml.cli.progress import Bar
+    from ciml.cli.output import counted_bar
     from ciml.pipelines.ingest.replay import preview, replay
 
     config = options.open()
@@ -328,11 +328,11 @@ def replay_command(options: ReplayOptions) -> int:
         options.show(preview(config), _print_preview, _preview_json)
         return 0
     stop = stop_on_signals()
-    with Bar("replay", "dead letters") as bar:
+    with counted_bar("replay", "dead letters") as show:
         result = replay(
             config,
             stop=stop,
-            report=lambda progress: bar.show(progress.tried, progress.total, totals_of(progress.became)),
+            report=lambda progress: show(progress.tried, progress.total, totals_of(progress.became)),
         )
     options.show(result, _print_replayed, _replayed_json)
     return _INTERRUPTED if not result.complete else _SOME_LEFT if result.still else 0
@@ -350,7 +350,7 @@ def _replayed_json(result: Replayed) -> dict[str, Any]:
 
 
 def _print_replayed(result: Replayed) -> None:
-    from ciml.cli.progress import counts_text
+    from ciml.cli.output import counts_text
 
     counts = counts_text(totals_of(result.became))
     click.echo(f"{result.tried:,} dead letters replayed: {result.closed:,} closed{f' ({counts})' if counts else ''}")

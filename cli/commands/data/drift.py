@@ -12,7 +12,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json
-from ciml.cli.tables import print_table
+from ciml.cli.output import print_table
 from ciml.options import argument, flag, option, repeated
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def command(options: DriftOptions) -> int:
     Exit codes: 0 no drift or too few runs; 5 drift; 2 wrong use or nothing to compare with; 3 a store does not answer;
     4 stored data is inconsistent.
     """
-    from ciml.cli.progress import progress_bar
+    from ciml.cli.output import progress_bar
     from ciml.pipelines.datasets.validate import validate_dataset
     from ciml.transforms.drift.compare import Report
     from ciml.transforms.drift.detect import DriftPolicy

@@ -10,8 +10,8 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Json, NewData, S3Environment
+from ciml.cli.output import print_table
 from ciml.cli.running import stop_on_signals
-from ciml.cli.tables import print_table
 from ciml.errors import CimlError
 from ciml.options import TrustOptions, argument, flag, option, repeated
 
@@ -69,7 +69,7 @@ def command(options: LoadOptions) -> int:
 
     Exit codes: 0 loaded, 130 interrupted, 2 wrong use or too many bad rows, 3 a store does not answer.
     """
-    from ciml.cli.progress import bars
+    from ciml.cli.output import bars
     from ciml.pipelines.backfill.load import load
     from ciml.pipelines.backfill.load_report import LoadReport, RejectedTableError
     from ciml.trust import TrustPolicy
@@ -108,9 +108,9 @@ def _print(report: LoadReport) -> None:
     for reason, count, rows, _ in report.reasons():
         first = rows[0]
         where = f"{first.number:,}" + (f", {first.column}" if first.column else "")
-        table.append((f"{count:,}", reason, where, first.value, first.detail))
+        table.append((count, reason, where, first.value, first.detail))
     headings = ("rows", "reason", "first row", "value", "fault")
-    print_table(headings, table, title="Unusable rows", right=["rows"])
+    print_table(headings, table, title="Unusable rows")
     for reason, _, _, remedy in report.reasons():
         click.echo(f"{reason}: {remedy}")
 

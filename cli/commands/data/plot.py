@@ -9,7 +9,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import S3Environment
-from ciml.cli.progress import progress_bar
+from ciml.cli.output import progress_bar
 from ciml.errors import CimlError
 from ciml.options import argument, option
 

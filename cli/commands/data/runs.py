@@ -13,8 +13,8 @@ import msgspec
 from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.options import Data, Json, JsonLines
+from ciml.cli.output import print_table
 from ciml.cli.param_types import DAY
-from ciml.cli.tables import print_table
 from ciml.errors import UnknownRunError
 from ciml.options import argument, flag, option, repeated
 
@@ -81,7 +81,7 @@ def list_runs(options: ListOptions) -> None:
 def print_runs(runs: Sequence[dict[str, Any]], title: str = "") -> None:
     """Print a table of runs."""
     rows = [
-        (run["run_id"], run["build_name"], run["outcome"], "yes" if run["trusted"] else "no", f"{run['rows']:,}")
+        (run["run_id"], run["build_name"], run["outcome"], "yes" if run["trusted"] else "no", run["rows"])
         for run in runs
     ]
     print_table(("run", "job", "outcome", "trusted", "samples"), rows, title=title)
@@ -106,7 +106,7 @@ def show(options: ShowOptions) -> int:
       ciml runs show zuul~5f0c~1 --data-path data
     """
 
-    from ciml.cli.progress import bars
+    from ciml.cli.output import bars
     from ciml.progress import renamed
     from ciml.runs.latest_runs import attempts_of, entries_of, row_of
     from ciml.runs.state import open_raw
@@ -213,7 +213,7 @@ def verify(options: VerifyOptions) -> int:
       ciml runs verify --data-path data
       ciml runs verify --sample 1000 --json --data-path s3://bucket/data
     """
-    from ciml.cli.progress import bars
+    from ciml.cli.output import bars
     from ciml.runs.verify import verify_raw
 
     raw = options.root.raw
@@ -264,7 +264,7 @@ def compact(options: CompactOptions) -> int:
       ciml runs compact --data-path data
       ciml runs compact --older-than 7d --grace 2d --json --data-path s3://bucket/data
     """
-    from ciml.cli.progress import bars
+    from ciml.cli.output import bars
     from ciml.runs.compact import compact as run
 
     data = options.root
@@ -358,10 +358,10 @@ def as_dict(state: RawState) -> dict[str, Any]:
         "runs": state.index.run_count(),
         "totals": state.totals(),
         "reasons": reasons_of(state.counts),
-        "trust": [{"trusted": trusted, "rule": rule, "runs": n} for (trusted, rule), n in sorted(state.trust.items())],
-        "trust_changes": [
-            {"trusted": trusted, "rule": rule, "runs": n} for (trusted, rule), n in sorted(state.trust_changes.items())
-        ],
+        **{
+            name: [{"trusted": trusted, "rule": rule, "runs": n} for (trusted, rule), n in sorted(counts.items())]
+            for name, counts in (("trust", state.trust), ("trust_changes", state.trust_changes))
+        },
         "covered": {
             f"{topic}[{partition}]": [list(part) for part in ranges] for topic, partition, ranges in state.partitions()
         },
@@ -370,7 +370,7 @@ def as_dict(state: RawState) -> dict[str, Any]:
 
 def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[str]:
     """Return the faults of the runs in the manifest up to ``version``, one line each."""
-    from ciml.cli.progress import bars
+    from ciml.cli.output import bars
     from ciml.events.records import RawFile, rows_of
     from ciml.runs.reader import verify_runs
 
@@ -397,17 +397,15 @@ def _print_summary(latest: list[dict[str, Any]], state: RawState) -> None:
         click.echo("Nothing has been committed yet.")
         return
     rows = [
-        (word, reason, f"{number:,}")
+        (word, reason, number)
         for kind, word in KIND_WORDS.items()
         for (counted_kind, reason), number in sorted(state.counts.items())
         if counted_kind == kind
     ]
-    for (trusted, rule), number in sorted(state.trust.items(), reverse=True):
-        rows.append(("  of the runs", f"{'trusted' if trusted else 'not trusted'}: {rule}", f"{number:,}"))
-    for (trusted, rule), number in sorted(state.trust_changes.items(), reverse=True):
-        rows.append(("  later", f"{'trusted' if trusted else 'not trusted'}: {rule}", f"{number:,}"))
-    numbers = "events x runs"
-    print_table(("class", "reason", numbers), rows, title=f"Raw manifest, version {state.version}", right=[numbers])
+    for word, counts in (("  of the runs", state.trust), ("  later", state.trust_changes)):
+        for (trusted, rule), number in sorted(counts.items(), reverse=True):
+            rows.append((word, f"{'trusted' if trusted else 'not trusted'}: {rule}", number))
+    print_table(("class", "reason", "events x runs"), rows, title=f"Raw manifest, version {state.version}")
     if latest:
         print_runs(latest, "Latest runs")
 

@@ -11,7 +11,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, JsonLines
-from ciml.cli.tables import print_table
+from ciml.cli.output import print_table
 from ciml.options import repeated
 
 if TYPE_CHECKING:
@@ -85,12 +85,11 @@ def list_tables(options: ListOptions) -> None:
 
 
 def _print_tables(tables: list[TableState]) -> None:
-    numbers = ("version", "rows", "files", "behind")
     rows = []
     for table in tables:
-        values = [getattr(table, number) for number in numbers]
-        rows.append((table.name, *("none" if value is None else f"{value:,}" for value in values), table.url))
-    print_table(("table", *numbers, "place"), rows, right=numbers)
+        version = "none" if table.version is None else table.version
+        rows.append((table.name, version, table.rows, table.files, table.behind, table.url))
+    print_table(("table", "version", "rows", "files", "behind", "place"), rows)
 
 
 def update_tables(data: DataRoot, names: Iterable[str]) -> None:

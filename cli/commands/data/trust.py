@@ -12,7 +12,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json
-from ciml.cli.tables import print_table
+from ciml.cli.output import print_table
 from ciml.errors import UnknownRunError
 from ciml.options import TrustOptions, argument, flag
 
@@ -85,13 +85,13 @@ def _print_review(review: Review) -> None:
     )
     if not changed:
         return
-    rules = [(_words(before), _words(after), f"{number:,}") for (before, after), number in review.rules.most_common()]
-    print_table(("from", "to", "runs"), rules, title="By rule", right=["runs"])
+    rules = [(_words(before), _words(after), number) for (before, after), number in review.rules.most_common()]
+    print_table(("from", "to", "runs"), rules, title="By rule")
     places = [
-        (source, job, "trusted" if trusted else "not trusted", f"{number:,}")
+        (source, job, "trusted" if trusted else "not trusted", number)
         for (source, job, trusted), number in review.places.most_common(_PLACES)
     ]
-    print_table(("source", "job", "to", "runs"), places, title="By source and job", right=["runs"])
+    print_table(("source", "job", "to", "runs"), places, title="By source and job")
     if (more := len(review.places) - _PLACES) > 0:
         click.echo(f"and {more:,} more; --json has all")
 

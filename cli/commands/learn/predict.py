@@ -6,15 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.options import Data, JsonLines
-from ciml.cli.progress import progress_bar
+from ciml.cli.output import print_table, progress_bar
 from ciml.cli.running import PATIENCE_S, Running
-from ciml.cli.tables import print_table
 from ciml.events.outcomes import OUTCOMES
 from ciml.options import argument, option
 from ciml.services.options import PredictOptions
@@ -92,20 +91,18 @@ def files(options: FilesOptions) -> int:
 
 
 def _print(files: Sequence[str], predictions: Sequence[Prediction], title: str) -> None:
-    columns: dict[str, list[str]] = {
+    columns: dict[str, list[Any]] = {
         "file": list(files),
         "class": [prediction.class_name or "" for prediction in predictions],
-        "probability": [
-            "" if prediction.probability is None else f"{prediction.probability:.3f}" for prediction in predictions
-        ],
-        "windows": [f"{prediction.n_windows:,}" if prediction.n_windows else "" for prediction in predictions],
+        "probability": [prediction.probability for prediction in predictions],
+        "windows": [prediction.n_windows or None for prediction in predictions],
     }
     if any(prediction.verdict for prediction in predictions):
         verdicts = [_verdict(prediction.verdict) if prediction.verdict else ("", "", "") for prediction in predictions]
         columns |= dict(zip(("verdict", "base rate", "retry"), map(list, zip(*verdicts, strict=True)), strict=True))
     if any(prediction.remark for prediction in predictions):
         columns["remark"] = [prediction.remark for prediction in predictions]
-    print_table(list(columns), list(zip(*columns.values(), strict=True)), title=title, right=["probability", "windows"])
+    print_table(list(columns), zip(*columns.values(), strict=True), title=title)
 
 
 def _verdict(verdict: Verdict) -> tuple[str, str, str]:
@@ -132,18 +129,12 @@ def stream(options: PredictOptions, running: Running) -> None:
       ciml predict stream --model provider --data-path data
       ciml predict stream --model provider --data-path data --once --engine micro-batches
     """
-    from ciml.cli.progress import Counts
 
-    if running.launch(options):
-        return
-    service = options.service()
-    with Counts(f"{service.topic} by {running.engine}") as counts:
+    def text(progress: ServiceProgress, word: str) -> str:
+        counts = ", ".join(f"{number:,} {unit}" for unit, number in progress.facts["counts"].items())
+        return f"{counts or 'no predictions yet'}; {progress.behind:,} runs to go; {word}"
 
-        def report(progress: ServiceProgress, word: str) -> None:
-            text = ", ".join(f"{number:,} {unit}" for unit, number in progress.facts["counts"].items())
-            counts.update(f"{text or 'no predictions yet'}; {progress.behind:,} runs to go; {word}")
-
-        running.run(service, report, patience_s=PATIENCE_S if running.until is None else 0.0)
+    running.stream(options, text, patience_s=PATIENCE_S if running.until is None else 0.0)
 
 
 class _Group(DefaultGroup):

@@ -10,7 +10,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Json, JsonLines
-from ciml.cli.tables import print_columns
+from ciml.cli.output import print_columns
 from ciml.options import argument, option, repeated
 
 if TYPE_CHECKING:

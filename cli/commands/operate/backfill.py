@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,8 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Json, NewData, S3Environment
-from ciml.cli.running import Batch, as_s3, collecting_rarely, print_launched, stop_on_signals
-from ciml.cli.tables import print_table
+from ciml.cli.output import print_table
+from ciml.cli.running import Batch, as_s3, collecting_rarely, stop_on_signals
 from ciml.options import PolicyOptions, argument, flag, option, repeated
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def command(options: CommandOptions, batch: Batch) -> int:
     Exit codes: 0 all selected lines are settled, 130 interrupted, 2 wrong use or no such listing or logs, 3 a store or
     Flink does not answer, 4 stored data is inconsistent.
     """
-    from ciml.cli.progress import Bar
+    from ciml.cli.output import counted_bar
     from ciml.events.listing import open_listing
     from ciml.pipelines.backfill.backfill import backfill
     from ciml.pipelines.backfill.survey import Survey, survey
@@ -116,7 +117,8 @@ def command(options: CommandOptions, batch: Batch) -> int:
         return 0
     runner, job_endpoint = batch.runner
     stop = stop_on_signals()
-    with Bar(f"{Path(listing.url).name}") as bar:
+    begun = time.monotonic()
+    with counted_bar(Path(listing.url).name) as show:
         tally = backfill(
             config,
             listing,
@@ -124,13 +126,14 @@ def command(options: CommandOptions, batch: Batch) -> int:
             job_endpoint=job_endpoint,
             extra=batch.beam_options,
             stop=stop,
-            report=lambda tally: bar.show(tally.passed, tally.lines - tally.before, tally.totals()),
+            report=lambda tally: show(tally.passed, tally.lines - tally.before, tally.totals()),
         )
+    seconds = time.monotonic() - begun
     hint = f"ciml dead-letters list --data-path {options.data_path}"
     options.show(
         tally,
-        lambda tally: click.echo(summary(listing, tally, bar.seconds, hint)),
-        lambda tally: {**tally.to_json(), "seconds": round(bar.seconds, 3)},
+        lambda tally: click.echo(summary(listing, tally, seconds, hint)),
+        lambda tally: {**tally.to_json(), "seconds": round(seconds, 3)},
     )
     return 0 if tally.complete else _INTERRUPTED
 
@@ -138,12 +141,10 @@ def command(options: CommandOptions, batch: Batch) -> int:
 def _launch(options: CommandOptions, batch: Batch) -> None:
     """Write or submit the backfill as one job on Dataflow."""
     as_s3((options.data_path, "--data-path"), (options.logs, "--logs"), (options.listing, "LISTING"))
-    settings = batch.settings()
-    name = batch.name_or(f"ciml-backfill-{Path(options.listing).name.partition('.')[0]}")
+    batch.settings()
     from ciml.events.listing import open_listing
     from ciml.pipelines.backfill.backfill import plan_backfill
-    from ciml.pipelines.dataflow.job import launch
-    from ciml.pipelines.dataflow.settings import check_fetch, secrets_here
+    from ciml.pipelines.dataflow.settings import check_fetch
 
     config = options.open()
     check_fetch(config.fetch)
@@ -153,23 +154,19 @@ def _launch(options: CommandOptions, batch: Batch) -> None:
     if not planned.works:
         click.echo(f"{listing.url}: all selected lines are settled already")
         return
-    launched = launch(
-        planned.build,
-        settings,
-        name,
-        streaming=False,
-        template=batch.template,
-        extra=batch.beam_options,
-        hidden=secrets_here(fetch=config.fetch),
-    )
-    click.echo(f"{listing.url}: {planned.lines:,} of {listing.lines:,} lines to settle")
     check = shlex.join(["ciml", "backfill", options.listing, "--logs", options.logs, "--data-path", options.data_path])
-    print_launched(launched, settings, streaming=False, then=f"{check} --dry-run")
+    batch.launch(
+        planned.build,
+        f"ciml-backfill-{Path(options.listing).name.partition('.')[0]}",
+        work=f"{listing.url}: {planned.lines:,} of {listing.lines:,} lines to settle",
+        then=f"{check} --dry-run",
+        fetch=config.fetch,
+    )
 
 
 def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> str:
     """Return the result as a few lines; ``hint`` is the command that lists dead letters."""
-    from ciml.cli.progress import counts_text
+    from ciml.cli.output import counts_text
 
     name = Path(listing.url).name
     totals = tally.totals()
@@ -194,14 +191,10 @@ def _print_survey(listing: Listing, config: BackfillConfig, survey: Survey) -> N
     jobs = sorted({job for job, _ in survey.take})
     results = sorted({result for _, result in survey.take})
     if jobs:
-        rows = []
-        for job in jobs:
-            counts = [survey.take[job, result] for result in results]
-            rows.append((job, *(f"{count:,}" if count else "" for count in counts), f"{sum(counts):,}"))
-        sums = [sum(survey.take[job, result] for job in jobs) for result in results]
-        rows.append(("all", *(f"{count:,}" for count in sums), f"{sum(sums):,}"))
-        numbers = [*results, "all"]
-        print_table(["job", *numbers], rows, title="Lines that would be loaded", right=numbers, last_apart=True)
+        counts = {job: [survey.take[job, result] for result in results] for job in jobs}
+        counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+        rows = [(job, *(number or "" for number in numbers), sum(numbers)) for job, numbers in counts.items()]
+        print_table(["job", *results, "all"], rows, title="Lines that would be loaded", last_apart=True)
     lines = [
         (survey.settled, "settled already"),
         (sum(survey.take.values()), "to be loaded"),

@@ -37,17 +37,12 @@ def run(options: IngestOptions, running: Running) -> None:
       ciml ingest --data-path s3://cimlrawdata --kafka kafka.example.org:9092 --allow-host logs.example.org
         --runner dataflow --dataflow dataflow.toml --submit
     """
-    from ciml.cli.progress import Counts
+    from ciml.cli.output import counts_text
 
-    if running.launch(options):
-        return
-    service = options.service()
-    with Counts(f"{service.topic} by {running.engine}") as counts:
+    def text(progress: ServiceProgress, word: str) -> str:
+        return f"{counts_text(progress.facts['counts'], 'run')}; {progress.behind:,} messages to go"
 
-        def report(progress: ServiceProgress, word: str) -> None:
-            counts.show(progress.facts["counts"], progress.behind)
-
-        running.run(service, report)
+    running.stream(options, text)
 
 
 @dataclass(frozen=True, kw_only=True)

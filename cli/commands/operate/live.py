@@ -38,17 +38,10 @@ def command(options: LiveOptions, running: LiveRunning) -> None:
       ciml live --dataset provider --data-path data
       ciml live --dataset provider --dataset cpu-load --data-path data --once --since 1h
     """
-    from ciml.cli.progress import Counts
 
-    if running.launch(options):
-        return
-    service = options.service()
+    def text(progress: ServiceProgress, word: str) -> str:
+        return f"{progress.facts['counts']['messages read']:,} messages read; {progress.behind:,} to go"
+
     if running.once:
         running = replace(running, engine=HERE)
-    with Counts(f"{service.config.topic} by {'this process' if running.once else running.engine}") as counts:
-
-        def report(progress: ServiceProgress, word: str) -> None:
-            read = progress.facts["counts"]["messages read"]
-            counts.update(f"{read:,} messages read; {progress.behind:,} to go")
-
-        running.run(service, report)
+    running.stream(options, text)

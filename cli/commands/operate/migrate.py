@@ -10,13 +10,11 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Json
-from ciml.cli.tables import print_table
+from ciml.cli.output import print_table
 from ciml.options import argument, flag, option
 
 if TYPE_CHECKING:
     from ciml.services.stored.findings import RootFindings
-
-_HEADINGS = ("what", "format", "objects", "verified", "broken", "to rewrite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,7 @@ def command(options: MigrateOptions) -> int:
       ciml migrate data --apply
       ciml migrate s3://bucket/data --json
     """
-    from ciml.cli.progress import bars
+    from ciml.cli.output import bars
     from ciml.data_root import DataRoot
     from ciml.services.stored.examine import examine, rewrite, seal_older
 
@@ -93,10 +91,9 @@ def _print(rewritten: int | None, findings: RootFindings) -> None:
         formats = findings.formats_of(kind)
         verified = findings.verified(kind)
         shown = ", ".join(formats if len(formats) < 2 else (f"{key}: {number:,}" for key, number in formats.items()))
-        numbers = ["not read" if verified is None else f"{verified:,}", f"{findings.broken[kind]:,}"]
-        numbers.append(f"{findings.rewritten[kind]:,}")
-        rows.append((kind, shown or "-", f"{findings.objects[kind]:,}", *numbers))
-    print_table(_HEADINGS, rows, right=_HEADINGS[2:])
+        counts = (findings.broken[kind], findings.rewritten[kind])
+        rows.append((kind, shown or "-", findings.objects[kind], "not read" if verified is None else verified, *counts))
+    print_table(("what", "format", "objects", "verified", "broken", "to rewrite"), rows)
     for line in findings.lines():
         click.echo(line)
     faults = f"{findings.number:,} faults" if findings.number else "all readable and as written"

@@ -14,8 +14,8 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, JsonLines
+from ciml.cli.output import print_table
 from ciml.cli.running import PATIENCE_S, Foreground
-from ciml.cli.tables import print_table
 from ciml.errors import CimlError
 from ciml.options import argument, flag, option
 from ciml.services.options import FeedbackOptions
@@ -217,8 +217,8 @@ def _cells(row: Row) -> list[Any]:
         _visible(row.project) or "all",
         row.cause,
         row.mode,
-        f"{row.precision.runs:,}",
-        f"{row.open:,}",
+        row.precision.runs,
+        row.open,
         _share(row.precision),
         _share(row.base_rate),
         _share(row.duration),

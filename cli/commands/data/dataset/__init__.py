@@ -13,20 +13,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.cli.command import make_command
-from ciml.cli.commands.data.dataset.build import build, launch, padding_text, warn_of_padding
+from ciml.cli.commands.data.dataset.build import SPLITS, build, contents, launch, padding_text, warn_of_padding
 from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.options import Data, Json, NewData
-from ciml.cli.progress import progress_bar
+from ciml.cli.output import print_table, progress_bar
 from ciml.cli.running import Batch, as_s3, collecting_rarely
-from ciml.cli.tables import print_table
 from ciml.errors import CimlError
 from ciml.options import TrustOptions, argument, flag, option
 
 if TYPE_CHECKING:
     from ciml.data_root import StoredDataset
     from ciml.datasets.state import DatasetState, SpanVersion
-
-_SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +111,7 @@ def verify(options: VerifyOptions) -> int:
       ciml dataset verify --data-path data
       ciml dataset verify cpu-load --json --data-path data
     """
-    from ciml.cli.progress import bars
+    from ciml.cli.output import bars
     from ciml.errors import IntegrityError
     from ciml.pipelines.datasets.update import verify_dataset
     from ciml.progress import renamed
@@ -153,7 +150,7 @@ def describe(span: SpanVersion) -> dict[str, Any]:
         "span": span.span,
         "version": span.version,
         "examples": len(span.runs),
-        "splits": {split: dict(sorted(by_split[split].items())) for split in _SPLITS if split in by_split},
+        "splits": {split: dict(sorted(by_split[split].items())) for split in SPLITS if split in by_split},
         "excluded": dict(sorted(Counter(exclusion["reason"] for exclusion in span.excluded).items())),
         "files": {split: [file.to_json() for file in files] for split, files in span.files.items()},
     }
@@ -169,15 +166,10 @@ def print_spans(title: str, spans: Iterable[tuple[SpanVersion, bool]]) -> None:
     for span, is_last in spans:
         by_class = Counter(run.label_name for run in span.runs)
         by_split = Counter(run.split for run in span.runs)
-        numbers: list[int] = [
-            len(span.runs),
-            *(by_class[name] for name in classes),
-            *(by_split[name] for name in _SPLITS),
-        ]
-        numbers.append(len(span.excluded))
         version = f"{span.version}" if is_last else f"{span.version} old"
-        rows.append([str(span.span), version, *(f"{number:,}" for number in numbers)])
-    headings = ["span", "version", "examples", *classes, *_SPLITS, "excluded"]
+        counts = [*(by_class[name] for name in classes), *(by_split[name] for name in SPLITS)]
+        rows.append([span.span, version, len(span.runs), *counts, len(span.excluded)])
+    headings = ["span", "version", "examples", *classes, *SPLITS, "excluded"]
     print_table(headings, rows, title=title, right=headings)
 
 
@@ -251,24 +243,21 @@ def update(options: UpdateOptions, batch: Batch) -> None:
       ciml dataset update cpu-load --seal --runner fnapi --data-path DATA
     """
     name = options.name
+    data = options.root
+    dataset = data.dataset(name)
     if batch.launches:
         from ciml.pipelines.datasets.build import plan_update
 
         as_s3((options.data_path, "--data-path"))
         batch.settings()
-        data = options.root
-        dataset = data.dataset(name)
         launch(plan_update(dataset, seal=options.seal), dataset, batch, data.url)
         return
     batch.check_unused(batch.beam_options)
     from ciml.pipelines.datasets.update import update_dataset
 
-    data = options.root
     runner, job_endpoint = batch.runner
     with progress_bar("making examples") as progress:
-        result = update_dataset(
-            data.dataset(name), runner=runner, job_endpoint=job_endpoint, seal=options.seal, progress=progress
-        )
+        result = update_dataset(dataset, runner=runner, job_endpoint=job_endpoint, seal=options.seal, progress=progress)
     if result.sealed:
         print_spans(f"sealed in {name}", ((span, True) for span in result.sealed))
     examples = sum(len(span.runs) for span in result.sealed)
@@ -277,10 +266,10 @@ def update(options: UpdateOptions, batch: Batch) -> None:
     click.echo(
         f"{name}: {examples} examples in {spans} sealed; {result.waiting} of {span_runs} runs wait for the next span"
     )
-    if result.sealed and (padding := padding_text(result.state)):
-        click.echo(f"  padding   {padding}")
-        warn_of_padding(result.state)
     if result.sealed:
+        if padding := padding_text(result.state):
+            click.echo(f"  padding   {padding}")
+            warn_of_padding(result.state)
         update_tables(data, (f"datasets/{name}",))
 
 
@@ -371,25 +360,15 @@ def _summary(state: DatasetState) -> Iterator[tuple[str, str]]:
         return
     yield "data set", f"{definition.name}, definition version {definition.version}"
     yield "jobs", ", ".join(definition.build_name)
-    contents = ", ".join(definition.aggregation_functions) or "windows"
-    length = f"{definition.most_windows if resolved is None else resolved.windows} {contents}"
+    parts = ", ".join(definition.aggregation_functions) or "windows"
+    length = f"{definition.most_windows if resolved is None else resolved.windows} {parts}"
     if definition.max_windows == "auto":
         length = f"at most {length}, not resolved yet," if resolved is None else f"{length} (auto)"
     yield "examples", f"{length} of {definition.sample_statistic} at {definition.sample_interval}"
     if resolved is None:
         yield "features", f"not resolved yet; pattern {definition.features_regex!r}"
         yield "classes", f"not resolved yet; label {definition.class_label}"
-        return
-    yield "features", ", ".join(resolved.features)
-    yield "classes", ", ".join(f"{label} {name}" for label, name in enumerate(resolved.classes))
-    splits = Counter[str]()
-    for (split, _), count in state.counts().items():
-        splits[split] += count
-    yield "splits", ", ".join(f"{split} {splits[split]}" for split in ("train", "dev", "test"))
-    if padding := padding_text(state):
-        yield "padding", padding
-    if excluded := state.excluded():
-        yield "excluded", ", ".join(f"{reason} {count}" for reason, count in sorted(excluded.items()))
+    yield from contents(state)
 
 
 def _describe(state: DatasetState) -> dict[str, Any]:

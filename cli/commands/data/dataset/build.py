@@ -15,9 +15,9 @@ import click
 from ciml.cli.command import make_command, require_data
 from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.options import NewData, S3Environment
+from ciml.cli.output import progress_bar
 from ciml.cli.param_types import Windows
-from ciml.cli.progress import progress_bar
-from ciml.cli.running import Batch, as_s3, collecting_rarely, print_launched, processors
+from ciml.cli.running import Batch, as_s3, collecting_rarely, processors
 from ciml.errors import CimlError
 from ciml.options import flag, option, repeated
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PLOTS = "_plots"
 #: Value of ``--max-windows`` in the scripts of the talk: 5500 s of windows, the default of a definition.
 OF_THE_TALK = 0
+SPLITS = ("train", "dev", "test")
 
 #: The share from which a warning says what to set.
 LARGE = 0.5
@@ -42,6 +43,24 @@ def padding_text(state: DatasetState) -> str:
     """Return the share of padding as text; "" without examples, or with aggregations."""
     share = state.padding()
     return "" if share is None or state.resolved is None else f"{share:.1%} of {state.resolved.windows} windows"
+
+
+def contents(state: DatasetState) -> Iterator[tuple[str, str]]:
+    """Yield the features, splits, classes, padding and exclusions of a resolved data set, for people."""
+    counts = state.counts()
+    splits = Counter[str]()
+    for (split, _), count in counts.items():
+        splits[split] += count
+    if state.resolved is not None:
+        yield "features", ", ".join(state.resolved.features)
+        yield "splits", ", ".join(f"{split} {splits[split]:,}" for split in SPLITS)
+        for name in state.resolved.classes:
+            yield "class", f"{name}: {', '.join(f'{split} {counts[split, name]:,}' for split in SPLITS)}"
+    if padding := padding_text(state):
+        yield "padding", padding
+    if excluded := state.excluded():
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(excluded.items()))
+        yield "excluded", f"{sum(excluded.values()):,} runs: {reasons}"
 
 
 def warn_of_padding(state: DatasetState) -> None:
@@ -91,28 +110,14 @@ def halved(lengths: Sequence[int], windows: int) -> tuple[int, float, float]:
 
 def launch(planned: PlannedUpdate, target: StoredDataset, batch: Batch, data_url: str) -> None:
     """Write or submit the job that makes the spans of a data set."""
-    dataset = target.name
-    job_name = batch.name_or(f"ciml-dataset-{dataset}")
+    name = target.name
     if not planned.steps:
-        click.echo(f"{dataset}: nothing to build; {planned.waiting:,} runs wait for the next span")
+        click.echo(f"{name}: nothing to build; {planned.waiting:,} runs wait for the next span")
         return
-    from ciml.pipelines.dataflow.job import launch
-    from ciml.pipelines.dataflow.settings import secrets_here
-
-    settings = batch.settings()
-    launched = launch(
-        planned.build,
-        settings,
-        job_name,
-        streaming=False,
-        template=batch.template,
-        extra=batch.beam_options,
-        hidden=secrets_here(),
-    )
     spans = sum(len(step.spans) for step in planned.steps)
-    click.echo(f"{dataset}: {planned.runs:,} runs for {spans:,} {'span' if spans == 1 else 'spans'}")
-    show = shlex.join(["ciml", "dataset", "show", dataset, "--data-path", data_url])
-    print_launched(launched, settings, streaming=False, then=show)
+    work = f"{name}: {planned.runs:,} runs for {spans:,} {'span' if spans == 1 else 'spans'}"
+    show = shlex.join(["ciml", "dataset", "show", name, "--data-path", data_url])
+    batch.launch(planned.build, f"ciml-dataset-{name}", work=work, then=show)
 
 
 def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -332,24 +337,11 @@ def _update_lines(update: Update, where: str) -> Iterator[str]:
     resolved = state.resolved
     if definition is None or resolved is None:
         return
-    counts = state.counts()
-    excluded = state.excluded()
     new_examples = sum(len(span.runs) for span in update.sealed)
-    total = sum(counts.values())
+    total = sum(state.counts().values())
     new = "all were there" if not update.sealed else f"{new_examples:,} of them new"
     yield f"{definition.name}: {total:,} examples of {resolved.windows} x {len(resolved.features)}, {new}: {where}"
-    yield f"  features  {', '.join(resolved.features)}"
-    splits = Counter[str]()
-    for (split, _), count in counts.items():
-        splits[split] += count
-    yield f"  splits    {', '.join(f'{split} {splits[split]:,}' for split in ('train', 'dev', 'test'))}"
-    for name in resolved.classes:
-        numbers = ", ".join(f"{split} {counts[split, name]:,}" for split in ("train", "dev", "test"))
-        yield f"  class     {name}: {numbers}"
-    if padding := padding_text(state):
-        yield f"  padding   {padding}"
-    if excluded:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(excluded.items()))
-        yield f"  excluded  {sum(excluded.values()):,} runs: {reasons}"
+    for name, text in contents(state):
+        yield f"  {name:<9} {text}"
     if definition.slicer is not None:
         yield f"  pinned    {definition.slicer} of the runs by version {definition.raw_version} of the raw store"

@@ -15,8 +15,7 @@ from ciml.cli.command import make_command
 from ciml.cli.commands.data.plot import OutputOptions
 from ciml.cli.commands.learn.experiment.train import sweep, train
 from ciml.cli.options import Data, Json, S3Environment
-from ciml.cli.progress import progress_bar
-from ciml.cli.tables import print_table
+from ciml.cli.output import print_table, progress_bar
 from ciml.errors import CimlError
 from ciml.options import argument, flag, option, repeated
 from ciml.training.experiments.text import result_lines
@@ -278,7 +277,7 @@ def _print_comparison(beaten: str, records: Sequence[Record]) -> None:
     click.echo("\n".join([*lines, beaten] if beaten else lines))
 
 
-def _row(record: Record, *, wide: bool, first: bool) -> list[str]:
+def _row(record: Record, *, wide: bool, first: bool) -> list[Any]:
     name = f"{record['dataset']}/{record['experiment']}" if wide else record["experiment"]
     chance = record["mcnemar"]
     return [
@@ -286,7 +285,7 @@ def _row(record: Record, *, wide: bool, first: bool) -> list[str]:
         _within(record, "accuracy"),
         _within(record, "f1"),
         _within(record, "roc_auc"),
-        _number(record["base_rate"]),
+        record["base_rate"],
         f"{_number(record['baseline_accuracy'])}\n{record['baseline']}" if record["baseline"] else "–",
         "the first" if first else _within(record, "difference", "+.3f"),
         "" if chance is None else "< 0.001" if chance < 0.001 else _number(chance),

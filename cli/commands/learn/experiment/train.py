@@ -11,9 +11,8 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, S3Environment
-from ciml.cli.progress import progress_bar
+from ciml.cli.output import print_table, progress_bar
 from ciml.cli.running import processors
-from ciml.cli.tables import print_table
 from ciml.errors import CimlError
 from ciml.options import LearnOptions, argument, flag, option, repeated
 from ciml.training.experiments.text import fold_lines, other_lines, result_lines
