@@ -7,13 +7,26 @@ declare their options too.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
 from ciml.settings import pairs
 
+if TYPE_CHECKING:
+    from dataclasses import Field
+    from typing import ClassVar, dataclass_transform
+else:
+
+    def dataclass_transform(**_: bool) -> Any:
+        return lambda cls: cls
+
+
+#: Fields are given by name, so that a required one may follow others; Python 3.9, where only a recorder runs, cannot.
+_BY_NAME: Mapping[str, bool] = {"kw_only": True} if sys.version_info >= (3, 10) else {}
 #: Key of a field's metadata: the click arguments of its option, without empty ones.
 DECLARED = "option"
 
@@ -95,8 +108,19 @@ def _declared(default: Any, **settings: Any) -> Any:
     return field(metadata=metadata) if settings.get("required") else field(default=default, metadata=metadata)
 
 
-@dataclass(frozen=True)
-class BrokerOptions:
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Options:
+    """Base of data classes of options: each subclass is a frozen data class."""
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclass(frozen=True, **_BY_NAME)(cls)
+
+
+class BrokerOptions(Options):
     """Options of the connection to Kafka; subclasses of commands that need a broker require ``kafka``.
 
     Attributes:
@@ -119,8 +143,7 @@ class BrokerOptions:
         return KafkaOptions.of(self.kafka, pairs("-X", self.kafka_options), self.kafka_config)
 
 
-@dataclass(frozen=True)
-class TrustOptions:
+class TrustOptions(Options):
     """The trust policy of a command.
 
     Attributes:
@@ -131,7 +154,6 @@ class TrustOptions:
     trust_policy: str | None = option(kind="file")
 
 
-@dataclass(frozen=True)
 class LearnOptions(TrustOptions):
     """The runs that a training may learn from.
 
@@ -142,7 +164,6 @@ class LearnOptions(TrustOptions):
     exclude: str | None = option(kind="file")
 
 
-@dataclass(frozen=True)
 class PolicyOptions(TrustOptions):
     """The policies of a command that fetches logs.
 
@@ -153,7 +174,6 @@ class PolicyOptions(TrustOptions):
     fetch_policy: str | None = option(kind="file")
 
 
-@dataclass(frozen=True)
 class IngestPolicyOptions(PolicyOptions):
     """The policies, sources and allowed places of a command that fetches logs of events.
 

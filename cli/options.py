@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ciml.options import flag, option
+from ciml.options import Options, flag, option
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Options):
     """The data root of a command that creates none."""
 
     data_path: str = option(kind="data", required=True)
@@ -32,7 +30,6 @@ class Data:
         return DataRoot.open(self.data_path)
 
 
-@dataclass(frozen=True, kw_only=True)
 class NewData(Data):
     """The data root of a command that creates it."""
 
@@ -49,8 +46,7 @@ def _sets(variable: str) -> dict[str, Any]:
     return {"callback": callback, "is_eager": True}
 
 
-@dataclass(frozen=True, kw_only=True)
-class S3Environment:
+class S3Environment(Options):
     """The talk's options of S3, which set the environment's variables.
 
     Attributes:
@@ -62,8 +58,7 @@ class S3Environment:
     s3_url: None = option(kind=_sets("AWS_ENDPOINT_URL_S3"), metavar="URL")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Json:
+class Json(Options):
     """The form of a command's output.
 
     Attributes:
@@ -80,7 +75,6 @@ class Json:
             text(subject)
 
 
-@dataclass(frozen=True, kw_only=True)
 class JsonLines(Json):
     """The form of the output of a command that lists objects.
 

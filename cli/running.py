@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +18,7 @@ import click
 from ciml.cli.command import HERE, EngineChoice, running_engines
 from ciml.cli.output import status_line
 from ciml.errors import CimlError
-from ciml.options import flag, option, repeated
+from ciml.options import Options, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.pipelines.dataflow.job import Build, Launched
@@ -72,8 +71,7 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataflowJob:
+class DataflowJob(Options):
     """Options of a job on Dataflow.
 
     Attributes:
@@ -152,7 +150,6 @@ def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
     return name, endpoint
 
 
-@dataclass(frozen=True, kw_only=True)
 class Batch(DataflowJob):
     """How a batch pipeline runs.
 
@@ -197,8 +194,7 @@ class Batch(DataflowJob):
         print_launched(launched, settings, streaming=False, then=then)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
+class Endpoint(Options):
     """The metrics endpoint of a process; a port of None for no metrics.
 
     Attributes:
@@ -210,7 +206,6 @@ class Endpoint:
     metrics_address: str = option("127.0.0.1", metavar="ADDRESS", envvar="CIML_METRICS_ADDRESS")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Foreground(Endpoint):
     """How a service runs in the foreground, where only its metrics are a choice; subclasses offer more.
 
@@ -262,7 +257,6 @@ class Foreground(Endpoint):
             )
 
 
-@dataclass(frozen=True, kw_only=True)
 class OnEngine(Foreground):
     """How a service runs whose pipeline has an engine.
 
@@ -274,7 +268,6 @@ class OnEngine(Foreground):
     beam_options: tuple[str, ...] = repeated(metavar="--NAME=VALUE")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Running(OnEngine, DataflowJob):
     """How a streaming pipeline runs, in the foreground or as a job on Dataflow.
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import msgspec
 
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
-from ciml.options import BrokerOptions, IngestPolicyOptions, LearnOptions, flag, option, repeated
+from ciml.options import BrokerOptions, IngestPolicyOptions, LearnOptions, Options, flag, option, repeated
 from ciml.settings import pairs
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from ciml.training.trainer import TrainConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServiceOptions(ABC):
+class ServiceOptions(Options, ABC):
     """Options of a service.
 
     Attributes:
@@ -100,17 +99,14 @@ class ServiceOptions(ABC):
         return asdict(self)
 
 
-@dataclass(frozen=True, kw_only=True)
 class _WithBroker(ServiceOptions, BrokerOptions, ABC):
     kafka: str = option(kind="broker", required=True)
 
 
-@dataclass(frozen=True, kw_only=True)
 class TopicOptions(_WithBroker, ABC):
     data_path: str = option(kind="data", required=True)
 
 
-@dataclass(frozen=True, kw_only=True)
 class IngestOptions(TopicOptions, IngestPolicyOptions):
     """Options of ``ciml ingest``.
 
@@ -166,7 +162,6 @@ class IngestOptions(TopicOptions, IngestPolicyOptions):
         return IngestService(self.open())
 
 
-@dataclass(frozen=True, kw_only=True)
 class PredictOptions(TopicOptions):
     """Options of ``ciml predict stream``.
 
@@ -208,7 +203,6 @@ class PredictOptions(TopicOptions):
         return PredictService(self.open())
 
 
-@dataclass(frozen=True, kw_only=True)
 class LiveOptions(TopicOptions):
     """Options of ``ciml live``. Times are in seconds.
 
@@ -267,7 +261,6 @@ class LiveOptions(TopicOptions):
         return LiveService(self.open(), self.since)
 
 
-@dataclass(frozen=True, kw_only=True)
 class FeedbackOptions(TopicOptions):
     """Options of ``ciml feedback stream``.
 
@@ -300,7 +293,6 @@ class FeedbackOptions(TopicOptions):
         return FeedbackService(self.open())
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainerOptions(ServiceOptions, LearnOptions):
     """Options of ``ciml refresh``.
 
@@ -361,7 +353,6 @@ class TrainerOptions(ServiceOptions, LearnOptions):
         return TrainerService(self.open())
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReceiverOptions(_WithBroker, ABC):
     """Options of ``ciml receive``.
 

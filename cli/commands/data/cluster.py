@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from ciml.reports.clusters.cluster import Clustering
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClusterCommand(ReportOptions, Data, Json):
     """Options of ``ciml cluster``.
 

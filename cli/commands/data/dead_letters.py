@@ -6,7 +6,6 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,6 @@ _REMEDIES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class Filters(Data):
     """The filters of all commands. Times are ages in seconds.
 
@@ -80,7 +78,6 @@ class Filters(Data):
         return all_dead_letters(log, choice) if everything else open_dead_letters(log, open_keys(state, choice), choice)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ListOptions(JsonLines, Filters):
     """Options of ``ciml dead-letters list``.
 
@@ -153,7 +150,6 @@ def _age(seconds: int) -> str:
     return f"{max(seconds, 0)} s"
 
 
-@dataclass(frozen=True, kw_only=True)
 class CountOptions(Json, Filters):
     """Options of ``ciml dead-letters count``.
 
@@ -193,7 +189,6 @@ def count(options: CountOptions) -> None:
     click.echo(f"{counts.total():>10,} open dead letters")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ShowOptions(Data):
     """Options of ``ciml dead-letters show``."""
 
@@ -263,7 +258,6 @@ def _message(raw: Store, dead_letter: DeadLetter) -> Any:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReplayOptions(Json, IngestPolicyOptions, Filters):
     """Options of ``ciml dead-letters replay``.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -26,7 +25,6 @@ _FEW_GROUPS = 3
 _SHARES = ("lost_column", "new_column", "lost_group", "new_group", "mix")
 
 
-@dataclass(frozen=True, kw_only=True)
 class DriftOptions(Data, Json):
     """Options of ``ciml drift``.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,6 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     return {theirs: ours for theirs, _, ours in pairs}
 
 
-@dataclass(frozen=True, kw_only=True)
 class LoadOptions(S3Environment, Json, TrustOptions, NewData):
     """Options of ``ciml load``.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 import click
 
@@ -14,7 +13,6 @@ from ciml.errors import CimlError
 from ciml.options import argument, option
 
 
-@dataclass(frozen=True, kw_only=True)
 class OutputOptions(S3Environment):
     """The output of a report.
 
@@ -25,7 +23,6 @@ class OutputOptions(S3Environment):
     output: str | None = option(kind="place", flags="--output --data-plots-folder", metavar="FOLDER")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReportOptions(OutputOptions):
     """The data set and the output of a report; a data set may be named by an option, as in the talk.
 
@@ -47,7 +44,6 @@ class ReportOptions(OutputOptions):
         return chosen
 
 
-@dataclass(frozen=True, kw_only=True)
 class PlotOptions(ReportOptions):
     """Options of ``ciml plot``.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ciml.storage import Store
 
 
-@dataclass(frozen=True, kw_only=True)
 class ListOptions(JsonLines, Data):
     """Options of ``ciml runs list``.
 
@@ -87,7 +86,6 @@ def print_runs(runs: Sequence[dict[str, Any]], title: str = "") -> None:
     print_table(("run", "job", "outcome", "trusted", "samples"), rows, title=title)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ShowOptions(Json, Data):
     """Options of ``ciml runs show``."""
 
@@ -185,7 +183,6 @@ def _print_run(description: dict[str, Any]) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class VerifyOptions(Json, Data):
     """Options of ``ciml runs verify``.
 
@@ -233,7 +230,6 @@ def _print_verified(sampled: bool, report: Verification) -> None:
     click.echo(f"{counted}; {read}: {f'{report.number:,} findings' if report.number else 'all as committed'}.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class CompactOptions(Json, Data):
     """Options of ``ciml runs compact``.
 
@@ -301,7 +297,6 @@ def _print_compacted(result: Compaction) -> None:
         click.echo(f"kept: {swept.held:,} replaced packs for readers of the table raw")
 
 
-@dataclass(frozen=True, kw_only=True)
 class SummaryOptions(Json, Data):
     """Options of ``ciml runs`` without a command.
 

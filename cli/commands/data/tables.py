@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ciml.runs.tables.publish import TableState
 
 
-@dataclass(frozen=True, kw_only=True)
 class PublishOptions(Json, Data):
     """Options of ``ciml tables publish``.
 
@@ -57,7 +56,6 @@ def publish(options: PublishOptions) -> None:
         click.echo(f"{table.name}: version {table.version}, {size}, {changed}: {table.url}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ListOptions(JsonLines, Data):
     """Options of ``ciml tables list``.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 _PLACES = 20
 
 
-@dataclass(frozen=True, kw_only=True)
 class CheckOptions(Data, Json):
     """Options of ``ciml trust check``.
 
@@ -96,7 +94,6 @@ def _print_review(review: Review) -> None:
         click.echo(f"and {more:,} more; --json has all")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExplainOptions(TrustOptions, Data, Json):
     """Options of ``ciml trust explain``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ciml.training.exclusions import Exclusion
 
 
-@dataclass(frozen=True, kw_only=True)
 class AddOptions(Data):
     """Options of ``ciml exclude`` without a command.
 
@@ -66,7 +65,6 @@ def add(options: AddOptions) -> None:
     _warn(data)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ListOptions(Data, Json):
     """Options of ``ciml exclude list``.
 
@@ -105,7 +103,6 @@ def list_exclusions(options: ListOptions) -> None:
     _warn(data)
 
 
-@dataclass(frozen=True, kw_only=True)
 class RevertOptions(Data):
     """Options of ``ciml exclude revert``."""
 

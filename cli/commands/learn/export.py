@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 import click
 
@@ -12,7 +11,6 @@ from ciml.cli.options import Data, Json
 from ciml.options import option
 
 
-@dataclass(frozen=True, kw_only=True)
 class MlflowOptions(Data, Json):
     """Options of ``ciml export mlflow``.
 

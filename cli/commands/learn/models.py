@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from ciml.serving.registry import Registry
 
 
-@dataclass(frozen=True, kw_only=True)
 class ModelOptions(Data):
     """The model of a command; None for all."""
 
@@ -33,7 +31,6 @@ class ModelOptions(Data):
         return known_registries(self.root, self.model)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ListOptions(ModelOptions, Json):
     """Options of ``ciml models list``."""
 
@@ -100,7 +97,6 @@ def as_dict(registry: Registry) -> dict[str, Any]:
     return {"labels": dict(sorted(state.labels.items())), "served": state.served(), "candidates": candidates}
 
 
-@dataclass(frozen=True, kw_only=True)
 class RollbackOptions(Data):
     """Options of ``ciml models rollback``.
 
@@ -173,7 +169,6 @@ def reconcile_models(options: ModelOptions) -> None:
     click.echo("\n".join(lines) or "nothing to do")
 
 
-@dataclass(frozen=True, kw_only=True)
 class MirrorOptions(Data):
     """Options of ``ciml models mirror``.
 

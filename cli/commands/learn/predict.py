@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 _UNUSABLE = 2
 
 
-@dataclass(frozen=True, kw_only=True)
 class FilesOptions(JsonLines, Data):
     """Options of ``ciml predict`` for files.
 

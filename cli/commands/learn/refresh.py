@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 REJECTED = 5
 
 
-@dataclass(frozen=True, kw_only=True)
 class RefreshRunning(Foreground):
     """How ``ciml refresh`` runs.
 

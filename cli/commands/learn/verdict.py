@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,7 +31,6 @@ _RETRY = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class VerdictOptions(Data, Json):
     """Options of ``ciml verdict``.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
@@ -54,7 +53,6 @@ def _headers(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...])
     return headers
 
 
-@dataclass(frozen=True, kw_only=True)
 class TryOptions(Json):
     """Options of ``ciml adapter try``.
 

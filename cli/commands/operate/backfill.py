@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 
 
-@dataclass(frozen=True, kw_only=True)
 class BackfillOptions(PolicyOptions, NewData):
     """Options that configure a backfill.
 
@@ -71,7 +69,6 @@ class BackfillOptions(PolicyOptions, NewData):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class CommandOptions(S3Environment, Json, BackfillOptions):
     """Options of ``ciml backfill``.
 

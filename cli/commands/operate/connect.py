@@ -9,7 +9,6 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,6 @@ _REJECTED = 2
 _DEFAULT_TOPIC = "ci-events"
 
 
-@dataclass(frozen=True, kw_only=True)
 class ConnectOptions(BrokerOptions):
     """Options of each command.
 
@@ -49,7 +47,6 @@ class ConnectOptions(BrokerOptions):
     topic: str = option(_DEFAULT_TOPIC, metavar="TOPIC")
 
 
-@dataclass(frozen=True, kw_only=True)
 class WebhookOptions(ConnectOptions):
     """Options of a system that sends webhooks.
 
@@ -67,7 +64,6 @@ class WebhookOptions(ConnectOptions):
 _FILE = click.Path(dir_okay=False, resolve_path=True)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ForgeOptions(WebhookOptions):
     """Options of a system whose changes get comments.
 
@@ -200,7 +196,6 @@ def _checks(connection: Connection) -> tuple[str, ...]:
     return (works, "ssh -p 29418 USER@HOST gerrit stream-events prints events", "a change was reviewed since")
 
 
-@dataclass(frozen=True, kw_only=True)
 class GithubOptions(ForgeOptions):
     """Options of ``ciml connect github``.
 
@@ -241,7 +236,6 @@ def github(options: GithubOptions) -> int:
     return finish(connection, options)
 
 
-@dataclass(frozen=True, kw_only=True)
 class GitlabOptions(ForgeOptions):
     """Options of ``ciml connect gitlab``.
 
@@ -282,7 +276,6 @@ def gitlab(options: GitlabOptions) -> int:
     return finish(connection, options)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ZuulOptions(ConnectOptions):
     """Options of ``ciml connect zuul``.
 
@@ -335,7 +328,6 @@ def zuul(options: ZuulOptions) -> int:
     return finish(connection, options)
 
 
-@dataclass(frozen=True, kw_only=True)
 class GerritOptions(ConnectOptions):
     """Options of ``ciml connect gerrit``.
 
@@ -387,7 +379,6 @@ def gerrit(options: GerritOptions) -> int:
     return finish(connection, options)
 
 
-@dataclass(frozen=True, kw_only=True)
 class TektonOptions(WebhookOptions):
     """Options of ``ciml connect tekton``.
 
@@ -419,7 +410,6 @@ def tekton(options: TektonOptions) -> int:
     return finish(systems.tekton(options.name, address, logs, options.client), options)
 
 
-@dataclass(frozen=True, kw_only=True)
 class JenkinsOptions(WebhookOptions):
     """Options of ``ciml connect jenkins``.
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from ciml.cli.command import DefaultGroup, filled, make_command
-from ciml.options import flag, option
+from ciml.options import Options, flag, option
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(Options):
     """Options of ``ciml demo run``.
 
     Attributes:
@@ -69,8 +67,7 @@ def run(options: RunOptions) -> int:
     return 0 if result.passed else 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportOptions:
+class ReportOptions(Options):
     """Options of ``ciml demo report``.
 
     Attributes:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import BinaryIO
 
 import click
 
 from ciml.cli.command import make_command
-from ciml.options import argument, option
+from ciml.options import Options, argument, option
 
 _NAMES = ("ingest", "ingest-micro-batch", "predict", "backfill", "dataset", "dataset-alone", "materialise")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GraphOptions:
+class GraphOptions(Options):
     """Options of ``ciml graph``.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -45,7 +44,6 @@ def run(options: IngestOptions, running: Running) -> None:
     running.stream(options, text)
 
 
-@dataclass(frozen=True, kw_only=True)
 class LossOptions(BrokerOptions, NewData):
     """Options of ``ciml ingest accept-loss``.
 

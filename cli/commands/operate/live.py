@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ciml.cli.command import HERE, make_command
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from ciml.services.decide import ServiceProgress
 
 
-@dataclass(frozen=True, kw_only=True)
 class LiveRunning(Running):
     """How ``ciml live`` runs.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from ciml.services.stored.findings import RootFindings
 
 
-@dataclass(frozen=True, kw_only=True)
 class MigrateOptions(Json):
     """Options of ``ciml migrate``.
 

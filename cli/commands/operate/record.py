@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ciml.recorder.settings import WhoseBroker
 
 
-@dataclass(frozen=True)
 class RecordOptions(BrokerOptions):
     """Options of ``ciml record``.
 

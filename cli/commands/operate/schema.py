@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from ciml.cli.command import make_command
-from ciml.options import argument, option
+from ciml.options import Options, argument, option
 
 
-@dataclass(frozen=True, kw_only=True)
-class SchemaOptions:
+class SchemaOptions(Options):
     """Options of ``ciml schema``.
 
     Attributes:

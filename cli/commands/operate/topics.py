@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from ciml.kafka.options import KafkaOptions
 
 
-@dataclass(frozen=True, kw_only=True)
 class AdoptOptions(BrokerOptions):
     """Options of ``ciml topics adopt``.
 

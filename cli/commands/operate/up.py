@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -13,7 +12,7 @@ from ciml import engines
 from ciml.cli.command import filled, make_command
 from ciml.engines.local_s3 import use_local_s3
 from ciml.errors import CimlError
-from ciml.options import argument, flag, option, repeated
+from ciml.options import Options, argument, flag, option, repeated
 
 _DEFAULT = ("kafka", "flink", "s3")
 #: Topics of ciml and their partitions on a local broker.
@@ -37,8 +36,7 @@ def _state(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     return value
 
 
-@dataclass(frozen=True, kw_only=True)
-class UpOptions:
+class UpOptions(Options):
     """Options of ``ciml up``.
 
     Attributes:
@@ -121,8 +119,7 @@ def command(options: UpOptions) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DownOptions:
+class DownOptions(Options):
     """Options of ``ciml down``.
 
     Attributes:

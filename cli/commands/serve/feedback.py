@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from ciml.verdicts.feedback.truths import Row
 
 
-@dataclass(frozen=True, kw_only=True)
 class ListOptions(JsonLines, Data):
     """Options of ``ciml feedback list``.
 
@@ -113,7 +111,6 @@ def _row(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
 class MuteOptions(Data):
     """Options of ``ciml feedback mute`` and ``unmute``."""
 
@@ -165,7 +162,6 @@ def _commit(options: MuteOptions, key: str) -> bool:
     return version is not None
 
 
-@dataclass(frozen=True, kw_only=True)
 class ConfigOptions(JsonLines, Data):
     """Options of commands that read the configuration.
 
@@ -237,7 +233,6 @@ def _visible(text: str) -> str:
     return repr(text)[1:-1][:60]
 
 
-@dataclass(frozen=True, kw_only=True)
 class FeedbackRunning(Foreground):
     """How ``ciml feedback stream`` runs.
 
@@ -285,7 +280,6 @@ def stream(options: FeedbackOptions, running: FeedbackRunning) -> None:
     running.run(service, report, patience_s=PATIENCE_S if running.until is None else 0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
 class TryOptions(ConfigOptions):
     """Options of ``ciml feedback try``.
 

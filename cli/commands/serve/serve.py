@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import click
 
 from ciml.cli.command import filled, make_command
@@ -12,7 +10,6 @@ from ciml.limits import MAX_BODY_S, MAX_GRPC_CONNECTIONS, MAX_HEADER_S, MAX_REST
 from ciml.options import flag, option
 
 
-@dataclass(frozen=True, kw_only=True)
 class ServeOptions(Endpoint):
     """Options of ``ciml serve``.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from ciml.cli.options import Json
 from ciml.cli.param_types import MINUTE
 from ciml.cli.running import Foreground, OnEngine
 from ciml.errors import CimlError
-from ciml.options import argument, flag, option
+from ciml.options import Options, argument, flag, option
 from ciml.services.options import KINDS, ServiceOptions, options_of
 
 if TYPE_CHECKING:
@@ -34,8 +33,7 @@ _EXAMPLES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(Options):
     """Options of a supervisor in the foreground.
 
     Attributes:
@@ -54,8 +52,7 @@ class RunOptions:
     wait: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class WaitOptions:
+class WaitOptions(Options):
     """How long a command waits.
 
     Attributes:
@@ -65,7 +62,6 @@ class WaitOptions:
     wait: float = option(3 * MINUTE, "time")
 
 
-@dataclass(frozen=True, kw_only=True)
 class StartOptions(WaitOptions, RunOptions):
     """Options of the start of a service."""
 
@@ -147,15 +143,13 @@ def _by_default(ctx: click.Context, name: str) -> bool:
     return name in ctx.params and ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
 
 
-@dataclass(frozen=True, kw_only=True)
-class NameOptions:
+class NameOptions(Options):
     """The service of a command."""
 
     name: str | None = argument("[NAME]", required=False)
     home: Path = option(kind="home")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ResumeOptions(WaitOptions, NameOptions):
     """Options of ``ciml service resume``.
 
@@ -183,7 +177,6 @@ def resume(options: ResumeOptions) -> None:
     control.resume(choose(options.home, options.name), options.parallelism, options.wait, click.echo)
 
 
-@dataclass(frozen=True, kw_only=True)
 class StopOptions(WaitOptions, NameOptions):
     """Options of ``ciml service stop``.
 
@@ -211,7 +204,6 @@ def stop(options: StopOptions) -> None:
     control.stop(choose(options.home, options.name), options.wait, click.echo, savepoint=options.savepoint)
 
 
-@dataclass(frozen=True, kw_only=True)
 class StatusOptions(Json, NameOptions):
     """Options of ``ciml service status``.
 

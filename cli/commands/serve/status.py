@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ def _row(home: Path, engine: engines.EngineState) -> dict[str, Any]:
     return row
 
 
-@dataclass(frozen=True, kw_only=True)
 class StatusOptions(Json):
     """Options of ``ciml status``."""
 

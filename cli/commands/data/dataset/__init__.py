@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from ciml.datasets.state import DatasetState, SpanVersion
 
 
-@dataclass(frozen=True, kw_only=True)
 class NamesOptions(Data):
     """The data sets of a command; () for all."""
 
@@ -46,7 +44,6 @@ class NamesOptions(Data):
         return [data.dataset(name) for name in dict.fromkeys(self.names or existing)]
 
 
-@dataclass(frozen=True, kw_only=True)
 class SpansOptions(NamesOptions):
     """Options of ``ciml dataset spans``.
 
@@ -94,7 +91,6 @@ def spans(options: SpansOptions) -> None:
                         click.echo(f"{dataset.store.url(file.path)}  {split}  {file.rows:,} rows")
 
 
-@dataclass(frozen=True, kw_only=True)
 class VerifyOptions(NamesOptions, Json):
     """Options of ``ciml dataset verify``."""
 
@@ -173,7 +169,6 @@ def print_spans(title: str, spans: Iterable[tuple[SpanVersion, bool]]) -> None:
     print_table(headings, rows, title=title, right=headings)
 
 
-@dataclass(frozen=True, kw_only=True)
 class CreateOptions(NewData):
     """Options of ``ciml dataset create``.
 
@@ -218,7 +213,6 @@ def create(options: CreateOptions) -> None:
     warn_of_padding(state)
 
 
-@dataclass(frozen=True, kw_only=True)
 class UpdateOptions(Data):
     """Options of ``ciml dataset update``.
 
@@ -273,7 +267,6 @@ def update(options: UpdateOptions, batch: Batch) -> None:
         update_tables(data, (f"datasets/{name}",))
 
 
-@dataclass(frozen=True, kw_only=True)
 class ShowOptions(Data, Json):
     """Options of ``ciml dataset show``.
 
@@ -313,7 +306,6 @@ def _print_state(name: str, state: DatasetState) -> None:
     warn_of_padding(state)
 
 
-@dataclass(frozen=True, kw_only=True)
 class RecordsOptions(TrustOptions, Data):
     """Options of ``ciml dataset records``.
 

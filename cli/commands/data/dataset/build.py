@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +19,7 @@ from ciml.cli.output import progress_bar
 from ciml.cli.param_types import Windows
 from ciml.cli.running import Batch, as_s3, collecting_rarely, processors
 from ciml.errors import CimlError
-from ciml.options import flag, option, repeated
+from ciml.options import Options, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot, StoredDataset
@@ -132,8 +132,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     return {key: name for key, _, name in pairs} or None
 
 
-@dataclass(frozen=True, kw_only=True)
-class DefinitionKeys:
+class DefinitionKeys(Options):
     """The keys of a definition that options override; None or () for the default or the file's.
 
     Attributes:
@@ -165,7 +164,6 @@ class DefinitionKeys:
     min_windows: int | None = option(kind=int, metavar="N")
 
 
-@dataclass(frozen=True, kw_only=True)
 class BuildOptions(S3Environment, NewData):
     """Options of ``ciml dataset build`` besides the definition's keys.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from ciml.cli.commands.learn.experiment.train import sweep, train
 from ciml.cli.options import Data, Json, S3Environment
 from ciml.cli.output import print_table, progress_bar
 from ciml.errors import CimlError
-from ciml.options import argument, flag, option, repeated
+from ciml.options import Options, argument, flag, option, repeated
 from ciml.training.experiments.text import result_lines
 
 Record = Mapping[str, Any]
@@ -48,8 +48,7 @@ def _parameters(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     return parameters or None
 
 
-@dataclass(frozen=True, kw_only=True)
-class HyperParameters:
+class HyperParameters(Options):
     """The hyper-parameters of an experiment; None for the default of the estimator.
 
     Attributes:
@@ -109,7 +108,6 @@ def _define(name: str, data_path: str, parameters: HyperParameters) -> None:
     click.echo(f"train it by: ciml experiment train --experiment {name} --dataset NAME --data-path {data_path}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class DefineOptions(S3Environment, Data):
     """Options of ``ciml experiment define``."""
 
@@ -131,7 +129,6 @@ def define(options: DefineOptions, parameters: HyperParameters) -> None:
     _define(options.name, options.data_path, parameters)
 
 
-@dataclass(frozen=True, kw_only=True)
 class SetupOptions(S3Environment, Data):
     """Options of ``ciml-setup-experiment``.
 
@@ -160,7 +157,6 @@ def setup(options: SetupOptions, parameters: HyperParameters) -> None:
     _define(options.experiment, options.data_path, parameters)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ShowOptions(S3Environment, Data, Json):
     """Options of ``ciml experiment show``.
 
@@ -207,7 +203,6 @@ def show(options: ShowOptions) -> None:
         click.echo(f"not trained yet: {train_line}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class CompareOptions(S3Environment, Data, Json):
     """Options of ``ciml experiment compare``.
 
@@ -303,7 +298,6 @@ def _number(value: float | None, form: str = ".3f") -> str:
     return "–" if value is None else f"{value:{form}}"
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReportOptions(OutputOptions, Data):
     """Options of ``ciml experiment report``.
 

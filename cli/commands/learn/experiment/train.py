@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ def _facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip())) if value else ()
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainOptions(S3Environment, Json, LearnOptions, Data):
     """Options of ``ciml experiment train``.
 
@@ -119,7 +117,6 @@ def _show(trial: Trial, result: dict[str, Any], new: bool, as_json: bool, lines:
     click.echo(f"  {'stored in' if new else 'as it is already in'} {trial.store.url()}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class SweepOptions(S3Environment, Json, LearnOptions, Data):
     """Options of ``ciml experiment sweep``.
 
