@@ -119,18 +119,22 @@ def counts_text(totals: Mapping[str, int], *always: str) -> str:
 
 
 @contextmanager
-def status_line(title: str) -> Iterator[Callable[[str], None]]:
+def status_line(title: str, *, is_long: bool = True) -> Iterator[Callable[[str], None]]:
     """Show a status: updated in place on a terminal, elsewhere a line at most every five seconds if it changed.
 
+    Args:
+      title: stands before each text.
+      is_long: whether the first and the last text are always printed; else only those after each five seconds.
+
     Yields:
-      A function of the text after the title. The last one is printed at the end.
+      A function of the text after the title.
     """
     from rich.markup import escape
 
     console = error_console()
     last = ""
     printed = ""
-    printed_at = 0.0
+    printed_at = 0.0 if is_long else time.monotonic()
 
     def write() -> None:
         nonlocal printed, printed_at
@@ -153,7 +157,7 @@ def status_line(title: str) -> Iterator[Callable[[str], None]]:
         finally:
             if spinner is not None:
                 spinner.stop()
-            if last != printed:
+            if is_long and last != printed:
                 write()
 
 
@@ -175,7 +179,7 @@ def counted_bar(title: str, unit: str = "lines") -> Iterator[Callable[[int, int,
         with bars() as update:
             yield lambda completed, total, totals: update(title, completed, total, text(completed, total, totals))
         return
-    with status_line(title) as show:
+    with status_line(title, is_long=False) as show:
         yield lambda completed, total, totals: show(
             f"{completed:,} of {total:,} {unit}, {text(completed, total, totals)}"
         )
