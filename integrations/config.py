@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -266,6 +266,7 @@ SOURCES: Mapping[str, type[Source]] = {source.receiver: source for source in (We
 TABLES: Mapping[str, type[Settings]] = {"webhooks": WebhookSettings, "gerrit": GerritSettings}
 
 S = TypeVar("S", bound=Source)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,26 @@ class Receivers:
     def path(self, name: str) -> Path:
         """Return the path of a file that the configuration names."""
         return self.file.parent / name
+
+    def loaded(self, source: Source, keys: str, read: Callable[..., T]) -> T:
+        """Return what ``read`` loads from the files that a source names.
+
+        Args:
+          source: of the configuration.
+          keys: keys of the source, separated by blanks.
+          read: called with the path of each file, None where a key is empty.
+
+        Raises:
+          CimlError: a file is missing or invalid.
+        """
+        names = {key: getattr(source, key) for key in keys.split()}
+        paths = [str(self.path(name)) if name else None for name in names.values()]
+        try:
+            return read(*paths)
+        except (OSError, ValueError) as error:  # of asyncssh: KeyImportError and KeyEncryptionError are ValueErrors
+            files = ", ".join(f"{key} {path}" for key, path in zip(names, paths, strict=True))
+            problem = getattr(error, "strerror", None) or error
+            raise CimlError(f"{self.where(source)}: {files}: {problem}") from None
 
     def where(self, source: Source) -> str:
         """Return the place of a source for messages."""

@@ -7,13 +7,11 @@ compared with the intended one.
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import re
 import secrets
 import stat
-import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from ciml.globs import crosses_slash
 from ciml.integrations.config import SOURCES, TABLES, load_receivers
 from ciml.integrations.connect import Connection, SecretFile
 from ciml.settings import Settings, parse_toml
+from ciml.storage.json_files import replace_file
 from ciml.trust import PATH_GLOBS
 
 RECEIVERS = "receivers.toml"
@@ -334,20 +333,6 @@ def _replace(path: Path, content: bytes, mode: int, *, exclusively: bool = False
     """Write a file at once; ``exclusively`` only where there is none. Return whether it was written."""
     try:
         path.parent.mkdir(mode=0o755 if mode & 0o077 else 0o700, parents=True, exist_ok=True)
-        handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as out:
-                out.write(content)
-            os.chmod(staged, mode)
-            if exclusively:
-                with contextlib.suppress(FileExistsError):
-                    os.link(staged, path)
-                    return True
-                return False
-            os.replace(staged, path)
-            return True
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(staged)
+        return replace_file(path, content, mode, exclusively=exclusively)
     except OSError as error:
         raise CimlError(f"{path}: {error.strerror}") from None

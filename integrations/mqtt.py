@@ -26,7 +26,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from ciml.events.redaction import shown
 from ciml.integrations.config import MqttSource, Receivers
 from ciml.integrations.registry import delivered
-from ciml.integrations.sessions import Inbox, Lost, Session, invalid
+from ciml.integrations.sessions import Inbox, Lost, Session
 from ciml.secrets import Secrets
 
 _READ_BYTES = 1 << 16
@@ -295,20 +295,10 @@ class MqttSession(Session):
 
 def _context(receivers: Receivers, source: MqttSource) -> ssl.SSLContext:
     """Return the TLS settings. Raises `CimlError` for a missing or invalid file."""
-    where = receivers.where(source)
-
-    def path(name: str) -> str:
-        return str(receivers.path(name))
-
-    try:
-        context = ssl.create_default_context(cafile=path(source.ca_file) if source.ca_file else None)
-    except (OSError, ValueError) as error:
-        raise invalid(where, f"ca_file {path(source.ca_file)}", error) from None
+    context = receivers.loaded(source, "ca_file", lambda path: ssl.create_default_context(cafile=path))
     if source.certificate_file:
-        try:
-            context.load_cert_chain(path(source.certificate_file), path(source.key_file), _no_password)
-        except (OSError, ValueError) as error:
-            raise invalid(where, f"certificate_file {path(source.certificate_file)}, key_file", error) from None
+        load = partial(context.load_cert_chain, password=_no_password)
+        receivers.loaded(source, "certificate_file key_file", load)
     return context
 
 

@@ -128,13 +128,16 @@ class DeliveryProducer:
 
     def _delivered(self, done: Future[None], error: KafkaError | None, _: object) -> None:
         if error is None:
-            self._note_success()
+            if self._failing_since is not None:
+                _log.warning("Kafka acknowledges again after %.0f s", time.monotonic() - self._failing_since)
+                self._failing_since = None
             done.set_result(None)
             return
         self._broken |= error.fatal()
         failure = self._error(error)
-        if isinstance(failure, EngineError):
-            self._note_failure(failure)
+        if isinstance(failure, EngineError) and self._failing_since is None:
+            self._failing_since = time.monotonic()
+            _log.warning("%s; senders are asked to try again", failure)
         done.set_exception(failure)
 
     def _error(self, error: KafkaError) -> CimlError:
@@ -152,16 +155,6 @@ class DeliveryProducer:
                 f"{self._answer_s:g} s"
             )
         return as_engine_error(self._kafka, self._topic, KafkaException(error))
-
-    def _note_failure(self, error: EngineError) -> None:
-        if self._failing_since is None:
-            self._failing_since = time.monotonic()
-            _log.warning("%s; senders are asked to try again", error)
-
-    def _note_success(self) -> None:
-        if self._failing_since is not None:
-            _log.warning("Kafka acknowledges again after %.0f s", time.monotonic() - self._failing_since)
-            self._failing_since = None
 
 
 DELIVERIES = metric("ciml_deliveries_total")

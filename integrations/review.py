@@ -180,17 +180,10 @@ class ReviewClient(Protocol):
       EngineError: it was not reached, or its answer is no answer of such a system. Nothing was changed.
     """
 
-    @property
-    def format(self) -> Format: ...
-
-    @property
-    def can_edit(self) -> bool: ...
-
-    @property
-    def can_react(self) -> bool: ...
-
-    @property
-    def most_bytes(self) -> int: ...
+    format: Format
+    can_edit: bool
+    can_react: bool
+    most_bytes: int
 
     def head(self, change: ChangeRef) -> Head:
         """Return the present state of a change."""

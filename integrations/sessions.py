@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from ciml.errors import CimlError, EngineError
+from ciml.errors import EngineError
 from ciml.events.redaction import shown
 from ciml.integrations.producer import DeliveryProducer, Headers, ReceiverMetrics
 
@@ -172,8 +172,3 @@ class Inbox:
     def connected(self, is_so: bool) -> None:
         """Set the metric of the connection."""
         self.metrics.connected(self.source, is_so)
-
-
-def invalid(where: str, key: str, error: Exception) -> CimlError:
-    """Return the error of a file that a source names."""
-    return CimlError(f"{where}: {key}: {getattr(error, 'strerror', None) or error}")

@@ -49,8 +49,18 @@ def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
     replace_file(path, seal(json.dumps(value, indent=2).encode()), mode)
 
 
-def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace a file in an existing folder atomically, without a sync to disk."""
+def replace_file(path: Path, data: bytes, mode: int = 0o600, *, exclusively: bool = False) -> bool:
+    """Replace a file in an existing folder atomically, without a sync to disk.
+
+    Args:
+      path: of the file.
+      data: its content.
+      mode: its permissions.
+      exclusively: write nothing where there is a file already.
+
+    Returns:
+      Whether the file was written.
+    """
     import tempfile  # most commands only read
 
     handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
@@ -58,11 +68,13 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
         with os.fdopen(handle, "wb") as out:
             out.write(data)
         os.chmod(staged, mode)
-        os.replace(staged, path)
-    except BaseException:
+        (os.link if exclusively else os.replace)(staged, path)
+        return True
+    except FileExistsError:
+        return False
+    finally:
         with contextlib.suppress(OSError):
             os.unlink(staged)
-        raise
 
 
 class Seal(NamedTuple):

@@ -30,7 +30,7 @@ from ciml.events.redaction import shown
 from ciml.integrations.config import GerritSource, Receivers
 from ciml.integrations.gerrit.approvals import TYPES, Changes, events
 from ciml.integrations.registry import delivered
-from ciml.integrations.sessions import Inbox, Lost, Session, invalid
+from ciml.integrations.sessions import Inbox, Lost, Session
 from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_STREAM_LINE_BYTES
 from ciml.secrets import Secrets
 from ciml.storage.json_files import read_json, write_json
@@ -102,12 +102,10 @@ class GerritSession(Session):
         self._source = source
         self._adapter = source.found_adapter()
         where = receivers.where(source)
-        self._key = _loaded(where, "key_file", receivers, source.key_file, asyncssh.read_private_key)
-        self._hosts = _loaded(where, "known_hosts_file", receivers, source.known_hosts_file, asyncssh.read_known_hosts)
+        self._key = receivers.loaded(source, "key_file", asyncssh.read_private_key)
+        self._hosts = receivers.loaded(source, "known_hosts_file", asyncssh.read_known_hosts)
         self._secrets = Secrets(where, source.secret_file, source.secret_env, folder=receivers.file.parent)
-        self._tls = _loaded(
-            where, "ca_file", receivers, source.ca_file, lambda path: ssl.create_default_context(cafile=path)
-        )
+        self._tls = receivers.loaded(source, "ca_file", lambda path: ssl.create_default_context(cafile=path))
         self._position = receivers.path(receivers.gerrit.state) / f"gerrit-{source.name}.json"
         self._had = _Had()
         # Who is between may write answers of plain HTTP.
@@ -402,11 +400,3 @@ async def _drained(process: asyncssh.SSHClientProcess[bytes], said: deque[int]) 
     """Keep the end of what the server writes to standard error: unread, it would stop the stream too."""
     while chunk := await process.stderr.read(_CHUNK_BYTES):
         said.extend(chunk)
-
-
-def _loaded(where: str, key: str, receivers: Receivers, name: str, read: Any) -> Any:
-    path = str(receivers.path(name)) if name else None
-    try:
-        return read(path)
-    except (OSError, ValueError) as error:  # of asyncssh: KeyImportError and KeyEncryptionError are ValueErrors
-        raise invalid(where, f"{key} {path}", error) from None

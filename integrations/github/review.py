@@ -256,7 +256,7 @@ class GitHub(RestClient):
 
     format: Format = "github"
     can_edit = True
-    can_react: ClassVar[bool]
+    can_react: bool
     most_bytes = MOST_BYTES
     unlocated = "no pull request has the number or commit of the run"
 
