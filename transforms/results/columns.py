@@ -9,10 +9,12 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.limits import MAX_COLUMN_NAME_CHARACTERS, MAX_ID_CHARACTERS, MAX_RESULTS_COLUMNS
+from ciml.settings import read_toml
 from ciml.transforms.results.values import is_log_path, is_missing, is_result_word, parse_time
 
 #: Similarity of names, 0 to 1, from which a column is suggested: one letter of five may differ.
@@ -94,47 +96,11 @@ def _most_similar(ours: str, names: Sequence[str]) -> tuple[str, str] | None:
     return normal[column], synonym
 
 
+_NAMES = read_toml(Path(__file__).with_name("columns.toml"))
 #: The fields of a listing, and the names under which tables have them, the likeliest first.
-SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    field: tuple(names.split())
-    for field, names in {
-        "build_uuid": "build_uuid uuid run_id build_id run_uuid id run build job_id",
-        "attempt": "attempt run_attempt attempt_number try",
-        "build_name": "build_name job_name job workflow_name workflow task suite test_suite name",
-        "result": "result conclusion outcome build_result verdict status state success succeeded passed "
-        "pass ok is_success failed failure fail is_failure exit_code exit_status return_code "
-        "returncode rc",
-        "start_time": "start_time started_at run_started_at start started begin_time begin start_date start_ts "
-        "start_timestamp timestamp time date created_at",
-        "end_time": "end_time ended_at completed_at finished_at finish_time end ended finished stop_time "
-        "stopped_at stop end_date end_ts end_timestamp updated_at",
-        "log_path": "log_path log_file logfile log path file_path filepath file_name filename file telemetry "
-        "dstat log_url",
-        "node_provider": "node_provider provider cloud_provider cloud",
-        "node_region": "node_region region",
-        "node_flavor": "node_flavor node_flavour flavor flavour instance_type machine_type",
-        "pipeline": "pipeline",
-        "project": "project repository repo",
-        "branch": "branch head_branch",
-        "change": "change change_id change_number pull_request merge_request pr mr",
-        "patchset": "patchset patch_set commit_sha head_sha commit sha revision",
-        "review": "review",
-    }.items()
-}
-#: What a person calls a field in a message.
-MEANINGS = {"build_uuid": "run id", "build_name": "job", "result": "result", "log_path": "path of the log"}
+SYNONYMS: Mapping[str, tuple[str, ...]] = {field: tuple(names.split()) for field, names in _NAMES["synonyms"].items()}
 #: In a mapping: leave the column out.
 LEAVE_OUT = "-"
-_ALIASES = {
-    "run_id": "build_uuid",
-    "job": "build_name",
-    "provider": "node_provider",
-    "region": "node_region",
-    "flavor": "node_flavor",
-    "flavour": "node_flavor",
-    "outcome": "result",
-    "log_url": "log_path",
-}
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _OTHER = re.compile(r"[^a-z0-9]+")
 _UNIT = re.compile(r"_(?:utc|ms|us|ns|s)$")
@@ -151,22 +117,21 @@ class Row(NamedTuple):
     fault: str = ""
 
 
-class ResultsTable(Protocol):
+@dataclass(frozen=True)
+class ResultsTable:
     """A table that can be read repeatedly, in bounded memory.
 
     Attributes:
       name: for messages.
       form: its format, such as ``text with semicolons``.
       columns: the names of its columns.
+      rows: yields the rows in order, from the first, at each call. Blank lines are no rows.
     """
 
     name: str
     form: str
     columns: tuple[str, ...]
-
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows in order, from the first. Blank lines are no rows."""
-        ...
+    rows: Callable[[], Iterator[Row]]
 
 
 def checked_columns(table: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -268,7 +233,7 @@ def _given(columns: Sequence[str], mapping: Mapping[str, str], table: str) -> di
             similar = difflib.get_close_matches(theirs[:200], columns, n=1)
             hint = f"did you mean {similar[0]!r:.80}?" if similar else f"it has {_listed(columns)}"
             raise CimlError(f"{table}: no column {theirs!r:.80}; {hint}")
-        ours = _ALIASES.get(name, name)
+        ours = _NAMES["aliases"].get(name, name)
         if ours not in SYNONYMS and ours != LEAVE_OUT:
             raise CimlError(f"unknown field {name!r:.80}; choose from {', '.join(SYNONYMS)}, or {LEAVE_OUT} for none")
         if ours != LEAVE_OUT and ours in mapped.values():
@@ -336,7 +301,7 @@ _FITS: Mapping[str, Callable[[list[Any]], bool]] = {
 
 
 def _check_needed(columns: Sequence[str], found: Any, table: str) -> None:
-    missing = {ours: meaning for ours, meaning in MEANINGS.items() if ours not in found}
+    missing = {ours: meaning for ours, meaning in _NAMES["meanings"].items() if ours not in found}
     if "start_time" not in found and "end_time" not in found:
         missing["start_time"] = "start or end time"
     if missing:

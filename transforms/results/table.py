@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC
+from functools import partial
 from io import BufferedReader
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ def open_results(results: str | os.PathLike[str] | pa.Table) -> ResultsTable:
       EngineError: the storage does not answer.
     """
     if not isinstance(results, str | os.PathLike):
-        return ArrowTable("the table", results)
+        return arrow_table("the table", results)
     url = os.fspath(results)
     name = url.rpartition("/")[2]
     raw = open_unpacked(url, "table", "a file of CSV, Parquet or JSON lines", MAX_RESULTS_BYTES)
@@ -65,118 +66,114 @@ def open_results(results: str | os.PathLike[str] | pa.Table) -> ResultsTable:
     if not text and size <= _HEAD_BYTES:
         raise CimlError(f"{name} is empty; give a table with a row a run")
     if head.startswith(b"PAR1"):
-        return ArrowTable(name, file)
+        return arrow_table(name, file)
     if text.startswith(b"["):
         raise CimlError(
             f"{name} is a JSON array; write JSON lines, an object a run, as pandas does by to_json(lines=True)"
         )
-    return JsonLinesTable(name, file) if text.startswith(b"{") else DelimitedTable(name, file)
+    return (json_lines_table if text.startswith(b"{") else delimited_table)(name, file)
 
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _SNIFFED_LINES = 20
 
 
-class DelimitedTable:
-    """A table of delimited text in UTF-8, with a header.
+def delimited_table(name: str, file: IO[bytes]) -> ResultsTable:
+    """Return a table of delimited text in UTF-8, with a header.
 
     Args:
       name: for messages.
-      file: binary and seekable; it is read anew by each `rows`.
+      file: binary and seekable; it is read anew for each pass over the rows.
 
     Raises:
       CimlError: the header is too long, has too many columns, or names one twice.
     """
+    head = list(islice(_Lines(file), _SNIFFED_LINES))
+    if not head:
+        raise CimlError(f"{name}: its first line has more than {MAX_RESULTS_ROW_BYTES:,} bytes; is it a table?")
+    delimiter = _sniff(head)
+    try:
+        header = next(filter(None, csv.reader(head, delimiter=delimiter)), None)
+    except csv.Error as error:
+        raise CimlError(f"{name}: cannot read the header: {error}") from None
+    if header is None:
+        raise CimlError(f"{name}: its first {len(head)} lines are blank; begin with the names of the columns")
+    columns = checked_columns(name, (column.strip() for column in header))
+    rows = partial(_delimited_rows, file, delimiter, columns)
+    return ResultsTable(name, f"text with {DELIMITERS[delimiter]}", columns, rows)
 
-    def __init__(self, name: str, file: IO[bytes]) -> None:
-        self.name = name
-        self._file = file
-        lines = _Lines(file)
-        head = list(islice(lines, _SNIFFED_LINES))
-        if not head:
-            raise CimlError(f"{name}: its first line has more than {MAX_RESULTS_ROW_BYTES:,} bytes; is it a table?")
-        self._delimiter = _sniff(head)
-        self.form = f"text with {DELIMITERS[self._delimiter]}"
+
+def _delimited_rows(file: IO[bytes], delimiter: str, columns: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows. A row with another number of cells than the header, or beyond a limit, has a fault."""
+    lines = _Lines(file)
+    number = -1
+    reader = csv.reader(lines, delimiter=delimiter)
+    while True:
+        lines.begin_row()
+        cells: list[str] = []
+        fault = ""
         try:
-            header = next(filter(None, csv.reader(head, delimiter=self._delimiter)), None)
+            cells = next(reader)
+        except StopIteration:
+            if not lines.too_long:
+                return
         except csv.Error as error:
-            raise CimlError(f"{name}: cannot read the header: {error}") from None
-        if header is None:
-            raise CimlError(f"{name}: its first {len(head)} lines are blank; begin with the names of the columns")
-        self.columns = checked_columns(name, (column.strip() for column in header))
-
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows. A row with another number of cells than the header, or beyond a limit, has a fault."""
-        lines = _Lines(self._file)
-        number = -1
-        reader = csv.reader(lines, delimiter=self._delimiter)
-        while True:
-            lines.begin_row()
-            cells = []
-            fault = ""
-            try:
-                cells = next(reader)
-            except StopIteration:
-                if not lines.too_long:
-                    return
-            except csv.Error as error:
-                fault = str(error)
-            if lines.too_long:  # the reader saw an end there
-                fault = f"more than {MAX_RESULTS_ROW_BYTES:,} bytes"
-                reader = csv.reader(lines, delimiter=self._delimiter)
-            if not cells and not fault:
-                continue  # a blank line
-            number += 1
-            if number:  # the first is the header
-                fault = fault or self._fault_of(cells)
-                yield Row(number, {} if fault else dict(zip(self.columns, map(_value, cells), strict=True)), fault)
-
-    def _fault_of(self, cells: list[str]) -> str:
-        if len(cells) != len(self.columns):
-            return f"{len(cells):,} cells, but the header has {len(self.columns):,}"
-        if max(map(len, cells)) > MAX_RESULTS_CELL_CHARACTERS:
-            return f"a cell has more than {MAX_RESULTS_CELL_CHARACTERS:,} characters"
-        return ""
+            fault = str(error)
+        if lines.too_long:  # the reader saw an end there
+            fault = f"more than {MAX_RESULTS_ROW_BYTES:,} bytes"
+            reader = csv.reader(lines, delimiter=delimiter)
+        if not cells and not fault:
+            continue  # a blank line
+        number += 1
+        if not fault and len(cells) != len(columns):
+            fault = f"{len(cells):,} cells, but the header has {len(columns):,}"
+        if number:  # the first is the header
+            yield _row(number, dict(zip(columns, map(_value, cells), strict=False)), fault)
 
 
-class JsonLinesTable:
-    """A table of JSON lines: an object a line; its columns are all keys.
+def _row(number: int, cells: Mapping[str, Any], fault: str = "") -> Row:
+    """Return a row, or why it cannot be read: the fault, or a cell beyond the limit."""
+    if any(isinstance(cell, str) and len(cell) > MAX_RESULTS_CELL_CHARACTERS for cell in cells.values()):
+        fault = fault or f"a cell has more than {MAX_RESULTS_CELL_CHARACTERS:,} characters"
+    return Row(number, {} if fault else cells, fault)
 
-    Args:
-      name: for messages.
-      file: binary and seekable; it is read anew by each `rows`.
+
+def json_lines_table(name: str, file: IO[bytes]) -> ResultsTable:
+    """Return a table of JSON lines: an object a line; its columns are all keys. Arguments: see `delimited_table`.
 
     Raises:
       CimlError: no line is an object, or there are too many keys.
     """
+    keys: dict[str, None] = {}
+    for row in _json_rows(file):
+        if not row.cells.keys() <= keys.keys():
+            keys.update(dict.fromkeys(row.cells))
+            checked_columns(name, keys)
+    if not keys:
+        raise CimlError(f"{name} holds no line that is a JSON object; write JSON lines, an object a run")
+    return ResultsTable(name, "JSON lines", tuple(keys), partial(_json_rows, file))
 
-    form = "JSON lines"
 
-    def __init__(self, name: str, file: IO[bytes]) -> None:
-        self.name = name
-        self._file = file
-        keys: dict[str, None] = {}
-        for row in self.rows():
-            if not row.cells.keys() <= keys.keys():
-                keys.update(dict.fromkeys(row.cells))
-                checked_columns(name, keys)
-        if not keys:
-            raise CimlError(f"{name} holds no line that is a JSON object; write JSON lines, an object a run")
-        self.columns = tuple(keys)
+def _json_rows(file: IO[bytes]) -> Iterator[Row]:
+    """Yield the rows; a line that is no object has a fault."""
+    number = 0
+    file.seek(0)
+    while line := file.readline(MAX_RESULTS_ROW_BYTES + 1):
+        too_long = len(line) > MAX_RESULTS_ROW_BYTES
+        remainder = line
+        while too_long and remainder and not remainder.endswith(b"\n"):
+            remainder = file.readline(MAX_RESULTS_ROW_BYTES)
+        if line := line.removeprefix(_BOM).strip():
+            number += 1
+            yield Row(number, {}, f"more than {MAX_RESULTS_ROW_BYTES:,} bytes") if too_long else _object(number, line)
 
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows; a line that is no object has a fault."""
-        number = 0
-        self._file.seek(0)
-        while line := self._file.readline(MAX_RESULTS_ROW_BYTES + 1):
-            too_long = len(line) > MAX_RESULTS_ROW_BYTES
-            remainder = line
-            while too_long and remainder and not remainder.endswith(b"\n"):
-                remainder = self._file.readline(MAX_RESULTS_ROW_BYTES)
-            line = line.removeprefix(_BOM).strip()
-            if line:
-                number += 1
-                yield Row(number, {}, f"more than {MAX_RESULTS_ROW_BYTES:,} bytes") if too_long else _row(number, line)
+
+def _object(number: int, line: bytes) -> Row:
+    try:
+        cells: Any = parse_json(line)
+    except RejectedInput as rejected:
+        return Row(number, {}, rejected.detail)
+    return Row(number, cells) if type(cells) is dict else Row(number, {}, "not an object")
 
 
 class _Lines:
@@ -233,19 +230,11 @@ def _value(cell: str) -> str | None:
     return None if cell in NO_VALUE else cell
 
 
-def _row(number: int, line: bytes) -> Row:
-    try:
-        cells: Any = parse_json(line)
-    except RejectedInput as rejected:
-        return Row(number, {}, rejected.detail)
-    return Row(number, cells) if type(cells) is dict else Row(number, {}, "not an object")
-
-
 _BATCH_ROWS = 512
 
 
-class ArrowTable:
-    """The rows of an Arrow table, or of a Parquet file.
+def arrow_table(name: str, source: pa.Table | IO[bytes]) -> ResultsTable:
+    """Return the rows of an Arrow table, or of a Parquet file.
 
     Lists, structs and bytes are no cells: a run's field is a text, a number, a time, true or false.
 
@@ -256,57 +245,54 @@ class ArrowTable:
     Raises:
       CimlError: it is not Parquet, or exceeds a limit.
     """
+    import pyarrow as pa
 
-    def __init__(self, name: str, source: pa.Table | IO[bytes]) -> None:
-        import pyarrow as pa
-
-        self.name = name
-        self._source = source
-        self.form = "Arrow table" if isinstance(source, pa.Table) else "Parquet"
+    size = 0
+    if isinstance(source, pa.Table):
+        schema = source.schema
+        rows = source.num_rows
+    else:
         try:
-            schema = source.schema if isinstance(source, pa.Table) else _open(source).schema_arrow
+            parquet = _open(source)
         except (pa.ArrowException, OSError) as error:
             raise CimlError(f"{name} is broken Parquet: {error!s:.200}") from None
-        self._schema = pa.schema([field for field in schema if not _is_nested(field.type)])
-        self.columns = checked_columns(name, self._schema.names)
-        if isinstance(source, pa.Table):
-            rows = source.num_rows
-            size = 0
-        else:
-            metadata = _open(source).metadata
-            rows = metadata.num_rows
-            size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-        if rows > MAX_RESULTS_ROWS or size > MAX_RESULTS_BYTES:
-            raise CimlError(
-                f"{name} has {rows:,} rows and {size >> 20:,} MiB unpacked, at most {MAX_RESULTS_ROWS:,} and "
-                f"{MAX_RESULTS_BYTES >> 20:,}; split it, or write a listing for ciml backfill"
-            )
+        schema = parquet.schema_arrow
+        rows = parquet.metadata.num_rows
+        size = sum(parquet.metadata.row_group(number).total_byte_size for number in range(parquet.num_row_groups))
+    if rows > MAX_RESULTS_ROWS or size > MAX_RESULTS_BYTES:
+        raise CimlError(
+            f"{name} has {rows:,} rows and {size >> 20:,} MiB unpacked, at most {MAX_RESULTS_ROWS:,} and "
+            f"{MAX_RESULTS_BYTES >> 20:,}; split it, or write a listing for ciml backfill"
+        )
+    cells = pa.schema([field for field in schema if not _is_nested(field.type)])
+    form = "Arrow table" if isinstance(source, pa.Table) else "Parquet"
+    return ResultsTable(name, form, checked_columns(name, cells.names), partial(_arrow_rows, name, source, cells))
 
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows; a row with a cell beyond the limit has a fault."""
-        import pyarrow as pa
 
-        number = 0
-        try:
-            for batch in self._batches():
-                columns = [_cells(batch.column(name)) for name in self.columns]
-                for cells in zip(*columns, strict=True):
-                    number += 1
-                    too_long = any(isinstance(cell, str) and len(cell) > MAX_RESULTS_CELL_CHARACTERS for cell in cells)
-                    fault = f"a cell has more than {MAX_RESULTS_CELL_CHARACTERS:,} characters" if too_long else ""
-                    yield Row(number, {} if fault else dict(zip(self.columns, cells, strict=True)), fault)
-        except (pa.ArrowException, OSError) as error:
-            raise CimlError(f"{self.name} is broken Parquet: {error!s:.200}") from None
+def _arrow_rows(name: str, source: pa.Table | IO[bytes], schema: pa.Schema) -> Iterator[Row]:
+    """Yield the rows; a row with a cell beyond the limit has a fault."""
+    import pyarrow as pa
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        import pyarrow as pa
+    number = 0
+    try:
+        for batch in _batches(source, schema):
+            columns = [_cells(batch.column(column)) for column in schema.names]
+            for cells in zip(*columns, strict=True):
+                number += 1
+                yield _row(number, dict(zip(schema.names, cells, strict=True)))
+    except (pa.ArrowException, OSError) as error:
+        raise CimlError(f"{name} is broken Parquet: {error!s:.200}") from None
 
-        if isinstance(self._source, pa.Table):
-            yield from self._source.select(self.columns).to_batches(max_chunksize=_BATCH_ROWS)
-            return
-        # As dictionaries, texts that repeat are held once: else a small file could become any number of bytes.
-        texts = [name for name, kind in zip(self.columns, self._schema.types, strict=True) if _is_text(kind)]
-        yield from _open(self._source, texts).iter_batches(_BATCH_ROWS, columns=list(self.columns), use_threads=False)
+
+def _batches(source: pa.Table | IO[bytes], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    if isinstance(source, pa.Table):
+        yield from source.select(schema.names).to_batches(max_chunksize=_BATCH_ROWS)
+        return
+    # As dictionaries, texts that repeat are held once: else a small file could become any number of bytes.
+    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    yield from _open(source, texts).iter_batches(_BATCH_ROWS, columns=schema.names, use_threads=False)
 
 
 def _open(file: IO[bytes], dictionaries: list[str] | None = None) -> Any:
@@ -314,12 +300,6 @@ def _open(file: IO[bytes], dictionaries: list[str] | None = None) -> Any:
 
     file.seek(0)
     return pq.ParquetFile(file, read_dictionary=dictionaries)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_nested(kind: pa.DataType) -> bool:

@@ -19,7 +19,7 @@ from ciml.errors import CimlError
 from ciml.limits import MAX_RESULTS_CELL_CHARACTERS, MAX_RESULTS_COLUMNS, MAX_RESULTS_ROW_BYTES
 from ciml.transforms.results import table
 from ciml.transforms.results import table as arrow
-from ciml.transforms.results.table import ArrowTable, DelimitedTable, open_results
+from ciml.transforms.results.table import arrow_table, delimited_table, open_results
 from tests.growth import assert_linear
 from tests.project.test_startup import loaded_by
 
@@ -202,7 +202,7 @@ class EndlessLine(io.RawIOBase):
 @pytest.mark.whole
 def test_a_line_of_a_gigabyte_is_never_held() -> None:
     tracemalloc.start()
-    opened = DelimitedTable("x.csv", io.BufferedReader(EndlessLine(1 << 30)))
+    opened = delimited_table("x.csv", io.BufferedReader(EndlessLine(1 << 30)))
     rows = list(opened.rows())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -227,7 +227,7 @@ def test_a_table_beyond_the_limits_is_rejected_before_it_is_read(
             open_results(tmp_path / name)
     monkeypatch.setattr(arrow, "MAX_RESULTS_ROWS", 999)
     with pytest.raises(CimlError, match="has 1,000 rows"):
-        ArrowTable("x", pa.table({"id": ["x"] * 1000}))
+        arrow_table("x", pa.table({"id": ["x"] * 1000}))
 
 
 @pytest.mark.parametrize("form", ["csv", "json", pytest.param("parquet", marks=pytest.mark.whole), "arrow"])
