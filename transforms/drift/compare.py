@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,6 @@ from ciml.transforms.drift.detect import (
     DriftPolicy,
     Measure,
     Pair,
-    Part,
     Sides,
     Slice,
     distributions,
@@ -29,6 +29,8 @@ from ciml.transforms.drift.statistics import Statistics
 
 _DIMENSIONS = ("job", "provider", "flavour", "class")  # of a cell, in order
 _EXAMPLE = "example"  # a selected run that is not excluded
+_INSEPARABLE = "drift; too few comparable runs to separate it from the mix"
+_ALL = Slice()
 
 
 def compare(before: Side, after: Side, policy: DriftPolicy | None = None) -> Report:
@@ -46,6 +48,7 @@ class _Comparison:
         old = before.statistics
         new = after.statistics
         self.sides = Sides.of(old, new)
+        self.runs = int(old.runs.sum()), int(new.runs.sum())
         self.parts, self.few = parts_of(self.sides, policy.min_runs)
         names = [name for name in old.series if name in new.series]
         self.pairs = {name: Pair.of(self.sides, old, new, name) for name in names}
@@ -73,10 +76,9 @@ class _Comparison:
             if categories not in counts.values():  # the class may be the provider, or the job
                 counts[name] = categories
                 self.groups += [(name, group) for group in one_sided(*categories)]
-        examples = [int(side.statistics.runs.sum()) for side in (self.before, self.after)]
         counts["exclusions"] = (
-            {_EXAMPLE: examples[0], **self.before.excluded},
-            {_EXAMPLE: examples[1], **self.after.excluded},
+            {_EXAMPLE: self.runs[0], **self.before.excluded},
+            {_EXAMPLE: self.runs[1], **self.after.excluded},
         )
         for name, sides in counts.items():
             if min(sum(side.values()) for side in sides) >= self.policy.min_runs and (mix := mix_of(*sides)):
@@ -97,11 +99,13 @@ class _Comparison:
             )
             moved = list(self._feature(name, pair)) if any(map(self._drifted, slices)) else []
             features += moved
-            if not moved and self._drifted(total) and self._enough():
+            if not moved and self._drifted(total) and min(self.runs) >= self.policy.min_runs:
                 pooled.append(name)
-        comparable = bool(self.parts) and self.parts[0].slice == Slice()
+        comparable = bool(self.parts) and self.parts[0].slice == _ALL
         if not counted:  # without a drift of the mix, the features drifted by themselves
-            features += [self._pooled(name, measures[name][0], comparable) for name in pooled]
+            kind: Kind = "mix" if comparable else "shift"
+            verdict = "drift with the mix" if comparable else _INSEPARABLE
+            features += [self._finding(kind, name, measures[name][0], verdict) for name in pooled]
             pooled = []
         findings = sorted(
             [*columns, *features, *counted], key=lambda measure: (KINDS.index(measure.kind), -(measure.ks or 0.0))
@@ -118,15 +122,6 @@ class _Comparison:
             tests=self.tests,
         )
 
-    def _pooled(self, name: str, measure: Measure, with_mix: bool) -> Finding:
-        runs = int(self.sides.before.sum()), int(self.sides.after.sum())
-        drifted = DriftedSlice(Part(Slice(), np.zeros(0, bool), *runs), measure, False)
-        verdict = "drift with the mix" if with_mix else "drift; too few comparable runs to separate it from the mix"
-        return self._finding("mix" if with_mix else "shift", name, drifted, verdict)
-
-    def _enough(self) -> bool:
-        return min(int(self.sides.before.sum()), int(self.sides.after.sum())) >= self.policy.min_runs
-
     def _p(self, p: float) -> float:
         return min(1.0, p * self.tests)
 
@@ -134,75 +129,74 @@ class _Comparison:
         return measure.psi >= self.policy.psi and self._p(measure.p) <= self.policy.alpha
 
     def _feature(self, name: str, pair: Pair) -> Iterator[Finding]:
-        def measure(parts: Sequence[Part]) -> list[Measure]:
-            return measure_slices(pair, self.sides, parts)
-
+        measure = partial(measure_slices, pair, self.sides)
         for drifted in drifted_slices(self.parts, self.sides, measure, self._drifted, self.policy.min_runs):
             shares = distributions(pair, self.sides, drifted.part)
             if unit := unit_of(pair.values, *shares, drifted.measure.weight):
                 verdict = f"another unit: {unit.name} (measured × {unit.factor:.4g})"
-                yield self._finding("unit", name, drifted, verdict)
+                yield self._in_slice("unit", name, drifted, verdict)
             else:
                 size = "large" if drifted.measure.psi >= self.policy.psi_large else "small"
                 stuck = np.count_nonzero(shares[1]) == 1 < np.count_nonzero(shares[0])
-                yield self._finding("shift", name, drifted, "constant in all runs now" if stuck else f"{size} drift")
+                yield self._in_slice("shift", name, drifted, "constant in all runs now" if stuck else f"{size} drift")
 
     def _columns(self) -> Iterator[Finding]:
         old = self.before.statistics.series
         new = self.after.statistics.series
-        for name in [*(name for name in old if name not in new), *(name for name in new if name not in old)]:
-            part = Part(
-                Slice(), np.zeros(0, bool), *(int(side.sum()) for side in (self.sides.before, self.sides.after))
-            )
-            lost = name in old
-            drifted = DriftedSlice(part, Measure(math.nan, 1.0, 0.0, 0.0, float(lost), float(not lost)), False)
-            yield self._finding(
-                "lost_column" if lost else "new_column", name, drifted, "no feature now" if lost else "a new feature"
-            )
+        for name in (name for name in old if name not in new):
+            yield self._finding("lost_column", name, Measure(math.nan, 1.0, 0.0, 0.0, 1.0, 0.0), "no feature now")
+        for name in (name for name in new if name not in old):
+            yield self._finding("new_column", name, Measure(math.nan, 1.0, 0.0, 0.0, 0.0, 1.0), "a new feature")
         for name, parts in self.varying.items():
-            slices = drifted_slices(parts, self.presence.sides, self._measure_column(name), self._column_drifted, 1)
-            for drifted in slices:
-                lost = drifted.measure.after < drifted.measure.before
-                verdict = "lost" if lost else "new"
-                share = drifted.measure.after if lost else 1 - drifted.measure.after
-                if share > 0:
-                    verdict += f" in {abs(drifted.measure.after - drifted.measure.before):.0%} of the runs"
-                yield self._finding("lost_column" if lost else "new_column", name, drifted, f"column {verdict}")
-
-    def _measure_column(self, name: str) -> Callable[[Sequence[Part]], list[Measure]]:
-        return lambda parts: self.presence.measure(name, parts)
+            measure = partial(self.presence.measure, name)
+            for drifted in drifted_slices(parts, self.presence.sides, measure, self._column_drifted, 1):
+                before = drifted.measure.before
+                after = drifted.measure.after
+                lost = after < before
+                verdict = "column lost" if lost else "column new"
+                if (after if lost else 1 - after) > 0:
+                    verdict += f" in {abs(after - before):.0%} of the runs"
+                yield self._in_slice("lost_column" if lost else "new_column", name, drifted, verdict)
 
     def _column_drifted(self, measure: Measure) -> bool:
         return measure.ks >= self.policy.share and self._p(measure.p) <= self.policy.alpha
 
     def _counts(self) -> Iterator[Finding]:
-        n = int(self.sides.before.sum())
-        m = int(self.sides.after.sum())
         for dimension, group in self.groups:
             if self._p(group.p) > self.policy.alpha:
                 continue
-            where = (group.name if dimension == "job" else None, group.name if dimension == "provider" else None)
-            kind: Kind = "new_group" if group.after else "lost_group"
+            where = Slice(*(group.name if dimension == key else None for key in ("job", "provider")))
             change = "appeared" if group.after else "disappeared"
-            shares = group.before / max(n, 1), group.after / max(m, 1)
-            runs = group.before, group.after
+            shares = [runs / max(total, 1) for runs, total in zip((group.before, group.after), self.runs, strict=True)]
+            measure = Measure(math.nan, math.nan, group.p, 0.0, *shares)
             verdict = f"{dimension} {group.name or '(none)'} {change}"
-            yield Finding(kind, dimension, *where, False, *shares, None, None, self._p(group.p), *runs, verdict)
+            kind: Kind = "new_group" if group.after else "lost_group"
+            yield self._finding(kind, dimension, measure, verdict, where, (group.before, group.after))
         for dimension, mix in self.mixes.items():
             if mix.psi >= self.policy.psi and self._p(mix.p) <= self.policy.alpha:
                 verdict = f"another mix: {mix.grown or '(none)'} {mix.before:.1%} → {mix.after:.1%}"
-                shares = mix.before, mix.after
-                p = self._p(mix.p)
-                yield Finding("mix", dimension, None, None, False, *shares, mix.psi, None, p, n, m, verdict)
+                measure = Measure(mix.psi, math.nan, mix.p, 0.0, mix.before, mix.after)
+                yield self._finding("mix", dimension, measure, verdict)
 
-    def _finding(self, kind: Kind, what: str, drifted: DriftedSlice, verdict: str) -> Finding:
+    def _in_slice(self, kind: Kind, what: str, drifted: DriftedSlice, verdict: str) -> Finding:
         part = drifted.part
-        measure = drifted.measure
-        psi = None if math.isnan(measure.psi) else measure.psi
-        means = measure.before, measure.after
         runs = part.runs_before, part.runs_after
-        p = self._p(measure.p)
-        return Finding(kind, what, *part.slice, drifted.rest, *means, psi, measure.ks, p, *runs, verdict)
+        return self._finding(kind, what, drifted.measure, verdict, part.slice, runs, drifted.rest)
+
+    def _finding(
+        self,
+        kind: Kind,
+        what: str,
+        measure: Measure,
+        verdict: str,
+        where: Slice = _ALL,
+        runs: tuple[int, int] | None = None,
+        rest: bool = False,
+    ) -> Finding:
+        """Return a finding, by default of all runs. What a measure does not have is NaN."""
+        psi, ks = (None if math.isnan(size) else size for size in (measure.psi, measure.ks))
+        means = measure.before, measure.after
+        return Finding(kind, what, *where, rest, *means, psi, ks, self._p(measure.p), *(runs or self.runs), verdict)
 
 
 Kind = Literal["lost_column", "new_column", "unit", "shift", "lost_group", "new_group", "mix"]
@@ -262,9 +256,6 @@ class Finding:
     runs_after: int
     verdict: str
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -301,13 +292,13 @@ class Report:
             "after": _side_to_json(self.after),
             "policy": asdict(self.policy),
             "enough_runs": self.enough,
-            "findings": [finding.to_json() for finding in self.findings],
+            "findings": [asdict(finding) for finding in self.findings],
             "with_the_mix": list(self.with_the_mix),
             "untold": list(self.untold),
             "features": {
                 name: {
-                    "as_they_are": _measure_to_json(pooled),
-                    "weighted_alike": [{**part._asdict(), **_measure_to_json(measure)} for part, measure in slices],
+                    "as_they_are": pooled._asdict(),
+                    "weighted_alike": [{**part._asdict(), **measure._asdict()} for part, measure in slices],
                 }
                 for name, (pooled, slices) in self.measures.items()
             },
@@ -342,7 +333,3 @@ def summary_of(statistics: Statistics, name: str) -> dict[str, float]:
         "max": float(series.maximum.max()),
         "zeros": float(series.zeros.sum() / count),
     }
-
-
-def _measure_to_json(measure: Measure) -> dict[str, float]:
-    return measure._asdict()

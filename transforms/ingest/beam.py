@@ -96,31 +96,36 @@ class BatchCoder(beam.coders.Coder):
 beam.coders.registry.register_coder(Batch, BatchCoder)
 
 
-class _Call(beam.DoFn):
-    def __init__(self, guard: Guard, stage: str, function: Callable[..., Batch], *arguments: Any) -> None:
-        self._guard = guard
-        self._stage = stage
-        self._function = function
-        self._arguments = arguments
+def _guarded(batch: Batch, guard: Guard, stage: str, function: Callable[..., Batch], *arguments: Any) -> Batch:
+    with keep_error():
+        return guard(stage, lambda part: function(part, *arguments), batch)
 
-    def process(self, batch: Batch) -> Iterator[Batch]:
+
+def _take(batch: Batch, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float]) -> Batch:
+    seconds: list[float] = []
+    try:
         with keep_error():
-            yield self._guard(self._stage, lambda part: self._function(part, *self._arguments), batch)
+            return take_logs(batch, policy, raw, int(clock() * 1e6), seconds)
+    finally:
+        FETCH.observe(seconds)
+
+
+_GUARDED = "ParDo(_Call)"
 
 
 class _Stage(beam.PTransform):
-    """One function over each batch; an input for which it fails does not affect others."""
+    """One function over each batch. Savepoints of a job name its steps, so a label never changes."""
 
-    def __init__(self, guard: Guard, stage: str, function: Callable[..., Batch], *arguments: Any) -> None:
+    def __init__(self, label: str, function: Callable[..., Batch], *arguments: Any) -> None:
         super().__init__()
-        self._call = _Call(guard, stage, function, *arguments)
+        self._stage = label >> beam.Map(function, *arguments).with_output_types(Batch)
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
-        return batches | beam.ParDo(self._call).with_output_types(Batch)
+        return batches | self._stage
 
 
 class Decode(_Stage):
-    """`ciml.transforms.ingest.decode.decode`."""
+    """`ciml.transforms.ingest.decode.decode`; a message for which it fails does not affect others."""
 
     def __init__(
         self,
@@ -128,41 +133,21 @@ class Decode(_Stage):
         names: Mapping[str, str] | None = None,
         read_event: ReadEvent = decode_message,
     ) -> None:
-        super().__init__(guarded_messages, "decode", decode, tuple(selection), names, read_event)
+        super().__init__(_GUARDED, _guarded, guarded_messages, "decode", decode, tuple(selection), names, read_event)
 
 
 class Judge(_Stage):
-    """`ciml.trust.evaluate_batch`."""
+    """`ciml.trust.evaluate_batch`; a run for which it fails does not affect others."""
 
     def __init__(self, policy: TrustPolicy) -> None:
-        super().__init__(guarded_runs, "trust", evaluate_batch, policy)
+        super().__init__(_GUARDED, _guarded, guarded_runs, "trust", evaluate_batch, policy)
 
 
-class _Take(beam.DoFn):
-    def __init__(self, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float]) -> None:
-        self._policy = policy
-        self._raw = raw
-        self._clock = clock
-
-    def process(self, batch: Batch) -> Iterator[Batch]:
-        seconds: list[float] = []
-        try:
-            with keep_error():
-                pending = take_logs(batch, self._policy, self._raw, int(self._clock() * 1e6), seconds)
-        finally:
-            FETCH.observe(seconds)
-        yield pending
-
-
-class TakeLogs(beam.PTransform):
+class TakeLogs(_Stage):
     """`ciml.transforms.ingest.run_stages.take_logs`, at the arrival time of the batch.
 
     Fetch, parse and store are one stage: between stages a batch would hold all its logs, or all its telemetry, at once.
     """
 
     def __init__(self, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float] = time.time) -> None:
-        super().__init__()
-        self._take = _Take(policy, raw, clock)
-
-    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
-        return batches | beam.ParDo(self._take).with_output_types(Batch)
+        super().__init__("ParDo(_Take)", _take, policy, raw, clock)
