@@ -5,6 +5,7 @@ Samples from /proc in dool's columns, units and notation, for machines without d
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from ciml.limits import MAX_RECORDER_LOG_BYTES
@@ -59,7 +61,7 @@ class Sampler:
     """Reads /proc; each sample is the average since the previous one, the first since boot."""
 
     def __init__(self) -> None:
-        self._before: Sequence[float] = ()
+        self._before: Sequence[int] = ()
         self._at = 0.0
 
     def sample(self) -> str:
@@ -73,32 +75,24 @@ class Sampler:
         stat = _named("/proc/stat")
         memory = {name: int(value[0]) * 1024 for name, value in _named("/proc/meminfo", ":").items()}
         paging = _named("/proc/vmstat")
-        cpu = [int(cell) for cell in stat["cpu"][:8]]
+        user, nice, system, idle, waiting, irq, softirq, stolen = map(int, stat["cpu"][:8])
+        sectors_read, sectors_written, *operations = _totals("/proc/diskstats", 2, _PARTS, (5, 9, 3, 7))
         counters = [
-            float(cell)
-            for cell in (
-                cpu[0] + cpu[1] + cpu[5] + cpu[6],
-                *cpu[2:5],
-                cpu[7],
-                *_disks(),
-                *_network(),
-                int(paging["pswpin"][0]) * _PAGE,
-                int(paging["pswpout"][0]) * _PAGE,
-                int(stat["intr"][0]),
-                int(stat["ctxt"][0]),
-                int(stat["processes"][0]),
-            )
+            *(user + nice + irq + softirq, system, idle, waiting, stolen),
+            *(sectors_read * _SECTOR, sectors_written * _SECTOR, *operations),
+            *_totals("/proc/net/dev", 0, _NO_NETWORK, (1, 9)),
+            *(int(paging[name][0]) * _PAGE for name in ("pswpin", "pswpout")),
+            *(int(stat[name][0]) for name in ("intr", "ctxt", "processes")),
         ]
-        before = self._before or [0.0] * len(counters)
-        steps = [now - then for now, then in zip(counters, before)]
-        before_at = self._at
-        elapsed = max(boottime_s - before_at, 1e-3)
+        steps = [now - before for now, before in zip_longest(counters, self._before, fillvalue=0)]
+        first = not self._before
+        elapsed = max(boottime_s - self._at, 1e-3)
         self._before = counters
         self._at = boottime_s
 
         ticks = sum(steps[:5])
         rates = [step / elapsed for step in steps[5:]]
-        if not before_at:
+        if first:
             rates[4:6] = 0.0, 0.0  # dool does not average the network since boot
         used = memory["MemFree"] + memory["Cached"] + memory.get("SReclaimable", 0)
         with open("/proc/loadavg") as file:
@@ -133,32 +127,23 @@ def _named(path: str, colon: str = "") -> dict[str, list[str]]:
     return values
 
 
-def _disks() -> tuple[int, int, int, int]:
-    """Return bytes read and written, and reads and writes, of all disks."""
-    total = [0, 0, 0, 0]
-    try:
-        with open("/proc/diskstats") as file:
-            for line in file:
-                cells = line.split()
-                if len(cells) >= 13 and not _PARTS.fullmatch(cells[2]):
-                    for index, cell in enumerate((5, 9, 3, 7)):
-                        total[index] += int(cells[cell])
-    except FileNotFoundError:
-        pass
-    return total[0] * _SECTOR, total[1] * _SECTOR, total[2], total[3]
+def _totals(path: str, name_cell: int, skipped: re.Pattern[str], counters: Sequence[int]) -> list[int]:
+    """Add up the counters of all devices of a file, one a line. None exist where there is no file.
 
-
-def _network() -> tuple[int, int]:
-    """Return bytes received and sent by all interfaces except the loopback."""
-    received = sent = 0
-    with open("/proc/net/dev") as file:
+    Args:
+      path: the file.
+      name_cell: the index of a device's name in its line.
+      skipped: the names of devices that do not count.
+      counters: the indices of the counters.
+    """
+    totals = [0] * len(counters)
+    with contextlib.suppress(FileNotFoundError), open(path) as file:
         for line in file:
-            name, colon, counters = line.partition(":")
-            cells = counters.split()
-            if colon and len(cells) >= 16 and not _NO_NETWORK.fullmatch(name.strip()):
-                received = received + int(cells[0])
-                sent = sent + int(cells[8])
-    return received, sent
+            cells = line.replace(":", " ").split()
+            is_device = len(cells) > max(counters) and cells[max(counters)].isdigit()
+            if is_device and not skipped.fullmatch(cells[name_cell]):
+                totals = [total + int(cells[index]) for total, index in zip(totals, counters)]
+    return totals
 
 
 _PLUGINS = ("epoch", "cpu", "load", "mem", "disk", "io", "net", "page", "sys", "proc")

@@ -28,10 +28,10 @@ _READ = 1 << 20
 
 @dataclass
 class _Sent:
-    """A message in flight, and its start in the log."""
+    """A message: whether it has arrived, None in flight; and its start in the log if it has samples."""
 
-    mark: Mark
     arrived: bool | None = None
+    mark: Mark | None = None
 
 
 class Delivery:
@@ -58,9 +58,7 @@ class Delivery:
         self._key = self._plan.mention.run_id.encode()
         self._tail = Tail(recording.read_log, recording.starts())
         self._sent: deque[_Sent] = deque()
-        self._states: dict[str, bool | None] = {}  # of single messages: None in flight, else whether they arrived
-        if not announce:
-            self._states["started"] = True
+        self._single: dict[str, _Sent] = {} if announce else {"started": _Sent(True)}
         self._log_at: str | None = None
         self._not_before = 0.0
 
@@ -106,25 +104,26 @@ class Delivery:
         ends = [self._once(f"end {start}", partial(self._end_of, start)) for start in starts]
         if not all(ends) or not self._put_log():
             return False
-        return self._once("finished", self._finished) and all(self._states.values())
+        return self._once("finished", self._finished) and all(message.arrived for message in self._single.values())
 
     def _once(self, name: str, render: Callable[[], tuple[str, bytes, Any]]) -> bool:
         """Send a message once. Return whether it is in flight or has arrived."""
+        message = self._single.setdefault(name, _Sent(False))
+        return message.arrived is not False or self._send(message, *render())
+
+    def _send(self, message: _Sent, topic: str, value: bytes, headers: Any = None) -> bool:
+        """Send a message. Return whether it is in flight; False where the queue is full."""
         assert self._sender is not None
-        if self._states.get(name, False) is not False:
-            return True
-        topic, value, headers = render()
 
         def done(failure: str) -> None:
-            self._states[name] = not failure
+            message.arrived = not failure
             if failure:
                 self._wait(failure)
 
-        self._states[name] = None
+        message.arrived = None
         if not self._sender.send(topic, self._key, value, headers, done):
-            self._states[name] = False
-            return False
-        return True
+            message.arrived = False
+        return message.arrived is not False
 
     def _samples(self) -> bool:
         """Send the samples in the log. Return whether all of them are in flight or have arrived."""
@@ -136,6 +135,7 @@ class Delivery:
         if any(message.arrived is False for message in self._sent):
             if any(message.arrived is None for message in self._sent):
                 return False
+            assert self._sent[0].mark is not None
             self._tail.mark = self._sent[0].mark  # resend from there; samples have identities, so repeats are known
             self._sent.clear()
         while len(self._sent) < _IN_FLIGHT:
@@ -143,25 +143,13 @@ class Delivery:
             piece = self._tail.read()
             if piece is None:
                 return True
-            if not self._send_piece(piece, mark):
+            message = _Sent(mark=mark)
+            value = encode_piece(self._plan.mention.run_id, piece, self._tail.first_us or piece.times_us[0])
+            if not self._send(message, self._plan.samples_topic, value):
                 self._tail.mark = mark
                 return False
+            self._sent.append(message)
         return False
-
-    def _send_piece(self, piece: Piece, mark: Mark) -> bool:
-        assert self._sender is not None
-        sent = _Sent(mark)
-
-        def done(failure: str) -> None:
-            sent.arrived = not failure
-            if failure:
-                self._wait(failure)
-
-        value = encode_piece(self._plan.mention.run_id, piece, self._tail.first_us or piece.times_us[0])
-        if not self._sender.send(self._plan.samples_topic, self._key, value, None, done):
-            return False
-        self._sent.append(sent)
-        return True
 
     def _started(self) -> tuple[str, bytes, Any]:
         from ciml.events.cloudevents import STARTED, run_event

@@ -171,29 +171,25 @@ class Recording:
             return None
         except OSError as error:
             raise CimlError(f"{path}: cannot be opened as a folder ({error.strerror})") from None
-        lock = None
-        taken = False
-        try:
-            changed_s = os.fstat(folder.descriptor).st_mtime  # before locking, which may create a file in it
-            lock = _lock(folder)
-            if lock is None:
+        with contextlib.ExitStack() as unless_taken:
+            unless_taken.enter_context(folder)
+            try:
+                changed_s = os.fstat(folder.descriptor).st_mtime  # before locking, which may create a file in it
+                lock = _lock(folder)
+                if lock is None:
+                    return None
+                unless_taken.callback(os.close, lock)
+                plan = _read_plan(folder, time.time() - changed_s < _YOUNG_S)
+            except FileNotFoundError:  # removed meanwhile by its sender
                 return None
-            plan = _read_plan(folder, time.time() - changed_s < _YOUNG_S)
+            except OSError as error:
+                raise CimlError(f"{path}: cannot be read ({error.strerror})") from None
+            except (RejectedInput, msgspec.ValidationError) as error:
+                raise CimlError(f"{path / RUN}: cannot be read ({error})") from None
             if plan is None:
                 return None
-            taken = True
+            unless_taken.pop_all()
             return cls(folder, plan, lock)
-        except FileNotFoundError:  # removed meanwhile by its sender
-            return None
-        except OSError as error:
-            raise CimlError(f"{path}: cannot be read ({error.strerror})") from None
-        except (RejectedInput, msgspec.ValidationError) as error:
-            raise CimlError(f"{path / RUN}: cannot be read ({error})") from None
-        finally:
-            if not taken:
-                folder.close()
-                if lock is not None:
-                    os.close(lock)
 
     def add_start(self, recorder_us: int) -> None:
         """Record a start of the recorder, whose samples begin at the log's end. Raises `OSError`."""
