@@ -12,12 +12,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ciml.engines.base import Settings
-    from ciml.engines.flink.cluster import cluster_parts
-    from ciml.engines.http import s3_environment
-    from ciml.engines.kafka import create_topics, is_mock
-    from ciml.engines.launcher import ENGINES, Engines, start, stop
-    from ciml.engines.state import EngineState, default_home, read
+    from ciml.engines.base import Settings as Settings
+    from ciml.engines.flink.cluster import cluster_parts as cluster_parts
+    from ciml.engines.http import s3_environment as s3_environment
+    from ciml.engines.kafka import create_topics as create_topics
+    from ciml.engines.launcher import ENGINES as ENGINES
+    from ciml.engines.launcher import Engines as Engines
+    from ciml.engines.launcher import start as start
+    from ciml.engines.launcher import stop as stop
+    from ciml.engines.state import EngineState as EngineState
+    from ciml.engines.state import default_home as default_home
+    from ciml.engines.state import read as read
 
 #: The extra that installs the libraries of this room.
 EXTRA = "local"
@@ -26,25 +31,10 @@ _NAMES = {
     "ciml.engines.base": ("Settings",),
     "ciml.engines.flink.cluster": ("cluster_parts",),
     "ciml.engines.http": ("s3_environment",),
-    "ciml.engines.kafka": ("create_topics", "is_mock"),
+    "ciml.engines.kafka": ("create_topics",),
     "ciml.engines.launcher": ("ENGINES", "Engines", "start", "stop"),
     "ciml.engines.state": ("EngineState", "default_home", "read"),
 }
-
-__all__ = [
-    "ENGINES",
-    "EngineState",
-    "Engines",
-    "Settings",
-    "cluster_parts",
-    "create_topics",
-    "default_home",
-    "is_mock",
-    "read",
-    "s3_environment",
-    "start",
-    "stop",
-]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ciml.engines import processes
-from ciml.engines.state import EngineState
+from ciml.engines.state import REAL, EngineState
 from ciml.errors import CimlError
 
 HOST = "127.0.0.1"
@@ -65,31 +65,53 @@ class Settings:
 
 @dataclass(frozen=True)
 class Launch:
-    """A command line and the state to record for it.
+    """How an engine is started.
 
     Attributes:
-      state: without pid; without address where the process itself chooses it.
-      command: None if the engine needs no process.
+      what, address, ports, urls, memory_mb: as of `EngineState`; without address where the process itself chooses it.
+      command: its command line; None if the engine needs no process.
+      environment: variables in addition to those of this process.
     """
 
-    state: EngineState
+    what: str
     command: tuple[str, ...] | None
+    ports: Mapping[str, int]
+    address: str = ""
+    urls: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    memory_mb: int | None = None
 
 
 class Engine(ABC):
-    """One kind of engine. Its objects are stateless; `EngineState` holds the state."""
+    """One kind of engine. Its objects are stateless; `EngineState` holds the state.
+
+    Attributes:
+      name: of the engine.
+      uses: its ports, by use.
+      kind: ``real``, or ``light`` for a stand-in.
+      health: the path under its HTTP address that answers when it is ready; None without one.
+    """
 
     name: str
-    uses: tuple[str, ...] = ()  # its ports, by use
+    uses: tuple[str, ...] = ()
+    kind = REAL
+    health: str | None = None
 
     @abstractmethod
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
         """Prepare folders and files, and return the launch. ``ports`` has one port for each of ``uses``."""
 
-    @abstractmethod
+    def state_of(self, launch: Launch) -> EngineState:
+        """Return the state to record for a launch, without pid."""
+        state = EngineState(self.name, self.kind, launch.what, launch.address, memory_mb=launch.memory_mb)
+        return state.at(ports=dict(launch.ports), urls=dict(launch.urls))
+
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
         """Query the engine within seconds; return its state with all addresses if it answers, else None."""
+        answers = all(listens(port) for port in state.ports.values())
+        if answers and self.health is not None:
+            answers = http_answers(f"{state.urls.get('rest', state.address)}{self.health}")
+        return state if answers else None
 
     def missing(self, home: Path, state: EngineState) -> str:
         """Return the parts that do not answer, for an engine of several parts."""
@@ -104,10 +126,10 @@ class Engine(ABC):
         return processes.end(state.pid, state.started)
 
 
-def listens(port: int, host: str = HOST, timeout_s: float = 1.0) -> bool:
+def listens(port: int, timeout_s: float = 1.0) -> bool:
     """Return whether a server accepts connections on the port."""
     try:
-        with socket.create_connection((host, port), timeout=timeout_s):
+        with socket.create_connection((HOST, port), timeout=timeout_s):
             return True
     except OSError:
         return False

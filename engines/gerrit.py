@@ -8,10 +8,8 @@ from importlib import resources
 from pathlib import Path
 
 from ciml.engines import jars
-from ciml.engines.base import HOST, Engine, Launch, Settings, http_answers, java_arguments, listens
-from ciml.engines.processes import last_lines
-from ciml.engines.state import REAL, EngineState
-from ciml.errors import EngineError
+from ciml.engines.base import HOST, Engine, Launch, Settings, java_arguments
+from ciml.engines.processes import run_once
 
 #: The account that Gerrit makes at its first start (``--dev``), with its HTTP password.
 ADMIN = ("admin", "secret")
@@ -54,6 +52,7 @@ class Gerrit(Engine):
 
     name = "gerrit"
     uses = ("gerrit", "gerrit-ssh")
+    health = "/config/server/version"
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
         folder = home / "gerrit"
@@ -62,20 +61,14 @@ class Gerrit(Engine):
         if not (site / "git").exists():
             init_site(java, site, home / "logs" / "gerrit-init.log")
         url = f"http://{HOST}:{ports['gerrit']}"
-        state = EngineState(
-            name=self.name,
-            kind=REAL,
-            what="Gerrit 3.10 (REST, git, SSH)",
+        return Launch(
+            "Gerrit 3.10 (REST, git, SSH)",
+            (*java, "Daemon", "-d", str(site), "--headless", "--console-log"),
+            ports,
             address=url,
-            ports={use: ports[use] for use in self.uses},
             urls={"http": url, "ssh": f"ssh://{HOST}:{ports['gerrit-ssh']}"},
             memory_mb=HEAP_MB,
         )
-        return Launch(state, (*java, "Daemon", "-d", str(site), "--headless", "--console-log"))
-
-    def ready(self, home: Path, state: EngineState) -> EngineState | None:
-        answers = listens(state.ports["gerrit"]) and http_answers(f"{state.address}/config/server/version")
-        return state if answers else None
 
 
 def check_needs(settings: Settings | None = None) -> tuple[str, str]:
@@ -119,9 +112,5 @@ def init_site(java: tuple[str, ...], site: Path, log: Path) -> None:
     Raises:
       EngineError: it failed; the message has the last lines of the log.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     command = [*java, "Init", "--batch", "--dev", "--no-auto-start", "-d", str(site)]
-    with log.open("wb") as out:
-        process = subprocess.run(command, stdout=out, stderr=out, timeout=180, check=False)
-    if process.returncode != 0:
-        raise EngineError(f"the first start of Gerrit failed: {last_lines(log)}")
+    run_once(command, log, 180, "the first start of Gerrit")

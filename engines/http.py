@@ -6,9 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ciml.engines.base import HOST, Engine, Launch, Settings, http_answers, listens
+from ciml.engines.base import HOST, Engine, Launch, Settings
 from ciml.engines.processes import python_command, python_environment
-from ciml.engines.state import REAL, EngineState
 from ciml.errors import CimlError
 from ciml.extras import require
 
@@ -26,17 +25,15 @@ class S3(Engine):
 
     name = "s3"
     uses = ("s3",)
+    health = "/moto-api/"
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
         require("moto")
         require("flask")
         url = f"http://{HOST}:{ports['s3']}"
-        state = EngineState(self.name, REAL, "S3 by moto", url, ports={"s3": ports["s3"]}, urls={"s3": url})
         command = python_command("moto.server", "-H", HOST, "-p", str(ports["s3"]))
-        return Launch(state, command, {**S3_ENVIRONMENT, "PYTHONUNBUFFERED": "1"})
-
-    def ready(self, home: Path, state: EngineState) -> EngineState | None:
-        return state if http_answers(f"{state.address}/moto-api/") else None
+        environment = {**S3_ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
+        return Launch("S3 by moto", command, ports, address=url, urls={"s3": url}, environment=environment)
 
 
 class LogServer(Engine):
@@ -44,6 +41,7 @@ class LogServer(Engine):
 
     name = "logs"
     uses = ("logs",)
+    health = ""
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
         if settings.logs_root is None:
@@ -52,17 +50,10 @@ class LogServer(Engine):
         if not os.path.isdir(root):
             raise CimlError(f"--logs-root {root} is not a folder")
         url = f"http://{HOST}:{ports['logs']}"
-        state = EngineState(self.name, REAL, f"HTTP server of {root}", url, ports={"logs": ports["logs"]})
-        command = python_command("ciml.engines.log_server", root, str(ports["logs"]))
-        return Launch(state.at(urls={"logs": url}), command, python_environment())
-
-    def ready(self, home: Path, state: EngineState) -> EngineState | None:
-        return state if http_answers(state.address) else None
-
-
-def _absolute(path: str) -> str:
-    """Return an absolute path, since the engine runs in another folder."""
-    return path if "://" in path else os.path.abspath(path)
+        command = python_command("ciml.engines.programs", "logs", root, str(ports["logs"]))
+        environment = python_environment()
+        what = f"HTTP server of {root}"
+        return Launch(what, command, ports, address=url, urls={"logs": url}, environment=environment)
 
 
 class ModelServer(Engine):
@@ -70,26 +61,21 @@ class ModelServer(Engine):
 
     name = "models"
     uses = ("models-grpc", "models-rest")
+    health = "/monitoring/prometheus/metrics"
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
         if settings.models_config is None:
             raise CimlError("the model server needs its configuration: --models-config FILE")
-        grpc_port = ports["models-grpc"]
-        rest_port = ports["models-rest"]
-        state = EngineState(
-            name=self.name,
-            kind=REAL,
-            what="model server (TensorFlow Serving's API)",
+        grpc_port = str(ports["models-grpc"])
+        rest_port = str(ports["models-rest"])
+        # The engine runs in another folder.
+        config = settings.models_config if "://" in settings.models_config else os.path.abspath(settings.models_config)
+        arguments = ("serve", "--config", config, "--grpc-port", grpc_port, "--rest-port", rest_port)
+        return Launch(
+            "model server (TensorFlow Serving's API)",
+            python_command("ciml.cli.main", *arguments),
+            ports,
             address=f"{HOST}:{grpc_port}",
-            ports={use: ports[use] for use in self.uses},
             urls={"grpc": f"{HOST}:{grpc_port}", "rest": f"http://{HOST}:{rest_port}"},
+            environment=python_environment(),
         )
-        command = python_command(
-            *("ciml.cli.main", "serve", "--config", _absolute(settings.models_config)),
-            *("--grpc-port", str(grpc_port), "--rest-port", str(rest_port)),
-        )
-        return Launch(state, command, python_environment())
-
-    def ready(self, home: Path, state: EngineState) -> EngineState | None:
-        answers = http_answers(f"{state.urls['rest']}/monitoring/prometheus/metrics")
-        return state if answers and listens(state.ports["models-grpc"]) else None

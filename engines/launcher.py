@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 from ciml.engines import processes, state
 from ciml.engines.base import Engine, Launch, Settings
@@ -46,9 +47,33 @@ def healthy(home: Path, entry: EngineState) -> bool:
     return alive(entry) and engine_of(entry).ready(home, entry) is not None
 
 
+class _Address:
+    """The address of the engine that has the attribute's name: ``host:port`` or a URL."""
+
+    def __set_name__(self, owner: type[Engines], name: str) -> None:
+        self._name = name
+
+    def __get__(self, engines: Engines, owner: type[Engines] | None = None) -> str:
+        state = engines.state_of(self._name)
+        if not state.address:  # of bounded micro-batches
+            raise EngineError(f"Flink is not available ({state.what}); use --engine micro-batches")
+        return state.address
+
+
+class _Addresses(_Address):
+    """The addresses of an engine that has several, by use."""
+
+    def __get__(self, engines: Engines, owner: type[Engines] | None = None) -> dict[str, str]:  # type: ignore[override]
+        return dict(engines.state_of(self._name).urls)
+
+
 @dataclass
 class Engines:
     """Running engines. As a context manager, stops those that it started.
+
+    The addresses of an engine raise `EngineError` if it does not run. ``flink`` is the ``host:port`` of its job server;
+    ``cluster`` has ``jobs`` (``host:port`` of Beam's job server), ``rest`` (a URL) and ``workers``; ``models`` has
+    ``grpc`` (``host:port``) and ``rest`` (a URL).
 
     Attributes:
       home: the folder of their files.
@@ -64,57 +89,20 @@ class Engines:
     notes: list[str] = field(default_factory=list)
     reaper: tuple[int, float] | None = field(default=None, repr=False)
 
-    def _get(self, name: str) -> EngineState:
+    kafka: ClassVar = _Address()
+    flink: ClassVar = _Address()
+    s3: ClassVar = _Address()
+    logs: ClassVar = _Address()
+    mosquitto: ClassVar = _Address()
+    gerrit: ClassVar = _Address()
+    cluster: ClassVar = _Addresses()
+    models: ClassVar = _Addresses()
+
+    def state_of(self, name: str) -> EngineState:
+        """Return the state of a running engine."""
         if name not in self.states:
             raise EngineError(f"{name} is not running in {self.home}; start it with: ciml up {name}")
         return self.states[name]
-
-    @property
-    def kafka(self) -> str:
-        """The broker's ``host:port``."""
-        return self._get("kafka").address
-
-    @property
-    def flink(self) -> str:
-        """The job server's ``host:port``.
-
-        Raises:
-          EngineError: if bounded micro-batches replace Flink.
-        """
-        flink = self._get("flink")
-        if flink.light:
-            raise EngineError(f"Flink is not available ({flink.what}); use --engine micro-batches")
-        return flink.address
-
-    @property
-    def cluster(self) -> dict[str, str]:
-        """The cluster's addresses: ``jobs`` (``host:port`` of Beam's job server), ``rest`` (a URL), ``workers``."""
-        return dict(self._get("cluster").urls)
-
-    @property
-    def s3(self) -> str:
-        """The S3 endpoint's URL."""
-        return self._get("s3").address
-
-    @property
-    def logs(self) -> str:
-        """The log server's URL."""
-        return self._get("logs").address
-
-    @property
-    def models(self) -> dict[str, str]:
-        """The model server's addresses: ``grpc`` (``host:port``) and ``rest`` (a URL)."""
-        return dict(self._get("models").urls)
-
-    @property
-    def mosquitto(self) -> str:
-        """mosquitto's ``mqtt://host:port``."""
-        return self._get("mosquitto").address
-
-    @property
-    def gerrit(self) -> str:
-        """Gerrit's URL."""
-        return self._get("gerrit").address
 
     @property
     def light(self) -> bool:
@@ -159,26 +147,26 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
     chosen = settings or Settings()
     with state.exclusive(folder):
         recorded_states = state.read(folder)
-        running = {name: engine_state for name, engine_state in recorded_states.items() if alive(engine_state)}
+        running = {name: entry for name, entry in recorded_states.items() if alive(entry)}
         # dead engines keep their entry, which holds the ports that clients know
         recorded = _Recorded(folder, recorded_states)
         engines = Engines(folder, running)
-        starting = [_Start(ENGINES[name], folder, chosen, recorded) for name in selected if name not in running]
-        if chosen.tied and starting:
-            engines.reaper = _start_reaper(folder, [engine_state.name for engine_state in starting])
-        with ThreadPoolExecutor(max_workers=max(1, len(starting))) as pool:
-            results = [pool.submit(engine_state.run) for engine_state in starting]
+        starters = [_Starter(ENGINES[name], folder, chosen, recorded) for name in selected if name not in running]
+        if chosen.tied and starters:
+            engines.reaper = _start_reaper(folder, [starter.name for starter in starters])
+        with ThreadPoolExecutor(max_workers=max(1, len(starters))) as pool:
+            results = [pool.submit(starter.run) for starter in starters]
             failures = [error for error in (result.exception() for result in results) if error is not None]
         if failures:
-            for engine_state in starting:
-                engine_state.undo()
+            for starter in starters:
+                starter.undo()
             if engines.reaper is not None:
                 processes.end(*engines.reaper)
             raise failures[0]
-        for engine_state in starting:
-            engines.started[engine_state.name] = engine_state.seconds
-            engines.notes += engine_state.notes
-        engines.states = {name: engine_state for name, engine_state in recorded.states.items() if alive(engine_state)}
+        for starter in starters:
+            engines.started[starter.name] = starter.seconds
+            engines.notes += starter.notes
+        engines.states = {name: entry for name, entry in recorded.states.items() if alive(entry)}
     return engines
 
 
@@ -198,7 +186,7 @@ def stop(names: Iterable[str] | None = None, home: Path | str | None = None) -> 
         with ThreadPoolExecutor(max_workers=max(1, len(chosen))) as pool:
             results = {name: pool.submit(engine_of(recorded[name]).end, folder, recorded[name]) for name in chosen}
         stopped = {name for name, result in results.items() if result.exception() is None}
-        state.write(folder, {name: engine_state for name, engine_state in recorded.items() if name not in stopped})
+        state.write(folder, {name: entry for name, entry in recorded.items() if name not in stopped})
         for result in results.values():
             result.result()
         return [name for name in chosen if results[name].result() or recorded[name].pid is None]
@@ -206,9 +194,8 @@ def stop(names: Iterable[str] | None = None, home: Path | str | None = None) -> 
 
 def _start_reaper(home: Path, names: list[str]) -> tuple[int, float]:
     me = os.getpid()
-    command = processes.python_command(
-        "ciml.engines.stop_with_parent", str(me), repr(processes.start_time(me)), str(home), *names
-    )
+    arguments = (str(me), repr(processes.start_time(me)), str(home), *names)
+    command = processes.python_command("ciml.engines.programs", "stop-with-parent", *arguments)
     return processes.spawn(command, home / "logs" / "stop-with-parent.log", processes.python_environment(), home)
 
 
@@ -228,7 +215,7 @@ class _Recorded:
             state.write(self._home, self.states)
 
 
-class _Start:
+class _Starter:
     """Starts one engine in a thread. After a crash it reuses the previous ports."""
 
     def __init__(self, engine: Engine, home: Path, settings: Settings, recorded: _Recorded) -> None:
@@ -274,23 +261,21 @@ class _Start:
             launch = self._engine.prepare(self._home, ports, self._settings)
             try:
                 self._await(launch)
-                self._note_other_port(fixed)
-                return
-            except _PortTaken as error:
-                self.undo()
+                break
+            except _PortTaken:
                 reused = {}
                 if attempt + 1 == _ATTEMPTS:
-                    raise EngineError(str(error)) from None
+                    raise
+        self._note_other_port(fixed)
 
     def _note_other_port(self, fixed: Mapping[str, int]) -> None:
         before = self._before
         now = self._recorded.states[self.name]
         if before is None or before.light or now.light:
             return
-        for use in before.ports.keys() & now.ports.keys() - fixed.keys():
-            was = before.ports[use]
-            moved = now.ports[use]
-            if was != moved and str(was) in before.address:  # an address known to clients
+        for use, was in before.ports.items():
+            # Only an address that clients know matters.
+            if use not in fixed and now.ports.get(use, was) != was and str(was) in before.address:
                 self.notes.append(
                     f"{self.name}: port {was}, used before, is in use by another program; it listens at {now.address}. "
                     f"Give clients this address, or free the port and run: ciml down {self.name}; "
@@ -300,12 +285,12 @@ class _Start:
     def _await(self, launch: Launch) -> None:
         log = self._home / "logs" / f"{self.name}.log"
         if launch.command is None:
-            self._recorded.put(self.name, launch.state)
+            self._recorded.put(self.name, self._engine.state_of(launch))
             return
         with contextlib.suppress(FileNotFoundError):
             os.replace(log, log.with_suffix(".log.1"))  # keep only the last log
         pid, started = processes.spawn(launch.command, log, launch.environment, self._home)
-        launched = launch.state.at(pid=pid, started=started, log=str(log))
+        launched = self._engine.state_of(launch).at(pid=pid, started=started, log=str(log))
         self._recorded.put(self.name, launched)  # recorded before it is ready, so that `ciml down` always finds it
         deadline = time.monotonic() + self._settings.timeout_s
         while True:

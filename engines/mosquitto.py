@@ -7,8 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from ciml.engines.base import HOST, Engine, Launch, Settings, listens
-from ciml.engines.state import REAL, EngineState
+from ciml.engines.base import HOST, Engine, Launch, Settings
 from ciml.errors import EngineError
 
 # Anyone on this machine may publish and subscribe. Sessions and messages survive a restart.
@@ -38,11 +37,7 @@ class Mosquitto(Engine):
         me = os.environ.get("USER", "root")  # else it would change to a user who may not write here
         config.write_text(_CONFIG.format(port=port, host=HOST, folder=folder, me=me))
         address = f"mqtt://{HOST}:{port}"
-        state = EngineState(self.name, REAL, "mosquitto (MQTT)", address, ports={"mosquitto": port})
-        return Launch(state, (program, "-c", str(config)))
-
-    def ready(self, home: Path, state: EngineState) -> EngineState | None:
-        return state if listens(state.ports["mosquitto"]) else None
+        return Launch("mosquitto (MQTT)", (program, "-c", str(config)), ports, address=address)
 
 
 def find_mosquitto() -> str:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,16 +24,8 @@ from ciml.version import import_root
 
 _PREFIXES = ("AWS_", "OPENLINEAGE_")
 _NAMES = frozenset(
-    {
-        "ALL_PROXY",
-        "GOOGLE_APPLICATION_CREDENTIALS",
-        "HTTPS_PROXY",
-        "HTTP_PROXY",
-        "NO_PROXY",
-        "REQUESTS_CA_BUNDLE",
-        "SSL_CERT_DIR",
-        "SSL_CERT_FILE",
-    }
+    "ALL_PROXY GOOGLE_APPLICATION_CREDENTIALS HTTPS_PROXY HTTP_PROXY NO_PROXY REQUESTS_CA_BUNDLE SSL_CERT_DIR "
+    "SSL_CERT_FILE".split()
 )
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|AUTHORIZATION|CREDENTIALS_")
 _USER_IN_URL = re.compile(r"://[^/@]*@")
@@ -85,15 +77,16 @@ def using(settings: Mapping[str, str], secrets: Collection[str]) -> Iterator[Non
 # within this time.
 _SAME_START_S = 1.0
 _FIRST_LASTING_PORT = 18_000
+_HOST = "127.0.0.1"
 _children: dict[int, subprocess.Popen] = {}
 
 
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return ``count`` different free ports, chosen by the system."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) for _ in range(count)]
         for socket_ in sockets:
-            socket_.bind((host, 0))
+            socket_.bind((_HOST, 0))
         return [socket_.getsockname()[1] for socket_ in sockets]
 
 
@@ -120,12 +113,12 @@ def _first_of_connections() -> int:
         return _FIRST_LASTING_PORT
 
 
-def bindable(port: int, host: str = "127.0.0.1") -> bool:
+def bindable(port: int) -> bool:
     """Return whether a server could listen on the port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((host, port))
+            listener.bind((_HOST, port))
         except OSError:
             return False
     return True
@@ -133,11 +126,15 @@ def bindable(port: int, host: str = "127.0.0.1") -> bool:
 
 def comes_free(port: int, patience_s: float) -> bool:
     """Wait until a server can listen on the port, for at most ``patience_s``; return whether it can."""
+    return _comes_true(lambda: bindable(port), patience_s)
+
+
+def _comes_true(condition: Callable[[], bool], patience_s: float) -> bool:
     deadline = time.monotonic() + patience_s
-    while not bindable(port):
+    while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.05)
+        time.sleep(0.02)
     return True
 
 
@@ -181,6 +178,19 @@ def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str], cwd
     return child.pid, start_time(child.pid)  # an ended child is still in the process table until it is reaped
 
 
+def run_once(command: Sequence[str], log: Path, timeout_s: float, task: str) -> None:
+    """Run a program to its end, with its output in ``log``.
+
+    Raises:
+      EngineError: it failed; the message names the task and has the last lines of the log.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as out:
+        process = subprocess.run(command, stdout=out, stderr=out, timeout=timeout_s, check=False)
+    if process.returncode != 0:
+        raise EngineError(f"{task} failed: {last_lines(log)}")
+
+
 def start_time(pid: int) -> float:
     """Return the start time of a process, in seconds since the epoch.
 
@@ -197,17 +207,25 @@ def find(pid: int | None, started: float | None) -> psutil.Process | None:
     """Return the process with that pid and start time, or None if it has ended, even if the pid is reused."""
     if pid is None or started is None:
         return None
-    child = _children.get(pid)
-    if child is not None and child.poll() is not None:
-        _children.pop(pid, None)
-        return None
     try:
         process = psutil.Process(pid)
-        if abs(process.create_time() - started) > _SAME_START_S or process.status() == psutil.STATUS_ZOMBIE:
-            return None
+        same = abs(process.create_time() - started) <= _SAME_START_S
     except psutil.Error:
         return None
-    return process
+    return process if same and _runs(process) else None
+
+
+def _runs(process: psutil.Process) -> bool:
+    child = _children.get(process.pid)
+    if child is not None:  # a parent can poll, which also reaps the child
+        if child.poll() is None:
+            return True
+        _children.pop(process.pid, None)
+        return False
+    try:
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def end(pid: int | None, started: float | None, grace_s: float = 10.0) -> bool:
@@ -229,38 +247,15 @@ def end(pid: int | None, started: float | None, grace_s: float = 10.0) -> bool:
     try:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-        _await_end(family[:1], grace_s)
+        _comes_true(lambda: not _runs(process), grace_s)
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):  # psutil refuses to signal a reused pid
                 member.kill()
     except psutil.AccessDenied as error:
         raise EngineError(f"no permission to stop process {pid}: it belongs to another user") from error
-    if not _await_end(family, 5.0):
+    if not _comes_true(lambda: not any(map(_runs, family)), 5.0):
         raise EngineError(f"process {pid} does not stop")
     return True
-
-
-def _await_end(family: Sequence[psutil.Process], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        if not any(_runs(member) for member in family):
-            return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-
-
-def _runs(process: psutil.Process) -> bool:
-    child = _children.get(process.pid)
-    if child is not None:  # a parent can poll, which also reaps the child
-        if child.poll() is None:
-            return True
-        _children.pop(process.pid, None)
-        return False
-    try:
-        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def memory_mb(pid: int | None, started: float | None) -> int | None:

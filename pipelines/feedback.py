@@ -13,13 +13,13 @@ from ciml.data_root import DataRoot
 from ciml.errors import EngineError, RejectedInput
 from ciml.events.fields import parse_json
 from ciml.events.records import Message, OffsetRange
-from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.kafka.options import ReadOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.pipelines.kafka.plan import PartitionRead, read_range
-from ciml.pipelines.processor import Processor
+from ciml.pipelines.processor import Processor, ProcessorConfig
 from ciml.verdicts.feedback.config import Feedback, Policy
 from ciml.verdicts.feedback.outbox import SETTLE_S
 from ciml.verdicts.feedback.policy import Compare, Item, Judgement, Silence, decide_feedback
@@ -36,23 +36,19 @@ _MOST_SETTLED = 5000
 
 
 @dataclass(frozen=True)
-class FeedbackConfig:
+class FeedbackConfig(ProcessorConfig):
     """Configuration of feedback.
 
     Attributes:
       data: the data root.
-      kafka: connection to the broker.
       feedback: policy and systems.
       topic: of the predictions.
-      cycle_messages: most messages of a partition in a work item.
       settle_s: see `ciml.verdicts.feedback.outbox.Outbox`.
     """
 
     data: DataRoot
-    kafka: KafkaOptions
     feedback: Feedback
     topic: str = "predictions"
-    cycle_messages: int = 2000
     settle_s: float = SETTLE_S
 
 

@@ -38,6 +38,7 @@ _RESOLVED = ResolvedDefinition(
     windows=5,
 )
 _PLAN = SpanPlan(1, 1, (SelectedRun((1, 0), _FACTS, RawFile("runs/1", "0", 60, 1000), Trust(True, "gated", "p")),))
+_STEP = Step(1, _RESOLVED, (1, 1), 1, (_PLAN,), {})
 
 
 def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tuple[PendingRun, ...] = ()) -> None:
@@ -45,7 +46,7 @@ def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tupl
     from ciml.pipelines.ingest.pipeline import build_ingest
 
     fetch = FetchPolicy(hosts=("logs.example.org",))
-    build_ingest(pipeline, IngestConfig(_DATA.raw, _KAFKA, fetch=fetch), reads, due)
+    build_ingest(pipeline, IngestConfig(_DATA.raw, kafka=_KAFKA, fetch=fetch), reads, due)
 
 
 def _predict(pipeline: beam.Pipeline) -> None:
@@ -53,7 +54,7 @@ def _predict(pipeline: beam.Pipeline) -> None:
     from ciml.pipelines.processor_beam import build_processor
     from ciml.serving.predict.predictor import PredictPolicy
 
-    config = PredictConfig(_DATA, _KAFKA, "models:8500", PredictPolicy("example"))
+    config = PredictConfig(_DATA, "models:8500", PredictPolicy("example"), kafka=_KAFKA)
     build_processor(pipeline, PredictProcessor(config), _RUNS)
 
 
@@ -67,16 +68,15 @@ def _backfill(pipeline: beam.Pipeline) -> None:
 
 
 def _dataset(pipeline: beam.Pipeline) -> None:
-    from ciml.pipelines.datasets.spans_beam import build_spans
+    from ciml.pipelines.datasets.beam import build_spans
 
-    build_spans(pipeline, _DATA.raw, _DATA.dataset("example").store, [_PLAN], _RESOLVED, "results")
+    build_spans(pipeline, _DATA.raw, _DATA.dataset("example").store, [_STEP], "results")
 
 
 def _dataset_alone(pipeline: beam.Pipeline) -> None:
     from ciml.pipelines.datasets.build import PlannedUpdate
 
-    step = Step(1, _RESOLVED, (1, 1), 1, (_PLAN,), {})
-    PlannedUpdate(_DATA.raw, _DATA.dataset("example").store, (step,)).build(pipeline)
+    PlannedUpdate(_DATA.raw, _DATA.dataset("example").store, (_STEP,)).build(pipeline)
 
 
 def _materialise(pipeline: beam.Pipeline) -> None:

@@ -22,17 +22,19 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.utils.timestamp import Timestamp
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ciml.data_root import StoredDataset
 from ciml.digest import sha256_json
-from ciml.errors import CimlError, IntegrityError, RejectedInput
+from ciml.errors import CimlError, EngineError, IntegrityError, RejectedInput
 from ciml.events.payloads import redact_bytes
 from ciml.events.records import Batch, Message, Origin
 from ciml.events.samples import End, Samples, decode
+from ciml.kafka.connect import as_engine_error, make_client
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.messages import Standing
 from ciml.pipelines.kafka.plan import PartitionRead
-from ciml.pipelines.kafka.produce import Send, ToSend
+from ciml.pipelines.kafka.publish import enqueue
 from ciml.pipelines.kafka.source import ReadFromKafka
 from ciml.transforms.guard import INTERNAL, attempt, bisect
 from ciml.transforms.ingest.run_stages import keep_error
@@ -58,6 +60,62 @@ READ = ReadOptions(rest_s=1.0, idle_s=4.0, pause_at_end=True)
 
 _FOLD = 64  # newer parts that are joined into an older one
 _MOST_KEPT = 5000  # runs cached in this process
+
+
+#: (topic, key, value)
+ToSend = tuple[str, bytes, bytes]
+
+MAX_MESSAGE_BYTES = 8 << 20
+_FLUSH_S = 60.0
+_PRODUCER = {"linger.ms": 5, "compression.type": "lz4", "message.max.bytes": MAX_MESSAGE_BYTES}
+
+
+class Send(beam.DoFn):
+    """`ToSend` -> nothing. A bundle ends when the broker has all of its messages; a failed bundle is sent again."""
+
+    def __init__(self, kafka: KafkaOptions) -> None:
+        self._kafka = kafka
+        self._producer: Producer | None = None
+        self._failure: tuple[str, KafkaError] | None = None
+
+    def process(self, element: ToSend) -> Iterator[Any]:
+        with keep_error():
+            topic, key, value = element
+            if self._producer is None:
+                settings = {**_PRODUCER, **self._kafka.common(), "enable.idempotence": True}
+                self._producer = make_client(Producer, self._kafka, settings)
+            try:
+                enqueue(self._producer, topic, value, key, on_delivery=self._delivered)
+            except KafkaException as error:
+                self._fail(topic, error.args[0])
+            self._producer.poll(0)
+        yield from ()
+
+    def finish_bundle(self) -> None:
+        with keep_error():
+            if self._producer is None:
+                return
+            unsent = self._producer.flush(_FLUSH_S)
+            failure = self._failure
+            self._failure = None
+            if failure is not None:
+                self._fail(*failure)
+            if unsent:
+                raise EngineError(f"Kafka at {self._kafka.bootstrap} accepted no message within {_FLUSH_S:.0f} s")
+
+    def teardown(self) -> None:
+        self._producer = None
+
+    def _delivered(self, error: KafkaError | None, message: Any) -> None:
+        if error is not None and self._failure is None:
+            self._failure = (message.topic(), error)
+
+    def _fail(self, topic: str, error: KafkaError) -> None:
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            raise CimlError(
+                f"topic {topic} rejects a message as too large; set its max.message.bytes={MAX_MESSAGE_BYTES}"
+            )
+        raise as_engine_error(self._kafka, topic, KafkaException(error))
 
 
 @dataclass(frozen=True)
@@ -110,28 +168,17 @@ class LiveMessages:
     def __init__(self, config: LiveConfig) -> None:
         self._config = config
 
-    def due(self, run: LiveRun) -> Iterator[ToSend]:
-        """Yield the due messages of a running job."""
-        yield from self._panes(run, over=False)
-        if run.examples_due():
-            yield from self._examples(run, "running")
-
-    def over(self, run: LiveRun, standing: Standing) -> Iterator[ToSend]:
-        """Yield the last messages of an ended or abandoned run."""
-        yield from self._panes(run, over=True)
-        yield from self._examples(run, standing)
-
-    def _panes(self, run: LiveRun, over: bool) -> Iterator[ToSend]:
+    def of(self, run: LiveRun, standing: Standing) -> Iterator[ToSend]:
+        """Yield the due messages of a running job, or the last ones of an ended or abandoned run."""
+        over = standing != "running"
+        key = run.run_id.encode()
         panes = run.panes(over=over)
         if topic := self._config.windows_topic:
-            key = run.run_id.encode()
             for pane in panes:
                 yield topic, key, pane_message(run.run_id, pane)
-
-    def _examples(self, run: LiveRun, standing: Standing) -> Iterator[ToSend]:
-        if topic := self._config.examples_topic:
-            for example in run.examples(over=standing != "running"):
-                yield topic, run.run_id.encode(), example_message(run.run_id, example, standing)
+        if (over or run.examples_due()) and (topic := self._config.examples_topic):
+            for example in run.examples(over=over):
+                yield topic, key, example_message(run.run_id, example, standing)
 
     def late(self, run_id: str, part: Part, rejected: RejectedInput) -> ToSend:
         """Return the dead letter of rejected samples of a run."""
@@ -226,12 +273,13 @@ class KeptRuns:
 _kept = KeptRuns()
 
 
+_OLDER = beam.DoFn.StateParam(BagStateSpec("older", BytesCoder()))
+_HEAD = beam.DoFn.StateParam(ReadModifyWriteStateSpec("head", BytesCoder()))
+_WAKE = beam.DoFn.TimerParam(TimerSpec("wake", TimeDomain.REAL_TIME))
+
+
 class KeepRun(beam.DoFn):
     """(run id, packed part) -> messages. Keeps a run's samples in its state until it ends or is abandoned."""
-
-    _older = BagStateSpec("older", BytesCoder())
-    _head = ReadModifyWriteStateSpec("head", BytesCoder())
-    _wake = TimerSpec("wake", TimeDomain.REAL_TIME)
 
     def __init__(self, config: LiveConfig, clock: Callable[[], float]) -> None:
         self._config = config
@@ -241,11 +289,7 @@ class KeepRun(beam.DoFn):
         self._columns = sha256_json(columns_of(config.datasets))[:16]
 
     def process(
-        self,
-        element: tuple[str, bytes],
-        older: Any = beam.DoFn.StateParam(_older),  # noqa: B008
-        head: Any = beam.DoFn.StateParam(_head),  # noqa: B008
-        wake: Any = beam.DoFn.TimerParam(_wake),  # noqa: B008
+        self, element: tuple[str, bytes], older: Any = _OLDER, head: Any = _HEAD, wake: Any = _WAKE
     ) -> Iterator[ToSend]:
         run_id, data = element
         with keep_error():
@@ -261,15 +305,15 @@ class KeepRun(beam.DoFn):
                 return
             now_s = self._clock()
             outgoing = attempt("live", self._take, part, state, older, now_s)
-            yield from (
-                self._give_up(part, outgoing, state, older, now_s) if isinstance(outgoing, RejectedInput) else outgoing
-            )
+            if isinstance(outgoing, RejectedInput):
+                outgoing = self._give_up(part, outgoing, state, older, now_s)
+            yield from outgoing
             self._save(state, head, wake)
 
     def _take(self, part: Part, state: RunState, older: Any, now_s: float) -> list[ToSend]:
         """Add a part to a running job; return the messages to publish."""
         outgoing: list[ToSend] = []
-        run = _kept.take(self._job, state.run_id, state.token) or self._restore(state, older)
+        run = self._restore(state, older)
         try:
             new = run.add(part)
         except RejectedInput as rejected:
@@ -283,21 +327,16 @@ class KeepRun(beam.DoFn):
             if len(state.newer) >= _FOLD:
                 older.add(pack(join_parts([unpack(packed) for packed in state.newer])))
                 state.newer = []
-        outgoing += self._messages.due(run)
+        outgoing += self._messages.of(run, "running")
         if run.complete:
-            outgoing += self._close(run, "ended", state, older, now_s)
+            outgoing += self._close("ended", run, state, older, now_s)
         state.received(now_s, run.ended)
         if state.standing == "running":
             _kept.put(self._job, state.token, run)
         return outgoing
 
-    @on_timer(_wake)
-    def on_wake(
-        self,
-        older: Any = beam.DoFn.StateParam(_older),  # noqa: B008
-        head: Any = beam.DoFn.StateParam(_head),  # noqa: B008
-        wake: Any = beam.DoFn.TimerParam(_wake),  # noqa: B008
-    ) -> Iterator[ToSend]:
+    @on_timer(_WAKE.timer_spec)
+    def on_wake(self, older: Any = _OLDER, head: Any = _HEAD, wake: Any = _WAKE) -> Iterator[ToSend]:
         with keep_error():
             if (data := head.read()) is None:
                 return
@@ -309,16 +348,13 @@ class KeepRun(beam.DoFn):
                 head.clear()
                 return
             if due is not None:
-                outgoing = attempt("live", self._close_due, due, state, older, now_s)
+                standing: Standing = "ended" if due == Wake.ENDED else "silent"
+                outgoing = attempt("live", self._close, standing, None, state, older, now_s)
                 if isinstance(outgoing, RejectedInput):
                     last = [unpack(packed) for packed in (*older.read(), *state.newer)][-1:]
                     outgoing = self._give_up(last[0] if last else NO_SAMPLES, outgoing, state, older, now_s)
                 yield from outgoing
             self._save(state, head, wake)
-
-    def _close_due(self, due: Wake, state: RunState, older: Any, now_s: float) -> list[ToSend]:
-        run = _kept.take(self._job, state.run_id, state.token) or self._restore(state, older)
-        return self._close(run, "ended" if due == Wake.ENDED else "silent", state, older, now_s)
 
     def _load(self, run_id: str, head: Any) -> RunState:
         data = head.read()
@@ -336,14 +372,19 @@ class KeepRun(beam.DoFn):
         head.write(state.to_bytes())
 
     def _restore(self, state: RunState, older: Any) -> LiveRun:
+        if run := _kept.take(self._job, state.run_id, state.token):
+            return run
         parts = [unpack(packed) for packed in (*older.read(), *state.newer)]
         if parts:
             Metrics.counter(METRICS, "runs_made_anew").inc()
         return LiveRun.again(state.run_id, parts, self._config.datasets, self._config.policy)
 
-    def _close(self, run: LiveRun, standing: Standing, state: RunState, older: Any, now_s: float) -> list[ToSend]:
+    def _close(
+        self, standing: Standing, run: LiveRun | None, state: RunState, older: Any, now_s: float
+    ) -> list[ToSend]:
         """Release a run's samples; return its last messages."""
-        outgoing = list(self._messages.over(run, standing))
+        run = run or self._restore(state, older)
+        outgoing = list(self._messages.of(run, standing))
         Metrics.counter(METRICS, f"runs.{standing}").inc()
         older.clear()
         state.is_over(standing, run.seen, now_s)
@@ -369,9 +410,9 @@ class RenderRun(beam.DoFn):
         with keep_error():
             parts = sorted((unpack(data) for data in packed), key=lambda part: (part.partition, part.first))
             outgoing = attempt("live", self._render, run_id, parts)
-            yield from (
-                [self._messages.late(run_id, parts[-1], outgoing)] if isinstance(outgoing, RejectedInput) else outgoing
-            )
+            if isinstance(outgoing, RejectedInput):
+                outgoing = [self._messages.late(run_id, parts[-1], outgoing)]
+            yield from outgoing
 
     def _render(self, run_id: str, parts: Sequence[Part]) -> list[ToSend]:
         outgoing: list[ToSend] = []
@@ -381,7 +422,7 @@ class RenderRun(beam.DoFn):
                 run.add(part)
             except RejectedInput as rejected:
                 outgoing.append(self._messages.late(run_id, part, rejected))
-        return outgoing + list(self._messages.over(run, "ended") if run.complete else self._messages.due(run))
+        return [*outgoing, *self._messages.of(run, "ended" if run.complete else "running")]
 
 
 def build_live(

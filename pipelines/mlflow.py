@@ -12,12 +12,11 @@ import logging
 import math
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,26 +71,23 @@ def trial_records(data: DataRoot) -> Iterator[RunRecord]:
         store = experiment_store(data.experiments, name)
         for entry in sorted(store.entries("results")):
             parts = entry.path.split("/")
-            if len(parts) != 4 or parts[3] != RESULT:
+            result = read_stored(store, entry.path) if len(parts) == 4 and parts[3] == RESULT else None
+            if result is None:
                 continue
-            result = read_stored(store, entry.path)
-            if result is not None:
-                yield _trial(data, name, parts[2], result, int(entry.modified_s * 1000))
-
-
-def _trial(data: DataRoot, name: str, trial: str, result: Mapping[str, Any], time_ms: int) -> RunRecord:
-    snapshot = result["snapshot"]
-    tags = {"ciml.kind": "trial", "ciml.trial": trial, "ciml.experiment": name, "ciml.dataset": result["dataset"]}
-    tags |= {"ciml.snapshot": snapshot["digest"], "ciml.spans": json.dumps(snapshot["spans"])}
-    return RunRecord(
-        key=f"{result['dataset']}/{name}/{trial}",
-        experiment=result["dataset"],
-        name=name,
-        time_ms=time_ms,
-        params=params_of(result["experiment"]),
-        metrics=figures(result["test"], result.get("baselines") or {}),
-        tags=_tags(data, tags),
-    )
+            trial = parts[2]
+            dataset = result["dataset"]
+            snapshot = result["snapshot"]
+            tags = {"ciml.kind": "trial", "ciml.trial": trial, "ciml.experiment": name, "ciml.dataset": dataset}
+            tags |= {"ciml.snapshot": snapshot["digest"], "ciml.spans": json.dumps(snapshot["spans"])}
+            yield RunRecord(
+                key=f"{dataset}/{name}/{trial}",
+                experiment=dataset,
+                name=name,
+                time_ms=int(entry.modified_s * 1000),
+                params=params_of(result["experiment"]),
+                metrics=figures(result["test"], result.get("baselines") or {}),
+                tags=_tags(data, tags),
+            )
 
 
 def candidate_record(data: DataRoot, model: str, state: RegistryState, candidate: Candidate) -> RunRecord:
@@ -156,28 +152,22 @@ def figures(test: Mapping[str, Any], baselines: Mapping[str, Any]) -> dict[str, 
         "trained_on": test.get("trained_on"),
         "log_loss": test.get("log_loss"),
         "calibration_error": (test.get("calibration") or {}).get("ece"),
-        **_interval("accuracy", test.get("accuracy")),
-        **_interval("base_rate", test.get("base_rate")),
-        **_interval("brier", test.get("brier")),
     }
-    for name, value in (test.get("macro") or {}).items():
-        numbers |= _interval(f"macro_{name}", value)
-    for label, values in (test.get("classes") or {}).items():
-        for name, value in values.items():
-            numbers |= _interval(f"class/{label}/{name}", value)
+    values = {name: test.get(name) for name in ("accuracy", "base_rate", "brier")}
+    values |= {f"macro_{name}": value for name, value in (test.get("macro") or {}).items()}
+    for label, class_values in (test.get("classes") or {}).items():
+        values |= {f"class/{label}/{name}": value for name, value in class_values.items()}
     for name, value in baselines.items():
-        numbers |= _interval(f"baseline/{name}/accuracy", value.get("accuracy") if isinstance(value, Mapping) else None)
-    return {metric_name(name): float(value) for name, value in numbers.items() if _is_number(value)}
-
-
-def _interval(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {name: value}
-    return {name: value.get("value"), f"{name}.low": value.get("low"), f"{name}.high": value.get("high")}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        values[f"baseline/{name}/accuracy"] = value.get("accuracy") if isinstance(value, Mapping) else None
+    for name, value in values.items():
+        interval = value if isinstance(value, Mapping) else {"value": value}
+        numbers[name] = interval.get("value")
+        numbers |= {f"{name}.{bound}": interval.get(bound) for bound in ("low", "high")}
+    return {
+        metric_name(name): float(value)
+        for name, value in numbers.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
 
 
 def metric_name(name: str) -> str:
@@ -220,7 +210,7 @@ class Exported:
     aliases: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("runs", "new_runs", "versions", "new_versions", "aliases")}
+        return asdict(self)
 
 
 def export_to_mlflow(data: DataRoot, tracking_uri: str, report: Callable[[str], None] = lambda line: None) -> Exported:
@@ -254,11 +244,9 @@ def _errors(tracking_uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
 
     kinds: tuple[type[Exception], ...] = (MlflowException, OSError)
-    try:
+    with suppress(ImportError):
         from sqlalchemy.exc import SQLAlchemyError
-    except ImportError:
-        pass
-    else:
+
         kinds = (*kinds, SQLAlchemyError)
     try:
         yield
@@ -324,7 +312,8 @@ class _Export:
         }
         if not state.pushed():
             return
-        self._registered(model)
+        if not self._client.search_registered_models(f"name = '{model}'", max_results=1):
+            self._client.create_registered_model(model, {"ciml.data": self._data.url})
         versions = {
             int(version.tags[_VERSION]): version
             for version in self._client.search_model_versions(f"name = '{model}'", max_results=1000)
@@ -341,10 +330,6 @@ class _Export:
             else:
                 numbers[number] = self._version(registry, number, runs[state.versions[number].candidate], withdrawn)
         self._aliases(model, state.labels, numbers)
-
-    def _registered(self, model: str) -> None:
-        if not self._client.search_registered_models(f"name = '{model}'", max_results=1):
-            self._client.create_registered_model(model, {"ciml.data": self._data.url})
 
     def _version(self, registry: Registry, number: int, run_id: str, withdrawn: str) -> str:
         """Register a pushed version; return MLflow's number of it."""
@@ -367,19 +352,16 @@ class _Export:
 
     def _log_model(self, registry: Registry, number: int, run_id: str) -> None:
         """Log the files of a version, verified, as a model that `ciml.serving.pyfunc` loads."""
-        work = Path(tempfile.mkdtemp(prefix="ciml-mlflow-"))
-        try:
-            copy = work / "saved_model"
+        with tempfile.TemporaryDirectory(prefix="ciml-mlflow-", ignore_cleanup_errors=True) as work:
+            copy = Path(work, "saved_model")
             source = registry.folder(number)
             try:
                 digests = copy_model(source, copy)
             except FileNotFoundError:
                 digests = {}
             check_digests(source.root, digests, registry.state.files(number))
-            save_pyfunc(copy, work / _ARTIFACT)
-            self._client.log_artifacts(run_id, str(work / _ARTIFACT), _ARTIFACT)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+            save_pyfunc(copy, Path(work, _ARTIFACT))
+            self._client.log_artifacts(run_id, str(Path(work, _ARTIFACT)), _ARTIFACT)
 
     def _aliases(self, model: str, labels: Mapping[str, int], numbers: Mapping[int, str]) -> None:
         """Give each label of ciml to its version; take away those that an earlier export gave and ciml removed."""
@@ -412,10 +394,7 @@ def save_pyfunc(saved_model: Path, folder: Path) -> None:
     shape = (-1, definition.windows, len(definition.features))
     signature = ModelSignature(
         inputs=Schema(
-            [
-                TensorSpec(np.dtype("float32"), shape, "inputs"),
-                TensorSpec(np.dtype("int32"), (-1,), "n_windows"),
-            ]
+            [TensorSpec(np.dtype("float32"), shape, "inputs"), TensorSpec(np.dtype("int32"), (-1,), "n_windows")]
         ),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(definition.classes)), "probabilities")]),
     )

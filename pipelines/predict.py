@@ -9,8 +9,6 @@ and the lag grows. This module does not import Beam, since supervisors use it.
 from __future__ import annotations
 
 import json
-import os
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,58 +17,44 @@ from typing import cast
 from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.events.records import Batch, OffsetRange
-from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.messages import Prediction
 from ciml.pipelines.kafka.publish import Announcement, Share
-from ciml.pipelines.processor import BatchProcessor, Output, shared_replica
+from ciml.pipelines.processes import Shared
+from ciml.pipelines.processor import BatchProcessor, Output, PipelineConfig, shared_replica
 from ciml.serving.predict.log import Predicted, PredictionState, prediction_checkpoints, reconcile
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
 
 
 @dataclass(frozen=True)
-class PredictConfig:
+class PredictConfig(PipelineConfig):
     """Configuration of a predict pipeline.
 
     Attributes:
       data: the data root.
-      kafka: connection to the broker.
       server: ``host:port`` of the model server's gRPC.
       policy: the model to query, and how.
       runs_topic: topic of the runs' announcements.
       predictions_topic: topic for predictions; "" for none.
-      read: how partitions are read. The served version is queried once a batch.
-      cycle_messages: most announcements in a micro-batch, which a kill loses at most.
-      commit_s: longest wait of a batch of predictions for others before the commit, on Flink.
-      commit_batches: number of waiting batches that triggers a commit.
-      maintains: whether the committing stage also maintains the manifest, where no supervisor does.
+      commit_s: as of all pipelines; predictions do not wait as long as other results.
     """
 
     data: DataRoot
-    kafka: KafkaOptions
     server: str
     policy: PredictPolicy
     runs_topic: str = "runs"
     predictions_topic: str = "predictions"
-    read: ReadOptions = field(default_factory=ReadOptions)
-    cycle_messages: int = 2000
-    commit_s: float = 1.0
-    commit_batches: int = 20
-    maintains: bool = False
+    commit_s: float = field(default=1.0, kw_only=True)
 
 
-_predictors: dict[tuple[int, str, str, PredictPolicy], Predictor] = {}
-_lock = threading.Lock()
+_predictors = Shared[Predictor]()
 
 
 def predictor(config: PredictConfig) -> Predictor:
     """Return the process's predictor, cached with its connection and definitions."""
-    key = (os.getpid(), config.data.url, config.server, config.policy)
-    with _lock:
-        if key not in _predictors:
-            _predictors[key] = Predictor(config.data, config.server, config.policy)
-        return _predictors[key]
+    key = (config.data.url, config.server, config.policy)
+    return _predictors.get(key, lambda: Predictor(config.data, config.server, config.policy))
 
 
 def _source(model: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Pools of worker processes, which end when this process ends for any reason."""
+"""Objects that a process makes once, and pools of worker processes, which end when it ends for any reason."""
 
 from __future__ import annotations
 
@@ -6,16 +6,31 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from ciml.errors import EngineError
 
 T = TypeVar("T")
+
+
+class Shared(Generic[T]):
+    """Objects of this process by key, each made once for all threads. A forked process makes its own."""
+
+    def __init__(self) -> None:
+        self._objects: dict[tuple[int, Hashable], T] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return the object of a key, which ``make`` makes when it is missing."""
+        with self._lock:
+            if (os.getpid(), key) not in self._objects:
+                self._objects[os.getpid(), key] = make()
+            return self._objects[os.getpid(), key]
 
 
 @contextmanager

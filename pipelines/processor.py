@@ -16,11 +16,10 @@ supervisors use it.
 
 from __future__ import annotations
 
-import os
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
 from ciml.events.records import Batch, OffsetRange
@@ -31,6 +30,7 @@ from ciml.manifest.replica import LogReplica
 from ciml.pipelines.kafka.broker import Listing, check_still_that_topic
 from ciml.pipelines.kafka.plan import bases
 from ciml.pipelines.kafka.publish import Projections, Render, Share, projection
+from ciml.pipelines.processes import Shared
 
 
 class Result(Protocol):
@@ -44,22 +44,22 @@ class Result(Protocol):
     def covers(self) -> OffsetRange | None: ...
 
 
-class ProcessorConfig(Protocol):
-    """What all processors are configured by.
+@dataclass(frozen=True, kw_only=True)
+class ProcessorConfig:
+    """Configuration of all processors.
 
     Attributes:
       kafka: connection to the broker.
       cycle_messages: most messages of a partition in a micro-batch, which a kill loses at most.
     """
 
-    @property
-    def kafka(self) -> KafkaOptions: ...
-    @property
-    def cycle_messages(self) -> int: ...
+    kafka: KafkaOptions
+    cycle_messages: int = 2000
 
 
-class PipelineConfig(ProcessorConfig, Protocol):
-    """What processors are configured by that run as Beam pipelines.
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig(ProcessorConfig):
+    """Configuration of the processors that run as Beam pipelines.
 
     Attributes:
       read: how partitions are read.
@@ -68,14 +68,10 @@ class PipelineConfig(ProcessorConfig, Protocol):
       maintains: whether the committing stage also maintains the manifest, where no supervisor does.
     """
 
-    @property
-    def read(self) -> ReadOptions: ...
-    @property
-    def commit_s(self) -> float: ...
-    @property
-    def commit_batches(self) -> int: ...
-    @property
-    def maintains(self) -> bool: ...
+    read: ReadOptions = field(default_factory=ReadOptions)
+    commit_s: float = 2.0
+    commit_batches: int = 20
+    maintains: bool = False
 
 
 class Output(NamedTuple):
@@ -221,8 +217,7 @@ class BatchProcessor(PipelineProcessor[P, S, R], ABC):
 
 L = TypeVar("L", bound=LogReplica[Any])
 
-_replicas: dict[tuple[int, str, str], LogReplica[Any]] = {}
-_lock = threading.Lock()
+_replicas = Shared[LogReplica[Any]]()
 
 
 def shared_replica(root: str, part: str, make: Callable[[], L]) -> L:
@@ -233,8 +228,4 @@ def shared_replica(root: str, part: str, make: Callable[[], L]) -> L:
       part: tells replicas of one manifest apart, such as those of two models.
       make: makes it.
     """
-    key = (os.getpid(), root, part)
-    with _lock:
-        if key not in _replicas:
-            _replicas[key] = make()
-        return cast(L, _replicas[key])
+    return cast(L, _replicas.get((root, part), make))

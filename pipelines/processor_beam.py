@@ -31,7 +31,7 @@ def build_processor(
     config = processor.config
     source, stage = processor.labels
     batches = pipeline | source >> ReadFromKafka(config.kafka, reads, config.read)
-    results = batches | stage >> beam.ParDo(Read(processor)).with_output_types(tuple[str, bytes])
+    results = batches | stage >> beam.Map(_read, processor).with_output_types(tuple[str, bytes])
     return commit_and_publish(results, processor, bounded=all(read.end is not None for read in reads))
 
 
@@ -48,18 +48,12 @@ def commit_and_publish(
     config = processor.config
     gather = Gather(processor.name, config.commit_s, config.commit_batches)
     gathered = results | (beam.GroupByKey() if bounded else "Gather" >> beam.ParDo(gather))
-    return gathered | "Commit" >> beam.ParDo(Commit(processor)) | "Publish" >> beam.ParDo(Publish(processor))
+    return gathered | "Commit" >> beam.ParDo(Commit(processor)) | "Publish" >> beam.Map(_publish, processor)
 
 
-class Read(beam.DoFn):
-    """Batches of messages -> (name of the processor, encoded result)."""
-
-    def __init__(self, processor: BatchProcessor[Any, Any, Any]) -> None:
-        self._processor = processor
-
-    def process(self, batch: Batch) -> Iterator[tuple[str, bytes]]:
-        with keep_error():
-            yield self._processor.name, self._processor.encode(self._processor.read(batch))
+def _read(batch: Batch, processor: BatchProcessor[Any, Any, Any]) -> tuple[str, bytes]:
+    with keep_error():
+        return processor.name, processor.encode(processor.read(batch))
 
 
 class Commit(beam.DoFn):
@@ -84,16 +78,17 @@ class Commit(beam.DoFn):
             yield version
 
 
-class Publish(beam.DoFn):
-    """Publishes all commits that were not published. The incoming version is only a trigger."""
+def _publish(version: int, processor: PipelineProcessor[Any, Any, Any]) -> int:
+    """Publish all commits that were not published. The incoming version is only a trigger."""
+    with keep_error():
+        processor.publisher().announce()
+    return version
 
-    def __init__(self, processor: PipelineProcessor[Any, Any, Any]) -> None:
-        self._processor = processor
 
-    def process(self, version: int) -> Iterator[int]:
-        with keep_error():
-            self._processor.publisher().announce()
-        yield version
+_WAITING = beam.DoFn.StateParam(BagStateSpec("waiting", BytesCoder()))
+_COUNT = beam.DoFn.StateParam(CombiningValueStateSpec("count", sum))
+_TIME = beam.DoFn.TimerParam(TimerSpec("time", TimeDomain.REAL_TIME))
+_END = beam.DoFn.TimerParam(TimerSpec("end", TimeDomain.WATERMARK))
 
 
 class Gather(beam.DoFn):
@@ -103,11 +98,6 @@ class Gather(beam.DoFn):
     firing their processing-time timers.
     """
 
-    _waiting = BagStateSpec("waiting", BytesCoder())
-    _count = CombiningValueStateSpec("count", sum)
-    _time = TimerSpec("time", TimeDomain.REAL_TIME)
-    _end = TimerSpec("end", TimeDomain.WATERMARK)
-
     def __init__(self, name: str, most_s: float, most: int) -> None:
         self._name = name
         self._most_s = most_s
@@ -116,10 +106,10 @@ class Gather(beam.DoFn):
     def process(
         self,
         element: tuple[str, bytes],
-        waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
-        count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
-        timer: Any = beam.DoFn.TimerParam(_time),  # noqa: B008
-        end: Any = beam.DoFn.TimerParam(_end),  # noqa: B008
+        waiting: Any = _WAITING,
+        count: Any = _COUNT,
+        timer: Any = _TIME,
+        end: Any = _END,
     ) -> Iterator[tuple[str, list[bytes]]]:
         waiting.add(element[1])
         count.add(1)
@@ -130,20 +120,13 @@ class Gather(beam.DoFn):
         if number >= self._most:
             yield from self._flush(waiting, count)
 
-    @on_timer(_time)
-    def on_time(
-        self,
-        waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
-        count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
-    ) -> Iterator[tuple[str, list[bytes]]]:
+    @on_timer(_TIME.timer_spec)
+    def on_time(self, waiting: Any = _WAITING, count: Any = _COUNT) -> Iterator[tuple[str, list[bytes]]]:
         yield from self._flush(waiting, count)
 
-    @on_timer(_end)
+    @on_timer(_END.timer_spec)
     def on_end(
-        self,
-        waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
-        count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
-        timer: Any = beam.DoFn.TimerParam(_time),  # noqa: B008
+        self, waiting: Any = _WAITING, count: Any = _COUNT, timer: Any = _TIME
     ) -> Iterator[tuple[str, list[bytes]]]:
         timer.clear()
         yield from self._flush(waiting, count)

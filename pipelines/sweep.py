@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -105,31 +105,25 @@ def run_sweep(context: SweepContext, *, jobs: int, progress: Progress | None = N
     store = context.store
     raw = ManifestLog(context.source.raw)
     inputs = {"trust_policy": context.policy.digest, "exclusions": sha256_json(context.exclusions.to_json())}
-    version = begin_sweep(store, sweep, inputs, lambda: _end(raw))
+
+    def raw_version() -> int:
+        if version := raw.end():
+            return version
+        raise CimlError(
+            f"no raw store at {raw.store.url()}; fill it with ciml backfill LISTING --logs ROOT --data-path DATA"
+        )
+
+    version = begin_sweep(store, sweep, inputs, raw_version)
     total = len(sweep.grid) if sweep.trials is None else sweep.trials
     with process_pool(jobs, "spawn", own_trainer, 1) as pool:
         trials = _Trials(context, version, pool)
-        for number in range(total):
-            trials.begin(number)
-            for outcome in trials.take(sweep.lag):
-                if progress is not None:
-                    progress("trials", outcome.number + 1, total)
-        for outcome in trials.take(0):
+        for outcome in trials.run(total):
             if progress is not None:
                 progress("trials", outcome.number + 1, total)
         baselines = trials.baselines()
     if not any(outcome.state == "complete" for outcome in trials.outcomes):
         raise CimlError(f"sweep {sweep.name!r}: no trial completed; the first: {trials.outcomes[0].reason}")
     return Swept(sweep, tuple(trials.outcomes), baselines, trials.trained)
-
-
-def _end(raw: ManifestLog) -> int:
-    version = raw.end()
-    if not version:
-        raise CimlError(
-            f"no raw store at {raw.store.url()}; fill it with ciml backfill LISTING --logs ROOT --data-path DATA"
-        )
-    return version
 
 
 class _Trials:
@@ -147,31 +141,39 @@ class _Trials:
         self.outcomes: list[Outcome] = []
         self.trained = 0
 
-    def begin(self, number: int) -> None:
-        """Begin the next trial, or read its stored outcome."""
+    def run(self, total: int) -> Iterator[Outcome]:
+        """Run trials, or read their stored outcomes; yield the outcomes in the order of the trials."""
+        for number in range(total):
+            self._waiting.append(self._begin(number))
+            yield from self._take(self._sweep.lag)
+        yield from self._take(1)
+
+    def _begin(self, number: int) -> Future[Outcome] | Outcome:
         sweep = self._sweep
-        self._known = self.outcomes[: max(0, number - sweep.lag + 1)]
-        if sweep.trials is None:
-            parameters = sweep.grid[number]
-            question = sweep.question_of(parameters)
-        else:
-            question = number % len(sweep.questions)
-        past = self._past(question)
+        known = self.outcomes[: max(0, number - sweep.lag + 1)]
+        planned = sweep.grid[number] if sweep.trials is None else None
+        question = number % len(sweep.questions) if planned is None else sweep.question_of(planned)
+        past = self._past(question, known)
         stored = read_outcome(self._store, number)
         if stored is not None:
-            self._check(stored, question, parameters if sweep.trials is None else None)
+            self._check(stored, question, planned)
             parameters = stored.parameters
-        elif sweep.trials is not None:
-            parameters = propose(sweep, question, past)
+        else:
+            parameters = propose(sweep, question, past) if planned is None else planned
         begun = Outcome(number=number, question=question, parameters=parameters, state="running")
         self._begun.append(begun)
-        self._waiting.append(stored or self._train(begun, past))
+        if stored is not None:
+            return stored
+        same = next((earlier for earlier in known if earlier.parameters == parameters), None)
+        if same is not None:
+            return keep_outcome(self._store, same.replace(number=number, same_as=same.number, seconds=0.0))
+        return self._train(begun, past)
 
-    def take(self, most: int) -> Iterator[Outcome]:
+    def _take(self, most: int) -> Iterator[Outcome]:
         """Yield the outcomes of the earliest trials, until fewer than ``most`` are running."""
-        while len(self._waiting) >= max(most, 1):
-            done_trial = self._waiting.popleft()
-            outcome = done_trial if isinstance(done_trial, Outcome) else _result(done_trial)
+        while len(self._waiting) >= most:
+            trial = self._waiting.popleft()
+            outcome = trial if isinstance(trial, Outcome) else _result(trial)
             self.outcomes.append(outcome)
             yield outcome
 
@@ -190,12 +192,10 @@ class _Trials:
             _result(future)
         return tuple(read_baseline(self._store, question) or {} for question in range(len(self._sweep.questions)))
 
-    def _past(self, question: int) -> list[Outcome]:
-        """Return the earlier trials of a question; those less than ``lag`` before this one count as running."""
-        begun = self._begun[len(self._known) :]
-        return [
-            outcome for outcome in (*self._known, *begun) if self._sweep.question_of(outcome.parameters) == question
-        ]
+    def _past(self, question: int, known: Sequence[Outcome]) -> list[Outcome]:
+        """Return the earlier trials of a question; those less than ``lag`` before the next one count as running."""
+        past = (*known, *self._begun[len(known) :])
+        return [outcome for outcome in past if self._sweep.question_of(outcome.parameters) == question]
 
     def _check(self, stored: Outcome, question: int, parameters: Mapping[str, Value] | None) -> None:
         """Raise `IntegrityError` if a stored outcome is not of this sweep. Another version's proposals are accepted."""
@@ -209,10 +209,6 @@ class _Trials:
             raise IntegrityError(f"{where} has other parameters than trial {stored.number} of the sweep")
 
     def _train(self, begun: Outcome, past: list[Outcome]) -> Future[Outcome] | Outcome:
-        for earlier in self._known:
-            if earlier.parameters == begun.parameters:
-                same = {"number": begun.number, "same_as": earlier.number, "seconds": 0.0}
-                return keep_outcome(self._store, earlier.replace(**same))
         try:
             combination = self._sweep.combine(begun.parameters, self._raw_version)
         except CimlError as error:

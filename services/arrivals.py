@@ -17,7 +17,7 @@ from ciml.events.records import Batch, FactUpdate, Message, OffsetRange, Origin,
 from ciml.integrations.registry import ADAPTER, SOURCE, read_event
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.kafka.broker import offsets_of, topic_of
-from ciml.pipelines.kafka.reader import Reader
+from ciml.pipelines.kafka.plan import Reader
 from ciml.runs.state import open_raw
 from ciml.transforms.ingest.decode import decode
 

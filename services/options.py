@@ -146,7 +146,7 @@ class IngestOptions(TopicOptions, IngestPolicyOptions):
         policy = FetchPolicy.load(self.fetch_policy, **({"delays_s": self.delays} if self.delays else {}))
         return IngestConfig(
             DataRoot.open(self.data_path).raw,
-            self.connection(),
+            kafka=self.connection(),
             topic=self.topic,
             runs_topic=self.runs_topic,
             dead_letters_topic=self.dead_letters_topic,
@@ -190,11 +190,11 @@ class PredictOptions(TopicOptions):
 
         return PredictConfig(
             DataRoot.open(self.data_path),
-            self.connection(),
             self.server,
             PredictPolicy(self.model, self.label),
             self.runs_topic,
             self.predictions_topic,
+            kafka=self.connection(),
         )
 
     def service(self) -> PredictService:
@@ -285,7 +285,7 @@ class FeedbackOptions(TopicOptions):
         from ciml.verdicts.feedback.config import load_feedback
 
         data = DataRoot.open(self.data_path)
-        return FeedbackConfig(data, self.connection(), load_feedback(self.config), self.predictions_topic)
+        return FeedbackConfig(data, load_feedback(self.config), self.predictions_topic, kafka=self.connection())
 
     def service(self) -> FeedbackService:
         from ciml.services.feedback import FeedbackService

@@ -24,7 +24,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from ciml.engines import processes
-from ciml.engines.stop_with_parent import stop_with
+from ciml.engines.programs import stop_with
 from ciml.errors import CimlError, EngineError
 from ciml.logs import configure_logging
 from ciml.services.decide import Health, ServiceProgress

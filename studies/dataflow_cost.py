@@ -152,7 +152,7 @@ def measure_ingest(runs: int, bucket: str, kafka: str) -> Measured:
     producer.flush(60)
     data = DataRoot.open(f"{bucket}/events")
     fetch = FetchPolicy(s3_prefixes=(f"{bucket}/ci",))
-    service = IngestService(IngestConfig(data.raw, KafkaOptions(kafka), topic, fetch=fetch))
+    service = IngestService(IngestConfig(data.raw, topic, kafka=KafkaOptions(kafka), fetch=fetch))
     cpu_s = cpu_of(lambda: drive(service, until="end"))
     assert service.facts()["counts"]["run"] == runs, service.facts()
     # Events pass to the stages of a batch, sealed batches to the stage that gathers them, into its state and out of it.

@@ -24,7 +24,7 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
 from ciml.digest import canonical_json
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
-from ciml.pipelines.datasets.run_source import StoredRuns
+from ciml.pipelines.datasets.update import StoredRuns
 from ciml.serving.predict import answers
 from ciml.serving.predict.answers import StoredNeighbours
 from ciml.transforms.examples.plan import BOOKMARK, History, Plan, bookmarks_of

@@ -175,7 +175,7 @@ def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def flink_jobs(flink: str) -> Iterator[str]:
     """As ``flink``, and cancels whatever the test left running there."""
-    from ciml.pipelines.flink.jobs import cancel_all_jobs
+    from tests.pipelines.flink.flink_state import cancel_all_jobs
 
     yield flink
     cancel_all_jobs(flink)

@@ -1,45 +1,66 @@
-"""A standalone Flink cluster: JobManager, TaskManagers, job server, Python workers, and their watchdog."""
+"""A standalone Flink cluster: JobManager, TaskManagers, job server, Python workers, and their watchdog.
+
+Flink's configuration, and the command lines of the parts.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
 
-from ciml.engines import processes
-from ciml.engines.base import Engine, Launch, Settings
+from ciml.engines import jars, processes
+from ciml.engines.base import HOST, Engine, Launch, Settings
 from ciml.engines.flink import parts
-from ciml.engines.flink.cluster_config import Addresses, make_parts, state_root
-from ciml.engines.flink.parts import MARK, Health, Part, PartState
+from ciml.engines.flink.parts import MARK, Health, Part, PartState, pool_socket
 from ciml.engines.jars import NoJava
 from ciml.engines.processes import python_command, python_environment
-from ciml.engines.state import REAL, EngineState
+from ciml.engines.state import EngineState
 from ciml.errors import CimlError, EngineError
+from ciml.storage import open_store
 
 _GRACE_S = 8.0
+_JOB_MANAGER_MB = 384
+_JOB_SERVER_MB = 320
+_FRAMEWORK_HEAP_MB = 128
+_OFF_HEAP_MB = 64
+_NETWORK_MB = 64
+_METASPACE_MB = 160
+_OVERHEAD_MB = 128
+
+#: Settings that jobs do not set themselves. Checkpoints survive a cancel and a failure.
+#: A JobManager and a TaskManager lose each other after 20 s without a heartbeat, or at once when a port closes.
+#: A job's jars are those of the cluster, so its classes are loaded from there.
+SETTINGS = {
+    **parts.SETTINGS,
+    "taskmanager.memory.task.off-heap.size": "0m",
+    "state.checkpoints.num-retained": "3",
+    "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+    "execution.checkpointing.tolerable-failed-checkpoints": "10",
+    "heartbeat.interval": "2000",
+    "heartbeat.timeout": "20000",
+    "heartbeat.rpc-failure-threshold": "2",
+    "jobstore.expiration-time": "86400",
+    "classloader.resolve-order": "parent-first",
+}
 
 
 class Cluster(Engine):
     """The watchdog is its process; the watchdog's children are listed in ``<home>/cluster/parts.json``."""
 
     name = "cluster"
-    uses = (
-        "cluster-jobs",
-        "cluster-rest",
-        "cluster-rpc",
-        "cluster-blob",
-        "cluster-workers",
-    )
+    uses = ("cluster-jobs", "cluster-rest", "cluster-rpc", "cluster-blob", "cluster-workers")
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
         if settings.state and not settings.state.startswith("s3://"):
             raise CimlError(f"invalid state {settings.state!r}: a cluster keeps it in its home folder or on s3://")
-        if settings.state:
-            _expect_bucket(settings.state)
+        if settings.state:  # a missing bucket would only show as failing checkpoints
+            next(iter(open_store(settings.state).entries("")), None)
         folder = home / "cluster"
         chosen = dict(ports)
         if parts.marked(home):  # its watchdog was killed: running parts keep their ports
@@ -50,68 +71,55 @@ class Cluster(Engine):
             planned = make_parts(home, chosen, settings)
         except NoJava as error:
             raise NoJava(f"a Flink cluster needs Java ({error}); without Java use --engine micro-batches") from error
+        at = addresses(chosen)
         kept_at = settings.state or str(home / "flink")
-        parts.write_plan(folder, planned, {"ports": chosen, "state": kept_at, "rest": Addresses.of(chosen).rest})
-        addresses = Addresses.of(chosen)
-        state = EngineState(
-            name=self.name,
-            kind=REAL,
-            what=f"Flink 1.19, standalone: {settings.task_managers} × {settings.slots} slots",
-            address=addresses.jobs,
-            ports=chosen,
-            urls={**asdict(addresses), "state": state_root(home, settings)},
+        parts.write_plan(folder, planned, {"ports": chosen, "state": kept_at, "rest": at["rest"]})
+        return Launch(
+            f"Flink 1.19, standalone: {settings.task_managers} × {settings.slots} slots",
+            python_command("ciml.engines.flink.cluster_watchdog", str(home), str(folder)),
+            chosen,
+            address=at["jobs"],
+            urls={**at, "state": state_root(home, settings)},
+            environment={**python_environment(), MARK: str(home), "PYTHONUNBUFFERED": "1"},
             memory_mb=sum(planned_part.memory_mb or 0 for planned_part in planned),
         )
-        command = python_command("ciml.engines.flink.cluster_watchdog", str(home), str(folder))
-        return Launch(state, command, {**python_environment(), MARK: str(home), "PYTHONUNBUFFERED": "1"})
 
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
-        states = parts.read_states(home / "cluster")
-        planned, _ = parts.read_plan(home / "cluster")
-        for part in planned:  # the last check first: a known TaskManager implies that its JobManager answers
-            part_state = states.get(part.name)
-            if part_state is None or health(part, part_state) != "ok":
-                return None
-        return state
+        return None if self._unwell(home) else state
 
     def missing(self, home: Path, state: EngineState) -> str:
+        return ", ".join(f"{part.name} ({part.log})" for part in self._unwell(home))
+
+    @staticmethod
+    def _unwell(home: Path) -> list[Part]:
         states = parts.read_states(home / "cluster")
-        unwell = {
-            part.name: part.log
-            for part in parts.read_plan(home / "cluster")[0]
-            if health(part, states.get(part.name, PartState(part.name))) != "ok"
-        }
-        return ", ".join(f"{name} ({log})" for name, log in unwell.items())
+        planned = parts.read_plan(home / "cluster")[0]
+        return [part for part in planned if health(part, states.get(part.name, PartState(part.name))) != "ok"]
 
     def end(self, home: Path, state: EngineState) -> bool:
         """Stop the watchdog first, since it would restart the rest, then all processes with the cluster's mark."""
         watchdog = processes.find(state.pid, state.started)
         if watchdog is not None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                watchdog.kill()
-        deadline = time.monotonic() + _GRACE_S
+            _signal([watchdog], psutil.Process.kill)
         remaining = ran = parts.marked(home)
-        for process in remaining:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
+        _signal(remaining, psutil.Process.terminate)
+        start_s = time.monotonic()
         while remaining:
-            if time.monotonic() > deadline + _GRACE_S:
+            waited_s = time.monotonic() - start_s
+            if waited_s > 2 * _GRACE_S:
                 raise EngineError(f"cluster in {home}: processes {[process.pid for process in remaining]} do not stop")
-            if time.monotonic() > deadline:
-                for process in remaining:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.kill()
+            if waited_s > _GRACE_S:
+                _signal(remaining, psutil.Process.kill)
             time.sleep(0.05)
             remaining = parts.marked(home)
         parts.states_file(home / "cluster").unlink(missing_ok=True)
         return bool(ran) or watchdog is not None
 
 
-def _expect_bucket(state: str) -> None:
-    """Check the bucket of the state; a missing one would only show as failing checkpoints."""
-    from ciml.storage import open_store
-
-    next(iter(open_store(state).entries("")), None)
+def _signal(receivers: list[psutil.Process], send: Callable[[psutil.Process], None]) -> None:
+    for process in receivers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            send(process)
 
 
 def health(part: Part, state: PartState) -> Health:
@@ -144,3 +152,135 @@ def part_rows(home: Path) -> dict[str, dict[str, object]]:
             "health": health(part, part_state),
         }
     return rows
+
+
+def addresses(ports: Mapping[str, int]) -> dict[str, str]:
+    """Return the addresses of a cluster, all on loopback.
+
+    Returns:
+      ``jobs``, the ``host:port`` of Beam's job server; ``rest``, the URL of Flink's REST API; ``workers``, the
+      ``host:port`` that the Python worker pools share.
+    """
+    return {
+        "jobs": f"{HOST}:{ports['cluster-jobs']}",
+        "rest": f"http://{HOST}:{ports['cluster-rest']}",
+        "workers": f"{HOST}:{ports['cluster-workers']}",
+    }
+
+
+def state_root(home: Path, settings: Settings) -> str:
+    """Return the URL of the folder of checkpoints and savepoints."""
+    return settings.state.rstrip("/") if settings.state else (home / "flink").as_uri()
+
+
+def write_configuration(home: Path, ports: Mapping[str, int], settings: Settings) -> Path:
+    """Write ``flink-conf.yaml`` and return its folder."""
+    state = state_root(home, settings)
+    configuration: dict[str, object] = {
+        **SETTINGS,
+        "rest.port": ports["cluster-rest"],
+        "rest.bind-port": ports["cluster-rest"],
+        "jobmanager.rpc.port": ports["cluster-rpc"],
+        "blob.server.port": ports["cluster-blob"],
+        "taskmanager.numberOfTaskSlots": settings.slots,
+        "taskmanager.cpu.cores": settings.slots,
+        "taskmanager.memory.task.heap.size": f"{settings.flink_heap_mb}m",
+        "taskmanager.memory.framework.heap.size": f"{_FRAMEWORK_HEAP_MB}m",
+        "taskmanager.memory.framework.off-heap.size": f"{_OFF_HEAP_MB}m",
+        "taskmanager.memory.jvm-metaspace.size": f"{_METASPACE_MB}m",
+        "taskmanager.memory.jvm-overhead.min": f"{_OVERHEAD_MB}m",
+        "taskmanager.memory.jvm-overhead.max": f"{_OVERHEAD_MB}m",
+        "state.backend.type": settings.state_backend,
+        "state.savepoints.dir": f"{state}/savepoints",
+    }
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if settings.state and endpoint:  # credentials come from the environment and are not written to disk
+        configuration |= {"s3.endpoint": endpoint, "s3.path.style.access": "true"}
+    folder = home / "cluster" / "conf"
+    managed_mb = settings.flink_managed_mb
+    checkpoints = f"{state}/checkpoints"
+    parts.write_settings(folder, configuration, managed_mb=managed_mb, network_mb=_NETWORK_MB, checkpoints=checkpoints)
+    return folder
+
+
+def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list[Part]:
+    """Write a cluster's configuration and return its parts.
+
+    Raises:
+      NoJava: without Java, or without jars and Maven.
+    """
+    java = jars.find_java()
+    class_path = jars.class_path("cluster", settings.notify)
+    conf = write_configuration(home, ports, settings)
+    at = addresses(ports)
+    plugins = {"FLINK_PLUGINS_DIR": str(_plugins(home, settings))}
+    workers = {**python_environment(), "PYTHONUNBUFFERED": "1"}
+    configured = ("--configDir", str(conf))
+    folder = home / "cluster"
+    numbers = range(1, settings.task_managers + 1)
+    heap_mb = settings.flink_heap_mb + _FRAMEWORK_HEAP_MB
+    outside_mb = _OFF_HEAP_MB + settings.flink_managed_mb + _NETWORK_MB + _METASPACE_MB + _OVERHEAD_MB
+
+    def scratch(name: str) -> Path:
+        return folder / "scratch" / name
+
+    def part(name: str, what: str, command: list[str], check: list[str], address: str) -> Part:
+        log = home / "logs" / f"cluster-{name}.log"
+        return Part(name, what, command, check, address, str(scratch(name)), str(log), workers, patience_s=20.0)
+
+    def java_part(
+        name: str, what: str, main: tuple[str, ...], check: list[str], address: str, *, heap_mb: int, outside_mb: int
+    ) -> Part:
+        arguments = parts.flink_arguments(folder / name, class_path, heap_mb, scratch(name))
+        planned = part(name, what, [java, arguments, *main], check, address)
+        return replace(planned, environment=plugins, memory_mb=heap_mb + outside_mb)
+
+    def task_manager(name: str) -> Part:
+        identity = ("-D", f"taskmanager.resource-id={name}", "-D", f"io.tmp.dirs={scratch(name)}")
+        main = ("org.apache.flink.runtime.taskexecutor.TaskManagerRunner", *configured, *identity)
+        check = ["taskmanager", at["rest"], name]
+        planned = java_part(name, "Flink 1.19 TaskManager", main, check, "", heap_mb=heap_mb, outside_mb=outside_mb)
+        return replace(planned, patience_s=45.0)
+
+    def pool(name: str) -> Part:
+        answers_at = pool_socket(home, name)
+        command = python_command("ciml.engines.flink.worker_pool", str(ports["cluster-workers"]), answers_at)
+        return part(name, "Python worker pool", list(command), ["pool", answers_at], at["workers"])
+
+    entry_point = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
+    server = parts.job_server(ports["cluster-jobs"], conf, folder / "artifacts")
+    master = at["rest"].removeprefix("http://")
+    return [
+        java_part(
+            "jobmanager",
+            "Flink 1.19 JobManager",
+            (entry_point, *configured, "-D", f"io.tmp.dirs={scratch('jobmanager')}"),
+            ["http", f"{at['rest']}/overview"],
+            at["rest"],
+            heap_mb=_JOB_MANAGER_MB,
+            outside_mb=_METASPACE_MB,
+        ),
+        *(task_manager(f"taskmanager-{number}") for number in numbers),
+        java_part(
+            "jobserver",
+            "Beam 2.62 job server",
+            (*server, f"--flink-master={master}"),
+            ["jobs", at["jobs"]],
+            at["jobs"],
+            heap_mb=_JOB_SERVER_MB,
+            outside_mb=_METASPACE_MB,
+        ),
+        *(pool(f"workers-{number}") for number in numbers),
+    ]
+
+
+def _plugins(home: Path, settings: Settings) -> Path:
+    """Return Flink's plugin folder, with the S3 file system if the state is on S3."""
+    folder = home / "cluster" / "plugins"
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "s3"
+    link.unlink(missing_ok=True)
+    if settings.state:
+        jars.class_path("flink-s3", settings.notify)  # fetches the jar
+        link.symlink_to(jars.jar_folder("flink-s3"), target_is_directory=True)
+    return folder

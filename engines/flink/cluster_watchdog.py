@@ -10,11 +10,12 @@ import contextlib
 import os
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+import traceback
+from collections.abc import Iterable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -45,41 +46,34 @@ _LOG_BYTES = 32 << 20
 
 
 class ClusterWatchdog:
-    """Watches the parts of one home."""
+    """Watches the parts of one home, each in a thread."""
 
     def __init__(self, home: Path, folder: Path) -> None:
         self._home = home
         self._folder = folder
-        parts, self._settings = read_plan(folder)
-        states = read_states(folder)
-        self._parts = [_WatchedPart(part, states.get(part.name, PartState(part.name)), home) for part in parts]
+        self._parts, self._settings = read_plan(folder)
+        self._lock = threading.Lock()
+        self._states = read_states(folder)
         self._end_strays()
 
     def _end_strays(self) -> None:
         """Stop parts that a killed watchdog started but did not record. Workers belong to their pools and end there."""
-        own_pids = {os.getpid(), *(part.state.pid for part in self._parts)}
+        own_pids = {os.getpid(), *(state.pid for state in self._states.values())}
         for process in marked(self._home):
             with contextlib.suppress(psutil.Error):
                 if own_pids.isdisjoint(part.pid for part in (process, *process.parents())):
                     process.kill()
 
     def run(self) -> None:
-        """Watch the parts until this process is killed."""
-        last_asked = 0.0
-        next_sweep = time.monotonic() + _SWEEP_S
-        with ThreadPoolExecutor(max_workers=len(self._parts) + 1) as pool:
-            while True:
-                changed = [self._steady(part.check) for part in self._parts]
-                now = time.monotonic()
-                if now - last_asked >= _ASK_S:
-                    last_asked = now
-                    changed += [self._steady(partial(part.ask, pool)) for part in self._parts]
-                if now > next_sweep and "state" in self._settings:
-                    next_sweep = now + _SWEEP_S
-                    pool.submit(self._sweep)
-                if any(changed):
-                    write_states(self._folder, [part.state for part in self._parts])
-                time.sleep(_TICK_S)
+        """Watch the parts until this process is killed; end it if a part cannot be watched."""
+        pool = ThreadPoolExecutor(len(self._parts))
+        watches = [pool.submit(self._watch, part) for part in self._parts]
+        while not (ended := wait(watches, _SWEEP_S, FIRST_EXCEPTION).done):
+            if "state" in self._settings:
+                self._sweep()
+        traceback.print_exception(ended.pop().exception())
+        sys.stderr.flush()
+        os._exit(1)  # the other threads watch on
 
     def _sweep(self) -> None:
         try:
@@ -89,91 +83,69 @@ class ClusterWatchdog:
         except CimlError as error:
             _log(f"old checkpoints could not be removed, retrying later: {error}")
 
-    @staticmethod
-    def _steady(step: Callable[[], bool]) -> bool:
-        """Run a step; a failure (no memory for a process, a process that does not stop) is retried next round."""
-        try:
-            return step()
-        except (EngineError, OSError) as error:
-            _log(f"{error}; retrying")
-            time.sleep(1)
-            return True
+    def _record(self, state: PartState) -> PartState:
+        with self._lock:
+            self._states[state.name] = state
+            write_states(self._folder, self._states.values())
+        return state
 
+    def _watch(self, part: Part) -> None:
+        """Start a part, and again whenever it has died or does not answer, after a pause."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            born_s = time.monotonic()
+            state = self._states.get(part.name, PartState(part.name))
+            try:
+                if processes.find(state.pid, state.started) is None:
+                    state = self._start(part, state)
+                reason = self._wait_for_fault(part, state)
+            except (EngineError, OSError) as error:  # no memory for a process, or one that does not stop
+                _log(f"{error}; retrying")
+                time.sleep(1)
+                continue
+            if time.monotonic() - born_s > _STEADY_S:
+                pause_s = _FIRST_PAUSE_S
+            _log(f"{part.name} (pid {state.pid}): {reason}; restart in {pause_s:.1f} s")
+            self._record(PartState(part.name, restarts=state.restarts + 1, reason=reason))
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-class _WatchedPart:
-    """A part and its observed state."""
-
-    def __init__(self, part: Part, state: PartState, home: Path) -> None:
-        self.part = part
-        self.state = state
-        self._home = home
-        self._pause_s = _FIRST_PAUSE_S
-        self._start_at = self._born = self._answered = time.monotonic()
-        self._asking: Future[str] | None = None
-        if processes.find(state.pid, state.started) is None:
-            self.state = replace(state, pid=None, started=None, answered=False)
-
-    def check(self) -> bool:
-        """Start the part if it is not running; return whether anything changed."""
-        if self.state.pid is None:
-            if time.monotonic() < self._start_at:
-                return False
-            self._start()
-            return True
-        if processes.find(self.state.pid, self.state.started) is not None:
-            return False
-        if self.state.restarts == 0 and not self.state.answered and processes.says_port_taken(Path(self.part.log)):
-            raise SystemExit(f"{self.part.name}: address already in use: {processes.last_lines(Path(self.part.log))}")
-        self._restart("it died")
-        return True
-
-    def ask(self, pool: ThreadPoolExecutor) -> bool:
-        """Read the last health check's answer and send the next one; return whether anything changed."""
-        if self.state.pid is None:
-            self._asking = None
-            return False
-        changed = False
-        now = time.monotonic()
-        if self._asking is not None and self._asking.done():
-            answer = self._asking.result()
-            self._asking = None
-            if answer == "yes" and not self.state.answered:
-                self.state = replace(self.state, answered=True)
-                changed = True
-            if answer != "no":
-                self._answered = now
-        if self._asking is None:
-            self._asking = pool.submit(asks, self.part.check)
-        patience = self.part.patience_s + (0.0 if self.state.answered else _YOUNG_S)
-        if now - self._answered > patience:
-            processes.end(self.state.pid, self.state.started, grace_s=2.0)
-            self._restart(f"no answer for {patience:.0f} s")
-            return True
-        return changed
-
-    def _restart(self, reason: str) -> None:
-        """Schedule a restart after a pause."""
-        now = time.monotonic()
-        if now - self._born > _STEADY_S:
-            self._pause_s = _FIRST_PAUSE_S
-        self._start_at = now + self._pause_s
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        _log(f"{self.part.name} (pid {self.state.pid}): {reason}; restart in {self._start_at - now:.1f} s")
-        self.state = PartState(self.part.name, restarts=self.state.restarts + 1, reason=reason)
-        self._asking = None
-
-    def _start(self) -> None:
-        scratch = Path(self.part.scratch)
-        log = Path(self.part.log)
+    def _start(self, part: Part, state: PartState) -> PartState:
+        scratch = Path(part.scratch)
+        log = Path(part.log)
         shutil.rmtree(scratch, ignore_errors=True)  # a killed Flink leaves 30 MB there
         with contextlib.suppress(FileNotFoundError):
             if log.stat().st_size > _LOG_BYTES:
                 os.replace(log, f"{log}.1")
-        environment = {**self.part.environment, MARK: str(self._home)}
-        pid, started = processes.spawn(self.part.command, log, environment, scratch)
-        self.state = replace(self.state, pid=pid, started=started, answered=False)
-        self._born = self._answered = time.monotonic()
-        _log(f"{self.part.name}: started, pid {pid}")
+        environment = {**part.environment, MARK: str(self._home)}
+        pid, started = processes.spawn(part.command, log, environment, scratch)
+        _log(f"{part.name}: started, pid {pid}")
+        return self._record(replace(state, pid=pid, started=started, answered=False))
+
+    def _wait_for_fault(self, part: Part, state: PartState) -> str:
+        """Return why a running part has to be started again; it has ended then."""
+        answered_s = asked_s = time.monotonic()
+        with ThreadPoolExecutor(1) as pool:  # a check takes seconds, in which a death must be noticed
+            check = pool.submit(asks, part.check)
+            while processes.find(state.pid, state.started) is not None:
+                now = time.monotonic()
+                if check.done() and now - asked_s >= _ASK_S:
+                    asked_s = now
+                    check = pool.submit(asks, part.check)
+                answer = check.result() if check.done() else ""
+                if answer == "yes" and not state.answered:
+                    state = self._record(replace(state, answered=True))
+                if answer in ("yes", "unknown"):
+                    answered_s = now
+                patience_s = part.patience_s + (0.0 if state.answered else _YOUNG_S)
+                if now - answered_s > patience_s:
+                    processes.end(state.pid, state.started, grace_s=2.0)
+                    return f"no answer for {patience_s:.0f} s"
+                time.sleep(_TICK_S)
+        log = Path(part.log)
+        if state.restarts == 0 and not state.answered and processes.says_port_taken(log):
+            raise SystemExit(f"{part.name}: address already in use: {processes.last_lines(log)}")
+        return "it died"
 
 
 def _log(text: str) -> None:

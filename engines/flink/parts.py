@@ -1,19 +1,16 @@
-"""Flink embedded in Beam's job server; bounded micro-batches without Java.
+"""Flink embedded in Beam's job server, and the processes of a cluster: their start, their checks, and which ones run.
 
-Removes old checkpoints of jobs that failed, were cancelled, or lost their JobManager.
-
-Flink retains them for restarts and never removes them.
-
-The processes of a cluster: how each is started and checked, and which ones run.
+Bounded micro-batches replace Flink without Java. Flink retains the checkpoints of jobs that failed, were cancelled, or
+lost their JobManager, for restarts, and never removes them: `sweep_checkpoints` does.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import hashlib
 import os
 import socket
-import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +18,10 @@ from typing import Any, Literal
 import psutil
 
 from ciml.engines import jars
-from ciml.engines.base import HOST, SMALL_JVM, Engine, Launch, Settings, java_arguments, listens
-from ciml.engines.state import LIGHT, REAL, EngineState
+from ciml.engines.base import HOST, SMALL_JVM, Engine, Launch, Settings, http_answers, java_arguments, listens
+from ciml.engines.state import LIGHT, EngineState
 from ciml.errors import EngineError
+from ciml.pipelines.flink.jobs import ask
 from ciml.storage import open_store
 from ciml.storage.json_files import read_json, write_json
 
@@ -32,6 +30,7 @@ JOB_SERVER_MAIN = "org.apache.beam.runners.flink.FlinkJobServerDriver"
 _GET_JOBS = "/org.apache.beam.model.job_management.v1.JobService/GetJobs"
 # Each job has its own small Flink and REST port.
 _REST_PORTS = 16
+_NETWORK_MB = 32
 
 # Packages that Flink's and Beam's serialisation use by reflection; Java 17 requires them to be opened.
 OPENED = (
@@ -51,26 +50,54 @@ LOG_LEVELS = {
     "org.apache.flink.runtime.webmonitor.WebMonitorUtils": "error",
 }
 
-_CONFIGURATION = """\
-rest.address: {host}
-rest.bind-address: {host}
-rest.bind-port: {first}-{last}
-jobmanager.rpc.address: {host}
-jobmanager.bind-host: {host}
-taskmanager.host: {host}
-taskmanager.bind-host: {host}
-taskmanager.memory.managed.size: {managed}m
-taskmanager.memory.network.min: 32m
-taskmanager.memory.network.max: 32m
-state.backend.type: hashmap
-state.checkpoint-storage: filesystem
-state.checkpoints.dir: {checkpoints}
-io.tmp.dirs: {scratch}
-restart-strategy.type: exponential-delay
-restart-strategy.exponential-delay.initial-backoff: 500 ms
-restart-strategy.exponential-delay.max-backoff: 10 s
-restart-strategy.exponential-delay.reset-backoff-threshold: 2 min
-"""
+_LOOPBACK = (
+    *("rest.address", "rest.bind-address", "jobmanager.rpc.address", "jobmanager.bind-host"),
+    *("taskmanager.host", "taskmanager.bind-host"),
+)
+#: Settings of every Flink. Restart delays grow.
+SETTINGS = {
+    "state.checkpoint-storage": "filesystem",
+    "restart-strategy.type": "exponential-delay",
+    "restart-strategy.exponential-delay.initial-backoff": "500 ms",
+    "restart-strategy.exponential-delay.max-backoff": "10 s",
+    "restart-strategy.exponential-delay.reset-backoff-threshold": "2 min",
+}
+
+
+def write_settings(
+    folder: Path, settings: Mapping[str, object], *, managed_mb: int, network_mb: int, checkpoints: str
+) -> None:
+    """Write ``flink-conf.yaml``: the settings in addition to those of every Flink, which listens on loopback."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = {
+        **dict.fromkeys(_LOOPBACK, HOST),
+        "taskmanager.memory.managed.size": f"{managed_mb}m",
+        "taskmanager.memory.network.min": f"{network_mb}m",
+        "taskmanager.memory.network.max": f"{network_mb}m",
+        "state.checkpoints.dir": checkpoints,
+        **settings,
+    }
+    (folder / "flink-conf.yaml").write_text("".join(f"{name}: {value}\n" for name, value in lines.items()))
+
+
+def flink_arguments(folder: Path, class_path: str, heap_mb: int, scratch: Path) -> str:
+    """Write the options of a Java process of Flink; see `ciml.engines.base.java_arguments`."""
+    options = (
+        f"-Xmx{heap_mb}m",
+        *SMALL_JVM,
+        f"-Djava.io.tmpdir={scratch}",
+        *(f"-Dorg.slf4j.simpleLogger.log.{name}={level}" for name, level in LOG_LEVELS.items()),
+        *(f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in OPENED),
+    )
+    return java_arguments(folder, class_path, options)
+
+
+def job_server(port: int, conf: Path, artifacts: Path) -> tuple[str, ...]:
+    """Return the main class of Beam's job server and its arguments. Its expansion service is not needed."""
+    return (
+        *(JOB_SERVER_MAIN, f"--job-host={HOST}", f"--job-port={port}", "--artifact-port=0", "--expansion-port=-1"),
+        *(f"--flink-conf-dir={conf}", f"--artifacts-dir={artifacts}"),
+    )
 
 
 class Flink(Engine):
@@ -83,40 +110,29 @@ class Flink(Engine):
         java = jars.find_java()
         class_path = jars.class_path("flink", settings.notify)
         folder = home / "flink"
-        for part in ("conf", "checkpoints", "scratch", "artifacts"):
+        for part in ("checkpoints", "scratch", "artifacts"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         first = min(ports["flink-rest"], 65536 - _REST_PORTS)
-        (folder / "conf" / "flink-conf.yaml").write_text(
-            _CONFIGURATION.format(
-                host=HOST,
-                first=first,
-                last=first + _REST_PORTS - 1,
-                managed=settings.flink_managed_mb,
-                checkpoints=(folder / "checkpoints").as_uri(),
-                scratch=folder / "scratch",
-            )
+        write_settings(
+            folder / "conf",
+            {
+                **SETTINGS,
+                "rest.bind-port": f"{first}-{first + _REST_PORTS - 1}",
+                "state.backend.type": "hashmap",
+                "io.tmp.dirs": folder / "scratch",
+            },
+            managed_mb=settings.flink_managed_mb,
+            network_mb=_NETWORK_MB,
+            checkpoints=(folder / "checkpoints").as_uri(),
         )
-        options = (
-            f"-Xmx{settings.flink_heap_mb}m",
-            *SMALL_JVM,
-            f"-Djava.io.tmpdir={folder / 'scratch'}",
-            *(f"-Dorg.slf4j.simpleLogger.log.{name}={level}" for name, level in LOG_LEVELS.items()),
-            *(f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in OPENED),
-        )
-        command = (
-            *(java, java_arguments(folder, class_path, options), JOB_SERVER_MAIN),
-            *(f"--job-host={HOST}", f"--job-port={ports['flink']}", "--artifact-port=0", "--expansion-port=0"),
-            *(f"--flink-conf-dir={folder / 'conf'}", f"--artifacts-dir={folder / 'artifacts'}"),
-        )
-        state = EngineState(
-            name=self.name,
-            kind=REAL,
-            what="Flink 1.19 in Beam's job server",
+        arguments = flink_arguments(folder, class_path, settings.flink_heap_mb, folder / "scratch")
+        return Launch(
+            "Flink 1.19 in Beam's job server",
+            (java, arguments, *job_server(ports["flink"], folder / "conf", folder / "artifacts")),
+            ports,
             address=f"{HOST}:{ports['flink']}",
-            ports={use: ports[use] for use in self.uses},
-            memory_mb=settings.flink_heap_mb + settings.flink_managed_mb + 32,
+            memory_mb=settings.flink_heap_mb + settings.flink_managed_mb + _NETWORK_MB,
         )
-        return Launch(state, command)
 
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
         return state if listens(state.ports["flink"]) and job_service_answers(state.address) else None
@@ -126,12 +142,10 @@ class MicroBatches(Engine):
     """No process: commands run bounded micro-batches from the committed offsets to the present end."""
 
     name = "flink"
+    kind = LIGHT
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
-        return Launch(EngineState(self.name, LIGHT, MICRO_BATCHES), None)
-
-    def ready(self, home: Path, state: EngineState) -> EngineState | None:
-        return state
+        return Launch(MICRO_BATCHES, None, ports)
 
 
 def job_service_answers(address: str, timeout_s: float = 2.0) -> bool:
@@ -162,11 +176,7 @@ def sweep_checkpoints(state: str, rest: str, before_s: float) -> list[str]:
     Raises:
       EngineError: if Flink or the storage does not answer. Earlier removals are not undone.
     """
-    try:
-        with urllib.request.urlopen(f"{rest}/jobs", timeout=10) as answer:  # noqa: S310 (our own loopback)
-            job_ids = {job["id"] for job in json.load(answer)["jobs"]}
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError(f"Flink at {rest} does not list its jobs: {error}") from error
+    job_ids = {job["id"] for job in ask("GET", f"{rest}/jobs")["jobs"]}
     top = open_store(state)
     store = top.child("checkpoints")
     paths: dict[str, list[str]] = {}
@@ -241,22 +251,18 @@ class PartState:
     answered: bool = False
 
 
-def plan_file(folder: Path) -> Path:
-    return folder / "plan.json"
-
-
 def states_file(folder: Path) -> Path:
     return folder / "parts.json"
 
 
 def write_plan(folder: Path, parts: Iterable[Part], settings: Mapping[str, Any]) -> None:
     """Write the watchdog's plan and the settings behind it."""
-    write_json(plan_file(folder), {"settings": dict(settings), "parts": [asdict(part) for part in parts]}, 0o600)
+    write_json(folder / "plan.json", {"settings": dict(settings), "parts": [asdict(part) for part in parts]}, 0o600)
 
 
 def read_plan(folder: Path) -> tuple[list[Part], dict[str, Any]]:
     """Return the parts and the settings; both empty without a plan."""
-    content = _read(plan_file(folder))
+    content = _read(folder / "plan.json")
     return [Part(**part) for part in content.get("parts", [])], dict(content.get("settings", {}))
 
 
@@ -274,40 +280,30 @@ def _read(path: Path) -> dict[str, Any]:
 
 def marked(home: Path) -> list[psutil.Process]:
     """Return every process of this user that belongs to the cluster of ``home``, recorded or not."""
-    folder = str(home)
-    me = os.getuid()
     processes = []
     for process in psutil.process_iter():
-        try:
-            if (
-                process.uids().real == me
-                and process.status() != psutil.STATUS_ZOMBIE
-                and process.environ().get(MARK) == folder
-            ):
+        with contextlib.suppress(psutil.Error, OSError):
+            own = process.uids().real == os.getuid() and process.status() != psutil.STATUS_ZOMBIE
+            if own and process.environ().get(MARK) == str(home):
                 processes.append(process)
-        except (psutil.Error, OSError):
-            continue
     return processes
 
 
 def asks(check: list[str]) -> Answer:
     """Run a health check, for two seconds at most."""
-    kind, *where = check
-    if kind == "http":
-        from ciml.engines.base import http_answers
-
-        return "yes" if http_answers(where[0]) else "no"
-    if kind == "jobs":
-        return "yes" if job_service_answers(where[0]) else "no"
-    if kind == "pool":
-        return "yes" if _pool_answers(where[0]) else "no"
-    return _known_taskmanager(*where)
+    kind, address, *name = check
+    if kind == "taskmanager":
+        return _known_taskmanager(address, *name)
+    checks: dict[str, Callable[[str], bool]] = {
+        "http": http_answers,
+        "jobs": job_service_answers,
+        "pool": _pool_answers,
+    }
+    return "yes" if checks[kind](address) else "no"
 
 
 def pool_socket(home: Path, name: str) -> str:
     """Return the abstract socket of a worker pool's health check (a path could be too long)."""
-    import hashlib
-
     return f"ciml-{hashlib.sha256(str(home).encode()).hexdigest()[:16]}-{name}"
 
 
@@ -323,11 +319,8 @@ def _pool_answers(name: str) -> bool:
 
 def _known_taskmanager(rest: str, name: str) -> Answer:
     """Return whether the JobManager knows a TaskManager; "unknown" if the JobManager itself does not answer."""
-    import urllib.request
-
     try:
-        with urllib.request.urlopen(f"{rest}/taskmanagers", timeout=2) as answer:  # noqa: S310 (our own loopback)
-            ids = {taskmanager["id"] for taskmanager in json.load(answer)["taskmanagers"]}
-    except (OSError, ValueError, KeyError):
+        taskmanagers = ask("GET", f"{rest}/taskmanagers", timeout_s=2)["taskmanagers"]
+    except (EngineError, ValueError, KeyError):
         return "unknown"
-    return "yes" if name in ids else "no"
+    return "yes" if name in {taskmanager["id"] for taskmanager in taskmanagers} else "no"

@@ -12,9 +12,8 @@ import os
 import tempfile
 import threading
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
 
@@ -145,27 +144,25 @@ def _completing(config: BackfillConfig, listing: Listing, report: LoadReport) ->
     """Return the configuration with the stored rows that lines complete. Report these and what is known of others."""
     log, state = open_raw(config.raw)
     settled = RangeSet(state.covered(listing.topic, 0))
-    completions = find_completions(log, listing, config.reading, settled)
-    report.completed = completions.completed
-    report.differing = completions.differing
+    completions = find_completions(log, listing, config.reading, settled, report)
     if settled:
         report.earlier = outcomes_of(log, listing.topic)
         report.dead_letters.update(
             dead_letter.reason for key, dead_letter in state.index.dead_letters() if key[0].topic == listing.topic
         )
-    return replace(config, completions=completions.rows)
+    return replace(config, completions=completions)
 
 
-def _count(report: LoadReport, found: Survey, rows: array[int]) -> None:
-    """Count the rows of the listing as the survey found them."""
+def _count(report: LoadReport, surveyed: Survey, rows: array[int]) -> None:
+    """Count the rows of the listing as the survey describes them."""
     column = report.columns.theirs("log_path")
-    for missing in found.missing:
+    for missing in surveyed.missing:
         report.add(BadRow(rows[missing.line], missing.reason, column, missing.where, ""), report.missing)
-    report.before = found.settled
-    report.not_selected = found.others
-    report.known = found.known
-    report.good = found.lines - found.settled - found.others - len(found.missing)
-    report.untrusted = sum(count for (trusted, _), count in found.trust.items() if not trusted)
+    report.before = surveyed.settled
+    report.not_selected = surveyed.others
+    report.known = surveyed.known
+    report.good = surveyed.lines - surveyed.settled - surveyed.others - len(surveyed.missing)
+    report.untrusted = sum(count for (trusted, _), count in surveyed.trust.items() if not trusted)
     report.untrusted += report.earlier.untrusted
 
 
@@ -217,22 +214,9 @@ COMPLETABLE: Mapping[str, str] = {
 _LINES_AT_ONCE = 100_000
 
 
-@dataclass
-class Completions:
-    """What a listing says of runs that are stored.
-
-    Attributes:
-      rows: rows that it completes, by the number of the line.
-      completed: number of rows that it completes, by fact; each label by its name.
-      differing: number of rows that have another value of a fact than the line, by fact. The stored value stays.
-    """
-
-    rows: dict[int, CompletedRow] = field(default_factory=dict)
-    completed: Counter[str] = field(default_factory=Counter)
-    differing: Counter[str] = field(default_factory=Counter)
-
-
-def find_completions(log: ManifestLog, listing: Listing, reading: Reading, settled: RangeSet) -> Completions:
+def find_completions(
+    log: ManifestLog, listing: Listing, reading: Reading, settled: RangeSet, report: LoadReport
+) -> dict[int, CompletedRow]:
     """Compare the unsettled lines of a listing with the stored rows of their runs.
 
     Only rows of the listing's own source that came without a proof are compared: facts of one source never
@@ -243,20 +227,24 @@ def find_completions(log: ManifestLog, listing: Listing, reading: Reading, settl
       listing: an open listing.
       reading: how its lines are read.
       settled: numbers of the lines that are settled.
+      report: counts the rows that the listing completes, and those that differ.
+
+    Returns:
+      The rows that it completes, by the number of the line.
 
     Raises:
       EngineError: if the store does not answer.
     """
-    completions = Completions()
+    completions: dict[int, CompletedRow] = {}
     lines = _runs_of(listing, reading, settled)
     while part := dict(islice(lines, _LINES_AT_ONCE)):
         for run_id, row in find_rows(log, part).items():
             number, facts = part[run_id]
             if row.mention.source != facts.source or row.mention.auth:
                 continue
-            if changes := _compare(row.mention, facts, completions):
+            if changes := _compare(row.mention, facts, report):
                 facts = row.mention.replace(outcome=facts.outcome, result=facts.result, **changes)
-                completions.rows[number] = CompletedRow(facts, row.file)
+                completions[number] = CompletedRow(facts, row.file)
     return completions
 
 
@@ -272,7 +260,7 @@ def _runs_of(listing: Listing, reading: Reading, settled: RangeSet) -> Iterator[
                 yield run.facts.run_id, (line.number, run.facts)
 
 
-def _compare(stored: RunFacts, line: RunFacts, found: Completions) -> dict[str, Any]:
+def _compare(stored: RunFacts, line: RunFacts, report: LoadReport) -> dict[str, Any]:
     """Return the facts of a line that a stored run lacks; count them, and those that differ."""
     changes: dict[str, Any] = {}
     for name, attribute in COMPLETABLE.items():
@@ -281,15 +269,15 @@ def _compare(stored: RunFacts, line: RunFacts, found: Completions) -> dict[str, 
         if not now or now == before:
             continue
         if before or _ends_before_start(stored.replace(**{attribute: now})):
-            found.differing[name] += 1
+            report.differing[name] += 1
         else:
-            found.completed[name] += 1
+            report.completed[name] += 1
             changes[attribute] = now
     missing = sorted(line.labels.keys() - stored.labels.keys())[: MAX_LABELS - len(stored.labels)]
     if missing:
-        found.completed.update(missing)
+        report.completed.update(missing)
         changes["labels"] = {**stored.labels, **{name: line.labels[name] for name in missing}}
-    found.differing.update(name for name, label in line.labels.items() if stored.labels.get(name, label) != label)
+    report.differing.update(name for name, label in line.labels.items() if stored.labels.get(name, label) != label)
     return changes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,6 @@ from ciml.transforms.results.columns import Columns, Suggestion
 from ciml.transforms.results.convert import REASONS, BadRow
 
 _HOWS = {"given": "as given", "name": "by its name", "content": "by its values"}
-_RECLAIMED = KIND_WORDS["reclaim"]
 _EXAMPLES = 3  # bad rows that a report shows, of each reason
 #: Reasons of missing logs, in addition to those of rows, with their remedies.
 MISSING: Mapping[str, str] = {
@@ -108,13 +107,9 @@ class LoadReport:
             f"  {'suggestion':<13} {suggestion.option} (column {suggestion.theirs} {suggestion.why})"
             for suggestion in self.suggestions
         ]
-        return [*lines, *self._consequences()]
-
-    def _consequences(self) -> Iterator[str]:
-        """Yield what the runs lack without a field."""
-        times = [name for name in ("start_time", "end_time") if name in self.columns.not_found]
-        if times:
-            yield f"Without {times[0]} runs have no duration, so no model is compared with it."
+        if times := [name for name in ("start_time", "end_time") if name in self.columns.not_found]:
+            lines.append(f"Without {times[0]} runs have no duration, so no model is compared with it.")
+        return lines
 
     def fact_lines(self) -> list[str]:
         """Return which facts of stored runs the table completes, or contradicts, as text."""
@@ -129,10 +124,11 @@ class LoadReport:
     def counts_line(self) -> str:
         """Describe the outcomes of the rows, or those that a load would have."""
         settled = any(self.totals.values()) or self.complete
-        counts = [(self.totals[kind], word) for kind, word in KIND_WORDS.items()]
-        if not settled:
+        if settled:
+            totals = {**self.totals, "reclaim": self.totals["reclaim"] - self.completed_runs}
+            counts = [(totals[kind], word) for kind, word in KIND_WORDS.items()]
+        else:
             counts = [(self.good, "rows would be loaded"), (self.known, "of stored runs")]
-        counts = [(count - (self.completed_runs if word == _RECLAIMED else 0), word) for count, word in counts]
         counts += [
             (self.completed_runs, "completed runs"),
             (self.before, f"loaded before{self._earlier()}"),
@@ -156,23 +152,16 @@ class LoadReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        counts = ("table", "form", "rows", "good", "before", "not_selected", "known", "untrusted", "complete")
+        columns = self.columns
         return {
-            **{name: getattr(self, name) for name in counts},
-            "columns": [guess._asdict() for guess in self.columns.guesses],
-            "labels": list(self.columns.labels),
-            "left_out": list(self.columns.left_out),
-            "not_found": list(self.columns.not_found),
+            **vars(self),
+            "columns": [guess._asdict() for guess in columns.guesses],
+            "labels": list(columns.labels),
+            "left_out": list(columns.left_out),
+            "not_found": list(columns.not_found),
             "suggestions": [suggestion._asdict() for suggestion in self.suggestions],
-            "completed": dict(self.completed),
-            "completed_runs": self.completed_runs,
-            "differing": dict(self.differing),
             "earlier": {kind: count for kind, count in self.earlier.counts.items() if count},
-            "bad": dict(self.bad),
-            "missing": dict(self.missing),
             "examples": [row._asdict() for row in self.examples],
-            "totals": self.totals,
-            "dead_letters": dict(self.dead_letters),
         }
 
 

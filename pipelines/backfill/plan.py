@@ -12,51 +12,44 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ciml.errors import CimlError, RejectedInput
+from ciml.errors import CimlError
 from ciml.events.listing import Block, ListedRun, Listing, Reading, decode_line
 from ciml.events.records import Batch, OffsetRange, reasons_of, records_of, totals_of
 from ciml.globs import glob_pattern
 from ciml.manifest.coverage import RangeSet
-from ciml.pipelines.ingest.committer import Committer, committer
+from ciml.pipelines.ingest.committer import Committer, SettleConfig, committer
 from ciml.storage import Store
 from ciml.transforms.fetch.fetch import fetch_in_parts
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import attempt
 from ciml.transforms.ingest.decode import ALL_JOBS, CompletedRow, decode_lines
 from ciml.transforms.ingest.run_stages import settle
-from ciml.trust import TrustPolicy, evaluate
+from ciml.trust import evaluate
 
 _PROBES = 20
 _ENOUGH = 10
 
 
 @dataclass(frozen=True)
-class BackfillConfig:
+class BackfillConfig(SettleConfig):
     """Configuration of a backfill.
 
     Attributes:
-      raw: the raw store.
       reading: how to interpret the lines.
-      selection: globs of the jobs to take. Lines of other jobs stay unsettled.
+      selection: as of all that settle runs. Lines of other jobs stay unsettled.
       limit: largest number of unsettled lines to take; None for all.
       completions: stored rows that lines complete, by the line's number (`ciml.pipelines.backfill.load`).
       skip_known: do not read the log of a run with a raw row: its line is a repeat or a correction.
       take_missing: continue even if no log seems to exist.
-      trust: the trust policy.
-      fetch: allowed log sources and limits.
       commit_lines: lines committed together.
       commit_s: longest wait of settled lines for others, seconds.
     """
 
-    raw: Store
     reading: Reading
-    selection: tuple[str, ...] = ALL_JOBS
     limit: int | None = None
     completions: Mapping[int, CompletedRow] = field(default_factory=dict)
     skip_known: bool = False
     take_missing: bool = False
-    trust: TrustPolicy = field(default_factory=TrustPolicy.load)
-    fetch: FetchPolicy = field(default_factory=FetchPolicy)
     commit_lines: int = 2000
     commit_s: float = 10.0
 
@@ -196,28 +189,21 @@ def plan(config: BackfillConfig, listing: Listing, progress: BackfillProgress, s
             for line in listing.read(block):
                 if line.number not in missing or remaining == 0:
                     continue
-                run = _run_of(line.data, config.reading)
-                if run is not None and run.fault is None and not selected(run.facts.build_name):
-                    continue
+                run = attempt("decode", decode_line, line.data, config.reading)
+                if isinstance(run, ListedRun):  # else the line names no run
+                    if run.fault is None and not selected(run.facts.build_name):
+                        continue
+                    runs[line.number] = run.facts.run_id
                 remaining = remaining - 1 if remaining is not None else None
                 chosen_lines.add(line.number, line.number + 1)
-                if run is not None:
-                    runs[line.number] = run.facts.run_id
             progress.tally.passed += missing.count() - chosen_lines.count()
             if chosen_lines:
                 stored = progress.known(runs) if config.skip_known else frozenset()
-                completed = tuple(
-                    (number, config.completions[number]) for number in runs if number in config.completions
-                )
-                yield Work(block, tuple(chosen_lines), stored, completed)
+                completed = sorted(runs.keys() & config.completions.keys())
+                rows = tuple((number, config.completions[number]) for number in completed)
+                yield Work(block, tuple(chosen_lines), stored, rows)
         elif parts:
             yield Work(block, parts)
-
-
-def _run_of(data: bytes, reading: Reading) -> ListedRun | None:
-    """Decode a line; return None if it names no run."""
-    run = attempt("decode", decode_line, data, reading)
-    return None if isinstance(run, RejectedInput) else run
 
 
 def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from ciml.errors import RejectedInput
@@ -60,6 +61,15 @@ class Survey:
     trust: Counter[tuple[bool, str]] = field(default_factory=Counter)
     missing: list[MissingLog] = field(default_factory=list)
 
+    def count(self, outcome: Outcome) -> None:
+        """Count a line whose log would not be read."""
+        if outcome.kind == "ignored":
+            self.ignored[outcome.reason] += 1
+            return
+        self.bad[outcome.reason] += 1
+        if len(self.faults) < _FAULTS:
+            self.faults.append((outcome.origin.offset + 1, outcome.reason, outcome.detail))
+
     def to_json(self) -> dict[str, Any]:
         counts = {name: getattr(self, name) for name in ("lines", "settled", "blank", "known", "others")}
         return {
@@ -105,7 +115,7 @@ def survey(
             batch = guarded_runs("trust", lambda part: evaluate_batch(part, config.trust), decoded)
             result.blank += end - start - len(batch.pending_runs) - len(batch.settled)
             for outcome in batch.settled:
-                _count(result, outcome)
+                result.count(outcome)
             for pending in batch.pending_runs:
                 facts = pending.mention
                 trust = pending.trust
@@ -118,22 +128,12 @@ def survey(
         result.known += len(stored)
         if check_logs:
             unknown = [run for run in pending_runs if run.origin.offset not in stored]
-            result.missing += missing_logs(unknown, config.fetch)
+            with ThreadPoolExecutor(config.fetch.threads, "survey") as pool:
+                looked_up = pool.map(partial(_missing, policy=config.fetch), unknown)
+                result.missing += [missing for missing in looked_up if missing is not None]
         report(number)
     result.others = result.lines - result.settled - number
     return result
-
-
-def missing_logs(pending_runs: Sequence[PendingRun], policy: FetchPolicy) -> list[MissingLog]:
-    """Return the logs of pending runs that cannot be opened. `FetchPolicy.threads` of them are tried at a time.
-
-    Raises:
-      EngineError: if the storage does not answer.
-    """
-    with ThreadPoolExecutor(policy.threads, "survey") as pool:
-        return [
-            missing for missing in pool.map(lambda each: _missing(each, policy), pending_runs) if missing is not None
-        ]
 
 
 def _missing(pending: PendingRun, policy: FetchPolicy) -> MissingLog | None:
@@ -144,7 +144,7 @@ def _missing(pending: PendingRun, policy: FetchPolicy) -> MissingLog | None:
         if address.scheme != "s3":
             where = address.path
         places = below(address, policy.log_paths) if address.is_folder else [address]
-        first_found(places, lambda each: _open(each, policy))
+        first_found(places, partial(_open, policy=policy))
     except (RejectedInput, LogUnavailableError) as failure:
         reason = failure.reason
     return MissingLog(pending.origin.offset, reason, where) if reason else None
@@ -156,12 +156,3 @@ def _open(address: Address, policy: FetchPolicy) -> bytes:
     elif not open_store(f"s3://{address.host}").exists(address.path):
         raise LogUnavailableError("log_not_found", "no such object")
     return b""
-
-
-def _count(found: Survey, outcome: Outcome) -> None:
-    if outcome.kind == "ignored":
-        found.ignored[outcome.reason] += 1
-        return
-    found.bad[outcome.reason] += 1
-    if len(found.faults) < _FAULTS:
-        found.faults.append((outcome.origin.offset + 1, outcome.reason, outcome.detail))

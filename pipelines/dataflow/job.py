@@ -124,12 +124,19 @@ def launch(
             pipeline = beam.Pipeline(options=options)
             build(pipeline)
             data = pipeline.to_runner_api().SerializeToString()
-            _check_hidden(data + "\n".join(flags).encode(), hidden)
+            if holds(data + "\n".join(flags).encode(), hidden):  # everybody in the project can read a description
+                raise CimlError(
+                    "the job description would hold a secret of this process; name it by environment_secret or "
+                    "kafka_secret of the --dataflow file, and remove it from options and policies"
+                )
             if update:
                 _check_running(options, name)
             result = pipeline.run()
         if local:
-            _publish(place, template)
+            try:
+                os.replace(place, template)
+            except OSError as error:
+                raise EngineError(f"{template}: cannot be written: {error.strerror}") from error
     finally:
         if local:
             with contextlib.suppress(OSError):
@@ -150,22 +157,6 @@ def _check_running(options: PipelineOptions, name: str) -> None:
     if not any(job.name == name and job.current_state in active for job in jobs):
         raise CimlError(
             f"--update: no job {name} runs in {cloud.project}, {cloud.region}; leave --update out to start one"
-        )
-
-
-def _publish(written: str, template: str) -> None:
-    try:
-        os.replace(written, template)
-    except OSError as error:
-        raise EngineError(f"{template}: cannot be written: {error.strerror}") from error
-
-
-def _check_hidden(data: bytes, hidden: Iterable[bytes]) -> None:
-    """Raise `CimlError` if a pipeline holds a secret: its description can be read by everybody in the project."""
-    if holds(data, hidden):
-        raise CimlError(
-            "the job description would hold a secret of this process; name it by environment_secret or "
-            "kafka_secret of the --dataflow file, and remove it from options and policies"
         )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from msgspec import field
 
@@ -20,15 +21,24 @@ from ciml.settings import Settings
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.version import __version__
 
-_PROJECT = re.compile(r"([a-z0-9.-]{1,60}:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
-_REGION = re.compile(r"[a-z]{2,20}(-[a-z]{2,20}){1,3}[0-9]{1,2}")
-_GCS = re.compile(r"gs://[a-z0-9][a-z0-9_.-]{1,220}[a-z0-9](/[^\s]*)?")
-_IMAGE = re.compile(
-    r"[a-z0-9.-]{1,100}(:[0-9]{1,5})?(/[a-z0-9._-]{1,100}){1,8}(:[A-Za-z0-9._-]{1,128}|@sha256:[0-9a-f]{64})"
+_GCS = (
+    re.compile(r"gs://[a-z0-9][a-z0-9_.-]{1,220}[a-z0-9](/[^\s]*)?"),
+    "gs://BUCKET or gs://BUCKET/FOLDER; Dataflow keeps its own files in GCS",
 )
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/-]{0,250}")
-_BROKERS = re.compile(r"[\w.:,\[\]-]{1,1000}")
-_LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
+_IMAGE = r"[a-z0-9.-]{1,100}(:[0-9]{1,5})?(/[a-z0-9._-]{1,100}){1,8}(:[A-Za-z0-9._-]{1,128}|@sha256:[0-9a-f]{64})"
+_WORD = (re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/-]{0,250}"), "one word")
+#: The form of texts by their key: a pattern, and its description for people.
+_FORMS: Mapping[str, tuple[re.Pattern[str], str]] = {
+    "project": (re.compile(r"([a-z0-9.-]{1,60}:)?[a-z][a-z0-9-]{4,28}[a-z0-9]"), "the id of a project"),
+    "region": (re.compile(r"[a-z]{2,20}(-[a-z]{2,20}){1,3}[0-9]{1,2}"), "a region, such as europe-west1"),
+    "temp_location": _GCS,
+    "staging_location": _GCS,
+    "image": (re.compile(_IMAGE), "REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:DIGEST"),
+    "kafka": (re.compile(r"[\w.:,\[\]-]{1,1000}"), "one word"),
+    **dict.fromkeys(("machine_type", "service_account", "network", "subnetwork"), _WORD),
+    "labels": (re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}"), "NAME=VALUE in lower case"),
+}
+_REQUIRED = ("project", "region", "temp_location", "image", "environment_secret", "labels")
 #: Names of jobs, as Dataflow defines them.
 _JOB = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -75,31 +85,18 @@ class DataflowSettings(Settings, frozen=True):
     labels: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        _check("project", self.project, _PROJECT.fullmatch, "the id of a project")
-        _check("region", self.region, _REGION.fullmatch, "a region, such as europe-west1")
-        for name in ("temp_location", "staging_location"):
+        for name, (pattern, form) in _FORMS.items():
             value = getattr(self, name)
-            if value or name == "temp_location":
-                _check(
-                    name,
-                    value,
-                    _GCS.fullmatch,
-                    "gs://BUCKET or gs://BUCKET/FOLDER; Dataflow keeps its own files in GCS",
-                )
-        _check("image", self.image, _IMAGE.fullmatch, "REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:DIGEST")
+            for text in value if isinstance(value, tuple) else (value,):
+                if (text or name in _REQUIRED) and not pattern.fullmatch(text):
+                    raise ValueError(f"{name}: {text!r:.120} is not valid; give {form}")
         for name in ("environment_secret", "kafka_secret"):
             value = getattr(self, name)
-            if value or name == "environment_secret":
+            if value or name in _REQUIRED:
                 try:
                     check_secret_name(value)
                 except ValueError as error:
                     raise ValueError(f"{name}: {error}") from None
-        for name in ("kafka", "machine_type", "service_account", "network", "subnetwork"):
-            if getattr(self, name):
-                fits = _BROKERS.fullmatch if name == "kafka" else _WORD.fullmatch
-                _check(name, getattr(self, name), fits, "one word")
-        for label in self.labels:
-            _check("labels", label, _LABEL.fullmatch, "NAME=VALUE in lower case")
         if self.max_workers is not None and not 1 <= self.max_workers <= 1000:
             raise ValueError("max_workers: must be 1 to 1000")
 
@@ -107,11 +104,6 @@ class DataflowSettings(Settings, frozen=True):
     def staging(self) -> str:
         """The folder of staged pipelines."""
         return self.staging_location or self.temp_location
-
-
-def _check(name: str, value: str, fits: Callable[[str], object], wanted: str) -> None:
-    if not fits(value):
-        raise ValueError(f"{name}: {value!r:.120} is not valid; give {wanted}")
 
 
 def require_dataflow() -> None:
@@ -206,11 +198,10 @@ def check_fetch(fetch: FetchPolicy) -> None:
     """Raise `CimlError` if a fetch policy names files of this machine."""
     for root in fetch.file_roots:
         check_on_s3(root, "--allow-root")
-    files = [
-        path for credential in fetch.credentials for path in (credential.token_file, credential.password_file) if path
-    ]
-    files += [fetch.ca_file] * bool(fetch.ca_file)
-    if files:
+    files = [fetch.ca_file]
+    for credential in fetch.credentials:
+        files += [credential.token_file, credential.password_file]
+    if files := [path for path in files if path]:
         raise CimlError(
             f"fetch policy: {files[0]} is a file of this machine, which Dataflow's workers do not have; use token_env, "
             "with the variable in the environment_secret"
@@ -234,15 +225,13 @@ def kafka_of_workers(kafka: KafkaOptions, settings: DataflowSettings) -> KafkaOp
             "network knows, or set kafka in the --dataflow file where this machine needs another one"
         )
     if settings.kafka_secret:
-        return KafkaOptions(
-            bootstrap, queue_kib=kafka.queue_kib, timeout_s=kafka.timeout_s, secret=settings.kafka_secret
-        )
+        return replace(kafka, bootstrap=bootstrap, extra={}, secret=settings.kafka_secret)
     if names := kafka.secret_names():
         raise CimlError(
             f"Kafka property {names[0]} would stand in the job description, which everybody in the project can read; "
             "store the properties file in Secret Manager and name it as kafka_secret in the --dataflow file"
         )
-    return KafkaOptions(bootstrap, kafka.extra, kafka.queue_kib, kafka.timeout_s)
+    return replace(kafka, bootstrap=bootstrap)
 
 
 def check_beam_options(options: Iterable[str]) -> None:
@@ -258,10 +247,7 @@ def check_beam_options(options: Iterable[str]) -> None:
 
 def secrets_here(kafka: KafkaOptions | None = None, fetch: FetchPolicy | None = None) -> Iterable[bytes]:
     """Return the secrets of this process that a job description must not hold."""
-    names = [
-        *_SECRET_VARIABLES,
-        *(credential.token_env for credential in (fetch.credentials if fetch else ()) if credential.token_env),
-    ]
-    values = [os.environ.get(name, "").encode() for name in names]
+    tokens = [credential.token_env for credential in fetch.credentials] if fetch else []
+    values = [os.environ.get(name, "").encode() for name in (*_SECRET_VARIABLES, *tokens) if name]
     values += kafka.credentials().values() if kafka else ()
     return [secret for secret in values if secret]

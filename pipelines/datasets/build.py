@@ -6,8 +6,7 @@ for builds and commits an update that was planned here.
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,16 +16,15 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError
 from ciml.manifest.log import catch_up
-from ciml.pipelines.datasets.run_source import RunSource, StoredRuns
 from ciml.pipelines.datasets.update import (
+    Filling,
+    RunSource,
+    StoredRuns,
     Update,
     check_same,
     create_dataset,
-    fill,
     given_causes,
     no_runs,
-    plan_of,
-    producer,
 )
 from ciml.progress import Progress
 from ciml.storage import Store
@@ -73,56 +71,22 @@ def build_dataset(
         data set of that name has another definition or listing.
       EngineError: if a store does not answer.
     """
-    begun = begin(source, target, definition, now_us)
-    update = fill(
-        begun.runs,
-        begun.root,
-        begun.state,
-        producer(runner, job_endpoint),
-        begun.pin,
-        create=begun.create,
-        seal=True,
-        given=begun.given,
-        progress=progress,
-        now_us=now_us,
-    )
-    if update.sealed:
-        begun.write_definition()
-    else:
-        begun.write_missing_definition()
+    filling = begin(source, target, definition, now_us)
+    update = filling.fill(runner, job_endpoint, seal=True, progress=progress, now_us=now_us)
+    _write_definition(filling, missing=not update.sealed)
     return update
 
 
-@dataclass(frozen=True)
-class Begun:
-    """A data set that is to be built: the arguments of `ciml.pipelines.datasets.update.fill`.
-
-    Attributes:
-      definition: with the pinned version of a slicer.
-      create: commits a new data set, whose ``state`` is a draft; None where it exists.
-    """
-
-    definition: DatasetDefinition
-    runs: RunSource
-    root: Store
-    state: DatasetState
-    pin: Pin | None
-    create: Callable[[], DatasetState] | None
-    given: Mapping[str, str]
-
-    def write_definition(self) -> None:
-        """Write the definition next to the examples."""
-        self.root.replace(DEFINITION, self.definition.to_toml().encode())
-
-    def write_missing_definition(self) -> None:
-        """Write it unless it is there."""
-        if not self.root.exists(DEFINITION):
-            self.write_definition()
+def _write_definition(filling: Filling, *, missing: bool) -> None:
+    """Write the definition, with the pinned version of a slicer, next to the examples; or only where it is missing."""
+    definition = filling.state.definition
+    if definition is not None and not (missing and filling.root.exists(DEFINITION)):
+        filling.root.replace(DEFINITION, definition.to_toml().encode())
 
 
 def begin(
     source: DataRoot | ListedRuns, target: DataRoot, definition: DatasetDefinition, now_us: int | None = None
-) -> Begun:
+) -> Filling:
     """Compare a data set with its definition and its runs, before anything is created; arguments as `build_dataset`."""
     dataset = target.dataset(definition.name)
     state = DatasetState()
@@ -146,7 +110,7 @@ def begin(
         check_same(state.definition, definition)
         _check_origin(state, origin)
     causes = given_causes(source if isinstance(source, DataRoot) else target, definition)
-    return Begun(definition, runs, dataset.store, state, pin, create, causes)
+    return Filling(runs, dataset.store, state, pin, causes, create)
 
 
 def _runs(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:
@@ -216,50 +180,32 @@ class PlannedUpdate:
 
     def build(self, pipeline: beam.Pipeline) -> object:
         """Wire the bounded pipeline that builds and commits all steps."""
-        from ciml.pipelines.datasets.commit_beam import CommitSpans
-        from ciml.pipelines.datasets.spans_beam import build_spans
+        from ciml.pipelines.datasets.beam import CommitSpans, build_spans, new_results
 
-        results = f"results/{uuid.uuid4().hex}"
-        plans = [plan for step in self.steps for plan in step.spans]
-        written = build_spans(pipeline, self.raw, self.root, plans, self.steps[0].resolved, results)
+        results = new_results()
+        written = build_spans(pipeline, self.raw, self.root, self.steps, results)
         return written | "CommitSpans" >> CommitSpans(self.root, self.steps, results)
 
 
 def plan_update(dataset: StoredDataset, *, seal: bool = False) -> PlannedUpdate:
     """Plan what `ciml.pipelines.datasets.update.update_dataset` would do; the arguments are the same."""
-    state = dataset.state()
-    raw = dataset.raw(state)
-    pin = None
-    if state.definition is not None and state.definition.slicer is not None:
-        pin = Pin(StoredRuns(raw).log, state.definition)
-    causes = given_causes(dataset.root, state.definition)
-    return _plan(StoredRuns(raw), dataset.store, state, pin, causes, seal=seal, exists=True)
+    return _plan(Filling.of(dataset), seal=seal)
 
 
 def plan_build(source: DataRoot, target: DataRoot, definition: DatasetDefinition) -> PlannedUpdate:
     """Plan what `ciml.pipelines.datasets.build.build_dataset` would do. A new data set is created, without spans."""
-    begun = begin(source, target, definition)
-    planned = _plan(begun.runs, begun.root, begun.state, begun.pin, begun.given, seal=True, exists=begun.create is None)
-    if begun.create is not None:
-        begun.create()
-    begun.write_missing_definition()
+    filling = begin(source, target, definition)
+    planned = _plan(filling, seal=True)
+    if filling.create is not None:
+        filling.create()
+    _write_definition(filling, missing=True)
     return planned
 
 
-def _plan(
-    source: RunSource,
-    root: Store,
-    state: DatasetState,
-    pin: Pin | None,
-    given: Mapping[str, str],
-    *,
-    seal: bool,
-    exists: bool,
-) -> PlannedUpdate:
-    if not isinstance(source, StoredRuns):
-        raise CimlError("--runner needs stored runs; remove it, or fill a raw store first")
-    plan = plan_of(source, state, pin, given, root if exists else None)
+def _plan(filling: Filling, *, seal: bool) -> PlannedUpdate:
+    raw = filling.raw()
+    plan = filling.plan()
     steps = tuple(plan.steps(seal=seal))
-    if seal and not steps and not state.spans:
-        raise no_runs(state, plan)
-    return PlannedUpdate(source.raw, root, steps, plan.waiting)
+    if seal and not steps and not filling.state.spans:
+        raise no_runs(filling.state, plan)
+    return PlannedUpdate(raw, filling.root, steps, plan.waiting)

@@ -112,10 +112,9 @@ class ListedRuns:
 
         def windows_of(taken: Sequence[int]) -> Windows:
             work = partial(LogReader.windows, resolved=resolved)
-            parts = list(self._by_chunks([part.runs[index] for index in taken], work))
-            return (
-                merge_windows(parts, len(taken)) if parts else with_context(downsample([], resolved), [], [], resolved)
-            )
+            if parts := list(self._by_chunks([part.runs[index] for index in taken], work)):
+                return merge_windows(parts, len(taken))
+            return with_context(downsample([], resolved), [], [], resolved)
 
         return examples_from([run.mention for run in part.runs], windows_of, resolved)
 
@@ -134,16 +133,15 @@ class ListedRuns:
             for indices in [np.flatnonzero(reader == number)]
             for start in range(0, indices.size, _LOGS)
         ]
-        if self._jobs == 1:
-            for _, indices in chunks:
-                yield indices, work(self._reader, [logs[index] for index in indices.tolist()])
-            return
-        futures = [
-            self._pools[number].submit(_in_process, work, [logs[index] for index in indices.tolist()])
-            for number, indices in chunks
-        ]
-        for (_, indices), future in zip(chunks, futures, strict=True):
-            yield indices, result_of(future, "reads logs")
+
+        def begin(number: int, indices: np.ndarray) -> Callable[[], T]:
+            part = [logs[index] for index in indices.tolist()]
+            if not self._pools:
+                return partial(work, self._reader, part)
+            return partial(result_of, self._pools[number].submit(_in_process, work, part), "reads logs")
+
+        for indices, result in [(indices, begin(number, indices)) for number, indices in chunks]:
+            yield indices, result()
 
     def _log_of(self, run: SelectedRun) -> LogOf:
         facts = run.mention

@@ -2,6 +2,8 @@
 
 Manifests alone decide what is sealed (`ciml.transforms.examples.plan`). So concurrent or restarted updaters compute the
 same spans and the same content-named files; one commits them, the others find them committed.
+
+The runs come from a raw store, or from a listing and its logs (`ciml.pipelines.datasets.listed_runs`).
 """
 
 from __future__ import annotations
@@ -11,27 +13,83 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+import pyarrow as pa
 
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import AUTO, DatasetDefinition, ResolvedDefinition, resolve
-from ciml.datasets.state import DatasetState, SpanVersion, span_folder
+from ciml.datasets.state import DatasetState, SpanVersion
 from ciml.errors import CimlError, NoTrainingDataError, RejectedInput, UnknownDatasetError
 from ciml.events.outcomes import CAUSE
+from ciml.events.records import RunFacts
 from ciml.limits import MAX_PROFILE_RUNS
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
-from ciml.pipelines.datasets.run_source import RunSource, StoredRuns
-from ciml.progress import Progress
+from ciml.pipelines.datasets.commit import Sealed, commit_step
+from ciml.progress import Progress, no_progress
+from ciml.runs.reader import read_columns, read_runs
+from ciml.runs.run_log import RunLog, StoredRunLog
 from ciml.storage import Store
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.pin import Pin, PinnedPlan
 from ciml.transforms.examples.plan import History, Plan, SelectedRun, SpanPlan, Step, bookmarks_of
-from ciml.transforms.examples.spans import batches_of, guarded_examples, verify_span, write_span
+from ciml.transforms.examples.prepare import Examples
+from ciml.transforms.examples.spans import (
+    batches_of,
+    examples_of,
+    guarded_examples,
+    lengths_of,
+    verify_span,
+    write_span,
+)
 from ciml.transforms.guard import bisect
+from ciml.trust import evaluate, former_policy
 from ciml.verdicts.feedback.truths import corrections_of
 
-Produce = Callable[[RunSource, Store, Iterator[Step], Progress | None], Iterator[tuple[Step, Sequence[SpanVersion]]]]
+if TYPE_CHECKING:
+    from ciml.pipelines.datasets.listed_runs import ListedRuns  # imports the log readers
+
+_TABLES = 50  # runs whose telemetry is in memory at a time
+
+
+@dataclass(frozen=True)
+class StoredRuns:
+    """The runs of a raw store, and their telemetry. Raises `IntegrityError` if the store contradicts its manifest."""
+
+    raw: Store
+
+    @cached_property
+    def _manifest(self) -> ManifestLog:
+        return ManifestLog(self.raw)
+
+    @cached_property
+    def log(self) -> RunLog:
+        """The records of the runs."""
+        return StoredRunLog(self._manifest, partial(evaluate, former_policy()))
+
+    def is_empty(self) -> bool:
+        """Return whether the raw store has no manifest."""
+        return next(self._manifest.raw_since(0), None) is None
+
+    def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
+        """Return the names of the columns of each run that has telemetry, in log order."""
+        return read_columns(self.raw, [run.file for run in runs])
+
+    def tables(self, runs: Sequence[SelectedRun]) -> Iterator[tuple[RunFacts, pa.Table]]:
+        """Yield facts and telemetry, with all columns, of each run that has telemetry."""
+        for start in range(0, len(runs), _TABLES):
+            part = runs[start : start + _TABLES]
+            yield from zip([run.mention for run in part], read_runs(self.raw, [run.file for run in part]), strict=True)
+
+    def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
+        """Return the number of windows of each run, int64 [n], at most L; 0 for a run without an example."""
+        return lengths_of(self.raw, runs, resolved)
+
+    def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
+        """Return the examples of some runs of a span."""
+        return examples_of(self.raw, part, resolved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +105,10 @@ class Update:
     state: DatasetState
     sealed: tuple[SpanVersion, ...]
     waiting: int
+
+
+#: Sources of a data set's runs.
+RunSource = Union[StoredRuns, "ListedRuns"]
 
 
 def create_dataset(
@@ -70,7 +132,11 @@ def create_dataset(
 
     def build() -> Delta | None:
         if state.definition is None:
-            return {"time_us": _now(now_us), "definition": definition.to_json(), **(origin or {})}
+            return {
+                "time_us": time.time_ns() // 1000 if now_us is None else now_us,
+                "definition": definition.to_json(),
+                **(origin or {}),
+            }
         check_same(state.definition, definition)
         return None
 
@@ -100,16 +166,8 @@ def update_dataset(
     Raises:
       CimlError: if there is no such data set, or its first span cannot be resolved.
     """
-    state = dataset.state()
-    raw = dataset.raw(state)
-    pin = None
-    if state.definition is not None and state.definition.slicer is not None:
-        pin = Pin(StoredRuns(raw).log, state.definition)
-    produce = producer(runner, job_endpoint)
-    causes = given_causes(dataset.root, state.definition)
-    return fill(
-        StoredRuns(raw), dataset.store, state, produce, pin, seal=seal, given=causes, progress=progress, now_us=now_us
-    )
+    filling = Filling.of(dataset)
+    return filling.fill(runner, job_endpoint, seal=seal, progress=progress, now_us=now_us)
 
 
 def given_causes(data: DataRoot, definition: DatasetDefinition | None) -> dict[str, str]:
@@ -117,11 +175,6 @@ def given_causes(data: DataRoot, definition: DatasetDefinition | None) -> dict[s
     if definition is None or definition.class_label != CAUSE:
         return {}
     return {run_id: correction.cause for run_id, correction in corrections_of(data).items()}
-
-
-def producer(runner: str | None, job_endpoint: str = "") -> Produce:
-    """Return the producer of spans: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam."""
-    return _direct if runner is None else partial(_in_beam, runner=runner, job_endpoint=job_endpoint)
 
 
 def check_same(old: DatasetDefinition, new: DatasetDefinition) -> None:
@@ -133,94 +186,138 @@ def check_same(old: DatasetDefinition, new: DatasetDefinition) -> None:
         raise CimlError(f"data set {new.name!r} exists with another {keys}; choose another name")
 
 
-def fill(
-    source: RunSource,
-    root: Store,
-    state: DatasetState,
-    produce: Produce,
-    pin: Pin | None,
-    *,
-    create: Callable[[], DatasetState] | None = None,
-    seal: bool,
-    progress: Progress | None,
-    now_us: int | None,
-    given: Mapping[str, str] | None = None,
-) -> Update:
-    """Seal all spans that can be sealed.
+@dataclass
+class Filling:
+    """A data set, and the runs that its next spans are made of.
 
-    Args:
+    Attributes:
       source: provides the runs.
       root: the data set's folder.
       state: of the data set; updated in place.
-      produce: see `producer`.
       pin: the runs of a definition with a slicer.
-      create: called before the first commit of a new data set, whose ``state`` is a draft.
-      seal: whether the last span is closed with fewer runs than the definition wants.
-      progress: called as runs become examples.
-      now_us: the time of the commits; the present by default.
       given: causes that reviewers gave, by run id; a definition with a slicer does not use them.
+      create: commits a new data set, whose ``state`` is a draft; None where it exists.
     """
-    log = ManifestLog(root)
-    sealed = list[SpanVersion]()
-    while True:
-        if create is None:
-            catch_up(log, state)
-        plan = plan_of(source, state, pin, given, root if create is None else None)
-        lost = False
-        for step, spans in produce(source, root, plan.steps(seal=seal), progress):
-            if create is not None:
-                create()
-                state.version = 0
-                create = None
-            if not commit_step(root, state, step, spans, now_us=now_us):
-                lost = True  # to another updater: plan the remaining spans again
-                break
-            sealed.extend(state.spans[span.span][span.version] for span in spans)  # keep one object each
-        if not lost:
-            break
-    if seal and not state.spans:
-        raise no_runs(state, plan)
-    return Update(state, tuple(sealed), plan.waiting)
 
+    source: RunSource
+    root: Store
+    state: DatasetState
+    pin: Pin | None
+    given: Mapping[str, str]
+    create: Callable[[], object] | None = None
 
-def plan_of(
-    source: RunSource, state: DatasetState, pin: Pin | None, given: Mapping[str, str] | None, root: Store | None
-) -> Plan | PinnedPlan:
-    """Return the plan of the remaining spans of a data set.
+    @classmethod
+    def of(cls, dataset: StoredDataset) -> Filling:
+        """Return that of an existing data set of stored runs."""
+        state = dataset.state()
+        source = StoredRuns(dataset.raw(state))
+        sliced = state.definition is not None and state.definition.slicer is not None
+        pin = Pin(source.log, state.definition) if sliced and state.definition is not None else None
+        return cls(source, dataset.store, state, pin, given_causes(dataset.root, state.definition))
 
-    Args:
-      source, state, pin, given: as for `fill`.
-      root: the data set's folder, which keeps bookmarks of the raw manifest; None for one that does not exist yet.
-    """
-    if pin is not None:
-        return PinnedPlan(state, pin, partial(_resolve, state, source, pin=pin), source.log)
-    history = None
-    if state.definition is not None:
-        history = History(state.definition, given)
-        if root is not None and history.is_needed:
-            history = History(state.definition, given, bookmarks_of(state.definition, root, source.log))
-    return Plan(state, source.log, partial(_resolve, state, source), history)
+    def plan(self) -> Plan | PinnedPlan:
+        """Return the plan of the remaining spans."""
+        if self.pin is not None:
+            return PinnedPlan(self.state, self.pin, self._resolve, self.source.log)
+        history = None
+        if (definition := self.state.definition) is not None:
+            history = History(definition, self.given)
+            if self.create is None and history.is_needed:  # a data set that exists keeps bookmarks of the raw manifest
+                history = History(definition, self.given, bookmarks_of(definition, self.root, self.source.log))
+        return Plan(self.state, self.source.log, self._resolve, history)
 
+    def fill(
+        self,
+        runner: str | None = None,
+        job_endpoint: str = "",
+        *,
+        seal: bool,
+        progress: Progress | None = None,
+        now_us: int | None = None,
+    ) -> Update:
+        """Seal all spans that can be sealed; arguments as of `update_dataset`."""
+        progress = progress or no_progress
+        sealed = list[SpanVersion]()
+        lost = True
+        while lost:
+            if self.create is None:
+                catch_up(ManifestLog(self.root), self.state)
+            plan = self.plan()
+            steps = plan.steps(seal=seal)
+            if runner is None:
+                made = self._direct(steps, progress)
+            else:
+                made = self._in_beam(steps, progress, runner, job_endpoint)
+            lost = False
+            for step, spans in made:
+                if self.create is not None:
+                    self.create()
+                    self.create = None
+                    self.state.version = 0
+                if not commit_step(self.root, self.state, step, spans, now_us=now_us):
+                    lost = True  # to another updater: plan the remaining spans again
+                    break
+                sealed.extend(self.state.spans[span.span][span.version] for span in spans)  # keep one object each
+        if seal and not self.state.spans:
+            raise no_runs(self.state, plan)
+        return Update(self.state, tuple(sealed), plan.waiting)
 
-def commit_step(
-    root: Store, state: DatasetState, step: Step, spans: Sequence[SpanVersion], *, now_us: int | None = None
-) -> bool:
-    """Commit the spans of a step, and remove other updaters' files from their folders.
+    def _direct(self, steps: Iterator[Step], progress: Progress) -> Iterator[Sealed]:
+        """Build the spans of one step after another in this process."""
+        number = 0
+        for step in steps:
+            total = number + sum(len(plan.runs) for plan in step.spans)
+            examples = partial(self.source.examples, resolved=step.resolved)
+            spans = []
+            for plan in step.spans:
+                parts = []
+                for batch in batches_of(plan, step.resolved):
+                    parts.append(guarded_examples(batch, examples, step.resolved))
+                    number += len(batch.runs)
+                    progress("runs", number, total)
+                spans.append(write_span(self.root, plan, parts, step.resolved))
+            yield step, spans
 
-    Args:
-      root: the data set's folder.
-      state: of the data set; updated in place.
-      step: the step, which follows the delta ``step.base``.
-      spans: its spans, as they were written.
-      now_us: the time of the commit; the present by default.
+    def _in_beam(self, steps: Iterator[Step], progress: Progress, runner: str, job_endpoint: str) -> Iterator[Sealed]:
+        """Build the spans of all steps in one Beam pipeline."""
+        from ciml.pipelines.datasets.beam import make_spans
 
-    Returns:
-      Whether it was committed; False where another updater came first.
-    """
-    delta = _delta(step, spans, resolved_before=step.base > 1, now_us=_now(now_us))
-    committed = commit(ManifestLog(root), state, lambda: delta if state.version == step.base else None)
-    _collect_garbage(root, state, spans)
-    return committed is not None
+        raw = self.raw()
+        if not (planned := list(steps)):
+            return
+        runs = sum(len(plan.runs) for step in planned for plan in step.spans)
+        progress("runs", 0, runs)
+        made = make_spans(raw, self.root, planned, runner=runner, job_endpoint=job_endpoint)
+        progress("runs", runs, runs)
+        yield from made
+
+    def _resolve(self, runs: Sequence[SelectedRun]) -> ResolvedDefinition:
+        """Resolve features by the first span's runs; classes, and the automatic length, by all pinned runs.
+
+        Only runs that were trusted when the span was sealed count, if there are any.
+        """
+        if self.state.definition is None:
+            raise UnknownDatasetError("no such data set")
+        voters = [run for run in runs if run.trust.trusted] or runs
+        votes = Counter(self.source.columns(voters))
+        columns = [names for column_names, runs in votes.items() for names in [telemetry_columns(column_names)] * runs]
+
+        def all_voters() -> Iterable[SelectedRun]:
+            return voters if self.pin is None else self.pin.voters()
+
+        return resolve(
+            self.state.definition,
+            columns,
+            (run.mention for run in all_voters()),
+            lambda draft: _lengths(self.source, all_voters(), draft),
+            lambda columns: _profiles(self.source, list(all_voters()), columns),
+        )
+
+    def raw(self) -> Store:
+        """Return the raw store. Raises `CimlError` for the runs of a listing, which workers could not read."""
+        if not isinstance(self.source, StoredRuns):
+            raise CimlError("--runner needs stored runs; remove it, or fill a raw store first")
+        return self.source.raw
 
 
 def no_runs(state: DatasetState, plan: Plan | PinnedPlan) -> NoTrainingDataError:
@@ -228,31 +325,6 @@ def no_runs(state: DatasetState, plan: Plan | PinnedPlan) -> NoTrainingDataError
     jobs = ", ".join(sorted(plan.other_jobs)[:20]) or "none"
     name, job_globs = (state.definition.name, ", ".join(state.definition.build_name)) if state.definition else ("", "")
     return NoTrainingDataError(f"data set {name!r}: build_name {job_globs}: no stored run matches; stored jobs: {jobs}")
-
-
-def _resolve(
-    state: DatasetState, source: RunSource, runs: Sequence[SelectedRun], *, pin: Pin | None = None
-) -> ResolvedDefinition:
-    """Resolve features by the first span's runs; classes, and the automatic length, by all pinned runs.
-
-    Only runs that were trusted when the span was sealed count, if there are any.
-    """
-    if state.definition is None:
-        raise UnknownDatasetError("no such data set")
-    voters = [run for run in runs if run.trust.trusted] or runs
-    votes = Counter(source.columns(voters))
-    columns = [names for column_names, runs in votes.items() for names in [telemetry_columns(column_names)] * runs]
-
-    def all_voters() -> Iterable[SelectedRun]:
-        return voters if pin is None else pin.voters()
-
-    return resolve(
-        state.definition,
-        columns,
-        (run.mention for run in all_voters()),
-        lambda draft: _lengths(source, [run for run in all_voters() if _is_example(run, draft)], draft),
-        lambda columns: _profiles(source, list(all_voters()), columns),
-    )
 
 
 def _profiles(source: RunSource, runs: Sequence[SelectedRun], columns: Sequence[str]) -> dict[str, Any]:
@@ -270,13 +342,10 @@ def _profiles(source: RunSource, runs: Sequence[SelectedRun], columns: Sequence[
     return profiles
 
 
-def _is_example(run: SelectedRun, draft: ResolvedDefinition) -> bool:
-    return not isinstance(draft.label_of(run.mention), str)
-
-
-def _lengths(source: RunSource, runs: Sequence[SelectedRun], draft: ResolvedDefinition) -> Iterator[int]:
-    """Yield the number of windows of each run; a run that raises an unexpected exception is omitted."""
-    for _, lengths in bisect("lengths", runs, lambda some: source.lengths(some, draft)):
+def _lengths(source: RunSource, runs: Iterable[SelectedRun], draft: ResolvedDefinition) -> Iterator[int]:
+    """Yield the number of windows of each example; a run that raises an unexpected exception is omitted."""
+    examples = [run for run in runs if not isinstance(draft.label_of(run.mention), str)]
+    for _, lengths in bisect("lengths", examples, lambda some: source.lengths(some, draft)):
         if not isinstance(lengths, RejectedInput):
             yield from lengths.tolist()
 
@@ -300,76 +369,6 @@ def with_default_windows(dataset: StoredDataset, keys: Mapping[str, Any]) -> dic
     if state.definition is not None and state.definition.max_windows is None:
         return dict(keys)
     return {**keys, "max_windows": AUTO}
-
-
-def _direct(
-    source: RunSource, root: Store, steps: Iterator[Step], progress: Progress | None
-) -> Iterator[tuple[Step, Sequence[SpanVersion]]]:
-    """Build the spans of one step after another in this process."""
-    number = 0
-    for step in steps:
-        total = number + sum(len(plan.runs) for plan in step.spans)
-        spans = []
-        for plan in step.spans:
-            parts = []
-            for batch in batches_of(plan, step.resolved):
-                parts.append(guarded_examples(batch, partial(source.examples, resolved=step.resolved), step.resolved))
-                number += len(batch.runs)
-                if progress:
-                    progress("runs", number, total)
-            spans.append(write_span(root, plan, parts, step.resolved))
-        yield step, spans
-
-
-def _in_beam(
-    source: RunSource, root: Store, steps: Iterator[Step], progress: Progress | None, *, runner: str, job_endpoint: str
-) -> Iterator[tuple[Step, Sequence[SpanVersion]]]:
-    """Build the spans of all steps in one Beam pipeline."""
-    from ciml.pipelines.datasets.spans_beam import make_spans
-
-    if not isinstance(source, StoredRuns):
-        raise CimlError("--runner needs stored runs; remove it, or fill a raw store first")
-
-    planned = list(steps)
-    if not planned:
-        return
-    plans: list[SpanPlan] = [plan for step in planned for plan in step.spans]
-    runs = sum(len(plan.runs) for plan in plans)
-    if progress:
-        progress("runs", 0, runs)
-    versions = make_spans(source.raw, root, plans, planned[0].resolved, runner=runner, job_endpoint=job_endpoint)
-    if progress:
-        progress("runs", runs, runs)
-    for step in planned:
-        yield step, [versions[plan.span, plan.version] for plan in step.spans]
-
-
-def _delta(step: Step, spans: Sequence[SpanVersion], *, resolved_before: bool, now_us: int) -> Delta:
-    delta: dict[str, Any] = {
-        "time_us": now_us,
-        "cursor": list(step.cursor),
-        "corrections_to": step.corrections_to,
-        "spans": [span.to_json() for span in spans],
-        "corrections": [
-            {"run_id": run_id, "outcome": outcome, "result": result}
-            for run_id, (outcome, result) in step.corrections.items()
-        ],
-    }
-    if step.causes:
-        delta["causes"] = [{"run_id": run_id, "cause": cause} for run_id, cause in step.causes.items()]
-    return delta if resolved_before else {**delta, "resolved": step.resolved.to_json()}
-
-
-def _collect_garbage(root: Store, state: DatasetState, spans: Sequence[SpanVersion]) -> None:
-    """Remove files of other updaters from the folders of committed spans.
-
-    No span is committed twice, so no manifest will ever name these files.
-    """
-    for span in spans:
-        if committed := state.spans.get(span.span, {}).get(span.version):
-            for path in root.list(span_folder(span.span, span.version)):
-                if path not in committed.paths:
-                    root.delete(path)
 
 
 def verify_dataset(
@@ -415,7 +414,3 @@ def verify_dataset(
         if path.startswith("span-") and path not in named
     )
     return wrong
-
-
-def _now(now_us: int | None) -> int:
-    return time.time_ns() // 1000 if now_us is None else now_us

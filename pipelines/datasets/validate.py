@@ -8,10 +8,11 @@ the same runs with the same columns.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from itertools import count
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -22,10 +23,10 @@ from ciml.datasets.schema import schema_of
 from ciml.datasets.state import DatasetState, ExampleFile, SpanVersion
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
-from ciml.events.records import RawFile, RunFacts, rows_of
-from ciml.manifest.log import ManifestLog
+from ciml.pipelines.datasets.update import StoredRuns
 from ciml.progress import Progress
-from ciml.runs.reader import read_runs
+from ciml.runs.reader import read_columns
+from ciml.runs.run_log import RunDelta
 from ciml.storage import Store
 from ciml.storage.json_files import read_object, seal
 from ciml.telemetry import telemetry_columns
@@ -41,6 +42,7 @@ _FORMAT = 1
 _AHEAD = 16  # spans whose statistics are read concurrently
 _RUNS = 500  # raw runs whose columns are read together
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -65,14 +67,12 @@ def kept_statistics(root: Store, resolved: ResolvedDefinition, pieces: Sequence[
     Raises:
       IntegrityError: if a file of examples is missing or broken.
     """
-    for part in _parts(pieces, _AHEAD):
-        paths = [_statistics_path(resolved, piece) for piece in part]
-        stored = _read_all(root, paths, Statistics.from_json)
-        for piece, path, entry in zip(part, paths, stored, strict=True):
-            if entry is None:
-                content = merge(_compute(root, resolved, piece)).to_json()
-                _keep(root, path, content)
-                entry = Statistics.from_json(content)
+
+    def computed(piece: Piece) -> dict[str, Any]:
+        return merge(_compute(root, resolved, piece)).to_json()
+
+    for entry in _kept(root, pieces, partial(_statistics_path, resolved), Statistics.from_json, computed):
+        if entry is not None:
             yield entry
 
 
@@ -110,17 +110,14 @@ def kept_columns(raw: Store, root: Store, spans: Sequence[SpanVersion]) -> Colum
     Raises:
       IntegrityError: if a raw object is missing or broken.
     """
-    find = _Raw(raw)
+    source = StoredRuns(raw)
+    read = lru_cache(maxsize=1)(source.log.read)
+    computed = partial(_columns_of, source, read)
     total: Columns = {}
-    for part in _parts(spans, _AHEAD):
-        paths = [_columns_path(span) for span in part]
-        for span, path, columns in zip(part, paths, _read_all(root, paths, columns_from_json), strict=True):
-            if columns is None:
-                columns = find.columns(span)
-                if columns is None:
-                    return None
-                _keep(root, path, columns_to_json(columns))
-            total = add_columns([total, columns])
+    for columns in _kept(root, spans, _columns_path, columns_from_json, computed):
+        if columns is None:
+            return None
+        total = add_columns([total, columns])
     return total
 
 
@@ -130,44 +127,41 @@ def _columns_path(span: SpanVersion) -> str:
     return f"{FOLDER}/span-{span.span}/columns-{key[:16]}.json"
 
 
-class _Raw:
-    """Looks up raw records of spans; caches the last manifest version read."""
-
-    def __init__(self, raw: Store) -> None:
-        self._raw = raw
-        self._log = ManifestLog(raw)
-        self._last: tuple[int, Any] = (0, None)
-
-    def _records(self, version: int) -> Any:
-        if self._last[0] != version:
-            self._last = version, rows_of(self._log.read(version))
-        return self._last[1]
-
-    def columns(self, span: SpanVersion) -> Columns | None:
-        """Return the columns of a span's selected runs, or None if the raw manifest lacks them."""
-        run_ids = set(span.run_ids())
-        counts: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
-        for positions in _parts(span.selected, _RUNS):
-            facts = list[RunFacts]()
-            files = []
-            for version, index in positions:
-                try:
-                    record = self._records(version)[index]
-                except (FileNotFoundError, IndexError):
-                    return None
-                facts.append(RunFacts.from_json(record["mention"]))
-                files.append(RawFile.from_json(record["file"]))
-            if not run_ids.issuperset(run.run_id for run in facts):
-                return None  # not the raw store of the data set
-            for run, table in zip(facts, read_runs(self._raw, files), strict=True):
-                layout = telemetry_columns(table.column_names)
-                counts[run.build_name, run.provider or "", layout] += 1
-        return dict(counts)
+def _columns_of(source: StoredRuns, read: Callable[[int], RunDelta], span: SpanVersion) -> dict[str, Any] | None:
+    """Return the columns of a span's selected runs as JSON values, or None if the raw manifest lacks them."""
+    run_ids = set(span.run_ids())
+    counts: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
+    for positions in _parts(span.selected, _RUNS):
+        try:
+            rows = [read(version).rows[index] for version, index in positions]
+        except (FileNotFoundError, IndexError):
+            return None
+        if not run_ids.issuperset(row.mention.run_id for row in rows):
+            return None  # not the raw store of the data set
+        for row, names in zip(rows, read_columns(source.raw, [row.file for row in rows]), strict=True):
+            counts[row.mention.build_name, row.mention.provider or "", telemetry_columns(names)] += 1
+    return columns_to_json(dict(counts))
 
 
-def _read_all(root: Store, paths: Sequence[str], parse: Callable[[Mapping[str, Any]], T]) -> list[T | None]:
-    with ThreadPoolExecutor(max(1, len(paths))) as pool:
-        return list(pool.map(partial(_read, root, parse), paths))
+def _kept(
+    root: Store,
+    items: Sequence[K],
+    path_of: Callable[[K], str],
+    parse: Callable[[Mapping[str, Any]], T],
+    compute: Callable[[K], Mapping[str, Any] | None],
+) -> Iterator[T | None]:
+    """Yield the cached content of each item; content that is missing is computed and cached, unless it is None."""
+    for part in _parts(items, _AHEAD):
+        paths = [path_of(item) for item in part]
+        with ThreadPoolExecutor(_AHEAD) as pool:
+            stored = list(pool.map(partial(_read, root, parse), paths))
+        for item, path, entry in zip(part, paths, stored, strict=True):
+            if entry is None and (content := compute(item)) is not None:
+                data = seal(canonical_json(content))
+                if not root.create(path, data):  # another process wrote it meanwhile, or it is broken and replaced here
+                    root.replace(path, data)
+                entry = parse(content)
+            yield entry
 
 
 def _read(root: Store, parse: Callable[[Mapping[str, Any]], T], path: str) -> T | None:
@@ -178,12 +172,6 @@ def _read(root: Store, parse: Callable[[Mapping[str, Any]], T], path: str) -> T 
         return None
     except (IntegrityError, ValueError, KeyError, TypeError, IndexError):
         return None
-
-
-def _keep(root: Store, path: str, content: Mapping[str, Any]) -> None:
-    data = seal(canonical_json(content))
-    if not root.create(path, data):  # another process wrote it meanwhile, or it is broken and replaced here
-        root.replace(path, data)
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -216,7 +204,7 @@ def validate_dataset(
       CimlError: if there is no such data set or model, or nothing to compare with.
       IntegrityError: if the stored data are inconsistent.
     """
-    dataset = base = data.dataset(name)
+    dataset = data.dataset(name)
     state = dataset.state()
     spans = state.latest()
     resolved = _resolved(name, state)
@@ -230,37 +218,62 @@ def validate_dataset(
             raise CimlError(f"data set {name!r} has no span that model {model!r} was not trained on")
         pieces = [Piece(s.span, s.version, s.files, tuple(run.run_id for run in s.runs)) for s in snapshot.spans]
         older = [span for span in spans if span.span in snapshot_spans]
-        reference = snapshot.resolved
-        label = f"training runs of {model}"
+        base = _Selection(dataset, snapshot.resolved, f"training runs of {model}", older, pieces)
     elif against is not None:
-        base = data.dataset(against)
-        base_state = base.state()
         newest = spans[-(last or 1) :]
-        older = base_state.latest()
-        pieces = [_piece(span) for span in older]
-        reference = _resolved(against, base_state)
-        label = against
-        _check_alike(name, resolved, against, reference)
+        other_state = data.dataset(against).state()
+        base = _Selection(data.dataset(against), _resolved(against, other_state), against, other_state.latest())
+        _check_alike(name, resolved, against, base.resolved)
     else:
         last = last or 1
         newest = spans[-last:]
-        older = spans[:-last]
-        if not older:
+        if not (older := spans[:-last]):
             raise CimlError(
                 f"data set {name!r} has {_count(spans)}, none before the last {last}; add runs, "
                 "or name another data set with --against"
             )
-        pieces = [_piece(span) for span in older]
-        reference = resolved
-        label = f"{name}, {_spans(older)}"
-    total = len(pieces) + len(newest)
-    before = _side(base, reference, label, pieces, older, progress, 0, total)
-    now = f"{name}, {_spans(newest)}"
-    after = _side(dataset, resolved, now, [_piece(span) for span in newest], newest, progress, len(pieces), total)
+        base = _Selection(dataset, resolved, f"{name}, {_spans(older)}", older)
+    compared = _Selection(dataset, resolved, f"{name}, {_spans(newest)}", newest)
+    total = len(base.pieces) + len(compared.pieces)
+    numbers = count(1)
+
+    def done() -> None:
+        if progress:
+            progress("spans", next(numbers), total)
+
+    before = base.side(done)
+    after = compared.side(done)
     if before.columns is None or after.columns is None:
         before = replace(before, columns=None)
         after = replace(after, columns=None)
     return compare(before, after, policy)
+
+
+@dataclass
+class _Selection:
+    """Spans of a data set that are compared, or the ``pieces`` of them that are selected."""
+
+    dataset: StoredDataset
+    resolved: ResolvedDefinition
+    label: str
+    spans: Sequence[SpanVersion]
+    pieces: Sequence[Piece] = ()
+
+    def __post_init__(self) -> None:
+        self.pieces = self.pieces or [Piece(span.span, span.version, span.files) for span in self.spans]
+
+    def side(self, done: Callable[[], None]) -> Side:
+        """Return the statistics; ``done`` is called after each piece."""
+
+        def counted() -> Iterator[Statistics]:
+            for entry in kept_statistics(self.dataset.store, self.resolved, self.pieces):
+                yield entry
+                done()
+
+        merged = merge(counted())
+        columns = kept_columns(self.dataset.raw(), self.dataset.store, self.spans)
+        excluded = Counter(exclusion["reason"] for span in self.spans for exclusion in span.excluded)
+        return Side(self.label, merged, columns, dict(sorted(excluded.items())))
 
 
 def _resolved(name: str, state: DatasetState) -> ResolvedDefinition:
@@ -290,10 +303,6 @@ def _count(spans: Sequence[SpanVersion]) -> str:
     return "1 span" if len(spans) == 1 else f"{len(spans)} spans"
 
 
-def _piece(span: SpanVersion) -> Piece:
-    return Piece(span.span, span.version, span.files)
-
-
 def champions_snapshot(data: DataRoot, model: str) -> Snapshot:
     """Return the champion's snapshot. Raises `CimlError` without a champion."""
     from ciml.serving.registry import Registry
@@ -305,25 +314,3 @@ def champions_snapshot(data: DataRoot, model: str) -> Snapshot:
     if not (digest := candidate.facts.get("snapshot")):
         raise CimlError(f"model {model!r}: its champion has no recorded snapshot")
     return read_snapshot(data.trainer(model), digest)
-
-
-def _side(
-    dataset: StoredDataset,
-    resolved: ResolvedDefinition,
-    label: str,
-    pieces: Sequence[Piece],
-    spans: Sequence[SpanVersion],
-    progress: Progress | None,
-    done: int,
-    total: int,
-) -> Side:
-    def counted(found: Iterable[Statistics]) -> Iterator[Statistics]:
-        for number, exclusion in enumerate(found, done + 1):
-            yield exclusion
-            if progress:
-                progress("spans", number, total)
-
-    merged = merge(counted(kept_statistics(dataset.store, resolved, pieces)))
-    columns = kept_columns(dataset.raw(), dataset.store, spans)
-    excluded = Counter(exclusion["reason"] for span in spans for exclusion in span.excluded)
-    return Side(label, merged, columns, dict(sorted(excluded.items())))

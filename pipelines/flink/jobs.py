@@ -23,6 +23,7 @@ _REST_TIMEOUT_S = 10.0
 _FINAL_STATES = frozenset({"FINISHED", "CANCELED", "FAILED"})
 #: A permanent error of ciml in a worker's traceback.
 _FAULT = re.compile(r"\bIntegrityError: (.+)")
+_THROWN = re.compile(r"^(?:Caused by: )?(?:[\w$]+\.)*([A-Z][\w$]*(?:Exception|Error): .+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -48,34 +49,19 @@ class RestJob:
         """Whether the job has ended."""
         return self.state in _FINAL_STATES
 
+    @property
+    def url(self) -> str:
+        """The job's URL in the REST API."""
+        return f"{self.base}/jobs/{self.id}"
+
 
 @dataclass(frozen=True)
-class Checkpoints:
-    """The last completed checkpoint of a job: its size in bytes, its time in epoch seconds, its URL."""
+class Checkpoint:
+    """A completed checkpoint of a job: its size in bytes, its time in epoch seconds, its URL."""
 
     bytes: int
     time_s: float
     path: str = ""
-
-
-@dataclass(frozen=True)
-class CheckpointCounts:
-    """Counts of a job's checkpoints and restores since its submission."""
-
-    completed: int
-    failed: int
-    in_progress: int
-    restored: int
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A failure recorded by Flink: epoch seconds, task and TaskManager if known, stack trace."""
-
-    time_s: float
-    task: str
-    taskmanager: str
-    trace: str
 
 
 def overview(base: str, timeout_s: float = _REST_TIMEOUT_S) -> list[RestJob]:
@@ -85,36 +71,20 @@ def overview(base: str, timeout_s: float = _REST_TIMEOUT_S) -> list[RestJob]:
       EngineError: if Flink does not answer.
     """
     jobs = []
-    for job in _ask("GET", f"{base}/jobs/overview", timeout_s=timeout_s)["jobs"]:
+    for job in ask("GET", f"{base}/jobs/overview", timeout_s=timeout_s)["jobs"]:
         tasks = {"total": 0, "running": 0, "finished": 0, **job.get("tasks", {})}
-        jobs.append(
-            RestJob(
-                base,
-                job["jid"],
-                job["name"],
-                job["state"],
-                job["start-time"] / 1000,
-                job["state"] == "RUNNING" and tasks["total"] == tasks["running"] + tasks["finished"],
-            )
-        )
+        all_run = job["state"] == "RUNNING" and tasks["total"] == tasks["running"] + tasks["finished"]
+        jobs.append(RestJob(base, job["jid"], job["name"], job["state"], job["start-time"] / 1000, all_run))
     return jobs
 
 
-def last_checkpoint(job: RestJob) -> Checkpoints | None:
+def last_checkpoint(job: RestJob) -> Checkpoint | None:
     """Return the last completed checkpoint of a job; None before the first."""
-    latest = _ask("GET", f"{job.base}/jobs/{job.id}/checkpoints").get("latest") or {}
-    completed = latest.get("completed")
-    if not completed:
+    latest = ask("GET", f"{job.url}/checkpoints").get("latest") or {}
+    if not (completed := latest.get("completed")):
         return None
-    return Checkpoints(
-        int(completed["state_size"]), completed["latest_ack_timestamp"] / 1000, completed.get("external_path") or ""
-    )
-
-
-def checkpoint_counts(job: RestJob) -> CheckpointCounts:
-    """Return the counts of a job's checkpoints."""
-    counts = _ask("GET", f"{job.base}/jobs/{job.id}/checkpoints")["counts"]
-    return CheckpointCounts(**{name: int(counts[name]) for name in ("completed", "failed", "in_progress", "restored")})
+    time_s = completed["latest_ack_timestamp"] / 1000
+    return Checkpoint(int(completed["state_size"]), time_s, completed.get("external_path") or "")
 
 
 def find(base: str, name: str) -> RestJob | None:
@@ -123,50 +93,31 @@ def find(base: str, name: str) -> RestJob | None:
     return max(named, key=lambda job: (not job.over, job.began_s), default=None)
 
 
-def taskmanagers(base: str) -> dict[str, tuple[int, int]]:
-    """Return (slots, free slots) of the JobManager's TaskManagers by id."""
-    answer = _ask("GET", f"{base}/taskmanagers")["taskmanagers"]
-    return {
-        taskmanager["id"]: (int(taskmanager["slotsNumber"]), int(taskmanager["freeSlots"])) for taskmanager in answer
-    }
-
-
-def failures(job: RestJob, most: int = 16) -> list[Failure]:
-    """Return a job's failures, latest first; a running job was restarted after each."""
-    answer = _ask("GET", f"{job.base}/jobs/{job.id}/exceptions?maxExceptions={most}")
-    return [
-        Failure(
-            entry["timestamp"] / 1000,
-            entry.get("taskName") or "",
-            entry.get("taskManagerId") or "",
-            str(entry.get("stacktrace", "")),
-        )
-        for entry in (answer.get("exceptionHistory") or {}).get("entries") or []
-    ]
-
-
 def restarts(job: RestJob) -> int | None:
     """Return the number of restarts of a job; None if unknown."""
-    for metric in _ask("GET", f"{job.base}/jobs/{job.id}/metrics?get=numRestarts"):
+    for metric in ask("GET", f"{job.url}/metrics?get=numRestarts"):
         return int(float(metric["value"]))
     return None
 
 
 def failure(job: RestJob) -> tuple[str, str]:
     """Return (cause, permanent error or "") of a job's last failure or restart."""
-    history = _ask("GET", f"{job.base}/jobs/{job.id}/exceptions").get("exceptionHistory") or {}
-    entries = history.get("entries") or []
-    text = str(entries[0].get("stacktrace", "")) if entries else ""
-    match = _FAULT.search(text)
-    fault = match[1].split(" [while running")[0].strip() if match else ""
-    causes = re.findall(r"^(?:Caused by: )?(?:[\w$]+\.)*([A-Z][\w$]*(?:Exception|Error)): (.+)$", text, re.MULTILINE)
-    line = ": ".join(causes[-1]) if causes else text.strip().splitlines()[0] if text.strip() else ""
-    return line[:300], fault
+    history = ask("GET", f"{job.url}/exceptions").get("exceptionHistory") or {}
+    entries = history.get("entries") or [{}]
+    trace = str(entries[0].get("stacktrace", ""))
+    match = _FAULT.search(trace)
+    return _cause(trace), match[1].split(" [while running")[0].strip() if match else ""
+
+
+def _cause(trace: str) -> str:
+    """Return the root cause that a Java stack trace names, or its first line."""
+    lines = _THROWN.findall(trace)[-1:] or trace.strip().splitlines()[:1]
+    return "".join(lines)[:300]
 
 
 def cancel(job: RestJob, timeout_s: float = _REST_TIMEOUT_S) -> None:
     """Request a job's cancellation; ended or unknown jobs are ignored."""
-    _ask("PATCH", f"{job.base}/jobs/{job.id}?mode=cancel", allowed=(404, 409), timeout_s=timeout_s)
+    ask("PATCH", f"{job.url}?mode=cancel", allowed=(404, 409), timeout_s=timeout_s)
 
 
 def stop_with_savepoint(job: RestJob, directory: str = "", timeout_s: float = 120.0, drain: bool = False) -> str:
@@ -185,51 +136,50 @@ def stop_with_savepoint(job: RestJob, directory: str = "", timeout_s: float = 12
       EngineError: if no savepoint was made; the job keeps running then.
     """
     body: dict[str, Any] = {"drain": drain, **({"targetDirectory": directory} if directory else {})}
-    request = _ask("POST", f"{job.base}/jobs/{job.id}/stop", body)["request-id"]
+    request = ask("POST", f"{job.url}/stop", body)["request-id"]
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        answer = _ask("GET", f"{job.base}/jobs/{job.id}/savepoints/{request}")
+        answer = ask("GET", f"{job.url}/savepoints/{request}")
         if answer["status"]["id"] == "COMPLETED":
             operation = answer.get("operation") or {}
             if "failure-cause" in operation:
-                raise EngineError(
-                    f"Flink made no savepoint: {_root(str(operation['failure-cause'].get('stack-trace', '')))}"
-                )
+                trace = str(operation["failure-cause"].get("stack-trace", ""))
+                raise EngineError(f"Flink made no savepoint: {_cause(trace)}")
             return str(operation["location"])
         time.sleep(0.2)
     raise EngineError(f"Flink made no savepoint within {timeout_s:.0f} s")
 
 
-def _root(trace: str) -> str:
-    lines = [line.removeprefix("Caused by: ") for line in trace.splitlines() if line and not line.startswith("\t")]
-    return (lines[-1] if lines else trace)[:300]
-
-
-def _ask(
+def ask(
     method: str, url: str, body: Any = None, allowed: tuple[int, ...] = (), timeout_s: float = _REST_TIMEOUT_S
 ) -> Any:
+    """Send a request to Flink's REST API; return the decoded answer, {} for one of the ``allowed`` status codes.
+
+    Raises:
+      EngineError: if Flink does not answer, or rejects the request.
+    """
     import httpx
 
     try:
-        answer = httpx.request(method, url, json=body, timeout=timeout_s, trust_env=False)
+        # Reading the system's certificates takes longer than a request.
+        verify = url.startswith("https:")
+        answer = httpx.request(method, url, json=body, timeout=timeout_s, trust_env=False, verify=verify)
     except httpx.HTTPError as error:
-        raise EngineError(
-            f"Flink at {url.split('/jobs')[0]} does not answer ({str(error) or type(error).__name__})"
-        ) from None
+        base = re.split("/jobs|/taskmanagers", url)[0]
+        raise EngineError(f"Flink at {base} does not answer ({str(error) or type(error).__name__})") from None
     if answer.status_code in allowed:
         return {}
     if answer.status_code >= 400:
         try:
-            text = " ".join(str(line) for line in answer.json().get("errors", []))
+            text = "\n".join(str(line) for line in answer.json().get("errors", []))
         except ValueError:
             text = answer.text
-        thrown = re.findall(r"\b(\w+(?:Exception|Error): [^\n]+)", text)
-        line = thrown[-1] if thrown else text.strip().splitlines()[0] if text.strip() else ""
-        raise EngineError(f"Flink rejects {method} {url}: {answer.status_code} {line[:300]}")
+        raise EngineError(f"Flink rejects {method} {url}: {answer.status_code} {_cause(text)}")
     return answer.json() if answer.content else {}
 
 
-_OVER = frozenset({"DONE", "CANCELLED", "FAILED", "DRAINED", "UPDATED"})
+#: Final states of Beam.
+OVER = frozenset({"DONE", "CANCELLED", "FAILED", "DRAINED", "UPDATED"})
 _TIMEOUT_S = 5.0
 # Limit between the job server's RUNNING and the first answer of the job's REST API.
 _START_UP_S = 15.0
@@ -252,7 +202,7 @@ class Job:
     @property
     def over(self) -> bool:
         """Whether the job has ended, according to Beam."""
-        return self.state in _OVER
+        return self.state in OVER
 
 
 def list_jobs(endpoint: str, timeout_s: float = 10.0) -> list[Job]:
@@ -293,44 +243,28 @@ def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
     """
     from apache_beam.portability.api import beam_job_api_pb2
 
-    deadline = time.monotonic() + timeout_s
-    jobs = [job for job in list_jobs(endpoint) if job.id == job_id]
-    if not jobs:
-        raise EngineError(f"the job server at {endpoint} does not know job {job_id}")
-    job = jobs[0]
-    # A job that Beam calls cancelled may still run in Flink; a done or failed one ended there first.
-    if job.state in ("DONE", "FAILED"):
-        return job
-    at_work = _at_work(endpoint, job.name)
-    if not job.over:
-        young = time.monotonic() + _START_UP_S
-        while not at_work and time.monotonic() < min(young, deadline) and not job.over:
-            time.sleep(0.1)  # not in Flink yet: the submission would overtake a cancel
-            at_work = _at_work(endpoint, job.name)
-            job = next(flink_job for flink_job in list_jobs(endpoint) if flink_job.id == job_id)
-    with _job_service(endpoint) as service:
-        while True:
+    start_s = time.monotonic()
+    while True:
+        job = next((job for job in list_jobs(endpoint) if job.id == job_id), None)
+        if job is None:
+            raise EngineError(f"the job server at {endpoint} does not know job {job_id}")
+        at_work = [inner for inner in list_flink_jobs(endpoint) if inner.name == job.name and not inner.over]
+        # A job that Beam calls cancelled may still run in Flink; a done or failed one ended there first.
+        if job.state in ("DONE", "FAILED") or (job.over and not at_work):
+            return job
+        waited_s = time.monotonic() - start_s
+        if waited_s > timeout_s:
+            inside = ", ".join(inner.state for inner in at_work) or "over"
+            raise EngineError(f"job {job_id} is {job.state} (in Flink: {inside}) {timeout_s:g} s after its cancel")
+        # Before the job is in Flink, its submission would overtake a cancel.
+        if at_work or waited_s > min(_START_UP_S, timeout_s / 2):
             if not job.over:
-                service.Cancel(beam_job_api_pb2.CancelJobRequest(job_id=job_id), timeout=10)
-            at_work = _at_work(endpoint, job.name)
-            for flink_job in at_work:
+                with _job_service(endpoint) as service:
+                    service.Cancel(beam_job_api_pb2.CancelJobRequest(job_id=job_id), timeout=10)
+            for inner in at_work:
                 with contextlib.suppress(EngineError):  # ended meanwhile: checked again
-                    cancel(flink_job, timeout_s=_TIMEOUT_S)
-            request = beam_job_api_pb2.GetJobStateRequest(job_id=job_id)
-            job = Job(job_id, job.name, _word(service.GetState(request, timeout=10).state))
-            if job.over and not at_work:
-                return job
-            if time.monotonic() > deadline:
-                inside = ", ".join(flink_job.state for flink_job in at_work) or "over"
-                raise EngineError(f"job {job_id} is {job.state} (in Flink: {inside}) {timeout_s:g} s after its cancel")
-            time.sleep(0.1)
-
-
-def cancel_all_jobs(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
-    """Cancel every job that has not ended on both sides; return these in their final states."""
-    inside = {flink_job.name for flink_job in list_flink_jobs(endpoint) if not flink_job.over}
-    jobs = [job for job in list_jobs(endpoint) if not job.over or (job.name in inside and job.state == "CANCELLED")]
-    return [cancel_job(endpoint, job.id, timeout_s) for job in jobs]
+                    cancel(inner, timeout_s=_TIMEOUT_S)
+        time.sleep(0.1)
 
 
 def cancel_orphans(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
@@ -341,7 +275,7 @@ def cancel_orphans(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
     return [
         cancel_job(endpoint, job.id, timeout_s)
         for job in list_jobs(endpoint)
-        if not job.over and any(not _listens(worker) for worker in _loopback_workers(endpoint, job.id))
+        if not job.over and _loopback_workers(endpoint, job.id) - _listening().keys()
     ]
 
 
@@ -359,33 +293,23 @@ def forget_job(endpoint: str, job_id: str) -> None:
         cancel(b"\n" + size + data, timeout=5)  # a CancelJobRequest: the id is its field 1
 
 
-def _loopback_workers(endpoint: str, job_id: str) -> list[int]:
+def _loopback_workers(endpoint: str, job_id: str) -> set[int]:
     """Return the local ports at which a job expects its workers."""
     from apache_beam.portability.api import beam_job_api_pb2, beam_runner_api_pb2
 
     with _job_service(endpoint) as service:
         request = beam_job_api_pb2.GetJobPipelineRequest(job_id=job_id)
         environments = service.GetPipeline(request, timeout=10).pipeline.components.environments.values()
-    ports = []
-    for environment in environments:
-        if environment.urn == "beam:env:external:v1":
-            host, _, port = beam_runner_api_pb2.ExternalPayload.FromString(environment.payload).endpoint.url.rpartition(
-                ":"
-            )
-            if host in ("localhost", "127.0.0.1", "[::1]"):
-                ports.append(int(port))
-    return ports
+    payloads = [environment.payload for environment in environments if environment.urn == "beam:env:external:v1"]
+    urls = [beam_runner_api_pb2.ExternalPayload.FromString(payload).endpoint.url for payload in payloads]
+    addresses = [url.rpartition(":") for url in urls]
+    return {int(port) for host, _, port in addresses if host in ("localhost", "127.0.0.1", "[::1]")}
 
 
-def _listens(port: int) -> bool:
-    return any(
-        connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
-        for connection in psutil.net_connections("tcp")
-    )
-
-
-def _at_work(endpoint: str, name: str) -> list[RestJob]:
-    return [job for job in list_flink_jobs(endpoint) if job.name == name and not job.over]
+def _listening() -> dict[int, int | None]:
+    """Return the TCP ports that processes of this machine listen on, with their pids where these may be read."""
+    connections = psutil.net_connections("tcp")
+    return {c.laddr.port: c.pid for c in connections if c.status == psutil.CONN_LISTEN and c.laddr}
 
 
 def _rest_addresses(endpoint: str) -> list[str]:
@@ -393,35 +317,24 @@ def _rest_addresses(endpoint: str) -> list[str]:
 
     Only ports of the job server's own process count, since other programs may use the range.
     """
-    port = int(endpoint.rpartition(":")[2])
-    listening = [
-        connection
-        for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr
-    ]
-    owner = next((connection.pid for connection in listening if connection.laddr.port == port and connection.pid), None)
+    listening = _listening()
+    owner = listening.get(int(endpoint.rpartition(":")[2]))
     if owner is None:
         return []
     try:
-        command = psutil.Process(owner).cmdline()
-    except psutil.Error:
+        words = [word.partition("=") for word in psutil.Process(owner).cmdline() if word.startswith("--flink-")]
+        flags = {name: value for name, _, value in words}
+        master = flags.get("--flink-master", "[auto]")
+        if not master.startswith("["):
+            return [f"http://{master}"]  # a standalone cluster, with one REST API for all jobs
+        settings = Path(flags["--flink-conf-dir"], "flink-conf.yaml").read_text()
+    except (psutil.Error, KeyError, OSError):
         return []
-    flags = dict(word.split("=", 1) for word in command if word.startswith("--flink-") and "=" in word)
-    master = flags.get("--flink-master", "[auto]")
-    if not master.startswith("["):
-        return [f"http://{master}"]  # a standalone cluster, with one REST API for all jobs
-    try:
-        lines = Path(flags["--flink-conf-dir"], "flink-conf.yaml").read_text().splitlines()
-        first, _, last = next(
-            line.split(":")[1].strip() for line in lines if line.startswith("rest.bind-port:")
-        ).partition("-")
-    except (KeyError, OSError, StopIteration):
+    match = re.search(r"^rest\.bind-port: *(\d+)(?:-(\d+))?", settings, re.MULTILINE)
+    if match is None:
         return []
-    span = range(int(first), int(last or first) + 1)
-    ports = {
-        connection.laddr.port for connection in listening if connection.pid == owner and connection.laddr.port in span
-    }
-    return [f"http://127.0.0.1:{connection}" for connection in sorted(ports)]
+    span = range(int(match[1]), int(match[2] or match[1]) + 1)
+    return [f"http://127.0.0.1:{port}" for port in span if listening.get(port) == owner]
 
 
 @contextmanager

@@ -8,9 +8,12 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
@@ -22,29 +25,22 @@ from apache_beam.runners.portability.portable_runner import JobServiceHandle, Po
 from apache_beam.transforms.environments import ExternalEnvironment, python_sdk_capabilities
 
 from ciml.errors import CimlError, EngineError
-from ciml.pipelines.flink.jobs import cancel_job, cancel_orphans
+from ciml.pipelines.flink.jobs import OVER, cancel_job, cancel_orphans
 from ciml.transforms.ingest.run_stages import kept_error
 
 _PRIMITIVES = common_urns.primitives
 _COMBINES = common_urns.combine_components
-#: Transforms that engines execute themselves; Python workers execute all others.
-_OF_ENGINES = {
+#: Transforms that every engine knows. Engines execute the first three themselves, Python workers all others.
+_KINDS = {
     _PRIMITIVES.IMPULSE.urn: "Impulse",
     _PRIMITIVES.FLATTEN.urn: "Flatten",
     _PRIMITIVES.GROUP_BY_KEY.urn: "GroupByKey",
-}
-_OF_WORKERS = {
     _PRIMITIVES.PAR_DO.urn: "ParDo",
     _PRIMITIVES.ASSIGN_WINDOWS.urn: "Window",
-    **{
-        one.urn: "Combine"
-        for one in (
-            _COMBINES.COMBINE_PER_KEY_PRECOMBINE,
-            _COMBINES.COMBINE_PER_KEY_MERGE_ACCUMULATORS,
-            _COMBINES.COMBINE_PER_KEY_EXTRACT_OUTPUTS,
-            _COMBINES.COMBINE_GROUPED_VALUES,
-        )
-    },
+    _COMBINES.COMBINE_PER_KEY_PRECOMBINE.urn: "Combine",
+    _COMBINES.COMBINE_PER_KEY_MERGE_ACCUMULATORS.urn: "Combine",
+    _COMBINES.COMBINE_PER_KEY_EXTRACT_OUTPUTS.urn: "Combine",
+    _COMBINES.COMBINE_GROUPED_VALUES.urn: "Combine",
 }
 _PYTHON_FUNCTIONS = (python_urns.PICKLED_DOFN_INFO, python_urns.KEY_WITH_NONE_DOFN)
 _PYTHON = "beam:version:sdk_base:apache/beam_python"
@@ -61,9 +57,8 @@ def portable(build: Callable[[beam.Pipeline], object]) -> api.Pipeline:
 
 def is_unbounded(proto: api.Pipeline) -> bool:
     """Return whether the pipeline is unbounded."""
-    return any(
-        collection.is_bounded == api.IsBounded.UNBOUNDED for collection in proto.components.pcollections.values()
-    )
+    collections = proto.components.pcollections.values()
+    return any(collection.is_bounded == api.IsBounded.UNBOUNDED for collection in collections)
 
 
 def foreign(proto: api.Pipeline) -> list[str]:
@@ -77,7 +72,7 @@ def foreign(proto: api.Pipeline) -> list[str]:
     python = {
         name
         for name, environment in parts.environments.items()
-        if any(c.startswith(_PYTHON) for c in environment.capabilities)
+        if any(capability.startswith(_PYTHON) for capability in environment.capabilities)
     }
     for transform in parts.transforms.values():
         urn = transform.spec.urn
@@ -86,7 +81,7 @@ def foreign(proto: api.Pipeline) -> list[str]:
             transforms.append(f"{stage}: its environment {transform.environment_id} is not Python's")
         if any(word in urn for word in _ELSEWHERE):
             transforms.append(f"{stage}: {urn} is from another language")
-        elif _works(transform) and urn not in _OF_ENGINES and urn not in _OF_WORKERS:
+        elif _works(transform) and urn not in _KINDS:
             transforms.append(f"{stage}: {urn} is not known to every engine")
         if urn == _PRIMITIVES.PAR_DO.urn:
             function = api.ParDoPayload.FromString(transform.spec.payload).do_fn.urn
@@ -127,7 +122,7 @@ def _works(transform: api.PTransform) -> bool:
 
 def _kind(transform: api.PTransform) -> str:
     urn = transform.spec.urn
-    kind = _OF_ENGINES.get(urn) or _OF_WORKERS.get(urn, urn)
+    kind = str(_KINDS.get(urn, urn))
     if urn == _PRIMITIVES.PAR_DO.urn:
         payload = api.ParDoPayload.FromString(transform.spec.payload)
         marks = [
@@ -173,17 +168,10 @@ class SetOptionsRunner(PortableRunner):
     ) -> JobServiceHandle:
         """Return the job server's handle, with the set options only."""
         handle = super().create_job_service_handle(job_service, options)
-        handle.options = _OnlySet(options)
+        handle.options = SimpleNamespace(get_all_options=partial(options.get_all_options, drop_default=True))
         return handle
 
 
-class _OnlySet:
-    def __init__(self, options: PipelineOptions) -> None:
-        self.get_all_options = partial(options.get_all_options, drop_default=True)
-
-
-EngineName = Literal["flink", "micro-batches"]
-ENGINES: tuple[EngineName, ...] = ("flink", "micro-batches")
 Build = Callable[[beam.Pipeline], object]
 
 #: A checkpoint every 3 s, and bundle limits: without them no data flows, and without the last one a source sometimes
@@ -200,7 +188,7 @@ _NOISY = (
     "apache_beam.runners.worker.data_plane",
     "apache_beam.runners.worker.sdk_worker",
 )
-_OVER = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
+_POLL_S = 0.3
 
 
 def run_here(build: Build) -> None:
@@ -209,11 +197,9 @@ def run_here(build: Build) -> None:
     Raises:
       CimlError: the error of a stage.
     """
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # explicit: the default runner may be another
-
     kept_error(clear=True)
     _keep_workers_quiet()
-    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))  # the default may be another runner
     build(pipeline)
     try:
         pipeline.run().wait_until_finish()
@@ -244,21 +230,17 @@ def flink_options(
         any other option of Beam's Flink runner; see docs/cluster.md.
       extra: further options of Beam as command-line flags; they take precedence.
     """
-    flags = [
-        f"--job_endpoint={endpoint}",
-        f"--job_name={name}-{secrets.token_hex(4)}",
-        "--finish_bundle_before_checkpointing",
-    ]
-    flags += [f"--environment_type={'EXTERNAL' if workers else 'LOOPBACK'}"]
+    switches = ["--finish_bundle_before_checkpointing", *["--streaming"] * streaming]
+    options = {"job_endpoint": endpoint, "job_name": f"{name}-{secrets.token_hex(4)}", "environment_type": "LOOPBACK"}
     if workers:
-        # The second switches chaining *off* (its default is true, and Beam makes a switch of it). Chains depend on the
+        options |= {"environment_type": "EXTERNAL", "environment_config": workers}
+        # This switches chaining *off* (its default is true, and Beam makes a switch of it). Chains depend on the
         # parallelism, the names of operators on the chains, and a savepoint finds its operators by their names.
-        flags += [f"--environment_config={workers}", "--operator_chaining"]
-    flags += [f"--{key}={value}" for key, value in {**_FLINK, **(changes or {})}.items()]
-    flags += [f"--savepoint_path={savepoint}"] * bool(savepoint)
-    if streaming:
-        flags.append("--streaming")
-    return PipelineOptions([*flags, *extra])
+        switches.append("--operator_chaining")
+    if savepoint:
+        options["savepoint_path"] = savepoint
+    flags = [f"--{key}={value}" for key, value in {**options, **_FLINK, **(changes or {})}.items()]
+    return PipelineOptions([*flags, *switches, *extra])
 
 
 def _keep_workers_quiet() -> None:
@@ -327,7 +309,7 @@ class FlinkJob:
 
     @property
     def over(self) -> bool:
-        return self.state in _OVER
+        return self.state in OVER
 
     def check(self) -> None:
         """Raise a stage's permanent error, or `EngineError` if the job has failed."""
@@ -341,3 +323,63 @@ class FlinkJob:
         """Cancel the job if it runs, and wait for its end in Flink too (Beam's own cancel does not)."""
         _expect_closed_streams()
         cancel_job(self._endpoint, self.id)
+
+
+def check_runner(runner: str, job_endpoint: str) -> None:
+    """Raise `CimlError` for a runner that `run_bounded` does not have, or flink without a job server."""
+    if runner not in ("fnapi", "flink"):
+        raise CimlError(f"unknown runner {runner!r}; choose from fnapi, flink")
+    if runner == "flink" and not job_endpoint:
+        raise CimlError("runner flink needs the job server's host:port; start one with ciml up flink")
+
+
+def run_bounded(
+    build: Build,
+    runner: str,
+    job_endpoint: str,
+    name: str,
+    *,
+    extra: Sequence[str] = (),
+    poll: Callable[[], object] | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Run a bounded pipeline to its end.
+
+    Args:
+      build: wires the pipeline.
+      runner: ``fnapi`` (in this process) or ``flink``.
+      job_endpoint: ``host:port`` of Beam's job server, for ``flink``.
+      name: of the job on Flink.
+      extra: further options of Beam, for ``flink``.
+      poll: called a few times a second while the pipeline runs.
+      stop: when set, cancels the job on Flink; a pipeline in this process runs to its end.
+
+    Raises:
+      CimlError: see `check_runner`; or the error of a stage.
+      EngineError: if the pipeline fails.
+    """
+    check_runner(runner, job_endpoint)
+    if runner == "fnapi":
+        if poll is None:
+            run_here(build)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(run_here, build)
+            while not wait([running], _POLL_S).done:
+                poll()
+            running.result()
+        return
+    job = FlinkJob(build, flink_options(job_endpoint, name, streaming=False, extra=extra))
+    try:
+        while not job.over and not (stop and stop.is_set()):
+            job.check()
+            if poll is not None:
+                poll()
+            time.sleep(_POLL_S)
+    finally:
+        job.cancel()
+    if stop and stop.is_set():
+        return
+    job.check()
+    if job.state != "DONE":
+        raise EngineError(f"the job {name} on Flink ended with state {job.state}")

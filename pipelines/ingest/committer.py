@@ -15,14 +15,14 @@ from ciml.digest import canonical_json
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.events.payloads import offload_payloads
 from ciml.events.records import Batch, OffsetRange, Outcome
-from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.kafka.options import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.pipelines.kafka.plan import losses
 from ciml.pipelines.kafka.publish import render_dead_letters, render_runs
-from ciml.pipelines.processor import Output, PipelineProcessor, shared_replica
+from ciml.pipelines.processor import Output, PipelineConfig, PipelineProcessor, shared_replica
 from ciml.runs.accounting import reconcile
 from ciml.runs.run_log import Judge
 from ciml.runs.state import RAW, RawState
@@ -34,40 +34,37 @@ from ciml.trust import TrustPolicy, evaluate
 
 
 @dataclass(frozen=True)
-class IngestConfig:
-    """Configuration of an ingest.
+class SettleConfig:
+    """Configuration of everything that settles runs: an ingest, a backfill, or a replay.
 
     Attributes:
       raw: the raw store.
-      kafka: connection to the broker.
-      topic: topic of the events.
-      runs_topic: topic for announcements of committed runs; "" for none.
-      dead_letters_topic: topic for opened and closed dead letters; "" for none.
       selection: globs of the jobs to take.
-      names: (CloudEvent source, the run ids' source) pairs.
       trust: the trust policy.
-      fetch: allowed log sources and retry delays.
-      read: how partitions are read.
-      cycle_messages: most messages of a partition in a micro-batch, which a kill loses at most.
-      commit_s: longest wait of a settled batch for others before the commit, on Flink.
-      commit_batches: number of waiting batches that triggers a commit.
-      maintains: whether the committing stage also maintains the manifest, where no supervisor does.
+      fetch: allowed log sources and limits.
     """
 
     raw: Store
-    kafka: KafkaOptions
+    selection: tuple[str, ...] = field(default=ALL_JOBS, kw_only=True)
+    trust: TrustPolicy = field(default_factory=TrustPolicy.load, kw_only=True)
+    fetch: FetchPolicy = field(default_factory=FetchPolicy, kw_only=True)
+
+
+@dataclass(frozen=True)
+class IngestConfig(PipelineConfig, SettleConfig):
+    """Configuration of an ingest.
+
+    Attributes:
+      topic: topic of the events.
+      runs_topic: topic for announcements of committed runs; "" for none.
+      dead_letters_topic: topic for opened and closed dead letters; "" for none.
+      names: (CloudEvent source, the run ids' source) pairs.
+    """
+
     topic: str = "ci-events"
     runs_topic: str = "runs"
-    selection: tuple[str, ...] = ALL_JOBS
     names: tuple[tuple[str, str], ...] = ()
-    trust: TrustPolicy = field(default_factory=TrustPolicy.load)
-    fetch: FetchPolicy = field(default_factory=FetchPolicy)
-    read: ReadOptions = field(default_factory=ReadOptions)
-    cycle_messages: int = 2000
-    commit_s: float = 2.0
-    commit_batches: int = 20
     dead_letters_topic: str = ""
-    maintains: bool = False
 
 
 def accept_losses(raw: Store, kafka: KafkaOptions, topic: str, *, dry_run: bool = False) -> list[OffsetRange]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
-from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
@@ -26,10 +26,11 @@ from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor, commi
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.source import (
     FOREVER,
-    OffsetTracker,
+    TRACKER,
+    WATERMARK,
+    OffsetDoFn,
     ReadFromKafka,
     Restriction,
-    accept_earlier_modules,
     is_drained,
     put_off,
 )
@@ -57,43 +58,26 @@ class RetriesInProgress:
 
     def fresh(self, due: list[PendingRun], now_s: float) -> list[PendingRun]:
         """Return those of ``due`` that are not in progress, and mark them as such."""
+        retries = {(pending.origin, pending.mention.run_id, pending.attempts): pending for pending in due}
         with self._lock:
             self._since = {key: since for key, since in self._since.items() if now_s - since < _REPEAT_S}
-            fresh = []
-            for pending in due:
-                key = (pending.origin, pending.mention.run_id, pending.attempts)
-                if key not in self._since:
-                    self._since[key] = now_s
-                    fresh.append(pending)
-            return fresh
+            fresh = [pending for key, pending in retries.items() if key not in self._since]
+            self._since = {**dict.fromkeys(retries, now_s), **self._since}
+        return fresh
 
 
-_in_progress: dict[str, RetriesInProgress] = {}
-_WATERMARK = ManualWatermarkEstimator.default_provider()
+_in_progress: defaultdict[str, RetriesInProgress] = defaultdict(RetriesInProgress)
 
 
-class _Ticks(RestrictionProvider):
+class _PollDue(OffsetDoFn):
     def initial_restriction(self, element: Store) -> Restriction:
         return Restriction(0, FOREVER)
-
-    def create_tracker(self, restriction: Restriction) -> OffsetTracker:
-        return OffsetTracker(restriction)
 
     def restriction_size(self, element: Store, restriction: Restriction) -> int:
         return 1
 
-
-class _PollDue(beam.DoFn):
-    def setup(self) -> None:
-        accept_earlier_modules()
-
     @beam.DoFn.unbounded_per_element()
-    def process(
-        self,
-        element: Store,
-        tracker: Any = beam.DoFn.RestrictionParam(_Ticks()),  # noqa: B008
-        watermark: Any = beam.DoFn.WatermarkEstimatorParam(_WATERMARK),  # noqa: B008
-    ) -> Iterator[TimestampedValue]:
+    def process(self, element: Store, tracker: Any = TRACKER, watermark: Any = WATERMARK) -> Iterator[TimestampedValue]:
         if is_drained(tracker):
             return
         tick = tracker.current_restriction().start
@@ -103,9 +87,8 @@ class _PollDue(beam.DoFn):
         with keep_error(), committer(element).state() as state:
             due = state.due(int(now_s * 1e6))
             next_us = state.next_due_us()
-        fresh = _in_progress.setdefault(element.root, RetriesInProgress()).fresh(due, now_s)
-        for start in range(0, len(fresh), _MOST):
-            yield TimestampedValue(Batch(None, pending_runs=fresh[start : start + _MOST]), Timestamp.of(now_s))
+        for batch in in_batches(_in_progress[element.root].fresh(due, now_s)):
+            yield TimestampedValue(batch, Timestamp.of(now_s))
         watermark.set_watermark(Timestamp.of(now_s))
         wait_s = _IDLE_S if next_us is None else next_us / 1e6 - now_s
         put_off(tracker, min(max(wait_s, _PAUSE_S), _IDLE_S))
@@ -145,26 +128,21 @@ def build_ingest(
     if reads:
         events = pipeline | "Events" >> ReadFromKafka(config.kafka, reads, config.read)
         pending_runs = events | Decode(config.selection, dict(config.names), read_event) | Judge(config.trust)
-        unknown = pending_runs | "KnownEvents" >> beam.ParDo(SettleKnown(config.raw)).with_output_types(Batch)
+        unknown = pending_runs | "KnownEvents" >> beam.Map(_settle_known, config.raw).with_output_types(Batch)
         settled.append(unknown | "NewLogs" >> _Settle(config))
     if not bounded:
         settled.append(pipeline | ReadDue(config.raw) | "DueLogs" >> _Settle(config))
     elif due:
-        settled.append(pipeline | "Due" >> _create(in_batches(due)) | "DueLogs" >> _Settle(config))
+        retries = beam.Create(in_batches(due), reshuffle=False).with_output_types(Batch)
+        settled.append(pipeline | "Due" >> retries | "DueLogs" >> _Settle(config))
     together = settled[0] if len(settled) == 1 else settled | beam.Flatten()
     return commit_and_publish(together, IngestProcessor(config), bounded=bounded)
 
 
-def in_batches(pending_runs: Sequence[PendingRun], most: int = 200) -> list[Batch]:
+def in_batches(pending_runs: Sequence[PendingRun], most: int = _MOST) -> list[Batch]:
     """Return pending runs to retry as batches that cover no offsets."""
-    return [
-        Batch(None, pending_runs=list(pending_runs[start : start + most]))
-        for start in range(0, len(pending_runs), most)
-    ]
-
-
-def _create(batches: list[Batch]) -> beam.PTransform:
-    return beam.Create(batches, reshuffle=False).with_output_types(Batch)
+    starts = range(0, len(pending_runs), most)
+    return [Batch(None, pending_runs=list(pending_runs[start : start + most])) for start in starts]
 
 
 def settle_known(batch: Batch, index: Index) -> Batch:
@@ -180,33 +158,21 @@ def settle_known(batch: Batch, index: Index) -> Batch:
     unknown = []
     settled = list(batch.settled)
     for pending in batch.pending_runs:
-        if pending.event_key and _is_known(pending, index):
-            settled.append(
-                Outcome("repeat", pending.origin, pending.event_key, pending.mention, "event", trust=pending.trust)
-            )
+        facts = pending.mention
+        ids = ids_of_repeats(pending.event_key, facts.run_id, facts.to_json(), TRUSTED) if pending.event_key else ()
+        if any(index.has_event(*event) for event in ids):
+            settled.append(Outcome("repeat", pending.origin, pending.event_key, facts, "event", trust=pending.trust))
         else:
             unknown.append(pending)
     return Batch(batch.covers, batch.messages, unknown, settled)
 
 
-def _is_known(pending: PendingRun, index: Index) -> bool:
-    facts = pending.mention
-    ids = ids_of_repeats(pending.event_key, facts.run_id, facts.to_json(), TRUSTED)
-    return any(index.has_event(*event) for event in ids)
-
-
-class SettleKnown(beam.DoFn):
-    """Applies `settle_known` by the state committed when the batch arrives."""
-
-    def __init__(self, raw: Store) -> None:
-        self._raw = raw
-
-    def process(self, batch: Batch) -> Iterator[Batch]:
-        if batch.pending_runs:
-            with keep_error(), committer(self._raw).state() as state:
-                index = state.index
-                batch = guarded_runs("known", lambda part: settle_known(part, index), batch)
-        yield batch
+def _settle_known(batch: Batch, raw: Store) -> Batch:
+    """Apply `settle_known` by the state committed when the batch arrives."""
+    if not batch.pending_runs:
+        return batch
+    with keep_error(), committer(raw).state() as state:
+        return guarded_runs("known", partial(settle_known, index=state.index), batch)
 
 
 class _Settle(beam.PTransform):

@@ -17,40 +17,31 @@ from ciml.errors import RejectedInput
 from ciml.events.payloads import read_payload
 from ciml.events.records import Batch, Origin, records_of
 from ciml.integrations.registry import read_event
-from ciml.pipelines.ingest.committer import committer
+from ciml.pipelines.ingest.committer import SettleConfig, committer
 from ciml.runs.dead_letters import Choice, DeadLetter, open_dead_letters, open_keys
 from ciml.runs.known_ids import DeadLetterKey
 from ciml.storage import Store
-from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import attempt
-from ciml.transforms.ingest.decode import ALL_JOBS, read_again
+from ciml.transforms.ingest.decode import read_again
 from ciml.transforms.ingest.run_stages import settle
-from ciml.trust import TrustPolicy, evaluate
+from ciml.trust import evaluate
 
 
 @dataclass(frozen=True)
-class ReplayConfig:
+class ReplayConfig(SettleConfig):
     """Configuration of a replay.
 
     Attributes:
-      raw: the raw store.
       choice: filter of the open dead letters.
       limit: largest number, oldest first; None for all.
-      selection: globs of the jobs to take, as for ingest.
       names: (CloudEvent source, the run ids' source) pairs, as for ingest.
-      trust: the trust policy.
-      fetch: allowed log sources.
       logs: present root of the listings' logs; "" if unchanged.
       together: dead letters committed together.
     """
 
-    raw: Store
     choice: Choice = field(default_factory=Choice)
     limit: int | None = None
-    selection: tuple[str, ...] = ALL_JOBS
     names: tuple[tuple[str, str], ...] = ()
-    trust: TrustPolicy = field(default_factory=TrustPolicy.load)
-    fetch: FetchPolicy = field(default_factory=FetchPolicy)
     logs: str = ""
     together: int = 200
 
@@ -78,6 +69,11 @@ class Replayed:
     details: dict[str, str] = field(default_factory=dict)
     elsewhere: int = 0
     complete: bool = False
+
+    def stays(self, reason: str, detail: str) -> None:
+        """Count a dead letter that stays open."""
+        self.still[reason] += 1
+        self.details.setdefault(reason, detail)
 
 
 def replay(
@@ -112,46 +108,38 @@ def replay(
     return result
 
 
-def _replay(config: ReplayConfig, dead_letters: list[DeadLetter], found: Replayed) -> None:
+def _replay(config: ReplayConfig, dead_letters: list[DeadLetter], result: Replayed) -> None:
     read: list[tuple[DeadLetter, Batch]] = []
     for dead_letter in dead_letters:
-        try:
-            read.append((dead_letter, _read(config, dead_letter)))
-        except RejectedInput as rejected:
-            _stays(found, rejected.reason, rejected.detail)
+        batch = _read(config, dead_letter)
+        if isinstance(batch, RejectedInput):
+            result.stays(batch.reason, batch.detail)
+        else:
+            read.append((dead_letter, batch))
     settled = settle([batch for _, batch in read], config.trust, config.fetch, config.raw, outages=False)
     version = committer(config.raw).commit(settled, partial(evaluate, config.trust))
-    closed = _closed_by(config, version, found, {dead_letter.key for dead_letter, _ in read})
+    closed = _closed_by(config, version, result, {dead_letter.key for dead_letter, _ in read})
     with committer(config.raw).state() as state:
         for (dead_letter, _), batch in zip(read, settled, strict=True):
             if dead_letter.key in closed:
-                found.closed += 1
+                result.closed += 1
             elif state.index.dead_letter(dead_letter.key) is None:
-                found.elsewhere += 1
+                result.elsewhere += 1
             else:
                 why = next((outcome for outcome in batch.settled if outcome.kind == "dead_letter"), None)
-                _stays(found, why.reason if why else "unknown", why.detail if why else "")
-    found.tried += len(dead_letters)
+                result.stays(why.reason if why else "unknown", why.detail if why else "")
+    result.tried += len(dead_letters)
 
 
-def _read(config: ReplayConfig, dead_letter: DeadLetter) -> Batch:
+def _read(config: ReplayConfig, dead_letter: DeadLetter) -> Batch | RejectedInput:
     outcome = dead_letter.outcome
     payload = read_payload(config.raw, outcome.payload) if outcome.payload else None
-    batch = attempt(
-        "replay", read_again, outcome, payload, config.selection, dict(config.names), config.logs, read_event
-    )
-    if isinstance(batch, RejectedInput):
-        raise batch
-    return batch
-
-
-def _stays(found: Replayed, reason: str, detail: str) -> None:
-    found.still[reason] += 1
-    found.details.setdefault(reason, detail)
+    names = dict(config.names)
+    return attempt("replay", read_again, outcome, payload, config.selection, names, config.logs, read_event)
 
 
 def _closed_by(
-    config: ReplayConfig, version: int | None, found: Replayed, keys: set[DeadLetterKey]
+    config: ReplayConfig, version: int | None, result: Replayed, keys: set[DeadLetterKey]
 ) -> set[DeadLetterKey]:
     """Return those of ``keys`` that a version closed, and count their outcomes."""
     if version is None:
@@ -162,7 +150,7 @@ def _closed_by(
         origin = Origin.from_json(record["origin"])
         run_id = record.get("mention", {}).get("run_id", "")
         if (origin, run_id) in closed or (origin, "") in closed:
-            found.became[kind, record.get("reason", "")] += 1
+            result.became[kind, record.get("reason", "")] += 1
     return closed
 
 
@@ -187,9 +175,7 @@ def preview(config: ReplayConfig) -> Preview:
     for dead_letter in islice(chosen(config.raw, config.choice), config.limit):
         result.total += 1
         result.reasons[dead_letter.outcome.reason] += 1
-        try:
-            _read(config, dead_letter)
-        except RejectedInput as rejected:
+        if isinstance(rejected := _read(config, dead_letter), RejectedInput):
             result.untried[rejected.reason] += 1
     return result
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import NewTopic, OffsetSpec
-from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from ciml.errors import EngineError, IntegrityError
+from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.kafka.connect import SOON, NoTopicError, admin, as_engine_error, is_refused
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.coverage import OTHER_TOPIC, check_topic_id
 
 _DELETED_S = 10.0
 _ANSWER_S = 60.0
+_INVALID = (KafkaError.TOPIC_EXCEPTION, KafkaError.INVALID_PARTITIONS, KafkaError.POLICY_VIOLATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,6 @@ class Listing:
 
 
 _mocks: dict[KafkaOptions, bool] = {}
-_lock = threading.Lock()
 
 
 def topic_of(options: KafkaOptions, topic: str) -> tuple[str, list[int]]:
@@ -49,7 +48,10 @@ def topic_of(options: KafkaOptions, topic: str) -> tuple[str, list[int]]:
         described = futures[topic].result()
     except KafkaException as error:
         raise as_engine_error(options, topic, error) from None
-    return _uuid(described.topic_id), sorted(part.id for part in described.partitions)
+    topic_id = str(described.topic_id or "")
+    if set(topic_id) <= {"A", "="}:  # all zeros: a broker without topic ids
+        topic_id = ""
+    return topic_id, sorted(part.id for part in described.partitions)
 
 
 def offsets_of(
@@ -148,18 +150,9 @@ def check_still_that_topic(options: KafkaOptions, topic: str, topic_id: str) -> 
     """
     if not topic_id:
         return
-    for attempt in Retrying(
-        retry=retry_if_exception(lambda error: isinstance(error, EngineError) and not isinstance(error, NoTopicError)),
-        stop=stop_after_delay(_ANSWER_S),
-        wait=wait_fixed(0.5),
-        reraise=True,
-    ):
-        with attempt:
-            try:
-                present_id, _ = topic_of(options, topic)
-            except NoTopicError:
-                return
-            check_topic_id(topic, topic_id, present_id)
+    for attempt in _until_answered(_ANSWER_S, 0.5):
+        with attempt, suppress(NoTopicError):
+            check_topic_id(topic, topic_id, topic_of(options, topic)[0])
 
 
 def is_mock(options: KafkaOptions) -> bool:
@@ -168,13 +161,9 @@ def is_mock(options: KafkaOptions) -> bool:
     The mock has no controller, no topic ids, four partitions in each topic, and returns messages of aborted
     transactions.
     """
-    with _lock:
-        is_mocked = _mocks.get(options)
-    if is_mocked is None:
-        is_mocked = _cluster_id(options).startswith("mockCluster")
-        with _lock:
-            _mocks[options] = is_mocked
-    return is_mocked
+    if options not in _mocks:
+        _mocks[options] = _cluster_id(options).startswith("mockCluster")
+    return _mocks[options]
 
 
 def _cluster_id(options: KafkaOptions) -> str:
@@ -192,18 +181,18 @@ def _cluster_id(options: KafkaOptions) -> str:
             wait_s *= 2
 
 
-def _uuid(value: Any) -> str:
-    text = "" if value is None else str(value)
-    return "" if set(text) <= {"A", "="} else text  # all zeros: a broker without topic ids
-
-
 def make_topic(
     options: KafkaOptions,
     topic: str,
     partitions: int = 1,
     config: Mapping[str, str] | None = None,
 ) -> None:
-    """Create a topic and wait until its offsets can be queried; an existing topic is not changed."""
+    """Create a topic and wait until its offsets can be queried; an existing topic is not changed.
+
+    Raises:
+      CimlError: if the broker rejects the topic, for example an invalid name.
+      EngineError: if the broker does not answer in time.
+    """
     try:
         if is_mock(options):
             admin(options).list_topics(topic, timeout=options.timeout_s)  # which creates it
@@ -213,14 +202,21 @@ def make_topic(
         )
         futures[topic].result()
     except KafkaException as error:
-        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+        fault = error.args[0]
+        if fault.code() in _INVALID:
+            raise CimlError(f"the broker rejects topic {topic!r}: {fault.str()}") from None
+        if fault.code() != KafkaError.TOPIC_ALREADY_EXISTS:
             raise as_engine_error(options, topic, error) from None
     # A broker confirms the creation before all of its parts know the topic and its leaders.
-    for attempt in Retrying(
-        retry=retry_if_exception_type(EngineError),
-        stop=stop_after_delay(options.timeout_s),
-        wait=wait_fixed(0.05),
-        reraise=True,
-    ):
+    for attempt in _until_answered(options.timeout_s, 0.05):
         with attempt:
             list_topic(options, topic)
+
+
+def _until_answered(timeout_s: float, wait_s: float) -> Retrying:
+    return Retrying(
+        retry=retry_if_exception_type(EngineError),
+        stop=stop_after_delay(timeout_s),
+        wait=wait_fixed(wait_s),
+        reraise=True,
+    )

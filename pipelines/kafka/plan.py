@@ -1,6 +1,7 @@
 """Reads of a topic: planned from the manifest's covered offsets and the broker's present ones, and done without Beam.
 
-The ends of partitions, from which backlog and idleness are computed, are cached.
+The ends of partitions, from which backlog and idleness are computed, are cached. Readers of one partition each are
+pooled with their prefetched messages. Record content is limited: it is untrusted.
 """
 
 from __future__ import annotations
@@ -8,18 +9,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from operator import methodcaller
+from typing import TYPE_CHECKING, NamedTuple
 
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
 from ciml.errors import EngineError, IntegrityError
+from ciml.events.payloads import UNREADABLE_HEADERS
 from ciml.events.records import Batch, Message, OffsetRange
+from ciml.kafka.connect import NO_TOPIC, TRANSIENT, as_engine_error, make_client
 from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.limits import LATEST_US, MAX_MESSAGE_HEADERS
 from ciml.manifest.coverage import OTHER_TOPIC, RangeSet, TopicState, check_topic_id
 from ciml.pipelines.kafka.broker import Listing, check_topic, offsets_of
-from ciml.pipelines.kafka.reader import borrow
+from ciml.pipelines.processes import Shared
+
+if TYPE_CHECKING:
+    import confluent_kafka
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +185,7 @@ class TopicEnds:
             return self._known.get(partition)
 
 
-_topics: dict[tuple[KafkaOptions, str], TopicEnds] = {}
-_topics_lock = threading.Lock()
+_topics = Shared[TopicEnds]()
 
 
 def end_of(options: KafkaOptions, topic: str, partition: int, age_s: float) -> Ends | None:
@@ -185,20 +193,177 @@ def end_of(options: KafkaOptions, topic: str, partition: int, age_s: float) -> E
 
     Messages of open transactions count as unread.
     """
-    key = (options, topic)
-    with _topics_lock:
-        if key not in _topics:
-            _topics[key] = TopicEnds(
-                lambda partitions: offsets_of(
-                    options,
-                    topic,
-                    partitions,
-                    OffsetSpec.latest(),
-                    committed=False,
-                    timeout_s=min(_TIMEOUT_S, options.timeout_s),
-                )
+
+    def ask(partitions: Iterable[int]) -> dict[int, int]:
+        timeout_s = min(_TIMEOUT_S, options.timeout_s)
+        return offsets_of(options, topic, partitions, OffsetSpec.latest(), committed=False, timeout_s=timeout_s)
+
+    return _topics.get((options, topic), lambda: TopicEnds(ask)).of(partition, age_s)
+
+
+_LATEST_MS = LATEST_US // 1000
+_new = tuple.__new__
+# For a name that is not UTF-8, confluent-kafka returns headers with a NULL and also sets an exception. This call checks
+# for it; a plain ``record.headers()``, specialised by the interpreter, does not, and the exception surfaces elsewhere.
+# Call it once for a record: the second call sets no exception.
+_headers_of = methodcaller("headers")
+
+
+def message_of_record(record: confluent_kafka.Message) -> Message:
+    """Convert a consumed record without an error.
+
+    Args:
+      record: a record of a topic.
+
+    Returns:
+      The message. Its headers are `UNREADABLE_HEADERS` if a name is not UTF-8. Of too many headers,
+      `MAX_MESSAGE_HEADERS` and one more are kept, so that the decoder rejects the message. ``timestamp_ms`` is 0 for a
+      missing, negative or too late timestamp (not before `LATEST_US`).
+    """
+    # Called for every event, so kept minimal.
+    stamp = record.timestamp()[1]
+    if not 0 < stamp < _LATEST_MS:
+        stamp = 0
+    return _new(Message, (record.offset(), record.value(), _headers(record), record.key(), stamp))
+
+
+def _headers(record: confluent_kafka.Message) -> tuple[tuple[str, bytes | None], ...]:
+    try:
+        headers = _headers_of(record)
+    except (SystemError, UnicodeDecodeError):
+        return UNREADABLE_HEADERS
+    return tuple(headers[: MAX_MESSAGE_HEADERS + 1]) if headers else ()
+
+
+_KEEP_IDLE_S = 120.0
+
+
+class Reader:
+    """Reads one partition in order from any position. Not thread-safe; see `borrow`.
+
+    Attributes:
+      position: the offset after the returned messages. It also passes offsets without messages: transaction markers,
+        aborted messages, compacted offsets.
+      idle: number of empty polls, maintained by the reader's user.
+    """
+
+    def __init__(self, options: KafkaOptions, topic: str, partition: int) -> None:
+        self._where = f"{topic}[{partition}]"
+        self._topic = topic
+        self._partition = partition
+        self._options = options
+        self._connection_error: KafkaError | None = None
+        self._consumer = make_client(Consumer, options, options.consumer(), self._on_error)
+        self.position = -1
+        self.idle = 0
+
+    def seek(self, position: int) -> None:
+        """Move to ``position``; prefetched messages are kept if it is the present one."""
+        if position != self.position:
+            self._consumer.assign([TopicPartition(self._topic, self._partition, position)])
+            self.position = position
+            self.idle = 0
+
+    def read(self, most: int, timeout_s: float) -> list[Message]:
+        """Return up to ``most`` messages from `position` on, and advance it.
+
+        Waits ``timeout_s`` for the first message only.
+
+        Raises:
+          IntegrityError: if the position is not in the topic, or the topic was deleted.
+          EngineError: if the broker rejects the read.
+        """
+        records = self._consumer.consume(1, timeout_s)
+        if not records and self._connection_error is not None:
+            self._fail(self._connection_error)
+        self._connection_error = None
+        if records and most > 1:
+            records += self._consumer.consume(most - 1, 0)
+        messages: list[Message] = []
+        position = self.position
+        for record in records:
+            fault = record.error()
+            if fault is None:
+                offset = record.offset()
+                if offset < position:
+                    continue  # prefetched before a seek
+                messages.append(message_of_record(record))
+                position = offset + 1
+            elif fault.code() == KafkaError._PARTITION_EOF:
+                position = max(position, record.offset())
+            elif fault.code() not in TRANSIENT and (fault.code() in NO_TOPIC or not fault.retriable()):
+                self.position = position
+                self._fail(fault)
+        self.position = position
+        return messages
+
+    def _on_error(self, fault: KafkaError) -> None:
+        self._connection_error = fault
+
+    def reaches(self) -> int:
+        """Return the partition's end from the last fetch; -1 before the first."""
+        try:
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, self._partition), cached=True)
+        except KafkaException:
+            return -1
+        return int(end)
+
+    def _fail(self, fault: KafkaError) -> None:
+        code = fault.code()
+        if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            raise IntegrityError(
+                f"{self._where} {self.position}: the topic does not hold this offset (any more): unread messages "
+                f"expired, or the topic was recreated. Nothing was skipped: {fault.str()}"
             )
-    return _topics[key].of(partition, age_s)
+        if code in NO_TOPIC:
+            if self._partition in check_topic(self._options, self._topic, ""):
+                return  # the broker did not know it yet
+            raise IntegrityError(f"{self._where} {self.position}: the topic has no such partition (any more)")
+        error = as_engine_error(self._options, self._topic, KafkaException(fault))
+        raise EngineError(f"{self._where} {self.position}: {error}")
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+_idle: dict[tuple[KafkaOptions, str, int], tuple[Reader, float]] = {}
+_idle_lock = threading.Lock()
+
+
+@contextmanager
+def borrow(options: KafkaOptions, topic: str, partition: int) -> Iterator[Reader]:
+    """Borrow a reader of a partition: the one that this process used last, with prefetched messages, or a new one.
+
+    It returns to the pool after use without an error, and is closed after two minutes without use.
+    """
+    key = (options, topic, partition)
+    with _idle_lock:
+        pooled = _idle.pop(key, None)
+    reader = pooled[0] if pooled else Reader(options, topic, partition)
+    try:
+        yield reader
+    except BaseException:
+        reader.close()
+        raise
+    now = time.monotonic()
+    with _idle_lock:
+        old = [
+            _idle.pop(idle_key)
+            for idle_key, (_, since) in list(_idle.items())
+            if idle_key == key or now - since > _KEEP_IDLE_S
+        ]
+        _idle[key] = (reader, now)
+    for stale, _ in old:
+        stale.close()
+
+
+def close_readers() -> None:
+    """Close all pooled readers."""
+    with _idle_lock:
+        stale = [reader for reader, _ in _idle.values()]
+        _idle.clear()
+    for reader in stale:
+        reader.close()
 
 
 _ASK_S = 3.0

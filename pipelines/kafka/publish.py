@@ -21,7 +21,8 @@ from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.messages import ClosedDeadLetter, OpenDeadLetter, RunAnnouncement
 from ciml.pipelines.kafka.broker import is_mock, list_topic, make_topic, topic_of
-from ciml.pipelines.kafka.reader import Reader
+from ciml.pipelines.kafka.plan import Reader
+from ciml.pipelines.processes import Shared
 from ciml.runs.dead_letters import described
 
 #: The header that names the delta, and the one that names the manifest (the digest of its first delta).
@@ -35,12 +36,9 @@ Render = Callable[[Delta], Iterable[Announcement]]
 _MOST = 2000  # messages in a transaction
 _WAIT_S = 30.0
 _ATTEMPTS = 3
-_UNSUPPORTED = frozenset(
-    {
-        KafkaError._UNSUPPORTED_FEATURE,
-        KafkaError.UNSUPPORTED_VERSION,
-        KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
-    }
+_UNSUPPORTED = (
+    *(KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION),
+    KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
 )
 
 
@@ -164,7 +162,9 @@ class Projection:
                 self.exactly_once = False
                 producer = self._make()
         self._topic_id, _ = topic_of(self._kafka, self._topic)
-        self._announced = self._last_announced()
+        listing = list_topic(self._kafka, self._topic)
+        last = (self._last_of(partition, *bounds) for partition, bounds in listing.bounds.items())
+        self._announced = max(last, default=0)
         self._producer = producer
 
     def _make(self) -> Producer:
@@ -178,12 +178,6 @@ class Projection:
         if self.exactly_once:
             options["transactional.id"] = f"ciml.{self._topic}" + (f".{self._share.name}" if self._share else "")
         return Producer(options)
-
-    def _last_announced(self) -> int:
-        listing = list_topic(self._kafka, self._topic)
-        return max(
-            (self._last_of(partition, first, end) for partition, (first, end) in listing.bounds.items()), default=0
-        )
 
     def _last_of(self, partition: int, first: int, end: int) -> int:
         """Return the last delta that a partition holds messages of; 0 for none.
@@ -252,12 +246,7 @@ class Projection:
             producer.begin_transaction()
         for version, (key, value, headers) in waiting:
             extra = [(VERSION, str(version).encode()), (LOG, self._identity.encode())]
-            while True:
-                try:
-                    producer.produce(self._topic, value, key, headers=[*headers, *extra], on_delivery=self._delivered)
-                    break
-                except BufferError:
-                    producer.poll(0.1)
+            enqueue(producer, self._topic, value, key, headers=[*headers, *extra], on_delivery=self._delivered)
         if self.exactly_once:
             producer.commit_transaction(_WAIT_S)
         elif producer.flush(_WAIT_S):
@@ -268,6 +257,24 @@ class Projection:
     def _delivered(self, error: KafkaError | None, _: Any) -> None:
         if error is not None:
             self._failure = error
+
+
+def enqueue(
+    producer: Producer,
+    topic: str,
+    value: bytes,
+    key: bytes,
+    *,
+    on_delivery: Callable[[KafkaError | None, Any], None],
+    headers: Headers = (),
+) -> None:
+    """Hand a message to a producer; wait while the broker is slower than this sender."""
+    while True:
+        try:
+            producer.produce(topic, value, key, headers=list(headers), on_delivery=on_delivery)
+            return
+        except BufferError:
+            producer.poll(0.1)
 
 
 def render_runs(delta: Delta) -> Iterable[Announcement]:
@@ -340,8 +347,7 @@ class Projections:
             projection.close()
 
 
-_projections: dict[tuple[str, str, KafkaOptions, Share | None], Projection] = {}
-_projections_lock = threading.Lock()
+_projections = Shared[Projection]()
 
 
 def projection(
@@ -349,7 +355,4 @@ def projection(
 ) -> Projection:
     """Return the process's projection of a manifest, or of its share, onto a topic, cached with producer and cursor."""
     key = (log.store.url(log.folder), topic, kafka, share)
-    with _projections_lock:
-        if key not in _projections:
-            _projections[key] = Projection(log, topic, render, kafka, share)
-        return _projections[key]
+    return _projections.get(key, lambda: Projection(log, topic, render, kafka, share))

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -31,8 +31,7 @@ from ciml.events.records import Batch, Message, OffsetRange
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.coverage import RangeSet
 from ciml.pipelines.kafka.broker import check_topic
-from ciml.pipelines.kafka.plan import PartitionRead, end_of, read_range
-from ciml.pipelines.kafka.reader import borrow
+from ciml.pipelines.kafka.plan import PartitionRead, borrow, end_of, read_range
 from ciml.transforms.ingest.run_stages import keep_error
 
 
@@ -78,7 +77,9 @@ def advance(watermark_s: float | None, observation: Observation, slack_s: float)
 
 
 FOREVER = sys.maxsize
-WATERMARK = ManualWatermarkEstimator.default_provider()
+#: Parameters of `OffsetDoFn.process`.
+TRACKER = beam.DoFn.RestrictionParam()
+WATERMARK = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider())
 _DRAINED = 3
 _MARGIN_S = 0.1
 
@@ -245,7 +246,17 @@ class KnownTopic:
     partitions: int
 
 
-class FindPartitions(beam.DoFn, RestrictionProvider):
+class OffsetDoFn(beam.DoFn, RestrictionProvider):
+    """A splittable DoFn whose restrictions are ranges of offsets, or of other numbers."""
+
+    def setup(self) -> None:
+        accept_earlier_modules()
+
+    def create_tracker(self, restriction: Restriction) -> OffsetTracker:
+        return OffsetTracker(restriction)
+
+
+class FindPartitions(OffsetDoFn):
     """`KnownTopic` -> `PartitionRead` of each partition added later, from its beginning; unbounded.
 
     Its restriction is the range of future partition numbers. It also detects a deleted or recreated topic while no
@@ -259,21 +270,12 @@ class FindPartitions(beam.DoFn, RestrictionProvider):
     def initial_restriction(self, element: KnownTopic) -> Restriction:
         return Restriction(element.partitions, FOREVER)
 
-    def create_tracker(self, restriction: Restriction) -> OffsetTracker:
-        return OffsetTracker(restriction)
-
     def restriction_size(self, element: KnownTopic, restriction: Restriction) -> int:
         return left(restriction, None)
 
-    def setup(self) -> None:
-        accept_earlier_modules()
-
     @beam.DoFn.unbounded_per_element()
     def process(
-        self,
-        element: KnownTopic,
-        tracker: Any = beam.DoFn.RestrictionParam(),  # noqa: B008
-        watermark: Any = beam.DoFn.WatermarkEstimatorParam(WATERMARK),  # noqa: B008
+        self, element: KnownTopic, tracker: Any = TRACKER, watermark: Any = WATERMARK
     ) -> Iterator[TimestampedValue]:
         with keep_error():
             yield from self._find(element, tracker, watermark)
@@ -304,7 +306,7 @@ class FindPartitions(beam.DoFn, RestrictionProvider):
 METRICS = "ciml.kafka"
 
 
-class _Read(beam.DoFn, RestrictionProvider):
+class _Read(OffsetDoFn):
     """The common part of the bounded and the unbounded reader, each of which provides its own restrictions."""
 
     def __init__(self, kafka: KafkaOptions, options: ReadOptions) -> None:
@@ -313,9 +315,6 @@ class _Read(beam.DoFn, RestrictionProvider):
 
     def initial_restriction(self, element: PartitionRead) -> Restriction:
         return Restriction(element.start, FOREVER if element.end is None else element.end)
-
-    def create_tracker(self, restriction: Restriction) -> OffsetTracker:
-        return OffsetTracker(restriction)
 
     def restriction_size(self, element: PartitionRead, restriction: Restriction) -> int:
         """Return the number of messages to read, by the broker's last answer."""
@@ -342,39 +341,24 @@ class _Read(beam.DoFn, RestrictionProvider):
 class ReadBounded(_Read):
     """`PartitionRead` -> `Batch`, up to its end."""
 
-    def process(
-        self,
-        element: PartitionRead,
-        tracker: Any = beam.DoFn.RestrictionParam(),  # noqa: B008  # Beam's way
-    ) -> Iterator[Batch]:
-        with keep_error():
-            yield from self._read(element, tracker)
-
-    def _read(self, element: PartitionRead, tracker: Any) -> Iterator[Batch]:
-        covered = RangeSet(element.covered)
-        begin = tracker.current_restriction().start
-
+    def process(self, element: PartitionRead, tracker: Any = TRACKER) -> Iterator[Batch]:
         def stop() -> int:
             return int(tracker.current_restriction().stop)
 
-        for part in read_range(self._kafka, element, begin, stop, self._options):
-            if not tracker.try_claim(Claim(part.start, part.end)):
-                return
-            yield self._batch(element, covered, part.start, min(part.end, stop()), part.messages)
+        covered = RangeSet(element.covered)
+        with keep_error():
+            for part in read_range(self._kafka, element, tracker.current_restriction().start, stop, self._options):
+                if not tracker.try_claim(Claim(part.start, part.end)):
+                    return
+                yield self._batch(element, covered, part.start, min(part.end, stop()), part.messages)
 
 
 class ReadUnbounded(_Read):
     """`PartitionRead` -> `Batch`, unbounded: a time slice, then a pause, which grows while nothing is new."""
 
-    def setup(self) -> None:
-        accept_earlier_modules()
-
     @beam.DoFn.unbounded_per_element()
     def process(
-        self,
-        element: PartitionRead,
-        tracker: Any = beam.DoFn.RestrictionParam(),  # noqa: B008
-        watermark: Any = beam.DoFn.WatermarkEstimatorParam(WATERMARK),  # noqa: B008
+        self, element: PartitionRead, tracker: Any = TRACKER, watermark: Any = WATERMARK
     ) -> Iterator[TimestampedValue]:
         with keep_error():
             yield from self._read(element, tracker, watermark)
@@ -386,6 +370,7 @@ class ReadUnbounded(_Read):
         covered = RangeSet(element.covered)
         position = tracker.current_restriction().start
         until = time.monotonic() + options.slice_s
+        backlog = Metrics.gauge(METRICS, f"backlog.{element.topic}.{element.partition}")
         with borrow(self._kafka, element.topic, element.partition) as reader:
             reader.seek(position)
             while True:
@@ -405,25 +390,22 @@ class ReadUnbounded(_Read):
                     reader.idle = 0
                     at_end = options.pause_at_end and position >= reader.reaches() >= 0
                     if at_end or time.monotonic() > until:
-                        self._report_backlog(element, reader.reaches() - position)
+                        backlog.set(max(reader.reaches() - position, 0))
                         put_off(tracker, options.rest_s if at_end else 0)
                         return
                     continue
                 ends = end_of(self._kafka, element.topic, element.partition, min(options.ends_s, options.idle_s))
                 if ends is not None:
-                    self._report_backlog(element, ends.end - position)
+                    backlog.set(max(ends.end - position, 0))
                     observe(watermark, Observation(ends.asked_s, None, position >= ends.end), options.slack_s)
                 pause_s = min(options.rest_s * 2 ** min(reader.idle, 20), options.idle_s)
                 reader.idle += 1
                 put_off(tracker, pause_s)
                 return
 
-    @staticmethod
-    def _report_backlog(element: PartitionRead, messages: int) -> None:
-        Metrics.gauge(METRICS, f"backlog.{element.topic}.{element.partition}").set(max(messages, 0))
-
 
 _stamp = itemgetter(Message._fields.index("timestamp_ms"))
+_partition = attrgetter("partition")
 
 
 class ReadFromKafka(beam.PTransform):
@@ -443,18 +425,15 @@ class ReadFromKafka(beam.PTransform):
         self._bounded = all(read.end is not None for read in self._reads)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[Batch]:
-        read = (ReadBounded if self._bounded else ReadUnbounded)(self._kafka, self._options)
+        reader = (ReadBounded if self._bounded else ReadUnbounded)(self._kafka, self._options)
         partitions = begin | "Partitions" >> beam.Create(self._reads, reshuffle=False)
         if not self._bounded:
-            topics: dict[tuple[str, str], int] = {}
-            for partition_read in self._reads:
-                key = (partition_read.topic, partition_read.topic_id)
-                topics[key] = max(topics.get(key, 0), partition_read.partition + 1)
-            topics_read = [KnownTopic(topic, topic_id, count) for (topic, topic_id), count in topics.items()]
+            last = {(read.topic, read.topic_id): read.partition for read in sorted(self._reads, key=_partition)}
+            topics_read = [KnownTopic(topic, topic_id, number + 1) for (topic, topic_id), number in last.items()]
             added = (
                 begin
                 | "Topics" >> beam.Create(topics_read, reshuffle=False)
                 | "Find" >> beam.ParDo(FindPartitions(self._kafka, self._options)).with_output_types(PartitionRead)
             )
             partitions = (partitions, added) | "All" >> beam.Flatten()
-        return partitions | "Read" >> beam.ParDo(read).with_output_types(Batch)
+        return partitions | "Read" >> beam.ParDo(reader).with_output_types(Batch)

@@ -53,7 +53,7 @@ def scene(kafka: str) -> Iterator[Scene]:
     from ciml.pipelines.kafka.broker import make_topic
 
     port = free_ports(1)[0]
-    command = [sys.executable, "-m", "ciml.engines.log_server", str(FOLDER), str(port)]
+    command = [sys.executable, "-m", "ciml.engines.programs", "logs", str(FOLDER), str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     topic = f"bench-{time.time_ns()}"
     make_topic(KafkaOptions(kafka), topic)
@@ -100,7 +100,9 @@ def config(scene: Scene, folder: Path) -> Any:
     from ciml.pipelines.ingest.committer import IngestConfig
 
     # Runs are not announced here: the loop announces nothing either.
-    return IngestConfig(DataRoot.open(str(folder)).raw, KafkaOptions(scene.broker), scene.topic, "", fetch=scene.fetch)
+    return IngestConfig(
+        DataRoot.open(str(folder)).raw, scene.topic, "", kafka=KafkaOptions(scene.broker), fetch=scene.fetch
+    )
 
 
 def micro_batches(scene: Scene, folder: Path) -> float:

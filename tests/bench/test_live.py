@@ -32,13 +32,14 @@ from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.flink import jobs as flink_rest
 from ciml.pipelines.flink.jobs import RestJob, list_flink_jobs
 from ciml.pipelines.flink.submit import FlinkJob, flink_options
-from ciml.pipelines.kafka.reader import close_readers
+from ciml.pipelines.kafka.plan import close_readers
 from ciml.pipelines.live import LiveConfig, build_live
 from ciml.services.driver import drive
 from ciml.services.live import LiveService, make_topics, plan_live
 from ciml.transforms.live.windows import LiveDataset, LivePolicy
 from tests.bench.live_farm import COLUMNS
 from tests.corpus import builds
+from tests.pipelines.flink.flink_state import checkpoint_counts
 from tests.pipelines.ingest.ingesting import wait_for
 from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
 
@@ -204,7 +205,7 @@ def test_every_run_of_the_corpus_with_kills(kafka: str, topic: Callable[..., str
         if number == 6:
             os.kill(cluster_parts(cluster.home)["taskmanager-1"].pid or 0, signal.SIGKILL)
     wait_for(lambda: kept.look().ended() == set(run_ids), PATIENCE_S)
-    restored = flink_rest.checkpoint_counts(job()).restored
+    restored = checkpoint_counts(job())["restored"]
     flink_rest.cancel(job())
     wait_for(lambda: job().over, PATIENCE_S)
     compared = assert_equals_batch(kept, run_ids, config.datasets)

@@ -18,7 +18,7 @@ import yaml
 
 from ciml import __version__, limits
 from ciml.cli.main import cli
-from ciml.engines.flink import cluster_config
+from ciml.engines.flink.cluster import SETTINGS
 from ciml.engines.flink.parts import OPENED
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.trust import TrustPolicy
@@ -272,10 +272,9 @@ def _pom(name: str) -> str:
 
 
 def test_flinks_configuration_is_the_measured_one(full: list[Resource]) -> None:
-    measured = dict(line.split(": ", 1) for line in cluster_config._CONFIGURATION.splitlines() if "{" not in line)
     configuration = one(full, "FlinkDeployment", "ciml-flink")["spec"]["flinkConfiguration"]
     differs = {
-        key: (value, configuration.get(key)) for key, value in measured.items() if configuration.get(key) != value
+        key: (value, configuration.get(key)) for key, value in SETTINGS.items() if configuration.get(key) != value
     }
     # sizes are the operator's business, and finished jobs are forgotten by Flink's own default
     assert differs.keys() <= {"taskmanager.memory.task.off-heap.size", "jobstore.expiration-time"}, differs

@@ -16,7 +16,8 @@ from apache_beam.utils.timestamp import Timestamp
 from ciml import engines
 from ciml.errors import EngineError
 from ciml.pipelines.flink import jobs
-from ciml.pipelines.flink.jobs import cancel_all_jobs, cancel_job, cancel_orphans, list_jobs
+from ciml.pipelines.flink.jobs import cancel_job, cancel_orphans, list_jobs
+from tests.pipelines.flink.flink_state import cancel_all_jobs
 
 pytestmark = [
     pytest.mark.engines,

@@ -32,9 +32,9 @@ class Broker:
         ports = {"kafka": kafka, "kafka-controller": controller}
         launch = self._engine.prepare(home, ports, Settings(kafka_heap_mb=384))
         assert launch.command is not None
-        self._command, self._state = launch.command, launch.state
+        self._command, self._state = launch.command, self._engine.state_of(launch)
         self._settings(home / "kafka" / "server.properties")
-        self.address = launch.state.address
+        self.address = launch.address
         self._process: Program | None = None
         self.start()
 

@@ -19,6 +19,7 @@ from ciml.engines.flink.cluster import cluster_parts
 from ciml.pipelines.flink import jobs as flink_rest
 from ciml.services.files import ServiceFiles
 from tests.faults.children import Child
+from tests.pipelines.flink.flink_state import taskmanagers
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Cluster:
     def is_whole(self) -> bool:
         """Whether Flink answers, has all its TaskManagers, and runs no job."""
         try:
-            slots = flink_rest.taskmanagers(self.rest)
+            slots = taskmanagers(self.rest)
             jobs = [job for job in flink_rest.overview(self.rest) if not job.over]
         except Exception:  # noqa: BLE001  # whatever it says, it is not whole
             return False

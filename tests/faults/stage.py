@@ -69,7 +69,7 @@ def serve_logs(home: Path) -> Iterator[str]:
     served.mkdir(parents=True, exist_ok=True)
     (served / "corpus").symlink_to(CORPUS / "logs")
     port = free_ports(1)[0]
-    server = python("ciml.engines.log_server", str(served), str(port), log=home / "logs.log")
+    server = python("ciml.engines.programs", "logs", str(served), str(port), log=home / "logs.log")
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

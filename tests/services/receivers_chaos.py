@@ -304,7 +304,7 @@ def gerrit_trial(folder: Path, broker: Broker, events: int, kills: int, seed: in
 
 def ingest_reviews(kafka: str, topic: str, data: Path) -> tuple[set[tuple[str, str, str]], Counter[tuple[str, str]]]:
     """Return (subject, fact, value) of all updates that ingest commits, and what it counts."""
-    config = IngestConfig(DataRoot.open(str(data)).raw, KafkaOptions(kafka), topic, f"{topic}-runs")
+    config = IngestConfig(DataRoot.open(str(data)).raw, topic, f"{topic}-runs", kafka=KafkaOptions(kafka))
     drive(IngestService(config), until="end")
     state, deltas = account(config.raw)
     records = (update for delta in deltas for record in delta.get("updates", ()) for update in record["updates"])

@@ -68,7 +68,7 @@ def broken(kafka: str, topic: str, number: int) -> None:
 def test_ingest_continues_and_accounts_for_both_topics(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
     need_real(kafka)
     name, raw = topic(1, "events"), DataRoot.open(tmp_path).raw
-    config = IngestConfig(raw, KafkaOptions(kafka), topic=name, runs_topic="")
+    config = IngestConfig(raw, kafka=KafkaOptions(kafka), topic=name, runs_topic="")
 
     def ingest() -> None:
         drive(IngestService(config), until="end")
@@ -114,7 +114,7 @@ def test_predict_reads_the_new_topic_of_runs_and_predicts_nothing_twice(
     world.push(folders[0])
     runs = topic(1, "runs")
     policy = PredictPolicy("m")
-    config = PredictConfig(world.data, KafkaOptions(kafka), world.address, policy, runs, topic(1, "predictions"))
+    config = PredictConfig(world.data, world.address, policy, runs, topic(1, "predictions"), kafka=KafkaOptions(kafka))
     announced = [world.put(f"zuul~{number}~1", telemetry(number)) for number in range(6)]
     announce(kafka, runs, list(announced[:4]))
     drive(PredictService(config), until="end")
@@ -141,7 +141,7 @@ def test_feedback_reads_the_new_topic_of_predictions_and_says_nothing_twice(
         '[[system]]\nkind = "github"\nname = "hub"\nsources = ["github"]\n'
         'api = "http://127.0.0.1:1"\nsecret_file = "token"\n'
     )
-    config = FeedbackConfig(data, KafkaOptions(kafka), load_feedback(tmp_path / "feedback.toml"), predictions)
+    config = FeedbackConfig(data, load_feedback(tmp_path / "feedback.toml"), predictions, kafka=KafkaOptions(kafka))
     shown: list[Any] = []
 
     def feedback() -> None:
@@ -181,7 +181,7 @@ def test_a_topic_that_is_shorter_than_what_was_read_is_adopted(
     """As after the broker was restored from an older copy: the topic keeps its id."""
     need_real(kafka)
     name, raw = topic(1, "events"), DataRoot.open(tmp_path).raw
-    config = IngestConfig(raw, KafkaOptions(kafka), topic=name, runs_topic="")
+    config = IngestConfig(raw, kafka=KafkaOptions(kafka), topic=name, runs_topic="")
     send_starts(kafka, name, 0, 5)
     drive(IngestService(config), until="end")
     present = list_topic(KafkaOptions(kafka), name)

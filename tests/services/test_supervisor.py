@@ -79,7 +79,7 @@ def world(kafka: str, topic: Callable[..., str], tmp_path: Path) -> Iterator[Wor
     for _ in range(3):
         producer.produce(name, b"{}", partition=0)
     assert producer.flush(30) == 0
-    return World(IngestConfig(open_store(tmp_path / "raw"), KafkaOptions(kafka), name, runs_topic=""))
+    return World(IngestConfig(open_store(tmp_path / "raw"), name, kafka=KafkaOptions(kafka), runs_topic=""))
 
 
 @pytest.mark.engines

@@ -96,7 +96,7 @@ class Client:
 
     @contextmanager
     def borrow(self, options: KafkaOptions, topic: str, partition: int) -> Iterator[FakeReader]:
-        """As `ciml.pipelines.kafka.reader.borrow`."""
+        """As `ciml.pipelines.kafka.plan.borrow`."""
         yield FakeReader(self, partition)
 
     def end_of(self, options: KafkaOptions, topic: str, partition: int, age_s: float) -> Ends | None:
@@ -116,7 +116,7 @@ class Client:
 
 
 class FakeReader:
-    """As `ciml.pipelines.kafka.reader.Reader`: lost connections show as reads that find nothing."""
+    """As `ciml.pipelines.kafka.plan.Reader`: lost connections show as reads that find nothing."""
 
     def __init__(self, client: Client, partition: int) -> None:
         self._client, self._number = client, partition

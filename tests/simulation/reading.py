@@ -13,8 +13,7 @@ from ciml.kafka.connect import admin, make_client
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.pipelines.kafka import source as kafka
 from ciml.pipelines.kafka.broker import check_topic
-from ciml.pipelines.kafka.plan import PartitionRead, end_of
-from ciml.pipelines.kafka.reader import borrow
+from ciml.pipelines.kafka.plan import PartitionRead, borrow, end_of
 from ciml.pipelines.kafka.source import FOREVER, FindPartitions, OffsetTracker, Restriction
 from tests.simulation.broker import TOPIC
 from tests.simulation.fakes import substituted

@@ -12,7 +12,7 @@ from ciml.digest import canonical_json
 from ciml.storage import Store
 from ciml.transforms.examples.plan import SpanPlan
 from ciml.transforms.examples.prepare import Examples, Excluded
-from ciml.transforms.examples.spans import examples_of, guarded_examples, write_span
+from ciml.transforms.examples.spans import examples_of, guarded_examples, result_path, write_span
 from ciml.transforms.ingest.run_stages import keep_error
 
 #: A part of a span in a pipeline: (span and version, (part number, its Arrow bytes, exclusions)).
@@ -56,11 +56,6 @@ class WriteSpans(beam.PTransform):
             | "by span" >> beam.GroupByKey()
             | "write" >> beam.Map(_write, self._root, self._plans, self._resolved, self._results)
         )
-
-
-def result_path(results: str, span: int, version: int) -> str:
-    """Return the path where `WriteSpans` leaves the manifest's record of a span's version."""
-    return f"{results}/{span}-{version}.json"
 
 
 def _key(plan: SpanPlan) -> str:

@@ -129,6 +129,11 @@ def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resol
     )
 
 
+def result_path(results: str, span: int, version: int) -> str:
+    """Return the path where a pipeline leaves the manifest's record of a span's version."""
+    return f"{results}/{span}-{version}.json"
+
+
 def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved: ResolvedDefinition) -> SpanVersion:
     """Write a span's files, named by content and created exclusively; return their description for the manifest.
 

@@ -127,7 +127,7 @@ def revert(options: RevertOptions) -> None:
 
 def _matching(data: DataRoot, exclusion: Exclusion) -> int | None:
     """Return the number of stored runs that an exclusion matches; None without a raw store."""
-    from ciml.pipelines.datasets.run_source import StoredRuns
+    from ciml.pipelines.datasets.update import StoredRuns
 
     runs = StoredRuns(data.raw)
     if runs.is_empty():

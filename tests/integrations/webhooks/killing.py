@@ -108,9 +108,12 @@ def ingest_and_compare(kafka: str, topic: str, data: Path, number: int, source: 
     assert set(stored) == {f"e-{each}" for each in range(number)}
     ((_, log),) = corpus_facts(1)
     config = IngestConfig(
-        DataRoot.open(str(data)).raw, KafkaOptions(kafka), topic, f"{topic}-runs",
+        DataRoot.open(str(data)).raw,
+        topic,
+        f"{topic}-runs",
+        kafka=KafkaOptions(kafka),
         fetch=FetchPolicy(file_roots=(str(log.parent),)),
-    )  # fmt: skip
+    )
     drive(IngestService(config), until="end")
     state, deltas = account(config.raw)
     rows = [each["mention"]["run_id"] for delta in deltas for each in delta["runs"]]

@@ -114,9 +114,13 @@ def stream(made: Listed, kafka: str, topic: Callable[..., str], data: Path, pipe
             producer.produce(events, message, headers=headers)
     assert producer.flush(30) == 0
     ours = IngestConfig(
-        DataRoot.open(data).raw, KafkaOptions(kafka), events, "", names=(("https://zuul.example.org", "zuul"),),
+        DataRoot.open(data).raw,
+        events,
+        "",
+        kafka=KafkaOptions(kafka),
+        names=(("https://zuul.example.org", "zuul"),),
         fetch=FetchPolicy(file_roots=(str(made.folder),)),
-    )  # fmt: skip
+    )
     drive(IngestService(ours), until="end")
     return ours
 

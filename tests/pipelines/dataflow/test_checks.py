@@ -110,7 +110,7 @@ def test_a_planted_secret_is_found_in_a_pipeline(secret: str) -> None:
 
     def ingest(pipeline: beam.Pipeline, password: str) -> None:
         kafka = KafkaOptions("kafka:9092", {"sasl.password": password})
-        config = IngestConfig(DataRoot(LocalStore("data")).raw, kafka)
+        config = IngestConfig(DataRoot(LocalStore("data")).raw, kafka=kafka)
         build_ingest(pipeline, config, [PartitionRead("ci-events", "T", 0, 0, None)])
 
     data = portable(lambda pipeline: ingest(pipeline, secret)).SerializeToString()

@@ -14,7 +14,7 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.listing import Reading, open_listing
 from ciml.events.records import RunFacts
-from ciml.pipelines.datasets import run_source
+from ciml.pipelines.datasets import update
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.datasets.listed_runs import ListedRuns
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset, with_default_windows
@@ -125,14 +125,14 @@ def test_the_longest_length_stays_5500_s(tmp_path: Path) -> None:
 
 
 def test_a_poisoned_run_does_not_decide_and_the_others_do(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = run_source.lengths_of
+    inner = update.lengths_of
 
     def fails(raw: Any, runs: Any, resolved: Any) -> np.ndarray:
         if any(run.run_id == f"zuul~{len(LENGTHS)}~1" for run in runs):
             raise ZeroDivisionError
         return inner(raw, runs, resolved)
 
-    monkeypatch.setattr(run_source, "lengths_of", fails)
+    monkeypatch.setattr(update, "lengths_of", fails)
     state = build_dataset(data, data, defined()).state
     assert state.resolved is not None
     assert state.resolved.windows == sorted(LENGTHS[:-1])[math.ceil(0.99 * (len(LENGTHS) - 1)) - 1] == 13

@@ -57,8 +57,7 @@ def test_a_later_outcome_makes_a_new_version_and_leaves_the_old_one(
     kafka: str, topic: MakeTopic, tmp_path: Path
 ) -> None:
     data, name = DataRoot.open(tmp_path / "data"), topic(1, "events")
-    ours = IngestConfig(data.raw, KafkaOptions(kafka), name, "", fetch=FetchPolicy(file_roots=(str(CORPUS),))
-    )  # fmt: skip
+    ours = IngestConfig(data.raw, name, "", kafka=KafkaOptions(kafka), fetch=FetchPolicy(file_roots=(str(CORPUS),)))
     said = [facts.replace(log_url=path.as_uri()) for facts, path in corpus_facts(RUNS)]
     failed = [facts if number % 2 else facts.replace(outcome="failure") for number, facts in enumerate(said)]
     definition = {"name": "status", "class_label": "status", "span_runs": RUNS, "sample_interval": "10s"}

@@ -8,7 +8,7 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.pipelines.datasets.build import build_dataset, plan_build, plan_update
-from ciml.pipelines.datasets.commit_beam import commit_steps
+from ciml.pipelines.datasets.commit import commit_steps
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.pipelines.flink.submit import run_here
 from tests.pipelines.datasets.dataset_scenes import define, ids, run_ids, runs

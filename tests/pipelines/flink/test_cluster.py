@@ -26,6 +26,7 @@ from ciml.pipelines.kafka.plan import plan
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from ciml.storage import open_store
+from tests.pipelines.flink.flink_state import checkpoint_counts, failures, taskmanagers
 from tests.pipelines.ingest.ingesting import MakeTopic, account, check, config, wait_for
 from tests.pipelines.ingest.scenario import Scenario, Sent, corpus_facts
 
@@ -99,7 +100,7 @@ class Play:
 
     def knows_its_taskmanager(self) -> bool:
         try:
-            return flink_rest.taskmanagers(self.rest).keys() == {"taskmanager-1"}
+            return taskmanagers(self.rest).keys() == {"taskmanager-1"}
         except EngineError:
             return False
 
@@ -111,7 +112,7 @@ def play(cluster: Engines, kafka: str, topic: MakeTopic, tmp_path: Path) -> Play
 
 
 def test_nothing_is_lost_or_twice_when_a_part_dies(play: Play, tmp_path: Path) -> None:
-    assert flink_rest.taskmanagers(play.rest) == {"taskmanager-1": (2, 2)}
+    assert taskmanagers(play.rest) == {"taskmanager-1": (2, 2)}
     job = play.submit()
     play.wave()
 
@@ -121,7 +122,7 @@ def test_nothing_is_lost_or_twice_when_a_part_dies(play: Play, tmp_path: Path) -
     play.kill("taskmanager-1")
     play.wave()
     assert play.restarts() == {**before, "taskmanager-1": before["taskmanager-1"] + 1}
-    assert flink_rest.checkpoint_counts(play.job(job.name)).restored == 1
+    assert checkpoint_counts(play.job(job.name))["restored"] == 1
 
     # The one Python worker that has work, and then the pool with all its workers.
     pool = psutil.Process(play.pid("workers-1"))
@@ -133,7 +134,7 @@ def test_nothing_is_lost_or_twice_when_a_part_dies(play: Play, tmp_path: Path) -
     play.kill("workers-1")
     play.wave()
     assert not [one for one in workers if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-    assert len(flink_rest.failures(play.job(job.name))) >= 3
+    assert len(failures(play.job(job.name))) >= 3
 
     # A savepoint, from which a job of twice the parallelism goes on with what came meanwhile.
     savepoint = flink_rest.stop_with_savepoint(play.job(job.name))
@@ -144,7 +145,7 @@ def test_nothing_is_lost_or_twice_when_a_part_dies(play: Play, tmp_path: Path) -
     send_more(play.scenario)
     wide = play.submit(2, savepoint)
     play.wave()
-    assert flink_rest.checkpoint_counts(wide).restored == 1
+    assert checkpoint_counts(wide)["restored"] == 1
     wait_for(lambda: flink_rest.last_checkpoint(wide) is not None, PATIENCE_S)
     point = flink_rest.last_checkpoint(wide)
     assert point is not None
@@ -189,12 +190,12 @@ def test_the_failures_of_a_job_are_listed_by_rest(play: Play) -> None:
     name = FlinkJob(partial(build_ingest, config=play.ours, reads=reads), options).name
     wait_for(lambda: flink_rest.find(play.rest, name) is not None, PATIENCE_S)
     job = play.job(name)
-    wait_for(lambda: bool(flink_rest.failures(job)), PATIENCE_S)
-    first = flink_rest.failures(job)[-1]
-    assert first.taskmanager == "taskmanager-1"
-    assert "IntegrityError" in first.trace
+    wait_for(lambda: bool(failures(job)), PATIENCE_S)
+    first = failures(job)[-1]
+    assert first["taskManagerId"] == "taskmanager-1"
+    assert "IntegrityError" in first["stacktrace"]
     assert flink_rest.failure(job)[1].startswith(f"{play.ours.topic}[0] 0: the topic does not hold this offset")
     assert not play.job(name).over
-    assert time.time() - first.time_s < 3600
+    assert time.time() - first["timestamp"] / 1000 < 3600
     flink_rest.cancel(job)
     wait_for(lambda: play.job(name).over, PATIENCE_S)

@@ -88,7 +88,7 @@ def check(scenario: Scenario, raw: Store, runs_topic: str) -> dict[str, RawFile]
 def config(scenario: Scenario, data: Path | str, runs_topic: str, **changes: Any) -> IngestConfig:
     fetch = FetchPolicy(file_roots=(str(scenario.logs),), delays_s=(0.5, 0.5, 4.0))
     kafka = KafkaOptions(scenario.broker)
-    return IngestConfig(DataRoot.open(str(data)).raw, kafka, scenario.topic, runs_topic, fetch=fetch, **changes)
+    return IngestConfig(DataRoot.open(str(data)).raw, scenario.topic, runs_topic, kafka=kafka, fetch=fetch, **changes)
 
 
 class LogsArrive:

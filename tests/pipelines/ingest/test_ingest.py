@@ -104,7 +104,7 @@ from ciml.services.ingest import IngestService
 from ciml.transforms.fetch.policy import FetchPolicy
 broker, topic, runs, logs, data = json.loads(sys.argv[1])
 fetch = FetchPolicy(file_roots=(logs,), delays_s=(2.0,) * 20)
-config = IngestConfig(DataRoot.open(data).raw, KafkaOptions(broker), topic, runs, fetch=fetch, cycle_messages=4)
+config = IngestConfig(DataRoot.open(data).raw, topic, runs, kafka=KafkaOptions(broker), fetch=fetch, cycle_messages=4)
 drive(IngestService(config))
 """
 

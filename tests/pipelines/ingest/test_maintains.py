@@ -30,13 +30,14 @@ def test_a_checkpoint_is_made_by_the_stage_that_commits(
     kind: str, maintains: bool, data: DataRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = data.raw if kind == "ingest" else data.predictions
-    key = (os.getpid(), store.root)
+    shared = processor._replicas._objects
     if kind == "ingest":
-        monkeypatch.setitem(processor._replicas, (*key, "raw"), ingest.Committer(store, limits=LIMITS))
-        stage = Commit(ingest.IngestProcessor(IngestConfig(store, KAFKA, runs_topic="", maintains=maintains)))
+        monkeypatch.setitem(shared, (os.getpid(), (store.root, "raw")), ingest.Committer(store, limits=LIMITS))
+        stage = Commit(ingest.IngestProcessor(IngestConfig(store, kafka=KAFKA, runs_topic="", maintains=maintains)))
     else:
-        monkeypatch.setitem(processor._replicas, (*key, "predictions of m"), Predictions(store, "m", LIMITS))
-        config = predict.PredictConfig(data, KAFKA, "models:8500", PredictPolicy("m"), maintains=maintains)
+        key = (store.root, "predictions of m")
+        monkeypatch.setitem(shared, (os.getpid(), key), Predictions(store, "m", LIMITS))
+        config = predict.PredictConfig(data, "models:8500", PredictPolicy("m"), kafka=KAFKA, maintains=maintains)
         stage = Commit(predict.PredictProcessor(config))
     for offset in range(8):
         covers = OffsetRange("topic", "", 0, offset, offset + 1)

@@ -214,7 +214,7 @@ def test_ingest_goes_on_beside_a_poisoned_input_of_each_stage_and_a_replay_takes
     assert producer.flush(30) == 0
     fetch = FetchPolicy(file_roots=(str(tmp_path / "logs"),))
     ours = IngestConfig(
-        DataRoot.open(str(tmp_path / "data")).raw, KafkaOptions(kafka), name, topic(1, "runs"), fetch=fetch
+        DataRoot.open(str(tmp_path / "data")).raw, name, topic(1, "runs"), kafka=KafkaOptions(kafka), fetch=fetch
     )
     with monkeypatch.context() as patch:
         for poison in STAGES.values():

@@ -36,7 +36,9 @@ class Ci:
     def __init__(self, kafka: str, topic: str, folder: Path) -> None:
         self.data = DataRoot.open(folder / "data")
         options = KafkaOptions(kafka)
-        self._config = IngestConfig(self.data.raw, options, topic, "", fetch=FetchPolicy(file_roots=(str(CORPUS),)))
+        self._config = IngestConfig(
+            self.data.raw, topic, "", kafka=options, fetch=FetchPolicy(file_roots=(str(CORPUS),))
+        )
         definition = {"name": "status", "class_label": "status", "span_runs": RUNS, "sample_interval": "10s"}
         create_dataset(self.data, DatasetDefinition.from_json(definition))
 

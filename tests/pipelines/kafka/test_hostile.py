@@ -20,8 +20,7 @@ from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.log import Delta
 from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.kafka.broker import list_topic, make_topic
-from ciml.pipelines.kafka.plan import PartitionRead
-from ciml.pipelines.kafka.reader import borrow, close_readers
+from ciml.pipelines.kafka.plan import PartitionRead, borrow, close_readers
 from ciml.pipelines.kafka.source import FOREVER, OffsetTracker, ReadUnbounded, Restriction
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
@@ -48,7 +47,7 @@ def read(broker: str, topic: str, count: int) -> list[Message]:
 def ingest(broker: str, topic: str, runs_topic: str, data: Path) -> list[Delta]:
     logs = str(corpus_facts(1)[0][1].parents[2])
     fetch = FetchPolicy(file_roots=(logs,), delays_s=())
-    ours = IngestConfig(DataRoot.open(data).raw, KafkaOptions(broker), topic, runs_topic, fetch=fetch)
+    ours = IngestConfig(DataRoot.open(data).raw, topic, runs_topic, kafka=KafkaOptions(broker), fetch=fetch)
     drive(IngestService(ours), until="end")
     return account(DataRoot.open(data).raw)[1]
 

@@ -16,8 +16,7 @@ from ciml.kafka.connect import NoTopicError, admin
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor, accept_losses, committer, seal
 from ciml.pipelines.kafka.broker import check_topic, list_again, list_topic, make_topic
-from ciml.pipelines.kafka.plan import Ends, PartitionRead, TopicEnds, plan
-from ciml.pipelines.kafka.reader import close_readers
+from ciml.pipelines.kafka.plan import Ends, PartitionRead, TopicEnds, close_readers, plan
 from ciml.pipelines.kafka.source import OffsetTracker, ReadBounded
 from ciml.pipelines.processor_beam import Commit
 from ciml.services.driver import drive
@@ -35,7 +34,7 @@ def _closed_readers() -> Iterator[None]:
 @pytest.fixture
 def config(kafka: str, topic: MakeTopic, tmp_path: Path) -> IngestConfig:
     need_real(kafka)
-    return IngestConfig(DataRoot.open(str(tmp_path)).raw, KafkaOptions(kafka), topic(2, "events"), "")
+    return IngestConfig(DataRoot.open(str(tmp_path)).raw, topic(2, "events"), "", kafka=KafkaOptions(kafka))
 
 
 def read(options: KafkaOptions, part: PartitionRead, **changes: float) -> Iterator[Batch]:

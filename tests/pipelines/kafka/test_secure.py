@@ -17,7 +17,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.kafka.options import KafkaOptions, read_properties
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
 from ciml.pipelines.kafka.broker import list_topic, make_topic
-from ciml.pipelines.kafka.reader import Reader, close_readers
+from ciml.pipelines.kafka.plan import Reader, close_readers
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import account, wait_for
@@ -81,7 +81,7 @@ def test_a_property_that_cannot_be_used_is_one_line_without_secrets(properties: 
 
 def test_secrets_are_in_no_text_of_the_options_and_survive_a_pickle() -> None:
     options = KafkaOptions("h:1", {"sasl.password": "hidden-1", "sasl.username": "me"})
-    assert "hidden-1" not in f"{options} {options!r} {vars(IngestConfig(DataRoot.open('x').raw, options))}"
+    assert "hidden-1" not in f"{options} {options!r} {vars(IngestConfig(DataRoot.open('x').raw, kafka=options))}"
     assert pickle.loads(pickle.dumps(options)) == options
     assert options.hide("Login of me by hidden-1 failed") == "Login of me by *** failed"
 
@@ -126,7 +126,7 @@ def test_everything_goes_through_tls_with_a_password(options: KafkaOptions, tmp_
     """The questions, the reader, and the transactions of the announcements."""
     make_topic(options, "events")
     send_tombstones(options, "events", 5)
-    ours = IngestConfig(DataRoot.open(str(tmp_path / "data")).raw, options, "events", "runs")
+    ours = IngestConfig(DataRoot.open(str(tmp_path / "data")).raw, "events", "runs", kafka=options)
     drive(IngestService(ours), until="end")
     assert account(ours.raw)[0].counts == {("dead_letter", "tombstone"): 5}
     assert list_topic(options, "runs").bounds[0][0] == 0

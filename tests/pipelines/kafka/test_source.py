@@ -15,8 +15,7 @@ from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.pipelines.kafka.broker import Listing, list_topic, make_topic
-from ciml.pipelines.kafka.plan import PartitionRead, bases, is_older, plan
-from ciml.pipelines.kafka.reader import borrow, close_readers
+from ciml.pipelines.kafka.plan import PartitionRead, bases, borrow, close_readers, is_older, plan
 from ciml.pipelines.kafka.source import FOREVER, OffsetTracker, ReadFromKafka, ReadUnbounded, Restriction
 from ciml.runs.state import RawState
 from tests.pipelines.ingest.ingesting import need_real, wait_for

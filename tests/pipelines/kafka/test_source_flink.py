@@ -19,8 +19,7 @@ from ciml.pipelines.flink.submit import FlinkJob, flink_options
 from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.ingest.pipeline import build_ingest
 from ciml.pipelines.kafka.broker import list_topic, make_topic
-from ciml.pipelines.kafka.plan import plan
-from ciml.pipelines.kafka.reader import close_readers
+from ciml.pipelines.kafka.plan import close_readers, plan
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for
 from tests.pipelines.kafka.kafka_topics import add_partitions, covered, delete, delete_records, send_starts, settled
 
@@ -61,7 +60,9 @@ def config(kafka: str, topic: MakeTopic, tmp_path: Path) -> Callable[[int], Inge
     def make(partitions: int) -> IngestConfig:
         need_real(kafka)
         name = topic(partitions, "events")
-        return IngestConfig(DataRoot.open(str(tmp_path)).raw, KafkaOptions(kafka), name, "", read=READ, commit_s=0.5)
+        return IngestConfig(
+            DataRoot.open(str(tmp_path)).raw, name, "", kafka=KafkaOptions(kafka), read=READ, commit_s=0.5
+        )
 
     return make
 

@@ -17,11 +17,12 @@ from ciml.pipelines.flink import jobs as flink_rest
 from ciml.pipelines.flink.jobs import list_flink_jobs
 from ciml.pipelines.flink.submit import FlinkJob, flink_options
 from ciml.pipelines.kafka.broker import list_topic
-from ciml.pipelines.kafka.reader import close_readers
+from ciml.pipelines.kafka.plan import close_readers
 from ciml.pipelines.live import KeepRun, LiveConfig, build_live, reached, reset
 from ciml.services.driver import drive
 from ciml.services.live import LiveService, make_topics, plan_live
 from ciml.transforms.live.windows import LivePolicy
+from tests.pipelines.flink.flink_state import checkpoint_counts
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real, wait_for
 from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
 
@@ -105,9 +106,9 @@ def test_runs_on_flink_equal_the_batch_result(
         for number, lose in enumerate([lambda: None, lambda: reset(config.topic)], 1):
             worker.fails.append(lose)
             send(kafka, config.topic, parts[1 + number], 2)
-            wait_for(lambda number=number: flink_rest.checkpoint_counts(inside).restored == number, 120)
-            done = flink_rest.checkpoint_counts(inside).completed
-            wait_for(lambda done=done: flink_rest.checkpoint_counts(inside).completed > done + 1, 120)
+            wait_for(lambda number=number: checkpoint_counts(inside)["restored"] == number, 120)
+            done = checkpoint_counts(inside)["completed"]
+            wait_for(lambda done=done: checkpoint_counts(inside)["completed"] > done + 1, 120)
         wait_for(lambda: kept.look().ended() == set(run_ids), 120)
     assert (len(parts), worker.failures) == (4, 2)
     assert kept.repeats > 0

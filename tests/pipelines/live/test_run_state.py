@@ -16,8 +16,7 @@ from apache_beam.utils.timestamp import Timestamp
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.coverage import RangeSet
-from ciml.pipelines.kafka.produce import ToSend
-from ciml.pipelines.live import KeepRun, KeptRuns, LiveConfig
+from ciml.pipelines.live import KeepRun, KeptRuns, LiveConfig, ToSend
 from ciml.transforms.live.run_state import RunState, Wake
 from ciml.transforms.live.samples import Part, pack, part_of
 from ciml.transforms.live.windows import LiveDataset, LivePolicy, LiveRun, columns_of

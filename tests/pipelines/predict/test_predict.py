@@ -277,9 +277,9 @@ def config(world: World, kafka: str, topic: Callable[..., str]) -> PredictConfig
     policy = PredictPolicy("m", client=ClientPolicy(timeout_s=5, budget_s=20))
     return PredictConfig(
         world.data,
-        KafkaOptions(kafka),
         world.address,
         policy,
+        kafka=KafkaOptions(kafka),
         runs_topic=topic(1, "runs"),
         predictions_topic=f"{topic(1, 'predictions')}",
         cycle_messages=7,

@@ -94,9 +94,14 @@ def configs(world: World, folders: list[Path], kafka: str, topic: Callable[..., 
     world.push(folders[0])
     world.push(folders[1], "other")
     config = PredictConfig(
-        world.data, KafkaOptions(kafka), world.address, PredictPolicy("m"), runs_topic=topic(1, "runs"),
-        predictions_topic=topic(1, "predictions"), cycle_messages=7,
-    )  # fmt: skip
+        world.data,
+        world.address,
+        PredictPolicy("m"),
+        kafka=KafkaOptions(kafka),
+        runs_topic=topic(1, "runs"),
+        predictions_topic=topic(1, "predictions"),
+        cycle_messages=7,
+    )
     return config, replace(config, policy=PredictPolicy("other"))
 
 
@@ -141,7 +146,7 @@ def test_two_models_at_once_predict_each_run_once_each(
     monkeypatch.undo()
     drive(PredictService(configs[0]), until="end")
     assert len(published(kafka, configs[0].predictions_topic, "predictions")) == 121
-    publish._projections.clear()  # another process has no cursor yet
+    publish._projections._objects.clear()  # another process has no cursor yet
     drive(PredictService(configs[1]), until="end")
     drive(PredictService(configs[0]), until="end")
     last = [

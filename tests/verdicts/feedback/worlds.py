@@ -30,7 +30,7 @@ def take(
     committing: LogReplica[FeedbackState], covers: OffsetRange, messages: Iterable[Message], judge: Judge, now_us: int
 ) -> None:
     """Judge messages at a time, and commit them, as the service does."""
-    config = FeedbackConfig(DataRoot.open("unused"), KafkaOptions("unused:1"), judge.feedback)
+    config = FeedbackConfig(DataRoot.open("unused"), judge.feedback, kafka=KafkaOptions("unused:1"))
     processor = FeedbackProcessor(config, judge, committing)
     judged = processor.read(covers, messages, now_us)
     committing.append(lambda state: processor.reconcile(state, [judged], now_us))

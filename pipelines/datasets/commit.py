@@ -1,0 +1,118 @@
+"""Commits the spans of a data set: each step at most once, whichever of several updaters built it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ciml.datasets.state import DatasetState, SpanVersion, span_folder
+from ciml.errors import CimlError, IntegrityError
+from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
+from ciml.storage import Store
+from ciml.transforms.examples.plan import SpanPlan, Step
+from ciml.transforms.examples.spans import result_path
+
+#: A step, and its spans as they were written.
+Sealed = tuple[Step, Sequence[SpanVersion]]
+
+
+def commit_step(
+    root: Store, state: DatasetState, step: Step, spans: Sequence[SpanVersion], *, now_us: int | None = None
+) -> bool:
+    """Commit the spans of a step, and remove other updaters' files from their folders.
+
+    Args:
+      root: the data set's folder.
+      state: of the data set; updated in place.
+      step: the step, which follows the delta ``step.base``.
+      spans: its spans, as they were written.
+      now_us: the time of the commit; the present by default.
+
+    Returns:
+      Whether it was committed; False where another updater came first.
+    """
+    delta = _delta(step, spans, time.time_ns() // 1000 if now_us is None else now_us)
+    committed = commit(ManifestLog(root), state, lambda: delta if state.version == step.base else None)
+    _collect_garbage(root, state, spans)
+    return committed is not None
+
+
+def _delta(step: Step, spans: Sequence[SpanVersion], now_us: int) -> Delta:
+    delta: dict[str, Any] = {
+        "time_us": now_us,
+        "cursor": list(step.cursor),
+        "corrections_to": step.corrections_to,
+        "spans": [span.to_json() for span in spans],
+        "corrections": [
+            {"run_id": run_id, "outcome": outcome, "result": result}
+            for run_id, (outcome, result) in step.corrections.items()
+        ],
+    }
+    if step.causes:
+        delta["causes"] = [{"run_id": run_id, "cause": cause} for run_id, cause in step.causes.items()]
+    if step.base == 1:  # the first spans, after the definition
+        delta["resolved"] = step.resolved.to_json()
+    return delta
+
+
+def _collect_garbage(root: Store, state: DatasetState, spans: Sequence[SpanVersion]) -> None:
+    """Remove files of other updaters from the folders of committed spans.
+
+    No span is committed twice, so no manifest will ever name these files.
+    """
+    for span in spans:
+        if committed := state.spans.get(span.span, {}).get(span.version):
+            for path in root.list(span_folder(span.span, span.version)):
+                if path not in committed.paths:
+                    root.delete(path)
+
+
+def commit_steps(root: Store, steps: Sequence[Step], results: str) -> int:
+    """Commit the steps of a plan whose spans are written; return how many this call committed.
+
+    Args:
+      root: the data set's folder.
+      steps: in order.
+      results: the folder of the results of `WriteSpans`, which is removed afterwards.
+
+    Raises:
+      CimlError: another updater has sealed other spans meanwhile; nothing is lost, and a new plan continues.
+      IntegrityError: a result is missing.
+    """
+    state = DatasetState()
+    committed = 0
+    catch_up(ManifestLog(root), state)
+    for step in steps:
+        if _is_committed(state, step):
+            continue
+        if commit_step(root, state, step, [read_result(root, results, plan) for plan in step.spans]):
+            committed += 1
+        elif not _is_committed(state, step):  # nor by a copy of this stage
+            raise CimlError(
+                f"another update of {root.url()} came first, from version {step.base} on; start this one again: it "
+                "continues there"
+            )
+    remove_results(root, results, steps)
+    return committed
+
+
+def _is_committed(state: DatasetState, step: Step) -> bool:
+    """Return whether the spans of a step are in the manifest, which are the same for every updater."""
+    return state.version > step.base and all(plan.version in state.spans.get(plan.span, {}) for plan in step.spans)
+
+
+def read_result(root: Store, results: str, plan: SpanPlan) -> SpanVersion:
+    """Return the record of a written span. Raises `IntegrityError` if it is missing."""
+    try:
+        return SpanVersion.from_json(json.loads(root.read(result_path(results, plan.span, plan.version))))
+    except FileNotFoundError:
+        raise IntegrityError(f"the pipeline returned no result for span {plan.span} of {root.url()}") from None
+
+
+def remove_results(root: Store, results: str, steps: Sequence[Step]) -> None:
+    """Remove the records of all spans of some steps."""
+    for step in steps:
+        for plan in step.spans:
+            root.delete(result_path(results, plan.span, plan.version))
