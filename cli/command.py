@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
+from datetime import datetime, timezone
 from functools import wraps
 from inspect import cleandoc, unwrap
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any, TypeVar
 
 import click
 
-from ciml.cli.param_types import DataPathOption, Duration, Instant
 from ciml.engines import state
 from ciml.engines.local_s3 import use_local_s3
 from ciml.errors import CimlError
@@ -21,6 +21,67 @@ from ciml.options import DECLARED
 T = TypeVar("T")
 FLINK = "flink"
 MICRO_BATCHES = "micro-batches"
+MINUTE = 60.0
+HOUR = 3600.0
+DAY = 86_400.0
+_UNITS_S = {"ms": 0.001, "s": 1.0, "min": MINUTE, "m": MINUTE, "h": HOUR, "d": DAY}
+
+
+class Duration(click.ParamType):
+    """A time such as ``500ms``, ``10s``, ``5min`` or ``2h``, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?", value)
+        if match is None:
+            self.fail(f"invalid time {value!r}; give a number with ms, s, min, h or d, such as 10s", param, ctx)
+        return float(match[1]) * _UNITS_S[match[2] or "s"]
+
+    @staticmethod
+    def text(seconds: float) -> str:
+        """Return the shortest text of a time."""
+        unit = next((unit for unit in ("d", "h", "min") if seconds and seconds % _UNITS_S[unit] == 0), "s")
+        return f"{seconds / _UNITS_S[unit]:g}{unit}"
+
+
+class Instant(click.ParamType):
+    """A time in ISO 8601, such as ``2026-11-01`` or ``2026-11-01T08:30+01:00``, UTC without a zone; as epoch µs."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"invalid time {value!r}; give ISO 8601, such as 2026-11-01 or 2026-11-01T08:30Z", param, ctx)
+        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+        return round(moment.timestamp() * 1_000_000)
+
+
+class Windows(click.ParamType):
+    """A number of windows, or ``auto``."""
+
+    name = "windows"
+
+    def convert(self, value: int | str, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if isinstance(value, int) or value == "auto":
+            return value
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", value):
+            self.fail(f"invalid number of windows {value!r}; give a whole number, or auto", param, ctx)
+        return int(value)
+
+
+class DataPathOption(click.Option):
+    """A command's ``--data-path``; its defaults are the option of ``ciml``, then the environment."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        root = ctx.find_root()
+        return (root.params.get("data_path") if root is not ctx else None) or super().resolve_envvar_value(ctx)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ciml.cli.param_types import group_data_path
 from ciml.errors import CimlError
 from ciml.extras import missing_extra, require_python
 from ciml.logs import configure_logging
@@ -224,8 +223,6 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
 @click.option(
     "--data-path",
     metavar="DATA",
-    expose_value=False,
-    callback=group_data_path,
     help="Data root for the command: a folder or an s3:// prefix.  [default: $CIML_DATA_PATH]",
 )
 @click.option("--debug", is_flag=True, envvar="CIML_DEBUG", show_envvar=True, help="Print the traceback of an error.")
@@ -238,7 +235,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     callback=_print_version,
     help="Print version and commit.",
 )
-def cli(debug: bool, verbose: int) -> None:
+def cli(data_path: str | None, debug: bool, verbose: int) -> None:
     """Train and serve models on telemetry of CI jobs.
 
     Each command has its own --help with an example.

@@ -256,6 +256,25 @@ class Foreground(Endpoint):
                 extra=self.beam_options,
             )
 
+    def run_and_print(
+        self, service: Service, text: Callable[[ServiceProgress, str], str], *, patience_s: float | None
+    ) -> None:
+        """Run a service, and print its status on standard error whenever it changes.
+
+        Args:
+          service, patience_s: see `run`.
+          text: the status for the progress of the service, and for its wait.
+        """
+        last = ""
+
+        def report(progress: ServiceProgress, word: str) -> None:
+            nonlocal last
+            if (line := text(progress, word)) != last:
+                last = line
+                click.echo(line, err=True)
+
+        self.run(service, report, patience_s=patience_s)
+
 
 class OnEngine(Foreground):
     """How a service runs whose pipeline has an engine.

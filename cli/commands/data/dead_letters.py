@@ -59,14 +59,9 @@ class Filters(Data):
         from ciml.runs.dead_letters import Choice
 
         now_us = time.time_ns() // 1000
-        return Choice(
-            self.reasons or ("*",),
-            self.jobs or ("*",),
-            self.topics or ("*",),
-            self.runs or ("*",),
-            None if self.since is None else now_us - round(self.since * 1e6),
-            None if self.until is None else now_us - round(self.until * 1e6),
-        )
+        reasons, jobs, topics, runs = (globs or ("*",) for globs in (self.reasons, self.jobs, self.topics, self.runs))
+        since, until = (None if age is None else now_us - round(age * 1e6) for age in (self.since, self.until))
+        return Choice(reasons, jobs, topics, runs, since, until)
 
     def dead_letters(self, everything: bool) -> Iterator[DeadLetter]:
         """Yield the open dead letters of the filters, or all of them, the oldest first."""

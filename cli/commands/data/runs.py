@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from ciml.cli.command import DefaultGroup, make_command
+from ciml.cli.command import DAY, DefaultGroup, make_command
 from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.options import Data, Json, JsonLines
 from ciml.cli.output import print_table
-from ciml.cli.param_types import DAY
 from ciml.errors import UnknownRunError
 from ciml.options import argument, flag, option, repeated
 

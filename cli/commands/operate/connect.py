@@ -9,8 +9,9 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
 _BACK_S = 600.0
 _NOTHING = 1
 _REJECTED = 2
+#: By receiver: what else to check where no event came.
+_CHECKS = {
+    "webhooks": (
+        "the sender's list of deliveries shows the status 202; docs/webhooks.md has the others",
+        "a job has ended since",
+    ),
+    "mqtt": (
+        "the broker's log shows the user of ciml, and its access list lets it read the topics",
+        "a pipeline with the reporters has reported since",
+    ),
+    "gerrit": ("ssh -p 29418 USER@HOST gerrit stream-events prints events", "a change was reviewed since"),
+}
 _DEFAULT_TOPIC = "ci-events"
 
 
@@ -47,6 +60,30 @@ class ConnectOptions(BrokerOptions):
     topic: str = option(_DEFAULT_TOPIC, metavar="TOPIC")
 
 
+def ask(flag: str, meaning: str, example: str) -> str:
+    """Ask for a missing value on a terminal.
+
+    Raises:
+      click.UsageError: there is no terminal.
+    """
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"missing {flag}: the {meaning}, such as {example}")
+    answer: str = click.prompt(f"{meaning[0].upper()}{meaning[1:]}, such as {example}")
+    return answer
+
+
+def _asked(meaning: str, example: str) -> Callable[..., Any]:
+    """Return the callback of an option whose value is asked for if it is missing."""
+
+    def callback(ctx: click.Context, param: click.Option, value: Any) -> Any:
+        if value or ctx.resilient_parsing:
+            return value
+        answer = ask(param.opts[0], meaning, example)
+        return (answer,) if param.multiple else answer
+
+    return callback
+
+
 class WebhookOptions(ConnectOptions):
     """Options of a system that sends webhooks.
 
@@ -54,11 +91,7 @@ class WebhookOptions(ConnectOptions):
       url: Public address of the receiver of webhooks, such as https://ci.example.org.
     """
 
-    url: str = option("", metavar="URL")
-
-    def address(self, meaning: str = "address of the receiver or its proxy") -> str:
-        """Return the address of the receiver; see `asked`."""
-        return asked(self.url, "--url", meaning, "https://ci.example.org")
+    url: str = option(kind=_asked("public address of the receiver", "https://ci.example.org"), metavar="URL")
 
 
 _FILE = click.Path(dir_okay=False, resolve_path=True)
@@ -76,20 +109,6 @@ class ForgeOptions(WebhookOptions):
     internal: bool = flag()
     ca_file: str = option("", _FILE, metavar="FILE")
     feedback: bool = flag()
-
-
-def asked(value: str, option: str, meaning: str, example: str) -> str:
-    """Return a value that was given, else ask for it on a terminal.
-
-    Raises:
-      click.UsageError: there is no terminal.
-    """
-    if value:
-        return value
-    if not sys.stdin.isatty():
-        raise click.UsageError(f"missing {option}: the {meaning}, such as {example}")
-    answer: str = click.prompt(f"{meaning[0].upper()}{meaning[1:]}, such as {example}")
-    return answer
 
 
 def finish(connection: Connection, options: ConnectOptions) -> int:
@@ -173,27 +192,10 @@ def _wait(connection: Connection, options: ConnectOptions, wait_s: float) -> int
                 return _NOTHING
         return _REJECTED if any(part.rejected for part in parts) else 0
     click.echo("no event that says how a job ended:" if connection.receiver != "gerrit" else "no event about a change:")
-    for check in _checks(connection):
+    click.echo(f"  - the receiver works: ciml service status {connection.receiver}")
+    for check in _CHECKS[connection.receiver]:
         click.echo(f"  - {check}")
     return _NOTHING
-
-
-def _checks(connection: Connection) -> tuple[str, ...]:
-    """Return what to check where no event came."""
-    works = f"the receiver works: ciml service status {connection.receiver}"
-    if connection.receiver == "webhooks":
-        return (
-            works,
-            "the sender's list of deliveries shows the status 202; docs/webhooks.md has the others",
-            "a job has ended since",
-        )
-    if connection.receiver == "mqtt":
-        return (
-            works,
-            "the broker's log shows the user of ciml, and its access list lets it read the topics",
-            "a pipeline with the reporters has reported since",
-        )
-    return (works, "ssh -p 29418 USER@HOST gerrit stream-events prints events", "a change was reviewed since")
 
 
 class GithubOptions(ForgeOptions):
@@ -226,7 +228,7 @@ def github(options: GithubOptions) -> int:
         raise click.UsageError("--app is that of the feedback; add --feedback")
     connection = systems.github(
         options.name,
-        options.address("public address of the receiver"),
+        options.url,
         options.api,
         internal=options.internal,
         ca_file=options.ca_file,
@@ -265,7 +267,7 @@ def gitlab(options: GitlabOptions) -> int:
 
     connection = systems.gitlab(
         options.name,
-        options.address("public address of the receiver"),
+        options.url,
         options.server,
         signed=options.signed,
         redirects=options.redirects,
@@ -292,8 +294,10 @@ class ZuulOptions(ConnectOptions):
     """
 
     name: str = option("zuul", metavar="NAME")
-    broker: str = option("", metavar="URL")
-    logs: tuple[str, ...] = repeated(flags="--logs", metavar="URL")
+    broker: str = option(kind=_asked("address of the MQTT broker", "mqtts://mqtt.example.org:8883"), metavar="URL")
+    logs: tuple[str, ...] = repeated(
+        _asked("host of build logs", "https://logs.example.org"), flags="--logs", metavar="URL"
+    )
     internal: bool = flag()
     user: str = option("ciml", metavar="USER")
     password_file: str = option("", _FILE, metavar="FILE")
@@ -313,11 +317,10 @@ def zuul(options: ZuulOptions) -> int:
     """
     from ciml.integrations import connect as systems
 
-    broker = asked(options.broker, "--broker", "address of the MQTT broker", "mqtts://mqtt.example.org:8883")
     connection = systems.zuul(
         options.name,
-        broker,
-        options.logs or (asked("", "--logs", "host of build logs", "https://logs.example.org"),),
+        options.broker,
+        options.logs,
         user=options.user,
         password_file=options.password_file,
         ca_file=options.ca_file,
@@ -342,7 +345,7 @@ class GerritOptions(ConnectOptions):
     """
 
     name: str = option("zuul", metavar="NAME")
-    ssh: str = option("", metavar="URL")
+    ssh: str = option(kind=_asked("address of Gerrit over SSH", "ssh://ciml@review.example.org:29418"), metavar="URL")
     rest: str = option("", metavar="URL")
     key_file: str = option("", _FILE, metavar="FILE")
     known_hosts_file: str = option("", _FILE, metavar="FILE")
@@ -363,13 +366,12 @@ def gerrit(options: GerritOptions) -> int:
     """
     from ciml.integrations import connect as systems
 
-    ssh = asked(options.ssh, "--ssh", "address of Gerrit over SSH", "ssh://ciml@review.example.org:29418")
     rest = options.rest
-    if options.feedback:
-        rest = asked(rest, "--rest", "address of Gerrit's REST API", "https://review.example.org")
+    if options.feedback and not rest:
+        rest = ask("--rest", "address of Gerrit's REST API", "https://review.example.org")
     connection = systems.gerrit(
         options.name,
-        ssh,
+        options.ssh,
         rest=rest,
         key_file=options.key_file,
         known_hosts_file=options.known_hosts_file,
@@ -389,7 +391,9 @@ class TektonOptions(WebhookOptions):
     """
 
     name: str = option("tekton", metavar="NAME")
-    logs: str = option("", metavar="s3://PREFIX")
+    logs: str = option(
+        kind=_asked("prefix at which steps store their telemetry", "s3://cilogs/tekton"), metavar="s3://PREFIX"
+    )
     client: str = option("", metavar="SUBJECT")
 
 
@@ -405,9 +409,7 @@ def tekton(options: TektonOptions) -> int:
     """
     from ciml.integrations import connect as systems
 
-    address = options.address()
-    logs = asked(options.logs, "--logs", "prefix at which steps store their telemetry", "s3://cilogs/tekton")
-    return finish(systems.tekton(options.name, address, logs, options.client), options)
+    return finish(systems.tekton(options.name, options.url, options.logs, options.client), options)
 
 
 class JenkinsOptions(WebhookOptions):
@@ -421,7 +423,7 @@ class JenkinsOptions(WebhookOptions):
     """
 
     name: str = option("jenkins", metavar="NAME")
-    server: str = option("", metavar="URL")
+    server: str = option(kind=_asked("address of Jenkins", "https://jenkins.example.org"), metavar="URL")
     internal: bool = flag()
     client: str = option("", metavar="SUBJECT")
 
@@ -438,9 +440,7 @@ def jenkins(options: JenkinsOptions) -> int:
     """
     from ciml.integrations import connect as systems
 
-    address = options.address()
-    server = asked(options.server, "--server", "address of Jenkins", "https://jenkins.example.org")
-    connection = systems.jenkins(options.name, address, server, options.client, internal=options.internal)
+    connection = systems.jenkins(options.name, options.url, options.server, options.client, internal=options.internal)
     return finish(connection, options)
 
 

@@ -17,16 +17,11 @@ if TYPE_CHECKING:
 
 def run_sessions(service: SessionReceiver, running: Foreground) -> None:
     """Run a receiver that connects to its sources, and print when all are connected, and why one is not."""
-    shown = ""
 
-    def report(progress: ServiceProgress, word: str) -> None:
-        nonlocal shown
-        line = word if word.startswith("waits: ") else f"receiving {service.receiver}: {service.shown}"
-        if line != shown:
-            shown = line
-            click.echo(line, err=True)
+    def text(progress: ServiceProgress, word: str) -> str:
+        return word if word.startswith("waits: ") else f"receiving {service.receiver}: {service.shown}"
 
-    running.run(service, report, patience_s=None)
+    running.run_and_print(service, text, patience_s=None)
 
 
 @make_command("webhooks")
@@ -43,15 +38,7 @@ def webhooks(options: WebhooksOptions, running: Foreground) -> None:
       ciml receive webhooks --config receivers.toml --topic ci-events --metrics-port 9468
     """
     service = options.service()
-    shown = False
-
-    def report(progress: ServiceProgress, word: str) -> None:
-        nonlocal shown
-        if not shown:
-            shown = True
-            click.echo(f"receiving webhooks at {service.url}", err=True)
-
-    running.run(service, report, patience_s=None)
+    running.run_and_print(service, lambda *_: f"receiving webhooks at {service.url}", patience_s=None)
 
 
 @make_command("mqtt")

@@ -260,24 +260,18 @@ def stream(options: FeedbackOptions, running: FeedbackRunning) -> None:
     """
     from ciml.services.feedback import FeedbackService
 
-    shown = ""
-
     def show(entry: Entry, message: Rendered) -> None:
         change = entry.change
         click.echo(f"--- {entry.system}: {change.project!r}, change {change.change or change.head!r}")
         click.echo(f"{message.body}\n")
 
-    def report(progress: ServiceProgress, word: str) -> None:
-        nonlocal shown
+    def text(progress: ServiceProgress, word: str) -> str:
         counts = ", ".join(f"{number:,} {unit}" for unit, number in progress.facts.get("counts", {}).items())
         waits = f"; {word}" if word.startswith("waits: ") else ""
-        line = f"{counts or 'no verdicts yet'}; {progress.behind:,} predictions to go{waits}"
-        if line != shown:
-            shown = line
-            click.echo(line, err=True)
+        return f"{counts or 'no verdicts yet'}; {progress.behind:,} predictions to go{waits}"
 
     service = FeedbackService(options.open(), show)
-    running.run(service, report, patience_s=PATIENCE_S if running.until is None else 0.0)
+    running.run_and_print(service, text, patience_s=PATIENCE_S if running.until is None else 0.0)
 
 
 class TryOptions(ConfigOptions):

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.command import gathered, home_of, make_command, parameters
+from ciml.cli.command import MINUTE, gathered, home_of, make_command, parameters
 from ciml.cli.options import Json
-from ciml.cli.param_types import MINUTE
 from ciml.cli.running import Foreground, OnEngine
 from ciml.errors import CimlError
 from ciml.options import Options, argument, flag, option
@@ -66,39 +65,22 @@ class StartOptions(WaitOptions, RunOptions):
     """Options of the start of a service."""
 
 
-class _Kinds(click.Group):
-    """A command for each kind of service, with the options of the kind."""
+def _command_of(kind: str, *, foreground: bool) -> click.Command:
+    """Return the command that starts a service of a kind, with the options of the kind."""
+    verb = "run" if foreground else "start"
+    options = options_of(kind)
+    classes = {
+        "service": options,
+        "how": RunOptions if foreground else StartOptions,
+        "running": OnEngine if options.pipeline else Foreground,
+    }
 
-    foreground = False
+    def start(**values: Any) -> int:
+        return _start(kind, foreground, **{name: gathered(cls, values) for name, cls in classes.items()})
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(KINDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in KINDS:
-            return None
-        verb = "run" if self.foreground else "start"
-        kind = options_of(cmd_name)
-        classes = {
-            "service": kind,
-            "how": RunOptions if self.foreground else StartOptions,
-            "running": OnEngine if kind.pipeline else Foreground,
-        }
-
-        def start(**values: Any) -> int:
-            return _start(cmd_name, self.foreground, **{name: gathered(cls, values) for name, cls in classes.items()})
-
-        example = f"Example:\n  ciml service {verb} {cmd_name} {_EXAMPLES[cmd_name]}"
-        return click.Command(
-            cmd_name,
-            params=parameters(classes.values()),
-            callback=start,
-            help=f"{verb.title()} the {cmd_name} service.\n\n\b\n{example}",
-        )
-
-
-class _ForegroundKinds(_Kinds):
-    foreground = True
+    example = f"Example:\n  ciml service {verb} {kind} {_EXAMPLES[kind]}"
+    text = f"{verb.title()} the {kind} service.\n\n\b\n{example}"
+    return click.Command(kind, params=parameters(classes.values()), callback=start, help=text)
 
 
 def _start(kind: str, foreground: bool, service: ServiceOptions, how: RunOptions, running: Foreground) -> int:
@@ -264,7 +246,7 @@ def choose(home: Path, name: str | None) -> ServiceFiles:
     raise CimlError(f"several services; choose one: {', '.join(files.name for files in services)}")
 
 
-@click.group("start", cls=_Kinds)
+@click.group("start", commands=[_command_of(kind, foreground=False) for kind in KINDS])
 def start() -> None:
     """Start a service and its supervisor.
 
@@ -279,7 +261,7 @@ def start() -> None:
     """
 
 
-@click.group("run", cls=_ForegroundKinds)
+@click.group("run", commands=[_command_of(kind, foreground=True) for kind in KINDS])
 def run() -> None:
     """Run a service's supervisor in the foreground.
 

@@ -13,6 +13,7 @@ import click
 from ciml import engines
 from ciml.cli.command import make_command
 from ciml.cli.options import Json
+from ciml.cli.output import print_columns
 from ciml.engines import processes
 from ciml.engines.flink.cluster import part_rows
 from ciml.engines.launcher import alive, healthy
@@ -57,28 +58,15 @@ def _show(home: Path, rows: dict[str, dict[str, Any]]) -> None:
     if not rows:
         click.echo(f"No engine runs in {home}. Start engines by: ciml up")
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("engine", "kind", "what", "pid", "address", "memory", "health"):
-        table.add_column(
-            title,
-            justify="right" if title in ("pid", "memory") else "left",
-            overflow="fold",
-            no_wrap=title in ("pid", "address", "health"),
+    table = [("engine", "kind", "what", "pid", "address", "memory", "health")]
+    for row in [row for engine in rows.values() for row in (engine, *_parts(engine))]:
+        cap = f" (cap {row['memory_mb']})" if row["memory_mb"] else ""
+        memory = "–" if row["memory_used_mb"] is None else f"{row['memory_used_mb']} MiB{cap}"
+        health = click.style(row["health"], fg="green" if row["health"] == "ok" else "red")
+        table.append(
+            (row["name"], row["kind"], row["what"], f"{row['pid'] or '–'}", row["address"] or "–", memory, health)
         )
-    for shown in [row for engine in rows.values() for row in (engine, *_parts(engine))]:
-        used = shown["memory_used_mb"]
-        cap = shown["memory_mb"]
-        memory = "–" if used is None else f"{used} MiB" + (f" (cap {cap})" if cap else "")
-        colour = "green" if shown["health"] == "ok" else "red"
-        pid = "–" if shown["pid"] is None else str(shown["pid"])
-        table.add_row(
-            *(shown["name"], shown["kind"], shown["what"], pid, shown["address"] or "–", memory),
-            f"[{colour}]{shown['health']}[/]",
-        )
-    Console().print(table)
+    print_columns(table)
 
 
 def _parts(engine: dict[str, Any]) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def test_the_services_have_the_options_that_were_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize("system", COMMANDS)
 def test_what_is_missing_is_named_where_nobody_can_be_asked(system: str, tmp_path: Path) -> None:
     said = ciml(system, "--folder", str(tmp_path), exit_code=2)
-    assert f"missing {COMMANDS[system][0]}: the " in said
+    assert any(f"missing {option}: the " in said for option in COMMANDS[system][::2])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,9 +16,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.command import Duration
 from ciml.cli.commands.data.runs import command as runs
 from ciml.cli.main import cli
-from ciml.cli.param_types import Duration
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import LISTS

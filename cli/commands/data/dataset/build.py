@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.command import make_command, require_data
+from ciml.cli.command import Windows, make_command, require_data
 from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.options import NewData, S3Environment
 from ciml.cli.output import progress_bar
-from ciml.cli.param_types import Windows
 from ciml.cli.running import Batch, as_s3, collecting_rarely, processors
 from ciml.errors import CimlError
 from ciml.options import Options, flag, option, repeated
