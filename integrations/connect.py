@@ -35,12 +35,6 @@ _HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9.:_-]*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,255}")
 _PLACE = re.compile(r"@([A-Z_]+)@")
 
-#: For senders of webhooks: they need HTTPS, and the receiver speaks HTTP.
-BEHIND_PROXY = (
-    "A proxy with a certificate forwards /hooks/ to the receiver, which listens on http://127.0.0.1:8470 unless "
-    "[webhooks] in receivers.toml says otherwise: docs/webhooks.md."
-)
-
 
 @dataclass(frozen=True)
 class Paste:
@@ -258,7 +252,7 @@ def github(
     example = f"the address of the REST API, such as {GITHUB_API}"
     host = parts_of(api or GITHUB_API, "--api", example, ("https",)).netloc
     is_enterprise = api.rstrip("/") not in ("", GITHUB_API)
-    parts = ["github", "github_enterprise" if is_enterprise else "github_hosted"]
+    parts = ["behind_proxy", "github", "github_enterprise" if is_enterprise else "github_hosted"]
     if feedback:
         parts += ["github_feedback", "github_app" if app else "github_token"]
     return _connection(
@@ -270,7 +264,6 @@ def github(
         ca_file=ca_file,
         api=api,
         app=app,
-        behind_proxy=BEHIND_PROXY,
     )
 
 
@@ -306,7 +299,7 @@ def gitlab(
         raise CimlError(f"--server {server!r:.120}: give {example}")
     variants = {"gitlab_signed": signed, "gitlab_feedback": feedback}
     return _connection(
-        ["gitlab", *(part for part, is_chosen in variants.items() if is_chosen)],
+        ["behind_proxy", "gitlab", *(part for part, is_chosen in variants.items() if is_chosen)],
         name=name,
         url=posted_to(url, name),
         server=server,
@@ -314,7 +307,6 @@ def gitlab(
         allowed=_hosts(address.netloc, internal) | ({"redirect_hosts": redirects} if redirects else {}),
         ca_file=ca_file,
         field="Signing token    " if signed else "Secret token     ",
-        behind_proxy=BEHIND_PROXY,
     )
 
 

@@ -150,7 +150,7 @@ class Inbox:
                 self.metrics.acknowledged(self.source, now - delivery.began_s)
             delivery.settled()
 
-    def reject(self, outcome: str, why: str, settled: Callable[[], object]) -> None:
+    def reject(self, outcome: str, why: str, settled: Callable[[], object] = lambda: None) -> None:
         """Count a delivery that is not produced; ``settled`` is called in the order of puts."""
         self._count(outcome, why)
         settled_already: Future[None] = Future()

@@ -188,7 +188,7 @@ class GerritSession(Session):
                 await _room(inbox)
                 if line is None:
                     hole.set()
-                    inbox.reject("too_large", f"a line has more than {MAX_STREAM_LINE_BYTES} bytes", _nothing)
+                    inbox.reject("too_large", f"a line has more than {MAX_STREAM_LINE_BYTES} bytes")
                     continue
                 event = _parsed(line)
                 if event.get("type") == "dropped-output":
@@ -258,12 +258,12 @@ class GerritSession(Session):
 
     def _missed(self, change: Mapping[str, Any] | None, after_s: float, inbox: Inbox) -> list[dict[str, Any]]:
         if change is None:
-            inbox.reject("too_large", "a change of the REST API is too large", _nothing)
+            inbox.reject("too_large", "a change of the REST API is too large")
             return []
         try:
             return [event for event in events(change, after_s) if event not in self._had]
         except RejectedInput as error:
-            inbox.reject("rejected", f"a change of the REST API is not understood: {error}", _nothing)
+            inbox.reject("rejected", f"a change of the REST API is not understood: {error}")
             return []
 
     def _put(self, inbox: Inbox, line: bytes, settled: Any, auth: str) -> None:
@@ -390,10 +390,6 @@ async def _in_thread(function: Callable[[], T]) -> T:
 async def _room(inbox: Inbox) -> None:
     while inbox.is_full:
         await asyncio.sleep(_TICK_S)
-
-
-def _nothing() -> None:
-    pass
 
 
 async def _drained(process: asyncssh.SSHClientProcess[bytes], said: deque[int]) -> None:

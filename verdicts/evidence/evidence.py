@@ -227,8 +227,8 @@ def draw(subject: Subject, columns: Iterable[str] = ()) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = _INK) -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="{_INK}">{escape(text)}</text>'
 
 
 def _rect(x: float, y: float, width: float, height: float, fill: str) -> str:

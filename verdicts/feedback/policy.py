@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ciml.events.records import Record
+from ciml.events.records import Record, RunFacts
 from ciml.globs import glob_pattern
 from ciml.integrations.review import ChangeRef
 from ciml.intervals import wilson
 from ciml.serving.predict.log import prediction_id
+from ciml.verdict_rules import Verdict
 from ciml.verdicts.feedback.config import Feedback, Policy
 from ciml.verdicts.feedback.standing import RecordedVerdict
 
@@ -34,44 +35,14 @@ _ID_CHARACTERS = 64
 _DAY_US = 86_400_000_000
 
 
-class _Verdict(msgspec.Struct, frozen=True):
-    """What a message says of a verdict; the types are checked, since a topic may hold anything."""
-
-    cause: str
-    probability: float
-    set: tuple[str, ...] = ()
-    coverage: float = 0.0
-    group: str = ""
-    runs: int = 0
-    base_rate: dict[str, float] = {}  # msgspec copies it
-    retry: str = "unsure"
-    outside: dict[str, Any] | None = None
-
-
-class _Run(msgspec.Struct, frozen=True):
-    source: str
-    build_name: str
-    outcome: str | None = None
-    result: str = ""
-    project: str = ""
-    branch: str = ""
-    pipeline: str = ""
-    change: str = ""
-    patchset: str = ""
-    head: str = ""
-    head_project: str = ""
-    labels: dict[str, str] = {}
-    provider: str = ""
-    start_us: int | None = None
-    end_us: int | None = None
-
-
 class _Prediction(msgspec.Struct, frozen=True):
+    """What a message says of a prediction; the types are checked, since a topic may hold anything."""
+
     run_id: str
     model: str
     version: int
-    run: _Run
-    verdict: _Verdict
+    run: RunFacts
+    verdict: Verdict
     id: str = ""
     time_us: int = 0
 
@@ -115,9 +86,9 @@ class Item(Record, frozen=True, gc=False):
         return ChangeRef(self.project, self.change, self.patchset, self.head, self.head_project, self.head_branch)
 
     @property
-    def verdict(self) -> _Verdict:
+    def verdict(self) -> Verdict:
         """The verdict, its types checked."""
-        return msgspec.convert(self.prediction["verdict"], _Verdict)
+        return Verdict.from_json(self.prediction["verdict"])
 
 
 class Silence(NamedTuple):
@@ -222,7 +193,7 @@ def decide_feedback(
     return Judgement(item, None, recorded)
 
 
-def _doubt(verdict: _Verdict, policy: Policy) -> Silence | None:
+def _doubt(verdict: Verdict, policy: Policy) -> Silence | None:
     if verdict.outside is not None:
         return Silence("outside", "the run is unlike those that the model learned")
     return doubt_of(verdict.cause, verdict.probability, verdict.base_rate, verdict.runs, policy)
