@@ -227,7 +227,7 @@ class _Writing:
             self._open[key] = PackWriter(self._folder, table.schema)
         writer = self._open[key]
         writer.add(name, digest, table)
-        if writer.size >= self._pack_bytes or writer.full:
+        if writer.size >= self._pack_bytes or len(writer.runs) >= PACK_RUNS:
             self._end(key)
 
     def finish(self) -> None:

@@ -187,7 +187,7 @@ def attempts_of(
             counted_kind = kind if run_id not in attempts or indexed is None else attempts[run_id].kind
             number = int(run_id.rpartition("~")[2])
             attempts[run_id] = Attempt(run_id, number, outcome, mention.get("start_us"), counted_kind)
-    return sorted(attempts.values(), key=lambda each: (each.attempt, each.start_us or 0, each.run_id))
+    return sorted(attempts.values(), key=lambda attempt: (attempt.attempt, attempt.start_us or 0, attempt.run_id))
 
 
 def _deltas_with(log: ManifestLog, until: int, text: str, progress: Progress | None) -> Iterator[tuple[int, Delta]]:
@@ -253,25 +253,25 @@ class Review:
         }
 
 
-def review(runs: Iterable[StoredRun], policy: TrustPolicy, found: Review) -> Iterator[ChangedRun]:
+def review(runs: Iterable[StoredRun], policy: TrustPolicy, counts: Review) -> Iterator[ChangedRun]:
     """Yield the runs whose trust a policy would change.
 
     Args:
       runs: stored runs, with their joined facts and their last decision.
       policy: the policy to try.
-      found: receives the counts.
+      counts: receives the counts.
     """
     for run in runs:
         facts = run.facts
         before = Decision(run.trust.get("trusted", False), run.trust.get("rule", ""))
         now = evaluate(policy, facts)
         after = Decision(now.trusted, now.rule)
-        found.runs += 1
-        found.trusted += before.trusted
-        found.trusted_after += after.trusted
+        counts.runs += 1
+        counts.trusted += before.trusted
+        counts.trusted_after += after.trusted
         if before.trusted != after.trusted:
-            found.rules[before, after] += 1
-            found.places[facts.source, facts.build_name, after.trusted] += 1
+            counts.rules[before, after] += 1
+            counts.places[facts.source, facts.build_name, after.trusted] += 1
             yield ChangedRun(facts.run_id, facts.build_name, facts.source, before, after)
 
 

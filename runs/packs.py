@@ -159,10 +159,6 @@ class PackWriter:
         """Bytes of the row groups so far."""
         return self._sink.tell()
 
-    @property
-    def full(self) -> bool:
-        return len(self.runs) >= PACK_RUNS
-
     def add(self, name: str, digest: str, table: pa.Table) -> None:
         """Append a run with the columns of the pack."""
         self.runs.append(PackedRun(name, digest, self.rows, table.num_rows, table.schema.metadata))

@@ -57,10 +57,6 @@ class FolderPacks:
         self.broken = broken
         self.runs = {name: (pack, number) for pack in packs for name, number in pack.number.items()}
 
-    def find(self, name: str) -> tuple[OpenPack, int] | None:
-        """Return the pack that holds the run of this name, and the run's number in it."""
-        return self.runs.get(name)
-
 
 def load_packs(store: Store, folder: str) -> FolderPacks:
     """Open the present packs of a folder.
@@ -214,14 +210,14 @@ def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
     folder, name = parts
     packs = _shelf.get(store, folder)
     while True:
-        packed = packs.find(name) if packs is not None else None
+        packed = packs.runs.get(name) if packs is not None else None
         if packed is not None:
             with suppress(FileNotFoundError):  # replaced by another pack
                 return packed[0].read(store, [packed[1]], columns)[packed[1]]
         with suppress(FileNotFoundError):  # packed meanwhile
             return read_object(store, path, columns)
         packs = _shelf.load(store, folder)
-        now = packs.find(name)
+        now = packs.runs.get(name)
         if now is None or (packed is not None and now[0].file == packed[0].file):
             break
     for last in (f"{SWEPT}/{path}", path):  # committed long after it was written, and being moved back
@@ -327,7 +323,7 @@ def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]
     for folder, runs in folders.items():
         packs = packs_of(store, folder)
         for index, name in runs:
-            if (run := packs.find(name)) is None:
+            if (run := packs.runs.get(name)) is None:
                 unread.append(index)
             else:
                 names[index] = run[0].names

@@ -235,8 +235,8 @@ class Supervisor:
             self.jobs.cancel()
         elif action.kind == "savepoint":
             self._savepoint()
-        elif action.kind == "end" and not seen.engine_away:
-            self._publish()
+        elif action.kind == "end" and not seen.engine_away:  # commits of a job that ended before their publication
+            self._attempt(self.service.publish, "the next job publishes the rest")
 
     def _submit(self, action: Action) -> None:
         if action.kind == "replace":
@@ -267,22 +267,17 @@ class Supervisor:
             version = self.status.get("version")
             self.status["savepoint"] = {"path": path, "time_us": now_us(), "version": version, "use": ""}
 
-    def _publish(self) -> None:
-        """Publish commits of a job that ended before their publication."""
-        try:
-            self.service.publish()
-        except CimlError as error:
-            _log.warning("%s; the next job publishes the rest", error)
-
     def _maintain(self) -> None:
         now = self.clock()
-        if not self.maintains or now - self._maintained < _MAINTAIN_S:
-            return
-        self._maintained = now
+        if self.maintains and now - self._maintained >= _MAINTAIN_S:
+            self._maintained = now
+            self._attempt(self.service.maintain, "the manifest is maintained later, until then commits take longer")
+
+    def _attempt(self, work: Callable[[], None], consequence: str) -> None:
         try:
-            self.service.maintain()
-        except CimlError as error:  # commits continue, but take longer
-            _log.warning("manifest maintenance failed: %s", error)
+            work()
+        except CimlError as error:
+            _log.warning("%s; %s", error, consequence)
 
     def _report(self, action: Action) -> None:
         now = now_us()

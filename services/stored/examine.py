@@ -51,19 +51,19 @@ _RAW: Mapping[str, Kind] = {
 }
 
 
-def check_raw(data: DataRoot, found: RootFindings, progress: Progress) -> None:
+def check_raw(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Verify manifest, runs and packs, as `ciml runs verify` does, and the messages of dead letters."""
     result = verify_raw(data.raw, progress=progress)
-    found.add(result, _RAW)
+    findings.add(result, _RAW)
     if result.older:
-        found.rewritten["checkpoints"] = sum(1 for _ in data.raw.entries("_manifest/checkpoints"))
-        found.rewritten["id index"] = sum(1 for _ in data.raw.entries("_manifest/index"))
+        findings.rewritten["checkpoints"] = sum(1 for _ in data.raw.entries("_manifest/checkpoints"))
+        findings.rewritten["id index"] = sum(1 for _ in data.raw.entries("_manifest/index"))
     if result.version or not result.broken:
-        found.read |= {"runs", "packs", "dead letters"}
-        _check_dead_letters(data.raw, found, progress)
+        findings.read |= {"runs", "packs", "dead letters"}
+        _check_dead_letters(data.raw, findings, progress)
 
 
-def _check_dead_letters(raw: Store, found: RootFindings, progress: Progress) -> None:
+def _check_dead_letters(raw: Store, findings: RootFindings, progress: Progress) -> None:
     """Read each message that a dead letter may need again."""
     last = ""
     for version, delta in ManifestLog(raw).since(0):
@@ -72,28 +72,28 @@ def _check_dead_letters(raw: Store, found: RootFindings, progress: Progress) -> 
             path = payload.get("object", "") if payload else ""
             if payload and (not path or path != last):  # the runs of one message share it
                 last = path
-                with found.guard("dead letters" if path else "raw deltas", f"version {version}, a dead letter"):
+                with findings.guard("dead letters" if path else "raw deltas", f"version {version}, a dead letter"):
                     read = read_payload(raw, payload)
                     if "value" in read:  # that of a message above a limit is not stored
                         message_of(read, 0)
         progress("dead letters", version, None)
 
 
-def check_datasets(data: DataRoot, found: RootFindings, progress: Progress) -> None:
+def check_datasets(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Verify each data set, as `ciml dataset verify` does."""
-    examples = found.formats["examples"]
+    examples = findings.formats["examples"]
     # Not `DataRoot.dataset_names`, which finds those that have a first delta.
     paths = (entry.path for entry in data.datasets.entries())
     names = {path.split("/")[0] for path in paths if kind_of(f"datasets/{path}") in ("data set deltas", "examples")}
     for name in sorted(names):
-        with found.guard("data set deltas", f"data set {name}"):
+        with findings.guard("data set deltas", f"data set {name}"):
             dataset = data.dataset(name)
             for line in verify_dataset(dataset, progress=renamed(progress, name), formats=examples):
-                found.find("examples", f"data set {name}: {line}")
-            _check_definition(dataset, found)
+                findings.find("examples", f"data set {name}: {line}")
+            _check_definition(dataset, findings)
 
 
-def _check_definition(dataset: StoredDataset, found: RootFindings) -> None:
+def _check_definition(dataset: StoredDataset, findings: RootFindings) -> None:
     """Compare the definition beside the examples with that in the manifest. It is a copy for people."""
     definition = dataset.state().definition
     try:
@@ -101,32 +101,32 @@ def _check_definition(dataset: StoredDataset, found: RootFindings) -> None:
     except FileNotFoundError:
         return
     if definition is None or copy != definition.to_toml().encode():
-        found.notes.append(
+        findings.notes.append(
             f"{dataset.store.url(DEFINITION)} is not the definition of the data set; delete it, and "
             "ciml dataset build writes it again"
         )
 
 
-def check_tables(data: DataRoot, found: RootFindings, progress: Progress) -> None:
+def check_tables(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Compare the files of Delta tables with the digests in their names. They are copies for other engines."""
-    found.read.discard("derived")  # others are not read
+    findings.read.discard("derived")  # others are not read
     for entry in _reported(data.tables.entries(), "tables", progress):
         name, _, path = entry.path.partition("/")
         if part_of(path) is not None and sha256_hex(data.tables.read(entry.path))[:32] != path.split(".")[1]:
-            found.notes.append(
+            findings.notes.append(
                 f"{data.tables.url(entry.path)} differs from its digest; delete {data.tables.url(name)}, and "
                 "ciml tables publish writes it again"
             )
 
 
-def _check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, found: RootFindings, progress: Progress) -> None:
+def _check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, findings: RootFindings, progress: Progress) -> None:
     """Verify a log with checkpoints that is not the raw manifest; ``deltas`` is the kind of its deltas."""
     kinds = {**_LOG, "delta": deltas}
     for fault in verify_log(ManifestLog(store), kind, renamed(progress, deltas)):
         if fault.kind == "unsealed":
-            found.notes.append(f"{store.url()}: {fault.text}")
+            findings.notes.append(f"{store.url()}: {fault.text}")
         else:
-            found.find(kinds[fault.kind], fault.text)
+            findings.find(kinds[fault.kind], fault.text)
 
 
 def _reported(entries: Iterable[T], activity: str, progress: Progress) -> Iterator[T]:
@@ -141,14 +141,14 @@ _PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
 _FORMAT = 1
 
 
-def check_experiments(data: DataRoot, found: RootFindings, progress: Progress) -> None:
+def check_experiments(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Read each experiment and result; compare predictions with the digest in their name."""
     store = data.experiments
     complete = set[str]()
     for entry in _reported(store.entries(), "experiments", progress):
         kind = kind_of(f"experiments/{entry.path}")
         (name, _, path) = entry.path.partition("/")
-        with found.guard(kind, f"experiment {name}"):
+        with findings.guard(kind, f"experiment {name}"):
             if kind == "experiments" and (stored := load_experiment(store, name).name) != name:
                 raise IntegrityError(f"{store.url(entry.path)} is of experiment {stored!r:.100}")
             if name not in complete:
@@ -178,12 +178,12 @@ def _check_format(value: Mapping[str, Any], where: str) -> None:
         raise IntegrityError(f"{where} has format {value.get('format')!r:.20}, not {_FORMAT}; upgrade ciml")
 
 
-def check_sweeps(data: DataRoot, found: RootFindings, progress: Progress) -> None:
+def check_sweeps(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Read each sweep, and the outcomes of its trials."""
     complete = set[str]()
     for entry in _reported(data.sweeps.entries(), "sweeps", progress):
         name, _, path = entry.path.partition("/")
-        with found.guard("sweeps", f"sweep {name}"):
+        with findings.guard("sweeps", f"sweep {name}"):
             store = sweep_store(data.sweeps, name)
             if name not in complete:
                 complete.add(name)
@@ -198,25 +198,27 @@ def check_sweeps(data: DataRoot, found: RootFindings, progress: Progress) -> Non
                 _json(store, path)
 
 
-def check_exclusions(data: DataRoot, found: RootFindings, progress: Progress) -> None:
+def check_exclusions(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Read the log of exclusions."""
-    with found.guard("exclusions", data.exclusions.url()):
+    with findings.guard("exclusions", data.exclusions.url()):
         read_state(data.exclusions)
 
 
-def check_trainers(data: DataRoot, found: RootFindings, progress: Progress) -> None:
+def check_trainers(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Compare snapshots and analyses with their digests; read metrics."""
     for entry in _reported(data.trainers.entries(), "trainers", progress):
         kind = kind_of(f"trainer/{entry.path}")
+        if kind not in ("snapshots", "analyses", "training metrics"):
+            continue  # scratch
         model, _, path = entry.path.partition("/")
         trainer = data.trainer(model)
         name = path.rpartition("/")[2].removesuffix(".json")
-        with found.guard(kind, f"trainer of {model}"):
+        with findings.guard(kind, f"trainer of {model}"):
             if kind == "snapshots":
                 read_snapshot(trainer, name)
             elif kind == "training metrics":
                 _json(trainer, path)
-            elif kind == "analyses" and AnalysisCache(trainer.child("analyses")).read(name) is None:
+            elif AnalysisCache(trainer.child("analyses")).read(name) is None:
                 raise IntegrityError(
                     f"{trainer.url(path)} differs from its digest; delete it, the next refresh computes it again"
                 )
@@ -229,23 +231,23 @@ def _json(store: Store, path: str) -> dict[str, Any]:
     return value
 
 
-def check_models(data: DataRoot, found: RootFindings, progress: Progress) -> None:
+def check_models(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Compare the files of each version with its registry, as `ciml models verify` does."""
     names = registered_models(data)
     entries = []
     for number, name in enumerate(names, 1):
         progress("models", number, len(names))
-        with found.guard("registry deltas", f"model {name}"):
+        with findings.guard("registry deltas", f"model {name}"):
             entries.append(Registry(data, name).entry())
             for fault in filter(None, verify_versions(data, name).values()):
-                found.find("models", f"model {name}: {fault}")
-    if found.broken["registry deltas"]:
-        found.read.discard("models")  # not all of them
+                findings.find("models", f"model {name}: {fault}")
+    if findings.broken["registry deltas"]:
+        findings.read.discard("models")  # not all of them
         return
     wanted = render_config([entry for entry in entries if entry is not None])
     try:
         if data.models.read(CONFIG_NAME) != wanted.encode():
-            found.notes.append(
+            findings.notes.append(
                 f"{data.models.url(CONFIG_NAME)} is not that of the registry in this data root; "
                 "ciml models reconcile writes it again"
             )
@@ -253,15 +255,15 @@ def check_models(data: DataRoot, found: RootFindings, progress: Progress) -> Non
         pass
 
 
-def check_predictions(data: DataRoot, found: RootFindings, progress: Progress) -> None:
+def check_predictions(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Verify the log of predictions."""
-    _check_log(data.predictions, prediction_checkpoints(), "predictions deltas", found, progress)
+    _check_log(data.predictions, prediction_checkpoints(), "predictions deltas", findings, progress)
 
 
-def check_feedback(data: DataRoot, found: RootFindings, progress: Progress) -> None:
+def check_feedback(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Verify the logs of messages on changes and of reviewers' corrections."""
-    _check_log(data.feedback, FEEDBACK, "feedback deltas", found, progress)
-    with found.guard("corrections", data.feedback.url("corrections")):
+    _check_log(data.feedback, FEEDBACK, "feedback deltas", findings, progress)
+    with findings.guard("corrections", data.feedback.url("corrections")):
         corrections_of(data)
 
 
@@ -296,23 +298,23 @@ def examine(data: DataRoot, progress: Progress | None = None) -> RootFindings:
     Raises:
       EngineError: the store does not answer.
     """
-    found = RootFindings()
+    findings = RootFindings()
     report = progress or no_progress
     for number, entry in enumerate(data.store.entries(), 1):
-        found.objects[kind := kind_of(entry.path)] += 1
-        if kind == "other" and found.objects["other"] <= 10:
-            found.notes.append(f"{data.store.url(entry.path)} is no object of ciml's; it is not read")
+        findings.objects[kind := kind_of(entry.path)] += 1
+        if kind == "other" and findings.objects["other"] <= 10:
+            findings.notes.append(f"{data.store.url(entry.path)} is no object of ciml's; it is not read")
         if not number % 1000:
             report("objects", number, None)
     for check, kinds in _CHECKS.items():
         is_complete = False
-        found.read.update(kinds)
-        with found.guard(kinds[0], f"{kinds[0]} of {data.url}"):
-            check(data, found, report)
+        findings.read.update(kinds)
+        with findings.guard(kinds[0], f"{kinds[0]} of {data.url}"):
+            check(data, findings, report)
             is_complete = True
         if not is_complete:
-            found.read.difference_update(kinds)
-    return found
+            findings.read.difference_update(kinds)
+    return findings
 
 
 def seal_older(data: DataRoot) -> int:
@@ -332,14 +334,14 @@ def seal_older(data: DataRoot) -> int:
     return sealed
 
 
-def rewrite(data: DataRoot, found: RootFindings, progress: Progress | None = None) -> int:
+def rewrite(data: DataRoot, findings: RootFindings, progress: Progress | None = None) -> int:
     """Make the objects again that older versions wrote with less in them, from the objects that are kept forever.
 
     These are the checkpoints of the raw manifest and its index. Repeating it is safe, also after a kill.
 
     Args:
       data: the data root.
-      found: of `examine`.
+      findings: of `examine`.
       progress: as that of `examine`.
 
     Returns:
@@ -348,10 +350,10 @@ def rewrite(data: DataRoot, found: RootFindings, progress: Progress | None = Non
     Raises:
       IntegrityError: deltas or segments are damaged, so nothing is changed; or the new checkpoints are not right.
     """
-    if not found.rewritten:
+    if not findings.rewritten:
         return 0
     report = progress or no_progress
-    if found.broken["raw deltas"] or found.broken["segments"]:
+    if findings.broken["raw deltas"] or findings.broken["segments"]:
         raise IntegrityError(f"{data.raw.url()}: the manifest is damaged; restore a backup first. Nothing was changed")
     log = ManifestLog(data.raw)
     made = Checkpoints(log, RAW).rebuild(lambda version: report("checkpoints", version, None))

@@ -139,11 +139,11 @@ class RootFindings(Findings):
         """Return the number of verified objects of a kind; None for one that was not read."""
         if kind not in self.read:
             return None
-        found = self.formats.get(kind)
-        return max(0, self.objects[kind] - self.broken[kind]) if found is None else found.total()
+        formats = self.formats.get(kind)
+        return max(0, self.objects[kind] - self.broken[kind]) if formats is None else formats.total()
 
     def formats_of(self, kind: Kind) -> dict[str, int]:
         """Return the number of verified objects of a kind by format."""
-        found = self.formats.get(kind)
+        formats = self.formats.get(kind)
         verified = self.verified(kind)
-        return dict(sorted(found.items())) if found else {"1": verified} if verified else {}
+        return dict(sorted(formats.items())) if formats else {"1": verified} if verified else {}

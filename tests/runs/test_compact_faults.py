@@ -136,7 +136,7 @@ def test_a_run_that_is_committed_at_any_step_is_never_moved_aside(data: DataRoot
         assert done.swept.unnamed == 2, step  # those that busy_store has
         all_there(raw.store)
         squeeze(raw.store)
-        assert load_packs(raw.store, FIRST).find(os.path.basename(raw.write(*run(50)).path)) is not None
+        assert os.path.basename(raw.write(*run(50)).path) in load_packs(raw.store, FIRST).runs
 
 
 def test_a_store_that_fails_at_every_step(data: DataRoot) -> None:

@@ -137,7 +137,7 @@ def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
 
     named = RawFile.from_json(file)
     parts = split_path(named.path)
-    pack = load_packs(raw, parts[0]).find(parts[1]) if parts is not None else None
+    pack = load_packs(raw, parts[0]).runs.get(parts[1]) if parts is not None else None
     description: dict[str, Any] = {"path": named.path, "pack": pack[0].file.path if pack else None}
     description |= {"rows": named.rows, "digest": named.digest, "fault": verify_run(raw, run_id, named)}
     try:

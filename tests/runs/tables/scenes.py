@@ -82,7 +82,7 @@ def expected_raw(data: DataRoot) -> Rows:
     found: list[dict[str, Any]] = []
     for _, delta in ManifestLog(data.raw).since(0):
         for each in named_runs(delta):
-            if load_packs(data.raw, each.folder).find(each.name) is None:
+            if load_packs(data.raw, each.folder).runs.get(each.name) is None:
                 continue
             job, _, day = each.folder.partition("/")
             about = {"run_id": each.run_id, "digest": each.digest, "date": day.removeprefix("date=")}
