@@ -179,7 +179,7 @@ MAX_GRPC_CONNECTIONS = 256
 SPARE_FILES = 256
 #: Seconds for the header of a request, for a handshake, and for reading an answer. `ServerOptions.header_s`.
 MAX_HEADER_S = 10.0
-#: Open connections of an endpoint of metrics, each of which takes a thread.
+#: Open connections of an endpoint of metrics.
 MAX_METRICS_CONNECTIONS = 32
 #: Bytes of the header of a REST request.
 MAX_HEADER_BYTES = 16 * 1024

@@ -26,7 +26,7 @@ _LINE_CHARACTERS = 8192
 _TRACEBACK_CHARACTERS = 8192
 _FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 #: Loggers of listeners, and the modules of errors that the bytes of a client cause in them.
-_LISTENERS = ("asyncio", "grpc", "ciml.serving.server", "ciml.integrations.webhooks", "ciml.http", "ciml.metrics")
+_LISTENERS = ("asyncio", "grpc", "ciml.serving.server", "ciml.integrations.webhooks", "ciml.http")
 _CLIENT_MODULES = frozenset({"h11", "h2", "ssl", "starlette", "grpc"})
 
 

@@ -7,19 +7,14 @@ returns the values of the service's last iteration, and the time of that iterati
 
 from __future__ import annotations
 
-import io
-import logging
-import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from socketserver import ThreadingMixIn
 from typing import Any, Literal
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import msgspec
 from prometheus_client import (
@@ -30,7 +25,7 @@ from prometheus_client import (
     ProcessCollector,
     Summary,
     disable_created_metrics,
-    make_wsgi_app,
+    make_asgi_app,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
@@ -39,8 +34,6 @@ from prometheus_client.registry import Collector
 from ciml.errors import EngineError
 from ciml.limits import MAX_HEADER_S, MAX_METRICS_CONNECTIONS
 from ciml.version import __version__, commit
-
-_LOG = logging.getLogger(__name__)
 
 __all__ = ["BUILD", "LAST_OBSERVED", "Board", "Family", "Metric", "metric", "registry_of", "serve_metrics"]
 
@@ -161,64 +154,6 @@ def registry_of(*collectors: Collector) -> CollectorRegistry:
     return registry
 
 
-class _ErrorLog(io.StringIO):
-    """Logs the last line of the traceback of a failed scrape."""
-
-    def flush(self) -> None:
-        lines = self.getvalue().split("\n")
-        self.seek(0)
-        self.truncate()
-        if last := next((line for line in reversed(lines) if line.strip()), ""):
-            _LOG.error("a scrape failed: %s", last)
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = MAX_HEADER_S  # for each read of a request
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Do not log requests."""
-
-    def get_stderr(self) -> Any:
-        return _ErrorLog()
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each connection. At one connection more than MAX_METRICS_CONNECTIONS the oldest is closed."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, *arguments: Any) -> None:
-        self._open: dict[Any, None] = {}  # sockets, the oldest first
-        self._lock = threading.Lock()
-        super().__init__(*arguments)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self._lock:
-            self._open[request] = None
-            oldest = next(iter(self._open)) if len(self._open) > MAX_METRICS_CONNECTIONS else None
-            if oldest is not None:
-                del self._open[oldest]
-                with suppress(OSError):
-                    oldest.shutdown(socket.SHUT_RDWR)  # its thread closes it
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        with self._lock:
-            self._open.pop(request, None)
-        super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Do not log errors of clients' bytes."""
-
-
-def _make_server(registry: CollectorRegistry, port: int, address: str) -> _Server:
-    family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
-    server_class = type("_MetricsServer", (_Server,), {"address_family": family})
-    server: _Server = make_server(address, port, make_wsgi_app(registry), server_class, _Handler)
-    return server
-
-
 @contextmanager
 def serve_metrics(registry: CollectorRegistry, port: int | None, address: str = "127.0.0.1") -> Iterator[str]:
     """Answer ``GET /metrics`` while the context is open.
@@ -237,19 +172,14 @@ def serve_metrics(registry: CollectorRegistry, port: int | None, address: str = 
     if port is None:
         yield ""
         return
+    from ciml.http.server import Connections, listen, served  # most processes serve nothing
+
     try:
-        server = _make_server(registry, port, address)
-    except OSError as error:
-        cause = error.strerror or error
-        raise EngineError(
-            f"metrics: cannot listen on {address}:{port}: {cause}; choose another --metrics-port"
-        ) from None
-    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
-    thread.start()
+        listener = listen(address, port)
+    except EngineError as error:
+        raise EngineError(f"metrics: {error}; choose another --metrics-port") from None
+    limits_s = (MAX_HEADER_S, MAX_HEADER_S, MAX_HEADER_S)
+    connections = Connections(MAX_METRICS_CONNECTIONS, *limits_s, "MAX_METRICS_CONNECTIONS")
     shown = f"[{address}]" if ":" in address else address
-    try:
-        yield f"http://{shown}:{server.server_port}/metrics"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=5)
+    with served(make_asgi_app(registry), listener, connections, "metrics"):
+        yield f"http://{shown}:{listener.getsockname()[1]}/metrics"

@@ -139,7 +139,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         try:
             return msgspec.convert(cls.written(value) if isinstance(value, Mapping) else value, cls)
         except msgspec.ValidationError as error:
-            raise InvalidSettingError(f"{where or cls.title}: {_line(error, cls)}") from None
+            raise InvalidSettingError(f"{where or cls.title}: {validation_line(error, cls)}") from None
 
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -184,7 +184,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _line(error: msgspec.ValidationError, kind: type) -> str:
+def validation_line(error: msgspec.ValidationError, kind: type) -> str:
     """Format a validation error for people: ``hidden_layers.1: expected int, got str``."""
     location_match = _KEY_PATH.fullmatch(str(error))
     message, location = (location_match["message"], location_match["path"]) if location_match else (str(error), "")

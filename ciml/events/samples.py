@@ -6,11 +6,13 @@ docs/formats/samples.md describes the format. Treat everything in a message as h
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypedDict, TypeVar
 
+import msgspec
 import orjson
 from msgspec import Meta
 
@@ -26,6 +28,7 @@ from ciml.limits import (
     MAX_SAMPLES_BYTES,
     MAX_SAMPLES_COLUMNS,
 )
+from ciml.settings import validation_line
 from ciml.telemetry import BOOT, OWN_COLUMNS, TIME
 
 if TYPE_CHECKING:
@@ -39,6 +42,9 @@ Row = tuple[int, int, bool, Sequence[float]]
 REASONS = frozenset(
     ["tombstone", "too_large", "broken_json", "not_samples", "missing_field", "bad_field", "bad_time", "bad_run_id"]
 )
+_REASONS_BY_FIELD = {"run_id": "bad_run_id", "recorder_us": "bad_time", "first_us": "bad_time"}
+#: The time of a sample that is out of range, in the line of a validation error.
+_TIME_OF_SAMPLE = re.compile(r"samples\.\d+\.1: expected int [<>]=")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +104,7 @@ class SamplesMessage(_Message):
                 Annotated[int, Meta(ge=0, lt=MAX_RECORDER_SAMPLES, description="Number, from 0 for each start.")],
                 Annotated[int, Meta(ge=EARLIEST_US, lt=LATEST_US, description="Its time, epoch microseconds.")],
                 Annotated[bool, Meta(description="True for the first sample after a start: averages since boot.")],
-                Annotated[Sequence[float | None], Meta(description="A value of each column.")],
+                Annotated[Sequence[Optional[float]], Meta(description="A value of each column.")],
             ]
         ],
         Meta(min_length=1),
@@ -114,6 +120,9 @@ class EndMessage(_Message):
     ]
 
 
+Message = TypeVar("Message", SamplesMessage, EndMessage)
+
+
 def encode(message: Samples | End) -> bytes:
     """Return a message's JSON.
 
@@ -124,14 +133,13 @@ def encode(message: Samples | End) -> bytes:
         arrays = (message.sequence, message.time_us, message.boot, message.values)
         rows = list(zip(*(array.tolist() for array in arrays)))
         return encode_rows(message.run_id, message.recorder_us, message.first_us, message.columns, rows)
-    _check_end(message)
     end: EndMessage = {
         "run_id": message.run_id,
         "recorder_us": message.recorder_us,
         "end": True,
         "samples": message.samples,
     }
-    return orjson.dumps(end)
+    return orjson.dumps(_checked(end, EndMessage))
 
 
 def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[str], rows: Sequence[Row]) -> bytes:
@@ -144,9 +152,6 @@ def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[
     Raises:
       RejectedInput: `decode` would reject the message.
     """
-    _check(run_id, recorder_us, first_us, columns, [row[0] for row in rows], [row[1] for row in rows])
-    if {len(row[3]) for row in rows} != {len(columns)}:
-        raise RejectedInput("bad_field", "samples: want a value of each column for each")
     if any(map(math.isinf, chain.from_iterable(row[3] for row in rows))):
         raise RejectedInput("bad_field", "samples: a value is infinite")
     message: SamplesMessage = {
@@ -156,7 +161,7 @@ def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[
         "columns": columns,
         "samples": rows,
     }
-    value = orjson.dumps(message)  # which writes NaN as null
+    value = orjson.dumps(_checked_samples(message))  # which writes NaN as null
     if len(value) > MAX_SAMPLES_BYTES:
         raise RejectedInput("too_large", f"{len(value)} bytes, at most {MAX_SAMPLES_BYTES}")
     return value
@@ -168,29 +173,58 @@ def decode(value: bytes | None) -> Samples | End:
     Raises:
       RejectedInput: with one of `REASONS`.
     """
+    import numpy as np
+
     if not value:
         raise RejectedInput("tombstone", "the message has no value")
     fields = parse_numbers(value, MAX_SAMPLES_BYTES)
     if type(fields) is not dict:
         raise RejectedInput("not_samples", f"want an object, not {kind_of(fields)}")
-    run_id = _needed(fields, "run_id")
-    if type(run_id) is not str:
-        raise RejectedInput("bad_run_id", f"run_id: want a text, not {kind_of(run_id)}")
-    if fields.get("end") is not None:
-        if fields["end"] is not True:
-            raise RejectedInput("bad_field", "end: want true, or nothing")
-        end = End(run_id, _needed(fields, "recorder_us"), _needed(fields, "samples"))
-        _check_end(end)
-        return end
-    columns = _needed(fields, "columns")
-    if type(columns) is not list:
-        raise RejectedInput("bad_field", f"columns: want a list, not {kind_of(columns)}")
-    sequence, times, boot, values = _rows(_needed(fields, "samples"), len(columns))
-    arrays = _arrays(sequence, times, boot, values)
-    recorder_us = _needed(fields, "recorder_us")
-    first_us = _needed(fields, "first_us")
-    _check(run_id, recorder_us, first_us, columns, sequence, times)
-    return Samples(run_id, recorder_us, first_us, tuple(columns), *arrays)
+    present = {name: item for name, item in fields.items() if item is not None}
+    if "end" in present:
+        end: EndMessage = _checked(present, EndMessage)
+        return End(end["run_id"], end["recorder_us"], end["samples"])
+    message = _checked_samples(present)
+    sequence, time_us, boot, values = zip(*message["samples"])
+    return Samples(
+        message["run_id"],
+        message["recorder_us"],
+        message["first_us"],
+        tuple(message["columns"]),
+        np.array(sequence, np.int64),
+        np.array(time_us, np.int64),
+        np.array(boot, bool),
+        np.array(values, np.float64),  # null becomes NaN
+    )
+
+
+def _checked(fields: Mapping[str, Any], kind: type[Message]) -> Message:
+    """Return the known fields of a message. Raises `RejectedInput` for a field that is missing or invalid."""
+    try:
+        message = msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        detail = validation_line(error, kind)
+        field, _, _ = detail.partition(":")
+        reason = "missing_field" if detail.endswith(": is missing") else _REASONS_BY_FIELD.get(field, "bad_field")
+        if _TIME_OF_SAMPLE.match(detail):
+            reason = "bad_time"
+        raise RejectedInput(reason, detail) from None
+    RunId.decode(fields["run_id"])
+    return message
+
+
+def _checked_samples(fields: Mapping[str, Any]) -> SamplesMessage:
+    """Return the known fields of a message of samples. Raises as `_checked`."""
+    message: SamplesMessage = _checked(fields, SamplesMessage)
+    columns = message["columns"]
+    for name in columns:
+        if name in OWN_COLUMNS or not is_clean(name):
+            raise RejectedInput("bad_field", f"columns: {shown(name)} is not a column name")
+    if len(set(columns)) < len(columns):
+        raise RejectedInput("bad_field", "columns: a name appears twice")
+    if {len(row[3]) for row in message["samples"]} != {len(columns)}:
+        raise RejectedInput("bad_field", f"samples: want a list of {len(columns)} values for each, one a column")
+    return message
 
 
 def to_table(parts: Sequence[Samples]) -> pa.Table:
@@ -236,84 +270,3 @@ def telemetry_table(names: Sequence[str], time_us: np.ndarray, boot: np.ndarray,
         *(pa.array(np.ascontiguousarray(column), pa.float64(), from_pandas=True) for column in values.T),
     ]
     return pa.Table.from_arrays(columns, names=[TIME, BOOT, *names])
-
-
-def _needed(fields: Mapping[str, Any], name: str) -> Any:
-    value = fields.get(name)
-    if value is None:
-        raise RejectedInput("missing_field", name)
-    return value
-
-
-def _rows(rows: Any, width: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...], tuple[list[Any], ...]]:
-    """Return the samples' numbers, times, marks and lists of ``width`` values, each type-checked."""
-    if type(rows) is not list or not rows:
-        raise RejectedInput("bad_field", "samples: want a list of at least one")
-    if set(map(type, rows)) != {list} or set(map(len, rows)) != {4}:
-        raise RejectedInput("bad_field", "samples: want [sequence, time_us, boot, values] for each")
-    sequence, times, boot, values = zip(*rows)
-    if set(map(type, sequence)) != {int} or set(map(type, times)) != {int} or set(map(type, boot)) != {bool}:
-        raise RejectedInput(
-            "bad_field", "samples: want a whole number, a whole number and true or false before the values"
-        )
-    if set(map(type, values)) != {list} or set(map(len, values)) != {width}:
-        raise RejectedInput("bad_field", f"samples: want a list of {width} values for each, one a column")
-    kinds = set(map(type, chain.from_iterable(values)))
-    if not kinds <= {float, int, type(None)}:
-        raise RejectedInput("bad_field", "samples: a value is neither a number nor null")
-    return sequence, times, boot, values
-
-
-def _arrays(
-    sequence: Sequence[int], times: Sequence[int], boot: Sequence[bool], values: Sequence[list[Any]]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    import numpy as np
-
-    try:
-        return (
-            np.array(sequence, np.int64),
-            np.array(times, np.int64),
-            np.array(boot, bool),
-            np.array(values, np.float64).reshape(len(values), len(values[0])),  # null becomes NaN
-        )
-    except OverflowError:
-        raise RejectedInput("bad_field", "samples: a whole number beyond 64 bits") from None
-
-
-def _check(
-    run_id: str, recorder_us: Any, first_us: Any, columns: Sequence[Any], sequence: Sequence[int], times: Sequence[int]
-) -> None:
-    _check_identity(run_id, recorder_us)
-    _check_time("first_us", first_us)
-    if not 1 <= len(columns) <= MAX_SAMPLES_COLUMNS:
-        raise RejectedInput("bad_field", f"columns: {len(columns)} columns, want 1 to {MAX_SAMPLES_COLUMNS}")
-    for name in columns:
-        sound = type(name) is str and 0 < len(name) <= MAX_COLUMN_NAME_CHARACTERS and is_clean(name)
-        if not sound or name in OWN_COLUMNS:
-            raise RejectedInput(
-                "bad_field", f"columns: {shown(name) if type(name) is str else kind_of(name)} is not a column name"
-            )
-    if len(set(columns)) < len(columns):
-        raise RejectedInput("bad_field", "columns: a name appears twice")
-    if not sequence:
-        raise RejectedInput("bad_field", "samples: want at least one")
-    if min(sequence) < 0 or max(sequence) >= MAX_RECORDER_SAMPLES:
-        raise RejectedInput("bad_field", f"samples: want sequence numbers from 0 to below {MAX_RECORDER_SAMPLES}")
-    if min(times) < EARLIEST_US or max(times) >= LATEST_US:
-        raise RejectedInput("bad_time", "samples: want epoch microseconds of 2000 to 2099")
-
-
-def _check_end(message: End) -> None:
-    _check_identity(message.run_id, message.recorder_us)
-    if type(message.samples) is not int or not 0 <= message.samples <= MAX_RECORDER_SAMPLES:
-        raise RejectedInput("bad_field", f"samples: want the number of samples sent, 0 to {MAX_RECORDER_SAMPLES}")
-
-
-def _check_identity(run_id: str, recorder_us: Any) -> None:
-    RunId.decode(run_id)
-    _check_time("recorder_us", recorder_us)
-
-
-def _check_time(name: str, value: Any) -> None:
-    if type(value) is not int or not EARLIEST_US <= value < LATEST_US:
-        raise RejectedInput("bad_time", f"{name}: want epoch microseconds of 2000 to 2099")

@@ -12,20 +12,19 @@ import json
 import logging
 import resource
 import socket
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 import h11
 
 from ciml.errors import CimlError, EngineError
 from ciml.limits import MAX_HEADER_BYTES, MAX_SMALL_CHUNKS, MIN_CHUNK_BYTES, SPARE_FILES
-
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
 
 _LOG = logging.getLogger(__name__)
 #: The waiting time, in seconds, of a connection that has just begun to wait: many new connections have weight too.
@@ -37,6 +36,9 @@ _MAX_UNREAD_BYTES = 64 << 10
 #: Connections that the loop accepts in one turn: each takes a file descriptor before it is counted.
 _ACCEPTED_AT_ONCE = 64
 _BACKLOG = 1024
+
+#: An ASGI application.
+Application = Callable[..., Any]
 
 
 class Counted(Protocol):
@@ -416,8 +418,8 @@ class HttpServer:
       open: the open connections.
     """
 
-    def __init__(self, app: Starlette, listener: socket.socket, connections: Connections, grace_s: int = 5) -> None:
-        self.app: Callable[..., Any] = app
+    def __init__(self, app: Application, listener: socket.socket, connections: Connections, grace_s: int = 5) -> None:
+        self.app = app
         self.connections = connections
         self.open: set[_Connection] = set()
         self._listener = listener
@@ -453,3 +455,20 @@ class HttpServer:
                 task.cancel()
             for connection in self.open:
                 connection.transport.abort()
+
+
+@contextmanager
+def served(app: Application, listener: socket.socket, connections: Connections, thread_name: str) -> Iterator[None]:
+    """Serve an application in a thread of its own while the context is open. Arguments as for `HttpServer`."""
+    loop = asyncio.new_event_loop()
+    server = HttpServer(app, listener, connections, grace_s=1)
+    thread = threading.Thread(target=loop.run_forever, name=thread_name, daemon=True)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+    try:
+        yield
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
