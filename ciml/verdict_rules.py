@@ -244,10 +244,6 @@ class Verdict(Record, frozen=True, omit_defaults=True, gc=False):
     retry: Retry
     outside: Outside | None = None
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Verdict:
-        return msgspec.convert(value, cls)
-
 
 def make_verdict(
     job: str, probabilities: Mapping[str, float], rules: VerdictRules, means: NDArray[np.floating] | None = None

@@ -10,7 +10,8 @@ import msgspec
 from ciml.digest import sha256_hex
 from ciml.errors import IntegrityError
 from ciml.events.records import Origin
-from ciml.manifest.id_index import Codec, IdMap, IdSet, IdTable, Rows, TableKind, fingerprint
+from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
+from ciml.manifest.id_maps import Codec, IdMap, IdSet
 from ciml.runs.known_subjects import TABLES as SUBJECT_TABLES
 from ciml.runs.known_subjects import Subjects
 from ciml.runs.run_log import STANDINGS, TRUSTED, standing_of
@@ -60,10 +61,10 @@ class OpenDeadLetter(NamedTuple):
     reason: str
 
 
-def _are_closed(values: Mapping[str, pa.Array]) -> np.ndarray:
+def _are_closed(rows: pa.RecordBatch) -> np.ndarray:
     import numpy as np
 
-    versions: np.ndarray = np.from_dlpack(values["version"])
+    versions: np.ndarray = np.from_dlpack(rows["version"])
     closed: np.ndarray = versions == 0
     return closed
 
@@ -167,9 +168,9 @@ class Index:
         """
         return {
             **self.subjects.recent(),
-            "events": self._events.recent(),
-            "runs": self._runs.rows(TABLES["runs"]),
-            "letters": self._dead_letters.rows(TABLES["letters"]),
+            "events": self._events.rows(),
+            "runs": self._runs.rows(),
+            "letters": self._dead_letters.rows(),
         }
 
 

@@ -24,7 +24,8 @@ from ciml.events.updates import (
     valid_statements,
 )
 from ciml.limits import MAX_SUBJECT_RUNS
-from ciml.manifest.id_index import Codec, IdMap, IdTable, Rows, TableKind, fingerprint
+from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
+from ciml.manifest.id_maps import Codec, IdMap
 from ciml.runs.run_log import PROVED, STANDINGS, TRUSTED, standing_of
 
 #: (source, subject).
@@ -280,11 +281,11 @@ class Subjects:
         """Return what was added since the checkpoint, as rows for the tables."""
         members = [(subject, run) for subject, runs in self._members.items() for run in runs]
         return {
-            "said": self._said.rows(_SAID),
+            "said": self._said.rows(),
             "members": _MEMBERS.rows(
                 [subject[:_HALF] + run[:_HALF] for subject, run in members], {"run": [run for _, run in members]}
             ),
-            "facts": self._own.rows(_OWN),
+            "facts": self._own.rows(),
         }
 
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from sys import intern
 from typing import Any
-
-import msgspec
 
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.errors import IntegrityError
@@ -52,8 +49,7 @@ class SpanRun(Record, frozen=True, gc=False):
         return cls(value["run_id"], *shared, value["n_windows"], value["digest"])
 
 
-@dataclass(frozen=True, slots=True)
-class SpanVersion:
+class SpanVersion(Record, frozen=True):
     """A sealed span: examples that were sealed together. A later version has the same runs with corrected labels.
 
     Attributes:
@@ -86,16 +82,6 @@ class SpanVersion:
         """Yield the ids of all selected runs, examples first."""
         yield from (run.run_id for run in self.runs)
         yield from (exclusion["run_id"] for exclusion in self.excluded)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "span": self.span,
-            "version": self.version,
-            "selected": [list(position) for position in self.selected],
-            "runs": msgspec.to_builtins(list(self.runs)),
-            "excluded": [dict(exclusion) for exclusion in self.excluded],
-            "files": {split: [file.to_json() for file in files] for split, files in self.files.items()},
-        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SpanVersion:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Optional
 
 import msgspec
@@ -97,8 +96,12 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """Return the record of a JSON form. Its values are not checked."""
-        return cls(**value)
+        """Return the record of a JSON form. Unknown keys are ignored: a later version may have added them.
+
+        Raises:
+          msgspec.ValidationError: a value has another type.
+        """
+        return msgspec.convert(value, cls)
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with these fields changed."""
@@ -111,10 +114,6 @@ class Origin(Record, frozen=True, array_like=True, gc=False):
     topic: str
     partition: int
     offset: int
-
-    @classmethod
-    def from_json(cls, value: list[Any]) -> Origin:
-        return cls(value[0], value[1], value[2])
 
     def __str__(self) -> str:
         return f"{self.topic}[{self.partition}] {self.offset}"
@@ -167,10 +166,6 @@ class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
         """Return the fields that differ from their defaults, and always the phase. Manifests stay small."""
         return {**msgspec.to_builtins(self), "phase": self.phase}
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> RunFacts:
-        return cls(**value) if "subjects" not in value else cls(**{**value, "subjects": tuple(value["subjects"])})
-
 
 class Trust(Record, frozen=True, gc=False):
     """The trust decision for a run, and the rule that decided."""
@@ -178,16 +173,6 @@ class Trust(Record, frozen=True, gc=False):
     trusted: bool
     rule: str
     policy: str  # digest of the policy file, so that a decision can be traced
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Trust:
-        return _trust(value["trusted"], value["rule"], value["policy"])
-
-
-@lru_cache(maxsize=256)
-def _trust(trusted: bool, rule: str, policy: str) -> Trust:
-    """Return one shared object for equal decisions."""
-    return Trust(trusted, rule, policy)
 
 
 #: The trust before any policy was evaluated: none. Stored records leave it out.
@@ -214,10 +199,6 @@ class FactUpdate(Record, frozen=True, omit_defaults=True, gc=False):
     time_us: int | None = None
     only: Mapping[str, str] = msgspec.field(default_factory=dict)
     by: str = ""
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> FactUpdate:
-        return cls(**value)
 
 
 class RawFile(Record, frozen=True, gc=False):
@@ -270,17 +251,6 @@ class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
         if self.mention is not None:
             fields["mention"]["phase"] = self.mention.phase  # as `RunFacts.to_json`, whose fields are here already
         return fields
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Outcome:
-        parts = dict(value)
-        parts["origin"] = Origin.from_json(parts["origin"])
-        for name, kind in (("mention", RunFacts), ("trust", Trust), ("file", RawFile)):
-            if name in parts:
-                parts[name] = kind.from_json(parts[name])
-        if "updates" in parts:
-            parts["updates"] = tuple(FactUpdate.from_json(update) for update in parts["updates"])
-        return cls(**parts)
 
 
 class Message(NamedTuple):

@@ -17,12 +17,14 @@ import json
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import IntegrityError
-from ciml.manifest.id_index import IdTable, Rows, Run, TableKind, completed
-from ciml.manifest.index_files import IndexFileMissingError, PartFiles
+from ciml.events.records import Record
+from ciml.manifest.id_index import IdTable, IndexFileMissingError, PartFiles, Rows, Run, TableKind, completed
 from ciml.manifest.log import ManifestLog, State
 from ciml.manifest.segments import Segment
 from ciml.storage import Entry
@@ -89,7 +91,7 @@ class Limits:
     size: int = 32 << 20
 
 
-class Checkpoint(NamedTuple):
+class Checkpoint(Record, frozen=True, forbid_unknown_fields=True):
     """A checkpoint as it is stored.
 
     Attributes:
@@ -107,11 +109,7 @@ class Checkpoint(NamedTuple):
     tables: dict[str, tuple[Run, ...]]
 
     def encode(self) -> bytes:
-        content = {
-            **self._asdict(),
-            "format": _FORMAT,
-            "tables": {name: [run.to_json() for run in runs] for name, runs in self.tables.items()},
-        }
+        content = {**self.to_json(), "format": _FORMAT}
         return canonical_json({**content, "sha256": sha256_json(content)})
 
     @classmethod
@@ -125,11 +123,8 @@ class Checkpoint(NamedTuple):
             content = json.loads(data)
             intact = content.pop("sha256") == sha256_json(content)
             is_readable = content.pop("format") == _FORMAT
-            content["tables"] = {
-                name: tuple(Run.from_json(run) for run in runs) for name, runs in content["tables"].items()
-            }
-            checkpoint = cls(**content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            checkpoint = cls.from_json(content)
+        except (ValueError, KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
             raise IntegrityError(f"{where} is not a checkpoint ({error}); see docs/manifests.md") from None
         if not intact or not is_readable:
             raise IntegrityError(f"{where} is damaged or of a newer ciml; see docs/manifests.md")

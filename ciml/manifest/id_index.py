@@ -1,9 +1,9 @@
-"""A sorted index of ids on disk, for the ids that a manifest keeps forever; and sets of ids that use it.
+"""A sorted index of ids on disk, for the ids that a manifest keeps forever. `ciml.manifest.id_maps` queries it.
 
 An id is a fingerprint of 128 bits, with values where its table has columns. A table is a list of sorted runs, the
 oldest first; the newest run that holds an id wins. A run is a list of parts: memory-mapped Arrow files of about a
-million rows, each with a range of fingerprints (`ciml.manifest.index_files`). Eight runs of a level are merged into one
-of the next level. So there are few runs, and each id is written once per level.
+million rows, each with a range of fingerprints (`PartFiles`). Eight runs of a level are merged into one of the next
+level. So there are few runs, and each id is written once per level.
 
 Fingerprints are distributed evenly. So runs are split and merged by equal ranges, with one range in memory at a time.
 """
@@ -11,132 +11,36 @@ Fingerprints are distributed evenly. So runs are split and merged by equal range
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import os
+from collections.abc import (
+    Callable,
+    Container,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import msgspec
+
+from ciml.errors import EngineError, IntegrityError
+from ciml.storage import LocalStore, S3Store, Store
+from ciml.storage.json_files import replace_file
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
 Result = TypeVar("Result")
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
 #: Number of runs of a level that are merged into one of the next.
 TIER = 8
 #: Target number of rows of a part.
 PART_ROWS = 900_000
 _SPAN = 1 << 64
-
-
-class IdSet:
-    """Fingerprints; none is ever removed.
-
-    Args:
-      table: the ids until a checkpoint; None for a set in memory alone.
-    """
-
-    def __init__(self, table: IdTable | None = None) -> None:
-        self._table = table
-        self._recent: set[bytes] = set()
-        self._seen: dict[bytes, bool] = {}  # cache of the last look-ups; a table never changes
-
-    def prefetch(self, ids: Iterable[bytes]) -> None:
-        """Look up ids in one batch. Until the next call, queries for them cannot fail."""
-        if self._table is None:
-            return
-        memberships = {identity: self._seen.get(identity) for identity in ids if identity not in self._recent}
-        unknown = [identity for identity, is_member in memberships.items() if is_member is None]
-        memberships.update(zip(unknown, self._table.contains(unknown), strict=True))
-        self._seen = {identity: bool(is_member) for identity, is_member in memberships.items()}
-
-    def __contains__(self, identity: bytes) -> bool:
-        if identity in self._recent:
-            return True
-        if (is_member := self._seen.get(identity)) is not None:
-            return is_member
-        return self._table is not None and self._table.contains([identity])[0]
-
-    def add(self, identity: bytes) -> None:
-        """Add an id."""
-        self._recent.add(identity)
-
-    def recent(self) -> Rows:
-        """Return the ids added since the checkpoint, as rows for the table.
-
-        Raises:
-          TypeError: the set has no table.
-        """
-        if self._table is None:
-            raise TypeError("a set without a table has no rows for a table")
-        return self._table.kind.rows(list(self._recent), {})
-
-
-@dataclass(frozen=True)
-class Codec(Generic[Key, Value]):
-    """How the values of an `IdMap` are stored in its table.
-
-    Attributes:
-      identity: returns the id of a key.
-      encode: returns the columns of a row for a key and its value.
-      decode: returns the value for a key and its row, which is None for an id that the table lacks.
-    """
-
-    identity: Callable[[Key], bytes]
-    encode: Callable[[Key, Value], Mapping[str, Any]]
-    decode: Callable[[Key, Mapping[str, Any] | None], Value]
-
-
-class IdMap(Generic[Key, Value]):
-    """Values by key; those that were put since a checkpoint are in memory.
-
-    Args:
-      codec: of the values.
-      table: the values until the checkpoint; None for a map in memory alone.
-
-    Attributes:
-      recent: the values since the checkpoint.
-    """
-
-    def __init__(self, codec: Codec[Key, Value], table: IdTable | None = None) -> None:
-        self.recent: dict[Key, Value] = {}
-        self._codec = codec
-        self._table = table
-        self._seen: dict[Key, Value] = {}  # cache of the last look-ups; a table never changes
-
-    def prefetch(self, keys: Iterable[Key]) -> None:
-        """Look up keys in one batch. Until the next call, queries for them cannot fail."""
-        missing = set(keys) - self.recent.keys()
-        cached = {key: self._seen[key] for key in missing if key in self._seen}
-        self._seen = cached | self._look_up(missing - cached.keys())
-
-    def read(self, keys: Collection[Key]) -> list[Value]:
-        """Return the values of keys, looked up in one batch, without caching them."""
-        values = self._look_up(set(keys) - self.recent.keys()) | self.recent
-        return [values[key] for key in keys]
-
-    def _look_up(self, keys: Collection[Key]) -> dict[Key, Value]:
-        if self._table is None or not keys:
-            return {key: self._codec.decode(key, None) for key in keys}
-        rows = self._table.get([self._codec.identity(key) for key in keys])
-        return {key: self._codec.decode(key, row) for key, row in zip(keys, rows, strict=True)}
-
-    def __getitem__(self, key: Key) -> Value:
-        if key in self.recent:
-            return self.recent[key]
-        if key not in self._seen:
-            self._seen |= self._look_up([key])
-        return self._seen[key]
-
-    def __setitem__(self, key: Key, value: Value) -> None:
-        self.recent[key] = value
-
-    def rows(self, kind: TableKind) -> Rows:
-        """Return the values since the checkpoint, as rows for a table."""
-        encoded = [self._codec.encode(key, value) for key, value in self.recent.items()]
-        columns = {name: [row[name] for row in encoded] for name in kind.columns}
-        return kind.rows([self._codec.identity(key) for key in self.recent], columns)
 
 
 def fingerprint(*texts: str) -> bytes:
@@ -148,33 +52,29 @@ class Rows:
     """Ids and their values, sorted by id, each once.
 
     Attributes:
-      high: the first 64 bits of each id, shape (n,), uint64.
+      batch: the columns ``high`` and ``low``, the halves of each id, and those of the table.
+      high: the first 64 bits of each id, shape (n,), uint64; a view of the batch.
       low: the last 64 bits, the same shape.
-      values: the columns of the table, each of n values.
     """
 
-    __slots__ = ("__weakref__", "high", "low", "values")
+    __slots__ = ("__weakref__", "batch", "high", "low")
 
-    def __init__(self, high: np.ndarray, low: np.ndarray, values: dict[str, pa.Array]) -> None:
-        self.high = high
-        self.low = low
-        self.values = values
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        import numpy as np
+
+        self.batch = batch
+        self.high = np.from_dlpack(batch.column("high"))
+        self.low = np.from_dlpack(batch.column("low"))
 
     def __len__(self) -> int:
         return len(self.high)
 
     def row(self, position: int) -> dict[str, Any]:
         """Return the values of one row."""
-        return {name: column[position].as_py() for name, column in self.values.items()}
-
-    def slice(self, start: int, end: int) -> Rows:
-        """Return rows [start, end), a view of the same memory."""
-        values = {name: column.slice(start, end - start) for name, column in self.values.items()}
-        return Rows(self.high[start:end], self.low[start:end], values)
+        return {name: self.batch.column(name)[position].as_py() for name in self.batch.schema.names[2:]}
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A file of rows: its path in the store, the sha256 and size of its bytes, and its first and last 64 bits."""
 
     path: str
@@ -185,8 +85,7 @@ class Part:
     last: int
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """Consecutive parts, each id once, and the number of merges behind them."""
 
     level: int
@@ -204,23 +103,6 @@ class Run:
         firsts, lasts = ([getattr(part, name) for part in self.parts] for name in ("first", "last"))
         return np.array(firsts, np.uint64), np.array(lasts, np.uint64)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"level": self.level, "parts": [asdict(part) for part in self.parts]}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Run:
-        return cls(value["level"], tuple(Part(**part) for part in value["parts"]))
-
-
-class Files(Protocol):
-    """Storage of parts. See `ciml.manifest.index_files.PartFiles`."""
-
-    def write(self, rows: Rows) -> Part:
-        """Write rows as a part; equal rows give the same part."""
-
-    def open(self, part: Part) -> Rows:
-        """Return the rows of a part."""
-
 
 @dataclass(frozen=True)
 class TableKind:
@@ -232,7 +114,7 @@ class TableKind:
     """
 
     columns: dict[str, str] = field(default_factory=dict)
-    is_removed: Callable[[dict[str, pa.Array]], np.ndarray] | None = None
+    is_removed: Callable[[pa.RecordBatch], np.ndarray] | None = None
 
     def rows(self, ids: Sequence[bytes], values: Mapping[str, Sequence[Any]]) -> Rows:
         """Build rows from unique ids in any order, and a list for each column."""
@@ -240,12 +122,9 @@ class TableKind:
         import pyarrow as pa
 
         high, low = _words(ids)
-        order = np.lexsort((low, high))
-        columns = {
-            name: pa.array(values[name], pa.type_for_alias(alias)).take(pa.array(order))
-            for name, alias in self.columns.items()
-        }
-        return Rows(high[order], low[order], columns)
+        columns = {name: pa.array(values[name], pa.type_for_alias(alias)) for name, alias in self.columns.items()}
+        batch = pa.RecordBatch.from_pydict({"high": high, "low": low, **columns})
+        return Rows(batch.take(pa.array(np.lexsort((low, high)))))
 
 
 def _words(ids: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -264,18 +143,10 @@ class IdTable:
       files: storage of the parts, which are opened on demand.
     """
 
-    def __init__(self, kind: TableKind, runs: Sequence[Run], files: Files) -> None:
+    def __init__(self, kind: TableKind, runs: Sequence[Run], files: PartFiles) -> None:
         self.kind = kind
         self.runs = tuple(runs)
         self.files = files
-
-    def contains(self, ids: Sequence[bytes]) -> list[bool]:
-        """Return whether each id is in the table."""
-        members = [False] * len(ids)
-        for _, indices, _ in self._find(ids):
-            for index in indices.tolist():
-                members[index] = True
-        return members
 
     def get(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
         """Return the values of each id, None for an id that is not in the table."""
@@ -387,7 +258,7 @@ def _locate(rows: Rows, high: np.ndarray, low: np.ndarray, positions: np.ndarray
         positions = positions + pending
 
 
-def _merge(kind: TableKind, runs: Sequence[Run], files: Files, *, drop: bool) -> Iterator[Rows]:
+def _merge(kind: TableKind, runs: Sequence[Run], files: PartFiles, *, drop: bool) -> Iterator[Rows]:
     """Yield the rows of runs, the newest of each id, by equal ranges of ids.
 
     Args:
@@ -399,7 +270,7 @@ def _merge(kind: TableKind, runs: Sequence[Run], files: Files, *, drop: bool) ->
     for piece in range(pieces):
         first = piece * _SPAN // pieces
         last = (piece + 1) * _SPAN // pieces - 1
-        slices: list[Rows] = []
+        slices: list[pa.RecordBatch] = []
         for run in runs:
             for part in run.parts:
                 if part.last < first or part.first > last:
@@ -407,34 +278,164 @@ def _merge(kind: TableKind, runs: Sequence[Run], files: Files, *, drop: bool) ->
                 rows = files.open(part)
                 start = int(np.searchsorted(rows.high, np.uint64(first)))
                 end = int(np.searchsorted(rows.high, np.uint64(last), side="right"))
-                slices.append(rows.slice(start, end))
+                slices.append(rows.batch.slice(start, end - start))
         yield _newest(kind, slices, drop=drop)
 
 
-def _newest(kind: TableKind, slices: Iterable[Rows], *, drop: bool) -> Rows:
+def _newest(kind: TableKind, slices: Sequence[pa.RecordBatch], *, drop: bool) -> Rows:
     """Merge rows, the oldest first, into one; the newest row of each id wins."""
     import numpy as np
     import pyarrow as pa
 
-    rows = [part for part in slices if len(part)]
-    if not rows:
+    if not slices:
         return kind.rows([], {name: [] for name in kind.columns})
-    high = np.concatenate([part.high for part in rows])
-    low = np.concatenate([part.low for part in rows])
-    values = {name: pa.concat_arrays([part.values[name] for part in rows]) for name in kind.columns}
-    order = np.argsort(high, kind="stable")  # merges sorted chunks; the older stays before the newer
-    high = high[order]
-    low = low[order]
+    rows = Rows(pa.concat_batches(slices))
+    order = np.argsort(rows.high, kind="stable")  # merges sorted chunks; the older stays before the newer
+    high = rows.high[order]
+    low = rows.low[order]
     same = high[1:] == high[:-1]
     if (low[1:] != low[:-1])[same].any():  # two ids with the same first half: practically never
-        stable = np.lexsort((low, high))
-        order = order[stable]
-        high = high[stable]
-        low = low[stable]
+        order = np.lexsort((rows.low, rows.high))
+        high = rows.high[order]
+        low = rows.low[order]
         same = high[1:] == high[:-1]
-    keep = np.append(~(same & (low[1:] == low[:-1])), True)
+    keep = np.append(~(same & (low[1:] == low[:-1])), len(order) > 0)
+    newest = rows.batch.take(pa.array(order[keep]))
     if drop and kind.is_removed is not None:
-        merged = {name: column.take(pa.array(order)) for name, column in values.items()}
-        keep &= ~kind.is_removed(merged)
-    order = order[keep]
-    return Rows(high[keep], low[keep], {name: column.take(pa.array(order)) for name, column in values.items()})
+        newest = newest.filter(pa.array(~kind.is_removed(newest)))
+    return Rows(newest)
+
+
+class IndexFileMissingError(EngineError):
+    """A part does not exist (any more): a newer checkpoint replaced it, or it was lost."""
+
+
+class PartFiles:
+    """Parts below ``folder`` of a store. Each is opened once, and stays open until it is released.
+
+    A part is compared with its digest when it is opened. A local part is mapped in place. A part on S3 is fetched once
+    into a cache folder that only its owner may enter, and mapped there. Parts of other stores are held in memory.
+
+    Args:
+      store: where the parts are.
+      folder: their folder there.
+      cache: the cache folder for S3; by default one for the store below the user's own.
+    """
+
+    def __init__(self, store: Store, folder: str, cache: Path | None = None) -> None:
+        self._store = store
+        self._folder = folder
+        self._cache = cache
+        self._open: dict[str, Rows] = {}
+
+    def write(self, rows: Rows) -> Part:
+        """Write rows as a part; equal rows give the same part."""
+        import pyarrow as pa
+
+        out = pa.BufferOutputStream()
+        with pa.ipc.new_file(out, rows.batch.schema) as writer:
+            writer.write_batch(rows.batch)
+        data = out.getvalue().to_pybytes()
+        digest = hashlib.sha256(data).hexdigest()
+        path = f"{self._folder}/{digest[:32]}.arrow"
+        self._store.create(path, data)
+        return Part(path, digest, len(data), len(rows), int(rows.high[0]), int(rows.high[-1]))
+
+    def open(self, part: Part) -> Rows:
+        """Return the rows of a part.
+
+        Raises:
+          IndexFileMissingError: there is no such part (any more).
+          IntegrityError: it is damaged.
+        """
+        import pyarrow as pa
+
+        if (rows_of_part := self._open.get(part.path)) is not None:
+            return rows_of_part
+        where = self._store.url(part.path)
+        try:
+            with self._source(part) as source, pa.ipc.open_file(source) as reader:
+                rows = Rows(reader.get_batch(0))
+        except FileNotFoundError:
+            raise IndexFileMissingError(f"{where} is missing; see docs/manifests.md") from None
+        except (pa.ArrowException, ValueError, KeyError) as error:
+            raise IntegrityError(f"{where} is not a part of an index: {error}") from None
+        if len(rows) != part.rows:
+            raise IntegrityError(f"{where} has {len(rows)} rows, expected {part.rows}")
+        self._open[part.path] = rows
+        return rows
+
+    def release(self, used: Container[str]) -> None:
+        """Close all parts except those at the paths ``used``, and remove them from the cache."""
+        for path in [path for path in self._open if path not in used]:
+            self._open.pop(path, None)
+        if isinstance(self._store, S3Store) and (cache := self._cache_folder()).is_dir():
+            for file in cache.glob("*.arrow"):
+                if f"{self._folder}/{file.name}" not in used:
+                    file.unlink(missing_ok=True)  # existing mappings stay valid
+
+    def check(self, part: Part) -> str | None:
+        """Describe a fault of a part's bytes in the store; None where there is none."""
+        try:
+            self._bytes(part)
+        except FileNotFoundError:
+            return f"{self._store.url(part.path)} is missing"
+        except IntegrityError as error:
+            return str(error)
+        return None
+
+    def _source(self, part: Part) -> pa.NativeFile:
+        import pyarrow as pa
+
+        if isinstance(self._store, LocalStore):
+            return _mapped(Path(self._store.url(part.path)), part)
+        if isinstance(self._store, S3Store):
+            file = self._cache_folder() / part.path.rsplit("/", 1)[1]
+            try:
+                return _mapped(file, part)
+            except (FileNotFoundError, IntegrityError):
+                self._fetch(part, file)
+            return _mapped(file, part)
+        return pa.BufferReader(self._bytes(part))
+
+    def _bytes(self, part: Part) -> bytes:
+        data = self._store.read(part.path)
+        if len(data) != part.size or hashlib.sha256(data).hexdigest() != part.sha256:
+            raise IntegrityError(f"{self._store.url(part.path)} differs from its digest; see docs/manifests.md")
+        return data
+
+    def _fetch(self, part: Part, file: Path) -> None:
+        data = self._bytes(part)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.chmod(file.parent, 0o700)
+            replace_file(file, data)
+        except OSError as error:
+            raise EngineError(f"cannot write {file}: {error.strerror or error}") from error
+
+    def _cache_folder(self) -> Path:
+        if self._cache is None:
+            from platformdirs import user_cache_path
+
+            name = hashlib.sha256(f"{self._store.root}/{self._folder}".encode()).hexdigest()[:16]
+            self._cache = user_cache_path("ciml") / "index" / name
+        return self._cache
+
+
+def _mapped(file: Path, part: Part) -> pa.NativeFile:
+    import pyarrow as pa
+
+    try:
+        # Read, not mapped: the pages do not count as memory of this process.
+        if file.stat().st_size != part.size or _digest(file) != part.sha256:
+            raise IntegrityError(f"{file} differs from its digest; see docs/manifests.md")
+        return pa.memory_map(str(file))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise EngineError(f"cannot read {file}: {error}") from error
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -18,7 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 from ciml.digest import canonical_json, sha256_hex
 from ciml.errors import EngineError
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Limits, Restorable
-from ciml.manifest.index_files import IndexFileMissingError
+from ciml.manifest.id_index import IndexFileMissingError
 from ciml.manifest.log import Delta, ManifestLog, StaleWriterError, catch_up, commit
 from ciml.storage import Store
 

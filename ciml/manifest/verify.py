@@ -11,8 +11,7 @@ from typing import Any, Generic, Literal, NamedTuple
 
 from ciml.errors import IntegrityError
 from ciml.manifest.checkpoints import Checkpoint, Checkpointed, Checkpoints, S
-from ciml.manifest.id_index import IdTable, completed
-from ciml.manifest.index_files import IndexFileMissingError, PartFiles
+from ciml.manifest.id_index import IdTable, IndexFileMissingError, PartFiles, completed
 from ciml.manifest.log import Link, ManifestLog
 from ciml.progress import Progress
 from ciml.storage import LocalStore
@@ -276,7 +275,7 @@ def _digest(table: IdTable) -> Mapping[str, str]:
     for rows in table.scan():
         digests["high"].update(rows.high.tobytes())
         digests["low"].update(rows.low.tobytes())
-        for name, column in rows.values.items():
-            for value in column.to_pylist():
+        for name in table.kind.columns:
+            for value in rows.batch.column(name).to_pylist():
                 digests[name].update(repr(value).encode() + b"\n")
     return {name: digest.hexdigest() for name, digest in digests.items()}

@@ -15,7 +15,8 @@ from ciml.errors import IntegrityError
 from ciml.events.records import OffsetRange
 from ciml.manifest.checkpoints import Checkpointed
 from ciml.manifest.coverage import Covered, NewCoverage, RangeSet, TopicState, coverage_json, coverage_of
-from ciml.manifest.id_index import IdSet, IdTable, Rows, TableKind, fingerprint
+from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
+from ciml.manifest.id_maps import IdSet
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.metrics import Family, metric
 from ciml.runs.metrics import manifest_families
@@ -233,7 +234,7 @@ class PredictionState(TopicState):
 
     def recent(self) -> dict[str, Rows]:
         """Return the ids added since the checkpoint it was restored from."""
-        return {"ids": self._ids.recent()}
+        return {"ids": self._ids.rows()}
 
 
 def prediction_checkpoints(model: str = "") -> Checkpointed[PredictionState]:

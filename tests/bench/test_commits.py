@@ -16,8 +16,7 @@ import pytest
 
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.checkpoints import Checkpoint, Checkpoints
-from ciml.manifest.id_index import IdTable, Rows, Run
-from ciml.manifest.index_files import PartFiles
+from ciml.manifest.id_index import IdTable, PartFiles, Rows, Run
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.segments import Segment
 from ciml.pipelines.ingest.committer import Committer
@@ -52,7 +51,8 @@ def history(raw: Store, runs: int, cache: Path | None = None) -> None:
                 if name == "runs":
                     digests = pa.array([b"\0" + random.bytes(32) for _ in range(rows)], pa.binary())
                     values = {"outcome": pa.array(np.ones(rows, np.uint8)), "digest": digests}
-                parts.append(files.write(Rows(high, random.integers(0, 1 << 63, rows, np.uint64), values)))
+                low = random.integers(0, 1 << 63, rows, np.uint64)
+                parts.append(files.write(Rows(pa.RecordBatch.from_pydict({"high": high, "low": low, **values}))))
             table = IdTable(TABLES[name], [*table.runs, Run(level, tuple(parts))], files)
         tables[name] = table.runs
     delta = {name: [] for name in ("runs", "repeats", "corrections", "ignored", "dead_letters", "deferred", "closes")}
@@ -256,7 +256,8 @@ def test_merging(tmp_path: Path) -> None:
             "outcome": pa.array(np.ones(rows, np.uint8)),
             "digest": pa.array([b"\0" + random.bytes(32) for _ in range(rows)], pa.binary()),
         }
-        runs.append(Run(2, (files.write(Rows(high, random.integers(0, 1 << 63, rows, np.uint64), values)),)))
+        low = random.integers(0, 1 << 63, rows, np.uint64)
+        runs.append(Run(2, (files.write(Rows(pa.RecordBatch.from_pydict({"high": high, "low": low, **values}))),)))
     steps = IdTable(TABLES["runs"], runs, files).merged()
     times = []
     while True:

@@ -11,8 +11,7 @@ import pytest
 from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import UNJUDGED, Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
-from ciml.manifest.id_index import IdTable
-from ciml.manifest.index_files import PartFiles
+from ciml.manifest.id_index import IdTable, PartFiles
 from ciml.metrics import Board, registry_of, serve_metrics
 from ciml.runs.accounting import reconcile
 from ciml.runs.known_ids import TABLES

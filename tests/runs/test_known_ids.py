@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from ciml.errors import IntegrityError
 from ciml.events.records import Origin
-from ciml.manifest.id_index import IdTable
-from ciml.manifest.index_files import PartFiles
+from ciml.manifest.id_index import IdTable, PartFiles
 from ciml.runs.known_ids import TABLES, Index, KnownRun, OpenDeadLetter
 from ciml.storage import LocalStore
 from tests.tier import tries

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from ciml.digest import canonical_json
 from ciml.events.records import Outcome
-from ciml.manifest.id_index import IdTable, fingerprint
-from ciml.manifest.index_files import PartFiles
+from ciml.manifest.id_index import IdTable, PartFiles, fingerprint
 from ciml.runs.accounting import reconcile
 from ciml.runs.known_ids import TABLES, Index, KnownRun
 from ciml.runs.state import RawState

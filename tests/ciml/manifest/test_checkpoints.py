@@ -412,7 +412,7 @@ def test_a_checkpoint_with_another_state_is_found(world: World) -> None:
     assert checkpoint is not None
     state = {**checkpoint.state, "runs": checkpoint.state["runs"] + 1}
     runs = {**checkpoint.tables, "events": checkpoint.tables["events"][1:]}
-    log.store.replace(log.checkpoint_path(14), checkpoint._replace(state=state, tables=runs).encode())
+    log.store.replace(log.checkpoint_path(14), checkpoint.replace(state=state, tables=runs).encode())
     assert [fault.split(": ", 1)[1] for fault in verify_manifest(world.store())] == [
         "runs differs from the sum of the deltas",
         "the index of events differs from that of the deltas",

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,8 +14,7 @@ from hypothesis import strategies as st
 
 from ciml.errors import IntegrityError
 from ciml.manifest import id_index
-from ciml.manifest.id_index import TIER, IdTable, Run, TableKind, fingerprint
-from ciml.manifest.index_files import IndexFileMissingError, PartFiles
+from ciml.manifest.id_index import TIER, IdTable, IndexFileMissingError, PartFiles, Run, TableKind, fingerprint
 from ciml.storage import LocalStore
 from tests.tier import tries
 
@@ -72,7 +72,6 @@ def test_a_table_is_a_dictionary_in_which_the_last_write_wins(
     got = {identity: answer["value"] for identity, answer in zip(asked, answers, strict=True) if answer}
     assert {identity: value for identity, value in got.items() if value} == want
     assert set(got) <= set(model)
-    assert table.contains(asked) == [answer is not None for answer in answers]
     assert scanned == want
 
 
@@ -104,11 +103,11 @@ def test_equal_rows_give_the_same_part(tmp_path: Path) -> None:
         table = IdTable(KIND, (), PartFiles(LocalStore(folder), "index"))
         for number in range(20):
             table = grown(table, {fingerprint(str(one)): number + 1 for one in range(number, number + 30)})
-        return [run.to_json() for run in table.runs]
+        return [msgspec.to_builtins(run) for run in table.runs]
 
     one, two = build(tmp_path / "a"), build(tmp_path / "b")
     assert one == two
-    assert [Run.from_json(value).to_json() for value in one] == one
+    assert [msgspec.to_builtins(msgspec.convert(value, Run)) for value in one] == one
 
 
 def test_removed_ids_are_dropped_with_the_oldest_run(tmp_path: Path) -> None:
@@ -132,9 +131,10 @@ def test_each_flipped_bit_of_a_part_is_an_error_before_it_is_parsed(tmp_path: Pa
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
         with pytest.raises(IntegrityError, match="differs from its digest"):
-            IdTable(KIND, table.runs, PartFiles(LocalStore(tmp_path), "index")).contains([fingerprint("a")])
+            IdTable(KIND, table.runs, PartFiles(LocalStore(tmp_path), "index")).get([fingerprint("a")])
     path.write_bytes(good)
-    assert IdTable(KIND, table.runs, PartFiles(LocalStore(tmp_path), "index")).contains([fingerprint("a")]) == [True]
+    (row,) = IdTable(KIND, table.runs, PartFiles(LocalStore(tmp_path), "index")).get([fingerprint("a")])
+    assert row == {"value": None, "text": None}
 
 
 def test_a_missing_or_changed_part_is_an_error(tmp_path: Path) -> None:
@@ -143,19 +143,22 @@ def test_a_missing_or_changed_part_is_an_error(tmp_path: Path) -> None:
     table = grown(table, {fingerprint("a"): 1})
     [part] = table.runs[0].parts
     data = store.read(part.path)
-    assert table.contains([fingerprint("a")]) == [True]
+    assert table.get([fingerprint("a")]) == [{"value": 1, "text": "t1"}]
     assert PartFiles(store, "index").check(part) is None
     for broken in (data[:-8], b"x" * len(data)):
         store.replace(part.path, broken)
         files = PartFiles(store, "index")
         assert "differs from its digest" in (files.check(part) or "")
         with pytest.raises(IntegrityError):
-            IdTable(KIND, table.runs, files).contains([fingerprint("a")])
+            IdTable(KIND, table.runs, files).get([fingerprint("a")])
     store.delete(part.path)
     assert "is missing" in (PartFiles(store, "index").check(part) or "")
     with pytest.raises(IndexFileMissingError):
-        IdTable(KIND, table.runs, PartFiles(store, "index")).contains([fingerprint("a")])
-    assert table.contains([fingerprint("a"), fingerprint("b")]) == [True, False]  # an existing mapping stays valid
+        IdTable(KIND, table.runs, PartFiles(store, "index")).get([fingerprint("a")])
+    assert table.get([fingerprint("a"), fingerprint("b")]) == [
+        {"value": 1, "text": "t1"},
+        None,
+    ]  # an existing mapping stays valid
 
 
 @pytest.mark.engines
@@ -165,12 +168,12 @@ def test_parts_on_s3_are_fetched_once_into_a_private_folder(s3: Any, tmp_path: P
     store, cache = open_store(f"{s3.bucket()}/raw"), tmp_path / "cache"
     table = grown(IdTable(KIND, (), PartFiles(store, "index", cache)), {fingerprint("a"): 1})
     [part] = table.runs[0].parts
-    assert table.contains([fingerprint("a")]) == [True]
+    assert table.get([fingerprint("a")]) == [{"value": 1, "text": "t1"}]
     assert (cache.stat().st_mode & 0o777, [file.stat().st_size for file in cache.iterdir()]) == (0o700, [part.size])
     good = store.read(part.path)
     store.replace(part.path, bytes(len(good)))
     other = PartFiles(store, "index", cache)
-    assert other.open(part).values["value"].to_pylist() == [1]  # from the cache
+    assert other.open(part).batch["value"].to_pylist() == [1]  # from the cache
     [file] = cache.iterdir()
     file.write_bytes(b"cut short")
     with pytest.raises(IntegrityError, match="differs from its digest"):
