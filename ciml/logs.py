@@ -10,17 +10,16 @@ import logging
 import os
 import sys
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TextIO
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple, TextIO
 
-#: Lines of one template and level, and all lines of a logger, in a window.
+#: Lines of one template, and all lines of a logger, in a window.
 _TEMPLATE_LINES = 60
 _LOGGER_LINES = 300
 _WINDOW_S = 60.0
-#: Templates, and loggers, that are counted; one more ends the window of the oldest.
-_MOST_WINDOWS = 1024
+#: Kinds of lines that are counted; one more ends the window.
+_MOST_KINDS = 1024
 #: Characters of a line without its traceback, and of a traceback, whose end is kept.
 _LINE_CHARACTERS = 8192
 _TRACEBACK_CHARACTERS = 8192
@@ -30,16 +29,11 @@ _LISTENERS = ("asyncio", "grpc", "ciml.serving.server", "ciml.integrations.webho
 _CLIENT_MODULES = frozenset({"h11", "h2", "ssl", "starlette", "grpc"})
 
 
-@dataclass
-class _Window:
-    began_s: float
-    level: int
-    limit: int
-    lines: int = 0
-    suppressed: int = 0
+class _Kind(NamedTuple):
+    """A kind of line that is limited: of a template, or, with the template "", of a logger."""
 
-
-_Windows = OrderedDict[tuple[str, str], _Window]  # by logger and template, the oldest first
+    logger: str
+    template: str
 
 
 class BoundedHandler(logging.StreamHandler):
@@ -54,55 +48,41 @@ class BoundedHandler(logging.StreamHandler):
         super().__init__(stream)
         self.setFormatter(BoundedFormatter(_FORMAT))
         self._clock = clock
-        self._templates: _Windows = OrderedDict()
-        self._loggers: _Windows = OrderedDict()
+        self._began_s = clock()
+        self._lines: Counter[_Kind] = Counter()
+        self._suppressed: Counter[_Kind] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
         now_s = self._clock()
-        self._end_windows(now_s - _WINDOW_S)
+        if now_s - self._began_s >= _WINDOW_S or len(self._lines) >= _MOST_KINDS:
+            self._began_s = now_s
+            self._end_window()
         # An information line is limited only where a client causes it: other such lines are asked for by an option.
         if record.levelno >= logging.WARNING or record.name.startswith(_LISTENERS):
-            windows = (
-                _window(self._loggers, record, "", _LOGGER_LINES, now_s),
-                _window(self._templates, record, str(record.msg)[:_LINE_CHARACTERS], _TEMPLATE_LINES, now_s),
-            )
-            for window in windows:
-                if window.lines >= window.limit:
-                    window.suppressed += 1
+            limits = {
+                _Kind(record.name, ""): _LOGGER_LINES,
+                _Kind(record.name, str(record.msg)[:_LINE_CHARACTERS]): _TEMPLATE_LINES,
+            }
+            for kind, limit in limits.items():
+                if self._lines[kind] >= limit:
+                    self._suppressed[kind] += 1
                     return
-            for window in windows:
-                window.lines += 1
+            self._lines.update(limits.keys())
         super().emit(record)
 
     def close(self) -> None:
         """Print how many lines were suppressed, and close."""
-        self._end_windows(float("inf"))
+        self._end_window()
         super().close()
 
-    def _end_windows(self, before_s: float) -> None:
-        """End the windows that began before a time. Print a line for each that suppressed lines."""
-        for windows in (self._templates, self._loggers):
-            for (logger, template), window in _ended(windows, before_s):
-                lines = f"lines like {template[:80]!r}" if template else "lines"
-                message = f"{window.suppressed} more {lines} were not logged"
-                if window.suppressed:
-                    super().emit(logging.LogRecord(logger, window.level, "", 0, message, None, None))
-
-
-def _window(windows: _Windows, record: logging.LogRecord, template: str, limit: int, now_s: float) -> _Window:
-    key = (record.name, template)
-    window = windows.get(key)
-    if window is None:
-        window = windows[key] = _Window(now_s, record.levelno, limit)
-    return window
-
-
-def _ended(windows: _Windows, before_s: float) -> Iterator[tuple[tuple[str, str], _Window]]:
-    while windows:
-        key = next(iter(windows))
-        if windows[key].began_s > before_s and len(windows) <= _MOST_WINDOWS:
-            break
-        yield key, windows.pop(key)
+    def _end_window(self) -> None:
+        """Print a line for each kind of line that was suppressed, and count anew."""
+        for kind, number in self._suppressed.items():
+            lines = f"lines like {kind.template[:80]!r}" if kind.template else "lines"
+            message = f"{number} more {lines} were not logged"
+            super().emit(logging.LogRecord(kind.logger, logging.WARNING, "", 0, message, None, None))
+        self._lines.clear()
+        self._suppressed.clear()
 
 
 class BoundedFormatter(logging.Formatter):

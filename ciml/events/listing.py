@@ -16,7 +16,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from io import RawIOBase
+from io import BufferedReader, RawIOBase
+from itertools import count
 from typing import IO, Any, NamedTuple
 
 from ciml.errors import CimlError, EngineError, RejectedInput
@@ -65,7 +66,7 @@ class Reading:
 
 
 class Line(NamedTuple):
-    """A line: its number from 0, and its bytes. For a line above the size limit, its size and hex sha256 instead."""
+    """A line: its number from 0, and its bytes. A line above the size limit has its size and hex sha256 instead."""
 
     number: int
     data: bytes
@@ -140,11 +141,9 @@ class Listing:
     def __init__(self, url: str, file: IO[bytes]) -> None:
         self.url = url
         self._file = file
-        scan = _Scan()
-        while piece := file.read(_PIECE):
-            scan.feed(piece)
-        self.blocks: Sequence[Block] = scan.close()
-        self.digest = scan.digest.hexdigest()
+        digest = hashlib.sha256()
+        self.blocks: Sequence[Block] = list(_blocks(_scanned(file, digest)))
+        self.digest = digest.hexdigest()
         self.lines = self.blocks[-1].end if self.blocks else 0
 
     @property
@@ -172,68 +171,46 @@ class Listing:
         self._file.close()
 
 
-class _Scan:
-    """Finds the lines of a listing, chunk by chunk."""
+def _scanned(file: IO[bytes], digest: Any) -> Iterator[Line]:
+    """Yield the lines of a file with their ends, without the data of oversized ones; update the digest of all bytes."""
+    lines = BufferedReader(file, _PIECE)  # type: ignore[type-var]  # a raw file
+    for number in count():
+        data = lines.readline(MAX_LISTING_LINE_BYTES + 1)
+        digest.update(data)
+        if not data:
+            lines.detach()
+            return
+        if len(data) <= MAX_LISTING_LINE_BYTES or data.endswith(b"\n"):
+            yield Line(number, data, len(data))
+            continue
+        size = len(data)
+        line_digest = hashlib.sha256(data)
+        while not data.endswith(b"\n") and (data := lines.readline(_PIECE)):
+            digest.update(data)
+            line_digest.update(data.removesuffix(b"\n"))
+            size += len(data)
+        yield Line(number, b"", size, line_digest.hexdigest())
 
-    def __init__(self) -> None:
-        self.digest = hashlib.sha256()
-        self._blocks: list[Block] = []
-        self._parts: list[bytes] = []  # of the block that is being filled
-        self._line = self._first = self._offset = self._size = 0
-        self._begun = 0  # bytes of the last line so far
-        self._long: Any = None  # the hash of an oversized line
 
-    def feed(self, piece: bytes) -> None:
-        self.digest.update(piece)
-        position = 0
-        while position < len(piece):
-            end = piece.find(b"\n", position) + 1
-            part = piece[position : end or len(piece)]
-            position += len(part)
-            self._begun += len(part)
-            if self._long is None and self._begun - bool(end) > MAX_LISTING_LINE_BYTES:
-                self._begin_long()
-            self._size += len(part)
-            if self._long is None:
-                self._parts.append(part)
-            else:
-                self._long.update(part[:-1] if end else part)
-            if end:
-                self._end_line()
+def _blocks(lines: Iterable[Line]) -> Iterator[Block]:
+    offset = 0
+    block: list[Line] = []
+    size = 0
+    for line in lines:
+        if block and (line.sha256 or block[-1].sha256 or len(block) >= BLOCK_LINES or size >= _BLOCK_BYTES):
+            yield _block(block, offset, size)
+            offset += size
+            block = []
+            size = 0
+        block.append(line)
+        size += line.size
+    if block:
+        yield _block(block, offset, size)
 
-    def close(self) -> list[Block]:
-        if self._begun:
-            self._end_line()
-        self._end_block()
-        return self._blocks
 
-    def _begin_long(self) -> None:
-        """Give the line so far a block of its own."""
-        held: list[bytes] = []
-        while self._parts and not self._parts[-1].endswith(b"\n"):
-            held.append(self._parts.pop())
-        size = sum(map(len, held))
-        self._size -= size
-        self._end_block()
-        self._size = size
-        self._long = hashlib.sha256(b"".join(reversed(held)))
-
-    def _end_line(self) -> None:
-        self._line += 1
-        self._begun = 0
-        if self._long is not None or self._line - self._first >= BLOCK_LINES or self._size >= _BLOCK_BYTES:
-            self._end_block()
-
-    def _end_block(self) -> None:
-        if self._size:
-            data = b"".join(self._parts)
-            long = self._long.hexdigest() if self._long is not None else ""
-            self._blocks.append(Block(self._first, self._line, self._offset, self._size, _block_digest(data), long))
-        self._offset += self._size
-        self._first = self._line
-        self._size = 0
-        self._parts = []
-        self._long = None
+def _block(lines: Sequence[Line], offset: int, size: int) -> Block:
+    digest = _block_digest(b"".join(line.data for line in lines))
+    return Block(lines[0].number, lines[-1].number + 1, offset, size, digest, lines[0].sha256)
 
 
 def _block_digest(data: bytes) -> bytes:

@@ -65,8 +65,7 @@ def test_the_count_is_printed_at_the_end(log: Log) -> None:
 def test_the_memory_of_templates_is_bounded(log: Log) -> None:
     for number in range(5000):
         log.handler.handle(log.logger.makeRecord(f"logger {number}", 30, "", 0, f"{number}", (), None))
-    assert len(log.handler._templates) <= 1024 + 1
-    assert len(log.handler._loggers) <= 1024 + 1
+        assert len(log.handler._lines) <= 1024 + 1
 
 
 def test_information_of_other_loggers_is_not_limited() -> None:
