@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _MODULES = {
     **dict.fromkeys(("Data", "open"), "ciml.api.data"),
     **dict.fromkeys(("DatasetKeys", "ExperimentKeys"), "ciml.api.types"),
-    **dict.fromkeys(("Figure", "RefreshResult", "TrainingResult"), "ciml.api.results"),
+    **dict.fromkeys(("Figure", "RefreshResult", "TrainingResult"), "ciml.api.types"),
     **dict.fromkeys(("Model", "Prediction"), "ciml.api.model"),
     "Dataset": "ciml.api.dataset",
     "DatasetDefinition": "ciml.datasets.definition",

@@ -7,14 +7,16 @@ the CPU unless ``CUDA_VISIBLE_DEVICES`` is set, prints less, and takes a fixed n
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["THREADS", "load_tensorflow", "own_process", "threads"]
+__all__ = ["THREADS", "load_tensorflow", "own_process", "settings_kept", "threads"]
 
 #: TensorFlow uses all cores by default; a trainer shares its machine.
 THREADS = 2
@@ -107,3 +109,29 @@ def _muted() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Restore settings of this process that libraries change: environment, random state, log handlers.
+
+    While it lasts, TensorFlow logs errors only.
+    """
+    tensorflow = logging.getLogger("tensorflow")
+    tensorflow.addFilter(_is_error)
+    environment = dict(os.environ)
+    state = random.getstate()
+    handlers = logging.root.handlers[:]
+    try:
+        yield
+    finally:
+        tensorflow.removeFilter(_is_error)
+        random.setstate(state)
+        logging.root.handlers[:] = handlers
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)

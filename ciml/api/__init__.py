@@ -7,8 +7,7 @@ from ciml.api.data import Data, open
 from ciml.api.dataset import Dataset
 from ciml.api.logs import parse_log
 from ciml.api.model import Model, Prediction
-from ciml.api.results import Figure, RefreshResult, TrainingResult
-from ciml.api.types import DatasetKeys, ExperimentKeys
+from ciml.api.types import DatasetKeys, ExperimentKeys, Figure, RefreshResult, TrainingResult
 
 __all__ = [
     "Data",

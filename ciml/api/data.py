@@ -13,12 +13,11 @@ from weakref import WeakSet
 from ciml.api.dataset import Dataset
 from ciml.api.logs import arrow_table, is_table, micros
 from ciml.api.model import Model
-from ciml.api.process import settings_kept
-from ciml.api.results import RefreshResult, TrainingResult
-from ciml.api.types import DatasetKeys, ExperimentKeys, Moment, Path, Table
+from ciml.api.types import DatasetKeys, ExperimentKeys, Moment, Path, RefreshResult, Table, TrainingResult
 from ciml.data_root import DataRoot
 from ciml.errors import NoDataError
 from ciml.progress import Progress, no_progress
+from ciml.tensorflow import settings_kept
 
 if TYPE_CHECKING:
     import pyarrow as pa

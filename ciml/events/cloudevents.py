@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 from ciml.digest import sha256_json
@@ -41,7 +41,6 @@ REASONS = frozenset(
     "too_many_runs".split()
 )
 _plain_source = lru_cache(maxsize=1024)(redact_url)  # a topic has few sources
-_Many = tuple[tuple[RunFacts, ...], tuple[Rejection, ...], dict[str, str], dict[str, Mapping[str, Any]]]
 
 
 class Event(NamedTuple):
@@ -140,32 +139,11 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
         raise RejectedInput("missing_field", "data")
     if type(data) is not dict:
         raise RejectedInput("bad_field", f"data: want an object, not {kind_of(data)}")
-    key = f"{ce_source} {ce_id}"
-    if "runs" in data:
-        return Event(key, ce_source, ce_id, ce_type, when_us, *_many(data["runs"], phase, source))
-    identity = run_identity(data, source)
-    try:
-        facts, address = facts_from_run(data, identity, phase)
-    except RejectedInput as rejected:
-        return Event(key, ce_source, ce_id, ce_type, when_us, (), (identity_alone(identity, phase, rejected),), {}, {})
-    addresses = {facts.run_id: address} if address != facts.log_url else {}
-    return Event(key, ce_source, ce_id, ce_type, when_us, (facts,), (), addresses, {})
-
-
-def _many(items: Any, phase: Phase, source: str) -> _Many:
-    if type(items) is not list or not items:
-        kind = "an empty list" if items == [] else kind_of(items)
-        raise RejectedInput("bad_field", f"runs: want a list of runs, not {kind}")
-    if len(items) > MAX_EVENT_RUNS:
-        raise RejectedInput("too_many_runs", f"runs: {len(items)} runs, at most {MAX_EVENT_RUNS}")
     run_facts: list[RunFacts] = []
     rejections: list[Rejection] = []
     addresses: dict[str, str] = {}
     runs: dict[str, Mapping[str, Any]] = {}
-    for index, run in enumerate(items):
-        where = f"runs[{index}]."
-        if type(run) is not dict:
-            raise RejectedInput("bad_field", f"runs[{index}]: want an object, not {kind_of(run)}")
+    for where, run in _runs(data):
         identity = run_identity(run, source, where)  # without it the event cannot be accounted for
         run_id = identity.encode()
         if run_id in runs:
@@ -179,7 +157,25 @@ def _many(items: Any, phase: Phase, source: str) -> _Many:
         run_facts.append(facts)
         if address != facts.log_url:
             addresses[run_id] = address
-    return tuple(run_facts), tuple(rejections), addresses, runs
+    key = f"{ce_source} {ce_id}"
+    several = runs if "runs" in data else {}
+    return Event(key, ce_source, ce_id, ce_type, when_us, tuple(run_facts), tuple(rejections), addresses, several)
+
+
+def _runs(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the prefix of the names of its fields, and the object, of each run of an event."""
+    if "runs" not in data:
+        return [("", data)]
+    runs = data["runs"]
+    if type(runs) is not list or not runs:
+        kind = "an empty list" if runs == [] else kind_of(runs)
+        raise RejectedInput("bad_field", f"runs: want a list of runs, not {kind}")
+    if len(runs) > MAX_EVENT_RUNS:
+        raise RejectedInput("too_many_runs", f"runs: {len(runs)} runs, at most {MAX_EVENT_RUNS}")
+    for index, run in enumerate(runs):
+        if type(run) is not dict:
+            raise RejectedInput("bad_field", f"runs[{index}]: want an object, not {kind_of(run)}")
+    return [(f"runs[{index}].", run) for index, run in enumerate(runs)]
 
 
 def open_cloudevent(value: bytes, headers: Iterable[tuple[str, bytes | None]]) -> tuple[Mapping[str, Any], Any]:
@@ -226,16 +222,6 @@ def _open_binary(value: bytes, headers: Mapping[str, bytes], media: str) -> tupl
     return attributes, parse_json(value)
 
 
-def finished_event(
-    *run_facts: RunFacts,
-    event_id: str | None = None,
-    time_us: int | None = None,
-    mode: Literal["structured", "binary", "bare"] = "structured",
-) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """Return a message (value, headers) that reports finished runs. See `run_event`."""
-    return run_event(FINISHED, *run_facts, event_id=event_id, time_us=time_us, mode=mode)
-
-
 def run_event(
     event_type: str,
     *run_facts: RunFacts,
@@ -273,3 +259,7 @@ def run_event(
         headers += [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
         return json.dumps(data).encode(), headers
     return json.dumps({**attributes, "data": data}).encode(), list(STRUCTURED) if mode == "structured" else []
+
+
+#: Returns a message (value, headers) that reports finished runs. The arguments are those of `run_event`.
+finished_event = partial(run_event, FINISHED)
