@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from ciml.api.logs import is_table, telemetry_of
+from ciml.api.logs import is_table, tables_of
 from ciml.api.types import Run
 from ciml.errors import CimlError, RejectedInput, UnusableRunError
 from ciml.extras import require
@@ -155,18 +155,14 @@ class Downsample(TransformerMixin, BaseEstimator):
         return np.array(names, object)
 
     def _tables(self, runs: Iterable[Run]) -> list[pa.Table]:
-        from ciml.transforms.parse.logs import parse_files
-
         inputs = list(runs)
         for run in inputs:
             if not isinstance(run, str | os.PathLike) and not is_table(run):
                 raise CimlError(f"Downsample: expected paths or tables, got {type(run).__name__}")
-        parsed = parse_files([run for run in inputs if isinstance(run, str | os.PathLike)], zone=self.zone)
         tables = []
-        for row, run in enumerate(inputs):
-            table = next(parsed) if isinstance(run, str | os.PathLike) else telemetry_of(run)
+        for row, table in enumerate(tables_of(inputs, self.zone)):
             if isinstance(table, RejectedInput):
-                raise _unusable(row, run, table)
+                raise _unusable(row, inputs[row], table)
             tables.append(table)
         return tables
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeGuard
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from ciml.api.types import DataFrame, Moment, Path, Table
+from ciml.api.types import DataFrame, Moment, Path, Run, Table
 from ciml.errors import CimlError, RejectedInput, UnusableRunError
 from ciml.telemetry import BOOT, TIME
 
@@ -94,6 +96,20 @@ def telemetry_of(value: Table) -> pa.Table:
         if name not in columns and (pa.types.is_floating(column_type) or pa.types.is_integer(column_type)):
             columns[name] = table.column(name).cast(pa.float64())
     return pa.table(columns)
+
+
+def tables_of(runs: Iterable[Run], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
+    """Yield the telemetry of paths and tables in order, or why a file has none.
+
+    Args:
+      runs: paths of logs, and tables.
+      zone: zone of logs that do not name one.
+    """
+    from ciml.transforms.parse.logs import parse_files
+
+    for are_tables, group in groupby(runs, is_table):
+        values: list[Any] = list(group)
+        yield from map(telemetry_of, values) if are_tables else parse_files(values, zone=zone)
 
 
 def micros(moment: Moment | None, name: str) -> int | None:

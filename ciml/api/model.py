@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
-from ciml.api.logs import is_table, telemetry_of
+from ciml.api.logs import is_table, tables_of
 from ciml.api.types import Run
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, RejectedInput, UnknownRunError, UnusableRunError
@@ -27,8 +27,6 @@ _BATCH_BYTES = 64 << 20
 #: Number of unusable runs that an error names.
 _NAMED_FAULTS = 5
 _UNKNOWN_RUN = "unknown_run"
-
-RunKind = Literal["file", "run", "telemetry"]
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ class Model:
             raise CimlError(f"unknown outcome {outcome!r:.80}; choose from {', '.join(sorted(OUTCOMES))}")
         context = bool(self._local.definition.definition.context)
         needed = context or self._local.rules is not None
-        run_ids = [str(run) for run in runs if _kind(run) == "run"] if needed else []
+        run_ids = [str(run) for run in runs if _is_run_id(run)] if needed else []
         stored_facts = find_facts(ManifestLog(self._data.raw), run_ids) if run_ids else {}
         given_facts = RunFacts("", "", job, outcome=outcome, labels=labels)
         return [stored_facts.get(run, given_facts) if isinstance(run, str) else given_facts for run in runs]
@@ -236,16 +234,9 @@ class Model:
             )
 
     def _tables(self, runs: Sequence[Run], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
-        from ciml.transforms.parse.logs import parse_files
-
-        for kind, group in groupby(runs, _kind):
+        for are_ids, group in groupby(runs, _is_run_id):
             values: list[Any] = list(group)
-            if kind == "file":
-                yield from parse_files(values, zone=zone)
-            elif kind == "run":
-                yield from self._stored(values)
-            else:
-                yield from map(telemetry_of, values)
+            yield from self._stored(values) if are_ids else tables_of(values, zone)
 
     def _stored(self, run_ids: Sequence[str]) -> Iterator[pa.Table | RejectedInput]:
         from ciml.manifest.log import ManifestLog
@@ -279,20 +270,19 @@ class Model:
         return f"Model({self.name!r}, version {self.version}: {', '.join(self.classes)})"
 
 
-def _kind(run: Run) -> RunKind:
+def _is_run_id(run: Run) -> bool:
+    """Return whether a run is the id of a stored run, and not a path or a table."""
     from ciml.events.run_id import RunId
 
-    if is_table(run):
-        return "telemetry"
-    if isinstance(run, str) and not os.path.exists(run):
-        try:
-            RunId.decode(run)
-        except RejectedInput:
-            return "file"
-        return "run"
-    if isinstance(run, str | os.PathLike):
-        return "file"
-    raise CimlError(f"cannot predict a {type(run).__name__}: expected a path, a run id or a table")
+    if not is_table(run) and not isinstance(run, str | os.PathLike):
+        raise CimlError(f"cannot predict a {type(run).__name__}: expected a path, a run id or a table")
+    if not isinstance(run, str) or os.path.exists(run):
+        return False
+    try:
+        RunId.decode(run)
+    except RejectedInput:
+        return False
+    return True
 
 
 def _name(number: int, run: Run) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -162,11 +161,11 @@ class Intake:
 
 
 class Workers:
-    """Threads that process requests, large ones one at a time. Belongs to one event loop."""
+    """Threads that process requests, and another one for large requests. Belongs to one event loop."""
 
     def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
-        self._large = asyncio.Semaphore(1)
+        self._small = ThreadPoolExecutor(threads, thread_name_prefix="request")
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="large-request")
         self._waiting = 0
 
     async def run(self, size: int, work: Callable[[], T]) -> T:
@@ -180,28 +179,14 @@ class Workers:
             raise RequestError("RESOURCE_EXHAUSTED", message)
         self._waiting += 1
         try:
-            return await (self._run_large(work) if size > LARGE_REQUEST_BYTES else self._submit(work))
+            pool = self._large if size > LARGE_REQUEST_BYTES else self._small
+            return await asyncio.wrap_future(pool.submit(_without_traceback, work))
         finally:
             self._waiting -= 1
 
-    def _submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.wrap_future(self._pool.submit(_without_traceback, work))
-
-    async def _run_large(self, work: Callable[[], T]) -> T:
-        await self._large.acquire()
-        loop = asyncio.get_running_loop()
-        future = self._pool.submit(_without_traceback, work)
-
-        def release(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._large.release)
-
-        # Release when the thread ends: the caller may be cancelled while the thread still works.
-        future.add_done_callback(release)
-        return await asyncio.wrap_future(future)
-
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._small, self._large):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _without_traceback(work: Callable[[], T]) -> T:

@@ -14,7 +14,8 @@ replaced objects are removed: the single deltas in ascending order, older checkp
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping
+import re
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -33,6 +34,7 @@ _FORMAT = 1
 _GC_INTERVAL_S = 3600.0
 _ATTEMPTS = 5
 _STEP_RECORDS = 2000
+_NUMBERED = re.compile(r"/([0-9]+)\.json$")
 
 
 class Restorable(State, Protocol):
@@ -322,8 +324,9 @@ class Checkpoints(Generic[S]):
         """Remove objects that were replaced longer ago than the grace."""
         log = self.log
         store = self.log.store
-        deltas = _numbered(log.folder, self._single_deltas())
-        checkpoints = _numbered(f"{log.folder}/checkpoints", store.entries(f"{log.folder}/checkpoints"))
+        deltas = self._single_deltas()
+        entries = store.entries(f"{log.folder}/checkpoints")
+        checkpoints = {int(match[1]): entry for entry in entries if (match := _NUMBERED.search(entry.path))}
         if not checkpoints:
             return
         yield
@@ -348,21 +351,12 @@ class Checkpoints(Generic[S]):
             yield
         store.delete_leftovers(log.folder, before_s)
 
-    def _single_deltas(self) -> list[Entry]:
-        entries: list[Entry] = []
+    def _single_deltas(self) -> dict[int, Entry]:
+        deltas: dict[int, Entry] = {}
         pattern = self.log.path_pattern()
         for entry in self.log.store.entries(self.log.folder):
-            if pattern.fullmatch(entry.path):
-                entries.append(entry)
-            elif entries or entry.path > f"{self.log.folder}/a":
+            if match := pattern.fullmatch(entry.path):
+                deltas[int(match[1])] = entry
+            elif deltas or entry.path > f"{self.log.folder}/a":
                 break  # stores list a folder's own objects first; the next run finds any that are missed here
-        return entries
-
-
-def _numbered(folder: str, entries: Iterable[Entry]) -> dict[int, Entry]:
-    numbered: dict[int, Entry] = {}
-    for entry in entries:
-        name = entry.path.removeprefix(f"{folder}/").removesuffix(".json")
-        if name.isdigit():
-            numbered[int(name)] = entry
-    return numbered
+        return deltas

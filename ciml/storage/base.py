@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from ciml.errors import CimlError
@@ -44,11 +45,9 @@ class Store(ABC):
     def read_while(self, paths: Sequence[str]) -> list[bytes]:
         """Return the objects at the first of ``paths``, up to the first missing one."""
         objects: list[bytes] = []
-        for path in paths:
-            try:
+        with suppress(FileNotFoundError):
+            for path in paths:
                 objects.append(self.read(path))
-            except FileNotFoundError:
-                break
         return objects
 
     def read_head(self, path: str, size: int) -> bytes:

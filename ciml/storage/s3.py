@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -203,12 +203,9 @@ class S3Store(Store):
         if len(paths) < 2:
             return super().read_while(paths)
         objects: list[bytes] = []
-        with ThreadPoolExecutor(min(len(paths), _S3_AT_ONCE)) as pool:
-            for answer in [pool.submit(self.read, path) for path in paths]:
-                try:
-                    objects.append(answer.result())
-                except FileNotFoundError:
-                    break
+        with ThreadPoolExecutor(min(len(paths), _S3_AT_ONCE)) as pool, suppress(FileNotFoundError):
+            for data in pool.map(self.read, paths):
+                objects.append(data)
         return objects
 
     def read_head(self, path: str, size: int | None = None) -> bytes:
