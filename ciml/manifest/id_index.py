@@ -278,7 +278,8 @@ def _merge(kind: TableKind, runs: Sequence[Run], files: PartFiles, *, drop: bool
                 rows = files.open(part)
                 start = int(np.searchsorted(rows.high, np.uint64(first)))
                 end = int(np.searchsorted(rows.high, np.uint64(last), side="right"))
-                slices.append(rows.batch.slice(start, end - start))
+                if start < end:
+                    slices.append(rows.batch.slice(start, end - start))
         yield _newest(kind, slices, drop=drop)
 
 
@@ -299,7 +300,7 @@ def _newest(kind: TableKind, slices: Sequence[pa.RecordBatch], *, drop: bool) ->
         high = rows.high[order]
         low = rows.low[order]
         same = high[1:] == high[:-1]
-    keep = np.append(~(same & (low[1:] == low[:-1])), len(order) > 0)
+    keep = np.append(~(same & (low[1:] == low[:-1])), True)
     newest = rows.batch.take(pa.array(order[keep]))
     if drop and kind.is_removed is not None:
         newest = newest.filter(pa.array(~kind.is_removed(newest)))
