@@ -21,7 +21,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -264,10 +264,8 @@ def waiting(spool: Folder) -> tuple[list[str], bool]:
       OSError: the spool cannot be read.
     """
     names = spool.names(MAX_SPOOL_ENTRIES)
-    recordings = sorted(name for name in names if _NAME.fullmatch(name))
-    return [*recordings, *(name for name in names if not _NAME.fullmatch(name))][:MAX_SPOOL_ENTRIES], len(
-        names
-    ) > MAX_SPOOL_ENTRIES
+    names.sort(key=lambda name: _NAME.fullmatch(name) is None)
+    return names[:MAX_SPOOL_ENTRIES], len(names) > MAX_SPOOL_ENTRIES
 
 
 def size_of(folder: Folder) -> int:
@@ -285,13 +283,10 @@ def default_spool() -> Path:
     if named:
         return Path(named).absolute()
     state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    if os.path.isabs(state) and os.access(_first_that_exists(Path(state)), os.W_OK | os.X_OK):
+    present = next(folder for folder in (Path(state), *Path(state).parents) if folder.exists())
+    if os.path.isabs(state) and os.access(present, os.W_OK | os.X_OK):
         return Path(state) / "ciml" / "record"
     return Path("/tmp") / f"ciml-record-{os.getuid()}"  # noqa: S108  # `open_private` checks the owner
-
-
-def _first_that_exists(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _read_plan(folder: Folder, young: bool) -> Plan | None:
@@ -422,21 +417,14 @@ def _mac(recording: Recording, secrets: bytes, salt: bytes) -> str:
 def _digest(recording: Recording, name: str) -> str:
     digest = hashlib.sha256()
     try:
-        for piece in _pieces(recording, name):
-            digest.update(piece)
+        with os.fdopen(recording.folder.open(name), "rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                if file.tell() > MAX_RECORDING_LOG_BYTES:
+                    raise CimlError(f"{recording.folder.path / name} is larger than {MAX_RECORDING_LOG_BYTES} bytes")
     except FileNotFoundError:
         return "-"
     return digest.hexdigest()
-
-
-def _pieces(recording: Recording, name: str) -> Iterator[bytes]:
-    remaining = MAX_RECORDING_LOG_BYTES
-    with os.fdopen(recording.folder.open(name), "rb") as file:
-        while piece := file.read(_PIECE):
-            remaining -= len(piece)
-            if remaining < 0:
-                raise CimlError(f"{recording.folder.path / name} is larger than {MAX_RECORDING_LOG_BYTES} bytes")
-            yield piece
 
 
 def _content(path: str) -> bytes:

@@ -198,12 +198,12 @@ class PredictionState(TopicState):
         return {
             "time_us": self.time_us,
             **self.coverage(),
-            "predicted": [[model, version, number] for (model, version), number in sorted(self.predicted.items())],
+            "predicted": _rows(self.predicted),
             "unpredictable": self._reasons(""),
             "repeats": self._repeats[""],
-            "latencies": [[model, bucket, number] for (model, bucket), number in sorted(self.latencies.items())],
+            "latencies": _rows(self.latencies),
             "latency_us": dict(sorted(self.latency_us.items())),
-            "verdicts": [[model, cause, number] for (model, cause), number in sorted(self.verdicts.items())],
+            "verdicts": _rows(self.verdicts),
             **({"outside": dict(sorted(self.outside.items()))} if self.outside else {}),
             **({"models": models} if models else {}),
         }
@@ -220,11 +220,10 @@ class PredictionState(TopicState):
         state.version = state.restored = version
         state.time_us = value.get("time_us", 0)
         state.restore_coverage(value)
-        state.predicted = Counter({(model, number): times for model, number, times in value.get("predicted", ())})
-        state.latencies = Counter({(model, bucket): number for model, bucket, number in value.get("latencies", ())})
-        state.latency_us = Counter(value.get("latency_us", {}))
-        state.verdicts = Counter({(model, cause): number for model, cause, number in value.get("verdicts", ())})
-        state.outside = Counter(value.get("outside", {}))
+        for name in ("predicted", "latencies", "verdicts"):
+            getattr(state, name).update({(model, key): number for model, key, number in value.get(name, ())})
+        for name in ("latency_us", "outside"):
+            getattr(state, name).update(value.get(name, {}))
         models: Mapping[str, Any] = value.get("models", {})
         state._of = {name: coverage_of(share["covered"]) for name, share in models.items()}
         for name, share in {"": value, **models}.items():
@@ -235,6 +234,10 @@ class PredictionState(TopicState):
     def recent(self) -> dict[str, Rows]:
         """Return the ids added since the checkpoint it was restored from."""
         return {"ids": self._ids.rows()}
+
+
+def _rows(counts: Counter[tuple[str, Any]]) -> list[list[Any]]:
+    return [[model, key, number] for (model, key), number in sorted(counts.items())]
 
 
 def prediction_checkpoints(model: str = "") -> Checkpointed[PredictionState]:
@@ -289,12 +292,11 @@ def prediction_families(state: PredictionState) -> Iterator[Family]:
     versions: dict[str, list[int]] = {}
     for model, version in sorted(filter(lambda key: state.includes(key[0]), state.predicted)):
         versions.setdefault(model, []).append(version)
-    named = {(model, version) for model, numbers in versions.items() for version in numbers[-_VERSIONS:]}
     predicted: Counter[tuple[str, ...]] = Counter()
-    for (model, version), number in state.predicted.items():
-        if not state.includes(model):
-            continue
-        predicted[model, str(version) if (model, version) in named else OLDER] += number
+    for model, numbers in versions.items():
+        for version in numbers:
+            name = str(version) if version in numbers[-_VERSIONS:] else OLDER
+            predicted[model, name] += state.predicted[model, version]
     yield PREDICTIONS.of(predicted)
     yield LATENCY.distribution(
         {

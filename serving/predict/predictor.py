@@ -5,6 +5,7 @@ An announcement is a message of the topic `runs`, which names a run of the raw s
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -225,74 +226,66 @@ class Predictor:
         """
         if batch.covers is None:
             raise IntegrityError("the batch of announcements has no offset range")
-        result = Predicted(batch.covers)
+        records: list[dict[str, Any]] = []
         runs = []
         for message in batch.messages:
             read = attempt("announcement", read_announcement, message)
             if isinstance(read, RejectedInput):
-                result.unpredictable.append(_unpredictable(message.offset, "", read.reason, read.detail))
+                records.append(_unpredictable(message.offset, "", read))
             else:
                 runs.append(read)
         for _ in range(_RELOADS if runs else 0):
             version = self.client.served_version(self._policy.label)
-            try:
-                predictions, unpredictable = self._predict_guarded(runs, version)
-            except NotServedError:
-                continue  # it was replaced meanwhile; its successor may prepare runs differently
-            result.predictions += predictions
-            result.unpredictable += unpredictable
-            return result
-        if runs:
-            raise EngineError(
-                f"model {self._policy.model}: the served version kept changing; gave up after {_RELOADS} tries"
-            )
-        return result
+            with contextlib.suppress(NotServedError):  # it was replaced; its successor may prepare runs differently
+                records += self._predict_guarded(runs, version)
+                break
+        else:
+            if runs:
+                raise EngineError(
+                    f"model {self._policy.model}: the served version kept changing; gave up after {_RELOADS} tries"
+                )
+        return Predicted(
+            batch.covers,
+            predictions=[record for record in records if "reason" not in record],
+            unpredictable=[record for record in records if "reason" in record],
+        )
 
-    def _predict_guarded(
-        self, runs: list[Announcement], version: int
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def _predict_guarded(self, runs: list[Announcement], version: int) -> list[dict[str, Any]]:
         """Call `_predict` guarded: a run that raises becomes unpredictable, alone (`ciml.transforms.guard`)."""
         served = self.served(version)  # outside of the guard: an error here is not a run's
-        predictions = list[dict[str, Any]]()
-        unpredictable = list[dict[str, Any]]()
+        records: list[dict[str, Any]] = []
         for part, result in bisect("predict", runs, lambda part: self._predict(part, version, served)):
-            if isinstance(result, RejectedInput):
-                offset = part[0].offset
-                run_id = part[0].run_id
-                model = self._policy.model
-                unpredictable.append(_unpredictable(offset, run_id, result.reason, result.detail, model, version))
-            else:
-                predictions += result[0]
-                unpredictable += result[1]
-        return predictions, unpredictable
+            records += [self._reject(part[0], version, result)] if isinstance(result, RejectedInput) else result
+        return records
 
-    def _predict(
-        self, runs: Sequence[Announcement], version: int, served: Served
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def _reject(self, run: Announcement, version: int, why: RejectedInput) -> dict[str, Any]:
+        return _unpredictable(run.offset, run.run_id, why) | {"model": self._policy.model, "version": version}
+
+    def _predict(self, runs: Sequence[Announcement], version: int, served: Served) -> list[dict[str, Any]]:
+        """Return a record for each run; a rejected one has a ``reason``."""
         definition = served.definition
-        unpredictable = list[dict[str, Any]]()
+        records: list[dict[str, Any]] = []
 
-        def reject(run: Announcement, reason: str, detail: str = "") -> None:
-            unpredictable.append(_unpredictable(run.offset, run.run_id, reason, detail, self._policy.model, version))
+        def reject(run: Announcement, why: RejectedInput) -> None:
+            records.append(self._reject(run, version, why))
 
         selected = []
         for run in runs:
             if definition.definition.selects(run.build_name):
                 selected.append(run)
             else:
-                reject(run, "job_not_selected")
+                reject(run, RejectedInput("job_not_selected"))
         started_s = time.perf_counter()
         readable, tables = self._read(selected, definition, reject)
         neighbours = self._near.of([run.run_id for run in readable]) if served.neighbours else ()
         prepared = prepare_runs(tables, definition, [_facts_of(run) for run in readable], neighbours)
         for row, why in prepared.rejected.items():
-            reject(readable[row], why.reason, why.detail)
+            reject(readable[row], why)
         prepare_ms = (time.perf_counter() - started_s) * 1e3
-        predictions = []
         for part, answer in self._answers(prepared, version):
             if isinstance(answer, FailedCallError):
                 for row in part:
-                    reject(readable[row], MODEL_ERROR, str(answer))
+                    reject(readable[row], RejectedInput(MODEL_ERROR, str(answer)))
                 continue
             check_answers(answer.probabilities, definition, f"model {self._policy.model}, version {version}")
             now = self._clock()
@@ -301,9 +294,9 @@ class Predictor:
                 try:
                     record = self._record(readable[row], answer.version, served, probabilities, windows)
                 except RejectedInput as rejected:
-                    reject(readable[row], rejected.reason, rejected.detail)
+                    reject(readable[row], rejected)
                     continue
-                predictions.append(
+                records.append(
                     record
                     | {
                         "n_windows": len(windows),
@@ -314,7 +307,7 @@ class Predictor:
                         "latency_ms": round(max(now * 1e3 - readable[row].timestamp_ms, 0.0), 1),
                     }
                 )
-        return predictions, unpredictable
+        return records
 
     def _answers(self, prepared: Prepared, version: int) -> Iterator[tuple[list[int], Prediction | FailedCallError]]:
         """Query the model call by call; halve a part that fails, down to the failing runs.
@@ -370,7 +363,7 @@ class Predictor:
         self,
         runs: Sequence[Announcement],
         definition: ResolvedDefinition,
-        reject: Callable[[Announcement, str, str], None],
+        reject: Callable[[Announcement, RejectedInput], None],
     ) -> tuple[Sequence[Announcement], list[pa.Table]]:
         columns = [TIME, BOOT, *definition.columns]
         try:
@@ -384,7 +377,7 @@ class Predictor:
                 tables.append(read_run(self._raw, run.path, columns=columns))
                 readable.append(run)
             except IntegrityError as error:
-                reject(run, "raw_unreadable", str(error))
+                reject(run, RejectedInput("raw_unreadable", str(error)))
         return readable, tables
 
     def close(self) -> None:
@@ -399,12 +392,8 @@ def _facts_of(run: Announcement) -> RunFacts:
     return RunFacts(run.run_id, identity.native_id, run.build_name, source=identity.source)
 
 
-def _unpredictable(
-    offset: int, run_id: str, reason: str, detail: str = "", model: str = "", version: int = 0
-) -> dict[str, Any]:
-    record: dict[str, Any] = {"offset": offset, "run_id": run_id, "reason": reason}
-    if detail:
-        record["detail"] = detail[:_DETAIL_CHARACTERS].encode(errors="backslashreplace").decode()
-    if model:
-        record |= {"model": model, "version": version}
+def _unpredictable(offset: int, run_id: str, why: RejectedInput) -> dict[str, Any]:
+    record: dict[str, Any] = {"offset": offset, "run_id": run_id, "reason": why.reason}
+    if why.detail:
+        record["detail"] = why.detail[:_DETAIL_CHARACTERS].encode(errors="backslashreplace").decode()
     return record

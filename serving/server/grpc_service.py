@@ -47,14 +47,8 @@ _MAX_SHAPE_BYTES = 64 * MAX_TENSOR_RANK
 _FIELDS = {
     "float32": "float_val",
     "float64": "double_val",
-    "int32": "int_val",
-    "int16": "int_val",
-    "int8": "int_val",
-    "uint8": "int_val",
-    "int64": "int64_val",
-    "bool": "bool_val",
-    "uint32": "uint32_val",
-    "uint64": "uint64_val",
+    **dict.fromkeys(("int32", "int16", "int8", "uint8"), "int_val"),
+    **{name: f"{name}_val" for name in ("int64", "bool", "uint32", "uint64")},
 }
 #: Applies a configuration and waits until it is served; raises `CimlError` on failure.
 Reload = Callable[[Iterable[ModelEntry]], None]

@@ -66,7 +66,7 @@ class LoadedModel:
         self.source = source
         self.loaded_at = time.time()
         self.signatures = signatures
-        self._process = process
+        self.process = process
         self._max_rows = max_rows
         self._idle = threading.Condition()
         self._running = 0
@@ -75,7 +75,7 @@ class LoadedModel:
     @property
     def ended(self) -> bool:
         """Whether its process has ended: it must be loaded again."""
-        return self._process.ended
+        return self.process.ended
 
     def signature(self, name: str) -> Signature:
         """Return a signature by name; "" is the default one. Raises `RequestError`, FAILED_PRECONDITION."""
@@ -113,7 +113,7 @@ class LoadedModel:
                 )
         if len(set(output_filter)) != len(output_filter):
             raise invalid(f"duplicate output tensor alias in {list(output_filter)}")
-        arrays = self._process.run(signature, [inputs[name] for name in signature.inputs], timeout_s)
+        arrays = self.process.run(signature, [inputs[name] for name in signature.inputs], timeout_s)
         outputs_by_name = dict(zip(signature.outputs, arrays, strict=True))
         return {name: outputs_by_name[name] for name in (output_filter or outputs_by_name)}
 
@@ -149,7 +149,7 @@ class LoadedModel:
         with self._idle:
             self._closed = True
             self._idle.wait_for(lambda: self._running == 0, timeout=wait_s)
-        self._process.end()
+        self.process.end()
         self.signatures = {}
 
 

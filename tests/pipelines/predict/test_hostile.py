@@ -16,6 +16,7 @@ from ciml.digest import canonical_json
 from ciml.errors import EngineError
 from ciml.serving.client import ClientPolicy
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
+from ciml.serving.server.model.messages import Signature
 from tests.pipelines.predict.predicting import World, batch, telemetry
 from tests.serving.models_fixture import save_model
 
@@ -96,11 +97,10 @@ def test_model_that_answers_nothing_stops_the_batch(
     number, model = world.server.manager.find("m")
     assert number == 1
 
-    def hangs(feeds: Sequence[Any], limit_s: float) -> Any:
-        time.sleep(limit_s + 0.2)
+    def hangs(signature: Signature, inputs: Sequence[Any], timeout_s: float) -> Any:
+        time.sleep(timeout_s + 0.2)
 
-    signature = replace(model.signatures["serving_default"], run=hangs)
-    monkeypatch.setitem(model.signatures, "serving_default", signature)
+    monkeypatch.setattr(model.process, "run", hangs)
     policy = PredictPolicy("m", client=ClientPolicy(timeout_s=0.3, budget_s=20))
     with pytest.raises(EngineError, match="DEADLINE_EXCEEDED"):
         Predictor(world.data, world.address, policy).predict(batch([world.put("zuul~a~1", telemetry(1))]))
