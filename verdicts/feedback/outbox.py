@@ -250,11 +250,11 @@ class Outbox:
 
     def message(self, entry: Entry, client: ReviewClient | None = None) -> Rendered:
         """Write the message on a patch set."""
-        form, limit = (client.format, client.most_bytes) if client else (self.markup, self.policy.max_bytes)
         policy = self.policy
-        can_react = client.can_react if client else self.markup != "gerrit"
-        most_bytes = min(limit, policy.max_bytes)
-        style = Style(form, most_bytes, policy.max_jobs, policy.mute_word, can_react, policy.min_reruns)
+        if client is not None:
+            style = Style(client.format, min(client.most_bytes, policy.max_bytes), client.can_react, policy)
+        else:
+            style = Style(self.markup, policy.max_bytes, self.markup != "gerrit", policy)
         marker = marker_of(self.name, entry.change.project, entry.change.change)
         return render([self.evidence(item) for item in entry.items.values()], marker, entry.change, style)
 

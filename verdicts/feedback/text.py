@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ciml.digest import sha256_json
 from ciml.integrations.review import ChangeRef, Format, Rendered, cut, inert, name
+from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.policy import Item
 
 _NAME_BYTES = 120
@@ -45,18 +46,15 @@ class Style:
     Attributes:
       format: markup of the system.
       most_bytes: most bytes of a message.
-      most_jobs: most jobs with a line of their own.
-      mute_word: word in the title of a change that gets no messages.
       can_react: whether reviewers can react to the message with an emoji.
-      min_reruns: runs that ran again before a message reports how many passed.
+      policy: how many jobs have a line of their own, the word that mutes a change, and how many reruns are needed to
+        report how many passed.
     """
 
     format: Format
     most_bytes: int
-    most_jobs: int
-    mute_word: str
     can_react: bool
-    min_reruns: int = 10
+    policy: Policy
 
 
 def marker_of(system: str, project: str, change: str) -> str:
@@ -97,7 +95,7 @@ def render(findings: Sequence[Finding], marker: str, change: ChangeRef, style: S
     ordered = sorted(findings, key=_order)
     title = _title(ordered)
     prefix = f"{marker}:{patchset_key(change)}:{causes_of(finding.item for finding in ordered)}:"
-    jobs = min(len(ordered), style.most_jobs)
+    jobs = min(len(ordered), style.policy.max_jobs)
     observations = _MOST_OBSERVATIONS if len(ordered) == 1 else _MOST_OBSERVATIONS_OF_SEVERAL
     while True:
         if len(ordered) == 1:
@@ -185,7 +183,7 @@ def _rerun_lines(ordered: Sequence[Finding], style: Style) -> list[str]:
     lines = []
     for cause, words in _CAUSE_WORDS.items():
         item = next((finding.item for finding in ordered if finding.item.cause == cause), None)
-        if item is None or item.reruns < style.min_reruns:
+        if item is None or item.reruns < style.policy.min_reruns:
             continue
         lines.append(
             f"Runs that ciml put down to {words}: {item.reruns} ran again unchanged, and {item.passed} of these passed."
@@ -197,7 +195,7 @@ def _footer(change: ChangeRef, style: Style) -> str:
     objection = "react with 👎, or reply “not helpful”" if style.can_react else "reply “not helpful”"
     return (
         f"ciml estimated this from the telemetry of the runs of {_patchset(change)}. Wrong: {objection}. "
-        f"No messages on this change: put {name(style.mute_word)} into its title."
+        f"No messages on this change: put {name(style.policy.mute_word)} into its title."
     )
 
 

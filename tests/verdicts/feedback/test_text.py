@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ciml.events.records import RunFacts
 from ciml.integrations.review import ChangeRef, Format, cut, inert
+from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.policy import Item, decide_feedback
 from ciml.verdicts.feedback.text import Finding, Style, marker_of, render, stamped
 from tests.tier import tries
@@ -29,7 +30,7 @@ def item(record: dict[str, Any] | None = None, **run: Any) -> Item:
 
 
 def message(*findings: Finding, markup: Format = "github", most_bytes: int = 4000, jobs: int = 5) -> str:
-    style = Style(markup, most_bytes, jobs, "ciml-quiet", markup != "gerrit")
+    style = Style(markup, most_bytes, markup != "gerrit", Policy(max_jobs=jobs))
     return render(findings, marker_of("review", "org/project", "12"), CHANGE, style).body
 
 
@@ -134,7 +135,7 @@ def test_hostile_text_in_any_field_is_only_text(number: int, markup: Format) -> 
     findings = everywhere(CORPUS[number])
     assert len(findings) >= 20 or not CORPUS[number]
     for one in findings:
-        style = Style(markup, 4000, 5, "ciml-quiet", markup != "gerrit")
+        style = Style(markup, 4000, markup != "gerrit", Policy())
         made = render([one], marker_of("review", one.item.project, one.item.change), one.item.ref, style)
         assert not list(faults(made.body, markup, (PICTURE,))), made.body
         assert len(made.body.encode()) <= 4000
@@ -192,6 +193,6 @@ def test_the_judge_finds_what_it_should() -> None:
 @pytest.mark.parametrize("can_react", [True, False])
 def test_it_asks_for_a_reaction_only_where_one_is_possible(can_react: bool) -> None:
     one = everywhere("unit")[0]
-    body = render([one], "ciml:0", one.item.ref, Style("github", 4000, 5, "ciml-quiet", can_react)).body
+    body = render([one], "ciml:0", one.item.ref, Style("github", 4000, can_react, Policy())).body
     assert ("👎" in body) == can_react
     assert "not helpful" in body
