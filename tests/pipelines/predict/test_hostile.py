@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from msgspec.structs import replace
 
 from ciml.digest import canonical_json
 from ciml.errors import EngineError
