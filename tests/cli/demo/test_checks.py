@@ -184,6 +184,7 @@ def test_each_raw_row_is_predicted_once() -> None:
 
 def test_a_topic_has_each_record_once() -> None:
     assert check_topic("t", ["a", "b"], ["b", "a"]).passed
+    assert check_topic("t", ["a", "b"], {"b": False, "a": True}).passed
     assert not check_topic("t", ["a"], ["a", "b"]).passed
     assert not check_topic("t", ["a", "a"], ["a"]).passed
     assert not check_topic("t", ["a", "x"], ["a"]).passed
