@@ -38,12 +38,10 @@ from ciml.pipelines.kafka.publish import enqueue
 from ciml.pipelines.kafka.source import ReadFromKafka
 from ciml.transforms.guard import INTERNAL, attempt, bisect
 from ciml.transforms.ingest.run_stages import keep_error
-from ciml.transforms.live.run_state import RunState, Wake
-from ciml.transforms.live.samples import NO_SAMPLES, Part, join_parts, pack, part_of, unpack
+from ciml.transforms.live.samples import NO_SAMPLES, LivePolicy, Part, RunState, Wake, join_parts, pack, part_of, unpack
 from ciml.transforms.live.windows import (
     LATE,
     LiveDataset,
-    LivePolicy,
     LiveRun,
     columns_of,
     example_message,

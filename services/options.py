@@ -240,7 +240,7 @@ class LiveOptions(TopicOptions):
         """
         from ciml.data_root import DataRoot
         from ciml.pipelines.live import LiveConfig, live_dataset
-        from ciml.transforms.live.windows import LivePolicy
+        from ciml.transforms.live.samples import LivePolicy
 
         if not self.dead_letters_topic:
             raise CimlError("--dead-letters-topic: must not be empty")

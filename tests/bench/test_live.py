@@ -36,7 +36,8 @@ from ciml.pipelines.kafka.plan import close_readers
 from ciml.pipelines.live import LiveConfig, build_live
 from ciml.services.driver import drive
 from ciml.services.live import LiveService, make_topics, plan_live
-from ciml.transforms.live.windows import LiveDataset, LivePolicy
+from ciml.transforms.live.samples import LivePolicy
+from ciml.transforms.live.windows import LiveDataset
 from tests.bench.live_farm import COLUMNS
 from tests.corpus import builds
 from tests.pipelines.flink.flink_state import checkpoint_counts

@@ -274,7 +274,7 @@ _Reduce = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 # int64 [W]. All groups have a sample; the result of a group without a value is undefined.
 
 
-def _sum(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray) -> np.ndarray:
+def _sum(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return _reduceat(np.add, np.where(has_value, column, 0.0), begins)
 
 
@@ -283,14 +283,14 @@ def _reduceat(operation: np.ufunc, column: np.ndarray, begins: np.ndarray) -> np
 
 
 def _mean(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return np.asarray(_sum(column, has_value, begins) / counts)
+    return np.asarray(_sum(column, has_value, begins, counts) / counts)
 
 
 def _var(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return the variance with ddof 1, in two passes: the mean, then the squared distances; 0 for one value."""
     mean = _mean(column, has_value, begins, counts)
     distance = column - np.repeat(mean, _sizes(begins, column.size))
-    return np.asarray(_sum(distance * distance, has_value, begins) / np.maximum(counts - 1, 1))
+    return np.asarray(_sum(distance * distance, has_value, begins, counts) / np.maximum(counts - 1, 1))
 
 
 def _std(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -310,7 +310,24 @@ def _last(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts:
     return np.asarray(column[_reduceat(np.maximum, indices, begins)])
 
 
+def _first(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return np.asarray(column[begins])
+
+
+def _median(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    ascending = column[np.lexsort((column, np.repeat(begins, counts)))]
+    low = ascending[begins + (counts - 1) // 2]
+    high = ascending[begins + counts // 2]
+    return np.asarray(np.where(low == high, low, (low + high) / 2))
+
+
+def _number(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return counts.astype(np.float64)
+
+
 _STATISTICS: dict[str, _Reduce] = {"mean": _mean, "std": _std, "min": _min, "max": _max, "last": _last}
+#: Functions of a run's windows, which all have values.
+_AGGREGATIONS = {**_STATISTICS, "var": _var, "sum": _sum, "first": _first, "count": _number, "median": _median}
 
 
 def _aggregate(
@@ -323,27 +340,6 @@ def _aggregate(
     out = []
     for column in columns:
         with np.errstate(all="ignore"):
-            results = [_function(name, column, all_there, run, begins, counts) for name in functions]
+            results = [_AGGREGATIONS[name](column, all_there, begins, counts) for name in functions]
         out.append(np.stack(results, axis=1).ravel())
     return out, np.repeat(run[begins], len(functions))
-
-
-def _function(
-    name: str, column: np.ndarray, all_there: np.ndarray, run: np.ndarray, begins: np.ndarray, counts: np.ndarray
-) -> np.ndarray:
-    if name in _STATISTICS:
-        return _STATISTICS[name](column, all_there, begins, counts)
-    if name == "var":
-        return _var(column, all_there, begins, counts)
-    if name == "sum":
-        return _sum(column, all_there, begins)
-    if name == "first":
-        return np.asarray(column[begins])
-    if name == "count":
-        return counts.astype(np.float64)
-    if name == "median":
-        ascending = column[np.lexsort((column, run))]
-        low = ascending[begins + (counts - 1) // 2]
-        high = ascending[begins + counts // 2]
-        return np.asarray(np.where(low == high, low, (low + high) / 2))
-    raise ValueError(f"unknown aggregation {name!r}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +31,11 @@ class LogOf(NamedTuple):
     @property
     def run_id(self) -> str:
         return self.facts.run_id
+
+    def pending(self, index: int) -> PendingRun:
+        """Return the run as one whose log is to be fetched, with ``index`` as its origin."""
+        times = RunFacts(self.run_id, "", log_url=self.address, start_us=self.facts.start_us, end_us=self.facts.end_us)
+        return PendingRun(Origin("", 0, index), "", times)
 
 
 class LogReader:
@@ -81,9 +88,8 @@ class LogReader:
         Raises:
           EngineError: a log cannot be read for a transient reason.
         """
-        return self._windows(
-            logs, resolved, {index: self._kept[log.run_id] for index, log in self._known(logs)}
-        ).n_windows
+        kept = {index: self._kept[log.run_id] for index, log in self._known(logs)}
+        return self._windows(logs, resolved, kept).n_windows
 
     def windows(self, logs: Sequence[LogOf], resolved: ResolvedDefinition) -> Windows:
         """Return the windows of the runs; an unusable log is rejected with the reason of its dead letter.
@@ -105,32 +111,15 @@ class LogReader:
             if tables or not parts:
                 parts.append(_windows_of(tables, logs, resolved))
             del part, tables
-        merged = parts[0][1] if len(parts) == 1 and len(parts[0][0]) == len(logs) else merge_windows(parts, len(logs))
-        return Windows(
-            merged.values,
-            merged.run,
-            merged.position,
-            merged.n_windows,
-            tuple(sorted((*merged.rejected, *rejected), key=lambda each: each[0])),
-        )
+        merged = merge_windows(parts, len(logs))
+        return replace(merged, rejected=tuple(sorted((*merged.rejected, *rejected), key=itemgetter(0))))
 
     def _parts(self, logs: Sequence[LogOf], wanted: Sequence[int]) -> Iterator[dict[int, pa.Table | RejectedInput]]:
         """Yield the results of the logs at some indices, by index, part by part."""
-        from ciml.transforms.ingest.run_stages import (
-            PASSING,
-            read_logs,
-        )  # imported in the reading processes, in parallel
+        # Imported in the reading processes, in parallel.
+        from ciml.transforms.ingest.run_stages import PASSING, read_logs
 
-        pending_runs = [
-            PendingRun(
-                Origin("", 0, index),
-                "",
-                RunFacts(log.run_id, "", log_url=log.address, start_us=log.facts.start_us, end_us=log.facts.end_us),
-            )
-            for index in wanted
-            for log in [logs[index]]
-        ]
-        for batch in read_logs(pending_runs, self._fetch):
+        for batch in read_logs([logs[index].pending(index) for index in wanted], self._fetch):
             parsed: dict[int, pa.Table | RejectedInput] = {
                 pending.origin.offset: pending.telemetry for pending in batch.pending_runs
             }

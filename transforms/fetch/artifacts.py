@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ciml.errors import RejectedInput
 from ciml.events.fields import parse_json, time_us
@@ -22,11 +22,12 @@ from ciml.events.run_id import RunId
 from ciml.globs import glob_pattern
 from ciml.http.addresses import Address, below
 from ciml.limits import MAX_ARTIFACTS_PAGES
-from ciml.transforms.fetch import artifacts
 from ciml.transforms.fetch.decompress import gunzip, is_archive, unzip
 from ciml.transforms.fetch.files import first_found
-from ciml.transforms.fetch.http import HttpLogs
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+
+if TYPE_CHECKING:
+    from ciml.transforms.fetch.http import HttpLogs  # imports an HTTP client, which is rarely needed
 
 _MAX_NAME = 256
 PAGE = 100  # artifacts of a page: the most that GitHub gives
@@ -188,9 +189,9 @@ def read_http(
     with http.one_log():
         if address.is_folder:
             return first_found(below(address, policy.log_paths), lambda each: http.fetch(each, grow))
-        if artifacts.is_artifact_list(address.path):
+        if is_artifact_list(address.path):
             return _archived(http, policy, _artifact_address(http, policy, address, job), grow)
-        if artifacts.is_job_archive(address.path):
+        if is_job_archive(address.path):
             return _archived(http, policy, address, grow)
         return http.fetch(address, grow)
 
@@ -199,12 +200,12 @@ def _artifact_address(http: HttpLogs, policy: FetchPolicy, address: Address, job
     """Return the address of the artifact with a job's log: on the API of its list, by the id in the list."""
     pages: list[Artifact] = []
     for number in range(1, MAX_ARTIFACTS_PAGES + 1):
-        page = replace(address, path=f"{address.path}?per_page={artifacts.PAGE}&page={number}")
-        page_artifacts, more = artifacts.artifacts_on(http.page(page))
+        page = replace(address, path=f"{address.path}?per_page={PAGE}&page={number}")
+        page_artifacts, more = artifacts_on(http.page(page))
         pages += page_artifacts
         if not more:
             break
-    artifact = artifacts.artifact_of(job or JobFacts("", "", 1, None, None), pages, policy.artifact_names)
+    artifact = artifact_of(job or JobFacts("", "", 1, None, None), pages, policy.artifact_names)
     actions = address.path.rpartition("/runs/")[0]
     return replace(address, path=f"{actions}/artifacts/{artifact.id}/zip")
 

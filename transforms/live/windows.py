@@ -32,36 +32,11 @@ from ciml.manifest.coverage import RangeSet
 from ciml.messages import LateSamples, LiveExample, RejectedSamples, Standing, Window
 from ciml.transforms.examples.downsample import DAY_US, as_stored, reduce_windows
 from ciml.transforms.examples.prepare import prepare_many, row_digest
-from ciml.transforms.live.samples import NEVER_US, Part, by_start, join_parts, unseen
+from ciml.transforms.live.samples import NEVER_US, LivePolicy, Part, by_start, join_parts, unseen
 
 PaneKind = Literal["early", "final", "late"]
 _NONE = np.zeros(0, np.int64)
 _EVER = 1 << 62
-
-
-@dataclass(frozen=True)
-class LivePolicy:
-    """When windows and examples are published, and for how long a run is kept.
-
-    Attributes:
-      slack_s: how long, by the run's own clock, a window waits for late samples after its end, before it is
-        published as final. It exceeds the reordering by recorders and brokers; a later sample makes a late pane.
-      window_growth: a window is published early when its samples have grown by this fraction since the last time: at
-        each of the first 16, then ever more rarely, so that a window of n samples is not read n times.
-      example_growth: the same for a run's example, which is published as a whole.
-      grace_s: how long an ended run waits for missing samples, by this machine's clock.
-      silence_s: how long a run may be silent before it is given up, by this machine's clock.
-      remember_s: how long an ended run is remembered, so that later samples are recognised as late.
-      most_samples: limit of samples of a run; further ones are rejected.
-    """
-
-    slack_s: float = 60.0
-    window_growth: float = 1 / 16
-    example_growth: float = 1 / 20
-    grace_s: float = 60.0
-    silence_s: float = 1800.0
-    remember_s: float = 86_400.0
-    most_samples: int = 200_000
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.datasets.listed_runs import ListedRuns
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset, with_default_windows
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.live.windows import LiveDataset, LivePolicy, LiveRun
+from ciml.transforms.live.samples import LivePolicy
+from ciml.transforms.live.windows import LiveDataset, LiveRun
 from ciml.trust import TrustPolicy
 from tests.pipelines.datasets.dataset_scenes import NOON, SECOND
 from tests.runs.scenes import UNTRUSTED, RawStore

@@ -21,7 +21,7 @@ from ciml.pipelines.kafka.plan import close_readers
 from ciml.pipelines.live import KeepRun, LiveConfig, build_live, reached, reset
 from ciml.services.driver import drive
 from ciml.services.live import LiveService, make_topics, plan_live
-from ciml.transforms.live.windows import LivePolicy
+from ciml.transforms.live.samples import LivePolicy
 from tests.pipelines.flink.flink_state import checkpoint_counts
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real, wait_for
 from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send

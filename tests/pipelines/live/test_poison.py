@@ -15,7 +15,7 @@ from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.live import KeepRun, LiveConfig
 from ciml.services.driver import drive
 from ciml.services.live import LiveService
-from ciml.transforms.live.run_state import RunState
+from ciml.transforms.live.samples import RunState
 from ciml.transforms.live.windows import LiveRun
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real
 from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send

@@ -17,9 +17,8 @@ from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.coverage import RangeSet
 from ciml.pipelines.live import KeepRun, KeptRuns, LiveConfig, ToSend
-from ciml.transforms.live.run_state import RunState, Wake
-from ciml.transforms.live.samples import Part, pack, part_of
-from ciml.transforms.live.windows import LiveDataset, LivePolicy, LiveRun, columns_of
+from ciml.transforms.live.samples import LivePolicy, Part, RunState, Wake, pack, part_of
+from ciml.transforms.live.windows import LiveDataset, LiveRun, columns_of
 from tests.pipelines.live import living
 from tests.transforms.live.live_scenes import Disorder, arrivals, recorded
 from tests.transforms.samples import corpus, resolved
