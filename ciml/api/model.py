@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, overload
 
 from ciml.api.logs import is_table, tables_of
 from ciml.api.types import Run
@@ -70,6 +70,14 @@ class Prediction:
             "n_windows": self.n_windows,
             **({} if self.verdict is None else {"verdict": self.verdict.to_json()}),
         }
+
+
+class _Input(NamedTuple):
+    """A run to predict: its name, its facts, and its telemetry or why it has none."""
+
+    name: str
+    facts: RunFacts
+    table: pa.Table | RejectedInput
 
 
 class Model:
@@ -189,14 +197,12 @@ class Model:
         inputs = list(runs)
         names = [_name(number, run) for number, run in enumerate(inputs, 1)]
         facts = self._facts(inputs, job, outcome, labels or {})
-        rows = iter(zip(names, facts, strict=True))
-        for batch in _batches(self._tables(inputs, zone)):
-            named_facts = [next(rows) for _ in batch]
-            self._check_context(named_facts, batch)
-            usable = [row for row, table in enumerate(batch) if not isinstance(table, RejectedInput)]
-            answers = iter(self._local.predict([batch[row] for row in usable], [named_facts[row][1] for row in usable]))
-            for (name, _), table in zip(named_facts, batch, strict=True):
-                yield _prediction(name, table if isinstance(table, RejectedInput) else next(answers))
+        for batch in _batches(map(_Input, names, facts, self._tables(inputs, zone))):
+            self._check_context(batch)
+            usable = [(item.table, item.facts) for item in batch if not isinstance(item.table, RejectedInput)]
+            answers = iter(self._local.predict([table for table, _ in usable], [facts for _, facts in usable]))
+            for item in batch:
+                yield _prediction(item.name, item.table if isinstance(item.table, RejectedInput) else next(answers))
 
     def _facts(
         self, runs: Sequence[Run], job: str, outcome: OutcomeWord | None, labels: Mapping[str, str]
@@ -216,22 +222,19 @@ class Model:
         given_facts = RunFacts("", "", job, outcome=outcome, labels=labels)
         return [stored_facts.get(run, given_facts) if isinstance(run, str) else given_facts for run in runs]
 
-    def _check_context(self, runs: Sequence[tuple[str, RunFacts]], tables: Sequence[pa.Table | RejectedInput]) -> None:
+    def _check_context(self, batch: Sequence[_Input]) -> None:
         """Raise `CimlError`, with the unusable runs, if a usable run lacks facts that the model compares."""
         if not self._local.definition.definition.context:
             return
-        named = list(zip(runs, tables, strict=True))
-        incomplete = any(
-            not isinstance(table, RejectedInput) and not facts.run_id and not (facts.build_name and facts.outcome)
-            for (_, facts), table in named
+        unusable = [item for item in batch if isinstance(item.table, RejectedInput)]
+        usable_facts = [item.facts for item in batch if not isinstance(item.table, RejectedInput)]
+        if all(facts.run_id or (facts.build_name and facts.outcome) for facts in usable_facts):
+            return
+        faults = [f"; {item.name} is unusable: {item.table}" for item in unusable[:_NAMED_FAULTS]]
+        raise CimlError(
+            f"model {self.name} compares a run with those of its job: give job and outcome, such as failure"
+            + "".join(faults)
         )
-        if incomplete:
-            unusable = ((name, table) for (name, _), table in named if isinstance(table, RejectedInput))
-            faults = [f"; {name} is unusable: {table}" for name, table in unusable]
-            raise CimlError(
-                f"model {self.name} compares a run with those of its job: give job and outcome, such as failure"
-                + "".join(faults[:_NAMED_FAULTS])
-            )
 
     def _tables(self, runs: Sequence[Run], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
         for are_ids, group in groupby(runs, _is_run_id):
@@ -289,12 +292,12 @@ def _name(number: int, run: Run) -> str:
     return os.fspath(run) if isinstance(run, str | os.PathLike) else f"table {number}"
 
 
-def _batches(tables: Iterator[pa.Table | RejectedInput]) -> Iterator[list[pa.Table | RejectedInput]]:
-    batch: list[pa.Table | RejectedInput] = []
+def _batches(inputs: Iterable[_Input]) -> Iterator[list[_Input]]:
+    batch: list[_Input] = []
     size = 0
-    for table in tables:
-        batch.append(table)
-        size += 0 if isinstance(table, RejectedInput) else table.nbytes
+    for item in inputs:
+        batch.append(item)
+        size += 0 if isinstance(item.table, RejectedInput) else item.table.nbytes
         if len(batch) >= _BATCH_RUNS or size >= _BATCH_BYTES:
             yield batch
             batch = []
