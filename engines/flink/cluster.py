@@ -71,15 +71,15 @@ class Cluster(Engine):
             planned = make_parts(home, chosen, settings)
         except NoJava as error:
             raise NoJava(f"a Flink cluster needs Java ({error}); without Java use --engine micro-batches") from error
-        at = addresses(chosen)
+        endpoints = addresses(chosen)
         kept_at = settings.state or str(home / "flink")
-        parts.write_plan(folder, planned, {"ports": chosen, "state": kept_at, "rest": at["rest"]})
+        parts.write_plan(folder, planned, {"ports": chosen, "state": kept_at, "rest": endpoints["rest"]})
         return Launch(
             f"Flink 1.19, standalone: {settings.task_managers} × {settings.slots} slots",
             python_command("ciml.engines.flink.cluster_watchdog", str(home), str(folder)),
             chosen,
-            address=at["jobs"],
-            urls={**at, "state": state_root(home, settings)},
+            address=endpoints["jobs"],
+            urls={**endpoints, "state": state_root(home, settings)},
             environment={**python_environment(), MARK: str(home), "PYTHONUNBUFFERED": "1"},
             memory_mb=sum(planned_part.memory_mb or 0 for planned_part in planned),
         )
@@ -212,7 +212,7 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
     java = jars.find_java()
     class_path = jars.class_path("cluster", settings.notify)
     conf = write_configuration(home, ports, settings)
-    at = addresses(ports)
+    endpoints = addresses(ports)
     plugins = {"FLINK_PLUGINS_DIR": str(_plugins(home, settings))}
     workers = {**python_environment(), "PYTHONUNBUFFERED": "1"}
     configured = ("--configDir", str(conf))
@@ -238,25 +238,25 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
     def task_manager(name: str) -> Part:
         identity = ("-D", f"taskmanager.resource-id={name}", "-D", f"io.tmp.dirs={scratch(name)}")
         main = ("org.apache.flink.runtime.taskexecutor.TaskManagerRunner", *configured, *identity)
-        check = ["taskmanager", at["rest"], name]
+        check = ["taskmanager", endpoints["rest"], name]
         planned = java_part(name, "Flink 1.19 TaskManager", main, check, "", heap_mb=heap_mb, outside_mb=outside_mb)
         return replace(planned, patience_s=45.0)
 
     def pool(name: str) -> Part:
         answers_at = pool_socket(home, name)
         command = python_command("ciml.engines.flink.worker_pool", str(ports["cluster-workers"]), answers_at)
-        return part(name, "Python worker pool", list(command), ["pool", answers_at], at["workers"])
+        return part(name, "Python worker pool", list(command), ["pool", answers_at], endpoints["workers"])
 
     entry_point = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
     server = parts.job_server(ports["cluster-jobs"], conf, folder / "artifacts")
-    master = at["rest"].removeprefix("http://")
+    master = endpoints["rest"].removeprefix("http://")
     return [
         java_part(
             "jobmanager",
             "Flink 1.19 JobManager",
             (entry_point, *configured, "-D", f"io.tmp.dirs={scratch('jobmanager')}"),
-            ["http", f"{at['rest']}/overview"],
-            at["rest"],
+            ["http", f"{endpoints['rest']}/overview"],
+            endpoints["rest"],
             heap_mb=_JOB_MANAGER_MB,
             outside_mb=_METASPACE_MB,
         ),
@@ -265,8 +265,8 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
             "jobserver",
             "Beam 2.62 job server",
             (*server, f"--flink-master={master}"),
-            ["jobs", at["jobs"]],
-            at["jobs"],
+            ["jobs", endpoints["jobs"]],
+            endpoints["jobs"],
             heap_mb=_JOB_SERVER_MB,
             outside_mb=_METASPACE_MB,
         ),

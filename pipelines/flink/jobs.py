@@ -215,7 +215,8 @@ def list_jobs(endpoint: str, timeout_s: float = 10.0) -> list[Job]:
 
     with _job_service(endpoint) as service:
         answer = service.GetJobs(beam_job_api_pb2.GetJobsRequest(), timeout=timeout_s)
-        return [Job(job.job_id, job.job_name, _word(job.state)) for job in answer.job_info]
+    name_of = beam_job_api_pb2.JobState.Enum.Name
+    return [Job(job.job_id, job.job_name, str(name_of(job.state))) for job in answer.job_info]
 
 
 def list_flink_jobs(endpoint: str) -> list[RestJob]:
@@ -347,9 +348,3 @@ def _job_service(endpoint: str) -> Iterator[Any]:
             yield beam_job_api_pb2_grpc.JobServiceStub(channel)
         except grpc.RpcError as error:
             raise EngineError(f"Flink's job server at {endpoint}: {error.code().name}: {error.details()}") from error
-
-
-def _word(state: int) -> str:
-    from apache_beam.portability.api import beam_job_api_pb2
-
-    return str(beam_job_api_pb2.JobState.Enum.Name(state))

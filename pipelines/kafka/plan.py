@@ -160,8 +160,8 @@ class TopicEnds:
 
     ask: Ask
     clock: Callable[[], float] = time.time
-    _wanted: dict[int, float] = field(default_factory=dict)
-    _known: dict[int, Ends] = field(default_factory=dict)
+    _used_s: dict[int, float] = field(default_factory=dict)
+    _ends: dict[int, Ends] = field(default_factory=dict)
     _failed_s: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -169,20 +169,20 @@ class TopicEnds:
         """Return the end of a partition, at most ``age_s`` seconds old; None if the broker does not answer."""
         with self._lock:
             now = self.clock()
-            self._wanted[partition] = now
-            cached = self._known.get(partition)
+            self._used_s[partition] = now
+            cached = self._ends.get(partition)
             if cached is not None and 0 <= now - cached.asked_s <= age_s:
                 return cached
             if 0 <= now - self._failed_s <= age_s:
                 return None
-            self._wanted = {number: since for number, since in self._wanted.items() if now - since < _FORGET_S}
+            self._used_s = {number: since for number, since in self._used_s.items() if now - since < _FORGET_S}
             try:
-                ends = self.ask(list(self._wanted))
+                ends = self.ask(list(self._used_s))
             except EngineError:
                 self._failed_s = now
                 return None
-            self._known = {number: Ends(now, end) for number, end in ends.items()}
-            return self._known.get(partition)
+            self._ends = {number: Ends(now, end) for number, end in ends.items()}
+            return self._ends.get(partition)
 
 
 _topics = Shared[TopicEnds]()
