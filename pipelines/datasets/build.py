@@ -71,23 +71,26 @@ def build_dataset(
         data set of that name has another definition or listing.
       EngineError: if a store does not answer.
     """
-    filling = begin(source, target, definition, now_us)
+    filling, definition = begin(source, target, definition, now_us)
     update = filling.fill(runner, job_endpoint, seal=True, progress=progress, now_us=now_us)
-    _write_definition(filling, missing=not update.sealed)
+    _write_definition(filling.root, definition, missing=not update.sealed)
     return update
 
 
-def _write_definition(filling: Filling, *, missing: bool) -> None:
-    """Write the definition, with the pinned version of a slicer, next to the examples; or only where it is missing."""
-    definition = filling.state.definition
-    if definition is not None and not (missing and filling.root.exists(DEFINITION)):
-        filling.root.replace(DEFINITION, definition.to_toml().encode())
+def _write_definition(root: Store, definition: DatasetDefinition, *, missing: bool) -> None:
+    """Write the definition next to the examples; or only where it is missing."""
+    if not (missing and root.exists(DEFINITION)):
+        root.replace(DEFINITION, definition.to_toml().encode())
 
 
 def begin(
     source: DataRoot | ListedRuns, target: DataRoot, definition: DatasetDefinition, now_us: int | None = None
-) -> Filling:
-    """Compare a data set with its definition and its runs, before anything is created; arguments as `build_dataset`."""
+) -> tuple[Filling, DatasetDefinition]:
+    """Compare a data set with its definition and its runs, before anything is created; arguments as `build_dataset`.
+
+    Returns:
+      The data set to fill, and the definition with the pinned version of a slicer.
+    """
     dataset = target.dataset(definition.name)
     state = DatasetState()
     runs, origin = _runs(source, target)
@@ -110,7 +113,7 @@ def begin(
         check_same(state.definition, definition)
         _check_origin(state, origin)
     causes = given_causes(source if isinstance(source, DataRoot) else target, definition)
-    return Filling(runs, dataset.store, state, pin, causes, create)
+    return Filling(runs, dataset.store, state, pin, causes, create), definition
 
 
 def _runs(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:
@@ -194,11 +197,11 @@ def plan_update(dataset: StoredDataset, *, seal: bool = False) -> PlannedUpdate:
 
 def plan_build(source: DataRoot, target: DataRoot, definition: DatasetDefinition) -> PlannedUpdate:
     """Plan what `ciml.pipelines.datasets.build.build_dataset` would do. A new data set is created, without spans."""
-    filling = begin(source, target, definition)
+    filling, definition = begin(source, target, definition)
     planned = _plan(filling, seal=True)
     if filling.create is not None:
         filling.create()
-    _write_definition(filling, missing=True)
+    _write_definition(filling.root, definition, missing=True)
     return planned
 
 
