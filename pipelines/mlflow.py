@@ -141,7 +141,7 @@ def figures(test: Mapping[str, Any], baselines: Mapping[str, Any]) -> dict[str, 
     """Return figures of held-out runs by MLflow's names.
 
     Args:
-      test: of `ciml.training.evaluation.metrics.evaluate` or `ciml.training.evaluation.scores.scores`.
+      test: of `ciml.training.evaluation.metrics.evaluate` or `ciml.training.evaluation.metrics.scores`.
       baselines: the one-number baselines on the same runs, by name.
 
     Returns:

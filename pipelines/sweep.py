@@ -36,12 +36,13 @@ from ciml.training.sweeps.study import (
     check_normalisation,
     keep_baseline,
     keep_outcome,
+    one_number,
     propose,
     read_baseline,
     read_outcome,
+    score_trial,
     sweep_store,
 )
-from ciml.training.sweeps.trial import one_number, score_trial
 from ciml.trust import TrustPolicy
 
 _MOST_CHARACTERS = 300

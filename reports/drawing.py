@@ -19,17 +19,15 @@ import numpy as np
 from ciml.intervals import wilson
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Colour-blind safe, in the order of classes (Okabe and Ito).
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#666666")
-
-
-#: matplotlib settings of every plot.
-STYLE: Any = {
+#: matplotlib settings of every plot, without math text, so that a hostile name is not parsed as a formula.
+_STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
+    "text.parse_math": False,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#888888",
@@ -40,10 +38,11 @@ STYLE: Any = {
     "svg.fonttype": "none",  # keeps text searchable and in the page's font
     "svg.hashsalt": "ciml",
 }
-#: Colour-blind safe; black replaces yellow, which is invisible on white. The last colour is for the group of the rest.
-COLORS = (*PALETTE[:6], "#000000", "#8a8a8a")
+#: Colour-blind safe (Okabe and Ito); black replaces yellow, which is invisible on white. The last colour is for the
+#: group of the rest.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#8a8a8a")
 #: Fixed colours of common outcomes.
-_KNOWN = {
+_OUTCOMES = {
     "passed": "#0072B2",
     "success": "#0072B2",
     "failed": "#D55E00",
@@ -52,8 +51,6 @@ _KNOWN = {
 }
 #: Line styles, so that lines differ without colour too.
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), "-", (0, (5, 2)), (0, (1, 1.2)), "-")
-#: Without math text, so that a hostile name is not parsed as a formula.
-_STYLE: Any = {**STYLE, "text.parse_math": False, "axes.titlesize": 9, "axes.titlelocation": "left"}
 #: Width of the plots of a page in inches.
 WIDE = 8.4
 _INCH_CHARACTERS = 11.2  # of a title
@@ -178,11 +175,38 @@ def draw_estimates(
         axes.errorbar(places, scale * values, yerr=lengths, **style)
 
 
-def annotate_cells(axes: Any, texts: Mapping[tuple[int, int], str], dark: np.ndarray, size: float = 8) -> None:
-    """Write texts into the cells of an image by (row, column). ``dark``: cells whose text is white."""
+def draw_matrix(
+    axes: Any,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    texts: Mapping[tuple[int, int], str],
+    *,
+    dark: np.ndarray | None = None,
+    size: float = 8,
+    **shades: Any,
+) -> Any:
+    """Draw a matrix as an image with a text in its cells, and return the image.
+
+    Args:
+      axes: axes to draw into.
+      values: float [rows, columns]; NaN leaves a cell empty.
+      rows: labels of the rows.
+      columns: labels of the columns.
+      texts: by (row, column).
+      dark: bool [rows, columns], cells whose text is white; by default those above half of the largest value.
+      size: of the texts.
+      **shades: ``cmap``, ``vmin`` and ``vmax`` of matplotlib.
+    """
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", **shades)
+    is_dark = values > np.nanmax(values) / 2 if dark is None else dark
     for (row, column), text in texts.items():
-        color = "white" if dark[row, column] else "black"
+        color = "white" if is_dark[row, column] else "black"
         axes.annotate(text, (column, row), ha="center", va="center", fontsize=size, color=color)
+    axes.set_xticks(np.arange(len(columns)), columns)
+    axes.set_yticks(np.arange(len(rows)), rows, fontsize=8)
+    axes.grid(False)
+    return image
 
 
 def panels(figure: Figure, count: int, columns: int, share: bool = True) -> list[Any]:
@@ -246,21 +270,25 @@ def _common_prefix(names: Sequence[str]) -> int:
 
 def colors_of(names: Sequence[str]) -> list[str]:
     """Return a colour for each of at most eight names."""
-    fixed = {_KNOWN[name] for name in names if name in _KNOWN}
+    fixed = {_OUTCOMES[name] for name in names if name in _OUTCOMES}
     unused = iter([color for color in COLORS if color not in fixed] + [COLORS[-1]] * len(names))
     last = len(names) - 1
     return [
-        _KNOWN[name] if name in _KNOWN else COLORS[-1] if index == last == len(COLORS) - 1 else next(unused)
+        _OUTCOMES[name] if name in _OUTCOMES else COLORS[-1] if index == last == len(COLORS) - 1 else next(unused)
         for index, name in enumerate(names)
     ]
 
 
-def legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """Add a legend of the lines and areas of ``axes`` below the figure, in as many columns as fit."""
-    handles, labels = axes.get_legend_handles_labels()
-    longest = max(map(len, labels), default=0) + 6
-    columns = min(columns, max(1, len(labels)), max(1, int(figure.get_figwidth() * _LEGEND_CHARACTERS) // longest))
-    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=8.5)
+def legend(figure: Figure, columns: int = 4) -> None:
+    """Add one legend for the lines and areas of all panels below the figure, in as many columns as fit."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if handles:
+        longest = max(map(len, handles)) + 6
+        columns = min(columns, len(handles), max(1, int(figure.get_figwidth() * _LEGEND_CHARACTERS) // longest))
+        place: Any = {"loc": "outside lower left", "ncols": columns, "fontsize": 8.5}
+        figure.legend(list(handles.values()), list(handles), **place)
 
 
 def slug(name: str, limit: int = 60) -> str:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ciml.services.service import Service
     from ciml.services.trainer import TrainerService
     from ciml.services.webhooks import WebhooksService
-    from ciml.training.trainer import TrainConfig
+    from ciml.training.refresh import TrainConfig
 
 
 class ServiceOptions(Options, ABC):
@@ -331,7 +331,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
         from ciml.training.evaluation.gate import GatePolicy
         from ciml.training.exclusions import add, read_lines
         from ciml.training.experiment import Experiment, load_experiment
-        from ciml.training.trainer import TrainConfig
+        from ciml.training.refresh import TrainConfig
         from ciml.trust import TrustPolicy
 
         config = TrainConfig(

@@ -9,11 +9,12 @@ from prometheus_client.registry import Collector
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import ManifestLog
-from ciml.progress import Progress
+from ciml.progress import Progress, no_progress
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import Service
 from ciml.serving.registry import Registry
-from ciml.training.trainer import Refreshes, TrainConfig, TrainResult, registry_families, run_once
+from ciml.training.refresh import TrainConfig
+from ciml.training.trainer import Refreshes, TrainResult, registry_families, run_once
 
 
 class TrainerService(Service):
@@ -32,7 +33,7 @@ class TrainerService(Service):
         self,
         config: TrainConfig,
         report: Callable[[TrainResult], object] | None = None,
-        progress: Progress | None = None,
+        progress: Progress = no_progress,
     ) -> None:
         super().__init__(f"ciml-trainer-{config.model}")
         self.config = config
@@ -92,7 +93,6 @@ class TrainerService(Service):
         except IntegrityError:
             raise
         except CimlError as error:
-            if self._progress is not None:
-                self._progress(f"waits: {error}", 0, None)
+            self._progress(f"waits: {error}", 0, None)
             self._refreshes.failed(error)
             raise

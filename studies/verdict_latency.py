@@ -37,7 +37,7 @@ from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.storage import open_store
 from ciml.training.experiment import Experiment
-from ciml.training.refresh import Candidate, refresh
+from ciml.training.refresh import Candidate, TrainConfig, refresh
 from tests.corpus import CORPUS, builds
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
@@ -68,7 +68,7 @@ def push_model(folder: Path, target: DataRoot) -> None:
     )
     create_dataset(own, definition)
     update_dataset(own.dataset(MODEL), seal=True)
-    done = refresh(own, MODEL, Experiment(name=MODEL, epochs=40, calibration="auto"), model=MODEL)
+    done = refresh(TrainConfig(own, MODEL, MODEL, Experiment(name=MODEL, epochs=40, calibration="auto")))
     assert isinstance(done, Candidate)
     push(target, MODEL, open_store(done.folder), Decision(True))
 

@@ -11,8 +11,8 @@ Two processes that exclude at once are both stored: the losing writer of a versi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,15 +93,9 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
     def describe(self) -> str:
         """Return what it excludes, in a few words: ``job tempest-*, since 2026-11-01T00:00:00Z``."""
         times = {"since": self.since_us, "until": self.until_us}
-        parts = [
-            *(
-                f"{field} {value}"
-                for field, value in (("run", self.run_id), ("job", self.job), ("source", self.source))
-                if value
-            ),
-            *(f"{field} {iso_time(value)}" for field, value in times.items() if value is not None),
-        ]
-        return ", ".join(parts)
+        parts = {"run": self.run_id, "job": self.job, "source": self.source}
+        parts |= {name: iso_time(value) for name, value in times.items() if value is not None}
+        return ", ".join(f"{name} {value}" for name, value in parts.items() if value)
 
 
 @dataclass(frozen=True)
@@ -112,12 +106,7 @@ class Exclusions:
       each: in order; of several that match a run, the first one's reason counts, that of a single run before others.
     """
 
-    each: tuple[Exclusion, ...] = field(default=())
-
-    @classmethod
-    def of_runs(cls, reasons: Mapping[str, str]) -> Exclusions:
-        """Return exclusions of single runs: reason by run id."""
-        return cls(tuple(Exclusion(reason, run_id) for run_id, reason in reasons.items()))
+    each: tuple[Exclusion, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.each)

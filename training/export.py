@@ -161,15 +161,12 @@ class Exported:
     def predict(self, inputs: np.ndarray, n_windows: np.ndarray, *, batch: int = 1024) -> np.ndarray:
         """Predict probabilities float32 [n, C] of inputs float32 [n, L, F], not normalised, and n_windows int32 [n]."""
         tf = load_tensorflow()
-        call = self.signatures[SERVING]
-        parts = [
-            call(
-                inputs=tf.constant(inputs[start : start + batch]),
-                n_windows=tf.constant(n_windows[start : start + batch]),
-            )["probabilities"].numpy()
-            for start in range(0, len(inputs), batch)
-        ]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.definition.classes)), np.float32)
+        answers = np.zeros((len(inputs), len(self.definition.classes)), np.float32)
+        for start in range(0, len(inputs), batch):
+            rows = slice(start, start + batch)
+            call = {"inputs": tf.constant(inputs[rows]), "n_windows": tf.constant(n_windows[rows])}
+            answers[rows] = self.signatures[SERVING](**call)["probabilities"]
+        return answers
 
     def latency_ms(self, inputs: np.ndarray, n_windows: np.ndarray, *, calls: int = 30) -> float:
         """Return the median latency in milliseconds of calls for the first run, after a few warm-up calls."""

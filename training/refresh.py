@@ -25,8 +25,8 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError
 from ciml.lineage.steps import OFF, Data, Description, Lineage
-from ciml.progress import Progress
-from ciml.serving.registry import Decision
+from ciml.progress import Progress, no_progress
+from ciml.serving.registry import STABLE, Decision
 from ciml.storage import LocalStore, Store
 from ciml.storage.json_files import seal
 from ciml.training.data.analysis_cache import AnalysisCache
@@ -49,11 +49,6 @@ _MOST_SPANS = 100
 _FIGURES = ("runs", "trained_on", "accuracy", "base_rate", "log_loss")
 
 
-def snapshot_inputs(dataset: StoredDataset) -> Description:
-    """Describe what a snapshot will be made from."""
-    return Description((Data(dataset.store.url()),))
-
-
 def snapshot_made(dataset: StoredDataset, snapshot: Snapshot, model: str) -> Description:
     """Describe a snapshot: the raw store (or listing), the span versions, and the selected runs by role and class."""
     state = dataset.state()
@@ -72,44 +67,35 @@ def training_inputs(dataset: StoredDataset, snapshot: Snapshot, model: str, cham
     return Description(tuple(inputs))
 
 
-def candidate_made(
-    learned: Callable[[], Description],
-    candidate: Data,
-    experiment: Experiment,
-    metrics: Mapping[str, Any],
-    decision: Decision,
-    seconds: Mapping[str, float],
-) -> Description:
+def candidate_made(learned: Callable[[], Description], output: Data, candidate: Candidate) -> Description:
     """Describe a candidate: experiment, figures with their intervals, the gate's decision, seconds by step."""
-    figures = {name: metrics["evaluation"][name] for name in _FIGURES}
-    figures["calibration_error"] = metrics["evaluation"]["calibration"]["ece"]
+    evaluation = candidate.metrics["evaluation"]
+    decision = candidate.decision
     facts: Mapping[str, Any] = {
-        "evaluation": figures,
-        "champion": metrics.get("champion"),
+        "evaluation": {
+            **{name: evaluation[name] for name in _FIGURES},
+            "calibration_error": evaluation["calibration"]["ece"],
+        },
+        "champion": candidate.metrics.get("champion"),
         "blessed": decision.blessed,
         "reasons": list(decision.reasons),
-        "seconds": {name: round(each, 3) for name, each in seconds.items()},
+        "seconds": candidate.metrics["timings_s"],
     }
     checks = tuple((reason, decision.blessed) for reason in decision.reasons)
-    return Description(learned().inputs, (candidate,), experiment.to_json(), checks, facts)
+    return Description(learned().inputs, (output,), candidate.experiment.to_json(), checks, facts)
 
 
 def _examples(dataset: StoredDataset, snapshot: Snapshot) -> Data:
     """Describe the span versions of a data set; their files' digests are its version."""
     resolved = snapshot.resolved
-    spans = [
-        [
-            span.span,
-            span.version,
-            sha256_json([file.digest for _, files in sorted(span.files.items()) for file in files]),
-        ]
-        for span in snapshot.spans
-    ]
+    spans = []
+    for span in snapshot.spans:
+        digests = [file.digest for _, files in sorted(span.files.items()) for file in files]
+        spans.append([span.span, span.version, sha256_json(digests)])
     columns = [(name, f"float32[{resolved.windows}]") for name in resolved.features]
     facts = {"definition": resolved.digest, "classes": list(resolved.classes), "spans": spans[-_MOST_SPANS:]}
-    return Data(
-        dataset.store.url(), sha256_json(spans), (*columns, (resolved.definition.class_label, "string")), facts=facts
-    )
+    columns.append((resolved.definition.class_label, "string"))
+    return Data(dataset.store.url(), sha256_json(spans), tuple(columns), facts=facts)
 
 
 def _selected(data: DataRoot, snapshot: Snapshot, model: str) -> Data:
@@ -123,7 +109,33 @@ def _selected(data: DataRoot, snapshot: Snapshot, model: str) -> Data:
     return Data(data.trainer(model).url("snapshots"), snapshot.digest, rows=rows, facts=facts)
 
 
-_KEPT = 5  # candidates kept on disk: the push of the last one may be in progress
+#: Candidates on disk: the push of the last one may be in progress.
+_CANDIDATES = 5
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Configuration of a trainer.
+
+    Attributes:
+      data: the data root.
+      dataset: name of the training data set.
+      model: the name under which its models are served.
+      experiment: the estimator and its parameters.
+      trust: decides which runs are trusted for training.
+      gate: the requirements on a candidate.
+      label: the label of a pushed version; ``stable`` makes it the champion.
+      lineage: whether OpenLineage events are sent.
+    """
+
+    data: DataRoot
+    dataset: str
+    model: str
+    experiment: Experiment = field(default_factory=Experiment)
+    trust: TrustPolicy = field(default_factory=TrustPolicy.load)
+    gate: GatePolicy = field(default_factory=GatePolicy)
+    label: str = STABLE
+    lineage: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,30 +185,20 @@ class Skipped:
 
 
 def refresh(
-    data: DataRoot,
-    dataset: str,
-    experiment: Experiment,
+    config: TrainConfig,
     *,
-    model: str,
     champion: Champion | None = None,
     last: str | None = None,
-    policy: TrustPolicy | None = None,
-    gate: GatePolicy | None = None,
     work: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     lineage: Lineage = OFF,
 ) -> Candidate | Skipped:
     """Make a snapshot, train on it, evaluate and judge.
 
     Args:
-      data: the data root.
-      dataset: name of the data set.
-      experiment: the experiment to train.
-      model: the model's name; ``DATA/trainer/<model>`` holds the trainer's files.
+      config: of the trainer. ``DATA/trainer/<model>`` holds its files.
       champion: the model served now, or None.
       last: `refresh_key` of the last candidate (its fact ``refresh``); an equal key skips the refresh.
-      policy: the trust policy; the built-in one by default.
-      gate: the gate's thresholds.
       work: local folder for candidates; by default below the trainer's folder, or in the user's cache if that is not on
         local disk.
       progress: called at each step.
@@ -206,36 +208,26 @@ def refresh(
       CimlError: if the data set does not exist or has no training runs, or the experiment cannot be served.
       IntegrityError: if the stored data are inconsistent.
     """
+    model = config.model
     steps = _Steps(progress)
-    trainer = data.trainer(model)
-    stored = data.dataset(dataset)
-    with steps("snapshot"), lineage.step(f"snapshot.{model}", partial(snapshot_inputs, stored)) as step:
-        snapshot = make_snapshot(stored, policy or TrustPolicy.load())
-        step.describe(partial(snapshot_made, stored, snapshot, model))
-        check_use(experiment, snapshot.resolved, served=True)
-        key = refresh_key(snapshot.digest, experiment)
+    trainer = config.data.trainer(model)
+    dataset = config.data.dataset(config.dataset)
+    store = Description((Data(dataset.store.url()),))
+    with steps("snapshot"), lineage.step(f"snapshot.{model}", lambda: store) as step:
+        snapshot = make_snapshot(dataset, config.trust)
+        step.describe(partial(snapshot_made, dataset, snapshot, model))
+        check_use(config.experiment, snapshot.resolved, served=True)
+        key = refresh_key(snapshot.digest, config.experiment)
         if key == last:
             return Skipped("nothing new: same runs and same experiment as the last candidate", snapshot)
         write_snapshot(trainer, snapshot)
     folder = _work_folder(trainer, work)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    learned = partial(training_inputs, stored, snapshot, model, champion)
+    learned = partial(training_inputs, dataset, snapshot, model, champion)
     with _locked(folder, model), lineage.step(f"train.{model}", learned) as step:
-        candidate = _make(
-            stored,
-            AnalysisCache(trainer.child("analyses")),
-            snapshot,
-            experiment,
-            model,
-            champion,
-            gate or GatePolicy(),
-            folder / key,
-            steps,
-        )
+        candidate = _make(config, dataset, snapshot, champion, folder / key, steps)
         write_metrics(trainer, key, candidate.metrics)
-        output = Data(data.candidates(model), key)
-        figures = candidate.metrics, candidate.decision, candidate.timings
-        step.describe(partial(candidate_made, learned, output, experiment, *figures))
+        step.describe(partial(candidate_made, learned, Data(config.data.candidates(model), key), candidate))
         _remove_old(folder / key)
     return candidate
 
@@ -246,16 +238,14 @@ def write_metrics(trainer: Store, key: str, metrics: Mapping[str, Any]) -> None:
 
 
 def _make(
+    config: TrainConfig,
     dataset: StoredDataset,
-    cache: AnalysisCache,
     snapshot: Snapshot,
-    experiment: Experiment,
-    model: str,
     champion: Champion | None,
-    gate: GatePolicy,
     folder: Path,
     steps: _Steps,
 ) -> Candidate:
+    experiment = config.experiment
     with steps("import"):
         import ciml.training.data.materialise_beam  # noqa: F401  (so that the import is timed apart)
         from ciml.training.calibration.calibrate import calibrate_on_dev
@@ -264,6 +254,7 @@ def _make(
         from ciml.training.train import predict_in_memory, train
     resolved = snapshot.resolved
     with steps("materialise"):
+        cache = AnalysisCache(config.data.trainer(config.model).child("analyses"))
         materialised = materialise(dataset.store, snapshot, folder, cache=cache)
     with steps("train"):
         trained = train(experiment, materialised, resolved, dev_from_train=snapshot.dev_from_train)
@@ -278,16 +269,16 @@ def _make(
             materialised.transform_folder,
             resolved,
             folder / "model",
-            name=model,
+            name=config.model,
             calibrator=None if calibrated is None else calibrated.calibrator,
             assets=_assets(resolved, calibrated),
         )
         exported = load_exported(saved)
     with steps("evaluate"):
         figures = assess(
-            dataset, snapshot, materialised, trained.model, exported, experiment, champion, gate, calibrated
+            dataset, snapshot, materialised, trained.model, exported, experiment, champion, config.gate, calibrated
         )
-    decision = decide(figures, gate, has_champion=champion is not None)
+    decision = decide(figures, config.gate, has_champion=champion is not None)
     metrics = {
         **figures,
         "training": trained.to_json(),
@@ -295,7 +286,7 @@ def _make(
         "materialised": {"analysed": materialised.analysed, "cached": materialised.cached},
         "experiment": experiment.to_json(),
         "normalisation": NORMALISATION,
-        "gate": gate.to_json(),
+        "gate": config.gate.to_json(),
         "verdict": {"blessed": decision.blessed, "reasons": list(decision.reasons)},
         "timings_s": {name: round(seconds, 3) for name, seconds in steps.seconds.items()},
     }
@@ -313,15 +304,11 @@ def _assets(resolved: ResolvedDefinition, calibrated: Calibrated | None) -> dict
 @contextmanager
 def _locked(folder: Path, model: str) -> Iterator[None]:
     """Lock a model's folder against concurrent trainers. A killed trainer releases the lock."""
-    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        lock.acquire()
+        with FileLock(folder / ".lock", timeout=0):
+            yield
     except Timeout:
         raise CimlError(f"model {model!r} is being trained by another process in {folder}; wait for it") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _work_folder(trainer: Store, work: Path | None) -> Path:
@@ -339,20 +326,19 @@ def _remove_old(folder: Path) -> None:
     older = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
     older.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for index, path in enumerate(older):
-        shutil.rmtree(path / RECORDS_FOLDER if index < _KEPT - 1 else path, ignore_errors=True)
+        shutil.rmtree(path / RECORDS_FOLDER if index < _CANDIDATES - 1 else path, ignore_errors=True)
 
 
 @dataclass
 class _Steps:
     """Seconds by step."""
 
-    progress: Progress | None
+    progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        if self.progress:
-            self.progress(name, len(self.seconds), None)
+        self.progress(name, len(self.seconds), None)
         began = time.perf_counter()
         try:
             yield

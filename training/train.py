@@ -90,12 +90,9 @@ def train(
 
 def _rows(materialised: Materialised, resolved: ResolvedDefinition, *roles: Role) -> Rows:
     """Read the normalised examples of the given roles, in the files' order."""
-    parts = list(records(materialised, resolved, *roles).batch(1024).as_numpy_iterator())
-    return Rows(
-        np.concatenate([features["inputs"] for features, _ in parts]),
-        np.concatenate([features["n_windows"] for features, _ in parts]),
-        np.concatenate([labels for _, labels in parts]),
-    )
+    batches = records(materialised, resolved, *roles).batch(1024).as_numpy_iterator()
+    columns = zip(*((features["inputs"], features["n_windows"], labels) for features, labels in batches), strict=True)
+    return Rows(*map(np.concatenate, columns))
 
 
 def predict_in_memory(model: Any, materialised: Materialised, resolved: ResolvedDefinition, role: Role) -> np.ndarray:

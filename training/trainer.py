@@ -23,19 +23,16 @@ from ciml.events.records import RunFacts
 from ciml.lineage.emitter import lineage_of
 from ciml.lineage.steps import Lineage
 from ciml.metrics import Family, metric
-from ciml.progress import Progress
+from ciml.progress import Progress, no_progress
 from ciml.serving.model_files import check_digests, copy_model
 from ciml.serving.push import NotBlessedError, push, push_candidate, reconcile
 from ciml.serving.registry import STABLE, Decision, Registry, RegistryState, registered_models
 from ciml.storage import open_store
 from ciml.training.data.snapshot import facts_of_spans, read_snapshot
 from ciml.training.evaluation.candidate import Champion
-from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.evaluation.text import figure_lines
 from ciml.training.exclusions import exclusions_of, stored_exclusions
-from ciml.training.experiment import Experiment
-from ciml.training.refresh import Candidate, Skipped, refresh
-from ciml.trust import TrustPolicy
+from ciml.training.refresh import Candidate, Skipped, TrainConfig, refresh
 
 CANDIDATES = metric("ciml_training_candidates_total")
 REJECTED = metric("ciml_training_samples_rejected_total")
@@ -177,31 +174,6 @@ def _excluded_runs(data: DataRoot, model: str, dataset_name: str, digest: str) -
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Configuration of a trainer.
-
-    Attributes:
-      data: the data root.
-      dataset: name of the training data set.
-      model: the name under which its models are served.
-      experiment: the estimator and its parameters.
-      trust: decides which runs are trusted for training.
-      gate: the requirements on a candidate.
-      label: the label of a pushed version; ``stable`` makes it the champion.
-      lineage: whether OpenLineage events are sent.
-    """
-
-    data: DataRoot
-    dataset: str
-    model: str
-    experiment: Experiment = field(default_factory=Experiment)
-    trust: TrustPolicy = field(default_factory=TrustPolicy.load)
-    gate: GatePolicy = field(default_factory=GatePolicy)
-    label: str = STABLE
-    lineage: bool = False
-
-
-@dataclass(frozen=True)
 class TrainResult:
     """The result of a refresh.
 
@@ -229,30 +201,21 @@ class TrainResult:
 
     def lines(self, model: str) -> list[str]:
         """Return the result as lines of text."""
-        lines = figure_lines(self.metrics)
-        heads = {
-            "pushed": f"pushed version {self.version}",
-            "rejected": "not pushed",
-            "nothing_new": "nothing to do",
-        }
-        return [f"{model}: {heads[self.outcome]}", *(f"  {line}" for line in [*lines, *self.reasons])]
+        pushed = f"pushed version {self.version}"
+        heads = {"pushed": pushed, "rejected": "not pushed", "nothing_new": "nothing to do"}
+        further = [*figure_lines(self.metrics), *self.reasons]
+        return [f"{model}: {heads[self.outcome]}", *(f"  {line}" for line in further)]
 
     def to_json(self, model: str) -> dict[str, Any]:
         """Return the result as JSON."""
-        return {
-            "model": model,
-            "outcome": "refused" if self.outcome == "rejected" else self.outcome,  # the name of version 0.1
-            "reasons": list(self.reasons),
-            "version": self.version,
-            "champion": self.champion,
-            "candidate": self.candidate,
-            "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
-            "metrics": dict(self.metrics),
-            "warnings": list(self.warnings),
-        }
+        values = {name: value for name, value in vars(self).items() if name != "folder"}
+        if self.outcome == "rejected":
+            values["outcome"] = "refused"  # the name of version 0.1
+        values["seconds"] = {name: round(seconds, 3) for name, seconds in self.seconds.items()}
+        return {"model": model, **values}
 
 
-def run_once(config: TrainConfig, *, progress: Progress | None = None, work: Path | None = None) -> TrainResult:
+def run_once(config: TrainConfig, *, progress: Progress = no_progress, work: Path | None = None) -> TrainResult:
     """Refresh a model once: train, judge, and push a blessed candidate.
 
     Args:
@@ -271,7 +234,7 @@ def run_once(config: TrainConfig, *, progress: Progress | None = None, work: Pat
 
 
 def _refreshed(
-    registry: Registry, config: TrainConfig, progress: Progress | None, work: Path | None, lineage: Lineage
+    registry: Registry, config: TrainConfig, progress: Progress, work: Path | None, lineage: Lineage
 ) -> TrainResult:
     reconcile(registry)
     recovered = _push_pending(registry, config, progress, lineage)
@@ -280,14 +243,9 @@ def _refreshed(
     champion_version = registry.state.champion
     with tempfile.TemporaryDirectory(prefix="ciml-champion-") as temporary:
         candidate = refresh(
-            config.data,
-            config.dataset,
-            config.experiment,
-            model=config.model,
+            config,
             champion=_champion(registry, champion_version, Path(temporary)),
             last=_last(registry),
-            policy=config.trust,
-            gate=config.gate,
             work=work,
             progress=progress,
             lineage=lineage,
@@ -302,11 +260,10 @@ def _push(
     config: TrainConfig,
     made: Candidate,
     champion: int | None,
-    progress: Progress | None,
+    progress: Progress,
     lineage: Lineage,
 ) -> TrainResult:
-    if progress is not None:
-        progress("push", 1, 1)
+    progress("push", 1, 1)
     start = time.perf_counter()
     decision = made.decision
     facts = {**made.facts(), "champion": champion}
@@ -336,17 +293,14 @@ def _push(
     )
 
 
-def _push_pending(
-    registry: Registry, config: TrainConfig, progress: Progress | None, lineage: Lineage
-) -> TrainResult | None:
+def _push_pending(registry: Registry, config: TrainConfig, progress: Progress, lineage: Lineage) -> TrainResult | None:
     """Push a candidate that was blessed by a trainer which died before the push, if the decision is still valid."""
     state = registry.state
     candidate = state.pending()
     # The decision compared it with the champion of its time; it does not hold for another one.
     if candidate is None or candidate.facts.get("champion") != state.champion:
         return None
-    if progress is not None:
-        progress("push", 1, 1)
+    progress("push", 1, 1)
     try:
         pushed = push_candidate(registry, candidate.id, label=config.label, lineage=lineage)
     except EngineError:

@@ -359,8 +359,7 @@ class Data:
         """
         import pyarrow as pa
 
-        from ciml.training.experiments.compare import by_accuracy, compare
-        from ciml.training.experiments.results import named_results
+        from ciml.training.experiments.results import by_accuracy, compare, named_results
 
         names = [item.experiment if isinstance(item, TrainingResult) else item for item in experiments]
         results = named_results(self._root.experiments, names, _dataset_name(dataset))
@@ -416,7 +415,8 @@ class Data:
         from ciml.serving.model_files import check_model_name
         from ciml.training.evaluation.gate import GatePolicy
         from ciml.training.experiments.trials import experiment_of
-        from ciml.training.trainer import TrainConfig, run_once
+        from ciml.training.refresh import TrainConfig
+        from ciml.training.trainer import run_once
         from ciml.trust import TrustPolicy
 
         name = check_model_name(model or _dataset_name(dataset))

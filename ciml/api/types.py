@@ -173,7 +173,7 @@ class TrainingResult:
         return {name: Figure.of(scores["accuracy"]) for name, scores in self.figures["baselines"].items()}
 
     def __repr__(self) -> str:
-        from ciml.training.experiments.text import result_lines
+        from ciml.training.evaluation.text import result_lines
 
         return "\n".join(result_lines(self.figures))
 

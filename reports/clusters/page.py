@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.reports.clusters.cluster import Clustering
-from ciml.reports.dataset.plots import course_plots, courses_caption
+from ciml.reports.dataset.render import course_plots, courses_caption
 from ciml.reports.dataset.views import Groups, grouped
 from ciml.reports.drawing import (
     COLORS,
     DASHES,
     WIDE,
     Plot,
-    annotate_cells,
     colors_of,
     distinct,
+    draw_matrix,
     legend,
     percent,
     runs_of,
@@ -126,18 +126,13 @@ def shares_plot(clustering: Clustering, fact: str, number: int) -> Plot:
     labels = [f"{name} ({count:,})" for name, count in zip(distinct(groups.names, 22), groups.counts, strict=True)]
 
     def paint(figure: Figure) -> None:
-        left, right = figure.subplots(1, 2, sharey=True)
-        left.set_title("share of the class in the cluster")
-        right.set_title("share of the cluster in the class")
-        for axes, values in ((left, of_class.T), (right, of_cluster.T)):
-            axes.imshow(100 * values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-            axes.set_xticks(np.arange(clusters), [f"{cluster}" for cluster in range(clusters)])
-            axes.set_yticks(np.arange(len(labels)), labels, fontsize=8)
-            axes.set_xlabel("cluster")
-            axes.grid(False)
-            if clusters <= _MOST_NUMBERS:
-                texts = {cell: f"{100 * values[cell]:.0f}" for cell in np.ndindex(values.shape)}
-                annotate_cells(axes, texts, values > 0.5)
+        sides = (("share of the class in the cluster", of_class.T), ("share of the cluster in the class", of_cluster.T))
+        for axes, (heading, values) in zip(figure.subplots(1, 2, sharey=True), sides, strict=True):
+            texts = {cell: f"{100 * values[cell]:.0f}" for cell in np.ndindex(values.shape)}
+            numbers = [f"{cluster}" for cluster in range(clusters)]
+            shades: Any = {"dark": values > 0.5, "cmap": "Blues", "vmin": 0, "vmax": 1}
+            draw_matrix(axes, values, labels, numbers, texts if clusters <= _MOST_NUMBERS else {}, **shades)
+            axes.set(title=heading, xlabel="cluster")
 
     cluster, group = np.unravel_index(int(np.argmax(np.where(counts >= 2, of_class * of_cluster, 0))), counts.shape)
     kind = shown(groups.names[group])
@@ -208,7 +203,7 @@ def agreement_plot(clustering: Clustering) -> Plot | None:
             axes.fill_between(list(by_k), 0, random, color=color, alpha=0.2, linewidth=0, label=label)
         axes.set(xlabel="k, number of clusters", ylabel="adjusted Rand index")
         whole_numbers(axes.xaxis, 10)
-        legend(figure, axes)
+        legend(figure)
 
     fact, by_k = next(iter(by_fact.items()))
     k, best = max(by_k.items(), key=lambda item: (item[1].rand, -item[0]))

@@ -164,7 +164,7 @@ def _plot(number: int, group: str, times_s: np.ndarray, courses: Sequence[_Cours
         if not any((course.values < 0).any() for course in courses):
             axes.set_ylim(bottom=0)
         units(axes.yaxis, unit)
-        legend(figure, axes)
+        legend(figure)
 
     return Plot(f"log-{number:03}", title, "", (WIDE, 2.9), paint)
 

@@ -124,7 +124,8 @@ def read_runs(
         raise CimlError(f"data set {name!r} has no example{of_class}{length} in {', '.join(splits)}")
     files = _files(state)
     sampled = _sampled(total, max(1, most_values // (resolved.windows * len(resolved.features))), seed)
-    scale = _Scale()
+    ranges: list[tuple[np.ndarray, ...]] = []
+    trained = 0
     position = 0
     tables: list[pa.Table] = []
     values_by_fact: dict[str, list[str]] = {fact: [] for fact in facts}
@@ -136,7 +137,8 @@ def read_runs(
         table = read_examples(dataset.store, file)
         arrays = inputs_of(table, resolved)
         if split == "train":
-            scale.add(arrays)
+            ranges.append((arrays.sum(axis=0, dtype=np.float64), arrays.min(axis=0), arrays.max(axis=0)))
+            trained += len(arrays)
         if split not in splits:
             continue
         table, arrays = _select(table, arrays, only, at_least)
@@ -150,6 +152,10 @@ def read_runs(
         position += len(arrays)
     table = pa.concat_tables(tables)
     sample = np.concatenate(inputs)
+    normalisation = Normalisation.of(sample)  # without training runs, of those that were read
+    if ranges:
+        totals, lows, highs = (np.stack(parts) for parts in zip(*ranges, strict=True))
+        normalisation = Normalisation.of_range(totals.sum(axis=0) / trained, lows.min(axis=0), highs.max(axis=0))
     return Runs(
         dataset=name,
         resolved=resolved,
@@ -164,8 +170,7 @@ def read_runs(
         facts={fact: np.array(values, object) for fact, values in values_by_fact.items()},
         drawn=sampled,
         inputs=sample,
-        # without training runs, use the runs that were read
-        normalisation=scale.normalisation() if scale.runs else Normalisation.of(sample),
+        normalisation=normalisation,
     )
 
 
@@ -196,23 +201,3 @@ def _days(table: pa.Table) -> np.ndarray:
 
     times = pc.coalesce(table["start_time"], table["end_time"])
     return np.asarray(times.to_numpy(zero_copy_only=False)).astype("datetime64[D]")
-
-
-class _Scale:
-    """An incremental `Normalisation.of`."""
-
-    def __init__(self) -> None:
-        self.runs = 0
-        self._total = np.zeros(())
-        self._low = np.full((), np.inf)
-        self._high = np.full((), -np.inf)
-
-    def add(self, inputs: np.ndarray) -> None:
-        """Add inputs float32 [n, L, F], n at least 1."""
-        self._low = np.minimum(self._low, inputs.min(axis=0))
-        self._high = np.maximum(self._high, inputs.max(axis=0))
-        self._total = self._total + inputs.sum(axis=0, dtype=np.float64)
-        self.runs += len(inputs)
-
-    def normalisation(self) -> Normalisation:
-        return Normalisation.of_range(self._total / self.runs, self._low, self._high)

@@ -21,6 +21,7 @@ MOST_ROWS = 400
 MOST_COLUMNS = 2400
 #: Bars of a plot over time; beyond that, days become weeks, then months.
 MOST_BARS = 75
+_STEPS = {"day": "datetime64[D]", "week": "datetime64[W]", "month": "datetime64[M]"}
 
 
 @dataclass(frozen=True)
@@ -68,29 +69,19 @@ def unsuccessful(runs: Runs, groups: Groups) -> np.ndarray:
     return np.bincount(groups.of[runs.outcome != "success"], minlength=len(groups.names))
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Lengths of runs.
+def lengths(runs: Runs, groups: Groups) -> tuple[np.ndarray, np.ndarray]:
+    """Return how long runs take. Not for aggregated data sets.
 
-    Attributes:
-      times_s: float64 [T], seconds from the start of a run.
-      share: float64 [groups, T]: the share of a group's runs that have a window at that time or later.
-      full: share of all runs that fill all L windows, so that they may be cut.
+    Returns:
+      Seconds from the start of a run, float64 [T]; the share of each group's runs that have a window at that time or
+      later, float64 [groups, T].
     """
-
-    times_s: np.ndarray
-    share: np.ndarray
-    full: float
-
-
-def lengths(runs: Runs, groups: Groups) -> Lengths:
-    """Return the share of runs longer than t, by group. Not for aggregated data sets."""
     windows = _thinned(int(runs.n_windows.max()))
     share = np.empty((len(groups.names), len(windows)))
     for group in range(len(groups.names)):
         n_windows = np.sort(runs.n_windows[groups.of == group])
         share[group] = 1 - np.searchsorted(n_windows, windows, side="right") / len(n_windows)
-    return Lengths(windows * runs.interval_s, share, float(np.mean(runs.n_windows == runs.resolved.windows)))
+    return windows * runs.interval_s, share
 
 
 @dataclass(frozen=True)
@@ -236,29 +227,16 @@ def calendar(runs: Runs, groups: Groups) -> Calendar | None:
     if not dated.any():
         return None
     days = runs.day[dated]
-    unit = "day"
-    binned = days
-    if _span(days, "D") > MOST_BARS:
-        # 1970-01-05 was a Monday
-        unit = "week"
-        binned = days - (days.astype(np.int64) - 4) % 7
-        if _span(binned, "W") > MOST_BARS:
-            unit = "month"
-            binned = days.astype("datetime64[M]").astype("datetime64[D]")
-    first = binned.min()
-    last = binned.max()
-    if unit == "month":
-        begins = np.arange(first.astype("datetime64[M]"), last.astype("datetime64[M]") + 1).astype("datetime64[D]")
-    else:
-        begins = np.arange(first, last + 1, 7 if unit == "week" else 1)
+    for unit, step in _STEPS.items():
+        # numpy counts weeks from a Thursday; four days earlier is the Monday of 1970-01-01's week
+        binned = (days - 4).astype(step) if unit == "week" else days.astype(step)
+        begins = np.arange(binned.min(), binned.max() + 1)
+        if len(begins) <= MOST_BARS:
+            break
     counts = np.zeros((len(groups.names), len(begins)), np.int64)
     np.add.at(counts, (groups.of[dated], np.searchsorted(begins, binned)), 1)
-    return Calendar(unit, begins, groups, counts, int(np.count_nonzero(~dated)))
-
-
-def _span(days: np.ndarray, unit: str) -> int:
-    step = {"D": 1, "W": 7}[unit]
-    return int((days.max() - days.min()).astype(np.int64)) // step + 1
+    first_days = begins.astype("datetime64[D]") + (4 if unit == "week" else 0)
+    return Calendar(unit, first_days, groups, counts, int(np.count_nonzero(~dated)))
 
 
 _UNITS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,17 +12,28 @@ from ciml.reports.drawing import (
     COLORS,
     DASHES,
     WIDE,
+    Estimate,
     Plot,
-    annotate_cells,
     colors_of,
     distinct,
     draw_estimates,
+    draw_matrix,
+    label_panels,
     legend,
+    panels,
     percent,
     shown,
     whole_numbers,
 )
-from ciml.reports.experiments.views import ALONE, MOST_BARS, Bar, Curves, Figures, calibration_bars, folded_confusion
+from ciml.reports.experiments.views import (
+    ALONE,
+    MOST_BARS,
+    Bar,
+    Curves,
+    Figures,
+    Passes,
+    folded_confusion,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,15 +72,12 @@ def confusion_plot(confusion: Figures) -> Plot:
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100, aspect="auto", interpolation="nearest")
-        annotate_cells(axes, texts, shares > 0.5, 7 if dense else 8)
-        ticks = np.arange(len(names))
-        slant: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
-        axes.set_xticks(ticks, labels, **slant)
-        axes.set_yticks(ticks, [f"{name} ({total:,})" for name, total in zip(labels, totals, strict=True)])
-        axes.set_xlabel("predicted class")
-        axes.set_ylabel("true class")
-        axes.grid(False)
+        rows = [f"{name} ({total:,})" for name, total in zip(labels, totals, strict=True)]
+        shades: Any = {"cmap": "Blues", "vmin": 0, "vmax": 1}
+        draw_matrix(axes, shares, rows, labels, texts, dark=shares > 0.5, size=7 if dense else 8, **shades)
+        if len(names) > 4:
+            axes.set_xticks(np.arange(len(names)), labels, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set(xlabel="predicted class", ylabel="true class")
 
     caption = "Number of test runs; the shade and the per cent are shares of the row, which is the true class."
     if len(names) < len(confusion["classes"]):
@@ -90,7 +99,9 @@ def errors_plot(bars: Sequence[Bar]) -> Plot:
     return bars_plot("errors", title, caption, "misclassified runs (%)", [("", bars)])
 
 
-def bars_plot(name: str, title: str, caption: str, unit: str, panels: Sequence[tuple[str, Sequence[Bar]]]) -> Plot:
+def bars_plot(
+    name: str, title: str, caption: str, unit: str, groups: Sequence[tuple[str, Sequence[Bar]]], columns: int = 2
+) -> Plot:
     """Plot shares with their intervals beside their baselines, one row for each name.
 
     Args:
@@ -98,27 +109,28 @@ def bars_plot(name: str, title: str, caption: str, unit: str, panels: Sequence[t
       title: the finding, in one sentence.
       caption: how to read the plot.
       unit: label of the x axis, in per cent.
-      panels: (heading, bars), drawn side by side. All panels have the same names in the same order; the first
-        `MOST_BARS` are drawn.
+      groups: (heading, bars), a panel each. All have the same names in the same order; the first `MOST_BARS` are drawn.
+      columns: panels side by side.
     """
-    count = len(panels[0][1])
-    panels = [(heading, bars[:MOST_BARS]) for heading, bars in panels]
-    rows = panels[0][1]
-    names = distinct([bar.name for bar in rows], 34)
+    count = len(groups[0][1])
+    groups = [(heading, bars[:MOST_BARS]) for heading, bars in groups]
+    rows = groups[0][1]
     if len(rows) < count:
         caption = f"{caption} The first {len(rows)} of {count} are drawn."
+    names = distinct([bar.name for bar in rows], 34)
     labels = [name if bar.runs is None else f"{name} ({bar.runs:,})" for name, bar in zip(names, rows, strict=True)]
 
     def paint(figure: Figure) -> None:
-        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axes, (heading, bars) in zip(grid, panels, strict=True):
+        grid = panels(figure, len(groups), columns)
+        for axes, (heading, bars) in zip(grid, groups, strict=True):
             _draw_bars(axes, bars)
             axes.set_title(heading)
-            axes.set_xlabel(unit)
         grid[0].set_yticks(np.arange(len(rows)), labels)
-        legend(figure, max(grid, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
+        label_panels(grid, columns, unit)
+        legend(figure)
 
-    return Plot(name, title, caption, (WIDE, 1.55 + 0.29 * len(rows)), paint)
+    height = 0.75 + -(-len(groups) // columns) * (0.8 + 0.29 * len(rows))
+    return Plot(name, title, caption, (WIDE, height), paint)
 
 
 def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
@@ -155,7 +167,7 @@ def curves_plot(curves: Sequence[Curves], total: int) -> Plot:
         right.set(title="ROC", xlabel="false positives, share of the other runs", ylabel="true positives (recall)")
         for axes in (left, right):
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        legend(figure, left, 2)
+        legend(figure, 2)
 
     title = f"ROC-AUC {best.roc_auc:.2f}"
     if best.roc_auc - worst.roc_auc > 0.005:
@@ -175,28 +187,28 @@ def calibration_plot(calibration: Figures, before: Figures | None = None) -> Plo
       calibration: ``ece`` and ``bins`` of the test runs.
       before: the same without the experiment's calibration; None for an experiment that has none.
     """
-    bins = calibration_bars(calibration)
-    confidences = [confidence for confidence, _ in bins]
-    runs = [bar.runs or 0 for _, bar in bins]
+    bins = calibration["bins"]
+    runs = [group["runs"] for group in bins]
+    estimates = [Estimate.of_share(round(group["accuracy"] * group["runs"]), group["runs"]) for group in bins]
 
     def paint(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 100], [0, 100], color="#888888", linestyle=":", linewidth=1, label="perfect calibration")
-        estimates = [bar.estimate for _, bar in bins]
-        places = [100 * confidence for confidence in confidences]
+        places = [100 * group["confidence"] for group in bins]
         draw_estimates(upper, places, estimates, marker="o-", label="right answers, 95 % interval")
         if before is not None:
-            points = [(100 * confidence, 100 * bar.value) for confidence, bar in calibration_bars(before)]
+            points = [(100 * group["confidence"], 100 * group["accuracy"]) for group in before["bins"]]
             style: Any = {"color": COLORS[1], "markersize": 4, "linewidth": 1.2}
             upper.plot(*zip(*points, strict=True), "s--", label="without calibration", **style)
         upper.set(ylabel="right answers (%)", ylim=(-2, 102))
-        lower.bar([100 * float(bar.name) + 5 for _, bar in bins], runs, 9, color="#8a8a8a")
+        lower.bar([100 * group["low"] + 5 for group in bins], runs, 9, color="#8a8a8a")
         lower.set(ylabel="runs", xlabel="confidence: the probability of the answer (%)", xlim=(-2, 102))
         whole_numbers(lower.yaxis, 3)
-        legend(figure, upper)
+        legend(figure)
 
-    confidence = float(np.average(confidences, weights=runs))
-    accuracy = float(np.average([bar.value for _, bar in bins], weights=runs))
+    confidence, accuracy = (
+        float(np.average([group[key] for group in bins], weights=runs)) for key in ("confidence", "accuracy")
+    )
     finding = "Confidence matches accuracy"
     if abs(confidence - accuracy) > 0.02:
         finding = "Overconfident" if confidence > accuracy else "Underconfident"
@@ -208,44 +220,37 @@ def calibration_plot(calibration: Figures, before: Figures | None = None) -> Plo
     return Plot("calibration", title, caption, (6.4, 4.2), paint)
 
 
-def learning_plot(metrics: Mapping[str, Mapping[str, np.ndarray]], best_epoch: int | None) -> Plot:
+def learning_plot(metrics: Passes, best_epoch: int | None) -> Plot:
     """Plot loss and accuracy by pass. ``metrics``: from `history`, not empty."""
-
-    def paint(figure: Figure) -> None:
-        grid = figure.subplots(1, len(metrics), squeeze=False)[0]
-        for axes, (name, splits) in zip(grid, metrics.items(), strict=True):
-            for (split, values), color, dash in zip(splits.items(), (COLORS[0], COLORS[5]), DASHES, strict=False):
-                draw_passes(axes, values, color, dash, split)
-            if best_epoch:
-                label = f"kept: pass {best_epoch}"
-                axes.axvline(best_epoch, color="#888888", linestyle=":", linewidth=1.2, label=label)
-            pass_axes(axes, name)
-        legend(figure, grid[0])
-
     losses = metrics["loss"] if "loss" in metrics else next(iter(metrics.values()))
     train = losses["train"]
     passes = "1 pass" if len(train) == 1 else f"{len(train):,} passes"
     title = f"Over {passes} the loss goes from {train[0]:.3g} to {train[-1]:.3g}"
+    caption = "The mean over a pass during training, with penalties. No dev runs were evaluated during training."
     if "dev" in losses:
         best = int(np.argmin(losses["dev"]))
         title += f"; the dev loss is lowest, {losses['dev'][best]:.3g}, after {best + 1}"
         caption = "Train: the mean over a pass during training, with penalties. Dev runs are not trained on."
-    else:
-        caption = "The mean over a pass during training, with penalties. No dev runs were evaluated during training."
-    return Plot("learning", title, caption, (WIDE, 3.1), paint)
+    return Plot("learning", title, caption, (WIDE, 3.1), partial(draw_passes, {"": metrics}, best_epoch))
 
 
-def draw_passes(axes: Any, values: np.ndarray, color: str, dash: Any, label: str | None) -> None:
-    """Draw a metric by pass over the training runs."""
-    marker = "." if len(values) == 1 else ""
-    axes.plot(np.arange(1, len(values) + 1), values, marker=marker, color=color, linestyle=dash, label=label)
-
-
-def pass_axes(axes: Any, metric: str) -> None:
-    """Label the axes of a metric by pass."""
-    limits = (0, 1.02) if metric == "accuracy" else (0, None)
-    axes.set(title=metric, xlabel="passes over the training runs", ylim=limits)
-    whole_numbers(axes.xaxis)
+def draw_passes(learned: Mapping[str, Passes], best_epoch: int | None, figure: Figure) -> None:
+    """Draw metrics by pass over the training runs, a panel each. ``learned``: by name; "" for a single experiment."""
+    metrics = list(dict.fromkeys(metric for passes in learned.values() for metric in passes))
+    for axes, metric in zip(panels(figure, len(metrics), 2, share=False), metrics, strict=True):
+        for name, color, passes in zip(distinct(list(learned)), COLORS, learned.values(), strict=False):
+            for split, values in passes.get(metric, {}).items():
+                label = name or split if split == "train" or not name else None
+                style = "-" if split == "train" else "--"
+                marker = "." if len(values) == 1 else ""
+                x = np.arange(1, len(values) + 1)
+                axes.plot(x, values, marker=marker, color=color, linestyle=style, label=label)
+        if best_epoch:
+            axes.axvline(best_epoch, color="#888888", linestyle=":", linewidth=1.2, label=f"kept: pass {best_epoch}")
+        limits = (0, 1.02) if metric == "accuracy" else (0, None)
+        axes.set(title=metric, xlabel="passes over the training runs", ylim=limits)
+        whole_numbers(axes.xaxis)
+    legend(figure)
 
 
 def slices_plot(number: int, fact: str, bars: Sequence[Bar]) -> Plot:

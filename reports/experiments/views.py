@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ciml.reports.drawing import Estimate
-from ciml.training.evaluation.scores import answers, scores
+from ciml.training.evaluation.metrics import answers, scores
 from ciml.training.experiments.results import Predictions
 
 #: Suffix of the names of one-number baselines.
@@ -20,6 +20,8 @@ MOST_BARS = 20
 MOST_POINTS = 400
 
 Figures = Mapping[str, Any]
+#: Metrics by pass over the training runs, float64 [epochs], by metric and by ``train`` or ``dev``.
+Passes = Mapping[str, Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ def value_at(figures: Figures, *path: str) -> float | None:
         figures = figures[key]
     value: float | None = figures["value"]
     return value
+
+
+def alone_names(baselines: Figures) -> list[str]:
+    """Return the headings of one-number baselines."""
+    return [f"{name} alone" for name in baselines]
 
 
 def curved(predictions: Predictions) -> list[int]:
@@ -181,6 +188,13 @@ def _beside(base: Figures, baselines: Figures, *path: str) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def standing(results: Mapping[str, tuple[Figures, Figures]]) -> list[tuple[str, list[Bar]]]:
+    """Return accuracies and macro F1s, as panels of `bars_plot`. ``results``: (result, `constant` answer) by name."""
+    accuracies = [accuracy_bar(name, result["test"], result["baselines"]) for name, (result, _) in results.items()]
+    f1s = [f1_bar(name, result["test"], result["baselines"], guess) for name, (result, guess) in results.items()]
+    return [("accuracy", accuracies), ("macro F1", f1s)]
+
+
 def slice_bars(slices: Figures) -> list[Bar]:
     """Return the accuracy by job or provider, beside the share of its most frequent class. The largest comes first.
 
@@ -211,7 +225,7 @@ def mean_bar(name: str, folds: Figures) -> Bar:
     return Bar(name, Estimate.of(folds["mean"]["accuracy"]), pooled["runs"], _beside(pooled["base_rate"], {}))
 
 
-def history(result: Figures) -> dict[str, dict[str, np.ndarray]]:
+def history(result: Figures) -> Passes:
     """Return loss and accuracy by pass, float64 [epochs], for ``train`` and ``dev``; {} without a history."""
     passes = result["training"].get("history") or {}
     return {
@@ -223,16 +237,6 @@ def history(result: Figures) -> dict[str, dict[str, np.ndarray]]:
         for name in ("loss", "accuracy")
         if name in passes
     }
-
-
-def calibration_bars(calibration: Figures) -> list[tuple[float, Bar]]:
-    """Return the mean confidence and the share of right answers (Wilson) of each non-empty bin of confidence."""
-    bars = []
-    for group in calibration["bins"]:
-        runs = group["runs"]
-        share = Estimate.of_share(round(group["accuracy"] * runs), runs)
-        bars.append((group["confidence"], Bar(f"{group['low']:.1f}", share, runs)))
-    return bars
 
 
 def first_by(bars: Sequence[Bar]) -> Bar | None:

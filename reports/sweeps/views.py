@@ -98,6 +98,12 @@ def base_rate(swept: Swept, question: int) -> float | None:
     return trials[0].scores.get("base_rate") if trials else None
 
 
+def references(swept: Swept, question: int) -> dict[str, float | None]:
+    """Return the base rate and the one-number baselines of a question by name."""
+    alone = {f"{name} alone": baseline["value"] for name, baseline in baselines_of(swept, question).items()}
+    return {"base rate": base_rate(swept, question), **alone}
+
+
 def number_text(value: Any) -> str:
     """Format a figure; a dash for None."""
     return "–" if value is None else f"{value:.3f}"

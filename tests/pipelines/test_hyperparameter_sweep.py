@@ -19,7 +19,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.pipelines.sweep import SweepContext, Swept, run_sweep
 from ciml.training.data.examples import InMemoryDataset, read_dataset
-from ciml.training.evaluation import scores as scoring
+from ciml.training.evaluation import metrics as scoring
 from ciml.training.evaluation.baselines import number_of, predict_by
 from ciml.training.evaluation.cross_validation import CVSplit, cross_validate, divide
 from ciml.training.sweeps.definition import Sweep

@@ -23,7 +23,7 @@ from ciml.reports.page import Page, Section, render
 from ciml.storage import LocalStore, open_store
 from ciml.training.calibration.calibrators import Temperature, decimals, make_rules
 from ciml.training.data.examples import read_dataset
-from ciml.training.evaluation import scores as scoring
+from ciml.training.evaluation import metrics as scoring
 from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.evaluation.metrics import evaluate, sharpness
 from ciml.training.experiment import Experiment
@@ -304,10 +304,13 @@ def test_the_plots_of_thirty_classes_and_experiments_stay_readable():
     trials = [(replace(one, experiment=f"x{number:02}", result=result), found) for number in range(25)]
     drawn = {plot.name: plot for each in comparison_page(trials, {}).sections for plot in each.plots}
     assert drawn["tests-errors"].caption.endswith(
+        "The 8 largest of 30 classes are drawn. The first 20 of 25 are drawn."
+    )
+    assert "x19" in drawn["tests-errors"].svg
+    assert "x20" not in drawn["tests-errors"].svg
+    assert drawn["tests-curves"].caption.endswith(
         "The first 7 of 25 experiments are drawn. The 8 largest of 30 classes are drawn."
     )
-    assert "x06" in drawn["tests-errors"].svg
-    assert "x07" not in drawn["tests-errors"].svg
 
 
 def report(*words: str, data: Path) -> Result:

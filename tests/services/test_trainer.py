@@ -14,7 +14,8 @@ from ciml.services import trainer as trainer_module
 from ciml.services.driver import drive
 from ciml.services.trainer import TrainerService
 from ciml.training.exclusions import Exclusion, add
-from ciml.training.trainer import TrainConfig, TrainResult
+from ciml.training.refresh import TrainConfig
+from ciml.training.trainer import TrainResult
 from tests.scraping import collected
 
 

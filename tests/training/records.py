@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ciml.tensorflow import load_tensorflow
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Role, Snapshot
+from ciml.training.exclusions import Exclusion, Exclusions
 
 
 def written(made: Materialised, role: Role, snapshot: Snapshot) -> dict[int, tuple[np.ndarray, int, int]]:
@@ -20,3 +23,8 @@ def written(made: Materialised, role: Role, snapshot: Snapshot) -> dict[int, tup
         scalars = [features[name].int64_list.value[0] for name in ("ordinal", "n_windows", "label")]
         rows[scalars[0]] = (inputs, scalars[1], scalars[2])
     return rows
+
+
+def excluding(reasons: Mapping[str, str]) -> Exclusions:
+    """Exclusions of single runs: reason by run id."""
+    return Exclusions(tuple(Exclusion(reason, run_id) for run_id, reason in reasons.items()))

@@ -32,7 +32,7 @@ from ciml.training.calibration.calibrators import decimals
 from ciml.training.data.examples import read_snapshot_examples
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.export import load_exported
-from ciml.training.refresh import Candidate, refresh
+from ciml.training.refresh import Candidate, TrainConfig, refresh
 from ciml.transforms.examples.prepare import run_means
 from ciml.verdict_rules import PROFILES, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
 from tests.corpus import STABLE
@@ -71,7 +71,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Made:
     RawStore(data).add(list(zip(runs, tables, strict=True)))
     create_dataset(data, DEFINITION)
     update_dataset(data.dataset("cause"), seal=True)
-    done = refresh(data, "cause", EXPERIMENT, model="cause")
+    done = refresh(TrainConfig(data, "cause", "cause", EXPERIMENT))
     assert isinstance(done, Candidate)
     assert check_candidate(open_store(done.folder)) == done.snapshot.resolved
     push(data, "cause", open_store(done.folder), Decision(True))
@@ -83,7 +83,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.mark.whole
 def test_a_model_of_causes_that_would_give_no_verdicts_is_not_trained(world: Made) -> None:
     with pytest.raises(CimlError, match='gives no verdicts; set calibration = "auto"'):
-        refresh(world.data, "cause", EXPERIMENT.replace(calibration=None, coverage=0.9), model="other")
+        refresh(TrainConfig(world.data, "cause", "other", EXPERIMENT.replace(calibration=None, coverage=0.9)))
 
 
 def test_a_refresh_calibrates_on_dev_runs_and_reports_what_held_on_test_runs(world: Made) -> None:

@@ -14,7 +14,7 @@ from ciml.training.data.examples import read_dataset
 from ciml.training.data.snapshot import Snapshot, make_snapshot
 from ciml.training.exclusions import Exclusion, add, exclusions_of, read_state, revert
 from ciml.training.experiment import Experiment, refresh_key
-from ciml.training.refresh import Skipped, refresh
+from ciml.training.refresh import Skipped, TrainConfig, refresh
 from ciml.trust import TrustPolicy
 
 JOB, RUN = Exclusion("bad mirror", job="tempest-*"), Exclusion("disk was full", "zuul~a~1")
@@ -107,7 +107,7 @@ def test_a_job_is_in_no_later_snapshot_until_its_exclusion_is_reverted(data: Dat
     def next_refresh() -> Snapshot:
         """Of `ciml refresh`: it stops before training where it expects the same."""
         key = refresh_key(make_snapshot(dataset, policy).digest, experiment)
-        found = refresh(data, "providers", experiment, model="m", last=key)
+        found = refresh(TrainConfig(data, "providers", "m", experiment), last=key)
         assert isinstance(found, Skipped)
         return found.snapshot
 

@@ -47,7 +47,7 @@ def test_tf_transform_normalises_as_numpy_does():
 
     def batch(part: int) -> pa.RecordBatch:
         rows = np.zeros(3, np.int64)
-        return to_batch(Examples(rows, column(part), rows.astype(np.int32), rows))
+        return to_batch(Examples(column(part), rows.astype(np.int32), rows, rows))
 
     with tempfile.TemporaryDirectory() as folder, tft_beam.Context(temp_dir=folder):
         transform = ([batch(0)], config) | tft_beam.AnalyzeDataset(normalise)

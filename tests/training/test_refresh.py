@@ -23,7 +23,7 @@ from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot
 from ciml.training.evaluation.candidate import Champion, right_answers
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.export import load_exported
-from ciml.training.refresh import Candidate, Skipped, refresh
+from ciml.training.refresh import Candidate, Skipped, TrainConfig, refresh
 from ciml.trust import TrustPolicy
 from tests.ciml.lineage.recorded import Recorded, names, states
 from tests.runs.scenes import RawStore
@@ -39,7 +39,9 @@ def first(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoo
     steps: list[str] = []
     data = DataRoot.open(root)
     recorded = Recorded(data)
-    done = refresh(data, "providers", QUICK, model="m", progress=lambda step, *_: steps.append(step), lineage=recorded)
+    done = refresh(
+        TrainConfig(data, "providers", "m", QUICK), progress=lambda step, *_: steps.append(step), lineage=recorded
+    )
     assert isinstance(done, Candidate)
     (root / "events.json").write_text(json.dumps(recorded.events))
     return data, done, steps
@@ -119,7 +121,7 @@ def test_the_same_again_is_nothing_new_and_another_experiment_is(first: tuple[Da
     data, done, _ = first
     last = done.facts()["refresh"]
     steps: list[str] = []
-    again = refresh(data, "providers", QUICK, model="m", last=last, progress=lambda step, *_: steps.append(step))
+    again = refresh(TrainConfig(data, "providers", "m", QUICK), last=last, progress=lambda step, *_: steps.append(step))
 
     assert isinstance(again, Skipped)
     assert again.snapshot.digest == done.snapshot.digest
@@ -137,7 +139,7 @@ def refresh_key_of(done: Candidate, experiment: object) -> str:
 def test_against_a_champion_on_the_same_runs(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
     data, done, _ = first
     shutil.copytree(done.folder, tmp_path / "champion")
-    again = refresh(data, "providers", QUICK, model="m2", champion=Champion(tmp_path / "champion", 7))
+    again = refresh(TrainConfig(data, "providers", "m2", QUICK), champion=Champion(tmp_path / "champion", 7))
     assert isinstance(again, Candidate)
 
     # the same runs and seed give the same model
@@ -155,7 +157,7 @@ def test_a_candidate_that_learned_nothing_is_rejected(first: tuple[DataRoot, Can
     data, done, _ = first
     shutil.copytree(done.folder, tmp_path / "champion")
     poor = QUICK.replace(steps=1, epochs=1, hidden_layers=())
-    bad = refresh(data, "providers", poor, model="m3", champion=Champion(tmp_path / "champion", 1))
+    bad = refresh(TrainConfig(data, "providers", "m3", poor), champion=Champion(tmp_path / "champion", 1))
 
     assert isinstance(bad, Candidate)
     assert not bad.decision.blessed
@@ -166,7 +168,7 @@ def test_a_candidate_that_learned_nothing_is_rejected(first: tuple[DataRoot, Can
 def test_a_damaged_champion_keeps_the_gate_closed(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
     data, _, _ = first
     (tmp_path / "champion").mkdir()
-    done = refresh(data, "providers", QUICK, model="m4", champion=Champion(tmp_path / "champion", 1))
+    done = refresh(TrainConfig(data, "providers", "m4", QUICK), champion=Champion(tmp_path / "champion", 1))
 
     assert isinstance(done, Candidate)
     assert not done.decision.blessed
@@ -209,7 +211,7 @@ def test_more_runs_are_a_new_snapshot_and_only_the_new_span_is_analysed(first: t
     ]
     RawStore(data).add(more)
     update_dataset(data.dataset("providers"), seal=True)
-    again = refresh(data, "providers", QUICK, model="m", last=done.facts()["refresh"])
+    again = refresh(TrainConfig(data, "providers", "m", QUICK), last=done.facts()["refresh"])
 
     assert isinstance(again, Candidate)
     assert again.metrics["materialised"] == {"analysed": 1, "cached": 3}
@@ -226,7 +228,7 @@ def test_two_trainers_of_one_model_do_not_meet(first: tuple[DataRoot, Candidate,
         FileLock(Path(data.url, "trainer/m/work/.lock")),
         pytest.raises(CimlError, match="model 'm' is being trained by another process"),
     ):
-        refresh(data, "providers", QUICK, model="m")
+        refresh(TrainConfig(data, "providers", "m", QUICK))
 
 
 @pytest.mark.whole
@@ -254,7 +256,7 @@ def test_the_gate_rejects_what_learned_nothing_of_real_runs(tmp_path: Path, kind
     )  # fmt: skip
     create_dataset(data, definition)
     update_dataset(data.dataset("status"), seal=True)
-    candidate = refresh(data, "status", QUICK, model="m")
+    candidate = refresh(TrainConfig(data, "status", "m", QUICK))
     assert isinstance(candidate, Candidate)
     assert not candidate.decision.blessed
     assert any("does not beat the base rate" in reason for reason in candidate.decision.reasons)
@@ -266,5 +268,5 @@ def test_the_gate_rejects_what_learned_nothing_of_real_runs(tmp_path: Path, kind
 def test_nothing_trusted_nothing_trained(data: DataRoot):
     none = TrustPolicy.parse('[[rule]]\nname = "merged"\ntrusted = true\npipeline = "post"\n')
     with pytest.raises(CimlError, match="no training runs: 160 examples are untrusted"):
-        refresh(data, "providers", QUICK, model="m", policy=none, gate=GatePolicy())
+        refresh(TrainConfig(data, "providers", "m", QUICK, trust=none, gate=GatePolicy()))
     assert not (Path(data.url) / "trainer/m/metrics").exists()

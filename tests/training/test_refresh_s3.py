@@ -9,7 +9,7 @@ from ciml.data_root import DataRoot
 from ciml.storage import LocalStore
 from ciml.training.data.snapshot import Snapshot, read_snapshot
 from ciml.training.export import load_exported
-from ciml.training.refresh import Candidate, refresh
+from ciml.training.refresh import Candidate, TrainConfig, refresh
 from tests.training.conftest import QUICK
 
 pytestmark = pytest.mark.engines
@@ -22,7 +22,7 @@ def test_a_data_path_on_s3_gives_the_same_snapshot_and_keeps_its_records_there(
     local, data = LocalStore(made), DataRoot.open(s3.bucket())
     for path in local.list():
         assert data.store.create(path, local.read(path))
-    done = refresh(data, "providers", QUICK, model="m")
+    done = refresh(TrainConfig(data, "providers", "m", QUICK))
 
     assert isinstance(done, Candidate)
     assert done.snapshot == snapshot

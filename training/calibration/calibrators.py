@@ -16,7 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ def learned_ranges(
         return None
     _, subject = np.unique(np.array(names, object), return_inverse=True)
     low, low_of_others = _least(means, subject)
-    high, high_of_others = (-each for each in _least(-means, subject))
+    high, high_of_others = (-values for values in _least(-means, subject))
     distances = np.sort(parts_outside(means, low_of_others, high_of_others).max(axis=1))
     rank = min(math.ceil(SHARE * (len(distances) + 1)), len(distances))
     return LearnedRanges(
@@ -77,7 +77,7 @@ def job_groups(jobs: Sequence[str]) -> set[str]:
     """Return the jobs that are compared with their own runs only. All others together keep `GROUP_RUNS` runs too."""
     left = len(jobs)
     own = set[str]()
-    for job, runs in sorted(Counter(jobs).items(), key=lambda each: (-each[1], each[0])):
+    for job, runs in sorted(Counter(jobs).items(), key=lambda item: (-item[1], item[0])):
         if runs >= GROUP_RUNS and left - runs >= GROUP_RUNS:
             own.add(job)
             left -= runs
@@ -189,23 +189,6 @@ Method = Literal["temperature", "isotonic"]
 LEAST = float(np.finfo(np.float32).tiny)
 
 
-class Calibrator(Protocol):
-    """A fitted calibrator."""
-
-    @property
-    def method(self) -> Method:
-        """Its kind."""
-
-    def apply(self, probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return calibrated probabilities float32 [n, C], rows that sum to 1, of probabilities [n, C]."""
-
-    def graph(self, probabilities: Any) -> Any:
-        """Return the same for a tensor float32 [n, C], as TensorFlow operations that a served model may have."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return its parameters."""
-
-
 @dataclass(frozen=True)
 class Temperature:
     """Divides the logits by a temperature; above 1 the answers become less certain. Keeps the order of the classes.
@@ -218,12 +201,14 @@ class Temperature:
     method: Method = "temperature"
 
     def apply(self, probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return calibrated probabilities float32 [n, C], rows that sum to 1, of probabilities [n, C]."""
         logits = np.log(np.maximum(probabilities.astype(np.float64), LEAST)) / self.temperature
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         calibrated = np.maximum(shares / shares.sum(axis=1, keepdims=True), LEAST)
         return calibrated.astype(np.float32)  # type: ignore[no-any-return]
 
     def graph(self, probabilities: Any) -> Any:
+        """Return the same for a tensor float32 [n, C], as TensorFlow operations that a served model may have."""
         import tensorflow as tf
 
         logits = tf.math.log(tf.maximum(tf.cast(probabilities, tf.float64), LEAST)) / self.temperature
@@ -248,12 +233,7 @@ class Isotonic:
 
     def apply(self, probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
         clipped = np.maximum(probabilities.astype(np.float64), LEAST)
-        columns = []
-        for line, values in zip(self.lines, clipped.T, strict=True):
-            x, y = line.T
-            index = np.clip(np.searchsorted(x, values, side="right") - 1, 0, len(x) - 2)
-            share = np.clip((values - x[index]) / (x[index + 1] - x[index]), 0.0, 1.0)
-            columns.append(y[index] + (y[index + 1] - y[index]) * share)
+        columns = [np.interp(values, *line.T) for line, values in zip(self.lines, clipped.T, strict=True)]
         mapped = np.stack(columns, axis=1)
         calibrated = mapped / mapped.sum(axis=1, keepdims=True)
         return calibrated.astype(np.float32)  # type: ignore[no-any-return]
@@ -276,3 +256,7 @@ class Isotonic:
 
     def to_json(self) -> dict[str, Any]:
         return {"method": self.method, "points": [len(line) for line in self.lines]}
+
+
+#: A fitted calibrator.
+Calibrator = Temperature | Isotonic

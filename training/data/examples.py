@@ -23,9 +23,9 @@ from ciml.datasets.state import DatasetState, ExampleFile
 from ciml.errors import IntegrityError
 from ciml.events.records import RunFacts
 from ciml.storage import Store
-from ciml.training.data.snapshot import Role, Snapshot, SnapshotRun, joined_facts, snapshot_of
+from ciml.training.data.snapshot import Role, Snapshot, SnapshotRun, snapshot_of
 from ciml.training.estimators import Rows
-from ciml.training.exclusions import Exclusions, stored_exclusions
+from ciml.training.exclusions import Exclusions
 from ciml.training.normalise import Normalisation
 from ciml.transforms.examples.prepare import row_digests, run_facts
 from ciml.transforms.examples.spans import inputs_of, read_examples, read_span
@@ -61,27 +61,21 @@ class FileTask(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Rows of a snapshot.
+class Examples(Rows):
+    """Rows of a snapshot, not normalised.
 
     Attributes:
       ordinals: int64 [n], each row's position in `Snapshot.runs()`.
-      inputs: float32 [n, L, F], not normalised.
-      n_windows: int32 [n].
-      labels: int64 [n].
     """
 
     ordinals: np.ndarray
-    inputs: np.ndarray
-    n_windows: np.ndarray
-    labels: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.ordinals)
-
-    def take(self, rows: np.ndarray | slice) -> Examples:
-        """Select rows."""
-        return Examples(self.ordinals[rows], self.inputs[rows], self.n_windows[rows], self.labels[rows])
+    @classmethod
+    def of(cls, parts: Sequence[Examples], windows: int = 1, features: int = 1) -> Examples:
+        """Concatenate rows; ``windows`` and ``features`` are the shape where there are none."""
+        nothing = np.zeros(0, np.int64)
+        empty = cls(np.zeros((0, windows, features), np.float32), nothing.astype(np.int32), nothing, nothing)
+        return cls(*map(np.concatenate, zip(*(vars(part).values() for part in (empty, *parts)), strict=True)))
 
 
 def file_tasks(snapshot: Snapshot, *roles: Role) -> list[FileTask]:
@@ -131,7 +125,7 @@ def read_rows(root: Store, task: FileTask, resolved: ResolvedDefinition) -> Exam
             raise IntegrityError(f"{where}: the digest of example {run_id} differs from the manifest")
         if label != want.label:
             raise IntegrityError(f"{where}: the label of example {run_id} differs from the manifest")
-    return Examples(np.array([item.ordinal for item in expected], np.int64), inputs, n_windows, labels)
+    return Examples(inputs, n_windows, labels, np.array([item.ordinal for item in expected], np.int64))
 
 
 def read_snapshot_examples(root: Store, snapshot: Snapshot, *roles: Role) -> tuple[list[SnapshotRun], Examples]:
@@ -148,7 +142,7 @@ def read_snapshot_examples(root: Store, snapshot: Snapshot, *roles: Role) -> tup
     resolved = snapshot.resolved
     parts = [read_rows(root, task, resolved) for task in file_tasks(snapshot, *roles)]
     runs = list(snapshot.runs())
-    examples = _concatenate(parts, resolved)
+    examples = Examples.of(parts, resolved.windows, len(resolved.features))
     examples = examples.take(np.argsort(examples.ordinals))
     ordinals = [ordinal for ordinal, run in enumerate(runs) if not roles or run.role in roles]
     if examples.ordinals.tolist() != ordinals:
@@ -165,18 +159,6 @@ def read_facts(root: Store, snapshot: Snapshot) -> dict[str, RunFacts]:
     """
     files = [file for span in snapshot.spans for paths in span.files.values() for file in paths]
     return {run.run_id: run for file in files for run in run_facts(read_examples(root, file, METADATA_COLUMNS))}
-
-
-def _concatenate(parts: list[Examples], resolved: ResolvedDefinition) -> Examples:
-    shape = (0, resolved.windows, len(resolved.features))
-    nothing = Examples(np.zeros(0, np.int64), np.zeros(shape, np.float32), np.zeros(0, np.int32), np.zeros(0, np.int64))
-    all_parts = [nothing, *parts]
-    return Examples(
-        np.concatenate([part.ordinals for part in all_parts]),
-        np.concatenate([part.inputs for part in all_parts]),
-        np.concatenate([part.n_windows for part in all_parts]),
-        np.concatenate([part.labels for part in all_parts]),
-    )
 
 
 def batches(examples: Examples, size: int) -> Iterator[Examples]:
@@ -245,10 +227,7 @@ def read_snapshot_facts(
     spans = [span for span in state.latest() if span.files]
     root = dataset.store
     facts = {run.run_id: run for span in spans for run in run_facts(read_span(root, span, columns=METADATA_COLUMNS))}
-    if exclusions is None:
-        exclusions = stored_exclusions(dataset, state)
-    joined = joined_facts(dataset, state, facts)
-    return snapshot_of(dataset.name, state, facts, policy, exclusions, joined), facts
+    return snapshot_of(dataset, state, facts, policy, exclusions), facts
 
 
 def read_dataset(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclusions | None = None) -> InMemoryDataset:
@@ -263,7 +242,7 @@ def read_dataset(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclus
     return InMemoryDataset(
         snapshot,
         tuple(facts[run.run_id] for run in runs),
-        Rows(examples.inputs, examples.n_windows, examples.labels),
+        examples,
         np.array([run.role for run in runs], "U5"),
         np.array([run.split == "train" for run in runs], bool),
         dataset.raw(state) if state.listing is None else None,

@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -36,7 +35,7 @@ from ciml.datasets.definition import ResolvedDefinition  # noqa: E402
 from ciml.digest import canonical_json  # noqa: E402
 from ciml.storage import Store  # noqa: E402
 from ciml.training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key  # noqa: E402
-from ciml.training.data.examples import (  # noqa: E402  # noqa: E402
+from ciml.training.data.examples import (  # noqa: E402
     RECORDS_FOLDER,
     TRANSFORM_FOLDER,
     Examples,
@@ -57,18 +56,6 @@ _tasks: dict[str, list[FileTask]] = {}  # by the folder that is materialised
 _SCALARS = ("n_windows", "label", "ordinal")
 
 
-def run_pipeline(
-    root: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None, runner: Any
-) -> tuple[int, int]:
-    """Build and run the pipeline.
-
-    Returns:
-      (number of analysed spans, number of spans with a cached analysis).
-    """
-    with _as_outside_of_ipython():
-        return _run_pipeline(root, snapshot, folder, cache, runner)
-
-
 @contextmanager
 def _as_outside_of_ipython() -> Iterator[None]:
     """Have Beam do in a notebook what it does elsewhere.
@@ -86,9 +73,15 @@ def _as_outside_of_ipython() -> Iterator[None]:
         module.alter_label_if_ipython, module.is_in_ipython = before
 
 
-def _run_pipeline(
-    root: Store, snapshot: Snapshot, folder: Path, cache: AnalysisCache | None, runner: Any
+@_as_outside_of_ipython()
+def run_pipeline(
+    root: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None, runner: Any
 ) -> tuple[int, int]:
+    """Build and run the pipeline.
+
+    Returns:
+      (number of analysed spans, number of spans with a cached analysis).
+    """
     kept_error(clear=True)
     pipeline = beam.Pipeline(runner=runner or FnApiRunner(), options=PipelineOptions([]))
     with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temp, tft_beam.Context(temp_dir=temp):
@@ -169,9 +162,7 @@ def adapter_config(resolved: ResolvedDefinition) -> tensor_adapter.TensorAdapter
 
     representations = {name: dense(name) for name in _SCALARS}
     representations["inputs"] = dense("inputs", resolved.windows, len(resolved.features))
-    nothing = np.zeros(0, np.int64)
-    none = Examples(nothing, np.zeros((0, 1, 1), np.float32), np.zeros(0, np.int32), nothing)
-    return tensor_adapter.TensorAdapterConfig(to_batch(none).schema, representations)
+    return tensor_adapter.TensorAdapterConfig(to_batch(Examples.of([])).schema, representations)
 
 
 def to_batch(examples: Examples) -> pa.RecordBatch:
@@ -217,17 +208,13 @@ class WriteRecords(beam.DoFn):
     def __init__(self, folder: str, roles: Sequence[Role]) -> None:
         super().__init__()
         self._folder = folder
-        self._roles = bytes(ROLES.index(role) for role in roles)
-
-    @cached_property
-    def _role_of(self) -> np.ndarray:
-        return np.frombuffer(self._roles, np.uint8)
+        self._roles = np.array([ROLES.index(role) for role in roles], np.uint8)
 
     def process(self, element: tuple[pa.RecordBatch, Any]) -> None:
         batch = element[0] if isinstance(element, tuple) else element
         columns = {name: np.from_dlpack(batch.column(name).flatten()) for name in ("inputs", *_SCALARS)}
         inputs = columns["inputs"].reshape(batch.num_rows, -1)
-        role_of = self._role_of[columns["ordinal"]]
+        role_of = self._roles[columns["ordinal"]]
         for number, role in enumerate(ROLES):
             rows = np.flatnonzero(role_of == number)
             if not rows.size:

@@ -122,12 +122,13 @@ class Snapshot(Settings, frozen=True):
         return counts
 
     def summary(self) -> dict[str, Any]:
-        """Return it without runs and files, for stored results."""
+        """Return it without runs and files, for stored results; ``rules``: number of runs that each one accepted."""
+        rules = Counter(run.rule for run in self.runs())
         return {
             "digest": self.digest,
             "spans": [[span.span, span.version] for span in self.spans],
             "counts": self.counts(),
-            "rules": self.rules(),
+            "rules": dict(sorted(rules.items())),
             "untrusted": dict(self.untrusted),
             "excluded": dict(self.excluded),
         }
@@ -135,10 +136,6 @@ class Snapshot(Settings, frozen=True):
     def rejected(self) -> dict[str, int]:
         """Return the number of omitted examples by deciding trust rule; all exclusions as ``excluded``."""
         return {**self.untrusted, **({"excluded": sum(self.excluded.values())} if self.excluded else {})}
-
-    def rules(self) -> dict[str, int]:
-        """Return the number of runs that each trust rule accepted."""
-        return dict(sorted(Counter(run.rule for run in self.runs()).items()))
 
 
 def make_snapshot(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclusions | None = None) -> Snapshot:
@@ -154,24 +151,23 @@ def make_snapshot(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclu
       IntegrityError: if its manifest names a run that the raw manifest lacks.
     """
     state = dataset.state()
-    facts = facts_of_spans(dataset.raw(state), state.latest())
-    if exclusions is None:
-        exclusions = stored_exclusions(dataset, state)
-    return snapshot_of(dataset.name, state, facts, policy, exclusions, joined_facts(dataset, state, facts))
+    return snapshot_of(dataset, state, facts_of_spans(dataset.raw(state), state.latest()), policy, exclusions)
 
 
 def snapshot_of(
-    dataset_name: str,
+    dataset: StoredDataset,
     state: DatasetState,
     facts: Mapping[str, RunFacts],
     policy: TrustPolicy,
-    exclusions: Exclusions,
-    joined: Mapping[str, RunFacts],
+    exclusions: Exclusions | None = None,
 ) -> Snapshot:
-    """Compute `make_snapshot` from its loaded inputs (pure): ``joined`` are the facts by which runs are trusted."""
+    """Return `make_snapshot` of a data set whose state, and the facts of its runs by run id, are loaded."""
+    if exclusions is None:
+        exclusions = stored_exclusions(dataset, state)
+    joined = joined_facts(dataset, state, facts)
     if state.resolved is None or state.definition is None:
         raise NoTrainingDataError(
-            f"data set {dataset_name!r} has no sealed span yet: ciml dataset update {dataset_name} --seal"
+            f"data set {dataset.name!r} has no sealed span yet: ciml dataset update {dataset.name} --seal"
         )
     untrusted: Counter[str] = Counter()
     excluded: Counter[str] = Counter()
@@ -181,7 +177,7 @@ def snapshot_of(
         accepted = []
         for run in span.runs:
             if run.run_id not in facts:
-                raise IntegrityError(f"data set {dataset_name!r}: run {run.run_id} is missing in the raw manifest")
+                raise IntegrityError(f"data set {dataset.name!r}: run {run.run_id} is missing in the raw manifest")
             run_facts = facts[run.run_id]
             if (reason := exclusions.reason(run_facts)) is not None:
                 excluded[reason] += 1
@@ -200,7 +196,7 @@ def snapshot_of(
             splits = {run.split for run in accepted}
             files = {split: files for split, files in span.files.items() if split in splits}
             spans.append(SnapshotSpan(span.span, span.version, files, tuple(accepted)))
-    return Snapshot(dataset_name, state.resolved, policy.digest, tuple(spans), dict(untrusted), dict(excluded))
+    return Snapshot(dataset.name, state.resolved, policy.digest, tuple(spans), dict(untrusted), dict(excluded))
 
 
 def joined_facts(dataset: StoredDataset, state: DatasetState, facts: Mapping[str, RunFacts]) -> Mapping[str, RunFacts]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from typing import Self
 
 #: Called after each epoch, from 1, with the network's present state. An exception from it ends the training.
 Watch = Callable[[int, "Fitted"], None]
@@ -29,9 +32,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: np.ndarray) -> Rows:
+    def take(self, rows: np.ndarray | slice) -> Self:
         """Select rows by position or by a mask."""
-        return Rows(self.inputs[rows], self.n_windows[rows], self.labels[rows])
+        return replace(self, **{name: values[rows] for name, values in vars(self).items()})
 
 
 class Fitted(Protocol):

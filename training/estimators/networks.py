@@ -58,25 +58,15 @@ class Trained:
 
     def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
         """Predict probabilities float32 [n, C] of normalised inputs float32 [n, L, F] and n_windows int32 [n]."""
-        parts = [
-            np.asarray(
-                self.model(
-                    {"inputs": inputs[start : start + _DEV_BATCH], "n_windows": n_windows[start : start + _DEV_BATCH]},
-                    training=False,
-                )
-            )
-            for start in range(0, len(inputs), _DEV_BATCH)
-        ]
-        return np.concatenate(parts) if parts else np.zeros((0, self.model.output_shape[-1]), np.float32)
+        answers = np.zeros((len(inputs), self.model.output_shape[-1]), np.float32)
+        for start in range(0, len(inputs), _DEV_BATCH):
+            rows = slice(start, start + _DEV_BATCH)
+            answers[rows] = self.model({"inputs": inputs[rows], "n_windows": n_windows[rows]}, training=False)
+        return answers
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "history": {name: [round(float(value), 6) for value in values] for name, values in self.history.items()},
-            "epochs": self.epochs,
-            "steps": self.steps,
-            "best_epoch": self.best_epoch,
-            "runs": self.runs,
-        }
+        history = {name: [round(float(value), 6) for value in values] for name, values in self.history.items()}
+        return {"history": history} | {name: getattr(self, name) for name in ("epochs", "steps", "best_epoch", "runs")}
 
 
 class Batches(Protocol):
@@ -211,6 +201,11 @@ def fit_network(
     best_loss = math.inf
     best_weights = None
     epochs = math.ceil(steps / per_epoch)
+
+    def trained(best: int) -> Trained:
+        seconds = time.perf_counter() - start
+        return Trained(model, history, len(history["loss"]), steps_done, best + 1, count, seconds)
+
     for number in range(epochs):
         now = min(per_epoch, steps - steps_done)
         loss, right, runs = run(number, now)
@@ -230,10 +225,7 @@ def fit_network(
         if progress is not None:
             progress("epochs", number + 1, epochs)
         if watch is not None:
-            watch(
-                number + 1,
-                Trained(model, history, number + 1, steps_done, number + 1, count, time.perf_counter() - start),
-            )
+            watch(number + 1, trained(number))
         if evaluate_dev is None:
             best = number
         elif figures["val_loss"] < best_loss:
@@ -244,7 +236,7 @@ def fit_network(
             break
     if best_weights is not None:
         model.set_weights(best_weights)
-    return Trained(model, history, len(history["loss"]), steps_done, best + 1, count, time.perf_counter() - start)
+    return trained(best)
 
 
 def _loss(labels: Any, answers: Any) -> Any:
@@ -308,14 +300,12 @@ def _event_files(folder: Path) -> Callable[[int, Mapping[str, float]], None]:
 def dnn(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
     """Build dense layers over the flattened inputs, padding included; ``n_windows`` is not used."""
     k = keras()
-    inputs, n_windows = _inputs(k, windows, features)
-    hidden = k.layers.Flatten()(inputs)
-    for number, units in enumerate(experiment.hidden_layers):
-        hidden = _between(k, experiment, number, hidden)
-        hidden = k.layers.Dense(units, activation=experiment.activation, kernel_regularizer=_penalty(k, experiment))(
-            hidden
-        )
-    return _model(k, experiment, inputs, n_windows, hidden, classes)
+    inputs = _inputs(k, windows, features)
+
+    def dense(number: int, units: int, hidden: Any) -> Any:
+        return k.layers.Dense(units, activation=experiment.activation, **_penalty(k, experiment))(hidden)
+
+    return _model(k, experiment, inputs, _hidden(k, experiment, k.layers.Flatten()(inputs["inputs"]), dense), classes)
 
 
 def cnn(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
@@ -325,22 +315,18 @@ def cnn(experiment: Experiment, windows: int, features: int, classes: int) -> An
     layer, so that its length has no effect.
     """
     k = keras()
-    inputs, n_windows = _inputs(k, windows, features)
-    mask = k.ops.expand_dims(k.ops.cast(_own_windows(k, n_windows, windows), "float32"), -1)
-    hidden = inputs * mask
-    for number, filters in enumerate(experiment.hidden_layers):
-        hidden = _between(k, experiment, number, hidden)
-        hidden = mask * k.layers.Conv1D(
-            filters,
-            experiment.kernel_size,
-            padding="same",
-            activation=experiment.activation,
-            kernel_regularizer=_penalty(k, experiment),
-        )(hidden)
-    count = k.ops.maximum(k.ops.sum(mask, axis=1), 1.0)
-    mean = k.ops.sum(hidden, axis=1) / count
-    highest = k.ops.max(hidden + (mask - 1.0) * 1e9, axis=1) * k.ops.minimum(k.ops.sum(mask, axis=1), 1.0)
-    return _model(k, experiment, inputs, n_windows, k.ops.concatenate([mean, highest], axis=-1), classes)
+    inputs = _inputs(k, windows, features)
+    mask = k.ops.expand_dims(k.ops.cast(_own_windows(k, inputs, windows), "float32"), -1)
+
+    def convolution(number: int, filters: int, hidden: Any) -> Any:
+        settings = {"padding": "same", "activation": experiment.activation, **_penalty(k, experiment)}
+        return mask * k.layers.Conv1D(filters, experiment.kernel_size, **settings)(hidden)
+
+    hidden = _hidden(k, experiment, inputs["inputs"] * mask, convolution)
+    own = k.ops.sum(mask, axis=1)
+    mean = k.ops.sum(hidden, axis=1) / k.ops.maximum(own, 1.0)
+    highest = k.ops.max(hidden + (mask - 1.0) * 1e9, axis=1) * k.ops.minimum(own, 1.0)
+    return _model(k, experiment, inputs, k.ops.concatenate([mean, highest], axis=-1), classes)
 
 
 def gru(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
@@ -351,45 +337,54 @@ def gru(experiment: Experiment, windows: int, features: int, classes: int) -> An
     if not experiment.hidden_layers:
         raise CimlError("experiment: hidden_layers: gru needs at least one layer")
     k = keras()
-    inputs, n_windows = _inputs(k, windows, features)
-    mask = _own_windows(k, n_windows, windows)
-    hidden = inputs
+    inputs = _inputs(k, windows, features)
+    mask = _own_windows(k, inputs, windows)
+
+    def recurrent(number: int, units: int, hidden: Any) -> Any:
+        last = number == len(experiment.hidden_layers) - 1
+        return k.layers.GRU(units, return_sequences=not last, **_penalty(k, experiment))(hidden, mask=mask)
+
+    return _model(k, experiment, inputs, _hidden(k, experiment, inputs["inputs"], recurrent), classes)
+
+
+def _inputs(k: Any, windows: int, features: int) -> dict[str, Any]:
+    return {
+        "inputs": k.Input((windows, features), name="inputs"),
+        "n_windows": k.Input((), dtype="int32", name="n_windows"),
+    }
+
+
+def _own_windows(k: Any, inputs: Mapping[str, Any], windows: int) -> Any:
+    """Return bool [batch, L]: whether a window is the run's own, not padding."""
+    return k.ops.greater(k.ops.expand_dims(inputs["n_windows"], -1), k.ops.arange(windows, dtype="int32"))
+
+
+def _penalty(k: Any, experiment: Experiment) -> dict[str, Any]:
+    """Return the layer's argument for the penalty of large weights."""
+    return {"kernel_regularizer": k.regularizers.L2(experiment.l2)} if experiment.l2 else {}
+
+
+def _hidden(k: Any, experiment: Experiment, hidden: Any, layer: Callable[[int, int, Any], Any]) -> Any:
+    """Apply the hidden layers, with batch normalisation and dropout before each.
+
+    Args:
+      k: Keras.
+      experiment: the sizes of the layers.
+      hidden: the first layer's input.
+      layer: applies a layer, by its number and size, to its input.
+    """
     for number, units in enumerate(experiment.hidden_layers):
+        if experiment.batch_norm:
+            hidden = k.layers.BatchNormalization(momentum=0.9)(hidden)
         if experiment.dropout and number:
             hidden = k.layers.Dropout(experiment.dropout, seed=experiment.seed + number)(hidden)
-        last = number == len(experiment.hidden_layers) - 1
-        hidden = k.layers.GRU(units, return_sequences=not last, kernel_regularizer=_penalty(k, experiment))(
-            hidden, mask=mask
-        )
-    return _model(k, experiment, inputs, n_windows, hidden, classes)
-
-
-def _inputs(k: Any, windows: int, features: int) -> tuple[Any, Any]:
-    return k.Input((windows, features), name="inputs"), k.Input((), dtype="int32", name="n_windows")
-
-
-def _own_windows(k: Any, n_windows: Any, windows: int) -> Any:
-    """Return bool [batch, L]: whether a window is the run's own, not padding."""
-    return k.ops.greater(k.ops.expand_dims(n_windows, -1), k.ops.arange(windows, dtype="int32"))
-
-
-def _penalty(k: Any, experiment: Experiment) -> Any:
-    return k.regularizers.L2(experiment.l2) if experiment.l2 else None
-
-
-def _between(k: Any, experiment: Experiment, number: int, hidden: Any) -> Any:
-    """Apply batch normalisation and dropout before a hidden layer."""
-    if experiment.batch_norm:
-        hidden = k.layers.BatchNormalization(momentum=0.9)(hidden)
-    if experiment.dropout and number:
-        hidden = k.layers.Dropout(experiment.dropout, seed=experiment.seed + number)(hidden)
+        hidden = layer(number, units, hidden)
     return hidden
 
 
-def _model(k: Any, experiment: Experiment, inputs: Any, n_windows: Any, hidden: Any, classes: int) -> Any:
-    penalty = _penalty(k, experiment)
-    outputs = k.layers.Dense(classes, activation="softmax", kernel_regularizer=penalty, name="probabilities")(hidden)
-    return k.Model({"inputs": inputs, "n_windows": n_windows}, outputs, name=experiment.estimator)
+def _model(k: Any, experiment: Experiment, inputs: dict[str, Any], hidden: Any, classes: int) -> Any:
+    output = k.layers.Dense(classes, activation="softmax", name="probabilities", **_penalty(k, experiment))
+    return k.Model(inputs, output(hidden), name=experiment.estimator)
 
 
 def optimizer_of(experiment: Experiment, steps: int) -> Any:
@@ -398,12 +393,4 @@ def optimizer_of(experiment: Experiment, steps: int) -> Any:
     rate: Any = experiment.learning_rate
     if experiment.schedule == "cosine":
         rate = optimizers.schedules.CosineDecay(experiment.learning_rate, max(steps, 1))
-    kinds = {
-        "adam": optimizers.Adam,
-        "adamw": optimizers.AdamW,
-        "adagrad": optimizers.Adagrad,
-        "ftrl": optimizers.Ftrl,
-        "rmsprop": optimizers.RMSprop,
-        "sgd": optimizers.SGD,
-    }
-    return kinds[experiment.optimizer](rate)
+    return type(optimizers.get(experiment.optimizer))(rate)

@@ -7,8 +7,7 @@ baseline has learned nothing more.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,16 +18,18 @@ from ciml.manifest.log import ManifestLog
 from ciml.runs.run_log import files_of
 from ciml.storage import Store
 from ciml.training.data.snapshot import Snapshot
-from ciml.training.evaluation.metrics import accuracy
 
 #: The available numbers and their descriptions.
 NUMBERS = {
     "duration": "seconds from a run's start to its end",
     "memory": "used + free + buff + cach of a run's first sample",
 }
+#: The figures of `ciml.training.evaluation.metrics` that are stored of a baseline.
+COMPARED = ("accuracy", "macro", "classes", "brier")
 #: Columns whose sum at the first sample is the machine's memory, which identifies a provider's flavours.
 MEMORY = ("used", "free", "buff", "cach")
-_NAMES = {
+#: What predicts by each number.
+PREDICTORS = {
     "duration": "duration, small decision tree",
     "memory": "memory of the first sample, nearest training run",
 }
@@ -67,24 +68,23 @@ def number_of(raw: Store | None, name: str, runs: Sequence[RunFacts]) -> np.ndar
     Returns:
       None if no run has it: without a raw store, or without its columns.
     """
-    if name == "duration":
-        values = np.array([_duration_s(run) for run in runs], np.float64)
-    elif name == "memory":
-        if raw is None:
-            return None  # the data set was built directly from logs
-        try:
-            values = first_memory(raw, [run.run_id for run in runs])
-        except IntegrityError:
-            return None  # the raw store is not available; experiments need the examples only
-    else:
+    if name not in NUMBERS:
         raise CimlError(f"unknown baseline {name!r}; choose from {', '.join(NUMBERS)}")
+    if name == "memory" and raw is None:
+        return None  # the data set was built directly from logs
+    try:
+        values = _values(raw, name, runs)
+    except IntegrityError:
+        return None  # the raw store is not available; experiments need the examples only
     return values if np.isfinite(values).any() else None
 
 
-def _duration_s(run: RunFacts) -> float:
-    if run.start_us is None or run.end_us is None:
-        return np.nan
-    return (run.end_us - run.start_us) / 1e6
+def _values(raw: Store | None, number: str, runs: Sequence[RunFacts]) -> np.ndarray:
+    """Return a number of each run, float64 [n], NaN where it is missing. Memory needs the raw store."""
+    if number == "memory" and raw is not None:
+        return first_memory(raw, [run.run_id for run in runs])
+    times_us = np.array([(run.start_us, run.end_us) for run in runs], np.float64).reshape(-1, 2)  # None becomes NaN
+    return (times_us[:, 1] - times_us[:, 0]) / 1e6
 
 
 def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.ndarray, classes: int) -> np.ndarray:
@@ -117,23 +117,16 @@ def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.nda
     return answers
 
 
-@dataclass(frozen=True, eq=False)
-class ByNumber:
+class ByNumber(NamedTuple):
     """The answers of `predict_by` one number on a snapshot's test runs.
 
     Attributes:
-      name: what predicts.
       tested: int64 [n], the places of the predicted runs among the test runs.
       right: bool [n], whether the answer is right.
     """
 
-    name: str
     tested: np.ndarray
     right: np.ndarray
-
-    def figures(self) -> dict[str, Any]:
-        """Return the accuracy as `ciml.training.evaluation.metrics.accuracy` does, with the ``name``."""
-        return {"name": self.name, **accuracy(self.right)}
 
 
 def by_number(number: str, raw: Store, snapshot: Snapshot, facts: Mapping[str, RunFacts]) -> ByNumber | None:
@@ -159,18 +152,14 @@ def by_number(number: str, raw: Store, snapshot: Snapshot, facts: Mapping[str, R
     learned = [train[place] for place in _spread(len(train), limit)]
     tested = _spread(len(test), limit)
     tested_runs = [test[place] for place in tested]
-    ids = [run.run_id for run in (*learned, *tested_runs)]
-    if number == "memory":
-        values = first_memory(raw, ids)
-    else:
-        values = np.array([_duration_s(facts[run_id]) for run_id in ids], np.float64)
+    values = _values(raw, number, [facts[run.run_id] for run in (*learned, *tested_runs)])
     train_values = values[: len(learned)]
     if not np.isfinite(train_values).any():
         return None
     labels = np.array([run.label for run in learned])
     answers = predict_by(number, train_values, labels, values[len(learned) :], len(snapshot.resolved.classes))
     right = (answers.argmax(axis=1) == [run.label for run in tested_runs]) & np.isfinite(answers).all(axis=1)
-    return ByNumber(_NAMES[number], tested, right)
+    return ByNumber(tested, right)
 
 
 def _spread(count: int, most: int) -> np.ndarray:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,22 +23,21 @@ from ciml.errors import IntegrityError
 from ciml.manifest.log import ManifestLog
 from ciml.runs.run_log import files_of, find_facts
 from ciml.storage import Store
+from ciml.tensorflow import load_tensorflow
 from ciml.training.calibration.calibrate import Calibrated
 from ciml.training.calibration.calibrators import decimals
 from ciml.training.data.examples import Examples, read_facts, read_snapshot_examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot, SnapshotRun
-from ciml.training.evaluation.baselines import by_number, gate_numbers, numbers_for
+from ciml.training.estimators import Rows
+from ciml.training.evaluation.baselines import PREDICTORS, by_number, gate_numbers, numbers_for
 from ciml.training.evaluation.gate import GatePolicy, compare
 from ciml.training.evaluation.metrics import accuracy, evaluate, sharpness
 from ciml.training.experiment import Experiment
-from ciml.training.export import Exported
+from ciml.training.export import Exported, load_exported
 from ciml.training.train import predict_in_memory, trained_roles
 from ciml.transforms.examples.prepare import run_means
 from ciml.verdict_rules import UNKNOWN, VerdictRules, make_verdict
-
-if TYPE_CHECKING:
-    from ciml.training.export import Exported
 
 _BATCH = 500
 
@@ -74,9 +73,6 @@ def right_answers(
     Raises:
       IntegrityError: if the champion cannot be loaded or fails.
     """
-    from ciml.tensorflow import load_tensorflow
-    from ciml.training.export import load_exported
-
     model = load_exported(champion.folder)
     try:
         if model.definition == resolved:
@@ -144,36 +140,51 @@ def verdict_figures(
       - ``set_sizes``: number of runs by the size of their set;
       - ``causes``: by class the number of ``verdicts``, their ``precision`` and ``recall``; an unknown is no verdict.
     """
-    known_means = repeat(None, len(labels)) if means is None else means
+    run_means_of = repeat(None, len(labels)) if means is None else means
     verdicts = [
         make_verdict(job, dict(zip(rules.classes, shares, strict=True)), rules, run_means)
-        for job, shares, run_means in zip(jobs, probabilities.tolist(), known_means, strict=True)
+        for job, shares, run_means in zip(jobs, probabilities.tolist(), run_means_of, strict=True)
     ]
     names = np.array([rules.classes[label] for label in labels], object)
     causes = np.array([verdict.cause for verdict in verdicts], object)
     covered = np.array([name in verdict.set for name, verdict in zip(names, verdicts, strict=True)], bool)
     sizes = [len(verdict.set) for verdict in verdicts]
-    by_class = {name: _share(covered[names == name]) for name in rules.classes}
+    by_class = {name: accuracy(covered[names == name]) for name in rules.classes}
     return {
         "runs": len(labels),
-        "coverage": {"stated": rules.coverage, **_share(covered), "by_class": by_class},
-        "abstained": _share(causes == UNKNOWN),
-        "outside": _share(np.array([verdict.outside is not None for verdict in verdicts], bool)),
+        "coverage": {"stated": rules.coverage, **accuracy(covered), "by_class": by_class},
+        "abstained": accuracy(causes == UNKNOWN),
+        "outside": accuracy(np.array([verdict.outside is not None for verdict in verdicts], bool)),
         "set_sizes": {str(size): sizes.count(size) for size in range(len(rules.classes) + 1)},
         "causes": {
             name: {
                 "verdicts": int((causes == name).sum()),
                 "runs": int((names == name).sum()),
-                "precision": _share(names[causes == name] == name),
-                "recall": _share(causes[names == name] == name),
+                "precision": accuracy(names[causes == name] == name),
+                "recall": accuracy(causes[names == name] == name),
             }
             for name in rules.classes
         },
     }
 
 
-def _share(given: np.ndarray) -> dict[str, float | None]:
-    return accuracy(given.astype(bool))
+def calibration_figures(
+    calibrated: Calibrated, before: Mapping[str, Any], answers: np.ndarray, rows: Rows, jobs: Sequence[str]
+) -> dict[str, Any]:
+    """Return ``calibration`` and, for a model of verdicts, ``verdicts``; see docs/training.md.
+
+    Args:
+      calibrated: the calibration.
+      before: `evaluate` of the model's own probabilities.
+      answers: float [n, C], the calibrated probabilities.
+      rows: the n runs, not normalised.
+      jobs: of each run.
+    """
+    figures: dict[str, Any] = {"calibration": {**calibrated.description, "before": sharpness(before)}}
+    if calibrated.rules is not None:
+        means = run_means(rows.inputs, rows.n_windows)
+        figures["verdicts"] = verdict_figures(calibrated.rules, decimals(answers), rows.labels, jobs, means)
+    return figures
 
 
 _LOG = logging.getLogger(__name__)
@@ -225,11 +236,7 @@ def assess(
     }
     if calibrated is not None:
         before = evaluate(uncalibrated, test.labels, resolved.classes, train_labels)
-        figures["calibration"] = {**calibrated.description, "before": sharpness(before)}
-        if calibrated.rules is not None:
-            jobs = [run.build_name for run in runs]
-            means = run_means(test.inputs, test.n_windows)
-            figures["verdicts"] = verdict_figures(calibrated.rules, decimals(answers), test.labels, jobs, means)
+        figures |= calibration_figures(calibrated, before, answers, test, slices["job"])
     if champion is not None:
         figures |= _against(dataset, champion, snapshot, runs, test, right, gate)
     return figures
@@ -278,7 +285,7 @@ def _baselines(
             continue
         if answers is not None:
             comparison = compare(right[answers.tested], answers.right, confidence=gate.confidence)
-            baselines[number] = {**answers.figures(), "comparison": comparison}
+            baselines[number] = {"name": PREDICTORS[number], **accuracy(answers.right), "comparison": comparison}
     return baselines
 
 

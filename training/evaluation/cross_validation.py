@@ -5,7 +5,7 @@ It uses train and dev runs only: choosing an estimator by it does not read the t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,8 +18,8 @@ from ciml.progress import Progress
 from ciml.training.calibration.calibrate import fit_calibrator
 from ciml.training.data.examples import InMemoryDataset, facts_of
 from ciml.training.estimators import Fitted, fit, inputs_for
-from ciml.training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
-from ciml.training.evaluation.scores import scores
+from ciml.training.evaluation.baselines import COMPARED, NUMBERS, number_of, numbers_for, predict_by
+from ciml.training.evaluation.metrics import scores
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
 
@@ -88,37 +88,46 @@ def cross_validate(
       CimlError: for too few runs or groups.
     """
     split = divide(dataset, folds=folds, hold_out=hold_out, seed=experiment.seed)
-    rows = dataset.rows.take(split.positions)
+    labels = dataset.rows.labels[split.positions]
     classes = dataset.snapshot.resolved.classes
-    fold_scores = []
-    answers = np.zeros((len(rows), len(classes)))
-    parts = [held for _, held in split.parts]
-    for number, (learned, held) in enumerate(split.parts):
+    answers = np.zeros((len(labels), len(classes)))
+    for number, (_, held) in enumerate(split.parts):
         answers[held] = held_out(experiment, dataset, split, number)
-        fold_figures = scores(answers[held], rows.labels[held], classes, rows.labels[learned], resamples=0)
-        fold_scores.append(
-            {
-                "accuracy": fold_figures["accuracy"],
-                "base_rate": fold_figures["base_rate"],
-                "f1": fold_figures["macro"]["f1"]["value"],
-                "held_out": [] if split.groups is None else sorted(set(split.groups[held].tolist())),
-            }
-        )
         if progress is not None:
             progress("folds", number + 1, len(split.parts))
-    return {
-        "by": "+".join(hold_out) or "run",
-        "folds": fold_scores,
-        "mean": {
-            "accuracy": _mean([figures["accuracy"]["value"] for figures in fold_scores]),
-            "f1": _mean([figures["f1"] for figures in fold_scores]),
-        },
-        "pooled": scores(answers, rows.labels, classes, rows.labels, dataset.slices(split.positions)),
-        "baselines": {
-            name: _baseline(name, fold_figures, parts, rows.labels, classes)
-            for name, fold_figures in by_one_number(dataset, split)
-        },
-    }
+    fold_figures, figures = _figures(answers, split, labels, classes, dataset.slices(split.positions))
+    fold_scores = [
+        {
+            "accuracy": fold["accuracy"],
+            "base_rate": fold["base_rate"],
+            "f1": fold["macro"]["f1"]["value"],
+            "held_out": [] if split.groups is None else sorted(set(split.groups[held].tolist())),
+        }
+        for fold, (_, held) in zip(fold_figures, split.parts, strict=True)
+    ]
+    baselines = {}
+    for name, baseline_answers in by_one_number(dataset, split):
+        _, baseline = _figures(baseline_answers, split, labels, classes)
+        pooled = {key: baseline["pooled"][key] for key in COMPARED}
+        baselines[name] = {"what": NUMBERS[name], "mean": baseline["mean"], "pooled": pooled}
+    return {"by": "+".join(hold_out) or "run", "folds": fold_scores, **figures, "baselines": baselines}
+
+
+def _figures(
+    answers: np.ndarray,
+    split: CVSplit,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    slices: Mapping[str, Sequence[str]] | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the figures of each fold, and ``mean`` over the folds and ``pooled`` of all runs."""
+    folds = [
+        scores(answers[held], labels[held], classes, labels[learned], resamples=0) for learned, held in split.parts
+    ]
+    accuracies = [fold["accuracy"]["value"] for fold in folds]
+    f1s = [fold["macro"]["f1"]["value"] for fold in folds]
+    mean = {"accuracy": _mean(accuracies), "f1": _mean(f1s)}
+    return folds, {"mean": mean, "pooled": scores(answers, labels, classes, labels, slices)}
 
 
 def by_one_number(dataset: InMemoryDataset, split: CVSplit) -> Iterator[tuple[str, np.ndarray]]:
@@ -143,22 +152,6 @@ def by_one_number(dataset: InMemoryDataset, split: CVSplit) -> Iterator[tuple[st
         for learned, held in split.parts:
             answers[held] = predict_by(name, values[learned], labels[learned], values[held], len(resolved.classes))
         yield name, answers
-
-
-def _baseline(
-    name: str, answers: np.ndarray, parts: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]
-) -> dict[str, Any]:
-    """Return a one-number baseline's figures over the same folds."""
-    by_fold = [scores(answers[held], labels[held], classes, labels, resamples=0) for held in parts]
-    pooled = scores(answers, labels, classes, labels)
-    return {
-        "what": NUMBERS[name],
-        "mean": {
-            "accuracy": _mean([figures["accuracy"]["value"] for figures in by_fold]),
-            "f1": _mean([figures["macro"]["f1"]["value"] for figures in by_fold]),
-        },
-        "pooled": {key: pooled[key] for key in ("accuracy", "macro", "classes", "brier")},
-    }
 
 
 def _groups(dataset: InMemoryDataset, positions: np.ndarray, hold_out: Sequence[str]) -> np.ndarray:
@@ -229,6 +222,5 @@ def _mean(values: Sequence[float]) -> dict[str, float]:
     from scipy.stats import sem, t
 
     mean = float(np.mean(values))
-    error = float(sem(values))
-    half = error * float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    half = float(sem(values) * t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
     return {"value": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}

@@ -6,7 +6,7 @@ Pure function of the figures. A missing figure is a reason against, never a pass
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeGuard
 
@@ -16,6 +16,9 @@ from ciml.errors import CimlError
 from ciml.serving.registry import Decision
 from ciml.training.evaluation.baselines import NUMBERS
 from ciml.training.evaluation.metrics import paired_interval
+
+#: Whether a check passed, the reason against the candidate if not, and the reason in its favour, "" for none.
+Check = tuple[bool, str, str]
 
 
 @dataclass(frozen=True)
@@ -87,126 +90,107 @@ def decide(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champ
     """
     if candidate is None:
         return Decision(False, ("the candidate was not evaluated",))
-    against: list[str] = []
-    in_favour: list[str] = []
+    checks = list(_checks(candidate, policy, has_champion))
+    against = tuple(reason for passed, reason, _ in checks if not passed)
     evaluation = candidate.get("evaluation") or {}
-    figures = {
-        "accuracy": evaluation.get("accuracy"),
-        "base_rate": evaluation.get("base_rate"),
-        "baselines": candidate.get("baselines"),
-    }
+    figures = {name: evaluation.get(name) for name in ("accuracy", "base_rate")}
+    figures |= {name: candidate[name] for name in ("verdicts",) if name in candidate}
+    figures |= {name: candidate.get(name) for name in ("baselines", *(("champion", "comparison") * has_champion))}
+    return Decision(not against, against or tuple(reason for _, _, reason in checks if reason), figures)
 
-    def check(good: bool, why_not: str, why: str = "") -> None:
-        if not good:
-            against.append(why_not)
-        elif why:
-            in_favour.append(why)
 
-    _check_runs(evaluation, candidate, policy, check)
-    _check_base_rate(evaluation, policy, check)
-    _check_baselines(candidate.get("baselines"), policy, check)
+def _checks(candidate: Mapping[str, Any], policy: GatePolicy, has_champion: bool) -> Iterator[Check]:
+    evaluation = candidate.get("evaluation") or {}
+    yield from _check_runs(evaluation, candidate, policy)
+    yield _check_base_rate(evaluation, policy)
+    yield from _check_baselines(candidate.get("baselines"), policy)
     if "verdicts" in candidate:
-        figures["verdicts"] = candidate["verdicts"]
-        _check_decided(candidate["verdicts"], policy, check)
-    disagreement = candidate.get("disagreement")
-    latency = candidate.get("latency_ms")
-    check(
-        _number(disagreement) and disagreement <= policy.max_disagreement,
-        f"the exported model differs from the trained one by {_show(disagreement)}, "
-        f"at most {policy.max_disagreement:g} is allowed",
+        yield _check_decided(candidate["verdicts"], policy)
+    limits = (
+        ("disagreement", "the exported model differs from the trained one by {}", policy.max_disagreement),
+        ("latency_ms", "one run takes {} ms", policy.max_latency_ms),
     )
-    check(
-        _number(latency) and latency <= policy.max_latency_ms,
-        f"one run takes {_show(latency)} ms, at most {policy.max_latency_ms:g} ms is allowed",
-    )
+    for name, text, limit in limits:
+        value = candidate.get(name)
+        shown = f"{value:.3g}" if _number(value) else "an unknown amount"
+        unit = " ms" if name.endswith("_ms") else ""
+        passed = _number(value) and value <= limit
+        yield passed, f"{text.format(shown)}, at most {limit:g}{unit} is allowed", ""
     if has_champion:
-        figures |= {name: candidate.get(name) for name in ("champion", "comparison")}
-        _check_champion(candidate.get("comparison"), policy, check)
+        yield _check_champion(candidate.get("comparison"), policy)
     else:
-        in_favour.append("no champion to compare with")
-    blessed = not against
-    return Decision(blessed, tuple(in_favour if blessed else against), figures)
+        yield True, "", "no champion to compare with"
 
 
-def _check_runs(evaluation: Mapping[str, Any], candidate: Mapping[str, Any], policy: GatePolicy, check: Any) -> None:
+def _check_runs(evaluation: Mapping[str, Any], candidate: Mapping[str, Any], policy: GatePolicy) -> Iterator[Check]:
     runs = evaluation.get("runs") or 0
-    check(runs >= policy.min_test_runs, f"{runs} held-out runs are too few; at least {policy.min_test_runs} are needed")
-    check(evaluation.get("finite") is True, "some probabilities are not finite")
+    few = f"{runs} held-out runs are too few; at least {policy.min_test_runs} are needed"
+    yield runs >= policy.min_test_runs, few, ""
+    yield evaluation.get("finite") is True, "some probabilities are not finite", ""
     counts = candidate.get("class_counts") or {}
     poor = [name for name, count in counts.items() if count < policy.min_class_runs]
-    check(
-        bool(counts) and not poor,
-        f"too few training runs of {', '.join(poor)}" if counts else "the number of training runs by class is missing",
-    )
+    missing = "the number of training runs by class is missing"
+    yield bool(counts) and not poor, f"too few training runs of {', '.join(poor)}" if counts else missing, ""
 
 
-def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy, check: Any) -> None:
-    accuracy = evaluation.get("accuracy") or {}
-    base = evaluation.get("base_rate") or {}
-    low = accuracy.get("low")
-    rate = base.get("value")
-    if not (_number(low) and _number(rate) and _number(accuracy.get("value"))):
-        check(False, "the accuracy or the base rate is missing")
-        return
-    text = f"accuracy {accuracy['value']:.3f} (at least {low:.3f})"
-    required = rate + policy.above_base_rate
-    check(low > required, f"{text} does not beat the base rate {rate:.3f}", f"{text} beats the base rate {rate:.3f}")
+def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy) -> Check:
+    accuracy = _numbers(evaluation.get("accuracy"), "value", "low")
+    base = _numbers(evaluation.get("base_rate"), "value")
+    if accuracy is None or base is None:
+        return False, "the accuracy or the base rate is missing", ""
+    value, low = accuracy
+    (rate,) = base
+    text = f"accuracy {value:.3f} (at least {low:.3f})"
+    beaten = f"{text} beats the base rate {rate:.3f}"
+    return low > rate + policy.above_base_rate, f"{text} does not beat the base rate {rate:.3f}", beaten
 
 
-def _check_baselines(baselines: Any, policy: GatePolicy, check: Any) -> None:
+def _check_baselines(baselines: Any, policy: GatePolicy) -> Iterator[Check]:
     """Check that no number alone predicts better: beyond noise, or perhaps by more than the tolerance."""
     if not isinstance(baselines, Mapping):
-        check(False, "the one-number baselines are missing")
+        yield False, "the one-number baselines are missing", ""
         return
     if not baselines:
-        check(True, "", "no number of the runs to compare with")
+        yield True, "", "no number of the runs to compare with"
     for number, baseline in baselines.items():
-        comparison = baseline.get("comparison") if isinstance(baseline, Mapping) else None
-        figures = comparison if isinstance(comparison, Mapping) else {}
-        difference = figures.get("difference")
-        low = figures.get("low")
-        _, high = figures.get("interval") or (None, None)
-        if not (_number(difference) and _number(low) and _number(high) and _number(baseline.get("value"))):
-            check(False, f"the comparison with the {number} alone lacks figures")
+        comparison = (baseline.get("comparison") if isinstance(baseline, Mapping) else None) or {}
+        figures = _numbers(comparison, "difference", "low")
+        share = _numbers(baseline, "value")
+        _, high = comparison.get("interval") or (None, None)
+        if figures is None or share is None or not _number(high):
+            yield False, f"the comparison with the {number} alone lacks figures", ""
             continue
-        runs = figures.get("runs")
-        share = baseline["value"]
-        text = (
-            f"{difference:+.3f} against the {number} alone ({share:.3f}) on the same {runs} runs (at least {low:+.3f})"
-        )
-        is_beaten = high < 0
-        may_be_worse = low < -policy.baseline_tolerance
-        if number in policy.accept_baselines:
-            accepted = f" (one number beats it, and the policy accepts that of {number})"
-            check(True, "", text + accepted * (is_beaten or may_be_worse))
-        elif is_beaten:
-            check(False, f"{text}: one number beats it")
-        else:
-            check(not may_be_worse, f"{text}: may be worse by more than {policy.baseline_tolerance:g}", text)
+        difference, low = figures
+        against = f"{difference:+.3f} against the {number} alone ({share[0]:.3f})"
+        text = f"{against} on the same {comparison.get('runs')} runs (at least {low:+.3f})"
+        worse = f"{text}: may be worse by more than {policy.baseline_tolerance:g}"
+        reason = f"{text}: one number beats it" if high < 0 else worse
+        passed = high >= 0 and low >= -policy.baseline_tolerance
+        if number in policy.accept_baselines and not passed:
+            passed = True
+            text += f" (one number beats it, and the policy accepts that of {number})"
+        yield passed, reason, text
 
 
-def _check_decided(verdicts: Any, policy: GatePolicy, check: Any) -> None:
-    abstained = (verdicts or {}).get("abstained") or {}
-    share = abstained.get("value")
-    runs = abstained.get("runs")
-    if not _number(share) or not _number(runs):
-        check(False, "the share of abstentions is missing")
-        return
+def _check_decided(verdicts: Any, policy: GatePolicy) -> Check:
+    abstained = _numbers((verdicts or {}).get("abstained"), "value", "runs")
+    if abstained is None:
+        return False, "the share of abstentions is missing", ""
+    share, runs = abstained
     text = f"it decides {round((1 - share) * runs)} of {runs} held-out runs ({1 - share:.3f})"
-    check(1 - share >= policy.min_decided, f"{text}; at least {policy.min_decided:g} are needed", text)
+    return 1 - share >= policy.min_decided, f"{text}; at least {policy.min_decided:g} are needed", text
 
 
-def _check_champion(comparison: Mapping[str, Any] | None, policy: GatePolicy, check: Any) -> None:
+def _check_champion(comparison: Any, policy: GatePolicy) -> Check:
     if comparison is None:
-        check(False, "the champion could not be evaluated on the same runs, so no comparison is possible")
-        return
-    low = comparison.get("low")
-    difference = comparison.get("difference")
-    if not _number(low) or not _number(difference):
-        check(False, "the comparison with the champion lacks figures")
-        return
+        missing = "the champion could not be evaluated on the same runs, so no comparison is possible"
+        return False, missing, ""
+    figures = _numbers(comparison, "difference", "low")
+    if figures is None:
+        return False, "the comparison with the champion lacks figures", ""
+    difference, low = figures
     text = f"{difference:+.3f} against the champion on the same {comparison.get('runs')} runs (at least {low:+.3f})"
-    check(low >= -policy.tolerance, f"{text}: may be worse by more than {policy.tolerance:g}", text)
+    return low >= -policy.tolerance, f"{text}: may be worse by more than {policy.tolerance:g}", text
 
 
 def compare(
@@ -232,15 +216,8 @@ def compare(
         raise ValueError(f"{candidate_right.shape} answers of the candidate, {champion_right.shape} of the champion")
     n = len(candidate_right)
     if n == 0:
-        return {
-            "difference": None,
-            "low": None,
-            "interval": None,
-            "runs": 0,
-            "only_candidate": 0,
-            "only_champion": 0,
-            "mcnemar": None,
-        }
+        undefined = dict.fromkeys(("difference", "low", "interval", "mcnemar"))
+        return {**undefined, "runs": 0, "only_candidate": 0, "only_champion": 0}
     steps = candidate_right.astype(np.int64) - champion_right.astype(np.int64)
     better = int((steps > 0).sum())
     worse = int((steps < 0).sum())
@@ -270,5 +247,7 @@ def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _show(value: Any) -> str:
-    return f"{value:.3g}" if _number(value) else "an unknown amount"
+def _numbers(figures: Any, *names: str) -> list[Any] | None:
+    """Return these figures; None if one is missing or not a finite number."""
+    values = [figures.get(name) if isinstance(figures, Mapping) else None for name in names]
+    return values if all(map(_number, values)) else None

@@ -1,11 +1,12 @@
-"""A candidate's figures as text: accuracy, both baselines, abstention and coverage, each with its interval."""
+"""Figures as text: of a candidate, and of results of experiments.
+
+Each accuracy stands beside the base rate and the one-number baselines, with its interval.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-Figures = Mapping[str, Any]
 
 
 def figure_lines(metrics: Figures) -> list[str]:
@@ -71,3 +72,120 @@ def _baseline_line(number: str, baseline: Figures) -> str:
         return line
     low, high = interval
     return f"{line}; the model against it {comparison['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+Figures = Mapping[str, Any]
+
+
+def result_lines(result: Figures) -> list[str]:
+    """Return the lines of a result of `ciml.training.experiments.trials.Trial.run`."""
+    lines = [f"{result['experiment']['name']} on {result['dataset']}: {training_text(result['training'])}"]
+    if result["dev"]:
+        lines += score_lines("dev", result["dev"])
+    lines += score_lines("test", result["test"])
+    if "calibration" in result:
+        lines.append(calibration_line(result["calibration"]))
+    if "verdicts" in result:
+        lines += verdict_lines(result["verdicts"])
+    return [*lines, *baseline_lines(result["baselines"]), *beaten_lines(result)]
+
+
+def beaten_lines(result: Figures) -> list[str]:
+    """Return a sentence if one number of a run is more accurate on the test runs than the result; else none."""
+    if not result["test"]["runs"]:
+        return []
+    accuracies = {result["experiment"]["name"]: result["test"]["accuracy"]["value"]}
+    baselines = {name: scores["accuracy"]["value"] for name, scores in result["baselines"].items()}
+    sentence = beaten_by(accuracies, baselines)
+    return [f"  {sentence}"] if sentence else []
+
+
+def calibration_line(found: Figures) -> str:
+    """Return the line of a calibration: how it was made, and the test runs' figures without it."""
+    temperature = f" {found['temperature']:.2f}" if "temperature" in found else ""
+    before = found["before"]
+    return (
+        f"    calibrated by {found['method']}{temperature} on {found['fitted_to']} dev runs; before: log loss "
+        f"{number_text(before['log_loss'])}, calibration error {number_text(before['calibration']['ece'])}"
+    )
+
+
+def verdict_lines(found: Figures) -> list[str]:
+    """Return the lines of `ciml.training.evaluation.candidate.verdict_figures`."""
+    if not found["runs"]:
+        return []
+    coverage = found["coverage"]
+    unknown = found["abstained"]
+    lines = [f"    verdicts: coverage {within(coverage)}, stated {coverage['stated']:g}; unknown {within(unknown)}"]
+    if (found.get("outside") or {}).get("value"):  # earlier results have none
+        lines.append(f"    unlike the learned runs, and so unknown: {within(found['outside'])}")
+    for name, cause in found["causes"].items():
+        figures = f"precision {within(cause['precision'])}, recall {within(cause['recall'])}"
+        lines.append(f"    {name}: {cause['verdicts']} verdicts, {figures}")
+    return lines
+
+
+def other_lines(result: Figures) -> list[str]:
+    """Return the lines of a result of `ciml.training.experiments.trials.Trial.run_on`."""
+    reasons = [f"{count} {reason.replace('_', ' ')}" for reason, count in result["left_out"].items() if count]
+    lines = [f"the same on the test runs of {result['dataset']}{', without ' + ', '.join(reasons) if reasons else ''}"]
+    return [*lines, *score_lines("test", result["test"]), *baseline_lines(result["baselines"])]
+
+
+def fold_lines(result: Figures) -> list[str]:
+    """Return the lines of a result of `ciml.training.evaluation.cross_validation.cross_validate`."""
+    mean = result["mean"]
+    lines = [f"{len(result['folds'])} folds by {result['by']}, test runs unread"]
+    lines += [
+        f"  fold {number}  accuracy {_value(fold['accuracy'])}, base rate {_value(fold['base_rate'])}"
+        + (f"; held out {', '.join(fold['held_out'][:5])}{' …' * (len(fold['held_out']) > 5)}" * bool(fold["held_out"]))
+        for number, fold in enumerate(result["folds"], 1)
+    ]
+    lines.append(f"  mean    accuracy {within(mean['accuracy'])}; macro F1 {within(mean['f1'])}")
+    lines += score_lines("pooled", result["pooled"])
+    for name, scores in result.get("baselines", {}).items():
+        by_folds = scores["mean"]["accuracy"]
+        pooled = scores["pooled"]["macro"]["f1"]
+        lines.append(f"  {name} alone: mean accuracy {within(by_folds)}; pooled macro F1 {within(pooled)}")
+    return lines
+
+
+def training_text(training: Figures) -> str:
+    """Return the runs, epochs and steps of a training."""
+    if "epochs" not in training:
+        return f"{training['runs']} runs"
+    best = f", the best of them {training['best_epoch']}" if training["best_epoch"] != training["epochs"] else ""
+    return f"{training['runs']} runs, {training['epochs']} epochs, {training['steps']} steps{best}"
+
+
+def score_lines(what: str, found: Figures) -> list[str]:
+    """Return the lines of the figures of some runs."""
+    accuracy = found["accuracy"]
+    base = found["base_rate"]
+    macro = found["macro"]
+    if not found["runs"]:
+        return [f"  {what}: no runs"]
+    lines = [
+        f"  {what}: {found['runs']} runs: accuracy {within(accuracy)}, base rate {_value(base)} ({base['class']})",
+        f"    macro F1 {within(macro['f1'])}, ROC-AUC {within(macro['roc_auc'])}, PR-AUC {within(macro['pr_auc'])}",
+        f"    Brier {within(found['brier'])}, calibration error {number_text(found['calibration']['ece'])}",
+    ]
+    for name in found["confusion"]["classes"]:
+        class_scores = found["classes"][name]
+        lines.append(
+            f"    {name}: {class_scores['runs']} runs, precision {_value(class_scores['precision'])}, "
+            f"recall {_value(class_scores['recall'])}, F1 {within(class_scores['f1'])}"
+        )
+    return lines
+
+
+def baseline_lines(baselines: Figures) -> list[str]:
+    """Return the lines of the one-number baselines on the test runs."""
+    return [
+        f"  {name} alone: accuracy {within(scores['accuracy'])}, macro F1 {within(scores['macro']['f1'])}"
+        for name, scores in baselines.items()
+    ] or ["  no one-number baseline: the runs have no such number here"]
+
+
+def _value(figure: Figures) -> str:
+    return number_text(figure["value"])

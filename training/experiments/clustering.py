@@ -133,17 +133,14 @@ def agreement(of: np.ndarray, names: np.ndarray, seed: int = 0, trials: int = TR
     if classes.max(initial=0) == 0 or len(np.unique(of)) == 1:
         return None
     random = np.random.default_rng(seed)
-    chance = [random.permutation(of) for _ in range(trials)]
-    rand = [adjusted_rand_score(classes, labels) for labels in chance]
-    mutual = [normalized_mutual_info_score(classes, labels) for labels in chance]
-    return Agreement(
-        rand=float(adjusted_rand_score(classes, of)),
-        mutual=float(normalized_mutual_info_score(classes, of)),
-        random_rand=float(np.mean(rand)),
-        random_rand_95=float(np.quantile(rand, 0.95)),
-        random_mutual=float(np.mean(mutual)),
-        random_mutual_95=float(np.quantile(mutual, 0.95)),
-    )
+    assignments = [random.permutation(of) for _ in range(trials)]
+    figures: dict[str, float] = {}
+    for name, score in (("rand", adjusted_rand_score), ("mutual", normalized_mutual_info_score)):
+        chance = [score(classes, labels) for labels in assignments]
+        figures[name] = float(score(classes, of))
+        figures[f"random_{name}"] = float(np.mean(chance))
+        figures[f"random_{name}_95"] = float(np.quantile(chance, 0.95))
+    return Agreement(**figures)
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,13 @@ from ciml.progress import Progress
 from ciml.storage import Store
 from ciml.storage.json_files import read_object, seal
 from ciml.training.calibration.calibrate import Calibrated, calibrate
-from ciml.training.calibration.calibrators import decimals, learned_ranges
+from ciml.training.calibration.calibrators import learned_ranges
 from ciml.training.data.examples import InMemoryDataset
 from ciml.training.data.snapshot import no_training_runs
 from ciml.training.estimators import ESTIMATORS, Fitted, Rows, check_experiment, check_use, fit, inputs_for
-from ciml.training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
-from ciml.training.evaluation.candidate import verdict_figures
-from ciml.training.evaluation.metrics import evaluate, sharpness
-from ciml.training.evaluation.scores import scores
+from ciml.training.evaluation.baselines import COMPARED, NUMBERS, number_of, numbers_for, predict_by
+from ciml.training.evaluation.candidate import calibration_figures
+from ciml.training.evaluation.metrics import evaluate, scores
 from ciml.training.experiment import ALIASES, NORMALISATION, Experiment, refresh_key
 from ciml.training.normalise import Normalisation
 from ciml.training.train import trained_roles
@@ -319,19 +318,13 @@ class Trial:
           calibrated: float [n, C], the same calibrated.
           test: positions of the n test runs.
         """
-        found = self.calibrated
-        classes = self.dataset.snapshot.resolved.classes
-        labels = self.dataset.rows.labels
-        if found is None:
+        if self.calibrated is None:
             return {}
-        before = evaluate(answers, labels[test], classes, labels[self.learned])
-        figures: dict[str, Any] = {"calibration": {**found.description, "before": sharpness(before)}}
-        if found.rules is not None:
-            jobs = [self.dataset.facts[position].build_name for position in test]
-            rows = self.dataset.rows.take(test)
-            means = run_means(rows.inputs, rows.n_windows)
-            figures["verdicts"] = verdict_figures(found.rules, decimals(calibrated), labels[test], jobs, means)
-        return figures
+        rows = self.dataset.rows.take(test)
+        learned = self.dataset.rows.labels[self.learned]
+        before = evaluate(answers, rows.labels, self.dataset.snapshot.resolved.classes, learned)
+        jobs = [self.dataset.facts[position].build_name for position in test]
+        return calibration_figures(self.calibrated, before, calibrated, rows, jobs)
 
     def _scores(self, answers: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
         labels = self.dataset.rows.labels
@@ -356,9 +349,7 @@ class Trial:
             answers = predict_by(name, train_values, learned, values, len(resolved.classes))
             right = dataset.rows.labels[positions] if labels is None else labels
             figures = scores(answers, right, resolved.classes, learned)
-            baselines[name] = {"what": NUMBERS[name]} | {
-                key: figures[key] for key in ("accuracy", "macro", "classes", "brier")
-            }
+            baselines[name] = {"what": NUMBERS[name]} | {key: figures[key] for key in COMPARED}
         return baselines
 
 

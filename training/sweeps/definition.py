@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -83,7 +84,7 @@ def axes_of(part: Part, keys: Mapping[str, Any]) -> list[Axis]:
         if key == "parameters" and part == "experiment":
             if not isinstance(value, Mapping):
                 raise ValueError("vary.experiment.parameters: expected a table of parameters and their values")
-            axes += [_axis(part, f"parameters.{name}", each) for name, each in value.items()]
+            axes += [_axis(part, f"parameters.{name}", values) for name, values in value.items()]
         else:
             axes.append(_axis(part, key, value))
     return axes
@@ -246,9 +247,7 @@ class Sweep(Settings, frozen=True, kw_only=True):
             for axis in axes:
                 if not axis.values:
                     raise ValueError(f"vary.{axis.part}.{axis.key}: a range has no finite grid; set trials = N")
-            count = 1
-            for axis in axes:
-                count *= len(axis.names)
+            count = math.prod(len(axis.names) for axis in axes)
             if count > _MOST_TRIALS:
                 raise ValueError(f"vary: {count:,} combinations are too many; set trials = N, or list fewer values")
         self._check_values()
@@ -267,12 +266,7 @@ class Sweep(Settings, frozen=True, kw_only=True):
 
         The order does not depend on the file's.
         """
-        axes = [axis for axis in self.axes if axis.question]
-        every = (
-            dict(zip((axis.key for axis in axes), names, strict=True))
-            for names in itertools.product(*(axis.names for axis in axes))
-        )
-        return tuple(sorted(every, key=canonical_json))
+        return tuple(sorted(_combinations(axis for axis in self.axes if axis.question), key=canonical_json))
 
     @property
     def maximise(self) -> bool:
@@ -308,9 +302,8 @@ class Sweep(Settings, frozen=True, kw_only=True):
     @cached_property
     def grid(self) -> tuple[dict[str, Value], ...]:
         """Every combination once; equivalent ones are merged. The order follows from the seed."""
-        cells = itertools.product(*(axis.names for axis in self.axes))
-        every = [self.effective(dict(zip((axis.key for axis in self.axes), cell, strict=True))) for cell in cells]
-        unique = {sha256_json([self.seed, cell]): cell for cell in every}
+        cells = map(self.effective, _combinations(self.axes))
+        unique = {sha256_json([self.seed, cell]): cell for cell in cells}
         return tuple(unique[digest] for digest in sorted(unique))
 
     def question_of(self, parameters: Mapping[str, Value]) -> int:
@@ -339,10 +332,8 @@ class Sweep(Settings, frozen=True, kw_only=True):
         for key, value in parameters.items():
             axis = self.axis(key)
             head, _, parameter = key.partition(".")
-            if parameter:
-                keys[axis.part][head] = {**keys[axis.part].get(head, {}), parameter: axis.meant(value)}
-            else:
-                keys[axis.part][head] = axis.meant(value)
+            setting = axis.meant(value)
+            keys[axis.part][head] = {**keys[axis.part].get(head, {}), parameter: setting} if parameter else setting
         return keys
 
     def _experiment(self, keys: Mapping[Part, dict[str, Any]]) -> Experiment:
@@ -376,6 +367,12 @@ class Sweep(Settings, frozen=True, kw_only=True):
             self._estimator({axis.key: value})
         if one_estimator:
             check_experiment(experiment)
+
+
+def _combinations(axes: Iterable[Axis]) -> Iterator[dict[str, Value]]:
+    """Yield every combination of the axes' values."""
+    names = {axis.key: axis.names for axis in axes}
+    return (dict(zip(names, cell, strict=True)) for cell in itertools.product(*names.values()))
 
 
 def _definition(keys: Mapping[str, Any], raw_version: int | None) -> DatasetDefinition:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import ciml
 from ciml.cli.main import cli
 from ciml.services.options import TrainerOptions
-from ciml.training.evaluation import scores as scoring
+from ciml.training.evaluation import metrics as scoring
 from ciml.training.experiments.trials import experiment_of
 from tests.ciml.api.conftest import SMALL
 from tests.ciml.api.made import RUNS, facts, write_log

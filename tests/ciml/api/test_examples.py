@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ciml
-from ciml.training.evaluation import scores as scoring
+from ciml.training.evaluation import metrics as scoring
 from tests.ciml.api.made import inside
 from tests.project.api_reference import documented
 

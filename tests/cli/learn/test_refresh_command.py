@@ -16,7 +16,8 @@ from ciml.data_root import DataRoot
 from ciml.services.options import TrainerOptions
 from ciml.training import trainer
 from ciml.training.exclusions import read_state
-from ciml.training.trainer import TrainConfig, TrainResult
+from ciml.training.refresh import TrainConfig
+from ciml.training.trainer import TrainResult
 from tests.project.test_readme import ROOT, commands
 
 EVALUATION = {

@@ -17,12 +17,12 @@ from ciml.pipelines.datasets.validate import Piece, kept_statistics, validate_da
 from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.training.data.snapshot import make_snapshot, write_snapshot
-from ciml.training.exclusions import Exclusions
 from ciml.transforms.drift.statistics import columns_needed, merge, statistics
 from ciml.transforms.examples.spans import read_span
 from ciml.trust import TrustPolicy
 from tests.pipelines.datasets.dataset_scenes import NOON, SECOND, define
 from tests.runs.scenes import RawStore
+from tests.training.records import excluding
 from tests.transforms.samples import make_facts, table
 
 SPAN = 30
@@ -152,7 +152,7 @@ def test_another_data_set_is_compared_with_if_its_features_mean_the_same(data: D
 def test_what_a_model_was_trained_on_is_its_snapshot_less_exclusions(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101))
     purged = {f"zuul~{number}~1": "purge" for number in range(1, 11)}
-    snapshot = make_snapshot(data.dataset("cpu"), EVERYONE, Exclusions.of_runs(purged))
+    snapshot = make_snapshot(data.dataset("cpu"), EVERYONE, excluding(purged))
     write_snapshot(data.trainer("cpu"), snapshot)
     with pytest.raises(CimlError, match="model 'cpu' has no champion"):
         validate_dataset(data, "cpu", model="cpu")

@@ -14,7 +14,7 @@ from ciml.errors import IntegrityError
 from ciml.pipelines.mlflow import candidate_record, figures, metric_name, params_of, trial_records
 from ciml.serving.registry import Decision, Registry
 from ciml.storage import open_store
-from ciml.training.evaluation.scores import scores
+from ciml.training.evaluation.metrics import scores
 from ciml.training.experiment import Experiment
 from tests.pipelines.exports.exporting import RESULT, store_trial
 

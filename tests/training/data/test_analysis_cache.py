@@ -12,10 +12,9 @@ from ciml.storage import LocalStore
 from ciml.training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key
 from ciml.training.data.materialise import Materialised, materialise
 from ciml.training.data.snapshot import ROLES, Snapshot, make_snapshot
-from ciml.training.exclusions import Exclusions
 from ciml.training.normalise import transform_digest
 from ciml.trust import TrustPolicy
-from tests.training.records import written
+from tests.training.records import excluding, written
 
 
 @pytest.mark.whole
@@ -29,7 +28,7 @@ def test_the_cache_by_span_gives_the_same_and_holds_no_pickle(
     first = materialise(data.dataset("providers").store, snapshot, tmp_path / "first", cache=cache)
     second = materialise(data.dataset("providers").store, snapshot, tmp_path / "second", cache=cache)
     one = next(run.run_id for run in snapshot.spans[1].runs if run.split == "train")
-    changed = make_snapshot(data.dataset("providers"), TrustPolicy.load(), Exclusions.of_runs({one: "purged"}))
+    changed = make_snapshot(data.dataset("providers"), TrustPolicy.load(), excluding({one: "purged"}))
     third = materialise(data.dataset("providers").store, changed, tmp_path / "third", cache=cache)
     afresh = materialise(data.dataset("providers").store, changed, tmp_path / "afresh")
 

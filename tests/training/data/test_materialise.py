@@ -14,10 +14,9 @@ from ciml.errors import IntegrityError
 from ciml.training.data.examples import Examples, file_tasks, read_snapshot_examples
 from ciml.training.data.materialise import Materialised, materialise
 from ciml.training.data.snapshot import ROLES, Snapshot, make_snapshot
-from ciml.training.exclusions import Exclusions
 from ciml.transforms.examples.spans import read_span, write_examples
 from ciml.trust import TrustPolicy
-from tests.training.records import written
+from tests.training.records import excluding, written
 
 
 def directly(train: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -74,7 +73,7 @@ def test_statistics_come_from_the_training_split_alone(
     """Without most test runs, the other examples are the same, bit for bit."""
     keep = next(run.run_id for run in snapshot.runs("test"))
     excluded = {run.run_id: "purged" for run in snapshot.runs("test") if run.run_id != keep}
-    fewer = make_snapshot(data.dataset("providers"), TrustPolicy.load(), Exclusions.of_runs(excluded))
+    fewer = make_snapshot(data.dataset("providers"), TrustPolicy.load(), excluding(excluded))
     part = materialise(data.dataset("providers").store, fewer, tmp_path / "part")
 
     assert part.counts["test"] == 1

@@ -14,10 +14,10 @@ from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.training.data.materialise import materialise
 from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot, snapshot_path, write_snapshot
-from ciml.training.exclusions import Exclusions
 from ciml.trust import TrustPolicy
 from tests.runs.scenes import RawStore
 from tests.training.conftest import RUNS
+from tests.training.records import excluding
 
 STRICT = TrustPolicy.parse('[[rule]]\nname = "merged only"\ntrusted = true\npipeline = "post"\n')
 OPEN = TrustPolicy.parse('[[rule]]\nname = "all of zuul"\ntrusted = true\nsource = "zuul"\n')
@@ -35,7 +35,7 @@ def test_no_untrusted_run_is_inside_and_the_rule_is_kept(data: DataRoot, snapsho
 
     assert {run.run_id for run in snapshot.runs()} == trusted
     assert {run.rule for run in snapshot.runs()} == {"gated"}
-    assert snapshot.rules() == {"gated": len(trusted)}
+    assert snapshot.summary()["rules"] == {"gated": len(trusted)}
     assert snapshot.untrusted == {"no rule": RUNS - len(trusted)}
     assert len(trusted) == 137
 
@@ -48,7 +48,7 @@ def test_trust_is_evaluated_again_not_taken_from_ingestion(data: DataRoot):
     with pytest.raises(CimlError, match="no training runs: 160 examples are untrusted"):
         materialise(data.dataset("providers").store, none, Path(data.url, "nowhere"))
     everyone = make_snapshot(data.dataset("providers"), OPEN)
-    assert everyone.rules() == {"all of zuul": RUNS}
+    assert everyone.summary()["rules"] == {"all of zuul": RUNS}
     assert everyone.untrusted == {}
 
 
@@ -77,7 +77,7 @@ def test_runs_of_a_change_are_on_one_side(data: DataRoot):
 def test_the_same_is_the_same_digest_and_all_that_counts_changes_it(data: DataRoot, snapshot: Snapshot):
     assert make_snapshot(data.dataset("providers"), TrustPolicy.load()).digest == snapshot.digest
     one = next(snapshot.runs("train")).run_id
-    without = make_snapshot(data.dataset("providers"), TrustPolicy.load(), Exclusions.of_runs({one: "purged"}))
+    without = make_snapshot(data.dataset("providers"), TrustPolicy.load(), excluding({one: "purged"}))
     others = {without.digest, make_snapshot(data.dataset("providers"), OPEN).digest, snapshot.digest}
 
     assert len(others) == 3

@@ -8,11 +8,9 @@ from sklearn import metrics
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.records import RunFacts
-from ciml.training.evaluation import scores as bootstrap
-from ciml.training.evaluation import scores as module
+from ciml.training.evaluation import metrics as bootstrap
 from ciml.training.evaluation.baselines import number_of, numbers_for, predict_by
-from ciml.training.evaluation.metrics import evaluate
-from ciml.training.evaluation.scores import BY_CLASS, scores
+from ciml.training.evaluation.metrics import BY_CLASS, evaluate, scores
 
 
 def answers(n: int = 200, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -55,6 +53,30 @@ def test_figures_are_scikits_and_lie_in_their_intervals():
     }
 
 
+def by_scikit(probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return the defined figures of some runs, by ``<label> <name>``, ``macro <name>`` and ``brier``."""
+    from sklearn.metrics import average_precision_score, brier_score_loss, precision_recall_fscore_support
+    from sklearn.metrics import roc_auc_score as roc_auc
+
+    count = probabilities.shape[1]
+    if not len(labels):
+        return {}
+    by_label = precision_recall_fscore_support(labels, predicted, labels=range(count), zero_division=0.0)
+    out: dict[str, float] = {}
+    for label in np.unique(labels).tolist():
+        out |= {f"{label} {name}": float(by_label[index][label]) for index, name in enumerate(BY_CLASS[:3])}
+        members = labels == label
+        if not members.all():
+            out[f"{label} roc_auc"] = float(roc_auc(members, probabilities[:, label]))
+            out[f"{label} pr_auc"] = float(average_precision_score(members, probabilities[:, label]))
+    for name in BY_CLASS:
+        values = [value for key, value in out.items() if key.endswith(f" {name}")]
+        if values:
+            out[f"macro {name}"] = float(np.mean(values))
+    out["brier"] = float(brier_score_loss(labels, probabilities, labels=list(range(count))))
+    return out
+
+
 @pytest.mark.parametrize(("n", "classes"), [(1, 2), (6, 2), (9, 4), (60, 3)])
 @pytest.mark.filterwarnings("ignore")  # scikit-learn's, of resamples without some class
 def test_the_figures_of_a_resample_are_scikits(n: int, classes: int, monkeypatch: pytest.MonkeyPatch):
@@ -70,7 +92,7 @@ def test_the_figures_of_a_resample_are_scikits(n: int, classes: int, monkeypatch
         for row, weights in enumerate(block):
             rows = np.repeat(np.arange(n), weights.astype(int))
             np.testing.assert_array_equal(rows, np.sort(rng.integers(n, size=n)))
-            want = module._figures(probabilities[rows], predicted[rows], labels[rows])
+            want = by_scikit(probabilities[rows], predicted[rows], labels[rows])
             assert {name: values[row] for name, values in found.items() if np.isfinite(values[row])} == {
                 name: pytest.approx(value) for name, value in want.items()
             }

@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 from ciml.intervals import wilson
 from ciml.storage import LocalStore
-from ciml.training.evaluation.metrics import paired_interval
-from ciml.training.evaluation.scores import scores
-from ciml.training.experiments.compare import NO_PREDICTIONS, OTHER_RUNS, by_accuracy, compare
-from ciml.training.experiments.results import Predictions, Stored
+from ciml.training.evaluation.metrics import paired_interval, scores
+from ciml.training.experiments.results import NO_PREDICTIONS, OTHER_RUNS, Predictions, Stored, by_accuracy, compare
 from tests.reports.test_results import of_b, predicted, stored
 
 LABELS = [0] * 12 + [1] * 8

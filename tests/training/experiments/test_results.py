@@ -15,8 +15,8 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.json_files import seal, without_seal
 from ciml.training.data.examples import InMemoryDataset, read_dataset
-from ciml.training.evaluation import scores as scoring
-from ciml.training.evaluation.scores import answers
+from ciml.training.evaluation import metrics as scoring
+from ciml.training.evaluation.metrics import answers
 from ciml.training.experiments.results import Stored, named_results, stored_trials
 from ciml.training.experiments.trials import create_experiment
 from ciml.trust import TrustPolicy
@@ -155,7 +155,7 @@ def test_reading_results_starts_no_thread_and_imports_no_pandas(data: DataRoot):
 import os, sys
 import numpy, pyarrow.compute, pyarrow.parquet
 from ciml.data_root import DataRoot
-from ciml.training.experiments.compare import compare
+from ciml.training.experiments.results import compare
 from ciml.training.experiments.results import named_results
 before = len(os.listdir("/proc/self/task"))
 (row,) = compare(named_results(DataRoot.open({data.url!r}).experiments, ["forest"])).records()

@@ -20,17 +20,16 @@ from ciml.storage import LocalStore
 from ciml.training.data.examples import InMemoryDataset, read_dataset
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
-from ciml.training.evaluation import scores as scoring
+from ciml.training.evaluation import metrics as scoring
 from ciml.training.evaluation.baselines import by_number, first_memory
 from ciml.training.evaluation.cross_validation import cross_validate
-from ciml.training.evaluation.scores import scores
-from ciml.training.exclusions import Exclusions
+from ciml.training.evaluation.metrics import accuracy, scores
+from ciml.training.evaluation.text import result_lines
 from ciml.training.experiment import Experiment
-from ciml.training.experiments.text import result_lines
 from ciml.training.experiments.trials import Trial, create_experiment, experiment_names, load_experiment, results_of
-from ciml.training.refresh import refresh
+from ciml.training.refresh import TrainConfig, refresh
 from ciml.trust import TrustPolicy
-from tests.training.records import written
+from tests.training.records import excluding, written
 
 FOREST = Experiment(name="forest", estimator="random_forest", parameters={"n_estimators": 20})
 SMALL = Experiment(name="small", hidden_layers=(16,), epochs=20, learning_rate=0.01)
@@ -79,7 +78,7 @@ def test_the_snapshot_is_that_of_the_raw_manifest_and_needs_no_raw_store(
     shutil.rmtree(Path(data.url, "raw"))
     assert read_dataset(data.dataset("providers"), TrustPolicy.load()).snapshot.digest == snapshot.digest
     left_out = dataset.facts[3].run_id
-    fewer = read_dataset(data.dataset("providers"), TrustPolicy.load(), Exclusions.of_runs({left_out: "a leak"}))
+    fewer = read_dataset(data.dataset("providers"), TrustPolicy.load(), excluding({left_out: "a leak"}))
     assert left_out not in {each.run_id for each in fewer.facts}
     assert fewer.snapshot.excluded == {"a leak": 1}
 
@@ -113,7 +112,7 @@ def test_a_trial_runs_once_and_stores_all_results(data: DataRoot, dataset: InMem
     facts = {run.run_id: run for run in dataset.facts}
     answers = by_number("memory", data.raw, dataset.snapshot, facts)
     assert answers is not None
-    want = answers.figures()
+    want = accuracy(answers.right)
     assert (memory["right"], memory["runs"]) == (want["right"], want["runs"])
     assert set(result["test"]["slices"]) == {"job", "provider"}
     assert sum(each["runs"] for each in result["test"]["slices"]["provider"].values()) == test.size
@@ -187,7 +186,7 @@ def test_an_estimator_that_cannot_use_the_data_set_is_reported(data: DataRoot, d
     with pytest.raises(CimlError, match="estimator cnn needs windows, but data set 'providers' holds aggreg"):
         trial(data, dataset, Experiment(name="cnn", estimator="cnn")).run()
     with pytest.raises(CimlError, match="estimator 'random_forest' is not a network; only networks can be served"):
-        refresh(data, "providers", FOREST, model="m")
+        refresh(TrainConfig(data, "providers", "m", FOREST))
 
 
 def other_set(data: DataRoot, **keys: Any) -> InMemoryDataset:
@@ -217,8 +216,7 @@ def test_a_model_is_evaluated_on_another_job(data: DataRoot, dataset: InMemoryDa
 
     coarser = replace(
         other,
-        snapshot=replace(
-            other.snapshot,
+        snapshot=other.snapshot.replace(
             resolved=other.snapshot.resolved.replace(
                 definition=other.snapshot.resolved.definition.replace(sample_interval="2s")
             ),

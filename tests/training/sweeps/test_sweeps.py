@@ -18,7 +18,7 @@ from ciml.storage.json_files import without_seal
 from ciml.training.data.examples import read_dataset
 from ciml.training.estimators import Rows, fit
 from ciml.training.evaluation.baselines import first_memory
-from ciml.training.evaluation.scores import scores
+from ciml.training.evaluation.metrics import scores
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
 from ciml.training.sweeps.definition import Sweep, axes_of
@@ -28,11 +28,12 @@ from ciml.training.sweeps.study import (
     begin_sweep,
     check_normalisation,
     keep_outcome,
+    one_number,
     propose,
     read_outcome,
+    score_trial,
     sweep_store,
 )
-from ciml.training.sweeps.trial import one_number, score_trial
 from ciml.trust import TrustPolicy
 
 MANY = list(range(101))  # an axis has at most 100 values

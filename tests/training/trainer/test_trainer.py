@@ -24,8 +24,8 @@ from ciml.storage import open_store
 from ciml.training import trainer as trainer_module
 from ciml.training.evaluation.candidate import Champion
 from ciml.training.experiment import Experiment
-from ciml.training.refresh import Candidate, Skipped
-from ciml.training.trainer import TrainConfig, registry_families, run_once
+from ciml.training.refresh import Candidate, Skipped, TrainConfig
+from ciml.training.trainer import registry_families, run_once
 from tests.ciml.lineage.recorded import names, states, stored
 from tests.pipelines.exports.addresses import mlflow_at
 from tests.scraping import collected

@@ -18,7 +18,7 @@ from ciml.cli.options import Data, Json, S3Environment
 from ciml.cli.output import print_table, progress_bar
 from ciml.errors import CimlError
 from ciml.options import Options, argument, flag, option, repeated
-from ciml.training.experiments.text import result_lines
+from ciml.training.evaluation.text import result_lines
 
 Record = Mapping[str, Any]
 
@@ -233,9 +233,8 @@ def compare(options: CompareOptions) -> None:
       ciml experiment compare --dataset cpu-load --csv results.csv --data-path DATA
       ciml experiment compare cpu-10s/forest cpu-1min/forest --json --data-path DATA
     """
-    from ciml.training.experiments.compare import by_accuracy
-    from ciml.training.experiments.compare import compare as compare_results
-    from ciml.training.experiments.results import named_results
+    from ciml.training.experiments.results import by_accuracy, named_results
+    from ciml.training.experiments.results import compare as compare_results
 
     if options.csv == "-" and options.json:
         raise click.UsageError("--csv - and --json both print to standard output; give one")

@@ -14,7 +14,7 @@ from ciml.cli.output import print_table, progress_bar
 from ciml.cli.running import processors
 from ciml.errors import CimlError
 from ciml.options import LearnOptions, argument, flag, option, repeated
-from ciml.training.experiments.text import fold_lines, other_lines, result_lines
+from ciml.training.evaluation.text import fold_lines, other_lines, result_lines
 
 if TYPE_CHECKING:
     from ciml.pipelines.sweep import Swept
