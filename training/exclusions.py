@@ -1,11 +1,8 @@
-"""Exclusions: which runs no model may learn from, and why. Pure: facts of a run → reason or None.
+"""Exclusions: which runs no model may learn from, and why.
 
-An exclusion deletes nothing: the run stays stored, is predicted, and is in data sets. Snapshots omit it.
-`ciml.training.exclusions` stores exclusions.
-
-The stored exclusions of a data root: a manifest log of additions and reverts, never edited in place.
-
-Two processes that exclude at once are both stored: the losing writer of a version reloads and retries.
+An exclusion deletes nothing: the run stays stored, is predicted, and is in data sets. Snapshots omit it. A data root
+stores its exclusions in a manifest log of additions and reverts, never edited in place. Two processes that exclude at
+the same time are both stored: the losing writer of a version reloads and retries.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ def export(
     warmup = staging / WARMUP
     asset.parent.mkdir(parents=True, exist_ok=True)
     asset.write_bytes(dumps(resolved))
-    for each, content in (assets or {}).items():
-        asset.with_name(each).write_bytes(content)
+    for file_name, content in (assets or {}).items():
+        asset.with_name(file_name).write_bytes(content)
     warmup.parent.mkdir(parents=True, exist_ok=True)
     _write_warmup(warmup, resolved, name)
     os.rename(staging, folder)

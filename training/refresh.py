@@ -1,8 +1,6 @@
 """A refresh: trains on a data set's present runs, and returns a candidate with the gate's decision.
 
-The caller registers and pushes the candidate.
-
-What the steps of a refresh read and write, as their lineage describes it (`ciml.lineage.steps`).
+The caller registers and pushes the candidate. The lineage of a refresh describes what its steps read and write.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The continuous trainer: refresh, the gate's decision, the registry, and the push.
 
-After a kill, the next run repeats what was not recorded, and pushes a blessed candidate that was not pushed.
-
-Metrics of a trainer: its registry's history, and the times of its refreshes.
-
-Served models that learned from runs which were excluded later. An exclusion withdraws no model; it warns.
+After a kill, the next run repeats what was not recorded, and pushes a blessed candidate that was not pushed. The module
+also declares the trainer's metrics, and lists served models that learned from runs which were excluded later: an
+exclusion withdraws no model; it warns.
 """
 
 from __future__ import annotations
@@ -258,18 +256,18 @@ def _refreshed(
 def _push(
     registry: Registry,
     config: TrainConfig,
-    made: Candidate,
+    trained: Candidate,
     champion: int | None,
     progress: Progress,
     lineage: Lineage,
 ) -> TrainResult:
     progress("push", 1, 1)
     start = time.perf_counter()
-    decision = made.decision
-    facts = {**made.facts(), "champion": champion}
+    decision = trained.decision
+    facts = {**trained.facts(), "champion": champion}
     version = None
     reasons = decision.reasons
-    folder = open_store(made.folder)
+    folder = open_store(trained.folder)
     try:
         version = push(
             config.data, config.model, folder, decision, label=config.label, facts=facts, lineage=lineage
@@ -287,9 +285,9 @@ def _push(
         version=version,
         champion=champion,
         candidate=registry.state.last_candidate,
-        metrics=made.metrics,
-        folder=made.folder,
-        seconds={**made.timings, "push": time.perf_counter() - start},
+        metrics=trained.metrics,
+        folder=trained.folder,
+        seconds={**trained.timings, "push": time.perf_counter() - start},
     )
 
 

@@ -1,7 +1,4 @@
-"""Calibrates a trained model on the dev runs of its snapshot, apart from those that it learned and is tested on.
-
-Fits a calibrator to the probabilities that a model gave to runs it did not learn from.
-"""
+"""Calibrates a trained model on the dev runs of its snapshot, apart from those that it learned and is tested on."""
 
 from __future__ import annotations
 
@@ -141,12 +138,12 @@ def _ranges(root: Store, snapshot: Snapshot, facts: Mapping[str, RunFacts]) -> L
     resolved = snapshot.resolved
     runs = list(snapshot.runs())
     means = []
-    found = list[RunFacts]()
+    learned = list[RunFacts]()
     for task in file_tasks(snapshot, "train", "dev"):
         rows = read_rows(root, task, resolved)
         means.append(run_means(rows.inputs, rows.n_windows))
-        found += [facts[runs[ordinal].run_id] for ordinal in rows.ordinals.tolist()]
-    return learned_ranges(np.concatenate(means), found, resolved.features)
+        learned += [facts[runs[ordinal].run_id] for ordinal in rows.ordinals.tolist()]
+    return learned_ranges(np.concatenate(means), learned, resolved.features)
 
 
 def _check_apart(runs: Sequence[RunFacts], used: Iterable[RunFacts]) -> None:
@@ -209,10 +206,10 @@ def _temperature(probabilities: NDArray[np.floating], labels: NDArray[np.integer
         scale = np.exp(-logarithm)
         return float((logsumexp(logits * scale, axis=1) - own * scale).sum() + logarithm**2 / 2)
 
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         cost, bounds=(np.log(_COLDEST), np.log(_HOTTEST)), method="bounded", options={"xatol": 1e-6}
     )
-    return Temperature(float(np.exp(found.x)))
+    return Temperature(float(np.exp(minimum.x)))
 
 
 def _isotonic(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> Isotonic:

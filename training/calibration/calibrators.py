@@ -1,13 +1,11 @@
-"""Sets of classes that a run may have, at a stated coverage: conformal prediction by crepes, Mondrian by job.
+"""Calibrators of probabilities, and the sets of classes that a run may have.
 
-The scores of crepes' calibration are stored in the model's assets; `ciml.verdict_rules` gets crepes' sets from them by
-counting.
+A calibrator maps a model's probabilities to calibrated ones, in numpy and in a model's graph. Both forms compute in
+float64 and round once, so they agree in float32's last digit.
 
-The ranges of the runs that a model learned, and how far outside of them a run like these may be.
-
-Calibrators: functions from a model's probabilities to calibrated ones, in numpy and in a model's graph.
-
-Both forms compute in float64 and round once, so they agree in float32's last digit.
+The sets have a stated coverage: conformal prediction by crepes, Mondrian by job. The scores of crepes' calibration are
+stored in the model's assets; `ciml.verdict_rules` gets crepes' sets from them by counting. A run outside of the ranges
+of the learned runs, by more than a run like these may be, has all classes in its set.
 """
 
 from __future__ import annotations
@@ -115,12 +113,12 @@ def make_rules(
         inside = np.flatnonzero(group_of == name)
         counts = np.bincount(labels[inside], minlength=len(classes))
         by_class = bool(counts.min() >= CLASS_RUNS)
-        found = {
+        scores_by_class = {
             kind: tuple(sorted(_some(scores_of_own[inside[labels[inside] == label] if by_class else inside])))
             for label, kind in (enumerate(classes) if by_class else [(-1, POOLED)])
         }
         shares = counts / max(len(inside), 1)
-        groups[name] = Group(len(inside), dict(zip(classes, shares.tolist(), strict=True)), found)
+        groups[name] = Group(len(inside), dict(zip(classes, shares.tolist(), strict=True)), scores_by_class)
     rules = VerdictRules(tuple(classes), coverage, dict(calibration), groups)
     _compare(rules, probabilities, jobs)
     return rules
@@ -137,7 +135,7 @@ def sets_by_crepes(rules: VerdictRules, probabilities: NDArray[np.float32], jobs
     from crepes import ConformalClassifier
 
     scores = _scores(probabilities)
-    found = np.zeros(probabilities.shape, bool)
+    is_in_set = np.zeros(probabilities.shape, bool)
     for name, group in rules.groups.items():
         rows = np.flatnonzero([rules.group_of(job) == name for job in jobs])
         for label, kind in enumerate(rules.classes):
@@ -145,20 +143,20 @@ def sets_by_crepes(rules: VerdictRules, probabilities: NDArray[np.float32], jobs
             classifier.fit(np.array(group.scores[kind if kind in group.scores else POOLED]))
             # Without smoothing: with it, a set would depend on a random number.
             sets = classifier.predict_set(scores[rows, label : label + 1], confidence=rules.coverage, smoothing=False)
-            found[rows, label] = sets[:, 0] == 1
-    return found
+            is_in_set[rows, label] = sets[:, 0] == 1
+    return is_in_set
 
 
 def _compare(rules: VerdictRules, probabilities: NDArray[np.float32], jobs: Sequence[str]) -> None:
     """Raise `IntegrityError` unless crepes and `ciml.verdict_rules` agree on some of the runs."""
-    some = np.linspace(0, len(jobs) - 1, min(len(jobs), 500)).round().astype(int)
-    names = [jobs[row] for row in some]
-    wanted = sets_by_crepes(rules, probabilities[some], names)
-    for row, (job, shares) in enumerate(zip(names, decimals(probabilities[some]).tolist(), strict=True)):
-        found = rules.set_of(job, dict(zip(rules.classes, shares, strict=True)))
-        if found != tuple(name for name, inside in zip(rules.classes, wanted[row], strict=True) if inside):
+    sampled = np.linspace(0, len(jobs) - 1, min(len(jobs), 500)).round().astype(int)
+    names = [jobs[row] for row in sampled]
+    by_crepes = sets_by_crepes(rules, probabilities[sampled], names)
+    for row, (job, shares) in enumerate(zip(names, decimals(probabilities[sampled]).tolist(), strict=True)):
+        by_rules = rules.set_of(job, dict(zip(rules.classes, shares, strict=True)))
+        if by_rules != tuple(name for name, inside in zip(rules.classes, by_crepes[row], strict=True) if inside):
             raise IntegrityError(
-                f"the set of a calibration run of {job!r:.80} is {found}, but crepes' is {wanted[row]}"
+                f"the set of a calibration run of {job!r:.80} is {by_rules}, but crepes' is {by_crepes[row]}"
             )
 
 

@@ -1,8 +1,4 @@
-"""The examples of a snapshot as arrays, checked against the snapshot.
-
-Names of the files of a materialised snapshot.
-
-A data set's examples in memory, with the facts of their runs, for experiments.
+"""The examples of a snapshot as arrays, checked against it, and those of a data set with the facts of their runs.
 
 Trust is evaluated on the facts stored in the examples, joined with the updates in the raw manifest. Without a raw store
 there are no updates, and facts that examples do not hold (fork, auth, owner) are unknown.

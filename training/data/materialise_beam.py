@@ -191,9 +191,9 @@ class ReadRows(beam.DoFn):
         self._resolved = resolved
         self._folder = folder
 
-    def process(self, at: int) -> Iterator[pa.RecordBatch]:
+    def process(self, index: int) -> Iterator[pa.RecordBatch]:
         with keep_error():
-            examples = read_rows(self._root, _tasks_of(self._folder)[at], self._resolved)
+            examples = read_rows(self._root, _tasks_of(self._folder)[index], self._resolved)
         values = self._resolved.windows * len(self._resolved.features)
         for batch in batches(examples, max(1, min(_BATCH_ROWS, _BATCH_VALUES // values))):
             yield to_batch(batch)
@@ -271,34 +271,34 @@ def _dataset_key(span: int) -> analyzer_cache.DatasetKey:
 
 
 def _sufficient(
-    known: dict[int, SpanAnalysis], keys: dict[int, str], config: tensor_adapter.TensorAdapterConfig
+    analyses: dict[int, SpanAnalysis], keys: dict[int, str], config: tensor_adapter.TensorAdapterConfig
 ) -> dict[int, SpanAnalysis]:
     """Return the analyses that have every entry that the analyzers need; the others are computed again."""
-    if not known:
+    if not analyses:
         return {}
     specs = tensor_adapter.TensorAdapter(config).OriginalTypeSpecs()
-    every = {_dataset_key(span) for span in keys}
-    required = tft_beam.analysis_graph_builder.get_analysis_cache_entry_keys(normalise, specs, every, False)
-    return {span: analysis for span, analysis in known.items() if set(required) <= set(analysis.entries)}
+    datasets = {_dataset_key(span) for span in keys}
+    required = tft_beam.analysis_graph_builder.get_analysis_cache_entry_keys(normalise, specs, datasets, False)
+    return {span: analysis for span, analysis in analyses.items() if set(required) <= set(analysis.entries)}
 
 
-def _cached(pipeline: beam.Pipeline, span: int, found: SpanAnalysis) -> analyzer_cache.DatasetCache:
+def _cached(pipeline: beam.Pipeline, span: int, analysis: SpanAnalysis) -> analyzer_cache.DatasetCache:
     values = {
         key: pipeline | f"cache of span {span}, {number}" >> beam.Create(list(entries), reshuffle=False)
-        for number, (key, entries) in enumerate(sorted(found.entries.items()))
+        for number, (key, entries) in enumerate(sorted(analysis.entries.items()))
     }
-    metadata = analyzer_cache.DatasetCacheMetadata(found.size)
+    metadata = analyzer_cache.DatasetCacheMetadata(analysis.size)
     sized = pipeline | f"size of span {span} in the cache" >> beam.Create([metadata], reshuffle=False)
     return analyzer_cache.DatasetCache(values, sized)
 
 
-def _keep(made: analyzer_cache.DatasetCache, span: int, key: str, cache: AnalysisCache) -> None:
+def _keep(computed: analyzer_cache.DatasetCache, span: int, key: str, cache: AnalysisCache) -> None:
     """Write the accumulators of a span, and its size, to the cache."""
     labelled = [
         values | f"label {span}, {number}" >> beam.Map(_with_key, entry)
-        for number, (entry, values) in enumerate(sorted(made.items()))
+        for number, (entry, values) in enumerate(sorted(computed.items()))
     ]
-    size = made.metadata | f"size of {span}" >> beam.Map(lambda metadata: (b"", metadata.dataset_size))
+    size = computed.metadata | f"size of {span}" >> beam.Map(lambda metadata: (b"", metadata.dataset_size))
     _ = (
         [*labelled, size]
         | f"together {span}" >> beam.Flatten()

@@ -1,4 +1,4 @@
-"""Summaries of a run's windows that do not depend on the run's length.
+"""Gradient boosting over summaries of a run's windows that do not depend on the run's length.
 
 Trees over unrolled examples compare window 17 of one run with window 17 of another, although the runs do different work
 by then. A summary covers a column over all of the run's own windows and ignores padding. There are two views, so that
@@ -8,8 +8,6 @@ ensemble members have different errors:
   columns to each other, which do not depend on the size of the machine or the job;
 - *shapes*: levels without ratios, and the form of the curve: moments, autocorrelation, spectrum, quarters, the first
   windows, the tasks behind a load average, and the clock ticks behind a percentage.
-
-Boosted summaries: gradient boosting over two views of a run's windows (`ciml.training.estimators.boosted`).
 
 The members are `HistGradientBoostingClassifier`s with different seeds, some over the levels and some over the shapes;
 each split of a tree considers a share of the numbers. Their probabilities are averaged: members with different errors
@@ -132,12 +130,12 @@ class _Column:
         return share
 
 
-def _quantiles(ordered: np.ndarray, counts: np.ndarray, at: tuple[float, ...]) -> list[np.ndarray]:
+def _quantiles(ordered: np.ndarray, counts: np.ndarray, shares: tuple[float, ...]) -> list[np.ndarray]:
     """Interpolate quantiles linearly in ascending rows [n, K], of which the first ``counts`` [n] are values."""
     if not ordered.shape[1]:
-        return [np.full(len(ordered), np.nan) for _ in at]
+        return [np.full(len(ordered), np.nan) for _ in shares]
     out = []
-    for share in at:
+    for share in shares:
         position = np.maximum(counts - 1, 0) * share
         low = np.floor(position).astype(np.int64)
         high = np.minimum(low + 1, np.maximum(counts - 1, 0).astype(np.int64))

@@ -1,12 +1,10 @@
-"""Trains a network: an epoch of any number of batches is one call of a compiled function.
+"""Keras networks, and their training: an epoch of any number of batches is one call of a compiled function.
 
 The networks are small: a step takes less time than Python and tf.data need to launch it. So data that fit into memory
 stay there as tensors, and TensorFlow's own loop gathers each batch by a permutation. XLA saves an eighth of each step
 but compiles for most of a second, so it is not used.
 
-Keras networks, built from an experiment and the shape of an example.
-
-Each takes normalised ``inputs`` float32 [batch, L, F] and ``n_windows`` int32 [batch], and returns probabilities
+A network takes normalised ``inputs`` float32 [batch, L, F] and ``n_windows`` int32 [batch], and returns probabilities
 float32 [batch, C]. Networks over time mask the padding, by ``n_windows``.
 """
 

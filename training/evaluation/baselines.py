@@ -87,14 +87,14 @@ def _values(raw: Store | None, number: str, runs: Sequence[RunFacts]) -> np.ndar
     return (times_us[:, 1] - times_us[:, 0]) / 1e6
 
 
-def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.ndarray, classes: int) -> np.ndarray:
+def predict_by(number: str, train: np.ndarray, labels: np.ndarray, tested: np.ndarray, classes: int) -> np.ndarray:
     """Predict probabilities from one number: memory by the nearest training run, duration by a small tree.
 
     Args:
       number: one of `NUMBERS`.
       train: float64 [m], of the training runs.
       labels: int64 [m].
-      asked: float64 [n].
+      tested: float64 [n].
       classes: C.
 
     Returns:
@@ -103,17 +103,17 @@ def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.nda
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.tree import DecisionTreeClassifier
 
-    answers = np.full((len(asked), classes), np.nan)
+    answers = np.full((len(tested), classes), np.nan)
     finite = np.isfinite(train)
-    answerable = np.isfinite(asked)
+    answerable = np.isfinite(tested)
     if not finite.any() or not answerable.any():
         return answers
     nearest = number == "memory"
     model = KNeighborsClassifier(1) if nearest else DecisionTreeClassifier(min_samples_leaf=_MIN_LEAF, random_state=0)
     model.fit(train[finite][:, None], labels[finite])
-    found = np.zeros((int(answerable.sum()), classes))
-    found[:, model.classes_] = model.predict_proba(asked[answerable][:, None])
-    answers[answerable] = found
+    shares = np.zeros((int(answerable.sum()), classes))
+    shares[:, model.classes_] = model.predict_proba(tested[answerable][:, None])
+    answers[answerable] = shares
     return answers
 
 

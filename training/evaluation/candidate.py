@@ -1,8 +1,7 @@
 """Computes a candidate's figures for the gate, on the held-out runs of its snapshot.
 
-Evaluates the champion, the model served now, on a candidate's test runs.
-
-Figures of verdicts on held-out runs: coverage, abstentions, and how often a verdict is right.
+The champion, the model served now, is evaluated on the same runs. A model of verdicts also has figures of its verdicts:
+coverage, abstentions, and how often a verdict is right.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple
     files = files_of(log, run_ids)
     facts = find_facts(log, run_ids) if model.definition.definition.context else None
     answers = []
-    given = []
+    valid = []
     for start in range(0, len(runs), _BATCH):
         part = [files[run.run_id] for run in runs[start : start + _BATCH]]
         tables = read_runs(raw, part, columns=[*OWN_COLUMNS, *model.definition.columns])
@@ -108,8 +107,8 @@ def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple
         answers.append(model.predict(inputs, n_windows))
         usable = np.ones(len(part), bool)
         usable[[row for row, _ in rejected]] = False
-        given.append(usable & (n_windows > 0))
-    return np.concatenate(answers), np.concatenate(given)
+        valid.append(usable & (n_windows > 0))
+    return np.concatenate(answers), np.concatenate(valid)
 
 
 def verdict_figures(
@@ -289,8 +288,8 @@ def _baselines(
     return baselines
 
 
-def _difference(one: np.ndarray, other: np.ndarray) -> float | None:
+def _difference(answers: np.ndarray, in_memory: np.ndarray) -> float | None:
     """Return the largest difference of two models' probabilities; None if it is undefined."""
-    if one.shape != other.shape or not one.size or not np.isfinite(one).all() or not np.isfinite(other).all():
+    if answers.shape != in_memory.shape or not answers.size or not np.isfinite([answers, in_memory]).all():
         return None
-    return float(np.abs(one.astype(np.float64) - other).max())
+    return float(np.abs(answers.astype(np.float64) - in_memory).max())

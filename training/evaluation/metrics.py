@@ -47,8 +47,8 @@ def paired_interval(right: np.ndarray, other_right: np.ndarray, confidence: floa
         covariance = max(covariance - n / 2, 0.0)
     phi = covariance / margins if margins else 0.0
 
-    def distance(one: float, two: float) -> float:
-        return math.sqrt(max(one * one - 2 * phi * one * two + two * two, 0.0))
+    def distance(margin: float, other: float) -> float:
+        return math.sqrt(max(margin * margin - 2 * phi * margin * other + other * other, 0.0))
 
     difference = share - variance
     return (
@@ -280,19 +280,19 @@ def scores(
     Raises:
       ValueError: if shapes do not match.
     """
-    found = evaluate(probabilities, labels, classes, train_labels, slices)
+    result = evaluate(probabilities, labels, classes, train_labels, slices)
     clean, predicted = answers(probabilities)
     figures = _with_intervals(clean, predicted, labels, RESAMPLES if resamples is None else resamples, seed)
-    found["brier"] = figures.get("brier", dict(_NOTHING))
-    found["macro"] = {name: figures.get(f"macro {name}", dict(_NOTHING)) for name in BY_CLASS}
+    result["brier"] = figures.get("brier", dict(_NOTHING))
+    result["macro"] = {name: figures.get(f"macro {name}", dict(_NOTHING)) for name in BY_CLASS}
     for label, name in enumerate(classes):
-        class_figures = found["classes"][name]
+        class_figures = result["classes"][name]
         class_figures |= {figure: figures.get(f"{label} {figure}", dict(_NOTHING)) for figure in BY_CLASS}
         class_figures["share"] = class_figures["runs"] / len(labels) if len(labels) else None
     for name, values in (slices or {}).items():
-        for value, class_figures in found["slices"][name].items():
+        for value, class_figures in result["slices"][name].items():
             class_figures |= _slice(labels[np.array(values) == value], predicted[np.array(values) == value])
-    return found
+    return result
 
 
 def answers(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -100,26 +100,25 @@ def beaten_lines(result: Figures) -> list[str]:
     return [f"  {sentence}"] if sentence else []
 
 
-def calibration_line(found: Figures) -> str:
+def calibration_line(calibration: Figures) -> str:
     """Return the line of a calibration: how it was made, and the test runs' figures without it."""
-    temperature = f" {found['temperature']:.2f}" if "temperature" in found else ""
-    before = found["before"]
-    return (
-        f"    calibrated by {found['method']}{temperature} on {found['fitted_to']} dev runs; before: log loss "
-        f"{number_text(before['log_loss'])}, calibration error {number_text(before['calibration']['ece'])}"
-    )
+    temperature = f" {calibration['temperature']:.2f}" if "temperature" in calibration else ""
+    before = calibration["before"]
+    method = f"{calibration['method']}{temperature} on {calibration['fitted_to']} dev runs"
+    error = number_text(before["calibration"]["ece"])
+    return f"    calibrated by {method}; before: log loss {number_text(before['log_loss'])}, calibration error {error}"
 
 
-def verdict_lines(found: Figures) -> list[str]:
+def verdict_lines(verdicts: Figures) -> list[str]:
     """Return the lines of `ciml.training.evaluation.candidate.verdict_figures`."""
-    if not found["runs"]:
+    if not verdicts["runs"]:
         return []
-    coverage = found["coverage"]
-    unknown = found["abstained"]
+    coverage = verdicts["coverage"]
+    unknown = verdicts["abstained"]
     lines = [f"    verdicts: coverage {within(coverage)}, stated {coverage['stated']:g}; unknown {within(unknown)}"]
-    if (found.get("outside") or {}).get("value"):  # earlier results have none
-        lines.append(f"    unlike the learned runs, and so unknown: {within(found['outside'])}")
-    for name, cause in found["causes"].items():
+    if (verdicts.get("outside") or {}).get("value"):  # earlier results have none
+        lines.append(f"    unlike the learned runs, and so unknown: {within(verdicts['outside'])}")
+    for name, cause in verdicts["causes"].items():
         figures = f"precision {within(cause['precision'])}, recall {within(cause['recall'])}"
         lines.append(f"    {name}: {cause['verdicts']} verdicts, {figures}")
     return lines
@@ -158,20 +157,20 @@ def training_text(training: Figures) -> str:
     return f"{training['runs']} runs, {training['epochs']} epochs, {training['steps']} steps{best}"
 
 
-def score_lines(what: str, found: Figures) -> list[str]:
+def score_lines(role: str, scores: Figures) -> list[str]:
     """Return the lines of the figures of some runs."""
-    accuracy = found["accuracy"]
-    base = found["base_rate"]
-    macro = found["macro"]
-    if not found["runs"]:
-        return [f"  {what}: no runs"]
+    accuracy = scores["accuracy"]
+    base = scores["base_rate"]
+    macro = scores["macro"]
+    if not scores["runs"]:
+        return [f"  {role}: no runs"]
     lines = [
-        f"  {what}: {found['runs']} runs: accuracy {within(accuracy)}, base rate {_value(base)} ({base['class']})",
+        f"  {role}: {scores['runs']} runs: accuracy {within(accuracy)}, base rate {_value(base)} ({base['class']})",
         f"    macro F1 {within(macro['f1'])}, ROC-AUC {within(macro['roc_auc'])}, PR-AUC {within(macro['pr_auc'])}",
-        f"    Brier {within(found['brier'])}, calibration error {number_text(found['calibration']['ece'])}",
+        f"    Brier {within(scores['brier'])}, calibration error {number_text(scores['calibration']['ece'])}",
     ]
-    for name in found["confusion"]["classes"]:
-        class_scores = found["classes"][name]
+    for name in scores["confusion"]["classes"]:
+        class_scores = scores["classes"][name]
         lines.append(
             f"    {name}: {class_scores['runs']} runs, precision {_value(class_scores['precision'])}, "
             f"recall {_value(class_scores['recall'])}, F1 {within(class_scores['f1'])}"

@@ -90,19 +90,19 @@ def different(points: np.ndarray) -> int:
     return len({row.tobytes() for row in np.ascontiguousarray(points)})
 
 
-def elbow(found: Sequence[Clusters]) -> int:
+def elbow(tried: Sequence[Clusters]) -> int:
     """Return the k at which the distortion is furthest below the line from the first k to the last."""
-    ks = np.array([clusters.k for clusters in found], np.float64)
-    values = np.array([clusters.distortion for clusters in found])
-    if len(found) < 3 or values[0] == values[-1]:
-        return found[0].k
+    ks = np.array([clusters.k for clusters in tried], np.float64)
+    values = np.array([clusters.distortion for clusters in tried])
+    if len(tried) < 3 or values[0] == values[-1]:
+        return tried[0].k
     chord = values[0] + (values[-1] - values[0]) * (ks - ks[0]) / (ks[-1] - ks[0])
-    return found[int(np.argmax(chord - values))].k
+    return tried[int(np.argmax(chord - values))].k
 
 
-def best_silhouette(found: Iterable[Clusters]) -> int | None:
+def best_silhouette(tried: Iterable[Clusters]) -> int | None:
     """Return the k of the largest silhouette, the smallest of equals; None without silhouettes."""
-    scored = [(-clusters.silhouette, clusters.k) for clusters in found if clusters.silhouette is not None]
+    scored = [(-clusters.silhouette, clusters.k) for clusters in tried if clusters.silhouette is not None]
     return min(scored)[1] if scored else None
 
 

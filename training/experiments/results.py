@@ -147,9 +147,9 @@ def named_results(
     for _, name in keys if names else ():
         load_experiment(store, name)
     by_key = {
-        (text.dataset, text.experiment): text
-        for text in stored_trials(store, list(dict.fromkeys(name for _, name in keys)))
-        if text.result is not None and text.result["test"]["runs"]
+        (trial.dataset, trial.experiment): trial
+        for trial in stored_trials(store, list(dict.fromkeys(name for _, name in keys)))
+        if trial.result is not None and trial.result["test"]["runs"]
     }
     if names:
         plain = {name for dataset_name, name in keys if not dataset_name}
@@ -169,7 +169,7 @@ def named_results(
         raise UnknownExperimentError(
             f"no result on {dataset} in {store.url()}: ciml experiment train --dataset {dataset}"
         )
-    return [(text, text.predictions()) for text in selected]
+    return [(trial, trial.predictions()) for trial in selected]
 
 
 def _age(trial: Stored) -> tuple[int, int, int]:
@@ -346,7 +346,7 @@ def by_accuracy(results: Sequence[Tested]) -> list[Tested]:
     tested = [(trial, predictions) for trial, predictions in results if trial.result and trial.result["test"]["runs"]]
     sets = _test_sets(tested)
     counts = Counter(sets)
-    usual = max(counts, key=lambda each: (counts[each], each), default="")
+    usual = max(counts, key=lambda runs_digest: (counts[runs_digest], runs_digest), default="")
 
     def rank(place: int) -> tuple[Any, ...]:
         trial = tested[place][0]
@@ -371,18 +371,19 @@ def _test_sets(tested: Sequence[Tested]) -> list[str]:
     return [digests.get(trial.snapshot, trial.snapshot) for trial, _ in tested]
 
 
-def _runs_digest(found: Predictions) -> str:
+def _runs_digest(predictions: Predictions) -> str:
     lines = sorted(
-        f"{run_id}\0{found.classes[label]}\n" for run_id, label in zip(found.run_id, found.labels, strict=True)
+        f"{run_id}\0{predictions.classes[label]}\n"
+        for run_id, label in zip(predictions.run_id, predictions.labels, strict=True)
     )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _against(found: Predictions | None, first: Predictions | None) -> Figures | None:
-    if found is None or first is None:
+def _against(own: Predictions | None, first: Predictions | None) -> Figures | None:
+    if own is None or first is None:
         return None
     right, first_right = (
-        predictions.right[np.argsort(predictions.run_id, kind="stable")] for predictions in (found, first)
+        predictions.right[np.argsort(predictions.run_id, kind="stable")] for predictions in (own, first)
     )
     low, high = paired_interval(right, first_right)
     return {**gate.compare(right, first_right), "low": low, "high": high}

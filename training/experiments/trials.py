@@ -62,8 +62,8 @@ def create_experiment(experiments: Store, experiment: Experiment) -> bool:
     store = experiment_store(experiments, experiment.name)
     if store.create("experiment.json", seal(canonical_json(experiment.to_json()))):
         return True
-    there = load_experiment(experiments, experiment.name)
-    old = there.to_json()
+    stored = load_experiment(experiments, experiment.name)
+    old = stored.to_json()
     new = experiment.to_json()
     differ = [f"{key} is {old.get(key)}, not {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
     if differ:
@@ -353,8 +353,8 @@ class Trial:
         return baselines
 
 
-def _check_alike(one: InMemoryDataset, other: InMemoryDataset) -> None:
-    shape = _shape(one)
+def _check_alike(own: InMemoryDataset, other: InMemoryDataset) -> None:
+    shape = _shape(own)
     other_shape = _shape(other)
     for key, value in shape.items():
         if other_shape[key] != value:
@@ -362,7 +362,7 @@ def _check_alike(one: InMemoryDataset, other: InMemoryDataset) -> None:
                 f"data set {other.snapshot.dataset!r} cannot be evaluated: its {key} is {other_shape[key]}, "
                 f"but the model takes {value}"
             )
-    classes = one.snapshot.resolved.classes
+    classes = own.snapshot.resolved.classes
     if not set(classes) & set(other.snapshot.resolved.classes):
         raise CimlError(f"data set {other.snapshot.dataset!r} has none of the classes {', '.join(classes)}")
 

@@ -1,6 +1,6 @@
-"""Definition of a sweep: settings common to all trials, varying keys, and the compared metric.
+"""Definition of a sweep: settings common to all trials, the compared metric, and the axes.
 
-The axes of a sweep: keys of a definition or an experiment, and their values.
+An axis is a key of a data set's definition or of an experiment, and its values.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ Value = str | int | float
 QUESTION_KEYS = frozenset({"build_name", "class_label", "class_map", "classes", "salt", "tdt_split"})
 _RANGE_KEYS = frozenset({"low", "high", "log"})
 _MOST_VALUES = 100
+#: Shorter than other names, since a trial's experiment is named by the sweep and the trial's number.
 _MOST_LETTERS = 80
 
 
@@ -156,7 +157,6 @@ LOSSES = frozenset({"brier", "log_loss"})
 #: Runs of a span, as of ``ciml dataset build``.
 _SPAN_RUNS = 5000
 _MOST_TRIALS = 10_000
-#: Shorter than other names, since a trial's experiment is named by the sweep and the trial's number.
 #: Keys that the sweep sets itself.
 _OWN_KEYS: Mapping[Part, tuple[str, ...]] = {"dataset": ("name", "version", "raw_version"), "experiment": ("name",)}
 

@@ -115,14 +115,14 @@ def begin_sweep(store: Store, sweep: Sweep, inputs: Mapping[str, Any], raw_versi
     """
     new = {"format": _FORMAT, "sweep": sweep.to_json(), **inputs}
     first = {**new, "normalisation": NORMALISATION}
-    there = read_stored(store, "sweep.json")
-    if there is None:
+    stored = read_stored(store, "sweep.json")
+    if stored is None:
         store.create("sweep.json", seal(canonical_json({**first, "raw_version": raw_version()})))
-        there = read_stored(store, "sweep.json") or {}
-    version = there.get("raw_version")
-    if not isinstance(version, int) or not isinstance(there.get("sweep"), dict):
+        stored = read_stored(store, "sweep.json") or {}
+    version = stored.get("raw_version")
+    if not isinstance(version, int) or not isinstance(stored.get("sweep"), dict):
         raise IntegrityError(f"{store.url('sweep.json')} is not a sweep")
-    old = {key: value for key, value in there.items() if key not in ("raw_version", "normalisation")}
+    old = {key: value for key, value in stored.items() if key not in ("raw_version", "normalisation")}
     sampled = sweep.trials is not None and old["sweep"].get("trials") is not None
     if sampled:
         old["sweep"] = {**old["sweep"], "trials": sweep.trials}
@@ -139,8 +139,8 @@ def check_normalisation(store: Store, name: str) -> None:
     Raises:
       CimlError: if an older version of ciml began it with another normalisation.
     """
-    there = read_stored(store, "sweep.json") or {}
-    if there.get("normalisation", 1) != NORMALISATION:
+    stored = read_stored(store, "sweep.json") or {}
+    if stored.get("normalisation", 1) != NORMALISATION:
         raise CimlError(
             f"sweep {name!r} was begun by a version of ciml that normalises otherwise: its finished trials stay "
             "readable, but new trials would not be comparable; choose another name (data sets are shared)"
@@ -328,8 +328,8 @@ def score_trial(
     steps: list[tuple[int, float]] = []
     last = len(split.parts) if sweep.on == "folds" else experiment.epochs
 
-    def record(step: int, given: np.ndarray, rows: np.ndarray) -> None:
-        figures = scores(given, labels[rows], classes, labels[rows], resamples=0)
+    def record(step: int, probabilities: np.ndarray, rows: np.ndarray) -> None:
+        figures = scores(probabilities, labels[rows], classes, labels[rows], resamples=0)
         value = _defined(figures, sweep.metric)["value"] or 0.0
         steps.append((step, value))
         if report(step, value) and step < last:
