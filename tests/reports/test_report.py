@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 from matplotlib.figure import Figure
 
-from ciml.cli.commands.learn.experiment import default_folder
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
+from ciml.reports.experiments import render as render_module
 from ciml.reports.experiments.comparison import comparison_page
 from ciml.reports.experiments.render import report_experiments, result_page
 from ciml.reports.page import Page, Section, render
@@ -324,8 +324,9 @@ def test_the_command_prints_the_address_of_the_page(
     assert report("one", data=hostile).output == f"{tmp_path}/one-report/index.html\n"
     for path in (tmp_path / "one-report").iterdir():  # a page is the same whatever stands beside it
         assert path.read_bytes() == (reported / "bad" / "one" / path.name).read_bytes(), path.name
-    assert default_folder(["one", "ten"], ["bad"]) == "bad-report"
-    assert default_folder([], ["bad", "good"]) == "experiments-report"
+    monkeypatch.setattr(render_module, "report_experiments", lambda *places, progress: places[-1])
+    assert report("one", "ten", "--dataset", "bad", data=hostile).output == "bad-report\n"
+    assert report("--dataset", "bad", "--dataset", "good", data=hostile).output == "experiments-report\n"
 
 
 @pytest.mark.parametrize(
