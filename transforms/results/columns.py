@@ -265,26 +265,23 @@ def _by_content(
     return guesses
 
 
-def _is_time(value: Any) -> bool:
+def _time_us(cell: Any) -> int | None:
+    """Return a cell's instant if it is a time, in any zone."""
     try:
-        parse_time(value, "UTC")
+        return parse_time(cell, "UTC")
     except RejectedInput:
-        return False
-    return True
+        return None
 
 
 def are_times(cells: Sequence[Any]) -> bool:
     """Return whether all cells are times, in any zone."""
-    return all(map(_is_time, cells))
+    return all(_time_us(cell) is not None for cell in cells)
 
 
 def are_ordered(sample: Sequence[Mapping[str, Any]], first: str, second: str) -> bool:
     """Return whether no time in one column is after that in another, as far as both are known and times."""
-    pairs = ((row.get(first), row.get(second)) for row in sample)
-    times = (
-        (start, end) for start, end in pairs if all(not is_missing(cell) and _is_time(cell) for cell in (start, end))
-    )
-    return all(parse_time(start, "UTC") <= parse_time(end, "UTC") for start, end in times)
+    pairs = [(_time_us(row.get(first)), _time_us(row.get(second))) for row in sample]
+    return all(start <= end for start, end in pairs if start is not None and end is not None)
 
 
 def _is_id(cells: list[Any]) -> bool:
@@ -321,7 +318,7 @@ def _header_hint(columns: Sequence[str]) -> str:
         return "; only commas, semicolons, tabs or vertical bars separate columns"
     synonyms = {name for names in SYNONYMS.values() for name in names}
     named = any(normal_name(name) in synonyms for name in columns if not is_result_word(name))
-    if not named and any(is_log_path(name) or (not name.isdigit() and _is_time(name)) for name in columns):
+    if not named and any(is_log_path(name) or (not name.isdigit() and are_times([name])) for name in columns):
         return "; the first row looks like a run, but must have the names of the columns"
     return ""
 

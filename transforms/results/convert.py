@@ -16,7 +16,7 @@ from ciml.events.listing import Reading, decode_line
 from ciml.events.outcomes import outcome_of
 from ciml.events.redaction import shown
 from ciml.limits import MAX_RESULTS_ROWS
-from ciml.transforms.results.columns import ResultsTable, Row, find_columns, normal_name, suggest
+from ciml.transforms.results.columns import SYNONYMS, ResultsTable, Row, find_columns, normal_name, suggest
 from ciml.transforms.results.values import (
     is_missing,
     number_text,
@@ -100,11 +100,8 @@ class Conversion:
         self.columns = find_columns(table.columns, sample, mapping or {}, table.name)
         self.suggestions = suggest(self.columns, sample)
         result = self.columns.theirs("result")
-        texts = dict.fromkeys(("build_name", "node_provider", "node_region", "node_flavor"), text_of)
-        texts.update(dict.fromkeys(("pipeline", "project", "branch", "review"), text_of))
         self._converters: dict[str, Callable[[Any], Any]] = {
-            **texts,
-            "build_uuid": text_of,
+            **dict.fromkeys(SYNONYMS, text_of),
             "change": number_text,
             "patchset": number_text,
             "attempt": parse_attempt,
