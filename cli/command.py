@@ -223,7 +223,6 @@ _HOME: Mapping[str, Any] = {
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "time": {"type": Duration()},
     "instant": {"type": Instant(), "metavar": "TIME"},
-    "seed": {"type": click.IntRange(0, 2**32 - 1), "help": "Random seed."},
     "count": {"type": click.IntRange(1)},
     "no negative number": {"type": click.FloatRange(0)},
     "share": {"type": click.FloatRange(0, 1)},
@@ -233,36 +232,15 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
         "metavar": "FILE",
     },
     "home": _HOME,
-    "logs": {
-        "callback": _s3_place,
-        "metavar": "ROOT",
-        "help": "Folder or s3:// prefix of the listing's log paths.",
-    },
     "place": {"callback": _s3_place},
     "demo data": {"cls": DataPathOption, "metavar": "DATA"},
     "existing place": {"callback": _existing_data},
     "data": {**_DATA, "callback": _existing_data},
     "new data": {**_DATA, "callback": _s3_place},
-    "target data": {
-        "metavar": "DATA",
-        "callback": _s3_place,
-        "help": "Data root of data sets: a folder or an s3:// prefix.  [default: --data-path]",
-    },
+    "engine": {"callback": _engine},
+    "model server": {"callback": _model_server},
     "broker": {**_BROKER, "callback": _broker},
     "optional broker": {**_BROKER, "callback": _optional_broker},
-    "model server": {
-        "metavar": "HOST:PORT",
-        "envvar": "CIML_MODEL_SERVER",
-        "callback": _model_server,
-        "help": "gRPC address of the model server.  [default: the model server of ciml up]",
-    },
-    "engine": {
-        "metavar": "flink|micro-batches",
-        "envvar": "CIML_ENGINE",
-        "callback": _engine,
-        "help": "Engine of the pipeline; flink:HOST:PORT names a job server.  "
-        "[default: flink if it runs, else micro-batches]",
-    },
 }
 #: Kinds whose callback finds a value or fails, so that the user need not give one.
 _FOUND = ("broker", "model server")
@@ -270,16 +248,17 @@ _FOUND = ("broker", "model server")
 _LOCAL = {_s3_place, _existing_data, _broker, _optional_broker, _model_server, _engine}
 
 
-def _documented(cls: type[Any], option: Field[Any]) -> str:
-    """Return the text of a field in ``Attributes`` of the class that defines it; "" for none."""
-    owner = [base for base in cls.__mro__ if is_dataclass(base) and option in fields(base)][-1]
-    text = re.search(rf"^  {option.name}: (.*(?:\n    .*)*)", cleandoc(owner.__doc__ or ""), re.MULTILINE)
-    return " ".join(text[1].split()).replace(" [default", "  [default") if text else ""
+def _documented(cls: type[Any], name: str) -> str:
+    """Return the text of a field in ``Attributes`` of the class, or of the next base that documents it; else ""."""
+    for base in cls.__mro__:
+        if text := re.search(rf"^  {name}: (.*(?:\n    .*)*)", cleandoc(base.__doc__ or ""), re.MULTILINE):
+            return " ".join(text[1].split()).replace(" [default", "  [default")
+    return ""
 
 
 def _parameter(cls: type[Any], option: Field[Any]) -> click.Parameter:
     settings = dict(option.metadata[DECLARED])
-    if help_text := _documented(cls, option):
+    if help_text := _documented(cls, option.name):
         settings["help"] = help_text
     kind = settings.pop("kind", "")
     if isinstance(kind, (str, Mapping)):

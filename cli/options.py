@@ -58,6 +58,23 @@ class S3Environment(Options):
     s3_url: None = option(kind=_sets("AWS_ENDPOINT_URL_S3"), metavar="URL")
 
 
+class TargetData(Data):
+    """The data root of data sets besides that of the runs.
+
+    Attributes:
+      target_data_path: Data root of data sets: a folder or an s3:// prefix. [default: --data-path]
+    """
+
+    target_data_path: str | None = option(kind="place", metavar="DATA")
+
+    @property
+    def target(self) -> DataRoot:
+        """The opened data root of data sets."""
+        from ciml.data_root import DataRoot
+
+        return DataRoot.open(self.target_data_path or self.data_path)
+
+
 class Json(Options):
     """The form of a command's output.
 
@@ -81,8 +98,6 @@ class JsonLines(Json):
     Attributes:
       json: JSON output, one object a line.
     """
-
-    json: bool = flag()
 
     def show_all(
         self, subjects: Iterable[T], text: Callable[[list[T]], None], to_json: Callable[[T], Any] | None = None

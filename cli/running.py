@@ -280,10 +280,12 @@ class OnEngine(Foreground):
     """How a service runs whose pipeline has an engine.
 
     Attributes:
+      engine: Engine of the pipeline; flink:HOST:PORT names a job server. [default: flink if it runs, else
+        micro-batches]
       beam_options: Further Beam option; may be repeated.
     """
 
-    engine: EngineChoice = option(kind="engine")
+    engine: EngineChoice = option(kind="engine", metavar="flink|micro-batches", envvar="CIML_ENGINE")
     beam_options: tuple[str, ...] = repeated(metavar="--NAME=VALUE")
 
 

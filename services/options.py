@@ -168,6 +168,7 @@ class PredictOptions(TopicOptions):
     Attributes:
       model: Model to query.
       label: Version label to query.
+      server: gRPC address of the model server. [default: the model server of ciml up]
       runs_topic: Topic of announced runs.
       predictions_topic: Topic of predictions; '' for none.
     """
@@ -178,7 +179,7 @@ class PredictOptions(TopicOptions):
     pipeline = True
     model: str = option(metavar="NAME", required=True)
     label: str = option("stable")
-    server: str = option(kind="model server", required=True)
+    server: str = option(kind="model server", metavar="HOST:PORT", envvar="CIML_MODEL_SERVER", required=True)
     runs_topic: str = option("runs", metavar="TOPIC")
     predictions_topic: str = option("predictions", metavar="TOPIC")
 

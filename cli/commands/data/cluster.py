@@ -11,7 +11,7 @@ from ciml.cli.command import make_command
 from ciml.cli.commands.data.plot import ReportOptions
 from ciml.cli.options import Data, Json
 from ciml.cli.output import print_table, progress_bar
-from ciml.options import flag, option, repeated
+from ciml.options import option, repeated
 
 if TYPE_CHECKING:
     from ciml.reports.clusters.cluster import Clustering
@@ -39,7 +39,6 @@ class ClusterCommand(ReportOptions, Data, Json):
     k: int | None = option(kind=click.IntRange(1, 100))
     most_k: int = option(10, click.IntRange(2, 100), flags="--max-k")
     projection: Literal["pca", "tsne"] = option("pca", click.Choice(["pca", "tsne"]), flags="--map")
-    json: bool = flag()
 
 
 @make_command("cluster")

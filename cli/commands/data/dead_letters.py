@@ -84,7 +84,6 @@ class ListOptions(JsonLines, Filters):
 
     all: bool = flag()
     last: int = option(20, "count")
-    json: bool = flag()
 
 
 @make_command("list")
@@ -265,7 +264,7 @@ class ReplayOptions(Json, IngestPolicyOptions, Filters):
 
     limit: int | None = option(kind="count", metavar="N")
     dry_run: bool = flag()
-    logs: str | None = option(kind="logs")
+    logs: str | None = option(kind="place", metavar="ROOT")
     selection: tuple[str, ...] = repeated(flags="--select", metavar="GLOB")
 
     def open(self) -> ReplayConfig:

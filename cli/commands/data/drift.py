@@ -12,7 +12,7 @@ import click
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json
 from ciml.cli.output import print_table
-from ciml.options import argument, flag, option, repeated
+from ciml.options import argument, option, repeated
 
 if TYPE_CHECKING:
     from ciml.transforms.drift.compare import Finding, Report
@@ -45,7 +45,6 @@ class DriftOptions(Data, Json):
     psi: float = option(0.1, click.FloatRange(min=0, min_open=True))
     min_runs: int = option(30, click.IntRange(min=2))
     allow: tuple[str, ...] = repeated(click.Choice(_KINDS))
-    json: bool = flag()
 
 
 @make_command("drift")

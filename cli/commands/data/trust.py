@@ -31,7 +31,6 @@ class CheckOptions(Data, Json):
 
     policy: str = argument("POLICY", click.Path(exists=True, dir_okay=False))
     runs: bool = flag()
-    json: bool = flag()
 
 
 @make_command("check")

@@ -74,7 +74,6 @@ class ListOptions(Data, Json):
     """
 
     all: bool = flag()
-    json: bool = flag()
 
 
 @make_command("list")

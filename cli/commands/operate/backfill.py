@@ -28,6 +28,7 @@ class BackfillOptions(PolicyOptions, NewData):
     """Options that configure a backfill.
 
     Attributes:
+      logs: Folder or s3:// prefix of the listing's log paths.
       source: Name of the listing in the trust policy.
       runs_of: CI system of the runs, as named by ciml ingest --source; identifies them with runs of events. [default:
         --source]
@@ -37,7 +38,7 @@ class BackfillOptions(PolicyOptions, NewData):
       take_missing: Continue if none of the first logs exists.
     """
 
-    logs: str = option(kind="logs", required=True)
+    logs: str = option(kind="place", metavar="ROOT", required=True)
     source: str = option("backfill", metavar="NAME")
     runs_of: str | None = option(metavar="NAME")
     jobs: tuple[str, ...] = repeated(flags="--job --build-name", metavar="GLOB")

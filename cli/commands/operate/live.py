@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from ciml.cli.command import HERE, make_command
 from ciml.cli.running import Running
-from ciml.options import flag
 from ciml.services.options import LiveOptions
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ class LiveRunning(Running):
     Attributes:
       once: Make one pass to the present end of the topic, in this process, without Flink.
     """
-
-    once: bool = flag()
 
 
 @make_command("live")

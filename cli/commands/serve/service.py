@@ -193,8 +193,6 @@ class StatusOptions(Json, NameOptions):
       json: JSON output, an object by name.
     """
 
-    json: bool = flag()
-
 
 @make_command("status")
 def status(options: StatusOptions) -> int:

@@ -44,7 +44,7 @@ class NamesOptions(Data):
         return [data.dataset(name) for name in dict.fromkeys(self.names or existing)]
 
 
-class SpansOptions(NamesOptions):
+class SpansOptions(NamesOptions, Json):
     """Options of ``ciml dataset spans``.
 
     Attributes:
@@ -55,7 +55,6 @@ class SpansOptions(NamesOptions):
 
     files: bool = flag()
     latest: bool = flag()
-    json: bool = flag()
 
 
 @make_command("spans")
@@ -275,7 +274,6 @@ class ShowOptions(Data, Json):
     """
 
     name: str | None = argument(required=False)
-    json: bool = flag()
 
 
 @make_command("show")

@@ -14,7 +14,7 @@ import click
 
 from ciml.cli.command import Windows, make_command, require_data
 from ciml.cli.commands.data.tables import update_tables
-from ciml.cli.options import NewData, S3Environment
+from ciml.cli.options import NewData, S3Environment, TargetData
 from ciml.cli.output import progress_bar
 from ciml.cli.running import Batch, as_s3, collecting_rarely, processors
 from ciml.errors import CimlError
@@ -163,7 +163,7 @@ class DefinitionKeys(Options):
     min_windows: int | None = option(kind=int, metavar="N")
 
 
-class BuildOptions(S3Environment, NewData):
+class BuildOptions(TargetData, S3Environment, NewData):
     """Options of ``ciml dataset build`` besides the definition's keys.
 
     Attributes:
@@ -171,6 +171,7 @@ class BuildOptions(S3Environment, NewData):
       definition: TOML file or s3:// object of the definition; options override its keys. Keys: docs/datasets.md.
       force: Replace a data set that has another definition.
       listing: Listing of runs, as for ciml backfill, in place of the raw store; requires --logs.
+      logs: Folder or s3:// prefix of the listing's log paths.
       visualize: Plot as ciml plot does, into the folder _plots of the data set.
       jobs: Processes that read the listing's logs. [default: one a processor]
     """
@@ -179,10 +180,9 @@ class BuildOptions(S3Environment, NewData):
     definition: str | None = option(kind="place", metavar="FILE")
     force: bool = flag("--force/--no-force")
     listing: str | None = option(kind="place", metavar="LISTING")
-    logs: str | None = option(kind="logs")
+    logs: str | None = option(kind="place", metavar="ROOT")
     visualize: bool = flag("--visualize/--no-visualize")
     jobs: int | None = option(kind="count", flags="--jobs", metavar="N")
-    target_data_path: str | None = option(kind="target data")
 
 
 @make_command("build")
@@ -201,12 +201,11 @@ def build(options: BuildOptions, keys: DefinitionKeys, batch: Batch) -> None:
       ciml dataset build --definition data/datasets/cpu/_definition.toml --data-path data --target-data-path elsewhere
       ciml dataset build --dataset cpu --listing builds.jsonl --logs . --data-path data
     """
-    from ciml.data_root import DataRoot
     from ciml.pipelines.datasets.build import build_dataset, is_another, plan_build, remove_dataset
 
     _check_sources(options, batch)
     stored = options.root
-    target = DataRoot.open(options.target_data_path) if options.target_data_path else stored
+    target = options.target
     listed_runs = _listed(options)
     definition = _definition(target, options, keys)
     dataset = target.dataset(definition.name)

@@ -165,7 +165,6 @@ class ShowOptions(S3Environment, Data, Json):
     """
 
     name: str | None = argument(required=False)
-    json: bool = flag()
 
 
 @make_command("show")
@@ -215,7 +214,6 @@ class CompareOptions(S3Environment, Data, Json):
     experiments: tuple[str, ...] = argument("[EXPERIMENT]…", many=True, required=False)
     dataset: str | None = option(metavar="NAME")
     csv: str | None = option(metavar="FILE")
-    json: bool = flag()
 
 
 @make_command("compare")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.cli.command import make_command
-from ciml.cli.options import Data, Json, S3Environment
+from ciml.cli.options import Data, Json, S3Environment, TargetData
 from ciml.cli.output import print_table, progress_bar
 from ciml.cli.running import processors
 from ciml.errors import CimlError
@@ -53,7 +53,6 @@ class TrainOptions(S3Environment, Json, LearnOptions, Data):
     tensorboard: Path | None = option(kind=click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
     gpu: bool = flag("--gpu/--no-gpu", hidden=True)
     debug: bool | None = flag("--debug/--no-debug", default=None, hidden=True)
-    json: bool = flag()
 
 
 @make_command("train")
@@ -117,7 +116,7 @@ def _show(trial: Trial, result: dict[str, Any], new: bool, as_json: bool, lines:
     click.echo(f"  {'stored in' if new else 'as it is already in'} {trial.store.url()}")
 
 
-class SweepOptions(S3Environment, Json, LearnOptions, Data):
+class SweepOptions(TargetData, S3Environment, Json, LearnOptions):
     """Options of ``ciml experiment sweep``.
 
     Attributes:
@@ -131,8 +130,6 @@ class SweepOptions(S3Environment, Json, LearnOptions, Data):
     jobs: int | None = option(kind=click.IntRange(1, 256), metavar="N")
     best: int = option(1, click.IntRange(0), metavar="N")
     output: str | None = option(kind="place", metavar="FOLDER")
-    target_data_path: str | None = option(kind="target data")
-    json: bool = flag()
 
 
 @make_command("sweep")
@@ -148,7 +145,6 @@ def sweep(options: SweepOptions) -> None:
       ciml experiment sweep examples/sweep.toml --data-path DATA
       ciml experiment sweep talk.toml --jobs 8 --data-path s3://cimlrawdata --target-data-path s3://cimldatasets
     """
-    from ciml.data_root import DataRoot
     from ciml.digest import canonical_json
     from ciml.pipelines.sweep import SweepContext, run_sweep
     from ciml.reports.page import save
@@ -161,7 +157,7 @@ def sweep(options: SweepOptions) -> None:
 
     definition = Sweep.load(options.file)
     source = options.root
-    target = DataRoot.open(options.target_data_path) if options.target_data_path else source
+    target = options.target
     add(target.exclusions, read_lines(options.exclude))
     policy = TrustPolicy.load(options.trust_policy)
     context = SweepContext(source, target, definition, policy, exclusions_of(target, source))
