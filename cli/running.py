@@ -94,16 +94,10 @@ class DataflowJob(Options):
 
         The file of settings may be given: it comes from a variable of the environment.
         """
-        values = {
-            "--template": self.template,
-            "--job-name": self.job_name,
-            "--submit": self.submit,
-            "--update": self.update,
-            "--beam-option": beam_options,
-        }
-        for name, value in values.items():
-            if value:
-                raise CimlError(f"{name}: only with --runner dataflow")
+        given = [name for name in ("template", "job-name", "submit", "update") if getattr(self, name.replace("-", "_"))]
+        given += ["beam-option"] * bool(beam_options)
+        if given:
+            raise CimlError(f"--{given[0]}: only with --runner dataflow")
 
     def settings(self) -> DataflowSettings:
         """Check the options, and return the settings of the file."""
@@ -327,13 +321,11 @@ class Running(OnEngine, DataflowJob):
             self.run(service, lambda progress, word: show(text(progress, word)), patience_s=patience_s)
 
     def _launch(self, options: ServiceOptions) -> None:
-        for name, value in (
-            ("--once", self.once),
-            ("--until-idle", self.until_idle),
-            ("--metrics-port", self.metrics_port),
-        ):
-            if value is not None and value is not False:
-                raise CimlError(f"{name}: not with --runner dataflow, whose job runs until it is drained; leave it out")
+        for name in ("once", "until-idle", "metrics-port"):
+            if getattr(self, name.replace("-", "_")) not in (None, False):
+                raise CimlError(
+                    f"--{name}: not with --runner dataflow, whose job runs until it is drained; leave it out"
+                )
         as_s3((options.data, "--data-path"))
         settings = self.settings()
         from ciml.services.driver import check_kind, launch_service

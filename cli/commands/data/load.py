@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.command import make_command
+from ciml.cli.command import assignments, make_command
 from ciml.cli.options import Json, NewData, S3Environment
 from ciml.cli.output import print_table
 from ciml.cli.running import stop_on_signals
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     from ciml.pipelines.backfill.load_report import LoadReport
 
 _INTERRUPTED = 130
-
-
-def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
-    pairs = [text.rpartition("=") for text in value]
-    for text, (theirs, _, ours) in zip(value, pairs, strict=True):
-        if not theirs or not ours:
-            raise CimlError(f"--map {text!r:.80}: not COLUMN=FIELD, such as --map ci_job=build_name")
-    return {theirs: ours for theirs, _, ours in pairs}
 
 
 class LoadOptions(S3Environment, Json, TrustOptions, NewData):
@@ -44,7 +36,7 @@ class LoadOptions(S3Environment, Json, TrustOptions, NewData):
 
     logs: str = argument("LOGS", "place")
     results: str = option(kind="place", metavar="FILE", required=True)
-    mapping: dict[str, str] = repeated(_pairs, flags="--map", metavar="COLUMN=FIELD")
+    mapping: dict[str, str] = repeated(assignments, flags="--map", metavar="COLUMN=FIELD")
     zone: str | None = option(metavar="ZONE")
     max_bad: float = option(0.1, "share", metavar="SHARE")
     source: str = option("backfill", metavar="NAME")

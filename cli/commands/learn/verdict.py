@@ -15,7 +15,7 @@ from ciml.options import argument, option
 from ciml.verdict_rules import UNKNOWN
 
 if TYPE_CHECKING:
-    from ciml.verdicts.evidence import Evidence
+    pass
 
 #: Exit code where stored data contradict each other.
 _DAMAGED = 4
@@ -71,12 +71,15 @@ def command(options: VerdictOptions) -> int:
         evidence = evidence_of(data, record)
     except IntegrityError as error:
         fault = str(error)
+    facts = {name: record[name] for name in ("run_id", "build_name", "model", "version", "time_us", "run", "verdict")}
     picture = data.predictions.url(evidence.picture) if evidence and evidence.picture else ""
-    options.show(
-        record,
-        lambda record: _print(record, evidence, picture, fault),
-        lambda record: _json(record, evidence, picture, fault),
-    )
+    shown = {
+        "observations": list(evidence.observations) if evidence else [],
+        "picture": picture,
+        "compared_with": {"job": evidence.job if evidence else "", "runs": evidence.runs if evidence else 0},
+        "fault": fault,
+    }
+    options.show({**facts, "evidence": shown}, _print)
     return _DAMAGED if fault else 0
 
 
@@ -94,18 +97,9 @@ def _missing(options: VerdictOptions, *, predicted: bool) -> str:
     )
 
 
-def _json(record: Mapping[str, Any], evidence: Evidence | None, picture: str, fault: str) -> dict[str, Any]:
-    facts = {name: record[name] for name in ("run_id", "build_name", "model", "version", "time_us", "run", "verdict")}
-    shown_evidence = {"observations": [], "picture": "", "compared_with": {"job": "", "runs": 0}, "fault": fault}
-    if evidence is not None:
-        shown_evidence["observations"] = list(evidence.observations)
-        shown_evidence["picture"] = picture
-        shown_evidence["compared_with"] = {"job": evidence.job, "runs": evidence.runs}
-    return {**facts, "evidence": shown_evidence}
-
-
-def _print(record: Mapping[str, Any], evidence: Evidence | None, picture: str, fault: str) -> None:
+def _print(record: Mapping[str, Any]) -> None:
     verdict = record["verdict"]
+    evidence = record["evidence"]
     run = record["run"]
     group = f"of {verdict['group']}" if verdict["group"] else "of all jobs"
     lines = [
@@ -121,10 +115,10 @@ def _print(record: Mapping[str, Any], evidence: Evidence | None, picture: str, f
         ("possible", _possible(verdict)),
         ("model", f"{record['model']}, version {record['version']}"),
     ]
-    observations = evidence.observations if evidence is not None else (fault,)
+    observations = [evidence["fault"]] if evidence["fault"] else evidence["observations"]
     lines += [("" if number else "evidence", text) for number, text in enumerate(observations)]
-    if picture:
-        lines.append(("picture", picture))
+    if evidence["picture"]:
+        lines.append(("picture", evidence["picture"]))
     for name, text in lines:
         click.echo(f"{name:<12} {text}")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.command import Windows, make_command, require_data
+from ciml.cli.command import Windows, assignments, make_command, require_data
 from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.options import NewData, S3Environment, TargetData
 from ciml.cli.output import progress_bar
@@ -123,14 +123,6 @@ def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     return tuple(part for text in value for part in text.split(",") if part) or None
 
 
-def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str] | None:
-    pairs = [text.rpartition("=") for text in value]
-    for text, (key, _, _) in zip(value, pairs, strict=True):
-        if not key:
-            raise CimlError(f"--class-map {text!r:.60}: not VALUE=CLASS")
-    return {key: name for key, _, name in pairs} or None
-
-
 class DefinitionKeys(Options):
     """The keys of a definition that options override; None or () for the default or the file's.
 
@@ -155,7 +147,7 @@ class DefinitionKeys(Options):
     sample_interval: str | None = option(metavar="INTERVAL")
     features_regex: str | None = option(metavar="REGEX")
     class_label: str | None = option(metavar="NAME")
-    class_map: dict[str, str] | None = repeated(_pairs, metavar="VALUE=CLASS")
+    class_map: dict[str, str] | None = repeated(assignments, metavar="VALUE=CLASS")
     tdt_split: tuple[int, ...] | None = option(kind=(int, int, int), metavar="TRAIN DEV TEST")
     sample_statistic: str | None = option(metavar="NAME")
     aggregation_functions: tuple[str, ...] | None = repeated(_parts, flags="--aggregation-functions", metavar="NAMES")
@@ -299,7 +291,7 @@ def _definition(target: DataRoot, options: BuildOptions, keys: DefinitionKeys) -
     from ciml.storage import open_store
 
     file = options.definition
-    overrides = {key: value for key, value in asdict(keys).items() if value not in (None, ())}
+    overrides = {key: value for key, value in asdict(keys).items() if value not in (None, (), {})}
     keep = overrides.get("max_windows") == OF_THE_TALK or (file or "").rpartition("/")[2] == DEFINITION
     if overrides.get("max_windows") == OF_THE_TALK:
         del overrides["max_windows"]
