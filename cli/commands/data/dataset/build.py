@@ -14,7 +14,7 @@ import click
 
 from ciml.cli.command import Windows, assignments, make_command, require_data
 from ciml.cli.commands.data.tables import update_tables
-from ciml.cli.options import NewData, S3Environment, TargetData
+from ciml.cli.options import S3Environment, TargetData
 from ciml.cli.output import progress_bar
 from ciml.cli.running import Batch, as_s3, collecting_rarely, processors
 from ciml.errors import CimlError
@@ -155,7 +155,7 @@ class DefinitionKeys(Options):
     min_windows: int | None = option(kind=int, metavar="N")
 
 
-class BuildOptions(TargetData, S3Environment, NewData):
+class BuildOptions(TargetData, S3Environment):
     """Options of ``ciml dataset build`` besides the definition's keys.
 
     Attributes:
@@ -168,6 +168,7 @@ class BuildOptions(TargetData, S3Environment, NewData):
       jobs: Processes that read the listing's logs. [default: one a processor]
     """
 
+    data_path: str = option(kind="new data", required=True)
     dataset: str | None = option(metavar="NAME")
     definition: str | None = option(kind="place", metavar="FILE")
     force: bool = flag("--force/--no-force")
