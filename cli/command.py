@@ -166,11 +166,11 @@ def _optional_broker(ctx: click.Context, param: click.Parameter, value: str | No
 
 def assignments(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
     """Parse the texts KEY=VALUE of a repeated option; a key may contain ``=``. Raises `CimlError` for another text."""
-    parts = {text: text.rpartition("=") for text in value}
-    for text, (key, _, assigned) in parts.items():
-        if not key or not assigned:
+    parts = [text.rpartition("=") for text in value]
+    for text, (key, _, _) in zip(value, parts):
+        if not key:
             raise CimlError(f"{param.opts[0]} {text!r:.80}: not {param.metavar}")
-    return {key: assigned for key, _, assigned in parts.values()}
+    return {key: assigned for key, _, assigned in parts}
 
 
 def _broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

@@ -92,8 +92,8 @@ def _print(files: Sequence[str], predictions: Sequence[Prediction], title: str) 
     columns: dict[str, list[Any]] = {
         "file": list(files),
         "class": [prediction.class_name or "" for prediction in predictions],
-        "probability": [prediction.probability for prediction in predictions],
-        "windows": [prediction.n_windows or None for prediction in predictions],
+        "probability": ["" if prediction.probability is None else prediction.probability for prediction in predictions],
+        "windows": [prediction.n_windows or "" for prediction in predictions],
     }
     if any(prediction.verdict for prediction in predictions):
         verdicts = [_verdict(prediction.verdict) if prediction.verdict else ("", "", "") for prediction in predictions]

@@ -100,7 +100,7 @@ def test_commands_that_moved_name_the_new_one(name: str, new: str) -> None:
 
 def test_ciml_keeps_its_own_kafka_properties(tmp_path: Path) -> None:
     with pytest.raises(CimlError, match=r"enable\.auto\.commit"):
-        BrokerOptions("host:1", ("enable.auto.commit=true",)).connection()
+        BrokerOptions(kafka="host:1", kafka_options=("enable.auto.commit=true",)).connection()
 
 
 def committed(data: Path) -> None:
