@@ -19,6 +19,7 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
+from ciml.extras import is_installed, needs
 from ciml.http.intake import Intake, Workers
 from ciml.http.server import Connections, HttpServer, check_open_files, listen
 from ciml.limits import (
@@ -32,6 +33,7 @@ from ciml.limits import (
     MAX_REST_CONNECTIONS,
 )
 from ciml.metrics import serve_metrics
+from ciml.serving import EXTRA
 from ciml.serving.model_files import CONFIG_NAME, ModelEntry, parse_config
 from ciml.serving.registry import RegistryVerifier
 from ciml.serving.server.grpc_connections import GrpcConnections
@@ -121,6 +123,8 @@ class ModelServer:
 
     def start(self) -> None:
         """Import TensorFlow, listen, and begin to load the configured versions. Raises `CimlError` on failure."""
+        if not is_installed("tensorflow"):  # else the process of `prepare` prints a traceback as well
+            raise needs(EXTRA)
         options = self.options
         root = options.registry_root()
         check_open_files(
