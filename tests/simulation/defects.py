@@ -14,6 +14,7 @@ from ciml.events.records import FactUpdate, Outcome, RunFacts, Trust
 from ciml.manifest import log as manifests
 from ciml.manifest import replica
 from ciml.manifest.coverage import RangeSet
+from ciml.pipelines.datasets import commit
 from ciml.pipelines.datasets import update as datasets
 from ciml.pipelines.ingest import committer
 from ciml.runs import accounting, known_ids, known_subjects
@@ -147,7 +148,7 @@ def files_after_the_commit() -> Iterator[None]:
             late.setdefault(self._store.root, []).append((self._store, path, data))
             return True
 
-    write, sweep = datasets.write_span, datasets._collect_garbage
+    write, sweep = datasets.write_span, commit._collect_garbage
 
     def swept(root: Store, *rest: Any) -> None:
         for store, path, data in late.pop(root.root, ()):
@@ -156,7 +157,7 @@ def files_after_the_commit() -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(datasets, "write_span", lambda root, *rest: write(Later(root), *rest)))
-        stack.enter_context(patch.object(datasets, "_collect_garbage", swept))
+        stack.enter_context(patch.object(commit, "_collect_garbage", swept))
         yield
 
 
