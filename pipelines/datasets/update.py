@@ -46,7 +46,6 @@ from ciml.transforms.examples.spans import (
 )
 from ciml.transforms.guard import bisect
 from ciml.trust import evaluate, former_policy
-from ciml.verdicts.feedback.truths import corrections_of
 
 if TYPE_CHECKING:
     from ciml.pipelines.datasets.listed_runs import ListedRuns  # imports the log readers
@@ -174,6 +173,8 @@ def given_causes(data: DataRoot, definition: DatasetDefinition | None) -> dict[s
     """Return the causes that reviewers gave to runs, by run id, where a data set is about causes."""
     if definition is None or definition.class_label != CAUSE:
         return {}
+    from ciml.verdicts.feedback.truths import corrections_of  # imports the review systems
+
     return {run_id: correction.cause for run_id, correction in corrections_of(data).items()}
 
 
