@@ -96,10 +96,10 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """Return the record of a JSON form. Unknown keys are ignored: a later version may have added them.
+        """Return the record of a JSON form.
 
         Raises:
-          msgspec.ValidationError: a value has another type.
+          msgspec.ValidationError: a value has another type, or the class forbids an unknown key, which a later version may have added.
         """
         return msgspec.convert(value, cls)
 
@@ -119,7 +119,7 @@ class Origin(Record, frozen=True, array_like=True, gc=False):
         return f"{self.topic}[{self.partition}] {self.offset}"
 
 
-class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
+class RunFacts(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """The facts of one run from one event: the typed form of hostile input, after decoding.
 
     ``run_id`` is the encoded form (`RunId.encode`), ``build_uuid`` the native id, ``build_name`` the job.
@@ -167,7 +167,7 @@ class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
         return {**msgspec.to_builtins(self), "phase": self.phase}
 
 
-class Trust(Record, frozen=True, gc=False):
+class Trust(Record, frozen=True, forbid_unknown_fields=True, gc=False):
     """The trust decision for a run, and the rule that decided."""
 
     trusted: bool
@@ -179,7 +179,7 @@ class Trust(Record, frozen=True, gc=False):
 UNJUDGED = Trust(False, "not judged", "")
 
 
-class FactUpdate(Record, frozen=True, omit_defaults=True, gc=False):
+class FactUpdate(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """An update of the runs of one subject of a source (`ciml.events.updates`).
 
     Attributes:
@@ -201,7 +201,7 @@ class FactUpdate(Record, frozen=True, omit_defaults=True, gc=False):
     by: str = ""
 
 
-class RawFile(Record, frozen=True, gc=False):
+class RawFile(Record, frozen=True, forbid_unknown_fields=True, gc=False):
     """The raw object of a run, relative to the raw store's root.
 
     ``digest`` is the sha256 of the canonical encoding (`ciml.digest.telemetry_digest`), not of the Parquet bytes:
@@ -214,7 +214,7 @@ class RawFile(Record, frozen=True, gc=False):
     size: int
 
 
-class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
+class Outcome(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """The outcome of one (event, run), or of a message that could not be decoded (then without ``mention``).
 
     ``event_key`` is ``source id`` of the CloudEvent (the same event has the same key). A dead letter's ``payload``

@@ -1,0 +1,31 @@
+"""Records of runs keep every fact that was stored, or are not read at all."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from ciml.events.records import FactUpdate, Outcome, RawFile, Record, RunFacts, Trust
+
+MENTION = {"run_id": "zuul~a~1", "build_uuid": "a", "build_name": "unit"}
+FILE = {"path": "job=unit/date=2026-11-29/a.parquet", "digest": "d", "rows": 1, "size": 2}
+TRUST = {"trusted": True, "rule": "gate", "policy": "p"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [
+        (RunFacts, MENTION),
+        (Trust, TRUST),
+        (RawFile, FILE),
+        (FactUpdate, {"subject": "s", "name": "merged", "value": "yes", "at_us": 1, "key": "k"}),
+        (Outcome, {"origin": ["topic", 0, 1], "mention": MENTION, "trust": TRUST, "file": FILE}),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_fact_that_a_later_version_added_is_not_dropped_silently(
+    kind: type[Record], stored: dict[str, object]
+) -> None:
+    known = {name: value for name, value in stored.items() if name in kind.__struct_fields__}
+    with pytest.raises(msgspec.ValidationError, match="unknown field `embargo`"):
+        kind.from_json({**known, "embargo": "yes"})
