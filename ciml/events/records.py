@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Optional
 
 import msgspec
+from msgspec.structs import force_setattr
 
 if TYPE_CHECKING:
     from typing import Self
@@ -99,7 +101,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         """Return the record of a JSON form.
 
         Raises:
-          msgspec.ValidationError: a value has another type, or the class forbids an unknown key, which a later version may have added.
+          msgspec.ValidationError: a value has another type, or the class forbids unknown keys, and a later version
+            added one.
         """
         return msgspec.convert(value, cls)
 
@@ -175,6 +178,12 @@ class Trust(Record, frozen=True, forbid_unknown_fields=True, gc=False):
     policy: str  # digest of the policy file, so that a decision can be traced
 
 
+@lru_cache(maxsize=256)
+def _shared(trust: Trust) -> Trust:
+    """Return one object for equal decisions: many deferred runs are held in memory."""
+    return trust
+
+
 #: The trust before any policy was evaluated: none. Stored records leave it out.
 UNJUDGED = Trust(False, "not judged", "")
 
@@ -244,6 +253,15 @@ class Outcome(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     @property
     def run_id(self) -> str:
         return self.mention.run_id if self.mention else ""
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Return the outcome of a JSON form. Its payload is not copied: the outcomes of one message share it."""
+        payload = value.get("payload")
+        outcome = super().from_json(value if payload is None else {**value, "payload": None})
+        force_setattr(outcome, "payload", payload)
+        force_setattr(outcome, "trust", _shared(outcome.trust))
+        return outcome
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults."""

@@ -29,3 +29,12 @@ def test_a_fact_that_a_later_version_added_is_not_dropped_silently(
     known = {name: value for name, value in stored.items() if name in kind.__struct_fields__}
     with pytest.raises(msgspec.ValidationError, match="unknown field `embargo`"):
         kind.from_json({**known, "embargo": "yes"})
+
+
+def test_outcomes_share_their_payload_and_equal_decisions() -> None:
+    stored = {"kind": "dead_letter", "origin": ["topic", 0, 1], "payload": {"value": ""}, "trust": TRUST}
+    first = Outcome.from_json(stored)
+    second = Outcome.from_json({**stored, "trust": dict(TRUST)})
+    assert first.payload is second.payload is stored["payload"]
+    assert first.trust is second.trust
+    assert first.trust == Trust(True, "gate", "p")

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.data_root import DataRoot
+from ciml.datasets.state import SpanVersion
 from ciml.errors import CimlError
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
@@ -54,7 +55,7 @@ def test_files_are_laid_out_by_span_version_and_split_and_hold_what_the_manifest
         for file in files
     )
     delta = ManifestLog(root).read(2)
-    assert delta["spans"] == [span.to_json()]
+    assert [SpanVersion.from_json(stored) for stored in delta["spans"]] == [span]
     assert (delta["cursor"], delta["corrections_to"], delta["corrections"]) == ([1, 8], 1, [])
     assert delta["resolved"]["features"] == ["usr", "1m"]
     state = data.dataset("cpu").state()
