@@ -7,7 +7,7 @@ An adapter is a value, not a class to derive from:
 Its function ``read`` is pure. It maps the system's fields to those of a run in docs/formats/events.md, and raises
 `ciml.errors.RejectedInput` for what it does not understand. ciml checks every field of the result afterwards: types,
 lengths, times and secrets. So an adapter only says where a fact is found. Another package registers its adapter under
-the entry point group ``ciml.integrations``.
+the entry point group ``ciml.adapters``.
 """
 
 from __future__ import annotations

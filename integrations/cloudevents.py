@@ -1,21 +1,31 @@
-"""CloudEvents over HTTP: the adapter of ciml's own events, and the parts that adapters of CloudEvents share.
+"""CloudEvents over HTTP: the adapters of ciml's own events and of CDEvents, and what adapters of CloudEvents share.
 
-In structured mode the body is the event; in binary mode headers are its attributes. The adapter reads the events of
-docs/formats/events.md from a sender that a receiver verified, so their source is the configured one. On Kafka they need
-no adapter: `ciml.events.cloudevents` decodes them there, and takes the source from the event.
+In structured mode the body is the event; in binary mode headers are its attributes.
+
+ciml's own events are those of docs/formats/events.md, from a sender that a receiver verified, so their source is the
+configured one. On Kafka they need no adapter: `ciml.events.cloudevents` decodes them there, and takes the source from
+the event.
+
+CDEvents 0.3 to 0.5, and the draft of 0.6, report runs of pipelines, tasks and test suites, and the changes of their
+chain. Versions differ in names: ``context.version`` became ``specversion``, ``content.url`` ``uri``, the outcomes
+``pass`` and ``fail`` ``success`` and ``failure``. What a run needs and CDEvents lacks is read from ``customData.ciml``.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ciml.errors import RejectedInput
 from ciml.events.cloudevents import PHASES, open_cloudevent
 from ciml.events.fields import kind_of
+from ciml.events.records import Phase
 from ciml.events.redaction import shown
-from ciml.integrations.adapter import Adapter, Delivery, Reading, Run
-from ciml.integrations.fields import moment, needed, objects
+from ciml.events.run_id import bounded_id
+from ciml.events.updates import PARTLY_APPROVED
+from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
+from ciml.integrations.fields import address, filled, joined, maybe, moment, needed, objects, phases, value, word
 from ciml.limits import MAX_EVENT_RUNS
 
 #: The headers that an adapter of CloudEvents needs.
@@ -50,3 +60,110 @@ def read(delivery: Delivery) -> Reading:
 
 
 ADAPTER = Adapter("cloudevents", HEADERS, read)
+
+NO_RUN = "the subject is neither a run nor a change"
+CUSTOM = "a custom event reports no run"
+TEST_CASE = "a test case is part of a run"
+OUTPUT = "a test's output is joined to no run"
+ABANDONED = "an abandoned change says nothing of its runs"
+NO_CHAIN = "the change names no chain by which its runs are found"
+
+_TYPE = re.compile(r"dev\.cdevents\.([a-z]+)\.([a-z]+)\.\d+\.\d+\.\d+(?:-[a-z0-9.]+)?")
+_CUSTOM_TYPE = re.compile(r"dev\.cdeventsx\..+")
+_PHASES = phases(queued="queued", started="started", finished="finished")
+#: Where the content of a run names its job: in the first of these that it has.
+_JOBS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "pipelinerun": (("pipelineName",),),
+    "taskrun": (("taskName",),),
+    "testsuiterun": (("testSuite", "name"), ("testSuite", "id")),
+}
+_IGNORED = {"testcaserun": TEST_CASE, "testoutput": OUTPUT}
+#: What a predicate of a change says of its review. A review may also have disapproved. No event says which version of
+#: the change a run of the chain executed, and on what: a merge is of the last version alone.
+_REVIEWS = {"created": "", "updated": "", "reviewed": "reviewed", "merged": PARTLY_APPROVED}
+#: The fields of a run that ``customData.ciml`` may hold.
+_FURTHER = (
+    "job attempt log_url provider region flavour labels event pipeline project branch change patchset review fork "
+    "owner head attempt_of"
+).split()
+_MOST_ID = 120  # characters in a path; longer ids are digests
+
+
+def read_cdevent(delivery: Delivery) -> Reading | Ignored:
+    """Read a run, or what an event says of the runs of a change's chain."""
+    body = _event(delivery)
+    event = needed(body, "context", "id")
+    kind = needed(body, "context", "type")
+    if _CUSTOM_TYPE.fullmatch(kind):
+        return Ignored(event, kind, CUSTOM)
+    named = _TYPE.fullmatch(kind)
+    if not named:
+        raise RejectedInput("unknown_type", f"context.type: {shown(kind)}")
+    subject, predicate = named.groups()
+    when = moment(body, "context", "timestamp")
+    if subject == "change":
+        return _change(body, event, kind, when, predicate)
+    if subject not in _JOBS:
+        return Ignored(event, kind, _IGNORED.get(subject, NO_RUN))
+    phase = _PHASES.get(predicate)
+    if phase is None:
+        raise RejectedInput("unknown_type", f"context.type: {shown(kind)}")
+    return Reading(event, kind, when, (Run(phase, _run(body, subject, phase, when)),))
+
+
+def _event(delivery: Delivery) -> Mapping[str, Any]:
+    """Return the CDEvent: the data of a CloudEvent, or the body itself."""
+    if "ce-type" not in delivery.headers and "context" in (body := delivery.json()):
+        return body
+    return opened(delivery)[1]
+
+
+def _run(body: Mapping[str, Any], subject: str, phase: Phase, when: str | float | None) -> dict[str, Any]:
+    content = maybe(body, "subject", "content")
+    names = (word(content, *path) for path in _JOBS[subject])
+    chain = _chain(body)
+    custom = value(body, "customData")
+    further = maybe(custom, "ciml") if type(custom) is dict else {}
+    fields = filled(
+        id=_native_id(body),
+        job=next(filter(None, names), ""),
+        result=word(content, "outcome"),
+        start_time=when if phase == "started" else None,
+        end_time=when if phase == "finished" else None,
+        pipeline=word(content, "pipelineName"),
+        url=address(content, "uri") or address(content, "url"),
+        subjects=(chain,) if chain else (),
+    )
+    return fields | {name: further[name] for name in _FURTHER if name in further}
+
+
+def _native_id(body: Mapping[str, Any]) -> str:
+    """Return the subject's id, which is unique within its source alone."""
+    source = word(body, "subject", "source") or word(body, "context", "source")
+    return bounded_id(f"{source.rstrip('/')}/{needed(body, 'subject', 'id')}".lstrip("/"), _MOST_ID)
+
+
+def _chain(body: Mapping[str, Any]) -> str:
+    chain = word(body, "context", "chainId")
+    return joined(f"chain:{chain}") if chain else ""
+
+
+def _change(
+    body: Mapping[str, Any], event: str, kind: str, when: str | float | None, predicate: str
+) -> Reading | Ignored:
+    if predicate == "abandoned":
+        return Ignored(event, kind, ABANDONED)
+    if predicate not in _REVIEWS:
+        raise RejectedInput("unknown_type", f"context.type: {shown(kind)}")
+    chain = _chain(body)
+    if not chain:
+        return Ignored(event, kind, NO_CHAIN)
+    facts = filled(
+        change=needed(body, "subject", "id"),
+        project=word(body, "subject", "content", "repository", "id"),
+        review=_REVIEWS[predicate],
+    )
+    return Reading(event, kind, when, updates=(RunUpdate(chain, facts),))
+
+
+CDEVENTS = Adapter("cdevents", HEADERS, read_cdevent)

@@ -18,8 +18,8 @@ from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
 from ciml.integrations.review import System
 from ciml.limits import MAX_EVENT_RUNS
 
-#: The entry point group of adapters in other packages.
-GROUP = "ciml.integrations"
+#: The entry point group of adapters in other packages. Their metadata names it, so it never changes.
+GROUP = "ciml.adapters"
 
 #: Headers of a message that a receiver produced. `HEADER` precedes the name of a header that the adapter needs.
 ADAPTER = "ciml_adapter"
@@ -60,14 +60,14 @@ def kinds() -> Mapping[str, type[System]]:
 
 
 def _own_adapters() -> Mapping[str, Adapter]:
-    from ciml.integrations import cdevents, cloudevents, jenkins, tekton
+    from ciml.integrations import cloudevents, jenkins, tekton
     from ciml.integrations.gerrit import adapter as gerrit
     from ciml.integrations.github import adapter as github
     from ciml.integrations.gitlab import adapter as gitlab
     from ciml.integrations.zuul import adapter as zuul
 
-    modules = (cdevents, cloudevents, gerrit, github, gitlab, jenkins, tekton, zuul)
-    return {module.ADAPTER.name: module.ADAPTER for module in modules}
+    modules = (cloudevents, gerrit, github, gitlab, jenkins, tekton, zuul)
+    return {adapter.name: adapter for adapter in (cloudevents.CDEVENTS, *(module.ADAPTER for module in modules))}
 
 
 def find_adapter(name: str) -> Adapter:

@@ -1,12 +1,15 @@
 """The feedback service: verdicts of the topic `predictions` become messages on changes in review systems.
 
 `try_messages` returns the messages that predictions would become, without sending them.
+
+Metrics of feedback: totals of its manifest, and the time of calls in this process.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -16,19 +19,20 @@ from typing import TYPE_CHECKING, Any, get_args
 from ciml.data_root import DataRoot
 from ciml.integrations.review import Format, Rendered, ReviewClient, System
 from ciml.manifest.replica import LogReplica
-from ciml.metrics import Family
+from ciml.metrics import Family, metric
 from ciml.pipelines.feedback import FeedbackConfig, FeedbackProcessor, Judge, heard, replica, settled
 from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.runs.metrics import manifest_families
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import TopicService
 from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.evidence import compare_run, find_evidence
-from ciml.verdicts.feedback.metrics import CALLS, feedback_families
 from ciml.verdicts.feedback.outbox import Outbox
 from ciml.verdicts.feedback.policy import Silence, decide_feedback
 from ciml.verdicts.feedback.reactions import Reader
 from ciml.verdicts.feedback.standing import Standings
-from ciml.verdicts.feedback.state import Entry, FeedbackState, entry_key
+from ciml.verdicts.feedback.state import REACTIONS as KINDS
+from ciml.verdicts.feedback.state import SECONDS, Entry, FeedbackState, entry_key
 from ciml.verdicts.feedback.truths import Truths, add_corrections
 
 if TYPE_CHECKING:
@@ -271,3 +275,57 @@ def _message(data: DataRoot, feedback: Feedback, committing: LogReplica[Feedback
     runs = tuple(item.run_id for item in entry.items.values())
     change = entry.change.change or entry.change.head
     return Trial(runs, "", "", system.name, entry.change.project, change, outbox.message(entry).body)
+
+
+VERDICTS = metric("ciml_feedback_verdicts_total")
+MESSAGES = metric("ciml_feedback_messages_total")
+SETTLED = metric("ciml_feedback_recorded_verdicts")
+WAITING = metric("ciml_feedback_waiting")
+UNSETTLED = metric("ciml_feedback_unsettled")
+OLDEST = metric("ciml_feedback_oldest_timestamp_seconds")
+PAUSED = metric("ciml_feedback_paused_until_timestamp_seconds")
+REACTIONS = metric("ciml_feedback_reactions_total")
+DELAY = metric("ciml_feedback_seconds", SECONDS)
+CALLS = metric("ciml_feedback_call_seconds")
+
+
+def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[Family]:
+    """Yield the metric families of a state. Systems are those of the configuration, and those the manifest knows.
+
+    Reactions begin at 0: Prometheus does not count the first value of a new series as an increase.
+    """
+    systems = tuple(systems)
+    reacted = {(system, kind): 0 for system in systems for kind in KINDS}
+    waiting: Counter[tuple[str]] = Counter({(system,): 0 for system in systems})
+    unsettled = Counter(waiting)
+    oldest = dict[tuple[str], float]()
+    for key in state.opened:
+        entry = state.entries[key]
+        waiting[entry.system,] += 1
+        unsettled[entry.system,] += entry.intent is not None
+        oldest[entry.system,] = min(oldest.get((entry.system,), float("inf")), entry.since_us / 1e6)
+    yield VERDICTS.of({(outcome,): number for outcome, number in state.verdicts.items()})
+    yield SETTLED.of(_recorded(state))
+    yield MESSAGES.of(state.messages)
+    yield WAITING.of(waiting)
+    yield UNSETTLED.of(unsettled)
+    yield OLDEST.of(oldest)
+    yield PAUSED.of({(system,): until_us / 1e6 for system, until_us in state.paused.items()})
+    yield REACTIONS.of(reacted | state.reacted)
+    yield DELAY.distribution(
+        {
+            (system,): ([state.seconds[system, bucket] for bucket in range(len(SECONDS) + 1)], total_us / 1e6)
+            for system, total_us in state.seconds_us.items()
+        }
+    )
+    yield from manifest_families("feedback", state.version, state.time_us, state.restored)
+
+
+def _recorded(state: FeedbackState) -> Counter[tuple[str, str, str]]:
+    """Return the number of claims by model, cause, and whether they were right, wrong, or are still open."""
+    counts = Counter[tuple[str, str, str]]()
+    for verdict in state.history:
+        if verdict.claim:
+            held = "right" if verdict.settled == verdict.cause else "wrong"
+            counts[verdict.model, verdict.cause, held if verdict.settled else "open"] += 1
+    return counts

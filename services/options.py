@@ -28,10 +28,9 @@ if TYPE_CHECKING:
     from ciml.services.ingest import IngestService
     from ciml.services.live import LiveService
     from ciml.services.predict import PredictService
-    from ciml.services.receivers import GerritService, MqttService
+    from ciml.services.receivers import GerritService, MqttService, WebhooksService
     from ciml.services.service import Service
     from ciml.services.trainer import TrainerService
-    from ciml.services.webhooks import WebhooksService
     from ciml.training.refresh import TrainConfig
 
 
@@ -379,7 +378,7 @@ class WebhooksOptions(ReceiverOptions):
     kind = "webhooks"
 
     def service(self) -> WebhooksService:
-        from ciml.services.webhooks import WebhooksService
+        from ciml.services.receivers import WebhooksService
 
         return WebhooksService(*self.open())
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 _PR_SET_PDEATHSIG = 1
 #: What a warm child has imported before it is forked: nearly all of the seconds that a cold start takes.
 _PRELOADED = (
-    "ciml.cli.main", "ciml.cli.commands.operate.ingest", "ciml.cli.output", "ciml.services.driver",
+    "ciml.cli.main", "ciml.cli.commands.operate.streams", "ciml.cli.output", "ciml.services.driver",
     "ciml.services.ingest", "ciml.pipelines.kafka.publish",
     "apache_beam.runners.portability.fn_api_runner", "ciml.cli.commands.data.dataset", "ciml.pipelines.datasets.update",
     "ciml.datasets.definition", "pyarrow.parquet",

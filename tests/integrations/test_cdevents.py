@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ciml.errors import RejectedInput
-from ciml.integrations import cdevents
+from ciml.integrations import cloudevents
 from ciml.integrations.adapter import Delivery
 from tests.integrations.deliveries import event_of
 from tests.integrations.reading import runs_of, updates_of
@@ -123,18 +123,18 @@ def test_a_change_is_joined_to_the_runs_of_its_chain(predicate: str, review: dic
 @pytest.mark.parametrize(
     ("event", "rule"),
     [
-        (change("merged"), cdevents.NO_CHAIN),
-        (change("abandoned", context={"chainId": "c1"}), cdevents.ABANDONED),
-        (cdevent("dev.cdevents.build.finished.0.3.0", {}), cdevents.NO_RUN),
-        (cdevent("dev.cdevents.artifact.published.0.2.0", {}), cdevents.NO_RUN),
-        (cdevent("dev.cdevents.service.deployed.0.3.0", {}), cdevents.NO_RUN),
-        (cdevent("dev.cdevents.incident.detected.0.3.0", {}), cdevents.NO_RUN),
-        (cdevent("dev.cdevents.testcaserun.finished.0.3.0", {"outcome": "success"}), cdevents.TEST_CASE),
+        (change("merged"), cloudevents.NO_CHAIN),
+        (change("abandoned", context={"chainId": "c1"}), cloudevents.ABANDONED),
+        (cdevent("dev.cdevents.build.finished.0.3.0", {}), cloudevents.NO_RUN),
+        (cdevent("dev.cdevents.artifact.published.0.2.0", {}), cloudevents.NO_RUN),
+        (cdevent("dev.cdevents.service.deployed.0.3.0", {}), cloudevents.NO_RUN),
+        (cdevent("dev.cdevents.incident.detected.0.3.0", {}), cloudevents.NO_RUN),
+        (cdevent("dev.cdevents.testcaserun.finished.0.3.0", {"outcome": "success"}), cloudevents.TEST_CASE),
         (
             cdevent("dev.cdevents.testoutput.published.0.3.0", {"outputType": "log", "uri": "https://l"}),
-            cdevents.OUTPUT,
+            cloudevents.OUTPUT,
         ),
-        (cdevent("dev.cdeventsx.tool-thing.created.0.1.0", {}), cdevents.CUSTOM),
+        (cdevent("dev.cdeventsx.tool-thing.created.0.1.0", {}), cloudevents.CUSTOM),
     ],
 )
 def test_what_says_nothing_of_a_run_is_ignored(event: Any, rule: str) -> None:

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from ciml.events.outcomes import NEVER_RAN, TASK_RUN_REASONS, normal_word, outcome_of
-from ciml.integrations import cdevents, jenkins, tekton
+from ciml.integrations import cloudevents, jenkins, tekton
 from ciml.integrations.adapter import NOTHING
 from ciml.integrations.gerrit import adapter as gerrit
 from ciml.integrations.github import adapter as github
@@ -42,7 +42,7 @@ def rules(module: ModuleType) -> set[str]:
         ("Zuul", zuul),
         ("Gerrit", gerrit),
         ("Tekton", tekton),
-        ("CDEvents", cdevents),
+        ("CDEvents", cloudevents),
         ("Jenkins", jenkins),
     ],
 )
@@ -94,5 +94,5 @@ def test_the_page_names_what_the_other_adapters_read() -> None:
     assert {"comment-added", "vote-deleted", "change-merged", "patchset-created", "approved", "dismissed"} <= named[
         "Gerrit"
     ]
-    assert {*cdevents._JOBS, *cdevents._PHASES, *cdevents._REVIEWS} <= named["CDEvents"]
+    assert {*cloudevents._JOBS, *cloudevents._PHASES, *cloudevents._REVIEWS} <= named["CDEvents"]
     assert set(jenkins._PHASES) - {"finalzed"} <= named["Jenkins"]

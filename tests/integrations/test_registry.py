@@ -115,8 +115,8 @@ def test_decode_settles_an_ignored_delivery_by_its_rule() -> None:
 def test_an_adapter_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     registry.adapters.cache_clear()
-    entry = EntryPoint("toy", f"{__name__}:TOY", registry.GROUP)
-    with mock.patch("importlib.metadata.entry_points", lambda group: [entry] if group == registry.GROUP else []):
+    entry = EntryPoint("toy", f"{__name__}:TOY", "ciml.adapters")
+    with mock.patch("importlib.metadata.entry_points", lambda group: [entry] if group == "ciml.adapters" else []):
         assert find_adapter("toy") is TOY
         with pytest.raises(CimlError, match="no adapter 'none'"):
             find_adapter("none")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ciml.cli.commands.operate.ingest import command
+from ciml.cli.commands.operate.streams import ingest
 from ciml.kafka.options import KafkaOptions
 from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real
@@ -23,7 +23,7 @@ def test_a_loss_is_reported_and_then_accepted(kafka: str, topic: MakeTopic, tmp_
     arguments = ["accept-loss", "--data-path", str(tmp_path / "data"), "--kafka", kafka, "--topic", name]
 
     def reported(*more: str) -> str:
-        result = CliRunner().invoke(command, [*arguments, *more], catch_exceptions=False)
+        result = CliRunner().invoke(ingest, [*arguments, *more], catch_exceptions=False)
         assert result.exit_code == 0
         return result.stdout
 

@@ -120,7 +120,7 @@ def trial(seed: int, scene: Scene) -> Verdict:
     try:
         from ciml.integrations.config import load_receivers
         from ciml.kafka.options import KafkaOptions
-        from ciml.services.webhooks import WebhooksService
+        from ciml.services.receivers import WebhooksService
     except ImportError as error:
         verdict.skipped = f"no receiver of webhooks: {error.name}"
         return verdict

@@ -17,7 +17,7 @@ from ciml.errors import EngineError
 from ciml.events.records import Message
 from ciml.integrations.registry import read_event
 from ciml.limits import MAX_DELIVERY_BYTES
-from ciml.services.webhooks import WebhooksService
+from ciml.services.receivers import WebhooksService
 from tests.integrations.webhooks.hooking import SOURCE, Hooks, delivery, receiving, write_config
 from tests.integrations.webhooks.test_signatures import SECRET, altered, buildkite, github, standard
 from tests.scraping import collected

@@ -59,7 +59,7 @@ def install(folder: Path) -> None:
     info = folder / "ciml_brokenci-1.0.dist-info"
     info.mkdir(exist_ok=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ciml-brokenci\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[ciml.integrations]\nbrokenci = brokenci:ADAPTER\n")
+    (info / "entry_points.txt").write_text("[ciml.adapters]\nbrokenci = brokenci:ADAPTER\n")
 
 
 def repair(folder: Path) -> None:

@@ -17,7 +17,7 @@ from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.transforms.external import ExternalTransform, ImplicitSchemaPayloadBuilder
 from click.testing import CliRunner
 
-from ciml.cli.commands.operate.graph import command
+from ciml.cli.commands.operate.describe import graph
 from ciml.pipelines.flink.submit import as_dot, as_text, flink_options, foreign, is_unbounded, portable, stages
 from ciml.pipelines.graphs import PIPELINES
 
@@ -153,16 +153,18 @@ def _image(environment: Any) -> str:
 
 
 def test_the_command_prints_each_form(tmp_path: Any) -> None:
-    text = CliRunner().invoke(command, ["backfill"]).output
+    text = CliRunner().invoke(graph, ["backfill"]).output
     assert text.splitlines()[0] == "backfill: bounded, 4 stages, only Python workers"
     assert text.splitlines()[-1].split() == ["4", "ParDo", "Settle", "<-", "3"]
-    assert CliRunner().invoke(command, ["backfill", "--format", "dot"]).output.startswith("digraph G {")
-    graph = json.loads(CliRunner().invoke(command, ["backfill", "--format", "json"]).output)
-    assert "Settle" in {one["uniqueName"] for one in graph["components"]["transforms"].values() if "uniqueName" in one}
+    assert CliRunner().invoke(graph, ["backfill", "--format", "dot"]).output.startswith("digraph G {")
+    described = json.loads(CliRunner().invoke(graph, ["backfill", "--format", "json"]).output)
+    assert "Settle" in {
+        one["uniqueName"] for one in described["components"]["transforms"].values() if "uniqueName" in one
+    }
     out = tmp_path / "graph.pb"
-    assert CliRunner().invoke(command, ["backfill", "--format", "proto", "--output", str(out)]).exit_code == 0
+    assert CliRunner().invoke(graph, ["backfill", "--format", "proto", "--output", str(out)]).exit_code == 0
     assert foreign(beam_runner_api_pb2.Pipeline.FromString(out.read_bytes())) == []
-    wrong = CliRunner().invoke(command, ["nothing"])
+    wrong = CliRunner().invoke(graph, ["nothing"])
     assert wrong.exit_code == 2
     for name in PIPELINES:
         assert name in wrong.output

@@ -1,7 +1,8 @@
-"""``ciml graph``: the portable graph of a pipeline."""
+"""``ciml graph`` and ``ciml schema``: the portable graphs of the pipelines, and the JSON Schemas of the topics."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import BinaryIO
 
 import click
@@ -26,7 +27,7 @@ class GraphOptions(Options):
 
 
 @make_command("graph")
-def command(options: GraphOptions) -> None:
+def graph(options: GraphOptions) -> None:
     """Show the Beam graph of a pipeline.
 
     It is the portable graph that FnApiRunner, Flink and Dataflow get, for an example input: two partitions of ci-events
@@ -51,3 +52,43 @@ def command(options: GraphOptions) -> None:
     else:
         text = as_text(options.pipeline, proto) if options.format == "text" else as_dot(proto)
     options.output.write(f"{text}\n".encode())
+
+
+class SchemaOptions(Options):
+    """Options of ``ciml schema``.
+
+    Attributes:
+      output: Write all, a file each.
+    """
+
+    name: str | None = argument(required=False)
+    output: Path | None = option(kind=click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
+
+
+@make_command("schema")
+def schema(options: SchemaOptions) -> None:
+    """Print the JSON Schema of a topic.
+
+    NAME is the usual name of a topic, for its values, or TOPIC-headers. Without NAME it lists all.
+
+    \b
+    Example:
+      ciml schema
+      ciml schema predictions
+      ciml schema --output schemas
+    """
+    from ciml.messages import schema_names, schema_text
+
+    output = options.output
+    if output is not None:
+        if options.name is not None:
+            raise click.UsageError("--output writes all schemas; leave out NAME")
+        output.mkdir(parents=True, exist_ok=True)
+        for topic in schema_names():
+            (output / f"{topic}.json").write_text(schema_text(topic), encoding="utf-8")
+        click.echo(f"{len(schema_names())} schemas in {output}")
+    elif options.name is not None:
+        click.echo(schema_text(options.name), nl=False)
+    else:
+        for topic, title in schema_names().items():
+            click.echo(f"{topic:22} {title}")

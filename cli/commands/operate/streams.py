@@ -1,17 +1,18 @@
-"""``ciml ingest``: ingest CI events into the raw store in the foreground; accept the loss of unread messages."""
+"""``ciml ingest`` and ``ciml live``: the pipelines over topics of events and samples, in the foreground."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.command import DefaultGroup, make_command
+from ciml.cli.command import HERE, DefaultGroup, make_command
 from ciml.cli.options import NewData
 from ciml.cli.running import Running
 from ciml.errors import CimlError
 from ciml.options import BrokerOptions, flag, option
-from ciml.services.options import IngestOptions
+from ciml.services.options import IngestOptions, LiveOptions
 
 if TYPE_CHECKING:
     from ciml.services.decide import ServiceProgress
@@ -90,7 +91,7 @@ class _Group(DefaultGroup):
 
 
 @click.group("ingest", cls=_Group, default="run", commands=[run, accept_loss])
-def command() -> None:
+def ingest() -> None:
     """Ingest CI events into the raw store.
 
     It reads CloudEvents from a topic, evaluates trust, fetches logs, and commits runs, repeats, corrections, ignored
@@ -103,3 +104,33 @@ def command() -> None:
       ciml ingest --data-path data --allow-root /srv/logs --once --engine micro-batches
       ciml ingest accept-loss --data-path data --dry-run
     """
+
+
+class LiveRunning(Running):
+    """How ``ciml live`` runs.
+
+    Attributes:
+      once: Make one pass to the present end of the topic, in this process, without Flink.
+    """
+
+
+@make_command("live")
+def live(options: LiveOptions, running: LiveRunning) -> None:
+    """Stream windows of running jobs.
+
+    It reads samples from a topic and publishes each window of a data set early, when it is final, and after late
+    samples; and each run's example as it grows. A finished run equals the example of its log. It runs on Flink until a
+    signal; --once reads the runs from their first samples, without Flink. docs/live.md describes the formats.
+
+    \b
+    Example:
+      ciml live --dataset provider --data-path data
+      ciml live --dataset provider --dataset cpu-load --data-path data --once --since 1h
+    """
+
+    def text(progress: ServiceProgress, word: str) -> str:
+        return f"{progress.facts['counts']['messages read']:,} messages read; {progress.behind:,} to go"
+
+    if running.once:
+        running = replace(running, engine=HERE)
+    running.stream(options, text)
