@@ -54,18 +54,19 @@ def adopt(data: DataRoot, kafka: KafkaOptions, topic: str, *, dry_run: bool = Fa
     Raises:
       EngineError: if broker or store do not answer, or there is no such topic.
     """
-    listing = list_topic(kafka, topic)
+    newest = partial(list_topic, kafka, topic)
+    newest()  # a missing topic is an error, whatever was read
     adoptions = []
     for name, replica, empty in _manifests(data):
         if not replica.log.end():
             continue
         with replica.state() as state:
-            adopted = _adopted(name, state, listing)
+            adopted = _adopted(name, state, newest)
         if adopted is None:
             continue
         adoptions.append(adopted)
         if not dry_run:
-            replica.append(partial(_delta, listing=listing, empty=empty))
+            replica.append(partial(_delta, newest=newest, empty=empty))
     return adoptions
 
 
@@ -82,8 +83,9 @@ def _manifests(data: DataRoot) -> list[tuple[str, LogReplica[Any], Callable[[], 
     ]
 
 
-def _adopted(name: str, state: TopicState, listing: Listing) -> Adopted | None:
-    if not _is_other(state, listing):
+def _adopted(name: str, state: TopicState, newest: Callable[[], Listing]) -> Adopted | None:
+    listing = _recreated(state, newest)
+    if listing is None:
         return None
     topic = listing.topic
     (generation,) = state.adopted(topic, listing.topic_id)
@@ -95,12 +97,20 @@ def _adopted(name: str, state: TopicState, listing: Listing) -> Adopted | None:
     return Adopted(name, generation, read)
 
 
-def _is_other(state: TopicState, listing: Listing) -> bool:
+def _recreated(state: TopicState, newest: Callable[[], Listing]) -> Listing | None:
+    """Return the listing of a topic that is not the one that was read; None if it is that topic.
+
+    The topic is listed after the state was read: what a running service reads and commits meanwhile would otherwise lie
+    beyond the listing, as if the topic had been created again.
+    """
+    listing = newest()
     topic_id = state.topic_id(listing.topic)
-    return bool(topic_id and listing.topic_id and topic_id != listing.topic_id) or is_older(listing, state)
+    is_other = bool(topic_id and listing.topic_id and topic_id != listing.topic_id)
+    return listing if is_other or is_older(listing, state) else None
 
 
-def _delta(state: TopicState, listing: Listing, empty: Callable[[], Delta]) -> Delta | None:
-    if not _is_other(state, listing):
+def _delta(state: TopicState, newest: Callable[[], Listing], empty: Callable[[], Delta]) -> Delta | None:
+    listing = _recreated(state, newest)
+    if listing is None:
         return None  # another process was faster
     return {"time_us": now_us(), "offsets": state.adopted(listing.topic, listing.topic_id), **empty()}

@@ -15,9 +15,10 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.feedback import FeedbackConfig
 from ciml.pipelines.ingest.committer import IngestConfig
-from ciml.pipelines.kafka.broker import list_topic
+from ciml.pipelines.kafka.broker import Listing, list_topic
 from ciml.pipelines.predict import PredictConfig
 from ciml.runs.verify import verify_raw
+from ciml.services import adopt as adopt_module
 from ciml.services.adopt import Adopted, adopt
 from ciml.services.driver import drive
 from ciml.services.feedback import FeedbackService
@@ -63,6 +64,26 @@ def broken(kafka: str, topic: str, number: int) -> None:
     for _ in range(number):
         producer.produce(topic, b"no event", partition=0)
     assert producer.flush(30) == 0
+
+
+def test_what_a_running_ingest_commits_meanwhile_is_of_the_same_topic(
+    kafka: str, topic: MakeTopic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_real(kafka)
+    name, data = topic(1, "events"), DataRoot.open(tmp_path)
+    config = IngestConfig(data.raw, kafka=KafkaOptions(kafka), topic=name, runs_topic="")
+    send_starts(kafka, name, 0, 5)
+    drive(IngestService(config), until="end")
+    numbers = iter(range(5, 1000, 5))
+
+    def list_before_ingest_continues(options: KafkaOptions, topic: str) -> Listing:
+        listing = list_topic(options, topic)
+        send_starts(kafka, name, 0, 5, next(numbers))
+        drive(IngestService(config), until="end")
+        return listing
+
+    monkeypatch.setattr(adopt_module, "list_topic", list_before_ingest_continues)
+    assert adopt(data, KafkaOptions(kafka), name) == []
 
 
 def test_ingest_continues_and_accounts_for_both_topics(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
