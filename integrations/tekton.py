@@ -50,7 +50,7 @@ def read(delivery: Delivery) -> Reading | Ignored:
     status = maybe(task_run, "status")
     if phase == "finished" and _condition(status).get("status") != _STATUS[named[2]]:
         raise RejectedInput("bad_field", f"taskRun.status: its condition Succeeded is not {_STATUS[named[2]]}")
-    log = text(maybe(task_run, "metadata", "annotations"), LOG, limit=MAX_URL_CHARACTERS, secrets=True)
+    log = text(maybe(task_run, "metadata", "annotations"), LOG, limit=MAX_URL_CHARACTERS, keep_secrets=True)
     earlier = objects(task_run, "status", "retriesStatus", most=_MOST)
     runs = [Run(phase, _attempt(task_run, status, phase, len(earlier) + 1, log))]
     if "{attempt}" in log:

@@ -128,7 +128,7 @@ class Dataset:
         return self._read(split, None)
 
     def to_pandas(self, split: Split | None = None) -> pd.DataFrame:
-        """Return `to_arrow` as a DataFrame, whose features are columns of arrays float32 [L]. Needs pandas.
+        """Return the result of `to_arrow` as a DataFrame; each feature is a column of float32 arrays [L]. Needs pandas.
 
         Example:
           >>> frame = dataset.to_pandas("test")

@@ -37,7 +37,7 @@ class Prediction:
       run: the path or run id; ``table N`` for the Nth run of a list if it is a table.
       class_name: the class with the highest probability; None for an unusable run.
       probability: probability of that class; None for an unusable run.
-      probabilities: probabilities of all classes, in the order of the data set; empty for an unusable run.
+      probabilities: the probability of each class, in the data set's order; empty for an unusable run.
       n_windows: number of the run's windows, without padding.
       reason: for an unusable run, a word such as ``not_telemetry`` or ``missing_column``; otherwise "".
       detail: one line about that reason.

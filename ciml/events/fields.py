@@ -158,7 +158,7 @@ def _check_depth(value: Any) -> None:
 
 
 @lru_cache(maxsize=8192)
-def _kept(text: str) -> str | None:
+def _redacted(text: str) -> str | None:
     """Return a text without the secrets in it; None for one that is not clean."""
     return redact_text(text) if is_clean(text) else None
 
@@ -191,12 +191,12 @@ def text(
     where: str = "",
     limit: int = MAX_TEXT_CHARACTERS,
     reason: str = "bad_field",
-    secrets: bool = False,
+    keep_secrets: bool = False,
 ) -> str:
     """Return a text field; "" where it is absent or null.
 
     A whole number becomes its digits, because producers send change and build numbers so. Secrets are replaced unless
-    ``secrets`` is set.
+    ``keep_secrets`` is set.
 
     Raises:
       RejectedInput: ``reason``, for another type, a text that is too long or one that is not clean (`is_clean`).
@@ -205,10 +205,10 @@ def text(
     if value is None:
         return ""
     if type(value) is str:
-        if len(value) <= _SHORT and not secrets and (redacted := _kept(value)) is not None:
+        if len(value) <= _SHORT and not keep_secrets and (redacted := _redacted(value)) is not None:
             return redacted
         if len(value) <= limit and is_clean(value):
-            return value if secrets else redact_text(value)
+            return value if keep_secrets else redact_text(value)
         if len(value) > limit:
             raise RejectedInput(reason, f"{where}{name}: {len(value)} characters, at most {limit}")
         raise RejectedInput(reason, f"{where}{name}: holds an unprintable character")
@@ -225,7 +225,7 @@ def identifier(fields: Mapping[str, Any], name: str, where: str = "", reason: st
     value = fields.get(name)
     if type(value) is str and _PLAIN_ID.fullmatch(value):
         return value
-    value = text(fields, name, where, MAX_ID_CHARACTERS, reason, secrets=True)
+    value = text(fields, name, where, MAX_ID_CHARACTERS, reason, keep_secrets=True)
     if REDACTED in value or redact_text(value, guess=False) != value:  # a random id is an id
         raise RejectedInput(reason, f"{where}{name}: holds a user name, a password or a token")
     return "" if value.isspace() else value
@@ -320,12 +320,12 @@ def labels(value: Any, where: str = "") -> dict[str, str]:
             continue
         if item is None:
             continue
-        taken_text = label_text(item)
-        if taken_text is None:
+        label = label_text(item)
+        if label is None:
             raise RejectedInput(
                 "bad_field", f"{where}labels.{name}: want a short printable text or a number, got {kind_of(item)}"
             )
-        texts[name] = taken_text
+        texts[name] = label
     return texts
 
 

@@ -127,7 +127,7 @@ def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
     event = text(run, "event", where)
     if event == LISTING:
         raise RejectedInput("bad_field", f"{where}event: {LISTING!r} is reserved for listings")
-    address = text(run, "log_url", where, MAX_URL_CHARACTERS, secrets=True)
+    address = text(run, "log_url", where, MAX_URL_CHARACTERS, keep_secrets=True)
     texts = [text(run, name, where) for name in _TEXTS]
     values: list[Any] = [identity.encode(), identity.native_id, job, phase, outcome, result, identity.source, event]
     values += [*texts, redact_url(address), start_us, end_us, labels(run.get("labels"), where)]
@@ -236,7 +236,7 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
     """
     job, outcome, result, start_us, end_us = _ending(line, "build_name", "finished", "")
     texts = [text(line, _LISTING_NAMES.get(name, name)) or text(line, name) for name in _TEXTS]
-    addresses = (text(line, name, limit=MAX_URL_CHARACTERS, secrets=True) for name in ("log_path", "log_url"))
+    addresses = (text(line, name, limit=MAX_URL_CHARACTERS, keep_secrets=True) for name in ("log_path", "log_url"))
     address = next(filter(None, addresses), "")
     if logs and address:
         address = log_address(logs, address)
