@@ -230,6 +230,7 @@ _HOME: Mapping[str, Any] = {
 }
 #: The click arguments of each kind of option, which a field's declaration overrides.
 KINDS: Mapping[str, Mapping[str, Any]] = {
+    "": {},
     "time": {"type": Duration()},
     "instant": {"type": Instant(), "metavar": "TIME"},
     "count": {"type": click.IntRange(1)},
@@ -271,7 +272,7 @@ def _parameter(cls: type[Any], option: Field[Any]) -> click.Parameter:
         settings["help"] = help_text
     kind = settings.pop("kind", "")
     if isinstance(kind, (str, Mapping)):
-        settings = {**(kind if isinstance(kind, Mapping) else KINDS.get(kind, {})), **settings}
+        settings = {**(kind if isinstance(kind, Mapping) else KINDS[kind]), **settings}
         settings["required"] = settings.get("required", False) and kind not in _FOUND
     elif isinstance(kind, (type, tuple, click.ParamType)):
         settings["type"] = kind
