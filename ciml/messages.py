@@ -416,6 +416,8 @@ def schema(name: str) -> dict[str, Any]:
     forms = list(refs)[: len(description.forms)]
     for key, definition in definitions.items():
         definition |= _RULES.get(key, {})
+        if definition.get("additionalProperties") is False:
+            del definition["additionalProperties"]  # a later version may add fields
         definition["description"] = cleandoc(definition["description"])
     document = {
         "$schema": DIALECT,

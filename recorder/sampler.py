@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -76,11 +76,11 @@ class Sampler:
         memory = {name: int(value[0]) * 1024 for name, value in _named("/proc/meminfo", ":").items()}
         paging = _named("/proc/vmstat")
         user, nice, system, idle, waiting, irq, softirq, stolen = map(int, stat["cpu"][:8])
-        sectors_read, sectors_written, *operations = _totals("/proc/diskstats", 2, _PARTS, (5, 9, 3, 7))
+        sectors_read, sectors_written, *operations = _totals("/proc/diskstats", 2, _PARTS.fullmatch, (5, 9, 3, 7))
         counters = [
             *(user + nice + irq + softirq, system, idle, waiting, stolen),
             *(sectors_read * _SECTOR, sectors_written * _SECTOR, *operations),
-            *_totals("/proc/net/dev", 0, _NO_NETWORK, (1, 9)),
+            *_totals("/proc/net/dev", 0, _NO_NETWORK.fullmatch, (1, 9)),
             *(int(paging[name][0]) * _PAGE for name in ("pswpin", "pswpout")),
             *(int(stat[name][0]) for name in ("intr", "ctxt", "processes")),
         ]
@@ -127,13 +127,13 @@ def _named(path: str, colon: str = "") -> dict[str, list[str]]:
     return values
 
 
-def _totals(path: str, name_cell: int, skipped: re.Pattern[str], counters: Sequence[int]) -> list[int]:
+def _totals(path: str, name_cell: int, is_skipped: Callable[[str], object], counters: Sequence[int]) -> list[int]:
     """Add up the counters of all devices of a file, one a line. None exist where there is no file.
 
     Args:
       path: the file.
       name_cell: the index of a device's name in its line.
-      skipped: the names of devices that do not count.
+      is_skipped: says of a device's name whether the device does not count.
       counters: the indices of the counters.
     """
     totals = [0] * len(counters)
@@ -141,7 +141,7 @@ def _totals(path: str, name_cell: int, skipped: re.Pattern[str], counters: Seque
         for line in file:
             cells = line.replace(":", " ").split()
             is_device = len(cells) > max(counters) and cells[max(counters)].isdigit()
-            if is_device and not skipped.fullmatch(cells[name_cell]):
+            if is_device and not is_skipped(cells[name_cell]):
                 totals = [total + int(cells[index]) for total, index in zip(totals, counters)]
     return totals
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.growth import assert_linear
+from tests.project.test_rooms import FOLDERS
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("adapters", "ciml", "cli", "pipelines", "recorder", "serving", "services", "training", "transforms")
 METHODS = {"match", "fullmatch", "search", "findall", "finditer", "sub", "split"}
 #: What a pattern is tried on: each of these repeated, with an end that nothing matches, or with none.
 PIECES = [

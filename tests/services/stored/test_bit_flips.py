@@ -135,11 +135,7 @@ def index_rows(place: Place) -> object:
     kind: Any = {"raw": RAW, "predictions": prediction_checkpoints(), "feedback": FEEDBACK}[folder]
     checkpoints = Checkpoints(ManifestLog(place.data.store.child(folder)), kind)
     tables = checkpoints.tables(checkpoints.newest())
-    return {
-        name: [(rows.high.tolist(), rows.low.tolist(), {key: column.to_pylist() for key, column in rows.values.items()})
-               for rows in table.scan()]
-        for name, table in tables.items()
-    }  # fmt: skip
+    return {name: [rows.batch.to_pydict() for rows in table.scan()] for name, table in tables.items()}
 
 
 #: How each kind is read; of the others, the verifier reads everything.
