@@ -35,7 +35,17 @@ from ciml.errors import EngineError
 from ciml.limits import MAX_HEADER_S, MAX_METRICS_CONNECTIONS
 from ciml.version import __version__, commit
 
-__all__ = ["BUILD", "LAST_OBSERVED", "Board", "Family", "Metric", "metric", "registry_of", "serve_metrics"]
+__all__ = [
+    "BUILD",
+    "LAST_OBSERVED",
+    "Board",
+    "Family",
+    "Metric",
+    "manifest_families",
+    "metric",
+    "registry_of",
+    "serve_metrics",
+]
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # an unused extra series for each
 
@@ -113,6 +123,9 @@ def metric(name: str, buckets: tuple[float, ...] = ()) -> Metric:
 
 BUILD = metric("ciml_build_info")
 LAST_OBSERVED = metric("ciml_last_look_timestamp_seconds")
+VERSION = metric("ciml_manifest_version")
+COMMITTED = metric("ciml_manifest_commit_timestamp_seconds")
+SINCE_CHECKPOINT = metric("ciml_manifest_deltas_since_checkpoint")
 
 
 class Board(Collector):
@@ -141,6 +154,13 @@ class Board(Collector):
             parts = list(self._parts.values())
         for families in parts:
             yield from families
+
+
+def manifest_families(manifest: str, version: int, time_us: int, restored: int) -> Iterator[Family]:
+    """Yield the metrics of any manifest with checkpoints."""
+    yield VERSION.of({(manifest,): version})
+    yield COMMITTED.of({(manifest,): time_us / 1e6} if time_us else {})
+    yield SINCE_CHECKPOINT.of({(manifest,): version - restored})
 
 
 def registry_of(*collectors: Collector) -> CollectorRegistry:

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any, get_args
 from ciml.data_root import DataRoot
 from ciml.integrations.review import Format, Rendered, ReviewClient, System
 from ciml.manifest.replica import LogReplica
-from ciml.metrics import Family, metric
+from ciml.metrics import Family, manifest_families, metric
 from ciml.pipelines.feedback import FeedbackConfig, FeedbackProcessor, Judge, heard, replica, settled
 from ciml.pipelines.kafka.plan import PartitionRead
-from ciml.runs.metrics import manifest_families
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import TopicService
 from ciml.verdicts.feedback.config import Feedback

@@ -1,17 +1,17 @@
-"""The ingest service: CI events from a topic to raw runs. See `ciml.pipelines.ingest.pipeline`."""
+"""The ingest service: CI events from a topic to raw runs (`ciml.pipelines.ingest.pipeline`), and its metrics."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ciml.events.records import PendingRun
-from ciml.metrics import Family
+from ciml.metrics import Family, manifest_families, metric
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
 from ciml.pipelines.kafka.plan import PartitionRead
-from ciml.runs.metrics import raw_families
 from ciml.runs.state import RawState
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import TopicService
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
 _OVERDUE_US = 300_000_000  # a retry whose worker died is repeated after this
+EVENTS = metric("ciml_events_total")
+RUNS = metric("ciml_runs_total")
+TRUST_CHANGES = metric("ciml_trust_changes_total")
+IGNORED = metric("ciml_ignored_total")
+DEAD_LETTERS = metric("ciml_dead_letter_total")
+OPEN_DEAD_LETTERS = metric("ciml_dead_letters_open")
+DEFERRED = metric("ciml_deferred_logs")
+NEXT_TRY = metric("ciml_deferred_next_try_timestamp_seconds")
 
 
 class _Work(NamedTuple):
@@ -75,3 +83,29 @@ class IngestService(TopicService[RawState]):
 
 def _now_us() -> int:
     return int(time.time() * 1e6)
+
+
+def raw_families(state: RawState) -> Iterator[Family]:
+    """Yield the metrics of a state.
+
+    Labels come from closed sets, except ``source``, which has at most 52 values.
+    """
+    by_kind: dict[str, Counter[tuple[str, ...]]] = {
+        "dead_letter": Counter(),
+        "deferred": Counter(),
+        "ignored": Counter(),
+    }
+    for (kind, reason), number in state.counts.items():
+        if kind in by_kind:
+            by_kind[kind][reason,] += number
+    dead_letters = Counter({(reason,): number for reason, number in state.closed.items()})
+    yield EVENTS.of(state.recorded)
+    for family, counts in ((RUNS, state.trust), (TRUST_CHANGES, state.trust_changes)):
+        yield family.of({(str(trusted).lower(), rule): number for (trusted, rule), number in counts.items()})
+    yield IGNORED.of(by_kind["ignored"])
+    yield DEAD_LETTERS.of(dead_letters + by_kind["dead_letter"])
+    yield OPEN_DEAD_LETTERS.of({**dict.fromkeys(dead_letters, 0), **by_kind["dead_letter"]})
+    yield DEFERRED.of(by_kind["deferred"])
+    due_us = state.next_due_us()
+    yield NEXT_TRY.alone(None if due_us is None else due_us / 1e6)
+    yield from manifest_families("raw", state.version, state.time_us, state.restored)

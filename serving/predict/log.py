@@ -18,8 +18,7 @@ from ciml.manifest.coverage import Covered, NewCoverage, RangeSet, TopicState, c
 from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
 from ciml.manifest.id_maps import IdSet
 from ciml.manifest.log import Delta, ManifestLog
-from ciml.metrics import Family, metric
-from ciml.runs.metrics import manifest_families
+from ciml.metrics import Family, manifest_families, metric
 from ciml.storage import Store
 
 #: Bounds of the latency histogram, seconds. Checkpoints store counts by them: other bounds need another key.

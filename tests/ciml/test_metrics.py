@@ -15,8 +15,8 @@ from ciml.manifest.id_index import IdTable, PartFiles
 from ciml.metrics import Board, registry_of, serve_metrics
 from ciml.runs.accounting import reconcile
 from ciml.runs.known_ids import TABLES
-from ciml.runs.metrics import raw_families
 from ciml.runs.state import MOST_SOURCES, NO_SOURCE, OTHER_SOURCES, RawState
+from ciml.services.ingest import raw_families
 from ciml.storage import LocalStore
 from ciml.version import __version__, commit
 from tests.scraping import Samples, collected, parsed, scrape

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ciml.cli.commands.operate.topics import command
+from ciml.cli.commands.operate.streams import topics
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
 from ciml.kafka.options import KafkaOptions
@@ -52,7 +52,7 @@ def recreate(kafka: str, topic: str, partitions: int = 1) -> None:
 
 
 def run(*words: str) -> str:
-    done = CliRunner().invoke(command, ["adopt", *words], standalone_mode=False)
+    done = CliRunner().invoke(topics, ["adopt", *words], standalone_mode=False)
     assert done.exception is None, done.exception
     return done.output
 

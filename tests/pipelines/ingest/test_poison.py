@@ -31,9 +31,8 @@ from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.flink.submit import run_here
 from ciml.pipelines.ingest.committer import IngestConfig, seal, seal_guarded, unseal
 from ciml.pipelines.ingest.replay import ReplayConfig, replay
-from ciml.runs.metrics import raw_families
 from ciml.services.driver import drive
-from ciml.services.ingest import IngestService
+from ciml.services.ingest import IngestService, raw_families
 from ciml.storage import LocalStore, Store
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.beam import Decode, Judge, TakeLogs
