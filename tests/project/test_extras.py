@@ -188,7 +188,7 @@ def test_data_sets_need_their_extra_alone(environments: Callable[[str], Path], s
 def test_services_need_their_extra_alone(
     environments: Callable[[str], Path], tmp_path: Path, extra: str, kinds: tuple[str, ...]
 ) -> None:
-    modules = {"webhooks": "webhooks", "mqtt": "receivers, ciml.integrations.mqtt"}
+    modules = {"webhooks": "receivers", "mqtt": "receivers, ciml.integrations.mqtt"}
     modules["gerrit"] = "receivers, ciml.integrations.gerrit.session"
     imports_ = ", ".join(f"ciml.services.{modules.get(kind, kind)}" for kind in kinds)
     words = [str(environments(extra)), "-c", f"import {imports_}"]
