@@ -76,7 +76,7 @@ class BoundedHandler(logging.StreamHandler):
         super().close()
 
     def _end_window(self) -> None:
-        """Print a line for each kind of line that was suppressed, and count anew."""
+        """Print a line for each kind of line that was suppressed, and start to count again."""
         for kind, number in self._suppressed.items():
             lines = f"lines like {kind.template[:80]!r}" if kind.template else "lines"
             message = f"{number} more {lines} were not logged"

@@ -29,6 +29,11 @@ _NAMES = frozenset(
 )
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|AUTHORIZATION|CREDENTIALS_")
 _USER_IN_URL = re.compile(r"://[^/@]*@")
+# A process's start time is derived from the boot time, which a clock correction shifts a little. A pid is not reused
+# within this time.
+_SAME_START_S = 1.0
+_FIRST_LASTING_PORT = 18_000
+_HOST = "127.0.0.1"
 
 
 def is_setting(name: str) -> bool:
@@ -73,11 +78,6 @@ def using(settings: Mapping[str, str], secrets: Collection[str]) -> Iterator[Non
         os.environ.update(before)
 
 
-# A process's start time is derived from the boot time, which a clock correction shifts a little. A pid is not reused
-# within this time.
-_SAME_START_S = 1.0
-_FIRST_LASTING_PORT = 18_000
-_HOST = "127.0.0.1"
 _children: dict[int, subprocess.Popen] = {}
 
 

@@ -30,6 +30,13 @@ from ciml.limits import MAX_EVENT_RUNS
 
 #: The headers that an adapter of CloudEvents needs.
 HEADERS = ("content-type", "ce-specversion", "ce-id", "ce-type", "ce-source", "ce-subject", "ce-time")
+NO_RUN = "the subject is neither a run nor a change"
+CUSTOM = "a custom event reports no run"
+TEST_CASE = "a test case is part of a run"
+OUTPUT = "a test's output is joined to no run"
+ABANDONED = "an abandoned change says nothing of its runs"
+NO_CHAIN = "the change names no chain by which its runs are found"
+_MOST_ID = 120  # characters in a path; longer ids are digests
 
 
 def opened(delivery: Delivery) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -61,12 +68,6 @@ def read(delivery: Delivery) -> Reading:
 
 ADAPTER = Adapter("cloudevents", HEADERS, read)
 
-NO_RUN = "the subject is neither a run nor a change"
-CUSTOM = "a custom event reports no run"
-TEST_CASE = "a test case is part of a run"
-OUTPUT = "a test's output is joined to no run"
-ABANDONED = "an abandoned change says nothing of its runs"
-NO_CHAIN = "the change names no chain by which its runs are found"
 
 _TYPE = re.compile(r"dev\.cdevents\.([a-z]+)\.([a-z]+)\.\d+\.\d+\.\d+(?:-[a-z0-9.]+)?")
 _CUSTOM_TYPE = re.compile(r"dev\.cdeventsx\..+")
@@ -86,7 +87,6 @@ _FURTHER = (
     "job attempt log_url provider region flavour labels event pipeline project branch change patchset review fork "
     "owner head attempt_of"
 ).split()
-_MOST_ID = 120  # characters in a path; longer ids are digests
 
 
 def read_cdevent(delivery: Delivery) -> Reading | Ignored:

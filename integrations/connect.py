@@ -418,7 +418,7 @@ def gerrit(
     )
 
 
-def tekton(name: str, url: str, logs: str, client: str = "", *, internal: bool = False) -> Connection:
+def tekton(name: str, url: str, logs: str, client: str = "") -> Connection:
     """Return the connection of Tekton.
 
     Args:
@@ -426,26 +426,25 @@ def tekton(name: str, url: str, logs: str, client: str = "", *, internal: bool =
       url: address of the receiver, or of the proxy in front of it.
       logs: the ``s3://`` prefix at which steps store their telemetry.
       client: subject of the sender's certificate, which a proxy verifies; "" for no proof.
-      internal: whether the host of ``logs`` has a private address.
 
     Raises:
       CimlError: an address is malformed.
     """
     if not logs.startswith("s3://"):
         raise CimlError(f"--logs {logs!r:.120}: give the s3:// prefix at which steps store their telemetry")
-    return _unsigned("tekton", name, url, logs, client, internal)
+    return _unsigned("tekton", name, url, logs, client, internal=False)
 
 
 def jenkins(name: str, url: str, server: str, client: str = "", *, internal: bool = False) -> Connection:
     """Return the connection of Jenkins; ``server`` is its address, below which builds archive their telemetry.
 
-    The other arguments are those of `tekton`.
+    ``internal`` says whether its host has a private address; the other arguments are those of `tekton`.
     """
     parts_of(server, "--server", "the address of Jenkins, such as https://jenkins.example.org", ("https", "http"))
-    return _unsigned("jenkins", name, url, server, client, internal)
+    return _unsigned("jenkins", name, url, server, client, internal=internal)
 
 
-def _unsigned(system: str, name: str, url: str, logs: str, client: str, internal: bool) -> Connection:
+def _unsigned(system: str, name: str, url: str, logs: str, client: str, *, internal: bool) -> Connection:
     """Return the connection of a system whose CloudEvents have no signature."""
     return _connection(
         [system, "client_proved" if client else "client_unproved"],

@@ -29,6 +29,8 @@ _FRAME_BYTES = 4096  # of a message's own fields
 _log = logging.getLogger(__name__)
 
 Headers = Sequence[tuple[str, bytes]]
+#: The source of deliveries that belong to none.
+UNKNOWN = "_unknown"
 
 
 class DeliveryProducer:
@@ -160,10 +162,6 @@ class DeliveryProducer:
 DELIVERIES = metric("ciml_deliveries_total")
 SECONDS = metric("ciml_delivery_seconds")
 CONNECTED = metric("ciml_source_connected")
-
-
-#: The source of deliveries that belong to none.
-UNKNOWN = "_unknown"
 
 
 class ReceiverMetrics:

@@ -33,6 +33,10 @@ CALL_S = 30.0
 
 #: Largest number of accounts in each field of `Reactions`.
 MAX_REACTIONS = 100
+#: The reason of a `Refused` that concerns our credentials, not this request: it is tried again, until an operator has
+#: corrected them.
+UNAUTHORIZED = "unauthorized"
+_ELLIPSIS = "…"
 
 
 class Busy(EngineError):
@@ -49,11 +53,6 @@ class Busy(EngineError):
 
 class Unsettled(EngineError):
     """A request that changes something was sent, and its outcome is unknown: a timeout, a reset, a 5xx."""
-
-
-#: The reason of a `Refused` that concerns our credentials, not this request: it is tried again, until an operator has
-#: corrected them.
-UNAUTHORIZED = "unauthorized"
 
 
 class Refused(CimlError):
@@ -257,7 +256,6 @@ class System(Settings, frozen=True, kw_only=True):
         """
 
 
-_ELLIPSIS = "…"
 #: ASCII punctuation that stays: it means nothing where `_SPECIAL` leaves it.
 _PLAIN = frozenset(" -.,:/()%+=_?;'")
 _FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F) if not chr(code).isalnum() and chr(code) not in _PLAIN}

@@ -40,6 +40,14 @@ KEY = "ciml.key"
 _FACTS = ("dataset", "snapshot", "definition", "refresh")
 _MOST_CHARACTERS = 5000
 _FORBIDDEN = re.compile(r"[^\w.\- /]")
+#: The folder of a model among the artifacts of its run, and the tag of a run that says that it is whole.
+_ARTIFACT = "model"
+_LOGGED = "ciml.model"
+_VERSION = "ciml.version"
+_WITHDRAWN = "ciml.withdrawn"
+_ALIASES = "ciml.aliases"
+#: MLflow's limit of parameters and tags in a request.
+_BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -176,12 +184,6 @@ def metric_name(name: str) -> str:
 
 
 _LOG = logging.getLogger(__name__)
-#: The folder of a model among the artifacts of its run, and the tag of a run that says that it is whole.
-_ARTIFACT = "model"
-_LOGGED = "ciml.model"
-_VERSION = "ciml.version"
-_WITHDRAWN = "ciml.withdrawn"
-_ALIASES = "ciml.aliases"
 #: MLflow sends no usage data and prints nothing. A server that does not answer is an error within minutes, not hours.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -189,8 +191,6 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-#: MLflow's limit of parameters and tags in a request.
-_BATCH = 100
 
 
 @dataclass

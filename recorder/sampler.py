@@ -40,6 +40,9 @@ _PARTS = re.compile(r"([hsv]d[a-z]+\d+|cciss/c\d+d\d+p\d+|dm-\d+|md\d+|mmcblk\d+
 _NO_NETWORK = re.compile(r"lo|bond\d+|face|.+\.\d+")
 _SECTOR = 512
 _PAGE = os.sysconf("SC_PAGESIZE")
+_PLUGINS = ("epoch", "cpu", "load", "mem", "disk", "io", "net", "page", "sys", "proc")
+_PR_SET_PDEATHSIG = 1
+_SILENT_S = 5.0
 
 
 def header(moment: float) -> str:
@@ -144,11 +147,6 @@ def _totals(path: str, name_cell: int, is_skipped: Callable[[str], object], coun
             if is_device and not is_skipped(cells[name_cell]):
                 totals = [total + int(cells[index]) for total, index in zip(totals, counters)]
     return totals
-
-
-_PLUGINS = ("epoch", "cpu", "load", "mem", "disk", "io", "net", "page", "sys", "proc")
-_PR_SET_PDEATHSIG = 1
-_SILENT_S = 5.0
 
 
 def find_dool() -> str | None:

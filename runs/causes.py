@@ -35,6 +35,10 @@ from ciml.runs.run_log import PROVED, STANDINGS, TRUSTED, RunDelta, RunRecord, S
 RERUN_WITHIN_US = 7 * 86_400_000_000
 #: What `Causes.encode` depends on beside the deltas and the selection.
 CAUSES_KIND = f"causes 2, {MAX_CAUSE_ATTEMPTS} attempts, {MAX_CAUSE_RUNS} runs"
+#: How long before a run's end its neighbours ended, microseconds.
+NEAR_WITHIN_US = 3_600_000_000
+#: The label with the name of a run's machine, where a recorder or a listing has one.
+NODE = "node"
 
 
 class Attempt(NamedTuple):
@@ -234,16 +238,12 @@ class Causes:
                 del self._series[place]
 
 
-#: How long before a run's end its neighbours ended, microseconds.
-NEAR_WITHIN_US = 3_600_000_000
 #: What `NearbyRuns.encode` depends on beside the deltas and the jobs that are asked for.
 NEIGHBOURS_KIND = (
     f"neighbours 2, {NEAR_WITHIN_US} us, {MAX_NEAR_RUNS} runs, {MAX_NEAR_PLACES} places, {MAX_NEAR_FOUND} found"
 )
 #: Outcomes that count: others say nothing about machine or code.
 _COUNTED = FAILED | {"success"}
-#: The label with the name of a run's machine, where a recorder or a listing has one.
-NODE = "node"
 
 
 class Neighbours(NamedTuple):

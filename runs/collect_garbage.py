@@ -31,6 +31,8 @@ CURSOR_PATH = f"{PACKS}/compaction.json"
 
 #: Named runs by folder, then by file name.
 Named = dict[str, dict[str, NamedRun]]
+_CHUNK = 50_000
+_THREADS = 16
 
 
 class CompactionCursor(msgspec.Struct):
@@ -136,10 +138,6 @@ def mark_compacted(compaction: CompactionCursor, window: Window, ripe: Callable[
         compaction.digest = window.digest
     for folder, version in window.waiting.items():
         compaction.pending.setdefault(folder, version)
-
-
-_CHUNK = 50_000
-_THREADS = 16
 
 
 @dataclass(slots=True)

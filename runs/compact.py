@@ -42,6 +42,10 @@ _OPEN_PACKS = 4
 _GROWTH = 2
 
 Clock = Callable[[], float]
+DAY_S = 86_400.0
+PACK_BYTES = 32 << 20
+MIN_RUNS = 2
+_WINDOW_RUNS = 100_000
 
 
 @dataclass(slots=True)
@@ -268,13 +272,9 @@ def _tables(raw: Store, runs: Sequence[NamedRun]) -> Iterator[tuple[NamedRun, pa
             yield from pool.map(read, batch)
 
 
-DAY_S = 86_400.0
 #: Time for which unreferenced objects stay in ``swept/``: a commit cannot be later, since the broker has expired the
 #: offsets of an older savepoint.
 ASIDE_S = 30 * DAY_S
-PACK_BYTES = 32 << 20
-MIN_RUNS = 2
-_WINDOW_RUNS = 100_000
 
 
 @dataclass(slots=True)

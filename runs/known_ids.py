@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 Event = tuple[str, str]
 #: (origin, run id) of a dead letter. The run id is empty where the message could not be decoded.
 DeadLetterKey = tuple[Origin, str]
+_UNTRUSTED = 0x80  # older versions did not store it: such runs count as trusted
+_PROVED = 0x40
+_LOWERED = 0x20
+_OUTCOMES = ("", "success", "failure", "error", "timeout", "cancellation", "skip")
 
 
 class KnownRun(NamedTuple):
@@ -87,10 +91,6 @@ TABLES: Mapping[str, TableKind] = {
     ),
     **SUBJECT_TABLES,
 }
-_UNTRUSTED = 0x80  # older versions did not store it: such runs count as trusted
-_PROVED = 0x40
-_LOWERED = 0x20
-_OUTCOMES = ("", "success", "failure", "error", "timeout", "cancellation", "skip")
 
 
 class Index:

@@ -20,6 +20,9 @@ from ciml.progress import Progress
 from ciml.runs.state import RawState
 from ciml.trust import TrustPolicy, evaluate
 
+#: The kind of a change of trust among the records of a run; it is no `ciml.events.records.Kind`.
+TRUST_CHANGE = "trust_change"
+
 
 class StoredRun(NamedTuple):
     """A stored run.
@@ -117,10 +120,6 @@ def changed_runs(log: ManifestLog, state: RawState, since: int) -> set[str]:
                 runs = state.index.subjects.runs((update["source"], update["subject"]), sys.maxsize)
                 changed.update(facts.run_id for facts in runs)
     return changed
-
-
-#: The kind of a change of trust among the records of a run; it is no `ciml.events.records.Kind`.
-TRUST_CHANGE = "trust_change"
 
 
 class RunEntry(NamedTuple):

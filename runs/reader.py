@@ -35,6 +35,8 @@ _TIMES = pa.timestamp("us", tz="UTC")
 
 T = TypeVar("T")
 U = TypeVar("U")
+#: Number of objects per read.
+_OBJECTS = 500
 
 
 class FolderPacks:
@@ -358,10 +360,6 @@ def _verify_part(store: Store, runs: Sequence[tuple[str, RawFile]]) -> Iterator[
         equal = [False] * len(runs)  # at least one differs: check them one by one
     for (run_id, file), is_equal in zip(runs, equal, strict=True):
         yield "" if is_equal else verify_run(store, run_id, file)
-
-
-#: Number of objects per read.
-_OBJECTS = 500
 
 
 class Joined(NamedTuple):

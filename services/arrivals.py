@@ -43,18 +43,16 @@ _OTHER = "see docs/dead-letters.md; ciml dead-letters show has the whole message
 
 #: Reasons whose dead letters a replay may settle, once their cause is gone.
 _AGAIN = frozenset({"address_not_allowed", "log_not_found", "log_forbidden", "log_unavailable", "log_timeout"})
+_READ = 100
+_POLL_S = 0.2
+_COMMIT_POLL_S = 1.0
+_BACK_DELTAS = 2000  # more than ingest commits in the minutes before the command
 
 
 def remedy(reason: str, *, closed: bool = True) -> str:
     """Return the remedy for an input of this reason. ``closed``: ingest does not retry it."""
     text = REMEDIES.get(reason, _OTHER)
     return f"{text}; then: ciml dead-letters replay" if closed and reason in _AGAIN else text
-
-
-_READ = 100
-_POLL_S = 0.2
-_COMMIT_POLL_S = 1.0
-_BACK_DELTAS = 2000  # more than ingest commits in the minutes before the command
 
 
 @dataclass(frozen=True)

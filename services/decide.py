@@ -19,6 +19,8 @@ Wanted = Literal["run", "stop", "savepoint"]
 #: For people. ``waiting``: for a broker, a store or an engine; ``stalled``: there are messages, but no progress.
 Health = Literal["starting", "running", "waiting", "stalled", "stopping", "stopped", "failed"]
 Kind = Literal["carry_on", "submit", "replace", "cancel", "savepoint", "end"]
+_DUE = -1  # a pseudo-partition for deferred logs
+_RATE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -259,10 +261,6 @@ class JobStatus:
     progress: Mapping[str, Any] = field(default_factory=dict)
     progress_us: int | None = None
     waits: str = ""
-
-
-_DUE = -1  # a pseudo-partition for deferred logs
-_RATE_S = 60.0
 
 
 class Tracker:

@@ -38,6 +38,7 @@ _END_S = 20.0
 
 _log = logging.getLogger(__name__)
 _BROKER_S = 5.0
+_LAST_ANSWERS_S = 2.0  # at the end, in addition to the time for an acknowledgement
 
 
 class Receiver(Service):
@@ -190,9 +191,6 @@ class GerritService(SessionReceiver):
 
         sources = self.receivers.of(GerritSource)
         return [(GerritSession(self.receivers, source), source.in_flight) for source in sources]
-
-
-_LAST_ANSWERS_S = 2.0  # at the end, in addition to the time for an acknowledgement
 
 
 class WebhooksService(Receiver):

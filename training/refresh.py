@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 _MOST_SPANS = 100
 #: Figures of `ciml.training.evaluation.metrics.evaluate` that lineage reports.
 _FIGURES = ("runs", "trained_on", "accuracy", "base_rate", "log_loss")
+#: Candidates on disk: the push of the last one may be in progress.
+_CANDIDATES = 5
 
 
 def snapshot_made(dataset: StoredDataset, snapshot: Snapshot, model: str) -> Description:
@@ -105,10 +107,6 @@ def _selected(data: DataRoot, snapshot: Snapshot, model: str) -> Data:
     }
     rows = sum(1 for _ in snapshot.runs())
     return Data(data.trainer(model).url("snapshots"), snapshot.digest, rows=rows, facts=facts)
-
-
-#: Candidates on disk: the push of the last one may be in progress.
-_CANDIDATES = 5
 
 
 @dataclass(frozen=True)

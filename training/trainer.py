@@ -40,6 +40,8 @@ CHAMPION_TIME = metric("ciml_champion_push_timestamp_seconds")
 STEPS = metric("ciml_training_step_seconds")
 REFRESHED = metric("ciml_training_refresh_timestamp_seconds")
 ERRORS = metric("ciml_training_errors_total")
+#: Run ids that a warning names; it counts the rest.
+_NAMED = 3
 
 
 class Refreshes:
@@ -85,10 +87,6 @@ def registry_families(model: str, state: RegistryState) -> Iterator[Family]:
     yield PUSHES.of({(model,): len(state.pushed())})
     yield CHAMPION.of({} if champion is None else {(model,): champion})
     yield CHAMPION_TIME.of({} if champion is None else {(model,): state.versions[champion].time_us / 1e6})
-
-
-#: Run ids that a warning names; it counts the rest.
-_NAMED = 3
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ SETTINGS = {
     "restart-strategy.exponential-delay.max-backoff": "10 s",
     "restart-strategy.exponential-delay.reset-backoff-threshold": "2 min",
 }
+#: Environment variable with the home, inherited by each part's children, so that all are found.
+MARK = "CIML_CLUSTER_HOME"
 
 
 def write_settings(
@@ -192,9 +194,6 @@ def sweep_checkpoints(state: str, rest: str, before_s: float) -> list[str]:
     top.delete_leftovers("checkpoints", before_s)
     return old
 
-
-#: Environment variable with the home, inherited by each part's children, so that all are found.
-MARK = "CIML_CLUSTER_HOME"
 
 Health = Literal["ok", "starting", "no answer", "dead"]
 Answer = Literal["yes", "no", "unknown"]

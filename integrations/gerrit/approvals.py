@@ -26,6 +26,11 @@ from ciml.limits import MAX_REVIEW_BYTES, MAX_REVIEW_CHANGES, MAX_REVIEW_VALUES,
 _MAX_SKIPPED = 10  # changes of a comparison
 _TIMES_S = (0.0, 4e9)  # of a server's clock
 _PREFIX = b")]}'"
+#: What a query asks for, so that `events` finds it.
+OPTIONS = ("ALL_COMMITS", "ALL_REVISIONS", "DETAILED_ACCOUNTS", "DETAILED_LABELS", "MESSAGES")
+#: The types of events that a stream is asked for.
+TYPES = ("patchset-created", "comment-added", "vote-deleted", "change-merged", "ref-updated")
+_MOST = 10_000  # entries of a list
 
 
 class Changes(Rest):
@@ -120,12 +125,6 @@ class Changes(Rest):
         return changes
 
 
-#: What a query asks for, so that `events` finds it.
-OPTIONS = ("ALL_COMMITS", "ALL_REVISIONS", "DETAILED_ACCOUNTS", "DETAILED_LABELS", "MESSAGES")
-#: The types of events that a stream is asked for.
-TYPES = ("patchset-created", "comment-added", "vote-deleted", "change-merged", "ref-updated")
-
-_MOST = 10_000  # entries of a list
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 _VOTED = re.compile(r"Patch Set (\d{1,9}):((?: [^\s:]+)+)")
 _GIVEN = re.compile(r"([A-Za-z][\w-]*)([+-]\d{1,2})")

@@ -147,7 +147,7 @@ class AppRest(Rest):
         self._tokens.clear()
 
     def _renewed(self, repository: str) -> str:
-        """Return a new token. The installation is asked for each time: the App may have been installed anew."""
+        """Return a new token. The installation is asked for each time: the App may have been installed again."""
         installation = self.lookup(f"/repos/{repository}/installation", _Identified)
         if installation is None:
             hint = f"the App {self._app} is not installed on {repository}: install it there"

@@ -33,6 +33,14 @@ from ciml.integrations.webhooks.signatures import SCHEMES, UNSIGNED, Claim, Sche
 from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_SIGNATURE_AGE_S
 from ciml.secrets import Secrets
 
+_MTLS = "mtls"
+_NONE = "none"
+_OWN_PATHS = ("/healthz", "/readyz")
+#: Bodies of HTML forms, which no adapter reads: GitHub sends one where its webhook has that content type.
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+_AGAIN_S = 5  # for a sender that is asked to try again
+_QUIET_S = 60.0  # between two warnings of a source
+
 
 class Replays:
     """The deliveries that were acknowledged lately.
@@ -90,10 +98,6 @@ class Bucket:
         self._tokens -= 1.0
         return 0.0
 
-
-_MTLS = "mtls"
-_NONE = "none"
-_OWN_PATHS = ("/healthz", "/readyz")
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
@@ -198,10 +202,6 @@ def _is_within(address: str, networks: Networks) -> bool:
 
 
 _LOG = logging.getLogger(__name__)
-#: Bodies of HTML forms, which no adapter reads: GitHub sends one where its webhook has that content type.
-_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
-_AGAIN_S = 5  # for a sender that is asked to try again
-_QUIET_S = 60.0  # between two warnings of a source
 #: The outcome of a delivery for metrics, by status; "rejected" for all others.
 _OUTCOMES = {
     401: "unauthorized",

@@ -40,6 +40,9 @@ from ciml.trust import TrustPolicy
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: Lines whose facts are in memory at a time, each about 2 KB; the manifest is read once for them.
+_LINES_AT_ONCE = 100_000
+
 
 def load(
     data: DataRoot,
@@ -210,8 +213,6 @@ COMPLETABLE: Mapping[str, str] = {
     "node_region": "region",
     "node_flavor": "flavour",
 }
-#: Lines whose facts are in memory at a time, each about 2 KB; the manifest is read once for them.
-_LINES_AT_ONCE = 100_000
 
 
 def find_completions(

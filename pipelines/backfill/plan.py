@@ -28,6 +28,7 @@ from ciml.trust import evaluate
 
 _PROBES = 20
 _ENOUGH = 10
+_AHEAD = 3  # blocks in progress: while one waits for files, another is parsed
 
 
 @dataclass(frozen=True)
@@ -229,9 +230,6 @@ def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
             f"none of the first {len(probes)} logs exists (the first is {first}); check --logs, or use "
             "--take-missing to record such lines as dead letters"
         )
-
-
-_AHEAD = 3  # blocks in progress: while one waits for files, another is parsed
 
 
 def settle_work(config: BackfillConfig, listing: Listing, work: Work) -> list[Batch]:

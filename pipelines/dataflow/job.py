@@ -25,6 +25,7 @@ from ciml.pipelines.dataflow.settings import DataflowSettings, check_beam_option
 
 #: Beam packs a pickled object by bz2 or zlib, and then by base64: both have a fixed beginning.
 _PACKED = re.compile(rb"(?:QlpoO|eNo|eNr|eNp|eJx)[A-Za-z0-9+/]{8,}={0,2}")
+_LIST_S = 60.0
 
 
 def unpacked(data: bytes) -> Iterator[bytes]:
@@ -48,7 +49,6 @@ def holds(data: bytes, secrets: Iterable[bytes]) -> bool:
     return bool(values) and any(secret in content for content in unpacked(data) for secret in values)
 
 
-_LIST_S = 60.0
 Build = Callable[[beam.Pipeline], object]
 
 

@@ -24,6 +24,9 @@ _FINAL_STATES = frozenset({"FINISHED", "CANCELED", "FAILED"})
 #: A permanent error of ciml in a worker's traceback.
 _FAULT = re.compile(r"\bIntegrityError: (.+)")
 _THROWN = re.compile(r"^(?:Caused by: )?(?:[\w$]+\.)*([A-Z][\w$]*(?:Exception|Error): .+)$", re.MULTILINE)
+_TIMEOUT_S = 5.0
+# Limit between the job server's RUNNING and the first answer of the job's REST API.
+_START_UP_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -180,9 +183,6 @@ def ask(
 
 #: Final states of Beam.
 OVER = frozenset({"DONE", "CANCELLED", "FAILED", "DRAINED", "UPDATED"})
-_TIMEOUT_S = 5.0
-# Limit between the job server's RUNNING and the first answer of the job's REST API.
-_START_UP_S = 15.0
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,13 @@ _KINDS = {
 _PYTHON_FUNCTIONS = (python_urns.PICKLED_DOFN_INFO, python_urns.KEY_WITH_NONE_DOFN)
 _PYTHON = "beam:version:sdk_base:apache/beam_python"
 _ELSEWHERE = ("external", "xlang", "schematransform", "org.apache.beam", "javasdk", "go:")
+_NOISY = (
+    "apache_beam.runners.common",
+    "apache_beam.runners.portability.fn_api_runner.worker_handlers",
+    "apache_beam.runners.worker.data_plane",
+    "apache_beam.runners.worker.sdk_worker",
+)
+_POLL_S = 0.3
 
 
 def portable(build: Callable[[beam.Pipeline], object]) -> api.Pipeline:
@@ -182,13 +189,6 @@ _FLINK: Mapping[str, Any] = {
     "max_bundle_size": 1000,
     "max_bundle_time_mills": 500,
 }
-_NOISY = (
-    "apache_beam.runners.common",
-    "apache_beam.runners.portability.fn_api_runner.worker_handlers",
-    "apache_beam.runners.worker.data_plane",
-    "apache_beam.runners.worker.sdk_worker",
-)
-_POLL_S = 0.3
 
 
 def run_here(build: Build) -> None:

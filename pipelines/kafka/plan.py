@@ -30,6 +30,11 @@ from ciml.pipelines.processes import Shared
 if TYPE_CHECKING:
     import confluent_kafka
 
+_TIMEOUT_S = 3.0  # a reader waits for the answer
+_FORGET_S = 600.0
+_KEEP_IDLE_S = 120.0
+_ASK_S = 3.0
+
 
 @dataclass(frozen=True, slots=True)
 class PartitionRead:
@@ -132,10 +137,6 @@ def losses(state: TopicState, listing: Listing) -> list[Batch]:
     ]
 
 
-_TIMEOUT_S = 3.0  # a reader waits for the answer
-_FORGET_S = 600.0
-
-
 class Ends(NamedTuple):
     """The end of a partition at a time.
 
@@ -233,9 +234,6 @@ def _headers(record: confluent_kafka.Message) -> tuple[tuple[str, bytes | None],
     except (SystemError, UnicodeDecodeError):
         return UNREADABLE_HEADERS
     return tuple(headers[: MAX_MESSAGE_HEADERS + 1]) if headers else ()
-
-
-_KEEP_IDLE_S = 120.0
 
 
 class Reader:
@@ -364,9 +362,6 @@ def close_readers() -> None:
         _idle.clear()
     for reader in stale:
         reader.close()
-
-
-_ASK_S = 3.0
 
 
 class Part(NamedTuple):

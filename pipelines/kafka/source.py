@@ -34,6 +34,11 @@ from ciml.pipelines.kafka.broker import check_topic
 from ciml.pipelines.kafka.plan import PartitionRead, borrow, end_of, read_range
 from ciml.transforms.ingest.run_stages import keep_error
 
+_DRAINED = 3
+_MARGIN_S = 0.1
+#: The namespace of the source's metrics: the gauge ``backlog.<topic>.<partition>``, in messages.
+METRICS = "ciml.kafka"
+
 
 class Observation(NamedTuple):
     """One observation of a partition. Times are epoch seconds.
@@ -80,8 +85,6 @@ FOREVER = sys.maxsize
 #: Parameters of `OffsetDoFn.process`.
 TRACKER = beam.DoFn.RestrictionParam()
 WATERMARK = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider())
-_DRAINED = 3
-_MARGIN_S = 0.1
 
 
 class Restriction(NamedTuple):
@@ -300,10 +303,6 @@ class FindPartitions(OffsetDoFn):
                 yield TimestampedValue(PartitionRead(element.topic, element.topic_id, number, 0, None), since)
         observe(watermark, Observation(asked_s, None, True), self._options.slack_s)
         put_off(tracker, self._options.find_s)
-
-
-#: The namespace of the source's metrics: the gauge ``backlog.<topic>.<partition>``, in messages.
-METRICS = "ciml.kafka"
 
 
 class _Read(OffsetDoFn):

@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 MOST_JOBS = 20
 #: Number of courses drawn without ``features_regex``.
 MOST_COURSES = 30
+#: Number of classes that share one pair of axes; of more, each class has its own.
+_TOGETHER = 2
 
 
 def plot_dataset(
@@ -167,8 +169,6 @@ def _columns(runs: Runs) -> Section:
 
 
 _SPLIT_ALPHA = {"train": 1.0, "dev": 0.6, "test": 0.35}
-#: Number of classes that share one pair of axes; of more, each class has its own.
-_TOGETHER = 2
 
 
 def classes_plot(runs: Runs, groups: Groups) -> Plot:

@@ -35,6 +35,9 @@ from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import Predictions, Stored, stored_trials
 from ciml.training.experiments.trials import experiment_names, load_experiment
 
+#: Rows of a table of jobs, groups or classes.
+MOST_ROWS = 100
+
 
 def result_page(trial: Stored, predictions: Predictions | None) -> Page:
     """Return the page of a trial. ``predictions``: of the test runs; None if the file is missing."""
@@ -284,8 +287,6 @@ def _nothing(store: Store, names: Sequence[str], datasets: Sequence[str]) -> str
     return f"no result of {subject}{on} in {store.url()}: {remedy}"
 
 
-#: Rows of a table of jobs, groups or classes.
-MOST_ROWS = 100
 _METRIC_NAMES = {"precision": "precision", "recall": "recall", "f1": "F1", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC"}
 
 

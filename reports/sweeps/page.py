@@ -50,6 +50,11 @@ if TYPE_CHECKING:
 
 
 _WIDTH = 60
+_COLUMNS = 2
+_MOST_PANELS = 8
+_MOST_LINES = 8
+_MOST_MAPS = 3
+_TICKS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800)
 
 
 def sweep_page(swept: Swept) -> Page:
@@ -122,16 +127,11 @@ def _axes(swept: Swept) -> Table:
     return Table(("axis", "values", "changes the question"), tuple(rows), words=3)
 
 
-_COLUMNS = 2
-_MOST_PANELS = 8
-_MOST_LINES = 8
-_MOST_MAPS = 3
 #: Longer names of axes, for labels.
 _EXPLAINED = {"sample_interval": "resolution (length of a window)", "hidden_layers": "topology (hidden layers)"}
 #: Axes that come first as lines, and as sides of a map.
 _LINE_ORDER = ["features_regex", "sample_interval"]
 _MAP_ORDER = ["sample_interval", "features_regex", "hidden_layers"]
-_TICKS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800)
 _STATE_COLORS = {"complete": "#0072B2", "pruned": "#E69F00"}
 
 

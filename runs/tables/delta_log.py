@@ -34,6 +34,27 @@ if TYPE_CHECKING:
 Fields = Mapping[str, Any]
 #: The key in a column's metadata that marks one that no trusted run has.
 _UNTRUSTED = "ciml.untrusted"
+#: The folder of the log, in that of the table.
+FOLDER = "_delta_log"
+#: Application id of the transaction whose version is the position in the manifest that a table shows.
+CURSOR = "ciml"
+#: Application id of the transaction whose version is a digest of the manifest at that position.
+PROOF = "ciml-proof"
+_KINDS = ("metaData", "protocol", "add", "remove", "txn")
+_INFO = b'{"commitInfo":'
+_REMEDY = "delete this folder and publish again: all that it holds follows from ciml's own manifests"
+_SAFE = "/!$&'()*+,;=:@~"  # RFC 2396 allows them in a path
+RAW = "raw"
+RUNS = "runs"
+DEAD_LETTERS = "dead_letters"
+#: What the name of a data set's table begins with.
+DATASETS = "datasets/"
+#: Nothing below the folder of stored files is ever a vacuum's to delete: it would take manifests for garbage.
+KEEP_FOR_GOOD = "interval 36500 days"
+#: A checkpoint is made after this many commits.
+CHECKPOINT_EVERY = 10
+#: Age of a half-written commit of a killed publisher at its removal, seconds.
+_LEFTOVERS_S = 24 * 3600
 
 
 def delta_fields(schema: pa.Schema) -> dict[str, Any]:
@@ -95,18 +116,7 @@ def without_case_twins(names: Iterable[str]) -> tuple[list[str], list[str]]:
     return list(unique.values()), twins
 
 
-#: The folder of the log, in that of the table.
-FOLDER = "_delta_log"
-#: Application id of the transaction whose version is the position in the manifest that a table shows.
-CURSOR = "ciml"
-#: Application id of the transaction whose version is a digest of the manifest at that position.
-PROOF = "ciml-proof"
-
 _FILE = re.compile(FOLDER + r"/(\d{20})\.(json|checkpoint\.parquet)")
-_KINDS = ("metaData", "protocol", "add", "remove", "txn")
-_INFO = b'{"commitInfo":'
-_REMEDY = "delete this folder and publish again: all that it holds follows from ciml's own manifests"
-_SAFE = "/!$&'()*+,;=:@~"  # RFC 2396 allows them in a path
 
 Action = dict[str, Any]
 
@@ -279,13 +289,8 @@ def _actions(table: Any) -> Iterator[tuple[str, Action]]:
                 yield kind, {name: field for name, field in value.items() if field is not None}
 
 
-RAW = "raw"
-RUNS = "runs"
-DEAD_LETTERS = "dead_letters"
 #: Tables of a data root besides those of its data sets.
 NAMES = (RAW, RUNS, DEAD_LETTERS)
-#: What the name of a data set's table begins with.
-DATASETS = "datasets/"
 
 
 def table_name(dataset: str) -> str:
@@ -314,8 +319,6 @@ def in_use(data: DataRoot, name: str) -> bool:
     return any(DeltaLog(store_of(data, table)).exists() for table in (name, *NAMES))
 
 
-#: Nothing below the folder of stored files is ever a vacuum's to delete: it would take manifests for garbage.
-KEEP_FOR_GOOD = "interval 36500 days"
 _PROTOCOL: Action = {"minReaderVersion": 1, "minWriterVersion": 2}
 
 
@@ -394,12 +397,6 @@ def _is_same(before: Action | None, after: Action) -> bool:
 def now_ms() -> int:
     """Return the present time, epoch milliseconds."""
     return time.time_ns() // 1_000_000
-
-
-#: A checkpoint is made after this many commits.
-CHECKPOINT_EVERY = 10
-#: Age of a half-written commit of a killed publisher at its removal, seconds.
-_LEFTOVERS_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)

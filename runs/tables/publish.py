@@ -51,6 +51,11 @@ from ciml.runs.tables.row_tables import GRACE_S, former_files, wanted_parts
 from ciml.storage import Entry, Store
 from ciml.telemetry import BOOT, TIME
 
+#: Of the folder: the job as its name has it, and the day (UTC) of the start of its runs.
+RAW_PARTITION = ("job", "date")
+_TWINS = "{} differ only in upper and lower case"
+DATASET_PARTITION = ("span",)
+
 
 def publish_tables(data: DataRoot, names: Iterable[str] = ()) -> Iterator[Published]:
     """Publish tables, one after the other.
@@ -137,9 +142,6 @@ def list_tables(data: DataRoot, names: Iterable[str] = ()) -> Iterator[TableStat
         yield TableState(name, store.url(), version, state.rows, len(state.files), behind)
 
 
-#: Of the folder: the job as its name has it, and the day (UTC) of the start of its runs.
-RAW_PARTITION = ("job", "date")
-_TWINS = "{} differ only in upper and lower case"
 _FIRST: Mapping[str, Any] = {"run_id": "string", "digest": "string", TIME: "timestamp", BOOT: "boolean"}
 
 
@@ -327,9 +329,6 @@ class _Columns:
         """What is left out, a line each."""
         lines = [f"column {name!r} is left out: {why}" for name, why in self._left_out.items()]
         return [*self._unreadable, *lines]
-
-
-DATASET_PARTITION = ("span",)
 
 
 def wanted_dataset(dataset: StoredDataset, state: DeltaState) -> Wanted:

@@ -54,6 +54,10 @@ _FACTS = (
 #: Compressed size of the segments of a part, bytes: about 20,000 runs.
 PART_BYTES = 4 << 20
 _PATH = re.compile(r"(\d{12})-(\d{12})\.[0-9a-f]{32}\.parquet")
+#: Time for which the files of earlier versions of a table stay, seconds.
+GRACE_S = 24 * 3600
+_GROUP_ROWS = 65_536
+_TEXTS = ("run_id", "build_name", "reason", "detail", "event_key", "log_url")
 
 
 class Part(NamedTuple):
@@ -96,11 +100,6 @@ def parts_of(segments: Iterable[tuple[int, int]], version: int, part_bytes: int 
             first = last + 1
             size = 0
     return [*parts, Part(first, version)] if first <= version else parts
-
-
-#: Time for which the files of earlier versions of a table stay, seconds.
-GRACE_S = 24 * 3600
-_GROUP_ROWS = 65_536
 
 
 class Due(NamedTuple):
@@ -193,9 +192,6 @@ def former_files(store: Store, state: DeltaState, before_s: float) -> list[str]:
         and entry.path not in state.files
         and state.removed.get(entry.path, int(entry.modified_s * 1000)) < before_s * 1000
     ]
-
-
-_TEXTS = ("run_id", "build_name", "reason", "detail", "event_key", "log_url")
 
 
 class _Row(NamedTuple, Generic[T]):

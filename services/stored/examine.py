@@ -49,6 +49,8 @@ _RAW: Mapping[str, Kind] = {
     "pack": "packs",
     "pack delta": "pack deltas",
 }
+#: The format of results and of sweeps, which stands in them.
+_FORMAT = 1
 
 
 def check_raw(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
@@ -137,8 +139,6 @@ def _reported(entries: Iterable[T], activity: str, progress: Progress) -> Iterat
 
 
 _PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
-#: The format of results and of sweeps, which stands in them.
-_FORMAT = 1
 
 
 def check_experiments(data: DataRoot, findings: RootFindings, progress: Progress) -> None:

@@ -23,6 +23,12 @@ from ciml.transforms.examples.prepare import run_means, split_of, subject_of
 from ciml.verdict_rules import LearnedRanges, VerdictRules
 
 _SALT = "ciml calibration"
+#: An isotonic calibrator fits any rising line, and so fits the noise of fewer runs, or of fewer of one class.
+ISOTONIC_RUNS = 1000
+ISOTONIC_CLASS_RUNS = 100
+#: Temperatures that are tried.
+_COLDEST = 0.05
+_HOTTEST = 20.0
 
 
 @dataclass(frozen=True)
@@ -152,14 +158,6 @@ def _check_apart(runs: Sequence[RunFacts], used: Iterable[RunFacts]) -> None:
         if (twin := subjects.get(subject_of(run.project, run.change, run.run_id))) is not None:
             why = f"is of the same change as {run.run_id}, which the model learned or is tested on"
             raise IntegrityError(f"calibration: run {twin} {why}")
-
-
-#: An isotonic calibrator fits any rising line, and so fits the noise of fewer runs, or of fewer of one class.
-ISOTONIC_RUNS = 1000
-ISOTONIC_CLASS_RUNS = 100
-#: Temperatures that are tried.
-_COLDEST = 0.05
-_HOTTEST = 20.0
 
 
 def fit_calibrator(

@@ -27,6 +27,10 @@ from ciml.verdict_rules import MAX_SCORES, POOLED, Group, LearnedRanges, Verdict
 #: Of runs like the learned ones, this share counts as like them. A higher one makes the limit that of the strangest run
 #: among some dozens: a hundred times the width of a range.
 SHARE = 0.95
+#: Calibration runs of a job with sets of its own: then the coverage varies by about 0.03.
+GROUP_RUNS = 100
+#: Calibration runs of each class of a group from which on the coverage holds for each class.
+CLASS_RUNS = 50
 
 
 def learned_ranges(
@@ -63,12 +67,6 @@ def _least(means: NDArray[np.float64], subject: NDArray[np.integer]) -> tuple[ND
     least, second = np.sort(by_subject, axis=0)[:2]
     first = by_subject.argmin(axis=0)
     return least, np.where(subject[:, None] == first, second, least)
-
-
-#: Calibration runs of a job with sets of its own: then the coverage varies by about 0.03.
-GROUP_RUNS = 100
-#: Calibration runs of each class of a group from which on the coverage holds for each class.
-CLASS_RUNS = 50
 
 
 def job_groups(jobs: Sequence[str]) -> set[str]:

@@ -17,6 +17,10 @@ import numpy as np
 from ciml.intervals import CONFIDENCE, wilson
 
 _BINS = 10
+_CELLS = 1 << 22  # float64 of a block of weights: 32 MiB
+RESAMPLES = 300
+BY_CLASS = ("precision", "recall", "f1", "roc_auc", "pr_auc")
+_MIN_SLICE = 20  # runs: the F1 of fewer is meaningless
 
 
 def paired_interval(right: np.ndarray, other_right: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -159,9 +163,6 @@ def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]
     return {"ece": error, "bins": bins}
 
 
-_CELLS = 1 << 22  # float64 of a block of weights: 32 MiB
-
-
 def drawn_weights(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Draw resamples of ``count`` runs. Yield blocks of float64 [resamples, count]: how often each run was drawn."""
     rng = np.random.default_rng(seed)
@@ -239,10 +240,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return shares
 
 
-RESAMPLES = 300
-BY_CLASS = ("precision", "recall", "f1", "roc_auc", "pr_auc")
 _NOTHING: Mapping[str, None] = {"value": None, "low": None, "high": None}
-_MIN_SLICE = 20  # runs: the F1 of fewer is meaningless
 
 
 def scores(

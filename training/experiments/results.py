@@ -22,6 +22,10 @@ from ciml.training.evaluation.text import beaten_by
 from ciml.training.experiments.trials import RESULT, experiment_names, experiment_store, load_experiment, read_stored
 
 _PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
+#: The class whose F1 stands for a result where it is known; else it is the mean over the classes.
+FAILED = "failed"
+OTHER_RUNS = "other test runs"
+NO_PREDICTIONS = "predictions are missing"
 
 
 @dataclass(frozen=True)
@@ -216,11 +220,6 @@ def _predictions(data: bytes, classes: tuple[str, ...]) -> Predictions:
 Figures = Mapping[str, Any]
 #: A result, and its predictions for the test runs, None where their file is missing.
 Tested = tuple[Stored, Predictions | None]
-
-#: The class whose F1 stands for a result where it is known; else it is the mean over the classes.
-FAILED = "failed"
-OTHER_RUNS = "other test runs"
-NO_PREDICTIONS = "predictions are missing"
 
 
 @dataclass(frozen=True)

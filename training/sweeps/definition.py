@@ -32,6 +32,9 @@ _RANGE_KEYS = frozenset({"low", "high", "log"})
 _MOST_VALUES = 100
 #: Shorter than other names, since a trial's experiment is named by the sweep and the trial's number.
 _MOST_LETTERS = 80
+#: Runs of a span, as of ``ciml dataset build``.
+_SPAN_RUNS = 5000
+_MOST_TRIALS = 10_000
 
 
 @dataclass(frozen=True)
@@ -154,9 +157,6 @@ def name_of(key: str, value: Any) -> str:
 Metric = Literal["accuracy", "f1", "roc_auc", "pr_auc", "brier", "log_loss"]
 #: Metrics for which lower is better.
 LOSSES = frozenset({"brier", "log_loss"})
-#: Runs of a span, as of ``ciml dataset build``.
-_SPAN_RUNS = 5000
-_MOST_TRIALS = 10_000
 #: Keys that the sweep sets itself.
 _OWN_KEYS: Mapping[Part, tuple[str, ...]] = {"dataset": ("name", "version", "raw_version"), "experiment": ("name",)}
 

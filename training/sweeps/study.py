@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
 State = Literal["complete", "pruned", "failed", "running"]
+_FORMAT = 1
 
 
 class Outcome(Settings, frozen=True, kw_only=True):
@@ -87,9 +88,6 @@ class Outcome(Settings, frozen=True, kw_only=True):
     same_as: int | None = None
     seconds: float = 0.0
     attrs: dict[str, str | int | float | None] = field(default_factory=dict)
-
-
-_FORMAT = 1
 
 
 def sweep_store(sweeps: Store, name: str) -> Store:

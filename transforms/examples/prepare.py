@@ -36,6 +36,12 @@ from ciml.verdict_rules import exit_status_of, signal_of
 
 SPLITS: Final = ("train", "dev", "test")
 _RANGE = 1 << 64
+#: Departures are counted up to this many margins, and lengths up to so many doublings.
+_MOST_MARGINS = 10.0
+_MOST_DOUBLINGS = 5.0
+_MOST_PARSED = 16
+#: Fields of `RunFacts` that examples do not hold.
+NOT_HELD = ("log_url", "fork", "auth", "owner", "head", "url", "attempt_of", "subjects", "adapter", "head_project")
 
 
 @lru_cache(maxsize=16)
@@ -74,11 +80,6 @@ def _split_ends(weights: tuple[int, int, int]) -> tuple[int, ...]:
     if not any(weights):
         raise ValueError(f"weights {weights}: at least one must be above 0")
     return tuple(-(-reached * _RANGE // sum(weights)) for reached in accumulate(weights))
-
-
-#: Departures are counted up to this many margins, and lengths up to so many doublings.
-_MOST_MARGINS = 10.0
-_MOST_DOUBLINGS = 5.0
 
 
 def with_context(
@@ -165,7 +166,6 @@ def _departure(column: str, value: float, usual: Range) -> float:
 
 
 _parsed: dict[str, Profiles] = {}
-_MOST_PARSED = 16
 
 
 def profiles_of(resolved: ResolvedDefinition) -> Profiles:
@@ -319,10 +319,6 @@ def prepare_many(
     inputs = np.zeros((len(tables), resolved.windows, len(resolved.features)), np.float32)
     inputs[windows.run, windows.position] = windows.values
     return inputs, windows.n_windows, list(windows.rejected)
-
-
-#: Fields of `RunFacts` that examples do not hold.
-NOT_HELD = ("log_url", "fork", "auth", "owner", "head", "url", "attempt_of", "subjects", "adapter", "head_project")
 
 
 def run_facts(examples: pa.Table) -> list[RunFacts]:

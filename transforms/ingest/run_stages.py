@@ -24,6 +24,8 @@ from ciml.trust import TrustPolicy, evaluate_batch
 _MOST_KEPT = 100
 _kept: list[CimlError] = []
 _times_cleared = 0
+_PAUSES_S = (0.5, 2.0)
+_ENOUGH = 10  # so many unreadable logs without a readable one are an outage
 
 
 @contextmanager
@@ -59,9 +61,7 @@ def kept_error(*, clear: bool = False) -> CimlError | None:
 
 #: Transient reasons, which do not depend on the log itself.
 PASSING = frozenset({"log_unavailable", "log_timeout", "log_cut"})
-_PAUSES_S = (0.5, 2.0)
 _one_at_a_time = threading.Lock()  # of memory-intensive parts, over all threads of a process
-_ENOUGH = 10  # so many unreadable logs without a readable one are an outage
 
 
 def settle(

@@ -25,6 +25,7 @@ from ciml.messages import Standing
 NEVER_US = 1 << 62  # later than any time
 _HEAD = struct.Struct("<HIHqiqq")
 _END = struct.Struct("<qq")
+_MOST_RANGES = 1000  # ranges of samples remembered of a closed run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -226,7 +227,6 @@ class LivePolicy:
 
 
 _LENGTH = struct.Struct("<I")
-_MOST_RANGES = 1000  # ranges of samples remembered of a closed run
 
 
 class Wake(Enum):

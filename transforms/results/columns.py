@@ -20,6 +20,8 @@ from ciml.transforms.results.values import is_log_path, is_missing, is_result_wo
 #: Similarity of names, 0 to 1, from which a column is suggested: one letter of five may differ.
 _SIMILAR = 0.8
 _TIMES = ("start_time", "end_time")
+#: In a mapping: leave the column out.
+LEAVE_OUT = "-"
 
 
 class Suggestion(NamedTuple):
@@ -99,8 +101,6 @@ def _most_similar(ours: str, names: Sequence[str]) -> tuple[str, str] | None:
 _NAMES = read_toml(Path(__file__).with_name("columns.toml"))
 #: The fields of a listing, and the names under which tables have them, the likeliest first.
 SYNONYMS: Mapping[str, tuple[str, ...]] = {field: tuple(names.split()) for field, names in _NAMES["synonyms"].items()}
-#: In a mapping: leave the column out.
-LEAVE_OUT = "-"
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _OTHER = re.compile(r"[^a-z0-9]+")
 _UNIT = re.compile(r"_(?:utc|ms|us|ns|s)$")

@@ -36,6 +36,8 @@ _OTHERS = {
     b"SQLite format 3": "an SQLite database; export the table as CSV",
     b"ARROW1": "an Arrow file; write Parquet",
 }
+_SNIFFED_LINES = 20
+_BATCH_ROWS = 512
 
 
 def open_results(results: str | os.PathLike[str] | pa.Table) -> ResultsTable:
@@ -75,7 +77,6 @@ def open_results(results: str | os.PathLike[str] | pa.Table) -> ResultsTable:
 
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-_SNIFFED_LINES = 20
 
 
 def delimited_table(name: str, file: IO[bytes]) -> ResultsTable:
@@ -83,7 +84,7 @@ def delimited_table(name: str, file: IO[bytes]) -> ResultsTable:
 
     Args:
       name: for messages.
-      file: binary and seekable; it is read anew for each pass over the rows.
+      file: binary and seekable; each pass over the rows reads it again.
 
     Raises:
       CimlError: the header is too long, has too many columns, or names one twice.
@@ -228,9 +229,6 @@ def _sniff(head: list[str]) -> str:
 
 def _value(cell: str) -> str | None:
     return None if cell in NO_VALUE else cell
-
-
-_BATCH_ROWS = 512
 
 
 def arrow_table(name: str, source: pa.Table | IO[bytes]) -> ResultsTable:

@@ -49,6 +49,22 @@ _log = logging.getLogger(__name__)
 MAX_OBSERVATIONS = 3
 _ID = re.compile(r"[0-9a-f]{32}")
 _NONE = Profiles({}, Profile("", 0, (0.0, 0.0, 0.0), {}))
+#: Series of a picture where no others are asked for.
+_USUAL = ("total cpu usage:usr", "load avg:1m", "memory usage:used")
+MAX_PANELS = 3
+_WIDTH = 640
+_LEFT = 70
+_RIGHT = 14
+_TOP = 26
+_TITLE = 20
+_PLOT = 78
+_AXIS = 44
+#: Points of a line: with three panels and two lines each, a picture has 12 kB at most.
+_POINTS = 150
+_INK = "#1f2933"
+_PALE = "#9aa5b1"
+_BAND = "#cfe3f5"
+_MARK = "#f5c6bc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,24 +184,6 @@ def profiles_of_version(data: DataRoot, model: str, version: int) -> Profiles:
         return Profiles.from_json(msgspec.json.decode(registry.read_asset(version, PROFILES)), where)
     except (CimlError, msgspec.DecodeError) as error:
         raise IntegrityError(f"{where}: no passing profiles: {error}") from None
-
-
-#: Series of a picture where no others are asked for.
-_USUAL = ("total cpu usage:usr", "load avg:1m", "memory usage:used")
-MAX_PANELS = 3
-_WIDTH = 640
-_LEFT = 70
-_RIGHT = 14
-_TOP = 26
-_TITLE = 20
-_PLOT = 78
-_AXIS = 44
-#: Points of a line: with three panels and two lines each, a picture has 12 kB at most.
-_POINTS = 150
-_INK = "#1f2933"
-_PALE = "#9aa5b1"
-_BAND = "#cfe3f5"
-_MARK = "#f5c6bc"
 
 
 def draw(subject: Subject, columns: Iterable[str] = ()) -> str:

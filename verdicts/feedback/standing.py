@@ -19,6 +19,7 @@ from ciml.verdicts.feedback.config import Policy
 #: What settles a verdict.
 RERUNS = "reruns"
 REVIEWER = "reviewer"
+_DAY_US = 86_400_000_000
 
 
 class RecordedVerdict(Record, frozen=True, omit_defaults=True, gc=False):
@@ -98,8 +99,6 @@ class Records:
     def __len__(self) -> int:
         return sum(len(memory) for memory in (self.settled, *self._open.values()))
 
-
-_DAY_US = 86_400_000_000
 
 Mode = Literal["active", "shadow", "precision"]
 

@@ -43,6 +43,9 @@ _log = logging.getLogger(__name__)
 BOOKMARK = "_causes"
 #: After so many runs the bookmark is replaced; to read as many again takes half a second.
 _BOOKMARK_RUNS = 10_000
+_FOLDS = 5
+#: Settled runs with a known duration before their duration is tried as a baseline.
+_MIN_BASELINE_RUNS = 20
 
 
 class Correction(Record, frozen=True, gc=False):
@@ -218,11 +221,6 @@ class Truths:
                 _log.warning("the bookmark of the raw manifest cannot be read (%s); reading its first delta", error)
                 return Causes(lambda job: True)
         return causes
-
-
-_FOLDS = 5
-#: Settled runs with a known duration before their duration is tried as a baseline.
-_MIN_BASELINE_RUNS = 20
 
 
 @dataclass(frozen=True)

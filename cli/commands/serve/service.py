@@ -121,7 +121,7 @@ def _start(kind: str, foreground: bool, service: ServiceOptions, how: RunOptions
 
 
 def _by_default(ctx: click.Context, name: str) -> bool:
-    """Return whether a command has a parameter, and nobody gave its value."""
+    """Return whether a command has a parameter whose value was not given."""
     return name in ctx.params and ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
 
 
