@@ -105,7 +105,7 @@ class DataRoot:
       store: the store at the data path.
       raw: the raw store: `ciml.runs`.
       datasets: the data sets; `dataset` returns one of them.
-      experiments: `ciml.training.experiments.trials`.
+      experiments: `ciml.training.experiments.results`.
       sweeps: `ciml.training.sweeps.study`.
       exclusions: the runs that no model may learn from: `ciml.training.exclusions`.
       trainers: the folders of the models' trainers; `trainer` returns one of them.

@@ -324,7 +324,8 @@ class Data:
 
         require("sklearn")
         from ciml.training.data.examples import read_dataset
-        from ciml.training.experiments.trials import Trial, create_experiment, experiment_of
+        from ciml.training.experiments.results import create_experiment, experiment_of
+        from ciml.training.experiments.trials import Trial
         from ciml.trust import TrustPolicy
 
         _warn_of_sklearn_keys(keys)
@@ -359,7 +360,8 @@ class Data:
         """
         import pyarrow as pa
 
-        from ciml.training.experiments.results import by_accuracy, compare, named_results
+        from ciml.training.experiments.comparison import by_accuracy, compare
+        from ciml.training.experiments.results import named_results
 
         names = [item.experiment if isinstance(item, TrainingResult) else item for item in experiments]
         results = named_results(self._root.experiments, names, _dataset_name(dataset))
@@ -414,7 +416,7 @@ class Data:
         require("tensorflow_transform")
         from ciml.serving.model_files import check_model_name
         from ciml.training.evaluation.gate import GatePolicy
-        from ciml.training.experiments.trials import experiment_of
+        from ciml.training.experiments.results import experiment_of
         from ciml.training.refresh import TrainConfig
         from ciml.training.trainer import run_once
         from ciml.trust import TrustPolicy

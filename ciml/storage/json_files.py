@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ciml.errors import CimlError, IntegrityError
+from ciml.storage.base import Store
 
 _FIRST = b'{"seal":"'
 _LAST = b',"sha256":"'
@@ -158,3 +159,12 @@ def read_object(
     if not isinstance(value, dict):
         raise error(f"{where} is unreadable (not a JSON object); {remedy}")
     return value
+
+
+def read_stored(store: Store, path: str) -> dict[str, Any] | None:
+    """Return an object of a store, or None if the file does not exist. Raises `IntegrityError` if it is damaged."""
+    try:
+        data = store.read(path)
+    except FileNotFoundError:
+        return None
+    return read_object(data, store.url(path))

@@ -38,7 +38,8 @@ from ciml.reports.experiments.views import (
     value_at,
 )
 from ciml.reports.page import Page, Section, Table, Tile, cells
-from ciml.training.experiments.results import Compared, Stored, Tested, by_accuracy, compare
+from ciml.training.experiments.comparison import ComparisonRow, by_accuracy, compare
+from ciml.training.experiments.results import StoredTrial, TestedTrial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ MOST_PANELS = 8
 _COLUMNS = 4
 
 
-def comparison_page(trials: Sequence[Tested], links: Mapping[tuple[str, str], str]) -> Page:
+def comparison_page(trials: Sequence[TestedTrial], links: Mapping[tuple[str, str], str]) -> Page:
     """Return the page that compares experiments on each data set.
 
     Args:
@@ -76,21 +77,21 @@ def comparison_page(trials: Sequence[Tested], links: Mapping[tuple[str, str], st
     return Page(title, lead, tuple(tiles[:8]), tuple(sections))
 
 
-def _best_tile(dataset: str, best: Compared) -> Tile:
+def _best_tile(dataset: str, best: ComparisonRow) -> Tile:
     test = best.result["test"]
     accuracy, base = cells(test["accuracy"]["value"], test["base_rate"]["value"])
     return Tile(f"highest accuracy on {dataset}", accuracy, f"{best.name}; base rate {base}")
 
 
-def _tested(rows: Sequence[Compared], links: Mapping[tuple[str, str], str], beaten: str) -> Iterator[Section]:
+def _tested(rows: Sequence[ComparisonRow], links: Mapping[tuple[str, str], str], beaten: str) -> Iterator[Section]:
     """Yield the sections of the test runs. ``rows``: not empty."""
-    comparable = [row for row in rows if row.same_runs]
-    others = [row.name for row in rows if not row.same_runs]
+    comparable = [row for row in rows if row.comparable]
+    others = [row.name for row in rows if not row.comparable]
     columns = "The last columns compare accuracies with the best experiment, run by run (McNemar's test)."
     text = " ".join(filter(None, [beaten, columns if len(rows) > 1 else ""]))
     if others:
         text += f" Tested on other runs than the rest, so not comparable: {', '.join(others)}."
-    names = [row.name if row.same_runs else f"{row.name} (other runs)" for row in rows]
+    names = [row.name if row.comparable else f"{row.name} (other runs)" for row in rows]
     results = {
         name: (row.result, constant(row.result, row.result["test"])) for name, row in zip(names, rows, strict=True)
     }
@@ -107,7 +108,7 @@ def _tested(rows: Sequence[Compared], links: Mapping[tuple[str, str], str], beat
         yield Section("learning", learning_plot(learned))
 
 
-def _tables(rows: Sequence[Compared], links: Mapping[tuple[str, str], str]) -> tuple[Table, Table]:
+def _tables(rows: Sequence[ComparisonRow], links: Mapping[tuple[str, str], str]) -> tuple[Table, Table]:
     baselines = dict.fromkeys(name for row in rows for name in row.result["baselines"])
     accuracies = []
     others = []
@@ -123,7 +124,7 @@ def _tables(rows: Sequence[Compared], links: Mapping[tuple[str, str], str]) -> t
                 Estimate.of(test["accuracy"]),
                 test["base_rate"]["value"],
                 *(baseline and value_at(baseline, "accuracy") for baseline in alone),
-                *(_difference(row.against) if rank else ("the best", "")),
+                *(_difference(row.paired) if rank else ("the best", "")),
             )
         )
         others.append(
@@ -162,7 +163,7 @@ def standing_plot(bars: Sequence[tuple[str, Sequence[Bar]]]) -> Plot:
     return bars_plot("standing", title, caption, "per cent", bars)
 
 
-def errors_of(rows: Sequence[Compared]) -> dict[str, list[Bar]]:
+def errors_of(rows: Sequence[ComparisonRow]) -> dict[str, list[Bar]]:
     """Return the errors of each experiment by class, for the `MOST_PANELS` classes with the most runs."""
     runs = {name: scores["runs"] for name, scores in rows[0].result["test"]["classes"].items() if scores["runs"]}
     largest = sorted(runs, key=lambda label: (-runs[label], label))[:MOST_PANELS]
@@ -174,7 +175,7 @@ def errors_of(rows: Sequence[Compared]) -> dict[str, list[Bar]]:
     return errors
 
 
-def errors_plot(rows: Sequence[Compared]) -> Plot:
+def errors_plot(rows: Sequence[ComparisonRow]) -> Plot:
     """Plot the errors of each class by experiment."""
     errors = errors_of(rows)
     classes = {name: scores["runs"] for name, scores in rows[0].result["test"]["classes"].items() if scores["runs"]}
@@ -198,7 +199,7 @@ def _largest_difference(errors: Mapping[str, Sequence[Bar]]) -> str:
     return f"They differ most in {shown(label)}: {low} misses {percent(least)} of its runs, {high} {percent(largest)}"
 
 
-def curves_plot(rows: Sequence[Compared]) -> Plot:
+def curves_plot(rows: Sequence[ComparisonRow]) -> Plot:
     """Plot the precision-recall curves of each class by experiment. ``rows``: some of them with predictions."""
     predicted = [(row, row.predictions) for row in rows if row.predictions is not None and curved(row.predictions)]
     drawn = predicted[:MOST_CURVES]
@@ -244,7 +245,7 @@ def _classes_drawn(drawn: int, total: int) -> str:
     return f" The {drawn} largest of {total} classes are drawn." if drawn < total else ""
 
 
-def validated(trials: Sequence[Stored]) -> dict[tuple[str, int], list[tuple[str, Figures]]]:
+def validated(trials: Sequence[StoredTrial]) -> dict[tuple[str, int], list[tuple[str, Figures]]]:
     """Return the cross-validations on one data set by held-out groups (``run`` for none) and number of folds.
 
     Returns:

@@ -32,14 +32,13 @@ from ciml.training.estimators import ESTIMATORS
 from ciml.training.evaluation.metrics import BY_CLASS
 from ciml.training.evaluation.text import beaten_lines
 from ciml.training.experiment import Experiment
-from ciml.training.experiments.results import Predictions, Stored, stored_trials
-from ciml.training.experiments.trials import experiment_names, load_experiment
+from ciml.training.experiments.results import Predictions, StoredTrial, experiment_names, load_experiment, stored_trials
 
 #: Rows of a table of jobs, groups or classes.
 MOST_ROWS = 100
 
 
-def result_page(trial: Stored, predictions: Predictions | None) -> Page:
+def result_page(trial: StoredTrial, predictions: Predictions | None) -> Page:
     """Return the page of a trial. ``predictions``: of the test runs; None if the file is missing."""
     folds = [_folds(number, figures) for number, figures in enumerate(trial.folds, 1)]
     title = f"{trial.experiment} on {trial.dataset}"
@@ -106,7 +105,7 @@ def _fold_tiles(folds: Figures) -> tuple[Tile, ...]:
 
 
 def _test_sections(
-    trial: Stored, result: Figures, guess: Figures, predictions: Predictions | None
+    trial: StoredTrial, result: Figures, guess: Figures, predictions: Predictions | None
 ) -> Iterator[Section]:
     """Yield the sections of the test runs."""
     test = result["test"]
@@ -180,7 +179,7 @@ def _learning(result: Figures) -> Section:
     return Section("Learning", plots.learning_plot(passes, best))
 
 
-def _elsewhere(trial: Stored, result: Figures) -> Section:
+def _elsewhere(trial: StoredTrial, result: Figures) -> Section:
     results = {f"{trial.dataset} (trained on)": result}
     results |= {other["dataset"]: other for other in trial.elsewhere if other["test"]["runs"]}
     groups = standing({name: (other, constant(result, other["test"])) for name, other in results.items()})
@@ -197,7 +196,7 @@ def _folds(number: int, folds: Figures) -> Section:
     )
 
 
-def _training(trial: Stored) -> Section:
+def _training(trial: StoredTrial) -> Section:
     """Return how the model was trained, so that the training can be repeated."""
     result = trial.result or {}
     snapshot = result["snapshot"]

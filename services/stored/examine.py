@@ -26,10 +26,11 @@ from ciml.serving.predict.log import prediction_checkpoints
 from ciml.serving.push import verify_versions
 from ciml.serving.registry import Registry, registered_models
 from ciml.storage import Store
+from ciml.storage.json_files import read_stored
 from ciml.training.data.analysis_cache import AnalysisCache
 from ciml.training.data.snapshot import read_snapshot
 from ciml.training.exclusions import read_state
-from ciml.training.experiments.trials import RESULT, load_experiment, read_stored
+from ciml.training.experiments.results import RESULT, load_experiment
 from ciml.training.sweeps.study import read_outcome, sweep_store
 from ciml.verdicts.feedback.state import FEEDBACK
 from ciml.verdicts.feedback.truths import corrections_of

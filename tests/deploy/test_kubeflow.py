@@ -17,7 +17,7 @@ import yaml
 from ciml import __version__
 from ciml.data_root import DataRoot
 from ciml.training.experiment import Experiment
-from ciml.training.experiments.trials import create_experiment
+from ciml.training.experiments.results import create_experiment
 from tests.corpus import CORPUS
 from tests.deploy.steps import (
     DATASET,

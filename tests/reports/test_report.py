@@ -27,8 +27,8 @@ from ciml.training.evaluation import metrics as scoring
 from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.evaluation.metrics import evaluate, sharpness
 from ciml.training.experiment import Experiment
-from ciml.training.experiments.results import Predictions, Stored
-from ciml.training.experiments.trials import Trial, create_experiment
+from ciml.training.experiments.results import Predictions, StoredTrial, create_experiment
+from ciml.training.experiments.trials import Trial
 from ciml.trust import TrustPolicy
 from tests.reports.scenes import hostile_data
 from tests.reports.test_plot import self_contained
@@ -232,7 +232,7 @@ def test_missing_parts_are_reported():
     assert page.lead.endswith("Without test runs there are no figures.")
     assert [each.title for each in page.sections] == ["Learning", "How it was made"]
 
-    page = result_page(Stored("x", "tests", LocalStore("nowhere"), None, (), (folds(6, 8),)), None)
+    page = result_page(StoredTrial("x", "tests", LocalStore("nowhere"), None, (), (folds(6, 8),)), None)
     assert page.lead.startswith("Cross-validated only")
     assert [(tile.label, tile.value) for tile in page.tiles][:2] == [
         ("mean accuracy of the folds", "0.700"),
@@ -249,7 +249,7 @@ def test_the_comparison_shows_differences_and_incomparable_experiments():
     good = predicted(labels, of_b(*[0.1] * 12, *[0.9] * 6, *[0.1] * 2))
     poor = predicted(labels, of_b(*[0.9] * 9, *[0.1] * 3, *[0.9] * 7, 0.1))
     passes = {"history": {"loss": [2.0, 1.0], "accuracy": [0.5, 0.6]}, "best_epoch": 2}
-    trials: list[tuple[Stored, Predictions | None]] = [
+    trials: list[tuple[StoredTrial, Predictions | None]] = [
         (stored("poor", poor, training=passes, folds=(folds(6, 8),)), poor),
         (stored("good", good, folds=(folds(7, 8),)), good),
         (stored("lucky", SURE, digest="other"), SURE),

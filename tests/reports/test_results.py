@@ -27,7 +27,8 @@ from ciml.reports.experiments.views import (
 )
 from ciml.storage import LocalStore
 from ciml.training.evaluation.metrics import scores
-from ciml.training.experiments.results import Predictions, Stored, by_accuracy, compare
+from ciml.training.experiments.comparison import by_accuracy, compare
+from ciml.training.experiments.results import Predictions, StoredTrial
 
 CLASSES = ("a", "b")
 
@@ -41,7 +42,7 @@ def of_b(*sure: float) -> list[list[float]]:
     return [[1 - each, each] for each in sure]
 
 
-def stored(name: str, found: Predictions, *, train: tuple[int, int] = (6, 2), dev: int = 0, **keys: Any) -> Stored:
+def stored(name: str, found: Predictions, *, train: tuple[int, int] = (6, 2), dev: int = 0, **keys: Any) -> StoredTrial:
     """A trial with a result as `Trial.run` stores it, of such answers."""
     train_labels = np.repeat([0, 1], train)
     test = scores(found.probabilities, found.labels, found.classes, train_labels, keys.get("slices"), resamples=5)
@@ -65,7 +66,7 @@ def stored(name: str, found: Predictions, *, train: tuple[int, int] = (6, 2), de
         "test": test,
         "baselines": keys.get("baselines", {}),
     }
-    return Stored(name, "tests", LocalStore("nowhere"), result, (), keys.get("folds", ()))
+    return StoredTrial(name, "tests", LocalStore("nowhere"), result, (), keys.get("folds", ()))
 
 
 def test_curves_are_those_that_are_counted_by_hand():

@@ -194,7 +194,7 @@ def test_the_winner_is_defined_by_a_line_that_gives_the_same_experiment(
     from click.testing import CliRunner
 
     from ciml.cli.main import cli
-    from ciml.training.experiments.trials import load_experiment
+    from ciml.training.experiments.results import load_experiment
 
     experiment = Experiment.from_json({**keys, "name": "tests"})
     one = swept().outcomes[0].replace(number=7, dataset="sweep-1s-00", experiment=experiment.to_json())

@@ -1,14 +1,8 @@
-"""Trials: a stored experiment, trained on a data set, and its results.
+"""Trials: an experiment, trained on a data set, evaluated, and stored.
 
-Every file is created exclusively and is deterministic, so a trial may be killed, repeated or run concurrently:
-
-    experiments/<experiment>/experiment.json
-    experiments/<experiment>/results/<data set>/<trial>/result.json             last: completes the trial
-                                                        predictions-<digest>.parquet
-                                                        on-<other data set>-<snapshot>.json
-                                                        folds-<by>-<folds>.json
-
-``<trial>`` is `ciml.training.experiment.refresh_key`: of the runs and of the experiment.
+`Trial.run` gives the result on the test runs, `Trial.run_on` that on another data set, and `Trial.cross_validate` that
+of folds. Each is computed once: a repeated call returns the stored one. The files are those of
+`ciml.training.experiments.results`.
 """
 
 from __future__ import annotations
@@ -23,100 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from ciml.digest import canonical_json, sha256_json
-from ciml.errors import CimlError, IntegrityError, UnknownExperimentError
+from ciml.errors import CimlError, IntegrityError
 from ciml.progress import Progress
 from ciml.storage import Store
-from ciml.storage.json_files import read_object, seal
+from ciml.storage.json_files import read_stored, seal
 from ciml.training.calibration.calibrate import Calibrated, calibrate
 from ciml.training.calibration.calibrators import learned_ranges
 from ciml.training.data.examples import InMemoryDataset
 from ciml.training.data.snapshot import no_training_runs
-from ciml.training.estimators import ESTIMATORS, Fitted, Rows, check_experiment, check_use, fit, inputs_for
+from ciml.training.estimators import Fitted, Rows, check_use, fit, inputs_for
 from ciml.training.evaluation.baselines import COMPARED, NUMBERS, number_of, numbers_for, predict_by
 from ciml.training.evaluation.candidate import calibration_figures
 from ciml.training.evaluation.metrics import evaluate, scores
-from ciml.training.experiment import ALIASES, NORMALISATION, Experiment, refresh_key
+from ciml.training.experiment import NORMALISATION, Experiment, refresh_key
+from ciml.training.experiments.results import RESULT, experiment_store
 from ciml.training.normalise import Normalisation
 from ciml.training.train import trained_roles
 from ciml.transforms.examples.prepare import run_means
 from ciml.verdict_rules import LearnedRanges
 
 _FORMAT = 1
-RESULT = "result.json"
-
-
-def experiment_store(experiments: Store, name: str) -> Store:
-    """Return the folder of an experiment. The name is validated, since it may come from a user."""
-    Experiment.from_json({"name": name}, "experiment")
-    return experiments.child(name)
-
-
-def create_experiment(experiments: Store, experiment: Experiment) -> bool:
-    """Store an experiment under its name; return False if it is stored already.
-
-    Raises:
-      CimlError: if it is invalid, or a different one has that name.
-    """
-    check_experiment(experiment)
-    store = experiment_store(experiments, experiment.name)
-    if store.create("experiment.json", seal(canonical_json(experiment.to_json()))):
-        return True
-    stored = load_experiment(experiments, experiment.name)
-    old = stored.to_json()
-    new = experiment.to_json()
-    differ = [f"{key} is {old.get(key)}, not {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
-    if differ:
-        raise CimlError(
-            f"experiment {experiment.name!r} exists with other values: {'; '.join(differ)}; choose another name"
-        )
-    return False
-
-
-def experiment_of(estimator: str, parameters: Mapping[str, Any] | None = None, name: str | None = None) -> Experiment:
-    """Return an experiment of an estimator.
-
-    Args:
-      estimator: its name, or an alias of the talk.
-      parameters: keys of an experiment; others are parameters of scikit-learn's estimator.
-      name: of the experiment; by default the estimator and a digest of all values.
-
-    Raises:
-      CimlError: an unknown estimator or parameter.
-    """
-    keys = dict(parameters or {})
-    estimator_kind = ESTIMATORS.get(ALIASES.get(estimator, estimator))
-    if estimator_kind is not None and not estimator_kind.network:
-        fields = set(Experiment.__struct_fields__)
-        sklearn_values = {key: keys.pop(key) for key in list(keys) if key not in fields}
-        keys["parameters"] = {**keys.get("parameters", {}), **sklearn_values}
-    experiment = Experiment.from_json({**keys, "estimator": estimator, **({"name": name} if name else {})})
-    if name:
-        return experiment
-    values = {key: value for key, value in experiment.to_json().items() if key != "name"}
-    return experiment.replace(name=f"{experiment.estimator}-{sha256_json(values)[:8]}")
-
-
-def load_experiment(experiments: Store, name: str) -> Experiment:
-    """Load a stored experiment. Raises `CimlError` for an unknown name."""
-    store = experiment_store(experiments, name)
-    value = read_stored(store, "experiment.json")
-    if value is None:
-        raise UnknownExperimentError(f"no experiment {name!r} in {experiments.url()}; define it first")
-    return Experiment.from_json(value, store.url("experiment.json"))
-
-
-def experiment_names(experiments: Store) -> list[str]:
-    """Return the names of all experiments, sorted."""
-    paths = (path.split("/") for path in experiments.list())
-    return sorted(parts[0] for parts in paths if parts[1:] == ["experiment.json"])
-
-
-def results_of(experiments: Store, name: str) -> list[dict[str, Any]]:
-    """Return all results of an experiment, by data set, unordered within a data set."""
-    store = experiment_store(experiments, name)
-    paths = [path for path in store.list("results") if path.endswith(f"/{RESULT}")]
-    return [result for path in paths if (result := read_stored(store, path)) is not None]
 
 
 @dataclass(frozen=True)
@@ -137,6 +57,93 @@ class Trial:
     tensorboard: Path | None = None
     progress: Progress | None = None
 
+    def run(self) -> tuple[dict[str, Any], bool]:
+        """Train, test and store, or return the stored result. Only this method reads the test runs.
+
+        Returns:
+          The result, see docs/experiments.md, and whether it is new.
+        """
+        stored = read_stored(self.store, RESULT)
+        if stored is not None:
+            return stored, False
+        snapshot = self.dataset.snapshot
+        dev = self.dev_positions
+        test = self.dataset.of("test")
+        positions = np.concatenate([dev, test])
+        rows = self.rows_at(positions)
+        uncalibrated = self.fitted.predict(rows.inputs, rows.n_windows)
+        answers = self._calibrate(uncalibrated)
+        predictions = _predictions_file(self.dataset, positions, answers)
+        predictions_name = f"predictions-{hashlib.sha256(predictions).hexdigest()[:16]}.parquet"
+        self.store.create(predictions_name, predictions)
+        test_answers = answers[len(dev) :]
+        result = {
+            "format": _FORMAT,
+            "experiment": self.experiment.to_json(),
+            "normalisation": NORMALISATION,
+            "dataset": snapshot.dataset,
+            "snapshot": snapshot.summary(),
+            "training": self.fitted.to_json(),
+            "dev": self._scores(answers[: len(dev)], dev) if dev.size else None,
+            "test": self._scores(test_answers, test),
+            **self._calibration_figures(uncalibrated[len(dev) :], test_answers, test),
+            "baselines": self._baselines(self.dataset, test, self.dataset.rows.labels[test]),
+            "predictions": predictions_name,
+        }
+        return self._store(RESULT, result)
+
+    def run_on(self, other: InMemoryDataset) -> tuple[dict[str, Any], bool]:
+        """Evaluate the model on the test runs of another data set.
+
+        Runs that the model was trained on, and those of a class that it does not have, are omitted and counted.
+
+        Returns:
+          The `scores`, with the number of omitted runs, and whether they are new.
+
+        Raises:
+          CimlError: if the examples of that data set have other features or another length.
+        """
+        _check_alike(self.dataset, other)
+        name = f"on-{other.snapshot.dataset}-{other.snapshot.digest[:16]}.json"
+        stored = read_stored(self.store, name)
+        if stored is not None:
+            return stored, False
+        classes = self.dataset.snapshot.resolved.classes
+        train_runs = {self.dataset.facts[position].run_id for position in self.train_positions}
+        test = other.of("test")
+        unseen = [position for position in test if other.facts[position].run_id not in train_runs]
+        # The label of the model's class by the other data set's label of the same class.
+        own_label = {
+            label: classes.index(name) for label, name in enumerate(other.snapshot.resolved.classes) if name in classes
+        }
+        positions = np.array(
+            [position for position in unseen if int(other.rows.labels[position]) in own_label], np.int64
+        )
+        rows = self.rows_at(positions, other)
+        labels = np.array([own_label[label] for label in rows.labels.tolist()], np.int64)
+        answers = self._calibrate(self.fitted.predict(rows.inputs, rows.n_windows))
+        result = {
+            "dataset": other.snapshot.dataset,
+            "snapshot": other.snapshot.digest,
+            "left_out": {"trained_on": len(test) - len(unseen), "unknown_class": len(unseen) - len(positions)},
+            "test": scores(answers, labels, classes, self._train_labels, other.slices(positions)),
+            "baselines": self._baselines(other, positions, labels),
+        }
+        return self._store(name, result)
+
+    def cross_validate(
+        self, folds: int, hold_out: tuple[str, ...], progress: Progress | None = None
+    ) -> tuple[dict[str, Any], bool]:
+        """Run and store `ciml.training.evaluation.cross_validation.cross_validate`; return it and whether it is new."""
+        from ciml.training.evaluation.cross_validation import cross_validate
+
+        name = f"folds-{'+'.join(hold_out) or 'run'}-{folds}.json"
+        stored = read_stored(self.store, name)
+        if stored is not None:
+            return stored, False
+        result = cross_validate(self.experiment, self.dataset, folds=folds, hold_out=hold_out, progress=progress)
+        return self._store(name, result)
+
     @property
     def store(self) -> Store:
         """The folder of its results."""
@@ -145,22 +152,36 @@ class Trial:
         return experiment_store(self.experiments, self.experiment.name).child(f"results/{snapshot.dataset}/{key}")
 
     @cached_property
-    def learned(self) -> np.ndarray:
-        """Positions of the training runs, int64 [m]."""
+    def train_positions(self) -> np.ndarray:
+        """Positions of the training runs in the data set, int64 [m]."""
         roles = trained_roles(self.experiment, dev_from_train=self.dataset.snapshot.dev_from_train)
         positions = self.dataset.of(*roles)
         if not positions.size:
             raise no_training_runs(self.dataset.snapshot, self.dataset.of("test").size)
         return positions
 
+    @property
+    def _train_labels(self) -> np.ndarray:
+        labels: np.ndarray = self.dataset.rows.labels[self.train_positions]
+        return labels
+
+    @property
+    def dev_positions(self) -> np.ndarray:
+        """Positions of the dev runs that are not trained on."""
+        return np.setdiff1d(self.dataset.of("dev"), self.train_positions)
+
+    def rows_at(self, positions: np.ndarray, dataset: InMemoryDataset | None = None) -> Rows:
+        """Return runs as the estimator takes them: normalised by this trial's training split, if it needs that.
+
+        Args:
+          positions: int64 [n].
+          dataset: that of the positions; by default the trial's.
+        """
+        return inputs_for(self.experiment, self._normalisation, (dataset or self.dataset).rows.take(positions))
+
     @cached_property
     def _normalisation(self) -> Normalisation:
         return self.dataset.normalisation()
-
-    @property
-    def watched(self) -> np.ndarray:
-        """Positions of the dev runs that are not trained on."""
-        return np.setdiff1d(self.dataset.of("dev"), self.learned)
 
     @cached_property
     def fitted(self) -> Fitted:
@@ -169,12 +190,12 @@ class Trial:
         check_use(self.experiment, resolved)
         dev = None
         if self.experiment.early_stopping is not None:
-            dev = self.normal(self.watched)
+            dev = self.rows_at(self.dev_positions)
             if not len(dev):
                 raise CimlError("early stopping needs dev runs; give dev a weight in the data set's tdt_split")
         return fit(
             self.experiment,
-            self.normal(self.learned),
+            self.rows_at(self.train_positions),
             dev,
             len(resolved.classes),
             tensorboard=self.tensorboard,
@@ -186,171 +207,80 @@ class Trial:
         """The calibration, fitted on the dev runs on first use; None for an experiment without."""
         if self.experiment.calibration is None:
             return None
-        dev = self.watched
+        dev = self.dev_positions
         facts = self.dataset.facts
-        rows = self.normal(dev)
+        rows = self.rows_at(dev)
         return calibrate(
             self.experiment,
             self.dataset.snapshot.resolved,
             [facts[position] for position in dev],
             self.fitted.predict(rows.inputs, rows.n_windows),
             rows.labels,
-            used=[facts[position] for position in [*self.learned, *self.dataset.of("test")]],
+            used=[facts[position] for position in [*self.train_positions, *self.dataset.of("test")]],
             ranges=self._ranges,
         )
 
     def _ranges(self) -> LearnedRanges | None:
-        """Return the ranges of the runs that the model learned, and of those that calibrate it."""
-        positions = np.concatenate([self.learned, self.watched])
+        """Compute the ranges of the runs that the model learned, and of those that calibrate it."""
+        positions = np.concatenate([self.train_positions, self.dev_positions])
         rows = self.dataset.rows.take(positions)
         facts = [self.dataset.facts[position] for position in positions]
         return learned_ranges(run_means(rows.inputs, rows.n_windows), facts, self.dataset.snapshot.resolved.features)
 
-    def _apply(self, answers: np.ndarray) -> np.ndarray:
+    def _calibrate(self, answers: np.ndarray) -> np.ndarray:
         return answers if self.calibrated is None else self.calibrated.calibrator.apply(answers)
 
-    def normal(self, positions: np.ndarray, other: InMemoryDataset | None = None) -> Rows:
-        """Return runs (of another data set), normalised by this trial's training split if the estimator needs it."""
-        return inputs_for(self.experiment, self._normalisation, (other or self.dataset).rows.take(positions))
+    def _scores(self, answers: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
+        labels = self.dataset.rows.labels[positions]
+        classes = self.dataset.snapshot.resolved.classes
+        return scores(answers, labels, classes, self._train_labels, self.dataset.slices(positions))
 
-    def run(self) -> tuple[dict[str, Any], bool]:
-        """Train, test and store, or return the stored result. Only this method reads the test runs.
-
-        Returns:
-          The result, see docs/experiments.md, and whether it is new.
-        """
-        if (stored := read_stored(self.store, RESULT)) is not None:
-            return stored, False
-        snapshot = self.dataset.snapshot
-        watched = self.watched
-        test = self.dataset.of("test")
-        positions = np.concatenate([watched, test])
-        rows = self.normal(positions)
-        uncalibrated = self.fitted.predict(rows.inputs, rows.n_windows)
-        answers = self._apply(uncalibrated)
-        table = _predictions(self.dataset, positions, answers)
-        predictions = f"predictions-{hashlib.sha256(table).hexdigest()[:16]}.parquet"
-        self.store.create(predictions, table)
-        on_dev = answers[: len(watched)]
-        on_test = answers[len(watched) :]
-        result = {
-            "format": _FORMAT,
-            "experiment": self.experiment.to_json(),
-            "normalisation": NORMALISATION,
-            "dataset": snapshot.dataset,
-            "snapshot": snapshot.summary(),
-            "training": self.fitted.to_json(),
-            "dev": self._scores(on_dev, watched) if watched.size else None,
-            "test": self._scores(on_test, test),
-            **self._calibration(uncalibrated[len(watched) :], on_test, test),
-            "baselines": self._baselines(test),
-            "predictions": predictions,
-        }
-        return self._keep(RESULT, result)
-
-    def run_on(self, other: InMemoryDataset) -> tuple[dict[str, Any], bool]:
-        """Evaluate the model on the test runs of another data set.
-
-        Returns:
-          The `scores`, with the number of omitted runs, and whether they are new.
-
-        Raises:
-          CimlError: if the examples of that data set have other features or another length.
-        """
-        definition = self.dataset.snapshot.resolved
-        other_definition = other.snapshot.resolved
-        _check_alike(self.dataset, other)
-        name = f"on-{other.snapshot.dataset}-{other.snapshot.digest[:16]}.json"
-        if (stored := read_stored(self.store, name)) is not None:
-            return stored, False
-        learned_runs = {self.dataset.facts[position].run_id for position in self.learned}
-        test = other.of("test")
-        fresh = [position for position in test if other.facts[position].run_id not in learned_runs]
-        labels = {
-            label: definition.classes.index(name)
-            for label, name in enumerate(other_definition.classes)
-            if name in definition.classes
-        }
-        positions = np.array([position for position in fresh if int(other.rows.labels[position]) in labels], np.int64)
-        rows = self.normal(positions, other)
-        right = np.array([labels[label] for label in rows.labels.tolist()], np.int64)
-        figures = scores(
-            self._apply(self.fitted.predict(rows.inputs, rows.n_windows)),
-            right,
-            definition.classes,
-            self.dataset.rows.labels[self.learned],
-            other.slices(positions),
-        )
-        result = {
-            "dataset": other.snapshot.dataset,
-            "snapshot": other.snapshot.digest,
-            "left_out": {"trained_on": len(test) - len(fresh), "unknown_class": len(fresh) - len(positions)},
-            "test": figures,
-            "baselines": self._baselines(positions, other, right),
-        }
-        return self._keep(name, result)
-
-    def cross_validate(
-        self, folds: int, hold_out: tuple[str, ...], progress: Progress | None = None
-    ) -> tuple[dict[str, Any], bool]:
-        """Run and store `ciml.training.evaluation.cross_validation.cross_validate`; return it and whether it is new."""
-        from ciml.training.evaluation.cross_validation import cross_validate
-
-        name = f"folds-{'+'.join(hold_out) or 'run'}-{folds}.json"
-        if (stored := read_stored(self.store, name)) is not None:
-            return stored, False
-        result = cross_validate(self.experiment, self.dataset, folds=folds, hold_out=hold_out, progress=progress)
-        return self._keep(name, result)
-
-    def _keep(self, name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Store a result exclusively; if one exists, return that."""
-        new = self.store.create(name, seal(json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode()))
-        stored = read_stored(self.store, name)
-        if stored is None:
-            raise IntegrityError(f"{self.store.url(name)} was written, but is missing now")
-        return stored, new
-
-    def _calibration(self, answers: np.ndarray, calibrated: np.ndarray, test: np.ndarray) -> dict[str, Any]:
-        """Return what the result says of the calibration, see docs/training.md; nothing without one.
+    def _calibration_figures(
+        self, uncalibrated: np.ndarray, calibrated: np.ndarray, test: np.ndarray
+    ) -> dict[str, Any]:
+        """Return the result's figures of the calibration, see docs/training.md; none without a calibration.
 
         Args:
-          answers: float [n, C] of the test runs as the model gave them.
+          uncalibrated: float [n, C] of the test runs as the model gave them.
           calibrated: float [n, C], the same calibrated.
           test: positions of the n test runs.
         """
         if self.calibrated is None:
             return {}
         rows = self.dataset.rows.take(test)
-        learned = self.dataset.rows.labels[self.learned]
-        before = evaluate(answers, rows.labels, self.dataset.snapshot.resolved.classes, learned)
+        before = evaluate(uncalibrated, rows.labels, self.dataset.snapshot.resolved.classes, self._train_labels)
         jobs = [self.dataset.facts[position].build_name for position in test]
         return calibration_figures(self.calibrated, before, calibrated, rows, jobs)
 
-    def _scores(self, answers: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
-        labels = self.dataset.rows.labels
-        classes = self.dataset.snapshot.resolved.classes
-        return scores(answers, labels[positions], classes, labels[self.learned], self.dataset.slices(positions))
+    def _baselines(self, dataset: InMemoryDataset, positions: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """Return the scores of the one-number baselines, by name.
 
-    def _baselines(
-        self, positions: np.ndarray, other: InMemoryDataset | None = None, labels: np.ndarray | None = None
-    ) -> dict[str, Any]:
-        """Return the one-number baselines on the same runs, by name."""
-        dataset = other or self.dataset
+        Args:
+          dataset: that of the tested runs.
+          positions: those of the n tested runs.
+          labels: int64 [n], positions in the model's classes.
+        """
         resolved = self.dataset.snapshot.resolved
-        learned = self.dataset.rows.labels[self.learned]
+        train_runs = [self.dataset.facts[position] for position in self.train_positions]
+        tested_runs = [dataset.facts[position] for position in positions]
         baselines: dict[str, Any] = {}
         for name in numbers_for(resolved.definition):
-            train_values = number_of(
-                self.dataset.raw, name, [self.dataset.facts[position] for position in self.learned]
-            )
-            values = number_of(dataset.raw, name, [dataset.facts[position] for position in positions])
-            if train_values is None or values is None:
+            train_values = number_of(self.dataset.raw, name, train_runs)
+            tested_values = number_of(dataset.raw, name, tested_runs)
+            if train_values is None or tested_values is None:
                 continue
-            answers = predict_by(name, train_values, learned, values, len(resolved.classes))
-            right = dataset.rows.labels[positions] if labels is None else labels
-            figures = scores(answers, right, resolved.classes, learned)
+            answers = predict_by(name, train_values, self._train_labels, tested_values, len(resolved.classes))
+            figures = scores(answers, labels, resolved.classes, self._train_labels)
             baselines[name] = {"what": NUMBERS[name]} | {key: figures[key] for key in COMPARED}
         return baselines
+
+    def _store(self, name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Store a result exclusively. Return the stored one, perhaps of another process, and whether it is new."""
+        new = self.store.create(name, seal(json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode()))
+        stored = read_stored(self.store, name)
+        if stored is None:
+            raise IntegrityError(f"{self.store.url(name)} was written, but is missing now")
+        return stored, new
 
 
 def _check_alike(own: InMemoryDataset, other: InMemoryDataset) -> None:
@@ -379,17 +309,8 @@ def _shape(dataset: InMemoryDataset) -> dict[str, Any]:
     }
 
 
-def read_stored(store: Store, name: str) -> dict[str, Any] | None:
-    """Return a JSON object of a store, or None if it does not exist. Raises `IntegrityError` if it is damaged."""
-    try:
-        data = store.read(name)
-    except FileNotFoundError:
-        return None
-    return read_object(data, store.url(name))
-
-
-def _predictions(dataset: InMemoryDataset, positions: np.ndarray, answers: np.ndarray) -> bytes:
-    """Return a Parquet file with a row for each run: its id, its label, and the probability of each class."""
+def _predictions_file(dataset: InMemoryDataset, positions: np.ndarray, answers: np.ndarray) -> bytes:
+    """Encode predictions as Parquet, with a row for each run: its id, its label, and the probability of each class."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -24,14 +24,13 @@ from ciml.digest import canonical_json
 from ciml.errors import CimlError, IntegrityError, InvalidSettingError, NoTrainingDataError
 from ciml.settings import Settings
 from ciml.storage import Store
-from ciml.storage.json_files import seal
+from ciml.storage.json_files import read_stored, seal
 from ciml.training.data.examples import InMemoryDataset
 from ciml.training.estimators import check_experiment, check_use
 from ciml.training.evaluation.baselines import NUMBERS
 from ciml.training.evaluation.cross_validation import CVSplit, by_one_number, divide, held_out
 from ciml.training.evaluation.metrics import scores
 from ciml.training.experiment import NORMALISATION, Experiment
-from ciml.training.experiments.trials import read_stored
 from ciml.training.sweeps.definition import Axis, Metric, Sweep, Value, differences
 
 if TYPE_CHECKING:

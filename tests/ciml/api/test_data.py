@@ -14,7 +14,7 @@ import ciml
 from ciml.cli.main import cli
 from ciml.services.options import TrainerOptions
 from ciml.training.evaluation import metrics as scoring
-from ciml.training.experiments.trials import experiment_of
+from ciml.training.experiments.results import experiment_of
 from tests.ciml.api.conftest import SMALL
 from tests.ciml.api.made import RUNS, facts, write_log
 

@@ -19,8 +19,7 @@ from ciml.cli.talk_scripts import undashed
 from ciml.data_root import DataRoot
 from ciml.reports.experiments.comparison import comparison_page
 from ciml.training.evaluation import metrics as scoring
-from ciml.training.experiments.results import stored_trials
-from ciml.training.experiments.trials import experiment_names, load_experiment
+from ciml.training.experiments.results import experiment_names, load_experiment, stored_trials
 from tests.training.conftest import made  # noqa: F401  (a fixture)
 
 SCRIPTS = Path(sys.executable).parent

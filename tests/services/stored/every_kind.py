@@ -30,7 +30,8 @@ from ciml.training.data.examples import read_dataset
 from ciml.training.data.snapshot import make_snapshot, write_snapshot
 from ciml.training.exclusions import Exclusion, add
 from ciml.training.experiment import Experiment
-from ciml.training.experiments.trials import Trial, create_experiment
+from ciml.training.experiments.results import create_experiment
+from ciml.training.experiments.trials import Trial
 from ciml.training.refresh import write_metrics
 from ciml.training.sweeps.definition import Sweep
 from ciml.training.sweeps.study import Outcome as TrialOutcome

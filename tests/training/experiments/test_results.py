@@ -17,8 +17,7 @@ from ciml.storage.json_files import seal, without_seal
 from ciml.training.data.examples import InMemoryDataset, read_dataset
 from ciml.training.evaluation import metrics as scoring
 from ciml.training.evaluation.metrics import answers
-from ciml.training.experiments.results import Stored, named_results, stored_trials
-from ciml.training.experiments.trials import create_experiment
+from ciml.training.experiments.results import StoredTrial, create_experiment, named_results, stored_trials
 from ciml.trust import TrustPolicy
 from tests.training.experiments.test_trials import FOREST, trial
 
@@ -49,7 +48,7 @@ def data(trained: tuple[DataRoot, InMemoryDataset], tmp_path: Path) -> DataRoot:
     return DataRoot.open(tmp_path / "data")
 
 
-def only(data: DataRoot, *experiments: str) -> Stored:
+def only(data: DataRoot, *experiments: str) -> StoredTrial:
     (found,) = stored_trials(data.experiments, experiments)
     return found
 
@@ -64,7 +63,7 @@ def test_a_trial_is_read_as_it_was_stored(trained: tuple[DataRoot, InMemoryDatas
     assert found.snapshot == dataset.snapshot.digest
 
     predictions, test = found.predictions(), dataset.of("test")
-    rows = one.normal(test)
+    rows = one.rows_at(test)
     assert predictions is not None
     assert predictions.run_id.tolist() == [dataset.facts[position].run_id for position in test]
     assert predictions.labels.tolist() == rows.labels.tolist()
@@ -155,7 +154,7 @@ def test_reading_results_starts_no_thread_and_imports_no_pandas(data: DataRoot):
 import os, sys
 import numpy, pyarrow.compute, pyarrow.parquet
 from ciml.data_root import DataRoot
-from ciml.training.experiments.results import compare
+from ciml.training.experiments.comparison import compare
 from ciml.training.experiments.results import named_results
 before = len(os.listdir("/proc/self/task"))
 (row,) = compare(named_results(DataRoot.open({data.url!r}).experiments, ["forest"])).records()

@@ -26,7 +26,8 @@ from ciml.training.evaluation.cross_validation import cross_validate
 from ciml.training.evaluation.metrics import accuracy, scores
 from ciml.training.evaluation.text import result_lines
 from ciml.training.experiment import Experiment
-from ciml.training.experiments.trials import Trial, create_experiment, experiment_names, load_experiment, results_of
+from ciml.training.experiments.results import create_experiment, experiment_names, load_experiment, results_of
+from ciml.training.experiments.trials import Trial
 from ciml.training.refresh import TrainConfig, refresh
 from ciml.trust import TrustPolicy
 from tests.training.records import excluding, written
@@ -151,12 +152,12 @@ def test_a_calibration_keeps_dev_apart_and_moves_probabilities_not_classes(data:
     calibration = result["calibration"]
     assert (calibration["runs"], calibration["method"]) == (dataset.of("dev").size, "temperature")
     assert "verdicts" not in result  # a provider is no cause
-    rows = sure.normal(dataset.of("test"))
+    rows = sure.rows_at(dataset.of("test"))
     raw = sure.fitted.predict(rows.inputs, rows.n_windows)
     logits = np.log(np.maximum(raw, 1e-300)) / calibration["temperature"]
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     found = scores(
-        shares, rows.labels, dataset.snapshot.resolved.classes, dataset.rows.labels[sure.learned], resamples=0
+        shares, rows.labels, dataset.snapshot.resolved.classes, dataset.rows.labels[sure.train_positions], resamples=0
     )
     assert result["test"]["log_loss"] == pytest.approx(found["log_loss"], abs=1e-4)
     assert result["test"]["accuracy"]["value"] == found["accuracy"]["value"]
@@ -205,12 +206,12 @@ def test_a_model_is_evaluated_on_another_job(data: DataRoot, dataset: InMemoryDa
 
     assert new
     assert one.run_on(other) == (found, False)
-    seen = {dataset.facts[position].run_id for position in one.learned}
+    seen = {dataset.facts[position].run_id for position in one.train_positions}
     test = [position for position in other.of("test") if other.facts[position].run_id not in seen]
     assert found["test"]["runs"] == len(test)
     assert found["left_out"] == {"trained_on": other.of("test").size - len(test), "unknown_class": 0}
     assert found["left_out"]["trained_on"] > 0
-    rows = one.normal(np.array(test), other)
+    rows = one.rows_at(np.array(test), other)
     right = one.fitted.predict(rows.inputs, rows.n_windows).argmax(axis=1) == rows.labels
     assert found["test"]["accuracy"]["right"] == right.sum()
 

@@ -94,7 +94,7 @@ class HyperParameters(Options):
 def _define(name: str, data_path: str, parameters: HyperParameters) -> None:
     from ciml.data_root import DataRoot
     from ciml.training.experiment import Experiment
-    from ciml.training.experiments.trials import create_experiment, experiment_store
+    from ciml.training.experiments.results import create_experiment, experiment_store
 
     values = {key: value for key, value in asdict(parameters).items() if value not in (None, ())}
     if "optimizer" in values:
@@ -178,7 +178,7 @@ def show(options: ShowOptions) -> None:
       ciml experiment show wide --data-path DATA
       ciml experiment show --data-path DATA
     """
-    from ciml.training.experiments.trials import experiment_names, load_experiment, results_of
+    from ciml.training.experiments.results import experiment_names, load_experiment, results_of
 
     name = options.name
     stored = options.root.experiments
@@ -231,8 +231,9 @@ def compare(options: CompareOptions) -> None:
       ciml experiment compare --dataset cpu-load --csv results.csv --data-path DATA
       ciml experiment compare cpu-10s/forest cpu-1min/forest --json --data-path DATA
     """
-    from ciml.training.experiments.results import by_accuracy, named_results
-    from ciml.training.experiments.results import compare as compare_results
+    from ciml.training.experiments.comparison import by_accuracy
+    from ciml.training.experiments.comparison import compare as compare_results
+    from ciml.training.experiments.results import named_results
 
     if options.csv == "-" and options.json:
         raise click.UsageError("--csv - and --json both print to standard output; give one")

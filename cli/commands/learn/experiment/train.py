@@ -82,7 +82,8 @@ def train(options: TrainOptions) -> None:
         )
     from ciml.training.data.examples import read_dataset
     from ciml.training.exclusions import add, read_lines
-    from ciml.training.experiments.trials import Trial, create_experiment, experiment_of, load_experiment
+    from ciml.training.experiments.results import create_experiment, experiment_of, load_experiment
+    from ciml.training.experiments.trials import Trial
     from ciml.trust import TrustPolicy
 
     data = options.root

@@ -15,26 +15,27 @@ from hypothesis import strategies as st
 from ciml.intervals import wilson
 from ciml.storage import LocalStore
 from ciml.training.evaluation.metrics import paired_interval, scores
-from ciml.training.experiments.results import NO_PREDICTIONS, OTHER_RUNS, Predictions, Stored, by_accuracy, compare
+from ciml.training.experiments.comparison import NO_PREDICTIONS, OTHER_RUNS, by_accuracy, compare
+from ciml.training.experiments.results import Predictions, StoredTrial
 from tests.reports.test_results import of_b, predicted, stored
 
 LABELS = [0] * 12 + [1] * 8
 GOOD = predicted(LABELS, of_b(*[0.1] * 12, *[0.9] * 6, *[0.1] * 2))
 POOR = predicted(LABELS, of_b(*[0.9] * 9, *[0.1] * 3, *[0.9] * 7, 0.1))
 LUCKY = predicted([0, 1], of_b(0.1, 0.9))
-FOLDS_ONLY = Stored("folds", "tests", LocalStore("nowhere"), None, (), ())
+FOLDS_ONLY = StoredTrial("folds", "tests", LocalStore("nowhere"), None, (), ())
 
 
 def test_each_is_compared_with_the_first_in_the_order_given() -> None:
     trials = [(stored("poor", POOR), POOR), (FOLDS_ONLY, None), (stored("good", GOOD), GOOD)]
     poor, good = compare(trials).rows
-    assert (poor.name, poor.against, good.name) == ("poor", None, "good")
+    assert (poor.name, poor.paired, good.name) == ("poor", None, "good")
     # of 20 runs, good alone gets 9 right, poor alone 1: 11 of 1,024 splits are as uneven as that to one side
-    assert good.against is not None
-    assert (good.against["only_candidate"], good.against["only_champion"]) == (9, 1)
-    assert good.against["difference"] == pytest.approx(0.4)
-    assert good.against["mcnemar"] == pytest.approx(2 * 11 / 1024)
-    assert (good.against["low"], good.against["high"]) == paired_interval(GOOD.right, POOR.right)
+    assert good.paired is not None
+    assert (good.paired["only_candidate"], good.paired["only_champion"]) == (9, 1)
+    assert good.paired["difference"] == pytest.approx(0.4)
+    assert good.paired["mcnemar"] == pytest.approx(2 * 11 / 1024)
+    assert (good.paired["low"], good.paired["high"]) == paired_interval(GOOD.right, POOR.right)
 
 
 def test_they_are_ordered_by_accuracy_and_those_of_other_runs_are_last() -> None:
@@ -44,15 +45,15 @@ def test_they_are_ordered_by_accuracy_and_those_of_other_runs_are_last() -> None
         (FOLDS_ONLY, None),
     ]  # fmt: skip
     found = compare(by_accuracy(trials)).rows
-    assert [(one.name, one.same_runs, one.note) for one in found] == [
+    assert [(one.name, one.comparable, one.note) for one in found] == [
         ("gone", True, ""), ("good", True, NO_PREDICTIONS), ("poor", True, NO_PREDICTIONS),
         ("lucky", False, OTHER_RUNS),
     ]  # fmt: skip
-    assert [one.against for one in found] == [None] * 4  # the first one's predictions are missing
+    assert [one.paired for one in found] == [None] * 4  # the first one's predictions are missing
     best, poorer, other = compare(by_accuracy(trials[:3])).rows
     assert (best.name, poorer.name, other.note) == ("good", "poor", OTHER_RUNS)
-    assert poorer.against is not None
-    assert poorer.against["difference"] == pytest.approx(-0.4)
+    assert poorer.paired is not None
+    assert poorer.paired["difference"] == pytest.approx(-0.4)
     assert (compare([]).rows, by_accuracy([])) == ((), [])
 
 
@@ -65,8 +66,8 @@ def test_other_snapshots_are_compared_where_their_test_runs_are_the_same() -> No
     """An exclusion of a training run, or another resolution, leaves the test runs as they are."""
     other, moved = replace(stored("good", GOOD, digest="x"), dataset="minutes"), shuffled(GOOD)
     _, good = compare([(stored("poor", POOR), POOR), (other, moved)]).rows
-    assert good.against is not None
-    assert (good.same_runs, good.against["difference"]) == (True, pytest.approx(0.4))
+    assert good.paired is not None
+    assert (good.comparable, good.paired["difference"]) == (True, pytest.approx(0.4))
     # the same runs with another label, or other classes, are other test runs
     relabelled = predicted([1, *LABELS[1:]], GOOD.probabilities)
     renamed = predicted(LABELS, GOOD.probabilities, ("a", "c"))
