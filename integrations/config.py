@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.run_facts import check_source_name
+from ciml.events.run_id import check_source_name
 from ciml.http.addresses import parse_address
 from ciml.integrations.adapter import Adapter
 from ciml.integrations.registry import find_adapter

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ciml.errors import RejectedInput
-from ciml.events.fields import identifier, kind_of, text, time_us
+from ciml.events.fields import id_field, kind_of, text_field, time_field
 from ciml.events.records import Phase
 from ciml.events.redaction import shown
 from ciml.events.run_id import path_safe
@@ -90,7 +90,7 @@ def words(body: Mapping[str, Any], *path: str, most: int = 100) -> tuple[str, ..
     where = ".".join(path)
     if type(entries) is not list or len(entries) > most:
         raise RejectedInput("bad_field", f"{where}: want a list of at most {most} texts")
-    return tuple(text({"": entry}, "", f"{where}[{index}]") for index, entry in enumerate(entries))
+    return tuple(text_field({"": entry}, "", f"{where}[{index}]") for index, entry in enumerate(entries))
 
 
 def natural(body: Mapping[str, Any], *path: str) -> int:
@@ -163,7 +163,7 @@ def moment(body: Mapping[str, Any], *path: str) -> str | float | None:
     if type(time) is str and (spaced := _SPACED_TIME.fullmatch(time)):
         day, clock, hours, minutes = spaced.groups()
         time = f"{day}T{clock}{f'{hours}:{minutes}' if hours else 'Z'}"
-    time_us({path[-1]: time}, path[-1], "".join(f"{name}." for name in path[:-1]))
+    time_field({path[-1]: time}, path[-1], "".join(f"{name}." for name in path[:-1]))
     checked: str | float | None = time
     return checked
 
@@ -183,7 +183,7 @@ def differ(ours: str, theirs: str) -> str:
 def joined(*parts: str) -> str:
     """Return an identifier of several parts; "" where a part is unknown, or where it would hold a secret."""
     try:
-        return identifier({"": "/".join(parts)}, "") if all(parts) else ""
+        return id_field({"": "/".join(parts)}, "") if all(parts) else ""
     except RejectedInput:
         return ""
 
@@ -262,4 +262,4 @@ def _mapping(found: Any, path: Sequence[str]) -> Mapping[str, Any]:
 
 def _text(body: Mapping[str, Any], path: Sequence[str], limit: int) -> str:
     content = value(body, *path)
-    return text({path[-1]: content}, path[-1], "".join(f"{name}." for name in path[:-1]), limit)
+    return text_field({path[-1]: content}, path[-1], "".join(f"{name}." for name in path[:-1]), limit)

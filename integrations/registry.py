@@ -8,11 +8,12 @@ from importlib import metadata
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import Event, Rejection, decode_message, identity_alone
-from ciml.events.fields import identifier, is_proof, time_us
+from ciml.events.fields import id_field, is_proof, time_field
 from ciml.events.payloads import UNREADABLE_HEADERS, excess
 from ciml.events.records import Message, RunFacts
 from ciml.events.redaction import shown
-from ciml.events.run_facts import facts_from_run, run_identity, source_name
+from ciml.events.run_facts import facts_from_run, run_identity
+from ciml.events.run_id import source_name
 from ciml.events.updates import fact_update
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
 from ciml.integrations.review import System
@@ -151,7 +152,7 @@ def _texts(message: Message) -> dict[str, str]:
 
 
 def _event(reading: Reading | Ignored, source: str, adapter: str, auth: str) -> Event:
-    event_id = identifier({"id": reading.id}, "id")
+    event_id = id_field({"id": reading.id}, "id")
     if not event_id:
         raise RejectedInput("missing_field", "id")
     key = f"{source}+{auth} {event_id}" if auth else f"{source} {event_id}"
@@ -170,7 +171,7 @@ def _event(reading: Reading | Ignored, source: str, adapter: str, auth: str) -> 
             facts.setdefault(result.run_id, result.replace(adapter=adapter, auth=auth))
         else:
             rejections.append(result)
-    when_us = time_us({"time": reading.time}, "time")
+    when_us = time_field({"time": reading.time}, "time")
     updates = tuple(
         fact_update(source, update.subject, update.facts, auth, when_us, update.only, update.by)
         for update in reading.updates

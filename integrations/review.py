@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from ciml.errors import CimlError, EngineError
-from ciml.events.run_facts import check_source_name
+from ciml.events.run_id import check_source_name
 from ciml.globs import glob_pattern
 from ciml.http.outgoing import tls_context
 from ciml.settings import Settings, check_range, checked

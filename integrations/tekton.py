@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ciml.errors import RejectedInput
-from ciml.events.fields import text
+from ciml.events.fields import raw_text_field
 from ciml.events.records import Phase
 from ciml.events.redaction import shown
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
@@ -50,7 +50,7 @@ def read(delivery: Delivery) -> Reading | Ignored:
     status = maybe(task_run, "status")
     if phase == "finished" and _condition(status).get("status") != _STATUS[named[2]]:
         raise RejectedInput("bad_field", f"taskRun.status: its condition Succeeded is not {_STATUS[named[2]]}")
-    log = text(maybe(task_run, "metadata", "annotations"), LOG, limit=MAX_URL_CHARACTERS, keep_secrets=True)
+    log = raw_text_field(maybe(task_run, "metadata", "annotations"), LOG, limit=MAX_URL_CHARACTERS)
     earlier = objects(task_run, "status", "retriesStatus", most=_MOST)
     runs = [Run(phase, _attempt(task_run, status, phase, len(earlier) + 1, log))]
     if "{attempt}" in log:

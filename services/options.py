@@ -136,7 +136,7 @@ class IngestOptions(TopicOptions, IngestPolicyOptions):
           CimlError: for an unreadable policy, an option that is not a pair, or an unknown URL scheme.
         """
         from ciml.data_root import DataRoot
-        from ciml.events.run_facts import source_names
+        from ciml.events.run_id import source_names
         from ciml.pipelines.ingest.committer import IngestConfig
         from ciml.transforms.fetch.policy import FetchPolicy
         from ciml.transforms.ingest.decode import ALL_JOBS

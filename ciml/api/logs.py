@@ -114,10 +114,10 @@ def tables_of(runs: Iterable[Run], zone: str | None) -> Iterator[pa.Table | Reje
 
 def micros(moment: Moment | None, name: str) -> int | None:
     """Return a moment as epoch microseconds. Raises `CimlError`, naming the argument, for an invalid one."""
-    from ciml.events.fields import time_us
+    from ciml.events.fields import time_field
 
     value = moment.isoformat() if isinstance(moment, datetime) else moment
     try:
-        return time_us({name: value}, name)
+        return time_field({name: value}, name)
     except RejectedInput as rejected:
         raise CimlError(rejected.detail) from None

@@ -13,17 +13,13 @@ from typing import Any, Literal, NamedTuple
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.fields import identifier, iso_time, kind_of, needed_text, parse_json, time_us
+from ciml.events.fields import id_field, iso_time, kind_of, required_text_field, time_field
+from ciml.events.json_input import parse_json
 from ciml.events.payloads import UNREADABLE_HEADERS, excess
 from ciml.events.records import FactUpdate, Message, Phase, RunFacts
 from ciml.events.redaction import redact_url, shown
-from ciml.events.run_facts import (
-    facts_from_run,
-    run_from_facts,
-    run_identity,
-    source_name,
-)
-from ciml.events.run_id import RunId
+from ciml.events.run_facts import facts_from_run, run_from_facts, run_identity
+from ciml.events.run_id import RunId, source_name
 from ciml.limits import MAX_EVENT_RUNS, MAX_ID_CHARACTERS
 
 #: Headers of a CloudEvent in structured mode.
@@ -109,7 +105,7 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
 
     Args:
       message: the message as it was read.
-      names: CloudEvent source -> source name in the run ids, as `ciml.events.run_facts.source_name` takes them.
+      names: CloudEvent source -> source name in the run ids, as `ciml.events.run_id.source_name` takes them.
 
     Raises:
       RejectedInput: with one of `REASONS`, where no run can be identified. A fault in a run that has an id goes into
@@ -122,18 +118,18 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
     if message.headers == UNREADABLE_HEADERS:
         raise RejectedInput("not_an_event", "a header name is not UTF-8")
     attributes, data = open_cloudevent(message.value, message.headers)
-    ce_source = needed_text(attributes, "source", limit=MAX_ID_CHARACTERS)
-    ce_id = identifier(attributes, "id")
+    ce_source = required_text_field(attributes, "source", limit=MAX_ID_CHARACTERS)
+    ce_id = id_field(attributes, "id")
     if not ce_id:
         raise RejectedInput("missing_field", "id")
-    ce_type = needed_text(attributes, "type", limit=256)
+    ce_type = required_text_field(attributes, "type", limit=256)
     phase = PHASES.get(ce_type)
     if phase is None:
         raise RejectedInput("unknown_type", f"type: {shown(ce_type)}")
     ce_source = _plain_source(ce_source)
     if not ce_source or " " in ce_source:
         raise RejectedInput("bad_field", "source: want a URI reference")
-    when_us = time_us(attributes, "time")
+    when_us = time_field(attributes, "time")
     source = source_name(ce_source, names)
     if data is None:
         raise RejectedInput("missing_field", "data")

@@ -21,9 +21,11 @@ from itertools import count
 from typing import IO, Any, NamedTuple
 
 from ciml.errors import CimlError, EngineError, RejectedInput
-from ciml.events.fields import kind_of, parse_json
+from ciml.events.fields import kind_of
+from ciml.events.json_input import parse_json
 from ciml.events.records import Message, Origin, Outcome, RunFacts
-from ciml.events.run_facts import check_source_name, listed_run, run_identity
+from ciml.events.run_facts import listed_run, run_identity
+from ciml.events.run_id import check_source_name
 from ciml.limits import MAX_LISTING_BYTES, MAX_LISTING_LINE_BYTES
 from ciml.storage import open_store
 

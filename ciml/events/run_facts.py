@@ -2,90 +2,52 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from ciml.errors import CimlError, RejectedInput
-from ciml.events.fields import identifier, iso_time, label_text, labels, needed_text, text, time_us
+from ciml.errors import RejectedInput
+from ciml.events.fields import (
+    CACHED_CHARACTERS,
+    id_field,
+    is_clean,
+    iso_time,
+    kind_of,
+    raw_text_field,
+    required_text_field,
+    text_field,
+    time_field,
+)
 from ciml.events.outcomes import OUTCOMES, normal_word, outcome_of
 from ciml.events.records import OutcomeWord, Phase, RunFacts
-from ciml.events.redaction import redact_url, shown
+from ciml.events.redaction import REDACTED, hides, is_secret_name, redact_text, redact_url, shown
 from ciml.events.run_id import RunId, path_safe
-from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_LABELS, MAX_SUBJECTS, MAX_URL_CHARACTERS
+from ciml.limits import (
+    MAX_JOB_PATH_CHARACTERS,
+    MAX_LABEL_NAME_CHARACTERS,
+    MAX_LABELS,
+    MAX_SUBJECTS,
+    MAX_TEXT_CHARACTERS,
+    MAX_URL_CHARACTERS,
+)
 
 #: The `RunFacts.event` of a run from a listing. Messages that claim it are rejected, so a policy can rely on it.
 LISTING = "listing"
 
-_SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_OTHER_CHARACTERS = re.compile(r"[^a-z0-9]+")
-#: In the order of the fields of `RunFacts`, which are given by position: decoding is a hot path.
+#: Text fields, in the order of the fields of `RunFacts`.
 _TEXTS = ("pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour")
-#: Fields that adapters fill. A producer of ciml's own events may too. ``auth`` is none: only a receiver sets it.
-_FURTHER = frozenset({"fork", "owner", "head", "url", "attempt_of", "subjects"})
+#: Fields that adapters fill. A producer of ciml's own events may too. ``auth`` is not one: only a receiver sets it.
+_ADAPTER_FIELDS = frozenset({"fork", "owner", "head", "url", "attempt_of", "subjects"})
+#: Names of text fields in listings, where they differ.
 _LISTING_NAMES = {"provider": "node_provider", "region": "node_region", "flavour": "node_flavor"}
-_LISTING_TAKEN = {
+#: Fields of a listing's line that do not become labels.
+_LISTING_FIELDS = {
     *"build_uuid build_name attempt outcome result start_time end_time log_path log_url labels".split(),
     *_TEXTS,
     *_LISTING_NAMES.values(),
 }
-
-
-#: In a mapping of source names: any CloudEvent source without an entry of its own.
-ANY_SOURCE = "*"
-
-
-def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
-    """Return the run ids' source for a CloudEvent source: its configured name, or the source itself.
-
-    A source without an entry must be a valid name itself, so that two sources never become one.
-
-    Args:
-      source: the CloudEvent's source.
-      names: CloudEvent source -> name; under `ANY_SOURCE` the name of all others.
-
-    Raises:
-      RejectedInput: ``bad_field``, it has no name, or another source has its name.
-    """
-    names = names or {}
-    named = names.get(source) or names.get(ANY_SOURCE)
-    if named:
-        return named
-    if not _SLUG.fullmatch(source):
-        proposal = (
-            _OTHER_CHARACTERS.sub("-", re.sub(r"^https?:", "", source.lower())).strip("-")[:63].rstrip("-") or "NAME"
-        )
-        quoted = shown(source)
-        raise RejectedInput("bad_field", f"source: {quoted} has no configured name; add --source {quoted}={proposal}")
-    if source in names.values():
-        raise RejectedInput("bad_field", f"source: {source} is the configured name of another source")
-    return source
-
-
-def check_source_name(name: str) -> str:
-    """Return the name if it is a valid source name.
-
-    Raises:
-      CimlError: the name is invalid.
-    """
-    if not _SLUG.fullmatch(name):
-        raise CimlError(f"{name!r:.80} is not a source name; use lower-case letters, digits and dashes")
-    return name
-
-
-def source_names(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Check pairs of a CloudEvent source (or `ANY_SOURCE`) and its name.
-
-    Raises:
-      CimlError: an invalid name, or two names for one source.
-    """
-    names: dict[str, str] = {}
-    for source, name in pairs:
-        if names.setdefault(source, check_source_name(name)) != name:
-            raise CimlError(f"--source: {source!r:.80} has two names, {names[source]} and {name}; give one")
-    return tuple(names.items())
 
 
 def run_identity(run: Mapping[str, Any], source: str, where: str = "", name: str = "id") -> RunId:
@@ -94,7 +56,7 @@ def run_identity(run: Mapping[str, Any], source: str, where: str = "", name: str
     Raises:
       RejectedInput: ``missing_field`` or ``bad_run_id``.
     """
-    native = identifier(run, name, where, "bad_run_id")
+    native = id_field(run, name, where, "bad_run_id")
     if not native:
         raise RejectedInput("missing_field", f"{where}{name}")
     attempt = run.get("attempt")
@@ -123,61 +85,24 @@ def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
     Raises:
       RejectedInput: ``missing_field``, ``bad_field`` or ``bad_time``.
     """
-    job, outcome, result, start_us, end_us = _ending(run, "job", phase, where)
-    event = text(run, "event", where)
+    course = _course(run, "job", phase, where)
+    event = text_field(run, "event", where)
     if event == LISTING:
         raise RejectedInput("bad_field", f"{where}event: {LISTING!r} is reserved for listings")
-    address = text(run, "log_url", where, MAX_URL_CHARACTERS, keep_secrets=True)
-    texts = [text(run, name, where) for name in _TEXTS]
-    values: list[Any] = [identity.encode(), identity.native_id, job, phase, outcome, result, identity.source, event]
-    values += [*texts, redact_url(address), start_us, end_us, labels(run.get("labels"), where)]
-    facts = RunFacts(*values)
-    if run.keys() & _FURTHER:
-        facts = facts.replace(**_further(run, where))
+    address = raw_text_field(run, "log_url", where, MAX_URL_CHARACTERS)
+    texts = [text_field(run, name, where) for name in _TEXTS]
+    labels = check_labels(run.get("labels"), where)
+    facts = _facts(identity, phase, course, identity.source, event, texts, address, labels)
+    if run.keys() & _ADAPTER_FIELDS:
+        facts = facts.replace(
+            fork=_fork(run, where),
+            owner=text_field(run, "owner", where),
+            head=text_field(run, "head", where),
+            url=text_field(run, "url", where, MAX_URL_CHARACTERS),
+            attempt_of=id_field(run, "attempt_of", where),
+            subjects=_subjects(run.get("subjects"), where),
+        )
     return facts, address
-
-
-def _ending(
-    run: Mapping[str, Any], job: str, phase: Phase, where: str
-) -> tuple[str, OutcomeWord | None, str, int | None, int | None]:
-    """Return job, outcome, result, start and end of a run. ``job`` is the name of the job's field."""
-    job_name = needed_text(run, job, where)
-    _check_job(job_name, f"{where}{job}")
-    start_us, end_us = _times(run, where)
-    result = text(run, "result", where)
-    if phase != "finished":
-        return job_name, None, result, start_us, end_us
-    outcome = _outcome(run, result, where)
-    if start_us is None and end_us is None:
-        raise RejectedInput("missing_field", f"{where}start_time")
-    return job_name, outcome, result, start_us, end_us
-
-
-def _further(run: Mapping[str, Any], where: str) -> dict[str, Any]:
-    return {
-        "fork": _fork(run, where),
-        "owner": text(run, "owner", where),
-        "head": text(run, "head", where),
-        "url": text(run, "url", where, MAX_URL_CHARACTERS),
-        "attempt_of": identifier(run, "attempt_of", where),
-        "subjects": _subjects(run.get("subjects"), where),
-    }
-
-
-def _fork(run: Mapping[str, Any], where: str) -> str:
-    value = run.get("fork")
-    forms = {None: "", "": "", "yes": "yes", "no": "no", True: "yes", False: "no"}
-    if type(value) in (str, bool, type(None)) and value in forms:
-        return forms[value]
-    raise RejectedInput("bad_field", f"{where}fork: want yes or no")
-
-
-def _subjects(value: Any, where: str) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if type(value) not in (list, tuple) or len(value) > MAX_SUBJECTS:
-        raise RejectedInput("bad_field", f"{where}subjects: want a list of at most {MAX_SUBJECTS} texts")
-    return tuple(identifier({"subjects": subject}, "subjects", where) for subject in value)
 
 
 def run_from_facts(facts: RunFacts) -> dict[str, Any]:
@@ -225,7 +150,8 @@ def facts_from_listing(
     Raises:
       RejectedInput: as for events, with the listing's field names.
     """
-    return listed_run(line, run_identity(line, runs_of or source, name="build_uuid"), source, logs)[0]
+    facts, _ = listed_run(line, run_identity(line, runs_of or source, name="build_uuid"), source, logs)
+    return facts
 
 
 def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str) -> tuple[RunFacts, str]:
@@ -234,27 +160,14 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
     Raises:
       RejectedInput: ``missing_field``, ``bad_field`` or ``bad_time``.
     """
-    job, outcome, result, start_us, end_us = _ending(line, "build_name", "finished", "")
-    texts = [text(line, _LISTING_NAMES.get(name, name)) or text(line, name) for name in _TEXTS]
-    addresses = (text(line, name, limit=MAX_URL_CHARACTERS, keep_secrets=True) for name in ("log_path", "log_url"))
-    address = next(filter(None, addresses), "")
+    course = _course(line, "build_name", "finished", "")
+    texts = [text_field(line, _LISTING_NAMES.get(name, name)) or text_field(line, name) for name in _TEXTS]
+    address = raw_text_field(line, "log_path", limit=MAX_URL_CHARACTERS)
+    address = address or raw_text_field(line, "log_url", limit=MAX_URL_CHARACTERS)
     if logs and address:
         address = log_address(logs, address)
-    more = labels(line.get("labels"))
-    further = dict[str, str]()
-    for name, value in line.items():
-        if name in _LISTING_TAKEN or value is None or type(value) in (list, dict):
-            continue
-        label = label_text(value)
-        if label is None:
-            raise RejectedInput("bad_field", f"{shown(name)}: too long, unprintable or not a finite number")
-        further[name] = label
-    if (count := len(more.keys() | further.keys())) > MAX_LABELS:
-        raise RejectedInput("bad_field", f"{count} further fields, at most {MAX_LABELS}")
-    more.update(labels(further))
-    values: list[Any] = [identity.encode(), identity.native_id, job, "finished", outcome, result, source, LISTING]
-    values += [*texts, redact_url(address), start_us, end_us, more]
-    return RunFacts(*values), address
+    labels = _listed_labels(line)
+    return _facts(identity, "finished", course, source, LISTING, texts, address, labels), address
 
 
 def log_address(logs: str, path: str) -> str:
@@ -284,12 +197,30 @@ def _folder_address(folder: str) -> str:
     return Path(folder).absolute().as_uri().rstrip("/")
 
 
-def _times(run: Mapping[str, Any], where: str) -> tuple[int | None, int | None]:
-    start_us = time_us(run, "start_time", where)
-    end_us = time_us(run, "end_time", where)
+class _Course(NamedTuple):
+    """The job of a run, how it ended, and when. A run that has not finished has no outcome."""
+
+    job: str
+    outcome: OutcomeWord | None
+    result: str
+    start_us: int | None
+    end_us: int | None
+
+
+def _course(run: Mapping[str, Any], job_field: str, phase: Phase, where: str) -> _Course:
+    job = required_text_field(run, job_field, where)
+    _check_job(job, f"{where}{job_field}")
+    start_us = time_field(run, "start_time", where)
+    end_us = time_field(run, "end_time", where)
     if start_us is not None and end_us is not None and end_us < start_us:
         raise RejectedInput("bad_time", f"{where}end_time: before start_time")
-    return start_us, end_us
+    result = text_field(run, "result", where)
+    if phase != "finished":
+        return _Course(job, None, result, start_us, end_us)
+    outcome = _outcome(run, result, where)
+    if start_us is None and end_us is None:
+        raise RejectedInput("missing_field", f"{where}start_time")
+    return _Course(job, outcome, result, start_us, end_us)
 
 
 def _check_job(job: str, where: str) -> None:
@@ -301,9 +232,9 @@ def _check_job(job: str, where: str) -> None:
 
 def _outcome(run: Mapping[str, Any], result: str, where: str) -> OutcomeWord:
     """Return ``outcome``, else the outcome of the producer's own word. An unknown word is rejected, never guessed."""
-    word = text(run, "outcome", where)
+    word = text_field(run, "outcome", where)
     if word in OUTCOMES:
-        return word  # type: ignore[return-value]
+        return word  # type: ignore[return-value]  # OUTCOMES holds exactly the words of OutcomeWord
     if word:
         choices = ", ".join(sorted(OUTCOMES))
         raise RejectedInput("bad_field", f"{where}outcome: unknown {word!r:.80}; choose from {choices}")
@@ -315,3 +246,116 @@ def _outcome(run: Mapping[str, Any], result: str, where: str) -> OutcomeWord:
             "bad_field", f"{where}result: {normal_word(result)!r:.80} is an unknown word; set outcome too"
         )
     return outcome
+
+
+def _facts(
+    identity: RunId,
+    phase: Phase,
+    course: _Course,
+    source: str,
+    event: str,
+    texts: list[str],
+    address: str,
+    labels: dict[str, str],
+) -> RunFacts:
+    """Return facts. They are given by position, which is faster: decoding is a hot path."""
+    values: list[Any] = [identity.encode(), identity.native_id, course.job, phase, course.outcome, course.result]
+    values += [source, event, *texts, redact_url(address), course.start_us, course.end_us, labels]
+    return RunFacts(*values)
+
+
+def _fork(run: Mapping[str, Any], where: str) -> str:
+    value = run.get("fork")
+    forms = {None: "", "": "", "yes": "yes", "no": "no", True: "yes", False: "no"}
+    if type(value) in (str, bool, type(None)) and value in forms:
+        return forms[value]
+    raise RejectedInput("bad_field", f"{where}fork: want yes or no")
+
+
+def _subjects(value: Any, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if type(value) not in (list, tuple) or len(value) > MAX_SUBJECTS:
+        raise RejectedInput("bad_field", f"{where}subjects: want a list of at most {MAX_SUBJECTS} texts")
+    return tuple(id_field({"subjects": subject}, "subjects", where) for subject in value)
+
+
+def _listed_labels(line: Mapping[str, Any]) -> dict[str, str]:
+    """Return the labels of a listed run: those below ``labels``, and its further fields that hold a scalar."""
+    labels = check_labels(line.get("labels"))
+    further: dict[str, str] = {}
+    for name, value in line.items():
+        if name in _LISTING_FIELDS or value is None or type(value) in (list, dict):
+            continue
+        label = _label_text(value)
+        if label is None:
+            raise RejectedInput("bad_field", f"{shown(name)}: too long, unprintable or not a finite number")
+        further[name] = label
+    count = len(labels.keys() | further.keys())
+    if count > MAX_LABELS:
+        raise RejectedInput("bad_field", f"{count} further fields, at most {MAX_LABELS}")
+    return {**labels, **check_labels(further)}
+
+
+def check_labels(value: Any, where: str = "") -> dict[str, str]:
+    """Return the labels of a run: at most `MAX_LABELS` scalars under clean names; nulls are left out.
+
+    Raises:
+      RejectedInput: ``bad_field``.
+    """
+    if value is None:
+        return {}
+    if type(value) is not dict:
+        raise RejectedInput("bad_field", f"{where}labels: want an object, not {kind_of(value)}")
+    if len(value) > MAX_LABELS:
+        raise RejectedInput("bad_field", f"{where}labels: {len(value)} labels, at most {MAX_LABELS}")
+    labels: dict[str, str] = {}
+    for key, item in value.items():
+        label_name = _label_name(key)
+        if label_name is None:
+            raise RejectedInput("bad_field", f"{where}labels: the name {shown(key)} is empty, too long or not clean")
+        name, is_secret = label_name
+        if item is None:
+            continue
+        if is_secret and type(item) in (str, int, float) and item and hides(name, item):
+            labels[name] = REDACTED
+            continue
+        is_short = type(item) is str and len(item) <= CACHED_CHARACTERS
+        label = _short_label(item) if is_short else _label_text(item)
+        if label is None:
+            raise RejectedInput(
+                "bad_field", f"{where}labels.{name}: want a short printable text or a number, got {kind_of(item)}"
+            )
+        labels[name] = label
+    return labels
+
+
+class _LabelName(NamedTuple):
+    """The name of a label, without the secrets in it, and whether its values may be secret."""
+
+    text: str
+    is_secret: bool
+
+
+@lru_cache(maxsize=1024)
+def _label_name(name: str) -> _LabelName | None:
+    """Return the checked name; None for an invalid one."""
+    if not name or len(name) > MAX_LABEL_NAME_CHARACTERS or not is_clean(name):
+        return None
+    return _LabelName(redact_text(name), is_secret_name(name))
+
+
+def _label_text(value: Any) -> str | None:
+    """Return a scalar as a label's text (true, false and numbers as in JSON), or None for anything else."""
+    if type(value) is str:
+        if len(value) > MAX_TEXT_CHARACTERS or not is_clean(value):
+            return None
+        return redact_url(value) if "//" in value else redact_text(value)
+    if type(value) is bool:
+        return "true" if value else "false"
+    if type(value) is int and abs(value) < 1 << 63:
+        return str(value)
+    return repr(value) if type(value) is float and math.isfinite(value) else None
+
+
+_short_label = lru_cache(maxsize=8192)(_label_text)

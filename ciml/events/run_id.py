@@ -1,16 +1,23 @@
-"""The identity of a run: source / native id / attempt, encoded once and safe in a path."""
+"""The identity of a run: source / native id / attempt, encoded once and safe in a path.
+
+A source is a CI system. `source_name` and the functions after it check the names of sources.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from ciml.errors import RejectedInput
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import shown
 
 _SOURCE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+#: In a mapping of source names: any CloudEvent source without an entry of its own.
+ANY_SOURCE = "*"
+_OTHER_CHARACTERS = re.compile(r"[^a-z0-9]+")
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _MAX_ENCODED = 180  # leaves room for a digest and a suffix within the 255 bytes of a file name
 
@@ -80,3 +87,53 @@ def path_safe(text: str) -> str:
 def bounded_id(native: str, most: int = 100) -> str:
     """Return a native id, or its digest where it takes more than ``most`` characters of a path."""
     return native if len(path_safe(native)) <= most else hashlib.sha256(native.encode()).hexdigest()
+
+
+def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
+    """Return the run ids' source for a CloudEvent source: its configured name, or the source itself.
+
+    A source without an entry must be a valid name itself, so that two sources never become one.
+
+    Args:
+      source: the CloudEvent's source.
+      names: CloudEvent source -> name; under `ANY_SOURCE` the name of all others.
+
+    Raises:
+      RejectedInput: ``bad_field``, it has no name, or another source has its name.
+    """
+    names = names or {}
+    named = names.get(source) or names.get(ANY_SOURCE)
+    if named:
+        return named
+    if not _SOURCE.fullmatch(source):
+        words = _OTHER_CHARACTERS.sub("-", re.sub(r"^https?:", "", source.lower()))
+        proposal = words.strip("-")[:63].rstrip("-") or "NAME"
+        quoted = shown(source)
+        raise RejectedInput("bad_field", f"source: {quoted} has no configured name; add --source {quoted}={proposal}")
+    if source in names.values():
+        raise RejectedInput("bad_field", f"source: {source} is the configured name of another source")
+    return source
+
+
+def check_source_name(name: str) -> str:
+    """Return the name if it is a valid source name.
+
+    Raises:
+      CimlError: the name is invalid.
+    """
+    if not _SOURCE.fullmatch(name):
+        raise CimlError(f"{name!r:.80} is not a source name; use lower-case letters, digits and dashes")
+    return name
+
+
+def source_names(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Check pairs of a CloudEvent source (or `ANY_SOURCE`) and its name.
+
+    Raises:
+      CimlError: an invalid name, or two names for one source.
+    """
+    names: dict[str, str] = {}
+    for source, name in pairs:
+        if names.setdefault(source, check_source_name(name)) != name:
+            raise CimlError(f"--source: {source!r:.80} has two names, {names[source]} and {name}; give one")
+    return tuple(names.items())

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ciml.errors import RejectedInput
-from ciml.events.fields import identifier, needed_text
+from ciml.events.fields import id_field, required_text_field
 from ciml.events.records import FactUpdate, RunFacts
 from ciml.events.run_id import path_safe
 from ciml.limits import MAX_ID_CHARACTERS, MAX_REVIEWERS
@@ -118,7 +118,7 @@ def fact_update(
     Raises:
       RejectedInput: ``bad_field`` or ``missing_field``.
     """
-    checked = identifier({"subject": subject}, "subject")
+    checked = id_field({"subject": subject}, "subject")
     if not checked:
         raise RejectedInput("missing_field", "subject")
     if not facts and not only:
@@ -131,11 +131,11 @@ def fact_update(
     for name in only or ():
         if name not in CONDITIONS:
             raise RejectedInput("bad_field", f"only.{name}: not a fact of {', '.join(CONDITIONS)}")
-    texts = {name: needed_text(facts, name) for name in facts}
+    texts = {name: required_text_field(facts, name) for name in facts}
     if texts.get("fork", "yes") not in ("yes", "no"):
         raise RejectedInput("bad_field", "fork: want yes or no")
-    conditions = {name: needed_text(only, name, "only.") for name in only} if only else {}
-    reviewer = needed_text({"by": by}, "by") if by else ""
+    conditions = {name: required_text_field(only, name, "only.") for name in only} if only else {}
+    reviewer = required_text_field({"by": by}, "by") if by else ""
     return FactUpdate(source, checked, texts, auth, time_us, conditions, reviewer)
 
 

@@ -30,9 +30,10 @@ from typing import Any
 import msgspec
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.fields import is_clean, labels, parse_json
+from ciml.events.fields import is_clean
+from ciml.events.json_input import parse_json
 from ciml.events.records import RunFacts
-from ciml.events.run_facts import facts_from_run, run_from_facts
+from ciml.events.run_facts import check_labels, facts_from_run, run_from_facts
 from ciml.events.run_id import RunId
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
@@ -217,7 +218,7 @@ class Recording:
         try:
             content = _read(self.folder, END)
             end = msgspec.convert(content, End)
-            return End(end.end_us, end.result, labels(end.labels)) if end.result in _RESULTS else None
+            return End(end.end_us, end.result, check_labels(end.labels)) if end.result in _RESULTS else None
         except (OSError, CimlError, RejectedInput, msgspec.ValidationError):
             return None
 

@@ -17,8 +17,10 @@ import numpy as np
 
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError, RejectedInput
-from ciml.events.fields import kind_of, labels, parse_json, text
+from ciml.events.fields import kind_of, text_field
+from ciml.events.json_input import parse_json
 from ciml.events.records import Batch, Message, OutcomeWord, Phase, RunFacts
+from ciml.events.run_facts import check_labels
 from ciml.events.run_id import RunId
 from ciml.limits import (
     EARLIEST_US,
@@ -122,9 +124,10 @@ def _facts(value: object, run_id: str, build_name: str) -> RunFacts:
     """Return announced facts, each field checked as in an event. Unknown fields are ignored."""
     if not isinstance(value, dict):
         raise RejectedInput("bad_announcement", f"facts: want an object, not {kind_of(value)}")
-    fields: dict[str, Any] = {"labels": labels(value.get("labels"), "facts.")}
+    fields: dict[str, Any] = {"labels": check_labels(value.get("labels"), "facts.")}
     for name in _TEXTS:
-        fields[name] = text(value, name, "facts.", MAX_URL_CHARACTERS if name in _ADDRESSES else MAX_TEXT_CHARACTERS)
+        limit = MAX_URL_CHARACTERS if name in _ADDRESSES else MAX_TEXT_CHARACTERS
+        fields[name] = text_field(value, name, "facts.", limit)
     for name, words in (("phase", get_args(Phase)), ("outcome", (None, *get_args(OutcomeWord)))):
         if (word := value.get(name)) not in words:
             raise RejectedInput("bad_announcement", f"facts.{name}: unknown {word!r:.80}")
@@ -137,7 +140,7 @@ def _facts(value: object, run_id: str, build_name: str) -> RunFacts:
     subjects = value.get("subjects", [])
     if not isinstance(subjects, list) or len(subjects) > MAX_SUBJECTS:
         raise RejectedInput("bad_announcement", f"facts.subjects: want a list of at most {MAX_SUBJECTS} texts")
-    fields["subjects"] = tuple(text({"subjects": subject}, "subjects", "facts.") for subject in subjects)
+    fields["subjects"] = tuple(text_field({"subjects": subject}, "subjects", "facts.") for subject in subjects)
     if (fields["run_id"], fields["build_name"]) != (run_id, build_name):
         raise RejectedInput("bad_announcement", f"facts: of run {fields['run_id']!r:.80}, not of {run_id}")
     return RunFacts(**fields)
@@ -146,7 +149,7 @@ def _facts(value: object, run_id: str, build_name: str) -> RunFacts:
 def _text(value: dict[str, object], name: str) -> str:
     if not isinstance(value.get(name), str) or not value[name]:
         raise RejectedInput("bad_announcement", f"{name}: expected a text")
-    return text(value, name)
+    return text_field(value, name)
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.reports.experiments import render as render_module
 from ciml.reports.experiments.comparison import comparison_page
+from ciml.reports.experiments.plots import calibration_plot
 from ciml.reports.experiments.render import report_experiments, result_page
 from ciml.reports.page import Page, Section, render
 from ciml.storage import LocalStore, open_store
@@ -207,6 +210,23 @@ def test_a_calibration_and_its_verdicts_stand_beside_the_uncalibrated_answers(tm
     plain = result_page(trial, predicted(labels.tolist(), calibrated))
     assert section(plain, "Calibration").text == ""
     assert "Verdicts" not in [each.title for each in plain.sections]
+
+
+def test_the_calibration_plot_has_wilsons_95_percent_interval_of_each_bin():
+    """The stored bins have no intervals: the plot computes them."""
+    counts = [(3, 4), (9, 20), (0, 7), (50, 50)]
+    bins = [
+        {"low": 0.1 * number, "runs": runs, "confidence": 0.1 * number + 0.05, "accuracy": right / runs}
+        for number, (right, runs) in enumerate(counts)
+    ]
+    drawn = calibration_plot({"ece": 0.1, "bins": bins})
+    figure = Figure(figsize=drawn.size)
+    drawn.paint(figure)
+    (intervals,) = figure.axes[0].collections
+    assert isinstance(intervals, LineCollection)
+    ends = [segment[:, 1] for segment in intervals.get_segments()]
+    expected = [binomtest(right, runs).proportion_ci(0.95, method="wilson") for right, runs in counts]
+    np.testing.assert_allclose(ends, [(100 * interval.low, 100 * interval.high) for interval in expected], atol=1e-9)
 
 
 def test_missing_parts_are_reported():

@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ciml.errors import RejectedInput
-from ciml.events.fields import parse_json, time_us
+from ciml.events.fields import time_field
+from ciml.events.json_input import parse_json
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 from ciml.globs import glob_pattern
@@ -108,7 +109,7 @@ def _artifact(entry: Any) -> Artifact | None:
 
 def _time_us(entry: Mapping[str, Any]) -> int | None:
     try:
-        return time_us(entry, "created_at")
+        return time_field(entry, "created_at")
     except RejectedInput:
         return None
 

@@ -19,8 +19,7 @@ from ciml.events.outcomes import NEVER_RAN, normal_word
 from ciml.events.payloads import message_of, payload_of
 from ciml.events.records import COMPLETES, Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RawFile, RunFacts
 from ciml.events.redaction import REDACTED
-from ciml.events.run_facts import ANY_SOURCE
-from ciml.events.run_id import RunId
+from ciml.events.run_id import ANY_SOURCE, RunId
 from ciml.globs import glob_pattern
 from ciml.runs.state import retry
 from ciml.transforms.guard import bisect, guarded_messages, unread_dead_letter
@@ -46,7 +45,7 @@ def decode(
     Args:
       batch: with ``covers``, the topic and partition of its messages.
       selection: globs of the selected jobs; ``all`` and ``*`` select every job.
-      names: CloudEvent source -> source name in the run ids (`ciml.events.run_facts.source_name`).
+      names: CloudEvent source -> source name in the run ids (`ciml.events.run_id.source_name`).
       read_event: decodes a message.
 
     Returns:

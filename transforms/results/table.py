@@ -17,7 +17,7 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.fields import parse_json
+from ciml.events.json_input import parse_json
 from ciml.events.listing import open_unpacked
 from ciml.limits import MAX_RESULTS_BYTES, MAX_RESULTS_CELL_CHARACTERS, MAX_RESULTS_ROW_BYTES, MAX_RESULTS_ROWS
 from ciml.transforms.results.columns import ResultsTable, Row, checked_columns

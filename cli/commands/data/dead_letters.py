@@ -273,7 +273,7 @@ class ReplayOptions(Json, IngestPolicyOptions, Filters):
         Raises:
           CimlError: an unreadable policy, an option that is not a pair, a missing folder of logs, an unknown scheme.
         """
-        from ciml.events.run_facts import source_names
+        from ciml.events.run_id import source_names
         from ciml.pipelines.backfill.plan import logs_root
         from ciml.pipelines.ingest.replay import ReplayConfig
         from ciml.transforms.fetch.policy import FetchPolicy

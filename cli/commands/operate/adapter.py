@@ -79,7 +79,7 @@ def try_command(options: TryOptions) -> int:
       ciml adapter try github body.json --header x-github-event=workflow_job
       ciml adapter try zuul message.json --header topic=zuul/demo --json
     """
-    from ciml.events.run_facts import check_source_name
+    from ciml.events.run_id import check_source_name
     from ciml.integrations.adapter import Delivery
     from ciml.integrations.registry import find_adapter
     from ciml.limits import MAX_MESSAGE_BYTES

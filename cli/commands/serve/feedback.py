@@ -341,7 +341,7 @@ def _stored(data: DataRoot, options: TryOptions) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     from ciml.errors import RejectedInput
-    from ciml.events.fields import parse_json
+    from ciml.events.json_input import parse_json
 
     with path.open("rb") as lines:
         for number, line in enumerate(_bounded(lines), 1):

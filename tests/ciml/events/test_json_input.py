@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
-from ciml.events import fields
-from ciml.events.fields import parse_json
+from ciml.events import json_input
+from ciml.events.json_input import parse_json
 
 _TEXTS = st.one_of(st.text(max_size=6), st.sampled_from(["a", "b", "", ":", '":', "\\", '"', "a:b", "\x7f"]))
 _SCALARS = st.one_of(
@@ -58,7 +58,7 @@ def _outcome(parse: Any, data: bytes) -> tuple[str, str]:
 @example([1 << 64], False, "")
 def test_both_ways_agree(value: Any, ascii_only: bool, space: str) -> None:
     data = _written(value, ascii_only, space).encode("utf-8", "surrogatepass")
-    assert _outcome(parse_json, data) == _outcome(fields._strictly, data)
+    assert _outcome(parse_json, data) == _outcome(json_input._parse_strictly, data)
 
 
 @given(st.binary(max_size=40))
@@ -69,16 +69,16 @@ def test_both_ways_agree(value: Any, ascii_only: bool, space: str) -> None:
 @example(b"-0")
 @example(b"[-0.0, 1E5, 1e-7]")
 def test_both_ways_agree_on_bytes(data: bytes) -> None:
-    assert _outcome(parse_json, data) == _outcome(fields._strictly, data)
+    assert _outcome(parse_json, data) == _outcome(json_input._parse_strictly, data)
 
 
 @pytest.mark.parametrize("data", [b'{"a":1,"a":2}', b'{"a" : "x:y", "b": {"c": 1, "c": [":"]}}', b'{"":":","":"::"}'])
 def test_a_duplicate_key_is_rejected(data: bytes) -> None:
-    assert fields._quickly(data) is None
+    assert json_input._parse_fast(data) is None
     with pytest.raises(RejectedInput, match="appears twice"):
         parse_json(data)
 
 
 def test_plain_events_take_the_quick_way() -> None:
     data = json.dumps({"id": "e1", "time": "2026-11-24T12:00:00Z", "data": {"runs": [{"n": 1.5}, {"n": -7}]}}).encode()
-    assert fields._quickly(data) == json.loads(data)
+    assert json_input._parse_fast(data) == json.loads(data)

@@ -6,7 +6,7 @@ import pytest
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
-from ciml.events.run_facts import source_name, source_names
+from ciml.events.run_id import source_name, source_names
 from tests.ciml.events.test_cloudevents import RUN, UUID, bare
 
 
