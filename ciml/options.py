@@ -47,7 +47,7 @@ def option(
 
     Args:
       default: value without the option.
-      kind: how a text becomes a value: a key of `ciml.cli.command.KINDS`, a Python type or a tuple of them, a click
+      kind: how a text becomes a value: a key of `ciml.cli.kinds.KINDS`, a Python type or a tuple of them, a click
         type, or a click callback.
       flags: the flags, with blanks between them; "" for ``--field-name``.
       metavar: name of the value in ``--help``.

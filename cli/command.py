@@ -4,258 +4,129 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import Field, dataclass, field, fields, is_dataclass
-from datetime import datetime, timezone
-from functools import wraps
-from inspect import cleandoc, unwrap
+from dataclasses import Field, fields, is_dataclass
+from inspect import cleandoc
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import click
 
-from ciml.engines import state
-from ciml.engines.local_s3 import use_local_s3
-from ciml.errors import CimlError
+from ciml.cli.kinds import DISCOVERED_KINDS, ENGINE_CALLBACKS, HOME, KINDS, Duration
 from ciml.options import DECLARED
 
 T = TypeVar("T")
-FLINK = "flink"
-MICRO_BATCHES = "micro-batches"
-MINUTE = 60.0
-HOUR = 3600.0
-DAY = 86_400.0
-_UNITS_S = {"ms": 0.001, "s": 1.0, "min": MINUTE, "m": MINUTE, "h": HOUR, "d": DAY}
 
 
-class Duration(click.ParamType):
-    """A time such as ``500ms``, ``10s``, ``5min`` or ``2h``, as seconds."""
+def make_command(name: str, **settings: Any) -> Callable[[Callable[..., int | None]], click.Command]:
+    """Return a decorator that makes a command of a function.
 
-    name = "time"
+    The annotation of each of its arguments is a frozen data class whose fields declare the command's parameters. It is
+    evaluated, so the module imports these classes at run time. The function's text is the help, its result the exit
+    code.
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, (int, float)):
-            return float(value)
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?", value)
-        if match is None:
-            self.fail(f"invalid time {value!r}; give a number with ms, s, min, h or d, such as 10s", param, ctx)
-        return float(match[1]) * _UNITS_S[match[2] or "s"]
-
-    @staticmethod
-    def text(seconds: float) -> str:
-        """Return the shortest text of a time."""
-        unit = next((unit for unit in ("d", "h", "min") if seconds and seconds % _UNITS_S[unit] == 0), "s")
-        return f"{seconds / _UNITS_S[unit]:g}{unit}"
-
-
-class Instant(click.ParamType):
-    """A time in ISO 8601, such as ``2026-11-01`` or ``2026-11-01T08:30+01:00``, UTC without a zone; as epoch µs."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"invalid time {value!r}; give ISO 8601, such as 2026-11-01 or 2026-11-01T08:30Z", param, ctx)
-        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
-        return round(moment.timestamp() * 1_000_000)
-
-
-class Windows(click.ParamType):
-    """A number of windows, or ``auto``."""
-
-    name = "windows"
-
-    def convert(self, value: int | str, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if isinstance(value, int) or value == "auto":
-            return value
-        if not re.fullmatch(r"[1-9][0-9]{0,8}", value):
-            self.fail(f"invalid number of windows {value!r}; give a whole number, or auto", param, ctx)
-        return int(value)
-
-
-class DataPathOption(click.Option):
-    """A command's ``--data-path``; its defaults are the option of ``ciml``, then the environment."""
-
-    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        root = ctx.find_root()
-        return (root.params.get("data_path") if root is not ctx else None) or super().resolve_envvar_value(ctx)
-
-
-@dataclass(frozen=True)
-class EngineChoice:
-    """The engine of a streaming pipeline.
-
-    Attributes:
-      name: ``flink``, or ``micro-batches`` for repeated bounded batches on Beam's FnApiRunner.
-      job_endpoint: the job server's ``host:port`` for ``flink``, else None.
-      named: whether the user named that address; else it is the address of the home's own engine.
+    Args:
+      name: of the command.
+      settings: of `click.Command`.
     """
 
-    name: str
-    job_endpoint: str | None = None
-    named: bool = field(default=False, compare=False)
+    def decorate(function: Callable[..., int | None]) -> click.Command:
+        classes = {name: cls for name, cls in get_type_hints(function).items() if name != "return"}
+        return command_of(name, function, classes, help=function.__doc__, **settings)
 
-    def __str__(self) -> str:
-        return f"{self.name} at {self.job_endpoint}" if self.job_endpoint else self.name
-
-
-#: Repeated bounded batches in this process.
-HERE = EngineChoice(MICRO_BATCHES)
+    return decorate
 
 
-def home_of(ctx: click.Context) -> Path:
-    """Return the home of the local engines that ``--home`` gave."""
-    home: Path = ctx.meta.get("ciml.home") or state.default_home()
-    return home
+def command_of(
+    name: str, function: Callable[..., int | None], classes: Mapping[str, type[Any]], **settings: Any
+) -> click.Command:
+    """Return the command that calls a function with objects of data classes, whose fields declare its parameters.
+
+    Args:
+      name: of the command.
+      function: its result is the exit code.
+      classes: the data class of each argument of the function.
+      settings: of `click.Command`.
+    """
+
+    def callback(**values: Any) -> int | None:
+        return function(**{argument: _make_options(cls, values) for argument, cls in classes.items()})
+
+    return click.Command(name, params=_parameters(classes.values()), callback=callback, **settings)
 
 
-def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
-    """Return the engines that run in the home of ``--home``, by name."""
-    states = state.read(home_of(ctx))
-    if not states:
-        return {}
-    from ciml.engines import processes
+def copy_options(cls: type[T], options: object, **others: Any) -> T:
+    """Return an object of a data class with the values of the options that have the names of its fields.
 
-    return {
-        name: engine
-        for name, engine in states.items()
-        if engine.pid is None or processes.find(engine.pid, engine.started) is not None
-    }
-
-
-def require_data(data_path: str) -> None:
-    """Raise `CimlError` if nothing is stored at a data path. An empty folder or prefix counts as not there."""
-    from ciml.data_root import DataRoot
-    from ciml.storage.s3 import impatient
-
-    with impatient():
-        root = DataRoot.open(data_path)
-    if not root.exists():
-        raise CimlError(f"no data at {data_path}; correct --data-path, or load data: ciml load LOGS --results FILE")
+    Args:
+      cls: the data class. A field that is no option and not in ``others`` keeps its default.
+      options: the options.
+      others: values of further fields; they win over options.
+    """
+    names = {option.name for option in fields(cls)}  # type: ignore[arg-type]  # mypy does not know that T is a data class
+    copied = {name: value for name, value in vars(options).items() if name in names}
+    return cls(**{**copied, **others})
 
 
-def _home(ctx: click.Context, param: click.Parameter, value: str | None) -> Path:
-    home = Path(value).absolute() if value else state.default_home()
-    ctx.meta["ciml.home"] = home
-    return home
+def _make_options(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    """Return the object of a data class for the values of a command's parameters; None stands for the default."""
+    names = (option.name for option in _declared(cls))
+    return cls(**{name: values[name] for name in names if values[name] is not None})
 
 
-def _s3_place(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Accept a place that may be an ``s3://`` prefix, perhaps of the local S3: see `use_local_s3`."""
-    if value and value.startswith("s3://") and not ctx.resilient_parsing:
-        use_local_s3(running_engines(ctx).get("s3"))
-    return value
+def _parameters(classes: Iterable[type[Any]]) -> list[click.Parameter]:
+    """Return the arguments and options of data classes: of each class the required, its own and the inherited ones.
+
+    ``--home``, which passes no argument, is one of them where the default of an option depends on local engines.
+    """
+    params: list[click.Parameter] = []
+    for cls in classes:
+        inherited = {option.name for base in cls.__mro__[1:] if is_dataclass(base) for option in fields(base)}
+        of_class = [_parameter(cls, option) for option in _declared(cls)]
+        params += sorted(of_class, key=lambda param: (not param.required, param.name in inherited))
+    if any(param.callback in ENGINE_CALLBACKS for param in params) and all(param.name != "home" for param in params):
+        params.append(click.Option(["--home"], expose_value=False, **HOME))
+    return params
 
 
-def _existing_data(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    place = _s3_place(ctx, param, value)
-    if place is not None and not ctx.resilient_parsing:
-        require_data(place)
-    return place
+def _declared(cls: type[Any]) -> list[Field[Any]]:
+    return [option for option in fields(cls) if DECLARED in option.metadata]
 
 
-def _optional_broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value or ctx.resilient_parsing:
-        return value
-    engine = running_engines(ctx).get("kafka") if value is None else None
-    return engine.address if engine else None
+def _parameter(cls: type[Any], option: Field[Any]) -> click.Parameter:
+    """Return the click parameter of a field."""
+    declared = dict(option.metadata[DECLARED])
+    kind = declared.pop("kind", "")
+    settings = {**_kind_settings(kind), **declared}
+    settings["required"] = settings.get("required", False) and kind not in DISCOVERED_KINDS
+    default = option.default
+    if isinstance(settings.get("type"), Duration) and isinstance(default, (int, float)):
+        settings["default"] = Duration.text(default)
+    elif default != "" and isinstance(default, (str, int, float, Path)):  # help would show "" as a default
+        settings["default"] = default
+    if settings.pop("argument", False):
+        return click.Argument([option.name], **settings)
+    if help_text := _documented(cls, option.name):
+        settings["help"] = help_text
+    if "is_flag" in settings:
+        settings["default"] = default  # also None, for a flag that is neither on nor off
+    if "flag_value" in settings:
+        settings["is_flag"] = False  # its value may be left out, but it takes one
+    name = option.name.replace("_", "-")
+    name = name[:-1] if settings.get("multiple") and name.endswith("s") else name
+    flags = settings.pop("flags", f"--{name}").split()
+    make: type[click.Option] = settings.pop("cls", click.Option)
+    return make([*flags, option.name], show_envvar="envvar" in settings, **settings)
 
 
-def assignments(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
-    """Parse the texts KEY=VALUE of a repeated option; a key may contain ``=``. Raises `CimlError` for another text."""
-    parts = [text.rpartition("=") for text in value]
-    for text, (key, _, _) in zip(value, parts):
-        if not key:
-            raise CimlError(f"{param.opts[0]} {text!r:.80}: not {param.metavar}")
-    return {key: assigned for key, _, assigned in parts}
-
-
-def _broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    address = _optional_broker(ctx, param, value or None)
-    if address is None and not ctx.resilient_parsing:
-        raise CimlError("no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
-    return address
-
-
-def _model_server(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value or ctx.resilient_parsing:
-        return value
-    engine = state.read(home_of(ctx)).get("models")
-    if engine is None:
-        raise CimlError("no model server: start one (ciml up models, ciml serve) or name one (--server HOST:PORT)")
-    return engine.urls["grpc"]
-
-
-def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> EngineChoice | None:
-    if ctx.resilient_parsing:
-        return None
-    name, _, endpoint = (value or "").partition(":")
-    if name not in ("", FLINK, MICRO_BATCHES) or (name == MICRO_BATCHES and endpoint):
-        raise click.BadParameter(
-            f"unknown engine {value!r}; choose from {FLINK}, {FLINK}:HOST:PORT, {MICRO_BATCHES}", ctx, param
-        )
-    if name == MICRO_BATCHES:
-        return HERE
-    if endpoint:
-        return EngineChoice(FLINK, endpoint, named=True)
-    running_states = running_engines(ctx)
-    flink = running_states.get("flink") or running_states.get("cluster")
-    if flink is not None and not flink.light:
-        return EngineChoice(FLINK, flink.address)
-    if name == FLINK:
-        running = f"only {flink.what} runs here" if flink else "no Flink runs here"
-        raise CimlError(f"{running}: start it (ciml up flink) or name a job server (--engine flink:HOST:PORT)")
-    return HERE
-
-
-_DATA: Mapping[str, Any] = {
-    "cls": DataPathOption,
-    "metavar": "DATA",
-    "envvar": "CIML_DATA_PATH",
-    "help": "Data root: a folder or an s3:// prefix.",
-}
-_BROKER: Mapping[str, Any] = {
-    "metavar": "HOST:PORT",
-    "envvar": "CIML_KAFKA",
-    "help": "Kafka broker.  [default: the broker of ciml up]",
-}
-_HOME: Mapping[str, Any] = {
-    "metavar": "FOLDER",
-    "is_eager": True,
-    "callback": _home,
-    "help": "Folder of the local engines' files.  [default: $CIML_HOME or .ciml]",
-}
-#: The click arguments of each kind of option, which a field's declaration overrides.
-KINDS: Mapping[str, Mapping[str, Any]] = {
-    "": {},
-    "time": {"type": Duration()},
-    "instant": {"type": Instant(), "metavar": "TIME"},
-    "count": {"type": click.IntRange(1)},
-    "no negative number": {"type": click.FloatRange(0)},
-    "share": {"type": click.FloatRange(0, 1)},
-    "file": {"type": click.Path(exists=True, dir_okay=False), "metavar": "FILE"},
-    "absolute file": {
-        "type": click.Path(exists=True, dir_okay=False, resolve_path=True),
-        "metavar": "FILE",
-    },
-    "home": _HOME,
-    "place": {"callback": _s3_place},
-    "demo data": {"cls": DataPathOption, "metavar": "DATA"},
-    "existing place": {"callback": _existing_data},
-    "data": {**_DATA, "callback": _existing_data},
-    "new data": {**_DATA, "callback": _s3_place},
-    "engine": {"callback": _engine},
-    "model server": {"callback": _model_server},
-    "broker": {**_BROKER, "callback": _broker},
-    "optional broker": {**_BROKER, "callback": _optional_broker},
-}
-#: Kinds whose callback finds a value or fails, so that the user need not give one.
-_FOUND = ("broker", "model server")
-#: Callbacks that look for local engines, so that a command with one of them has ``--home``.
-_LOCAL = {_s3_place, _existing_data, _broker, _optional_broker, _model_server, _engine}
+def _kind_settings(kind: Any) -> Mapping[str, Any]:
+    """Return the click arguments of a kind: a key of `KINDS`, click arguments, a type, or a callback."""
+    if isinstance(kind, str):
+        return KINDS[kind]
+    if isinstance(kind, Mapping):
+        return kind
+    if isinstance(kind, (type, tuple, click.ParamType)):
+        return {"type": kind}
+    return {"callback": kind}
 
 
 def _documented(cls: type[Any], name: str) -> str:
@@ -264,95 +135,6 @@ def _documented(cls: type[Any], name: str) -> str:
         if text := re.search(rf"^  {name}: (.*(?:\n    .*)*)", cleandoc(base.__doc__ or ""), re.MULTILINE):
             return " ".join(text[1].split()).replace(" [default", "  [default")
     return ""
-
-
-def _parameter(cls: type[Any], option: Field[Any]) -> click.Parameter:
-    settings = dict(option.metadata[DECLARED])
-    if help_text := _documented(cls, option.name):
-        settings["help"] = help_text
-    kind = settings.pop("kind", "")
-    if isinstance(kind, (str, Mapping)):
-        settings = {**(kind if isinstance(kind, Mapping) else KINDS[kind]), **settings}
-        settings["required"] = settings.get("required", False) and kind not in _FOUND
-    elif isinstance(kind, (type, tuple, click.ParamType)):
-        settings["type"] = kind
-    else:
-        settings["callback"] = kind
-    default = option.default
-    value_type = settings.get("type")
-    if isinstance(value_type, Duration) and isinstance(default, (int, float)):
-        settings["default"] = value_type.text(default)
-    elif default != "" and isinstance(default, (str, int, float, Path)):
-        settings["default"] = default
-    if settings.pop("argument", False):
-        settings.pop("help", None)
-        return click.Argument([option.name], **{"required": False, **settings})
-    if "is_flag" in settings:
-        settings["default"] = default
-    if "flag_value" in settings:
-        settings["is_flag"] = False
-    name = option.name.replace("_", "-")
-    name = name[:-1] if settings.get("multiple") and name.endswith("s") else name
-    flags = settings.pop("flags", f"--{name}").split()
-    make: type[click.Option] = settings.pop("cls", click.Option)
-    return make([*flags, option.name], show_envvar="envvar" in settings, **settings)
-
-
-def _declared(cls: type[Any]) -> list[Field[Any]]:
-    return [option for option in fields(cls) if DECLARED in option.metadata]
-
-
-def parameters(classes: Iterable[type[Any]]) -> list[click.Parameter]:
-    """Return the arguments and options of data classes: of each class the required, its own and the inherited ones.
-
-    ``--home``, which passes no argument, is one of them where the default of an option depends on local engines.
-    """
-    params: list[click.Parameter] = []
-    for cls in classes:
-        inherited = {option.name for base in cls.__mro__[1:] if is_dataclass(base) for option in fields(base)}
-        declared = [(_parameter(cls, option), option.name in inherited) for option in _declared(cls)]
-        declared.sort(key=lambda entry: (not entry[0].required, entry[1]))
-        params += [param for param, _ in declared]
-    if any(param.callback in _LOCAL for param in params) and not any(param.name == "home" for param in params):
-        params.append(click.Option(["--home"], expose_value=False, **_HOME))
-    return params
-
-
-def gathered(cls: type[Any], values: Mapping[str, Any]) -> Any:
-    """Return the object of a data class for the values of a command's parameters, without those that are None."""
-    names = (option.name for option in _declared(cls))
-    return cls(**{name: values[name] for name in names if values[name] is not None})
-
-
-def filled(cls: type[T], options: object, **others: Any) -> T:
-    """Return an object of a data class whose fields are those of ``options`` with the same names, and ``others``."""
-    names = (option.name for option in fields(cls) if hasattr(options, option.name))  # type: ignore[arg-type]
-    return cls(**{**{name: getattr(options, name) for name in names}, **others})
-
-
-def make_command(name: str, **settings: Any) -> Callable[[Callable[..., int | None]], click.Command]:
-    """Return a decorator that makes a command of a function.
-
-    The annotation of each of its arguments is a frozen data class whose fields declare the command's parameters. The
-    function's text is the help, its result the exit code.
-
-    Args:
-      name: of the command.
-      settings: of `click.Command`.
-    """
-
-    def decorate(function: Callable[..., int | None]) -> click.Command:
-        names = {name: text for name, text in function.__annotations__.items() if name != "return"}
-        classes = {name: unwrap(function).__globals__[text] for name, text in names.items()}
-
-        @wraps(function)
-        def callback(**values: Any) -> int | None:
-            return function(**{name: gathered(cls, values) for name, cls in classes.items()})
-
-        params = parameters(classes.values())
-        return click.Command(name, params=params, callback=callback, help=function.__doc__, **settings)
-
-    return decorate
 
 
 class DefaultGroup(click.Group):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from ciml.cli.command import HERE, EngineChoice, running_engines
+from ciml.cli.kinds import HERE, EngineChoice, running_engines
 from ciml.cli.output import status_line
 from ciml.errors import CimlError
 from ciml.options import Options, flag, option, repeated

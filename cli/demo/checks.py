@@ -9,7 +9,7 @@ import csv
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -42,54 +42,6 @@ _FUNCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
 }
 
 
-def accounting_lines(produced: Iterable[Expected], accounts: Accounts) -> list[AccountingLine]:
-    """Return expected and counted (event, run) pairs by class, reason and damage."""
-    tricks = {line.key: line.trick for line in produced}
-    expected = Counter((line.kind, line.reason, line.trick) for line in produced)
-    pairs = [(key, outcome) for key, outcomes in accounts.final.items() for outcome in outcomes]
-    counted = Counter((outcome.kind, outcome.reason, tricks.get(key, "")) for key, outcome in pairs)
-    kinds = list(KIND_WORDS)
-    return [
-        AccountingLine(kind=row[0], reason=row[1], trick=row[2], expected=expected[row], counted=counted[row])
-        for row in sorted({*expected, *counted}, key=lambda row: (kinds.index(row[0]), row))
-    ]
-
-
-def made_check(name: str, wrong: Iterable[str], right: str) -> Check:
-    """Return a check that passed with the detail ``right``, or failed with the first of the findings ``wrong``."""
-    first, *further = [*wrong] or [""]
-    more = f" (and {len(further)} more)" if further else ""
-    return Check(name=name, passed=not first, detail=first + more or right)
-
-
-def compare(
-    name: str, expected: Mapping[Any, Any], counted: Mapping[Any, Any], right: str, wrong: Iterable[str] = ()
-) -> Check:
-    """Check that what was counted is what is expected, for each key.
-
-    Args:
-      name: of the check.
-      expected: values by key; a list has one for each of several.
-      counted: the same, from the stored data.
-      right: the detail of a check that passed.
-      wrong: findings of other kinds.
-    """
-    differences = [
-        f"{_words(key)}: {_words(counted.get(key))}, not {_words(expected.get(key))}"
-        for key in {**expected, **counted}
-        if counted.get(key) != expected.get(key)
-    ]
-    return made_check(name, [*wrong, *differences], right)
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, list):
-        return " and ".join(map(_words, value)) or "nothing"
-    return (
-        "nothing" if value is None else " ".join(map(str, value)).rstrip() if isinstance(value, tuple) else str(value)
-    )
-
-
 def check_accounting(produced: Sequence[Expected], accounts: Accounts) -> Check:
     """Check that each acknowledged (event, run) has exactly its expected outcome, and no others exist."""
     expected: dict[Key, list[Any]] = defaultdict(list)
@@ -98,7 +50,7 @@ def check_accounting(produced: Sequence[Expected], accounts: Accounts) -> Check:
     unreadable = {line.key for line in produced if not line.event_key}
     counted = {
         key: [(outcome.kind, outcome.reason, "" if key in unreadable else outcome.event_key) for outcome in outcomes]
-        for key, outcomes in accounts.final.items()
+        for key, outcomes in accounts.by_key.items()
     }
     return compare(
         "each (event, run) has the expected outcome", expected, counted, f"{len(produced)} of {len(produced)}"
@@ -111,8 +63,18 @@ def check_offsets(produced: Iterable[Expected], accounts: Accounts) -> Check:
     for line in produced:
         sent[line.topic, line.partition].add(line.offset, line.offset + 1)
     total = sum(ranges.count() for ranges in sent.values())
-    right = f"{total} in {len(sent)} partitions"
-    return compare("acknowledged offsets are covered, and no others", sent, accounts.covered, right)
+    detail = f"{total} in {len(sent)} partitions"
+    return compare("acknowledged offsets are covered, and no others", sent, accounts.covered, detail)
+
+
+def check_waited(produced: Iterable[Expected], accounts: Accounts) -> Check:
+    """Check that exactly the runs with late logs were deferred, and that none still is."""
+    late = {line.key: "deferred" for line in produced if line.deferred}
+    waited = dict.fromkeys(accounts.waited, "deferred")
+    findings = [f"{outcome.run_id} still waits: {outcome.reason}" for outcome in accounts.outcomes("deferred")]
+    return compare(
+        "late logs were waited for, and nothing waits any more", late, waited, f"{len(late)} waited", findings
+    )
 
 
 def check_trust(produced: Sequence[Expected], accounts: Accounts) -> Check:
@@ -120,21 +82,13 @@ def check_trust(produced: Sequence[Expected], accounts: Accounts) -> Check:
     trusted = {line.key: line.trusted for line in produced}
     counted = {
         key: outcome.trust.trusted
-        for key, outcomes in accounts.final.items()
+        for key, outcomes in accounts.by_key.items()
         for outcome in outcomes
         if outcome.kind == "run" and key in trusted
     }
     expected = {key: trusted[key] for key in counted}
-    right = f"{sum(line.trusted is False for line in produced)} untrusted"
-    return compare("runs of the pipeline check are untrusted, all others trusted", expected, counted, right)
-
-
-def check_waited(produced: Iterable[Expected], accounts: Accounts) -> Check:
-    """Check that exactly the runs with late logs were deferred, and that none still is."""
-    late = {line.key: "deferred" for line in produced if line.deferred}
-    waited = dict.fromkeys(accounts.waited, "deferred")
-    wrong = [f"{outcome.run_id} still waits: {outcome.reason}" for outcome in accounts.outcomes("deferred")]
-    return compare("late logs were waited for, and nothing waits any more", late, waited, f"{len(late)} waited", wrong)
+    detail = f"{sum(line.trusted is False for line in produced)} untrusted"
+    return compare("runs of the pipeline check are untrusted, all others trusted", expected, counted, detail)
 
 
 def check_raw(produced: Iterable[Expected], runs: Sequence[Outcome]) -> Check:
@@ -157,10 +111,10 @@ def check_objects(raw: Store, runs: Sequence[Outcome], named: Iterable[str]) -> 
     from ciml.runs.reader import verify_runs
 
     files = [(run.run_id, run.file) for run in runs if run.file is not None]
-    wrong = list(filter(None, verify_runs(raw, files)))
-    wrong += [f"{raw.url(path)} is not in the manifest" for path in {*raw.list("runs")} - {*named}]
-    right = f"{len(files)} objects, {sum(file.size for _, file in files) / 1e6:.1f} MB"
-    return made_check("every raw object is there with its rows and digest", wrong, right)
+    findings = list(filter(None, verify_runs(raw, files)))
+    findings += [f"{raw.url(path)} is not in the manifest" for path in {*raw.list("runs")} - {*named}]
+    detail = f"{len(files)} objects, {sum(file.size for _, file in files) / 1e6:.1f} MB"
+    return make_check("every raw object is there with its rows and digest", findings, detail)
 
 
 def check_dataset(name: str, state: DatasetState, runs: Iterable[str]) -> Check:
@@ -168,25 +122,46 @@ def check_dataset(name: str, state: DatasetState, runs: Iterable[str]) -> Check:
     spans = list(state.latest())
     examples = [run.run_id for span in spans for run in span.runs]
     excluded = [run for span in spans for run in span.excluded]
-    wrong = [f"{run['run_id']} is excluded without a reason" for run in excluded if not run["reason"]]
+    findings = [f"{run['run_id']} is excluded without a reason" for run in excluded if not run["reason"]]
     counted = Counter([*examples, *(run["run_id"] for run in excluded)])
-    right = f"{len(examples)} examples, {len(excluded)} exclusions"
-    return compare(f"each raw row is one example of {name} or excluded", dict.fromkeys(runs, 1), counted, right, wrong)
+    detail = f"{len(examples)} examples, {len(excluded)} exclusions"
+    return compare(
+        f"each raw row is one example of {name} or excluded", dict.fromkeys(runs, 1), counted, detail, findings
+    )
 
 
-def span_lines(name: str, state: DatasetState) -> list[SpanLine]:
-    """Return examples by split and by class, and exclusions by reason, of each span."""
-    return [
-        SpanLine(
-            dataset=name,
-            span=span.span,
-            version=span.version,
-            splits=dict(Counter(run.split for run in span.runs)),
-            classes=dict(sorted(Counter(run.label_name for run in span.runs).items())),
-            excluded=dict(Counter(run["reason"] for run in span.excluded)),
+def check_examples(
+    examples: Mapping[str, Mapping[str, Any]], texts: Mapping[str, str], resolved: ResolvedDefinition
+) -> Check:
+    """Check that every example equals the direct computation from the log that the log server served.
+
+    Args:
+      examples: run id -> its row: ``n_windows`` and each feature's list.
+      texts: run id -> the text of its log.
+      resolved: the data set's definition.
+    """
+    definition = resolved.definition
+    worst = 0.0
+    findings = [] if examples else ["there are none"]
+    for run_id, row in examples.items():
+        direct, n_windows = direct_example(
+            texts[run_id],
+            resolved.columns,
+            definition.interval_us // 1_000_000,
+            definition.aggregation_functions,
+            resolved.windows,
+            first=definition.count_first_sample,
         )
-        for span in state.latest()
-    ]
+        if row["n_windows"] != n_windows:
+            findings.append(f"{run_id} has {row['n_windows']} windows, not {n_windows}")
+            continue
+        for column, feature in zip(resolved.columns, resolved.telemetry_features, strict=True):
+            apart = difference(row[feature], direct[column], n_windows)
+            worst = max(worst, apart)
+            if not apart <= TOLERANCE:
+                findings.append(f"{run_id} {column}: {apart:.1e} apart")
+    name = f"examples of {definition.name} equal a direct computation"
+    return make_check(name, findings, f"{len(examples)} runs, at most {worst:.0e} apart")
 
 
 def direct_example(
@@ -205,30 +180,35 @@ def direct_example(
     Returns:
       column -> its values without padding, and n_windows.
     """
-    rows = list(csv.reader(text.splitlines()))
-    year = next(int(row[row.index("Date:") + 1].split()[2]) for row in rows if "Date:" in row)
-    head = next(index for index, row in enumerate(rows) if "time" in row)
-    groups: list[str] = []
-    for cell in rows[head - 1]:
-        groups.append(cell or groups[-1])
-    names = [f"{group}:{name}" for group, name in zip(groups, rows[head], strict=False)]
-    places = [names.index(column) for column in columns]
-    clock = rows[head].index("time")
-    form = "%Y %b-%d %H:%M:%S" if "dool" in rows[0][0] else "%Y %d-%m %H:%M:%S"
     bins: dict[int, list[list[float]]] = defaultdict(lambda: [[] for _ in columns])
-    for row in rows[head + (1 if first else 2) :]:
-        if len(row) < len(rows[head]):
-            continue  # an incomplete line
-        time = datetime.strptime(f"{year} {row[clock]}", form).replace(tzinfo=UTC)
-        for values, place in zip(bins[int(time.timestamp()) // interval_s], places, strict=True):
-            if row[place]:
-                values.append(float(row[place]))
+    for time_s, cells in _samples(text, columns, first=first):
+        for values, cell in zip(bins[time_s // interval_s], cells, strict=True):
+            if cell:
+                values.append(float(cell))
     complete = [bins[number] for number in sorted(bins) if all(bins[number])]
     courses = [[math.fsum(values) / len(values) for values in course] for course in zip(*complete, strict=True)]
     if functions:
         courses = [[_FUNCTIONS[name](course) for name in functions] for course in courses]
     courses = [course[:windows] for course in courses]
     return dict(zip(columns, courses, strict=True)), len(courses[0])
+
+
+def _samples(text: str, columns: Sequence[str], *, first: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yield the epoch second and the cells of the columns of each complete line of a log."""
+    rows = list(csv.reader(text.splitlines()))
+    year = next(int(row[row.index("Date:") + 1].split()[2]) for row in rows if "Date:" in row)
+    heading = next(index for index, row in enumerate(rows) if "time" in row)
+    groups: list[str] = []
+    for cell in rows[heading - 1]:
+        groups.append(cell or groups[-1])
+    names = [f"{group}:{name}" for group, name in zip(groups, rows[heading], strict=False)]
+    places = [names.index(column) for column in columns]
+    clock = rows[heading].index("time")
+    time_format = "%Y %b-%d %H:%M:%S" if "dool" in rows[0][0] else "%Y %d-%m %H:%M:%S"
+    for row in rows[heading + (1 if first else 2) :]:
+        if len(row) >= len(rows[heading]):
+            time = datetime.strptime(f"{year} {row[clock]}", time_format).replace(tzinfo=UTC)
+            yield int(time.timestamp()), [row[place] for place in places]
 
 
 def difference(stored: Sequence[float], direct: Sequence[float], n_windows: int) -> float:
@@ -239,40 +219,6 @@ def difference(stored: Sequence[float], direct: Sequence[float], n_windows: int)
     return max((abs(a - b) / max(abs(b), 1.0) for a, b in zip(stored, padded, strict=True)), default=0.0)
 
 
-def check_examples(
-    examples: Mapping[str, Mapping[str, Any]], texts: Mapping[str, str], resolved: ResolvedDefinition
-) -> Check:
-    """Check that every example equals the direct computation from the log that the log server served.
-
-    Args:
-      examples: run id -> its row: ``n_windows`` and each feature's list.
-      texts: run id -> the text of its log.
-      resolved: the data set's definition.
-    """
-    definition = resolved.definition
-    worst = 0.0
-    wrong = [] if examples else ["there are none"]
-    for run_id, row in examples.items():
-        direct, n_windows = direct_example(
-            texts[run_id],
-            resolved.columns,
-            definition.interval_us // 1_000_000,
-            definition.aggregation_functions,
-            resolved.windows,
-            first=definition.count_first_sample,
-        )
-        if row["n_windows"] != n_windows:
-            wrong.append(f"{run_id} has {row['n_windows']} windows, not {n_windows}")
-            continue
-        for column, feature in zip(resolved.columns, resolved.telemetry_features, strict=True):
-            apart = difference(row[feature], direct[column], n_windows)
-            worst = max(worst, apart)
-            if not apart <= TOLERANCE:
-                wrong.append(f"{run_id} {column}: {apart:.1e} apart")
-    name = f"examples of {definition.name} equal a direct computation"
-    return made_check(name, wrong, f"{len(examples)} runs, at most {worst:.0e} apart")
-
-
 def check_snapshots(snapshots: Mapping[str, Snapshot], produced: Iterable[Expected]) -> Check:
     """Check that no snapshot holds an untrusted run, or a run on both sides of a split.
 
@@ -281,34 +227,36 @@ def check_snapshots(snapshots: Mapping[str, Snapshot], produced: Iterable[Expect
       produced: the producer's list, with the expected trust.
     """
     trusted = {line.run_id: line.trusted for line in produced if line.kind == "run"}
-    wrong = [] if snapshots else ["there is no snapshot"]
+    findings = [] if snapshots else ["there is no snapshot"]
     for name, snapshot in snapshots.items():
         roles: dict[str, set[str]] = defaultdict(set)
         for run in snapshot.runs():
             roles[run.run_id].add(run.role)
-        wrong += [f"{name} holds the untrusted {run_id}" for run_id in roles if not trusted.get(run_id)]
-        wrong += [f"{name} holds {run} as {' and '.join(sorted(both))}" for run, both in roles.items() if len(both) > 1]
+        findings += [f"{name} holds the untrusted {run_id}" for run_id in roles if not trusted.get(run_id)]
+        findings += [
+            f"{name} holds {run} as {' and '.join(sorted(both))}" for run, both in roles.items() if len(both) > 1
+        ]
     untrusted = sum(value is False for value in trusted.values())
-    right = f"{len(snapshots)} snapshots, {untrusted} untrusted runs"
-    return made_check("no untrusted run in any snapshot", wrong, right)
+    detail = f"{len(snapshots)} snapshots, {untrusted} untrusted runs"
+    return make_check("no untrusted run in any snapshot", findings, detail)
 
 
 def check_refreshes(refreshes: Sequence[Refresh]) -> Check:
     """Check that models were refreshed (the first one after each wave), and that each refresh had a result."""
     counts = Counter(refresh.model for refresh in refreshes)
-    wrong = [
+    findings = [
         f"{model} was refreshed {counts[model]} times, not {least} times or more"
         for model, least in ((STATUS, len(WAVES)), (POOL, 1))
         if counts[model] < least
     ]
-    wrong += [
+    findings += [
         f"{result.model}: neither pushed nor rejected"
         for result in refreshes
         if not result.version and not result.reasons
     ]
     pushed = sum(bool(refresh.version) for refresh in refreshes)
-    return made_check(
-        "every refresh ended in a push or a reason", wrong, f"{counts.total()} refreshes, {pushed} pushed"
+    return make_check(
+        "every refresh ended in a push or a reason", findings, f"{counts.total()} refreshes, {pushed} pushed"
     )
 
 
@@ -335,9 +283,9 @@ def check_served(served: Mapping[str, Mapping[str, int | None]], stable: Mapping
     """
     expected = {(model, api): number for model, number in stable.items() for api in ("gRPC", "REST")}
     counted = {(model, api): number for model, versions in served.items() for api, number in versions.items()}
-    wrong = [] if any(stable.values()) else ["there is no champion"]
-    right = ", ".join(f"{model} {number}" for model, number in stable.items())
-    return compare("the served versions are the registry's", expected, counted, right, wrong)
+    findings = [] if any(stable.values()) else ["there is no champion"]
+    detail = ", ".join(f"{model} {number}" for model, number in stable.items())
+    return compare("the served versions are the registry's", expected, counted, detail, findings)
 
 
 def check_probabilities(differences: Mapping[str, tuple[int, float]]) -> Check:
@@ -346,14 +294,14 @@ def check_probabilities(differences: Mapping[str, tuple[int, float]]) -> Check:
     Args:
       differences: model -> (number of compared runs, largest difference of a probability).
     """
-    wrong = [] if differences else ["no model was queried"]
+    findings = [] if differences else ["no model was queried"]
     for model, (runs, worst) in differences.items():
         if not runs:
-            wrong.append(f"{model}: no run was compared")
+            findings.append(f"{model}: no run was compared")
         if not worst <= PROBABILITY_TOLERANCE:
-            wrong.append(f"{model}: {worst:.1e} apart")
-    right = ", ".join(f"{model}: {runs} runs, {worst:.0e}" for model, (runs, worst) in differences.items())
-    return made_check("the server, the API and the trainer give the same probabilities", wrong, right)
+            findings.append(f"{model}: {worst:.1e} apart")
+    detail = ", ".join(f"{model}: {runs} runs, {worst:.0e}" for model, (runs, worst) in differences.items())
+    return make_check("the server, the API and the trainer give the same probabilities", findings, detail)
 
 
 def check_predictions(runs: Mapping[str, bool], records: Sequence[Mapping[str, Any]], versions: Iterable[int]) -> Check:
@@ -365,20 +313,95 @@ def check_predictions(runs: Mapping[str, bool], records: Sequence[Mapping[str, A
       versions: the pushed versions of the model.
     """
     pushed = set(versions)
-    wrong = [
+    findings = [
         f"{record['run_id']} by version {record['version']}" for record in records if record["version"] not in pushed
     ]
     counted = Counter(record["run_id"] for record in records)
-    right = f"{len(runs)}, {sum(not trusted for trusted in runs.values())} untrusted"
+    detail = f"{len(runs)}, {sum(not trusted for trusted in runs.values())} untrusted"
     name = "each raw row is predicted once, the untrusted too"
-    return compare(name, dict.fromkeys(runs, 1), counted, right, wrong)
+    return compare(name, dict.fromkeys(runs, 1), counted, detail, findings)
 
 
 def check_topic(name: str, published: Iterable[str], expected: Iterable[str]) -> Check:
     """Check that a topic holds each record of a manifest exactly once."""
     records = Counter([*expected])  # of a mapping, its keys
-    right = f"{records.total()} messages"
-    return compare(f"the topic {name} has each record once", records, Counter(published), right)
+    detail = f"{records.total()} messages"
+    return compare(f"the topic {name} has each record once", records, Counter(published), detail)
+
+
+def check_messages(answers: Sequence[AnswerLine]) -> Check:
+    """Check that each verdict that the policy lets pass is one message on its change, and nothing else is posted."""
+    findings = [
+        f"change {line.change}: verdict {line.verdict!r}, silent {line.silent!r}, {len(line.messages)} sent"
+        for line in answers
+        if not line.verdict or len(line.messages) != (not line.silent)
+    ]
+    detail = f"{sum(len(line.messages) for line in answers)} messages on {len(answers)} changes"
+    return make_check("each verdict that the policy lets pass is one message on its change", findings, detail)
+
+
+def compare(
+    name: str, expected: Mapping[Any, Any], counted: Mapping[Any, Any], detail: str, findings: Iterable[str] = ()
+) -> Check:
+    """Check that what was counted is what is expected, for each key.
+
+    Args:
+      name: of the check.
+      expected: values by key; a list has one for each of several.
+      counted: the same, from the stored data.
+      detail: of a check that passed.
+      findings: faults of other kinds.
+    """
+    differences = [
+        f"{_words(key)}: {_words(counted.get(key))}, not {_words(expected.get(key))}"
+        for key in {**expected, **counted}
+        if counted.get(key) != expected.get(key)
+    ]
+    return make_check(name, [*findings, *differences], detail)
+
+
+def _words(value: Any) -> str:
+    """Return a key or a value for people."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, list):
+        return " and ".join(map(_words, value)) or "nothing"
+    return " ".join(map(str, value)).rstrip() if isinstance(value, tuple) else str(value)
+
+
+def make_check(name: str, findings: Iterable[str], detail: str) -> Check:
+    """Return a check that passed, with its detail, or that failed, with the first of the findings as its detail."""
+    first, *further = [*findings] or [""]
+    more = f" (and {len(further)} more)" if further else ""
+    return Check(name=name, passed=not first, detail=first + more or detail)
+
+
+def accounting_lines(produced: Iterable[Expected], accounts: Accounts) -> list[AccountingLine]:
+    """Return expected and counted (event, run) pairs by class, reason and damage."""
+    tricks = {line.key: line.trick for line in produced}
+    expected = Counter((line.kind, line.reason, line.trick) for line in produced)
+    pairs = [(key, outcome) for key, outcomes in accounts.by_key.items() for outcome in outcomes]
+    counted = Counter((outcome.kind, outcome.reason, tricks.get(key, "")) for key, outcome in pairs)
+    kinds = list(KIND_WORDS)
+    return [
+        AccountingLine(kind=row[0], reason=row[1], trick=row[2], expected=expected[row], counted=counted[row])
+        for row in sorted({*expected, *counted}, key=lambda row: (kinds.index(row[0]), row))
+    ]
+
+
+def span_lines(name: str, state: DatasetState) -> list[SpanLine]:
+    """Return examples by split and by class, and exclusions by reason, of each span."""
+    return [
+        SpanLine(
+            dataset=name,
+            span=span.span,
+            version=span.version,
+            splits=dict(Counter(run.split for run in span.runs)),
+            classes=dict(sorted(Counter(run.label_name for run in span.runs).items())),
+            excluded=dict(Counter(run["reason"] for run in span.excluded)),
+        )
+        for span in state.latest()
+    ]
 
 
 def prediction_lines(
@@ -415,14 +438,3 @@ def prediction_lines(
             )
         )
     return lines
-
-
-def check_messages(answers: Sequence[AnswerLine]) -> Check:
-    """Check that each verdict that the policy lets pass is one message on its change, and nothing else is posted."""
-    wrong = [
-        f"change {line.change}: verdict {line.verdict!r}, silent {line.silent!r}, {len(line.messages)} sent"
-        for line in answers
-        if not line.verdict or len(line.messages) != (not line.silent)
-    ]
-    right = f"{sum(len(line.messages) for line in answers)} messages on {len(answers)} changes"
-    return made_check("each verdict that the policy lets pass is one message on its change", wrong, right)

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import httpx
 import msgspec
+import numpy as np
 
-from ciml.cli.demo import checks as verify
-from ciml.cli.demo.corpus import CAUSE, MODELS, STATUS, trust_policy
+import ciml
+from ciml.cli.demo import DemoOptions, checks
+from ciml.cli.demo.corpus import MODELS, STATUS, trust_policy
 from ciml.cli.demo.processes import Steps
 from ciml.cli.demo.report import render, show, summary
-from ciml.cli.demo.result import AnswerLine, Check, DemoResult
-from ciml.cli.demo.review import Review, answer_changes, begin_review
-from ciml.cli.demo.run import PREDICTIONS, RUNS, Demo, Options, Predictions, end_commands, prepared, run
+from ciml.cli.demo.result import Check, DemoResult
+from ciml.cli.demo.review import Answers, answer_changes, begin_review, missing_servers
+from ciml.cli.demo.run import PREDICTIONS, RUNS, Demo, Predictions, end_commands, run, start_demo
+from ciml.datasets.state import DatasetState
 from ciml.errors import EngineError
+from ciml.events.records import Outcome
 from ciml.serving.registry import Registry
 
+#: Number of held-out runs that the REST API is asked for; JSON of all would be large.
+_REST_RUNS = 8
+#: Number of reads without a message, of up to a second each, after which a broker counts as unavailable.
+_MOST_IDLE_READS = 10
 
-def demo(options: Options, progress: Any, out: Any) -> DemoResult:
+
+def run_demo(options: DemoOptions, progress: Any, out: Any) -> DemoResult:
     """Run the demo and report on it.
 
     Args:
@@ -30,119 +40,129 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
     Raises:
       CimlError: the chain did not finish; then there are no checks.
     """
-    review = Review.of(options.home)
-    with Steps(progress) as steps, prepared(options, steps, answers=not review.missing) as running:
-        run(running)
-        begin_review(running, review)
+    missing = missing_servers()
+    with Steps(progress) as steps, start_demo(options, steps, answers=not missing) as demo:
+        run(demo)
+        review = begin_review(demo, missing)
         with steps.step("verify the numbers") as report:
-            result = balance(running, report)
-        result = with_answers(result, answer_changes(running, review), review)
+            result = recount(demo, report)
+        result = with_answers(result, answer_changes(demo, review))
         if not options.keep:
-            end_commands(running)
+            end_commands(demo)
         with steps.step("write the report"):
             result = msgspec.structs.replace(result, steps=steps.lines(), took_s=steps.seconds())
-            running.data.demo.replace("result.json", msgspec.json.format(msgspec.json.encode(result), indent=1))
-            running.data.demo.replace("report.html", render(result).encode())
+            demo.data.demo.replace("result.json", msgspec.json.format(msgspec.json.encode(result), indent=1))
+            demo.data.demo.replace("report.html", render(result).encode())
         if not options.keep:
             with steps.step("shut down"):
-                running.engines.stop()
+                demo.engines.stop()
     show(result, out)
-    out.print(f"\nReport: {running.data.demo.url('report.html')}", soft_wrap=True, highlight=False, markup=False)
-    for line in _kept_lines(running):
+    out.print(f"\nReport: {demo.data.demo.url('report.html')}", soft_wrap=True, highlight=False, markup=False)
+    for line in _left_running_lines(demo):
         out.print(line, soft_wrap=True, highlight=False, markup=False)
     color = "green" if result.passed else "red"
     out.print(f"[bold {color}]{summary(result)}[/] {steps.seconds():.0f} s in all.", highlight=False)
     return result
 
 
-def balance(demo: Demo, progress: Callable[[str], None]) -> DemoResult:
-    """Recount all numbers from the stored data, and make the checks."""
-    accounts = demo.accounts
-    produced = demo.produced
-    runs = accounts.outcomes("run")
-    checks = [
-        verify.check_accounting(produced, accounts),
-        verify.check_offsets(produced, accounts),
-        verify.check_waited(produced, accounts),
-        verify.check_trust(produced, accounts),
-        verify.check_raw(produced, runs),
-    ]
-    progress("raw objects")
-    named = [outcome.file.path for outcome in accounts.outcomes() if outcome.file is not None]
-    checks.append(verify.check_objects(demo.data.raw, runs, named))
-    progress("data sets")
-    spans = []
-    for name in MODELS:
-        state = demo.data.dataset(name).state()
-        spans += verify.span_lines(name, state)
-        checks += [verify.check_dataset(name, state, [run.run_id for run in runs]), _examples(demo, name, runs)]
-    progress("models")
-    checks += [
-        verify.check_snapshots(_snapshots(demo), produced),
-        verify.check_refreshes(demo.refreshes),
-        verify.check_accuracy(demo.refreshes),
+def recount(demo: Demo, report: Callable[[str], None]) -> DemoResult:
+    """Recount all numbers from the stored data, and check them; ``report`` gets the present part of the work."""
+    runs = demo.accounts.outcomes("run")
+    trusted = {run.run_id: run.trust.trusted for run in runs}
+    states = {name: demo.data.dataset(name).state() for name in MODELS}
+    predictions = Predictions(demo.data.predictions)
+    predictions.catch_up()
+    report("raw objects")
+    all_checks = _check_raw_store(demo, runs)
+    report("data sets")
+    for name, state in states.items():
+        all_checks.append(checks.check_dataset(name, state, [run.run_id for run in runs]))
+        all_checks.append(_check_examples(demo, name, state, runs))
+    report("models")
+    all_checks += [
+        checks.check_snapshots(_snapshots(demo), demo.produced),
+        checks.check_refreshes(demo.refreshes),
+        checks.check_accuracy(demo.refreshes),
         *_check_models(demo),
     ]
-    progress("predictions")
-    records = Predictions(demo.data.predictions).catch_up().records
-    trusted = {run.run_id: run.trust.trusted for run in runs}
-    pushed = [refresh.version for refresh in demo.refreshes if refresh.model == STATUS and refresh.version]
-    announced = [(message.key or b"").decode() for message in _messages(demo, RUNS)]
-    published = [(dict(message.headers).get("ce_id") or b"").decode() for message in _messages(demo, PREDICTIONS)]
-    checks += [
-        verify.check_predictions(trusted, records, pushed),
-        verify.check_topic(RUNS, announced, trusted),
-        verify.check_topic(PREDICTIONS, published, [record["id"] for record in records]),
-    ]
-    versions = Registry(demo.data, STATUS).state.versions.values()
-    first_push_us = min((version.time_us for version in versions), default=0)
-    states = demo.engines.states
-    engines = {"events": states["kafka"].what, "models": states["models"].what}
-    engines["ingest"] = states["flink"].what if demo.on_flink else "bounded micro-batches"
+    report("predictions")
+    all_checks += _check_predictions(demo, trusted, predictions.records)
+    first_push_us = min((version.time_us for version in Registry(demo.data, STATUS).state.versions.values()), default=0)
+    untrusted = {run_id for run_id, is_trusted in trusted.items() if not is_trusted}
     return DemoResult(
         started=demo.started.strftime("%Y-%m-%d %H:%M:%S UTC"),
         took_s=demo.steps.seconds(),
-        engines=engines,
+        engines=_engine_names(demo),
         runs=len(demo.plan.samples),
         messages=len(demo.plan.messages),
-        accounting=verify.accounting_lines(produced, accounts),
-        spans=spans,
+        accounting=checks.accounting_lines(demo.produced, demo.accounts),
+        spans=[line for name, state in states.items() for line in checks.span_lines(name, state)],
         refreshes=demo.refreshes,
-        predictions=verify.prediction_lines(
-            records, {run_id for run_id in trusted if not trusted[run_id]}, first_push_us
-        ),
-        checks=checks,
+        predictions=checks.prediction_lines(predictions.records, untrusted, first_push_us),
+        checks=all_checks,
         notes=demo.engines.notes,
     )
 
 
-def with_answers(result: DemoResult, answers: list[AnswerLine], review: Review) -> DemoResult:
-    """Return the result with the last act: its lines and their check, or a note that says why there is none."""
-    if not answers:
-        return msgspec.structs.replace(result, notes=[*result.notes, f"no changes were answered: {review.missing}"])
-    notes = [*result.notes, f"model {CAUSE} posts immediately because of active_models; a new model is in shadow"]
-    if review.rejected:
-        notes.append(f"changes were answered by a model that the gate had rejected: {review.rejected}")
-    checks = [*result.checks, verify.check_messages(answers)]
-    return msgspec.structs.replace(result, answers=answers, checks=checks, notes=notes)
+def with_answers(result: DemoResult, answers: Answers) -> DemoResult:
+    """Return the result with the notes of the last act, and its lines and their check if there are any."""
+    result = msgspec.structs.replace(result, notes=[*result.notes, *answers.notes])
+    if not answers.lines:
+        return result
+    all_checks = [*result.checks, checks.check_messages(answers.lines)]
+    return msgspec.structs.replace(result, answers=answers.lines, checks=all_checks)
 
 
-def _examples(demo: Demo, name: str, runs: list[Any]) -> Check:
+def _left_running_lines(demo: Demo) -> Iterator[str]:
+    """Yield the addresses and processes that --keep left running, and how to stop them."""
+    if not demo.left_running:
+        return
+    models = demo.engines.models
+    addresses = {"Kafka": demo.engines.kafka, "logs": demo.engines.logs, "models (gRPC)": models["grpc"]}
+    addresses["models (REST)"] = f"{models['rest']}/v1/models/{STATUS}"
+    addresses |= {f"ciml {child.name}": f"pid {child.pid}, {child.log}" for child in demo.left_running}
+    yield from (f"{name:<15} {address}" for name, address in addresses.items())
+    pids = " ".join(str(child.pid) for child in demo.left_running)
+    yield f"Stop by:        kill {pids}; ciml down --home {demo.options.engines_home}"
+
+
+def _engine_names(demo: Demo) -> dict[str, str]:
+    """Return the engine of each use, for people."""
+    states = demo.engines.states
+    ingest = states["flink"].what if demo.on_flink else "bounded micro-batches"
+    return {"events": states["kafka"].what, "models": states["models"].what, "ingest": ingest}
+
+
+def _check_raw_store(demo: Demo, runs: Sequence[Outcome]) -> list[Check]:
+    accounts = demo.accounts
+    paths = [outcome.file.path for outcome in accounts.outcomes() if outcome.file is not None]
+    return [
+        checks.check_accounting(demo.produced, accounts),
+        checks.check_offsets(demo.produced, accounts),
+        checks.check_waited(demo.produced, accounts),
+        checks.check_trust(demo.produced, accounts),
+        checks.check_raw(demo.produced, runs),
+        checks.check_objects(demo.data.raw, runs, paths),
+    ]
+
+
+def _check_examples(demo: Demo, name: str, state: DatasetState, runs: Sequence[Outcome]) -> Check:
     """Check the examples of a data set against the direct computation."""
     from ciml.transforms.examples.spans import read_span
 
-    dataset = demo.data.dataset(name)
-    state = dataset.state()
     resolved = state.resolved
-    assert resolved is not None
-    texts = {run.run_id: demo.logs.read_text(run.mention.log_url, demo.engines.logs) for run in runs}
-    tables = [read_span(dataset.store, span) for span in state.latest() if span.files]
+    if resolved is None:
+        return Check(name=f"examples of {name} equal a direct computation", passed=False, detail="there are none")
+    texts = {run.run_id: demo.logs.read_text(run.mention.log_url, demo.engines.logs) for run in runs if run.mention}
+    store = demo.data.dataset(name).store
+    tables = [read_span(store, span) for span in state.latest() if span.files]
     columns = ["run_id", "n_windows", *resolved.features]
     rows = {row["run_id"]: row for table in tables for row in table.select(columns).to_pylist()}
-    return verify.check_examples(rows, texts, resolved)
+    return checks.check_examples(rows, texts, resolved)
 
 
 def _snapshots(demo: Demo) -> dict[str, Any]:
+    """Return the snapshots that models have learned from, by a name for people."""
     from ciml.training.data.snapshot import read_snapshot
 
     snapshots = {(refresh.model, refresh.metrics.snapshot.digest) for refresh in demo.refreshes}
@@ -157,52 +177,70 @@ def _check_models(demo: Demo) -> list[Check]:
     """Check the server's versions, and its answers to the held-out examples against those of the Python API.
 
     The server is sent the examples of the data set. The API prepares the same runs from the raw store, and loads the
-    champion in this process.
+    champion in this process. A model without a champion, whose versions the gate rejected, is left out.
     """
-    import httpx
-    import numpy as np
-
-    import ciml
     from ciml.serving.client import ModelClient
 
     data = ciml.open(demo.data.url)
+    champions = {model: Registry(demo.data, model).state.champion for model in MODELS}
+    stable = {model: version for model, version in champions.items() if version is not None}
     served: dict[str, dict[str, int | None]] = {}
-    stable: dict[str, int | None] = {}
     differences: dict[str, tuple[int, float]] = {}
-    for model in MODELS:
-        champion = Registry(demo.data, model).state.champion
-        if champion is None:
-            continue  # the gate rejected every version, with a reason
-        stable[model] = champion
+    for model, version in stable.items():
         dataset = data.dataset(model, trust_policy=trust_policy())
         inputs = dataset.to_numpy("test")[0]
         n_windows = dataset.n_windows("test")
-        loaded = data.model(model)
-        predictions = loaded.predict(dataset.facts("test").column("run_id").to_pylist())
-        expected = np.array(
-            [[prediction.probabilities[name] for name in loaded.classes] for prediction in predictions], np.float64
-        )
-        loaded.close()
+        with data.model(model) as loaded:
+            predictions = loaded.predict(dataset.facts("test").column("run_id").to_pylist())
+        expected = np.array([[prediction.probabilities[name] for name in loaded.classes] for prediction in predictions])
         with ModelClient(demo.engines.models["grpc"], model) as client:
-            client.wait_until_served(champion)
-            over_grpc = client.predict(inputs, n_windows, version=champion).probabilities
-            served[model] = {"gRPC": client.served_version()}
+            client.wait_until_served(version)
+            over_grpc = client.predict(inputs, n_windows, version=version).probabilities
+            grpc_version = client.served_version()
         url = f"{demo.engines.models['rest']}/v1/models/{model}"
-        status = httpx.get(f"{url}/labels/stable", trust_env=False).json().get("model_version_status", [])
-        available = [int(version["version"]) for version in status if version["state"] == "AVAILABLE"]
-        served[model]["REST"] = next(iter(available), None)
-        body = {"inputs": {"inputs": inputs[:8].tolist(), "n_windows": n_windows[:8].tolist()}}
-        over_rest = httpx.post(f"{url}:predict", json=body, trust_env=False).json().get("outputs", math.nan)
-        disagreements = [
-            prediction.metrics.disagreement
-            for prediction in demo.refreshes
-            if prediction.model == model and prediction.version
+        over_rest = _rest_probabilities(url, inputs[:_REST_RUNS], n_windows[:_REST_RUNS])
+        served[model] = {"gRPC": grpc_version, "REST": _rest_version(url)}
+        apart = [
+            _difference(over_grpc, expected),
+            _difference(over_rest, expected[:_REST_RUNS]),
+            *_disagreements(demo, model),
         ]
-        apart = [math.nan if value is None else value for value in disagreements]
-        for answers, reference in ((over_grpc, expected), (over_rest, expected[:8])):
-            apart.append(float(np.abs(np.array(answers, np.float64) - reference).max(initial=0.0)))
         differences[model] = (len(expected), float(np.max(apart)))  # NaN if one is NaN
-    return [verify.check_served(served, stable), verify.check_probabilities(differences)]
+    return [checks.check_served(served, stable), checks.check_probabilities(differences)]
+
+
+def _rest_version(url: str) -> int | None:
+    """Return the stable version that a model server reports over REST; None without one."""
+    versions = httpx.get(f"{url}/labels/stable", trust_env=False).json().get("model_version_status", [])
+    return next((int(version["version"]) for version in versions if version["state"] == "AVAILABLE"), None)
+
+
+def _rest_probabilities(url: str, inputs: Any, n_windows: Any) -> Any:
+    """Return the probabilities that a model server answers over REST; NaN for an error."""
+    body = {"inputs": {"inputs": inputs.tolist(), "n_windows": n_windows.tolist()}}
+    return httpx.post(f"{url}:predict", json=body, trust_env=False).json().get("outputs", math.nan)
+
+
+def _difference(probabilities: Any, expected: Any) -> float:
+    return float(np.abs(np.array(probabilities, np.float64) - expected).max(initial=0.0))
+
+
+def _disagreements(demo: Demo, model: str) -> list[float]:
+    """Return what the exported versions of a model differ from the trained ones; NaN for an unknown difference."""
+    pushed = [refresh.metrics for refresh in demo.refreshes if refresh.model == model and refresh.version]
+    return [math.nan if metrics.disagreement is None else metrics.disagreement for metrics in pushed]
+
+
+def _check_predictions(demo: Demo, trusted: Mapping[str, bool], records: Sequence[Mapping[str, Any]]) -> list[Check]:
+    """Check the stored predictions, and the topics of runs and predictions."""
+    pushed = [refresh.version for refresh in demo.refreshes if refresh.model == STATUS and refresh.version]
+    announced = [(message.key or b"").decode() for message in _messages(demo, RUNS)]
+    published = [(dict(message.headers).get("ce_id") or b"").decode() for message in _messages(demo, PREDICTIONS)]
+    return [
+        checks.check_predictions(trusted, records, pushed),
+        checks.check_topic(RUNS, announced, trusted),
+        checks.check_topic(PREDICTIONS, published, [record["id"] for record in records]),
+    ]
 
 
 def _messages(demo: Demo, topic: str) -> Iterator[Any]:
@@ -215,23 +253,10 @@ def _messages(demo: Demo, topic: str) -> Iterator[Any]:
     for partition, (first, end) in list_topic(kafka, topic).bounds.items():
         with borrow(kafka, topic, partition) as reader:
             reader.seek(first)
-            idle = 0
+            idle_reads = 0
             while reader.position < end:
                 before = reader.position
                 yield from reader.read(5000, 1.0)
-                idle = 0 if reader.position > before else idle + 1
-                if idle > 10:
+                idle_reads = 0 if reader.position > before else idle_reads + 1
+                if idle_reads > _MOST_IDLE_READS:
                     raise EngineError(f"{topic}[{partition}] at offset {before}: the broker does not answer reads")
-
-
-def _kept_lines(demo: Demo) -> Iterator[str]:
-    """Yield the addresses and processes that --keep left running, and how to stop them."""
-    if not demo.left_running:
-        return
-    models = demo.engines.models
-    addresses = {"Kafka": demo.engines.kafka, "logs": demo.engines.logs, "models (gRPC)": models["grpc"]}
-    addresses["models (REST)"] = f"{models['rest']}/v1/models/{STATUS}"
-    addresses |= {f"ciml {child.name}": f"pid {child.pid}, {child.log}" for child in demo.left_running}
-    yield from (f"{name:<15} {address}" for name, address in addresses.items())
-    pids = " ".join(str(child.pid) for child in demo.left_running)
-    yield f"Stop by:        kill {pids}; ciml down --home {demo.options.home}"

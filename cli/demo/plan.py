@@ -1,4 +1,7 @@
-"""The demo's events: a plan of messages and outcomes, the logs that are served, and the producer."""
+"""The demo's events: a plan of messages and outcomes, the logs that are served, and the producer.
+
+Some runs are damaged on purpose; a damage is a trick. Each message is planned with the outcome that ingest must find.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ from ciml.events.run_id import RunId
 
 #: Shares of the runs in each wave: the first makes a model, each further one a refresh.
 WAVES = (0.5, 0.25, 0.25)
+#: One run in so many is damaged, is untrusted, or has an event of its start; the runs of one change in so many share
+#: an event.
 SPOIL_EVERY = 16
 UNTRUSTED_EVERY = 40
 STARTED_EVERY = 12
@@ -67,7 +72,7 @@ class Expected(Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedMessage:
     """One message and its expected outcomes."""
 
     wave: int
@@ -89,11 +94,12 @@ class Plan:
     """
 
     samples: list[Sample]
-    messages: list[Planned] = field(default_factory=list)
+    messages: list[PlannedMessage] = field(default_factory=list)
     logs: dict[str, tuple[Sample, Callable[[bytes], bytes] | None]] = field(default_factory=dict)
     late: dict[str, str] = field(default_factory=dict)
 
-    def waves(self) -> list[list[Planned]]:
+    def waves(self) -> list[list[PlannedMessage]]:
+        """Return the messages of each wave."""
         return [[message for message in self.messages if message.wave == wave] for wave in range(len(WAVES))]
 
 
@@ -203,45 +209,56 @@ def make_plan(samples: list[Sample], logs_url: str) -> Plan:
     Every sixteenth run gets one of the `TRICKS`, every fortieth comes from the pipeline ``check``. The other runs of
     every third change are in one event.
     """
-    return _Planner(samples, logs_url.rstrip("/")).plan
+    planner = _Planner(samples, logs_url.rstrip("/"))
+    for index, sample in enumerate(samples):
+        planner.add(index, sample)
+    planner.send_group()
+    return planner.plan
 
 
 class _Planner:
+    """Adds messages and logs to a plan, sample by sample; the wave and the trick are those of the present sample."""
+
     def __init__(self, samples: list[Sample], logs_url: str) -> None:
         self.plan = Plan(samples)
         self._logs_url = logs_url
         self._rows = {sample.facts.run_id: sample.rows for sample in samples}
+        self._wave_ends = [round(len(samples) * sum(WAVES[: wave + 1])) for wave in range(len(WAVES))]
+        changes = dict.fromkeys(change_of(sample.facts) for sample in samples)
+        self._grouped_changes = set(list(changes)[::GROUPED_EVERY])
         self._sent = 0
         self._wave = 0
         self._trick = ""
-        tricks = list(TRICKS)
-        ends = [round(len(samples) * sum(WAVES[: wave + 1])) for wave in range(len(WAVES))]
-        changes = {name: number for number, name in enumerate(dict.fromkeys(change_of(s.facts) for s in samples))}
-        group: list[RunFacts] = []
-        for index, sample in enumerate(samples):
-            wave = sum(index >= end for end in ends)
-            facts = self._serve(sample, _SOUND)
-            if group and (wave != self._wave or change_of(group[0]) != change_of(facts)):
-                self._send(*group)
-                group = []
-            self._wave = wave
-            if index % STARTED_EVERY == 5:
-                started = facts.replace(phase="started", outcome=None, result="", log_url="", end_us=None)
-                self._send(started, plan=EventPlan("ignored", "not_finished"), event_type=STARTED)
-            if index % SPOIL_EVERY == 7:
-                self._trick = tricks[index // SPOIL_EVERY % len(tricks)]
-                for plan in TRICKS[self._trick]:
-                    self._damage(sample, plan)
-            elif index % UNTRUSTED_EVERY == 13:
-                self._trick = "untrusted pipeline"
-                self._send(facts.replace(pipeline="check"), trusted=False)
-            elif facts.change and changes[facts.change] % GROUPED_EVERY == 0:
-                group.append(facts)
-            else:
-                self._send(facts)
-            self._trick = ""
-        if group:
-            self._send(*group)
+        self._group: list[RunFacts] = []
+
+    def add(self, index: int, sample: Sample) -> None:
+        """Plan the events of a sample, which has this index."""
+        wave = sum(index >= end for end in self._wave_ends)
+        facts = self._serve(sample, _SOUND)
+        if self._group and (wave != self._wave or change_of(self._group[0]) != change_of(facts)):
+            self.send_group()
+        self._wave = wave
+        if index % STARTED_EVERY == 5:
+            started = facts.replace(phase="started", outcome=None, result="", log_url="", end_us=None)
+            self._send(started, plan=EventPlan("ignored", "not_finished"), event_type=STARTED)
+        if index % SPOIL_EVERY == 7:
+            self._trick = list(TRICKS)[index // SPOIL_EVERY % len(TRICKS)]
+            for plan in TRICKS[self._trick]:
+                self._damage(sample, plan)
+        elif index % UNTRUSTED_EVERY == 13:
+            self._trick = "untrusted pipeline"
+            self._send(facts.replace(pipeline="check"), trusted=False)
+        elif facts.change and facts.change in self._grouped_changes:
+            self._group.append(facts)
+        else:
+            self._send(facts)
+        self._trick = ""
+
+    def send_group(self) -> None:
+        """Plan one event with the runs that were grouped since the last one."""
+        if self._group:
+            self._send(*self._group)
+            self._group = []
 
     def _serve(self, sample: Sample, plan: EventPlan) -> RunFacts:
         """Serve the sample's log, perhaps changed; return its facts with the address."""
@@ -282,7 +299,7 @@ class _Planner:
     ) -> None:
         key = change_of(facts).encode()  # keyed by change, so that the events of a run stay in order
         lines = tuple(replace(line, trick=self._trick) for line in expected)
-        self.plan.messages.append(Planned(self._wave, key, value, tuple(headers), lines, self._trick))
+        self.plan.messages.append(PlannedMessage(self._wave, key, value, tuple(headers), lines, self._trick))
 
 
 @dataclass(frozen=True)
@@ -317,7 +334,7 @@ class LogRoot:
         return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
 
 
-def produce(bootstrap: str, topic: str, messages: Sequence[Planned], timeout_s: float = 60.0) -> list[Expected]:
+def produce(bootstrap: str, topic: str, messages: Sequence[PlannedMessage], timeout_s: float = 60.0) -> list[Expected]:
     """Produce the messages and wait until all are acknowledged. Returns the expected outcomes with their positions.
 
     Raises:

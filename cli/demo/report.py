@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from ciml.cli.demo.result import DemoResult, Refresh, Share
 from ciml.cli.output import print_table
 from ciml.reports.page import Page, Section, Table, Tile
 from ciml.reports.page import render as render_page
+
+if TYPE_CHECKING:
+    from ciml.reports.drawing import Plot
 
 _SPLITS = ("train", "dev", "test")
 
@@ -62,8 +66,8 @@ def render(result: DemoResult) -> str:
         f"{result.runs} real runs, {result.messages} events, {result.took_s:.0f} s, begun {result.started}. {engines}. "
         f"{summary(result)}"
     )
-    filled = tuple(section for section in sections if section.title == "Checks" or any(t.rows for t in section.tables))
-    return render_page(Page("From CI events to a served model", lead, tuple(tiles), filled))
+    shown = tuple(section for section in sections if section.title == "Checks" or section.tables[0].rows)
+    return render_page(Page("From CI events to a served model", lead, tuple(tiles), shown))
 
 
 def summary(result: DemoResult) -> str:
@@ -130,24 +134,17 @@ def _spans(result: DemoResult) -> Section:
 
 
 def _models(result: DemoResult) -> Section:
-    from ciml.reports.drawing import Estimate
-    from ciml.reports.experiments.plots import bars_plot
-    from ciml.reports.experiments.views import ALONE, Bar
-
     rows = []
-    bars = []
-    numbers: Counter[str] = Counter()
-    for refresh in result.refreshes:
+    for number, refresh in _numbered(result.refreshes):
         metrics = refresh.metrics
         evaluation = metrics.evaluation
         accuracy = evaluation.accuracy
-        numbers[refresh.model] += 1
         decision = f"pushed as v{refresh.version}" if refresh.version else f"rejected: {'; '.join(refresh.reasons)}"
         rows.append(
             (
                 refresh.model,
                 decision,
-                f"{numbers[refresh.model]}",
+                f"{number}",
                 f"{evaluation.trained_on}",
                 f"{evaluation.runs}",
                 f"{_percent(accuracy)} ({_interval(accuracy)})",
@@ -156,16 +153,34 @@ def _models(result: DemoResult) -> Section:
                 _percent(next(iter(metrics.baselines.values()), None)),
             )
         )
-        beside = {"base rate": evaluation.base_rate.value}
-        beside |= {f"{name}{ALONE}": share.value for name, share in metrics.baselines.items()}
-        name = f"{refresh.model} {numbers[refresh.model]}"
-        estimate = Estimate(accuracy.value, accuracy.low, accuracy.high)
-        bars.append(Bar(name, estimate, evaluation.runs, beside))
     headings = ("model", "decision", "refresh", "trained", "tested", "accuracy", "champion", "base rate", "one number")
-    caption = "A mark is a baseline on the same runs: the commonest class in training, or one number of a run."
-    plot = bars_plot("refreshes", "Accuracy on held-out runs, by refresh", caption, "accuracy (%)", [("", bars)])
     table = Table(headings, tuple(rows), words=2)
-    return Section("Models, on held-out runs", one_number_line(result), table, plot if bars else None)
+    return Section("Models, on held-out runs", one_number_line(result), table, _accuracy_plot(result) if rows else None)
+
+
+def _accuracy_plot(result: DemoResult) -> Plot:
+    from ciml.reports.drawing import Estimate
+    from ciml.reports.experiments.plots import bars_plot
+    from ciml.reports.experiments.views import ALONE, Bar
+
+    bars = []
+    for number, refresh in _numbered(result.refreshes):
+        evaluation = refresh.metrics.evaluation
+        accuracy = evaluation.accuracy
+        baselines = {"base rate": evaluation.base_rate.value}
+        baselines |= {f"{name}{ALONE}": share.value for name, share in refresh.metrics.baselines.items()}
+        estimate = Estimate(accuracy.value, accuracy.low, accuracy.high)
+        bars.append(Bar(f"{refresh.model} {number}", estimate, evaluation.runs, baselines))
+    caption = "A mark is a baseline on the same runs: the commonest class in training, or one number of a run."
+    return bars_plot("refreshes", "Accuracy on held-out runs, by refresh", caption, "accuracy (%)", [("", bars)])
+
+
+def _numbered(refreshes: list[Refresh]) -> Iterator[tuple[int, Refresh]]:
+    """Yield each refresh with its number among those of its model, from 1."""
+    numbers: Counter[str] = Counter()
+    for refresh in refreshes:
+        numbers[refresh.model] += 1
+        yield numbers[refresh.model], refresh
 
 
 def _predictions(result: DemoResult) -> Section:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from ciml import engines
+from ciml.cli.demo import DemoOptions
 from ciml.cli.demo.corpus import (
     CAUSE,
     MODELS,
@@ -52,41 +53,18 @@ MARK = ".ciml-demo"
 KEPT = "kept.json"
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of the demo.
-
-    Attributes:
-      data: the folder of all output; it is emptied first.
-      home: the folder of the engines' files.
-      engine: ``flink``, ``micro-batches``, or ``auto`` for Flink where there is Java.
-      corpus: the folder of sample runs; None for the checkout's.
-      runs: number of sample runs; None for all.
-      span_runs: number of runs of a span.
-      keep: leave engines and services running at the end.
-    """
-
-    data: Path
-    home: Path
-    engine: str = "auto"
-    corpus: str | None = None
-    runs: int | None = None
-    span_runs: int = 60
-    keep: bool = False
-
-
 @dataclass(slots=True)
 class Accounts:
     """Outcomes of the raw manifest up to ``version``.
 
     Attributes:
-      final: outcomes by key that no later delta closed; exactly one is correct.
+      by_key: those that no later delta closed; at the end, a correct key has exactly one.
       waited: keys that were deferred at some time.
       covered: settled offsets by (topic, partition).
     """
 
     version: int = 0
-    final: dict[Key, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
+    by_key: dict[Key, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
     waited: set[Key] = field(default_factory=set)
     covered: dict[tuple[str, int], RangeSet] = field(default_factory=lambda: defaultdict(RangeSet))
 
@@ -97,28 +75,29 @@ class Accounts:
             self.version = version
 
     def apply(self, delta: Mapping[str, Any]) -> None:
+        """Count the offsets and outcomes of a delta."""
         for topic, entry in delta["offsets"].items():
             for partition, ranges in entry["partitions"].items():
                 for start, end in ranges:
                     self.covered[topic, int(partition)].add(start, end)
         for origin, run_id in delta["closes"]:
-            self.final.pop(_key(Origin.from_json(origin), run_id), None)
+            self.by_key.pop(_key(Origin.from_json(origin), run_id), None)
         for _, record in records_of(delta):
             outcome = Outcome.from_json(record)
             key = _key(outcome.origin, outcome.run_id)
             if outcome.kind == "deferred":
                 self.waited.add(key)
-                self.final[key] = [earlier for earlier in self.final[key] if earlier.kind != "deferred"]
-            self.final[key].append(outcome)
+                self.by_key[key] = [earlier for earlier in self.by_key[key] if earlier.kind != "deferred"]
+            self.by_key[key].append(outcome)
 
     def outcomes(self, kind: str = "") -> list[Outcome]:
         """Return the outcomes of a kind, or all, in the manifest's order."""
-        return [out for outcomes in self.final.values() for out in outcomes if kind in ("", out.kind)]
+        return [outcome for outcomes in self.by_key.values() for outcome in outcomes if kind in ("", outcome.kind)]
 
     def unsettled(self, produced: Iterable[Expected]) -> int:
         """Return the number of acknowledged messages that are not covered yet."""
-        sent = {(line.topic, line.partition, line.offset) for line in produced}
-        return sum(offset not in self.covered[topic, partition] for topic, partition, offset in sent)
+        messages = {(line.topic, line.partition, line.offset) for line in produced}
+        return sum(offset not in self.covered[topic, partition] for topic, partition, offset in messages)
 
 
 def _key(origin: Origin, run_id: str) -> Key:
@@ -139,13 +118,12 @@ class Predictions:
     records: list[dict[str, Any]] = field(default_factory=list)
     run_ids: set[str] = field(default_factory=set)
 
-    def catch_up(self) -> Predictions:
+    def catch_up(self) -> None:
         """Read new deltas."""
         for version, delta in ManifestLog(self.store).since(self.version):
             self.records += delta["predictions"]
             self.run_ids.update(record["run_id"] for record in (*delta["predictions"], *delta["unpredictable"]))
             self.version = version
-        return self
 
 
 @dataclass
@@ -159,7 +137,7 @@ class Demo:
       left_running: the commands that ``--keep`` leaves running.
     """
 
-    options: Options
+    options: DemoOptions
     steps: Steps
     children: Children
     engines: engines.Engines
@@ -177,34 +155,20 @@ class Demo:
     def on_flink(self) -> bool:
         return self.options.engine != "micro-batches" and not self.engines.states["flink"].light
 
-    def start(self, name: str, *arguments: str, kafka: bool = True, data: bool = True) -> Child:
-        """Start a command, named after its first argument, with the demo's broker and data root."""
-        places = ("--kafka", self.engines.kafka) * kafka + ("--data-path", self.data.url) * data
-        return self.children.start(name, *arguments, *places)
+    @property
+    def kafka_option(self) -> tuple[str, str]:
+        """The option that names the demo's broker to a command."""
+        return "--kafka", self.engines.kafka
+
+    @property
+    def data_option(self) -> tuple[str, str]:
+        """The option that names the demo's data root to a command."""
+        return "--data-path", self.data.url
 
 
-def empty(options: Options) -> None:
-    """Make an empty folder for the demo; an earlier demo in it is removed.
-
-    Raises:
-      CimlError: the folder has other content.
-    """
-    folder = options.data
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / MARK).exists():
-        raise CimlError(f"{folder} is not a demo folder; refusing to overwrite it. Name another one by --data-path")
-    with contextlib.suppress(FileNotFoundError):
-        for pid, started in json.loads(DataRoot.open(folder).demo.read(KEPT)):
-            processes.end(pid, started)
-    if engines.read(options.home):
-        engines.stop(None, options.home)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / MARK).write_text("written by ciml demo, which empties this folder\n")
-
-
-@contextlib.contextmanager
-def prepared(options: Options, steps: Steps, answers: bool) -> Iterator[Demo]:
-    """Start engines, ready for the first event. At the end, stop commands and engines unless ``keep``.
+@contextmanager
+def start_demo(options: DemoOptions, steps: Steps, answers: bool) -> Iterator[Demo]:
+    """Start engines, ready for the first event. At the end, stop commands and engines unless ``--keep``.
 
     Args:
       options: of the command.
@@ -213,32 +177,26 @@ def prepared(options: Options, steps: Steps, answers: bool) -> Iterator[Demo]:
     """
     from ciml.pipelines.datasets.update import create_dataset
 
-    begin = datetime.now(UTC)
+    started = datetime.now(UTC)
     corpus = corpus_folder(options.corpus)
     samples = read_corpus(corpus, options.runs)
-    empty(options)
-    data = DataRoot.open(options.data)
+    make_folder(options)
+    data = DataRoot.open(options.folder)
     logs = LogRoot(Path(data.demo.url("served-logs")), unpack_logs(corpus, Path(data.demo.url("corpus"))))
     logs.folder.mkdir(parents=True)
     settings = engines.Settings(logs_root=str(logs.folder), models_config=data.models.url(CONFIG_NAME))
-    names = ["kafka", "logs", "models", *["flink"] * (options.engine != "micro-batches")]
-    with contextlib.ExitStack() as stack:
-        with steps.step("start engines") as report:
-            # Engines that have started are stopped if starting the others fails or is interrupted.
-            stack.push(lambda kind, *_: _end_engines(options.home, options.keep and kind is None))
-            running = engines.start(names, options.home, settings)
-            report(", ".join(state.what.split(" of ")[0] for state in running.states.values()))
-        if options.engine == "flink" and running.states["flink"].light:
-            raise EngineError("--engine flink: no Java is installed; install it or use --engine micro-batches")
-        # Commands end before the engines that they use.
-        children = stack.enter_context(Children(Path(data.demo.url("logs")), options.data))
+    # Commands end before the engines that they use.
+    with (
+        _running_engines(options, settings, steps) as running,
+        Children(Path(data.demo.url("logs")), options.folder) as children,
+    ):
         plan = make_plan(samples, running.logs)
         logs.make(plan)
         engines.create_topics(running.kafka, TOPICS)
         for definition in definitions(options.span_runs, samples, answers):
             create_dataset(data, definition)
         models = (*MODELS, CAUSE) if answers else MODELS
-        demo = Demo(options, steps, children, running, data, plan, logs, begin, models)
+        demo = Demo(options, steps, children, running, data, plan, logs, started, models)
         yield demo
         if options.keep:  # reached only when nothing failed
             demo.left_running += children.running.values()
@@ -246,48 +204,94 @@ def prepared(options: Options, steps: Steps, answers: bool) -> Iterator[Demo]:
             data.demo.replace(KEPT, json.dumps([[child.pid, child.started] for child in demo.left_running]).encode())
 
 
-def _end_engines(home: Path, keep: bool) -> bool:
-    if not keep:
-        engines.stop(None, home)
-    return False  # do not suppress the exception
+def make_folder(options: DemoOptions) -> None:
+    """Make an empty folder for the demo. An earlier demo in it is stopped and removed.
+
+    Raises:
+      CimlError: the folder has other content.
+    """
+    folder = options.folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / MARK).exists():
+        raise CimlError(f"{folder} is not a demo folder; refusing to overwrite it. Name another one by --data-path")
+    with suppress(FileNotFoundError):
+        for pid, started in json.loads(DataRoot.open(folder).demo.read(KEPT)):
+            processes.end(pid, started)
+    if engines.read(options.engines_home):
+        engines.stop(None, options.engines_home)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARK).write_text("written by ciml demo, which empties this folder\n")
+
+
+@contextmanager
+def _running_engines(options: DemoOptions, settings: engines.Settings, steps: Steps) -> Iterator[engines.Engines]:
+    """Start the engines. At the end, stop them unless ``--keep``; after an error, stop also those of a partial start.
+
+    Raises:
+      EngineError: an engine does not start, or ``--engine flink`` has no Java.
+    """
+    names = ["kafka", "logs", "models", *["flink"] * (options.engine != "micro-batches")]
+    keep = False
+    try:
+        with steps.step("start engines") as report:
+            running = engines.start(names, options.engines_home, settings)
+            report(", ".join(state.what.split(" of ")[0] for state in running.states.values()))
+        if options.engine == "flink" and running.states["flink"].light:
+            raise EngineError("--engine flink: no Java is installed; install it or use --engine micro-batches")
+        yield running
+        keep = options.keep
+    finally:
+        if not keep:
+            engines.stop(None, options.engines_home)
 
 
 def run(demo: Demo) -> None:
     """Send events in waves, with spans and refreshes after each, until every run is predicted.
 
     The next wave comes when the first model has been refreshed, so that each of its versions predicts some runs. The
-    other model is refreshed meanwhile.
+    other models are refreshed meanwhile.
     """
-    retries = [part for delay in RETRIES_S for part in ("--retry-after", f"{delay}s")]
-    engine = f"flink:{demo.engines.flink}" if demo.on_flink else "micro-batches"
-    policies = ("--allow-host", demo.engines.logs, "--trust-policy", str(trust_policy()))
-    demo.start("ingest", "ingest", "--engine", engine, *policies, *retries)
+    start_ingest(demo)
     start_predict(demo, STATUS)
     for model in MODELS:
         start_refreshes(demo, model)
-    for wave in range(len(WAVES)):
+    last = len(WAVES) - 1
+    for wave in range(last):
         ingest_wave(demo, wave)
-        last = wave == len(WAVES) - 1
-        if last:
-            settle(demo)
-        update(demo, seal=last)
-        if last and CAUSE in demo.models:
-            start_refreshes(demo, CAUSE, "--experiment", str(examples() / "cause-experiment.toml"))
-        for model in demo.models if last else MODELS[:1]:
-            refresh(demo, model)
-    drain(demo)
+        seal_spans(demo, seal=False)
+        wait_for_refresh(demo, STATUS)
+    ingest_wave(demo, last)
+    wait_for_late_logs(demo)
+    seal_spans(demo, seal=True)
+    if CAUSE in demo.models:
+        start_refreshes(demo, CAUSE, "--experiment", str(examples() / "cause-experiment.toml"))
+    for model in demo.models:
+        wait_for_refresh(demo, model)
+    wait_for_predictions(demo)
+    for model in demo.models:
+        demo.refreshes += read_refreshes(demo.children.running[f"refresh-{model}"].log)
+    catch_up(demo)
+
+
+def start_ingest(demo: Demo) -> None:
+    """Start the ingest of events, on Flink if it runs."""
+    engine = f"flink:{demo.engines.flink}" if demo.on_flink else "micro-batches"
+    policies = ("--allow-host", demo.engines.logs, "--trust-policy", str(trust_policy()))
+    retries = [part for delay in RETRIES_S for part in ("--retry-after", f"{delay}s")]
+    places = (*demo.kafka_option, *demo.data_option)
+    demo.children.start("ingest", "ingest", "--engine", engine, *policies, *retries, *places)
 
 
 def start_predict(demo: Demo, model: str) -> None:
     """Start the predictions of a model, in micro-batches: a second Flink job would need another gigabyte."""
-    server = demo.engines.models["grpc"]
-    demo.start("predict", "predict", "stream", "--engine", "micro-batches", "--server", server, "--model", model)
+    options = ("--engine", "micro-batches", "--server", demo.engines.models["grpc"], "--model", model)
+    demo.children.start("predict", "predict", "stream", *options, *demo.kafka_option, *demo.data_option)
 
 
 def start_refreshes(demo: Demo, model: str, *options: str) -> None:
     """Start the command that refreshes a model whenever the data set of the same name grows."""
     command = ("refresh", "--dataset", model, "--watch", "--json", "--trust-policy", str(trust_policy()), *options)
-    demo.start(f"refresh-{model}", *command, kafka=False)
+    demo.children.start(f"refresh-{model}", *command, *demo.data_option)
 
 
 def ingest_wave(demo: Demo, wave: int) -> None:
@@ -306,16 +310,7 @@ def ingest_wave(demo: Demo, wave: int) -> None:
         demo.children.wait_for(covered, "waiting for the accounting of all events")
 
 
-def catch_up(demo: Demo) -> None:
-    """Read new deltas of the raw manifest, and write the late logs of deferred runs."""
-    demo.accounts.catch_up(demo.data.raw)
-    waiting = {outcome.run_id for outcome in demo.accounts.outcomes("deferred")}
-    for path, run_id in demo.plan.late.items():
-        if run_id in waiting and not (demo.logs.folder / path).exists():
-            demo.logs.release(demo.plan, path)
-
-
-def settle(demo: Demo) -> None:
+def wait_for_late_logs(demo: Demo) -> None:
     """Wait until no run is deferred."""
     with demo.steps.step("wait for late logs") as report:
 
@@ -328,7 +323,16 @@ def settle(demo: Demo) -> None:
         demo.children.wait_for(settled, "waiting for late logs")
 
 
-def update(demo: Demo, *, seal: bool) -> None:
+def catch_up(demo: Demo) -> None:
+    """Read new deltas of the raw manifest, and write the late logs of deferred runs."""
+    demo.accounts.catch_up(demo.data.raw)
+    waiting = {outcome.run_id for outcome in demo.accounts.outcomes("deferred")}
+    for path, run_id in demo.plan.late.items():
+        if run_id in waiting and not (demo.logs.folder / path).exists():
+            demo.logs.release(demo.plan, path)
+
+
+def seal_spans(demo: Demo, *, seal: bool) -> None:
     """Seal the full spans of all data sets; with ``seal`` also the last one."""
     from ciml.pipelines.datasets.update import update_dataset
 
@@ -338,7 +342,7 @@ def update(demo: Demo, *, seal: bool) -> None:
             report(f"{sum(len(span.runs) for span in state.latest())} examples in {len(state.spans)} spans")
 
 
-def refresh(demo: Demo, model: str) -> None:
+def wait_for_refresh(demo: Demo, model: str) -> None:
     """Wait until a model has been refreshed with all sealed spans."""
     from ciml.training.data.snapshot import make_snapshot
     from ciml.trust import TrustPolicy
@@ -368,24 +372,22 @@ def last_step(log: Path) -> str:
     return lines[-1].partition(": ")[2] if lines else ""
 
 
-def drain(demo: Demo) -> None:
-    """Wait until every raw row is predicted."""
+def wait_for_predictions(demo: Demo) -> None:
+    """Wait until every raw row is predicted; without a pushed version, nothing can be."""
     with demo.steps.step("predict every run") as report:
+        if Registry(demo.data, STATUS).state.champion is None:
+            report("no version was pushed")  # a check reports it
+            return
         runs = {outcome.run_id for outcome in demo.accounts.outcomes("run")}
         predictions = Predictions(demo.data.predictions)
 
         def predicted() -> bool:
-            finished = predictions.catch_up().run_ids & runs
+            predictions.catch_up()
+            finished = predictions.run_ids & runs
             report(f"{len(finished)} of {len(runs)}")
             return finished == runs
 
-        if Registry(demo.data, STATUS).state.champion is None:
-            report("no version was pushed")  # a check reports it
-        else:
-            demo.children.wait_for(predicted, "waiting for predictions")
-    for model in demo.models:
-        demo.refreshes += read_refreshes(demo.children.running[f"refresh-{model}"].log)
-    catch_up(demo)
+        demo.children.wait_for(predicted, "waiting for predictions")
 
 
 def end_commands(demo: Demo) -> None:

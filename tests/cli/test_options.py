@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.cli.command import EngineChoice, make_command
+from ciml.cli.command import make_command
+from ciml.cli.kinds import EngineChoice
 from ciml.engines import EngineState, state
 from ciml.engines.kafka import MOCK
 from ciml.errors import CimlError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.command import filled, make_command
+from ciml.cli.command import copy_options, make_command
 from ciml.cli.options import Data, Json, JsonLines
 from ciml.cli.output import print_columns
 from ciml.cli.running import stop_on_signals
@@ -165,7 +165,7 @@ def count(options: CountOptions) -> None:
     """
     counts: Counter[tuple[str, str]] = Counter()
     by_job = options.by_job
-    if by_job or filled(Filters, options) != Filters(data_path=options.data_path):
+    if by_job or copy_options(Filters, options) != Filters(data_path=options.data_path):
         for dead_letter in options.dead_letters(everything=False):
             counts[dead_letter.outcome.reason, dead_letter.job if by_job else ""] += 1
     else:  # the manifest's own sums

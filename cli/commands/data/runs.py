@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from ciml.cli.command import DAY, DefaultGroup, make_command
+from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.commands.data.tables import update_tables
+from ciml.cli.kinds import DAY
 from ciml.cli.options import Data, Json, JsonLines
 from ciml.cli.output import print_table
 from ciml.errors import UnknownRunError

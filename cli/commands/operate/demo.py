@@ -6,34 +6,14 @@ from pathlib import Path
 
 import click
 
-from ciml.cli.command import DefaultGroup, filled, make_command
-from ciml.options import Options, flag, option
-
-
-class RunOptions(Options):
-    """Options of ``ciml demo run``.
-
-    Attributes:
-      data_path: Folder of the demo; an earlier demo in it is removed.
-      home: Folder of the engines' files. [default: home below --data-path]
-      engine: Engine of the ingest; auto is flink where Java is installed.
-      corpus: Folder of the sample runs: builds.jsonl and logs.tar. [default: examples/corpus of the checkout]
-      runs: Number of sample runs. [default: all]
-      span_runs: Number of runs of a span.
-      keep: Leave engines, ingest and predict running.
-    """
-
-    data_path: str = option("demo", "demo data", metavar="FOLDER")
-    home: Path | None = option(kind=click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
-    engine: str = option("auto", click.Choice(["auto", "flink", "micro-batches"]))
-    corpus: str | None = option(kind=click.Path(exists=True, file_okay=False), metavar="FOLDER")
-    runs: int | None = option(kind=click.IntRange(min=120), metavar="N")
-    span_runs: int = option(60, click.IntRange(min=20), metavar="N")
-    keep: bool = flag()
+from ciml.cli.command import DefaultGroup, make_command
+from ciml.cli.demo import DemoOptions
+from ciml.errors import CimlError, IntegrityError
+from ciml.options import Options, option
 
 
 @make_command("run")
-def run(options: RunOptions) -> int:
+def run(options: DemoOptions) -> int:
     """Run the whole chain on sample runs.
 
     It goes from CI events to a served model and predictions, with one event in sixteen broken on purpose. At the end it
@@ -50,21 +30,18 @@ def run(options: RunOptions) -> int:
 
     from rich.console import Console
 
-    from ciml.cli.demo.demo import demo
-    from ciml.cli.demo.run import Options
+    from ciml.cli.demo.demo import run_demo
 
-    folder = Path(options.data_path).absolute()
-    home = (options.home or folder / "home").absolute()
     out = Console()
     if not out.is_terminal:
         out = Console(width=120)  # wider than the default for a terminal of unknown width
 
-    def end(number: int, frame: object) -> None:
+    def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt  # so that all started processes are stopped
 
-    signal.signal(signal.SIGTERM, end)
-    result = demo(filled(Options, options, data=folder, home=home), Console(stderr=True), out)
-    return 0 if result.passed else 4
+    signal.signal(signal.SIGTERM, interrupt)
+    result = run_demo(options, Console(stderr=True), out)
+    return 0 if result.passed else IntegrityError.exit_code
 
 
 class ReportOptions(Options):
@@ -89,13 +66,11 @@ def report(options: ReportOptions) -> None:
     Example:
       ciml demo report --data-path demo --output report.html
     """
-
     import msgspec
 
     from ciml.cli.demo.report import render
     from ciml.cli.demo.result import DemoResult
     from ciml.data_root import DataRoot
-    from ciml.errors import CimlError
 
     data_path = options.data_path
     store = DataRoot.open(data_path).demo

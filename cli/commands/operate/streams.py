@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.command import HERE, DefaultGroup, make_command
+from ciml.cli.command import DefaultGroup, make_command
+from ciml.cli.kinds import HERE
 from ciml.cli.options import NewData
 from ciml.cli.running import Running
 from ciml.errors import CimlError

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ciml import engines
-from ciml.cli.command import filled, make_command
+from ciml.cli.command import copy_options, make_command
 from ciml.engines.local_s3 import use_local_s3
 from ciml.errors import CimlError
 from ciml.options import Options, argument, flag, option, repeated
@@ -99,7 +99,7 @@ def command(options: UpOptions) -> None:
         use_local_s3(engines.read(home).get("s3"))
     begin_s = time.monotonic()
     with errors.status(f"starting {', '.join(engine_names)}") as spinner:
-        settings = filled(engines.Settings, options, notify=spinner.update)
+        settings = copy_options(engines.Settings, options, notify=spinner.update)
         running = engines.start(engine_names, home, settings)
         if "kafka" in running.started:
             engines.create_topics(str(running.states["kafka"].address), _TOPICS)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.command import MINUTE, gathered, home_of, make_command, parameters
+from ciml.cli.command import command_of, make_command
+from ciml.cli.kinds import MINUTE, home_of
 from ciml.cli.options import Json
 from ciml.cli.running import Foreground, OnEngine
 from ciml.errors import CimlError
@@ -74,13 +76,9 @@ def _command_of(kind: str, *, foreground: bool) -> click.Command:
         "how": RunOptions if foreground else StartOptions,
         "running": OnEngine if options.pipeline else Foreground,
     }
-
-    def start(**values: Any) -> int:
-        return _start(kind, foreground, **{name: gathered(cls, values) for name, cls in classes.items()})
-
     example = f"Example:\n  ciml service {verb} {kind} {_EXAMPLES[kind]}"
     text = f"{verb.title()} the {kind} service.\n\n\b\n{example}"
-    return click.Command(kind, params=parameters(classes.values()), callback=start, help=text)
+    return command_of(kind, partial(_start, kind, foreground), classes, help=text)
 
 
 def _start(kind: str, foreground: bool, service: ServiceOptions, how: RunOptions, running: Foreground) -> int:

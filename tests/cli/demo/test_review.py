@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,7 +14,16 @@ from ciml.cli.demo.checks import check_messages
 from ciml.cli.demo.corpus import Sample, read_corpus
 from ciml.cli.demo.demo import with_answers
 from ciml.cli.demo.result import AnswerLine
-from ciml.cli.demo.review import Review, comparable_first, ending_now, moved
+from ciml.cli.demo.review import (
+    Answers,
+    answer_changes,
+    begin_review,
+    comparable_first,
+    missing_servers,
+    notes_on_model,
+    run_ending_now,
+    shift_log,
+)
 from ciml.events.cloudevents import finished_event
 from ciml.integrations.adapter import Delivery
 from ciml.transforms.parse.logs import Log, parse_logs
@@ -42,7 +51,7 @@ def test_a_moved_log_has_the_same_samples_at_other_times(sample: Sample) -> None
     assert facts.start_us is not None
     begin = datetime.fromtimestamp(facts.start_us / 1e6, UTC)
     later = NOW - timedelta(seconds=50)  # across midnight, and the end of a month
-    before, after = parsed(log, facts.start_us), parsed(moved(log, begin, later), int(later.timestamp() * 1e6))
+    before, after = parsed(log, facts.start_us), parsed(shift_log(log, begin, later), int(later.timestamp() * 1e6))
     assert before.drop_columns("time").equals(after.drop_columns("time"))
     passed = {
         moment - first for first, moment in zip(
@@ -56,14 +65,14 @@ def test_a_moved_log_has_the_same_samples_at_other_times(sample: Sample) -> None
 def test_a_log_with_epoch_seconds_is_moved_too() -> None:
     begin = datetime(2026, 11, 26, 12, 0, 0, tzinfo=UTC)
     lines = ['"Date:","26 Nov 2026 12:00:00 UTC"', '"epoch","usr"', f"{begin.timestamp() + 1.25:.3f},7.5", "7,8"]
-    text = gzip.decompress(moved(gzip.compress("\n".join(lines).encode()), begin, NOW)).decode()
+    text = gzip.decompress(shift_log(gzip.compress("\n".join(lines).encode()), begin, NOW)).decode()
     assert text.split("\n") == [
         '"Date:","01 Mar 2031 00:00:20 UTC"', '"epoch","usr"', f"{NOW.timestamp() + 1.25:.3f},7.5", "7,8"
     ]  # fmt: skip
 
 
 def test_an_event_is_a_run_of_the_change(sample: Sample) -> None:
-    facts = ending_now(sample, {"change": "7", "head": "a" * 40}, NOW)
+    facts = run_ending_now(sample, {"change": "7", "head": "a" * 40}, NOW)
     body, _ = finished_event(facts)
     (run,) = runs_of("cloudevents", Delivery(body, {})).values()
     assert (run.build_uuid, run.build_name, run.outcome) == (facts.build_uuid, sample.facts.build_name, "failure")
@@ -104,25 +113,24 @@ def test_a_verdict_that_the_policy_lets_pass_is_one_message_and_another_one_none
         assert not check_messages([*right, wrong]).passed
 
 
-def test_without_mosquitto_or_java_the_last_act_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_mosquitto_or_java_the_last_act_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIML_NO_JAVA", "1")
-    review = Review.of(tmp_path)
-    assert review.missing == "CIML_NO_JAVA is set"
-    review.begin()
-    assert review.ready() is None
-    result = with_answers(demo_result(answers=[]), [], review)
+    missing = missing_servers()
+    assert missing == "CIML_NO_JAVA is set"
+    unused: Any = None
+    answers = answer_changes(unused, begin_review(unused, missing))
+    result = with_answers(demo_result(answers=[]), answers)
     assert result.notes[-1] == "no changes were answered: CIML_NO_JAVA is set"
     assert result.passed
     monkeypatch.setattr("shutil.which", lambda *_arguments, **_options: None)
-    assert "apt-get install mosquitto" in Review.of(tmp_path).missing
+    assert "apt-get install mosquitto" in missing_servers()
 
 
 def test_an_answer_by_a_rejected_model_is_noted() -> None:
-    review = Review(Path(), rejected="accuracy 0.7 does not beat the base rate 0.8")
-    result = with_answers(demo_result(answers=[]), [line("unknown")], review)
-    assert result.notes[-1].endswith("that the gate had rejected: accuracy 0.7 does not beat the base rate 0.8")
-    notes = with_answers(demo_result(answers=[]), [line("unknown")], Review(Path())).notes
-    assert notes == [
-        *demo_result().notes,
-        "model cause posts immediately because of active_models; a new model is in shadow",
-    ]
+    *first, last = notes_on_model("accuracy 0.7 does not beat the base rate 0.8")
+    assert last.endswith("that the gate had rejected: accuracy 0.7 does not beat the base rate 0.8")
+    assert first == ["model cause posts immediately because of active_models; a new model is in shadow"]
+    assert first == notes_on_model("")
+    result = with_answers(demo_result(answers=[]), Answers([line("code", "it is this change")], first))
+    assert result.notes == [*demo_result().notes, *first]
+    assert result.checks[-1].passed

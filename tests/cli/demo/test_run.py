@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ciml.cli.demo import DemoOptions
 from ciml.cli.demo.processes import Children, Steps
 from ciml.cli.demo.report import show
 from ciml.cli.demo.result import Check, DemoResult
-from ciml.cli.demo.review import MOST, Review
-from ciml.cli.demo.run import MARK, Options, empty, last_step, read_refreshes
+from ciml.cli.demo.review import MOST
+from ciml.cli.demo.run import MARK, last_step, make_folder, read_refreshes
 from ciml.engines import processes, state
 from ciml.errors import CimlError, EngineError
 from tests.cli.demo.demo_fixture import demo_result
@@ -98,31 +99,31 @@ def test_waiting_ends(tmp_path: Path) -> None:
         children.wait_for(lambda: False, "the moon", 0.1, every_s=0.02)
 
 
-def options(data: Path) -> Options:
-    return Options(data=data, home=data / "home")
+def options(data: Path) -> DemoOptions:
+    return DemoOptions(data_path=str(data))
 
 
 def test_only_a_folder_of_the_demo_is_emptied(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    empty(options(folder))
+    make_folder(options(folder))
     (folder / "raw").mkdir()
-    empty(options(folder))
+    make_folder(options(folder))
     assert [path.name for path in folder.iterdir()] == [MARK]
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.tex").write_text("x")
     with pytest.raises(CimlError, match="is not a demo folder"):
-        empty(options(other))
+        make_folder(options(other))
     assert (other / "thesis.tex").exists()
 
 
 def test_what_an_earlier_demo_left_running_is_ended(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    empty(options(folder))
+    make_folder(options(folder))
     pid, started = processes.spawn([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "l", {}, tmp_path)
     (folder / "demo").mkdir()
     (folder / "demo" / "kept.json").write_text(json.dumps([[pid, started]]))
-    empty(options(folder))
+    make_folder(options(folder))
     assert processes.find(pid, started) is None
 
 
@@ -147,7 +148,7 @@ def test_the_whole_demo_and_its_last_act(tmp_path: Path) -> None:
 @pytest.mark.engines
 @pytest.mark.timeout(240)
 def test_the_demo_on_a_part_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Review, "of", lambda home: Review(home, "left to the slow proofs"))
+    monkeypatch.setattr("ciml.cli.demo.demo.missing_servers", lambda: "left to the slow proofs")
     monkeypatch.delenv("CIML_TRUST_POLICY", raising=False)  # as a user runs it
     result = the_whole_demo(tmp_path)
     assert len(result.checks) == 18
@@ -156,11 +157,11 @@ def test_the_demo_on_a_part_of_the_runs(tmp_path: Path, monkeypatch: pytest.Monk
 
 def the_whole_demo(tmp_path: Path) -> DemoResult:
     """Run the demo and look at what it says and leaves."""
-    from ciml.cli.demo.demo import demo
+    from ciml.cli.demo.demo import run_demo
 
     out, data = console(), tmp_path / "data"
-    chosen = Options(data=data, home=data / "home", engine="micro-batches", runs=120, span_runs=30)
-    result = demo(chosen, console(), out)
+    chosen = DemoOptions(data_path=str(data), engine="micro-batches", runs=120, span_runs=30)
+    result = run_demo(chosen, console(), out)
     # With so few runs the gate may reject each version; then there is nothing to serve. All else has to add up.
     pushed = any(refresh.model == "status" and refresh.version for refresh in result.refreshes)
     open_questions = ("accuracy",) if pushed else ("accuracy", "served versions", "probabilities", "predicted once")

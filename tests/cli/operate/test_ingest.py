@@ -16,8 +16,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ciml.cli.command import Duration
 from ciml.cli.commands.data.runs import command as runs
+from ciml.cli.kinds import Duration
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError

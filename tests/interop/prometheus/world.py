@@ -19,7 +19,7 @@ from typing import Any
 
 from ciml import engines
 from ciml.cli.demo.corpus import Sample, corpus_folder, read_corpus
-from ciml.cli.demo.review import ending_now, moved
+from ciml.cli.demo.review import run_ending_now, shift_log
 from ciml.data_root import DataRoot
 from ciml.engines.processes import free_ports
 from ciml.engines.state import EngineState
@@ -190,7 +190,7 @@ class World:
     def facts(self, sample: Sample, **changes: Any) -> RunFacts:
         """A run like a recorded one that has just ended, of a change on the GitHub; its log is on the log server."""
         now = datetime.now(UTC)
-        made = ending_now(sample, {"change": "7", "head": SHA}, now)
+        made = run_ending_now(sample, {"change": "7", "head": SHA}, now)
         native = uuid.uuid4().hex
         path = f"/{native}.csv.gz"
         facts = made.replace(
@@ -198,7 +198,7 @@ class World:
             branch="main", patchset=SHA, log_url=f"{self.logs.url}{path}", **changes,
         )  # fmt: skip
         started, begins = (datetime.fromtimestamp((one.start_us or 0) / 1e6, UTC) for one in (sample.facts, facts))
-        self.logs.logs[path] = moved((CORPUS / sample.log_path).read_bytes(), started, begins)
+        self.logs.logs[path] = shift_log((CORPUS / sample.log_path).read_bytes(), started, begins)
         return facts
 
     def failed(self, number: int, **changes: Any) -> RunFacts:

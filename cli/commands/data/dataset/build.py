@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.command import Windows, assignments, make_command, require_data
+from ciml.cli.command import make_command
 from ciml.cli.commands.data.tables import update_tables
+from ciml.cli.kinds import Windows, assignments, require_data
 from ciml.cli.options import S3Environment, TargetData
 from ciml.cli.output import progress_bar
 from ciml.cli.running import Batch, as_s3, collecting_rarely, processors
