@@ -7,9 +7,10 @@ returns the values of the service's last iteration, and the time of that iterati
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -50,6 +51,7 @@ __all__ = [
 disable_created_metrics()  # type: ignore[no-untyped-call]  # an unused extra series for each
 
 Type = Literal["counter", "gauge", "histogram", "summary"]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -201,5 +203,18 @@ def serve_metrics(registry: CollectorRegistry, port: int | None, address: str = 
     limits_s = (MAX_HEADER_S, MAX_HEADER_S, MAX_HEADER_S)
     connections = Connections(MAX_METRICS_CONNECTIONS, *limits_s, "MAX_METRICS_CONNECTIONS")
     shown = f"[{address}]" if ":" in address else address
-    with served(make_asgi_app(registry), listener, connections, "metrics"):
+    with served(_application(registry), listener, connections, "metrics"):
         yield f"http://{shown}:{listener.getsockname()[1]}/metrics"
+
+
+def _application(registry: CollectorRegistry) -> Callable[..., Awaitable[None]]:
+    """Return the ASGI application that answers scrapes. If a collector fails, the server answers 500."""
+    scrape = make_asgi_app(registry)
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await scrape(scope, receive, send)
+        except Exception as error:  # noqa: BLE001  # of any collector; Prometheus asks again after seconds
+            _log.warning("a scrape of the metrics failed: %s: %s", type(error).__name__, error)
+
+    return answer

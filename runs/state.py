@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from ciml.errors import IntegrityError
-from ciml.events.records import FactUpdate, Kind, Origin, Outcome, PendingRun, RunFacts, records_of, rows_of, totals_of
+from ciml.events.records import (
+    FactUpdate,
+    Kind,
+    Origin,
+    Outcome,
+    PendingRun,
+    RunFacts,
+    lists_of,
+    records_of,
+    rows_of,
+    totals_of,
+)
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.id_index import IdTable, Rows
@@ -29,6 +40,9 @@ MOST_SOURCES = 50
 #: Name under which other sources, and messages without a run, are counted. No source can have this name.
 OTHER_SOURCES = "_other"
 NO_SOURCE = "_unknown"
+
+#: The lists of a delta without records.
+NO_RECORDS: Mapping[str, Any] = {**lists_of({}), "closes": []}
 
 #: The entry of a snapshot whose ids are all by standing (`ciml.runs.run_log`).
 BY_STANDING = "by_standing"

@@ -1,29 +1,32 @@
-"""Adopts a topic that was created again: every manifest of a data root that read it continues with the new one."""
+"""Adopts a topic that was created again: the manifests of a data root that read the old one continue with the new one.
+
+A manifest adopts a topic by a delta without records, which begins a new *generation* of the topic's offsets
+(`ciml.manifest.coverage`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ciml.data_root import DataRoot
-from ciml.events.records import lists_of
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.pipelines.kafka.broker import Listing, list_topic
 from ciml.pipelines.kafka.plan import is_older
-from ciml.runs.state import RAW
+from ciml.runs.state import NO_RECORDS, RAW
 from ciml.services.files import now_us
-from ciml.serving.predict.log import prediction_checkpoints
+from ciml.serving.predict.log import NO_PREDICTIONS, prediction_checkpoints
 from ciml.verdicts.feedback.state import FEEDBACK
 
 
 @dataclass(frozen=True)
-class Adopted:
-    """What a manifest had read of a topic when it adopted the new one.
+class Adoption:
+    """A manifest's change from the old topic to the new one.
 
     Attributes:
       manifest: ``raw``, ``predictions`` or ``feedback``.
@@ -36,7 +39,15 @@ class Adopted:
     read: dict[int, int]
 
 
-def adopt(data: DataRoot, kafka: KafkaOptions, topic: str, *, dry_run: bool = False) -> list[Adopted]:
+class _Manifest(NamedTuple):
+    """A manifest that covers offsets of topics, and the fields that its deltas need even without records."""
+
+    name: str
+    replica: LogReplica[Any]
+    no_records: Mapping[str, Any]
+
+
+def adopt(data: DataRoot, kafka: KafkaOptions, topic: str, *, dry_run: bool = False) -> list[Adoption]:
     """Begin a new generation of a topic in each manifest that read another topic of this name.
 
     What was read stays. Unread messages of the old topic are lost. Messages that the new topic repeats are recognised
@@ -46,71 +57,66 @@ def adopt(data: DataRoot, kafka: KafkaOptions, topic: str, *, dry_run: bool = Fa
       data: the data root.
       kafka: connection to the broker.
       topic: the topic, as it is now.
-      dry_run: return the result without a commit.
+      dry_run: return the adoptions without committing them.
 
     Returns:
-      One for each such manifest; empty if every manifest read this very topic, or none.
+      The adoption of each such manifest; empty if no manifest read another topic of this name.
 
     Raises:
       EngineError: if broker or store do not answer, or there is no such topic.
     """
-    newest = partial(list_topic, kafka, topic)
-    newest()  # a missing topic is an error, whatever was read
+    list_present = partial(list_topic, kafka, topic)
+    list_present()  # a missing topic is an error, even if no manifest has read it
     adoptions = []
-    for name, replica, empty in _manifests(data):
-        if not replica.log.end():
+    for manifest in _manifests(data):
+        if not manifest.replica.log.end():
             continue
-        with replica.state() as state:
-            adopted = _adopted(name, state, newest)
-        if adopted is None:
+        with manifest.replica.state() as state:
+            adoption = _adoption(manifest.name, state, list_present)
+        if adoption is None:
             continue
-        adoptions.append(adopted)
+        adoptions.append(adoption)
         if not dry_run:
-            replica.append(partial(_delta, newest=newest, empty=empty))
+            manifest.replica.append(partial(_delta, list_present=list_present, no_records=manifest.no_records))
     return adoptions
 
 
-def _manifests(data: DataRoot) -> list[tuple[str, LogReplica[Any], Callable[[], Delta]]]:
-    """Return each kind of manifest that covers offsets, and how to make a delta of it without records."""
+def _manifests(data: DataRoot) -> list[_Manifest]:
     return [
-        ("raw", LogReplica(ManifestLog(data.raw), RAW), lambda: {**lists_of({}), "closes": []}),
-        (
-            "predictions",
-            LogReplica(ManifestLog(data.predictions), prediction_checkpoints()),
-            lambda: {"predictions": [], "unpredictable": [], "repeats": []},
-        ),
-        ("feedback", LogReplica(ManifestLog(data.feedback), FEEDBACK), dict),
+        _Manifest("raw", LogReplica(ManifestLog(data.raw), RAW), NO_RECORDS),
+        _Manifest("predictions", LogReplica(ManifestLog(data.predictions), prediction_checkpoints()), NO_PREDICTIONS),
+        _Manifest("feedback", LogReplica(ManifestLog(data.feedback), FEEDBACK), {}),
     ]
 
 
-def _adopted(name: str, state: TopicState, newest: Callable[[], Listing]) -> Adopted | None:
-    listing = _recreated(state, newest)
+def _adoption(manifest: str, state: TopicState, list_present: Callable[[], Listing]) -> Adoption | None:
+    listing = _other_topic(state, list_present)
     if listing is None:
         return None
-    topic = listing.topic
-    (generation,) = state.adopted(topic, listing.topic_id)
+    (new_generation,) = state.adopted(listing.topic, listing.topic_id)
+    old_generation = state.generation(listing.topic)
     read = {
-        part: ranges.count()
-        for topic_generation, part, ranges in state.partitions()
-        if topic_generation == state.generation(topic)
+        partition: ranges.count()
+        for generation, partition, ranges in state.partitions()
+        if generation == old_generation
     }
-    return Adopted(name, generation, read)
+    return Adoption(manifest, new_generation, read)
 
 
-def _recreated(state: TopicState, newest: Callable[[], Listing]) -> Listing | None:
-    """Return the listing of a topic that is not the one that was read; None if it is that topic.
+def _delta(state: TopicState, list_present: Callable[[], Listing], no_records: Mapping[str, Any]) -> Delta | None:
+    listing = _other_topic(state, list_present)
+    if listing is None:
+        return None  # another process adopted it meanwhile
+    return {"time_us": now_us(), "offsets": state.adopted(listing.topic, listing.topic_id), **no_records}
+
+
+def _other_topic(state: TopicState, list_present: Callable[[], Listing]) -> Listing | None:
+    """Return the present topic's listing if the state was read from another topic of its name; else None.
 
     The topic is listed after the state was read: what a running service reads and commits meanwhile would otherwise lie
     beyond the listing, as if the topic had been created again.
     """
-    listing = newest()
+    listing = list_present()
     topic_id = state.topic_id(listing.topic)
-    is_other = bool(topic_id and listing.topic_id and topic_id != listing.topic_id)
-    return listing if is_other or is_older(listing, state) else None
-
-
-def _delta(state: TopicState, newest: Callable[[], Listing], empty: Callable[[], Delta]) -> Delta | None:
-    listing = _recreated(state, newest)
-    if listing is None:
-        return None  # another process was faster
-    return {"time_us": now_us(), "offsets": state.adopted(listing.topic, listing.topic_id), **empty()}
+    has_other_id = bool(topic_id and listing.topic_id and topic_id != listing.topic_id)
+    return listing if has_other_id or is_older(listing, state) else None

@@ -1,6 +1,7 @@
-"""The first events of a source: on the topic, and in the raw manifest once ingest has committed them.
+"""Describes the first events of a source for ``ciml connect --wait``.
 
-For a dead letter of a source that was just connected, it names the remedy.
+An *arrival* is an event on the topic. Its *effects* are what the adapter makes of it, and later what ingest commits:
+runs, updates, ignored events and dead letters, each with its remedy.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from dataclasses import dataclass
 from confluent_kafka.admin import OffsetSpec
 
 from ciml.data_root import DataRoot
-from ciml.events.records import Batch, FactUpdate, Message, OffsetRange, Origin, Outcome, records_of
+from ciml.events.records import Batch, FactUpdate, Message, OffsetRange, Origin, Outcome, RunFacts, records_of
 from ciml.integrations.registry import ADAPTER, SOURCE, read_event
 from ciml.kafka.options import KafkaOptions
+from ciml.manifest.log import Delta
 from ciml.pipelines.kafka.broker import offsets_of, topic_of
 from ciml.pipelines.kafka.plan import Reader
 from ciml.runs.state import open_raw
 from ciml.transforms.ingest.decode import decode
 
+#: What removes the cause of a dead letter, by its reason.
 REMEDIES: Mapping[str, str] = {
     "address_not_allowed": "add the host to hosts of the fetch policy, or to private_hosts if its address is private; "
     "restart ingest",
@@ -38,25 +41,17 @@ REMEDIES: Mapping[str, str] = {
     "not_telemetry": "check that the file at this address is the CSV of dstat, dool or ciml record",
     "empty_telemetry": "check that the sampler ran: the file has no sample",
 }
-_OTHER = "see docs/dead-letters.md; ciml dead-letters show has the whole message"
-
-
-#: Reasons whose dead letters a replay may settle, once their cause is gone.
-_AGAIN = frozenset({"address_not_allowed", "log_not_found", "log_forbidden", "log_unavailable", "log_timeout"})
-_READ = 100
+_OTHER_REMEDY = "see docs/dead-letters.md; ciml dead-letters show has the whole message"
+#: Reasons whose dead letters a replay may settle, once their cause is removed.
+_REPLAYABLE = frozenset({"address_not_allowed", "log_not_found", "log_forbidden", "log_unavailable", "log_timeout"})
+_MESSAGES_PER_READ = 100
 _POLL_S = 0.2
 _COMMIT_POLL_S = 1.0
 _BACK_DELTAS = 2000  # more than ingest commits in the minutes before the command
 
 
-def remedy(reason: str, *, closed: bool = True) -> str:
-    """Return the remedy for an input of this reason. ``closed``: ingest does not retry it."""
-    text = REMEDIES.get(reason, _OTHER)
-    return f"{text}; then: ciml dead-letters replay" if closed and reason in _AGAIN else text
-
-
 @dataclass(frozen=True)
-class Became:
+class Effect:
     """What became of a part of an event, or will.
 
     Attributes:
@@ -79,10 +74,10 @@ class Arrival:
     """An event of the source: where it is, and what the adapter makes of it."""
 
     origin: Origin
-    became: tuple[Became, ...]
+    effects: tuple[Effect, ...]
 
 
-def arrivals(
+def read_arrivals(
     kafka: KafkaOptions, topic: str, source: str, adapter: str, since_s: float, until_s: float
 ) -> Iterator[Arrival]:
     """Yield the events of a source, as they come.
@@ -98,98 +93,130 @@ def arrivals(
       EngineError: the broker does not answer, or has no such topic.
     """
     _, partitions = topic_of(kafka, topic)
-    begins = offsets_of(kafka, topic, partitions, OffsetSpec.for_timestamp(int(since_s * 1000)))
+    starts = offsets_of(kafka, topic, partitions, OffsetSpec.for_timestamp(int(since_s * 1000)))
     ends = offsets_of(kafka, topic, partitions, OffsetSpec.latest())
-    readers = {number: Reader(kafka, topic, number) for number in partitions}
+    source_headers = {(SOURCE, source.encode()), (ADAPTER, adapter.encode())}
+    readers = {partition: Reader(kafka, topic, partition) for partition in partitions}
     try:
-        for number, reader in readers.items():
-            reader.seek(begins[number] if begins[number] >= 0 else ends[number])
+        for partition, reader in readers.items():
+            start = starts[partition]
+            reader.seek(start if start >= 0 else ends[partition])  # -1: no message is that young
         while time.monotonic() < until_s:
-            for number, reader in readers.items():
-                for message in reader.read(_READ, _POLL_S):
-                    if {(SOURCE, source.encode()), (ADAPTER, adapter.encode())}.issubset(message.headers):
-                        yield arrival(topic, number, message)
+            for partition, reader in readers.items():
+                for message in reader.read(_MESSAGES_PER_READ, _POLL_S):
+                    if source_headers.issubset(message.headers):
+                        yield decode_arrival(topic, partition, message)
     finally:
         for reader in readers.values():
             reader.close()
 
 
-def arrival(topic: str, partition: int, message: Message) -> Arrival:
-    """Describe the events that the adapter decodes from a message."""
-    origin = Origin(topic, partition, message.offset)
+def decode_arrival(topic: str, partition: int, message: Message) -> Arrival:
+    """Return the event of a message with the effects that the adapter decodes from it."""
     covers = OffsetRange(topic, "", partition, message.offset, message.offset + 1)
     decoded = decode(Batch(covers, [message]), read_event=read_event)
-    parts: list[Became] = []
-    for facts in (run.mention for run in decoded.pending_runs):
-        text = f"run {facts.run_id}: {facts.build_name}, {facts.outcome}; its log is fetched from {facts.log_url}"
-        parts.append(Became(text, final=True, pending=facts.run_id))
-    return Arrival(origin, (*parts, *map(became, decoded.settled)))
+    pending = [_pending_effect(run.mention) for run in decoded.pending_runs]
+    settled = [effect_of(outcome) for outcome in decoded.settled]
+    return Arrival(Origin(topic, partition, message.offset), (*pending, *settled))
 
 
-def _said(update: FactUpdate) -> str:
-    """Return the facts of an update in a line; a review with its reviewer and its condition."""
-    facts = ", ".join(f"{name} {value}" for name, value in update.facts.items())
-    by = f" by {update.by}" if update.by else ""
-    only = f" (of {', '.join(f'{name} {value}' for name, value in update.only.items())})" if update.only else ""
-    return f"{update.subject}: {facts}{by}{only}"
+def _pending_effect(facts: RunFacts) -> Effect:
+    text = f"run {facts.run_id}: {facts.build_name}, {facts.outcome}; its log is fetched from {facts.log_url}"
+    return Effect(text, final=True, pending=facts.run_id)
 
 
-def became(outcome: Outcome) -> Became:
-    """Describe a settled outcome."""
-    facts = outcome.mention
-    subject = f"run {facts.run_id} ({facts.build_name}, {facts.outcome or facts.phase})" if facts else "the event"
-    reason = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason
-    if outcome.kind == "update":
-        lines = (_said(update) for update in outcome.updates if update.facts)
-        return Became(f"update of the runs of {'; '.join(lines)}", updates=True)
-    if outcome.kind == "dead_letter":
-        return Became(f"{subject} is a dead letter, {reason}\n    {remedy(outcome.reason)}", final=True, rejected=True)
-    if outcome.kind == "deferred":
-        text = f"{subject} is deferred, {reason}; ingest tries again\n    {remedy(outcome.reason, closed=False)}"
-        return Became(text, pending=outcome.run_id)
-    if outcome.kind == "ignored":
-        return Became(f"{subject} is ignored, {reason}")
-    trust = outcome.trust
-    if outcome.kind in ("run", "reclaim") and trust is not None:
-        word = f"trusted by the rule {trust.rule!r}" if trust.trusted else f"not trusted: {trust.rule!r}"
-        return Became(f"{subject} is stored, {word}", final=True)
-    return Became(f"{subject}: {outcome.kind} {reason}".rstrip(), final=True)
+def follow_commits(data_path: str, origin: Origin, until_s: float) -> Iterator[Effect]:
+    """Yield the effects that ingest commits for an event, until each of its runs is settled.
 
-
-def committed(data_path: str, origin: Origin, until_s: float) -> Iterator[Became]:
-    """Yield what ingest commits for an event, until each of its runs is settled.
-
-    A run whose log is not there yet is yielded as deferred, and again when it is settled. So is a change of its trust
-    in the same commit.
+    A run whose log is unavailable is yielded as deferred, and again when it is settled. So is a change of its trust.
 
     Raises:
       CimlError, IntegrityError: the data root cannot be read.
     """
-    data = DataRoot.open(data_path)
-    read = -1
-    waits: set[str] = set()
-    runs: set[str] = set()
+    raw = DataRoot.open(data_path).raw
     needle = json.dumps(origin.to_json(), separators=(",", ":")).encode()
+    commits = _Commits(origin)
+    version: int | None = None
     while time.monotonic() < until_s:
-        log, state = open_raw(data.raw)
-        read = max(0, state.version - _BACK_DELTAS) if read < 0 else read
-        for version, raw in log.raw_since(read):
-            read = version
-            if needle not in raw:
-                continue
-            delta = log.parse(version, raw)
-            for _, record in records_of(delta):
-                if record["origin"] == origin.to_json():
-                    outcome = Outcome.from_json(record)
-                    (waits.add if outcome.kind == "deferred" else waits.discard)(outcome.run_id)
-                    runs.add(outcome.run_id)
-                    yield became(outcome)
-            for change in delta.get("trust_changes", ()):
-                if change["run_id"] in runs:
-                    word = "trusted" if change["trust"]["trusted"] else "not trusted"
-                    yield Became(
-                        f"run {change['run_id']} is {word} now, by the rule {change['trust']['rule']!r}", final=True
-                    )
-        if origin.offset in state.covered(origin.topic, origin.partition) and not waits:
+        log, state = open_raw(raw)
+        if version is None:
+            version = max(0, state.version - _BACK_DELTAS)
+        for delta_version, data in log.raw_since(version):
+            version = delta_version
+            if needle in data:
+                yield from commits.effects(log.parse(version, data))
+        if origin.offset in state.covered(origin.topic, origin.partition) and not commits.deferred_ids:
             return
         time.sleep(_COMMIT_POLL_S)
+
+
+class _Commits:
+    """What ingest has committed for one event.
+
+    Attributes:
+      deferred_ids: ids of its runs whose logs are unavailable.
+    """
+
+    def __init__(self, origin: Origin) -> None:
+        self.deferred_ids: set[str] = set()
+        self._origin = origin.to_json()
+        self._run_ids: set[str] = set()
+
+    def effects(self, delta: Delta) -> Iterator[Effect]:
+        """Apply the next delta, and yield its effects."""
+        for _, record in records_of(delta):
+            if record["origin"] != self._origin:
+                continue
+            outcome = Outcome.from_json(record)
+            self._run_ids.add(outcome.run_id)
+            if outcome.kind == "deferred":
+                self.deferred_ids.add(outcome.run_id)
+            else:
+                self.deferred_ids.discard(outcome.run_id)
+            yield effect_of(outcome)
+        for change in delta.get("trust_changes", ()):
+            if change["run_id"] in self._run_ids:
+                word = "trusted" if change["trust"]["trusted"] else "not trusted"
+                text = f"run {change['run_id']} is {word} now, by the rule {change['trust']['rule']!r}"
+                yield Effect(text, final=True)
+
+
+def effect_of(outcome: Outcome) -> Effect:
+    """Return the effect of a settled outcome."""
+    facts = outcome.mention
+    subject = f"run {facts.run_id} ({facts.build_name}, {facts.outcome or facts.phase})" if facts else "the event"
+    reason = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason
+    trust = outcome.trust
+    match outcome.kind:
+        case "update":
+            updates = "; ".join(_update_text(update) for update in outcome.updates if update.facts)
+            return Effect(f"update of the runs of {updates}", updates=True)
+        case "dead_letter":
+            text = f"{subject} is a dead letter, {reason}\n    {remedy(outcome.reason)}"
+            return Effect(text, final=True, rejected=True)
+        case "deferred":
+            # Ingest retries it, so no replay is needed.
+            cause_remedy = REMEDIES.get(outcome.reason, _OTHER_REMEDY)
+            text = f"{subject} is deferred, {reason}; ingest tries again\n    {cause_remedy}"
+            return Effect(text, pending=outcome.run_id)
+        case "ignored":
+            return Effect(f"{subject} is ignored, {reason}")
+        case "run" | "reclaim" if trust is not None:
+            judgement = f"trusted by the rule {trust.rule!r}" if trust.trusted else f"not trusted: {trust.rule!r}"
+            return Effect(f"{subject} is stored, {judgement}", final=True)
+    return Effect(f"{subject}: {outcome.kind} {reason}".rstrip(), final=True)
+
+
+def _update_text(update: FactUpdate) -> str:
+    """Return the facts of an update in a line; a review with its reviewer and its condition."""
+    facts = ", ".join(f"{name} {value}" for name, value in update.facts.items())
+    reviewer = f" by {update.by}" if update.by else ""
+    terms = ", ".join(f"{name} {value}" for name, value in update.only.items())
+    condition = f" (of {terms})" if terms else ""
+    return f"{update.subject}: {facts}{reviewer}{condition}"
+
+
+def remedy(reason: str) -> str:
+    """Return the remedy for a dead letter of this reason."""
+    text = REMEDIES.get(reason, _OTHER_REMEDY)
+    return f"{text}; then: ciml dead-letters replay" if reason in _REPLAYABLE else text

@@ -24,6 +24,9 @@ from ciml.storage import Store
 #: Bounds of the latency histogram, seconds. Checkpoints store counts by them: other bounds need another key.
 LATENCIES_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
+#: The lists of a delta without predictions.
+NO_PREDICTIONS: Mapping[str, Any] = {"predictions": [], "unpredictable": [], "repeats": []}
+
 #: The latest versions of each model have series of their own; older ones are counted together.
 _VERSIONS = 10
 OLDER = "older"

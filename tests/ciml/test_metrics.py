@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 from collections import Counter
+from collections.abc import Iterator
+from urllib.error import HTTPError
 
 import pytest
 
@@ -12,7 +14,7 @@ from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import UNJUDGED, Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.id_index import IdTable, PartFiles
-from ciml.metrics import Board, registry_of, serve_metrics
+from ciml.metrics import Board, Family, registry_of, serve_metrics
 from ciml.runs.accounting import reconcile
 from ciml.runs.known_ids import TABLES
 from ciml.runs.state import MOST_SOURCES, NO_SOURCE, OTHER_SOURCES, RawState
@@ -151,6 +153,27 @@ def test_the_endpoint_serves_the_board_and_keeps_its_port() -> None:
         one.connect(("127.0.0.1", port))
     with serve_metrics(registry_of(board), None) as none:
         assert none == ""
+
+
+def test_a_failed_scrape_logs_one_line_and_the_next_one_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Board):
+        error: Exception | None = None
+
+        def collect(self) -> Iterator[Family]:
+            if self.error is not None:
+                raise self.error
+            return super().collect()
+
+    board = Failing()
+    with serve_metrics(registry_of(board), 0) as url:
+        board.error = ValueError("a file of a worker is cut off")
+        with pytest.raises(HTTPError, match="500"):
+            scrape(url)
+        board.error = None
+        assert scrape(url)
+    (record,) = [record for record in caplog.records if record.name.startswith("ciml")]
+    assert record.getMessage() == "a scrape of the metrics failed: ValueError: a file of a worker is cut off"
+    assert record.exc_info is None
 
 
 def test_a_parse_that_sees_a_series_twice_fails() -> None:

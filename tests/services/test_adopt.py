@@ -19,7 +19,7 @@ from ciml.pipelines.kafka.broker import Listing, list_topic
 from ciml.pipelines.predict import PredictConfig
 from ciml.runs.verify import verify_raw
 from ciml.services import adopt as adopt_module
-from ciml.services.adopt import Adopted, adopt
+from ciml.services.adopt import Adoption, adopt
 from ciml.services.driver import drive
 from ciml.services.feedback import FeedbackService
 from ciml.services.ingest import IngestService
@@ -175,7 +175,7 @@ def test_feedback_reads_the_new_topic_of_predictions_and_says_nothing_twice(
     publish(kafka, predictions, one, two)
     with pytest.raises(IntegrityError, match=f"ciml topics adopt {predictions} --data-path DATA$"):
         feedback()
-    assert adopt(data, KafkaOptions(kafka), predictions) == [Adopted("feedback", f"{predictions}@2", {0: 1})]
+    assert adopt(data, KafkaOptions(kafka), predictions) == [Adoption("feedback", f"{predictions}@2", {0: 1})]
     feedback()
     with FeedbackService(config).committing.state() as state:
         assert (state.verdicts["taken"], state.verdicts["repeat"]) == (2, 1)

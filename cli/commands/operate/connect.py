@@ -165,16 +165,16 @@ def _print_services(connection: Connection, options: ConnectOptions) -> None:
 
 
 def _wait(connection: Connection, options: ConnectOptions, wait_s: float) -> int:
-    from ciml.services.arrivals import arrivals, committed
+    from ciml.services.arrivals import follow_commits, read_arrivals
 
     topic = options.topic
     adapter = str(connection.source["adapter"])
     click.echo(f"\nWaiting for an event of {connection.name} in {topic} for {wait_s:g} s …")
     until_s = time.monotonic() + wait_s
     since_s = time.time() - _BACK_S
-    for arrival in arrivals(options.connection(), topic, connection.name, adapter, since_s, until_s):
+    for arrival in read_arrivals(options.connection(), topic, connection.name, adapter, since_s, until_s):
         click.echo(f"event at {arrival.origin}")
-        parts = list(arrival.became)
+        parts = list(arrival.effects)
         for part in parts:
             click.echo(f"  {part.text}")
         updates_alone = connection.receiver == "gerrit"
@@ -183,7 +183,7 @@ def _wait(connection: Connection, options: ConnectOptions, wait_s: float) -> int
         if options.data_path is not None and any(part.pending for part in parts):
             click.echo("ingest commits:")
             parts = []
-            for part in committed(options.data_path, arrival.origin, until_s):
+            for part in follow_commits(options.data_path, arrival.origin, until_s):
                 click.echo(f"  {part.text}")
                 parts.append(part)
             if not any(part.final for part in parts):

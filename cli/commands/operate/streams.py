@@ -188,15 +188,15 @@ def _adopt(topic: str, data_path: str, kafka: KafkaOptions, dry_run: bool) -> No
     from ciml.data_root import DataRoot
     from ciml.services.adopt import adopt
 
-    adopted = adopt(DataRoot.open(data_path), kafka, topic, dry_run=dry_run)
-    for state in adopted:
-        read = ", ".join(f"[{part}] {number:,}" for part, number in sorted(state.read.items())) or "nothing"
+    adoptions = adopt(DataRoot.open(data_path), kafka, topic, dry_run=dry_run)
+    for adoption in adoptions:
+        read = ", ".join(f"[{part}] {number:,}" for part, number in sorted(adoption.read.items())) or "nothing"
         verb = "would continue" if dry_run else "continues"
         click.echo(
-            f"{topic}: the {state.manifest} manifest {verb} with the new topic as {state.generation}; read of the old "
-            f"one: {read}. Its unread messages are lost"
+            f"{topic}: the {adoption.manifest} manifest {verb} with the new topic as {adoption.generation}; read of "
+            f"the old one: {read}. Its unread messages are lost"
         )
-    if not adopted:
+    if not adoptions:
         click.echo(f"{topic}: every manifest below {data_path} that read it read this topic; nothing to adopt")
 
 

@@ -19,7 +19,7 @@ from ciml.integrations.registry import delivered, find_adapter
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.kafka.broker import make_topic
-from ciml.services.arrivals import REMEDIES, Became, arrival, arrivals, became, committed, remedy
+from ciml.services.arrivals import REMEDIES, Effect, decode_arrival, effect_of, follow_commits, read_arrivals, remedy
 
 DOCS = Path(__file__).parents[3] / "docs"
 FACTS = RunFacts("zuul~u~1", "u", "unit", source="zuul", outcome="failure", phase="finished")
@@ -37,8 +37,8 @@ def report(result: str = "SUCCESS", log_url: str | None = "https://logs.example.
     return {"action": "success", "timestamp": 1795661017.1, "buildset": {"uuid": "s", "builds": [build | times]}}
 
 
-def parts(found: Message) -> tuple[Became, ...]:
-    return arrival("ci-events", 2, found).became
+def parts(found: Message) -> tuple[Effect, ...]:
+    return decode_arrival("ci-events", 2, found).effects
 
 
 def test_a_run_is_said_with_the_address_of_its_log() -> None:
@@ -86,13 +86,13 @@ def test_an_update_names_its_subject() -> None:
     ],
 )
 def test_what_ingest_committed(outcome: dict[str, Any], text: str) -> None:
-    said = became(Outcome(origin=Origin("t", 0, 1), mention=FACTS, **outcome)).text
+    said = effect_of(Outcome(origin=Origin("t", 0, 1), mention=FACTS, **outcome)).text
     assert said.startswith("run zuul~u~1 (unit, failure)")
     assert said.endswith(text)
 
 
 def test_a_deferred_run_is_tried_again_and_needs_no_replay() -> None:
-    said = became(Outcome("deferred", Origin("t", 0, 1), mention=FACTS, reason="log_not_found", detail="404"))
+    said = effect_of(Outcome("deferred", Origin("t", 0, 1), mention=FACTS, reason="log_not_found", detail="404"))
     assert (said.final, said.pending) == (False, "zuul~u~1")
     assert "ingest tries again" in said.text
     assert "replay" not in said.text
@@ -127,7 +127,7 @@ def test_commits_are_followed_until_each_run_is_settled(tmp_path: Path) -> None:
     waits = Outcome("deferred", origin, "e", FACTS, "log_not_found", attempts=1, first_seen_us=1, not_before_us=2)
     stranger = Outcome("ignored", other, "f", FACTS.replace(run_id="zuul~v~1"), "skipped")
     assert log.try_append(1, _delta(1, origin, deferred=[waits], ignored=[stranger]))
-    found: list[Became] = []
+    found: list[Effect] = []
 
     def settle() -> None:
         time.sleep(1.5)
@@ -137,14 +137,14 @@ def test_commits_are_followed_until_each_run_is_settled(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=settle)
     thread.start()
-    found.extend(committed(str(tmp_path), origin, time.monotonic() + 20))
+    found.extend(follow_commits(str(tmp_path), origin, time.monotonic() + 20))
     thread.join()
     assert [each.final for each in found] == [False, True]
     assert "is stored, trusted" in found[1].text
 
 
 def test_nothing_is_committed_before_the_time_is_over(tmp_path: Path) -> None:
-    assert list(committed(str(tmp_path / "new"), Origin("ci-events", 0, 5), time.monotonic() + 0.1)) == []
+    assert list(follow_commits(str(tmp_path / "new"), Origin("ci-events", 0, 5), time.monotonic() + 0.1)) == []
 
 
 @pytest.mark.engines
@@ -162,6 +162,6 @@ def test_only_events_of_the_source_and_its_adapter_arrive(kafka: str) -> None:
     send(message("zuul", report(), source="other"), 0)
     send(message("gerrit", {"type": "ref-updated"}, source="zuul"), 0)
     send(message("zuul", report("FAILURE")), 1)
-    found = next(arrivals(options, topic, "zuul", "zuul", old - 60, time.monotonic() + 30))
-    assert (found.origin.partition, found.became[0].pending) == (1, "zuul~u~1")
-    assert list(arrivals(options, topic, "zuul", "zuul", time.time() + 60, time.monotonic() + 1)) == []
+    found = next(read_arrivals(options, topic, "zuul", "zuul", old - 60, time.monotonic() + 30))
+    assert (found.origin.partition, found.effects[0].pending) == (1, "zuul~u~1")
+    assert list(read_arrivals(options, topic, "zuul", "zuul", time.time() + 60, time.monotonic() + 1)) == []
