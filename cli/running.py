@@ -328,11 +328,11 @@ class Running(OnEngine, DataflowJob):
                 )
         as_s3((options.data, "--data-path"))
         settings = self.settings()
-        from ciml.services.driver import check_kind, launch_service
+        from ciml.services.launch import check_runs_on_dataflow, launch_on_dataflow
 
-        check_kind(options)
+        check_runs_on_dataflow(options)
         service = cast("TopicService[Any]", options.service())
-        launched = launch_service(
+        launched = launch_on_dataflow(
             service,
             settings,
             self.name_or(service.name),

@@ -1,34 +1,28 @@
-"""Runs a service in the foreground: repeated bounded work in this process, or one job on Flink.
-
-Or as a streaming job on Dataflow, which restarts its workers itself: no supervisor of ciml watches it.
-"""
+"""Runs a service in the foreground: repeated work items in this process, or one job on Flink."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ciml.errors import CimlError, EngineError
 from ciml.services.decide import JobStatus, Limits, ServiceProgress, Wanted
-from ciml.services.service import NotReadyError, Service, TopicService, Until
+from ciml.services.launch import check_job, submit_to_flink
+from ciml.services.service import NotReadyError, Service, Until
 from ciml.services.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from ciml.pipelines.dataflow.job import Launched
-    from ciml.pipelines.dataflow.settings import DataflowSettings
     from ciml.pipelines.flink.submit import FlinkJob  # which loads all of Beam
-    from ciml.services.options import ServiceOptions
 
 #: Called with the service's progress and its state in a word.
 Report = Callable[[ServiceProgress, str], None]
 
 PATIENCE_S = 300.0
-_STALLS = 3
+_MOST_STALLS = 3
 _log = logging.getLogger(__name__)
 
 
@@ -54,8 +48,9 @@ def drive(
       extra: further options of Beam.
 
     Raises:
-      EngineError: if something does not answer at the start, or later for longer than ``patience_s``; if the job
-        failed, ended by itself, or commits nothing; with ``until``, also if the service is not ready.
+      EngineError: if a broker, a store or an engine does not answer at the start, or later for longer than
+        ``patience_s``; if the job failed, ended by itself, or commits nothing; with ``until``, also if the service is
+        not ready.
       IntegrityError: if continuing would lose or mix data.
       CimlError: a stage's permanent error.
     """
@@ -76,27 +71,27 @@ def drive(
 def _drive_here(
     service: Service, until: Until, stop: threading.Event, report: Report, patience_s: float | None
 ) -> None:
-    idle = Idle(until)
+    condition = EndCondition(until)
     outage = Outage(patience_s, *service.retry_s)
     progress = ServiceProgress(0)
-    pause_s = service.poll_s if until is None or until == "end" else min(service.poll_s, max(until, 0.05))
+    idle_s = service.poll_s if until is None or until == "end" else min(service.poll_s, max(until, 0.05))
     while not stop.is_set():
         try:
             service.publish()
             progress = service.observe()
-            is_over = idle.see(progress)
+            has_ended = condition.observe(progress)
             service.maintain()  # between commits, and never within one
-            work = service.plan(idle.ends)
+            work = service.plan(condition.ends)
             if work is not None:
                 report(progress, service.ready())
                 service.run(work)
-            elif is_over:
+            elif has_ended:
                 report(progress, "done")
                 return
             else:
                 report(progress, "idle")
-                stop.wait(pause_s)
-            outage.is_over()
+                stop.wait(idle_s)
+            outage.end()
         except NotReadyError as error:
             if until is not None:
                 raise
@@ -104,9 +99,8 @@ def _drive_here(
             stop.wait(service.poll_s)
         except EngineError as error:
             pause_s = outage.pause_after(error)
-            report(
-                ServiceProgress(progress.version, facts=progress.facts), f"waits: {error}"
-            )  # its lag is not known now
+            without_lag = ServiceProgress(progress.version, facts=progress.facts)  # the lag is not known now
+            report(without_lag, f"waits: {error}")
             stop.wait(pause_s)
 
 
@@ -120,25 +114,45 @@ def _drive_on_flink(
     extra: tuple[str, ...],
 ) -> None:
     if until is not None:
-        service.ready()
-    idle = Idle(until)
-    job = _JobHere(service, endpoint, extra)
-    ends = threading.Event()
+        service.ready()  # a service that is not ready would never reach the end
+    condition = EndCondition(until)
+    job = _ForegroundJob(service, endpoint, extra)
+    is_ending = threading.Event()
 
     def wanted() -> Wanted:
         progress = watchdog.progress
-        if stop.is_set() or (progress is not None and idle.see(progress)):
-            ends.set()
-        return "stop" if ends.is_set() else "run"
+        if stop.is_set() or (progress is not None and condition.observe(progress)):
+            is_ending.set()
+        return "stop" if is_ending.is_set() else "run"
 
-    def on_status(status: dict[str, Any]) -> None:
-        if watchdog.progress is not None:
-            waits = status["health"] == "waiting"
-            state = status["job"]["state"]
-            word = "done" if ends.is_set() and state == "missing" else state
-            report(watchdog.progress, f"waits: {status['why']}" if waits else word)
+    def report_status(status: dict[str, Any]) -> None:
+        if watchdog.progress is None:
+            return
+        state = status["job"]["state"]
+        if status["health"] == "waiting":
+            report(watchdog.progress, f"waits: {status['why']}")
+        else:
+            report(watchdog.progress, "done" if is_ending.is_set() and state == "missing" else state)
 
-    limits = Limits(
+    watchdog = Supervisor(
+        service,
+        job,
+        wanted,
+        report_status,
+        limits=_foreground_limits(service, patience_s),
+        pause_s=service.poll_s,
+        level=logging.INFO,
+    )
+    try:
+        if watchdog.run() == "failed":
+            raise job.error or watchdog.error or EngineError(watchdog.status["why"])
+    finally:
+        job.cancel()
+
+
+def _foreground_limits(service: Service, patience_s: float | None) -> Limits:
+    """Return the watchdog's limits for a job whose submitter waits for it: no pauses, and an end after few stalls."""
+    return Limits(
         fresh_s=service.stall_s,
         steady_s=service.stall_s,
         longest_s=service.stall_s,
@@ -148,21 +162,15 @@ def _drive_on_flink(
         checkpoint_bytes=2**62,
         stopping_s=0.0,
         patience_s=patience_s,
-        most_stalls=_STALLS,
+        most_stalls=_MOST_STALLS,
     )
-    watchdog = Supervisor(service, job, wanted, on_status, limits=limits, pause_s=service.poll_s, level=logging.INFO)
-    try:
-        if watchdog.run() == "failed":
-            raise job.error or watchdog.error or EngineError(watchdog.status["why"])
-    finally:
-        job.cancel()
 
 
-class _JobHere:
+class _ForegroundJob:
     """The `ciml.services.supervisor.Jobs` of a job on Flink whose workers are threads of this process.
 
     Attributes:
-      error: the error that ended it.
+      error: the error that ended it; None before.
     """
 
     def __init__(self, service: Service, endpoint: str, extra: tuple[str, ...]) -> None:
@@ -176,7 +184,7 @@ class _JobHere:
         job = self._job
         try:
             if job is not None:
-                check(job)
+                check_job(job)
         except CimlError as error:
             self.error = error
         if self.error is not None:
@@ -187,7 +195,7 @@ class _JobHere:
 
     def submit(self, savepoint: str = "") -> None:
         try:
-            self._job = submit(self._service, self._endpoint, self._service.name, extra=self._extra)
+            self._job = submit_to_flink(self._service, self._endpoint, self._service.name, extra=self._extra)
         except CimlError as error:
             self.error = error
 
@@ -201,49 +209,8 @@ class _JobHere:
         raise EngineError("a job in the foreground takes no savepoint")
 
 
-def submit(
-    service: Service,
-    endpoint: str,
-    name: str,
-    *,
-    workers: str | None = None,
-    savepoint: str | None = None,
-    changes: Mapping[str, Any] | None = None,
-    extra: tuple[str, ...] = (),
-    chosen: Callable[[str], None] | None = None,
-) -> FlinkJob:
-    """Submit a service's job, which starts from its manifest.
-
-    Args:
-      service: the service.
-      endpoint: ``host:port`` of Beam's job server.
-      name: prefix of the job's name.
-      workers, savepoint, changes, extra: see `ciml.pipelines.flink.submit.flink_options`.
-      chosen: called with the job's name before it is submitted.
-
-    Raises:
-      EngineError: if Flink, the broker or a store does not answer.
-      IntegrityError: if continuing would lose or mix data.
-    """
-    from ciml.pipelines.flink.submit import FlinkJob, flink_options
-
-    options = flink_options(
-        endpoint, name, workers=workers, savepoint=savepoint, changes={**service.flink, **(changes or {})}, extra=extra
-    )
-    if chosen is not None:
-        chosen(str(options.get_all_options()["job_name"]))
-    return FlinkJob(partial(service.build, work=service.plan(bounded=False)), options)
-
-
-def check(job: FlinkJob) -> None:
-    """Raise the error that ended a job, or `EngineError` if it ended without one."""
-    job.check()
-    if job.over:
-        raise EngineError(f"the Flink job ended by itself: {job.state}")
-
-
 class Outage:
-    """Pauses between tries while a broker or a store does not answer.
+    """An outage of a broker or a store: the pauses between tries, and the limit.
 
     Args:
       limit_s: longest outage, seconds; None for unlimited.
@@ -257,7 +224,8 @@ class Outage:
         self._pause_s = pause_s
         self._since: float | None = None
 
-    def is_over(self) -> None:
+    def end(self) -> None:
+        """Note that broker and store answer."""
         if self._since is not None:
             _log.warning("answers again after %.0f s", time.monotonic() - self._since)
         self._since = None
@@ -277,11 +245,12 @@ class Outage:
 
 
 @dataclass
-class Idle:
-    """Detects that the condition ``until`` holds, from the time without commits and new messages.
+class EndCondition:
+    """Whether the condition ``until`` holds, by the time without commits and new messages.
 
     Attributes:
       until: when to end.
+      clock: returns the present time, seconds.
       ends: the end of each partition at the first observation, for ``until`` of "end"; else None.
     """
 
@@ -289,80 +258,17 @@ class Idle:
     clock: Callable[[], float] = time.monotonic
     ends: Mapping[int, int] | None = None
     _version: int = -1
-    _since_s: float = 0.0
+    _idle_since_s: float = 0.0
 
-    def see(self, seen: ServiceProgress) -> bool:
-        """Apply an observation; return whether ``until`` holds."""
+    def observe(self, progress: ServiceProgress) -> bool:
+        """Apply the present progress; return whether the condition holds."""
         if self.until == "end":
-            self.ends = seen.ends if self.ends is None else self.ends
-            return all(seen.positions.get(part, end) >= end for part, end in self.ends.items())
-        now = self.clock()
-        if seen.behind or seen.version != self._version:
-            self._version = seen.version
-            self._since_s = now
-        if self.until is None or seen.behind or seen.waiting:
+            self.ends = progress.ends if self.ends is None else self.ends
+            return all(progress.positions.get(partition, end) >= end for partition, end in self.ends.items())
+        now_s = self.clock()
+        if progress.behind or progress.version != self._version:
+            self._version = progress.version
+            self._idle_since_s = now_s
+        if self.until is None or progress.behind or progress.waiting:
             return False
-        return now - self._since_s >= self.until
-
-
-def check_kind(options: ServiceOptions) -> None:
-    """Raise `CimlError` for a kind of service that does not run on Dataflow."""
-    if not options.submits:
-        raise CimlError(
-            "--runner dataflow: this service keeps its state in Flink or in its process, and no manifest covers it; "
-            "leave --runner out"
-        )
-
-
-def launch_service(
-    service: TopicService[Any],
-    settings: DataflowSettings,
-    name: str,
-    *,
-    template: str = "",
-    update: bool = False,
-    extra: Sequence[str] = (),
-) -> Launched:
-    """Write or submit the streaming job of a service, which starts at the uncovered offsets of its manifest.
-
-    Args:
-      service: one whose manifest covers a topic; its data is on S3.
-      settings: of all jobs.
-      name: of the job.
-      template, update, extra: see `ciml.pipelines.dataflow.job.launch`.
-
-    Raises:
-      CimlError: the job would refer to this machine or hold a secret.
-      EngineError: the broker, the store or Google Cloud does not answer.
-      IntegrityError: if continuing would lose or mix data.
-    """
-    from ciml.pipelines.dataflow.settings import check_fetch, kafka_of_workers, secrets_here
-
-    processor = service.processor
-    config = processor.config
-    fetch = getattr(config, "fetch", None)
-    if fetch is not None:
-        check_fetch(fetch)
-    kafka = kafka_of_workers(config.kafka, settings)
-    from ciml.pipelines.dataflow.job import launch
-
-    try:
-        service.open()
-        work = service.plan(bounded=False)
-        if work is None:
-            raise CimlError(f"topic {service.topic} has no partition to read")
-        # Planned with this process's connection; the job has the workers'.
-        service.processor = processor.with_config(replace(config, kafka=kafka, maintains=True))
-        return launch(
-            partial(service.build, work=work),
-            settings,
-            name,
-            streaming=True,
-            template=template,
-            update=update,
-            extra=extra,
-            hidden=secrets_here(config.kafka, fetch),
-        )
-    finally:
-        service.processor = processor
-        service.close()
+        return now_s - self._idle_since_s >= self.until

@@ -281,7 +281,8 @@ class _Worker:
             signal.signal(number, lambda *_: self._stop.set())
 
     def _work(self, savepoint: str) -> None:
-        from ciml.services.driver import drive, submit
+        from ciml.services.driver import drive
+        from ciml.services.launch import submit_to_flink
 
         options = self._options
         service = options.service.service()
@@ -297,7 +298,7 @@ class _Worker:
             )
             return
         service.open()
-        job = submit(
+        job = submit_to_flink(
             service,
             options.jobs,
             job_name(self._files, options),
@@ -305,7 +306,7 @@ class _Worker:
             savepoint=savepoint or None,
             changes={"parallelism": options.parallelism},
             extra=options.beam,
-            chosen=lambda name: self._report(state="submitting", job=name),
+            on_name=lambda name: self._report(state="submitting", job=name),
         )
         self._report(beam_id=job.id)
         if not options.workers:
@@ -322,10 +323,10 @@ class _Worker:
     def _stay(self, job: FlinkJob) -> None:
         """Wait until Flink has a cluster's job, which may be after the job server's answer, or until the job ends."""
         from ciml.pipelines.flink import jobs as flink_rest
-        from ciml.services.driver import check
+        from ciml.services.launch import check_job
 
         while not self._stop.wait(_POLL_S):
-            check(job)
+            check_job(job)
             if self._options.workers and flink_rest.find(self._options.rest, job.name) is not None:
                 self._report(state="submitted")
                 return

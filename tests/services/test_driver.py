@@ -11,7 +11,7 @@ import pytest
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.services.decide import ServiceProgress
-from ciml.services.driver import Idle, Outage, drive
+from ciml.services.driver import EndCondition, Outage, drive
 from ciml.services.options import KINDS, options_of
 from ciml.services.service import NotReadyError, Service
 from tests.services.supervising import options_for
@@ -128,22 +128,22 @@ def test_a_service_that_needs_flink_says_so() -> None:
 def test_pauses_of_an_outage_double_and_are_reset() -> None:
     outage, error = Outage(None, 2.0, 10.0), EngineError("away")
     assert [outage.pause_after(error) for _ in range(4)] == [2.0, 4.0, 8.0, 10.0]
-    outage.is_over()
+    outage.end()
     assert outage.pause_after(error) == 2.0
 
 
 def test_idle_is_without_commits_lag_and_waiting() -> None:
     now = 0.0
-    idle = Idle(5.0, clock=lambda: now)
-    assert not idle.see(ServiceProgress(1))
+    idle = EndCondition(5.0, clock=lambda: now)
+    assert not idle.observe(ServiceProgress(1))
     now = 4.0
-    assert not idle.see(ServiceProgress(2))  # a commit
+    assert not idle.observe(ServiceProgress(2))  # a commit
     now = 8.0
-    assert not idle.see(ServiceProgress(2, lag={0: 1}))
+    assert not idle.observe(ServiceProgress(2, lag={0: 1}))
     now = 13.0
-    assert not idle.see(ServiceProgress(2, waiting=True))
-    assert idle.see(ServiceProgress(2))
-    assert not Idle(None, clock=lambda: now).see(ServiceProgress(2))
+    assert not idle.observe(ServiceProgress(2, waiting=True))
+    assert idle.observe(ServiceProgress(2))
+    assert not EndCondition(None, clock=lambda: now).observe(ServiceProgress(2))
 
 
 @pytest.mark.parametrize("kind", KINDS)
