@@ -1,8 +1,6 @@
 """The feedback service: verdicts of the topic `predictions` become messages on changes in review systems.
 
-`try_messages` returns the messages that predictions would become, without sending them.
-
-Metrics of feedback: totals of its manifest, and the time of calls in this process.
+`try_messages` shows the messages without sending them. `feedback_families` are the metrics of the service's manifest.
 """
 
 from __future__ import annotations
@@ -12,9 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from ciml.data_root import DataRoot
 from ciml.integrations.review import Format, Rendered, ReviewClient, System
@@ -27,7 +25,7 @@ from ciml.services.service import TopicService
 from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.evidence import compare_run, find_evidence
 from ciml.verdicts.feedback.outbox import Outbox
-from ciml.verdicts.feedback.policy import Silence, decide_feedback
+from ciml.verdicts.feedback.policy import Item, Silence, decide_feedback
 from ciml.verdicts.feedback.reactions import Reader
 from ciml.verdicts.feedback.standing import Standings
 from ciml.verdicts.feedback.state import REACTIONS as KINDS
@@ -39,14 +37,24 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Time that one work item spends on messages; the next one reads new verdicts first.
+VERDICTS = metric("ciml_feedback_verdicts_total")
+MESSAGES = metric("ciml_feedback_messages_total")
+RECORDED = metric("ciml_feedback_recorded_verdicts")
+WAITING = metric("ciml_feedback_waiting")
+UNSETTLED = metric("ciml_feedback_unsettled")
+OLDEST = metric("ciml_feedback_oldest_timestamp_seconds")
+PAUSED = metric("ciml_feedback_paused_until_timestamp_seconds")
+REACTIONS = metric("ciml_feedback_reactions_total")
+DELAY = metric("ciml_feedback_seconds", SECONDS)
+CALLS = metric("ciml_feedback_call_seconds")
+
+#: Time that one work item spends on the messages of a system; the next one reads new verdicts first.
 _BUDGET_S = 10.0
 #: Time between two readings of the raw manifest and the corrections.
-_SETTLE_EVERY_S = 10.0
+_TRUTHS_EVERY_S = 10.0
 
 
-@dataclass(frozen=True)
-class Work:
+class _Work(NamedTuple):
     """A work item: what to read, the systems that have something to do, and whether verdicts may be settled."""
 
     reads: Sequence[PartitionRead] = ()
@@ -54,20 +62,20 @@ class Work:
     settles: bool = False
 
 
-@dataclass
-class _Desk:
-    """What one system's thread uses."""
+@dataclass(frozen=True)
+class _Connection:
+    """What one thread uses to talk to its review system. The client is None for a dry run."""
 
     outbox: Outbox
     reader: Reader
-    client: ReviewClient | None = field(default=None)
+    client: ReviewClient | None
 
 
 class FeedbackService(TopicService[FeedbackState]):
-    """Says verdicts on changes. One thread for each review system; each calls one thing at a time.
+    """Says verdicts on changes. Each review system has a thread, which makes one call at a time.
 
     Args:
-      config: see there.
+      config: of the pipeline.
       show: called with (entry, message) in a dry run; by default they are logged.
     """
 
@@ -83,8 +91,8 @@ class FeedbackService(TopicService[FeedbackState]):
         super().__init__("ciml-feedback", FeedbackProcessor(config, judge))
         self.processor: FeedbackProcessor
         self._show = show or _log_message
-        self._desks: dict[str, _Desk] = {}
-        self._settle_at_s = 0.0
+        self._connections: dict[str, _Connection] = {}
+        self._next_truths_s = 0.0
         self._calls = CALLS.histogram()
 
     def timings(self) -> Sequence[Collector]:
@@ -94,7 +102,7 @@ class FeedbackService(TopicService[FeedbackState]):
         feedback = self.processor.config.feedback
         if not feedback.policy.dry_run:
             for system in feedback.systems:
-                self._client(system).close()  # which has read its secret
+                self._client(system).close()  # its creation has read the secret
 
     def open(self) -> None:
         """Create the clients, whose secrets are read here, and the topic."""
@@ -109,39 +117,41 @@ class FeedbackService(TopicService[FeedbackState]):
                 policy,
                 partial(find_evidence, config.data, base_url=policy.base_url),
                 client,
-                system.gap_s,
-                self._show,
-                partial(self._on_call, system.name),
-                config.settle_s,
-                markup_of(system),
+                gap_s=system.gap_s,
+                show=self._show,
+                timed=partial(self._observe_call, system.name),
+                settle_s=config.settle_s,
+                markup=_markup_of(system),
             )
             reader = Reader(system.name, self.committing, client, policy.reviewers, correct)
-            self._desks[system.name] = _Desk(outbox, reader, client)
+            self._connections[system.name] = _Connection(outbox, reader, client)
         super().open()
 
     def _client(self, system: System) -> ReviewClient:
         feedback = self.processor.config.feedback
         return system.client(feedback.where(system), feedback.file.parent)
 
-    def _on_call(self, system: str, call: str, seconds: float) -> None:
+    def _observe_call(self, system: str, call: str, seconds: float) -> None:
         self._calls.labels(system, call).observe(seconds)
 
-    def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> Work | None:
+    def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> _Work | None:
         with self.committing.state() as state:
             reads = self.reads(state, ends)
-        due = [name for name, desk in self._desks.items() if desk.outbox.due() or desk.reader.due()]
-        settles = self._reads_truths()
-        return Work(reads, due, settles) if reads or due or settles else None
+        systems = [
+            name for name, connection in self._connections.items() if connection.outbox.due() or connection.reader.due()
+        ]
+        settles = self._read_truths()
+        return _Work(reads, systems, settles) if reads or systems or settles else None
 
-    def _reads_truths(self) -> bool:
-        """Read what reruns and reviewers say, from time to time. Return whether there is anything new."""
+    def _read_truths(self) -> bool:
+        """Read what reruns and reviewers say, if that is due. Return whether there is anything new."""
         now_s = time.monotonic()
-        if now_s < self._settle_at_s:
+        if now_s < self._next_truths_s:
             return False
-        self._settle_at_s = now_s + _SETTLE_EVERY_S
+        self._next_truths_s = now_s + _TRUTHS_EVERY_S
         return self._truths.read()
 
-    def run(self, work: Work) -> None:
+    def run(self, work: _Work) -> None:
         if work.reads:
             self._truths.read()
         for read in work.reads:
@@ -149,16 +159,16 @@ class FeedbackService(TopicService[FeedbackState]):
                 self.processor.commit([judged])
         if work.reads or work.settles:
             self._settle()
-        if not self._desks:
-            return
-        with ThreadPoolExecutor(len(self._desks), "feedback") as pool:
-            for future in [pool.submit(_work, desk) for desk in self._desks.values()]:
-                future.result()
+        # All systems: reading and settling may have made more of them due.
+        if self._connections:
+            with ThreadPoolExecutor(len(self._connections), "feedback") as pool:
+                for future in [pool.submit(_talk, connection) for connection in self._connections.values()]:
+                    future.result()
 
     def _settle(self) -> None:
-        """Commit what settles recorded verdicts."""
-        now_us = int(time.time() * 1e6)
-        while self.committing.append(lambda state: settled(state, self._truths, now_us)) is not None:
+        """Commit what settles recorded verdicts. A delta holds a limited number of them."""
+        time_us = int(time.time() * 1e6)
+        while self.committing.append(lambda state: settled(state, self._truths, time_us)) is not None:
             pass
 
     def counts(self, state: FeedbackState) -> dict[str, int]:
@@ -176,21 +186,21 @@ class FeedbackService(TopicService[FeedbackState]):
 
     def close(self) -> None:
         super().close()
-        for desk in self._desks.values():
-            if desk.client is not None:
-                desk.client.close()
+        for connection in self._connections.values():
+            if connection.client is not None:
+                connection.client.close()
 
 
-def _work(desk: _Desk) -> None:
+def _talk(connection: _Connection) -> None:
     """Say what is due, then read reactions, until the budget is spent or the system asks to wait."""
     until_s = time.monotonic() + _BUDGET_S
-    for key in desk.outbox.due():
-        if not desk.outbox.answer(key):
+    for key in connection.outbox.due():
+        if not connection.outbox.answer(key):
             return
         if time.monotonic() > until_s:
             return
-    for key in desk.reader.due():
-        if not desk.reader.read(key) or time.monotonic() > until_s:
+    for key in connection.reader.due():
+        if not connection.reader.read(key) or time.monotonic() > until_s:
             return
 
 
@@ -199,14 +209,14 @@ def _log_message(entry: Entry, message: Rendered) -> None:
     _log.warning("dry run: on %s, %s %s:\n%s", entry.system, change.project, change.change or change.head, message.body)
 
 
-def markup_of(system: System) -> Format:
+def _markup_of(system: System) -> Format:
     """Return the markup of a system's messages. A kind is named like its markup."""
     return next((markup for markup in get_args(Format) if markup == system.kind), "github")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A message, or the reason for silence.
+    """A message that would be sent, or the reason for silence.
 
     Attributes:
       runs: run ids.
@@ -250,42 +260,33 @@ def try_messages(data: DataRoot, feedback: Feedback, records: Iterable[Mapping[s
         judgement = decide_feedback(record, feedback, muted, 0, compare)
         item, silence = heard(judgement, standings)
         if item is not None:
-            key = entry_key(item.system, item.ref)
-            entry = entries.setdefault(key, Entry(key, item.system, item.ref))
-            entry.items[item.job] = item
+            entry = _entry_of(item)
+            entries.setdefault(entry.key, entry).items[item.job] = item
             continue
         reason, detail = silence or Silence("bad_record")
-        run_id = str(record.get("run_id", "?"))[:200]
-        withheld = judgement.item
-        if withheld is None:
-            yield Trial((run_id,), reason, detail)
+        if judgement.item is None:
+            yield Trial((str(record.get("run_id", "?"))[:200],), reason, detail)
         else:
-            entry = Entry(entry_key(withheld.system, withheld.ref), withheld.system, withheld.ref)
-            entry.items[withheld.job] = withheld
-            yield replace(_message(data, feedback, committing, entry), reason=reason, detail=detail)
+            withheld = _render(data, feedback, committing, _entry_of(judgement.item))
+            yield replace(withheld, reason=reason, detail=detail)
     for entry in entries.values():
-        yield _message(data, feedback, committing, entry)
+        yield _render(data, feedback, committing, entry)
 
 
-def _message(data: DataRoot, feedback: Feedback, committing: LogReplica[FeedbackState], entry: Entry) -> Trial:
+def _entry_of(item: Item) -> Entry:
+    """Return the entry of a patch set with a single verdict."""
+    entry = Entry(entry_key(item.system, item.ref), item.system, item.ref)
+    entry.items[item.job] = item
+    return entry
+
+
+def _render(data: DataRoot, feedback: Feedback, committing: LogReplica[FeedbackState], entry: Entry) -> Trial:
     system = next(system for system in feedback.systems if system.name == entry.system)
     evidence = partial(find_evidence, data, base_url=feedback.policy.base_url)
-    outbox = Outbox(system.name, committing, feedback.policy, evidence, None, markup=markup_of(system), clock=time.time)
-    runs = tuple(item.run_id for item in entry.items.values())
+    outbox = Outbox(system.name, committing, feedback.policy, evidence, client=None, markup=_markup_of(system))
+    run_ids = tuple(item.run_id for item in entry.items.values())
     change = entry.change.change or entry.change.head
-    return Trial(runs, "", "", system.name, entry.change.project, change, outbox.message(entry).body)
-
-
-VERDICTS = metric("ciml_feedback_verdicts_total")
-MESSAGES = metric("ciml_feedback_messages_total")
-SETTLED = metric("ciml_feedback_recorded_verdicts")
-WAITING = metric("ciml_feedback_waiting")
-UNSETTLED = metric("ciml_feedback_unsettled")
-OLDEST = metric("ciml_feedback_oldest_timestamp_seconds")
-PAUSED = metric("ciml_feedback_paused_until_timestamp_seconds")
-REACTIONS = metric("ciml_feedback_reactions_total")
-DELAY = metric("ciml_feedback_seconds", SECONDS)
-CALLS = metric("ciml_feedback_call_seconds")
+    return Trial(run_ids, "", "", system.name, entry.change.project, change, outbox.message(entry).body)
 
 
 def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[Family]:
@@ -300,31 +301,33 @@ def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[
     oldest = dict[tuple[str], float]()
     for key in state.opened:
         entry = state.entries[key]
-        waiting[entry.system,] += 1
-        unsettled[entry.system,] += entry.intent is not None
-        oldest[entry.system,] = min(oldest.get((entry.system,), float("inf")), entry.since_us / 1e6)
+        labels = (entry.system,)
+        waiting[labels] += 1
+        unsettled[labels] += entry.intent is not None
+        oldest[labels] = min(oldest.get(labels, float("inf")), entry.since_us / 1e6)
     yield VERDICTS.of({(outcome,): number for outcome, number in state.verdicts.items()})
-    yield SETTLED.of(_recorded(state))
+    yield RECORDED.of(_claims(state))
     yield MESSAGES.of(state.messages)
     yield WAITING.of(waiting)
     yield UNSETTLED.of(unsettled)
     yield OLDEST.of(oldest)
     yield PAUSED.of({(system,): until_us / 1e6 for system, until_us in state.paused.items()})
     yield REACTIONS.of(reacted | state.reacted)
+    buckets = range(len(SECONDS) + 1)
     yield DELAY.distribution(
         {
-            (system,): ([state.seconds[system, bucket] for bucket in range(len(SECONDS) + 1)], total_us / 1e6)
+            (system,): ([state.seconds[system, bucket] for bucket in buckets], total_us / 1e6)
             for system, total_us in state.seconds_us.items()
         }
     )
     yield from manifest_families("feedback", state.version, state.time_us, state.restored)
 
 
-def _recorded(state: FeedbackState) -> Counter[tuple[str, str, str]]:
+def _claims(state: FeedbackState) -> Counter[tuple[str, str, str]]:
     """Return the number of claims by model, cause, and whether they were right, wrong, or are still open."""
     counts = Counter[tuple[str, str, str]]()
     for verdict in state.history:
         if verdict.claim:
-            held = "right" if verdict.settled == verdict.cause else "wrong"
-            counts[verdict.model, verdict.cause, held if verdict.settled else "open"] += 1
+            outcome = "right" if verdict.settled == verdict.cause else "wrong"
+            counts[verdict.model, verdict.cause, outcome if verdict.settled else "open"] += 1
     return counts
