@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -9,12 +10,22 @@ from prometheus_client.registry import Collector
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import ManifestLog
+from ciml.metrics import Family, metric
 from ciml.progress import Progress, no_progress
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import Service
-from ciml.serving.registry import Registry
+from ciml.serving.registry import Registry, RegistryState
 from ciml.training.refresh import TrainConfig
-from ciml.training.trainer import Refreshes, TrainResult, registry_families, run_once
+from ciml.training.trainer import TrainResult, run_once
+
+CANDIDATES = metric("ciml_training_candidates_total")
+REJECTED = metric("ciml_training_samples_rejected_total")
+PUSHES = metric("ciml_model_pushes_total")
+CHAMPION = metric("ciml_champion_version")
+CHAMPION_TIME = metric("ciml_champion_push_timestamp_seconds")
+STEPS = metric("ciml_training_step_seconds")
+REFRESHED = metric("ciml_training_refresh_timestamp_seconds")
+ERRORS = metric("ciml_training_errors_total")
 
 
 class TrainerService(Service):
@@ -42,12 +53,12 @@ class TrainerService(Service):
         self._log = config.data.dataset(config.dataset).log
         self._registry = Registry(config.data, config.model)
         self._excluded = ManifestLog(config.data.exclusions)
-        self._refreshes = Refreshes(config.model)
+        self._metrics = _RefreshMetrics(config.model)
         self._seen = -1, -1
         self._is_current = False
 
     def timings(self) -> Sequence[Collector]:
-        return self._refreshes.collectors
+        return self._metrics.collectors
 
     def observe(self) -> ServiceProgress:
         with self._failures():
@@ -67,7 +78,7 @@ class TrainerService(Service):
         if versions != self._seen:
             return versions
         if self._is_current:
-            self._refreshes.done({})
+            self._metrics.done({})
         return None
 
     def run(self, work: tuple[int, int]) -> None:
@@ -84,7 +95,7 @@ class TrainerService(Service):
         if result.outcome != "nothing_new" and self._report is not None:
             self._report(result)
         self._is_current = True
-        self._refreshes.done(result.seconds)
+        self._metrics.done(result.seconds)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -94,5 +105,50 @@ class TrainerService(Service):
             raise
         except CimlError as error:
             self._progress(f"waits: {error}", 0, None)
-            self._refreshes.failed(error)
+            self._metrics.failed(error)
             raise
+
+
+class _RefreshMetrics:
+    """The metrics of this process's refreshes.
+
+    Attributes:
+      collectors: of steps, the last refresh, and errors.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._steps = STEPS.summary()
+        self._refreshed = REFRESHED.gauge()
+        self._errors = ERRORS.counter()
+        self.collectors = (self._steps, self._refreshed, self._errors)
+        for kind in ("engine", "data"):
+            self._errors.labels(model, kind)
+
+    def done(self, seconds: Mapping[str, float]) -> None:
+        """Count a completed refresh, with its seconds by step; without any, that nothing is new."""
+        for step, took in seconds.items():
+            self._steps.labels(self._model, step).observe(took)
+        self._refreshed.labels(self._model).set_to_current_time()
+
+    def failed(self, error: CimlError) -> None:
+        """Count a failed refresh."""
+        self._errors.labels(self._model, "engine" if isinstance(error, EngineError) else "data").inc()
+
+
+def registry_families(model: str, state: RegistryState) -> Iterator[Family]:
+    """Yield the metrics of a model's registry."""
+    decisions: Counter[tuple[str, str]] = Counter({(model, "blessed"): 0, (model, "refused"): 0})
+    rejected: Counter[tuple[str, str]] = Counter()
+    for candidate in state.candidates.values():
+        decision = state.decisions.get(candidate.id)
+        if decision is not None:
+            decisions[model, "blessed" if decision.blessed else "refused"] += 1
+        for reason, number in candidate.facts.get("rejected", {}).items():
+            rejected[model, reason] += number
+    champion = state.champion
+    yield CANDIDATES.of(decisions)
+    yield REJECTED.of(rejected)
+    yield PUSHES.of({(model,): len(state.pushed())})
+    yield CHAMPION.of({} if champion is None else {(model,): champion})
+    yield CHAMPION_TIME.of({} if champion is None else {(model,): state.versions[champion].time_us / 1e6})

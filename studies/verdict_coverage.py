@@ -19,7 +19,7 @@ import numpy as np
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.events.outcomes import CAUSES
 from ciml.training.calibration.calibrate import calibrate
-from ciml.training.calibration.calibrators import decimals
+from ciml.training.calibration.sets import decimals
 from ciml.training.estimators import Rows, fit, inputs_for
 from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.experiment import Experiment

@@ -20,8 +20,8 @@ import numpy as np
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.outcomes import CAUSES
-from ciml.training.calibration.calibrate import fit_calibrator
-from ciml.training.calibration.calibrators import learned_ranges, make_rules
+from ciml.training.calibration.calibrators import fit_calibrator
+from ciml.training.calibration.sets import learned_ranges, make_rules
 from ciml.training.experiment import load_experiment
 from ciml.transforms.examples.prepare import run_means
 from ciml.transforms.profiles import Profiles

@@ -32,8 +32,8 @@ from ciml.events.run_facts import facts_from_listing
 from ciml.runs.causes import Causes
 from ciml.runs.run_log import RunDelta, RunRecord
 from ciml.telemetry import telemetry_columns
-from ciml.training.calibration.calibrate import fit_calibrator
-from ciml.training.calibration.calibrators import learned_ranges, make_rules
+from ciml.training.calibration.calibrators import fit_calibrator
+from ciml.training.calibration.sets import learned_ranges, make_rules
 from ciml.training.estimators import Rows, fit, inputs_for
 from ciml.training.evaluation.baselines import predict_by
 from ciml.training.experiment import Experiment, load_experiment

@@ -1,8 +1,11 @@
 """Exclusions: which runs no model may learn from, and why.
 
 An exclusion deletes nothing: the run stays stored, is predicted, and is in data sets. Snapshots omit it. A data root
-stores its exclusions in a manifest log of additions and reverts, never edited in place. Two processes that exclude at
-the same time are both stored: the losing writer of a version reloads and retries.
+stores its exclusions in a manifest log of additions and reverts, never edited in place. If two processes exclude at
+the same time, the losing writer reloads and retries, so both are stored.
+
+An `Exclusion` names runs and a reason. A `StoredExclusion` is one of the log. `Exclusions` are those that apply to a
+snapshot.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
     until_us: int | None = None
 
     def check(self) -> Exclusion:
-        """Return the exclusion. Raises `CimlError` if it is invalid, or excludes everything."""
+        """Return the exclusion unchanged. Raises `CimlError` if it is invalid, or excludes everything."""
         for name in ("reason", "run_id", "job", "source"):
             value = getattr(self, name)
             if len(value) > MAX_TEXT_CHARACTERS or not is_clean(value):
@@ -56,10 +59,10 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
                 )
         if not self.reason.strip():
             raise CimlError("exclusion: reason: is empty; say why, for those who read the list")
-        chosen = bool(self.job or self.source or self.since_us is not None)
-        if self.run_id and chosen:
+        by_rule = bool(self.job or self.source or self.since_us is not None)
+        if self.run_id and by_rule:
             raise CimlError("exclusion: run: cannot be combined with job, source or since; store two exclusions")
-        if not self.run_id and not chosen:
+        if not self.run_id and not by_rule:
             raise CimlError("exclusion: names no runs; give a run, a job, a source, or a time since when")
         if self.until_us is not None and (self.since_us is None or self.until_us <= self.since_us):
             raise CimlError("exclusion: until: want a time after since")
@@ -67,54 +70,58 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
 
     @property
     def needs_facts(self) -> bool:
-        """Whether it reads more of a run than its id and its job."""
+        """Whether `matches` reads more of a run than its id and its job."""
         return bool(self.source) or self.since_us is not None
 
     def matches(self, facts: RunFacts) -> bool:
         """Return whether it excludes a run."""
         if self.run_id:
             return facts.run_id == self.run_id
+        source = facts.source or facts.run_id.partition("~")[0]
         return (
             (not self.job or glob_pattern((self.job,)).fullmatch(facts.build_name) is not None)
-            and self.source in ("", facts.source or facts.run_id.partition("~")[0])
-            and (self.since_us is None or self._ran_meanwhile(facts))
+            and (not self.source or source == self.source)
+            and (self.since_us is None or self._ran_since(self.since_us, facts))
         )
 
-    def _ran_meanwhile(self, facts: RunFacts) -> bool:
-        start = facts.end_us if facts.start_us is None else facts.start_us
-        end = facts.start_us if facts.end_us is None else facts.end_us
-        if start is None or end is None or self.since_us is None:
+    def _ran_since(self, since_us: int, facts: RunFacts) -> bool:
+        """Return whether a run ran at some time in [since, until). If it has one time only, that stands for both."""
+        start_us = facts.end_us if facts.start_us is None else facts.start_us
+        end_us = facts.start_us if facts.end_us is None else facts.end_us
+        if start_us is None or end_us is None:
             return False
-        return end >= self.since_us and (self.until_us is None or start < self.until_us)
+        return end_us >= since_us and (self.until_us is None or start_us < self.until_us)
 
     def describe(self) -> str:
-        """Return what it excludes, in a few words: ``job tempest-*, since 2026-11-01T00:00:00Z``."""
-        times = {"since": self.since_us, "until": self.until_us}
+        """Describe the excluded runs in a few words: ``job tempest-*, since 2026-11-01T00:00:00Z``."""
         parts = {"run": self.run_id, "job": self.job, "source": self.source}
-        parts |= {name: iso_time(value) for name, value in times.items() if value is not None}
+        if self.since_us is not None:
+            parts["since"] = iso_time(self.since_us)
+        if self.until_us is not None:
+            parts["until"] = iso_time(self.until_us)
         return ", ".join(f"{name} {value}" for name, value in parts.items() if value)
 
 
 @dataclass(frozen=True)
 class Exclusions:
-    """The exclusions that a training honours.
+    """The exclusions that a snapshot honours.
 
     Attributes:
-      each: in order; of several that match a run, the first one's reason counts, that of a single run before others.
+      exclusions: in order. Of several that match a run, the one that names the run gives the reason, else the first.
     """
 
-    each: tuple[Exclusion, ...] = ()
+    exclusions: tuple[Exclusion, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.each)
+        return bool(self.exclusions)
 
     @cached_property
-    def _by_run(self) -> dict[str, str]:
-        return {exclusion.run_id: exclusion.reason for exclusion in reversed(self.each) if exclusion.run_id}
+    def _reason_by_run(self) -> dict[str, str]:
+        return {exclusion.run_id: exclusion.reason for exclusion in reversed(self.exclusions) if exclusion.run_id}
 
     @cached_property
     def _rules(self) -> tuple[Exclusion, ...]:
-        return tuple(exclusion for exclusion in self.each if not exclusion.run_id)
+        return tuple(exclusion for exclusion in self.exclusions if not exclusion.run_id)
 
     @property
     def needs_facts(self) -> bool:
@@ -122,42 +129,19 @@ class Exclusions:
         return any(exclusion.needs_facts for exclusion in self._rules)
 
     def reason(self, facts: RunFacts) -> str | None:
-        """Return why a run is excluded; None for a run that may be learned from."""
-        if (reason := self._by_run.get(facts.run_id)) is not None:
+        """Return the reason why a run is excluded; None for a run that may be learned from."""
+        reason = self._reason_by_run.get(facts.run_id)
+        if reason is not None:
             return reason
-        return next((exclusion.reason for exclusion in self._rules if exclusion.matches(facts)), None)
+        return next((rule.reason for rule in self._rules if rule.matches(facts)), None)
 
     def to_json(self) -> Any:
-        """Return the exclusions as JSON: the reasons by run id, as versions before other exclusions, or a list."""
-        return [exclusion.to_json() for exclusion in self.each] if self._rules else dict(self._by_run)
-
-
-def read_lines(path: str | None) -> tuple[Exclusion, ...]:
-    """Return the exclusions in a file: a line is a run id, optionally followed by a blank and a reason. None: none.
-
-    Raises:
-      CimlError: the file or a line cannot be read.
-    """
-    return tuple(_parsed(path)) if path else ()
-
-
-def _parsed(path: str) -> Iterable[Exclusion]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CimlError(f"--exclude {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    for number, line in enumerate(lines, 1):
-        run_id, _, reason = line.strip().partition(" ")
-        if not run_id or run_id.startswith("#"):
-            continue
-        try:
-            yield Exclusion(reason.strip() or NO_REASON, run_id).check()
-        except CimlError as error:
-            raise CimlError(f"--exclude {path}, line {number}: {error}") from None
+        """Return the exclusions as JSON: a list, or reasons by run id (as older versions do) if each names a run."""
+        return [exclusion.to_json() for exclusion in self.exclusions] if self._rules else dict(self._reason_by_run)
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredExclusion:
     """A stored exclusion.
 
     Attributes:
@@ -176,58 +160,8 @@ class Kept:
         return {"id": self.id, **self.exclusion.to_json(), "time_us": self.time_us, "reverted_us": self.reverted_us}
 
 
-class ExclusionState:
-    """The exclusions after the last delta applied.
-
-    Attributes:
-      version: of the manifest; 0 where nothing was ever excluded.
-      kept: all exclusions by id, reverted ones too.
-    """
-
-    def __init__(self) -> None:
-        self.version = 0
-        self.kept: dict[int, Kept] = {}
-
-    def apply(self, version: int, delta: Delta) -> None:
-        """Apply the next delta. Raises `IntegrityError` if it contradicts the earlier ones."""
-        if version != self.version + 1:
-            raise IntegrityError(f"exclusions: version {version} follows {self.version}")
-        kind = delta["kind"]
-        time_us = delta["time_us"]
-        if kind == "exclude":
-            for value in delta["exclusions"]:
-                number = len(self.kept) + 1
-                self.kept[number] = Kept(number, _read(value, version), time_us)
-        elif kind == "revert":
-            for number in delta["ids"]:
-                if number not in self.kept or self.kept[number].reverted_us is not None:
-                    raise IntegrityError(f"exclusions: version {version} reverts {number}, which is not in force")
-                self.kept[number] = replace(self.kept[number], reverted_us=time_us)
-        else:
-            raise IntegrityError(f"exclusions: version {version} has the unknown kind {kind!r}; upgrade ciml")
-        self.version = version
-
-    def active(self) -> list[Kept]:
-        """Return the exclusions in force, in order."""
-        return [stored for stored in self.kept.values() if stored.reverted_us is None]
-
-
-def _read(value: Any, version: int) -> Exclusion:
-    try:
-        return msgspec.convert(value, Exclusion)
-    except msgspec.ValidationError as error:
-        raise IntegrityError(f"exclusions: version {version}: {error}") from None
-
-
-def read_state(store: Store) -> ExclusionState:
-    """Return the exclusions below ``DATA/exclusions``."""
-    state = ExclusionState()
-    catch_up(ManifestLog(store), state)
-    return state
-
-
 def stored_exclusions(dataset: StoredDataset, state: DatasetState) -> Exclusions:
-    """Return the exclusions that count for a data set: of its data root, and of the one whose raw store it reads."""
+    """Return the exclusions in force for a data set: of its data root, and of the one whose raw store it reads."""
     return _of_stores(dataset.exclusion_stores(state))
 
 
@@ -240,7 +174,14 @@ def _of_stores(stores: Iterable[Store]) -> Exclusions:
     return Exclusions(tuple(stored.exclusion for store in stores for stored in read_state(store).active()))
 
 
-def add(store: Store, exclusions: Sequence[Exclusion], *, now_us: int | None = None) -> list[Kept]:
+def read_state(store: Store) -> ExclusionState:
+    """Read the exclusions of a store, such as ``DATA/exclusions``."""
+    state = ExclusionState()
+    catch_up(ManifestLog(store), state)
+    return state
+
+
+def add(store: Store, exclusions: Sequence[Exclusion], *, now_us: int | None = None) -> list[StoredExclusion]:
     """Store exclusions; one that is in force already is not stored twice.
 
     Args:
@@ -261,8 +202,8 @@ def add(store: Store, exclusions: Sequence[Exclusion], *, now_us: int | None = N
     state = ExclusionState()
 
     def build() -> Delta | None:
-        there = {stored.exclusion for stored in state.active()}
-        new = [exclusion.to_json() for exclusion in requested if exclusion not in there]
+        active = {stored.exclusion for stored in state.active()}
+        new = [exclusion.to_json() for exclusion in requested if exclusion not in active]
         return {"kind": "exclude", "time_us": _now(now_us), "exclusions": new} if new else None
 
     if requested:
@@ -271,7 +212,7 @@ def add(store: Store, exclusions: Sequence[Exclusion], *, now_us: int | None = N
     return [by_exclusion[exclusion] for exclusion in exclusions]
 
 
-def revert(store: Store, ids: Sequence[int], *, now_us: int | None = None) -> list[Kept]:
+def revert(store: Store, ids: Sequence[int], *, now_us: int | None = None) -> list[StoredExclusion]:
     """Revert exclusions: later trainings may learn from their runs again.
 
     Returns:
@@ -281,24 +222,93 @@ def revert(store: Store, ids: Sequence[int], *, now_us: int | None = None) -> li
       CimlError: an id is unknown, or was reverted before; then none is reverted.
     """
     state = ExclusionState()
-    reverted = list[Kept]()
+    numbers = list(dict.fromkeys(ids))
 
     def build() -> Delta | None:
-        reverted.clear()
-        for number in dict.fromkeys(ids):
-            stored = state.kept.get(number)
-            if stored is None or stored.reverted_us is not None:
-                problem = "unknown" if stored is None else "reverted already"
-                numbers = ", ".join(str(active.id) for active in state.active()) or "none"
-                raise UnknownExclusionError(f"exclusion {number}: {problem}; in force: {numbers}")
-            reverted.append(stored)
-        return (
-            {"kind": "revert", "time_us": _now(now_us), "ids": [stored.id for stored in reverted]} if reverted else None
-        )
+        for number in numbers:
+            _check_in_force(state, number)
+        return {"kind": "revert", "time_us": _now(now_us), "ids": numbers} if numbers else None
 
     commit(ManifestLog(store), state, build)
-    return reverted
+    return [replace(state.by_id[number], reverted_us=None) for number in numbers]
+
+
+def _check_in_force(state: ExclusionState, number: int) -> None:
+    stored = state.by_id.get(number)
+    if stored is None or stored.reverted_us is not None:
+        problem = "unknown" if stored is None else "reverted already"
+        active = ", ".join(str(other.id) for other in state.active()) or "none"
+        raise UnknownExclusionError(f"exclusion {number}: {problem}; in force: {active}")
 
 
 def _now(now_us: int | None) -> int:
     return time.time_ns() // 1000 if now_us is None else now_us
+
+
+def read_lines(path: str | None) -> tuple[Exclusion, ...]:
+    """Read the exclusions of a file: a line is a run id, optionally followed by a blank and a reason.
+
+    Blank lines and lines that begin with ``#`` are ignored. Without a path there are no exclusions.
+
+    Raises:
+      CimlError: the file or a line cannot be read.
+    """
+    if not path:
+        return ()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CimlError(f"--exclude {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    exclusions = []
+    for number, line in enumerate(lines, 1):
+        run_id, _, reason = line.strip().partition(" ")
+        if not run_id or run_id.startswith("#"):
+            continue
+        try:
+            exclusions.append(Exclusion(reason.strip() or NO_REASON, run_id).check())
+        except CimlError as error:
+            raise CimlError(f"--exclude {path}, line {number}: {error}") from None
+    return tuple(exclusions)
+
+
+class ExclusionState:
+    """The exclusions after the last delta applied.
+
+    Attributes:
+      version: of the manifest; 0 where nothing was ever excluded.
+      by_id: all exclusions by id, reverted ones too.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.by_id: dict[int, StoredExclusion] = {}
+
+    def apply(self, version: int, delta: Delta) -> None:
+        """Apply the next delta. Raises `IntegrityError` if it contradicts the earlier ones."""
+        if version != self.version + 1:
+            raise IntegrityError(f"exclusions: version {version} follows {self.version}")
+        kind = delta["kind"]
+        time_us = delta["time_us"]
+        if kind == "exclude":
+            for value in delta["exclusions"]:
+                number = len(self.by_id) + 1
+                self.by_id[number] = StoredExclusion(number, _parse(value, version), time_us)
+        elif kind == "revert":
+            for number in delta["ids"]:
+                if number not in self.by_id or self.by_id[number].reverted_us is not None:
+                    raise IntegrityError(f"exclusions: version {version} reverts {number}, which is not in force")
+                self.by_id[number] = replace(self.by_id[number], reverted_us=time_us)
+        else:
+            raise IntegrityError(f"exclusions: version {version} has the unknown kind {kind!r}; upgrade ciml")
+        self.version = version
+
+    def active(self) -> list[StoredExclusion]:
+        """Return the exclusions in force, in order."""
+        return [stored for stored in self.by_id.values() if stored.reverted_us is None]
+
+
+def _parse(value: Any, version: int) -> Exclusion:
+    try:
+        return msgspec.convert(value, Exclusion)
+    except msgspec.ValidationError as error:
+        raise IntegrityError(f"exclusions: version {version}: {error}") from None

@@ -1,6 +1,7 @@
 """A refresh: trains on a data set's present runs, and returns a candidate with the gate's decision.
 
-The caller registers and pushes the candidate. The lineage of a refresh describes what its steps read and write.
+The caller (`ciml.training.trainer`) registers and pushes the candidate. A refresh is two steps of lineage,
+``snapshot.<model>`` and ``train.<model>``; the end of this module describes what they read and write.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,72 +42,13 @@ from ciml.verdict_rules import PROFILES, VERDICTS
 if TYPE_CHECKING:
     from ciml.training.calibration.calibrate import Calibrated
 
-#: Spans that a description lists, the latest; the version of the data set covers all.
-_MOST_SPANS = 100
+
+#: Candidates that stay on disk: the push of the last one may be in progress.
+_CANDIDATES_ON_DISK = 5
+#: The latest spans that lineage lists; the version of the data set covers all.
+_LINEAGE_SPANS = 100
 #: Figures of `ciml.training.evaluation.metrics.evaluate` that lineage reports.
-_FIGURES = ("runs", "trained_on", "accuracy", "base_rate", "log_loss")
-#: Candidates on disk: the push of the last one may be in progress.
-_CANDIDATES = 5
-
-
-def snapshot_made(dataset: StoredDataset, snapshot: Snapshot, model: str) -> Description:
-    """Describe a snapshot: the raw store (or listing), the span versions, and the selected runs by role and class."""
-    state = dataset.state()
-    if state.listing is not None:
-        source = Data(state.listing["url"], state.listing["digest"])
-    else:
-        source = Data(dataset.raw(state).url(), str(state.cursor[0]))
-    return Description((source, _examples(dataset, snapshot)), (_selected(dataset.root, snapshot, model),))
-
-
-def training_inputs(dataset: StoredDataset, snapshot: Snapshot, model: str, champion: Champion | None) -> Description:
-    """Describe what a candidate is trained on and compared with."""
-    inputs = [_examples(dataset, snapshot), _selected(dataset.root, snapshot, model)]
-    if champion is not None:
-        inputs.append(Data(dataset.root.models.child(model).url(), str(champion.version)))
-    return Description(tuple(inputs))
-
-
-def candidate_made(learned: Callable[[], Description], output: Data, candidate: Candidate) -> Description:
-    """Describe a candidate: experiment, figures with their intervals, the gate's decision, seconds by step."""
-    evaluation = candidate.metrics["evaluation"]
-    decision = candidate.decision
-    facts: Mapping[str, Any] = {
-        "evaluation": {
-            **{name: evaluation[name] for name in _FIGURES},
-            "calibration_error": evaluation["calibration"]["ece"],
-        },
-        "champion": candidate.metrics.get("champion"),
-        "blessed": decision.blessed,
-        "reasons": list(decision.reasons),
-        "seconds": candidate.metrics["timings_s"],
-    }
-    checks = tuple((reason, decision.blessed) for reason in decision.reasons)
-    return Description(learned().inputs, (output,), candidate.experiment.to_json(), checks, facts)
-
-
-def _examples(dataset: StoredDataset, snapshot: Snapshot) -> Data:
-    """Describe the span versions of a data set; their files' digests are its version."""
-    resolved = snapshot.resolved
-    spans = []
-    for span in snapshot.spans:
-        digests = [file.digest for _, files in sorted(span.files.items()) for file in files]
-        spans.append([span.span, span.version, sha256_json(digests)])
-    columns = [(name, f"float32[{resolved.windows}]") for name in resolved.features]
-    facts = {"definition": resolved.digest, "classes": list(resolved.classes), "spans": spans[-_MOST_SPANS:]}
-    columns.append((resolved.definition.class_label, "string"))
-    return Data(dataset.store.url(), sha256_json(spans), tuple(columns), facts=facts)
-
-
-def _selected(data: DataRoot, snapshot: Snapshot, model: str) -> Data:
-    facts = {
-        "policy": snapshot.policy,
-        "counts": snapshot.counts(),
-        "untrusted": dict(snapshot.untrusted),
-        "excluded": dict(snapshot.excluded),
-    }
-    rows = sum(1 for _ in snapshot.runs())
-    return Data(data.trainer(model).url("snapshots"), snapshot.digest, rows=rows, facts=facts)
+_LINEAGE_FIGURES = ("runs", "trained_on", "accuracy", "base_rate", "log_loss")
 
 
 @dataclass(frozen=True)
@@ -155,7 +97,7 @@ class Candidate:
     timings: Mapping[str, float]
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts for the registry."""
+        """Return the facts that the registry records."""
         return {
             "dataset": self.snapshot.dataset,
             "snapshot": self.snapshot.digest,
@@ -172,7 +114,7 @@ class Skipped:
     """A refresh without training.
 
     Attributes:
-      reason: the reason, in one line.
+      reason: why it was skipped, in one line.
       snapshot: the snapshot that would have been trained on.
     """
 
@@ -184,17 +126,17 @@ def refresh(
     config: TrainConfig,
     *,
     champion: Champion | None = None,
-    last: str | None = None,
+    last_key: str | None = None,
     work: Path | None = None,
     progress: Progress = no_progress,
     lineage: Lineage = OFF,
 ) -> Candidate | Skipped:
-    """Make a snapshot, train on it, evaluate and judge.
+    """Make a snapshot, train on it, evaluate the candidate, and let the gate decide.
 
     Args:
       config: of the trainer. ``DATA/trainer/<model>`` holds its files.
       champion: the model served now, or None.
-      last: `refresh_key` of the last candidate (its fact ``refresh``); an equal key skips the refresh.
+      last_key: `refresh_key` of the last candidate (its fact ``refresh``); an equal key skips the refresh.
       work: local folder for candidates; by default below the trainer's folder, or in the user's cache if that is not on
         local disk.
       progress: called at each step.
@@ -205,25 +147,26 @@ def refresh(
       IntegrityError: if the stored data are inconsistent.
     """
     model = config.model
-    steps = _Steps(progress)
+    timer = _StepTimer(progress)
     trainer = config.data.trainer(model)
     dataset = config.data.dataset(config.dataset)
-    store = Description((Data(dataset.store.url()),))
-    with steps("snapshot"), lineage.step(f"snapshot.{model}", lambda: store) as step:
+    dataset_description = Description((Data(dataset.store.url()),))
+    with timer("snapshot"), lineage.step(f"snapshot.{model}", lambda: dataset_description) as step:
         snapshot = make_snapshot(dataset, config.trust)
-        step.describe(partial(snapshot_made, dataset, snapshot, model))
+        step.describe(partial(_describe_snapshot, dataset, snapshot, model))
         check_use(config.experiment, snapshot.resolved, served=True)
         key = refresh_key(snapshot.digest, config.experiment)
-        if key == last:
+        if key == last_key:
             return Skipped("nothing new: same runs and same experiment as the last candidate", snapshot)
         write_snapshot(trainer, snapshot)
     folder = _work_folder(trainer, work)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    learned = partial(training_inputs, dataset, snapshot, model, champion)
-    with _locked(folder, model), lineage.step(f"train.{model}", learned) as step:
-        candidate = _make(config, dataset, snapshot, champion, folder / key, steps)
+    describe_training = partial(_describe_training, dataset, snapshot, model, champion)
+    with _locked(folder, model), lineage.step(f"train.{model}", describe_training) as step:
+        candidate = _train_candidate(config, dataset, snapshot, champion, folder / key, timer)
         write_metrics(trainer, key, candidate.metrics)
-        step.describe(partial(candidate_made, learned, Data(config.data.candidates(model), key), candidate))
+        output = Data(config.data.candidates(model), key)
+        step.describe(lambda: _describe_candidate(describe_training().inputs, output, candidate))
         _remove_old(folder / key)
     return candidate
 
@@ -233,33 +176,55 @@ def write_metrics(trainer: Store, key: str, metrics: Mapping[str, Any]) -> None:
     trainer.replace(metrics_path(key), seal(json.dumps(metrics, indent=1, sort_keys=True).encode()))
 
 
-def _make(
+def _work_folder(trainer: Store, work: Path | None) -> Path:
+    """Return the local folder of candidates; see `refresh`."""
+    if work is not None:
+        return work
+    if isinstance(trainer, LocalStore):
+        return Path(trainer.root, "work")
+    from platformdirs import user_cache_path
+
+    return user_cache_path("ciml") / "trainer" / hashlib.sha256(trainer.root.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _locked(folder: Path, model: str) -> Iterator[None]:
+    """Lock a model's folder against concurrent trainers. A killed trainer releases the lock."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise CimlError(f"model {model!r} is being trained by another process in {folder}; wait for it") from None
+
+
+def _train_candidate(
     config: TrainConfig,
     dataset: StoredDataset,
     snapshot: Snapshot,
     champion: Champion | None,
     folder: Path,
-    steps: _Steps,
+    timer: _StepTimer,
 ) -> Candidate:
+    """Materialise, train, calibrate, export and evaluate in a folder, and let the gate decide."""
     experiment = config.experiment
-    with steps("import"):
-        import ciml.training.data.materialise_beam  # noqa: F401  (so that the import is timed apart)
+    with timer("import"):
+        import ciml.training.data.materialise_beam  # noqa: F401  (so that its time does not count for materialise)
         from ciml.training.calibration.calibrate import calibrate_on_dev
         from ciml.training.evaluation.candidate import assess
         from ciml.training.export import export, load_exported
         from ciml.training.train import predict_in_memory, train
     resolved = snapshot.resolved
-    with steps("materialise"):
+    with timer("materialise"):
         cache = AnalysisCache(config.data.trainer(config.model).child("analyses"))
         materialised = materialise(dataset.store, snapshot, folder, cache=cache)
-    with steps("train"):
+    with timer("train"):
         trained = train(experiment, materialised, resolved, dev_from_train=snapshot.dev_from_train)
     calibrated = None
     if experiment.calibration is not None:
-        with steps("calibrate"):
+        with timer("calibrate"):
             dev = predict_in_memory(trained.model, materialised, resolved, "dev")
             calibrated = calibrate_on_dev(dataset.store, snapshot, experiment, dev)
-    with steps("export"):
+    with timer("export"):
         saved = export(
             trained.model,
             materialised.transform_folder,
@@ -270,7 +235,7 @@ def _make(
             assets=_assets(resolved, calibrated),
         )
         exported = load_exported(saved)
-    with steps("evaluate"):
+    with timer("evaluate"):
         figures = assess(
             dataset, snapshot, materialised, trained.model, exported, experiment, champion, config.gate, calibrated
         )
@@ -284,50 +249,34 @@ def _make(
         "normalisation": NORMALISATION,
         "gate": config.gate.to_json(),
         "verdict": {"blessed": decision.blessed, "reasons": list(decision.reasons)},
-        "timings_s": {name: round(seconds, 3) for name, seconds in steps.seconds.items()},
+        "timings_s": {name: round(seconds, 3) for name, seconds in timer.seconds.items()},
     }
-    return Candidate(saved, snapshot, experiment, metrics, decision, dict(steps.seconds))
+    return Candidate(saved, snapshot, experiment, metrics, decision, dict(timer.seconds))
 
 
 def _assets(resolved: ResolvedDefinition, calibrated: Calibrated | None) -> dict[str, bytes]:
-    """Return the further assets of the exported model: passing profiles and rules of verdicts, where there are any."""
-    assets = {} if resolved.profiles is None else {PROFILES: canonical_json(resolved.profiles) + b"\n"}
-    if calibrated is not None and (rules := calibrated.asset()) is not None:
+    """Return further assets of the exported model: the passing profiles and the rules of verdicts, if it has them."""
+    assets: dict[str, bytes] = {}
+    if resolved.profiles is not None:
+        assets[PROFILES] = canonical_json(resolved.profiles) + b"\n"
+    rules = None if calibrated is None else calibrated.asset()
+    if rules is not None:
         assets[VERDICTS] = rules
     return assets
 
 
-@contextmanager
-def _locked(folder: Path, model: str) -> Iterator[None]:
-    """Lock a model's folder against concurrent trainers. A killed trainer releases the lock."""
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise CimlError(f"model {model!r} is being trained by another process in {folder}; wait for it") from None
-
-
-def _work_folder(trainer: Store, work: Path | None) -> Path:
-    if work is not None:
-        return work
-    if isinstance(trainer, LocalStore):
-        return Path(trainer.root, "work")
-    from platformdirs import user_cache_path
-
-    return user_cache_path("ciml") / "trainer" / hashlib.sha256(trainer.root.encode()).hexdigest()[:16]
-
-
 def _remove_old(folder: Path) -> None:
-    """Remove the files of earlier refreshes beside ``folder``: records at once, candidates beyond the last few."""
-    older = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
-    older.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for index, path in enumerate(older):
-        shutil.rmtree(path / RECORDS_FOLDER if index < _CANDIDATES - 1 else path, ignore_errors=True)
+    """Remove the files of earlier refreshes next to ``folder``: all records, and all but the latest candidates."""
+    older_folders = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
+    older_folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for index, path in enumerate(older_folders):
+        is_recent = index < _CANDIDATES_ON_DISK - 1
+        shutil.rmtree(path / RECORDS_FOLDER if is_recent else path, ignore_errors=True)
 
 
 @dataclass
-class _Steps:
-    """Seconds by step."""
+class _StepTimer:
+    """Measures steps, and reports each to ``progress`` when it begins."""
 
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
@@ -340,3 +289,66 @@ class _Steps:
             yield
         finally:
             self.seconds[name] = time.perf_counter() - began
+
+
+def _describe_snapshot(dataset: StoredDataset, snapshot: Snapshot, model: str) -> Description:
+    """Describe a snapshot: the raw store (or listing), the span versions, and the selected runs by role and class."""
+    state = dataset.state()
+    if state.listing is not None:
+        source = Data(state.listing["url"], state.listing["digest"])
+    else:
+        source = Data(dataset.raw(state).url(), str(state.cursor[0]))
+    return Description((source, _examples_data(dataset, snapshot)), (_snapshot_data(dataset.root, snapshot, model),))
+
+
+def _describe_training(
+    dataset: StoredDataset, snapshot: Snapshot, model: str, champion: Champion | None
+) -> Description:
+    """Describe what a candidate is trained on and compared with."""
+    inputs = [_examples_data(dataset, snapshot), _snapshot_data(dataset.root, snapshot, model)]
+    if champion is not None:
+        inputs.append(Data(dataset.root.models.child(model).url(), str(champion.version)))
+    return Description(tuple(inputs))
+
+
+def _describe_candidate(inputs: tuple[Data, ...], output: Data, candidate: Candidate) -> Description:
+    """Describe a candidate: experiment, figures with their intervals, the gate's decision, seconds by step."""
+    evaluation = candidate.metrics["evaluation"]
+    decision = candidate.decision
+    facts: Mapping[str, Any] = {
+        "evaluation": {
+            **{name: evaluation[name] for name in _LINEAGE_FIGURES},
+            "calibration_error": evaluation["calibration"]["ece"],
+        },
+        "champion": candidate.metrics.get("champion"),
+        "blessed": decision.blessed,
+        "reasons": list(decision.reasons),
+        "seconds": candidate.metrics["timings_s"],
+    }
+    checks = tuple((reason, decision.blessed) for reason in decision.reasons)
+    return Description(inputs, (output,), candidate.experiment.to_json(), checks, facts)
+
+
+def _examples_data(dataset: StoredDataset, snapshot: Snapshot) -> Data:
+    """Describe the examples of a snapshot; the digests of the files of its span versions are their version."""
+    resolved = snapshot.resolved
+    spans = []
+    for span in snapshot.spans:
+        digests = [file.digest for _, files in sorted(span.files.items()) for file in files]
+        spans.append([span.span, span.version, sha256_json(digests)])
+    columns = [(name, f"float32[{resolved.windows}]") for name in resolved.features]
+    facts = {"definition": resolved.digest, "classes": list(resolved.classes), "spans": spans[-_LINEAGE_SPANS:]}
+    columns.append((resolved.definition.class_label, "string"))
+    return Data(dataset.store.url(), sha256_json(spans), tuple(columns), facts=facts)
+
+
+def _snapshot_data(root: DataRoot, snapshot: Snapshot, model: str) -> Data:
+    """Describe a stored snapshot: its policy, and the number of its runs by role and class."""
+    facts = {
+        "policy": snapshot.policy,
+        "counts": snapshot.counts(),
+        "untrusted": dict(snapshot.untrusted),
+        "excluded": dict(snapshot.excluded),
+    }
+    rows = sum(1 for _ in snapshot.runs())
+    return Data(root.trainer(model).url("snapshots"), snapshot.digest, rows=rows, facts=facts)

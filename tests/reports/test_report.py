@@ -24,7 +24,8 @@ from ciml.reports.experiments.plots import calibration_plot
 from ciml.reports.experiments.render import report_experiments, result_page
 from ciml.reports.page import Page, Section, render
 from ciml.storage import LocalStore, open_store
-from ciml.training.calibration.calibrators import Temperature, decimals, make_rules
+from ciml.training.calibration.calibrators import Temperature
+from ciml.training.calibration.sets import decimals, make_rules
 from ciml.training.data.examples import read_dataset
 from ciml.training.evaluation import metrics as scoring
 from ciml.training.evaluation.candidate import verdict_figures

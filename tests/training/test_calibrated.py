@@ -28,7 +28,7 @@ from ciml.serving.registry import Decision, Registry
 from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage import open_store
 from ciml.training.calibration.calibrate import calibrate_on_dev
-from ciml.training.calibration.calibrators import decimals
+from ciml.training.calibration.sets import decimals
 from ciml.training.data.examples import read_snapshot_examples
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.export import load_exported

@@ -33,12 +33,12 @@ def test_additions_have_ids_and_reverts_leave_them(tmp_path: Path) -> None:
     assert [kept.id for kept in read_state(store).active()] == [1]
     (anew,) = add(store, [RUN], now_us=8)
     assert anew.id == 3
-    kept = read_state(store).kept
+    kept = read_state(store).by_id
     assert [(one.id, one.reverted_us) for one in kept.values()] == [(1, None), (2, 7), (3, None)]
     assert kept[2].to_json() == {
         "id": 2, "reason": "disk was full", "run_id": "zuul~a~1", "time_us": 5, "reverted_us": 7,
     }  # fmt: skip
-    assert exclusions_of(DataRoot.open(tmp_path), DataRoot.open(tmp_path)).each == (JOB, RUN)
+    assert exclusions_of(DataRoot.open(tmp_path), DataRoot.open(tmp_path)).exclusions == (JOB, RUN)
 
 
 @pytest.mark.parametrize(("ids", "line"), [([9], "exclusion 9: unknown; in force: 1"), ([1, 2], "2: reverted already")])
@@ -90,7 +90,7 @@ def test_two_processes_that_exclude_at_once_are_both_stored(tmp_path: Path) -> N
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
     state = read_state(DataRoot.open(tmp_path).exclusions)
-    assert (len(state.kept), state.version) == (40, 40)
+    assert (len(state.by_id), state.version) == (40, 40)
     assert {kept.exclusion.run_id for kept in state.active()} == {
         f"zuul~{name}-{number}~1" for name in "ab" for number in range(20)
     }
@@ -107,7 +107,7 @@ def test_a_job_is_in_no_later_snapshot_until_its_exclusion_is_reverted(data: Dat
     def next_refresh() -> Snapshot:
         """Of `ciml refresh`: it stops before training where it expects the same."""
         key = refresh_key(make_snapshot(dataset, policy).digest, experiment)
-        found = refresh(TrainConfig(data, "providers", "m", experiment), last=key)
+        found = refresh(TrainConfig(data, "providers", "m", experiment), last_key=key)
         assert isinstance(found, Skipped)
         return found.snapshot
 

@@ -121,7 +121,9 @@ def test_the_same_again_is_nothing_new_and_another_experiment_is(first: tuple[Da
     data, done, _ = first
     last = done.facts()["refresh"]
     steps: list[str] = []
-    again = refresh(TrainConfig(data, "providers", "m", QUICK), last=last, progress=lambda step, *_: steps.append(step))
+    again = refresh(
+        TrainConfig(data, "providers", "m", QUICK), last_key=last, progress=lambda step, *_: steps.append(step)
+    )
 
     assert isinstance(again, Skipped)
     assert again.snapshot.digest == done.snapshot.digest
@@ -211,7 +213,7 @@ def test_more_runs_are_a_new_snapshot_and_only_the_new_span_is_analysed(first: t
     ]
     RawStore(data).add(more)
     update_dataset(data.dataset("providers"), seal=True)
-    again = refresh(TrainConfig(data, "providers", "m", QUICK), last=done.facts()["refresh"])
+    again = refresh(TrainConfig(data, "providers", "m", QUICK), last_key=done.facts()["refresh"])
 
     assert isinstance(again, Candidate)
     assert again.metrics["materialised"] == {"analysed": 1, "cached": 3}

@@ -1,188 +1,28 @@
-"""Calibrators of probabilities, and the sets of classes that a run may have.
+"""Calibrators: maps from a model's probabilities to calibrated ones, and how they are fitted.
 
-A calibrator maps a model's probabilities to calibrated ones, in numpy and in a model's graph. Both forms compute in
+A calibrator has two forms: in numpy (``apply``), and as operations of a model's graph (``graph``). Both compute in
 float64 and round once, so they agree in float32's last digit.
-
-The sets have a stated coverage: conformal prediction by crepes, Mondrian by job. The scores of crepes' calibration are
-stored in the model's assets; `ciml.verdict_rules` gets crepes' sets from them by counting. A run outside of the ranges
-of the learned runs, by more than a run like these may be, has all classes in its set.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ciml.errors import IntegrityError
-from ciml.events.records import RunFacts
-from ciml.transforms.examples.prepare import subject_of
-from ciml.verdict_rules import MAX_SCORES, POOLED, Group, LearnedRanges, VerdictRules, parts_outside
-
-#: Of runs like the learned ones, this share counts as like them. A higher one makes the limit that of the strangest run
-#: among some dozens: a hundred times the width of a range.
-SHARE = 0.95
-#: Calibration runs of a job with sets of its own: then the coverage varies by about 0.03.
-GROUP_RUNS = 100
-#: Calibration runs of each class of a group from which on the coverage holds for each class.
-CLASS_RUNS = 50
-
-
-def learned_ranges(
-    means: NDArray[np.float64], runs: Sequence[RunFacts], features: Sequence[str]
-) -> LearnedRanges | None:
-    """Return the ranges of runs; None if all are of one change, so that nothing says how far another one may be.
-
-    The limit is that of conformal prediction: each run's distance from the ranges of the runs of all other changes is
-    computed, and a new run may be as far as all but some of these. Since the ranges of all runs are at least as wide,
-    runs like these are outside at most as often as `SHARE` says.
-
-    Args:
-      means: float64 [n, F], by `ciml.transforms.examples.prepare.run_means`.
-      runs: facts of the n runs.
-      features: names of the F features.
-    """
-    names = [subject_of(run.project, run.change, run.run_id) for run in runs]
-    if len(set(names)) < 2:
-        return None
-    _, subject = np.unique(np.array(names, object), return_inverse=True)
-    low, low_of_others = _least(means, subject)
-    high, high_of_others = (-values for values in _least(-means, subject))
-    distances = np.sort(parts_outside(means, low_of_others, high_of_others).max(axis=1))
-    rank = min(math.ceil(SHARE * (len(distances) + 1)), len(distances))
-    return LearnedRanges(
-        len(runs), tuple(features), tuple(low.tolist()), tuple(high.tolist()), float(distances[rank - 1])
-    )
-
-
-def _least(means: NDArray[np.float64], subject: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the least values of all runs [F], and for each run those of the runs of other subjects [n, F]."""
-    by_subject = np.full((int(subject.max()) + 1, means.shape[1]), np.inf)
-    np.minimum.at(by_subject, subject, means)
-    least, second = np.sort(by_subject, axis=0)[:2]
-    first = by_subject.argmin(axis=0)
-    return least, np.where(subject[:, None] == first, second, least)
-
-
-def job_groups(jobs: Sequence[str]) -> set[str]:
-    """Return the jobs that are compared with their own runs only. All others together keep `GROUP_RUNS` runs too."""
-    left = len(jobs)
-    own = set[str]()
-    for job, runs in sorted(Counter(jobs).items(), key=lambda item: (-item[1], item[0])):
-        if runs >= GROUP_RUNS and left - runs >= GROUP_RUNS:
-            own.add(job)
-            left -= runs
-    return own
-
-
-def make_rules(
-    probabilities: NDArray[np.float32],
-    labels: NDArray[np.integer],
-    jobs: Sequence[str],
-    classes: Sequence[str],
-    *,
-    coverage: float,
-    calibration: Mapping[str, Any],
-) -> VerdictRules:
-    """Calibrate the sets of classes.
-
-    Args:
-      probabilities: calibrated, float32 [n, C], of runs that neither model nor calibrator learned from.
-      labels: int [n].
-      jobs: of each run.
-      classes: names of the C classes.
-      coverage: the share of runs whose class shall be in their set, below 1.
-      calibration: how the probabilities were calibrated, for reports.
-
-    Raises:
-      IntegrityError: if `ciml.verdict_rules` and crepes disagree on the sets of these runs.
-    """
-    own = job_groups(jobs)
-    group_of = np.array([job if job in own else POOLED for job in jobs], object)
-    scores = _scores(probabilities)
-    scores_of_own = scores[np.arange(len(labels)), labels]
-    groups: dict[str, Group] = {}
-    for name in (POOLED, *sorted(own)):
-        inside = np.flatnonzero(group_of == name)
-        counts = np.bincount(labels[inside], minlength=len(classes))
-        by_class = bool(counts.min() >= CLASS_RUNS)
-        scores_by_class = {
-            kind: tuple(sorted(_some(scores_of_own[inside[labels[inside] == label] if by_class else inside])))
-            for label, kind in (enumerate(classes) if by_class else [(-1, POOLED)])
-        }
-        shares = counts / max(len(inside), 1)
-        groups[name] = Group(len(inside), dict(zip(classes, shares.tolist(), strict=True)), scores_by_class)
-    rules = VerdictRules(tuple(classes), coverage, dict(calibration), groups)
-    _compare(rules, probabilities, jobs)
-    return rules
-
-
-def sets_by_crepes(rules: VerdictRules, probabilities: NDArray[np.float32], jobs: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which classes each run may have, bool [n, C], by crepes from the same scores.
-
-    Args:
-      rules: with the scores.
-      probabilities: float32 [n, C].
-      jobs: of each run.
-    """
-    from crepes import ConformalClassifier
-
-    scores = _scores(probabilities)
-    is_in_set = np.zeros(probabilities.shape, bool)
-    for name, group in rules.groups.items():
-        rows = np.flatnonzero([rules.group_of(job) == name for job in jobs])
-        for label, kind in enumerate(rules.classes):
-            classifier = ConformalClassifier()
-            classifier.fit(np.array(group.scores[kind if kind in group.scores else POOLED]))
-            # Without smoothing: with it, a set would depend on a random number.
-            sets = classifier.predict_set(scores[rows, label : label + 1], confidence=rules.coverage, smoothing=False)
-            is_in_set[rows, label] = sets[:, 0] == 1
-    return is_in_set
-
-
-def _compare(rules: VerdictRules, probabilities: NDArray[np.float32], jobs: Sequence[str]) -> None:
-    """Raise `IntegrityError` unless crepes and `ciml.verdict_rules` agree on some of the runs."""
-    sampled = np.linspace(0, len(jobs) - 1, min(len(jobs), 500)).round().astype(int)
-    names = [jobs[row] for row in sampled]
-    by_crepes = sets_by_crepes(rules, probabilities[sampled], names)
-    for row, (job, shares) in enumerate(zip(names, decimals(probabilities[sampled]).tolist(), strict=True)):
-        by_rules = rules.set_of(job, dict(zip(rules.classes, shares, strict=True)))
-        if by_rules != tuple(name for name, inside in zip(rules.classes, by_crepes[row], strict=True) if inside):
-            raise IntegrityError(
-                f"the set of a calibration run of {job!r:.80} is {by_rules}, but crepes' is {by_crepes[row]}"
-            )
-
-
-def decimals(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return each float32 as the shortest decimal that reads back as it: predictions record these numbers."""
-    flat = [float(str(value)) for value in probabilities.astype(np.float32).reshape(-1)]
-    return np.array(flat, np.float64).reshape(probabilities.shape)
-
-
-def _scores(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return crepes' non-conformity scores of each class, float64 [n, C]."""
-    from crepes.extras import hinge
-
-    scores: NDArray[np.float64] = hinge(decimals(probabilities))
-    return scores
-
-
-def _some(scores: NDArray[np.float64]) -> list[float]:
-    """Return at most `MAX_SCORES` of the scores, drawn reproducibly."""
-    if len(scores) > MAX_SCORES:
-        scores = np.random.default_rng(0).choice(scores, MAX_SCORES, replace=False)
-    return list(map(float, scores))
-
-
 Method = Literal["temperature", "isotonic"]
-
-#: The least probability, before and after: the smallest normal float32. TensorFlow may take smaller ones for 0.
+#: The least probability before and after a calibration: the smallest normal float32. TensorFlow may round smaller ones
+#: to 0.
 LEAST = float(np.finfo(np.float32).tiny)
+#: Least number of runs, and of runs of each class, for an isotonic calibrator. It fits any rising line, so with fewer
+#: runs it fits their noise.
+ISOTONIC_RUNS = 1000
+ISOTONIC_CLASS_RUNS = 100
+#: The range of temperatures.
+_COLDEST = 0.05
+_HOTTEST = 20.0
 
 
 @dataclass(frozen=True)
@@ -197,14 +37,14 @@ class Temperature:
     method: Method = "temperature"
 
     def apply(self, probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return calibrated probabilities float32 [n, C], rows that sum to 1, of probabilities [n, C]."""
+        """Calibrate probabilities [n, C]. Return float32 [n, C]; each row sums to 1."""
         logits = np.log(np.maximum(probabilities.astype(np.float64), LEAST)) / self.temperature
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         calibrated = np.maximum(shares / shares.sum(axis=1, keepdims=True), LEAST)
         return calibrated.astype(np.float32)  # type: ignore[no-any-return]
 
     def graph(self, probabilities: Any) -> Any:
-        """Return the same for a tensor float32 [n, C], as TensorFlow operations that a served model may have."""
+        """Calibrate a tensor float32 [n, C] as `apply` does, by operations that a served model may have."""
         import tensorflow as tf
 
         logits = tf.math.log(tf.maximum(tf.cast(probabilities, tf.float64), LEAST)) / self.temperature
@@ -218,16 +58,17 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Isotonic:
-    """Maps the probability of each class by a rising line of its own, then scales the row to a sum of 1.
+    """Maps the probability of each class along its own rising line, then scales the row to a sum of 1.
 
     Attributes:
-      lines: for each class the points (x, y), float64 [k, 2] with rising x from `LEAST`, and y above 0; k at least 2.
+      lines: the points (x, y) of each class's line, float64 [k, 2], k at least 2. x rises from `LEAST`; y is above 0.
     """
 
     lines: tuple[NDArray[np.float64], ...]
     method: Method = "isotonic"
 
     def apply(self, probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Calibrate probabilities, as `Temperature.apply` does."""
         clipped = np.maximum(probabilities.astype(np.float64), LEAST)
         columns = [np.interp(values, *line.T) for line, values in zip(self.lines, clipped.T, strict=True)]
         mapped = np.stack(columns, axis=1)
@@ -235,19 +76,20 @@ class Isotonic:
         return calibrated.astype(np.float32)  # type: ignore[no-any-return]
 
     def graph(self, probabilities: Any) -> Any:
+        """Calibrate a tensor, as `Temperature.graph` does."""
         import tensorflow as tf
 
+        def interpolate(values: Any, line: NDArray[np.float64]) -> Any:
+            x = tf.constant(line[:, 0], tf.float64)
+            y = tf.constant(line[:, 1], tf.float64)
+            segment = tf.clip_by_value(tf.searchsorted(x, values, side="right") - 1, 0, len(line) - 2)
+            x_start = tf.gather(x, segment)
+            y_start = tf.gather(y, segment)
+            share = tf.clip_by_value((values - x_start) / (tf.gather(x, segment + 1) - x_start), 0.0, 1.0)
+            return y_start + (tf.gather(y, segment + 1) - y_start) * share
+
         clipped = tf.maximum(tf.cast(probabilities, tf.float64), LEAST)
-        columns = []
-        for number, line in enumerate(self.lines):
-            x, y = (tf.constant(column, tf.float64) for column in line.T)
-            values = clipped[:, number]
-            index = tf.clip_by_value(tf.searchsorted(x, values, side="right") - 1, 0, len(line) - 2)
-            x_at = tf.gather(x, index)
-            y_at = tf.gather(y, index)
-            share = tf.clip_by_value((values - x_at) / (tf.gather(x, index + 1) - x_at), 0.0, 1.0)
-            columns.append(y_at + (tf.gather(y, index + 1) - y_at) * share)
-        mapped = tf.stack(columns, axis=1)
+        mapped = tf.stack([interpolate(clipped[:, label], line) for label, line in enumerate(self.lines)], axis=1)
         return tf.cast(mapped / tf.reduce_sum(mapped, axis=1, keepdims=True), tf.float32)
 
     def to_json(self) -> dict[str, Any]:
@@ -256,3 +98,73 @@ class Isotonic:
 
 #: A fitted calibrator.
 Calibrator = Temperature | Isotonic
+
+
+def fit_calibrator(
+    probabilities: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    method: Literal["auto", "temperature", "isotonic"] = "auto",
+) -> Calibrator:
+    """Fit a calibrator.
+
+    Args:
+      probabilities: float [n, C] of held-out runs; n at least 1.
+      labels: int [n].
+      method: ``auto`` means ``isotonic`` for at least `ISOTONIC_RUNS` runs, `ISOTONIC_CLASS_RUNS` of each class, and
+        else ``temperature``.
+    """
+    if method == "auto":
+        counts = np.bincount(labels, minlength=probabilities.shape[1])
+        many = len(labels) >= ISOTONIC_RUNS and counts.min() >= ISOTONIC_CLASS_RUNS
+        method = "isotonic" if many else "temperature"
+    if method == "isotonic":
+        return _fit_isotonic(probabilities, labels)
+    return _fit_temperature(probabilities, labels)
+
+
+def _fit_temperature(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> Temperature:
+    """Fit the temperature of the largest posterior density.
+
+    The prior of its logarithm is standard normal, and weighs as much as a few runs. Without a prior, ten runs that are
+    all right, or all wrong, would have the temperature 0 or infinity.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    logits = np.log(np.maximum(probabilities.astype(np.float64), LEAST))
+    label_logits = logits[np.arange(len(labels)), labels]
+
+    def cost(log_temperature: float) -> float:
+        """Return the negative logarithm of the posterior density, up to a constant."""
+        scale = np.exp(-log_temperature)
+        return float((logsumexp(logits * scale, axis=1) - label_logits * scale).sum() + log_temperature**2 / 2)
+
+    minimum = minimize_scalar(
+        cost, bounds=(np.log(_COLDEST), np.log(_HOTTEST)), method="bounded", options={"xatol": 1e-6}
+    )
+    return Temperature(float(np.exp(minimum.x)))
+
+
+def _fit_isotonic(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> Isotonic:
+    """Fit a line of each class against all others. No probability becomes 0 or 1, since n runs cannot support that."""
+    from sklearn.isotonic import IsotonicRegression
+
+    least = 1 / (len(labels) + 2)
+    lines = []
+    for label in range(probabilities.shape[1]):
+        regression = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
+        class_probabilities = np.maximum(probabilities[:, label].astype(np.float64), LEAST)
+        regression.fit(class_probabilities, (labels == label).astype(np.float64))
+        x = regression.X_thresholds_
+        y = regression.y_thresholds_
+        if len(x) == 1:  # a constant: interpolation needs two points
+            x = np.array([x[0], x[0] + 1.0])
+            y = np.repeat(y, 2)
+        lines.append(np.stack([x, y], axis=1).astype(np.float64))
+    return Isotonic(tuple(lines))
+
+
+def log_loss(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """Return the mean negative logarithm of the probability of each run's own class."""
+    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(chosen, LEAST)).mean())

@@ -24,7 +24,7 @@ from ciml.runs.run_log import files_of, find_facts
 from ciml.storage import Store
 from ciml.tensorflow import load_tensorflow
 from ciml.training.calibration.calibrate import Calibrated
-from ciml.training.calibration.calibrators import decimals
+from ciml.training.calibration.sets import decimals
 from ciml.training.data.examples import Examples, read_facts, read_snapshot_examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot, SnapshotRun
@@ -123,7 +123,7 @@ def verdict_figures(
     Args:
       rules: those of the model.
       probabilities: float64 [n, C], calibrated, as predictions record them
-        (`ciml.training.calibration.calibrators.decimals`).
+        (`ciml.training.calibration.sets.decimals`).
       labels: int [n].
       jobs: of each run.
       means: float64 [n, F], by `ciml.transforms.examples.prepare.run_means`; None takes all runs for ones like the

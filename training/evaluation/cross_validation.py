@@ -15,7 +15,7 @@ import numpy as np
 from ciml.errors import CimlError
 from ciml.intervals import CONFIDENCE
 from ciml.progress import Progress
-from ciml.training.calibration.calibrate import fit_calibrator
+from ciml.training.calibration.calibrators import fit_calibrator
 from ciml.training.data.examples import InMemoryDataset, facts_of
 from ciml.training.estimators import Fitted, fit, inputs_for
 from ciml.training.evaluation.baselines import COMPARED, NUMBERS, number_of, numbers_for, predict_by

@@ -22,7 +22,7 @@ from ciml.progress import Progress
 from ciml.storage import Store
 from ciml.storage.json_files import read_stored, seal
 from ciml.training.calibration.calibrate import Calibrated, calibrate
-from ciml.training.calibration.calibrators import learned_ranges
+from ciml.training.calibration.sets import learned_ranges
 from ciml.training.data.examples import InMemoryDataset
 from ciml.training.data.snapshot import no_training_runs
 from ciml.training.estimators import Fitted, Rows, check_use, fit, inputs_for

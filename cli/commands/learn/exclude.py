@@ -89,7 +89,7 @@ def list_exclusions(options: ListOptions) -> None:
 
     data = options.root
     state = read_state(data.exclusions)
-    exclusions = list(state.kept.values()) if options.all or options.json else state.active()
+    exclusions = list(state.by_id.values()) if options.all or options.json else state.active()
     if options.json:
         click.echo(json.dumps([stored.to_json() for stored in exclusions], indent=2))
         return
@@ -139,9 +139,9 @@ def _matching(data: DataRoot, exclusion: Exclusion) -> int | None:
 
 
 def _warn(data: DataRoot) -> None:
-    from ciml.training.trainer import learned_excluded
+    from ciml.training.trainer import models_with_excluded_runs
 
-    for line in learned_excluded(data):
+    for line in models_with_excluded_runs(data):
         click.echo(f"warning: {line}", err=True)
 
 

@@ -48,10 +48,10 @@ def list_models(options: ListOptions) -> None:
       ciml models list --data-path data
       ciml models list provider --data-path data --json
     """
-    from ciml.training.trainer import learned_excluded
+    from ciml.training.trainer import models_with_excluded_runs
 
     models = {name: as_dict(registry) for name, registry in options.registries().items()}
-    for line in learned_excluded(options.root, list(models)):
+    for line in models_with_excluded_runs(options.root, list(models)):
         click.echo(f"warning: {line}", err=True)
     options.show(models, _print_models)
 

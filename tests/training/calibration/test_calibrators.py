@@ -10,8 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ciml.training.calibration.calibrate import ISOTONIC_CLASS_RUNS, ISOTONIC_RUNS, fit_calibrator, log_loss
-from ciml.training.calibration.calibrators import LEAST, Calibrator, Isotonic, Temperature
+from ciml.training.calibration.calibrators import (
+    ISOTONIC_CLASS_RUNS,
+    ISOTONIC_RUNS,
+    LEAST,
+    Calibrator,
+    Isotonic,
+    Temperature,
+    fit_calibrator,
+    log_loss,
+)
 from tests.tier import tries
 from tests.training.calibration.scores import expected_error, made_up
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
-from ciml.training.calibration import calibrators
+from ciml.training.calibration import sets as calibration_sets
 from ciml.training.calibration.calibrate import calibrate
-from ciml.training.calibration.calibrators import decimals, job_groups, make_rules, sets_by_crepes
+from ciml.training.calibration.sets import decimals, job_groups, make_rules, sets_by_crepes
 from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.experiment import Experiment
 from ciml.verdict_rules import MAX_SCORES, VerdictRules, read_rules
@@ -103,7 +103,7 @@ def test_too_few_runs_exclude_nothing() -> None:
 
 
 def test_of_many_runs_a_part_is_stored_and_the_coverage_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrators, "MAX_SCORES", 700)
+    monkeypatch.setattr(calibration_sets, "MAX_SCORES", 700)
     assert MAX_SCORES == 5000
     said, labels, _ = made_up(3000, seed=8)
     rules = rules_of(said, labels, ["a"] * 3000)
@@ -125,8 +125,8 @@ def test_counting_gives_the_sets_of_crepes(runs: list[tuple[int, int, str]], cov
     said = np.stack([first, 1 - first], axis=1)
     labels, jobs = np.array([label for _, label, _ in runs]), [job for _, _, job in runs]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrators, "GROUP_RUNS", 10)
-        patch.setattr(calibrators, "CLASS_RUNS", 4)
+        patch.setattr(calibration_sets, "GROUP_RUNS", 10)
+        patch.setattr(calibration_sets, "CLASS_RUNS", 4)
         rules = rules_of(said, labels, jobs, coverage)
     rules = read_rules(json.dumps(rules.to_json()).encode(), CLASSES, (), "x")
     by_crepes = sets_by_crepes(rules, said, jobs)

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import betabinom
 
 from ciml.events.outcomes import CAUSES
-from ciml.training.calibration.calibrate import fit_calibrator
-from ciml.training.calibration.calibrators import decimals, make_rules
+from ciml.training.calibration.calibrators import fit_calibrator
+from ciml.training.calibration.sets import decimals, make_rules
 from ciml.training.evaluation.candidate import verdict_figures
 
 DRAWS = 400

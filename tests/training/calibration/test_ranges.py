@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.events.records import RunFacts
-from ciml.training.calibration.calibrators import SHARE, learned_ranges
+from ciml.training.calibration.sets import SHARE, learned_ranges
 from ciml.transforms.examples.prepare import run_means
 from ciml.verdict_rules import LearnedRanges, parts_outside
 

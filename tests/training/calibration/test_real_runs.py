@@ -11,8 +11,8 @@ from sklearn.ensemble import RandomForestClassifier
 
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.events.outcomes import CAUSE, CAUSES, FAILED
-from ciml.training.calibration.calibrate import fit_calibrator
-from ciml.training.calibration.calibrators import decimals, make_rules
+from ciml.training.calibration.calibrators import fit_calibrator
+from ciml.training.calibration.sets import decimals, make_rules
 from ciml.training.evaluation.candidate import verdict_figures
 from ciml.transforms.examples.prepare import prepare_many
 from tests.transforms.samples import corpus

@@ -11,7 +11,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.training.data.snapshot import make_snapshot, read_snapshot
 from ciml.training.exclusions import Exclusion, add, revert
-from ciml.training.trainer import learned_excluded
+from ciml.training.trainer import models_with_excluded_runs
 from ciml.trust import TrustPolicy
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data_root" / "data"
@@ -30,9 +30,9 @@ def runs(data: DataRoot, *roles: str) -> list[str]:
 
 def test_nothing_is_read_or_said_without_exclusions(data: DataRoot) -> None:
     shutil.rmtree(Path(data.url, "trainer"))  # an older data root may lack it
-    assert learned_excluded(data) == []
+    assert models_with_excluded_runs(data) == []
     shutil.rmtree(Path(data.url, "datasets"))
-    assert learned_excluded(data) == []
+    assert models_with_excluded_runs(data) == []
 
 
 def test_without_exclusions_the_snapshot_is_that_of_the_older_version(data: DataRoot) -> None:
@@ -44,19 +44,19 @@ def test_without_exclusions_the_snapshot_is_that_of_the_older_version(data: Data
 
 def test_a_training_run_is_named_and_a_test_run_is_not_learned(data: DataRoot) -> None:
     (kept,) = add(data.exclusions, [Exclusion("why", runs(data, "test")[0])])
-    assert learned_excluded(data) == []
+    assert models_with_excluded_runs(data) == []
     learned = runs(data, "train", "dev")
     add(data.exclusions, [Exclusion("why", run_id) for run_id in learned[:5]])
-    (found,) = learned_excluded(data)
+    (found,) = models_with_excluded_runs(data)
     assert (found.model, found.version, found.labels, found.runs) == ("provider", 1, ("stable",), tuple(learned[:5]))
     assert str(found) == (
         f"model provider version 1 (stable) learned 5 excluded runs ({', '.join(learned[:3])} and 2 more) and is still "
         "served; replace it by ciml refresh, or roll back"
     )
-    assert learned_excluded(data, ["provider"]) == [found]
-    assert learned_excluded(data, []) == []
+    assert models_with_excluded_runs(data, ["provider"]) == [found]
+    assert models_with_excluded_runs(data, []) == []
     revert(data.exclusions, [kept.id, 2, 3, 4, 5, 6])
-    assert learned_excluded(data) == []
+    assert models_with_excluded_runs(data) == []
 
 
 def test_jobs_sources_and_times_are_matched_too(data: DataRoot) -> None:
@@ -75,14 +75,14 @@ def test_jobs_sources_and_times_are_matched_too(data: DataRoot) -> None:
         (Exclusion("why", source="elsewhere"), ()),
     ):
         (kept,) = add(data.exclusions, [exclusion])
-        assert tuple(run for found in learned_excluded(data) for run in found.runs) == expected
+        assert tuple(run for found in models_with_excluded_runs(data) for run in found.runs) == expected
         revert(data.exclusions, [kept.id])
 
 
 def test_what_cannot_be_determined_is_said(data: DataRoot) -> None:
     add(data.exclusions, [Exclusion("why", job="other")])
     shutil.rmtree(Path(data.url, "trainer"))
-    (found,) = learned_excluded(data)
+    (found,) = models_with_excluded_runs(data)
     assert str(found).startswith(
         "model provider version 1 (stable): cannot determine whether it learned excluded runs: no snapshot "
     )

@@ -15,6 +15,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.metrics import Board
 from ciml.pipelines.mlflow import export_to_mlflow
+from ciml.services.trainer import registry_families
 from ciml.serving.client import ModelClient
 from ciml.serving.push import rollback
 from ciml.serving.registry import Decision, Registry
@@ -25,7 +26,7 @@ from ciml.training import trainer as trainer_module
 from ciml.training.evaluation.candidate import Champion
 from ciml.training.experiment import Experiment
 from ciml.training.refresh import Candidate, Skipped, TrainConfig
-from ciml.training.trainer import registry_families, run_once
+from ciml.training.trainer import run_once
 from tests.ciml.lineage.recorded import names, states, stored
 from tests.pipelines.exports.addresses import mlflow_at
 from tests.scraping import collected
@@ -52,12 +53,12 @@ class Refreshing:
         self.champions: list[int | None] = []
         self.lasts: list[str | None] = []
 
-    def __call__(self, *_: Any, champion: Champion | None, last: str | None, **__: Any) -> Any:
+    def __call__(self, *_: Any, champion: Champion | None, last_key: str | None, **__: Any) -> Any:
         self.champions.append(champion.version if champion else None)
-        self.lasts.append(last)
+        self.lasts.append(last_key)
         seed, blessed, spoil = self._script[0]
         key = f"key{seed}"
-        if last == key:
+        if last_key == key:
             return Skipped("nothing new", FakeSnapshot())  # type: ignore[arg-type]
         folder = self._folder / f"m{seed}-{len(self.lasts)}"
         save_model(folder, seed, spoil=spoil)

@@ -1,0 +1,186 @@
+"""Calibrates the sets of classes of verdicts. A set holds the run's class with a stated probability, its coverage.
+
+The sets are those of conformal prediction by crepes, Mondrian by job: a job with many runs is compared with its own
+runs only. A model's assets store the scores of the calibration runs, from which `ciml.verdict_rules` derives crepes'
+sets by counting. A run too far outside of the ranges of the learned runs has all classes in its set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ciml.errors import IntegrityError
+from ciml.events.records import RunFacts
+from ciml.transforms.examples.prepare import subject_of
+from ciml.verdict_rules import MAX_SCORES, POOLED, Group, LearnedRanges, VerdictRules, parts_outside
+
+#: The share of runs like the learned ones that the ranges accept. With a higher share, the strangest of a few dozen
+#: runs would set the limit, at up to a hundred times the width of a range.
+SHARE = 0.95
+#: Least number of calibration runs for a job's own sets: with so many, the coverage varies by about 0.03.
+GROUP_RUNS = 100
+#: Least number of calibration runs of each class of a group for sets whose coverage holds for each class.
+CLASS_RUNS = 50
+#: Runs on which our sets are compared with those of crepes.
+_COMPARED_RUNS = 500
+
+
+def make_rules(
+    probabilities: NDArray[np.float32],
+    labels: NDArray[np.integer],
+    jobs: Sequence[str],
+    classes: Sequence[str],
+    *,
+    coverage: float,
+    calibration: Mapping[str, Any],
+) -> VerdictRules:
+    """Calibrate the sets of classes.
+
+    Args:
+      probabilities: calibrated, float32 [n, C], of runs that neither model nor calibrator learned from.
+      labels: int [n].
+      jobs: of each run.
+      classes: names of the C classes.
+      coverage: the share of runs whose class shall be in their set, below 1.
+      calibration: how the probabilities were calibrated, for reports.
+
+    Raises:
+      IntegrityError: if `ciml.verdict_rules` and crepes disagree on the sets of these runs.
+    """
+    jobs_with_sets = job_groups(jobs)
+    group_of = np.array([job if job in jobs_with_sets else POOLED for job in jobs], object)
+    label_scores = _scores(probabilities)[np.arange(len(labels)), labels]
+    groups: dict[str, Group] = {}
+    for name in (POOLED, *sorted(jobs_with_sets)):
+        is_member = group_of == name
+        groups[name] = _make_group(label_scores[is_member], labels[is_member], classes)
+    rules = VerdictRules(tuple(classes), coverage, dict(calibration), groups)
+    _compare(rules, probabilities, jobs)
+    return rules
+
+
+def job_groups(jobs: Sequence[str]) -> set[str]:
+    """Return the jobs with their own sets: the largest, as long as `GROUP_RUNS` runs remain for all other jobs.
+
+    Args:
+      jobs: the job of each run.
+    """
+    remaining_runs = len(jobs)
+    groups: set[str] = set()
+    for job, runs in sorted(Counter(jobs).items(), key=lambda item: (-item[1], item[0])):
+        if runs >= GROUP_RUNS and remaining_runs - runs >= GROUP_RUNS:
+            groups.add(job)
+            remaining_runs -= runs
+    return groups
+
+
+def _make_group(label_scores: NDArray[np.float64], labels: NDArray[np.integer], classes: Sequence[str]) -> Group:
+    """Build a group from the scores that its runs have for their own class, and from their labels."""
+    counts = np.bincount(labels, minlength=len(classes))
+    shares = counts / max(len(labels), 1)
+    if counts.min() >= CLASS_RUNS:
+        scores = {name: _sample(label_scores[labels == label]) for label, name in enumerate(classes)}
+    else:
+        scores = {POOLED: _sample(label_scores)}
+    return Group(len(labels), dict(zip(classes, shares.tolist(), strict=True)), scores)
+
+
+def _sample(scores: NDArray[np.float64]) -> tuple[float, ...]:
+    """Draw at most `MAX_SCORES` of the scores reproducibly, and sort them."""
+    if len(scores) > MAX_SCORES:
+        scores = np.random.default_rng(0).choice(scores, MAX_SCORES, replace=False)
+    return tuple(np.sort(scores).tolist())
+
+
+def _scores(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return crepes' non-conformity scores of each class, float64 [n, C]."""
+    from crepes.extras import hinge
+
+    scores: NDArray[np.float64] = hinge(decimals(probabilities))
+    return scores
+
+
+def decimals(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return each float32 as the shortest decimal that reads back as the same float32; predictions record these."""
+    flat = [float(str(value)) for value in probabilities.astype(np.float32).reshape(-1)]
+    return np.array(flat, np.float64).reshape(probabilities.shape)
+
+
+def _compare(rules: VerdictRules, probabilities: NDArray[np.float32], jobs: Sequence[str]) -> None:
+    """Raise `IntegrityError` if crepes and `ciml.verdict_rules` disagree on a sample of the runs."""
+    rows = np.linspace(0, len(jobs) - 1, min(len(jobs), _COMPARED_RUNS)).round().astype(int)
+    sampled_jobs = [jobs[row] for row in rows]
+    is_in_set = sets_by_crepes(rules, probabilities[rows], sampled_jobs)
+    shares_of = decimals(probabilities[rows]).tolist()
+    for job, shares, by_crepes in zip(sampled_jobs, shares_of, is_in_set, strict=True):
+        by_rules = rules.set_of(job, dict(zip(rules.classes, shares, strict=True)))
+        if by_rules != tuple(rules.classes[label] for label in np.flatnonzero(by_crepes)):
+            raise IntegrityError(
+                f"the set of a calibration run of {job!r:.80} is {by_rules}, but crepes' is {by_crepes}"
+            )
+
+
+def sets_by_crepes(rules: VerdictRules, probabilities: NDArray[np.float32], jobs: Sequence[str]) -> NDArray[np.bool_]:
+    """Return the sets of runs by crepes, bool [n, C].
+
+    Args:
+      rules: hold the scores of the calibration runs.
+      probabilities: float32 [n, C].
+      jobs: of each run.
+    """
+    from crepes import ConformalClassifier
+
+    scores = _scores(probabilities)
+    is_in_set = np.zeros(probabilities.shape, bool)
+    for name, group in rules.groups.items():
+        rows = np.flatnonzero([rules.group_of(job) == name for job in jobs])
+        for label, class_name in enumerate(rules.classes):
+            classifier = ConformalClassifier()
+            classifier.fit(np.array(group.scores[class_name if class_name in group.scores else POOLED]))
+            # Without smoothing: with it, a set would depend on a random number.
+            sets = classifier.predict_set(scores[rows, label : label + 1], confidence=rules.coverage, smoothing=False)
+            is_in_set[rows, label] = sets[:, 0] == 1
+    return is_in_set
+
+
+def learned_ranges(
+    means: NDArray[np.float64], runs: Sequence[RunFacts], features: Sequence[str]
+) -> LearnedRanges | None:
+    """Compute the ranges of runs, and how far outside of them a new run may be, by conformal prediction.
+
+    The distance of each run from the ranges of all other changes is computed. The limit is the distance that `SHARE` of
+    these do not exceed. The ranges of all runs are at least as wide, so at most 1 - `SHARE` of runs like these are
+    outside. None if all runs are of one change, which leaves no distances.
+
+    Args:
+      means: float64 [n, F], by `ciml.transforms.examples.prepare.run_means`.
+      runs: facts of the n runs.
+      features: names of the F features.
+    """
+    subjects = [subject_of(run.project, run.change, run.run_id) for run in runs]
+    if len(set(subjects)) < 2:
+        return None
+    _, subject = np.unique(np.array(subjects, object), return_inverse=True)
+    low, low_of_others = _least(means, subject)
+    negative_high, negative_high_of_others = _least(-means, subject)
+    high = -negative_high
+    distances = np.sort(parts_outside(means, low_of_others, -negative_high_of_others).max(axis=1))
+    rank = min(math.ceil(SHARE * (len(distances) + 1)), len(distances))
+    return LearnedRanges(
+        len(runs), tuple(features), tuple(low.tolist()), tuple(high.tolist()), float(distances[rank - 1])
+    )
+
+
+def _least(means: NDArray[np.float64], subject: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the least values of all runs [F], and for each run the least of the other subjects' runs [n, F]."""
+    by_subject = np.full((int(subject.max()) + 1, means.shape[1]), np.inf)
+    np.minimum.at(by_subject, subject, means)
+    least, second = np.sort(by_subject, axis=0)[:2]
+    first = by_subject.argmin(axis=0)
+    return least, np.where(subject[:, None] == first, second, least)
