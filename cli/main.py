@@ -57,7 +57,7 @@ COMMANDS: Table = {
         "serve": ("ciml.cli.commands.serve.serve:command", "Serve pushed models over gRPC and REST."),
         "feedback": ("ciml.cli.commands.serve.feedback:command", "Answer failed runs on their changes."),
         "service": ("ciml.cli.commands.serve.service:command", "Start, stop and watch supervised services."),
-        "status": ("ciml.cli.commands.serve.status:command", "Show the status of local engines."),
+        "status": ("ciml.cli.commands.operate.up:status", "Show the status of local engines."),
     },
     "Operate": {
         "up": ("ciml.cli.commands.operate.up:command", "Start local engines: Kafka, Flink, S3 and others."),

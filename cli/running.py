@@ -1,28 +1,26 @@
-"""How a command runs its pipeline: here, on an engine or on Dataflow; options, signals, and submitted jobs."""
+"""How a command runs its pipeline or service: options of runners and engines, signals, and the foreground."""
 
 from __future__ import annotations
 
 import gc
 import os
-import shlex
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
+from ciml.cli.dataflow import DATAFLOW, DataflowJob, print_launched, require_s3
 from ciml.cli.kinds import HERE, EngineChoice, running_engines
 from ciml.cli.output import status_line
 from ciml.errors import CimlError
 from ciml.options import Options, flag, option, repeated
 
 if TYPE_CHECKING:
-    from ciml.pipelines.dataflow.job import Build, Launched
-    from ciml.pipelines.dataflow.settings import DataflowSettings
+    from ciml.pipelines.dataflow.job import Build
     from ciml.services.decide import ServiceProgress
     from ciml.services.driver import Report
     from ciml.services.options import ServiceOptions
@@ -31,104 +29,18 @@ if TYPE_CHECKING:
 
 #: Longest outage of a broker or a store in the foreground, seconds.
 PATIENCE_S = 300.0
-DATAFLOW = "dataflow"
-#: Of https://cloud.google.com/dataflow/quotas.
-_GRAPH_BYTES = 10_000_000
 
 
-def processors() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+class BatchRunner(NamedTuple):
+    """The Beam runner of a batch pipeline: its name, None for no Beam, and the job server's ``host:port`` for Flink."""
+
+    name: str | None = None
+    job_endpoint: str = ""
 
 
-@contextmanager
-def collecting_rarely() -> Iterator[None]:
-    """Raise the garbage collector's thresholds while modules are imported and large manifests are read.
-
-    Both make some hundred thousand objects that stay and form no cycles. At the usual thresholds the collector scans
-    them repeatedly, for a quarter of the time. Not for long-running processes, where cycles would keep large objects.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(1_000_000, 50, 100)
-    try:
-        yield
-    finally:
-        gc.freeze()  # else the first collection after this scans all of it
-        gc.set_threshold(*before)
-
-
-def stop_on_signals() -> threading.Event:
-    """Return an event that the first SIGINT or SIGTERM sets, for an orderly stop; the next signal interrupts."""
-    stop = threading.Event()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    return stop
-
-
-class DataflowJob(Options):
-    """Options of a job on Dataflow.
-
-    Attributes:
-      dataflow: TOML file of Dataflow: project, region, image and others. Keys: docs/dataflow.md.
-      template: File of the Dataflow job description.
-      job_name: Name of the Dataflow job.
-      submit: Submit the Dataflow job.
-    """
-
-    dataflow: str | None = option(kind="file", envvar="CIML_DATAFLOW")
-    template: str = option("", shown="none", metavar="FILE|gs://OBJECT")
-    job_name: str = option("", shown="by command and data", metavar="NAME")
-    submit: bool = flag()
-    update: bool = False
-
-    def check_unused(self, beam_options: Sequence[str] = ()) -> None:
-        """Raise `CimlError` if an option of the job was given without ``--runner dataflow``.
-
-        ``beam_options`` are those of a command that has no other use for them.
-
-        The file of settings may be given: it comes from a variable of the environment.
-        """
-        given = [name for name in ("template", "job-name", "submit", "update") if getattr(self, name.replace("-", "_"))]
-        given += ["beam-option"] * bool(beam_options)
-        if given:
-            raise CimlError(f"--{given[0]}: only with --runner dataflow")
-
-    def settings(self) -> DataflowSettings:
-        """Check the options, and return the settings of the file."""
-        from ciml.pipelines.dataflow.settings import DataflowSettings, require_dataflow
-
-        if self.dataflow is None:
-            raise CimlError(
-                "--runner dataflow: give --dataflow FILE with project, region, image and others; docs/dataflow.md"
-            )
-        if self.submit == bool(self.template):
-            raise CimlError("--runner dataflow: give --template FILE or gs://OBJECT, or --submit")
-        if self.update and not self.submit:
-            raise CimlError("--update: replaces a running job, so it needs --submit")
-        require_dataflow()
-        self.name_or("ciml")
-        return DataflowSettings.load(self.dataflow)
-
-    def name_or(self, default: str) -> str:
-        """Return the name of the job. Raises `CimlError` for one that Dataflow rejects."""
-        from ciml.pipelines.dataflow.settings import check_job_name, job_name
-
-        try:
-            check_job_name(name := self.job_name or job_name(default))
-        except ValueError as error:
-            raise CimlError(f"--job-name: {error}") from None
-        return name
-
-
-def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str | None, str]:
+def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> BatchRunner:
     if value is None or ctx.resilient_parsing:
-        return None, ""
+        return BatchRunner()
     name, _, endpoint = value.partition(":")
     if name not in ("fnapi", "flink", DATAFLOW) or (name != "flink" and endpoint):
         raise click.BadParameter(
@@ -141,7 +53,7 @@ def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
                 "no Flink runs here: start it (ciml up flink) or name a job server (--runner flink:HOST:PORT)"
             )
         endpoint = flink.address
-    return name, endpoint
+    return BatchRunner(name, endpoint)
 
 
 class Batch(DataflowJob):
@@ -152,17 +64,16 @@ class Batch(DataflowJob):
       beam_options: Further Beam option; may be repeated.
     """
 
-    #: The runner, and the job server's ``host:port``.
-    runner: tuple[str | None, str] = option((None, ""), _runner, metavar="fnapi|flink|dataflow")
+    runner: BatchRunner = option(BatchRunner(), _runner, metavar="fnapi|flink|dataflow")
     beam_options: tuple[str, ...] = repeated(metavar="--NAME=VALUE")
 
     @property
     def launches(self) -> bool:
         """Whether it runs as a job on Dataflow."""
-        return self.runner[0] == DATAFLOW
+        return self.runner.name == DATAFLOW
 
     def launch(self, build: Build, name: str, *, work: str, then: str, fetch: FetchPolicy | None = None) -> None:
-        """Write or submit the job, and print what was made.
+        """Write or submit the job on Dataflow, and print what was made.
 
         Args:
           build: adds the transforms to a pipeline.
@@ -201,7 +112,7 @@ class Endpoint(Options):
 
 
 class Foreground(Endpoint):
-    """How a service runs in the foreground, where only its metrics are a choice; subclasses offer more.
+    """How a service runs in the foreground. Only its metrics are options here; subclasses make options of the others.
 
     Attributes:
       engine: of its pipeline.
@@ -321,17 +232,19 @@ class Running(OnEngine, DataflowJob):
             self.run(service, lambda progress, word: show(text(progress, word)), patience_s=patience_s)
 
     def _launch(self, options: ServiceOptions) -> None:
-        for name in ("once", "until-idle", "metrics-port"):
-            if getattr(self, name.replace("-", "_")) not in (None, False):
+        """Write or submit the service's streaming job on Dataflow, and print what was made."""
+        excluded = {"once": self.once, "until-idle": self.until_idle, "metrics-port": self.metrics_port}
+        for name, value in excluded.items():
+            if value not in (None, False):
                 raise CimlError(
                     f"--{name}: not with --runner dataflow, whose job runs until it is drained; leave it out"
                 )
-        as_s3((options.data, "--data-path"))
+        require_s3((options.data, "--data-path"))
         settings = self.settings()
         from ciml.services.launch import check_runs_on_dataflow, launch_on_dataflow
 
         check_runs_on_dataflow(options)
-        service = cast("TopicService[Any]", options.service())
+        service = cast("TopicService[Any]", options.service())  # by `check_runs_on_dataflow`
         launched = launch_on_dataflow(
             service,
             settings,
@@ -343,66 +256,36 @@ class Running(OnEngine, DataflowJob):
         print_launched(launched, settings, streaming=True)
 
 
-def as_s3(*places: tuple[str | None, str]) -> None:
-    """Raise `CimlError` unless all places, (place, option) pairs, are on S3; None is left out."""
-    from ciml.pipelines.dataflow.settings import check_on_s3
-
-    for place, name in places:
-        if place is not None:
-            check_on_s3(place, name)
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def print_launched(launched: Launched, settings: DataflowSettings, *, streaming: bool, then: str = "") -> None:
-    """Print what was made, and the next commands.
+@contextmanager
+def collecting_rarely() -> Iterator[None]:
+    """Raise the garbage collector's thresholds while modules are imported and large manifests are read.
 
-    Args:
-      launched: the job.
-      settings: of the job.
-      streaming: whether it is unbounded.
-      then: what to do when it has ended.
+    Both make some hundred thousand objects that stay and form no cycles. At the usual thresholds the collector scans
+    them repeatedly, for a quarter of the time. Not for long-running processes, where cycles would keep large objects.
     """
-    where = f"--project={settings.project} --region={settings.region}"
-    if launched.job_id:
-        click.echo(f"{launched.name}: submitted as job {launched.job_id}")
-        click.echo(
-            f"  watch     https://console.cloud.google.com/dataflow/jobs/{settings.region}/{launched.job_id}"
-            f"?project={settings.project}"
-        )
-        end = "drain" if streaming else "cancel"
-        click.echo(f"  stop      gcloud dataflow jobs {end} {launched.job_id} {where}")
-        if streaming:
-            click.echo("  replace   the same command with --update")
-    else:
-        click.echo(f"{launched.name}: job description in {launched.template}; nothing runs")
-        place = launched.template
-        if not place.startswith("gs://"):
-            place = f"{settings.staging}/templates/{Path(place).name}"
-            click.echo(f"  copy      gcloud storage cp {shlex.quote(launched.template)} {place}")
-        click.echo(f"  run       {_run_command(launched, settings, place)}")
-    click.echo(f"  pipeline  {launched.pipeline}, {launched.size / 1e6:.1f} MB")
-    if launched.size > _GRAPH_BYTES:
-        click.echo(
-            f"warning: the pipeline has {launched.size / 1e6:.0f} MB, and Dataflow documents 10 MB as the limit of a "
-            "job's graph; if it rejects the job, leave --runner out for the runs of the past",
-            err=True,
-        )
-    if then:
-        click.echo(f"  then      {then}")
+    before = gc.get_threshold()
+    gc.set_threshold(1_000_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.freeze()  # else the first collection after this scans all of it
+        gc.set_threshold(*before)
 
 
-def _run_command(launched: Launched, settings: DataflowSettings, place: str) -> str:
-    """Return gcloud's command that starts a job from a template, with the settings of its workers."""
-    flags = {
-        "gcs-location": place,
-        "project": settings.project,
-        "region": settings.region,
-        "staging-location": settings.temp_location,
-        "worker-machine-type": settings.machine_type,
-        "max-workers": settings.max_workers,
-        "service-account-email": settings.service_account,
-        "network": settings.network,
-        "subnetwork": settings.subnetwork,
-    }
-    words = [f"--{key}={value}" for key, value in flags.items() if value not in ("", None)]
-    words += ["--disable-public-ips"] * (not settings.public_addresses)
-    return shlex.join(["gcloud", "dataflow", "jobs", "run", launched.name, *words])
+def stop_on_signals() -> threading.Event:
+    """Return an event that the first SIGINT or SIGTERM sets, for an orderly stop; the next signal interrupts."""
+    stop = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    return stop

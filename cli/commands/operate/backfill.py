@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ciml.cli.command import make_command
+from ciml.cli.dataflow import require_s3
 from ciml.cli.options import Json, NewData, S3Environment
 from ciml.cli.output import print_table
-from ciml.cli.running import Batch, as_s3, collecting_rarely, stop_on_signals
+from ciml.cli.running import Batch, collecting_rarely, stop_on_signals
 from ciml.options import PolicyOptions, argument, flag, option, repeated
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def command(options: CommandOptions, batch: Batch) -> int:
 
 def _launch(options: CommandOptions, batch: Batch) -> None:
     """Write or submit the backfill as one job on Dataflow."""
-    as_s3((options.data_path, "--data-path"), (options.logs, "--logs"), (options.listing, "LISTING"))
+    require_s3((options.data_path, "--data-path"), (options.logs, "--logs"), (options.listing, "LISTING"))
     batch.settings()
     from ciml.events.listing import open_listing
     from ciml.pipelines.backfill.backfill import plan_backfill

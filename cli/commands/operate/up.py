@@ -1,15 +1,24 @@
-"""``ciml up`` and ``ciml down``: start and stop local engines."""
+"""``ciml up``, ``ciml down`` and ``ciml status``: start and stop local engines, and show their status."""
 
 from __future__ import annotations
 
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ciml import engines
 from ciml.cli.command import copy_options, make_command
+from ciml.cli.options import Json
+from ciml.cli.output import print_columns
+from ciml.engines import processes
+from ciml.engines.flink.cluster import part_rows
+from ciml.engines.launcher import alive, healthy
 from ciml.engines.local_s3 import use_local_s3
 from ciml.errors import CimlError
 from ciml.options import Options, argument, flag, option, repeated
@@ -30,7 +39,7 @@ def _ports(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     return ports
 
 
-def _state(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def _s3_prefix(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is not None and not (value.startswith("s3://") and value.removeprefix("s3://").strip("/")):
         raise click.BadParameter(f"{value!r} is not s3://BUCKET/PREFIX", ctx, param)
     return value
@@ -62,7 +71,7 @@ class UpOptions(Options):
     cluster: bool = flag()
     task_managers: int = option(1, click.IntRange(1, 16))
     slots: int = option(2, click.IntRange(1, 64))
-    state: str | None = option(kind=_state, metavar="s3://PREFIX")
+    state: str | None = option(kind=_s3_prefix, metavar="s3://PREFIX")
     state_backend: str = option("hashmap", click.Choice(["hashmap", "rocksdb"]))
     timeout_s: float = option(90.0, flags="--timeout", metavar="SECONDS")
     home: Path = option(kind="home")
@@ -86,23 +95,34 @@ def command(options: UpOptions) -> None:
     """
     from rich.console import Console
 
-    errors = Console(stderr=True)
-    home = options.home
-    engine_names = list(options.names) or [name for name in _DEFAULT if not (options.cluster and name == "flink")]
-    if options.cluster and "cluster" not in engine_names:
-        engine_names.append("cluster")
-    if not options.names:
-        engine_names += ["logs"] * bool(options.logs_root) + ["models"] * bool(options.models_config)
+    engine_names = _engine_names(options)
     if min(options.kafka_heap_mb, options.flink_heap_mb) < 128:
         raise CimlError("--kafka-heap and --flink-heap: an engine needs at least 128 MiB")
     if options.state is not None:
-        use_local_s3(engines.read(home).get("s3"))
+        use_local_s3(engines.read(options.home).get("s3"))
     begin_s = time.monotonic()
-    with errors.status(f"starting {', '.join(engine_names)}") as spinner:
+    with Console(stderr=True).status(f"starting {', '.join(engine_names)}") as spinner:
         settings = copy_options(engines.Settings, options, notify=spinner.update)
-        running = engines.start(engine_names, home, settings)
+        running = engines.start(engine_names, options.home, settings)
         if "kafka" in running.started:
-            engines.create_topics(str(running.states["kafka"].address), _TOPICS)
+            engines.create_topics(running.kafka, _TOPICS)
+    _print_started(engine_names, running)
+    if running.started:
+        took_s = time.monotonic() - begin_s
+        click.echo(f"All ready in {took_s:.1f} s; logs are in {options.home / 'logs'}; stop them by: ciml down")
+
+
+def _engine_names(options: UpOptions) -> list[str]:
+    """Return the engines to start: those that are named or the defaults, and those that other options ask for."""
+    names = list(options.names) or [name for name in _DEFAULT if not (options.cluster and name == "flink")]
+    if options.cluster and "cluster" not in names:
+        names.append("cluster")
+    if not options.names:
+        names += ["logs"] * bool(options.logs_root) + ["models"] * bool(options.models_config)
+    return names
+
+
+def _print_started(engine_names: list[str], running: engines.Engines) -> None:
     for note in running.notes:
         click.echo(note, err=True)
     for name in engine_names:
@@ -113,10 +133,6 @@ def command(options: UpOptions) -> None:
             click.echo(f"{name}: {engine.what}{address}{process}")
         else:
             click.echo(f"{name}: already running: {engine.what}{address}")
-    if running.started:
-        click.echo(
-            f"All ready in {time.monotonic() - begin_s:.1f} s; logs are in {home / 'logs'}; stop them by: ciml down"
-        )
 
 
 class DownOptions(Options):
@@ -156,3 +172,62 @@ def down(options: DownOptions) -> None:
             shutil.rmtree(home / name, ignore_errors=True)
             for log in (home / "logs").glob(f"{name}*.log*"):
                 log.unlink(missing_ok=True)
+
+
+class StatusOptions(Json):
+    """Options of ``ciml status``."""
+
+    home: Path = option(kind="home")
+
+
+@make_command("status")
+def status(options: StatusOptions) -> int:
+    """Show the status of local engines.
+
+    It shows the kind (real or light), process, address, memory and health. The exit code is 3 if an engine does not
+    answer, else 0.
+
+    \b
+    Example:
+      ciml status
+      ciml status --json
+    """
+    home = options.home
+    states = engines.read(home)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        rows = dict(zip(states, pool.map(partial(_status_row, home), states.values()), strict=True))
+    options.show(rows, partial(_show_status, home))
+    return 0 if all(row["health"] == "ok" for row in rows.values()) else 3
+
+
+def _status_row(home: Path, engine: engines.EngineState) -> dict[str, Any]:
+    health = "dead"
+    if alive(engine):
+        health = "ok" if healthy(home, engine) else "no answer"
+    row = {**asdict(engine), "memory_used_mb": processes.memory_mb(engine.pid, engine.started), "health": health}
+    if engine.name == "cluster":
+        row["parts"] = part_rows(home)
+    return row
+
+
+def _show_status(home: Path, rows: dict[str, dict[str, Any]]) -> None:
+    if not rows:
+        click.echo(f"No engine runs in {home}. Start engines by: ciml up")
+        return
+    table = [("engine", "kind", "what", "pid", "address", "memory", "health")]
+    for row in [row for engine in rows.values() for row in (engine, *_parts(engine))]:
+        cap = f" (cap {row['memory_mb']})" if row["memory_mb"] else ""
+        memory = "–" if row["memory_used_mb"] is None else f"{row['memory_used_mb']} MiB{cap}"
+        health = click.style(row["health"], fg="green" if row["health"] == "ok" else "red")
+        table.append(
+            (row["name"], row["kind"], row["what"], f"{row['pid'] or '–'}", row["address"] or "–", memory, health)
+        )
+    print_columns(table)
+
+
+def _parts(engine: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parts of an engine as rows below its own."""
+    return [
+        {**row, "name": f"  {name}", "kind": f"{row['restarts']} restarts" if row["restarts"] else ""}
+        for name, row in engine.get("parts", {}).items()
+    ]

@@ -1,1 +1,1 @@
-"""The commands of the group Serve: the model server, services and their status."""
+"""The commands of the group Serve: the model server, feedback and services."""

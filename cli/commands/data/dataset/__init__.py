@@ -14,9 +14,10 @@ import click
 from ciml.cli.command import make_command
 from ciml.cli.commands.data.dataset.build import SPLITS, build, contents, launch, padding_text, warn_of_padding
 from ciml.cli.commands.data.tables import update_tables
+from ciml.cli.dataflow import require_s3
 from ciml.cli.options import Data, Json, NewData
 from ciml.cli.output import print_table, progress_bar
-from ciml.cli.running import Batch, as_s3, collecting_rarely
+from ciml.cli.running import Batch, collecting_rarely
 from ciml.errors import CimlError
 from ciml.options import TrustOptions, argument, flag, option
 
@@ -241,7 +242,7 @@ def update(options: UpdateOptions, batch: Batch) -> None:
     if batch.launches:
         from ciml.pipelines.datasets.build import plan_update
 
-        as_s3((options.data_path, "--data-path"))
+        require_s3((options.data_path, "--data-path"))
         batch.settings()
         launch(plan_update(dataset, seal=options.seal), dataset, batch, data.url)
         return

@@ -14,10 +14,11 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.commands.data.tables import update_tables
+from ciml.cli.dataflow import require_s3
 from ciml.cli.kinds import Windows, assignments, require_data
 from ciml.cli.options import S3Environment, TargetData
 from ciml.cli.output import progress_bar
-from ciml.cli.running import Batch, as_s3, collecting_rarely, processors
+from ciml.cli.running import Batch, collecting_rarely, processors
 from ciml.errors import CimlError
 from ciml.options import Options, flag, option, repeated
 
@@ -234,10 +235,10 @@ def _check_sources(options: BuildOptions, batch: Batch) -> None:
     """Raise `CimlError` for options that exclude each other, and for a raw store that is not there."""
     if (options.listing is None) != (options.logs is None):
         raise CimlError("--listing and --logs: give both or neither")
-    if options.listing is not None and batch.runner[0] is not None:
+    if options.listing is not None and batch.runner.name is not None:
         raise CimlError("--runner: not supported with --listing; leave it out")
     if batch.launches:
-        as_s3((options.data_path, "--data-path"), (options.target_data_path, "--target-data-path"))
+        require_s3((options.data_path, "--data-path"), (options.target_data_path, "--target-data-path"))
         if options.visualize:
             raise CimlError(
                 "--visualize: plots need the finished data set; use ciml plot when the Dataflow job has ended"
