@@ -36,8 +36,7 @@ from ciml.messages import Standing
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.publish import enqueue
 from ciml.pipelines.kafka.source import ReadFromKafka
-from ciml.transforms.guard import INTERNAL, attempt, bisect
-from ciml.transforms.ingest.run_stages import keep_error
+from ciml.transforms.guard import INTERNAL, attempt, bisect, keep_error
 from ciml.transforms.live.samples import NO_SAMPLES, LivePolicy, Part, RunState, Wake, join_parts, pack, part_of, unpack
 from ciml.transforms.live.windows import (
     LATE,

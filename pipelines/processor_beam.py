@@ -20,8 +20,8 @@ from ciml.events.records import Batch
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.source import ReadFromKafka
 from ciml.pipelines.processor import BatchProcessor, PipelineProcessor
+from ciml.transforms.guard import keep_error
 from ciml.transforms.ingest.beam import COMMIT
-from ciml.transforms.ingest.run_stages import keep_error
 
 
 def build_processor(

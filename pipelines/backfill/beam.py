@@ -9,7 +9,7 @@ import apache_beam as beam
 
 from ciml.events.listing import shared_listing
 from ciml.pipelines.backfill.plan import BackfillConfig, OrderedCommitter, Work
-from ciml.transforms.ingest.run_stages import keep_error
+from ciml.transforms.guard import keep_error
 
 
 class Settle(beam.DoFn):

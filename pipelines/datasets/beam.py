@@ -19,7 +19,7 @@ from ciml.storage import Store
 from ciml.transforms.examples.beam import MakeExamples, WriteSpans
 from ciml.transforms.examples.plan import Step
 from ciml.transforms.examples.spans import batches_of
-from ciml.transforms.ingest.run_stages import keep_error
+from ciml.transforms.guard import keep_error
 
 
 def make_spans(raw: Store, root: Store, steps: Sequence[Step], *, runner: str, job_endpoint: str = "") -> list[Sealed]:

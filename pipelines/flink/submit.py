@@ -26,7 +26,7 @@ from apache_beam.transforms.environments import ExternalEnvironment, python_sdk_
 
 from ciml.errors import CimlError, EngineError
 from ciml.pipelines.flink.jobs import OVER, cancel_job, cancel_orphans
-from ciml.transforms.ingest.run_stages import kept_error
+from ciml.transforms.guard import kept_error
 
 _PRIMITIVES = common_urns.primitives
 _COMBINES = common_urns.combine_components

@@ -38,9 +38,8 @@ from ciml.pipelines.processor_beam import commit_and_publish
 from ciml.runs.known_ids import Index, ids_of_repeats
 from ciml.runs.run_log import TRUSTED
 from ciml.storage import Store
-from ciml.transforms.guard import guarded_runs
+from ciml.transforms.guard import guarded_runs, keep_error
 from ciml.transforms.ingest.beam import Decode, Judge, TakeLogs
-from ciml.transforms.ingest.run_stages import keep_error
 
 # Each poll adds some KiB to the state of a Flink job permanently, so polls are rare.
 _PAUSE_S = 5.0

@@ -32,7 +32,7 @@ from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.coverage import RangeSet
 from ciml.pipelines.kafka.broker import check_topic
 from ciml.pipelines.kafka.plan import PartitionRead, borrow, end_of, read_range
-from ciml.transforms.ingest.run_stages import keep_error
+from ciml.transforms.guard import keep_error
 
 _DRAINED = 3
 _MARGIN_S = 0.1

@@ -235,6 +235,6 @@ def test_a_message_that_cannot_be_decoded_for_an_unexpected_reason_costs_itself(
 
 def test_a_payload_that_cannot_be_made_is_size_and_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payloads, "payload_of", lambda message: _raise(ValueError("payload")))
-    assert guard.kept_payload(Message(1, b"abc", timestamp_ms=7)) == {
+    assert guard._payload_of(Message(1, b"abc", timestamp_ms=7)) == {
         "size": 3, "sha256": hashlib.sha256(b"abc").hexdigest(), "timestamp_ms": 7,
     }  # fmt: skip

@@ -47,7 +47,7 @@ from ciml.training.data.examples import (  # noqa: E402
 )
 from ciml.training.data.snapshot import ROLES, Role, Snapshot  # noqa: E402
 from ciml.training.normalise import normalise, transform_digest  # noqa: E402
-from ciml.transforms.ingest.run_stages import keep_error, kept_error  # noqa: E402
+from ciml.transforms.guard import keep_error, kept_error  # noqa: E402
 
 _BATCH_ROWS = 4096
 _BATCH_VALUES = 8 << 20  # 32 MB of float32

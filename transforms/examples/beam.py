@@ -13,7 +13,7 @@ from ciml.storage import Store
 from ciml.transforms.examples.plan import SpanPlan
 from ciml.transforms.examples.prepare import Examples, Excluded
 from ciml.transforms.examples.spans import examples_of, guarded_examples, result_path, write_span
-from ciml.transforms.ingest.run_stages import keep_error
+from ciml.transforms.guard import keep_error
 
 #: A part of a span in a pipeline: (span and version, (part number, its Arrow bytes, exclusions)).
 _Part = tuple[str, tuple[int, bytes, list[tuple[str, str, str]]]]

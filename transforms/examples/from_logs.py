@@ -117,14 +117,14 @@ class LogReader:
     def _parts(self, logs: Sequence[LogOf], wanted: Sequence[int]) -> Iterator[dict[int, pa.Table | RejectedInput]]:
         """Yield the results of the logs at some indices, by index, part by part."""
         # Imported in the reading processes, in parallel.
-        from ciml.transforms.ingest.run_stages import PASSING, read_logs
+        from ciml.transforms.ingest.run_stages import TRANSIENT, read_logs
 
         for batch in read_logs([logs[index].pending(index) for index in wanted], self._fetch):
             parsed: dict[int, pa.Table | RejectedInput] = {
                 pending.origin.offset: pending.telemetry for pending in batch.pending_runs
             }
             for outcome in batch.settled:
-                if outcome.reason in PASSING:
+                if outcome.reason in TRANSIENT:
                     raise EngineError(f"{outcome.run_id}: cannot read its log: {outcome.reason}, {outcome.detail}")
                 parsed[outcome.origin.offset] = RejectedInput(outcome.reason, outcome.detail)
             del batch

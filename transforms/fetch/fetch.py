@@ -1,4 +1,8 @@
-"""Fetch: the pending runs of a batch get their logs, or are deferred, or become dead letters."""
+"""Fetch the logs of a batch's pending runs; a run without its log is deferred, or becomes a dead letter.
+
+A *job* is one log to fetch. Repeats of an event, and runs with the same log, share it. Threads fetch the jobs of a
+batch: hosts take turns, and a slow host does not hold up the others. A *budget* limits the bytes of all logs together.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from ciml.transforms.fetch.files import S3Logs
     from ciml.transforms.fetch.http import HttpLogs
 
-#: Why a log makes a run a dead letter at once: a closed set.
+#: Why a run becomes a dead letter without a further try: a closed set.
 REJECTED = (
     "bad_address",
     "address_not_allowed",
@@ -36,140 +40,95 @@ REJECTED = (
     "corrupt_gzip",
     "corrupt_archive",
 )
-#: Why a log is deferred; also the reason of a dead letter whose last try failed. ``batch_full`` is never one.
+#: Why a run is deferred: a closed set. All but ``batch_full`` are also reasons of a dead letter whose last try failed.
 DEFERRED = ("log_not_found", "log_forbidden", "log_unavailable", "log_timeout", "log_cut", "batch_full")
 
-_SLOW_IN_A_ROW = 4  # consecutive timeouts of one host, after which a batch stops asking it
+_MAX_TIMEOUTS = 4  # in a row of one host; then a batch fetches no more from it
 _SECOND_US = 1_000_000
 _TOO_LARGE = "the batch's logs exceed its limit together"
 
+_Failure = RejectedInput | LogUnavailableError
 
-@dataclass(slots=True)
-class _Job:
-    """The log of a run at an address: repeats of an event, and runs with the same log, share it."""
-
-    text: str
-    facts: JobFacts
-    address: Address | None = None
-    data: bytes | None = None
-    failure: RejectedInput | LogUnavailableError | None = None
-    seconds: float | None = None  # None without a request
-    held: int = 0  # bytes of the budget
-    dropped: bool = False  # whether it released them for others
+_fetchers: dict[tuple[int, FetchPolicy], Fetcher] = {}
+_fetchers_lock = threading.Lock()
 
 
-@dataclass(slots=True)
-class _Host:
-    waiting: deque[_Job] = field(default_factory=deque)
-    running: int = 0
-    slow: int = 0
-
-
-class _Schedule:
-    """Assigns jobs to threads: hosts take turns, share the threads, and a slow host is dropped."""
-
-    def __init__(self, jobs: list[_Job], threads: int, batch_s: float, budget: _Budget) -> None:
-        self._budget = budget
-        self._hosts: dict[str, _Host] = {}
-        for job in jobs:
-            origin = job.address.origin if job.address else ""
-            self._hosts.setdefault(origin, _Host()).waiting.append(job)
-        self._share = threads if len(self._hosts) == 1 else max(1, threads // 2)
-        self._turns = deque(self._hosts)
-        self._end = time.monotonic() + batch_s
-        self._changed = threading.Condition()
-
-    def __iter__(self) -> Iterator[_Job]:
-        """Yield the jobs for one thread; a job is over when the thread asks for the next."""
-        while True:
-            job = self._take()
-            if job is None:
-                return
-            yield job
-            self._over(job)
-
-    def _take(self) -> _Job | None:
-        with self._changed:
-            while self._turns:
-                over = time.monotonic() > self._end
-                if over or self._budget.is_full:
-                    for host in self._hosts.values():
-                        self._drop(host, "batch_full", "the batch's time limit was reached" if over else _TOO_LARGE)
-                    return None
-                for _ in range(len(self._turns)):
-                    origin = self._turns.popleft()
-                    host = self._hosts[origin]
-                    if not host.waiting:
-                        continue  # removed from the turns
-                    self._turns.append(origin)
-                    if host.running < self._share:
-                        host.running += 1
-                        return host.waiting.popleft()
-                if self._turns:
-                    self._changed.wait(1.0)
-            return None
-
-    def _over(self, job: _Job) -> None:
-        with self._changed:
-            host = self._hosts[job.address.origin if job.address else ""]
-            host.running -= 1
-            failure = job.failure if isinstance(job.failure, LogUnavailableError) else None
-            if failure and failure.retry_after_s:
-                self._drop(host, failure.reason, "its host asked to wait, for another log", failure.retry_after_s)
-            if failure and failure.reason == "log_timeout":
-                host.slow += 1
-                if host.slow >= _SLOW_IN_A_ROW:
-                    self._drop(host, "log_timeout", "its host timed out for other logs")
-            else:
-                host.slow = 0
-            self._changed.notify_all()
-
-    @staticmethod
-    def _drop(host: _Host, reason: str, detail: str, retry_after_s: float = 0.0) -> None:
-        for job in host.waiting:
-            job.failure = LogUnavailableError(reason, detail, retry_after_s=retry_after_s)
-        host.waiting.clear()
-
-
-class _Budget:
-    """The byte limit of concurrent logs.
+def fetch(batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] | None = None) -> Batch:
+    """Fetch the logs of a batch's pending runs, `FetchPolicy.threads` at a time.
 
     Args:
-      size: limit in bytes. A log that would exceed it releases all its bytes, so that the last one left fits.
-      enough: once so many bytes are used, or one log did not fit, no further log is started.
+      batch: the pending runs have an `address`, or a `log_url` in their facts.
+      policy: the allowed addresses, and the limits.
+      now_us: the present time, epoch microseconds; delays count from it.
+      seconds: receives the duration of each request, s, failed ones included.
+
+    Returns:
+      The batch with the pending runs that have their ``log``, unpacked. Each of the others is settled: ``deferred``
+      with ``not_before_us``, for a reason of `DEFERRED`; or ``dead_letter``, for one of `REJECTED`, or of `DEFERRED`
+      after the last of ``delays_s``. The order stays.
     """
+    return _fetcher(policy).fetch(batch, now_us, seconds)
 
-    def __init__(self, size: int, enough: int) -> None:
-        self._size = size
-        self._enough = enough
-        self._held = 0
-        self.is_full = False
-        self._lock = threading.Lock()
 
-    def release(self, job: _Job) -> None:
-        """Release all bytes of a job."""
-        with self._lock:
-            self._held -= job.held
-            job.held = 0
-            job.dropped = True
+def fetch_in_parts(
+    batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] | None = None
+) -> Iterator[Batch]:
+    """Fetch as `fetch`, one part of the batch after another, so that memory is bounded for any number of logs.
 
-    def grow(self, job: _Job, size: int) -> None:
-        """Reserve bytes for a job, or release them where the size is negative."""
-        with self._lock:
-            if job.dropped:
-                return
-            self.is_full |= self._held + size >= min(self._enough, self._size)
-            if self._held + size > self._size:
-                self._held -= job.held
-                job.held = 0
-                job.dropped = True
-                raise LogUnavailableError("batch_full", _TOO_LARGE)
-            self._held += size
-            job.held += size
+    A part ends when its logs exceed a few MiB (`ciml.limits.PART_BYTES`), at most ``max_batch_bytes``. The other runs
+    wait for the next part. They are deferred as ``batch_full`` only at the end of ``batch_s``.
+
+    Yields:
+      Batches without ``covers`` and messages. Each pending run is in one of them, as a copy or settled. Only the caller
+      holds its log.
+    """
+    fetcher = _fetcher(policy)
+    end = time.monotonic() + policy.batch_s
+    waiting = batch.pending_runs
+    threads = policy.threads
+    while waiting:
+        copies = Batch(None, pending_runs=[replace(pending) for pending in waiting])
+        part = fetcher.fetch_part(copies, now_us, seconds, threads, end - time.monotonic(), PART_BYTES)
+        del copies
+        not_fetched = {(outcome.origin, outcome.run_id) for outcome in part.settled if outcome.reason == "batch_full"}
+        if not_fetched and time.monotonic() < end:
+            part.settled = [outcome for outcome in part.settled if outcome.reason != "batch_full"]
+            waiting = [pending for pending in waiting if (pending.origin, pending.mention.run_id) in not_fetched]
+            # If few logs fit, fetching many at a time wastes work.
+            threads = min(policy.threads, max(1, len(part.pending_runs)) * 2)
+        else:
+            waiting = []
+        yield from _split(part)
+
+
+def _fetcher(policy: FetchPolicy) -> Fetcher:
+    key = (os.getpid(), policy)  # connections do not survive a fork
+    with _fetchers_lock:
+        fetcher = _fetchers.get(key)
+        if fetcher is None:
+            fetcher = _fetchers[key] = Fetcher(policy)
+        return fetcher
+
+
+def _split(part: Batch) -> Iterator[Batch]:
+    """Split a part to bound the bytes to parse: many events may have the same log, and each gets its own table."""
+    remaining = part.pending_runs[::-1]
+    settled = part.settled
+    part.pending_runs = []
+    while remaining or settled:
+        group: list[PendingRun] = []
+        size = 0
+        while remaining and (not group or size + len(remaining[-1].log or b"") <= PART_BYTES):
+            pending = remaining.pop()
+            size += len(pending.log or b"")
+            group.append(pending)
+        yield Batch(None, pending_runs=group, settled=settled)
+        settled = []
+        del group  # only the caller holds the logs
 
 
 class Fetcher:
-    """Fetches the logs of batches by a policy. It keeps connections: create one per process, and `close` it.
+    """Fetches the logs of batches by a policy. It holds connections: create one per process, and `close` it.
 
     Args:
       policy: the allowed addresses, and the limits.
@@ -182,26 +141,6 @@ class Fetcher:
         self._s3: S3Logs | None = None
         self._http: HttpLogs | None = None
         self._lock = threading.Lock()
-
-    def _over_http(self) -> HttpLogs:
-        with self._lock:
-            if self._http is None:
-                from ciml.http.outgoing import system_resolve  # an HTTP client, which is rarely needed
-                from ciml.transforms.fetch.http import HttpLogs
-
-                try:
-                    self._http = HttpLogs(self.policy, self._resolve or system_resolve)
-                except CimlError as error:  # the certificates cannot be read now
-                    raise LogUnavailableError("log_unavailable", str(error)) from None
-            return self._http
-
-    def _over_s3(self) -> S3Logs:
-        with self._lock:
-            if self._s3 is None:
-                from ciml.transforms.fetch.files import S3Logs
-
-                self._s3 = S3Logs(self.policy)
-            return self._s3
 
     def close(self) -> None:
         """Close the connections."""
@@ -217,21 +156,21 @@ class Fetcher:
     def fetch_part(
         self, batch: Batch, now_us: int, seconds: list[float] | None, threads: int, batch_s: float, enough: int
     ) -> Batch:
-        """Fetch with so many threads, for so long; start no log once the others have ``enough`` bytes."""
+        """Fetch with so many threads, for at most ``batch_s``; start no log once others have ``enough`` bytes."""
         jobs: dict[tuple[str, str], _Job] = {}
         for pending in batch.pending_runs:
-            key = _log_of(pending)
+            key = _job_key(pending)
             if key not in jobs:
-                jobs[key] = _Job(key[0], job_facts(pending.mention))
-        self._run(list(jobs.values()), threads, batch_s, enough)
+                jobs[key] = _Job(attempt("fetch", parse_address, key[0]), job_facts(pending.mention))
+        self._run([job for job in jobs.values() if job.failure is None], threads, batch_s, enough)
         if seconds is not None:
             seconds += [job.seconds for job in jobs.values() if job.seconds is not None]
         fetched = []
         settled = list(batch.settled)
         for pending in batch.pending_runs:
-            job = jobs[_log_of(pending)]
+            job = jobs[_job_key(pending)]
             if job.failure is None:
-                pending.log = job.data
+                pending.log = job.log
                 fetched.append(pending)
             else:
                 outcome = attempt("fetch", _settle, pending, job.failure, self.policy, now_us)
@@ -239,71 +178,71 @@ class Fetcher:
         return Batch(batch.covers, batch.messages, fetched, settled)
 
     def _run(self, jobs: list[_Job], threads: int, batch_s: float, enough: int) -> None:
-        budget = _Budget(self.policy.max_batch_bytes, enough)
-        ready = []
-        for job in jobs:
-            address = attempt("fetch", parse_address, job.text)
-            if isinstance(address, RejectedInput):
-                job.failure = address
-            else:
-                job.address = address
-                ready.append(job)
-        if not ready:
+        """Fetch jobs: each gets its log or its failure."""
+        if not jobs:
             return
-        schedule = _Schedule(ready, threads, batch_s, budget)
-        threads = min(threads, len(ready))
+        budget = _Budget(self.policy.max_batch_bytes, enough)
+        schedule = _Schedule(jobs, threads, batch_s, budget)
 
         def work() -> None:
             for job in schedule:
-                self._fetch_one(job, budget)
+                self._fetch_job(job, budget)
 
+        threads = min(threads, len(jobs))
         with ThreadPoolExecutor(threads, "fetch") as pool:
             for thread in [pool.submit(work) for _ in range(threads)]:
                 thread.result()
 
-    def _fetch_one(self, job: _Job, budget: _Budget) -> None:
+    def _fetch_job(self, job: _Job, budget: _Budget) -> None:
         start_s = time.monotonic()
         try:
-            address = job.address or parse_address(job.text)
-            read = attempt("fetch", self._read_or_fail, address, lambda size: budget.grow(job, size), job.facts)
-            if isinstance(read, bytes):
-                job.data = read
+            result = attempt("fetch", self._read_or_fail, job, lambda size: budget.grow(job, size))
+            if isinstance(result, bytes):
+                job.log = result
             else:
-                drop_frames(read)
-                job.failure = read
+                drop_frames(result)
+                job.failure = result
                 budget.release(job)
         finally:
             job.seconds = time.monotonic() - start_s
 
-    def _read_or_fail(
-        self, address: Address, grow: Callable[[int], None], facts: JobFacts
-    ) -> bytes | RejectedInput | LogUnavailableError:
+    def _read_or_fail(self, job: _Job, grow: Callable[[int], None]) -> bytes | _Failure:
         try:
-            return self.read(address, grow, facts)
+            return self.read(job.address, grow, job.facts)
         except (RejectedInput, LogUnavailableError) as failure:
             return failure
 
     def read(self, address: Address, grow: Callable[[int], None] | None = None, job: JobFacts | None = None) -> bytes:
-        """Fetch the log that an address leads to (`ciml.transforms.fetch.artifacts`), unpacked.
+        """Fetch the log that an address leads to, unpacked.
 
         Args:
           address: of a log, a folder or an archive.
           grow: as in `ciml.transforms.fetch.decompress.gunzip`.
-          job: the job whose log it is, where the address is a list of artifacts.
+          job: the job whose log it is, for a list of artifacts.
 
         Raises:
           RejectedInput: with one of `REJECTED`.
           LogUnavailableError: with one of `DEFERRED`.
         """
         if address.scheme in ("http", "https"):
-            from ciml.transforms.fetch.artifacts import read_http
-
-            return read_http(self._over_http(), self.policy, address, job, grow)
+            return self._over_http().fetch(address, job, grow)
         if address.is_folder:
             end = time.monotonic() + self.policy.total_s
-            paths = below(address, self.policy.log_paths)
-            return first_found(paths, lambda each: self._read_stored(each, grow, end))
+            addresses = below(address, self.policy.log_paths)
+            return first_found(addresses, lambda file_address: self._read_stored(file_address, grow, end))
         return self._read_stored(address, grow)
+
+    def _over_http(self) -> HttpLogs:
+        with self._lock:
+            if self._http is None:
+                from ciml.http.outgoing import system_resolve  # an HTTP client, which is rarely needed
+                from ciml.transforms.fetch.http import HttpLogs
+
+                try:
+                    self._http = HttpLogs(self.policy, self._resolve or system_resolve)
+                except CimlError as error:  # the certificates cannot be read now
+                    raise LogUnavailableError("log_unavailable", str(error)) from None
+            return self._http
 
     def _read_stored(self, address: Address, grow: Callable[[int], None] | None, end: float | None = None) -> bytes:
         if address.scheme == "file":
@@ -312,109 +251,190 @@ class Fetcher:
             raise RejectedInput("address_not_allowed", "the object is not below an allowed prefix")
         return self._over_s3().fetch(address, grow, end)
 
+    def _over_s3(self) -> S3Logs:
+        with self._lock:
+            if self._s3 is None:
+                from ciml.transforms.fetch.files import S3Logs
 
-def _log_of(pending: PendingRun) -> tuple[str, str]:
-    """Return what the log of a run is fetched once by: its address, and its run where many have the same address."""
+                self._s3 = S3Logs(self.policy)
+            return self._s3
+
+
+def _job_key(pending: PendingRun) -> tuple[str, str]:
+    """Return what identifies the job of a run: its address, and the run if a list there has the logs of many."""
     text = pending.address or pending.mention.log_url
     return text, pending.mention.run_id if text.endswith("/artifacts") else ""
 
 
-def _settle(
-    pending: PendingRun, failure: RejectedInput | LogUnavailableError, policy: FetchPolicy, now_us: int
-) -> Outcome:
+def _settle(pending: PendingRun, failure: _Failure, policy: FetchPolicy, now_us: int) -> Outcome:
+    """Return the outcome of a run without its log: deferred, or a dead letter."""
+    first_seen_us = pending.first_seen_us if pending.first_seen_us is not None else now_us
     detail = failure.detail
-    spent = pending.attempts > len(policy.delays_s)
-    if isinstance(failure, LogUnavailableError) and pending.address:
-        spent = True
-        detail += "; its address holds a secret and is not stored for a retry; send the event again"
-    defer = isinstance(failure, LogUnavailableError) and (
-        not spent or (failure.reason == "batch_full" and not pending.address)
-    )
-    delay_s = 0.0
-    if defer and policy.delays_s and failure.reason != "batch_full":
-        delay_s = policy.delays_s[pending.attempts - 1]
-        if isinstance(failure, LogUnavailableError):
-            delay_s = max(delay_s, failure.retry_after_s)
-    payload = payload_of(pending.message) if pending.message and not defer else None
-    outcome = pending.outcome("deferred" if defer else "dead_letter", failure.reason, detail, payload=payload)
-    return outcome.replace(
-        first_seen_us=pending.first_seen_us if pending.first_seen_us is not None else now_us,
-        not_before_us=now_us + round(delay_s * _SECOND_US) if defer else None,
-    )
+    if isinstance(failure, LogUnavailableError):
+        delay_s = _delay_s(pending, failure, policy)
+        if delay_s is not None:
+            outcome = pending.outcome("deferred", failure.reason, detail)
+            not_before_us = now_us + round(delay_s * _SECOND_US)
+            return outcome.replace(first_seen_us=first_seen_us, not_before_us=not_before_us)
+        if pending.address:
+            detail += "; its address holds a secret and is not stored for a retry; send the event again"
+    payload = payload_of(pending.message) if pending.message else None
+    outcome = pending.outcome("dead_letter", failure.reason, detail, payload=payload)
+    return outcome.replace(first_seen_us=first_seen_us)
 
 
-_fetchers: dict[tuple[int, FetchPolicy], Fetcher] = {}
-_fetchers_lock = threading.Lock()
+def _delay_s(pending: PendingRun, failure: LogUnavailableError, policy: FetchPolicy) -> float | None:
+    """Return the delay before the next try, s; None if there is no further try."""
+    if pending.address:
+        return None
+    if failure.reason == "batch_full":
+        return 0.0
+    if pending.attempts > len(policy.delays_s):
+        return None
+    return max(policy.delays_s[pending.attempts - 1], failure.retry_after_s)
 
 
-def fetch(batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] | None = None) -> Batch:
-    """Fetch the logs of a batch's pending runs, `FetchPolicy.threads` at once.
+class _Job:
+    """A log to fetch, and its result: the log, unpacked, or a failure.
+
+    Attributes:
+      address: where it is.
+      facts: the job of its run.
+      seconds: duration of the fetch; None without a request.
+    """
+
+    def __init__(self, address: Address | RejectedInput, facts: JobFacts) -> None:
+        self.facts = facts
+        self.log: bytes | None = None
+        self.failure: _Failure | None = None
+        self.seconds: float | None = None
+        if isinstance(address, RejectedInput):
+            self.failure = address
+        else:
+            self.address = address
+
+
+class _Budget:
+    """The limit on the bytes of the logs of a batch together, which threads fetch at the same time.
 
     Args:
-      batch: the pending runs have an `address`, or a `log_url` in their facts.
-      policy: the allowed addresses, and the limits.
-      now_us: the present time, epoch microseconds; delays count from it.
-      seconds: receives the duration of each request, s, failed ones included.
+      size: limit in bytes. A log that would exceed it gives up all its bytes, so that another one fits.
+      enough: once so many bytes are used, or one log did not fit, no further log is started.
 
-    Returns:
-      The batch with the pending runs that have their ``log``, unpacked. Each of the others is settled: ``deferred``
-      with ``not_before_us``, for a reason of `DEFERRED`; or ``dead_letter``, for one of `REJECTED`, or of `DEFERRED`
-      where ``delays_s`` is used up. The order of the batch is kept.
+    Attributes:
+      is_full: whether no further log is started.
     """
-    return _fetcher(policy).fetch(batch, now_us, seconds)
+
+    def __init__(self, size: int, enough: int) -> None:
+        self._size = size
+        self._enough = min(enough, size)
+        self._bytes_of: dict[_Job, int] = {}
+        self._released: set[_Job] = set()
+        self._total = 0
+        self.is_full = False
+        self._lock = threading.Lock()
+
+    def grow(self, job: _Job, size: int) -> None:
+        """Reserve bytes for a job, or release them if the size is negative. Has no effect after its `release`.
+
+        Raises:
+          LogUnavailableError: ``batch_full``; the job is released.
+        """
+        with self._lock:
+            if job in self._released:
+                return
+            self.is_full |= self._total + size >= self._enough
+            if self._total + size > self._size:
+                self._release(job)
+                raise LogUnavailableError("batch_full", _TOO_LARGE)
+            self._total += size
+            self._bytes_of[job] = self._bytes_of.get(job, 0) + size
+
+    def release(self, job: _Job) -> None:
+        """Release all bytes of a job."""
+        with self._lock:
+            self._release(job)
+
+    def _release(self, job: _Job) -> None:
+        self._total -= self._bytes_of.pop(job, 0)
+        self._released.add(job)
 
 
-def fetch_in_parts(
-    batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] | None = None
-) -> Iterator[Batch]:
-    """Fetch as `fetch`, one part of the batch after another, so that memory is bounded for any number of logs.
-
-    A part ends when its logs have some MiB together (`ciml.limits.PART_BYTES`), at most ``max_batch_bytes``. The rest
-    waits for the next part; it is deferred as ``batch_full`` only at the end of ``batch_s``.
-
-    Yields:
-      Batches without ``covers`` and messages. Each pending run is in one of them, as a copy or settled. Only the caller
-      holds its log.
-    """
-    fetcher = _fetcher(policy)
-    end = time.monotonic() + policy.batch_s
-    waiting = batch.pending_runs
-    threads = policy.threads
-    while waiting:
-        copies = Batch(None, pending_runs=[replace(pending) for pending in waiting])
-        part = fetcher.fetch_part(copies, now_us, seconds, threads, end - time.monotonic(), PART_BYTES)
-        del copies
-        full = {(pending.origin, pending.run_id) for pending in part.settled if pending.reason == "batch_full"}
-        if full and time.monotonic() < end:
-            part.settled = [pending for pending in part.settled if pending.reason != "batch_full"]
-            waiting = [pending for pending in waiting if (pending.origin, pending.mention.run_id) in full]
-            # Where few logs fit, fetching many at once wastes work.
-            threads = min(policy.threads, max(1, len(part.pending_runs)) * 2)
-        else:
-            waiting = []
-        yield from _split(part)
+@dataclass(slots=True)
+class _Host:
+    waiting: deque[_Job] = field(default_factory=deque)
+    running: int = 0
+    timeouts: int = 0  # in a row
 
 
-def _split(part: Batch) -> Iterator[Batch]:
-    """Split a part to bound the bytes to parse: many events may have the same log, and each gets its own table."""
-    unread = part.pending_runs[::-1]
-    settled = part.settled
-    part.pending_runs = []
-    while unread or settled:
-        group = [unread.pop()] if unread else []
-        size = sum(len(pending.log or b"") for pending in group)
-        while unread and size + len(unread[-1].log or b"") <= PART_BYTES:
-            size += len(unread[-1].log or b"")
-            group.append(unread.pop())
-        yield Batch(None, pending_runs=group, settled=settled)
-        settled = []
-        del group
+class _Schedule:
+    """Assigns jobs to threads: hosts take turns and share the threads. A slow host's jobs fail without a request."""
+
+    def __init__(self, jobs: list[_Job], threads: int, batch_s: float, budget: _Budget) -> None:
+        self._budget = budget
+        self._hosts: dict[str, _Host] = {}
+        for job in jobs:
+            self._hosts.setdefault(job.address.origin, _Host()).waiting.append(job)
+        self._threads_per_host = threads if len(self._hosts) == 1 else max(1, threads // 2)
+        self._turns = deque(self._hosts)
+        self._end = time.monotonic() + batch_s
+        self._changed = threading.Condition()
+
+    def __iter__(self) -> Iterator[_Job]:
+        """Yield the jobs for one thread; a job is finished when the thread asks for the next one."""
+        while True:
+            job = self._next()
+            if job is None:
+                return
+            yield job
+            self._finish(job)
+
+    def _next(self) -> _Job | None:
+        with self._changed:
+            while self._turns:
+                is_late = time.monotonic() > self._end
+                if is_late or self._budget.is_full:
+                    for host in self._hosts.values():
+                        _fail(host, "batch_full", "the batch's time limit was reached" if is_late else _TOO_LARGE)
+                    return None
+                job = self._take_turn()
+                if job is not None:
+                    return job
+                if self._turns:
+                    self._changed.wait(1.0)
+            return None
+
+    def _take_turn(self) -> _Job | None:
+        """Start a job of the next host with a free thread; a host without waiting jobs leaves the turns."""
+        for _ in range(len(self._turns)):
+            origin = self._turns.popleft()
+            host = self._hosts[origin]
+            if not host.waiting:
+                continue
+            self._turns.append(origin)
+            if host.running < self._threads_per_host:
+                host.running += 1
+                return host.waiting.popleft()
+        return None
+
+    def _finish(self, job: _Job) -> None:
+        with self._changed:
+            host = self._hosts[job.address.origin]
+            host.running -= 1
+            failure = job.failure if isinstance(job.failure, LogUnavailableError) else None
+            if failure and failure.retry_after_s:
+                _fail(host, failure.reason, "its host asked to wait, for another log", failure.retry_after_s)
+            if failure and failure.reason == "log_timeout":
+                host.timeouts += 1
+                if host.timeouts >= _MAX_TIMEOUTS:
+                    _fail(host, "log_timeout", "its host timed out for other logs")
+            else:
+                host.timeouts = 0
+            self._changed.notify_all()
 
 
-def _fetcher(policy: FetchPolicy) -> Fetcher:
-    key = (os.getpid(), policy)  # connections do not survive a fork
-    with _fetchers_lock:
-        fetcher = _fetchers.get(key)
-        if fetcher is None:
-            fetcher = _fetchers[key] = Fetcher(policy)
-        return fetcher
+def _fail(host: _Host, reason: str, detail: str, retry_after_s: float = 0.0) -> None:
+    """Let the waiting jobs of a host fail."""
+    for job in host.waiting:
+        job.failure = LogUnavailableError(reason, detail, retry_after_s=retry_after_s)
+    host.waiting.clear()

@@ -1,11 +1,9 @@
-"""Logs from files below the allowed roots, and from objects in S3, within the common limits on time and bytes.
+"""Read logs from files below the allowed roots, and from objects in S3, within the limits on time and bytes.
 
 The address of a file comes from outside, and the reason of its dead letter is published. So the answer must not depend
-on whether a path outside of the roots exists, what it is, or who may read it. A path is therefore walked from its root,
-component by component, each opened relative to its folder and never through a symlink. Where a ``..`` or a symlink
+on whether a path outside of the roots exists, what it is, or who may read it. `open_below` therefore walks a path from
+its root, opens each component relative to its folder, and never opens through a symlink. Where a ``..`` or a symlink
 leads out of every root, the walk ends before the file system is accessed.
-
-Of a folder of logs, the usual paths are tried in their order.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 from ciml.errors import RejectedInput
@@ -24,33 +21,37 @@ from ciml.http.addresses import Address
 from ciml.transforms.fetch.decompress import gunzip
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 
-_PIECE = 1 << 20  # of a file
-_S3_PIECE = 1 << 18
-_ATTEMPTS = 3  # requests of an object, by boto with its own pauses; all within the time limit of the fetch
-_GONE = ("NoSuchKey", "404", "NotFound")
-_MAX_PATH = 4096  # bytes, as in Linux
+_FILE_CHUNK_BYTES = 1 << 20
+_S3_CHUNK_BYTES = 1 << 18
+_S3_ATTEMPTS = 3  # by boto, with its own pauses; all within the time limit of the fetch
+_S3_NOT_FOUND = ("NoSuchKey", "404", "NotFound")
+_MAX_PATH_BYTES = 4096  # as in Linux
 _MAX_LINKS = 40  # as in Linux
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def first_found(addresses: Iterable[Address], fetch: Callable[[Address], bytes]) -> bytes:
-    """Return what can be fetched first. Stop at anything but an absent log; some stores call it forbidden.
+    """Fetch the log at the first address that has one.
+
+    A forbidden log counts as absent: some stores answer so for an absent one. Any other failure ends the search.
 
     Raises:
       RejectedInput, LogUnavailableError: of ``fetch``; ``log_not_found``, or ``log_forbidden``, where none exists.
     """
-    answers: list[LogUnavailableError] = []
+    failures: list[LogUnavailableError] = []
     for address in addresses:
         try:
             return fetch(address)
-        except LogUnavailableError as absent:
-            if absent.reason not in ("log_not_found", "log_forbidden"):
+        except LogUnavailableError as failure:
+            if failure.reason not in ("log_not_found", "log_forbidden"):
                 raise
-            answers.append(absent)
-    forbidden = next((answer for answer in answers if answer.reason == "log_forbidden"), None)
-    reason, detail = (forbidden.reason, f": {forbidden.detail}") if forbidden else ("log_not_found", "")
-    raise LogUnavailableError(reason, f"at none of {len(answers)} paths below the folder{detail}")
+            failures.append(failure)
+    detail = f"at none of {len(failures)} paths below the folder"
+    for absent in failures:
+        if absent.reason == "log_forbidden":
+            raise LogUnavailableError("log_forbidden", f"{detail}: {absent.detail}")
+    raise LogUnavailableError("log_not_found", detail)
 
 
 def read_file(policy: FetchPolicy, path: str, grow: Callable[[int], None] | None = None) -> bytes:
@@ -67,7 +68,7 @@ def read_file(policy: FetchPolicy, path: str, grow: Callable[[int], None] | None
             raise _not_regular()
         if status.st_size > policy.max_wire_bytes:
             raise RejectedInput("log_too_large", f"{status.st_size} bytes, at most {policy.max_wire_bytes}")
-        return gunzip(iter(lambda: os.read(handle, _PIECE), b""), policy.max_bytes, grow)
+        return gunzip(iter(lambda: os.read(handle, _FILE_CHUNK_BYTES), b""), policy.max_bytes, grow)
     except OSError as error:
         raise LogUnavailableError("log_unavailable", f"{error.strerror}") from None
     finally:
@@ -105,11 +106,90 @@ def open_below(roots: tuple[tuple[str, str], ...], path: str) -> int:
       RejectedInput: ``address_not_allowed``, with the same detail for every path that leads outside.
       OSError: the file is below a root but cannot be opened.
     """
-    if len(os.fsencode(path)) > _MAX_PATH:
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    with ExitStack() as opened:
-        walk = _Walk(tuple(real for _, real in roots), opened)
-        return walk.open(_respelled(roots, path))
+    walk = _Walk(tuple(real for _, real in roots))
+    try:
+        return walk.open(_resolve_root(roots, path))
+    finally:
+        walk.close()
+
+
+def _resolve_root(roots: tuple[tuple[str, str], ...], path: str) -> str:
+    """Resolve a root's own symlinks in a path, without access to the file system."""
+    for given, real in roots:
+        if path.startswith(given):
+            return real + path[len(given) :]
+    return path
+
+
+class _Walk:
+    """The walk along a path, with a handle for each folder on the way.
+
+    ``_folder`` is the path of the current folder, "" for ``/``: below a root, or above one, where only names are
+    compared.
+    """
+
+    def __init__(self, roots: tuple[str, ...]) -> None:
+        self._roots = roots
+        self._handles: dict[str, int] = {}
+        self._folder = ""
+
+    def close(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+
+    def open(self, path: str) -> int:
+        todo = _reversed_names(path)
+        links = 0
+        while todo:
+            name = todo.pop()
+            if name == "..":
+                self._folder = self._folder.rpartition("/")[0]
+                continue
+            child = f"{self._folder}/{name}"
+            if any(root.startswith(f"{child}/") for root in self._roots):
+                self._folder = child  # a root, or a folder above one: not a symlink, because roots are resolved
+                continue
+            if not f"{self._folder}/".startswith(self._roots):
+                raise _not_allowed()
+            handle = self._folder_handle()
+            mode = os.stat(name, dir_fd=handle, follow_symlinks=False).st_mode
+            if stat.S_ISLNK(mode):
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                target = os.readlink(name, dir_fd=handle)
+                if target.startswith("/"):
+                    self._folder = ""
+                todo += _reversed_names(target)
+            elif todo:
+                self._folder = child
+                self._folder_handle()
+            elif stat.S_ISREG(mode):
+                return os.open(name, _FILE, dir_fd=handle)
+            else:
+                raise _not_regular()
+        if f"{self._folder}/".startswith(self._roots):
+            raise _not_regular()
+        raise _not_allowed()
+
+    def _folder_handle(self) -> int:
+        """Return a handle of the current folder: a root, or a folder in one with a handle."""
+        handle = self._handles.get(self._folder)
+        if handle is None:
+            parent, _, name = self._folder.rpartition("/")
+            parent_handle = self._handles.get(parent)
+            if parent_handle is None:
+                handle = os.open(self._folder or "/", _FOLDER)
+            else:
+                handle = os.open(name, _FOLDER, dir_fd=parent_handle)
+            self._handles[self._folder] = handle
+        return handle
+
+
+def _reversed_names(path: str) -> list[str]:
+    return [name for name in reversed(path.split("/")) if name not in ("", ".")]
 
 
 def _not_allowed() -> RejectedInput:
@@ -118,78 +198,6 @@ def _not_allowed() -> RejectedInput:
 
 def _not_regular() -> RejectedInput:
     return RejectedInput("address_not_allowed", "not a regular file")
-
-
-def _respelled(roots: tuple[tuple[str, str], ...], path: str) -> str:
-    """Resolve a root's own symlinks in a path, without access to the file system."""
-    for spelled, real in roots:
-        if path.startswith(spelled):
-            return real + path[len(spelled) :]
-    return path
-
-
-class _Walk:
-    """The walk along a path, with a handle for each folder on the way.
-
-    Attributes:
-      at: the current folder, "" for ``/``: below a root, or above one, where only names are compared.
-    """
-
-    def __init__(self, roots: tuple[str, ...], opened: ExitStack) -> None:
-        self._roots = roots
-        self._opened = opened
-        self._handles: dict[str, int] = {}
-        self._at = ""
-
-    def open(self, path: str) -> int:
-        todo = _reversed(path)
-        links = 0
-        while todo:
-            name = todo.pop()
-            if name == "..":
-                self._at = self._at.rpartition("/")[0]
-                continue
-            address = f"{self._at}/{name}"
-            if any(root.startswith(f"{address}/") for root in self._roots):
-                self._at = address  # a root, or a folder above one: no symlink, as roots are stored
-                continue
-            if not f"{self._at}/".startswith(self._roots):
-                raise _not_allowed()
-            folder = self._folder()
-            mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
-            if stat.S_ISLNK(mode):
-                links += 1
-                if links > _MAX_LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                target = os.readlink(name, dir_fd=folder)
-                if target.startswith("/"):
-                    self._at = ""
-                todo += _reversed(target)
-            elif todo:
-                self._at = address
-                self._folder()
-            elif stat.S_ISREG(mode):
-                return os.open(name, _FILE, dir_fd=folder)
-            else:
-                raise _not_regular()
-        if f"{self._at}/".startswith(self._roots):
-            raise _not_regular()
-        raise _not_allowed()
-
-    def _folder(self) -> int:
-        """Return a handle of the current folder: a root, or a folder in one with a handle."""
-        handle = self._handles.get(self._at)
-        if handle is None:
-            above, _, name = self._at.rpartition("/")
-            within = self._handles.get(above)
-            handle = os.open(self._at or "/", _FOLDER) if within is None else os.open(name, _FOLDER, dir_fd=within)
-            self._opened.callback(os.close, handle)
-            self._handles[self._at] = handle
-        return handle
-
-
-def _reversed(path: str) -> list[str]:
-    return [name for name in reversed(path.split("/")) if name not in ("", ".")]
 
 
 class S3Logs:
@@ -211,7 +219,7 @@ class S3Logs:
         config = Config(
             connect_timeout=policy.connect_s,
             read_timeout=policy.read_s,
-            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            retries={"mode": "standard", "total_max_attempts": _S3_ATTEMPTS},
             max_pool_connections=2 * policy.threads,
             response_checksum_validation="when_required",  # a check would read the whole body, without a time limit
         )
@@ -222,7 +230,7 @@ class S3Logs:
         self._client.close()
 
     def fetch(self, address: Address, grow: Callable[[int], None] | None = None, end: float | None = None) -> bytes:
-        """Fetch the log in an object, unpacked. A truncated response is retried once, at once.
+        """Fetch the log in an object, unpacked. A truncated response is retried once, without a pause.
 
         Args:
           address: an s3 address.
@@ -236,32 +244,32 @@ class S3Logs:
         if end is None:
             end = time.monotonic() + self._policy.total_s
         try:
-            return gunzip(self._wire(address, end), self._policy.max_bytes, grow)
+            return gunzip(self._body(address, end), self._policy.max_bytes, grow)
         except LogUnavailableError as failure:
             if not failure.hiccup:
                 raise
-        return gunzip(self._wire(address, end), self._policy.max_bytes, grow)
+        return gunzip(self._body(address, end), self._policy.max_bytes, grow)
 
-    def _wire(self, address: Address, end: float) -> Iterator[bytes]:
+    def _body(self, address: Address, end: float) -> Iterator[bytes]:
         from urllib3.exceptions import HTTPError, TimeoutError
 
-        answer = self._ask(address, end)
-        body = answer["Body"]
+        response = self._request(address, end)
+        body = response["Body"]
         size = 0
-        announced = int(answer["ContentLength"])
+        announced = int(response["ContentLength"])
         try:
             if announced > self._policy.max_wire_bytes:
                 raise RejectedInput(
                     "log_too_large", f"{announced} bytes announced, at most {self._policy.max_wire_bytes}"
                 )
             while size < announced:
-                body.set_socket_timeout(min(self._policy.read_s, _left(end)))
+                body.set_socket_timeout(min(self._policy.read_s, _remaining_s(end)))
                 # The bytes available after at most one wait: `body.read` waits for all requested bytes.
-                piece = body._raw_stream.read1(min(_S3_PIECE, announced - size))
-                if not piece:
+                chunk = body._raw_stream.read1(min(_S3_CHUNK_BYTES, announced - size))
+                if not chunk:
                     raise LogUnavailableError("log_cut", "the response ended before its announced length", hiccup=True)
-                size += len(piece)
-                yield piece
+                size += len(chunk)
+                yield chunk
         except TimeoutError:
             raise LogUnavailableError("log_timeout", "no response in time") from None
         except (HTTPError, OSError) as error:
@@ -269,56 +277,61 @@ class S3Logs:
         finally:
             body.close()
 
-    def _ask(self, address: Address, end: float) -> Any:
-        """Request an object; return once its headers have arrived. A slow server is abandoned in its thread."""
-        from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+    def _request(self, address: Address, end: float) -> Any:
+        """Request an object; return the response once its headers have arrived.
 
-        answers: list[Any] = []
-        left_behind = threading.Event()
+        Botocore has no limit for the whole request. So a slow one is abandoned in its thread.
+        """
+        results: list[Any] = []  # the response, or an exception
+        is_abandoned = threading.Event()
 
-        def ask() -> None:
+        def request() -> None:
             try:
-                answer = self._client.get_object(Bucket=address.host, Key=address.path)
-            except (NoCredentialsError, PartialCredentialsError) as error:
-                self._client = self._new_client()  # a client without credentials never looks for them again
-                answers.append(error)
-                return
+                response = self._client.get_object(Bucket=address.host, Key=address.path)
             except Exception as error:  # noqa: BLE001  # raised by the thread that waits
-                answers.append(error)
+                results.append(error)
                 return
-            if left_behind.is_set():
-                answer["Body"].close()
-            answers.append(answer)
+            if is_abandoned.is_set():
+                response["Body"].close()
+            results.append(response)
 
-        thread = threading.Thread(target=ask, name=f"s3 {address.host}", daemon=True)
+        thread = threading.Thread(target=request, name=f"s3 {address.host}", daemon=True)
         thread.start()
-        thread.join(_left(end))
-        if not answers:
-            left_behind.set()
+        thread.join(_remaining_s(end))
+        if not results:
+            is_abandoned.set()
             raise LogUnavailableError("log_timeout", "no response in time")
-        if isinstance(answers[0], Exception):
-            raise _failed(answers[0])
-        return answers[0]
+        if isinstance(results[0], Exception):
+            raise self._failure(results[0])
+        return results[0]
+
+    def _failure(self, error: Exception) -> Exception:
+        """Convert a failed request to the log's error; return the error itself if S3 did not cause it."""
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            ConnectTimeoutError,
+            NoCredentialsError,
+            PartialCredentialsError,
+            ReadTimeoutError,
+        )
+
+        if isinstance(error, NoCredentialsError | PartialCredentialsError):
+            self._client = self._new_client()  # a client without credentials never looks for them again
+        if isinstance(error, ClientError):
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in _S3_NOT_FOUND:
+                return LogUnavailableError("log_not_found", "no such object")
+            return LogUnavailableError("log_unavailable", f"answered {code:.80}")
+        if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
+            return LogUnavailableError("log_timeout", f"{error!s:.200}")
+        if isinstance(error, BotoCoreError):
+            return LogUnavailableError("log_unavailable", f"{error!s:.200}")
+        return error
 
 
-def _left(end: float) -> float:
-    remaining = end - time.monotonic()
-    if remaining <= 0:
+def _remaining_s(end: float) -> float:
+    remaining_s = end - time.monotonic()
+    if remaining_s <= 0:
         raise LogUnavailableError("log_timeout", "the time limit of the fetch was reached")
-    return remaining
-
-
-def _failed(error: Exception) -> Exception:
-    """Convert a failed request to the log's error; return the error itself where S3 did not cause it."""
-    from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, ReadTimeoutError
-
-    if isinstance(error, ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        if code in _GONE:
-            return LogUnavailableError("log_not_found", "no such object")
-        return LogUnavailableError("log_unavailable", f"answered {code:.80}")
-    if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
-        return LogUnavailableError("log_timeout", f"{error!s:.200}")
-    if isinstance(error, BotoCoreError):
-        return LogUnavailableError("log_unavailable", f"{error!s:.200}")
-    return error
+    return remaining_s

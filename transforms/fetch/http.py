@@ -1,30 +1,48 @@
-"""HTTP for logs: each hop of a request is checked and has its limits; a credential goes to its own host alone.
+"""Fetch logs over HTTP: from an address, a folder, GitHub's list of artifacts, or an archive of artifacts.
 
-Built on httpcore, the connection layer of httpx: it allows to resolve, check and connect a host in one step. There is
-no proxy from the environment, no cookie, and no unchecked redirect.
+Each hop of a request is checked and has its limits, and a credential is sent to its own host only. There is no proxy
+from the environment, no cookie, and no unchecked redirect. The connections are httpcore's, the layer below httpx: it
+allows to resolve, check and connect a host in one step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import IO, TypeVar
 from urllib.parse import urljoin
 
 import httpcore
-import tenacity
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import redact_url
-from ciml.http.addresses import PORTS, Address, HostRule, parse_address
+from ciml.http.addresses import PORTS, Address, HostRule, below, parse_address
 from ciml.http.outgoing import FetchLimits, Pinned, Resolve, header, retry_after_s, system_resolve, tls_context
-from ciml.limits import MAX_ARTIFACTS_PAGE_BYTES, MAX_REDIRECTS
-from ciml.transforms.fetch.decompress import gunzip
+from ciml.limits import MAX_ARTIFACTS_PAGE_BYTES, MAX_ARTIFACTS_PAGES, MAX_REDIRECTS
+from ciml.transforms.fetch.artifacts import (
+    PAGE,
+    Artifact,
+    JobFacts,
+    artifact_of,
+    artifacts_on,
+    is_artifact_list,
+    is_job_archive,
+)
+from ciml.transforms.fetch.decompress import gunzip, is_archive, unzip
+from ciml.transforms.fetch.files import first_found
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError, credential_of
 
 T = TypeVar("T")
 
-_DRAINED = 1 << 14  # of an error response, so that its connection can be reused
+#: A shorter error response is read to its end, so that its connection can be reused.
+_DRAINED_BYTES = 1 << 14
+#: A larger archive is stored in an unnamed file.
+_ARCHIVE_BYTES_IN_MEMORY = 1 << 18
+_CHUNK_BYTES = 1 << 18
 
 
 class HttpLogs:
@@ -38,11 +56,9 @@ class HttpLogs:
     def __init__(self, policy: FetchPolicy, resolve: Resolve = system_resolve) -> None:
         self._policy = policy
         self._limits = FetchLimits()
-        connect_s = policy.connect_s
-        read_s = policy.read_s
-        total_s = policy.total_s
         rules = policy.redirect_rules
-        self._extensions = {"timeout": {"connect": connect_s, "read": read_s, "write": read_s, "pool": total_s}}
+        timeouts = {"read": policy.read_s, "write": policy.read_s, "connect": policy.connect_s, "pool": policy.total_s}
+        self._extensions = {"timeout": timeouts}
         self._pool = httpcore.ConnectionPool(
             ssl_context=tls_context(policy.ca_file) if any(rule.scheme == "https" for rule in rules) else None,
             max_connections=4 * policy.threads,
@@ -55,48 +71,74 @@ class HttpLogs:
         """Close the connections."""
         self._pool.close()
 
-    def one_log(self) -> AbstractContextManager[None]:
-        """Limit the requests of the block together, as those of one log: in time and in number."""
-        return self._limits.within(self._policy.total_s)
+    def fetch(self, address: Address, job: JobFacts | None = None, grow: Callable[[int], None] | None = None) -> bytes:
+        """Fetch the log that an address leads to, unpacked. All requests have the limits of one log together.
 
-    def fetch(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
-        """Fetch the log at an address, unpacked.
-
-        A hiccup (a connection reset or refused, a 5xx response) is retried once, at once.
+        A hiccup (a connection reset or refused, a 5xx response) is retried once.
 
         Args:
-          address: an http or https address.
+          address: of a log; of a folder, if it ends with a slash; GitHub's list of the artifacts of a workflow run; or
+            GitLab's archive of the artifacts of a job.
+          job: the job whose log it is, for a list of artifacts.
           grow: as in `ciml.transforms.fetch.decompress.gunzip`.
 
         Raises:
           RejectedInput: ``address_not_allowed``, ``bad_address``, ``too_many_redirects``, ``log_too_large``,
-            ``log_encoding``, ``corrupt_gzip``: faults that a retry cannot fix.
+            ``log_encoding``, ``corrupt_gzip``, ``corrupt_archive``: faults that a retry cannot fix.
           LogUnavailableError: ``log_not_found``, ``log_forbidden``, ``log_unavailable``, ``log_timeout``, ``log_cut``.
         """
+        with self._limits.within(self._policy.total_s):
+            if address.is_folder:
+                addresses = below(address, self._policy.log_paths)
+                return first_found(addresses, lambda file_address: self._fetch_file(file_address, grow))
+            if is_artifact_list(address.path):
+                artifact_address = self._artifact_address(address, job or JobFacts("", "", 1, None, None))
+                return self._fetch_archive(artifact_address, grow)
+            if is_job_archive(address.path):
+                return self._fetch_archive(address, grow)
+            return self._fetch_file(address, grow)
+
+    def _fetch_file(self, address: Address, grow: Callable[[int], None] | None) -> bytes:
         return self._get(
             address,
-            lambda response: gunzip(self._wire(response, "gzip"), self._policy.max_bytes, grow),
+            lambda response: gunzip(self._body(response, "gzip"), self._policy.max_bytes, grow),
             encoding=b"gzip",
         )
 
-    def page(self, address: Address) -> bytes:
-        """Fetch one page of JSON from an API. Arguments and errors: see `fetch`."""
-        return self._get(
-            address,
-            lambda response: b"".join(self._wire(response, "identity", MAX_ARTIFACTS_PAGE_BYTES)),
-            accept=b"application/json",
-        )
+    def _artifact_address(self, address: Address, job: JobFacts) -> Address:
+        """Return the address of the artifact with a job's log, by the list of artifacts at an address."""
+        artifacts: list[Artifact] = []
+        for number in range(1, MAX_ARTIFACTS_PAGES + 1):
+            page_address = replace(address, path=f"{address.path}?per_page={PAGE}&page={number}")
+            page = self._get(
+                page_address,
+                lambda response: b"".join(self._body(response, "identity", MAX_ARTIFACTS_PAGE_BYTES)),
+                accept=b"application/json",
+            )
+            page_artifacts, has_next = artifacts_on(page)
+            artifacts += page_artifacts
+            if not has_next:
+                break
+        artifact = artifact_of(job, artifacts, self._policy.artifact_names)
+        actions = address.path.rpartition("/runs/")[0]
+        return replace(address, path=f"{actions}/artifacts/{artifact.id}/zip")
 
-    def download(self, address: Address, file: IO[bytes]) -> None:
-        """Fetch the bytes at an address into a file, in place of its content. Arguments and errors: see `fetch`."""
+    def _fetch_archive(self, address: Address, grow: Callable[[int], None] | None) -> bytes:
+        """Fetch the log in an archive. GitHub stores an artifact of a single file without an archive."""
+        with tempfile.SpooledTemporaryFile(_ARCHIVE_BYTES_IN_MEMORY) as file:
 
-        def read(response: httpcore.Response) -> None:
-            file.seek(0)
-            file.truncate()
-            for chunk in self._wire(response, "identity"):
-                file.write(chunk)
+            def read(response: httpcore.Response) -> None:
+                file.seek(0)
+                file.truncate()
+                for chunk in self._body(response, "identity"):
+                    file.write(chunk)
 
-        self._get(address, read)
+            try:
+                self._get(address, read)
+                chunks = unzip(file, self._policy.log_paths) if is_archive(file) else _chunks(file)
+                return gunzip(chunks, self._policy.max_bytes, grow)
+            except OSError as error:
+                raise LogUnavailableError("log_unavailable", f"cannot store the archive: {error.strerror}") from None
 
     def _get(
         self,
@@ -105,37 +147,34 @@ class HttpLogs:
         accept: bytes = b"*/*",
         encoding: bytes = b"identity",
     ) -> T:
+        """Request an address and read its response; retry a hiccup once."""
         headers = [(b"Accept", accept), (b"Accept-Encoding", encoding), (b"User-Agent", b"ciml")]
-        with self.one_log():
-            for attempt in tenacity.Retrying(
-                stop=tenacity.stop_after_attempt(2),
-                retry=tenacity.retry_if_exception(
-                    lambda error: isinstance(error, LogUnavailableError) and error.hiccup
-                ),
-                wait=tenacity.wait_random(0.02, 0.2),
-                reraise=True,
-            ):
-                with attempt:
-                    return self._follow(address, read, headers)
-        raise AssertionError("tenacity returns or raises")
+        try:
+            return self._follow(address, read, headers)
+        except LogUnavailableError as failure:
+            if not failure.hiccup:
+                raise
+        time.sleep(random.uniform(0.02, 0.2))  # noqa: S311  # spreads the retries of concurrent fetches
+        return self._follow(address, read, headers)
 
     def _follow(
         self, address: Address, read: Callable[[httpcore.Response], T], headers: list[tuple[bytes, bytes]]
     ) -> T:
+        """Request an address and those that redirects lead to, until one answers."""
         secret = self._credential(address)
         rules = self._policy.rules
         for _ in range(MAX_REDIRECTS + 1):
-            _check(address, rules)
+            _check_allowed(address, rules)
             self._limits.count_request()
-            with self._ask(address, headers + secret) as response:
+            with self._request(address, headers + secret) as response:
                 if response.status == 200:
                     return read(response)
-                self._drain(response)
+                _drain(response)
             if response.status not in (301, 302, 303, 307, 308):
-                raise _failed(response)
-            target = _redirected(address, header(response, b"location").decode("latin-1"))
+                raise _failure(response)
+            target = _redirect_target(address, header(response, b"location").decode("latin-1"))
             if target.origin != address.origin:
-                # For good: another host must not choose what is asked with a credential, by a redirect back.
+                # Also after a redirect back: another host must not choose a request that has a credential.
                 secret = []
             address = target
             rules = self._policy.redirect_rules
@@ -149,59 +188,71 @@ class HttpLogs:
             raise LogUnavailableError("log_unavailable", str(error)) from None
 
     @contextmanager
-    def _ask(self, address: Address, headers: list[tuple[bytes, bytes]]) -> Iterator[httpcore.Response]:
+    def _request(self, address: Address, headers: list[tuple[bytes, bytes]]) -> Iterator[httpcore.Response]:
         url = httpcore.URL(
             scheme=address.scheme.encode(), host=address.host.encode(), port=address.port, target=address.path.encode()
         )
         headers = [(b"Host", address.host_header.encode()), *headers]
-        reading = False
+        has_begun = False
         try:
             with self._pool.stream("GET", url, headers=headers, extensions=self._extensions) as response:
-                reading = True
+                has_begun = True
                 yield response
         except httpcore.TimeoutException as error:
-            raise LogUnavailableError("log_timeout", _words(error) or "no response in time") from None
+            raise LogUnavailableError("log_timeout", _message(error) or "no response in time") from None
         except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
             # A body shorter than its Content-Length is a protocol error once the response has begun.
-            reason = "log_cut" if reading else "log_unavailable"
-            raise LogUnavailableError(reason, _words(error) or type(error).__name__, hiccup=True) from None
+            reason = "log_cut" if has_begun else "log_unavailable"
+            raise LogUnavailableError(reason, _message(error) or type(error).__name__, hiccup=True) from None
         except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
-            raise RejectedInput("bad_address", _words(error)) from None
+            raise RejectedInput("bad_address", _message(error)) from None
         except ValueError as error:  # the protocol's parser rejects the headers
-            raise LogUnavailableError("log_unavailable", _words(error)) from None
+            raise LogUnavailableError("log_unavailable", _message(error)) from None
 
-    def _wire(self, response: httpcore.Response, want: str, most: int = 0) -> Iterator[bytes]:
-        """Yield the body as it is sent, at most ``most`` bytes of it, by default `FetchPolicy.max_wire_bytes`."""
-        most = most or self._policy.max_wire_bytes
-        accepted = {"", "identity"} | ({"gzip", "x-gzip"} if want == "gzip" else set())
+    def _body(self, response: httpcore.Response, encoding: str, limit: int = 0) -> Iterator[bytes]:
+        """Yield the body as it is sent.
+
+        Args:
+          response: the response.
+          encoding: ``gzip`` or ``identity``, which is always accepted.
+          limit: in bytes; by default `FetchPolicy.max_wire_bytes`.
+        """
+        limit = limit or self._policy.max_wire_bytes
+        accepted = {"", "identity"} | ({"gzip", "x-gzip"} if encoding == "gzip" else set())
         encodings = header(response, b"content-encoding").decode("latin-1").lower().replace(" ", "")
         if set(encodings.split(",")) - accepted:
-            raise RejectedInput("log_encoding", f"content-encoding: {encodings!r:.40}, want {want}")
+            raise RejectedInput("log_encoding", f"content-encoding: {encodings!r:.40}, want {encoding}")
         announced = header(response, b"content-length")
-        if announced.isdigit() and int(announced) > most:
-            raise RejectedInput("log_too_large", f"{int(announced)} bytes announced, at most {most}")
+        if announced.isdigit() and int(announced) > limit:
+            raise RejectedInput("log_too_large", f"{int(announced)} bytes announced, at most {limit}")
         size = 0
         for chunk in response.iter_stream():
             size += len(chunk)
-            if size > most:
-                raise RejectedInput("log_too_large", f"more than {most} bytes sent")
+            if size > limit:
+                raise RejectedInput("log_too_large", f"more than {limit} bytes sent")
             yield chunk
 
-    def _drain(self, response: httpcore.Response) -> None:
-        announced = header(response, b"content-length")
-        if announced.isdigit() and int(announced) <= _DRAINED:
-            for _ in response.iter_stream():
-                pass
+
+def _drain(response: httpcore.Response) -> None:
+    announced = header(response, b"content-length")
+    if announced.isdigit() and int(announced) <= _DRAINED_BYTES:
+        for _ in response.iter_stream():
+            pass
 
 
-def _check(address: Address, rules: tuple[HostRule, ...]) -> None:
+def _chunks(file: IO[bytes]) -> Iterable[bytes]:
+    file.seek(0)
+    return iter(lambda: file.read(_CHUNK_BYTES), b"")
+
+
+def _check_allowed(address: Address, rules: tuple[HostRule, ...]) -> None:
     if address.scheme not in PORTS:
         raise RejectedInput("address_not_allowed", f"redirected to {address.scheme}")
     if not any(rule.matches(address.scheme, address.host, address.port) for rule in rules):
         raise RejectedInput("address_not_allowed", f"{address.origin} is not an allowed host")
 
 
-def _failed(response: httpcore.Response) -> LogUnavailableError:
+def _failure(response: httpcore.Response) -> LogUnavailableError:
     status = response.status
     if status in (403, 429) and (wait_s := retry_after_s(response)):
         return LogUnavailableError(
@@ -214,7 +265,7 @@ def _failed(response: httpcore.Response) -> LogUnavailableError:
     return LogUnavailableError("log_unavailable", f"answered {status}", hiccup=status >= 500)
 
 
-def _redirected(address: Address, location: str) -> Address:
+def _redirect_target(address: Address, location: str) -> Address:
     if not location:
         raise LogUnavailableError("log_unavailable", "redirect without a location")
     try:
@@ -225,5 +276,5 @@ def _redirected(address: Address, location: str) -> Address:
         raise RejectedInput("bad_address", "redirected to a malformed address") from None
 
 
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return redact_url(f"{error!s:.200}")

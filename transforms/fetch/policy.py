@@ -1,10 +1,10 @@
-"""The fetch policy: allowed addresses of logs, where logs are, credentials, limits, and the delays of retries.
+"""The fetch policy: the allowed locations of logs, credentials, limits, and the delays before retries.
 
-The error for a log that is unavailable now, at any kind of address.
+`FetchPolicy` are the options, and `Credential` is one of them. `LogUnavailableError` is the error for a log that is
+unavailable now, at any kind of address.
 
-Credentials of log hosts: tokens and passwords in files and variables, which are read for each request.
-
-A policy is pickled, compared and shown. So it holds the names of these files and variables, and never their content.
+A policy is pickled, compared and shown. So it has the names of the files and variables that hold secrets, and never
+their content.
 """
 
 from __future__ import annotations
@@ -33,11 +33,42 @@ from ciml.limits import (
 )
 from ciml.settings import Settings, checked
 
+#: Where logs are below the folder of a run. devstack writes ``dstat-csv.log``; Zuul's log roles rename and may compress
+#: it, and keep each host's files in a folder of its own. `ciml record` writes ``dstat-csv_log.txt.gz``.
+LOG_PATHS = (
+    "dstat-csv_log.txt.gz",
+    "dstat-csv_log.txt",
+    "controller/logs/dstat-csv_log.txt.gz",
+    "controller/logs/dstat-csv_log.txt",
+    "logs/dstat-csv_log.txt.gz",
+    "logs/dstat-csv_log.txt",
+    "dstat-csv.log",
+    "controller/logs/dstat-csv.log",
+    "logs/dstat-csv.log",
+    "dstat.csv",
+    "dool.csv",
+)
+#: Names of a job's artifact. Each names the job: the artifacts of all jobs of a workflow run are in one list.
+ARTIFACT_NAMES = ("ciml-{id}", "ciml-{job}", "dstat-{id}", "dstat-{job}")
+_ARTIFACT_WORDS = frozenset({"{id}", "{job}", "{attempt}"})
+_POSITIVE = msgspec.Meta(gt=0)
+_HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,99}")
+#: Headers that frame a request, or that ciml sets itself.
+_RESERVED_HEADERS = frozenset(
+    {"host", "connection", "content-length", "transfer-encoding", "accept", "accept-encoding", "te"}
+)
+_TOKEN = re.compile(rb"[\x21-\x7e]+")
+_PREFIX = re.compile(r"[\x20-\x7e]*")
+
 
 class LogUnavailableError(Exception):
-    """A log is unavailable now, and perhaps later.
+    """A log is unavailable now, but perhaps not later.
 
-    ``hiccup``: worth one immediate retry. ``retry_after_s``: how long its host asked to wait, 0 where it did not.
+    Attributes:
+      reason: of `ciml.transforms.fetch.fetch.DEFERRED`.
+      detail: for people.
+      hiccup: whether one immediate retry makes sense.
+      retry_after_s: how long the host asked to wait; 0 if it did not ask.
     """
 
     def __init__(self, reason: str, detail: str, hiccup: bool = False, retry_after_s: float = 0.0) -> None:
@@ -46,13 +77,6 @@ class LogUnavailableError(Exception):
         self.detail = detail
         self.hiccup = hiccup
         self.retry_after_s = retry_after_s
-
-
-_HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,99}")
-#: Headers that frame a request, or that ciml sets itself.
-_TAKEN = frozenset({"host", "connection", "content-length", "transfer-encoding", "accept", "accept-encoding", "te"})
-_TOKEN = re.compile(rb"[\x21-\x7e]+")
-_PREFIX = re.compile(r"[\x20-\x7e]*")
 
 
 class Credential(Settings, frozen=True):
@@ -66,7 +90,7 @@ class Credential(Settings, frozen=True):
       user, password_file: for basic authentication: the user, and the file that holds the password.
 
     Raises:
-      ValueError: not exactly one secret is named, or a name is malformed.
+      ValueError: a name is malformed, or the number of named secrets is not one.
     """
 
     title = "credential"
@@ -89,7 +113,7 @@ class Credential(Settings, frozen=True):
             raise ValueError("user and password_file belong together")
         if ":" in self.user or not self.user.isprintable():
             raise ValueError("user: must be printable, without a colon")
-        if not _HEADER.fullmatch(self.header) or self.header.lower() in _TAKEN:
+        if not _HEADER.fullmatch(self.header) or self.header.lower() in _RESERVED_HEADERS:
             raise ValueError(f"header: {self.header!r:.120} is not a header for credentials")
         if self.user and (self.header != "Authorization" or self.prefix is not None):
             raise ValueError("user: basic authentication has neither header nor prefix")
@@ -102,15 +126,15 @@ class Credential(Settings, frozen=True):
         return host_rule(self.host)
 
     def read(self) -> tuple[bytes, bytes]:
-        """Return the header (name, value), with the secret as it is now: a rotated one is read again.
+        """Read the secret, and return the header (name, value). It is read each time, because secrets are rotated.
 
         Raises:
-          CimlError: it cannot be read, or is no token. The message never holds it.
+          CimlError: it cannot be read, or is not a token. The message never holds it.
         """
-        where = self.token_file or self.password_file
-        secret = self._of_file(where) if where else os.environ.get(self.token_env, "").encode(errors="surrogateescape")
+        path = self.token_file or self.password_file
+        secret = self._read_file(path) if path else os.environ.get(self.token_env, "").encode(errors="surrogateescape")
         secret = secret.rstrip(b"\r\n")
-        where = where or self.token_env
+        where = path or self.token_env
         if not secret:
             if self.token_env and self.token_env not in os.environ:
                 raise CimlError(f"the credential of {self.host}: the variable {self.token_env} is not set")
@@ -118,13 +142,13 @@ class Credential(Settings, frozen=True):
         if self.user:
             return b"Authorization", b"Basic " + base64.b64encode(self.user.encode() + b":" + secret)
         if not _TOKEN.fullmatch(secret):
-            raise CimlError(
-                f"the credential of {self.host}: {where or self.token_env} holds no token of printable ASCII"
-            )
-        prefix = self.prefix if self.prefix is not None else "Bearer " if self.header == "Authorization" else ""
+            raise CimlError(f"the credential of {self.host}: {where} holds no token of printable ASCII")
+        prefix = self.prefix
+        if prefix is None:
+            prefix = "Bearer " if self.header == "Authorization" else ""
         return self.header.encode(), prefix.encode() + secret
 
-    def _of_file(self, path: str) -> bytes:
+    def _read_file(self, path: str) -> bytes:
         try:
             with open(path, "rb") as file:
                 secret = file.read(MAX_SECRET_BYTES + 1)
@@ -138,33 +162,12 @@ class Credential(Settings, frozen=True):
 
 
 def credential_of(credentials: Iterable[Credential], address: Address) -> Credential | None:
-    """Return the credential of an address's host, None where there is none or the connection is not encrypted."""
+    """Return the credential of an address's host; None if there is none, or the connection is not encrypted."""
     for credential in credentials:
         rule = credential.rule
         if (address.scheme, address.host, address.port) == ("https", rule.host, rule.port):
             return credential
     return None
-
-
-#: Where logs are below the folder of a run. devstack writes ``dstat-csv.log``; Zuul's log roles rename and may compress
-#: it, and keep each host's files in a folder of its own. `ciml record` writes ``dstat-csv_log.txt.gz``.
-LOG_PATHS = (
-    "dstat-csv_log.txt.gz",
-    "dstat-csv_log.txt",
-    "controller/logs/dstat-csv_log.txt.gz",
-    "controller/logs/dstat-csv_log.txt",
-    "logs/dstat-csv_log.txt.gz",
-    "logs/dstat-csv_log.txt",
-    "dstat-csv.log",
-    "controller/logs/dstat-csv.log",
-    "logs/dstat-csv.log",
-    "dstat.csv",
-    "dool.csv",
-)
-#: Names of a job's artifact. Each names the job: the artifacts of all jobs of a workflow run are in one list.
-ARTIFACT_NAMES = ("ciml-{id}", "ciml-{job}", "dstat-{id}", "dstat-{job}")
-_ARTIFACT_WORDS = frozenset({"{id}", "{job}", "{attempt}"})
-_POSITIVE = msgspec.Meta(gt=0)
 
 
 class FetchPolicy(Settings, frozen=True):
@@ -232,18 +235,17 @@ class FetchPolicy(Settings, frozen=True):
         for name in self.artifact_names:
             if {*re.findall(r"[{}][^{}]*[{}]?", name)} - _ARTIFACT_WORDS:
                 raise ValueError(f"artifact_names: {name!r:.120} may hold {{id}}, {{job}} and {{attempt}}")
-        hosts = Counter(credential.rule for credential in self.credentials)
+        credentials_by_host = Counter(credential.rule for credential in self.credentials)
         for credential in self.credentials:
-            if hosts[credential.rule] > 1:
+            if credentials_by_host[credential.rule] > 1:
                 raise ValueError(f"credentials: two are of the host {credential.host}")
         checked("", lambda: (self.redirect_rules, self.roots, self.prefixes))
 
     @cached_property
     def rules(self) -> tuple[HostRule, ...]:
         """The allowed hosts, parsed."""
-        return tuple(host_rule(text) for text in self.hosts) + tuple(
-            host_rule(text, True) for text in self.private_hosts
-        )
+        private = tuple(host_rule(text, True) for text in self.private_hosts)
+        return tuple(host_rule(text) for text in self.hosts) + private
 
     @cached_property
     def redirect_rules(self) -> tuple[HostRule, ...]:
@@ -279,9 +281,9 @@ class FetchPolicy(Settings, frozen=True):
         return super().load(path, **options) if path is not None else cls.from_json(options)
 
     def problems(self) -> dict[str, str]:
-        """Return why credentials and certificates cannot be used at present, by their host or key.
+        """Return the faults of credentials and certificates as they are now, by host or key.
 
-        They are read again each time. A running ingest defers the logs that need them.
+        A running ingest defers the logs that need them.
         """
         problems = {}
         for credential in self.credentials:
@@ -297,16 +299,16 @@ class FetchPolicy(Settings, frozen=True):
         return problems
 
     def check(self) -> Self:
-        """Return the policy. Raise `CimlError` if a credential or the certificates cannot be used at present."""
+        """Return the policy. Raise `CimlError` if a credential or the certificates are unusable now."""
         problems = self.problems()
         if problems:
             raise CimlError("; ".join(problems.values()))
         return self
 
     def allowing(self, *, hosts: tuple[str, ...] = (), roots: tuple[str, ...] = ()) -> FetchPolicy:
-        """Allow further locations; those of ``roots`` that start with ``s3://`` are prefixes."""
+        """Return a policy that also allows these locations; ``roots`` are folders and ``s3://`` prefixes."""
+        folders = tuple(root for root in roots if not root.startswith("s3://"))
+        prefixes = tuple(root for root in roots if root.startswith("s3://"))
         return self.replace(
-            hosts=self.hosts + hosts,
-            file_roots=self.file_roots + tuple(root for root in roots if not root.startswith("s3://")),
-            s3_prefixes=self.s3_prefixes + tuple(root for root in roots if root.startswith("s3://")),
+            hosts=self.hosts + hosts, file_roots=self.file_roots + folders, s3_prefixes=self.s3_prefixes + prefixes
         )

@@ -22,9 +22,9 @@ from ciml.events.records import Batch
 from ciml.metrics import Metric, metric
 from ciml.storage import Store as ObjectStore
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.guard import guarded_messages, guarded_runs
+from ciml.transforms.guard import guarded_messages, guarded_runs, keep_error
 from ciml.transforms.ingest.decode import ALL_JOBS, ReadEvent, decode
-from ciml.transforms.ingest.run_stages import keep_error, take_logs
+from ciml.transforms.ingest.run_stages import take_logs
 from ciml.trust import TrustPolicy, evaluate_batch
 
 #: Namespace of all Beam counters of ciml. In Flink they are ``ciml.<name>_count`` and ``ciml.<name>_ms``.

@@ -1,6 +1,7 @@
-"""Settle: run all stages on pending runs in one call, without deferring any.
+"""Take pending runs through the stages of an ingest in order: trust, fetch, parse, store.
 
-The error channel: errors for people, kept beside a runner that would turn them into its own.
+`take_logs` is for an ingest, which defers a run whose log is unavailable. `settle` and `read_logs` are for listings and
+replays: a log exists or not, so they retry transient failures and defer nothing.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
-from ciml.errors import CimlError, EngineError
-from ciml.events.records import Batch, Origin, Outcome, PendingRun
+from ciml.errors import EngineError
+from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.limits import SMALL_PART_BYTES
 from ciml.runs.writer import store
 from ciml.storage import Store
@@ -21,47 +22,12 @@ from ciml.transforms.guard import guarded_runs
 from ciml.transforms.parse.logs import parse
 from ciml.trust import TrustPolicy, evaluate_batch
 
-_MOST_KEPT = 100
-_kept: list[CimlError] = []
-_times_cleared = 0
-_PAUSES_S = (0.5, 2.0)
-_ENOUGH = 10  # so many unreadable logs without a readable one are an outage
-
-
-@contextmanager
-def keep_error() -> Iterator[None]:
-    """Keep an error for people, which on its way through a runner would become one about Beam: see `kept_error`.
-
-    One of a call that began before all were forgotten is of an earlier job, and is not kept.
-    """
-    cleared = _times_cleared
-    try:
-        yield
-    except CimlError as error:
-        if cleared == _times_cleared and len(_kept) < _MOST_KEPT:
-            _kept.append(error)
-        raise
-
-
-def kept_error(*, clear: bool = False) -> CimlError | None:
-    """Return the error for people that a stage raised in this process, or None.
-
-    It is the first error that no further try can fix, if there is one.
-
-    Args:
-      clear: whether to forget all of them.
-    """
-    global _times_cleared
-    kept = next((error for error in _kept if not isinstance(error, EngineError)), _kept[0] if _kept else None)
-    if clear:
-        _times_cleared += 1
-        _kept.clear()
-    return kept
-
-
-#: Transient reasons, which do not depend on the log itself.
-PASSING = frozenset({"log_unavailable", "log_timeout", "log_cut"})
-_one_at_a_time = threading.Lock()  # of memory-intensive parts, over all threads of a process
+#: Reasons that do not depend on the log itself.
+TRANSIENT = frozenset({"log_unavailable", "log_timeout", "log_cut"})
+_PAUSES_S = (0.5, 2.0)  # before the retries of transient failures
+_OUTAGE_LOGS = 10  # so many unreadable logs, without a readable one, are an outage
+#: Large parts are parsed one at a time in a process, because of their memory.
+_large_part_lock = threading.Lock()
 
 
 def settle(
@@ -74,16 +40,14 @@ def settle(
     sleep: Callable[[float], object] = time.sleep,
     now_us: int | None = None,
 ) -> list[Batch]:
-    """Judge, fetch, parse and store the pending runs of batches together.
-
-    None is deferred: a log exists or not. Transient failures are retried at once.
+    """Judge, fetch, parse and store the pending runs of batches together. Transient failures are retried.
 
     Args:
       batches: without messages.
       trust: policy that judges the runs.
       policy: the allowed addresses of logs. Its ``delays_s`` are ignored.
       raw: the raw store.
-      outages: whether to raise where no log can be read for transient reasons.
+      outages: whether to raise if no log can be read for transient reasons.
       sleep: waits before the next try of unreadable logs.
       now_us: the present time, epoch microseconds.
 
@@ -91,15 +55,19 @@ def settle(
       The same batches, settled; none of their outcomes is ``deferred``.
 
     Raises:
-      EngineError: the raw store does not answer, or ten or more logs are unreadable and no other is readable.
+      EngineError: the raw store does not answer, or no log is readable and ten or more failed for transient reasons.
     """
     judged = [guarded_runs("trust", lambda part: evaluate_batch(part, trust), batch) for batch in batches]
     waiting = [pending for batch in judged for pending in batch.pending_runs]
-    outcomes: list[Outcome] = []
-    for part in _fetched(waiting, policy, outages=outages, sleep=sleep, now_us=now_us):
-        outcomes += _stored(part, raw)
-        del part
-    return _shared_out(judged, outcomes)
+    outcomes = {}
+    for part in _fetch_with_retries(waiting, policy, outages=outages, sleep=sleep, now_us=now_us):
+        outcomes.update({(outcome.origin, outcome.run_id): outcome for outcome in _parse_and_store(part, raw)})
+        del part  # with its telemetry, before the next part is fetched
+    settled_batches = []
+    for batch in judged:
+        settled = [outcomes[pending.origin, pending.mention.run_id] for pending in batch.pending_runs]
+        settled_batches.append(Batch(batch.covers, settled=batch.settled + settled))
+    return settled_batches
 
 
 def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, seconds: list[float] | None = None) -> Batch:
@@ -120,16 +88,9 @@ def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, second
     """
     settled = list(batch.settled)
     for part in fetch_in_parts(batch, policy, now_us, seconds):
-        settled += _stored(part, raw)
+        settled += _parse_and_store(part, raw)
         del part
     return Batch(batch.covers, batch.messages, settled=settled)
-
-
-def _stored(part: Batch, raw: Store) -> list[Outcome]:
-    size = sum(len(pending.log or b"") for pending in part.pending_runs)
-    with _one_at_a_time if size > SMALL_PART_BYTES else nullcontext():
-        parsed = guarded_runs("parse", parse, part)
-        return guarded_runs("store", lambda some: store(some, raw), parsed).settled
 
 
 def read_logs(
@@ -140,12 +101,12 @@ def read_logs(
     Yields:
       Batches in which a pending run has its ``telemetry`` or is settled; each is in one of them, as a copy.
     """
-    for part in _fetched(pending_runs, policy, sleep=sleep):
+    for part in _fetch_with_retries(pending_runs, policy, sleep=sleep):
         yield guarded_runs("parse", parse, part)
         del part
 
 
-def _fetched(
+def _fetch_with_retries(
     pending_runs: Sequence[PendingRun],
     policy: FetchPolicy,
     *,
@@ -157,43 +118,42 @@ def _fetched(
 
     Arguments and errors: see `settle`.
     """
-    moment = int(time.time() * 1e6) if now_us is None else now_us
+    moment_us = int(time.time() * 1e6) if now_us is None else now_us
     policy = policy.replace(delays_s=())
+    by_key = {(pending.origin, pending.mention.run_id): pending for pending in pending_runs}
     waiting = list(pending_runs)
-    by_key = {(pending.origin, pending.mention.run_id): pending for pending in waiting}
-    lost: list[Outcome] = []
-    pauses = list(_PAUSES_S)
-    answered = False
+    pauses_s = list(_PAUSES_S)
+    unreadable: list[Outcome] = []
+    any_answer = False
     while waiting:
-        later: list[Outcome] = []
-        passing = False
-        for part in fetch_in_parts(Batch(None, pending_runs=waiting), policy, moment):
+        retried: list[PendingRun] = []
+        any_transient = False
+        for part in fetch_in_parts(Batch(None, pending_runs=waiting), policy, moment_us):
             settled: list[Outcome] = []
-            for pending in part.settled:
-                once_more = pending.reason == "batch_full" or (pauses and pending.reason in PASSING)
-                (later if once_more else settled).append(pending)
-            answered = (
-                answered or bool(part.pending_runs) or any(pending.reason not in PASSING for pending in part.settled)
-            )
-            passing = passing or any(pending.reason in PASSING for pending in part.settled)
-            lost += [pending for pending in settled if pending.reason in PASSING]
+            for outcome in part.settled:
+                is_transient = outcome.reason in TRANSIENT
+                any_transient |= is_transient
+                any_answer |= not is_transient
+                if outcome.reason == "batch_full" or (is_transient and pauses_s):
+                    retried.append(by_key[outcome.origin, outcome.run_id])
+                    continue
+                settled.append(outcome)
+                if is_transient:
+                    unreadable.append(outcome)
+            any_answer |= bool(part.pending_runs)
             part.settled = settled
             yield part
             del part
-        if passing and pauses:
-            sleep(pauses.pop(0))
-        waiting = [by_key[pending.origin, pending.run_id] for pending in later]
-    if outages and not answered and len(lost) >= _ENOUGH:
-        raise EngineError(f"none of {len(lost)} logs can be read: {lost[0].reason}, {lost[0].detail:.200}")
+        if any_transient and pauses_s:
+            sleep(pauses_s.pop(0))
+        waiting = retried
+    if outages and not any_answer and len(unreadable) >= _OUTAGE_LOGS:
+        first = unreadable[0]
+        raise EngineError(f"none of {len(unreadable)} logs can be read: {first.reason}, {first.detail:.200}")
 
 
-def _shared_out(batches: Sequence[Batch], done: Sequence[Outcome]) -> list[Batch]:
-    """Return the outcomes, each in the batch of its pending run."""
-    by_key: dict[tuple[Origin, str], Outcome] = {(outcome.origin, outcome.run_id): outcome for outcome in done}
-    return [
-        Batch(
-            batch.covers,
-            settled=batch.settled + [by_key[outcome.origin, outcome.mention.run_id] for outcome in batch.pending_runs],
-        )
-        for batch in batches
-    ]
+def _parse_and_store(part: Batch, raw: Store) -> list[Outcome]:
+    size = sum(len(pending.log or b"") for pending in part.pending_runs)
+    with _large_part_lock if size > SMALL_PART_BYTES else nullcontext():
+        parsed = guarded_runs("parse", parse, part)
+        return guarded_runs("store", lambda parsed_part: store(parsed_part, raw), parsed).settled

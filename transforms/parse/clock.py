@@ -1,9 +1,12 @@
-"""From a recorder's clock to UTC: its zone, and the meaning of clock changes within the log.
+"""Convert times by a recorder's clock to UTC: find its zone, and resolve clock changes within the log.
 
 A header names its zone by an offset, by an abbreviation, or not at all. An abbreviation may mean several zones (IST is
 India, Israel and Ireland; CST is Chicago, Shanghai and Havana), and whether CET has a summer time depends on the place.
-So every place whose clock shows that name at the header's date is tried. If all give the same times, those are right.
-Else the event's start and end decide, then the fewest jumps. If that is not enough, the log is rejected.
+So `to_utc` tries every place whose clock shows that name at the header's date. If all give the same times, those are
+right. Otherwise the event's start and end decide, then the fewest jumps. If that is not enough, the log is rejected.
+
+A *clock* is a fixed offset or a zone. A *reading* is the times of a log by one clock. A zone may have two readings: an
+hour that it has twice, when a clock is set back, may be the first or the second.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from itertools import pairwise
+from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
@@ -44,20 +48,45 @@ _OFFSET = re.compile(r"([+-])(\d\d)(?::?(\d\d))?", re.ASCII)
 #: Offsets in use, in minutes, for a clock without any information.
 _OFFSETS = [*range(-720, 841, 60), -570, -210, -150, 210, 270, 330, 345, 390, 525, 570, 630, 765]
 #: Tolerance beyond the run's start and end: clocks differ, and recorders start early and stop late.
-SLACK = 600 * SECOND
-_GAP = 600 * SECOND  # after a longer gap within a repeated hour it is unknown which of the two it is
+_SLACK = 600 * SECOND
+#: Samples after a longer gap may be in either hour of a repeated one.
+_GAP = 600 * SECOND
 _MAX_SPAN = 400 * DAY
 _STEP_S = 7 * 86_400  # no zone changes its clock and back within a week
 _EPOCH = dt.datetime(1970, 1, 1)
 
-#: The rules of a clock: its fixed offset from UTC in µs, or the IANA name of its zone.
-_Rules = int | str
-#: The times of a log by one clock: its offset from UTC in µs, or each time, µs UTC.
-_Reading = int | Int64
+
+class _Clock(NamedTuple):
+    """A clock that the recorder may have had.
+
+    Attributes:
+      name: its name for messages.
+      rules: the fixed offset from UTC in µs, or the IANA name of a zone.
+      instant: when it shows the header's date (or the first sample's time), µs UTC; None where only the user names it.
+    """
+
+    name: str
+    rules: int | str
+    instant: int | None
+
+
+class _Reading(NamedTuple):
+    """The times of a log by one clock: its offset from UTC in µs if that never changes, or else each time, µs UTC."""
+
+    clock: str
+    times: int | Int64
+
+    def to_utc(self, local: Int64) -> Int64:
+        return local - self.times if isinstance(self.times, int) else self.times
+
+    def key(self) -> int | bytes:
+        """Return a key that is equal for equal times."""
+        times = self.times
+        return times if isinstance(times, int) else hashlib.blake2b(times.tobytes(), digest_size=16).digest()
 
 
 def fixed_offset(zone: str) -> int | None:
-    """Return the offset from UTC in µs of a name with one offset everywhere and always; None for others."""
+    """Return the offset from UTC in µs that a name has in every place at any time; None for other names."""
     if zone in _FIXED:
         return _FIXED[zone]
     match = _OFFSET.fullmatch(zone)
@@ -76,49 +105,6 @@ def check_zone(name: str) -> None:
         season.replace(tzinfo=ZoneInfo(place)).tzname() == name for place in _PLACES for season in seasons
     ):
         zone_of(name)
-
-
-def _clocks(anchor: int, zone: str, hint: str | None) -> Iterator[tuple[str, _Rules, int | None]]:
-    """Yield the name and the rules of each candidate clock, and the instant at which it shows ``anchor``, µs UTC.
-
-    The instant is None where only the user names the zone.
-    """
-    for name in (zone, hint or ""):
-        offset = fixed_offset(name)
-        if offset is not None:
-            yield name, offset, anchor - offset
-        places: list[tuple[str, int | None]] = [
-            (place, instant) for place in _PLACES for instant in _instants(place, anchor, name)
-        ]
-        if hint in {place for place, _ in places}:
-            places = [(place, instant) for place, instant in places if place == hint]
-        if "/" in name and _zone(name) is not None:
-            places = [(name, None)]
-        yield from ((place, place, instant) for place, instant in places)
-        if offset is not None or places:
-            return
-    for minutes in _OFFSETS:
-        offset = minutes * 60 * SECOND
-        name = f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
-        yield name, offset, anchor - offset
-
-
-def _instants(place: str, local: int, name: str) -> list[int]:
-    """Return the instants (0 to 2), µs UTC, at which a place's clock showed a time and its zone was called ``name``."""
-    zone = _zone(place)
-    shown = _EPOCH + dt.timedelta(microseconds=local)
-    moments = [shown.replace(tzinfo=zone, fold=fold) for fold in (0, 1)]
-    utc = [moment.astimezone(dt.UTC) for moment in moments if zone is not None and moment.tzname() == name]
-    exact = (moment for moment in utc if moment.astimezone(zone).replace(tzinfo=None) == shown)
-    return [(moment.replace(tzinfo=None) - _EPOCH) // dt.timedelta(microseconds=1) for moment in dict.fromkeys(exact)]
-
-
-@lru_cache(maxsize=256)
-def _zone(place: str) -> ZoneInfo | None:
-    try:
-        return ZoneInfo(place)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return None  # an unknown zone, or a machine without the tz database
 
 
 def to_utc(
@@ -147,89 +133,152 @@ def to_utc(
         return local - offset
     if last - first > _MAX_SPAN:
         raise RejectedInput("ambiguous_time", "the samples span more than a year")
-    readings: dict[int | bytes, tuple[str, _Reading]] = {}
-    for name, rules, instant in _clocks(first if date_us is None else date_us, zone, hint):
-        for reading in _readings(local, rules, instant if date_us is not None else None):
-            key = reading if isinstance(reading, int) else hashlib.blake2b(reading.tobytes(), digest_size=16).digest()
-            readings.setdefault(key, (name, reading))
-    tried = list(readings.values())
-    if len(tried) == 1 and (zone or hint):
-        return _times(local, tried[0][1])
-    bounded = [(name, reading) for name, reading in tried if _within(first, last, reading, start_us, end_us)]
-    if len(bounded) > 1 and any(not isinstance(reading, int) for _, reading in bounded):
-        jumps = [_jumps(local if isinstance(reading, int) else reading) for _, reading in bounded]
-        bounded = [candidate for candidate, count in zip(bounded, jumps, strict=True) if count == min(jumps)]
-    if len(bounded) == 1:
-        return _times(local, bounded[0][1])
-    names = ", ".join(dict.fromkeys(name for name, _ in (bounded or tried)))
+    readings: dict[int | bytes, _Reading] = {}
+    for clock in _clocks(first if date_us is None else date_us, zone, hint):
+        for times in _times_by(clock.rules, local, clock.instant if date_us is not None else None):
+            reading = _Reading(clock.name, times)
+            readings.setdefault(reading.key(), reading)
+    possible = list(readings.values())
+    if len(possible) == 1 and (zone or hint):
+        return possible[0].to_utc(local)
+    fitting = [reading for reading in possible if _fits(reading, first, last, start_us, end_us)]
+    if len(fitting) > 1 and any(not isinstance(reading.times, int) for reading in fitting):
+        jumps = [_count_jumps(reading.to_utc(local)) for reading in fitting]
+        fitting = [reading for reading, count in zip(fitting, jumps, strict=True) if count == min(jumps)]
+    if len(fitting) != 1:
+        raise _ambiguous(zone, possible, fitting)
+    return fitting[0].to_utc(local)
+
+
+def _ambiguous(zone: str, possible: list[_Reading], fitting: list[_Reading]) -> RejectedInput:
     stated = f"zone {zone!r}" if zone else "no zone"
-    if not bounded:
-        raise RejectedInput("ambiguous_time", f"{stated}: no zone fits the event's start and end ({names[:200]})")
-    places = list(dict.fromkeys(name for name, _ in bounded))
-    if len(places) == 1:
-        detail = f"{stated}: an hour that {places[0]} has twice may be the first or the second"
+    clocks = list(dict.fromkeys(reading.clock for reading in (fitting or possible)))
+    names = ", ".join(clocks)[:200]
+    if not fitting:
+        detail = f"no zone fits the event's start and end ({names})"
+    elif len(clocks) == 1:
+        detail = f"an hour that {clocks[0]} has twice may be the first or the second"
     else:
-        detail = f"{stated}: several zones fit the event's start and end ({names[:200]}); name one, such as {places[0]}"
-    raise RejectedInput("ambiguous_time", detail)
+        detail = f"several zones fit the event's start and end ({names}); name one, such as {clocks[0]}"
+    return RejectedInput("ambiguous_time", f"{stated}: {detail}")
 
 
-def _times(local: Int64, reading: _Reading) -> Int64:
-    return local - reading if isinstance(reading, int) else reading
+def _clocks(shown: int, zone: str, hint: str | None) -> Iterator[_Clock]:
+    """Yield each clock of the header's zone, else of the hint, else with any offset; it shows the time ``shown``."""
+    for name in (zone, hint or ""):
+        offset = fixed_offset(name)
+        if offset is not None:
+            yield _Clock(name, offset, shown - offset)
+        places: list[tuple[str, int | None]] = [
+            (place, instant) for place in _PLACES for instant in _instants(place, shown, name)
+        ]
+        if hint in {place for place, _ in places}:
+            places = [(place, instant) for place, instant in places if place == hint]
+        if "/" in name and _zone(name) is not None:
+            places = [(name, None)]
+        yield from (_Clock(place, place, instant) for place, instant in places)
+        if offset is not None or places:
+            return
+    for minutes in _OFFSETS:
+        offset = minutes * 60 * SECOND
+        sign = "-" if minutes < 0 else "+"
+        name = f"{sign}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
+        yield _Clock(name, offset, shown - offset)
 
 
-def _within(first: int, last: int, reading: _Reading, start_us: int | None, end_us: int | None) -> bool:
-    if isinstance(reading, int):
-        first = first - reading
-        last = last - reading
+def _instants(place: str, local: int, name: str) -> list[int]:
+    """Return the instants (0 to 2), µs UTC, at which a place's clock showed a time and its zone was called ``name``."""
+    zone = _zone(place)
+    if zone is None:
+        return []
+    shown = _EPOCH + dt.timedelta(microseconds=local)
+    instants: dict[int, None] = {}
+    for fold in (0, 1):
+        moment = shown.replace(tzinfo=zone, fold=fold)
+        if moment.tzname() != name:
+            continue
+        utc = moment.astimezone(dt.UTC)
+        if utc.astimezone(zone).replace(tzinfo=None) == shown:  # not a time that the clock skips
+            instants[(utc.replace(tzinfo=None) - _EPOCH) // dt.timedelta(microseconds=1)] = None
+    return list(instants)
+
+
+@lru_cache(maxsize=256)
+def _zone(place: str) -> ZoneInfo | None:
+    try:
+        return ZoneInfo(place)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return None  # an unknown zone, or a machine without the tz database
+
+
+def _fits(reading: _Reading, first: int, last: int, start_us: int | None, end_us: int | None) -> bool:
+    """Return whether a reading agrees with the event; ``first`` and ``last`` are the extreme local times."""
+    if isinstance(reading.times, int):
+        first -= reading.times
+        last -= reading.times
     else:
-        first = int(reading.min())
-        last = int(reading.max())
+        first = int(reading.times.min())
+        last = int(reading.times.max())
     if start_us is not None and end_us is not None:
-        return start_us - SLACK <= first and last <= end_us + SLACK
+        return start_us - _SLACK <= first and last <= end_us + _SLACK
     # With only one of them the log must begin or end there, or every zone to one side of it would fit.
     if start_us is not None:
-        return abs(first - start_us) <= SLACK
-    return end_us is None or abs(last - end_us) <= SLACK
+        return abs(first - start_us) <= _SLACK
+    return end_us is None or abs(last - end_us) <= _SLACK
 
 
-def _jumps(utc: Int64) -> int:
+def _count_jumps(utc: Int64) -> int:
     steps = np.diff(utc)
     return int(np.count_nonzero((steps < -60 * SECOND) | (steps > _GAP)))
 
 
-def _readings(local: Int64, rules: _Rules, date_utc: int | None) -> Iterator[_Reading]:
-    """Yield the series in UTC by one clock: once, or twice where a repeated hour is ambiguous."""
+def _times_by(rules: int | str, local: Int64, date_utc: int | None) -> Iterator[int | Int64]:
+    """Yield the times by a clock, as in `_Reading`: once, or twice where a repeated hour is ambiguous.
+
+    Args:
+      rules: of the clock.
+      local: int64 [rows], µs by the clock.
+      date_utc: the time of the header's date, just before the first row, µs UTC; None if unknown.
+    """
     if isinstance(rules, int):
         yield rules
         return
-    changes, offsets = _history(rules, int(local.min()) - 2 * DAY, int(local.max()) + 2 * DAY)
-    candidates = np.unique(offsets)[::-1]  # a greater offset is the earlier instant
-    instants = local[:, None] - candidates
-    shown = offsets[np.searchsorted(changes, instants, side="right")] == candidates
-    skipped = ~shown.any(axis=1)  # a time that the clock never showed is read by the greatest offset
-    rows = np.arange(len(local))
-    early = instants[rows, shown.argmax(axis=1)]
-    late = instants[rows, np.where(skipped, 0, len(candidates) - 1 - shown[:, ::-1].argmax(axis=1))]
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], early != late, [False]]).astype(np.int8)))
+    early, late = _early_and_late(rules, local)
     choices: list[Int64] = [early.copy()]
-    for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        steps = np.diff(local[begin:end])
-        second = np.concatenate([[False], np.cumsum(steps < -HOUR // 4) > 0])
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], early != late, [False]]).astype(np.int8)))
+    for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):  # each repeated hour
+        # A step back within it begins the second hour. Otherwise the time before it may be close to one of the two.
+        is_second = np.concatenate([[False], np.cumsum(np.diff(local[begin:end]) < -HOUR // 4) > 0])
         before = int(choices[0][begin - 1]) if begin else date_utc
         gaps = [abs(int(utc[begin]) - before) for utc in (early, late)] if before is not None else []
-        sure = bool(gaps) and min(gaps) <= _GAP
-        if sure and gaps[1] < gaps[0]:
-            second[:] = True
-        by_fold = np.where(second, late[begin:end], early[begin:end])
+        is_sure = bool(gaps) and min(gaps) <= _GAP
+        if is_sure and gaps[1] < gaps[0]:
+            is_second[:] = True
         for choice in choices:
-            choice[begin:end] = by_fold
-        if not sure and not second.any() and len(choices) == 1:
-            later = choices[0].copy()
-            later[begin:end] = late[begin:end]
-            choices.append(later)
+            choice[begin:end] = np.where(is_second, late[begin:end], early[begin:end])
+        if not is_sure and not is_second.any() and len(choices) == 1:
+            second_choice = choices[0].copy()
+            second_choice[begin:end] = late[begin:end]
+            choices.append(second_choice)
     for choice in choices:
-        ahead = local - choice
-        yield int(ahead[0]) if (ahead == ahead[0]).all() else choice
+        offsets = local - choice
+        yield int(offsets[0]) if (offsets == offsets[0]).all() else choice
+
+
+def _early_and_late(place: str, local: Int64) -> tuple[Int64, Int64]:
+    """Return the first and the last instant at which a place's clock showed each time, int64 [rows], µs UTC.
+
+    They differ in a repeated hour only. A time that the clock skipped is read by the greatest offset.
+    """
+    changes, offsets = _history(place, int(local.min()) - 2 * DAY, int(local.max()) + 2 * DAY)
+    candidates = np.unique(offsets)[::-1]  # a greater offset is the earlier instant
+    instants = local[:, None] - candidates
+    is_shown = offsets[np.searchsorted(changes, instants, side="right")] == candidates
+    is_skipped = ~is_shown.any(axis=1)
+    rows = np.arange(len(local))
+    early = instants[rows, is_shown.argmax(axis=1)]
+    late = instants[rows, np.where(is_skipped, 0, len(candidates) - 1 - is_shown[:, ::-1].argmax(axis=1))]
+    return early, late
 
 
 def _history(place: str, begin: int, end: int) -> tuple[Int64, Int64]:

@@ -1,8 +1,8 @@
-"""Sample rows to columns of floats: many bodies with the same columns in one call of Arrow's CSV reader.
+"""Convert sample rows to columns of floats: many bodies with the same columns in one call of Arrow's CSV reader.
 
-There are two paths with equal results. The fast one reads numbers at once. Bodies that it cannot read (text in a
-numeric cell, quotes, too many or too few cells, …) are first made regular row by row. Then their cells are read as
-bytes, and parsed by a strict numeric grammar, by columns.
+A *body* is the rows of one segment as text. There are two paths with equal results. The fast one reads cells as
+numbers. A body that it cannot read (text in a numeric cell, quotes, too many or too few cells, …) is first repaired row
+by row. Then its cells are read as bytes, and parsed by a strict numeric grammar.
 """
 
 from __future__ import annotations
@@ -23,19 +23,29 @@ import pyarrow.csv as pacsv
 from ciml.dstat import NUMBER, Columns
 from ciml.limits import MAX_LOG_ROW_BYTES
 
+#: Number of rows of a body that are examined for cells of text.
 _SAMPLED_ROWS = 32
+#: Bytes of times and numbers. Other bytes in a body are commas, or make it irregular.
+_NUMERIC_BYTES = b"0123456789. :-\n" + bytes(sorted(set(b"JanFebMarAprMayJunJulAugSepOctNovDec")))
+# pa.scalar() and pa.array() of a Python value would import pandas.
+_NO_TEXT = pa.nulls(1, pa.string())[0]
+_NO_NUMBER = pa.nulls(1, pa.float64())[0]
 
 
 class Body(NamedTuple):
     """Rows of samples that all have the right number of cells, without quotes and blank lines.
 
-    ``rows`` is their number, and ``dropped`` that of the other rows; ``first_kept`` says whether the first is there.
+    Attributes:
+      text: the rows.
+      rows: their number.
+      dropped: number of rows that were dropped.
+      has_first: whether the first row was not dropped.
     """
 
     text: bytes
     rows: int
     dropped: int = 0
-    first_kept: bool = True
+    has_first: bool = True
 
 
 def repair(body: bytes, columns: Columns) -> Body:
@@ -50,16 +60,18 @@ def repair(body: bytes, columns: Columns) -> Body:
     """
     if b"\r" in body:
         body = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    words = _word_cells(body, columns)
-    repaired = [line and _repaired(line, len(columns.names), words) for line in _lines(body)]
-    kept = [(line or b" ") + b"\n" for line in repaired if line is not None]  # a blank line would be ignored
-    return Body(b"".join(kept), len(kept), len(repaired) - len(kept), bool(repaired) and repaired[0] is not None)
+    text_cells = _text_cells(body, columns)
+    repaired = [_repaired(line, len(columns.names), text_cells) if line else line for line in _lines(body)]
+    rows = [(line or b" ") + b"\n" for line in repaired if line is not None]  # the reader would skip a blank line
+    has_first = bool(repaired) and repaired[0] is not None
+    return Body(b"".join(rows), len(rows), len(repaired) - len(rows), has_first)
 
 
 def _lines(body: bytes) -> Iterator[bytes | None]:
     """Yield the lines that are not blank; None for one beyond `MAX_LOG_ROW_BYTES`."""
     for line in BytesIO(body):
-        if row := line.removesuffix(b"\n"):
+        row = line.removesuffix(b"\n")
+        if row:
             yield row if len(row) <= MAX_LOG_ROW_BYTES else None
 
 
@@ -70,32 +82,40 @@ def _unquoted(line: bytes) -> bytes:
     return b" ".join(parts)
 
 
-def _repaired(line: bytes, cells: int, words: tuple[int, int] | None) -> bytes | None:
+def _repaired(line: bytes, cells: int, text_cells: _TextCells | None) -> bytes | None:
     """Return a line with the right number of cells; None if it has too few or too many."""
     regular = _unquoted(line)
     surplus = regular.count(b",") + 1 - cells
     if surplus <= 0:
         return None if surplus else regular
     values = regular.split(b",")
-    last_may_be_text = words is not None and words[1] == cells - 1
+    last_may_be_text = text_cells is not None and text_cells.last == cells - 1
     if surplus == 1 and (not values[-1] or (line.endswith(b'"') and not last_may_be_text)):
         return b",".join(values[:-1])
-    if words is None:
+    if text_cells is None:
         return None
-    first, last = words
-    return b",".join([*values[:first], *[b""] * (last + 1 - first), *values[last + 1 + surplus :]])
+    before = values[: text_cells.first]
+    after = values[text_cells.last + 1 + surplus :]
+    return b",".join([*before, *[b""] * (cells - len(before) - len(after)), *after])
 
 
-def _word_cells(body: bytes, columns: Columns) -> tuple[int, int] | None:
-    """Return the first and last index of text cells: by their names, or never a number in the first regular rows."""
-    word_cells = set(columns.text)
+class _TextCells(NamedTuple):
+    """The indices of the first and the last cell of text."""
+
+    first: int
+    last: int
+
+
+def _text_cells(body: bytes, columns: Columns) -> _TextCells | None:
+    """Find the cells of text: by their names, or because they are never a number in the first regular rows."""
+    indices = set(columns.text)
     rows = (_unquoted(line).split(b",") for line in _lines(body) if line is not None)
     sample = list(islice((row for row in rows if len(row) == len(columns.names)), _SAMPLED_ROWS))
     for index in range(len(columns.names)):
         values = [row[index].strip() for row in sample]
         if index not in (columns.time, columns.epoch) and any(values) and not any(map(_may_be_number, values)):
-            word_cells.add(index)
-    return (min(word_cells), max(word_cells)) if word_cells else None
+            indices.add(index)
+    return _TextCells(min(indices), max(indices)) if indices else None
 
 
 def _may_be_number(value: bytes) -> bool:
@@ -104,12 +124,6 @@ def _may_be_number(value: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-_NUMERIC_BYTES = b"0123456789. :-\n" + bytes(sorted(set(b"JanFebMarAprMayJunJulAugSepOctNovDec")))
-# pa.scalar() and pa.array() of a Python value would import pandas.
-_NO_TEXT = pa.nulls(1, pa.string())[0]
-_NO_NUMBER = pa.nulls(1, pa.float64())[0]
 
 
 @dataclass(slots=True)
@@ -121,7 +135,7 @@ class Rows:
       values: a float64 array for each telemetry column; missing, non-numeric and non-finite cells are null.
       counts: number of rows of each body.
       dropped: number of rows of each body that had too few or too many cells.
-      first_kept: for each body, whether its first row is among the rows.
+      has_first: for each body, whether its first row is among the rows.
     """
 
     time: pa.Array | None
@@ -129,7 +143,12 @@ class Rows:
     values: list[pa.Array]
     counts: list[int]
     dropped: list[int]
-    first_kept: list[bool]
+    has_first: list[bool]
+
+    def slices(self) -> list[slice]:
+        """Return the rows of each body."""
+        ends = np.cumsum(self.counts, dtype=np.int64).tolist()
+        return [slice(end - count, end) for end, count in zip(ends, self.counts, strict=True)]
 
 
 def read_rows(bodies: Sequence[bytes], columns: Columns) -> Iterator[tuple[list[int], Rows]]:
@@ -138,21 +157,16 @@ def read_rows(bodies: Sequence[bytes], columns: Columns) -> Iterator[tuple[list[
     Yields:
       Indices of bodies, and their rows. Irregular bodies are read apart, so that they do not slow down the others.
     """
-    plain = [Body(body, body.count(b"\n")) for body in bodies]
+    unrepaired = [Body(body, body.count(b"\n")) for body in bodies]
     if not any(b'"' in body or b"\r" in body or _has_long_row(body) for body in bodies):
-        rows = _read(plain, columns, as_numbers=True)
+        rows = _read(unrepaired, columns, as_numbers=True)
         if rows is not None:
             yield list(range(len(bodies))), rows
             return
-    regular = [_is_regular(body, len(columns.names)) for body in plain]
+    regular = [_is_regular(body, len(columns.names)) for body in unrepaired]
     groups = [[index for index, is_regular in enumerate(regular) if is_regular is side] for side in (True, False)]
     if not all(groups):
-        repaired = [repair(body, columns) for body in bodies]
-        rows = _read(repaired, columns, as_numbers=False)
-        if rows is None and len(bodies) == 1:
-            # The reader treats something differently, such as a byte order mark: the body has no rows.
-            lost = repaired[0].dropped + repaired[0].rows
-            rows = _read([Body(b"", 0, lost, False)], columns, as_numbers=False)
+        rows = _read_repaired(bodies, columns)
         if rows is not None:
             yield list(range(len(bodies))), rows
             return
@@ -162,10 +176,21 @@ def read_rows(bodies: Sequence[bytes], columns: Columns) -> Iterator[tuple[list[
             yield [group[index] for index in indices], rows
 
 
+def _read_repaired(bodies: Sequence[bytes], columns: Columns) -> Rows | None:
+    """Repair and read bodies; None where one of several is irregular nevertheless."""
+    repaired = [repair(body, columns) for body in bodies]
+    rows = _read(repaired, columns, as_numbers=False)
+    if rows is None and len(bodies) == 1:
+        # The reader treats something differently, such as a byte order mark: the body has no rows.
+        dropped = repaired[0].dropped + repaired[0].rows
+        rows = _read([Body(b"", 0, dropped, has_first=False)], columns, as_numbers=False)
+    return rows
+
+
 def _is_regular(body: Body, cells: int) -> bool:
-    """Return whether a body is probably readable by the fast path; cheap, and errors cost only time."""
+    """Return whether the fast path probably reads a body: a cheap guess, and a wrong one costs only time."""
     if b",-," in body.text or b",-\n" in body.text or _has_long_row(body.text):
-        return False  # a text for "no value", or something that only `repair` removes
+        return False  # a dash for "no value", or a row that only `repair` removes
     unexpected = body.text.translate(None, _NUMERIC_BYTES)
     return len(unexpected) == body.rows * (cells - 1) and unexpected.count(b",") == len(unexpected)
 
@@ -182,14 +207,14 @@ def _has_long_row(body: bytes) -> bool:
 
 
 def _read(bodies: Sequence[Body], columns: Columns, *, as_numbers: bool) -> Rows | None:
-    """Read regular bodies; None where they are irregular."""
+    """Read bodies, their cells as numbers or else as text that is then parsed; None where one is irregular."""
     cells = len(columns.names)
     names = [str(index) for index in range(cells)]
     count = sum(body.rows for body in bodies)
-    words = set(columns.text) if as_numbers else set(range(cells))
+    text_columns = set(columns.text) if as_numbers else set(range(cells))
     if columns.time is not None:
-        words.add(columns.time)
-    types = {name: pa.binary() if index in words else pa.float64() for index, name in enumerate(names)}
+        text_columns.add(columns.time)
+    types = {name: pa.binary() if index in text_columns else pa.float64() for index, name in enumerate(names)}
     text = b"".join(body.text for body in bodies)
     if text.startswith(BOM_UTF8):  # the reader removes one there, but not those of the other bodies
         text = BOM_UTF8 + text
@@ -205,8 +230,8 @@ def _read(bodies: Sequence[Body], columns: Columns, *, as_numbers: bool) -> Rows
             return None
     else:
         table = pa.table({name: pa.nulls(0, kind) for name, kind in types.items()})
-    # Without returns and quotes, bodies have at most as many rows as line feeds, fewer only with blank lines. So equal
-    # totals prove that each body has its own rows, and no log's rows enter another's table.
+    # Without carriage returns and quotes, a body has a row for each line feed, or fewer if it has blank lines. So equal
+    # totals prove that each body has its own rows, and no log's rows enter another log's table.
     if table.num_rows != count:
         return None
 
@@ -220,7 +245,7 @@ def _read(bodies: Sequence[Body], columns: Columns, *, as_numbers: bool) -> Rows
         values=[to_floats(column(index)) for index, name in enumerate(columns.names) if name],
         counts=[body.rows for body in bodies],
         dropped=[body.dropped for body in bodies],
-        first_kept=[body.first_kept for body in bodies],
+        has_first=[body.has_first for body in bodies],
     )
 
 

@@ -9,13 +9,10 @@ A cell is one of the forms below, each with or without a fraction of a second (d
     1795528584             seconds since 1970        1795528584123                  milliseconds
 
 Times are microseconds since 1970 (int64): in UTC, or by the clock of the recorder ("local") until the zone is known.
-
-All starts of the recorder in one log: the size check of their table, and the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,104 +20,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ciml.dstat import DAY, EARLIEST, LATEST, MONTHS, SECOND, Columns, Segment
-from ciml.errors import RejectedInput
-from ciml.limits import CELLS_PER_LOG_BYTE, MAX_LOG_CELLS, MAX_LOG_COLUMNS, MAX_LOG_HEADERS, MIN_ROW_CELLS
-from ciml.telemetry import OWN_COLUMNS, telemetry_columns
-from ciml.transforms.parse.rows import with_nans
-
-
-def check_size(segments: Sequence[Segment]) -> None:
-    """Check the size of a log's table before it is built.
-
-    Args:
-      segments: the starts of the recorder.
-
-    Raises:
-      RejectedInput: ``too_many_restarts`` for too many different headers; ``log_too_wide`` for too many columns of all
-        starts together; ``log_too_large`` for too many cells, or too many for the log's size. A start has nulls in the
-        columns of the others, so a kilobyte of headers could demand any number of them.
-    """
-    headers = {segment.columns for segment in segments} if len(segments) > 1 else {segments[0].columns}
-    if len(headers) > MAX_LOG_HEADERS:
-        raise RejectedInput("too_many_restarts", f"{len(headers)} different headers, at most {MAX_LOG_HEADERS}")
-    columns = _columns(headers)
-    if columns > MAX_LOG_COLUMNS:
-        raise RejectedInput("log_too_wide", f"{columns} columns, at most {MAX_LOG_COLUMNS}")
-    wide = max(columns, MIN_ROW_CELLS)
-    size = sum(segment.size for segment in segments)
-    if len(segments) == 1 and size * wide <= MAX_LOG_CELLS:
-        return  # the common case; a row has at least a byte
-    rows = sum(_lines(segment.body) for segment in segments)
-    if rows * wide > MAX_LOG_CELLS:
-        raise RejectedInput("log_too_large", f"{rows * wide} cells in {rows} rows, at most {MAX_LOG_CELLS}")
-    if len(segments) > 1 and rows * columns > size * CELLS_PER_LOG_BYTE:
-        raise RejectedInput(
-            "log_too_large",
-            f"{len(segments)} starts with different columns: {rows * columns} cells for {size} bytes, "
-            f"at most {CELLS_PER_LOG_BYTE} per byte",
-        )
-
-
-def _columns(headers: Collection[Columns]) -> int:
-    """Return the number of columns of all headers, without time columns."""
-    if len(headers) == 1:
-        return sum(len(header.names) - header.names.count("") for header in headers)
-    return len({name for header in headers for name in header.names if name})
-
-
-def _lines(body: bytes) -> int:
-    """Return an upper limit of a body's rows: a carriage return ends one as well."""
-    lines = body.count(b"\n")
-    return lines if b"\r" not in body else lines + body.count(b"\r") - body.count(b"\r\n")
-
-
-def join_starts(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return the table of a log from those of its starts, at least two.
-
-    Work is linear in the cells of the tables, for any difference of columns. To Arrow a column that a table lacks is a
-    chunk of that column, of which thousands of starts would have millions.
-    """
-    if all(table.schema.equals(tables[0].schema) for table in tables):
-        return pa.concat_tables(tables).combine_chunks()
-    names = list(dict.fromkeys(name for table in tables for name in telemetry_columns(table.column_names)))
-    index_of = {name: index for index, name in enumerate(names)}
-    values = np.full((len(names), sum(table.num_rows for table in tables)), np.nan)
-    begin = 0
-    for table in tables:
-        end = begin + table.num_rows
-        for name in telemetry_columns(table.column_names):
-            values[index_of[name], begin:end] = with_nans(table.column(name).combine_chunks())
-        begin = end
-    own_columns = pa.concat_tables([table.select(OWN_COLUMNS) for table in tables]).combine_chunks()
-    return pa.Table.from_arrays(
-        [*own_columns.columns, *map(_to_arrow, values)], names=[*own_columns.column_names, *names]
-    )
-
-
-def _to_arrow(column: np.ndarray) -> pa.Array:
-    """Convert float64 [n] to Arrow without a copy; NaN becomes null."""
-    there = ~np.isnan(column)
-    return pa.Array.from_buffers(
-        pa.float64(), len(column), [None if there.all() else bits_of(there), pa.py_buffer(column)]
-    )
-
-
-def bits_of(values: Bool) -> pa.Buffer:
-    """Pack booleans as Arrow does."""
-    return pa.py_buffer(np.packbits(values, bitorder="little"))
-
+from ciml.dstat import DAY, EARLIEST, LATEST, MONTHS, SECOND
 
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
-_MILLISECONDS_FROM = 1e11  # as seconds, the year 5138
-_MAX_CELL = 40
+_MILLISECONDS_FROM = 1e11  # in seconds, this is the year 5138
+_MAX_CELL = 40  # bytes
+#: By number of the month, from 1: days of the year before it, and its days.
 _DAYS_BEFORE = np.array([0, 0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334], np.int64)
 _DAYS_IN = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31], np.int64)
-_MONTH_CODE = np.zeros(1 << 15, np.int64)  # three letters of five bits each
+#: The number of a month by its three letters, the lower five bits of each; 0 for other letters.
+_MONTH_OF_LETTERS = np.zeros(1 << 15, np.int64)
 for _name, _number in MONTHS.items():
-    _MONTH_CODE[(_name[0] & 31) << 10 | (_name[1] & 31) << 5 | (_name[2] & 31)] = _number
+    _MONTH_OF_LETTERS[(_name[0] & 31) << 10 | (_name[1] & 31) << 5 | (_name[2] & 31)] = _number
 
 
 @dataclass(slots=True)
@@ -194,14 +107,16 @@ def _read_widths(cells: pa.Array, out: Cells) -> None:
 
 
 def _read_matrix(matrix: npt.NDArray[np.uint8], rows: Int64, out: Cells) -> None:
+    """Fill in cells of one width, uint8 [rows, width]; try one form after the other."""
     for form in _forms(matrix.shape[1]):
         fields, ok = _match(matrix, form)
-        if ok.any():
-            _store(fields, ok, form, rows, out)
-            if ok.all():
-                return
-            matrix = matrix[~ok]
-            rows = rows[~ok]
+        if not ok.any():
+            continue
+        ok = _store(fields, ok, form, rows, out)
+        if ok.all():
+            return
+        matrix = matrix[~ok]
+        rows = rows[~ok]
 
 
 def _forms(width: int) -> list[str]:
@@ -242,43 +157,49 @@ def _match(matrix: npt.NDArray[np.uint8], form: str) -> tuple[dict[str, Int64], 
     return fields, ok
 
 
-def _store(fields: dict[str, Int64], ok: Bool, form: str, rows: Int64, out: Cells) -> None:
-    fraction = fields.get("f", np.zeros(len(rows), np.int64)) * SECOND // 10 ** form.count("f")
+def _store(fields: dict[str, Int64], ok: Bool, form: str, rows: Int64, out: Cells) -> Bool:
+    """Fill in matching cells whose numbers are valid; return which rows these are."""
+    zeros = np.zeros(len(rows), np.int64)
+    fraction = fields.get("f", zeros) * SECOND // 10 ** form.count("f")
     if "u" in fields:
-        unit = 1000 if form.count("u") > 10 else SECOND
-        instant = fields["u"] * unit + fraction
-        ok &= (instant >= EARLIEST) & (instant < LATEST)
-        out.instant[rows[ok]] = instant[ok]
-        out.absolute[rows[ok]] = True
-        out.ok[rows[ok]] = True
-        return
-    month = _MONTH_CODE[np.where(ok, fields["b"], 0)] if "b" in fields else fields.get("m")
+        unit = 1000 if form.count("u") > 10 else SECOND  # in µs
+        return _store_instants(fields["u"] * unit + fraction, ok, rows, out)
     clock = ((fields["H"] * 60 + fields["M"]) * 60 + fields["S"]) * SECOND + fraction
-    ok &= (fields["H"] < 24) & (fields["M"] < 60) & (fields["S"] <= 60)
-    year = fields.get("y", np.zeros(len(rows), np.int64))
-    if month is None:
-        month = day = np.zeros(len(rows), np.int64)
-    else:
-        day = fields["d"]
-        ok &= (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
-        leap_day = np.where(year > 0, _is_leap(year), True)
-        ok &= day <= _DAYS_IN[np.where(ok, month, 0)] + (leap_day & (month == 2))
-    zoned = "z" in fields or form.endswith("Z")
-    if zoned:
-        zone = fields.get("z", np.zeros(len(rows), np.int64))
-        hours, minutes = (zone, 0) if form.endswith("szz") else (zone // 100, zone % 100)
+    ok = ok & (fields["H"] < 24) & (fields["M"] < 60) & (fields["S"] <= 60)
+    year = fields.get("y", zeros)
+    month = _MONTH_OF_LETTERS[np.where(ok, fields["b"], 0)] if "b" in fields else fields.get("m", zeros)
+    day = fields.get("d", zeros)
+    if "d" in fields:
+        ok &= _is_date(year, month, day)
+    if "z" in fields or form.endswith("Z"):
+        zone = fields.get("z", zeros)
+        hours, minutes = (zone, zeros) if form.endswith("szz") else (zone // 100, zone % 100)
+        ok &= (hours <= 14) & (minutes < 60)
         offset = (hours * 60 + minutes) * 60 * SECOND * fields.get("s", 1)
-        ok &= (hours <= 14) & (np.asarray(minutes) < 60)
-        safe = np.where(ok, month, 1)
-        instant = civil_days(year, safe, day) * DAY + clock - offset
-        ok &= (instant >= EARLIEST) & (instant < LATEST)
-        out.instant[rows[ok]] = instant[ok]
-        out.absolute[rows[ok]] = True
+        instant = civil_days(year, np.where(ok, month, 1), day) * DAY + clock - offset
+        ok = _store_instants(instant, ok, rows, out)
     out.year[rows[ok]] = year[ok]
     out.month[rows[ok]] = month[ok]
     out.day[rows[ok]] = day[ok]
     out.clock[rows[ok]] = clock[ok]
     out.ok[rows[ok]] = True
+    return ok
+
+
+def _store_instants(instant: Int64, ok: Bool, rows: Int64, out: Cells) -> Bool:
+    ok = ok & (instant >= EARLIEST) & (instant < LATEST)
+    out.instant[rows[ok]] = instant[ok]
+    out.absolute[rows[ok]] = True
+    out.ok[rows[ok]] = True
+    return ok
+
+
+def _is_date(year: Int64, month: Int64, day: Int64) -> Bool:
+    """Return which dates exist; 29 February exists in year 0, which stands for an unknown one."""
+    is_month = (month >= 1) & (month <= 12)
+    leap_day = (month == 2) & ((year == 0) | _is_leap(year))
+    valid: Bool = is_month & (day >= 1) & (day <= _DAYS_IN[np.where(is_month, month, 0)] + leap_day)
+    return valid
 
 
 def _is_leap(year: Int64) -> Bool:
@@ -288,19 +209,21 @@ def _is_leap(year: Int64) -> Bool:
 
 def civil_days(year: Int64, month: Int64, day: Int64) -> Int64:
     """Return the days since 1970 of dates with a month from 1 to 12."""
-    before = year - 1
-    start = before * 365 + before // 4 - before // 100 + before // 400 - 719_162
-    return start + _DAYS_BEFORE[month] + (_is_leap(year) & (month > 2)) + day - 1
+    years_before = year - 1
+    new_year = years_before * 365 + years_before // 4 - years_before // 100 + years_before // 400 - 719_162
+    return new_year + _DAYS_BEFORE[month] + (_is_leap(year) & (month > 2)) + day - 1
 
 
 def local_times(cells: Cells, reference_us: Int64 | int) -> tuple[Int64, Bool]:
-    """Return local µs since 1970 of cells that are not ``absolute``; missing fields come from a reference.
+    """Convert cells that are not ``absolute`` to local µs since 1970; missing fields come from a reference.
+
+    A missing year is the one in which a sample is nearest to the reference, which handles New Year in both directions.
+    Cells without a date get the day of the reference, and the next day each time the clock falls back by more than
+    half a day.
 
     Args:
       cells: the cells.
-      reference_us: a local time (one per row, or one for all) near the samples. The year is chosen so that a sample is
-        nearest to it, which handles New Year in both directions; 29 February exists only in leap years. Cells with a
-        time only get its day, and the next one each time the clock falls back by more than half a day.
+      reference_us: a local time (one per row, or one for all) near the samples.
 
     Returns:
       The times, and which are valid.
@@ -310,16 +233,16 @@ def local_times(cells: Cells, reference_us: Int64 | int) -> tuple[Int64, Bool]:
     month = np.where(cells.month > 0, cells.month, 1)
     year = np.where(cells.year > 0, cells.year, _years(reference))
     result = civil_days(year, month, cells.day) * DAY + cells.clock
-    away = result - reference
+    distance = result - reference
     yearless = ok & (cells.year == 0) & (cells.month > 0)
-    wrong = yearless & (np.abs(away) > 183 * DAY)
-    if wrong.any():
-        year = np.where(wrong, year - np.sign(away), year)
-        result = np.where(wrong, civil_days(year, month, cells.day) * DAY + cells.clock, result)
+    other_year = yearless & (np.abs(distance) > 183 * DAY)
+    if other_year.any():
+        year = np.where(other_year, year - np.sign(distance), year)
+        result = np.where(other_year, civil_days(year, month, cells.day) * DAY + cells.clock, result)
     ok &= ~(yearless & (month == 2) & (cells.day == 29) & ~_is_leap(year))
-    alone = ok & (cells.month == 0)
-    if alone.any():
-        result = np.where(alone, _days_of_clock(cells.clock, alone, reference), result)
+    clock_only = ok & (cells.month == 0)
+    if clock_only.any():
+        result = np.where(clock_only, _days_of_clock(cells.clock, clock_only, reference), result)
     return result, ok
 
 
@@ -327,19 +250,18 @@ def _years(us: Int64) -> Int64:
     return us.astype("datetime64[us]").astype("datetime64[Y]").astype(np.int64) + 1970
 
 
-def _days_of_clock(clock: Int64, alone: Bool, reference: Int64) -> Int64:
-    """Return local times for cells with a time only; the rows are those of one start of the recorder."""
-    rows = np.flatnonzero(alone)
+def _days_of_clock(clock: Int64, clock_only: Bool, reference: Int64) -> Int64:
+    """Return local times for cells without a date; the rows are those of one start of the recorder."""
+    rows = np.flatnonzero(clock_only)
     times = clock[rows]
-    first = reference[rows[0]]
-    day = first // DAY
-    if times[0] - first % DAY < -DAY // 2:
+    day, reference_clock = divmod(reference[rows[0]], DAY)
+    if times[0] - reference_clock < -DAY // 2:
         day += 1
-    elif times[0] - first % DAY > DAY // 2:
+    elif times[0] - reference_clock > DAY // 2:
         day -= 1
     steps = np.diff(times)
     # Forward by more than half a day is a clock set back over midnight: the samples stay in recorded order.
-    turns = np.concatenate([[0], np.cumsum((steps < -DAY // 2).astype(np.int64) - (steps > DAY // 2))])
+    day_changes = (steps < -DAY // 2).astype(np.int64) - (steps > DAY // 2)
     out = np.zeros(len(clock), np.int64)
-    out[rows] = (day + turns) * DAY + times
+    out[rows] = (day + np.concatenate([[0], np.cumsum(day_changes)])) * DAY + times
     return out

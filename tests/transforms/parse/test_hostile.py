@@ -58,7 +58,7 @@ def values_of(rows: Rows) -> object:
         [column.to_pylist() for column in rows.values],
         rows.counts,
         rows.dropped,
-        rows.first_kept,
+        rows.has_first,
     )
 
 

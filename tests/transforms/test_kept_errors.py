@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.transforms.ingest.run_stages import keep_error, kept_error
+from ciml.transforms.guard import keep_error, kept_error
 
 
 def fail(error: CimlError) -> None:
