@@ -93,7 +93,7 @@ def _adoption(manifest: str, state: TopicState, list_present: Callable[[], Listi
     listing = _other_topic(state, list_present)
     if listing is None:
         return None
-    (new_generation,) = state.adopted(listing.topic, listing.topic_id)
+    (new_generation,) = state.next_generation(listing.topic, listing.topic_id)
     old_generation = state.generation(listing.topic)
     read = {
         partition: ranges.count()
@@ -107,7 +107,7 @@ def _delta(state: TopicState, list_present: Callable[[], Listing], no_records: M
     listing = _other_topic(state, list_present)
     if listing is None:
         return None  # another process adopted it meanwhile
-    return {"time_us": now_us(), "offsets": state.adopted(listing.topic, listing.topic_id), **no_records}
+    return {"time_us": now_us(), "offsets": state.next_generation(listing.topic, listing.topic_id), **no_records}
 
 
 def _other_topic(state: TopicState, list_present: Callable[[], Listing]) -> Listing | None:

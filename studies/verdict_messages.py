@@ -26,7 +26,7 @@ from ciml.training.experiment import load_experiment
 from ciml.transforms.examples.prepare import run_means
 from ciml.transforms.profiles import Profiles
 from ciml.verdict_rules import Verdict, make_verdict
-from ciml.verdicts.evidence.evidence import evidence_for
+from ciml.verdicts.evidence import evidence_of_subject
 from ciml.verdicts.evidence.observe import Subject
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.evidence import compare_profile
@@ -101,7 +101,7 @@ def rules_of(verdict: Verdict, runs: Recorded, row: int, profiles: Profiles) -> 
         place = runs.failed[row]
         facts = runs.facts[place]
         subject = Subject.of(facts, runs.tables[place], profiles.of(facts.build_name))
-        evidence, _ = evidence_for(subject)
+        evidence, _ = evidence_of_subject(subject)
         for name, policy in (("comparable", Policy(same_place=False)), ("same machines", Policy())):
             if not isinstance(compare_profile(evidence, policy), Silence):
                 rules.append(name)

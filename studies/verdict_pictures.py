@@ -22,7 +22,7 @@ from ciml.events.outcomes import CAUSES
 from ciml.training.experiment import load_experiment
 from ciml.transforms.profiles import MIN_RUNS, make_profiles
 from ciml.verdict_rules import UNKNOWN
-from ciml.verdicts.evidence.evidence import Evidence, evidence_for
+from ciml.verdicts.evidence import Evidence, evidence_of_subject
 from ciml.verdicts.evidence.observe import Subject
 from studies.verdicts import EXAMPLES, Recorded, by_experiment, folds_of, read, verdicts_by
 
@@ -37,7 +37,7 @@ def evidence_without(runs: Recorded, at: int) -> tuple[Evidence, str]:
     profiles = make_profiles((runs.facts[index], runs.tables[index]) for index in same_job)
     if profiles.pooled.runs < MIN_RUNS:
         profiles = make_profiles((runs.facts[index], runs.tables[index]) for index in other_indices)
-    return evidence_for(Subject.of(runs.facts[at], runs.tables[at], profiles.of(job)))
+    return evidence_of_subject(Subject.of(runs.facts[at], runs.tables[at], profiles.of(job)))
 
 
 def verdicts(runs: Recorded) -> Iterator[tuple[int, str]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -25,15 +25,18 @@ import msgspec
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import IntegrityError
 from ciml.events.records import Record
-from ciml.manifest.id_index import IdTable, IndexFileMissingError, PartFiles, Rows, Run, TableKind, completed
+from ciml.manifest.id_index import IdTable, IndexFileMissingError, Part, PartFiles, Rows, Run, TableKind, completed
 from ciml.manifest.log import ManifestLog, State
 from ciml.manifest.segments import Segment
 from ciml.storage import Entry
 
 _FORMAT = 1
 _GC_INTERVAL_S = 3600.0
+#: Number of checkpoints that may disappear while the newest one is read.
 _ATTEMPTS = 5
+#: Number of records that one step applies. Reading a delta takes as long as applying so many records.
 _STEP_RECORDS = 2000
+_DELTA_RECORDS = 20
 _NUMBERED = re.compile(r"/([0-9]+)\.json$")
 
 
@@ -132,9 +135,15 @@ class Checkpoint(Record, frozen=True, forbid_unknown_fields=True):
             raise IntegrityError(f"{where} is damaged or of a newer ciml; see docs/manifests.md")
         return checkpoint
 
+    def parts(self) -> Iterator[Part]:
+        """Yield all index parts in it."""
+        for runs in self.tables.values():
+            for run in runs:
+                yield from run.parts
+
     def paths(self) -> set[str]:
         """Return the paths of all index parts in it."""
-        return {part.path for runs in self.tables.values() for run in runs for part in run.parts}
+        return {part.path for part in self.parts()}
 
 
 class Checkpoints(Generic[S]):
@@ -173,7 +182,8 @@ class Checkpoints(Generic[S]):
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint, read now."""
         for _ in range(_ATTEMPTS):
-            if not (version := self.log.newest_checkpoint()):
+            version = self.log.newest_checkpoint()
+            if not version:
                 return None
             try:
                 return self.read(version)
@@ -224,9 +234,8 @@ class Checkpoints(Generic[S]):
             if not due and not collects:
                 return False
             self._work = self._steps(collects)
-        # a failed step is not continued
         work = self._work
-        self._work = None
+        self._work = None  # a step that fails is not continued
         for _ in work:
             if not 0 <= self.log.clock() - started < budget_s:
                 self._work = work
@@ -279,23 +288,12 @@ class Checkpoints(Generic[S]):
         """Make the checkpoint after ``base``; return False where none is due."""
         log = self.log
         state = self.restore(base)
-        lines = []
-        size = 0
-        reported = 0
-        for version, data in log.raw_since(state.version):
-            state.apply(version, log.parse(version, data))
-            lines.append(data.replace(b"\n", b" "))
-            size += len(data)
-            if len(lines) >= self.limits.deltas or state.records >= self.limits.records or size >= self.limits.size:
-                break
-            if state.records + 20 * len(lines) > reported + _STEP_RECORDS:
-                reported = state.records + 20 * len(lines)
-                yield
-        else:
+        lines = yield from self._apply_due(state)
+        if not lines:
             return False
         yield
-        segment = Segment(state.restored + 1, state.version, base.segment if base else "", tuple(lines))
-        if log.checkpoints(state.restored) or not self._put(segment):
+        segment = Segment(state.restored + 1, state.version, base.segment if base else "", lines)
+        if log.checkpoints(state.restored) or not self._create_segment(segment):
             return True  # another writer was first
         yield
         tables: dict[str, tuple[Run, ...]] = {}
@@ -303,13 +301,32 @@ class Checkpoints(Generic[S]):
         for name, table in self.tables(base).items():
             grown = table.with_rows(recent[name])
             yield
-            tables[name] = (yield from grown.merged()).runs
+            merged = yield from grown.merged()
+            tables[name] = merged.runs
         checkpoint = Checkpoint(segment.last, segment.first, segment.digest, state.snapshot(), tables)
         log.store.create(log.checkpoint_path(checkpoint.version), checkpoint.encode())
         return True
 
-    def _put(self, segment: Segment) -> bool:
-        """Write a segment; return False where another writer has written it."""
+    def _apply_due(self, state: S) -> Generator[None, None, tuple[bytes, ...]]:
+        """Apply the deltas of the next checkpoint to a state; return their lines, () where no checkpoint is due."""
+        limits = self.limits
+        lines: list[bytes] = []
+        size = 0
+        work_at_step = 0
+        for version, data in self.log.raw_since(state.version):
+            state.apply(version, self.log.parse(version, data))
+            lines.append(data.replace(b"\n", b" "))
+            size += len(data)
+            if len(lines) >= limits.deltas or state.records >= limits.records or size >= limits.size:
+                return tuple(lines)
+            work = state.records + _DELTA_RECORDS * len(lines)
+            if work > work_at_step + _STEP_RECORDS:
+                work_at_step = work
+                yield
+        return ()
+
+    def _create_segment(self, segment: Segment) -> bool:
+        """Write a segment; return False where another writer has written it and its checkpoint."""
         log = self.log
         path = log.archive.path(segment.last)
         if log.store.create(path, segment.encode()):
@@ -323,7 +340,7 @@ class Checkpoints(Generic[S]):
     def _prune(self) -> Generator[None, None, None]:
         """Remove objects that were replaced longer ago than the grace."""
         log = self.log
-        store = self.log.store
+        store = log.store
         deltas = self._single_deltas()
         entries = store.entries(f"{log.folder}/checkpoints")
         checkpoints = {int(match[1]): entry for entry in entries if (match := _NUMBERED.search(entry.path))}
@@ -333,19 +350,21 @@ class Checkpoints(Generic[S]):
         # A local clock that is ahead must not remove anything too early: the store's newest time counts too.
         now_s = min(log.clock(), max(entry.modified_s for entry in (*deltas.values(), *checkpoints.values())))
         before_s = now_s - log.grace_s
-        old = [entry.path for entry in store.entries(f"{log.folder}/index") if entry.modified_s <= before_s]
-        passed = [version for version, entry in sorted(checkpoints.items()) if entry.modified_s <= before_s]
-        valid = {*checkpoints, *log.checkpoints(max(checkpoints))} - {*passed[:-1]}
-        named: set[str] = set()
-        for version in sorted(valid):
+        old_parts = [entry.path for entry in store.entries(f"{log.folder}/index") if entry.modified_s <= before_s]
+        old_checkpoints = [version for version, entry in sorted(checkpoints.items()) if entry.modified_s <= before_s]
+        # The last one of these replaced all others, and the single deltas in them, longer ago than the grace.
+        replaced = old_checkpoints[:-1]
+        used_parts: set[str] = set()
+        for version in sorted({*checkpoints, *log.checkpoints(max(checkpoints))} - {*replaced}):
             try:
-                named |= self.read(version).paths()
+                used_parts |= self.read(version).paths()
             except FileNotFoundError:
                 return  # another process removes them; retry next time
             yield
-        removed = [entry.path for version, entry in sorted(deltas.items()) if passed and version <= passed[-1]]
-        removed += [checkpoints[version].path for version in passed[:-1]]
-        removed += [path for path in old if path not in named]
+        last = old_checkpoints[-1] if old_checkpoints else 0
+        removed = [entry.path for version, entry in sorted(deltas.items()) if version <= last]
+        removed += [checkpoints[version].path for version in replaced]
+        removed += [path for path in old_parts if path not in used_parts]
         for path in removed:
             store.delete(path)
             yield

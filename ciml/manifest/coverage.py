@@ -1,8 +1,9 @@
 """The offsets of topics that a manifest covers: sets of offsets, their part of the state, and what a delta adds.
 
-A topic that is created again begins a new *generation* once an operator adopts it (`TopicState.adopted`). The offsets
-of the first generation are stored under the topic's name. Those of later ones are stored under ``topic@2``,
-``topic@3``, …, names that Kafka allows for no topic. So offsets and origins of different generations never mix.
+A topic that is created again begins a new *generation* once an operator adopts it (`TopicState.next_generation`).
+The offsets of the first generation are stored under the topic's name. Those of later ones are stored under
+``topic@2``, ``topic@3``, …, names that Kafka allows for no topic. So offsets and origins of different generations never
+mix.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class RangeSet:
     def first_missing(self, start: int = 0) -> int:
         """Return the smallest number from ``start`` on that is not in the set."""
         index = bisect_right(self._ends, start)
-        inside = index < len(self._starts) and self._starts[index] <= start
-        return self._ends[index] if inside else start
+        is_inside = index < len(self._starts) and self._starts[index] <= start
+        return self._ends[index] if is_inside else start
 
     def __contains__(self, number: int) -> bool:
         return self.first_missing(number) != number
@@ -126,8 +127,8 @@ class TopicState(Restorable):
         """Return the id of a topic's present generation; "" if it was never read, or its broker has no ids."""
         return self.topic_ids.get(self.generation(topic), "")
 
-    def adopted(self, topic: str, topic_id: str) -> dict[str, Any]:
-        """Return the offsets of a delta that begins the next generation of a topic, of which nothing is covered."""
+    def next_generation(self, topic: str, topic_id: str) -> dict[str, Any]:
+        """Return the offsets of a delta that begins the next generation of a topic: nothing of it is covered."""
         name = f"{topic}@{len(self._generations(topic)) + 1}"
         return {name: {"id": topic_id, "partitions": {}}}
 
@@ -143,9 +144,14 @@ class TopicState(Restorable):
             yield topic, partition, ranges
 
     def cover(self, offsets: Mapping[str, Any], *shares: Covered) -> None:
-        """Apply the offsets of a delta, to ``shares`` alone where they are given.
+        """Apply the offsets of a delta.
 
-        Raises `IntegrityError` for a topic that was created again.
+        Args:
+          offsets: as `NewCoverage.to_json` returns them.
+          shares: what to apply them to, instead of the state's own coverage; for manifests that several readers share.
+
+        Raises:
+          IntegrityError: a topic was created again.
         """
         for topic, entry in offsets.items():
             topic_id = self.topic_ids.get(topic, "")
@@ -158,11 +164,11 @@ class TopicState(Restorable):
                         covered.add(start, end)
 
     def coverage(self) -> dict[str, Any]:
-        """Return it as keys of a checkpoint."""
+        """Return the covered offsets and the topics' ids as entries of a checkpoint's state."""
         return {"topic_ids": dict(sorted(self.topic_ids.items())), "covered": coverage_json(self._covered)}
 
     def restore_coverage(self, value: Mapping[str, Any]) -> None:
-        """Set it to that of a checkpoint."""
+        """Set them to those of a checkpoint's state."""
         self.topic_ids = dict(value.get("topic_ids", {}))
         self._covered = coverage_of(value.get("covered", ()))
 
@@ -198,16 +204,16 @@ class NewCoverage:
         Raises:
           IntegrityError: the topic was created again.
         """
-        name = self._state.generation_of(covers.topic, covers.topic_id)
-        topic_id = self._topic_ids.get(name) or self._state.topic_ids.get(name, "")
+        generation = self._state.generation_of(covers.topic, covers.topic_id)
+        topic_id = self._topic_ids.get(generation) or self._state.topic_ids.get(generation, "")
         check_topic_id(covers.topic, topic_id, covers.topic_id)
-        self._topic_ids[name] = topic_id or covers.topic_id
-        added = self._offsets.setdefault(name, {}).setdefault(covers.partition, RangeSet())
-        missing = self._state.covered_of(name, covers.partition).missing(covers.start, covers.end)
-        fresh = RangeSet(part for start, end in missing for part in added.missing(start, end))
-        for start, end in fresh:
-            added.add(start, end)
-        return fresh
+        self._topic_ids[generation] = topic_id or covers.topic_id
+        covered_here = self._offsets.setdefault(generation, {}).setdefault(covers.partition, RangeSet())
+        uncovered = self._state.covered_of(generation, covers.partition).missing(covers.start, covers.end)
+        new_offsets = RangeSet(part for start, end in uncovered for part in covered_here.missing(start, end))
+        for start, end in new_offsets:
+            covered_here.add(start, end)
+        return new_offsets
 
     def to_json(self) -> dict[str, Any]:
         """Return the offsets of the delta: by topic its id and its ranges by partition; {} for nothing new."""

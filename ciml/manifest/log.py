@@ -2,40 +2,35 @@
 
 A reader opens ``_manifest/<version>.json`` in order from version 1. A writer computes delta N+1 from the state after
 delta N and creates it. The losing writer of a race reloads and retries (`commit`). So after any crash, retry or pause,
-a delta exists whole or not at all, and each was computed from the one before it.
+a delta exists whole or not at all, and each was computed from the one before it. Digests chain the deltas
+(`ciml.manifest.chain`).
 
 Making a checkpoint (`ciml.manifest.checkpoints`) packs old deltas into segments (`ciml.manifest.segments`). A delta may
 be removed once it has been in a segment for `GRACE_S`. This has two consequences:
 
 - A missing delta is either past the end of the log, or removed. It is past the end if segments were listed less than
-  half the grace ago, and none held it. The listing happens *after* the read: a reader may be suspended before it.
+  half the grace ago, and none held it. Whether the listing is recent enough is decided *after* the read, because a
+  reader may be suspended before it.
 - A suspended writer may create a delta at a version that was removed. So after each create it looks for a segment that
   reaches its version. If that segment holds another delta, the writer deletes its own (`StaleWriterError`). No reader
   has read it, because every reader that lists has seen that segment. This does not rely on a clock.
-
-Each delta carries a digest of itself and, as its ``seal`` (`ciml.storage.json_files`), the digest of the delta before
-it. Readers compare both, so they detect a flipped bit, a replaced delta and a delta of another history. Segments have
-digests of their own. Deltas of older versions have none. The first delta with a digest has ``<first>:<digest>`` as its
-seal: the digest of all deltas from version ``first`` on that have none. It protects them until they are in a segment.
-After a delta with a digest, one without is an error.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import orjson
 
 from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
+from ciml.manifest.chain import Link, UnsealedDeltaError
 from ciml.manifest.segments import Archive
 from ciml.storage import Store
-from ciml.storage.json_files import RESTORE, Seal, digest_of, seal, seal_of, without_seal
+from ciml.storage.json_files import digest_of, seal, without_seal
 
 Delta = dict[str, Any]
 D = TypeVar("D")
@@ -44,73 +39,6 @@ GRACE_S = 24 * 3600.0
 #: Number of deltas read at once, and their limit of memory, estimated from the last ones.
 _READ_AHEAD = 32
 _READ_AHEAD_BYTES = 16 << 20
-
-
-class UnsealedDeltaError(IntegrityError):
-    """A delta has no digest, but the one before it has."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """A position in a chain: what is known of the deltas up to a version.
-
-    Attributes:
-      version: the last delta; 0 before the first one.
-      digest: the digest that it carries; "" if it has none.
-      unsealed: digests of the deltas up to ``version`` that carry none, as far as they were read one after the other.
-      is_known: whether the last delta was read. If not, nothing is known of it.
-    """
-
-    version: int = 0
-    digest: str = ""
-    unsealed: tuple[bytes, ...] = ()
-    is_known: bool = True
-
-    def text(self) -> str:
-        """Return the link of the next delta to the deltas before it."""
-        return self._text_from(self._first) if self.unsealed else self.digest
-
-    @property
-    def _first(self) -> int:
-        """The version of the first digest in ``unsealed``."""
-        return self.version - len(self.unsealed) + 1
-
-    def _text_from(self, first: int) -> str:
-        return f"{first:x}:{hashlib.sha256(b''.join(self.unsealed[first - self._first :])).hexdigest()}"
-
-    def after(self, data: bytes, where: str) -> Link:
-        """Check the next delta; return the position after it.
-
-        Args:
-          data: its bytes.
-          where: its address, for errors.
-
-        Raises:
-          IntegrityError: it differs from its digest, has none after a delta that has, or follows another delta.
-        """
-        seal = seal_of(data, where)
-        if seal is not None:
-            if self.is_known and not self._precedes(seal):
-                raise IntegrityError(f"{where} does not follow from the delta before it; {RESTORE}")
-            return Link(self.version + 1, seal.digest)
-        if self.digest:
-            raise UnsealedDeltaError(
-                f"{where} has no digest, but the delta before it has: it is damaged, or an older ciml wrote it; "
-                "stop older versions and run ciml migrate DATA --apply, or restore a backup"
-            )
-        digest = hashlib.sha256(data.replace(b"\n", b" ")).digest()  # of the line in a segment
-        return Link(self.version + 1, "", (*self.unsealed, digest))
-
-    def _precedes(self, seal: Seal) -> bool:
-        if not self.unsealed:
-            return seal.text == self.digest
-        first, colon, _ = seal.text.partition(":")
-        if not colon or not first:
-            return False
-        number = int(first, 16)
-        if number < self._first:
-            return True  # deltas that were read earlier, or are in a segment
-        return number <= self.version and self._text_from(number) == seal.text
 
 
 class State(Protocol):
@@ -126,10 +54,47 @@ class StaleWriterError(EngineError):
     """A writer was suspended until its version was removed from the log: its state must be reloaded."""
 
 
-class _Listing(NamedTuple):
-    """The last version in a segment, and of the newest checkpoint (0 without one), before the listing."""
+def commit(log: ManifestLog, state: State, build: Callable[[], Delta | None]) -> int | None:
+    """Append the delta that ``build`` computes from ``state``; reload and retry while other writers come first.
 
-    listed_s: float
+    Args:
+      log: the log to append to.
+      state: brought up to date before each call of ``build``, and after the commit.
+      build: returns the delta from the present state, or None where there is nothing to commit.
+
+    Returns:
+      The committed version, or None where ``build`` returned None.
+
+    Raises:
+      StaleWriterError: this writer was suspended for longer than the grace and must reload its state.
+    """
+    while True:
+        catch_up(log, state)
+        delta = build()
+        if delta is None:
+            return None
+        version = state.version + 1
+        if log.try_append(version, delta):
+            state.apply(version, {**delta, "version": version})
+            return version
+
+
+def catch_up(log: ManifestLog, state: State) -> None:
+    """Apply to ``state`` all deltas after its version."""
+    for version, delta in log.since(state.version):
+        state.apply(version, delta)
+
+
+class _Listing(NamedTuple):
+    """What a listing of the log has found.
+
+    Attributes:
+      began_s: when it began, epoch seconds.
+      archived: the last version in a segment.
+      checkpoint: the version of the newest checkpoint; 0 without one.
+    """
+
+    began_s: float
     archived: int
     checkpoint: int
 
@@ -185,29 +150,13 @@ class ManifestLog:
         paths = self.store.list(folder, after=self.checkpoint_path(after) if after else "")
         return [int(path.rsplit("/", 1)[1].removesuffix(".json")) for path in paths]
 
-    def checkpoint(self) -> int:
-        """Return the newest checkpoint's version, 0 without one. It is listed at most once in half the grace."""
-        return self._fresh().checkpoint
-
     def newest_checkpoint(self) -> int:
-        """Return the newest checkpoint's version, listed now."""
-        return self._reload().checkpoint
+        """Return the newest checkpoint's version, 0 without one, listed now."""
+        return self._list().checkpoint
 
-    def _reload(self) -> _Listing:
-        listed_s = self.clock()
-        checkpoint = max(self.checkpoints(), default=0)
-        # Listing from the checkpoint on is short. There are segments after it while lost checkpoints are made again, or
-        # when a writer was killed between segment and checkpoint.
-        archived = max(self.archive.lasts(checkpoint), default=checkpoint)
-        self._listing = listing = _Listing(listed_s, archived, checkpoint)
-        return listing
-
-    def _is_fresh(self, listing: _Listing) -> bool:
-        return 0 <= self.clock() - listing.listed_s < self.grace_s / 2
-
-    def _fresh(self) -> _Listing:
-        listing = self._listing
-        return listing if listing is not None and self._is_fresh(listing) else self._reload()
+    def recent_checkpoint(self) -> int:
+        """Return the newest checkpoint's version, as it was listed at most half the grace ago."""
+        return self._recent_listing().checkpoint
 
     def read(self, version: int) -> Delta:
         """Return delta ``version``.
@@ -222,42 +171,34 @@ class ManifestLog:
         """Return the bytes of a delta as committed. Raises as `read`."""
         data, is_single = self._load(version)
         if is_single:
-            self._follow(Link(version - 1, is_known=version == 1), data)
+            self._follow(Link.unread(version - 1), data)
         return data
 
-    def _load(self, version: int) -> tuple[bytes, bool]:
-        """Return the bytes of a delta, and whether it is single: not in a segment, whose digest was compared."""
+    def since(self, version: int) -> Iterator[tuple[int, Delta]]:
+        """Yield (version, delta) of all deltas after ``version``, in order, up to the present end."""
+        for number, data in self.raw_since(version):
+            yield number, self.parse(number, data)
+
+    def raw_since(self, version: int) -> Iterator[tuple[int, bytes]]:
+        """Yield (version, bytes) as `since`, each delta as it was committed."""
+        link = self._link if self._link.version == version else Link.unread(version)
+        ahead = 1
         while True:
-            listing = self._fresh()
-            if version <= listing.archived:
-                return self.archive.find(version, listing.archived).line(version), False
-            missing: FileNotFoundError | None = None
-            data = b""
-            try:
-                data = self.store.read(self.path(version))
-            except FileNotFoundError as error:
-                missing = error
-            if self._is_fresh(listing):
-                if missing is not None:
-                    raise missing
-                return data, True
-            self._reload()
-
-    def _follow(self, link: Link, data: bytes) -> Link:
-        """Check the single delta after ``link``; return the link after it. Raises `IntegrityError` for damage."""
-        where = self.store.url(self.path(link.version + 1))
-        after = link.after(data, where)
-        if after.unsealed and not link.is_known:  # of an older version, as the delta before it must be
-            self._link_at(link.version).after(data, where)
-        return after
-
-    def _link_at(self, version: int) -> Link:
-        """Return the link after a delta: what is known here, or what the delta itself says."""
-        if version == self._link.version:
-            return self._link
-        if not version:
-            return Link()
-        return Link(version - 1, is_known=False).after(self._load(version)[0], self.store.url(self.path(version)))
+            listing = self._recent_listing()
+            if link.version < listing.archived:
+                yield from self.archive.since(link.version, listing.archived)
+                link = self._link_at(listing.archived)
+            deltas = self.store.read_while([self.path(link.version + number) for number in range(1, ahead + 1)])
+            if not self._is_recent(listing):
+                continue  # a missing delta may have been removed meanwhile: list again
+            for data in deltas:
+                link = self._follow(link, data)
+                if link.version > self._link.version:
+                    self._link = link
+                yield link.version, data
+            if len(deltas) < ahead and (link.version or self._is_empty()):
+                return
+            ahead = _next_ahead(ahead, deltas)
 
     def follow_listed(self, paths: Iterable[str]) -> Iterator[tuple[int, bytes]]:
         """Yield (version, bytes) of the first single deltas, as far as a listing has them without a gap.
@@ -272,53 +213,9 @@ class ManifestLog:
             link = self._follow(link, data)
             yield link.version, data
 
-    def since(self, version: int) -> Iterator[tuple[int, Delta]]:
-        """Yield (version, delta) of all deltas after ``version``, in order, up to the present end."""
-        for number, data in self.raw_since(version):
-            yield number, self.parse(number, data)
-
-    def raw_since(self, version: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (version, bytes) as `since`, each delta as it was committed."""
-        ahead = 1
-        link = self._link if self._link.version == version else Link(version, is_known=not version)
-        while True:
-            listing = self._fresh()
-            if version < listing.archived:
-                yield from self.archive.since(version, listing.archived)
-                version = listing.archived
-                link = self._link_at(version)
-                continue
-            deltas = self.store.read_while([self.path(version + 1 + number) for number in range(ahead)])
-            if not self._is_fresh(listing):
-                self._reload()
-                continue
-            for data in deltas:
-                link = self._follow(link, data)
-                version = link.version
-                if version > self._link.version:
-                    self._link = link
-                yield version, data
-            if len(deltas) < ahead and (version or self._is_empty()):
-                return
-            largest = max([1, *map(len, deltas)])
-            ahead = max(1, min(2 * ahead, _READ_AHEAD, _READ_AHEAD_BYTES // largest))
-
-    def _is_empty(self) -> bool:
-        """Return whether a log without its first delta is empty.
-
-        Raises:
-          IntegrityError: later deltas exist. A new first delta would start a second history.
-        """
-        paths = self.store.list(self.folder)
-        if not paths or self.path(1) in paths:
-            return True  # the first delta was just created; the next listing finds it
-        if self._reload().archived:
-            return False
-        raise IntegrityError(f"{self.store.url(self.path(1))} is missing but later deltas exist; restore a backup")
-
     def end(self, version: int = 0) -> int:
         """Return the version of the last delta, at least ``version``. Reads one delta for each step."""
-        last = max(version, self._fresh().archived)
+        last = max(version, self._recent_listing().archived)
         for number, _ in self.raw_since(last):
             last = number
         return last
@@ -338,33 +235,6 @@ class ManifestLog:
             raise IntegrityError(f"{where} is not version {version}; restore a backup")
         return delta
 
-    def seal_older(self) -> int:
-        """Add digests to the deltas that an older version appended after deltas with digests; return their number.
-
-        No process may write to the log meanwhile. It may be killed and repeated.
-
-        Raises:
-          IntegrityError: a delta is damaged.
-        """
-        version = self._reload().archived
-        link = self._link_at(version)
-        sealed = 0
-        while True:
-            path = self.path(version + 1)
-            try:
-                data = self.store.read(path)
-            except FileNotFoundError:
-                return sealed
-            version += 1
-            try:
-                link = link.after(data, self.store.url(path))
-            except UnsealedDeltaError:
-                self.parse(version, data)
-                data = seal(data, link.text())
-                self.store.replace(path, data)
-                link = link.after(data, self.store.url(path))
-                sealed = sealed + 1
-
     def try_append(self, version: int, delta: Delta) -> bool:
         """Create delta ``version``; return False where another writer's delta exists.
 
@@ -373,53 +243,120 @@ class ManifestLog:
         Raises:
           StaleWriterError: the version was committed and removed long ago. Nothing remains there.
         """
-        data = seal(canonical_json({**delta, "version": version}), self._link_at(version - 1).text())
+        data = seal(canonical_json({**delta, "version": version}), self._link_at(version - 1).next_seal())
         path = self.path(version)
-        if not self.store.create(path, data):
-            try:
-                if self.store.read(path) != data:
-                    return False
-            except FileNotFoundError:  # removed meanwhile, so it is in a segment
-                self._reload()
-                return False
-        if not (lasts := self.archive.lasts(version - 1)):
+        if not self.store.create(path, data) and not self._is_stored(path, data):
+            return False
+        reaching = self.archive.lasts(version - 1)
+        if not reaching:
             self._link = Link(version, digest_of(data))
             return True
-        if self.archive.find(version, lasts[-1]).line(version) == data:
+        if self.archive.find(version, reaching[-1]).line(version) == data:
             return True  # our delta is already in a segment
         self.store.delete(path)
-        self._reload()
+        self._list()
         raise StaleWriterError(
             f"{self.store.url(path)} was committed long ago by another writer; reload the state and retry"
         )
 
+    def _is_stored(self, path: str, data: bytes) -> bool:
+        try:
+            return self.store.read(path) == data
+        except FileNotFoundError:  # removed meanwhile, so it is in a segment
+            self._list()
+            return False
 
-def catch_up(log: ManifestLog, state: State) -> None:
-    """Apply to ``state`` all deltas after its version."""
-    for version, delta in log.since(state.version):
-        state.apply(version, delta)
+    def seal_older(self) -> int:
+        """Add digests to the deltas that an older version appended after deltas with digests; return their number.
+
+        No process may write to the log meanwhile. It may be killed and repeated.
+
+        Raises:
+          IntegrityError: a delta is damaged.
+        """
+        link = self._link_at(self._list().archived)
+        sealed = 0
+        while True:
+            version = link.version + 1
+            path = self.path(version)
+            where = self.store.url(path)
+            try:
+                data = self.store.read(path)
+            except FileNotFoundError:
+                return sealed
+            try:
+                link = link.after(data, where)
+            except UnsealedDeltaError:
+                self.parse(version, data)
+                data = seal(data, link.next_seal())
+                self.store.replace(path, data)
+                link = link.after(data, where)
+                sealed += 1
+
+    def _recent_listing(self) -> _Listing:
+        listing = self._listing
+        return listing if listing is not None and self._is_recent(listing) else self._list()
+
+    def _is_recent(self, listing: _Listing) -> bool:
+        return 0 <= self.clock() - listing.began_s < self.grace_s / 2
+
+    def _list(self) -> _Listing:
+        began_s = self.clock()
+        checkpoint = max(self.checkpoints(), default=0)
+        # Listing from the checkpoint on is short. There are segments after it while lost checkpoints are made again, or
+        # when a writer was killed between segment and checkpoint.
+        archived = max(self.archive.lasts(checkpoint), default=checkpoint)
+        listing = _Listing(began_s, archived, checkpoint)
+        self._listing = listing
+        return listing
+
+    def _load(self, version: int) -> tuple[bytes, bool]:
+        """Return the bytes of a delta, and whether it is single: not in a segment, whose digest was compared."""
+        while True:
+            listing = self._recent_listing()
+            if version <= listing.archived:
+                return self.archive.find(version, listing.archived).line(version), False
+            try:
+                data = self.store.read(self.path(version))
+            except FileNotFoundError:
+                if self._is_recent(listing):
+                    raise
+            else:
+                if self._is_recent(listing):
+                    return data, True
+
+    def _follow(self, link: Link, data: bytes) -> Link:
+        """Check the single delta after ``link``; return the link after it. Raises `IntegrityError` for damage."""
+        where = self.store.url(self.path(link.version + 1))
+        after = link.after(data, where)
+        if after.unsealed and not link.is_known:  # of an older version, as the delta before it must be
+            self._link_at(link.version).after(data, where)
+        return after
+
+    def _link_at(self, version: int) -> Link:
+        """Return the link after a delta: the one that is remembered, or what the delta itself says."""
+        if version == self._link.version:
+            return self._link
+        if not version:
+            return Link()
+        data, _ = self._load(version)
+        return Link.unread(version - 1).after(data, self.store.url(self.path(version)))
+
+    def _is_empty(self) -> bool:
+        """Return whether a log without its first delta is empty.
+
+        Raises:
+          IntegrityError: later deltas exist. A new first delta would start a second history.
+        """
+        paths = self.store.list(self.folder)
+        if not paths or self.path(1) in paths:
+            return True  # the first delta was just created; the next listing finds it
+        if self._list().archived:
+            return False
+        raise IntegrityError(f"{self.store.url(self.path(1))} is missing but later deltas exist; restore a backup")
 
 
-def commit(log: ManifestLog, state: State, build: Callable[[], Delta | None]) -> int | None:
-    """Append the delta that ``build`` computes from ``state``; reload and retry while other writers come first.
-
-    Args:
-      log: the log to append to.
-      state: brought up to date before each call of ``build``, and after the commit.
-      build: returns the delta from the present state, or None where there is nothing to commit.
-
-    Returns:
-      The committed version, or None where ``build`` returned None.
-
-    Raises:
-      StaleWriterError: this writer was suspended for longer than the grace and must reload its state.
-    """
-    while True:
-        catch_up(log, state)
-        delta = build()
-        if delta is None:
-            return None
-        version = state.version + 1
-        if log.try_append(version, delta):
-            state.apply(version, {**delta, "version": version})
-            return version
+def _next_ahead(ahead: int, deltas: Sequence[bytes]) -> int:
+    """Return how many deltas to read at once after these: more each time, as far as memory allows."""
+    largest = max([1, *map(len, deltas)])
+    return max(1, min(2 * ahead, _READ_AHEAD, _READ_AHEAD_BYTES // largest))

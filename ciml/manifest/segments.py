@@ -12,13 +12,14 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.storage import Store
 
-_A_FOLDER = 1_000_000
+#: Number of versions whose segments share a folder.
+_FOLDER_VERSIONS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,25 @@ def _last(path: str) -> int:
     return int(path.rpartition("/")[2].partition(".")[0])
 
 
+class _Listing(NamedTuple):
+    """The last versions of the segments in a folder, all of them up to version ``complete_to``."""
+
+    complete_to: int
+    lasts: Sequence[int]
+
+
 class Archive:
     """The segments below ``folder`` of a store. Its cached listings can be read again at any time."""
 
     def __init__(self, store: Store, folder: str) -> None:
         self._store = store
         self._folder = f"{folder}/segments"
-        self._listed: dict[int, tuple[int, list[int]]] = {}  # last versions in a folder, complete up to a version
-        self._newest: Segment | None = None
+        self._listings: dict[int, _Listing] = {}  # by the number of the folder
+        self._cached: Segment | None = None
 
     def path(self, last: int) -> str:
         """Return the path of the segment that ends with version ``last``."""
-        return f"{self._folder}/{last // _A_FOLDER:06d}/{last:012d}.jsonl.zst"
+        return f"{self._folder}/{last // _FOLDER_VERSIONS:06d}/{last:012d}.jsonl.zst"
 
     def lasts(self, after: int = 0) -> list[int]:
         """Return the last versions of all segments beyond version ``after``, in order."""
@@ -114,14 +122,14 @@ class Archive:
 
     def read(self, last: int) -> Segment:
         """Return the segment that ends with ``last``; `FileNotFoundError` where there is none."""
-        newest = self._newest
-        if newest is not None and newest.last == last:
-            return newest
+        cached = self._cached
+        if cached is not None and cached.last == last:
+            return cached
         path = self.path(last)
         segment = Segment.decode(self._store.read(path), self._store.url(path))
         if segment.last != last:
             raise IntegrityError(f"{self._store.url(path)} holds the segment up to version {segment.last}")
-        self._newest = segment
+        self._cached = segment
         return segment
 
     def find(self, version: int, until: int) -> Segment:
@@ -130,24 +138,27 @@ class Archive:
         Raises:
           IntegrityError: it is missing.
         """
-        newest = self._newest
-        if newest is not None and newest.first <= version <= newest.last:
-            return newest
-        for number in range(version // _A_FOLDER, until // _A_FOLDER + 1):
+        cached = self._cached
+        if cached is not None and cached.first <= version <= cached.last:
+            return cached
+        for number in range(version // _FOLDER_VERSIONS, until // _FOLDER_VERSIONS + 1):
             lasts = self._lasts(number, until)
             for last in lasts[bisect_left(lasts, version) :]:
-                if (segment := self.read(last)).first <= version:
+                segment = self.read(last)
+                if segment.first <= version:
                     return segment
         raise IntegrityError(
             f"{self._store.url(self._folder)}: the segment with version {version} is missing; restore a backup"
         )
 
     def _lasts(self, number: int, until: int) -> Sequence[int]:
-        complete_to, lasts = self._listed.get(number, (-1, []))
-        if complete_to < until:
+        """Return the last versions in a folder, at least those up to ``until``."""
+        listing = self._listings.get(number)
+        if listing is None or listing.complete_to < until:
             lasts = [_last(path) for path in self._store.list(f"{self._folder}/{number:06d}")]
-            self._listed[number] = (until, lasts)
-        return lasts
+            listing = _Listing(until, lasts)
+            self._listings[number] = listing
+        return listing.lasts
 
     def since(self, version: int, until: int) -> Iterator[tuple[int, bytes]]:
         """Yield (version, delta) of all after ``version`` up to ``until``, the last version of a segment."""

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple
 
 from ciml.errors import IntegrityError
+from ciml.manifest.chain import Link
 from ciml.manifest.checkpoints import Checkpoint, Checkpointed, Checkpoints, S
 from ciml.manifest.id_index import IdTable, IndexFileMissingError, PartFiles, completed
-from ciml.manifest.log import Link, ManifestLog
+from ciml.manifest.log import ManifestLog
 from ciml.progress import Progress
 from ciml.storage import LocalStore
 
+#: Number of records after which a replay moves its ids from memory to tables.
 _FLUSH_RECORDS = 50_000
-_MANY = 100
+_MOST_FINDINGS = 100
 _COVERED_BY = "the next commit adds one for all of them, and the next checkpoint keeps it"
 
 FaultKind = Literal["delta", "segment", "checkpoint", "index", "older", "unsealed"]
@@ -57,13 +59,13 @@ class Findings:
         """Add a fault of an object: its kind, and a line that names it."""
         self.number += 1
         self.broken[kind] += 1
-        if len(self.findings) < _MANY:
+        if len(self.findings) < _MOST_FINDINGS:
             self.findings.append(" ".join(text.split()))
 
     def add(self, other: Findings, kinds: Mapping[str, str]) -> None:
         """Add other findings, with the names that this verification has for their kinds."""
         self.number += other.number
-        self.findings = (self.findings + other.findings)[:_MANY]
+        self.findings = (self.findings + other.findings)[:_MOST_FINDINGS]
         self.notes += other.notes
         for kind, number in other.broken.items():
             self.broken[kinds[kind]] += number
@@ -93,31 +95,29 @@ def verify_log(log: ManifestLog, kind: Checkpointed[Any], progress: Progress | N
     Raises:
       EngineError: the store does not answer.
     """
-    name = log.path_pattern()
-    singles = {int(match[1]) for entry in log.store.entries(log.folder) if (match := name.fullmatch(entry.path))}
+    pattern = log.path_pattern()
+    singles = {int(match[1]) for entry in log.store.entries(log.folder) if (match := pattern.fullmatch(entry.path))}
     archive = yield from _verify_segments(log, singles)
-    yield from _verify_deltas(log, archive, singles)
-    if not archive.broken:
-        yield from _verify_checkpoints(log, kind, archive, progress)
+    end = yield from _verify_deltas(log, archive, singles)
+    if archive.is_readable and end is not None:
+        yield from _verify_checkpoints(log, kind, archive.digests, end, progress)
 
 
 @dataclass
 class _Archive:
-    """The findings about the segments.
+    """The undamaged segments from the first on.
 
     Attributes:
       last: the last version in a segment.
-      end: the last version.
       digests: digest of each segment, by its last version.
-      broken: whether the deltas cannot be read from the first to the last.
-      link: the chain of digests up to ``last``.
+      link: the position in the chain of digests after ``last``.
+      is_readable: whether all segments, and all deltas in them, can be read.
     """
 
     last: int = 0
-    end: int = 0
     digests: dict[int, str] = field(default_factory=dict)
-    broken: bool = False
     link: Link = field(default_factory=Link)
+    is_readable: bool = True
 
 
 def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[Fault, None, _Archive]:
@@ -129,10 +129,10 @@ def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[Fa
             segment = log.archive.read(last)
         except (FileNotFoundError, IntegrityError) as error:
             yield Fault("segment", str(error))
-            archive.broken = True
+            archive.is_readable = False
             return archive
         if segment.first > archive.last + 1:
-            archive.broken = True
+            archive.is_readable = False
             gap = f"{where} begins with version {segment.first}, but version {archive.last + 1} is in no segment"
             yield Fault("segment", gap)
             return archive
@@ -143,19 +143,19 @@ def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[Fa
                 log.parse(version, segment.line(version))
             except IntegrityError as error:
                 yield Fault("segment", f"{where}: {error}")
-                archive.broken = True
+                archive.is_readable = False
                 continue
-            if version in singles and _single(log, version) not in (None, segment.line(version)):
+            if version in singles and _read_single(log, version) not in (None, segment.line(version)):
                 yield Fault("delta", f"{log.store.url(log.path(version))} differs from its segment")
         archive.last = segment.last
         previous = segment.digest
-        if not archive.broken:
-            archive.link = Link(last - 1, is_known=False).after(segment.line(last), where)
+        if archive.is_readable:
+            archive.link = Link.unread(last - 1).after(segment.line(last), where)
         archive.digests[last] = previous
     return archive
 
 
-def _single(log: ManifestLog, version: int) -> bytes | None:
+def _read_single(log: ManifestLog, version: int) -> bytes | None:
     """Return a single delta as a segment has it; None if it was removed meanwhile."""
     try:
         return log.store.read(log.path(version)).replace(b"\n", b" ")
@@ -163,32 +163,35 @@ def _single(log: ManifestLog, version: int) -> bytes | None:
         return None
 
 
-def _verify_deltas(log: ManifestLog, archive: _Archive, singles: Collection[int]) -> Iterator[Fault]:
-    archive.end = archive.last
-    link = archive.link if archive.link.version == archive.last else Link(archive.last, is_known=False)
+def _verify_deltas(log: ManifestLog, archive: _Archive, singles: Collection[int]) -> Generator[Fault, None, int | None]:
+    """Verify the single deltas after the segments; return the last version without a gap, None for a damaged delta."""
+    end = archive.last
+    link = archive.link if archive.link.version == archive.last else Link.unread(archive.last)
     unsealed = 0
     for version in sorted(version for version in singles if version > archive.last):
         where = log.store.url(log.path(version))
-        if version != archive.end + 1:
-            yield Fault("delta", f"{where} exists, but version {archive.end + 1} is missing")
-            return
-        if (data := _single(log, version)) is not None:
+        if version != end + 1:
+            yield Fault("delta", f"{where} exists, but version {end + 1} is missing")
+            return end
+        data = _read_single(log, version)
+        if data is not None:
             try:
                 link = link.after(data, where)
                 log.parse(version, data)
             except IntegrityError as error:
                 yield Fault("delta", str(error))
-                archive.broken = True
-                return
+                return None
             unsealed = unsealed + 1 if link.unsealed else 0
-        archive.end = version
+        end = version
     if unsealed:
         yield Fault("unsealed", f"{unsealed:,} deltas written by an older version carry no digest; {_COVERED_BY}")
+    return end
 
 
 def _verify_checkpoints(
-    log: ManifestLog, kind: Checkpointed[S], archive: _Archive, progress: Progress | None
+    log: ManifestLog, kind: Checkpointed[S], segment_digests: Mapping[int, str], end: int, progress: Progress | None
 ) -> Iterator[Fault]:
+    """Compare each checkpoint with the sum of the deltas up to it, until version ``end``."""
     checkpoints = Checkpoints(log, kind)
     stored: dict[int, Checkpoint] = {}
     for version in log.checkpoints():
@@ -199,13 +202,13 @@ def _verify_checkpoints(
         except IntegrityError as error:
             yield Fault("checkpoint", str(error))
     for version, checkpoint in stored.items():
-        if version > archive.end or archive.digests.get(version) != checkpoint.segment:
+        if version > end or segment_digests.get(version) != checkpoint.segment:
             where = log.store.url(log.checkpoint_path(version))
             yield Fault("checkpoint", f"{where} was made from different deltas")
     with tempfile.TemporaryDirectory(prefix="ciml-verify-") as folder:
         replay = _Replay(kind, PartFiles(LocalStore(folder), "index"))
         for version, data in log.raw_since(0):
-            if version > archive.end:
+            if version > end:
                 break
             try:
                 replay.state.apply(version, log.parse(version, data))
@@ -215,12 +218,12 @@ def _verify_checkpoints(
             if version in stored:
                 replay.flush()
                 where = log.store.url(log.checkpoint_path(version))
-                for kind_of_fault, fault in _compare(stored[version], checkpoints, replay):
-                    yield Fault(kind_of_fault, f"{where}: {fault}")
+                for fault in _compare(stored[version], checkpoints, replay):
+                    yield Fault(fault.kind, f"{where}: {fault.text}")
             elif replay.state.records >= _FLUSH_RECORDS:
                 replay.flush()
             if progress is not None:
-                progress("manifest", version, archive.end)
+                progress("manifest", version, end)
 
 
 class _Replay(Generic[S]):
@@ -240,19 +243,20 @@ class _Replay(Generic[S]):
 
 
 def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[S], replay: _Replay[S]) -> Iterator[Fault]:
+    """Yield the differences between a checkpoint and a replay of the same deltas."""
     kind = checkpoints.kind
-    facts = replay.state.snapshot()
+    state = replay.state.snapshot()
     is_unmarked = bool(kind.marker) and kind.marker not in checkpoint.state
     if is_unmarked:
-        facts.pop(kind.marker, None)
-    for name in sorted(facts.keys() | checkpoint.state.keys()):
-        # A checkpoint of an older version may lack what it did not count; it is empty before its first delta.
-        if facts.get(name) != checkpoint.state.get(name) and (facts.get(name) or name in checkpoint.state):
+        state.pop(kind.marker, None)
+    for name in sorted(state.keys() | checkpoint.state.keys()):
+        # A checkpoint of an older version may lack an entry that it did not count, as long as the entry is empty.
+        if state.get(name) != checkpoint.state.get(name) and (state.get(name) or name in checkpoint.state):
             yield Fault("checkpoint", f"{name} differs from the sum of the deltas")
-    faults = [
-        checkpoints.files.check(part) for runs in checkpoint.tables.values() for run in runs for part in run.parts
-    ]
-    yield from (Fault("index", fault) for fault in faults if fault)
+    for part in checkpoint.parts():
+        problem = checkpoints.files.check(part)
+        if problem is not None:
+            yield Fault("index", problem)
     tables = checkpoints.tables(checkpoint)
     for name, table in replay.tables.items():
         try:

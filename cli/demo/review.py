@@ -255,7 +255,7 @@ def failed_samples(demo: Demo) -> list[tuple[Sample, str]]:
 
     Runs that can be compared with passing runs of their job come first: the policy is silent about others.
     """
-    from ciml.verdicts.evidence.evidence import profiles_of_version
+    from ciml.verdicts.evidence import profiles_of_version
 
     champion = Registry(demo.data, CAUSE).state.champion
     profiles = profiles_of_version(demo.data, CAUSE, champion or 1)

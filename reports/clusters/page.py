@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ciml.reports.clusters.cluster import Clustering
+from ciml.reports.clusters import Clustering
 from ciml.reports.dataset.render import course_plots, courses_caption
 from ciml.reports.dataset.views import Groups, grouped
 from ciml.reports.drawing import (

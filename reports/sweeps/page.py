@@ -25,7 +25,7 @@ from ciml.reports.drawing import (
     slug,
 )
 from ciml.reports.page import Page, Section, Table, Tile, cells
-from ciml.reports.sweeps.views import (
+from ciml.reports.sweeps import (
     METRICS,
     STATES,
     axis_name,

@@ -22,8 +22,8 @@ from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.events.outcomes import FAILED
 from ciml.http.intake import RequestError
+from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.log import ManifestLog
-from ciml.manifest.replica import Bookmarks
 from ciml.runs.causes import NEIGHBOURS_KIND, NearbyRuns, Neighbours
 from ciml.runs.run_log import StoredRunLog
 from ciml.serving.contract import DEFINITION, read_definition

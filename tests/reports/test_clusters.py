@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ciml.data_root import DataRoot
-from ciml.reports.clusters.cluster import ClusterOptions, cluster_dataset, cluster_runs
+from ciml.reports.clusters import ClusterOptions, cluster_dataset, cluster_runs
 from ciml.reports.clusters.page import cluster_page, distinctive_features
 from ciml.reports.page import render
 from tests.reports.scenes import HOSTILE, hostile_data, runs

@@ -13,8 +13,8 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.pipelines.sweep import Swept
 from ciml.reports.page import save
+from ciml.reports.sweeps import best_at, complete, csv_of, define_lines, question_name, questions, ranked, rows_of
 from ciml.reports.sweeps.page import axis_plot, heat_plots, sweep_page, time_plot, trials_table
-from ciml.reports.sweeps.views import best_at, complete, csv_of, define_lines, question_name, questions, ranked, rows_of
 from ciml.storage import open_store
 from ciml.training.experiment import Experiment
 from ciml.training.sweeps.definition import Sweep

@@ -31,7 +31,7 @@ from ciml.runs.run_log import RunDelta, RunLog, RunRecord
 from ciml.storage import Store
 
 if TYPE_CHECKING:
-    from ciml.manifest.replica import Bookmarks
+    from ciml.manifest.bookmarks import Bookmarks
 
 _log = logging.getLogger(__name__)
 #: The bookmark of a data set, in its folder.
@@ -114,7 +114,7 @@ def bookmarks_of(definition: DatasetDefinition, root: Store, raw: RunLog) -> Boo
       root: its folder.
       raw: the raw manifest that it reads.
     """
-    from ciml.manifest.replica import Bookmarks  # only definitions with causes or neighbours need it
+    from ciml.manifest.bookmarks import Bookmarks  # only definitions with causes or neighbours need it
 
     kind = sha256_json([CAUSES_KIND, NEIGHBOURS_KIND, definition.to_json()])
     return Bookmarks(root, BOOKMARK, kind, lambda version: digest_of(raw, version))

@@ -1,8 +1,157 @@
 """Evidence of a verdict: what a stored run shows beside the passing runs of its job, as sentences and a picture.
 
-Uses `ciml.transforms.profiles`. Every number of a sentence is computed a second time from the run before it is said.
+Uses `ciml.transforms.profiles`. `evidence_of` reads the run of a prediction again, observes it
+(`ciml.verdicts.evidence.observe`) and draws it (`ciml.verdicts.evidence.picture`). Every number of a sentence is
+computed a second time from the run before it is said (`ciml.verdicts.evidence.check`).
 """
 
-from ciml.verdicts.evidence.evidence import Evidence, evidence_of
+from __future__ import annotations
 
-__all__ = ["Evidence", "evidence_of"]
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError, IntegrityError
+from ciml.events.records import RunFacts
+from ciml.manifest.log import ManifestLog
+from ciml.runs.known_subjects import with_claims
+from ciml.runs.latest_runs import entries_of, row_of
+from ciml.runs.reader import read_run
+from ciml.runs.state import open_raw
+from ciml.serving.predict.log import prediction_id
+from ciml.serving.registry import Registry
+from ciml.telemetry import BOOT, TIME
+from ciml.transforms.profiles import SERIES, Profile, Profiles, length_s
+from ciml.verdict_rules import PROFILES, exit_status_of
+from ciml.verdicts.evidence.check import follows
+from ciml.verdicts.evidence.observe import Subject, observations
+from ciml.verdicts.evidence.picture import draw
+
+_log = logging.getLogger(__name__)
+
+#: Sentences of a message: more would not be read.
+MAX_OBSERVATIONS = 3
+_ID = re.compile(r"[0-9a-f]{32}")
+_NO_PROFILES = Profiles({}, Profile("", 0, (0.0, 0.0, 0.0), {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a run shows.
+
+    Attributes:
+      observations: at most three sentences, the most telling first. Each number follows from the run's telemetry, its
+        facts, or the passing profile. Names from outside are in none of them.
+      picture: path of an SVG below `DataRoot.predictions`; "" where there is nothing to draw.
+      job: whose passing runs it was compared with; "" for those of all jobs.
+      runs: number of these passing runs.
+      dropped: sentences that did not follow when they were computed a second time: an error of ciml.
+      length_s: from the run's first sample to its last.
+      same_place: number of these passing runs on the run's kind of machine; None where the profile does not say it.
+    """
+
+    observations: tuple[str, ...]
+    picture: str = ""
+    job: str = ""
+    runs: int = 0
+    dropped: tuple[str, ...] = ()
+    length_s: float = 0.0
+    same_place: int | None = None
+
+
+def evidence_of(data: DataRoot, prediction: Mapping[str, Any]) -> Evidence:
+    """Compute the evidence of a prediction, and store its picture.
+
+    Args:
+      data: the data root of the prediction.
+      prediction: its record, with ``run``.
+
+    Raises:
+      IntegrityError: the record is malformed, or the run or the model's profiles are missing or damaged.
+      EngineError: the store does not answer.
+
+    Example:
+      >>> evidence_of(data, prediction).observations  # doctest: +SKIP
+      ('It reached its time limit after 76 s; passing runs take 13 to 32 s.',)
+    """
+    try:
+        facts = RunFacts.from_json(prediction["run"])
+        model = str(prediction["model"])
+        version = int(prediction["version"])
+        path = prediction.get("path") or _path_of(data, facts.run_id)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(f"a prediction cannot be read for its evidence: {error!r:.200}") from None
+    table = read_run(data.raw, path, columns=[TIME, BOOT, *SERIES])
+    if not table.num_rows:
+        raise IntegrityError(f"run {facts.run_id} has no samples")
+    profile = profiles_of_version(data, model, version).of(facts.build_name)
+    subject = Subject.of(facts, table, profile, _claimed(data, facts))
+    evidence, picture = evidence_of_subject(subject)
+    if not picture:
+        return evidence
+    name = prediction.get("id", "")
+    if not _ID.fullmatch(name):
+        name = prediction_id(facts.run_id, model, version)
+    data.evidence.replace(f"{name[:2]}/{name}.svg", picture.encode())
+    return replace(evidence, picture=f"evidence/{name[:2]}/{name}.svg")
+
+
+def evidence_of_subject(subject: Subject) -> tuple[Evidence, str]:
+    """Return the evidence of a run, whose picture is not stored, and the picture as SVG ("" for none)."""
+    candidates = observations(subject)
+    confirmed = [observation for observation in candidates if follows(observation.text, subject)]
+    dropped = tuple(observation.text for observation in candidates if observation not in confirmed)
+    if dropped:
+        _log.warning("evidence that does not follow from its run was dropped: %s", "; ".join(dropped))
+    chosen = confirmed[:MAX_OBSERVATIONS]
+    picture = draw(subject, [observation.column for observation in chosen if observation.column])
+    profile = subject.profile
+    evidence = Evidence(
+        tuple(observation.text for observation in chosen),
+        job=profile.job,
+        runs=profile.runs,
+        dropped=dropped,
+        length_s=length_s(subject.table),
+        same_place=None if profile.places is None else profile.places.get(subject.place, 0),
+    )
+    return evidence, picture
+
+
+def _claimed(data: DataRoot, facts: RunFacts) -> RunFacts | None:
+    """Return a run's facts, completed by the claims of events that are believed less, such as its recorder's.
+
+    None where the run's own event reports how its command ended: then no claim is needed.
+    """
+    if exit_status_of(facts.labels) is not None:
+        return None
+    _, state = open_raw(data.raw)
+    return with_claims(facts, state.index.subjects.claims(facts.run_id))
+
+
+def _path_of(data: DataRoot, run_id: str) -> str:
+    """Return the path of a run whose prediction does not name it: the raw manifest is searched."""
+    log = ManifestLog(data.raw)
+    row = row_of(entries_of(log, log.end(), run_id))
+    if row is None:
+        raise IntegrityError(f"run {run_id} is in no manifest of {data.raw.url()}")
+    path: str = row.record["file"]["path"]
+    return path
+
+
+@lru_cache(maxsize=8)
+def profiles_of_version(data: DataRoot, model: str, version: int) -> Profiles:
+    """Return the passing profiles in a model's assets; none where it has no such file."""
+    registry = Registry(data, model)
+    if f"assets/{PROFILES}" not in registry.state.files(version):
+        return _NO_PROFILES
+    where = f"model {model}, version {version}: assets/{PROFILES}"
+    try:
+        return Profiles.from_json(msgspec.json.decode(registry.read_asset(version, PROFILES)), where)
+    except (CimlError, msgspec.DecodeError) as error:
+        raise IntegrityError(f"{where}: no passing profiles: {error}") from None

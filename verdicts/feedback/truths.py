@@ -20,8 +20,8 @@ import numpy as np
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.records import Record
+from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.log import Delta, ManifestLog, StaleWriterError, commit
-from ciml.manifest.replica import Bookmarks
 from ciml.runs.causes import CAUSES_KIND, Causes
 from ciml.runs.run_log import StoredRunLog
 from ciml.transforms.examples.plan import digest_of

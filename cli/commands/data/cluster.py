@@ -14,7 +14,7 @@ from ciml.cli.output import print_table, progress_bar
 from ciml.options import option, repeated
 
 if TYPE_CHECKING:
-    from ciml.reports.clusters.cluster import Clustering
+    from ciml.reports.clusters import Clustering
 
 
 class ClusterCommand(ReportOptions, Data, Json):
@@ -55,7 +55,7 @@ def command(options: ClusterCommand) -> None:
       ciml cluster cpu-load --k 4 --map tsne --data-path DATA
     """
     from ciml.digest import canonical_json
-    from ciml.reports.clusters.cluster import ClusterOptions, cluster_dataset
+    from ciml.reports.clusters import ClusterOptions, cluster_dataset
     from ciml.reports.clusters.page import cluster_page
     from ciml.reports.page import save
     from ciml.storage import open_store

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ciml.errors import EngineError
-from ciml.manifest.replica import Bookmark, Bookmarks
+from ciml.manifest.bookmarks import Bookmark, Bookmarks
 from ciml.storage import LocalStore
 
 DIGESTS = {7: "a7", 8: "a8"}

@@ -77,7 +77,7 @@ def test_an_adopted_topic_is_a_generation_of_its_own() -> None:
     state.apply(1, {"offsets": {"a": {"id": "1", "partitions": {"0": [[0, 5]]}}}})
     with pytest.raises(IntegrityError, match=r"created again.*: ciml topics adopt a"):
         NewCoverage(state).add(OffsetRange("a", "2", 0, 0, 3))
-    state.apply(2, {"offsets": state.adopted("a", "2")})
+    state.apply(2, {"offsets": state.next_generation("a", "2")})
     assert (state.generation("a"), state.topic_id("a"), list(state.covered("a", 0))) == ("a@2", "2", [])
     draft = NewCoverage(state)
     assert list(draft.add(OffsetRange("a", "2", 0, 0, 3))) == [(0, 3)]
@@ -90,6 +90,6 @@ def test_an_adopted_topic_is_a_generation_of_its_own() -> None:
     other = State()
     other.restore_coverage(state.snapshot())
     assert (other.generation("a"), list(other.covered("a", 0))) == ("a@2", [(0, 3)])
-    assert list(other.adopted("a", "2")) == ["a@3"]
+    assert list(other.next_generation("a", "2")) == ["a@3"]
     with pytest.raises(IntegrityError, match="created again"):
         NewCoverage(other).add(OffsetRange("a", "3", 0, 0, 1))

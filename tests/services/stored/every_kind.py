@@ -9,9 +9,9 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.digest import sha256_hex
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome
+from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Limits
 from ciml.manifest.log import ManifestLog
-from ciml.manifest.replica import Bookmarks
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.datasets.validate import Piece, kept_statistics
 from ciml.pipelines.ingest.committer import Committer

@@ -98,7 +98,7 @@ def recording(place: Place) -> object:
 
 def bookmark(place: Place) -> object:
     from ciml.digest import sha256_hex
-    from ciml.manifest.replica import Bookmarks
+    from ciml.manifest.bookmarks import Bookmarks
 
     log = ManifestLog(place.data.raw)
     parent, _, name = place.below.rpartition("/")

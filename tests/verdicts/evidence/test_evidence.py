@@ -10,7 +10,8 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
-from ciml.verdicts.evidence import Evidence, evidence, evidence_of
+from ciml.verdicts import evidence
+from ciml.verdicts.evidence import Evidence, evidence_of
 from tests.runs.scenes import UNTRUSTED, RawStore
 from tests.transforms.profiles.tables import facts_of
 from tests.verdicts.evidence.stored import FAILED, STARVED, made, prediction, push, store_runs

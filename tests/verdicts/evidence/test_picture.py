@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ciml.transforms.profiles import Profile
-from ciml.verdicts.evidence.evidence import draw
 from ciml.verdicts.evidence.observe import Subject
+from ciml.verdicts.evidence.picture import draw
 from tests.transforms.profiles.tables import START_US, STEAL, USED, USR, table_of
 from tests.verdicts.evidence.subjects import AVAILABLE, GB, IDLE, LOAD, WRITTEN, run_of, subject_of
 

@@ -149,8 +149,8 @@ def sweep(options: SweepOptions) -> None:
     from ciml.digest import canonical_json
     from ciml.pipelines.sweep import SweepContext, run_sweep
     from ciml.reports.page import save
+    from ciml.reports.sweeps import csv_of
     from ciml.reports.sweeps.page import sweep_page
-    from ciml.reports.sweeps.views import csv_of
     from ciml.storage import open_store
     from ciml.training.exclusions import add, exclusions_of, read_lines
     from ciml.training.sweeps.definition import Sweep
@@ -176,7 +176,7 @@ def sweep(options: SweepOptions) -> None:
 
 
 def _json(swept: Swept) -> dict[str, Any]:
-    from ciml.reports.sweeps.views import complete, question_name, questions
+    from ciml.reports.sweeps import complete, question_name, questions
 
     return {
         "sweep": swept.sweep.to_json(),
@@ -197,8 +197,8 @@ def _json(swept: Swept) -> dict[str, Any]:
 
 def _show_sweep(swept: Swept) -> None:
     from ciml.reports.drawing import shown
+    from ciml.reports.sweeps import METRICS, question_name, questions, scored_on
     from ciml.reports.sweeps.page import trials_table
-    from ciml.reports.sweeps.views import METRICS, question_name, questions, scored_on
 
     for question in questions(swept.sweep):
         table = trials_table(swept, question)
@@ -211,7 +211,7 @@ def _show_sweep(swept: Swept) -> None:
 
 
 def _print_best(swept: Swept, best: int, data_path: str) -> None:
-    from ciml.reports.sweeps.views import complete, define_lines, question_name, questions
+    from ciml.reports.sweeps import complete, define_lines, question_name, questions
 
     states = [outcome.state for outcome in swept.outcomes]
     counts = ", ".join(
