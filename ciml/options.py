@@ -40,6 +40,7 @@ def option(
     envvar: str = "",
     shown: str = "",
     alone: str = "",
+    ask: str = "",
     required: bool = False,
     hidden: bool = False,
 ) -> Any:
@@ -54,6 +55,7 @@ def option(
       envvar: environment variable of the default.
       shown: text of ``--help`` in place of the default.
       alone: value of a flag that is given without one.
+      ask: a value that is missing is asked for on a terminal; says what it is, with an example.
       required: whether there is no default.
       hidden: whether ``--help`` leaves it out.
     """
@@ -65,17 +67,18 @@ def option(
         envvar=envvar,
         show_default=shown,
         flag_value=alone,
+        ask=ask,
         required=required,
         hidden=hidden,
     )
 
 
-def repeated(kind: Any = "", *, flags: str = "", metavar: str = "", required: bool = False) -> Any:
+def repeated(kind: Any = "", *, flags: str = "", metavar: str = "", ask: str = "", required: bool = False) -> Any:
     """Return the field of an option that may be repeated, whose value is a tuple; see `option`.
 
     Its flag is the field's name without a final "s".
     """
-    return _declared((), kind=kind, flags=flags, metavar=metavar, required=required, multiple=True)
+    return _declared((), kind=kind, flags=flags, metavar=metavar, ask=ask, required=required, multiple=True)
 
 
 def flag(flags: str = "", *, default: bool | None = False, envvar: str = "", hidden: bool = False) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, fields, is_dataclass
+from functools import partial
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import click
 
-from ciml.cli.kinds import DISCOVERED_KINDS, ENGINE_CALLBACKS, HOME, KINDS, Duration
+from ciml.cli.kinds import DISCOVERED_KINDS, ENGINE_CALLBACKS, HOME, KINDS, Duration, ask
 from ciml.options import DECLARED
 
 T = TypeVar("T")
@@ -105,6 +106,8 @@ def _parameter(cls: type[Any], option: Field[Any]) -> click.Parameter:
         settings["default"] = default
     if settings.pop("argument", False):
         return click.Argument([option.name], **settings)
+    if question := settings.pop("ask", ""):
+        settings["callback"] = partial(_ask_if_missing, question)
     if help_text := _documented(cls, option.name):
         settings["help"] = help_text
     if "is_flag" in settings:
@@ -127,6 +130,13 @@ def _kind_settings(kind: Any) -> Mapping[str, Any]:
     if isinstance(kind, (type, tuple, click.ParamType)):
         return {"type": kind}
     return {"callback": kind}
+
+
+def _ask_if_missing(question: str, ctx: click.Context, param: click.Option, value: Any) -> Any:
+    if value or ctx.resilient_parsing:
+        return value
+    answer = ask(param.opts[0], question)
+    return (answer,) if param.multiple else answer
 
 
 def _documented(cls: type[Any], name: str) -> str:

@@ -7,6 +7,7 @@ kinds look for the local engines of ``ciml up`` where the user names no address.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -115,6 +116,22 @@ def assignments(ctx: click.Context, param: click.Parameter, value: tuple[str, ..
             raise CimlError(f"{param.opts[0]} {text!r:.80}: not {param.metavar}")
         values[key] = assigned
     return values
+
+
+def ask(flag: str, question: str) -> str:
+    """Ask for a missing value on a terminal.
+
+    Args:
+      flag: the option.
+      question: what the value is, with an example.
+
+    Raises:
+      click.UsageError: there is no terminal.
+    """
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"missing {flag}: the {question}")
+    answer: str = click.prompt(f"{question[0].upper()}{question[1:]}")
+    return answer
 
 
 def home_of(ctx: click.Context) -> Path:
@@ -241,10 +258,8 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "no negative number": {"type": click.FloatRange(0)},
     "share": {"type": click.FloatRange(0, 1)},
     "file": {"type": click.Path(exists=True, dir_okay=False), "metavar": "FILE"},
-    "absolute file": {
-        "type": click.Path(exists=True, dir_okay=False, resolve_path=True),
-        "metavar": "FILE",
-    },
+    "absolute file": {"type": click.Path(exists=True, dir_okay=False, resolve_path=True), "metavar": "FILE"},
+    "file path": {"type": click.Path(dir_okay=False, resolve_path=True), "metavar": "FILE"},
     "home": HOME,
     "place": {"callback": _place},
     "demo data": {"cls": DataPathOption, "metavar": "DATA"},

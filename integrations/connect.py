@@ -1,7 +1,8 @@
 """The connection of a CI system: keys of ciml's own files, secrets, and texts for the other side.
 
-Each CI system has a function that checks the addresses of its options, and returns its `Connection`. What connections
-hold is in ``connections.toml``, and the texts for the other side are in ``connect_texts.toml``.
+Each CI system has a class of its options, those of its command, which checks their addresses and makes its
+`Connection`. The parts of connections are in ``connections.toml``, and the texts for the other side in
+``connect_texts.toml``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import re
 import shlex
 import tomllib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -20,6 +22,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from ciml.errors import CimlError
+from ciml.options import Options, flag, option, repeated
 
 GITHUB_API = "https://api.github.com"
 #: The pipelines of Zuul whose builds ciml learns from by default.
@@ -113,45 +116,259 @@ class Connection:
         return str(self.source["receiver"])
 
 
-def filled_in(text: str, **values: Any) -> str:
-    """Replace ``@NAME@`` with the value of ``name``. Raises `KeyError` for an unknown name."""
-    return _PLACE.sub(lambda match: str(values[match[1].lower()]), text)
+class SystemOptions(Options, ABC):
+    """Options of the connection of a CI system.
+
+    Attributes:
+      name: Source in run ids and trust policies.
+    """
+
+    name: str = option(metavar="NAME", required=True)
+
+    @abstractmethod
+    def connection(self) -> Connection:
+        """Return the connection. Raises `CimlError` for a malformed address, or options that do not fit together."""
+
+    def _sum(self, *parts: str, **values: Any) -> Connection:
+        """Return the sum of parts of ``connections.toml``, filled in with the options and further values."""
+        return _connection(parts, {**vars(self), **values})
 
 
-@cache
-def _tables(file: str) -> Mapping[str, Mapping[str, Any]]:
-    return tomllib.loads(files("ciml.integrations").joinpath(file).read_text(encoding="utf-8"))
+class WebhookOptions(SystemOptions, ABC):
+    """Options of a system that sends webhooks.
+
+    Attributes:
+      url: Public address of the receiver of webhooks, such as https://ci.example.org.
+    """
+
+    url: str = option(ask="public address of the receiver, such as https://ci.example.org", metavar="URL")
 
 
-def paste(name: str, values: Mapping[str, Any]) -> Paste:
-    """Return a text of ``connect_texts.toml``, such as ``github.webhook``, with its values filled in."""
-    system, _, text = name.partition(".")
-    entry = _tables("connect_texts.toml")[system][text]
-    return Paste(entry["where"], filled_in(entry["text"], **values), entry.get("form", "text"))
+class ForgeOptions(WebhookOptions, ABC):
+    """Options of a system whose changes get comments.
+
+    Attributes:
+      internal: Names of log hosts have private addresses.
+      ca_file: Certificates that sign the server's. [default: the system's]
+      feedback: Also comment on the changes of failed runs.
+    """
+
+    internal: bool = flag()
+    ca_file: str = option("", "file path")
+    feedback: bool = flag()
 
 
-def _filled(item: Any, values: Mapping[str, Any]) -> Any:
-    """Return a part of a connection with its values, without what is empty then."""
-    if isinstance(item, str):
-        alone = _PLACE.fullmatch(item)
-        return values[alone[1].lower()] if alone else filled_in(item, **values)
-    if isinstance(item, list):
-        return [content for entry in item if (content := _filled(entry, values))]
-    return {key: content for key, entry in item.items() if (content := _filled(entry, values))}
+class GithubOptions(ForgeOptions):
+    """Options of ``ciml connect github``: a webhook of workflow jobs, a workflow that keeps telemetry, and feedback.
+
+    Attributes:
+      api: REST API; GitHub Enterprise Server has https://HOST/api/v3. [default: github.com's]
+      app: App that writes check runs; with --feedback. [default: a token writes comments]
+    """
+
+    name: str = option("github", metavar="NAME")
+    api: str = option("", metavar="URL")
+    app: int | None = option(kind="count", metavar="ID")
+
+    def connection(self) -> Connection:
+        if self.app and not self.feedback:
+            raise CimlError("--app is that of the feedback; add --feedback")
+        example = f"the address of the REST API, such as {GITHUB_API}"
+        host = parts_of(self.api or GITHUB_API, "--api", example, ("https",)).netloc
+        is_enterprise = self.api.rstrip("/") not in ("", GITHUB_API)
+        parts = ["behind_proxy", "github", "github_enterprise" if is_enterprise else "github_hosted"]
+        if self.feedback:
+            parts += ["github_feedback", "github_app" if self.app else "github_token"]
+        url = posted_to(self.url, self.name)
+        return self._sum(*parts, url=url, host=host, allowed=_hosts(host, self.internal))
 
 
-def _connection(parts: Sequence[str], **values: Any) -> Connection:
-    """Return the sum of parts of ``connections.toml``, with these values."""
-    table: dict[str, Any] = {}
-    for part in parts:
-        for key, content in _filled(_tables("connections.toml")[part], values).items():
-            before = table.get(key)
-            if isinstance(before, dict):
-                table[key] = {**before, **content}
-            else:
-                table[key] = [*before, *content] if before else content
-    pastes = [paste(name, values) for name in table.pop("pastes")]
-    return replace(msgspec.convert(table, Connection), pastes=tuple(pastes))
+class GitlabOptions(ForgeOptions):
+    """Options of ``ciml connect gitlab``: a webhook of jobs, pipelines and merge requests, a job, and feedback.
+
+    Attributes:
+      server: Address of GitLab.
+      signed: GitLab signs its webhooks, instead of sending a secret token.
+      redirects: Object store of artifacts that GitLab redirects to; may be repeated.
+    """
+
+    name: str = option("gitlab", metavar="NAME")
+    server: str = option("https://gitlab.com", metavar="URL")
+    signed: bool = flag()
+    redirects: tuple[str, ...] = repeated(flags="--redirect-host", metavar="HOST")
+
+    def connection(self) -> Connection:
+        example = "the address of GitLab, such as https://gitlab.example.org"
+        address = parts_of(self.server, "--server", example, ("https",))
+        if address.path.strip("/"):
+            raise CimlError(f"--server {self.server!r:.120}: give {example}")
+        allowed = _hosts(address.netloc, self.internal)
+        if self.redirects:
+            allowed["redirect_hosts"] = self.redirects
+        variants = {"gitlab_signed": self.signed, "gitlab_feedback": self.feedback}
+        return self._sum(
+            "behind_proxy",
+            "gitlab",
+            *(part for part, is_chosen in variants.items() if is_chosen),
+            url=posted_to(self.url, self.name),
+            host=address.netloc,
+            allowed=allowed,
+            field="Signing token    " if self.signed else "Secret token     ",
+        )
+
+
+class ZuulOptions(SystemOptions):
+    """Options of ``ciml connect zuul``: its MQTT reporter, and playbooks that record the machine of each job.
+
+    Attributes:
+      broker: MQTT broker: mqtts://HOST:PORT, or mqtt://HOST:PORT without TLS.
+      logs: Host of build logs: https://HOST or http://HOST:PORT; may be repeated.
+      internal: Names of log hosts have private addresses.
+      user: User of ciml at the broker.
+      password_file: Its password. [default: a new one]
+      ca_file: Certificates that sign the broker's. [default: the system's]
+      pipelines: Pipeline that ciml learns from; may be repeated. [default: check, gate, post]
+      prefix: First level of the MQTT topics.
+    """
+
+    name: str = option("zuul", metavar="NAME")
+    broker: str = option(ask="address of the MQTT broker, such as mqtts://mqtt.example.org:8883", metavar="URL")
+    logs: tuple[str, ...] = repeated(
+        ask="host of build logs, such as https://logs.example.org", flags="--logs", metavar="URL"
+    )
+    internal: bool = flag()
+    user: str = option("ciml", metavar="USER")
+    password_file: str = option("", "file path")
+    ca_file: str = option("", "file path")
+    pipelines: tuple[str, ...] = repeated(metavar="NAME")
+    prefix: str = option("zuul", metavar="TEXT")
+
+    def connection(self) -> Connection:
+        example = "mqtts://HOST:8883, or mqtt://HOST:1883 without TLS"
+        address = parts_of(self.broker, "--broker", example, ("mqtts", "mqtt"))
+        plain(self.user, "--user")
+        plain(self.prefix, "--prefix")
+        if not self.ca_file.isprintable():
+            raise CimlError(f"--ca-file {self.ca_file!r:.120}: has an unprintable character; rename it")
+        tls = address.scheme == "mqtts"
+        reporters = [
+            paste("zuul.reporters", {"pipeline": json.dumps(plain(pipeline, "--pipeline")), "prefix": self.prefix}).text
+            for pipeline in self.pipelines or PIPELINES
+        ]
+        return self._sum(
+            *(["zuul"] if self.password_file else ["zuul_password", "zuul"]),
+            allowed=places(self.logs, self.internal),
+            secret=self.password_file or f"secrets/{self.name}",
+            host=address.hostname,
+            port=address.port or (8883 if tls else 1883),
+            ca_certs=f"ca_certs={self.ca_file or '/etc/ssl/certs/ca-certificates.crt'}\n" if tls else "",
+            pipelines="\n".join(reporters),
+            dool=DOOL,
+        )
+
+
+class GerritOptions(SystemOptions):
+    """Options of ``ciml connect gerrit``: the stream, the REST API and feedback of the Gerrit of a CI system.
+
+    Attributes:
+      ssh: Gerrit over SSH: ssh://USER@HOST:29418.
+      rest: REST API, which fills holes of the stream, such as https://HOST.
+      key_file: Private key. [default: secrets/NAME-gerrit]
+      known_hosts_file: Host keys of the server. [default: secrets/NAME-gerrit-hosts]
+      password_file: HTTP password for --rest. [default: anonymous]
+      feedback: Also comment on the changes of failed runs.
+    """
+
+    name: str = option("zuul", metavar="NAME")
+    ssh: str = option(ask="address of Gerrit over SSH, such as ssh://ciml@review.example.org:29418", metavar="URL")
+    rest: str = option("", metavar="URL")
+    key_file: str = option("", "file path")
+    known_hosts_file: str = option("", "file path")
+    password_file: str = option("", "file path")
+    feedback: bool = flag()
+
+    def connection(self) -> Connection:
+        address = parts_of(self.ssh, "--ssh", "ssh://USER@HOST:29418", ("ssh",), user=True)
+        user = plain(address.username or "", "--ssh, its user")
+        if self.rest:
+            example = "the address of Gerrit, such as https://review.example.org"
+            parts_of(self.rest, "--rest", example, ("https", "http"))
+        key = self.key_file or f"secrets/{self.name}-gerrit"
+        hosts_file = self.known_hosts_file or f"secrets/{self.name}-gerrit-hosts"
+        port = address.port or 29418
+        keyscan = f"ssh-keyscan -p {port} {address.hostname} > {shlex.quote(hosts_file)}\n"
+        parts = ["gerrit"]
+        if self.feedback:
+            parts += ["gerrit_feedback"] if self.password_file else ["gerrit_feedback", "gerrit_password"]
+        return self._sum(
+            *parts,
+            key_file=key,
+            hosts_file=hosts_file,
+            secret=self.password_file or f"secrets/{self.name}-gerrit-http",
+            keygen="" if self.key_file else f"ssh-keygen -q -t ed25519 -N '' -f {shlex.quote(key)}\n",
+            keyscan="" if self.known_hosts_file else keyscan,
+            public=shlex.quote(f"{key}.pub"),
+            host=address.hostname,
+            port=port,
+            user=user,
+        )
+
+
+class UnsignedOptions(WebhookOptions, ABC):
+    """Options of a system whose CloudEvents have no signature.
+
+    Attributes:
+      client: Subject of the sender's certificate. [default: no proof]
+    """
+
+    client: str = option("", metavar="SUBJECT")
+
+    def _unsigned(self, system: str, logs: str, *, internal: bool = False) -> Connection:
+        """Return the connection of a system whose logs are below an address or prefix."""
+        return self._sum(
+            system,
+            "client_proved" if self.client else "client_unproved",
+            url=posted_to(self.url, self.name),
+            logs=logs.rstrip("/"),
+            allowed=places((logs,), internal),
+            header=CLIENT_HEADER,
+        )
+
+
+class TektonOptions(UnsignedOptions):
+    """Options of ``ciml connect tekton``.
+
+    Attributes:
+      logs: Prefix at which steps store their telemetry.
+    """
+
+    name: str = option("tekton", metavar="NAME")
+    logs: str = option(
+        ask="prefix at which steps store their telemetry, such as s3://cilogs/tekton", metavar="s3://PREFIX"
+    )
+
+    def connection(self) -> Connection:
+        if not self.logs.startswith("s3://"):
+            raise CimlError(f"--logs {self.logs!r:.120}: give the s3:// prefix at which steps store their telemetry")
+        return self._unsigned("tekton", self.logs)
+
+
+class JenkinsOptions(UnsignedOptions):
+    """Options of ``ciml connect jenkins``.
+
+    Attributes:
+      server: Address of Jenkins, below which builds archive their telemetry.
+      internal: Names of log hosts have private addresses.
+    """
+
+    name: str = option("jenkins", metavar="NAME")
+    server: str = option(ask="address of Jenkins, such as https://jenkins.example.org", metavar="URL")
+    internal: bool = flag()
+
+    def connection(self) -> Connection:
+        example = "the address of Jenkins, such as https://jenkins.example.org"
+        parts_of(self.server, "--server", example, ("https", "http"))
+        return self._unsigned("jenkins", self.server, internal=self.internal)
 
 
 def parts_of(url: str, option: str, example: str, schemes: tuple[str, ...], *, user: bool = False) -> SplitResult:
@@ -225,233 +442,42 @@ def _hosts(host: str, internal: bool) -> dict[str, tuple[str, ...]]:
     return {"private_hosts" if internal else "hosts": (host,)}
 
 
-def github(
-    name: str,
-    url: str,
-    api: str = "",
-    *,
-    internal: bool = False,
-    ca_file: str = "",
-    feedback: bool = False,
-    app: int = 0,
-) -> Connection:
-    """Return the connection of GitHub: a webhook of workflow jobs, a workflow that keeps telemetry, and feedback.
-
-    Args:
-      name: name of the source.
-      url: public address of the receiver.
-      api: address of the REST API, of github.com by default; a GitHub Enterprise Server has ``https://HOST/api/v3``.
-      internal: whether its host name resolves to a private address.
-      ca_file: CA certificates of the server.
-      feedback: whether ciml comments on pull requests.
-      app: id of the App that writes check runs as feedback; 0 for a token that writes comments.
-
-    Raises:
-      CimlError: an address is malformed.
-    """
-    example = f"the address of the REST API, such as {GITHUB_API}"
-    host = parts_of(api or GITHUB_API, "--api", example, ("https",)).netloc
-    is_enterprise = api.rstrip("/") not in ("", GITHUB_API)
-    parts = ["behind_proxy", "github", "github_enterprise" if is_enterprise else "github_hosted"]
-    if feedback:
-        parts += ["github_feedback", "github_app" if app else "github_token"]
-    return _connection(
-        parts,
-        name=name,
-        url=posted_to(url, name),
-        host=host,
-        allowed=_hosts(host, internal),
-        ca_file=ca_file,
-        api=api,
-        app=app,
-    )
+def _connection(parts: Sequence[str], values: Mapping[str, Any]) -> Connection:
+    """Return the sum of parts of ``connections.toml``, with these values."""
+    table: dict[str, Any] = {}
+    for part in parts:
+        for key, content in _filled(_tables("connections.toml")[part], values).items():
+            before = table.get(key)
+            if isinstance(before, dict):
+                table[key] = {**before, **content}
+            else:
+                table[key] = [*before, *content] if before else content
+    pastes = [paste(name, values) for name in table.pop("pastes")]
+    return replace(msgspec.convert(table, Connection), pastes=tuple(pastes))
 
 
-def gitlab(
-    name: str,
-    url: str,
-    server: str,
-    *,
-    signed: bool = False,
-    redirects: tuple[str, ...] = (),
-    internal: bool = False,
-    ca_file: str = "",
-    feedback: bool = False,
-) -> Connection:
-    """Return the connection of GitLab: a webhook of jobs, pipelines and merge requests, a job, and feedback.
-
-    Args:
-      name: name of the source.
-      url: public address of the receiver.
-      server: address of GitLab.
-      signed: whether GitLab signs its webhooks; otherwise it sends a secret token.
-      redirects: hosts of the object store that GitLab redirects downloads to.
-      internal: whether the host name of GitLab resolves to a private address.
-      ca_file: CA certificates of the server.
-      feedback: whether ciml comments on merge requests.
-
-    Raises:
-      CimlError: an address is malformed.
-    """
-    example = "the address of GitLab, such as https://gitlab.example.org"
-    address = parts_of(server, "--server", example, ("https",))
-    if address.path.strip("/"):
-        raise CimlError(f"--server {server!r:.120}: give {example}")
-    variants = {"gitlab_signed": signed, "gitlab_feedback": feedback}
-    return _connection(
-        ["behind_proxy", "gitlab", *(part for part, is_chosen in variants.items() if is_chosen)],
-        name=name,
-        url=posted_to(url, name),
-        server=server,
-        host=address.netloc,
-        allowed=_hosts(address.netloc, internal) | ({"redirect_hosts": redirects} if redirects else {}),
-        ca_file=ca_file,
-        field="Signing token    " if signed else "Secret token     ",
-    )
+def paste(name: str, values: Mapping[str, Any]) -> Paste:
+    """Return a text of ``connect_texts.toml``, such as ``github.webhook``, with its values filled in."""
+    system, _, text = name.partition(".")
+    entry = _tables("connect_texts.toml")[system][text]
+    return Paste(entry["where"], filled_in(entry["text"], **values), entry.get("form", "text"))
 
 
-def zuul(
-    name: str,
-    broker: str,
-    logs: tuple[str, ...],
-    *,
-    user: str = "ciml",
-    password_file: str = "",
-    ca_file: str = "",
-    pipelines: tuple[str, ...] = PIPELINES,
-    prefix: str = "zuul",
-    internal: bool = False,
-) -> Connection:
-    """Return the connection of Zuul: its MQTT reporter, and playbooks that record the machine of each job.
-
-    Args:
-      name: name of the source.
-      broker: ``mqtts://HOST[:PORT]``, or ``mqtt://`` without TLS.
-      logs: places of build logs; see `places`.
-      user: user of ciml at the broker.
-      password_file: file of its password; by default ciml creates a password.
-      ca_file: CA certificates of the broker; those of the system by default.
-      pipelines: pipelines whose builds ciml learns from; at least one.
-      prefix: first level of the topics.
-      internal: whether the hosts of ``logs`` have private addresses.
-
-    Raises:
-      CimlError: an address is malformed.
-    """
-    example = "mqtts://HOST:8883, or mqtt://HOST:1883 without TLS"
-    address = parts_of(broker, "--broker", example, ("mqtts", "mqtt"))
-    plain(user, "--user")
-    plain(prefix, "--prefix")
-    if not ca_file.isprintable():
-        raise CimlError(f"--ca-file {ca_file!r:.120}: has an unprintable character; rename it")
-    tls = address.scheme == "mqtts"
-    reporters = [
-        paste("zuul.reporters", {"pipeline": json.dumps(plain(pipeline, "--pipeline")), "prefix": prefix}).text
-        for pipeline in pipelines
-    ]
-    return _connection(
-        ["zuul"] if password_file else ["zuul_password", "zuul"],
-        name=name,
-        broker=broker,
-        allowed=places(logs, internal),
-        user=user,
-        secret=password_file or f"secrets/{name}",
-        ca_file=ca_file,
-        prefix=prefix,
-        host=address.hostname,
-        port=address.port or (8883 if tls else 1883),
-        ca_certs=f"ca_certs={ca_file or '/etc/ssl/certs/ca-certificates.crt'}\n" if tls else "",
-        pipelines="\n".join(reporters),
-        dool=DOOL,
-    )
+@cache
+def _tables(file: str) -> Mapping[str, Mapping[str, Any]]:
+    return tomllib.loads(files("ciml.integrations").joinpath(file).read_text(encoding="utf-8"))
 
 
-def gerrit(
-    name: str,
-    ssh: str,
-    *,
-    rest: str = "",
-    key_file: str = "",
-    known_hosts_file: str = "",
-    password_file: str = "",
-    feedback: bool = False,
-) -> Connection:
-    """Return the connection of the Gerrit whose changes a CI system tests: its stream over SSH, its API, and feedback.
-
-    Args:
-      name: name of the CI system's source.
-      ssh: ``ssh://USER@HOST:29418``.
-      rest: address of the REST API, which fills gaps of the stream; "" for none. Feedback needs it.
-      key_file, known_hosts_file: the user's private key, and the server's host keys.
-      password_file: the user's HTTP password for ``rest``; anonymous by default.
-      feedback: whether ciml comments on changes, as the SSH user.
-
-    Raises:
-      CimlError: an address is malformed.
-    """
-    address = parts_of(ssh, "--ssh", "ssh://USER@HOST:29418", ("ssh",), user=True)
-    user = plain(address.username or "", "--ssh, its user")
-    if rest:
-        parts_of(rest, "--rest", "the address of Gerrit, such as https://review.example.org", ("https", "http"))
-    key = key_file or f"secrets/{name}-gerrit"
-    hosts_file = known_hosts_file or f"secrets/{name}-gerrit-hosts"
-    port = address.port or 29418
-    keyscan = f"ssh-keyscan -p {port} {address.hostname} > {shlex.quote(hosts_file)}\n"
-    parts = ["gerrit"]
-    if feedback:
-        parts += ["gerrit_feedback"] if password_file else ["gerrit_feedback", "gerrit_password"]
-    return _connection(
-        parts,
-        name=name,
-        ssh=ssh,
-        key_file=key,
-        hosts_file=hosts_file,
-        rest=rest,
-        password_file=password_file,
-        secret=password_file or f"secrets/{name}-gerrit-http",
-        keygen="" if key_file else f"ssh-keygen -q -t ed25519 -N '' -f {shlex.quote(key)}\n",
-        keyscan="" if known_hosts_file else keyscan,
-        public=shlex.quote(f"{key}.pub"),
-        host=address.hostname,
-        port=port,
-        user=user,
-    )
+def _filled(item: Any, values: Mapping[str, Any]) -> Any:
+    """Return a part of a connection with its values, without what is empty then."""
+    if isinstance(item, str):
+        alone = _PLACE.fullmatch(item)
+        return values[alone[1].lower()] if alone else filled_in(item, **values)
+    if isinstance(item, list):
+        return [content for entry in item if (content := _filled(entry, values))]
+    return {key: content for key, entry in item.items() if (content := _filled(entry, values))}
 
 
-def tekton(name: str, url: str, logs: str, client: str = "") -> Connection:
-    """Return the connection of Tekton.
-
-    Args:
-      name: name of the source.
-      url: address of the receiver, or of the proxy in front of it.
-      logs: the ``s3://`` prefix at which steps store their telemetry.
-      client: subject of the sender's certificate, which a proxy verifies; "" for no proof.
-
-    Raises:
-      CimlError: an address is malformed.
-    """
-    if not logs.startswith("s3://"):
-        raise CimlError(f"--logs {logs!r:.120}: give the s3:// prefix at which steps store their telemetry")
-    return _unsigned("tekton", name, url, logs, client, internal=False)
-
-
-def jenkins(name: str, url: str, server: str, client: str = "", *, internal: bool = False) -> Connection:
-    """Return the connection of Jenkins; ``server`` is its address, below which builds archive their telemetry.
-
-    ``internal`` says whether its host has a private address; the other arguments are those of `tekton`.
-    """
-    parts_of(server, "--server", "the address of Jenkins, such as https://jenkins.example.org", ("https", "http"))
-    return _unsigned("jenkins", name, url, server, client, internal=internal)
-
-
-def _unsigned(system: str, name: str, url: str, logs: str, client: str, *, internal: bool) -> Connection:
-    """Return the connection of a system whose CloudEvents have no signature."""
-    return _connection(
-        [system, "client_proved" if client else "client_unproved"],
-        name=name,
-        url=posted_to(url, name),
-        logs=logs.rstrip("/"),
-        allowed=places((logs,), internal),
-        header=CLIENT_HEADER,
-        client=client,
-    )
+def filled_in(text: str, **values: Any) -> str:
+    """Replace ``@NAME@`` with the value of ``name``. Raises `KeyError` for an unknown name."""
+    return _PLACE.sub(lambda match: str(values[match[1].lower()]), text)

@@ -1,23 +1,31 @@
 """``ciml connect``: connect a CI system.
 
-Each system has a command. It writes the connection, prints the texts for the other side, and can wait for the first
-event.
+Each system has a command, whose options `ciml.integrations.connect` declares. The command writes the connection, prints
+the texts for the other side, and can wait for the first event.
 """
 
 from __future__ import annotations
 
 import shlex
-import sys
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ciml.cli.command import make_command
+from ciml.cli.kinds import ask
 from ciml.errors import CimlError
-from ciml.options import BrokerOptions, flag, option, repeated
+from ciml.integrations.connect import (
+    GerritOptions,
+    GithubOptions,
+    GitlabOptions,
+    JenkinsOptions,
+    TektonOptions,
+    ZuulOptions,
+)
+from ciml.options import BrokerOptions, flag, option
 
 if TYPE_CHECKING:
     from ciml.integrations.connect import Connection
@@ -45,14 +53,12 @@ class ConnectOptions(BrokerOptions):
     """Options of each command.
 
     Attributes:
-      name: Source in run ids and trust policies.
       folder: Folder of receivers.toml, fetch.toml, trust.toml and secrets.
       force: Replace a source of this name that has other settings.
       wait: Wait for the first event, up to 10min or TIME; with --data-path for its run too.
       topic: Topic that ciml ingest reads.
     """
 
-    name: str = option(metavar="NAME", required=True)
     folder: Path = option(Path(), click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
     force: bool = flag()
     wait: float | None = option(kind="time", metavar="[TIME]", alone="10min")
@@ -60,59 +66,88 @@ class ConnectOptions(BrokerOptions):
     topic: str = option(_DEFAULT_TOPIC, metavar="TOPIC")
 
 
-def ask(flag: str, meaning: str, example: str) -> str:
-    """Ask for a missing value on a terminal.
+@make_command("github")
+def github(system: GithubOptions, options: ConnectOptions) -> int:
+    """Connect GitHub.
 
-    Raises:
-      click.UsageError: there is no terminal.
+    \b
+    Example:
+      ciml connect github --url https://ci.example.org
+      ciml connect github --url https://ci.example.org --wait --data-path data
+      ciml connect github --url https://ci.example.org --feedback --app 12345
     """
-    if not sys.stdin.isatty():
-        raise click.UsageError(f"missing {flag}: the {meaning}, such as {example}")
-    answer: str = click.prompt(f"{meaning[0].upper()}{meaning[1:]}, such as {example}")
-    return answer
+    return connect(system.connection(), options)
 
 
-def _asked(meaning: str, example: str) -> Callable[..., Any]:
-    """Return the callback of an option whose value is asked for if it is missing."""
+@make_command("gitlab")
+def gitlab(system: GitlabOptions, options: ConnectOptions) -> int:
+    """Connect GitLab.
 
-    def callback(ctx: click.Context, param: click.Option, value: Any) -> Any:
-        if value or ctx.resilient_parsing:
-            return value
-        answer = ask(param.opts[0], meaning, example)
-        return (answer,) if param.multiple else answer
-
-    return callback
-
-
-class WebhookOptions(ConnectOptions):
-    """Options of a system that sends webhooks.
-
-    Attributes:
-      url: Public address of the receiver of webhooks, such as https://ci.example.org.
+    \b
+    Example:
+      ciml connect gitlab --url https://ci.example.org --server https://gitlab.example.org
+      ciml connect gitlab --url https://ci.example.org --server https://gitlab.example.org --feedback
     """
-
-    url: str = option(kind=_asked("public address of the receiver", "https://ci.example.org"), metavar="URL")
-
-
-_FILE = click.Path(dir_okay=False, resolve_path=True)
+    return connect(system.connection(), options)
 
 
-class ForgeOptions(WebhookOptions):
-    """Options of a system whose changes get comments.
+@make_command("zuul")
+def zuul(system: ZuulOptions, options: ConnectOptions) -> int:
+    """Connect Zuul.
 
-    Attributes:
-      internal: Names of log hosts have private addresses.
-      ca_file: Certificates that sign the server's. [default: the system's]
-      feedback: Also comment on the changes of failed runs.
+    \b
+    Example:
+      ciml connect zuul --broker mqtts://mqtt.example.org --logs https://logs.example.org
+      ciml connect zuul --broker mqtts://mqtt.example.org --logs https://logs.example.org --wait --data-path data
     """
-
-    internal: bool = flag()
-    ca_file: str = option("", _FILE, metavar="FILE")
-    feedback: bool = flag()
+    return connect(system.connection(), options)
 
 
-def finish(connection: Connection, options: ConnectOptions) -> int:
-    """Finish a command. Return its exit code: 1 if no event came, 2 if the first one became a dead letter."""
+@make_command("gerrit")
+def gerrit(system: GerritOptions, options: ConnectOptions) -> int:
+    """Connect the Gerrit of a CI system.
+
+    Its events say who owns, reviewed and merged the changes that the CI system tests, so NAME is that of the CI system.
+
+    \b
+    Example:
+      ciml connect gerrit --name zuul --ssh ssh://ciml@review.example.org --rest https://review.example.org
+      ciml connect gerrit --ssh ssh://ciml@review.example.org --rest https://review.example.org --feedback
+    """
+    if system.feedback and not system.rest:
+        rest = ask("--rest", "address of Gerrit's REST API, such as https://review.example.org")
+        system = replace(system, rest=rest)
+    return connect(system.connection(), options)
+
+
+@make_command("tekton")
+def tekton(system: TektonOptions, options: ConnectOptions) -> int:
+    """Connect Tekton.
+
+    Its CloudEvents have no signature: let a proxy verify the sender's certificate, and name its subject.
+
+    \b
+    Example:
+      ciml connect tekton --url https://ci.example.org --logs s3://cilogs/tekton --client CN=tekton-events
+    """
+    return connect(system.connection(), options)
+
+
+@make_command("jenkins")
+def jenkins(system: JenkinsOptions, options: ConnectOptions) -> int:
+    """Connect Jenkins, by its CloudEvents plugin.
+
+    The events have no signature: let a proxy verify the sender's certificate, and name its subject.
+
+    \b
+    Example:
+      ciml connect jenkins --url https://ci.example.org --server https://jenkins.example.org --client CN=jenkins
+    """
+    return connect(system.connection(), options)
+
+
+def connect(connection: Connection, options: ConnectOptions) -> int:
+    """Write a connection and print what to do; return 1 if no event came, 2 if the first one became a dead letter."""
     if options.wait is not None and options.kafka is None:
         raise CimlError("--wait: no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
     _write(connection, options)
@@ -196,252 +231,6 @@ def _wait(connection: Connection, options: ConnectOptions, wait_s: float) -> int
     for check in _CHECKS[connection.receiver]:
         click.echo(f"  - {check}")
     return _NOTHING
-
-
-class GithubOptions(ForgeOptions):
-    """Options of ``ciml connect github``.
-
-    Attributes:
-      name: Source in run ids and trust policies.
-      api: REST API; GitHub Enterprise Server has https://HOST/api/v3. [default: github.com's]
-      app: App that writes check runs; with --feedback. [default: a token writes comments]
-    """
-
-    name: str = option("github", metavar="NAME")
-    api: str = option("", metavar="URL")
-    app: int = option(kind="count", metavar="ID")
-
-
-@make_command("github")
-def github(options: GithubOptions) -> int:
-    """Connect GitHub.
-
-    \b
-    Example:
-      ciml connect github --url https://ci.example.org
-      ciml connect github --url https://ci.example.org --wait --data-path data
-      ciml connect github --url https://ci.example.org --feedback --app 12345
-    """
-    from ciml.integrations import connect as systems
-
-    if options.app and not options.feedback:
-        raise click.UsageError("--app is that of the feedback; add --feedback")
-    connection = systems.github(
-        options.name,
-        options.url,
-        options.api,
-        internal=options.internal,
-        ca_file=options.ca_file,
-        feedback=options.feedback,
-        app=options.app or 0,
-    )
-    return finish(connection, options)
-
-
-class GitlabOptions(ForgeOptions):
-    """Options of ``ciml connect gitlab``.
-
-    Attributes:
-      name: Source in run ids and trust policies.
-      server: Address of GitLab.
-      signed: GitLab signs its webhooks, instead of sending a secret token.
-      redirects: Object store of artifacts that GitLab redirects to; may be repeated.
-    """
-
-    name: str = option("gitlab", metavar="NAME")
-    server: str = option("https://gitlab.com", metavar="URL")
-    signed: bool = flag()
-    redirects: tuple[str, ...] = repeated(flags="--redirect-host", metavar="HOST")
-
-
-@make_command("gitlab")
-def gitlab(options: GitlabOptions) -> int:
-    """Connect GitLab.
-
-    \b
-    Example:
-      ciml connect gitlab --url https://ci.example.org --server https://gitlab.example.org
-      ciml connect gitlab --url https://ci.example.org --server https://gitlab.example.org --feedback
-    """
-    from ciml.integrations import connect as systems
-
-    connection = systems.gitlab(
-        options.name,
-        options.url,
-        options.server,
-        signed=options.signed,
-        redirects=options.redirects,
-        internal=options.internal,
-        ca_file=options.ca_file,
-        feedback=options.feedback,
-    )
-    return finish(connection, options)
-
-
-class ZuulOptions(ConnectOptions):
-    """Options of ``ciml connect zuul``.
-
-    Attributes:
-      name: Source in run ids and trust policies.
-      broker: MQTT broker: mqtts://HOST:PORT, or mqtt://HOST:PORT without TLS.
-      logs: Host of build logs: https://HOST or http://HOST:PORT; may be repeated.
-      internal: Names of log hosts have private addresses.
-      user: User of ciml at the broker.
-      password_file: Its password. [default: a new one]
-      ca_file: Certificates that sign the broker's. [default: the system's]
-      pipelines: Pipeline that ciml learns from; may be repeated. [default: check, gate, post]
-      prefix: First level of the MQTT topics.
-    """
-
-    name: str = option("zuul", metavar="NAME")
-    broker: str = option(kind=_asked("address of the MQTT broker", "mqtts://mqtt.example.org:8883"), metavar="URL")
-    logs: tuple[str, ...] = repeated(
-        _asked("host of build logs", "https://logs.example.org"), flags="--logs", metavar="URL"
-    )
-    internal: bool = flag()
-    user: str = option("ciml", metavar="USER")
-    password_file: str = option("", _FILE, metavar="FILE")
-    ca_file: str = option("", _FILE, metavar="FILE")
-    pipelines: tuple[str, ...] = repeated(metavar="NAME")
-    prefix: str = option("zuul", metavar="TEXT")
-
-
-@make_command("zuul")
-def zuul(options: ZuulOptions) -> int:
-    """Connect Zuul.
-
-    \b
-    Example:
-      ciml connect zuul --broker mqtts://mqtt.example.org --logs https://logs.example.org
-      ciml connect zuul --broker mqtts://mqtt.example.org --logs https://logs.example.org --wait --data-path data
-    """
-    from ciml.integrations import connect as systems
-
-    connection = systems.zuul(
-        options.name,
-        options.broker,
-        options.logs,
-        user=options.user,
-        password_file=options.password_file,
-        ca_file=options.ca_file,
-        pipelines=options.pipelines or systems.PIPELINES,
-        prefix=options.prefix,
-        internal=options.internal,
-    )
-    return finish(connection, options)
-
-
-class GerritOptions(ConnectOptions):
-    """Options of ``ciml connect gerrit``.
-
-    Attributes:
-      name: Source in run ids and trust policies.
-      ssh: Gerrit over SSH: ssh://USER@HOST:29418.
-      rest: REST API, which fills holes of the stream, such as https://HOST.
-      key_file: Private key. [default: secrets/NAME-gerrit]
-      known_hosts_file: Host keys of the server. [default: secrets/NAME-gerrit-hosts]
-      password_file: HTTP password for --rest. [default: anonymous]
-      feedback: Also comment on the changes of failed runs.
-    """
-
-    name: str = option("zuul", metavar="NAME")
-    ssh: str = option(kind=_asked("address of Gerrit over SSH", "ssh://ciml@review.example.org:29418"), metavar="URL")
-    rest: str = option("", metavar="URL")
-    key_file: str = option("", _FILE, metavar="FILE")
-    known_hosts_file: str = option("", _FILE, metavar="FILE")
-    password_file: str = option("", _FILE, metavar="FILE")
-    feedback: bool = flag()
-
-
-@make_command("gerrit")
-def gerrit(options: GerritOptions) -> int:
-    """Connect the Gerrit of a CI system.
-
-    Its events say who owns, reviewed and merged the changes that the CI system tests, so NAME is that of the CI system.
-
-    \b
-    Example:
-      ciml connect gerrit --name zuul --ssh ssh://ciml@review.example.org --rest https://review.example.org
-      ciml connect gerrit --ssh ssh://ciml@review.example.org --rest https://review.example.org --feedback
-    """
-    from ciml.integrations import connect as systems
-
-    rest = options.rest
-    if options.feedback and not rest:
-        rest = ask("--rest", "address of Gerrit's REST API", "https://review.example.org")
-    connection = systems.gerrit(
-        options.name,
-        options.ssh,
-        rest=rest,
-        key_file=options.key_file,
-        known_hosts_file=options.known_hosts_file,
-        password_file=options.password_file,
-        feedback=options.feedback,
-    )
-    return finish(connection, options)
-
-
-class TektonOptions(WebhookOptions):
-    """Options of ``ciml connect tekton``.
-
-    Attributes:
-      name: Source in run ids and trust policies.
-      logs: Prefix at which steps store their telemetry.
-      client: Subject of the sender's certificate. [default: no proof]
-    """
-
-    name: str = option("tekton", metavar="NAME")
-    logs: str = option(
-        kind=_asked("prefix at which steps store their telemetry", "s3://cilogs/tekton"), metavar="s3://PREFIX"
-    )
-    client: str = option("", metavar="SUBJECT")
-
-
-@make_command("tekton")
-def tekton(options: TektonOptions) -> int:
-    """Connect Tekton.
-
-    Its CloudEvents have no signature: let a proxy verify the sender's certificate, and name its subject.
-
-    \b
-    Example:
-      ciml connect tekton --url https://ci.example.org --logs s3://cilogs/tekton --client CN=tekton-events
-    """
-    from ciml.integrations import connect as systems
-
-    return finish(systems.tekton(options.name, options.url, options.logs, options.client), options)
-
-
-class JenkinsOptions(WebhookOptions):
-    """Options of ``ciml connect jenkins``.
-
-    Attributes:
-      name: Source in run ids and trust policies.
-      server: Address of Jenkins, below which builds archive their telemetry.
-      internal: Names of log hosts have private addresses.
-      client: Subject of the sender's certificate. [default: no proof]
-    """
-
-    name: str = option("jenkins", metavar="NAME")
-    server: str = option(kind=_asked("address of Jenkins", "https://jenkins.example.org"), metavar="URL")
-    internal: bool = flag()
-    client: str = option("", metavar="SUBJECT")
-
-
-@make_command("jenkins")
-def jenkins(options: JenkinsOptions) -> int:
-    """Connect Jenkins, by its CloudEvents plugin.
-
-    The events have no signature: let a proxy verify the sender's certificate, and name its subject.
-
-    \b
-    Example:
-      ciml connect jenkins --url https://ci.example.org --server https://jenkins.example.org --client CN=jenkins
-    """
-    from ciml.integrations import connect as systems
-
-    connection = systems.jenkins(options.name, options.url, options.server, options.client, internal=options.internal)
-    return finish(connection, options)
 
 
 @click.group("connect", commands=[github, gitlab, zuul, gerrit, tekton, jenkins])

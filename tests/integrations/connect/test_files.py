@@ -13,7 +13,7 @@ from ciml.errors import CimlError
 from ciml.events.records import RunFacts
 from ciml.integrations import connect_files as written_files
 from ciml.integrations.config import load_receivers
-from ciml.integrations.connect import github, zuul
+from ciml.integrations.connect import GithubOptions, ZuulOptions
 from ciml.integrations.connect_files import FEEDBACK, FETCH, RECEIVERS, TRUST, with_items, without_blocks, write
 from ciml.integrations.github.review import GitHubSystem
 from ciml.transforms.fetch.policy import FetchPolicy
@@ -109,7 +109,7 @@ def test_feedback_is_added_once_and_to_an_own_configuration(name: str, tmp_path:
 def test_another_review_system_of_the_name_needs_force(tmp_path: Path) -> None:
     write(tmp_path, ALL["github-feedback"])
     before = snapshot(tmp_path)
-    other = github("github", URL, feedback=True, app=7)
+    other = GithubOptions(url=URL, feedback=True, app=7).connection()
     with pytest.raises(CimlError, match="system github is there with other values of app; give --force"):
         write(tmp_path, other)
     assert snapshot(tmp_path) == before
@@ -165,7 +165,7 @@ def test_rules_are_added_to_a_policy_whose_own_rules_keep_their_meaning(tmp_path
 def test_another_source_of_the_name_needs_force(tmp_path: Path) -> None:
     write(tmp_path, ALL["zuul"])
     write(tmp_path, ALL["gerrit"])
-    other = zuul("zuul", "mqtts://other.example.org", ("https://logs.example.org",))
+    other = ZuulOptions(broker="mqtts://other.example.org", logs=("https://logs.example.org",)).connection()
     before = snapshot(tmp_path)
     with pytest.raises(CimlError, match="source zuul is there with other values of broker; give --force"):
         write(tmp_path, other)
@@ -182,7 +182,7 @@ def test_a_secret_is_for_its_owner_alone_and_never_replaced(tmp_path: Path) -> N
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert len(bytes.fromhex(secret)) == 32
-    write(tmp_path, github("github", "https://new.example.org"), force=True)
+    write(tmp_path, GithubOptions(url="https://new.example.org").connection(), force=True)
     assert path.read_text() == secret
 
 
@@ -217,7 +217,7 @@ def test_a_configuration_that_receivers_reject_is_not_extended(tmp_path: Path) -
 
 def test_a_wrong_name_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(CimlError, match="source Hub: name"):
-        write(tmp_path, github("Hub", URL))
+        write(tmp_path, GithubOptions(name="Hub", url=URL).connection())
     assert snapshot(tmp_path) == {}
 
 

@@ -14,7 +14,15 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.integrations.config import load_receivers
-from ciml.integrations.connect import Connection, gerrit, github, gitlab, jenkins, tekton, zuul
+from ciml.integrations.connect import (
+    GerritOptions,
+    GithubOptions,
+    GitlabOptions,
+    JenkinsOptions,
+    SystemOptions,
+    TektonOptions,
+    ZuulOptions,
+)
 from ciml.integrations.connect_files import FETCH, RECEIVERS, TRUST, table, write
 from tests.integrations.connect.connecting import ALL, URL
 
@@ -26,20 +34,20 @@ BAD = [
     "\n", "\t", " ", "'", '"', "`", "$(id)", ";", "#", "{", "}", "\\", "|", "&", "<", "*", "\x7f", "\x1b[2J", "\udcff",
     "é",
 ]  # fmt: skip
-OPTIONS: dict[str, tuple[Callable[[str], Connection], str]] = {
-    "--url": (lambda text: github("github", text), "https://ci.example.org/a@b"),
-    "--api": (lambda text: github("github", URL, text), "https://git.example.org/api@"),
-    "--server": (lambda text: gitlab("gitlab", URL, text), "https://gitlab@.example.org"),
-    "--broker": (lambda text: zuul("zuul", text, LOGS), "mqtts://mqtt@.example.org"),
-    "--user": (lambda text: zuul("zuul", BROKER, LOGS, user=text), "ci@ml"),
-    "--prefix": (lambda text: zuul("zuul", BROKER, LOGS, prefix=text), "zu@ul"),
-    "--pipeline": (lambda text: zuul("zuul", BROKER, LOGS, pipelines=(text,)), "ch@eck"),
-    "--ssh": (lambda text: gerrit("zuul", text), "ssh://ciml@review.example.org"),
-    "--rest": (lambda text: gerrit("zuul", SSH, rest=text), "https://review.example.org/@"),
-    "--logs": (lambda text: tekton("tekton", URL, text), "s3://cilogs/@"),
-    "--logs of Zuul": (lambda text: zuul("zuul", BROKER, (text,)), "https://logs@.example.org"),
+OPTIONS: dict[str, tuple[Callable[[str], SystemOptions], str]] = {
+    "--url": (lambda text: GithubOptions(url=text), "https://ci.example.org/a@b"),
+    "--api": (lambda text: GithubOptions(url=URL, api=text), "https://git.example.org/api@"),
+    "--server": (lambda text: GitlabOptions(url=URL, server=text), "https://gitlab@.example.org"),
+    "--broker": (lambda text: ZuulOptions(broker=text, logs=LOGS), "mqtts://mqtt@.example.org"),
+    "--user": (lambda text: ZuulOptions(broker=BROKER, logs=LOGS, user=text), "ci@ml"),
+    "--prefix": (lambda text: ZuulOptions(broker=BROKER, logs=LOGS, prefix=text), "zu@ul"),
+    "--pipeline": (lambda text: ZuulOptions(broker=BROKER, logs=LOGS, pipelines=(text,)), "ch@eck"),
+    "--ssh": (lambda text: GerritOptions(ssh=text), "ssh://ciml@review.example.org"),
+    "--rest": (lambda text: GerritOptions(ssh=SSH, rest=text), "https://review.example.org/@"),
+    "--logs": (lambda text: TektonOptions(url=URL, logs=text), "s3://cilogs/@"),
+    "--logs of Zuul": (lambda text: ZuulOptions(broker=BROKER, logs=(text,)), "https://logs@.example.org"),
     "--server of Jenkins": (
-        lambda text: jenkins("jenkins", URL, text),
+        lambda text: JenkinsOptions(url=URL, server=text),
         "https://ci@.example.org",
     ),
 }
@@ -47,11 +55,11 @@ OPTIONS: dict[str, tuple[Callable[[str], Connection], str]] = {
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_with_a_special_character_is_one_error(option: str) -> None:
-    connect, form = OPTIONS[option]
-    connect(form if option == "--ssh" else form.replace("@", ""))
+    system_of, form = OPTIONS[option]
+    system_of(form if option == "--ssh" else form.replace("@", "")).connection()
     for bad in BAD:
         with pytest.raises(CimlError) as caught:
-            connect(form.replace("@", f"{bad}@" if option == "--ssh" else bad))
+            system_of(form.replace("@", f"{bad}@" if option == "--ssh" else bad)).connection()
         assert str(caught.value).startswith(option.partition(" ")[0])
         assert str(caught.value).isprintable()
 
@@ -77,20 +85,20 @@ def test_an_option_with_a_special_character_is_one_error(option: str) -> None:
 )
 def test_a_malformed_address_is_one_error(option: str, value: str) -> None:
     with pytest.raises(CimlError) as caught:
-        OPTIONS[option][0](value)
+        OPTIONS[option][0](value).connection()
     assert str(caught.value).startswith(option.partition(" ")[0])
 
 
 def test_a_path_is_one_word_of_a_command() -> None:
     key = "/home/a b/$(id)/it's"
-    made = gerrit("zuul", SSH, key_file=key)
+    made = GerritOptions(ssh=SSH, key_file=key).connection()
     (shell,) = (paste.text for paste in made.pastes if paste.form == "shell")
     assert f"{key}.pub" in shlex.split(shell)
 
 
 @pytest.mark.parametrize("text", ['a"b\\c', "a\nb = 1\n[x]", "\x00\x1b\x7f", "é\u2028", "]]", "'''"])
 def test_any_text_is_one_value_of_toml(tmp_path: Path, text: str) -> None:
-    made = jenkins("jenkins", URL, "https://jenkins.example.org", text)
+    made = JenkinsOptions(url=URL, server="https://jenkins.example.org", client=text).connection()
     write(tmp_path, made)
     (source,) = load_receivers(tmp_path / RECEIVERS).sources
     assert source.clients == (text,)  # type: ignore[attr-defined]
@@ -100,8 +108,9 @@ def test_any_text_is_one_value_of_toml(tmp_path: Path, text: str) -> None:
 
 
 def test_half_a_character_is_one_error(tmp_path: Path) -> None:
+    jenkins = JenkinsOptions(url=URL, server="https://jenkins.example.org", client="CN=\udcff")
     with pytest.raises(CimlError, match=r"clients: .* cannot be written; use another name"):
-        write(tmp_path, jenkins("jenkins", URL, "https://jenkins.example.org", "CN=\udcff"))
+        write(tmp_path, jenkins.connection())
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(CimlError):
         table("[x]", {"key": "\ud800"})

@@ -16,7 +16,7 @@ from ciml.errors import CimlError
 from ciml.events.run_id import RunId
 from ciml.integrations.adapter import Delivery, Reading
 from ciml.integrations.config import WebhookSettings
-from ciml.integrations.connect import DOOL, Paste, filled_in, gerrit, places, posted_to
+from ciml.integrations.connect import DOOL, GerritOptions, Paste, filled_in, places, posted_to
 from ciml.integrations.registry import find_adapter
 from ciml.recorder.ci_environment import run_of
 from ciml.recorder.sampler import _PLUGINS
@@ -124,7 +124,7 @@ def test_zuul_speaks_tls_where_the_broker_does() -> None:
 
 def test_keys_of_gerrit_that_are_there_are_not_made_again() -> None:
     made = ALL["gerrit"].pastes[0].text
-    given = gerrit("zuul", "ssh://c@r.example.org:2222", key_file="/k", known_hosts_file="/h")
+    given = GerritOptions(ssh="ssh://c@r.example.org:2222", key_file="/k", known_hosts_file="/h").connection()
     assert "ssh-keygen" in made
     assert "ssh-keyscan -p 29418 review.example.org" in made
     assert given.pastes[0].text.startswith("ssh -p 2222 ADMIN@r.example.org gerrit create-account")

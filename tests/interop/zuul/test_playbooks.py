@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 import ciml
+from ciml.integrations.connect import ZuulOptions
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(3600)]
 
@@ -33,7 +34,7 @@ class Node:
         (folder / "bin/dool").write_text(f'#!/bin/sh\nexec {sys.executable} {dool} "$@"\n')
         (folder / "bin/dool").chmod(0o755)
         (folder / "inventory").write_text(nodes)
-        connection = zuul("zuul", "mqtts://mqtt.example.org", ("https://logs.example.org",))
+        connection = ZuulOptions(broker="mqtts://mqtt.example.org", logs=("https://logs.example.org",)).connection()
         self.playbooks = {paste.where: paste.text for paste in connection.pastes if paste.form == "yaml"}
 
     def play(self, name: str) -> None:
