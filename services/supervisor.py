@@ -1,4 +1,4 @@
-"""The watchdog of a service: it observes, runs the action of `ciml.services.decide.decide`, and reports.
+"""The watchdog of a service: it observes job and service, acts as `ciml.services.decide.decide` says, and reports.
 
 It may be killed at any moment. The job keeps running without it, and the next supervisor finds it by its name.
 """
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.services.decide import (
@@ -29,8 +29,9 @@ from ciml.services.service import NotReadyError, Service
 
 _PAUSE_S = 1.0
 _MAINTAIN_S = 5.0
-_FAULTS = 3  # successive errors that count as permanent: broker and store are not observed at the same moment
-_KEPT = 20
+_MOST_CONTRADICTIONS = 3  # successive ones are permanent; a single one may come of reading broker and store in turn
+_MOST_RESUBMISSIONS = 20  # in the status
+_QUIET_HEALTH = ("starting", "running", "stopping", "stopped")
 _log = logging.getLogger(__name__)
 
 Status = dict[str, Any]
@@ -52,6 +53,20 @@ class Jobs(Protocol):
         """Stop the job with a savepoint; return its path, or "" if the engine needs none."""
 
 
+class _Reading(NamedTuple):
+    """The service as it is now.
+
+    Attributes:
+      progress: None if something does not answer, or the service is not ready.
+      outage: the error of what does not answer, or why the service is not ready; "" for neither.
+      is_unready: whether the outage only means that the service is not ready.
+    """
+
+    progress: ServiceProgress | None
+    outage: str = ""
+    is_unready: bool = False
+
+
 @dataclass
 class Supervisor:
     """Keeps one service running until it is stopped, or has a permanent error.
@@ -64,7 +79,9 @@ class Supervisor:
       status: of an earlier supervisor of this service, whose savepoint and counts are continued.
       maintains: whether it also maintains the manifest; else the job does.
       moved: returns whether what the service connects to has other addresses now; then the watch ends.
-      limits, clock, pause_s: of the watchdog.
+      limits: of the watchdog.
+      clock: returns the present time, seconds.
+      pause_s: between two steps.
       level: log level of decisions that need no attention.
       progress: the last progress; None if something did not answer.
       error: the permanent error.
@@ -86,12 +103,13 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self._tracker = Tracker(self.limits)
-        self._submitted = self._from_savepoint = False
-        self._faults = 0
+        self._has_job = False  # submitted or taken over
+        self._from_savepoint = False
+        self._contradictions = 0
         self._fault = ""
-        self._maintained = -_MAINTAIN_S
+        self._maintained_s = -_MAINTAIN_S
         self._logged = ("", "")
-        self._failed = False
+        self._has_failed = False
         earlier: Status = {"resubmitted": 0, "resubmissions": [], "savepoint": None, "last_failure": None}
         self.status = {**earlier, **self.status, "read_us": {}}
 
@@ -121,59 +139,62 @@ class Supervisor:
         """Observe, decide, act and report once."""
         observation = self._observe()
         action = decide(observation, self.limits)
-        decision = (action.kind, action.health)
-        if decision != self._logged:
-            level = self.level if action.health in ("starting", "running", "stopping", "stopped") else logging.WARNING
-            _log.log(
-                level, "%s: %s%s", action.health, action.kind.replace("_", " "), f": {action.why}" if action.why else ""
-            )
-        self._logged = decision
+        self._log_decision(action)
         if action.health == "failed":
             self._fault = action.why
-        self._do(action, observation)
+        self._act(action, observation)
         self._report(action)
-        if action.kind == "carry_on" and not observation.away:
+        if action.kind == "carry_on" and not observation.outage:
             self._maintain()
         return action
 
     def _observe(self) -> Observation:
-        away: list[str] = []
         job: JobStatus | None = None
+        engine_outage = ""
         try:
             job = self.jobs.status()
             self._was_read("job")
         except EngineError as error:
-            away.append(str(error))
-        covered = None
-        unready = False
-        try:
-            covered = self.progress = self._observe_service()
-            self.service.ready()
-            self._faults = 0
-            if job is not None and job.waits:
-                away.append(job.waits)
-                unready = True
-        except EngineError as error:
-            away.append(str(error))
-            unready = isinstance(error, NotReadyError) and len(away) == 1
-            covered = None
-        except IntegrityError as error:
-            self._faults += 1
-            if self._faults >= _FAULTS:
-                self.error = error
-                self._fault = str(error)
+            engine_outage = str(error)
+        reading = self._read_service()
+        if job is not None and job.waits and reading.progress is not None:
+            reading = _Reading(reading.progress, job.waits, is_unready=True)
         if job is not None and job.fault:
             self.status["exit_code"] = job.exit_code
-        now = self.clock()
-        if job is not None and not self._submitted and job.state not in ("missing", "over"):
+        now_s = self.clock()
+        if job is not None and not self._has_job and job.state not in ("missing", "over"):
             _log.log(self.level, "took over %s, which is %s", job.name or "a job", job.state)
-            self._submitted = True  # by an earlier supervisor
-            self._tracker.submitted(now)
+            self._has_job = True
+            self._tracker.submitted(now_s)
         observation = self._tracker.observe(
-            now, self.wanted(), job, covered, fault=self._fault, away="; ".join(away), unready=unready
+            now_s,
+            self.wanted(),
+            job,
+            reading.progress,
+            fault=self._fault,
+            outage="; ".join(filter(None, [engine_outage, reading.outage])),
+            unready=reading.is_unready and not engine_outage,
         )
-        self._update_job(observation, job)
+        self._update_job(job)
+        if job is not None and self._from_savepoint:
+            self._follow_savepoint(observation, job)
         return observation
+
+    def _read_service(self) -> _Reading:
+        """Observe the service, and check that it is ready. Several contradictions in succession are a fault."""
+        try:
+            progress = self._observe_service()
+            self.service.ready()
+        except EngineError as error:
+            return _Reading(None, str(error), isinstance(error, NotReadyError))
+        except IntegrityError as error:
+            self._contradictions += 1
+            if self._contradictions >= _MOST_CONTRADICTIONS:
+                self.error = error
+                self._fault = str(error)
+            return _Reading(None)
+        self._contradictions = 0
+        return _Reading(progress)
 
     def _observe_service(self) -> ServiceProgress:
         self.progress = None
@@ -182,7 +203,7 @@ class Supervisor:
         self.status.update(facts)
         if facts:
             self._was_read("manifest")
-        progress = self.service.observe()
+        progress = self.progress = self.service.observe()
         self.status.update(progress.to_json())
         if progress.lag:
             self._was_read("lag")
@@ -192,50 +213,62 @@ class Supervisor:
         """Record when figures of the status were read: those of the manifest, the lag, or the job."""
         self.status["read_us"] = {**self.status["read_us"], figures: now_us() if time_us is None else time_us}
 
-    def _update_job(self, seen: Observation, job: JobStatus | None) -> None:
-        if job is None:
-            self.status["job"] = {**(self.status.get("job") or {}), "state": "unknown"}
-            return
+    def _update_job(self, job: JobStatus | None) -> None:
+        """Set job and checkpoint of the status; without an answer of the engine, the job's last names stay."""
         before = self.status.get("job") or {}
-        since = before.get("submitted_us") if job.began_s is None else int(job.began_s * 1e6)
+        if job is None:
+            self.status["job"] = {**before, "state": "unknown"}
+            return
         self.status["job"] = {
             "state": job.state,
             "id": job.id,
             "name": job.name,
             "how": job.how,
-            "submitted_us": since,
+            "submitted_us": before.get("submitted_us") if job.began_s is None else int(job.began_s * 1e6),
             "restarts": job.restarts,
         }
+        self.status["checkpoint"] = None
+        if job.checkpoint_bytes is not None:
+            time_us = int((job.checkpoint_s or 0) * 1e6)
+            self.status["checkpoint"] = {"bytes": job.checkpoint_bytes, "time_us": time_us}
         if self.status.get("lag") is None:  # only its worker knows the position
             self.status.update(job.progress)
             if job.progress.get("lag") is not None and job.progress_us is not None:
                 self._was_read("lag", job.progress_us)
-        size = job.checkpoint_bytes
-        checkpoint_s = job.checkpoint_s
-        self.status["checkpoint"] = None if size is None else {"bytes": size, "time_us": int((checkpoint_s or 0) * 1e6)}
-        savepoint = self.status["savepoint"]
-        if self._from_savepoint and savepoint:
-            if seen.committed or (seen.running_s is not None and not seen.behind):
-                self._from_savepoint = False
-                savepoint["use"] = "resumed"
-            elif job.state in ("missing", "over"):
-                self._reject_savepoint(job.how or "the job ended")
+
+    def _follow_savepoint(self, observation: Observation, job: JobStatus) -> None:
+        """Note whether the job that started from a savepoint works, or ended."""
+        if observation.committed or (observation.running_s is not None and not observation.behind):
+            self._from_savepoint = False
+            self.status["savepoint"]["use"] = "resumed"
+        elif job.state in ("missing", "over"):
+            self._reject_savepoint(job.how or "the job ended")
 
     def _reject_savepoint(self, why: str) -> None:
         savepoint = self.status["savepoint"]
-        savepoint["use"] = "refused"
+        savepoint["use"] = "refused"  # the stored word
         savepoint["why"] = why
         self._from_savepoint = False
         _log.warning("savepoint %s rejected (%s); continuing from the manifest", savepoint["path"], why)
 
-    def _do(self, action: Action, seen: Observation) -> None:
+    def _log_decision(self, action: Action) -> None:
+        """Log a decision that differs from the last one."""
+        decision = (action.kind, action.health)
+        if decision != self._logged:
+            level = self.level if action.health in _QUIET_HEALTH else logging.WARNING
+            why = f": {action.why}" if action.why else ""
+            _log.log(level, "%s: %s%s", action.health, action.kind.replace("_", " "), why)
+        self._logged = decision
+
+    def _act(self, action: Action, observation: Observation) -> None:
         if action.kind in ("submit", "replace"):
             self._submit(action)
         elif action.kind == "cancel":
             self.jobs.cancel()
         elif action.kind == "savepoint":
             self._savepoint()
-        elif action.kind == "end" and not seen.engine_away:  # commits of a job that ended before their publication
+        elif action.kind == "end" and not observation.engine_away:
+            # The job may have ended between a commit and its publication.
             self._attempt(self.service.publish, "the next job publishes the rest")
 
     def _submit(self, action: Action) -> None:
@@ -244,12 +277,12 @@ class Supervisor:
                 self._reject_savepoint(action.why)
             self.jobs.cancel()
         savepoint = self.status["savepoint"]
-        path = savepoint["path"] if savepoint and not savepoint["use"] and not self._submitted else ""
-        if self._submitted:
+        path = savepoint["path"] if savepoint and not savepoint["use"] and not self._has_job else ""
+        if self._has_job:
             self.status["resubmitted"] += 1
             resubmissions = [*self.status["resubmissions"], {"time_us": now_us(), "why": action.why}]
-            self.status["resubmissions"] = resubmissions[-_KEPT:]
-        self._submitted = True
+            self.status["resubmissions"] = resubmissions[-_MOST_RESUBMISSIONS:]
+        self._has_job = True
         self._from_savepoint = bool(path)
         self._tracker.submitted(self.clock())
         self.status["job"] = {"state": "starting", "submitted_us": now_us()}
@@ -268,9 +301,9 @@ class Supervisor:
             self.status["savepoint"] = {"path": path, "time_us": now_us(), "version": version, "use": ""}
 
     def _maintain(self) -> None:
-        now = self.clock()
-        if self.maintains and now - self._maintained >= _MAINTAIN_S:
-            self._maintained = now
+        now_s = self.clock()
+        if self.maintains and now_s - self._maintained_s >= _MAINTAIN_S:
+            self._maintained_s = now_s
             self._attempt(self.service.maintain, "the manifest is maintained later, until then commits take longer")
 
     def _attempt(self, work: Callable[[], None], consequence: str) -> None:
@@ -280,14 +313,14 @@ class Supervisor:
             _log.warning("%s; %s", error, consequence)
 
     def _report(self, action: Action) -> None:
-        now = now_us()
+        time_us = now_us()
         if (self.status.get("health"), self.status.get("why")) != (action.health, action.why):
-            self.status["since_us"] = now
-        self.status.update(health=action.health, why=action.why, rate=self._tracker.rate(), updated_us=now)
-        self.status["failures"] = self._tracker.seen.failures
-        if action.health == "failed" and not self._failed:
-            self._failed = True
-            self.status["last_failure"] = {"time_us": now, "why": action.why}
+            self.status["since_us"] = time_us
+        self.status.update(health=action.health, why=action.why, rate=self._tracker.rate(), updated_us=time_us)
+        self.status["failures"] = self._tracker.observation.failures
+        if action.health == "failed" and not self._has_failed:
+            self._has_failed = True
+            self.status["last_failure"] = {"time_us": time_us, "why": action.why}
         try:
             self.report(self.status)
         except Exception as error:  # noqa: BLE001  # the service must stay watched, even with a full disk

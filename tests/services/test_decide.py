@@ -14,7 +14,10 @@ NOW = 100_000.0
 #: A healthy job: submitted an hour ago, runs since, commits, with nothing to read.
 WELL = Observation(NOW, job="running", submitted_s=NOW - 3600, running_s=NOW - 3590, committed=True)
 #: One that was just submitted.
-FRESH = Observation(NOW, job="running", submitted_s=NOW - 40, running_s=NOW - 20, behind=9, stuck_s=NOW - 100)
+FRESH = Observation(NOW, job="running", submitted_s=NOW - 40, running_s=NOW - 20, behind=9, stuck_since_s=NOW - 100)
+
+#: A healthy one that is to stop.
+STOP = replace(WELL, wanted="stop", outage="Flink")
 
 
 def like(seen: Observation, **changes: Any) -> Observation:
@@ -34,25 +37,25 @@ def like(seen: Observation, **changes: Any) -> Observation:
         (Observation(NOW, job="over", ended_s=NOW - 120, failures=50), "submit", "stalled", ""),
         # healthy
         (WELL, "carry_on", "running", ""),
-        (like(WELL, behind=5, stuck_s=NOW - 1), "carry_on", "running", ""),
+        (like(WELL, behind=5, stuck_since_s=NOW - 1), "carry_on", "running", ""),
         # it never starts to read
         (FRESH, "carry_on", "starting", ""),
         (like(FRESH, running_s=NOW - 46), "replace", "stalled", "it has committed nothing for 46 s, with 9 messages"),
-        (like(FRESH, running_s=NOW - 46, behind=0, stuck_s=None), "carry_on", "running", ""),
+        (like(FRESH, running_s=NOW - 46, behind=0, stuck_since_s=None), "carry_on", "running", ""),
         (like(FRESH, running_s=NOW - 46, failures=1), "carry_on", "starting", ""),
         (like(FRESH, running_s=NOW - 91, failures=1), "replace", "stalled", "it has committed nothing for 91 s"),
-        (like(FRESH, running_s=NOW - 899, stuck_s=NOW - 999, failures=9), "carry_on", "stalled", ""),
-        (like(FRESH, running_s=NOW - 901, stuck_s=NOW - 901, failures=9), "replace", "stalled", "nothing for 901 s"),
+        (like(FRESH, running_s=NOW - 899, stuck_since_s=NOW - 999, failures=9), "carry_on", "stalled", ""),
+        (like(FRESH, running_s=NOW - 901, stuck_since_s=NOW - 901, failures=9), "replace", "stalled", "for 901 s"),
         # it has committed, and makes no progress
-        (like(WELL, behind=5, stuck_s=NOW - 239), "carry_on", "running", ""),
-        (like(WELL, behind=5, stuck_s=NOW - 241), "replace", "stalled", "a partition does not move for 241 s"),
+        (like(WELL, behind=5, stuck_since_s=NOW - 239), "carry_on", "running", ""),
+        (like(WELL, behind=5, stuck_since_s=NOW - 241), "replace", "stalled", "a partition does not move for 241 s"),
         # starting
         (Observation(NOW, job="starting", submitted_s=NOW - 149), "carry_on", "starting", "submitted"),
         (Observation(NOW, job="starting", submitted_s=NOW - 151), "replace", "stalled", "it did not run within 150 s"),
         (Observation(NOW, job="starting", submitted_s=NOW - 151, failures=1), "carry_on", "starting", ""),
         (like(WELL, job="restarting", running_s=None, how="lost a TaskManager"), "carry_on", "starting", "lost a Task"),
         (
-            like(WELL, job="restarting", running_s=None, behind=3, stuck_s=NOW - 241),
+            like(WELL, job="restarting", running_s=None, behind=3, stuck_since_s=NOW - 241),
             "replace", "stalled", "does not move for 241 s",
         ),
         # renewed
@@ -61,25 +64,25 @@ def like(seen: Observation, **changes: Any) -> Observation:
         (like(WELL, checkpoint_bytes=3 << 19), "carry_on", "running", ""),
         (like(WELL, checkpoint_bytes=5 << 19, submitted_s=NOW - 899), "carry_on", "running", ""),
         # an outage: waited for without limit, in every state of the job
-        (like(WELL, away="Kafka is away", behind=5, stuck_s=NOW - 9e4), "carry_on", "waiting", "Kafka is away"),
-        (Observation(NOW, job="over", away="Kafka does not answer"), "carry_on", "waiting", "Kafka does not answer"),
-        (Observation(NOW, away="Flink", engine_away=True), "carry_on", "waiting", "Flink"),
+        (like(WELL, outage="Kafka is away", behind=5, stuck_since_s=NOW - 9e4), "carry_on", "waiting", "Kafka is away"),
+        (Observation(NOW, job="over", outage="Kafka does not answer"), "carry_on", "waiting", "Kafka does not answer"),
+        (Observation(NOW, outage="Flink", engine_away=True), "carry_on", "waiting", "Flink"),
         # a permanent error
         (like(WELL, fault="recreated"), "cancel", "failed", "recreated"),
-        (like(WELL, fault="recreated", away="Kafka", job="over"), "end", "failed", "recreated"),
+        (like(WELL, fault="recreated", outage="Kafka", job="over"), "end", "failed", "recreated"),
         (like(WELL, fault="recreated", engine_away=True), "end", "failed", "recreated"),
         # stopped
-        (like(WELL, wanted="stop", since_s=NOW), "cancel", "stopping", ""),
-        (like(WELL, wanted="stop", job="starting", since_s=NOW), "cancel", "stopping", ""),
+        (like(WELL, wanted="stop", wanted_since_s=NOW), "cancel", "stopping", ""),
+        (like(WELL, wanted="stop", job="starting", wanted_since_s=NOW), "cancel", "stopping", ""),
         (like(WELL, wanted="stop", job="over"), "end", "stopped", "as asked"),
-        (like(WELL, wanted="stop", away="Kafka", since_s=NOW), "cancel", "stopping", ""),
-        (like(WELL, wanted="stop", away="Flink", engine_away=True, since_s=NOW - 19), "carry_on", "stopping", "Flink"),
-        (like(WELL, wanted="stop", away="Flink", engine_away=True, since_s=NOW - 21), "end", "stopped", "keeps run"),
+        (like(WELL, wanted="stop", outage="Kafka", wanted_since_s=NOW), "cancel", "stopping", ""),
+        (like(STOP, engine_away=True, wanted_since_s=NOW - 19), "carry_on", "stopping", "Flink"),
+        (like(STOP, engine_away=True, wanted_since_s=NOW - 21), "end", "stopped", "keeps run"),
         # with a savepoint
-        (like(WELL, wanted="savepoint", since_s=NOW), "savepoint", "stopping", ""),
-        (like(WELL, wanted="savepoint", job="restarting", since_s=NOW), "carry_on", "stopping", "it has to run"),
-        (like(WELL, wanted="savepoint", job="restarting", since_s=NOW - 91), "cancel", "stopping", ""),
-        (like(WELL, wanted="savepoint", since_s=NOW - 91), "cancel", "stopping", ""),
+        (like(WELL, wanted="savepoint", wanted_since_s=NOW), "savepoint", "stopping", ""),
+        (like(WELL, wanted="savepoint", job="restarting", wanted_since_s=NOW), "carry_on", "stopping", "it has to run"),
+        (like(WELL, wanted="savepoint", job="restarting", wanted_since_s=NOW - 91), "cancel", "stopping", ""),
+        (like(WELL, wanted="savepoint", wanted_since_s=NOW - 91), "cancel", "stopping", ""),
         (like(WELL, wanted="savepoint", job="missing"), "end", "stopped", "as asked"),
     ],
 )  # fmt: skip
@@ -91,14 +94,14 @@ def test_each_observation_has_its_action(seen: Observation, kind: str, health: s
 
 def test_in_the_foreground_patience_and_replacements_end() -> None:
     limits = replace(LIMITS, patience_s=300.0, most_stalls=3)
-    away = like(WELL, away="Kafka is away", away_s=NOW - 300)
+    away = like(WELL, outage="Kafka is away", outage_since_s=NOW - 300)
     assert decide(away, limits).kind == "carry_on"
-    assert decide(like(away, away_s=NOW - 301), LIMITS).kind == "carry_on"  # a supervisor waits for ever
-    ended = decide(like(away, away_s=NOW - 301), limits)
+    assert decide(like(away, outage_since_s=NOW - 301), LIMITS).kind == "carry_on"  # a supervisor waits for ever
+    ended = decide(like(away, outage_since_s=NOW - 301), limits)
     assert (ended.kind, ended.health, ended.why) == ("cancel", "failed", "Kafka is away")
-    assert decide(like(away, away_s=NOW - 301, engine_away=True), limits).kind == "end"
-    assert decide(like(away, away_s=None), limits).kind == "carry_on"  # no model is served
-    stuck = like(FRESH, running_s=NOW - 901, stuck_s=NOW - 901)
+    assert decide(like(away, outage_since_s=NOW - 301, engine_away=True), limits).kind == "end"
+    assert decide(like(away, outage_since_s=None), limits).kind == "carry_on"  # no model is served
+    stuck = like(FRESH, running_s=NOW - 901, stuck_since_s=NOW - 901)
     assert decide(like(stuck, failures=2), limits).kind == "replace"
     assert decide(like(stuck, failures=3), limits).kind == "cancel"
     assert decide(like(stuck, failures=3), LIMITS).kind == "replace"
@@ -106,10 +109,10 @@ def test_in_the_foreground_patience_and_replacements_end() -> None:
 
 def test_a_service_that_is_not_ready_uses_up_no_patience() -> None:
     tracker = Tracker()
-    assert tracker.observe(1, "run", RUNS, None, away="Kafka").away_s == 1
-    assert tracker.observe(5, "run", RUNS, None, away="Kafka").away_s == 1
-    assert tracker.observe(6, "run", RUNS, None, away="no model", unready=True).away_s is None
-    assert tracker.observe(7, "run", RUNS, covered(5, 9)).away_s is None
+    assert tracker.observe(1, "run", RUNS, None, outage="Kafka").outage_since_s == 1
+    assert tracker.observe(5, "run", RUNS, None, outage="Kafka").outage_since_s == 1
+    assert tracker.observe(6, "run", RUNS, None, outage="no model", unready=True).outage_since_s is None
+    assert tracker.observe(7, "run", RUNS, covered(5, 9)).outage_since_s is None
 
 
 RUNS = JobStatus("running")
@@ -124,13 +127,13 @@ def test_a_commit_advances_the_topic_not_only_the_manifest() -> None:
     tracker.observe(0, "run", JobStatus("missing"), covered(5, 9))
     tracker.submitted(1)
     seen = tracker.observe(10, "run", RUNS, covered(5, 9, version=2))  # a backfill has committed
-    assert (seen.committed, seen.running_s, seen.stuck_s, seen.behind) == (False, 10, 0, 4)
+    assert (seen.committed, seen.running_s, seen.stuck_since_s, seen.behind) == (False, 10, 0, 4)
     seen = tracker.observe(20, "run", RUNS, covered(6, 9, version=3))
-    assert (seen.committed, seen.running_s, seen.stuck_s, seen.behind) == (True, 10, 20, 3)
+    assert (seen.committed, seen.running_s, seen.stuck_since_s, seen.behind) == (True, 10, 20, 3)
     seen = tracker.observe(30, "run", RUNS, covered(9, 9, version=4))
-    assert (seen.behind, seen.stuck_s) == (0, None)
+    assert (seen.behind, seen.stuck_since_s) == (0, None)
     seen = tracker.observe(90, "run", RUNS, covered(9, 10, version=4))
-    assert (seen.behind, seen.stuck_s) == (1, 30)  # since the last observation without messages to read
+    assert (seen.behind, seen.stuck_since_s) == (1, 30)  # since the last observation without messages to read
     assert tracker.rate() == pytest.approx((9 - 6) / (90 - 20), rel=0.5)
 
 
@@ -138,28 +141,28 @@ def test_the_slowest_partition_counts() -> None:
     tracker = Tracker()
     for now, moving in ((0, 1), (100, 2), (241, 3)):
         seen = tracker.observe(now, "run", RUNS, ServiceProgress(now, {0: moving, 1: 7}, {0: 50, 1: 1}))
-    assert seen.stuck_s == 0
+    assert seen.stuck_since_s == 0
     tracker.observe(242, "run", RUNS, ServiceProgress(3, {0: 3, 1: 8}, {0: 50, 1: 0}))
-    assert tracker.observe(243, "run", RUNS, ServiceProgress(3, {0: 3, 1: 8}, {0: 50, 1: 0})).stuck_s == 241
+    assert tracker.observe(243, "run", RUNS, ServiceProgress(3, {0: 3, 1: 8}, {0: 50, 1: 0})).stuck_since_s == 241
 
 
 def test_logs_that_are_long_overdue_count_as_something_to_read() -> None:
     tracker = Tracker()
     tracker.observe(0, "run", RUNS, covered(9, 9))
     seen = tracker.observe(10, "run", RUNS, covered(9, 9, overdue_us=5))
-    assert (seen.behind, seen.stuck_s) == (1, 10)
-    assert tracker.observe(20, "run", RUNS, covered(9, 9, overdue_us=5)).stuck_s == 10
-    assert tracker.observe(30, "run", RUNS, covered(9, 9, overdue_us=6)).stuck_s == 30
-    assert tracker.observe(40, "run", RUNS, covered(9, 9)).stuck_s is None
+    assert (seen.behind, seen.stuck_since_s) == (1, 10)
+    assert tracker.observe(20, "run", RUNS, covered(9, 9, overdue_us=5)).stuck_since_s == 10
+    assert tracker.observe(30, "run", RUNS, covered(9, 9, overdue_us=6)).stuck_since_s == 30
+    assert tracker.observe(40, "run", RUNS, covered(9, 9)).stuck_since_s is None
 
 
 def test_after_an_outage_all_time_limits_start_again() -> None:
     tracker = Tracker()
     tracker.observe(0, "run", RUNS, covered(5, 9))
     for now in (10, 500):
-        assert tracker.observe(now, "run", RUNS, None, away="Kafka").away == "Kafka"
+        assert tracker.observe(now, "run", RUNS, None, outage="Kafka").outage == "Kafka"
     seen = tracker.observe(1000, "run", RUNS, covered(5, 9))
-    assert seen.stuck_s == 1000
+    assert seen.stuck_since_s == 1000
     assert decide(seen, LIMITS).kind == "carry_on"
 
 
@@ -168,19 +171,19 @@ def test_fruitless_submissions_are_counted_until_one_commits() -> None:
     tracker.observe(0, "run", JobStatus("missing"), covered(5, 9))
     for number, now in enumerate((0, 10, 20)):
         tracker.submitted(now)
-        assert tracker.seen.failures == number
+        assert tracker.observation.failures == number
         assert tracker.observe(now + 1, "run", JobStatus("over", how="x"), covered(5, 9)).ended_s == now + 1
         assert tracker.observe(now + 2, "run", JobStatus("over", how="x"), covered(5, 9)).ended_s == now + 1
     tracker.observe(30, "run", RUNS, covered(6, 9))
-    assert tracker.seen.failures == 0  # it has committed
+    assert tracker.observation.failures == 0  # it has committed
     tracker.submitted(40)
-    assert tracker.seen.failures == 0
+    assert tracker.observation.failures == 0
     tracker.observe(41, "run", JobStatus("over"), covered(6, 9))
     tracker.submitted(50)
-    assert tracker.seen.failures == 1
+    assert tracker.observation.failures == 1
     tracker.observe(51, "run", RUNS, covered(9, 9))
     tracker.observe(51 + LIMITS.settled_s, "run", RUNS, covered(9, 9))
-    assert tracker.seen.failures == 0  # nothing to read, and it has run for a while
+    assert tracker.observation.failures == 0  # nothing to read, and it has run for a while
 
 
 def test_a_job_that_restarts_keeps_no_running_time() -> None:
@@ -192,6 +195,6 @@ def test_a_job_that_restarts_keeps_no_running_time() -> None:
 
 def test_a_request_counts_from_its_first_observation() -> None:
     tracker = Tracker()
-    assert tracker.observe(3, "run", RUNS, covered(5, 9)).since_s == 0
-    assert tracker.observe(5, "savepoint", RUNS, covered(5, 9)).since_s == 5
-    assert tracker.observe(9, "savepoint", None, None, away="Flink").since_s == 5
+    assert tracker.observe(3, "run", RUNS, covered(5, 9)).wanted_since_s == 0
+    assert tracker.observe(5, "savepoint", RUNS, covered(5, 9)).wanted_since_s == 5
+    assert tracker.observe(9, "savepoint", None, None, outage="Flink").wanted_since_s == 5

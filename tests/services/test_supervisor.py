@@ -122,7 +122,8 @@ def test_a_savepoint_is_used_once_and_a_rejected_one_is_reported(world: World) -
     jobs = Script([MISSING, RUNS, RUNS, JobStatus("over", how="x"), STARTS])
     supervisor = world.supervisor(jobs, savepoint={**kept, "use": ""})
     world.steps(supervisor, 2)
-    supervisor._tracker.seen = replace(supervisor._tracker.seen, committed=True)
+    tracker = supervisor._tracker
+    tracker.observation = replace(tracker.observation, committed=True)
     world.steps(supervisor, 3)
     assert jobs.calls == ["submit s3://b/savepoint-1", "submit"]
     assert world.reports[-1]["savepoint"]["use"] == "resumed"
