@@ -117,9 +117,9 @@ def check(options: StartOptions, report: Report | None = None, *, worker: bool =
         need not wait for them. None makes them an error.
       worker: also check what only the worker reads.
     """
-    from ciml.services.process import watched
+    from ciml.services.process import impatient_service
 
-    service = watched(options)
+    service = impatient_service(options)
     if service.needs_flink and options.engine != "flink":
         raise CimlError(service.needs_flink)
     try:

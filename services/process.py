@@ -1,9 +1,10 @@
 """The processes of a supervised service: ``python -m ciml.services.process supervisor|worker HOME NAME [LAUNCH
 [SAVEPOINT]]``.
 
-The supervisor watches; it may be killed at any moment. The worker runs the service or submits its job. A cluster has
-its own Python workers, so the worker process ends after the submission; a Flink inside the job server uses its threads,
-so it stays. It writes its outcome to a file (`ServiceFiles.report`), since only a parent can read an exit code.
+The *supervisor* watches; it may be killed at any moment. The *worker* runs the service or submits its job. A cluster
+has Python workers of its own, so the worker process ends after the submission. A Flink inside the job server uses the
+threads of the worker process, so it stays. The worker writes its outcome to a file (`ServiceFiles.report`), since only
+a parent can read an exit code.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ciml.engines import processes
 from ciml.engines.programs import stop_with
 from ciml.errors import CimlError, EngineError
 from ciml.logs import configure_logging
+from ciml.metrics import Board, registry_of, serve_metrics
 from ciml.services.decide import Health, ServiceProgress
 from ciml.services.files import ServiceFiles, StartOptions, bound, in_place, now_us
 from ciml.services.jobs import job_name, jobs_of, submits
@@ -39,13 +41,15 @@ from ciml.tensorflow import own_process
 if TYPE_CHECKING:
     from ciml.pipelines.flink.submit import FlinkJob
 
-_LOGS_S = 30.0
+_LOGS_S = 30.0  # between two checks of the size of logs
 _POLL_S = 1.0
 _ALIVE_S = 10.0  # between two updates of the status of a failed service
 _ENDPOINT_S = 5.0  # between two tries to open the metrics endpoint
 _REPORT_US = 2_000_000  # longest age of a working worker's report
-_BUSY = 75  # another process holds the service
-_KEPT = ("savepoint", "resubmitted", "resubmissions", "last_failure")  # of an earlier supervisor's status
+_BUSY = 75  # exit code: another process holds the service
+#: What a supervisor continues of an earlier one's status.
+_CONTINUED = ("savepoint", "resubmitted", "resubmissions", "last_failure")
+_log = logging.getLogger(__name__)
 
 
 def supervisor_main(home: Path, name: str) -> int:
@@ -65,20 +69,23 @@ def supervisor_main(home: Path, name: str) -> int:
         try:
             health = supervise(files, options, leave)
         except CimlError as error:  # invalid options
-            now = now_us()
-            status = {
-                "health": "failed",
-                "why": str(error),
-                "supervisor": {"pid": os.getpid()},
-                "exit_code": error.exit_code,
-                "last_failure": {"time_us": now, "why": str(error)},
-                "since_us": now,
-                "updated_us": now,
-            }
-            files.put_status({**files.status(), **status})
+            files.put_status({**files.status(), **_failed_status(error)})
             print(f"ciml: {error}", file=sys.stderr)
             return error.exit_code
         return 0 if health == "stopped" or leave.is_set() else 4
+
+
+def _failed_status(error: CimlError) -> dict[str, Any]:
+    time_us = now_us()
+    return {
+        "health": "failed",
+        "why": str(error),
+        "supervisor": {"pid": os.getpid()},
+        "exit_code": error.exit_code,
+        "last_failure": {"time_us": time_us, "why": str(error)},
+        "since_us": time_us,
+        "updated_us": time_us,
+    }
 
 
 def supervise(files: ServiceFiles, options: StartOptions, leave: threading.Event | None = None) -> Health:
@@ -94,32 +101,49 @@ def supervise(files: ServiceFiles, options: StartOptions, leave: threading.Event
     leave = leave or threading.Event()
     while True:
         with in_place(files.home, options):
-            health = _supervise(files, options, leave)
-        moved = files.options()
-        if health != "waiting" or leave.is_set() or moved == options:
+            health = _supervise_in_place(files, options, leave)
+        present_options = files.options()
+        if health != "waiting" or leave.is_set() or present_options == options:
             return health
-        options = moved
+        options = present_options
 
 
-def _supervise(files: ServiceFiles, options: StartOptions, leave: threading.Event) -> Health:
+def _supervise_in_place(files: ServiceFiles, options: StartOptions, leave: threading.Event) -> Health:
     """Supervise a service while the addresses that it connects to stay the same."""
-    service = watched(options)
-    ages = StatusAges(options.kind)
-    endpoint = Endpoint(files, options, (service.board, ages))
-    bounded_s = time.monotonic()
+    service = impatient_service(options)
+    reporter = _Reporter(files, options, service.board)
+    try:
+        jobs = jobs_of(files, options)
+        health = Supervisor(
+            service,
+            jobs,
+            files.wanted,
+            reporter.report,
+            _first_status(files, options),
+            maintains=submits(options),
+            moved=lambda: files.options() != options,
+        ).run(leave)
+        if health == "failed" and options.metrics_port is not None:
+            _stay_failed(files, leave)
+        if health == "waiting" and not leave.is_set():
+            _log.warning("the addresses of the home's own engines have changed")
+            with suppress(EngineError):
+                jobs.cancel()  # its worker has the earlier ones
+        return health
+    finally:
+        reporter.close()
+        service.close()
 
-    def on_status(status: dict[str, Any]) -> None:
-        nonlocal bounded_s
-        service.board.put("status", status_families(options.kind, status))
-        ages.update(status)
-        status["metrics"] = endpoint.open()
-        files.put_status({**status, "supervisor": {"pid": os.getpid()}})
-        if time.monotonic() - bounded_s > _LOGS_S:
-            bounded_s = time.monotonic()
-            for process in ("supervisor", "worker"):
-                bound(files.log(process))
 
-    status: dict[str, Any] = {
+def impatient_service(options: StartOptions) -> Service:
+    """Return the service with short timeouts, so that the supervisor notices a stop in time."""
+    with impatient():
+        return options.service.service().impatient()
+
+
+def _first_status(files: ServiceFiles, options: StartOptions) -> dict[str, Any]:
+    """Return the status before the first step, which continues that of an earlier supervisor."""
+    return {
         "name": files.name,
         "kind": options.kind,
         "engine": options.engine,
@@ -127,29 +151,8 @@ def _supervise(files: ServiceFiles, options: StartOptions, leave: threading.Even
         "topic": options.service.subject,
         "kafka": options.service.bootstrap,
         "parallelism": options.parallelism,
-        **{key: value for key, value in files.status().items() if key in _KEPT},
+        **{key: value for key, value in files.status().items() if key in _CONTINUED},
     }
-    try:
-        jobs = jobs_of(files, options)
-        health = Supervisor(
-            service,
-            jobs,
-            files.wanted,
-            on_status,
-            status,
-            maintains=submits(options),
-            moved=lambda: files.options() != options,
-        ).run(leave)
-        if health == "failed" and options.metrics_port is not None:
-            _stay_failed(files, leave)
-        if health == "waiting" and not leave.is_set():
-            logging.getLogger(__name__).warning("the addresses of the home's own engines have changed")
-            with suppress(EngineError):
-                jobs.cancel()  # its worker has the earlier ones
-        return health
-    finally:
-        endpoint.close()
-        service.close()
 
 
 def _stay_failed(files: ServiceFiles, leave: threading.Event) -> None:
@@ -164,54 +167,74 @@ def _stay_failed(files: ServiceFiles, leave: threading.Event) -> None:
             files.put_status({**files.status(), "updated_us": now_us()})
 
 
-def watched(options: StartOptions) -> Service:
-    """Return the service with short timeouts, so that the supervisor notices a stop in time."""
-    with impatient():
-        return options.service.service().impatient()
-
-
-class Endpoint:
-    """The supervisor's metrics endpoint. The service runs without it, and it is opened as soon as its port is free.
+class _Reporter:
+    """Writes each status of a supervisor, exports it as metrics, and bounds the logs.
 
     Args:
       files, options: of the service.
-      collectors: the metrics, in addition to those of the worker.
+      board: the metrics of the service.
     """
 
-    def __init__(self, files: ServiceFiles, options: StartOptions, collectors: Sequence[Collector]) -> None:
-        from ciml.metrics import registry_of
+    def __init__(self, files: ServiceFiles, options: StartOptions, board: Board) -> None:
+        self._files = files
+        self._kind = options.kind
+        self._board = board
+        self._ages = StatusAges(options.kind)
+        self._endpoint = _Endpoint(options, (board, self._ages, _WorkerMetrics(files.timings)))
+        self._bounded_s = time.monotonic()
 
+    def report(self, status: dict[str, Any]) -> None:
+        self._board.put("status", status_families(self._kind, status))
+        self._ages.update(status)
+        status["metrics"] = self._endpoint.open()
+        self._files.put_status({**status, "supervisor": {"pid": os.getpid()}})
+        if time.monotonic() - self._bounded_s > _LOGS_S:
+            self._bounded_s = time.monotonic()
+            for process in ("supervisor", "worker"):
+                bound(self._files.log(process))
+
+    def close(self) -> None:
+        self._endpoint.close()
+
+
+class _Endpoint:
+    """The supervisor's metrics endpoint. The service runs without it, and it is opened as soon as its port is free.
+
+    Args:
+      options: of the service.
+      collectors: the metrics.
+    """
+
+    def __init__(self, options: StartOptions, collectors: Sequence[Collector]) -> None:
         self._options = options
-        self._registry = registry_of(*collectors, _Timings(files.timings))
+        self._registry = registry_of(*collectors)
         self._stack = ExitStack()
-        self._shown = ""
         self._is_open = False
+        self._shown = ""
         self._tried_s = -_ENDPOINT_S
 
     def open(self) -> str:
         """Open it unless it is open; return its URL, "" without one, or why it cannot be opened."""
-        from ciml.metrics import serve_metrics
-
-        now = time.monotonic()
-        if not self._is_open and now - self._tried_s >= _ENDPOINT_S:
-            self._tried_s = now
-            serving = serve_metrics(self._registry, self._options.metrics_port, self._options.metrics_address)
-            try:
-                self._shown = self._stack.enter_context(serving)
-                self._is_open = True
-            except EngineError as error:
-                if str(error) != self._shown:
-                    logging.getLogger(__name__).warning("%s", error)
-                self._shown = str(error)
+        now_s = time.monotonic()
+        if self._is_open or now_s - self._tried_s < _ENDPOINT_S:
+            return self._shown
+        self._tried_s = now_s
+        serving = serve_metrics(self._registry, self._options.metrics_port, self._options.metrics_address)
+        try:
+            self._shown = self._stack.enter_context(serving)
+            self._is_open = True
+        except EngineError as error:
+            if str(error) != self._shown:
+                _log.warning("%s", error)
+            self._shown = str(error)
         return self._shown
 
     def close(self) -> None:
-        """Close it."""
         self._stack.close()
 
 
-class _Timings(MultiProcessCollector):
-    """The worker's metrics. The next worker's start removes their files."""
+class _WorkerMetrics(MultiProcessCollector):
+    """The worker's metrics, from its files. The next worker's start removes them, perhaps during a scrape."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -258,9 +281,8 @@ class _Worker:
         try:
             self._work(savepoint)
         except CimlError as error:
-            # a fault needs another configuration: it is not retried
-            fault = not isinstance(error, EngineError)
-            self._report(state="ended", error=str(error), fault=fault, exit_code=error.exit_code)
+            is_fault = not isinstance(error, EngineError)  # it needs another configuration, and is not retried
+            self._report(state="ended", error=str(error), fault=is_fault, exit_code=error.exit_code)
             print(f"ciml: {error}", file=sys.stderr)
             return error.exit_code
         except BaseException as error:
@@ -274,9 +296,10 @@ class _Worker:
         try:
             self._files.put_report("worker", self._reported)
         except OSError as error:  # of a full disk: the work goes on
-            logging.getLogger(__name__).warning("the report of the worker cannot be written: %s", error)
+            _log.warning("the report of the worker cannot be written: %s", error)
 
     def _end_gracefully(self) -> None:
+        """Let signals from now on end the work between two work items."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self._stop.set())
 
@@ -311,16 +334,16 @@ class _Worker:
         self._report(beam_id=job.id)
         if not options.workers:
             self._end_gracefully()
-        self._stay(job)
+        self._await_job(job)
 
     def _on_progress(self, progress: ServiceProgress, word: str) -> None:
         waits = word.removeprefix("waits: ") if word.startswith("waits: ") else ""
         report = {"state": "running", "progress": progress.to_json() if progress.lag else {}, "waits": waits}
-        old = now_us() - self._reported["time_us"] > _REPORT_US
-        if old or self._reported | report != self._reported:
+        is_old = now_us() - self._reported["time_us"] > _REPORT_US
+        if is_old or self._reported | report != self._reported:
             self._report(**report)
 
-    def _stay(self, job: FlinkJob) -> None:
+    def _await_job(self, job: FlinkJob) -> None:
         """Wait until Flink has a cluster's job, which may be after the job server's answer, or until the job ends."""
         from ciml.pipelines.flink import jobs as flink_rest
         from ciml.services.launch import check_job

@@ -102,7 +102,7 @@ def _query(files: ServiceFiles, status: Status) -> Status:
 
 def _query_in_place(files: ServiceFiles, options: StartOptions, status: Status) -> Status:
     from ciml.services.jobs import jobs_of
-    from ciml.services.process import watched
+    from ciml.services.process import impatient_service
 
     answer = _unknown(status)
     read_us = dict(status.get("read_us", {}))
@@ -114,7 +114,7 @@ def _query_in_place(files: ServiceFiles, options: StartOptions, status: Status) 
         reported = job.progress
         if reported.get("lag") is not None and job.progress_us is not None:
             read_us["lag"] = job.progress_us
-    with contextlib.suppress(CimlError), contextlib.closing(watched(options)) as service:
+    with contextlib.suppress(CimlError), contextlib.closing(impatient_service(options)) as service:
         answer |= service.facts()
         answer |= service.observe().to_json()
         read_us["manifest"] = now_us()
