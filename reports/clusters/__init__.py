@@ -24,7 +24,7 @@ from ciml.training.experiments.clustering import (
     Shares,
     agreement,
     best_silhouette,
-    different,
+    count_distinct,
     elbow,
     explained,
     find_clusters,
@@ -192,7 +192,7 @@ def cluster_runs(
 ) -> Clustering:
     """Cluster runs that are in memory; all of them must have arrays."""
     points = unrolled(runs, np.arange(len(runs)))
-    limit = different(points)
+    limit = count_distinct(points)
     if options.k is not None and options.k > limit:
         raise CimlError(f"--k {options.k}: only {limit} of the {len(runs)} runs differ")
     facts = {fact: np.array([value or "none" for value in runs.facts[fact]], object) for fact in _compared(options)}

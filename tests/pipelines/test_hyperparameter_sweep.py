@@ -21,7 +21,7 @@ from ciml.pipelines.sweep import SweepContext, Swept, run_sweep
 from ciml.training.data.examples import InMemoryDataset, read_dataset
 from ciml.training.evaluation import metrics as scoring
 from ciml.training.evaluation.baselines import number_of, predict_by
-from ciml.training.evaluation.cross_validation import CVSplit, cross_validate, divide
+from ciml.training.evaluation.cross_validation import CVSplit, cross_validate, split_folds
 from ciml.training.sweeps.definition import Sweep
 from ciml.training.sweeps.study import sweep_store
 from ciml.trust import TrustPolicy
@@ -114,7 +114,7 @@ def test_each_trial_is_what_a_direct_computation_gives(
             "f1": pooled["macro"]["f1"]["value"],
             "base_rate": pooled["base_rate"]["value"],
         }
-        division = divide(material, folds=3)
+        division = split_folds(material, folds=3)
         assert (each.held_out, each.trained_on) == (pooled["runs"], len(division.parts[2][0]))
         number = swept.baselines[each.question]["memory"]["value"]
         assert number == pytest.approx(_by_memory(material, division))

@@ -1,13 +1,12 @@
-"""Computes a candidate's figures for the gate, on the held-out runs of its snapshot.
+"""Evaluates a candidate on the held-out runs of its snapshot: the figures on which the gate decides.
 
 The champion, the model served now, is evaluated on the same runs. A model of verdicts also has figures of its verdicts:
-coverage, abstentions, and how often a verdict is right.
+coverage, abstentions, precision and recall.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -29,7 +28,7 @@ from ciml.training.data.examples import Examples, read_facts, read_snapshot_exam
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot, SnapshotRun
 from ciml.training.estimators import Rows
-from ciml.training.evaluation.baselines import PREDICTORS, by_number, gate_numbers, numbers_for
+from ciml.training.evaluation.baselines import PREDICTORS, gate_numbers, numbers_for, predict_test_runs
 from ciml.training.evaluation.gate import GatePolicy, compare
 from ciml.training.evaluation.metrics import accuracy, evaluate, sharpness
 from ciml.training.experiment import Experiment
@@ -38,7 +37,9 @@ from ciml.training.train import predict_in_memory, trained_roles
 from ciml.transforms.examples.prepare import run_means
 from ciml.verdict_rules import UNKNOWN, VerdictRules, make_verdict
 
-_BATCH = 500
+#: Runs in memory at once.
+_BATCH_RUNS = 500
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,119 @@ class Champion:
     version: int
 
 
+def assess(
+    dataset: StoredDataset,
+    snapshot: Snapshot,
+    materialised: Materialised,
+    model: Any,
+    exported: Exported,
+    experiment: Experiment,
+    champion: Champion | None,
+    gate: GatePolicy,
+    calibrated: Calibrated | None = None,
+) -> dict[str, Any]:
+    """Compute a candidate's figures for `ciml.training.evaluation.gate.decide`.
+
+    The exported model predicts runs that are not normalised, as in serving. The model in memory predicts the same runs
+    from the materialised files; ``disagreement`` is the largest difference of a probability.
+
+    Args:
+      dataset: the snapshot's data set.
+      snapshot: the training and test runs.
+      materialised: its normalised examples.
+      model: the Keras model in memory.
+      exported: the exported model.
+      experiment: the trained experiment.
+      champion: the served model, evaluated on the same runs.
+      gate: gives the confidence of the comparison.
+      calibrated: the calibration in the exported model, of the model in memory; None without.
+    """
+    resolved = snapshot.resolved
+    runs, test = read_snapshot_examples(dataset.store, snapshot, "test")
+    answers = exported.predict(test.inputs, test.n_windows)
+    uncalibrated = predict_in_memory(model, materialised, resolved, "test")
+    in_memory = uncalibrated if calibrated is None else calibrated.calibrator.apply(uncalibrated)
+    train_roles = trained_roles(experiment, dev_from_train=snapshot.dev_from_train)
+    train_labels = np.array([run.label for run in snapshot.runs(*train_roles)], np.int64)
+    class_counts = np.bincount(train_labels, minlength=len(resolved.classes)).tolist()
+    slices = {"job": [run.build_name for run in runs]}
+    right = (np.nan_to_num(answers).argmax(axis=1) == test.labels) & np.isfinite(answers).all(axis=1)
+    figures: dict[str, Any] = {
+        "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, slices),
+        "class_counts": dict(zip(resolved.classes, class_counts, strict=True)),
+        "disagreement": _disagreement(answers, in_memory),
+        "latency_ms": exported.latency_ms(test.inputs, test.n_windows) if len(test) else None,
+        "baselines": _baselines(dataset, snapshot, right, gate),
+    }
+    if calibrated is not None:
+        before = evaluate(uncalibrated, test.labels, resolved.classes, train_labels)
+        figures |= calibration_figures(calibrated, before, answers, test, slices["job"])
+    if champion is not None:
+        figures |= _champion_figures(dataset, champion, snapshot, runs, test, right, gate)
+    return figures
+
+
+def _disagreement(answers: np.ndarray, in_memory: np.ndarray) -> float | None:
+    """Return the largest difference of two models' probabilities; None without runs, or if one is not finite."""
+    if answers.shape != in_memory.shape or not answers.size or not np.isfinite([answers, in_memory]).all():
+        return None
+    return float(np.abs(answers.astype(np.float64) - in_memory).max())
+
+
+def _baselines(
+    dataset: StoredDataset, snapshot: Snapshot, right: np.ndarray, gate: GatePolicy
+) -> dict[str, dict[str, Any]]:
+    """Return the accuracy of each number alone that the runs have, and its ``comparison`` with the candidate.
+
+    Args:
+      dataset: the snapshot's data set.
+      snapshot: its training runs are learned from, its test runs are predicted.
+      right: bool [n], whether the candidate was right on each test run.
+      gate: gives the confidence of the comparison.
+    """
+    facts = read_facts(dataset.store, snapshot)
+    numbers = numbers_for(snapshot.resolved.definition)
+    baselines: dict[str, dict[str, Any]] = {}
+    for number in gate_numbers(snapshot.resolved.definition):
+        try:
+            answers = predict_test_runs(number, dataset.raw(), snapshot, facts)
+        except IntegrityError as error:
+            if number in numbers:
+                raise
+            _LOG.warning("no comparison with the %s alone: %s", number, error)
+            continue
+        if answers is not None:
+            comparison = compare(right[answers.positions], answers.right, confidence=gate.confidence)
+            baselines[number] = {"name": PREDICTORS[number], **accuracy(answers.right), "comparison": comparison}
+    return baselines
+
+
+def _champion_figures(
+    dataset: StoredDataset,
+    champion: Champion,
+    snapshot: Snapshot,
+    runs: Sequence[SnapshotRun],
+    test: Examples,
+    right: np.ndarray,
+    gate: GatePolicy,
+) -> dict[str, Any]:
+    """Return ``champion`` with its accuracy on the same runs, and ``comparison``; None if it cannot be evaluated."""
+    try:
+        champion_right = right_answers(dataset.raw(), champion, snapshot.resolved, runs, test)
+    except IntegrityError as error:
+        _LOG.warning("the champion cannot be evaluated: %s", error)
+        return {"champion": None, "comparison": None}
+    metrics = {"version": champion.version, "accuracy": accuracy(champion_right)}
+    return {"champion": metrics, "comparison": compare(right, champion_right, confidence=gate.confidence)}
+
+
 def right_answers(
     raw: Store, champion: Champion, resolved: ResolvedDefinition, runs: Sequence[SnapshotRun], examples: Examples
 ) -> np.ndarray:
-    """Return whether the champion predicts each run's class, bool [n], by its own model and definition.
+    """Return whether the champion predicts each run's class, bool [n].
 
-    For a model with another definition (other columns, interval or classes), the runs are prepared from the raw store
-    by that definition; the class names are compared. A run that cannot be prepared counts as wrong.
+    If its definition differs (other columns, interval or classes), the runs are prepared from the raw store by that
+    definition, and class names are compared. A run that cannot be prepared counts as wrong.
 
     Args:
       raw: the raw store of the runs.
@@ -76,19 +183,18 @@ def right_answers(
     try:
         if model.definition == resolved:
             answers = model.predict(examples.inputs, examples.n_windows)
-            usable = np.ones(len(runs), bool)
         else:
-            answers, usable = _prepared(raw, model, runs)
+            answers = _predict_from_raw(raw, model, runs)
     except load_tensorflow().errors.OpError as error:
         raise IntegrityError(f"{champion.folder} fails to predict: {str(error).splitlines()[0]}") from None
     names = np.array(model.definition.classes)[np.nan_to_num(answers).argmax(axis=1)]
     class_names = np.array([resolved.classes[run.label] for run in runs])
-    right: np.ndarray = (names == class_names) & usable & np.isfinite(answers).all(axis=1)
+    right: np.ndarray = (names == class_names) & np.isfinite(answers).all(axis=1)
     return right
 
 
-def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple[np.ndarray, np.ndarray]:
-    """Return predictions float32 [n, C] of runs prepared by the model's definition, and which are valid, bool [n]."""
+def _predict_from_raw(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> np.ndarray:
+    """Predict runs of the raw store, float32 [n, C]; NaN for a run that the model's definition rejects."""
     from ciml.runs.reader import read_runs
     from ciml.telemetry import OWN_COLUMNS
     from ciml.transforms.examples.prepare import prepare_many
@@ -97,74 +203,18 @@ def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple
     run_ids = [run.run_id for run in runs]
     files = files_of(log, run_ids)
     facts = find_facts(log, run_ids) if model.definition.definition.context else None
-    answers = []
-    valid = []
-    for start in range(0, len(runs), _BATCH):
-        part = [files[run.run_id] for run in runs[start : start + _BATCH]]
-        tables = read_runs(raw, part, columns=[*OWN_COLUMNS, *model.definition.columns])
-        part_facts = None if facts is None else [facts[run.run_id] for run in runs[start : start + _BATCH]]
-        inputs, n_windows, rejected = prepare_many(tables, model.definition, part_facts)
-        answers.append(model.predict(inputs, n_windows))
-        usable = np.ones(len(part), bool)
-        usable[[row for row, _ in rejected]] = False
-        valid.append(usable & (n_windows > 0))
-    return np.concatenate(answers), np.concatenate(valid)
-
-
-def verdict_figures(
-    rules: VerdictRules,
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    jobs: Sequence[str],
-    means: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """Compute the figures of the verdicts on runs that neither the model nor its calibration has seen.
-
-    Args:
-      rules: those of the model.
-      probabilities: float64 [n, C], calibrated, as predictions record them
-        (`ciml.training.calibration.sets.decimals`).
-      labels: int [n].
-      jobs: of each run.
-      means: float64 [n, F], by `ciml.transforms.examples.prepare.run_means`; None takes all runs for ones like the
-        learned.
-
-    Returns:
-      JSON; shares have ``value``, ``low`` and ``high`` (95 %, Wilson), or None for no runs:
-
-      - ``runs``;
-      - ``coverage``: the share of runs whose class is in their set, with the ``stated`` one, also ``by_class``;
-      - ``abstained``: the share of runs with the verdict unknown;
-      - ``outside``: the share of runs unlike those that the model learned, whose verdict is unknown for that reason;
-      - ``set_sizes``: number of runs by the size of their set;
-      - ``causes``: by class the number of ``verdicts``, their ``precision`` and ``recall``; an unknown is no verdict.
-    """
-    run_means_of = repeat(None, len(labels)) if means is None else means
-    verdicts = [
-        make_verdict(job, dict(zip(rules.classes, shares, strict=True)), rules, run_means)
-        for job, shares, run_means in zip(jobs, probabilities.tolist(), run_means_of, strict=True)
-    ]
-    names = np.array([rules.classes[label] for label in labels], object)
-    causes = np.array([verdict.cause for verdict in verdicts], object)
-    covered = np.array([name in verdict.set for name, verdict in zip(names, verdicts, strict=True)], bool)
-    sizes = [len(verdict.set) for verdict in verdicts]
-    by_class = {name: accuracy(covered[names == name]) for name in rules.classes}
-    return {
-        "runs": len(labels),
-        "coverage": {"stated": rules.coverage, **accuracy(covered), "by_class": by_class},
-        "abstained": accuracy(causes == UNKNOWN),
-        "outside": accuracy(np.array([verdict.outside is not None for verdict in verdicts], bool)),
-        "set_sizes": {str(size): sizes.count(size) for size in range(len(rules.classes) + 1)},
-        "causes": {
-            name: {
-                "verdicts": int((causes == name).sum()),
-                "runs": int((names == name).sum()),
-                "precision": accuracy(names[causes == name] == name),
-                "recall": accuracy(causes[names == name] == name),
-            }
-            for name in rules.classes
-        },
-    }
+    parts = []
+    for start in range(0, len(runs), _BATCH_RUNS):
+        batch = run_ids[start : start + _BATCH_RUNS]
+        columns = [*OWN_COLUMNS, *model.definition.columns]
+        tables = read_runs(raw, [files[run_id] for run_id in batch], columns=columns)
+        batch_facts = None if facts is None else [facts[run_id] for run_id in batch]
+        inputs, n_windows, rejected = prepare_many(tables, model.definition, batch_facts)
+        answers = model.predict(inputs, n_windows)
+        answers[[row for row, _ in rejected]] = np.nan
+        answers[n_windows == 0] = np.nan
+        parts.append(answers)
+    return np.concatenate(parts)
 
 
 def calibration_figures(
@@ -186,110 +236,57 @@ def calibration_figures(
     return figures
 
 
-_LOG = logging.getLogger(__name__)
-
-
-def assess(
-    dataset: StoredDataset,
-    snapshot: Snapshot,
-    materialised: Materialised,
-    model: Any,
-    exported: Exported,
-    experiment: Experiment,
-    champion: Champion | None,
-    gate: GatePolicy,
-    calibrated: Calibrated | None = None,
+def verdict_figures(
+    rules: VerdictRules,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    jobs: Sequence[str],
+    means: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Compute a candidate's figures for `ciml.training.evaluation.gate.decide`.
-
-    The exported model predicts from runs that are not normalised, as in serving. The model in memory predicts the same
-    materialised runs and has to agree.
+    """Compute the figures of the verdicts on runs that neither the model nor its calibration has seen.
 
     Args:
-      dataset: the snapshot's data set.
-      snapshot: the training and test runs.
-      materialised: its normalised examples.
-      model: the Keras model in memory.
-      exported: the exported model.
-      experiment: the trained experiment.
-      champion: the served model, evaluated on the same runs.
-      gate: gives the confidence of the comparison.
-      calibrated: the calibration in the exported model, of the model in memory; None without.
+      rules: those of the model.
+      probabilities: float64 [n, C], calibrated, as predictions record them
+        (`ciml.training.calibration.sets.decimals`).
+      labels: int [n].
+      jobs: of each run.
+      means: float64 [n, F], by `ciml.transforms.examples.prepare.run_means`; None if no run is to be checked against
+        the ranges of the learned runs.
+
+    Returns:
+      JSON; shares have ``value``, ``low`` and ``high`` (95 %, Wilson), or None for no runs:
+
+      - ``runs``;
+      - ``coverage``: the share of runs whose class is in their set, next to the ``stated`` coverage; also ``by_class``;
+      - ``abstained``: the share of runs with the verdict unknown;
+      - ``outside``: the share of runs whose verdict is unknown because they are unlike the learned runs;
+      - ``set_sizes``: number of runs by the size of their set;
+      - ``causes``: by class the number of ``verdicts``, their ``precision`` and ``recall``; unknown is not a verdict.
     """
-    resolved = snapshot.resolved
-    runs, test = read_snapshot_examples(dataset.store, snapshot, "test")
-    answers = exported.predict(test.inputs, test.n_windows)
-    uncalibrated = predict_in_memory(model, materialised, resolved, "test")
-    in_memory = uncalibrated if calibrated is None else calibrated.calibrator.apply(uncalibrated)
-    learned = list(snapshot.runs(*trained_roles(experiment, dev_from_train=snapshot.dev_from_train)))
-    train_labels = np.array([run.label for run in learned], np.int64)
-    counts = Counter(run.label for run in learned)
-    slices = {"job": [run.build_name for run in runs]}
-    right = (np.nan_to_num(answers).argmax(axis=1) == test.labels) & np.isfinite(answers).all(axis=1)
-    figures: dict[str, Any] = {
-        "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, slices),
-        "class_counts": {name: counts[label] for label, name in enumerate(resolved.classes)},
-        "disagreement": _difference(answers, in_memory),
-        "latency_ms": exported.latency_ms(test.inputs, test.n_windows) if len(test) else None,
-        "baselines": _baselines(dataset, snapshot, right, gate),
+    means_of_runs = repeat(None, len(labels)) if means is None else means
+    verdicts = [
+        make_verdict(job, dict(zip(rules.classes, shares, strict=True)), rules, run_means)
+        for job, shares, run_means in zip(jobs, probabilities.tolist(), means_of_runs, strict=True)
+    ]
+    names = np.array([rules.classes[label] for label in labels], object)
+    causes = np.array([verdict.cause for verdict in verdicts], object)
+    is_covered = np.array([name in verdict.set for name, verdict in zip(names, verdicts, strict=True)], bool)
+    sizes = [len(verdict.set) for verdict in verdicts]
+    by_class = {name: accuracy(is_covered[names == name]) for name in rules.classes}
+    return {
+        "runs": len(labels),
+        "coverage": {"stated": rules.coverage, **accuracy(is_covered), "by_class": by_class},
+        "abstained": accuracy(causes == UNKNOWN),
+        "outside": accuracy(np.array([verdict.outside is not None for verdict in verdicts], bool)),
+        "set_sizes": {str(size): sizes.count(size) for size in range(len(rules.classes) + 1)},
+        "causes": {
+            name: {
+                "verdicts": int((causes == name).sum()),
+                "runs": int((names == name).sum()),
+                "precision": accuracy(names[causes == name] == name),
+                "recall": accuracy(causes[names == name] == name),
+            }
+            for name in rules.classes
+        },
     }
-    if calibrated is not None:
-        before = evaluate(uncalibrated, test.labels, resolved.classes, train_labels)
-        figures |= calibration_figures(calibrated, before, answers, test, slices["job"])
-    if champion is not None:
-        figures |= _against(dataset, champion, snapshot, runs, test, right, gate)
-    return figures
-
-
-def _against(
-    dataset: StoredDataset,
-    champion: Champion,
-    snapshot: Snapshot,
-    runs: Sequence[SnapshotRun],
-    test: Examples,
-    right: np.ndarray,
-    gate: GatePolicy,
-) -> dict[str, Any]:
-    """Return the champion's accuracy on the same runs and the comparison; None for both if it cannot be evaluated."""
-    try:
-        champion_right = right_answers(dataset.raw(), champion, snapshot.resolved, runs, test)
-    except IntegrityError as error:
-        _LOG.warning("the champion cannot be evaluated: %s", error)
-        return {"champion": None, "comparison": None}
-    metrics = {"version": champion.version, "accuracy": accuracy(champion_right)}
-    return {"champion": metrics, "comparison": compare(right, champion_right, confidence=gate.confidence)}
-
-
-def _baselines(
-    dataset: StoredDataset, snapshot: Snapshot, right: np.ndarray, gate: GatePolicy
-) -> dict[str, dict[str, Any]]:
-    """Return the accuracy of each number that the runs have, and its ``comparison`` with the candidate.
-
-    Args:
-      dataset: of the snapshot.
-      snapshot: its training runs give the numbers.
-      right: bool [n], whether the candidate was right on each test run.
-      gate: gives the confidence of the comparison.
-    """
-    facts = read_facts(dataset.store, snapshot)
-    numbers = numbers_for(snapshot.resolved.definition)
-    baselines: dict[str, dict[str, Any]] = {}
-    for number in gate_numbers(snapshot.resolved.definition):
-        try:
-            answers = by_number(number, dataset.raw(), snapshot, facts)
-        except IntegrityError as error:
-            if number in numbers:
-                raise
-            _LOG.warning("no comparison with the %s alone: %s", number, error)
-            continue
-        if answers is not None:
-            comparison = compare(right[answers.tested], answers.right, confidence=gate.confidence)
-            baselines[number] = {"name": PREDICTORS[number], **accuracy(answers.right), "comparison": comparison}
-    return baselines
-
-
-def _difference(answers: np.ndarray, in_memory: np.ndarray) -> float | None:
-    """Return the largest difference of two models' probabilities; None if it is undefined."""
-    if answers.shape != in_memory.shape or not answers.size or not np.isfinite([answers, in_memory]).all():
-        return None
-    return float(np.abs(answers.astype(np.float64) - in_memory).max())

@@ -1,6 +1,6 @@
-"""Cross-validation by run, or with whole groups held out, so that similar runs are never on both sides.
+"""Cross-validation by run, or by groups of similar runs, which are held out together.
 
-It uses train and dev runs only: choosing an estimator by it does not read the test runs.
+It uses train and dev runs only, so that an estimator can be chosen without the test runs.
 """
 
 from __future__ import annotations
@@ -33,32 +33,16 @@ class CVSplit:
 
     Attributes:
       positions: positions of the runs in the data set, int64 [n].
-      parts: for each fold the training and the held-out runs, int64 indices into ``positions``.
+      parts: for each fold the training runs and the held-out runs, int64 indices into ``positions``.
       groups: str [n], the group with which each run is held out; None without groups.
-      dev: whether early stopping uses the held-out runs; else it uses the dev runs among the training runs.
+      dev: whether the held-out runs are the dev runs. Then early stopping uses them, else the dev runs among the
+        training runs.
     """
 
     positions: np.ndarray
     parts: tuple[tuple[np.ndarray, np.ndarray], ...]
     groups: np.ndarray | None = None
     dev: bool = False
-
-
-def divide(dataset: InMemoryDataset, *, folds: int, hold_out: Sequence[str] = (), seed: int = 0) -> CVSplit:
-    """Split the train and dev runs; see `cross_validate`."""
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    positions = dataset.of("train", "dev")
-    labels = dataset.rows.labels[positions]
-    groups = _groups(dataset, positions, hold_out) if hold_out else None
-    parts = folds if groups is None else min(folds, len(np.unique(groups)))
-    smallest = np.bincount(labels)
-    if parts < 2 or len(labels) < parts or (groups is None and smallest[smallest > 0].max() < parts):
-        unit = f"groups of {'+'.join(hold_out)}" if hold_out else "runs of a class"
-        raise CimlError(f"cross-validation: {len(labels)} runs have too few {unit} for {folds} folds; use fewer folds")
-    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-    divided = kind(parts, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, groups)
-    return CVSplit(positions, tuple(divided), groups)
 
 
 def cross_validate(
@@ -87,12 +71,12 @@ def cross_validate(
     Raises:
       CimlError: for too few runs or groups.
     """
-    split = divide(dataset, folds=folds, hold_out=hold_out, seed=experiment.seed)
+    split = split_folds(dataset, folds=folds, hold_out=hold_out, seed=experiment.seed)
     labels = dataset.rows.labels[split.positions]
     classes = dataset.snapshot.resolved.classes
     answers = np.zeros((len(labels), len(classes)))
-    for number, (_, held) in enumerate(split.parts):
-        answers[held] = held_out(experiment, dataset, split, number)
+    for number, (_, held_out) in enumerate(split.parts):
+        answers[held_out] = predict_fold(experiment, dataset, split, number)
         if progress is not None:
             progress("folds", number + 1, len(split.parts))
     fold_figures, figures = _figures(answers, split, labels, classes, dataset.slices(split.positions))
@@ -101,12 +85,12 @@ def cross_validate(
             "accuracy": fold["accuracy"],
             "base_rate": fold["base_rate"],
             "f1": fold["macro"]["f1"]["value"],
-            "held_out": [] if split.groups is None else sorted(set(split.groups[held].tolist())),
+            "held_out": [] if split.groups is None else sorted(set(split.groups[held_out].tolist())),
         }
-        for fold, (_, held) in zip(fold_figures, split.parts, strict=True)
+        for fold, (_, held_out) in zip(fold_figures, split.parts, strict=True)
     ]
     baselines = {}
-    for name, baseline_answers in by_one_number(dataset, split):
+    for name, baseline_answers in predict_by_numbers(dataset, split):
         _, baseline = _figures(baseline_answers, split, labels, classes)
         pooled = {key: baseline["pooled"][key] for key in COMPARED}
         baselines[name] = {"what": NUMBERS[name], "mean": baseline["mean"], "pooled": pooled}
@@ -122,7 +106,8 @@ def _figures(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the figures of each fold, and ``mean`` over the folds and ``pooled`` of all runs."""
     folds = [
-        scores(answers[held], labels[held], classes, labels[learned], resamples=0) for learned, held in split.parts
+        scores(answers[held_out], labels[held_out], classes, labels[train], resamples=0)
+        for train, held_out in split.parts
     ]
     accuracies = [fold["accuracy"]["value"] for fold in folds]
     f1s = [fold["macro"]["f1"]["value"] for fold in folds]
@@ -130,16 +115,106 @@ def _figures(
     return folds, {"mean": mean, "pooled": scores(answers, labels, classes, labels, slices)}
 
 
-def by_one_number(dataset: InMemoryDataset, split: CVSplit) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the held-out runs' probabilities by each one-number baseline.
+def _mean(values: Sequence[float]) -> dict[str, float]:
+    """Compute the mean of the folds' shares with Student's interval, clipped to 0 and 1.
+
+    The interval assumes independent folds, which is an approximation.
+    """
+    from scipy.stats import sem, t
+
+    mean = float(np.mean(values))
+    half = float(sem(values) * t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return {"value": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}
+
+
+def split_folds(dataset: InMemoryDataset, *, folds: int, hold_out: Sequence[str] = (), seed: int = 0) -> CVSplit:
+    """Split the train and dev runs; see `cross_validate`."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    positions = dataset.of("train", "dev")
+    labels = dataset.rows.labels[positions]
+    groups = _groups(dataset, positions, hold_out) if hold_out else None
+    parts = folds if groups is None else min(folds, len(np.unique(groups)))
+    too_few_of_classes = groups is None and np.bincount(labels, minlength=1).max() < parts
+    if parts < 2 or len(labels) < parts or too_few_of_classes:
+        unit = f"groups of {'+'.join(hold_out)}" if hold_out else "runs of a class"
+        raise CimlError(f"cross-validation: {len(labels)} runs have too few {unit} for {folds} folds; use fewer folds")
+    splitter_class = StratifiedKFold if groups is None else StratifiedGroupKFold
+    splitter = splitter_class(parts, shuffle=True, random_state=seed)
+    return CVSplit(positions, tuple(splitter.split(np.zeros(len(labels)), labels, groups)), groups)
+
+
+def _groups(dataset: InMemoryDataset, positions: np.ndarray, hold_out: Sequence[str]) -> np.ndarray:
+    """Return the group of each run, str [n]: its values of the facts, or its run id if one of them is missing."""
+    runs = [dataset.facts[position] for position in positions]
+    columns = [facts_of(runs, name) for name in hold_out]
+    for name, values in zip(hold_out, columns, strict=True):
+        if not any(values):
+            raise CimlError(f"cross-validation: no run of {dataset.snapshot.dataset!r} has the fact {name!r}")
+    groups = []
+    for run, *values in zip(runs, *columns, strict=True):
+        groups.append("/".join(values) if all(values) else run.run_id)
+    return np.array(groups)
+
+
+def predict_fold(
+    experiment: Experiment, dataset: InMemoryDataset, split: CVSplit, number: int, on_epoch: OnEpoch | None = None
+) -> np.ndarray:
+    """Train on a fold's training runs, normalised by these alone, and predict its held-out runs, float [n, C].
+
+    The dev runs among the training runs are not trained on if early stopping or the calibration needs them.
+
+    Args:
+      experiment: the experiment to train.
+      dataset: the runs.
+      split: their split.
+      number: the fold's number.
+      on_epoch: called after each epoch of a network; an exception from it ends the training.
+    """
+    train, held_out = split.parts[number]
+    rows = dataset.rows.take(split.positions)
+    inputs = inputs_for(experiment, Normalisation.of(rows.inputs[train]), rows)
+    held_out_rows = inputs.take(held_out)
+    is_dev = dataset.roles[split.positions][train] == "dev"
+    dev_rows = inputs.take(train[is_dev])
+    stopping_rows = None
+    if experiment.calibration is not None:
+        if split.dev or not len(dev_rows):
+            raise CimlError(
+                "cross-validation: calibration needs dev runs in each fold; use fewer folds, or leave it out"
+            )
+        train = train[~is_dev]
+    elif experiment.early_stopping is not None and split.dev:
+        stopping_rows = held_out_rows
+    elif experiment.early_stopping is not None:
+        if not len(dev_rows):
+            raise CimlError("cross-validation: early stopping needs dev runs in each fold; use fewer folds")
+        stopping_rows = dev_rows
+        train = train[~is_dev]
+
+    def watch(epoch: int, model: Fitted) -> None:
+        if on_epoch is not None:
+            on_epoch(epoch, partial(model.predict, held_out_rows.inputs, held_out_rows.n_windows))
+
+    classes = len(dataset.snapshot.resolved.classes)
+    fitted = fit(experiment, inputs.take(train), stopping_rows, classes, watch=watch)
+    answers = fitted.predict(held_out_rows.inputs, held_out_rows.n_windows)
+    if experiment.calibration is None:
+        return answers
+    dev_answers = fitted.predict(dev_rows.inputs, dev_rows.n_windows)
+    return fit_calibrator(dev_answers, dev_rows.labels, experiment.calibration).apply(answers)
+
+
+def predict_by_numbers(dataset: InMemoryDataset, split: CVSplit) -> Iterator[tuple[str, np.ndarray]]:
+    """Predict the held-out runs by each one-number baseline.
 
     Args:
       dataset: the runs.
       split: their split.
 
     Yields:
-      Name of each baseline number that any run has, and float64 [n, C]: NaN for a run without the number, or one that
-      is never held out.
+      The name of each baseline number that any run has, and probabilities float64 [n, C]. They are NaN for a run
+      without the number, and for one that is never held out.
     """
     labels = dataset.rows.labels[split.positions]
     resolved = dataset.snapshot.resolved
@@ -149,78 +224,6 @@ def by_one_number(dataset: InMemoryDataset, split: CVSplit) -> Iterator[tuple[st
         if values is None:
             continue
         answers = np.full((len(labels), len(resolved.classes)), np.nan)
-        for learned, held in split.parts:
-            answers[held] = predict_by(name, values[learned], labels[learned], values[held], len(resolved.classes))
+        for train, held_out in split.parts:
+            answers[held_out] = predict_by(name, values[train], labels[train], values[held_out], len(resolved.classes))
         yield name, answers
-
-
-def _groups(dataset: InMemoryDataset, positions: np.ndarray, hold_out: Sequence[str]) -> np.ndarray:
-    runs = [dataset.facts[position] for position in positions]
-    facts = [facts_of(runs, name) for name in hold_out]
-    for name, values in zip(hold_out, facts, strict=True):
-        if not any(values):
-            raise CimlError(f"cross-validation: no run of {dataset.snapshot.dataset!r} has the fact {name!r}")
-    together = ["/".join(values) if all(values) else "" for values in zip(*facts, strict=True)] or [""] * len(runs)
-    return np.array([value or run.run_id for value, run in zip(together, runs, strict=True)])
-
-
-def held_out(
-    experiment: Experiment, dataset: InMemoryDataset, split: CVSplit, number: int, on_epoch: OnEpoch | None = None
-) -> np.ndarray:
-    """Train on a fold's training runs, normalised by these alone, and predict its held-out runs.
-
-    With a calibration, the dev runs among the training runs are kept apart for it.
-
-    Args:
-      experiment: the experiment to train.
-      dataset: the runs.
-      split: their split.
-      number: the fold's number.
-      on_epoch: called after each epoch of a network; an exception from it ends the training.
-    """
-    rows = dataset.rows.take(split.positions)
-    (learned, held) = split.parts[number]
-    normal = inputs_for(experiment, Normalisation.of(rows.inputs[learned]), rows)
-    dev = None
-    tested = normal.take(held)
-    is_dev = dataset.roles[split.positions][learned] == "dev"
-    apart = learned[is_dev]  # for the calibration
-    if experiment.calibration is not None:
-        if split.dev or not is_dev.any():
-            raise CimlError(
-                "cross-validation: calibration needs dev runs in each fold; use fewer folds, or leave it out"
-            )
-        learned = learned[~is_dev]
-    if experiment.early_stopping is not None:
-        if split.dev:
-            dev = tested
-        elif is_dev.any():
-            dev = normal.take(learned[is_dev])
-            learned = learned[~is_dev]
-        else:
-            raise CimlError("cross-validation: early stopping needs dev runs in each fold; use fewer folds")
-    classes = len(dataset.snapshot.resolved.classes)
-
-    def watch(epoch: int, model: Fitted) -> None:
-        if on_epoch is not None:
-            on_epoch(epoch, partial(model.predict, tested.inputs, tested.n_windows))
-
-    fitted = fit(experiment, normal.take(learned), dev, classes, watch=watch)
-    answers = fitted.predict(tested.inputs, tested.n_windows)
-    if experiment.calibration is None:
-        return answers
-    remaining = normal.take(apart)
-    on_dev = fitted.predict(remaining.inputs, remaining.n_windows)
-    return fit_calibrator(on_dev, remaining.labels, experiment.calibration).apply(answers)
-
-
-def _mean(values: Sequence[float]) -> dict[str, float]:
-    """Return the mean of the folds' shares with Student's interval, clipped to 0 and 1.
-
-    The interval assumes independent folds, which is an approximation.
-    """
-    from scipy.stats import sem, t
-
-    mean = float(np.mean(values))
-    half = float(sem(values) * t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return {"value": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}

@@ -1,6 +1,7 @@
 """The gate decides whether a candidate may be pushed: every check must have its figures and pass.
 
-Pure function of the figures. A missing figure is a reason against, never a pass.
+`decide` is a pure function of the figures. A missing figure is a reason against the candidate, never a pass. `compare`
+computes the figures of two models on the same runs.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -16,9 +17,6 @@ from ciml.errors import CimlError
 from ciml.serving.registry import Decision
 from ciml.training.evaluation.baselines import NUMBERS
 from ciml.training.evaluation.metrics import paired_interval
-
-#: Whether a check passed, the reason against the candidate if not, and the reason in its favour, "" for none.
-Check = tuple[bool, str, str]
 
 
 @dataclass(frozen=True)
@@ -59,17 +57,21 @@ class GatePolicy:
         accept_baselines: Iterable[str] = (),
         min_decided: float | None = None,
     ) -> GatePolicy:
-        """Return the policy with those thresholds that are given.
+        """Return a policy; thresholds that are None have their default.
 
         Raises:
           CimlError: ``accept_baselines`` names an unknown number.
         """
         accepted = tuple(accept_baselines)
-        if unknown := sorted(set(accepted) - set(NUMBERS)):
+        unknown = sorted(set(accepted) - set(NUMBERS))
+        if unknown:
             raise CimlError(f"accept_baselines: unknown number {unknown[0]!r:.60}; choose from {', '.join(NUMBERS)}")
-        limits = {"min_test_runs": min_test_runs, "tolerance": tolerance, "min_decided": min_decided}
-        thresholds: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
-        return cls(accept_baselines=accepted, **thresholds)
+        return cls(
+            min_test_runs=cls.min_test_runs if min_test_runs is None else min_test_runs,
+            tolerance=cls.tolerance if tolerance is None else tolerance,
+            min_decided=cls.min_decided if min_decided is None else min_decided,
+            accept_baselines=accepted,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,118 +81,164 @@ def decide(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champ
     """Decide on a candidate.
 
     Args:
-      candidate: ``evaluation`` (of `ciml.training.evaluation.metrics.evaluate`), ``class_counts`` (training runs by
-        class), ``baselines`` (by number its accuracy on the same runs, and ``comparison`` of `compare`; {} where the
-        runs have no number), ``verdicts`` of a model of verdicts
-        (`ciml.training.evaluation.candidate.verdict_figures`), ``disagreement`` (largest difference of the exported
-        model to the one in memory), ``latency_ms``, and, if there is a champion, ``champion`` (its ``accuracy`` on the
-        same runs) and ``comparison`` (of `compare`), None if it could not be evaluated.
+      candidate: the figures of `ciml.training.evaluation.candidate.assess`:
+
+        - ``evaluation``, of `ciml.training.evaluation.metrics.evaluate`;
+        - ``class_counts``: training runs by class;
+        - ``baselines``: by number its accuracy on the same runs, and the ``comparison`` of `compare`; {} if the runs
+          have no number;
+        - ``verdicts``, only of a model of verdicts: `ciml.training.evaluation.candidate.verdict_figures`;
+        - ``disagreement``: largest difference between the exported model and the one in memory;
+        - ``latency_ms``;
+        - ``champion`` and ``comparison``, only with a champion: its ``accuracy`` on the same runs, and `compare`; both
+          None if it could not be evaluated.
       policy: the thresholds.
       has_champion: whether a model is served now.
     """
     if candidate is None:
         return Decision(False, ("the candidate was not evaluated",))
     checks = list(_checks(candidate, policy, has_champion))
-    against = tuple(reason for passed, reason, _ in checks if not passed)
+    against = tuple(check.against for check in checks if not check.passed)
+    in_favour = tuple(check.in_favour for check in checks if check.in_favour)
     evaluation = candidate.get("evaluation") or {}
-    figures = {name: evaluation.get(name) for name in ("accuracy", "base_rate")}
-    figures |= {name: candidate[name] for name in ("verdicts",) if name in candidate}
-    figures |= {name: candidate.get(name) for name in ("baselines", *(("champion", "comparison") * has_champion))}
-    return Decision(not against, against or tuple(reason for _, _, reason in checks if reason), figures)
+    figures = {"accuracy": evaluation.get("accuracy"), "base_rate": evaluation.get("base_rate")}
+    if "verdicts" in candidate:
+        figures["verdicts"] = candidate["verdicts"]
+    figures["baselines"] = candidate.get("baselines")
+    if has_champion:
+        figures |= {"champion": candidate.get("champion"), "comparison": candidate.get("comparison")}
+    return Decision(not against, against or in_favour, figures)
 
 
-def _checks(candidate: Mapping[str, Any], policy: GatePolicy, has_champion: bool) -> Iterator[Check]:
+class _Check(NamedTuple):
+    """The result of a check.
+
+    Attributes:
+      passed: whether it passed.
+      against: the reason against the candidate, if it did not.
+      in_favour: the reason in favour of the candidate, if it did; "" for none.
+    """
+
+    passed: bool
+    against: str
+    in_favour: str = ""
+
+
+def _checks(candidate: Mapping[str, Any], policy: GatePolicy, has_champion: bool) -> Iterator[_Check]:
     evaluation = candidate.get("evaluation") or {}
     yield from _check_runs(evaluation, candidate, policy)
     yield _check_base_rate(evaluation, policy)
     yield from _check_baselines(candidate.get("baselines"), policy)
     if "verdicts" in candidate:
         yield _check_decided(candidate["verdicts"], policy)
-    limits = (
-        ("disagreement", "the exported model differs from the trained one by {}", policy.max_disagreement),
-        ("latency_ms", "one run takes {} ms", policy.max_latency_ms),
+    difference = candidate.get("disagreement")
+    yield _Check(
+        _is_number(difference) and difference <= policy.max_disagreement,
+        f"the exported model differs from the trained one by {_shown(difference)}, "
+        f"at most {policy.max_disagreement:g} is allowed",
     )
-    for name, text, limit in limits:
-        value = candidate.get(name)
-        shown = f"{value:.3g}" if _number(value) else "an unknown amount"
-        unit = " ms" if name.endswith("_ms") else ""
-        passed = _number(value) and value <= limit
-        yield passed, f"{text.format(shown)}, at most {limit:g}{unit} is allowed", ""
+    latency_ms = candidate.get("latency_ms")
+    yield _Check(
+        _is_number(latency_ms) and latency_ms <= policy.max_latency_ms,
+        f"one run takes {_shown(latency_ms)} ms, at most {policy.max_latency_ms:g} ms is allowed",
+    )
     if has_champion:
         yield _check_champion(candidate.get("comparison"), policy)
     else:
-        yield True, "", "no champion to compare with"
+        yield _Check(True, "", "no champion to compare with")
 
 
-def _check_runs(evaluation: Mapping[str, Any], candidate: Mapping[str, Any], policy: GatePolicy) -> Iterator[Check]:
+def _check_runs(evaluation: Mapping[str, Any], candidate: Mapping[str, Any], policy: GatePolicy) -> Iterator[_Check]:
     runs = evaluation.get("runs") or 0
-    few = f"{runs} held-out runs are too few; at least {policy.min_test_runs} are needed"
-    yield runs >= policy.min_test_runs, few, ""
-    yield evaluation.get("finite") is True, "some probabilities are not finite", ""
+    too_few = f"{runs} held-out runs are too few; at least {policy.min_test_runs} are needed"
+    yield _Check(runs >= policy.min_test_runs, too_few)
+    yield _Check(evaluation.get("finite") is True, "some probabilities are not finite")
     counts = candidate.get("class_counts") or {}
-    poor = [name for name, count in counts.items() if count < policy.min_class_runs]
-    missing = "the number of training runs by class is missing"
-    yield bool(counts) and not poor, f"too few training runs of {', '.join(poor)}" if counts else missing, ""
+    if not counts:
+        yield _Check(False, "the number of training runs by class is missing")
+        return
+    rare_classes = [name for name, count in counts.items() if count < policy.min_class_runs]
+    yield _Check(not rare_classes, f"too few training runs of {', '.join(rare_classes)}")
 
 
-def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy) -> Check:
+def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy) -> _Check:
     accuracy = _numbers(evaluation.get("accuracy"), "value", "low")
     base = _numbers(evaluation.get("base_rate"), "value")
     if accuracy is None or base is None:
-        return False, "the accuracy or the base rate is missing", ""
+        return _Check(False, "the accuracy or the base rate is missing")
     value, low = accuracy
     (rate,) = base
     text = f"accuracy {value:.3f} (at least {low:.3f})"
-    beaten = f"{text} beats the base rate {rate:.3f}"
-    return low > rate + policy.above_base_rate, f"{text} does not beat the base rate {rate:.3f}", beaten
+    return _Check(
+        low > rate + policy.above_base_rate,
+        f"{text} does not beat the base rate {rate:.3f}",
+        f"{text} beats the base rate {rate:.3f}",
+    )
 
 
-def _check_baselines(baselines: Any, policy: GatePolicy) -> Iterator[Check]:
-    """Check that no number alone predicts better: beyond noise, or perhaps by more than the tolerance."""
+def _check_baselines(baselines: Any, policy: GatePolicy) -> Iterator[_Check]:
+    """Check each number against the candidate.
+
+    It fails if a number alone predicts better with confidence, or may predict better by more than the tolerance.
+    """
     if not isinstance(baselines, Mapping):
-        yield False, "the one-number baselines are missing", ""
+        yield _Check(False, "the one-number baselines are missing")
         return
     if not baselines:
-        yield True, "", "no number of the runs to compare with"
+        yield _Check(True, "", "no number of the runs to compare with")
     for number, baseline in baselines.items():
         comparison = (baseline.get("comparison") if isinstance(baseline, Mapping) else None) or {}
         figures = _numbers(comparison, "difference", "low")
         share = _numbers(baseline, "value")
         _, high = comparison.get("interval") or (None, None)
-        if figures is None or share is None or not _number(high):
-            yield False, f"the comparison with the {number} alone lacks figures", ""
+        if figures is None or share is None or not _is_number(high):
+            yield _Check(False, f"the comparison with the {number} alone lacks figures")
             continue
         difference, low = figures
         against = f"{difference:+.3f} against the {number} alone ({share[0]:.3f})"
         text = f"{against} on the same {comparison.get('runs')} runs (at least {low:+.3f})"
-        worse = f"{text}: may be worse by more than {policy.baseline_tolerance:g}"
-        reason = f"{text}: one number beats it" if high < 0 else worse
-        passed = high >= 0 and low >= -policy.baseline_tolerance
-        if number in policy.accept_baselines and not passed:
-            passed = True
-            text += f" (one number beats it, and the policy accepts that of {number})"
-        yield passed, reason, text
+        if high >= 0 and low >= -policy.baseline_tolerance:
+            yield _Check(True, "", text)
+        elif number in policy.accept_baselines:
+            yield _Check(True, "", f"{text} (one number beats it, and the policy accepts that of {number})")
+        elif high < 0:
+            yield _Check(False, f"{text}: one number beats it")
+        else:
+            yield _Check(False, f"{text}: may be worse by more than {policy.baseline_tolerance:g}")
 
 
-def _check_decided(verdicts: Any, policy: GatePolicy) -> Check:
+def _check_decided(verdicts: Any, policy: GatePolicy) -> _Check:
     abstained = _numbers((verdicts or {}).get("abstained"), "value", "runs")
     if abstained is None:
-        return False, "the share of abstentions is missing", ""
+        return _Check(False, "the share of abstentions is missing")
     share, runs = abstained
     text = f"it decides {round((1 - share) * runs)} of {runs} held-out runs ({1 - share:.3f})"
-    return 1 - share >= policy.min_decided, f"{text}; at least {policy.min_decided:g} are needed", text
+    return _Check(1 - share >= policy.min_decided, f"{text}; at least {policy.min_decided:g} are needed", text)
 
 
-def _check_champion(comparison: Any, policy: GatePolicy) -> Check:
+def _check_champion(comparison: Any, policy: GatePolicy) -> _Check:
     if comparison is None:
-        missing = "the champion could not be evaluated on the same runs, so no comparison is possible"
-        return False, missing, ""
+        return _Check(False, "the champion could not be evaluated on the same runs, so no comparison is possible")
     figures = _numbers(comparison, "difference", "low")
     if figures is None:
-        return False, "the comparison with the champion lacks figures", ""
+        return _Check(False, "the comparison with the champion lacks figures")
     difference, low = figures
     text = f"{difference:+.3f} against the champion on the same {comparison.get('runs')} runs (at least {low:+.3f})"
-    return low >= -policy.tolerance, f"{text}: may be worse by more than {policy.tolerance:g}", text
+    return _Check(low >= -policy.tolerance, f"{text}: may be worse by more than {policy.tolerance:g}", text)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if _is_number(value) else "an unknown amount"
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numbers(figures: Any, *names: str) -> list[Any] | None:
+    """Return these figures; None if one is missing or not a finite number."""
+    values = [figures.get(name) if isinstance(figures, Mapping) else None for name in names]
+    return values if all(map(_is_number, values)) else None
 
 
 def compare(
@@ -221,9 +269,9 @@ def compare(
     steps = candidate_right.astype(np.int64) - champion_right.astype(np.int64)
     better = int((steps > 0).sum())
     worse = int((steps < 0).sum())
-    # the mean of a resample depends only on how often -1, 0 and 1 are drawn
-    drawn = np.random.default_rng(0).multinomial(n, [worse / n, 1 - (better + worse) / n, better / n], size=samples)
-    low = float(np.quantile((drawn[:, 2] - drawn[:, 0]) / n, 1 - confidence))
+    # The mean of a resample depends only on the number of times that -1, 0 and 1 are drawn.
+    draws = np.random.default_rng(0).multinomial(n, [worse / n, 1 - (better + worse) / n, better / n], size=samples)
+    low = float(np.quantile((draws[:, 2] - draws[:, 0]) / n, 1 - confidence))
     return {
         "difference": (better - worse) / n,
         "low": low,
@@ -236,18 +284,7 @@ def compare(
 
 
 def _mcnemar(better: int, worse: int) -> float:
-    """Return the exact two-sided p-value of McNemar's test."""
+    """Compute the exact two-sided p-value of McNemar's test."""
     total = better + worse
-    less = min(better, worse)
-    tail = sum(math.comb(total, k) for k in range(less + 1)) / 2**total
+    tail = sum(math.comb(total, k) for k in range(min(better, worse) + 1)) / 2**total
     return min(1.0, float(2 * tail))
-
-
-def _number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _numbers(figures: Any, *names: str) -> list[Any] | None:
-    """Return these figures; None if one is missing or not a finite number."""
-    values = [figures.get(name) if isinstance(figures, Mapping) else None for name in names]
-    return values if all(map(_number, values)) else None

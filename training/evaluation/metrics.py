@@ -1,72 +1,32 @@
 """Figures of a model's probabilities on held-out runs: `evaluate` for the gate, `scores` for choosing estimators.
 
 `scores` adds figures by class with 95 % intervals, which are percentiles of a bootstrap of the runs. The figures equal
-those of scikit-learn. A resample is a weight for each run: how often it was drawn. So runs are sorted once and not in
-each resample, and scikit-learn's checks of its arguments, which take longer than the figures of a few hundred runs, are
-not repeated. The figures themselves are those of a resample in which each run was drawn once.
+those of scikit-learn, but are computed for all resamples together: a resample is a weight of each run, the number of
+times that it was drawn. So runs are sorted once, and scikit-learn does not check its arguments in each resample, which
+would take longer than the figures. The figures themselves are those of a resample in which each run was drawn once.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ciml.intervals import CONFIDENCE, wilson
 
-_BINS = 10
-_CELLS = 1 << 22  # float64 of a block of weights: 32 MiB
+#: Resamples of the bootstrap.
 RESAMPLES = 300
+#: Figures of each class against all others.
 BY_CLASS = ("precision", "recall", "f1", "roc_auc", "pr_auc")
-_MIN_SLICE = 20  # runs: the F1 of fewer is meaningless
-
-
-def paired_interval(right: np.ndarray, other_right: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return an interval (low, high) of the difference of two accuracies on the same runs; (-1, 1) for no runs.
-
-    It is Newcombe's (1998, method 10): Wilson's intervals of both, combined by their correlation. Unlike a bootstrap,
-    it is not of width 0 where both are right on the same runs.
-
-    Args:
-      right: bool [n], whether the first was right on each run.
-      other_right: bool [n], the same for the second; the difference is the first's accuracy minus its.
-      confidence: of the interval.
-    """
-    n = len(right)
-    if n == 0:
-        return -1.0, 1.0
-    both = int(np.sum(right & other_right))
-    first = int(np.sum(right))
-    second = int(np.sum(other_right))
-    neither = n - first - second + both
-    (low, high) = wilson(first, n, confidence)
-    (other_low, other_high) = wilson(second, n, confidence)
-    share = first / n
-    variance = second / n
-    margins = math.sqrt(float(first * (n - first)) * float(second * (n - second)))
-    covariance = float(both * neither - (first - both) * (second - both))
-    if covariance > 0:  # Newcombe's correction: a positive correlation narrows the interval, so take it cautiously
-        covariance = max(covariance - n / 2, 0.0)
-    phi = covariance / margins if margins else 0.0
-
-    def distance(margin: float, other: float) -> float:
-        return math.sqrt(max(margin * margin - 2 * phi * margin * other + other * other, 0.0))
-
-    difference = share - variance
-    return (
-        max(-1.0, difference - distance(share - low, other_high - variance)),
-        min(1.0, difference + distance(high - share, variance - other_low)),
-    )
-
-
-def accuracy(right: Sequence[bool] | np.ndarray) -> dict[str, Any]:
-    """Return the accuracy with its interval: ``value``, ``low``, ``high``, ``right``, ``runs``."""
-    total = len(right)
-    count = int(np.sum(right))
-    low, high = wilson(count, total)
-    return {"value": count / total if total else None, "low": low, "high": high, "right": count, "runs": total}
+#: Bins of the calibration error.
+_BINS = 10
+#: Weights in memory at once, float64: 32 MiB.
+_BLOCK_WEIGHTS = 1 << 22
+#: Least number of runs of a slice for its F1.
+_MIN_SLICE_RUNS = 20
+_UNDEFINED: Mapping[str, None] = {"value": None, "low": None, "high": None}
 
 
 def evaluate(
@@ -76,7 +36,7 @@ def evaluate(
     train_labels: np.ndarray,
     slices: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """Return the metrics of a model on held-out runs, as JSON. Undefined figures are None.
+    """Compute the figures of a model on held-out runs, as JSON. Undefined figures are None.
 
     Args:
       probabilities: float [n, C].
@@ -95,7 +55,7 @@ def evaluate(
     finite = bool(np.isfinite(probabilities).all())
     clean = np.nan_to_num(probabilities.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     predicted = clean.argmax(axis=1) if n else np.zeros(0, np.int64)
-    # a row that is not finite counts as wrong
+    # A row that is not finite counts as wrong.
     right = (predicted == labels) & np.isfinite(probabilities).all(axis=1)
     majority = int(np.bincount(train_labels, minlength=count).argmax()) if len(train_labels) else 0
     confusion = np.zeros((count, count), np.int64)
@@ -117,25 +77,28 @@ def evaluate(
     }
 
 
-def sharpness(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those figures of `evaluate` that a calibration changes, for uncalibrated probabilities beside others."""
-    return {name: figures[name] for name in ("log_loss", "calibration")}
+def accuracy(right: Sequence[bool] | np.ndarray) -> dict[str, Any]:
+    """Compute the accuracy with its 95 % interval: ``value``, ``low``, ``high``, ``right``, ``runs``."""
+    total = len(right)
+    count = int(np.sum(right))
+    low, high = wilson(count, total)
+    return {"value": count / total if total else None, "low": low, "high": high, "right": count, "runs": total}
 
 
 def _by_class(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return precision, recall and F1 of each class; 0 where a class is never predicted or does not occur."""
+    """Return precision, recall, F1 and runs of each class; 0 where it is never predicted or does not occur."""
     hits = np.diag(confusion)
     runs = confusion.sum(axis=1)
-    answers = confusion.sum(axis=0)
-    wholes = {"precision": answers, "recall": runs, "f1": (runs + answers) / 2}
-    shares = {name: hits / np.where(hits > 0, whole, 1) for name, whole in wholes.items()}
-    return {
-        name: {
-            **{figure: float(share[label]) if runs.any() else None for figure, share in shares.items()},
-            "runs": int(runs[label]),
-        }
-        for label, name in enumerate(classes)
-    }
+    predictions = confusion.sum(axis=0)
+    denominators = {"precision": predictions, "recall": runs, "f1": (runs + predictions) / 2}
+    figures: dict[str, dict[str, Any]] = {name: {} for name in classes}
+    for figure, denominator in denominators.items():
+        shares = (hits / np.where(hits > 0, denominator, 1)).tolist()
+        for name, share in zip(classes, shares, strict=True):
+            figures[name][figure] = share if runs.any() else None
+    for name, class_runs in zip(classes, runs.tolist(), strict=True):
+        figures[name]["runs"] = class_runs
+    return figures
 
 
 def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
@@ -146,7 +109,7 @@ def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """Return the expected calibration error over ten bins of confidence, and the bins for a plot."""
+    """Compute the expected calibration error over ten bins of confidence, and the bins for a plot."""
     if len(right) == 0:
         return {"ece": None, "bins": []}
     confidence = probabilities.max(axis=1)
@@ -154,93 +117,20 @@ def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]
     bins = []
     error = 0.0
     for index in range(_BINS):
-        inside = bin_of == index
-        if runs := int(inside.sum()):
-            mean = float(confidence[inside].mean())
-            share = float(right[inside].mean())
-            error += runs / len(right) * abs(mean - share)
-            bins.append({"low": index / _BINS, "runs": runs, "confidence": mean, "accuracy": share})
+        is_in_bin = bin_of == index
+        runs = int(is_in_bin.sum())
+        if runs == 0:
+            continue
+        mean = float(confidence[is_in_bin].mean())
+        share = float(right[is_in_bin].mean())
+        error += runs / len(right) * abs(mean - share)
+        bins.append({"low": index / _BINS, "runs": runs, "confidence": mean, "accuracy": share})
     return {"ece": error, "bins": bins}
 
 
-def drawn_weights(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw resamples of ``count`` runs. Yield blocks of float64 [resamples, count]: how often each run was drawn."""
-    rng = np.random.default_rng(seed)
-    block = max(1, _CELLS // max(count, 1))
-    for start in range(0, resamples, block):
-        drawn = (rng.integers(count, size=count) for _ in range(start, min(start + block, resamples)))
-        yield np.array([np.bincount(rows, minlength=count) for rows in drawn], np.float64)
-
-
-def weighted_figures(
-    probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray, weights: np.ndarray
-) -> Mapping[str, np.ndarray]:
-    """Compute figures for each resample.
-
-    Args:
-      probabilities: float64 [n, C].
-      predicted: int [n], -1 for no answer.
-      labels: int [n].
-      weights: float64 [R, n], whole numbers.
-
-    Returns:
-      float64 [R] by ``<label> <name>``, ``macro <name>`` and ``brier``; nan where a figure is undefined.
-    """
-    classes = np.arange(probabilities.shape[1])
-    actual = labels[:, None] == classes
-    guessed = predicted[:, None] == classes
-    class_weight = weights @ actual
-    answered = weights @ guessed
-    right = weights @ (actual & guessed)
-    total = weights.sum(axis=1)
-    by_class = {
-        "precision": _share(right, np.maximum(answered, 1)),
-        "recall": _share(right, class_weight),
-        "f1": _share(2 * right, class_weight + answered),
-        "roc_auc": np.full(class_weight.shape, np.nan),
-        "pr_auc": np.full(class_weight.shape, np.nan),
-    }
-    for label in classes:
-        areas = _areas(probabilities[:, label], actual[:, label], weights)
-        by_class["roc_auc"][:, label], by_class["pr_auc"][:, label] = areas
-    out: dict[str, np.ndarray] = {}
-    for name, values in by_class.items():
-        values[class_weight == 0] = np.nan  # the class does not occur
-        out |= {f"{label} {name}": values[:, label] for label in classes}
-        finite = np.isfinite(values)
-        out[f"macro {name}"] = _share(np.where(finite, values, 0).sum(axis=1), finite.sum(axis=1))
-    losses = np.square(probabilities - actual).sum(axis=1)
-    out["brier"] = weights @ (losses / 2 if len(classes) == 2 else losses) / total
-    return out
-
-
-def _areas(scores: np.ndarray, own: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the areas below the ROC and the precision-recall curve, float64 [R]; nan with one class alone.
-
-    Runs with the same score are one threshold.
-    """
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.diff(-scores[order], prepend=-np.inf))
-    positives = np.add.reduceat(weights[:, order] * own[order], starts, axis=1)  # of the class, at each threshold
-    negatives = np.add.reduceat(weights[:, order] * ~own[order], starts, axis=1)
-    hits = positives.cumsum(axis=1)
-    misses = negatives.cumsum(axis=1)
-    positive = hits[:, -1]
-    negative = misses[:, -1]
-    behind = negative[:, None] - misses + negatives / 2
-    both = (positive > 0) & (negative > 0)
-    roc = _share((positives * behind).sum(axis=1), np.where(both, positive * negative, 0))
-    precision = hits / np.maximum(hits + misses, 1)
-    return roc, _share((positives * precision).sum(axis=1), np.where(both, positive, 0))
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return part / whole; nan where the whole is 0."""
-    shares: np.ndarray = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-    return shares
-
-
-_NOTHING: Mapping[str, None] = {"value": None, "low": None, "high": None}
+def sharpness(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of `evaluate` that a calibration changes."""
+    return {name: figures[name] for name in ("log_loss", "calibration")}
 
 
 def scores(
@@ -253,8 +143,7 @@ def scores(
     resamples: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compute the figures of `ciml.training.evaluation.metrics.evaluate` and more, with ``value``, ``low`` and
-    ``high``:
+    """Compute the figures of `evaluate`, and more, each with ``value``, ``low`` and ``high``.
 
     - in ``classes``, of each class against all others: ``precision``, ``recall``, ``f1``, ``roc_auc``, ``pr_auc``, and
       its ``share`` of the runs, which is the PR-AUC of a random guess;
@@ -281,15 +170,20 @@ def scores(
     result = evaluate(probabilities, labels, classes, train_labels, slices)
     clean, predicted = answers(probabilities)
     figures = _with_intervals(clean, predicted, labels, RESAMPLES if resamples is None else resamples, seed)
-    result["brier"] = figures.get("brier", dict(_NOTHING))
-    result["macro"] = {name: figures.get(f"macro {name}", dict(_NOTHING)) for name in BY_CLASS}
-    for label, name in enumerate(classes):
-        class_figures = result["classes"][name]
-        class_figures |= {figure: figures.get(f"{label} {figure}", dict(_NOTHING)) for figure in BY_CLASS}
+
+    def figure(name: str) -> dict[str, float | None]:
+        return figures.get(name, dict(_UNDEFINED))
+
+    result["brier"] = figure("brier")
+    result["macro"] = {name: figure(f"macro {name}") for name in BY_CLASS}
+    for label, class_name in enumerate(classes):
+        class_figures = result["classes"][class_name]
+        class_figures |= {name: figure(f"{label} {name}") for name in BY_CLASS}
         class_figures["share"] = class_figures["runs"] / len(labels) if len(labels) else None
-    for name, values in (slices or {}).items():
-        for value, class_figures in result["slices"][name].items():
-            class_figures |= _slice(labels[np.array(values) == value], predicted[np.array(values) == value])
+    for slice_name, values in (slices or {}).items():
+        for value, slice_figures in result["slices"][slice_name].items():
+            is_in_slice = np.array(values) == value
+            slice_figures |= _slice_figures(labels[is_in_slice], predicted[is_in_slice])
     return result
 
 
@@ -300,39 +194,168 @@ def answers(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       probabilities: float [n, C].
 
     Returns:
-      float64 [n, C], rows that sum to 1, uniform without an answer; int64 [n], the class, -1 without.
+      float64 [n, C], rows that sum to 1, uniform for a row that is not finite; and int64 [n], the class, -1 for it.
     """
-    answered = np.isfinite(probabilities).all(axis=1)
-    clean = np.where(answered[:, None], probabilities, 1 / probabilities.shape[1]).astype(np.float64)
+    is_finite = np.isfinite(probabilities).all(axis=1)
+    clean = np.where(is_finite[:, None], probabilities, 1 / probabilities.shape[1]).astype(np.float64)
     clean /= np.maximum(clean.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return clean, np.where(answered, clean.argmax(axis=1), -1)
+    return clean, np.where(is_finite, clean.argmax(axis=1), -1)
 
 
 def _with_intervals(
     probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray, resamples: int, seed: int
 ) -> dict[str, dict[str, float | None]]:
+    """Return ``value``, ``low`` and ``high`` of the defined figures of `weighted_figures`."""
     if not len(labels):
         return {}
-    everyone = weighted_figures(probabilities, predicted, labels, np.ones((1, len(labels))))
-    figures = {name: float(values[0]) for name, values in everyone.items() if np.isfinite(values[0])}
+    unweighted = weighted_figures(probabilities, predicted, labels, np.ones((1, len(labels))))
     blocks = [
         weighted_figures(probabilities, predicted, labels, weights)
         for weights in drawn_weights(len(labels), resamples, seed)
     ]
     edges = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    out: dict[str, dict[str, float | None]] = {}
-    for name, value in figures.items():
-        drawn = np.concatenate([block[name] for block in blocks] or [np.zeros(0)])
-        drawn = drawn[np.isfinite(drawn)]  # some resamples lack a class
-        low, high = np.quantile(drawn, edges).tolist() if len(drawn) else (None, None)
-        out[name] = {"value": value, "low": low, "high": high}
-    return out
+    figures: dict[str, dict[str, float | None]] = {}
+    for name, (value,) in unweighted.items():
+        if not np.isfinite(value):
+            continue
+        resampled = np.concatenate([block[name] for block in blocks] or [np.zeros(0)])
+        resampled = resampled[np.isfinite(resampled)]  # some resamples lack a class
+        low, high = np.quantile(resampled, edges).tolist() if len(resampled) else (None, None)
+        figures[name] = {"value": float(value), "low": low, "high": high}
+    return figures
 
 
-def _slice(labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+def drawn_weights(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Draw resamples of ``count`` runs. Yield blocks of weights float64 [resamples, count]."""
+    rng = np.random.default_rng(seed)
+    block = max(1, _BLOCK_WEIGHTS // max(count, 1))
+    for start in range(0, resamples, block):
+        draws = (rng.integers(count, size=count) for _ in range(start, min(start + block, resamples)))
+        yield np.array([np.bincount(rows, minlength=count) for rows in draws], np.float64)
+
+
+def weighted_figures(
+    probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> Mapping[str, np.ndarray]:
+    """Compute figures for each resample.
+
+    Args:
+      probabilities: float64 [n, C].
+      predicted: int [n], -1 for no answer.
+      labels: int [n].
+      weights: float64 [R, n], whole numbers.
+
+    Returns:
+      float64 [R] by ``<label> <name>``, ``macro <name>`` and ``brier``; nan where a figure is undefined.
+    """
+    classes = np.arange(probabilities.shape[1])
+    is_label = labels[:, None] == classes
+    is_prediction = predicted[:, None] == classes
+    label_weights = weights @ is_label
+    prediction_weights = weights @ is_prediction
+    right_weights = weights @ (is_label & is_prediction)
+    areas = [_areas(probabilities[:, label], is_label[:, label], weights) for label in classes]
+    by_class = {
+        "precision": _divide(right_weights, np.maximum(prediction_weights, 1)),
+        "recall": _divide(right_weights, label_weights),
+        "f1": _divide(2 * right_weights, label_weights + prediction_weights),
+        "roc_auc": np.stack([area.roc for area in areas], axis=1),
+        "pr_auc": np.stack([area.precision_recall for area in areas], axis=1),
+    }
+    figures: dict[str, np.ndarray] = {}
+    for name, values in by_class.items():
+        values[label_weights == 0] = np.nan  # the class does not occur
+        for label in classes:
+            figures[f"{label} {name}"] = values[:, label]
+        is_defined = np.isfinite(values)
+        figures[f"macro {name}"] = _divide(np.where(is_defined, values, 0).sum(axis=1), is_defined.sum(axis=1))
+    losses = np.square(probabilities - is_label).sum(axis=1)
+    figures["brier"] = weights @ (losses / 2 if len(classes) == 2 else losses) / weights.sum(axis=1)
+    return figures
+
+
+class _Areas(NamedTuple):
+    """The areas below the ROC and the precision-recall curve, float64 [R]; nan with one class alone."""
+
+    roc: np.ndarray
+    precision_recall: np.ndarray
+
+
+def _areas(scores: np.ndarray, is_label: np.ndarray, weights: np.ndarray) -> _Areas:
+    """Compute the areas of a class for each resample. Runs with the same score are one threshold.
+
+    Args:
+      scores: float64 [n], the probabilities of the class.
+      is_label: bool [n], whether a run is of the class.
+      weights: float64 [R, n].
+    """
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.diff(-scores[order], prepend=-np.inf))
+    # [R, thresholds]: runs of the class, and others, at each threshold; then all down to it.
+    positives = np.add.reduceat(weights[:, order] * is_label[order], starts, axis=1)
+    negatives = np.add.reduceat(weights[:, order] * ~is_label[order], starts, axis=1)
+    true_positives = positives.cumsum(axis=1)
+    false_positives = negatives.cumsum(axis=1)
+    all_positives = true_positives[:, -1]
+    all_negatives = false_positives[:, -1]
+    has_both = (all_positives > 0) & (all_negatives > 0)
+    ranked_below = all_negatives[:, None] - false_positives + negatives / 2
+    precision = true_positives / np.maximum(true_positives + false_positives, 1)
+    return _Areas(
+        _divide((positives * ranked_below).sum(axis=1), np.where(has_both, all_positives * all_negatives, 0)),
+        _divide((positives * precision).sum(axis=1), np.where(has_both, all_positives, 0)),
+    )
+
+
+def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole; nan where the whole is 0."""
+    shares: np.ndarray = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return shares
+
+
+def _slice_figures(labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     from sklearn.metrics import f1_score
 
     figures: dict[str, Any] = {"majority": accuracy(labels == np.bincount(labels).argmax())["value"]}
-    if len(labels) >= _MIN_SLICE and len(present := np.unique(labels)) > 1:
+    present = np.unique(labels)
+    if len(labels) >= _MIN_SLICE_RUNS and len(present) > 1:
         figures["f1"] = float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0.0))
     return figures
+
+
+def paired_interval(right: np.ndarray, other_right: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return an interval (low, high) of the difference of two accuracies on the same runs; (-1, 1) for no runs.
+
+    It is Newcombe's interval (1998, method 10): Wilson's intervals of both, combined by their correlation. Unlike that
+    of a bootstrap, its width is above 0 if both are right on the same runs.
+
+    Args:
+      right: bool [n], whether the first was right on each run.
+      other_right: bool [n], the same for the second; the difference is the first's accuracy minus its.
+      confidence: of the interval.
+    """
+    n = len(right)
+    if n == 0:
+        return -1.0, 1.0
+    count = int(np.sum(right))
+    other_count = int(np.sum(other_right))
+    both = int(np.sum(right & other_right))
+    neither = n - count - other_count + both
+    margins = math.sqrt(float(count * (n - count)) * float(other_count * (n - other_count)))
+    covariance = float(both * neither - (count - both) * (other_count - both))
+    if covariance > 0:  # Newcombe's correction: a positive correlation narrows the interval, so it is reduced
+        covariance = max(covariance - n / 2, 0.0)
+    correlation = covariance / margins if margins else 0.0
+
+    def distance(margin: float, other_margin: float) -> float:
+        return math.sqrt(max(margin**2 - 2 * correlation * margin * other_margin + other_margin**2, 0.0))
+
+    share = count / n
+    other_share = other_count / n
+    low, high = wilson(count, n, confidence)
+    other_low, other_high = wilson(other_count, n, confidence)
+    difference = share - other_share
+    return (
+        max(-1.0, difference - distance(share - low, other_high - other_share)),
+        min(1.0, difference + distance(high - share, other_share - other_low)),
+    )

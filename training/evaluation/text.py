@@ -1,6 +1,6 @@
-"""Figures as text: of a candidate, and of results of experiments.
+"""Figures as lines of text: of a candidate, and of the results of experiments.
 
-Each accuracy stands beside the base rate and the one-number baselines, with its interval.
+An accuracy is printed with its interval, next to the base rate and the one-number baselines.
 """
 
 from __future__ import annotations
@@ -8,9 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+#: A JSON object of figures.
+Figures = Mapping[str, Any]
+#: Held-out groups of a fold that a line lists.
+_LISTED_GROUPS = 5
+
 
 def figure_lines(metrics: Figures) -> list[str]:
-    """Return the lines of a candidate's metrics (see `assess`); none without a training."""
+    """Return the lines of a candidate's metrics (`ciml.training.evaluation.candidate.assess`); none if it is empty."""
     evaluation = metrics.get("evaluation") or {}
     accuracy = evaluation.get("accuracy")
     base = evaluation.get("base_rate")
@@ -27,43 +32,6 @@ def figure_lines(metrics: Figures) -> list[str]:
     return lines
 
 
-def beaten_by(accuracies: Mapping[str, float], baselines: Mapping[str, float]) -> str:
-    """Return a sentence if one number of a run is more accurate than every model; else "".
-
-    Args:
-      accuracies: of each model on the same test runs, by name.
-      baselines: accuracy of each number alone on these runs, by name.
-    """
-    if not accuracies or not baselines:
-        return ""
-    number = max(baselines, key=lambda name: baselines[name])
-    best = max(accuracies, key=lambda name: accuracies[name])
-    if baselines[number] <= accuracies[best]:
-        return ""
-    models = "this model" if len(accuracies) == 1 else "every model"
-    return (
-        f"The {number} of a run alone is right more often than {models}: {baselines[number]:.3f}, "
-        f"{best} {accuracies[best]:.3f}."
-    )
-
-
-def figure_text(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """Return a figure with its interval: ``0.913 (0.880 to 0.938)``."""
-    if value is None or low is None or high is None:
-        return number_text(value)
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
-
-
-def within(figure: Figures) -> str:
-    """Return `figure_text` of a figure with ``value`` and perhaps ``low`` and ``high``."""
-    return figure_text(figure["value"], figure.get("low"), figure.get("high"))
-
-
-def number_text(value: float | None) -> str:
-    """Return a number with three decimals; ``undefined`` for None."""
-    return "undefined" if value is None else f"{value:.3f}"
-
-
 def _baseline_line(number: str, baseline: Figures) -> str:
     line = f"{number} alone {within(baseline)}"
     comparison = baseline.get("comparison") or {}
@@ -72,9 +40,6 @@ def _baseline_line(number: str, baseline: Figures) -> str:
         return line
     low, high = interval
     return f"{line}; the model against it {comparison['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
-
-
-Figures = Mapping[str, Any]
 
 
 def result_lines(result: Figures) -> list[str]:
@@ -90,56 +55,25 @@ def result_lines(result: Figures) -> list[str]:
     return [*lines, *baseline_lines(result["baselines"]), *beaten_lines(result)]
 
 
-def beaten_lines(result: Figures) -> list[str]:
-    """Return a sentence if one number of a run is more accurate on the test runs than the result; else none."""
-    if not result["test"]["runs"]:
-        return []
-    accuracies = {result["experiment"]["name"]: result["test"]["accuracy"]["value"]}
-    baselines = {name: scores["accuracy"]["value"] for name, scores in result["baselines"].items()}
-    sentence = beaten_by(accuracies, baselines)
-    return [f"  {sentence}"] if sentence else []
-
-
-def calibration_line(calibration: Figures) -> str:
-    """Return the line of a calibration: how it was made, and the test runs' figures without it."""
-    temperature = f" {calibration['temperature']:.2f}" if "temperature" in calibration else ""
-    before = calibration["before"]
-    method = f"{calibration['method']}{temperature} on {calibration['fitted_to']} dev runs"
-    error = number_text(before["calibration"]["ece"])
-    return f"    calibrated by {method}; before: log loss {number_text(before['log_loss'])}, calibration error {error}"
-
-
-def verdict_lines(verdicts: Figures) -> list[str]:
-    """Return the lines of `ciml.training.evaluation.candidate.verdict_figures`."""
-    if not verdicts["runs"]:
-        return []
-    coverage = verdicts["coverage"]
-    unknown = verdicts["abstained"]
-    lines = [f"    verdicts: coverage {within(coverage)}, stated {coverage['stated']:g}; unknown {within(unknown)}"]
-    if (verdicts.get("outside") or {}).get("value"):  # earlier results have none
-        lines.append(f"    unlike the learned runs, and so unknown: {within(verdicts['outside'])}")
-    for name, cause in verdicts["causes"].items():
-        figures = f"precision {within(cause['precision'])}, recall {within(cause['recall'])}"
-        lines.append(f"    {name}: {cause['verdicts']} verdicts, {figures}")
-    return lines
-
-
 def other_lines(result: Figures) -> list[str]:
     """Return the lines of a result of `ciml.training.experiments.trials.Trial.run_on`."""
-    reasons = [f"{count} {reason.replace('_', ' ')}" for reason, count in result["left_out"].items() if count]
-    lines = [f"the same on the test runs of {result['dataset']}{', without ' + ', '.join(reasons) if reasons else ''}"]
-    return [*lines, *score_lines("test", result["test"]), *baseline_lines(result["baselines"])]
+    omitted = [f"{count} {reason.replace('_', ' ')}" for reason, count in result["left_out"].items() if count]
+    line = f"the same on the test runs of {result['dataset']}"
+    if omitted:
+        line += f", without {', '.join(omitted)}"
+    return [line, *score_lines("test", result["test"]), *baseline_lines(result["baselines"])]
 
 
 def fold_lines(result: Figures) -> list[str]:
     """Return the lines of a result of `ciml.training.evaluation.cross_validation.cross_validate`."""
     mean = result["mean"]
     lines = [f"{len(result['folds'])} folds by {result['by']}, test runs unread"]
-    lines += [
-        f"  fold {number}  accuracy {_value(fold['accuracy'])}, base rate {_value(fold['base_rate'])}"
-        + (f"; held out {', '.join(fold['held_out'][:5])}{' …' * (len(fold['held_out']) > 5)}" * bool(fold["held_out"]))
-        for number, fold in enumerate(result["folds"], 1)
-    ]
+    for number, fold in enumerate(result["folds"], 1):
+        line = f"  fold {number}  accuracy {_value(fold['accuracy'])}, base rate {_value(fold['base_rate'])}"
+        groups = fold["held_out"]
+        if groups:
+            line += f"; held out {', '.join(groups[:_LISTED_GROUPS])}{' …' if len(groups) > _LISTED_GROUPS else ''}"
+        lines.append(line)
     lines.append(f"  mean    accuracy {within(mean['accuracy'])}; macro F1 {within(mean['f1'])}")
     lines += score_lines("pooled", result["pooled"])
     for name, scores in result.get("baselines", {}).items():
@@ -153,8 +87,10 @@ def training_text(training: Figures) -> str:
     """Return the runs, epochs and steps of a training."""
     if "epochs" not in training:
         return f"{training['runs']} runs"
-    best = f", the best of them {training['best_epoch']}" if training["best_epoch"] != training["epochs"] else ""
-    return f"{training['runs']} runs, {training['epochs']} epochs, {training['steps']} steps{best}"
+    text = f"{training['runs']} runs, {training['epochs']} epochs, {training['steps']} steps"
+    if training["best_epoch"] != training["epochs"]:
+        text += f", the best of them {training['best_epoch']}"
+    return text
 
 
 def score_lines(role: str, scores: Figures) -> list[str]:
@@ -178,12 +114,85 @@ def score_lines(role: str, scores: Figures) -> list[str]:
     return lines
 
 
+def calibration_line(calibration: Figures) -> str:
+    """Return the line of a calibration: its method, and the test runs' figures without it."""
+    temperature = f" {calibration['temperature']:.2f}" if "temperature" in calibration else ""
+    before = calibration["before"]
+    method = f"{calibration['method']}{temperature} on {calibration['fitted_to']} dev runs"
+    error = number_text(before["calibration"]["ece"])
+    return f"    calibrated by {method}; before: log loss {number_text(before['log_loss'])}, calibration error {error}"
+
+
+def verdict_lines(verdicts: Figures) -> list[str]:
+    """Return the lines of `ciml.training.evaluation.candidate.verdict_figures`."""
+    if not verdicts["runs"]:
+        return []
+    coverage = verdicts["coverage"]
+    unknown = verdicts["abstained"]
+    lines = [f"    verdicts: coverage {within(coverage)}, stated {coverage['stated']:g}; unknown {within(unknown)}"]
+    if (verdicts.get("outside") or {}).get("value"):  # earlier results have none
+        lines.append(f"    unlike the learned runs, and so unknown: {within(verdicts['outside'])}")
+    for name, cause in verdicts["causes"].items():
+        figures = f"precision {within(cause['precision'])}, recall {within(cause['recall'])}"
+        lines.append(f"    {name}: {cause['verdicts']} verdicts, {figures}")
+    return lines
+
+
 def baseline_lines(baselines: Figures) -> list[str]:
     """Return the lines of the one-number baselines on the test runs."""
+    if not baselines:
+        return ["  no one-number baseline: the runs have no such number here"]
     return [
         f"  {name} alone: accuracy {within(scores['accuracy'])}, macro F1 {within(scores['macro']['f1'])}"
         for name, scores in baselines.items()
-    ] or ["  no one-number baseline: the runs have no such number here"]
+    ]
+
+
+def beaten_lines(result: Figures) -> list[str]:
+    """Return a sentence if one number of a run is more accurate on the test runs than the result; else none."""
+    if not result["test"]["runs"]:
+        return []
+    accuracies = {result["experiment"]["name"]: result["test"]["accuracy"]["value"]}
+    baselines = {name: scores["accuracy"]["value"] for name, scores in result["baselines"].items()}
+    sentence = beaten_by(accuracies, baselines)
+    return [f"  {sentence}"] if sentence else []
+
+
+def beaten_by(accuracies: Mapping[str, float], baselines: Mapping[str, float]) -> str:
+    """Return a sentence if one number of a run is more accurate than every model; else "".
+
+    Args:
+      accuracies: of each model on the same test runs, by name.
+      baselines: accuracy of each number alone on these runs, by name.
+    """
+    if not accuracies or not baselines:
+        return ""
+    number = max(baselines, key=lambda name: baselines[name])
+    best = max(accuracies, key=lambda name: accuracies[name])
+    if baselines[number] <= accuracies[best]:
+        return ""
+    models = "this model" if len(accuracies) == 1 else "every model"
+    return (
+        f"The {number} of a run alone is right more often than {models}: {baselines[number]:.3f}, "
+        f"{best} {accuracies[best]:.3f}."
+    )
+
+
+def within(figure: Figures) -> str:
+    """Return `figure_text` of a figure with the key ``value``, and optionally ``low`` and ``high``."""
+    return figure_text(figure["value"], figure.get("low"), figure.get("high"))
+
+
+def figure_text(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """Return a figure with its interval: ``0.913 (0.880 to 0.938)``."""
+    if value is None or low is None or high is None:
+        return number_text(value)
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def number_text(value: float | None) -> str:
+    """Return a number with three decimals; ``undefined`` for None."""
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def _value(figure: Figures) -> str:

@@ -1,6 +1,6 @@
-"""Unsupervised groups of runs: k-means over normalised examples, and their agreement with known facts.
+"""Clusters of runs: k-means over normalised examples, and the agreement of the clusters with known facts.
 
-All of it runs in one thread, so that the same seed gives the same result, bit for bit.
+Everything runs in one thread, so that the same seed gives the same result, bit for bit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-#: Sample size of the silhouette, which needs all pairs.
+#: Most runs of which the silhouette is computed: it needs all pairs.
 MOST_SILHOUETTE = 4000
 #: Number of random assignments to compare an agreement with.
 TRIALS = 100
@@ -29,8 +29,8 @@ class Clusters:
       of: int64 [n], the cluster of each run; 0 is the largest.
       distance: float64 [n], Euclidean, to the centre of its cluster.
       inertia: the sum of the squared distances, which k-means minimises.
-      silhouette: mean over runs, -1 to 1: how much nearer a run is to its own cluster than to the next. None for one
-        cluster.
+      silhouette: mean over runs, from -1 to 1; high if runs are nearer to their own cluster than to the next one. None
+        for one cluster.
     """
 
     k: int
@@ -55,23 +55,29 @@ def find_clusters(points: np.ndarray, k: int, seed: int = 0) -> Clusters:
 
     Args:
       points: float32 [n, D], normalised and unrolled examples.
-      k: at least 1, at most the number of different points (`different`).
+      k: at least 1, at most the number of distinct points (`count_distinct`).
       seed: of the starts and of the silhouette's sample.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), warnings.catch_warnings():
-        # nearly equal points: fewer clusters were found, and they are valid
+        # Nearly equal points give fewer clusters than k, which are valid.
         warnings.filterwarnings("ignore", message="Number of distinct clusters")
         fitted = KMeans(k, n_init=10, random_state=seed).fit(points)
-        names, assigned, counts = np.unique(fitted.labels_, return_inverse=True, return_counts=True)
-        order = np.argsort(-counts, kind="stable")
-        rank = np.empty(len(names), np.int64)
-        rank[order] = np.arange(len(names))
+        of = _numbered_by_size(fitted.labels_)
         distance = np.linalg.norm(points - fitted.cluster_centers_[fitted.labels_], axis=1).astype(np.float64)
-        silhouette = _silhouette(points, rank[assigned], seed)
-    return Clusters(k, rank[assigned], distance, float(fitted.inertia_), silhouette)
+        silhouette = _silhouette(points, of, seed)
+    return Clusters(k, of, distance, float(fitted.inertia_), silhouette)
+
+
+def _numbered_by_size(labels: np.ndarray) -> np.ndarray:
+    """Renumber clusters int [n]: 0 is the largest."""
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    rank = np.empty(len(counts), np.int64)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    of: np.ndarray = rank[inverse]
+    return of
 
 
 def _silhouette(points: np.ndarray, of: np.ndarray, seed: int) -> float | None:
@@ -85,7 +91,7 @@ def _silhouette(points: np.ndarray, of: np.ndarray, seed: int) -> float | None:
     return float(silhouette_score(points, of)) if 1 < clusters < len(points) else None
 
 
-def different(points: np.ndarray) -> int:
+def count_distinct(points: np.ndarray) -> int:
     """Return the number of distinct points, an upper bound of k."""
     return len({row.tobytes() for row in np.ascontiguousarray(points)})
 
@@ -108,7 +114,7 @@ def best_silhouette(tried: Iterable[Clusters]) -> int | None:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of clusters with known names, beside random assignments to clusters of the same sizes.
+    """Agreement of clusters with known names, next to that of random assignments to clusters of the same sizes.
 
     Attributes:
       rand: adjusted Rand index; 1 for the same partition, about 0 by chance.
@@ -126,7 +132,7 @@ class Agreement:
 
 
 def agreement(of: np.ndarray, names: np.ndarray, seed: int = 0, trials: int = TRIALS) -> Agreement | None:
-    """Compare clusters [n] with names [n]. Return None for a single name or cluster."""
+    """Compute the agreement of clusters [n] with names [n]; None for a single name or cluster."""
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     _, classes = np.unique(names, return_inverse=True)
@@ -136,20 +142,20 @@ def agreement(of: np.ndarray, names: np.ndarray, seed: int = 0, trials: int = TR
     assignments = [random.permutation(of) for _ in range(trials)]
     figures: dict[str, float] = {}
     for name, score in (("rand", adjusted_rand_score), ("mutual", normalized_mutual_info_score)):
-        chance = [score(classes, labels) for labels in assignments]
+        random_scores = [score(classes, assignment) for assignment in assignments]
         figures[name] = float(score(classes, of))
-        figures[f"random_{name}"] = float(np.mean(chance))
-        figures[f"random_{name}_95"] = float(np.quantile(chance, 0.95))
+        figures[f"random_{name}"] = float(np.mean(random_scores))
+        figures[f"random_{name}_95"] = float(np.quantile(random_scores, 0.95))
     return Agreement(**figures)
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Clusters × classes.
+    """The runs of each class in each cluster.
 
     Attributes:
       names: of the classes, most frequent first.
-      counts: int64 [k, classes].
+      counts: int64 [k, classes], number of runs.
     """
 
     names: tuple[str, ...]
@@ -178,7 +184,7 @@ def shares(of: np.ndarray, names: np.ndarray) -> Shares:
 
 
 def explained(of: np.ndarray, values: np.ndarray) -> float:
-    """Return the share of the variance of numbers [n], such as lengths, that clusters [n] explain."""
+    """Return the share of the variance of numbers [n], such as durations, that clusters [n] explain; 0 without any."""
     numbers = values.astype(np.float64)
     total = float(((numbers - numbers.mean()) ** 2).sum())
     counts = np.bincount(of)
@@ -200,11 +206,11 @@ def project(points: np.ndarray, how: Projection = "pca", seed: int = 0) -> tuple
     with threadpool_limits(1):
         fitted = PCA(dimensions, random_state=seed)
         with np.errstate(invalid="ignore", divide="ignore"):  # all points are equal
-            flat = fitted.fit_transform(points).astype(np.float64)
+            components = fitted.fit_transform(points).astype(np.float64)
         ratio = tuple(float(share) for share in np.nan_to_num(fitted.explained_variance_ratio_[:2]))
         if how == "tsne" and len(points) > 3:
-            learnt = TSNE(2, init="pca", perplexity=min(30.0, (len(points) - 1) / 3), random_state=seed)
-            return learnt.fit_transform(flat).astype(np.float64), ()
+            embedding = TSNE(2, init="pca", perplexity=min(30.0, (len(points) - 1) / 3), random_state=seed)
+            return embedding.fit_transform(components).astype(np.float64), ()
     plane = np.zeros((len(points), 2))
-    plane[:, : min(dimensions, 2)] = flat[:, :2]
+    plane[:, : min(dimensions, 2)] = components[:, :2]
     return plane, (*ratio, 0.0)[:2]

@@ -28,7 +28,7 @@ from ciml.storage.json_files import read_stored, seal
 from ciml.training.data.examples import InMemoryDataset
 from ciml.training.estimators import check_experiment, check_use
 from ciml.training.evaluation.baselines import NUMBERS
-from ciml.training.evaluation.cross_validation import CVSplit, by_one_number, divide, held_out
+from ciml.training.evaluation.cross_validation import CVSplit, predict_by_numbers, predict_fold, split_folds
 from ciml.training.evaluation.metrics import scores
 from ciml.training.experiment import NORMALISATION, Experiment
 from ciml.training.sweeps.definition import Axis, Metric, Sweep, Value, differences
@@ -289,7 +289,7 @@ def cv_split(sweep: Sweep, dataset: InMemoryDataset) -> CVSplit:
       CimlError: if there are too few runs.
     """
     if sweep.on == "folds":
-        return divide(dataset, folds=sweep.folds, hold_out=sweep.hold_out, seed=sweep.seed)
+        return split_folds(dataset, folds=sweep.folds, hold_out=sweep.hold_out, seed=sweep.seed)
     positions = dataset.of("train", "dev")
     dev = dataset.roles[positions] == "dev"
     if not dev.any() or dev.all():
@@ -341,7 +341,7 @@ def score_trial(
                     record(epoch, ask(), held)
 
         try:
-            answers[held] = held_out(experiment, dataset, split, number, on_epoch)
+            answers[held] = predict_fold(experiment, dataset, split, number, on_epoch)
             is_scored[held] = True
             if sweep.on == "folds":
                 record(number + 1, answers[is_scored], is_scored)
@@ -374,7 +374,7 @@ def one_number(sweep: Sweep, dataset: InMemoryDataset) -> dict[str, Any]:
     labels = dataset.rows.labels[split.positions]
     classes = dataset.snapshot.resolved.classes
     rows = np.sort(np.concatenate([held for _, held in split.parts]))
-    for name, answers in by_one_number(dataset, split):
+    for name, answers in predict_by_numbers(dataset, split):
         figures = scores(answers[rows], labels[rows], classes, labels, resamples=_resamples(sweep.metric))
         baselines[name] = {"what": NUMBERS[name], **_figure(figures, sweep.metric)}
     return baselines

@@ -15,7 +15,7 @@ from ciml.events.records import RunFacts
 from ciml.intervals import wilson
 from ciml.manifest.log import ManifestLog
 from ciml.training.data.snapshot import Snapshot
-from ciml.training.evaluation.baselines import by_number
+from ciml.training.evaluation.baselines import predict_test_runs
 from ciml.training.evaluation.metrics import accuracy, evaluate
 from tests.training.conftest import RUNS
 from tests.transforms.direct import read_log
@@ -101,12 +101,12 @@ def test_the_one_number_baseline_is_a_nearest_neighbour_of_memory(made: Path, sn
     for run in snapshot.runs("test"):
         own = total(run.run_id)
         right += min(train, key=lambda each: abs(each[0] - own))[1] == run.label
-    answers = by_number("memory", DataRoot.open(made).raw, snapshot, facts_of(snapshot))
+    answers = predict_test_runs("memory", DataRoot.open(made).raw, snapshot, facts_of(snapshot))
 
     assert answers is not None
     tested = len(list(snapshot.runs("test")))
     assert (answers.right.sum(), len(answers.right)) == (right, tested)
-    assert answers.tested.tolist() == list(range(tested))
+    assert answers.positions.tolist() == list(range(tested))
 
 
 def test_the_one_number_baseline_of_duration_is_a_tree(made: Path, snapshot: Snapshot):
@@ -121,7 +121,7 @@ def test_the_one_number_baseline_of_duration_is_a_tree(made: Path, snapshot: Sna
     tree = DecisionTreeClassifier(min_samples_leaf=5, random_state=0)
     tree.fit([[seconds(run.run_id)] for run in train], [run.label for run in train])
     by_tree = tree.predict([[seconds(run.run_id)] for run in test])
-    answers = by_number("duration", DataRoot.open(made).raw, snapshot, facts)
+    answers = predict_test_runs("duration", DataRoot.open(made).raw, snapshot, facts)
     assert answers is not None
     assert answers.right.tolist() == (by_tree == [run.label for run in test]).tolist()
 
@@ -132,10 +132,10 @@ def test_the_memory_of_some_runs_is_read_where_there_are_many(
     from ciml.training.evaluation import baselines
 
     monkeypatch.setattr(baselines, "MAX_MEMORY_RUNS", 3)
-    answers = by_number("memory", DataRoot.open(made).raw, snapshot, facts_of(snapshot))
+    answers = predict_test_runs("memory", DataRoot.open(made).raw, snapshot, facts_of(snapshot))
     assert answers is not None
     last = len(list(snapshot.runs("test"))) - 1
-    assert answers.tested.tolist() == [0, round(last / 2), last]
+    assert answers.positions.tolist() == [0, round(last / 2), last]
     assert len(answers.right) == 3
 
 
@@ -148,7 +148,7 @@ def test_no_memory_columns_no_baseline(data: DataRoot, snapshot: Snapshot):
         file = Path(data.url, "raw", path)
         table = pq.read_table(file)
         file.write_bytes(write_run(table.drop_columns(["memory usage:used"]), path))
-    assert by_number("memory", data.raw, snapshot, facts_of(snapshot)) is None
+    assert predict_test_runs("memory", data.raw, snapshot, facts_of(snapshot)) is None
 
 
 def test_a_run_without_a_raw_object_is_reported(data: DataRoot, snapshot: Snapshot):
@@ -157,4 +157,4 @@ def test_a_run_without_a_raw_object_is_reported(data: DataRoot, snapshot: Snapsh
     raw = data.raw
     raw.delete(ManifestLog(raw).path(4))
     with pytest.raises(IntegrityError, match="the raw manifest does not have the run"):
-        by_number("memory", data.raw, snapshot, facts_of(snapshot))
+        predict_test_runs("memory", data.raw, snapshot, facts_of(snapshot))

@@ -83,7 +83,7 @@ def test_the_figures_of_a_resample_are_scikits(n: int, classes: int, monkeypatch
     probabilities, labels = answers(n, classes)
     probabilities = np.round(probabilities, 1)  # so that several runs have one score
     predicted = np.where(np.arange(n) % 5 == 4, -1, probabilities.argmax(axis=1))
-    monkeypatch.setattr(bootstrap, "_CELLS", 7 * n)  # blocks
+    monkeypatch.setattr(bootstrap, "_BLOCK_WEIGHTS", 7 * n)  # blocks
     blocks = list(bootstrap.drawn_weights(n, 40, seed=3))
     assert [len(block) for block in blocks] == [7, 7, 7, 7, 7, 5]
     rng = np.random.default_rng(3)

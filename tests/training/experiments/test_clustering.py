@@ -9,7 +9,7 @@ from ciml.training.experiments.clustering import (
     Clusters,
     agreement,
     best_silhouette,
-    different,
+    count_distinct,
     elbow,
     explained,
     find_clusters,
@@ -58,7 +58,7 @@ def test_elbow_and_silhouette_name_the_number_of_groups():
 
 def test_points_that_are_all_alike_are_one_cluster():
     points = np.ones((6, 4), np.float32)
-    assert (different(points), different(blobs()[0])) == (1, 60)
+    assert (count_distinct(points), count_distinct(blobs()[0])) == (1, 60)
     found = find_clusters(points, 1)
     assert (found.of.tolist(), found.distortion, elbow([found])) == ([0] * 6, 0.0, 1)
     plane, variance = project(points)

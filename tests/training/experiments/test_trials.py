@@ -21,7 +21,7 @@ from ciml.training.data.examples import InMemoryDataset, read_dataset
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.evaluation import metrics as scoring
-from ciml.training.evaluation.baselines import by_number, first_memory
+from ciml.training.evaluation.baselines import first_memory, predict_test_runs
 from ciml.training.evaluation.cross_validation import cross_validate
 from ciml.training.evaluation.metrics import accuracy, scores
 from ciml.training.evaluation.text import result_lines
@@ -111,7 +111,7 @@ def test_a_trial_runs_once_and_stores_all_results(data: DataRoot, dataset: InMem
     assert result["experiment"] == experiment.to_json()
     memory = result["baselines"]["memory"]["accuracy"]
     facts = {run.run_id: run for run in dataset.facts}
-    answers = by_number("memory", data.raw, dataset.snapshot, facts)
+    answers = predict_test_runs("memory", data.raw, dataset.snapshot, facts)
     assert answers is not None
     want = accuracy(answers.right)
     assert (memory["right"], memory["runs"]) == (want["right"], want["runs"])
