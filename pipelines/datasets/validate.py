@@ -1,34 +1,35 @@
-"""Validates a data set: statistics of its spans, and drift against earlier spans, another data set or a model's runs.
+"""Compares spans of a data set with its earlier spans, another data set or a model's training runs, and reports drift.
 
-Statistics are computed once and stored in ``datasets/NAME/statistics``. They are a cache: a file's name is derived from
-its inputs, so it is valid or unused, and all files may be removed. A later version of a span has other examples, but
-the same runs with the same columns.
+Each side of a comparison is a *selection*: *pieces*, which are the selected examples of one span each. The statistics
+of a piece and the recorded columns of a span are computed once and cached in ``datasets/NAME/statistics``. A cached
+file is named by a digest of its inputs, so it is never outdated, and all of them may be removed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from itertools import count
-from typing import Any, TypeVar
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.schema import schema_of
-from ciml.datasets.state import DatasetState, ExampleFile, SpanVersion
+from ciml.datasets.state import ExampleFile, SpanVersion
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.pipelines.datasets.update import StoredRuns
-from ciml.progress import Progress
+from ciml.progress import Progress, no_progress
 from ciml.runs.reader import read_columns
-from ciml.runs.run_log import RunDelta
+from ciml.runs.run_log import RunRecord
 from ciml.storage import Store
-from ciml.storage.json_files import read_object, seal
+from ciml.storage.json_files import read_object, seal, seal_of
 from ciml.telemetry import telemetry_columns
 from ciml.training.data.snapshot import Snapshot, read_snapshot
 from ciml.transforms.drift.compare import Report, Side, compare
@@ -37,146 +38,22 @@ from ciml.transforms.drift.detect import DriftPolicy
 from ciml.transforms.drift.statistics import Statistics, columns_needed, merge, statistics
 from ciml.transforms.examples.spans import read_examples
 
-FOLDER = "statistics"
-_FORMAT = 1
-_AHEAD = 16  # spans whose statistics are read concurrently
-_RUNS = 500  # raw runs whose columns are read together
-
-K = TypeVar("K")
-T = TypeVar("T")
+_FOLDER = "statistics"
+_FORMAT = 1  # of the cached files
+_READ_AHEAD = 16  # cached files that are read concurrently
+_RUNS_AT_ONCE = 500  # raw runs whose columns are read together
+#: Two data sets are comparable if these keys of their definitions are equal.
+_COMPARABLE_KEYS = ("sample_interval", "sample_statistic", "aggregation_functions", "count_first_sample")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The selected examples of one span: all of a version, or the runs of a snapshot."""
+    """The selected examples of one span: all of a version, or only those of ``runs``."""
 
     span: int
     version: int
     files: Mapping[str, Sequence[ExampleFile]]
     runs: tuple[str, ...] | None = None
-
-
-def kept_statistics(root: Store, resolved: ResolvedDefinition, pieces: Sequence[Piece]) -> Iterator[Statistics]:
-    """Yield the statistics of each piece of a data set, from the cache or computed and cached.
-
-    Args:
-      root: the data set's folder.
-      resolved: its definition.
-      pieces: the selected examples.
-
-    Raises:
-      IntegrityError: if a file of examples is missing or broken.
-    """
-
-    def computed(piece: Piece) -> dict[str, Any]:
-        return merge(_compute(root, resolved, piece)).to_json()
-
-    for entry in _kept(root, pieces, partial(_statistics_path, resolved), Statistics.from_json, computed):
-        if entry is not None:
-            yield entry
-
-
-def _statistics_path(resolved: ResolvedDefinition, piece: Piece) -> str:
-    key = {
-        "format": _FORMAT,
-        "files": {split: [file.to_json() for file in files] for split, files in sorted(piece.files.items())},
-        "features": [resolved.windows, list(resolved.features), list(resolved.definition.aggregation_functions)],
-        "runs": None if piece.runs is None else sorted(piece.runs),
-    }
-    return f"{FOLDER}/span-{piece.span}/version-{piece.version}-{sha256_json(key)[:16]}.json"
-
-
-def _compute(root: Store, resolved: ResolvedDefinition, piece: Piece) -> Iterator[Statistics]:
-    """Yield the statistics of each file, after empty ones, since a span may have no example."""
-    names = ["run_id", *columns_needed(resolved)]
-    yield statistics(schema_of(resolved).empty_table(), resolved)
-    for files in piece.files.values():
-        for file in files:
-            table = read_examples(root, file, names)
-            if piece.runs is not None:
-                table = table.filter(_is_in(table, piece.runs))
-            yield statistics(table, resolved)
-
-
-def _is_in(table: pa.Table, runs: Sequence[str]) -> pa.ChunkedArray:
-    import pyarrow.compute as pc
-
-    return pc.is_in(table.column("run_id"), pa.array(runs, pa.string()))
-
-
-def kept_columns(raw: Store, root: Store, spans: Sequence[SpanVersion]) -> Columns | None:
-    """Return the recorded columns of the selected runs of spans, or None if the raw store does not know them.
-
-    Raises:
-      IntegrityError: if a raw object is missing or broken.
-    """
-    source = StoredRuns(raw)
-    read = lru_cache(maxsize=1)(source.log.read)
-    computed = partial(_columns_of, source, read)
-    total: Columns = {}
-    for columns in _kept(root, spans, _columns_path, columns_from_json, computed):
-        if columns is None:
-            return None
-        total = add_columns([total, columns])
-    return total
-
-
-def _columns_path(span: SpanVersion) -> str:
-    """Return the path of a span's columns: all its versions have the same runs, and the same rows except reclaims."""
-    key = sha256_json({"format": _FORMAT, "runs": sorted(span.run_ids()), "rows": sorted(span.selected)})
-    return f"{FOLDER}/span-{span.span}/columns-{key[:16]}.json"
-
-
-def _columns_of(source: StoredRuns, read: Callable[[int], RunDelta], span: SpanVersion) -> dict[str, Any] | None:
-    """Return the columns of a span's selected runs as JSON values, or None if the raw manifest lacks them."""
-    run_ids = set(span.run_ids())
-    counts: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
-    for positions in _parts(span.selected, _RUNS):
-        try:
-            rows = [read(version).rows[index] for version, index in positions]
-        except (FileNotFoundError, IndexError):
-            return None
-        if not run_ids.issuperset(row.mention.run_id for row in rows):
-            return None  # not the raw store of the data set
-        for row, names in zip(rows, read_columns(source.raw, [row.file for row in rows]), strict=True):
-            counts[row.mention.build_name, row.mention.provider or "", telemetry_columns(names)] += 1
-    return columns_to_json(dict(counts))
-
-
-def _kept(
-    root: Store,
-    items: Sequence[K],
-    path_of: Callable[[K], str],
-    parse: Callable[[Mapping[str, Any]], T],
-    compute: Callable[[K], Mapping[str, Any] | None],
-) -> Iterator[T | None]:
-    """Yield the cached content of each item; content that is missing is computed and cached, unless it is None."""
-    for part in _parts(items, _AHEAD):
-        paths = [path_of(item) for item in part]
-        with ThreadPoolExecutor(_AHEAD) as pool:
-            stored = list(pool.map(partial(_read, root, parse), paths))
-        for item, path, entry in zip(part, paths, stored, strict=True):
-            if entry is None and (content := compute(item)) is not None:
-                data = seal(canonical_json(content))
-                if not root.create(path, data):  # another process wrote it meanwhile, or it is broken and replaced here
-                    root.replace(path, data)
-                entry = parse(content)
-            yield entry
-
-
-def _read(root: Store, parse: Callable[[Mapping[str, Any]], T], path: str) -> T | None:
-    """Read a cached file; return None if it is missing or unusable."""
-    try:
-        return parse(read_object(root.read(path), root.url(path)))
-    except FileNotFoundError:
-        return None
-    except (IntegrityError, ValueError, KeyError, TypeError, IndexError):
-        return None
-
-
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def validate_dataset(
@@ -187,7 +64,7 @@ def validate_dataset(
     against: str | None = None,
     model: str | None = None,
     policy: DriftPolicy | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Report:
     """Compare the newest spans of a data set with earlier ones, another data set, or a model's training runs.
 
@@ -204,113 +81,253 @@ def validate_dataset(
       CimlError: if there is no such data set or model, or nothing to compare with.
       IntegrityError: if the stored data are inconsistent.
     """
-    dataset = data.dataset(name)
-    state = dataset.state()
-    spans = state.latest()
-    resolved = _resolved(name, state)
+    dataset = _SealedDataset.open(data.dataset(name))
     if model is not None:
-        snapshot = champions_snapshot(data, model)
-        if snapshot.dataset != name:
-            raise CimlError(f"model {model!r} was trained on {snapshot.dataset!r}; use ciml drift {snapshot.dataset}")
-        snapshot_spans = {span.span for span in snapshot.spans}
-        newest = [span for span in spans if span.span > max(snapshot_spans, default=0)][-(last or len(spans)) :]
-        if not newest:
-            raise CimlError(f"data set {name!r} has no span that model {model!r} was not trained on")
-        pieces = [Piece(s.span, s.version, s.files, tuple(run.run_id for run in s.runs)) for s in snapshot.spans]
-        older = [span for span in spans if span.span in snapshot_spans]
-        base = _Selection(dataset, snapshot.resolved, f"training runs of {model}", older, pieces)
+        comparison = _compare_with_training(dataset, data, model, last)
     elif against is not None:
-        newest = spans[-(last or 1) :]
-        other_state = data.dataset(against).state()
-        base = _Selection(data.dataset(against), _resolved(against, other_state), against, other_state.latest())
-        _check_alike(name, resolved, against, base.resolved)
+        comparison = _compare_with_dataset(dataset, _SealedDataset.open(data.dataset(against)), last or 1)
     else:
-        last = last or 1
-        newest = spans[-last:]
-        if not (older := spans[:-last]):
-            raise CimlError(
-                f"data set {name!r} has {_count(spans)}, none before the last {last}; add runs, "
-                "or name another data set with --against"
-            )
-        base = _Selection(dataset, resolved, f"{name}, {_spans(older)}", older)
-    compared = _Selection(dataset, resolved, f"{name}, {_spans(newest)}", newest)
-    total = len(base.pieces) + len(compared.pieces)
-    numbers = count(1)
-
-    def done() -> None:
-        if progress:
-            progress("spans", next(numbers), total)
-
-    before = base.side(done)
-    after = compared.side(done)
-    if before.columns is None or after.columns is None:
+        comparison = _compare_with_earlier(dataset, last or 1)
+    pieces = len(comparison.before.pieces)
+    total = pieces + len(comparison.after.pieces)
+    before = _side_of(comparison.before, progress, 0, total)
+    after = _side_of(comparison.after, progress, pieces, total)
+    if before.columns is None or after.columns is None:  # columns of one side alone cannot be compared
         before = replace(before, columns=None)
         after = replace(after, columns=None)
     return compare(before, after, policy)
 
 
-@dataclass
-class _Selection:
-    """Spans of a data set that are compared, or the ``pieces`` of them that are selected."""
+class _Selection(NamedTuple):
+    """One side of a comparison.
+
+    Attributes:
+      dataset: the data set.
+      resolved: the definition by which the examples were made.
+      label: for people.
+      spans: whose columns and excluded runs count.
+      pieces: whose examples count.
+    """
 
     dataset: StoredDataset
     resolved: ResolvedDefinition
     label: str
     spans: Sequence[SpanVersion]
-    pieces: Sequence[Piece] = ()
-
-    def __post_init__(self) -> None:
-        self.pieces = self.pieces or [Piece(span.span, span.version, span.files) for span in self.spans]
-
-    def side(self, done: Callable[[], None]) -> Side:
-        """Return the statistics; ``done`` is called after each piece."""
-
-        def counted() -> Iterator[Statistics]:
-            for entry in kept_statistics(self.dataset.store, self.resolved, self.pieces):
-                yield entry
-                done()
-
-        merged = merge(counted())
-        columns = kept_columns(self.dataset.raw(), self.dataset.store, self.spans)
-        excluded = Counter(exclusion["reason"] for span in self.spans for exclusion in span.excluded)
-        return Side(self.label, merged, columns, dict(sorted(excluded.items())))
+    pieces: Sequence[Piece]
 
 
-def _resolved(name: str, state: DatasetState) -> ResolvedDefinition:
-    if state.resolved is None or not state.spans:
-        raise CimlError(f"data set {name!r} has no sealed span yet: ciml dataset update {name} --seal")
-    return state.resolved
+class _Comparison(NamedTuple):
+    before: _Selection
+    after: _Selection
 
 
-def _check_alike(name: str, one: ResolvedDefinition, against: str, other: ResolvedDefinition) -> None:
-    """Raise `CimlError` if the features of two data sets are not comparable."""
-    for key in ("sample_interval", "sample_statistic", "aggregation_functions", "count_first_sample"):
-        value = getattr(one.definition, key)
-        base_value = getattr(other.definition, key)
-        if value != base_value:
+class _SealedDataset(NamedTuple):
+    """A data set with the last version of each of its spans, at least one."""
+
+    stored: StoredDataset
+    resolved: ResolvedDefinition
+    spans: Sequence[SpanVersion]
+
+    @classmethod
+    def open(cls, stored: StoredDataset) -> _SealedDataset:
+        """Read the state of a data set. Raises `CimlError` if it has no span."""
+        state = stored.state()
+        spans = state.latest()
+        if state.resolved is None or not spans:
             raise CimlError(
-                f"{name!r} and {against!r} cannot be compared: {key} is {value!r} in one, {base_value!r} in the other"
+                f"data set {stored.name!r} has no sealed span yet: ciml dataset update {stored.name} --seal"
             )
+        return cls(stored, state.resolved, spans)
+
+    def select(self, spans: Sequence[SpanVersion], label: str = "") -> _Selection:
+        """Select all examples of some spans. They are labelled by the numbers of the spans by default."""
+        pieces = [Piece(span.span, span.version, span.files) for span in spans]
+        label = label or f"{self.stored.name}, {_span_numbers(spans)}"
+        return _Selection(self.stored, self.resolved, label, spans, pieces)
 
 
-def _spans(spans: Sequence[SpanVersion]) -> str:
-    first = spans[0].span
-    last = spans[-1].span
-    return f"span {first}" if first == last else f"spans {first} to {last}"
+def _compare_with_earlier(dataset: _SealedDataset, last: int) -> _Comparison:
+    older = dataset.spans[:-last]
+    if not older:
+        number = len(dataset.spans)
+        raise CimlError(
+            f"data set {dataset.stored.name!r} has {number} {'span' if number == 1 else 'spans'}, none before the last "
+            f"{last}; add runs, or name another data set with --against"
+        )
+    return _Comparison(dataset.select(older), dataset.select(dataset.spans[-last:]))
 
 
-def _count(spans: Sequence[SpanVersion]) -> str:
-    return "1 span" if len(spans) == 1 else f"{len(spans)} spans"
+def _compare_with_dataset(dataset: _SealedDataset, other: _SealedDataset, last: int) -> _Comparison:
+    """Raises `CimlError` if the features of the two data sets are not comparable."""
+    for key in _COMPARABLE_KEYS:
+        value = getattr(dataset.resolved.definition, key)
+        other_value = getattr(other.resolved.definition, key)
+        if value != other_value:
+            raise CimlError(
+                f"{dataset.stored.name!r} and {other.stored.name!r} cannot be compared: {key} is {value!r} in one, "
+                f"{other_value!r} in the other"
+            )
+    return _Comparison(other.select(other.spans, other.stored.name), dataset.select(dataset.spans[-last:]))
 
 
-def champions_snapshot(data: DataRoot, model: str) -> Snapshot:
-    """Return the champion's snapshot. Raises `CimlError` without a champion."""
-    from ciml.serving.registry import Registry
+def _compare_with_training(dataset: _SealedDataset, data: DataRoot, model: str, last: int | None) -> _Comparison:
+    """Raises `CimlError` if the model learned another data set, or all spans of this one."""
+    name = dataset.stored.name
+    snapshot = _champion_snapshot(data, model)
+    if snapshot.dataset != name:
+        raise CimlError(f"model {model!r} was trained on {snapshot.dataset!r}; use ciml drift {snapshot.dataset}")
+    trained_spans = {span.span for span in snapshot.spans}
+    newer = [span for span in dataset.spans if span.span > max(trained_spans, default=0)]
+    if not newer:
+        raise CimlError(f"data set {name!r} has no span that model {model!r} was not trained on")
+    pieces = [
+        Piece(span.span, span.version, span.files, tuple(run.run_id for run in span.runs)) for span in snapshot.spans
+    ]
+    spans = [span for span in dataset.spans if span.span in trained_spans]
+    trained = _Selection(dataset.stored, snapshot.resolved, f"training runs of {model}", spans, pieces)
+    return _Comparison(trained, dataset.select(newer[-last:] if last else newer))
+
+
+def _champion_snapshot(data: DataRoot, model: str) -> Snapshot:
+    """Read the snapshot of a model's champion. Raises `CimlError` without one."""
+    from ciml.serving.registry import Registry  # only for a comparison with a model
 
     state = Registry(data, model).state
     if state.champion is None:
         raise CimlError(f"model {model!r} has no champion in {data.url}; train and push one, or omit --model")
     candidate = state.candidates[state.versions[state.champion].candidate]
-    if not (digest := candidate.facts.get("snapshot")):
+    digest = candidate.facts.get("snapshot")
+    if not digest:
         raise CimlError(f"model {model!r}: its champion has no recorded snapshot")
     return read_snapshot(data.trainer(model), digest)
+
+
+def _span_numbers(spans: Sequence[SpanVersion]) -> str:
+    first = spans[0].span
+    last = spans[-1].span
+    return f"span {first}" if first == last else f"spans {first} to {last}"
+
+
+def _side_of(selection: _Selection, progress: Progress, done: int, total: int) -> Side:
+    """Compute the statistics of a selection. ``done`` of ``total`` pieces were reported to ``progress`` before."""
+    root = selection.dataset.store
+
+    def reported_statistics() -> Iterator[Statistics]:
+        for number, part in enumerate(statistics_of_pieces(root, selection.resolved, selection.pieces), done + 1):
+            yield part
+            progress("spans", number, total)
+
+    merged = merge(reported_statistics())
+    columns = columns_of_spans(selection.dataset.raw(), root, selection.spans)
+    excluded = Counter(exclusion["reason"] for span in selection.spans for exclusion in span.excluded)
+    return Side(selection.label, merged, columns, dict(sorted(excluded.items())))
+
+
+def statistics_of_pieces(root: Store, resolved: ResolvedDefinition, pieces: Sequence[Piece]) -> Iterator[Statistics]:
+    """Yield the statistics of each piece of a data set, from the cache or computed and cached.
+
+    Args:
+      root: the data set's folder.
+      resolved: its definition.
+      pieces: the selected examples.
+
+    Raises:
+      IntegrityError: if a file of examples is missing or broken.
+    """
+    paths = [_statistics_path(resolved, piece) for piece in pieces]
+    for piece, path, content in zip(pieces, paths, _read_cached(root, paths), strict=True):
+        if content is None:
+            content = merge(_compute_statistics(root, resolved, piece)).to_json()
+            _write_cached(root, path, content)
+        yield Statistics.from_json(content)
+
+
+def _statistics_path(resolved: ResolvedDefinition, piece: Piece) -> str:
+    key = {
+        "format": _FORMAT,
+        "files": {split: [file.to_json() for file in files] for split, files in sorted(piece.files.items())},
+        "features": [resolved.windows, list(resolved.features), list(resolved.definition.aggregation_functions)],
+        "runs": None if piece.runs is None else sorted(piece.runs),
+    }
+    return f"{_FOLDER}/span-{piece.span}/version-{piece.version}-{sha256_json(key)[:16]}.json"
+
+
+def _compute_statistics(root: Store, resolved: ResolvedDefinition, piece: Piece) -> Iterator[Statistics]:
+    """Yield the statistics of each file, after empty ones, since a span may have no example."""
+    import pyarrow.compute as pc  # takes long to import, and a cached piece does not need it
+
+    names = ["run_id", *columns_needed(resolved)]
+    yield statistics(schema_of(resolved).empty_table(), resolved)
+    for files in piece.files.values():
+        for file in files:
+            table = read_examples(root, file, names)
+            if piece.runs is not None:
+                table = table.filter(pc.is_in(table.column("run_id"), pa.array(piece.runs, pa.string())))
+            yield statistics(table, resolved)
+
+
+def columns_of_spans(raw: Store, root: Store, spans: Sequence[SpanVersion]) -> Columns | None:
+    """Count the recorded columns of the selected runs of spans; None if the raw store does not know these runs.
+
+    Raises:
+      IntegrityError: if a raw object is missing or broken.
+    """
+    source = StoredRuns(raw)
+    paths = [_columns_path(span) for span in spans]
+    total: Columns = {}
+    for span, path, content in zip(spans, paths, _read_cached(root, paths), strict=True):
+        if content is None:
+            columns = _count_columns(source, span)
+            if columns is None:
+                return None
+            content = columns_to_json(columns)
+            _write_cached(root, path, content)
+        total = add_columns([total, columns_from_json(content)])
+    return total
+
+
+def _columns_path(span: SpanVersion) -> str:
+    """Return the path of a span's columns, which its versions share unless a reclaim has replaced a row."""
+    key = sha256_json({"format": _FORMAT, "runs": sorted(span.run_ids()), "rows": sorted(span.selected)})
+    return f"{_FOLDER}/span-{span.span}/columns-{key[:16]}.json"
+
+
+def _count_columns(source: StoredRuns, span: SpanVersion) -> Columns | None:
+    """Count the columns of a span's selected runs; None if the raw manifest lacks one of the runs."""
+    rows: list[RunRecord] = []
+    try:
+        for version, positions in groupby(span.selected, key=itemgetter(0)):
+            stored_rows = source.log.read(version).rows
+            rows += [stored_rows[index] for _, index in positions]
+    except (FileNotFoundError, IndexError):
+        return None
+    if not set(span.run_ids()).issuperset(row.mention.run_id for row in rows):
+        return None  # the raw store is not that of the data set
+    counts: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
+    for start in range(0, len(rows), _RUNS_AT_ONCE):
+        part = rows[start : start + _RUNS_AT_ONCE]
+        for row, names in zip(part, read_columns(source.raw, [row.file for row in part]), strict=True):
+            counts[row.mention.build_name, row.mention.provider or "", telemetry_columns(names)] += 1
+    return dict(counts)
+
+
+def _read_cached(root: Store, paths: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+    """Yield the content of each cached file; None for one that is missing or damaged."""
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        for start in range(0, len(paths), _READ_AHEAD):
+            yield from pool.map(partial(_read_sealed, root), paths[start : start + _READ_AHEAD])
+
+
+def _read_sealed(root: Store, path: str) -> dict[str, Any] | None:
+    where = root.url(path)
+    try:
+        content = root.read(path)
+        return read_object(content, where) if seal_of(content, where) else None
+    except (FileNotFoundError, IntegrityError):
+        return None
+
+
+def _write_cached(root: Store, path: str, content: Mapping[str, Any]) -> None:
+    sealed = seal(canonical_json(content))
+    if not root.create(path, sealed):  # a damaged file, or another process has written it meanwhile
+        root.replace(path, sealed)

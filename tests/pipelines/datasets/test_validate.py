@@ -13,7 +13,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.pipelines.datasets.update import update_dataset
-from ciml.pipelines.datasets.validate import Piece, kept_statistics, validate_dataset
+from ciml.pipelines.datasets.validate import Piece, statistics_of_pieces, validate_dataset
 from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.training.data.snapshot import make_snapshot, write_snapshot
@@ -174,7 +174,7 @@ def test_a_span_without_examples_has_empty_statistics(data: DataRoot) -> None:
     state, root = data.dataset("cpu").state(), data.dataset("cpu").store
     assert state.resolved is not None
     span = state.latest()[1]
-    (found,) = kept_statistics(root, state.resolved, [Piece(span.span, span.version, span.files)])
+    (found,) = statistics_of_pieces(root, state.resolved, [Piece(span.span, span.version, span.files)])
     assert (found.cells, list(found.series)) == ((), ["usr", "1m", "n_windows"])
     report = validate_dataset(data, "cpu")
     assert not report.enough

@@ -13,7 +13,7 @@ from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Limits
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.build import build_dataset
-from ciml.pipelines.datasets.validate import Piece, kept_statistics
+from ciml.pipelines.datasets.validate import Piece, statistics_of_pieces
 from ciml.pipelines.ingest.committer import Committer
 from ciml.recorder.spool.recording import End, Plan, Recording
 from ciml.runs.compact import compact
@@ -101,7 +101,7 @@ def _make_dataset(data: DataRoot) -> None:
     state = data.dataset(DATASET).state()
     assert state.resolved is not None
     store = data.dataset(DATASET).store
-    list(kept_statistics(store, state.resolved, [Piece(s.span, s.version, s.files) for s in state.latest()]))
+    list(statistics_of_pieces(store, state.resolved, [Piece(s.span, s.version, s.files) for s in state.latest()]))
     log = ManifestLog(data.raw)
     for at, path in ((store, plan.BOOKMARK), (data.predictions, answers.BOOKMARK)):
         Bookmarks(at, path, "kind", lambda version: sha256_hex(log.read_raw(version))).save(2, b"state of a reader")
