@@ -18,7 +18,8 @@ from ciml.manifest.checkpoints import Limits
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
-from ciml.pipelines.kafka.plan import PartitionRead, read_range
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.reader import read_range
 from ciml.pipelines.processor import Processor, ProcessorConfig
 from ciml.verdicts.feedback.config import Feedback, Policy
 from ciml.verdicts.feedback.outbox import SETTLE_S
@@ -147,14 +148,14 @@ class FeedbackProcessor(Processor[FeedbackConfig, FeedbackState, Judged]):
         return Judged(covers, [(message.offset, self.judge.judge(message, muted, now_us)) for message in messages])
 
     def read_all(self, read: PartitionRead) -> Iterator[Judged]:
-        """Yield the results of a bounded read, in parts. Raises as `ciml.pipelines.kafka.plan.read_range`."""
+        """Yield the results of a bounded read, in parts. Raises as `ciml.pipelines.kafka.reader.read_range`."""
         end = read.end or read.start
         for part in read_range(self.config.kafka, read, read.start, lambda: end, _READ):
             covers = OffsetRange(read.topic, read.topic_id, read.partition, part.start, min(part.end, end))
             messages = [message for message in part.messages if message.offset < end]
             yield self.read(covers, messages, int(time.time() * 1e6))
 
-    def empty(self, covers: OffsetRange) -> Judged:
+    def empty_result(self, covers: OffsetRange) -> Judged:
         return Judged(covers)
 
     def reconcile(self, state: FeedbackState, results: Sequence[Judged], now_us: int) -> Delta | None:

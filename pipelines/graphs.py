@@ -1,17 +1,23 @@
-"""The pipelines' graphs as engines receive them, built without an engine, a broker or a network.
+"""The pipelines' graphs in Beam's portable form, which every engine receives: example graphs, checks, and drawings.
 
-Each is wired by its production function, with example inputs in place of run-time lookups: two partitions of
-`ci-events`, a deferred log that is due, a data set of one span.
+No engine, broker or network is used. Each example of `PIPELINES` is wired by its production function, with example
+inputs in place of run-time lookups: two partitions of `ci-events`, a deferred log that is due, a data set of one span.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability import common_urns, python_urns
+from apache_beam.portability.api import beam_runner_api_pb2 as api
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import ExternalEnvironment, python_sdk_capabilities
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
@@ -24,6 +30,25 @@ from ciml.storage import LocalStore
 from ciml.transforms.examples.plan import SelectedRun, SpanPlan, Step
 from ciml.transforms.fetch.policy import FetchPolicy
 
+_PRIMITIVES = common_urns.primitives
+_COMBINES = common_urns.combine_components
+#: Transforms that every engine knows. Engines execute the first three themselves, Python workers all others.
+_KINDS = {
+    _PRIMITIVES.IMPULSE.urn: "Impulse",
+    _PRIMITIVES.FLATTEN.urn: "Flatten",
+    _PRIMITIVES.GROUP_BY_KEY.urn: "GroupByKey",
+    _PRIMITIVES.PAR_DO.urn: "ParDo",
+    _PRIMITIVES.ASSIGN_WINDOWS.urn: "Window",
+    _COMBINES.COMBINE_PER_KEY_PRECOMBINE.urn: "Combine",
+    _COMBINES.COMBINE_PER_KEY_MERGE_ACCUMULATORS.urn: "Combine",
+    _COMBINES.COMBINE_PER_KEY_EXTRACT_OUTPUTS.urn: "Combine",
+    _COMBINES.COMBINE_GROUPED_VALUES.urn: "Combine",
+}
+_PYTHON_FUNCTIONS = (python_urns.PICKLED_DOFN_INFO, python_urns.KEY_WITH_NONE_DOFN)
+_PYTHON_SDK = "beam:version:sdk_base:apache/beam_python"
+_FOREIGN_URNS = ("external", "xlang", "schematransform", "org.apache.beam", "javasdk", "go:")
+
+# Example inputs.
 _DATA = DataRoot(LocalStore("data"))
 _KAFKA = KafkaOptions("kafka:9092")
 _READS = (PartitionRead("ci-events", "T", 0, 0, None), PartitionRead("ci-events", "T", 1, 1200, None))
@@ -39,6 +64,122 @@ _RESOLVED = ResolvedDefinition(
 )
 _PLAN = SpanPlan(1, 1, (SelectedRun((1, 0), _FACTS, RawFile("runs/1", "0", 60, 1000), Trust(True, "gated", "p")),))
 _STEP = Step(1, _RESOLVED, (1, 1), 1, (_PLAN,), {})
+
+
+def portable(build: Callable[[beam.Pipeline], object]) -> api.Pipeline:
+    """Return the portable form of the pipeline that ``build`` wires, without running it or using a network."""
+    environment = ExternalEnvironment("localhost:50000", capabilities=python_sdk_capabilities())
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
+    build(pipeline)
+    return pipeline.to_runner_api(default_environment=environment)
+
+
+def as_text(name: str, proto: api.Pipeline) -> str:
+    """Render a pipeline as text: a line for each stage, with the numbers of its inputs."""
+    ordered = list(stages(proto))
+    numbers = {stage.name: number for number, stage in enumerate(ordered, 1)}
+    width = max(len(stage.kind) for stage in ordered)
+    size = "unbounded" if is_unbounded(proto) else "bounded"
+    foreign_lines = foreign_parts(proto)
+    workers = "NOT ONLY PYTHON" if foreign_lines else "only Python workers"
+    lines = [f"{name}: {size}, {len(ordered)} stages, {workers}"]
+    for stage in ordered:
+        inputs = f"  <- {', '.join(str(numbers[source]) for source in stage.inputs)}" if stage.inputs else ""
+        lines.append(f"{numbers[stage.name]:>3}  {stage.kind:<{width}}  {stage.name}{inputs}")
+    return "\n".join([*lines, *foreign_lines])
+
+
+def as_dot(proto: api.Pipeline) -> str:
+    """Render a pipeline for Graphviz, with composites as clusters."""
+    from apache_beam.runners.render import PipelineRenderer, RenderOptions
+
+    return str(PipelineRenderer(proto, RenderOptions([])).to_dot())
+
+
+def is_unbounded(proto: api.Pipeline) -> bool:
+    """Return whether the pipeline is unbounded."""
+    collections = proto.components.pcollections.values()
+    return any(collection.is_bounded == api.IsBounded.UNBOUNDED for collection in collections)
+
+
+def foreign_parts(proto: api.Pipeline) -> list[str]:
+    """Describe each stage or coder that needs more than Python workers, in a line.
+
+    A stage expanded by another language runs in that language's environment, so an engine would need its containers; a
+    stage that only some runners know (a Java source by its URN) would not run on the others.
+    """
+    parts = proto.components
+    lines = []
+    python_environments = {
+        name
+        for name, environment in parts.environments.items()
+        if any(capability.startswith(_PYTHON_SDK) for capability in environment.capabilities)
+    }
+    for transform in parts.transforms.values():
+        urn = transform.spec.urn
+        stage = transform.unique_name or "pipeline"
+        if transform.environment_id and transform.environment_id not in python_environments:
+            lines.append(f"{stage}: its environment {transform.environment_id} is not Python's")
+        if any(word in urn for word in _FOREIGN_URNS):
+            lines.append(f"{stage}: {urn} is from another language")
+        elif _is_executed(transform) and urn not in _KINDS:
+            lines.append(f"{stage}: {urn} is not known to every engine")
+        if urn == _PRIMITIVES.PAR_DO.urn:
+            function = api.ParDoPayload.FromString(transform.spec.payload).do_fn.urn
+            if function not in _PYTHON_FUNCTIONS:
+                lines.append(f"{stage}: its function is {function}")
+    for name, coder in parts.coders.items():
+        if any(word in coder.spec.urn for word in _FOREIGN_URNS):
+            lines.append(f"coder {name}: {coder.spec.urn} is from another language")
+    return lines
+
+
+class Stage(NamedTuple):
+    """An executed stage: its name, its kind for people, and the names of the stages that it reads."""
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+
+
+def stages(proto: api.Pipeline) -> Iterator[Stage]:
+    """Yield all executed stages, each after its inputs."""
+    parts = proto.components.transforms
+    producers: dict[str, str] = {}  # names of stages by their outputs
+
+    def walk(identity: str) -> Iterator[str]:
+        for child in parts[identity].subtransforms:
+            yield from walk(child)
+        if _is_executed(parts[identity]):
+            yield identity
+
+    ordered = [identity for root in proto.root_transform_ids for identity in walk(root)]
+    for identity in ordered:
+        producers.update(dict.fromkeys(parts[identity].outputs.values(), parts[identity].unique_name))
+    for identity in ordered:
+        transform = parts[identity]
+        inputs = [producers[name] for name in sorted(transform.inputs.values()) if name in producers]
+        yield Stage(transform.unique_name, _kind_of(transform), tuple(dict.fromkeys(inputs)))
+
+
+def _kind_of(transform: api.PTransform) -> str:
+    urn = transform.spec.urn
+    kind = str(_KINDS.get(urn, urn))
+    if urn == _PRIMITIVES.PAR_DO.urn:
+        payload = api.ParDoPayload.FromString(transform.spec.payload)
+        features = {
+            "splittable": payload.restriction_coder_id,
+            "state": payload.state_specs,
+            "timers": payload.timer_family_specs,
+        }
+        used = [name for name, value in features.items() if value]
+        kind += f" ({', '.join(used)})" if used else ""
+    return kind
+
+
+def _is_executed(transform: api.PTransform) -> bool:
+    """Return whether an engine executes a transform: it is neither a composite nor an identity."""
+    return not transform.subtransforms and not set(transform.outputs.values()) <= set(transform.inputs.values())
 
 
 def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tuple[PendingRun, ...] = ()) -> None:

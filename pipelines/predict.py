@@ -99,7 +99,7 @@ class PredictProcessor(BatchProcessor[PredictConfig, PredictionState, Predicted]
     def read(self, batch: Batch) -> Predicted:
         return predictor(self.config).predict(batch)
 
-    def empty(self, covers: OffsetRange) -> Predicted:
+    def empty_result(self, covers: OffsetRange) -> Predicted:
         return Predicted(covers)
 
     def reconcile(self, state: PredictionState, results: Sequence[Predicted], now_us: int) -> Delta | None:

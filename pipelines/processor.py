@@ -28,7 +28,7 @@ from ciml.manifest.coverage import TopicState
 from ciml.manifest.log import Delta
 from ciml.manifest.replica import LogReplica
 from ciml.pipelines.kafka.broker import Listing, check_still_that_topic
-from ciml.pipelines.kafka.plan import bases
+from ciml.pipelines.kafka.plan import expired_offsets
 from ciml.pipelines.kafka.publish import Projections, Render, Share, projection
 from ciml.pipelines.processes import Shared
 
@@ -118,7 +118,7 @@ class Processor(ABC, Generic[C, S, R]):
         """Return this process's replica of the manifest; see `shared_replica`."""
 
     @abstractmethod
-    def empty(self, covers: OffsetRange) -> R:
+    def empty_result(self, covers: OffsetRange) -> R:
         """Return the result of offsets that hold no messages."""
 
     @abstractmethod
@@ -142,8 +142,8 @@ class Processor(ABC, Generic[C, S, R]):
           EngineError: if the store does not answer. The outcome is unknown; retrying is safe.
           IntegrityError: see `reconcile`. Nothing is committed.
         """
-        committed = list(results)
-        return self._append(lambda state: committed)
+        present = list(results)
+        return self._append(lambda state: present)
 
     def check_topics(self, results: Iterable[R]) -> None:
         """Check, between the reading of batches and their commit, that they are of the topic as it is now.
@@ -155,9 +155,8 @@ class Processor(ABC, Generic[C, S, R]):
           EngineError: if the broker does not answer.
           IntegrityError: if the topic was created again.
         """
-        for topic, topic_id in sorted(
-            {(result.covers.topic, result.covers.topic_id) for result in results if result.covers}
-        ):
+        topics = {(result.covers.topic, result.covers.topic_id) for result in results if result.covers}
+        for topic, topic_id in sorted(topics):
             check_still_that_topic(self.config.kafka, topic, topic_id)
 
     def cover_expired(self, listing: Listing) -> None:
@@ -166,13 +165,13 @@ class Processor(ABC, Generic[C, S, R]):
         They are computed from the state at the commit: once another process has begun to read, missing offsets are
         losses.
         """
-        self._append(lambda state: [self.empty(batch.covers) for batch in bases(state, listing) if batch.covers])
+        self._append(lambda state: [self.empty_result(covers) for covers in expired_offsets(state, listing)])
 
-    def _append(self, find: Callable[[S], Sequence[R]]) -> int | None:
+    def _append(self, results_for: Callable[[S], Sequence[R]]) -> int | None:
         replica = self.replica()
 
         def build(state: S) -> Delta | None:
-            results = find(state)
+            results = results_for(state)
             return self.reconcile(state, results, int(replica.log.clock() * 1e6)) if results else None
 
         return replica.append(build)

@@ -19,7 +19,7 @@ from ciml.integrations.registry import ADAPTER, SOURCE, read_event
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta
 from ciml.pipelines.kafka.broker import offsets_of, topic_of
-from ciml.pipelines.kafka.plan import Reader
+from ciml.pipelines.kafka.reader import Reader
 from ciml.runs.state import open_raw
 from ciml.transforms.ingest.decode import decode
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Self
 from confluent_kafka.admin import OffsetSpec
 
 from ciml.pipelines.kafka.broker import Listing, list_again, list_topic, make_topic, offsets_of
-from ciml.pipelines.kafka.plan import PartitionRead, close_readers
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.reader import close_readers
 from ciml.pipelines.live import MAX_MESSAGE_BYTES, LiveConfig, build_live, reached, reset
 from ciml.services.decide import ServiceProgress
 from ciml.services.metrics import lag_families

@@ -19,7 +19,8 @@ from ciml.errors import CimlError, EngineError
 from ciml.manifest.coverage import TopicState
 from ciml.metrics import Board, Family
 from ciml.pipelines.kafka.broker import Listing, list_again, list_topic, make_topic
-from ciml.pipelines.kafka.plan import PartitionRead, close_readers, is_older, plan
+from ciml.pipelines.kafka.plan import PartitionRead, is_older, plan
+from ciml.pipelines.kafka.reader import close_readers
 from ciml.services.decide import ServiceProgress
 from ciml.services.metrics import lag_by_partition, topic_families
 

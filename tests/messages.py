@@ -17,7 +17,7 @@ from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions
 from ciml.messages import schema, schema_names
 from ciml.pipelines.kafka.broker import list_topic, offsets_of
-from ciml.pipelines.kafka.plan import Reader
+from ciml.pipelines.kafka.reader import Reader
 
 _FINISHED = b"dev.ciml.run.finished.v1"
 

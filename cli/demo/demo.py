@@ -247,7 +247,7 @@ def _messages(demo: Demo, topic: str) -> Iterator[Any]:
     """Yield all committed messages of a topic."""
     from ciml.kafka.options import KafkaOptions
     from ciml.pipelines.kafka.broker import list_topic
-    from ciml.pipelines.kafka.plan import borrow
+    from ciml.pipelines.kafka.reader import borrow
 
     kafka = KafkaOptions(demo.engines.kafka)
     for partition, (first, end) in list_topic(kafka, topic).bounds.items():

@@ -1,6 +1,7 @@
-"""The spans of a data set in one batch pipeline: examples by `MakeExamples`, files by `WriteSpans`, and their commit.
+"""Writes the spans of a data set in one bounded Beam pipeline: examples by `MakeExamples`, files by `WriteSpans`.
 
-The process that waits for a pipeline commits its spans. Where no process waits, the last stage does.
+The process that waits for a pipeline commits its spans (`write_spans`). Where no process waits, as on Dataflow, the
+last stage of the pipeline does (`CommitSpans`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import partial
 import apache_beam as beam
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.pipelines.datasets.commit import Sealed, commit_steps, read_result, remove_results
+from ciml.pipelines.datasets.commit import WrittenStep, commit_steps, read_results, remove_results
 from ciml.pipelines.flink.submit import run_bounded
 from ciml.storage import Store
 from ciml.transforms.examples.beam import MakeExamples, WriteSpans
@@ -22,8 +23,10 @@ from ciml.transforms.examples.spans import batches_of
 from ciml.transforms.guard import keep_error
 
 
-def make_spans(raw: Store, root: Store, steps: Sequence[Step], *, runner: str, job_endpoint: str = "") -> list[Sealed]:
-    """Make and write the spans of all steps in one batch pipeline; return the steps with their spans.
+def write_spans(
+    raw: Store, root: Store, steps: Sequence[Step], *, runner: str, job_endpoint: str = ""
+) -> list[WrittenStep]:
+    """Make and write the spans of all steps in one bounded pipeline, and wait for its end.
 
     Args:
       raw: the raw store.
@@ -32,21 +35,24 @@ def make_spans(raw: Store, root: Store, steps: Sequence[Step], *, runner: str, j
       runner: ``fnapi`` (in this process) or ``flink``.
       job_endpoint: ``host:port`` of Beam's job server, for ``flink``.
 
+    Returns:
+      The steps with their spans, in order.
+
     Raises:
       CimlError, EngineError: see `ciml.pipelines.flink.submit.run_bounded`.
       IntegrityError: a result is missing.
     """
-    results = new_results()
+    results = new_results_folder()
     try:
         build = partial(build_spans, raw=raw, root=root, steps=steps, results=results)
         run_bounded(build, runner, job_endpoint, "ciml-dataset")
-        return [(step, [read_result(root, results, plan) for plan in step.spans]) for step in steps]
+        return [read_results(root, results, step) for step in steps]
     finally:
         remove_results(root, results, steps)
 
 
-def new_results() -> str:
-    """Return a new folder of results, since another updater may run concurrently."""
+def new_results_folder() -> str:
+    """Return a path that no other updater uses."""
     return f"results/{uuid.uuid4().hex}"
 
 
@@ -66,9 +72,9 @@ def build_spans(
 
 
 class CommitSpans(beam.PTransform):
-    """The paths that `WriteSpans` returns -> the number of committed steps, when all spans are written.
+    """The paths that `WriteSpans` returns -> the number of steps committed when all spans are written.
 
-    It may be repeated: a step that is committed already is passed over.
+    It may run twice: steps that are committed already are skipped.
 
     Args:
       root: the data set's folder.
@@ -78,7 +84,7 @@ class CommitSpans(beam.PTransform):
 
     def __init__(self, root: Store, steps: Sequence[Step], results: str) -> None:
         super().__init__()
-        # The runs are in the records of the written spans.
+        # The commit takes the runs from the records of the written spans, so the job description need not hold them.
         steps = [replace(step, spans=tuple(replace(plan, runs=()) for plan in step.spans)) for step in steps]
         self._commit = partial(_commit, root=root, steps=steps, results=results)
 

@@ -1,7 +1,7 @@
-"""Builds a data set from all runs, or from those selected by a slicer.
+"""Builds a data set from all present runs, or from those that a slicer selects; and removes data sets.
 
-The runs come from a raw store, or from a listing, whose logs are read but not stored. An engine that no process waits
-for builds and commits an update that was planned here.
+The runs come from a raw store, or from a listing, whose logs are read but not stored. `plan_build` and `plan_update`
+return a pipeline that also commits its spans, for an engine that no process waits for.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError
 from ciml.manifest.log import catch_up
+from ciml.pipelines.datasets.commit import runs_of
 from ciml.pipelines.datasets.update import (
-    Filling,
     RunSource,
     StoredRuns,
     Update,
+    Updater,
     check_same,
     create_dataset,
-    given_causes,
-    no_runs,
+    no_runs_error,
+    reviewed_causes,
 )
 from ciml.progress import Progress
 from ciml.storage import Store
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 #: The definition in TOML, next to the examples. The underscore hides it from readers of the folder.
 DEFINITION = "_definition.toml"
-#: Runs of a span unless the definition has them: larger spans, and so fewer files, than a stream makes.
+#: Runs of a span where the definition does not say: larger spans, and so fewer files, than in a stream.
 SPAN_RUNS = 5000
 
 
@@ -71,52 +72,120 @@ def build_dataset(
         data set of that name has another definition or listing.
       EngineError: if a store does not answer.
     """
-    filling, definition = begin(source, target, definition, now_us)
-    update = filling.fill(runner, job_endpoint, seal=True, progress=progress, now_us=now_us)
-    _write_definition(filling.root, definition, missing=not update.sealed)
+    build = prepare_build(source, target, definition, now_us)
+    update = build.updater.run(runner, job_endpoint, seal=True, progress=progress, now_us=now_us)
+    if update.sealed:
+        build.write_definition()
+    else:
+        build.write_missing_definition()
     return update
 
 
-def _write_definition(root: Store, definition: DatasetDefinition, *, missing: bool) -> None:
-    """Write the definition next to the examples; or only where it is missing."""
-    if not (missing and root.exists(DEFINITION)):
-        root.replace(DEFINITION, definition.to_toml().encode())
+def plan_build(source: DataRoot, target: DataRoot, definition: DatasetDefinition) -> PlannedUpdate:
+    """Plan what `ciml.pipelines.datasets.build.build_dataset` would do. A new data set is created, without spans."""
+    build = prepare_build(source, target, definition)
+    planned = _plan(build.updater, seal=True)
+    if build.updater.create is not None:
+        build.updater.create()
+    build.write_missing_definition()
+    return planned
 
 
-def begin(
-    source: DataRoot | ListedRuns, target: DataRoot, definition: DatasetDefinition, now_us: int | None = None
-) -> tuple[Filling, DatasetDefinition]:
-    """Compare a data set with its definition and its runs, before anything is created; arguments as `build_dataset`.
+def plan_update(dataset: StoredDataset, *, seal: bool = False) -> PlannedUpdate:
+    """Plan what `ciml.pipelines.datasets.update.update_dataset` would do; the arguments are the same."""
+    return _plan(Updater.of_stored_runs(dataset), seal=seal)
 
-    Returns:
-      The data set to fill, and the definition with the pinned version of a slicer.
+
+@dataclass(frozen=True)
+class PlannedUpdate:
+    """The remaining steps of a data set, whose pipeline also commits them.
+
+    Attributes:
+      raw: the raw store.
+      root: the data set's folder.
+      steps: the steps; empty if nothing is left.
+      waiting: number of selected runs in the incomplete last span.
     """
+
+    raw: Store
+    root: Store
+    steps: tuple[Step, ...]
+    waiting: int = 0
+
+    @property
+    def runs(self) -> int:
+        """The number of runs to be read."""
+        return sum(map(runs_of, self.steps))
+
+    def build(self, pipeline: beam.Pipeline) -> object:
+        """Wire the bounded pipeline that builds and commits all steps."""
+        from ciml.pipelines.datasets.beam import CommitSpans, build_spans, new_results_folder
+
+        results = new_results_folder()
+        written = build_spans(pipeline, self.raw, self.root, self.steps, results)
+        return written | "CommitSpans" >> CommitSpans(self.root, self.steps, results)
+
+
+def _plan(updater: Updater, *, seal: bool) -> PlannedUpdate:
+    raw = updater.raw()
+    plan = updater.plan()
+    steps = tuple(plan.steps(seal=seal))
+    if seal and not steps and not updater.state.spans:
+        raise no_runs_error(updater.state, plan)
+    return PlannedUpdate(raw, updater.root, steps, plan.waiting)
+
+
+class PreparedBuild(NamedTuple):
+    """A build before anything is created.
+
+    Attributes:
+      updater: seals the spans.
+      definition: that of the data set, with the pinned version of a slicer.
+    """
+
+    updater: Updater
+    definition: DatasetDefinition
+
+    def write_definition(self) -> None:
+        """Write the definition next to the examples."""
+        self.updater.root.replace(DEFINITION, self.definition.to_toml().encode())
+
+    def write_missing_definition(self) -> None:
+        """Write the definition next to the examples, unless it is there."""
+        if not self.updater.root.exists(DEFINITION):
+            self.write_definition()
+
+
+def prepare_build(
+    source: DataRoot | ListedRuns, target: DataRoot, definition: DatasetDefinition, now_us: int | None = None
+) -> PreparedBuild:
+    """Compare a data set with its definition and its runs, and create nothing; arguments as `build_dataset`."""
     dataset = target.dataset(definition.name)
     state = DatasetState()
-    runs, origin = _runs(source, target)
     catch_up(dataset.log, state)
+    runs, origin = _runs_of(source, target)
     pin = None
     if definition.slicer is not None:
-        if definition.raw_version is None and state.definition is not None and state.definition.slicer is not None:
-            definition = definition.replace(raw_version=state.definition.raw_version)
         if state.definition is not None:
+            if definition.raw_version is None and state.definition.slicer is not None:
+                definition = definition.replace(raw_version=state.definition.raw_version)
             check_same(state.definition, definition)
         pin = Pin(runs.log, definition)
         definition = pinned(definition, pin)
     create = None
     if state.definition is None:
-        # as after the commit
+        # The draft is the state after the commit of the new data set.
         state.definition = definition
         state.version = 1
         create = partial(create_dataset, target, definition, origin=origin, now_us=now_us)
     else:
         check_same(state.definition, definition)
         _check_origin(state, origin)
-    causes = given_causes(source if isinstance(source, DataRoot) else target, definition)
-    return Filling(runs, dataset.store, state, pin, causes, create), definition
+    causes = reviewed_causes(source if isinstance(source, DataRoot) else target, definition)
+    return PreparedBuild(Updater(runs, dataset.store, state, pin, causes, create), definition)
 
 
-def _runs(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:
+def _runs_of(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:
     """Return the runs, and the record of their origin for the manifest."""
     if not isinstance(source, DataRoot):
         return source, {"listing": source.origin}
@@ -130,11 +199,11 @@ def _runs(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, M
 
 def _check_origin(state: DatasetState, origin: Mapping[str, Any]) -> None:
     """Raise `CimlError` if the data set came from another source; the location of a listing does not count."""
-    before = state.listing
-    now = origin.get("listing")
-    if (before is None) != (now is None) or (before and now and before["digest"] != now["digest"]):
+    listing = state.listing
+    digest = listing["digest"] if listing else None
+    if digest != origin.get("listing", {}).get("digest"):
         name = state.definition.name if state.definition is not None else ""
-        manner = "from a raw store" if before is None else f"straight from the logs of {before['url']}"
+        manner = "from a raw store" if listing is None else f"straight from the logs of {listing['url']}"
         raise CimlError(f"data set {name!r} exists and was built {manner}; choose another name, or use --force")
 
 
@@ -142,73 +211,18 @@ def is_another(dataset: StoredDataset, definition: DatasetDefinition) -> bool:
     """Return whether a data set exists with another definition. An unpinned slicer equals the pinned one."""
     state = DatasetState()
     catch_up(dataset.log, state)
-    if state.definition is None:
+    existing = state.definition
+    if existing is None:
         return False
-    there = state.definition
     if definition.slicer is not None and definition.raw_version is None:
-        there = there.replace(raw_version=None)
-    return there != definition
+        existing = existing.replace(raw_version=None)
+    return existing != definition
 
 
 def remove_dataset(dataset: StoredDataset) -> None:
-    """Remove a data set and its examples. After a kill, a data set of fewer spans remains."""
+    """Remove a data set and its examples. If this is interrupted, a data set with fewer spans remains."""
     root = dataset.store
-    manifest = dataset.log.folder
-    for path in sorted(root.list(manifest), reverse=True):
+    for path in sorted(root.list(dataset.log.folder), reverse=True):  # the newest delta first
         root.delete(path)
-    for path in reversed(root.list()):  # of the log of its table the newest first: what a kill leaves is a table
+    for path in reversed(root.list()):  # also of its Delta table the newest entry first, so that a table remains
         root.delete(path)
-
-
-@dataclass(frozen=True)
-class PlannedUpdate:
-    """The remaining steps of a data set.
-
-    Attributes:
-      raw: the raw store.
-      root: the data set's folder.
-      steps: the steps; () where nothing is left.
-      waiting: number of selected runs in the incomplete last span.
-    """
-
-    raw: Store
-    root: Store
-    steps: tuple[Step, ...]
-    waiting: int = 0
-
-    @property
-    def runs(self) -> int:
-        """The number of runs to be read."""
-        return sum(len(plan.runs) for step in self.steps for plan in step.spans)
-
-    def build(self, pipeline: beam.Pipeline) -> object:
-        """Wire the bounded pipeline that builds and commits all steps."""
-        from ciml.pipelines.datasets.beam import CommitSpans, build_spans, new_results
-
-        results = new_results()
-        written = build_spans(pipeline, self.raw, self.root, self.steps, results)
-        return written | "CommitSpans" >> CommitSpans(self.root, self.steps, results)
-
-
-def plan_update(dataset: StoredDataset, *, seal: bool = False) -> PlannedUpdate:
-    """Plan what `ciml.pipelines.datasets.update.update_dataset` would do; the arguments are the same."""
-    return _plan(Filling.of(dataset), seal=seal)
-
-
-def plan_build(source: DataRoot, target: DataRoot, definition: DatasetDefinition) -> PlannedUpdate:
-    """Plan what `ciml.pipelines.datasets.build.build_dataset` would do. A new data set is created, without spans."""
-    filling, definition = begin(source, target, definition)
-    planned = _plan(filling, seal=True)
-    if filling.create is not None:
-        filling.create()
-    _write_definition(filling.root, definition, missing=True)
-    return planned
-
-
-def _plan(filling: Filling, *, seal: bool) -> PlannedUpdate:
-    raw = filling.raw()
-    plan = filling.plan()
-    steps = tuple(plan.steps(seal=seal))
-    if seal and not steps and not filling.state.spans:
-        raise no_runs(filling.state, plan)
-    return PlannedUpdate(raw, filling.root, steps, plan.waiting)

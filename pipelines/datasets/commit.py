@@ -1,11 +1,14 @@
-"""Commits the spans of a data set: each step at most once, whichever of several updaters built it."""
+"""Commits the spans of a data set: those of each planned step at most once, although several updaters may write them.
+
+A pipeline leaves the records of its spans in a folder of *results*, from which they are committed.
+"""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ciml.datasets.state import DatasetState, SpanVersion, span_folder
 from ciml.errors import CimlError, IntegrityError
@@ -14,37 +17,39 @@ from ciml.storage import Store
 from ciml.transforms.examples.plan import SpanPlan, Step
 from ciml.transforms.examples.spans import result_path
 
-#: A step, and its spans as they were written.
-Sealed = tuple[Step, Sequence[SpanVersion]]
+
+class WrittenStep(NamedTuple):
+    """A step, and its spans as they were written."""
+
+    step: Step
+    spans: Sequence[SpanVersion]
 
 
-def commit_step(
-    root: Store, state: DatasetState, step: Step, spans: Sequence[SpanVersion], *, now_us: int | None = None
-) -> bool:
+def commit_step(root: Store, state: DatasetState, written: WrittenStep, *, now_us: int | None = None) -> bool:
     """Commit the spans of a step, and remove other updaters' files from their folders.
 
     Args:
       root: the data set's folder.
       state: of the data set; updated in place.
-      step: the step, which follows the delta ``step.base``.
-      spans: its spans, as they were written.
+      written: the step, which follows the delta ``step.base``.
       now_us: the time of the commit; the present by default.
 
     Returns:
       Whether it was committed; False where another updater came first.
     """
-    delta = _delta(step, spans, time.time_ns() // 1000 if now_us is None else now_us)
-    committed = commit(ManifestLog(root), state, lambda: delta if state.version == step.base else None)
-    _collect_garbage(root, state, spans)
-    return committed is not None
+    delta = _delta_of(written, time.time_ns() // 1000 if now_us is None else now_us)
+    version = commit(ManifestLog(root), state, lambda: delta if state.version == written.step.base else None)
+    _collect_garbage(root, state, written.spans)
+    return version is not None
 
 
-def _delta(step: Step, spans: Sequence[SpanVersion], now_us: int) -> Delta:
+def _delta_of(written: WrittenStep, now_us: int) -> Delta:
+    step = written.step
     delta: dict[str, Any] = {
         "time_us": now_us,
         "cursor": list(step.cursor),
         "corrections_to": step.corrections_to,
-        "spans": [span.to_json() for span in spans],
+        "spans": [span.to_json() for span in written.spans],
         "corrections": [
             {"run_id": run_id, "outcome": outcome, "result": result}
             for run_id, (outcome, result) in step.corrections.items()
@@ -63,19 +68,24 @@ def _collect_garbage(root: Store, state: DatasetState, spans: Sequence[SpanVersi
     No span is committed twice, so no manifest will ever name these files.
     """
     for span in spans:
-        if committed := state.spans.get(span.span, {}).get(span.version):
-            for path in root.list(span_folder(span.span, span.version)):
-                if path not in committed.paths:
-                    root.delete(path)
+        committed = state.spans.get(span.span, {}).get(span.version)
+        if committed is None:
+            continue
+        for path in root.list(span_folder(span.span, span.version)):
+            if path not in committed.paths:
+                root.delete(path)
 
 
 def commit_steps(root: Store, steps: Sequence[Step], results: str) -> int:
-    """Commit the steps of a plan whose spans are written; return how many this call committed.
+    """Commit the steps of a plan whose spans are written, and remove their results.
 
     Args:
       root: the data set's folder.
       steps: in order.
-      results: the folder of the results of `WriteSpans`, which is removed afterwards.
+      results: the folder in which `ciml.transforms.examples.beam.WriteSpans` left the records of the spans.
+
+    Returns:
+      The number of steps that this call committed.
 
     Raises:
       CimlError: another updater has sealed other spans meanwhile; nothing is lost, and a new plan continues.
@@ -87,7 +97,7 @@ def commit_steps(root: Store, steps: Sequence[Step], results: str) -> int:
     for step in steps:
         if _is_committed(state, step):
             continue
-        if commit_step(root, state, step, [read_result(root, results, plan) for plan in step.spans]):
+        if commit_step(root, state, read_results(root, results, step)):
             committed += 1
         elif not _is_committed(state, step):  # nor by a copy of this stage
             raise CimlError(
@@ -99,12 +109,16 @@ def commit_steps(root: Store, steps: Sequence[Step], results: str) -> int:
 
 
 def _is_committed(state: DatasetState, step: Step) -> bool:
-    """Return whether the spans of a step are in the manifest, which are the same for every updater."""
+    """Return whether the spans of a step are in the manifest. They are the same for every updater."""
     return state.version > step.base and all(plan.version in state.spans.get(plan.span, {}) for plan in step.spans)
 
 
-def read_result(root: Store, results: str, plan: SpanPlan) -> SpanVersion:
-    """Return the record of a written span. Raises `IntegrityError` if it is missing."""
+def read_results(root: Store, results: str, step: Step) -> WrittenStep:
+    """Read the records of the written spans of a step. Raises `IntegrityError` if one is missing."""
+    return WrittenStep(step, [_read_result(root, results, plan) for plan in step.spans])
+
+
+def _read_result(root: Store, results: str, plan: SpanPlan) -> SpanVersion:
     try:
         return SpanVersion.from_json(json.loads(root.read(result_path(results, plan.span, plan.version))))
     except FileNotFoundError:
@@ -116,3 +130,8 @@ def remove_results(root: Store, results: str, steps: Sequence[Step]) -> None:
     for step in steps:
         for plan in step.spans:
             root.delete(result_path(results, plan.span, plan.version))
+
+
+def runs_of(step: Step) -> int:
+    """Return the number of runs in the spans of a step."""
+    return sum(len(plan.runs) for plan in step.spans)

@@ -20,7 +20,7 @@ from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.pipelines.kafka.broker import list_topic
-from ciml.pipelines.kafka.plan import losses
+from ciml.pipelines.kafka.plan import lost_offsets
 from ciml.pipelines.kafka.publish import render_dead_letters, render_runs
 from ciml.pipelines.processor import Output, PipelineConfig, PipelineProcessor, shared_replica
 from ciml.runs.accounting import reconcile
@@ -86,10 +86,10 @@ def accept_losses(raw: Store, kafka: KafkaOptions, topic: str, *, dry_run: bool 
     committing = committer(raw)
     listing = list_topic(kafka, topic)
     with committing.state() as state:
-        lost = losses(state, listing)
+        lost = lost_offsets(state, listing)
     if lost and not dry_run:
-        committing.commit(lost)
-    return [batch.covers for batch in lost if batch.covers]
+        committing.commit([Batch(offsets) for offsets in lost])
+    return lost
 
 
 class Committer(LogReplica[RawState]):
@@ -141,7 +141,7 @@ class IngestProcessor(PipelineProcessor[IngestConfig, RawState, Batch]):
     def replica(self) -> Committer:
         return committer(self.config.raw)
 
-    def empty(self, covers: OffsetRange) -> Batch:
+    def empty_result(self, covers: OffsetRange) -> Batch:
         return Batch(covers)
 
     def reconcile(self, state: RawState, results: Sequence[Batch], now_us: int) -> Delta | None:

@@ -1,11 +1,13 @@
-"""Queries a Kafka broker: a topic's id and bounds, and whether the topic was recreated."""
+"""Queries a Kafka broker: a topic's id, the bounds of its partitions, and whether the topic was recreated."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import NewTopic, OffsetSpec
@@ -15,10 +17,17 @@ from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.kafka.connect import SOON, NoTopicError, admin, as_engine_error, is_refused
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.coverage import OTHER_TOPIC, check_topic_id
+from ciml.pipelines.processes import Shared
 
 _DELETED_S = 10.0
 _ANSWER_S = 60.0
+_ENDS_TIMEOUT_S = 3.0  # a reader waits for the answer
+_UNUSED_S = 600.0  # after which the end of a partition is no longer queried
 _INVALID = (KafkaError.TOPIC_EXCEPTION, KafkaError.INVALID_PARTITIONS, KafkaError.POLICY_VIOLATION)
+
+
+#: Whether a broker is librdkafka's mock.
+_mocks: dict[KafkaOptions, bool] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +37,6 @@ class Listing:
     topic: str
     topic_id: str
     bounds: Mapping[int, tuple[int, int]]
-
-
-_mocks: dict[KafkaOptions, bool] = {}
 
 
 def topic_of(options: KafkaOptions, topic: str) -> tuple[str, list[int]]:
@@ -83,6 +89,68 @@ def offsets_of(
                 raise as_engine_error(options, topic, error) from None
             topic_of(options, topic)  # raises if the topic is gone
             time.sleep(0.1)
+
+
+def end_of(options: KafkaOptions, topic: str, partition: int, age_s: float) -> Ends | None:
+    """Return the end of a partition, at most ``age_s`` seconds old; None if the broker does not answer.
+
+    Messages of open transactions count as unread.
+    """
+
+    def ask(partitions: Iterable[int]) -> dict[int, int]:
+        timeout_s = min(_ENDS_TIMEOUT_S, options.timeout_s)
+        return offsets_of(options, topic, partitions, OffsetSpec.latest(), committed=False, timeout_s=timeout_s)
+
+    return _topic_ends.get((options, topic), lambda: TopicEnds(ask)).of(partition, age_s)
+
+
+class Ends(NamedTuple):
+    """The end of a partition at a time.
+
+    Attributes:
+      asked_s: epoch seconds just before the query: messages appended until then are below the end.
+    """
+
+    asked_s: float
+    end: int
+
+
+@dataclass
+class TopicEnds:
+    """The ends of a topic's partitions: one query for all recently used partitions, cached.
+
+    Attributes:
+      ask: returns the ends of partitions; raises `EngineError` without an answer.
+    """
+
+    ask: Callable[[Iterable[int]], Mapping[int, int]]
+    clock: Callable[[], float] = time.time
+    _used_s: dict[int, float] = field(default_factory=dict)
+    _ends: dict[int, Ends] = field(default_factory=dict)
+    _failed_s: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, partition: int, age_s: float) -> Ends | None:
+        """Return the end of a partition, at most ``age_s`` seconds old; None if the broker does not answer."""
+        with self._lock:
+            now = self.clock()
+            self._used_s[partition] = now
+            cached = self._ends.get(partition)
+            if cached is not None and 0 <= now - cached.asked_s <= age_s:
+                return cached
+            if 0 <= now - self._failed_s <= age_s:
+                return None
+            self._used_s = {number: since for number, since in self._used_s.items() if now - since < _UNUSED_S}
+            try:
+                ends = self.ask(list(self._used_s))
+            except EngineError:
+                self._failed_s = now
+                return None
+            self._ends = {number: Ends(now, end) for number, end in ends.items()}
+            return self._ends.get(partition)
+
+
+_topic_ends = Shared[TopicEnds]()
 
 
 def list_topic(options: KafkaOptions, topic: str) -> Listing:

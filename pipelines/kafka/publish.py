@@ -21,7 +21,7 @@ from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.messages import ClosedDeadLetter, OpenDeadLetter, RunAnnouncement
 from ciml.pipelines.kafka.broker import is_mock, list_topic, make_topic, topic_of
-from ciml.pipelines.kafka.plan import Reader
+from ciml.pipelines.kafka.reader import Reader
 from ciml.pipelines.processes import Shared
 from ciml.runs.dead_letters import described
 

@@ -30,8 +30,9 @@ from ciml.errors import EngineError
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.coverage import RangeSet
-from ciml.pipelines.kafka.broker import check_topic
-from ciml.pipelines.kafka.plan import PartitionRead, borrow, end_of, read_range
+from ciml.pipelines.kafka.broker import check_topic, end_of
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.reader import borrow, read_range
 from ciml.transforms.guard import keep_error
 
 _DRAINED = 3

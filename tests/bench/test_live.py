@@ -32,7 +32,7 @@ from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.flink import jobs as flink_rest
 from ciml.pipelines.flink.jobs import RestJob, list_flink_jobs
 from ciml.pipelines.flink.submit import FlinkJob, flink_options
-from ciml.pipelines.kafka.plan import close_readers
+from ciml.pipelines.kafka.reader import close_readers
 from ciml.pipelines.live import LiveConfig, build_live
 from ciml.services.driver import drive
 from ciml.services.live import LiveService, make_topics, plan_live

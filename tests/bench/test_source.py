@@ -105,7 +105,8 @@ def micro_batches(broker: str, topic: str) -> float:
     from ciml.kafka.options import KafkaOptions
     from ciml.pipelines.flink.submit import run_here
     from ciml.pipelines.kafka.broker import list_topic
-    from ciml.pipelines.kafka.plan import close_readers, plan
+    from ciml.pipelines.kafka.plan import plan
+    from ciml.pipelines.kafka.reader import close_readers
     from ciml.pipelines.kafka.source import ReadFromKafka
 
     options = KafkaOptions(broker)
@@ -156,7 +157,8 @@ def flink_seconds(broker: str, topic: str, endpoint: str) -> tuple[float, float]
     from ciml.kafka.options import KafkaOptions
     from ciml.pipelines.flink.submit import FlinkJob, flink_options
     from ciml.pipelines.kafka.broker import list_topic
-    from ciml.pipelines.kafka.plan import close_readers, plan
+    from ciml.pipelines.kafka.plan import plan
+    from ciml.pipelines.kafka.reader import close_readers
     from ciml.pipelines.kafka.source import ReadFromKafka
 
     options = KafkaOptions(broker)

@@ -12,7 +12,7 @@ from ciml.events.records import Batch
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.pipelines.ingest.committer import Committer, seal, unseal
 from ciml.pipelines.ingest.pipeline import in_batches
-from ciml.pipelines.kafka.plan import PartitionRead, bases, is_older, plan
+from ciml.pipelines.kafka.plan import PartitionRead, expired_offsets, is_older, plan
 from ciml.runs.compact import compact
 from ciml.runs.writer import store
 from ciml.transforms.fetch.fetch import Fetcher
@@ -84,15 +84,17 @@ class Stages:
         self.world.check_durable(self.process.actor.name, version, [batch.covers for batch in batches if batch.covers])
 
     def plan(self, *, bounded: bool, most: int | None = None) -> list[PartitionRead]:
-        """Return the reads to do, after committing the bases."""
+        """Return the reads to do, after committing the offsets that expired before the first read."""
         listing = self.process.client.list_topic()
         while True:
             with self.committing.state() as state:
                 if is_older(listing, state):
                     listing = self.process.client.list_topic()
-                if not bases(state, listing):
+                if not expired_offsets(state, listing):
                     return plan(state, listing, bounded=bounded, most=most)
-            self.committing.append(lambda state, listing=listing: self.committing.delta(state, bases(state, listing)))
+            self.committing.append(
+                lambda state, listing=listing: self.committing.delta(state, map(Batch, expired_offsets(state, listing)))
+            )
 
     def due(self) -> list[bytes]:
         """Settle the deferred runs that are due."""

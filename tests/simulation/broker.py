@@ -10,8 +10,7 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.coverage import check_topic_id
-from ciml.pipelines.kafka.broker import Listing
-from ciml.pipelines.kafka.plan import Ends
+from ciml.pipelines.kafka.broker import Ends, Listing
 from tests.simulation.chaos import Chaos
 from tests.simulation.scheduler import Scheduler
 
@@ -96,11 +95,11 @@ class Client:
 
     @contextmanager
     def borrow(self, options: KafkaOptions, topic: str, partition: int) -> Iterator[FakeReader]:
-        """As `ciml.pipelines.kafka.plan.borrow`."""
+        """As `ciml.pipelines.kafka.reader.borrow`."""
         yield FakeReader(self, partition)
 
     def end_of(self, options: KafkaOptions, topic: str, partition: int, age_s: float) -> Ends | None:
-        """As `ciml.pipelines.kafka.plan.end_of`."""
+        """As `ciml.pipelines.kafka.broker.end_of`."""
         asked_s = self.broker.scheduler.now_us / 1e6
         try:
             self.call(f"end of {partition}")
@@ -116,7 +115,7 @@ class Client:
 
 
 class FakeReader:
-    """As `ciml.pipelines.kafka.plan.Reader`: lost connections show as reads that find nothing."""
+    """As `ciml.pipelines.kafka.reader.Reader`: lost connections show as reads that find nothing."""
 
     def __init__(self, client: Client, partition: int) -> None:
         self._client, self._number = client, partition

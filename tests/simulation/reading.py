@@ -12,8 +12,9 @@ from ciml.events.records import Batch
 from ciml.kafka.connect import admin, make_client
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.pipelines.kafka import source as kafka
-from ciml.pipelines.kafka.broker import check_topic
-from ciml.pipelines.kafka.plan import PartitionRead, borrow, end_of
+from ciml.pipelines.kafka.broker import check_topic, end_of
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.reader import borrow
 from ciml.pipelines.kafka.source import FOREVER, FindPartitions, OffsetTracker, Restriction
 from tests.simulation.broker import TOPIC
 from tests.simulation.fakes import substituted

@@ -38,8 +38,7 @@ def graph(options: GraphOptions) -> None:
       ciml graph ingest
       ciml graph predict --format dot --output predict.dot && dot -Tsvg predict.dot > predict.svg
     """
-    from ciml.pipelines.flink.submit import as_dot, as_text, portable
-    from ciml.pipelines.graphs import PIPELINES
+    from ciml.pipelines.graphs import PIPELINES, as_dot, as_text, portable
 
     proto = portable(PIPELINES[options.pipeline][0])
     if options.format == "proto":

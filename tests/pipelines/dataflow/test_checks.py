@@ -23,7 +23,7 @@ from ciml.pipelines.dataflow.settings import (
     kafka_of_workers,
     secrets_here,
 )
-from ciml.pipelines.flink.submit import portable
+from ciml.pipelines.graphs import portable
 from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.ingest.pipeline import build_ingest
 from ciml.pipelines.kafka.plan import PartitionRead

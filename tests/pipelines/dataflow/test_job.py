@@ -21,8 +21,7 @@ from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.dataflow.job import unpacked
-from ciml.pipelines.flink.submit import foreign, is_unbounded, portable, stages
-from ciml.pipelines.graphs import PIPELINES
+from ciml.pipelines.graphs import PIPELINES, foreign_parts, is_unbounded, portable, stages
 from ciml.version import __version__
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.dataflow.cloud import BUCKET, IMAGE, DataflowApi, dataflow_api, gcs_emulator, write_settings
@@ -134,7 +133,7 @@ def check_graph(proto: api.Pipeline, graph: str) -> None:
     """The stages, kinds and inputs are those of the local graph, in one environment: the image, with nothing to add."""
     local = portable(PIPELINES[graph][0])
     assert sorted(stages(proto)) == sorted(stages(local))
-    assert foreign(proto) == []
+    assert foreign_parts(proto) == []
     assert set(proto.requirements) == set(local.requirements)
     (environment,) = {one.SerializeToString(deterministic=True) for one in proto.components.environments.values()}
     docker = api.Environment.FromString(environment)

@@ -18,8 +18,8 @@ from apache_beam.transforms.external import ExternalTransform, ImplicitSchemaPay
 from click.testing import CliRunner
 
 from ciml.cli.commands.operate.describe import graph
-from ciml.pipelines.flink.submit import as_dot, as_text, flink_options, foreign, is_unbounded, portable, stages
-from ciml.pipelines.graphs import PIPELINES
+from ciml.pipelines.flink.submit import flink_options
+from ciml.pipelines.graphs import PIPELINES, as_dot, as_text, foreign_parts, is_unbounded, portable, stages
 
 Build = Callable[[beam.Pipeline], object]
 FOR_EVER = {"ingest", "predict"}
@@ -77,7 +77,7 @@ def planted(pipeline: beam.Pipeline) -> None:
 
 
 def test_a_planted_stage_of_another_language_is_found() -> None:
-    found = foreign(portable(planted))
+    found = foreign_parts(portable(planted))
     assert any("is not Python's" in line for line in found), found
     assert any(f"{_KAFKA} is from another language" in line for line in found), found
     assert all("Java" in line for line in found)
@@ -92,14 +92,14 @@ def test_a_planted_function_of_another_language_is_found(field: str, value: str)
     payload = beam_runner_api_pb2.ParDoPayload.FromString(stage.spec.payload)
     setattr(payload.do_fn, field, value)
     proto.components.transforms[name].spec.payload = payload.SerializeToString()
-    assert foreign(proto) == [f"Settle: its function is {value}"]
+    assert foreign_parts(proto) == [f"Settle: its function is {value}"]
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_each_is_python_alone_and_every_engine_takes_it(name: str) -> None:
     build = PIPELINES[name][0]
     proto = portable(build)
-    assert foreign(proto) == []
+    assert foreign_parts(proto) == []
     assert is_unbounded(proto) == (name in FOR_EVER)
     assert set(proto.requirements) <= KNOWN_REQUIREMENTS
     # a stage comes after those that it reads; what begins anything is an impulse
@@ -113,13 +113,13 @@ def test_each_is_python_alone_and_every_engine_takes_it(name: str) -> None:
     assert dot.count("{") == dot.count("}")
     assert dot.count(" -> ") >= len(seen) - 1
     flink = as_flink_is_given_it(build, unbounded=name in FOR_EVER)
-    assert foreign(flink) == []
+    assert foreign_parts(flink) == []
     fused = translations.create_and_optimize_stages(
         flink, translations.standard_optimize_phases(), translations.KNOWN_COMPOSITES
     )[1]
     assert 0 < len(fused) < len(seen) * 2
     job = dataflow_job(build, unbounded=name in FOR_EVER)
-    assert foreign(job.proto_pipeline) == []
+    assert foreign_parts(job.proto_pipeline) == []
     images = {_image(one) for one in job.proto_pipeline.components.environments.values()}
     assert images == {"registry.example.org/ciml/worker:1"}
 
@@ -163,7 +163,7 @@ def test_the_command_prints_each_form(tmp_path: Any) -> None:
     }
     out = tmp_path / "graph.pb"
     assert CliRunner().invoke(graph, ["backfill", "--format", "proto", "--output", str(out)]).exit_code == 0
-    assert foreign(beam_runner_api_pb2.Pipeline.FromString(out.read_bytes())) == []
+    assert foreign_parts(beam_runner_api_pb2.Pipeline.FromString(out.read_bytes())) == []
     wrong = CliRunner().invoke(graph, ["nothing"])
     assert wrong.exit_code == 2
     for name in PIPELINES:

@@ -9,7 +9,8 @@ import pytest
 from ciml.engines.processes import free_ports
 from ciml.errors import EngineError
 from ciml.kafka.options import KafkaOptions, ReadOptions
-from ciml.pipelines.kafka.plan import PartitionRead, read_range
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.reader import read_range
 from tests.pipelines.kafka.kafka_topics import send_starts
 
 READ = PartitionRead("t", "", 0, 3, 9)

@@ -20,7 +20,8 @@ from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.manifest.log import Delta
 from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.kafka.broker import list_topic, make_topic
-from ciml.pipelines.kafka.plan import PartitionRead, borrow, close_readers
+from ciml.pipelines.kafka.plan import PartitionRead
+from ciml.pipelines.kafka.reader import borrow, close_readers
 from ciml.pipelines.kafka.source import FOREVER, OffsetTracker, ReadUnbounded, Restriction
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService

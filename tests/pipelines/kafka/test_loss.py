@@ -15,8 +15,9 @@ from ciml.events.records import Batch, OffsetRange, Origin, Outcome
 from ciml.kafka.connect import NoTopicError, admin
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor, accept_losses, committer, seal
-from ciml.pipelines.kafka.broker import check_topic, list_again, list_topic, make_topic
-from ciml.pipelines.kafka.plan import Ends, PartitionRead, TopicEnds, close_readers, plan
+from ciml.pipelines.kafka.broker import Ends, TopicEnds, check_topic, list_again, list_topic, make_topic
+from ciml.pipelines.kafka.plan import PartitionRead, plan
+from ciml.pipelines.kafka.reader import close_readers
 from ciml.pipelines.kafka.source import OffsetTracker, ReadBounded
 from ciml.pipelines.processor_beam import Commit
 from ciml.services.driver import drive

@@ -17,7 +17,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.kafka.options import KafkaOptions, read_properties
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
 from ciml.pipelines.kafka.broker import list_topic, make_topic
-from ciml.pipelines.kafka.plan import Reader, close_readers
+from ciml.pipelines.kafka.reader import Reader, close_readers
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import account, wait_for

@@ -15,7 +15,8 @@ from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
 from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.pipelines.kafka.broker import Listing, list_topic, make_topic
-from ciml.pipelines.kafka.plan import PartitionRead, bases, borrow, close_readers, is_older, plan
+from ciml.pipelines.kafka.plan import PartitionRead, expired_offsets, is_older, plan
+from ciml.pipelines.kafka.reader import borrow, close_readers
 from ciml.pipelines.kafka.source import FOREVER, OffsetTracker, ReadFromKafka, ReadUnbounded, Restriction
 from ciml.runs.state import RawState
 from tests.pipelines.ingest.ingesting import need_real, wait_for
@@ -93,8 +94,8 @@ def test_an_empty_list_of_partitions_is_an_error() -> None:
 
 def test_what_was_gone_before_the_first_read_is_covered_once_and_for_all() -> None:
     found = listing((7, 9), (0, 2))
-    assert bases(RawState(), found) == [Batch(OffsetRange("t", "T", 0, 0, 7))]
-    assert bases(covered((0, 8)), found) == []
+    assert expired_offsets(RawState(), found) == [OffsetRange("t", "T", 0, 0, 7)]
+    assert expired_offsets(covered((0, 8)), found) == []
     assert plan(RawState(), found, bounded=True)[0].start == 7
 
 

@@ -19,7 +19,8 @@ from ciml.pipelines.flink.submit import FlinkJob, flink_options
 from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.ingest.pipeline import build_ingest
 from ciml.pipelines.kafka.broker import list_topic, make_topic
-from ciml.pipelines.kafka.plan import close_readers, plan
+from ciml.pipelines.kafka.plan import plan
+from ciml.pipelines.kafka.reader import close_readers
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for
 from tests.pipelines.kafka.kafka_topics import add_partitions, covered, delete, delete_records, send_starts, settled
 

@@ -16,7 +16,7 @@ from ciml.events.records import RunFacts
 from ciml.events.samples import End, Samples, encode
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.kafka.broker import list_topic
-from ciml.pipelines.kafka.plan import Reader
+from ciml.pipelines.kafka.reader import Reader
 from ciml.pipelines.live import LiveConfig
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.downsample import downsample

@@ -17,7 +17,7 @@ from ciml.pipelines.flink import jobs as flink_rest
 from ciml.pipelines.flink.jobs import list_flink_jobs
 from ciml.pipelines.flink.submit import FlinkJob, flink_options
 from ciml.pipelines.kafka.broker import list_topic
-from ciml.pipelines.kafka.plan import close_readers
+from ciml.pipelines.kafka.reader import close_readers
 from ciml.pipelines.live import KeepRun, LiveConfig, build_live, reached, reset
 from ciml.services.driver import drive
 from ciml.services.live import LiveService, make_topics, plan_live
