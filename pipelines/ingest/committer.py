@@ -10,20 +10,23 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, cast
 
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.events.payloads import offload_payloads
-from ciml.events.records import Batch, OffsetRange, Outcome
+from ciml.events.records import Batch, OffsetRange, Outcome, facts_of_row, rows_of
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
+from ciml.messages import ClosedDeadLetter, OpenDeadLetter, RunAnnouncement
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.pipelines.kafka.plan import lost_offsets
-from ciml.pipelines.kafka.publish import render_dead_letters, render_runs
+from ciml.pipelines.kafka.publish import Announcement
 from ciml.pipelines.processor import Output, PipelineConfig, PipelineProcessor, shared_replica
 from ciml.runs.accounting import reconcile
+from ciml.runs.dead_letters import described
 from ciml.runs.run_log import Judge
 from ciml.runs.state import RAW, RawState
 from ciml.storage import Store
@@ -156,6 +159,47 @@ class IngestProcessor(PipelineProcessor[IngestConfig, RawState, Batch]):
 
     def decode(self, data: bytes) -> Batch:
         return unseal(data)
+
+
+def render_runs(delta: Delta) -> Iterable[Announcement]:
+    """Yield the announcements of a raw delta: a reference to each new row, reclaims included, and its run's facts."""
+    for record in rows_of(delta):
+        facts = facts_of_row(record)
+        file = record["file"]
+        value: RunAnnouncement = {
+            "run_id": facts.run_id,
+            "build_name": facts.build_name,
+            "path": file["path"],
+            "digest": file["digest"],
+            "raw_version": delta["version"],
+            "facts": facts.to_json(),
+        }
+        if record["kind"] == "reclaim":
+            value["reclaim"] = True
+        yield facts.run_id.encode(), canonical_json(value), ()
+
+
+def render_dead_letters(delta: Delta) -> Iterable[Announcement]:
+    """Yield the dead letters that a raw delta closes, then those that it opens, without their payloads."""
+    for origin, run_id in delta.get("closed_letters", ()):
+        closed: ClosedDeadLetter = {
+            "state": "closed",
+            "origin": origin,
+            "run_id": run_id,
+            "raw_version": delta["version"],
+        }
+        yield _dead_letter_key(origin, run_id), canonical_json(closed), ()
+    for record in delta["dead_letters"]:
+        opened = cast(
+            OpenDeadLetter,
+            {"state": "open", **described(record), "time_us": delta["time_us"], "raw_version": delta["version"]},
+        )
+        yield _dead_letter_key(record["origin"], opened["run_id"]), canonical_json(opened), ()
+
+
+def _dead_letter_key(origin: Sequence[Any], run_id: str) -> bytes:
+    """Return the key of a dead letter's messages."""
+    return canonical_json([*origin, run_id])
 
 
 def seal(batch: Batch) -> bytes:

@@ -1,43 +1,44 @@
-"""Publishes a manifest's deltas to a topic, exactly once.
+"""Publishes a manifest's deltas to a topic, exactly once: a *projection* of the manifest onto the topic.
 
 The topic itself is the cursor: every message names its delta, and the last published delta is read back from the
-topic's end. So the next process publishes what a dead one had not; with a transaction for each step and one
-transactional id for each topic, or for each share of a manifest that has several, nothing is published twice.
+topic's end. So the next process publishes what a dead one did not. Nothing is published twice, since each step is one
+transaction. The transactional id is that of the topic, or of the *share* of a manifest that several processes publish.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from ciml.digest import canonical_json, sha256_json
+from ciml.digest import sha256_json
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.events.records import Message, facts_of_row, rows_of
+from ciml.events.records import Message
 from ciml.kafka.connect import NoTopicError, as_engine_error
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog
-from ciml.messages import ClosedDeadLetter, OpenDeadLetter, RunAnnouncement
 from ciml.pipelines.kafka.broker import is_mock, list_topic, make_topic, topic_of
 from ciml.pipelines.kafka.reader import Reader
 from ciml.pipelines.processes import Shared
-from ciml.runs.dead_letters import described
 
 #: The header that names the delta, and the one that names the manifest (the digest of its first delta).
 VERSION = "manifest"
 LOG = "log"
 
 Headers = Sequence[tuple[str, bytes]]
+#: Key, value and headers of a message.
 Announcement = tuple[bytes, bytes, Headers]
 Render = Callable[[Delta], Iterable[Announcement]]
 
-_MOST = 2000  # messages in a transaction
+_TRANSACTION_MESSAGES = 2000
+_FIRST_READ_BACK = 32  # messages
 _WAIT_S = 30.0
 _ATTEMPTS = 3
 _UNSUPPORTED = (
-    *(KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION),
+    KafkaError._UNSUPPORTED_FEATURE,
+    KafkaError.UNSUPPORTED_VERSION,
     KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
 )
 
@@ -54,8 +55,45 @@ class Share(NamedTuple):
     header: tuple[str, bytes]
 
 
-class _OtherTopicError(Exception):
-    """The topic was deleted or created again since its last delta was read from it."""
+#: The projections of this process.
+_projections = Shared["Projection"]()
+
+
+def projection(
+    log: ManifestLog, topic: str, render: Render, kafka: KafkaOptions, share: Share | None = None
+) -> Projection:
+    """Return the process's projection of a manifest, or of its share, onto a topic, cached with producer and cursor."""
+    key = (log.store.url(log.folder), topic, kafka, share)
+    return _projections.get(key, lambda: Projection(log, topic, render, kafka, share))
+
+
+class Projections:
+    """Several projections, published in order. A failure of one does not stop the others.
+
+    Args:
+      projections: in order.
+    """
+
+    def __init__(self, projections: Sequence[Projection]) -> None:
+        self._projections = projections
+
+    def announce(self) -> int:
+        """Publish each projection; return the lowest version. The first error is raised at the end."""
+        versions: list[int] = []
+        failure: CimlError | None = None
+        for projection in self._projections:
+            try:
+                versions.append(projection.announce())
+            except CimlError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return min(versions, default=0)
+
+    def close(self) -> None:
+        """Close the producers."""
+        for projection in self._projections:
+            projection.close()
 
 
 class Projection:
@@ -83,8 +121,9 @@ class Projection:
         self._kafka = kafka
         self._share = share
         self._producer: Producer | None = None
-        self._announced = 0
-        self._identity = self._topic_id = ""
+        self._published_version = 0
+        self._log_digest = ""
+        self._topic_id = ""
         self._failure: KafkaError | None = None
         self._lock = threading.Lock()
 
@@ -109,7 +148,7 @@ class Projection:
                 except BaseException:
                     self._forget()
                     raise
-            raise EngineError(f"topic {self._topic} is created again and again; publishing later")
+            raise EngineError(f"topic {self._topic} is recreated again and again; publishing later")
 
     def close(self) -> None:
         """Close the producer."""
@@ -122,23 +161,23 @@ class Projection:
         self._producer = None
 
     def _announce(self) -> int:
-        if not self._identity:
+        if not self._log_digest:
             try:
-                self._identity = sha256_json(self._log.read(1))[:16]
+                self._log_digest = sha256_json(self._log.read(1))[:16]
             except FileNotFoundError:
                 return 0
         if self._producer is None:
             self._start()
-        waiting: list[tuple[int, Announcement]] = []
-        version = self._announced
-        for version, delta in self._log.since(self._announced):
-            waiting += [(version, announcement) for announcement in self._render(delta)]
-            if len(waiting) >= _MOST:
-                self._send(waiting)
-                waiting = []
-                self._announced = version
-        self._send(waiting)
-        self._announced = version
+        pending: list[tuple[int, Announcement]] = []
+        version = self._published_version
+        for version, delta in self._log.since(self._published_version):
+            pending += [(version, announcement) for announcement in self._render(delta)]
+            if len(pending) >= _TRANSACTION_MESSAGES:
+                self._send(pending)
+                pending = []
+                self._published_version = version
+        self._send(pending)
+        self._published_version = version
         return version
 
     def _is_other_topic(self) -> bool:
@@ -152,7 +191,7 @@ class Projection:
     def _start(self) -> None:
         make_topic(self._kafka, self._topic, 1, {"retention.ms": "-1", "cleanup.policy": "delete"})
         self.exactly_once = not is_mock(self._kafka)
-        producer = self._make()
+        producer = self._new_producer()
         if self.exactly_once:
             try:
                 producer.init_transactions(_WAIT_S)  # fences the id's former owner and aborts its transaction
@@ -160,14 +199,14 @@ class Projection:
                 if error.args[0].code() not in _UNSUPPORTED:
                     raise
                 self.exactly_once = False
-                producer = self._make()
+                producer = self._new_producer()
         self._topic_id, _ = topic_of(self._kafka, self._topic)
         listing = list_topic(self._kafka, self._topic)
-        last = (self._last_of(partition, *bounds) for partition, bounds in listing.bounds.items())
-        self._announced = max(last, default=0)
+        versions = (self._last_in(partition, first, end) for partition, (first, end) in listing.bounds.items())
+        self._published_version = max(versions, default=0)
         self._producer = producer
 
-    def _make(self) -> Producer:
+    def _new_producer(self) -> Producer:
         options: dict[str, Any] = {
             **self._kafka.common(),
             "enable.idempotence": True,
@@ -179,31 +218,27 @@ class Projection:
             options["transactional.id"] = f"ciml.{self._topic}" + (f".{self._share.name}" if self._share else "")
         return Producer(options)
 
-    def _last_of(self, partition: int, first: int, end: int) -> int:
-        """Return the last delta that a partition holds messages of; 0 for none.
+    def _last_in(self, partition: int, first: int, end: int) -> int:
+        """Return the last delta of which a partition holds messages; 0 for none.
 
         It is read from the end, in growing steps. The messages of other shares may be many: a share that is new to a
         topic reads all of it, once.
         """
-        back = 32
-        last = 0
+        step = _FIRST_READ_BACK
         reader = Reader(self._kafka, self._topic, partition)
         try:
             while end > first:
-                start = max(first, end - back)
-                own_messages = 0
-                for message in self._between(reader, partition, start, end):
-                    version = self._version_of(message)
-                    own_messages += version is not None
-                    last = max(last, version or 0)
-                if own_messages:
-                    break
-                # only transaction markers, or messages of others, so far
-                back = 16 * back
+                start = max(first, end - step)
+                versions = map(self._version_of, self._between(reader, partition, start, end))
+                last = max((version for version in versions if version is not None), default=None)
+                if last is not None:
+                    return last
+                # So far there are only transaction markers, or messages of other shares.
+                step = 16 * step
                 end = start
+            return 0
         finally:
             reader.close()
-        return last
 
     def _version_of(self, message: Message) -> int | None:
         """Return the delta of a message of this projection, 0 for a foreign one; None for one of another share.
@@ -216,7 +251,7 @@ class Projection:
         log = headers.get(LOG)
         if not version or not version.isdigit():
             return None if self._share else 0
-        if log != self._identity.encode():
+        if log != self._log_digest.encode():
             raise IntegrityError(
                 f"topic {self._topic} holds another manifest than {self._log.store.url()}; publish to another "
                 "topic, or delete this one"
@@ -235,17 +270,17 @@ class Projection:
             if idle > _WAIT_S:
                 raise EngineError(f"{self._topic}[{partition}] {reader.position}: no answer to reads")
 
-    def _send(self, waiting: list[tuple[int, Announcement]]) -> None:
+    def _send(self, pending: list[tuple[int, Announcement]]) -> None:
         producer = self._producer
-        if not waiting or producer is None:
+        if not pending or producer is None:
             return
         if self._is_other_topic():
             raise _OtherTopicError
         self._failure = None
         if self.exactly_once:
             producer.begin_transaction()
-        for version, (key, value, headers) in waiting:
-            extra = [(VERSION, str(version).encode()), (LOG, self._identity.encode())]
+        for version, (key, value, headers) in pending:
+            extra = [(VERSION, str(version).encode()), (LOG, self._log_digest.encode())]
             enqueue(producer, self._topic, value, key, headers=[*headers, *extra], on_delivery=self._delivered)
         if self.exactly_once:
             producer.commit_transaction(_WAIT_S)
@@ -257,6 +292,10 @@ class Projection:
     def _delivered(self, error: KafkaError | None, _: Any) -> None:
         if error is not None:
             self._failure = error
+
+
+class _OtherTopicError(Exception):
+    """The topic was deleted or created again since its last delta was read from it."""
 
 
 def enqueue(
@@ -275,84 +314,3 @@ def enqueue(
             return
         except BufferError:
             producer.poll(0.1)
-
-
-def render_runs(delta: Delta) -> Iterable[Announcement]:
-    """Yield the announcements of a raw delta: a reference to each new row, reclaims included, and its run's facts."""
-    for record in rows_of(delta):
-        facts = facts_of_row(record)
-        file = record["file"]
-        value: RunAnnouncement = {
-            "run_id": facts.run_id,
-            "build_name": facts.build_name,
-            "path": file["path"],
-            "digest": file["digest"],
-            "raw_version": delta["version"],
-            "facts": facts.to_json(),
-        }
-        if record["kind"] == "reclaim":
-            value["reclaim"] = True
-        yield facts.run_id.encode(), canonical_json(value), ()
-
-
-def render_dead_letters(delta: Delta) -> Iterable[Announcement]:
-    """Yield the dead letters that a raw delta closes, then those that it opens, without their payloads."""
-    for origin, run_id in delta.get("closed_letters", ()):
-        closed: ClosedDeadLetter = {
-            "state": "closed",
-            "origin": origin,
-            "run_id": run_id,
-            "raw_version": delta["version"],
-        }
-        yield _dead_letter_key(origin, run_id), canonical_json(closed), ()
-    for record in delta["dead_letters"]:
-        opened = cast(
-            OpenDeadLetter,
-            {"state": "open", **described(record), "time_us": delta["time_us"], "raw_version": delta["version"]},
-        )
-        yield _dead_letter_key(record["origin"], opened["run_id"]), canonical_json(opened), ()
-
-
-def _dead_letter_key(origin: Sequence[Any], run_id: str) -> bytes:
-    """Return the key of a dead letter's messages."""
-    return canonical_json([*origin, run_id])
-
-
-class Projections:
-    """Several projections, published in order. A failure of one does not stop the others.
-
-    Args:
-      each: the projections.
-    """
-
-    def __init__(self, each: Sequence[Projection]) -> None:
-        self._each = each
-
-    def announce(self) -> int:
-        """Publish each projection; return the lowest version. The first error is raised at the end."""
-        versions: list[int] = []
-        failure: CimlError | None = None
-        for projection in self._each:
-            try:
-                versions.append(projection.announce())
-            except CimlError as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
-        return min(versions, default=0)
-
-    def close(self) -> None:
-        """Close the producers."""
-        for projection in self._each:
-            projection.close()
-
-
-_projections = Shared[Projection]()
-
-
-def projection(
-    log: ManifestLog, topic: str, render: Render, kafka: KafkaOptions, share: Share | None = None
-) -> Projection:
-    """Return the process's projection of a manifest, or of its share, onto a topic, cached with producer and cursor."""
-    key = (log.store.url(log.folder), topic, kafka, share)
-    return _projections.get(key, lambda: Projection(log, topic, render, kafka, share))

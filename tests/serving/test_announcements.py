@@ -9,7 +9,7 @@ import pytest
 
 from ciml.errors import RejectedInput
 from ciml.events.records import Message, RunFacts
-from ciml.pipelines.kafka.publish import render_runs
+from ciml.pipelines.ingest.committer import render_runs
 from ciml.serving.predict.predictor import read_announcement
 from tests.fuzz.strategies.announcements import DIGEST, FACTS, GOOD
 

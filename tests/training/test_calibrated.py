@@ -20,7 +20,7 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.events.outcomes import CAUSES, FAILED
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
-from ciml.pipelines.kafka.publish import render_runs
+from ciml.pipelines.ingest.committer import render_runs
 from ciml.serving.contract import check_candidate
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
 from ciml.serving.push import push

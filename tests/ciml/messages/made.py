@@ -13,7 +13,8 @@ from ciml.events.cloudevents import QUEUED, finished_event, run_event
 from ciml.events.records import Message, Origin, Outcome, RawFile, RunFacts
 from ciml.events.samples import End, encode, encode_rows
 from ciml.integrations.registry import delivered, find_adapter
-from ciml.pipelines.kafka.publish import LOG, VERSION, render_dead_letters, render_runs
+from ciml.pipelines.ingest.committer import render_dead_letters, render_runs
+from ciml.pipelines.kafka.publish import LOG, VERSION
 from ciml.pipelines.predict import render_predictions
 from ciml.serving.predict.answers import recorded_verdict
 from ciml.serving.predict.log import prediction_id

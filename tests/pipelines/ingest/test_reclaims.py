@@ -14,7 +14,7 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.records import Message, RunFacts
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
-from ciml.pipelines.kafka.publish import render_runs
+from ciml.pipelines.ingest.committer import render_runs
 from ciml.runs.verify import verify_raw
 from ciml.serving.predict.log import prediction_id
 from ciml.serving.predict.predictor import read_announcement

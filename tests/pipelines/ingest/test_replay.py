@@ -25,9 +25,9 @@ from ciml.events.records import Batch, Message, OffsetRange, RunFacts
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES
 from ciml.pipelines.backfill.backfill import backfill
-from ciml.pipelines.ingest.committer import Committer, committer
+from ciml.pipelines.ingest.committer import Committer, committer, render_dead_letters, render_runs
 from ciml.pipelines.ingest.replay import ReplayConfig, Replayed, chosen, preview, replay
-from ciml.pipelines.kafka.publish import Projection, Projections, render_dead_letters, render_runs
+from ciml.pipelines.kafka.publish import Projection, Projections
 from ciml.runs.dead_letters import Choice, all_dead_letters
 from ciml.runs.reader import verify_run
 from ciml.runs.verify import Audit

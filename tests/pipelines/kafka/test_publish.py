@@ -10,8 +10,8 @@ import pytest
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
 from ciml.kafka.options import KafkaOptions
-from ciml.pipelines.ingest.committer import Committer
-from ciml.pipelines.kafka.publish import LOG, VERSION, Projection, render_runs
+from ciml.pipelines.ingest.committer import Committer, render_runs
+from ciml.pipelines.kafka.publish import LOG, VERSION, Projection
 from ciml.storage import open_store
 from tests.messages import published
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real, one_batch, wait_for
