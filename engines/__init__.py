@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ciml.engines.base import Settings as Settings
+    from ciml.engines.environment import s3_environment as s3_environment
     from ciml.engines.flink.cluster import cluster_parts as cluster_parts
-    from ciml.engines.http import s3_environment as s3_environment
     from ciml.engines.kafka import create_topics as create_topics
     from ciml.engines.launcher import ENGINES as ENGINES
     from ciml.engines.launcher import Engines as Engines
@@ -30,7 +30,7 @@ EXTRA = "local"
 _NAMES = {
     "ciml.engines.base": ("Settings",),
     "ciml.engines.flink.cluster": ("cluster_parts",),
-    "ciml.engines.http": ("s3_environment",),
+    "ciml.engines.environment": ("s3_environment",),
     "ciml.engines.kafka": ("create_topics",),
     "ciml.engines.launcher": ("ENGINES", "Engines", "start", "stop"),
     "ciml.engines.state": ("EngineState", "default_home", "read"),

@@ -16,12 +16,11 @@ from typing import ClassVar
 from ciml.engines import processes, state
 from ciml.engines.base import Engine, Launch, Settings
 from ciml.engines.flink.cluster import Cluster
-from ciml.engines.flink.parts import Flink, MicroBatches
+from ciml.engines.flink.job_server import Flink, MicroBatches
 from ciml.engines.gerrit import Gerrit
-from ciml.engines.http import S3, LogServer, ModelServer
 from ciml.engines.jars import NoJava
 from ciml.engines.kafka import Kafka, MockKafka
-from ciml.engines.mosquitto import Mosquitto
+from ciml.engines.servers import S3, LogServer, ModelServer, Mosquitto
 from ciml.engines.state import EngineState
 from ciml.errors import CimlError, EngineError
 
@@ -253,7 +252,7 @@ class _Starter:
                 raise EngineError(f"port {port} for {use} is in use by another program")
         old_ports = self._before.ports if self._before is not None else {}
         reused = {
-            use: port for use, port in old_ports.items() if use not in fixed and processes.comes_free(port, _PORT_S)
+            use: port for use, port in old_ports.items() if use not in fixed and processes.becomes_free(port, _PORT_S)
         }
         for attempt in range(_ATTEMPTS):
             new_ports = iter(processes.lasting_ports(len(self._engine.uses)))
@@ -296,7 +295,7 @@ class _Starter:
         while True:
             if processes.find(pid, started) is None:
                 self.undo()  # a cluster's watchdog may have left parts
-                if processes.says_port_taken(log):
+                if processes.reports_port_in_use(log):
                     raise _PortTaken(f"{self.name}: a port of {launched.ports} is in use; see {log}")
                 raise EngineError(f"{self.name} exited during its start: {processes.last_lines(log)} (log: {log})")
             answered = self._engine.ready(self._home, launched)

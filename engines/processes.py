@@ -1,20 +1,15 @@
-"""Starts, identifies and stops processes that outlive their starter.
-
-The environment of a service's start: recorded without secrets, and used by each of its later processes.
-"""
+"""Starts, identifies and stops processes that outlive their starter, and finds ports for them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import random
-import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,120 +17,14 @@ import psutil
 from ciml.errors import EngineError
 from ciml.version import import_root
 
-_PREFIXES = ("AWS_", "OPENLINEAGE_")
-_NAMES = frozenset(
-    "ALL_PROXY GOOGLE_APPLICATION_CREDENTIALS HTTPS_PROXY HTTP_PROXY NO_PROXY REQUESTS_CA_BUNDLE SSL_CERT_DIR "
-    "SSL_CERT_FILE".split()
-)
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|AUTHORIZATION|CREDENTIALS_")
-_USER_IN_URL = re.compile(r"://[^/@]*@")
 # A process's start time is derived from the boot time, which a clock correction shifts a little. A pid is not reused
 # within this time.
 _SAME_START_S = 1.0
 _FIRST_LASTING_PORT = 18_000
 _HOST = "127.0.0.1"
 
-
-def is_setting(name: str) -> bool:
-    """Return whether a variable decides where a service stores data or whom it trusts."""
-    return name.startswith(_PREFIXES) or name.upper() in _NAMES
-
-
-def recorded(environment: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return what to record of an environment.
-
-    Returns:
-      The settings without secrets, by name; and the names of the settings whose value is a secret.
-    """
-    settings = {name: value for name, value in environment.items() if value and is_setting(name)}
-    secrets = tuple(sorted(name for name, value in settings.items() if _is_secret(name, value)))
-    return {name: value for name, value in settings.items() if name not in secrets}, secrets
-
-
-def _is_secret(name: str, value: str) -> bool:
-    if name.endswith("_FILE"):
-        return False
-    return _SECRET_NAME.search(name) is not None or _USER_IN_URL.search(value) is not None
-
-
-@contextmanager
-def using(settings: Mapping[str, str], secrets: Collection[str]) -> Iterator[None]:
-    """Use recorded settings in this process, and nothing else that `is_setting`, within the context.
-
-    Args:
-      settings: by name.
-      secrets: names of variables that keep their present value.
-    """
-    before = dict(os.environ)
-    for name in before:
-        if is_setting(name) and name not in settings and name not in secrets:
-            del os.environ[name]
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
+#: The children of this process, by pid.
 _children: dict[int, subprocess.Popen] = {}
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ``count`` different free ports, chosen by the system."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) for _ in range(count)]
-        for socket_ in sockets:
-            socket_.bind((_HOST, 0))
-        return [socket_.getsockname()[1] for socket_ in sockets]
-
-
-def lasting_ports(count: int) -> list[int]:
-    """Return ``count`` different free ports that stay free while their server is down.
-
-    They are below the system's ephemeral ports: a client that keeps reconnecting to a dead server could otherwise get
-    the server's own port.
-    """
-    numbers = range(_FIRST_LASTING_PORT, _first_of_connections())
-    ports: list[int] = []
-    for number in random.sample(numbers, len(numbers)):
-        if len(ports) == count:
-            return ports
-        if bindable(number):
-            ports.append(number)
-    return free_ports(count)
-
-
-def _first_of_connections() -> int:
-    try:
-        return max(_FIRST_LASTING_PORT, int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]))
-    except (OSError, ValueError, IndexError):
-        return _FIRST_LASTING_PORT
-
-
-def bindable(port: int) -> bool:
-    """Return whether a server could listen on the port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((_HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def comes_free(port: int, patience_s: float) -> bool:
-    """Wait until a server can listen on the port, for at most ``patience_s``; return whether it can."""
-    return _comes_true(lambda: bindable(port), patience_s)
-
-
-def _comes_true(condition: Callable[[], bool], patience_s: float) -> bool:
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def python_environment() -> dict[str, str]:
@@ -247,13 +136,13 @@ def end(pid: int | None, started: float | None, grace_s: float = 10.0) -> bool:
     try:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-        _comes_true(lambda: not _runs(process), grace_s)
+        _becomes_true(lambda: not _runs(process), grace_s)
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):  # psutil refuses to signal a reused pid
                 member.kill()
     except psutil.AccessDenied as error:
         raise EngineError(f"no permission to stop process {pid}: it belongs to another user") from error
-    if not _comes_true(lambda: not any(map(_runs, family)), 5.0):
+    if not _becomes_true(lambda: not any(map(_runs, family)), 5.0):
         raise EngineError(f"process {pid} does not stop")
     return True
 
@@ -282,8 +171,68 @@ def last_lines(log: Path, count: int = 3) -> str:
     return " | ".join([line.strip() for line in lines if line.strip()][-count:])[-600:]
 
 
-def says_port_taken(log: Path) -> bool:
+def reports_port_in_use(log: Path) -> bool:
     """Return whether a log reports a port in use."""
     with log.open("rb") as file:
         text = file.read(1 << 20).lower()
     return b"address already in use" in text or b"failed to bind" in text or b"is in use by another program" in text
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ``count`` different free ports, chosen by the system."""
+    listeners = [socket.socket() for _ in range(count)]
+    try:
+        for listener in listeners:  # all stay open until the last is bound, so that no port is chosen twice
+            listener.bind((_HOST, 0))
+        return [listener.getsockname()[1] for listener in listeners]
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def lasting_ports(count: int) -> list[int]:
+    """Return ``count`` different free ports that stay free while their server is down.
+
+    They are below the system's ephemeral ports: a client that keeps reconnecting to a dead server could otherwise get
+    the server's own port.
+    """
+    numbers = range(_FIRST_LASTING_PORT, _first_ephemeral_port())
+    ports: list[int] = []
+    for number in random.sample(numbers, len(numbers)):
+        if len(ports) == count:
+            return ports
+        if bindable(number):
+            ports.append(number)
+    return free_ports(count)
+
+
+def _first_ephemeral_port() -> int:
+    try:
+        return max(_FIRST_LASTING_PORT, int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]))
+    except (OSError, ValueError, IndexError):
+        return _FIRST_LASTING_PORT
+
+
+def bindable(port: int) -> bool:
+    """Return whether a server could listen on the port."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((_HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def becomes_free(port: int, patience_s: float) -> bool:
+    """Wait until a server can listen on the port, for at most ``patience_s``; return whether it can."""
+    return _becomes_true(lambda: bindable(port), patience_s)
+
+
+def _becomes_true(condition: Callable[[], bool], patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True

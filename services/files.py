@@ -16,8 +16,7 @@ from typing import Any
 import psutil
 
 from ciml.engines import processes, state
-from ciml.engines.local_s3 import use_local_s3
-from ciml.engines.processes import using
+from ciml.engines.environment import s3_environment, use_environment, use_local_s3
 from ciml.errors import CimlError
 from ciml.services.decide import Wanted
 from ciml.services.options import IngestOptions, ServiceOptions, options_of
@@ -103,8 +102,6 @@ def located(home: Path, options: StartOptions) -> StartOptions:
     s3 = engines.get("s3")
     models = engines.get("models")
     if options.local_s3 and s3 is not None:
-        from ciml.engines.http import s3_environment
-
         options = replace(options, environment={**(options.environment or {}), **s3_environment(s3.address)})
     service = options.service.with_addresses(
         kafka.address if options.local_kafka and kafka is not None else None,
@@ -119,13 +116,13 @@ def in_place(home: Path, options: StartOptions) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_folder(options.cwd))
         if options.environment is None:
-            stack.enter_context(using({}, os.environ.keys()))
+            stack.enter_context(use_environment({}, os.environ.keys()))
             service = options.service
             urls = (service.data, *(service.roots if isinstance(service, IngestOptions) else ()))
             if any(url.startswith("s3://") for url in urls):
                 use_local_s3(state.read(home).get("s3"))
         else:
-            stack.enter_context(using(options.environment, options.secret_variables))
+            stack.enter_context(use_environment(options.environment, options.secret_variables))
         yield
 
 

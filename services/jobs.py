@@ -271,7 +271,7 @@ class OnFlink:
     def _all(self) -> list[RestJob]:
         if self._options.rest:
             return jobs.overview(self._options.rest)
-        from ciml.engines.flink.parts import job_service_answers
+        from ciml.engines.flink.job_server import job_service_answers
 
         if not job_service_answers(self._options.jobs):
             raise EngineError(f"Flink's job server at {self._options.jobs} does not answer")

@@ -26,7 +26,7 @@ from ciml.cli.demo.corpus import CAUSE, Sample
 from ciml.cli.demo.result import AnswerLine
 from ciml.cli.demo.run import Demo, Predictions, start_predict
 from ciml.engines.gerrit import ADMIN, check_needs
-from ciml.engines.mosquitto import find_mosquitto
+from ciml.engines.servers import find_mosquitto
 from ciml.errors import EngineError
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts

@@ -16,7 +16,7 @@ import psutil
 
 from ciml.engines import jars, processes
 from ciml.engines.base import HOST, Engine, Launch, Settings
-from ciml.engines.flink import parts
+from ciml.engines.flink import job_server, parts
 from ciml.engines.flink.parts import MARK, Health, Part, PartState, pool_socket
 from ciml.engines.jars import NoJava
 from ciml.engines.processes import python_command, python_environment
@@ -37,7 +37,7 @@ _OVERHEAD_MB = 128
 #: A JobManager and a TaskManager lose each other after 20 s without a heartbeat, or at once when a port closes.
 #: A job's jars are those of the cluster, so its classes are loaded from there.
 SETTINGS = {
-    **parts.SETTINGS,
+    **job_server.SETTINGS,
     "taskmanager.memory.task.off-heap.size": "0m",
     "state.checkpoints.num-retained": "3",
     "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
@@ -126,7 +126,7 @@ def health(part: Part, state: PartState) -> Health:
     """Return the health of a part."""
     if processes.find(state.pid, state.started) is None:
         return "dead"
-    if parts.asks(part.check) == "yes":
+    if parts.run_check(part.check) == "yes":
         return "ok"
     return "no answer" if state.answered else "starting"
 
@@ -199,7 +199,9 @@ def write_configuration(home: Path, ports: Mapping[str, int], settings: Settings
     folder = home / "cluster" / "conf"
     managed_mb = settings.flink_managed_mb
     checkpoints = f"{state}/checkpoints"
-    parts.write_settings(folder, configuration, managed_mb=managed_mb, network_mb=_NETWORK_MB, checkpoints=checkpoints)
+    job_server.write_settings(
+        folder, configuration, managed_mb=managed_mb, network_mb=_NETWORK_MB, checkpoints=checkpoints
+    )
     return folder
 
 
@@ -231,7 +233,7 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
     def java_part(
         name: str, what: str, main: tuple[str, ...], check: list[str], address: str, *, heap_mb: int, outside_mb: int
     ) -> Part:
-        arguments = parts.flink_arguments(folder / name, class_path, heap_mb, scratch(name))
+        arguments = job_server.flink_arguments(folder / name, class_path, heap_mb, scratch(name))
         planned = part(name, what, [java, arguments, *main], check, address)
         return replace(planned, environment=plugins, memory_mb=heap_mb + outside_mb)
 
@@ -248,7 +250,7 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
         return part(name, "Python worker pool", list(command), ["pool", answers_at], endpoints["workers"])
 
     entry_point = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
-    server = parts.job_server(ports["cluster-jobs"], conf, folder / "artifacts")
+    server = job_server.job_server(ports["cluster-jobs"], conf, folder / "artifacts")
     master = endpoints["rest"].removeprefix("http://")
     return [
         java_part(

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -25,14 +26,15 @@ from ciml.engines.flink.parts import (
     MARK,
     Part,
     PartState,
-    asks,
     marked,
     read_plan,
     read_states,
-    sweep_checkpoints,
+    run_check,
     write_states,
 )
 from ciml.errors import CimlError, EngineError
+from ciml.pipelines.flink.jobs import ask
+from ciml.storage import Entry, open_store
 
 _TICK_S = 0.2
 _ASK_S = 2.0
@@ -40,7 +42,7 @@ _YOUNG_S = 60.0  # additional patience for a process that has not answered yet
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _STEADY_S = 120.0  # a process that ran this long restarts without a pause
-_SWEEP_S = 3600.0
+_COLLECT_S = 3600.0
 _KEEP_CHECKPOINTS_S = 7 * 86400.0  # for jobs unknown to Flink
 _LOG_BYTES = 32 << 20
 
@@ -68,17 +70,17 @@ class ClusterWatchdog:
         """Watch the parts until this process is killed; end it if a part cannot be watched."""
         pool = ThreadPoolExecutor(len(self._parts))
         watches = [pool.submit(self._watch, part) for part in self._parts]
-        while not (ended := wait(watches, _SWEEP_S, FIRST_EXCEPTION).done):
+        while not (ended := wait(watches, _COLLECT_S, FIRST_EXCEPTION).done):
             if "state" in self._settings:
-                self._sweep()
+                self._remove_old_checkpoints()
         traceback.print_exception(ended.pop().exception())
         sys.stderr.flush()
         os._exit(1)  # the other threads watch on
 
-    def _sweep(self) -> None:
+    def _remove_old_checkpoints(self) -> None:
         try:
             before_s = time.time() - _KEEP_CHECKPOINTS_S
-            for job in sweep_checkpoints(self._settings["state"], self._settings["rest"], before_s):
+            for job in remove_old_checkpoints(self._settings["state"], self._settings["rest"], before_s):
                 _log(f"removed the old checkpoints of {job}")
         except CimlError as error:
             _log(f"old checkpoints could not be removed, retrying later: {error}")
@@ -126,12 +128,12 @@ class ClusterWatchdog:
         """Return why a running part has to be started again; it has ended then."""
         answered_s = asked_s = time.monotonic()
         with ThreadPoolExecutor(1) as pool:  # a check takes seconds, in which a death must be noticed
-            check = pool.submit(asks, part.check)
+            check = pool.submit(run_check, part.check)
             while processes.find(state.pid, state.started) is not None:
                 now = time.monotonic()
                 if check.done() and now - asked_s >= _ASK_S:
                     asked_s = now
-                    check = pool.submit(asks, part.check)
+                    check = pool.submit(run_check, part.check)
                 answer = check.result() if check.done() else ""
                 if answer == "yes" and not state.answered:
                     state = self._record(replace(state, answered=True))
@@ -143,9 +145,42 @@ class ClusterWatchdog:
                     return f"no answer for {patience_s:.0f} s"
                 time.sleep(_TICK_S)
         log = Path(part.log)
-        if state.restarts == 0 and not state.answered and processes.says_port_taken(log):
+        if state.restarts == 0 and not state.answered and processes.reports_port_in_use(log):
             raise SystemExit(f"{part.name}: address already in use: {processes.last_lines(log)}")
         return "it died"
+
+
+def remove_old_checkpoints(state: str, rest: str, before_s: float) -> list[str]:
+    """Remove the checkpoints of jobs that Flink does not know and that wrote none since ``before_s``.
+
+    Flink retains the checkpoints of jobs that failed, were cancelled, or lost their JobManager, and never removes them.
+    Savepoints stay.
+
+    Args:
+      state: a folder or an ``s3://`` prefix; the checkpoints are in its ``checkpoints/JOB``.
+      rest: the URL of Flink's REST API.
+      before_s: epoch seconds.
+
+    Returns:
+      The ids of the jobs whose checkpoints were removed.
+
+    Raises:
+      EngineError: if Flink or the storage does not answer. Earlier removals are not undone.
+    """
+    job_ids = {job["id"] for job in ask("GET", f"{rest}/jobs")["jobs"]}
+    store = open_store(state)
+    checkpoints = store.child("checkpoints")
+    entries_by_job: defaultdict[str, list[Entry]] = defaultdict(list)
+    for entry in checkpoints.entries():
+        entries_by_job[entry.path.partition("/")[0]].append(entry)
+    old_jobs = []
+    for job, entries in sorted(entries_by_job.items()):
+        if job not in job_ids and max(entry.modified_s for entry in entries) < before_s:
+            for entry in entries:
+                checkpoints.delete(entry.path)
+            old_jobs.append(job)
+    store.delete_leftovers("checkpoints", before_s)
+    return old_jobs
 
 
 def _log(text: str) -> None:

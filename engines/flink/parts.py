@@ -1,7 +1,6 @@
-"""Flink embedded in Beam's job server, and the processes of a cluster: their start, their checks, and which ones run.
+"""The processes of a Flink cluster, its *parts*: the files that describe them, their health checks, and which ones run.
 
-Bounded micro-batches replace Flink without Java. Flink retains the checkpoints of jobs that failed, were cancelled, or
-lost their JobManager, for restarts, and never removes them: `sweep_checkpoints` does.
+The watchdog's plan has what is started; a state has what runs.
 """
 
 from __future__ import annotations
@@ -17,182 +16,14 @@ from typing import Any, Literal
 
 import psutil
 
-from ciml.engines import jars
-from ciml.engines.base import HOST, SMALL_JVM, Engine, Launch, Settings, http_answers, java_arguments, listens
-from ciml.engines.state import LIGHT, EngineState
+from ciml.engines.base import http_answers
+from ciml.engines.flink.job_server import job_service_answers
 from ciml.errors import EngineError
 from ciml.pipelines.flink.jobs import ask
-from ciml.storage import open_store
 from ciml.storage.json_files import read_json, write_json
 
-MICRO_BATCHES = "light: bounded micro-batches"
-JOB_SERVER_MAIN = "org.apache.beam.runners.flink.FlinkJobServerDriver"
-_GET_JOBS = "/org.apache.beam.model.job_management.v1.JobService/GetJobs"
-# Each job has its own small Flink and REST port.
-_REST_PORTS = 16
-_NETWORK_MB = 32
-
-# Packages that Flink's and Beam's serialisation use by reflection; Java 17 requires them to be opened.
-OPENED = (
-    *("java.lang", "java.net", "java.io", "java.nio", "sun.nio.ch", "java.lang.reflect", "java.text", "java.time"),
-    *("java.util", "java.util.concurrent", "java.util.concurrent.atomic", "java.util.concurrent.locks"),
-)
-
-# At "info" Flink logs 700 lines a job. These levels keep the lines on jobs, tasks and checkpoints.
-LOG_LEVELS = {
-    "org.apache.beam.runners.flink": "info",
-    "org.apache.beam.runners.jobsubmission": "info",
-    "org.apache.beam.runners.fnexecution.control.DefaultJobBundleFactory": "off",  # stack traces at job ends
-    "org.apache.flink.runtime.executiongraph": "info",
-    "org.apache.flink.runtime.checkpoint.CheckpointFailureManager": "info",
-    "org.apache.flink.runtime.dispatcher.DispatcherRestEndpoint": "info",
-    "org.apache.flink.runtime.security.token": "error",
-    "org.apache.flink.runtime.webmonitor.WebMonitorUtils": "error",
-}
-
-_LOOPBACK = (
-    *("rest.address", "rest.bind-address", "jobmanager.rpc.address", "jobmanager.bind-host"),
-    *("taskmanager.host", "taskmanager.bind-host"),
-)
-#: Settings of every Flink. Restart delays grow.
-SETTINGS = {
-    "state.checkpoint-storage": "filesystem",
-    "restart-strategy.type": "exponential-delay",
-    "restart-strategy.exponential-delay.initial-backoff": "500 ms",
-    "restart-strategy.exponential-delay.max-backoff": "10 s",
-    "restart-strategy.exponential-delay.reset-backoff-threshold": "2 min",
-}
 #: Environment variable with the home, inherited by each part's children, so that all are found.
 MARK = "CIML_CLUSTER_HOME"
-
-
-def write_settings(
-    folder: Path, settings: Mapping[str, object], *, managed_mb: int, network_mb: int, checkpoints: str
-) -> None:
-    """Write ``flink-conf.yaml``: the settings in addition to those of every Flink, which listens on loopback."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = {
-        **dict.fromkeys(_LOOPBACK, HOST),
-        "taskmanager.memory.managed.size": f"{managed_mb}m",
-        "taskmanager.memory.network.min": f"{network_mb}m",
-        "taskmanager.memory.network.max": f"{network_mb}m",
-        "state.checkpoints.dir": checkpoints,
-        **settings,
-    }
-    (folder / "flink-conf.yaml").write_text("".join(f"{name}: {value}\n" for name, value in lines.items()))
-
-
-def flink_arguments(folder: Path, class_path: str, heap_mb: int, scratch: Path) -> str:
-    """Write the options of a Java process of Flink; see `ciml.engines.base.java_arguments`."""
-    options = (
-        f"-Xmx{heap_mb}m",
-        *SMALL_JVM,
-        f"-Djava.io.tmpdir={scratch}",
-        *(f"-Dorg.slf4j.simpleLogger.log.{name}={level}" for name, level in LOG_LEVELS.items()),
-        *(f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in OPENED),
-    )
-    return java_arguments(folder, class_path, options)
-
-
-def job_server(port: int, conf: Path, artifacts: Path) -> tuple[str, ...]:
-    """Return the main class of Beam's job server and its arguments. Its expansion service is not needed."""
-    return (
-        *(JOB_SERVER_MAIN, f"--job-host={HOST}", f"--job-port={port}", "--artifact-port=0", "--expansion-port=-1"),
-        *(f"--flink-conf-dir={conf}", f"--artifacts-dir={artifacts}"),
-    )
-
-
-class Flink(Engine):
-    """The job server. Its jobs live in its process and end with it."""
-
-    name = "flink"
-    uses = ("flink", "flink-rest")
-
-    def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
-        java = jars.find_java()
-        class_path = jars.class_path("flink", settings.notify)
-        folder = home / "flink"
-        for part in ("checkpoints", "scratch", "artifacts"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        first = min(ports["flink-rest"], 65536 - _REST_PORTS)
-        write_settings(
-            folder / "conf",
-            {
-                **SETTINGS,
-                "rest.bind-port": f"{first}-{first + _REST_PORTS - 1}",
-                "state.backend.type": "hashmap",
-                "io.tmp.dirs": folder / "scratch",
-            },
-            managed_mb=settings.flink_managed_mb,
-            network_mb=_NETWORK_MB,
-            checkpoints=(folder / "checkpoints").as_uri(),
-        )
-        arguments = flink_arguments(folder, class_path, settings.flink_heap_mb, folder / "scratch")
-        return Launch(
-            "Flink 1.19 in Beam's job server",
-            (java, arguments, *job_server(ports["flink"], folder / "conf", folder / "artifacts")),
-            ports,
-            address=f"{HOST}:{ports['flink']}",
-            memory_mb=settings.flink_heap_mb + settings.flink_managed_mb + _NETWORK_MB,
-        )
-
-    def ready(self, home: Path, state: EngineState) -> EngineState | None:
-        return state if listens(state.ports["flink"]) and job_service_answers(state.address) else None
-
-
-class MicroBatches(Engine):
-    """No process: commands run bounded micro-batches from the committed offsets to the present end."""
-
-    name = "flink"
-    kind = LIGHT
-
-    def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
-        return Launch(MICRO_BATCHES, None, ports)
-
-
-def job_service_answers(address: str, timeout_s: float = 2.0) -> bool:
-    """Return whether Beam's job server answers at ``host:port``."""
-    import grpc
-
-    with grpc.insecure_channel(address) as channel:
-        try:  # an empty message is a valid GetJobsRequest, so Beam need not be imported
-            channel.unary_unary(_GET_JOBS, None, None)(b"", timeout=timeout_s, wait_for_ready=True)
-        except grpc.RpcError:
-            return False
-    return True
-
-
-def sweep_checkpoints(state: str, rest: str, before_s: float) -> list[str]:
-    """Remove the checkpoints of jobs that Flink does not know and that wrote none since ``before_s``.
-
-    Savepoints are kept.
-
-    Args:
-      state: a folder or an ``s3://`` prefix; the checkpoints are in its ``checkpoints/JOB``.
-      rest: the URL of Flink's REST API.
-      before_s: epoch seconds.
-
-    Returns:
-      The ids of the jobs whose checkpoints were removed.
-
-    Raises:
-      EngineError: if Flink or the storage does not answer. Earlier removals are not undone.
-    """
-    job_ids = {job["id"] for job in ask("GET", f"{rest}/jobs")["jobs"]}
-    top = open_store(state)
-    store = top.child("checkpoints")
-    paths: dict[str, list[str]] = {}
-    youngest: dict[str, float] = {}
-    for entry in store.entries():
-        job = entry.path.partition("/")[0]
-        paths.setdefault(job, []).append(entry.path)
-        youngest[job] = max(youngest.get(job, 0.0), entry.modified_s)
-    old = sorted(job for job, last_s in youngest.items() if job not in job_ids and last_s < before_s)
-    for job in old:
-        for path in paths[job]:
-            store.delete(path)
-    top.delete_leftovers("checkpoints", before_s)
-    return old
 
 
 Health = Literal["ok", "starting", "no answer", "dead"]
@@ -288,7 +119,7 @@ def marked(home: Path) -> list[psutil.Process]:
     return processes
 
 
-def asks(check: list[str]) -> Answer:
+def run_check(check: list[str]) -> Answer:
     """Run a health check, for two seconds at most."""
     kind, address, *name = check
     if kind == "taskmanager":

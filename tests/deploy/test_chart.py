@@ -19,7 +19,7 @@ import yaml
 from ciml import __version__, limits
 from ciml.cli.main import cli
 from ciml.engines.flink.cluster import SETTINGS
-from ciml.engines.flink.parts import OPENED
+from ciml.engines.flink.job_server import OPENED
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.trust import TrustPolicy
 from tests.deploy.chart import (

@@ -11,7 +11,7 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from ciml import __version__
-from ciml.engines.flink.parts import JOB_SERVER_MAIN, OPENED
+from ciml.engines.flink.job_server import JOB_SERVER_MAIN, OPENED
 from tests.project.environment import distributions_of
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,8 @@ from ciml import engines
 from ciml.engines import processes
 from ciml.engines.flink import parts
 from ciml.engines.flink.cluster import Cluster
-from ciml.engines.flink.parts import MARK, Part, PartState, pool_socket, sweep_checkpoints
+from ciml.engines.flink.cluster_watchdog import remove_old_checkpoints
+from ciml.engines.flink.parts import MARK, Part, PartState, pool_socket
 from ciml.engines.state import EngineState
 from ciml.errors import CimlError, EngineError
 from ciml.storage import open_store
@@ -182,13 +183,13 @@ def test_old_checkpoints_of_forgotten_jobs_go(place: str, tmp_path: Path, reques
         threading.Thread(target=server.serve_forever, daemon=True).start()
         rest = f"http://127.0.0.1:{server.server_port}"
         everything = store.list()
-        assert sweep_checkpoints(state, rest, before_s=time.time() - 3600) == []
+        assert remove_old_checkpoints(state, rest, before_s=time.time() - 3600) == []
         assert store.list() == everything
-        assert sweep_checkpoints(state, rest, before_s=time.time() + 3600) == ["gone"]
+        assert remove_old_checkpoints(state, rest, before_s=time.time() + 3600) == ["gone"]
         server.shutdown()
     assert store.list() == ["checkpoints/known/chk-1/_metadata", "savepoints/savepoint-1/_metadata"]
     with pytest.raises(EngineError, match="does not answer"):  # then nothing is removed
-        sweep_checkpoints(state, rest, before_s=time.time() + 3600)
+        remove_old_checkpoints(state, rest, before_s=time.time() + 3600)
     assert len(store.list()) == 2
 
 
@@ -208,7 +209,7 @@ def test_a_pool_starts_and_ends_workers_and_takes_them_with_it(tmp_path: Path):
         return [int(pid) for pid in re.findall(r"worker \S+ of \S+: pid (\d+)", (tmp_path / "log").read_text())]
 
     try:
-        wait_for(lambda: parts.asks(["pool", name]) == "yes")
+        wait_for(lambda: parts.run_check(["pool", name]) == "yes")
         with socket.socket() as job, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             job.bind(("127.0.0.1", 0))
             job.listen(64)
@@ -236,7 +237,7 @@ def test_a_pool_starts_and_ends_workers_and_takes_them_with_it(tmp_path: Path):
             assert pids()[2] in left
             os.kill(pool[0], signal.SIGKILL)
             wait_for(lambda: not any(runs(pid) for pid in left))
-        assert parts.asks(["pool", name]) == "no"
+        assert parts.run_check(["pool", name]) == "no"
     finally:
         processes.end(*pool)
 

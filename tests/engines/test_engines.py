@@ -232,7 +232,7 @@ def test_a_broker_whose_port_was_taken_says_where_it_is_and_what_to_do(home: Pat
     ciml("up", "kafka", home=home)
     first = engines.read(home)["kafka"]
     kill(first)
-    assert processes.comes_free(first.ports["kafka"], 20)
+    assert processes.becomes_free(first.ports["kafka"], 20)
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", first.ports["kafka"]))
@@ -266,7 +266,7 @@ def test_an_unknown_engine_is_one_line(home: Path):
 
 def test_a_server_that_dies_at_start_says_why(home: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        "ciml.engines.http.python_command", lambda *_: (sys.executable, "-c", "raise SystemExit('no luck')")
+        "ciml.engines.servers.python_command", lambda *_: (sys.executable, "-c", "raise SystemExit('no luck')")
     )
     with pytest.raises(EngineError, match=r"models exited during its start: no luck \(log: .*models\.log\)"):
         engines.start(["models"], home, engines.Settings(models_config="x"))

@@ -21,7 +21,7 @@ from ciml import engines
 from ciml.engines import processes
 from ciml.engines.gerrit import ADMIN
 from ciml.engines.jars import NoJava
-from ciml.engines.mosquitto import find_mosquitto
+from ciml.engines.servers import find_mosquitto
 from ciml.errors import EngineError
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ciml import engines
 from ciml.engines import processes, state
-from ciml.engines.processes import recorded, using
+from ciml.engines.environment import record_environment, use_environment
 from ciml.errors import CimlError
 from ciml.services.files import ServiceFiles, StartOptions, check_secret_variables, in_place
 from ciml.services.jobs import InWorker, OnFlink, Worker
@@ -130,7 +130,7 @@ def test_settings_are_recorded_and_secrets_only_by_name() -> None:
         "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://secret-4", "OPENLINEAGE_API_KEY": "secret-5",
         "HTTPS_PROXY": "http://user:secret-6@proxy:1", "NO_PROXY": "localhost", "HOME": "/root", "PATH": "/bin",
     }  # fmt: skip
-    settings, secrets = recorded(given)
+    settings, secrets = record_environment(given)
     assert settings == {
         "AWS_ENDPOINT_URL_S3": "http://s3:1", "AWS_PROFILE": "ci", "AWS_CA_BUNDLE": "/ca.pem", "AWS_REGION": "eu",
         "AWS_SHARED_CREDENTIALS_FILE": "/credentials", "AWS_WEB_IDENTITY_TOKEN_FILE": "/token",
@@ -149,7 +149,7 @@ def test_a_service_uses_the_settings_of_its_start_and_no_others(monkeypatch: pyt
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "rotated")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of another shell")
     before = dict(os.environ)
-    with using({"AWS_ENDPOINT_URL_S3": "http://s3:1"}, ["AWS_SECRET_ACCESS_KEY"]):
+    with use_environment({"AWS_ENDPOINT_URL_S3": "http://s3:1"}, ["AWS_SECRET_ACCESS_KEY"]):
         found = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         assert found["AWS_ENDPOINT_URL_S3"] == "http://s3:1"
         assert found["AWS_SECRET_ACCESS_KEY"] == "rotated"

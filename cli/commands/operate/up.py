@@ -19,7 +19,7 @@ from ciml.cli.output import print_columns
 from ciml.engines import processes
 from ciml.engines.flink.cluster import part_rows
 from ciml.engines.launcher import alive, healthy
-from ciml.engines.local_s3 import use_local_s3
+from ciml.engines.environment import use_local_s3
 from ciml.errors import CimlError
 from ciml.options import Options, argument, flag, option, repeated
 

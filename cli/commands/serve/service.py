@@ -83,6 +83,7 @@ def _command_of(kind: str, *, foreground: bool) -> click.Command:
 
 def _start(kind: str, foreground: bool, service: ServiceOptions, how: RunOptions, running: Foreground) -> int:
     from ciml.engines import processes, state
+    from ciml.engines.environment import record_environment
     from ciml.services import control
     from ciml.services.files import ServiceFiles, located
     from ciml.services.files import StartOptions as Start
@@ -91,7 +92,7 @@ def _start(kind: str, foreground: bool, service: ServiceOptions, how: RunOptions
     home = home_of(ctx)
     s3 = state.read(home).get("s3")
     local_s3 = s3 is not None and os.environ.get("AWS_ENDPOINT_URL_S3") == s3.address
-    environment, secret_variables = processes.recorded(os.environ)
+    environment, secret_variables = record_environment(os.environ)
     if local_s3:  # whose credentials are no secrets
         secret_variables = ()
     engine = running.engine if isinstance(running, OnEngine) else None

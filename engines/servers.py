@@ -1,23 +1,28 @@
-"""The HTTP engines: an S3 endpoint (moto), a log server, and the model server."""
+"""The engines that need no Java: an S3 endpoint (moto), a log server, the model server, and mosquitto."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from ciml.engines.base import HOST, Engine, Launch, Settings
+from ciml.engines.environment import S3_ENVIRONMENT
 from ciml.engines.processes import python_command, python_environment
-from ciml.errors import CimlError
+from ciml.errors import CimlError, EngineError
 from ciml.extras import require
 
-# moto accepts any credentials; boto3 needs some.
-S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-def s3_environment(endpoint: str) -> dict[str, str]:
-    """Return the environment variables that point boto3, Beam and pyarrow to the S3 endpoint."""
-    return {"AWS_ENDPOINT_URL_S3": endpoint, **S3_ENVIRONMENT}
+# Anyone on this machine may publish and subscribe. Sessions and messages survive a restart.
+_MOSQUITTO_CONFIG = """\
+listener {port} {host}
+allow_anonymous true
+user {user}
+persistence true
+persistence_location {folder}/
+autosave_interval 1
+max_queued_messages 0
+"""
 
 
 class S3(Engine):
@@ -79,3 +84,33 @@ class ModelServer(Engine):
             urls={"grpc": f"{HOST}:{grpc_port}", "rest": f"http://{HOST}:{rest_port}"},
             environment=python_environment(),
         )
+
+
+class Mosquitto(Engine):
+    """Debian's MQTT broker, without TLS and passwords. Its sessions in ``<home>/mosquitto`` survive a restart."""
+
+    name = "mosquitto"
+    uses = ("mosquitto",)
+
+    def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
+        program = find_mosquitto()
+        folder = home / "mosquitto"
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "mosquitto.conf"
+        port = ports["mosquitto"]
+        user = os.environ.get("USER", "root")  # else it would change to a user who may not write here
+        config.write_text(_MOSQUITTO_CONFIG.format(port=port, host=HOST, folder=folder, user=user))
+        address = f"mqtt://{HOST}:{port}"
+        return Launch("mosquitto (MQTT)", (program, "-c", str(config)), ports, address=address)
+
+
+def find_mosquitto() -> str:
+    """Return the path of mosquitto, which Debian puts into an administrator's folder.
+
+    Raises:
+      EngineError: it is not installed.
+    """
+    path = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    if path is None:
+        raise EngineError("mosquitto is not installed: apt-get install mosquitto")
+    return path
