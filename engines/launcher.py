@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
 
 from ciml.engines import processes, state
 from ciml.engines.base import Engine, Launch, Settings
@@ -28,51 +27,16 @@ _ALL = (Kafka(), Flink(), Cluster(), S3(), LogServer(), ModelServer(), Mosquitto
 ENGINES: Mapping[str, Engine] = {entry.name: entry for entry in _ALL}
 LIGHT_ENGINES: Mapping[str, Engine] = {entry.name: entry for entry in (MockKafka(), MicroBatches())}
 _PORT_S = 5.0  # wait for a dead engine's port
-_ATTEMPTS = 3  # with other ports, if another process took a chosen one
-
-
-def engine_of(entry: EngineState) -> Engine:
-    """Return the engine of a state."""
-    return (LIGHT_ENGINES if entry.light else ENGINES)[entry.name]
-
-
-def alive(entry: EngineState) -> bool:
-    """Return whether the engine's process still runs; an engine without a process always does."""
-    return entry.pid is None or processes.find(entry.pid, entry.started) is not None
-
-
-def healthy(home: Path, entry: EngineState) -> bool:
-    """Return whether the engine runs and answers."""
-    return alive(entry) and engine_of(entry).ready(home, entry) is not None
-
-
-class _Address:
-    """The address of the engine that has the attribute's name: ``host:port`` or a URL."""
-
-    def __set_name__(self, owner: type[Engines], name: str) -> None:
-        self._name = name
-
-    def __get__(self, engines: Engines, owner: type[Engines] | None = None) -> str:
-        state = engines.state_of(self._name)
-        if not state.address:  # of bounded micro-batches
-            raise EngineError(f"Flink is not available ({state.what}); use --engine micro-batches")
-        return state.address
-
-
-class _Addresses(_Address):
-    """The addresses of an engine that has several, by use."""
-
-    def __get__(self, engines: Engines, owner: type[Engines] | None = None) -> dict[str, str]:  # type: ignore[override]
-        return dict(engines.state_of(self._name).urls)
+_ATTEMPTS = 3  # each with other ports, if another process took a chosen one
 
 
 @dataclass
 class Engines:
     """Running engines. As a context manager, stops those that it started.
 
-    The addresses of an engine raise `EngineError` if it does not run. ``flink`` is the ``host:port`` of its job server;
-    ``cluster`` has ``jobs`` (``host:port`` of Beam's job server), ``rest`` (a URL) and ``workers``; ``models`` has
-    ``grpc`` (``host:port``) and ``rest`` (a URL).
+    A property for each engine gives its address, ``host:port`` or a URL, or raises `EngineError` if it does not run.
+    ``flink`` is the ``host:port`` of its job server; ``cluster`` has ``jobs`` (``host:port`` of Beam's job server),
+    ``rest`` (a URL) and ``workers``; ``models`` has ``grpc`` (``host:port``) and ``rest`` (a URL).
 
     Attributes:
       home: the folder of their files.
@@ -88,14 +52,43 @@ class Engines:
     notes: list[str] = field(default_factory=list)
     reaper: tuple[int, float] | None = field(default=None, repr=False)
 
-    kafka: ClassVar = _Address()
-    flink: ClassVar = _Address()
-    s3: ClassVar = _Address()
-    logs: ClassVar = _Address()
-    mosquitto: ClassVar = _Address()
-    gerrit: ClassVar = _Address()
-    cluster: ClassVar = _Addresses()
-    models: ClassVar = _Addresses()
+    @property
+    def kafka(self) -> str:
+        return self._address("kafka")
+
+    @property
+    def flink(self) -> str:
+        return self._address("flink")
+
+    @property
+    def s3(self) -> str:
+        return self._address("s3")
+
+    @property
+    def logs(self) -> str:
+        return self._address("logs")
+
+    @property
+    def mosquitto(self) -> str:
+        return self._address("mosquitto")
+
+    @property
+    def gerrit(self) -> str:
+        return self._address("gerrit")
+
+    @property
+    def cluster(self) -> dict[str, str]:
+        return dict(self.state_of("cluster").urls)
+
+    @property
+    def models(self) -> dict[str, str]:
+        return dict(self.state_of("models").urls)
+
+    def _address(self, name: str) -> str:
+        state = self.state_of(name)
+        if not state.address:  # of bounded micro-batches
+            raise EngineError(f"Flink is not available ({state.what}); use --engine micro-batches")
+        return state.address
 
     def state_of(self, name: str) -> EngineState:
         """Return the state of a running engine."""
@@ -148,7 +141,7 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
         recorded_states = state.read(folder)
         running = {name: entry for name, entry in recorded_states.items() if alive(entry)}
         # dead engines keep their entry, which holds the ports that clients know
-        recorded = _Recorded(folder, recorded_states)
+        recorded = _RecordedStates(folder, recorded_states)
         engines = Engines(folder, running)
         starters = [_Starter(ENGINES[name], folder, chosen, recorded) for name in selected if name not in running]
         if chosen.tied and starters:
@@ -191,6 +184,21 @@ def stop(names: Iterable[str] | None = None, home: Path | str | None = None) -> 
         return [name for name in chosen if results[name].result() or recorded[name].pid is None]
 
 
+def engine_of(entry: EngineState) -> Engine:
+    """Return the engine of a state."""
+    return (LIGHT_ENGINES if entry.light else ENGINES)[entry.name]
+
+
+def alive(entry: EngineState) -> bool:
+    """Return whether the engine's process still runs; an engine without a process always does."""
+    return entry.pid is None or processes.find(entry.pid, entry.started) is not None
+
+
+def healthy(home: Path, entry: EngineState) -> bool:
+    """Return whether the engine runs and answers."""
+    return alive(entry) and engine_of(entry).ready(home, entry) is not None
+
+
 def _start_reaper(home: Path, names: list[str]) -> tuple[int, float]:
     me = os.getpid()
     arguments = (str(me), repr(processes.start_time(me)), str(home), *names)
@@ -198,8 +206,8 @@ def _start_reaper(home: Path, names: list[str]) -> tuple[int, float]:
     return processes.spawn(command, home / "logs" / "stop-with-parent.log", processes.python_environment(), home)
 
 
-class _Recorded:
-    """The recorded states of a home, for several threads."""
+class _RecordedStates:
+    """The recorded states of a home, which several threads change."""
 
     def __init__(self, home: Path, states: dict[str, EngineState]) -> None:
         self._home = home
@@ -217,7 +225,7 @@ class _Recorded:
 class _Starter:
     """Starts one engine in a thread. After a crash it reuses the previous ports."""
 
-    def __init__(self, engine: Engine, home: Path, settings: Settings, recorded: _Recorded) -> None:
+    def __init__(self, engine: Engine, home: Path, settings: Settings, recorded: _RecordedStates) -> None:
         self._engine = engine
         self._home = home
         self._settings = settings
@@ -259,9 +267,9 @@ class _Starter:
             ports = {use: fixed.get(use) or reused.get(use) or next(new_ports) for use in self._engine.uses}
             launch = self._engine.prepare(self._home, ports, self._settings)
             try:
-                self._await(launch)
+                self._launch(launch)
                 break
-            except _PortTaken:
+            except _PortInUse:
                 reused = {}
                 if attempt + 1 == _ATTEMPTS:
                     raise
@@ -272,16 +280,22 @@ class _Starter:
         now = self._recorded.states[self.name]
         if before is None or before.light or now.light:
             return
-        for use, was in before.ports.items():
+        for use, port in before.ports.items():
             # Only an address that clients know matters.
-            if use not in fixed and now.ports.get(use, was) != was and str(was) in before.address:
+            if use not in fixed and now.ports.get(use, port) != port and str(port) in before.address:
                 self.notes.append(
-                    f"{self.name}: port {was}, used before, is in use by another program; it listens at {now.address}. "
-                    f"Give clients this address, or free the port and run: ciml down {self.name}; "
-                    f"ciml up {self.name} --port {use}={was}"
+                    f"{self.name}: port {port}, used before, is in use by another program; it listens at "
+                    f"{now.address}. Give clients this address, or free the port and run: ciml down {self.name}; "
+                    f"ciml up {self.name} --port {use}={port}"
                 )
 
-    def _await(self, launch: Launch) -> None:
+    def _launch(self, launch: Launch) -> None:
+        """Start the engine's process, and wait until it is ready.
+
+        Raises:
+          _PortInUse: it may be tried with other ports.
+          EngineError: it ended, or is not ready in time.
+        """
         log = self._home / "logs" / f"{self.name}.log"
         if launch.command is None:
             self._recorded.put(self.name, self._engine.state_of(launch))
@@ -296,7 +310,7 @@ class _Starter:
             if processes.find(pid, started) is None:
                 self.undo()  # a cluster's watchdog may have left parts
                 if processes.reports_port_in_use(log):
-                    raise _PortTaken(f"{self.name}: a port of {launched.ports} is in use; see {log}")
+                    raise _PortInUse(f"{self.name}: a port of {launched.ports} is in use; see {log}")
                 raise EngineError(f"{self.name} exited during its start: {processes.last_lines(log)} (log: {log})")
             answered = self._engine.ready(self._home, launched)
             # A foreign server may answer on the port while this one fails because of it.
@@ -313,5 +327,5 @@ class _Starter:
             time.sleep(0.05)
 
 
-class _PortTaken(EngineError):
-    pass
+class _PortInUse(EngineError):
+    """Another process took a port of the engine."""

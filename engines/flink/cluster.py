@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -63,7 +63,7 @@ class Cluster(Engine):
             next(iter(open_store(settings.state).entries("")), None)
         folder = home / "cluster"
         chosen = dict(ports)
-        if parts.marked(home):  # its watchdog was killed: running parts keep their ports
+        if parts.cluster_processes(home):  # its watchdog was killed: running parts keep their ports
             chosen = dict(parts.read_plan(folder)[1].get("ports", ports))
         for part in ("checkpoints", "savepoints"):
             (home / "flink" / part).mkdir(parents=True, exist_ok=True)
@@ -72,8 +72,8 @@ class Cluster(Engine):
         except NoJava as error:
             raise NoJava(f"a Flink cluster needs Java ({error}); without Java use --engine micro-batches") from error
         endpoints = addresses(chosen)
-        kept_at = settings.state or str(home / "flink")
-        parts.write_plan(folder, planned, {"ports": chosen, "state": kept_at, "rest": endpoints["rest"]})
+        state_place = settings.state or str(home / "flink")
+        parts.write_plan(folder, planned, {"ports": chosen, "state": state_place, "rest": endpoints["rest"]})
         return Launch(
             f"Flink 1.19, standalone: {settings.task_managers} × {settings.slots} slots",
             python_command("ciml.engines.flink.cluster_watchdog", str(home), str(folder)),
@@ -101,7 +101,7 @@ class Cluster(Engine):
         watchdog = processes.find(state.pid, state.started)
         if watchdog is not None:
             _signal([watchdog], psutil.Process.kill)
-        remaining = ran = parts.marked(home)
+        remaining = ran = parts.cluster_processes(home)
         _signal(remaining, psutil.Process.terminate)
         start_s = time.monotonic()
         while remaining:
@@ -111,7 +111,7 @@ class Cluster(Engine):
             if waited_s > _GRACE_S:
                 _signal(remaining, psutil.Process.kill)
             time.sleep(0.05)
-            remaining = parts.marked(home)
+            remaining = parts.cluster_processes(home)
         parts.states_file(home / "cluster").unlink(missing_ok=True)
         return bool(ran) or watchdog is not None
 
@@ -211,73 +211,94 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
     Raises:
       NoJava: without Java, or without jars and Maven.
     """
-    java = jars.find_java()
-    class_path = jars.class_path("cluster", settings.notify)
-    conf = write_configuration(home, ports, settings)
-    endpoints = addresses(ports)
-    plugins = {"FLINK_PLUGINS_DIR": str(_plugins(home, settings))}
-    workers = {**python_environment(), "PYTHONUNBUFFERED": "1"}
-    configured = ("--configDir", str(conf))
-    folder = home / "cluster"
+    maker = _PartMaker(
+        home,
+        ports,
+        settings,
+        java=jars.find_java(),
+        class_path=jars.class_path("cluster", settings.notify),
+        configuration=write_configuration(home, ports, settings),
+        plugins=_link_plugins(home, settings),
+    )
     numbers = range(1, settings.task_managers + 1)
-    heap_mb = settings.flink_heap_mb + _FRAMEWORK_HEAP_MB
-    outside_mb = _OFF_HEAP_MB + settings.flink_managed_mb + _NETWORK_MB + _METASPACE_MB + _OVERHEAD_MB
-
-    def scratch(name: str) -> Path:
-        return folder / "scratch" / name
-
-    def part(name: str, what: str, command: list[str], check: list[str], address: str) -> Part:
-        log = home / "logs" / f"cluster-{name}.log"
-        return Part(name, what, command, check, address, str(scratch(name)), str(log), workers, patience_s=20.0)
-
-    def java_part(
-        name: str, what: str, main: tuple[str, ...], check: list[str], address: str, *, heap_mb: int, outside_mb: int
-    ) -> Part:
-        arguments = job_server.flink_arguments(folder / name, class_path, heap_mb, scratch(name))
-        planned = part(name, what, [java, arguments, *main], check, address)
-        return replace(planned, environment=plugins, memory_mb=heap_mb + outside_mb)
-
-    def task_manager(name: str) -> Part:
-        identity = ("-D", f"taskmanager.resource-id={name}", "-D", f"io.tmp.dirs={scratch(name)}")
-        main = ("org.apache.flink.runtime.taskexecutor.TaskManagerRunner", *configured, *identity)
-        check = ["taskmanager", endpoints["rest"], name]
-        planned = java_part(name, "Flink 1.19 TaskManager", main, check, "", heap_mb=heap_mb, outside_mb=outside_mb)
-        return replace(planned, patience_s=45.0)
-
-    def pool(name: str) -> Part:
-        answers_at = pool_socket(home, name)
-        command = python_command("ciml.engines.flink.worker_pool", str(ports["cluster-workers"]), answers_at)
-        return part(name, "Python worker pool", list(command), ["pool", answers_at], endpoints["workers"])
-
-    entry_point = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
-    server = job_server.job_server(ports["cluster-jobs"], conf, folder / "artifacts")
-    master = endpoints["rest"].removeprefix("http://")
     return [
-        java_part(
-            "jobmanager",
-            "Flink 1.19 JobManager",
-            (entry_point, *configured, "-D", f"io.tmp.dirs={scratch('jobmanager')}"),
-            ["http", f"{endpoints['rest']}/overview"],
-            endpoints["rest"],
-            heap_mb=_JOB_MANAGER_MB,
-            outside_mb=_METASPACE_MB,
-        ),
-        *(task_manager(f"taskmanager-{number}") for number in numbers),
-        java_part(
-            "jobserver",
-            "Beam 2.62 job server",
-            (*server, f"--flink-master={master}"),
-            ["jobs", endpoints["jobs"]],
-            endpoints["jobs"],
-            heap_mb=_JOB_SERVER_MB,
-            outside_mb=_METASPACE_MB,
-        ),
-        *(pool(f"workers-{number}") for number in numbers),
+        maker.job_manager(),
+        *(maker.task_manager(f"taskmanager-{number}") for number in numbers),
+        maker.job_server(),
+        *(maker.worker_pool(f"workers-{number}") for number in numbers),
     ]
 
 
-def _plugins(home: Path, settings: Settings) -> Path:
-    """Return Flink's plugin folder, with the S3 file system if the state is on S3."""
+@dataclass(frozen=True)
+class _PartMaker:
+    """Makes the parts of a cluster; ``configuration`` and ``plugins`` are folders for Flink."""
+
+    home: Path
+    ports: Mapping[str, int]
+    settings: Settings
+    java: str
+    class_path: str
+    configuration: Path
+    plugins: Path
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        return addresses(self.ports)
+
+    def job_manager(self) -> Part:
+        name = "jobmanager"
+        entry_point = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
+        main = (entry_point, "--configDir", str(self.configuration), "-D", f"io.tmp.dirs={self._scratch(name)}")
+        rest = self.endpoints["rest"]
+        part = self._java_part(name, main, heap_mb=_JOB_MANAGER_MB, outside_mb=_METASPACE_MB)
+        return replace(part, what="Flink 1.19 JobManager", check=["http", f"{rest}/overview"], address=rest)
+
+    def task_manager(self, name: str) -> Part:
+        identity = ("-D", f"taskmanager.resource-id={name}", "-D", f"io.tmp.dirs={self._scratch(name)}")
+        entry_point = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
+        main = (entry_point, "--configDir", str(self.configuration), *identity)
+        heap_mb = self.settings.flink_heap_mb + _FRAMEWORK_HEAP_MB
+        outside_mb = _OFF_HEAP_MB + self.settings.flink_managed_mb + _NETWORK_MB + _METASPACE_MB + _OVERHEAD_MB
+        part = self._java_part(name, main, heap_mb=heap_mb, outside_mb=outside_mb)
+        check = ["taskmanager", self.endpoints["rest"], name]
+        return replace(part, what="Flink 1.19 TaskManager", check=check, patience_s=45.0)
+
+    def job_server(self) -> Part:
+        arguments = job_server.job_server(
+            self.ports["cluster-jobs"], self.configuration, self.home / "cluster" / "artifacts"
+        )
+        main = (*arguments, f"--flink-master={self.endpoints['rest'].removeprefix('http://')}")
+        part = self._java_part("jobserver", main, heap_mb=_JOB_SERVER_MB, outside_mb=_METASPACE_MB)
+        jobs = self.endpoints["jobs"]
+        return replace(part, what="Beam 2.62 job server", check=["jobs", jobs], address=jobs)
+
+    def worker_pool(self, name: str) -> Part:
+        health_socket = pool_socket(self.home, name)
+        port = str(self.ports["cluster-workers"])
+        command = python_command("ciml.engines.flink.worker_pool", port, health_socket)
+        environment = {**python_environment(), "PYTHONUNBUFFERED": "1"}
+        part = self._part(name, list(command), environment)
+        check = ["pool", health_socket]
+        return replace(part, what="Python worker pool", check=check, address=self.endpoints["workers"])
+
+    def _java_part(self, name: str, main: tuple[str, ...], *, heap_mb: int, outside_mb: int) -> Part:
+        folder = self.home / "cluster" / name
+        arguments = job_server.flink_arguments(folder, self.class_path, heap_mb, self._scratch(name))
+        part = self._part(name, [self.java, arguments, *main], {"FLINK_PLUGINS_DIR": str(self.plugins)})
+        return replace(part, memory_mb=heap_mb + outside_mb)
+
+    def _part(self, name: str, command: list[str], environment: dict[str, str]) -> Part:
+        log = self.home / "logs" / f"cluster-{name}.log"
+        return Part(
+            name, "", command, [], "", str(self._scratch(name)), str(log), environment=environment, patience_s=20.0
+        )
+
+    def _scratch(self, name: str) -> Path:
+        return self.home / "cluster" / "scratch" / name
+
+
+def _link_plugins(home: Path, settings: Settings) -> Path:
+    """Make Flink's plugin folder, with the S3 file system if the state is on S3; return it."""
     folder = home / "cluster" / "plugins"
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "s3"

@@ -26,7 +26,7 @@ from ciml.engines.flink.parts import (
     MARK,
     Part,
     PartState,
-    marked,
+    cluster_processes,
     read_plan,
     read_states,
     run_check,
@@ -61,7 +61,7 @@ class ClusterWatchdog:
     def _end_strays(self) -> None:
         """Stop parts that a killed watchdog started but did not record. Workers belong to their pools and end there."""
         own_pids = {os.getpid(), *(state.pid for state in self._states.values())}
-        for process in marked(self._home):
+        for process in cluster_processes(self._home):
             with contextlib.suppress(psutil.Error):
                 if own_pids.isdisjoint(part.pid for part in (process, *process.parents())):
                     process.kill()

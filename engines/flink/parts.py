@@ -108,7 +108,7 @@ def _read(path: Path) -> dict[str, Any]:
     return read_json(path, "run ciml down, then remove it", EngineError) or {}
 
 
-def marked(home: Path) -> list[psutil.Process]:
+def cluster_processes(home: Path) -> list[psutil.Process]:
     """Return every process of this user that belongs to the cluster of ``home``, recorded or not."""
     processes = []
     for process in psutil.process_iter():

@@ -129,7 +129,7 @@ def test_a_watchdog_goes_on_where_a_killed_one_was(keep: Callable[..., Kept], tm
     stray = processes.spawn(sleeper, tmp_path / "log", {MARK: str(kept.home)}, tmp_path)
     foreign = processes.spawn(sleeper, tmp_path / "log", {MARK: str(tmp_path / "other")}, tmp_path)
     try:
-        wait_for(lambda: len(parts.marked(kept.home)) == 2)
+        wait_for(lambda: len(parts.cluster_processes(kept.home)) == 2)
         kept.start()
         wait_for(lambda: kept.states["a"].pid not in (None, first["a"].pid) and kept.answered("a", "b"))
         assert kept.states["b"] == first["b"]
@@ -286,7 +286,7 @@ def test_up_status_and_down_of_a_cluster(tmp_path: Path):
         os.kill(now["workers-1"].pid or 0, signal.SIGSTOP)  # ends all the same
         os.kill(again.pid or 0, signal.SIGKILL)
         assert ciml("down", home=home).stdout == "Stopped cluster.\n"
-        assert parts.marked(home) == []
+        assert parts.cluster_processes(home) == []
         assert not any(runs(pid) for pid in [*workers, *(part.pid for part in now.values())])
         assert engines.read(home) == {}
     finally:
