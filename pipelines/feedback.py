@@ -1,4 +1,8 @@
-"""Feedback as a topic processor: predictions become verdicts for changes, which are committed with their offsets."""
+"""Feedback as a topic processor: predictions become verdicts on changes, which are committed with their offsets.
+
+A prediction is first *judged* by itself: there is a verdict to send (an `Item`), or a reason for silence. At the commit
+the history of its model decides whether the verdict is sent.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,7 @@ _log = logging.getLogger(__name__)
 _READ = ReadOptions(batch_messages=500)
 #: Settled verdicts of a commit, each about 100 bytes.
 _MOST_SETTLED = 5000
+_UNUSABLE = Judgement(None, Silence("bad_record"))
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class FeedbackConfig(ProcessorConfig):
     settle_s: float = SETTLE_S
 
 
-def replica(
+def feedback_replica(
     data: DataRoot, clock: Callable[[], float] = time.time, limits: Limits | None = None
 ) -> LogReplica[FeedbackState]:
     """Return a replica of the manifest of feedback below a data root."""
@@ -86,25 +91,22 @@ class Judge:
         try:
             record = parse_json(message.value or b"")
             if not isinstance(record, dict):
-                return _BAD
+                return _UNUSABLE
             judgement = decide_feedback(record, self.feedback, muted, now_us, self.compare)
         except RejectedInput:
-            return _BAD
+            return _UNUSABLE
         except EngineError:
             raise
-        except Exception:  # noqa: BLE001
+        except Exception:  # noqa: BLE001  # an unexpected one affects only this message
             _log.exception("the prediction at offset %d cannot be used", message.offset)
-            return _BAD
+            return _UNUSABLE
         verdict = judgement.verdict
         if verdict is None:
             return judgement
-        is_recorded = not self.is_known(verdict.run_id)
         return judgement._replace(
-            verdict=verdict.replace(trusted=self.is_trusted(verdict.run_id)), is_recorded=is_recorded
+            verdict=verdict.replace(trusted=self.is_trusted(verdict.run_id)),
+            is_recorded=not self.is_known(verdict.run_id),
         )
-
-
-_BAD = Judgement(None, Silence("bad_record"))
 
 
 class Judged(NamedTuple):
@@ -115,9 +117,9 @@ class Judged(NamedTuple):
 
 
 class FeedbackProcessor(Processor[FeedbackConfig, FeedbackState, Judged]):
-    """The topic processor of feedback: it commits what is to be said of predictions.
+    """The topic processor of feedback: it commits the verdicts to be sent.
 
-    It writes no topic: threads of the service send the committed verdicts to review systems.
+    It writes no topic: threads of the service send the committed verdicts.
 
     Args:
       config: of feedback.
@@ -132,7 +134,7 @@ class FeedbackProcessor(Processor[FeedbackConfig, FeedbackState, Judged]):
     ) -> None:
         super().__init__(config)
         self.judge = judge
-        self._replica = committing or replica(config.data)
+        self._replica = committing or feedback_replica(config.data)
 
     @property
     def topic(self) -> str:
@@ -159,14 +161,14 @@ class FeedbackProcessor(Processor[FeedbackConfig, FeedbackState, Judged]):
         return Judged(covers)
 
     def reconcile(self, state: FeedbackState, results: Sequence[Judged], now_us: int) -> Delta | None:
-        return taken(state, results, self.judge.feedback.policy, now_us)
+        return delta_of_judgements(state, results, self.judge.feedback.policy, now_us)
 
 
-def taken(state: FeedbackState, results: Iterable[Judged], policy: Policy, now_us: int) -> Delta | None:
-    """Return the delta that covers messages, and holds the verdicts that are to be said; None if all are covered.
+def delta_of_judgements(state: FeedbackState, results: Iterable[Judged], policy: Policy, now_us: int) -> Delta | None:
+    """Return the delta that covers messages and holds the verdicts to be sent; None if all messages are covered.
 
     Args:
-      state: its history decides whether a model may speak.
+      state: its history decides whether the verdicts of a model are sent.
       results: the judgements of the messages.
       policy: the conditions.
       now_us: the present, epoch microseconds.
@@ -179,7 +181,7 @@ def taken(state: FeedbackState, results: Iterable[Judged], policy: Policy, now_u
     for covers, judgements in results:
         fresh = offsets.add(covers)
         for judgement in (judgement for offset, judgement in judgements if offset in fresh):
-            item, silence = heard(judgement, standings)
+            item, silence = judge_by_history(judgement, standings)
             if item is not None:
                 items.append(item.to_json())
             elif silence is not None:
@@ -198,8 +200,8 @@ def taken(state: FeedbackState, results: Iterable[Judged], policy: Policy, now_u
     }
 
 
-def heard(judgement: Judgement, standings: Standings) -> tuple[Item | None, Silence | None]:
-    """Return the verdict to say on a judged prediction, with its history; or the reason for silence."""
+def judge_by_history(judgement: Judgement, standings: Standings) -> tuple[Item | None, Silence | None]:
+    """Return the verdict to send, with the record of its model; or the reason for silence."""
     item = judgement.item
     verdict = judgement.verdict
     if item is None or verdict is None:
@@ -209,16 +211,17 @@ def heard(judgement: Judgement, standings: Standings) -> tuple[Item | None, Sile
         return None, Silence(standing.mode, standing.detail)
     precision = standing.precision
     reruns = standing.reruns
-    told = item.replace(right=precision.right, settled=precision.runs, passed=reruns.right, reruns=reruns.runs)
-    return told, None
+    item = item.replace(right=precision.right, settled=precision.runs, passed=reruns.right, reruns=reruns.runs)
+    return item, None
 
 
-def settled(state: FeedbackState, truths: Truths, now_us: int) -> Delta | None:
-    """Return the delta with what settles recorded verdicts now; None if nothing has changed."""
+def delta_of_truths(state: FeedbackState, truths: Truths, now_us: int) -> Delta | None:
+    """Return the delta that settles recorded verdicts by the present truths; None if nothing has changed."""
     changes = []
     for verdict in state.history:
         truth = truths.of(verdict.run_id)
-        if (truth.cause, truth.by) != (verdict.settled, verdict.by) and (truth.cause or verdict.settled):
+        is_settled = bool(truth.cause or verdict.settled)
+        if is_settled and (truth.cause, truth.by) != (verdict.settled, verdict.by):
             trusted = truths.is_trusted(verdict.run_id)
             changes.append({"id": verdict.id, "cause": truth.cause, "by": truth.by, "trusted": trusted})
     return {"time_us": now_us, "settled": changes[:_MOST_SETTLED]} if changes else None

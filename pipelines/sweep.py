@@ -1,19 +1,19 @@
 """Runs a hyper-parameter sweep: each trial in a process, proposed from the outcomes of earlier trials.
 
-A trial is proposed and pruned only by the outcomes of trials at least ``lag`` before it, even if more are known. So a
-sweep's outcomes depend on its file and the data alone, not on the number of processes or on kills. The same command
-reads the stored outcomes and continues.
+A trial is proposed and pruned only by the outcomes of trials at least ``lag`` before it, even if later ones are known.
+So a sweep's outcomes depend on its file and the data alone, not on the number of processes or on kills. The same
+command reads the stored outcomes and continues.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
@@ -45,7 +45,7 @@ from ciml.training.sweeps.study import (
 )
 from ciml.trust import TrustPolicy
 
-_MOST_CHARACTERS = 300
+_REASON_CHARACTERS = 300
 _result = partial(result_of, task="trains", remedy="; run the same command again with fewer --jobs")
 
 
@@ -108,11 +108,12 @@ def run_sweep(context: SweepContext, *, jobs: int, progress: Progress | None = N
     inputs = {"trust_policy": context.policy.digest, "exclusions": sha256_json(context.exclusions.to_json())}
 
     def raw_version() -> int:
-        if version := raw.end():
-            return version
-        raise CimlError(
-            f"no raw store at {raw.store.url()}; fill it with ciml backfill LISTING --logs ROOT --data-path DATA"
-        )
+        version = raw.end()
+        if not version:
+            raise CimlError(
+                f"no raw store at {raw.store.url()}; fill it with ciml backfill LISTING --logs ROOT --data-path DATA"
+            )
+        return version
 
     version = begin_sweep(store, sweep, inputs, raw_version)
     total = len(sweep.grid) if sweep.trials is None else sweep.trials
@@ -127,8 +128,20 @@ def run_sweep(context: SweepContext, *, jobs: int, progress: Progress | None = N
     return Swept(sweep, tuple(trials.outcomes), baselines, trials.trained)
 
 
+class _Trial(NamedTuple):
+    """A trial in progress: its state at the start, and its outcome, which may be known at the start."""
+
+    begun: Outcome
+    outcome: Future[Outcome] | Outcome
+
+
 class _Trials:
-    """The running trials of a sweep, and the outcomes of the others."""
+    """The trials of a sweep.
+
+    Attributes:
+      outcomes: of the finished trials, by number.
+      trained: number of trials that were trained here.
+    """
 
     def __init__(self, context: SweepContext, raw_version: int, pool: ProcessPoolExecutor) -> None:
         self._context = context
@@ -136,25 +149,29 @@ class _Trials:
         self._store = context.store
         self._pool = pool
         self._raw_version = raw_version
-        self._built: dict[str, str] = {}
-        self._begun: list[Outcome] = []
-        self._waiting: deque[Future[Outcome] | Outcome] = deque()
+        self._build_failures: dict[str, str] = {}  # by data set; "" for one that was built
+        self._in_progress: deque[_Trial] = deque()
         self.outcomes: list[Outcome] = []
         self.trained = 0
 
     def run(self, total: int) -> Iterator[Outcome]:
-        """Run trials, or read their stored outcomes; yield the outcomes in the order of the trials."""
-        for number in range(total):
-            self._waiting.append(self._begin(number))
-            yield from self._take(self._sweep.lag)
-        yield from self._take(1)
+        """Run trials, or read their stored outcomes; yield the outcomes in the order of the trials.
 
-    def _begin(self, number: int) -> Future[Outcome] | Outcome:
+        A trial starts when exactly ``lag`` - 1 earlier ones are in progress, even if these have ended meanwhile.
+        """
+        for number in range(total):
+            self._in_progress.append(self._begin(number))
+            if len(self._in_progress) >= self._sweep.lag:
+                yield self._finish_earliest()
+        while self._in_progress:
+            yield self._finish_earliest()
+
+    def _begin(self, number: int) -> _Trial:
         sweep = self._sweep
-        known = self.outcomes[: max(0, number - sweep.lag + 1)]
         planned = sweep.grid[number] if sweep.trials is None else None
         question = number % len(sweep.questions) if planned is None else sweep.question_of(planned)
-        past = self._past(question, known)
+        earlier = (*self.outcomes, *(trial.begun for trial in self._in_progress))
+        past = [outcome for outcome in earlier if sweep.question_of(outcome.parameters) == question]
         stored = read_outcome(self._store, number)
         if stored is not None:
             self._check(stored, question, planned)
@@ -162,69 +179,60 @@ class _Trials:
         else:
             parameters = propose(sweep, question, past) if planned is None else planned
         begun = Outcome(number=number, question=question, parameters=parameters, state="running")
-        self._begun.append(begun)
-        if stored is not None:
-            return stored
-        same = next((earlier for earlier in known if earlier.parameters == parameters), None)
-        if same is not None:
-            return keep_outcome(self._store, same.replace(number=number, same_as=same.number, seconds=0.0))
-        return self._train(begun, past)
+        return _Trial(begun, self._start(begun, past) if stored is None else stored)
 
-    def _take(self, most: int) -> Iterator[Outcome]:
-        """Yield the outcomes of the earliest trials, until fewer than ``most`` are running."""
-        while len(self._waiting) >= most:
-            trial = self._waiting.popleft()
-            outcome = trial if isinstance(trial, Outcome) else _result(trial)
-            self.outcomes.append(outcome)
-            yield outcome
-
-    def baselines(self) -> tuple[Mapping[str, Any], ...]:
-        """Return the baselines of each question; empty if none of its trials completed."""
-        questions = []
-        for question in range(len(self._sweep.questions)):
-            built = [
-                outcome.dataset
-                for outcome in self.outcomes
-                if outcome.question == question and outcome.state == "complete"
-            ]
-            if built and read_baseline(self._store, question) is None:
-                questions.append(self._pool.submit(_store_baseline, self._context, question, built[0]))
-        for future in questions:
-            _result(future)
-        return tuple(read_baseline(self._store, question) or {} for question in range(len(self._sweep.questions)))
-
-    def _past(self, question: int, known: Sequence[Outcome]) -> list[Outcome]:
-        """Return the earlier trials of a question; those less than ``lag`` before the next one count as running."""
-        past = (*known, *self._begun[len(known) :])
-        return [outcome for outcome in past if self._sweep.question_of(outcome.parameters) == question]
-
-    def _check(self, stored: Outcome, question: int, parameters: Mapping[str, Value] | None) -> None:
-        """Raise `IntegrityError` if a stored outcome is not of this sweep. Another version's proposals are accepted."""
-        try:
-            right = self._sweep.effective(stored.parameters) == stored.parameters
-            right = right and stored.question == question == self._sweep.question_of(stored.parameters)
-        except (CimlError, KeyError, ValueError):
-            right = False
-        if not right or parameters not in (None, stored.parameters):
-            where = self._store.url(f"trials/{stored.number:06}.json")
-            raise IntegrityError(f"{where} has other parameters than trial {stored.number} of the sweep")
-
-    def _train(self, begun: Outcome, past: list[Outcome]) -> Future[Outcome] | Outcome:
+    def _start(self, begun: Outcome, past: list[Outcome]) -> Future[Outcome] | Outcome:
+        """Train a trial, unless an equal one has finished, or its data set cannot be built."""
+        for equal in self.outcomes:
+            if equal.parameters == begun.parameters:
+                return keep_outcome(self._store, equal.replace(number=begun.number, same_as=equal.number, seconds=0.0))
         try:
             combination = self._sweep.combine(begun.parameters, self._raw_version)
         except CimlError as error:
             return keep_outcome(self._store, begun.replace(state="failed", reason=_line(error)))
         check_normalisation(self._store, self._sweep.name)
-        if reason := self._build(combination.definition):
+        reason = self._build(combination.definition)
+        if reason:
             return keep_outcome(self._store, begun.replace(state="failed", reason=reason))
         self.trained += 1
-        return self._pool.submit(_trial, self._context, begun, combination, tuple(past))
+        return self._pool.submit(_train, self._context, begun, combination, tuple(past))
 
     def _build(self, definition: DatasetDefinition) -> str:
         """Build a data set if it is missing. Return the reason if that is impossible, else ""."""
-        if definition.name not in self._built:
-            self._built[definition.name] = _result(self._pool.submit(_build, self._context, definition))
-        return self._built[definition.name]
+        if definition.name not in self._build_failures:
+            self._build_failures[definition.name] = _result(self._pool.submit(_build, self._context, definition))
+        return self._build_failures[definition.name]
+
+    def _finish_earliest(self) -> Outcome:
+        outcome = self._in_progress.popleft().outcome
+        if not isinstance(outcome, Outcome):
+            outcome = _result(outcome)
+        self.outcomes.append(outcome)
+        return outcome
+
+    def baselines(self) -> tuple[Mapping[str, Any], ...]:
+        """Return the baselines of each question; empty if none of its trials completed."""
+        numbers = range(len(self._sweep.questions))
+        datasets = {
+            outcome.question: outcome.dataset for outcome in reversed(self.outcomes) if outcome.state == "complete"
+        }
+        missing = [number for number in numbers if number in datasets and read_baseline(self._store, number) is None]
+        futures = [self._pool.submit(_store_baseline, self._context, number, datasets[number]) for number in missing]
+        for future in futures:
+            _result(future)
+        return tuple(read_baseline(self._store, number) or {} for number in numbers)
+
+    def _check(self, stored: Outcome, question: int, parameters: Mapping[str, Value] | None) -> None:
+        """Raise `IntegrityError` if a stored outcome is not of this sweep. Another version's proposals are accepted."""
+        try:
+            is_of_sweep = self._sweep.effective(
+                stored.parameters
+            ) == stored.parameters and stored.question == question == self._sweep.question_of(stored.parameters)
+        except (CimlError, KeyError, ValueError):
+            is_of_sweep = False
+        if not is_of_sweep or parameters not in (None, stored.parameters):
+            where = self._store.url(f"trials/{stored.number:06}.json")
+            raise IntegrityError(f"{where} has other parameters than trial {stored.number} of the sweep")
 
 
 def _build(context: SweepContext, definition: DatasetDefinition) -> str:
@@ -237,7 +245,7 @@ def _build(context: SweepContext, definition: DatasetDefinition) -> str:
     return ""
 
 
-def _trial(context: SweepContext, begun: Outcome, combination: Combination, past: tuple[Outcome, ...]) -> Outcome:
+def _train(context: SweepContext, begun: Outcome, combination: Combination, past: tuple[Outcome, ...]) -> Outcome:
     """Train a trial, and store its outcome."""
     name = combination.definition.name
     experiment = combination.experiment
@@ -256,11 +264,11 @@ def _trial(context: SweepContext, begun: Outcome, combination: Combination, past
         raise
     except CimlError as error:
         outcome = begun.replace(state="failed", reason=_line(error))
-    except Exception as error:  # noqa: BLE001  # an error of a library fails the trial, not the sweep
+    except Exception as error:  # noqa: BLE001  # of a library: it fails the trial, not the sweep
         outcome = begun.replace(state="failed", reason=_line(f"{type(error).__name__}: {error}"))
     finally:
         if network:
-            keras().utils.clear_session()  # else it keeps every network in memory
+            keras().utils.clear_session()  # Keras keeps every network in memory
     return keep_outcome(context.store, outcome)
 
 
@@ -270,4 +278,4 @@ def _store_baseline(context: SweepContext, question: int, name: str) -> None:
 
 
 def _line(error: object) -> str:
-    return " ".join(str(error).split())[:_MOST_CHARACTERS]
+    return " ".join(str(error).split())[:_REASON_CHARACTERS]

@@ -18,7 +18,14 @@ from ciml.data_root import DataRoot
 from ciml.integrations.review import Format, Rendered, ReviewClient, System
 from ciml.manifest.replica import LogReplica
 from ciml.metrics import Family, manifest_families, metric
-from ciml.pipelines.feedback import FeedbackConfig, FeedbackProcessor, Judge, heard, replica, settled
+from ciml.pipelines.feedback import (
+    FeedbackConfig,
+    FeedbackProcessor,
+    Judge,
+    delta_of_truths,
+    feedback_replica,
+    judge_by_history,
+)
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import TopicService
@@ -168,7 +175,7 @@ class FeedbackService(TopicService[FeedbackState]):
     def _settle(self) -> None:
         """Commit what settles recorded verdicts. A delta holds a limited number of them."""
         time_us = int(time.time() * 1e6)
-        while self.committing.append(lambda state: settled(state, self._truths, time_us)) is not None:
+        while self.committing.append(lambda state: delta_of_truths(state, self._truths, time_us)) is not None:
             pass
 
     def counts(self, state: FeedbackState) -> dict[str, int]:
@@ -249,7 +256,7 @@ def try_messages(data: DataRoot, feedback: Feedback, records: Iterable[Mapping[s
     Raises:
       EngineError: the store does not answer.
     """
-    committing = replica(data)
+    committing = feedback_replica(data)
     policy = feedback.policy
     with committing.state() as state:
         muted = sorted(state.muted)
@@ -258,7 +265,7 @@ def try_messages(data: DataRoot, feedback: Feedback, records: Iterable[Mapping[s
     entries: dict[str, Entry] = {}
     for record in records:
         judgement = decide_feedback(record, feedback, muted, 0, compare)
-        item, silence = heard(judgement, standings)
+        item, silence = judge_by_history(judgement, standings)
         if item is not None:
             entry = _entry_of(item)
             entries.setdefault(entry.key, entry).items[item.job] = item

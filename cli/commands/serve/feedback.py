@@ -52,9 +52,9 @@ def list_command(options: ListOptions) -> None:
       ciml feedback list --data-path data
       ciml feedback list --data-path data --waiting --json
     """
-    from ciml.pipelines.feedback import replica
+    from ciml.pipelines.feedback import feedback_replica
 
-    with replica(options.root).state() as state:
+    with feedback_replica(options.root).state() as state:
         entries = [entry for entry in state.entries.values() if entry.is_open or not options.waiting]
         messages = [_shown(entry) for entry in entries[-options.last :]]
         muted = sorted(state.muted)
@@ -150,13 +150,13 @@ def unmute(options: MuteOptions) -> None:
 def _commit(options: MuteOptions, key: str) -> bool:
     """Store a change of the muted projects; return False if it changes nothing."""
     from ciml.events.fields import is_clean
-    from ciml.pipelines.feedback import replica
+    from ciml.pipelines.feedback import feedback_replica
 
     project = options.project
     if not project.strip() or len(project) > 200 or not is_clean(project):
         raise CimlError(f"PROJECT: {project!r:.120} is not a project's name or a glob")
     delta = {"time_us": int(time.time() * 1e6), key: [project]}
-    version = replica(options.root).append(
+    version = feedback_replica(options.root).append(
         lambda state: delta if (project in state.muted) == (key == "unmuted") else None
     )
     return version is not None
@@ -184,12 +184,12 @@ def report(options: ConfigOptions) -> None:
     Example:
       ciml feedback report --config feedback.toml --data-path data
     """
-    from ciml.pipelines.feedback import replica
+    from ciml.pipelines.feedback import feedback_replica
     from ciml.verdicts.feedback.config import load_feedback
     from ciml.verdicts.feedback.truths import Row, report
 
     policy = load_feedback(options.config).policy
-    with replica(options.root).state() as state:
+    with feedback_replica(options.root).state() as state:
         rows = report(list(state.history), policy, int(time.time() * 1e6))
     options.show_all(rows, _print_report, Row.to_json)
 

@@ -15,7 +15,7 @@ from ciml.cli.commands.serve.feedback import command
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import Message, OffsetRange
-from ciml.pipelines.feedback import Judge, replica
+from ciml.pipelines.feedback import Judge, feedback_replica
 from ciml.verdicts.feedback.config import load_feedback
 from tests.verdicts.evidence import stored
 from tests.verdicts.evidence.subjects import profiles
@@ -57,7 +57,7 @@ def put(data: Path, config: str, *records: dict[str, Any]) -> None:
     """Take predictions as the service does."""
     messages = [Message(number, orjson.dumps(one)) for number, one in enumerate(records)]
     covers = OffsetRange("predictions", "", 0, 0, len(records))
-    take(replica(DataRoot.open(data)), covers, messages, Judge(load_feedback(config)), int(NOW_S * 1e6))
+    take(feedback_replica(DataRoot.open(data)), covers, messages, Judge(load_feedback(config)), int(NOW_S * 1e6))
 
 
 def test_try_prints_messages_and_reasons_for_silence(config: str, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_report_shows_the_precision_of_served_and_shadow_models(tmp_path: Path, 
         {"id": f"{number:032x}", "cause": cause, "by": "reruns", "trusted": True}
         for number, cause in ((1, "machine"), (2, "code"))
     ]
-    replica(DataRoot.open(data)).append(lambda state: {"time_us": now_us, "settled": settled})
+    feedback_replica(DataRoot.open(data)).append(lambda state: {"time_us": now_us, "settled": settled})
     rows = [json.loads(line) for line in ciml(*report, "--json").output.splitlines()]
     named = {(row["model"], row["project"], row["cause"]): row for row in rows}
     row = named["cause", "org/project", "machine"]
@@ -176,7 +176,7 @@ def test_a_project_is_muted_at_once_and_unmuted(config: str, tmp_path: Path) -> 
     data = str(tmp_path / "data")
     assert ciml("mute", "org/*", "--data-path", data).output == "muted: 'org/*'\n"
     put(tmp_path / "data", config, prediction(1))
-    with replica(DataRoot.open(data)).state() as state:
+    with feedback_replica(DataRoot.open(data)).state() as state:
         assert dict(state.verdicts) == {"muted_project": 1}
     assert ciml("list", "--data-path", data).output == "muted projects: 'org/*'\nno messages\n"
     assert ciml("unmute", "org/*", "--data-path", data).output == "not muted any more: 'org/*'\n"

@@ -17,7 +17,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from ciml import engines
-from ciml.pipelines.feedback import replica
+from ciml.pipelines.feedback import feedback_replica
 from tests.interop.prometheus import plugins
 from tests.interop.prometheus.conftest import FEEDBACK, INGEST, MODELS, MQTT, PREDICT, TRAINER, WEBHOOKS, start_serving
 from tests.interop.prometheus.server import rules
@@ -137,7 +137,7 @@ def test_a_review_system_that_fails(steady: World) -> None:
 def test_a_manifest_that_nobody_maintains(steady: World) -> None:
     one = steady
     with one.hanging(one.worker(FEEDBACK)):
-        manifest = replica(one.data)
+        manifest = feedback_replica(one.data)
         for number in range(3100):
             muted = "muted" if number % 2 == 0 else "unmuted"
             manifest.append(lambda state, muted=muted: {"time_us": int(time.time() * 1e6), muted: ["none/*"]})  # type: ignore[misc]

@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import Producer
 
 from ciml.data_root import DataRoot
-from ciml.pipelines.feedback import replica
+from ciml.pipelines.feedback import feedback_replica
 from ciml.verdicts.feedback.truths import corrections_of
 from tests.pipelines.ingest.ingesting import need_real
 from tests.scraping import scrape
@@ -91,7 +91,7 @@ def test_a_message_survives_a_killed_worker_and_a_lost_answer(
         publish(kafka, predictions, failed(4, build_name="docs"))
 
         def settled() -> bool:
-            with replica(DataRoot.open(data)).state() as state:
+            with feedback_replica(DataRoot.open(data)).state() as state:
                 return bool(state.entries) and not state.opened
 
         one.wait(settled, "the messages are not settled")

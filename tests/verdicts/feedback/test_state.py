@@ -12,7 +12,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.records import Message, OffsetRange
 from ciml.manifest.checkpoints import Limits
-from ciml.pipelines.feedback import Judge, Judged, replica, taken
+from ciml.pipelines.feedback import Judge, Judged, delta_of_judgements, feedback_replica
 from ciml.verdicts.feedback import state as state_module
 from ciml.verdicts.feedback.state import FeedbackState
 from tests.verdicts.feedback.reviews import NOW_S, Review, feedback, prediction
@@ -28,7 +28,9 @@ def test_a_second_intent_before_the_first_is_settled_is_an_integrity_error() -> 
     state = FeedbackState()
     config, now_us = feedback(), int(NOW_S * 1e6)
     judgement = Judge(config).judge(Message(0, orjson.dumps(prediction())), (), now_us)
-    world_item = taken(state, [Judged(OffsetRange("p", "", 0, 0, 1), [(0, judgement)])], config.policy, now_us)
+    world_item = delta_of_judgements(
+        state, [Judged(OffsetRange("p", "", 0, 0, 1), [(0, judgement)])], config.policy, now_us
+    )
     assert world_item is not None
     state.apply(1, world_item)
     (key,) = state.entries
@@ -80,7 +82,7 @@ def test_one_who_only_watches_learns_of_a_checkpoint_within_a_minute(tmp_path: P
     """A supervisor shows the deltas since the last checkpoint, which its worker makes."""
     now_s = NOW_S
     limits = Limits(deltas=100)
-    worker, watcher = (replica(DataRoot.open(tmp_path), lambda: now_s, limits) for _ in range(2))
+    worker, watcher = (feedback_replica(DataRoot.open(tmp_path), lambda: now_s, limits) for _ in range(2))
     for number in range(150):
         muted = "muted" if number % 2 == 0 else "unmuted"
         worker.append(lambda state, muted=muted: {"time_us": int(now_s * 1e6), muted: ["a/*"]})  # type: ignore[misc]

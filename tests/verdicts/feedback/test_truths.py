@@ -10,7 +10,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.events.records import Message, OffsetRange, RunFacts
-from ciml.pipelines.feedback import Judge, replica, settled
+from ciml.pipelines.feedback import Judge, delta_of_truths, feedback_replica
 from ciml.verdicts.feedback import truths as truths_module
 from ciml.verdicts.feedback.standing import RERUNS, REVIEWER
 from ciml.verdicts.feedback.truths import OPEN, Correction, Truth, Truths, add_corrections
@@ -91,7 +91,7 @@ def test_a_verdict_on_a_run_whose_cause_is_known_already_is_no_evidence(data: Da
     untrusted = [run(70, "failure", change="70"), run(71, "success", 60, change="70")]
     RawStore(data).add(runs=untrusted, trust=UNTRUSTED)
     add_corrections(data, [Correction(id_of(80), "code", "review:alice", 5)])
-    committing, truths, now_us = replica(data, lambda: NOW_S), Truths(data), int(NOW_S * 1e6)
+    committing, truths, now_us = feedback_replica(data, lambda: NOW_S), Truths(data), int(NOW_S * 1e6)
     truths.read()
     judge = Judge(feedback(active_models=()), is_trusted=truths.is_trusted, is_known=truths.is_known)
     for offset, number in enumerate([*range(40), 50, 60, 70, 80]):
@@ -106,7 +106,7 @@ def test_a_verdict_on_a_run_whose_cause_is_known_already_is_no_evidence(data: Da
 def test_reruns_lead_a_model_out_of_shadow(data: DataRoot) -> None:
     """Twenty changes fail, their verdict is recorded, their reruns pass; the verdict on the next change is said."""
     config = feedback(active_models=(), min_settled=20)
-    committing, truths, now_us = replica(data, lambda: NOW_S), Truths(data), int(NOW_S * 1e6)
+    committing, truths, now_us = feedback_replica(data, lambda: NOW_S), Truths(data), int(NOW_S * 1e6)
     judge = Judge(config, is_trusted=truths.is_trusted, is_known=truths.is_known)
 
     def publish(number: int, cause: str = "machine") -> None:
@@ -126,19 +126,19 @@ def test_reruns_lead_a_model_out_of_shadow(data: DataRoot) -> None:
         assert dict(state.verdicts) == {"shadow": 20, "unknown": 30}
         assert state.entries == {}
         assert {verdict.trusted for verdict in state.history} == {True}
-    assert committing.append(lambda state: settled(state, truths, now_us)) is None
+    assert committing.append(lambda state: delta_of_truths(state, truths, now_us)) is None
     passed = [run(200 + number, "success", 60, change=str(number)) for number in range(20)]
     RawStore(data).add(runs=passed)
     truths.read()
-    assert committing.append(lambda state: settled(state, truths, now_us)) is not None
-    assert committing.append(lambda state: settled(state, truths, now_us)) is None
+    assert committing.append(lambda state: delta_of_truths(state, truths, now_us)) is not None
+    assert committing.append(lambda state: delta_of_truths(state, truths, now_us)) is None
     publish(20)
     with committing.state() as state:
         assert dict(state.verdicts)["precision"] == 1  # all settled runs were the machine's: nobody needs the verdict
     again = [run(300 + number, "failure", 60, change=str(100 + number)) for number in range(30)]
     RawStore(data).add(runs=again)
     truths.read()
-    assert committing.append(lambda state: settled(state, truths, now_us)) is not None
+    assert committing.append(lambda state: delta_of_truths(state, truths, now_us)) is not None
     publish(21)
     with committing.state() as state:
         assert dict(state.verdicts) == {"precision": 1, "shadow": 20, "taken": 1, "unknown": 30}

@@ -15,7 +15,7 @@ from ciml.events.records import Message, OffsetRange
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.replica import LogReplica
-from ciml.pipelines.feedback import FeedbackConfig, FeedbackProcessor, Judge, replica
+from ciml.pipelines.feedback import FeedbackConfig, FeedbackProcessor, Judge, feedback_replica
 from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.outbox import Outbox
 from ciml.verdicts.feedback.policy import Item
@@ -54,7 +54,7 @@ class World:
         self.restart()
 
     def restart(self) -> None:
-        self.committing = replica(DataRoot.open(self.folder), lambda: self.now_s, _LIMITS)
+        self.committing = feedback_replica(DataRoot.open(self.folder), lambda: self.now_s, _LIMITS)
         policy = self.config.policy
         self.outbox = Outbox(
             "review", self.committing, policy, self._evidence, None if policy.dry_run else self.review,
