@@ -1,14 +1,13 @@
-"""Exports trials, candidates and pushed versions to MLflow, as runs with parameters, metrics with intervals, and tags.
+"""Exports trials, candidates and pushed versions to MLflow: as runs with parameters, metrics and tags, and as models.
 
 Needs ``ciml[mlflow]``. ciml never reads what it exports: its own stores are the ledger. A run is identified by its tag
-`KEY`, a version by the tag ``ciml.version``. Existing objects are not written again, so the same command repeats,
-resumes after a kill, and adds what is new. A run is finished last.
+`KEY`, a version by the tag ``ciml.version``. Existing objects are not written again, so a repeated export adds what is
+new, and continues after a kill. A run is marked as finished last.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import re
@@ -34,20 +33,246 @@ from ciml.version import __version__
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-
 #: The tag that identifies a run; no two runs have the same.
 KEY = "ciml.key"
+#: Facts of a candidate that become tags.
 _FACTS = ("dataset", "snapshot", "definition", "refresh")
 _MOST_CHARACTERS = 5000
 _FORBIDDEN = re.compile(r"[^\w.\- /]")
-#: The folder of a model among the artifacts of its run, and the tag of a run that says that it is whole.
+#: The folder of a model among the artifacts of its run.
 _ARTIFACT = "model"
+#: The tag of a run whose model is completely logged.
 _LOGGED = "ciml.model"
 _VERSION = "ciml.version"
 _WITHDRAWN = "ciml.withdrawn"
 _ALIASES = "ciml.aliases"
 #: MLflow's limit of parameters and tags in a request.
 _BATCH = 100
+#: MLflow sends no usage data and prints nothing. A server that does not answer is an error within minutes, not hours.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+
+
+@dataclass
+class Exported:
+    """What an export did.
+
+    Attributes:
+      runs, new_runs: number of runs, and of those that were not there.
+      versions, new_versions: number of versions of models, the same.
+      aliases: by model: alias -> ciml's version.
+    """
+
+    runs: int = 0
+    new_runs: int = 0
+    versions: int = 0
+    new_versions: int = 0
+    aliases: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def export_to_mlflow(data: DataRoot, tracking_uri: str, report: Callable[[str], None] = lambda line: None) -> Exported:
+    """Export all trials, candidates, pushed versions and labels of a data root.
+
+    Args:
+      data: the data root.
+      tracking_uri: of MLflow: an address of a server, or ``sqlite:///FILE``.
+      report: called with a line for each new run or version.
+
+    Raises:
+      EngineError: MLflow rejects something, or does not answer.
+      IntegrityError: a stored file was altered.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    with _one_line_errors(tracking_uri):
+        export = _Export(data, MlflowClient(tracking_uri, tracking_uri), report)
+        for record in trial_records(data):
+            export.export_run(record)
+        for model in registered_models(data):
+            export.export_model(model)
+    return export.exported
+
+
+@contextmanager
+def _one_line_errors(tracking_uri: str) -> Iterator[None]:
+    """Turn errors of MLflow and its libraries into `EngineError`s of one line."""
+    from mlflow.exceptions import MlflowException
+
+    kinds: tuple[type[Exception], ...] = (MlflowException, OSError)
+    with suppress(ImportError):
+        from sqlalchemy.exc import SQLAlchemyError
+
+        kinds = (*kinds, SQLAlchemyError)
+    try:
+        yield
+    except CimlError:
+        raise
+    except kinds as error:
+        text = redact_text(" ".join(str(error).split()))[:500]
+        raise EngineError(f"MLflow at {redact_url(tracking_uri)}: {text}") from error
+
+
+class _Export:
+    """An export in progress."""
+
+    def __init__(self, data: DataRoot, client: MlflowClient, report: Callable[[str], None]) -> None:
+        self._data = data
+        self._client = client
+        self._report = report
+        self._experiment_ids: dict[str, str] = {}
+        self.exported = Exported()
+
+    def export_run(self, record: RunRecord) -> str:
+        """Export a run; return its id in MLflow."""
+        experiment = self._experiment_id(record.experiment)
+        client = self._client
+        self.exported.runs += 1
+        runs = client.search_runs([experiment], f"tags.`{KEY}` = '{record.key}'", max_results=1)
+        if runs and runs[0].info.status == "FINISHED":
+            return str(runs[0].info.run_id)
+        if runs:  # an export that was killed
+            run_id = str(runs[0].info.run_id)
+        else:
+            tags = {**record.tags, KEY: record.key}
+            run_id = str(client.create_run(experiment, record.time_ms, tags, record.name).info.run_id)
+        self._log_figures(run_id, record)
+        client.set_terminated(run_id, "FINISHED", record.time_ms)
+        self.exported.new_runs += 1
+        self._report(f"run {record.key}")
+        return run_id
+
+    def _log_figures(self, run_id: str, record: RunRecord) -> None:
+        """Log parameters and metrics. Their times follow from the record, so that a repetition changes nothing."""
+        from mlflow.entities import Metric, Param
+
+        params = [Param(name, value) for name, value in record.params.items()]
+        metrics = [Metric(name, value, record.time_ms, 0) for name, value in record.metrics.items()]
+        for start in range(0, max(len(params), len(metrics)), _BATCH):
+            self._client.log_batch(run_id, metrics[start : start + _BATCH], params[start : start + _BATCH])
+
+    def _experiment_id(self, name: str) -> str:
+        if name not in self._experiment_ids:
+            experiment = self._client.get_experiment_by_name(name)
+            experiment_id = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+            self._experiment_ids[name] = str(experiment_id)
+        return self._experiment_ids[name]
+
+    def export_model(self, model: str) -> None:
+        """Export the candidates of a model, its pushed versions, and its labels."""
+        registry = Registry(self._data, model)
+        state = registry.state
+        run_ids = {
+            candidate.id: self.export_run(candidate_record(self._data, model, state, candidate))
+            for candidate in state.candidates.values()
+        }
+        if not state.pushed():
+            return
+        if not self._client.search_registered_models(f"name = '{model}'", max_results=1):
+            self._client.create_registered_model(model, {"ciml.data": self._data.url})
+        versions = {
+            int(version.tags[_VERSION]): version
+            for version in self._client.search_model_versions(f"name = '{model}'", max_results=1000)
+            if _VERSION in version.tags
+        }
+        mlflow_numbers = {}
+        for number in state.pushed():
+            if number in versions:
+                mlflow_numbers[number] = str(versions[number].version)
+            else:
+                run_id = run_ids[state.versions[number].candidate]
+                mlflow_numbers[number] = self._create_version(registry, number, run_id)
+            withdrawn = json.dumps(state.versions[number].withdrawn)
+            if number not in versions or versions[number].tags.get(_WITHDRAWN) != withdrawn:
+                self._client.set_model_version_tag(model, mlflow_numbers[number], _WITHDRAWN, withdrawn)
+        self.exported.versions += len(mlflow_numbers)
+        self._set_aliases(model, state.labels, mlflow_numbers)
+
+    def _create_version(self, registry: Registry, number: int, run_id: str) -> str:
+        """Register a pushed version; return its number in MLflow."""
+        candidate = registry.state.candidates[registry.state.versions[number].candidate]
+        run = self._client.get_run(run_id)
+        if run.data.tags.get(_LOGGED) != candidate.digest:
+            self._log_model(registry, number, run_id)
+            self._client.set_tag(run_id, _LOGGED, candidate.digest)
+        tags = {_VERSION: str(number), "ciml.digest": candidate.digest}
+        version = self._client.create_model_version(
+            registry.model,
+            f"runs:/{run_id}/{_ARTIFACT}",
+            run_id,
+            tags,
+            description=f"ciml model {registry.model}, version {number}",
+        )
+        self.exported.new_versions += 1
+        self._report(f"model {registry.model} version {number}")
+        return str(version.version)
+
+    def _log_model(self, registry: Registry, number: int, run_id: str) -> None:
+        """Log the files of a version, verified, as a model that `ciml.serving.pyfunc` loads."""
+        with tempfile.TemporaryDirectory(prefix="ciml-mlflow-", ignore_cleanup_errors=True) as work:
+            copy = Path(work, "saved_model")
+            source = registry.folder(number)
+            try:
+                digests = copy_model(source, copy)
+            except FileNotFoundError:
+                digests = {}
+            check_digests(source.root, digests, registry.state.files(number))
+            save_pyfunc(copy, Path(work, _ARTIFACT))
+            self._client.log_artifacts(run_id, str(Path(work, _ARTIFACT)), _ARTIFACT)
+
+    def _set_aliases(self, model: str, labels: Mapping[str, int], mlflow_numbers: Mapping[int, str]) -> None:
+        """Set the labels of ciml as aliases; delete those that an earlier export set and ciml has removed."""
+        registered = self._client.get_registered_model(model)
+        for label, number in sorted(labels.items()):
+            if registered.aliases.get(label) != mlflow_numbers[number]:
+                self._client.set_registered_model_alias(model, label, mlflow_numbers[number])
+        earlier_labels = json.loads(registered.tags.get(_ALIASES, "[]"))
+        for label in set(earlier_labels) - set(labels):
+            self._client.delete_registered_model_alias(model, label)
+        if sorted(labels) != earlier_labels:
+            self._client.set_registered_model_tag(model, _ALIASES, json.dumps(sorted(labels)))
+        self.exported.aliases[model] = dict(sorted(labels.items()))
+
+
+def save_pyfunc(saved_model: Path, folder: Path) -> None:
+    """Write a SavedModel of ciml as a model of MLflow: the same files, and a description with its signature.
+
+    Args:
+      saved_model: of a pushed version.
+      folder: to create.
+    """
+    import numpy as np
+    from mlflow import pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    path = saved_model / "assets" / DEFINITION
+    definition = read_definition(path.read_bytes(), str(path))
+    shape = (-1, definition.windows, len(definition.features))
+    signature = ModelSignature(
+        inputs=Schema(
+            [TensorSpec(np.dtype("float32"), shape, "inputs"), TensorSpec(np.dtype("int32"), (-1,), "n_windows")]
+        ),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(definition.classes)), "probabilities")]),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an example of an input is missing: the signature suffices
+        pyfunc.save_model(
+            str(folder),
+            loader_module="ciml.serving.pyfunc",
+            data_path=str(saved_model),
+            signature=signature,
+            pip_requirements=[f"ciml[serve]=={__version__}"],
+            metadata={"classes": list(definition.classes)},
+        )
 
 
 @dataclass(frozen=True)
@@ -78,8 +303,10 @@ def trial_records(data: DataRoot) -> Iterator[RunRecord]:
     for name in experiment_names(data.experiments):
         store = experiment_store(data.experiments, name)
         for entry in sorted(store.entries("results")):
-            parts = entry.path.split("/")
-            result = read_stored(store, entry.path) if len(parts) == 4 and parts[3] == RESULT else None
+            parts = entry.path.split("/")  # results/DATASET/TRIAL/RESULT
+            if len(parts) != 4 or parts[3] != RESULT:
+                continue
+            result = read_stored(store, entry.path)
             if result is None:
                 continue
             trial = parts[2]
@@ -133,8 +360,8 @@ def _metrics(data: DataRoot, model: str, facts: Mapping[str, Any]) -> dict[str, 
 
 
 def _tags(data: DataRoot, tags: Mapping[str, str]) -> dict[str, str]:
-    every = {**tags, "ciml.data": data.url, "ciml.version": __version__}
-    return {name: value[:_MOST_CHARACTERS] for name, value in every.items()}
+    all_tags = {**tags, "ciml.data": data.url, "ciml.version": __version__}
+    return {name: value[:_MOST_CHARACTERS] for name, value in all_tags.items()}
 
 
 def params_of(experiment: Mapping[str, Any]) -> dict[str, str]:
@@ -181,230 +408,3 @@ def figures(test: Mapping[str, Any], baselines: Mapping[str, Any]) -> dict[str, 
 def metric_name(name: str) -> str:
     """Return a name that MLflow accepts: other characters than letters, digits, ``_-./`` and blanks become ``_``."""
     return _FORBIDDEN.sub("_", name)[:250]
-
-
-_LOG = logging.getLogger(__name__)
-#: MLflow sends no usage data and prints nothing. A server that does not answer is an error within minutes, not hours.
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
-
-
-@dataclass
-class Exported:
-    """What an export did.
-
-    Attributes:
-      runs, new_runs: number of runs, and of those that were not there.
-      versions, new_versions: number of versions of models, the same.
-      aliases: by model: alias -> ciml's version.
-    """
-
-    runs: int = 0
-    new_runs: int = 0
-    versions: int = 0
-    new_versions: int = 0
-    aliases: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def export_to_mlflow(data: DataRoot, tracking_uri: str, report: Callable[[str], None] = lambda line: None) -> Exported:
-    """Export all trials, candidates, pushed versions and labels of a data root.
-
-    Args:
-      data: the data root.
-      tracking_uri: of MLflow: an address of a server, or ``sqlite:///FILE``.
-      report: called with a line for each new run or version.
-
-    Raises:
-      EngineError: MLflow rejects something, or does not answer.
-      IntegrityError: a stored file was altered.
-    """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    with _errors(tracking_uri):
-        export = _Export(data, MlflowClient(tracking_uri, tracking_uri), report)
-        for record in trial_records(data):
-            export.run(record)
-        for model in registered_models(data):
-            export.model(model)
-    return export.done
-
-
-@contextmanager
-def _errors(tracking_uri: str) -> Iterator[None]:
-    """Raise what MLflow and its libraries raise as one line."""
-    from mlflow.exceptions import MlflowException
-
-    kinds: tuple[type[Exception], ...] = (MlflowException, OSError)
-    with suppress(ImportError):
-        from sqlalchemy.exc import SQLAlchemyError
-
-        kinds = (*kinds, SQLAlchemyError)
-    try:
-        yield
-    except CimlError:
-        raise
-    except kinds as error:
-        text = redact_text(" ".join(str(error).split()))[:500]
-        raise EngineError(f"MLflow at {redact_url(tracking_uri)}: {text}") from error
-
-
-class _Export:
-    """An export in progress."""
-
-    def __init__(self, data: DataRoot, client: MlflowClient, report: Callable[[str], None]) -> None:
-        self._data = data
-        self._client = client
-        self._report = report
-        self._experiments: dict[str, str] = {}
-        self.done = Exported()
-
-    def run(self, record: RunRecord) -> str:
-        """Export a run; return MLflow's id of it."""
-        experiment = self._experiment(record.experiment)
-        client = self._client
-        self.done.runs += 1
-        runs = client.search_runs([experiment], f"tags.`{KEY}` = '{record.key}'", max_results=1)
-        if runs and runs[0].info.status == "FINISHED":
-            return str(runs[0].info.run_id)
-        if runs:  # an export that was killed
-            run_id = str(runs[0].info.run_id)
-        else:
-            tags = {**record.tags, KEY: record.key}
-            run_id = str(client.create_run(experiment, record.time_ms, tags, record.name).info.run_id)
-        self._log(run_id, record)
-        client.set_terminated(run_id, "FINISHED", record.time_ms)
-        self.done.new_runs += 1
-        self._report(f"run {record.key}")
-        return run_id
-
-    def _log(self, run_id: str, record: RunRecord) -> None:
-        """Log parameters and metrics. Their times follow from the record, so that a repetition changes nothing."""
-        from mlflow.entities import Metric, Param
-
-        params = [Param(name, value) for name, value in record.params.items()]
-        metrics = [Metric(name, value, record.time_ms, 0) for name, value in record.metrics.items()]
-        for start in range(0, max(len(params), len(metrics)), _BATCH):
-            self._client.log_batch(run_id, metrics[start : start + _BATCH], params[start : start + _BATCH])
-
-    def _experiment(self, name: str) -> str:
-        if name not in self._experiments:
-            experiment = self._client.get_experiment_by_name(name)
-            experiment_id = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
-            self._experiments[name] = str(experiment_id)
-        return self._experiments[name]
-
-    def model(self, model: str) -> None:
-        """Export the candidates of a model, its pushed versions, and its labels."""
-        registry = Registry(self._data, model)
-        state = registry.state
-        runs = {
-            candidate.id: self.run(candidate_record(self._data, model, state, candidate))
-            for candidate in state.candidates.values()
-        }
-        if not state.pushed():
-            return
-        if not self._client.search_registered_models(f"name = '{model}'", max_results=1):
-            self._client.create_registered_model(model, {"ciml.data": self._data.url})
-        versions = {
-            int(version.tags[_VERSION]): version
-            for version in self._client.search_model_versions(f"name = '{model}'", max_results=1000)
-            if _VERSION in version.tags
-        }
-        numbers = {}
-        for number in state.pushed():
-            self.done.versions += 1
-            withdrawn = json.dumps(state.versions[number].withdrawn)
-            if number in versions:
-                numbers[number] = str(versions[number].version)
-                if versions[number].tags.get(_WITHDRAWN) != withdrawn:
-                    self._client.set_model_version_tag(model, numbers[number], _WITHDRAWN, withdrawn)
-            else:
-                numbers[number] = self._version(registry, number, runs[state.versions[number].candidate], withdrawn)
-        self._aliases(model, state.labels, numbers)
-
-    def _version(self, registry: Registry, number: int, run_id: str, withdrawn: str) -> str:
-        """Register a pushed version; return MLflow's number of it."""
-        candidate = registry.state.candidates[registry.state.versions[number].candidate]
-        run = self._client.get_run(run_id)
-        if run.data.tags.get(_LOGGED) != candidate.digest:
-            self._log_model(registry, number, run_id)
-            self._client.set_tag(run_id, _LOGGED, candidate.digest)
-        tags = {_VERSION: str(number), _WITHDRAWN: withdrawn, "ciml.digest": candidate.digest}
-        version = self._client.create_model_version(
-            registry.model,
-            f"runs:/{run_id}/{_ARTIFACT}",
-            run_id,
-            tags,
-            description=f"ciml model {registry.model}, version {number}",
-        )
-        self.done.new_versions += 1
-        self._report(f"model {registry.model} version {number}")
-        return str(version.version)
-
-    def _log_model(self, registry: Registry, number: int, run_id: str) -> None:
-        """Log the files of a version, verified, as a model that `ciml.serving.pyfunc` loads."""
-        with tempfile.TemporaryDirectory(prefix="ciml-mlflow-", ignore_cleanup_errors=True) as work:
-            copy = Path(work, "saved_model")
-            source = registry.folder(number)
-            try:
-                digests = copy_model(source, copy)
-            except FileNotFoundError:
-                digests = {}
-            check_digests(source.root, digests, registry.state.files(number))
-            save_pyfunc(copy, Path(work, _ARTIFACT))
-            self._client.log_artifacts(run_id, str(Path(work, _ARTIFACT)), _ARTIFACT)
-
-    def _aliases(self, model: str, labels: Mapping[str, int], numbers: Mapping[int, str]) -> None:
-        """Give each label of ciml to its version; take away those that an earlier export gave and ciml removed."""
-        there = self._client.get_registered_model(model)
-        for label, number in sorted(labels.items()):
-            if there.aliases.get(label) != numbers[number]:
-                self._client.set_registered_model_alias(model, label, numbers[number])
-        before = json.loads(there.tags.get(_ALIASES, "[]"))
-        for label in set(before) - set(labels):
-            self._client.delete_registered_model_alias(model, label)
-        if sorted(labels) != before:
-            self._client.set_registered_model_tag(model, _ALIASES, json.dumps(sorted(labels)))
-        self.done.aliases[model] = dict(sorted(labels.items()))
-
-
-def save_pyfunc(saved_model: Path, folder: Path) -> None:
-    """Write a SavedModel of ciml as a model of MLflow: the same files, and a description with its signature.
-
-    Args:
-      saved_model: of a pushed version.
-      folder: to create.
-    """
-    import numpy as np
-    from mlflow import pyfunc
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    path = saved_model / "assets" / DEFINITION
-    definition = read_definition(path.read_bytes(), str(path))
-    shape = (-1, definition.windows, len(definition.features))
-    signature = ModelSignature(
-        inputs=Schema(
-            [TensorSpec(np.dtype("float32"), shape, "inputs"), TensorSpec(np.dtype("int32"), (-1,), "n_windows")]
-        ),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(definition.classes)), "probabilities")]),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that there is no example of an input: the signature says it all
-        pyfunc.save_model(
-            str(folder),
-            loader_module="ciml.serving.pyfunc",
-            data_path=str(saved_model),
-            signature=signature,
-            pip_requirements=[f"ciml[serve]=={__version__}"],
-            metadata={"classes": list(definition.classes)},
-        )

@@ -16,7 +16,7 @@ from apache_beam.utils.timestamp import Timestamp
 from ciml.errors import CimlError
 from ciml.kafka.options import KafkaOptions
 from ciml.manifest.coverage import RangeSet
-from ciml.pipelines.live import KeepRun, KeptRuns, LiveConfig, ToSend
+from ciml.pipelines.live import KeepRun, LiveConfig, RunCache, ToSend
 from ciml.transforms.live.samples import LivePolicy, Part, RunState, Wake, pack, part_of
 from ciml.transforms.live.windows import LiveDataset, LiveRun, columns_of
 from tests.pipelines.live import living
@@ -108,7 +108,7 @@ def test_each_message_makes_another_token() -> None:
 
 def test_a_kept_run_is_that_of_one_state() -> None:
     datasets = [LiveDataset("one", resolved())]
-    kept, runs = KeptRuns(most=2), [LiveRun(f"zuul~{n}~1", datasets, POLICY) for n in range(3)]
+    kept, runs = RunCache(most=2), [LiveRun(f"zuul~{n}~1", datasets, POLICY) for n in range(3)]
     for n, run in enumerate(runs):
         kept.put("job", f"token-{n}", run)
     assert kept.take("job", "zuul~0~1", "token-0") is None  # more than it keeps
@@ -203,7 +203,7 @@ def test_a_long_run_is_restored_from_its_state_alone(monkeypatch: pytest.MonkeyP
     save = RunState.to_bytes
     monkeypatch.setattr(RunState, "to_bytes", lambda state: newer.append(len(state.newer)) or save(state))
 
-    monkeypatch.setattr(KeptRuns, "take", lambda *_: None)
+    monkeypatch.setattr(RunCache, "take", lambda *_: None)
     days = count()  # the runner rings a timer at once, whatever its time
     keep = KeepRun(LiveConfig(KafkaOptions("host:1"), datasets), lambda: 100_000.0 * next(days))
     with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
