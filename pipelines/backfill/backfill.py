@@ -8,6 +8,7 @@ Line numbers are committed like a topic's offsets, so the manifest alone decides
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -22,15 +23,14 @@ from ciml.pipelines.backfill.plan import (
     Work,
     plan,
     probe_logs,
-    size_of,
 )
 
 if TYPE_CHECKING:
     import apache_beam as beam
 
-#: Work items of one pipeline. On Flink a job costs seconds, but can be cancelled at any time; in process it costs a
-#: fifth of a second, but a signal has to wait for its end.
-_A_PIPELINE = {"fnapi": 20, "flink": 2000}
+#: Work items of one pipeline, by runner. A job on Flink costs seconds, but can be cancelled at any time. A pipeline in
+#: this process costs a fifth of a second, but a stop has to wait for its end.
+_PIPELINE_ITEMS = {"fnapi": 20, "flink": 2000}
 
 
 def backfill(
@@ -64,40 +64,59 @@ def backfill(
     stop = stop or threading.Event()
     works = plan(config, listing, progress, stop)
     if runner is None:
-        committer = OrderedCommitter(config, listing, progress.update)
-        try:
-            for work in works:
-                progress.tally.passed += committer.put(work)
-                progress.report()
-            progress.tally.passed += committer.end()
-        except BaseException:
-            committer.abandon()
-            raise
+        _backfill_here(config, listing, works, progress)
     else:
-        from ciml.pipelines.flink.submit import check_runner, run_bounded
-
-        check_runner(runner, job_endpoint)
-        while todo := tuple(islice(works, _A_PIPELINE[runner])):
-            part = PlannedBackfill(config, listing, todo, spread=runner == "flink")
-            run_bounded(part.build, runner, job_endpoint, "ciml-backfill", extra=extra, poll=progress.update, stop=stop)
-            if runner == "flink" and stop.is_set():
-                break
-            progress.tally.passed += part.lines
-            progress.update()
+        _backfill_in_beam(config, listing, works, progress, stop, runner, job_endpoint, extra)
     progress.update()
     progress.tally.complete = not stop.is_set()
     return progress.tally
 
 
+def _backfill_here(config: BackfillConfig, listing: Listing, works: Iterator[Work], progress: BackfillProgress) -> None:
+    """Settle the work in threads of this process."""
+    committer = OrderedCommitter(config, listing, progress.update)
+    try:
+        for work in works:
+            progress.tally.passed += committer.put(work)
+            progress.report()
+        progress.tally.passed += committer.end()
+    except BaseException:
+        committer.abandon()
+        raise
+
+
+def _backfill_in_beam(
+    config: BackfillConfig,
+    listing: Listing,
+    works: Iterator[Work],
+    progress: BackfillProgress,
+    stop: threading.Event,
+    runner: str,
+    job_endpoint: str,
+    extra: tuple[str, ...],
+) -> None:
+    """Settle the work in one bounded pipeline after another."""
+    from ciml.pipelines.flink.submit import check_runner, run_bounded
+
+    check_runner(runner, job_endpoint)
+    while items := tuple(islice(works, _PIPELINE_ITEMS[runner])):
+        part = PlannedBackfill(config, listing, items, spread=runner == "flink")
+        run_bounded(part.build, runner, job_endpoint, "ciml-backfill", extra=extra, poll=progress.update, stop=stop)
+        if runner == "flink" and stop.is_set():  # the job was cancelled
+            break
+        progress.tally.passed += part.lines
+        progress.update()
+
+
 @dataclass(frozen=True)
 class PlannedBackfill:
-    """A backfill, or a part of it, in one pipeline. Each worker opens the listing.
+    """Work of a backfill for one pipeline. Each worker opens the listing.
 
     Attributes:
       config: of the backfill.
       listing: the listing.
-      works: the work, all that remains where an engine finishes it alone.
-      spread: distribute the work over workers, before its first commit.
+      works: the work items.
+      spread: distribute them over workers, before the first commit.
     """
 
     config: BackfillConfig
@@ -108,7 +127,7 @@ class PlannedBackfill:
     @property
     def lines(self) -> int:
         """The number of lines to settle."""
-        return sum(map(size_of, self.works))
+        return sum(work.lines for work in self.works)
 
     def build(self, pipeline: beam.Pipeline) -> object:
         """Wire the bounded pipeline."""

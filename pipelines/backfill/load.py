@@ -1,9 +1,9 @@
-"""Load: the runs of a table of results and a folder of logs, surveyed as a whole and then settled by `backfill`.
+"""Loads the runs of a table of results and a folder of logs: the table is surveyed as a whole, then backfilled.
 
 rows of the table ─► lines of a listing, or reasons ─► survey: logs, known runs ─► too many bad? ─► backfill
 
-The listing is derived from the table alone, so the same table always gives the same listing, whose lines are settled
-already. A stored row that came from the same source and lacks facts of the listing is completed without its log.
+The listing is derived from the table alone. So the lines of a table that is loaded again are settled already. A stored
+row that came from the same source and lacks facts of the listing is *completed* without its log.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def load(
       data: the data root; it is created where it does not exist.
       logs: the folder or ``s3://`` prefix of the logs.
       table: a file or ``s3://`` object of CSV, Parquet or JSON lines, or a `pyarrow.Table`: a row a run.
-      mapping: columns that names and content do not tell: theirs → the listing's, or → ``-`` to leave one out.
+      mapping: the meaning of columns, by name: a field of the listing, or ``-`` to leave the column out. The other
+        columns are recognised by their names and values.
       zone: IANA name of the zone of times that have none.
       max_bad: largest share of rows that may be bad or without a log, 0 to 1.
       source: name of the table in the trust policy and in the run ids.
@@ -100,7 +101,7 @@ def load(
     with tempfile.TemporaryFile(prefix="ciml-load-") as file:
         rows = _write_listing(conversion, file, report, progress)
         listing = Listing(opened.name, file)
-        config = _completing(config, listing, report)
+        config = _with_completions(config, listing, report)
         surveyed = survey(
             config,
             listing,
@@ -110,8 +111,8 @@ def load(
         )
         if stop is not None and stop.is_set():
             return report
-        _count(report, surveyed, rows)
-        _check(report, max_bad, root)
+        _count_survey(report, surveyed, rows)
+        _check_usable(report, max_bad, root)
         if not dry_run:
             tally = backfill(
                 config,
@@ -119,7 +120,7 @@ def load(
                 stop=stop,
                 report=lambda tally: progress("loading runs", tally.passed, tally.lines - tally.before),
             )
-            _settle(report, tally)
+            _count_outcomes(report, tally)
     return report
 
 
@@ -143,8 +144,8 @@ def _write_listing(conversion: Conversion, file: IO[bytes], report: LoadReport, 
     return rows
 
 
-def _completing(config: BackfillConfig, listing: Listing, report: LoadReport) -> BackfillConfig:
-    """Return the configuration with the stored rows that lines complete. Report these and what is known of others."""
+def _with_completions(config: BackfillConfig, listing: Listing, report: LoadReport) -> BackfillConfig:
+    """Return the configuration with the stored rows that lines complete; report these, and the lines settled before."""
     log, state = open_raw(config.raw)
     settled = RangeSet(state.covered(listing.topic, 0))
     completions = find_completions(log, listing, config.reading, settled, report)
@@ -156,7 +157,7 @@ def _completing(config: BackfillConfig, listing: Listing, report: LoadReport) ->
     return replace(config, completions=completions)
 
 
-def _count(report: LoadReport, surveyed: Survey, rows: array[int]) -> None:
+def _count_survey(report: LoadReport, surveyed: Survey, rows: array[int]) -> None:
     """Count the rows of the listing as the survey describes them."""
     column = report.columns.theirs("log_path")
     for missing in surveyed.missing:
@@ -169,7 +170,7 @@ def _count(report: LoadReport, surveyed: Survey, rows: array[int]) -> None:
     report.untrusted += report.earlier.untrusted
 
 
-def _check(report: LoadReport, max_bad: float, root: str) -> None:
+def _check_usable(report: LoadReport, max_bad: float, root: str) -> None:
     """Raise `RejectedTableError` unless enough of the rows can be loaded."""
     rows = report.rows - report.not_selected
     if not rows:
@@ -193,7 +194,8 @@ def _path_hint(report: LoadReport, root: str) -> str:
     return ""
 
 
-def _settle(report: LoadReport, tally: Tally) -> None:
+def _count_outcomes(report: LoadReport, tally: Tally) -> None:
+    """Count what became of the rows in the backfill."""
     report.totals = tally.totals()
     report.completed_runs = tally.counts["reclaim", COMPLETES]
     if not report.completed_runs:
@@ -253,7 +255,9 @@ def _runs_of(listing: Listing, reading: Reading, settled: RangeSet) -> Iterator[
     """Yield the runs of the unsettled lines: run id, number of the line, and facts."""
     for block in listing.blocks:
         missing = RangeSet(settled.missing(block.start, block.end))
-        for line in listing.read(block) if missing else ():
+        if not missing:
+            continue
+        for line in listing.read(block):
             if line.number not in missing:
                 continue
             run = attempt("decode", decode_line, line.data, reading)

@@ -1,4 +1,8 @@
-"""A backfill's configuration, remaining work and progress. Threads settle work items, which are committed in order."""
+"""A backfill's configuration, its remaining work, and its progress.
+
+The lines of a listing are read in blocks. A *work item* has the lines of a block that are to be *settled*: fetched,
+parsed and stored, up to their commit. Several are settled concurrently in threads, and committed in order.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +30,10 @@ from ciml.transforms.ingest.decode import ALL_JOBS, CompletedRow, decode_lines
 from ciml.transforms.ingest.run_stages import settle
 from ciml.trust import evaluate
 
-_PROBES = 20
-_ENOUGH = 10
-_AHEAD = 3  # blocks in progress: while one waits for files, another is parsed
+_PROBES = 20  # logs that are looked for before a backfill
+_ENOUGH_PROBES = 10
+_IN_PROGRESS = 3  # work items: while one waits for files, another is parsed
+_REPORT_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -55,40 +60,25 @@ class BackfillConfig(SettleConfig):
     commit_s: float = 10.0
 
 
-def logs_root(text: str, name: str = "--logs") -> str:
-    """Return the root of a listing's logs: an ``s3://`` prefix, or the absolute path of a folder.
-
-    Args:
-      text: the root as the user wrote it.
-      name: of the option or argument, for the message.
-
-    Raises:
-      CimlError: it is neither, or the folder does not exist.
-    """
-    if text.startswith("s3://"):
-        return text
-    if "://" in text or not Path(text).is_dir():
-        raise CimlError(f"{name} {text}: no such folder; name a folder or an s3:// prefix")
-    return str(Path(text).resolve())
-
-
-def fetch_below(logs: str, file: str | None = None) -> FetchPolicy:
-    """Return a policy that allows the logs below a root, with the other rules of a TOML file where one is given."""
-    # Several blocks of lines are in flight, so each has a share of the memory of one ingest batch.
-    policy = FetchPolicy.load(file) if file else FetchPolicy(max_batch_bytes=128 << 20)
-    return policy.check().allowing(roots=(logs,))
-
-
 class Work(NamedTuple):
-    """A work item: ranges of lines of a block to process.
+    """A work item: lines of a block to settle.
 
-    ``known`` are its lines with known runs; ``completed`` are the rows that lines complete, by the line's number.
+    Attributes:
+      block: the block.
+      parts: ranges [start, end) of the lines, by their numbers.
+      known: lines whose runs have a raw row.
+      completed: the stored rows that lines complete, by the line's number.
     """
 
     block: Block
     parts: tuple[tuple[int, int], ...]
     known: frozenset[int] = frozenset()
     completed: tuple[tuple[int, CompletedRow], ...] = ()
+
+    @property
+    def lines(self) -> int:
+        """The number of lines to settle."""
+        return sum(end - start for start, end in self.parts)
 
 
 @dataclass
@@ -129,9 +119,82 @@ class Tally:
 Report = Callable[[Tally], None]
 
 
-def size_of(work: Work) -> int:
-    """Return the number of lines of a work item."""
-    return sum(end - start for start, end in work.parts)
+def plan(config: BackfillConfig, listing: Listing, progress: BackfillProgress, stop: threading.Event) -> Iterator[Work]:
+    """Yield the remaining work, block by block, until ``stop`` is set."""
+    takes_all = config.selection == ALL_JOBS and config.limit is None and not config.skip_known
+    remaining = config.limit
+    for block in listing.blocks:
+        if stop.is_set() or remaining == 0:
+            return
+        parts = tuple(progress.covered.missing(block.start, block.end))
+        if not parts:
+            continue
+        if takes_all:
+            yield Work(block, parts)
+            continue
+        unsettled = RangeSet(parts)
+        run_ids = _select_lines(config, listing, block, unsettled, remaining)
+        if remaining is not None:
+            remaining -= len(run_ids)
+        progress.tally.passed += unsettled.count() - len(run_ids)
+        if run_ids:
+            yield _work_of(config, progress, block, run_ids)
+
+
+def _select_lines(
+    config: BackfillConfig, listing: Listing, block: Block, unsettled: RangeSet, most: int | None
+) -> dict[int, str | None]:
+    """Return the numbers of the unsettled lines to take, at most ``most``, with their run ids if they name a run."""
+    is_selected = glob_pattern(config.selection).fullmatch
+    run_ids: dict[int, str | None] = {}
+    for line in listing.read(block):
+        if len(run_ids) == most:
+            break
+        if line.number not in unsettled:
+            continue
+        run = attempt("decode", decode_line, line.data, config.reading)
+        if not isinstance(run, ListedRun):
+            run_ids[line.number] = None
+        elif run.fault is not None or is_selected(run.facts.build_name):
+            run_ids[line.number] = run.facts.run_id
+    return run_ids
+
+
+def _work_of(
+    config: BackfillConfig, progress: BackfillProgress, block: Block, run_ids: Mapping[int, str | None]
+) -> Work:
+    lines = RangeSet()
+    for number in run_ids:
+        lines.add(number, number + 1)
+    runs = {number: run_id for number, run_id in run_ids.items() if run_id is not None}
+    known = progress.known(runs) if config.skip_known else frozenset()
+    completed = sorted(runs.keys() & config.completions.keys())
+    return Work(block, tuple(lines), known, tuple((number, config.completions[number]) for number in completed))
+
+
+def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
+    """Check that logs of the first lines exist, before any line is settled.
+
+    Raises:
+      CimlError: if of at least ten lines no log exists.
+    """
+    if tally.settled or config.take_missing or not listing.blocks:
+        return
+    covers = OffsetRange(listing.topic, "", 0, 0, listing.blocks[0].end)
+    pending_runs = decode_lines(covers, listing.read(listing.blocks[0]), config.reading).pending_runs
+    is_selected = glob_pattern(config.selection).fullmatch
+    probes = [pending for pending in pending_runs if is_selected(pending.mention.build_name)][:_PROBES]
+    reasons: set[str] = set()
+    for part in fetch_in_parts(Batch(None, pending_runs=probes), config.fetch, 0):
+        if part.pending_runs:
+            return
+        reasons |= {pending.reason for pending in part.settled}
+    if len(probes) >= _ENOUGH_PROBES and reasons <= {"log_not_found", "address_not_allowed"}:
+        first = probes[0].mention.log_url
+        raise CimlError(
+            f"none of the first {len(probes)} logs exists (the first is {first}); check --logs, or use "
+            "--take-missing to record such lines as dead letters"
+        )
 
 
 class BackfillProgress:
@@ -164,72 +227,14 @@ class BackfillProgress:
         """Return the keys of runs with a trusted raw row. The listing may reclaim the others."""
         with self.committing.state() as state:
             rows = {number: state.index.run(run_id) for number, run_id in runs.items()}
-            return frozenset(number for number, run in rows.items() if run is not None and run.trusted)
+        return frozenset(number for number, run in rows.items() if run is not None and run.trusted)
 
     def report(self) -> None:
         """Report the progress, at most five times a second."""
         now = time.monotonic()
-        if self._report is not None and now - self._reported_s > 0.2:
+        if self._report is not None and now - self._reported_s > _REPORT_S:
             self._reported_s = now
             self._report(self.tally)
-
-
-def plan(config: BackfillConfig, listing: Listing, progress: BackfillProgress, stop: threading.Event) -> Iterator[Work]:
-    """Yield the remaining work, block by block, until ``stop`` is set."""
-    selective = config.selection != ALL_JOBS or config.limit is not None or config.skip_known
-    selected = glob_pattern(config.selection).fullmatch
-    remaining = config.limit
-    for block in listing.blocks:
-        if stop.is_set() or remaining == 0:
-            return
-        parts = tuple(progress.covered.missing(block.start, block.end))
-        if parts and selective:
-            missing = RangeSet(parts)
-            chosen_lines = RangeSet()
-            runs = {}
-            for line in listing.read(block):
-                if line.number not in missing or remaining == 0:
-                    continue
-                run = attempt("decode", decode_line, line.data, config.reading)
-                if isinstance(run, ListedRun):  # else the line names no run
-                    if run.fault is None and not selected(run.facts.build_name):
-                        continue
-                    runs[line.number] = run.facts.run_id
-                remaining = remaining - 1 if remaining is not None else None
-                chosen_lines.add(line.number, line.number + 1)
-            progress.tally.passed += missing.count() - chosen_lines.count()
-            if chosen_lines:
-                stored = progress.known(runs) if config.skip_known else frozenset()
-                completed = sorted(runs.keys() & config.completions.keys())
-                rows = tuple((number, config.completions[number]) for number in completed)
-                yield Work(block, tuple(chosen_lines), stored, rows)
-        elif parts:
-            yield Work(block, parts)
-
-
-def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
-    """Check that logs of the first lines exist, before any line is settled.
-
-    Raises:
-      CimlError: if of at least ten lines no log exists.
-    """
-    if tally.settled or config.take_missing or not listing.blocks:
-        return
-    covers = OffsetRange(listing.topic, "", 0, 0, listing.blocks[0].end)
-    pending_runs = decode_lines(covers, listing.read(listing.blocks[0]), config.reading).pending_runs
-    selected = glob_pattern(config.selection).fullmatch
-    probes = [pending for pending in pending_runs if selected(pending.mention.build_name)][:_PROBES]
-    reasons: set[str] = set()
-    for part in fetch_in_parts(Batch(None, pending_runs=probes), config.fetch, 0):
-        if part.pending_runs:
-            return
-        reasons |= {pending.reason for pending in part.settled}
-    if len(probes) >= _ENOUGH and reasons <= {"log_not_found", "address_not_allowed"}:
-        first = probes[0].mention.log_url
-        raise CimlError(
-            f"none of the first {len(probes)} logs exists (the first is {first}); check --logs, or use "
-            "--take-missing to record such lines as dead letters"
-        )
 
 
 def settle_work(config: BackfillConfig, listing: Listing, work: Work) -> list[Batch]:
@@ -244,7 +249,7 @@ def settle_work(config: BackfillConfig, listing: Listing, work: Work) -> list[Ba
 
 
 class OrderedCommitter:
-    """Settles several work items concurrently in threads, and commits them in order of arrival.
+    """Settles work items concurrently in threads, and commits them in order of arrival.
 
     Args:
       config: of the backfill.
@@ -256,7 +261,7 @@ class OrderedCommitter:
         self._config = config
         self._listing = listing
         self._committed = committed
-        self._pool = ThreadPoolExecutor(_AHEAD, "backfill")
+        self._pool = ThreadPoolExecutor(_IN_PROGRESS, "backfill")
         self._in_progress: deque[tuple[Work, Future[list[Batch]]]] = deque()
         self._settled: list[Batch] = []
         self._lines = 0
@@ -265,7 +270,7 @@ class OrderedCommitter:
     def put(self, work: Work) -> int:
         """Add a work item; block while enough are in progress. Return the number of lines settled meanwhile."""
         self._in_progress.append((work, self._pool.submit(settle_work, self._config, self._listing, work)))
-        return self._take() if len(self._in_progress) > _AHEAD else 0
+        return self._take() if len(self._in_progress) > _IN_PROGRESS else 0
 
     def end(self) -> int:
         """Settle and commit the rest. Return the number of its lines."""
@@ -286,7 +291,8 @@ class OrderedCommitter:
     def _take(self) -> int:
         work, future = self._in_progress.popleft()
         self._settled += future.result()
-        self._lines += (lines := size_of(work))
+        lines = work.lines
+        self._lines += lines
         waited_s = time.monotonic() - self._since
         if self._lines >= self._config.commit_lines or waited_s > self._config.commit_s:
             self._commit()
@@ -300,3 +306,27 @@ class OrderedCommitter:
             committer(self._config.raw).commit(settled, partial(evaluate, self._config.trust))
             self._committed()
         self._since = time.monotonic()
+
+
+def logs_root(text: str, name: str = "--logs") -> str:
+    """Return the root of a listing's logs: an ``s3://`` prefix, or the absolute path of a folder.
+
+    Args:
+      text: the root as the user wrote it.
+      name: of the option or argument, for the message.
+
+    Raises:
+      CimlError: it is neither, or the folder does not exist.
+    """
+    if text.startswith("s3://"):
+        return text
+    if "://" in text or not Path(text).is_dir():
+        raise CimlError(f"{name} {text}: no such folder; name a folder or an s3:// prefix")
+    return str(Path(text).resolve())
+
+
+def fetch_below(logs: str, file: str | None = None) -> FetchPolicy:
+    """Return a policy that allows the logs below a root, with the other rules of a TOML file where one is given."""
+    # Several blocks of lines are in flight, so each has a share of the memory of one ingest batch.
+    policy = FetchPolicy.load(file) if file else FetchPolicy(max_batch_bytes=128 << 20)
+    return policy.check().allowing(roots=(logs,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from ciml.errors import RejectedInput
 from ciml.events.listing import Listing
 from ciml.events.records import OffsetRange, Outcome, PendingRun
 from ciml.http.addresses import Address, below, parse_address
-from ciml.pipelines.backfill.plan import BackfillConfig, BackfillProgress, plan, size_of
+from ciml.pipelines.backfill.plan import BackfillConfig, BackfillProgress, Work, plan
 from ciml.storage import open_store
 from ciml.transforms.fetch.files import first_found, open_log
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
@@ -23,7 +23,7 @@ from ciml.transforms.guard import guarded_runs
 from ciml.transforms.ingest.decode import decode_lines
 from ciml.trust import evaluate_batch
 
-_FAULTS = 10
+_MOST_FAULTS = 10
 
 
 class MissingLog(NamedTuple):
@@ -61,13 +61,20 @@ class Survey:
     trust: Counter[tuple[bool, str]] = field(default_factory=Counter)
     missing: list[MissingLog] = field(default_factory=list)
 
-    def count(self, outcome: Outcome) -> None:
+    def count_pending(self, pending: PendingRun) -> None:
+        """Count a line whose log would be read."""
+        facts = pending.mention
+        self.take[facts.build_name, facts.result] += 1
+        if pending.trust is not None:
+            self.trust[pending.trust.trusted, pending.trust.rule] += 1
+
+    def count_settled(self, outcome: Outcome) -> None:
         """Count a line whose log would not be read."""
         if outcome.kind == "ignored":
             self.ignored[outcome.reason] += 1
             return
         self.bad[outcome.reason] += 1
-        if len(self.faults) < _FAULTS:
+        if len(self.faults) < _MOST_FAULTS:
             self.faults.append((outcome.origin.offset + 1, outcome.reason, outcome.detail))
 
     def to_json(self) -> dict[str, Any]:
@@ -104,41 +111,46 @@ def survey(
     """
     progress = BackfillProgress(config.raw, listing)
     result = Survey(listing.lines, progress.tally.settled)
-    number = 0
+    surveyed_lines = 0
     for work in plan(config, listing, progress, stop or threading.Event()):
-        lines = listing.read(work.block)
-        number += size_of(work)
-        runs: dict[int, str] = {}
-        pending_runs: list[PendingRun] = []
-        for start, end in work.parts:
-            decoded = decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading)
-            batch = guarded_runs("trust", lambda part: evaluate_batch(part, config.trust), decoded)
-            result.blank += end - start - len(batch.pending_runs) - len(batch.settled)
-            for outcome in batch.settled:
-                result.count(outcome)
-            for pending in batch.pending_runs:
-                facts = pending.mention
-                trust = pending.trust
-                result.take[facts.build_name, facts.result] += 1
-                if trust is not None:
-                    result.trust[trust.trusted, trust.rule] += 1
-                runs[pending.origin.offset] = facts.run_id
-            pending_runs += batch.pending_runs
+        pending_runs = _decode_work(config, listing, work, result)
+        runs = {pending.origin.offset: pending.mention.run_id for pending in pending_runs}
         stored = progress.known(runs) | (config.completions.keys() & runs.keys())
         result.known += len(stored)
         if check_logs:
-            unknown = [run for run in pending_runs if run.origin.offset not in stored]
-            with ThreadPoolExecutor(config.fetch.threads, "survey") as pool:
-                looked_up = pool.map(partial(_missing, policy=config.fetch), unknown)
-                result.missing += [missing for missing in looked_up if missing is not None]
-        report(number)
-    result.others = result.lines - result.settled - number
+            unknown = [pending for pending in pending_runs if pending.origin.offset not in stored]
+            result.missing += _find_missing(unknown, config.fetch)
+        surveyed_lines += work.lines
+        report(surveyed_lines)
+    result.others = result.lines - result.settled - surveyed_lines
     return result
 
 
-def _missing(pending: PendingRun, policy: FetchPolicy) -> MissingLog | None:
+def _decode_work(config: BackfillConfig, listing: Listing, work: Work, result: Survey) -> list[PendingRun]:
+    """Count the lines of a work item; return the runs whose logs would be read."""
+    lines = listing.read(work.block)
+    pending_runs: list[PendingRun] = []
+    for start, end in work.parts:
+        decoded = decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading)
+        batch = guarded_runs("trust", lambda part: evaluate_batch(part, config.trust), decoded)
+        result.blank += end - start - len(batch.pending_runs) - len(batch.settled)
+        for outcome in batch.settled:
+            result.count_settled(outcome)
+        for pending in batch.pending_runs:
+            result.count_pending(pending)
+        pending_runs += batch.pending_runs
+    return pending_runs
+
+
+def _find_missing(pending_runs: Sequence[PendingRun], policy: FetchPolicy) -> list[MissingLog]:
+    with ThreadPoolExecutor(policy.threads, "survey") as pool:
+        results = pool.map(partial(_missing_log, policy=policy), pending_runs)
+        return [missing for missing in results if missing is not None]
+
+
+def _missing_log(pending: PendingRun, policy: FetchPolicy) -> MissingLog | None:
+    """Look for the log of a run; return None if it can be opened."""
     where = pending.mention.log_url
-    reason = ""
     try:
         address = parse_address(pending.address or where)
         if address.scheme != "s3":
@@ -146,11 +158,12 @@ def _missing(pending: PendingRun, policy: FetchPolicy) -> MissingLog | None:
         places = below(address, policy.log_paths) if address.is_folder else [address]
         first_found(places, partial(_open, policy=policy))
     except (RejectedInput, LogUnavailableError) as failure:
-        reason = failure.reason
-    return MissingLog(pending.origin.offset, reason, where) if reason else None
+        return MissingLog(pending.origin.offset, failure.reason, where)
+    return None
 
 
 def _open(address: Address, policy: FetchPolicy) -> bytes:
+    """Open a log without reading it. Raises `RejectedInput` or `LogUnavailableError` if that is impossible."""
     if address.scheme != "s3":
         os.close(open_log(policy, address.path))
     elif not open_store(f"s3://{address.host}").exists(address.path):
