@@ -94,13 +94,13 @@ _END = beam.DoFn.TimerParam(TimerSpec("end", TimeDomain.WATERMARK))
 class Gather(beam.DoFn):
     """Holds results until there are enough, or the first has waited long enough (processing time).
 
-    Independent of the watermark, so no batch is late, except at the end of a drained job: Flink ends stages without
-    firing their processing-time timers.
+    The watermark plays no role, so no result is late. Only at the end of a drained job does it flush the rest, since
+    Flink then ends stages without firing their processing-time timers.
     """
 
-    def __init__(self, name: str, most_s: float, most: int) -> None:
+    def __init__(self, name: str, wait_s: float, most: int) -> None:
         self._name = name
-        self._most_s = most_s
+        self._wait_s = wait_s
         self._most = most
 
     def process(
@@ -115,7 +115,7 @@ class Gather(beam.DoFn):
         count.add(1)
         number = count.read()
         if number == 1:
-            timer.set(Timestamp.of(time.time() + self._most_s))
+            timer.set(Timestamp.of(time.time() + self._wait_s))
             end.set(GlobalWindow().max_timestamp())
         if number >= self._most:
             yield from self._flush(waiting, count)

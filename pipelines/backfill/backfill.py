@@ -66,7 +66,16 @@ def backfill(
     if runner is None:
         _backfill_here(config, listing, works, progress)
     else:
-        _backfill_in_beam(config, listing, works, progress, stop, runner, job_endpoint, extra)
+        from ciml.pipelines.flink.submit import check_runner, run_bounded
+
+        check_runner(runner, job_endpoint)
+        while items := tuple(islice(works, _PIPELINE_ITEMS[runner])):
+            part = PlannedBackfill(config, listing, items, spread=runner == "flink")
+            run_bounded(part.build, runner, job_endpoint, "ciml-backfill", extra=extra, poll=progress.update, stop=stop)
+            if runner == "flink" and stop.is_set():  # the job was cancelled
+                break
+            progress.tally.passed += part.lines
+            progress.update()
     progress.update()
     progress.tally.complete = not stop.is_set()
     return progress.tally
@@ -83,29 +92,6 @@ def _backfill_here(config: BackfillConfig, listing: Listing, works: Iterator[Wor
     except BaseException:
         committer.abandon()
         raise
-
-
-def _backfill_in_beam(
-    config: BackfillConfig,
-    listing: Listing,
-    works: Iterator[Work],
-    progress: BackfillProgress,
-    stop: threading.Event,
-    runner: str,
-    job_endpoint: str,
-    extra: tuple[str, ...],
-) -> None:
-    """Settle the work in one bounded pipeline after another."""
-    from ciml.pipelines.flink.submit import check_runner, run_bounded
-
-    check_runner(runner, job_endpoint)
-    while items := tuple(islice(works, _PIPELINE_ITEMS[runner])):
-        part = PlannedBackfill(config, listing, items, spread=runner == "flink")
-        run_bounded(part.build, runner, job_endpoint, "ciml-backfill", extra=extra, poll=progress.update, stop=stop)
-        if runner == "flink" and stop.is_set():  # the job was cancelled
-            break
-        progress.tally.passed += part.lines
-        progress.update()
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,12 @@ def plan(config: BackfillConfig, listing: Listing, progress: BackfillProgress, s
             remaining -= len(run_ids)
         progress.tally.passed += unsettled.count() - len(run_ids)
         if run_ids:
-            yield _work_of(config, progress, block, run_ids)
+            runs = {number: run_id for number, run_id in run_ids.items() if run_id is not None}
+            known = progress.known(runs) if config.skip_known else frozenset()
+            completed = sorted(runs.keys() & config.completions.keys())
+            rows = tuple((number, config.completions[number]) for number in completed)
+            lines = RangeSet((number, number + 1) for number in run_ids)
+            yield Work(block, tuple(lines), known, rows)
 
 
 def _select_lines(
@@ -158,18 +163,6 @@ def _select_lines(
         elif run.fault is not None or is_selected(run.facts.build_name):
             run_ids[line.number] = run.facts.run_id
     return run_ids
-
-
-def _work_of(
-    config: BackfillConfig, progress: BackfillProgress, block: Block, run_ids: Mapping[int, str | None]
-) -> Work:
-    lines = RangeSet()
-    for number in run_ids:
-        lines.add(number, number + 1)
-    runs = {number: run_id for number, run_id in run_ids.items() if run_id is not None}
-    known = progress.known(runs) if config.skip_known else frozenset()
-    completed = sorted(runs.keys() & config.completions.keys())
-    return Work(block, tuple(lines), known, tuple((number, config.completions[number]) for number in completed))
 
 
 def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:

@@ -74,10 +74,8 @@ def build_dataset(
     """
     build = prepare_build(source, target, definition, now_us)
     update = build.updater.run(runner, job_endpoint, seal=True, progress=progress, now_us=now_us)
-    if update.sealed:
-        build.write_definition()
-    else:
-        build.write_missing_definition()
+    if update.sealed or not build.updater.root.exists(DEFINITION):
+        _write_definition(build)
     return update
 
 
@@ -87,7 +85,8 @@ def plan_build(source: DataRoot, target: DataRoot, definition: DatasetDefinition
     planned = _plan(build.updater, seal=True)
     if build.updater.create is not None:
         build.updater.create()
-    build.write_missing_definition()
+    if not build.updater.root.exists(DEFINITION):
+        _write_definition(build)
     return planned
 
 
@@ -146,15 +145,6 @@ class PreparedBuild(NamedTuple):
     updater: Updater
     definition: DatasetDefinition
 
-    def write_definition(self) -> None:
-        """Write the definition next to the examples."""
-        self.updater.root.replace(DEFINITION, self.definition.to_toml().encode())
-
-    def write_missing_definition(self) -> None:
-        """Write the definition next to the examples, unless it is there."""
-        if not self.updater.root.exists(DEFINITION):
-            self.write_definition()
-
 
 def prepare_build(
     source: DataRoot | ListedRuns, target: DataRoot, definition: DatasetDefinition, now_us: int | None = None
@@ -183,6 +173,11 @@ def prepare_build(
         _check_origin(state, origin)
     causes = reviewed_causes(source if isinstance(source, DataRoot) else target, definition)
     return PreparedBuild(Updater(runs, dataset.store, state, pin, causes, create), definition)
+
+
+def _write_definition(build: PreparedBuild) -> None:
+    """Write the definition next to the examples."""
+    build.updater.root.replace(DEFINITION, build.definition.to_toml().encode())
 
 
 def _runs_of(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:

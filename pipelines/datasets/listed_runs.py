@@ -37,9 +37,11 @@ from ciml.trust import TrustPolicy, evaluate_batch
 
 T = TypeVar("T")
 
-_LOGS = 250  # logs read and parsed together
+_LOGS_AT_ONCE = 250  # read and parsed together
 #: A log that is read for a data set has no raw object.
 _NO_FILE = RawFile("", "", 0, 0)
+#: The reader of a forked process.
+_readers: list[LogReader] = []
 
 
 class ListedRuns:
@@ -76,7 +78,8 @@ class ListedRuns:
             size = KEPT_BYTES // self._jobs
             # One pool for each process: a run's log is cached in one process, which gets all of its requests.
             self._pools = [
-                self._stack.enter_context(process_pool(1, "fork", _begin, self._fetch, size)) for _ in range(self._jobs)
+                self._stack.enter_context(process_pool(1, "fork", _make_reader, self._fetch, size))
+                for _ in range(self._jobs)
             ]
             for pool in self._pools:
                 pool.submit(len, ())  # fork now, not at the first log
@@ -96,8 +99,8 @@ class ListedRuns:
 
     def tables(self, runs: Sequence[SelectedRun]) -> Iterator[tuple[RunFacts, pa.Table]]:
         """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
-        for start in range(0, len(runs), _LOGS):
-            for _, tables in self._by_chunks(runs[start : start + _LOGS], LogReader.tables):
+        for start in range(0, len(runs), _LOGS_AT_ONCE):
+            for _, tables in self._by_chunks(runs[start : start + _LOGS_AT_ONCE], LogReader.tables):
                 yield from tables
 
     def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
@@ -110,10 +113,11 @@ class ListedRuns:
     def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
         """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
 
-        def windows_of(taken: Sequence[int]) -> Windows:
+        def windows_of(indices: Sequence[int]) -> Windows:
             work = partial(LogReader.windows, resolved=resolved)
-            if parts := list(self._by_chunks([part.runs[index] for index in taken], work)):
-                return merge_windows(parts, len(taken))
+            parts = list(self._by_chunks([part.runs[index] for index in indices], work))
+            if parts:
+                return merge_windows(parts, len(indices))
             return with_context(downsample([], resolved), [], [], resolved)
 
         return examples_from([run.mention for run in part.runs], windows_of, resolved)
@@ -126,22 +130,23 @@ class ListedRuns:
         A run's log is always read by the same process.
         """
         logs = [self._log_of(run) for run in runs]
-        reader = np.array([crc32(log.run_id.encode()) % self._jobs for log in logs], np.int64)
-        chunks = [
-            (number, indices[start : start + _LOGS])
-            for number in range(self._jobs)
-            for indices in [np.flatnonzero(reader == number)]
-            for start in range(0, indices.size, _LOGS)
-        ]
+        process_numbers = np.array([crc32(log.run_id.encode()) % self._jobs for log in logs], np.int64)
+        chunks: list[tuple[np.ndarray, Callable[[], T]]] = []
+        for process in range(self._jobs):
+            indices = np.flatnonzero(process_numbers == process)
+            for start in range(0, indices.size, _LOGS_AT_ONCE):
+                chunk = indices[start : start + _LOGS_AT_ONCE]
+                chunks.append((chunk, self._start(process, work, [logs[index] for index in chunk.tolist()])))
+        for chunk, result in chunks:
+            yield chunk, result()
 
-        def begin(number: int, indices: np.ndarray) -> Callable[[], T]:
-            part = [logs[index] for index in indices.tolist()]
-            if not self._pools:
-                return partial(work, self._reader, part)
-            return partial(result_of, self._pools[number].submit(_in_process, work, part), "reads logs")
-
-        for indices, result in [(indices, begin(number, indices)) for number, indices in chunks]:
-            yield indices, result()
+    def _start(
+        self, process: int, work: Callable[[LogReader, Sequence[LogOf]], T], logs: Sequence[LogOf]
+    ) -> Callable[[], T]:
+        """Start work in a process; return a function that waits for its result. Without processes, this does it."""
+        if not self._pools:
+            return partial(work, self._reader, logs)
+        return partial(result_of, self._pools[process].submit(_work_in_process, work, logs), "reads logs")
 
     def _log_of(self, run: SelectedRun) -> LogOf:
         facts = run.mention
@@ -149,16 +154,13 @@ class ListedRuns:
         return LogOf(address, facts, run.near)
 
 
-_readers: list[LogReader] = []  # the one reader of a forked process
-
-
-def _begin(fetch: FetchPolicy, kept_bytes: int) -> None:
-    import ciml.transforms.ingest.run_stages  # noqa: F401  # while the parent decodes the listing
+def _make_reader(fetch: FetchPolicy, kept_bytes: int) -> None:
+    import ciml.transforms.ingest.run_stages  # noqa: F401  # needed later; imported while the parent decodes lines
 
     _readers.append(LogReader(fetch, kept_bytes))
 
 
-def _in_process(work: Callable[[LogReader, Sequence[LogOf]], T], logs: Sequence[LogOf]) -> T:
+def _work_in_process(work: Callable[[LogReader, Sequence[LogOf]], T], logs: Sequence[LogOf]) -> T:
     return work(_readers[0], logs)
 
 
@@ -202,13 +204,14 @@ class ListedLog:
             decode_lines(OffsetRange(listing.topic, "", 0, block.start, block.end), listing.read(block), self._reading)
             for block in listing.blocks
         )
-        delta = reconcile(RawState(), map(self._settled, batches), 0)
+        delta = reconcile(RawState(), map(self._settle, batches), 0)
         if delta is None:
             return RunDelta()
         self.left_out.update((kind, record.get("reason", "")) for kind, record in records_of(delta) if kind != "run")
         return msgspec.convert(delta, RunDelta)
 
-    def _settled(self, decoded: Batch) -> Batch:
+    def _settle(self, decoded: Batch) -> Batch:
+        """Settle the runs of a batch as rows without a raw object, and note where their logs are."""
         runs = []
         batch = guarded_runs("trust", lambda part: evaluate_batch(part, self._trust), decoded)
         for pending in batch.pending_runs:

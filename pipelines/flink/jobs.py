@@ -13,18 +13,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
 from ciml.errors import EngineError
 
 _REST_TIMEOUT_S = 10.0
+#: Final states of Flink.
 _FINAL_STATES = frozenset({"FINISHED", "CANCELED", "FAILED"})
+#: Final states of Beam.
+OVER = frozenset({"DONE", "CANCELLED", "FAILED", "DRAINED", "UPDATED"})
 #: A permanent error of ciml in a worker's traceback.
 _FAULT = re.compile(r"\bIntegrityError: (.+)")
 _THROWN = re.compile(r"^(?:Caused by: )?(?:[\w$]+\.)*([A-Z][\w$]*(?:Exception|Error): .+)$", re.MULTILINE)
-_TIMEOUT_S = 5.0
+_EMBEDDED_TIMEOUT_S = 5.0  # for the Flink in a job server
 # Limit between the job server's RUNNING and the first answer of the job's REST API.
 _START_UP_S = 15.0
 
@@ -103,13 +106,21 @@ def restarts(job: RestJob) -> int | None:
     return None
 
 
-def failure(job: RestJob) -> tuple[str, str]:
-    """Return (cause, permanent error or "") of a job's last failure or restart."""
+class Failure(NamedTuple):
+    """Why a job failed or restarted: the cause, and a permanent error of ciml; "" for none."""
+
+    cause: str
+    fault: str
+
+
+def failure(job: RestJob) -> Failure:
+    """Return the last failure or restart of a job; empty without one."""
     history = ask("GET", f"{job.url}/exceptions").get("exceptionHistory") or {}
     entries = history.get("entries") or [{}]
     trace = str(entries[0].get("stacktrace", ""))
     match = _FAULT.search(trace)
-    return _cause(trace), match[1].split(" [while running")[0].strip() if match else ""
+    fault = match[1].split(" [while running")[0].strip() if match else ""
+    return Failure(_cause(trace), fault)
 
 
 def _cause(trace: str) -> str:
@@ -181,10 +192,6 @@ def ask(
     return answer.json() if answer.content else {}
 
 
-#: Final states of Beam.
-OVER = frozenset({"DONE", "CANCELLED", "FAILED", "DRAINED", "UPDATED"})
-
-
 @dataclass(frozen=True)
 class Job:
     """A job of the job server.
@@ -224,7 +231,7 @@ def list_flink_jobs(endpoint: str) -> list[RestJob]:
     jobs: list[RestJob] = []
     for address in _rest_addresses(endpoint):
         with contextlib.suppress(EngineError, ValueError):
-            jobs += overview(address, timeout_s=_TIMEOUT_S)
+            jobs += overview(address, timeout_s=_EMBEDDED_TIMEOUT_S)
     return jobs
 
 
@@ -249,29 +256,31 @@ def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
         job = next((job for job in list_jobs(endpoint) if job.id == job_id), None)
         if job is None:
             raise EngineError(f"the job server at {endpoint} does not know job {job_id}")
-        at_work = [inner for inner in list_flink_jobs(endpoint) if inner.name == job.name and not inner.over]
+        running = [
+            flink_job for flink_job in list_flink_jobs(endpoint) if flink_job.name == job.name and not flink_job.over
+        ]
         # A job that Beam calls cancelled may still run in Flink; a done or failed one ended there first.
-        if job.state in ("DONE", "FAILED") or (job.over and not at_work):
+        if job.state in ("DONE", "FAILED") or (job.over and not running):
             return job
         waited_s = time.monotonic() - start_s
         if waited_s > timeout_s:
-            inside = ", ".join(inner.state for inner in at_work) or "over"
+            inside = ", ".join(flink_job.state for flink_job in running) or "over"
             raise EngineError(f"job {job_id} is {job.state} (in Flink: {inside}) {timeout_s:g} s after its cancel")
         # Before the job is in Flink, its submission would overtake a cancel.
-        if at_work or waited_s > min(_START_UP_S, timeout_s / 2):
+        if running or waited_s > min(_START_UP_S, timeout_s / 2):
             if not job.over:
                 with _job_service(endpoint) as service:
                     service.Cancel(beam_job_api_pb2.CancelJobRequest(job_id=job_id), timeout=10)
-            for inner in at_work:
+            for flink_job in running:
                 with contextlib.suppress(EngineError):  # ended meanwhile: checked again
-                    cancel(inner, timeout_s=_TIMEOUT_S)
+                    cancel(flink_job, timeout_s=_EMBEDDED_TIMEOUT_S)
         time.sleep(0.1)
 
 
 def cancel_orphans(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
     """Cancel jobs whose workers were threads of an ended process (LOOPBACK); return these in their final states.
 
-    Flink would restart such a job for ever, each time with a port, threads and network memory.
+    Flink would restart such a job again and again, each time with a port, threads and network memory.
     """
     return [
         cancel_job(endpoint, job.id, timeout_s)
@@ -310,7 +319,8 @@ def _loopback_workers(endpoint: str, job_id: str) -> set[int]:
 def _listening() -> dict[int, int | None]:
     """Return the TCP ports that processes of this machine listen on, with their pids where these may be read."""
     connections = psutil.net_connections("tcp")
-    return {c.laddr.port: c.pid for c in connections if c.status == psutil.CONN_LISTEN and c.laddr}
+    listeners = [connection for connection in connections if connection.status == psutil.CONN_LISTEN]
+    return {listener.laddr.port: listener.pid for listener in listeners if listener.laddr}
 
 
 def _rest_addresses(endpoint: str) -> list[str]:
@@ -334,8 +344,8 @@ def _rest_addresses(endpoint: str) -> list[str]:
     match = re.search(r"^rest\.bind-port: *(\d+)(?:-(\d+))?", settings, re.MULTILINE)
     if match is None:
         return []
-    span = range(int(match[1]), int(match[2] or match[1]) + 1)
-    return [f"http://127.0.0.1:{port}" for port in span if listening.get(port) == owner]
+    ports = range(int(match[1]), int(match[2] or match[1]) + 1)
+    return [f"http://127.0.0.1:{port}" for port in ports if listening.get(port) == owner]
 
 
 @contextmanager

@@ -42,27 +42,27 @@ from ciml.transforms.guard import guarded_runs, keep_error
 from ciml.transforms.ingest.beam import Decode, Judge, TakeLogs
 
 # Each poll adds some KiB to the state of a Flink job permanently, so polls are rare.
-_PAUSE_S = 5.0
-_IDLE_S = 10.0
-_REPEAT_S = 300.0  # a retry that was not committed, since its worker died, is repeated after this
-_MOST = 200
+_SHORTEST_PAUSE_S = 5.0
+_LONGEST_PAUSE_S = 10.0
+_REPEAT_S = 300.0  # after which a retry that was not committed is repeated: its worker may have died
+_BATCH_RUNS = 200
 
 
 class RetriesInProgress:
-    """The retries in progress in this process, so that a slow one is not repeated (which would be harmless)."""
+    """The retries in progress in this process, so that a slow one is not started again, which would waste work."""
 
     def __init__(self) -> None:
         self._since: dict[tuple[Any, ...], float] = {}
         self._lock = threading.Lock()
 
-    def fresh(self, due: list[PendingRun], now_s: float) -> list[PendingRun]:
-        """Return those of ``due`` that are not in progress, and mark them as such."""
+    def start(self, due: list[PendingRun], now_s: float) -> list[PendingRun]:
+        """Mark due runs as in progress; return those that were not."""
         retries = {(pending.origin, pending.mention.run_id, pending.attempts): pending for pending in due}
         with self._lock:
             self._since = {key: since for key, since in self._since.items() if now_s - since < _REPEAT_S}
-            fresh = [pending for key, pending in retries.items() if key not in self._since]
+            started = [pending for key, pending in retries.items() if key not in self._since]
             self._since = {**dict.fromkeys(retries, now_s), **self._since}
-        return fresh
+        return started
 
 
 _in_progress: defaultdict[str, RetriesInProgress] = defaultdict(RetriesInProgress)
@@ -86,11 +86,11 @@ class _PollDue(OffsetDoFn):
         with keep_error(), committer(element).state() as state:
             due = state.due(int(now_s * 1e6))
             next_us = state.next_due_us()
-        for batch in in_batches(_in_progress[element.root].fresh(due, now_s)):
+        for batch in batches_to_retry(_in_progress[element.root].start(due, now_s)):
             yield TimestampedValue(batch, Timestamp.of(now_s))
         watermark.set_watermark(Timestamp.of(now_s))
-        wait_s = _IDLE_S if next_us is None else next_us / 1e6 - now_s
-        put_off(tracker, min(max(wait_s, _PAUSE_S), _IDLE_S))
+        wait_s = _LONGEST_PAUSE_S if next_us is None else next_us / 1e6 - now_s
+        put_off(tracker, min(max(wait_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S))
 
 
 class ReadDue(beam.PTransform):
@@ -132,13 +132,13 @@ def build_ingest(
     if not bounded:
         settled.append(pipeline | ReadDue(config.raw) | "DueLogs" >> _Settle(config))
     elif due:
-        retries = beam.Create(in_batches(due), reshuffle=False).with_output_types(Batch)
+        retries = beam.Create(batches_to_retry(due), reshuffle=False).with_output_types(Batch)
         settled.append(pipeline | "Due" >> retries | "DueLogs" >> _Settle(config))
     together = settled[0] if len(settled) == 1 else settled | beam.Flatten()
     return commit_and_publish(together, IngestProcessor(config), bounded=bounded)
 
 
-def in_batches(pending_runs: Sequence[PendingRun], most: int = _MOST) -> list[Batch]:
+def batches_to_retry(pending_runs: Sequence[PendingRun], most: int = _BATCH_RUNS) -> list[Batch]:
     """Return pending runs to retry as batches that cover no offsets."""
     starts = range(0, len(pending_runs), most)
     return [Batch(None, pending_runs=list(pending_runs[start : start + most])) for start in starts]
@@ -183,9 +183,9 @@ class _Settle(beam.PTransform):
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[tuple[str, bytes]]:
         stored = batches | TakeLogs(self._config.fetch, self._config.raw)
-        return stored | "Seal" >> beam.Map(_sealed).with_output_types(tuple[str, bytes])
+        return stored | "Seal" >> beam.Map(_seal).with_output_types(tuple[str, bytes])
 
 
-def _sealed(batch: Batch) -> tuple[str, bytes]:
+def _seal(batch: Batch) -> tuple[str, bytes]:
     with keep_error():
         return IngestProcessor.name, seal_guarded(batch)

@@ -70,7 +70,7 @@ class Replayed:
     elsewhere: int = 0
     complete: bool = False
 
-    def stays(self, reason: str, detail: str) -> None:
+    def count_open(self, reason: str, detail: str) -> None:
         """Count a dead letter that stays open."""
         self.still[reason] += 1
         self.details.setdefault(reason, detail)
@@ -100,7 +100,7 @@ def replay(
     result = Replayed(total=min(len(keys), config.limit or len(keys)))
     dead_letters = islice(open_dead_letters(committing.log, keys, config.choice), config.limit)
     while not stop.is_set() and (part := list(islice(dead_letters, config.together))):
-        _replay(config, part, result)
+        _replay_part(config, part, result)
         committing.maintain()
         if report is not None:
             report(result)
@@ -108,12 +108,13 @@ def replay(
     return result
 
 
-def _replay(config: ReplayConfig, dead_letters: list[DeadLetter], result: Replayed) -> None:
+def _replay_part(config: ReplayConfig, dead_letters: list[DeadLetter], result: Replayed) -> None:
+    """Retry dead letters, commit the results together, and count what became of them."""
     read: list[tuple[DeadLetter, Batch]] = []
     for dead_letter in dead_letters:
         batch = _read(config, dead_letter)
         if isinstance(batch, RejectedInput):
-            result.stays(batch.reason, batch.detail)
+            result.count_open(batch.reason, batch.detail)
         else:
             read.append((dead_letter, batch))
     settled = settle([batch for _, batch in read], config.trust, config.fetch, config.raw, outages=False)
@@ -126,12 +127,13 @@ def _replay(config: ReplayConfig, dead_letters: list[DeadLetter], result: Replay
             elif state.index.dead_letter(dead_letter.key) is None:
                 result.elsewhere += 1
             else:
-                why = next((outcome for outcome in batch.settled if outcome.kind == "dead_letter"), None)
-                result.stays(why.reason if why else "unknown", why.detail if why else "")
+                failure = next((outcome for outcome in batch.settled if outcome.kind == "dead_letter"), None)
+                result.count_open(failure.reason if failure else "unknown", failure.detail if failure else "")
     result.tried += len(dead_letters)
 
 
 def _read(config: ReplayConfig, dead_letter: DeadLetter) -> Batch | RejectedInput:
+    """Read the input of a dead letter again."""
     outcome = dead_letter.outcome
     payload = read_payload(config.raw, outcome.payload) if outcome.payload else None
     names = dict(config.names)
@@ -175,8 +177,9 @@ def preview(config: ReplayConfig) -> Preview:
     for dead_letter in islice(chosen(config.raw, config.choice), config.limit):
         result.total += 1
         result.reasons[dead_letter.outcome.reason] += 1
-        if isinstance(rejected := _read(config, dead_letter), RejectedInput):
-            result.untried[rejected.reason] += 1
+        batch = _read(config, dead_letter)
+        if isinstance(batch, RejectedInput):
+            result.untried[batch.reason] += 1
     return result
 
 

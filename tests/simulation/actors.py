@@ -11,7 +11,7 @@ from ciml.errors import CimlError, EngineError, NoTrainingDataError, RejectedInp
 from ciml.events.records import Batch
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.pipelines.ingest.committer import Committer, seal, unseal
-from ciml.pipelines.ingest.pipeline import in_batches
+from ciml.pipelines.ingest.pipeline import batches_to_retry
 from ciml.pipelines.kafka.plan import PartitionRead, expired_offsets, is_older, plan
 from ciml.runs.compact import compact
 from ciml.runs.writer import store
@@ -100,7 +100,7 @@ class Stages:
         """Settle the deferred runs that are due."""
         with self.committing.state() as state:
             due = state.due(self.process.now_us())
-        return [self.settle(batch) for batch in in_batches(due, 3)]
+        return [self.settle(batch) for batch in batches_to_retry(due, 3)]
 
 
 def micro_batches(process: Process) -> None:
