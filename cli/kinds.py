@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from ciml.engines import state
-from ciml.engines.local_s3 import use_local_s3
+from ciml.engines.environment import use_local_s3
 from ciml.errors import CimlError
 
 FLINK = "flink"

@@ -17,9 +17,9 @@ from ciml.cli.command import copy_options, make_command
 from ciml.cli.options import Json
 from ciml.cli.output import print_columns
 from ciml.engines import processes
+from ciml.engines.environment import use_local_s3
 from ciml.engines.flink.cluster import part_rows
 from ciml.engines.launcher import alive, healthy
-from ciml.engines.environment import use_local_s3
 from ciml.errors import CimlError
 from ciml.options import Options, argument, flag, option, repeated
 
