@@ -1,8 +1,7 @@
-"""The cache of tf.Transform's analyses, a JSON file a span version.
+"""The cache of tf.Transform's analyses: a JSON file for each span version.
 
-tf.Transform's own cache files are pickles: a writer of them could run code in the trainer. This cache stores the
-analyzers' accumulators, which tf.Transform encodes as JSON, without pickle, beside the data. A broken file, or one
-with another key, is ignored.
+tf.Transform's own cache files are pickles, so their writer could run code in the trainer. This cache stores the
+accumulators of the analyzers, which tf.Transform encodes as JSON. A broken file, or one with another key, is ignored.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class SpanAnalysis(msgspec.Struct, frozen=True):
 
 
 def analysis_key(span: SnapshotSpan, features: Sequence[str], windows: int, transform: str) -> str:
-    """Return the cache key: digest of the span version, its training runs that remain, and the transform."""
+    """Return the cache key: a digest of the span version, its training runs in the snapshot, and the transform."""
     return sha256_json(
         {
             "format": _FORMAT,

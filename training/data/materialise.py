@@ -1,4 +1,4 @@
-"""Materialises a snapshot: writes its normalised examples as TFRecord files, and the transform.
+"""Materialises a snapshot: writes its normalised examples as TFRecord files, and tf.Transform's transform.
 
 The work is a batch pipeline (`ciml.training.data.materialise_beam`), imported lazily, since the import takes seconds.
 """
@@ -16,9 +16,10 @@ from typing import Any
 from ciml.errors import IntegrityError
 from ciml.storage import Store
 from ciml.training.data.analysis_cache import AnalysisCache
-from ciml.training.data.examples import RECORDS_FOLDER, TRANSFORM_FOLDER
 from ciml.training.data.snapshot import ROLES, Role, Snapshot, no_training_runs
 
+TRANSFORM_FOLDER = "transform"
+RECORDS_FOLDER = "records"
 _MANIFEST = "materialised.json"
 
 
@@ -30,10 +31,10 @@ class Materialised:
       folder: the root of all files.
       snapshot: digest of the snapshot.
       counts: number of examples by role.
-      shards: their files in order: TFRecord of ``tf.Example`` with ``inputs`` (L * F floats, row after row),
-        ``n_windows``, ``label`` and ``ordinal`` (the run's position in `Snapshot.runs()`).
-      analysed: number of spans analysed by this call.
-      cached: number of spans with a cached analysis.
+      shards: names of the files by role, in order. They are TFRecords of ``tf.Example`` with ``inputs`` (L * F floats,
+        row after row), ``n_windows``, ``label`` and ``ordinal`` (the run's position in `Snapshot.runs()`).
+      analysed: number of spans whose analysis was computed.
+      cached: number of spans whose analysis was cached.
     """
 
     folder: Path
@@ -79,12 +80,11 @@ def materialise(
     folder.mkdir(parents=True)
     analysed, cached = run_pipeline(root, snapshot, folder, cache=cache, runner=runner)
     shards = _shards(folder / RECORDS_FOLDER)
-    counts: dict[Role, int] = {role: sum(shards[role].values()) for role in ROLES}
+    counts = {role: sum(shards[role].values()) for role in ROLES}
     if counts != {role: expected[role] for role in ROLES}:
         raise IntegrityError(f"materialised {counts}, but the snapshot has {dict(expected)}: its files lack runs")
-    materialised = Materialised(
-        folder, snapshot.digest, counts, {role: tuple(sorted(shards[role])) for role in ROLES}, analysed, cached
-    )
+    names = {role: tuple(sorted(shards[role])) for role in ROLES}
+    materialised = Materialised(folder, snapshot.digest, counts, names, analysed, cached)
     manifest = {name: value for name, value in asdict(materialised).items() if name != "folder"}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))  # last: marks the folder as complete
     return materialised
@@ -95,10 +95,21 @@ def is_materialised(folder: Path) -> bool:
     return (folder / _MANIFEST).is_file()
 
 
+def shard_name(role: Role, first: int, rows: int) -> str:
+    """Return the file name of some rows of a role. It follows from the rows, so a retried bundle overwrites the file.
+
+    Args:
+      role: of the rows.
+      first: the lowest ordinal of the rows.
+      rows: their number.
+    """
+    return f"{role}/{first:09d}-{rows}.tfrecord"
+
+
 def _shards(folder: Path) -> dict[Role, dict[str, int]]:
-    """Return the number of rows of each file, by role."""
-    counts: dict[Role, dict[str, int]] = {role: {} for role in ROLES}
+    """Return the number of rows of each file by role and name; see `shard_name`."""
+    rows: dict[Role, dict[str, int]] = {role: {} for role in ROLES}
     for role in ROLES:
         for path in (folder / role).glob("*.tfrecord"):
-            counts[role][f"{role}/{path.name}"] = int(path.stem.partition("-")[2])
-    return counts
+            rows[role][f"{role}/{path.name}"] = int(path.stem.partition("-")[2])
+    return rows

@@ -1,7 +1,8 @@
 """The batch pipeline of `ciml.training.data.materialise`: Parquet examples through tf.Transform to TFRecord.
 
-Examples are Arrow record batches: tf.Transform takes a hundred times as long for rows as dicts. A DoFn reads the files.
-The rows to read are kept outside of the pipeline: elements of ``beam.Create`` are encoded and compressed repeatedly.
+It analyses the training split of each span, or takes the analysis from the cache, merges the analyses into a transform,
+and normalises all rows by it. Examples are Arrow record batches: for rows as dicts, tf.Transform takes a hundred times
+as long. The elements are indices of files: ``beam.Create`` would encode and compress the expected rows repeatedly.
 """
 
 from __future__ import annotations
@@ -36,15 +37,12 @@ from ciml.digest import canonical_json  # noqa: E402
 from ciml.storage import Store  # noqa: E402
 from ciml.training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key  # noqa: E402
 from ciml.training.data.examples import (  # noqa: E402
-    RECORDS_FOLDER,
-    TRANSFORM_FOLDER,
     Examples,
     FileTask,
-    batches,
     file_tasks,
     read_rows,
-    shard_name,
 )
+from ciml.training.data.materialise import RECORDS_FOLDER, TRANSFORM_FOLDER, shard_name  # noqa: E402
 from ciml.training.data.snapshot import ROLES, Role, Snapshot  # noqa: E402
 from ciml.training.normalise import normalise, transform_digest  # noqa: E402
 from ciml.transforms.guard import keep_error, kept_error  # noqa: E402
@@ -52,28 +50,30 @@ from ciml.transforms.guard import keep_error, kept_error  # noqa: E402
 _BATCH_ROWS = 4096
 _BATCH_VALUES = 8 << 20  # 32 MB of float32
 _SNAPSHOT = "snapshot.json"
-_tasks: dict[str, list[FileTask]] = {}  # by the folder that is materialised
 _SCALARS = ("n_windows", "label", "ordinal")
+#: The tasks of this process by the folder that is materialised.
+_tasks: dict[str, list[FileTask]] = {}
 
 
 @contextmanager
-def _as_outside_of_ipython() -> Iterator[None]:
-    """Have Beam do in a notebook what it does elsewhere.
+def _hide_ipython() -> Iterator[None]:
+    """Hide a notebook from Beam, which imports its interactive environment there; with pandas 3 the import fails.
 
-    There it imports its interactive environment, only to write numbers of cells into labels. With pandas 3 the import
-    fails.
+    Beam needs the import only to write numbers of cells into labels.
     """
     module = beam.pipeline
-    before = module.alter_label_if_ipython, module.is_in_ipython
+    alter_label = module.alter_label_if_ipython
+    is_in_ipython = module.is_in_ipython
     module.alter_label_if_ipython = lambda transform, value: None
     module.is_in_ipython = lambda: False
     try:
         yield
     finally:
-        module.alter_label_if_ipython, module.is_in_ipython = before
+        module.alter_label_if_ipython = alter_label
+        module.is_in_ipython = is_in_ipython
 
 
-@_as_outside_of_ipython()
+@_hide_ipython()
 def run_pipeline(
     root: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None, runner: Any
 ) -> tuple[int, int]:
@@ -85,17 +85,17 @@ def run_pipeline(
     kept_error(clear=True)
     pipeline = beam.Pipeline(runner=runner or FnApiRunner(), options=PipelineOptions([]))
     with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temp, tft_beam.Context(temp_dir=temp):
-        fresh, cached = build_materialise(pipeline, root, snapshot, folder, cache)
+        analysed, cached = build_materialise(pipeline, root, snapshot, folder, cache)
         if runner is not None:  # its workers may be other processes
             (folder / _SNAPSHOT).write_bytes(canonical_json(snapshot.to_json()))
         try:
             pipeline.run().wait_until_finish()
         except Exception as error:  # noqa: BLE001  # Beam raises a RuntimeError for any error of a stage
-            raise kept_error() or error from None
+            raise kept_error() or error from None  # the error of the stage, if it ran in this process
         finally:
             _tasks.pop(str(folder), None)
             (folder / _SNAPSHOT).unlink(missing_ok=True)
-    return fresh, cached
+    return analysed, cached
 
 
 def build_materialise(
@@ -113,43 +113,41 @@ def build_materialise(
         for span in snapshot.spans
         if any(run.split == "train" for run in span.runs)
     }
-    analyses = {
-        span: analysis for span, key in keys.items() if cache is not None and (analysis := cache.read(key)) is not None
-    }
     config = adapter_config(resolved)
-    analyses = _sufficient(analyses, keys, config)
+    analyses = {} if cache is None else _read_analyses(cache, keys, config)
+    new_spans = sorted(set(keys) - set(analyses))
     read = ReadRows(root, resolved, str(folder))
-    tasks = _tasks[str(folder)] = file_tasks(snapshot)
-    fresh = sorted(set(keys) - set(analyses))
-    # A part is a branch of the pipeline, which takes 0.3 s to build and run. Without a cache, one part is enough.
-    parts = {span: {span} for span in fresh} if cache is not None else {0: set(fresh)}
-    analysed = {
-        part: _read(
-            pipeline,
-            f"span {part}",
-            [index for index, task in enumerate(tasks) if task.span in spans and task.split == "train"],
-            read,
-        )
-        for part, spans in parts.items()
-    }
+    tasks = file_tasks(snapshot)
+    _tasks[str(folder)] = tasks
+    # A branch of the pipeline takes 0.3 s to build and run. Without a cache, one branch analyses all spans.
+    branches = {0: new_spans} if cache is None else {span: [span] for span in new_spans}
+    train_rows: dict[int, beam.PCollection | None] = dict.fromkeys(analyses)  # None: the cache is enough
+    for branch, spans in branches.items():
+        files = [index for index, task in enumerate(tasks) if task.span in spans and task.split == "train"]
+        train_rows[branch] = _read(pipeline, f"span {branch}", files, read)
     transform_fn, caches = (
-        {_dataset_key(part): analysed.get(part) for part in analysed.keys() | analyses.keys()},
+        {_dataset_key(branch): rows for branch, rows in train_rows.items()},
         {_dataset_key(span): _cached(pipeline, span, analysis) for span, analysis in analyses.items()},
         config,
     ) | "analyse" >> tft_beam.AnalyzeDatasetWithCache(normalise, pipeline=pipeline)
     _ = transform_fn | "write transform" >> tft_beam.WriteTransformFn(str(folder / TRANSFORM_FOLDER))
     # Read twice: rows that two stages share would stay in memory, encoded, until the second stage begins.
-    rows = _read(pipeline, "all rows", range(len(tasks)), read)
-    (normalised, _) = ((rows, config), transform_fn) | "normalise" >> tft_beam.TransformDataset(
+    all_rows = _read(pipeline, "all rows", range(len(tasks)), read)
+    (normalised, _) = ((all_rows, config), transform_fn) | "normalise" >> tft_beam.TransformDataset(
         output_record_batches=True
     )
     roles = [run.role for run in snapshot.runs()]
     _ = normalised | "write records" >> beam.ParDo(WriteRecords(str(folder / RECORDS_FOLDER), roles))
     if cache is not None:
-        for span in fresh:
-            if (output := caches.get(_dataset_key(span))) is not None:
-                _keep(output, span, keys[span], cache)
-    return len(fresh), len(analyses)
+        for span in new_spans:
+            analysis = caches.get(_dataset_key(span))
+            if analysis is not None:
+                _write_cache(analysis, span, keys[span], cache)
+    return len(new_spans), len(analyses)
+
+
+def _dataset_key(span: int) -> analyzer_cache.DatasetKey:
+    return analyzer_cache.DatasetKey(f"span-{span}")
 
 
 def adapter_config(resolved: ResolvedDefinition) -> tensor_adapter.TensorAdapterConfig:
@@ -182,6 +180,14 @@ def to_batch(examples: Examples) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, list(columns))
 
 
+def _read(pipeline: beam.Pipeline, label: str, tasks: Sequence[int], read: ReadRows) -> beam.PCollection:
+    return (
+        pipeline
+        | f"files of {label}" >> beam.Create(list(tasks), reshuffle=False)
+        | f"read {label}" >> beam.ParDo(read).with_output_types(pa.RecordBatch)
+    )
+
+
 class ReadRows(beam.DoFn):
     """Read the file at an index of `ciml.training.data.examples.file_tasks`, as record batches of bounded size."""
 
@@ -195,8 +201,16 @@ class ReadRows(beam.DoFn):
         with keep_error():
             examples = read_rows(self._root, _tasks_of(self._folder)[index], self._resolved)
         values = self._resolved.windows * len(self._resolved.features)
-        for batch in batches(examples, max(1, min(_BATCH_ROWS, _BATCH_VALUES // values))):
-            yield to_batch(batch)
+        size = max(1, min(_BATCH_ROWS, _BATCH_VALUES // values))
+        for start in range(0, len(examples), size):
+            yield to_batch(examples.take(slice(start, start + size)))
+
+
+def _tasks_of(folder: str) -> list[FileTask]:
+    """Return the tasks of the snapshot that is materialised in a folder; another worker process reads its file."""
+    if folder not in _tasks:
+        _tasks[folder] = file_tasks(Snapshot.from_json(json.loads((Path(folder) / _SNAPSHOT).read_bytes())))
+    return _tasks[folder]
 
 
 class WriteRecords(beam.DoFn):
@@ -217,32 +231,35 @@ class WriteRecords(beam.DoFn):
         role_of = self._roles[columns["ordinal"]]
         for number, role in enumerate(ROLES):
             rows = np.flatnonzero(role_of == number)
-            if not rows.size:
-                continue
-            name = shard_name(role, int(columns["ordinal"][rows].min()), rows.size)
-            path = os.path.join(self._folder, name)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            handle, staged = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".staged-")
-            os.close(handle)
-            with tf.io.TFRecordWriter(staged) as writer:
-                for record in encode(inputs[rows], {name: columns[name][rows].tolist() for name in _SCALARS}):
-                    writer.write(record)
-            os.replace(staged, path)
+            if rows.size:
+                name = shard_name(role, int(columns["ordinal"][rows].min()), rows.size)
+                scalars = {scalar: columns[scalar][rows].tolist() for scalar in _SCALARS}
+                self._write(name, encode(inputs[rows], scalars))
+
+    def _write(self, name: str, records: Iterator[bytes]) -> None:
+        path = os.path.join(self._folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, staged = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".staged-")
+        os.close(handle)
+        with tf.io.TFRecordWriter(staged) as writer:
+            for record in records:
+                writer.write(record)
+        os.replace(staged, path)
 
 
 def encode(inputs: np.ndarray, scalars: Mapping[str, Sequence[int]]) -> Iterator[bytes]:
     """Yield each row as a serialised ``tf.Example``.
 
-    Two concatenated Protocol Buffers messages parse as one merged message. So the floats, which end the first message,
-    are copied from the array; the bytes before them are the same in every row.
+    Two concatenated Protocol Buffers messages parse as one merged message. Here the first one holds the floats: its
+    head is the same in every row, and its tail is the bytes of the array. The second one holds the scalars.
 
     Args:
       inputs: float32 [rows, values], one value at least.
       scalars: an int64 per row, by name.
     """
-    begin = tf.train.Example()
-    begin.features.feature["inputs"].float_list.value.extend([0.0] * inputs.shape[1])
-    head = begin.SerializeToString()[: -4 * inputs.shape[1]]
+    zeros = tf.train.Example()
+    zeros.features.feature["inputs"].float_list.value.extend([0.0] * inputs.shape[1])
+    head = zeros.SerializeToString()[: -4 * inputs.shape[1]]
     floats = np.ascontiguousarray(inputs, "<f4")
     for row, values in zip(floats, zip(*scalars.values(), strict=True), strict=True):
         example = tf.train.Example()
@@ -251,35 +268,21 @@ def encode(inputs: np.ndarray, scalars: Mapping[str, Sequence[int]]) -> Iterator
         yield b"".join((head, row.tobytes(), example.SerializeToString(deterministic=True)))
 
 
-def _tasks_of(folder: str) -> list[FileTask]:
-    """Return the files of the snapshot that is materialised in a folder, also in another worker process."""
-    if folder not in _tasks:
-        _tasks[folder] = file_tasks(Snapshot.from_json(json.loads((Path(folder) / _SNAPSHOT).read_bytes())))
-    return _tasks[folder]
-
-
-def _read(pipeline: beam.Pipeline, label: str, tasks: Sequence[int], read: ReadRows) -> beam.PCollection:
-    return (
-        pipeline
-        | f"files of {label}" >> beam.Create(list(tasks), reshuffle=False)
-        | f"read {label}" >> beam.ParDo(read).with_output_types(pa.RecordBatch)
-    )
-
-
-def _dataset_key(span: int) -> analyzer_cache.DatasetKey:
-    return analyzer_cache.DatasetKey(f"span-{span}")
-
-
-def _sufficient(
-    analyses: dict[int, SpanAnalysis], keys: dict[int, str], config: tensor_adapter.TensorAdapterConfig
+def _read_analyses(
+    cache: AnalysisCache, keys: Mapping[int, str], config: tensor_adapter.TensorAdapterConfig
 ) -> dict[int, SpanAnalysis]:
-    """Return the analyses that have every entry that the analyzers need; the others are computed again."""
-    if not analyses:
+    """Read the cached analyses by span. Those that lack an entry of an analyzer are omitted, and so computed again."""
+    analyses = {span: cache.read(key) for span, key in keys.items()}
+    if not any(analyses.values()):
         return {}
     specs = tensor_adapter.TensorAdapter(config).OriginalTypeSpecs()
     datasets = {_dataset_key(span) for span in keys}
-    required = tft_beam.analysis_graph_builder.get_analysis_cache_entry_keys(normalise, specs, datasets, False)
-    return {span: analysis for span, analysis in analyses.items() if set(required) <= set(analysis.entries)}
+    required = set(tft_beam.analysis_graph_builder.get_analysis_cache_entry_keys(normalise, specs, datasets, False))
+    return {
+        span: analysis
+        for span, analysis in analyses.items()
+        if analysis is not None and required <= set(analysis.entries)
+    }
 
 
 def _cached(pipeline: beam.Pipeline, span: int, analysis: SpanAnalysis) -> analyzer_cache.DatasetCache:
@@ -292,15 +295,15 @@ def _cached(pipeline: beam.Pipeline, span: int, analysis: SpanAnalysis) -> analy
     return analyzer_cache.DatasetCache(values, sized)
 
 
-def _keep(computed: analyzer_cache.DatasetCache, span: int, key: str, cache: AnalysisCache) -> None:
+def _write_cache(analysis: analyzer_cache.DatasetCache, span: int, key: str, cache: AnalysisCache) -> None:
     """Write the accumulators of a span, and its size, to the cache."""
-    labelled = [
+    accumulators = [
         values | f"label {span}, {number}" >> beam.Map(_with_key, entry)
-        for number, (entry, values) in enumerate(sorted(computed.items()))
+        for number, (entry, values) in enumerate(sorted(analysis.items()))
     ]
-    size = computed.metadata | f"size of {span}" >> beam.Map(lambda metadata: (b"", metadata.dataset_size))
+    size = analysis.metadata | f"size of {span}" >> beam.Map(lambda metadata: (b"", metadata.dataset_size))
     _ = (
-        [*labelled, size]
+        [*accumulators, size]
         | f"together {span}" >> beam.Flatten()
         | f"collect {span}" >> beam.combiners.ToList()
         | f"keep {span}" >> beam.Map(_write_analysis, key, cache)
@@ -312,6 +315,7 @@ def _with_key(value: bytes, key: bytes) -> tuple[bytes, bytes]:
 
 
 def _write_analysis(pairs: list[tuple[bytes, Any]], key: str, cache: AnalysisCache) -> None:
+    """Write pairs of an entry and an accumulator; the size has the empty entry."""
     size = next((value for entry, value in pairs if not entry), 0)
     accumulators = sorted((entry, value) for entry, value in pairs if entry)
     entries = {entry: tuple(value for _, value in group) for entry, group in groupby(accumulators, itemgetter(0))}
