@@ -36,7 +36,7 @@ COMMANDS: Table = {
         "dataset": ("ciml.cli.commands.data.dataset:command", "Build, update, show and verify data sets."),
         "tables": ("ciml.cli.commands.data.tables:command", "Publish Delta tables for other engines."),
         "plot": ("ciml.cli.commands.data.plot:command", "Plot a data set, or one log."),
-        "cluster": ("ciml.cli.commands.data.cluster:command", "Cluster the runs of a data set."),
+        "cluster": ("ciml.cli.commands.data.plot:cluster", "Cluster the runs of a data set."),
         "drift": ("ciml.cli.commands.data.drift:command", "Detect data drift."),
         "trust": ("ciml.cli.commands.data.trust:command", "Check a trust policy, explain a run's trust."),
         "dead-letters": ("ciml.cli.commands.data.dead_letters:command", "List, count, show and replay dead letters."),

@@ -61,6 +61,6 @@ def plot_data() -> NoReturn:
 
 def build_dataset() -> NoReturn:
     """Run ``ciml-build-dataset``: ``ciml dataset build`` with 5500 s of windows by default."""
-    from ciml.cli.commands.data.dataset.build import as_in_the_talk
+    from ciml.cli.commands.data.dataset.build import build_of_talk
 
-    main(as_in_the_talk())
+    main(build_of_talk())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ciml.cli.commands.operate.record import make_facts
+from ciml.cli.commands.operate.record import RecordOptions, run_facts
 from ciml.errors import CimlError
 from ciml.recorder.ci_environment import EnvironmentRun, missing_id, run_of
 from tests.recorder.recorded import record
@@ -86,9 +86,9 @@ def test_elsewhere_each_run_has_an_id_of_its_own() -> None:
     assert uuid.UUID(first.native_id) != uuid.UUID(second.native_id)
 
 
-def plan(labels: dict[str, str] | None = None, **options: Any) -> Any:
-    given: dict[str, Any] = {"job": None, "run_id": None, "source": None, "command": "/usr/bin/make", **options}
-    return make_facts(labels or {}, **given)
+def plan(labels: dict[str, str] | None = None, command: str = "/usr/bin/make", **options: Any) -> Any:
+    pairs = tuple(f"{name}={value}" for name, value in (labels or {}).items())
+    return run_facts(RecordOptions(argv=(command,), labels=pairs, **options))
 
 
 @pytest.fixture

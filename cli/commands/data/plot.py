@@ -1,16 +1,25 @@
-"""``ciml plot`` (``ciml-plot-data`` in the talk): plots of a data set or of one log, on one page."""
+"""``ciml plot`` (``ciml-plot-data`` in the talk) and ``ciml cluster``: pages about a data set, or about one log."""
 
 from __future__ import annotations
 
 import os
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ciml.cli.command import make_command
-from ciml.cli.options import S3Environment
-from ciml.cli.output import progress_bar
+from ciml.cli.command import copy_options, make_command
+from ciml.cli.options import Data, Json, S3Environment
+from ciml.cli.output import print_table, progress_bar
 from ciml.errors import CimlError
-from ciml.options import argument, option
+from ciml.options import argument, option, repeated
+
+if TYPE_CHECKING:
+    from ciml.reports.clusters import Clustering
+    from ciml.training.experiments.clustering import Shares
+
+#: Largest number of classes in a printed table; the page and the JSON file have all.
+_MOST_CLASSES = 6
 
 
 class OutputOptions(S3Environment):
@@ -107,3 +116,99 @@ def _is_log(name: str) -> bool:
 
 def _stem(path: str) -> str:
     return os.path.basename(path).removesuffix(".gz").rpartition(".")[0] or os.path.basename(path)
+
+
+class ClusterCommandOptions(ReportOptions, Data, Json):
+    """Options of ``ciml cluster``.
+
+    Attributes:
+      only: Class of the runs to cluster, such as failed. [default: all]
+      splits: Split of the runs to cluster; may be repeated. [default: all]
+      first: Number of leading windows to compare; shorter runs are left out. [default: all, with padding]
+      against: Label or metadata to compare with, such as build_name or provider; may be repeated. [default: the data
+        set's label; with --only, build_name]
+      k: Number of clusters. [default: of the best silhouette]
+      most_k: Largest number of clusters to try.
+      projection: Projection of the runs to two dimensions.
+      json: JSON output, without the cluster of each run.
+    """
+
+    only: str | None = option(metavar="CLASS")
+    splits: tuple[str, ...] = repeated(click.Choice(["train", "dev", "test"]))
+    first: int | None = option(kind="count", metavar="WINDOWS")
+    against: tuple[str, ...] = repeated(metavar="LABEL")
+    k: int | None = option(kind=click.IntRange(1, 100))
+    most_k: int = option(10, click.IntRange(2, 100), flags="--max-k")
+    projection: Literal["pca", "tsne"] = option("pca", click.Choice(["pca", "tsne"]), flags="--map")
+
+
+@make_command("cluster")
+def cluster(options: ClusterCommandOptions) -> None:
+    """Cluster the runs of a data set.
+
+    It clusters normalised examples by k-means and compares the clusters with labels and metadata. --output (default
+    NAME-clusters) gets clusters.json with the cluster of each run, the plots as PNG and SVG, and the page index.html.
+    The same data set, options and seed give the same clusters.
+
+    \b
+    Example:
+      ciml cluster cpu-load --only failed --against build_name --data-path DATA
+      ciml cluster cpu-load --k 4 --map tsne --data-path DATA
+    """
+    from ciml.digest import canonical_json
+    from ciml.reports.clusters import ClusterOptions, cluster_dataset
+    from ciml.reports.clusters.page import cluster_page
+    from ciml.reports.page import save
+    from ciml.storage import open_store
+    from ciml.transforms.examples.prepare import SPLITS
+
+    name = options.dataset_name()
+    splits = tuple(split for split in SPLITS if not options.splits or split in options.splits)
+    with progress_bar("clustering") as progress:
+        request = copy_options(ClusterOptions, options, splits=splits)
+        clustering = cluster_dataset(options.root.dataset(name), request, progress)
+    value = clustering.to_json()
+    folder = open_store(options.output or f"{name}-clusters")
+    page = save(folder, cluster_page(clustering), {"clusters.json": canonical_json(value) + b"\n"})
+    del value["assignments"]
+    options.show(clustering, partial(_print_clustering, page), lambda _: value)
+
+
+def _print_clustering(page: str, clustering: Clustering) -> None:
+    from ciml.reports.drawing import shown
+
+    _print_trials(clustering)
+    for fact, table in clustering.tables().items():
+        headings = ["cluster", *map(shown, table.names[:_MOST_CLASSES])]
+        rows = [[f"{cluster}", *_share_cells(table, cluster)] for cluster in range(len(table.counts))]
+        print_table(headings, rows, title=f"{shown(fact)}: runs, % of class, % of cluster", right=headings)
+        if len(table.names) > _MOST_CLASSES:
+            click.echo(f"{len(table.names) - _MOST_CLASSES} more are on the page and in clusters.json")
+    click.echo(page)
+
+
+def _print_trials(clustering: Clustering) -> None:
+    """Print the measures of each number of clusters, and the agreement with the first fact."""
+    from ciml.reports.drawing import shown
+
+    fact = next(iter(clustering.facts))
+    rows = []
+    for trial in clustering.tried:
+        agreed = clustering.agreements[trial.k][fact]
+        measures: list[float | None] = [None] * 4
+        if agreed is not None:
+            measures = [agreed.rand, agreed.random_rand_95, agreed.mutual, agreed.random_mutual_95]
+        mark = "*" if trial.k == clustering.chosen.k else ""
+        rows.append([f"{mark}{trial.k}", trial.distortion, trial.silhouette, clustering.lengths[trial.k], *measures])
+    headings = ["k", "distance", "silhouette", "lengths", "adj. Rand", "random", "NMI", "random"]
+    title = f"{len(clustering.runs):,} runs; agreement with {shown(fact)}"
+    print_table(headings, rows, title=title, right=headings)
+
+
+def _share_cells(table: Shares, cluster: int) -> list[str]:
+    """Return the number of runs and the shares of the first classes in a cluster."""
+    columns = (table.counts[cluster], table.of_class[cluster], table.of_cluster[cluster])
+    return [
+        f"{count:,}  {100 * of_class:.0f} %  {100 * of_cluster:.0f} %" if count else "–"
+        for count, of_class, of_cluster in list(zip(*columns, strict=True))[:_MOST_CLASSES]
+    ]

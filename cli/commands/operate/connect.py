@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,10 +29,13 @@ from ciml.integrations.connect import (
 from ciml.options import BrokerOptions, flag, option
 
 if TYPE_CHECKING:
+    from ciml.events.records import Origin
     from ciml.integrations.connect import Connection
+    from ciml.services.arrivals import Effect
 
 #: Events of the last minutes count too: the job may have ended before the command began to wait.
 _BACK_S = 600.0
+#: Exit codes: no event came, or the first one became a dead letter.
 _NOTHING = 1
 _REJECTED = 2
 #: By receiver: what else to check where no event came.
@@ -200,37 +204,50 @@ def _print_services(connection: Connection, options: ConnectOptions) -> None:
 
 
 def _wait(connection: Connection, options: ConnectOptions, wait_s: float) -> int:
-    from ciml.services.arrivals import follow_commits, read_arrivals
+    """Wait for the first event that shows that the source is connected; return the exit code."""
+    from ciml.services.arrivals import read_arrivals
 
-    topic = options.topic
     adapter = str(connection.source["adapter"])
-    click.echo(f"\nWaiting for an event of {connection.name} in {topic} for {wait_s:g} s …")
+    sends_only_updates = connection.receiver == "gerrit"
+    click.echo(f"\nWaiting for an event of {connection.name} in {options.topic} for {wait_s:g} s …")
     until_s = time.monotonic() + wait_s
     since_s = time.time() - _BACK_S
-    for arrival in read_arrivals(options.connection(), topic, connection.name, adapter, since_s, until_s):
+    for arrival in read_arrivals(options.connection(), options.topic, connection.name, adapter, since_s, until_s):
         click.echo(f"event at {arrival.origin}")
-        parts = list(arrival.effects)
-        for part in parts:
-            click.echo(f"  {part.text}")
-        updates_alone = connection.receiver == "gerrit"
-        if not any(part.final or (part.updates and updates_alone) for part in parts):
+        effects = _print_effects(arrival.effects)
+        if not any(effect.final or (effect.updates and sends_only_updates) for effect in effects):
             continue  # a ping, a job that has not ended, facts of a run
-        if options.data_path is not None and any(part.pending for part in parts):
-            click.echo("ingest commits:")
-            parts = []
-            for part in follow_commits(options.data_path, arrival.origin, until_s):
-                click.echo(f"  {part.text}")
-                parts.append(part)
-            if not any(part.final for part in parts):
-                why = "its log is not there yet" if parts else "check that ingest works: ciml service status"
-                click.echo(f"  no run yet: {why}")
+        if options.data_path is not None and any(effect.pending for effect in effects):
+            effects = _wait_for_commits(options.data_path, arrival.origin, until_s)
+            if not any(effect.final for effect in effects):
                 return _NOTHING
-        return _REJECTED if any(part.rejected for part in parts) else 0
-    click.echo("no event that says how a job ended:" if connection.receiver != "gerrit" else "no event about a change:")
+        return _REJECTED if any(effect.rejected for effect in effects) else 0
+    click.echo("no event about a change:" if sends_only_updates else "no event that says how a job ended:")
     click.echo(f"  - the receiver works: ciml service status {connection.receiver}")
     for check in _CHECKS[connection.receiver]:
         click.echo(f"  - {check}")
     return _NOTHING
+
+
+def _wait_for_commits(data_path: str, origin: Origin, until_s: float) -> list[Effect]:
+    """Wait until ingest has committed the runs of an event, and return what it has committed in time."""
+    from ciml.services.arrivals import follow_commits
+
+    click.echo("ingest commits:")
+    effects = _print_effects(follow_commits(data_path, origin, until_s))
+    if not any(effect.final for effect in effects):
+        reason = "its log is not there yet" if effects else "check that ingest works: ciml service status"
+        click.echo(f"  no run yet: {reason}")
+    return effects
+
+
+def _print_effects(effects: Iterable[Effect]) -> list[Effect]:
+    """Print each effect as it comes, and return all."""
+    printed = []
+    for effect in effects:
+        click.echo(f"  {effect.text}")
+        printed.append(effect)
+    return printed
 
 
 @click.group("connect", commands=[github, gitlab, zuul, gerrit, tekton, jenkins])

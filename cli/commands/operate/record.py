@@ -15,7 +15,7 @@ from ciml.settings import pairs
 
 if TYPE_CHECKING:
     from ciml.events.records import RunFacts
-    from ciml.recorder.settings import WhoseBroker
+    from ciml.recorder.settings import Settings, WhoseBroker
 
 
 class RecordOptions(BrokerOptions):
@@ -71,29 +71,22 @@ def command(options: RecordOptions) -> None:
     """
     from ciml.extras import require
     from ciml.recorder.ci_environment import missing_id
-    from ciml.recorder.settings import Settings, be_quiet, report
-    from ciml.recorder.spool.recording import Destination, Plan, default_spool
+    from ciml.recorder.settings import be_quiet, report
+    from ciml.recorder.spool.recording import Destination, Plan
 
     argv = options.argv
-    kafka = options.kafka
-    log_dir = options.log_dir
     if bool(argv) == options.send:
         raise click.UsageError(
             "--send takes no command" if argv else "no command; give one, such as: ciml record -- make test"
         )
-    if options.log_url and not log_dir:
+    if options.log_url and not options.log_dir:
         raise click.UsageError("--log-url needs --log-dir")
-    if log_dir and log_dir.startswith("s3://"):
+    if options.log_dir and options.log_dir.startswith("s3://"):
         require("boto3")
-    broker = options.connection() if kafka else None
-    named = click.get_current_context().get_parameter_source("kafka") is not click.core.ParameterSource.DEFAULT
-    properties = options.kafka_options or options.kafka_config
-    leftovers: WhoseBroker = "given" if named else "unconfirmed" if properties else "recorded"
-    spool = Path(options.spool).absolute() if options.spool else default_spool()
-    settings = Settings(spool, broker, options.flush, leftovers)
+    settings = _settings(options)
     if options.quiet:
         be_quiet()
-    destination = Destination(options.samples_topic, options.topic, _absolute(log_dir), options.log_url)
+    destination = Destination(options.samples_topic, options.topic, _absolute(options.log_dir), options.log_url)
     if options.send:
         from ciml.recorder.spool.flush import send_leftovers
 
@@ -101,16 +94,28 @@ def command(options: RecordOptions) -> None:
         return
     from ciml.recorder.record import record
 
-    labels = dict(pairs("--label", options.labels))
-    facts = make_facts(labels, argv[0], job=options.job, run_id=options.run_id, source=options.source)
-    if kafka and not options.run_id and (line := missing_id(os.environ)):
+    facts = run_facts(options)
+    if options.kafka and not options.run_id and (line := missing_id(os.environ)):
         report(line)
-    record(argv, Plan(facts, kafka or "", **asdict(destination)), settings, options.timeout)
+    record(argv, Plan(facts, options.kafka or "", **asdict(destination)), settings, options.timeout)
 
 
-def make_facts(
-    labels: dict[str, str], command: str, *, job: str | None, run_id: str | None, source: str | None
-) -> RunFacts:
+def _settings(options: RecordOptions) -> Settings:
+    """Return the settings of the recorder, whose broker may be the one that leftover recordings name."""
+    from ciml.recorder.settings import Settings
+    from ciml.recorder.spool.recording import default_spool
+
+    leftovers: WhoseBroker = "recorded"
+    if click.get_current_context().get_parameter_source("kafka") is not click.core.ParameterSource.DEFAULT:
+        leftovers = "given"
+    elif options.kafka_options or options.kafka_config:
+        leftovers = "unconfirmed"
+    broker = options.connection() if options.kafka else None
+    spool = Path(options.spool).absolute() if options.spool else default_spool()
+    return Settings(spool, broker, options.flush, leftovers)
+
+
+def run_facts(options: RecordOptions) -> RunFacts:
     """Return the facts of the run, from the options, then from the environment.
 
     Raises:
@@ -122,24 +127,26 @@ def make_facts(
     from ciml.events.run_facts import facts_from_run, run_identity
     from ciml.recorder.ci_environment import FACTS, run_of
 
+    labels = dict(pairs("--label", options.labels))
     detected = run_of(os.environ)
     run = {
-        "id": run_id or detected.native_id,
+        "id": options.run_id or detected.native_id,
         "attempt": detected.attempt,
-        "job": job or labels.pop("job", "") or detected.job or os.path.basename(command) or "command",
+        "job": options.job or labels.pop("job", "") or detected.job or os.path.basename(options.argv[0]) or "command",
         "start_time": time.time(),
         **detected.facts,
         **{name: labels.pop(name) for name in FACTS if name in labels},
         "labels": {**detected.labels, **labels},
     }
     try:
-        identity = run_identity(run, source or detected.source)
+        identity = run_identity(run, options.source or detected.source)
         return facts_from_run(run, identity, "started")[0]
     except RejectedInput as rejected:
         raise CimlError(f"invalid event field: {rejected}") from None
 
 
 def _absolute(folder: str | None) -> str:
+    """Return the absolute path of a folder; a URL stays as it is, and None is ""."""
     if not folder:
         return ""
     return folder if "://" in folder else os.path.abspath(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,24 +56,18 @@ def list_command(options: ListOptions) -> None:
 
     with feedback_replica(options.root).state() as state:
         entries = [entry for entry in state.entries.values() if entry.is_open or not options.waiting]
-        messages = [_shown(entry) for entry in entries[-options.last :]]
+        messages = [_entry_json(entry) for entry in entries[-options.last :]]
         muted = sorted(state.muted)
     options.show_all(messages, partial(_print_messages, muted))
 
 
-def _print_messages(muted: list[str], messages: list[dict[str, Any]]) -> None:
-    if muted:
-        click.echo(f"muted projects: {', '.join(map(repr, muted))}")
-    if not messages:
-        click.echo("no messages")
-        return
-    header = ("system", "project", "change", "patch set", "jobs", "verdict", "state", "age", "reactions", "message")
-    print_table(header, map(_row, messages))
-
-
-def _shown(entry: Any) -> dict[str, Any]:
+def _entry_json(entry: Entry) -> dict[str, Any]:
     change = entry.change
-    state = "unsettled" if entry.intent else "waiting" if entry.is_open else entry.outcome
+    state = entry.outcome
+    if entry.intent:
+        state = "unsettled"
+    elif entry.is_open:
+        state = "waiting"
     return {
         "system": entry.system,
         "project": change.project,
@@ -90,25 +84,37 @@ def _shown(entry: Any) -> dict[str, Any]:
     }
 
 
-def _row(entry: dict[str, Any]) -> list[str]:
-    def visible(text: str, limit: int = 60) -> str:
-        return repr(text)[1:-1][:limit]
+def _print_messages(muted: list[str], messages: list[dict[str, Any]]) -> None:
+    if muted:
+        click.echo(f"muted projects: {', '.join(map(repr, muted))}")
+    if not messages:
+        click.echo("no messages")
+        return
+    header = ("system", "project", "change", "patch set", "jobs", "verdict", "state", "age", "reactions", "message")
+    print_table(header, map(_message_cells, messages))
 
+
+def _message_cells(entry: dict[str, Any]) -> list[str]:
     reactions = ", ".join(f"{number} {kind}" for kind, number in entry["reactions"].items() if number)
     jobs = entry["jobs"][0] if len(entry["jobs"]) == 1 else f"{len(entry['jobs'])} jobs"
     age_min = max(int(time.time() - entry["time_us"] / 1e6) // 60, 0)
     return [
         entry["system"],
-        visible(entry["project"]),
-        visible(entry["change"] or "–"),
-        visible(entry["patchset"], 12),
-        visible(jobs),
+        _visible(entry["project"]),
+        _visible(entry["change"] or "–"),
+        _visible(entry["patchset"], 12),
+        _visible(jobs),
         "+".join(entry["causes"]),
         entry["state"],
         f"{age_min} min",
         reactions or "–",
-        visible(entry["url"] or entry["detail"] or "–", 200),
+        _visible(entry["url"] or entry["detail"] or "–", 200),
     ]
+
+
+def _visible(text: str, limit: int = 60) -> str:
+    """Return the beginning of a text, with control characters escaped."""
+    return repr(text)[1:-1][:limit]
 
 
 class MuteOptions(Data):
@@ -129,7 +135,7 @@ def mute(options: MuteOptions) -> None:
       ciml feedback mute openstack/nova --data-path data
       ciml feedback mute 'sandbox/*' --data-path data
     """
-    _commit(options, "muted")
+    _commit(options, muted=True)
     click.echo(f"muted: {options.project!r}")
 
 
@@ -143,22 +149,20 @@ def unmute(options: MuteOptions) -> None:
     Example:
       ciml feedback unmute openstack/nova --data-path data
     """
-    changed = _commit(options, "unmuted")
-    click.echo(f"not muted any more: {options.project!r}" if changed else f"{options.project!r} is not muted")
+    is_new = _commit(options, muted=False)
+    click.echo(f"not muted any more: {options.project!r}" if is_new else f"{options.project!r} is not muted")
 
 
-def _commit(options: MuteOptions, key: str) -> bool:
-    """Store a change of the muted projects; return False if it changes nothing."""
+def _commit(options: MuteOptions, *, muted: bool) -> bool:
+    """Mute a project, or no longer; return whether that changes anything."""
     from ciml.events.fields import is_clean
     from ciml.pipelines.feedback import feedback_replica
 
     project = options.project
     if not project.strip() or len(project) > 200 or not is_clean(project):
         raise CimlError(f"PROJECT: {project!r:.120} is not a project's name or a glob")
-    delta = {"time_us": int(time.time() * 1e6), key: [project]}
-    version = feedback_replica(options.root).append(
-        lambda state: delta if (project in state.muted) == (key == "unmuted") else None
-    )
+    delta = {"time_us": int(time.time() * 1e6), "muted" if muted else "unmuted": [project]}
+    version = feedback_replica(options.root).append(lambda state: None if (project in state.muted) == muted else delta)
     return version is not None
 
 
@@ -199,7 +203,7 @@ def _print_report(rows: Sequence[Row]) -> None:
         click.echo("no verdicts yet; ciml service start feedback records them")
         return
     numbers = ("settled", "open", "precision", "base rate", "duration alone", "reruns passed")
-    print_table(("model", "project", "verdict", "state", *numbers), map(_cells, rows), right=numbers)
+    print_table(("model", "project", "verdict", "state", *numbers), map(_report_cells, rows), right=numbers)
     click.echo("intervals of 95 %; runs of one change count once")
     for row in rows:
         if row.detail:
@@ -207,7 +211,7 @@ def _print_report(rows: Sequence[Row]) -> None:
             click.echo(f"{where}: {row.mode}: {row.detail}")
 
 
-def _cells(row: Row) -> list[Any]:
+def _report_cells(row: Row) -> list[Any]:
     return [
         row.model,
         _visible(row.project) or "all",
@@ -215,22 +219,18 @@ def _cells(row: Row) -> list[Any]:
         row.mode,
         row.precision.runs,
         row.open,
-        _share(row.precision),
-        _share(row.base_rate),
-        _share(row.duration),
-        _share(row.reruns),
+        _share_text(row.precision),
+        _share_text(row.base_rate),
+        _share_text(row.duration),
+        _share_text(row.reruns),
     ]
 
 
-def _share(share: Share) -> str:
+def _share_text(share: Share) -> str:
     if share.value is None:
         return "–"
     low, high = share.interval
     return f"{share.value:.2f}\n{low:.2f} to {high:.2f}"
-
-
-def _visible(text: str) -> str:
-    return repr(text)[1:-1][:60]
 
 
 class FeedbackRunning(Foreground):
@@ -288,7 +288,7 @@ class TryOptions(ConfigOptions):
 
 
 @make_command("try")
-def trial(options: TryOptions) -> None:
+def try_command(options: TryOptions) -> None:
     """Show messages without sending them.
 
     PREDICTIONS is a file of JSON lines as on the topic. It applies the policy, computes the evidence from the stored
@@ -307,15 +307,15 @@ def trial(options: TryOptions) -> None:
         raise click.UsageError("give either a file of PREDICTIONS or --run")
     data = options.root
     feedback = load_feedback(options.config)
-    records = _lines(options.predictions) if options.predictions else _stored(data, options)
+    records = _read_predictions(options.predictions) if options.predictions else _stored_predictions(data, options)
     for trial in try_messages(data, feedback, records):
         if options.json:
             click.echo(json.dumps(trial.to_json()))
         else:
-            _print(trial)
+            _print_trial(trial)
 
 
-def _print(trial: Trial) -> None:
+def _print_trial(trial: Trial) -> None:
     if trial.reason:
         detail = f" ({trial.detail})" if trial.detail else ""
         click.echo(f"{', '.join(trial.runs)}: silent: {trial.reason}{detail}")
@@ -328,7 +328,7 @@ def _print(trial: Trial) -> None:
         click.echo(f"\n{trial.message}\n")
 
 
-def _stored(data: DataRoot, options: TryOptions) -> list[dict[str, Any]]:
+def _stored_predictions(data: DataRoot, options: TryOptions) -> list[dict[str, Any]]:
     from ciml.serving.predict.log import predictions_of_run
 
     predictions = predictions_of_run(data.predictions, options.run_id or "")
@@ -339,12 +339,15 @@ def _stored(data: DataRoot, options: TryOptions) -> list[dict[str, Any]]:
     return predictions
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_predictions(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the predictions of a file of JSON lines. Raises `CimlError` for a line that is no JSON object."""
     from ciml.errors import RejectedInput
     from ciml.events.json_input import parse_json
+    from ciml.limits import MAX_MESSAGE_BYTES
 
-    with path.open("rb") as lines:
-        for number, line in enumerate(_bounded(lines), 1):
+    with path.open("rb") as file:
+        lines = iter(lambda: file.readline(MAX_MESSAGE_BYTES + 1), b"")
+        for number, line in enumerate(filter(bytes.strip, lines), 1):
             try:
                 record = parse_json(line)
             except RejectedInput as rejected:
@@ -354,15 +357,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _bounded(lines: Any) -> Iterable[bytes]:
-    from ciml.limits import MAX_MESSAGE_BYTES
-
-    while line := lines.readline(MAX_MESSAGE_BYTES + 1):
-        if line.strip():
-            yield line
-
-
-@click.group("feedback", commands=[stream, trial, report, list_command, mute, unmute])
+@click.group("feedback", commands=[stream, try_command, report, list_command, mute, unmute])
 def command() -> None:
     """Answer failed runs on their changes.
 

@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.cli.commands.data.dataset.build import as_in_the_talk, halved
+from ciml.cli.commands.data.dataset.build import build_of_talk
+from ciml.cli.commands.data.dataset.text import longest_half_padded
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from tests.pipelines.datasets.test_auto_windows import run_of
@@ -100,7 +101,7 @@ def test_create_and_update_resolve_it_at_the_first_span(data: str, tmp_path: Pat
 def test_the_scripts_of_the_talk_and_stored_definitions_keep_5500_s(data: str, tmp_path: Path) -> None:
     words = ["--dataset", "talk", "--sample-interval", "10min", "--data-path", data]
     for _ in range(2):
-        done = CliRunner().invoke(as_in_the_talk(), words)
+        done = CliRunner().invoke(build_of_talk(), words)
         assert done.exit_code == 0, done.output
         assert shape(data, "talk") == (None, 10)
     assert "all were there" in done.output
@@ -113,7 +114,7 @@ def test_the_scripts_of_the_talk_and_stored_definitions_keep_5500_s(data: str, t
     assert "all were there" in dataset("build", *words[:4], "--force", data=data).output
     dataset("build", *words[:4], "--features-regex", "usr", "--force", data=data)
     assert shape(data, "talk") == ("auto", 1)
-    chosen = CliRunner().invoke(as_in_the_talk(), ["--dataset", "b", "--max-windows", "auto", "--data-path", data])
+    chosen = CliRunner().invoke(build_of_talk(), ["--dataset", "b", "--max-windows", "auto", "--data-path", data])
     assert chosen.exit_code == 0, chosen.output
     assert shape(data, "b")[0] == "auto"
 
@@ -122,7 +123,7 @@ def test_the_scripts_of_the_talk_and_stored_definitions_keep_5500_s(data: str, t
 def test_half_padding_is_the_longest_length_with_at_most_that(lengths: list[int], more: int) -> None:
     windows = max(lengths) + more
     kept = {L: sum(min(n, L) for n in lengths) for L in range(1, windows + 1)}
-    length, left, cut = halved(lengths, windows)
+    length, left, cut = longest_half_padded(lengths, windows)
     assert length == max(L for L, count in kept.items() if 2 * count >= len(lengths) * L)
     assert left == pytest.approx(1 - kept[length] / (len(lengths) * length))
     assert cut == pytest.approx(sum(n > length for n in lengths) / len(lengths))

@@ -1,10 +1,9 @@
-"""``ciml dataset``: create, update, show and verify data sets, their spans and files."""
+"""``ciml dataset``: create, update, show and verify data sets, their spans and files; `build` has ``dataset build``."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.cli.command import make_command
-from ciml.cli.commands.data.dataset.build import SPLITS, build, contents, launch, padding_text, warn_of_padding
+from ciml.cli.commands.data.dataset.build import build, launch_build
+from ciml.cli.commands.data.dataset.text import (
+    padding_text,
+    print_spans,
+    span_json,
+    state_json,
+    state_lines,
+    warn_of_padding,
+)
 from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.dataflow import require_s3
 from ciml.cli.options import Data, Json, NewData
-from ciml.cli.output import print_table, progress_bar
+from ciml.cli.output import progress_bar
 from ciml.cli.running import Batch, collecting_rarely
 from ciml.errors import CimlError
 from ciml.options import TrustOptions, argument, flag, option
@@ -71,24 +78,33 @@ def spans(options: SpansOptions) -> None:
       ciml dataset spans --latest --json --data-path data
     """
     for dataset in options.datasets():
-        name = dataset.name
-        state = dataset.state()
-        versions = [
-            (span, span.version == max(by_version))
-            for _, by_version in sorted(state.spans.items())
-            for _, span in sorted(by_version.items())
-        ]
-        shown = [(span, is_last) for span, is_last in versions if is_last or not options.latest]
+        versions = _versions(dataset.state(), latest=options.latest)
         if options.json:
-            for span, is_last in shown:
-                click.echo(json.dumps({"data_set": name, "latest": is_last, **describe(span)}))
+            for span, is_last in versions:
+                click.echo(json.dumps({"data_set": dataset.name, "latest": is_last, **span_json(span)}))
             continue
-        print_spans(name, shown)
+        print_spans(dataset.name, versions)
         if options.files:
-            for span, _last in shown:
-                for split, held in span.files.items():
-                    for file in held:
-                        click.echo(f"{dataset.store.url(file.path)}  {split}  {file.rows:,} rows")
+            for line in _file_lines(dataset, versions):
+                click.echo(line)
+
+
+def _versions(state: DatasetState, *, latest: bool) -> list[tuple[SpanVersion, bool]]:
+    """Return all versions of the spans or only the latest ones, each with whether it is the latest of its span."""
+    versions = []
+    for _, by_version in sorted(state.spans.items()):
+        for number, span in sorted(by_version.items()):
+            is_last = number == max(by_version)
+            if is_last or not latest:
+                versions.append((span, is_last))
+    return versions
+
+
+def _file_lines(dataset: StoredDataset, versions: Sequence[tuple[SpanVersion, bool]]) -> Iterator[str]:
+    for span, _ in versions:
+        for split, files in span.files.items():
+            for file in files:
+                yield f"{dataset.store.url(file.path)}  {split}  {file.rows:,} rows"
 
 
 class VerifyOptions(NamesOptions, Json):
@@ -117,14 +133,14 @@ def verify(options: VerifyOptions) -> int:
         for dataset in options.datasets():
             name = dataset.name
             try:
-                # a manifest that contradicts itself is a finding of this data set; the others are verified too
                 state = dataset.state()
-                wrong = verify_dataset(dataset, progress=renamed(progress, name))
+                findings = verify_dataset(dataset, progress=renamed(progress, name))
             except IntegrityError as error:
+                # A manifest that contradicts itself is a finding of this data set; the others are verified too.
                 results[name] = {"examples": None, "spans": None, "findings": [str(error)]}
                 continue
             examples = sum(state.counts().values())
-            results[name] = {"examples": examples, "spans": len(state.spans), "findings": wrong}
+            results[name] = {"examples": examples, "spans": len(state.spans), "findings": findings}
     options.show(results, _print_verified)
     return 4 if any(result["findings"] for result in results.values()) else 0
 
@@ -135,38 +151,6 @@ def _print_verified(results: dict[str, dict[str, Any]]) -> None:
             click.echo(f"BROKEN {name}: {line}")
         if not result["findings"]:
             click.echo(f"{name}: {result['examples']:,} examples, spans {result['spans']:,}, all as committed")
-
-
-def describe(span: SpanVersion) -> dict[str, Any]:
-    """Return a version of a span as JSON: examples by split and class, exclusions by reason, files."""
-    by_split: dict[str, Counter[str]] = {}
-    for run in span.runs:
-        by_split.setdefault(run.split, Counter())[run.label_name] += 1
-    return {
-        "span": span.span,
-        "version": span.version,
-        "examples": len(span.runs),
-        "splits": {split: dict(sorted(by_split[split].items())) for split in SPLITS if split in by_split},
-        "excluded": dict(sorted(Counter(exclusion["reason"] for exclusion in span.excluded).items())),
-        "files": {split: [file.to_json() for file in files] for split, files in span.files.items()},
-    }
-
-
-def print_spans(title: str, spans: Iterable[tuple[SpanVersion, bool]]) -> None:
-    """Print a table of span versions, each with whether it is the latest of its span."""
-    spans = list(spans)
-    classes = list(
-        dict.fromkeys(run.label_name for span, _ in spans for run in sorted(span.runs, key=lambda r: r.label))
-    )
-    rows = []
-    for span, is_last in spans:
-        by_class = Counter(run.label_name for run in span.runs)
-        by_split = Counter(run.split for run in span.runs)
-        version = f"{span.version}" if is_last else f"{span.version} old"
-        counts = [*(by_class[name] for name in classes), *(by_split[name] for name in SPLITS)]
-        rows.append([span.span, version, len(span.runs), *counts, len(span.excluded)])
-    headings = ["span", "version", "examples", *classes, *SPLITS, "excluded"]
-    print_table(headings, rows, title=title, right=headings)
 
 
 class CreateOptions(NewData):
@@ -198,7 +182,7 @@ def create(options: CreateOptions) -> None:
     name = options.name
     data = options.root
     keys = {**read_toml(options.definition), "name": name}
-    DatasetDefinition.from_json(keys, options.definition)
+    DatasetDefinition.from_json(keys, options.definition)  # fails for an invalid one, before windows are added
     definition = DatasetDefinition.from_json(with_default_windows(data.dataset(name), keys), options.definition)
     state = create_dataset(data, definition)
     length = f"{definition.most_windows}"
@@ -244,7 +228,7 @@ def update(options: UpdateOptions, batch: Batch) -> None:
 
         require_s3((options.data_path, "--data-path"))
         batch.settings()
-        launch(plan_update(dataset, seal=options.seal), dataset, batch, data.url)
+        launch_build(plan_update(dataset, seal=options.seal), dataset, batch, data.url)
         return
     batch.check_unused(batch.beam_options)
     from ciml.pipelines.datasets.update import update_dataset
@@ -255,10 +239,11 @@ def update(options: UpdateOptions, batch: Batch) -> None:
     if result.sealed:
         print_spans(f"sealed in {name}", ((span, True) for span in result.sealed))
     examples = sum(len(span.runs) for span in result.sealed)
-    spans = f"{len(result.sealed)} {'span' if len(result.sealed) == 1 else 'spans'}"
+    span_count = f"{len(result.sealed)} {'span' if len(result.sealed) == 1 else 'spans'}"
     span_runs = result.state.definition.span_runs if result.state.definition else 0
     click.echo(
-        f"{name}: {examples} examples in {spans} sealed; {result.waiting} of {span_runs} runs wait for the next span"
+        f"{name}: {examples} examples in {span_count} sealed; "
+        f"{result.waiting} of {span_runs} runs wait for the next span"
     )
     if result.sealed:
         if padding := padding_text(result.state):
@@ -290,7 +275,7 @@ def show(options: ShowOptions) -> None:
     if options.name is None:
         options.show(data.dataset_names(), partial(_print_names, data.datasets.url()))
     else:
-        options.show(data.dataset(options.name).state(), partial(_print_state, options.name), _describe)
+        options.show(data.dataset(options.name).state(), partial(_print_state, options.name), state_json)
 
 
 def _print_names(url: str, names: Sequence[str]) -> None:
@@ -298,7 +283,7 @@ def _print_names(url: str, names: Sequence[str]) -> None:
 
 
 def _print_state(name: str, state: DatasetState) -> None:
-    for key, value in _summary(state):
+    for key, value in state_lines(state):
         click.echo(f"{key:<10} {value}")
     if state.spans:
         print_spans(name, ((span, True) for span in state.latest()))
@@ -342,46 +327,6 @@ def records(options: RecordsOptions) -> None:
     counts = ", ".join(f"{role} {count:,}" for role, count in records.counts.items())
     spans = f"{records.analysed} of {records.analysed + records.cached} spans analysed"
     click.echo(f"{options.name}: {counts}; {spans}: {to}")
-
-
-def _summary(state: DatasetState) -> Iterator[tuple[str, str]]:
-    definition = state.definition
-    resolved = state.resolved
-    if definition is None:
-        return
-    yield "data set", f"{definition.name}, definition version {definition.version}"
-    yield "jobs", ", ".join(definition.build_name)
-    parts = ", ".join(definition.aggregation_functions) or "windows"
-    length = f"{definition.most_windows if resolved is None else resolved.windows} {parts}"
-    if definition.max_windows == "auto":
-        length = f"at most {length}, not resolved yet," if resolved is None else f"{length} (auto)"
-    yield "examples", f"{length} of {definition.sample_statistic} at {definition.sample_interval}"
-    if resolved is None:
-        yield "features", f"not resolved yet; pattern {definition.features_regex!r}"
-        yield "classes", f"not resolved yet; label {definition.class_label}"
-    yield from contents(state)
-
-
-def _describe(state: DatasetState) -> dict[str, Any]:
-    return {
-        "definition": state.definition.to_json() if state.definition else None,
-        "resolved": state.resolved.to_json() if state.resolved else None,
-        "manifest_version": state.version,
-        "cursor": list(state.cursor),
-        "spans": [
-            {
-                "span": span.span,
-                "version": span.version,
-                "examples": len(span.runs),
-                "excluded": dict(Counter(exclusion["reason"] for exclusion in span.excluded)),
-                "classes": dict(Counter(run.label_name for run in span.runs)),
-                "splits": dict(Counter(run.split for run in span.runs)),
-            }
-            for span in state.latest()
-        ],
-        "padding": state.padding(),
-        "excluded": dict(state.excluded()),
-    }
 
 
 @click.group("dataset", commands=[build, create, update, show, spans, verify, records])

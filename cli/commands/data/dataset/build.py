@@ -1,18 +1,17 @@
-"""``ciml dataset build`` (``ciml-build-dataset`` in the talk), builds on Dataflow, and warnings of padding."""
+"""``ciml dataset build`` (``ciml-build-dataset`` in the talk): a data set from runs, or from a listing."""
 
 from __future__ import annotations
 
 import shlex
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
-from copy import copy
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.command import make_command
+from ciml.cli.command import command_of, make_command
+from ciml.cli.commands.data.dataset.text import contents, warn_of_padding
 from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.dataflow import require_s3
 from ciml.cli.kinds import Windows, assignments, require_data
@@ -25,104 +24,16 @@ from ciml.options import Options, flag, option, repeated
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot, StoredDataset
     from ciml.datasets.definition import DatasetDefinition
-    from ciml.datasets.state import DatasetState
     from ciml.pipelines.datasets.build import PlannedUpdate
     from ciml.pipelines.datasets.listed_runs import ListedRuns
     from ciml.pipelines.datasets.update import Update
 
 #: The folder of the plots in the folder of the data set; readers of examples skip it.
 PLOTS = "_plots"
-#: Value of ``--max-windows`` in the scripts of the talk: 5500 s of windows, the default of a definition.
-OF_THE_TALK = 0
-SPLITS = ("train", "dev", "test")
-
-#: The share from which a warning says what to set.
-LARGE = 0.5
 
 
-def padding_text(state: DatasetState) -> str:
-    """Return the share of padding as text; "" without examples, or with aggregations."""
-    share = state.padding()
-    return "" if share is None or state.resolved is None else f"{share:.1%} of {state.resolved.windows} windows"
-
-
-def contents(state: DatasetState) -> Iterator[tuple[str, str]]:
-    """Yield the features, splits, classes, padding and exclusions of a resolved data set, for people."""
-    counts = state.counts()
-    splits = Counter[str]()
-    for (split, _), count in counts.items():
-        splits[split] += count
-    if state.resolved is not None:
-        yield "features", ", ".join(state.resolved.features)
-        yield "splits", ", ".join(f"{split} {splits[split]:,}" for split in SPLITS)
-        for name in state.resolved.classes:
-            yield "class", f"{name}: {', '.join(f'{split} {counts[split, name]:,}' for split in SPLITS)}"
-    if padding := padding_text(state):
-        yield "padding", padding
-    if excluded := state.excluded():
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(excluded.items()))
-        yield "excluded", f"{sum(excluded.values()):,} runs: {reasons}"
-
-
-def warn_of_padding(state: DatasetState) -> None:
-    """Print a warning on standard error where more than half of the windows are padding."""
-    share = state.padding()
-    resolved = state.resolved
-    if share is None or resolved is None or share <= LARGE:
-        return
-    from ciml.datasets.definition import AUTO, auto_windows
-
-    lengths = [run.n_windows for span in state.latest() for run in span.runs]
-    usual = auto_windows(resolved.definition, lengths)
-    if resolved.definition.max_windows != AUTO and usual < resolved.windows:
-        advice = (
-            f"99 % of the runs have at most {usual} of {resolved.windows} windows; define it under another name with "
-            f'max_windows = "auto", or {usual}'
-        )
-    else:
-        length, padding, cut = halved(lengths, resolved.windows)
-        advice = (
-            f"the runs differ in length; max_windows = {length} leaves {padding:.1%} and cuts {cut:.1%} of the runs, "
-            "aggregation_functions need no padding"
-        )
-    click.echo(f"warning: {share:.1%} of the examples is padding: {advice}", err=True)
-
-
-def halved(lengths: Sequence[int], windows: int) -> tuple[int, float, float]:
-    """Return the longest length of examples of which at most half is padding.
-
-    Args:
-      lengths: number of windows of each run, 1 to ``windows``.
-      windows: the present length.
-
-    Returns:
-      (the length, the share of padding then, the share of runs that it cuts).
-    """
-    import numpy as np
-
-    counts = np.bincount(np.asarray(lengths, np.int64), minlength=windows + 1)
-    filled = len(lengths) - np.cumsum(counts)[:-1]  # runs with more than 0, 1, … windows
-    windows_without_padding = np.cumsum(filled)  # windows of all runs that are no padding, for the lengths 1, 2, …
-    slots = len(lengths) * np.arange(1, windows + 1)
-    length = int(np.flatnonzero(2 * windows_without_padding >= slots)[-1]) + 1
-    cut = 0.0 if length == windows else float(filled[length]) / len(lengths)
-    return length, 1 - float(windows_without_padding[length - 1] / slots[length - 1]), cut
-
-
-def launch(planned: PlannedUpdate, target: StoredDataset, batch: Batch, data_url: str) -> None:
-    """Write or submit the job that makes the spans of a data set."""
-    name = target.name
-    if not planned.steps:
-        click.echo(f"{name}: nothing to build; {planned.waiting:,} runs wait for the next span")
-        return
-    spans = sum(len(step.spans) for step in planned.steps)
-    work = f"{name}: {planned.runs:,} runs for {spans:,} {'span' if spans == 1 else 'spans'}"
-    show = shlex.join(["ciml", "dataset", "show", name, "--data-path", data_url])
-    batch.launch(planned.build, f"ciml-dataset-{name}", work=work, then=show)
-
-
-def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
-    return tuple(part for text in value for part in text.split(",") if part) or None
+def _names(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
+    return tuple(name for text in value for name in text.split(",") if name) or None
 
 
 class DefinitionKeys(Options):
@@ -152,9 +63,26 @@ class DefinitionKeys(Options):
     class_map: dict[str, str] | None = repeated(assignments, metavar="VALUE=CLASS")
     tdt_split: tuple[int, ...] | None = option(kind=(int, int, int), metavar="TRAIN DEV TEST")
     sample_statistic: str | None = option(metavar="NAME")
-    aggregation_functions: tuple[str, ...] | None = repeated(_parts, flags="--aggregation-functions", metavar="NAMES")
+    aggregation_functions: tuple[str, ...] | None = repeated(_names, flags="--aggregation-functions", metavar="NAMES")
     max_windows: int | str | None = option(kind=Windows(), metavar="auto|L")
     min_windows: int | None = option(kind=int, metavar="N")
+
+    @property
+    def has_default_of_talk(self) -> bool:
+        """Whether examples have 5500 s of windows, the default of a definition, and no padding warning."""
+        return False
+
+
+class TalkKeys(DefinitionKeys):
+    """The keys of a definition in the script of the talk.
+
+    Attributes:
+      max_windows: Windows of an example, or auto; runs are cut or padded. [default: 5500 s of windows]
+    """
+
+    @property
+    def has_default_of_talk(self) -> bool:
+        return self.max_windows is None
 
 
 class BuildOptions(TargetData, S3Environment):
@@ -180,9 +108,8 @@ class BuildOptions(TargetData, S3Environment):
     jobs: int | None = option(kind="count", flags="--jobs", metavar="N")
 
 
-@make_command("build")
 @collecting_rarely()
-def build(options: BuildOptions, keys: DefinitionKeys, batch: Batch) -> None:
+def run_build(options: BuildOptions, keys: DefinitionKeys, batch: Batch) -> None:
     """Build a data set from runs or a listing.
 
     The definition is stored beside the data set as _definition.toml, for --definition. A repeated build changes nothing
@@ -201,26 +128,23 @@ def build(options: BuildOptions, keys: DefinitionKeys, batch: Batch) -> None:
     _check_sources(options, batch)
     stored = options.root
     target = options.target
-    listed_runs = _listed(options)
+    listed_runs = _listed_runs(options)
     definition = _definition(target, options, keys)
     dataset = target.dataset(definition.name)
     if options.force and is_another(dataset, definition):
         remove_dataset(dataset)
         definition = _definition(target, options, keys)
     if batch.launches:
-        launch(plan_build(stored, target, definition), dataset, batch, target.url)
+        launch_build(plan_build(stored, target, definition), dataset, batch, target.url)
         return
     runner, job_endpoint = batch.runner
     with listed_runs or nullcontext(), progress_bar("making examples") as progress:
         update = build_dataset(
             listed_runs or stored, target, definition, runner=runner, job_endpoint=job_endpoint, progress=progress
         )
-    for line in _update_lines(update, dataset.store.url()):
+    for line in (*_update_lines(update, dataset.store.url()), *_listing_lines(listed_runs)):
         click.echo(line)
-    if listed_runs is not None and (left_out := listed_runs.log.left_out):
-        reasons = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
-        click.echo(f"  no runs   {left_out.total():,} lines of the listing: {reasons}")
-    if keys.max_windows != OF_THE_TALK:
+    if not keys.has_default_of_talk:
         warn_of_padding(update.state)
     if update.sealed:
         update_tables(target, (f"datasets/{definition.name}",))
@@ -229,6 +153,27 @@ def build(options: BuildOptions, keys: DefinitionKeys, batch: Batch) -> None:
 
         with progress_bar("reading examples") as progress:
             click.echo(f"  plots     {plot_dataset(dataset, dataset.store.url(PLOTS), progress=progress)}")
+
+
+build = make_command("build")(run_build)
+
+
+def build_of_talk() -> click.Command:
+    """Return the command of the talk's script, whose examples have another default length."""
+    classes = {"options": BuildOptions, "keys": TalkKeys, "batch": Batch}
+    return command_of("build", run_build, classes, help=run_build.__doc__)
+
+
+def launch_build(planned: PlannedUpdate, target: StoredDataset, batch: Batch, data_url: str) -> None:
+    """Write or submit the job that makes the spans of a data set."""
+    name = target.name
+    if not planned.steps:
+        click.echo(f"{name}: nothing to build; {planned.waiting:,} runs wait for the next span")
+        return
+    spans = sum(len(step.spans) for step in planned.steps)
+    work = f"{name}: {planned.runs:,} runs for {spans:,} {'span' if spans == 1 else 'spans'}"
+    show = shlex.join(["ciml", "dataset", "show", name, "--data-path", data_url])
+    batch.launch(planned.build, f"ciml-dataset-{name}", work=work, then=show)
 
 
 def _check_sources(options: BuildOptions, batch: Batch) -> None:
@@ -250,19 +195,7 @@ def _check_sources(options: BuildOptions, batch: Batch) -> None:
         require_data(options.data_path)
 
 
-def as_in_the_talk() -> click.Command:
-    """Return the command with the default length of the talk."""
-    params = [copy(param) for param in build.params]
-    for param in params:
-        if isinstance(param, click.Option) and param.name == "max_windows":
-            param.default = OF_THE_TALK
-            param.help = "Windows of an example, or auto; runs are cut or padded.  [default: 5500 s of windows]"
-    talk = copy(build)
-    talk.params = params
-    return talk
-
-
-def _listed(options: BuildOptions) -> ListedRuns | None:
+def _listed_runs(options: BuildOptions) -> ListedRuns | None:
     """Return the runs of the listing; None without one."""
     if options.listing is None or options.logs is None:
         return None
@@ -290,36 +223,36 @@ def _definition(target: DataRoot, options: BuildOptions, keys: DefinitionKeys) -
     from ciml.datasets.definition import DatasetDefinition
     from ciml.pipelines.datasets.build import DEFINITION, SPAN_RUNS
     from ciml.pipelines.datasets.update import with_default_windows
-    from ciml.settings import parse_toml, read_toml
-    from ciml.storage import open_store
 
     file = options.definition
+    stored = _file_keys(file) if file is not None else {}
     overrides = {key: value for key, value in asdict(keys).items() if value not in (None, (), {})}
-    keep = overrides.get("max_windows") == OF_THE_TALK or (file or "").rpartition("/")[2] == DEFINITION
-    if overrides.get("max_windows") == OF_THE_TALK:
-        del overrides["max_windows"]
     if options.dataset is not None:
         overrides["name"] = options.dataset
-    stored: dict[str, Any] = {}
-    if file is not None and file.startswith("s3://"):
-        folder, _, key = file.rpartition("/")
-        try:
-            stored = parse_toml(open_store(folder).read(key).decode(), file)
-        except FileNotFoundError:
-            raise CimlError(f"{file}: no such file") from None
-    elif file is not None:
-        stored = read_toml(file)
     if "slicer" in overrides and overrides["slicer"] != stored.get("slicer"):
-        stored.pop("raw_version", None)
+        stored.pop("raw_version", None)  # another slice is pinned anew
     values = {"span_runs": SPAN_RUNS, **stored, **overrides}
     if "name" not in values:
         raise CimlError("no name of the data set: give --dataset NAME or a --definition with a name")
     definition = DatasetDefinition.from_json(values, file or "data set")
-    if keep:
+    if keys.has_default_of_talk or (file or "").rpartition("/")[2] == DEFINITION:
         return definition
-    return DatasetDefinition.from_json(
-        with_default_windows(target.dataset(definition.name), values), file or "data set"
-    )
+    values = with_default_windows(target.dataset(definition.name), values)
+    return DatasetDefinition.from_json(values, file or "data set")
+
+
+def _file_keys(file: str) -> dict[str, Any]:
+    """Return the keys of a TOML file or ``s3://`` object."""
+    from ciml.settings import parse_toml, read_toml
+    from ciml.storage import open_store
+
+    if not file.startswith("s3://"):
+        return read_toml(file)
+    folder, _, key = file.rpartition("/")
+    try:
+        return parse_toml(open_store(folder).read(key).decode(), file)
+    except FileNotFoundError:
+        raise CimlError(f"{file}: no such file") from None
 
 
 def _update_lines(update: Update, where: str) -> Iterator[str]:
@@ -336,3 +269,10 @@ def _update_lines(update: Update, where: str) -> Iterator[str]:
         yield f"  {name:<9} {text}"
     if definition.slicer is not None:
         yield f"  pinned    {definition.slicer} of the runs by version {definition.raw_version} of the raw store"
+
+
+def _listing_lines(listed_runs: ListedRuns | None) -> Iterator[str]:
+    """Yield the number of lines of a listing that are no runs, if there are any."""
+    if listed_runs is not None and (left_out := listed_runs.log.left_out):
+        reasons = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
+        yield f"  no runs   {left_out.total():,} lines of the listing: {reasons}"
