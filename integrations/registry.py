@@ -7,7 +7,7 @@ from functools import cache
 from importlib import metadata
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.cloudevents import Event, Rejection, decode_message, identity_alone
+from ciml.events.cloudevents import Event, Rejection, decode_message, rejection_of
 from ciml.events.fields import id_field, is_proof, time_field
 from ciml.events.payloads import UNREADABLE_HEADERS, excess
 from ciml.events.records import Message, RunFacts
@@ -186,7 +186,7 @@ def _run(run: Run, source: str, addresses: dict[str, str]) -> RunFacts | Rejecti
     try:
         facts, address = facts_from_run(run.fields, identity, run.phase)
     except RejectedInput as rejected:
-        return identity_alone(identity, run.phase, rejected)
+        return rejection_of(identity, run.phase, rejected)
     if address != facts.log_url:
         addresses[facts.run_id] = address
     return facts

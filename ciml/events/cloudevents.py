@@ -25,8 +25,6 @@ from ciml.limits import MAX_EVENT_RUNS, MAX_ID_CHARACTERS
 #: Headers of a CloudEvent in structured mode.
 STRUCTURED = (("content-type", b"application/cloudevents+json"),)
 
-#: A run that has an id but an unusable field, and why.
-Rejection = tuple[RunFacts, RejectedInput]
 FINISHED = "dev.ciml.run.finished.v1"
 STARTED = "dev.ciml.run.started.v1"
 QUEUED = "dev.ciml.run.queued.v1"
@@ -36,7 +34,10 @@ REASONS = frozenset(
     "broken_json not_an_event tombstone unknown_type missing_field bad_field bad_time bad_run_id too_large "
     "too_many_runs".split()
 )
-_plain_source = lru_cache(maxsize=1024)(redact_url)  # a topic has few sources
+_redact_source = lru_cache(maxsize=1024)(redact_url)  # a topic has few sources
+
+#: The facts of a run that has an id but an unusable field, and why. Of the facts only the identity is known.
+Rejection = tuple[RunFacts, RejectedInput]
 
 
 class Event(NamedTuple):
@@ -50,7 +51,7 @@ class Event(NamedTuple):
       type: the CloudEvent's type, or the CI system's word for it.
       time_us: the CloudEvent's own time, epoch microseconds, or None.
       run_facts: the runs, in the event's order; each run id appears once.
-      rejections: runs that have an id but an unusable field, and why; their facts hold the identity alone.
+      rejections: runs that have an id but an unusable field, see `Rejection`.
       addresses: run id -> the log's full address, where it differs from the facts' `log_url`, which holds no secret.
       runs: run id -> the run's own JSON, where the event names several: a dead letter keeps it.
         An adapter leaves it empty: its dead letters keep the whole message, so that a corrected adapter can replay.
@@ -64,7 +65,7 @@ class Event(NamedTuple):
     type: str
     time_us: int | None
     run_facts: tuple[RunFacts, ...]
-    rejections: tuple[tuple[RunFacts, RejectedInput], ...]
+    rejections: tuple[Rejection, ...]
     addresses: Mapping[str, str]
     runs: Mapping[str, Mapping[str, Any]]
     updates: tuple[FactUpdate, ...] = ()
@@ -86,8 +87,8 @@ class Event(NamedTuple):
         return Message(message.offset, value, STRUCTURED, message.key, message.timestamp_ms)
 
 
-def identity_alone(identity: RunId, phase: Phase, rejected: RejectedInput) -> Rejection:
-    """Return a rejected run: of its facts only the identity is known."""
+def rejection_of(identity: RunId, phase: Phase, rejected: RejectedInput) -> Rejection:
+    """Return the rejection of a run that has an identity."""
     return RunFacts(identity.encode(), identity.native_id, "", phase, source=identity.source), rejected
 
 
@@ -126,7 +127,7 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
     phase = PHASES.get(ce_type)
     if phase is None:
         raise RejectedInput("unknown_type", f"type: {shown(ce_type)}")
-    ce_source = _plain_source(ce_source)
+    ce_source = _redact_source(ce_source)
     if not ce_source or " " in ce_source:
         raise RejectedInput("bad_field", "source: want a URI reference")
     when_us = time_field(attributes, "time")
@@ -135,31 +136,50 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
         raise RejectedInput("missing_field", "data")
     if type(data) is not dict:
         raise RejectedInput("bad_field", f"data: want an object, not {kind_of(data)}")
-    run_facts: list[RunFacts] = []
-    rejections: list[Rejection] = []
-    addresses: dict[str, str] = {}
-    runs: dict[str, Mapping[str, Any]] = {}
-    for where, run in _runs(data):
+    runs = _decode_runs(data, source, phase)
+    return Event(
+        key=f"{ce_source} {ce_id}",
+        source=ce_source,
+        id=ce_id,
+        type=ce_type,
+        time_us=when_us,
+        run_facts=tuple(runs.facts),
+        rejections=tuple(runs.rejections),
+        addresses=runs.addresses,
+        runs=runs.objects if "runs" in data else {},
+    )
+
+
+class _Runs(NamedTuple):
+    """The runs of an event: see the attributes of `Event`; ``objects`` holds each run's JSON by run id."""
+
+    facts: list[RunFacts]
+    rejections: list[Rejection]
+    addresses: dict[str, str]
+    objects: dict[str, Mapping[str, Any]]
+
+
+def _decode_runs(data: Mapping[str, Any], source: str, phase: Phase) -> _Runs:
+    runs = _Runs([], [], {}, {})
+    for where, run in _run_objects(data):
         identity = run_identity(run, source, where)  # without it the event cannot be accounted for
         run_id = identity.encode()
-        if run_id in runs:
+        if run_id in runs.objects:
             raise RejectedInput("bad_field", f"{where}id: the run appears twice in the event")
-        runs[run_id] = run
+        runs.objects[run_id] = run
         try:
             facts, address = facts_from_run(run, identity, phase, where)
         except RejectedInput as rejected:
-            rejections.append(identity_alone(identity, phase, rejected))
+            runs.rejections.append(rejection_of(identity, phase, rejected))
             continue
-        run_facts.append(facts)
+        runs.facts.append(facts)
         if address != facts.log_url:
-            addresses[run_id] = address
-    key = f"{ce_source} {ce_id}"
-    several = runs if "runs" in data else {}
-    return Event(key, ce_source, ce_id, ce_type, when_us, tuple(run_facts), tuple(rejections), addresses, several)
+            runs.addresses[run_id] = address
+    return runs
 
 
-def _runs(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the prefix of the names of its fields, and the object, of each run of an event."""
+def _run_objects(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return each run of an event: the prefix of its fields' names in errors, and its object."""
     if "runs" not in data:
         return [("", data)]
     runs = data["runs"]
@@ -182,28 +202,28 @@ def open_cloudevent(value: bytes, headers: Iterable[tuple[str, bytes | None]]) -
     Raises:
       RejectedInput: ``not_an_event``, ``bad_field`` or ``broken_json``.
     """
-    read: dict[str, bytes] = {}
-    for name, content in headers:
-        name = name.lower()
+    ce_headers: dict[str, bytes] = {}
+    for header, content in headers:
+        name = header.lower()
         if content is None or not (name == "content-type" or name.startswith("ce_")):
             continue
-        if name in read:
+        if name in ce_headers:
             raise RejectedInput("not_an_event", f"header {shown(name)} appears twice")
-        read[name] = content
-    media = read.pop("content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+        ce_headers[name] = content
+    media = ce_headers.pop("content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
     if media.startswith("application/cloudevents"):
         if media not in ("application/cloudevents", "application/cloudevents+json"):
             raise RejectedInput("not_an_event", f"content-type: {shown(media)} is not a single CloudEvent in JSON")
-    elif read:
-        return _open_binary(value, read, media)
-    envelope = parse_json(value)
-    if type(envelope) is not dict:
-        raise RejectedInput("not_an_event", f"want an object, not {kind_of(envelope)}")
-    if envelope.get("specversion") != "1.0":
+    elif ce_headers:
+        return _open_binary(value, ce_headers, media)
+    document = parse_json(value)
+    if type(document) is not dict:
+        raise RejectedInput("not_an_event", f"want an object, not {kind_of(document)}")
+    if document.get("specversion") != "1.0":
         raise RejectedInput("not_an_event", "specversion: want 1.0")
-    if "data_base64" in envelope:
+    if "data_base64" in document:
         raise RejectedInput("bad_field", "data_base64: want data as JSON")
-    return envelope, envelope.get("data")
+    return document, document.get("data")
 
 
 def _open_binary(value: bytes, headers: Mapping[str, bytes], media: str) -> tuple[Mapping[str, Any], Any]:

@@ -14,7 +14,6 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BufferedReader, RawIOBase
 from itertools import count
@@ -29,13 +28,20 @@ from ciml.events.run_id import check_source_name
 from ciml.limits import MAX_LISTING_BYTES, MAX_LISTING_LINE_BYTES
 from ciml.storage import open_store
 
+#: Begins the topic of a listing's origins.
 TOPIC = "listing:"
+#: Headers of a listing's messages, by the attribute of `Reading`.
 _HEADERS = {"source": "listing-source", "runs_of": "listing-runs-of", "logs": "listing-logs"}
+#: A block has at most so many lines, and ends with the line that reaches so many bytes.
 BLOCK_LINES = 500
 _BLOCK_BYTES = 4 << 20
+#: Number of bytes that are read at once.
 _PIECE = 1 << 20
 _BOM = b"\xef\xbb\xbf"
-_open_lock = threading.Lock()
+
+#: The open listings of this process, by process id, address and digest: a forked process opens its own.
+_shared: dict[tuple[int, str, str], Listing] = {}
+_shared_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,7 @@ def decode_line(data: bytes, reading: Reading) -> ListedRun:
     return ListedRun(facts, address, None)
 
 
-def too_long(origin: Origin, line: Line) -> Outcome:
+def dead_letter_of(origin: Origin, line: Line) -> Outcome:
     """Return the dead letter of a line above `MAX_LISTING_LINE_BYTES`: it holds only the size and digest."""
     payload = {"size": line.size, "sha256": line.sha256, "timestamp_ms": 0}
     detail = f"{line.size} bytes, at most {MAX_LISTING_LINE_BYTES}"
@@ -120,14 +126,21 @@ def is_listing(topic: str) -> bool:
 
 
 class Block(NamedTuple):
-    """Whole lines [start, end) at [offset, offset + size), and their digest. An oversized line has its own block."""
+    """Whole lines in a listing. An oversized line has its own block.
+
+    Attributes:
+      start, end: the numbers of the lines, [start, end).
+      offset, size: their place in the unpacked file, bytes.
+      digest: of their bytes; of no bytes for an oversized line.
+      oversized: hex sha256 of an oversized line; "" for other lines.
+    """
 
     start: int
     end: int
     offset: int
     size: int
     digest: bytes
-    too_long: str = ""  # its sha256
+    oversized: str = ""
 
 
 class Listing:
@@ -144,7 +157,7 @@ class Listing:
         self.url = url
         self._file = file
         digest = hashlib.sha256()
-        self.blocks: Sequence[Block] = list(_blocks(_scanned(file, digest)))
+        self.blocks: Sequence[Block] = list(_blocks(_scan(file, digest)))
         self.digest = digest.hexdigest()
         self.lines = self.blocks[-1].end if self.blocks else 0
 
@@ -159,8 +172,8 @@ class Listing:
         Raises:
           CimlError: the file was changed since it was opened.
         """
-        if block.too_long:
-            return [Line(block.start, b"", block.size, block.too_long)]
+        if block.oversized:
+            return [Line(block.start, b"", block.size, block.oversized)]
         data = os.pread(self._file.fileno(), block.size, block.offset)
         if _block_digest(data) != block.digest:
             raise CimlError(f"{self.url} changed while it was read; run the command again")
@@ -173,14 +186,46 @@ class Listing:
         self._file.close()
 
 
-def _scanned(file: IO[bytes], digest: Any) -> Iterator[Line]:
+def open_listing(url: str) -> Listing:
+    """Open a listing: a local file or an ``s3://`` object, gzip or not by its first bytes.
+
+    A plain local file is read in place; any other is unpacked into an unnamed temporary file first.
+
+    Raises:
+      CimlError: it does not exist, is not a file, is empty, is broken gzip, or exceeds `MAX_LISTING_BYTES`.
+      EngineError: the storage does not answer.
+    """
+    listing = Listing(url, open_unpacked(url, "listing", "a file of JSON lines", MAX_LISTING_BYTES))
+    if not listing.lines:
+        raise CimlError(f"{url} is empty; give a file of JSON lines")
+    return listing
+
+
+def shared_listing(url: str, digest: str) -> Listing:
+    """Return this process's open copy of a listing; for workers.
+
+    Raises:
+      CimlError: the listing no longer has that digest. Further errors as `open_listing`.
+    """
+    key = (os.getpid(), url, digest)
+    with _shared_lock:
+        if key not in _shared:
+            listing = open_listing(url)
+            if listing.digest != digest:
+                listing.close()
+                raise CimlError(f"{url} changed while it was read; run the command again")
+            _shared[key] = listing
+        return _shared[key]
+
+
+def _scan(file: IO[bytes], digest: Any) -> Iterator[Line]:
     """Yield the lines of a file with their ends, without the data of oversized ones; update the digest of all bytes."""
-    lines = BufferedReader(file, _PIECE)  # type: ignore[type-var]  # a raw file
+    lines = BufferedReader(file, _PIECE)  # type: ignore[type-var]  # the file is unbuffered
     for number in count():
         data = lines.readline(MAX_LISTING_LINE_BYTES + 1)
         digest.update(data)
         if not data:
-            lines.detach()
+            lines.detach()  # so that the file stays open
             return
         if len(data) <= MAX_LISTING_LINE_BYTES or data.endswith(b"\n"):
             yield Line(number, data, len(data))
@@ -219,21 +264,6 @@ def _block_digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def open_listing(url: str) -> Listing:
-    """Open a listing: a local file or an ``s3://`` object, gzip or not by its first bytes.
-
-    A plain local file is read in place; any other is unpacked into an unnamed temporary file first.
-
-    Raises:
-      CimlError: it does not exist, is not a file, is empty, is broken gzip, or exceeds `MAX_LISTING_BYTES`.
-      EngineError: the storage does not answer.
-    """
-    listing = Listing(url, open_unpacked(url, "listing", "a file of JSON lines", MAX_LISTING_BYTES))
-    if not listing.lines:
-        raise CimlError(f"{url} is empty; give a file of JSON lines")
-    return listing
-
-
 def open_unpacked(url: str, kind: str, expected: str, most_bytes: int) -> IO[bytes]:
     """Open a local file or an ``s3://`` object, gzip or not by its first bytes, as an unbuffered seekable file.
 
@@ -265,22 +295,28 @@ def open_unpacked(url: str, kind: str, expected: str, most_bytes: int) -> IO[byt
 def _spool(url: str, pieces: Iterator[bytes], packed: bool, most_bytes: int) -> IO[bytes]:
     """Return an unnamed temporary file with the unpacked content."""
     source = gzip.GzipFile(fileobj=_Pieces(pieces)) if packed else _Pieces(pieces)
-    size = 0
-    with ExitStack() as on_error:
-        unpacked = on_error.enter_context(tempfile.TemporaryFile(prefix="ciml-", buffering=0))
-        try:
-            while piece := source.read(_PIECE):
-                size += len(piece)
-                if size > most_bytes:
-                    raise CimlError(f"{url} has more than {most_bytes >> 20:,} MiB; split it")
-                unpacked.write(piece)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise CimlError(f"{url}: broken gzip: {error}") from None
-        except OSError as error:
-            raise EngineError(f"cannot unpack {url} into {tempfile.gettempdir()}: {error.strerror}") from error
-        unpacked.seek(0)
-        on_error.pop_all()  # it stays open
+    unpacked = tempfile.TemporaryFile(prefix="ciml-", buffering=0)  # noqa: SIM115 (it is returned open)
+    try:
+        _unpack(url, source, unpacked, most_bytes)
+    except BaseException:
+        unpacked.close()
+        raise
     return unpacked
+
+
+def _unpack(url: str, source: gzip.GzipFile | _Pieces, unpacked: IO[bytes], most_bytes: int) -> None:
+    size = 0
+    try:
+        while piece := source.read(_PIECE):
+            size += len(piece)
+            if size > most_bytes:
+                raise CimlError(f"{url} has more than {most_bytes >> 20:,} MiB; split it")
+            unpacked.write(piece)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise CimlError(f"{url}: broken gzip: {error}") from None
+    except OSError as error:
+        raise EngineError(f"cannot unpack {url} into {tempfile.gettempdir()}: {error.strerror}") from error
+    unpacked.seek(0)
 
 
 class _Pieces(RawIOBase):
@@ -288,38 +324,18 @@ class _Pieces(RawIOBase):
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
-        self._rest = b""
+        self._unread = b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._rest:
+        while not self._unread:
             try:
-                self._rest = next(self._pieces)
+                self._unread = next(self._pieces)
             except StopIteration:
                 return 0
-        size = min(len(buffer), len(self._rest))
-        buffer[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
+        size = min(len(buffer), len(self._unread))
+        buffer[:size] = self._unread[:size]
+        self._unread = self._unread[size:]
         return size
-
-
-_open: dict[tuple[int, str, str], Listing] = {}
-
-
-def shared_listing(url: str, digest: str) -> Listing:
-    """Return this process's open copy of a listing; for workers.
-
-    Raises:
-      CimlError: the listing no longer has that digest. Further errors as `open_listing`.
-    """
-    key = (os.getpid(), url, digest)
-    with _open_lock:
-        if key not in _open:
-            listing = open_listing(url)
-            if listing.digest != digest:
-                listing.close()
-                raise CimlError(f"{url} changed while it was read; run the command again")
-            _open[key] = listing
-        return _open[key]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Phase = Literal["queued", "started", "finished"]
-#: One vocabulary for outcomes (OpenTelemetry CI/CD); the producer's own word stays beside it in ``result``.
+#: One vocabulary for outcomes (OpenTelemetry CI/CD); ``result`` holds the producer's own word.
 OutcomeWord = Literal["success", "failure", "error", "timeout", "cancellation", "skip"]
 #: The kind of an outcome of one (event, run). Only ``deferred`` is not final: its log is tried again later.
 #: ``reclaim`` is a raw row from an event that is believed more than the one that the run's row came from. ``update``
@@ -39,7 +39,7 @@ LISTS: Mapping[Kind, str] = {
 }
 #: The reason of a reclaim that completes facts which the run's row lacks; its raw object stays.
 COMPLETES = "facts"
-#: What each kind is called in a count.
+#: The words for each kind in a count.
 KIND_WORDS: Mapping[Kind, str] = {
     **{kind: name.replace("_", " ") for kind, name in LISTS.items()},
     "reclaim": "reclaimed runs",
@@ -48,42 +48,6 @@ KIND_WORDS: Mapping[Kind, str] = {
 
 #: The lists of `LISTS` that a delta omits where they are empty; deltas of older versions lack them.
 _LEFT_OUT = frozenset({"reclaims", "updates"})
-
-
-def records_of(delta: Mapping[str, Any]) -> Iterator[tuple[Kind, dict[str, Any]]]:
-    """Yield the records of a delta of the raw manifest with their kinds, in the order in which they apply."""
-    for kind, name in LISTS.items():
-        for record in delta.get(name, ()) if name in _LEFT_OUT else delta[name]:
-            yield kind, record
-
-
-def rows_of(delta: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the raw rows of a delta: its runs, then its reclaims. A row's index in a position counts in this list."""
-    return [*delta["runs"], *delta.get("reclaims", ())]
-
-
-def facts_of_row(row: Mapping[str, Any]) -> RunFacts:
-    """Return the facts of a raw row as they were known when it was stored. No later update changes them."""
-    return RunFacts.from_json({**row["mention"], **row.get("joined", {})})
-
-
-def lists_of(records: Mapping[Kind, list[Any]]) -> dict[str, list[Any]]:
-    """Return the lists of a delta that holds these records, as JSON."""
-    lists = {name: [record.to_json() for record in records.get(kind, ())] for kind, name in LISTS.items()}
-    return {name: rows for name, rows in lists.items() if rows or name not in _LEFT_OUT}
-
-
-def totals_of(counts: Mapping[tuple[str, str], int]) -> dict[str, int]:
-    """Return the totals of counts by (kind, reason): the number of each kind, zeros included."""
-    return {kind: sum(number for (counted_kind, _), number in counts.items() if counted_kind == kind) for kind in LISTS}
-
-
-def reasons_of(counts: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
-    """Return counts by (kind, reason) as JSON: by kind, then by reason."""
-    by_kind: dict[str, dict[str, int]] = {}
-    for (kind, reason), number in sorted(counts.items()):
-        by_kind.setdefault(kind, {})[reason] = number
-    return by_kind
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -176,12 +140,6 @@ class Trust(Record, frozen=True, forbid_unknown_fields=True, gc=False):
     trusted: bool
     rule: str
     policy: str  # digest of the policy file, so that a decision can be traced
-
-
-@lru_cache(maxsize=256)
-def _shared(trust: Trust) -> Trust:
-    """Return one object for equal decisions: many deferred runs are held in memory."""
-    return trust
 
 
 #: The trust before any policy was evaluated: none. Stored records leave it out.
@@ -343,3 +301,45 @@ class Batch:
     messages: list[Message] = field(default_factory=list)
     pending_runs: list[PendingRun] = field(default_factory=list)
     settled: list[Outcome] = field(default_factory=list)
+
+
+@lru_cache(maxsize=256)
+def _shared(trust: Trust) -> Trust:
+    """Return one object for equal decisions: many deferred runs are held in memory."""
+    return trust
+
+
+def records_of(delta: Mapping[str, Any]) -> Iterator[tuple[Kind, dict[str, Any]]]:
+    """Yield the records of a delta of the raw manifest with their kinds, in the order in which they apply."""
+    for kind, name in LISTS.items():
+        for record in delta.get(name, ()) if name in _LEFT_OUT else delta[name]:
+            yield kind, record
+
+
+def rows_of(delta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the raw rows of a delta: its runs, then its reclaims. A row's index in a position counts in this list."""
+    return [*delta["runs"], *delta.get("reclaims", ())]
+
+
+def facts_of_row(row: Mapping[str, Any]) -> RunFacts:
+    """Return the facts of a raw row as they were known when it was stored. No later update changes them."""
+    return RunFacts.from_json({**row["mention"], **row.get("joined", {})})
+
+
+def lists_of(records: Mapping[Kind, list[Any]]) -> dict[str, list[Any]]:
+    """Return the lists of a delta that holds these records, as JSON."""
+    lists = {name: [record.to_json() for record in records.get(kind, ())] for kind, name in LISTS.items()}
+    return {name: rows for name, rows in lists.items() if rows or name not in _LEFT_OUT}
+
+
+def totals_of(counts: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    """Return the totals of counts by (kind, reason): the number of each kind, zeros included."""
+    return {kind: sum(number for (counted_kind, _), number in counts.items() if counted_kind == kind) for kind in LISTS}
+
+
+def reasons_of(counts: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    """Return counts by (kind, reason) as JSON: by kind, then by reason."""
+    by_kind: dict[str, dict[str, int]] = {}
+    for (kind, reason), number in sorted(counts.items()):
+        by_kind.setdefault(kind, {})[reason] = number
+    return by_kind

@@ -78,11 +78,11 @@ _ISSUED = linear_pattern(
     r"|hv[sbr]\.[\w-]{24,}+|s\.[A-Za-z0-9]{24}\b|dp\.[a-z]{2,5}\.[A-Za-z0-9]{32,}+|ya29\.[\w-]{20,}+|[\w~.]{3}\dQ~[\w.~-]{31,}+"
     r")"
 )
-#: What each of them holds.
+#: Each of them holds so long a word: texts without one are not searched.
 _LONG_WORD = re.compile(r"[\w-]{20}")
 #: An option of a command and its value: ``--password X``.
 _OPTION = linear_pattern(r"(?<![\w-])--?([A-Za-z][\w-]{2,63}+)[ \t]{1,8}+(?!-)(\"[^\"]*+\"?|'[^']*+'?|[^\s\"']++)")
-#: A run of letters and digits in a word, the word's part before it, and the classes of its characters.
+#: A run of letters and digits in a word, and the characters of the word's part before it, at most `_MAX_PREFIX`.
 _RUN = linear_pattern(r"(?<![A-Za-z0-9])[A-Za-z0-9]{12,}+")
 _WORD_CHARACTERS = string.ascii_letters + string.digits + "_.~+-"
 _MAX_PREFIX = 128
@@ -94,10 +94,12 @@ _SUFFIX = re.compile(r"[.~][A-Za-z0-9_-]{16}")
 _HEXADECIMAL = re.compile(r"(?:[A-Z]|0x|3A)?(?:[0-9a-f]+|[0-9A-F]+)")
 #: The start of a digest, and of GitHub's identifiers of objects, as PR_kwDO….
 _ID = re.compile(r"(?:sha\d{1,3}|md5|blake\w{1,4})[-_.:]|[A-Z]{1,5}_[A-Za-z]")
-#: Letters and digits of a token without and with a prefix, the least shares of changes of class, and what is examined.
+#: The least number of letters and digits of a token without and with a prefix; of a longer one, these are examined.
 _RANDOM = 24
 _RANDOM_WITH_PREFIX = 12
 _EXAMINED = 64
+#: Small letters in succession that look like a word; the least share of such letters in a name; and the least share of
+#: neighbours that differ in class in a token.
 _LETTERS_OF_WORD = 3
 _WORDS = 0.4
 _WORDS_OF_LETTERS = 0.5
@@ -107,34 +109,6 @@ _CHANGES_OF_CAPITALS = 0.25
 _ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
 _ENTITY = re.compile(r"&(?:#[xX]([0-9A-Fa-f]{1,6})|#([0-9]{1,7})|(amp|quot|apos|equals|commat|sol|colon|percnt|num));?")
 _ENTITIES = dict(zip("amp quot apos equals commat sol colon percnt num".split(), "&\"'=@/:%#"))
-
-
-def _may_name_secret(text: str) -> bool:
-    """Return whether a text has any mark of a secret; one without a mark has at most random letters and digits."""
-    return _BESIDE.search(text) is not None or _BEGIN.search(text) is not None
-
-
-def looks_random(run: str) -> bool:
-    """Return whether letters and digits are drawn at random from capitals, small letters and digits.
-
-    In random ones two neighbours of three differ in class, and few small letters follow each other; in names, dates and
-    versions it is the other way round. Small letters alone and hexadecimal digits are digests and ids; capitals and
-    digits, or capitals and small letters, have to be longer.
-    """
-    run = run[:_EXAMINED]
-    if run.islower() or run.isdigit() or _HEXADECIMAL.fullmatch(run):
-        return False
-    classes = _CLASSES.findall(run)
-    changes = len(classes) / len(run)
-    if run.isupper():
-        return len(run) >= _RANDOM and changes >= _CHANGES_OF_CAPITALS
-    capitals = sum(len(part) for part in classes if part[0].isupper())
-    words = sum(len(part) for part in classes if len(part) >= _LETTERS_OF_WORD and part[0].islower())
-    if words >= (_WORDS_OF_LETTERS if run.isalpha() else _WORDS) * len(run):
-        return False  # as in TaskRunResultLargerThanAllowedLimit
-    if run.isalpha():
-        return len(run) >= _RANDOM and changes >= _CHANGES_OF_LETTERS
-    return changes >= _CHANGES and capitals >= len(run) / 8
 
 
 def redact_url(url: str) -> str:
@@ -163,14 +137,15 @@ def redact_text(text: str, guess: bool = True) -> str:
     """
     if not _may_name_secret(text):
         return _without_tokens(text) if guess else text
-    shown = hidden = _redact_plain(text, guess)
+    redacted = _redact_plain(text, guess)
+    layer = redacted
     for _ in range(_MAX_ENCODINGS):
-        plain = decoded(hidden)
-        if plain == hidden:
-            return shown
-        hidden = _redact_plain(plain, guess)
-        if hidden != plain:
-            shown = hidden
+        inner = decoded(layer)
+        if inner == layer:
+            return redacted
+        layer = _redact_plain(inner, guess)
+        if layer != inner:
+            redacted = layer  # a secret was under an encoding
     return REDACTED
 
 
@@ -201,6 +176,24 @@ def hides(name: str, value: object) -> bool:
     if type(value) is bool or (type(value) in (int, float) and name[-1:] in "sS"):
         return False
     return is_secret_name(name) or (name.lower() == _COUNTED and type(value) is str)
+
+
+def decoded(text: str) -> str:
+    """Return the text with one layer of each encoding removed."""
+    if "\0" in text:
+        text = text.replace("\0", "")  # as UTF-16 has them
+    if "\\" in text:
+        text = _ESCAPE.sub(_unescaped, text)
+    if "%" in text:
+        text = unquote(text)
+    if "&" in text:
+        text = _ENTITY.sub(_unescaped_entity, text)
+    return text
+
+
+def _may_name_secret(text: str) -> bool:
+    """Return whether a text has any mark of a secret; one without a mark has at most random letters and digits."""
+    return _BESIDE.search(text) is not None or _BEGIN.search(text) is not None
 
 
 def _redact_plain(text: str, guess: bool) -> str:
@@ -239,13 +232,37 @@ def _without_random_words(text: str) -> str:
         before = text[max(run.start() - _MAX_PREFIX, copied) : run.start()]
         start = run.start() - len(before) + len(before.rstrip(_WORD_CHARACTERS))
         has_prefix = _PREFIX.search(text, start, run.start()) is not None or _SUFFIX.match(text, run.end()) is not None
-        path = text[start - 1 : start] == "/" and not has_prefix
-        if len(run[0]) < (_RANDOM_WITH_PREFIX if has_prefix else _RANDOM) or path or _ID.match(text, start):
+        is_path = text[start - 1 : start] == "/" and not has_prefix
+        least = _RANDOM_WITH_PREFIX if has_prefix else _RANDOM
+        if len(run[0]) < least or is_path or _ID.match(text, start):
             continue
         after = _WORD_AFTER.match(text, run.end())
         out += (text[copied:start], REDACTED)
         copied = after.end() if after else run.end()
     return "".join((*out, text[copied:])) if out else text
+
+
+def looks_random(run: str) -> bool:
+    """Return whether letters and digits look as if drawn at random from capitals, small letters and digits.
+
+    In random ones two neighbours of three differ in class, and few small letters follow each other; in names, dates and
+    versions it is the other way round. Small letters alone and hexadecimal digits are digests and ids; capitals and
+    digits, or capitals and small letters, have to be longer.
+    """
+    run = run[:_EXAMINED]
+    if run.islower() or run.isdigit() or _HEXADECIMAL.fullmatch(run):
+        return False
+    classes = _CLASSES.findall(run)
+    changes = len(classes) / len(run)
+    if run.isupper():
+        return len(run) >= _RANDOM and changes >= _CHANGES_OF_CAPITALS
+    capitals = sum(len(part) for part in classes if part[0].isupper())
+    words = sum(len(part) for part in classes if len(part) >= _LETTERS_OF_WORD and part[0].islower())
+    if words >= (_WORDS_OF_LETTERS if run.isalpha() else _WORDS) * len(run):
+        return False  # as in TaskRunResultLargerThanAllowedLimit
+    if run.isalpha():
+        return len(run) >= _RANDOM and changes >= _CHANGES_OF_LETTERS
+    return changes >= _CHANGES and capitals >= len(run) / 8
 
 
 def _without_userinfo(text: str) -> str:
@@ -309,19 +326,6 @@ def _names_a_secret(name: str, separator: str, before: str, after: str) -> bool:
     if name.lower() == _COUNTED and "=" in separator:
         return True
     return is_secret_name(name, before in ("?", "&", ";", "#"))
-
-
-def decoded(text: str) -> str:
-    """Return the text with one layer of each encoding removed."""
-    if "\0" in text:
-        text = text.replace("\0", "")  # as UTF-16 has them
-    if "\\" in text:
-        text = _ESCAPE.sub(_unescaped, text)
-    if "%" in text:
-        text = unquote(text)
-    if "&" in text:
-        text = _ENTITY.sub(_unescaped_entity, text)
-    return text
 
 
 def _unescaped(match: re.Match[str]) -> str:

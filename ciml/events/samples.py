@@ -44,7 +44,7 @@ REASONS = frozenset(
     ["tombstone", "too_large", "broken_json", "not_samples", "missing_field", "bad_field", "bad_time", "bad_run_id"]
 )
 _REASONS_BY_FIELD = {"run_id": "bad_run_id", "recorder_us": "bad_time", "first_us": "bad_time"}
-#: The time of a sample that is out of range, in the line of a validation error.
+#: How the line of a validation error begins where the time of a sample is out of range.
 _TIME_OF_SAMPLE = re.compile(r"samples\.\d+\.1: expected int [<>]=")
 
 
@@ -121,7 +121,7 @@ class EndMessage(_Message):
     ]
 
 
-Message = TypeVar("Message", SamplesMessage, EndMessage)
+M = TypeVar("M", SamplesMessage, EndMessage)
 
 
 def encode(message: Samples | End) -> bytes:
@@ -162,7 +162,7 @@ def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[
         "columns": columns,
         "samples": rows,
     }
-    value = orjson.dumps(_checked_samples(message))  # which writes NaN as null
+    value = orjson.dumps(_checked_samples(message))  # orjson writes NaN as null
     if len(value) > MAX_SAMPLES_BYTES:
         raise RejectedInput("too_large", f"{len(value)} bytes, at most {MAX_SAMPLES_BYTES}")
     return value
@@ -199,7 +199,7 @@ def decode(value: bytes | None) -> Samples | End:
     )
 
 
-def _checked(fields: Mapping[str, Any], kind: type[Message]) -> Message:
+def _checked(fields: Mapping[str, Any], kind: type[M]) -> M:
     """Return the known fields of a message. Raises `RejectedInput` for a field that is missing or invalid."""
     try:
         message = msgspec.convert(fields, kind)
@@ -250,13 +250,13 @@ def to_table(parts: Sequence[Samples]) -> pa.Table:
         values[begin : begin + size, [index_of[name] for name in part.columns]] = part.values
         begin += size
     recorder = np.repeat(np.array([part.recorder_us for part in parts], np.int64), sizes)
-    sequence, time_us, boot = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("sequence", "time_us", "boot")
-    )
-    order = np.lexsort((sequence, recorder))  # stable: of equal ones the first stays the first
-    new = np.ones(order.size, bool)
-    new[1:] = (np.diff(sequence[order]) != 0) | (np.diff(recorder[order]) != 0)
-    order = order[new]
+    sequence = np.concatenate([part.sequence for part in parts])
+    time_us = np.concatenate([part.time_us for part in parts])
+    boot = np.concatenate([part.boot for part in parts])
+    order = np.lexsort((sequence, recorder))  # stable: the first copy of a sample stays before the others
+    is_first = np.ones(order.size, bool)
+    is_first[1:] = (np.diff(sequence[order]) != 0) | (np.diff(recorder[order]) != 0)
+    order = order[is_first]
     return telemetry_table(names, time_us[order], boot[order], values[order])
 
 

@@ -14,7 +14,7 @@ the branch of the review, and the other commits that a run of the patch set exec
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -96,9 +96,14 @@ class _Scope(NamedTuple):
         return json.dumps(self) if self.by or self.only else self.name
 
 
+def _is_scoped(key: str) -> bool:
+    """Return whether the key of a statement has a condition or a reviewer."""
+    return key.startswith("[")
+
+
 @lru_cache(maxsize=10_000)
 def _scope(key: str) -> _Scope:
-    if not key.startswith("["):
+    if not _is_scoped(key):
         return _Scope(key)
     name, by, only = json.loads(key)
     return _Scope(name, by, tuple((fact, value) for fact, value in only))
@@ -113,13 +118,13 @@ def fact_update(
     only: Mapping[str, str] | None = None,
     by: str = "",
 ) -> FactUpdate:
-    """Check an update.
+    """Return an update whose fields were checked; see `FactUpdate`.
 
     Raises:
       RejectedInput: ``bad_field`` or ``missing_field``.
     """
-    checked = id_field({"subject": subject}, "subject")
-    if not checked:
+    checked_subject = id_field({"subject": subject}, "subject")
+    if not checked_subject:
         raise RejectedInput("missing_field", "subject")
     if not facts and not only:
         raise RejectedInput("missing_field", "facts")
@@ -136,11 +141,11 @@ def fact_update(
         raise RejectedInput("bad_field", "fork: want yes or no")
     conditions = {name: required_text_field(only, name, "only.") for name in only} if only else {}
     reviewer = required_text_field({"by": by}, "by") if by else ""
-    return FactUpdate(source, checked, texts, auth, time_us, conditions, reviewer)
+    return FactUpdate(source, checked_subject, texts, auth, time_us, conditions, reviewer)
 
 
 def statements_of(update: FactUpdate, event_key: str) -> dict[str, Statement]:
-    """Return the entries of an update by fact, condition and reviewer."""
+    """Return the statements of an update, by the keys of their scopes."""
     when = -1 if update.time_us is None else update.time_us
     proved = bool(update.auth)
     only = tuple(sorted(update.only.items()))
@@ -154,38 +159,40 @@ def statements_of(update: FactUpdate, event_key: str) -> dict[str, Statement]:
 
 
 def valid_statements(subject: str, statements: Mapping[str, Statement]) -> dict[str, Statement]:
-    """Return the entries that count for a subject: without a condition, of a commit only those that lower trust."""
+    """Return the statements that count for a subject: of a commit, those with a condition or that lower trust."""
     if not subject.startswith(COMMIT):
         return dict(statements)
-
-    def counts(scope: _Scope, value: str) -> bool:
-        return bool(scope.only) or not scope.name or (scope.name, value) in _LOWERING
-
-    return {key: entry for key, entry in statements.items() if counts(_scope(key), entry.value)}
+    valid: dict[str, Statement] = {}
+    for key, statement in statements.items():
+        scope = _scope(key)
+        if scope.only or not scope.name or (scope.name, statement.value) in _LOWERING:
+            valid[key] = statement
+    return valid
 
 
 def _marker(proved: bool) -> Statement:
+    """Return a statement without a value: it says that its scope's condition, or too many reviewers, were named."""
     return Statement(proved, False, -1, "", "")
 
 
 def merge_statements(first: Mapping[str, Statement], second: Mapping[str, Statement]) -> dict[str, Statement]:
-    """Return the greater of what two say of each fact.
+    """Return the greater statement of each scope.
 
-    The result is bounded: of contradicting conditions two are kept, of reviewers `MAX_REVIEWERS`.
+    The result is bounded: two contradicting conditions remain, and `MAX_REVIEWERS` reviewers.
     """
     statements = dict(first)
     for key, statement in second.items():
         statements[key] = max(statement, statements.get(key, statement))
-    scoped = {_scope(key): entry for key, entry in statements.items() if key.startswith("[")}
+    scoped = {_scope(key): entry for key, entry in statements.items() if _is_scoped(key)}
     if not scoped:
         return statements
-    plain = {key: entry for key, entry in statements.items() if not key.startswith("[")}
+    plain = {key: entry for key, entry in statements.items() if not _is_scoped(key)}
     bounded = _bounded_reviewers(_bounded_conditions(scoped))
     return plain | {scope.key: entry for scope, entry in bounded.items()}
 
 
 def _bounded_conditions(scoped: dict[_Scope, Statement]) -> dict[_Scope, Statement]:
-    """Keep two conditions where several contradict each other, and no review under them: none of them counts.
+    """Keep two conditions where several contradict each other, and no review under them, because none counts.
 
     Unproved conditions do not contradict proved ones for a run whose event was proved, so its proved reviews stay.
     """
@@ -220,7 +227,7 @@ def _bounded_reviewers(scoped: dict[_Scope, Statement]) -> dict[_Scope, Statemen
 
 
 def merged_subject(project: str, branch: str, commit: str) -> str:
-    """Return the subject of a commit in a branch; "" where a part is unknown. No run has it: a review may need it."""
+    """Return the subject of a commit that was merged into a branch; "" where a part is unknown. No run names it."""
     if not (project and branch and commit):
         return ""
     subject = f"merged:{path_safe(project)}/{path_safe(branch)}/{path_safe(commit)}"
@@ -248,8 +255,8 @@ def _nothing(_subject: str) -> Mapping[str, Statement]:
 
 def join_facts(facts: RunFacts, by_subject: Iterable[Mapping[str, Statement]], look_up: LookUp = _nothing) -> RunFacts:
     """Return the facts of a run with the updates of its subjects: its own facts with `changes_of`."""
-    changed = changes_of(facts, by_subject, look_up)
-    return facts.replace(**changed) if changed else facts
+    changes = changes_of(facts, by_subject, look_up)
+    return facts.replace(**changes) if changes else facts
 
 
 def changes_of(
@@ -278,7 +285,7 @@ def changes_of(
         for key, entry in of_subject.items():
             if facts.auth and not entry.proved:
                 continue
-            if key.startswith("["):
+            if _is_scoped(key):
                 scoped.append((_scope(key), entry))
                 continue
             before = statements.get(key)
@@ -287,8 +294,10 @@ def changes_of(
     if "review" in statements:
         statements["review"] = _covering(statements["review"], facts, statements, look_up)
     changes = _changes(facts, statements)
-    if scoped and (review := _review(facts.replace(**changes), statements.get("review"), scoped)) is not None:
-        changes |= _changes(facts, {"review": review})
+    if scoped:
+        review = _review(facts.replace(**changes), statements.get("review"), scoped)
+        if review is not None:
+            changes |= _changes(facts, {"review": review})
     return changes
 
 
@@ -303,7 +312,7 @@ def _changes(facts: RunFacts, statements: Mapping[str, Statement]) -> dict[str, 
 
 
 def _covering(review: Statement, facts: RunFacts, statements: Mapping[str, Statement], look_up: LookUp) -> Statement:
-    """Return the review of a run as far as it covers everything that the run executed, by what qualifies it."""
+    """Return a review as far as it covers everything that the run executed, by its qualifiers."""
     target = statements.get("target")
     parents = statements.get("parents")
     if target is not None and (target.value != facts.branch or target.proved < review.proved):
@@ -316,7 +325,7 @@ def _covering(review: Statement, facts: RunFacts, statements: Mapping[str, State
     return review._replace(value="approved") if covers else review
 
 
-def _review(facts: RunFacts, plain: Statement | None, scoped: Iterable[tuple[_Scope, Statement]]) -> Statement | None:
+def _review(facts: RunFacts, plain: Statement | None, scoped: Sequence[tuple[_Scope, Statement]]) -> Statement | None:
     """Return the review of a run by all statements; None if there is none.
 
     Each account has one review, its latest. A request for changes counts before approvals by others; a merge counts
@@ -328,15 +337,14 @@ def _review(facts: RunFacts, plain: Statement | None, scoped: Iterable[tuple[_Sc
       scoped: the statements under conditions, or by reviewers.
     """
     decisive = plain
-    many = False
+    has_too_many = False
     reviews: dict[str, Statement] = {}
-    scoped = list(scoped)
-    applies = all(getattr(facts, name) == value for scope, _ in scoped for name, value in scope.only)
+    meets_conditions = all(getattr(facts, name) == value for scope, _ in scoped for name, value in scope.only)
     for scope, entry in scoped:
-        if scope.only and not applies:
+        if scope.only and not meets_conditions:
             continue
         if scope.by == _MANY:
-            many = True
+            has_too_many = True
         elif scope.by:
             reviews[scope.by] = max(entry, reviews.get(scope.by, entry))
         elif scope.name:
@@ -349,7 +357,7 @@ def _review(facts: RunFacts, plain: Statement | None, scoped: Iterable[tuple[_Sc
             entry
             for by, entry in valid.items()
             if entry.value == value
-            and (value != "approved" or not (many or by.casefold() == facts.owner.casefold()))
+            and (value != "approved" or not (has_too_many or by.casefold() == facts.owner.casefold()))
             and (value == "changes_requested" or decisive is None or entry > decisive)
         ]
         if matches:

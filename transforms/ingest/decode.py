@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ciml.digest import sha256_json
 from ciml.errors import CimlError, IntegrityError, RejectedInput
 from ciml.events.cloudevents import Event, decode_message
-from ciml.events.listing import Line, Reading, decode_line, is_listing, too_long
+from ciml.events.listing import Line, Reading, dead_letter_of, decode_line, is_listing
 from ciml.events.outcomes import NEVER_RAN, normal_word
 from ciml.events.payloads import message_of, payload_of
 from ciml.events.records import COMPLETES, Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RawFile, RunFacts
@@ -171,7 +171,7 @@ def _decode(
             continue
         origin = Origin(covers.topic, covers.partition, line.number)
         if line.sha256:
-            settled.append(too_long(origin, line))
+            settled.append(dead_letter_of(origin, line))
             continue
         message = line.message(reading)
         try:

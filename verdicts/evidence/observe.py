@@ -1,6 +1,7 @@
 """Observations on a failed run: how it ended, whether it hung, what ran out, and what left the passing range.
 
-Numbers, times and ranges have units and no more digits than a reader uses.
+An observation is a sentence. Its numbers, times and ranges have units and no more digits than a reader uses: `span`,
+`moment`, `quantity` and the functions next to them write them. *Usual* is the range of the passing runs.
 """
 
 from __future__ import annotations
@@ -37,74 +38,41 @@ from ciml.verdict_rules import exit_status_of, signal_of
 _HOUR_S = 3600
 #: The least seconds that are said in hours.
 _HOURS_FROM_S = 2 * _HOUR_S
-_BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (0.0, "kB"))
 _SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+IDLE = "total cpu usage:idl"
+USER = "total cpu usage:usr"
+WRITTEN = "dsk/total:writ"
+USED = "memory usage:used"
+AVAILABLE = "memory usage:avai"
+DISK_USED = "/:used"
+DISK_FREE = "/:free"
 
-
-def span(seconds: float) -> str:
-    """Return a length of time.
-
-    Example:
-      >>> span(75.2), span(840), span(9000)
-      ('75 s', '14 min', '2.5 h')
-    """
-    scale, unit = _time_unit(seconds)
-    return f"{number(seconds / scale)} {unit}"
-
-
-def span_range(low: float, high: float) -> str:
-    """Return a range of lengths, in one unit."""
-    scale, unit = _time_unit(high)
-    return f"{_range(number(low / scale), number(high / scale))} {unit}"
-
-
-def _time_unit(seconds: float) -> tuple[float, str]:
-    if seconds < SHORT_RUN_S:
-        return 1, "s"
-    return (_HOUR_S, "h") if seconds >= _HOURS_FROM_S else (MINUTE_S, "min")
-
-
-def moment(seconds: float, length: float) -> str:
-    """Return a moment of a run of this length: ``second 12``, or ``minute 3`` from three minutes on."""
-    return f"second {int(seconds)}" if length < SHORT_RUN_S else f"minute {int(seconds // MINUTE_S)}"
-
-
-def quantity(value: float, unit: Unit) -> str:
-    """Return a value with its unit.
-
-    Example:
-      >>> quantity(41.3, "%"), quantity(12_340_000_000, "B"), quantity(9.41, "")
-      ('41 %', '12 GB', '9.4')
-    """
-    scale, name = _unit(value, unit)
-    return f"{_digits(value / scale, unit)}{name}"
-
-
-def quantity_range(low: float, high: float, unit: Unit) -> str:
-    """Return a range of values, in one unit."""
-    scale, name = _unit(max(abs(low), abs(high)), unit)
-    return f"{_range(_digits(low / scale, unit), _digits(high / scale, unit))}{name}"
-
-
-def number(value: float) -> str:
-    """Return a number with one decimal below 10, none from there on."""
-    rounded = round(value, 1) if abs(round(value, 1)) < 10 else float(round(value))
-    return f"{rounded + 0.0:.1f}".removesuffix(".0")  # 0.0 is added to minus zero
-
-
-def _digits(value: float, unit: Unit) -> str:
-    return number(value) if unit != "%" else number(round(value))
-
-
-def _range(low: str, high: str) -> str:
-    return low if low == high else f"{low} to {high}"
-
-
-def _unit(value: float, unit: Unit) -> tuple[float, str]:
-    if unit not in ("B", "B/s"):
-        return 1.0, {"%": " %", "": "", "/s": "/s"}[unit]
-    name = next(name for least, name in _BYTES if abs(value) >= least)
-    return _SIZES[name], f" {name}{unit[1:]}"
+#: Signals that end a job that does not handle them.
+SIGNALS: Mapping[int, str] = {6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM", 24: "SIGXCPU"}
+#: Series of which less than usual is worth a sentence, too: less of another one only shows that the run did less.
+_LOW_COUNTS = frozenset({USER, DISK_FREE})
+#: A machine with so much idle CPU does nothing, in per cent; and the least time of that, in seconds and as a share of
+#: the run.
+_NEARLY_IDLE = 85.0
+_IDLE_S = 15
+_IDLE_SHARE = 0.2
+#: Bytes a second below which nothing is written, but by the system itself.
+NOTHING_WRITTEN = 20e3
+#: The share of memory or disk below which it has run out.
+RUN_OUT = 0.03
+#: Time without a sample from which a machine stood still, in seconds and in usual intervals.
+_GAP_S = 15
+_GAP_INTERVALS = 10
+#: Seconds that telemetry may end before the run does; more, as a share of it.
+_EARLY_S = 15
+_EARLY_SHARE = 0.05
+#: Lengths differ without a reason by so many seconds, or this share of the usual one.
+_LENGTH_S = 3
+_LENGTH_SHARE = 0.1
+#: What a run that is as usual was compared by: words, and the column that shows it.
+COMPARED = {"CPU": USER, "load": "load avg:1m", "memory": USED, "disk": WRITTEN, "network": "net/total:recv"}
+#: Length from which a run is compared with passing runs, seconds.
+MIN_COMPARED_S = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,40 +115,6 @@ class Subject:
         return cls(table, profile, facts.outcome or "", status, facts.end_us, is_claimed, place_of(facts))
 
 
-IDLE = "total cpu usage:idl"
-USER = "total cpu usage:usr"
-WRITTEN = "dsk/total:writ"
-USED = "memory usage:used"
-AVAILABLE = "memory usage:avai"
-DISK_USED = "/:used"
-DISK_FREE = "/:free"
-
-#: Signals that end a job that does not handle them.
-SIGNALS: Mapping[int, str] = {6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM", 24: "SIGXCPU"}
-#: Series of which less than usual says something, too: less of another only says that the run did less.
-_LOW_COUNTS = frozenset({USER, DISK_FREE})
-#: A machine with so much idle CPU does nothing, in per cent; and for how long, in seconds and as a share of the run.
-_NEARLY_IDLE = 85.0
-_IDLE_S = 15
-_IDLE_SHARE = 0.2
-#: Bytes a second below which nothing is written, but by the system itself.
-NOTHING_WRITTEN = 20e3
-#: The share of memory or disk below which it has run out.
-RUN_OUT = 0.03
-#: Seconds without a sample, and in usual intervals, from which a machine stood still.
-_GAP_S = 15
-_GAP_INTERVALS = 10
-#: Seconds that telemetry may end before the run does; more, as a share of it.
-_EARLY_S = 15
-_EARLY_SHARE = 0.05
-#: Lengths differ without a reason by so many seconds, or this share of the usual one.
-_LENGTH_S = 3
-_LENGTH_SHARE = 0.1
-#: What a run that is as usual was compared by: words, and the column that shows it.
-COMPARED = {"CPU": USER, "load": "load avg:1m", "memory": USED, "disk": WRITTEN, "network": "net/total:recv"}
-MIN_COMPARED_S = 10
-
-
 class Observation(NamedTuple):
     """A sentence, and the column that a picture of it shows ("" where it is about none)."""
 
@@ -189,24 +123,26 @@ class Observation(NamedTuple):
 
 
 def observations(subject: Subject) -> list[Observation]:
-    """Return what is to be said of a run, the most telling first. Linear in its samples."""
+    """Return the observations on a run, the most telling first; at least one. Linear in its samples."""
     length = length_s(subject.table)
-    sentences = [*_end(subject, length)]
     idle = list(_idle_end(subject, length))
-    sentences += idle
-    sentences += _run_out(subject, length)
-    sentences += _gaps(subject.table, length)
-    outside = departures(subject.table, subject.profile)
-    groups = {SERIES[observation.column].group for observation in idle}
-    sentences += [_departure(observation, subject, length) for observation in _first_of_group(outside, groups)]
-    sentences += _early_end(subject)
+    idle_groups = {SERIES[observation.column].group for observation in idle}
+    deviations = departures(subject.table, subject.profile)
+    sentences = [
+        *_end(subject, length),
+        *idle,
+        *_run_out(subject, length),
+        *_gaps(subject.table, length),
+        *_departures(deviations, idle_groups, subject, length),
+        *_early_end(subject),
+    ]
     if not any(observation.column for observation in sentences):
-        sentences += _as_usual(subject, outside, length)
+        sentences += _as_usual(subject, deviations, length)
     return sentences or [_nothing(subject, length)]
 
 
 def passing(subject: Subject) -> str:
-    """Return what the profile's runs are called."""
+    """Return the name of the profile's runs: of the run's job, or of all jobs."""
     return "passing runs" if subject.profile.job else "passing runs of all jobs"
 
 
@@ -285,46 +221,54 @@ def _gaps(table: pa.Table, length: float) -> Iterator[Observation]:
         yield Observation(f"No sample was taken for {span(steps[longest])} from {moment(times[longest], length)}.")
 
 
-def _first_of_group(left: Iterable[Departure], said: set[str]) -> Iterator[Departure]:
-    for departure in left:
-        group = SERIES[departure.column].group if departure.column in SERIES else ""
-        if not group or group in said or (departure.mean < departure.low and departure.column not in _LOW_COUNTS):
+def _departures(
+    deviations: Iterable[Departure], observed_groups: Iterable[str], subject: Subject, length: float
+) -> Iterator[Observation]:
+    """Yield the first departure of each group of series, but for groups that were observed already."""
+    groups = set(observed_groups)
+    for departure in deviations:
+        group = _group(departure)
+        if not group or group in groups or (departure.mean < departure.low and departure.column not in _LOW_COUNTS):
             continue
-        said.add(group)
-        yield departure
+        groups.add(group)
+        yield _departure(departure, subject, length)
 
 
-def _departure(one: Departure, subject: Subject, length: float) -> Observation:
-    series = SERIES[one.column]
-    to_end = one.until_s > length
-    start = moment(one.from_s, length)
-    end = moment(one.until_s, length)
-    if one.from_s == 0:
-        when = "Throughout" if to_end else f"Until {end}"
+def _group(departure: Departure) -> str:
+    """Return the group of a departure's series; "" for a series that people do not know."""
+    return SERIES[departure.column].group if departure.column in SERIES else ""
+
+
+def _departure(departure: Departure, subject: Subject, length: float) -> Observation:
+    series = SERIES[departure.column]
+    is_to_end = departure.until_s > length
+    start = moment(departure.from_s, length)
+    end = moment(departure.until_s, length)
+    if departure.from_s == 0:
+        when = "Throughout" if is_to_end else f"Until {end}"
     else:
-        when = f"From {start}" if to_end else f"From {start} to {end.split()[1]}"
-    usual = quantity_range(one.low, one.high, series.unit)
-    text = f"{when}, {series.words} was {quantity(one.mean, series.unit)}; {passing(subject)} have {usual}."
-    return Observation(text, one.column)
+        when = f"From {start}" if is_to_end else f"From {start} to {end.split()[1]}"
+    mean = quantity(departure.mean, series.unit)
+    usual = quantity_range(departure.low, departure.high, series.unit)
+    return Observation(f"{when}, {series.words} was {mean}; {passing(subject)} have {usual}.", departure.column)
 
 
 def _early_end(subject: Subject) -> Iterator[Observation]:
-    """Say that telemetry ends earlier before the run did than that of passing runs, whose logs are stored then."""
+    """Observe that telemetry ends earlier before the end of the run than that of passing runs does."""
     early = tail_s(subject.table, subject.end_us)
     usual = subject.profile.tail_s
     length = length_s(subject.table)
     if early is None or usual is None or not _comparable(subject):
         return
     low, _, high = usual
-    # More than the telemetry's own length: the clocks of recorder and CI system differ.
+    # Where it is more than the telemetry's own length, the clocks of recorder and CI system differ.
     if max(_EARLY_S, _EARLY_SHARE * length) < early - high and low >= 0 and early < max(length, 4 * _EARLY_S) + high:
         ends = f"that of {passing(subject)} {span_range(low, high)}"
         yield Observation(f"Its telemetry ends {span(early)} before the run did; {ends}.")
 
 
-def _as_usual(subject: Subject, left: Iterable[Departure], length: float) -> Iterator[Observation]:
-    grouped = any(departure.column in SERIES and SERIES[departure.column].group for departure in left)
-    if not _comparable(subject) or length < MIN_COMPARED_S or grouped:
+def _as_usual(subject: Subject, deviations: Iterable[Departure], length: float) -> Iterator[Observation]:
+    if not _comparable(subject) or length < MIN_COMPARED_S or any(map(_group, deviations)):
         return
     usual = subject.profile.ranges(window_of(length))
     words = [word for word, name in COMPARED.items() if name in usual and _is_usual(subject.table, name, usual[name])]
@@ -337,7 +281,7 @@ def _as_usual(subject: Subject, left: Iterable[Departure], length: float) -> Ite
 
 
 def _is_usual(table: pa.Table, column: str, usual: Range) -> bool:
-    """Return whether the mean of all values is in the passing range: also one that is outside within noise is not."""
+    """Return whether the mean of all values is in the passing range; one that is outside within noise is not."""
     values = values_of(table, column) if column in table.column_names else np.zeros(0)
     finite = values[np.isfinite(values)]
     return bool(finite.size) and usual[0] <= finite.mean() <= usual[2]
@@ -353,3 +297,69 @@ def _nothing(subject: Subject, length: float) -> Observation:
 
 def _enumerated(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def span(seconds: float) -> str:
+    """Return a length of time.
+
+    Example:
+      >>> span(75.2), span(840), span(9000)
+      ('75 s', '14 min', '2.5 h')
+    """
+    scale, unit = _time_unit(seconds)
+    return f"{number(seconds / scale)} {unit}"
+
+
+def span_range(low: float, high: float) -> str:
+    """Return a range of lengths, in one unit."""
+    scale, unit = _time_unit(high)
+    return f"{_range(number(low / scale), number(high / scale))} {unit}"
+
+
+def _time_unit(seconds: float) -> tuple[float, str]:
+    if seconds < SHORT_RUN_S:
+        return 1, "s"
+    return (_HOUR_S, "h") if seconds >= _HOURS_FROM_S else (MINUTE_S, "min")
+
+
+def moment(seconds: float, length: float) -> str:
+    """Return a moment of a run of this length: ``second 12``, or ``minute 3`` from three minutes on."""
+    return f"second {int(seconds)}" if length < SHORT_RUN_S else f"minute {int(seconds // MINUTE_S)}"
+
+
+def quantity(value: float, unit: Unit) -> str:
+    """Return a value with its unit.
+
+    Example:
+      >>> quantity(41.3, "%"), quantity(12_340_000_000, "B"), quantity(9.41, "")
+      ('41 %', '12 GB', '9.4')
+    """
+    scale, name = _unit(value, unit)
+    return f"{_digits(value / scale, unit)}{name}"
+
+
+def quantity_range(low: float, high: float, unit: Unit) -> str:
+    """Return a range of values, in one unit."""
+    scale, name = _unit(max(abs(low), abs(high)), unit)
+    return f"{_range(_digits(low / scale, unit), _digits(high / scale, unit))}{name}"
+
+
+def number(value: float) -> str:
+    """Return a number with one decimal below 10, none from there on."""
+    rounded = round(value, 1) if abs(round(value, 1)) < 10 else float(round(value))
+    return f"{rounded + 0.0:.1f}".removesuffix(".0")  # 0.0 is added to minus zero
+
+
+def _digits(value: float, unit: Unit) -> str:
+    return number(value) if unit != "%" else number(round(value))
+
+
+def _range(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
+
+
+def _unit(value: float, unit: Unit) -> tuple[float, str]:
+    if unit not in ("B", "B/s"):
+        return 1.0, {"%": " %", "": "", "/s": "/s"}[unit]
+    name = next((name for name, size in _SIZES.items() if abs(value) >= size), "kB")
+    return _SIZES[name], f" {name}{unit[1:]}"

@@ -1,8 +1,8 @@
-"""The outbox of one review system: says what is due on each patch set, at most once, whatever happens in between.
+"""The outbox of one review system: sends the message that is due on each patch set, at most once.
 
 For each entry, in this order: settle the call whose outcome is unknown; read the change; write the text; read our own
 message; store the intent; call; store the outcome. A process that is killed in between leaves an intent, and the next
-one reads our marker before anything is sent again. One outbox calls one thing at a time.
+one reads our marker before anything is sent again. One outbox makes one call at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ciml.limits import MAX_RETRY_AFTER_S
 from ciml.manifest.log import Delta
 from ciml.manifest.replica import LogReplica
 from ciml.verdicts.feedback.config import Policy
-from ciml.verdicts.feedback.policy import is_muted
+from ciml.verdicts.feedback.policy import Item, is_muted
 from ciml.verdicts.feedback.state import Action, Entry, FeedbackState, Intent
 from ciml.verdicts.feedback.text import Finding, Style, causes_of, marker_of, patchset_key, render, stamped
 
@@ -41,11 +41,16 @@ _log = logging.getLogger(__name__)
 #: A call of unknown outcome is settled after this time. A third of it is room for what lies between the intent and the
 #: call, and for the server's own queues; the rest is the longest call.
 SETTLE_S = 1.5 * CALL_S
-_PAUSES_S = (2.0, 300.0)  # after an error of the system, or of one entry; doubled each time
+#: The first and the longest pause after an error of the system, or of one entry.
+_PAUSES_S = (2.0, 300.0)
 _DETAIL_CHARACTERS = 300
 
-#: Returns the evidence for an item.
-Evidence = Callable[[Any], Finding]
+#: Returns a verdict with its evidence. Raises `EngineError` while the store does not answer.
+FindEvidence = Callable[[Item], Finding]
+
+
+class _NotReachedError(Exception):
+    """The system was not reached; nothing was changed."""
 
 
 @dataclass
@@ -62,13 +67,13 @@ class Pause:
 
 @dataclass
 class Outbox:
-    """Says what is due on the changes of one system.
+    """Sends the messages that are due on the changes of one system.
 
     Args:
       name: of the system.
-      committing: the manifest.
+      replica: the manifest.
       policy: when and what is said.
-      evidence: see `Evidence`; raises `EngineError` while the store does not answer.
+      evidence: see `FindEvidence`.
       client: of the system; None for a dry run.
       gap_s: least time between two calls that change something.
       show: called with (entry, message) in a dry run.
@@ -79,9 +84,9 @@ class Outbox:
     """
 
     name: str
-    committing: LogReplica[FeedbackState]
+    replica: LogReplica[FeedbackState]
     policy: Policy
-    evidence: Evidence
+    evidence: FindEvidence
     client: ReviewClient | None
     gap_s: float = 1.0
     show: Callable[[Entry, Rendered], object] = lambda entry, message: None
@@ -90,8 +95,8 @@ class Outbox:
     markup: Format = "github"
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], object] = time.sleep
-    _system: Pause = field(default_factory=Pause)
-    _entries: dict[str, Pause] = field(default_factory=dict)
+    _system_pause: Pause = field(default_factory=Pause)
+    _entry_pauses: dict[str, Pause] = field(default_factory=dict)
     _written_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -100,19 +105,21 @@ class Outbox:
     def due(self) -> list[str]:
         """Return the keys of the entries that are due, the one that waits longest first."""
         now_s = self.clock()
-        with self.committing.state() as state:
-            if max(self._system.until_s, state.paused.get(self.name, 0) / 1e6) > now_s:
+        with self.replica.state() as state:
+            if max(self._system_pause.until_s, state.paused.get(self.name, 0) / 1e6) > now_s:
                 return []
-            due = [
-                (entry.since_us, key)
-                for key, entry in ((key, state.entries[key]) for key in state.opened)
+            opened = [state.entries[key] for key in state.opened]
+            due = sorted(
+                (entry.since_us, entry.key)
+                for entry in opened
                 if entry.system == self.name and self._is_due(entry, now_s)
-            ]
-            self._entries = {key: pause for key, pause in self._entries.items() if key in state.opened}
-        return [key for _, key in sorted(due)]
+            )
+            self._entry_pauses = {key: pause for key, pause in self._entry_pauses.items() if key in state.opened}
+        return [key for _, key in due]
 
     def _is_due(self, entry: Entry, now_s: float) -> bool:
-        if (pause := self._entries.get(entry.key)) is not None and pause.until_s > now_s:
+        pause = self._entry_pauses.get(entry.key)
+        if pause is not None and pause.until_s > now_s:
             return False
         if entry.intent is not None:
             return now_s >= entry.intent.time_us / 1e6 + self.settle_s
@@ -120,17 +127,17 @@ class Outbox:
         return now_s >= settled_s
 
     def answer(self, key: str) -> bool:
-        """Say what is due on a patch set. Return whether the system may be called again now.
+        """Send the message that is due on a patch set. Return whether the system may be called again now.
 
         Raises:
           EngineError: the manifest's store, or that of the evidence, does not answer.
           IntegrityError: the manifest contradicts itself.
         """
-        with self.committing.state() as state:
+        with self.replica.state() as state:
             entry = state.entries.get(key)
             if entry is None or not entry.is_open:
                 return True
-            entry = Entry.from_json(entry.to_json())  # the manifest goes on meanwhile
+            entry = Entry.from_json(entry.to_json())  # a copy: the state changes during the calls
             muted = is_muted(entry.change.project, (*self.policy.muted_projects, *state.muted))
         try:
             self._answer(entry, muted)
@@ -151,16 +158,16 @@ class Outbox:
             raise
         except Exception:  # noqa: BLE001  # a client or a text that fails costs only its own message
             _log.exception("%s: the message on %s failed; the others go on", self.name, entry.change)
-            self._entries.setdefault(entry.key, Pause()).failed(self.clock())
+            self._entry_pauses.setdefault(entry.key, Pause()).failed(self.clock())
         else:
-            self._entries.pop(entry.key, None)
-        self._system = Pause()
+            self._entry_pauses.pop(entry.key, None)
+        self._system_pause = Pause()
         return True
 
     def _failed(self, entry: Entry, error: Exception) -> bool:
         """Pause system and entry after an error of the system; return False."""
-        self._system.failed(self.clock())
-        self._entries.setdefault(entry.key, Pause()).failed(self.clock())
+        self._system_pause.failed(self.clock())
+        self._entry_pauses.setdefault(entry.key, Pause()).failed(self.clock())
         _log.warning("%s: %s; retrying", self.name, error)
         return False
 
@@ -180,15 +187,16 @@ class Outbox:
             return
         client = self.client
         head = self._timed("head", lambda: client.head(entry.change))
-        if (outcome := silence(entry.change, head, self.policy.mute_word)) is not None:
+        outcome = silence(entry.change, head, self.policy.mute_word)
+        if outcome is not None:
             self._close(entry, outcome)
             return
         if not entry.change.change:
-            self._move(entry, replace(entry.change, change=head.change))
+            self._move(entry, replace(entry.change, change=head.change))  # the next call sends the message
             return
-        self._say(client, entry)
+        self._send(client, entry)
 
-    def _say(self, client: ReviewClient, entry: Entry) -> None:
+    def _send(self, client: ReviewClient, entry: Entry) -> None:
         message = self.message(entry, client)
         previous = self._find(client, entry.change, message.marker)
         if previous is not None and message.stamp in previous.body:
@@ -207,16 +215,16 @@ class Outbox:
         self._wait()
         action: Action = "edit" if previous else "post"
         intent = Intent(
-            entry.number + 1,
-            action,
-            message.stamp,
-            message.marker,
-            entry.change.change,
-            entry.changes,
-            causes_of(entry.items.values()),
-            0,
+            number=entry.number + 1,
+            action=action,
+            stamp=message.stamp,
+            marker=message.marker,
+            change=entry.change.change,
+            changes=entry.changes,
+            causes=causes_of(entry.items.values()),
         )
-        record = {"entry": entry.key, **{key: value for key, value in asdict(intent).items() if key != "time_us"}}
+        record = {"entry": entry.key, **asdict(intent)}
+        del record["time_us"]  # the time of the delta
         began_s = self.clock()
         if not self._commit({"intents": [record]}, lambda state: _is_same(state, entry)):
             return  # another process was first
@@ -228,19 +236,21 @@ class Outbox:
                 action,
                 lambda: client.edit(previous, message) if previous else client.post(entry.change, message),
             )
-        except (Busy, Refused, _NotReachedError) as error:
-            if isinstance(error, Refused) and error.reason != UNAUTHORIZED:
-                raise  # which closes the entry
+        except (Busy, _NotReachedError) as error:
             self._close(entry, "not_sent", str(error))
+            raise
+        except Refused as refused:
+            if refused.reason == UNAUTHORIZED:  # any other reason closes the entry in `answer`
+                self._close(entry, "not_sent", str(refused))
             raise
         finally:
             self._written_s = self.clock()
         self._close(entry, "edited" if previous else "posted", posted=posted)
 
     def _settle(self, entry: Entry, intent: Intent) -> None:
-        """Find out what became of a call: our own message has its stamp, or it does not."""
+        """Settle a call of unknown outcome: it has succeeded if our own message has its stamp."""
         if self.client is None:
-            return  # a dry run calls nothing, also not to settle what an earlier run has sent
+            return  # a dry run calls nothing, not even to settle a call of an earlier run
         change = replace(entry.change, change=intent.change)
         own_message = self._find(self.client, change, intent.marker)
         if own_message is not None and intent.stamp in own_message.body:
@@ -259,7 +269,7 @@ class Outbox:
         return render([self.evidence(item) for item in entry.items.values()], marker, entry.change, style)
 
     def _close(self, entry: Entry, outcome: str, detail: str = "", posted: Posted | None = None) -> None:
-        """Store an outcome. What another process has stored meanwhile is not contradicted."""
+        """Store an outcome, unless another process has stored one meanwhile."""
         intent = entry.intent
         record: dict[str, Any] = {
             "entry": entry.key,
@@ -272,16 +282,16 @@ class Outbox:
         if posted is not None:
             record["posted"] = asdict(replace(posted, body=""))
             record["causes"] = intent.causes if intent else causes_of(entry.items.values())
-        number = intent.number if intent else None
-        self._commit({"outcomes": [record]}, lambda state: _has(state, entry.key, number))
+        self._commit({"outcomes": [record]}, lambda state: _has_intent(state, entry.key, intent))
 
     def _move(self, entry: Entry, change: ChangeRef) -> None:
         record = {"entry": entry.key, "change": asdict(change)}
-        self._commit({"moves": [record]}, lambda state: _has(state, entry.key, None))
+        self._commit({"moves": [record]}, lambda state: _has_intent(state, entry.key, None))
 
-    def _commit(self, delta: Delta, holds: Callable[[FeedbackState], bool] = lambda state: True) -> bool:
-        full = {**delta, "time_us": int(self.clock() * 1e6)}
-        return self.committing.append(lambda state: full if holds(state) else None) is not None
+    def _commit(self, delta: Delta, may_commit: Callable[[FeedbackState], bool] = lambda state: True) -> bool:
+        """Append a delta, where the state still permits it; return whether it was appended."""
+        timed_delta = {**delta, "time_us": int(self.clock() * 1e6)}
+        return self.replica.append(lambda state: timed_delta if may_commit(state) else None) is not None
 
     def _wait(self) -> None:
         left_s = self._written_s + self.gap_s - self.clock()
@@ -303,10 +313,6 @@ class Outbox:
             self.timed(call, time.perf_counter() - began_s)
 
 
-class _NotReachedError(Exception):
-    """The system was not reached; nothing was changed."""
-
-
 def silence(change: ChangeRef, head: Head, mute_word: str) -> str | None:
     """Return why a change gets no message, one of `ciml.verdicts.feedback.state.FINAL`; None if it gets one."""
     if head.state != "open":
@@ -325,7 +331,9 @@ def _is_same(state: FeedbackState, entry: Entry) -> bool:
     return now is not None and now.intent is None and (now.number, now.done) == (entry.number, entry.done)
 
 
-def _has(state: FeedbackState, key: str, number: int | None) -> bool:
-    """Return whether an entry is there, with this intent, or with none."""
+def _has_intent(state: FeedbackState, key: str, intent: Intent | None) -> bool:
+    """Return whether an entry is there, with this intent; with none for None."""
     now = state.entries.get(key)
-    return now is not None and (now.intent.number if now.intent else None) == number
+    if now is None or now.intent is None or intent is None:
+        return now is not None and now.intent is intent
+    return now.intent.number == intent.number

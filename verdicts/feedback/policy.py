@@ -1,6 +1,6 @@
-"""Decides which verdicts could be said (pure): a prediction becomes a verdict on a patch set, or a reason.
+"""Decides which verdicts could be said (pure): a prediction becomes a verdict on a patch set, or a reason for silence.
 
-The history of the model comes after that: `ciml.verdicts.feedback`.
+Whether the model has the history to say it is decided afterwards (`ciml.verdicts.feedback.standing`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ciml.events.outcomes import FAILED
 from ciml.events.records import Record, RunFacts
 from ciml.globs import glob_pattern
 from ciml.integrations.review import ChangeRef
@@ -27,7 +28,6 @@ SILENT = (
     *"muted_project no_change no_system late".split(),  # the change
     *"shadow precision".split(),  # the model
 )
-_FAILED = frozenset({"failure", "timeout"})
 #: Fields of a prediction that its evidence and its text do not need.
 _LEFT_OUT = frozenset({"prepare_ms", "server_ms", "batch", "latency_ms", "n_windows", "offset"})
 _MAX_RECORD_BYTES = 30 << 10
@@ -36,7 +36,7 @@ _DAY_US = 86_400_000_000
 
 
 class _Prediction(msgspec.Struct, frozen=True):
-    """What a message says of a prediction; the types are checked, since a topic may hold anything."""
+    """The fields of a prediction that feedback reads; their types are checked, since a topic may hold anything."""
 
     run_id: str
     model: str
@@ -104,7 +104,7 @@ class Silence(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What becomes of a prediction, before the history of its model counts.
+    """The decision on a prediction, before the history of its model counts.
 
     Attributes:
       item: what is to be said; None for silence.
@@ -141,19 +141,12 @@ def decide_feedback(
     """
     if not isinstance(record.get("verdict"), dict) or not isinstance(record.get("run"), dict):
         return Judgement(None, Silence("no_verdict"))
-    try:
-        prediction = msgspec.convert(record, _Prediction)
-    except msgspec.ValidationError:
+    prediction = _read_prediction(record)
+    if prediction is None:
         return Judgement(None, Silence("bad_record"))
     run = prediction.run
-    verdict = prediction.verdict
     policy = feedback.policy
-    rates = (verdict.probability, verdict.coverage, *verdict.base_rate.values())
-    if not all(0.0 <= rate <= 1.0 for rate in rates) or verdict.runs < 0:  # nor NaN
-        return Judgement(None, Silence("bad_record"))
-    if len(msgspec.json.encode(record)) > _MAX_RECORD_BYTES:
-        return Judgement(None, Silence("bad_record"))
-    if run.outcome not in _FAILED:
+    if run.outcome not in FAILED:
         return Judgement(None, Silence("not_failed"))
     if not policy.answers(prediction.model, run.project, run.branch, run.pipeline, run.build_name):
         return Judgement(None, Silence("not_selected"))
@@ -161,36 +154,52 @@ def decide_feedback(
     age_us = now_us - end_us
     if age_us > policy.settled_days * _DAY_US:
         return Judgement(None, Silence("late"))
-    doubt = _doubt(verdict, policy) or compare(record)
-    recorded = recorded_verdict(record, now_us, claim=doubt is None)
+    doubt = _doubt(prediction.verdict, policy) or compare(record)
+    verdict = recorded_verdict(record, now_us, claim=doubt is None)
     if doubt is not None:
-        return Judgement(None, doubt, recorded)
-    system = feedback.system_of(run.source, run.project)
+        return Judgement(None, doubt, verdict)
     if is_muted(run.project, (*policy.muted_projects, *muted)):
-        return Judgement(None, Silence("muted_project"), recorded)
+        return Judgement(None, Silence("muted_project"), verdict)
     if not run.project or not (run.change or run.head) or not (run.patchset or run.head):
-        return Judgement(None, Silence("no_change"), recorded)
+        return Judgement(None, Silence("no_change"), verdict)
+    system = feedback.system_of(run.source, run.project)
     if system is None:
-        return Judgement(None, Silence("no_system"), recorded)
+        return Judgement(None, Silence("no_system"), verdict)
     if age_us > policy.max_age_s * 1e6:
-        return Judgement(None, Silence("late"), recorded)
-    item = Item(
-        system.name,
-        run.project,
-        run.change,
-        run.patchset,
-        run.head,
-        run.build_name,
-        prediction.run_id,
-        verdict.cause,
-        verdict.probability,
-        verdict.retry,
-        end_us,
-        {key: value for key, value in record.items() if key not in _LEFT_OUT},
+        return Judgement(None, Silence("late"), verdict)
+    return Judgement(_item(system.name, prediction, record, end_us), None, verdict)
+
+
+def _read_prediction(record: Mapping[str, Any]) -> _Prediction | None:
+    """Return the typed prediction; None for a record with an invalid type or share, or one that is too large."""
+    try:
+        prediction = msgspec.convert(record, _Prediction)
+    except msgspec.ValidationError:
+        return None
+    verdict = prediction.verdict
+    shares = (verdict.probability, verdict.coverage, *verdict.base_rate.values())
+    is_valid = all(0.0 <= share <= 1.0 for share in shares) and verdict.runs >= 0  # NaN is not
+    return prediction if is_valid and len(msgspec.json.encode(record)) <= _MAX_RECORD_BYTES else None
+
+
+def _item(system: str, prediction: _Prediction, record: Mapping[str, Any], end_us: int) -> Item:
+    run = prediction.run
+    return Item(
+        system=system,
+        project=run.project,
+        change=run.change,
+        patchset=run.patchset,
+        head=run.head,
         head_project=run.head_project,
         head_branch=run.labels.get("head_branch", ""),
+        job=run.build_name,
+        run_id=prediction.run_id,
+        cause=prediction.verdict.cause,
+        probability=prediction.verdict.probability,
+        retry=prediction.verdict.retry,
+        end_us=end_us,
+        prediction={key: value for key, value in record.items() if key not in _LEFT_OUT},
     )
-    return Judgement(item, None, recorded)
 
 
 def _doubt(verdict: Verdict, policy: Policy) -> Silence | None:
@@ -239,19 +248,20 @@ def recorded_verdict(record: Mapping[str, Any], now_us: int, *, claim: bool) -> 
     run = prediction.run
     verdict = prediction.verdict
     seconds = None if run.start_us is None or run.end_us is None else (run.end_us - run.start_us) / 1e6
+    identity = prediction.id or prediction_id(prediction.run_id, prediction.model, prediction.version)
     return RecordedVerdict(
-        (prediction.id or prediction_id(prediction.run_id, prediction.model, prediction.version))[:_ID_CHARACTERS],
-        prediction.run_id,
-        prediction.model,
-        prediction.version,
-        run.project,
-        run.change or run.head,
-        run.build_name,
-        verdict.cause,
-        claim,
-        verdict.probability,
-        seconds,
-        now_us,
+        id=identity[:_ID_CHARACTERS],
+        run_id=prediction.run_id,
+        model=prediction.model,
+        version=prediction.version,
+        project=run.project,
+        change=run.change or run.head,
+        job=run.build_name,
+        cause=verdict.cause,
+        claim=claim,
+        probability=verdict.probability,
+        seconds=seconds,
+        time_us=now_us,
     )
 
 

@@ -21,11 +21,11 @@ _PAUSE_S = 60.0  # after an error of the system
 
 #: Age of a message at its first reading; each next one follows at the double age.
 FIRST_S = 300.0
-_OTHER: dict[str, Cause] = {"code": "machine", "machine": "code"}
+_OTHER_CAUSE: dict[str, Cause] = {"code": "machine", "machine": "code"}
 
 
 def next_reading_s(posted_s: float, read_s: float | None) -> float:
-    """Return when the reactions to a message are read next, epoch seconds: ten times in three days.
+    """Return the time of the next reading of a message's reactions, epoch seconds: ten readings in three days.
 
     Args:
       posted_s: when it was posted or edited.
@@ -36,23 +36,27 @@ def next_reading_s(posted_s: float, read_s: float | None) -> float:
     return posted_s + max(2 * (read_s - posted_s), FIRST_S)
 
 
-def news(entry: Entry, seen: Reactions, known: Iterable[str]) -> dict[str, list[str]]:
-    """Return the accounts by kind that are not yet counted for a message; {} without any.
+def new_reactions(entry: Entry, reactions: Reactions, counted_elsewhere: Iterable[str]) -> dict[str, list[str]]:
+    """Return the accounts by kind that are not yet counted for a message, with those that are; {} without new ones.
 
     Args:
       entry: of the message.
-      seen: what the system says now.
-      known: accounts that reacted to the same message when it was about another patch set.
+      reactions: those that the system reports now.
+      counted_elsewhere: accounts that reacted to the same message when it was about another patch set.
     """
-    before = set(known)
-    named = {kind: [account[:_ACCOUNT_CHARACTERS] for account in getattr(seen, kind)] for kind in REACTIONS}
-    fresh = {kind: [account for account in accounts if account not in before] for kind, accounts in named.items()}
-    new = any(account not in entry.reactions.get(kind, ()) for kind, accounts in fresh.items() for account in accounts)
-    return fresh if new else {}
+    excluded = set(counted_elsewhere)
+    by_kind: dict[str, list[str]] = {}
+    for kind in REACTIONS:
+        accounts = [account[:_ACCOUNT_CHARACTERS] for account in getattr(reactions, kind)]
+        by_kind[kind] = [account for account in accounts if account not in excluded]
+    has_new = any(set(accounts) - set(entry.reactions.get(kind, ())) for kind, accounts in by_kind.items())
+    return by_kind if has_new else {}
 
 
-def corrections(entry: Entry, new: dict[str, list[str]], reviewers: Iterable[str], now_us: int) -> list[Correction]:
-    """Return what reactions say of the causes of a message's runs.
+def derive_corrections(
+    entry: Entry, by_kind: dict[str, list[str]], reviewers: Iterable[str], now_us: int
+) -> list[Correction]:
+    """Return the corrections of the causes of a message's runs that follow from reactions.
 
     A thumb up confirms the verdict, a thumb down names the other cause. A message with both verdicts corrects nothing,
     since a thumb does not say which one it means; neither does "not helpful", which is a metric alone. An account with
@@ -60,23 +64,23 @@ def corrections(entry: Entry, new: dict[str, list[str]], reviewers: Iterable[str
 
     Args:
       entry: of the message.
-      new: from `news`.
+      by_kind: accounts, from `new_reactions`.
       reviewers: accounts, ``SYSTEM:ACCOUNT``, that may correct labels.
       now_us: the present, epoch microseconds.
     """
-    cause = entry.causes
-    trusted = set(reviewers)
-    if cause not in _OTHER:
+    if entry.causes not in _OTHER_CAUSE:
         return []
-    confirmed: Cause = "code" if cause == "code" else "machine"
-    both = set(new.get("up", ())) & set(new.get("down", ()))
-    corrections_found = []
-    for kind, meant in (("up", confirmed), ("down", _OTHER[cause])):
-        for account in new.get(kind, ()):
+    other = _OTHER_CAUSE[entry.causes]
+    meanings = {"up": _OTHER_CAUSE[other], "down": other}  # up: the verdict itself
+    trusted = set(reviewers)
+    undecided = set(by_kind.get("up", ())) & set(by_kind.get("down", ()))
+    corrections = []
+    for kind, cause in meanings.items():
+        for account in by_kind.get(kind, ()):
             by = f"{entry.system}:{account}"
-            if by in trusted and account not in both:
-                corrections_found += [Correction(item.run_id, meant, by, now_us) for item in entry.items.values()]
-    return corrections_found
+            if by in trusted and account not in undecided:
+                corrections += [Correction(item.run_id, cause, by, now_us) for item in entry.items.values()]
+    return corrections
 
 
 @dataclass
@@ -85,15 +89,15 @@ class Reader:
 
     Args:
       name: of the system.
-      committing: the manifest.
+      replica: the manifest.
       client: of the system; None for a dry run.
-      reviewers: see `corrections`.
+      reviewers: see `derive_corrections`.
       correct: stores corrections.
       clock: epoch seconds.
     """
 
     name: str
-    committing: LogReplica[FeedbackState]
+    replica: LogReplica[FeedbackState]
     client: ReviewClient | None
     reviewers: Sequence[str]
     correct: Callable[[Iterable[Correction]], object]
@@ -110,7 +114,7 @@ class Reader:
         now_s = self.clock()
         if self.client is None or now_s < self._paused_until_s:
             return []
-        with self.committing.state() as state:
+        with self.replica.state() as state:
             if state.paused.get(self.name, 0) / 1e6 > now_s:
                 return []
             posted = [
@@ -118,8 +122,8 @@ class Reader:
                 for key, entry in state.entries.items()
                 if entry.posted and entry.system == self.name
             ]
-            self._read_s = {key: at_s for key, at_s in self._read_s.items() if key in state.entries}
-        return [key for at_us, key in reversed(posted) if self._next_s(key, at_us / 1e6) <= now_s]
+            self._read_s = {key: read_s for key, read_s in self._read_s.items() if key in state.entries}
+        return [key for posted_us, key in reversed(posted) if self._next_s(key, posted_us / 1e6) <= now_s]
 
     def _next_s(self, key: str, posted_s: float) -> float:
         # An earlier process has read the older ones, perhaps just now: they are not all read again at once.
@@ -127,18 +131,18 @@ class Reader:
         return next_reading_s(posted_s, self._read_s.get(key, before))
 
     def read(self, key: str) -> bool:
-        """Read the reactions to a message, store what is new. Return whether the system may be called again now.
+        """Read the reactions to a message and store the new ones. Return whether the system may be called again now.
 
         Raises:
           EngineError: the store does not answer.
         """
-        with self.committing.state() as state:
+        with self.replica.state() as state:
             entry = state.entries.get(key)
             if self.client is None or entry is None or entry.posted is None:
                 return True
             posted = entry.posted
-            counted = _of_others(state, entry, entry.posted)
-            entry = Entry.from_json(entry.to_json())
+            counted_elsewhere = _accounts_elsewhere(state, entry, posted)
+            entry = Entry.from_json(entry.to_json())  # a copy: the state changes during the call
         try:
             reactions = self.client.reactions(posted)
         except Refused:  # the message was deleted, perhaps
@@ -150,16 +154,17 @@ class Reader:
             _log.info("%s: reactions are read in %.0f s: %s", self.name, wait_s, error)
             return False
         now_us = int(self.clock() * 1e6)
-        if new := news(entry, reactions, counted):
-            # corrections first: they are stored once, also if this is repeated after a crash
-            self.correct(corrections(entry, new, self.reviewers, now_us))
-            record = {"entry": key, **new}
-            self.committing.append(lambda state: {"time_us": now_us, "reactions": [record]})
+        by_kind = new_reactions(entry, reactions, counted_elsewhere)
+        if by_kind:
+            # Corrections first: they are stored once, also if this is repeated after a crash.
+            self.correct(derive_corrections(entry, by_kind, self.reviewers, now_us))
+            record = {"entry": key, **by_kind}
+            self.replica.append(lambda state: {"time_us": now_us, "reactions": [record]})
         self._read_s[key] = self.clock()
         return True
 
 
-def _of_others(state: FeedbackState, entry: Entry, posted: Posted) -> set[str]:
+def _accounts_elsewhere(state: FeedbackState, entry: Entry, posted: Posted) -> set[str]:
     """Return the accounts that reacted to the same message when it was about another patch set."""
     return {
         account

@@ -1,25 +1,34 @@
 """Decides whether a model may publish a verdict in a project, by its recently settled verdicts (pure).
 
-`Records` keeps the recorded verdicts, published or not, in bounded memory; trusted runs have a memory of their own.
+A *recorded verdict* is one that the manifest of feedback remembers, published or not; reruns or a reviewer *settle* it.
+`Records` keeps them in bounded memory. `Standings` decides for each model, project and cause, and `report_standings`
+lists the decisions with their figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from ciml.events.records import Record
 from ciml.globs import glob_pattern
 from ciml.intervals import wilson
 from ciml.limits import MAX_FEEDBACK_VERDICTS
-from ciml.verdicts.feedback.config import Policy
+from ciml.verdicts.feedback.config import CAUSES, Policy
 
 #: What settles a verdict.
 RERUNS = "reruns"
 REVIEWER = "reviewer"
 _DAY_US = 86_400_000_000
+#: Settled runs with a known duration before their duration is tried as a baseline, and the folds of that trial.
+_MIN_BASELINE_RUNS = 20
+_FOLDS = 5
+
+Mode = Literal["active", "shadow", "precision"]
 
 
 class RecordedVerdict(Record, frozen=True, omit_defaults=True, gc=False):
@@ -98,9 +107,6 @@ class Records:
 
     def __len__(self) -> int:
         return sum(len(memory) for memory in (self.settled, *self._open.values()))
-
-
-Mode = Literal["active", "shadow", "precision"]
 
 
 @dataclass(frozen=True)
@@ -190,19 +196,19 @@ class Standings:
 
     Args:
       verdicts: recorded verdicts; open ones do not count.
-      policy: the conditions.
+      policy: the conditions of a message.
       now_us: the present, epoch microseconds.
     """
 
     def __init__(self, verdicts: Iterable[RecordedVerdict], policy: Policy, now_us: int) -> None:
-        self._policy = policy
+        self.policy = policy
         since_us = now_us - policy.settled_days * _DAY_US
         recent = [verdict for verdict in verdicts if verdict.settled and verdict.settled_us >= since_us]
         by_model: dict[str, list[RecordedVerdict]] = {}
         for verdict in sorted(recent, key=lambda verdict: (verdict.settled_us, verdict.id)):
             by_model.setdefault(verdict.model, []).append(verdict)
         self._histories = {model: History(tuple(settled)) for model, settled in by_model.items()}
-        self._known: dict[tuple[str, str, str], Standing] = {}
+        self._standings: dict[tuple[str, str, str], Standing] = {}
 
     def history(self, model: str) -> History:
         """Return the settled verdicts of a model."""
@@ -214,12 +220,12 @@ class Standings:
         The settled verdicts of the project count if they are enough, else those of all projects.
         """
         key = model, project, cause
-        if key not in self._known:
-            self._known[key] = self._standing(model, project, cause)
-        return self._known[key]
+        if key not in self._standings:
+            self._standings[key] = self._standing(model, project, cause)
+        return self._standings[key]
 
     def _standing(self, model: str, project: str, cause: str) -> Standing:
-        policy = self._policy
+        policy = self.policy
         history = self.history(model)
         own_claims = history.claims(cause, project, policy.settled_window)
         in_project = len(own_claims) >= policy.min_settled
@@ -237,11 +243,10 @@ class Standings:
             return standing("active")
         if precision.runs < policy.min_settled:
             return standing("shadow", f"{precision.runs} of at least {policy.min_settled} verdicts {cause} are settled")
-        if (reason := _doubt(precision, base_rate, policy)) or (
-            reason := "" if in_project else _doubt_of_project(precision_of(own_claims), policy)
-        ):
-            return standing("precision", reason)
-        return standing("active")
+        reason = _doubt(precision, base_rate, policy)
+        if not reason and not in_project:
+            reason = _doubt_of_project(precision_of(own_claims), policy)
+        return standing("precision", reason) if reason else standing("active")
 
 
 def precision_of(claims: Iterable[RecordedVerdict]) -> Share:
@@ -280,3 +285,111 @@ def _doubt_of_project(own: Share, policy: Policy) -> str:
 
 def _matches(globs: tuple[str, ...], model: str) -> bool:
     return bool(globs) and glob_pattern(globs).fullmatch(model) is not None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The verdicts of a model and cause in a project, or in all projects.
+
+    Attributes:
+      model: name of the model.
+      project: name of the project; "" for all.
+      cause: the verdict.
+      mode: whether the model may say it there.
+      detail: the reason why it may not.
+      open: verdicts that nothing has settled yet.
+      precision: of the settled verdicts that count.
+      base_rate: how often the settled failed runs have this cause.
+      duration: precision of the same verdict by the duration of the run alone, on the same settled runs, each predicted
+        from the runs of other changes; of 0 runs where it cannot be computed.
+      reruns: of the verdicts that reruns settled, those whose rerun passed.
+    """
+
+    model: str
+    project: str
+    cause: str
+    mode: Mode
+    detail: str
+    open: int
+    precision: Share
+    base_rate: Share
+    duration: Share
+    reruns: Share
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON; shares have ``right``, ``runs``, ``value``, ``low`` and ``high``."""
+        values = {column.name: getattr(self, column.name) for column in fields(self)}
+        shares = {name: share.to_json() for name, share in values.items() if isinstance(share, Share)}
+        return {**values, "settled": self.precision.runs, **shares}
+
+
+def report_standings(verdicts: Iterable[RecordedVerdict], policy: Policy, now_us: int) -> list[Row]:
+    """Return the rows of all models: all projects first, then each project.
+
+    Args:
+      verdicts: recorded verdicts.
+      policy: the conditions of a message.
+      now_us: the present, epoch microseconds.
+    """
+    recorded = list(verdicts)
+    standings = Standings(recorded, policy, now_us)
+    rows = []
+    for model in sorted({verdict.model for verdict in recorded}):
+        claims = [verdict for verdict in recorded if verdict.model == model and verdict.claim]
+        by_duration = _answers_by_duration(standings.history(model).settled)
+        for project in ("", *sorted({verdict.project for verdict in claims} - {""})):
+            for cause in CAUSES:
+                waiting = {
+                    verdict.subject
+                    for verdict in claims
+                    if not verdict.settled and verdict.cause == cause and project in ("", verdict.project)
+                }
+                rows.append(_row(standings, model, project, cause, len(waiting), by_duration))
+    return rows
+
+
+def _row(
+    standings: Standings, model: str, project: str, cause: str, waiting: int, by_duration: Mapping[str, str]
+) -> Row:
+    history = standings.history(model)
+    standing = standings.of(model, project, cause)
+    claims = history.claims(cause, project or None, standings.policy.settled_window)
+    right_by_duration = [
+        verdict.settled == cause
+        for verdict in history.settled
+        if by_duration.get(verdict.id) == cause and project in ("", verdict.project)
+    ]
+    return Row(
+        model,
+        project,
+        cause,
+        standing.mode,
+        standing.detail,
+        waiting,
+        precision_of(claims),
+        history.base_rate(cause, project or None),
+        _share(right_by_duration),
+        reruns_of(claims),
+    )
+
+
+def _answers_by_duration(settled: Sequence[RecordedVerdict]) -> dict[str, str]:
+    """Return the cause of each settled run by its duration, from runs of other changes; {} where these are too few."""
+    runs = [verdict for verdict in settled if verdict.seconds is not None and verdict.settled in CAUSES]
+    if len(runs) < _MIN_BASELINE_RUNS or len({verdict.settled for verdict in runs}) < 2:
+        return {}
+    from ciml.training.evaluation.baselines import predict_by
+
+    seconds = np.array([verdict.seconds for verdict in runs], np.float64)
+    labels = np.array([CAUSES.index(verdict.settled) for verdict in runs], np.int64)
+    subjects = {subject: number for number, subject in enumerate(sorted({verdict.subject for verdict in runs}))}
+    fold_of_run = np.array([subjects[verdict.subject] % _FOLDS for verdict in runs])
+    answers: dict[str, str] = {}
+    for fold in range(_FOLDS):
+        held_out = np.flatnonzero(fold_of_run == fold)
+        others = np.flatnonzero(fold_of_run != fold)
+        if held_out.size and others.size:
+            shares = predict_by("duration", seconds[others], labels[others], seconds[held_out], len(CAUSES))
+            causes = shares.argmax(axis=1)
+            answers |= {runs[index].id: CAUSES[cause] for index, cause in zip(held_out, causes, strict=True)}
+    return answers

@@ -1,4 +1,4 @@
-"""The manifest of feedback: covered predictions, what is to be said on each patch set, and what became of it.
+"""The manifest of feedback: covered predictions, the verdicts to say on each patch set, and the outcomes of messages.
 
 An `Entry` is the outbox of a patch set. A call that changes something is stored as an intent before it is sent, and
 closed by its outcome; an intent without outcome is settled by reading our marker (`ciml.verdicts.feedback.outbox`).
@@ -50,7 +50,7 @@ class Intent:
       change: the number of the change, as the system has it.
       changes: `Entry.changes` that the message is about.
       causes: its verdicts.
-      time_us: when it was stored, epoch microseconds.
+      time_us: when it was stored, epoch microseconds; 0 before.
     """
 
     number: int
@@ -60,7 +60,7 @@ class Intent:
     change: str
     changes: int
     causes: str
-    time_us: int
+    time_us: int = 0
 
 
 @dataclass(slots=True)
@@ -131,7 +131,7 @@ def _is_proved(item: Item) -> bool:
 
 
 def _precedence(item: Item) -> tuple[bool, int]:
-    """Return the order of the runs of a job: anybody may claim a run of a change, so a proof counts before the end."""
+    """Return the sort key of a job's runs: anybody may claim a run of a change, so a proof counts before the end."""
     return _is_proved(item), item.end_us
 
 
@@ -192,11 +192,15 @@ class FeedbackState(TopicState):
             self.verdicts[self._take(Item.from_json(record), now_us)] += 1
         for value in self._recorded_of(delta):
             self.history.put(value)
-        steps = {"settled": self._settle_verdict, "moves": self._move, "intents": self._intend}
-        steps |= {"outcomes": self._settle, "reactions": self._react}
-        for name, step in steps.items():
+        for name, apply_record in (
+            ("settled", self._settle_verdict),
+            ("moves", self._move),
+            ("intents", self._intend),
+            ("outcomes", self._close),
+            ("reactions", self._react),
+        ):
             for record in delta.get(name, ()):
-                step(record, now_us)
+                apply_record(record, now_us)
         self.paused.update(delta.get("paused", {}))
         self.muted |= set(delta.get("muted", ()))
         self.muted -= set(delta.get("unmuted", ()))
@@ -207,7 +211,7 @@ class FeedbackState(TopicState):
         self.time_us = now_us
 
     def _recorded_of(self, delta: Delta) -> Iterable[RecordedVerdict]:
-        """Return the verdicts that a delta records. Those of earlier versions recorded only what was to be said."""
+        """Return the verdicts that a delta records. Earlier versions recorded only those that were to be said."""
         if "recorded" not in delta:
             return [
                 recorded_verdict(record["prediction"], delta["time_us"], claim=True)
@@ -251,7 +255,7 @@ class FeedbackState(TopicState):
         entry.items[item.job] = item
         if entry.changes == entry.done:
             entry.since_us = now_us
-        entry.changes = entry.changes + 1
+        entry.changes += 1
         entry.last_us = now_us
         self._touch(entry, now_us)
         return "taken"
@@ -273,7 +277,7 @@ class FeedbackState(TopicState):
                 target.items[job] = item
         if target.changes == target.done:
             target.since_us = entry.since_us
-        target.changes = target.changes + 1
+        target.changes += 1
         target.last_us = max(target.last_us, entry.last_us)
         self._touch(target, now_us)
 
@@ -287,7 +291,7 @@ class FeedbackState(TopicState):
         entry.intent = intent
         self._touch(entry, now_us)
 
-    def _settle(self, record: Mapping[str, Any], now_us: int) -> None:
+    def _close(self, record: Mapping[str, Any], now_us: int) -> None:
         entry = self._entry(record["entry"])
         outcome = record["outcome"]
         intent = None
@@ -335,7 +339,7 @@ class FeedbackState(TopicState):
         return IntegrityError(f"feedback manifest: version {self.version + 1}: {problem}")
 
     def _prune(self, now_us: int) -> None:
-        """Forget entries that have nothing to say and were not touched for long.
+        """Forget entries that have nothing to say and were not touched for `KEEP_US`.
 
         Beyond the limit, forget the oldest, those of runs without a proof first.
         """
@@ -355,7 +359,7 @@ class FeedbackState(TopicState):
             if entry.is_open:
                 self.messages[entry.system, "overflow"] += 1
         if old or len(self.moved) > MAX_FEEDBACK_ENTRIES:
-            self.moved = {key: to for key, to in self.moved.items() if to in self.entries}
+            self.moved = {key: present for key, present in self.moved.items() if present in self.entries}
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as JSON."""

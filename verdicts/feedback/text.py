@@ -17,7 +17,7 @@ _SENTENCE_BYTES = 400
 _TITLE_BYTES = 200
 #: Most observations of the only run of a message, and of each of several runs.
 _MOST_OBSERVATIONS = 3
-_MOST_OBSERVATIONS_OF_SEVERAL = 1
+_MOST_OBSERVATIONS_EACH = 1
 _CAUSE_WORDS = {"code": "this change", "machine": "the machine"}
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _NUMBER = re.compile(r"[0-9]{1,6}")
@@ -63,12 +63,12 @@ def marker_of(system: str, project: str, change: str) -> str:
 
 
 def patchset_key(change: ChangeRef) -> str:
-    """Return the part of the stamp that stands for a patch set."""
+    """Return the part of a stamp that identifies the patch set."""
     return sha256_json(change.head or change.patchset)[:8]
 
 
 def causes_of(items: Iterable[Item]) -> str:
-    """Return the verdicts of a message in a word: ``code``, ``machine`` or ``code+machine``."""
+    """Return the causes in a message's verdicts as one word: ``code``, ``machine`` or ``code+machine``."""
     return "+".join(sorted({item.cause for item in items}))
 
 
@@ -96,12 +96,12 @@ def render(findings: Sequence[Finding], marker: str, change: ChangeRef, style: S
     title = _title(ordered)
     prefix = f"{marker}:{patchset_key(change)}:{causes_of(finding.item for finding in ordered)}:"
     jobs = min(len(ordered), style.policy.max_jobs)
-    observations = _MOST_OBSERVATIONS if len(ordered) == 1 else _MOST_OBSERVATIONS_OF_SEVERAL
+    observations = _MOST_OBSERVATIONS if len(ordered) == 1 else _MOST_OBSERVATIONS_EACH
     while True:
         if len(ordered) == 1:
-            details = _single(ordered[0], observations, style)
+            details = _blocks_of_run(ordered[0], observations, style)
         else:
-            details = _several(ordered, jobs, observations, style)
+            details = _blocks_of_runs(ordered, jobs, observations, style)
         blocks = [f"{_bold(title, style.format)}.", *details, *_rerun_lines(ordered, style), _footer(change, style)]
         text = "\n\n".join(blocks)
         stamp = prefix + hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -120,7 +120,7 @@ def _order(finding: Finding) -> tuple[str, float, str, str]:
 
 
 def _title(ordered: Sequence[Finding]) -> str:
-    """Return the first line without its full stop."""
+    """Return the first line, without its full stop."""
     if len(ordered) == 1:
         item = ordered[0].item
         return f"{name(item.job, _NAME_BYTES)} failed, probably because of {_CAUSE_WORDS[item.cause]}"
@@ -132,24 +132,25 @@ def _title(ordered: Sequence[Finding]) -> str:
     return f"{len(ordered)} jobs failed: {', '.join(parts)}"
 
 
-def _single(finding: Finding, observations: int, style: Style) -> list[str]:
-    """Return the blocks of the only run: what supports its verdict, then a list of evidence."""
+def _blocks_of_run(finding: Finding, observations: int, style: Style) -> list[str]:
+    """Return the blocks of the only run: the support of its verdict, then a list of evidence."""
     item = finding.item
     lines = [f"- {inert(text, _SENTENCE_BYTES)}" for text in finding.observations[:observations]]
     if finding.picture and observations:
         lines.append(f"- {_link('Picture of its telemetry', finding.picture, style.format)}")
-    support = f"The model's probability is {_rates(item)}. {_record(item)}"
+    support = f"The model's probability is {_probability_text(item)}. {_track_record(item)}"
     return [support, "\n".join(lines)] if lines else [support]
 
 
-def _several(ordered: Sequence[Finding], jobs: int, observations: int, style: Style) -> list[str]:
+def _blocks_of_runs(ordered: Sequence[Finding], jobs: int, observations: int, style: Style) -> list[str]:
     """Return one block: a line for each job, and one for the others."""
     lines = []
     for finding in ordered[:jobs]:
         item = finding.item
         job = name(item.job, _NAME_BYTES)
         sentences = [inert(text, _SENTENCE_BYTES) for text in finding.observations[:observations]]
-        lines.append(" ".join([f"- {job}: {_CAUSE_WORDS[item.cause]} ({_rates(item)}).", _record(item), *sentences]))
+        verdict = f"- {job}: {_CAUSE_WORDS[item.cause]} ({_probability_text(item)})."
+        lines.append(" ".join([verdict, _track_record(item), *sentences]))
         if finding.picture and observations:
             lines.append(f"- {_link('Picture', finding.picture, style.format)} of {job}")
     if len(ordered) > jobs:
@@ -157,7 +158,7 @@ def _several(ordered: Sequence[Finding], jobs: int, observations: int, style: St
     return ["\n".join(lines)]
 
 
-def _rates(item: Item) -> str:
+def _probability_text(item: Item) -> str:
     """Return probability and base rate: ``91 %; base rate 63 % of 214 failed runs``. It is never 100 %."""
     verdict = item.verdict
     base_rate = verdict.base_rate.get(item.cause)
@@ -167,8 +168,8 @@ def _rates(item: Item) -> str:
     return f"{_percent(item.probability)}; base rate {_percent(base_rate)} of {verdict.runs} failed runs{whose}"
 
 
-def _record(item: Item) -> str:
-    """Return how often such verdicts were right."""
+def _track_record(item: Item) -> str:
+    """Return a sentence on how often such verdicts were right."""
     if not item.settled:
         return "No rerun or reviewer has checked such a verdict yet."
     return f"Checked by reruns or reviewers: {item.right} of the last {item.settled} such verdicts were right."
@@ -200,7 +201,7 @@ def _footer(change: ChangeRef, style: Style) -> str:
 
 
 def _patchset(change: ChangeRef) -> str:
-    # six characters of a commit are no link
+    # Six characters of a commit do not become a link.
     if change.patchset and _NUMBER.fullmatch(change.patchset):
         return f"patch set {change.patchset}"
     commit = change.head or change.patchset

@@ -1,21 +1,17 @@
-"""What settles verdicts, and the report of settled ones.
+"""What settles verdicts: the causes of failed runs by reruns and by reviewers.
 
-The log of corrections holds the causes of failed runs as reviewers see them: `add_corrections`, `corrections_of`.
-`Truths` reads the causes of failed runs by reruns and reviewers from the raw manifest and the corrections as they grow.
-`report` compares recorded verdicts with them: precision by model, project and cause, the base rate, and the precision
-of the duration alone.
+The log of corrections holds the causes as reviewers see them: `add_corrections`, `corrections_of`. `Truths` reads the
+causes by reruns and reviewers from the raw manifest and the corrections as they grow.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
@@ -26,26 +22,14 @@ from ciml.runs.causes import CAUSES_KIND, Causes
 from ciml.runs.run_log import StoredRunLog
 from ciml.transforms.examples.plan import digest_of
 from ciml.trust import evaluate, former_policy
-from ciml.verdicts.feedback.config import CAUSES, Cause, Policy
-from ciml.verdicts.feedback.standing import (
-    RERUNS,
-    REVIEWER,
-    Mode,
-    RecordedVerdict,
-    Share,
-    Standings,
-    precision_of,
-    reruns_of,
-)
+from ciml.verdicts.feedback.config import Cause
+from ciml.verdicts.feedback.standing import RERUNS, REVIEWER
 
 _log = logging.getLogger(__name__)
 #: The bookmark, beside the manifest of feedback.
 BOOKMARK = "_causes"
 #: After so many runs the bookmark is replaced; to read as many again takes half a second.
 _BOOKMARK_RUNS = 10_000
-_FOLDS = 5
-#: Settled runs with a known duration before their duration is tried as a baseline.
-_MIN_BASELINE_RUNS = 20
 
 
 class Correction(Record, frozen=True, gc=False):
@@ -69,12 +53,12 @@ class CorrectionState:
 
     Attributes:
       version: the last delta applied.
-      found: by run id, then by reviewer.
+      by_run: corrections by run id, then by reviewer.
     """
 
     def __init__(self) -> None:
         self.version = 0
-        self.found: dict[str, dict[str, Correction]] = {}
+        self.by_run: dict[str, dict[str, Correction]] = {}
 
     def apply(self, version: int, delta: Delta) -> None:
         """Apply the next delta. Raises `IntegrityError` for one that is malformed."""
@@ -85,12 +69,12 @@ class CorrectionState:
                 correction = msgspec.convert(record, Correction)
             except msgspec.ValidationError as error:
                 raise IntegrityError(f"corrections: version {version}: malformed record: {error}") from None
-            self.found.setdefault(correction.run_id, {})[correction.by] = correction
+            self.by_run.setdefault(correction.run_id, {})[correction.by] = correction
         self.version = version
 
     def cause(self, run_id: str, by: str) -> Cause | None:
         """Return the cause of a run by a reviewer; None without a correction."""
-        correction = self.found.get(run_id, {}).get(by)
+        correction = self.by_run.get(run_id, {}).get(by)
         return correction.cause if correction else None
 
 
@@ -110,7 +94,7 @@ def corrections_of(data: DataRoot) -> dict[str, Correction]:
         state.apply(version, delta)
     return {
         run_id: max(by_reviewer.values(), key=lambda correction: correction.time_us)
-        for run_id, by_reviewer in state.found.items()
+        for run_id, by_reviewer in state.by_run.items()
     }
 
 
@@ -123,9 +107,7 @@ def add_corrections(data: DataRoot, corrections: Iterable[Correction]) -> int:
 
     def build() -> Delta | None:
         nonlocal stored
-        new = [
-            correction for correction in candidates if state.cause(correction.run_id, correction.by) != correction.cause
-        ]
+        new = [candidate for candidate in candidates if state.cause(candidate.run_id, candidate.by) != candidate.cause]
         stored = len(new)
         return {"corrections": [correction.to_json() for correction in new]} if new else None
 
@@ -168,7 +150,9 @@ class Truths:
         self._bookmarks = Bookmarks(data.feedback, BOOKMARK, CAUSES_KIND, partial(digest_of, self._log))
         self._reviewed: dict[str, str] = {}
         self._causes: Causes | None = None
-        self._version = self._corrections = self._unsaved = 0
+        self._version = 0
+        self._corrections_version = 0
+        self._unsaved = 0  # rows since the bookmark
 
     def read(self) -> bool:
         """Read what is new. Return whether there was anything.
@@ -177,8 +161,9 @@ class Truths:
           EngineError: the store does not answer.
           IntegrityError: a manifest is damaged.
         """
-        causes = self._causes = self._causes or self._resumed()
-        before = self._version, self._corrections
+        causes = self._causes or self._resume()
+        self._causes = causes
+        before = (self._version, self._corrections_version)
         for version, delta in self._log.since(self._version):
             causes.add(delta)
             self._version = version
@@ -186,11 +171,11 @@ class Truths:
         if self._unsaved >= _BOOKMARK_RUNS:
             self._bookmarks.save(self._version, causes.encode())
             self._unsaved = 0
-        end = corrections_log(self._data).end(self._corrections)
-        if end != self._corrections:
+        end = corrections_log(self._data).end(self._corrections_version)
+        if end != self._corrections_version:
             self._reviewed = {run_id: correction.cause for run_id, correction in corrections_of(self._data).items()}
-            self._corrections = end
-        return (self._version, self._corrections) != before
+            self._corrections_version = end
+        return (self._version, self._corrections_version) != before
 
     def of(self, run_id: str) -> Truth:
         """Return what settles the cause of a run, by what was read last; a reviewer counts more than reruns."""
@@ -203,137 +188,25 @@ class Truths:
 
     def is_known(self, run_id: str) -> bool:
         """Return whether anything says the cause of a run, trusted or not: a model may have learned from it."""
-        if run_id in self._reviewed or self._causes is None:
-            return run_id in self._reviewed
-        return self._causes.has_own(run_id) or bool(self._causes.by_reruns(run_id))
+        if run_id in self._reviewed:
+            return True
+        causes = self._causes
+        return causes is not None and (causes.has_own(run_id) or bool(causes.by_reruns(run_id)))
 
     def is_trusted(self, run_id: str) -> bool:
         """Return whether a run is known and trusted."""
         return self._causes is not None and self._causes.is_trusted(run_id)
 
-    def _resumed(self) -> Causes:
+    def _resume(self) -> Causes:
+        """Return the causes as the bookmark has them; none yet, without a usable bookmark."""
         causes = Causes(lambda job: True)
-        if (bookmark := self._bookmarks.load()) is not None:
-            try:
-                causes.restore(bookmark.state)
-                self._version = bookmark.version
-            except msgspec.DecodeError as error:
-                _log.warning("the bookmark of the raw manifest cannot be read (%s); reading its first delta", error)
-                return Causes(lambda job: True)
+        bookmark = self._bookmarks.load()
+        if bookmark is None:
+            return causes
+        try:
+            causes.restore(bookmark.state)
+        except msgspec.DecodeError as error:
+            _log.warning("the bookmark of the raw manifest cannot be read (%s); reading its first delta", error)
+            return Causes(lambda job: True)
+        self._version = bookmark.version
         return causes
-
-
-@dataclass(frozen=True)
-class Row:
-    """The verdicts of a model and cause in a project, or in all projects.
-
-    Attributes:
-      model: name of the model.
-      project: name of the project; "" for all.
-      cause: the verdict.
-      mode: whether the model may say it there.
-      detail: the reason why it may not.
-      open: verdicts that nothing has settled yet.
-      precision: of the settled verdicts that count.
-      base_rate: how often the settled failed runs have this cause.
-      duration: precision of the same verdict by the duration of the run alone, on the same settled runs, each predicted
-        from the runs of other changes; of 0 runs where it cannot be computed.
-      reruns: of the verdicts that reruns settled, those whose rerun passed.
-    """
-
-    model: str
-    project: str
-    cause: str
-    mode: Mode
-    detail: str
-    open: int
-    precision: Share
-    base_rate: Share
-    duration: Share
-    reruns: Share
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the row as JSON; shares have ``right``, ``runs``, ``value``, ``low`` and ``high``."""
-        values = {column.name: getattr(self, column.name) for column in fields(self)}
-        shares = {name: share.to_json() for name, share in values.items() if isinstance(share, Share)}
-        return {**values, "settled": self.precision.runs, **shares}
-
-
-def report(verdicts: Iterable[RecordedVerdict], policy: Policy, now_us: int) -> list[Row]:
-    """Return the rows of all models: all projects first, then each project.
-
-    Args:
-      verdicts: recorded verdicts.
-      policy: the conditions of a message.
-      now_us: the present, epoch microseconds.
-    """
-    recorded = list(verdicts)
-    standings = Standings(recorded, policy, now_us)
-    rows = []
-    for model in sorted({verdict.model for verdict in recorded}):
-        of_model = [verdict for verdict in recorded if verdict.model == model]
-        by_duration = _answers_by_duration(standings.history(model).settled)
-        for project in ("", *sorted({verdict.project for verdict in of_model if verdict.claim} - {""})):
-            for cause in CAUSES:
-                rows.append(_row(standings, policy, model, project, cause, of_model, by_duration))
-    return rows
-
-
-def _row(
-    standings: Standings,
-    policy: Policy,
-    model: str,
-    project: str,
-    cause: str,
-    verdicts: Sequence[RecordedVerdict],
-    by_duration: dict[str, str],
-) -> Row:
-    history = standings.history(model)
-    scope = project or None
-    standing = standings.of(model, project, cause)
-    claims = history.claims(cause, scope, policy.settled_window)
-    answers = [
-        verdict.settled == cause
-        for verdict in history.settled
-        if by_duration.get(verdict.id) == cause and scope in (None, verdict.project)
-    ]
-    waiting = {
-        verdict.subject
-        for verdict in verdicts
-        if verdict.claim and not verdict.settled and verdict.cause == cause and scope in (None, verdict.project)
-    }
-    return Row(
-        model,
-        project,
-        cause,
-        standing.mode,
-        standing.detail,
-        len(waiting),
-        precision_of(claims),
-        history.base_rate(cause, scope),
-        Share(sum(answers), len(answers)),
-        reruns_of(claims),
-    )
-
-
-def _answers_by_duration(settled: Sequence[RecordedVerdict]) -> dict[str, str]:
-    """Return the cause of each settled run by its duration, from runs of other changes; {} where these are too few."""
-    runs = [verdict for verdict in settled if verdict.seconds is not None and verdict.settled in CAUSES]
-    if len(runs) < _MIN_BASELINE_RUNS or len({verdict.settled for verdict in runs}) < 2:
-        return {}
-    from ciml.training.evaluation.baselines import predict_by
-
-    seconds = np.array([verdict.seconds for verdict in runs], np.float64)
-    labels = np.array([CAUSES.index(verdict.settled) for verdict in runs], np.int64)
-    subjects = {subject: number for number, subject in enumerate(sorted({verdict.subject for verdict in runs}))}
-    folds = np.array([subjects[verdict.subject] % _FOLDS for verdict in runs])
-    answers: dict[str, str] = {}
-    for fold in range(_FOLDS):
-        held = np.flatnonzero(folds == fold)
-        others_places = np.flatnonzero(folds != fold)
-        if held.size and others_places.size:
-            likely = predict_by(
-                "duration", seconds[others_places], labels[others_places], seconds[held], len(CAUSES)
-            ).argmax(axis=1)
-            answers |= {runs[place].id: CAUSES[cause] for place, cause in zip(held, likely, strict=True)}
-    return answers

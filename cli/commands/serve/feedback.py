@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from ciml.integrations.review import Rendered
     from ciml.services.decide import ServiceProgress
     from ciml.services.feedback import Trial
-    from ciml.verdicts.feedback.standing import Share
+    from ciml.verdicts.feedback.standing import Row, Share
     from ciml.verdicts.feedback.state import Entry
-    from ciml.verdicts.feedback.truths import Row
 
 
 class ListOptions(JsonLines, Data):
@@ -190,11 +189,11 @@ def report(options: ConfigOptions) -> None:
     """
     from ciml.pipelines.feedback import feedback_replica
     from ciml.verdicts.feedback.config import load_feedback
-    from ciml.verdicts.feedback.truths import Row, report
+    from ciml.verdicts.feedback.standing import Row, report_standings
 
     policy = load_feedback(options.config).policy
     with feedback_replica(options.root).state() as state:
-        rows = report(list(state.history), policy, int(time.time() * 1e6))
+        rows = report_standings(list(state.history), policy, int(time.time() * 1e6))
     options.show_all(rows, _print_report, Row.to_json)
 
 

@@ -20,11 +20,11 @@ from ciml.events.listing import (
     Line,
     Listing,
     Reading,
+    dead_letter_of,
     decode_line,
     is_listing,
     open_listing,
     shared_listing,
-    too_long,
 )
 from ciml.events.payloads import message_bytes, message_of, payload_of
 from ciml.events.records import Origin, RunFacts
@@ -162,7 +162,7 @@ def test_a_line_is_kept_with_all_that_is_needed_to_try_again() -> None:
     assert Reading.of(message_of(payload, 0).headers) == READING
     longest = Line(0, b"x" * MAX_LISTING_LINE_BYTES).message(Reading(logs="/" + "y" * 4000))
     assert message_bytes(longest) < MAX_MESSAGE_BYTES
-    dead_letter = too_long(Origin("listing:x", 0, 3), Line(3, b"", 99, "ab"))
+    dead_letter = dead_letter_of(Origin("listing:x", 0, 3), Line(3, b"", 99, "ab"))
     assert (dead_letter.kind, dead_letter.reason, dead_letter.payload) == (
         "dead_letter", "too_large", {"size": 99, "sha256": "ab", "timestamp_ms": 0},
     )  # fmt: skip

@@ -330,7 +330,7 @@ def test_a_process_that_was_suspended_before_its_call_does_not_send_it(world: Wo
         world.now_s += SETTLE_S / 3 + 1
         return done
 
-    outbox.committing = type("Slow", (), {"append": staticmethod(slow), "state": world.committing.state})()  # type: ignore[assignment]
+    outbox.replica = type("Slow", (), {"append": staticmethod(slow), "state": world.committing.state})()  # type: ignore[assignment]
     outbox.answer(outbox.due()[0])
     assert world.review.calls == ["head", "find"]
 

@@ -10,9 +10,16 @@ import pytest
 from ciml.intervals import wilson
 from ciml.verdicts.feedback import standing as records_module
 from ciml.verdicts.feedback.config import Policy
-from ciml.verdicts.feedback.standing import RERUNS, REVIEWER, RecordedVerdict, Records, Share, Standings
+from ciml.verdicts.feedback.standing import (
+    RERUNS,
+    REVIEWER,
+    RecordedVerdict,
+    Records,
+    Share,
+    Standings,
+    report_standings,
+)
 from ciml.verdicts.feedback.state import FeedbackState
-from ciml.verdicts.feedback.truths import report
 from tests.verdicts.feedback.histories import DAY_US, NOW_US, background, mode_of, recorded, settled_verdicts
 
 #: Failed runs of which half were caused by the machine.
@@ -143,7 +150,7 @@ def test_a_report_counts_settled_and_open_verdicts_beside_base_rate_and_duration
         *lasting(background(20, 10)), *lasting(settled_verdicts(18, 2)), recorded(300), recorded(301, change="300"),
         recorded(302, project="other"), recorded(303, claim=False), *shadow,
     ]  # fmt: skip
-    rows = {(row.model, row.project, row.cause): row for row in report(verdicts, Policy(), NOW_US)}
+    rows = {(row.model, row.project, row.cause): row for row in report_standings(verdicts, Policy(), NOW_US)}
     assert list(rows) == [
         (model, project, cause)
         for model, projects in (("cause", ("", "org/project", "other")), ("cause-2", ("", "org/project")))
@@ -167,4 +174,4 @@ def test_a_report_counts_settled_and_open_verdicts_beside_base_rate_and_duration
     low, high = wilson(18, 20)
     assert value["precision"] == {"right": 18, "runs": 20, "value": 0.9, "low": low, "high": high}
     assert (value["settled"], value["open"], value["mode"]) == (20, 1, "active")
-    assert report([], Policy(), NOW_US) == []
+    assert report_standings([], Policy(), NOW_US) == []
