@@ -1,8 +1,13 @@
-"""Starts, resumes and stops supervised services, one command at a time for each service."""
+"""Starts, resumes and stops supervised services: the commands below ``ciml service``.
+
+Of each service one command runs at a time. A start begins from the manifest; `resume` takes over a running job, and
+uses a savepoint.
+"""
 
 from __future__ import annotations
 
 import errno
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,21 +44,17 @@ def start(
                 f"a service named {files.name} is already running (pid {files.recorded('supervisor')[0]}): stop it "
                 "(ciml service stop), or choose another --name"
             )
-        is_same_start = foreground and files.known and _are_same(files.options(), options)
+        continues = foreground and files.known and _are_same(files.options(), options)
         # In the foreground a missing credential fails the worker, which the supervisor's metrics report.
-        check(options, report if is_same_start else None, worker=not foreground)
-        _end_failed(files)
+        check(options, report if continues else None, worker=not foreground)
+        _end_failed_supervisor(files)
         if files.known:
-            _end_different(files, options, report)
-            savepoint = files.status().get("savepoint")
-            if savepoint and not savepoint["use"] and not is_same_start:
-                report(f"Starting from the manifest, not from the savepoint {savepoint['path']} (resume would use it).")
+            _end_other_job(files, options, report)
         files.put_options(options)
-        if not is_same_start:
-            failure = files.status().get("last_failure")
-            files.put_status({"last_failure": failure} if failure else {})
+        if not continues:
+            _begin_status(files, report)
         if not foreground:
-            _supervise(files, wait_s, report)
+            _start_supervisor(files, wait_s, report)
             return 0
         files.want("run")
     from ciml.services.process import supervisor_main
@@ -64,8 +65,9 @@ def start(
 def resume(files: ServiceFiles, parallelism: int | None, wait_s: float, report: Report) -> None:
     """Resume a service, and take over its running job. Raises as `start` does."""
     with _commanding(files), in_place(files.home, options := files.options()):
+        is_changed = parallelism not in (None, options.parallelism)
         if _is_supervised(files):
-            if parallelism not in (None, options.parallelism):
+            if is_changed:
                 raise CimlError(
                     f"the service {files.name} is running: stop it (ciml service stop --savepoint), then resume"
                 )
@@ -73,13 +75,12 @@ def resume(files: ServiceFiles, parallelism: int | None, wait_s: float, report: 
             return
         check_secret_variables(options)
         check(options, report)
-        _end_failed(files)
-        if parallelism not in (None, options.parallelism):
-            changed = replace(options, parallelism=int(parallelism or 1))
-            _end_different(files, changed, report)
-            options = changed
+        _end_failed_supervisor(files)
+        if is_changed:
+            options = replace(options, parallelism=int(parallelism or 1))
+            _end_other_job(files, options, report)
         files.put_options(options)
-        _supervise(files, wait_s, report)
+        _start_supervisor(files, wait_s, report)
 
 
 def stop(files: ServiceFiles, wait_s: float, report: Report, *, savepoint: bool = False) -> None:
@@ -91,7 +92,7 @@ def stop(files: ServiceFiles, wait_s: float, report: Report, *, savepoint: bool 
     with _commanding(files), in_place(files.home, options := files.options()):
         before = files.status()
         supervisor = files.process("supervisor")
-        if supervisor is None and before.get("health") == "stopped" and not _at_work(files, options):
+        if supervisor is None and before.get("health") == "stopped" and not _has_job(files, options):
             report(f"The service {files.name} is already stopped.")
             return
         files.want("savepoint" if savepoint else "stop")
@@ -101,7 +102,7 @@ def stop(files: ServiceFiles, wait_s: float, report: Report, *, savepoint: bool 
         if files.process("supervisor") is not None:
             report("The supervisor does not react; killing it.")
             processes.end(*files.recorded("supervisor"), grace_s=2.0)
-        if files.status().get("health") not in ("stopped", "failed") or _at_work(files, options):
+        if files.status().get("health") not in ("stopped", "failed") or _has_job(files, options):
             _stop_here(files, options, wait_s)
         if files.status().get("health") == "failed":
             files.put_status({**files.status(), "health": "stopped", "why": "as asked"})
@@ -156,7 +157,31 @@ def _commanding(files: ServiceFiles) -> Iterator[None]:
             ) from error
 
 
-def _at_work(files: ServiceFiles, options: StartOptions) -> bool:
+def _is_supervised(files: ServiceFiles) -> bool:
+    """Return whether a supervisor watches; that of a failed service only serves its metrics."""
+    return files.process("supervisor") is not None and files.status().get("health") != "failed"
+
+
+def _are_same(before: StartOptions, options: StartOptions) -> bool:
+    return replace(before, tied=None) == replace(options, tied=None)
+
+
+def _end_failed_supervisor(files: ServiceFiles) -> None:
+    """End the supervisor of a failed service, if it still serves metrics."""
+    if not _is_supervised(files):
+        processes.end(*files.recorded("supervisor"))
+
+
+def _end_other_job(files: ServiceFiles, options: StartOptions, report: Report) -> None:
+    """End the job of an earlier start unless its options are the same: then it is taken over."""
+    before = files.options()
+    if _are_same(before, options) or not _has_job(files, before):
+        return
+    report(f"Ending the job of an earlier start of {files.name}: its options differ.")
+    jobs_of(files, before).cancel()
+
+
+def _has_job(files: ServiceFiles, options: StartOptions) -> bool:
     """Return whether its job runs; False if the engine does not answer."""
     try:
         return jobs_of(files, options).status().state in _AT_WORK
@@ -164,68 +189,54 @@ def _at_work(files: ServiceFiles, options: StartOptions) -> bool:
         return False
 
 
-def _is_supervised(files: ServiceFiles) -> bool:
-    """Return whether a supervisor watches; that of a failed service only serves its metrics."""
-    return files.process("supervisor") is not None and files.status().get("health") != "failed"
+def _begin_status(files: ServiceFiles, report: Report) -> None:
+    """Replace the status of an earlier start, of which only the last failure stays."""
+    status = files.status()
+    savepoint = status.get("savepoint")
+    if savepoint and not savepoint["use"]:
+        report(f"Starting from the manifest, not from the savepoint {savepoint['path']} (resume would use it).")
+    failure = status.get("last_failure")
+    files.put_status({"last_failure": failure} if failure else {})
 
 
-def _end_failed(files: ServiceFiles) -> None:
-    """End the supervisor of a failed service."""
-    if not _is_supervised(files):
-        processes.end(*files.recorded("supervisor"))
-
-
-def _end_different(files: ServiceFiles, options: StartOptions, report: Report) -> None:
-    """End the job of an earlier start with other options. A job with the same options is taken over."""
-    before = files.options()
-    if _are_same(before, options) or not _at_work(files, before):
-        return
-    report(f"Ending the job of an earlier start of {files.name}: its options differ.")
-    jobs_of(files, before).cancel()
-
-
-def _are_same(before: StartOptions, options: StartOptions) -> bool:
-    return replace(before, tied=None) == replace(options, tied=None)
-
-
-def _supervise(files: ServiceFiles, wait_s: float, report: Report) -> None:
-    """Start a supervisor, and wait until its service runs."""
-    options = files.options()
+def _start_supervisor(files: ServiceFiles, wait_s: float, report: Report) -> None:
+    """Start a supervisor, and wait until its service runs; with ``wait_s`` 0 only start it."""
     files.want("run")
     command = processes.python_command("ciml.services.process", "supervisor", str(files.home), files.name)
-    pid, started = processes.spawn(command, files.log("supervisor"), processes.python_environment(), Path(options.cwd))
+    log = files.log("supervisor")
+    pid, started = processes.spawn(command, log, processes.python_environment(), Path(files.options().cwd))
+    if not wait_s:
+        report(f"The supervisor of {files.name} has started (pid {pid}).")
+        return
     began_s = time.monotonic()
-    deadline = began_s + wait_s
     why = "its supervisor has not started yet"
-    while time.monotonic() < deadline:
+    while time.monotonic() < began_s + wait_s:
         status = files.status()
-        is_its_status = (status.get("supervisor") or {}).get("pid") == pid
-        if is_its_status:
+        if (status.get("supervisor") or {}).get("pid") == pid:  # else the status is an earlier supervisor's
             why = status.get("why") or status.get("health", "")
             if status["health"] == "failed":
                 raise (IntegrityError if status.get("exit_code", 4) == 4 else CimlError)(why)
+            if status["health"] == "running":
+                report(_running_text(status))
+                return
             if status["health"] == "stalled":
                 break
-            if status["health"] == "running":
-                where = f"; {status['behind']:,} messages to go" if status.get("behind") is not None else ""
-                engine = f" on {options.engine}" if options.engine else ""
-                report(f"The service {files.name} is running{engine}, from version {status.get('version')}{where}.")
-                return
         if processes.find(pid, started) is None:
-            lines = processes.last_lines(files.log("supervisor"))
-            raise EngineError(f"the supervisor of {files.name} ended: {lines} (log: {files.log('supervisor')})")
+            raise EngineError(f"the supervisor of {files.name} ended: {processes.last_lines(log)} (log: {log})")
         time.sleep(_POLL_S)
-    if wait_s:
-        raise EngineError(
-            f"the service {files.name} is not running after {time.monotonic() - began_s:.0f} s: {why}. Its supervisor "
-            "continues; check it with: ciml service status"
-        )
-    report(f"The supervisor of {files.name} has started (pid {pid}).")
+    raise EngineError(
+        f"the service {files.name} is not running after {time.monotonic() - began_s:.0f} s: {why}. Its supervisor "
+        "continues; check it with: ciml service status"
+    )
+
+
+def _running_text(status: dict[str, Any]) -> str:
+    engine = f" on {status['engine']}" if status.get("engine") else ""
+    behind = f"; {status['behind']:,} messages to go" if status.get("behind") is not None else ""
+    return f"The service {status['name']} is running{engine}, from version {status.get('version')}{behind}."
 
 
 def _stop_here(files: ServiceFiles, options: StartOptions, wait_s: float) -> None:
-    import threading
-
     from ciml.services.process import supervise
 
     leave = threading.Event()
@@ -245,15 +256,16 @@ def _report_stopped(
     files: ServiceFiles, options: StartOptions, before: dict[str, Any], report: Report, *, savepoint: bool
 ) -> None:
     status = files.status()
-    stored_savepoint = status.get("savepoint") or {}
-    fresh = stored_savepoint.get("path") and stored_savepoint != (before.get("savepoint") or {})
-    if savepoint and submits(options) and not fresh:
-        why = status.get("savepoint_failed") or "its job did not run"
-        raise EngineError(
-            f"the service {files.name} is stopped without a savepoint: {why}. Resume starts from the manifest"
-        )
-    suffix = f", with the savepoint {stored_savepoint['path']}" if savepoint and fresh else ""
-    if savepoint and not submits(options):
+    suffix = ""
+    if savepoint and submits(options):
+        stored = status.get("savepoint") or {}
+        if not stored.get("path") or stored == before.get("savepoint"):
+            why = status.get("savepoint_failed") or "its job did not run"
+            raise EngineError(
+                f"the service {files.name} is stopped without a savepoint: {why}. Resume starts from the manifest"
+            )
+        suffix = f", with the savepoint {stored['path']}"
+    elif savepoint:
         suffix = "; no savepoint is needed"
     if status.get("why") not in (None, "", "as asked"):
         suffix += f": {status['why']}"

@@ -1,4 +1,7 @@
-"""Examines a data root: every object is listed, and read by the reader of its kind."""
+"""Examines a data root for ``ciml migrate``: every object is listed, and read by the reader of its kind.
+
+`examine` reports; `seal_older` and `rewrite` bring the objects of older versions up to date.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +39,15 @@ from ciml.verdicts.feedback.state import FEEDBACK
 from ciml.verdicts.feedback.truths import corrections_of
 
 T = TypeVar("T")
-#: The kinds of objects of a log with checkpoints, besides its deltas, by the kinds of their faults.
-_LOG: Mapping[str, Kind] = {
+#: The kind of object by the kind of a fault: of a log with checkpoints, besides its deltas, and of the raw store.
+_LOG_KINDS: Mapping[str, Kind] = {
     "segment": "segments",
     "checkpoint": "checkpoints",
     "index": "id index",
     "older": "checkpoints",
 }
-_RAW: Mapping[str, Kind] = {
-    **_LOG,
+_RAW_KINDS: Mapping[str, Kind] = {
+    **_LOG_KINDS,
     "delta": "raw deltas",
     "run": "runs",
     "pack": "packs",
@@ -52,243 +55,16 @@ _RAW: Mapping[str, Kind] = {
 }
 #: The format of results and of sweeps, which stands in them.
 _FORMAT = 1
-
-
-def check_raw(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
-    """Verify manifest, runs and packs, as `ciml runs verify` does, and the messages of dead letters."""
-    result = verify_raw(data.raw, progress=progress)
-    findings.add(result, _RAW)
-    if result.older:
-        findings.rewritten["checkpoints"] = sum(1 for _ in data.raw.entries("_manifest/checkpoints"))
-        findings.rewritten["id index"] = sum(1 for _ in data.raw.entries("_manifest/index"))
-    if result.version or not result.broken:
-        findings.read |= {"runs", "packs", "dead letters"}
-        _check_dead_letters(data.raw, findings, progress)
-
-
-def _check_dead_letters(raw: Store, findings: RootFindings, progress: Progress) -> None:
-    """Read each message that a dead letter may need again."""
-    last = ""
-    for version, delta in ManifestLog(raw).since(0):
-        for record in (*delta.get("dead_letters", ()), *delta.get("deferred", ())):
-            payload = record.get("payload")
-            path = payload.get("object", "") if payload else ""
-            if payload and (not path or path != last):  # the runs of one message share it
-                last = path
-                with findings.guard("dead letters" if path else "raw deltas", f"version {version}, a dead letter"):
-                    read = read_payload(raw, payload)
-                    if "value" in read:  # that of a message above a limit is not stored
-                        message_of(read, 0)
-        progress("dead letters", version, None)
-
-
-def check_datasets(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
-    """Verify each data set, as `ciml dataset verify` does."""
-    examples = findings.formats["examples"]
-    # Not `DataRoot.dataset_names`, which finds those that have a first delta.
-    paths = (entry.path for entry in data.datasets.entries())
-    names = {path.split("/")[0] for path in paths if kind_of(f"datasets/{path}") in ("data set deltas", "examples")}
-    for name in sorted(names):
-        with findings.guard("data set deltas", f"data set {name}"):
-            dataset = data.dataset(name)
-            for line in verify_dataset(dataset, progress=renamed(progress, name), formats=examples):
-                findings.find("examples", f"data set {name}: {line}")
-            _check_definition(dataset, findings)
-
-
-def _check_definition(dataset: StoredDataset, findings: RootFindings) -> None:
-    """Compare the definition beside the examples with that in the manifest. It is a copy for people."""
-    definition = dataset.state().definition
-    try:
-        copy = dataset.store.read(DEFINITION)
-    except FileNotFoundError:
-        return
-    if definition is None or copy != definition.to_toml().encode():
-        findings.notes.append(
-            f"{dataset.store.url(DEFINITION)} is not the definition of the data set; delete it, and "
-            "ciml dataset build writes it again"
-        )
-
-
-def check_tables(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
-    """Compare the files of Delta tables with the digests in their names. They are copies for other engines."""
-    findings.read.discard("derived")  # others are not read
-    for entry in _reported(data.tables.entries(), "tables", progress):
-        name, _, path = entry.path.partition("/")
-        if part_of(path) is not None and sha256_hex(data.tables.read(entry.path))[:32] != path.split(".")[1]:
-            findings.notes.append(
-                f"{data.tables.url(entry.path)} differs from its digest; delete {data.tables.url(name)}, and "
-                "ciml tables publish writes it again"
-            )
-
-
-def _check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, findings: RootFindings, progress: Progress) -> None:
-    """Verify a log with checkpoints that is not the raw manifest; ``deltas`` is the kind of its deltas."""
-    kinds = {**_LOG, "delta": deltas}
-    for fault in verify_log(ManifestLog(store), kind, renamed(progress, deltas)):
-        if fault.kind == "unsealed":
-            findings.notes.append(f"{store.url()}: {fault.text}")
-        else:
-            findings.find(kinds[fault.kind], fault.text)
-
-
-def _reported(entries: Iterable[T], activity: str, progress: Progress) -> Iterator[T]:
-    """Yield entries, and report how many."""
-    for number, entry in enumerate(entries, 1):
-        progress(activity, number, None)
-        yield entry
-
-
-_PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
-
-
-def check_experiments(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
-    """Read each experiment and result; compare predictions with the digest in their name."""
-    store = data.experiments
-    complete = set[str]()
-    for entry in _reported(store.entries(), "experiments", progress):
-        kind = kind_of(f"experiments/{entry.path}")
-        (name, _, path) = entry.path.partition("/")
-        with findings.guard(kind, f"experiment {name}"):
-            if kind == "experiments" and (stored := load_experiment(store, name).name) != name:
-                raise IntegrityError(f"{store.url(entry.path)} is of experiment {stored!r:.100}")
-            if name not in complete:
-                complete.add(name)
-                if not store.exists(f"{name}/experiment.json"):
-                    raise IntegrityError(f"{store.url(name)} has results, but no experiment.json")
-            if kind == "results":
-                _check_result(store, entry.path)
-            elif kind == "result predictions":
-                digest = path.rpartition("-")[2].removesuffix(".parquet")
-                if sha256_hex(store.read(entry.path))[: len(digest)] != digest:
-                    raise IntegrityError(f"{store.url(entry.path)} was altered: its digest differs")
-
-
-def _check_result(store: Store, path: str) -> None:
-    value = _json(store, path)
-    if not path.endswith(f"/{RESULT}"):
-        return
-    _check_format(value, store.url(path))
-    name = str(value.get("predictions"))
-    if not _PREDICTIONS.fullmatch(name) or not store.exists(f"{path.rpartition('/')[0]}/{name}"):
-        raise IntegrityError(f"{store.url(path)}: its predictions {name!r:.60} are missing")
-
-
-def _check_format(value: Mapping[str, Any], where: str) -> None:
-    if value.get("format") != _FORMAT:
-        raise IntegrityError(f"{where} has format {value.get('format')!r:.20}, not {_FORMAT}; upgrade ciml")
-
-
-def check_sweeps(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
-    """Read each sweep, and the outcomes of its trials."""
-    complete = set[str]()
-    for entry in _reported(data.sweeps.entries(), "sweeps", progress):
-        name, _, path = entry.path.partition("/")
-        with findings.guard("sweeps", f"sweep {name}"):
-            store = sweep_store(data.sweeps, name)
-            if name not in complete:
-                complete.add(name)
-                value = _json(store, "sweep.json")
-                where = store.url("sweep.json")
-                _check_format(value, where)
-                if not isinstance(value.get("raw_version"), int) or not isinstance(value.get("sweep"), dict):
-                    raise IntegrityError(f"{where} is not a sweep")
-            if path.startswith("trials/"):
-                read_outcome(store, int(path.removeprefix("trials/").removesuffix(".json")))
-            elif path.startswith("baselines/"):
-                _json(store, path)
-
-
-def check_exclusions(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
-    """Read the log of exclusions."""
-    with findings.guard("exclusions", data.exclusions.url()):
-        read_state(data.exclusions)
-
-
-def check_trainers(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
-    """Compare snapshots and analyses with their digests; read metrics."""
-    for entry in _reported(data.trainers.entries(), "trainers", progress):
-        kind = kind_of(f"trainer/{entry.path}")
-        if kind not in ("snapshots", "analyses", "training metrics"):
-            continue  # scratch
-        model, _, path = entry.path.partition("/")
-        trainer = data.trainer(model)
-        name = path.rpartition("/")[2].removesuffix(".json")
-        with findings.guard(kind, f"trainer of {model}"):
-            if kind == "snapshots":
-                read_snapshot(trainer, name)
-            elif kind == "training metrics":
-                _json(trainer, path)
-            elif AnalysisCache(trainer.child("analyses")).read(name) is None:
-                raise IntegrityError(
-                    f"{trainer.url(path)} differs from its digest; delete it, the next refresh computes it again"
-                )
-
-
-def _json(store: Store, path: str) -> dict[str, Any]:
-    value = read_stored(store, path)
-    if value is None:
-        raise IntegrityError(f"{store.url(path)} is missing")
-    return value
-
-
-def check_models(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
-    """Compare the files of each version with its registry, as `ciml models verify` does."""
-    names = registered_models(data)
-    entries = []
-    for number, name in enumerate(names, 1):
-        progress("models", number, len(names))
-        with findings.guard("registry deltas", f"model {name}"):
-            entries.append(Registry(data, name).entry())
-            for fault in filter(None, verify_versions(data, name).values()):
-                findings.find("models", f"model {name}: {fault}")
-    if findings.broken["registry deltas"]:
-        findings.read.discard("models")  # not all of them
-        return
-    wanted = render_config([entry for entry in entries if entry is not None])
-    try:
-        if data.models.read(CONFIG_NAME) != wanted.encode():
-            findings.notes.append(
-                f"{data.models.url(CONFIG_NAME)} is not that of the registry in this data root; "
-                "ciml models reconcile writes it again"
-            )
-    except FileNotFoundError:
-        pass
-
-
-def check_predictions(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
-    """Verify the log of predictions."""
-    _check_log(data.predictions, prediction_checkpoints(), "predictions deltas", findings, progress)
-
-
-def check_feedback(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
-    """Verify the logs of messages on changes and of reviewers' corrections."""
-    _check_log(data.feedback, FEEDBACK, "feedback deltas", findings, progress)
-    with findings.guard("corrections", data.feedback.url("corrections")):
-        corrections_of(data)
-
-
 _DELTA = re.compile(r"/_manifest/[0-9]{12}\.json$")
+_PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
+#: Objects of no kind that are named.
+_MOST_NAMED = 10
 
-
-#: The steps of the work: each with the kinds of objects that it reads completely. The first kind is reported broken
-#: where a manifest's content is not as it should be.
-_CHECKS: Mapping[Callable[[DataRoot, RootFindings, Progress], None], tuple[Kind, ...]] = {
-    check_raw: ("raw deltas", "segments", "checkpoints", "id index", "pack deltas"),
-    check_datasets: ("data set deltas", "examples"),
-    check_tables: ("derived",),
-    check_experiments: ("results", "experiments", "result predictions"),
-    check_sweeps: ("sweeps",),
-    check_exclusions: ("exclusions",),
-    check_trainers: ("snapshots", "analyses", "training metrics"),
-    check_models: ("registry deltas", "models"),
-    check_predictions: ("predictions deltas", "segments", "checkpoints", "id index"),
-    check_feedback: ("feedback deltas", "segments", "checkpoints", "id index", "corrections"),
-}
+Check = Callable[[DataRoot, RootFindings, Progress], None]
 
 
 def examine(data: DataRoot, progress: Progress | None = None) -> RootFindings:
-    """List and verify all objects below a data root. Changes nothing; may run beside services.
+    """List and verify all objects below a data root. Changes nothing; may run next to services.
 
     Time is linear in the objects. Memory grows by 20 bytes for each run, as in `ciml runs verify`.
 
@@ -302,8 +78,9 @@ def examine(data: DataRoot, progress: Progress | None = None) -> RootFindings:
     findings = RootFindings()
     report = progress or no_progress
     for number, entry in enumerate(data.store.entries(), 1):
-        findings.objects[kind := kind_of(entry.path)] += 1
-        if kind == "other" and findings.objects["other"] <= 10:
+        kind = kind_of(entry.path)
+        findings.objects[kind] += 1
+        if kind == "other" and findings.objects["other"] <= _MOST_NAMED:
             findings.notes.append(f"{data.store.url(entry.path)} is no object of ciml's; it is not read")
         if not number % 1000:
             report("objects", number, None)
@@ -313,7 +90,7 @@ def examine(data: DataRoot, progress: Progress | None = None) -> RootFindings:
         with findings.guard(kinds[0], f"{kinds[0]} of {data.url}"):
             check(data, findings, report)
             is_complete = True
-        if not is_complete:
+        if not is_complete:  # `guard` has made a fault of its error
             findings.read.difference_update(kinds)
     return findings
 
@@ -336,9 +113,9 @@ def seal_older(data: DataRoot) -> int:
 
 
 def rewrite(data: DataRoot, findings: RootFindings, progress: Progress | None = None) -> int:
-    """Make the objects again that older versions wrote with less in them, from the objects that are kept forever.
+    """Rebuild the objects that older versions wrote with less in them: checkpoints and index of the raw manifest.
 
-    These are the checkpoints of the raw manifest and its index. Repeating it is safe, also after a kill.
+    Repeating it is safe, also after a kill.
 
     Args:
       data: the data root.
@@ -357,8 +134,238 @@ def rewrite(data: DataRoot, findings: RootFindings, progress: Progress | None = 
     if findings.broken["raw deltas"] or findings.broken["segments"]:
         raise IntegrityError(f"{data.raw.url()}: the manifest is damaged; restore a backup first. Nothing was changed")
     log = ManifestLog(data.raw)
-    made = Checkpoints(log, RAW).rebuild(lambda version: report("checkpoints", version, None))
+    checkpoints = Checkpoints(log, RAW).rebuild(lambda version: report("checkpoints", version, None))
     for fault in verify_log(log, RAW, renamed(report, "manifest again")):
         if fault.kind != "unsealed":
             raise IntegrityError(f"after rewriting: {fault.text}")
-    return made
+    return checkpoints
+
+
+def _check_raw(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Verify manifest, runs and packs, as `ciml runs verify` does, and the messages of dead letters."""
+    result = verify_raw(data.raw, progress=progress)
+    findings.add(result, _RAW_KINDS)
+    if result.older:
+        findings.rewritten["checkpoints"] = sum(1 for _ in data.raw.entries("_manifest/checkpoints"))
+        findings.rewritten["id index"] = sum(1 for _ in data.raw.entries("_manifest/index"))
+    if result.version or not result.broken:
+        findings.read |= {"runs", "packs", "dead letters"}
+        _check_dead_letters(data.raw, findings, progress)
+
+
+def _check_dead_letters(raw: Store, findings: RootFindings, progress: Progress) -> None:
+    """Read each message that a dead letter may need again."""
+    last_path = ""
+    for version, delta in ManifestLog(raw).since(0):
+        for record in (*delta.get("dead_letters", ()), *delta.get("deferred", ())):
+            payload = record.get("payload")
+            if not payload:
+                continue
+            path = payload.get("object", "")  # "": the message is in the delta
+            if path and path == last_path:
+                continue  # the runs of one message share it
+            last_path = path
+            with findings.guard("dead letters" if path else "raw deltas", f"version {version}, a dead letter"):
+                message = read_payload(raw, payload)
+                if "value" in message:  # that of a message above a limit is not stored
+                    message_of(message, 0)
+        progress("dead letters", version, None)
+
+
+def _check_datasets(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Verify each data set, as `ciml dataset verify` does."""
+    examples = findings.formats["examples"]
+    # `DataRoot.dataset_names` would leave out a data set whose first delta is lost.
+    paths = (entry.path for entry in data.datasets.entries())
+    names = {path.split("/")[0] for path in paths if kind_of(f"datasets/{path}") in ("data set deltas", "examples")}
+    for name in sorted(names):
+        with findings.guard("data set deltas", f"data set {name}"):
+            dataset = data.dataset(name)
+            for line in verify_dataset(dataset, progress=renamed(progress, name), formats=examples):
+                findings.find("examples", f"data set {name}: {line}")
+            _check_definition(dataset, findings)
+
+
+def _check_definition(dataset: StoredDataset, findings: RootFindings) -> None:
+    """Compare the definition next to the examples, a copy for people, with that in the manifest."""
+    definition = dataset.state().definition
+    try:
+        copy = dataset.store.read(DEFINITION)
+    except FileNotFoundError:
+        return
+    if definition is None or copy != definition.to_toml().encode():
+        findings.notes.append(
+            f"{dataset.store.url(DEFINITION)} is not the definition of the data set; delete it, and "
+            "ciml dataset build writes it again"
+        )
+
+
+def _check_tables(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Compare the files of Delta tables with the digests in their names. They are copies for other engines."""
+    findings.read.discard("derived")  # most objects of this kind are not read
+    for entry in _counted(data.tables.entries(), "tables", progress):
+        name, _, path = entry.path.partition("/")
+        if part_of(path) is not None and sha256_hex(data.tables.read(entry.path))[:32] != path.split(".")[1]:
+            findings.notes.append(
+                f"{data.tables.url(entry.path)} differs from its digest; delete {data.tables.url(name)}, and "
+                "ciml tables publish writes it again"
+            )
+
+
+def _check_experiments(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Read each experiment and result; compare predictions with the digest in their name."""
+    store = data.experiments
+    checked = set[str]()
+    for entry in _counted(store.entries(), "experiments", progress):
+        kind = kind_of(f"experiments/{entry.path}")
+        name, _, path = entry.path.partition("/")
+        with findings.guard(kind, f"experiment {name}"):
+            if kind == "experiments":
+                stored_name = load_experiment(store, name).name
+                if stored_name != name:
+                    raise IntegrityError(f"{store.url(entry.path)} is of experiment {stored_name!r:.100}")
+            if name not in checked:
+                checked.add(name)
+                if not store.exists(f"{name}/experiment.json"):
+                    raise IntegrityError(f"{store.url(name)} has results, but no experiment.json")
+            if kind == "results":
+                _check_result(store, entry.path)
+            elif kind == "result predictions":
+                digest = path.rpartition("-")[2].removesuffix(".parquet")
+                if sha256_hex(store.read(entry.path))[: len(digest)] != digest:
+                    raise IntegrityError(f"{store.url(entry.path)} was altered: its digest differs")
+
+
+def _check_result(store: Store, path: str) -> None:
+    result = _read_json(store, path)
+    if not path.endswith(f"/{RESULT}"):
+        return
+    _check_format(result, store.url(path))
+    name = str(result.get("predictions"))
+    if not _PREDICTIONS.fullmatch(name) or not store.exists(f"{path.rpartition('/')[0]}/{name}"):
+        raise IntegrityError(f"{store.url(path)}: its predictions {name!r:.60} are missing")
+
+
+def _read_json(store: Store, path: str) -> dict[str, Any]:
+    value = read_stored(store, path)
+    if value is None:
+        raise IntegrityError(f"{store.url(path)} is missing")
+    return value
+
+
+def _check_format(value: Mapping[str, Any], where: str) -> None:
+    if value.get("format") != _FORMAT:
+        raise IntegrityError(f"{where} has format {value.get('format')!r:.20}, not {_FORMAT}; upgrade ciml")
+
+
+def _check_sweeps(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Read each sweep, and the outcomes of its trials."""
+    checked = set[str]()
+    for entry in _counted(data.sweeps.entries(), "sweeps", progress):
+        name, _, path = entry.path.partition("/")
+        with findings.guard("sweeps", f"sweep {name}"):
+            store = sweep_store(data.sweeps, name)
+            if name not in checked:
+                checked.add(name)
+                sweep = _read_json(store, "sweep.json")
+                where = store.url("sweep.json")
+                _check_format(sweep, where)
+                if not isinstance(sweep.get("raw_version"), int) or not isinstance(sweep.get("sweep"), dict):
+                    raise IntegrityError(f"{where} is not a sweep")
+            if path.startswith("trials/"):
+                read_outcome(store, int(path.removeprefix("trials/").removesuffix(".json")))
+            elif path.startswith("baselines/"):
+                _read_json(store, path)
+
+
+def _check_exclusions(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Read the log of exclusions."""
+    with findings.guard("exclusions", data.exclusions.url()):
+        read_state(data.exclusions)
+
+
+def _check_trainers(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Compare snapshots and analyses with their digests; read metrics."""
+    for entry in _counted(data.trainers.entries(), "trainers", progress):
+        kind = kind_of(f"trainer/{entry.path}")
+        if kind not in ("snapshots", "analyses", "training metrics"):
+            continue  # scratch
+        model, _, path = entry.path.partition("/")
+        trainer = data.trainer(model)
+        name = path.rpartition("/")[2].removesuffix(".json")
+        with findings.guard(kind, f"trainer of {model}"):
+            if kind == "snapshots":
+                read_snapshot(trainer, name)
+            elif kind == "training metrics":
+                _read_json(trainer, path)
+            elif AnalysisCache(trainer.child("analyses")).read(name) is None:
+                raise IntegrityError(
+                    f"{trainer.url(path)} differs from its digest; delete it, the next refresh computes it again"
+                )
+
+
+def _check_models(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Compare the files of each version with its registry, as `ciml models verify` does."""
+    names = registered_models(data)
+    entries = []
+    for number, name in enumerate(names, 1):
+        progress("models", number, len(names))
+        with findings.guard("registry deltas", f"model {name}"):
+            entries.append(Registry(data, name).entry())
+            for fault in filter(None, verify_versions(data, name).values()):
+                findings.find("models", f"model {name}: {fault}")
+    if findings.broken["registry deltas"]:
+        findings.read.discard("models")  # not all of them
+        return
+    config = render_config([entry for entry in entries if entry is not None])
+    with contextlib.suppress(FileNotFoundError):
+        if data.models.read(CONFIG_NAME) != config.encode():
+            findings.notes.append(
+                f"{data.models.url(CONFIG_NAME)} is not that of the registry in this data root; "
+                "ciml models reconcile writes it again"
+            )
+
+
+def _check_predictions(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Verify the log of predictions."""
+    _check_log(data.predictions, prediction_checkpoints(), "predictions deltas", findings, progress)
+
+
+def _check_feedback(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Verify the logs of messages on changes and of reviewers' corrections."""
+    _check_log(data.feedback, FEEDBACK, "feedback deltas", findings, progress)
+    with findings.guard("corrections", data.feedback.url("corrections")):
+        corrections_of(data)
+
+
+def _check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, findings: RootFindings, progress: Progress) -> None:
+    """Verify a log with checkpoints that is not the raw manifest; ``deltas`` is the kind of its deltas."""
+    kinds = {**_LOG_KINDS, "delta": deltas}
+    for fault in verify_log(ManifestLog(store), kind, renamed(progress, deltas)):
+        if fault.kind == "unsealed":
+            findings.notes.append(f"{store.url()}: {fault.text}")
+        else:
+            findings.find(kinds[fault.kind], fault.text)
+
+
+def _counted(entries: Iterable[T], activity: str, progress: Progress) -> Iterator[T]:
+    """Yield the entries, and report their number so far."""
+    for number, entry in enumerate(entries, 1):
+        progress(activity, number, None)
+        yield entry
+
+
+#: The checks in their order, each with the kinds of objects that it reads completely. An error of a whole check is a
+#: fault of its first kind.
+_CHECKS: Mapping[Check, tuple[Kind, ...]] = {
+    _check_raw: ("raw deltas", "segments", "checkpoints", "id index", "pack deltas"),
+    _check_datasets: ("data set deltas", "examples"),
+    _check_tables: ("derived",),
+    _check_experiments: ("results", "experiments", "result predictions"),
+    _check_sweeps: ("sweeps",),
+    _check_exclusions: ("exclusions",),
+    _check_trainers: ("snapshots", "analyses", "training metrics"),
+    _check_models: ("registry deltas", "models"),
+    _check_predictions: ("predictions deltas", "segments", "checkpoints", "id index"),
+    _check_feedback: ("feedback deltas", "segments", "checkpoints", "id index", "corrections"),
+}

@@ -1,6 +1,6 @@
-"""The findings about a data root.
+"""What an examination of a data root finds: its objects by kind, and what is wrong with them.
 
-The kinds of objects below a data root, by their paths.
+The *kind* of an object follows from its path below the data root.
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ _PATTERNS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
 
 def kind_of(path: str) -> Kind:
     """Return the kind of an object by its path below the data root."""
-    return next(kind for kind in _candidates(path.partition("/")[0]) if _PATTERNS[kind].fullmatch(path))
+    return next(kind for kind in _kinds_in(path.partition("/")[0]) if _PATTERNS[kind].fullmatch(path))
 
 
 @lru_cache(maxsize=64)
-def _candidates(folder: str) -> tuple[Kind, ...]:
-    """Return the kinds that may be in a folder: most objects are runs, and need not be compared with all patterns."""
+def _kinds_in(folder: str) -> tuple[Kind, ...]:
+    """Return the kinds that may be in a folder, so that a run's path need not be compared with all patterns."""
     return tuple(kind for kind, pattern in KINDS.items() if folder in pattern or kind == "other")
 
 
@@ -116,7 +116,7 @@ class RootFindings(Findings):
 
     @contextmanager
     def guard(self, kind: Kind, where: str) -> Iterator[None]:
-        """Turn an error of reading into a fault, so that one object costs only itself.
+        """Turn an error of reading into a fault, so that a broken object affects only itself.
 
         Args:
           kind: the kind of object that is read.
