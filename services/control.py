@@ -44,11 +44,11 @@ def start(
                 f"a service named {files.name} is already running (pid {files.recorded('supervisor')[0]}): stop it "
                 "(ciml service stop), or choose another --name"
             )
-        continues = foreground and files.known and _are_same(files.options(), options)
+        continues = foreground and files.was_started and _are_same(files.options(), options)
         # In the foreground a missing credential fails the worker, which the supervisor's metrics report.
         check(options, report if continues else None, worker=not foreground)
         _end_failed_supervisor(files)
-        if files.known:
+        if files.was_started:
             _end_other_job(files, options, report)
         files.put_options(options)
         if not continues:

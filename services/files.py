@@ -1,4 +1,8 @@
-"""The files of a supervised service: the status ``<home>/services/<name>.json``, and a folder of the same name."""
+"""The files of a supervised service: the status ``<home>/services/<name>.json``, and a folder of the same name.
+
+The folder has the record of the service's start (`StartOptions`), the operator's last request, the ids of its two
+processes, the *supervisor* and the *worker*, and what the worker reports.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ from ciml.services.options import IngestOptions, ServiceOptions, options_of
 from ciml.storage.json_files import read_json, write_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_KEEP_LOG_BYTES = 5 * 2**20
+_MAX_LOG_BYTES = 5 * 2**20
 _FOLDERS = ("services", "ingest")  # earlier versions supervised only an ingest, in the second
 
 
@@ -90,19 +94,22 @@ class StartOptions:
         )
 
 
-def located(home: Path, options: StartOptions) -> StartOptions:
-    """Return the options with the present addresses of the home's own engines; without one the last is kept."""
+def with_present_addresses(home: Path, options: StartOptions) -> StartOptions:
+    """Return the options with the present addresses of the home's own engines.
+
+    An engine that does not run keeps its last address.
+    """
     engines = state.read(home)
-    kafka = engines.get("kafka")
     flink = engines.get("cluster") or engines.get("flink")
     if options.local_flink and flink is not None and not flink.light:
         rest_url = flink.urls.get("rest", "")
         workers = flink.urls.get("workers", "")
         options = replace(options, jobs=flink.address, rest=rest_url, workers=workers)
     s3 = engines.get("s3")
-    models = engines.get("models")
     if options.local_s3 and s3 is not None:
         options = replace(options, environment={**(options.environment or {}), **s3_environment(s3.address)})
+    kafka = engines.get("kafka")
+    models = engines.get("models")
     service = options.service.with_addresses(
         kafka.address if options.local_kafka and kafka is not None else None,
         models.urls["grpc"] if options.local_models and models is not None else None,
@@ -113,16 +120,7 @@ def located(home: Path, options: StartOptions) -> StartOptions:
 @contextmanager
 def in_place(home: Path, options: StartOptions) -> Iterator[None]:
     """Use the working folder and the environment of a service's start in this process, within the context."""
-    with ExitStack() as stack:
-        stack.enter_context(_folder(options.cwd))
-        if options.environment is None:
-            stack.enter_context(use_environment({}, os.environ.keys()))
-            service = options.service
-            urls = (service.data, *(service.roots if isinstance(service, IngestOptions) else ()))
-            if any(url.startswith("s3://") for url in urls):
-                use_local_s3(state.read(home).get("s3"))
-        else:
-            stack.enter_context(use_environment(options.environment, options.secret_variables))
+    with _folder(options.cwd), _environment(home, options):
         yield
 
 
@@ -130,19 +128,32 @@ def in_place(home: Path, options: StartOptions) -> Iterator[None]:
 def _folder(path: str) -> Iterator[None]:
     before = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            os.chdir(path)
-        except OSError as error:
-            raise CimlError(
-                f"the service was started in {path}, which cannot be used now ({error.strerror}): restore the folder, "
-                "or start the service in another one"
-            ) from None
-        try:
-            yield
-        finally:
-            os.fchdir(before)
-    finally:
+        os.chdir(path)
+    except OSError as error:
         os.close(before)
+        raise CimlError(
+            f"the service was started in {path}, which cannot be used now ({error.strerror}): restore the folder, "
+            "or start the service in another one"
+        ) from None
+    try:
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+@contextmanager
+def _environment(home: Path, options: StartOptions) -> Iterator[None]:
+    if options.environment is not None:
+        with use_environment(options.environment, options.secret_variables):
+            yield
+        return
+    with use_environment({}, os.environ.keys()):  # an earlier version recorded none: this process's, and the local S3
+        service = options.service
+        roots = service.roots if isinstance(service, IngestOptions) else ()
+        if any(url.startswith("s3://") for url in (service.data, *roots)):
+            use_local_s3(state.read(home).get("s3"))
+        yield
 
 
 def check_secret_variables(options: StartOptions) -> None:
@@ -168,8 +179,8 @@ class ServiceFiles:
         self.home = home
         self.name = name
         new, old = (home / folder for folder in _FOLDERS)
-        self._earlier = not (new / name / "options.json").exists() and (old / name / "options.json").exists()
-        folder = old if self._earlier else new
+        self._is_earlier = not (new / name / "options.json").exists() and (old / name / "options.json").exists()
+        folder = old if self._is_earlier else new
         self.status_file = folder / f"{name}.json"
         self.folder = folder / name
 
@@ -184,12 +195,12 @@ class ServiceFiles:
         """The folder of the worker's metrics, which its supervisor exports."""
         return self.folder / "timings"
 
-    def log(self, what: str) -> Path:
+    def log(self, process: str) -> Path:
         """Return the log of its ``supervisor`` or ``worker``."""
-        return self.home / "logs" / f"{'ingest' if self._earlier else 'service'}-{self.name}-{what}.log"
+        return self.home / "logs" / f"{'ingest' if self._is_earlier else 'service'}-{self.name}-{process}.log"
 
     @property
-    def known(self) -> bool:
+    def was_started(self) -> bool:
         """Whether it was ever started."""
         return (self.folder / "options.json").exists()
 
@@ -202,7 +213,7 @@ class ServiceFiles:
         value = read_json(self.folder / "options.json")
         if value is None:
             raise CimlError(f"no service named {self.name} was started in {self.home}; start one: ciml service start")
-        return located(self.home, StartOptions.from_json(value))
+        return with_present_addresses(self.home, StartOptions.from_json(value))
 
     def put_options(self, options: StartOptions) -> None:
         write_json(self.folder / "options.json", options.to_json(), mode=0o600)
@@ -222,39 +233,42 @@ class ServiceFiles:
     def put_status(self, status: dict[str, Any]) -> None:
         write_json(self.status_file, status)
 
-    def process(self, what: str) -> psutil.Process | None:
+    def process(self, name: str) -> psutil.Process | None:
         """Return the recorded ``supervisor`` or ``worker`` if it runs."""
-        return processes.find(*self.recorded(what))
+        return processes.find(*self.recorded(name))
 
-    def recorded(self, what: str) -> tuple[int | None, float | None]:
+    def recorded(self, process: str) -> tuple[int | None, float | None]:
         """Return the recorded pid and start time of the ``supervisor`` or ``worker``."""
-        value = read_json(self.folder / f"{what}.json") or {}
+        value = read_json(self.folder / f"{process}.json") or {}
         return value.get("pid"), value.get("started")
 
-    def record(self, what: str, pid: int, started: float) -> None:
-        write_json(self.folder / f"{what}.json", {"pid": pid, "started": started})
+    def record(self, process: str, pid: int, started: float) -> None:
+        write_json(self.folder / f"{process}.json", {"pid": pid, "started": started})
 
-    def report(self, what: str) -> dict[str, Any]:
-        """Return the last report of the ``worker``; empty before the first."""
-        return read_json(self.folder / f"{what}.said.json") or {}
+    def report(self) -> dict[str, Any]:
+        """Return the last report of the worker; empty before the first."""
+        return read_json(self._report_file) or {}
 
-    def put_report(self, what: str, value: dict[str, Any]) -> None:
-        write_json(self.folder / f"{what}.said.json", value)
+    def put_report(self, value: dict[str, Any]) -> None:
+        write_json(self._report_file, value)
 
-    def clear(self, what: str) -> None:
-        """Prepare for the next ``worker``: remove the last one's report, and move its log aside."""
+    def clear_worker(self) -> None:
+        """Prepare for the next worker: remove the last one's report, and move its log aside."""
+        self._report_file.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            (self.folder / f"{what}.said.json").unlink()
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self.log(what), self.log(what).with_suffix(".log.1"))
+            os.replace(self.log("worker"), self.log("worker").with_suffix(".log.1"))
+
+    @property
+    def _report_file(self) -> Path:
+        return self.folder / "worker.said.json"
 
     @contextmanager
-    def exclusive(self, what: str, timeout_s: float = 0.0) -> Iterator[bool]:
-        """Hold the lock of the only ``supervisor`` or ``worker``. Yield whether it is held."""
+    def exclusive(self, holder: str, timeout_s: float = 0.0) -> Iterator[bool]:
+        """Hold the lock of the only ``supervisor``, ``worker`` or ``command``. Yield whether it is held."""
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / f"{what}.lock", timeout=timeout_s)
+        lock = FileLock(self.folder / f"{holder}.lock", timeout=timeout_s)
         try:
             lock.acquire()
         except Timeout:
@@ -266,7 +280,7 @@ class ServiceFiles:
             lock.release()
 
 
-def bound(log: Path, most: int = _KEEP_LOG_BYTES) -> None:
+def bound_log(log: Path, most: int = _MAX_LOG_BYTES) -> None:
     """Empty a log of more than ``most`` bytes, even while it is written to; keep a copy next to it."""
     with contextlib.suppress(OSError):
         if log.stat().st_size > most:

@@ -1,4 +1,7 @@
-"""The `ciml.services.supervisor.Jobs` of a service: in a worker process, or as a job on Flink that it submits."""
+"""The jobs that a supervisor watches (`ciml.services.supervisor.Jobs`): a worker process, or a job on Flink.
+
+A *worker* is the process that runs the service, or submits its job to Flink.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from ciml.services.supervisor import Jobs
 
 _GRACE_S = 30.0  # time to finish the present batch
 _CANCEL_S = 60.0
+_CANCEL_POLL_S = 0.2
 
 
 def jobs_of(files: ServiceFiles, options: StartOptions) -> Jobs:
@@ -33,12 +37,12 @@ def jobs_of(files: ServiceFiles, options: StartOptions) -> Jobs:
 
 
 def submits(options: StartOptions) -> bool:
-    """Return whether its job is submitted to Flink and watched there; else a worker process runs the service."""
+    """Return whether a job on Flink runs the service and is watched there; else a worker process runs it."""
     return options.engine == "flink" and options.service.submits
 
 
 def job_name(files: ServiceFiles, options: StartOptions) -> str:
-    """Return the prefix of its jobs' names, which differs from other homes' on the same cluster."""
+    """Return the prefix of the names of a service's jobs, which differs from other homes' on the same cluster."""
     identity = sha256_json([DataRoot.open(options.service.data).url, options.service.subject])[:8]
     return f"ciml-{options.kind}-{files.name}-{identity}"
 
@@ -58,6 +62,7 @@ class Worker:
 
     @property
     def runs(self) -> bool:
+        """Whether its process runs, which may not have recorded itself yet."""
         recorded = self._files.process("worker")
         return recorded is not None or (self._child is not None and processes.find(*self._child) is not None)
 
@@ -74,7 +79,7 @@ class Worker:
 
     def report(self) -> dict[str, Any]:
         """Return its last report; empty before the first, and for one of an earlier launch."""
-        report = self._files.report("worker")
+        report = self._files.report()
         launch = report.get("launch", "")  # earlier versions have none
         if report and self.runs:
             self._launch = launch
@@ -83,18 +88,17 @@ class Worker:
     @property
     def beam_id(self) -> str | None:
         """The id of the last submitted job in the job server, also of an earlier launch."""
-        return self._files.report("worker").get("beam_id")
+        return self._files.report().get("beam_id")
 
     def how(self) -> str:
-        """Return how it ended."""
+        """Return how it ended, for people."""
+        error: str | None = self.report().get("error")
         line = processes.last_lines(self._files.log("worker"), 1)
-        return self.report().get("error") or "its process died" + (
-            f"; the last line of its log: {line}" if line else ""
-        )
+        return error or f"its process died{f'; the last line of its log: {line}' if line else ''}"
 
     def start(self, savepoint: str = "") -> None:
         """Start it; the previous one must have ended."""
-        self._files.clear("worker")
+        self._files.clear_worker()
         self._launch = secrets.token_hex(8)
         command = processes.python_command(
             "ciml.services.process", "worker", str(self._files.home), self._files.name, self._launch
@@ -171,36 +175,68 @@ class OnFlink:
         self._options = options
         self._prefix = prefix
         self._savepoints = savepoints
-        self._seen_live: set[str] = set()  # names of the jobs that this object saw running
+        self._live_names: set[str] = set()  # of the jobs that this object saw running
 
     def status(self) -> JobStatus:
         report = self._worker.report()
         runs = self._worker.runs
-        own_jobs = self._mine()
-        if not self._options.workers:  # other jobs have lost their workers; the next submission ends them
-            own_jobs = [job for job in own_jobs if job.name == report.get("job")]
-        live = [job for job in own_jobs if not job.over]
-        self._seen_live.update(job.name for job in live)
-        # Flink remembers the ended jobs of earlier launches, whose failures are not those of this one.
-        own_jobs = [job for job in own_jobs if job.name in self._seen_live or job.name == report.get("job")]
-        for job in live[:-1]:
+        own_jobs = self._own_jobs(report.get("job"))
+        live_jobs = [job for job in own_jobs if not job.over]
+        for job in live_jobs[:-1]:
             jobs.cancel(job)  # a supervisor was killed before it cancelled this one
-        if live and (runs or self._options.workers):
-            return self._observed(live[-1])
+        if live_jobs and (runs or self._options.workers):
+            return self._live_status(live_jobs[-1])
         if runs:
             return JobStatus("starting")
-        if live:
-            return JobStatus("over", live[-1].id, live[-1].name, how=f"its workers died: {self._worker.how()}")
-        has_failed = (
-            bool(own_jobs) and own_jobs[-1].state == "FAILED" and own_jobs[-1].began_s > (self._worker.began_s or 0.0)
+        if live_jobs:
+            job = live_jobs[-1]
+            return JobStatus("over", job.id, job.name, how=f"its workers died: {self._worker.how()}")
+        return self._ended_status(report, own_jobs[-1] if own_jobs else None)
+
+    def _own_jobs(self, reported_name: str | None) -> list[RestJob]:
+        """Return the jobs of this launch, the newest last.
+
+        Flink remembers the ended jobs of earlier launches, whose failures are not those of this one.
+        """
+        all_jobs = self._all_jobs()
+        if not self._options.workers:  # other jobs have lost their workers; the next submission ends them
+            all_jobs = [job for job in all_jobs if job.name == reported_name]
+        self._live_names.update(job.name for job in all_jobs if not job.over)
+        return [job for job in all_jobs if job.name in self._live_names or job.name == reported_name]
+
+    def _live_status(self, job: RestJob) -> JobStatus:
+        checkpoint = None
+        restarts = None
+        with contextlib.suppress(EngineError):  # a new job has neither
+            checkpoint = jobs.last_checkpoint(job)
+            restarts = jobs.restarts(job)
+        state: JobState = "running"
+        how = fault = ""
+        if not job.all_run:
+            state = "restarting" if restarts else "starting"
+            how, fault = self._failure(job)
+        return JobStatus(
+            state,
+            job.id,
+            job.name,
+            how=how,
+            fault=fault,
+            began_s=job.began_s,
+            restarts=restarts,
+            checkpoint_bytes=checkpoint.bytes if checkpoint else None,
+            checkpoint_s=checkpoint.time_s if checkpoint else None,
         )
+
+    def _ended_status(self, report: Mapping[str, Any], job: RestJob | None) -> JobStatus:
+        """Return how the last job ended, by Flink, or by its submitter if that failed."""
+        has_failed = job is not None and job.state == "FAILED" and job.began_s > (self._worker.began_s or 0.0)
         if report.get("error") and not has_failed:
             return JobStatus("over", how=report["error"], **_fault(report))
-        if own_jobs:
-            line, fault = self._failure(own_jobs[-1])
-            reason = f"the Flink job ended: {own_jobs[-1].state}" + (f" ({line})" if line else "")
-            return JobStatus("over", own_jobs[-1].id, own_jobs[-1].name, how=reason, fault=fault)
-        return JobStatus("missing", how="Flink does not know the job (any more)" if report else "")
+        if job is None:
+            return JobStatus("missing", how="Flink does not know the job (any more)" if report else "")
+        line, fault = self._failure(job)
+        how = f"the Flink job ended: {job.state}{f' ({line})' if line else ''}"
+        return JobStatus("over", job.id, job.name, how=how, fault=fault)
 
     def submit(self, savepoint: str = "") -> None:
         if self._options.workers:
@@ -214,71 +250,53 @@ class OnFlink:
         self._worker.end()
         if report.get("state") == "submitting":
             self._cancel_by_beam({report["job"]})
-        live = self._live()
+        live_jobs = self._live_jobs()
         if not self._options.workers:
-            self._cancel_by_beam({job.name for job in live})
-        deadline = time.monotonic() + _CANCEL_S
-        while live:
-            if time.monotonic() > deadline:
-                raise EngineError(f"the Flink job {live[0].name} is {live[0].state} {_CANCEL_S:.0f} s after its cancel")
-            for job in live:
+            self._cancel_by_beam({job.name for job in live_jobs})
+        deadline_s = time.monotonic() + _CANCEL_S
+        while live_jobs:
+            if time.monotonic() > deadline_s:
+                job = live_jobs[0]
+                raise EngineError(f"the Flink job {job.name} is {job.state} {_CANCEL_S:.0f} s after its cancel")
+            for job in live_jobs:
                 jobs.cancel(job)
-            time.sleep(0.2)
-            live = self._live()
+            time.sleep(_CANCEL_POLL_S)
+            live_jobs = self._live_jobs()
         if self._options.workers and self._worker.beam_id:
             jobs.forget_job(self._options.jobs, self._worker.beam_id)
 
     def stop_with_savepoint(self) -> str:
-        live = self._live()
-        if not live:
+        live_jobs = self._live_jobs()
+        if not live_jobs:
             raise EngineError("the Flink job does not run")
-        path = jobs.stop_with_savepoint(live[-1], "" if self._options.rest else self._savepoints.as_uri())
+        path = jobs.stop_with_savepoint(live_jobs[-1], "" if self._options.rest else self._savepoints.as_uri())
         self.cancel()  # its submitter may still run
         return path
-
-    def _observed(self, job: RestJob) -> JobStatus:
-        point = None
-        restarts = None
-        with contextlib.suppress(EngineError):  # a new job has neither
-            point = jobs.last_checkpoint(job)
-            restarts = jobs.restarts(job)
-        reason, fault = ("", "") if job.all_run else self._failure(job)
-        return JobStatus(
-            "running" if job.all_run else "restarting" if restarts else "starting",
-            job.id,
-            job.name,
-            how=reason,
-            fault=fault,
-            began_s=job.began_s,
-            restarts=restarts,
-            checkpoint_bytes=point.bytes if point else None,
-            checkpoint_s=point.time_s if point else None,
-        )
 
     def _failure(self, job: RestJob) -> tuple[str, str]:
         with contextlib.suppress(EngineError):  # the job may have ended meanwhile
             return jobs.failure(job)
         return "", ""
 
-    def _live(self) -> list[RestJob]:
-        return [job for job in self._mine() if not job.over]
+    def _live_jobs(self) -> list[RestJob]:
+        return [job for job in self._all_jobs() if not job.over]
 
-    def _mine(self) -> list[RestJob]:
-        """Return the jobs of this service that Flink knows, the newest last."""
-        own_jobs = [job for job in self._all() if job.name.startswith(self._prefix)]
-        return sorted(own_jobs, key=lambda job: job.began_s)
-
-    def _all(self) -> list[RestJob]:
+    def _all_jobs(self) -> list[RestJob]:
+        """Return the jobs of this service that Flink knows, also of earlier launches, the newest last."""
         if self._options.rest:
-            return jobs.overview(self._options.rest)
-        from ciml.engines.flink.job_server import job_service_answers
+            flink_jobs = jobs.overview(self._options.rest)
+        else:
+            from ciml.engines.flink.job_server import job_service_answers
 
-        if not job_service_answers(self._options.jobs):
-            raise EngineError(f"Flink's job server at {self._options.jobs} does not answer")
-        return jobs.list_flink_jobs(self._options.jobs)
+            if not job_service_answers(self._options.jobs):
+                raise EngineError(f"Flink's job server at {self._options.jobs} does not answer")
+            flink_jobs = jobs.list_flink_jobs(self._options.jobs)
+        return sorted((job for job in flink_jobs if job.name.startswith(self._prefix)), key=lambda job: job.began_s)
 
     def _cancel_by_beam(self, names: set[str]) -> None:
         """Cancel jobs in the job server, from which Flink may not have received them yet."""
-        for job in jobs.list_jobs(self._options.jobs) if names else ():
+        if not names:
+            return
+        for job in jobs.list_jobs(self._options.jobs):
             if job.name in names and not job.over:
                 jobs.cancel_job(self._options.jobs, job.id)

@@ -30,7 +30,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.logs import configure_logging
 from ciml.metrics import Board, registry_of, serve_metrics
 from ciml.services.decide import Health, ServiceProgress
-from ciml.services.files import ServiceFiles, StartOptions, bound, in_place, now_us
+from ciml.services.files import ServiceFiles, StartOptions, bound_log, in_place, now_us
 from ciml.services.jobs import job_name, jobs_of, submits
 from ciml.services.metrics import StatusAges, status_families
 from ciml.services.service import Service
@@ -191,7 +191,7 @@ class _Reporter:
         if time.monotonic() - self._bounded_s > _LOGS_S:
             self._bounded_s = time.monotonic()
             for process in ("supervisor", "worker"):
-                bound(self._files.log(process))
+                bound_log(self._files.log(process))
 
     def close(self) -> None:
         self._endpoint.close()
@@ -294,7 +294,7 @@ class _Worker:
     def _report(self, **changes: Any) -> None:
         self._reported.update(changes, time_us=now_us())
         try:
-            self._files.put_report("worker", self._reported)
+            self._files.put_report(self._reported)
         except OSError as error:  # of a full disk: the work goes on
             _log.warning("the report of the worker cannot be written: %s", error)
 

@@ -139,7 +139,7 @@ class Trials:
         assert done.exception is not None or done.exit_code == 2, done.output
         assert self.kind.credential.name in f"{done.exception} {done.output}", f"{done.exception} {done.output}"
         assert "is running" not in done.output
-        assert not self.service.files.known
+        assert not self.service.files.was_started
         self._put(self.kind.credential, secret)
         done = self._start()
         assert done.exception is None, done.exception
@@ -272,7 +272,7 @@ class Trials:
         now_us = time.time() * 1e6
         deadline = time.monotonic() + 12.0
         while time.monotonic() < deadline:
-            seen, report = self.service.status(), self.service.files.report("worker")
+            seen, report = self.service.status(), self.service.files.report()
             fresh = report.get("state") == "running" and not report.get("waits") and report["time_us"] > now_us
             if fresh and seen["health"] == "running" and not seen["stale"] and not seen.get("problems"):
                 return True

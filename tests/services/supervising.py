@@ -122,7 +122,7 @@ def supervised(home: Path) -> Iterator[Supervised]:
     try:
         yield one
     finally:
-        if one.files.known:
+        if one.files.was_started:
             one.ask("stop", "one")
 
 
@@ -133,7 +133,7 @@ def ingest(home: Path, data: str, scenario: Scenario, runs_topic: str) -> Iterat
     try:
         yield one
     finally:
-        if one.files.known:
+        if one.files.was_started:
             one.ask("stop", "one")
 
 

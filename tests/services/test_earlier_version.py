@@ -40,7 +40,7 @@ def test_its_files_are_read_where_they_are(home: Path) -> None:
     )
     assert files.options() == StartOptions(service, "micro-batches", cwd="/srv/ciml", metrics_port=0)
     assert (files.name, files.wanted(), files.status()["resubmitted"]) == ("one", "stop", 1)
-    assert (files.recorded("worker"), files.report("worker")["state"]) == ((4002, 1001.5), "ended")
+    assert (files.recorded("worker"), files.report()["state"]) == ((4002, 1001.5), "ended")
     assert files.log("worker") == home / "logs" / "ingest-one-worker.log"
     # its files stay in the old folder, and a new service has the new one
     files.put_options(files.options())

@@ -18,7 +18,7 @@ from ciml.engines import processes
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.connect import admin
 from ciml.kafka.options import KafkaOptions
-from ciml.services.files import ServiceFiles, StartOptions, bound
+from ciml.services.files import ServiceFiles, StartOptions, bound_log
 from tests.pipelines.ingest.ingesting import account, need_real
 from tests.pipelines.ingest.scenario import send
 from tests.scraping import scrape
@@ -153,7 +153,7 @@ def test_a_start_that_cannot_work_fails_at_once(one: Ingest) -> None:
     assert "has no topic no-such" in str(done.exception)
     done = one.start("--engine", "flink:127.0.0.1:1")
     assert "127.0.0.1:1" in str(done.exception)
-    assert not one.files.known
+    assert not one.files.was_started
     assert one.ask("status").exit_code == 1
     assert "no service was started" in str(one.ask("resume").exception)
 
@@ -201,12 +201,12 @@ def test_a_log_is_bounded_while_it_is_written(tmp_path: Path) -> None:
     with log.open("ab") as out:
         out.write(b"first\n" * 10)
         out.flush()
-        bound(log, 100)
+        bound_log(log, 100)
         assert log.stat().st_size == 60
-        bound(log, 50)
+        bound_log(log, 50)
         out.write(b"second\n")
     assert (log.read_bytes(), log.with_suffix(".log.1").read_bytes()) == (b"second\n", b"first\n" * 10)
-    bound(tmp_path / "none.log", 0)
+    bound_log(tmp_path / "none.log", 0)
 
 
 def test_an_ended_process_is_not_found(tmp_path: Path) -> None:

@@ -38,10 +38,10 @@ def home(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_report_of_an_earlier_launch_is_no_failure_of_the_next_one(home: Path, kind: str) -> None:
     files = files_of(home, kind)
-    files.put_report("worker", {**FAILED, "launch": "earlier"})
+    files.put_report({**FAILED, "launch": "earlier"})
     jobs = InWorker(Worker(files, home))
     assert (jobs.status().state, jobs.status().fault) == ("missing", "")
-    files.put_report("worker", FAILED)  # of a version without launches
+    files.put_report(FAILED)  # of a version without launches
     assert (jobs.status().state, jobs.status().fault) == ("missing", "")
 
 
@@ -53,7 +53,7 @@ def test_the_failure_of_its_own_launch_counts(home: Path, monkeypatch: pytest.Mo
     jobs.submit()
     launch = commands[0][-2]
     assert jobs.status().state == "over"  # it died before its first report
-    files.put_report("worker", {**FAILED, "launch": launch})
+    files.put_report({**FAILED, "launch": launch})
     assert (jobs.status().state, jobs.status().fault, jobs.status().exit_code) == ("over", "token: no such file", 2)
     jobs.submit()
     assert commands[1][-2] != launch
@@ -64,12 +64,12 @@ def test_a_running_worker_is_taken_over_with_its_report(home: Path) -> None:
     files = files_of(home)
     me = os.getpid()
     files.record("worker", me, processes.start_time(me))
-    files.put_report("worker", {"pid": me, "state": "running", "launch": "earlier", "waits": "Kafka", "time_us": 7})
+    files.put_report({"pid": me, "state": "running", "launch": "earlier", "waits": "Kafka", "time_us": 7})
     worker = Worker(files, home)
     seen = InWorker(worker).status()
     assert (seen.state, seen.waits, seen.progress_us) == ("running", "Kafka", 7)
     files.record("worker", me, processes.start_time(me) - 100)  # it died; its pid is another process's now
-    files.put_report("worker", {**FAILED, "launch": "earlier"})
+    files.put_report({**FAILED, "launch": "earlier"})
     assert InWorker(worker).status().fault == "token: no such file"
 
 
@@ -81,7 +81,7 @@ def test_a_job_that_flink_remembers_from_an_earlier_launch_is_no_failure(home: P
     files.put_options(options)
     jobs = OnFlink(Worker(files, home), options, "ciml-ingest-one-", home)
     ended = [RestJob("http://r", "1", "ciml-ingest-one-1", "FAILED", 5.0, 0)]
-    jobs._all = lambda: ended  # type: ignore[method-assign]
+    jobs._all_jobs = lambda: ended  # type: ignore[method-assign]
     assert (jobs.status().state, jobs.status().fault) == ("missing", "")
 
 

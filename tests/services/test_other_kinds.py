@@ -145,7 +145,7 @@ def test_live_examples_equal_the_batch_result_after_a_worker_died(
         )  # fmt: skip
         rejected = one.begin("live", *arguments, "--engine", "micro-batches")
         assert "live windows need Flink" in str(rejected.exception)
-        assert not one.files.known
+        assert not one.files.was_started
         done = one.begin("live", *arguments, "--engine", f"flink:{flink_jobs}", "--metrics-port", "0")
         assert done.exception is None, done.exception
         one.wait(lambda: bool(kept.look().windows), "no windows come")

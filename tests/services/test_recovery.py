@@ -170,7 +170,7 @@ def test_a_failed_service_starts_again_by_every_command(kafka: str, topic: Calla
             foreground.kill()
             foreground.wait()
         one.wait(lambda: one.files.process("worker") is None, "the worker does not end")
-        one.files.put_report("worker", {**one.files.report("worker"), "state": "ended", "error": "x", "fault": True})
+        one.files.put_report({**one.files.report(), "state": "ended", "error": "x", "fault": True})
         for what in ("supervisor", "worker"):
             one.files.record(what, os.getpid(), 1000.0)
         seen = one.status()
@@ -205,7 +205,7 @@ def test_a_service_follows_the_homes_own_s3_and_resumes_with_it(
         with supervised(home) as one:
 
             def runs(port: int) -> bool:
-                seen, report = one.status(), one.files.report("worker")
+                seen, report = one.status(), one.files.report()
                 at = (one.files.options().environment or {})["AWS_ENDPOINT_URL_S3"]
                 return (seen["health"], report.get("state"), at) == ("running", "running", f"http://127.0.0.1:{port}")
 

@@ -85,7 +85,7 @@ def _start(kind: str, foreground: bool, service: ServiceOptions, how: RunOptions
     from ciml.engines import processes, state
     from ciml.engines.environment import record_environment
     from ciml.services import control
-    from ciml.services.files import ServiceFiles, located
+    from ciml.services.files import ServiceFiles, with_present_addresses
     from ciml.services.files import StartOptions as Start
 
     ctx = click.get_current_context()
@@ -116,7 +116,7 @@ def _start(kind: str, foreground: bool, service: ServiceOptions, how: RunOptions
         metrics_address=running.metrics_address,
     )
     files = ServiceFiles(home, how.name or kind)
-    return control.start(files, located(home, options), how.wait, click.echo, foreground=foreground)
+    return control.start(files, with_present_addresses(home, options), how.wait, click.echo, foreground=foreground)
 
 
 def _by_default(ctx: click.Context, name: str) -> bool:
