@@ -1,7 +1,8 @@
 """Changes of Gerrit's REST API that were updated since a time, as the events that its stream would have had.
 
-A vote counts only as the API lists it, never as the text of a message says: anyone writes messages. Only texts report
-that a vote was withdrawn, because the API does not list that.
+`Changes` reads them page by page; `events_of` makes the events of a change. A vote counts only as the API lists it,
+never as the text of a message says: anyone writes messages. Only texts report that a vote was withdrawn, because the
+API does not list that.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from ciml.errors import EngineError, RejectedInput
@@ -23,14 +24,23 @@ from ciml.integrations.fields import maybe, objects, texts, value, word
 from ciml.integrations.http import Rest, basic
 from ciml.limits import MAX_REVIEW_BYTES, MAX_REVIEW_CHANGES, MAX_REVIEW_VALUES, MAX_REVIEWED_CHANGES
 
-_MAX_SKIPPED = 10  # changes of a comparison
-_TIMES_S = (0.0, 4e9)  # of a server's clock
-_PREFIX = b")]}'"
-#: What a query asks for, so that `events` finds it.
+#: What a query asks for, so that `events_of` finds it.
 OPTIONS = ("ALL_COMMITS", "ALL_REVISIONS", "DETAILED_ACCOUNTS", "DETAILED_LABELS", "MESSAGES")
 #: The types of events that a stream is asked for.
 TYPES = ("patchset-created", "comment-added", "vote-deleted", "change-merged", "ref-updated")
-_MOST = 10_000  # entries of a list
+_MAX_SKIPPED = 10  # changes of a comparison that are too large
+_EARLIEST_S = 0.0  # times of a server's clock
+_LATEST_S = 4e9
+_PREFIX = b")]}'"
+_MOST_ENTRIES = 10_000  # of a list
+_MOST_LABELS = 100
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
+#: Texts of Gerrit about votes, such as ``Patch Set 2: Code-Review+2 -Workflow``; a withdrawn vote begins with ``-``.
+_VOTED = re.compile(r"Patch Set (\d{1,9}):((?: [^\s:]+)+)")
+_GIVEN = re.compile(r"([A-Za-z][\w-]*)([+-]\d{1,2})")
+_REMOVED = re.compile(r"^(?:\* |Removed )([A-Za-z][\w-]*)([+-]\d{1,2}) by (.{1,200})$", re.MULTILINE)
+
+Event = dict[str, Any]
 
 
 class Changes(Rest):
@@ -71,12 +81,12 @@ class Changes(Rest):
         while start < MAX_REVIEWED_CHANGES:
             query = {"q": f'after:"{when}"', "o": OPTIONS, "S": start, "n": count}
             try:
-                changes = self._parsed(self._content(f"/changes/?{urlencode(query, doseq=True)}")[0])
+                changes = self._parse(self._content(f"/changes/?{urlencode(query, doseq=True)}")[0])
             except TooLarge:
                 if count == 1:
                     yield [None]
-                    start = start + 1
-                    skipped = skipped + 1
+                    start += 1
+                    skipped += 1
                 if skipped > _MAX_SKIPPED:
                     raise EngineError(f"{self.origin}: more than {_MAX_SKIPPED} changes are too large") from None
                 count = max(1, count // 4)
@@ -84,7 +94,7 @@ class Changes(Rest):
             if len(changes) > count:
                 raise EngineError(f"{self.origin} answers {len(changes)} changes, though {count} were asked for")
             yield [*changes]
-            start = start + len(changes)
+            start += len(changes)
             count = min(count * 2, MAX_REVIEW_CHANGES)
             if not changes or not changes[-1].get("_more_changes"):
                 return
@@ -109,11 +119,11 @@ class Changes(Rest):
             time_s = parsedate_to_datetime(text).timestamp()
         except ValueError:
             return datetime.now(UTC).timestamp()
-        if not _TIMES_S[0] <= time_s <= _TIMES_S[1]:
+        if not _EARLIEST_S <= time_s <= _LATEST_S:
             raise EngineError(f"{self.origin}: its clock is wrong: {shown(text)}")
         return time_s
 
-    def _parsed(self, body: bytes) -> list[dict[str, Any]]:
+    def _parse(self, body: bytes) -> list[dict[str, Any]]:
         if sum(map(body.count, (b",", b"[", b"{"))) > MAX_REVIEW_VALUES:
             raise TooLarge  # values take up to a hundred times the memory of their text
         try:
@@ -125,16 +135,44 @@ class Changes(Rest):
         return changes
 
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
-_VOTED = re.compile(r"Patch Set (\d{1,9}):((?: [^\s:]+)+)")
-_GIVEN = re.compile(r"([A-Za-z][\w-]*)([+-]\d{1,2})")
-_REMOVED = re.compile(r"^(?:\* |Removed )([A-Za-z][\w-]*)([+-]\d{1,2}) by (.{1,200})$", re.MULTILINE)
+class _Change(NamedTuple):
+    """A ``ChangeInfo`` in the form of events.
 
-Event = dict[str, Any]
+    Attributes:
+      fields: the change in its events, with its present status.
+      merged_s: when it was merged, epoch seconds; None if it is not.
+      patchsets: the patch set in events, by its number.
+      commit_messages: by the number of the patch set, as far as they are known.
+    """
+
+    fields: Mapping[str, Any]
+    merged_s: int | None
+    patchsets: Mapping[int, Mapping[str, Any]]
+    commit_messages: Mapping[int, str]
+
+    def event(self, kind: str, patchset: int, time_s: int | None, status: str = "", **fields: Any) -> Event:
+        """Return an event; by default its change has the status of that time."""
+        if not status:  # a vote is of an open change, though the change may be closed by now
+            was_open = self.merged_s is None or (time_s or 0) <= self.merged_s
+            status = "NEW" if was_open else self.fields["status"]
+        change = {**self.fields, "status": status}
+        if message := self.commit_messages.get(patchset):
+            change["commitMessage"] = message
+        return {
+            **fields,
+            "patchSet": dict(self.patchsets[patchset]),
+            "change": change,
+            "project": self.fields["project"],
+            "type": kind,
+            "eventCreatedOn": time_s,
+        }
 
 
-def events(change: Mapping[str, Any], after_s: float) -> list[Event]:
+def events_of(change: Mapping[str, Any], after_s: float) -> list[Event]:
     """Return the events of a change since a time, by their time.
+
+    A review counts by the parents of its patch set, and a merge may also be of the patch set before. So the creation of
+    both is returned too, however old it is.
 
     Args:
       change: a ``ChangeInfo`` with `OPTIONS`.
@@ -143,41 +181,29 @@ def events(change: Mapping[str, Any], after_s: float) -> list[Event]:
     Raises:
       RejectedInput: it is no ``ChangeInfo``.
     """
-    common = _common(change)
-    revisions = {number: revision for revision in _revisions(change) if (number := revision["number"])}
-    merged_s = seconds(word(change, "submitted"))
-    current = revisions.get(_current(change), {})
-    events_of_change = [
-        _event("patchset-created", common, revision, revision["createdOn"], uploader=revision["uploader"])
-        for revision in revisions.values()
+    info = _info(change)
+    created = [
+        info.event("patchset-created", number, patchset["createdOn"], uploader=patchset["uploader"])
+        for number, patchset in info.patchsets.items()
     ]
-    events_of_change += [
-        _event(kind, common, revisions[number], when, **fields)
-        for number, kind, when, fields in (*_votes(change), *_withdrawals(change))
-        if number in revisions
+    voted = [
+        info.event(vote.kind, vote.patchset, vote.time_s, **vote.fields)
+        for vote in (*_votes(change), *_withdrawals(change))
+        if vote.patchset in info.patchsets
     ]
-    messages = _commit_messages(change)
-    # A vote is of an open change, though the change may be closed by now.
-    for event in events_of_change:
-        open_then = merged_s is None or (event["eventCreatedOn"] or 0) <= merged_s
-        event["change"] = {**common, "status": "NEW" if open_then else common["status"]}
-    if common["status"] == "MERGED" and merged_s is not None and current:
-        events_of_change.append(
-            _event("change-merged", common, current, merged_s, submitter=_account(change, "submitter"))
-        )
-    for event in events_of_change:
-        if message := messages.get(event["patchSet"]["number"]):
-            event["change"]["commitMessage"] = message
-    dated = [event for event in events_of_change if event["eventCreatedOn"] is not None]
-    # A review counts by the parents of its patch set, which may be older; a merge may be of the one before, too.
-    reviewed = {
-        event["patchSet"]["number"] - back for event in dated if event["eventCreatedOn"] >= after_s for back in (0, 1)
-    }
+    merged = []
+    current = _number(maybe(maybe(change, "revisions"), word(change, "current_revision")))
+    if info.fields["status"] == "MERGED" and info.merged_s is not None and current in info.patchsets:
+        submitter = _account(change, "submitter")
+        merged.append(info.event("change-merged", current, info.merged_s, "MERGED", submitter=submitter))
+    dated = [event for event in (*created, *voted, *merged) if event["eventCreatedOn"] is not None]
+    recent_patchsets = {event["patchSet"]["number"] for event in dated if event["eventCreatedOn"] >= after_s}
+    needed_patchsets = recent_patchsets | {number - 1 for number in recent_patchsets}
     recent = [
         event
         for event in dated
         if event["eventCreatedOn"] >= after_s
-        or (event["type"] == "patchset-created" and event["patchSet"]["number"] in reviewed)
+        or (event["type"] == "patchset-created" and event["patchSet"]["number"] in needed_patchsets)
     ]
     return sorted(recent, key=lambda event: event["eventCreatedOn"])
 
@@ -191,56 +217,40 @@ def seconds(text: str) -> int | None:
         return None
 
 
-def _event(kind: str, change: Mapping[str, Any], made: Mapping[str, Any], when: int | None, **more: Any) -> Event:
-    return {
-        **more,
-        "patchSet": dict(made),
-        "change": dict(change),
-        "project": change["project"],
-        "type": kind,
-        "eventCreatedOn": when,
-    }
-
-
-def _common(change: Mapping[str, Any]) -> dict[str, Any]:
+def _info(change: Mapping[str, Any]) -> _Change:
     number = value(change, "_number")
     if type(number) is not int or not word(change, "project"):
         raise RejectedInput("missing_field", "_number or project")
-    return {
+    fields = {
         **texts(change, project="project", branch="branch", id="change_id", subject="subject", status="status"),
         "number": number,
         "owner": _account(change, "owner"),
         "createdOn": seconds(word(change, "created")),
     }
-
-
-def _revisions(change: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    patchsets: dict[int, dict[str, Any]] = {}
+    commit_messages: dict[int, str] = {}
     revisions = maybe(change, "revisions")
-    for name in list(revisions)[:_MOST]:
-        revision = maybe(revisions, name)
-        commit = maybe(revision, "commit")
-        yield {
-            "number": _number(revision),
-            "revision": name,
-            "parents": [word(parent, "commit") for parent in objects(commit, "parents", most=_MOST)],
-            **texts(revision, ref="ref", kind="kind"),
-            "uploader": _account(revision, "uploader"),
-            "author": _account(commit, "author"),
-            "createdOn": seconds(word(revision, "created")),
-        }
+    for sha in list(revisions)[:_MOST_ENTRIES]:
+        patchset = _patchset(sha, maybe(revisions, sha))
+        if patchset["number"]:
+            patchsets[patchset["number"]] = patchset
+        message = value(revisions, sha, "commit", "message")
+        if type(message) is str:
+            commit_messages[patchset["number"]] = message
+    return _Change(fields, seconds(word(change, "submitted")), patchsets, commit_messages)
 
 
-def _commit_messages(change: Mapping[str, Any]) -> dict[int, str]:
-    """Return the commit message of each patch set, as far as it is known."""
-    revisions = maybe(change, "revisions")
-    messages = {
-        _number(maybe(revisions, name)): value(revisions, name, "commit", "message") for name in list(revisions)[:_MOST]
+def _patchset(sha: str, revision: Mapping[str, Any]) -> dict[str, Any]:
+    commit = maybe(revision, "commit")
+    return {
+        "number": _number(revision),
+        "revision": sha,
+        "parents": [word(parent, "commit") for parent in objects(commit, "parents", most=_MOST_ENTRIES)],
+        **texts(revision, ref="ref", kind="kind"),
+        "uploader": _account(revision, "uploader"),
+        "author": _account(commit, "author"),
+        "createdOn": seconds(word(revision, "created")),
     }
-    return {number: message for number, message in messages.items() if type(message) is str}
-
-
-def _current(change: Mapping[str, Any]) -> int:
-    return _number(maybe(maybe(change, "revisions"), word(change, "current_revision")))
 
 
 def _number(revision: Mapping[str, Any], name: str = "_number") -> int:
@@ -249,65 +259,73 @@ def _number(revision: Mapping[str, Any], name: str = "_number") -> int:
     return number if type(number) is int else 0
 
 
-#: Patch set, type, time and further fields of an event.
-_Voted = tuple[int, str, int | None, dict[str, Any]]
+class _Vote(NamedTuple):
+    """A vote that was given or withdrawn: the number of its patch set, and type, time and fields of its event."""
+
+    patchset: int
+    kind: str
+    time_s: int | None
+    fields: Mapping[str, Any]
 
 
-def _votes(change: Mapping[str, Any]) -> Iterator[_Voted]:
-    """Yield the events of the votes that were given on a known patch set.
+def _votes(change: Mapping[str, Any]) -> Iterator[_Vote]:
+    """Yield the votes that were given; of an unknown patch set with the number 0.
 
     The API lists the votes on the newest patch set, and among them those that Gerrit copied from an earlier one, with
     the time of the copy. A vote that was given has a message of the same person and time, which names it and its patch
     set: a comment within the second of the copy does not name it.
     """
-    patchsets: dict[tuple[str, str, str], int] = {}
-    for message in objects(change, "messages", most=_MOST):
-        text = value(message, "message")
+    patchsets: dict[tuple[str, str, str], int] = {}  # by account, time and the vote's text
+    for message in objects(change, "messages", most=_MOST_ENTRIES):
         number = _number(message, "_revision_number")
-        for token in _tokens(text) if type(text) is str else ():
-            key = (word(message, "author", "_account_id"), word(message, "date"), token)
+        for text in _vote_texts(value(message, "message")):
+            key = (word(message, "author", "_account_id"), word(message, "date"), text)
             patchsets[key] = min(number, patchsets.get(key, number))
     labels = maybe(change, "labels")
-    for label in list(labels)[:100]:
-        for vote in objects(labels, label, "all", most=_MOST):
-            cast = vote.get("value")
+    for label in list(labels)[:_MOST_LABELS]:
+        for vote in objects(labels, label, "all", most=_MOST_ENTRIES):
+            points = vote.get("value")
+            if type(points) is not int or not points:
+                continue
             date = word(vote, "date")
-            if type(cast) is int and cast:
-                number = patchsets.get((word(vote, "_account_id"), date, f"{label}{cast:+d}"), 0)
-                yield number, "comment-added", seconds(date), {"author": _person(vote), **_approval(label, cast, 0)}
+            number = patchsets.get((word(vote, "_account_id"), date, f"{label}{points:+d}"), 0)
+            yield _Vote(
+                number, "comment-added", seconds(date), {"author": _person(vote), **_approval(label, points, 0)}
+            )
 
 
-def _approval(label: str, vote: int | str, before: int | str) -> dict[str, Any]:
-    return {"approvals": [{"type": label, "value": str(vote), "oldValue": str(before).lstrip("+")}]}
-
-
-def _tokens(text: str) -> list[str]:
-    """Return what Gerrit says of votes in the first line of a message, such as ``Code-Review+2``."""
-    match = _VOTED.match(text)
-    return match[2].split() if match else []
-
-
-def _withdrawals(change: Mapping[str, Any]) -> Iterator[_Voted]:
-    """Yield the events of the votes that were taken back or deleted."""
-    before: dict[tuple[Any, str], str] = {}
-    for message in objects(change, "messages", most=_MOST):
+def _withdrawals(change: Mapping[str, Any]) -> Iterator[_Vote]:
+    """Yield the votes that were taken back by their voter, or deleted by another person."""
+    given: dict[tuple[str, str], str] = {}  # the present vote by account and label
+    for message in objects(change, "messages", most=_MOST_ENTRIES):
         text = value(message, "message")
-        author = _account(message, "author")
-        when = seconds(word(message, "date"))
         number = value(message, "_revision_number")
+        author = _account(message, "author")
+        time_s = seconds(word(message, "date"))
         if type(text) is not str or type(number) is not int:
             continue
         account = word(message, "author", "_account_id")
-        if voted := _VOTED.match(text):
-            for token in voted[2].split():
-                if vote := _GIVEN.fullmatch(token):
-                    before[account, vote[1]] = vote[2]
-                elif token.startswith("-") and (old := before.pop((account, token[1:]), None)):
-                    yield number, "comment-added", when, {"author": author, **_approval(token[1:], 0, old)}
-        elif text.startswith("Removed "):
-            for label, old, name in _REMOVED.findall(text):
-                who = {"reviewer": {"name": name.strip()}, "remover": author}
-                yield number, "vote-deleted", when, who | _approval(label, 0, old)
+        for vote in _vote_texts(text):
+            label = vote[1:]
+            if match := _GIVEN.fullmatch(vote):
+                given[account, match[1]] = match[2]
+            elif vote.startswith("-") and (account, label) in given:
+                fields = {"author": author, **_approval(label, 0, given.pop((account, label)))}
+                yield _Vote(number, "comment-added", time_s, fields)
+        if text.startswith("Removed "):
+            for label, points, name in _REMOVED.findall(text):
+                fields = {"reviewer": {"name": name.strip()}, "remover": author, **_approval(label, 0, points)}
+                yield _Vote(number, "vote-deleted", time_s, fields)
+
+
+def _vote_texts(text: Any) -> list[str]:
+    """Return what Gerrit says of votes in the first line of a message, such as ``Code-Review+2``."""
+    match = _VOTED.match(text) if type(text) is str else None
+    return match[2].split() if match else []
+
+
+def _approval(label: str, points: int, old_points: int | str) -> dict[str, Any]:
+    return {"approvals": [{"type": label, "value": str(points), "oldValue": str(old_points).lstrip("+")}]}
 
 
 def _account(body: Mapping[str, Any], name: str) -> dict[str, Any]:

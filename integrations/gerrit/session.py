@@ -1,8 +1,8 @@
 """The session with a Gerrit: its stream, and comparisons with its REST API, in one event loop.
 
-Gerrit repeats no event of its stream, so the position is a time up to which events were compared with the REST API.
-Comparisons follow each new connection and each report of dropped events, and recur. Events that the stream has shown
-are left out.
+Gerrit repeats no event of its stream. So the session compares with the REST API: after each new connection, after each
+*gap* in the stream (an event that Gerrit dropped, or that is too long), and regularly. It produces the events that the
+stream has not shown. The *position*, up to which events were compared, is stored.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import ssl
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ import asyncssh
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import shown
 from ciml.integrations.config import GerritSource, Receivers
-from ciml.integrations.gerrit.approvals import TYPES, Changes, events
+from ciml.integrations.gerrit.approvals import TYPES, Changes, Event, events_of
 from ciml.integrations.registry import delivered
 from ciml.integrations.sessions import Inbox, Lost, Session
 from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_STREAM_LINE_BYTES
@@ -40,16 +41,213 @@ T = TypeVar("T")
 _COMMAND = " ".join(["gerrit stream-events", *(f"-s {kind}" for kind in (*TYPES, "dropped-output"))])
 _CHUNK_BYTES = 1 << 16
 _TICK_S = 0.01
-_SETTLE_S = 2.0  # until a new stream surely has what happens, before the first comparison
+_SETTLE_S = 2.0  # before the first comparison: until then a new stream may miss events
 _SLACK_S = 60.0  # by which a comparison begins earlier: the server's index is late
 _LATER_S = 60.0  # by which the stream's time of a vote may be later than the vote's own
 _AGAIN_S = 15.0  # before the API is asked again after an error
 _LOGIN_S = 20.0
 _ALIVE_S = 20.0
-_SAID_BYTES = 1000  # of what the server writes to standard error
+_ERROR_BYTES = 1000  # the end of what the server writes to standard error
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+_VOTES = ("comment-added", "vote-deleted")
 _log = logging.getLogger(__name__)
 asyncssh.set_log_level(logging.WARNING)
+
+
+class GerritSession(Session):
+    """The session of a source.
+
+    Args:
+      receivers: the configuration.
+      source: of it.
+
+    Raises:
+      CimlError: a key, a secret or a certificate is missing or invalid, or the position cannot be stored.
+    """
+
+    def __init__(self, receivers: Receivers, source: GerritSource) -> None:
+        super().__init__(source.name, source.ssh)
+        self._source = source
+        self._adapter = source.found_adapter()
+        where = receivers.where(source)
+        self._key = receivers.loaded(source, "key_file", asyncssh.read_private_key)
+        self._hosts = receivers.loaded(source, "known_hosts_file", asyncssh.read_known_hosts)
+        self._secrets = Secrets(where, source.secret_file, source.secret_env, folder=receivers.file.parent)
+        self._tls = receivers.loaded(source, "ca_file", lambda path: ssl.create_default_context(cafile=path))
+        self._position_file = receivers.path(receivers.gerrit.state) / f"gerrit-{source.name}.json"
+        self._stored_events = _StoredEvents()
+        # Over plain HTTP anyone on the way may write the answers, so they prove nothing.
+        api = urlsplit(source.rest)
+        self._rest_auth = "ssh" if api.scheme == "https" or api.hostname in _LOCAL else ""
+        self._comparison_problem = ""
+        try:
+            self._position = _Position.of(read_json(self._position_file))
+        except OSError as error:
+            raise CimlError(f"{where}: {self._position_file}: {error.strerror}; set state of [gerrit]") from None
+
+    def serve(self, inbox: Inbox, stop: threading.Event) -> None:
+        inbox.drop()
+        asyncio.run(self._serve(inbox, stop))
+
+    async def _serve(self, inbox: Inbox, stop: threading.Event) -> None:
+        user, host, port = self._source.address
+        try:
+            connecting = asyncssh.connect(
+                host,
+                port,
+                username=user,
+                client_keys=[self._key],
+                known_hosts=self._hosts,
+                config=None,
+                agent_path=None,
+                preferred_auth=["publickey"],
+                connect_timeout=_LOGIN_S,
+                login_timeout=_LOGIN_S,
+                keepalive_interval=_ALIVE_S,
+                keepalive_count_max=3,
+            )
+            async with (
+                connecting as connection,
+                connection.create_process(_COMMAND, encoding=None, stdin=asyncssh.DEVNULL) as process,
+            ):
+                try:
+                    await self._run_tasks(process, inbox, stop)
+                finally:
+                    connection.abort()  # a server need not answer a polite end
+        except (OSError, asyncssh.Error) as error:
+            raise Lost(self._explain(error)) from None
+
+    async def _run_tasks(self, process: asyncssh.SSHClientProcess[bytes], inbox: Inbox, stop: threading.Event) -> None:
+        gap = asyncio.Event()
+        gap.set()  # what happened before this connection
+        errors = _ErrorOutput(process)
+        tasks = [asyncio.create_task(self._read_stream(process, errors, inbox, gap))]
+        if self._source.rest:
+            tasks.append(asyncio.create_task(self._keep_comparing(inbox, gap)))
+        self.problem = self._comparison_problem
+        inbox.connected(True)
+        try:
+            while not self.may_end(inbox, stop):
+                inbox.settle()
+                for task in tasks:
+                    if stop.is_set():
+                        task.cancel()
+                    elif task.done():
+                        task.result()  # raises its error
+                await asyncio.sleep(_TICK_S)
+        finally:
+            for task in (*tasks, errors.task):
+                task.cancel()
+            await asyncio.gather(*tasks, errors.task, return_exceptions=True)
+
+    async def _read_stream(
+        self, process: asyncssh.SSHClientProcess[bytes], errors: _ErrorOutput, inbox: Inbox, gap: asyncio.Event
+    ) -> None:
+        """Produce each line of the stream. Raises `Lost` at its end."""
+        lines = Lines(MAX_STREAM_LINE_BYTES)
+        while chunk := await process.stdout.read(_CHUNK_BYTES):
+            for line in lines.feed(chunk):
+                await _wait_for_room(inbox)
+                if line is None:
+                    gap.set()
+                    inbox.reject("too_large", f"a line has more than {MAX_STREAM_LINE_BYTES} bytes")
+                    continue
+                event = _parse(line)
+                if event.get("type") == "dropped-output":
+                    if not gap.is_set():
+                        _log.warning("source %s: Gerrit has dropped events of the stream", self.name)
+                    gap.set()
+                elif not _is_inner_ref(event):
+                    self._put(inbox, line, partial(self._stored_events.add, event), "ssh")
+        text = await errors.text()
+        raise Lost(f"{self.shown} ended the stream{f': {shown(text, 300)}' if text else ''}")
+
+    async def _keep_comparing(self, inbox: Inbox, gap: asyncio.Event) -> None:
+        """Compare with the API after each gap, and regularly."""
+        await asyncio.sleep(_SETTLE_S)
+        errors = 0
+        while True:
+            passwords = self._secrets.keys()  # while a password is replaced: the other one after an error
+            password = passwords[errors % len(passwords)] if passwords else b""
+            api = Changes(self._source.rest, self._source.user or self._source.address[0], password, self._tls)
+            pause_s = self._source.check_s
+            gap.clear()
+            try:
+                await self._compare(api, inbox)
+                self.problem = self._comparison_problem = ""
+            except CimlError as error:
+                errors += 1
+                pause_s = min(pause_s, _AGAIN_S)
+                if self._comparison_problem != str(error):
+                    _log.warning("source %s: %s; the stream goes on", self.name, error)
+                self.problem = self._comparison_problem = str(error)
+            finally:
+                api.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await gap.wait()
+                    await asyncio.sleep(_SETTLE_S)
+
+    async def _compare(self, api: Changes, inbox: Inbox) -> None:
+        """Produce what the stream has not shown, and store the position when Kafka has it."""
+        now_s = await _in_thread(api.now)
+        if self._position is not None:
+            await self._produce_missed(api, self._position.begin(now_s), inbox)
+        position = _Position(now_s, time.time())
+        try:
+            write_json(self._position_file, {"after": position.after_s, "at": position.at_s})
+        except OSError as error:
+            raise CimlError(f"{self._position_file}: {error.strerror}; set state of [gerrit]") from None
+        self._position = position
+
+    async def _produce_missed(self, api: Changes, after_s: float, inbox: Inbox) -> None:
+        """Produce the events since a time that the stream has not shown; return when Kafka has them."""
+        unstored = 0
+
+        def note_stored(event: Mapping[str, Any]) -> None:
+            nonlocal unstored
+            unstored -= 1
+            self._stored_events.add(event)
+
+        pages = api.updated(after_s)
+        while (page := await _in_thread(lambda: next(pages, None))) is not None:
+            for change in page:
+                for event in self._missed_events(change, after_s, inbox):
+                    await _wait_for_room(inbox)
+                    unstored += 1
+                    line = json.dumps(event, sort_keys=True).encode()
+                    self._put(inbox, line, partial(note_stored, event), self._rest_auth)
+        while unstored:
+            await asyncio.sleep(_TICK_S)
+
+    def _missed_events(self, change: Mapping[str, Any] | None, after_s: float, inbox: Inbox) -> Iterator[Event]:
+        """Yield the events of a change that the stream has not shown."""
+        if change is None:
+            inbox.reject("too_large", "a change of the REST API is too large")
+            return
+        try:
+            events = events_of(change, after_s)
+        except RejectedInput as error:
+            inbox.reject("rejected", f"a change of the REST API is not understood: {error}")
+            return
+        yield from (event for event in events if event not in self._stored_events)
+
+    def _put(self, inbox: Inbox, line: bytes, settled: Callable[[], object], auth: str) -> None:
+        value, headers = delivered(self._adapter, self.name, line, {}, auth)
+        inbox.put(value, headers, settled)
+
+    def _explain(self, error: Exception) -> str:
+        source = self._source
+        if isinstance(error, asyncssh.HostKeyNotVerifiable):
+            return (
+                f"{self.shown}: its host key is not in known_hosts_file {source.known_hosts_file}; compare it with the "
+                "administrator's, then add it by ssh-keyscan"
+            )
+        if isinstance(error, asyncssh.PermissionDenied):
+            return f"{self.shown} refuses key_file {source.key_file}; add its public key to the account's SSH keys"
+        if isinstance(error, asyncssh.DisconnectError):
+            return f"{self.shown} does not answer: {shown(error.reason or type(error).__name__, 300)}"
+        return f"{self.shown} does not answer: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
 
 
 class Lines:
@@ -86,243 +284,68 @@ class Lines:
             self._parts.append(part)
 
 
-class GerritSession(Session):
-    """The session of a source.
+class _ErrorOutput:
+    """The end of what the server writes to standard error: unread, it would stop the stream too.
 
-    Args:
-      receivers: the configuration.
-      source: of it.
-
-    Raises:
-      CimlError: a key, a secret or a certificate is missing or invalid, or the position cannot be stored.
+    Attributes:
+      task: reads it.
     """
 
-    def __init__(self, receivers: Receivers, source: GerritSource) -> None:
-        super().__init__(source.name, source.ssh)
-        self._source = source
-        self._adapter = source.found_adapter()
-        where = receivers.where(source)
-        self._key = receivers.loaded(source, "key_file", asyncssh.read_private_key)
-        self._hosts = receivers.loaded(source, "known_hosts_file", asyncssh.read_known_hosts)
-        self._secrets = Secrets(where, source.secret_file, source.secret_env, folder=receivers.file.parent)
-        self._tls = receivers.loaded(source, "ca_file", lambda path: ssl.create_default_context(cafile=path))
-        self._position = receivers.path(receivers.gerrit.state) / f"gerrit-{source.name}.json"
-        self._had = _Had()
-        # Who is between may write answers of plain HTTP.
-        api = urlsplit(source.rest)
-        self._rest_auth = "ssh" if api.scheme == "https" or api.hostname in _LOCAL else ""
-        self._unchecked = ""
-        try:
-            self._compared = _Compared.of(read_json(self._position))
-        except OSError as error:
-            raise CimlError(f"{where}: {self._position}: {error.strerror}; set state of [gerrit]") from None
+    def __init__(self, process: asyncssh.SSHClientProcess[bytes]) -> None:
+        self._tail = deque[int](maxlen=_ERROR_BYTES)
+        self.task = asyncio.create_task(self._read(process))
 
-    def serve(self, inbox: Inbox, stop: threading.Event) -> None:
-        inbox.drop()
-        asyncio.run(self._serve(inbox, stop))
+    async def _read(self, process: asyncssh.SSHClientProcess[bytes]) -> None:
+        while chunk := await process.stderr.read(_CHUNK_BYTES):
+            self._tail.extend(chunk)
 
-    async def _serve(self, inbox: Inbox, stop: threading.Event) -> None:
-        user, host, port = self._source.address
-        try:
-            connecting = asyncssh.connect(
-                host,
-                port,
-                username=user,
-                client_keys=[self._key],
-                known_hosts=self._hosts,
-                config=None,
-                agent_path=None,
-                preferred_auth=["publickey"],
-                connect_timeout=_LOGIN_S,
-                login_timeout=_LOGIN_S,
-                keepalive_interval=_ALIVE_S,
-                keepalive_count_max=3,
-            )
-            async with (
-                connecting as connection,
-                connection.create_process(_COMMAND, encoding=None, stdin=asyncssh.DEVNULL) as process,
-            ):
-                try:
-                    await self._work(process, inbox, stop)
-                finally:
-                    connection.abort()  # a server need not answer a polite end
-        except (OSError, asyncssh.Error) as error:
-            raise Lost(self._explained(error)) from None
-
-    async def _work(self, process: asyncssh.SSHClientProcess[bytes], inbox: Inbox, stop: threading.Event) -> None:
-        hole = asyncio.Event()
-        hole.set()
-        stderr = deque[int](maxlen=_SAID_BYTES)
-        errors = asyncio.create_task(_drained(process, stderr))
-        tasks = [asyncio.create_task(self._read(process, inbox, hole, errors, stderr))]
-        if self._source.rest:
-            tasks.append(asyncio.create_task(self._check(inbox, hole)))
-        self.problem = self._unchecked
-        inbox.connected(True)
-        try:
-            while not self.may_end(inbox, stop):
-                inbox.settle()
-                for task in tasks:
-                    if stop.is_set():
-                        task.cancel()
-                    elif task.done():
-                        task.result()
-                await asyncio.sleep(_TICK_S)
-        finally:
-            for task in (*tasks, errors):
-                task.cancel()
-            await asyncio.gather(*tasks, errors, return_exceptions=True)
-
-    async def _read(
-        self,
-        process: asyncssh.SSHClientProcess[bytes],
-        inbox: Inbox,
-        hole: asyncio.Event,
-        errors: asyncio.Task[None],
-        said: deque[int],
-    ) -> None:
-        """Produce each line of the stream. Raises `Lost` at its end."""
-        lines = Lines(MAX_STREAM_LINE_BYTES)
-        while chunk := await process.stdout.read(_CHUNK_BYTES):
-            for line in lines.feed(chunk):
-                await _room(inbox)
-                if line is None:
-                    hole.set()
-                    inbox.reject("too_large", f"a line has more than {MAX_STREAM_LINE_BYTES} bytes")
-                    continue
-                event = _parsed(line)
-                if event.get("type") == "dropped-output":
-                    if not hole.is_set():
-                        _log.warning("source %s: Gerrit has dropped events of the stream", self.name)
-                    hole.set()
-                    continue
-                if not _is_inner_ref(event):
-                    self._put(inbox, line, partial(self._had.add, event), "ssh")
-        await asyncio.wait([errors], timeout=1.0)
-        text = bytes(said).decode(errors="replace").strip()
-        raise Lost(f"{self.shown} ended the stream{f': {shown(text, 300)}' if text else ''}")
-
-    async def _check(self, inbox: Inbox, hole: asyncio.Event) -> None:
-        """Compare with the API, again and again."""
-        await asyncio.sleep(_SETTLE_S)
-        tries = 0
-        while True:
-            keys = self._secrets.keys()  # while a password is replaced: the other one after an error
-            password = keys[tries % len(keys)] if keys else b""
-            api = Changes(self._source.rest, self._source.user or self._source.address[0], password, self._tls)
-            pause_s = self._source.check_s
-            hole.clear()
-            try:
-                await self._compare(api, inbox)
-                self.problem = self._unchecked = ""
-            except CimlError as error:
-                tries = tries + 1
-                pause_s = min(pause_s, _AGAIN_S)
-                if self._unchecked != str(error):
-                    _log.warning("source %s: %s; the stream goes on", self.name, error)
-                self.problem = self._unchecked = str(error)
-            finally:
-                api.close()
-            try:
-                async with asyncio.timeout(pause_s):
-                    await hole.wait()
-                    await asyncio.sleep(_SETTLE_S)
-            except TimeoutError:
-                pass
-
-    async def _compare(self, rest: Changes, inbox: Inbox) -> None:
-        """Produce what the stream has not had, and move the position when Kafka has it."""
-        now_s = await _in_thread(rest.now)
-        if self._compared is not None:
-            after_s = self._compared.begin(now_s)
-            waiting = list[None]()
-            pages = rest.updated(after_s)
-            while (page := await _in_thread(lambda: next(pages, None))) is not None:
-                for event in (event for change in page for event in self._missed(change, after_s, inbox)):
-                    await _room(inbox)
-                    waiting.append(None)
-                    line = json.dumps(event, sort_keys=True).encode()
-                    self._put(inbox, line, partial(self._stored, event, waiting), self._rest_auth)
-            while waiting:
-                await asyncio.sleep(_TICK_S)
-        compared = _Compared(now_s, time.time())
-        try:
-            write_json(self._position, {"after": compared.after_s, "at": compared.at_s})
-        except OSError as error:
-            raise CimlError(f"{self._position}: {error.strerror}; set state of [gerrit]") from None
-        self._compared = compared
-
-    def _stored(self, event: Mapping[str, Any], waiting: list[None]) -> None:
-        waiting.pop()
-        self._had.add(event)
-
-    def _missed(self, change: Mapping[str, Any] | None, after_s: float, inbox: Inbox) -> list[dict[str, Any]]:
-        if change is None:
-            inbox.reject("too_large", "a change of the REST API is too large")
-            return []
-        try:
-            return [event for event in events(change, after_s) if event not in self._had]
-        except RejectedInput as error:
-            inbox.reject("rejected", f"a change of the REST API is not understood: {error}")
-            return []
-
-    def _put(self, inbox: Inbox, line: bytes, settled: Any, auth: str) -> None:
-        value, headers = delivered(self._adapter, self.name, line, {}, auth)
-        inbox.put(value, headers, settled)
-
-    def _explained(self, error: Exception) -> str:
-        source = self._source
-        if isinstance(error, asyncssh.HostKeyNotVerifiable):
-            return (
-                f"{self.shown}: its host key is not in known_hosts_file {source.known_hosts_file}; compare it with the "
-                "administrator's, then add it by ssh-keyscan"
-            )
-        if isinstance(error, asyncssh.PermissionDenied):
-            return f"{self.shown} refuses key_file {source.key_file}; add its public key to the account's SSH keys"
-        if isinstance(error, asyncssh.DisconnectError):
-            return f"{self.shown} does not answer: {shown(error.reason or type(error).__name__, 300)}"
-        return f"{self.shown} does not answer: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
+    async def text(self) -> str:
+        """Return the text when the server has ended it, or after a second."""
+        await asyncio.wait([self.task], timeout=1.0)
+        return bytes(self._tail).decode(errors="replace").strip()
 
 
 @dataclass(frozen=True)
-class _Compared:
-    """A comparison with the API: the server's time, and this machine's."""
+class _Position:
+    """The time up to which events were compared with the API: by the server's clock, and by this machine's."""
 
     after_s: float
     at_s: float
 
     @classmethod
-    def of(cls, found: Mapping[str, Any] | None) -> _Compared | None:
-        """Return the stored one; None where there is none, or it holds no time."""
-        after_s, compared_s = (_time(found or {}, name) for name in ("after", "at"))
-        return None if after_s is None else cls(after_s, math.inf if compared_s is None else compared_s)
+    def of(cls, stored: Mapping[str, Any] | None) -> _Position | None:
+        """Return the stored position; None if there is none, or it holds no time."""
+        after_s = _time(stored or {}, "after")
+        at_s = _time(stored or {}, "at")
+        return None if after_s is None else cls(after_s, math.inf if at_s is None else at_s)
 
     def begin(self, now_s: float) -> float:
         """Return where the next comparison begins, by the server's clock: it may have jumped, ahead or back."""
-        return max(min(self.after_s, now_s - max(0.0, time.time() - self.at_s)) - _SLACK_S, 0.0)
+        elapsed_s = max(0.0, time.time() - self.at_s)
+        return max(min(self.after_s, now_s - elapsed_s) - _SLACK_S, 0.0)
 
 
-class _Had:
+class _StoredEvents:
     """The events that Kafka has lately, as far as the API shows them too."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[bytes, float] = OrderedDict()
+        self._created_s: OrderedDict[bytes, float] = OrderedDict()  # time of the event by the digest of its key
 
     def add(self, event: Mapping[str, Any]) -> None:
-        created_s = _created(event)
         for key in map(_digest, keys_of(event)):
-            self._known[key] = created_s
-            self._known.move_to_end(key)
-        while len(self._known) > MAX_KNOWN_DELIVERIES:
-            self._known.popitem(last=False)
+            self._created_s[key] = _created_s(event)
+            self._created_s.move_to_end(key)
+        while len(self._created_s) > MAX_KNOWN_DELIVERIES:
+            self._created_s.popitem(last=False)
 
     def __contains__(self, event: Mapping[str, Any]) -> bool:
-        votes = event.get("type") in ("comment-added", "vote-deleted")
-        for key in map(_digest, keys_of(event)):
-            had_s = self._known.get(key)
-            if had_s is None or (votes and not 0 <= had_s - _created(event) <= _LATER_S):
-                return False
-        return True
+        return all(self._has(_digest(key), event) for key in keys_of(event))
+
+    def _has(self, key: bytes, event: Mapping[str, Any]) -> bool:
+        created_s = self._created_s.get(key)
+        if created_s is None or event.get("type") not in _VOTES:
+            return created_s is not None
+        return 0 <= created_s - _created_s(event) <= _LATER_S  # else it is another vote with the same value
 
 
 def keys_of(event: Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -332,7 +355,7 @@ def keys_of(event: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         patchset = event["patchSet"]
         kind = event["type"]
         about = (kind, str(change["project"]), str(change["number"]), str(patchset["number"]))
-        if kind not in ("comment-added", "vote-deleted"):
+        if kind not in _VOTES:
             return [about]
         who = event["author" if kind == "comment-added" else "reviewer"]
         name = str(who.get("username") or who.get("email") or who.get("name"))
@@ -353,17 +376,17 @@ def _digest(key: tuple[Any, ...]) -> bytes:
     return hashlib.blake2b(repr(key).encode(errors="surrogatepass"), digest_size=16).digest()
 
 
-def _created(event: Mapping[str, Any]) -> float:
+def _created_s(event: Mapping[str, Any]) -> float:
     return _time(event, "eventCreatedOn") or 0.0
 
 
-def _time(found: Mapping[str, Any], name: str) -> float | None:
+def _time(values: Mapping[str, Any], name: str) -> float | None:
     """Return epoch seconds; None for what is no time."""
-    when = found.get(name)
+    when = values.get(name)
     return float(when) if isinstance(when, int | float) and 0 <= when < 1e11 else None
 
 
-def _parsed(line: bytes) -> Mapping[str, Any]:
+def _parse(line: bytes) -> Mapping[str, Any]:
     """Return the event of a line; an empty one where it is none, which the adapter rejects."""
     try:
         event = json.loads(line)
@@ -387,12 +410,6 @@ async def _in_thread(function: Callable[[], T]) -> T:
     return await asyncio.wrap_future(future)
 
 
-async def _room(inbox: Inbox) -> None:
+async def _wait_for_room(inbox: Inbox) -> None:
     while inbox.is_full:
         await asyncio.sleep(_TICK_S)
-
-
-async def _drained(process: asyncssh.SSHClientProcess[bytes], said: deque[int]) -> None:
-    """Keep the end of what the server writes to standard error: unread, it would stop the stream too."""
-    while chunk := await process.stderr.read(_CHUNK_BYTES):
-        said.extend(chunk)

@@ -120,7 +120,7 @@ def test_a_flood_of_events_waits_for_kafka(gerrit: FakeGerrit) -> None:
 
 
 def test_a_long_name_is_remembered_by_a_digest() -> None:
-    had = module._Had()
+    had = module._StoredEvents()
     with allocating(8 * MIB):
         for number in range(100):
             made = event("comment-added", number, 5, author=person(CLEO), approvals=[{"type": "V", "value": "1"}])

@@ -15,7 +15,7 @@ from ciml.errors import RejectedInput
 from ciml.events.updates import PARTLY_APPROVED, fact_update, merged_subject
 from ciml.integrations.adapter import Delivery
 from ciml.integrations.gerrit.adapter import ADAPTER
-from ciml.integrations.gerrit.approvals import events, seconds
+from ciml.integrations.gerrit.approvals import events_of, seconds
 from ciml.integrations.gerrit.session import Lines
 from ciml.integrations.registry import read_event
 from ciml.runs.known_subjects import Subjects
@@ -34,7 +34,7 @@ def rows_of(made: dict[str, Any], after: float = 0.0) -> list[tuple[Any, ...]]:
             each["type"], each["eventCreatedOn"] - T, each["patchSet"]["number"], each["change"]["status"],
             [(one["type"], one["value"], one["oldValue"]) for one in each.get("approvals", [])],
         )
-        for each in events(made, after)
+        for each in events_of(made, after)
     ]  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def test_the_events_of_a_change() -> None:
         ("comment-added", 20, 2, "NEW", [("Code-Review", "2", "0")]),
         ("change-merged", 30, 2, "MERGED", []),
     ]
-    *_, voted, merged = events(made, 0)
+    *_, voted, merged = events_of(made, 0)
     assert voted["author"] == person(CLEO)
     assert merged["patchSet"]["kind"] == "TRIVIAL_REBASE"
 
@@ -80,7 +80,7 @@ def test_a_patch_set_has_its_own_parents_author_and_message() -> None:
         "2" * 40: {"_number": 2, "created": at(T + 1), "commit": second},
         "3" * 40: {"_number": 3, "created": at(T + 2)},
     }
-    found = events(change(7, T, revisions=revisions), 0)
+    found = events_of(change(7, T, revisions=revisions), 0)
     assert [(each["patchSet"]["parents"], each["change"].get("commitMessage")) for each in found] == [
         ([PARENT], COMMIT["message"]),
         (["b" * 40, "c" * 40], "Another message"),
@@ -143,7 +143,7 @@ def test_the_text_of_a_message_approves_nothing() -> None:
 @pytest.mark.parametrize("made", [{}, {"_number": "7"}, {"_number": 7}, {"_number": 7, "project": ["x"]}])
 def test_what_is_no_change_is_rejected(made: dict[str, Any]) -> None:
     with pytest.raises(RejectedInput):
-        events(made, 0.0)
+        events_of(made, 0.0)
 
 
 _JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5)  # fmt: skip # noqa: E501
@@ -165,7 +165,7 @@ def test_any_field_may_be_anything(data: st.DataObject) -> None:
             break
         place = place[name]
     try:
-        found = events(made, 0.0)
+        found = events_of(made, 0.0)
     except RejectedInput:
         return
     assert all(each["eventCreatedOn"] >= 0 for each in found)
@@ -186,7 +186,7 @@ def test_lines_do_not_depend_on_chunks(parts: list[bytes], most: int) -> None:
 
 def test_the_adapter_reads_events_of_the_api() -> None:
     made = change(7, T, labels={"Code-Review": {"all": [vote(CLEO, 2, T + 20)]}})
-    readings = [ADAPTER.read(Delivery(json.dumps(each).encode(), {}, "")) for each in events(made, 0)]
+    readings = [ADAPTER.read(Delivery(json.dumps(each).encode(), {}, "")) for each in events_of(made, 0)]
     assert [(each.type, [update.facts for update in each.updates]) for each in readings] == [  # type: ignore[union-attr]
         ("patchset-created", [{"owner": "ada", "parents": PARENT}]),
         ("comment-added", [{"review": PARTLY_APPROVED, "target": "main"}]),
@@ -214,7 +214,7 @@ def test_a_vote_raises_the_trust_of_its_own_patch_set_alone() -> None:
     seen = {**given, "eventCreatedOn": T + 30, "comment": "Patch Set 2:", "patchSet": {"number": 2},
             "approvals": [{"type": "Code-Review", "value": "2"}]}  # fmt: skip
     said = [message(CLEO, "Patch Set 1: Code-Review+2", T + 10), message(CLEO, "Patch Set 2:", T + 30, 2)]
-    listed = events(
+    listed = events_of(
         change(7, T, labels={"Code-Review": {"all": [vote(CLEO, 2, T + 20)]}}, messages=said, **PATCH_SETS), 0
     )
     assert [rule_of(number, given, seen, *listed) for number in (1, 2)] == ["reviewed", "no rule"]
