@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,12 +32,12 @@ _STAGING = "staging-"
 _MARK = ".ciml-mirror"
 
 
-class Mirrored(NamedTuple):
-    """What a call of `mirror` changed.
+class MirrorChanges(NamedTuple):
+    """The changes of a call of `mirror`.
 
     Attributes:
-      copied: (model, version) that are new in the mirror.
-      removed: (model, version) whose files were removed.
+      copied: each (model, version) that is new in the mirror.
+      removed: each (model, version) whose files were removed.
       faults: a line for each version that was left out, because its files are missing or differ from the registry.
       changed: whether the configuration changed.
     """
@@ -48,61 +48,63 @@ class Mirrored(NamedTuple):
     changed: bool
 
 
-def mirror(data: DataRoot, folder: Path) -> Mirrored:
+def mirror(data: DataRoot, folder: Path) -> MirrorChanges:
     """Copy the served versions of all models to a folder, with a configuration for TensorFlow Serving.
 
-    The configuration (``models.config``) names complete versions only. A version that is not served any more keeps its
-    files until the next call, so that a server has read the new configuration by then. If a version is left out, its
-    labels stay where they are in the mirror.
+    The configuration (``models.config``) names complete versions only. The files of a version that is no longer served
+    are removed by the next call, so that a server has read the new configuration by then. If a version is left out, its
+    labels keep their version in the mirror.
 
     Args:
       data: the data root.
-      folder: the mirror, used by one process; it is made where it is missing.
+      folder: the mirror, used by one process; created if it is missing.
 
     Raises:
       CimlError: the folder has files of something else, such as the models of a data root.
       EngineError: the store does not answer, or the folder cannot be written.
     """
-    copied: list[tuple[str, int]] = []
-    faults: list[str] = []
     try:
-        _prepare(folder)
-        store = LocalStore(str(folder))
-        text = store.read(CONFIG_NAME).decode() if store.exists(CONFIG_NAME) else None
-        before = {entry.name: entry for entry in parse_config(text)} if text is not None else {}
-        present = {path.name: set(list_versions(LocalStore(str(path)))) for path in folder.iterdir() if path.is_dir()}
-        entries: dict[str, ModelEntry] = {}
-        for registry, entry in _served(data):
-            has = present.setdefault(entry.name, set())
-            for number in sorted(set(entry.versions) - has):
-                try:
-                    _copy(registry, number, folder / entry.name)
-                except IntegrityError as error:
-                    faults.append(f"model {entry.name}, version {number}: {error}")
-                else:
-                    has.add(number)
-                    copied.append((entry.name, number))
-            old = before[entry.name].labels if entry.name in before else {}
-            if local := _mirrored(entry, folder / entry.name, has, old):
-                entries[entry.name] = local
-        new = render_config(entries.values())
-        if changed := new != text:
-            store.replace(CONFIG_NAME, new.encode())
-        removed = tuple(_remove(folder, present, before, entries))
+        return _mirror(data, folder)
     except OSError as error:
         raise EngineError(f"cannot write the mirror {folder}: {error.strerror or error}") from error
-    return Mirrored(tuple(copied), removed, tuple(faults), changed)
 
 
-def _served(data: DataRoot) -> Iterator[tuple[Registry, ModelEntry]]:
+def _mirror(data: DataRoot, folder: Path) -> MirrorChanges:
+    _prepare(folder)
+    store = LocalStore(str(folder))
+    old_config = store.read(CONFIG_NAME).decode() if store.exists(CONFIG_NAME) else None
+    old_entries = {} if old_config is None else {entry.name: entry for entry in parse_config(old_config)}
+    versions = {path.name: set(list_versions(LocalStore(str(path)))) for path in folder.iterdir() if path.is_dir()}
+    entries: dict[str, ModelEntry] = {}
+    copied: list[tuple[str, int]] = []
+    faults: list[str] = []
     for model in registered_models(data):
         registry = Registry(data, model)
-        if entry := registry.entry():
-            yield registry, entry
+        served = registry.entry()
+        if served is None:
+            continue
+        mirrored = versions.setdefault(model, set())
+        for number in sorted(set(served.versions) - mirrored):
+            try:
+                _copy(registry, number, folder / model)
+            except IntegrityError as error:
+                faults.append(f"model {model}, version {number}: {error}")
+            else:
+                mirrored.add(number)
+                copied.append((model, number))
+        old_labels = old_entries[model].labels if model in old_entries else {}
+        entry = _mirror_entry(served, folder / model, mirrored, old_labels)
+        if entry is not None:
+            entries[model] = entry
+    config = render_config(entries.values())
+    if config != old_config:
+        store.replace(CONFIG_NAME, config.encode())
+    removed = _remove_versions(folder, versions, old_entries, entries)
+    return MirrorChanges(tuple(copied), tuple(removed), tuple(faults), config != old_config)
 
 
 def _prepare(folder: Path) -> None:
-    """Make the folder and mark it, before anything can be removed in it."""
+    """Create the folder and mark it, before anything can be removed in it."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / _MARK).exists():
         return
@@ -129,22 +131,41 @@ def _copy(registry: Registry, number: int, target: Path) -> None:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _mirrored(entry: ModelEntry, base: Path, present: set[int], old: Mapping[str, int]) -> ModelEntry | None:
-    """Return a model's entry in the mirror; None without a version."""
-    labels = {name: number if number in present else old.get(name) for name, number in entry.labels.items()}
-    present_labels = {name: number for name, number in labels.items() if number in present}
-    versions = set(entry.versions) & present | set(present_labels.values())
+def _mirror_entry(
+    served: ModelEntry, base: Path, mirrored: set[int], old_labels: Mapping[str, int]
+) -> ModelEntry | None:
+    """Return a model's entry in the mirror; None without a version.
+
+    Args:
+      served: its entry in the registry.
+      base: its folder in the mirror.
+      mirrored: the versions in that folder.
+      old_labels: the labels of its old entry, for labels whose version is not mirrored.
+    """
+    labels: dict[str, int] = {}
+    for label, number in served.labels.items():
+        if number in mirrored:
+            labels[label] = number
+        elif old_labels.get(label) in mirrored:
+            labels[label] = old_labels[label]
+    versions = set(served.versions) & mirrored | set(labels.values())
     if not versions:
         return None
-    return ModelEntry(entry.name, str(base), versions=tuple(sorted(versions)), labels=present_labels)
+    return ModelEntry(served.name, str(base), versions=tuple(sorted(versions)), labels=labels)
 
 
-def _remove(
-    folder: Path, present: Mapping[str, set[int]], before: Mapping[str, ModelEntry], now: Mapping[str, ModelEntry]
-) -> Iterator[tuple[str, int]]:
-    """Remove the versions that neither the former nor the new configuration names; yield them."""
-    for model, versions in sorted(present.items()):
-        named = {number for entries in (before, now) if model in entries for number in entries[model].versions}
-        for number in sorted(versions - named):
+def _remove_versions(
+    folder: Path,
+    versions: Mapping[str, set[int]],
+    old_entries: Mapping[str, ModelEntry],
+    entries: Mapping[str, ModelEntry],
+) -> list[tuple[str, int]]:
+    """Remove the versions that neither the old nor the new configuration names. Return each (model, version)."""
+    removed = []
+    for model, numbers in sorted(versions.items()):
+        configured = [entry for entry in (old_entries.get(model), entries.get(model)) if entry is not None]
+        named = {number for entry in configured for number in entry.versions}
+        for number in sorted(numbers - named):
             shutil.rmtree(folder / model / str(number))
-            yield model, number
+            removed.append((model, number))
+    return removed

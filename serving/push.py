@@ -1,10 +1,15 @@
 """Push, rollback and repair: how a blessed candidate becomes a served version.
 
-Steps, each safe to stop after: 1. take the version number in the registry; 2. stage the files beside the versions
-under a name that no server loads, and check them; 3. rename the folder to its number (S3 has no rename: the files are
-copied under a number that nothing names yet, ``saved_model.pb`` last); 4. commit version and label in the registry;
-5. replace the server's configuration, which is derived from the registry. If a pusher dies, the old version stays
-served; the next push, or `reconcile`, cleans up.
+A push has five steps, and may die after each of them:
+
+1. take a version number in the registry;
+2. stage the files next to the versions, under a name that no server loads, and check them;
+3. rename the folder to its number. S3 has no rename: the files are copied under a number that nothing names yet,
+   ``saved_model.pb`` last;
+4. commit version and label in the registry;
+5. replace the server's configuration, which is derived from the registry.
+
+If a pusher dies, the old version stays served; the next push, or `reconcile`, cleans up.
 """
 
 from __future__ import annotations
@@ -37,20 +42,6 @@ from ciml.storage import LocalStore, Store, open_store
 
 _LOG = logging.getLogger(__name__)
 _STAGING = "staging-"
-
-
-def push_inputs(registry: Registry, candidate: Candidate) -> Description:
-    """Describe the candidate that is pushed; its version is that of the training."""
-    facts = {"candidate": candidate.id, "digest": candidate.digest}
-    version = str(candidate.facts.get("refresh", candidate.id))
-    return Description((Data(registry.data.candidates(registry.model), version, facts=facts),))
-
-
-def pushed_version(registry: Registry, candidate: Candidate, number: int, label: str) -> Description:
-    """Describe a pushed version, its label and the digest of its files."""
-    facts = {"label": label, "candidate": candidate.id, "digest": candidate.digest}
-    output = Data(registry.base.url(), str(number), facts=facts)
-    return Description(push_inputs(registry, candidate).inputs, (output,))
 
 
 class NotBlessedError(CimlError):
@@ -108,11 +99,11 @@ def push_candidate(
     candidate = state.candidates.get(candidate_id)
     decision = state.decisions.get(candidate_id)
     if candidate is None or decision is None or not decision.blessed:
-        why = "; ".join(decision.reasons) if decision else "no decision of the gate is recorded"
-        raise NotBlessedError(f"model {registry.model}: candidate {candidate_id} is not blessed: {why}")
-    with lineage.step(f"push.{registry.model}", lambda: push_inputs(registry, candidate)) as step:
+        reason = "; ".join(decision.reasons) if decision else "no decision of the gate is recorded"
+        raise NotBlessedError(f"model {registry.model}: candidate {candidate_id} is not blessed: {reason}")
+    with lineage.step(f"push.{registry.model}", lambda: _describe_inputs(registry, candidate)) as step:
         pushed = _push(registry, candidate, label, check)
-        step.describe(lambda: pushed_version(registry, candidate, pushed.version, label))
+        step.describe(lambda: _describe_version(registry, candidate, pushed.version, label))
     return pushed
 
 
@@ -135,26 +126,26 @@ def _push(registry: Registry, candidate: Candidate, label: str, check: bool) -> 
 
 def _take_number(registry: Registry, candidate_id: str) -> int:
     """Take the next version number, above all taken numbers and all folders below the base path."""
-    numbers: list[int] = []
+    number = 0
+    # The delta of a concurrent pusher must differ, so that neither takes the other's for its own.
     pusher = secrets.token_hex(8)
 
     def build(state: RegistryState) -> Delta:
+        nonlocal number  # a lost commit is built again
         number = max([0, *state.versions, *list_versions(registry.base, real=False)]) + 1
-        numbers[:] = [number]
-        # The pusher's id: a concurrent pusher's delta must differ, so that neither takes it for its own.
         return {"kind": "staged", "candidate": candidate_id, "model_version": number, "pusher": pusher}
 
     registry.commit(build)
-    return numbers[0]
+    return number
 
 
 def _stage(registry: Registry, number: int, candidate: Candidate) -> Store:
-    """Copy the candidate to a staging folder and return it."""
+    """Copy the candidate to a new folder and return it. On S3, its name is the version number already."""
     base = registry.base
-    local = isinstance(base, LocalStore)
-    target = base.child(f"{_STAGING}{number}-{secrets.token_hex(4)}" if local else str(number))
+    is_local = isinstance(base, LocalStore)
+    target = base.child(f"{_STAGING}{number}-{secrets.token_hex(4)}" if is_local else str(number))
     files = dict(read_files(open_store(candidate.folder)))
-    for path in sorted(files, key=lambda one: (one == LAST_FILE, one)):
+    for path in sorted(files, key=lambda path: (path == LAST_FILE, path)):
         # An existing object is read back: after a retried write, the writer finds its own object.
         if not target.create(path, files[path]) and target.read(path) != files[path]:
             raise IntegrityError(f"{target.url(path)} exists already: another process writes to {base.root}")
@@ -178,15 +169,14 @@ def _rename(registry: Registry, number: int, staged: Store) -> None:
 
 
 def _commit(registry: Registry, number: int, label: str) -> None:
-    """Record a staged version as pushed, and its label; of a pushed one the label alone."""
+    """Record a staged version as pushed with its label; for a pushed version, record the label."""
 
     def build(state: RegistryState) -> Delta | None:
-        labels = {label: number}
-        match state.versions[number].state:
-            case "staged":
-                return {"kind": "pushed", "model_version": number, "labels": labels}
-            case "pushed":
-                return None if state.labels.get(label) == number else {"kind": "labels", "labels": labels}
+        version_state = state.versions[number].state
+        if version_state == "staged":
+            return {"kind": "pushed", "model_version": number, "labels": {label: number}}
+        if version_state == "pushed":
+            return None if state.labels.get(label) == number else {"kind": "labels", "labels": {label: number}}
         raise CimlError(f"model {registry.model}: another pusher abandoned version {number} meanwhile; push again")
 
     registry.commit(build)
@@ -204,10 +194,10 @@ def write_config(data: DataRoot) -> bool:
         entries = [Registry(data, name).entry() for name in registered_models(data)]
         text = render_config([entry for entry in entries if entry is not None]).encode()
         try:
-            present: bytes | None = models.read(CONFIG_NAME)
+            current: bytes | None = models.read(CONFIG_NAME)
         except FileNotFoundError:
-            present = None
-        if text == present or (present is None and not any(entries)):
+            current = None
+        if text == current or (current is None and not any(entries)):
             return changed
         models.replace(CONFIG_NAME, text)
         changed = True
@@ -224,15 +214,13 @@ def rollback(data: DataRoot, model: str, version: int | None = None, *, label: s
     """
     registry = Registry(data, model)
     state = registry.state
-    present = state.labels.get(label)
-    if present is None:
+    labelled = state.labels.get(label)
+    if labelled is None:
         raise UnknownModelError(f"model {model}: no version has the label {label}")
-    if version is None:
-        version = state.predecessor(present)
-        if version is None:
-            raise CimlError(f"model {model}: version {present} has no predecessor; nothing to roll back to")
-    target = version
-    files = state.files(version)
+    target = state.predecessor(labelled) if version is None else version
+    if target is None:
+        raise CimlError(f"model {model}: version {labelled} has no predecessor; nothing to roll back to")
+    files = state.files(target)
     folder = registry.folder(target)
     try:
         check_digests(folder.root, file_digests(folder), files)
@@ -240,12 +228,12 @@ def rollback(data: DataRoot, model: str, version: int | None = None, *, label: s
         raise IntegrityError(f"{folder.root} is missing") from None
 
     def build(state: RegistryState) -> Delta | None:
-        present = state.labels.get(label)
-        if present == target:
+        labelled = state.labels.get(label)
+        if labelled == target:
             return None
-        withdrawn = [number for number in state.pushed() if target < number <= (present or 0)]
-        stale = [name for name, version in state.labels.items() if name != label and version in withdrawn]
-        return {"kind": "labels", "labels": {label: target}, "withdrawn": withdrawn, "removed": stale}
+        withdrawn = [number for number in state.pushed() if target < number <= (labelled or 0)]
+        removed_labels = [name for name, number in state.labels.items() if name != label and number in withdrawn]
+        return {"kind": "labels", "labels": {label: target}, "withdrawn": withdrawn, "removed": removed_labels}
 
     registry.commit(build)
     write_config(data)
@@ -254,26 +242,28 @@ def rollback(data: DataRoot, model: str, version: int | None = None, *, label: s
 
 def reconcile(registry: Registry) -> list[str]:
     """Clean up after pushers that died, and update the configuration. Return a line for each action."""
-    finished = []
+    actions = []
     for number in registry.state.in_state("staged"):
-        delta = {"kind": "abandoned", "model_version": number}
-        if registry.commit(partial(_if_staged, number, delta)) is not None:
+        if registry.commit(partial(_abandon_staged, number)) is not None:
             _remove(registry.folder(number))
-            finished.append(f"version {number} was never completed: abandoned")
+            actions.append(f"version {number} was never completed: abandoned")
     if isinstance(registry.base, LocalStore) and os.path.isdir(registry.base.root):
         for name in sorted(os.listdir(registry.base.root)):
             if name.startswith(_STAGING):
                 _remove(registry.base.child(name))
-                finished.append(f"{name} removed")
+                actions.append(f"{name} removed")
     if write_config(registry.data):
-        finished.append(f"{CONFIG_NAME} written")
-    for line in finished:
+        actions.append(f"{CONFIG_NAME} written")
+    for line in actions:
         _LOG.warning("model %s: %s", registry.model, line)
-    return finished
+    return actions
 
 
-def _if_staged(number: int, delta: Delta, state: RegistryState) -> Delta | None:
-    return delta if state.versions[number].state == "staged" else None
+def _abandon_staged(number: int, state: RegistryState) -> Delta | None:
+    """Build the delta that abandons a version; None if its pusher has completed or abandoned it."""
+    if state.versions[number].state != "staged":
+        return None
+    return {"kind": "abandoned", "model_version": number}
 
 
 def _remove(folder: Store) -> None:
@@ -285,7 +275,7 @@ def _remove(folder: Store) -> None:
             shutil.rmtree(path)
         return
     # Without this file the folder no longer counts as a model.
-    for name in sorted(folder.list(), key=lambda one: (one != LAST_FILE, one)):
+    for name in sorted(folder.list(), key=lambda name: (name != LAST_FILE, name)):
         folder.delete(name)
 
 
@@ -308,3 +298,17 @@ def verify_versions(data: DataRoot, model: str) -> dict[int, str]:
         except (CimlError, OSError) as error:
             failures[number] = str(error) or type(error).__name__
     return failures
+
+
+def _describe_inputs(registry: Registry, candidate: Candidate) -> Description:
+    """Describe the candidate that is pushed; its version is that of the training."""
+    facts = {"candidate": candidate.id, "digest": candidate.digest}
+    version = str(candidate.facts.get("refresh", candidate.id))
+    return Description((Data(registry.data.candidates(registry.model), version, facts=facts),))
+
+
+def _describe_version(registry: Registry, candidate: Candidate, number: int, label: str) -> Description:
+    """Describe a pushed version, its label and the digest of its files."""
+    facts = {"label": label, "candidate": candidate.id, "digest": candidate.digest}
+    output = Data(registry.base.url(), str(number), facts=facts)
+    return Description(_describe_inputs(registry, candidate).inputs, (output,))

@@ -93,7 +93,7 @@ def _never(runs: Any) -> Any:
 
 def start(data: DataRoot, version: int) -> None:
     """Ask for the neighbours of a run, as the first batch of a stream does."""
-    found = StoredNeighbours(data, keep=True).of([f"zuul~{version * _DELTA - 1:032x}~1"])
+    found = StoredNeighbours(data, saves_bookmark=True).of([f"zuul~{version * _DELTA - 1:032x}~1"])
     assert len(found) == 1
 
 

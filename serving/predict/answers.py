@@ -1,8 +1,8 @@
-"""The steps of a prediction that the stream and a model in this process share, and a model in this process.
+"""Predictions by a model in this process (`LocalModel`), and the steps that they share with the predict service.
 
 The steps are the preparation of runs, their division into calls, the check of the answers, the neighbours of failed
-runs from the raw manifest, and the verdict that says why a run failed. `LocalModel` is a pushed model in this process,
-loaded and verified as the model server does, for predictions without a server.
+runs from the raw manifest, and the verdict, which states why a run failed. A `LocalModel` is loaded and verified as the
+model server does, and needs no server.
 """
 
 from __future__ import annotations
@@ -39,201 +39,24 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from ciml.data_root import DataRoot
     from ciml.datasets.definition import ResolvedDefinition
     from ciml.events.records import RunFacts
-    from ciml.runs.causes import Neighbours
 
-#: Facts that a prediction's record does not repeat: large, or of no use for a message. Of the labels, it has the exit
-#: status and the signal.
-_NOT_RECORDED = ("log_url", "subjects", "labels")
 
-_log = logging.getLogger(__name__)
-#: The bookmark, beside the manifest of predictions.
-BOOKMARK = "_neighbours"
-#: After so many runs the bookmark is replaced; to read as many again takes half a second.
-_BOOKMARK_RUNS = 10_000
+_LOG = logging.getLogger(__name__)
+#: The reason of a run for which the model answers with an error, a value that is not finite, or too late.
+MODEL_ERROR = "model_error"
 #: Most runs in one call.
 MAX_CALL_ROWS = 256
 #: Largest call, bytes: the server's own limit is 16 MiB.
 _MAX_CALL_BYTES = 8 << 20
-#: The reason of a run for which the model answers with an error, a value that is not finite, or too late.
-MODEL_ERROR = "model_error"
-
-
-def verdict_of(
-    facts: RunFacts | None,
-    probabilities: Mapping[str, float],
-    rules: VerdictRules | None,
-    windows: NDArray[np.float32],
-) -> Verdict | None:
-    """Return the verdict on a run; None for one that did not fail, or without facts or rules.
-
-    Args:
-      facts: of the run; None where they are unknown.
-      probabilities: by class, as recorded.
-      rules: those of the model; None for a model that gives no verdicts.
-      windows: float32 [n, F], those of the run, not normalised.
-    """
-    if facts is None or rules is None or facts.outcome not in FAILED:
-        return None
-    (means,) = run_means(windows[None], np.array([len(windows)]))
-    return make_verdict(facts.build_name, probabilities, rules, means)
-
-
-def recorded_verdict(
-    facts: RunFacts | None,
-    probabilities: Mapping[str, float],
-    rules: VerdictRules | None,
-    windows: NDArray[np.float32],
-) -> dict[str, Any]:
-    """Return ``run`` and ``verdict`` of a prediction's record as JSON; nothing where `verdict_of` has no verdict."""
-    verdict = verdict_of(facts, probabilities, rules, windows)
-    if facts is None or verdict is None:
-        return {}
-    run = {name: value for name, value in facts.to_json().items() if name not in _NOT_RECORDED}
-    # Evidence says which signal ended the run.
-    if ended := {name: facts.labels[name] for name in (EXIT_LABEL, SIGNAL_LABEL) if name in facts.labels}:
-        run["labels"] = ended
-    return {"run": run, "verdict": verdict.to_json()}
-
-
-@lru_cache(maxsize=8)
-def knows_ranges(data: DataRoot, model: str, version: int) -> bool:
-    """Return whether a pushed version recognises runs unlike those that it learned; earlier versions of ciml stored no
-    ranges.
-
-    Raises:
-      IntegrityError: if its rules were altered.
-    """
-    registry = Registry(data, model)
-    if f"assets/{VERDICTS}" not in registry.state.files(version):
-        return False
-    rules = json.loads(registry.read_asset(version, VERDICTS))
-    return rules.get("ranges") is not None
-
-
-def rules_of(registry: Registry, version: int, definition: ResolvedDefinition) -> VerdictRules | None:
-    """Return the rules in a pushed version's assets, verified against the registry; None for a model without.
-
-    Raises:
-      IntegrityError: if the file was altered, or is malformed.
-    """
-    if f"assets/{VERDICTS}" not in registry.state.files(version):
-        return None
-    where = f"model {registry.model}, version {version}: assets/{VERDICTS}"
-    return read_rules(registry.read_asset(version, VERDICTS), definition.classes, definition.features, where)
-
-
-class StoredNeighbours:
-    """Neighbours of the runs of a raw store. Thread-safe. The first call reads the manifest from its bookmark on.
-
-    Args:
-      data: the data root. Its folder of predictions has the bookmark.
-      keep: whether to replace the bookmark as the manifest grows.
-    """
-
-    def __init__(self, data: DataRoot, *, keep: bool = False) -> None:
-        self._keep = keep
-        self._log = StoredRunLog(ManifestLog(data.raw), partial(evaluate, former_policy()))
-        self._bookmarks = Bookmarks(data.predictions, BOOKMARK, NEIGHBOURS_KIND, partial(digest_of, self._log))
-        self._near: NearbyRuns | None = None
-        self._version = self._unsaved = 0
-        self._lock = threading.Lock()
-
-    def of(self, run_ids: Sequence[str]) -> list[Neighbours | None]:
-        """Return the neighbours of each run; None for one that did not fail, or whose place is unknown.
-
-        Raises:
-          IntegrityError: the manifest is damaged.
-        """
-        with self._lock:
-            nearby = self._near = self._near or self._resumed()
-            for version, delta in self._log.since(self._version):
-                nearby.add(delta)
-                self._version = version
-                self._unsaved += len(delta.rows)
-            if self._keep and self._unsaved >= _BOOKMARK_RUNS:
-                self._bookmarks.save(self._version, nearby.encode())
-                self._unsaved = 0
-            return [nearby.of(run_id) for run_id in run_ids]
-
-    def _resumed(self) -> NearbyRuns:
-        nearby = NearbyRuns(lambda job: True)
-        if (bookmark := self._bookmarks.load()) is not None:
-            try:
-                nearby.restore(bookmark.state)
-                self._version = bookmark.version
-            except msgspec.DecodeError as error:
-                _log.warning("the bookmark of the raw manifest cannot be read (%s); reading its first delta", error)
-        return nearby
-
-
-def neighbours_of(data: DataRoot, definition: ResolvedDefinition, *, keep: bool = False) -> StoredNeighbours | None:
-    """Return what finds the neighbours for a model; None if its definition does not ask for them."""
-    return StoredNeighbours(data, keep=keep) if "neighbours" in (definition.definition.context or ()) else None
-
-
-class Prepared(NamedTuple):
-    """Runs as input of a model.
-
-    Attributes:
-      inputs: float32 [n, L, F], not normalised; zeros for a rejected run.
-      n_windows: int32 [n].
-      rejected: rejections by row, in order.
-    """
-
-    inputs: NDArray[np.float32]
-    n_windows: NDArray[np.int32]
-    rejected: Mapping[int, RejectedInput]
-
-    def calls(self, most_rows: int = MAX_CALL_ROWS) -> list[list[int]]:
-        """Return the rows of the usable runs, divided into calls of a model."""
-        rows = [row for row in range(len(self.inputs)) if row not in self.rejected]
-        row_bytes = max(int(self.inputs[0].nbytes), 1) if rows else 1
-        size = max(1, min(most_rows, _MAX_CALL_BYTES // row_bytes))
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def prepare_runs(
-    tables: Sequence[pa.Table],
-    definition: ResolvedDefinition,
-    runs: Sequence[RunFacts] | None = None,
-    neighbours: Sequence[Neighbours | None] = (),
-) -> Prepared:
-    """Prepare the telemetry of runs by a model's definition. A run without a window is rejected as ``empty``.
-
-    ``runs`` and ``neighbours`` are those of `ciml.transforms.examples.prepare.prepare_many`.
-    """
-    inputs, n_windows, rejections = prepare_many(tables, definition, runs, neighbours)
-    rejected = dict(rejections)
-    for row in np.flatnonzero(n_windows == 0).tolist():
-        rejected.setdefault(row, RejectedInput("empty"))
-    return Prepared(inputs, n_windows.astype(np.int32, copy=False), {row: rejected[row] for row in sorted(rejected)})
-
-
-def check_answers(answers: NDArray[np.float32], definition: ResolvedDefinition, where: str) -> None:
-    """Raise `IntegrityError` unless a model's answers have a column for each class of its definition."""
-    if answers.shape[1:] != (len(definition.classes),):
-        raise IntegrityError(f"{where}: answer of shape {answers.shape[1:]} for {len(definition.classes)} classes")
-
-
-def probabilities_of(answer: NDArray[np.float32], definition: ResolvedDefinition) -> dict[str, float]:
-    """Return a model's answer for one run as probabilities by class, in the definition's order.
-
-    They are the shortest decimals that read back as the same float32: as JSON they take a tenth of the bytes.
-
-    Raises:
-      RejectedInput: ``model_error``, for a value that is not finite.
-    """
-    if not np.isfinite(answer).all():
-        raise RejectedInput(MODEL_ERROR, "the model's probabilities are not finite")
-    return dict(zip(definition.classes, (float(str(value)) for value in answer), strict=True))
-
-
-def class_of(answer: NDArray[np.float32], definition: ResolvedDefinition) -> str:
-    """Return the class with the highest probability; of equal ones the first."""
-    return definition.classes[int(np.argmax(answer))]
+#: Facts that the record of a prediction omits: they are large, or of no use for a message. Of the labels, the record
+#: has the exit status and the signal.
+_NOT_RECORDED = ("log_url", "subjects", "labels")
+#: The bookmark of `StoredNeighbours`, next to the manifest of predictions.
+BOOKMARK = "_neighbours"
+#: The bookmark is replaced after so many runs. To read as many again takes half a second.
+_BOOKMARK_RUNS = 10_000
 
 
 class Answer(NamedTuple):
@@ -278,7 +101,7 @@ class LocalModel:
         where = f"model {model}, version {self.version}: {DEFINITION}"
         self.definition = read_definition(registry.read_asset(self.version, DEFINITION), where)
         self.rules = rules_of(registry, self.version, self.definition)
-        self._near = neighbours_of(data, self.definition)
+        self._neighbours = StoredNeighbours(data) if needs_neighbours(self.definition) else None
         verify = partial(RegistryVerifier(data.registry.root), model, self.version)
         folder = registry.folder(self.version)
         try:
@@ -300,34 +123,34 @@ class LocalModel:
         Returns:
           For each run its answer, or its rejection.
         """
+        if not tables:  # `bisect` would raise if the definition needs facts
+            return []
         answers: list[Answer | RejectedInput] = []
         inputs: list[tuple[pa.Table, RunFacts | None]] = list(zip(tables, runs or repeat(None), strict=False))
-        if not inputs:  # all of them are unusable: the facts that the model needs do not matter
-            return []
         for _, result in bisect("predict", inputs, self._predict):
             answers += [result] if isinstance(result, RejectedInput) else result
         return answers
 
-    def _predict(self, given_runs: Sequence[tuple[pa.Table, RunFacts | None]]) -> list[Answer | RejectedInput]:
-        """Raises `RejectedInput` if the model fails for a run; `bisect` finds it."""
-        tables = [table for table, _ in given_runs]
-        facts = [run for _, run in given_runs if run is not None]
-        neighbours = self._near.of([run.run_id for run in facts]) if self._near else ()
+    def _predict(self, inputs: Sequence[tuple[pa.Table, RunFacts | None]]) -> list[Answer | RejectedInput]:
+        """Predict runs together. Raise `RejectedInput` if the model fails for any; `bisect` then finds the run."""
+        tables = [table for table, _ in inputs]
+        facts = [run for _, run in inputs if run is not None]
+        neighbours = self._neighbours.of([run.run_id for run in facts]) if self._neighbours else ()
         prepared = prepare_runs(tables, self.definition, facts or None, neighbours)
         results: dict[int, Answer | RejectedInput] = dict(prepared.rejected)
         for rows in prepared.calls():
-            inputs = {"inputs": prepared.inputs[rows], "n_windows": prepared.n_windows[rows]}
+            arrays = {"inputs": prepared.inputs[rows], "n_windows": prepared.n_windows[rows]}
             try:
-                answers = self._loaded.predict("", inputs)["probabilities"]
+                answers = self._loaded.predict("", arrays)["probabilities"]
             except RequestError as error:
                 raise RejectedInput(MODEL_ERROR, str(error)) from None
             check_answers(answers, self.definition, f"model {self.model}, version {self.version}")
             for row, answer in zip(rows, answers, strict=True):
                 windows = prepared.inputs[row, : prepared.n_windows[row]]
-                results[row] = self._read(answer, windows, given_runs[row][1])
+                results[row] = self._answer(answer, windows, inputs[row][1])
         return [results[row] for row in range(len(tables))]
 
-    def _read(
+    def _answer(
         self, answer: NDArray[np.float32], windows: NDArray[np.float32], run: RunFacts | None
     ) -> Answer | RejectedInput:
         try:
@@ -340,3 +163,185 @@ class LocalModel:
     def close(self) -> None:
         """Free the model's memory."""
         self._loaded.close()
+
+
+class Prepared(NamedTuple):
+    """Runs as input of a model.
+
+    Attributes:
+      inputs: float32 [n, L, F], not normalised; zeros for a rejected run.
+      n_windows: int32 [n].
+      rejected: rejections by row, in order.
+    """
+
+    inputs: NDArray[np.float32]
+    n_windows: NDArray[np.int32]
+    rejected: Mapping[int, RejectedInput]
+
+    def calls(self, most_rows: int = MAX_CALL_ROWS) -> list[list[int]]:
+        """Return the rows of the usable runs, divided into calls of a model."""
+        rows = [row for row in range(len(self.inputs)) if row not in self.rejected]
+        row_bytes = max(int(self.inputs[0].nbytes), 1) if rows else 1
+        size = max(1, min(most_rows, _MAX_CALL_BYTES // row_bytes))
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def prepare_runs(
+    tables: Sequence[pa.Table],
+    definition: ResolvedDefinition,
+    runs: Sequence[RunFacts] | None = None,
+    neighbours: Sequence[Neighbours | None] = (),
+) -> Prepared:
+    """Prepare the telemetry of runs by a model's definition. A run without a window is rejected as ``empty``.
+
+    Arguments are those of `ciml.transforms.examples.prepare.prepare_many`.
+    """
+    inputs, n_windows, rejections = prepare_many(tables, definition, runs, neighbours)
+    rejected = dict(rejections)
+    for row in np.flatnonzero(n_windows == 0).tolist():
+        rejected.setdefault(row, RejectedInput("empty"))
+    return Prepared(inputs, n_windows.astype(np.int32, copy=False), {row: rejected[row] for row in sorted(rejected)})
+
+
+def check_answers(answers: NDArray[np.float32], definition: ResolvedDefinition, where: str) -> None:
+    """Raise `IntegrityError` unless a model's answers have a column for each class of its definition."""
+    if answers.shape[1:] != (len(definition.classes),):
+        raise IntegrityError(f"{where}: answer of shape {answers.shape[1:]} for {len(definition.classes)} classes")
+
+
+def probabilities_of(answer: NDArray[np.float32], definition: ResolvedDefinition) -> dict[str, float]:
+    """Return a model's answer for one run as probabilities by class, in the definition's order.
+
+    They are the shortest decimals that read back as the same float32: as JSON they take a tenth of the bytes.
+
+    Raises:
+      RejectedInput: ``model_error``, for a value that is not finite.
+    """
+    if not np.isfinite(answer).all():
+        raise RejectedInput(MODEL_ERROR, "the model's probabilities are not finite")
+    return dict(zip(definition.classes, (float(str(value)) for value in answer), strict=True))
+
+
+def class_of(answer: NDArray[np.float32], definition: ResolvedDefinition) -> str:
+    """Return the class with the highest probability; of equal ones the first."""
+    return definition.classes[int(np.argmax(answer))]
+
+
+def verdict_of(
+    facts: RunFacts | None,
+    probabilities: Mapping[str, float],
+    rules: VerdictRules | None,
+    windows: NDArray[np.float32],
+) -> Verdict | None:
+    """Return the verdict on a run; None for one that did not fail, or without facts or rules.
+
+    Args:
+      facts: of the run; None where they are unknown.
+      probabilities: by class, as recorded.
+      rules: those of the model; None for a model that gives no verdicts.
+      windows: float32 [n, F], those of the run, not normalised.
+    """
+    if facts is None or rules is None or facts.outcome not in FAILED:
+        return None
+    (means,) = run_means(windows[None], np.array([len(windows)]))
+    return make_verdict(facts.build_name, probabilities, rules, means)
+
+
+def recorded_verdict(
+    facts: RunFacts | None,
+    probabilities: Mapping[str, float],
+    rules: VerdictRules | None,
+    windows: NDArray[np.float32],
+) -> dict[str, Any]:
+    """Return ``run`` and ``verdict`` of a prediction's record as JSON; nothing where `verdict_of` has no verdict."""
+    verdict = verdict_of(facts, probabilities, rules, windows)
+    if facts is None or verdict is None:
+        return {}
+    run = {name: value for name, value in facts.to_json().items() if name not in _NOT_RECORDED}
+    # Evidence names the signal that ended the run.
+    labels = {name: facts.labels[name] for name in (EXIT_LABEL, SIGNAL_LABEL) if name in facts.labels}
+    if labels:
+        run["labels"] = labels
+    return {"run": run, "verdict": verdict.to_json()}
+
+
+def rules_of(registry: Registry, version: int, definition: ResolvedDefinition) -> VerdictRules | None:
+    """Read the rules of verdicts in a pushed version's assets, verified against the registry; None without rules.
+
+    Raises:
+      IntegrityError: if the file was altered, or is malformed.
+    """
+    if f"assets/{VERDICTS}" not in registry.state.files(version):
+        return None
+    where = f"model {registry.model}, version {version}: assets/{VERDICTS}"
+    return read_rules(registry.read_asset(version, VERDICTS), definition.classes, definition.features, where)
+
+
+@lru_cache(maxsize=8)
+def knows_ranges(data: DataRoot, model: str, version: int) -> bool:
+    """Return whether a pushed version recognises runs unlike those that it learned.
+
+    It does unless it was trained by a version of ciml that stored no ranges.
+
+    Raises:
+      IntegrityError: if its rules were altered.
+    """
+    registry = Registry(data, model)
+    if f"assets/{VERDICTS}" not in registry.state.files(version):
+        return False
+    rules = json.loads(registry.read_asset(version, VERDICTS))
+    return rules.get("ranges") is not None
+
+
+def needs_neighbours(definition: ResolvedDefinition) -> bool:
+    """Return whether a model takes the neighbours of a run as context."""
+    return "neighbours" in (definition.definition.context or ())
+
+
+class StoredNeighbours:
+    """Neighbours of the runs of a raw store. Thread-safe. The first call reads the manifest from a bookmark on.
+
+    Args:
+      data: the data root. Its folder of predictions has the bookmark.
+      saves_bookmark: whether to replace the bookmark as the manifest grows.
+    """
+
+    def __init__(self, data: DataRoot, *, saves_bookmark: bool = False) -> None:
+        self._saves_bookmark = saves_bookmark
+        self._log = StoredRunLog(ManifestLog(data.raw), partial(evaluate, former_policy()))
+        self._bookmarks = Bookmarks(data.predictions, BOOKMARK, NEIGHBOURS_KIND, partial(digest_of, self._log))
+        self._nearby: NearbyRuns | None = None
+        self._version = 0
+        self._unsaved_runs = 0
+        self._lock = threading.Lock()
+
+    def of(self, run_ids: Sequence[str]) -> list[Neighbours | None]:
+        """Return the neighbours of each run; None for a run that did not fail, or ran at an unknown place.
+
+        Raises:
+          IntegrityError: the manifest is damaged.
+        """
+        with self._lock:
+            if self._nearby is None:
+                self._nearby = self._resume()
+            nearby = self._nearby
+            for version, delta in self._log.since(self._version):
+                nearby.add(delta)
+                self._version = version
+                self._unsaved_runs += len(delta.rows)
+            if self._saves_bookmark and self._unsaved_runs >= _BOOKMARK_RUNS:
+                self._bookmarks.save(self._version, nearby.encode())
+                self._unsaved_runs = 0
+            return [nearby.of(run_id) for run_id in run_ids]
+
+    def _resume(self) -> NearbyRuns:
+        """Restore the runs of the bookmark, if there is one that can be read."""
+        nearby = NearbyRuns(lambda job: True)
+        bookmark = self._bookmarks.load()
+        if bookmark is not None:
+            try:
+                nearby.restore(bookmark.state)
+                self._version = bookmark.version
+            except msgspec.DecodeError as error:
+                _LOG.warning("the bookmark of the raw manifest cannot be read (%s); reading its first delta", error)
+        return nearby

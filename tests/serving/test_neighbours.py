@@ -14,7 +14,7 @@ from ciml.events.records import RunFacts
 from ciml.runs.causes import Neighbours
 from ciml.runs.run_log import StoredRunLog
 from ciml.serving.predict import answers as stored
-from ciml.serving.predict.answers import neighbours_of
+from ciml.serving.predict.answers import StoredNeighbours, needs_neighbours
 from tests.pipelines.predict.predicting import telemetry
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import make_facts
@@ -38,7 +38,7 @@ def ended(number: int, outcome: str, minute: int) -> tuple[RunFacts, pa.Table]:
 
 def test_neighbours_follow_the_manifest_as_it_grows(tmp_path: Path) -> None:
     data = DataRoot.open(tmp_path)
-    raw, nearby = RawStore(data), neighbours_of(data, RESOLVED)
+    raw, nearby = RawStore(data), StoredNeighbours(data)
     assert nearby is not None
     ids = [ended(number, "failure", 0)[0].run_id for number in range(6)]
     raw.add([ended(0, "failure", 0), ended(1, "success", 10), ended(2, "failure", 20)])
@@ -46,12 +46,12 @@ def test_neighbours_follow_the_manifest_as_it_grows(tmp_path: Path) -> None:
     raw.add([ended(3, "failure", 70)])  # the first two ended more than an hour before, the third did not
     raw.add([ended(4, "failure", 71)])
     assert nearby.of([ids[4], ids[3], ids[2]]) == [Neighbours(2, 2), Neighbours(1, 1), Neighbours(1, 2)]
-    fresh = neighbours_of(data, RESOLVED)
+    fresh = StoredNeighbours(data)
     assert fresh is not None
     assert fresh.of(ids) == nearby.of(ids)
     assert not (tmp_path / "predictions").exists()  # a reader alone leaves no bookmark
     plain = RESOLVED.replace(definition=RESOLVED.definition.replace(context=None), features=("1m",))
-    assert neighbours_of(data, plain) is None
+    assert not needs_neighbours(plain)
 
 
 def test_another_process_continues_from_the_bookmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_another_process_continues_from_the_bookmark(tmp_path: Path, monkeypatch
     ids = [ended(number, "failure", 0)[0].run_id for number in range(8)]
     for number in range(7):
         raw.add([ended(number, "failure", 10 * number)])
-        stored.StoredNeighbours(data, keep=True).of(ids)  # a process each
+        stored.StoredNeighbours(data, saves_bookmark=True).of(ids)  # a process each
     read: list[int] = []
     since = StoredRunLog.since
 

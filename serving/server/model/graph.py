@@ -1,13 +1,9 @@
-"""The TensorFlow operations that a model may contain: computations without side effects.
+"""A model's graph in this process: `Graph` checks its operations, restores it in its own session, and runs it.
 
-A SavedModel is a program. An operation that is not listed in ``allowed_ops.toml`` (file access, Python functions,
-sockets, data pipelines, custom kernels) rejects the whole model before any of it runs. The operations of checkpoints
-are allowed only where the saving or restoring nodes reach them.
-
-A model's graph in this process: it is checked, restored in a session of its own, and run.
-
-A session owns its graph, variables and thread-safe callables. The SavedModel's object graph, which names Python
-classes, is never read.
+A SavedModel is a program. `check_ops` rejects the whole model, before any of it runs, for an operation that
+``allowed_ops.toml`` does not list: file access, Python functions, sockets, data pipelines, custom kernels. Operations
+of checkpoints are allowed only where the saving or restoring nodes reach them. The SavedModel's object graph, which
+names Python classes, is never read.
 """
 
 from __future__ import annotations
@@ -29,122 +25,11 @@ from ciml.tensorflow import load_tensorflow
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+
 _OPS = tomllib.loads(Path(__file__).with_name("allowed_ops.toml").read_text())
 _COMPUTING = frozenset(_OPS["computing"])
 _RESTORING = _COMPUTING | set(_OPS["restoring"])
 _ALLOWED = _RESTORING | set(_OPS["saving"])
-
-
-def check_ops(meta_graph: Any) -> None:
-    """Check every operation of a model: of its graph, and of all functions, used or not.
-
-    Args:
-      meta_graph: a ``tensorflow.MetaGraphDef``.
-
-    Raises:
-      IntegrityError: naming the first forbidden or misplaced operation.
-    """
-    graph = _Graph(meta_graph.graph_def)
-    if forbidden := graph.all_ops() - _ALLOWED:
-        raise IntegrityError(f"operation {min(forbidden)} is not allowed in a model")
-    outputs = [info.name for signature in meta_graph.signature_def.values() for info in signature.outputs.values()]
-    initial = [
-        name
-        for key in ("saved_model_main_op", "legacy_init_op")
-        if key in meta_graph.collection_def
-        for name in meta_graph.collection_def[key].node_list.value
-    ]
-    restore = [meta_graph.saver_def.restore_op_name] if meta_graph.saver_def.restore_op_name else []
-    for roots, allowed, place in (
-        ([*outputs, *initial], _COMPUTING, "serving"),
-        (restore, _RESTORING, "restoring"),
-    ):
-        if misplaced := graph.reached_ops(roots) - allowed:
-            raise IntegrityError(f"operation {min(misplaced)} is not allowed for {place} a model")
-
-
-class _Graph:
-    """Nodes and functions of a GraphDef by name."""
-
-    def __init__(self, graph_def: Any) -> None:
-        from tensorflow.python.framework import op_def_registry
-
-        self._nodes: Mapping[str, Any] = _by_name("node", ((node.name, node) for node in graph_def.node))
-        library = graph_def.library.function
-        bodies = ((function.signature.name, function.node_def) for function in library)
-        self._functions: Mapping[str, Any] = _by_name("function", bodies)
-        for name in self._functions:  # such a call would be ambiguous
-            if name in _ALLOWED or op_def_registry.get(name) is not None:
-                raise IntegrityError(f"function {name} has the name of an operation")
-        # Functions with the same ``api_implements``: TensorFlow may run any of them for another.
-        self._alike: dict[str, str] = {}
-        self._implementations: dict[str, set[str]] = {}
-        for function in library:
-            name = function.signature.name
-            if "api_implements" in function.attr:
-                interface = function.attr["api_implements"].s.decode(errors="replace")
-                self._alike[name] = interface
-                self._implementations.setdefault(interface, set()).add(name)
-
-    def all_ops(self) -> set[str]:
-        nodes = [*self._nodes.values(), *(node for body in self._functions.values() for node in body)]
-        return {node.op for node in nodes} - set(self._functions)
-
-    def reached_ops(self, roots: Iterable[str]) -> set[str]:
-        """Return the operations that run when the nodes or tensors ``roots`` are evaluated."""
-        ops: set[str] = set()
-        functions: set[str] = set()
-        visited: set[str] = set()
-        pending = [_node_name(root) for root in roots]
-        while pending:
-            name = pending.pop()
-            if name in visited:
-                continue
-            visited.add(name)
-            if name not in self._nodes:
-                raise IntegrityError(f"the model's graph has no node {name[:100]!r}")
-            node = self._nodes[name]
-            pending += [_node_name(input_name) for input_name in node.input]
-            self._enter(node, ops, functions)
-        return ops
-
-    def _enter(self, node: Any, ops: set[str], functions: set[str]) -> None:
-        pending = [node]
-        while pending:
-            node = pending.pop()
-            called = set(_called(node))
-            if node.op in self._functions:
-                called.add(node.op)
-            else:
-                ops.add(node.op)
-            for name in list(called):
-                called |= self._implementations.get(self._alike.get(name, ""), set())
-            for name in called & set(self._functions) - functions:
-                functions.add(name)
-                pending += self._functions[name]
-
-
-def _by_name(kind: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs as a mapping. Raises `IntegrityError` for a duplicate name, which is ambiguous."""
-    by_name: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in by_name:
-            raise IntegrityError(f"two {kind}s are named {name[:100]!r}")
-        by_name[name] = value
-    return by_name
-
-
-def _node_name(tensor: str) -> str:
-    return tensor.removeprefix("^").split(":", 1)[0]
-
-
-def _called(holder: Any) -> Iterable[str]:
-    """Yield the functions named by a node's attributes, nested ones included."""
-    for value in holder.attr.values():
-        functions = [value.func] if value.HasField("func") else value.list.func if value.HasField("list") else ()
-        for function in functions:
-            yield function.name
-            yield from _called(function)
 
 
 class Graph:
@@ -218,7 +103,9 @@ class Graph:
 
 def _check_size(name: str, values: Sequence[NDArray[Any]]) -> None:
     size = sum(value.nbytes for value in values if value.dtype.kind != "O")
-    for texts in (value for value in values if value.dtype.kind == "O"):
+    for texts in values:
+        if texts.dtype.kind != "O":
+            continue
         if texts.size > MAX_JSON_VALUES:
             raise RequestError("RESOURCE_EXHAUSTED", f"signature {name!r} returns {texts.size} texts")
         size += sum(map(len, texts.ravel()))
@@ -262,3 +149,118 @@ def _tensor_spec(signature: str, name: str, info: Any) -> TensorSpec:
         numpy_dtype(dtype)  # raises TypeError for a type whose values have no arrays
     shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
     return TensorSpec(name, info.name, dtype, shape)
+
+
+def check_ops(meta_graph: Any) -> None:
+    """Check every operation of a model: of its graph, and of all functions, used or not.
+
+    Args:
+      meta_graph: a ``tensorflow.MetaGraphDef``.
+
+    Raises:
+      IntegrityError: naming the first forbidden or misplaced operation.
+    """
+    graph = _GraphIndex(meta_graph.graph_def)
+    forbidden = graph.all_ops() - _ALLOWED
+    if forbidden:
+        raise IntegrityError(f"operation {min(forbidden)} is not allowed in a model")
+    serving_roots = [
+        info.name for signature in meta_graph.signature_def.values() for info in signature.outputs.values()
+    ]
+    for key in ("saved_model_main_op", "legacy_init_op"):
+        if key in meta_graph.collection_def:
+            serving_roots += meta_graph.collection_def[key].node_list.value
+    restore_op = meta_graph.saver_def.restore_op_name
+    for roots, allowed, purpose in (
+        (serving_roots, _COMPUTING, "serving"),
+        ([restore_op] if restore_op else [], _RESTORING, "restoring"),
+    ):
+        misplaced = graph.reached_ops(roots) - allowed
+        if misplaced:
+            raise IntegrityError(f"operation {min(misplaced)} is not allowed for {purpose} a model")
+
+
+class _GraphIndex:
+    """Nodes and functions of a GraphDef by name."""
+
+    def __init__(self, graph_def: Any) -> None:
+        from tensorflow.python.framework import op_def_registry
+
+        self._nodes: Mapping[str, Any] = _by_name("node", ((node.name, node) for node in graph_def.node))
+        library = graph_def.library.function
+        bodies = ((function.signature.name, function.node_def) for function in library)
+        self._functions: Mapping[str, Any] = _by_name("function", bodies)
+        for name in self._functions:  # such a call would be ambiguous
+            if name in _ALLOWED or op_def_registry.get(name) is not None:
+                raise IntegrityError(f"function {name} has the name of an operation")
+        # TensorFlow may run any function of an interface (``api_implements``) in place of another.
+        self._interfaces: dict[str, str] = {}
+        self._implementations: dict[str, set[str]] = {}
+        for function in library:
+            name = function.signature.name
+            if "api_implements" in function.attr:
+                interface = function.attr["api_implements"].s.decode(errors="replace")
+                self._interfaces[name] = interface
+                self._implementations.setdefault(interface, set()).add(name)
+
+    def all_ops(self) -> set[str]:
+        """Return all operations of the graph and of its functions, used or not."""
+        nodes = [*self._nodes.values(), *(node for body in self._functions.values() for node in body)]
+        return {node.op for node in nodes} - set(self._functions)
+
+    def reached_ops(self, roots: Iterable[str]) -> set[str]:
+        """Return the operations that run when the nodes or tensors ``roots`` are evaluated."""
+        ops: set[str] = set()
+        functions: set[str] = set()
+        visited: set[str] = set()
+        pending = [_node_name(root) for root in roots]
+        while pending:
+            name = pending.pop()
+            if name in visited:
+                continue
+            visited.add(name)
+            if name not in self._nodes:
+                raise IntegrityError(f"the model's graph has no node {name[:100]!r}")
+            node = self._nodes[name]
+            pending += [_node_name(input_name) for input_name in node.input]
+            self._enter(node, ops, functions)
+        return ops
+
+    def _enter(self, node: Any, ops: set[str], functions: set[str]) -> None:
+        """Add a node's operation to ``ops``, or its functions to ``functions`` and their operations to ``ops``."""
+        pending = [node]
+        while pending:
+            node = pending.pop()
+            called = set(_called(node))
+            if node.op in self._functions:
+                called.add(node.op)
+            else:
+                ops.add(node.op)
+            for name in list(called):
+                called |= self._implementations.get(self._interfaces.get(name, ""), set())
+            for name in called & set(self._functions) - functions:
+                functions.add(name)
+                pending += self._functions[name]
+
+
+def _by_name(kind: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a mapping. Raises `IntegrityError` for a duplicate name, which is ambiguous."""
+    by_name: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in by_name:
+            raise IntegrityError(f"two {kind}s are named {name[:100]!r}")
+        by_name[name] = value
+    return by_name
+
+
+def _node_name(tensor: str) -> str:
+    return tensor.removeprefix("^").split(":", 1)[0]
+
+
+def _called(node: Any) -> Iterable[str]:
+    """Yield the functions named by a node's attributes, nested ones included."""
+    for value in node.attr.values():
+        functions = [value.func] if value.HasField("func") else value.list.func if value.HasField("list") else ()
+        for function in functions:
+            yield function.name
+            yield from _called(function)
