@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.cli.command import copy_options, make_command
+from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, JsonLines
 from ciml.cli.output import print_columns
 from ciml.cli.running import stop_on_signals
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from ciml.runs.dead_letters import Choice, DeadLetter
     from ciml.storage import Store
 
-_SHORT = len(TOPIC) + 8  # of a listing's digest, enough to distinguish it
+#: Characters of a listing's topic that are printed, enough to distinguish its digest.
+_SHORT = len(TOPIC) + 8
+#: Exit codes of a replay.
 _INTERRUPTED = 130
 _SOME_LEFT = 5
+#: What to do about a dead letter that stays open, by its reason.
 _REMEDIES = {
     "address_not_allowed": "allow it by --allow-root or --allow-host; for a listing by --logs",
     "log_not_found": "for a listing, name the present folder of the logs by --logs",
@@ -59,9 +62,20 @@ class Filters(Data):
         from ciml.runs.dead_letters import Choice
 
         now_us = time.time_ns() // 1000
-        reasons, jobs, topics, runs = (globs or ("*",) for globs in (self.reasons, self.jobs, self.topics, self.runs))
-        since, until = (None if age is None else now_us - round(age * 1e6) for age in (self.since, self.until))
-        return Choice(reasons, jobs, topics, runs, since, until)
+        return Choice(
+            self.reasons or ("*",),
+            self.jobs or ("*",),
+            self.topics or ("*",),
+            self.runs or ("*",),
+            since_us=None if self.since is None else now_us - round(self.since * 1e6),
+            until_us=None if self.until is None else now_us - round(self.until * 1e6),
+        )
+
+    @property
+    def is_choosing(self) -> bool:
+        """Whether a filter was given."""
+        globs = self.reasons or self.jobs or self.topics or self.runs
+        return bool(globs) or self.since is not None or self.until is not None
 
     def dead_letters(self, everything: bool) -> Iterator[DeadLetter]:
         """Yield the open dead letters of the filters, or all of them, the oldest first."""
@@ -102,15 +116,16 @@ def list_command(options: ListOptions) -> None:
             click.echo(json.dumps(dead_letter.to_json(now_us)))
         return
     latest: deque[DeadLetter] = deque(maxlen=options.last)
-    count = 0
-    for count, dead_letter in enumerate(dead_letters, 1):  # noqa: B007
+    total = 0
+    for dead_letter in dead_letters:
         latest.append(dead_letter)
+        total += 1
     if not latest:
         click.echo("No dead letters." if options.all else "No open dead letters.")
         return
     _print_rows(latest, now_us, options.all)
-    if count > len(latest):
-        click.echo(f"{count - len(latest):,} older ones are not shown; show them by --last {count} or --json.")
+    if total > len(latest):
+        click.echo(f"{total - len(latest):,} older ones are not shown; show them by --last {total} or --json.")
 
 
 def _print_rows(dead_letters: Iterable[DeadLetter], now_us: int, everything: bool) -> None:
@@ -165,17 +180,20 @@ def count(options: CountOptions) -> None:
     """
     counts: Counter[tuple[str, str]] = Counter()
     by_job = options.by_job
-    if by_job or copy_options(Filters, options) != Filters(data_path=options.data_path):
+    if by_job or options.is_choosing:
         for dead_letter in options.dead_letters(everything=False):
             counts[dead_letter.outcome.reason, dead_letter.job if by_job else ""] += 1
-    else:  # the manifest's own sums
+    else:  # the manifest has the sums by reason
         from ciml.runs.state import open_raw
 
         _, state = open_raw(options.root.raw)
         counts.update({(reason, ""): n for (kind, reason), n in state.counts.items() if kind == "dead_letter"})
     rows = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     if options.json:
-        entries = [{"reason": reason, **({"job": job} if by_job else {}), "letters": n} for (reason, job), n in rows]
+        entries = []
+        for (reason, job), number in rows:
+            key = {"reason": reason, "job": job} if by_job else {"reason": reason}
+            entries.append({**key, "letters": number})
         click.echo(json.dumps({"letters": counts.total(), "by": entries}, indent=2))
         return
     for (reason, job), number in rows:
@@ -234,7 +252,7 @@ def _literal(text: str) -> str:
 
 
 def _message(raw: Store, dead_letter: DeadLetter) -> Any:
-    """Return the stored message, readable."""
+    """Return the stored message as JSON, with escapes for bytes that are no UTF-8; None without one."""
     from ciml.events.payloads import message_of, read_payload
 
     payload = dead_letter.outcome.payload
@@ -243,13 +261,14 @@ def _message(raw: Store, dead_letter: DeadLetter) -> Any:
         return dict(content) if content else None
     message = message_of(content, dead_letter.key[0].offset)
     return {
-        "value": None if message.value is None else message.value.decode("utf-8", "backslashreplace"),
-        "headers": [
-            [name, None if value is None else value.decode("utf-8", "backslashreplace")]
-            for name, value in message.headers
-        ],
+        "value": _decoded(message.value),
+        "headers": [[name, _decoded(value)] for name, value in message.headers],
         "timestamp_ms": message.timestamp_ms,
     }
+
+
+def _decoded(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "backslashreplace")
 
 
 class ReplayOptions(Json, IngestPolicyOptions, Filters):
@@ -323,7 +342,9 @@ def replay_command(options: ReplayOptions) -> int:
             report=lambda progress: show(progress.tried, progress.total, totals_of(progress.became)),
         )
     options.show(result, _print_replayed, _replayed_json)
-    return _INTERRUPTED if not result.complete else _SOME_LEFT if result.still else 0
+    if not result.complete:
+        return _INTERRUPTED
+    return _SOME_LEFT if result.still else 0
 
 
 def _replayed_json(result: Replayed) -> dict[str, Any]:

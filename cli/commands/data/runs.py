@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.kinds import DAY
 from ciml.cli.options import Data, Json, JsonLines
 from ciml.cli.output import print_table
-from ciml.errors import UnknownRunError
+from ciml.errors import IntegrityError, UnknownRunError
 from ciml.options import argument, flag, option, repeated
 
 if TYPE_CHECKING:
@@ -103,7 +103,6 @@ def show(options: ShowOptions) -> int:
     Example:
       ciml runs show zuul~5f0c~1 --data-path data
     """
-
     from ciml.cli.output import bars
     from ciml.progress import renamed
     from ciml.runs.latest_runs import attempts_of, entries_of, row_of
@@ -121,28 +120,27 @@ def show(options: ShowOptions) -> int:
     entry = state.index.run(run_id)
     description: dict[str, Any] = {"run_id": run_id, "outcome": entry.outcome if entry else None}
     if stored := row_of(records):
-        description |= _object(raw, run_id, stored.record["file"])
+        description |= _object_json(raw, run_id, stored.record["file"])
     if attempts:
         description["attempts"] = [attempt._asdict() for attempt in attempts]
     description["records"] = [{"version": version, "kind": kind, **record} for version, kind, record in records]
     options.show(description, _print_run)
-    return 4 if description.get("fault") else 0
+    return IntegrityError.exit_code if description.get("fault") else 0
 
 
-def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
+def _object_json(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
     """Return the object or pack of a run, its columns and its fault, if any."""
-    from ciml.errors import IntegrityError
     from ciml.events.records import RawFile
     from ciml.runs.pack_index import split_path
     from ciml.runs.reader import load_packs, read_run, verify_run
 
-    named = RawFile.from_json(file)
-    parts = split_path(named.path)
+    raw_file = RawFile.from_json(file)
+    parts = split_path(raw_file.path)
     pack = load_packs(raw, parts[0]).runs.get(parts[1]) if parts is not None else None
-    description: dict[str, Any] = {"path": named.path, "pack": pack[0].file.path if pack else None}
-    description |= {"rows": named.rows, "digest": named.digest, "fault": verify_run(raw, run_id, named)}
+    description: dict[str, Any] = {"path": raw_file.path, "pack": pack[0].file.path if pack else None}
+    description |= {"rows": raw_file.rows, "digest": raw_file.digest, "fault": verify_run(raw, run_id, raw_file)}
     try:
-        table = read_run(raw, named)
+        table = read_run(raw, raw_file)
     except IntegrityError:
         return description
     description["columns"] = table.column_names
@@ -217,7 +215,7 @@ def verify(options: VerifyOptions) -> int:
     with bars() as progress:
         report = verify_raw(raw, sample=options.sample, seed=options.seed, grace_s=options.grace, progress=progress)
     options.show(report, partial(_print_verified, options.sample is not None), msgspec.to_builtins)
-    return 4 if report.number else 0
+    return IntegrityError.exit_code if report.number else 0
 
 
 def _print_verified(sampled: bool, report: Verification) -> None:
@@ -276,7 +274,7 @@ def compact(options: CompactOptions) -> int:
         )
     update_tables(data, ("raw", "runs", "dead_letters"))
     options.show(result, _print_compacted, asdict)
-    return 4 if result.packing.faults or result.swept.faults else 0
+    return IntegrityError.exit_code if result.packing.faults or result.swept.faults else 0
 
 
 def _print_compacted(result: Compaction) -> None:
@@ -335,16 +333,16 @@ def summary(options: SummaryOptions) -> int:
     latest = [run.summary() for run in islice(latest_runs(log, state), options.last)]
     faults = verify_all(raw, log, state.version, state.index.run_count()) if options.verify else []
     verified = {"latest": latest, **({"faults": faults} if options.verify else {})}
-    options.show(state, partial(_print_summary, latest), lambda state: as_dict(state) | verified)
+    options.show(state, partial(_print_summary, latest), lambda state: state_json(state) | verified)
     if options.verify and not options.json:
         for fault in faults:
             click.echo(f"BROKEN {fault}", err=True)
         if not faults:
             click.echo(f"Verified {state.index.run_count():,} raw objects: rows and digests are as committed.")
-    return 4 if faults else 0
+    return IntegrityError.exit_code if faults else 0
 
 
-def as_dict(state: RawState) -> dict[str, Any]:
+def state_json(state: RawState) -> dict[str, Any]:
     """Return the accounting as JSON: totals by kind, counts by kind and reason, covered ranges of offsets."""
     from ciml.events.records import reasons_of
 
@@ -353,14 +351,16 @@ def as_dict(state: RawState) -> dict[str, Any]:
         "runs": state.index.run_count(),
         "totals": state.totals(),
         "reasons": reasons_of(state.counts),
-        **{
-            name: [{"trusted": trusted, "rule": rule, "runs": n} for (trusted, rule), n in sorted(counts.items())]
-            for name, counts in (("trust", state.trust), ("trust_changes", state.trust_changes))
-        },
+        "trust": _rules_json(state.trust),
+        "trust_changes": _rules_json(state.trust_changes),
         "covered": {
             f"{topic}[{partition}]": [list(part) for part in ranges] for topic, partition, ranges in state.partitions()
         },
     }
+
+
+def _rules_json(counts: Mapping[tuple[bool, str], int]) -> list[dict[str, Any]]:
+    return [{"trusted": trusted, "rule": rule, "runs": number} for (trusted, rule), number in sorted(counts.items())]
 
 
 def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[str]:
@@ -369,7 +369,7 @@ def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[s
     from ciml.events.records import RawFile, rows_of
     from ciml.runs.reader import verify_runs
 
-    def named() -> Iterator[tuple[str, RawFile]]:
+    def stored_files() -> Iterator[tuple[str, RawFile]]:
         for number, delta in log.since(0):
             if number > version:
                 return
@@ -378,7 +378,7 @@ def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[s
 
     faults: list[str] = []
     with bars() as progress:
-        for number_verified, fault in enumerate(verify_runs(raw, named()), 1):
+        for number_verified, fault in enumerate(verify_runs(raw, stored_files()), 1):
             progress("verifying", number_verified, total)
             if fault:
                 faults.append(fault)

@@ -13,7 +13,7 @@ import click
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json
 from ciml.cli.running import stop_on_signals
-from ciml.errors import EngineError
+from ciml.errors import EngineError, IntegrityError
 from ciml.options import argument, flag, option
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def list_models(options: ListOptions) -> None:
     """
     from ciml.training.trainer import models_with_excluded_runs
 
-    models = {name: as_dict(registry) for name, registry in options.registries().items()}
+    models = {name: registry_json(registry) for name, registry in options.registries().items()}
     for line in models_with_excluded_runs(options.root, list(models)):
         click.echo(f"warning: {line}", err=True)
     options.show(models, _print_models)
@@ -75,7 +75,7 @@ def _print_models(models: Mapping[str, dict[str, Any]]) -> None:
                 click.echo(f"    {reason}")
 
 
-def as_dict(registry: Registry) -> dict[str, Any]:
+def registry_json(registry: Registry) -> dict[str, Any]:
     """Return a registry as JSON: labels and candidates in order, each with its decision and versions."""
     state = registry.state
     candidates = []
@@ -149,7 +149,7 @@ def verify_models(options: ModelOptions) -> int:
                 click.echo(f"BROKEN {name} {version}: {fault}", err=True)
         intact = sum(not fault for fault in fault_by_version.values())
         click.echo(f"{name}: {intact} of {len(fault_by_version)} versions are as recorded")
-    return 4 if faults else 0
+    return IntegrityError.exit_code if faults else 0
 
 
 @make_command("reconcile")
@@ -196,30 +196,32 @@ def mirror_models(options: MirrorOptions) -> int:
       ciml models mirror /models --data-path s3://ci/data --watch
       tensorflow_model_server --model_config_file=/models/models.config --model_config_file_poll_wait_seconds=5
     """
-    from ciml.serving.mirror import mirror
-
-    data = options.root
     stop = stop_on_signals()
-    reported = set[str]()
+    reported: set[str] = set()
     while True:
-        faults = set[str]()
         try:
-            mirrored = mirror(data, options.folder.absolute())
+            faults = _mirror_once(options)
         except EngineError as error:
             if not options.watch:
                 raise
-            faults.add(f"{error}; trying again")
-        else:
-            for model, version in mirrored.copied:
-                click.echo(f"{model}: version {version} is in the mirror")
-            faults.update(f"BROKEN {fault}" for fault in mirrored.faults)
-        for fault in sorted(faults - reported):
+            faults = {f"{error}; trying again"}
+        for fault in sorted(faults - reported):  # a fault that stays is reported once
             click.echo(fault, err=True)
         reported = faults
         if not options.watch:
-            return 4 if faults else 0
+            return IntegrityError.exit_code if faults else 0
         if stop.wait(options.poll_seconds):
             return 0
+
+
+def _mirror_once(options: MirrorOptions) -> set[str]:
+    """Copy new versions, and return the faults of those that were left out."""
+    from ciml.serving.mirror import mirror
+
+    mirrored = mirror(options.root, options.folder.absolute())
+    for model, version in mirrored.copied:
+        click.echo(f"{model}: version {version} is in the mirror")
+    return {f"BROKEN {fault}" for fault in mirrored.faults}
 
 
 @click.group("models", commands=[list_models, rollback_model, verify_models, reconcile_models, mirror_models])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -63,32 +63,30 @@ def files(options: FilesOptions) -> int:
     """
     from ciml.verdict_rules import EXIT_LABEL
 
-    files = options.files
-    if not files:
+    if not options.files:
         raise click.UsageError("no FILE: name the logs to predict; the stream is ciml predict stream")
     if options.version is not None and options.label is not None:
         raise click.UsageError("--version and --label exclude each other")
     from ciml.api import open as open_data
 
     model = open_data(options.data_path).model(options.model, version=options.version, label=options.label or "stable")
+    labels = {} if options.exit_code is None else {EXIT_LABEL: str(options.exit_code)}
     predictions: list[Prediction] = []
     with progress_bar("predicting") as progress:
-        labels = {} if options.exit_code is None else {EXIT_LABEL: str(options.exit_code)}
-        for prediction in model.each(
-            map(Path, files), zone=options.zone, job=options.job, outcome=options.outcome, labels=labels
-        ):
+        logs = map(Path, options.files)
+        for prediction in model.each(logs, zone=options.zone, job=options.job, outcome=options.outcome, labels=labels):
             predictions.append(prediction)
-            progress("logs", len(predictions), len(files))
+            progress("logs", len(predictions), len(options.files))
     if options.json:
-        for file, prediction in zip(files, predictions, strict=True):
+        for file, prediction in zip(options.files, predictions, strict=True):
             facts = {name: value for name, value in prediction.to_json().items() if name != "run"}
             click.echo(json.dumps({"file": file, "model": options.model, "version": model.version, **facts}))
     else:
-        _print(files, predictions, f"{options.model}, version {model.version}")
+        _print_predictions(options.files, predictions, f"{options.model}, version {model.version}")
     return _UNUSABLE if any(prediction.class_name is None for prediction in predictions) else 0
 
 
-def _print(files: Sequence[str], predictions: Sequence[Prediction], title: str) -> None:
+def _print_predictions(files: Sequence[str], predictions: Sequence[Prediction], title: str) -> None:
     columns: dict[str, list[Any]] = {
         "file": list(files),
         "class": [prediction.class_name or "" for prediction in predictions],
@@ -96,21 +94,31 @@ def _print(files: Sequence[str], predictions: Sequence[Prediction], title: str) 
         "windows": [prediction.n_windows or "" for prediction in predictions],
     }
     if any(prediction.verdict for prediction in predictions):
-        verdicts = [_verdict(prediction.verdict) if prediction.verdict else ("", "", "") for prediction in predictions]
-        columns |= dict(zip(("verdict", "base rate", "retry"), map(list, zip(*verdicts, strict=True)), strict=True))
+        cells = [_verdict_cells(prediction.verdict) for prediction in predictions]
+        for name in VerdictCells._fields:
+            columns[name.replace("_", " ")] = [getattr(cell, name) for cell in cells]
     if any(prediction.remark for prediction in predictions):
         columns["remark"] = [prediction.remark for prediction in predictions]
     print_table(list(columns), zip(*columns.values(), strict=True), title=title)
 
 
-def _verdict(verdict: Verdict) -> tuple[str, str, str]:
-    """Return the cause, the base rate of the most probable class, and whether to retry."""
+class VerdictCells(NamedTuple):
+    """The cells of a verdict: the cause, the base rate of the most probable class, and whether to retry."""
+
+    verdict: str = ""
+    base_rate: str = ""
+    retry: str = ""
+
+
+def _verdict_cells(verdict: Verdict | None) -> VerdictCells:
+    if verdict is None:
+        return VerdictCells()
     possible = " or ".join(verdict.set) or "none is likely"
     if verdict.outside is not None:
         possible = f"unlike the learned runs by {verdict.outside.feature}"
     cause = verdict.cause if verdict.cause in verdict.set else f"{verdict.cause} ({possible})"
     likely = max(verdict.probabilities, key=lambda name: verdict.probabilities[name])
-    return cause, f"{likely} {verdict.base_rate[likely]:.2f} of {verdict.runs:,} runs", verdict.retry
+    return VerdictCells(cause, f"{likely} {verdict.base_rate[likely]:.2f} of {verdict.runs:,} runs", verdict.retry)
 
 
 @make_command("stream")

@@ -15,15 +15,16 @@ from ciml.options import argument, option
 from ciml.verdict_rules import UNKNOWN
 
 if TYPE_CHECKING:
-    pass
+    from ciml.data_root import DataRoot
+    from ciml.verdicts.evidence import Evidence
 
-#: Exit code where stored data contradict each other.
-_DAMAGED = 4
+#: What each verdict means.
 _MEANING = {
     CODE: "the same code would fail again",
     MACHINE: "the same code would pass elsewhere, or at another time",
     UNKNOWN: "no cause alone is certain enough",
 }
+#: Whether to retry, in words.
 _RETRY = {
     "yes": "yes, if the verdict is right",
     "no": "no, if the verdict is right",
@@ -72,15 +73,18 @@ def command(options: VerdictOptions) -> int:
     except IntegrityError as error:
         fault = str(error)
     facts = {name: record[name] for name in ("run_id", "build_name", "model", "version", "time_us", "run", "verdict")}
-    picture = data.predictions.url(evidence.picture) if evidence and evidence.picture else ""
-    shown = {
-        "observations": list(evidence.observations) if evidence else [],
-        "picture": picture,
-        "compared_with": {"job": evidence.job if evidence else "", "runs": evidence.runs if evidence else 0},
-        "fault": fault,
+    options.show({**facts, "evidence": {**_evidence_json(data, evidence), "fault": fault}}, _print)
+    return IntegrityError.exit_code if fault else 0
+
+
+def _evidence_json(data: DataRoot, evidence: Evidence | None) -> dict[str, Any]:
+    if evidence is None:
+        return {"observations": [], "picture": "", "compared_with": {"job": "", "runs": 0}}
+    return {
+        "observations": list(evidence.observations),
+        "picture": data.predictions.url(evidence.picture) if evidence.picture else "",
+        "compared_with": {"job": evidence.job, "runs": evidence.runs},
     }
-    options.show({**facts, "evidence": shown}, _print)
-    return _DAMAGED if fault else 0
 
 
 def _missing(options: VerdictOptions, *, predicted: bool) -> str:
@@ -107,12 +111,12 @@ def _print(record: Mapping[str, Any]) -> None:
         ("job", f"{run['build_name']} ({run.get('outcome', 'failure')})"),
         ("verdict", f"{verdict['cause']}: {_MEANING.get(verdict['cause'], '')}".rstrip(" :")),
         ("retry", _RETRY.get(verdict["retry"], verdict["retry"])),
-        ("probability", _shares(verdict["probabilities"])),
+        ("probability", _shares_text(verdict["probabilities"])),
         (
             "base rate",
-            f"{_shares(verdict['base_rate'])}, of {verdict['runs']} failed runs {group} whose cause is known",
+            f"{_shares_text(verdict['base_rate'])}, of {verdict['runs']} failed runs {group} whose cause is known",
         ),
-        ("possible", _possible(verdict)),
+        ("possible", _possible_text(verdict)),
         ("model", f"{record['model']}, version {record['version']}"),
     ]
     observations = [evidence["fault"]] if evidence["fault"] else evidence["observations"]
@@ -123,22 +127,21 @@ def _print(record: Mapping[str, Any]) -> None:
         click.echo(f"{name:<12} {text}")
 
 
-def _shares(by_cause: Mapping[str, float]) -> str:
+def _shares_text(by_cause: Mapping[str, float]) -> str:
     """Return the shares of causes, the largest first."""
     return ", ".join(f"{name} {share:.0%}" for name, share in sorted(by_cause.items(), key=lambda cause: -cause[1]))
 
 
-def _possible(verdict: Mapping[str, Any]) -> str:
+def _possible_text(verdict: Mapping[str, Any]) -> str:
     """Return the causes that the run may have, and how often the true one is among them."""
     causes = " and ".join(verdict["set"])
-    unlike = verdict.get("outside")
-    if unlike:
-        return f"{causes}: it is unlike the runs that the model learned, {_outside(unlike)}"
+    if outside := verdict.get("outside"):
+        return f"{causes}: it is unlike the runs that the model learned, {_outside_text(outside)}"
     if not causes:
         return "none: it is unlike the runs that calibrated the model"
     return f"{causes}; the true cause is among the possible ones in {verdict['coverage']:.0%} of runs"
 
 
-def _outside(outside: Mapping[str, Any]) -> str:
+def _outside_text(outside: Mapping[str, Any]) -> str:
     """Return how a run differs from those that the model learned, from the JSON of `ciml.verdict_rules.Outside`."""
     return f"by {outside['feature']}: {outside['value']:g}, theirs are {outside['low']:g} to {outside['high']:g}"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 #: Exit code for a delivery that becomes a dead letter.
 _REJECTED = 2
+#: Times in the facts of a run, and the names under which they are printed.
 _TIMES = {"start_us": "start_time", "end_us": "end_time"}
 
 
@@ -84,23 +85,22 @@ def try_command(options: TryOptions) -> int:
     from ciml.integrations.registry import find_adapter
     from ciml.limits import MAX_MESSAGE_BYTES
 
-    headers = options.headers
     adapter = find_adapter(options.system)
-    delivery = Delivery(options.file.read(MAX_MESSAGE_BYTES + 1), headers, "try")
-    result = tried(options.system, check_source_name(options.source or options.system), delivery)
+    delivery = Delivery(options.file.read(MAX_MESSAGE_BYTES + 1), options.headers, "try")
+    result = try_delivery(options.system, check_source_name(options.source or options.system), delivery)
 
-    def show(result: Mapping[str, Any]) -> None:
-        for line in _lines(result):
+    def print_result(result: Mapping[str, Any]) -> None:
+        for line in _result_lines(result):
             click.echo(line)
-        if "dead_letter" in result and (missing := set(adapter.headers) - headers.keys()):
+        if "dead_letter" in result and (missing := set(adapter.headers) - options.headers.keys()):
             click.echo(f"The adapter reads headers that were not given: {', '.join(sorted(missing))}; give --header.")
 
-    options.show(result, show)
+    options.show(result, print_result)
     rejected = "dead_letter" in result or any("dead_letter" in run for run in result["runs"])
     return _REJECTED if rejected else 0
 
 
-def tried(system: str, source: str, delivery: Delivery) -> dict[str, Any]:
+def try_delivery(system: str, source: str, delivery: Delivery) -> dict[str, Any]:
     """Return what ingest makes of a delivery, as JSON: ``event``, ``runs``, ``updates``, ``ignored``, ``dead_letter``.
 
     A run has its ``facts`` and one of ``log`` (the address that is fetched), ``ignored`` and ``dead_letter``.
@@ -117,43 +117,51 @@ def tried(system: str, source: str, delivery: Delivery) -> dict[str, Any]:
     except RejectedInput as rejected:
         return {"runs": [], "updates": [], "dead_letter": f"{rejected.reason}: {rejected.detail}"}
     decoded = decode(Batch(OffsetRange("ci-events", "", 0, 0, 1), [message]), read_event=lambda *_: event)
-    runs = [{"facts": _facts(outcome.mention), "log": outcome.mention.log_url} for outcome in decoded.pending_runs]
+    runs = [{"facts": _facts_json(outcome.mention), "log": outcome.mention.log_url} for outcome in decoded.pending_runs]
     for outcome in decoded.settled:
         if outcome.mention is not None:
             reason = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason
-            runs.append({"facts": _facts(outcome.mention), outcome.kind: reason})
+            runs.append({"facts": _facts_json(outcome.mention), outcome.kind: reason})
     result: dict[str, Any] = {
-        "event": {"type": event.type, "time": _time(event.time_us)},
+        "event": {"type": event.type, "time": _time_text(event.time_us)},
         "runs": runs,
-        "updates": [_update(update) for update in event.updates],
+        "updates": [_update_json(update) for update in event.updates],
     }
-    return result | ({"ignored": event.ignored} if event.ignored else {})
+    if event.ignored:
+        result["ignored"] = event.ignored
+    return result
 
 
-def _update(update: FactUpdate) -> dict[str, Any]:
+def _update_json(update: FactUpdate) -> dict[str, Any]:
     shown: dict[str, Any] = {"subject": update.subject, "facts": dict(update.facts)}
-    return shown | ({"only": dict(update.only)} if update.only else {}) | ({"by": update.by} if update.by else {})
+    if update.only:
+        shown["only"] = dict(update.only)
+    if update.by:
+        shown["by"] = update.by
+    return shown
 
 
-def _facts(facts: RunFacts) -> dict[str, Any]:
+def _facts_json(facts: RunFacts) -> dict[str, Any]:
     shown = facts.to_json()
-    times = {name: _time(shown.pop(key, None)) for key, name in _TIMES.items()}
+    times = {name: _time_text(shown.pop(key, None)) for key, name in _TIMES.items()}
     return {"run_id": shown.pop("run_id"), "phase": shown.pop("phase"), **times, **shown}
 
 
-def _time(micros: int | None) -> str | None:
+def _time_text(micros: int | None) -> str | None:
     from ciml.events.fields import iso_time
 
     return None if micros is None else iso_time(micros)
 
 
-def _lines(result: Mapping[str, Any]) -> Iterator[str]:
+def _result_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines for people."""
-    if "event" in result:
-        yield f"event {result['event']['type']}" + (f" at {when}" if (when := result["event"]["time"]) else "")
+    if event := result.get("event"):
+        yield f"event {event['type']}" + (f" at {event['time']}" if event["time"] else "")
     for run in result["runs"]:
         yield f"run {run['facts']['run_id']}"
-        yield from _table({name: value for name, value in run["facts"].items() if name not in ("run_id", "log_url")})
+        yield from _fact_lines(
+            {name: value for name, value in run["facts"].items() if name not in ("run_id", "log_url")}
+        )
         if "log" in run:
             yield f"  its log is fetched: {run['log']}"
         else:
@@ -161,13 +169,13 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     for update in result["updates"]:
         yield f"update of the runs of {update['subject']}"
         qualifiers = {name: update[name] for name in ("by", "only") if name in update}
-        yield from _table(update["facts"] | qualifiers)
+        yield from _fact_lines(update["facts"] | qualifiers)
     for name in ("ignored", "dead_letter"):
         if name in result:
             yield f"{name.replace('_', ' ')}: {result[name]}"
 
 
-def _table(facts: Mapping[str, Any]) -> Iterator[str]:
+def _fact_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         if isinstance(value, Mapping):

@@ -10,6 +10,7 @@ import click
 from ciml.cli.command import make_command
 from ciml.cli.options import Json
 from ciml.cli.output import print_table
+from ciml.errors import IntegrityError
 from ciml.options import argument, flag, option
 
 if TYPE_CHECKING:
@@ -47,23 +48,23 @@ def command(options: MigrateOptions) -> int:
     from ciml.data_root import DataRoot
     from ciml.services.stored.examine import examine, rewrite, seal_older
 
-    root = options.data or options.data_path
-    if root is None:
+    place = options.data or options.data_path
+    if place is None:
         raise click.UsageError("give a data root: ciml migrate DATA")
-    place = DataRoot.open(root)
+    data = DataRoot.open(place)
     rewritten = None
-    if options.apply and (sealed := seal_older(place)):
+    if options.apply and (sealed := seal_older(data)):
         click.echo(f"{sealed:,} deltas of an older version have a digest now.", err=options.json)
     with bars() as progress:
-        findings = examine(place, progress)
+        findings = examine(data, progress)
         if options.apply:
-            rewritten = rewrite(place, findings, progress)
+            rewritten = rewrite(data, findings, progress)
     more = {} if rewritten is None else {"rewritten": rewritten}
-    options.show(findings, partial(_print, rewritten), lambda findings: as_dict(findings) | more)
-    return 4 if findings.number else 0
+    options.show(findings, partial(_print_findings, rewritten), lambda findings: findings_json(findings) | more)
+    return IntegrityError.exit_code if findings.number else 0
 
 
-def as_dict(findings: RootFindings) -> dict[str, Any]:
+def findings_json(findings: RootFindings) -> dict[str, Any]:
     """Return findings as JSON; ``verified`` is null for objects that are not read."""
     return {
         "kinds": {
@@ -83,12 +84,14 @@ def as_dict(findings: RootFindings) -> dict[str, Any]:
     }
 
 
-def _print(rewritten: int | None, findings: RootFindings) -> None:
+def _print_findings(rewritten: int | None, findings: RootFindings) -> None:
     rows = []
     for kind in findings.present():
         formats = findings.formats_of(kind)
         verified = findings.verified(kind)
-        shown = ", ".join(formats if len(formats) < 2 else (f"{key}: {number:,}" for key, number in formats.items()))
+        shown = ", ".join(formats)
+        if len(formats) > 1:
+            shown = ", ".join(f"{name}: {number:,}" for name, number in formats.items())
         counts = (findings.broken[kind], findings.rewritten[kind])
         rows.append((kind, shown or "-", findings.objects[kind], "not read" if verified is None else verified, *counts))
     print_table(("what", "format", "objects", "verified", "broken", "to rewrite"), rows)

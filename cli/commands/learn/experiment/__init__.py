@@ -28,6 +28,8 @@ _TALK: dict[str, dict[str, Any]] = {
     "tf.estimator.DNNClassifier": {"optimizer": "adagrad", "learning_rate": 0.05, "l2": 0.0}
 }
 _OPTIMIZERS = ("Adagrad", "Adam", "AdamW", "Ftrl", "ProximalAdagrad", "RMSProp", "SGD")
+#: Constants as Python writes them, and as JSON does.
+_PYTHON_WORDS = {"None": "null", "none": "null", "True": "true", "False": "false"}
 _PARAMETER = re.compile(r"([a-z_]+)=(.*)")
 
 
@@ -39,12 +41,9 @@ def _parameters(ctx: click.Context, param: click.Parameter, values: tuple[str, .
         if match is None:
             raise click.BadParameter(f"{value!r} is not NAME=VALUE", ctx, param)
         try:
-            read = json.loads(
-                {"None": "null", "none": "null", "True": "true", "False": "false"}.get(match[2], match[2])
-            )
+            parameters[match[1]] = json.loads(_PYTHON_WORDS.get(match[2], match[2]))
         except ValueError:
-            read = match[2]
-        parameters[match[1]] = read
+            parameters[match[1]] = match[2]
     return parameters or None
 
 
@@ -98,7 +97,7 @@ def _define(name: str, data_path: str, parameters: HyperParameters) -> None:
 
     values = {key: value for key, value in asdict(parameters).items() if value not in (None, ())}
     if "optimizer" in values:
-        # the proximal one without penalties, which it has no options for, is Adagrad
+        # ProximalAdagrad without penalties is Adagrad, and it has no options of penalties here.
         values["optimizer"] = values["optimizer"].lower().removeprefix("proximal")
     experiment = Experiment.from_json({"name": name, **_TALK.get(values["estimator"], {}), **values})
     stored = DataRoot.open(data_path).experiments
@@ -257,35 +256,38 @@ def _write_csv(records: Sequence[Record], file: str) -> None:
 
 def _print_comparison(beaten: str, records: Sequence[Record]) -> None:
     datasets = {record["dataset"] for record in records}
-    wide = len(datasets) > 1
     f1_of = {record["f1_of"] for record in records}
-    f1 = {("macro",): "macro F1", ("failed",): "F1 of failed"}.get(tuple(sorted(f1_of)), "F1 of failed, or macro F1")
+    f1 = "F1 of failed, or macro F1"
+    if len(f1_of) == 1:
+        f1 = "macro F1" if f1_of == {"macro"} else "F1 of failed"
     first, *later = records
     title = f"{first['runs']:,} test runs of {', '.join(sorted(datasets))}"
     numbers = ["accuracy", f1, "ROC-AUC", "base rate", "one number", "to the first", "by chance"]
-    rows = [_row(record, wide=wide, first=record is first) for record in records]
+    rows = [_row(record, with_dataset=len(datasets) > 1, is_first=record is first) for record in records]
     print_table(["experiment", *numbers], rows, title=title, right=numbers)
     lines = ["intervals of 95 %; to the first: difference of the accuracies, run by run"]
     lines += [f"{record['experiment']}: not compared, {record['note']}" for record in later if record["note"]]
     click.echo("\n".join([*lines, beaten] if beaten else lines))
 
 
-def _row(record: Record, *, wide: bool, first: bool) -> list[Any]:
-    name = f"{record['dataset']}/{record['experiment']}" if wide else record["experiment"]
-    chance = record["mcnemar"]
+def _row(record: Record, *, with_dataset: bool, is_first: bool) -> list[Any]:
+    name = f"{record['dataset']}/{record['experiment']}" if with_dataset else record["experiment"]
+    chance = ""
+    if record["mcnemar"] is not None:
+        chance = "< 0.001" if record["mcnemar"] < 0.001 else _number(record["mcnemar"])
     return [
         name,
-        _within(record, "accuracy"),
-        _within(record, "f1"),
-        _within(record, "roc_auc"),
+        _with_interval(record, "accuracy"),
+        _with_interval(record, "f1"),
+        _with_interval(record, "roc_auc"),
         record["base_rate"],
         f"{_number(record['baseline_accuracy'])}\n{record['baseline']}" if record["baseline"] else "–",
-        "the first" if first else _within(record, "difference", "+.3f"),
-        "" if chance is None else "< 0.001" if chance < 0.001 else _number(chance),
+        "the first" if is_first else _with_interval(record, "difference", "+.3f"),
+        chance,
     ]
 
 
-def _within(record: Record, name: str, form: str = ".3f") -> str:
+def _with_interval(record: Record, name: str, form: str = ".3f") -> str:
     value, low, high = (record[key] for key in (name, f"{name}_low", f"{name}_high"))
     if value is None or low is None:
         return _number(value, form)
