@@ -1,8 +1,8 @@
 """The format of dstat, dool and pcp-dstat logs: headers, column names, numbers and times.
 
 A header is a group row and a column row, both fully quoted. It is recognised by that form, never by a line number. The
-lines before it (banner, ``Author``, ``Host``, ``Cmdline`` and ``Date``) are optional. A restarted recorder appends
-another header, possibly with other columns: each start is one `Segment`.
+lines above it, its preamble (banner, ``Author``, ``Host``, ``Cmdline`` and ``Date``), are optional. A restarted
+recorder appends another header, possibly with other columns: each start is one `Segment`.
 
 This module uses no other library. `ciml.transforms.parse` parses whole logs.
 """
@@ -13,6 +13,7 @@ import datetime as dt
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from ciml import limits
 from ciml.errors import RejectedInput
@@ -25,6 +26,7 @@ EPOCH_CELLS = frozenset({"epoch", "epoch-adv"})
 _MONTH_NAMES = b"jan feb mar apr may jun jul aug sep oct nov dec".split()
 MONTHS = {name: number for number, name in enumerate(_MONTH_NAMES, 1)}
 
+#: Microseconds; the others are multiples.
 SECOND = 1_000_000
 HOUR = 3600 * SECOND
 DAY = 24 * HOUR
@@ -66,30 +68,17 @@ _MAX_PREAMBLE_LINES = 12
 _HEADER = linear_pattern(
     rb'\n(?!"[^"\n]{0,99}:")("[^"\n]*+"(?:,(?:"[^"\n]*+")?+)*+)\r?+\n[\r\n]*+("[^"\n]++"(?:,"[^"\n]*+")*+,?+)\r?+(?:\n|\Z)'
 )
-_PREAMBLE = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"|\s*$')
+_PREAMBLE_LINE = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"|\s*$')
+_BOM = b"\xef\xbb\xbf"
 _BANNER = re.compile(rb'"([^"\n]{0,99}) CSV [Oo]utput"')
 _CMDLINE = b'"Cmdline:","'
 _DATE_CELL = b'"Date:"'
-_DATE = re.compile(rb'"Date:","(\d{1,2}) ([A-Za-z]{3}) (\d{4}) (\d\d):(\d\d):(\d\d)(?: ([^"\n]{0,40}))?"')
+_DATE = re.compile(rb'"Date:","(\d{1,2}) ([A-Za-z]{3}) (\d{4}) (\d\d):(\d\d):(\d\d)(?: (?P<zone>[^"\n]{0,40}))?"')
 #: Options of the recorders with a value, so that the value is not mistaken for the delay.
 _WITH_VALUE = frozenset(
     {"-C", "-D", "-I", "-L", "-M", "-N", "-P", "-S", "--output", "--profile", "--pidfile"}  # dstat and dool
     | {"-o", "-h", "--host", "-a", "--archive", "-O", "--origin", "-A", "--align"}  # pcp-dstat
 )
-
-
-def epoch_us(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> int | None:
-    """Return a civil time as µs since 1970 without a zone; None for an invalid time.
-
-    Second 60 is the next minute.
-    """
-    try:
-        days = (dt.date(year, month, day) - dt.date(1970, 1, 1)).days
-    except ValueError:
-        return None
-    if hour > 23 or minute > 59 or second > 60:
-        return None
-    return (days * 86400 + hour * 3600 + minute * 60 + second) * SECOND
 
 
 @dataclass(frozen=True)
@@ -141,71 +130,96 @@ class Segment:
         return interval_of(self.cmdline)
 
 
+class _Header(NamedTuple):
+    """A header in a log.
+
+    Attributes:
+      start: position of the group row.
+      end: position behind the column row.
+      group_row, column_row: without line ends.
+    """
+
+    start: int
+    end: int
+    group_row: bytes
+    column_row: bytes
+
+
 def split_segments(text: bytes) -> list[Segment]:
     """Split a log into the starts of its recorder, in order.
 
     Raises:
-      RejectedInput: ``not_telemetry``, ``log_too_wide`` or ``too_many_restarts``.
+      RejectedInput: ``empty_telemetry``, ``not_telemetry``, ``log_too_wide`` or ``too_many_restarts``.
     """
-    if text.startswith(b"\xef\xbb\xbf"):
-        text = text[3:]
+    text = text[len(_BOM) :] if text.startswith(_BOM) else text
     if not text.strip(b"\x00 \r\n\t"):
         raise RejectedInput("empty_telemetry", "the log is empty")
-    head = b"\n" + text[:MAX_HEADER_OFFSET]
-    first = _HEADER.search(head)
-    if first is None:
-        raise RejectedInput("not_telemetry", "no header of dstat, dool or pcp-dstat (quoted group and column rows)")
-    # Positions in ``head`` are one higher than in ``text``.
-    headers = [(first.start(), first.end() - 1, first.group(1), first.group(2))]
-    position = text.find(b'\n"', first.end() - 2)
-    if position >= 0:
-        for match in _HEADER.finditer(text, position):
-            headers.append((match.start() + 1, match.end(), match.group(1), match.group(2)))
-            if len(headers) > MAX_LOG_STARTS:
-                raise RejectedInput("too_many_restarts", f"more than {MAX_LOG_STARTS} starts of the recorder")
+    headers = _find_headers(text)
+    starts = [0]
+    for previous, header in zip(headers, headers[1:]):
+        starts.append(_preamble_start(text, previous.end, header.start))
+    ends = [*starts[1:], len(text)]
 
-    preambles = [0] + [
-        _preamble_start(text, body_start, group_start)
-        for (_, body_start, _, _), (group_start, _, _, _) in zip(headers, headers[1:])
-    ]
     segments: list[Segment] = []
-    near_us: int | None = None
+    # Of the last preamble that has them.
     recorder = ""
-    zone = ""
     cmdline = b""
-    for index, (group_start, body_start, group_row, column_row) in enumerate(headers):
-        preamble = text[preambles[index] : group_start]
+    zone = ""
+    near_us: int | None = None
+    for header, start, end in zip(headers, starts, ends):
+        preamble = text[start : header.start]
         if banner := _BANNER.search(preamble):
             recorder = _text(banner.group(1))
         cmdline = _cmdline(preamble) or cmdline
         date_us = None  # an earlier date does not give the time of this start
         if date := _DATE.search(preamble):
-            date_us, zone = _date(date)
+            zone = _text(date["zone"] or b"")
+            date_us = _date_us(date)
             near_us = near_us if date_us is None else date_us
             if date_us is not None and not FIRST_LOCAL <= date_us < END_LOCAL:
                 date_us = None  # it only determines the year of rows, which are then out of range, and no zone
-        last = index + 1 == len(headers)
-        end = len(text) if last else preambles[index + 1]
-        body = text[body_start:end]
-        torn = 0
-        if not body.endswith(b"\n"):
-            cut = body.rfind(b"\n") + 1
-            torn = int(bool(body[cut:].strip()))
-            body = body[:cut]
-        columns = read_columns(group_row.rstrip(b"\r"), column_row.rstrip(b"\r"))
-        segments.append(Segment(columns, body, torn, recorder, date_us, near_us, zone, cmdline, end - preambles[index]))
+        body = text[header.end : end]
+        complete_bytes = body.rfind(b"\n") + 1
+        torn = int(bool(body[complete_bytes:].strip()))
+        columns = read_columns(header.group_row, header.column_row)
+        segments.append(
+            Segment(columns, body[:complete_bytes], torn, recorder, date_us, near_us, zone, cmdline, end - start)
+        )
     return segments
 
 
+def _find_headers(text: bytes) -> list[_Header]:
+    """Return all headers of a log, at least one. Raises `RejectedInput`."""
+    # `_HEADER` begins with a line feed, which the log's first line lacks: positions in ``head`` are one higher.
+    head = b"\n" + text[:MAX_HEADER_OFFSET]
+    first = _HEADER.search(head)
+    if first is None:
+        raise RejectedInput("not_telemetry", "no header of dstat, dool or pcp-dstat (quoted group and column rows)")
+    headers = [_header(first, first.start(), first.end() - 1)]
+    second_start = text.find(b'\n"', headers[0].end - 1)  # much faster than the pattern
+    if second_start < 0:
+        return headers
+    for match in _HEADER.finditer(text, second_start):
+        headers.append(_header(match, match.start() + 1, match.end()))
+        if len(headers) > MAX_LOG_STARTS:
+            raise RejectedInput("too_many_restarts", f"more than {MAX_LOG_STARTS} starts of the recorder")
+    return headers
+
+
+def _header(match: re.Match[bytes], start: int, end: int) -> _Header:
+    return _Header(start, end, match.group(1).rstrip(b"\r"), match.group(2).rstrip(b"\r"))
+
+
 def _preamble_start(text: bytes, earliest: int, group_start: int) -> int:
-    """Return the start of the lines that belong to a header, above its group row."""
+    """Return the start of the preamble above a group row, at ``earliest`` or later."""
     start = group_start
     for _ in range(_MAX_PREAMBLE_LINES):
-        line = text.rfind(b"\n", earliest, start - 1) + 1 if start > earliest else 0
-        line = max(line, earliest)
-        if line >= start or not _PREAMBLE.match(text, line, start):
+        if start <= earliest:
             break
-        start = line
+        line_start = max(text.rfind(b"\n", earliest, start - 1) + 1, earliest)
+        if not _PREAMBLE_LINE.match(text, line_start, start):
+            break
+        start = line_start
     return start
 
 
@@ -221,11 +235,23 @@ def _cmdline(preamble: bytes) -> bytes:
     return cell.rstrip(b"\r").rstrip(b",").removesuffix(b'"')
 
 
-def _date(match: re.Match[bytes]) -> tuple[int | None, str]:
-    day, month, year, hour, minute, second, zone = match.groups()
-    number = MONTHS.get(month.lower(), 0)
-    date_us = epoch_us(int(year), number, int(day), int(hour), int(minute), int(second))
-    return date_us, _text(zone or b"")
+def _date_us(match: re.Match[bytes]) -> int | None:
+    day, month, year, hour, minute, second, _ = match.groups()
+    return epoch_us(int(year), MONTHS.get(month.lower(), 0), int(day), int(hour), int(minute), int(second))
+
+
+def epoch_us(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> int | None:
+    """Return a civil time as µs since 1970 without a zone; None for an invalid time.
+
+    Second 60 is the next minute.
+    """
+    try:
+        days = (dt.date(year, month, day) - dt.date(1970, 1, 1)).days
+    except ValueError:
+        return None
+    if hour > 23 or minute > 59 or second > 60:
+        return None
+    return (days * 86400 + hour * 3600 + minute * 60 + second) * SECOND
 
 
 def _text(value: bytes) -> str:
@@ -238,13 +264,14 @@ def _text(value: bytes) -> str:
 
 @lru_cache(maxsize=64)
 def read_columns(group_row: bytes, column_row: bytes) -> Columns:
-    """Return the columns in the two rows of a header. Rows are quoted; a group's name is at its first column.
+    """Return the columns in the two rows of a header, without line ends. A group's name is at its first column.
 
     Raises:
-      RejectedInput: ``log_too_wide`` rows or names exceed the limits.
+      RejectedInput: ``log_too_wide``: rows or names exceed the limits.
     """
-    if max(len(group_row), len(column_row)) > MAX_HEADER_ROW_BYTES:
-        raise RejectedInput("log_too_wide", f"header row of {max(len(group_row), len(column_row))} bytes")
+    row_bytes = max(len(group_row), len(column_row))
+    if row_bytes > MAX_HEADER_ROW_BYTES:
+        raise RejectedInput("log_too_wide", f"header row of {row_bytes} bytes")
     groups = _cells(group_row)
     columns = _cells(column_row)
     if columns[-1] == "":
@@ -253,8 +280,8 @@ def read_columns(group_row: bytes, column_row: bytes) -> Columns:
         raise RejectedInput("log_too_wide", f"header of {len(columns)} columns, at most {MAX_LOG_COLUMNS}")
     time = epoch = None
     group = ""
-    full = []
-    text = []
+    full_names = []
+    text_indices = []
     for index, name in enumerate(columns):
         if index < len(groups) and groups[index]:
             group = groups[index]
@@ -262,16 +289,16 @@ def read_columns(group_row: bytes, column_row: bytes) -> Columns:
             raise RejectedInput("log_too_wide", f"column name of {max(len(name), len(group))} characters")
         if name in TIME_CELLS:
             time = index if time is None else time
-            full.append("")
+            full_names.append("")
         elif name in EPOCH_CELLS:
             epoch = index if epoch is None else epoch
-            full.append("")
+            full_names.append("")
         else:
-            # With several instances the recorders repeat the group in the column: net/lo:recv.
-            full.append(name if name.startswith(f"{group}:") else f"{group}:{name}")
-            if _holds_words(group, name):
-                text.append(index)
-    return Columns(unique_names(full), time, epoch, tuple(text))
+            # With several instances, the recorders repeat the group in the column: net/lo:recv.
+            full_names.append(name if name.startswith(f"{group}:") else f"{group}:{name}")
+            if _is_text_column(group, name):
+                text_indices.append(index)
+    return Columns(unique_names(full_names), time, epoch, tuple(text_indices))
 
 
 def _cells(row: bytes) -> list[str]:
@@ -279,19 +306,18 @@ def _cells(row: bytes) -> list[str]:
     return [_text(cell.strip(b'"')) for cell in re.findall(rb'"[^"]*"|(?<=,)(?=,|$)', row)]
 
 
-def _holds_words(group: str, name: str) -> bool:
+def _is_text_column(group: str, name: str) -> bool:
     return "process" in f"{group} {name}" or group.startswith(("most ", "highest ", "top-", "out of memory"))
 
 
 def interval_of(cmdline: bytes) -> float:
-    """Return the seconds between samples from a recorder's command line: its first numeric operand, else 1."""
-    words = _text(cmdline).split()
-    skip = True  # the program's name
-    for word in words:
-        if skip:
-            skip = False
+    """Return the seconds between samples by a recorder's command line: its first numeric operand, else 1."""
+    is_value = True  # of an option; as the program's name, it is skipped
+    for word in _text(cmdline).split():
+        if is_value:
+            is_value = False
         elif word in _WITH_VALUE:
-            skip = True
+            is_value = True
         elif re.fullmatch(r"\d{1,6}(\.\d{1,6})?", word, re.ASCII) and float(word) > 0:
             return float(word)
     return 1.0

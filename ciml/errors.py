@@ -1,4 +1,4 @@
-"""User errors, and rejections of input data."""
+"""All exceptions of ciml: `CimlError` is shown to a user, `RejectedInput` makes an input a dead letter."""
 
 from __future__ import annotations
 
@@ -53,7 +53,18 @@ class InvalidSettingError(CimlError):
 
 
 class MissingExtraError(CimlError):
-    """An optional library is not installed. The message names the extra of ciml that installs it."""
+    """An optional library is not installed. The message names the extra of ciml that installs it.
+
+    Attributes:
+      extra: its name, such as ``train``.
+    """
+
+    def __init__(self, extra: str) -> None:
+        super().__init__(extra)
+        self.extra = extra
+
+    def __str__(self) -> str:
+        return f"this needs ciml[{self.extra}]: pip install 'ciml[{self.extra}]'"
 
 
 class UnusableRunError(CimlError):
@@ -98,8 +109,8 @@ class RejectedInput(Exception):
 
 
 def drop_frames(error: Exception) -> None:
-    """Drop the frames of a kept exception, and with them the input's buffers.
+    """Drop the traceback and the causes of an exception that is stored, and with them the input's buffers.
 
-    A frame that stores the exception it caught forms a cycle, which stays until the garbage collector runs.
+    Without this, a frame that stores the exception forms a cycle, which stays until the garbage collector runs.
     """
     error.__traceback__ = error.__context__ = error.__cause__ = None

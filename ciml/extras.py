@@ -1,4 +1,8 @@
-"""What an installation lacks for a command, as an error of one line: the extra of a library, or a newer Python."""
+"""Checks that an installation has what a command needs: a library of an extra, or a newer Python.
+
+An extra is an optional group of ciml's dependencies, such as ``ciml[train]``. A missing one is a `MissingExtraError`,
+whose message is one line with the command that installs it.
+"""
 
 from __future__ import annotations
 
@@ -8,75 +12,67 @@ import traceback
 
 from ciml.errors import CimlError, MissingExtraError
 
-#: The modules of libraries, by the extras that install them.
+#: Modules that extras install, by all extras that install them. Where several do, `missing_extra` decides which one to
+#: name: that of the importing room, which its package states as ``EXTRA``, else the last one.
 _MODULES = {
-    "data": "boto3 botocore numpy platformdirs pyarrow scipy urllib3 zlib_ng",
-    "receivers data": "filelock httpcore prometheus_client rich tenacity",
-    "train dataflow pipelines": "apache_beam",
-    "serve train dataflow pipelines": "google",
-    "serve train pipelines": "grpc",
-    "local pipelines receivers": "httpx",
-    "receivers pipelines": "cryptography",
-    "pipelines": "jwt",
-    "receivers": "paho asyncssh",
-    "train pipelines": "setuptools",
-    "train": "crepes optuna tensorflow_metadata tensorflow_transform tfx_bsl",
-    "serve train": "keras ml_dtypes tensorflow tensorflow_serving",
-    "reports train": "sklearn threadpoolctl",
-    "serve": "google_crc32c",
-    "receivers serve": "h11 starlette",
-    "reports": "jinja2 markupsafe matplotlib",
-    "lineage": "openlineage",
-    "mlflow": "alembic mlflow pandas sqlalchemy",
-    "kubeflow": "kfp",
-    "tables": "deltalake",
-    "local": "flask moto",
+    ("data",): ("boto3", "botocore", "numpy", "platformdirs", "pyarrow", "scipy", "urllib3", "zlib_ng"),
+    ("receivers", "data"): ("filelock", "httpcore", "prometheus_client", "rich", "tenacity"),
+    ("train", "dataflow", "pipelines"): ("apache_beam",),
+    ("serve", "train", "dataflow", "pipelines"): ("google",),
+    ("serve", "train", "pipelines"): ("grpc",),
+    ("local", "pipelines"): ("httpx",),
+    ("receivers", "pipelines"): ("cryptography",),
+    ("pipelines",): ("jwt",),
+    ("receivers",): ("asyncssh", "paho"),
+    ("train", "pipelines"): ("setuptools",),
+    ("train",): ("crepes", "optuna", "tensorflow_metadata", "tensorflow_transform", "tfx_bsl"),
+    ("serve", "train"): ("keras", "ml_dtypes", "tensorflow", "tensorflow_serving"),
+    ("reports", "train"): ("sklearn", "threadpoolctl"),
+    ("serve",): ("google_crc32c",),
+    ("receivers", "serve"): ("h11", "starlette"),
+    ("reports",): ("jinja2", "markupsafe", "matplotlib"),
+    ("lineage",): ("openlineage",),
+    ("mlflow",): ("alembic", "mlflow", "pandas", "sqlalchemy"),
+    ("kubeflow",): ("kfp",),
+    ("tables",): ("deltalake",),
+    ("local",): ("flask", "moto"),
 }
-#: The extras that install a library, by the name of its module. The error names the extra of the importing room, which
-#: its package states as ``EXTRA``, else the last one.
-EXTRAS = {module: tuple(extras.split()) for extras, modules in _MODULES.items() for module in modules.split()}
+#: The extras that install a module, by its name.
+EXTRAS = {module: extras for extras, modules in _MODULES.items() for module in modules}
 
 #: The oldest Python for everything except the recorder, which runs on 3.9.
 OLDEST_PYTHON = (3, 11)
 
 
-def require_python(what: str) -> None:
-    """Raise `CimlError` if this Python is too old for anything but the recorder.
-
-    Args:
-      what: what needs the newer Python, for the message.
-    """
-    if sys.version_info < OLDEST_PYTHON:
-        this = ".".join(map(str, sys.version_info[:2]))
-        raise CimlError(f"{what} needs Python 3.11 or newer, this is Python {this}; only ciml record runs on it")
-
-
-def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """Return one line that names the extra for a module that cannot be imported; None if there is no such extra."""
-    extras = EXTRAS.get((error.name or "").partition(".")[0])
-    if extras is None:
-        return None
-    frames = traceback.walk_tb(error.__traceback__)
-    packages = {".".join(frame.f_globals.get("__name__", "").split(".")[:2]) for frame, _ in frames}
-    importing = {getattr(sys.modules.get(package), "EXTRA", None) for package in packages}
-    return _line(next((extra for extra in extras if extra in importing), extras[-1]))
-
-
-def require(module: str) -> None:
-    """Raise `MissingExtraError` if a library is not installed. It is not imported."""
+def require(module: str, extra: str) -> None:
+    """Raise `MissingExtraError` if a module of an extra is not installed. The module is not imported."""
     if not is_installed(module):
-        raise MissingExtraError(_line(EXTRAS[module][-1]))
+        raise MissingExtraError(extra)
 
 
 def is_installed(module: str) -> bool:
-    """Return whether a library is installed. It is not imported."""
-    return importlib.util.find_spec(module) is not None
+    """Return whether a module can be imported. Only the packages that contain it are imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a package that would contain it
+        return False
 
 
-def needs(extra: str) -> MissingExtraError:
-    """Return the error of a missing extra, for a library whose module does not name it."""
-    return MissingExtraError(_line(extra))
+def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
+    """Return the error that names the extra of a module that could not be imported; None if no extra installs it."""
+    extras = EXTRAS.get((error.name or "").partition(".")[0])
+    if extras is None:
+        return None
+    importing_rooms = {
+        ".".join(frame.f_globals.get("__name__", "").split(".")[:2])
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    }
+    room_extras = {getattr(sys.modules.get(room), "EXTRA", None) for room in importing_rooms}
+    return MissingExtraError(next((extra for extra in extras if extra in room_extras), extras[-1]))
 
 
-def _line(extra: str) -> str:
-    return f"this needs ciml[{extra}]: pip install 'ciml[{extra}]'"
+def require_python(feature: str) -> None:
+    """Raise `CimlError`, which names the feature, if this Python is too old for anything but the recorder."""
+    if sys.version_info < OLDEST_PYTHON:
+        version = ".".join(map(str, sys.version_info[:2]))
+        raise CimlError(f"{feature} needs Python 3.11 or newer, this is Python {version}; only ciml record runs on it")

@@ -1,9 +1,8 @@
-"""Lists of globs, compiled once: selections of jobs, and the facts that a trust rule matches.
+"""Patterns of texts: globs, which select jobs or match the facts of a trust rule, and regular expressions.
 
-There are two kinds. In `glob_pattern`, ``*`` matches any text. In `PathGlobs` it stops at ``/``, as in the rules by
-which GitHub protects branches, and ``**`` does not.
-
-`linear_pattern` compiles regular expressions with possessive quantifiers on every Python that ciml supports.
+There are two kinds of globs. In `glob_pattern`, ``*`` matches any text. In `PathGlobs` it stops at ``/``, as in the
+rules by which GitHub protects branches, and ``**`` does not. `linear_pattern` compiles regular expressions that match
+in linear time, on every Python that ciml supports.
 """
 
 from __future__ import annotations
@@ -18,30 +17,6 @@ from typing import AnyStr, NamedTuple
 from ciml.errors import CimlError
 
 
-def linear_pattern(pattern: AnyStr, flags: int = 0) -> re.Pattern[AnyStr]:
-    """Compile a pattern with possessive quantifiers, which match in linear time.
-
-    Python 3.9 and 3.10, on which only the recorder runs, do not have them. There they become greedy.
-    """
-    return re.compile(pattern if sys.version_info >= (3, 11) else greedy(pattern), flags)
-
-
-def greedy(pattern: AnyStr) -> AnyStr:
-    """Return a pattern with greedy quantifiers in place of its possessive ones."""
-    if isinstance(pattern, bytes):
-        return greedy(pattern.decode()).encode()
-    return re.sub(r"(?<=[*+}?])\+", "", pattern)
-
-
-@lru_cache(maxsize=256)
-def _compiled(globs: tuple[str, ...]) -> re.Pattern[str]:
-    if not all(isinstance(glob, str) for glob in globs):
-        raise TypeError
-    if globs == ("all",):
-        globs = ("*",)
-    return re.compile("|".join(fnmatch.translate(glob) for glob in globs) or r"(?!)")
-
-
 def glob_pattern(globs: Iterable[str]) -> re.Pattern[str]:
     """Return one pattern for ``fullmatch``: it matches any of the globs (``*``, ``?``, ``[…]``), case-sensitive.
 
@@ -51,22 +26,16 @@ def glob_pattern(globs: Iterable[str]) -> re.Pattern[str]:
       CimlError: a glob is not a text.
     """
     texts = tuple(globs)
-    try:
-        return _compiled(texts)
-    except TypeError:
-        raise CimlError(f"globs must be texts, got {texts!r:.120}") from None
+    if not all(isinstance(glob, str) for glob in texts):
+        raise CimlError(f"globs must be texts, got {texts!r:.120}")
+    return _compile(texts)
 
 
-class _Part(NamedTuple):
-    """A part of a glob: one character, or any number of them.
-
-    Attributes:
-      repeats: whether it matches any number of characters.
-      pattern: of one character.
-    """
-
-    repeats: bool
-    pattern: re.Pattern[str]
+@lru_cache(maxsize=256)
+def _compile(globs: tuple[str, ...]) -> re.Pattern[str]:
+    if globs == ("all",):
+        globs = ("*",)
+    return re.compile("|".join(fnmatch.translate(glob) for glob in globs) or r"(?!)")
 
 
 class PathGlobs:
@@ -87,25 +56,37 @@ class PathGlobs:
 
 
 def crosses_slash(glob: str) -> bool:
-    """Return whether a glob may match more as one of `glob_pattern` than as one of `PathGlobs`."""
+    """Return whether a glob may match more in `glob_pattern` than in `PathGlobs`."""
     pieces = [piece for piece in _pieces(glob) if not piece.startswith("**")]
     return any(piece != "/" and re.match(fnmatch.translate(piece), "/") for piece in pieces)
 
 
 def _pieces(glob: str) -> Iterator[str]:
     """Yield the wildcards and the single characters of a glob. A ``[`` that nothing closes is a character."""
-    place = 0
-    while place < len(glob):
-        end = place + 1
-        if glob[place] == "*":
+    start = 0
+    while start < len(glob):
+        end = start + 1
+        if glob[start] == "*":
             while glob.startswith("*", end):
                 end += 1
-        elif glob[place] == "[":
+        elif glob[start] == "[":
             end += glob.startswith("!", end)
             closing = glob.find("]", end + 1)  # the first character of a class may be ]
-            end = closing + 1 if closing >= 0 else place + 1
-        yield glob[place:end]
-        place = end
+            end = closing + 1 if closing >= 0 else start + 1
+        yield glob[start:end]
+        start = end
+
+
+class _Part(NamedTuple):
+    """A part of a glob: one character, or any number of them.
+
+    Attributes:
+      repeats: whether it matches any number of characters.
+      pattern: of one character.
+    """
+
+    repeats: bool
+    pattern: re.Pattern[str]
 
 
 def _part(piece: str) -> _Part:
@@ -118,22 +99,40 @@ def _part(piece: str) -> _Part:
 
 
 def _matches(parts: Sequence[_Part], text: str) -> bool:
-    """Return whether a glob matches, by the set of all parts at which its match may stand."""
-    places = _reached({0}, parts)
+    """Return whether the parts of a glob match a text.
+
+    The glob is a state machine whose states are the indices of the part that matches next. All states that the text so
+    far can lead to are followed together, so nothing is tried again.
+    """
+    states = _with_skipped_repeats({0}, parts)
     for char in text:
-        matching = [place for place in places if place < len(parts) and parts[place].pattern.match(char)]
-        places = _reached({place if parts[place].repeats else place + 1 for place in matching}, parts)
-        if not places:
+        matching = [state for state in states if state < len(parts) and parts[state].pattern.match(char)]
+        states = _with_skipped_repeats({state if parts[state].repeats else state + 1 for state in matching}, parts)
+        if not states:
             return False
-    return len(parts) in places
+    return len(parts) in states
 
 
-def _reached(places: set[int], parts: Sequence[_Part]) -> set[int]:
-    """Return the places, and those behind parts that may match nothing."""
-    reached = set(places)
-    for place in places:
-        after = place
-        while after < len(parts) and parts[after].repeats:
-            after += 1
-            reached.add(after)
-    return reached
+def _with_skipped_repeats(states: set[int], parts: Sequence[_Part]) -> set[int]:
+    """Add the states behind each part that repeats: it may match nothing."""
+    states_and_later = set(states)
+    for state in states:
+        while state < len(parts) and parts[state].repeats:
+            state += 1
+            states_and_later.add(state)
+    return states_and_later
+
+
+def linear_pattern(pattern: AnyStr, flags: int = 0) -> re.Pattern[AnyStr]:
+    """Compile a pattern with possessive quantifiers, which match in linear time.
+
+    Python 3.9 and 3.10, on which only the recorder runs, do not have them. There they become greedy.
+    """
+    return re.compile(pattern if sys.version_info >= (3, 11) else greedy(pattern), flags)
+
+
+def greedy(pattern: AnyStr) -> AnyStr:
+    """Return a pattern with greedy quantifiers in place of its possessive ones."""
+    if isinstance(pattern, bytes):
+        return greedy(pattern.decode()).encode()
+    return re.sub(r"(?<=[*+}?])\+", "", pattern)

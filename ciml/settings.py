@@ -1,11 +1,15 @@
-"""Configuration files: read from TOML, checked by msgspec, with one clear line for each error."""
+"""Settings that users write: TOML files and options, checked by msgspec, with one clear line for each error.
+
+`Settings` is the base of their classes. The functions below it read TOML, and check values in ``__post_init__``.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -21,43 +25,112 @@ if TYPE_CHECKING:
 
 Kind = TypeVar("Kind", bound="Settings")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-#: The end of a msgspec message: ``$.hidden_layers[1]``.
-_KEY_PATH = re.compile(r"(?P<message>.*) - at `(?:key` in `)?\$(?P<path>[^`]*)`", re.DOTALL)
+#: A message of msgspec, which ends with the place of the error: ``$.hidden_layers[1]``.
+_MESSAGE = re.compile(r"(?P<message>.*) - at `(?:key` in `)?\$(?P<path>[^`]*)`", re.DOTALL)
 
 
-def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
-    """Parse options of the form NAME=VALUE. The name of a ``--source`` may contain ``=``.
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """A frozen set of keys. Unknown keys are errors, and values are never converted to another type.
 
-    Raises:
-      CimlError: a text is not NAME=VALUE.
+    Subclasses declare the keys as fields. Their ``__post_init__`` checks what types cannot express, and raises
+    `ValueError`.
+
+    Attributes:
+      title: name of the settings in errors without a file.
+      lists: keys of lists, for which one text is a list of one.
     """
-    parsed = []
-    for text in texts:
-        name, sign, value = text.rpartition("=") if option == "--source" else text.partition("=")
-        if not sign or not name:
-            raise CimlError(f"{option} {name or text}: want NAME=VALUE")
-        parsed.append((name, value))
-    return parsed
+
+    title: ClassVar[str] = "settings"
+    lists: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def load(cls, path: str | Path, **overrides: Any) -> Self:
+        """Load a TOML file; ``overrides`` take precedence over its keys.
+
+        Raises:
+          CimlError: one line that names the file and the key.
+        """
+        return cls.from_json({**read_toml(path), **overrides}, where=str(path))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str = "") -> Self:
+        """Validate a mapping. Raises `CimlError`: one line, for the first error."""
+        try:
+            return msgspec.convert(cls.written(value) if isinstance(value, Mapping) else value, cls)
+        except msgspec.ValidationError as error:
+            raise InvalidSettingError(f"{where or cls.title}: {validation_line(error, cls)}") from None
+
+    @classmethod
+    def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Expand the short forms in a mapping."""
+        return {**value, **{key: [value[key]] for key in cls.lists if type(value.get(key)) is str}}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all keys as JSON values: lists, no tuples."""
+        return {key: _plain(value) for key, value in msgspec.to_builtins(self).items()}
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with these keys changed."""
+        return msgspec.structs.replace(self, **changes)
+
+    def to_toml(self) -> str:
+        """Return the TOML that `load` reads back: one line per key, without null keys."""
+        return "".join(f"{key} = {_toml(value)}\n" for key, value in self.to_json().items() if value is not None)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex sha256 of all keys."""
+        return sha256_json(self.to_json())
 
 
-def check_name(name: str, *, most: int = 100) -> None:
-    """Raise `ValueError` if a name is not safe in a path, or longer than ``most`` characters."""
-    if len(name) > most or not _NAME.fullmatch(name):
-        raise ValueError(f"name: {name!r:.120} is not valid; use letters, digits, dashes, dots, underscores")
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def check_range(key: str, value: float, least: float, most: float) -> None:
-    """Raise `ValueError` if a number is not within its limits; NaN, which TOML has, never is."""
-    if not least <= value <= most:
-        raise ValueError(f"{key}: {value} is not between {least} and {most}")
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    # TOML's basic strings equal JSON's, except for escaped surrogates and an unescaped DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def checked(prefix: str, check: Callable[..., Any], *arguments: Any) -> None:
-    """Run a check; re-raise its `CimlError` as ValueError with ``prefix``, such as ``slicer: ``."""
-    try:
-        check(*arguments)
-    except CimlError as error:
-        raise ValueError(f"{prefix}{error}") from None
+def validation_line(error: msgspec.ValidationError, kind: type) -> str:
+    """Format a validation error for people: ``hidden_layers.1: expected int, got str``.
+
+    Args:
+      error: raised by msgspec.
+      kind: the class that the value was validated against.
+    """
+    message = str(error)
+    path: list[str] = []
+    if match := _MESSAGE.fullmatch(message):
+        message = match["message"]
+        path = re.findall(r"[A-Za-z0-9_]+", match["path"])
+    if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
+        path.append(" ".join(match[1].split())[:80])
+        message = "unknown key"
+    elif match := re.fullmatch(r"Object missing required field `(.*)`", message):
+        path.append(match[1])
+        message = "is missing"
+    elif match := re.fullmatch(r"Invalid enum value (.*)", message, re.DOTALL):
+        message = f"{match[1]:.80} is unknown; choose from {', '.join(_choices(kind, path))}"
+    elif error.__cause__ is None:  # a message of msgspec, not of ``__post_init__``
+        message = message.replace("`", "").replace("Expected ", "expected ", 1)
+    return f"{'.'.join(path)}: {message}" if path else message
+
+
+def _choices(kind: Any, path: list[str]) -> list[str]:
+    """Return the allowed values of the key at a path, which has a Literal type, perhaps within a list or a union."""
+    for part in path:
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            kind = get_type_hints(kind)[part]
+    while kind is not None and get_origin(kind) is not Literal:
+        kind = next((argument for argument in get_args(kind) if get_args(argument)), None)
+    return [str(value) for value in get_args(kind)]
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -72,6 +145,16 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InvalidSettingError(f"{os.fspath(path)}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InvalidSettingError(f"{os.fspath(path)} is not TOML: byte {error.start} is not UTF-8") from None
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Parse a TOML text. Raises `CimlError`: one line that begins with ``where``."""
+    import tomllib  # Python 3.11; the recorder reads no TOML
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidSettingError(f"{where} is not TOML: {error}") from None
 
 
 def pop_tables(
@@ -106,106 +189,41 @@ def pop_tables(
     return tuple(settings)
 
 
-def parse_toml(text: str, where: str) -> dict[str, Any]:
-    """Parse a TOML text. Raises `CimlError`: one line that begins with ``where``."""
-    import tomllib  # Python 3.11; the recorder reads no TOML
-
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidSettingError(f"{where} is not TOML: {error}") from None
+def check_name(name: str, *, most: int = 100) -> None:
+    """Raise `ValueError` if a name is not safe in a path, or longer than ``most`` characters."""
+    if len(name) > most or not _NAME.fullmatch(name):
+        raise ValueError(f"name: {name!r:.120} is not valid; use letters, digits, dashes, dots, underscores")
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
-    """A frozen set of keys. Unknown keys are errors, and values are never converted to another type.
+def check_range(key: str, value: float, least: float, most: float) -> None:
+    """Raise `ValueError` if a number is not within its limits; NaN, which TOML has, never is."""
+    if not least <= value <= most:
+        raise ValueError(f"{key}: {value} is not between {least} and {most}")
 
-    ``__post_init__`` checks what types cannot express, and raises `ValueError`.
 
-    Attributes:
-      title: its name in errors without a file.
-      lists: keys of lists, for which one text is a list of one.
+@contextmanager
+def as_value_error(prefix: str = "") -> Iterator[None]:
+    """Turn a `CimlError` of the block into a `ValueError`, as ``__post_init__`` must raise.
+
+    Args:
+      prefix: the beginning of its message, such as ``slicer: ``.
     """
-
-    title: ClassVar[str] = "settings"
-    lists: ClassVar[tuple[str, ...]] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all keys as JSON values: lists, no tuples."""
-        return {key: _plain(value) for key, value in msgspec.to_builtins(self).items()}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any], where: str = "") -> Self:
-        """Validate a mapping. Raises `CimlError`: one line, for the first error."""
-        try:
-            return msgspec.convert(cls.written(value) if isinstance(value, Mapping) else value, cls)
-        except msgspec.ValidationError as error:
-            raise InvalidSettingError(f"{where or cls.title}: {validation_line(error, cls)}") from None
-
-    @classmethod
-    def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Expand the short forms in a mapping."""
-        return {**value, **{key: [value[key]] for key in cls.lists if type(value.get(key)) is str}}
-
-    def replace(self, **changes: Any) -> Self:
-        """Return a copy with these keys changed."""
-        return msgspec.structs.replace(self, **changes)
-
-    @classmethod
-    def load(cls, path: str | Path, **overrides: Any) -> Self:
-        """Load a TOML file; ``overrides`` take precedence over its keys.
-
-        Raises:
-          CimlError: one line that names the file and the key.
-        """
-        return cls.from_json({**read_toml(path), **overrides}, where=str(path))
-
-    def to_toml(self) -> str:
-        """Return the TOML that `load` reads back: one line per key, without null keys."""
-        return "".join(f"{key} = {_toml(value)}\n" for key, value in self.to_json().items() if value is not None)
-
-    @cached_property
-    def digest(self) -> str:
-        """Hex sha256 of all keys."""
-        return sha256_json(self.to_json())
+    try:
+        yield
+    except CimlError as error:
+        raise ValueError(f"{prefix}{error}") from None
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    # TOML's basic strings equal JSON's, except for escaped surrogates and an unescaped DEL.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
+    """Parse options of the form NAME=VALUE. The name of a ``--source`` may contain ``=``.
 
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def validation_line(error: msgspec.ValidationError, kind: type) -> str:
-    """Format a validation error for people: ``hidden_layers.1: expected int, got str``."""
-    location_match = _KEY_PATH.fullmatch(str(error))
-    message, location = (location_match["message"], location_match["path"]) if location_match else (str(error), "")
-    path = re.findall(r"[A-Za-z0-9_]+", location)
-    if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
-        path = [*path, " ".join(match[1].split())[:80]]
-        message = "unknown key"
-    elif match := re.fullmatch(r"Object missing required field `(.*)`", message):
-        path = [*path, match[1]]
-        message = "is missing"
-    elif match := re.fullmatch(r"Invalid enum value (.*)", message, re.DOTALL):
-        message = f"{match[1]:.80} is unknown; choose from {', '.join(_choices(kind, path))}"
-    elif error.__cause__ is None:
-        message = message.replace("`", "").replace("Expected ", "expected ", 1)
-    return f"{'.'.join(path)}: {message}" if path else message
-
-
-def _choices(kind: Any, path: list[str]) -> list[str]:
-    """Return the allowed values of a key."""
-    for part in path:
-        kind = get_type_hints(kind)[part] if isinstance(kind, type) and issubclass(kind, Settings) else kind
-    while kind is not None and get_origin(kind) is not Literal:
-        kind = next((argument for argument in get_args(kind) if get_args(argument)), None)
-    return [str(value) for value in get_args(kind)]
+    Raises:
+      CimlError: a text is not NAME=VALUE.
+    """
+    parsed = []
+    for text in texts:
+        name, sign, value = text.rpartition("=") if option == "--source" else text.partition("=")
+        if not sign or not name:
+            raise CimlError(f"{option} {name or text}: want NAME=VALUE")
+        parsed.append((name, value))
+    return parsed

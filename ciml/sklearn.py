@@ -11,7 +11,7 @@ from ciml.api.types import Run
 from ciml.errors import CimlError, RejectedInput, UnusableRunError
 from ciml.extras import require
 
-require("sklearn")
+require("sklearn", "train")
 
 from sklearn.base import BaseEstimator, TransformerMixin  # noqa: E402  # after the error that names the extra
 from sklearn.utils.validation import check_is_fitted  # noqa: E402

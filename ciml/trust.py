@@ -1,4 +1,8 @@
-"""Trust: whether a run may be trained on, decided by a policy file from its facts."""
+"""Trust: whether a run may be trained on, decided by a policy file from the facts of the run.
+
+A policy is an ordered list of rules. A rule matches a run if each fact that it names matches one of its globs. The
+first rule that matches decides, and a run that no rule matches is untrusted.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
@@ -19,35 +23,30 @@ from ciml.settings import parse_toml, read_toml
 
 #: The facts that a rule may match: fields of `RunFacts`. New ones go to the end: digests of policies do not change.
 FACTS = ("source", "pipeline", "project", "branch", "event", "review", "fork", "auth", "owner", "adapter")
+_values_of_facts = attrgetter(*FACTS)
+#: Facts whose values never contain a ``/``.
+_WITHOUT_SLASH = frozenset({"source", "fork", "auth"})
 
 #: The meaning of globs: ``*`` also matches a ``/`` (`glob_pattern`), or does not (`PathGlobs`).
 FORMER_GLOBS = 1
 PATH_GLOBS = 2
 
-#: `Trust.rule` of a run that no rule matches: it is untrusted.
+#: `Trust.rule` of a run that no rule matches.
 NO_RULE = "no rule"
-
-_DEFAULT = "trust_default.toml"
 #: The environment variable that names the policy where no other is named.
 POLICY_VARIABLE = "CIML_TRUST_POLICY"
-#: The rules of the built-in policy until 0.1.0: name, and the globs of its facts.
-_FORMER: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
-    ("listing", (("source", ("backfill",)), ("event", ("listing",)))),
-    ("gated", (("pipeline", ("gate", "promote")),)),
-    ("merged", (("pipeline", ("post", "periodic", "periodic-*", "release")),)),
-    ("reviewed", (("review", ("approved", "merged")),)),
-)
-_values = attrgetter(*FACTS)
+#: The file of the built-in policy, next to this module.
+_BUILT_IN = "trust_default.toml"
 _MAX_REMEMBERED = 10_000
-#: Facts whose values never hold a ``/``.
-_WITHOUT_SLASH = frozenset({"source", "fork", "auth"})
 _log = logging.getLogger(__name__)
+
+Globs = tuple[str, ...]
 Matcher = re.Pattern[str] | PathGlobs
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A line of the policy: it matches where each of its facts matches one of that fact's globs.
+    """A rule of a policy.
 
     Attributes:
       name: recorded with the runs that it decides.
@@ -57,12 +56,19 @@ class Rule:
 
     name: str
     trusted: bool
-    facts: tuple[tuple[str, tuple[str, ...]], ...]
+    facts: tuple[tuple[str, Globs], ...]
+
+
+class _CompiledRule(NamedTuple):
+    """A rule as it is evaluated: what matches the values of its facts, by index in `FACTS`, and its decision."""
+
+    matchers: tuple[tuple[int, Matcher], ...]
+    decision: Trust
 
 
 @dataclass(frozen=True)
 class TrustPolicy:
-    """Ordered rules; the first that matches decides, and without a match a run is untrusted.
+    """A trust policy: `load` reads one from a file, and `evaluate` decides by it.
 
     Attributes:
       rules: in the file's order.
@@ -72,36 +78,25 @@ class TrustPolicy:
 
     rules: tuple[Rule, ...]
     digest: str
-    _tests: tuple[tuple[tuple[tuple[int, Matcher], ...], Trust], ...] = field(repr=False, compare=False)
-    globs: int = FORMER_GLOBS
+    globs: int
+    _compiled: tuple[_CompiledRule, ...] = field(repr=False, compare=False)
     _decided: dict[tuple[str, ...], Trust] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, rules: tuple[Rule, ...], globs: int = FORMER_GLOBS) -> TrustPolicy:
-        """Return the policy of these rules."""
-        content: Any = [[rule.name, rule.trusted, rule.facts] for rule in rules]
-        digest = sha256_json(content if globs == FORMER_GLOBS else {"globs": globs, "rules": content})[:16]
-        tests = tuple(
-            (
-                tuple((FACTS.index(fact), _matcher(of_fact, globs)) for fact, of_fact in rule.facts),
-                Trust(rule.trusted, rule.name, digest),
-            )
-            for rule in rules
-        )
-        return cls(rules, digest, tests, globs)
+    def load(cls, path: str | os.PathLike[str] | None = None) -> TrustPolicy:
+        """Load the policy in a TOML file.
 
-    def matcher(self, globs: tuple[str, ...]) -> Matcher:
-        """Return what matches one of the globs of a rule, in this policy's meaning."""
-        return _matcher(globs, self.globs)
+        Args:
+          path: the file; without it, the one that the environment variable `POLICY_VARIABLE` names, else the built-in
+            policy: what Zuul reviewed, gated or merged in the usual branches, with a proof, and listings.
 
-    def crossing(self) -> Iterator[tuple[Rule, str, str]]:
-        """Yield rule, fact and glob of each glob that matches more than it would with `PATH_GLOBS`."""
-        if self.globs == FORMER_GLOBS:
-            for rule in self.rules:
-                for fact, globs in rule.facts:
-                    for glob in globs:
-                        if globs == ("all",) or (fact not in _WITHOUT_SLASH and crosses_slash(glob)):
-                            yield rule, fact, glob
+        Raises:
+          CimlError: the file cannot be read or is not a policy.
+        """
+        path = path or os.environ.get(POLICY_VARIABLE) or None
+        if path is None:
+            return cls.parse(Path(__file__).with_name(_BUILT_IN).read_text(), f"built-in {_BUILT_IN}")
+        return cls.from_json(read_toml(path), os.fspath(path))
 
     @classmethod
     def parse(cls, text: str, where: str = "the trust policy") -> TrustPolicy:
@@ -132,36 +127,37 @@ class TrustPolicy:
             if names.count(name) > 1:
                 raise CimlError(f"{where}: two rules have the name {name!r}")
         policy = cls.of(rules, globs)
-        crossing = [f"rule {rule.name!r}: {fact} {glob!r}" for rule, fact, glob in policy.crossing()]
-        if crossing:
-            remedy = f"set globs = {PATH_GLOBS} above the first rule: then * ends at '/', and ** does not"
-            _log.warning("%s: globs match names with further '/', too: %s; %s", where, ", ".join(crossing), remedy)
+        policy._warn_of_crossing_globs(where)
         return policy
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None) -> TrustPolicy:
-        """Load the policy in a TOML file.
+    def of(cls, rules: tuple[Rule, ...], globs: int = FORMER_GLOBS) -> TrustPolicy:
+        """Return the policy of these rules."""
+        content: Any = [[rule.name, rule.trusted, rule.facts] for rule in rules]
+        if globs != FORMER_GLOBS:
+            content = {"globs": globs, "rules": content}
+        digest = sha256_json(content)[:16]
+        compiled = tuple(
+            _CompiledRule(
+                tuple((FACTS.index(fact), _matcher(fact_globs, globs)) for fact, fact_globs in rule.facts),
+                Trust(rule.trusted, rule.name, digest),
+            )
+            for rule in rules
+        )
+        return cls(rules, digest, globs, compiled)
 
-        Args:
-          path: the file; without it, the one that the environment variable `POLICY_VARIABLE` names, else the built-in
-            policy: what Zuul reviewed, gated or merged in the usual branches, with a proof, and listings.
+    def matcher(self, globs: Globs) -> Matcher:
+        """Return what matches a value by one of these globs, in this policy's meaning of globs."""
+        return _matcher(globs, self.globs)
 
-        Raises:
-          CimlError: the file cannot be read or is not a policy.
-        """
-        path = path or os.environ.get(POLICY_VARIABLE) or None
-        if path is None:
-            return cls.parse(Path(__file__).with_name(_DEFAULT).read_text(), f"built-in {_DEFAULT}")
-        return cls.from_json(read_toml(path), os.fspath(path))
-
-
-def _matcher(globs: tuple[str, ...], meaning: int) -> Matcher:
-    return PathGlobs(globs) if meaning == PATH_GLOBS else glob_pattern(globs)
-
-
-def former_policy() -> TrustPolicy:
-    """Return the built-in policy until 0.1.0, which decides on stored records of that time without a decision."""
-    return TrustPolicy.of(tuple(Rule(name, True, facts) for name, facts in _FORMER))
+    def _warn_of_crossing_globs(self, where: str) -> None:
+        """Log the globs that match more than they would with `PATH_GLOBS`."""
+        if self.globs == PATH_GLOBS:
+            return
+        crossing = ", ".join(f"rule {rule!r}: {fact} {glob!r}" for rule, fact, glob in _crossing_globs(self.rules))
+        if crossing:
+            remedy = f"set globs = {PATH_GLOBS} above the first rule: then * ends at '/', and ** does not"
+            _log.warning("%s: globs match names with further '/', too: %s; %s", where, crossing, remedy)
 
 
 def _rule(item: dict[str, Any], where: str) -> Rule:
@@ -171,37 +167,63 @@ def _rule(item: dict[str, Any], where: str) -> Rule:
     name = item.get("name")
     if not isinstance(name, str) or not name.strip() or name == NO_RULE:
         raise CimlError(f"{where}: want a name other than {NO_RULE!r}")
-    if not isinstance(item.get("trusted"), bool):
+    trusted = item.get("trusted")
+    if not isinstance(trusted, bool):
         raise CimlError(f"{where} ({name}): set trusted = true or trusted = false")
-    facts: list[tuple[str, tuple[str, ...]]] = []
-    for fact in FACTS:
-        if fact not in item:
-            continue
-        globs = [item[fact]] if isinstance(item[fact], str) else item[fact]
-        if not isinstance(globs, list) or not globs or not all(isinstance(glob, str) for glob in globs):
-            raise CimlError(f"{where} ({name}): {fact} must be a glob or a list of globs")
-        facts.append((fact, tuple(globs)))
-    if not facts and item["trusted"]:
+    facts = tuple((fact, _globs(item[fact], f"{where} ({name}): {fact}")) for fact in FACTS if fact in item)
+    if not facts and trusted:
         raise CimlError(f'{where} ({name}): it would trust everything; to do that, set source = ["*"]')
-    return Rule(name, item["trusted"], tuple(facts))
+    return Rule(name, trusted, facts)
+
+
+def _globs(value: Any, where: str) -> Globs:
+    globs = [value] if isinstance(value, str) else value
+    if not isinstance(globs, list) or not globs or not all(isinstance(glob, str) for glob in globs):
+        raise CimlError(f"{where} must be a glob or a list of globs")
+    return tuple(globs)
+
+
+def _matcher(globs: Globs, meaning: int) -> Matcher:
+    return PathGlobs(globs) if meaning == PATH_GLOBS else glob_pattern(globs)
+
+
+def _crossing_globs(rules: tuple[Rule, ...]) -> Iterator[tuple[str, str, str]]:
+    """Yield the name of the rule, the fact and the glob, for each glob that also matches a ``/``."""
+    for rule in rules:
+        for fact, globs in rule.facts:
+            for glob in globs:
+                if globs == ("all",) or (fact not in _WITHOUT_SLASH and crosses_slash(glob)):
+                    yield rule.name, fact, glob
+
+
+def former_policy() -> TrustPolicy:
+    """Return the built-in policy until 0.1.0, which decides on stored records of that time without a decision."""
+    return TrustPolicy.of(
+        (
+            Rule("listing", True, (("source", ("backfill",)), ("event", ("listing",)))),
+            Rule("gated", True, (("pipeline", ("gate", "promote")),)),
+            Rule("merged", True, (("pipeline", ("post", "periodic", "periodic-*", "release")),)),
+            Rule("reviewed", True, (("review", ("approved", "merged")),)),
+        )
+    )
 
 
 def evaluate(policy: TrustPolicy, facts: RunFacts) -> Trust:
-    """Return the policy's decision on a run, with the name of the rule that made it (`NO_RULE` where none matched)."""
-    values = _values(facts)
-    decided = policy._decided
-    trust = decided.get(values)
-    if trust is None:
-        if len(decided) >= _MAX_REMEMBERED:  # facts come from outside: the cache must stay bounded
-            decided.clear()
-        trust = decided[values] = _evaluate(policy, values)
-    return trust
+    """Return the policy's decision on a run, with the name of the rule that made it; `NO_RULE` if none matched."""
+    values = _values_of_facts(facts)
+    remembered = policy._decided
+    decision = remembered.get(values)
+    if decision is None:
+        if len(remembered) >= _MAX_REMEMBERED:  # facts come from outside: the cache must stay bounded
+            remembered.clear()
+        decision = remembered[values] = _evaluate(policy, values)
+    return decision
 
 
 def _evaluate(policy: TrustPolicy, values: tuple[str, ...]) -> Trust:
-    for tests, trust in policy._tests:
-        if all(pattern.fullmatch(values[index]) for index, pattern in tests):
-            return trust
+    for rule in policy._compiled:
+        if all(matcher.fullmatch(values[index]) for index, matcher in rule.matchers):
+            return rule.decision
     return Trust(False, NO_RULE, policy.digest)
 
 

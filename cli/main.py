@@ -177,8 +177,8 @@ def guarded(debug: bool = False) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        if isinstance(error, ModuleNotFoundError) and (line := missing_extra(error)):
-            raise Failure(line, CimlError.exit_code) from error
+        if isinstance(error, ModuleNotFoundError) and (missing := missing_extra(error)):
+            raise Failure(str(missing), missing.exit_code) from error
         hint = "" if debug else " (ciml --debug … prints the traceback)"
         raise Failure(f"internal error: {type(error).__name__}: {error}{hint}", _INTERNAL_ERROR) from error
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from ciml.engines import EXTRA
 from ciml.engines.base import HOST, Engine, Launch, Settings
 from ciml.engines.environment import S3_ENVIRONMENT
 from ciml.engines.processes import python_command, python_environment
@@ -33,8 +34,8 @@ class S3(Engine):
     health = "/moto-api/"
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
-        require("moto")
-        require("flask")
+        require("moto", EXTRA)
+        require("flask", EXTRA)
         url = f"http://{HOST}:{ports['s3']}"
         command = python_command("moto.server", "-H", HOST, "-p", str(ports["s3"]))
         environment = {**S3_ENVIRONMENT, "PYTHONUNBUFFERED": "1"}

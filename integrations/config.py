@@ -19,7 +19,7 @@ from ciml.http.addresses import parse_address
 from ciml.integrations.adapter import Adapter
 from ciml.integrations.registry import find_adapter
 from ciml.limits import MAX_BODY_S, MAX_DELIVERY_BYTES, MAX_HEADER_S, MAX_HOOK_CONNECTIONS, MAX_IN_FLIGHT
-from ciml.settings import Settings, check_range, checked, pop_tables, read_toml
+from ciml.settings import Settings, as_value_error, check_range, pop_tables, read_toml
 
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 
@@ -42,8 +42,10 @@ class Source(Settings, frozen=True):
     secret_env: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        checked("name: ", check_source_name, self.name)
-        checked("adapter: ", find_adapter, self.adapter)
+        with as_value_error("name: "):
+            check_source_name(self.name)
+        with as_value_error("adapter: "):
+            find_adapter(self.adapter)
 
     def found_adapter(self) -> Adapter:
         """Return the adapter."""

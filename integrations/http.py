@@ -45,8 +45,8 @@ from ciml.integrations.review import (
     System,
     Unsettled,
 )
+from ciml.integrations.secrets import Secrets
 from ciml.limits import MAX_ANSWER_BYTES
-from ciml.secrets import Secrets
 
 T = TypeVar("T")
 Query = Mapping[str, str | int]

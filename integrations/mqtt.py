@@ -26,8 +26,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from ciml.events.redaction import shown
 from ciml.integrations.config import MqttSource, Receivers
 from ciml.integrations.registry import delivered
+from ciml.integrations.secrets import Secrets
 from ciml.integrations.sessions import Inbox, Lost, Session
-from ciml.secrets import Secrets
 
 _READ_BYTES = 1 << 16
 _KEPT_BYTES = 66 << 10  # of a packet over the limit: topic, packet id and properties

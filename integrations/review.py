@@ -22,7 +22,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.events.run_id import check_source_name
 from ciml.globs import glob_pattern
 from ciml.http.outgoing import tls_context
-from ciml.settings import Settings, check_range, checked
+from ciml.settings import Settings, as_value_error, check_range
 
 #: The markup that a message is rendered for.
 Format = Literal["github", "gerrit", "gitlab"]
@@ -228,11 +228,13 @@ class System(Settings, frozen=True, kw_only=True):
     ca_file: str = ""
 
     def __post_init__(self) -> None:
-        checked("name: ", check_source_name, self.name)
+        with as_value_error("name: "):
+            check_source_name(self.name)
         if not self.sources:
             raise ValueError("sources: name a source of runs, as in run ids")
         for source in self.sources:
-            checked("sources: ", check_source_name, source)
+            with as_value_error("sources: "):
+                check_source_name(source)
         check_range("gap_s", self.gap_s, 0, 600)
 
     def takes(self, source: str, project: str) -> bool:

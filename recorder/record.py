@@ -22,7 +22,8 @@ from ciml.recorder.sampler import Recorder, find_dool
 from ciml.recorder.settings import Settings, report
 from ciml.recorder.spool.delivery import Delivery
 from ciml.recorder.spool.flush import Leftovers
-from ciml.recorder.spool.recording import End, Plan, Recording, seal_recording, secrets_of
+from ciml.recorder.spool.recording import End, Plan, Recording
+from ciml.recorder.spool.seals import seal_recording, secrets_of
 
 #: The finished event has no log_url then, which ingest requires.
 _NO_LOG = (

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ciml.datasets.definition import ResolvedDefinition, dumps
+from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.tensorflow import load_tensorflow
 from ciml.training.calibration.calibrators import Calibrator
@@ -68,7 +68,7 @@ def export(
     asset = staging / DEFINITION_ASSET
     warmup = staging / WARMUP
     asset.parent.mkdir(parents=True, exist_ok=True)
-    asset.write_bytes(dumps(resolved))
+    asset.write_bytes(resolved.to_asset())
     for file_name, content in (assets or {}).items():
         asset.with_name(file_name).write_bytes(content)
     warmup.parent.mkdir(parents=True, exist_ok=True)

@@ -322,7 +322,7 @@ class Data:
         """
         from ciml.extras import require
 
-        require("sklearn")
+        require("sklearn", "train")
         from ciml.training.data.examples import read_dataset
         from ciml.training.experiments.results import create_experiment, experiment_of
         from ciml.training.experiments.trials import Trial
@@ -413,7 +413,7 @@ class Data:
         """
         from ciml.extras import require
 
-        require("tensorflow_transform")
+        require("tensorflow_transform", "train")
         from ciml.serving.model_files import check_model_name
         from ciml.training.evaluation.gate import GatePolicy
         from ciml.training.experiments.results import experiment_of

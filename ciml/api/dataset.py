@@ -144,7 +144,7 @@ class Dataset:
         """
         from ciml.extras import require
 
-        require("tensorflow")
+        require("tensorflow", "train")
         from ciml.tensorflow import load_tensorflow
 
         return load_tensorflow().data.Dataset.from_tensor_slices(self.to_numpy(split))

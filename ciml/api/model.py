@@ -97,7 +97,7 @@ class Model:
     def __init__(self, data: DataRoot, name: str, version: int | None = None, label: str = "stable") -> None:
         from ciml.extras import require
 
-        require("tensorflow")
+        require("tensorflow", "train")
         from ciml.serving.predict.answers import LocalModel
 
         self._data = data

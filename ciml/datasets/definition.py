@@ -1,4 +1,4 @@
-"""The definition of a data set, its resolved form, the classes of runs, and the names of features.
+"""The definition of a data set, its resolved form, and the classes and features that follow from them.
 
 A definition is a short TOML file. It resolves once, when the first span of the data set is sealed, to an ordered list
 of columns and of classes. From then on a run with a missing column or an unknown class is excluded with its reason.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -23,27 +23,9 @@ from ciml.errors import CimlError
 from ciml.events.outcomes import CAUSE, CAUSES, FAILED
 from ciml.events.records import RunFacts
 from ciml.globs import glob_pattern
-from ciml.settings import Settings, check_name, checked
+from ciml.settings import Settings, as_value_error, check_name
 from ciml.telemetry import select_columns, short_names
 
-#: Label 0 and label 1 of ``status``.
-STATUS_CLASSES = ("passed", "failed")
-#: A timeout is a failure. All other outcomes reveal nothing about code or machine, and are not labels.
-_STATUS = {"success": "passed", "failure": "failed", "timeout": "failed"}
-#: Names of the original that differ here.
-_ALIASES = {"node_provider": "provider", "node_provider_all": "provider-region", "node_flavor": "flavour"}
-#: Facts that may be labels by their own name; any other name is looked up in the run's labels.
-_FACTS = frozenset(
-    "build_name outcome result source event pipeline project branch change review provider region flavour".split()
-)
-#: ``outcome``: how the run ended. ``profile``: the run against the passing runs of its job. ``neighbours``: runs that
-#: failed on the same provider shortly before.
-Context: TypeAlias = Literal["outcome", "profile", "neighbours"]
-OUTCOME_FEATURES = ("outcome:timeout", "outcome:exit", "outcome:signal")
-NEIGHBOUR_FEATURES = ("neighbours:failed", "neighbours:share")
-LENGTH_FEATURE = "profile:length"
-#: Of each telemetry feature: its mean, its largest window and its last window.
-PROFILE_PARTS = ("mean", "max", "last")
 #: Default length of a run that is used, as in the original.
 NORMAL_LENGTH_S = 5500
 #: The value of ``max_windows`` that follows from the runs, and the percentage of them that it does not cut.
@@ -53,8 +35,20 @@ NOT_CUT = 99
 MAX_WINDOWS = 100_000
 #: One salt for all data sets, so that a run is in the same split everywhere.
 DEFAULT_SALT = "ciml"
+#: Optional keys. They are omitted where unset, as in versions before these keys existed.
+_OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline", "context")
+
 Statistic = Literal["mean", "min", "max", "std", "last"]
 Aggregation = Literal["mean", "std", "var", "min", "max", "median", "sum", "first", "last", "count"]
+#: ``outcome``: how the run ended. ``profile``: the run against the passing runs of its job. ``neighbours``: runs that
+#: failed on the same provider shortly before.
+Context: TypeAlias = Literal["outcome", "profile", "neighbours"]
+OUTCOME_FEATURES = ("outcome:timeout", "outcome:exit", "outcome:signal")
+NEIGHBOUR_FEATURES = ("neighbours:failed", "neighbours:share")
+LENGTH_FEATURE = "profile:length"
+#: Of each telemetry feature: its mean, its largest window and its last window.
+PROFILE_PARTS = ("mean", "max", "last")
+
 #: Facts of a run in the metadata columns of an example.
 FACT_COLUMNS = (
     "source event pipeline project branch change patchset review provider region flavour outcome result".split()
@@ -65,86 +59,21 @@ METADATA_COLUMNS = (
     *FACT_COLUMNS,
     *("start_time", "end_time", "labels"),
 )
+
+#: The classes of ``status``, in order.
+STATUS_CLASSES = ("passed", "failed")
+#: A timeout is a failure. All other outcomes reveal nothing about code or machine, and are not labels.
+_STATUS = {"success": "passed", "failure": "failed", "timeout": "failed"}
+#: Names of labels in the original that differ here.
+_ALIASES = {"node_provider": "provider", "node_provider_all": "provider-region", "node_flavor": "flavour"}
+#: Facts that may be labels by their own name; any other name is looked up in the run's labels.
+_FACTS = frozenset(
+    "build_name outcome result source event pipeline project branch change review provider region flavour".split()
+)
+
 _UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
 _INTERVAL = re.compile(r"([0-9]{0,9})(ms|s|min|h)")
 _SLICER = re.compile(r"(-?[0-9]{1,9})?(:(-?[0-9]{1,9})?){0,2}")
-#: Optional keys. They are omitted where unset, as in versions before these keys existed.
-_OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline", "context")
-
-
-def label_of(facts: RunFacts, class_label: str, class_map: Mapping[str, str]) -> str | None:
-    """Return the class of a run, or None where it has none.
-
-    Args:
-      facts: the run's facts.
-      class_label: ``status``; ``cause`` (of failed runs alone); ``provider`` (its regions merged) or
-        ``provider-region``; or the name of any metadata.
-      class_map: from a value to its class; other values are their own class.
-    """
-    value = _value(facts, _ALIASES.get(class_label, class_label) if class_label not in facts.labels else class_label)
-    return class_map.get(value, value) or None if value else None
-
-
-def _value(facts: RunFacts, name: str) -> str | None:
-    if name == "status":
-        return _STATUS.get(facts.outcome or "")
-    if name == CAUSE:
-        return facts.labels.get(CAUSE) if facts.outcome in FAILED else None
-    if name == "provider-region":
-        return "-".join(part for part in (facts.provider, facts.region) if part)
-    if name in _FACTS and (fact := getattr(facts, name)):
-        return str(fact)
-    return facts.labels.get(name)
-
-
-def context_features(context: Iterable[Context], features: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the context features, in the order of the kinds.
-
-    Args:
-      context: the kinds, in the definition's order.
-      features: names of the telemetry features.
-    """
-    return tuple(name for kind in context for name in _names(kind, features))
-
-
-def _names(kind: Context, features: Sequence[str]) -> Iterator[str]:
-    if kind == "outcome":
-        yield from OUTCOME_FEATURES
-    elif kind == "neighbours":
-        yield from NEIGHBOUR_FEATURES
-    else:
-        yield LENGTH_FEATURE
-        for feature in features:
-            for part in PROFILE_PARTS:
-                yield f"profile:{part}:{feature}"
-
-
-def interval_us(text: str) -> int:
-    """Return an interval as pandas writes it (``500ms``, ``10s``, ``1min``, ``h``) in microseconds.
-
-    Raises:
-      CimlError: another form, or zero.
-    """
-    match = _INTERVAL.fullmatch(text) if text.isascii() else None
-    if match is None:
-        raise CimlError(f"interval {text!r}: want a whole number with ms, s, min or h, such as 10s or 1min")
-    value = int(match[1] or 1) * _UNITS_US[match[2]]
-    if value == 0:
-        raise CimlError(f"interval {text!r}: must be longer than zero")
-    return value
-
-
-def slice_of(text: str) -> slice:
-    """Return a slice as Python writes it between brackets (``:2000``, ``-500:``, ``::2``); one number alone is the end.
-
-    Raises:
-      CimlError: another form, or a step of zero.
-    """
-    plain = text.replace(" ", "")
-    parts = [int(part) if part else None for part in plain.split(":")] if _SLICER.fullmatch(plain) else []
-    if not plain or not parts or (len(parts) == 3 and parts[2] == 0):
-        raise CimlError(f"slicer {text!r:.60}: want a slice such as :2000, 1000:2000 or -500:")
-    return slice(*parts)
 
 
 class DatasetDefinition(Settings, frozen=True, kw_only=True):
@@ -213,10 +142,13 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
         check_name(self.name)
         if not self.build_name or not all(self.build_name):
             raise ValueError("build_name: is empty; give jobs, globs or all")
-        checked("sample_interval: ", interval_us, self.sample_interval)
-        checked("features_regex: ", select_columns, (), self.features_regex)
+        with as_value_error("sample_interval: "):
+            interval_us(self.sample_interval)
+        with as_value_error("features_regex: "):
+            select_columns((), self.features_regex)
         if self.slicer is not None:
-            checked("slicer: ", slice_of, self.slicer)
+            with as_value_error("slicer: "):
+                slice_of(self.slicer)
         self._check_classes()
         if min(self.tdt_split) < 0 or self.tdt_split[0] == 0:
             raise ValueError("tdt_split: want three weights of 0 or more for train, dev and test, with train above 0")
@@ -265,8 +197,8 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
             return len(self.aggregation_functions)
         if isinstance(self.max_windows, int):
             return self.max_windows
-        normal = -(-NORMAL_LENGTH_S * 1_000_000 // self.interval_us)
-        return min(normal, MAX_WINDOWS) if self.max_windows == AUTO else normal
+        normal_windows = -(-NORMAL_LENGTH_S * 1_000_000 // self.interval_us)  # rounded up
+        return min(normal_windows, MAX_WINDOWS) if self.max_windows == AUTO else normal_windows
 
     def selects(self, build_name: str) -> bool:
         """Return whether the data set selects this job."""
@@ -308,6 +240,10 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
         if self.profiles is None:
             del value["profiles"]
         return value
+
+    def to_asset(self) -> bytes:
+        """Return the content of ``definition.json`` in the assets of a model."""
+        return json.dumps(self.to_json(), indent=2, sort_keys=True).encode() + b"\n"
 
     @property
     def telemetry_features(self) -> tuple[str, ...]:
@@ -358,28 +294,37 @@ def resolve(
     Raises:
       CimlError: it selects no column, or fewer than two classes are found.
     """
-    layouts = Counter(tuple(names) for names in columns)
-    selected: Counter[tuple[str, ...]] = Counter()
-    for names, runs in layouts.items():
-        selected[select_columns(names, definition.features_regex)] += runs
-    del selected[()]
-    if not selected:
-        names_text = ", ".join(list(short_names(next(iter(layouts), ())).values())[:40]) or "(none)"
-        raise CimlError(f"features_regex {definition.features_regex!r} matches none of the columns {names_text}")
-    best = max(selected.values())
-    chosen = next(names for names, runs in selected.items() if runs == best)
-    log_columns = next(names for names in layouts if select_columns(names, definition.features_regex) == chosen)
-    short = short_names(log_columns)
-    features = tuple(name if short[name] in METADATA_COLUMNS else short[name] for name in chosen)
+    short_of_column = _select_most_frequent(definition.features_regex, columns)
+    selected_columns = tuple(short_of_column)
+    features = tuple(full if short in METADATA_COLUMNS else short for full, short in short_of_column.items())
+    context = definition.context or ()
     draft = ResolvedDefinition(
         definition=definition,
-        columns=chosen,
-        features=features + context_features(definition.context or (), features),
+        columns=selected_columns,
+        features=features + context_features(context, features),
         classes=definition.classes or _classes(definition, run_facts),
         windows=definition.most_windows,
-        profiles=profiles(chosen) if profiles is not None and "profile" in (definition.context or ()) else None,
+        profiles=profiles(selected_columns) if profiles is not None and "profile" in context else None,
     )
     return draft.replace(windows=auto_windows(definition, lengths(draft))) if definition.max_windows == AUTO else draft
+
+
+def _select_most_frequent(features_regex: str, columns: Iterable[Sequence[str]]) -> dict[str, str]:
+    """Return the selection of columns that most runs have, as short names by full name, in log order."""
+    layouts = Counter(tuple(names) for names in columns)
+    selection_runs: Counter[tuple[str, ...]] = Counter()
+    layout_of_selection: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for layout, runs in layouts.items():
+        selection = select_columns(layout, features_regex)
+        selection_runs[selection] += runs
+        layout_of_selection.setdefault(selection, layout)
+    del selection_runs[()]
+    if not selection_runs:
+        names_text = ", ".join(list(short_names(next(iter(layouts), ())).values())[:40]) or "(none)"
+        raise CimlError(f"features_regex {features_regex!r} matches none of the columns {names_text}")
+    selection = max(selection_runs, key=selection_runs.__getitem__)  # the first of equals
+    short_of_column = short_names(layout_of_selection[selection])
+    return {name: short_of_column[name] for name in selection}
 
 
 def auto_windows(definition: DatasetDefinition, lengths: Iterable[int]) -> int:
@@ -389,30 +334,100 @@ def auto_windows(definition: DatasetDefinition, lengths: Iterable[int]) -> int:
       definition: gives the longest length and ``min_windows``; runs with fewer windows do not count.
       lengths: number of windows of each run. Without any, the longest length results.
     """
-    least = definition.min_windows or 1
-    counted = sorted(length for length in lengths if length >= least)
+    min_windows = definition.min_windows or 1
+    counted = sorted(length for length in lengths if length >= min_windows)
     if not counted:
         return definition.most_windows
-    return min(counted[-(-NOT_CUT * len(counted) // 100) - 1], definition.most_windows)
+    runs_not_cut = -(-NOT_CUT * len(counted) // 100)  # rounded up
+    return min(counted[runs_not_cut - 1], definition.most_windows)
 
 
 def _classes(definition: DatasetDefinition, run_facts: Iterable[RunFacts]) -> tuple[str, ...]:
+    """Return the classes of a definition that does not list them. Raises `CimlError` for fewer than two."""
     if definition.class_map:
         return tuple(dict.fromkeys(name for name in definition.class_map.values() if name))
     if definition.class_label == "status":
         return STATUS_CLASSES
     if definition.class_label == CAUSE:
         return CAUSES
-    names = {label_of(facts, definition.class_label, {}) for facts in run_facts} - {None}
+    names_or_none = {label_of(facts, definition.class_label, {}) for facts in run_facts}
+    names = sorted(name for name in names_or_none if name is not None)
     if len(names) < 2:
-        classes = f"only the class {names.pop()!r}" if names else "no class"
+        classes = f"only the class {names[0]!r}" if names else "no class"
         raise CimlError(
             f"class_label {definition.class_label!r}: the first span's runs have {classes}; set classes in the "
             "definition, or raise span_runs"
         )
-    return tuple(sorted(name for name in names if name is not None))
+    return tuple(names)
 
 
-def dumps(resolved: ResolvedDefinition) -> bytes:
-    """Return the file ``definition.json`` that a model carries in its assets."""
-    return json.dumps(resolved.to_json(), indent=2, sort_keys=True).encode() + b"\n"
+def label_of(facts: RunFacts, class_label: str, class_map: Mapping[str, str]) -> str | None:
+    """Return the class of a run, or None where it has none.
+
+    Args:
+      facts: the run's facts.
+      class_label: ``status``; ``cause`` (of failed runs alone); ``provider`` (its regions merged) or
+        ``provider-region``; or the name of any metadata.
+      class_map: from a value to its class; other values are their own class.
+    """
+    name = class_label if class_label in facts.labels else _ALIASES.get(class_label, class_label)
+    value = _value(facts, name)
+    if not value:
+        return None
+    return class_map.get(value, value) or None  # a value that maps to "" is no label
+
+
+def _value(facts: RunFacts, name: str) -> str | None:
+    if name == "status":
+        return _STATUS.get(facts.outcome or "")
+    if name == CAUSE:
+        return facts.labels.get(CAUSE) if facts.outcome in FAILED else None
+    if name == "provider-region":
+        return "-".join(part for part in (facts.provider, facts.region) if part)
+    if name in _FACTS and (fact := getattr(facts, name)):
+        return str(fact)
+    return facts.labels.get(name)
+
+
+def context_features(context: Iterable[Context], features: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the context features, in the order of the kinds.
+
+    Args:
+      context: the kinds, in the definition's order.
+      features: names of the telemetry features.
+    """
+    profile_features = [f"profile:{part}:{feature}" for feature in features for part in PROFILE_PARTS]
+    names_of_kind = {
+        "outcome": OUTCOME_FEATURES,
+        "profile": (LENGTH_FEATURE, *profile_features),
+        "neighbours": NEIGHBOUR_FEATURES,
+    }
+    return tuple(name for kind in context for name in names_of_kind[kind])
+
+
+def interval_us(text: str) -> int:
+    """Return an interval as pandas writes it (``500ms``, ``10s``, ``1min``, ``h``) in microseconds.
+
+    Raises:
+      CimlError: another form, or zero.
+    """
+    match = _INTERVAL.fullmatch(text) if text.isascii() else None
+    if match is None:
+        raise CimlError(f"interval {text!r}: want a whole number with ms, s, min or h, such as 10s or 1min")
+    value = int(match[1] or 1) * _UNITS_US[match[2]]
+    if value == 0:
+        raise CimlError(f"interval {text!r}: must be longer than zero")
+    return value
+
+
+def slice_of(text: str) -> slice:
+    """Return a slice as Python writes it between brackets (``:2000``, ``-500:``, ``::2``); one number alone is the end.
+
+    Raises:
+      CimlError: another form, or a step of zero.
+    """
+    plain = text.replace(" ", "")
+    parts = [int(part) if part else None for part in plain.split(":")] if _SLICER.fullmatch(plain) else []
+    if not plain or not parts or (len(parts) == 3 and parts[2] == 0):
+        raise CimlError(f"slicer {text!r:.60}: want a slice such as :2000, 1000:2000 or -500:")
+    return slice(*parts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import CimlError
-from ciml.secrets import read_secret
+from ciml.secret_manager import read_secret
 
 #: Properties that decide which messages are read: reserved for ciml.
 OWN = (
@@ -37,7 +37,7 @@ class KafkaOptions:
         so they are never printed.
       timeout_s: timeout of a request to the broker, s.
       queue_kib: limit of a reader's prefetch per partition, KiB. librdkafka's own default is 64 MiB.
-      secret: name of a secret (`ciml.secrets`) with further properties, in the form of a properties file. Each
+      secret: name of a secret (`ciml.secret_manager`) with further properties, in the form of a properties file. Each
         process reads it for itself when it makes a client, so options that are sent to workers hold its name alone.
     """
 

@@ -91,7 +91,7 @@ def lineage_of(data: DataRoot, enabled: bool) -> Iterator[Lineage]:
     if not enabled:
         yield OFF
         return
-    require("openlineage")
+    require("openlineage", "lineage")
     lineage = Lineage(Emitter(data))
     try:
         yield lineage

@@ -26,7 +26,7 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     """
     text = os.fspath(url)
     if text.startswith("s3://"):
-        require("boto3")
+        require("boto3", "data")
         return S3Store(text)
     if text.startswith("gs://"):
         raise CimlError(

@@ -31,9 +31,9 @@ from ciml.events.redaction import shown
 from ciml.integrations.config import GerritSource, Receivers
 from ciml.integrations.gerrit.approvals import TYPES, Changes, Event, events_of
 from ciml.integrations.registry import delivered
+from ciml.integrations.secrets import Secrets
 from ciml.integrations.sessions import Inbox, Lost, Session
 from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_STREAM_LINE_BYTES
-from ciml.secrets import Secrets
 from ciml.storage.json_files import read_json, write_json
 
 T = TypeVar("T")

@@ -29,9 +29,9 @@ from ciml.integrations.adapter import Adapter
 from ciml.integrations.config import Receivers, WebhookSource
 from ciml.integrations.producer import UNKNOWN, DeliveryProducer, ReceiverMetrics
 from ciml.integrations.registry import delivered
+from ciml.integrations.secrets import Secrets
 from ciml.integrations.webhooks.signatures import SCHEMES, UNSIGNED, Claim, Scheme, client_scheme
 from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_SIGNATURE_AGE_S
-from ciml.secrets import Secrets
 
 _MTLS = "mtls"
 _NONE = "none"

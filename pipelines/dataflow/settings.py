@@ -5,7 +5,6 @@ A job may refer only to places that workers reach, and to secrets by name. This 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -14,9 +13,9 @@ from dataclasses import replace
 from msgspec import field
 
 from ciml.errors import CimlError
-from ciml.extras import needs
+from ciml.extras import require
 from ciml.kafka.options import KafkaOptions
-from ciml.secrets import check_secret_name
+from ciml.secret_manager import check_secret_name
 from ciml.settings import Settings
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.version import __version__
@@ -107,13 +106,8 @@ class DataflowSettings(Settings, frozen=True):
 
 
 def require_dataflow() -> None:
-    """Raise `CimlError`, in one line, if ciml[dataflow] is not installed."""
-    try:
-        spec = importlib.util.find_spec("google.cloud.dataflow")
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None:
-        raise needs("dataflow")
+    """Raise `MissingExtraError` if ciml[dataflow] is not installed."""
+    require("google.cloud.dataflow", "dataflow")
 
 
 def job_name(text: str) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, MutableMapping
 
 from ciml.errors import CimlError
-from ciml.secrets import read_secret
+from ciml.secret_manager import read_secret
 from ciml.version import __version__
 
 _LINE = re.compile(r"([A-Z][A-Z0-9_]*)=(.*)")

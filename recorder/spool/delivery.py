@@ -44,6 +44,7 @@ class Delivery:
       announce: whether to send the start event too; False if it could differ from one that has arrived already.
 
     Attributes:
+      recording: the recording.
       failure: why delivery makes no progress, in one line; "" while it does.
     """
 
@@ -51,7 +52,7 @@ class Delivery:
         self, recording: Recording, sender: Sender | None, end: End | None = None, *, announce: bool = True
     ) -> None:
         self.failure = ""
-        self._recording = recording
+        self.recording = recording
         self._sender = sender
         self._end = end
         self._plan = recording.plan
@@ -82,11 +83,11 @@ class Delivery:
         try:
             return self._step()
         except RejectedInput as rejected:
-            raise CimlError(f"{self._recording.folder.path}: {rejected}") from None
+            raise CimlError(f"{self.recording.folder.path}: {rejected}") from None
         except CimlError as error:
             self._wait(str(error))
         except OSError as error:
-            self._wait(f"{error.filename or self._recording.log}: {error.strerror or error}")
+            self._wait(f"{error.filename or self.recording.log}: {error.strerror or error}")
         return False
 
     def _wait(self, why: str) -> None:
@@ -191,7 +192,7 @@ class Delivery:
         from ciml.storage import open_store
 
         store = open_store(self._plan.log_dir)
-        data = _compressed(self._recording)
+        data = _compressed(self.recording)
         path = f"{_folder(self._plan.mention)}/{LOG}.gz"
         if not store.create(path, data) and store.read(path) != data:
             # Another recording with the same run id. Ingest reports it, and the run that was committed first stays.

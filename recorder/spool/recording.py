@@ -3,29 +3,22 @@
 A recording's folder holds ``run.json`` (the facts of the run, and its destination), the log, ``starts`` (a line for
 each start of the recorder) and, once the command has ended, ``end.json``. Progress of sending is not stored: a later
 sender sends all of it, and repeats are recognised by the identity of each sample and event. A folder is locked while a
-process records into it or sends it, and removed when everything has arrived.
-
-A leftover recording is untrusted input: an earlier job of this user may have created or changed it. An unsent recording
-is sealed with the credentials with which it is sent. A process that can make the seal holds them, and could have sent
-the same without the spool. So a sealed recording is sent as it is; any other gets no rights of the process that finds
-it (`ciml.recorder.spool.flush`).
+process records into it or sends it, and removed when everything has arrived. A leftover recording is untrusted input:
+an earlier job of this user may have created or changed it (`ciml.recorder.spool.seals`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
-import hashlib
-import hmac
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -35,7 +28,6 @@ from ciml.events.json_input import parse_json
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import check_labels, facts_from_run, run_from_facts
 from ciml.events.run_id import RunId
-from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
 from ciml.recorder.producer import Micros, Start
 from ciml.recorder.spool.folder import Folder, open_private
@@ -47,20 +39,13 @@ END = "end.json"
 STARTS = "starts"
 SEAL = "seal.json"
 _LOCK = "lock"
+#: All files that a recording may contain: also those that were not renamed yet, and their former names.
 _FILES = (LOG, RUN, END, STARTS, SEAL, _LOCK, *(f"{name}.new" for name in (RUN, END, SEAL)), "run.new", "end.new")
 _NAME = re.compile(r"[0-9]{1,20}-[0-9]{1,10}")
 _RESULTS = frozenset({"SUCCESS", "FAILURE", "TIMED_OUT", "ABORTED"})
 _LOCK_TRIES = 50
 _LOCK_PAUSE_S = 0.01
 _MAX_DESTINATION = 4096  # characters of an address, a topic or a path
-_SEALED = (RUN, STARTS, END, LOG)
-_SECRETS_OF_S3 = tuple(
-    f"AWS_{name}" for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "CONTAINER_AUTHORIZATION_TOKEN")
-)
-_FILES_OF_S3 = tuple(
-    f"AWS_{name}_FILE" for name in ("SHARED_CREDENTIALS", "WEB_IDENTITY_TOKEN", "CONTAINER_AUTHORIZATION_TOKEN")
-)
-_PIECE = 1 << 20
 _YOUNG_S = 60.0  # a folder without run.json may be one that another recorder is creating
 
 
@@ -95,7 +80,7 @@ class Plan:
 
     @property
     def has_destination(self) -> bool:
-        """Whether it has a destination."""
+        """Whether it can be sent anywhere."""
         return bool(self.kafka or self.log_dir)
 
 
@@ -146,7 +131,7 @@ class Recording:
             folder = parent.folder(name)
             lock = None
             try:
-                lock = _lock_of_mine(folder)
+                lock = _lock_new(folder)
                 content = {**asdict(plan), "mention": plan.mention.to_json()}
                 folder.write(RUN, seal(json.dumps(content).encode()))
             except OSError:
@@ -158,42 +143,53 @@ class Recording:
 
     @classmethod
     def take(cls, spool: Folder, name: str) -> Recording | None:
-        """Take an older recording; return None where another process has it, or it does not exist any more.
+        """Open and lock an older recording.
+
+        Returns:
+          The recording; None if another process has it, is creating it, or has removed it.
 
         Raises:
           CimlError: it is not a recording, or cannot be read; the message gives the reason.
         """
         path = spool.path / name
+        if not _NAME.fullmatch(name):
+            raise CimlError(f"{path}: not a recording")
         try:
-            if not _NAME.fullmatch(name):
-                raise CimlError(f"{path}: not a recording")
             folder = spool.folder(name)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise CimlError(f"{path}: cannot be opened as a folder ({error.strerror})") from None
-        with contextlib.ExitStack() as unless_taken:
-            unless_taken.enter_context(folder)
-            try:
-                changed_s = os.fstat(folder.descriptor).st_mtime  # before locking, which may create a file in it
-                lock = _lock(folder)
-                if lock is None:
-                    return None
-                unless_taken.callback(os.close, lock)
-                plan = _read_plan(folder, time.time() - changed_s < _YOUNG_S)
-            except FileNotFoundError:  # removed meanwhile by its sender
-                return None
-            except OSError as error:
-                raise CimlError(f"{path}: cannot be read ({error.strerror})") from None
-            except (RejectedInput, msgspec.ValidationError) as error:
-                raise CimlError(f"{path / RUN}: cannot be read ({error})") from None
+        recording = None
+        try:
+            recording = cls._lock_and_read(folder)
+        except FileNotFoundError:  # removed meanwhile by its sender
+            pass
+        except OSError as error:
+            raise CimlError(f"{path}: cannot be read ({error.strerror})") from None
+        except (RejectedInput, msgspec.ValidationError) as error:
+            raise CimlError(f"{path / RUN}: cannot be read ({error})") from None
+        finally:
+            if recording is None:
+                folder.close()
+        return recording
+
+    @classmethod
+    def _lock_and_read(cls, folder: Folder) -> Recording | None:
+        changed_s = os.fstat(folder.descriptor).st_mtime  # before locking, which may create a file in it
+        lock = _lock(folder)
+        if lock is None:
+            return None
+        plan = None
+        try:
+            plan = _read_plan(folder, time.time() - changed_s < _YOUNG_S)
+        finally:
             if plan is None:
-                return None
-            unless_taken.pop_all()
-            return cls(folder, plan, lock)
+                os.close(lock)
+        return None if plan is None else cls(folder, plan, lock)
 
     def add_start(self, recorder_us: int) -> None:
-        """Record a start of the recorder, whose samples begin at the log's end. Raises `OSError`."""
+        """Write down a start of the recorder, whose samples begin at the log's end. Raises `OSError`."""
         start = Start(self.log.stat().st_size if self.log.exists() else 0, recorder_us)
         with os.fdopen(self.folder.open(STARTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a") as file:
             file.write(json.dumps(asdict(start)) + "\n")
@@ -216,8 +212,7 @@ class Recording:
     def end(self) -> End | None:
         """Return the end of the command, or None where it is missing or unreadable."""
         try:
-            content = _read(self.folder, END)
-            end = msgspec.convert(content, End)
+            end = msgspec.convert(_read(self.folder, END), End)
             return End(end.end_us, end.result, check_labels(end.labels)) if end.result in _RESULTS else None
         except (OSError, CimlError, RejectedInput, msgspec.ValidationError):
             return None
@@ -235,7 +230,7 @@ class Recording:
 
     @property
     def has_seal(self) -> bool:
-        """Whether it has a seal, valid or not: then its recorder had credentials. Raises `OSError`, `CimlError`."""
+        """Whether it has a seal, valid or not, so its recorder had credentials. Raises `OSError`, `CimlError`."""
         return self.folder.stat(SEAL) is not None
 
     def changed_us(self) -> int:
@@ -255,18 +250,23 @@ class Recording:
         os.close(self.lock)
 
 
-def waiting(spool: Folder) -> tuple[list[str], bool]:
-    """List the spool, including recordings in progress.
+class SpoolNames(NamedTuple):
+    """The names in a spool.
 
-    Returns:
-      (names of recordings, oldest first, then all others; whether there are more entries than the limit).
-
-    Raises:
-      OSError: the spool cannot be read.
+    Attributes:
+      names: those of recordings, also in progress, oldest first; then all others. At most `MAX_SPOOL_ENTRIES`.
+      has_more: whether the spool has more entries.
     """
+
+    names: list[str]
+    has_more: bool
+
+
+def list_spool(spool: Folder) -> SpoolNames:
+    """List a spool. Raises `OSError`."""
     names = spool.names(MAX_SPOOL_ENTRIES)
     names.sort(key=lambda name: _NAME.fullmatch(name) is None)
-    return names[:MAX_SPOOL_ENTRIES], len(names) > MAX_SPOOL_ENTRIES
+    return SpoolNames(names[:MAX_SPOOL_ENTRIES], len(names) > MAX_SPOOL_ENTRIES)
 
 
 def size_of(folder: Folder) -> int:
@@ -279,28 +279,28 @@ def size_of(folder: Folder) -> int:
 
 
 def default_spool() -> Path:
-    """Return ``$CIML_SPOOL``, else a folder of the user: below the state folder, or without a home, in /tmp."""
-    named = os.environ.get("CIML_SPOOL")
-    if named:
-        return Path(named).absolute()
-    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    present = next(folder for folder in (Path(state), *Path(state).parents) if folder.exists())
-    if os.path.isabs(state) and os.access(present, os.W_OK | os.X_OK):
-        return Path(state) / "ciml" / "record"
+    """Return ``$CIML_SPOOL``, else a folder of the user: below the state folder, or in /tmp if that is not writable."""
+    configured = os.environ.get("CIML_SPOOL")
+    if configured:
+        return Path(configured).absolute()
+    state = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"))
+    existing = next(folder for folder in (state, *state.parents) if folder.exists())
+    if state.is_absolute() and os.access(existing, os.W_OK | os.X_OK):
+        return state / "ciml" / "record"
     return Path("/tmp") / f"ciml-record-{os.getuid()}"  # noqa: S108  # `open_private` checks the owner
 
 
-def _read_plan(folder: Folder, young: bool) -> Plan | None:
-    """Read a recording's plan, checked like an event; None where a new one is not complete yet.
+def _read_plan(folder: Folder, is_young: bool) -> Plan | None:
+    """Read a recording's plan, checked like an event; None for a young recording that has none yet.
 
     Raises:
       CimlError, RejectedInput, msgspec.ValidationError, OSError: it is not a recording.
     """
     names = folder.names(len(_FILES))
-    if strange := sorted(set(names) - set(_FILES)):
-        raise CimlError(f"{folder.path}: not a recording: contains {strange[0]!r:.80}")
+    if unknown_names := sorted(set(names) - set(_FILES)):
+        raise CimlError(f"{folder.path}: not a recording: contains {unknown_names[0]!r:.80}")
     if RUN not in names:
-        if young:
+        if is_young:
             return None
         raise CimlError(f"{folder.path}: not a recording: no {RUN}")
     for name in names:  # also unread ones: a folder of that name could not be removed
@@ -332,21 +332,26 @@ def _remove(folder: Folder) -> str:
     Returns:
       A line on why the folder still exists, or "".
     """
-    steps: list[Callable[[], None]] = [partial(os.unlink, name, dir_fd=folder.descriptor) for name in _FILES]
-    failed: list[OSError] = []
-    for remove in (*steps, folder.path.rmdir):
+    errors: list[OSError] = []
+    for name in _FILES:
         try:
-            remove()
+            os.unlink(name, dir_fd=folder.descriptor)
         except FileNotFoundError:
             continue
         except OSError as error:
-            failed.append(error)
+            errors.append(error)
+    try:
+        folder.path.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        errors.append(error)
     folder.close()
-    return f"cannot remove {folder.path} ({failed[0].strerror})" if failed else ""
+    return f"cannot remove {folder.path} ({errors[0].strerror})" if errors else ""
 
 
 def _lock(folder: Folder) -> int | None:
-    """Lock a folder until its last process ends; return the descriptor, None where it is locked."""
+    """Lock a folder for this process and its forks; return the descriptor, or None if it is locked already."""
     lock = folder.open(_LOCK, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -356,81 +361,11 @@ def _lock(folder: Folder) -> int | None:
     return lock
 
 
-def _lock_of_mine(folder: Folder) -> int:
-    """Lock a new folder, waiting for a recorder that scans the spool. Raises `OSError`."""
+def _lock_new(folder: Folder) -> int:
+    """Lock a new folder; wait for a recorder that looks into it while it scans the spool. Raises `OSError`."""
     for _ in range(_LOCK_TRIES):
         lock = _lock(folder)
         if lock is not None:
             return lock
         time.sleep(_LOCK_PAUSE_S)
-    raise BlockingIOError(11, f"{folder.path} is locked by another process")
-
-
-def secrets_of(kafka: KafkaOptions | None, log_dir: str, environment: Mapping[str, str] = os.environ) -> bytes:
-    """Return the credentials of the destinations: b"" where these are open to everyone.
-
-    Args:
-      kafka: the broker of the recording; None for none.
-      log_dir: the folder of its log.
-      environment: holds the credentials of S3.
-    """
-    secrets = kafka.credentials() if kafka else {}
-    if log_dir.startswith("s3://"):
-        secrets |= {name: environment[name].encode() for name in _SECRETS_OF_S3 if environment.get(name)}
-        for name in _FILES_OF_S3:
-            if environment.get(name):
-                secrets[name] = _content(environment[name])
-    lines = [f"{name} {hashlib.sha256(value).hexdigest()}\n" for name, value in sorted(secrets.items()) if value]
-    return "".join(lines).encode()
-
-
-def seal_recording(recording: Recording, secrets: bytes) -> None:
-    """Seal a recording in its present state; not without secrets, as anyone could make that seal. Raises `OSError`."""
-    if not secrets:
-        return
-    salt = os.urandom(16)
-    content = {"salt": salt.hex(), "mac": _mac(recording, secrets, salt)}
-    recording.folder.write(SEAL, json.dumps(content).encode())
-
-
-def is_sealed(recording: Recording, secrets: bytes) -> bool:
-    """Return whether a process with the same secrets sealed it, and it is unchanged since."""
-    if not secrets:
-        return False
-    try:
-        content = json.loads(recording.folder.read(SEAL, MAX_RECORDING_FILE_BYTES))
-        salt = bytes.fromhex(content["salt"])
-        mac = content["mac"]
-        return hmac.compare_digest(mac.encode(), _mac(recording, secrets, salt).encode())
-    except (CimlError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return False
-
-
-def _mac(recording: Recording, secrets: bytes, salt: bytes) -> str:
-    # scrypt: the next job can read the file, and a password may be short.
-    key = hashlib.scrypt(secrets, salt=salt, n=1 << 14, r=8, p=1, dklen=32)
-    mac = hmac.new(key, digestmod="sha256")
-    for name in _SEALED:
-        mac.update(f"{name} {_digest(recording, name)}\n".encode())
-    return mac.hexdigest()
-
-
-def _digest(recording: Recording, name: str) -> str:
-    digest = hashlib.sha256()
-    try:
-        with os.fdopen(recording.folder.open(name), "rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-                if file.tell() > MAX_RECORDING_LOG_BYTES:
-                    raise CimlError(f"{recording.folder.path / name} is larger than {MAX_RECORDING_LOG_BYTES} bytes")
-    except FileNotFoundError:
-        return "-"
-    return digest.hexdigest()
-
-
-def _content(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(MAX_RECORDING_FILE_BYTES)
-    except OSError:
-        return b""
+    raise BlockingIOError(errno.EAGAIN, f"{folder.path} is locked by another process")

@@ -20,7 +20,7 @@ import numpy as np
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError, RejectedInput
-from ciml.events.outcomes import FAILED
+from ciml.events.outcomes import EXIT_LABEL, FAILED, SIGNAL_LABEL
 from ciml.http.intake import RequestError
 from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.log import ManifestLog
@@ -33,7 +33,7 @@ from ciml.transforms.examples.plan import digest_of
 from ciml.transforms.examples.prepare import prepare_many, run_means
 from ciml.transforms.guard import bisect
 from ciml.trust import evaluate, former_policy
-from ciml.verdict_rules import EXIT_LABEL, SIGNAL_LABEL, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
+from ciml.verdict_rules import VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -19,7 +19,7 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
-from ciml.extras import is_installed, needs
+from ciml.extras import require
 from ciml.http.intake import Intake, Workers
 from ciml.http.server import Connections, HttpServer, check_open_files, listen
 from ciml.limits import (
@@ -123,8 +123,7 @@ class ModelServer:
 
     def start(self) -> None:
         """Import TensorFlow, listen, and begin to load the configured versions. Raises `CimlError` on failure."""
-        if not is_installed("tensorflow"):  # else the process of `prepare` prints a traceback as well
-            raise needs(EXTRA)
+        require("tensorflow", EXTRA)  # else the process of `prepare` prints a traceback as well
         options = self.options
         root = options.registry_root()
         check_open_files(

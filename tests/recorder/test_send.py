@@ -16,7 +16,8 @@ from ciml.kafka.options import KafkaOptions
 from ciml.recorder.settings import Settings, WhoseBroker
 from ciml.recorder.spool.flush import by_command
 from ciml.recorder.spool.folder import open_private
-from ciml.recorder.spool.recording import Destination, Recording, seal_recording
+from ciml.recorder.spool.recording import Destination, Recording
+from ciml.recorder.spool.seals import seal_recording
 from tests.recorder.planted import T0_US, plant
 from tests.recorder.recorded import record
 

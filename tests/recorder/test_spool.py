@@ -19,7 +19,8 @@ from ciml.limits import MAX_RECORDER_LOG_BYTES, MAX_RECORDING_LOG_BYTES, MAX_SPO
 from ciml.recorder.settings import Settings
 from ciml.recorder.spool.flush import FACTS, by_command
 from ciml.recorder.spool.folder import open_private
-from ciml.recorder.spool.recording import Destination, Recording, is_sealed, seal_recording, secrets_of
+from ciml.recorder.spool.recording import Destination, Recording
+from ciml.recorder.spool.seals import is_sealed, seal_recording, secrets_of
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.trust import FACTS as FACTS_OF_TRUST
 from tests.recorder.planted import GATE, T0_US, TELEMETRY, plant, planted_facts

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, dumps
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 
 L, F, C = 5, 3, 4
 DEFINITION = ResolvedDefinition(
@@ -37,7 +37,7 @@ def save_model(
     """Write a SavedModel whose answers depend on ``seed``. ``spoil`` names its defect."""
     if spoil in ("write", "save"):  # the address of its file is in the model
         return _save_model(folder, seed, definition, scale, spoil, warmup)
-    key = (seed, dumps(definition), scale, spoil, warmup)
+    key = (seed, definition.to_asset(), scale, spoil, warmup)
     if key not in _kept:
         _kept[key] = _save_model(Path(tempfile.mkdtemp(prefix="ciml-model-")), seed, definition, scale, spoil, warmup)
         atexit.register(shutil.rmtree, _kept[key], ignore_errors=True)

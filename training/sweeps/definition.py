@@ -18,7 +18,7 @@ from msgspec import Meta, field
 from ciml.datasets.definition import DatasetDefinition
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, UnknownEstimatorError
-from ciml.settings import Settings, check_name, checked
+from ciml.settings import Settings, as_value_error, check_name
 from ciml.training.estimators import ESTIMATORS, check_experiment
 from ciml.training.experiment import ALIASES, Experiment
 
@@ -352,10 +352,12 @@ class Sweep(Settings, frozen=True, kw_only=True):
         """Check each value by itself with the common keys. Incompatible combinations become failed trials."""
         one_estimator = "estimator" not in self.vary.experiment
         if one_estimator:
-            checked("", self.combine, {})
+            with as_value_error():
+                self.combine({})
         for axis in self.axes:
             for value in axis.names or (axis.low, axis.high):
-                checked(f"vary.{axis.part}.{axis.key}: ", self._check_value, axis, value, one_estimator)
+                with as_value_error(f"vary.{axis.part}.{axis.key}: "):
+                    self._check_value(axis, value, one_estimator)
 
     def _check_value(self, axis: Axis, value: Value, one_estimator: bool) -> None:
         keys = self._keys({axis.key: value})

@@ -27,12 +27,12 @@ from ciml.datasets.definition import FACT_COLUMNS, ResolvedDefinition
 from ciml.datasets.schema import _TIME, schema_of
 from ciml.digest import arrays_digest
 from ciml.errors import CimlError, IntegrityError, RejectedInput
+from ciml.events.outcomes import exit_status_of, signal_of
 from ciml.events.records import RunFacts
 from ciml.runs.arrow import numbers, text_maps, texts, times
 from ciml.runs.causes import Neighbours
 from ciml.transforms.examples.downsample import Windows, downsample
 from ciml.transforms.profiles import MIN_RUNS, Profile, Profiles, Range, length_s, margin, window_means, window_of
-from ciml.verdict_rules import exit_status_of, signal_of
 
 SPLITS: Final = ("train", "dev", "test")
 _RANGE = 1 << 64

@@ -31,7 +31,7 @@ from ciml.limits import (
     MAX_SECRET_BYTES,
     MAX_WIRE_BYTES,
 )
-from ciml.settings import Settings, checked
+from ciml.settings import Settings, as_value_error
 
 #: Where logs are below the folder of a run. devstack writes ``dstat-csv.log``; Zuul's log roles rename and may compress
 #: it, and keep each host's files in a folder of its own. `ciml record` writes ``dstat-csv_log.txt.gz``.
@@ -104,7 +104,8 @@ class Credential(Settings, frozen=True):
     password_file: str = ""
 
     def __post_init__(self) -> None:
-        checked("host: ", host_rule, self.host)
+        with as_value_error("host: "):
+            host_rule(self.host)
         if self.rule.scheme != "https" or self.rule.host.startswith("*."):
             raise ValueError(f"host: {self.host!r:.120} must be one host over https, without a wildcard")
         if sum(map(bool, (self.token_file, self.token_env, self.password_file))) != 1:
@@ -239,7 +240,8 @@ class FetchPolicy(Settings, frozen=True):
         for credential in self.credentials:
             if credentials_by_host[credential.rule] > 1:
                 raise ValueError(f"credentials: two are of the host {credential.host}")
-        checked("", lambda: (self.redirect_rules, self.roots, self.prefixes))
+        with as_value_error():
+            _ = self.redirect_rules, self.roots, self.prefixes  # parsed here, so that an invalid one is reported
 
     @cached_property
     def rules(self) -> tuple[HostRule, ...]:

@@ -18,6 +18,7 @@ import msgspec
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
+from ciml.events.outcomes import exit_status_of
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.runs.known_subjects import with_claims
@@ -28,7 +29,7 @@ from ciml.serving.predict.log import prediction_id
 from ciml.serving.registry import Registry
 from ciml.telemetry import BOOT, TIME
 from ciml.transforms.profiles import SERIES, Profile, Profiles, length_s
-from ciml.verdict_rules import PROFILES, exit_status_of
+from ciml.verdict_rules import PROFILES
 from ciml.verdicts.evidence.check import follows
 from ciml.verdicts.evidence.observe import Subject, observations
 from ciml.verdicts.evidence.picture import draw

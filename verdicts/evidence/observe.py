@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from ciml.events.outcomes import exit_status_of, signal_of
 from ciml.events.records import RunFacts
 from ciml.transforms.profiles import (
     MIN_RUNS,
@@ -33,7 +34,6 @@ from ciml.transforms.profiles import (
     window_means,
     window_of,
 )
-from ciml.verdict_rules import exit_status_of, signal_of
 
 _HOUR_S = 3600
 #: The least seconds that are said in hours.
@@ -83,7 +83,7 @@ class Subject:
       table: its telemetry as stored, with at least one sample.
       profile: of the passing runs of its job.
       outcome: such as ``failure`` or ``timeout``; "" where it is not known.
-      exit_status: of its job, by `ciml.verdict_rules`; None where it is not known.
+      exit_status: of its job, by `ciml.events.outcomes`; None where it is not known.
       claimed: whether only an event that is believed less than the run's own reports the exit status.
       end_us: when the CI system says that it ended, epoch microseconds; None where it is not known.
       place: its kind of machine, by `ciml.transforms.profiles.place_of`.

@@ -44,7 +44,7 @@ def publish(options: PublishOptions) -> None:
     from ciml.extras import require
     from ciml.runs.tables.publish import publish_tables
 
-    require("deltalake")
+    require("deltalake", "tables")
     for table in publish_tables(options.root, options.tables):
         if options.json:
             click.echo(json.dumps(asdict(table)))

@@ -259,7 +259,7 @@ def mlflow_command(options: MlflowOptions) -> None:
     """
     from ciml.extras import require
 
-    require("mlflow")
+    require("mlflow", "mlflow")
     from ciml.pipelines.mlflow import export_to_mlflow
 
     data = options.root

@@ -61,7 +61,7 @@ def files(options: FilesOptions) -> int:
       ciml predict dstat.csv.gz --model provider --data-path data
       ciml predict dstat.csv.gz --model cause --job unit --outcome failure --data-path data
     """
-    from ciml.verdict_rules import EXIT_LABEL
+    from ciml.events.outcomes import EXIT_LABEL
 
     if not options.files:
         raise click.UsageError("no FILE: name the logs to predict; the stream is ciml predict stream")

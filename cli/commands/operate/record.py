@@ -82,7 +82,7 @@ def command(options: RecordOptions) -> None:
     if options.log_url and not options.log_dir:
         raise click.UsageError("--log-url needs --log-dir")
     if options.log_dir and options.log_dir.startswith("s3://"):
-        require("boto3")
+        require("boto3", "data")
     settings = _settings(options)
     if options.quiet:
         be_quiet()

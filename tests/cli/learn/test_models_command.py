@@ -10,7 +10,6 @@ from click.testing import CliRunner, Result
 
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.datasets.definition import dumps
 from ciml.serving.push import NotBlessedError, push
 from ciml.serving.registry import Decision, Registry
 from ciml.storage import open_store
@@ -25,7 +24,7 @@ def data(tmp_path: Path) -> DataRoot:
         folder = tmp_path / f"candidate-{number}"
         (folder / "assets").mkdir(parents=True)
         (folder / "saved_model.pb").write_bytes(bytes([number]))
-        (folder / "assets" / "definition.json").write_bytes(dumps(DEFINITION))
+        (folder / "assets" / "definition.json").write_bytes(DEFINITION.to_asset())
         decision = Decision(number < 3, (f"accuracy 0.{number}",), {"accuracy": number / 10})
         try:
             push(data, "m", open_store(folder), decision, check=False, facts={"dataset": "small"})

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ciml.errors import CimlError
+from ciml.integrations.secrets import Key, Secrets
 from ciml.limits import MAX_SECRET_BYTES
-from ciml.secrets import Key, Secrets
 
 LONG = "0123456789abcdef-secret"
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from google.auth.credentials import AnonymousCredentials
 
-from ciml import secrets as secret_manager
+from ciml import secret_manager
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.dataflow.worker import parse_environment, prepare

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ciml.datasets.definition import dumps
 from ciml.errors import CimlError, IntegrityError
 from ciml.http.intake import RequestError
 from ciml.serving.contract import check_candidate
@@ -150,7 +149,7 @@ def test_unsound_candidates_are_rejected(tmp_path: Path, spoil: str, message: st
 def test_candidate_without_a_definition_or_with_another_is_rejected(good: dict[int, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(good[1], tmp_path / "m"))
     other = DEFINITION.replace(windows=L + 1)
-    (folder / "assets" / "definition.json").write_bytes(dumps(other))
+    (folder / "assets" / "definition.json").write_bytes(other.to_asset())
     with pytest.raises(IntegrityError, match="by its definition"):
         check_candidate(open_store(folder))
     (folder / "assets" / "definition.json").unlink()

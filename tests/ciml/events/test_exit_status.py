@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from ciml.verdict_rules import exit_status_of, signal_of
+from ciml.events.outcomes import exit_status_of, signal_of
 
 
 @pytest.mark.parametrize(
