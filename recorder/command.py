@@ -28,22 +28,250 @@ NOT_FOUND = 127
 EVERY_SIGNAL = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 Mask = frozenset[int]
 #: Signals by which a CI system or a user ends a job.
-_CANCEL = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+CANCEL = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 #: Signals by which a terminal stops a process group.
 _TERMINAL_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 #: Signals that a terminal sends, and then always to its whole foreground group.
 _OF_TERMINAL = _TERMINAL_STOPS | {signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH}
-_SI_KERNEL = 0x80
+_SI_KERNEL = 0x80  # `si_code` of a signal that the kernel sent
 _KILL_AFTER_S = 10.0
 _ANSWER_S = 0.5  # a stopped watcher must not stop the recorder
 
 
-def close_descriptors(*descriptors: int) -> None:
-    """Close all inherited descriptors except ``descriptors``, so that no reader waits for the end of a pipe."""
-    low = 0
-    for descriptor in (*sorted(descriptors), os.sysconf("SC_OPEN_MAX")):
-        os.closerange(low, descriptor)
-        low = descriptor + 1
+class CannotStartError(Exception):
+    """The command could not be started; ``exit_code`` is that of a shell."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(os.strerror(number))
+        self.exit_code = NOT_FOUND if number in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
+
+
+def block_signals() -> tuple[Mask, bool]:
+    """Block every signal of this thread, and keep ended children until they are waited for.
+
+    Returns:
+      The previous mask, and whether SIGCHLD was ignored: `start` restores both for the command.
+    """
+    mask = frozenset(int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, EVERY_SIGNAL))
+    ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return mask, ignored
+
+
+def start(argv: Sequence[str], mask: Mask, sigchld_ignored: bool) -> int:
+    """Start the command in this process's group; return its pid once it runs.
+
+    Raises:
+      CannotStartError: there is no such program, or it cannot be executed.
+    """
+    reading, writing = os.pipe()  # closed by the exec
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python
+                signal.signal(ignored, signal.SIG_DFL)
+            if sigchld_ignored:
+                signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            number = _execute([os.fsencode(word) for word in argv], own_environment())
+        except BaseException:  # noqa: BLE001  # nothing may be unwound in a forked child
+            number = errno.EIO
+        os.write(writing, str(number).encode())
+        os._exit(NOT_EXECUTABLE)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        errno_text = pipe.read()
+    if errno_text:
+        os.waitpid(pid, 0)
+        raise CannotStartError(int(errno_text))
+    return pid
+
+
+def own_environment() -> dict[bytes, bytes]:
+    """Return the environment that this process was started with.
+
+    That of Python may have LC_CTYPE in addition, in the C locale (PEP 538).
+    """
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            pairs = [entry.partition(b"=") for entry in file.read().split(b"\0")]
+    except OSError:
+        return dict(os.environb)
+    return {name: value for name, sign, value in pairs if name and sign}
+
+
+def _execute(argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
+    """Execute as execvp(3): search the PATH, and use sh for a file without an interpreter. Return the error, if any."""
+    name = argv[0]
+    path = environment.get(b"PATH", os.fsencode(os.defpath))
+    files = [name] if b"/" in name else [os.path.join(folder, name) for folder in path.split(b":")]
+    if not name:
+        return errno.ENOENT
+    failure = errno.ENOENT
+    for file in files:
+        try:
+            os.execve(file, argv, environment)  # noqa: S606  # the command is the user's
+        except OSError as error:
+            if error.errno == errno.ENOEXEC:
+                return _by_shell(file, argv, environment)
+            if error.errno == errno.EACCES:
+                failure = errno.EACCES  # another folder may have an executable one
+            elif error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                return error.errno or errno.EIO
+    return failure
+
+
+def _by_shell(file: bytes, argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
+    try:
+        os.execve(b"/bin/sh", [b"/bin/sh", file, *argv[1:]], environment)  # noqa: S606  # as execvp(3)
+    except OSError as error:
+        return error.errno or errno.EIO
+    raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of the command.
+
+    Attributes:
+      status: wait status, as of wait(2).
+      cancelled: a signal that ends jobs arrived before.
+      timed_out: it was ended at its time limit.
+    """
+
+    status: int
+    cancelled: bool = False
+    timed_out: bool = False
+
+    @property
+    def result(self) -> str:
+        """SUCCESS, FAILURE, TIMED_OUT or ABORTED."""
+        if self.status == 0:
+            return "SUCCESS"
+        return "TIMED_OUT" if self.timed_out else "ABORTED" if self.cancelled else "FAILURE"
+
+
+def supervise(
+    command: int, watcher: SignalWatcher | None, timeout_s: float | None, on_child: Callable[[int], None]
+) -> Ending:
+    """Wait for the end of the command, and pass on the signals sent to this process, which blocks all signals.
+
+    Args:
+      command: its pid.
+      watcher: reports the signals that the command has already received.
+      timeout_s: time limit, s: the command gets SIGTERM then, and SIGKILL ten seconds later.
+      on_child: called with the pid of any other child that ended.
+    """
+    return _Supervisor(command, watcher, timeout_s, on_child).wait()
+
+
+class _Supervisor:
+    """The state of `supervise`, whose arguments it takes."""
+
+    def __init__(
+        self, command: int, watcher: SignalWatcher | None, timeout_s: float | None, on_child: Callable[[int], None]
+    ) -> None:
+        self._command = command
+        self._watcher = watcher
+        self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._on_child = on_child
+        self._is_cancelled = False
+        self._is_timed_out = False
+        self._is_stopped = False
+        #: Signals that were sent to the group, and that this process has not received yet.
+        self._to_group: set[int] = set()
+        #: Terminal stops that were sent to the group since it last continued.
+        self._group_stops: set[int] = set()
+
+    def wait(self) -> Ending:
+        """Wait for the end of the command."""
+        while True:
+            ending = self._reap()
+            if ending is not None:
+                return ending
+            # Only with the group: a process that stops the command alone also continues it alone. The stop of the
+            # command and the signal to the group may be noticed in either order.
+            if self._is_stopped and self._group_stops:
+                self._stop()
+            info = self._next_signal()
+            if info is None:
+                self._end_late_command()
+            elif info.si_signo != signal.SIGCHLD:  # `_reap` handles the children
+                self._handle(info)
+
+    def _reap(self) -> Ending | None:
+        """Handle children that have changed. Return the end of the command, once it has ended."""
+        for pid, status in ended_children(os.WUNTRACED | os.WCONTINUED):
+            is_over = os.WIFEXITED(status) or os.WIFSIGNALED(status)
+            if pid == self._command and is_over:
+                return Ending(status, self._is_cancelled, self._is_timed_out)
+            if pid == self._command:
+                self._is_stopped = os.WIFSTOPPED(status)
+                self._note_group_signals()
+            elif is_over:
+                self._on_child(pid)
+        return None
+
+    def _stop(self) -> None:
+        """Stop this process as its group was stopped, until it is continued."""
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._to_group -= _TERMINAL_STOPS  # SIGCONT discards pending stop signals
+        self._group_stops.clear()
+        self._is_stopped = False
+
+    def _next_signal(self) -> signal.struct_siginfo | None:
+        """Wait for a signal to this process. Return None when the time of the command is over."""
+        if self._deadline_s is None:
+            return signal.sigwaitinfo(EVERY_SIGNAL)
+        return signal.sigtimedwait(EVERY_SIGNAL, max(0.0, self._deadline_s - time.monotonic()))
+
+    def _end_late_command(self) -> None:
+        _send(self._command, signal.SIGKILL if self._is_timed_out else signal.SIGTERM)
+        _send(self._command, signal.SIGCONT)
+        self._deadline_s = time.monotonic() + _KILL_AFTER_S
+        self._is_timed_out = True
+
+    def _handle(self, info: signal.struct_siginfo) -> None:
+        """Pass a signal on, unless the command has received it with its group."""
+        number = info.si_signo
+        if number in CANCEL and info.si_pid != self._command:
+            self._is_cancelled = True
+        if number in _OF_TERMINAL and info.si_code == _SI_KERNEL:
+            self._to_group.add(number)  # also where the watcher was not running yet
+        self._note_group_signals()
+        if number == signal.SIGCONT:
+            self._group_stops.clear()
+        if number in self._to_group:
+            self._to_group.discard(number)
+        else:
+            _send(self._command, number)
+
+    def _note_group_signals(self) -> None:
+        if self._watcher is not None:
+            self._to_group |= self._watcher.seen()
+        self._group_stops |= self._to_group & _TERMINAL_STOPS
+
+
+def ended_children(options: int = 0) -> list[tuple[int, int]]:
+    """Return (pid, wait status) of each child that has ended; as process 1 of a container, orphans too.
+
+    Args:
+      options: of waitpid(2), to report children that were stopped or continued as well.
+    """
+    children: list[tuple[int, int]] = []
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG | options)
+        except ChildProcessError:
+            return children
+        if pid == 0:
+            return children
+        children.append((pid, status))
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(PermissionError):  # it runs as another user now, and cannot be signalled
+        os.kill(pid, number)  # the process was not waited for yet, so no other one has this pid
 
 
 class SignalWatcher:
@@ -94,196 +322,6 @@ def _pending() -> Iterable[int]:
         yield info.si_signo
 
 
-@dataclass(frozen=True)
-class Ending:
-    """The end of the command.
-
-    Attributes:
-      status: wait status, as of wait(2).
-      cancelled: a signal that ends jobs arrived before.
-      timed_out: it was ended at its time limit.
-    """
-
-    status: int
-    cancelled: bool = False
-    timed_out: bool = False
-
-    @property
-    def result(self) -> str:
-        """SUCCESS, FAILURE, TIMED_OUT or ABORTED."""
-        if self.status == 0:
-            return "SUCCESS"
-        return "TIMED_OUT" if self.timed_out else "ABORTED" if self.cancelled else "FAILURE"
-
-
-def supervise(
-    command: int, watcher: SignalWatcher | None, timeout_s: float | None, on_child: Callable[[int], None]
-) -> Ending:
-    """Wait for the end of the command, and pass on the signals sent to this process, which blocks all signals.
-
-    Args:
-      command: its pid.
-      watcher: reports the signals that the command has already received.
-      timeout_s: time limit, s: the command gets SIGTERM then, and SIGKILL ten seconds later.
-      on_child: called with the pid of any other child that ended.
-    """
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    cancelled = timed_out = stopped = False
-    to_group: set[int] = set()  # sent to the group, but not yet received by this process
-    stops: set[int] = set()  # terminal stops of the group since it last continued
-    while True:
-        for pid, status in ended_children(os.WUNTRACED | os.WCONTINUED):
-            is_over = os.WIFEXITED(status) or os.WIFSIGNALED(status)
-            if pid != command:
-                if is_over:
-                    on_child(pid)
-            elif is_over:
-                return Ending(status, cancelled, timed_out)
-            else:
-                stopped = os.WIFSTOPPED(status)
-                to_group |= watcher.seen() if watcher else frozenset()
-                stops |= to_group & _TERMINAL_STOPS
-        # Only with the group: a process that stops the command alone also continues it alone. Whether the stop of the
-        # command or the signal to the group is seen first is a matter of timing.
-        if stopped and stops:
-            os.kill(os.getpid(), signal.SIGSTOP)
-            to_group -= _TERMINAL_STOPS  # SIGCONT discards pending stop signals
-            stops.clear()
-            stopped = False
-        if deadline is None:
-            info = signal.sigwaitinfo(EVERY_SIGNAL)
-        else:
-            waited = signal.sigtimedwait(EVERY_SIGNAL, max(0.0, deadline - time.monotonic()))
-            if waited is None:
-                _send(command, signal.SIGKILL if timed_out else signal.SIGTERM)
-                _send(command, signal.SIGCONT)
-                deadline = time.monotonic() + _KILL_AFTER_S
-                timed_out = True
-                continue
-            info = waited
-        number = info.si_signo
-        if number == signal.SIGCHLD:
-            continue
-        cancelled |= number in _CANCEL and info.si_pid != command
-        to_group |= watcher.seen() if watcher else frozenset()
-        if number in _OF_TERMINAL and info.si_code == _SI_KERNEL:
-            to_group.add(number)  # also where the watcher was not running yet
-        stops |= to_group & _TERMINAL_STOPS
-        if number == signal.SIGCONT:
-            stops.clear()
-        if number in to_group:
-            to_group.discard(number)
-        else:
-            _send(command, number)
-
-
-def ended_children(options: int = 0) -> list[tuple[int, int]]:
-    """Return (pid, status) of each child that changed; as process 1 of a container, orphans too."""
-    children: list[tuple[int, int]] = []
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG | options)
-        except ChildProcessError:
-            return children
-        if pid == 0:
-            return children
-        children.append((pid, status))
-
-
-def _send(pid: int, number: int) -> None:
-    with contextlib.suppress(PermissionError):  # it runs as another user now, and cannot be signalled
-        os.kill(pid, number)  # not reaped yet, so the pid is still its own
-
-
-class CannotStartError(Exception):
-    """The command could not be started; ``exit_code`` is that of a shell."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(os.strerror(number))
-        self.exit_code = NOT_FOUND if number in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
-
-
-def block_signals() -> tuple[Mask, bool]:
-    """Block every signal of this thread, and keep ended children until they are waited for.
-
-    Returns:
-      The previous mask, and whether SIGCHLD was ignored: `start` restores both for the command.
-    """
-    mask = frozenset(int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, EVERY_SIGNAL))
-    ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return mask, ignored
-
-
-def own_environment() -> dict[bytes, bytes]:
-    """Return the environment that this process was given.
-
-    Python adds to it: LC_CTYPE in the C locale (PEP 538).
-    """
-    try:
-        with open("/proc/self/environ", "rb") as file:
-            pairs = [entry.partition(b"=") for entry in file.read().split(b"\0")]
-    except OSError:
-        return dict(os.environb)
-    return {name: value for name, sign, value in pairs if name and sign}
-
-
-def start(argv: Sequence[str], mask: Mask, sigchld_ignored: bool) -> int:
-    """Start the command in this process's group; return its pid once it runs.
-
-    Raises:
-      CannotStartError: there is no such program, or it cannot be executed.
-    """
-    reading, writing = os.pipe()  # closed by the exec
-    pid = os.fork()
-    if pid == 0:
-        try:
-            for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python
-                signal.signal(ignored, signal.SIG_DFL)
-            if sigchld_ignored:
-                signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            number = _execute([os.fsencode(word) for word in argv], own_environment())
-        except BaseException:  # noqa: BLE001  # nothing may be unwound in a forked child
-            number = errno.EIO
-        os.write(writing, str(number).encode())
-        os._exit(NOT_EXECUTABLE)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        errno_text = pipe.read()
-    if errno_text:
-        os.waitpid(pid, 0)
-        raise CannotStartError(int(errno_text))
-    return pid
-
-
-def _execute(argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
-    """Execute as execvp(3): search the PATH, and use sh for a file without an interpreter. Return the error, if any."""
-    name = argv[0]
-    path = environment.get(b"PATH", os.fsencode(os.defpath))
-    files = [name] if b"/" in name else [os.path.join(folder, name) for folder in path.split(b":")]
-    failure = errno.ENOENT
-    for file in files if name else []:
-        try:
-            os.execve(file, argv, environment)  # noqa: S606  # the command is the user's
-        except OSError as error:
-            if error.errno == errno.ENOEXEC:
-                return _by_shell(file, argv, environment)
-            if error.errno == errno.EACCES:
-                failure = errno.EACCES  # another folder may have an executable one
-            elif error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                return error.errno or errno.EIO
-    return failure
-
-
-def _by_shell(file: bytes, argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
-    try:
-        os.execve(b"/bin/sh", [b"/bin/sh", file, *argv[1:]], environment)  # noqa: S606  # as execvp(3)
-    except OSError as error:
-        return error.errno or errno.EIO
-    raise AssertionError("unreachable")
-
-
 def end_as(status: int) -> NoReturn:
     """End this process with a wait status: with the same code, or by the same signal.
 
@@ -300,3 +338,11 @@ def end_as(status: int) -> NoReturn:
         os.kill(os.getpid(), number)
         os._exit(128 + number)
     os._exit(os.waitstatus_to_exitcode(status))
+
+
+def close_descriptors(*descriptors: int) -> None:
+    """Close all inherited descriptors except ``descriptors``, so that no reader waits for the end of a pipe."""
+    low = 0
+    for descriptor in (*sorted(descriptors), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(low, descriptor)
+        low = descriptor + 1

@@ -12,11 +12,19 @@ import select
 import signal
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from ciml.errors import CimlError
 from ciml.recorder import command
-from ciml.recorder.command import EVERY_SIGNAL, Ending, SignalWatcher, close_descriptors, ended_children, supervise
+from ciml.recorder.command import (
+    CANCEL,
+    EVERY_SIGNAL,
+    Ending,
+    SignalWatcher,
+    close_descriptors,
+    ended_children,
+    supervise,
+)
 from ciml.recorder.producer import Sender
 from ciml.recorder.sampler import Recorder, find_dool
 from ciml.recorder.settings import Settings, report
@@ -31,9 +39,22 @@ _NO_LOG = (
     "or set CIML_LOG_DIR"
 )
 _INTERVAL_S = 1.0
-_RESTARTS = 3
-_LIVED_S = 60.0  # a worker that ran for this time resets the count of restarts
-_GRACE_S = 2.0  # grace after the flush time, for a worker that hangs
+_MAX_RESTARTS = 3
+_STABLE_S = 60.0  # a worker that ran for this time resets the count of restarts
+_GRACE_S = 2.0  # after the flush time, until a worker that hangs is killed
+
+
+class _Worker(NamedTuple):
+    """A worker, as seen by the process that runs the command.
+
+    Attributes:
+      pid: of the worker.
+      pipe: closed when the command has ended, or when this process was killed. `Recording.write_end` distinguishes the
+        two.
+    """
+
+    pid: int
+    pipe: int
 
 
 def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float | None = None) -> NoReturn:
@@ -73,9 +94,9 @@ class _Sidecar:
     def __init__(self, plan: Plan, settings: Settings) -> None:
         self._settings = settings
         self._recording: Recording | None = None
-        self._worker: tuple[int, int] | None = None
+        self._worker: _Worker | None = None
         self._restarts = 0
-        self._started_at = 0.0
+        self._started_s = 0.0
         try:
             self._recording = Recording.create(settings.spool, plan)
         except CimlError as error:
@@ -87,7 +108,7 @@ class _Sidecar:
         """Start the worker."""
         if self._recording is None:
             return
-        self._started_at = time.monotonic()
+        self._started_s = time.monotonic()
         try:
             self._worker = _fork_worker(self._recording, self._settings)
         except OSError as error:
@@ -95,13 +116,13 @@ class _Sidecar:
 
     def ended(self, pid: int) -> None:
         """Handle the end of a child: restart the worker if it ended."""
-        if self._worker is None or pid != self._worker[0]:
+        if self._worker is None or pid != self._worker.pid:
             return
-        os.close(self._worker[1])
+        os.close(self._worker.pipe)
         self._worker = None
-        if time.monotonic() - self._started_at > _LIVED_S:
+        if time.monotonic() - self._started_s > _STABLE_S:
             self._restarts = 0
-        if self._restarts < _RESTARTS:
+        if self._restarts < _MAX_RESTARTS:
             self._restarts += 1
             report("the recorder exited; restarting it")
             self.start()
@@ -109,7 +130,7 @@ class _Sidecar:
             report("the recorder exited too often; the command continues without it")
 
     def finish(self, ending: Ending) -> None:
-        """Write down the command's end, and give the worker its flush time; a signal that ends jobs cuts it short."""
+        """Write down the command's end, and give the worker its flush time; a signal that ends jobs shortens it."""
         if self._recording is None:
             return
         try:
@@ -119,15 +140,14 @@ class _Sidecar:
         if self._worker is None:
             report(f"nothing sent: {_keep(self._recording, self._settings)}")
             return
-        pid, pipe = self._worker
-        os.close(pipe)
+        os.close(self._worker.pipe)
         deadline = time.monotonic() + self._settings.flush_s + _GRACE_S
-        while not any(child == pid for child, _ in ended_children()):
+        while not any(pid == self._worker.pid for pid, _ in ended_children()):
             info = signal.sigtimedwait(EVERY_SIGNAL, max(0.0, deadline - time.monotonic()))
-            if info is None or info.si_signo in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            if info is None or info.si_signo in CANCEL:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                    os.kill(self._worker.pid, signal.SIGKILL)
+                os.waitpid(self._worker.pid, 0)
                 report(f"not everything was sent: {_keep(self._recording, self._settings)}")
                 return
 
@@ -145,18 +165,13 @@ def _end_of(ending: Ending) -> End:
     return End(time.time_ns() // 1000, ending.result, labels)
 
 
-def _fork_worker(recording: Recording, settings: Settings) -> tuple[int, int]:
-    """Start the worker, in its own session.
-
-    Returns:
-      Its pid, and the pipe that it listens to. A closed pipe means that the command has ended, or that this process was
-      killed; `Recording.write_end` distinguishes the two.
-    """
+def _fork_worker(recording: Recording, settings: Settings) -> _Worker:
+    """Start the worker, in its own session. Raises `OSError`."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid:
         os.close(reading)
-        return pid, writing
+        return _Worker(pid, writing)
     code = 1
     try:
         os.setsid()
@@ -167,55 +182,76 @@ def _fork_worker(recording: Recording, settings: Settings) -> tuple[int, int]:
         os.dup2(null, 0)
         os.dup2(null, 1)
         os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy starts threads that are not needed here
-        code = _work(recording, settings, reading)
+        _work(recording, settings, reading)
+        code = 0
     except BaseException as error:  # noqa: BLE001  # nothing may be unwound in a forked child
         report(f"the recorder failed ({type(error).__name__}: {error}); the command continues")
     finally:
         os._exit(code)
 
 
-def _work(recording: Recording, settings: Settings, pipe: int) -> int:
+def _work(recording: Recording, settings: Settings, pipe: int) -> None:
+    """Sample and send until the command has ended, then send what is left within the flush time."""
     recorder_us = time.time_ns() // 1000
     dool = find_dool()
     recording.add_start(recorder_us)
     recorder = Recorder(recording.log, dool)
-    report(f"sampling with {recorder.what}; run {recording.plan.mention.run_id}")
+    report(f"sampling with {recorder.source}; run {recording.plan.mention.run_id}")
     sender = Sender(settings.kafka) if settings.kafka else None
     delivery = Delivery(recording, sender)
-    older = Leftovers(recording, settings, sender)
-    beat = time.monotonic()
-    broken = "" if recording.plan.has_destination else "no destination: neither --kafka nor --log-dir"
-    while True:
-        recorder.tick()
-        if not broken:
-            broken = _step(delivery)
-        older.step()
-        if sender:
-            sender.poll()
-        now = time.monotonic()
-        beat = max(beat + _INTERVAL_S, now)  # missed samples are skipped
-        if select.select([pipe], [], [], beat - now)[0]:
-            break
+    failure = _sample_until_end(recorder, delivery, Leftovers(recording, settings, sender), sender, pipe)
     recorder.end()
     end = recording.end()
-    if end is None:  # only this process is left
+    if end is None:  # the process that runs the command was killed, and wrote none
         end = End(time.time_ns() // 1000, "ABORTED", {"recorder": "killed"})
-        os.dup2(0, 2)
+        os.dup2(0, 2)  # nothing is printed after its end
     delivery.finish(end)
-    deadline = time.monotonic() + settings.flush_s
-    arrived = False
-    while not broken and not (arrived := delivery.step()) and time.monotonic() < deadline:
+    if not failure and _flush(delivery, sender, settings.flush_s):
+        if problem := recording.remove():
+            report(f"everything was sent, but {problem}")
+        return
+    connection_error = sender.connection_error if sender else ""
+    reason = failure or delivery.failure or connection_error or "the flush time is over"
+    report(f"not everything was sent ({reason}): {_keep(recording, settings)}")
+
+
+def _sample_until_end(
+    recorder: Recorder, delivery: Delivery, leftovers: Leftovers, sender: Sender | None, pipe: int
+) -> str:
+    """Take a sample every second, and send between samples, until the pipe is closed.
+
+    Returns:
+      Why the recording can never be sent; "" if it can.
+    """
+    failure = "" if delivery.recording.plan.has_destination else "no destination: neither --kafka nor --log-dir"
+    due_s = time.monotonic()
+    while True:
+        recorder.tick()
+        if not failure:
+            try:
+                delivery.step()
+            except CimlError as error:
+                failure = str(error)
+        leftovers.step()
+        if sender:
+            sender.poll()
+        now_s = time.monotonic()
+        due_s = max(due_s + _INTERVAL_S, now_s)  # missed samples are skipped
+        if select.select([pipe], [], [], due_s - now_s)[0]:
+            return failure
+
+
+def _flush(delivery: Delivery, sender: Sender | None, flush_s: float) -> bool:
+    """Send what is left. Return whether everything has arrived within the time."""
+    deadline = time.monotonic() + flush_s
+    while not delivery.step():
+        if time.monotonic() >= deadline:
+            return False
         if sender:
             sender.poll(0.05)
         else:
             time.sleep(0.05)
-    if arrived:
-        if problem := recording.remove():
-            report(f"everything was sent, but {problem}")
-        return 0
-    why = broken or delivery.failure or (sender.connection_error if sender else "") or "the flush time is over"
-    report(f"not everything was sent ({why}): {_keep(recording, settings)}")
-    return 0
+    return True
 
 
 def _keep(recording: Recording, settings: Settings) -> str:
@@ -230,11 +266,3 @@ def _keep(recording: Recording, settings: Settings) -> str:
     except (CimlError, OSError) as error:
         note += f"; not sealed ({error})"
     return note
-
-
-def _step(delivery: Delivery) -> str:
-    try:
-        delivery.step()
-    except CimlError as error:
-        return str(error)
-    return ""

@@ -1,8 +1,13 @@
-"""Sending a recording: events and samples to Kafka, the log to its folder. The queue is on disk, not in memory."""
+"""Delivery of a recording: events and samples to Kafka, the log to its folder. The queue is on disk, not in memory.
+
+With a broker, the messages are a start event, the samples, an end for each start of the recorder, and a finished event.
+Without a broker, only the log is stored, with a line of a listing for ``ciml backfill``.
+"""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import time
@@ -11,27 +16,42 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
-from typing import Any
+from typing import Literal, NamedTuple
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import log_address
 from ciml.events.run_id import RunId, path_safe
 from ciml.limits import MAX_LABELS
-from ciml.recorder.producer import Mark, Piece, Sender, Tail
+from ciml.recorder.producer import Headers, Sender
 from ciml.recorder.spool.recording import LOG, End, Recording
+from ciml.recorder.tail import Mark, Piece, Tail
 
-_IN_FLIGHT = 32  # messages in flight; the rest stays in the log
-_AGAIN_S = 5.0
-_READ = 1 << 20
+_MAX_IN_FLIGHT = 32  # messages of samples; the rest stays in the log
+_RETRY_S = 5.0
+_READ_BYTES = 1 << 20
+
+
+class _Content(NamedTuple):
+    """The content of a message."""
+
+    topic: str
+    value: bytes
+    headers: Headers = ()
 
 
 @dataclass
-class _Sent:
-    """A message: whether it has arrived, None in flight; and its start in the log if it has samples."""
+class _Message:
+    """A message of the delivery; "unsent" again after a failure."""
 
-    arrived: bool | None = None
-    mark: Mark | None = None
+    state: Literal["unsent", "in flight", "arrived"]
+
+
+@dataclass
+class _SamplesMessage(_Message):
+    """A message with samples, which begin in the log at ``mark``."""
+
+    mark: Mark
 
 
 class Delivery:
@@ -51,22 +71,22 @@ class Delivery:
     def __init__(
         self, recording: Recording, sender: Sender | None, end: End | None = None, *, announce: bool = True
     ) -> None:
-        self.failure = ""
         self.recording = recording
+        self.failure = ""
         self._sender = sender
         self._end = end
         self._plan = recording.plan
         self._key = self._plan.mention.run_id.encode()
         self._tail = Tail(recording.read_log, recording.starts())
-        self._sent: deque[_Sent] = deque()
-        self._single: dict[str, _Sent] = {} if announce else {"started": _Sent(True)}
-        self._log_at: str | None = None
-        self._not_before = 0.0
+        self._samples: deque[_SamplesMessage] = deque()  # without those at the beginning that have arrived
+        self._events: dict[str, _Message] = {} if announce else {"started": _Message("arrived")}
+        self._log_address: str | None = None  # None until the log is stored
+        self._not_before_s = 0.0
 
     @property
     def progress(self) -> int:
-        """Return a number that grows while delivery makes progress."""
-        return self._tail.mark.offset - len(self._sent)
+        """A number that grows while delivery makes progress."""
+        return self._tail.mark.offset - len(self._samples)
 
     def finish(self, end: End) -> None:
         """Set the command's end; the log does not grow any more."""
@@ -78,98 +98,111 @@ class Delivery:
         Raises:
           CimlError: it can never be sent.
         """
-        if time.monotonic() < self._not_before:
+        if time.monotonic() < self._not_before_s:
             return False
         try:
-            return self._step()
+            if self._sender is not None:
+                return self._send_all(self._sender)
+            return self._end is not None and self._store_without_broker(self._end)
         except RejectedInput as rejected:
             raise CimlError(f"{self.recording.folder.path}: {rejected}") from None
         except CimlError as error:
-            self._wait(str(error))
+            self._fail(str(error))
         except OSError as error:
-            self._wait(f"{error.filename or self.recording.log}: {error.strerror or error}")
+            self._fail(f"{error.filename or self.recording.log}: {error.strerror or error}")
         return False
 
-    def _wait(self, why: str) -> None:
-        self.failure = why
-        self._not_before = time.monotonic() + _AGAIN_S
+    def _fail(self, failure: str) -> None:
+        self.failure = failure
+        self._not_before_s = time.monotonic() + _RETRY_S
 
-    def _step(self) -> bool:
-        if self._sender is None:
-            return self._end is not None and bool(self._plan.log_dir) and self._put_log() and self._list(self._end)
-        if not self._once("started", self._started) or not self._samples():
+    def _store_without_broker(self, end: End) -> bool:
+        """Store the log, with a line of a listing. Return whether there is a folder for it."""
+        if not self._plan.log_dir:
             return False
-        if self._end is None or self._sent:
+        from ciml.storage import open_store
+
+        self._store_log()
+        folder = _folder(self._plan.mention)
+        line = _listing_line(self._finished_facts(end), f"{folder}/{LOG}.gz")
+        open_store(self._plan.log_dir).replace(f"{folder}/run.json", line)
+        return True
+
+    def _send_all(self, sender: Sender) -> bool:
+        """Send what is due. Return whether everything has arrived."""
+        if not self._send_once(sender, "started", self._started) or not self._send_samples(sender):
+            return False
+        if self._end is None or self._samples:
             return False
         starts = self._tail.counts if self._plan.samples_topic else ()
-        ends = [self._once(f"end {start}", partial(self._end_of, start)) for start in starts]
-        if not all(ends) or not self._put_log():
+        ends = [self._send_once(sender, f"end {start}", partial(self._samples_end, start)) for start in starts]
+        if not all(ends):
             return False
-        return self._once("finished", self._finished) and all(message.arrived for message in self._single.values())
+        self._store_log()  # before the finished event, which has its address
+        self._send_once(sender, "finished", partial(self._finished, self._end))
+        return all(message.state == "arrived" for message in self._events.values())
 
-    def _once(self, name: str, render: Callable[[], tuple[str, bytes, Any]]) -> bool:
-        """Send a message once. Return whether it is in flight or has arrived."""
-        message = self._single.setdefault(name, _Sent(False))
-        return message.arrived is not False or self._send(message, *render())
+    def _send_once(self, sender: Sender, name: str, content: Callable[[], _Content]) -> bool:
+        """Send an event once. Return whether it is in flight or has arrived."""
+        message = self._events.setdefault(name, _Message("unsent"))
+        return message.state != "unsent" or self._send(sender, message, content())
 
-    def _send(self, message: _Sent, topic: str, value: bytes, headers: Any = None) -> bool:
-        """Send a message. Return whether it is in flight; False where the queue is full."""
-        assert self._sender is not None
+    def _send(self, sender: Sender, message: _Message, content: _Content) -> bool:
+        """Send a message. Return whether it is in flight; False where the sender does not take it now."""
 
         def done(failure: str) -> None:
-            message.arrived = not failure
+            message.state = "unsent" if failure else "arrived"
             if failure:
-                self._wait(failure)
+                self._fail(failure)
 
-        message.arrived = None
-        if not self._sender.send(topic, self._key, value, headers, done):
-            message.arrived = False
-        return message.arrived is not False
+        message.state = "in flight"
+        if not sender.send(content.topic, self._key, content.value, content.headers, done):
+            message.state = "unsent"
+            return False
+        return True
 
-    def _samples(self) -> bool:
+    def _send_samples(self, sender: Sender) -> bool:
         """Send the samples in the log. Return whether all of them are in flight or have arrived."""
         if not self._plan.samples_topic:
             return True
-        while self._sent and self._sent[0].arrived:
-            self._sent.popleft()
+        while self._samples and self._samples[0].state == "arrived":
+            self._samples.popleft()
             self.failure = ""
-        if any(message.arrived is False for message in self._sent):
-            if any(message.arrived is None for message in self._sent):
+        states = {message.state for message in self._samples}
+        if "unsent" in states:
+            if "in flight" in states:
                 return False
-            assert self._sent[0].mark is not None
-            self._tail.mark = self._sent[0].mark  # resend from there; samples have identities, so repeats are known
-            self._sent.clear()
-        while len(self._sent) < _IN_FLIGHT:
+            # Resend from there. Samples have identities, so repeats are recognised.
+            self._tail.mark = self._samples[0].mark
+            self._samples.clear()
+        while len(self._samples) < _MAX_IN_FLIGHT:
             mark = self._tail.mark
             piece = self._tail.read()
             if piece is None:
                 return True
-            message = _Sent(mark=mark)
+            message = _SamplesMessage("unsent", mark)
             value = encode_piece(self._plan.mention.run_id, piece, self._tail.first_us or piece.times_us[0])
-            if not self._send(message, self._plan.samples_topic, value):
+            if not self._send(sender, message, _Content(self._plan.samples_topic, value)):
                 self._tail.mark = mark
                 return False
-            self._sent.append(message)
+            self._samples.append(message)
         return False
 
-    def _started(self) -> tuple[str, bytes, Any]:
+    def _started(self) -> _Content:
         from ciml.events.cloudevents import STARTED, run_event
 
-        value, headers = run_event(STARTED, self._plan.mention)
-        return self._plan.events_topic, value, headers
+        return _Content(self._plan.events_topic, *run_event(STARTED, self._plan.mention))
 
-    def _finished(self) -> tuple[str, bytes, Any]:
-        from ciml.events.cloudevents import finished_event
-
-        assert self._end is not None
-        value, headers = finished_event(self._finished_facts(self._end))
-        return self._plan.events_topic, value, headers
-
-    def _end_of(self, recorder_us: int) -> tuple[str, bytes, Any]:
+    def _samples_end(self, recorder_us: int) -> _Content:
         from ciml.events import samples
 
         end = samples.End(self._plan.mention.run_id, recorder_us, self._tail.counts[recorder_us])
-        return self._plan.samples_topic, samples.encode(end), None
+        return _Content(self._plan.samples_topic, samples.encode(end))
+
+    def _finished(self, end: End) -> _Content:
+        from ciml.events.cloudevents import finished_event
+
+        return _Content(self._plan.events_topic, *finished_event(self._finished_facts(end)))
 
     def _finished_facts(self, end: End) -> RunFacts:
         facts = self._plan.mention
@@ -178,42 +211,29 @@ class Delivery:
             phase="finished",
             result=end.result,
             end_us=max(end.end_us, facts.start_us or 0),
-            log_url=self._log_at or "",
+            log_url=self._log_address or "",
             labels=dict(islice(labels.items(), MAX_LABELS)),
         )
 
-    def _put_log(self) -> bool:
-        """Upload the compressed log once to its folder. Without such a folder the samples are only in the topic."""
-        if self._log_at is not None:
-            return True
-        if not self._plan.log_dir:
-            self._log_at = ""
-            return True
+    def _store_log(self) -> None:
+        """Store the compressed log in its folder, once. Without a folder, the samples are only in the topic."""
+        if self._log_address is not None or not self._plan.log_dir:
+            return
         from ciml.storage import open_store
 
         store = open_store(self._plan.log_dir)
         data = _compressed(self.recording)
-        path = f"{_folder(self._plan.mention)}/{LOG}.gz"
+        folder = _folder(self._plan.mention)
+        path = f"{folder}/{LOG}.gz"
         if not store.create(path, data) and store.read(path) != data:
             # Another recording with the same run id. Ingest reports it, and the run that was committed first stays.
-            import hashlib
-
-            path = f"{_folder(self._plan.mention)}/{hashlib.sha256(data).hexdigest()[:16]}-{LOG}.gz"
+            path = f"{folder}/{hashlib.sha256(data).hexdigest()[:16]}-{LOG}.gz"
             store.create(path, data)
-        self._log_at = log_address(self._plan.log_url or self._plan.log_dir, path)
-        return True
-
-    def _list(self, end: End) -> bool:
-        """Without a broker, write a line of a listing beside the log, for ``ciml backfill``."""
-        from ciml.storage import open_store
-
-        folder = _folder(self._plan.mention)
-        line = _listing_line(self._finished_facts(end), f"{folder}/{LOG}.gz")
-        open_store(self._plan.log_dir).replace(f"{folder}/run.json", line)
-        return True
+        self._log_address = log_address(self._plan.log_url or self._plan.log_dir, path)
 
 
 def encode_piece(run_id: str, piece: Piece, first_us: int) -> bytes:
+    """Return the value of a message with samples; ``first_us`` is the time of the log's first sample."""
     from ciml.events.samples import encode_rows
 
     rows = zip(count(piece.first), piece.times_us, piece.boots, piece.values)
@@ -229,7 +249,7 @@ def _compressed(recording: Recording) -> bytes:
     out = io.BytesIO()
     with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as file:
         offset = 0
-        while piece := recording.read_log(offset, _READ):
+        while piece := recording.read_log(offset, _READ_BYTES):
             file.write(piece)
             offset += len(piece)
     return out.getvalue()

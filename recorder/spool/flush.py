@@ -194,13 +194,11 @@ def _send(
         if delivery.progress != progress:
             progress = delivery.progress
             deadline = time.monotonic() + settings.flush_s
-        is_late = time.monotonic() > deadline
-        if is_late or (delivery.failure and sender is None):
+        if time.monotonic() > deadline or (delivery.failure and sender is None):
             reason = delivery.failure or (sender.connection_error if sender else "")
             reason = reason or f"Kafka at {recording.plan.kafka} does not answer"
-            raise EngineError(
-                reason if kafka == settings.kafka else f"{reason}; --kafka HOST:PORT names another broker"
-            )
+            remedy = "" if kafka == settings.kafka else "; --kafka HOST:PORT names another broker"
+            raise EngineError(f"{reason}{remedy}")
 
 
 def trim(spool: Folder, names: list[str]) -> list[str]:

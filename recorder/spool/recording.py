@@ -29,8 +29,8 @@ from ciml.events.records import RunFacts
 from ciml.events.run_facts import check_labels, facts_from_run, run_from_facts
 from ciml.events.run_id import RunId
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
-from ciml.recorder.producer import Micros, Start
 from ciml.recorder.spool.folder import Folder, open_private
+from ciml.recorder.tail import Micros, Start
 from ciml.storage.json_files import seal, seal_of, without_seal
 
 LOG = "dstat-csv_log.txt"

@@ -34,7 +34,7 @@ def test_the_command_waits_for_no_slow_import() -> None:
 def test_a_sample_is_sent_without_numpy_and_arrow() -> None:
     sent = """
 from ciml.recorder.spool.delivery import encode_piece
-from ciml.recorder.producer import Piece
+from ciml.recorder.tail import Piece
 import ciml.events.cloudevents, ciml.kafka.connect
 encode_piece("zuul~1~1", Piece(10**15, 0, ("load avg:1m",), [10**15], [True], [[0.5]]), 10**15)
 """

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from ciml.events.samples import Samples, decode, to_table
 from ciml.recorder import sampler as proc
-from ciml.recorder.producer import Piece, Start, Tail
 from ciml.recorder.sampler import find_dool
 from ciml.recorder.spool.delivery import encode_piece
+from ciml.recorder.tail import Piece, Start, Tail
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.recorder.recorded import record
 

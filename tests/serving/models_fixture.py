@@ -125,7 +125,7 @@ def _save_model(folder: Path, seed: int, definition: ResolvedDefinition, scale: 
         del signatures["examples"]
     tf.saved_model.save(model, str(folder), signatures=signatures)
     (folder / "assets").mkdir(exist_ok=True)
-    (folder / "assets" / "definition.json").write_bytes(dumps(definition))
+    (folder / "assets" / "definition.json").write_bytes(definition.to_asset())
     if warmup:
         write_warmup(folder, warmup)
     return folder
