@@ -1,4 +1,4 @@
-"""Objects in a folder, synced to disk, whole or not at all."""
+"""Objects in a folder. Each is written to a temporary file, synced to disk, and then renamed or linked as a whole."""
 
 from __future__ import annotations
 
@@ -11,66 +11,17 @@ from pathlib import Path
 from ciml.errors import EngineError
 from ciml.storage.base import PIECE, Entry, Store, checked
 
+#: Tries to write an object while another process deletes its folder, which is empty.
 _FOLDER_ATTEMPTS = 5
+#: Prefix of the names of temporary files.
+_STAGING = ".staging-"
 
 
 class LocalStore(Store):
     """A folder. ``create`` is a temporary file and a hard link, safe against kills and races; files are synced."""
 
-    _STAGING = ".staging-"
-
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(os.fspath(root))
-
-    def _path(self, path: str) -> Path:
-        return Path(self._at(path))
-
-    def _at(self, path: str) -> str:
-        """Return the path as a text: faster than `_path`."""
-        return f"{self.root}/{checked(path)}"
-
-    def _stage(self, target: Path, data: bytes) -> str:
-        _make_folder(target.parent)
-        handle, staged = tempfile.mkstemp(prefix=self._STAGING, dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-            os.chmod(staged, 0o644)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(staged)
-            raise
-        return staged
-
-    def _put(self, target: Path, data: bytes, *, exclusive: bool) -> bool:
-        staged = self._stage(target, data)
-        try:
-            (os.link if exclusive else os.replace)(staged, target)
-            written = True
-        except FileExistsError:
-            written = False
-        finally:
-            with suppress(OSError):  # a leftover is deleted later; the object is written
-                os.unlink(staged)
-        _sync_folder(target.parent)  # also for another writer's object: the next write may refer to it
-        return written
-
-    def _write(self, path: str, data: bytes, *, exclusive: bool) -> bool:
-        target = self._path(path)
-        for attempt in range(1, _FOLDER_ATTEMPTS + 1):
-            try:
-                if exclusive and target.exists():
-                    _sync_folder(target.parent)
-                    return False
-                return self._put(target, data, exclusive=exclusive)
-            except FileNotFoundError as error:  # its empty folder was deleted meanwhile
-                if attempt == _FOLDER_ATTEMPTS:
-                    raise _failed("write", target, error) from error
-            except OSError as error:
-                raise _failed("write", target, error) from error
-        raise AssertionError("unreachable")
 
     def create(self, path: str, data: bytes) -> bool:
         return self._write(path, data, exclusive=True)
@@ -78,22 +29,38 @@ class LocalStore(Store):
     def replace(self, path: str, data: bytes) -> None:
         self._write(path, data, exclusive=False)
 
+    def _write(self, path: str, data: bytes, *, exclusive: bool) -> bool:
+        target = Path(self._file(path))
+        missing_folder: FileNotFoundError | None = None
+        for _ in range(_FOLDER_ATTEMPTS):
+            try:
+                if exclusive and target.exists():
+                    _sync_folder(target.parent)
+                    return False
+                return _put(target, data, exclusive=exclusive)
+            except FileNotFoundError as error:  # its empty folder was deleted meanwhile
+                missing_folder = error
+            except OSError as error:
+                raise _failed("write", target, error) from error
+        assert missing_folder is not None
+        raise _failed("write", target, missing_folder) from missing_folder
+
     def read(self, path: str) -> bytes:
-        with _reported("read", self._at(path)) as file, open(file, "rb") as source:
+        with _reported("read", self._file(path)) as file, open(file, "rb") as source:
             return source.read()
 
     def read_range(self, path: str, start: int, size: int) -> bytes:
-        with _reported("read", self._at(path)) as file, open(file, "rb") as source:
+        with _reported("read", self._file(path)) as file, open(file, "rb") as source:
             source.seek(start)
             return source.read(size)
 
     def pieces(self, path: str) -> Iterator[bytes]:
-        with _reported("read", self._at(path)) as file, open(file, "rb") as source:
+        with _reported("read", self._file(path)) as file, open(file, "rb") as source:
             while piece := source.read(PIECE):
                 yield piece
 
     def exists(self, path: str) -> bool:
-        return self._path(path).is_file()
+        return os.path.isfile(self._file(path))
 
     def _walk(self, prefix: str, after: str = "") -> Iterator[tuple[str, list[str]]]:
         """Yield (folder, file names) below ``prefix``, staged files too; without folders sorted before ``after``."""
@@ -102,7 +69,7 @@ class LocalStore(Store):
             if not isinstance(error, FileNotFoundError):  # an incomplete listing is an error
                 raise _failed("list", error.filename or top, error) from error
 
-        top = self._at(prefix) if prefix else self.root
+        top = self._file(prefix) if prefix else self.root
         for folder, folders, names in os.walk(top, onerror=broken):
             folders.sort()
             if after:
@@ -115,37 +82,73 @@ class LocalStore(Store):
             os.path.relpath(os.path.join(folder, name), self.root)
             for folder, names in self._walk(prefix, after)
             for name in names
-            if not name.startswith(self._STAGING)
+            if not name.startswith(_STAGING)
         ]
         return sorted(path for path in paths if path > after)
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         for folder, names in self._walk(prefix):
             for name in names:
-                if name.startswith(self._STAGING):
+                if name.startswith(_STAGING):
                     continue
                 with suppress(FileNotFoundError), _reported("list", os.path.join(folder, name)) as path:
                     status = os.stat(path)
                     yield Entry(os.path.relpath(path, self.root), status.st_size, status.st_mtime)
 
     def delete(self, path: str) -> None:
-        with suppress(FileNotFoundError), _reported("delete", self._at(path)) as file:
+        with suppress(FileNotFoundError), _reported("delete", self._file(path)) as file:
             os.unlink(file)
 
     def delete_leftovers(self, prefix: str, before_s: float) -> int:
         removed = 0
-        top = self._path(prefix)
+        top = self._file(prefix)
         for folder, names in self._walk(prefix):
             for name in names:
-                if name.startswith(self._STAGING):
+                if name.startswith(_STAGING):
                     removed += _remove_old(os.path.join(folder, name), before_s)
             with suppress(OSError):  # rmdir keeps a folder that is not empty
-                if not names and Path(folder) != top and os.stat(folder).st_mtime < before_s:
+                if not names and folder != top and os.stat(folder).st_mtime < before_s:
                     os.rmdir(folder)
         return removed
 
     def child(self, path: str) -> LocalStore:
-        return LocalStore(self._at(path))
+        return LocalStore(self._file(path))
+
+    def _file(self, path: str) -> str:
+        """Return the path of an object's file. A text: a `Path` takes much longer to make."""
+        return f"{self.root}/{checked(path)}"
+
+
+def _put(target: Path, data: bytes, *, exclusive: bool) -> bool:
+    """Write a file as a whole. Return whether it was written: not over another one if exclusive."""
+    staged = _stage(target, data)
+    try:
+        (os.link if exclusive else os.replace)(staged, target)
+        is_written = True
+    except FileExistsError:
+        is_written = False
+    finally:
+        with suppress(OSError):  # a leftover is deleted later; the object is written
+            os.unlink(staged)
+    _sync_folder(target.parent)  # also for another writer's object: the next write may refer to it
+    return is_written
+
+
+def _stage(target: Path, data: bytes) -> str:
+    """Write a temporary file in the folder of its target, which is created, and sync it to disk."""
+    _make_folder(target.parent)
+    handle, staged = tempfile.mkstemp(prefix=_STAGING, dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(staged, 0o644)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(staged)
+        raise
+    return staged
 
 
 def _failed(verb: str, path: str | os.PathLike[str], error: OSError) -> EngineError:
@@ -154,7 +157,7 @@ def _failed(verb: str, path: str | os.PathLike[str], error: OSError) -> EngineEr
 
 @contextmanager
 def _reported(verb: str, path: str) -> Iterator[str]:
-    """Yield the path. Errors become `EngineError`, except that a file does not exist."""
+    """Yield the path. An `OSError` of the block becomes an `EngineError`, but `FileNotFoundError` stays."""
     try:
         yield path
     except FileNotFoundError:

@@ -1,11 +1,15 @@
-"""Objects in a bucket, created by conditional PUTs."""
+"""Objects in an S3 bucket, created by conditional PUTs.
+
+One boto3 client per process serves all stores. It is made again when its settings in the environment change, or when
+S3 rejects its credentials.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -16,27 +20,33 @@ from typing import Any
 from ciml.errors import CimlError, EngineError
 from ciml.storage.base import PIECE, Entry, Store, checked
 
-_S3_ATTEMPTS = 5
-_S3_AT_ONCE = 16
-_FORGET_S = 5.0  # between two clients, where the credentials stay invalid
+_MAX_ATTEMPTS = 5
+_MAX_CONCURRENT_READS = 16
+_RENEWAL_PAUSE_S = 5.0  # between two clients, where the credentials stay invalid
 
-
-#: Metadata of a created object: the id of its call of `create`.
-_WRITE = "ciml-write"
-#: Environment variables that require a new client.
-_S3_SETTINGS = (
+#: Key of the metadata of a created object: the id of its call of `create`.
+_WRITE_ID = "ciml-write"
+#: Environment variables whose change requires a new client.
+_CLIENT_SETTINGS = (
     "AWS_ENDPOINT_URL_S3 AWS_ENDPOINT_URL AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_PROFILE "
     "AWS_DEFAULT_REGION AWS_CONFIG_FILE AWS_SHARED_CREDENTIALS_FILE AWS_CA_BUNDLE"
 ).split()
-#: Answers to credentials that are missing, invalid or expired. They may have been replaced in their file meanwhile.
-_OF_CREDENTIALS = frozenset(
+#: Codes of S3's errors, by their meaning. Credentials that are invalid or expired may have been replaced in their file.
+_NOT_FOUND = frozenset({"NoSuchKey", "404", "NotFound"})
+_EXISTS = frozenset({"PreconditionFailed", "412"})
+_CONFLICT = frozenset({"ConditionalRequestConflict", "OperationAborted", "409"})
+_BEYOND_END = frozenset({"InvalidRange", "416"})
+_BAD_CREDENTIALS = frozenset(
     {"AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "403"}
 )
-_forgotten_s = -_FORGET_S
 
 
 class _Exists(Exception):
-    """The object exists already; ``retried`` where the request was sent more than once."""
+    """The object exists already.
+
+    Attributes:
+      retried: whether boto3 sent the request more than once.
+    """
 
     def __init__(self, key: str, retried: bool) -> None:
         super().__init__(key)
@@ -75,8 +85,8 @@ def impatient() -> Iterator[None]:
 
 
 @lru_cache(maxsize=8)
-def _s3_client(pid: int, timeouts: Timeouts, *settings: str | None) -> Any:
-    """Return the process's one client for all stores: creating it takes 0.1 s, and it is thread-safe."""
+def _make_client(pid: int, timeouts: Timeouts, *settings: str | None) -> Any:
+    """Return the client of a process for all stores: creating it takes 0.1 s, and it is thread-safe."""
     import boto3
     from botocore.config import Config
 
@@ -84,17 +94,20 @@ def _s3_client(pid: int, timeouts: Timeouts, *settings: str | None) -> Any:
         retries={"mode": "standard", "total_max_attempts": timeouts.attempts},
         connect_timeout=timeouts.connect_s,
         read_timeout=timeouts.read_s,
-        max_pool_connections=2 * _S3_AT_ONCE,
+        max_pool_connections=2 * _MAX_CONCURRENT_READS,
     )
     return boto3.session.Session().client("s3", config=config)
 
 
-def _forget_credentials() -> None:
-    """Let the next request make a client, which reads the credentials again: a client never does it by itself."""
-    global _forgotten_s
-    if time.monotonic() - _forgotten_s >= _FORGET_S:
-        _forgotten_s = time.monotonic()
-        _s3_client.cache_clear()
+_renewed_s = -_RENEWAL_PAUSE_S
+
+
+def _renew_credentials() -> None:
+    """Let the next request make a client, which reads the credentials again: a client never does that by itself."""
+    global _renewed_s
+    if time.monotonic() - _renewed_s >= _RENEWAL_PAUSE_S:
+        _renewed_s = time.monotonic()
+        _make_client.cache_clear()
 
 
 class S3Store(Store):
@@ -111,7 +124,7 @@ class S3Store(Store):
 
     @property
     def _client(self) -> Any:
-        return _s3_client(os.getpid(), self._timeouts, *(os.environ.get(name) for name in _S3_SETTINGS))
+        return _make_client(os.getpid(), self._timeouts, *(os.environ.get(name) for name in _CLIENT_SETTINGS))
 
     def settings(self) -> dict[str, str]:
         """Return endpoint, region and credentials for another client of this store. They are secrets: never print them.
@@ -138,6 +151,13 @@ class S3Store(Store):
         return f"{self._prefix}/{checked(path)}" if self._prefix else checked(path)
 
     def _call(self, verb: str, **arguments: Any) -> Any:
+        """Call a method of the client for this bucket.
+
+        Raises:
+          FileNotFoundError: the object does not exist.
+          _Exists, _Conflict, _BeyondEnd: see there.
+          EngineError: any other failure.
+        """
         from botocore.exceptions import (
             BotoCoreError,
             ClientError,
@@ -149,47 +169,49 @@ class S3Store(Store):
         try:
             return getattr(self._client, verb)(Bucket=self._bucket, **arguments)
         except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in ("NoSuchKey", "404", "NotFound"):
-                raise FileNotFoundError(f"{self.root}: no object {arguments.get('Key', '')}") from None
-            if code in ("PreconditionFailed", "412"):
-                retries = error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
-                raise _Exists(arguments.get("Key", ""), retries > 0) from None
-            if code in ("ConditionalRequestConflict", "OperationAborted", "409"):
-                raise _Conflict(arguments.get("Key", "")) from None
-            if code in ("InvalidRange", "416"):
-                raise _BeyondEnd(arguments.get("Key", "")) from None
-            if code in _OF_CREDENTIALS:
-                _forget_credentials()
-            raise EngineError(f"{self.root}: {verb} answered {code}") from error
+            raise self._error_of_answer(verb, arguments.get("Key", ""), error.response) from error
+        except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
+            _renew_credentials()
+            file = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+            raise EngineError(
+                f"{self.root}: no S3 credentials ({error}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+                f"write them to {file}"
+            ) from error
         except BotoCoreError as error:
-            if isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):
-                _forget_credentials()
-                file = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
-                raise EngineError(
-                    f"{self.root}: no S3 credentials ({error}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-                    f"write them to {file}"
-                ) from error
             raise EngineError(f"{self.root}: {verb} failed: {error}") from error
+
+    def _error_of_answer(self, verb: str, key: str, answer: Mapping[str, Any]) -> Exception:
+        code = str(answer.get("Error", {}).get("Code", ""))
+        if code in _NOT_FOUND:
+            return FileNotFoundError(f"{self.root}: no object {key}")
+        if code in _EXISTS:
+            return _Exists(key, retried=answer.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0)
+        if code in _CONFLICT:
+            return _Conflict(key)
+        if code in _BEYOND_END:
+            return _BeyondEnd(key)
+        if code in _BAD_CREDENTIALS:
+            _renew_credentials()
+        return EngineError(f"{self.root}: {verb} answered {code}")
 
     def create(self, path: str, data: bytes) -> bool:
         key = self._key(path)
-        write = secrets.token_hex(16)
-        for attempt in range(1, _S3_ATTEMPTS + 1):
+        write_id = secrets.token_hex(16)
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
-                self._call("put_object", Key=key, Body=data, IfNoneMatch="*", Metadata={_WRITE: write})
+                self._call("put_object", Key=key, Body=data, IfNoneMatch="*", Metadata={_WRITE_ID: write_id})
                 return True
             except _Exists as error:
                 # A retried PUT whose first answer was lost finds its own object.
-                return (attempt > 1 or error.retried) and self._is_of(key, write)
+                return (attempt > 1 or error.retried) and self._was_created_by(key, write_id)
             except _Conflict:  # another PUT of this key is in progress
                 time.sleep(0.1 * attempt)
         raise EngineError(f"{self.root}: put_object of {path} keeps conflicting with another writer; try again")
 
-    def _is_of(self, key: str, write: str) -> bool:
-        """Return whether the object was created by that call of `create`."""
+    def _was_created_by(self, key: str, write_id: str) -> bool:
+        """Return whether the object was created by the call of `create` with this id."""
         try:
-            return bool(self._call("head_object", Key=key)["Metadata"].get(_WRITE) == write)
+            return bool(self._call("head_object", Key=key)["Metadata"].get(_WRITE_ID) == write_id)
         except FileNotFoundError:
             return False  # removed meanwhile, so its content is irrelevant
 
@@ -197,41 +219,41 @@ class S3Store(Store):
         self._call("put_object", Key=self._key(path), Body=data)
 
     def read(self, path: str) -> bytes:
-        return self.read_head(path)
+        return self._get(path)
 
     def read_while(self, paths: Sequence[str]) -> list[bytes]:
         if len(paths) < 2:
             return super().read_while(paths)
         objects: list[bytes] = []
-        with ThreadPoolExecutor(min(len(paths), _S3_AT_ONCE)) as pool, suppress(FileNotFoundError):
+        with ThreadPoolExecutor(min(len(paths), _MAX_CONCURRENT_READS)) as pool, suppress(FileNotFoundError):
             for data in pool.map(self.read, paths):
                 objects.append(data)
         return objects
 
-    def read_head(self, path: str, size: int | None = None) -> bytes:
+    def read_head(self, path: str, size: int) -> bytes:
         return self._get(path, size)
 
     def read_range(self, path: str, start: int, size: int) -> bytes:
         try:
-            return self._get(path, None, Range=f"bytes={start}-{start + size - 1}")
+            return self._get(path, Range=f"bytes={start}-{start + size - 1}")
         except _BeyondEnd:  # a truncated object is damaged; the store works
             return b""
 
-    def _get(self, path: str, size: int | None, **arguments: Any) -> bytes:
+    def _get(self, path: str, size: int | None = None, **arguments: Any) -> bytes:
+        """Return the object, or its first ``size`` bytes. Read it again if the connection breaks within the body."""
         from botocore.exceptions import BotoCoreError
 
-        attempts = min(_S3_ATTEMPTS, self._timeouts.attempts)
-        for attempt in range(1, attempts + 1):
+        failure: Exception | None = None
+        for attempt in range(min(_MAX_ATTEMPTS, self._timeouts.attempts)):
+            time.sleep(0.1 * attempt)
             body = self._call("get_object", Key=self._key(path), **arguments)["Body"]
             try:
                 return bytes(body.read(size))
-            except (BotoCoreError, OSError) as error:  # the connection broke within the body, after boto's own retries
-                if attempt == attempts:
-                    raise EngineError(f"{self.root}: reading {path} failed: {error}") from error
-                time.sleep(0.1 * attempt)
+            except (BotoCoreError, OSError) as error:  # boto3 retries requests, but not their bodies
+                failure = error
             finally:
                 body.close()
-        raise AssertionError("unreachable")
+        raise EngineError(f"{self.root}: reading {path} failed: {failure}") from failure
 
     def pieces(self, path: str) -> Iterator[bytes]:
         from botocore.exceptions import BotoCoreError
@@ -240,7 +262,7 @@ class S3Store(Store):
         try:
             while piece := body.read(PIECE):
                 yield piece
-        except (BotoCoreError, OSError) as error:  # chunks already returned cannot be withdrawn
+        except (BotoCoreError, OSError) as error:  # not read again: some chunks were returned already
             raise EngineError(f"{self.root}: reading {path} failed: {error}") from error
         finally:
             body.close()
@@ -262,19 +284,19 @@ class S3Store(Store):
             page = self._call("list_objects_v2", **arguments)
             yield from page.get("Contents", ())
             if not page.get("IsTruncated"):
-                return
+                break
             arguments["ContinuationToken"] = page["NextContinuationToken"]
 
-    @property
-    def _start(self) -> int:
-        return len(self._prefix) + 1 if self._prefix else 0
+    def _path(self, key: str) -> str:
+        """Return the path of an object by its key."""
+        return key[len(self._prefix) + 1 :] if self._prefix else key
 
     def list(self, prefix: str = "", after: str = "") -> list[str]:
-        return sorted(item["Key"][self._start :] for item in self._pages(prefix, after))
+        return sorted(self._path(item["Key"]) for item in self._pages(prefix, after))
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         for item in self._pages(prefix):
-            yield Entry(item["Key"][self._start :], int(item["Size"]), item["LastModified"].timestamp())
+            yield Entry(self._path(item["Key"]), int(item["Size"]), item["LastModified"].timestamp())
 
     def delete(self, path: str) -> None:
         self._call("delete_object", Key=self._key(path))

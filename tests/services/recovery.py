@@ -18,7 +18,7 @@ import boto3
 
 from ciml import engines
 from ciml.engines.processes import lasting_ports
-from ciml.storage.s3 import _s3_client
+from ciml.storage.s3 import _make_client
 from tests.services.outages import Broker, Link, full, small_disk, taken
 from tests.services.supervising import Supervised, shell
 
@@ -134,7 +134,7 @@ class Trials:
         """Start the service, at first without its credential: an error names it, and nothing runs."""
         secret = self.kind.credential.read_bytes()
         self.kind.credential.unlink()
-        _s3_client.cache_clear()  # a command is a new process
+        _make_client.cache_clear()  # a command is a new process
         done = self._start()
         assert done.exception is not None or done.exit_code == 2, done.output
         assert self.kind.credential.name in f"{done.exception} {done.output}", f"{done.exception} {done.output}"
