@@ -194,7 +194,8 @@ def serve_metrics(registry: CollectorRegistry, port: int | None, address: str = 
     if port is None:
         yield ""
         return
-    from ciml.http.server import Connections, listen, served  # most processes serve nothing
+    from ciml.http.intake import Connections  # most processes serve nothing
+    from ciml.http.server import listen, serve_in_thread
 
     try:
         listener = listen(address, port)
@@ -203,7 +204,7 @@ def serve_metrics(registry: CollectorRegistry, port: int | None, address: str = 
     limits_s = (MAX_HEADER_S, MAX_HEADER_S, MAX_HEADER_S)
     connections = Connections(MAX_METRICS_CONNECTIONS, *limits_s, "MAX_METRICS_CONNECTIONS")
     shown = f"[{address}]" if ":" in address else address
-    with served(_application(registry), listener, connections, "metrics"):
+    with serve_in_thread(_application(registry), listener, connections, "metrics"):
         yield f"http://{shown}:{listener.getsockname()[1]}/metrics"
 
 

@@ -19,8 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from ciml.errors import EngineError
-from ciml.http.intake import Intake
-from ciml.http.server import Connections, HttpServer, check_open_files, listen
+from ciml.http.intake import Connections, Intake
+from ciml.http.server import HttpServer, check_open_files, listen
 from ciml.integrations.config import GerritSource, MqttSource, Receivers, WebhookSource
 from ciml.integrations.producer import DeliveryProducer, ReceiverMetrics
 from ciml.integrations.sessions import ANSWER_S, Inbox, Session

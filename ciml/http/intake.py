@@ -1,22 +1,19 @@
-"""Limits on requests that are read, held and processed concurrently, so that slow or large ones do not block others.
+"""Limits of a server, so that slow clients and large requests do not block others: for REST, gRPC and webhooks.
 
+`Connections` limits what is open, `Intake` the bytes that are read and held, and `Workers` what is processed.
 `RequestError` is the error of a request: the name of a gRPC status code, and a message that states what to change.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from ciml.limits import (
-    LARGE_REQUEST_BYTES,
-    MAX_HELD_BYTES,
-    MAX_WAITING_REQUESTS,
-    SMALL_REQUEST_BYTES,
-)
+from ciml.limits import LARGE_REQUEST_BYTES, MAX_HELD_BYTES, MAX_WAITING_REQUESTS, SMALL_REQUEST_BYTES
 
 #: HTTP status by gRPC status, as TensorFlow Serving maps them.
 HTTP_STATUS = {
@@ -33,7 +30,9 @@ HTTP_STATUS = {
     "UNAVAILABLE": 503,
 }
 
-_MESSAGE_CHARS = 1000
+_MESSAGE_CHARACTERS = 1000
+#: The waiting time, in seconds, of a connection that has just begun to wait: many new connections have weight too.
+_MIN_WAIT_S = 1.0
 T = TypeVar("T")
 
 
@@ -42,7 +41,7 @@ class RequestError(Exception):
 
     def __init__(self, code: str, message: str, http_status: int | None = None) -> None:
         # gRPC sends the message in a header of limited size, and it may quote the client's input.
-        message = message if len(message) <= _MESSAGE_CHARS else message[:_MESSAGE_CHARS] + "…"
+        message = message if len(message) <= _MESSAGE_CHARACTERS else message[:_MESSAGE_CHARACTERS] + "…"
         super().__init__(message)
         self.code = code
         self.message = message
@@ -64,8 +63,87 @@ def not_found(message: str) -> RequestError:
     return RequestError("NOT_FOUND", message)
 
 
+class Counted(Protocol):
+    """A connection that `Connections` counts."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    @property
+    def address(self) -> str: ...
+
+    def reject(self, status: int, message: str) -> None: ...
+
+
+class Connections:
+    """The open connections, and which of them wait for a complete request. Belongs to one event loop.
+
+    One connection more than the limit closes another: the longest-waiting connection of the client address whose
+    connections have waited longest in total. So a slow client affects only itself. A proxy with many complete or new
+    requests does not count as slow.
+
+    Args:
+      max_open: limit of open connections.
+      header_s: limit for the header of a request, and for reading a response, seconds.
+      body_s: limit for its body, seconds.
+      work_s: limit for its answer, seconds.
+      limit: the name of the limit ``max_open``, for its message.
+    """
+
+    def __init__(self, max_open: int, header_s: float, body_s: float, work_s: float, limit: str) -> None:
+        self.max_open = max_open
+        self.header_s = header_s
+        self.request_s = body_s + work_s + header_s
+        self._message = f"more than {max_open} connections ({limit})"
+        self._open = 0
+        #: When each waiting connection began to wait, by address; the oldest first.
+        self._waiting_since: dict[str, dict[Counted, float]] = {}
+        #: The sum of these times by address, so that no connection needs to be visited.
+        self._since_sums: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, connection: Counted) -> None:
+        """Count a new connection, which waits. Close another one if they are too many."""
+        self._open += 1
+        self.mark_waiting(connection)
+        if self._open > self.max_open:
+            now_s = connection.loop.time()
+            slowest = max(self._waiting_since, key=lambda address: self._total_wait_s(address, now_s))
+            longest_waiting = next(iter(self._waiting_since[slowest]))
+            longest_waiting.reject(503, self._message)
+
+    def _total_wait_s(self, address: str, now_s: float) -> float:
+        return (now_s + _MIN_WAIT_S) * len(self._waiting_since[address]) - self._since_sums[address]
+
+    def mark_waiting(self, connection: Counted) -> None:
+        """Mark a connection as waiting for a complete request."""
+        self.mark_working(connection)
+        now_s = connection.loop.time()
+        self._waiting_since.setdefault(connection.address, {})[connection] = now_s
+        self._since_sums[connection.address] += now_s
+
+    def mark_working(self, connection: Counted) -> None:
+        """Mark a connection's request as complete, or the connection as closed."""
+        waiting = self._waiting_since.get(connection.address, {})
+        self._since_sums[connection.address] -= waiting.pop(connection, 0.0)
+        if not waiting:
+            self._waiting_since.pop(connection.address, None)
+            self._since_sums.pop(connection.address, None)
+
+    def remove(self, connection: Counted) -> None:
+        """Stop counting a connection that is closed or will be."""
+        self.mark_working(connection)
+        self._open -= 1
+
+
 class Held:
-    """A request whose bytes are in memory, at most ``max_bytes``."""
+    """A request whose bytes are in memory.
+
+    Attributes:
+      size: number of these bytes.
+      max_bytes: their limit.
+      timeout: of the reading in progress.
+      rejection: the error of a request that was dropped in favour of others.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self.size = 0
@@ -99,7 +177,11 @@ class Intake:
 
     @contextmanager
     def hold(self, max_bytes: int | None = None) -> Iterator[Held]:
-        """Hold a request from its first byte to its response. ``max_bytes``: its own limit, below that of all."""
+        """Hold a request from its first byte to its response.
+
+        Args:
+          max_bytes: a lower limit for this request than that of all.
+        """
         held = Held(min(max_bytes or self._max_bytes, self._max_bytes))
         try:
             yield held
@@ -146,7 +228,7 @@ class Intake:
         if held.size > held.max_bytes:
             raise self._too_large(held)
         if self._counted > MAX_HELD_BYTES:
-            largest = max(self._reading, key=lambda one: one.size)
+            largest = max(self._reading, key=lambda request: request.size)
             message = f"dropped as the largest: all requests hold more than {MAX_HELD_BYTES} bytes (MAX_HELD_BYTES)"
             rejection = RequestError("RESOURCE_EXHAUSTED", message)
             if largest is held:

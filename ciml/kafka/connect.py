@@ -1,4 +1,8 @@
-"""Clients of a Kafka broker, and one-line messages for their errors."""
+"""Clients of a Kafka broker, and one-line messages for their errors.
+
+librdkafka reports that a broker refuses the connection to a callback only. The failed call itself reports a timeout. So
+the callback stores the reason, and `as_engine_error` adds it.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,14 @@ from confluent_kafka.admin import AdminClient
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.options import KafkaOptions
 
-T = TypeVar("T")
-_clients: dict[KafkaOptions, AdminClient] = {}
-_refusals: dict[KafkaOptions, str] = {}
-_lock = threading.Lock()
+Client = TypeVar("Client")
 
 
 def _codes(names: str) -> frozenset[int]:
     return frozenset(getattr(KafkaError, name) for name in names.split())
 
 
+#: Codes of errors after which the same call may succeed.
 TRANSIENT = _codes(
     "_TRANSPORT _ALL_BROKERS_DOWN _TIMED_OUT _RESOLVE _MAX_POLL_EXCEEDED _WAIT_COORD NOT_LEADER_FOR_PARTITION "
     "LEADER_NOT_AVAILABLE REQUEST_TIMED_OUT BROKER_NOT_AVAILABLE"
@@ -34,35 +36,41 @@ SOON = _codes(
 )
 _REFUSED = _codes("_AUTHENTICATION _SSL SASL_AUTHENTICATION_FAILED UNSUPPORTED_SASL_MECHANISM ILLEGAL_SASL_STATE")
 
+#: The process's admin clients, and the reasons why brokers refused connections, until these are reported.
+_admin_clients: dict[KafkaOptions, AdminClient] = {}
+_refusals: dict[KafkaOptions, str] = {}
+_lock = threading.Lock()
+
 
 class NoTopicError(EngineError):
     """The broker has no such topic."""
 
 
 def make_client(
-    kind: Callable[[dict[str, Any]], T],
+    kind: Callable[[dict[str, Any]], Client],
     options: KafkaOptions,
     properties: Mapping[str, Any],
-    rejected: Callable[[KafkaError], None] | None = None,
-) -> T:
+    on_refusal: Callable[[KafkaError], None] | None = None,
+) -> Client:
     """Return a client of confluent-kafka.
 
     Args:
       kind: its class.
       options: connection options, whose secrets are hidden in messages.
       properties: its configuration.
-      rejected: called where the broker refuses the connection; by default `as_engine_error` reports it.
+      on_refusal: called when the broker refuses the connection; by default `as_engine_error` reports it.
 
     Raises:
       CimlError: a property is unknown, or its value is invalid.
     """
 
     def on_error(error: KafkaError) -> None:
-        if error.code() in _REFUSED:
-            if rejected is not None:
-                rejected(error)
-            else:
-                _refusals[options] = error.str()
+        if error.code() not in _REFUSED:
+            return
+        if on_refusal is not None:
+            on_refusal(error)
+        else:
+            _refusals[options] = error.str()
 
     try:
         return kind({**properties, "error_cb": on_error})
@@ -75,9 +83,9 @@ def make_client(
 def admin(options: KafkaOptions) -> AdminClient:
     """Return the process's admin client for a broker."""
     with _lock:
-        if options not in _clients:
-            _clients[options] = make_client(AdminClient, options, options.common())
-        return _clients[options]
+        if options not in _admin_clients:
+            _admin_clients[options] = make_client(AdminClient, options, options.common())
+        return _admin_clients[options]
 
 
 def is_refused(options: KafkaOptions) -> bool:
@@ -88,19 +96,24 @@ def is_refused(options: KafkaOptions) -> bool:
 
 def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) -> EngineError:
     """Return the error of a failed call, with a one-line message."""
+    broker = f"Kafka at {options.bootstrap}"
     fault = error.args[0]
-    if fault.code() in NO_TOPIC:
-        return NoTopicError(f"Kafka at {options.bootstrap} has no topic {topic}; create it, or give another --topic")
+    code = fault.code()
+    if code in NO_TOPIC:
+        return NoTopicError(f"{broker} has no topic {topic}; create it, or give another --topic")
     cause = options.hide(fault.str() or fault.name())
-    if fault.code() in TRANSIENT | _REFUSED:
-        with _lock:
-            client = _clients.get(options)
-        if client is not None:
-            client.poll(0)  # calls `on_error`
-        rejection = _refusals.pop(options, "")
-        if rejection or fault.code() in _REFUSED:
-            return EngineError(
-                f"Kafka at {options.bootstrap} refuses the connection: {options.hide(rejection) or cause}"
-            )
-        return EngineError(f"Kafka at {options.bootstrap} does not answer ({cause}); check --kafka")
-    return EngineError(f"Kafka at {options.bootstrap}, topic {topic}: {cause}")
+    if code not in TRANSIENT | _REFUSED:
+        return EngineError(f"{broker}, topic {topic}: {cause}")
+    refusal = _take_refusal(options)
+    if refusal or code in _REFUSED:
+        return EngineError(f"{broker} refuses the connection: {options.hide(refusal) or cause}")
+    return EngineError(f"{broker} does not answer ({cause}); check --kafka")
+
+
+def _take_refusal(options: KafkaOptions) -> str:
+    """Return why the broker refused a connection, once; "" if that is unknown."""
+    with _lock:
+        client = _admin_clients.get(options)
+    if client is not None:
+        client.poll(0)  # calls `on_error`
+    return _refusals.pop(options, "")

@@ -1,4 +1,4 @@
-"""Options for a Kafka broker (with librdkafka's properties for TLS, SASL and others) and for reading a topic."""
+"""Options for a Kafka broker, with librdkafka's properties for TLS, SASL and others, and for reading a partition."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from typing import Any
 from ciml.errors import CimlError
 from ciml.secret_manager import read_secret
 
-#: Properties that decide which messages are read: reserved for ciml.
-OWN = (
+#: Properties that decide which messages are read, and where: reserved for ciml.
+RESERVED = (
     "allow.auto.create.topics auto.offset.reset bootstrap.servers enable.auto.commit enable.auto.offset.store "
     "enable.partition.eof isolation.level transactional.id"
 ).split()
+#: Names of properties whose values are hidden in messages.
 _SECRET = re.compile(r"password|secret|token|jaas|\.pem$|\.key$|oauthbearer\.config")
-#: Properties whose value, or whose file's content, is a credential; `_SECRET` hides more.
+#: Names of properties whose value, or whose file's content, is a credential. `_SECRET` matches more.
 _CREDENTIAL = re.compile(r"(password|passphrase|secret|key\.pem|oauthbearer\.config)$")
 _CREDENTIAL_FILE = re.compile(r"(key\.location|keystore\.location|key\.file|keytab|assertion\.file)$")
 _MAX_CREDENTIAL_BYTES = 1 << 20
+_RESERVED_REASON = "is reserved: ciml stores offsets with the data"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
-#: The properties of each secret as this process read them last, to hide them in messages.
-_read_secrets: dict[str, Mapping[str, str]] = {}
+#: The properties in each secret as this process read them last, to hide their values in messages.
+_secret_properties: dict[str, Mapping[str, str]] = {}
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,12 @@ class KafkaOptions:
 
     Attributes:
       bootstrap: ``host:port``, or several with commas.
-      extra: further librdkafka properties for every client, such as those of TLS and SASL. They may hold a password,
-        so they are never printed.
-      timeout_s: timeout of a request to the broker, s.
+      extra: further librdkafka properties for every client, such as those of TLS and SASL. They may contain a
+        password, so they are never printed.
       queue_kib: limit of a reader's prefetch per partition, KiB. librdkafka's own default is 64 MiB.
+      timeout_s: timeout of a request to the broker, s.
       secret: name of a secret (`ciml.secret_manager`) with further properties, in the form of a properties file. Each
-        process reads it for itself when it makes a client, so options that are sent to workers hold its name alone.
+        process reads it for itself when it makes a client, so options that are sent to workers contain only its name.
     """
 
     bootstrap: str
@@ -48,7 +50,16 @@ class KafkaOptions:
     secret: str = ""
 
     def __post_init__(self) -> None:
-        _check_own(self.extra)
+        _check_reserved(self.extra)
+
+    @classmethod
+    def of(cls, bootstrap: str, properties: Iterable[tuple[str, str]] = (), file: str | None = None) -> KafkaOptions:
+        """Build options from a file (`read_properties`) and from single properties, which take precedence.
+
+        Raises:
+          CimlError: as `read_properties`, or a property is reserved.
+        """
+        return cls(bootstrap, {**(read_properties(file) if file else {}), **dict(properties)})
 
     def common(self) -> dict[str, Any]:
         """Return the properties of every client.
@@ -85,7 +96,7 @@ class KafkaOptions:
 
     def hide(self, text: str) -> str:
         """Return ``text`` without the values of secret properties."""
-        for name, value in {**self.extra, **_read_secrets.get(self.secret, {})}.items():
+        for name, value in {**self.extra, **_secret_properties.get(self.secret, {})}.items():
             if _SECRET.search(name) and isinstance(value, str) and value:
                 text = text.replace(value, "***")
         return text
@@ -104,15 +115,6 @@ class KafkaOptions:
                     contents[name] = file.read(_MAX_CREDENTIAL_BYTES)
         return contents
 
-    @classmethod
-    def of(cls, bootstrap: str, properties: Iterable[tuple[str, str]] = (), file: str | None = None) -> KafkaOptions:
-        """Build options from a file (`read_properties`) and from single properties, which take precedence.
-
-        Raises:
-          CimlError: as `read_properties`, or a property is reserved.
-        """
-        return cls(bootstrap, {**(read_properties(file) if file else {}), **dict(properties)})
-
     def __hash__(self) -> int:
         return hash((self.bootstrap, tuple(sorted(self.extra.items())), self.queue_kib, self.timeout_s, self.secret))
 
@@ -121,19 +123,45 @@ def _properties_of(secret: str) -> Mapping[str, str]:
     """Return the properties in a secret, as they are now; none for ""."""
     if not secret:
         return {}
-    _read_secrets[secret] = properties = parse_properties(read_secret(secret), secret)
-    _check_own(properties)
+    _secret_properties[secret] = properties = parse_properties(read_secret(secret), secret)
+    _check_reserved(properties)
     return properties
 
 
-def _check_own(properties: Iterable[str]) -> None:
-    for name in OWN:
+def _check_reserved(properties: Iterable[str]) -> None:
+    for name in RESERVED:
         if name in properties:
-            raise CimlError(
-                f"the Kafka property {name} is reserved: ciml stores offsets with the data; remove it"
-                if name != "bootstrap.servers"
-                else "the Kafka property bootstrap.servers is set by --kafka; remove it"
-            )
+            reason = "is set by --kafka" if name == "bootstrap.servers" else _RESERVED_REASON
+            raise CimlError(f"the Kafka property {name} {reason}; remove it")
+
+
+def read_properties(path: str | Path) -> dict[str, str]:
+    """Read a properties file: one ``name=value`` per line; empty lines and lines that start with ``#`` are ignored.
+
+    Raises:
+      CimlError: the file cannot be read, or a line is not a property. The message names the line but no value.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CimlError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    return parse_properties(text, path)
+
+
+def parse_properties(text: str, path: str | Path) -> dict[str, str]:
+    """Parse the text of a properties file; ``path`` names it in messages. Raises as `read_properties`."""
+    properties: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, sign, value = line.partition("=")
+        name = name.strip()
+        if not sign or not _NAME.fullmatch(name):
+            raise CimlError(f"{path}, line {number}: want name=value with a librdkafka property")
+        if name in properties:
+            raise CimlError(f"{path}, line {number}: {name} appears twice")
+        properties[name] = value.strip()
+    return properties
 
 
 @dataclass(frozen=True)
@@ -165,32 +193,3 @@ class ReadOptions:
     slack_s: float = 120.0
     find_s: float = 30.0
     ends_s: float = 5.0
-
-
-def read_properties(path: str | Path) -> dict[str, str]:
-    """Read a properties file: one ``name=value`` per line; empty lines and lines that start with ``#`` are ignored.
-
-    Raises:
-      CimlError: the file cannot be read, or a line is not a property. The message names the line but no value.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CimlError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    return parse_properties(text, path)
-
-
-def parse_properties(text: str, path: str | Path) -> dict[str, str]:
-    """Parse the text of a properties file; ``path`` names it in messages. Raises as `read_properties`."""
-    properties: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        name, sign, value = line.partition("=")
-        name = name.strip()
-        if not sign or not _NAME.fullmatch(name):
-            raise CimlError(f"{path}, line {number}: want name=value with a librdkafka property")
-        if name in properties:
-            raise CimlError(f"{path}, line {number}: {name} appears twice")
-        properties[name] = value.strip()
-    return properties

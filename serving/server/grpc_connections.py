@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote
 
-from ciml.http.server import Connections
+from ciml.http.intake import Connections
 
 #: Connections that gRPC may accept before they are counted.
 UNCOUNTED = 64
@@ -58,7 +58,7 @@ class GrpcConnection:
         """Stop counting the connection."""
         if self.counted:
             self.counted = False
-            self._table.closed(self)
+            self._table.remove(self)
 
 
 class GrpcConnections:
@@ -87,7 +87,7 @@ class GrpcConnections:
             return
         self._requests[peer] += 1
         if (connection := self._by_peer.get(peer)) is not None and connection.counted:
-            self.table.works(connection)
+            self.table.mark_working(connection)
         try:
             yield
         finally:
@@ -95,7 +95,7 @@ class GrpcConnections:
             if not self._requests[peer]:
                 del self._requests[peer]
                 if (connection := self._by_peer.get(peer)) is not None and connection.counted:
-                    self.table.waits(connection)
+                    self.table.mark_waiting(connection)
 
     async def watch(self, port: int) -> None:
         """Count the connections of a port, and close those beyond the limit, until it is cancelled."""
@@ -123,9 +123,9 @@ class GrpcConnections:
         if peer is None:
             return None
         connection = self._by_peer[peer] = GrpcConnection(self.table, peer, descriptor, inode)
-        self.table.opened(connection)
+        self.table.add(connection)
         if peer in self._requests and connection.counted:
-            self.table.works(connection)
+            self.table.mark_working(connection)
         return connection
 
     def _closed(self, connection: GrpcConnection) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.extras import require
-from ciml.http.intake import Intake, Workers
-from ciml.http.server import Connections, HttpServer, check_open_files, listen
+from ciml.http.intake import Connections, Intake, Workers
+from ciml.http.server import HttpServer, check_open_files, listen
 from ciml.limits import (
     MAX_BODY_S,
     MAX_GRPC_CONNECTIONS,

@@ -16,7 +16,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from ciml.http.server import Connections, HttpServer, listen
+from ciml.http.intake import Connections
+from ciml.http.server import HttpServer, listen
 from ciml.limits import MAX_METRICS_CONNECTIONS
 from ciml.logs import BoundedFormatter
 from ciml.metrics import Board, registry_of, serve_metrics
