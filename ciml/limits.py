@@ -1,14 +1,15 @@
 """Limits on input: all bounds that are checked before memory or time is spent.
 
-docs/limits.md lists them with the reason for each; tests/project/test_limits.py compares the two. Where an operator may
-change a limit, its comment names the option or the policy key.
+docs/limits.md lists them with the reason for each; tests/project/test_limits.py compares the two. A comment above
+several limits describes them in order. Where an operator may change a limit, it names the option or the policy key.
 """
 
 from __future__ import annotations
 
 MIB = 1 << 20
 
-# Messages of a topic: events, samples, announcements.
+# == Messages of a topic: events, samples, announcements ==
+
 MAX_MESSAGE_BYTES = 1 * MIB  # of value, key and headers together; beyond it a dead letter holds no payload
 MAX_MESSAGE_HEADERS = 256  # ciml reads six; an empty header takes two bytes of a message and a hundred in Python
 MAX_JSON_DEPTH = 32  # ciml's own formats nest four deep
@@ -30,93 +31,97 @@ MAX_RECORDER_SAMPLES = 10_000_000  # of one start of a recorder: 115 days at 1 s
 MAX_LISTING_LINE_BYTES = MAX_MESSAGE_BYTES - (16 << 10)  # with its headers it fits the payload of a dead letter
 MAX_LISTING_BYTES = 32 << 30  # unpacked, about 80 million lines: a small gzip file can unpack to any size
 
-# Tables of results: `ciml load`. Larger ones are work for `ciml backfill`.
+# == Tables of results: `ciml load`. Larger ones are work for `ciml backfill` ==
+
 MAX_RESULTS_BYTES = 512 * MIB  # unpacked: about two million rows
 MAX_RESULTS_ROWS = 4_000_000  # ids are kept to find duplicates, 150 bytes each
 MAX_RESULTS_COLUMNS = 1024
 MAX_RESULTS_ROW_BYTES = MAX_LISTING_LINE_BYTES  # as a row becomes a line of a listing
 MAX_RESULTS_CELL_CHARACTERS = 64 << 10  # csv itself stops at 131,072
 
-# Tables for other engines: `ciml tables publish`. Further columns are left out, and reported.
+# == Tables for other engines: `ciml tables publish`. Further columns are left out, and reported ==
+
 MAX_TABLE_COLUMNS = 10_000  # of all logs together; a table's log repeats their names in each checkpoint
 MAX_TABLE_UNTRUSTED_COLUMNS = 1_000  # of these, those that no trusted run has
 
-# Logs: bytes, columns, rows, restarts, time.
+# == Logs: bytes, columns, rows, restarts, time ==
 
-# Instants that a sample, a run or a message may have, µs UTC: 2000 to 2099. A clock that was never set shows 1970.
-# Checked as whole numbers before zones and calendars, which support the years 1 to 9999 only.
+#: Instants that a sample, a run or a message may have, µs UTC: 2000 to 2099. A clock that was never set shows 1970.
+#: Checked as whole numbers before zones and calendars, which support the years 1 to 9999 only.
 EARLIEST_US = 946_684_800_000_000
 LATEST_US = 4_102_444_800_000_000
-# Columns of one log, of all starts of its recorder together. dool writes about 1,500 on a machine with 128 cores.
+#: Columns of one log, of all starts of its recorder together. dool writes about 1,500 on a machine with 128 cores.
 MAX_LOG_COLUMNS = 4096
-# Starts of the recorder in one log, and different headers among them: each header takes a parser call of its own.
+#: Starts of the recorder in one log, and different headers among them: each header takes a parser call of its own.
 MAX_LOG_STARTS = 1000
 MAX_LOG_HEADERS = 100
-# Cells (rows times the columns of all starts) of one log: 128 MiB as floats. A day at 1 s fits up to 194 columns.
+#: Cells (rows times the columns of all starts) of one log: 128 MiB as floats. A day at 1 s fits up to 194 columns.
 MAX_LOG_CELLS = 1 << 24
-# Minimum cells per row, to account for its time: at most a million rows, twelve days at 1 s.
+#: Minimum cells per row, to account for its time: at most a million rows, twelve days at 1 s.
 MIN_ROW_CELLS = 16
-# Cells for each byte of a log with several starts: each start has nulls in the columns of the others, which cost the
-# sender nothing. A log with one start has less than one cell per byte.
+#: Cells for each byte of a log with several starts: each start has nulls in the columns of the others, which cost the
+#: sender nothing. A log with one start has less than one cell per byte.
 CELLS_PER_LOG_BYTE = 4
-# Bytes of a row of samples, of a header's row, and characters of the name of a group or a column.
+#: Bytes of a row of samples, of a header's row, and characters of the name of a group or a column.
 MAX_LOG_ROW_BYTES = 256 << 10
 MAX_HEADER_ROW_BYTES = 64 << 10
 MAX_COLUMN_NAME = 128
-# Bytes of a log within which its first header must end.
+#: Bytes of a log within which its first header must end.
 MAX_HEADER_OFFSET = MIB
-# Bytes of one log's text that the parser accepts, independent of the fetch policy.
+#: Bytes of one log's text that the parser accepts, independent of the fetch policy.
 MAX_PARSED_BYTES = 64 * MIB
-# Bytes of text that are parsed at a time. Larger batches are not faster, and parsing takes up to ten times its text.
+#: Bytes of text that are parsed at a time. Larger batches are not faster, and parsing takes up to ten times its text.
 PARSE_BATCH_BYTES = 16 * MIB
-# Seconds by which all samples of a log may lie before its run's start, or after its end: clocks differ, and times are
-# sometimes written in another zone.
+#: Seconds by which all samples of a log may lie before its run's start, or after its end: clocks differ, and times are
+#: sometimes written in another zone.
 MAX_CLOCK_SKEW_S = 86_400
 
-# Layers of gzip: a file, sent with a content encoding of gzip; valid logs have no more. And members of one layer, each
-# of which costs about 10 µs.
+# == Fetching of logs: archives, requests, transferred bytes ==
+
+#: Layers of gzip: a file, sent with a content encoding of gzip; valid logs have no more. And members of one layer, each
+#: of which costs about 10 µs.
 MAX_GZIP_LAYERS = 2
 MAX_GZIP_MEMBERS = 10_000
-# Redirects on the way to a log, and requests for one log together: paths of a folder, pages of a list, redirects.
+#: Redirects on the way to a log, and requests for one log together: paths of a folder, pages of a list, redirects.
 MAX_REDIRECTS = 5
 MAX_LOG_REQUESTS = 32
-# Paths below a folder at which its log may be, and names of a job's artifact: of a fetch policy.
+#: Paths below a folder at which its log may be, and names of a job's artifact: of a fetch policy.
 MAX_LOG_PATHS = 16
 MAX_ARTIFACT_NAMES = 16
-# Pages of a list of artifacts, of a hundred each, and bytes of one: GitHub has a kilobyte for each artifact.
+#: Pages of a list of artifacts, of a hundred each, and bytes of one: GitHub has a kilobyte for each artifact.
 MAX_ARTIFACTS_PAGES = 10
 MAX_ARTIFACTS_PAGE_BYTES = MIB
-# Zip archives with a log: files, bytes of their directory, bytes of all files unpacked (as the directory says; only the
-# log is unpacked), and bytes unpacked for each packed one: deflate cannot pack more.
+#: Zip archives with a log: files, bytes of their directory, bytes of all files unpacked as their directory states (only
+#: the log is unpacked), and bytes unpacked for each packed one: deflate cannot pack more.
 MAX_ARCHIVE_ENTRIES = 10_000
 MAX_ARCHIVE_DIRECTORY_BYTES = 2 * MIB
 MAX_ARCHIVE_BYTES = 1024 * MIB
 MAX_ARCHIVE_RATIO = 1032
-# Seconds that a host of logs may ask to wait; GitHub's limits are of an hour.
+#: Seconds that a host of logs may ask to wait; GitHub's limits are of an hour.
 MAX_RETRY_AFTER_S = 3600.0
-# Bytes of a file with a token, a password or a receiver's secret.
+#: Bytes of a file with a token, a password or a receiver's secret.
 MAX_SECRET_BYTES = 16 << 10
-# Bytes of a log as it is transferred. Two hours of dstat are 0.2 MB in gzip. Policy key max_wire_bytes.
+#: Bytes of a log as it is transferred. Two hours of dstat are 0.2 MB in gzip. Policy key max_wire_bytes.
 MAX_WIRE_BYTES = 16 * MIB
-# Bytes of a log unpacked. A day at 1 s of 60 columns is 36 MB at 7 bytes a cell; parsing takes about 13 times its text.
-# Policy key max_bytes.
+#: Bytes of a log unpacked. A day at 1 s of 60 columns is 36 MB at 7 bytes a cell; parsing takes about 13 times its
+#: text. Policy key max_bytes.
 MAX_LOG_BYTES = 40 * MIB
 
-# Batches: limits of all logs of a batch together.
+# == Batches: limits of all logs of a batch together ==
 
-# Bytes of unpacked logs that one batch holds at once: the size of one largest log. Policy key max_batch_bytes.
+#: Bytes of unpacked logs that one batch holds at once: the size of one largest log. Policy key max_batch_bytes.
 MAX_BATCH_BYTES = 40 * MIB
-# Bytes of unpacked logs after which no further log is fetched until these are parsed and stored.
+#: Bytes of unpacked logs after which no further log is fetched until these are parsed and stored.
 PART_BYTES = 16 * MIB
-# Bytes of unpacked logs above which the threads of a process parse and store them one part at a time.
+#: Bytes of unpacked logs above which the threads of a process parse and store them one part at a time.
 SMALL_PART_BYTES = 4 * MIB
-# Resident memory of a process that settles the worst logs that these limits permit, libraries included; 1,000 MiB were
-# measured. Deployments provide this for each such process: flink.workers in deploy/helm/ciml/values.yaml.
+#: Resident memory of a process that settles the worst logs that these limits permit, libraries included; 1,000 MiB were
+#: measured. Deployments provide this for each such process: flink.workers in deploy/helm/ciml/values.yaml.
 SETTLE_PEAK_BYTES = 1280 * MIB
-# Resident memory of an idle worker, and of the pool that starts workers.
+#: Resident memory of an idle worker, and of the pool that starts workers.
 IDLE_WORKER_BYTES = 512 * MIB
 
-# Receivers: deliveries of CI systems, their secrets and signatures.
+# == Receivers: deliveries of CI systems, their secrets and signatures ==
 
 #: Bytes of a delivery's body: with the headers that its adapter needs it fits a message. `max_bytes` of a source.
 MAX_DELIVERY_BYTES = MAX_MESSAGE_BYTES - (32 << 10)
@@ -144,7 +149,7 @@ MAX_COMMENT_PAGES = 50
 MAX_SOURCES = 100  # of a configuration
 MAX_SECRETS = 2  # of a source: the present one and its successor
 
-# Feedback: messages on changes.
+# == Feedback: messages on changes ==
 
 #: Patch sets that are remembered, each about 2 kB for a job: three days of 100,000 runs a week take 5,000.
 MAX_FEEDBACK_ENTRIES = 50_000
@@ -153,7 +158,7 @@ MAX_FEEDBACK_JOBS = 200
 #: Recorded verdicts, each about 300 bytes: settled ones, open ones of trusted runs, and open ones of other runs each.
 MAX_FEEDBACK_VERDICTS = 10_000
 
-# Model server: connections, requests, tensors.
+# == Model server: connections, requests, tensors ==
 
 #: Bytes of one request. 16 MiB is a batch of 500 runs of 550 windows and 14 features. `ServerOptions.max_bytes`.
 MAX_REQUEST_BYTES = 16 * MIB
@@ -202,7 +207,8 @@ MAX_WAITING_REQUESTS = 1024
 #: Resident memory of the model server with one model of ciml's size, for any requests. The pod's limit.
 MAX_MODEL_SERVER_RSS = 2048 * MIB
 
-# Model server: limits of a model. A version that exceeds one is not loaded.
+# == Model server: limits of a model. A version that exceeds one is not loaded ==
+
 MAX_MODEL_FILES = 1000
 MAX_MODEL_BYTES = 2048 * MIB  # of all files together
 MAX_GRAPH_BYTES = 256 * MIB  # of saved_model.pb
@@ -214,7 +220,8 @@ MAX_WARMUP_RECORDS = 1000  # as TensorFlow Serving
 MAX_WARMUP_RECORD_BYTES = 16 * MIB  # as the largest request of a client
 MAX_WARMUP_S = 300.0  # for all warm-up requests of a version together, seconds
 
-# Recorder: the spool.
+# == Recorder: the spool ==
+
 MAX_RECORDER_LOG_BYTES = 39 * MIB  # of a log; recording stops there: MAX_LOG_BYTES less a second
 MAX_RECORDING_LOG_BYTES = 64 * MIB  # of a log that is read again: earlier recorders wrote up to 60 MiB
 MAX_RECORDING_FILE_BYTES = MIB  # of each other file of a recording: the limit of the events made from them
@@ -222,17 +229,18 @@ MAX_RECORDING_STARTS = 1000  # of a recorder in one recording: each sends a mess
 MAX_SPOOL_BYTES = 1024 * MIB  # of all unsent recordings; the oldest are deleted first
 MAX_SPOOL_ENTRIES = 1000  # of the spool that one recorder reads
 
-# Dead letters of unexpected exceptions: limits of the stored exception.
+# == Dead letters of unexpected exceptions: limits of the stored exception ==
 
 #: Characters of its message, after redaction: one or two lines of a terminal.
 MAX_ERROR_CHARACTERS = 300
 #: Bytes of its innermost frames: about fifteen frames.
 MAX_TRACEBACK_BYTES = 1 << 10
 
-# Passing profiles: `ciml.transforms.profiles`.
+# == Passing profiles: `ciml.transforms.profiles` ==
+
 MAX_PROFILE_JOBS = 1000  # the first of a data set; runs of others have the pooled profile
 MAX_PROFILE_RUNS = 500  # of a job: 10 KB each while the profile is made
-# Memories of runs: each limit holds for each standing (`ciml.runs.run_log`). So untrusted runs displace no others.
+#: Memories of runs: each limit holds for each standing (`ciml.runs.run_log`). So untrusted runs displace no others.
 MAX_CAUSE_ATTEMPTS = 20  # attempts of one series that are compared, the last ones recorded
 MAX_CAUSE_RUNS = 300_000  # runs whose reruns are looked for, the last ones: 150 MB, three weeks of 100,000
 MAX_NEAR_RUNS = 1000  # runs of one place among which neighbours are counted, the last ones recorded; trusted ones alone

@@ -1,4 +1,6 @@
-"""Metrics for Prometheus: their declaration, and their endpoint in a process.
+"""Metrics for Prometheus: their declarations in ``metrics.toml``, their values, and the endpoint of a process.
+
+A *family*, in Prometheus' client library, is a metric with its present values, one for each tuple of label values.
 
 There are two kinds of numbers. *Totals* are computed from a manifest: a killed worker, a retried bundle and a restart
 change nothing in them. *Timings* are histograms of the measuring process. A scrape reads neither store nor broker: it
@@ -15,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import accumulate
 from typing import Any, Literal
 
 import msgspec
@@ -80,17 +83,21 @@ class Metric:
             family.add_metric(labels, value)
         return family
 
-    def alone(self, value: float | None) -> Family:
+    def single(self, value: float | None) -> Family:
         """Return one value without labels; no value for None, which means unknown."""
         return self.of({} if value is None else {(): value})
 
     def distribution(self, values: Mapping[Any, tuple[Sequence[int], float]]) -> Family:
-        """Return a histogram: the buckets' counts (one more than bounds) and the sum by label values."""
+        """Return a histogram with counts for each tuple of label values.
+
+        Args:
+          values: (the count of each bucket, one more than bounds; the sum of the observed values) by label values.
+        """
         family = HistogramMetricFamily(self.name, self.help, labels=self.labels)
         bounds = [*(str(float(bound)) for bound in self.buckets), "+Inf"]
         for labels, (counts, total) in sorted(values.items()):
-            sums = [sum(counts[: index + 1]) for index in range(len(bounds))]
-            family.add_metric(labels, list(zip(bounds, map(float, sums), strict=True)), total)
+            cumulative_counts = map(float, accumulate(counts))
+            family.add_metric(labels, list(zip(bounds, cumulative_counts, strict=True)), total)
         return family
 
     def histogram(self, registry: CollectorRegistry | None = None) -> Histogram:
@@ -118,11 +125,17 @@ def _catalogue() -> Mapping[str, Mapping[str, Any]]:
 
 
 def metric(name: str, buckets: tuple[float, ...] = ()) -> Metric:
-    """Return a metric of ``metrics.toml``; ``buckets`` of a histogram whose bounds the code needs too."""
+    """Return the metric of this name in ``metrics.toml``.
+
+    Args:
+      name: in full.
+      buckets: the bounds of a histogram that are not in the file, because the code computes with them too.
+    """
     table = {"name": name, "buckets": buckets, **_catalogue()[name]}
     return msgspec.convert(table, Metric)
 
 
+#: The metrics of every process, and of every manifest.
 BUILD = metric("ciml_build_info")
 LAST_OBSERVED = metric("ciml_last_look_timestamp_seconds")
 VERSION = metric("ciml_manifest_version")
@@ -139,13 +152,13 @@ class Board(Collector):
 
     def put(self, part: str, families: Iterable[Family]) -> None:
         """Replace a part."""
-        collected = tuple(families)
+        values = tuple(families)  # computed outside of the lock
         with self._lock:
-            self._parts[part] = collected
+            self._parts[part] = values
 
-    def observed(self, families: Iterable[Family]) -> None:
+    def put_observed(self, families: Iterable[Family]) -> None:
         """Replace the values read from manifest and topic, and set the time of the read."""
-        self.put("observed", [*families, LAST_OBSERVED.alone(time.time())])
+        self.put("observed", [*families, LAST_OBSERVED.single(time.time())])
 
     def describe(self) -> list[Family]:
         """Return nothing: the families are unknown at registration."""
@@ -159,7 +172,14 @@ class Board(Collector):
 
 
 def manifest_families(manifest: str, version: int, time_us: int, restored: int) -> Iterator[Family]:
-    """Yield the metrics of any manifest with checkpoints."""
+    """Yield the metrics of a manifest with checkpoints.
+
+    Args:
+      manifest: its name.
+      version: of its last delta.
+      time_us: of its last commit, epoch microseconds; 0 if there is none.
+      restored: version of its last checkpoint.
+    """
     yield VERSION.of({(manifest,): version})
     yield COMMITTED.of({(manifest,): time_us / 1e6} if time_us else {})
     yield SINCE_CHECKPOINT.of({(manifest,): version - restored})
@@ -203,9 +223,9 @@ def serve_metrics(registry: CollectorRegistry, port: int | None, address: str = 
         raise EngineError(f"metrics: {error}; choose another --metrics-port") from None
     limits_s = (MAX_HEADER_S, MAX_HEADER_S, MAX_HEADER_S)
     connections = Connections(MAX_METRICS_CONNECTIONS, *limits_s, "MAX_METRICS_CONNECTIONS")
-    shown = f"[{address}]" if ":" in address else address
+    host = f"[{address}]" if ":" in address else address
     with serve_in_thread(_application(registry), listener, connections, "metrics"):
-        yield f"http://{shown}:{listener.getsockname()[1]}/metrics"
+        yield f"http://{host}:{listener.getsockname()[1]}/metrics"
 
 
 def _application(registry: CollectorRegistry) -> Callable[..., Awaitable[None]]:

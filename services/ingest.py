@@ -107,5 +107,5 @@ def raw_families(state: RawState) -> Iterator[Family]:
     yield OPEN_DEAD_LETTERS.of({**dict.fromkeys(dead_letters, 0), **by_kind["dead_letter"]})
     yield DEFERRED.of(by_kind["deferred"])
     due_us = state.next_due_us()
-    yield NEXT_TRY.alone(None if due_us is None else due_us / 1e6)
+    yield NEXT_TRY.single(None if due_us is None else due_us / 1e6)
     yield from manifest_families("raw", state.version, state.time_us, state.restored)

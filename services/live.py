@@ -61,7 +61,7 @@ class LiveService(Service):
         positions = {partition: max(start, offsets.get(partition, start)) for partition, start in self._begun.items()}
         ends = {partition: end for partition, (_, end) in self._listing.bounds.items()}
         lag = {} if self._done else {part: max(ends.get(part, 0) - offset, 0) for part, offset in positions.items()}
-        self.board.observed(lag_families(topic, lag))
+        self.board.put_observed(lag_families(topic, lag))
         read = self._read or sum(offset - self._begun[part] for part, offset in positions.items())
         return ServiceProgress(
             read, {} if self._done else positions, lag, ends=ends, facts={"counts": {"messages read": read}}

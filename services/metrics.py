@@ -53,11 +53,11 @@ def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
     job = status.get("job") or {}
     point = status.get("checkpoint") or {}
     yield HEALTH.of({(health,): health == status.get("health") for health in get_args(Health)})
-    yield RESUBMISSIONS.alone(status.get("resubmitted", 0))
-    yield RESTARTS.alone(job.get("restarts"))
-    yield JOB_STARTED.alone(_seconds(job.get("submitted_us")))
-    yield CHECKPOINT_BYTES.alone(point.get("bytes"))
-    yield CHECKPOINT_TIME.alone(_seconds(point.get("time_us")))
+    yield RESUBMISSIONS.single(status.get("resubmitted", 0))
+    yield RESTARTS.single(job.get("restarts"))
+    yield JOB_STARTED.single(_seconds(job.get("submitted_us")))
+    yield CHECKPOINT_BYTES.single(point.get("bytes"))
+    yield CHECKPOINT_TIME.single(_seconds(point.get("time_us")))
 
 
 class StatusAges(Collector):

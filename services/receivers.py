@@ -118,7 +118,7 @@ class Receiver(Service):
             self.broker_error = str(error)
             raise
         self.broker_error = ""
-        self.board.observed(())
+        self.board.put_observed(())
         return ServiceProgress(0)
 
 

@@ -187,7 +187,7 @@ class TopicService(Service, Generic[S]):
         self._seen = self._list()
         with self.committing.state() as state:
             listing = self._listing_for(state)
-            self.board.observed([*self.families(state), *topic_families(state, listing)])
+            self.board.put_observed([*self.families(state), *topic_families(state, listing)])
             plan(state, listing, bounded=False)  # raises IntegrityError
             positions = {
                 partition: state.covered(self.topic, partition).first_missing(first)

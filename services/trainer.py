@@ -63,7 +63,7 @@ class TrainerService(Service):
     def observe(self) -> ServiceProgress:
         with self._failures():
             state = self._registry.state
-            self.board.observed(registry_families(self.config.model, state))
+            self.board.put_observed(registry_families(self.config.model, state))
             counts = {"candidates": len(state.candidates), "versions": len(state.versions)}
             return ServiceProgress(self._ends()[0], facts={"counts": counts, "champion": state.champion})
 

@@ -308,7 +308,7 @@ def prediction_families(state: PredictionState) -> Iterator[Family]:
         }
     )
     yield UNPREDICTABLE.of({(reason,): number for reason, number in state.unpredictable.items()})
-    yield REPEATS.alone(state.repeats)
+    yield REPEATS.single(state.repeats)
     yield VERDICTS.of({key: number for key, number in state.verdicts.items() if state.includes(key[0])})
     yield OUTSIDE.of({(model,): number for model, number in state.outside.items() if state.includes(model)})
     yield from manifest_families("predictions", state.version, state.time_us, state.restored)

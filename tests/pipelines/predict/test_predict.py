@@ -89,7 +89,7 @@ def test_a_poisoned_announcement_costs_itself_alone(
     assert delta["offsets"]["runs"]["partitions"] == {"0": [[100, 107]]}
     state.apply(1, delta)
     board = Board()
-    board.observed(prediction_families(state))
+    board.put_observed(prediction_families(state))
     assert collected(board)["ciml_unpredictable_total"] == {("internal_error",): 1}
 
 

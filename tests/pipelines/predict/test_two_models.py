@@ -67,7 +67,7 @@ def test_each_model_covers_its_own_offsets_of_one_manifest(tmp_path: Path) -> No
         for state, covered, predicted, rejected in ((of_a, 20, 16, 4), (of_b, 8, 7, 1), (restored, 8, 7, 1)):
             assert list(state.covered("runs", 0)) == [(0, covered)]
             board = Board()
-            board.observed(prediction_families(state))
+            board.put_observed(prediction_families(state))
             shown = collected(board)
             assert shown["ciml_predictions_total"] == {(state.model, "1"): predicted}
             assert shown["ciml_unpredictable_total"] == {("empty",): rejected}

@@ -188,7 +188,7 @@ def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., 
         open_store(save_model(Path(config.data.url) / "more", 4)), {"rejected": {"otherwise": 5, "excluded": 2}}
     )
     registry.record_decision(candidate.id, Decision(False, ("worse",), {}))
-    board.observed(registry_families("m", registry.state))
+    board.put_observed(registry_families("m", registry.state))
     shown = collected(board)
     assert shown["ciml_training_candidates_total"] == {("m", "blessed"): 2, ("m", "refused"): 2}
     assert shown["ciml_model_pushes_total"] == {("m",): 2}
