@@ -1,4 +1,4 @@
-"""The layout of a data path. No other module of the core names its folders.
+"""The layout of a data path: `DataRoot` has its folders, which no other module of the core names.
 
 raw/                        the raw store: manifest, runs, packs
 datasets/<data set>/        manifest, spans of examples
@@ -28,63 +28,8 @@ from ciml.manifest.log import ManifestLog, catch_up
 from ciml.storage import Store, open_store
 
 
-@dataclass(frozen=True, slots=True)
-class StoredDataset:
-    """A data set below a data root, whether it exists or not.
-
-    Attributes:
-      name: of the data set.
-      store: its folder.
-      root: its data root, whose raw store it reads unless its manifest names another one.
-    """
-
-    name: str
-    store: Store
-    root: DataRoot
-
-    @property
-    def log(self) -> ManifestLog:
-        """Its manifest."""
-        return ManifestLog(self.store)
-
-    def state(self) -> DatasetState:
-        """Return its present state. Raises `UnknownDatasetError` if there is none of this name."""
-        state = DatasetState()
-        catch_up(self.log, state)
-        if state.definition is None:
-            folder = self.store.root.removesuffix(f"/{self.name}")
-            raise UnknownDatasetError(f"no data set {self.name!r} in {folder}; create it with ciml dataset create")
-        return state
-
-    def raw(self, state: DatasetState | None = None) -> Store:
-        """Return the raw store that it reads.
-
-        Args:
-          state: its present state; read by default.
-
-        Raises:
-          CimlError: it was built directly from logs.
-        """
-        state = state or self.state()
-        if state.listing is not None:
-            raise CimlError(
-                f"data set {self.name!r} was built from the logs of {state.listing['url']}; build it from a raw store "
-                "first (ciml-cache-data, then ciml-build-dataset)"
-            )
-        return self.root.raw if state.source is None else DataRoot.open(state.source).raw
-
-    def exclusion_stores(self, state: DatasetState) -> list[Store]:
-        """Return the folders of exclusions that count for its runs: of its data root, and of that of its raw store.
-
-        Args:
-          state: its present state.
-        """
-        roots = [self.root] if state.source is None else [self.root, DataRoot.open(state.source)]
-        return [root.exclusions for root in dict.fromkeys(roots)]
-
-
 class Folder:
-    """A folder of a data root, as an attribute: the store of that folder.
+    """A descriptor: an attribute of `DataRoot` that returns the store of a folder.
 
     Args:
       path: of the folder, relative to the data path.
@@ -156,8 +101,8 @@ class DataRoot:
 
     def dataset_names(self) -> list[str]:
         """Return the names of all data sets, sorted."""
-        first = f"/{ManifestLog(self.datasets).path(1)}"
-        return [path.removesuffix(first) for path in self.datasets.list() if path.endswith(first)]
+        first_delta = f"/{ManifestLog(self.datasets).path(1)}"  # every data set has one
+        return [path.removesuffix(first_delta) for path in self.datasets.list() if path.endswith(first_delta)]
 
     def trainer(self, model: str) -> Store:
         """Return the trainer's folder of a model: `ciml.training.refresh`."""
@@ -166,3 +111,58 @@ class DataRoot:
     def candidates(self, model: str) -> str:
         """Return the address that names the candidates of a model in lineage; nothing is stored there."""
         return self.registry.child(model).url("candidates")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDataset:
+    """A data set below a data root; it may not exist yet.
+
+    Attributes:
+      name: of the data set.
+      store: its folder.
+      root: its data root. The data set reads that raw store, unless its manifest names another data root.
+    """
+
+    name: str
+    store: Store
+    root: DataRoot
+
+    @property
+    def log(self) -> ManifestLog:
+        """Its manifest."""
+        return ManifestLog(self.store)
+
+    def state(self) -> DatasetState:
+        """Return its present state. Raises `UnknownDatasetError` if no data set has this name."""
+        state = DatasetState()
+        catch_up(self.log, state)
+        if state.definition is None:
+            folder = self.store.root.removesuffix(f"/{self.name}")
+            raise UnknownDatasetError(f"no data set {self.name!r} in {folder}; create it with ciml dataset create")
+        return state
+
+    def raw(self, state: DatasetState | None = None) -> Store:
+        """Return the raw store that it reads.
+
+        Args:
+          state: its present state; read by default.
+
+        Raises:
+          CimlError: it was built directly from logs.
+        """
+        state = state or self.state()
+        if state.listing is not None:
+            raise CimlError(
+                f"data set {self.name!r} was built from the logs of {state.listing['url']}; build it from a raw store "
+                "first (ciml-cache-data, then ciml-build-dataset)"
+            )
+        return self.root.raw if state.source is None else DataRoot.open(state.source).raw
+
+    def exclusion_stores(self, state: DatasetState) -> list[Store]:
+        """Return the folders of exclusions for its runs: of its data root, and of the root of its raw store.
+
+        Args:
+          state: its present state.
+        """
+        roots = [self.root] if state.source is None else [self.root, DataRoot.open(state.source)]
+        return [root.exclusions for root in dict.fromkeys(roots)]

@@ -1,4 +1,4 @@
-"""Canonical encodings and their digests, for values that must agree between two computations."""
+"""Digests of canonical encodings: equal values have equal digests, whichever process computed them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def arrays_digest(run_id: str, arrays: Iterable[tuple[str, np.ndarray]], *number
 
     digest = hashlib.sha256()
 
-    def put(data: bytes) -> None:
+    def put(data: bytes) -> None:  # with its length: so no two sequences have equal bytes
         digest.update(struct.pack("<q", len(data)))
         digest.update(data)
 
@@ -50,7 +50,7 @@ def arrays_digest(run_id: str, arrays: Iterable[tuple[str, np.ndarray]], *number
         array = np.ascontiguousarray(array)
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         if array.dtype.kind == "f" and np.isnan(array).any():
-            array = np.where(np.isnan(array), array.dtype.type(np.nan), array)
+            array = np.where(np.isnan(array), array.dtype.type(np.nan), array)  # one payload for all
         put(name.encode())
         put(f"{array.dtype.str}{array.shape}".encode())
         put(array.tobytes())
@@ -61,27 +61,29 @@ def arrays_digest(run_id: str, arrays: Iterable[tuple[str, np.ndarray]], *number
 
 def telemetry_digest(run_id: str, table: pa.Table) -> str:
     """Return the digest of a run's telemetry: its columns in order, with null as NaN (times: the smallest int64)."""
+    names: Sequence[str] = table.column_names
+    return arrays_digest(run_id, ((name, _without_nulls(table.column(name))) for name in names))
+
+
+def _without_nulls(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of times, floats or booleans as int64, float64 or uint8."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    def plain(column: pa.ChunkedArray) -> np.ndarray:
-        array = column.combine_chunks()
-        null: float
-        if pa.types.is_timestamp(array.type):
-            array = array.cast(pa.int64())
-            null = np.iinfo(np.int64).min
-        elif pa.types.is_floating(array.type):
-            array = array.cast(pa.float64())
-            null = float("nan")
-        elif pa.types.is_boolean(array.type):
-            array = array.cast(pa.uint8())
-            null = 0
-        else:
-            raise TypeError(f"telemetry columns must be times, floats or booleans, got {array.type}")
-        if array.null_count:
-            array = pc.fill_null(array, null)
-        return np.from_dlpack(array)  # Array.to_numpy() would import pandas
-
-    names: Sequence[str] = table.column_names
-    return arrays_digest(run_id, ((name, plain(table.column(name))) for name in names))
+    array = column.combine_chunks()
+    null: float
+    if pa.types.is_timestamp(array.type):
+        array = array.cast(pa.int64())
+        null = np.iinfo(np.int64).min
+    elif pa.types.is_floating(array.type):
+        array = array.cast(pa.float64())
+        null = float("nan")
+    elif pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+        null = 0
+    else:
+        raise TypeError(f"telemetry columns must be times, floats or booleans, got {array.type}")
+    if array.null_count:
+        array = pc.fill_null(array, null)
+    return np.from_dlpack(array)  # Array.to_numpy() would import pandas

@@ -1,7 +1,7 @@
-"""Logging of the programs, bounded: a client of a listener cannot fill the disk with lines.
+"""Logging of ciml's programs, with limits: a client of a listener cannot fill the disk with lines.
 
-Equal lines are limited by logger and template, all lines of a logger too, and each line is limited in size. What was
-suppressed is counted. An error of a client's bytes has no traceback.
+Within a window of time, the lines of a template are limited, and all lines of a logger. Each line is limited in size.
+The handler counts what it suppresses. An error that a client's bytes cause has no traceback.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TEMPLATE_LINES = 60
 _LOGGER_LINES = 300
 _WINDOW_S = 60.0
 #: Kinds of lines that are counted; one more ends the window.
-_MOST_KINDS = 1024
+_MAX_KINDS = 1024
 #: Characters of a line without its traceback, and of a traceback, whose end is kept.
 _LINE_CHARACTERS = 8192
 _TRACEBACK_CHARACTERS = 8192
@@ -27,6 +27,24 @@ _FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 #: Loggers of listeners, and the modules of errors that the bytes of a client cause in them.
 _LISTENERS = ("asyncio", "grpc", "ciml.serving.server", "ciml.integrations.webhooks", "ciml.http")
 _CLIENT_MODULES = frozenset({"h11", "h2", "ssl", "starlette", "grpc"})
+
+
+def configure_logging(verbose: int = 0, debug: bool = False) -> None:
+    """Set up logging to standard error, once per program.
+
+    Args:
+      verbose: how often ``--verbose`` was given. By default only warnings are logged.
+      debug: whether ``--debug`` was given.
+    """
+    level = logging.INFO if verbose or debug else logging.WARNING
+    if debug and verbose > 1:
+        level = logging.DEBUG
+    logging.basicConfig(level=level, handlers=[BoundedHandler(sys.stderr)])
+    # TensorFlow's C++ code has a log of its own, which is verbose at import.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if verbose else "2")
+    if not verbose:
+        for chatty in ("apache_beam", "absl", "tensorflow", "botocore", "urllib3", "httpx"):
+            logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
 class _Kind(NamedTuple):
@@ -48,14 +66,14 @@ class BoundedHandler(logging.StreamHandler):
         super().__init__(stream)
         self.setFormatter(BoundedFormatter(_FORMAT))
         self._clock = clock
-        self._began_s = clock()
+        self._window_start_s = clock()
         self._lines: Counter[_Kind] = Counter()
         self._suppressed: Counter[_Kind] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
         now_s = self._clock()
-        if now_s - self._began_s >= _WINDOW_S or len(self._lines) >= _MOST_KINDS:
-            self._began_s = now_s
+        if now_s - self._window_start_s >= _WINDOW_S or len(self._lines) >= _MAX_KINDS:
+            self._window_start_s = now_s
             self._end_window()
         # An information line is limited only where a client causes it: other such lines are asked for by an option.
         if record.levelno >= logging.WARNING or record.name.startswith(_LISTENERS):
@@ -90,17 +108,18 @@ class BoundedFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
-        shown = logging.makeLogRecord(record.__dict__)
-        shown.msg = _cut(record.getMessage())
-        shown.args = None
+        message = _cut(record.getMessage())
+        bounded = logging.makeLogRecord(record.__dict__)
+        bounded.args = None
         if error is not None and is_client_error(record.name, error):
-            shown.msg = _cut(
-                f"{shown.msg.splitlines()[0] if shown.msg else ''}: {type(error).__name__}: {error!s:.200}"
-            )
-            shown.exc_info = shown.exc_text = None
-        if shown.stack_info:
-            shown.stack_info = shown.stack_info[-_TRACEBACK_CHARACTERS:]
-        return super().format(shown)
+            first_line = message.splitlines()[0] if message else ""
+            message = _cut(f"{first_line}: {type(error).__name__}: {error!s:.200}")
+            bounded.exc_info = None
+            bounded.exc_text = None
+        bounded.msg = message
+        if bounded.stack_info:
+            bounded.stack_info = bounded.stack_info[-_TRACEBACK_CHARACTERS:]
+        return super().format(bounded)
 
     def formatException(self, ei: object) -> str:  # noqa: N802 - the name of the library
         text = super().formatException(ei)  # type: ignore[arg-type]
@@ -117,14 +136,3 @@ def is_client_error(logger: str, error: BaseException) -> bool:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _LINE_CHARACTERS else f"{text[:_LINE_CHARACTERS]}… ({len(text)} characters)"
-
-
-def configure_logging(verbose: int = 0, debug: bool = False) -> None:
-    """Set up logging to standard error, once per program: warnings only, unless ``verbose`` or ``debug``."""
-    level = logging.DEBUG if debug and verbose > 1 else logging.INFO if verbose or debug else logging.WARNING
-    logging.basicConfig(level=level, handlers=[BoundedHandler(sys.stderr)])
-    # TensorFlow's C++ code has a log of its own, which is verbose at import.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if verbose else "2")
-    if not verbose:
-        for chatty in ("apache_beam", "absl", "tensorflow", "botocore", "urllib3", "httpx"):
-            logging.getLogger(chatty).setLevel(logging.ERROR)

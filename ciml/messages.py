@@ -148,6 +148,7 @@ class DeliveryHeaders(TypedDict):
     ciml_id: NotRequired[Annotated[str, Meta(description="The delivery's id, where its proof covers it.")]]
 
 
+# This form of TypedDict is for keys that are no identifiers.
 _Structured = TypedDict("_Structured", {"content-type": Annotated[str, Meta(pattern="^application/cloudevents")]})
 _ContentType = TypedDict("_ContentType", {"content-type": NotRequired[str]})
 
@@ -338,13 +339,14 @@ class LateSamples(TypedDict):
 
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_REQUIRED_ONE = (
-    [{"required": ["result"]}, {"required": ["outcome"]}],
-    [{"required": ["start_time"]}, {"required": ["end_time"]}],
-)
-#: What the types cannot express, by definition.
+#: Parts of the schemas that the types cannot express, by definition.
 _RULES: Mapping[str, Mapping[str, Any]] = {
-    "FinishedRun": {"allOf": [{"anyOf": choices} for choices in _REQUIRED_ONE]},
+    "FinishedRun": {
+        "allOf": [
+            {"anyOf": [{"required": ["result"]}, {"required": ["outcome"]}]},
+            {"anyOf": [{"required": ["start_time"]}, {"required": ["end_time"]}]},
+        ]
+    },
     "DeliveryHeaders": {"patternProperties": {"^ciml_header_": {"type": "string"}}},
     "NoHeaders": {"propertyNames": {"not": {"pattern": "^(ciml_|ce_|content-type$)"}}},
 }
@@ -356,16 +358,16 @@ class _Schema:
 
     Attributes:
       title: in one line.
-      forms: the types of the messages.
-      more: types that the forms refer to.
+      forms: the types of the messages, of which each message has one.
+      referenced: types that the forms refer to by their names.
     """
 
     title: str
     forms: tuple[Any, ...]
-    more: tuple[Any, ...] = ()
+    referenced: tuple[Any, ...] = ()
 
 
-#: By name: a topic's usual name is the schema of its values; with ``-headers``, that of its headers.
+#: By name: a topic's usual name for its values, and with ``-headers`` for its headers.
 _SCHEMAS: Mapping[str, _Schema] = {
     "ci-events": _Schema(
         "An event of ciml's own on the topic ci-events; a delivery of a CI system has the system's own format.",
@@ -389,9 +391,9 @@ _SCHEMAS: Mapping[str, _Schema] = {
 }
 
 
-def schema_names() -> dict[str, str]:
+def schema_titles() -> dict[str, str]:
     """Return the titles of all schemas by name."""
-    return {name: description.title for name, description in _SCHEMAS.items()}
+    return {name: described.title for name, described in _SCHEMAS.items()}
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -401,7 +403,7 @@ def schema(name: str) -> dict[str, Any]:
       name: the usual name of a topic, for its values; with ``-headers`` for its headers as an object of texts.
 
     Raises:
-      CimlError: there is none of this name.
+      CimlError: no schema has this name.
 
     Example:
       >>> schema("runs")["$defs"]["RunAnnouncement"]["required"]
@@ -409,20 +411,19 @@ def schema(name: str) -> dict[str, Any]:
     """
     if name not in _SCHEMAS:
         raise CimlError(f"no schema {name!r:.80}; choose from {', '.join(_SCHEMAS)}")
-    description = _SCHEMAS[name]
-    refs, definitions = msgspec.json.schema_components(
-        (*description.forms, *description.more), ref_template="#/$defs/{name}"
-    )
-    forms = list(refs)[: len(description.forms)]
-    for key, definition in definitions.items():
-        definition |= _RULES.get(key, {})
+    described = _SCHEMAS[name]
+    types = (*described.forms, *described.referenced)
+    refs, definitions = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
+    forms = list(refs)[: len(described.forms)]
+    for type_name, definition in definitions.items():
+        definition |= _RULES.get(type_name, {})
         if definition.get("additionalProperties") is False:
             del definition["additionalProperties"]  # a later version may add fields
         definition["description"] = cleandoc(definition["description"])
     document = {
         "$schema": DIALECT,
         "$id": f"urn:ciml:schema:{name}",
-        "title": description.title,
+        "title": described.title,
         **({"anyOf": forms} if len(forms) > 1 else forms[0]),
         "$defs": dict(sorted(definitions.items())),
     }

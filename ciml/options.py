@@ -1,8 +1,8 @@
-"""Options of commands, each declared once: as a field of a frozen data class.
+"""Declaration of the options of commands: each is a field of a frozen data class.
 
-A field holds what the command line needs besides its name, and the class documents it: the text of ``Attributes`` is
-that of ``--help``. `ciml.cli.command` makes click options of the fields. This module imports no click, so services
-declare their options too.
+`option`, `repeated`, `flag` and `argument` return the fields, and the text of ``--help`` is that of ``Attributes`` in
+the docstring of the class. `ciml.cli.command` makes click options of them. This module does not import click, so
+services declare their options with it too. The classes below have the options that several commands share.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ else:
         return lambda cls: cls
 
 
-#: Fields are given by name, so that a required one may follow others; Python 3.9, where only a recorder runs, cannot.
-_BY_NAME: Mapping[str, bool] = {"kw_only": True} if sys.version_info >= (3, 10) else {}
-#: Key of a field's metadata: the click arguments of its option, without empty ones.
+#: Fields are given by name, so that a required one may follow others. Python 3.9, on which only the recorder runs, does
+#: not support that.
+_KEYWORD_ONLY: Mapping[str, bool] = {"kw_only": True} if sys.version_info >= (3, 10) else {}
+#: Key of a field's metadata, whose value is the click arguments of its option, without empty ones.
 DECLARED = "option"
 
 
@@ -59,7 +60,7 @@ def option(
       required: whether there is no default.
       hidden: whether ``--help`` leaves it out.
     """
-    return _declared(
+    return _declare(
         default,
         kind=kind,
         flags=flags,
@@ -78,12 +79,12 @@ def repeated(kind: Any = "", *, flags: str = "", metavar: str = "", ask: str = "
 
     Its flag is the field's name without a final "s".
     """
-    return _declared((), kind=kind, flags=flags, metavar=metavar, ask=ask, required=required, multiple=True)
+    return _declare((), kind=kind, flags=flags, metavar=metavar, ask=ask, required=required, multiple=True)
 
 
 def flag(flags: str = "", *, default: bool | None = False, envvar: str = "", hidden: bool = False) -> Any:
     """Return the field of an option without a value; see `option`. ``flags`` may be ``--yes/--no``."""
-    return _declared(default, flags=flags, is_flag=True, envvar=envvar, hidden=hidden)
+    return _declare(default, flags=flags, is_flag=True, envvar=envvar, hidden=hidden)
 
 
 def argument(
@@ -96,7 +97,7 @@ def argument(
       required: whether the command needs it.
       many: whether it is the tuple of all further arguments.
     """
-    return _declared(
+    return _declare(
         () if many else default,
         argument=True,
         metavar=metavar,
@@ -106,7 +107,8 @@ def argument(
     )
 
 
-def _declared(default: Any, **settings: Any) -> Any:
+def _declare(default: Any, **settings: Any) -> Any:
+    """Return a field with click arguments; a required one has no default."""
     metadata = {DECLARED: {name: value for name, value in settings.items() if value not in ("", False)}}
     return field(metadata=metadata) if settings.get("required") else field(default=default, metadata=metadata)
 
@@ -120,7 +122,7 @@ class Options:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        dataclass(frozen=True, **_BY_NAME)(cls)
+        dataclass(frozen=True, **_KEYWORD_ONLY)(cls)
 
 
 class BrokerOptions(Options):

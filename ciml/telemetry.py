@@ -1,4 +1,4 @@
-"""The columns of telemetry: their names, their selection by a definition, and checks of a table.
+"""The columns of telemetry: their names, their selection by a definition, and the anomalies in them.
 
 A telemetry table has a column ``time`` (timestamp[us, UTC]), a column ``boot`` (bool) and one float64 column for each
 column of the log, named ``group:name`` as in ``total cpu usage:usr``. It comes from
@@ -8,7 +8,8 @@ column of the log, named ``group:name`` as in ``total cpu usage:usr``. It comes 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ OWN_COLUMNS = (TIME, BOOT)
 #: Common names of the load averages.
 _ALIASES = {"1m": "1min", "5m": "5min", "15m": "15min"}
 _REPEATED = re.compile(r"#\d+$")
-_MAX_PATTERN = 1000
+_MAX_PATTERN_CHARACTERS = 1000
 
 
 def telemetry_columns(names: Iterable[str]) -> tuple[str, ...]:
@@ -35,18 +36,20 @@ def telemetry_columns(names: Iterable[str]) -> tuple[str, ...]:
 
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
     """Append ``#2``, ``#3``, … to names that repeat an earlier one. Empty names are unchanged."""
-    reserved = {name for name in names if name}
-    counts: dict[str, int] = {}
-    out: list[str] = []
+    reserved = set(names)
+    counts: Counter[str] = Counter()
+    result: list[str] = []
     for name in names:
-        count = counts.get(name, 0) + 1 if name else 1
-        unique = name
-        while count > 1 and (unique := f"{name}#{count}") in reserved:
-            count += 1
-        counts[name] = count
-        reserved.add(unique)
-        out.append(unique)
-    return tuple(out)
+        counts[name] += 1
+        unique_name = name
+        while name and counts[name] > 1:
+            unique_name = f"{name}#{counts[name]}"
+            if unique_name not in reserved:
+                break
+            counts[name] += 1
+        reserved.add(unique_name)
+        result.append(unique_name)
+    return tuple(result)
 
 
 def short_names(columns: Iterable[str]) -> dict[str, str]:
@@ -55,15 +58,15 @@ def short_names(columns: Iterable[str]) -> dict[str, str]:
     The short name (``usr`` for ``total cpu usage:usr``) belongs to its first occurrence; columns that repeat it keep
     their full name. ``time`` and ``boot`` are left out.
     """
-    short: dict[str, str] = {}
-    reserved: set[str] = set()
+    short_of_full: dict[str, str] = {}
+    reserved = {"", *OWN_COLUMNS}
     for full in telemetry_columns(columns):
-        _, _, name = full.rpartition(":")
-        if not name or name in reserved or name in OWN_COLUMNS or _REPEATED.search(name):
-            name = full
-        reserved.add(name)
-        short[full] = name
-    return short
+        short = full.rpartition(":")[2]
+        if short in reserved or _REPEATED.search(short):
+            short = full
+        reserved.add(short)
+        short_of_full[full] = short
+    return short_of_full
 
 
 def select_columns(columns: Iterable[str], features_regex: str) -> tuple[str, ...]:
@@ -79,25 +82,25 @@ def select_columns(columns: Iterable[str], features_regex: str) -> tuple[str, ..
     Raises:
       CimlError: ``features_regex`` is not a regular expression.
     """
-    if len(features_regex) > _MAX_PATTERN:
-        raise CimlError(f"features_regex has {len(features_regex)} characters, at most {_MAX_PATTERN}")
+    if len(features_regex) > _MAX_PATTERN_CHARACTERS:
+        raise CimlError(f"features_regex has {len(features_regex)} characters, at most {_MAX_PATTERN_CHARACTERS}")
     try:
         pattern = re.compile(features_regex)
     except (re.error, OverflowError, RecursionError, MemoryError, ValueError) as error:
         raise CimlError(f"{features_regex!r} is not a regular expression: {error}") from None
-    full_names = ":" in re.sub(r"\(\?[a-zA-Z-]*:", "(", features_regex)
+    searches_full_names = ":" in re.sub(r"\(\?[a-zA-Z-]*:", "(", features_regex)
     selected: list[str] = []
     for full, short in short_names(columns).items():
-        name = full if full_names else short
-        head, colon, tail = name.rpartition(":")
-        names = [name] if tail not in _ALIASES else [name, f"{head}{colon}{_ALIASES[tail]}"]
-        if any(pattern.search(alias) for alias in names):
+        name = full if searches_full_names else short
+        group, colon, column = name.rpartition(":")
+        alias = f"{group}{colon}{_ALIASES.get(column, column)}"
+        if pattern.search(name) or pattern.search(alias):
             selected.append(full)
     return tuple(selected)
 
 
 @dataclass(frozen=True)
-class Finding:
+class Anomaly:
     """An anomaly in a table that is no reason to reject it.
 
     Attributes:
@@ -116,36 +119,45 @@ class Finding:
         return {"kind": self.kind, "column": self.column, "count": self.count, "share": round(self.share, 6)}
 
 
-def validate(table: pa.Table) -> list[Finding]:
-    """Find anomalies in a telemetry table, in the order of its columns; cheap enough for every run.
+def find_anomalies(table: pa.Table) -> list[Anomaly]:
+    """Return the anomalies in a telemetry table, in the order of its columns; cheap enough for every run.
 
     A gap is a step of more than ten times the median step.
     """
+    if table.num_rows == 0:
+        return []
+    return [*_time_anomalies(table), *_value_anomalies(table)]
+
+
+def _time_anomalies(table: pa.Table) -> Iterator[Anomaly]:
     import numpy as np
     import pyarrow as pa
 
-    rows = table.num_rows
-    if rows == 0:
-        return []
-    findings: list[Finding] = []
     times = np.from_dlpack(table.column(TIME).combine_chunks().view(pa.int64()))
     steps = np.diff(times)
-    if steps.size:
-        back = int(np.count_nonzero(steps < 0))
-        usual = np.partition(steps, steps.size // 2)[steps.size // 2]  # np.median takes five times as long
-        gaps = int(np.count_nonzero(steps > 10 * usual)) if usual > 0 else 0
-        for kind, count in (("clock_set_back", back), ("gaps", gaps)):
-            if count:
-                findings.append(Finding(kind, "", count, count / steps.size))
+    if steps.size == 0:
+        return
+    median_step = np.partition(steps, steps.size // 2)[steps.size // 2]  # np.median takes five times as long
+    backward_steps = int(np.count_nonzero(steps < 0))
+    if backward_steps:
+        yield Anomaly("clock_set_back", "", backward_steps, backward_steps / steps.size)
+    gaps = int(np.count_nonzero(steps > 10 * median_step)) if median_step > 0 else 0
+    if gaps:
+        yield Anomaly("gaps", "", gaps, gaps / steps.size)
+
+
+def _value_anomalies(table: pa.Table) -> Iterator[Anomaly]:
+    import numpy as np
+
     names = telemetry_columns(table.column_names)
     if not names:
-        return findings
+        return
     batch = table.select(names).combine_chunks().to_batches()[0]
     values = batch.to_tensor(null_to_nan=True).to_numpy()
-    nulls = np.count_nonzero(np.isnan(values), axis=0)
-    negative = np.count_nonzero(values < 0, axis=0)
-    for index in np.flatnonzero(nulls + negative).tolist():
-        for kind, count in (("nulls", int(nulls[index])), ("negative", int(negative[index]))):
-            if count:
-                findings.append(Finding(kind, names[index], count, count / rows))
-    return findings
+    nulls = np.count_nonzero(np.isnan(values), axis=0).tolist()
+    negatives = np.count_nonzero(values < 0, axis=0).tolist()
+    for name, null_count, negative_count in zip(names, nulls, negatives, strict=True):
+        if null_count:
+            yield Anomaly("nulls", name, null_count, null_count / table.num_rows)
+        if negative_count:
+            yield Anomaly("negative", name, negative_count, negative_count / table.num_rows)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["THREADS", "load_tensorflow", "own_process", "settings_kept", "threads"]
+__all__ = ["THREADS", "keep_settings", "load_tensorflow", "own_process", "threads"]
 
 #: TensorFlow uses all cores by default; a trainer shares its machine.
 THREADS = 2
@@ -28,11 +28,13 @@ _KERAS_IMPORTS = ("keras.src.optimizers", "tf_keras.src.optimizers")
 
 @dataclass(frozen=True)
 class _Settings:
+    """The settings of a process of ciml; see `own_process`."""
+
     threads: int | None
     deterministic: bool
 
 
-#: Of a process of ciml; None in a caller's process.
+#: None in a caller's process.
 _settings: _Settings | None = None
 
 
@@ -57,18 +59,16 @@ def load_tensorflow() -> Any:
 
     In a process of ciml the first call applies its settings, which cannot be changed later.
     """
-    if _settings is None:
-        import tensorflow
-    elif "tensorflow" in sys.modules:
-        tensorflow = sys.modules["tensorflow"]
-    else:
-        tensorflow = _import_with(_settings)
+    if _settings is not None and "tensorflow" not in sys.modules:
+        _import_with(_settings)
+    import tensorflow
+
     if _settings is not None and _settings.deterministic:
         tensorflow.config.experimental.enable_op_determinism()
     return tensorflow
 
 
-def _import_with(settings: _Settings) -> Any:
+def _import_with(settings: _Settings) -> None:
     """Import TensorFlow with the settings of a process of ciml. Environment variables keep values that are set."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the search for a GPU takes a second
@@ -89,16 +89,15 @@ def _import_with(settings: _Settings) -> Any:
     if settings.threads is not None:
         tensorflow.config.threading.set_inter_op_parallelism_threads(settings.threads)
         tensorflow.config.threading.set_intra_op_parallelism_threads(settings.threads)
-    return tensorflow
 
 
 @contextmanager
 def _muted() -> Iterator[None]:
-    """Close standard error meanwhile: TensorFlow reports a missing GPU there before logging is configured."""
+    """Discard standard error meanwhile: TensorFlow reports a missing GPU there before logging is configured."""
     sys.stderr.flush()
     try:
         saved = os.dup(2)
-    except OSError:  # closed
+    except OSError:  # standard error is closed
         yield
         return
     try:
@@ -111,15 +110,11 @@ def _muted() -> Iterator[None]:
         os.close(saved)
 
 
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
-
-
 @contextmanager
-def settings_kept() -> Iterator[None]:
-    """Restore settings of this process that libraries change: environment, random state, log handlers.
+def keep_settings() -> Iterator[None]:
+    """Restore what libraries change in this process after the block: environment, random state, log handlers.
 
-    While it lasts, TensorFlow logs errors only.
+    In the block, TensorFlow logs errors only.
     """
     tensorflow = logging.getLogger("tensorflow")
     tensorflow.addFilter(_is_error)
@@ -135,3 +130,7 @@ def settings_kept() -> Iterator[None]:
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ.update(environment)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

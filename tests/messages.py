@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 
 from ciml.events.records import Message
 from ciml.kafka.options import KafkaOptions
-from ciml.messages import schema, schema_names
+from ciml.messages import schema, schema_titles
 from ciml.pipelines.kafka.broker import list_topic, offsets_of
 from ciml.pipelines.kafka.reader import Reader
 
@@ -49,7 +49,7 @@ def published(broker: str, topic: str, name: str | None) -> list[Message]:
 def check_message(name: str, message: Message) -> None:
     """Assert that value and headers of a message follow the schemas of a topic."""
     headers = {key: (value or b"").decode() for key, value in message.headers}
-    if f"{name}-headers" in schema_names():
+    if f"{name}-headers" in schema_titles():
         check(f"{name}-headers", headers)
     else:
         assert not headers, f"{name}: {headers}"

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeGuard, Unpack
 from weakref import WeakSet
 
 from ciml.api.dataset import Dataset
@@ -17,7 +17,7 @@ from ciml.api.types import DatasetKeys, ExperimentKeys, Moment, Path, RefreshRes
 from ciml.data_root import DataRoot
 from ciml.errors import NoDataError
 from ciml.progress import Progress, no_progress
-from ciml.tensorflow import settings_kept
+from ciml.tensorflow import keep_settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -282,7 +282,7 @@ class Data:
         build_dataset(self._root, self._root, definition, progress=_callback(progress))
         return self.dataset(name)
 
-    @settings_kept()
+    @keep_settings()
     def train(
         self,
         dataset: str | Dataset,
@@ -367,7 +367,7 @@ class Data:
         results = named_results(self._root.experiments, names, _dataset_name(dataset))
         return pa.Table.from_pylist(compare(results if names else by_accuracy(results)).records())
 
-    @settings_kept()
+    @keep_settings()
     def refresh(
         self,
         dataset: str | Dataset,
@@ -469,17 +469,23 @@ def _callback(progress: Progress | OldProgress | None) -> Progress:
     """Return a progress callback in its present form."""
     if progress is None:
         return no_progress
-    try:
-        signature = inspect.signature(progress)
-        signature.bind("", 0, 0)
-        return progress  # type: ignore[return-value]  # its parameters are those of the protocol
-    except ValueError:  # a builtin without a signature
-        return progress  # type: ignore[return-value]
-    except TypeError:
-        pass
+    if _has_present_form(progress):
+        return progress
     warnings.warn("a progress callback takes (step, done, total): see ciml.Progress", DeprecationWarning, stacklevel=3)
-    by_name = len(signature.parameters) == 1
-    return lambda step, done, total: progress(step) if by_name else progress(done, total)  # type: ignore
+    former: Any = progress
+    if len(inspect.signature(former).parameters) == 1:
+        return lambda step, done, total: former(step)
+    return lambda step, done, total: former(done, total)
+
+
+def _has_present_form(progress: Progress | OldProgress) -> TypeGuard[Progress]:
+    try:
+        inspect.signature(progress).bind("", 0, 0)
+    except ValueError:  # a builtin without a signature
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 def _warn_of_sklearn_keys(keys: Mapping[str, object]) -> None:

@@ -30,13 +30,13 @@ def _networks(addresses: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Net
     return tuple(ipaddress.ip_network(address) for address in addresses.split())
 
 
-# Networks that `is_global` accepts although they lead, or may lead, to an internal address: NAT64 (global and local),
-# 6to4, Teredo, IPv4-compatible, site-local, relays of 6to4.
-_WRAPPERS = _networks("64:ff9b::/96 64:ff9b:1::/48 2002::/16 2001::/32 ::/96 fec0::/10 192.88.99.0/24")
-# Networks that some Python versions treat as global: reserved for protocols, documentation, segment routing.
+#: Networks that `is_global` accepts although they lead, or may lead, to an internal address: NAT64 (global and local),
+#: 6to4, Teredo, IPv4-compatible, site-local, relays of 6to4.
+_EMBEDDING = _networks("64:ff9b::/96 64:ff9b:1::/48 2002::/16 2001::/32 ::/96 fec0::/10 192.88.99.0/24")
+#: Networks that some Python versions treat as global: reserved for protocols, documentation, segment routing.
 _SPECIAL = _networks("192.0.0.0/24 2001::/23 3fff::/20")
-# Rejected even where private addresses are allowed: clouds serve credentials there, never logs.
-_NEVER = _networks(
+#: Rejected even where private addresses are allowed: clouds serve credentials there, never logs.
+_FORBIDDEN = _networks(
     "169.254.0.0/16 fe80::/10 0.0.0.0/8 ::/128 224.0.0.0/3 ff00::/8 100.100.100.200/32 192.0.0.192/32 "
     "168.63.129.16/32 fd00:ec2::/32"
 )
@@ -178,30 +178,37 @@ def _is_in(ip: IPAddress, networks: Iterable[ipaddress.IPv4Network | ipaddress.I
     return any(ip.version == network.version and ip in network for network in networks)
 
 
-def is_never(ip: IPAddress) -> bool:
+def is_forbidden(ip: IPAddress) -> bool:
     """Return whether an address is link-local, multicast, unspecified, reserved or a cloud's metadata service."""
-    return _is_in(getattr(ip, "ipv4_mapped", None) or ip, _NEVER)
+    return _is_in(getattr(ip, "ipv4_mapped", None) or ip, _FORBIDDEN)
 
 
-def is_plain(ip: IPAddress) -> bool:
-    """Return whether an address embeds no other (as NAT64, 6to4 and mapped ones do) and has no scope."""
-    if ip.is_loopback:
-        return not getattr(ip, "ipv4_mapped", None)
-    if getattr(ip, "scope_id", None) or getattr(ip, "ipv4_mapped", None):
+def embeds_address(ip: IPAddress) -> bool:
+    """Return whether an address embeds another one (as NAT64, 6to4 and mapped ones do), or has a scope."""
+    if getattr(ip, "ipv4_mapped", None) is not None:
+        return True
+    if ip.is_loopback:  # ::1 would be IPv4-compatible
         return False
-    return not _is_in(ip, _WRAPPERS)
+    return bool(getattr(ip, "scope_id", None)) or _is_in(ip, _EMBEDDING)
 
 
 def is_public(ip: IPAddress) -> bool:
     """Return whether an address is public by itself, not by an address embedded in it."""
-    if is_never(ip) or not is_plain(ip) or (ip.version == 6 and ip not in _GLOBAL_6) or _is_in(ip, _SPECIAL):
+    if is_forbidden(ip) or embeds_address(ip) or _is_in(ip, _SPECIAL):
+        return False
+    if ip.version == 6 and ip not in _GLOBAL_6:
         return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
 @dataclass(frozen=True, slots=True)
 class HostRule:
-    """An allowed scheme, host (``*.`` before it matches any host below it) and port."""
+    """An allowed scheme, host and port.
+
+    Attributes:
+      host: a name or an IP address; ``*.`` before a name matches any name below it.
+      private: whether the name may resolve to private addresses.
+    """
 
     scheme: str
     host: str
@@ -228,27 +235,35 @@ def host_rule(text: str, private: bool = False) -> HostRule:
     scheme = scheme.lower() if separator else "https"
     if scheme not in PORTS:
         raise CimlError(f"allowed host {text!r}: scheme must be https or http")
-    wild = authority.startswith("*.")
+    has_wildcard = authority.startswith("*.")
     try:
         host, port = _host_port(authority.removeprefix("*."), scheme)
     except RejectedInput as rejected:
         raise CimlError(f"allowed host {text!r}: {rejected.detail}; want [scheme://]host[:port]") from None
     ip = as_ip(host)
-    if ip is not None and (wild or is_never(ip)):
+    if ip is not None and (has_wildcard or is_forbidden(ip)):
         raise CimlError(f"allowed host {text!r}: this address is never allowed")
-    if wild and "." not in host:
+    if has_wildcard and "." not in host:
         raise CimlError(f"allowed host {text!r}: the wildcard is too wide")
-    return HostRule(scheme, f"*.{host}" if wild else host, port, private or ip is not None)
+    return HostRule(scheme, f"*.{host}" if has_wildcard else host, port, private or ip is not None)
 
 
 def check_ips(addresses: list[str], private: bool) -> list[str]:
     """Check all addresses that a host resolved to; return them in order.
 
+    Args:
+      addresses: IP addresses.
+      private: whether they may be private.
+
     Raises:
-      RejectedInput: ``address_not_allowed`` where any one is not public (or, with ``private``, is never fetched from).
+      RejectedInput: ``address_not_allowed``: one of them is not allowed.
     """
     for text in addresses:
         ip = as_ip(text)
-        if ip is None or not (not is_never(ip) and is_plain(ip) if private else is_public(ip)):
+        if ip is None or not _is_allowed(ip, private):
             raise RejectedInput("address_not_allowed", f"it resolves to {text}")
     return addresses
+
+
+def _is_allowed(ip: IPAddress, private: bool) -> bool:
+    return is_public(ip) or (private and not embeds_address(ip) and not is_forbidden(ip))

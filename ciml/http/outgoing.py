@@ -1,7 +1,7 @@
 """Outgoing HTTP: connections go to exactly the address that was checked, and every step ends in time.
 
-`HostClient` sends requests to one host. `ciml.transforms.fetch.http` uses the same connections for logs, and follows
-redirects between allowed hosts.
+`HostClient` sends requests to one host. `ciml.transforms.fetch.http` uses the same connections (`Pinned`) for logs, and
+follows redirects between allowed hosts. `FetchLimits` limits both.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC
@@ -23,11 +24,11 @@ from ciml.errors import CimlError, RejectedInput
 from ciml.http.addresses import HostRule, as_ip, check_ips, parse_address
 from ciml.limits import MAX_ANSWER_BYTES, MAX_LOG_REQUESTS, MAX_RETRY_AFTER_S
 
-#: (host, port) -> IP addresses. Raises OSError where the name does not resolve.
+#: Returns the IP addresses of (host, port). Raises `OSError` if the name does not resolve.
 Resolve = Callable[[str, int], list[str]]
 
-_SLACK_S = 0.001
-_STEP_S = 20.0
+_MIN_STEP_S = 0.001
+_STEP_S = 20.0  # limit of one step of a request: to connect, to read or to write
 #: Characters of an error of the connection in a message.
 _ERROR_CHARACTERS = 160
 
@@ -39,7 +40,12 @@ def system_resolve(host: str, port: int) -> list[str]:
 
 
 class FetchLimits(threading.local):
-    """The limits of this thread's present log: its end by ``time.monotonic``, and the requests that it has left."""
+    """The limits of what this thread fetches at present.
+
+    Attributes:
+      deadline_s: its end, by ``time.monotonic``; infinity outside of `within`.
+      requests: number of requests that it may still send.
+    """
 
     deadline_s: float = float("inf")
     requests: int = 0
@@ -58,9 +64,13 @@ class FetchLimits(threading.local):
             self.deadline_s = float("inf")
 
     def remaining(self, timeout: float | None) -> float:
-        """Return the time limit of one step, s."""
+        """Return the time limit of one step, s: ``timeout``, or what is left if that is less.
+
+        Raises:
+          httpcore.ReadTimeout: nothing is left.
+        """
         remaining_s = self.deadline_s - time.monotonic()
-        if remaining_s <= _SLACK_S:
+        if remaining_s <= _MIN_STEP_S:
             raise httpcore.ReadTimeout("the time limit of the fetch was reached")
         return remaining_s if timeout is None else min(timeout, remaining_s)
 
@@ -98,7 +108,13 @@ class _Stream(httpcore.NetworkStream):
 
 
 class Pinned(httpcore.NetworkBackend):
-    """Resolves once, checks every address, and connects to one of exactly those."""
+    """Connections to allowed hosts: it resolves once, checks every address, and connects to one of exactly those.
+
+    Args:
+      rules: the allowed hosts.
+      resolve: resolves a host.
+      limits: of each step.
+    """
 
     def __init__(self, rules: tuple[HostRule, ...], resolve: Resolve, limits: FetchLimits) -> None:
         self._rules = rules
@@ -118,35 +134,33 @@ class Pinned(httpcore.NetworkBackend):
         if not rules:
             raise RejectedInput("address_not_allowed", f"{host}:{port} is not an allowed host")
         addresses = [host] if as_ip(host) else self._look_up(host, port, self._limits.remaining(timeout))
-        failed: Exception = httpcore.ConnectError(f"{host} has no address")
+        failure = httpcore.ConnectError(f"{host} has no address")
         for ip in check_ips(addresses, any(rule.private for rule in rules)):
             try:
                 inner = self._inner.connect_tcp(ip, port, self._limits.remaining(timeout), None, socket_options)
             except httpcore.ConnectError as error:
-                failed = error
+                failure = error
                 continue
             return _Stream(inner, self._limits)
-        raise failed
+        raise failure
 
     def _look_up(self, host: str, port: int, timeout: float) -> list[str]:
         # The system's resolver has no time limit, so a slow one is abandoned in its thread.
-        answer: list[Any] = []
+        addresses: Future[list[str]] = Future()
 
-        def ask() -> None:
+        def resolve() -> None:
             try:
-                answer.append(self._resolve(host, port))
+                addresses.set_result(self._resolve(host, port))
             except (OSError, UnicodeError) as error:
-                answer.append(error)
+                addresses.set_exception(error)
 
-        thread = threading.Thread(target=ask, name=f"resolve {host}", daemon=True)
-        thread.start()
-        thread.join(timeout)
-        if not answer:
-            raise httpcore.ConnectTimeout(f"resolving {host} timed out")
-        if isinstance(answer[0], Exception):
-            raise httpcore.ConnectError(f"cannot resolve {host}: {answer[0]}")
-        addresses: list[str] = answer[0]
-        return addresses
+        threading.Thread(target=resolve, name=f"resolve {host}", daemon=True).start()
+        try:
+            return addresses.result(timeout)
+        except TimeoutError:
+            raise httpcore.ConnectTimeout(f"resolving {host} timed out") from None
+        except (OSError, UnicodeError) as error:
+            raise httpcore.ConnectError(f"cannot resolve {host}: {error}") from None
 
 
 class NotReachedError(Exception):
@@ -175,7 +189,12 @@ class TooLarge(Unreadable):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of any status; ``content`` is its body, or why the body cannot be read."""
+    """An answer of any status.
+
+    Attributes:
+      response: its status and headers.
+      content: its body, or why the body cannot be read.
+    """
 
     response: httpcore.Response
     content: bytes | Unreadable
@@ -250,12 +269,11 @@ class HostClient:
         address = self.address
         target = (address.path.rstrip("/") + path).encode()
         url = httpcore.URL(scheme=address.scheme.encode(), host=address.host.encode(), port=address.port, target=target)
-        own = {"Host": address.host_header, "User-Agent": "ciml", "Accept-Encoding": "identity"}
-        timeout = dict.fromkeys(("connect", "read", "write", "pool"), _STEP_S)
+        defaults = {"Host": address.host_header, "User-Agent": "ciml", "Accept-Encoding": "identity"}
+        all_headers = list({**defaults, **headers}.items())
+        timeouts = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), _STEP_S)}
         try:
-            with self._pool.stream(
-                method, url, headers=[*(own | dict(headers)).items()], content=body, extensions={"timeout": timeout}
-            ) as response:
+            with self._pool.stream(method, url, headers=all_headers, content=body, extensions=timeouts) as response:
                 return Answer(response, self._content(response))
         except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout) as error:
             raise NotReachedError(_shortened(error)) from None
@@ -287,7 +305,7 @@ def _shortened(error: Exception) -> str:
 
 
 def tls_context(ca_file: str) -> ssl.SSLContext:
-    """Return a context that trusts the usual authorities, and those in a file of certificates unless it is ""."""
+    """Return a context that trusts the usual authorities, and those in a file of certificates if it is not ""."""
     context = httpcore.default_ssl_context()
     if ca_file:
         try:
@@ -299,19 +317,32 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
 
 def retry_after_s(response: httpcore.Response) -> float:
     """Return how long a response asks to wait, s, at most `MAX_RETRY_AFTER_S`; 0 where it does not."""
-    after = header(response, b"retry-after").decode("latin-1").strip()
-    wait = _number(after) if after else None
-    if after and wait is None:
-        try:
-            moment = parsedate_to_datetime(after)
-            wait = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            wait = None
-    for prefix in (b"x-ratelimit-", b"ratelimit-"):  # a response that is forbidden for another reason has some left
-        if wait is None and header(response, prefix + b"remaining").strip() == b"0":
-            reset = _number(header(response, prefix + b"reset").decode("latin-1"))
-            wait = None if reset is None else reset - time.time()
-    return 0.0 if wait is None else min(max(wait, 1.0), MAX_RETRY_AFTER_S)
+    wait_s = _retry_after(response)
+    for prefix in (b"x-ratelimit-", b"ratelimit-"):
+        if wait_s is None:
+            wait_s = _until_reset(response, prefix)
+    return 0.0 if wait_s is None else min(max(wait_s, 1.0), MAX_RETRY_AFTER_S)
+
+
+def _retry_after(response: httpcore.Response) -> float | None:
+    """Return the seconds of the header Retry-After: a number, or a date; None without a valid one."""
+    text = header(response, b"retry-after").decode("latin-1").strip()
+    wait_s = _number(text)
+    if wait_s is not None or not text:
+        return wait_s
+    try:
+        moment = parsedate_to_datetime(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _until_reset(response: httpcore.Response, prefix: bytes) -> float | None:
+    """Return the seconds until a rate limit allows requests again; None where it still has requests left."""
+    if header(response, prefix + b"remaining").strip() != b"0":
+        return None  # the response has another reason
+    reset_s = _number(header(response, prefix + b"reset").decode("latin-1"))
+    return None if reset_s is None else reset_s - time.time()
 
 
 def _number(text: str) -> float | None:

@@ -14,7 +14,7 @@ from ciml.reports.dataset.views import unit_of, value_range
 from ciml.reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, quantity, seconds, shown, units
 from ciml.reports.page import Page, Section, Table, Tile, cells, save
 from ciml.storage import open_store
-from ciml.telemetry import TIME, Finding, select_columns, telemetry_columns, validate
+from ciml.telemetry import TIME, Anomaly, find_anomalies, select_columns, telemetry_columns
 from ciml.transforms.parse.logs import parse_files
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def log_page(name: str, table: pa.Table, features_regex: str | None = None) -> P
     )
     sections = (
         Section("Course", caption, *_plots(times - times[0], [courses[column] for column in selected])),
-        _columns(list(courses.values()), validate(table), table.num_rows),
+        _columns(list(courses.values()), find_anomalies(table), table.num_rows),
     )
     begin = np.datetime64(int(times[0] * 1e6), "us").astype("datetime64[s]")
     return Page(f"Log {shown(name, 60)}", f"First sample {begin} UTC.", tiles, sections)
@@ -169,7 +169,7 @@ def _plot(number: int, group: str, times_s: np.ndarray, courses: Sequence[_Cours
     return Plot(f"log-{number:03}", title, "", (WIDE, 2.9), paint)
 
 
-def _columns(courses: Sequence[_Course], findings: Sequence[Finding], samples: int) -> Section:
+def _columns(courses: Sequence[_Course], findings: Sequence[Anomaly], samples: int) -> Section:
     """Return minimum, mean and maximum of each column, and the anomalies of the log."""
     rows = []
     for course in courses:

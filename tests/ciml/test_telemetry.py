@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import CimlError
-from ciml.telemetry import Finding, select_columns, short_names, telemetry_columns, unique_names, validate
+from ciml.telemetry import Anomaly, find_anomalies, select_columns, short_names, telemetry_columns, unique_names
 
 COLUMNS = (
     "total cpu usage:usr",
@@ -123,37 +123,37 @@ def test_telemetry_columns() -> None:
 
 
 def test_nothing_is_odd_about_a_clean_table() -> None:
-    assert validate(table([0, 10, 20, 30], a_b=[0.0, 1.0, 2.0, 3.0])) == []
-    assert validate(table([])) == []
-    assert validate(table([5], a_b=[1.0])) == []
+    assert find_anomalies(table([0, 10, 20, 30], a_b=[0.0, 1.0, 2.0, 3.0])) == []
+    assert find_anomalies(table([])) == []
+    assert find_anomalies(table([5], a_b=[1.0])) == []
 
 
 def test_findings_in_order() -> None:
     odd = table([0, 10, 20, 5, 15, 400], a_x=[1.0, None, None, 1.0, 1.0, 1.0], b_x=[-1.0, 1.0, None, 1.0, 1.0, 1.0])
-    assert validate(odd) == [
-        Finding("clock_set_back", "", 1, 0.2),
-        Finding("gaps", "", 1, 0.2),
-        Finding("nulls", "a:x", 2, 2 / 6),
-        Finding("nulls", "b:x", 1, 1 / 6),
-        Finding("negative", "b:x", 1, 1 / 6),
+    assert find_anomalies(odd) == [
+        Anomaly("clock_set_back", "", 1, 0.2),
+        Anomaly("gaps", "", 1, 0.2),
+        Anomaly("nulls", "a:x", 2, 2 / 6),
+        Anomaly("nulls", "b:x", 1, 1 / 6),
+        Anomaly("negative", "b:x", 1, 1 / 6),
     ]
-    assert validate(odd)[2].to_json() == {"kind": "nulls", "column": "a:x", "count": 2, "share": 0.333333}
+    assert find_anomalies(odd)[2].to_json() == {"kind": "nulls", "column": "a:x", "count": 2, "share": 0.333333}
 
 
 def test_findings_of_a_slice_and_of_chunks() -> None:
     complete = table([0, 10, 20, 30], a_x=[-1.0, 1.0, -2.0, None])
-    assert [f.count for f in validate(complete.slice(1))] == [1, 1]
-    assert validate(pa.concat_tables([complete.slice(0, 2), complete.slice(2)])) == validate(complete)
+    assert [f.count for f in find_anomalies(complete.slice(1))] == [1, 1]
+    assert find_anomalies(pa.concat_tables([complete.slice(0, 2), complete.slice(2)])) == find_anomalies(complete)
 
 
 def test_parsing_and_validating_import_no_pandas() -> None:
     script = (
         "import sys\n"
-        "from ciml.telemetry import validate\n"
+        "from ciml.telemetry import find_anomalies\n"
         "from ciml.transforms.parse.logs import Log, parse_logs\n"
         "from tests.golden.make_logs import all_logs\n"
         "tables = parse_logs([Log(g.data, g.start_us, g.end_us) for g in all_logs()])\n"
-        "[validate(t) for t in tables]\n"
+        "[find_anomalies(t) for t in tables]\n"
         "assert not {'pandas', 'apache_beam', 'tensorflow'} & set(sys.modules), 'slow imports'\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

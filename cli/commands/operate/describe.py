@@ -76,18 +76,18 @@ def schema(options: SchemaOptions) -> None:
       ciml schema predictions
       ciml schema --output schemas
     """
-    from ciml.messages import schema_names, schema_text
+    from ciml.messages import schema_text, schema_titles
 
     output = options.output
     if output is not None:
         if options.name is not None:
             raise click.UsageError("--output writes all schemas; leave out NAME")
         output.mkdir(parents=True, exist_ok=True)
-        for topic in schema_names():
+        for topic in schema_titles():
             (output / f"{topic}.json").write_text(schema_text(topic), encoding="utf-8")
-        click.echo(f"{len(schema_names())} schemas in {output}")
+        click.echo(f"{len(schema_titles())} schemas in {output}")
     elif options.name is not None:
         click.echo(schema_text(options.name), nl=False)
     else:
-        for topic, title in schema_names().items():
+        for topic, title in schema_titles().items():
             click.echo(f"{topic:22} {title}")

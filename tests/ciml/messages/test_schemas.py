@@ -14,12 +14,12 @@ from jsonschema import Draft202012Validator
 
 from ciml.cli.main import cli
 from ciml.errors import CimlError
-from ciml.messages import schema, schema_names, schema_text
+from ciml.messages import schema, schema_text, schema_titles
 from tests.ciml.messages.made import made, values
 from tests.messages import check_message, fault
 
 ROOT = Path(__file__).parents[3]
-NAMES = list(schema_names())
+NAMES = list(schema_titles())
 every_schema = pytest.mark.parametrize("name", NAMES)
 
 
