@@ -46,26 +46,24 @@ def run_of(environment: Environment) -> EnvironmentRun:
     The environment is not trusted: values that are invalid in an event are shortened or left out.
     """
     run = _run_of_system(environment) or EnvironmentRun("record", str(uuid.uuid4()))
-    facts = {**run.facts, **{name: value for name in FACTS if (value := environment.get(f"CIML_{name.upper()}"))}}
+    facts = dict(run.facts)
+    for name in FACTS:
+        facts[name] = environment.get(f"CIML_{name.upper()}") or facts.get(name, "")
     attempt = environment.get("CIML_ATTEMPT", "")
     return EnvironmentRun(
         source=_NO_SLUG.sub("-", environment.get("CIML_SOURCE", "").lower())[:63].strip("-") or run.source,
         native_id=bounded_id(_clean(environment.get("CIML_RUN_ID") or run.native_id)),
-        job=_short_job(_clean(environment.get("CIML_JOB") or run.job)),
+        job=_shorten_job(_clean(environment.get("CIML_JOB") or run.job)),
         attempt=_attempt(attempt) if attempt else run.attempt,
         facts=_clean_values(facts),
         labels=_clean_values(run.labels),
     )
 
 
-def _run_of_system(environment: Environment) -> EnvironmentRun | None:
-    return next((run for read in _SYSTEMS if (run := read(environment))), None)
-
-
 def missing_id(environment: Environment) -> str:
-    """Return a line that says how a job of GitHub Actions gives its id; "" where it does, and elsewhere.
+    """Return a line of advice for a job of GitHub Actions that does not set its id; "" for all other runs.
 
-    A GitHub Enterprise Server does not give a job its id, so there is nothing to say there.
+    A GitHub Enterprise Server does not give a job its id, so there is no advice for it.
     """
     server = environment.get("GITHUB_SERVER_URL", "https://github.com").rstrip("/")
     run = _run_of_system(environment)
@@ -153,7 +151,9 @@ def _jenkins(env: Environment) -> EnvironmentRun | None:
     project = name
     job = env.get("JOB_BASE_NAME") or name
     # The address of a job ends with job/NAME/, that of a matrix' configuration with job/NAME/AXIS=VALUE/.
-    if env.get("JOB_URL", "").rstrip("/").split("/")[-2:-1] not in ([], ["job"]) and name.endswith(f"/{job}"):
+    address = env.get("JOB_URL", "").rstrip("/").split("/")
+    is_matrix = len(address) > 1 and address[-2] != "job"
+    if is_matrix and name.endswith(f"/{job}"):
         project = name.removesuffix(f"/{job}")
         job = f"{project.rpartition('/')[2]}/{job}"
     return EnvironmentRun(
@@ -174,8 +174,13 @@ def _jenkins(env: Environment) -> EnvironmentRun | None:
 _SYSTEMS: tuple[Callable[[Environment], EnvironmentRun | None], ...] = (_zuul, _github, _gitlab, _jenkins)
 
 
-def _short_job(job: str) -> str:
-    """Shorten a job's name to the limit of a path."""
+def _run_of_system(environment: Environment) -> EnvironmentRun | None:
+    """Return the run by the variables of the first CI system that has set them."""
+    return next(filter(None, (read(environment) for read in _SYSTEMS)), None)
+
+
+def _shorten_job(job: str) -> str:
+    """Shorten a job's name to the limit of a path, in which it is percent-encoded."""
     while len(path_safe(job)) > MAX_JOB_PATH_CHARACTERS:
         job = job[:-1]
     return job
@@ -186,6 +191,7 @@ def _clean_values(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _clean(value: str) -> str:
+    """Return a text that an event may contain."""
     return "".join(character for character in value if is_clean(character))[:MAX_TEXT_CHARACTERS].strip()
 
 

@@ -1,7 +1,4 @@
-"""Settings of a recorder.
-
-The recorder's messages: single lines on standard error. Printing never fails.
-"""
+"""Settings of a recorder, and how it prints its messages: single lines on standard error."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from typing import Literal
 
 from ciml.kafka.options import KafkaOptions
 
+#: See `Settings.leftovers`.
 WhoseBroker = Literal["given", "recorded", "unconfirmed"]
 
 
@@ -24,9 +22,9 @@ class Settings:
       spool: folder of the recordings.
       kafka: options of the broker; None for none.
       flush_s: time to send after the command's end, s.
-      leftovers: which broker ``ciml record --send`` uses for a recording that names one itself: ``given``, the one of
-        ``kafka``, also where that is None; ``recorded``, its own, without any Kafka property; ``unconfirmed``, none,
-        since the command line has properties without a broker.
+      leftovers: the broker that ``ciml record --send`` uses for a recording that names one itself. ``given``: that of
+        ``kafka``, even if it is None. ``recorded``: its own, without any Kafka property. ``unconfirmed``: none, because
+        the command line has properties without a broker.
     """
 
     spool: Path

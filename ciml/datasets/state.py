@@ -44,9 +44,15 @@ class SpanRun(Record, frozen=True, gc=False):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SpanRun:
-        # Shared values are stored once.
-        shared = (intern(value["build_name"]), intern(value["split"]), value["label"], intern(value["label_name"]))
-        return cls(value["run_id"], *shared, value["n_windows"], value["digest"])
+        return cls(
+            run_id=value["run_id"],
+            build_name=intern(value["build_name"]),  # runs share most texts: each is stored once
+            split=intern(value["split"]),
+            label=value["label"],
+            label_name=intern(value["label_name"]),
+            n_windows=value["n_windows"],
+            digest=value["digest"],
+        )
 
 
 class SpanVersion(Record, frozen=True):
@@ -113,9 +119,10 @@ class DatasetState:
       cursor: the raw position of the next read.
       corrections_to: corrections in raw versions below this one are applied.
       spans: all versions of each span, by span and version.
-      corrected: outcome and producer's word of runs that differ from their raw row.
-      caused: the causes that runs have by reruns or reviewers (`ciml.runs.causes`).
-      span_of: the span of each selected run.
+      corrections: outcome and producer's word of runs that differ from their raw row, by run id.
+      causes: the causes that runs have by reruns or reviewers (`ciml.runs.causes`), by run id.
+      span_of: the number of the span of each selected run, by run id.
+      time_us: time of the last commit, epoch microseconds.
     """
 
     def __init__(self) -> None:
@@ -127,8 +134,8 @@ class DatasetState:
         self.cursor: Position = (1, 0)
         self.corrections_to = 1
         self.spans: dict[int, dict[int, SpanVersion]] = {}
-        self.corrected: dict[str, tuple[str, str]] = {}
-        self.caused: dict[str, str] = {}
+        self.corrections: dict[str, tuple[str, str]] = {}
+        self.causes: dict[str, str] = {}
         self.span_of: dict[str, int] = {}
         self.time_us = 0
 
@@ -149,7 +156,9 @@ class DatasetState:
         if self.resolved is None or self.resolved.definition.aggregation_functions:
             return None
         lengths = [run.n_windows for span in self.latest() for run in span.runs]
-        return 1 - sum(lengths) / (len(lengths) * self.resolved.windows) if lengths else None
+        if not lengths:
+            return None
+        return 1 - sum(lengths) / (len(lengths) * self.resolved.windows)
 
     def apply(self, version: int, delta: Delta) -> None:
         """Apply the next delta.
@@ -174,14 +183,16 @@ class DatasetState:
         for span in delta.get("spans", ()):
             self._apply_span(version, SpanVersion.from_json(span))
         for run in delta.get("corrections", ()):
-            self.corrected[run["run_id"]] = (run["outcome"], run["result"])
-        self.caused |= {run["run_id"]: run["cause"] for run in delta.get("causes", ())}
+            self.corrections[run["run_id"]] = (run["outcome"], run["result"])
+        self.causes |= {run["run_id"]: run["cause"] for run in delta.get("causes", ())}
         self.version = version
         self.time_us = delta["time_us"]
 
     def _apply_span(self, version: int, span: SpanVersion) -> None:
         versions = self.spans.setdefault(span.span, {})
-        if span.version != len(versions) + 1 or (span.version == 1 and span.span != len(self.spans)):
+        is_next_version = span.version == len(versions) + 1
+        is_next_span = span.span == len(self.spans)
+        if not is_next_version or (span.version == 1 and not is_next_span):
             raise IntegrityError(f"data set manifest: version {version} has {span.folder} out of order")
         for run_id in span.run_ids():
             if self.span_of.setdefault(run_id, span.span) != span.span:

@@ -1,4 +1,4 @@
-"""The thread that sends the events of steps in order, so that no endpoint delays a step."""
+"""The emitter of lineage: a thread that sends the events of steps in order, so that no endpoint delays a step."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 #: How long `close` waits for events that are not sent yet.
 CLOSE_S = 5.0
-_MOST_WAITING = 100
+_MAX_WAITING = 100  # events that are not sent yet; further ones are lost
 _ERROR_CHARACTERS = 300
 
 
 class Emitter:
-    """Sends events to where OpenLineage's own configuration says, by default into the data root.
+    """Sends events to the endpoint of OpenLineage's own configuration, by default into the data root.
 
     An event that cannot be sent is lost, with a warning.
 
@@ -38,18 +38,18 @@ class Emitter:
     def __init__(self, data: DataRoot, close_s: float = CLOSE_S) -> None:
         self._data = data
         self._close_s = close_s
-        self._waiting: queue.Queue[StepEvent | None] = queue.Queue(_MOST_WAITING)
+        self._waiting: queue.Queue[StepEvent | None] = queue.Queue(_MAX_WAITING)
         self._given_up = threading.Event()
         # A daemon: a request that never ends must not keep the process.
         self._thread = threading.Thread(target=self._send_all, name="lineage", daemon=True)
         self._thread.start()
 
     def emit(self, event: StepEvent) -> None:
-        """Take an event, at once."""
+        """Queue an event, without waiting."""
         try:
             self._waiting.put_nowait(event)
         except queue.Full:
-            _LOG.warning("lineage: %s of %s is lost: %d events wait", event.state, event.job, _MOST_WAITING)
+            _LOG.warning("lineage: %s of %s is lost: %d events wait", event.state, event.job, _MAX_WAITING)
 
     def close(self) -> None:
         """Wait until all events are sent, for ``close_s`` at most."""
@@ -78,7 +78,7 @@ class Emitter:
 
 @contextmanager
 def lineage_of(data: DataRoot, enabled: bool) -> Iterator[Lineage]:
-    """Yield what reports the steps on a data root.
+    """Yield the `Lineage` that reports the steps on a data root, and close it after the block.
 
     Args:
       data: the data root; its address is the namespace of the jobs, and it gets the events unless OpenLineage is

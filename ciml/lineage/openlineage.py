@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from ciml.storage import Store
 
 PRODUCER = f"urn:ciml:{__version__}"
-#: Bounds of what an event holds: a definition may have thousands of features, an exception any text.
-MOST_COLUMNS = 1000
-MOST_ERROR_CHARACTERS = 1000
+#: Limits of an event: a definition may have thousands of features, an exception any text.
+MAX_COLUMNS = 1000
+MAX_ERROR_CHARACTERS = 1000
 
 
 class _Client(OpenLineageClient):
@@ -65,6 +65,24 @@ def make_client(data: DataRoot) -> OpenLineageClient:
     if described.get("type") or os.environ.get("OPENLINEAGE_URL"):
         return _Client()
     return _Client(transport=StoreTransport(data.lineage))
+
+
+class StoreTransport(Transport):
+    """Writes each event to ``<date>/<time>-<job>-<state>-<run id>.json``; sorted by name, they are in order of time.
+
+    Args:
+      store: the folder.
+    """
+
+    kind = "ciml"
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def emit(self, event: Any) -> None:
+        time = event.eventTime.replace("+00:00", "Z").replace(":", "")
+        name = f"{time}-{event.job.name}-{event.eventType.value}-{event.run.runId}.json"
+        self._store.create(f"{event.eventTime[:10]}/{name}", Serde.to_json(event).encode())
 
 
 def run_event(event: StepEvent, data: DataRoot) -> RunEvent:
@@ -119,7 +137,7 @@ def _run_facets(event: StepEvent) -> dict[str, RunFacet]:
     if described.facts:
         facets["ciml_evaluation"] = _custom(RunFacet(producer=PRODUCER), described.facts)
     if event.error:
-        text = redact_text(" ".join(event.error.split()))[:MOST_ERROR_CHARACTERS]
+        text = redact_text(" ".join(event.error.split()))[:MAX_ERROR_CHARACTERS]
         facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(text, "PYTHON", producer=PRODUCER)
     return facets
 
@@ -157,7 +175,7 @@ def _facets(data: Data) -> dict[str, DatasetFacet]:
     if data.version:
         facets["version"] = dataset_version_dataset.DatasetVersionDatasetFacet(data.version, producer=PRODUCER)
     if data.columns:
-        fields = [schema_dataset.SchemaDatasetFacetFields(*column) for column in data.columns[:MOST_COLUMNS]]
+        fields = [schema_dataset.SchemaDatasetFacetFields(*column) for column in data.columns[:MAX_COLUMNS]]
         facets["schema"] = schema_dataset.SchemaDatasetFacet(fields, producer=PRODUCER)
     if data.facts:
         facets["ciml_data"] = _custom(DatasetFacet(producer=PRODUCER), data.facts)
@@ -166,21 +184,3 @@ def _facets(data: Data) -> dict[str, DatasetFacet]:
 
 def _custom(facet: Any, facts: Any) -> Any:
     return facet.with_additional_properties(**facts)
-
-
-class StoreTransport(Transport):
-    """Writes each event to ``<date>/<time>-<job>-<state>-<run id>.json``; sorted by name, they are in order of time.
-
-    Args:
-      store: the folder.
-    """
-
-    kind = "ciml"
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def emit(self, event: Any) -> None:
-        time = event.eventTime.replace("+00:00", "Z").replace(":", "")
-        name = f"{time}-{event.job.name}-{event.eventType.value}-{event.run.runId}.json"
-        self._store.create(f"{event.eventTime[:10]}/{name}", Serde.to_json(event).encode())

@@ -38,7 +38,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Description:
-    """What a step reads, writes and found.
+    """The description of a step: its data, and its results.
 
     Attributes:
       inputs, outputs: its data.
@@ -79,31 +79,35 @@ Describe = Callable[[], Description]
 
 
 class Emits(Protocol):
-    """Takes events, at once."""
+    """Takes events without waiting."""
 
     def emit(self, event: StepEvent) -> None:
-        """Take an event."""
+        """Queue an event."""
 
     def close(self) -> None:
         """Wait until the events are sent, a few seconds at most."""
 
 
 class Step:
-    """An execution of a step. `describe` says what it did."""
+    """An execution of a step.
+
+    Attributes:
+      description: returns what is reported when the step has completed; None for what was known at its start.
+    """
 
     def __init__(self) -> None:
-        self.described: Describe | None = None
+        self.description: Describe | None = None
 
     def describe(self, description: Describe) -> None:
-        """Report this description when the step has completed. It is called only if lineage is on."""
-        self.described = description
+        """Set the description that is reported when the step has completed. It is called only if lineage is on."""
+        self.description = description
 
 
 class Lineage:
     """Reports steps. `OFF` reports nothing.
 
     Args:
-      emitter: takes the events; None for none.
+      emitter: takes the events; None to report nothing.
     """
 
     def __init__(self, emitter: Emits | None = None) -> None:
@@ -125,7 +129,7 @@ class Lineage:
         if self._emitter is None:
             yield step
             return
-        first = StepEvent(_new_id(), job, "START", datetime.now(UTC), _described(description, Description()))
+        first = StepEvent(_new_id(), job, "START", datetime.now(UTC), _make_description(description, Description()))
         self._emitter.emit(first)
         try:
             yield step
@@ -134,7 +138,7 @@ class Lineage:
             text = f"{type(error).__name__}: {error}"
             self._emitter.emit(replace(first, state=state, time=datetime.now(UTC), error=text))
             raise
-        result = _described(step.described, first.description)
+        result = _make_description(step.description, first.description)
         self._emitter.emit(replace(first, state="COMPLETE", time=datetime.now(UTC), description=result))
 
     def close(self) -> None:
@@ -146,7 +150,8 @@ class Lineage:
 OFF = Lineage()
 
 
-def _described(description: Describe | None, otherwise: Description) -> Description:
+def _make_description(description: Describe | None, otherwise: Description) -> Description:
+    """Return the description, or ``otherwise`` if there is none or it raises."""
     if description is None:
         return otherwise
     try:

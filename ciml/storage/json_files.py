@@ -1,4 +1,4 @@
-"""Sealed JSON objects, and small JSON files that are replaced atomically (the state of local engines and services).
+"""Sealed JSON objects: their format, and their reading from bytes, stores and small local files.
 
 A sealed object carries the sha256 of its bytes, so that damage is detected before parsing. It begins with the key
 ``seal`` and ends with the key ``sha256``, whose digits cover all bytes before them:
@@ -7,6 +7,7 @@ A sealed object carries the sha256 of its bytes, so that damage is detected befo
 
 The two keys are at opposite ends, so that a damaged seal is not mistaken for a missing one. Objects of older versions
 have neither. The value of ``seal`` is text that the writer adds, such as the digest of the previous delta of a log.
+The state of local engines and services is in files, which `write_json` replaces atomically.
 """
 
 from __future__ import annotations
@@ -29,53 +30,6 @@ _DIGITS = 64
 _TAIL = len(_LAST) + _DIGITS + len(_END)
 _HEAD = re.compile(rb'\{"seal":"([0-9a-f:]*)",')
 RESTORE = "restore a backup"
-
-
-def read_json(path: Path, remedy: str = "remove it", error: type[CimlError] = CimlError) -> dict[str, Any] | None:
-    """Return an object written by `write_json`, or None if the file does not exist.
-
-    Raises:
-      CimlError: if the file holds no JSON object: of the class ``error``, with a ``remedy``.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    return read_object(data, str(path), remedy, error)
-
-
-def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
-    """Replace a file atomically; it carries a digest of its bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, seal(json.dumps(value, indent=2).encode()), mode)
-
-
-def replace_file(path: Path, data: bytes, mode: int = 0o600, *, exclusively: bool = False) -> bool:
-    """Replace a file in an existing folder atomically, without a sync to disk.
-
-    Args:
-      path: of the file.
-      data: its content.
-      mode: its permissions.
-      exclusively: write nothing where there is a file already.
-
-    Returns:
-      Whether the file was written.
-    """
-    import tempfile  # most commands only read
-
-    handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-        os.chmod(staged, mode)
-        (os.link if exclusively else os.replace)(staged, path)
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(staged)
 
 
 class Seal(NamedTuple):
@@ -103,11 +57,6 @@ def seal(document: bytes, text: str = "") -> bytes:
     return b"".join((content, hashlib.sha256(content).hexdigest().encode(), _END))
 
 
-def digest_of(data: bytes) -> str:
-    """Return the digest in an object that `seal` has returned."""
-    return data[-_DIGITS - len(_END) : -len(_END)].decode()
-
-
 def seal_of(data: bytes, where: str, remedy: str = RESTORE, error: type[CimlError] = IntegrityError) -> Seal | None:
     """Return the seal of a stored object; None for one that an older version wrote without a seal.
 
@@ -120,19 +69,24 @@ def seal_of(data: bytes, where: str, remedy: str = RESTORE, error: type[CimlErro
     Raises:
       CimlError: of the class ``error``: it has a seal, or a part of one, and differs from it.
     """
-    end = len(data) - _TAIL
-    ends_sealed = end > 0 and data.startswith(_LAST, end) and data.endswith(_END)
-    if not ends_sealed and not data.startswith(_FIRST):
+    has_tail = len(data) > _TAIL and data.startswith(_LAST, len(data) - _TAIL) and data.endswith(_END)
+    if not has_tail and not data.startswith(_FIRST):
         return None
     head = _HEAD.match(data)
-    content = memoryview(data)[: end + len(_LAST)]
-    if (
-        not ends_sealed
-        or head is None
-        or hashlib.sha256(content).hexdigest().encode() != data[len(content) : -len(_END)]
-    ):
+    if not has_tail or head is None or not _has_right_digest(data):
         raise error(f"{where} differs from its digest; {remedy}")
     return Seal(head[1].decode(), digest_of(data))
+
+
+def _has_right_digest(data: bytes) -> bool:
+    digits_start = len(data) - len(_END) - _DIGITS
+    digest = hashlib.sha256(memoryview(data)[:digits_start]).hexdigest()
+    return digest.encode() == data[digits_start : -len(_END)]
+
+
+def digest_of(data: bytes) -> str:
+    """Return the digest in a sealed object, without computing it."""
+    return data[-_DIGITS - len(_END) : -len(_END)].decode()
 
 
 def without_seal(data: bytes) -> bytes:
@@ -168,3 +122,50 @@ def read_stored(store: Store, path: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return read_object(data, store.url(path))
+
+
+def read_json(path: Path, remedy: str = "remove it", error: type[CimlError] = CimlError) -> dict[str, Any] | None:
+    """Return an object written by `write_json`, or None if the file does not exist.
+
+    Raises:
+      CimlError: of the class ``error``, with the ``remedy``: the file contains no JSON object, or is damaged.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return read_object(data, str(path), remedy, error)
+
+
+def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
+    """Write a sealed object to a file, which is replaced atomically. Its folder is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, seal(json.dumps(value, indent=2).encode()), mode)
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o600, *, exclusively: bool = False) -> bool:
+    """Replace a file in an existing folder atomically, without a sync to disk.
+
+    Args:
+      path: of the file.
+      data: its content.
+      mode: its permissions.
+      exclusively: write nothing if the file exists already.
+
+    Returns:
+      Whether the file was written.
+    """
+    import tempfile  # most commands only read
+
+    handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(data)
+        os.chmod(staged, mode)
+        (os.link if exclusively else os.replace)(staged, path)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(staged)

@@ -347,7 +347,7 @@ class Plan:
         late = self._late
         self._late = {}
         out = []
-        causes = ChainMap(self._caused, self._state.caused)
+        causes = ChainMap(self._caused, self._state.causes)
         for span in sorted({self._span_of(run_id) or 0 for run_id in late}):
             version, runs = self._last_version(span)
             after = []
@@ -384,7 +384,7 @@ class Plan:
             positions = versions[last].selected
         records = {version: self._raw.read(version).rows for version in sorted({number for number, _ in positions})}
         runs = (SelectedRun.of(position, records[position[0]][position[1]]) for position in positions)
-        fixes = ChainMap(self._fixed, self._state.corrected)
+        fixes = ChainMap(self._fixed, self._state.corrections)
         return last, tuple(self._placed(run.corrected(fixes.get(run.run_id))) for run in runs)
 
 

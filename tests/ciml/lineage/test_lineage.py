@@ -20,7 +20,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.lineage import emitter
 from ciml.lineage.emitter import Emitter, lineage_of
-from ciml.lineage.openlineage import MOST_COLUMNS, dataset_name
+from ciml.lineage.openlineage import MAX_COLUMNS, dataset_name
 from ciml.lineage.steps import OFF, Data, Description, Lineage
 from tests.ciml.lineage.model import fault
 from tests.ciml.lineage.recorded import Recorded, checked, names, states, stored
@@ -152,10 +152,10 @@ def test_a_description_that_fails_is_left_out(data: DataRoot, caplog: pytest.Log
 
 def test_a_wide_schema_is_cut(data: DataRoot) -> None:
     recorded = Recorded(data)
-    columns = tuple((f"c{number}", "float32") for number in range(MOST_COLUMNS + 5))
+    columns = tuple((f"c{number}", "float32") for number in range(MAX_COLUMNS + 5))
     with recorded.step("train.m", lambda: Description((Data("/x", columns=columns),))):
         pass
-    assert len(recorded.events[0]["inputs"][0]["facets"]["schema"]["fields"]) == MOST_COLUMNS
+    assert len(recorded.events[0]["inputs"][0]["facets"]["schema"]["fields"]) == MAX_COLUMNS
 
 
 @pytest.mark.parametrize(

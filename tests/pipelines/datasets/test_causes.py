@@ -62,7 +62,7 @@ def test_runs_that_failed_have_a_cause_by_reruns_or_their_own_event(data: DataRo
     assert labels(state) == [{"1": "machine", "2": "code", "3": "no_label", "4": "no_label"}]
     assert state.resolved is not None
     assert state.resolved.classes == ("code", "machine")
-    assert state.caused == {"zuul~1~1": "machine"}
+    assert state.causes == {"zuul~1~1": "machine"}
     rows = read_span(data.dataset("cpu").store, span, columns=["run_id", "label", "labels"]).to_pylist()
     assert {row["run_id"]: (row["label"], row["labels"]) for row in rows} == {
         "zuul~1~1": (1, [("cause", "machine")]),
@@ -103,7 +103,7 @@ def test_a_cause_that_is_not_known_any_more_is_no_label(data: DataRoot, raw: Raw
     (second,) = update_dataset(data.dataset("cpu")).sealed
     state = data.dataset("cpu").state()
     assert (second.version, second.runs) == (2, ())
-    assert state.caused == {"zuul~1~1": ""}
+    assert state.causes == {"zuul~1~1": ""}
     assert update_dataset(data.dataset("cpu")).sealed == ()
     raw.add([run(5, "success", 1)])
     assert [span.version for span in update_dataset(data.dataset("cpu")).sealed] == [3]
@@ -161,7 +161,7 @@ def test_a_slice_has_the_causes_that_its_raw_version_knows(data: DataRoot, raw: 
     assert labels(state) == [{"1": "machine", "2": "code", "3": "no_label", "4": "no_label"}]
     state = build_dataset(data, DataRoot.open(tmp_path / "later"), definition).state
     assert labels(state) == [{"1": "machine", "2": "code", "3": "no_label", "4": "machine"}]
-    assert state.caused == {"zuul~1~1": "machine", "zuul~2~1": "code", "zuul~4~1": "machine"}
+    assert state.causes == {"zuul~1~1": "machine", "zuul~2~1": "code", "zuul~4~1": "machine"}
 
 
 def test_other_data_sets_store_no_causes(data: DataRoot, raw: RawStore) -> None:

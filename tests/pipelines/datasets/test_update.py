@@ -145,7 +145,7 @@ def test_a_correction_before_the_span_ends_is_in_its_first_version(data: DataRoo
     (span,) = update_dataset(data.dataset("cpu")).sealed
     assert [run.label_name for run in span.runs] == ["failed", "passed", "failed", "passed"]
     state = data.dataset("cpu").state()
-    assert state.corrected == {"zuul~1~1": ("failure", "FAILURE")}
+    assert state.corrections == {"zuul~1~1": ("failure", "FAILURE")}
     # back again: what the span says is compared, not the raw row
     raw.add(corrections=[make_facts(1)])
     (again,) = update_dataset(data.dataset("cpu")).sealed
