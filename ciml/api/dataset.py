@@ -161,7 +161,7 @@ class Dataset:
         return dict(zip(table.column("run_id").to_pylist(), table.column("n_windows").to_pylist(), strict=True))
 
     def _read(self, split: Split | None, columns: Sequence[str] | None) -> pa.Table:
-        """Return columns of the examples in the order of `_runs`; all by default."""
+        """Return columns of the examples in the order of `_runs`; for None all columns."""
         import numpy as np
         import pyarrow as pa
 
@@ -169,15 +169,15 @@ class Dataset:
         from ciml.runs.arrow import numbers
         from ciml.transforms.examples.spans import read_examples
 
-        run_ids = [run.run_id for run in self._runs(split)]
+        runs = self._runs(split)
         splits = _SPLITS if split is None else (split,)
         files = [file for span in self._snapshot.spans for name in splits for file in span.files.get(name, ())]
         if not files:
-            empty = schema_of(self._snapshot.resolved).empty_table()
-            return empty if columns is None else empty.select(list(columns))
+            empty_table = schema_of(self._snapshot.resolved).empty_table()
+            return empty_table if columns is None else empty_table.select(list(columns))
         table = pa.concat_tables([read_examples(self._stored.store, file, columns) for file in files])
         row_of = {run_id: row for row, run_id in enumerate(table.column("run_id").to_pylist())}
-        return table.take(numbers(np.array([row_of[run_id] for run_id in run_ids], np.int64)))
+        return table.take(numbers(np.array([row_of[run.run_id] for run in runs], np.int64)))
 
     def __len__(self) -> int:
         return len(self._runs(None))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _BATCH_RUNS = 256
 _BATCH_BYTES = 64 << 20
 #: Number of unusable runs that an error names.
-_NAMED_FAULTS = 5
+_MAX_NAMED_FAULTS = 5
 _UNKNOWN_RUN = "unknown_run"
 
 
@@ -78,6 +78,11 @@ class _Input(NamedTuple):
     name: str
     facts: RunFacts
     table: pa.Table | RejectedInput
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it has telemetry."""
+        return not isinstance(self.table, RejectedInput)
 
 
 class Model:
@@ -199,10 +204,10 @@ class Model:
         facts = self._facts(inputs, job, outcome, labels or {})
         for batch in _batches(map(_Input, names, facts, self._tables(inputs, zone))):
             self._check_context(batch)
-            usable = [(item.table, item.facts) for item in batch if not isinstance(item.table, RejectedInput)]
-            answers = iter(self._local.predict([table for table, _ in usable], [facts for _, facts in usable]))
+            usable = [item for item in batch if item.is_usable]
+            answers = iter(self._local.predict([item.table for item in usable], [item.facts for item in usable]))
             for item in batch:
-                yield _prediction(item.name, item.table if isinstance(item.table, RejectedInput) else next(answers))
+                yield _prediction(item.name, next(answers) if item.is_usable else item.table)
 
     def _facts(
         self, runs: Sequence[Run], job: str, outcome: OutcomeWord | None, labels: Mapping[str, str]
@@ -215,33 +220,34 @@ class Model:
 
         if outcome is not None and outcome not in OUTCOMES:
             raise CimlError(f"unknown outcome {outcome!r:.80}; choose from {', '.join(sorted(OUTCOMES))}")
-        context = bool(self._local.definition.definition.context)
-        needed = context or self._local.rules is not None
-        run_ids = [str(run) for run in runs if _is_run_id(run)] if needed else []
+        argument_facts = RunFacts("", "", job, outcome=outcome, labels=labels)
+        if not self._local.definition.definition.context and self._local.rules is None:
+            return [argument_facts] * len(runs)  # the model needs no facts
+        run_ids = [str(run) for run in runs if _is_run_id(run)]
         stored_facts = find_facts(ManifestLog(self._data.raw), run_ids) if run_ids else {}
-        given_facts = RunFacts("", "", job, outcome=outcome, labels=labels)
-        return [stored_facts.get(run, given_facts) if isinstance(run, str) else given_facts for run in runs]
+        return [stored_facts.get(run, argument_facts) if isinstance(run, str) else argument_facts for run in runs]
 
     def _check_context(self, batch: Sequence[_Input]) -> None:
         """Raise `CimlError`, with the unusable runs, if a usable run lacks facts that the model compares."""
         if not self._local.definition.definition.context:
             return
-        unusable = [item for item in batch if isinstance(item.table, RejectedInput)]
-        usable_facts = [item.facts for item in batch if not isinstance(item.table, RejectedInput)]
+        usable_facts = [item.facts for item in batch if item.is_usable]
         if all(facts.run_id or (facts.build_name and facts.outcome) for facts in usable_facts):
             return
-        faults = [f"; {item.name} is unusable: {item.table}" for item in unusable[:_NAMED_FAULTS]]
+        unusable = [item for item in batch if not item.is_usable]
+        faults = [f"; {item.name} is unusable: {item.table}" for item in unusable[:_MAX_NAMED_FAULTS]]
         raise CimlError(
             f"model {self.name} compares a run with those of its job: give job and outcome, such as failure"
             + "".join(faults)
         )
 
     def _tables(self, runs: Sequence[Run], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
+        """Yield the telemetry of each run, or why it has none: from the raw store, from files and from tables."""
         for are_ids, group in groupby(runs, _is_run_id):
             values: list[Any] = list(group)
-            yield from self._stored(values) if are_ids else tables_of(values, zone)
+            yield from self._stored_tables(values) if are_ids else tables_of(values, zone)
 
-    def _stored(self, run_ids: Sequence[str]) -> Iterator[pa.Table | RejectedInput]:
+    def _stored_tables(self, run_ids: Sequence[str]) -> Iterator[pa.Table | RejectedInput]:
         from ciml.manifest.log import ManifestLog
         from ciml.runs.reader import read_runs
         from ciml.runs.run_log import find_files
@@ -254,8 +260,10 @@ class Model:
             batch = run_ids[start : start + _BATCH_RUNS]
             tables = iter(read_runs(raw, [files[run_id] for run_id in batch if run_id in files], columns=columns))
             for run_id in batch:
-                missing = RejectedInput(_UNKNOWN_RUN, f"no file, and no run in {raw.url()}, has this name")
-                yield next(tables) if run_id in files else missing
+                if run_id in files:
+                    yield next(tables)
+                else:
+                    yield RejectedInput(_UNKNOWN_RUN, f"no file, and no run in {raw.url()}, has this name")
 
     def close(self) -> None:
         """Free the memory of the model. It cannot predict any more."""
@@ -293,6 +301,7 @@ def _name(number: int, run: Run) -> str:
 
 
 def _batches(inputs: Iterable[_Input]) -> Iterator[list[_Input]]:
+    """Group inputs by number and size, so that memory is bounded."""
     batch: list[_Input] = []
     size = 0
     for item in inputs:
