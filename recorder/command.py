@@ -1,8 +1,7 @@
-"""Run the recorded command: start it as ``env`` would, wait for it, and exit as it did.
+"""The process that runs the recorded command: it starts it as ``env`` would, waits for it, and exits as it did.
 
 All is as for the bare command: file descriptors, environment, signal mask, process group and terminal. The child undoes
-the changes that Python makes at its start. `supervise` waits for signals, stops and the end of the command, and for the
-end of the recorder.
+the changes that Python makes at its start. The process may be stopped and continued with its group.
 
 A signal that a terminal or a CI system sends to the process group has already reached the command: passing it on would
 send it twice. A signal does not show whether it was sent to the group. So a watcher process in the group blocks every
@@ -151,10 +150,8 @@ class Ending:
         return "TIMED_OUT" if self.timed_out else "ABORTED" if self.cancelled else "FAILURE"
 
 
-def supervise(
-    command: int, watcher: SignalWatcher | None, timeout_s: float | None, on_child: Callable[[int], None]
-) -> Ending:
-    """Wait for the end of the command, and pass on the signals sent to this process, which blocks all signals.
+class Supervisor:
+    """Waits for the end of the command, and passes on the signals sent to this process, which blocks all signals.
 
     Args:
       command: its pid.
@@ -162,11 +159,6 @@ def supervise(
       timeout_s: time limit, s: the command gets SIGTERM then, and SIGKILL ten seconds later.
       on_child: called with the pid of any other child that ended.
     """
-    return _Supervisor(command, watcher, timeout_s, on_child).wait()
-
-
-class _Supervisor:
-    """The state of `supervise`, whose arguments it takes."""
 
     def __init__(
         self, command: int, watcher: SignalWatcher | None, timeout_s: float | None, on_child: Callable[[int], None]

@@ -21,9 +21,9 @@ from ciml.recorder.command import (
     EVERY_SIGNAL,
     Ending,
     SignalWatcher,
+    Supervisor,
     close_descriptors,
     ended_children,
-    supervise,
 )
 from ciml.recorder.producer import Sender
 from ciml.recorder.sampler import Recorder, find_dool
@@ -81,7 +81,7 @@ def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float
     watcher = None
     with contextlib.suppress(OSError):  # cannot fork: then the command receives signals to the group twice
         watcher = SignalWatcher(pid)
-    ending = supervise(pid, watcher, timeout_s, sidecar.ended)
+    ending = Supervisor(pid, watcher, timeout_s, sidecar.ended).wait()
     if watcher is not None:
         watcher.end()
     sidecar.finish(ending)

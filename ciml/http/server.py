@@ -188,7 +188,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._remove()
+        self._stop_counting()
         self._server.open.discard(self)
         if self._exchange is not None:
             self._exchange.disconnect()
@@ -210,6 +210,7 @@ class _Connection(asyncio.Protocol):
         self._restart_timer(self._connections.request_s)
 
     def _handle_events(self) -> None:
+        """Handle what h11 has parsed from the bytes received so far."""
         try:
             while (event := self._parser.next_event()) is not h11.NEED_DATA:
                 if event is h11.PAUSED:  # the next request waits for the end of this one
@@ -240,10 +241,11 @@ class _Connection(asyncio.Protocol):
             exchange.changed.set()
             if self._is_counted:
                 self._connections.mark_working(self)
-        elif type(event) is h11.EndOfMessage:
+        elif type(event) is h11.EndOfMessage:  # of a request that was answered before its end
             self._await_request()
 
     def _begin(self, request: h11.Request) -> None:
+        """Begin an exchange after the header of its request."""
         self._is_idle = False
         self._exchange = exchange = _Exchange(self, request.method)
         if self.writable.is_set():
@@ -252,9 +254,10 @@ class _Connection(asyncio.Protocol):
         self._server.run(self._answer(exchange, scope))
 
     async def _answer(self, exchange: _Exchange, scope: dict[str, Any]) -> None:
+        """Run the application for an exchange; end the response if the application did not."""
         try:
             await self._server.app(scope, exchange.receive, exchange.send)
-        except Exception:  # noqa: BLE001 - an application fails alone
+        except Exception:  # noqa: BLE001 - a request never affects others
             _LOG.exception("a request failed")
         if exchange.disconnected or exchange.complete:
             return
@@ -299,7 +302,7 @@ class _Connection(asyncio.Protocol):
 
     def reject(self, status: int, message: str) -> None:
         """Send an error unless a response has begun, and close."""
-        self._remove()
+        self._stop_counting()
         exchange = self._exchange
         responding = exchange is not None and exchange.responding and not exchange.complete
         if exchange is not None:
@@ -325,8 +328,8 @@ class _Connection(asyncio.Protocol):
         else:
             self.reject(408, f"no complete request within {seconds:g} s (MAX_HEADER_S)")
 
-    def _remove(self) -> None:
-        # A rejected connection is removed at once: its transport closes in a later turn of the loop.
+    def _stop_counting(self) -> None:
+        """Remove the connection from those that are counted: before its transport closes, in a later turn."""
         if self._is_counted:
             self._is_counted = False
             self._connections.remove(self)
