@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ciml.errors import CimlError
-from ciml.kafka.options import KafkaOptions
 from ciml.settings import pairs
 
 if TYPE_CHECKING:
     from dataclasses import Field
     from typing import ClassVar, dataclass_transform
+
+    from ciml.kafka.options import KafkaOptions
 else:
 
     def dataclass_transform(**_: bool) -> Any:
@@ -115,14 +116,27 @@ def _declare(default: Any, **settings: Any) -> Any:
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 class Options:
-    """Base of data classes of options: each subclass is a frozen data class."""
+    """Base of data classes of options: each subclass is a frozen data class.
+
+    A command imports many classes of options. So the methods that are alike for all are here: to generate them for each
+    class would take a third of the time of these imports.
+    """
 
     if TYPE_CHECKING:
         __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        dataclass(frozen=True, **_KEYWORD_ONLY)(cls)
+        dataclass(frozen=True, eq=False, repr=False, **_KEYWORD_ONLY)(cls)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
 
 class BrokerOptions(Options):
@@ -143,6 +157,8 @@ class BrokerOptions(Options):
         Raises:
           CimlError: there is no broker, an option is not a pair, or a property is reserved.
         """
+        from ciml.kafka.options import KafkaOptions  # few commands need a broker
+
         if self.kafka is None:
             raise CimlError("no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
         return KafkaOptions.of(self.kafka, pairs("-X", self.kafka_options), self.kafka_config)

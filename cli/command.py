@@ -16,6 +16,8 @@ from ciml.cli.kinds import DISCOVERED_KINDS, ENGINE_CALLBACKS, HOME, KINDS, Dura
 from ciml.options import DECLARED
 
 T = TypeVar("T")
+#: A field and its text, in a docstring without indentation.
+_DOCUMENTED = re.compile(r"^  (\w+): (.*(?:\n    .*)*)", re.MULTILINE)
 
 
 def make_command(name: str, **settings: Any) -> Callable[[Callable[..., int | None]], click.Command]:
@@ -82,7 +84,8 @@ def _parameters(classes: Iterable[type[Any]]) -> list[click.Parameter]:
     params: list[click.Parameter] = []
     for cls in classes:
         inherited = {option.name for base in cls.__mro__[1:] if is_dataclass(base) for option in fields(base)}
-        of_class = [_parameter(cls, option) for option in _declared(cls)]
+        texts = _documented(cls)
+        of_class = [_parameter(option, texts.get(option.name, "")) for option in _declared(cls)]
         params += sorted(of_class, key=lambda param: (not param.required, param.name in inherited))
     if any(param.callback in ENGINE_CALLBACKS for param in params) and all(param.name != "home" for param in params):
         params.append(click.Option(["--home"], expose_value=False, **HOME))
@@ -93,7 +96,7 @@ def _declared(cls: type[Any]) -> list[Field[Any]]:
     return [option for option in fields(cls) if DECLARED in option.metadata]
 
 
-def _parameter(cls: type[Any], option: Field[Any]) -> click.Parameter:
+def _parameter(option: Field[Any], help_text: str) -> click.Parameter:
     """Return the click parameter of a field."""
     declared = dict(option.metadata[DECLARED])
     kind = declared.pop("kind", "")
@@ -108,7 +111,7 @@ def _parameter(cls: type[Any], option: Field[Any]) -> click.Parameter:
         return click.Argument([option.name], **settings)
     if question := settings.pop("ask", ""):
         settings["callback"] = partial(_ask_if_missing, question)
-    if help_text := _documented(cls, option.name):
+    if help_text:
         settings["help"] = help_text
     if "is_flag" in settings:
         settings["default"] = default  # also None, for a flag that is neither on nor off
@@ -139,12 +142,13 @@ def _ask_if_missing(question: str, ctx: click.Context, param: click.Option, valu
     return (answer,) if param.multiple else answer
 
 
-def _documented(cls: type[Any], name: str) -> str:
-    """Return the text of a field in ``Attributes`` of the class, or of the next base that documents it; else ""."""
-    for base in cls.__mro__:
-        if text := re.search(rf"^  {name}: (.*(?:\n    .*)*)", cleandoc(base.__doc__ or ""), re.MULTILINE):
-            return " ".join(text[1].split()).replace(" [default", "  [default")
-    return ""
+def _documented(cls: type[Any]) -> Mapping[str, str]:
+    """Return the texts in ``Attributes`` of a class, by field; those of its bases where it has none."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for field_name, text in _DOCUMENTED.findall(cleandoc(base.__doc__ or "")):
+            texts[field_name] = " ".join(text.split()).replace(" [default", "  [default")
+    return texts
 
 
 class DefaultGroup(click.Group):

@@ -29,6 +29,14 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def print_warnings(lines: Iterable[str]) -> None:
+    """Print lines on standard error, each as a warning."""
+    import click
+
+    for line in lines:
+        click.echo(f"warning: {line}", err=True)
+
+
 def print_table(
     headings: Sequence[str],
     rows: Iterable[Sequence[Any]],

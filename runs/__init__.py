@@ -1,4 +1,4 @@
-"""The raw store's manifest: accounting of events and runs, dead letters, packs, audit and verification.
+"""The raw store: the telemetry of runs and its manifest, from accounting to packs, verification and tables.
 
-Uses `ciml.manifest` and `ciml.events`. It writes and reads no telemetry: `ciml.runs` does.
+Uses `ciml.manifest`, `ciml.events` and pyarrow. Nothing here uses Beam.
 """

@@ -7,7 +7,7 @@ resumes late and a second committer change nothing: covered offsets are dropped,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -113,7 +113,7 @@ class _Draft:
     def __init__(self, state: RawState, judge: Judge | None) -> None:
         self._state = state
         self._judge = judge
-        self._said: dict[Subject, dict[str, Statement]] = {}  # of subjects of which updates say something new
+        self._statements: dict[Subject, dict[str, Statement]] = {}  # of subjects of which this delta's updates say more
         self._offsets = NewCoverage(state)
         self._events: set[tuple[str, str]] = set()
         self._runs: dict[str, KnownRun] = {}
@@ -122,18 +122,18 @@ class _Draft:
         self._lists: dict[Kind, list[Outcome]] = {kind: [] for kind in LISTS}
 
     def settle_range(self, covers: OffsetRange, settled: list[Outcome]) -> None:
+        """Settle the outcomes of a range of offsets, as far as no earlier delta covers them."""
         fresh = self._offsets.add(covers)
         generation = self._state.generation_of(covers.topic, covers.topic_id)
         settled_keys: set[tuple[Origin, str]] = set()
         for outcome in settled:
             origin = outcome.origin
-            key = (outcome.origin, outcome.run_id)
+            key = (origin, outcome.run_id)
             inside = covers.start <= origin.offset < covers.end
             if not inside or (origin.topic, origin.partition) != (covers.topic, covers.partition):
                 raise IntegrityError(f"{origin} is outside the range of its batch, {covers}")
-            if (
-                origin.offset in fresh and key not in settled_keys
-            ):  # the first outcome of a run that the event names twice
+            # Of a run that the event names twice, the first outcome counts.
+            if origin.offset in fresh and key not in settled_keys:
                 settled_keys.add(key)
                 if generation != origin.topic:
                     outcome = outcome.replace(origin=origin.replace(topic=generation))
@@ -142,7 +142,7 @@ class _Draft:
     def settle_again(self, outcomes: list[Outcome]) -> None:
         """Settle the outcomes of retries of one origin."""
         origin = outcomes[0].origin
-        undecoded = (outcomes[0].origin, "")
+        undecoded = (origin, "")
         if undecoded in self._tried:
             return
         if self._state.index.dead_letter(undecoded) is None:
@@ -157,6 +157,7 @@ class _Draft:
                 self._settle(outcome)
 
     def settle_retry(self, outcome: Outcome) -> None:
+        """Settle an open outcome again, unless the retry brings no progress."""
         key = (outcome.origin, outcome.run_id)
         if key in self._tried:
             return
@@ -184,14 +185,12 @@ class _Draft:
         outcome = _classify(outcome, run, repeated=not again and self._is_repeat(outcome))
         if outcome.event_key:
             self._events.update(recorded_ids(outcome.event_key, run_id, _facts_of(outcome), standing(outcome)))
-        word = (outcome.mention.outcome or "") if outcome.mention else ""
         if outcome.kind in ("run", "reclaim"):
             outcome = self._row(outcome)
         elif outcome.kind == "correction" and run is not None:
-            self._runs[run_id] = run._replace(outcome=word)
+            self._runs[run_id] = run._replace(outcome=(outcome.mention.outcome or "") if outcome.mention else "")
         elif outcome.kind == "update":
-            for subject, said in self._news(outcome):
-                self._said[subject] = said
+            self._statements |= self._news(outcome)
         self._lists[outcome.kind].append(outcome)
         return outcome.kind
 
@@ -199,19 +198,21 @@ class _Draft:
         """Return whether an outcome's event was seen before. One with an update that says more was not."""
         ids = _ids_of_repeats(outcome, standing(outcome))
         is_known = any(event in self._events or self._state.index.has_event(*event) for event in ids)
-        return is_known and next(self._news(outcome), None) is None
+        return is_known and not self._news(outcome)
 
-    def _news(self, outcome: Outcome) -> Iterator[tuple[Subject, dict[str, Statement]]]:
-        """Yield each subject of which an outcome's updates say more than is known, and all that is known then."""
+    def _news(self, outcome: Outcome) -> dict[Subject, dict[str, Statement]]:
+        """Return all statements of each subject of which an outcome's updates state more than is known."""
+        news: dict[Subject, dict[str, Statement]] = {}
         for update in outcome.updates:
             subject = (update.source, update.subject)
-            before = self._said_of(subject)
+            before = news.get(subject) or self._statements_of(subject)
             after = merge_statements(before, statements_of(update, outcome.event_key))
             if after != before:
-                yield subject, after
+                news[subject] = after
+        return news
 
-    def _said_of(self, subject: Subject) -> Mapping[str, Statement]:
-        return self._said.get(subject) or self._subjects.said(subject)
+    def _statements_of(self, subject: Subject) -> Mapping[str, Statement]:
+        return self._statements.get(subject) or self._subjects.statements(subject)
 
     def _row(self, outcome: Outcome) -> Outcome:
         """Return the record of a raw row, with the facts that earlier updates changed."""
@@ -221,7 +222,7 @@ class _Draft:
             raise IntegrityError(f"{outcome.origin} {outcome.run_id}: run without a raw object")
         stored = KnownRun(facts.outcome or "", file.digest, outcome.trust.trusted, bool(facts.auth))
         self._runs[outcome.run_id] = stored
-        changed = changed_facts(facts, self._subjects.said)
+        changed = changed_facts(facts, self._subjects.statements)
         return outcome.replace(joined=changed) if changed else outcome
 
     def _judged(self, outcome: Outcome) -> Outcome:
@@ -230,17 +231,17 @@ class _Draft:
         A retry was judged when it was deferred, perhaps by facts that a later update changed back.
         """
         facts = outcome.mention
-        if facts is None or self._judge is None or not any(map(self._subjects.said, subjects_of(facts))):
+        if facts is None or self._judge is None or not any(map(self._subjects.statements, subjects_of(facts))):
             return outcome
         return outcome.replace(trust=self._judge(self._subjects.join(facts)))
 
     def _trust_changes(self) -> list[dict[str, Any]]:
         """Return the changes of trust by the updates of this delta, by run id."""
-        if self._judge is None or not self._said:
+        if self._judge is None or not self._statements:
             return []
         changes = {}
         for run_id, facts in self._updated_runs().items():
-            trust = self._judge(joined_facts(facts, self._said_of))
+            trust = self._judge(joined_facts(facts, self._statements_of))
             stored = self._run(run_id)
             if stored is not None and stored.trusted != trust.trusted:
                 changes[run_id] = {"run_id": run_id, "trust": trust.to_json()}
@@ -251,7 +252,7 @@ class _Draft:
         updated: dict[str, RunFacts] = {}
         for standing in reversed(STANDINGS):
             room = _SUBJECTS_AT_ONCE * MAX_SUBJECT_RUNS
-            for subject in self._said:
+            for subject in self._statements:
                 runs = self._subjects.runs(subject, min(MAX_SUBJECT_RUNS, room), standing)
                 updated |= {facts.run_id: facts for facts in runs}
                 room -= len(runs)
@@ -259,8 +260,8 @@ class _Draft:
             facts = outcome.mention
             if facts is None:
                 continue
-            subjects = (*subjects_of(facts), *parents_of(facts, self._said_of))
-            if facts.run_id in updated or not self._said.keys().isdisjoint(subjects):
+            subjects = (*subjects_of(facts), *parents_of(facts, self._statements_of))
+            if facts.run_id in updated or not self._statements.keys().isdisjoint(subjects):
                 updated[facts.run_id] = facts
         self._subjects.prefetch_runs(updated.values())
         self._state.index.prefetch(runs=updated)
@@ -296,17 +297,18 @@ def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outc
     if run is None or _is_first(outcome, run) or (outcome.kind == "ignored" and outcome.reason not in _FINAL_IGNORED):
         if run is not None and outcome.kind == "run":
             outcome = outcome.replace(kind="reclaim")
-        keeps = outcome.payload is None or outcome.kind in ("dead_letter", "deferred")
-        return outcome if keeps else outcome.replace(payload=None)
+        if outcome.payload is None or outcome.kind in ("dead_letter", "deferred"):
+            return outcome
+        return outcome.replace(payload=None)
     if _completes(outcome, run):
         return outcome.replace(kind="reclaim")
     plain = _plain(outcome, run)
-    word = outcome.mention.outcome if outcome.mention else None
-    if not word or word == run.outcome:
+    new_outcome = outcome.mention.outcome if outcome.mention else None
+    if not new_outcome or new_outcome == run.outcome:
         return plain.replace(kind="repeat", reason="other_log" if plain.file else "run")
     if standing(outcome) < run.standing:
-        held = "trusted" if run.trusted else "proved"
-        return plain.replace(kind="ignored", reason="less_trusted", detail=f"a {held} event says {run.outcome}")
+        rival = "trusted" if run.trusted else "proved"
+        return plain.replace(kind="ignored", reason="less_trusted", detail=f"a {rival} event says {run.outcome}")
     lowered = run.lowered and not outcome.trust.trusted
     return plain.replace(kind="correction", reason="outcome", detail=f"was {run.outcome}", lowered=lowered)
 

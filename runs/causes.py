@@ -1,106 +1,37 @@
-"""What other runs say of a failed run: its cause by reruns of the same code, and what else failed near it.
-
-The cause is ``code`` or ``machine``.
+"""The causes of failed runs: their code or their machine, by other attempts of the same job on the same code.
 
 A run that failed, and passed when its job ran again on the same code, was failed by its machine (or by a test that
-does not always pass); one that failed again was failed by its code. Attempts belong together where they share
-``attempt_of``, or source, project, pipeline, job and the tested commit (or change and patch set). The result follows
-from the raw manifest alone, up to the delta that was added last.
+does not always pass). A run that failed again was failed by its code.
+
+Attempts form a *series* where they share ``attempt_of``, or source, project, pipeline, job and the tested commit (or
+change and patch set). The result follows from the raw manifest alone, up to the delta that was added last.
 
 Anybody can run a job on a commit that is under review. So attempts have a limit for each standing, and a run depends on
 attempts of its own standing and of higher ones alone.
-
-Its neighbours are the finished runs of other changes on the same machines, in the hour before its end. Only rows that
-precede a run in the raw manifest count, with the outcomes and the trust that they were stored with. So the figures are
-those that were known when the run was stored, and no later event changes them. Untrusted runs do not count. They
-displace no place and no figures of runs that are believed more: anybody can send some that fail.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from ciml.events.outcomes import CAUSE, CODE, FAILED, MACHINE
 from ciml.events.records import RunFacts
-from ciml.limits import MAX_CAUSE_ATTEMPTS, MAX_CAUSE_RUNS, MAX_NEAR_FOUND, MAX_NEAR_PLACES, MAX_NEAR_RUNS
-from ciml.runs.run_log import PROVED, STANDINGS, TRUSTED, RunDelta, RunRecord, StandingMap, standing_of
+from ciml.limits import MAX_CAUSE_ATTEMPTS, MAX_CAUSE_RUNS
+from ciml.runs.run_log import STANDINGS, RunDelta, standing_of
 
-#: A later rerun says little: what the job downloads has changed meanwhile. Seven days, in microseconds.
+#: A later rerun is weak evidence: what the job downloads has changed meanwhile. Seven days, in microseconds.
 RERUN_WITHIN_US = 7 * 86_400_000_000
-#: What `Causes.encode` depends on beside the deltas and the selection.
+#: What the format and the result of `Causes.encode` depend on, besides the deltas and the selection.
 CAUSES_KIND = f"causes 2, {MAX_CAUSE_ATTEMPTS} attempts, {MAX_CAUSE_RUNS} runs"
-#: How long before a run's end its neighbours ended, microseconds.
-NEAR_WITHIN_US = 3_600_000_000
-#: The label with the name of a run's machine, where a recorder or a listing has one.
-NODE = "node"
 
-
-class Attempt(NamedTuple):
-    """One execution of a job, as far as causes depend on it.
-
-    Attributes:
-      time_us: its start (its end where unknown), epoch microseconds.
-      outcome: as in `RunFacts`; "" without one.
-      trusted: whether it is trusted, by its event and the updates since.
-      proved: whether a receiver proved who sent its event.
-      series: keys of the series that it belongs to.
-      has_own: whether its event names the cause.
-    """
-
-    time_us: int
-    outcome: str
-    trusted: bool
-    proved: bool
-    series: tuple[bytes, ...]
-    has_own: bool
-
-    @property
-    def standing(self) -> int:
-        """How far it is believed, one of `ciml.runs.run_log.STANDINGS`."""
-        return standing_of(self.trusted, self.proved)
-
-
-def cause_of(attempt: Attempt, others: Iterable[Attempt]) -> str:
-    """Return the cause of a failed attempt by the others of the same code; "" where they do not decide.
-
-    Later attempts decide: if one passed, the machine; if none passed, the code, where any attempt failed too. A pass
-    before it contradicts the code, and is no proof of the machine. An attempt says nothing of one of a higher standing.
-    """
-    if attempt.outcome not in FAILED:
-        return ""
-    counted = [
-        rival
-        for rival in others
-        if rival.standing >= attempt.standing and abs(rival.time_us - attempt.time_us) <= RERUN_WITHIN_US
-    ]
-    passed = [rival.time_us for rival in counted if rival.outcome == "success"]
-    if any(time_us > attempt.time_us for time_us in passed):
-        return MACHINE
-    return CODE if not passed and any(rival.outcome in FAILED for rival in counted) else ""
-
-
-def series_of(facts: RunFacts) -> tuple[bytes, ...]:
-    """Return the keys of the series of a run: none where the tested code is unknown."""
-    parts = []
-    if facts.attempt_of:
-        parts.append(("attempts", facts.source, facts.build_name, facts.attempt_of))
-    code = ("commit", facts.head) if facts.head else ("change", facts.change, facts.patchset)
-    if all(code):
-        parts.append((*code, facts.source, facts.project, facts.pipeline, facts.build_name))
-    return tuple(
-        hashlib.blake2b("\0".join(part).encode("utf-8", "surrogatepass"), digest_size=16).digest() for part in parts
-    )
-
-
-_Attempts = list[tuple[str, Attempt]]
-#: The attempts of each standing.
-_Lists = tuple[_Attempts, _Attempts, _Attempts]
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 class Causes:
@@ -238,102 +169,109 @@ class Causes:
                 del self._series[place]
 
 
-#: What `NearbyRuns.encode` depends on beside the deltas and the jobs that are asked for.
-NEIGHBOURS_KIND = (
-    f"neighbours 2, {NEAR_WITHIN_US} us, {MAX_NEAR_RUNS} runs, {MAX_NEAR_PLACES} places, {MAX_NEAR_FOUND} found"
-)
-#: Outcomes that count: others say nothing about machine or code.
-_COUNTED = FAILED | {"success"}
+class Attempt(NamedTuple):
+    """One execution of a job, as far as causes depend on it.
 
-
-class Neighbours(NamedTuple):
-    """The finished runs of other changes near a run: how many failed, of how many."""
-
-    failed: int
-    runs: int
-
-
-class _Ended(NamedTuple):
-    end_us: int
-    failed: bool
-    change: tuple[str, ...]
-
-
-_Near = list[tuple[str, Neighbours]]
-#: The runs of each place, and the neighbours of the failed runs of each standing.
-_NearState = tuple[list[tuple[tuple[str, ...], list[_Ended]]], tuple[_Near, _Near, _Near]]
-
-
-def place_of(facts: RunFacts) -> tuple[str, ...]:
-    """Return where a run was executed: its machine where known, else provider and region; () where neither is."""
-    if node := facts.labels.get(NODE, ""):
-        return facts.source, facts.provider, facts.region, node
-    return (facts.source, facts.provider, facts.region) if facts.provider else ()
-
-
-class NearbyRuns:
-    """The neighbours of the failed runs in the deltas of a raw manifest that were added.
-
-    Args:
-      wants: whether a job's runs are asked for. The runs of all jobs are neighbours.
+    Attributes:
+      time_us: its start (its end where unknown), epoch microseconds.
+      outcome: as in `RunFacts`; "" without one.
+      trusted: whether it is trusted, by its event and the updates since.
+      proved: whether a receiver proved who sent its event.
+      series: keys of the series that it belongs to.
+      has_own: whether its event names the cause.
     """
 
-    def __init__(self, wants: Callable[[str], bool]) -> None:
-        self._wants = wants
-        self._ended: OrderedDict[tuple[str, ...], deque[_Ended]] = OrderedDict()  # trusted runs by place
-        self._near = StandingMap[str, Neighbours](MAX_NEAR_FOUND)
+    time_us: int
+    outcome: str
+    trusted: bool
+    proved: bool
+    series: tuple[bytes, ...]
+    has_own: bool
 
-    def add(self, delta: RunDelta) -> None:
-        """Add the next delta. Its rows count in their order."""
-        for record in delta.runs:
-            self._add_row(record, is_reclaim=False)
-        for record in delta.reclaims:
-            self._near.pop(record.mention.run_id)  # those of the row that it replaces
-            self._add_row(record, is_reclaim=True)
-        for change in delta.trust_changes:
-            self._move(change.run_id, change.trust.trusted)
+    @property
+    def standing(self) -> int:
+        """How far it is believed, one of `ciml.runs.run_log.STANDINGS`."""
+        return standing_of(self.trusted, self.proved)
 
-    def _move(self, run_id: str, trusted: bool) -> None:
-        neighbours = self._near.get(run_id)
-        standing = self._near.standing(run_id)
-        if neighbours is not None and trusted != (standing == TRUSTED):
-            # Where it was trusted once, runs without proof do not displace it.
-            self._near.put(run_id, neighbours, TRUSTED if trusted else PROVED)
 
-    def _add_row(self, record: RunRecord, *, is_reclaim: bool) -> None:
-        facts = record.facts
-        place = place_of(facts)
-        end_us = facts.end_us
-        if not place or end_us is None or facts.outcome not in _COUNTED:
-            return
-        ended = self._ended.get(place, ())
-        change = (facts.project, facts.change) if facts.change else (facts.run_id,)
-        if facts.outcome in FAILED and self._wants(facts.build_name):
-            nearby = [run for run in ended if end_us - NEAR_WITHIN_US < run.end_us <= end_us and run.change != change]
-            neighbours = Neighbours(sum(run.failed for run in nearby), len(nearby))
-            self._near.put(facts.run_id, neighbours, record.standing)
-        if record.trust.trusted:
-            self._end(place, _Ended(end_us, facts.outcome in FAILED, change), is_reclaim=is_reclaim)
+def cause_of(attempt: Attempt, others: Iterable[Attempt]) -> str:
+    """Return the cause of a failed attempt by the others of the same code; "" where they do not decide.
 
-    def _end(self, place: tuple[str, ...], run: _Ended, *, is_reclaim: bool) -> None:
-        runs = self._ended.setdefault(place, deque(maxlen=MAX_NEAR_RUNS))
-        self._ended.move_to_end(place)
-        if not (is_reclaim and run in runs):  # a row that completes a trusted one is the same run
-            runs.append(run)
-        if len(self._ended) > MAX_NEAR_PLACES:
-            self._ended.popitem(last=False)
+    Later attempts decide: if one passed, the machine; if none passed, the code, where any attempt failed too. A pass
+    before it contradicts the code, and is no proof of the machine. An attempt says nothing of one of a higher standing.
+    """
+    if attempt.outcome not in FAILED:
+        return ""
+    counted = [
+        rival
+        for rival in others
+        if rival.standing >= attempt.standing and abs(rival.time_us - attempt.time_us) <= RERUN_WITHIN_US
+    ]
+    passed = [rival.time_us for rival in counted if rival.outcome == "success"]
+    if any(time_us > attempt.time_us for time_us in passed):
+        return MACHINE
+    return CODE if not passed and any(rival.outcome in FAILED for rival in counted) else ""
 
-    def of(self, run_id: str) -> Neighbours | None:
-        """Return the neighbours of a failed run; None where they are unknown."""
-        return self._near.get(run_id)
 
-    def encode(self) -> bytes:
-        """Return the state by the deltas that were added, for `restore`."""
-        ended = [(place, list(runs)) for place, runs in self._ended.items()]
-        return msgspec.msgpack.encode((ended, self._near.lists()))
+def series_of(facts: RunFacts) -> tuple[bytes, ...]:
+    """Return the keys of the series of a run: none where the tested code is unknown."""
+    parts = []
+    if facts.attempt_of:
+        parts.append(("attempts", facts.source, facts.build_name, facts.attempt_of))
+    code = ("commit", facts.head) if facts.head else ("change", facts.change, facts.patchset)
+    if all(code):
+        parts.append((*code, facts.source, facts.project, facts.pipeline, facts.build_name))
+    return tuple(
+        hashlib.blake2b("\0".join(part).encode("utf-8", "surrogatepass"), digest_size=16).digest() for part in parts
+    )
 
-    def restore(self, state: bytes) -> None:
-        """Continue after the deltas that were added before `encode`. Raises `msgspec.DecodeError` for other bytes."""
-        ended, nearby = msgspec.msgpack.decode(state, type=_NearState)
-        self._ended = OrderedDict((place, deque(runs, MAX_NEAR_RUNS)) for place, runs in ended)
-        self._near.restore(nearby)
+
+_Attempts = list[tuple[str, Attempt]]
+#: The attempts of each standing.
+_Lists = tuple[_Attempts, _Attempts, _Attempts]
+
+
+class StandingMap(Generic[_Key, _Value]):
+    """A map that keeps the last entries of each standing.
+
+    Each standing has the whole limit for itself, so the entries of one are the same whatever is added to the others.
+
+    Args:
+      limit: the most entries of one standing; a further one displaces the one that was put first.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._entries: tuple[OrderedDict[_Key, _Value], ...] = tuple(OrderedDict() for _ in STANDINGS)
+
+    def get(self, key: _Key) -> _Value | None:
+        """Return the value of a key; None without one."""
+        return next((entries[key] for entries in self._entries if key in entries), None)
+
+    def standing(self, key: _Key) -> int | None:
+        """Return the standing under which a key was put; None without it."""
+        return next((standing for standing in STANDINGS if key in self._entries[standing]), None)
+
+    def put(self, key: _Key, value: _Value, standing: int) -> tuple[_Key, _Value] | None:
+        """Put an entry last among those of its standing; return the entry that it displaces, None without one."""
+        self.pop(key)
+        entries = self._entries[standing]
+        entries[key] = value
+        return entries.popitem(last=False) if len(entries) > self._limit else None
+
+    def replace(self, key: _Key, value: _Value) -> None:
+        """Replace the value of a present key; its standing and its place stay."""
+        entries = next(entries for entries in self._entries if key in entries)
+        entries[key] = value
+
+    def pop(self, key: _Key) -> _Value | None:
+        """Remove a key; return its value, None without one."""
+        return next((entries.pop(key) for entries in self._entries if key in entries), None)
+
+    def lists(self) -> list[list[tuple[_Key, _Value]]]:
+        """Return the entries of each standing, in the order in which they were put."""
+        return [list(entries.items()) for entries in self._entries]
+
+    def restore(self, lists: Iterable[Iterable[tuple[_Key, _Value]]]) -> None:
+        """Replace all entries by those of `lists`."""
+        self._entries = tuple(OrderedDict(entries) for entries in lists)

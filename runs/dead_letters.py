@@ -74,14 +74,14 @@ class Choice:
     since_us: int | None = None
     until_us: int | None = None
 
-    def may_take(self, key: DeadLetterKey, reason: str) -> bool:
+    def may_match(self, key: DeadLetterKey, reason: str) -> bool:
         """Return whether a dead letter may match, as far as the index knows it."""
         return _matches(self.reasons, reason) and _matches(self.topics, key[0].topic) and _matches(self.runs, key[1])
 
-    def takes(self, dead_letter: DeadLetter) -> bool:
+    def matches(self, dead_letter: DeadLetter) -> bool:
         """Return whether a dead letter matches."""
         return (
-            self.may_take(dead_letter.key, dead_letter.outcome.reason)
+            self.may_match(dead_letter.key, dead_letter.outcome.reason)
             and _matches(self.jobs, dead_letter.job)
             and (self.since_us is None or dead_letter.time_us >= self.since_us)
             and (self.until_us is None or dead_letter.time_us < self.until_us)
@@ -110,7 +110,7 @@ def open_dead_letters(
         for dead_letter in dead_letters_of(version, log.read(version)):
             if dead_letter.key in version_keys:
                 version_keys.remove(dead_letter.key)
-                if choice.takes(dead_letter):
+                if choice.matches(dead_letter):
                     yield dead_letter
         if version_keys:
             raise IntegrityError(f"raw manifest: version {version} lacks the dead letter of {min(version_keys)[0]}")
@@ -121,13 +121,13 @@ def open_keys(state: RawState, choice: Choice) -> list[tuple[DeadLetterKey, int]
     return [
         (key, dead_letter.version)
         for key, dead_letter in state.index.dead_letters()
-        if choice.may_take(key, dead_letter.reason)
+        if choice.may_match(key, dead_letter.reason)
     ]
 
 
 def all_dead_letters(log: ManifestLog, choice: Choice) -> Iterator[DeadLetter]:
     """Yield the dead letters of a choice, open or closed, the oldest first. Reads every delta."""
-    chosen = filter(choice.takes, latest_dead_letters(log, log.end()))
+    chosen = filter(choice.matches, latest_dead_letters(log, log.end()))
     yield from sorted(chosen, key=lambda dead_letter: (dead_letter.version, _position(dead_letter.key)))
 
 

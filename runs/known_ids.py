@@ -1,4 +1,7 @@
-"""The ids in a raw manifest: events, runs and open dead letters, in memory or over a sorted index on disk."""
+"""The ids in a raw manifest: events, runs and open dead letters, in memory or over a sorted index on disk.
+
+By these ids, the accounting recognises an event that comes again, and a run that is stored already.
+"""
 
 from __future__ import annotations
 
@@ -151,11 +154,12 @@ class Index:
     def dead_letters(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
         """Return all open dead letters. The index must not change meanwhile."""
         recent = self._dead_letters.recent
-        for rows in self._stored_dead_letters.scan() if self._stored_dead_letters is not None else ():
-            for value in map(rows.row, range(len(rows))):
-                key = (Origin(value["topic"], value["partition"], value["offset"]), value["run_id"])
+        stored_rows = self._stored_dead_letters.scan() if self._stored_dead_letters is not None else ()
+        for rows in stored_rows:
+            for row in map(rows.row, range(len(rows))):
+                key = (Origin(row["topic"], row["partition"], row["offset"]), row["run_id"])
                 if key not in recent:
-                    yield key, OpenDeadLetter(value["version"], value["reason"])
+                    yield key, OpenDeadLetter(row["version"], row["reason"])
         for key, dead_letter in recent.items():
             if dead_letter is not None:
                 yield key, dead_letter
@@ -193,7 +197,7 @@ def _encode_run(run_id: str, run: KnownRun | None) -> dict[str, Any]:
     if run is None or run.outcome not in _OUTCOMES:
         raise IntegrityError(f"raw manifest: {run and run.outcome!r} is not an outcome")
     flags = (0 if run.trusted else _UNTRUSTED) | (_PROVED if run.proved else 0) | (_LOWERED if run.lowered else 0)
-    return {"outcome": _OUTCOMES.index(run.outcome) | flags, "digest": _pack(run.digest)}
+    return {"outcome": _OUTCOMES.index(run.outcome) | flags, "digest": _encode_digest(run.digest)}
 
 
 def _decode_run(run_id: str, row: Mapping[str, Any] | None) -> KnownRun | None:
@@ -202,7 +206,7 @@ def _decode_run(run_id: str, row: Mapping[str, Any] | None) -> KnownRun | None:
     flags: int = row["outcome"]
     return KnownRun(
         _OUTCOMES[flags & ~(_UNTRUSTED | _PROVED | _LOWERED)],
-        _unpack(row["digest"]),
+        _decode_digest(row["digest"]),
         trusted=not flags & _UNTRUSTED,
         proved=bool(flags & _PROVED),
         lowered=bool(flags & _LOWERED),
@@ -215,7 +219,7 @@ _DEAD_LETTERS: Codec[DeadLetterKey, OpenDeadLetter | None] = Codec(
 )
 
 
-def _pack(digest: str) -> bytes:
+def _encode_digest(digest: str) -> bytes:
     """Encode a digest, a hex one in half the bytes; the first byte names the encoding."""
     try:
         data = bytes.fromhex(digest)
@@ -224,7 +228,7 @@ def _pack(digest: str) -> bytes:
     return b"\0" + data if data.hex() == digest else b"\1" + digest.encode("utf-8", "surrogatepass")
 
 
-def _unpack(data: bytes) -> str:
+def _decode_digest(data: bytes) -> str:
     return data[1:].decode("utf-8", "surrogatepass") if data[0] else data[1:].hex()
 
 

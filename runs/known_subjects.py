@@ -1,9 +1,11 @@
-"""What updates say of the subjects of runs, and which stored runs have a subject: in memory, or over tables on disk.
+"""The subjects of runs: what updates state of them, and which stored runs have a subject; in memory, or on disk.
 
-Only runs that name a subject, or have a fact that examples do not hold, are here: without them nothing is stored.
+A run names its *subjects*, such as its change and its commit. An update *states* facts of a subject, which join the
+facts of its runs. Only runs that name a subject, or have a fact that examples do not hold, are here.
 
 A recorder knows facts that its CI system does not report, such as the exit status. Its event may be believed less than
-that of the system, which reclaims the run or comes first. So what such events claim is kept apart from the run's row.
+that of the system, which reclaims the run or comes first. So the *claims* of such events are stored apart from the
+run's row.
 """
 
 from __future__ import annotations
@@ -30,24 +32,24 @@ from ciml.runs.run_log import PROVED, STANDINGS, TRUSTED, standing_of
 
 #: (source, subject).
 Subject = tuple[str, str]
-#: Returns what updates say of a subject, by fact.
-Said = Callable[[Subject], Mapping[str, Statement]]
+#: Returns the statements of updates about a subject, by fact.
+StatementsOf = Callable[[Subject], Mapping[str, Statement]]
 
-#: What updates say of a subject, by fact (JSON). Id: source and subject.
-_SAID = TableKind({"said": "binary"})
+#: The statements of updates about a subject, by fact (JSON). Id: source and subject.
+_STATED = TableKind({"said": "binary"})
 #: A run of a subject. Id: half of the id of the subject's runs of one standing, then half of the run's id, so that a
 #: subject's runs are adjacent, and runs that are believed less displace none that are believed more.
 _MEMBERS = TableKind({"run": "binary"})
-#: The facts by which a run is trusted, as its own event has them, and its subjects (JSON). Id: the run id. And what was
-#: claimed of a run (JSON). Id: the run id and a word.
+#: The facts by which a run is trusted, as its own event has them, and its subjects (JSON). Id: the run id. And the
+#: claims about a run (JSON). Id: the run id and a word.
 _OWN = TableKind({"facts": "binary"})
 #: The tables of `Subjects`.
-TABLES: Mapping[str, TableKind] = {"said": _SAID, "members": _MEMBERS, "facts": _OWN}
+TABLES: Mapping[str, TableKind] = {"said": _STATED, "members": _MEMBERS, "facts": _OWN}
 
 #: The facts that are stored of a run: all by which a policy may trust it, and all that conditions of reviews name.
 STORED = ("source", "event", "pipeline", "project", "branch", "review", "fork", "auth", "owner", "adapter", "change")
-#: Of a fact that is not stored. Examples hold the change, and versions before 0.2.0 did not store it here.
-_NONE = dict.fromkeys(STORED[:-1], "")
+#: Values of facts that are not stored. Examples hold the change, and versions before 0.2.0 did not store it here.
+_DEFAULTS = dict.fromkeys(STORED[:-1], "")
 #: What a recorder reports of a run's machine and command, and a CI system may not: fields of `RunFacts`, and labels.
 CLAIMED_FACTS = ("provider", "region", "flavour")
 CLAIMED_LABELS = ("exit_code", "signal", "node", "runner")
@@ -55,15 +57,15 @@ CLAIMED_LABELS = ("exit_code", "signal", "node", "runner")
 _MARKS = frozenset({"subjects", "fork", "auth", "owner", "adapter"})
 _HALF = 8
 
-_said_decoder = msgspec.json.Decoder(dict[str, Statement])
+_statements_decoder = msgspec.json.Decoder(dict[str, Statement])
 
 
-def _encode_said(subject: Subject, said: Mapping[str, Statement]) -> dict[str, bytes]:
-    return {"said": msgspec.json.encode(said, order="sorted")}
+def _encode_statements(subject: Subject, statements: Mapping[str, Statement]) -> dict[str, bytes]:
+    return {"said": msgspec.json.encode(statements, order="sorted")}
 
 
-def _decode_said(subject: Subject, row: Mapping[str, Any] | None) -> Mapping[str, Statement]:
-    return {} if row is None else valid_statements(subject[1], _said_decoder.decode(row["said"]))
+def _decode_statements(subject: Subject, row: Mapping[str, Any] | None) -> Mapping[str, Statement]:
+    return {} if row is None else valid_statements(subject[1], _statements_decoder.decode(row["said"]))
 
 
 def _subject_id(subject: Subject) -> bytes:
@@ -82,12 +84,12 @@ def _decode_own(run: bytes, row: Mapping[str, Any] | None) -> bytes | None:
     return None if row is None else row["facts"]
 
 
-_STATEMENTS: Codec[Subject, Mapping[str, Statement]] = Codec(_subject_id, _encode_said, _decode_said)
+_STATEMENTS: Codec[Subject, Mapping[str, Statement]] = Codec(_subject_id, _encode_statements, _decode_statements)
 _FACTS: Codec[bytes, bytes | None] = Codec(_run_fingerprint, _encode_own, _decode_own)
 
 
 class Claim(NamedTuple):
-    """What an event says of one fact of `CLAIMED_FACTS` and `CLAIMED_LABELS`, other than the run's trusted row.
+    """The value that an event, other than the run's trusted row, gives for a fact of `CLAIMED_FACTS` or a label.
 
     Attributes:
       standing: of the event, one of `ciml.runs.run_log.STANDINGS`.
@@ -114,25 +116,25 @@ def source_of(facts: RunFacts) -> str:
     return facts.run_id.partition("~")[0]
 
 
-def parents_of(facts: RunFacts, said: Said) -> list[Subject]:
+def parents_of(facts: RunFacts, statements: StatementsOf) -> list[Subject]:
     """Return the subjects of the parents that a run executed, as far as updates of its subjects name them."""
     source = source_of(facts)
-    updates = map(said, subjects_of(facts))
+    updates = map(statements, subjects_of(facts))
     return [(source, parent) for update in updates for parent in parent_subjects(facts, update) if parent]
 
 
-def changed_facts(facts: RunFacts, said: Said) -> dict[str, str]:
+def changed_facts(facts: RunFacts, statements: StatementsOf) -> dict[str, str]:
     """Return the facts of a run that updates change."""
     if not facts.subjects:
         return {}
     source = source_of(facts)
-    return changes_of(facts, map(said, subjects_of(facts)), lambda subject: said((source, subject)))
+    return changes_of(facts, map(statements, subjects_of(facts)), lambda subject: statements((source, subject)))
 
 
-def joined_facts(facts: RunFacts, said: Said) -> RunFacts:
+def joined_facts(facts: RunFacts, statements: StatementsOf) -> RunFacts:
     """Return a run's facts, joined with updates."""
     source = source_of(facts)
-    return join_facts(facts, map(said, subjects_of(facts)), lambda subject: said((source, subject)))
+    return join_facts(facts, map(statements, subjects_of(facts)), lambda subject: statements((source, subject)))
 
 
 def is_marked(facts: Mapping[str, Any]) -> bool:
@@ -162,7 +164,7 @@ def with_claims(facts: RunFacts, claims: Mapping[str, Claim]) -> RunFacts:
 
 
 class Subjects:
-    """Subjects and their runs, and what was claimed of runs.
+    """Subjects and their runs, and the claims of events about runs.
 
     Args:
       tables: those of `TABLES`, as of a checkpoint; without them everything is in memory.
@@ -170,26 +172,26 @@ class Subjects:
 
     def __init__(self, tables: Mapping[str, IdTable] | None = None) -> None:
         self._tables = {name: table for name, table in (tables or {}).items() if name in TABLES}
-        self._said = IdMap(_STATEMENTS, self._tables.get("said"))
+        self._statements = IdMap(_STATEMENTS, self._tables.get("said"))
         self._own = IdMap(_FACTS, self._tables.get("facts"))
         self._members: dict[bytes, dict[bytes, None]] = {}
 
     def __bool__(self) -> bool:
         """Return whether anything is known of any run or subject."""
-        return bool(self._said.recent or self._own.recent or any(table.runs for table in self._tables.values()))
+        return bool(self._statements.recent or self._own.recent or any(table.runs for table in self._tables.values()))
 
     def prefetch(self, subjects: Iterable[Subject]) -> None:
-        """Look up subjects in one batch. Until the next call, `said` cannot fail for them."""
-        self._said.prefetch(subjects)
+        """Look up subjects in one batch. Until the next call, `statements` cannot fail for them."""
+        self._statements.prefetch(subjects)
 
-    def said(self, subject: Subject) -> Mapping[str, Statement]:
-        """Return what updates say of a subject, by fact."""
-        return self._said[subject]
+    def statements(self, subject: Subject) -> Mapping[str, Statement]:
+        """Return the statements of updates about a subject, by fact."""
+        return self._statements[subject]
 
-    def say(self, update: FactUpdate, event_key: str) -> None:
+    def add_update(self, update: FactUpdate, event_key: str) -> None:
         """Add an update."""
         subject = (update.source, update.subject)
-        self._said[subject] = merge_statements(self.said(subject), statements_of(update, event_key))
+        self._statements[subject] = merge_statements(self.statements(subject), statements_of(update, event_key))
         if "parents" in update.facts:
             for standing in STANDINGS:
                 for facts in self.runs(subject, MAX_SUBJECT_RUNS, standing):
@@ -208,11 +210,11 @@ class Subjects:
 
     def _add_members(self, facts: RunFacts, standing: int) -> None:
         run = fingerprint(facts.run_id)
-        for subject in (*subjects_of(facts), *parents_of(facts, self.said)):
+        for subject in (*subjects_of(facts), *parents_of(facts, self.statements)):
             self._members.setdefault(_members_id(subject, standing), {})[run] = None
 
     def claim(self, run_id: str, claims: Mapping[str, Claim]) -> None:
-        """Add what an event claims of a run. Of each fact, the first claim of the highest standing counts."""
+        """Add the claims of an event about a run. Of each fact, the first claim of the highest standing counts."""
         before = self.claims(run_id)
         after = {**claims, **before}
         after |= {name: claim for name, claim in claims.items() if claim.standing > after[name].standing}
@@ -240,7 +242,9 @@ class Subjects:
         )
         members = [_decode(data) for data in self._own.read(runs) if data is not None]
         # A reclaim may have left the subject.
-        return [facts for facts in members if subject in subjects_of(facts) or subject in parents_of(facts, self.said)]
+        return [
+            facts for facts in members if subject in subjects_of(facts) or subject in parents_of(facts, self.statements)
+        ]
 
     def _members_of(self, identity: bytes, most: int) -> list[bytes]:
         runs = list(self._members.get(identity, ()))[:most]
@@ -269,19 +273,19 @@ class Subjects:
         """Look up all subjects by which runs are joined, and others, as `prefetch` does."""
         subjects = [subject for facts in runs for subject in subjects_of(facts)]
         self.prefetch((*subjects, *others))
-        parents = [parent for facts in runs for parent in parents_of(facts, self.said)]
+        parents = [parent for facts in runs for parent in parents_of(facts, self.statements)]
         if parents:
             self.prefetch((*subjects, *others, *parents))
 
     def join(self, facts: RunFacts) -> RunFacts:
         """Return a run's facts, joined with all updates so far."""
-        return joined_facts(facts, self.said)
+        return joined_facts(facts, self.statements)
 
     def recent(self) -> dict[str, Rows]:
-        """Return what was added since the checkpoint, as rows for the tables."""
+        """Return the additions since the checkpoint, as rows for the tables."""
         members = [(subject, run) for subject, runs in self._members.items() for run in runs]
         return {
-            "said": self._said.rows(),
+            "said": self._statements.rows(),
             "members": _MEMBERS.rows(
                 [subject[:_HALF] + run[:_HALF] for subject, run in members], {"run": [run for _, run in members]}
             ),
@@ -307,7 +311,7 @@ def _encode(facts: RunFacts) -> bytes:
 
 def _changes(data: bytes) -> dict[str, Any]:
     stored = msgspec.json.decode(data)
-    return {**_NONE, **stored, "subjects": tuple(stored.get("subjects", ()))}
+    return {**_DEFAULTS, **stored, "subjects": tuple(stored.get("subjects", ()))}
 
 
 def _decode(data: bytes) -> RunFacts:

@@ -1,8 +1,7 @@
-"""The stored runs, each with its last row and its present outcome.
+"""Queries of the raw manifest: all stored runs as they are now, and the records and attempts of one run.
 
-All records of one run in a raw manifest, and the other attempts of its job: the manifest is searched as bytes.
-
-Review of a trust policy over stored runs: what it would change, and which rule decides about a run and why.
+A *row* stores a run, or replaces its row (a reclaim); the last row of a run counts. Later deltas may change its
+outcome, its trust and its facts. `review` and `trace` show what a trust policy says of stored runs.
 """
 
 from __future__ import annotations
@@ -22,6 +21,39 @@ from ciml.trust import TrustPolicy, evaluate
 
 #: The kind of a change of trust among the records of a run; it is no `ciml.events.records.Kind`.
 TRUST_CHANGE = "trust_change"
+
+
+def latest_runs(log: ManifestLog, state: RawState) -> Iterator[StoredRun]:
+    """Yield all runs up to the state, the last committed first. Reads the manifest lazily.
+
+    A run that was reclaimed appears once, with the row that counts.
+    """
+    return (row.run for row in latest_rows(log, state) if row.counts)
+
+
+def latest_rows(log: ManifestLog, state: RawState) -> Iterator[StoredRow]:
+    """Yield all raw rows up to the state, the last committed first, those that no longer count too."""
+    reclaimed: set[str] = set()  # runs with a later row
+    decisions: dict[str, Mapping[str, Any]] = {}  # of rows that are still to come
+    for version in range(state.version, 0, -1):
+        delta = log.read(version)
+        for change in delta.get("trust_changes", ()):
+            decisions.setdefault(change["run_id"], change["trust"])
+        records = rows_of(delta)
+        run_facts = [RunFacts.from_json(record["mention"]) for record in records]
+        state.index.prefetch(runs=[facts.run_id for facts in run_facts])
+        state.index.subjects.prefetch_runs(run_facts)
+        for facts, record in zip(reversed(run_facts), reversed(records), strict=True):
+            run_id = facts.run_id
+            counts = run_id not in reclaimed
+            if record["kind"] == "reclaim":
+                reclaimed.add(run_id)
+            trust = decisions.pop(run_id, record.get("trust", {}))
+            indexed = state.index.run(run_id)
+            outcome = indexed.outcome if indexed else facts.outcome or ""
+            file = RawFile.from_json(record["file"])
+            run = StoredRun(facts, state.index.subjects.join(facts), outcome, trust, file, version)
+            yield StoredRow(run, record["kind"], counts)
 
 
 class StoredRun(NamedTuple):
@@ -65,39 +97,6 @@ class StoredRow(NamedTuple):
     run: StoredRun
     kind: str
     counts: bool
-
-
-def latest_runs(log: ManifestLog, state: RawState) -> Iterator[StoredRun]:
-    """Yield all runs up to the state, the last committed first. Reads the manifest lazily.
-
-    A run that was reclaimed appears once, with the row that counts.
-    """
-    return (row.run for row in latest_rows(log, state) if row.counts)
-
-
-def latest_rows(log: ManifestLog, state: RawState) -> Iterator[StoredRow]:
-    """Yield all raw rows up to the state, the last committed first, those that no longer count too."""
-    reclaimed: set[str] = set()
-    decisions: dict[str, Mapping[str, Any]] = {}  # of rows that are still to come
-    for version in range(state.version, 0, -1):
-        delta = log.read(version)
-        for change in delta.get("trust_changes", ()):
-            decisions.setdefault(change["run_id"], change["trust"])
-        records = rows_of(delta)
-        run_facts = [RunFacts.from_json(record["mention"]) for record in records]
-        state.index.prefetch(runs=[facts.run_id for facts in run_facts])
-        state.index.subjects.prefetch_runs(run_facts)
-        for facts, record in zip(reversed(run_facts), reversed(records), strict=True):
-            run_id = facts.run_id
-            counts = facts.run_id not in reclaimed
-            if record["kind"] == "reclaim":
-                reclaimed.add(run_id)
-            trust = decisions.pop(run_id, record.get("trust", {}))
-            indexed = state.index.run(run_id)
-            outcome = indexed.outcome if indexed else facts.outcome or ""
-            file = RawFile.from_json(record["file"])
-            run = StoredRun(facts, state.index.subjects.join(facts), outcome, trust, file, version)
-            yield StoredRow(run, record["kind"], counts)
 
 
 def changed_runs(log: ManifestLog, state: RawState, since: int) -> set[str]:
@@ -253,7 +252,7 @@ class Review:
 
 
 def review(runs: Iterable[StoredRun], policy: TrustPolicy, counts: Review) -> Iterator[ChangedRun]:
-    """Yield the runs whose trust a policy would change.
+    """Yield the runs whose trust a policy would change, and count all runs.
 
     Args:
       runs: stored runs, with their joined facts and their last decision.
@@ -263,8 +262,8 @@ def review(runs: Iterable[StoredRun], policy: TrustPolicy, counts: Review) -> It
     for run in runs:
         facts = run.facts
         before = Decision(run.trust.get("trusted", False), run.trust.get("rule", ""))
-        now = evaluate(policy, facts)
-        after = Decision(now.trusted, now.rule)
+        trust = evaluate(policy, facts)
+        after = Decision(trust.trusted, trust.rule)
         counts.runs += 1
         counts.trusted += before.trusted
         counts.trusted_after += after.trusted
@@ -283,7 +282,7 @@ class Mismatch(NamedTuple):
 
 
 class RuleTrace(NamedTuple):
-    """What a rule says of a run.
+    """How a rule matches a run.
 
     Attributes:
       rule: its name.
@@ -299,7 +298,7 @@ class RuleTrace(NamedTuple):
 
 
 def trace(policy: TrustPolicy, facts: RunFacts) -> list[RuleTrace]:
-    """Return what each rule of a policy says of a run, in order."""
+    """Return how each rule of a policy matches a run, in order."""
     traces: list[RuleTrace] = []
     decided = False
     for rule in policy.rules:

@@ -1,7 +1,7 @@
-"""Packs: the runs of one job and day in one file, and the small manifest that lists the packs.
+"""The names of runs and packs, and the small manifest that lists the packs of a folder.
 
-A manifest's path of a run is its *name*: ``runs/<folder>/<file>``, where the folder is ``job=…/date=…``. The run is
-read from the object of that name, or from a pack of the same folder.
+The raw manifest names a run by a path: ``runs/<folder>/<file name>``, where the folder ``job=…/date=…`` has the runs of
+a job and a day. The run is in the object of that name, or in a pack of the same folder.
 """
 
 from __future__ import annotations

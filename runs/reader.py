@@ -3,7 +3,7 @@
 A run may move between its own object and packs while it is read. The new copy exists and is in a manifest before the
 old one is removed. So a reader that does not find the run reads the manifest again, and finds the new copy.
 
-Read many runs pack by pack: the runs of a pack stay one table.
+Many runs are read pack by pack. The packs of the folders that were read last are cached.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -29,101 +29,206 @@ from ciml.storage import LocalStore, Store
 
 _THREADS = 16
 #: Number of runs whose positions in packs a process caches; about a kilobyte each.
-_KEPT_RUNS = 25_000
+_CACHED_RUNS = 25_000
+#: Number of objects that `read_joined` reads together.
+_OBJECTS = 500
 _NAME = re.compile(r"(?P<run_id>.+)\.(?P<digest>[0-9a-f]{16})\.parquet")
 _TIMES = pa.timestamp("us", tz="UTC")
 
 T = TypeVar("T")
 U = TypeVar("U")
-#: Number of objects per read.
-_OBJECTS = 500
 
 
-class FolderPacks:
-    """The packs of one folder of runs at one time.
+def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the telemetry of a run. Raises `IntegrityError` where it is missing, damaged or has other rows."""
+    path = file if isinstance(file, str) else file.path
+    table = _find(store, path, columns)
+    if isinstance(file, RawFile):
+        _check_rows(store, file, table.num_rows)
+    return table
+
+
+def read_runs(
+    store: Store, files: Iterable[RawFile | str], *, columns: Sequence[str] | None = None, threads: int | None = None
+) -> list[pa.Table]:
+    """Read the telemetry of many runs, in the order given. A pack is read once for all its runs.
+
+    Args:
+      store: the raw store.
+      files: files from manifests; or paths below the store, whose rows are not checked.
+      columns: only these, in this order; all by default. A name that a file lacks is left out.
+      threads: number of reading threads; by default 16 for S3, where opening a file waits, and 1 for a folder, where it
+        holds the interpreter.
+
+    Raises:
+      IntegrityError: a run is missing, damaged or has other rows.
+    """
+    requested = list(files)
+    paths = [file if isinstance(file, str) else file.path for file in requested]
+    threads = _default_threads(store) if threads is None else threads
+    folders, singles = _by_folder(paths)
+    for folder in [name for name, runs in folders.items() if len(runs) == 1 and _cache.get(store, name) is None]:
+        # The run's own object is more likely than a pack, and saves a request.
+        singles += [run.file_index for run in folders.pop(folder)]
+    tables: dict[int, pa.Table] = {}
+
+    def read(pack: OpenPack, indices: Mapping[int, int]) -> dict[int, pa.Table]:
+        runs = pack.read(store, indices, columns)
+        return {index: runs[number] for number, index in indices.items()}
+
+    for folder_runs in _read_folders(store, folders, read, threads):
+        for pack_tables in folder_runs.by_pack:
+            tables |= pack_tables
+        singles += folder_runs.others
+    for index, table in zip(
+        singles, _ahead(lambda index: _find(store, paths[index], columns), singles, threads), strict=True
+    ):
+        tables[index] = table
+    for index, file in enumerate(requested):
+        if isinstance(file, RawFile):
+            _check_rows(store, file, tables[index].num_rows)
+    return [tables[index] for index in range(len(requested))]
+
+
+class Joined(NamedTuple):
+    """Runs of one pack in one table, one after the other.
 
     Attributes:
-      state: the state of their manifest.
-      packs: the present ones, opened. Where one is missing, also replaced ones that still exist.
-      runs: (pack, number in it) of a run, by the run's file name.
-      missing: packs in the manifest that do not exist.
-      broken: faults of packs that cannot be opened, one line each.
+      indices: of the runs among the requested files.
+      table: their telemetry.
+      rows: number of rows of each run.
     """
 
-    def __init__(
-        self, state: PackState, packs: Sequence[OpenPack], missing: Sequence[str] = (), broken: Sequence[str] = ()
-    ) -> None:
-        self.state = state
-        self.packs = packs
-        self.missing = missing
-        self.broken = broken
-        self.runs = {name: (pack, number) for pack in packs for name, number in pack.number.items()}
+    indices: list[int]
+    table: pa.Table
+    rows: list[int]
 
 
-def load_packs(store: Store, folder: str) -> FolderPacks:
-    """Open the present packs of a folder.
+def read_joined(
+    store: Store, files: Sequence[RawFile], *, columns: Sequence[str], threads: int | None = None
+) -> Iterator[Joined | list[tuple[int, pa.Table]]]:
+    """Yield the telemetry of many runs, pack by pack, in no order; the runs of a pack stay one table.
 
-    A damaged or missing pack is left out: its runs may be elsewhere.
+    Args:
+      store: the raw store.
+      files: the files named by manifests.
+      columns: only these. A name that a file lacks is left out.
+      threads: see `read_runs`.
+
+    Yields:
+      The runs of a pack; or (index, table) of runs that are objects of their own, `_OBJECTS` at a time.
+
+    Raises:
+      IntegrityError: a run is missing, damaged or has other rows.
     """
-    version = -1
+    threads = _default_threads(store) if threads is None else threads
+    folders, singles = _by_folder(file.path for file in files)
+
+    def join(pack: OpenPack, indices: Mapping[int, int]) -> Joined:
+        numbers = sorted(indices)
+        rows = [pack.runs[number].rows for number in numbers]
+        joined = Joined([indices[number] for number in numbers], pack.read_joined(store, numbers, columns), rows)
+        for index, count in zip(joined.indices, rows, strict=True):
+            _check_rows(store, files[index], count)
+        return joined
+
+    for folder_runs in _read_folders(store, folders, join, threads):
+        yield from folder_runs.by_pack
+        singles += folder_runs.others
+    for start in range(0, len(singles), _OBJECTS):
+        part = singles[start : start + _OBJECTS]
+        tables = read_runs(store, [files[index] for index in part], columns=columns, threads=threads)
+        yield list(zip(part, tables, strict=True))
+
+
+def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]]:
+    """Return the column names of many runs, in the order given. For runs in packs no telemetry is read.
+
+    Raises:
+      IntegrityError: a run is missing or damaged.
+    """
+    names: dict[int, tuple[str, ...]] = {}
+    folders, singles = _by_folder(file.path for file in files)
+    for folder, runs in folders.items():
+        packs = _packs_of(store, folder)
+        for run in runs:
+            position = packs.runs.get(run.name)
+            if position is None:
+                singles.append(run.file_index)
+            else:
+                names[run.file_index] = position.pack.names
+    for index, table in zip(singles, read_runs(store, [files[index] for index in singles]), strict=True):
+        names[index] = tuple(table.column_names)
+    return [names[index] for index in range(len(files))]
+
+
+def verify_run(store: Store, run_id: str, file: RawFile) -> str:
+    """Check a run's telemetry (existence, rows, digest): return "" if it is valid, else one line."""
+    try:
+        table = read_run(store, file)
+        digest = telemetry_digest(run_id, table)
+    except (IntegrityError, TypeError) as error:
+        return str(error)
+    return "" if digest == file.digest else f"{store.url(file.path)} has the digest {digest}, expected {file.digest}"
+
+
+def verify_runs(store: Store, runs: Iterable[tuple[str, RawFile]], *, rows: int = BATCH_ROWS) -> Iterator[str]:
+    """Yield the result of `verify_run` for many runs, in order; about ``rows`` rows are read at a time."""
+    for part in batches(runs, lambda run: run[1].rows, rows):
+        yield from _verify_part(store, part)
+
+
+def _verify_part(store: Store, runs: Sequence[tuple[str, RawFile]]) -> Iterator[str]:
+    try:
+        tables = read_runs(store, [file for _, file in runs])
+        equal = [
+            telemetry_digest(run_id, table) == file.digest for (run_id, file), table in zip(runs, tables, strict=True)
+        ]
+    except (IntegrityError, TypeError):
+        equal = [False] * len(runs)  # at least one differs: check them one by one
+    for (run_id, file), is_equal in zip(runs, equal, strict=True):
+        yield "" if is_equal else verify_run(store, run_id, file)
+
+
+def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
+    """Read a run from its own object or from a pack, whichever exists. Raises `IntegrityError` where none does."""
+    parts = split_path(path)
+    if parts is None:
+        with suppress(FileNotFoundError):
+            return read_object(store, path, columns)
+        raise _missing(store, path)
+    folder, name = parts
+    packs = _cache.get(store, folder)
     while True:
-        state = pack_state(store, folder)
-        packs, missing, broken = _open(store, state.packs.values())
-        if not missing:
-            return FolderPacks(state, packs, missing, broken)
-        if state.version == version:  # else it may have been replaced since the manifest was read
-            return FolderPacks(state, packs + _open(store, state.replaced.values())[0], missing, broken)
-        version = state.version
+        position = packs.runs.get(name) if packs is not None else None
+        if position is not None:
+            with suppress(FileNotFoundError):  # replaced by another pack
+                return position.pack.read(store, [position.number], columns)[position.number]
+        with suppress(FileNotFoundError):  # packed meanwhile
+            return read_object(store, path, columns)
+        packs = _cache.load(store, folder)
+        present_position = packs.runs.get(name)
+        if present_position is None or (position is not None and present_position.pack.file == position.pack.file):
+            break
+    # A run that was committed long after it was written is in ``swept/``, or is being moved back.
+    for last_path in (f"{SWEPT}/{path}", path):
+        with suppress(FileNotFoundError):
+            return read_object(store, last_path, columns)
+    if packs.broken:
+        raise IntegrityError(
+            f"{store.url(path)} does not exist, and a pack that may hold it is damaged: {packs.broken[0]}"
+        )
+    raise _missing(store, path)
 
 
-def _open(store: Store, files: Iterable[PackFile]) -> tuple[list[OpenPack], list[str], list[str]]:
-    packs: list[OpenPack] = []
-    missing: list[str] = []
-    broken: list[str] = []
-    for file in files:
-        try:
-            packs.append(open_pack(store, file))
-        except FileNotFoundError:
-            missing.append(file.path)
-        except IntegrityError as error:
-            broken.append(str(error))
-    return packs, missing, broken
+def _missing(store: Store, path: str) -> IntegrityError:
+    return IntegrityError(f"{store.url(path)} is in the manifest but does not exist")
 
 
-class _Shelf:
-    """A cache of folders' packs; the least recently used is dropped first. Safe to use from threads."""
-
-    def __init__(self) -> None:
-        self._folders: OrderedDict[tuple[Store, str], FolderPacks] = OrderedDict()
-        self._runs = 0
-        self._lock = threading.Lock()
-
-    def get(self, store: Store, folder: str) -> FolderPacks | None:
-        with self._lock:
-            packs = self._folders.get((store, folder))
-            if packs is not None:
-                self._folders.move_to_end((store, folder))
-            return packs
-
-    def load(self, store: Store, folder: str) -> FolderPacks:
-        """Read the manifest again."""
-        packs = load_packs(store, folder)
-        with self._lock:
-            if (old := self._folders.pop((store, folder), None)) is not None:
-                self._runs -= len(old.runs) + 1
-            self._folders[store, folder] = packs
-            self._runs += len(packs.runs) + 1
-            while self._runs > _KEPT_RUNS and len(self._folders) > 1:
-                self._runs -= len(self._folders.popitem(last=False)[1].runs) + 1
-        return packs
-
-
-_shelf = _Shelf()
-
-
-def packs_of(store: Store, folder: str) -> FolderPacks:
-    """Return the cached packs of a folder; read its manifest where none are cached."""
-    return _shelf.get(store, folder) or _shelf.load(store, folder)
+def _check_rows(store: Store, file: RawFile, rows: int) -> None:
+    """Raise `IntegrityError` where the number of rows differs from the manifest."""
+    if rows != file.rows:
+        raise IntegrityError(f"{store.url(file.path)} has {rows} rows, the manifest says {file.rows}; restore a backup")
 
 
 def read_object(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -180,236 +285,72 @@ def _check_telemetry(table: pa.Table, path: str, url: str) -> None:
         raise IntegrityError(f"{url} has the digest {actual}, which differs from its name; restore a backup")
 
 
-def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the telemetry of a run. Raises `IntegrityError` where it is missing, damaged or has other rows."""
-    path = file if isinstance(file, str) else file.path
-    table = _find(store, path, columns)
-    if isinstance(file, RawFile):
-        check_rows(store, file, table.num_rows)
-    return table
+class _RequestedRun(NamedTuple):
+    """A run of a folder: its index among the requested files, and its file name."""
+
+    file_index: int
+    name: str
 
 
-def check_rows(store: Store, file: RawFile, rows: int) -> None:
-    """Raise `IntegrityError` where the number of rows differs from the manifest."""
-    if rows != file.rows:
-        raise IntegrityError(f"{store.url(file.path)} has {rows} rows, the manifest says {file.rows}; restore a backup")
-
-
-def threads_for(store: Store, threads: int | None) -> int:
-    """Return the number of reading threads: see `read_runs`."""
-    if threads is not None:
-        return threads
-    return 1 if isinstance(store, LocalStore) else _THREADS
-
-
-def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
-    parts = split_path(path)
-    missing = IntegrityError(f"{store.url(path)} is in the manifest but does not exist")
-    if parts is None:
-        with suppress(FileNotFoundError):
-            return read_object(store, path, columns)
-        raise missing
-    folder, name = parts
-    packs = _shelf.get(store, folder)
-    while True:
-        packed = packs.runs.get(name) if packs is not None else None
-        if packed is not None:
-            with suppress(FileNotFoundError):  # replaced by another pack
-                return packed[0].read(store, [packed[1]], columns)[packed[1]]
-        with suppress(FileNotFoundError):  # packed meanwhile
-            return read_object(store, path, columns)
-        packs = _shelf.load(store, folder)
-        now = packs.runs.get(name)
-        if now is None or (packed is not None and now[0].file == packed[0].file):
-            break
-    for last in (f"{SWEPT}/{path}", path):  # committed long after it was written, and being moved back
-        with suppress(FileNotFoundError):
-            return read_object(store, last, columns)
-    if packs.broken:
-        raise IntegrityError(
-            f"{store.url(path)} does not exist, and a pack that may hold it is damaged: {packs.broken[0]}"
-        )
-    raise missing
-
-
-def read_runs(
-    store: Store, files: Iterable[RawFile | str], *, columns: Sequence[str] | None = None, threads: int | None = None
-) -> list[pa.Table]:
-    """Read the telemetry of many runs, in the order given. A pack is read once for all its runs.
-
-    Args:
-      store: the raw store.
-      files: files from manifests; or paths below the store, whose rows are not checked.
-      columns: only these, in this order; all by default. A name that a file lacks is left out.
-      threads: number of reading threads; by default 16 for S3, where opening a file waits, and 1 for a folder, where it
-        holds the interpreter.
-
-    Raises:
-      IntegrityError: a run is missing, damaged or has other rows.
-    """
-    requested = list(files)
-    paths = [file if isinstance(file, str) else file.path for file in requested]
-    threads = threads_for(store, threads)
-    folders, unread = _by_folder(paths)
-    for folder in [folder for folder, runs in folders.items() if len(runs) == 1 and _shelf.get(store, folder) is None]:
-        unread += [index for index, _ in folders.pop(folder)]  # its own object is more likely, and saves a request
-    tables: dict[int, pa.Table] = {}
-
-    def read_packed(folder: str) -> tuple[list[dict[int, pa.Table]], list[int]]:
-        def read(pack: OpenPack, indices: Mapping[int, int]) -> dict[int, pa.Table]:
-            runs = pack.read(store, list(indices), columns)
-            return {index: runs[number] for number, index in indices.items()}
-
-        return _read_packs(store, folder, folders[folder], read)
-
-    for packed, others in _ahead(read_packed, folders, threads):
-        for part in packed:
-            tables |= part
-        unread += others
-    tables.update(zip(unread, _ahead(lambda index: _find(store, paths[index], columns), unread, threads), strict=True))
-    for index, file in enumerate(requested):
-        if isinstance(file, RawFile):
-            check_rows(store, file, tables[index].num_rows)
-    return [tables[index] for index in range(len(requested))]
-
-
-def _by_folder(paths: Iterable[str]) -> tuple[dict[str, list[tuple[int, str]]], list[int]]:
-    """Return (index, file name) of the runs of each folder, and the indices of paths that are never in a pack."""
-    folders: dict[str, list[tuple[int, str]]] = {}
+def _by_folder(paths: Iterable[str]) -> tuple[dict[str, list[_RequestedRun]], list[int]]:
+    """Return the runs of each folder, and the indices of paths that are never in a pack."""
+    folders: dict[str, list[_RequestedRun]] = {}
     others: list[int] = []
     for index, path in enumerate(paths):
-        if (parts := split_path(path)) is None:
+        parts = split_path(path)
+        if parts is None:
             others.append(index)
         else:
-            folders.setdefault(parts[0], []).append((index, parts[1]))
+            folder, name = parts
+            folders.setdefault(folder, []).append(_RequestedRun(index, name))
     return folders, others
 
 
-def _read_packs(
-    store: Store, folder: str, runs: Sequence[tuple[int, str]], read: Callable[[OpenPack, Mapping[int, int]], T]
-) -> tuple[list[T], list[int]]:
-    """Read the packed runs of a folder: return the result of each pack, and the indices of the other runs.
+class _FolderRuns(NamedTuple, Generic[T]):
+    """The runs of a folder: what was read from each pack, and the indices of the runs that are in no pack."""
+
+    by_pack: list[T]
+    others: list[int]
+
+
+def _read_folders(
+    store: Store,
+    folders: Mapping[str, Sequence[_RequestedRun]],
+    read: Callable[[OpenPack, Mapping[int, int]], T],
+    threads: int,
+) -> Iterator[_FolderRuns[T]]:
+    """Read the packed runs of folders, in order.
 
     Args:
       store: the raw store.
-      folder: of the runs.
-      runs: (index, file name) of each run.
-      read: reads the runs of a pack, given their indices by their number in it.
+      folders: the runs by folder.
+      read: reads the runs of a pack, given their indices by their number in it. It may raise `FileNotFoundError`.
+      threads: number of reading threads.
     """
-    packs = packs_of(store, folder)
-    others: list[int] = []
-    by_pack: dict[OpenPack, dict[int, int]] = {}
-    for index, name in runs:
-        pack, number = packs.runs.get(name, (None, 0))
-        if pack is None or number in (members := by_pack.setdefault(pack, {})):
-            others.append(index)
-        else:
-            members[number] = index
-    results: list[T] = []
-    for pack, indices in by_pack.items():
-        try:
-            results.append(read(pack, indices))
-        except FileNotFoundError:  # replaced meanwhile: each run is searched for
-            others += indices.values()
-    return results, others
 
-
-def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]]:
-    """Return the column names of many runs, in the order given. For runs in packs no telemetry is read.
-
-    Raises:
-      IntegrityError: a run is missing or damaged.
-    """
-    names: dict[int, tuple[str, ...]] = {}
-    folders, unread = _by_folder(file.path for file in files)
-    for folder, runs in folders.items():
-        packs = packs_of(store, folder)
-        for index, name in runs:
-            if (run := packs.runs.get(name)) is None:
-                unread.append(index)
+    def read_folder(folder: str) -> _FolderRuns[T]:
+        packs = _packs_of(store, folder)
+        others: list[int] = []
+        by_pack: dict[OpenPack, dict[int, int]] = {}
+        for run in folders[folder]:
+            position = packs.runs.get(run.name)
+            if position is None or position.number in by_pack.setdefault(position.pack, {}):
+                others.append(run.file_index)  # in no pack, or requested twice
             else:
-                names[index] = run[0].names
-    for index, table in zip(unread, read_runs(store, [files[index] for index in unread]), strict=True):
-        names[index] = tuple(table.column_names)
-    return [names[index] for index in range(len(files))]
+                by_pack[position.pack][position.number] = run.file_index
+        results: list[T] = []
+        for pack, indices in by_pack.items():
+            try:
+                results.append(read(pack, indices))
+            except FileNotFoundError:  # replaced meanwhile: each run is searched for
+                others += indices.values()
+        return _FolderRuns(results, others)
+
+    return _ahead(read_folder, folders, threads)
 
 
-def verify_run(store: Store, run_id: str, file: RawFile) -> str:
-    """Check a run's telemetry (existence, rows, digest): return "" if it is valid, else one line."""
-    try:
-        table = read_run(store, file)
-        digest = telemetry_digest(run_id, table)
-    except (IntegrityError, TypeError) as error:
-        return str(error)
-    return "" if digest == file.digest else f"{store.url(file.path)} has the digest {digest}, expected {file.digest}"
-
-
-def verify_runs(store: Store, runs: Iterable[tuple[str, RawFile]], *, rows: int = BATCH_ROWS) -> Iterator[str]:
-    """Yield the result of `verify_run` for many runs, in order; about ``rows`` rows are read at a time."""
-    for part in batches(runs, lambda run: run[1].rows, rows):
-        yield from _verify_part(store, part)
-
-
-def _verify_part(store: Store, runs: Sequence[tuple[str, RawFile]]) -> Iterator[str]:
-    try:
-        tables = read_runs(store, [file for _, file in runs])
-        equal = [
-            telemetry_digest(run_id, table) == file.digest for (run_id, file), table in zip(runs, tables, strict=True)
-        ]
-    except (IntegrityError, TypeError):
-        equal = [False] * len(runs)  # at least one differs: check them one by one
-    for (run_id, file), is_equal in zip(runs, equal, strict=True):
-        yield "" if is_equal else verify_run(store, run_id, file)
-
-
-class Joined(NamedTuple):
-    """Runs of one pack in one table, one after the other.
-
-    Attributes:
-      indices: of the runs among the requested files.
-      table: their telemetry.
-      rows: number of rows of each run.
-    """
-
-    indices: list[int]
-    table: pa.Table
-    rows: list[int]
-
-
-def read_joined(
-    store: Store, files: Sequence[RawFile], *, columns: Sequence[str], threads: int | None = None
-) -> Iterator[Joined | list[tuple[int, pa.Table]]]:
-    """Yield the telemetry of many runs, pack by pack, in no order; the runs of a pack stay one table.
-
-    Args:
-      store: the raw store.
-      files: the files named by manifests.
-      columns: only these. A name that a file lacks is left out.
-      threads: see `read_runs`.
-
-    Yields:
-      The runs of a pack; or (number, table) of runs that are objects of their own, about a hundred at a time.
-
-    Raises:
-      IntegrityError: a run is missing, damaged or has other rows.
-    """
-    threads = threads_for(store, threads)
-    folders, unread = _by_folder(file.path for file in files)
-
-    def join(pack: OpenPack, indices: Mapping[int, int]) -> Joined:
-        ordered, table, rows = pack.read_joined(store, list(indices), columns)
-        joined = Joined([indices[number] for number in ordered], table, rows)
-        for index, count in zip(joined.indices, rows, strict=True):
-            check_rows(store, files[index], count)
-        return joined
-
-    for joined, others in _ahead(lambda item: _read_packs(store, *item, join), folders.items(), threads):
-        yield from joined
-        unread += others
-    for start in range(0, len(unread), _OBJECTS):
-        part = unread[start : start + _OBJECTS]
-        tables = read_runs(store, [files[index] for index in part], columns=columns, threads=threads)
-        yield list(zip(part, tables, strict=True))
+def _default_threads(store: Store) -> int:
+    return 1 if isinstance(store, LocalStore) else _THREADS
 
 
 def _ahead(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
@@ -425,3 +366,104 @@ def _ahead(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
+
+
+class PackPosition(NamedTuple):
+    """A pack, and the number of a run in it."""
+
+    pack: OpenPack
+    number: int
+
+
+class FolderPacks:
+    """The packs of one folder of runs at one time.
+
+    Attributes:
+      state: the state of their manifest.
+      packs: the present ones, opened. Where one is missing, also replaced ones that still exist.
+      runs: the position of each run, by the run's file name.
+      missing: packs in the manifest that do not exist.
+      broken: faults of packs that cannot be opened, one line each.
+    """
+
+    def __init__(
+        self, state: PackState, packs: Sequence[OpenPack], missing: Sequence[str] = (), broken: Sequence[str] = ()
+    ) -> None:
+        self.state = state
+        self.packs = packs
+        self.missing = missing
+        self.broken = broken
+        self.runs = {name: PackPosition(pack, number) for pack in packs for name, number in pack.number.items()}
+
+
+def load_packs(store: Store, folder: str) -> FolderPacks:
+    """Open the present packs of a folder.
+
+    A damaged or missing pack is left out: its runs may be elsewhere.
+    """
+    version = -1
+    while True:
+        state = pack_state(store, folder)
+        packs, missing, broken = _open(store, state.packs.values())
+        if not missing:
+            return FolderPacks(state, packs, missing, broken)
+        if state.version == version:  # else it may have been replaced since the manifest was read
+            return FolderPacks(state, packs + _open(store, state.replaced.values())[0], missing, broken)
+        version = state.version
+
+
+def _open(store: Store, files: Iterable[PackFile]) -> tuple[list[OpenPack], list[str], list[str]]:
+    packs: list[OpenPack] = []
+    missing: list[str] = []
+    broken: list[str] = []
+    for file in files:
+        try:
+            packs.append(open_pack(store, file))
+        except FileNotFoundError:
+            missing.append(file.path)
+        except IntegrityError as error:
+            broken.append(str(error))
+    return packs, missing, broken
+
+
+class _PackCache:
+    """A cache of folders' packs; the least recently used is dropped first. Safe to use from threads."""
+
+    def __init__(self) -> None:
+        self._folders: OrderedDict[tuple[Store, str], FolderPacks] = OrderedDict()
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def get(self, store: Store, folder: str) -> FolderPacks | None:
+        with self._lock:
+            packs = self._folders.get((store, folder))
+            if packs is not None:
+                self._folders.move_to_end((store, folder))
+            return packs
+
+    def load(self, store: Store, folder: str) -> FolderPacks:
+        """Read the manifest again."""
+        packs = load_packs(store, folder)
+        with self._lock:
+            former_packs = self._folders.pop((store, folder), None)
+            if former_packs is not None:
+                self._size -= _cache_size(former_packs)
+            self._folders[store, folder] = packs
+            self._size += _cache_size(packs)
+            while self._size > _CACHED_RUNS and len(self._folders) > 1:
+                _, dropped_packs = self._folders.popitem(last=False)
+                self._size -= _cache_size(dropped_packs)
+        return packs
+
+
+def _cache_size(packs: FolderPacks) -> int:
+    """Return the size of a cache's entry in runs; a folder without packs counts as one."""
+    return len(packs.runs) + 1
+
+
+_cache = _PackCache()
+
+
+def _packs_of(store: Store, folder: str) -> FolderPacks:
+    """Return the cached packs of a folder; read its manifest where none are cached."""
+    return _cache.get(store, folder) or _cache.load(store, folder)

@@ -1,4 +1,8 @@
-"""The state of the raw manifest: the sum of its deltas."""
+"""The state of the raw manifest: the sum of its deltas, and its checkpoints.
+
+`open_raw` returns the present state. A state holds counts and open outcomes; the ids of events and runs are in its
+`Index`, in memory or on disk.
+"""
 
 from __future__ import annotations
 
@@ -99,29 +103,20 @@ class RawState(TopicState):
             raise IntegrityError(f"raw manifest: version {version} after {self.version}")
         closes: list[DeadLetterKey] = [(Origin.from_json(origin), run_id) for origin, run_id in delta["closes"]]
         changes = delta.get("trust_changes", ())
-        self.index.prefetch(
-            runs=[
-                *(record["mention"]["run_id"] for record in (*rows_of(delta), *delta["corrections"])),
-                *(change["run_id"] for change in changes),
-            ],
-            dead_letters=[key for key in closes if key not in self.deferred],
-        )
+        run_ids = [record["mention"]["run_id"] for record in (*rows_of(delta), *delta["corrections"])]
+        run_ids += [change["run_id"] for change in changes]
+        self.index.prefetch(runs=run_ids, dead_letters=[key for key in closes if key not in self.deferred])
         updates = [
             (FactUpdate.from_json(update), record["event_key"])
             for record in delta.get("updates", ())
             for update in record["updates"]
         ]
         mentions = [record["mention"] for record in rows_of(delta)]
-        self.index.subjects.prefetch(
-            [
-                *((update.source, update.subject) for update, _ in updates),
-                *(
-                    (mention["run_id"].partition("~")[0], subject)
-                    for mention in mentions
-                    for subject in mention.get("subjects", ())
-                ),
-            ]
-        )
+        subjects = [(update.source, update.subject) for update, _ in updates]
+        for mention in mentions:
+            source = mention["run_id"].partition("~")[0]
+            subjects += [(source, subject) for subject in mention.get("subjects", ())]
+        self.index.subjects.prefetch(subjects)
         self.torn = True
         self.cover(delta["offsets"])
         for key in closes:
@@ -130,7 +125,7 @@ class RawState(TopicState):
             self._apply_record(version, kind, record)
             self.records += 1
         for update, event_key in updates:
-            self.index.subjects.say(update, event_key)
+            self.index.subjects.add_update(update, event_key)
             self.records += 1
         for change in changes:
             self._change_trust(version, change)
@@ -143,44 +138,59 @@ class RawState(TopicState):
         facts = record.get("mention", {})
         run_id: str = facts.get("run_id", "")
         reason: str = record.get("reason", "")
-        trust = record.get("trust", {})
-        trusted: bool = trust.get("trusted", False)
-        standing = standing_of(trusted, bool(facts.get("auth")))
+        trusted: bool = record.get("trust", {}).get("trusted", False)
         is_row = kind in ("run", "reclaim")
-        if (not is_row or not trusted) and (claims := claims_of(facts, standing)):
-            self.index.subjects.claim(run_id, claims)
-        if event_key := record.get("event_key"):
-            # Older versions stored some records without a decision: their ids are plain, as those of trusted events.
-            for event in recorded_ids(event_key, run_id, facts, standing if trust else TRUSTED):
-                self.index.add_event(*event)
+        self._add_ids(record)
+        if not (is_row and trusted):
+            claims = claims_of(facts, standing_of(trusted, bool(facts.get("auth"))))
+            if claims:
+                self.index.subjects.claim(run_id, claims)
         if is_row:
-            if (self.index.run(run_id) is not None) != (kind == "reclaim"):
-                fault = "holds the run {} again" if kind == "run" else "reclaims the unknown run {}"
-                raise IntegrityError(f"raw manifest: version {version} {fault.format(run_id)}")
-            digest = record["file"]["digest"]
-            proved = bool(facts.get("auth"))
-            self.index.put_run(run_id, KnownRun(facts.get("outcome", ""), digest, trusted, proved))
-            if kind == "reclaim" or is_marked(facts):
-                self.index.subjects.add_run(RunFacts.from_json(facts), trusted=trusted)
-            self.trust[trusted, trust.get("rule", "")] += 1
+            self._apply_row(version, kind, record)
         elif kind == "correction":
             indexed = self.index.run(run_id)
             if indexed is None:
                 raise IntegrityError(f"raw manifest: version {version} corrects the unknown run {run_id}")
             if trusted or not indexed.trusted:  # older versions also recorded corrections by untrusted events
                 self.index.put_run(run_id, indexed._replace(outcome=facts.get("outcome", "")))
-        elif kind in ("deferred", "dead_letter"):
+        elif kind == "deferred":
             key = (Origin.from_json(record["origin"]), run_id)
-            if kind == "deferred":
-                if key in self.deferred:  # tried again, still unavailable: it stays deferred
-                    self._close(key)
-                self.deferred[key] = Outcome.from_json(record)
-            else:
-                self.index.put_dead_letter(key, OpenDeadLetter(version, reason))
+            if key in self.deferred:  # tried again, still unavailable: it stays deferred
+                self._close(key)
+            self.deferred[key] = Outcome.from_json(record)
+        elif kind == "dead_letter":
+            key = (Origin.from_json(record["origin"]), run_id)
+            self.index.put_dead_letter(key, OpenDeadLetter(version, reason))
         self.counts[kind, reason] += 1
         if kind != "deferred":
             source = record["updates"][0]["source"] if kind == "update" else run_id.partition("~")[0]
-            self.recorded[self._source(source), kind] += 1
+            self.recorded[self._counted_source(source), kind] += 1
+
+    def _add_ids(self, record: Mapping[str, Any]) -> None:
+        """Remember the event of a record."""
+        event_key = record.get("event_key")
+        if not event_key:
+            return
+        facts = record.get("mention", {})
+        trust = record.get("trust")
+        # Older versions stored some records without a decision: their ids are plain, as those of trusted events.
+        standing = standing_of(trust.get("trusted", False), bool(facts.get("auth"))) if trust else TRUSTED
+        for event in recorded_ids(event_key, facts.get("run_id", ""), facts, standing):
+            self.index.add_event(*event)
+
+    def _apply_row(self, version: int, kind: Kind, record: Mapping[str, Any]) -> None:
+        facts = record["mention"]
+        run_id = facts["run_id"]
+        if (self.index.run(run_id) is not None) != (kind == "reclaim"):
+            fault = "holds the run {} again" if kind == "run" else "reclaims the unknown run {}"
+            raise IntegrityError(f"raw manifest: version {version} {fault.format(run_id)}")
+        trust = record.get("trust", {})
+        trusted: bool = trust.get("trusted", False)
+        run = KnownRun(facts.get("outcome", ""), record["file"]["digest"], trusted, proved=bool(facts.get("auth")))
+        self.index.put_run(run_id, run)
+        if kind == "reclaim" or is_marked(facts):
+            self.index.subjects.add_run(RunFacts.from_json(facts), trusted=trusted)
+        self.trust[trusted, trust.get("rule", "")] += 1
 
     def _change_trust(self, version: int, change: Mapping[str, Any]) -> None:
         run_id = change["run_id"]
@@ -193,7 +203,8 @@ class RawState(TopicState):
             self.index.subjects.trust_run(run_id)
         self.trust_changes[trusted, change["trust"]["rule"]] += 1
 
-    def _source(self, source: str) -> str:
+    def _counted_source(self, source: str) -> str:
+        """Return the name under which a source is counted."""
         if source in self._sources:
             return source
         if not source:
@@ -228,10 +239,7 @@ class RawState(TopicState):
             "trust": _rows(self.trust),
             "recorded": _rows(self.recorded),
             "closed": dict(sorted(self.closed.items())),
-            "deferred": [
-                outcome.to_json()
-                for _, outcome in sorted(self.deferred.items(), key=lambda item: (str(item[0][0]), item[0][1]))
-            ],
+            "deferred": [self.deferred[key].to_json() for key in sorted(self.deferred, key=_deferred_order)],
             "runs": self.index.run_count(),
             **({BY_STANDING: True} if self._by_standing else {}),
             **({"trust_changes": _rows(self.trust_changes)} if self.trust_changes else {}),
@@ -275,6 +283,11 @@ class RawState(TopicState):
           TypeError: its index has no tables.
         """
         return self.index.recent()
+
+
+def _deferred_order(key: tuple[Origin, str]) -> tuple[str, str]:
+    origin, run_id = key
+    return str(origin), run_id
 
 
 def _rows(counts: Mapping[tuple[Any, str], int]) -> list[list[Any]]:

@@ -1,7 +1,8 @@
-"""Verifies a raw store: every named run exists with its rows and digest, and there are no other objects.
+"""Verifies a raw store: its manifest, and the runs that the manifest names.
 
-An audit counts the records of the manifest independently of the committers: each (event, run) is accounted for once.
-It reads the deltas one by one and keeps only ranges of offsets, and 16 bytes for each open dead letter.
+The audit of the manifest counts its records independently of the committers: each (event, run) is accounted for once.
+Then every named run must exist, with its rows and its digest, and no other object may. A *name* is the path of a raw
+object in the manifest; the object, or a pack, has the run.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from ciml.manifest.id_index import fingerprint
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.verify import Findings, verify_log
 from ciml.progress import Progress, no_progress
-from ciml.runs.pack_index import PACKS, RUNS, SWEPT, NamedRun, named_runs, pack_state, run_of, split_path
+from ciml.runs.pack_index import PACKS, RUNS, SWEPT, NamedRun, PackFile, named_runs, pack_state, run_of, split_path
 from ciml.runs.packs import OpenPack, open_pack, prove_pack
 from ciml.runs.reader import decode_object, verify_run
 from ciml.runs.state import RAW, RawState, open_raw
-from ciml.runs.tables.delta_log import FOLDER as DELTA_LOG
+from ciml.runs.tables import FOLDER as DELTA_LOG
 from ciml.storage import Store
 
 #: Age of an unreferenced object that is a finding: compaction has had the time to remove it.
@@ -112,14 +113,14 @@ def verify_raw(
         return result
     objects = _Objects(raw, result, names, clock() - grace_s, report)
     if sample is None:
-        objects.packs()
-        objects.singles()
-        objects.missing()
+        objects.verify_packs()
+        objects.verify_singles()
+        objects.verify_missing()
     for number, run in enumerate(sorted(chosen, key=lambda run: run.path), 1):
         _verify_single(raw, run, result)
         result.read += 1
         report("runs", number, len(chosen))
-    objects.swept()
+    objects.note_unreferenced()
     return result
 
 
@@ -130,10 +131,7 @@ def _audit(
     log, state = open_raw(raw)
     audit = Audit()
     names = _Names()
-    chosen = list[NamedRun]()
-    number = 0
-    size = sample or 0
-    choose = random.Random(seed)  # noqa: S311
+    chosen = _Sample(sample or 0, seed)
     superseded: dict[str, str] = {}
     for version, delta in log.since(0):
         if version > state.version:
@@ -142,11 +140,7 @@ def _audit(
         _compare_runs(state, delta, superseded, result)
         for run in named_runs(delta):
             names.add(run)
-            number += 1
-            if len(chosen) < size:
-                chosen.append(run)
-            elif size and (slot := choose.randrange(number)) < size:
-                chosen[slot] = run
+            chosen.add(run)
         progress("accounting", version, state.version)
     for run_id, digest in superseded.items():
         indexed = state.index.run(run_id)
@@ -158,12 +152,36 @@ def _audit(
             result.notes.append(
                 f"{topic}[{partition}]: {covered - recorded:,} of {covered:,} covered offsets hold no event of a run"
             )
-    names.close()
+    names.sort()
     result.version = audit.version
     result.records = audit.records
     result.runs = audit.runs
     result.objects = len(names)
-    return names, chosen
+    return names, chosen.runs
+
+
+class _Sample:
+    """A random sample of the runs that are added, in which each has the same chance.
+
+    Attributes:
+      runs: the sample.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.runs: list[NamedRun] = []
+        self._size = size
+        self._added = 0
+        self._random = random.Random(seed)  # noqa: S311 - no secret depends on it
+
+    def add(self, run: NamedRun) -> None:
+        self._added += 1
+        if len(self.runs) < self._size:
+            self.runs.append(run)
+        elif self._size:
+            # The n-th run takes the place of another one with the probability size / n.
+            place = self._random.randrange(self._added)
+            if place < self._size:
+                self.runs[place] = run
 
 
 def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, str], result: Verification) -> None:
@@ -181,22 +199,29 @@ def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, 
 
 
 class _Names:
-    """The raw objects that a manifest names: the hashes of path and digest, and the number of rows."""
+    """The raw objects that a manifest names, 20 bytes each. Add all of them, then sort.
+
+    Attributes:
+      paths, digests: hashes of path and digest, uint64 [n], by path.
+      rows: number of rows, uint32 [n].
+    """
 
     def __init__(self) -> None:
-        self._made: tuple[array[int], array[int], array[int]] = (array("Q"), array("Q"), array("I"))
+        self._added_paths = array("Q")
+        self._added_digests = array("Q")
+        self._added_rows = array("I")
 
     def add(self, run: NamedRun) -> None:
-        for column, value in zip(self._made, (_hash(run.path), _hash(run.digest), run.rows), strict=True):
-            column.append(value)
+        self._added_paths.append(_hash(run.path))
+        self._added_digests.append(_hash(run.digest))
+        self._added_rows.append(run.rows)
 
-    def close(self) -> None:
-        """Sort the names and remove duplicates."""
-        paths, first = np.unique(np.frombuffer(self._made[0], np.uint64), return_index=True)
-        self.paths = paths
-        self.digests = np.frombuffer(self._made[1], np.uint64)[first]
-        self.rows = np.frombuffer(self._made[2], np.uint32)[first]
-        del self._made
+    def sort(self) -> None:
+        """Sort the names and remove duplicates. No name can be added afterwards."""
+        self.paths, first = np.unique(np.frombuffer(self._added_paths, np.uint64), return_index=True)
+        self.digests = np.frombuffer(self._added_digests, np.uint64)[first]
+        self.rows = np.frombuffer(self._added_rows, np.uint32)[first]
+        del self._added_paths, self._added_digests, self._added_rows
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -208,12 +233,12 @@ class _Names:
         return index if index < len(self.paths) and self.paths[index] == target else None
 
 
-def _hash(path: str) -> int:
-    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little")
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class _Objects:
-    """Reads all objects of the store, and compares them with the names."""
+    """Reads all objects of the store, and compares them with the names. Findings go to the result."""
 
     def __init__(self, raw: Store, result: Verification, names: _Names, before_s: float, progress: Progress) -> None:
         self._raw = raw
@@ -224,25 +249,7 @@ class _Objects:
         self._young = 0
         self._checked = np.zeros(len(names), bool)
 
-    def _check(self, path: str, rows: int, digest: str, where: str, what: str) -> None:
-        """Compare a run with the manifest's rows and digest for its path; ``what`` holds it."""
-        self._result.read += 1
-        if (index := self._names.find(path)) is None:
-            return
-        self._checked[index] = True
-        if rows != self._names.rows[index]:
-            self._result.find(what, f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[index]}")
-        elif _hash(digest) != self._names.digests[index]:
-            self._result.find(what, f"{where}: {path} has the digest {digest}, the manifest has another")
-        self._progress("runs", int(self._result.read), len(self._names))
-
-    def _unnamed(self, path: str, modified_s: float, what: str) -> None:
-        if modified_s < self._before_s:
-            self._result.find(what, f"{self._raw.url(path)} is not named by any manifest")
-        else:
-            self._young += 1
-
-    def packs(self) -> None:
+    def verify_packs(self) -> None:
         """Verify the bytes and the runs of every named pack."""
         of_table = f"{PACKS}/{DELTA_LOG}/"
         entries = (
@@ -258,23 +265,26 @@ class _Objects:
             except IntegrityError as error:
                 self._result.find("pack delta", f"{folder}: {error}")
                 continue
-            for path, file in state.packs.items():
-                if fault := prove_pack(self._raw, file):
-                    if path in pack_state(self._raw, folder).packs:  # not replaced meanwhile
-                        self._result.find("pack", fault)
-                    continue
-                self._result.packs += 1
-                try:
-                    pack = open_pack(self._raw, file)
-                    self._pack(folder, pack)
-                    self._result.formats["pack"][pack.format] += 1
-                except (FileNotFoundError, IntegrityError) as error:
-                    self._result.find("pack", str(error))
+            for file in state.packs.values():
+                self._verify_pack(folder, file)
             for path, entry in pack_entries.items():
                 if path not in state.packs and path not in state.replaced:
                     self._unnamed(path, entry.modified_s, "pack")
 
-    def _pack(self, folder: str, pack: OpenPack) -> None:
+    def _verify_pack(self, folder: str, file: PackFile) -> None:
+        if fault := prove_pack(self._raw, file):
+            if file.path in pack_state(self._raw, folder).packs:  # not replaced meanwhile
+                self._result.find("pack", fault)
+            return
+        self._result.packs += 1
+        try:
+            pack = open_pack(self._raw, file)
+            self._verify_pack_runs(folder, pack)
+            self._result.formats["pack"][pack.format] += 1
+        except (FileNotFoundError, IntegrityError) as error:
+            self._result.find("pack", str(error))
+
+    def _verify_pack_runs(self, folder: str, pack: OpenPack) -> None:
         for numbers in pack.batches():
             for number, table in pack.read(self._raw, numbers, None).items():
                 name = pack.runs[number].name
@@ -285,7 +295,7 @@ class _Objects:
                 digest = telemetry_digest(run_of(name), table)
                 self._check(path, table.num_rows, digest, pack.file.path, "pack")
 
-    def singles(self) -> None:
+    def verify_singles(self) -> None:
         """Verify every raw object that is not in a pack."""
         for entry in self._raw.entries(RUNS):
             parts = split_path(entry.path)
@@ -305,7 +315,7 @@ class _Objects:
             self._result.formats["run"][number] += 1
             self._check(entry.path, table.num_rows, digest, self._raw.url(), "run")
 
-    def missing(self) -> None:
+    def verify_missing(self) -> None:
         """Verify the named runs that were not read once more, since a compaction may have moved them."""
         unchecked = np.flatnonzero(~self._checked)
         if not len(unchecked):
@@ -317,8 +327,33 @@ class _Objects:
                 hashes.discard(_hash(run.path))
                 _verify_single(self._raw, run, self._result)
 
-    def swept(self) -> None:
-        """Note unreferenced objects."""
+    def _check(self, path: str, rows: int, digest: str, where: str, what: str) -> None:
+        """Compare a run that was read with the manifest's rows and digest for its path.
+
+        Args:
+          path: of the run, as in the manifest.
+          rows, digest: those that were read.
+          where: the pack or the store that holds it, for findings.
+          what: the kind of object that holds it.
+        """
+        self._result.read += 1
+        if (index := self._names.find(path)) is None:
+            return
+        self._checked[index] = True
+        if rows != self._names.rows[index]:
+            self._result.find(what, f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[index]}")
+        elif _hash(digest) != self._names.digests[index]:
+            self._result.find(what, f"{where}: {path} has the digest {digest}, the manifest has another")
+        self._progress("runs", int(self._result.read), len(self._names))
+
+    def _unnamed(self, path: str, modified_s: float, what: str) -> None:
+        if modified_s < self._before_s:
+            self._result.find(what, f"{self._raw.url(path)} is not named by any manifest")
+        else:
+            self._young += 1
+
+    def note_unreferenced(self) -> None:
+        """Note the objects that no manifest names and that are no findings yet."""
         count = sum(1 for _ in self._raw.entries(SWEPT))
         if count:
             self._result.notes.append(

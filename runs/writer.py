@@ -1,13 +1,12 @@
-"""The stage that stores: telemetry becomes the raw objects of runs.
+"""The raw objects of runs: their paths, their Parquet files, and the seal by which readers detect damage.
 
 A raw object is named by its digest and created exclusively, before the commit that refers to it. So a worker that is
 killed between the two leaves an object that the next try reuses, or that no manifest ever names.
 
-Seals: a Parquet file carries the sha256 of its own bytes and its name, so that damage is detected before parsing.
-
-The seal is the last entry of the file's key-value metadata, ``ciml.sha256`` = ``ciml.sha256=<64 hex digits> <name>``.
+The *seal* is the last entry of the file's key-value metadata, ``ciml.sha256`` = ``ciml.sha256=<64 hex digits> <name>``.
 The digest covers every other byte: page headers, page checksums and the footer too. Any program that reads Parquet
-reads a sealed file. Files of older versions have no seal: readers compute the digest of their content instead.
+reads a sealed file. Files of older versions have no seal: readers compute the digest of their content instead. Files of
+examples have the same seal.
 """
 
 from __future__ import annotations
@@ -29,6 +28,97 @@ from ciml.telemetry import TIME
 SEAL = b"ciml.sha256"
 _MARK = SEAL + b"="
 _DIGITS = 64
+_THREADS = 16
+#: Longer tables are compressed by zstd, others by lz4.
+_LZ4_ROWS = 3000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_SEGMENT = 150  # bytes of a job's folder; with `job=` it must stay within the 255 of a file name
+
+
+def store(batch: Batch, raw: Store) -> Batch:
+    """Write the raw objects of a batch's pending runs. This settles them as runs; the accounting may change their kind.
+
+    Args:
+      batch: its pending runs hold their ``telemetry``.
+      raw: the raw store, the root of `RawFile.path`.
+
+    Raises:
+      EngineError: the store does not answer.
+    """
+    if not batch.pending_runs:
+        return batch
+    # Encoding holds the interpreter, so threads would only slow it down.
+    encoded = [_encode(pending) for pending in batch.pending_runs]
+    files = [file for file, _ in encoded]
+
+    def create(file: RawFile, data: bytes) -> None:
+        raw.create(file.path, data)  # an existing object holds the same telemetry: its name contains the digest
+
+    with ThreadPoolExecutor(min(_THREADS, len(encoded))) as pool:
+        list(pool.map(create, files, (data for _, data in encoded)))  # raises the first error
+    settled = [pending.outcome("run", file=file) for pending, file in zip(batch.pending_runs, files, strict=True)]
+    return Batch(batch.covers, batch.messages, [], batch.settled + settled)
+
+
+def _encode(pending: PendingRun) -> tuple[RawFile, bytes]:
+    facts = pending.mention
+    table = pending.telemetry
+    if table is None:
+        raise IntegrityError(f"{pending.origin} {facts.run_id}: cannot store a run before it is parsed")
+    digest = telemetry_digest(facts.run_id, table)
+    path = run_path(facts, table, digest)
+    data = write_run(table, path)
+    return RawFile(path, digest, table.num_rows, len(data)), data
+
+
+def run_path(facts: RunFacts, table: pa.Table, digest: str) -> str:
+    """Return ``runs/job=<job>/date=<day of the start>/<run id>.<digest>.parquet``, days in UTC."""
+    time_us = facts.start_us if facts.start_us is not None else facts.end_us
+    if time_us is None:
+        time_us = table.column(TIME)[0].value
+    day = (_EPOCH + timedelta(microseconds=time_us)).date().isoformat()
+    return f"runs/job={_segment(facts.build_name)}/date={day}/{facts.run_id}.{digest[:16]}.parquet"
+
+
+def _segment(job: str) -> str:
+    from ciml.events.run_id import path_safe  # imports the patterns of secrets, which readers do not need
+
+    safe = path_safe(job)
+    if len(safe) <= _MAX_SEGMENT:
+        return safe
+    return f"{safe[:_MAX_SEGMENT]}~{hashlib.sha256(safe.encode()).hexdigest()[:16]}"
+
+
+def write_run(table: pa.Table, path: str = "") -> bytes:
+    """Encode a run's telemetry as Parquet. Equal tables and paths give equal bytes with the same library version.
+
+    Args:
+      table: the telemetry.
+      path: where it will be stored. Without it the file has no seal (`ciml.runs.writer`): readers then compute the
+        digest of all its columns, as for older versions.
+
+    A run is read as a whole and mostly has few samples, so metadata is a large part of its file. One row group, no
+    statistics, no dictionaries, and no second schema in Arrow's own form save 40 % of its size. For up to 3000 samples
+    lz4 takes an eighth more space than zstd and a third of its time, because zstd has setup costs per column.
+    """
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        table.schema.remove_metadata(),
+        compression="zstd" if table.num_rows > _LZ4_ROWS else "lz4",
+        use_dictionary=False,
+        column_encoding={TIME: "DELTA_BINARY_PACKED"},
+        write_statistics=False,
+        store_schema=False,
+        write_page_checksum=True,
+        version="2.6",
+    ) as writer:
+        writer.write_table(table.replace_schema_metadata(None), row_group_size=max(table.num_rows, 1))
+        facts = dict(sorted((table.schema.metadata or {}).items())) | (unsealed(path) if path else {})
+        if facts:
+            writer.add_key_value_metadata(facts)
+    data = bytes(sink.getvalue())
+    return seal(data) if path else data
 
 
 def unsealed(path: str) -> dict[bytes, bytes]:
@@ -87,93 +177,3 @@ def _digest(data: bytes, at: int) -> bytes:
     digest = hashlib.sha256(view[:at])
     digest.update(view[at + _DIGITS :])
     return digest.hexdigest().encode()
-
-
-_THREADS = 16
-_ZSTD_ROWS = 3000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MAX_SEGMENT = 150  # bytes of a job's folder; with `job=` it must stay within the 255 of a file name
-
-
-def store(batch: Batch, raw: Store) -> Batch:
-    """Write the raw objects of a batch's pending runs. This settles them as runs; the accounting may change their kind.
-
-    Args:
-      batch: its pending runs hold their ``telemetry``.
-      raw: the raw store, the root of `RawFile.path`.
-
-    Raises:
-      EngineError: the store does not answer.
-    """
-    if not batch.pending_runs:
-        return batch
-    encoded = [_encode(pending) for pending in batch.pending_runs]  # holds the interpreter: threads only slow it down
-    with ThreadPoolExecutor(min(_THREADS, len(encoded))) as pool:
-        # An existing object holds the same telemetry: its name contains the digest.
-        for _ in pool.map(lambda parsed: raw.create(parsed[0].path, parsed[1]), encoded):
-            pass
-    stored = zip(batch.pending_runs, encoded, strict=True)
-    settled = [pending.outcome("run", file=file) for pending, (file, _) in stored]
-    return Batch(batch.covers, batch.messages, [], batch.settled + settled)
-
-
-def _encode(pending: PendingRun) -> tuple[RawFile, bytes]:
-    facts = pending.mention
-    table = pending.telemetry
-    if table is None:
-        raise IntegrityError(f"{pending.origin} {facts.run_id}: cannot store a run before it is parsed")
-    digest = telemetry_digest(facts.run_id, table)
-    path = run_path(facts, table, digest)
-    data = write_run(table, path)
-    return RawFile(path, digest, table.num_rows, len(data)), data
-
-
-def run_path(facts: RunFacts, table: pa.Table, digest: str) -> str:
-    """Return ``runs/job=<job>/date=<day of the start>/<run id>.<digest>.parquet``, days in UTC."""
-    time_us = facts.start_us if facts.start_us is not None else facts.end_us
-    if time_us is None:
-        time_us = table.column(TIME)[0].value
-    day = (_EPOCH + timedelta(microseconds=time_us)).date().isoformat()
-    return f"runs/job={_segment(facts.build_name)}/date={day}/{facts.run_id}.{digest[:16]}.parquet"
-
-
-def _segment(job: str) -> str:
-    from ciml.events.run_id import path_safe  # imports the patterns of secrets, which readers do not need
-
-    safe = path_safe(job)
-    if len(safe) <= _MAX_SEGMENT:
-        return safe
-    return f"{safe[:_MAX_SEGMENT]}~{hashlib.sha256(safe.encode()).hexdigest()[:16]}"
-
-
-def write_run(table: pa.Table, path: str = "") -> bytes:
-    """Encode a run's telemetry as Parquet. Equal tables and paths give equal bytes with the same library version.
-
-    Args:
-      table: the telemetry.
-      path: where it will be stored. Without it the file has no seal (`ciml.runs.writer`): readers then compute the
-        digest of all its columns, as for older versions.
-
-    A run is read as a whole and mostly has few samples, so metadata is a large part of its file. One row group, no
-    statistics, no dictionaries, and no second schema in Arrow's own form save 40 % of its size. Below some thousand
-    samples lz4 is used: it takes an eighth more space than zstd and a third of the time, because zstd has setup costs
-    per column.
-    """
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink,
-        table.schema.remove_metadata(),
-        compression="zstd" if table.num_rows > _ZSTD_ROWS else "lz4",
-        use_dictionary=False,
-        column_encoding={TIME: "DELTA_BINARY_PACKED"},
-        write_statistics=False,
-        store_schema=False,
-        write_page_checksum=True,
-        version="2.6",
-    ) as writer:
-        writer.write_table(table.replace_schema_metadata(None), row_group_size=max(table.num_rows, 1))
-        facts = dict(sorted((table.schema.metadata or {}).items())) | (unsealed(path) if path else {})
-        if facts:
-            writer.add_key_value_metadata(facts)
-    data = bytes(sink.getvalue())
-    return seal(data) if path else data

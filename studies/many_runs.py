@@ -21,7 +21,7 @@ from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.events.run_facts import facts_from_listing
 from ciml.manifest.log import ManifestLog
 from ciml.runs.pack_index import pack_log, split_path
-from ciml.runs.packs import PackWriter
+from ciml.runs.packing import PackWriter
 from ciml.runs.writer import run_path
 from ciml.storage import Store, open_store
 from ciml.transforms.parse.logs import Log, parse_logs

@@ -23,7 +23,7 @@ from ciml.events.records import Origin, Outcome, RawFile, RunFacts
 from ciml.manifest.checkpoints import Checkpoints
 from ciml.manifest.log import ManifestLog
 from ciml.runs.pack_index import pack_log
-from ciml.runs.packs import PackWriter
+from ciml.runs.packing import PackWriter
 from ciml.runs.state import RAW
 from ciml.storage import open_store
 from studies.many_runs import DAY_US, fill_store

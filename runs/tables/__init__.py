@@ -1,9 +1,11 @@
-"""Delta tables over the store's own Parquet files, for other engines: their logs, and the files that belong to each.
+"""Delta tables over the store's own Parquet files, for other engines: their names and folders, and their updates.
 
-Pure functions compute the present files of a table from the manifests; `ciml.runs.tables.delta_log` commits the
-difference. Nothing reads these tables to answer a question about runs: without them the store is complete. Garbage
-collection asks which packs its readers may still read. The files of ``runs`` and ``dead_letters`` are made by
-`ciml.runs.tables.row_tables`. Uses deltalake for checkpoints alone.
+Nothing reads these tables to answer a question about runs: without them the store is complete. Garbage collection asks
+which packs the readers of the table ``raw`` may still read.
+
+`ciml.runs.tables.publish` computes the files of a table from the manifests; `ciml.runs.tables.row_tables` makes those
+of ``runs`` and ``dead_letters``; `ciml.runs.tables.delta_log` commits the difference. This module is light, because
+commands ask after each change whether tables are in use. Only checkpoints use deltalake.
 """
 
 from __future__ import annotations
@@ -11,7 +13,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ciml.data_root import DataRoot
+from ciml.errors import CimlError
 from ciml.extras import is_installed
+from ciml.runs.pack_index import PACKS
+from ciml.storage import Store
+
+RAW = "raw"
+RUNS = "runs"
+DEAD_LETTERS = "dead_letters"
+#: Tables of a data root besides those of its data sets.
+NAMES = (RAW, RUNS, DEAD_LETTERS)
+#: Prefix of the name of a data set's table.
+DATASETS = "datasets/"
+#: Folder of a table's log, in the folder of the table.
+FOLDER = "_delta_log"
 
 
 def update_tables(data: DataRoot, names: Iterable[str]) -> list[str]:
@@ -20,14 +35,43 @@ def update_tables(data: DataRoot, names: Iterable[str]) -> list[str]:
     Returns:
       A line for each failure or omission. Nothing is raised: the change itself is complete.
     """
-    from ciml.runs.tables.delta_log import in_use
-
     try:
-        due = [name for name in names if in_use(data, name)]
-        if not due or not is_installed("deltalake"):
+        published_names = [name for name in names if in_use(data, name)]
+        if not published_names or not is_installed("deltalake"):
             return []
         from ciml.runs.tables.publish import publish_tables
 
-        return [f"{table.name}: {note}" for table in publish_tables(data, due) for note in table.notes]
+        return [f"{table.name}: {note}" for table in publish_tables(data, published_names) for note in table.notes]
     except Exception as error:  # noqa: BLE001 - the tables are a copy of what is stored: the next call publishes it
         return [f"tables not published: {error}; retry: ciml tables publish"]
+
+
+def in_use(data: DataRoot, name: str) -> bool:
+    """Return whether a table was published: it, or for a new data set any that a data root has besides data sets."""
+    return any(has_log(store_of(data, table)) for table in (name, *NAMES))
+
+
+def has_log(store: Store) -> bool:
+    """Return whether the table in a folder was ever published."""
+    return next(iter(store.entries(FOLDER)), None) is not None
+
+
+def store_of(data: DataRoot, name: str) -> Store:
+    """Return the folder of a table. Raises `CimlError` for an unknown name."""
+    if name == RAW:
+        return data.raw.child(PACKS)
+    if name in NAMES:
+        return data.tables.child(name)
+    if name.startswith(DATASETS):
+        return data.dataset(dataset_name(name)).store
+    raise CimlError(f"unknown table {name!r}; choose from {', '.join(NAMES)}, {DATASETS}NAME")
+
+
+def table_name(dataset: str) -> str:
+    """Return the name of a data set's table."""
+    return f"{DATASETS}{dataset}"
+
+
+def dataset_name(table: str) -> str:
+    """Return the inverse of `table_name`."""
+    return table.removeprefix(DATASETS)

@@ -1,20 +1,20 @@
 """Publishes the tables of a data root, and lists them.
 
 The table ``raw`` has the telemetry of the present packs, by job and day. Runs that are not in a pack are not in it:
-their objects lack the columns with the run id, and compaction removes them soon. The present packs are found by a
-listing. A folder whose files are those of the table needs no look at its manifest: a pack is written before it is
-committed, and the files that it replaces are removed only after that.
-
-The table of a data set has the examples of the last version of each span.
+their objects lack the columns with the run id, and compaction removes them soon. The table of a data set has the
+examples of the last version of each span. The rows of ``runs`` and ``dead_letters`` come from the raw manifest, by
+`ciml.runs.tables.row_tables`.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 from urllib.parse import unquote
 
@@ -27,34 +27,32 @@ from ciml.runs.known_ids import Index
 from ciml.runs.pack_index import PACKS, PackFile, PackState, pack_state, run_of
 from ciml.runs.packs import open_pack
 from ciml.runs.state import open_raw
-from ciml.runs.tables import row_tables
+from ciml.runs.tables import NAMES, RAW, RUNS, dataset_name, row_tables, store_of, table_name
 from ciml.runs.tables.delta_log import (
     CURSOR,
-    NAMES,
-    RAW,
-    RUNS,
     DataFile,
     DeltaLog,
     DeltaState,
     Published,
-    Wanted,
-    dataset_name,
+    TableContent,
     decode_fields,
     delta_fields,
     encode_fields,
     publish,
-    store_of,
-    table_name,
     without_case_twins,
 )
-from ciml.runs.tables.row_tables import GRACE_S, former_files, wanted_parts
+from ciml.runs.tables.row_tables import GRACE_S, content_in_parts, former_files
 from ciml.storage import Entry, Store
 from ciml.telemetry import BOOT, TIME
 
-#: Of the folder: the job as its name has it, and the day (UTC) of the start of its runs.
+#: Partition columns of the table ``raw``: the job, and the day (UTC) of the start of its runs.
 RAW_PARTITION = ("job", "date")
-_TWINS = "{} differ only in upper and lower case"
 DATASET_PARTITION = ("span",)
+#: The first columns of the table ``raw``, and their types.
+_FIRST_COLUMNS: Mapping[str, Any] = {"run_id": "string", "digest": "string", TIME: "timestamp", BOOT: "boolean"}
+#: The columns of the table ``raw`` that are no telemetry.
+_OWN_COLUMNS = (*_FIRST_COLUMNS, *RAW_PARTITION)
+_TWINS = "{} differ only in upper and lower case"
 
 
 def publish_tables(data: DataRoot, names: Iterable[str] = ()) -> Iterator[Published]:
@@ -72,20 +70,20 @@ def publish_tables(data: DataRoot, names: Iterable[str] = ()) -> Iterator[Publis
     for name in list(names) or [*NAMES, *with_columns]:
         store = store_of(data, name)
         if name == RAW:
-            yield publish(store, partial(wanted_raw, data.raw))
+            yield publish(store, partial(raw_content, data.raw))
         elif name in NAMES:
-            yield _publish_made(data, name, store)
+            yield _publish_rows(data, name, store)
         else:
-            yield publish(store, partial(wanted_dataset, data.dataset(dataset_name(name))))
+            yield publish(store, partial(dataset_content, data.dataset(dataset_name(name))))
 
 
-def _publish_made(data: DataRoot, name: str, store: Store) -> Published:
-    """Publish a table whose files are made here, and delete files that left it long ago."""
-    # Listed before the commit: a file that another publisher is about to commit is younger than the version that it
-    # was computed from, so this commit makes it start over.
+def _publish_rows(data: DataRoot, name: str, store: Store) -> Published:
+    """Publish the table of runs or of dead letters, and delete files that left it long ago."""
+    # Files are listed before the commit. Another publisher's file that is not committed yet may be among them; if so,
+    # its table version is older than this commit, which makes that publisher start over.
     before_s = time.time() - GRACE_S
     former = former_files(store, DeltaLog(store).read(), before_s)
-    published = publish(store, partial(_wanted_made, data, name, store))
+    published = publish(store, partial(_row_content, data, name, store))
     if published.committed:
         named = DeltaLog(store).read().files
         for path in former:
@@ -95,7 +93,7 @@ def _publish_made(data: DataRoot, name: str, store: Store) -> Published:
     return published
 
 
-def _wanted_made(data: DataRoot, name: str, store: Store, state: DeltaState) -> Wanted:
+def _row_content(data: DataRoot, name: str, store: Store, state: DeltaState) -> TableContent:
     log, raw = open_raw(data.raw)
     if name == RUNS:
         schema = row_tables.stored_table([]).schema
@@ -103,7 +101,23 @@ def _wanted_made(data: DataRoot, name: str, store: Store, state: DeltaState) -> 
     else:
         schema = row_tables.dead_letter_table([]).schema
         make = partial(row_tables.make_dead_letters, log, raw.version)
-    return wanted_parts(name, store, log, raw.version, schema, make, state)
+    return content_in_parts(name, store, log, raw.version, schema, make, state)
+
+
+def list_tables(data: DataRoot, names: Iterable[str] = ()) -> Iterator[TableState]:
+    """Yield the state of tables; all by default. Raises as `publish_tables`."""
+    for name in list(names) or [*NAMES, *map(table_name, data.dataset_names())]:
+        store = store_of(data, name)
+        state = DeltaLog(store).read()
+        if name == RAW:
+            end = sum(folder.deltas for folder in _folders(data.raw, DeltaState()).values())
+        elif name in NAMES:
+            end = ManifestLog(data.raw).end()
+        else:
+            end = data.dataset(dataset_name(name)).state().version
+        behind = max(0, end - state.transactions.get(CURSOR, 0))
+        version = state.version if state.version >= 0 else None
+        yield TableState(name, store.url(), version, state.rows, len(state.files), behind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,35 +140,7 @@ class TableState:
     behind: int
 
 
-def list_tables(data: DataRoot, names: Iterable[str] = ()) -> Iterator[TableState]:
-    """Yield the state of tables; all by default. Raises as `publish_tables`."""
-    for name in list(names) or [*NAMES, *map(table_name, data.dataset_names())]:
-        store = store_of(data, name)
-        state = DeltaLog(store).read()
-        if name == RAW:
-            end = sum(folder.deltas for folder in _folders(data.raw, DeltaState()).values())
-        elif name in NAMES:
-            end = ManifestLog(data.raw).end()
-        else:
-            end = data.dataset(dataset_name(name)).state().version
-        behind = max(0, end - state.transactions.get(CURSOR, 0))
-        version = state.version if state.version >= 0 else None
-        yield TableState(name, store.url(), version, state.rows, len(state.files), behind)
-
-
-_FIRST: Mapping[str, Any] = {"run_id": "string", "digest": "string", TIME: "timestamp", BOOT: "boolean"}
-
-
-@dataclass(slots=True)
-class _Folder:
-    """What is stored of a folder of packs: its files, the number of deltas of its manifest, what the table has."""
-
-    files: dict[str, Entry] = field(default_factory=dict)
-    deltas: int = 0
-    published: set[str] = field(default_factory=set)
-
-
-def wanted_raw(raw: Store, state: DeltaState) -> Wanted:
+def raw_content(raw: Store, state: DeltaState) -> TableContent:
     """Return the content of the table of telemetry, whose folder is that of the packs.
 
     Args:
@@ -169,6 +155,8 @@ def wanted_raw(raw: Store, state: DeltaState) -> Wanted:
     folders = _folders(raw, state)
     for name, folder in sorted(folders.items()):
         if folder.published == folder.files.keys():
+            # Its manifest need not be read: a pack is written before it is committed, and the files that it replaces
+            # are removed only after that.
             files |= dict.fromkeys(folder.published)
             continue
         for pack in _present(raw, name, pack_state(raw, name)):
@@ -178,10 +166,25 @@ def wanted_raw(raw: Store, state: DeltaState) -> Wanted:
             elif columns.add(pack):
                 modified_s = folder.files[path].modified_s if path in folder.files else 0.0
                 files[path] = DataFile(path, pack.size, int(modified_s * 1000), pack.rows, partition_of(name))
-    fields = columns.fields()
+    fields, untrusted = columns.select()
     cursor = sum(folder.deltas for folder in folders.values())
-    schema = encode_fields(fields, columns.untrusted)
-    return Wanted(RAW, schema, RAW_PARTITION, files, cursor, notes=columns.notes)
+    schema = encode_fields(fields, untrusted)
+    return TableContent(RAW, schema, RAW_PARTITION, files, cursor, notes=columns.notes)
+
+
+@dataclass(slots=True)
+class _Folder:
+    """A folder of packs, as it is listed.
+
+    Attributes:
+      files: its packs by path, which is that in the table.
+      deltas: number of deltas of its manifest.
+      published: paths of those files that the table has.
+    """
+
+    files: dict[str, Entry] = field(default_factory=dict)
+    deltas: int = 0
+    published: set[str] = field(default_factory=set)
 
 
 def _folders(raw: Store, state: DeltaState) -> dict[str, _Folder]:
@@ -203,23 +206,23 @@ def _folders(raw: Store, state: DeltaState) -> dict[str, _Folder]:
 
 def _present(raw: Store, name: str, state: PackState) -> list[PackFile]:
     """Return the packs of a folder that readers use: where one is missing, also those that it replaced."""
-    there = [pack for pack in state.packs.values() if raw.exists(pack.path)]
-    if len(there) < len(state.packs):
-        state = pack_state(raw, name)  # it may have been replaced since
-        there = [pack for pack in state.packs.values() if raw.exists(pack.path)]
-    if len(there) < len(state.packs):
-        there += [pack for pack in state.replaced.values() if raw.exists(pack.path)]
-    return there
+    packs = [pack for pack in state.packs.values() if raw.exists(pack.path)]
+    if len(packs) < len(state.packs):
+        state = pack_state(raw, name)  # the missing one may have been replaced since
+        packs = [pack for pack in state.packs.values() if raw.exists(pack.path)]
+    if len(packs) < len(state.packs):
+        packs += [pack for pack in state.replaced.values() if raw.exists(pack.path)]
+    return packs
 
 
 def partition_of(folder: str) -> dict[str, str | None]:
     """Return the values of a folder's partition columns."""
     job, _, day = folder.partition("/")
     try:
-        when: str | None = date.fromisoformat(day.removeprefix("date=")).isoformat()
+        start_date: str | None = date.fromisoformat(day.removeprefix("date=")).isoformat()
     except ValueError:
-        when = None
-    return {"job": unquote(job.removeprefix("job=")), "date": when}
+        start_date = None
+    return {"job": unquote(job.removeprefix("job=")), "date": start_date}
 
 
 class _Columns:
@@ -237,101 +240,102 @@ class _Columns:
 
     def __init__(self, raw: Store, state: DeltaState) -> None:
         self._raw = raw
-        self._packs: dict[str, dict[str, Any]] = {}
-        before, marked = decode_fields(state.metadata["schemaString"]) if state.metadata else ({}, set())
-        self._kinds: dict[str, Any] = {**before, **_FIRST, "job": "string", "date": "date"}
-        self._published = {
-            name: name not in marked for name in before if name not in _FIRST and name not in RAW_PARTITION
-        }
+        fields: dict[str, Any] = {}
+        untrusted: set[str] = set()
+        if state.metadata:
+            fields, untrusted = decode_fields(state.metadata["schemaString"])
+        self._types: dict[str, Any] = {**fields, **_FIRST_COLUMNS, "job": "string", "date": "date"}
+        self._pack_types: dict[str, dict[str, Any]] = {}  # by the digest of a pack's columns
+        # Columns of telemetry, and whether they have standing.
+        self._published = {name: name not in untrusted for name in fields if name not in _OWN_COLUMNS}
         self._new: dict[str, bool] = {}
-        self._left_out: dict[str, str] = {}
-        self._unreadable: list[str] = []
-        self.untrusted: set[str] = set()
+        self._left_out_columns: dict[str, str] = {}  # and why
+        self._left_out_packs: list[str] = []
 
     def add(self, pack: PackFile) -> bool:
         """Add the columns of a pack; return whether it can be in the table."""
         try:
             columns = self._columns_of(pack)
         except (IntegrityError, TypeError, FileNotFoundError) as error:
-            self._unreadable.append(f"{pack.path} is left out: {error}")
+            self._left_out_packs.append(f"{pack.path} is left out: {error}")
             return False
-        if without_case_twins(columns)[1]:
-            self._unreadable.append(f"{pack.path} is left out: {_TWINS.format('two columns')}")  # Spark cannot read it
+        if without_case_twins(columns)[1]:  # Spark could not read it
+            self._left_out_packs.append(f"{pack.path} is left out: {_TWINS.format('two columns')}")
             return False
-        kinds = {name: kind for name, kind in columns.items() if name not in RAW_PARTITION}
-        if any(self._kinds.get(name, kind) != kind for name, kind in kinds.items()):
-            self._unreadable.append(f"{pack.path} is left out: a column has another type than in other packs")
+        types = {name: kind for name, kind in columns.items() if name not in RAW_PARTITION}
+        if any(self._types.get(name, kind) != kind for name, kind in types.items()):
+            self._left_out_packs.append(f"{pack.path} is left out: a column has another type than in other packs")
             return False
-        names = kinds.keys() - _FIRST.keys()
-        unsettled = {name for name in names if not self._has_standing(name)}
-        is_trusted = bool(unsettled) and self._has_trusted(pack)
+        self._types |= types
+        names = types.keys() - _FIRST_COLUMNS.keys()
+        # The runs of the pack are looked up only if a column's standing depends on them.
+        is_trusted = not all(map(self._has_standing, names)) and self._has_trusted_run(pack)
         for name in names:
             self._new[name] = is_trusted or self._has_standing(name)
-        self._kinds |= kinds
         return True
 
     @cached_property
     def _index(self) -> Index:
-        """The ids of the raw manifest, which is opened for the first question."""
+        """The ids of the raw manifest, which is opened when they are first needed."""
         return open_raw(self._raw)[1].index
 
-    def _has_trusted(self, pack: PackFile) -> bool:
+    def _has_trusted_run(self, pack: PackFile) -> bool:
         """Return whether one of the runs of a pack is trusted."""
         run_ids = [run_of(run.name) for run in open_pack(self._raw, pack).runs]
         self._index.prefetch(runs=run_ids)
         return any((run := self._index.run(run_id)) is not None and run.trusted for run_id in run_ids)
 
     def _columns_of(self, pack: PackFile) -> dict[str, Any]:
-        if pack.columns not in self._packs:
-            self._packs[pack.columns] = delta_fields(open_pack(self._raw, pack).schema)
-        return self._packs[pack.columns]
+        if pack.columns not in self._pack_types:
+            self._pack_types[pack.columns] = delta_fields(open_pack(self._raw, pack).schema)
+        return self._pack_types[pack.columns]
 
     def _has_standing(self, name: str) -> bool:
         return name in RECORDED_COLUMNS or self._published.get(name, False) or self._new.get(name, False)
 
-    def fields(self) -> dict[str, Any]:
-        """Return all columns: those of the run first, telemetry by name, partition columns last."""
-        groups = (
+    def select(self) -> tuple[dict[str, Any], set[str]]:
+        """Return the types of all columns, by name, and the columns without standing.
+
+        Columns of the run come first, then telemetry by name, then the partition columns.
+        """
+        most_important_first = (
             [name for name, has_standing in self._published.items() if has_standing],
             sorted(name for name in self._new if name in RECORDED_COLUMNS),
             sorted(name for name in {**self._published, **self._new} if self._has_standing(name)),
             [name for name in self._published if not self._has_standing(name)],
             sorted(name for name in self._new if not self._has_standing(name)),
         )
-        ordered = dict.fromkeys(name for group in groups for name in group)
-        names, twins = without_case_twins([*_FIRST, *RAW_PARTITION, *ordered])
-        self._left_out |= dict.fromkeys(twins, _TWINS.format("it and another"))
-        names_within = self._within_limits([name for name in names if name not in _FIRST and name not in RAW_PARTITION])
-        self.untrusted = {name for name in names_within if not self._has_standing(name)}
-        return {name: self._kinds[name] for name in (*_FIRST, *sorted(names_within), *RAW_PARTITION)}
+        ordered = dict.fromkeys(chain.from_iterable(most_important_first))
+        names, twins = without_case_twins([*_OWN_COLUMNS, *ordered])
+        self._left_out_columns |= dict.fromkeys(twins, _TWINS.format("it and another"))
+        telemetry = self._within_limits([name for name in names if name not in _OWN_COLUMNS])
+        types = {name: self._types[name] for name in (*_FIRST_COLUMNS, *sorted(telemetry), *RAW_PARTITION)}
+        return types, {name for name in telemetry if not self._has_standing(name)}
 
     def _within_limits(self, names: Sequence[str]) -> list[str]:
         """Return the columns that the limits allow, of telemetry columns with the most important ones first."""
-        own_columns = len(_FIRST) + len(RAW_PARTITION)
-        limits = {
-            True: MAX_TABLE_COLUMNS - MAX_TABLE_UNTRUSTED_COLUMNS - own_columns,
-            False: MAX_TABLE_UNTRUSTED_COLUMNS,
-        }
+        trusted_limit = MAX_TABLE_COLUMNS - MAX_TABLE_UNTRUSTED_COLUMNS - len(_OWN_COLUMNS)
         selected: list[str] = []
-        number = {True: 0, False: 0}
+        numbers: Counter[bool] = Counter()
         for name in names:
             has_standing = self._has_standing(name)
-            if number[has_standing] < limits[has_standing] or name in self._published:
+            limit = trusted_limit if has_standing else MAX_TABLE_UNTRUSTED_COLUMNS
+            if numbers[has_standing] < limit or name in self._published:
                 selected.append(name)
-                number[has_standing] += 1
+                numbers[has_standing] += 1
             else:
                 whose = "of trusted runs" if has_standing else "that no trusted run has"
-                self._left_out[name] = f"the table has {limits[has_standing]:,} columns {whose} already"
+                self._left_out_columns[name] = f"the table has {limit:,} columns {whose} already"
         return selected
 
     @property
     def notes(self) -> list[str]:
         """What is left out, a line each."""
-        lines = [f"column {name!r} is left out: {why}" for name, why in self._left_out.items()]
-        return [*self._unreadable, *lines]
+        lines = [f"column {name!r} is left out: {why}" for name, why in self._left_out_columns.items()]
+        return [*self._left_out_packs, *lines]
 
 
-def wanted_dataset(dataset: StoredDataset, state: DeltaState) -> Wanted:
+def dataset_content(dataset: StoredDataset, state: DeltaState) -> TableContent:
     """Return the content of a data set's table, whose folder is that of the data set.
 
     Args:
@@ -366,6 +370,6 @@ def wanted_dataset(dataset: StoredDataset, state: DeltaState) -> Wanted:
     names, twins = without_case_twins([*DATASET_PARTITION, *fields])
     partitioned = {name: fields[name] for name in (*names[1:], *DATASET_PARTITION)}
     notes = [f"column {name!r} is left out: it differs from another only in upper and lower case" for name in twins]
-    return Wanted(
+    return TableContent(
         table_name(dataset.name), encode_fields(partitioned), DATASET_PARTITION, files, present.version, notes=notes
     )

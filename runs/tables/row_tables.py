@@ -1,14 +1,11 @@
-"""Tables that are made from the raw manifest, part by part: which parts to make, their files, and their garbage.
+"""The tables ``runs`` and ``dead_letters``, whose rows are made from the raw manifest, in parts.
 
-Parts of tables that are made from a manifest's deltas: each part has the rows of a range of versions.
+A *part* has the rows of a range of versions, in one file. It ends with the segment that brings it to `PART_BYTES`; the
+last part ends with the last delta. Segments are permanent, so only the last part changes as the manifest grows, and an
+older one only where a later delta changes one of its rows. `content_in_parts` makes the parts that a table lacks.
 
-A part ends with the segment that brings it to `PART_BYTES`; the last part ends with the last delta. Segments are
-permanent, so only the last part changes as the manifest grows, and an older one only where a later delta changes one of
-its rows.
-
-The table of dead letters: a row each, open or closed, without payload and without secrets.
-
-The table of stored runs: a row each, with corrections, updates and reclaims applied.
+The table of stored runs has a row each, with corrections, updates and reclaims applied. The table of dead letters has
+a row each, open or closed, without payload and without secrets.
 """
 
 from __future__ import annotations
@@ -31,33 +28,32 @@ from ciml.runs.dead_letters import DeadLetter, closed_keys, dead_letters_of, des
 from ciml.runs.known_ids import DeadLetterKey
 from ciml.runs.latest_runs import StoredRun, changed_runs, latest_rows
 from ciml.runs.state import RawState
-from ciml.runs.tables.delta_log import CURSOR, PROOF, DataFile, DeltaState, Wanted, delta_fields, encode_fields, now_ms
-from ciml.storage import Store
-
-T = TypeVar("T")
-_TIME = pa.timestamp("us", tz="UTC")
-_BEFORE = ("run_id", "build_uuid", "build_name")
-_FACTS = (
-    "source",
-    "event",
-    "pipeline",
-    "project",
-    "branch",
-    "change",
-    "patchset",
-    "review",
-    "provider",
-    "region",
-    "flavour",
+from ciml.runs.tables.delta_log import (
+    CURSOR,
+    PROOF,
+    DataFile,
+    DeltaState,
+    TableContent,
+    delta_fields,
+    encode_fields,
+    now_ms,
 )
+from ciml.storage import Store
 
 #: Compressed size of the segments of a part, bytes: about 20,000 runs.
 PART_BYTES = 4 << 20
-_PATH = re.compile(r"(\d{12})-(\d{12})\.[0-9a-f]{32}\.parquet")
 #: Time for which the files of earlier versions of a table stay, seconds.
 GRACE_S = 24 * 3600
 _GROUP_ROWS = 65_536
-_TEXTS = ("run_id", "build_name", "reason", "detail", "event_key", "log_url")
+_PATH = re.compile(r"(\d{12})-(\d{12})\.[0-9a-f]{32}\.parquet")
+_TIME = pa.timestamp("us", tz="UTC")
+#: Text columns of the table of runs, before and after its outcome: fields of `RunFacts`.
+_RUN_KEYS = ("run_id", "build_uuid", "build_name")
+_RUN_FACTS = tuple("source event pipeline project branch change patchset review provider region flavour".split())
+#: Text columns of the table of dead letters: entries of `described`.
+_DEAD_LETTER_TEXTS = ("run_id", "build_name", "reason", "detail", "event_key", "log_url")
+
+T = TypeVar("T")
 
 
 class Part(NamedTuple):
@@ -91,10 +87,10 @@ def parts_of(segments: Iterable[tuple[int, int]], version: int, part_bytes: int 
     parts = []
     first = 1
     size = 0
-    for last, of_segment in segments:
+    for last, segment_bytes in segments:
         if last > version:
             break
-        size += of_segment
+        size += segment_bytes
         if size >= part_bytes:
             parts.append(Part(first, last))
             first = last + 1
@@ -102,8 +98,8 @@ def parts_of(segments: Iterable[tuple[int, int]], version: int, part_bytes: int 
     return [*parts, Part(first, version)] if first <= version else parts
 
 
-class Due(NamedTuple):
-    """What to make.
+class PartPlan(NamedTuple):
+    """Which parts of a table to make.
 
     Attributes:
       parts: all parts of the manifest, in order.
@@ -116,13 +112,13 @@ class Due(NamedTuple):
     since: int
 
 
-#: Yields the due parts with their rows, those too that deltas after ``since`` change.
-Make = Callable[[Due], Iterator[tuple[Part, pa.Table]]]
+#: Yields the missing parts with their rows, those too that deltas after ``since`` change.
+MakeParts = Callable[[PartPlan], Iterator[tuple[Part, pa.Table]]]
 
 
-def wanted_parts(
-    name: str, store: Store, log: ManifestLog, version: int, schema: pa.Schema, make: Make, state: DeltaState
-) -> Wanted:
+def content_in_parts(
+    name: str, store: Store, log: ManifestLog, version: int, schema: pa.Schema, make: MakeParts, state: DeltaState
+) -> TableContent:
     """Write the files that the table lacks, and return the content that it should have.
 
     Args:
@@ -138,16 +134,16 @@ def wanted_parts(
     since = _since(log, version, fields, state)
     parts = parts_of(log.archive.sizes(), version)
     present = {part: path for path in state.files if since and (part := part_of(path)) is not None}
-    due = Due(parts, frozenset(parts) - present.keys(), since)
+    plan = PartPlan(parts, frozenset(parts) - present.keys(), since)
     files: dict[str, DataFile | None] = {present[part]: None for part in parts if part in present}
-    for part, rows in make(due):
+    for part, rows in make(plan):
         data = _encode(rows)
         path = part.path(sha256_hex(data))
         store.create(path, data)  # an existing one has the same bytes
         files.pop(present.get(part, ""), None)
         files[path] = None if path in state.files else DataFile(path, len(data), now_ms(), rows.num_rows)
     retention = f"interval {GRACE_S // 3600} hours"
-    return Wanted(name, fields, (), files, version, _proof(log, version), retention)
+    return TableContent(name, fields, (), files, version, _proof(log, version), retention)
 
 
 def _since(log: ManifestLog, version: int, fields: str, state: DeltaState) -> int:
@@ -194,57 +190,57 @@ def former_files(store: Store, state: DeltaState, before_s: float) -> list[str]:
     ]
 
 
-class _Row(NamedTuple, Generic[T]):
-    """A row of the manifest, from the last one to the first.
+def make_runs(log: ManifestLog, state: RawState, plan: PartPlan) -> Iterator[tuple[Part, pa.Table]]:
+    """Yield the parts of the table of runs, as `_make`."""
+    rows = (
+        _Row(row.run.version, row.run.facts.run_id, row.run if row.counts else None, row.kind == "run")
+        for row in latest_rows(log, state)
+    )
+    return _make(plan, rows, changed_runs(log, state, plan.since) if plan.since else set(), stored_table)
 
-    Attributes:
-      version: of its delta.
-      key: by which later deltas change it.
-      value: what the table shows; None where a later row took its place.
-      is_last: whether no earlier row has the same key.
+
+def stored_table(runs: list[StoredRun]) -> pa.Table:
+    """Return `run_table` and the column ``version``, of the delta that committed the row."""
+    versions = np.array([run.version for run in runs], np.int64)
+    return run_table(runs).append_column("version", numbers(versions))
+
+
+def run_table(runs: Sequence[StoredRun]) -> pa.Table:
+    """Return a row for each run, in order.
+
+    Returns:
+      ``run_id``, ``build_uuid``, ``build_name``; ``outcome`` with corrections, and ``result``, the producer's own word
+      unless the outcome was corrected; the other facts; ``start_time`` and ``end_time`` (timestamp[us, UTC], null if
+      unknown), ``labels`` (map); ``trusted`` and ``rule`` of the decision at ingestion; of the telemetry ``rows``,
+      ``digest`` and ``path``.
     """
-
-    version: int
-    key: Hashable
-    value: T | None
-    is_last: bool = True
-
-
-def _make(
-    due: Due, rows: Iterator[_Row[T]], changed: set[Any], table_of: Callable[[list[T]], pa.Table]
-) -> Iterator[tuple[Part, pa.Table]]:
-    """Yield the parts to make and their rows, the newest part first; rows are in the order of the manifest.
-
-    The manifest is read backwards, until all due parts are made and the last row of each changed key was read.
-    """
-    missing = set(due.missing)
-    row = next(rows, None)
-    for part in reversed(due.parts):
-        if not missing and not changed:
-            return
-        values: list[T] = []
-        make = part in missing
-        while row is not None and row.version >= part.first:
-            if row.key in changed:
-                make = True
-                if row.is_last:
-                    changed.discard(row.key)
-            if row.value is not None:
-                values.append(row.value)
-            row = next(rows, None)
-        missing.discard(part)
-        if make:
-            yield part, table_of(values[::-1])
+    facts = [run.facts for run in runs]
+    results = [run.facts.result if run.outcome == (run.facts.outcome or "") else "" for run in runs]
+    columns = {
+        **{name: texts(list(map(attrgetter(name), facts))) for name in _RUN_KEYS},
+        "outcome": texts([run.outcome for run in runs]),
+        "result": texts(results),
+        **{name: texts(list(map(attrgetter(name), facts))) for name in _RUN_FACTS},
+        "start_time": times([fact.start_us for fact in facts], _TIME),
+        "end_time": times([fact.end_us for fact in facts], _TIME),
+        "labels": text_maps([fact.labels for fact in facts]),
+        "trusted": flags([run.trust.get("trusted", False) for run in runs]),
+        "rule": texts([run.trust.get("rule", "") for run in runs]),
+        "rows": numbers(np.array([run.file.rows for run in runs], np.int64)),
+        "digest": texts([run.file.digest for run in runs]),
+        "path": texts([run.file.path for run in runs]),
+    }
+    return pa.Table.from_arrays(list(columns.values()), names=list(columns))
 
 
-def make_dead_letters(log: ManifestLog, version: int, due: Due) -> Iterator[tuple[Part, pa.Table]]:
+def make_dead_letters(log: ManifestLog, version: int, plan: PartPlan) -> Iterator[tuple[Part, pa.Table]]:
     """Yield the parts of the table of dead letters, as `_make`."""
     # A dead letter after ``since`` has the key of an earlier one that was closed before.
     rows = (
-        _Row(dead_letter.version, dead_letter.key if dead_letter.version <= due.since else None, dead_letter)
+        _Row(dead_letter.version, dead_letter.key if dead_letter.version <= plan.since else None, dead_letter)
         for dead_letter in latest_dead_letters(log, version)
     )
-    return _make(due, rows, _closed(log, version, due.since) if due.since else set(), dead_letter_table)
+    return _make(plan, rows, _closed(log, version, plan.since) if plan.since else set(), dead_letter_table)
 
 
 def _closed(log: ManifestLog, version: int, since: int) -> set[DeadLetterKey]:
@@ -271,7 +267,7 @@ def dead_letter_table(dead_letters: Sequence[DeadLetter]) -> pa.Table:
     values = [described(dead_letter.outcome.to_json()) for dead_letter in dead_letters]
     origins = [dead_letter.outcome.origin for dead_letter in dead_letters]
     columns = {
-        **{name: texts([value.get(name, "") for value in values]) for name in _TEXTS},
+        **{name: texts([value.get(name, "") for value in values]) for name in _DEAD_LETTER_TEXTS},
         "topic": texts([origin.topic for origin in origins]),
         "partition": numbers(np.array([origin.partition for origin in origins], np.int32)),
         "offset": numbers(np.array([origin.offset for origin in origins], np.int64)),
@@ -285,44 +281,44 @@ def dead_letter_table(dead_letters: Sequence[DeadLetter]) -> pa.Table:
     return pa.Table.from_arrays(list(columns.values()), names=list(columns))
 
 
-def make_runs(log: ManifestLog, state: RawState, due: Due) -> Iterator[tuple[Part, pa.Table]]:
-    """Yield the parts of the table of runs, as `_make`."""
-    rows = (
-        _Row(row.run.version, row.run.facts.run_id, row.run if row.counts else None, row.kind == "run")
-        for row in latest_rows(log, state)
-    )
-    return _make(due, rows, changed_runs(log, state, due.since) if due.since else set(), stored_table)
+class _Row(NamedTuple, Generic[T]):
+    """A row of the manifest, from the last one to the first.
 
-
-def stored_table(runs: list[StoredRun]) -> pa.Table:
-    """Return `run_table` and the column ``version``, of the delta that committed the row."""
-    versions = np.array([run.version for run in runs], np.int64)
-    return run_table(runs).append_column("version", numbers(versions))
-
-
-def run_table(runs: Sequence[StoredRun]) -> pa.Table:
-    """Return a row for each run, in order.
-
-    Returns:
-      ``run_id``, ``build_uuid``, ``build_name``; ``outcome`` with corrections, and ``result``, the producer's own word
-      unless the outcome was corrected; the other facts; ``start_time`` and ``end_time`` (timestamp[us, UTC], null if
-      unknown), ``labels`` (map); ``trusted`` and ``rule`` of the decision at ingestion; of the telemetry ``rows``,
-      ``digest`` and ``path``.
+    Attributes:
+      version: of its delta.
+      key: by which later deltas change it.
+      value: what the table shows; None where a later row took its place.
+      is_last: whether no earlier row has the same key.
     """
-    facts = [run.facts for run in runs]
-    results = [run.facts.result if run.outcome == (run.facts.outcome or "") else "" for run in runs]
-    columns = {
-        **{name: texts(list(map(attrgetter(name), facts))) for name in _BEFORE},
-        "outcome": texts([run.outcome for run in runs]),
-        "result": texts(results),
-        **{name: texts(list(map(attrgetter(name), facts))) for name in _FACTS},
-        "start_time": times([fact.start_us for fact in facts], _TIME),
-        "end_time": times([fact.end_us for fact in facts], _TIME),
-        "labels": text_maps([fact.labels for fact in facts]),
-        "trusted": flags([run.trust.get("trusted", False) for run in runs]),
-        "rule": texts([run.trust.get("rule", "") for run in runs]),
-        "rows": numbers(np.array([run.file.rows for run in runs], np.int64)),
-        "digest": texts([run.file.digest for run in runs]),
-        "path": texts([run.file.path for run in runs]),
-    }
-    return pa.Table.from_arrays(list(columns.values()), names=list(columns))
+
+    version: int
+    key: Hashable
+    value: T | None
+    is_last: bool = True
+
+
+def _make(
+    plan: PartPlan, rows: Iterator[_Row[T]], changed: set[Any], table_of: Callable[[list[T]], pa.Table]
+) -> Iterator[tuple[Part, pa.Table]]:
+    """Yield the parts to make and their rows, the newest part first; rows are in the order of the manifest.
+
+    The manifest is read backwards, until all missing parts are made and the last row of each changed key was read.
+    """
+    missing = set(plan.missing)
+    row = next(rows, None)
+    for part in reversed(plan.parts):
+        if not missing and not changed:
+            return
+        values: list[T] = []
+        make = part in missing
+        while row is not None and row.version >= part.first:
+            if row.key in changed:
+                make = True
+                if row.is_last:
+                    changed.discard(row.key)
+            if row.value is not None:
+                values.append(row.value)
+            row = next(rows, None)
+        missing.discard(part)
+        if make:
+            yield part, table_of(values[::-1])

@@ -24,7 +24,7 @@ from ciml.events.outcomes import EXIT_LABEL, FAILED, SIGNAL_LABEL
 from ciml.http.intake import RequestError
 from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.log import ManifestLog
-from ciml.runs.causes import NEIGHBOURS_KIND, NearbyRuns, Neighbours
+from ciml.runs.neighbours import NEIGHBOURS_KIND, NearbyRuns, Neighbours
 from ciml.runs.run_log import StoredRunLog
 from ciml.serving.contract import DEFINITION, read_definition
 from ciml.serving.registry import STABLE, Registry, RegistryVerifier, known_registries

@@ -98,7 +98,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 def forget() -> None:
     """As in a process that has read nothing yet."""
-    raw_reader._shelf.__init__()  # type: ignore[misc]
+    raw_reader._cache.__init__()  # type: ignore[misc]
 
 
 def stored(raw: Store) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from ciml.errors import IntegrityError
 from ciml.events.records import RawFile
 from ciml.manifest.log import ManifestLog
 from ciml.runs.pack_index import NamedRun, named_runs, pack_log, pack_state
-from ciml.runs.packs import PackWriter
+from ciml.runs.packing import PackWriter
 from ciml.runs.reader import Joined, read_joined, read_run, read_runs
 from ciml.runs.writer import write_run
 from ciml.storage import LocalStore, Store

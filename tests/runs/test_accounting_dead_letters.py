@@ -59,7 +59,7 @@ def test_a_message_that_is_ignored_now_or_updates_runs_is_settled() -> None:
     step(state, replay(ignored), replay(update, outcome(5, run="b", event="e5")))
     assert state.counts == {("ignored", "no_run"): 1, ("update", ""): 1, ("run", ""): 1}
     assert step(state, replay(ignored), replay(update)) is None
-    assert state.index.subjects.said(("zuul", "a"))["fork"].value == "no"
+    assert state.index.subjects.statements(("zuul", "a"))["fork"].value == "no"
     step(state, replay(undecoded(4)))  # an older version cannot open it again
     assert list(state.index.dead_letters()) == []
 

@@ -10,8 +10,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
-from ciml.runs.collect_garbage import CURSOR_PATH, CompactionCursor, load_cursor
-from ciml.runs.compact import Compaction, compact
+from ciml.runs.compact import CURSOR_PATH, Compaction, CompactionCursor, compact, load_cursor
 from ciml.runs.pack_index import pack_state
 from ciml.runs.reader import load_packs, verify_run
 from tests.pipelines.datasets.dataset_scenes import define, runs
@@ -201,7 +200,7 @@ def test_the_cursor_may_be_lost_or_belong_to_another_manifest(raw: RawStore, lef
         raw.store.replace(CURSOR_PATH, left)
     raw.add([run(5), run(6)])
     assert squeeze(raw.store).packing.runs == 2
-    assert load_cursor(raw.store).cursor == 3
+    assert load_cursor(raw.store).version == 3
     assert objects(raw.store)["runs"] == objects(raw.store)["swept"] == 0
     all_there(raw.store)
 

@@ -120,7 +120,7 @@ def test_an_update_counts_though_another_event_had_its_id(first: Outcome) -> Non
     state = RawState()
     step(state, first)
     step(state, update(1, fork="yes"))
-    assert state.index.subjects.said(("zuul", "s"))["fork"].value == "yes"
+    assert state.index.subjects.statements(("zuul", "s"))["fork"].value == "yes"
     step(state, update(2, fork="yes"))
     assert (state.counts["repeat", "event"], state.counts["update", ""]) == (1, 1 if first.kind == "ignored" else 2)
 
@@ -132,7 +132,7 @@ def test_facts_do_not_depend_on_the_order_of_updates_with_one_id(outcomes: tuple
     state = RawState()
     for outcome in outcomes:
         step(state, outcome)
-    said = state.index.subjects.said(("zuul", "s"))
+    said = state.index.subjects.statements(("zuul", "s"))
     assert {name: one.value for name, one in said.items()} == {"owner": "b", "fork": "yes"}
 
 

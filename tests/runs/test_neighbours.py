@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.events.records import UNJUDGED, RawFile, RunFacts, Trust
-from ciml.runs import causes
-from ciml.runs.causes import NEAR_WITHIN_US, NearbyRuns, Neighbours
+from ciml.runs import neighbours
+from ciml.runs.neighbours import NEAR_WITHIN_US, NearbyRuns, Neighbours
 from ciml.runs.run_log import RunDelta, RunRecord, TrustChange
 
 HOUR = 1_700_000_000_000_000
@@ -71,11 +71,11 @@ def test_runs_without_a_change_are_apart() -> None:
 
 
 def test_there_are_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causes, "MAX_NEAR_RUNS", 2)
+    monkeypatch.setattr(neighbours, "MAX_NEAR_RUNS", 2)
     assert near(*(run(number) for number in range(1, 6)))[4] == Neighbours(2, 2)
-    monkeypatch.setattr(causes, "MAX_NEAR_PLACES", 1)
+    monkeypatch.setattr(neighbours, "MAX_NEAR_PLACES", 1)
     assert near(run(1), run(2, region="2"), run(3))[2] == Neighbours(0, 0)
-    monkeypatch.setattr(causes, "MAX_NEAR_FOUND", 1)
+    monkeypatch.setattr(neighbours, "MAX_NEAR_FOUND", 1)
     assert near(run(1), run(2)) == [None, Neighbours(1, 1)]
 
 
@@ -85,7 +85,7 @@ def add(known: NearbyRuns, *runs: RunFacts, trust: Trust = TRUSTED, **lists: Any
 
 @pytest.mark.parametrize("auth", ["", "hmac-sha256"])
 def test_untrusted_runs_at_many_places_displace_no_place(auth: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causes, "MAX_NEAR_PLACES", 20)
+    monkeypatch.setattr(neighbours, "MAX_NEAR_PLACES", 20)
     known = NearbyRuns(lambda job: True)
     add(known, run(1))
     add(known, *(run(number, labels={"node": f"n{number}"}, auth=auth) for number in range(100, 150)), trust=UNJUDGED)
@@ -94,7 +94,7 @@ def test_untrusted_runs_at_many_places_displace_no_place(auth: str, monkeypatch:
 
 
 def test_untrusted_runs_displace_no_figures_of_a_run_that_is_believed_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causes, "MAX_NEAR_FOUND", 3)
+    monkeypatch.setattr(neighbours, "MAX_NEAR_FOUND", 3)
     known = NearbyRuns(lambda job: True)
     add(known, run(1), run(2))
     add(known, run(3, auth="hmac-sha256"), trust=UNJUDGED)
@@ -139,7 +139,7 @@ def test_runs_that_are_believed_less_leave_all_figures_as_without_them(
     limits = {"MAX_NEAR_RUNS": 2, "MAX_NEAR_PLACES": 2, "MAX_NEAR_FOUND": 3}
     with pytest.MonkeyPatch.context() as patch:
         for name, limit in limits.items():
-            patch.setattr(causes, name, limit)
+            patch.setattr(neighbours, name, limit)
         together, alone = NearbyRuns(lambda job: True), NearbyRuns(lambda job: True)
         believed: list[str] = []
         for number, (outcome, half, region, standing, kind) in enumerate(rows):
@@ -202,7 +202,7 @@ def test_a_state_that_was_stored_continues_as_the_other(
     ]
     with pytest.MonkeyPatch.context() as patch:
         for name, limit in limits.items():
-            patch.setattr(causes, name, limit)
+            patch.setattr(neighbours, name, limit)
         whole, first, second = (NearbyRuns(lambda job: True) for _ in range(3))
         for at, one in enumerate(runs):
             delta = RunDelta(runs=(RunRecord(one, RawFile("", "", 0, 0), TRUSTED),))

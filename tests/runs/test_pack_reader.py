@@ -12,7 +12,7 @@ from ciml.datasets.definition import resolve
 from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.events.records import RawFile
-from ciml.runs.packs import GROUP_ROWS
+from ciml.runs.packing import GROUP_ROWS
 from ciml.runs.reader import Joined, read_columns, read_joined
 from ciml.runs.writer import write_run
 from ciml.storage import LocalStore

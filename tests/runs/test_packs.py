@@ -32,7 +32,8 @@ from ciml.runs.pack_index import (
     run_of,
     split_path,
 )
-from ciml.runs.packs import GROUP_ROWS, OpenPack, PackWriter, columns_digest, open_pack, prove_pack
+from ciml.runs.packing import GROUP_ROWS, PackWriter, columns_digest
+from ciml.runs.packs import OpenPack, open_pack, prove_pack
 from ciml.runs.reader import read_object, read_run, read_runs, verify_run
 from ciml.runs.writer import write_run
 from ciml.storage import LocalStore

@@ -11,7 +11,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.events.records import RunFacts
-from ciml.runs.causes import Neighbours
+from ciml.runs.neighbours import Neighbours
 from ciml.runs.run_log import StoredRunLog
 from ciml.serving.predict import answers as stored
 from ciml.serving.predict.answers import StoredNeighbours, needs_neighbours

@@ -270,7 +270,7 @@ def replaced(scheduler: Scheduler, seed: int, grace_s: float, limits: Limits) ->
     defaults = ManifestLog.__init__.__kwdefaults__
     ManifestLog.__init__.__kwdefaults__ = {**defaults, "clock": fake.time, "grace_s": grace_s}
     committing, Committer.__init__.__defaults__ = Committer.__init__.__defaults__, (fake.time, limits)
-    shelf, raw_reader._shelf = raw_reader._shelf, raw_reader._Shelf()
+    cache, raw_reader._cache = raw_reader._cache, raw_reader._PackCache()
     sweep_s, checkpoints._GC_INTERVAL_S = checkpoints._GC_INTERVAL_S, min(checkpoints._GC_INTERVAL_S, grace_s / 4)
     try:
         with substituted({"time": (time, fake), "ThreadPoolExecutor": (ThreadPoolExecutor, InlinePool)}):
@@ -279,4 +279,4 @@ def replaced(scheduler: Scheduler, seed: int, grace_s: float, limits: Limits) ->
         ManifestLog.__init__.__kwdefaults__ = defaults
         Committer.__init__.__defaults__ = committing
         checkpoints._GC_INTERVAL_S = sweep_s
-        raw_reader._shelf = shelf
+        raw_reader._cache = cache

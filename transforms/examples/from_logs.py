@@ -13,7 +13,7 @@ import pyarrow as pa
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import EngineError, RejectedInput
 from ciml.events.records import Origin, PendingRun, RunFacts
-from ciml.runs.causes import Neighbours
+from ciml.runs.neighbours import Neighbours
 from ciml.transforms.examples.downsample import Windows, downsample, merge_windows
 from ciml.transforms.examples.prepare import with_context
 from ciml.transforms.fetch.policy import FetchPolicy

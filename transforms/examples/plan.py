@@ -26,7 +26,8 @@ from ciml.digest import sha256_hex, sha256_json
 from ciml.errors import IntegrityError
 from ciml.events.outcomes import CAUSE
 from ciml.events.records import UNJUDGED, OutcomeWord, RawFile, Record, RunFacts, Trust
-from ciml.runs.causes import CAUSES_KIND, NEIGHBOURS_KIND, Causes, NearbyRuns, Neighbours
+from ciml.runs.causes import CAUSES_KIND, Causes
+from ciml.runs.neighbours import NEIGHBOURS_KIND, NearbyRuns, Neighbours
 from ciml.runs.run_log import RunDelta, RunLog, RunRecord
 from ciml.storage import Store
 

@@ -30,7 +30,7 @@ from ciml.errors import CimlError, IntegrityError, RejectedInput
 from ciml.events.outcomes import exit_status_of, signal_of
 from ciml.events.records import RunFacts
 from ciml.runs.arrow import numbers, text_maps, texts, times
-from ciml.runs.causes import Neighbours
+from ciml.runs.neighbours import Neighbours
 from ciml.transforms.examples.downsample import Windows, downsample
 from ciml.transforms.profiles import MIN_RUNS, Profile, Profiles, Range, length_s, margin, window_means, window_of
 

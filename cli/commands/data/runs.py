@@ -11,10 +11,9 @@ import click
 import msgspec
 
 from ciml.cli.command import DefaultGroup, make_command
-from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.kinds import DAY
 from ciml.cli.options import Data, Json, JsonLines
-from ciml.cli.output import print_table
+from ciml.cli.output import print_table, print_warnings
 from ciml.errors import IntegrityError, UnknownRunError
 from ciml.options import argument, flag, option, repeated
 
@@ -260,6 +259,7 @@ def compact(options: CompactOptions) -> int:
     """
     from ciml.cli.output import bars
     from ciml.runs.compact import compact as run
+    from ciml.runs.tables import update_tables
 
     data = options.root
     with bars() as progress:
@@ -272,7 +272,7 @@ def compact(options: CompactOptions) -> int:
             everything=options.everything,
             progress=progress,
         )
-    update_tables(data, ("raw", "runs", "dead_letters"))
+    print_warnings(update_tables(data, ("raw", "runs", "dead_letters")))
     options.show(result, _print_compacted, asdict)
     return IntegrityError.exit_code if result.packing.faults or result.swept.faults else 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,6 @@ from ciml.cli.output import print_table
 from ciml.options import repeated
 
 if TYPE_CHECKING:
-    from ciml.data_root import DataRoot
     from ciml.runs.tables.publish import TableState
 
 
@@ -88,14 +86,6 @@ def _print_tables(tables: list[TableState]) -> None:
         version = "none" if table.version is None else table.version
         rows.append((table.name, version, table.rows, table.files, table.behind, table.url))
     print_table(("table", "version", "rows", "files", "behind", "place"), rows)
-
-
-def update_tables(data: DataRoot, names: Iterable[str]) -> None:
-    """Publish tables after a change, where they are in use; a failure is a warning."""
-    from ciml.runs.tables import update_tables as update
-
-    for note in update(data, names):
-        click.echo(f"warning: {note}", err=True)
 
 
 @click.group("tables", commands=[publish, list_tables])

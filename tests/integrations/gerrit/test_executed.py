@@ -88,7 +88,7 @@ class Server:
             if votes or event["type"] != "comment-added":
                 read = read_event(message_of("gerrit", delivery(event), "zuul", "ssh"))
                 for update in read.updates:
-                    subjects.say(update, read.key)
+                    subjects.add_update(update, read.key)
         policy = TrustPolicy.load(POLICY)
         return [evaluate(policy, subjects.join(_check(change, number))).rule for number in range(1, patchsets + 1)]
 

@@ -198,11 +198,13 @@ def rule_of(patchset: int, *given: dict[str, Any]) -> str:
     build = zuul_build(change={"project": "demo/app", "branch": "main", "change": 7, "patchset": str(patchset)})
     run = read_event(message_of("zuul", delivery(zuul_message(build)), "zuul", "mqtt-user")).run_facts[0]
     subjects = Subjects()
-    subjects.say(fact_update("zuul", merged_subject("demo/app", "main", PARENT), {"review": "merged"}, "ssh"), "key")
+    subjects.add_update(
+        fact_update("zuul", merged_subject("demo/app", "main", PARENT), {"review": "merged"}, "ssh"), "key"
+    )
     for each in given:
         event = read_event(message_of("gerrit", delivery(each), "zuul", "ssh"))
         for update in event.updates:
-            subjects.say(update, event.key)
+            subjects.add_update(update, event.key)
     policy = TrustPolicy.load(Path(__file__).parents[3] / "integrations/trust_zuul.toml")
     return evaluate(policy, subjects.join(run)).rule
 

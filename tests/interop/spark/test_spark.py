@@ -15,7 +15,8 @@ import pytest
 from filelock import FileLock
 
 from ciml.data_root import DataRoot
-from ciml.runs.tables.delta_log import CHECKPOINT_EVERY, FOLDER, store_of
+from ciml.runs.tables import FOLDER, store_of
+from ciml.runs.tables.delta_log import CHECKPOINT_EVERY
 from ciml.runs.tables.publish import publish_tables
 from tests.runs.compacting import run, squeeze
 from tests.runs.tables.readers import Rows, ordered

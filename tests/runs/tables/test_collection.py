@@ -10,7 +10,8 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.runs.compact import Compaction, compact
-from ciml.runs.tables.delta_log import FOLDER, DeltaLog, store_of
+from ciml.runs.tables import FOLDER, store_of
+from ciml.runs.tables.delta_log import DeltaLog
 from ciml.runs.tables.publish import publish_tables
 from tests.runs.compacting import DAY, FAR, all_there, run, squeeze
 from tests.runs.scenes import RawStore

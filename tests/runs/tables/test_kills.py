@@ -18,7 +18,8 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.pipelines.datasets.update import update_dataset
-from ciml.runs.tables.delta_log import DeltaLog, store_of
+from ciml.runs.tables import store_of
+from ciml.runs.tables.delta_log import DeltaLog
 from ciml.runs.tables.publish import publish_tables
 from ciml.storage import LocalStore
 from tests.runs.compacting import run, squeeze

@@ -10,8 +10,8 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.runs.state import RAW
-from ciml.runs.tables import row_tables
-from ciml.runs.tables.delta_log import DeltaLog, store_of
+from ciml.runs.tables import row_tables, store_of
+from ciml.runs.tables.delta_log import DeltaLog
 from ciml.runs.tables.publish import publish_tables
 from ciml.runs.tables.row_tables import Part, part_of, parts_of
 from tests.runs.compacting import run

@@ -11,16 +11,14 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import Trust
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
-from ciml.runs.tables import publish
+from ciml.runs.tables import FOLDER, publish, store_of
 from ciml.runs.tables.delta_log import (
     CHECKPOINT_EVERY,
     CURSOR,
-    FOLDER,
     DeltaLog,
     decode_fields,
     make_checkpoint,
     storage_options,
-    store_of,
 )
 from ciml.runs.tables.publish import list_tables, publish_tables
 from ciml.runs.verify import verify_raw
@@ -147,7 +145,7 @@ def test_other_files_in_a_table_s_folder_are_none_of_its_rows(data: DataRoot) ->
     add = next(iter(state.files.values()))
     foreign = {"path": "foreign.parquet", "partitionValues": {"job": "x", "date": None}, "size": 1, "dataChange": True}
     remove = {"path": add["path"], "deletionTimestamp": 1, "dataChange": True}
-    assert log.try_commit(1, [{"add": {**foreign, "modificationTime": 1}}, {"remove": remove}])
+    assert log.try_commit(1, [{"add": {**foreign, "modificationTime": 1}}, {"remove": remove}], 1)
     assert publish_all(data) == {"raw": 2}
     assert log.read().files.keys() == state.files.keys()
     check(data)
@@ -155,7 +153,7 @@ def test_other_files_in_a_table_s_folder_are_none_of_its_rows(data: DataRoot) ->
 
 def test_packs_of_older_versions_have_no_run_ids(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as older:
-        older.setattr("ciml.runs.packs.RUN_COLUMNS", ())
+        older.setattr("ciml.runs.packing.RUN_COLUMNS", ())
         raw = make_store(data)
     all_there(data.raw)
     publish_all(data)

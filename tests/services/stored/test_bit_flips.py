@@ -21,7 +21,7 @@ from ciml.manifest.checkpoints import Checkpoint, Checkpoints
 from ciml.manifest.log import ManifestLog
 from ciml.recorder.spool.folder import open_private
 from ciml.recorder.spool.recording import Recording
-from ciml.runs.collect_garbage import CompactionCursor, load_cursor
+from ciml.runs.compact import CompactionCursor, load_cursor
 from ciml.runs.state import RAW
 from ciml.runs.tables.delta_log import DeltaLog
 from ciml.services.stored.examine import examine

@@ -13,7 +13,7 @@ import pytest
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, resolve
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
-from ciml.runs.causes import Neighbours
+from ciml.runs.neighbours import Neighbours
 from ciml.transforms.examples.downsample import downsample
 from ciml.transforms.examples.prepare import context_of, make_examples, prepare, prepare_many, with_context
 from ciml.transforms.examples.spans import inputs_of

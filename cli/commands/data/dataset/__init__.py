@@ -20,10 +20,9 @@ from ciml.cli.commands.data.dataset.text import (
     state_lines,
     warn_of_padding,
 )
-from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.dataflow import require_s3
 from ciml.cli.options import Data, Json, NewData
-from ciml.cli.output import progress_bar
+from ciml.cli.output import print_warnings, progress_bar
 from ciml.cli.running import Batch, collecting_rarely
 from ciml.errors import CimlError
 from ciml.options import TrustOptions, argument, flag, option
@@ -249,7 +248,9 @@ def update(options: UpdateOptions, batch: Batch) -> None:
         if padding := padding_text(result.state):
             click.echo(f"  padding   {padding}")
             warn_of_padding(result.state)
-        update_tables(data, (f"datasets/{name}",))
+        from ciml.runs.tables import update_tables
+
+        print_warnings(update_tables(data, (f"datasets/{name}",)))
 
 
 class ShowOptions(Data, Json):

@@ -12,11 +12,10 @@ import click
 
 from ciml.cli.command import command_of, make_command
 from ciml.cli.commands.data.dataset.text import contents, warn_of_padding
-from ciml.cli.commands.data.tables import update_tables
 from ciml.cli.dataflow import require_s3
 from ciml.cli.kinds import Windows, assignments, require_data
 from ciml.cli.options import S3Environment, TargetData
-from ciml.cli.output import progress_bar
+from ciml.cli.output import print_warnings, progress_bar
 from ciml.cli.running import Batch, collecting_rarely, processors
 from ciml.errors import CimlError
 from ciml.options import Options, flag, option, repeated
@@ -147,7 +146,9 @@ def run_build(options: BuildOptions, keys: DefinitionKeys, batch: Batch) -> None
     if not keys.has_default_of_talk:
         warn_of_padding(update.state)
     if update.sealed:
-        update_tables(target, (f"datasets/{definition.name}",))
+        from ciml.runs.tables import update_tables
+
+        print_warnings(update_tables(target, (f"datasets/{definition.name}",)))
     if options.visualize:
         from ciml.reports.dataset.render import plot_dataset
 
