@@ -18,14 +18,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 _TICK_S = 0.25
 _GRACE_S = 5.0
-_LONELY_S = 10.0  # a worker whose job is unreachable this long is stopped
+_UNREACHABLE_S = 10.0  # after which a worker whose job does not answer is stopped
 _CHECK_S = 2.0
 _SPARE_AFTER_S = 5.0  # delay of a new spare, until the last worker has started
 _SERVICE = "org.apache.beam.model.fn_execution.v1.BeamFnExternalWorkerPool"
@@ -48,6 +48,14 @@ _Request = _message("Request", worker_id=(1, "string"), control_endpoint=(2, "by
 _Endpoint = _message("Endpoint", url=(1, "string"))
 
 
+class _Call(NamedTuple):
+    """A call of Beam's worker pool service: ``start`` or ``stop``."""
+
+    method: str
+    worker_id: str
+    control: str = ""
+
+
 class Pool:
     """The workers of this process. `serve` starts and ends them in its own thread.
 
@@ -55,21 +63,22 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        self._asked: queue.Queue[tuple[str, str, str]] = queue.Queue()
+        self._calls: queue.Queue[_Call] = queue.Queue()
         self._workers: dict[str, _Worker] = {}
         self._spare: subprocess.Popen[bytes] | None = None
-        self._spare_at = 0.0
+        self._spare_at_s = 0.0
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return Beam's worker pool service for gRPC."""
 
         def start(data: bytes, context: Any) -> bytes:
             request = _Request.FromString(data)
-            self._asked.put(("start", request.worker_id, _Endpoint.FromString(request.control_endpoint).url))
+            control = _Endpoint.FromString(request.control_endpoint).url
+            self._calls.put(_Call("start", request.worker_id, control))
             return b""
 
         def stop(data: bytes, context: Any) -> bytes:
-            self._asked.put(("stop", _Request.FromString(data).worker_id, ""))
+            self._calls.put(_Call("stop", _Request.FromString(data).worker_id))
             return b""
 
         methods = {"StartWorker": start, "StopWorker": stop}
@@ -80,39 +89,42 @@ class Pool:
         """Process requests and watch the workers until this process is killed."""
         while True:
             with contextlib.suppress(queue.Empty):
-                request, worker_id, control = self._asked.get(timeout=_TICK_S)
-                if request == "start":
-                    self._workers[f"{worker_id} of {control}"] = _Worker(self._take(), control, worker_id)
+                call = self._calls.get(timeout=_TICK_S)
+                if call.method == "start":
+                    worker = _Worker(self._take_process(), call.control, call.worker_id)
+                    self._workers[f"{call.worker_id} of {call.control}"] = worker
                 else:
-                    self._end(worker_id)
+                    self._end(call.worker_id)
             self._workers = {name: worker for name, worker in self._workers.items() if worker.check()}
             if self._spare is not None and self._spare.poll() is not None:
                 self._spare = None
-                self._spare_at = time.monotonic() + _SPARE_AFTER_S
-            if self._spare is None and time.monotonic() > self._spare_at:
+                self._spare_at_s = time.monotonic() + _SPARE_AFTER_S
+            if self._spare is None and time.monotonic() > self._spare_at_s:
                 self._spare = _spawn()
 
-    def _take(self) -> subprocess.Popen[bytes]:
+    def _take_process(self) -> subprocess.Popen[bytes]:
         spare = self._spare
         self._spare = None
-        self._spare_at = time.monotonic() + _SPARE_AFTER_S
+        self._spare_at_s = time.monotonic() + _SPARE_AFTER_S
         return spare if spare is not None and spare.poll() is None else _spawn()
 
     def _end(self, worker_id: str) -> None:
         # Ids count within a job and a TaskManager, so two jobs can have equal ids. A worker whose job closed its stream
         # ends by itself, or is stopped when its control address is unreachable.
-        alike = [worker for worker in self._workers.values() if worker.id == worker_id]
-        if len(alike) == 1:
-            alike[0].end()
+        workers = [worker for worker in self._workers.values() if worker.id == worker_id]
+        if len(workers) == 1:
+            workers[0].end()
 
 
 class _Worker:
+    """A worker of a job: its process, and the control address at which it reaches the job."""
+
     def __init__(self, process: subprocess.Popen[bytes], control: str, worker_id: str) -> None:
         self.id = worker_id
         self._process = process
         self._control = control
-        self._reached = self._checked = time.monotonic()
-        self._end_at: float | None = None
+        self._reached_s = self._checked_s = time.monotonic()
+        self._kill_at_s: float | None = None
         with contextlib.suppress(OSError):  # it just died; Flink requests another
             assert process.stdin is not None
             process.stdin.write(f"{control} {worker_id}\n".encode())
@@ -120,9 +132,9 @@ class _Worker:
         _log(f"worker {worker_id} of {control}: pid {process.pid}")
 
     def end(self) -> None:
-        if self._end_at is None:
+        if self._kill_at_s is None:
             self._process.terminate()
-            self._end_at = time.monotonic() + _GRACE_S
+            self._kill_at_s = time.monotonic() + _GRACE_S
 
     def check(self) -> bool:
         """Return whether the worker runs; stop it after its grace, or if its job is unreachable."""
@@ -131,14 +143,14 @@ class _Worker:
             _log(f"worker {self.id} of {self._control}: ended ({code})")
             return False
         now = time.monotonic()
-        if self._end_at is not None:
-            if now > self._end_at:
+        if self._kill_at_s is not None:
+            if now > self._kill_at_s:
                 self._process.kill()
-        elif now - self._checked > _CHECK_S:
-            self._checked = now
+        elif now - self._checked_s > _CHECK_S:
+            self._checked_s = now
             if _listens(self._control):
-                self._reached = now
-            elif now - self._reached > _LONELY_S:
+                self._reached_s = now
+            elif now - self._reached_s > _UNREACHABLE_S:
                 _log(f"worker {self.id}: control address {self._control} is unreachable")
                 self.end()
         return True

@@ -27,43 +27,13 @@ from ciml.pipelines.dataflow.settings import DataflowSettings, check_beam_option
 _PACKED = re.compile(rb"(?:QlpoO|eNo|eNr|eNp|eJx)[A-Za-z0-9+/]{8,}={0,2}")
 _LIST_S = 60.0
 
-
-def unpacked(data: bytes) -> Iterator[bytes]:
-    """Yield the data, and all that is packed in it, at any depth."""
-    waiting = [data]
-    while waiting:
-        yield (layer := waiting.pop())
-        for match in _PACKED.finditer(layer):
-            content = base64.b64decode(match[0][: len(match[0]) // 4 * 4])
-            try:  # what follows the end is ignored: letters after the text may belong to something else
-                unpack = bz2.BZ2Decompressor() if content.startswith(b"BZh") else zlib.decompressobj()
-                inner = unpack.decompress(content)
-            except (OSError, zlib.error):
-                continue  # not packed
-            waiting += [inner] * bool(inner)
-
-
-def holds(data: bytes, secrets: Iterable[bytes]) -> bool:
-    """Return whether a serialised pipeline holds one of the secrets, plain or packed."""
-    values = [secret for secret in secrets if secret]
-    return bool(values) and any(secret in content for content in unpacked(data) for secret in values)
-
-
+#: Wires a pipeline.
 Build = Callable[[beam.Pipeline], object]
-
-
-class CimlOptions(PipelineOptions):
-    """The options that `ciml.pipelines.dataflow.worker` reads."""
-
-    @classmethod
-    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--ciml_version", help="Version of ciml that made the job.")
-        parser.add_argument("--ciml_environment_secret", help="Secret with the workers' environment.")
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A job that was described.
+    """A job that was submitted, or whose description was written as a template.
 
     Attributes:
       name: of the job.
@@ -115,7 +85,10 @@ def launch(
     if local:  # Beam writes in place; the file is renamed when it is complete
         place = f"{os.path.abspath(template)}.{secrets.token_hex(4)}.tmp"
     flags = [*job_flags(settings, name, streaming=streaming), *extra]
-    flags += [f"--template_location={place}"] * bool(place) + ["--update"] * update
+    if place:
+        flags.append(f"--template_location={place}")
+    if update:
+        flags.append("--update")
     try:
         with _one_line_errors(name):
             options = PipelineOptions(flags)
@@ -143,6 +116,38 @@ def launch(
                 os.remove(place)
     staged = pipeline.runner.job.google_cloud_options.staging_location  # with a folder of this job
     return Launched(name, template, "" if template else str(result.job_id()), f"{staged}/pipeline.pb", len(data))
+
+
+class CimlOptions(PipelineOptions):
+    """The options that `ciml.pipelines.dataflow.worker` reads."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--ciml_version", help="Version of ciml that made the job.")
+        parser.add_argument("--ciml_environment_secret", help="Secret with the workers' environment.")
+
+
+def holds(data: bytes, secrets: Iterable[bytes]) -> bool:
+    """Return whether a serialised pipeline holds one of the secrets, plain or packed."""
+    values = [secret for secret in secrets if secret]
+    return bool(values) and any(secret in content for content in unpacked(data) for secret in values)
+
+
+def unpacked(data: bytes) -> Iterator[bytes]:
+    """Yield the data, and all that is packed in it, at any depth."""
+    waiting = [data]
+    while waiting:
+        layer = waiting.pop()
+        yield layer
+        for match in _PACKED.finditer(layer):
+            content = base64.b64decode(match[0][: len(match[0]) // 4 * 4])
+            try:  # what follows the end is ignored: letters after the text may belong to something else
+                unpack = bz2.BZ2Decompressor() if content.startswith(b"BZh") else zlib.decompressobj()
+                inner = unpack.decompress(content)
+            except (OSError, zlib.error):
+                continue  # not packed
+            if inner:
+                waiting.append(inner)
 
 
 def _check_running(options: PipelineOptions, name: str) -> None:

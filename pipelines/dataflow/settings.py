@@ -38,6 +38,10 @@ _FORMS: Mapping[str, tuple[re.Pattern[str], str]] = {
     "labels": (re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}"), "NAME=VALUE in lower case"),
 }
 _REQUIRED = ("project", "region", "temp_location", "image", "environment_secret", "labels")
+_LOOPBACK = re.compile(r"(^|,|//)(localhost|127\.[0-9.]+|\[::1\]|0\.0\.0\.0)(:|,|$)")
+_SECRET_OPTION = re.compile(r"password|secret_access_key|session_token|api_key|private_key")
+#: Variables of S3 clients that are secret.
+_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 #: Names of jobs, as Dataflow defines them.
 _JOB = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -91,11 +95,12 @@ class DataflowSettings(Settings, frozen=True):
                     raise ValueError(f"{name}: {text!r:.120} is not valid; give {form}")
         for name in ("environment_secret", "kafka_secret"):
             value = getattr(self, name)
-            if value or name in _REQUIRED:
-                try:
-                    check_secret_name(value)
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from None
+            if not value and name not in _REQUIRED:
+                continue
+            try:
+                check_secret_name(value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
         if self.max_workers is not None and not 1 <= self.max_workers <= 1000:
             raise ValueError("max_workers: must be 1 to 1000")
 
@@ -162,12 +167,6 @@ def job_flags(settings: DataflowSettings, name: str, *, streaming: bool) -> list
     return [*flags, *(["--streaming", "--enable_streaming_engine"] if streaming else [])]
 
 
-_LOOPBACK = re.compile(r"(^|,|//)(localhost|127\.[0-9.]+|\[::1\]|0\.0\.0\.0)(:|,|$)")
-_SECRET_OPTION = re.compile(r"password|secret_access_key|session_token|api_key|private_key")
-#: Variables of S3 clients that are secret.
-_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-
-
 def check_on_s3(place: str, option: str) -> None:
     """Raise `CimlError` unless workers can open a place: only S3 has both conditional writes and a network.
 
@@ -195,10 +194,11 @@ def check_fetch(fetch: FetchPolicy) -> None:
     files = [fetch.ca_file]
     for credential in fetch.credentials:
         files += [credential.token_file, credential.password_file]
-    if files := [path for path in files if path]:
+    local_files = [path for path in files if path]
+    if local_files:
         raise CimlError(
-            f"fetch policy: {files[0]} is a file of this machine, which Dataflow's workers do not have; use token_env, "
-            "with the variable in the environment_secret"
+            f"fetch policy: {local_files[0]} is a file of this machine, which Dataflow's workers do not have; use "
+            "token_env, with the variable in the environment_secret"
         )
 
 
@@ -220,10 +220,11 @@ def kafka_of_workers(kafka: KafkaOptions, settings: DataflowSettings) -> KafkaOp
         )
     if settings.kafka_secret:
         return replace(kafka, bootstrap=bootstrap, extra={}, secret=settings.kafka_secret)
-    if names := kafka.secret_names():
+    secret_names = kafka.secret_names()
+    if secret_names:
         raise CimlError(
-            f"Kafka property {names[0]} would stand in the job description, which everybody in the project can read; "
-            "store the properties file in Secret Manager and name it as kafka_secret in the --dataflow file"
+            f"Kafka property {secret_names[0]} would stand in the job description, which everybody in the project can "
+            "read; store the properties file in Secret Manager and name it as kafka_secret in the --dataflow file"
         )
     return replace(kafka, bootstrap=bootstrap)
 

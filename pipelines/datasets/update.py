@@ -257,7 +257,7 @@ class Updater:
         """Seal all spans that can be sealed; arguments as of `update_dataset`."""
         progress = progress or no_progress
         sealed: list[SpanVersion] = []
-        is_overtaken = True
+        is_overtaken = True  # by another updater, whose commit came first: plan the remaining spans again
         while is_overtaken:
             if self.create is None:
                 catch_up(ManifestLog(self.root), self.state)
@@ -270,7 +270,7 @@ class Updater:
             is_overtaken = False
             for written in written_steps:
                 if not self._commit(written, now_us):
-                    is_overtaken = True  # by another updater: plan the remaining spans again
+                    is_overtaken = True
                     break
                 # The committed objects replace the equal ones in memory.
                 sealed.extend(self.state.spans[span.span][span.version] for span in written.spans)
@@ -327,7 +327,8 @@ class Updater:
             raise UnknownDatasetError("no such data set")
         voters = [run for run in runs if run.trust.trusted] or runs
         votes = Counter(self.source.columns(voters))
-        columns = [telemetry_columns(names) for names in votes.elements()]
+        telemetry = {names: telemetry_columns(names) for names in votes}
+        columns = [telemetry[names] for names in votes.elements()]
 
         def all_voters() -> Iterable[SelectedRun]:
             return voters if self.pin is None else self.pin.voters()

@@ -35,8 +35,8 @@ from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.reader import borrow, read_range
 from ciml.transforms.guard import keep_error
 
-_DRAINED = 3
-_MARGIN_S = 0.1
+_DRAINED = 3  # early resumes in a row
+_MARGIN_S = 0.1  # added to a pause, since Flink's runner truncates it to whole seconds
 #: The namespace of the source's metrics: the gauge ``backlog.<topic>.<partition>``, in messages.
 METRICS = "ciml.kafka"
 
@@ -330,12 +330,13 @@ class _Read(OffsetDoFn):
         """
         return restriction if restriction.stop < FOREVER else None
 
-    def _batch(self, element: PartitionRead, covered: RangeSet, start: int, end: int, found: list[Message]) -> Batch:
+    def _batch(self, element: PartitionRead, covered: RangeSet, start: int, end: int, messages: list[Message]) -> Batch:
+        """Return the batch of [start, end), without messages that are covered or at ``end`` and later."""
         if covered:
-            found = [message for message in found if message.offset not in covered]
-        if found and found[-1].offset >= end:
-            found = [message for message in found if message.offset < end]
-        return Batch(OffsetRange(element.topic, element.topic_id, element.partition, start, end), messages=found)
+            messages = [message for message in messages if message.offset not in covered]
+        if messages and messages[-1].offset >= end:
+            messages = [message for message in messages if message.offset < end]
+        return Batch(OffsetRange(element.topic, element.topic_id, element.partition, start, end), messages=messages)
 
 
 class ReadBounded(_Read):
