@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ciml.engines import processes
@@ -104,7 +104,7 @@ class Engine(ABC):
     def state_of(self, launch: Launch) -> EngineState:
         """Return the state to record for a launch, without pid."""
         state = EngineState(self.name, self.kind, launch.what, launch.address, memory_mb=launch.memory_mb)
-        return state.at(ports=dict(launch.ports), urls=dict(launch.urls))
+        return replace(state, ports=dict(launch.ports), urls=dict(launch.urls))
 
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
         """Query the engine within seconds; return its state with all addresses if it answers, else None."""

@@ -6,6 +6,7 @@ import base64
 import re
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ciml.engines import jars
@@ -108,7 +109,7 @@ class MockKafka(Engine):
             return None
         if not _metadata_answers(address):
             return None
-        return state.at(address=address, ports={"kafka": int(address.rpartition(":")[2])})
+        return replace(state, address=address, ports={"kafka": int(address.rpartition(":")[2])})
 
 
 def _published(home: Path) -> Path:

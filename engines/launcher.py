@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -303,7 +303,7 @@ class _Starter:
         with contextlib.suppress(FileNotFoundError):
             os.replace(log, log.with_suffix(".log.1"))  # keep only the last log
         pid, started = processes.spawn(launch.command, log, launch.environment, self._home)
-        launched = self._engine.state_of(launch).at(pid=pid, started=started, log=str(log))
+        launched = replace(self._engine.state_of(launch), pid=pid, started=started, log=str(log))
         self._recorded.put(self.name, launched)  # recorded before it is ready, so that `ciml down` always finds it
         deadline = time.monotonic() + self._settings.timeout_s
         while True:

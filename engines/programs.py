@@ -72,13 +72,13 @@ def stop_with(process: tuple[int, float] | None, end: Callable[[], object]) -> N
         return
 
     def wait() -> None:
-        _wait(*process)
+        _wait_for_end(*process)
         end()
 
     threading.Thread(target=wait, name="stop-with", daemon=True).start()
 
 
-def _wait(pid: int, started: float) -> None:
+def _wait_for_end(pid: int, started: float) -> None:
     with contextlib.suppress(ProcessLookupError):
         watched = os.pidfd_open(pid)
         if processes.find(pid, started) is not None:
@@ -89,7 +89,7 @@ def stop_with_parent(pid: str, started: str, home: str, *names: str) -> None:
     """Wait for the end of a process, then stop the named engines in ``home``."""
     from ciml.engines import launcher
 
-    _wait(int(pid), float(started))
+    _wait_for_end(int(pid), float(started))
     if state.state_file(Path(home)).exists():
         launcher.stop(names, home)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ciml.errors import CimlError, EngineError
 from ciml.storage.json_files import read_json, write_json
@@ -49,10 +48,6 @@ class EngineState:
         """Whether this is a stand-in."""
         return self.kind == LIGHT
 
-    def at(self, **changes: Any) -> EngineState:
-        """Return a copy with changed fields."""
-        return replace(self, **changes)
-
 
 def default_home() -> Path:
     """Return ``$CIML_HOME``, else ``.ciml`` in the working folder."""
@@ -81,7 +76,9 @@ def read(home: Path) -> dict[str, EngineState]:
 
 def write(home: Path, states: Mapping[str, EngineState]) -> None:
     """Replace the file atomically."""
-    content = {name: {k: v for k, v in asdict(state).items() if k != "name"} for name, state in sorted(states.items())}
+    content = {name: asdict(state) for name, state in sorted(states.items())}
+    for fields in content.values():
+        del fields["name"]
     write_json(state_file(home), content, 0o600)
 
 

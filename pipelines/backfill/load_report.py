@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ciml.errors import CimlError
 from ciml.events.records import KIND_WORDS, totals_of
@@ -13,8 +13,8 @@ from ciml.runs.run_log import Settled
 from ciml.transforms.results.columns import Columns, Suggestion
 from ciml.transforms.results.convert import REASONS, BadRow
 
-_HOWS = {"given": "as given", "name": "by its name", "content": "by its values"}
-_EXAMPLES = 3  # bad rows that a report shows, of each reason
+_MANNERS = {"given": "as given", "name": "by its name", "content": "by its values"}
+_EXAMPLES = 3  # rows that a report shows for each reason
 #: Reasons of missing logs, in addition to those of rows, with their remedies.
 MISSING: Mapping[str, str] = {
     "log_not_found": "copy the logs there, or name as LOGS the folder that the paths begin in",
@@ -22,6 +22,15 @@ MISSING: Mapping[str, str] = {
     "log_unavailable": "let this user read the logs",
     "bad_address": "shorten the path",
 }
+
+
+class UnusableRows(NamedTuple):
+    """The unusable rows of one reason: their number, the first of them, and what to do."""
+
+    reason: str
+    number: int
+    examples: list[BadRow]
+    remedy: str
 
 
 @dataclass(repr=False)
@@ -86,29 +95,35 @@ class LoadReport:
             self.examples.append(row)
         counter[row.reason] += 1
 
-    def reasons(self) -> list[tuple[str, int, list[BadRow], str]]:
-        """Return (reason, number of rows, the first of them, what to do) of all unusable rows, the most first."""
+    def reasons(self) -> list[UnusableRows]:
+        """Return the unusable rows of each reason, the most frequent first."""
         remedies = {**REASONS, **MISSING}
         return [
-            (reason, count, [row for row in self.examples if row.reason == reason], remedies.get(reason, ""))
+            UnusableRows(
+                reason, count, [row for row in self.examples if row.reason == reason], remedies.get(reason, "")
+            )
             for reason, count in (self.bad + self.missing).most_common()
         ]
 
     def column_lines(self) -> list[str]:
         """Return the table's name, size and form, and the meaning of each column, as text."""
         lines = [f"{self.table}: {self.rows:,} rows, {self.form}"]
-        lines += [f"  {ours:<13} is column {theirs} ({_HOWS[manner]})" for ours, theirs, manner in self.columns.guesses]
+        lines += [
+            f"  {ours:<13} is column {theirs} ({_MANNERS[manner]})" for ours, theirs, manner in self.columns.guesses
+        ]
         for word, names in (("labels", self.columns.labels), ("left out", self.columns.left_out)):
             if names:
                 lines.append(f"  {word:<13} {', '.join(name or '(no name)' for name in names)}")
-        if missing := [*self.columns.not_found]:
-            lines.append(f"  {'not found':<13} {', '.join(missing)}")
+        if self.columns.not_found:
+            lines.append(f"  {'not found':<13} {', '.join(self.columns.not_found)}")
         lines += [
             f"  {'suggestion':<13} {suggestion.option} (column {suggestion.theirs} {suggestion.why})"
             for suggestion in self.suggestions
         ]
-        if times := [name for name in ("start_time", "end_time") if name in self.columns.not_found]:
-            lines.append(f"Without {times[0]} runs have no duration, so no model is compared with it.")
+        for name in ("start_time", "end_time"):
+            if name in self.columns.not_found:
+                lines.append(f"Without {name} runs have no duration, so no model is compared with it.")
+                break
         return lines
 
     def fact_lines(self) -> list[str]:
@@ -142,8 +157,9 @@ class LoadReport:
         """Describe the outcomes of the rows that were loaded before, unless all are stored runs."""
         counts = {kind: count for kind, count in self.earlier.counts.items() if count and kind != "dead_letter"}
         parts = [f"{count:,} {KIND_WORDS[kind]}" for kind, count in counts.items()]
-        if open_letters := self.dead_letters.total() - self.totals["dead_letter"]:
-            parts.append(f"{open_letters:,} {KIND_WORDS['dead_letter']}")
+        open_dead_letters = self.dead_letters.total() - self.totals["dead_letter"]
+        if open_dead_letters:
+            parts.append(f"{open_dead_letters:,} {KIND_WORDS['dead_letter']}")
         return f" ({', '.join(parts)})" if len(parts) > 1 else ""
 
     def __repr__(self) -> str:
@@ -181,9 +197,8 @@ class RejectedTableError(CimlError):
         super().__init__("\n".join([summary, *map(_reason_line, report.reasons())]))
 
 
-def _reason_line(reason: tuple[str, int, list[BadRow], str]) -> str:
-    name, count, rows, remedy = reason
-    first = rows[0]
+def _reason_line(rows: UnusableRows) -> str:
+    first = rows.examples[0]
     where = f"row {first.number:,}" + (f", column {first.column:.60}" if first.column else "")
     fault = ": ".join(part for part in (where, first.value, first.detail) if part)
-    return f"  {count:,} {name}: {remedy} ({fault})"
+    return f"  {rows.number:,} {rows.reason}: {rows.remedy} ({fault})"
