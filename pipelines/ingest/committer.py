@@ -1,6 +1,8 @@
-"""The ingest as a topic processor: its configuration, and the commit of settled batches to the raw manifest.
+"""The ingest as a topic processor: settled batches of events are committed to the raw manifest, then published.
 
-It does not import Beam, since supervisors use it too. `ciml.pipelines.ingest.pipeline` reads the batches.
+A batch is *settled* when each of its events has an outcome. The stages of `ciml.pipelines.ingest.pipeline` settle
+batches, and *seal* them as bytes for the stage that commits. This module does not import Beam, since supervisors use
+it.
 """
 
 from __future__ import annotations
@@ -70,29 +72,33 @@ class IngestConfig(PipelineConfig, SettleConfig):
     dead_letters_topic: str = ""
 
 
-def accept_losses(raw: Store, kafka: KafkaOptions, topic: str, *, dry_run: bool = False) -> list[OffsetRange]:
-    """Commit lost, never read offsets of a topic as covered without messages.
+class IngestProcessor(PipelineProcessor[IngestConfig, RawState, Batch]):
+    """The topic processor of an ingest. Its results are settled batches, which the pipeline's stages make."""
 
-    Args:
-      raw: the raw store.
-      kafka: connection to the broker.
-      topic: the topic.
-      dry_run: return them without a commit.
+    name = "raw"
 
-    Returns:
-      The lost offsets by partition; empty without losses.
+    @property
+    def topic(self) -> str:
+        return self.config.topic
 
-    Raises:
-      IntegrityError: if the topic was recreated, which is not a loss but another topic.
-      EngineError: if the broker or the store does not answer.
-    """
-    committing = committer(raw)
-    listing = list_topic(kafka, topic)
-    with committing.state() as state:
-        lost = lost_offsets(state, listing)
-    if lost and not dry_run:
-        committing.commit([Batch(offsets) for offsets in lost])
-    return lost
+    def replica(self) -> Committer:
+        return committer(self.config.raw)
+
+    def empty_result(self, covers: OffsetRange) -> Batch:
+        return Batch(covers)
+
+    def reconcile(self, state: RawState, results: Sequence[Batch], now_us: int) -> Delta | None:
+        return self.replica().delta(state, results, partial(evaluate, self.config.trust))
+
+    def outputs(self) -> Sequence[Output]:
+        config = self.config
+        return Output(config.runs_topic, render_runs), Output(config.dead_letters_topic, render_dead_letters)
+
+    def encode(self, result: Batch) -> bytes:
+        return seal_guarded(result)
+
+    def decode(self, data: bytes) -> Batch:
+        return unseal(data)
 
 
 class Committer(LogReplica[RawState]):
@@ -132,74 +138,29 @@ def committer(raw: Store) -> Committer:
     return shared_replica(raw.root, "raw", lambda: Committer(raw))
 
 
-class IngestProcessor(PipelineProcessor[IngestConfig, RawState, Batch]):
-    """The topic processor of an ingest. Its results are settled batches, which the pipeline's stages make."""
+def accept_losses(raw: Store, kafka: KafkaOptions, topic: str, *, dry_run: bool = False) -> list[OffsetRange]:
+    """Commit lost, never read offsets of a topic as covered without messages.
 
-    name = "raw"
+    Args:
+      raw: the raw store.
+      kafka: connection to the broker.
+      topic: the topic.
+      dry_run: return them without a commit.
 
-    @property
-    def topic(self) -> str:
-        return self.config.topic
+    Returns:
+      The lost offsets by partition; empty without losses.
 
-    def replica(self) -> Committer:
-        return committer(self.config.raw)
-
-    def empty_result(self, covers: OffsetRange) -> Batch:
-        return Batch(covers)
-
-    def reconcile(self, state: RawState, results: Sequence[Batch], now_us: int) -> Delta | None:
-        return self.replica().delta(state, results, partial(evaluate, self.config.trust))
-
-    def outputs(self) -> Sequence[Output]:
-        config = self.config
-        return Output(config.runs_topic, render_runs), Output(config.dead_letters_topic, render_dead_letters)
-
-    def encode(self, result: Batch) -> bytes:
-        return seal_guarded(result)
-
-    def decode(self, data: bytes) -> Batch:
-        return unseal(data)
-
-
-def render_runs(delta: Delta) -> Iterable[Announcement]:
-    """Yield the announcements of a raw delta: a reference to each new row, reclaims included, and its run's facts."""
-    for record in rows_of(delta):
-        facts = facts_of_row(record)
-        file = record["file"]
-        value: RunAnnouncement = {
-            "run_id": facts.run_id,
-            "build_name": facts.build_name,
-            "path": file["path"],
-            "digest": file["digest"],
-            "raw_version": delta["version"],
-            "facts": facts.to_json(),
-        }
-        if record["kind"] == "reclaim":
-            value["reclaim"] = True
-        yield facts.run_id.encode(), canonical_json(value), ()
-
-
-def render_dead_letters(delta: Delta) -> Iterable[Announcement]:
-    """Yield the dead letters that a raw delta closes, then those that it opens, without their payloads."""
-    for origin, run_id in delta.get("closed_letters", ()):
-        closed: ClosedDeadLetter = {
-            "state": "closed",
-            "origin": origin,
-            "run_id": run_id,
-            "raw_version": delta["version"],
-        }
-        yield _dead_letter_key(origin, run_id), canonical_json(closed), ()
-    for record in delta["dead_letters"]:
-        opened = cast(
-            OpenDeadLetter,
-            {"state": "open", **described(record), "time_us": delta["time_us"], "raw_version": delta["version"]},
-        )
-        yield _dead_letter_key(record["origin"], opened["run_id"]), canonical_json(opened), ()
-
-
-def _dead_letter_key(origin: Sequence[Any], run_id: str) -> bytes:
-    """Return the key of a dead letter's messages."""
-    return canonical_json([*origin, run_id])
+    Raises:
+      IntegrityError: if the topic was recreated, which is not a loss but another topic.
+      EngineError: if the broker or the store does not answer.
+    """
+    committing = committer(raw)
+    listing = list_topic(kafka, topic)
+    with committing.state() as state:
+        lost = lost_offsets(state, listing)
+    if lost and not dry_run:
+        committing.commit([Batch(offsets) for offsets in lost])
+    return lost
 
 
 def seal(batch: Batch) -> bytes:
@@ -243,3 +204,44 @@ def unseal(data: bytes) -> Batch:
         if type(place := record.get("payload")) is int:  # a job of an older version has the payload itself
             record["payload"] = value["payloads"][place]
     return Batch(covers, settled=[Outcome.from_json(record) for record in value["settled"]])
+
+
+def render_runs(delta: Delta) -> Iterable[Announcement]:
+    """Yield the announcements of a raw delta: a reference to each new row, reclaims included, and its run's facts."""
+    for record in rows_of(delta):
+        facts = facts_of_row(record)
+        file = record["file"]
+        value: RunAnnouncement = {
+            "run_id": facts.run_id,
+            "build_name": facts.build_name,
+            "path": file["path"],
+            "digest": file["digest"],
+            "raw_version": delta["version"],
+            "facts": facts.to_json(),
+        }
+        if record["kind"] == "reclaim":
+            value["reclaim"] = True
+        yield facts.run_id.encode(), canonical_json(value), ()
+
+
+def render_dead_letters(delta: Delta) -> Iterable[Announcement]:
+    """Yield the dead letters that a raw delta closes, then those that it opens, without their payloads."""
+    for origin, run_id in delta.get("closed_letters", ()):
+        closed: ClosedDeadLetter = {
+            "state": "closed",
+            "origin": origin,
+            "run_id": run_id,
+            "raw_version": delta["version"],
+        }
+        yield _dead_letter_key(origin, run_id), canonical_json(closed), ()
+    for record in delta["dead_letters"]:
+        opened = cast(
+            OpenDeadLetter,
+            {"state": "open", **described(record), "time_us": delta["time_us"], "raw_version": delta["version"]},
+        )
+        yield _dead_letter_key(record["origin"], opened["run_id"]), canonical_json(opened), ()
+
+
+def _dead_letter_key(origin: Sequence[Any], run_id: str) -> bytes:
+    """Return the key of a dead letter's messages."""
+    return canonical_json([*origin, run_id])
