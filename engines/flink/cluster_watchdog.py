@@ -37,8 +37,8 @@ from ciml.pipelines.flink.jobs import ask
 from ciml.storage import Entry, open_store
 
 _TICK_S = 0.2
-_ASK_S = 2.0
-_YOUNG_S = 60.0  # additional patience for a process that has not answered yet
+_CHECK_S = 2.0
+_START_S = 60.0  # additional patience for a process that has not answered yet
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _STEADY_S = 120.0  # a process that ran this long restarts without a pause
@@ -56,18 +56,10 @@ class ClusterWatchdog:
         self._parts, self._settings = read_plan(folder)
         self._lock = threading.Lock()
         self._states = read_states(folder)
-        self._end_strays()
-
-    def _end_strays(self) -> None:
-        """Stop parts that a killed watchdog started but did not record. Workers belong to their pools and end there."""
-        own_pids = {os.getpid(), *(state.pid for state in self._states.values())}
-        for process in cluster_processes(self._home):
-            with contextlib.suppress(psutil.Error):
-                if own_pids.isdisjoint(part.pid for part in (process, *process.parents())):
-                    process.kill()
 
     def run(self) -> None:
         """Watch the parts until this process is killed; end it if a part cannot be watched."""
+        self._end_strays()
         pool = ThreadPoolExecutor(len(self._parts))
         watches = [pool.submit(self._watch, part) for part in self._parts]
         while not (ended := wait(watches, _COLLECT_S, FIRST_EXCEPTION).done):
@@ -75,7 +67,16 @@ class ClusterWatchdog:
                 self._remove_old_checkpoints()
         traceback.print_exception(ended.pop().exception())
         sys.stderr.flush()
-        os._exit(1)  # the other threads watch on
+        os._exit(1)  # the other threads would go on
+
+    def _end_strays(self) -> None:
+        """Stop parts that a killed watchdog started but did not record. Workers belong to their pools and end there."""
+        known_pids = {os.getpid(), *(state.pid for state in self._states.values())}
+        for process in cluster_processes(self._home):
+            with contextlib.suppress(psutil.Error):
+                ancestors = (process, *process.parents())
+                if known_pids.isdisjoint(ancestor.pid for ancestor in ancestors):
+                    process.kill()
 
     def _remove_old_checkpoints(self) -> None:
         try:
@@ -126,20 +127,20 @@ class ClusterWatchdog:
 
     def _wait_for_fault(self, part: Part, state: PartState) -> str:
         """Return why a running part has to be started again; it has ended then."""
-        answered_s = asked_s = time.monotonic()
+        answered_s = checked_s = time.monotonic()
         with ThreadPoolExecutor(1) as pool:  # a check takes seconds, in which a death must be noticed
             check = pool.submit(run_check, part.check)
             while processes.find(state.pid, state.started) is not None:
                 now = time.monotonic()
-                if check.done() and now - asked_s >= _ASK_S:
-                    asked_s = now
+                if check.done() and now - checked_s >= _CHECK_S:
+                    checked_s = now
                     check = pool.submit(run_check, part.check)
                 answer = check.result() if check.done() else ""
                 if answer == "yes" and not state.answered:
                     state = self._record(replace(state, answered=True))
                 if answer in ("yes", "unknown"):
                     answered_s = now
-                patience_s = part.patience_s + (0.0 if state.answered else _YOUNG_S)
+                patience_s = part.patience_s + (0.0 if state.answered else _START_S)
                 if now - answered_s > patience_s:
                     processes.end(state.pid, state.started, grace_s=2.0)
                     return f"no answer for {patience_s:.0f} s"
