@@ -78,7 +78,7 @@ def class_path(name: str, notify: Callable[[str], None] = lambda _: None) -> str
     return os.pathsep.join(sorted(str(jar) for jar in folder.glob("*.jar")))
 
 
-def _fetch(name: str, wanted: bytes, folder: Path, notify: Callable[[str], None]) -> None:
+def _fetch(name: str, pom_xml: bytes, folder: Path, notify: Callable[[str], None]) -> None:
     from filelock import FileLock
 
     maven = shutil.which("mvn")
@@ -91,7 +91,7 @@ def _fetch(name: str, wanted: bytes, folder: Path, notify: Callable[[str], None]
         notify(f"fetching the jars of {name} by Maven (once)")
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as work:
             source = Path(work, "pom.xml")
-            source.write_bytes(wanted)
+            source.write_bytes(pom_xml)
             command = [maven, "-q", "-B", "-f", str(source), "dependency:copy-dependencies"]
             command += ["-DincludeScope=runtime", f"-DoutputDirectory={work}/jars"]
             process = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -96,7 +96,8 @@ class LiveConfig:
         if not names:
             raise CimlError("live windows need a data set; name one with --dataset")
         if len(set(names)) < len(names):
-            raise CimlError(f"the data set {next(name for name in names if names.count(name) > 1)} is named twice")
+            repeated = next(name for name in names if names.count(name) > 1)
+            raise CimlError(f"the data set {repeated} is named twice")
 
 
 def live_dataset(dataset: StoredDataset) -> LiveDataset:
@@ -391,12 +392,14 @@ class LiveMessages:
         over = standing != "running"
         key = run.run_id.encode()
         panes = run.panes(over=over)
-        if topic := self._config.windows_topic:
+        windows_topic = self._config.windows_topic
+        if windows_topic:
             for pane in panes:
-                yield topic, key, pane_message(run.run_id, pane)
-        if (over or run.examples_due()) and (topic := self._config.examples_topic):
+                yield windows_topic, key, pane_message(run.run_id, pane)
+        examples_topic = self._config.examples_topic
+        if examples_topic and (over or run.examples_due()):
             for example in run.examples(over=over):
-                yield topic, key, example_message(run.run_id, example, standing)
+                yield examples_topic, key, example_message(run.run_id, example, standing)
 
     def late(self, run_id: str, part: Part, rejected: RejectedInput) -> ToSend:
         """Return the dead letter of rejected samples of a run."""

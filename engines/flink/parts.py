@@ -113,8 +113,8 @@ def cluster_processes(home: Path) -> list[psutil.Process]:
     processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            own = process.uids().real == os.getuid() and process.status() != psutil.STATUS_ZOMBIE
-            if own and process.environ().get(MARK) == str(home):
+            is_own = process.uids().real == os.getuid() and process.status() != psutil.STATUS_ZOMBIE
+            if is_own and process.environ().get(MARK) == str(home):
                 processes.append(process)
     return processes
 

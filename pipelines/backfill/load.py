@@ -107,7 +107,7 @@ def load(
             listing,
             check_logs=True,
             stop=stop,
-            report=lambda done: progress("looking for logs", done, listing.lines),
+            report=lambda lines: progress("looking for logs", lines, listing.lines),
         )
         if stop is not None and stop.is_set():
             return report
@@ -245,7 +245,8 @@ def find_completions(
             number, facts = part[run_id]
             if row.mention.source != facts.source or row.mention.auth:
                 continue
-            if changes := _compare(row.mention, facts, report):
+            changes = _compare(row.mention, facts, report)
+            if changes:
                 facts = row.mention.replace(outcome=facts.outcome, result=facts.result, **changes)
                 completions[number] = CompletedRow(facts, row.file)
     return completions

@@ -85,9 +85,11 @@ class ListedRuns:
                 pool.submit(len, ())  # fork now, not at the first log
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._pools = []
-        self._stack.__exit__(kind, error, at)
+        self._stack.__exit__(kind, error, traceback)
 
     @cached_property
     def _reader(self) -> LogReader:

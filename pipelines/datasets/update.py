@@ -384,7 +384,7 @@ def _profiles(source: RunSource, runs: Sequence[SelectedRun], columns: Sequence[
 def _lengths(source: RunSource, runs: Iterable[SelectedRun], draft: ResolvedDefinition) -> Iterator[int]:
     """Yield the number of windows of each example; a run that raises an unexpected exception is omitted."""
     examples = [run for run in runs if not isinstance(draft.label_of(run.mention), str)]
-    for _, lengths in bisect("lengths", examples, lambda some: source.lengths(some, draft)):
+    for _, lengths in bisect("lengths", examples, lambda part: source.lengths(part, draft)):
         if not isinstance(lengths, RejectedInput):
             yield from lengths.tolist()
 

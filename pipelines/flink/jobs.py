@@ -87,7 +87,8 @@ def overview(base: str, timeout_s: float = _REST_TIMEOUT_S) -> list[RestJob]:
 def last_checkpoint(job: RestJob) -> Checkpoint | None:
     """Return the last completed checkpoint of a job; None before the first."""
     latest = ask("GET", f"{job.url}/checkpoints").get("latest") or {}
-    if not (completed := latest.get("completed")):
+    completed = latest.get("completed")
+    if not completed:
         return None
     time_s = completed["latest_ack_timestamp"] / 1000
     return Checkpoint(int(completed["state_size"]), time_s, completed.get("external_path") or "")

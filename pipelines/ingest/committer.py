@@ -201,7 +201,8 @@ def unseal(data: bytes) -> Batch:
     value = json.loads(data)
     covers = OffsetRange(*value["covers"]) if value["covers"] else None
     for record in value["settled"]:
-        if type(place := record.get("payload")) is int:  # a job of an older version has the payload itself
+        place = record.get("payload")
+        if type(place) is int:  # a job of an older version has the payload itself
             record["payload"] = value["payloads"][place]
     return Batch(covers, settled=[Outcome.from_json(record) for record in value["settled"]])
 
