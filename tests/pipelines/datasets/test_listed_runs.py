@@ -86,7 +86,7 @@ def test_what_is_kept_of_the_logs_that_decide_does_not_matter(tmp_path: Path, mo
     kept = DataRoot.open(tmp_path / "kept")
     build_dataset(listed(path), kept, defined())
     monkeypatch.setattr(listed_runs.LogReader, "__init__", partialmethod(listed_runs.LogReader.__init__, kept_bytes=0))
-    monkeypatch.setattr(listed_runs, "_LOGS", 7)
+    monkeypatch.setattr(listed_runs, "_LOGS_AT_ONCE", 7)
     again = DataRoot.open(tmp_path / "again")
     build_dataset(listed(path), again, defined())
     assert files(again) == files(kept)
