@@ -44,18 +44,19 @@ class LogHost(Fetcher):
         process, world = self._process, self._process.world
         for job in jobs:
             world.scheduler.step()
-            where = Address.parse(job.text)
+            path = job.address.path
+            where = Address.parse(path)
             flaky = world.chaos.on and where.from_us == 0 and world.random.random() < 0.05
-            if flaky and world.flaws[job.text] < 2:
-                world.flaws[job.text] += 1
+            if flaky and world.flaws[path] < 2:
+                world.flaws[path] += 1
                 job.failure = LogUnavailableError("log_unavailable", "status 503")
             elif process.now_us() - START_US < where.from_us:
                 job.failure = LogUnavailableError("log_not_found", "status 404")
             elif where.content < 0:
                 job.failure = RejectedInput("corrupt_gzip", "cut short")
             else:
-                job.data = log(where.content)
-            world.scheduler.trace(f"log {job.text} -> {job.failure or 'there'}")
+                job.log = log(where.content)
+            world.scheduler.trace(f"log {path} -> {job.failure or 'there'}")
 
 
 class Stages:
