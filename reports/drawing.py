@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -78,16 +78,16 @@ class Plot:
 
     @property
     def svg(self) -> str:
-        """Return one self-contained ``<svg>`` element."""
-        return self._drawn[0]
+        """The plot as one self-contained ``<svg>`` element."""
+        return self._images.svg
 
     @property
     def png(self) -> bytes:
-        """Return the plot as PNG."""
-        return self._drawn[1]
+        """The plot as PNG."""
+        return self._images.png
 
     @cached_property
-    def _drawn(self) -> tuple[str, bytes]:
+    def _images(self) -> _Images:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -107,7 +107,14 @@ class Plot:
         text = svg.getvalue()
         head, _, rest = text[text.index("<svg") :].partition("<metadata>")
         text = head + rest.partition("</metadata>")[2]
-        return text, png.getvalue()
+        return _Images(text, png.getvalue())
+
+
+class _Images(NamedTuple):
+    """A plot in both forms."""
+
+    svg: str
+    png: bytes
 
 
 @dataclass(frozen=True)
@@ -130,14 +137,14 @@ class Estimate:
 
     @property
     def interval(self) -> str:
-        """Return the interval as ``0.363 to 0.477``; a dash if it is unknown."""
+        """The interval as ``0.363 to 0.477``; a dash if it is unknown."""
         return "–" if None in (self.value, self.low, self.high) else f"{self.low:.3f} to {self.high:.3f}"
 
     @property
     def percent(self) -> str:
-        """Return the interval as ``36 to 48 %``."""
-        low, high = (100 * (end if end is not None else self.value or 0.0) for end in (self.low, self.high))
-        return f"{low:.0f} to {high:.0f} %"
+        """The interval as ``36 to 48 %``; an unknown end is the value."""
+        low, high = (self.value or 0.0 if end is None else end for end in (self.low, self.high))
+        return f"{100 * low:.0f} to {100 * high:.0f} %"
 
 
 def draw_estimates(
@@ -209,8 +216,8 @@ def draw_matrix(
     return image
 
 
-def panels(figure: Figure, count: int, columns: int, share: bool = True) -> list[Any]:
-    """Return axes for ``count`` panels, row by row; ``share``: with common scales."""
+def add_panels(figure: Figure, count: int, columns: int, share: bool = True) -> list[Any]:
+    """Add panels to a figure, row by row, and return their axes. ``share``: whether they have common scales."""
     rows = -(-count // columns)
     grid = figure.subplots(rows, min(count, columns), sharex=share, sharey=share, squeeze=False).ravel()
     for axes in grid[count:]:
@@ -269,17 +276,21 @@ def _common_prefix(names: Sequence[str]) -> int:
 
 
 def colors_of(names: Sequence[str]) -> list[str]:
-    """Return a colour for each of at most eight names."""
+    """Return a colour for each of at most eight names. The eighth is that of the group of the rest."""
     fixed = {_OUTCOMES[name] for name in names if name in _OUTCOMES}
     unused = iter([color for color in COLORS if color not in fixed] + [COLORS[-1]] * len(names))
-    last = len(names) - 1
-    return [
-        _OUTCOMES[name] if name in _OUTCOMES else COLORS[-1] if index == last == len(COLORS) - 1 else next(unused)
-        for index, name in enumerate(names)
-    ]
+    colors = []
+    for index, name in enumerate(names):
+        if name in _OUTCOMES:
+            colors.append(_OUTCOMES[name])
+        elif index == len(names) - 1 == len(COLORS) - 1:
+            colors.append(COLORS[-1])
+        else:
+            colors.append(next(unused))
+    return colors
 
 
-def legend(figure: Figure, columns: int = 4) -> None:
+def add_legend(figure: Figure, columns: int = 4) -> None:
     """Add one legend for the lines and areas of all panels below the figure, in as many columns as fit."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
@@ -296,7 +307,7 @@ def slug(name: str, limit: int = 60) -> str:
     return "".join(char if char.isascii() and char.isalnum() else "-" for char in name)[:limit]
 
 
-def units(axis: Any, unit: str) -> None:
+def set_units(axis: Any, unit: str) -> None:
     """Format ticks with SI prefixes: 2 GB, 30 k. Only bytes have a unit."""
     from matplotlib.ticker import EngFormatter
 
@@ -304,7 +315,7 @@ def units(axis: Any, unit: str) -> None:
         axis.set_major_formatter(EngFormatter(unit if unit.startswith("B") else "", sep=" "))
 
 
-def whole_numbers(axis: Any, bins: int = 6) -> None:
+def use_whole_numbers(axis: Any, bins: int = 6) -> None:
     """Put ticks at whole numbers only, for counts."""
     from matplotlib.ticker import MaxNLocator
 
@@ -317,7 +328,7 @@ def percent(share: float) -> str:
     return f"{value:.1f} %" if 0 < value < 9.95 or 99 < value < 100 else f"{value:.0f} %"
 
 
-def feature_bounds(axes: Any, names: Sequence[str], width: int) -> None:
+def mark_features(axes: Any, names: Sequence[str], width: int) -> None:
     """Mark the features of an unrolled example on the x axis: lines between features, names centred."""
     middles = np.arange(len(names)) * width + width / 2
     for bound in range(1, len(names)):

@@ -63,8 +63,10 @@ def cells(*values: str | float | Estimate | None) -> tuple[str, ...]:
             texts += [*cells(value.value), value.interval]
         elif isinstance(value, str):
             texts.append(value)
+        elif value is None:
+            texts.append("–")
         else:
-            texts.append("–" if value is None else f"{value:,}" if isinstance(value, Integral) else f"{value:.3f}")
+            texts.append(f"{value:,}" if isinstance(value, Integral) else f"{value:.3f}")
     return tuple(texts)
 
 
@@ -82,17 +84,17 @@ class Section:
 
     @property
     def text(self) -> str:
-        """Return the texts in one line."""
+        """The texts in one line."""
         return " ".join(part for part in self.parts if isinstance(part, str))
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """Return the tables."""
+        """The tables."""
         return tuple(part for part in self.parts if isinstance(part, Table))
 
     @property
     def plots(self) -> tuple[Plot, ...]:
-        """Return the plots."""
+        """The plots."""
         return tuple(part for part in self.parts if isinstance(part, Plot))
 
     def prefixed(self, name: str) -> Section:
@@ -132,7 +134,7 @@ def save(folder: Store, page: Page, others: Mapping[str, bytes] | None = None) -
 
 
 def page_environment(**filters: Any) -> Environment:
-    """Return the template environment: it escapes everything, rejects unknown names and has the style sheet."""
+    """Return an environment of the templates: it escapes everything, rejects unknown names and has the style sheet."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 

@@ -12,18 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import (
-    Callable,
-    Container,
-    Generator,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -100,8 +93,8 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         """The first and the last 64 bits of each part."""
         import numpy as np
 
-        firsts, lasts = ([getattr(part, name) for part in self.parts] for name in ("first", "last"))
-        return np.array(firsts, np.uint64), np.array(lasts, np.uint64)
+        firsts = np.array([part.first for part in self.parts], np.uint64)
+        return firsts, np.array([part.last for part in self.parts], np.uint64)
 
 
 @dataclass(frozen=True)
@@ -134,6 +127,14 @@ def _words(ids: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     return words[:, 0].copy(), words[:, 1].copy()
 
 
+class _Matches(NamedTuple):
+    """Ids that were found in a part: its rows, the indices of the ids, and their positions in the rows."""
+
+    rows: Rows
+    indices: np.ndarray
+    positions: np.ndarray
+
+
 class IdTable:
     """A table as of one checkpoint. Immutable; `with_rows` and `merged` return new tables.
 
@@ -151,13 +152,13 @@ class IdTable:
     def get(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
         """Return the values of each id, None for an id that is not in the table."""
         values: list[dict[str, Any] | None] = [None] * len(ids)
-        for rows, indices, positions in self._find(ids):
-            for index, position in zip(indices.tolist(), positions.tolist(), strict=True):
-                values[index] = rows.row(position)
+        for matches in self._find(ids):
+            for index, position in zip(matches.indices.tolist(), matches.positions.tolist(), strict=True):
+                values[index] = matches.rows.row(position)
         return values
 
-    def _find(self, ids: Sequence[bytes]) -> Iterator[tuple[Rows, np.ndarray, np.ndarray]]:
-        """Yield (rows, indices of the ``ids`` found there first, their positions)."""
+    def _find(self, ids: Sequence[bytes]) -> Iterator[_Matches]:
+        """Yield where each id is, in the newest run that holds it."""
         import numpy as np
 
         if not ids:
@@ -165,7 +166,7 @@ class IdTable:
         high, low = _words(ids)
         pending = np.argsort(high, kind="stable")  # sorted look-ups touch few pages, and each once
         for run in reversed(self.runs):
-            hits: list[np.ndarray] = []
+            matched: list[np.ndarray] = []
             keys = high[pending]
             firsts, lasts = run.bounds
             starts = np.searchsorted(keys, firsts)
@@ -175,18 +176,12 @@ class IdTable:
                     continue
                 rows = self.files.open(part)
                 indices = pending[start:end]
-                # Most look-ups are for new ids, so most parts have no match: this must be fast.
-                positions = np.searchsorted(rows.high, keys[start:end])  # in range: no key exceeds the part's last
-                if not (rows.high[positions] == keys[start:end]).any():
-                    continue
-                hit, positions = _locate(rows, high[indices], low[indices], positions)
-                if hit.any():
-                    yield rows, indices[hit], positions[hit]
-                    hits.append(indices[hit])
-            if hits:
-                pending = pending[~np.isin(pending, np.concatenate(hits))]
-                if not len(pending):
-                    return
+                is_match, positions = _locate(rows, high[indices], low[indices])
+                if is_match.any():
+                    yield _Matches(rows, indices[is_match], positions[is_match])
+                    matched.append(indices[is_match])
+            if matched:
+                pending = pending[~np.isin(pending, np.concatenate(matched))]
 
     def starting(self, half: bytes, most: int) -> list[dict[str, Any]]:
         """Return the values of at most ``most`` ids that start with these 64 bits, the newest runs first.
@@ -243,19 +238,22 @@ def completed(steps: Generator[None, None, Result]) -> Result:
             return cast("Result", end.value)
 
 
-def _locate(rows: Rows, high: np.ndarray, low: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of the ids are among the rows, and where, given the positions of their first halves."""
+def _locate(rows: Rows, high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which ids are among the rows of a part, and where. No first half exceeds the last one of the part."""
     import numpy as np
 
-    hit = np.zeros(len(high), bool)
-    while True:  # one pass, unless two ids share their first half
+    positions = np.searchsorted(rows.high, high)
+    is_match = np.zeros(len(high), bool)
+    pending = rows.high[positions] == high
+    # Most look-ups are for new ids: the loop does not start. It ends after one pass, unless ids share their first half.
+    while pending.any():
         inside = positions < len(rows)
         bounded = np.where(inside, positions, 0)
-        same = inside & (rows.high[bounded] == high)
-        hit |= same & (rows.low[bounded] == low)
-        if not (pending := same & ~hit).any():
-            return hit, positions
+        is_same_half = inside & (rows.high[bounded] == high)
+        is_match |= is_same_half & (rows.low[bounded] == low)
+        pending = is_same_half & ~is_match
         positions = positions + pending
+    return is_match, positions
 
 
 def _merge(kind: TableKind, runs: Sequence[Run], files: PartFiles, *, drop: bool) -> Iterator[Rows]:

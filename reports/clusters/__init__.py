@@ -177,11 +177,13 @@ def cluster_dataset(dataset: StoredDataset, options: ClusterOptions, progress: P
         splits=options.splits,
         only=options.only,
         at_least=options.first or 1,
-        facts=_compared(options),
+        facts=_fact_names(options),
         most_values=MOST_VALUES,
         seed=options.seed,
     )
-    return cluster_runs(_cut(_drawn(runs), options.first), options, of_runs=len(runs), progress=progress)
+    return cluster_runs(
+        _first_windows(_only_sampled(runs), options.first), options, of_runs=len(runs), progress=progress
+    )
 
 
 def cluster_runs(
@@ -195,7 +197,7 @@ def cluster_runs(
     limit = count_distinct(points)
     if options.k is not None and options.k > limit:
         raise CimlError(f"--k {options.k}: only {limit} of the {len(runs)} runs differ")
-    facts = {fact: np.array([value or "none" for value in runs.facts[fact]], object) for fact in _compared(options)}
+    facts = {fact: np.array([value or "none" for value in runs.facts[fact]], object) for fact in _fact_names(options)}
     if not facts:
         facts = {runs.resolved.definition.class_label: runs.class_name}
     ks = sorted({*range(1, min(options.most_k, limit) + 1), *([options.k] if options.k else [])})
@@ -227,26 +229,26 @@ def cluster_runs(
     )
 
 
-def _compared(options: ClusterOptions) -> Sequence[str]:
-    """Return the facts to read in addition to the data set's label."""
+def _fact_names(options: ClusterOptions) -> Sequence[str]:
+    """Return the names of the facts to compare with; () for the data set's label."""
     return options.against or (("build_name",) if options.only else ())
 
 
-def _drawn(runs: Runs) -> Runs:
+def _only_sampled(runs: Runs) -> Runs:
     """Return only the runs that have arrays."""
-    rows = runs.drawn
+    rows = runs.sampled
     return replace(
         runs,
         **{name: getattr(runs, name)[rows] for name in ("run_id", "build_name", "split", "outcome", "label")},
         n_windows=runs.n_windows[rows],
         day=runs.day[rows],
         facts={name: values[rows] for name, values in runs.facts.items()},
-        drawn=np.arange(len(rows)),
+        sampled=np.arange(len(rows)),
     )
 
 
-def _cut(runs: Runs, first: int | None) -> Runs:
-    """Return the runs with only their first windows, so that no run has padding. ``n_windows`` is unchanged."""
+def _first_windows(runs: Runs, first: int | None) -> Runs:
+    """Return the runs with only their first windows, so that no run has padding; ``n_windows`` is unchanged."""
     if first is None:
         return runs
     if runs.aggregated:

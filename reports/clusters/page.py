@@ -14,15 +14,15 @@ from ciml.reports.drawing import (
     DASHES,
     WIDE,
     Plot,
+    add_legend,
     colors_of,
     distinct,
     draw_matrix,
-    legend,
     percent,
     runs_of,
     seconds,
     shown,
-    whole_numbers,
+    use_whole_numbers,
 )
 from ciml.reports.page import Page, Section, Table, Tile, cells
 from ciml.training.experiments.clustering import Shares
@@ -101,7 +101,7 @@ def choice_plot(clustering: Clustering) -> Plot:
             if k is not None:
                 axes.axvline(k, color="#888888", linestyle=":", linewidth=1)
             axes.set(xlabel="k, number of clusters", xlim=(min(ks) - 0.3, max(ks) + 0.3))
-            whole_numbers(axes.xaxis, 10)
+            use_whole_numbers(axes.xaxis, 10)
 
     title = f"The elbow suggests {elbow} clusters, the silhouette {silhouette}"
     if silhouette is None:
@@ -202,8 +202,8 @@ def agreement_plot(clustering: Clustering) -> Plot | None:
             label = f"{shown(fact)}, random"
             axes.fill_between(list(by_k), 0, random, color=color, alpha=0.2, linewidth=0, label=label)
         axes.set(xlabel="k, number of clusters", ylabel="adjusted Rand index")
-        whole_numbers(axes.xaxis, 10)
-        legend(figure)
+        use_whole_numbers(axes.xaxis, 10)
+        add_legend(figure)
 
     fact, by_k = next(iter(by_fact.items()))
     k, best = max(by_k.items(), key=lambda item: (item[1].rand, -item[0]))

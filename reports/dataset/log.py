@@ -11,7 +11,7 @@ import numpy as np
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.reports.dataset.views import unit_of, value_range
-from ciml.reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, quantity, seconds, shown, units
+from ciml.reports.drawing import COLORS, DASHES, WIDE, Plot, add_legend, distinct, quantity, seconds, set_units, shown
 from ciml.reports.page import Page, Section, Table, Tile, cells, save
 from ciml.storage import open_store
 from ciml.telemetry import TIME, Anomaly, find_anomalies, select_columns, telemetry_columns
@@ -163,8 +163,8 @@ def _plot(number: int, group: str, times_s: np.ndarray, courses: Sequence[_Cours
         axes.set_ylabel(unit or "value")
         if not any((course.values < 0).any() for course in courses):
             axes.set_ylim(bottom=0)
-        units(axes.yaxis, unit)
-        legend(figure)
+        set_units(axes.yaxis, unit)
+        add_legend(figure)
 
     return Plot(f"log-{number:03}", title, "", (WIDE, 2.9), paint)
 

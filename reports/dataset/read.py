@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,8 +37,8 @@ class Runs:
       label: int64 [n], index into the definition's classes.
       n_windows: int32 [n].
       day: datetime64[D] [n], the UTC day of a run's start, else of its end, else NaT.
-      facts: str [n] by name, the ``facts`` of `read_runs`; "" where a run has none.
-      drawn: int64 [m], indices of the sampled runs, which have arrays; ascending.
+      facts: str [n] by name: further facts, see `read_runs`; "" where a run has none.
+      sampled: int64 [m], indices of the runs that have arrays, ascending.
       inputs: float32 [m, L, F] of the sampled runs, not normalised.
       normalisation: from all runs of the training split.
     """
@@ -53,7 +54,7 @@ class Runs:
     n_windows: np.ndarray
     day: np.ndarray
     facts: Mapping[str, np.ndarray]
-    drawn: np.ndarray
+    sampled: np.ndarray
     inputs: np.ndarray
     normalisation: Normalisation
 
@@ -111,25 +112,18 @@ def read_runs(
         raise CimlError(f"data set {name!r} has no sealed span yet: ciml dataset update {name} --seal")
     if only is not None and only not in resolved.classes:
         raise CimlError(f"data set {name!r} has no class {only!r}, but {', '.join(resolved.classes)}")
-    selected = [
-        run.n_windows >= at_least and only in (None, run.label_name)
-        for span in state.latest()
-        for run in span.runs
-        if run.split in splits
-    ]
-    total = sum(selected)
+    total = _count(state, splits, only, at_least)
     if total == 0:
         of_class = f" of class {only!r}" if only else ""
         length = f" with {at_least} windows or more" if at_least > 1 else ""
         raise CimlError(f"data set {name!r} has no example{of_class}{length} in {', '.join(splits)}")
+    sampled = _sample(total, max(1, most_values // (resolved.windows * len(resolved.features))), seed)
     files = _files(state)
-    sampled = _sampled(total, max(1, most_values // (resolved.windows * len(resolved.features))), seed)
-    ranges: list[tuple[np.ndarray, ...]] = []
-    trained = 0
-    position = 0
+    ranges: list[_Range] = []
     tables: list[pa.Table] = []
     values_by_fact: dict[str, list[str]] = {fact: [] for fact in facts}
     inputs: list[np.ndarray] = []
+    begin = 0
     for finished, (split, file) in enumerate(files):
         progress("files", finished, len(files))
         if split not in splits and split != "train":
@@ -137,8 +131,7 @@ def read_runs(
         table = read_examples(dataset.store, file)
         arrays = inputs_of(table, resolved)
         if split == "train":
-            ranges.append((arrays.sum(axis=0, dtype=np.float64), arrays.min(axis=0), arrays.max(axis=0)))
-            trained += len(arrays)
+            ranges.append(_Range.of(arrays))
         if split not in splits:
             continue
         table, arrays = _select(table, arrays, only, at_least)
@@ -147,15 +140,12 @@ def read_runs(
             for run in run_facts(table):
                 for fact, values in values_by_fact.items():
                     values.append(label_of(run, fact, {}) or "")
-        rows = sampled[(sampled >= position) & (sampled < position + len(arrays))] - position
+        end = begin + len(arrays)
+        rows = sampled[(sampled >= begin) & (sampled < end)] - begin
         inputs.append(arrays if len(rows) == len(arrays) else arrays[rows])
-        position += len(arrays)
+        begin = end
     table = pa.concat_tables(tables)
-    sample = np.concatenate(inputs)
-    normalisation = Normalisation.of(sample)  # without training runs, of those that were read
-    if ranges:
-        totals, lows, highs = (np.stack(parts) for parts in zip(*ranges, strict=True))
-        normalisation = Normalisation.of_range(totals.sum(axis=0) / trained, lows.min(axis=0), highs.max(axis=0))
+    sampled_inputs = np.concatenate(inputs)
     return Runs(
         dataset=name,
         resolved=resolved,
@@ -168,9 +158,39 @@ def read_runs(
         n_windows=table["n_windows"].to_numpy(),
         day=_days(table),
         facts={fact: np.array(values, object) for fact, values in values_by_fact.items()},
-        drawn=sampled,
-        inputs=sample,
-        normalisation=normalisation,
+        sampled=sampled,
+        inputs=sampled_inputs,
+        # Without training runs it comes from those that were read.
+        normalisation=_normalisation(ranges) if ranges else Normalisation.of(sampled_inputs),
+    )
+
+
+class _Range(NamedTuple):
+    """The sum and the range of each unrolled feature over the runs of a file, and their number."""
+
+    total: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    runs: int
+
+    @classmethod
+    def of(cls, arrays: np.ndarray) -> _Range:
+        return cls(arrays.sum(axis=0, dtype=np.float64), arrays.min(axis=0), arrays.max(axis=0), len(arrays))
+
+
+def _normalisation(ranges: Sequence[_Range]) -> Normalisation:
+    mean = np.sum([part.total for part in ranges], axis=0) / sum(part.runs for part in ranges)
+    low = np.min([part.low for part in ranges], axis=0)
+    return Normalisation.of_range(mean, low, np.max([part.high for part in ranges], axis=0))
+
+
+def _count(state: DatasetState, splits: Sequence[str], only: str | None, at_least: int) -> int:
+    """Return the number of matching runs."""
+    return sum(
+        run.n_windows >= at_least and only in (None, run.label_name)
+        for span in state.latest()
+        for run in span.runs
+        if run.split in splits
     )
 
 
@@ -180,13 +200,15 @@ def _files(state: DatasetState) -> list[tuple[str, ExampleFile]]:
 
 
 def _select(table: pa.Table, arrays: np.ndarray, only: str | None, at_least: int) -> tuple[pa.Table, np.ndarray]:
+    """Return the matching runs of a file, and their arrays."""
     selected = table["n_windows"].to_numpy() >= at_least
     if only is not None:
         selected &= _texts(table, "label_name") == only
     return (table, arrays) if selected.all() else (table.filter(pa.array(selected)), arrays[selected])
 
 
-def _sampled(total: int, limit: int, seed: int) -> np.ndarray:
+def _sample(total: int, limit: int, seed: int) -> np.ndarray:
+    """Return the indices of all runs, or of a random sample of ``limit`` runs, ascending."""
     if total <= limit:
         return np.arange(total)
     return np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))

@@ -33,21 +33,21 @@ from ciml.reports.drawing import (
     WIDE,
     Estimate,
     Plot,
+    add_legend,
+    add_panels,
     colors_of,
     distinct,
     draw_estimates,
     draw_matrix,
-    feature_bounds,
-    legend,
-    panels,
+    mark_features,
     percent,
     quantity,
     runs_of,
     seconds,
+    set_units,
     shown,
     slug,
-    units,
-    whole_numbers,
+    use_whole_numbers,
 )
 from ciml.reports.page import Page, Section, Table, Tile, cells, save
 from ciml.storage import open_store
@@ -64,6 +64,8 @@ MOST_JOBS = 20
 MOST_COURSES = 30
 #: Number of classes that share one pair of axes; of more, each class has its own.
 _TOGETHER = 2
+#: Opacity of the bars of a split.
+_SPLIT_ALPHA = {"train": 1.0, "dev": 0.6, "test": 0.35}
 
 
 def plot_dataset(
@@ -134,8 +136,8 @@ def dataset_page(runs: Runs, features: list[int]) -> Page:
         Tile("jobs", f"{len(set(runs.build_name.tolist())):,}", f"build_name: {', '.join(definition.build_name)}"),
     )
     lead = f"Definition version {definition.version}; {definition.sample_statistic} of the samples of each window."
-    if len(runs.drawn) < len(runs):
-        lead += f" Counts are of all runs; courses and examples of an even sample of {len(runs.drawn):,}."
+    if len(runs.sampled) < len(runs):
+        lead += f" Counts are of all runs; courses and examples of an even sample of {len(runs.sampled):,}."
     return Page(f"Data set {runs.dataset}", lead, tiles, sections)
 
 
@@ -157,7 +159,7 @@ def _excluded(runs: Runs) -> Table | None:
 
 def _columns(runs: Runs) -> Section:
     """Return minimum, mean and maximum of each column over the windows of the sampled runs, without padding."""
-    inside = np.arange(runs.resolved.windows)[None, :] < runs.n_windows[runs.drawn][:, None]
+    inside = np.arange(runs.resolved.windows)[None, :] < runs.n_windows[runs.sampled][:, None]
     rows = []
     constant = []
     for index, (name, column) in enumerate(zip(runs.resolved.telemetry_features, runs.resolved.columns, strict=True)):
@@ -166,9 +168,6 @@ def _columns(runs: Runs) -> Section:
         constant += [name] if values.min() == values.max() else []
     text = f"Constant in all runs: {', '.join(constant)}." if constant else ""
     return Section("Columns", text, Table(("feature", "column", "unit", "min", "mean", "max"), tuple(rows), words=3))
-
-
-_SPLIT_ALPHA = {"train": 1.0, "dev": 0.6, "test": 0.35}
 
 
 def classes_plot(runs: Runs, groups: Groups) -> Plot:
@@ -195,9 +194,9 @@ def classes_plot(runs: Runs, groups: Groups) -> Plot:
         axes.set_yticks(y, distinct(groups.names))
         axes.set_xlim(0, totals.max() * 1.2)
         axes.set_xlabel("runs")
-        whole_numbers(axes.xaxis)
+        use_whole_numbers(axes.xaxis)
         axes.grid(False, axis="y")
-        legend(figure)
+        add_legend(figure)
 
     caption = f"The class is {runs.resolved.definition.class_label}. Always guessing {largest} is right for {share}."
     return Plot("classes", title, caption, (WIDE, 1.5 + 0.3 * len(groups.names)), paint)
@@ -220,7 +219,7 @@ def lengths_plot(runs: Runs, groups: Groups) -> Plot:
             axes.step(times_s, 100 * share, where="post", color=color, linestyle=dash, label=name, linewidth=1.7)
         axes.set(xlabel="seconds from the first sample", ylabel="runs that still run (%)")
         axes.set(xlim=(0, max(float(times_s[-1]), runs.interval_s)), ylim=(0, 102))
-        legend(figure)
+        add_legend(figure)
 
     full = percent(float(np.mean(runs.n_windows == runs.resolved.windows)))
     windows = f"{runs.resolved.windows} windows of {runs.resolved.definition.sample_interval}"
@@ -250,10 +249,10 @@ def calendar_plot(outcomes: Calendar) -> Plot:
             base += counts
         axes.set_ylabel("runs")
         axes.set_xlim(-0.6, len(x) - 0.4)
-        whole_numbers(axes.yaxis)
+        use_whole_numbers(axes.yaxis)
         _date_ticks(axes, outcomes)
         axes.grid(False, axis="x")
-        legend(figure)
+        add_legend(figure)
 
     return Plot("outcomes", title, _undated(outcomes), (WIDE, 3.3), paint)
 
@@ -324,10 +323,10 @@ def _course_plot(runs: Runs, groups: Groups, course: Course, number: int) -> Plo
         else:
             _draw_courses(figure, groups, course, single, -(-len(groups.names) // rows))
         for axes in figure.axes:
-            units(axes.yaxis, unit)
+            set_units(axes.yaxis, unit)
         figure.supylabel(unit or "value", fontsize=9)
         if single:
-            legend(figure)
+            add_legend(figure)
 
     title = f"{shown(course.column, 40)}: {_finding(runs, groups, course, unit)}"
     size = (WIDE, 2.9 if rows == 1 else 1.3 + 1.7 * rows)
@@ -341,22 +340,21 @@ def _labels(names: Sequence[str], course: Course) -> list[str]:
 def _draw_courses(figure: Figure, groups: Groups, course: Course, single: bool, columns: int) -> None:
     """Draw all classes in one panel, or each in a panel of its own with the means of the others in grey."""
     labels = _labels(distinct(groups.names, 26 if single else 20), course)
-    everyone = list(range(len(labels)))
-    members = [everyone] if single else [[group] for group in everyone]
+    all_groups = list(range(len(labels)))
+    groups_by_panel = [all_groups] if single else [[group] for group in all_groups]
     styles = list(zip(colors_of(groups.names), DASHES if single else ["-"] * len(labels), strict=False))
-    for axes, inside in zip(panels(figure, len(members), columns), members, strict=True):
-        for group in sorted(everyone, key=inside.__contains__):
-            if group not in inside:
-                axes.plot(course.times_s, course.mean[group], color="#bbbbbb", linewidth=0.8)
-                continue
+    for axes, panel_groups in zip(add_panels(figure, len(groups_by_panel), columns), groups_by_panel, strict=True):
+        for group in [group for group in all_groups if group not in panel_groups]:
+            axes.plot(course.times_s, course.mean[group], color="#bbbbbb", linewidth=0.8)
+        for group in panel_groups:
             color, dash = styles[group]
             band: Any = {"color": color, "alpha": 0.18, "linewidth": 0}
             axes.fill_between(course.times_s, course.low[group], course.high[group], **band)
             line: Any = {"color": color, "linestyle": dash, "linewidth": 1.8, "label": labels[group]}
             axes.plot(course.times_s, course.mean[group], **line)
         if not single:
-            axes.set_title(labels[inside[0]])
-        _time_limits(axes, course)
+            axes.set_title(labels[panel_groups[0]])
+        _set_limits(axes, course)
     figure.supxlabel("seconds from the first sample", fontsize=9)
 
 
@@ -375,9 +373,9 @@ def _draw_functions(axes: Any, runs: Runs, groups: Groups, course: Course) -> No
     axes.grid(False, axis="x")
 
 
-def _time_limits(axes: Any, course: Course) -> None:
-    drawn = np.flatnonzero(np.isfinite(course.mean).any(axis=0))
-    end = float(course.times_s[drawn[-1]]) if drawn.size else 0.0
+def _set_limits(axes: Any, course: Course) -> None:
+    drawn_points = np.flatnonzero(np.isfinite(course.mean).any(axis=0))
+    end = float(course.times_s[drawn_points[-1]]) if drawn_points.size else 0.0
     axes.set_xlim(0, end or 1.0)
     if unit_of(course.column).startswith("%"):
         axes.set_ylim(0, max(1.0, min(100.0, float(np.nanmax([course.high, course.mean]) * 1.05))))
@@ -404,18 +402,18 @@ def examples_plot(runs: Runs, groups: Groups) -> Plot:
     """Plot a few runs, normalised and unrolled, as an estimator sees them."""
     indices = typical(runs, groups)
     values = unrolled(runs, indices)
-    of = groups.of[runs.drawn][indices]
+    of = groups.of[runs.sampled][indices]
     colors = colors_of(groups.names)
 
     def paint(figure: Figure) -> None:
         grid = figure.subplots(len(indices), 1, sharex=True, sharey=True, squeeze=False)
-        for axes, row, group, run in zip(grid[:, 0], values, of, runs.drawn[indices], strict=True):
+        for axes, row, group, run in zip(grid[:, 0], values, of, runs.sampled[indices], strict=True):
             axes.plot(row, "." if runs.aggregated else "-", color=colors[group], linewidth=0.9)
             names = (shown(groups.names[group]), shown(runs.build_name[run]), shown(runs.run_id[run], 44))
             axes.set_title(" · ".join(names), fontsize=8)
             axes.set_ylim(-1.05, 1.05)
             axes.set_yticks([-1, 0, 1])
-            feature_bounds(axes, runs.resolved.features, runs.resolved.windows)
+            mark_features(axes, runs.resolved.features, runs.resolved.windows)
             axes.grid(False, axis="x")
         figure.supylabel("normalised, no unit", fontsize=9)
         figure.supxlabel(_unrolled_label(runs), fontsize=9)
@@ -439,7 +437,7 @@ def image_plot(runs: Runs, groups: Groups) -> Plot:
         for end in ends[:-1]:
             axes.axhline(end - 0.5, color="black", linewidth=0.9)
         _class_ticks(axes, groups.names, rows.rows)
-        feature_bounds(axes, runs.resolved.features, rows.width)
+        mark_features(axes, runs.resolved.features, rows.width)
         axes.set_xlabel(_unrolled_label(runs))
         axes.grid(False)
         figure.colorbar(shade, ax=axes, label="normalised, no unit", shrink=0.7, pad=0.01)

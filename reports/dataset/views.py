@@ -21,6 +21,20 @@ MOST_ROWS = 400
 MOST_COLUMNS = 2400
 #: Bars of a plot over time; beyond that, days become weeks, then months.
 MOST_BARS = 75
+#: Units of telemetry columns, by a word of the group of the column.
+_UNITS = {
+    "cpu": "% of the time",
+    "load": "processes",
+    "memory": "B",
+    "swap": "B",
+    "dsk": "B/s",
+    "net": "B/s",
+    "paging": "B/s",
+    "io": "requests/s",
+    "system": "1/s",
+    "interrupts": "1/s",
+    "procs": "processes",
+}
 _STEPS = {"day": "datetime64[D]", "week": "datetime64[W]", "month": "datetime64[M]"}
 
 
@@ -107,8 +121,8 @@ class Course:
 
 def courses(runs: Runs, groups: Groups, features: Sequence[int]) -> list[Course]:
     """Return the courses of features (indices into the definition's) by group, from the sampled runs."""
-    n_windows = runs.n_windows[runs.drawn]
-    of = groups.of[runs.drawn]
+    n_windows = runs.n_windows[runs.sampled]
+    of = groups.of[runs.sampled]
     windows = _thinned(int(n_windows.max()))
     shape = (len(groups.names), len(windows), len(features))
     mean, low, high = (np.full(shape, np.nan) for _ in range(3))
@@ -138,10 +152,10 @@ def _thinned(windows: int) -> np.ndarray:
 
 
 def typical(runs: Runs, groups: Groups) -> list[int]:
-    """Return for each group one or two runs of nearly median length, as indices into ``drawn``."""
+    """Return for each group one or two runs of nearly median length, as indices into ``Runs.sampled``."""
     runs_each = 2 if len(groups.names) <= 4 else 1
-    n_windows = runs.n_windows[runs.drawn]
-    of = groups.of[runs.drawn]
+    n_windows = runs.n_windows[runs.sampled]
+    of = groups.of[runs.sampled]
     indices: list[int] = []
     for group in range(len(groups.names)):
         rows = np.flatnonzero(of == group)
@@ -171,7 +185,7 @@ class Image:
 
     Attributes:
       values: float32 [rows, F·W]: means of neighbouring windows, which reduce L windows to W columns.
-      indices: int64 [rows], indices into ``drawn``: by group, the longest first.
+      indices: int64 [rows], indices into ``Runs.sampled``: by group, the longest first.
       rows: int64 [groups], number of rows of each group.
       width: W.
     """
@@ -184,8 +198,8 @@ class Image:
 
 def image(runs: Runs, groups: Groups) -> Image:
     """Return the sampled runs as an image of at most `MOST_ROWS`. Each group keeps its share, and at least one row."""
-    n_windows = runs.n_windows[runs.drawn]
-    of = groups.of[runs.drawn]
+    n_windows = runs.n_windows[runs.sampled]
+    of = groups.of[runs.sampled]
     order = np.lexsort((-n_windows, of))
     counts = np.bincount(of, minlength=len(groups.names))
     keep = counts if len(of) <= MOST_ROWS else np.minimum(counts, np.maximum(1, counts * MOST_ROWS // len(of)))
@@ -237,21 +251,6 @@ def calendar(runs: Runs, groups: Groups) -> Calendar | None:
     np.add.at(counts, (groups.of[dated], np.searchsorted(begins, binned)), 1)
     first_days = begins.astype("datetime64[D]") + (4 if unit == "week" else 0)
     return Calendar(unit, first_days, groups, counts, int(np.count_nonzero(~dated)))
-
-
-_UNITS = {
-    "cpu": "% of the time",
-    "load": "processes",
-    "memory": "B",
-    "swap": "B",
-    "dsk": "B/s",
-    "net": "B/s",
-    "paging": "B/s",
-    "io": "requests/s",
-    "system": "1/s",
-    "interrupts": "1/s",
-    "procs": "processes",
-}
 
 
 def unit_of(column: str) -> str:

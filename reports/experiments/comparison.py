@@ -14,10 +14,10 @@ from ciml.reports.drawing import (
     WIDE,
     Estimate,
     Plot,
+    add_legend,
+    add_panels,
     distinct,
     label_panels,
-    legend,
-    panels,
     percent,
     shown,
 )
@@ -208,7 +208,7 @@ def curves_plot(rows: Sequence[ComparisonRow]) -> Plot:
     classes = list(experiments[0])
 
     def paint(figure: Figure) -> None:
-        grid = panels(figure, len(classes), _COLUMNS)
+        grid = add_panels(figure, len(classes), _COLUMNS)
         for axes, label, title in zip(grid, classes, distinct(classes, 16), strict=True):
             for name, by_class, color, dash in zip(names, experiments, COLORS, DASHES, strict=False):
                 if (curve := by_class.get(label)) is not None:
@@ -217,7 +217,7 @@ def curves_plot(rows: Sequence[ComparisonRow]) -> Plot:
             runs = experiments[0][label].runs
             axes.set(title=f"{title} ({runs:,})", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         label_panels(grid, _COLUMNS, "recall", "precision")
-        legend(figure)
+        add_legend(figure)
 
     best, _ = max(drawn, key=lambda pair: pair[0].result["test"]["macro"]["pr_auc"]["value"])
     test = best.result["test"]

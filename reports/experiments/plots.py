@@ -14,16 +14,16 @@ from ciml.reports.drawing import (
     WIDE,
     Estimate,
     Plot,
+    add_legend,
+    add_panels,
     colors_of,
     distinct,
     draw_estimates,
     draw_matrix,
     label_panels,
-    legend,
-    panels,
     percent,
     shown,
-    whole_numbers,
+    use_whole_numbers,
 )
 from ciml.reports.experiments.views import (
     ALONE,
@@ -121,13 +121,13 @@ def bars_plot(
     labels = [name if bar.runs is None else f"{name} ({bar.runs:,})" for name, bar in zip(names, rows, strict=True)]
 
     def paint(figure: Figure) -> None:
-        grid = panels(figure, len(groups), columns)
+        grid = add_panels(figure, len(groups), columns)
         for axes, (heading, bars) in zip(grid, groups, strict=True):
             _draw_bars(axes, bars)
             axes.set_title(heading)
         grid[0].set_yticks(np.arange(len(rows)), labels)
         label_panels(grid, columns, unit)
-        legend(figure)
+        add_legend(figure)
 
     height = 0.75 + -(-len(groups) // columns) * (0.8 + 0.29 * len(rows))
     return Plot(name, title, caption, (WIDE, height), paint)
@@ -167,7 +167,7 @@ def curves_plot(curves: Sequence[Curves], total: int) -> Plot:
         right.set(title="ROC", xlabel="false positives, share of the other runs", ylabel="true positives (recall)")
         for axes in (left, right):
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        legend(figure, 2)
+        add_legend(figure, 2)
 
     title = f"ROC-AUC {best.roc_auc:.2f}"
     if best.roc_auc - worst.roc_auc > 0.005:
@@ -203,8 +203,8 @@ def calibration_plot(calibration: Figures, before: Figures | None = None) -> Plo
         upper.set(ylabel="right answers (%)", ylim=(-2, 102))
         lower.bar([100 * group["low"] + 5 for group in bins], runs, 9, color="#8a8a8a")
         lower.set(ylabel="runs", xlabel="confidence: the probability of the answer (%)", xlim=(-2, 102))
-        whole_numbers(lower.yaxis, 3)
-        legend(figure)
+        use_whole_numbers(lower.yaxis, 3)
+        add_legend(figure)
 
     confidence, accuracy = (
         float(np.average([group[key] for group in bins], weights=runs)) for key in ("confidence", "accuracy")
@@ -237,7 +237,7 @@ def learning_plot(metrics: Passes, best_epoch: int | None) -> Plot:
 def draw_passes(learned: Mapping[str, Passes], best_epoch: int | None, figure: Figure) -> None:
     """Draw metrics by pass over the training runs, a panel each. ``learned``: by name; "" for a single experiment."""
     metrics = list(dict.fromkeys(metric for passes in learned.values() for metric in passes))
-    for axes, metric in zip(panels(figure, len(metrics), 2, share=False), metrics, strict=True):
+    for axes, metric in zip(add_panels(figure, len(metrics), 2, share=False), metrics, strict=True):
         for name, color, passes in zip(distinct(list(learned)), COLORS, learned.values(), strict=False):
             for split, values in passes.get(metric, {}).items():
                 label = name or split if split == "train" or not name else None
@@ -249,8 +249,8 @@ def draw_passes(learned: Mapping[str, Passes], best_epoch: int | None, figure: F
             axes.axvline(best_epoch, color="#888888", linestyle=":", linewidth=1.2, label=f"kept: pass {best_epoch}")
         limits = (0, 1.02) if metric == "accuracy" else (0, None)
         axes.set(title=metric, xlabel="passes over the training runs", ylim=limits)
-        whole_numbers(axes.xaxis)
-    legend(figure)
+        use_whole_numbers(axes.xaxis)
+    add_legend(figure)
 
 
 def slices_plot(number: int, fact: str, bars: Sequence[Bar]) -> Plot:
@@ -277,11 +277,11 @@ def folds_plot(number: int, by: str, bars: Sequence[Bar]) -> Plot:
     return bars_plot(f"folds-{number}", title, caption, "accuracy (%)", [("", bars)])
 
 
-def elsewhere_plot(panels: Sequence[tuple[str, Sequence[Bar]]]) -> Plot:
+def elsewhere_plot(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Plot:
     """Plot accuracy and macro F1 of one model on several data sets; the first is its own."""
-    first, *others = panels[0][1]
+    first, *others = groups[0][1]
     worst = min((bar for bar in others if bar.estimate.value is not None), key=lambda bar: bar.value, default=None)
     title = f"Accuracy {percent(first.value)} on its own data set"
     title += f", {percent(worst.value)} on {shown(worst.name)}" if worst else ""
     caption = "The same model on the test runs of each data set; its training runs are left out."
-    return bars_plot("elsewhere", title, caption, "per cent", panels)
+    return bars_plot("elsewhere", title, caption, "per cent", groups)

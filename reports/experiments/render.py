@@ -1,9 +1,15 @@
-"""Write the results of experiments as pages into a folder, and build the page of one result with its"""
+"""The pages of experiments: one for each result, and one that compares several.
+
+`report_experiments` writes them into a folder. `result_page` makes the page of one result: its sections, then the
+tables in them. `ciml.reports.experiments.comparison` compares results.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 from urllib.parse import quote
 
@@ -36,6 +42,61 @@ from ciml.training.experiments.results import Predictions, StoredTrial, experime
 
 #: Rows of a table of jobs, groups or classes.
 MOST_ROWS = 100
+_METRIC_NAMES = {"precision": "precision", "recall": "recall", "f1": "F1", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC"}
+
+
+def report_experiments(
+    store: Store,
+    experiments: Sequence[str],
+    datasets: Sequence[str],
+    folder: str | os.PathLike[str],
+    *,
+    progress: Progress = no_progress,
+) -> str:
+    """Draw the latest result of each experiment on each data set, and compare them if there are several.
+
+    Args:
+      store: the folder of all experiments.
+      experiments: names of experiments; all by default.
+      datasets: names of data sets; all by default.
+      folder: a folder or an ``s3://`` prefix. Files of the same names are overwritten. ``index.html`` shows a single
+        result or compares several; then ``DATASET/EXPERIMENT/index.html`` is the page of each.
+      progress: called with the number of finished pages and the total.
+
+    Returns:
+      Address of ``index.html``.
+
+    Raises:
+      CimlError: when there is no such experiment, or no result.
+      IntegrityError: when a stored file was altered.
+    """
+    names = list(dict.fromkeys(experiments)) or experiment_names(store)
+    for name in experiments:
+        load_experiment(store, name)
+    trials = [(trial, trial.predictions()) for trial in stored_trials(store, names, datasets)]
+    if not trials:
+        raise CimlError(_no_result(store, names, datasets))
+    if missing := set(datasets) - {trial.dataset for trial, _ in trials}:
+        raise CimlError(_no_result(store, names, sorted(missing)))
+    root = open_store(folder)
+    if len(trials) == 1:
+        return save(root, result_page(*trials[0]))
+    links = {}
+    for finished, (trial, predictions) in enumerate(trials):
+        progress("pages", finished, len(trials) + 1)
+        subfolder = f"{trial.dataset}/{trial.experiment}"
+        save(root.child(subfolder), result_page(trial, predictions))
+        links[trial.experiment, trial.dataset] = quote(f"{subfolder}/{PAGE}")
+    return save(root, comparison_page(trials, links))
+
+
+def _no_result(store: Store, names: Sequence[str], datasets: Sequence[str]) -> str:
+    single = len(names) == 1
+    subject = names[0] if single else f"{len(names)} experiments"
+    on = f" on {', '.join(datasets)}" if datasets else ""
+    remedy = f"ciml experiment train --experiment {names[0] if single else 'EXPERIMENT'} "
+    remedy += f"--dataset {datasets[0] if datasets else 'NAME'}"
+    return f"no result of {subject}{on} in {store.url()}: {remedy}"
 
 
 def result_page(trial: StoredTrial, predictions: Predictions | None) -> Page:
@@ -232,73 +293,14 @@ def _plain(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def report_experiments(
-    store: Store,
-    experiments: Sequence[str],
-    datasets: Sequence[str],
-    folder: str | os.PathLike[str],
-    *,
-    progress: Progress = no_progress,
-) -> str:
-    """Draw the latest result of each experiment on each data set, and compare them if there are several.
-
-    Args:
-      store: the folder of all experiments.
-      experiments: names of experiments; all by default.
-      datasets: names of data sets; all by default.
-      folder: a folder or an ``s3://`` prefix. Files of the same names are overwritten. ``index.html`` shows a single
-        result or compares several; then ``DATASET/EXPERIMENT/index.html`` is the page of each.
-      progress: called with the number of finished pages and the total.
-
-    Returns:
-      Address of ``index.html``.
-
-    Raises:
-      CimlError: when there is no such experiment, or no result.
-      IntegrityError: when a stored file was altered.
-    """
-    names = list(dict.fromkeys(experiments)) or experiment_names(store)
-    for name in experiments:
-        load_experiment(store, name)
-    trials = [(trial, trial.predictions()) for trial in stored_trials(store, names, datasets)]
-    if not trials:
-        raise CimlError(_nothing(store, names, datasets))
-    if missing := set(datasets) - {trial.dataset for trial, _ in trials}:
-        raise CimlError(_nothing(store, names, sorted(missing)))
-    root = open_store(folder)
-    if len(trials) == 1:
-        return save(root, result_page(*trials[0]))
-    links = {}
-    for finished, (trial, predictions) in enumerate(trials):
-        progress("pages", finished, len(trials) + 1)
-        subfolder = f"{trial.dataset}/{trial.experiment}"
-        save(root.child(subfolder), result_page(trial, predictions))
-        links[trial.experiment, trial.dataset] = quote(f"{subfolder}/{PAGE}")
-    return save(root, comparison_page(trials, links))
-
-
-def _nothing(store: Store, names: Sequence[str], datasets: Sequence[str]) -> str:
-    single = len(names) == 1
-    subject = names[0] if single else f"{len(names)} experiments"
-    on = f" on {', '.join(datasets)}" if datasets else ""
-    remedy = f"ciml experiment train --experiment {names[0] if single else 'EXPERIMENT'} "
-    remedy += f"--dataset {datasets[0] if datasets else 'NAME'}"
-    return f"no result of {subject}{on} in {store.url()}: {remedy}"
-
-
-_METRIC_NAMES = {"precision": "precision", "recall": "recall", "f1": "F1", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC"}
-
-
 def metrics_table(title: str, scores: Figures, guess: Figures, baselines: Figures) -> Table:
-    """Return each metric with its interval, beside those of a constant answer and of one number."""
+    """Return a table of the metrics with their intervals, beside those of a constant answer and of one number."""
     paths: dict[str, tuple[str, ...]] = {"accuracy": ("accuracy",)}
     paths |= {f"macro {_METRIC_NAMES[name]}": ("macro", name) for name in BY_CLASS}
     paths |= {"Brier (less is better)": ("brier",)}
     rows = []
     for name, path in paths.items():
-        metric = scores
-        for key in path:
-            metric = metric[key]
+        metric = reduce(getitem, path, scores)
         alone = (value_at(baseline, *path) for baseline in baselines.values())
         rows.append(cells(name, Estimate.of(metric), value_at(guess, *path), *alone))
     missing = (None,) * len(baselines)
@@ -310,7 +312,7 @@ def metrics_table(title: str, scores: Figures, guess: Figures, baselines: Figure
 
 
 def class_tables(test: Figures, guess: Figures, baselines: Figures) -> tuple[Table, Table]:
-    """Return the metrics of answers by class, and the metrics of probabilities by class."""
+    """Return two tables by class: the metrics of answers, and the metrics of probabilities."""
     answers = []
     probabilities = []
     classes = sorted(test["classes"].items(), key=lambda item: (-item[1]["runs"], item[0]))
@@ -340,7 +342,7 @@ def _first(drawn: int, total: int, things: str) -> str:
 
 
 def verdict_tables(figures: Figures) -> tuple[Table, Table]:
-    """Return coverage and abstentions, and precision and recall of the verdicts by cause."""
+    """Return two tables: coverage and abstentions, and precision and recall of the verdicts by cause."""
     coverage = figures["coverage"]
     runs = figures["runs"]
     rows = [cells("all runs", runs, Estimate.of(coverage))]
@@ -362,7 +364,7 @@ def verdict_tables(figures: Figures) -> tuple[Table, Table]:
 
 
 def slices_table(fact: str, slices: Figures, bars: Sequence[Bar]) -> Table:
-    """Return the accuracy by job or provider. ``bars``: of `ciml.reports.experiments.views.slice_bars`."""
+    """Return a table of the accuracy by job or provider. ``bars``: from `ciml.reports.experiments.views.slice_bars`."""
     rows = []
     for bar in bars[:MOST_ROWS]:
         figures = slices[bar.name]
@@ -372,7 +374,7 @@ def slices_table(fact: str, slices: Figures, bars: Sequence[Bar]) -> Table:
 
 
 def elsewhere_table(elsewhere: Sequence[Figures]) -> Table:
-    """Return the same model on other data sets."""
+    """Return a table of the same model on other data sets."""
     rows = []
     for result in elsewhere:
         test = result["test"]
@@ -396,7 +398,7 @@ def elsewhere_table(elsewhere: Sequence[Figures]) -> Table:
 
 
 def folds_table(folds: Figures) -> Table:
-    """Return each fold of a cross-validation, and the mean."""
+    """Return a table of the folds of a cross-validation, and their mean."""
     mean = folds["mean"]
     pooled = folds["pooled"]
     grouped = any(fold["held_out"] for fold in folds["folds"])

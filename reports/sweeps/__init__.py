@@ -114,7 +114,9 @@ def number_text(value: Any) -> str:
 
 def value_text(value: Value | None) -> str:
     """Format a value of an axis; a dash for None."""
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def state_text(sweep: Sweep, outcome: Outcome) -> str:
@@ -154,7 +156,9 @@ def define_lines(swept: Swept, outcome: Outcome, data_path: str) -> list[str]:
 
 def _parameter(value: Any) -> str:
     """Format a parameter for ``-p``."""
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def rows_of(swept: Swept) -> list[dict[str, Any]]:

@@ -15,11 +15,11 @@ from ciml.reports.drawing import (
     WIDE,
     Estimate,
     Plot,
+    add_legend,
+    add_panels,
     colors_of,
     draw_estimates,
     draw_matrix,
-    legend,
-    panels,
     seconds,
     shown,
     slug,
@@ -49,11 +49,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_WIDTH = 60
+#: Longest name of a question or value in a table, characters.
+_MOST_CHARACTERS = 60
 _COLUMNS = 2
 _MOST_PANELS = 8
 _MOST_LINES = 8
 _MOST_MAPS = 3
+#: Longer names of axes, for labels.
+_EXPLAINED = {"sample_interval": "resolution (length of a window)", "hidden_layers": "topology (hidden layers)"}
+#: Axes that come first as lines, and as sides of a map.
+_LINE_ORDER = ["features_regex", "sample_interval"]
+_MAP_ORDER = ["sample_interval", "features_regex", "hidden_layers"]
+_STATE_COLORS = {"complete": "#0072B2", "pruned": "#E69F00"}
 _TICKS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800)
 
 
@@ -82,7 +89,10 @@ def sweep_page(swept: Swept) -> Page:
         *([Section("By question", questions_plot(swept))] if len(names) > 1 else []),
         *([Section("By two axes", *maps)] if maps else []),
         Section("Time", time_plot(swept) if timed else None),
-        *(Section(f"Trials: {shown(name, _WIDTH)}", trials_table(swept, question)) for question, name in names.items()),
+        *(
+            Section(f"Trials: {shown(name, _MOST_CHARACTERS)}", trials_table(swept, question))
+            for question, name in names.items()
+        ),
     ]
     lead = f"{metric[0].upper()}{metric[1:]} on {scored_on(sweep)}; the test runs were not read. "
     lead += "The best of many trials is biased upwards: test the chosen trial once."
@@ -95,7 +105,7 @@ def trials_table(swept: Swept, question: int) -> Table:
     values_beside = references(swept, question)
     rows = []
     for trial in ranked(swept, question):
-        values = [shown(value_text(trial.parameters.get(axis.key)), _WIDTH) for axis in axes]
+        values = [shown(value_text(trial.parameters.get(axis.key)), _MOST_CHARACTERS) for axis in axes]
         estimate = Estimate(trial.value, trial.low, trial.high)
         state = state_text(swept.sweep, trial)
         rows.append(cells(str(trial.number), *values, state, estimate, *values_beside.values(), f"{trial.seconds:.1f}"))
@@ -120,19 +130,11 @@ def _axes(swept: Swept) -> Table:
     rows = []
     for axis in swept.sweep.axes:
         if axis.values:
-            values = " · ".join(shown(name, _WIDTH) for name in axis.names)
+            values = " · ".join(shown(name, _MOST_CHARACTERS) for name in axis.names)
         else:
             values = f"{value_text(axis.low)} to {value_text(axis.high)}{', log scale' if axis.log else ''}"
         rows.append((f"{axis.part}.{axis.key}", values, "yes" if axis.question else ""))
     return Table(("axis", "values", "changes the question"), tuple(rows), words=3)
-
-
-#: Longer names of axes, for labels.
-_EXPLAINED = {"sample_interval": "resolution (length of a window)", "hidden_layers": "topology (hidden layers)"}
-#: Axes that come first as lines, and as sides of a map.
-_LINE_ORDER = ["features_regex", "sample_interval"]
-_MAP_ORDER = ["sample_interval", "features_regex", "hidden_layers"]
-_STATE_COLORS = {"complete": "#0072B2", "pruned": "#E69F00"}
 
 
 def axis_plot(swept: Swept, axis: Axis, number: int) -> Plot:
@@ -162,7 +164,7 @@ def axis_plot(swept: Swept, axis: Axis, number: int) -> Plot:
             _references(axes, swept, question, finished)
             axes.set_xlabel(_EXPLAINED.get(axis.key, axis_name(axis)))
         figure.supylabel(metric, fontsize=9)
-        legend(figure)
+        add_legend(figure)
 
     others = [other for other in plain_axes(swept.sweep) if other not in (axis, by)]
     caption = "Dots: complete trials; hollow: pruned, at their last value. "
@@ -202,7 +204,7 @@ def questions_plot(swept: Swept) -> Plot:
         axes.set_xlim(-0.6, len(best) - 0.4)
         axes.set_ylabel(metric)
         axes.grid(False, axis="x")
-        legend(figure)
+        add_legend(figure)
 
     keys = " and ".join(axis_name(axis) for axis in swept.sweep.axes if axis.question)
     gains = ", ".join(f"{shown(name, 20)} {trial.value:.3f}" for name, trial in zip(names, best.values(), strict=True))
@@ -275,7 +277,7 @@ def time_plot(swept: Swept) -> Plot:
             _seconds_ticks(axes, [trial.seconds for trial in trials])
             axes.set_xlabel("training and scoring")
         figure.supylabel(METRICS[swept.sweep.metric], fontsize=9)
-        legend(figure)
+        add_legend(figure)
 
     early = f"; {len(pruned)} {'was' if len(pruned) == 1 else 'were'} pruned" if pruned else ""
     title = f"{len(trials)} trials took {seconds(total_s)} of training in all{early}"
@@ -286,7 +288,7 @@ def time_plot(swept: Swept) -> Plot:
 def _panels(figure: Figure, swept: Swept, share: bool = False) -> Iterator[tuple[Any, int]]:
     """Yield axes for each question with a complete trial."""
     drawn = _drawn(swept)
-    for axes, question in zip(panels(figure, len(drawn), _COLUMNS, share), drawn, strict=True):
+    for axes, question in zip(add_panels(figure, len(drawn), _COLUMNS, share), drawn, strict=True):
         if len(drawn) > 1:
             axes.set_title(shown(question_name(swept.sweep, question), 40))
         yield axes, question

@@ -62,7 +62,7 @@ def runs(values: Sequence[Sequence[float]], label: Sequence[int], **facts: Any) 
         n_windows=np.array([len(each) for each in values], np.int32),
         day=np.array(facts.get("day", ["2026-11-24"] * count), "datetime64[D]"),
         facts=facts.get("facts", {}),
-        drawn=np.arange(count),
+        sampled=np.arange(count),
         inputs=inputs,
         normalisation=Normalisation.of(inputs[split == "train"]),
     )

@@ -163,10 +163,10 @@ def test_what_is_read_is_what_the_data_set_holds(tmp_path):
     assert whole.inputs[3, 0].tolist() == [10.0 * (number % 6), number]
 
     part = read_runs(data.dataset("bad"), most_values=10 * 7, seed=5)
-    assert (len(part), len(part.drawn), part.inputs.shape) == (24, 7, (7, 5, 2))
-    np.testing.assert_array_equal(part.inputs, whole.inputs[part.drawn])
+    assert (len(part), len(part.sampled), part.inputs.shape) == (24, 7, (7, 5, 2))
+    np.testing.assert_array_equal(part.inputs, whole.inputs[part.sampled])
     np.testing.assert_allclose(part.normalisation.mean, whole.normalisation.mean)
-    assert read_runs(data.dataset("bad"), most_values=70, seed=5).drawn.tolist() == part.drawn.tolist()
+    assert read_runs(data.dataset("bad"), most_values=70, seed=5).sampled.tolist() == part.sampled.tolist()
     test = read_runs(data.dataset("bad"), splits=["test"])
     assert set(test.split) == {"test"}
     np.testing.assert_allclose(test.normalisation.mean, whole.normalisation.mean)

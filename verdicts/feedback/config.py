@@ -99,15 +99,7 @@ class Policy(Settings, frozen=True, kw_only=True):
         if not 3 <= len(self.mute_word) <= 60 or inert(self.mute_word, 60) != self.mute_word:
             raise ValueError(f"mute_word: {self.mute_word!r:.120} is not a word such as ciml-quiet")  # to be copied
         if self.base_url:
-            parts = urlsplit(self.base_url)
-            extra = (parts.query, parts.fragment, parts.username, parts.password)
-            if (
-                parts.scheme not in ("https", "http")
-                or not parts.hostname
-                or any(extra)
-                or not _is_plain(self.base_url)
-            ):
-                raise ValueError(f"base_url: {shown(self.base_url)} is not an address such as https://ci.example.org/p")
+            _check_base_url(self.base_url)
         for reviewer in self.reviewers:
             if not all(reviewer.partition(":")[::2]):
                 raise ValueError(f"reviewers: {reviewer!r:.120} is not SYSTEM:ACCOUNT")
@@ -124,9 +116,14 @@ class Policy(Settings, frozen=True, kw_only=True):
         return all(globs == ("*",) or glob_pattern(globs).fullmatch(text) is not None for globs, text in pairs)
 
 
-def _is_plain(url: str) -> bool:
-    """Return whether an address cannot end a link of any markup."""
-    return url.isascii() and url.isprintable() and not set(url) & set(" <>()[]\"'`\\|*")
+def _check_base_url(url: str) -> None:
+    parts = urlsplit(url)
+    is_web = parts.scheme in ("https", "http") and bool(parts.hostname)
+    has_more = any((parts.query, parts.fragment, parts.username, parts.password))
+    # Such an address cannot end a link of any markup.
+    is_plain = url.isascii() and url.isprintable() and not set(url) & set(" <>()[]\"'`\\|*")
+    if has_more or not (is_web and is_plain):
+        raise ValueError(f"base_url: {shown(url)} is not an address such as https://ci.example.org/p")
 
 
 @dataclass(frozen=True)
