@@ -122,7 +122,7 @@ class BoundedFormatter(logging.Formatter):
         return super().format(bounded)
 
     def formatException(self, ei: object) -> str:  # noqa: N802 - the name of the library
-        text = super().formatException(ei)  # type: ignore[arg-type]
+        text = super().formatException(ei)  # type: ignore[arg-type]  # typeshed has no public type for it
         return text if len(text) <= _TRACEBACK_CHARACTERS else f"…{text[-_TRACEBACK_CHARACTERS:]}"
 
 

@@ -81,7 +81,7 @@ def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float
     watcher = None
     with contextlib.suppress(OSError):  # cannot fork: then the command receives signals to the group twice
         watcher = SignalWatcher(pid)
-    ending = Supervisor(pid, watcher, timeout_s, sidecar.ended).wait()
+    ending = Supervisor(pid, watcher, timeout_s, sidecar.handle_child_end).wait()
     if watcher is not None:
         watcher.end()
     sidecar.finish(ending)
@@ -114,7 +114,7 @@ class _Sidecar:
         except OSError as error:
             report(f"not recording: {error.strerror}")
 
-    def ended(self, pid: int) -> None:
+    def handle_child_end(self, pid: int) -> None:
         """Handle the end of a child: restart the worker if it ended."""
         if self._worker is None or pid != self._worker.pid:
             return

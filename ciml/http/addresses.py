@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Literal
 from urllib.parse import quote, unquote
 
 from ciml.errors import CimlError, RejectedInput
@@ -53,7 +52,7 @@ class Address:
       path: of http(s): the request's target, percent-encoded, with its query; of s3: the key; of file: the path.
     """
 
-    scheme: Literal["http", "https", "s3", "file"]
+    scheme: str
     host: str
     port: int
     path: str
@@ -88,21 +87,16 @@ def parse_address(text: str) -> Address:
     if text.startswith("/"):
         return Address("file", "", 0, text)
     scheme, colon, remainder = text.partition(":")
-    scheme = scheme.lower()
     if not colon:
         raise RejectedInput("bad_address", "is not absolute; want https://, s3:// or an absolute path")
+    scheme = scheme.lower()
     if scheme == "file":
         return _file(remainder)
     if scheme == "s3":
         return _s3(remainder)
-    if scheme not in PORTS:
-        raise RejectedInput("address_not_allowed", f"scheme {scheme!r:.20} is not supported")
-    match = _URL.fullmatch(text)
-    if match is None:
-        raise RejectedInput("bad_address", "is malformed, or has a user name")
-    host, port = _host_port(match[2], scheme)
-    target = quote(match[3] or "/", safe="/?&=%+,;:@!$'()*~[]-._")
-    return Address(scheme, host, port, target if target.startswith("/") else f"/{target}")  # type: ignore[arg-type]
+    if scheme in PORTS:
+        return _web(scheme, text)
+    raise RejectedInput("address_not_allowed", f"scheme {scheme!r:.20} is not supported")
 
 
 def below(folder: Address, paths: Sequence[str]) -> list[Address]:
@@ -114,6 +108,15 @@ def below(folder: Address, paths: Sequence[str]) -> list[Address]:
     """
     coded = paths if folder.scheme in ("file", "s3") else [quote(path) for path in paths]
     return [replace(folder, path=folder.path + path) for path in coded]
+
+
+def _web(scheme: str, text: str) -> Address:
+    match = _URL.fullmatch(text)
+    if match is None:
+        raise RejectedInput("bad_address", "is malformed, or has a user name")
+    host, port = _host_port(match[2], scheme)
+    target = quote(match[3] or "/", safe="/?&=%+,;:@!$'()*~[]-._")
+    return Address(scheme, host, port, target if target.startswith("/") else f"/{target}")
 
 
 def _file(location: str) -> Address:

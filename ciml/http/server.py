@@ -177,7 +177,7 @@ class _Connection(asyncio.Protocol):
         self._is_counted = True
         self._is_idle = False  # between two exchanges
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # TCP's transport
         self.transport = transport
         self._client = (transport.get_extra_info("peername") or ("", 0))[:2]
         self.address = self._client[0]
