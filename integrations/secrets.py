@@ -18,24 +18,18 @@ from ciml.limits import MAX_SECRET_BYTES, MAX_SECRETS
 
 #: Bytes of a secret below which a warning is logged: it can be guessed.
 _SHORT_BYTES = 16
+#: The version of a file that does not exist.
+_MISSING: tuple[int, ...] = ()
 _log = logging.getLogger(__name__)
 
 #: Turns a secret into a key. Raises `ValueError`, whose message describes a valid secret.
 Key = Callable[[bytes], bytes]
 
 
-class _FileVersion(NamedTuple):
-    """Attributes of a file that differ after it was changed or replaced."""
-
-    modified_ns: int
-    size: int
-    inode: int
-
-
 class _FileKey(NamedTuple):
-    """The key in a file, and the version of the file that was read; None if it did not exist then."""
+    """The key in a file, and the `_version` of the file that was read."""
 
-    version: _FileVersion | None
+    version: tuple[int, ...]
     key: bytes
 
 
@@ -75,7 +69,7 @@ class Secrets:
         """Return the keys. A file that has become unreadable keeps its last one."""
         for path, file in self._files.items():
             version = _version(path)
-            if version is None or version == file.version:
+            if version in (file.version, _MISSING):
                 continue
             try:
                 self._files[path] = self._read_file(path)
@@ -119,9 +113,10 @@ class Secrets:
             _log.warning("%s: others may read secret_file %s (mode %04o): chmod 600", self._where, path, mode)
 
 
-def _version(path: Path) -> _FileVersion | None:
+def _version(path: Path) -> tuple[int, ...]:
+    """Return numbers that differ after a file was changed or replaced."""
     try:
         status = path.stat()
     except OSError:
-        return None
-    return _FileVersion(status.st_mtime_ns, status.st_size, status.st_ino)
+        return _MISSING
+    return status.st_mtime_ns, status.st_size, status.st_ino
