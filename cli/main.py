@@ -26,6 +26,10 @@ from ciml.version import __version__, commit, describe
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+#: Settings of every command.
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
+_INTERNAL_ERROR = 1
+_WRONG_USE = 2
 #: By group and command name: its import path (module:attribute) and its help line.
 Table: TypeAlias = Mapping[str, Mapping[str, tuple[str, str]]]
 
@@ -91,12 +95,6 @@ RENAMED: Mapping[str, str] = {
 }
 
 
-#: Of every command.
-_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
-_INTERNAL_ERROR = 1
-_WRONG_USE = 2
-
-
 class LazyGroup(click.Group):
     """A group whose commands come from a table and are imported when they are called."""
 
@@ -112,7 +110,7 @@ class LazyGroup(click.Group):
         target = next((group[cmd_name][0] for group in self.table.values() if cmd_name in group), None)
         if target is None:
             return None
-        if cmd_name != "record":
+        if cmd_name != "record":  # the recorder also runs on older versions of Python
             require_python(f"ciml {cmd_name}")
         module, _, attribute = target.partition(":")
         command = getattr(importlib.import_module(module), attribute)
@@ -170,13 +168,11 @@ def guarded(debug: bool = False) -> Iterator[None]:
         yield
     except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError, KeyboardInterrupt):
         raise
-    except CimlError as error:
-        if debug:
-            traceback.print_exc()
-        raise Failure(str(error), error.exit_code) from error
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, CimlError):
+            raise Failure(str(error), error.exit_code) from error
         if isinstance(error, ModuleNotFoundError) and (missing := missing_extra(error)):
             raise Failure(str(missing), missing.exit_code) from error
         hint = "" if debug else " (ciml --debug … prints the traceback)"

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
+#: Time between lines of a status elsewhere than on a terminal, seconds.
 _EVERY_S = 5.0
-_WIDTH = 128  # least width in a file or a pipe, whose width is unknown
+#: Least width of a table in a file or a pipe, whose width is unknown.
+_WIDTH = 128
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:
@@ -80,7 +82,9 @@ def print_table(
 def _cell_text(cell: Any) -> str:
     if cell is None:
         return "–"
-    return cell if isinstance(cell, str) else f"{cell:,}" if isinstance(cell, int) else f"{cell:.3f}"
+    if isinstance(cell, str):
+        return cell
+    return f"{cell:,}" if isinstance(cell, int) else f"{cell:.3f}"
 
 
 def error_console() -> Console:
@@ -116,13 +120,13 @@ def bars() -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[ProgressCallback]:
-    """Show a progress bar on a terminal, elsewhere nothing. Its title stands for each step."""
+    """Show one progress bar for all steps of the work, under a title; elsewhere than on a terminal nothing."""
     with bars() as show:
         yield lambda step, done, total: show(title, done, total)
 
 
 def counts_text(totals: Mapping[str, int], *always: str) -> str:
-    """Return the totals by kind in words, without zeros but of the kinds ``always``."""
+    """Return the totals by kind in words; zeros only of the kinds ``always``."""
     return ", ".join(f"{totals[kind]:,} {word}" for kind, word in KIND_WORDS.items() if totals[kind] or kind in always)
 
 
@@ -176,10 +180,10 @@ def counted_bar(title: str, unit: str = "lines") -> Iterator[Callable[[int, int,
     Yields:
       A function of the number done, the total and the counts by kind.
     """
-    begun = time.monotonic()
+    begun_s = time.monotonic()
 
     def text(completed: int, total: int, totals: Mapping[str, int]) -> str:
-        rate = completed / max(time.monotonic() - begun, 1e-9)
+        rate = completed / max(time.monotonic() - begun_s, 1e-9)
         remaining = f", {(total - completed) / rate:,.0f} s to go" if rate else ""
         return f"{rate:,.0f}/s{remaining}: {counts_text(totals)}"
 

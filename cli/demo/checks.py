@@ -420,12 +420,8 @@ def prediction_lines(
         by_model[record["model"]].append(record)
     lines = []
     for model, group in sorted(by_model.items()):
-        later = [
-            prediction["latency_ms"]
-            for prediction in group
-            if prediction["time_us"] - prediction["latency_ms"] * 1000 >= since_us
-        ]
-        latencies = later or [record["latency_ms"] for record in group]
+        after_push = [record for record in group if record["time_us"] - record["latency_ms"] * 1000 >= since_us]
+        latencies = [record["latency_ms"] for record in after_push or group]
         versions = Counter(record["version"] for record in group)
         p50_ms, p99_ms = np.quantile(latencies, (0.5, 0.99), method="inverted_cdf").tolist()
         lines.append(

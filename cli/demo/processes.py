@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,8 +25,7 @@ class Steps:
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         self._console = console
-        self._began = time.monotonic()
-        self._lock = threading.Lock()
+        self._begin_s = time.monotonic()
         self._lines: list[StepLine] = []
         columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}", markup=False))
         word = TextColumn("{task.fields[word]}", style="dim", markup=False)
@@ -63,8 +61,7 @@ class Steps:
             mark = "✓"
         finally:
             took_s = self.seconds() - began_s
-            with self._lock:
-                self._lines.append(StepLine(name=name, began_s=round(began_s, 2), took_s=round(took_s, 2)))
+            self._lines.append(StepLine(name=name, began_s=round(began_s, 2), took_s=round(took_s, 2)))
             if mark == "✗":
                 report(f"failed {last}".rstrip())
             self._live.update(task, completed=1)
@@ -72,12 +69,11 @@ class Steps:
 
     def seconds(self) -> float:
         """Return the time since the start, in seconds."""
-        return time.monotonic() - self._began
+        return time.monotonic() - self._begin_s
 
     def lines(self) -> list[StepLine]:
         """Return the finished steps in the order in which they began."""
-        with self._lock:
-            return sorted(self._lines, key=lambda line: line.began_s)
+        return sorted(self._lines, key=lambda line: line.began_s)
 
     def _print(self, at_s: float, line: str) -> None:
         if not self._console.is_terminal:

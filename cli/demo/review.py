@@ -89,14 +89,12 @@ class Review:
     """The last act of a demo, whose servers start while the demo does other work.
 
     Attributes:
+      notes: what to note about the model that answers, or why there is no last act.
       starting: the start of mosquitto and Gerrit; None where there is no last act.
-      missing: the reason for which there is no last act.
-      rejected: the gate's reasons against the model that answers; "" for a blessed one.
     """
 
+    notes: list[str]
     starting: Future[engines.Engines] | None = None
-    missing: str = ""
-    rejected: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,17 +134,17 @@ def begin_review(demo: Demo, missing: str) -> Review:
       missing: the result of `missing_servers`; if it is a reason, nothing starts.
     """
     if missing:
-        return Review(missing=missing)
+        return Review([_note_without_answers(missing)])
     registry = Registry(demo.data, CAUSE)
     rejected = ""
     if registry.state.champion is None:
         if not registry.state.last_candidate:
-            return Review(missing=f"too few runs to train the model {CAUSE}")
+            return Review([_note_without_answers(f"too few runs to train the model {CAUSE}")])
         rejected = _push_rejected(registry)
     pool = ThreadPoolExecutor(1)
     starting = pool.submit(engines.start, ("mosquitto", "gerrit"), demo.options.engines_home)
     pool.shutdown(wait=False)
-    return Review(starting, rejected=rejected)
+    return Review(notes_on_model(rejected), starting)
 
 
 def _push_rejected(registry: Registry) -> str:
@@ -170,13 +168,13 @@ def answer_changes(demo: Demo, review: Review) -> Answers:
       EngineError: a prediction, or the message of a verdict that the policy lets pass, does not come.
     """
     if review.starting is None:
-        return _no_answers(review.missing)
+        return Answers([], review.notes)
     with demo.steps.step("start Gerrit and mosquitto") as report:
         try:
             running = review.starting.result()
         except EngineError as error:
             report(f"left out: {error}")
-            return _no_answers(str(error))
+            return Answers([], [_note_without_answers(str(error))])
         gerrit = Gerrit(running.gerrit)
         gerrit.set_up()
         feedback = load_feedback(start_commands(demo, running))
@@ -199,7 +197,7 @@ def answer_changes(demo: Demo, review: Review) -> Answers:
         demo.children.wait_for(answered, "waiting for messages on changes")
         time.sleep(2 * SETTLE_S)  # for messages that should not come
         answered()
-    return Answers([line for *_, line in published], notes_on_model(review.rejected))
+    return Answers([line for *_, line in published], review.notes)
 
 
 def notes_on_model(rejected: str) -> list[str]:
@@ -210,8 +208,8 @@ def notes_on_model(rejected: str) -> list[str]:
     return notes
 
 
-def _no_answers(reason: str) -> Answers:
-    return Answers([], [f"no changes were answered: {reason}"])
+def _note_without_answers(reason: str) -> str:
+    return f"no changes were answered: {reason}"
 
 
 def _add_verdict(line: AnswerLine, demo: Demo, feedback: Feedback, record: dict[str, Any]) -> None:

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 #: Exit code for drift: the stored data is intact, and a script can react.
 DRIFT = 5
+#: Kinds of findings; of some, the values are shares of runs.
 _KINDS = ("lost_column", "new_column", "unit", "shift", "lost_group", "new_group", "mix")
 _AGGREGATED = re.compile(r"(\w+)\((.+)\)")
+#: Number of added or lost groups of a fact above which they are one row.
 _FEW_GROUPS = 3
 _SHARES = ("lost_column", "new_column", "lost_group", "new_group", "mix")
 
@@ -82,18 +84,18 @@ def command(options: DriftOptions) -> int:
             policy=DriftPolicy(psi=options.psi, psi_large=2.5 * options.psi, min_runs=options.min_runs),
             progress=progress,
         )
-    options.show(report, _print, Report.to_json)
+    options.show(report, _print_report, Report.to_json)
     return DRIFT if any(finding.kind not in options.allow for finding in report.findings) else 0
 
 
-def _print(report: Report) -> None:
-    before = report.before
-    after = report.after
-    runs = [f"{int(side.statistics.runs.sum()):,} runs" for side in (before, after)]
-    title = f"{before.name} ({runs[0]}) → {after.name} ({runs[1]})"
+def _print_report(report: Report) -> None:
+    before, after = (
+        f"{side.name} ({int(side.statistics.runs.sum()):,} runs)" for side in (report.before, report.after)
+    )
+    title = f"{before} → {after}"
     if report.findings:
         numbers = ["runs", "from → to", "PSI", "KS"]
-        rows = [_row(*findings) for findings in _together(report.findings)]
+        rows = [_row(group[0], group[1:]) for group in _grouped_by_cause(report.findings)]
         print_table(["what", "job", "provider", *numbers, "verdict"], rows, title=title, right=numbers)
     else:
         click.echo(title)
@@ -101,27 +103,27 @@ def _print(report: Report) -> None:
         click.echo(line)
 
 
-def _together(findings: Sequence[Finding]) -> list[list[Finding]]:
+def _grouped_by_cause(findings: Sequence[Finding]) -> list[list[Finding]]:
     """Return the findings in groups of one cause, the clearest first.
 
     A group is: aggregations of one feature that shifted in the same slice; many groups that were added or lost.
     """
-    often = Counter((finding.kind, finding.what) for finding in findings)
-    rows: dict[object, list[Finding]] = {}
+    counts = Counter((finding.kind, finding.what) for finding in findings)
+    groups: dict[object, list[Finding]] = {}
     for number, finding in enumerate(findings):
-        key: object = number
-        if finding.kind in ("lost_group", "new_group") and often[finding.kind, finding.what] > _FEW_GROUPS:
+        key: object = number  # of a finding that is a group of its own
+        if finding.kind in ("lost_group", "new_group") and counts[finding.kind, finding.what] > _FEW_GROUPS:
             key = finding.kind, finding.what
         elif finding.kind in ("unit", "shift") and (aggregated := _AGGREGATED.fullmatch(finding.what)):
             key = finding.kind, aggregated[2], finding.build_name, finding.provider, finding.rest
-        rows.setdefault(key, []).append(finding)
-    return [
-        sorted(row, key=lambda finding: (-(finding.ks or 0), -finding.runs_before - finding.runs_after))
-        for row in rows.values()
-    ]
+        groups.setdefault(key, []).append(finding)
+    for group in groups.values():
+        group.sort(key=lambda finding: (-(finding.ks or 0), -finding.runs_before - finding.runs_after))
+    return list(groups.values())
 
 
-def _row(finding: Finding, *others: Finding) -> list[str]:
+def _row(finding: Finding, others: Sequence[Finding]) -> list[str]:
+    """Return the cells of the first finding of a group, whose verdict names the others."""
     every = "all others" if finding.rest else "all"
     style = "{:.1%}" if finding.kind in _SHARES else "{:.3g}"
     more = ""
@@ -141,7 +143,7 @@ def _row(finding: Finding, *others: Finding) -> list[str]:
     ]
 
 
-def _features(names: Sequence[str]) -> list[str]:
+def _feature_names(names: Sequence[str]) -> list[str]:
     """Return names of features, an aggregation as the feature's name."""
     matches = (_AGGREGATED.fullmatch(name) for name in names)
     return list(dict.fromkeys(match[2] if match else name for match, name in zip(matches, names, strict=True)))
@@ -155,10 +157,10 @@ def _notes(report: Report) -> list[str]:
         lines.append("no feature is on both sides")
     elif not report.findings:
         lines.append(f"no drift, by {report.tests:,} tests")
-    itself = set(_features([finding.what for finding in report.findings]))
-    if mixed := [name for name in _features(report.with_the_mix) if name not in itself]:
+    drifted = set(_feature_names([finding.what for finding in report.findings]))
+    if mixed := [name for name in _feature_names(report.with_the_mix) if name not in drifted]:
         lines.append(f"drift explained by the mix of runs: {', '.join(mixed)}")
-    if undecided := ", ".join(_features(report.untold)):
+    if undecided := ", ".join(_feature_names(report.untold)):
         lines.append(f"drift, with too few comparable runs to rule out the mix: {undecided}")
     narrow = [part for part in report.few if part != (None, None) and None in part]
     if report.enough and narrow:

@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from ciml.runs.tables.publish import TableState
 
 
-class PublishOptions(Json, Data):
-    """Options of ``ciml tables publish``.
+class TablesOptions(Data):
+    """The tables of a command.
 
     Attributes:
-      tables: Table to publish: raw, runs, dead_letters or datasets/NAME; may be repeated. [default: all]
+      tables: Table: raw, runs, dead_letters or datasets/NAME; may be repeated. [default: all]
     """
 
     tables: tuple[str, ...] = repeated(metavar="TABLE")
+
+
+class PublishOptions(Json, TablesOptions):
+    """Options of ``ciml tables publish``."""
 
 
 @make_command("publish")
@@ -54,14 +58,8 @@ def publish(options: PublishOptions) -> None:
         click.echo(f"{table.name}: version {table.version}, {size}, {changed}: {table.url}")
 
 
-class ListOptions(JsonLines, Data):
-    """Options of ``ciml tables list``.
-
-    Attributes:
-      tables: Table to list: raw, runs, dead_letters or datasets/NAME; may be repeated. [default: all]
-    """
-
-    tables: tuple[str, ...] = repeated(metavar="TABLE")
+class ListOptions(JsonLines, TablesOptions):
+    """Options of ``ciml tables list``."""
 
 
 @make_command("list")

@@ -18,6 +18,7 @@ from ciml.options import TrustOptions, argument, flag
 if TYPE_CHECKING:
     from ciml.runs.latest_runs import ChangedRun, Decision, Review, RuleTrace
 
+#: Largest number of sources and jobs in the printed table.
 _PLACES = 20
 
 
@@ -67,10 +68,10 @@ def _changed_json(run: ChangedRun) -> dict[str, Any]:
 
 
 def _changed_line(run: ChangedRun) -> str:
-    return f"{run.run_id}  {run.build_name}  {_words(run.before)} -> {_words(run.after)}"
+    return f"{run.run_id}  {run.build_name}  {_decision_text(run.before)} -> {_decision_text(run.after)}"
 
 
-def _words(decision: Decision) -> str:
+def _decision_text(decision: Decision) -> str:
     return f"{'trusted' if decision.trusted else 'not trusted'} ({decision.rule})"
 
 
@@ -82,7 +83,10 @@ def _print_review(review: Review) -> None:
     )
     if not changed:
         return
-    rules = [(_words(before), _words(after), number) for (before, after), number in review.rules.most_common()]
+    rules = [
+        (_decision_text(before), _decision_text(after), number)
+        for (before, after), number in review.rules.most_common()
+    ]
     print_table(("from", "to", "runs"), rules, title="By rule")
     places = [
         (source, job, "trusted" if trusted else "not trusted", number)
@@ -148,23 +152,26 @@ def explain(options: ExplainOptions) -> None:
 def _print_explained(rules: list[RuleTrace], explanation: Mapping[str, Any]) -> None:
     rows = []
     for name, values in explanation["facts"].items():
-        origin = "" if not values["joined"] else "its event" if values["own"] == values["joined"] else "an update"
+        origin = ""
+        if values["joined"]:
+            origin = "its event" if values["own"] == values["joined"] else "an update"
         rows.append((name, values["joined"], origin))
     print_table(("fact", "value", "from"), rows, title=f"Facts of {explanation['run_id']}")
     for decision in explanation["decisions"]:
         word = "trusted" if decision.get("trusted") else "not trusted"
         rule = decision.get("rule") or "no decision stored"
         click.echo(f"{decision['by']}: {word} ({rule}), version {decision['version']}")
-    word = "trusted" if explanation["now"]["trusted"] else "not trusted"
-    click.echo(f"now: {word} ({explanation['now']['rule']}), policy {explanation['now']['policy']}")
+    now = explanation["now"]
+    word = "trusted" if now["trusted"] else "not trusted"
+    click.echo(f"now: {word} ({now['rule']}), policy {now['policy']}")
     rows = []
     for rule in rules:
         missed = "; ".join(
             f"{mismatch.fact} {mismatch.value!r} is not {' or '.join(mismatch.globs)!r}" for mismatch in rule.mismatches
         )
         reason = missed or ("it decides: the first that matches" if rule.decides else "it matches too, after another")
-        says = "-" if rule.mismatches else "trusted" if rule.trusted else "not trusted"
-        rows.append((rule.rule, says, reason))
+        decision = "trusted" if rule.trusted else "not trusted"
+        rows.append((rule.rule, "-" if rule.mismatches else decision, reason))
     print_table(("rule", "says", "because"), rows, title="Rules")
 
 

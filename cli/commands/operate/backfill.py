@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ciml.pipelines.backfill.plan import BackfillConfig, Tally
     from ciml.pipelines.backfill.survey import Survey
 
+#: Exit code of an interrupted backfill.
 _INTERRUPTED = 130
 
 
@@ -116,7 +117,7 @@ def command(options: CommandOptions, batch: Batch) -> int:
         return 0
     runner, job_endpoint = batch.runner
     stop = stop_on_signals()
-    begun = time.monotonic()
+    begun_s = time.monotonic()
     with counted_bar(Path(listing.url).name) as show:
         tally = backfill(
             config,
@@ -127,7 +128,7 @@ def command(options: CommandOptions, batch: Batch) -> int:
             stop=stop,
             report=lambda tally: show(tally.passed, tally.lines - tally.before, tally.totals()),
         )
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - begun_s
     hint = f"ciml dead-letters list --data-path {options.data_path}"
     options.show(
         tally,
@@ -180,8 +181,9 @@ def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> s
     if not tally.complete:
         text += " Interrupted: run the same command to continue."
     if totals["dead_letter"]:
-        reasons = [(-count, reason) for (kind, reason), count in tally.counts.items() if kind == "dead_letter"]
-        reasons_text = ", ".join(f"{reason} {-count:,}" for count, reason in sorted(reasons))
+        counts = {reason: count for (kind, reason), count in tally.counts.items() if kind == "dead_letter"}
+        reasons = sorted(counts, key=lambda reason: (-counts[reason], reason))
+        reasons_text = ", ".join(f"{reason} {counts[reason]:,}" for reason in reasons)
         text += f"\nDead letters by reason: {reasons_text}" + (f"; see: {hint}" if hint else "")
     return text
 
@@ -198,7 +200,10 @@ def _print_survey(listing: Listing, config: BackfillConfig, survey: Survey) -> N
         (survey.settled, "settled already"),
         (sum(survey.take.values()), "to be loaded"),
         (survey.known, "  of runs that are in the raw store: repeats or corrections"),
-        *((count, f"  {'' if trusted else 'not '}trusted: {rule}") for (trusted, rule), count in survey.trust.items()),
+        *(
+            (count, f"  trusted: {rule}" if trusted else f"  not trusted: {rule}")
+            for (trusted, rule), count in survey.trust.items()
+        ),
         *((count, f"ignored: {reason}") for reason, count in sorted(survey.ignored.items())),
         *((count, f"bad: {reason}") for reason, count in sorted(survey.bad.items())),
         (survey.blank, "blank"),

@@ -1,4 +1,4 @@
-"""``ciml service``: supervised services."""
+"""``ciml service``: start, stop, resume and watch supervised services."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _EXAMPLES = {
 }
 
 
-class RunOptions(Options):
-    """Options of a supervisor in the foreground.
+class SupervisorOptions(Options):
+    """Options of a supervisor.
 
     Attributes:
       name: Name of the service. [default: its kind]
@@ -50,6 +50,7 @@ class RunOptions(Options):
     flink_rest: str | None = option(metavar="URL")
     workers: str | None = option(metavar="HOST:PORT")
     tied_to: int | None = option(kind=int, hidden=True)
+    #: Time to wait until the service works, in seconds; an option only in the background.
     wait: float = 0.0
 
 
@@ -63,8 +64,8 @@ class WaitOptions(Options):
     wait: float = option(3 * MINUTE, "time")
 
 
-class StartOptions(WaitOptions, RunOptions):
-    """Options of the start of a service."""
+class BackgroundOptions(WaitOptions, SupervisorOptions):
+    """Options of a supervisor in the background."""
 
 
 def _command_of(kind: str, *, foreground: bool) -> click.Command:
@@ -73,7 +74,7 @@ def _command_of(kind: str, *, foreground: bool) -> click.Command:
     options = options_of(kind)
     classes = {
         "service": options,
-        "how": RunOptions if foreground else StartOptions,
+        "supervisor": SupervisorOptions if foreground else BackgroundOptions,
         "running": OnEngine if options.pipeline else Foreground,
     }
     example = f"Example:\n  ciml service {verb} {kind} {_EXAMPLES[kind]}"
@@ -81,42 +82,46 @@ def _command_of(kind: str, *, foreground: bool) -> click.Command:
     return command_of(kind, partial(_start, kind, foreground), classes, help=text)
 
 
-def _start(kind: str, foreground: bool, service: ServiceOptions, how: RunOptions, running: Foreground) -> int:
+def _start(
+    kind: str, foreground: bool, service: ServiceOptions, supervisor: SupervisorOptions, running: Foreground
+) -> int:
+    """Start a service, and record its options and environment for later starts; return the exit code."""
     from ciml.engines import processes, state
     from ciml.engines.environment import record_environment
     from ciml.services import control
-    from ciml.services.files import ServiceFiles, with_present_addresses
-    from ciml.services.files import StartOptions as Start
+    from ciml.services.files import ServiceFiles, StartOptions, with_present_addresses
 
     ctx = click.get_current_context()
     home = home_of(ctx)
     s3 = state.read(home).get("s3")
     local_s3 = s3 is not None and os.environ.get("AWS_ENDPOINT_URL_S3") == s3.address
     environment, secret_variables = record_environment(os.environ)
-    if local_s3:  # whose credentials are no secrets
+    if local_s3:  # the credentials of the local S3 are no secrets
         secret_variables = ()
     engine = running.engine if isinstance(running, OnEngine) else None
-    named = bool(how.flink_rest or how.workers or (engine is not None and engine.named))
-    options = Start(
+    is_named = bool(supervisor.flink_rest or supervisor.workers or (engine is not None and engine.named))
+    options = StartOptions(
         service,
         engine.name if engine is not None else "",
         jobs=(engine.job_endpoint if engine is not None else "") or "",
-        rest=(how.flink_rest or "").rstrip("/"),
-        workers=how.workers or "",
-        parallelism=how.parallelism,
+        rest=(supervisor.flink_rest or "").rstrip("/"),
+        workers=supervisor.workers or "",
+        parallelism=supervisor.parallelism,
         beam=running.beam_options,
         local_kafka=_by_default(ctx, "kafka"),
-        local_flink=engine is not None and engine.name == "flink" and not named,
+        local_flink=engine is not None and engine.name == "flink" and not is_named,
         local_s3=local_s3,
         local_models=_by_default(ctx, "server"),
         environment=environment,
         secret_variables=secret_variables,
-        tied=(how.tied_to, processes.start_time(how.tied_to)) if how.tied_to else None,
+        tied=(supervisor.tied_to, processes.start_time(supervisor.tied_to)) if supervisor.tied_to else None,
         metrics_port=running.metrics_port,
         metrics_address=running.metrics_address,
     )
-    files = ServiceFiles(home, how.name or kind)
-    return control.start(files, with_present_addresses(home, options), how.wait, click.echo, foreground=foreground)
+    files = ServiceFiles(home, supervisor.name or kind)
+    return control.start(
+        files, with_present_addresses(home, options), supervisor.wait, click.echo, foreground=foreground
+    )
 
 
 def _by_default(ctx: click.Context, name: str) -> bool:

@@ -18,13 +18,12 @@ from ciml.training.evaluation.text import fold_lines, other_lines, result_lines
 
 if TYPE_CHECKING:
     from ciml.pipelines.sweep import Swept
-    from ciml.training.experiments.trials import Trial
 
 #: Rows of a printed table; the page and the CSV have all.
 _MOST_ROWS = 20
 
 
-def _facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+def _split_facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip())) if value else ()
 
 
@@ -49,7 +48,7 @@ class TrainOptions(S3Environment, Json, LearnOptions, Data):
     estimators: tuple[str, ...] = repeated(metavar="NAME")
     eval_datasets: tuple[str, ...] = repeated(metavar="NAME")
     folds: int | None = option(kind=click.IntRange(2), flags="--cross-validate", metavar="FOLDS")
-    hold_out: tuple[str, ...] = option((), _facts, metavar="FACT[,FACT…]")
+    hold_out: tuple[str, ...] = option((), _split_facts, metavar="FACT[,FACT…]")
     tensorboard: Path | None = option(kind=click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
     gpu: bool = flag("--gpu/--no-gpu", hidden=True)
     debug: bool | None = flag("--debug/--no-debug", default=None, hidden=True)
@@ -100,21 +99,16 @@ def train(options: TrainOptions) -> None:
         with progress_bar(f"training {experiment.name}") as progress:
             trial = Trial(data.experiments, experiment, examples, options.tensorboard, progress)
             if folds is not None:
-                results = [trial.cross_validate(folds, options.hold_out, progress)]
+                results = [(*trial.cross_validate(folds, options.hold_out, progress), fold_lines)]
             else:
-                results = [trial.run(), *map(trial.run_on, others)]
-        for number, (result, new) in enumerate(results):
-            lines = fold_lines if folds is not None else other_lines if number else result_lines
-            _show(trial, result, new, options.json, lines(result))
-
-
-def _show(trial: Trial, result: dict[str, Any], new: bool, as_json: bool, lines: list[str]) -> None:
-    if as_json:
-        click.echo(json.dumps(result, sort_keys=True))
-        return
-    for line in lines:
-        click.echo(line)
-    click.echo(f"  {'stored in' if new else 'as it is already in'} {trial.store.url()}")
+                results = [(*trial.run(), result_lines)]
+                results += [(*trial.run_on(other), other_lines) for other in others]
+        for result, is_new, lines_of in results:
+            if options.json:
+                click.echo(json.dumps(result, sort_keys=True))
+                continue
+            click.echo("\n".join(lines_of(result)))
+            click.echo(f"  {'stored in' if is_new else 'as it is already in'} {trial.store.url()}")
 
 
 class SweepOptions(TargetData, S3Environment, Json, LearnOptions):
@@ -168,14 +162,14 @@ def sweep(options: SweepOptions) -> None:
     output = open_store(options.output or f"{definition.name}-sweep")
     page = save(output, sweep_page(swept), {"trials.csv": csv_of(swept)})
     if options.json:
-        click.echo(canonical_json(_json(swept)))
+        click.echo(canonical_json(_sweep_json(swept)))
         return
     _show_sweep(swept)
     _print_best(swept, options.best, options.target_data_path or options.data_path)
     click.echo(page)
 
 
-def _json(swept: Swept) -> dict[str, Any]:
+def _sweep_json(swept: Swept) -> dict[str, Any]:
     from ciml.reports.sweeps import complete, question_name, questions
 
     return {
