@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -76,10 +76,10 @@ def read_runs(
         runs = pack.read(store, indices, columns)
         return {index: runs[number] for number, index in indices.items()}
 
-    for folder_runs in _read_folders(store, folders, read, threads):
-        for pack_tables in folder_runs.by_pack:
+    for tables_by_pack, others in _read_folders(store, folders, read, threads):
+        for pack_tables in tables_by_pack:
             tables |= pack_tables
-        singles += folder_runs.others
+        singles += others
     for index, table in zip(
         singles, _ahead(lambda index: _find(store, paths[index], columns), singles, threads), strict=True
     ):
@@ -132,9 +132,9 @@ def read_joined(
             _check_rows(store, files[index], count)
         return joined
 
-    for folder_runs in _read_folders(store, folders, join, threads):
-        yield from folder_runs.by_pack
-        singles += folder_runs.others
+    for joined_by_pack, others in _read_folders(store, folders, join, threads):
+        yield from joined_by_pack
+        singles += others
     for start in range(0, len(singles), _OBJECTS):
         part = singles[start : start + _OBJECTS]
         tables = read_runs(store, [files[index] for index in part], columns=columns, threads=threads)
@@ -306,20 +306,13 @@ def _by_folder(paths: Iterable[str]) -> tuple[dict[str, list[_RequestedRun]], li
     return folders, others
 
 
-class _FolderRuns(NamedTuple, Generic[T]):
-    """The runs of a folder: what was read from each pack, and the indices of the runs that are in no pack."""
-
-    by_pack: list[T]
-    others: list[int]
-
-
 def _read_folders(
     store: Store,
     folders: Mapping[str, Sequence[_RequestedRun]],
     read: Callable[[OpenPack, Mapping[int, int]], T],
     threads: int,
-) -> Iterator[_FolderRuns[T]]:
-    """Read the packed runs of folders, in order.
+) -> Iterator[tuple[list[T], list[int]]]:
+    """Yield for each folder what was read from each pack, and the indices of the runs that are in no pack.
 
     Args:
       store: the raw store.
@@ -328,7 +321,7 @@ def _read_folders(
       threads: number of reading threads.
     """
 
-    def read_folder(folder: str) -> _FolderRuns[T]:
+    def read_folder(folder: str) -> tuple[list[T], list[int]]:
         packs = _packs_of(store, folder)
         others: list[int] = []
         by_pack: dict[OpenPack, dict[int, int]] = {}
@@ -344,7 +337,7 @@ def _read_folders(
                 results.append(read(pack, indices))
             except FileNotFoundError:  # replaced meanwhile: each run is searched for
                 others += indices.values()
-        return _FolderRuns(results, others)
+        return results, others
 
     return _ahead(read_folder, folders, threads)
 

@@ -47,7 +47,7 @@ class TimedStore(LocalStore):
         self.before("create", path)
         made = super().create(path, data)
         if made:
-            os.utime(self._path(path), (self.clock(), self.clock()))
+            os.utime(self._file(path), (self.clock(), self.clock()))
         self.after("create", path)
         return made
 
