@@ -156,7 +156,7 @@ def _value_anomalies(table: pa.Table) -> Iterator[Anomaly]:
     values = batch.to_tensor(null_to_nan=True).to_numpy()
     nulls = np.count_nonzero(np.isnan(values), axis=0).tolist()
     negatives = np.count_nonzero(values < 0, axis=0).tolist()
-    for name, null_count, negative_count in zip(names, nulls, negatives, strict=True):
+    for name, null_count, negative_count in zip(names, nulls, negatives):
         if null_count:
             yield Anomaly("nulls", name, null_count, null_count / table.num_rows)
         if negative_count:
