@@ -29,8 +29,8 @@ from ciml.serving.registry import STABLE, Decision
 from ciml.storage import LocalStore, Store
 from ciml.storage.json_files import seal
 from ciml.training.data.analysis_cache import AnalysisCache
-from ciml.training.data.materialise import RECORDS_FOLDER, materialise
-from ciml.training.data.snapshot import Snapshot, make_snapshot, write_snapshot
+from ciml.training.data.materialise import materialise
+from ciml.training.data.snapshot import RECORDS_FOLDER, Snapshot, make_snapshot, write_snapshot
 from ciml.training.estimators import check_use
 from ciml.training.evaluation.candidate import Champion
 from ciml.training.evaluation.gate import GatePolicy, decide

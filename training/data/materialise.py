@@ -16,10 +16,8 @@ from typing import Any
 from ciml.errors import IntegrityError
 from ciml.storage import Store
 from ciml.training.data.analysis_cache import AnalysisCache
-from ciml.training.data.snapshot import ROLES, Role, Snapshot, no_training_runs
+from ciml.training.data.snapshot import RECORDS_FOLDER, ROLES, TRANSFORM_FOLDER, Role, Snapshot, no_training_runs
 
-TRANSFORM_FOLDER = "transform"
-RECORDS_FOLDER = "records"
 _MANIFEST = "materialised.json"
 
 
@@ -95,19 +93,8 @@ def is_materialised(folder: Path) -> bool:
     return (folder / _MANIFEST).is_file()
 
 
-def shard_name(role: Role, first: int, rows: int) -> str:
-    """Return the file name of some rows of a role. It follows from the rows, so a retried bundle overwrites the file.
-
-    Args:
-      role: of the rows.
-      first: the lowest ordinal of the rows.
-      rows: their number.
-    """
-    return f"{role}/{first:09d}-{rows}.tfrecord"
-
-
 def _shards(folder: Path) -> dict[Role, dict[str, int]]:
-    """Return the number of rows of each file by role and name; see `shard_name`."""
+    """Return the number of rows of each file by role and name; see `ciml.training.data.snapshot.shard_name`."""
     rows: dict[Role, dict[str, int]] = {role: {} for role in ROLES}
     for role in ROLES:
         for path in (folder / role).glob("*.tfrecord"):

@@ -42,8 +42,7 @@ from ciml.training.data.examples import (  # noqa: E402
     file_tasks,
     read_rows,
 )
-from ciml.training.data.materialise import RECORDS_FOLDER, TRANSFORM_FOLDER, shard_name  # noqa: E402
-from ciml.training.data.snapshot import ROLES, Role, Snapshot  # noqa: E402
+from ciml.training.data.snapshot import RECORDS_FOLDER, ROLES, TRANSFORM_FOLDER, Role, Snapshot, shard_name  # noqa: E402
 from ciml.training.normalise import normalise, transform_digest  # noqa: E402
 from ciml.transforms.guard import keep_error, kept_error  # noqa: E402
 

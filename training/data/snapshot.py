@@ -32,6 +32,9 @@ from ciml.trust import TrustPolicy, evaluate
 
 Role = Literal["train", "dev", "test"]
 ROLES: tuple[Role, ...] = ("train", "dev", "test")
+#: The folders of a materialised snapshot: the transform, and the normalised examples.
+TRANSFORM_FOLDER = "transform"
+RECORDS_FOLDER = "records"
 
 #: Weights of train, and of dev taken from train, if a definition gives dev no weight.
 _DEV_FROM_TRAIN = (17, 3, 0)
@@ -274,3 +277,14 @@ def no_training_runs(snapshot: Snapshot, test_runs: int) -> NoTrainingDataError:
     message = f"data set {snapshot.dataset!r} has no training runs: {counts}"
     remedy = "; ciml trust check shows why, and --trust-policy FILE or CIML_TRUST_POLICY names another policy"
     return NoTrainingDataError(message + remedy if untrusted else message)
+
+
+def shard_name(role: Role, first: int, rows: int) -> str:
+    """Return the file name of some rows of a role. It follows from the rows, so a retried bundle overwrites the file.
+
+    Args:
+      role: of the rows.
+      first: the lowest ordinal of the rows.
+      rows: their number.
+    """
+    return f"{role}/{first:09d}-{rows}.tfrecord"
