@@ -300,7 +300,7 @@ class KeepRun(beam.DoFn):
         parts = [unpack(packed) for packed in (*older.read(), *state.newer)]
         if parts:
             Metrics.counter(METRICS, "runs_made_anew").inc()
-        return LiveRun.again(state.run_id, parts, self._config.datasets, self._config.policy)
+        return LiveRun.rebuild(state.run_id, parts, self._config.datasets, self._config.policy)
 
     def _close(
         self, standing: Standing, run: LiveRun | None, state: RunState, older: Any, now_s: float
@@ -310,14 +310,14 @@ class KeepRun(beam.DoFn):
         outgoing = list(self._messages.of(run, standing))
         Metrics.counter(METRICS, f"runs.{standing}").inc()
         older.clear()
-        state.is_over(standing, run.seen, now_s)
+        state.close(standing, run.seen, now_s)
         return outgoing
 
     def _give_up(self, part: Part, rejected: RejectedInput, state: RunState, older: Any, now_s: float) -> list[ToSend]:
         """Abandon a run whose windows raise an exception; return its dead letter, which names the last part."""
         Metrics.counter(METRICS, "runs.failed").inc()
         older.clear()
-        state.is_over("failed", {}, now_s)
+        state.close("failed", {}, now_s)
         return [self._messages.late(state.run_id, part, rejected)]
 
 

@@ -38,7 +38,8 @@ from ciml.training.estimators import Rows, fit, inputs_for
 from ciml.training.evaluation.baselines import predict_by
 from ciml.training.experiment import Experiment, load_experiment
 from ciml.training.normalise import Normalisation
-from ciml.transforms.examples.prepare import prepare_many, profiles_of, run_means
+from ciml.transforms.examples.context import profiles_of
+from ciml.transforms.examples.prepare import prepare_many, run_means
 from ciml.transforms.parse.logs import Log, parse_logs
 from ciml.transforms.profiles import Profiles, make_profiles
 from ciml.verdict_rules import UNKNOWN, make_verdict

@@ -5,7 +5,7 @@ of columns and of classes. From then on a run with a missing column or an unknow
 Later runs never change the shape of an example. A model contains the resolved definition in its assets.
 
 A definition can ask for kinds of context (`Context`): facts of a run next to its telemetry, which are equal in all
-windows of the run. `ciml.transforms.examples.prepare` computes their values.
+windows of the run. `ciml.transforms.examples.context` computes their values.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Drift of counts: the mix of jobs, providers, flavours and classes; new and lost groups and columns."""
+"""Detect drift of counts: the mix of jobs, providers, flavours and classes; new and lost groups and columns.
+
+The tests of columns and groups are exact, so they have no minimum of runs.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ import numpy as np
 from ciml.transforms.drift.detect import Measure, Part, Sides
 from ciml.transforms.drift.statistics import Cell
 
-_EXPECTED = 5.0  # runs in a category of the chi-squared test; rarer ones are pooled
+#: Expected runs in a category of the chi-squared test; rarer categories are pooled.
+_MIN_EXPECTED = 5.0
 
-#: Number of runs of a (job, provider) by their columns, in log order.
+#: Number of runs by job, provider, and their columns in log order.
 Columns = Mapping[tuple[str, str, tuple[str, ...]], int]
 
 
@@ -28,7 +32,7 @@ def add_columns(parts: Iterable[Columns]) -> Columns:
 
 def columns_to_json(columns: Columns) -> dict[str, Any]:
     """Encode each tuple of columns once, with its number of runs by job and provider."""
-    layouts = sorted({layout for *_, layout in columns})
+    layouts = sorted({layout for _, _, layout in columns})
     groups = [[job, provider, layouts.index(layout), runs] for (job, provider, layout), runs in sorted(columns.items())]
     return {"layouts": [list(layout) for layout in layouts], "groups": groups}
 
@@ -54,26 +58,26 @@ class Presence:
     @classmethod
     def of(cls, before: Columns, after: Columns) -> Presence:
         cells = tuple(sorted({Cell(job, provider, "", "") for job, provider, _ in (*before, *after)}))
-        number = {cell[:2]: index for index, cell in enumerate(cells)}
-        names = dict.fromkeys(name for *_, layout in (*before, *after) for name in layout)
-        counts = {name: (np.zeros(len(cells), np.int64), np.zeros(len(cells), np.int64)) for name in names}
-        runs = np.zeros(len(cells), np.int64), np.zeros(len(cells), np.int64)
-        for side, columns in enumerate((before, after)):
-            for (job, provider, layout), runs_by_column in columns.items():
-                cell_index = number[job, provider]
-                runs[side][cell_index] += runs_by_column
+        number = {(cell.build_name, cell.provider): index for index, cell in enumerate(cells)}
+        names = dict.fromkeys(name for _, _, layout in (*before, *after) for name in layout)
+        columns = {name: (np.zeros(len(cells), np.int64), np.zeros(len(cells), np.int64)) for name in names}
+        totals = np.zeros(len(cells), np.int64), np.zeros(len(cells), np.int64)
+        for side, counts in enumerate((before, after)):
+            for (job, provider, layout), runs in counts.items():
+                cell = number[job, provider]
+                totals[side][cell] += runs
                 for name in layout:
-                    counts[name][side][cell_index] += runs_by_column
-        return cls(Sides(cells, *runs), counts)
+                    columns[name][side][cell] += runs
+        return cls(Sides(cells, *totals), columns)
 
     def varies(self, name: str, part: Part) -> bool:
-        """Return whether in some cell of a slice only some runs have the column: else it cannot have drifted."""
+        """Return whether only some runs of a cell in the slice have the column; otherwise it cannot have drifted."""
         have = np.add(*self.columns[name])
         runs = self.sides.before + self.sides.after
         return bool(((have > 0) & (have < runs) & part.cells).any())
 
     def measure(self, name: str, parts: Sequence[Part]) -> list[Measure]:
-        """Return the share of runs with a column in each of some slices, cells weighted alike.
+        """Measure the share of runs with a column in each of some slices, cells equally weighted on both sides.
 
         p is exact: the probability of this many in ``after`` if runs with the column are drawn at random in each cell.
         """
@@ -96,25 +100,25 @@ def exact_p(before: np.ndarray, after: np.ndarray, had: np.ndarray, has: np.ndar
 
     Args:
       before, after: runs of each stratum on each side, int64 [n].
-      had, has: number of them with the column.
+      had, has: number of these with the column, before and after.
     """
     from scipy.stats import hypergeom
 
-    pmf = np.ones(1)
-    low = 0
     have = had + has
     runs = before + after
-    open_ones = (have > 0) & (have < runs)
-    for n, m, k in zip(before[open_ones].tolist(), after[open_ones].tolist(), have[open_ones].tolist(), strict=True):
-        least = max(0, k - n)
-        pmf = np.convolve(pmf, hypergeom.pmf(np.arange(least, min(k, m) + 1), n + m, k, m))
-        low += least
-    index = int(has[open_ones].sum()) - low
+    is_open = (have > 0) & (have < runs)  # in other strata, every assignment is the same
+    pmf = np.ones(1)  # of the number with the column in ``after``, minus ``least``
+    least = 0
+    for n, m, k in zip(before[is_open].tolist(), after[is_open].tolist(), have[is_open].tolist(), strict=True):
+        stratum_least = max(0, k - n)
+        pmf = np.convolve(pmf, hypergeom.pmf(np.arange(stratum_least, min(k, m) + 1), n + m, k, m))
+        least += stratum_least
+    index = int(has[is_open].sum()) - least
     return min(1.0, 2.0 * float(min(pmf[: index + 1].sum(), pmf[index:].sum())))
 
 
 class Mix(NamedTuple):
-    """The shares of categories, before and after. ``grown`` is the one that grew most."""
+    """A comparison of the shares of categories. ``grown`` is the one that grew most, with its shares."""
 
     psi: float
     p: float
@@ -135,20 +139,21 @@ def mix_of(before: Mapping[str, int], after: Mapping[str, int]) -> Mix | None:
     runs = table.sum(axis=1)
     if len(names) < 2 or not runs.all():
         return None
-    share = table / runs[:, None]
-    index = int((share[1] - share[0]).argmax())
-    rare = table.sum(axis=0) * runs.min() / runs.sum() < _EXPECTED
-    if rare.sum() > 1:
-        table = np.concatenate([table[:, ~rare], table[:, rare].sum(axis=1, keepdims=True)], axis=1)
+    shares = table / runs[:, None]
+    grown = int((shares[1] - shares[0]).argmax())
+    is_rare = table.sum(axis=0) * runs.min() / runs.sum() < _MIN_EXPECTED
+    if is_rare.sum() > 1:
+        table = np.concatenate([table[:, ~is_rare], table[:, is_rare].sum(axis=1, keepdims=True)], axis=1)
     if table.shape[1] < 2:
         return None
     p, q = (table + 0.5) / (runs + 0.5 * table.shape[1])[:, None]
+    psi = float(np.sum((q - p) * np.log(q / p)))
     chance = float(chi2_contingency(table, correction=False).pvalue)
-    return Mix(float(np.sum((q - p) * np.log(q / p))), chance, names[index], share[0, index], share[1, index])
+    return Mix(psi, chance, names[grown], shares[0, grown], shares[1, grown])
 
 
 class Group(NamedTuple):
-    """A job, provider, flavour or class that one side lacks. ``p``: probability of this by chance."""
+    """A job, provider, flavour or class that one side lacks, its runs, and the probability of this by chance."""
 
     name: str
     before: int
@@ -157,16 +162,16 @@ class Group(NamedTuple):
 
 
 def one_sided(before: Mapping[str, int], after: Mapping[str, int]) -> list[Group]:
-    """Return the categories that only one side has."""
+    """Return the categories that only one side has, by name."""
     from scipy.stats import hypergeom
 
     n = sum(before.values())
     m = sum(after.values())
-    values = []
+    groups = []
     for name in sorted(before.keys() ^ after.keys()):
         had = before.get(name, 0)
         has = after.get(name, 0)
         runs = had + has
         side = m if has else n
-        values.append(Group(name, had, has, float(hypergeom.pmf(runs, n + m, runs, side))))
-    return values
+        groups.append(Group(name, had, has, float(hypergeom.pmf(runs, n + m, runs, side))))
+    return groups

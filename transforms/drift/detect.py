@@ -1,15 +1,15 @@
-"""Drift between two sets of examples: which features drifted, where, and by how much.
+"""Detect drift between two sets of examples: which features drifted, where, and by how much.
 
 A *slice* is all runs, those of a job, of a provider, or of a job on a provider. Within a slice both sides are weighted
-equally by cell (job, provider, flavour, class), so a changed mix of runs has no effect here. The comparison uses the
-rank of a run among the N = r + c runs of its cell, r before and c after. Without drift, the distance of the two
-distributions of ranks has a variance proportional to N² / (r·c·(N - 1)). A cell is weighted by its inverse, at which
-cells of any sizes together have the most power. So the two-sample tests are unchanged, with the sum H of the weights as
-their size, which for one cell is about r·c / (r + c). A cell that one side lacks has no weight.
+equally by *cell* (job, provider, flavour, class), so a changed mix of runs has no effect here.
 
-PSI measures how much a distribution drifted, KS whether that is significant. A finding needs both.
+The comparison uses the rank of a run among the N = r + c runs of its cell, r before and c after. Without drift, the
+distance of the two distributions of ranks has a variance proportional to N² / (r·c·(N - 1)). A cell is weighted by the
+inverse of that, at which cells of any sizes together have the most power. So the usual two-sample tests apply, with the
+sum H of the weights as their size; for one cell, H is about r·c / (r + c).
 
-Changes of unit: a distribution that became a well-known multiple of itself with the same shape.
+PSI measures how much a distribution drifted, KS whether that is significant. A finding needs both. `unit_of` recognises
+a change of unit: the distribution became a well-known multiple of itself, with the same shape.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ciml.transforms.drift.statistics import Cell, Series, Statistics, middles
+from ciml.transforms.drift.statistics import Cell, Statistics, middles
 
+#: Limit of reported slices per feature.
+_MAX_SLICES = 20
+#: Minimum of runs per bin of PSI, unless there are only three bins.
+_BIN_RUNS = 10
 #: Factors between units, and their names. Those of 1000 and 1024 are too close to be distinguished.
 _FACTORS = {
     8.0: "8",
@@ -36,75 +40,18 @@ _FACTORS = {
     1e6 * 1.024: "1000² or 1024²",
     1e9 * math.sqrt(1.024**3): "1000³ or 1024³",
 }
-_SLACK = 0.05  # relative difference within which values are equal: covers the named factors and a bucket
-_BETTER = 3.0  # so many times closer than before
-_ALPHA = 0.01
-_NEAR = 0.1  # or this close, for any number of runs: a change of unit rarely comes alone
-_QUANTILES = np.array(
-    [0.25, 0.5, 0.75]
-)  # of values other than 0; each must be multiplied by the factor if the shape is unchanged
-_EXPONENT = 0.1  # ± a tenth of the factor's logarithm: 6.5 to 9.9 for 8, 520 to 1960 for 1000 or 1024
-
-
-class Unit(NamedTuple):
-    """``factor`` is the median of the quantiles' ratios; ``name`` is the nearest known one, with ``÷`` or ``×``."""
-
-    factor: float
-    name: str
-
-
-def unit_of(values: np.ndarray, before: np.ndarray, after: np.ndarray, weight: float) -> Unit | None:
-    """Detect whether ``after`` is ``before`` in another unit.
-
-    Args:
-      values: float64 [K] ascending.
-      before, after: their shares on each side.
-      weight: the size of the comparison, `ciml.transforms.drift.detect.Measure.weight`.
-
-    Returns:
-      The best fitting factor, if the two then match like samples of one distribution; else None.
-    """
-    was = _distance(values, before, after, 1.0)
-    ratios = _ratios(values, before, after)
-    scales = []
-    for size, name in _FACTORS.items():
-        for factor, sign in ((size, "×"), (1 / size, "÷")):
-            if ratios.size and np.abs(np.log(ratios / factor)).max() <= _EXPONENT * math.log(size):
-                scales.append((_distance(values, before, after, factor), f"{sign} {name}"))
-    if not scales:
-        return None
-    distance, name = min(scales)
-    alike = distance <= _NEAR or float(ks_p(np.array([distance]), np.array([weight]))[0]) > _ALPHA
-    return Unit(float(np.median(ratios)), name) if alike and distance * _BETTER <= was else None
-
-
-def _ratios(values: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return the ratio of each quantile, float64; none where a sign changed."""
-    quantiles = []
-    for shares in (before, after):
-        below = np.cumsum(np.where(values == 0, 0.0, shares))
-        quantiles.append(values[np.minimum(np.searchsorted(below, _QUANTILES * below[-1:]), values.size - 1)])
-    old, new = quantiles
-    if (old * new <= 0).any():
-        return np.zeros(0)
-    ratios: np.ndarray = new / old
-    return ratios
-
-
-def _distance(values: np.ndarray, before: np.ndarray, after: np.ndarray, factor: float) -> float:
-    """Return the KS distance of ``before`` times ``factor`` from ``after``; values within the slack are equal."""
-    scaled = values * factor
-    return max(_excess(scaled, before, values, after), _excess(values, after, scaled, before))
-
-
-def _excess(x: np.ndarray, p: np.ndarray, y: np.ndarray, q: np.ndarray) -> float:
-    """Return the largest excess of cumulative ``p`` over ``q``, with ``q`` evaluated beyond the slack."""
-    reach = np.concatenate([[0.0], np.cumsum(q)])[np.searchsorted(y, x + _SLACK * np.abs(x), side="right")]
-    return float((np.cumsum(p) - reach).max(initial=0.0))
-
-
-_ROUNDS = 20  # limit of slices per feature
-_BIN_RUNS = 10  # minimum of runs per bin of PSI, while there are three bins
+#: A change of unit must make the distributions so many times closer.
+_MIN_IMPROVEMENT = 3.0
+#: Then they must pass a test with this probability, or be this close for any number of runs: a change of unit rarely
+#: comes alone.
+_UNIT_ALPHA = 0.01
+_UNIT_DISTANCE = 0.1
+#: Relative difference of equal values: it covers factors with the same name and the width of a bucket.
+_SLACK = 0.05
+#: Quantiles of the values other than 0. With an unchanged shape, each is multiplied by the factor.
+_QUANTILES = np.array([0.25, 0.5, 0.75])
+#: Tolerance of their ratios, as a share of the factor's logarithm: 6.5 to 9.9 for 8, 520 to 1960 for 1000 or 1024.
+_RATIO_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +74,7 @@ class DriftPolicy:
 
 
 class Slice(NamedTuple):
-    """The runs of a job on a provider; None means all of them."""
+    """The runs of a job on a provider; None means all jobs or all providers."""
 
     build_name: str | None = None
     provider: str | None = None
@@ -164,7 +111,7 @@ class Measure(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sides:
-    """Two statistics over one list of cells: runs before and after, int64 [C] each."""
+    """The runs of both sides by cell, int64 [C] before and after."""
 
     cells: tuple[Cell, ...]
     before: np.ndarray
@@ -183,30 +130,38 @@ class Sides:
 
     @property
     def weights(self) -> np.ndarray:
-        """float64 [C]: r·c·(N - 1) / N² for r runs before and c after, N together; 0 for a cell of one side."""
+        """The weights of cells, float64 [C]; 0 for a cell of one side only."""
         both = np.maximum(self.before + self.after, 1)
         weights: np.ndarray = self.before * self.after * (both - 1) / both**2
         return weights
 
 
+class Entries(NamedTuple):
+    """K values of one side: int64 [K] cell, position in `Pair.values`, and number of runs."""
+
+    cell: np.ndarray
+    position: np.ndarray
+    runs: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A series on both sides: for each of K entries its cell, its index in ``values`` (ascending), and its runs."""
+    """A series on both sides: its distinct values, float64 ascending, and which runs have them."""
 
     values: np.ndarray
-    before: tuple[np.ndarray, np.ndarray, np.ndarray]
-    after: tuple[np.ndarray, np.ndarray, np.ndarray]
+    before: Entries
+    after: Entries
 
     @classmethod
     def of(cls, sides: Sides, before: Statistics, after: Statistics, name: str) -> Pair:
+        buckets = np.unique(np.concatenate([side.series[name].bucket for side in (before, after)]))
         number = {cell: index for index, cell in enumerate(sides.cells)}
-        sides_found: list[tuple[Series, np.ndarray]] = []
+        entries = []
         for side in (before, after):
-            index = np.array([number[cell] for cell in side.cells], np.int64)
-            sides_found.append((side.series[name], index[side.series[name].cell]))
-        bucket = np.unique(np.concatenate([series.bucket for series, _ in sides_found]))
-        entries = [(cell, np.searchsorted(bucket, series.bucket), series.runs) for series, cell in sides_found]
-        return cls(middles(bucket), *entries)
+            series = side.series[name]
+            cells = np.array([number[cell] for cell in side.cells], np.int64)
+            entries.append(Entries(cells[series.cell], np.searchsorted(buckets, series.bucket), series.runs))
+        return cls(middles(buckets), *entries)
 
     @cached_property
     def ranked(self) -> Pair:
@@ -216,19 +171,15 @@ class Pair:
         values can be compared together: a small drift in each of them shifts all of the ranks.
         """
         size = self.values.size
-        keys, inverse = np.unique(
-            np.concatenate([cell * size + positions for cell, positions, _ in (self.before, self.after)]),
-            return_inverse=True,
-        )
-        runs = np.bincount(inverse, np.concatenate([self.before[2], self.after[2]]), keys.size)
+        keys_of_sides = [side.cell * size + side.position for side in (self.before, self.after)]
+        keys, inverse = np.unique(np.concatenate(keys_of_sides), return_inverse=True)
+        runs = np.bincount(inverse, np.concatenate([self.before.runs, self.after.runs]), keys.size)
         cell = keys // size if size else keys
         below = np.cumsum(runs) - runs
         rank = (below - below[np.searchsorted(cell, cell)] + runs / 2) / np.bincount(cell, runs)[cell]
         levels, level = np.unique(rank, return_inverse=True)
-        first = self.before[0].size
-        ranks = level[inverse[:first]], level[inverse[first:]]
-        sides = zip((self.before, self.after), ranks, strict=True)
-        return Pair(levels, *((cells, positions, weights) for (cells, _, weights), positions in sides))
+        before, after = np.split(level[inverse], [self.before.cell.size])
+        return Pair(levels, self.before._replace(position=before), self.after._replace(position=after))
 
 
 def parts_of(sides: Sides, min_runs: int) -> tuple[list[Part], list[Slice]]:
@@ -236,43 +187,44 @@ def parts_of(sides: Sides, min_runs: int) -> tuple[list[Part], list[Slice]]:
 
     A slice with the same runs as a wider one is left out, as is one with runs of one side only.
     """
-    shared = (sides.before > 0) & (sides.after > 0)
+    is_shared = (sides.before > 0) & (sides.after > 0)
     jobs = np.array([cell.build_name for cell in sides.cells], object)
     providers = np.array([cell.provider for cell in sides.cells], object)
-    shared_cells = [cell for cell, both in zip(sides.cells, shared, strict=True) if both]
+    shared_cells = [sides.cells[index] for index in np.flatnonzero(is_shared)]
     slices = [Slice()]
     slices += [Slice(build_name=name) for name in sorted({cell.build_name for cell in shared_cells})]
     slices += [Slice(provider=name) for name in sorted({cell.provider for cell in shared_cells})]
     slices += [Slice(*names) for names in sorted({cell[:2] for cell in shared_cells})]
-    digests: set[bytes] = set()
+    masks: set[bytes] = set()
     parts = []
-    few = []
+    small_slices = []
     for slice_ in slices:
-        cells = shared.copy()
+        cells = is_shared.copy()
         if slice_.build_name is not None:
             cells &= jobs == slice_.build_name
         if slice_.provider is not None:
             cells &= providers == slice_.provider
-        if (key := cells.tobytes()) in digests:
+        mask = cells.tobytes()
+        if mask in masks:
             continue
-        digests.add(key)
+        masks.add(mask)
         part = Part(slice_, cells, int(sides.before[cells].sum()), int(sides.after[cells].sum()))
         if min(part.runs_before, part.runs_after) >= min_runs:
             parts.append(part)
         else:
-            few.append(slice_)
-    return parts, few
+            small_slices.append(slice_)
+    return parts, small_slices
 
 
 def measure_slices(pair: Pair, sides: Sides, parts: Sequence[Part]) -> list[Measure]:
     """Compare the ranks of one series in each of some slices, cells equally weighted on both sides."""
-    rows = []
-    means = []
+    comparisons = []
     for part in parts:
-        before, after = distributions(pair.ranked, sides, part)
-        rows.append((before, after, part.runs_before, part.runs_after, float(sides.weights[part.cells].sum())))
-        means.append([float(shares @ pair.values) for shares in distributions(pair, sides, part)])
-    return _measures(rows, means)
+        shares = distributions(pair, sides, part)
+        weight = float(sides.weights[part.cells].sum())
+        ranks = distributions(pair.ranked, sides, part)
+        comparisons.append(_Comparison(*ranks, part.runs_before, part.runs_after, weight, _means(pair, shares)))
+    return _measure(comparisons)
 
 
 def distributions(pair: Pair, sides: Sides, part: Part) -> tuple[np.ndarray, np.ndarray]:
@@ -291,24 +243,42 @@ def measure_pooled(pair: Pair, sides: Sides) -> Measure:
     m = int(sides.after.sum())
     before = _distribution(pair, pair.before, np.full(len(sides.cells), 1 / max(n, 1)))
     after = _distribution(pair, pair.after, np.full(len(sides.cells), 1 / max(m, 1)))
-    means = [float(before @ pair.values), float(after @ pair.values)]
-    return _measures([(before, after, n, m, n * m / max(n + m, 1))], [means])[0]
+    comparison = _Comparison(before, after, n, m, n * m / max(n + m, 1), _means(pair, (before, after)))
+    return _measure([comparison])[0]
 
 
-def _distribution(pair: Pair, entries: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray) -> np.ndarray:
-    """Return the share of each value, float64 [values], where a run of a cell has weight ``weight`` [C]."""
-    cell, index, runs = entries
-    shares: np.ndarray = np.bincount(index, runs * weight[cell], pair.values.size)
+def _means(pair: Pair, shares: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    before, after = shares
+    return float(before @ pair.values), float(after @ pair.values)
+
+
+def _distribution(pair: Pair, entries: Entries, weight: np.ndarray) -> np.ndarray:
+    """Return the share of each value, float64 [values], if a run of a cell has weight ``weight`` [C]."""
+    shares: np.ndarray = np.bincount(entries.position, entries.runs * weight[entries.cell], pair.values.size)
     return shares
 
 
-def _measures(
-    rows: Sequence[tuple[np.ndarray, np.ndarray, int, int, float]], means: Sequence[Sequence[float]]
-) -> list[Measure]:
-    psi = [psi_of(before, after, n, m, weight) for before, after, n, m, weight in rows]
-    ks = [ks_distance(before, after) for before, after, *_ in rows]
-    p = ks_p(np.array(ks), np.array([weight for *_, weight in rows]))
-    return [Measure(psi[index], ks[index], float(p[index]), row[4], *means[index]) for index, row in enumerate(rows)]
+class _Comparison(NamedTuple):
+    """Two distributions to compare: shares of the same values, numbers of runs, H, and the means of the runs' means."""
+
+    before: np.ndarray
+    after: np.ndarray
+    runs_before: int
+    runs_after: int
+    weight: float
+    means: tuple[float, float]
+
+
+def _measure(comparisons: Sequence[_Comparison]) -> list[Measure]:
+    """Measure comparisons; the p of all are computed in one call."""
+    distances = [ks_distance(comparison.before, comparison.after) for comparison in comparisons]
+    p = ks_p(np.array(distances), np.array([comparison.weight for comparison in comparisons])).tolist()
+    measures = []
+    for comparison, distance, chance in zip(comparisons, distances, p, strict=True):
+        before, after, runs_before, runs_after, weight, means = comparison
+        psi = psi_of(before, after, runs_before, runs_after, weight)
+        measures.append(Measure(psi, distance, chance, weight, *means))
+    return measures
 
 
 def ks_distance(before: np.ndarray, after: np.ndarray) -> float:
@@ -319,7 +289,7 @@ def ks_distance(before: np.ndarray, after: np.ndarray) -> float:
 def ks_p(distance: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Return p of two-sample KS distances by the asymptotic formula of `scipy.stats.ks_2samp`.
 
-    Ties and cells increase it: the test is conservative.
+    Ties and cells increase p, so the test is conservative.
     """
     from scipy.stats import kstwo
 
@@ -336,15 +306,15 @@ def psi_of(before: np.ndarray, after: np.ndarray, runs_before: int, runs_after: 
     """
     bins = int(np.clip(weight // _BIN_RUNS, 3, 10))
     middle = np.cumsum(before) - before / 2
-    bin_ = np.clip((middle * bins).astype(np.int64), 0, bins - 1)
-    used = np.unique(bin_)
-    counts = ((before, runs_before), (after, runs_after))
-    p, q = ((np.bincount(bin_, shares, bins)[used] * runs + 0.5) / (runs + 0.5 * used.size) for shares, runs in counts)
+    bin_of = np.clip((middle * bins).astype(np.int64), 0, bins - 1)
+    used = np.unique(bin_of)
+    p = (np.bincount(bin_of, before, bins)[used] * runs_before + 0.5) / (runs_before + 0.5 * used.size)
+    q = (np.bincount(bin_of, after, bins)[used] * runs_after + 0.5) / (runs_after + 0.5 * used.size)
     return float(np.sum((q - p) * np.log(q / p)))
 
 
 class DriftedSlice(NamedTuple):
-    """A slice with drift. ``rest``: without the runs of slices reported before."""
+    """A slice with drift. ``rest``: without the runs of slices that were reported before."""
 
     part: Part
     measure: Measure
@@ -355,27 +325,26 @@ def drifted_slices(
     parts: Sequence[Part],
     sides: Sides,
     measure: Callable[[Sequence[Part]], list[Measure]],
-    drifted: Callable[[Measure], bool],
+    is_drift: Callable[[Measure], bool],
     min_runs: int,
 ) -> Iterator[DriftedSlice]:
     """Yield the fewest slices that explain the drift.
 
-    The slice with the clearest drift (the largest KS · √H) is reported, its runs are left out, and the rest is examined
-    again: a drifted job is reported once, and not again for its provider and for all runs.
+    The slice with the clearest drift (the largest KS · √H) is reported. Then its runs are left out, and the other runs
+    are examined again. So a drifted job is reported once, and not again for its provider and for all runs.
     """
     remaining = list(parts)
-    for reported in range(_ROUNDS):
-        measured = zip(remaining, measure(remaining), strict=True)
-        drifted_parts = [
-            DriftedSlice(part, slice_measure, reported > 0)
-            for part, slice_measure in measured
-            if drifted(slice_measure)
+    for reported in range(_MAX_SLICES):
+        candidates = [
+            DriftedSlice(part, part_measure, rest=reported > 0)
+            for part, part_measure in zip(remaining, measure(remaining), strict=True)
+            if is_drift(part_measure)
         ]
-        if not drifted_parts:
+        if not candidates:
             return
-        best = max(drifted_parts, key=lambda one: one.measure.ks * one.measure.weight**0.5)
-        yield best
-        remaining = list(_without(remaining, best.part.cells, sides, min_runs))
+        clearest = max(candidates, key=lambda drifted: drifted.measure.ks * drifted.measure.weight**0.5)
+        yield clearest
+        remaining = list(_without(remaining, clearest.part.cells, sides, min_runs))
 
 
 def _without(parts: Sequence[Part], cells: np.ndarray, sides: Sides, min_runs: int) -> Iterator[Part]:
@@ -384,3 +353,66 @@ def _without(parts: Sequence[Part], cells: np.ndarray, sides: Sides, min_runs: i
         runs = int(sides.before[remaining].sum()), int(sides.after[remaining].sum())
         if min(runs) >= min_runs:
             yield Part(part.slice, remaining, *runs)
+
+
+class Unit(NamedTuple):
+    """A change of unit.
+
+    Attributes:
+      factor: as measured, the median of the quantiles' ratios.
+      name: the nearest known factor, with ``×`` or ``÷``.
+    """
+
+    factor: float
+    name: str
+
+
+def unit_of(values: np.ndarray, before: np.ndarray, after: np.ndarray, weight: float) -> Unit | None:
+    """Detect whether ``after`` is ``before`` in another unit.
+
+    Args:
+      values: float64 [K] ascending.
+      before, after: their shares on each side.
+      weight: the size of the comparison, `Measure.weight`.
+
+    Returns:
+      The best fitting factor, if the two then match like samples of one distribution; else None.
+    """
+    ratios = _quantile_ratios(values, before, after)
+    if not ratios.size:
+        return None
+    candidates = []
+    for size, name in _FACTORS.items():
+        for factor, sign in ((size, "×"), (1 / size, "÷")):
+            if np.abs(np.log(ratios / factor)).max() <= _RATIO_TOLERANCE * math.log(size):
+                candidates.append((_distance(values, before, after, factor), f"{sign} {name}"))
+    if not candidates:
+        return None
+    distance, name = min(candidates)
+    is_closer = distance * _MIN_IMPROVEMENT <= _distance(values, before, after, 1.0)
+    p = float(ks_p(np.array([distance]), np.array([weight]))[0])
+    is_equal = distance <= _UNIT_DISTANCE or p > _UNIT_ALPHA
+    return Unit(float(np.median(ratios)), name) if is_closer and is_equal else None
+
+
+def _quantile_ratios(values: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return the ratio of each quantile, float64; an empty array if a sign changed."""
+    quantiles = []
+    for shares in (before, after):
+        cumulative = np.cumsum(np.where(values == 0, 0.0, shares))
+        index = np.searchsorted(cumulative, _QUANTILES * cumulative[-1:])
+        quantiles.append(values[np.minimum(index, values.size - 1)])
+    old, new = quantiles
+    return np.zeros(0) if (old * new <= 0).any() else np.asarray(new / old)
+
+
+def _distance(values: np.ndarray, before: np.ndarray, after: np.ndarray, factor: float) -> float:
+    """Return the KS distance of ``before`` times ``factor`` from ``after``; values within the slack are equal."""
+    scaled = values * factor
+    return max(_excess(scaled, before, values, after), _excess(values, after, scaled, before))
+
+
+def _excess(x: np.ndarray, p: np.ndarray, y: np.ndarray, q: np.ndarray) -> float:
+    """Return the largest excess of cumulative ``p`` over ``q``, with ``q`` evaluated beyond the slack."""
+    reach = np.concatenate([[0.0], np.cumsum(q)])[np.searchsorted(y, x + _SLACK * np.abs(x), side="right")]
+    return float((np.cumsum(p) - reach).max(initial=0.0))

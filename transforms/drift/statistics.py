@@ -1,7 +1,9 @@
 """Statistics of examples: distributions of features by job, provider, flavour and class; small enough to store.
 
-Windows of one run resemble each other, runs do not. So a distribution is one of runs: each counts once, by the mean of
-its own windows, for any length. Count, mean, std, extremes and zeros are of all windows, never of the padding.
+The windows of a run resemble each other, those of different runs do not. So a distribution counts runs: each once, by
+the mean of its windows. Count, mean, std, extremes and zeros are of all windows, without the padding.
+
+A *cell* is the runs with equal job, provider, flavour and class. A *bucket* is a narrow range of means.
 """
 
 from __future__ import annotations
@@ -16,14 +18,21 @@ import pyarrow as pa
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.runs.arrow import plain
 
-#: Number of windows of a run: a series of its own, because jobs that end early or late change it.
+#: The series of the number of windows, which changes if jobs end early or late.
 WINDOWS = "n_windows"
-_SHIFT = 16  # bits of a float32 that a bucket drops: sign, exponent and 7 bits of the mantissa stay
-_SPAN = 1 << 16  # buckets lie within ± half of this
+#: Bits of a float32 that a bucket drops: sign, exponent and 7 bits of the mantissa stay.
+_SHIFT = 16
+#: Number of possible buckets, half of them negative.
+_BUCKETS = 1 << 16
+#: Fields of `Series` with floats, and fields with a value per bucket instead of per cell.
+_FLOAT_FIELDS = ("mean", "std", "minimum", "maximum")
+_DISTRIBUTION_FIELDS = ("cell", "bucket", "runs")
+#: Number of parts that are merged at a time.
+_MERGED_PARTS = 32
 
 
 class Cell(NamedTuple):
-    """Runs with equal job, provider, flavour and class. Unknown ones are ""."""
+    """The runs with equal job, provider, flavour and class; "" for an unknown one."""
 
     build_name: str
     provider: str
@@ -72,7 +81,7 @@ class Statistics:
         return {
             "cells": [[*cell, runs] for cell, runs in zip(self.cells, self.runs.tolist(), strict=True)],
             "series": [
-                {"name": name, **{key: _short(getattr(series, key).tolist()) for key in Series.__slots__}}
+                {"name": name, **{key: _rounded(getattr(series, key).tolist()) for key in Series.__slots__}}
                 for name, series in self.series.items()
             ],
         }
@@ -83,46 +92,6 @@ class Statistics:
         cells = tuple(Cell(*cell[:-1]) for cell in value["cells"])
         series = {entry["name"]: _series_from_json(entry, len(cells)) for entry in value["series"]}
         return cls(cells, np.array([cell[-1] for cell in value["cells"]], np.int64), series)
-
-
-def _short(numbers: list[Any]) -> list[Any]:
-    """Round to nine digits: enough for a float32, and for a mean."""
-    return [float(f"{number:.9g}") if isinstance(number, float) else number for number in numbers]
-
-
-_FLOATS = ("mean", "std", "minimum", "maximum")
-_SKETCH = ("cell", "bucket", "runs")
-
-
-def _series_from_json(value: Mapping[str, Any], cells: int) -> Series:
-    arrays = {
-        key: np.array(value[key], np.float64 if key in _FLOATS else np.int64).reshape(
-            len(value["cell"]) if key in _SKETCH else cells
-        )
-        for key in Series.__slots__
-    }
-    if arrays["cell"].size and not 0 <= arrays["cell"].min() <= arrays["cell"].max() < cells:
-        raise ValueError("the sketch refers to unknown cells")
-    return Series(**arrays)
-
-
-def buckets(values: np.ndarray) -> np.ndarray:
-    """Return the bucket of each value, int64: the same edges for all data, each at most 0.8 % above the previous one.
-
-    A bucket is the upper 16 bits of a float32, in the order of the values. So any distributions can be added, a factor
-    of two shifts a value by whole buckets, and 0 has its own bucket.
-    """
-    magnitude = np.abs(values).astype(np.float32).view(np.int32).astype(np.int64) >> _SHIFT
-    signed: np.ndarray = np.where(values < 0, -magnitude, magnitude)
-    return signed
-
-
-def middles(bucket: np.ndarray) -> np.ndarray:
-    """Return the value in the middle of each bucket, float64; 0 for the bucket of 0."""
-    magnitude = np.abs(bucket)
-    bits = ((magnitude << _SHIFT) + np.where(magnitude > 0, 1 << (_SHIFT - 1), 0)).astype(np.int32)
-    values: np.ndarray = np.where(bucket < 0, -1.0, 1.0) * bits.view(np.float32)
-    return values
 
 
 def columns_needed(resolved: ResolvedDefinition) -> list[str]:
@@ -166,12 +135,16 @@ def _cells(examples: pa.Table) -> tuple[tuple[Cell, ...], np.ndarray]:
 
 
 def _series(values: np.ndarray, n: np.ndarray, cell: np.ndarray, cells: int) -> Series:
-    """Return a series of runs.
+    """Compute the series of runs.
 
-    ``values`` [sum of n] are those of run 0, run 1, …; ``n`` int64 [rows] is 1 or more.
+    Args:
+      values: the values of run 0, run 1, … one after another.
+      n: int64 [runs], number of values of each run, at least 1.
+      cell: int64 [runs], the cell of each run.
+      cells: number of cells.
     """
     if not n.size:
-        return _grouped(Series(*([np.zeros(0, np.int64)] * len(Series.__slots__))), cell, cells)
+        return _group(Series(*([np.zeros(0, np.int64)] * len(Series.__slots__))), cell, cells)
     values = values.astype(np.float64)
     begins = np.cumsum(n) - n
     mean = np.add.reduceat(values, begins) / n
@@ -186,11 +159,11 @@ def _series(values: np.ndarray, n: np.ndarray, cell: np.ndarray, cells: int) -> 
         bucket=buckets(mean),
         runs=np.ones_like(n),
     )
-    return _grouped(runs, cell, cells)
+    return _group(runs, cell, cells)
 
 
-def _grouped(parts: Series, owner: np.ndarray, cells: int) -> Series:
-    """Join the parts of each cell: ``owner`` int64 [parts] is the cell of each; their sketches already refer to it."""
+def _group(parts: Series, owner: np.ndarray, cells: int) -> Series:
+    """Join the parts of each cell. ``owner`` int64 [parts] is their cells, which ``parts.cell`` has already."""
     count = np.bincount(owner, parts.count, cells)
     divisor = np.maximum(count, 1)
     mean = np.bincount(owner, parts.count * parts.mean, cells) / divisor
@@ -199,7 +172,7 @@ def _grouped(parts: Series, owner: np.ndarray, cells: int) -> Series:
     high = np.full(cells, -np.inf)
     np.minimum.at(low, owner, parts.minimum)
     np.maximum.at(high, owner, parts.maximum)
-    keys, inverse = np.unique(parts.cell * _SPAN + parts.bucket + _SPAN // 2, return_inverse=True)
+    keys, inverse = np.unique(parts.cell * _BUCKETS + parts.bucket + _BUCKETS // 2, return_inverse=True)
     return Series(
         count=count.astype(np.int64),
         mean=mean,
@@ -207,41 +180,67 @@ def _grouped(parts: Series, owner: np.ndarray, cells: int) -> Series:
         minimum=low,
         maximum=high,
         zeros=np.bincount(owner, parts.zeros, cells).astype(np.int64),
-        cell=keys // _SPAN,
-        bucket=keys % _SPAN - _SPAN // 2,
+        cell=keys // _BUCKETS,
+        bucket=keys % _BUCKETS - _BUCKETS // 2,
         runs=np.bincount(inverse, parts.runs, keys.size).astype(np.int64),
     )
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:
-    """Merge the statistics of one or more parts with the same series. Only a few are held at a time."""
-    held: list[Statistics] = []
+    """Merge the statistics of one or more parts with the same series. Only a few are in memory at a time."""
+    unmerged: list[Statistics] = []
     for part in parts:
-        held.append(part)
-        if len(held) == _HELD:
-            held = [_merge(held, tuple(part.series))]
-    return held[0] if len(held) == 1 else _merge(held, tuple(held[0].series))
+        unmerged.append(part)
+        if len(unmerged) == _MERGED_PARTS:
+            unmerged = [_merge(unmerged)]
+    return unmerged[0] if len(unmerged) == 1 else _merge(unmerged)
 
 
-_HELD = 32
-
-
-def _merge(parts: Sequence[Statistics], names: Sequence[str]) -> Statistics:
+def _merge(parts: Sequence[Statistics]) -> Statistics:
     cells = tuple(sorted({cell for part in parts for cell in part.cells}))
     number = {cell: index for index, cell in enumerate(cells)}
-    indices = [np.array([number[cell] for cell in part.cells], np.int64) for part in parts]
-    owner = np.concatenate(indices)
+    new_cells = [np.array([number[cell] for cell in part.cells], np.int64) for part in parts]  # by old number
+    owner = np.concatenate(new_cells)
     series = {}
-    for name in names:
-        parts_of_name = [part.series[name] for part in parts]
-        joined = {
-            key: np.concatenate([getattr(part_series, key) for part_series in parts_of_name])
-            for key in Series.__slots__
-            if key != "cell"
-        }
-        sketched = np.concatenate(
-            [index[part_series.cell] for index, part_series in zip(indices, parts_of_name, strict=True)]
-        )
-        series[name] = _grouped(Series(cell=sketched, **joined), owner, len(cells))
+    for name in parts[0].series:
+        part_series = [part.series[name] for part in parts]
+        fields = {key: np.concatenate([getattr(values, key) for values in part_series]) for key in Series.__slots__}
+        fields["cell"] = np.concatenate([new[values.cell] for new, values in zip(new_cells, part_series, strict=True)])
+        series[name] = _group(Series(**fields), owner, len(cells))
     runs = np.bincount(owner, np.concatenate([part.runs for part in parts]), len(cells))
     return Statistics(cells, runs.astype(np.int64), series)
+
+
+def buckets(values: np.ndarray) -> np.ndarray:
+    """Return the bucket of each value, int64: the same edges for all data, each at most 0.8 % above the previous one.
+
+    A bucket is the upper 16 bits of a float32, in the order of the values. So any distributions can be added, a factor
+    of two shifts a value by whole buckets, and 0 has its own bucket.
+    """
+    magnitude = np.abs(values).astype(np.float32).view(np.int32).astype(np.int64) >> _SHIFT
+    signed: np.ndarray = np.where(values < 0, -magnitude, magnitude)
+    return signed
+
+
+def middles(bucket: np.ndarray) -> np.ndarray:
+    """Return the value in the middle of each bucket, float64; 0 for the bucket of 0."""
+    magnitude = np.abs(bucket)
+    bits = ((magnitude << _SHIFT) + np.where(magnitude > 0, 1 << (_SHIFT - 1), 0)).astype(np.int32)
+    values: np.ndarray = np.where(bucket < 0, -1.0, 1.0) * bits.view(np.float32)
+    return values
+
+
+def _rounded(numbers: list[Any]) -> list[Any]:
+    """Round to nine digits: enough for a float32, and for a mean."""
+    return [float(f"{number:.9g}") if isinstance(number, float) else number for number in numbers]
+
+
+def _series_from_json(value: Mapping[str, Any], cells: int) -> Series:
+    arrays = {}
+    for key in Series.__slots__:
+        kind = np.float64 if key in _FLOAT_FIELDS else np.int64
+        size = len(value["cell"]) if key in _DISTRIBUTION_FIELDS else cells
+        arrays[key] = np.array(value[key], kind).reshape(size)
+    if arrays["cell"].size and not 0 <= arrays["cell"].min() <= arrays["cell"].max() < cells:
+        raise ValueError("the distribution refers to unknown cells")
+    return Series(**arrays)

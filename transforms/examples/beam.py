@@ -1,8 +1,12 @@
-"""PTransforms of the functions of data sets."""
+"""Beam transforms that make the examples of spans and write their files.
+
+A *part* is the examples of some runs of a span version. A span version is keyed ``<span>-<version>``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 
 import apache_beam as beam
 import pyarrow as pa
@@ -15,12 +19,12 @@ from ciml.transforms.examples.prepare import Examples, Excluded
 from ciml.transforms.examples.spans import examples_of, guarded_examples, result_path, write_span
 from ciml.transforms.guard import keep_error
 
-#: A part of a span in a pipeline: (span and version, (part number, its Arrow bytes, exclusions)).
-_Part = tuple[str, tuple[int, bytes, list[tuple[str, str, str]]]]
+#: A part between steps: its number in the span, its examples as Arrow IPC, and its exclusions as (run, reason, detail).
+_Part = tuple[int, bytes, list[tuple[str, str, str]]]
 
 
 class MakeExamples(beam.PTransform):
-    """(part number, `SpanPlan`) to examples, keyed by span version: `ciml.transforms.examples.spans.examples_of`."""
+    """(part number, `SpanPlan`) to parts, keyed by span version: `ciml.transforms.examples.spans.examples_of`."""
 
     def __init__(self, raw: Store, resolved: ResolvedDefinition) -> None:
         super().__init__()
@@ -36,11 +40,10 @@ class MakeExamples(beam.PTransform):
 
 
 class WriteSpans(beam.PTransform):
-    """The examples of each span's version to its files: `ciml.transforms.examples.spans.write_span`.
+    """The parts of each span version to its files: `ciml.transforms.examples.spans.write_span`.
 
-    The manifest's record of it goes to ``results`` of the data set's folder, for the caller to commit. All of this may
-    be
-    repeated: files are named by content, and a result holds the same for every writer.
+    The record of a span version is stored below ``results`` of the data set's folder, for the caller to commit. All of
+    this may be repeated: files are named by content, and all writers store the same record.
     """
 
     def __init__(self, root: Store, plans: Sequence[SpanPlan], resolved: ResolvedDefinition, results: str) -> None:
@@ -62,24 +65,20 @@ def _key(plan: SpanPlan) -> str:
     return f"{plan.span}-{plan.version}"
 
 
-def _make(part: tuple[int, SpanPlan], raw: Store, resolved: ResolvedDefinition) -> _Part:
-    number, plan = part
+def _make(numbered: tuple[int, SpanPlan], raw: Store, resolved: ResolvedDefinition) -> tuple[str, _Part]:
+    number, plan = numbered
     with keep_error():
-        examples = guarded_examples(plan, lambda some: examples_of(raw, some, resolved), resolved)
+        examples = guarded_examples(plan, lambda part: examples_of(raw, part, resolved), resolved)
     sink = pa.BufferOutputStream()
-    # mostly padding: compressed, it is a small part of its size in memory
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    options = pa.ipc.IpcWriteOptions(compression="zstd")  # examples are mostly padding
     with pa.ipc.new_stream(sink, examples.table.schema, options=options) as writer:
         writer.write_table(examples.table)
-    return _key(plan), (
-        number,
-        bytes(sink.getvalue()),
-        [(exclusion.run_id, exclusion.reason, exclusion.detail) for exclusion in examples.excluded],
-    )
+    exclusions = [(excluded.run_id, excluded.reason, excluded.detail) for excluded in examples.excluded]
+    return _key(plan), (number, bytes(sink.getvalue()), exclusions)
 
 
 def _write(
-    element: tuple[str, Iterable[tuple[int, bytes, list[tuple[str, str, str]]]]],
+    element: tuple[str, Iterable[_Part]],
     root: Store,
     plans: dict[str, SpanPlan],
     resolved: ResolvedDefinition,
@@ -93,7 +92,7 @@ def _write(
     return path
 
 
-def _read(parts: Iterable[tuple[int, bytes, list[tuple[str, str, str]]]]) -> Iterator[Examples]:
-    for _, data, excluded in sorted(parts, key=lambda part: part[0]):
+def _read(parts: Iterable[_Part]) -> Iterator[Examples]:
+    for _, data, exclusions in sorted(parts, key=itemgetter(0)):
         with pa.ipc.open_stream(data) as reader:
-            yield Examples(reader.read_all(), tuple(Excluded(*exclusion) for exclusion in excluded))
+            yield Examples(reader.read_all(), tuple(Excluded(*exclusion) for exclusion in exclusions))

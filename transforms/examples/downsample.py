@@ -1,14 +1,16 @@
-"""Downsampling: from the samples of many runs to windows of equal length, all runs at once.
+"""Downsample the telemetry of runs: from samples to windows of equal length, all runs at once.
 
 Windows start at UTC midnight of the day of a run's first recorded sample and continue over the following midnights.
-They are closed and labelled on the left, as in pandas' ``resample``. A sample statistic summarises the values of a
-window. A window in which a selected column has no value is dropped, and later ones close up.
+They are closed and labelled on the left, as in pandas' ``resample``. A sample statistic (mean, std, min, max or last)
+summarises the values of a window. A window in which a selected column has no value is dropped, and later ones close up.
+If the definition has aggregations, these functions of a run's windows replace the windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,7 @@ _TIME = pa.timestamp("us", tz="UTC")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
-    """The windows of n runs, without padding; with aggregations in the definition, these instead of windows.
+    """The windows of n runs, without padding, or their aggregations.
 
     Attributes:
       values: float32 [W, F], the runs' windows one after another, in order of time.
@@ -41,11 +43,36 @@ class Windows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Joined:
+    """The needed columns of n runs in one table, and the runs that are not in it.
+
+    Attributes:
+      table: the telemetry.
+      run: int64 [S] ascending, the run of each row.
+      n: number of runs.
+      rejected: the reason for each run that is not in the table.
+    """
+
+    table: pa.Table
+    run: np.ndarray
+    n: int
+    rejected: Mapping[int, RejectedInput]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Samples:
-    """The samples of n runs: run int64 [S] ascending, time int64 [S] ascending within a run, F columns float64 [S]."""
+    """The samples of n runs.
+
+    Attributes:
+      run: int64 [S] ascending.
+      time: int64 [S], ascending within a run, epoch microseconds.
+      origin: int64 [S], the midnight from which the run's windows are counted.
+      columns: F columns float64 [S].
+    """
 
     run: np.ndarray
     time: np.ndarray
+    origin: np.ndarray
     columns: list[np.ndarray]
 
 
@@ -61,9 +88,21 @@ def downsample(tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Wind
       The windows of all runs. A run is rejected as ``missing_column``, ``no_time`` (a time is null), ``empty`` (no
       window has values in all columns) or ``out_of_range`` (a value that float32 cannot hold).
     """
+    schema = _schema(resolved)
     rejected: dict[int, RejectedInput] = {}
-    joined, runs = _join(tables, resolved, rejected)
-    return _windows(joined, runs, len(tables), resolved, rejected)
+    parts: dict[int, pa.Table] = {}
+    for index, table in enumerate(tables):
+        part = _select(table, schema)
+        if isinstance(part, RejectedInput):
+            rejected[index] = part
+        elif part.column(0).null_count:
+            rejected[index] = _no_time()
+        else:
+            parts[index] = part
+    joined = pa.concat_tables(parts.values()) if parts else empty_table(schema)
+    rows = [part.num_rows for part in parts.values()]
+    run = np.repeat(np.array(list(parts), np.int64), np.array(rows, np.int64))
+    return _windows(_Joined(joined, run, len(tables), rejected), resolved)
 
 
 def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefinition) -> Windows:
@@ -74,159 +113,38 @@ def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefi
       rows: int64 [n], number of rows of each run.
       resolved: the resolved definition.
     """
-    rejected: dict[int, RejectedInput] = {}
-    part = _needed(joined, _schema(resolved))
-    runs = np.repeat(np.arange(rows.size), rows)
-    if isinstance(part, RejectedInput):
-        rejected = dict.fromkeys(range(rows.size), part)
-        part = empty_table(_schema(resolved))
-        runs = runs[:0]
-    elif part.column(0).null_count:
-        timeless = np.zeros(rows.size, bool)
-        timeless[runs[plain(part.column(0).is_null().cast(pa.uint8())) == 1]] = True
-        rejected = {int(run): _no_time() for run in np.flatnonzero(timeless)}
-        part = part.filter(pa.array((~timeless[runs]).tolist(), pa.bool_()))
-        runs = runs[~timeless[runs]]
-    return _windows(part, runs, rows.size, resolved, rejected)
-
-
-def _windows(
-    joined: pa.Table, runs: np.ndarray, n: int, resolved: ResolvedDefinition, rejected: dict[int, RejectedInput]
-) -> Windows:
-    """Return the windows of n runs. ``runs`` int64 [S] is the run of each row, ascending."""
-    definition = resolved.definition
-    samples, origin = _samples(joined, runs, resolved)
-    columns, run = _bins(samples, origin, definition.interval_us, definition.sample_statistic)
-    if definition.aggregation_functions:
-        columns, run = _aggregate(columns, run, definition.aggregation_functions)
-    position = np.arange(run.size) - _starts(run)[1]
-    if (cut := position >= resolved.windows).any():
-        columns = [column[~cut] for column in columns]
-        run = run[~cut]
-        position = position[~cut]
-    values = as_stored(columns)
-    if not (finite := np.isfinite(values).all(axis=1)).all():
-        for index in np.unique(run[~finite]).tolist():
-            rejected[index] = RejectedInput("out_of_range", "a value exceeds the range of float32")
-        finite_runs = ~np.isin(run, run[~finite])
-        values = values[finite_runs]
-        run = run[finite_runs]
-        position = position[finite_runs]
-    n_windows = np.bincount(run, minlength=n).astype(np.int32)
-    for index in np.flatnonzero(n_windows == 0).tolist():
-        rejected.setdefault(index, RejectedInput("empty", "no window has a value in every selected column"))
-    return Windows(values, run, position, n_windows, tuple(sorted(rejected.items())))
-
-
-def _join(
-    tables: Sequence[pa.Table], resolved: ResolvedDefinition, rejected: dict[int, RejectedInput]
-) -> tuple[pa.Table, np.ndarray]:
-    """Return one table of the needed columns of all runs, and the run of each row, int64 [S]."""
-    parts = []
-    index = []
-    rows = []
-    schema = _schema(resolved)
-    for number, table in enumerate(tables):
-        part = _needed(table, schema)
-        if not isinstance(part, RejectedInput) and part.column(0).null_count:
-            part = _no_time()
-        if isinstance(part, RejectedInput):
-            rejected[number] = part
-            continue
-        parts.append(part)
-        index.append(number)
-        rows.append(part.num_rows)
-    joined = pa.concat_tables(parts) if parts else empty_table(schema)
-    return joined, np.repeat(np.array(index, np.int64), np.array(rows, np.int64))
-
-
-def _schema(resolved: ResolvedDefinition) -> pa.Schema:
-    names = ["time", *([] if resolved.definition.count_first_sample else ["boot"]), *resolved.columns]
-    return pa.schema([(name, {"time": _TIME, "boot": pa.bool_()}.get(name, pa.float64())) for name in names])
-
-
-def _needed(table: pa.Table, schema: pa.Schema) -> pa.Table | RejectedInput:
-    """Return the needed columns of telemetry, with their types."""
-    try:
-        part = table.select(schema.names)
-    except KeyError:
-        return RejectedInput("missing_column", next(name for name in schema.names if name not in table.column_names))
-    return part if part.schema.equals(schema) else part.cast(schema)
-
-
-def _no_time() -> RejectedInput:
-    return RejectedInput("no_time", "a sample has no time")
+    n = rows.size
+    run = np.repeat(np.arange(n), rows)
+    table = _select(joined, _schema(resolved))
+    if isinstance(table, RejectedInput):
+        return _windows(_Joined(empty_table(_schema(resolved)), run[:0], n, dict.fromkeys(range(n), table)), resolved)
+    if not table.column(0).null_count:
+        return _windows(_Joined(table, run, n, {}), resolved)
+    is_timeless = np.zeros(n, bool)
+    is_timeless[run[plain(table.column(0).is_null().cast(pa.uint8())) == 1]] = True
+    has_time = ~is_timeless[run]
+    table = table.filter(pa.array(has_time.tolist(), pa.bool_()))
+    rejected = {int(index): _no_time() for index in np.flatnonzero(is_timeless)}
+    return _windows(_Joined(table, run[has_time], n, rejected), resolved)
 
 
 def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Windows:
-    """Return the windows of n runs from at least one part: (int64 [m], indices of the runs; their windows)."""
+    """Merge the windows of parts of n runs.
+
+    Args:
+      parts: at least one, each (int64 [m], indices of its runs; their windows).
+      n: number of runs.
+    """
     run = np.concatenate([indices[windows.run] for indices, windows in parts])
     order = np.argsort(run, kind="stable")
     n_windows = np.zeros(n, np.int32)
     rejected: list[tuple[int, RejectedInput]] = []
     for indices, windows in parts:
         n_windows[indices] = windows.n_windows
-        rejected.extend((int(indices[index]), why) for index, why in windows.rejected)
+        rejected += [(int(indices[index]), reason) for index, reason in windows.rejected]
     values = np.concatenate([windows.values for _, windows in parts])[order]
     position = np.concatenate([windows.position for _, windows in parts])[order]
-    return Windows(values, run[order], position, n_windows, tuple(sorted(rejected, key=lambda each: each[0])))
-
-
-def _samples(joined: pa.Table, run: np.ndarray, resolved: ResolvedDefinition) -> tuple[_Samples, np.ndarray]:
-    """Return the counted samples in order, and for each the midnight from which its run counts windows, int64 [S]."""
-    time = plain(joined.column(0))
-    columns = [_filled(joined.column(name), np.nan) for name in resolved.columns]
-    order: np.ndarray | None = None
-    if ((time[1:] < time[:-1]) & (run[1:] == run[:-1])).any():
-        order = np.lexsort((time, run))  # stable, so a sorted run is unchanged
-        time = time[order]
-        columns = [column[order] for column in columns]
-    first = time[_starts(run)[1]]
-    origin = first - first % DAY_US
-    if not resolved.definition.count_first_sample:  # it still counts for the first day
-        counts = _filled(joined.column("boot").cast(pa.uint8()), 0) == 0
-        counts = counts if order is None else counts[order]
-        run = run[counts]
-        time = time[counts]
-        origin = origin[counts]
-        columns = [column[counts] for column in columns]
-    return _Samples(run, time, columns), origin
-
-
-def _filled(column: pa.ChunkedArray, null: float) -> np.ndarray:
-    """Convert a column as `plain`, with a value for nulls. (Arrow's own fill_null would import pandas.)"""
-    array = column.combine_chunks()
-    if not array.null_count:
-        return np.from_dlpack(array)
-    valid = np.from_dlpack(array.is_valid().cast(pa.uint8())) == 1
-    bare = pa.Array.from_buffers(array.type, len(array), [None, array.buffers()[1]], offset=array.offset)
-    return np.where(valid, np.from_dlpack(bare), null)
-
-
-def _starts(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the starts of groups of equal neighbours, int64 [groups], and for each element its group's start."""
-    begins = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if keys.size else np.zeros(0, np.int64)
-    return begins, np.repeat(begins, _sizes(begins, keys.size))
-
-
-def _sizes(begins: np.ndarray, total: int) -> np.ndarray:
-    """Return the number of elements of each group: int64 [groups]. (np.diff takes ten times as long for a few.)"""
-    sizes = np.empty_like(begins)
-    sizes[:-1] = begins[1:] - begins[:-1]
-    sizes[-1:] = total - begins[-1:]
-    return sizes
-
-
-def _bins(
-    samples: _Samples, origin: np.ndarray, interval_us: int, statistic: str
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return the statistic of windows with a value in every column: F columns float64 [W], and their runs int64 [W]."""
-    number = (samples.time - origin) // interval_us
-    new = np.ones(number.size, bool)
-    new[1:] = (number[1:] != number[:-1]) | (samples.run[1:] != samples.run[:-1])
-    begins = np.flatnonzero(new)
-    reduced, complete = reduce_windows(samples.columns, begins, statistic)
-    return [column[complete] for column in reduced], samples.run[begins][complete]
+    return Windows(values, run[order], position, n_windows, tuple(sorted(rejected, key=itemgetter(0))))
 
 
 def reduce_windows(
@@ -264,14 +182,123 @@ def as_stored(columns: Sequence[np.ndarray]) -> np.ndarray:
     return values
 
 
+def _schema(resolved: ResolvedDefinition) -> pa.Schema:
+    """Return the schema of the needed columns."""
+    fields = [("time", _TIME)]
+    if not resolved.definition.count_first_sample:
+        fields.append(("boot", pa.bool_()))
+    return pa.schema(fields + [(name, pa.float64()) for name in resolved.columns])
+
+
+def _select(table: pa.Table, schema: pa.Schema) -> pa.Table | RejectedInput:
+    """Return the needed columns of telemetry, with their types."""
+    try:
+        selected = table.select(schema.names)
+    except KeyError:
+        return RejectedInput("missing_column", next(name for name in schema.names if name not in table.column_names))
+    return selected if selected.schema.equals(schema) else selected.cast(schema)
+
+
+def _no_time() -> RejectedInput:
+    return RejectedInput("no_time", "a sample has no time")
+
+
+def _windows(joined: _Joined, resolved: ResolvedDefinition) -> Windows:
+    definition = resolved.definition
+    columns, run = _bins(_samples(joined, resolved), definition.interval_us, definition.sample_statistic)
+    if definition.aggregation_functions:
+        columns, run = _aggregate(columns, run, definition.aggregation_functions)
+    position = np.arange(run.size) - _group_starts(run)
+    values = as_stored(columns)
+    is_cut = position >= resolved.windows
+    if is_cut.any():
+        values = values[~is_cut]
+        run = run[~is_cut]
+        position = position[~is_cut]
+    rejected = dict(joined.rejected)
+    is_finite = np.isfinite(values).all(axis=1)
+    if not is_finite.all():
+        for index in np.unique(run[~is_finite]).tolist():
+            rejected[index] = RejectedInput("out_of_range", "a value exceeds the range of float32")
+        is_usable = ~np.isin(run, run[~is_finite])
+        values = values[is_usable]
+        run = run[is_usable]
+        position = position[is_usable]
+    n_windows = np.bincount(run, minlength=joined.n).astype(np.int32)
+    for index in np.flatnonzero(n_windows == 0).tolist():
+        rejected.setdefault(index, RejectedInput("empty", "no window has a value in every selected column"))
+    return Windows(values, run, position, n_windows, tuple(sorted(rejected.items())))
+
+
+def _samples(joined: _Joined, resolved: ResolvedDefinition) -> _Samples:
+    """Return the samples that count, in order of time."""
+    run = joined.run
+    time = plain(joined.table.column(0))
+    columns = [_filled(joined.table.column(name), np.nan) for name in resolved.columns]
+    order = np.arange(run.size)
+    if ((time[1:] < time[:-1]) & (run[1:] == run[:-1])).any():
+        order = np.lexsort((time, run))  # stable, so a sorted run is unchanged
+        time = time[order]
+        columns = [column[order] for column in columns]
+    first = time[_group_starts(run)]
+    origin = first - first % DAY_US
+    if not resolved.definition.count_first_sample:  # it still determines the first day
+        is_counted = (_filled(joined.table.column("boot").cast(pa.uint8()), 0) == 0)[order]
+        run = run[is_counted]
+        time = time[is_counted]
+        origin = origin[is_counted]
+        columns = [column[is_counted] for column in columns]
+    return _Samples(run, time, origin, columns)
+
+
+def _filled(column: pa.ChunkedArray, null: float) -> np.ndarray:
+    """Convert a column to numpy with a value for nulls. (Arrow's own fill_null would import pandas.)"""
+    array = column.combine_chunks()
+    if not array.null_count:
+        return np.from_dlpack(array)
+    is_valid = np.from_dlpack(array.is_valid().cast(pa.uint8())) == 1
+    values = pa.Array.from_buffers(array.type, len(array), [None, array.buffers()[1]], offset=array.offset)
+    return np.where(is_valid, np.from_dlpack(values), null)
+
+
+def _group_begins(keys: np.ndarray) -> np.ndarray:
+    """Return the start of each group of equal neighbours, int64 [groups]."""
+    return np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if keys.size else np.zeros(0, np.int64)
+
+
+def _group_starts(keys: np.ndarray) -> np.ndarray:
+    """Return for each element the start of its group of equal neighbours, int64 [elements]."""
+    begins = _group_begins(keys)
+    return np.repeat(begins, _sizes(begins, keys.size))
+
+
+def _sizes(begins: np.ndarray, total: int) -> np.ndarray:
+    """Return the number of elements of each group: int64 [groups]. (np.diff takes ten times as long for a few.)"""
+    sizes = np.empty_like(begins)
+    sizes[:-1] = begins[1:] - begins[:-1]
+    sizes[-1:] = total - begins[-1:]
+    return sizes
+
+
+def _bins(samples: _Samples, interval_us: int, statistic: str) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the statistic of windows with a value in every column: F columns float64 [W], and their runs int64 [W]."""
+    number = (samples.time - samples.origin) // interval_us
+    is_new = np.ones(number.size, bool)
+    is_new[1:] = (number[1:] != number[:-1]) | (samples.run[1:] != samples.run[:-1])
+    begins = np.flatnonzero(is_new)
+    reduced, complete = reduce_windows(samples.columns, begins, statistic)
+    return [column[complete] for column in reduced], samples.run[begins][complete]
+
+
 def _count(has_value: np.ndarray, begins: np.ndarray) -> np.ndarray:
     sizes = _sizes(begins, has_value.size)
     return sizes if has_value.all() else _reduceat(np.add, has_value.astype(np.int64), begins)
 
 
+#: A statistic of groups of samples, float64 [W], by: a column float64 [S]; bool [S], whether it has a value; starts of
+#: the groups int64 [W]; and their numbers of values int64 [W]. Each group has a sample, but perhaps no value: then the
+#: result is undefined.
 _Reduce = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-# Arguments: a column float64 [S], its validity bool [S], starts of groups int64 [W], and their numbers of values
-# int64 [W]. All groups have a sample; the result of a group without a value is undefined.
 
 
 def _sum(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -334,12 +361,12 @@ def _aggregate(
     columns: list[np.ndarray], run: np.ndarray, functions: Sequence[str]
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Apply functions to each run's windows: F columns float64 [runs × functions], and their run."""
-    begins, _ = _starts(run)
+    begins = _group_begins(run)
     counts = _sizes(begins, run.size)
-    all_there = np.ones(run.size, bool)
-    out = []
+    has_value = np.ones(run.size, bool)
+    aggregated = []
     for column in columns:
         with np.errstate(all="ignore"):
-            results = [_AGGREGATIONS[name](column, all_there, begins, counts) for name in functions]
-        out.append(np.stack(results, axis=1).ravel())
-    return out, np.repeat(run[begins], len(functions))
+            results = [_AGGREGATIONS[name](column, has_value, begins, counts) for name in functions]
+        aggregated.append(np.stack(results, axis=1).ravel())
+    return aggregated, np.repeat(run[begins], len(functions))

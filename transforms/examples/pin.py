@@ -1,24 +1,33 @@
 """The runs of a definition with a slicer: selected once, from the raw manifest at one version.
 
-The selected runs are ordered by (end time, run id), independent of their order in the manifest, and the slicer cuts the
+The selected runs are ordered by (end time, run id), independent of their order in the manifest. The slicer cuts this
 list. Definition and raw version always give the same runs, with the outcomes known at that version. So the data set can
 be rebuilt at any time, byte for byte, from the same raw store at any address.
+
+A `Pin` has these runs, and a `PinnedPlan` plans their spans.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 
 from ciml.datasets.definition import DatasetDefinition, slice_of
 from ciml.datasets.state import DatasetState, Position
 from ciml.errors import CimlError, IntegrityError
-from ciml.runs.run_log import RunLog, RunRecord
+from ciml.runs.run_log import RunDelta, RunLog, RunRecord
 from ciml.transforms.examples.plan import Change, Fix, History, Resolver, SelectedRun, SpanPlan, Step, apply_changes
 
-#: A selected row: its run's end time, its run id, its position, and the record as JSON.
-_Found = tuple[int, str, Position, bytes]
+
+class _Row(NamedTuple):
+    """A selected row. Its record is JSON, a third of the memory of its objects: all rows are held until the slice."""
+
+    end_us: int
+    run_id: str
+    position: Position
+    record: bytes
 
 
 class Pin:
@@ -38,71 +47,79 @@ class Pin:
         """
         self.version = 0
         self.other_jobs: set[str] = set()
+        self._definition = definition
         self._changes: dict[str, list[Change]] = {}
         self._history = History(definition)
-        # A run as JSON takes a third of the memory of its objects, and all are held until the slice.
-        candidates: list[_Found] = []
-        reclaimed: dict[str, _Found | None] = {}
-        last = definition.raw_version
-        encode = msgspec.json.Encoder().encode
+        rows = self._read(raw)
+        rows.sort(key=lambda row: (row.end_us, row.run_id))
+        self.selected = len(rows)
+        self._rows = rows[slice_of(definition.slicer or ":")]
+        self.run_ids = [row.run_id for row in self._rows]
+
+    def _read(self, raw: RunLog) -> list[_Row]:
+        """Read the raw manifest: its selected rows, and their changes."""
+        rows: list[_Row] = []
+        reclaimed: dict[str, _Row | None] = {}
+        last = self._definition.raw_version
         for version, delta in raw.since(0):
             if last is not None and version > last:
                 break
             self.version = version
             self._history.add(delta)
             for index, record in enumerate(delta.rows):
-                facts = record.mention
-                row = None
-                if definition.selects(job := facts.build_name):
-                    row = (facts.end_us or facts.start_us or 0, facts.run_id, (version, index), encode(record))
-                else:
-                    self.other_jobs.add(job)
+                row = self._row((version, index), record)
                 if index >= len(delta.runs):
-                    reclaimed[facts.run_id] = row
+                    reclaimed[record.mention.run_id] = row
                 elif row is not None:
-                    candidates.append(row)
-            for reclaim in delta.reclaims:
-                self._changes.pop(reclaim.mention.run_id, None)  # they belong to the replaced row
-            for correction in delta.corrections:
-                self._changes.setdefault(correction.mention.run_id, []).append((correction.fix, correction.binding))
-            for changed in delta.trust_changes:
-                self._changes.setdefault(changed.run_id, []).append(changed.trust)
+                    rows.append(row)
+            self._add_changes(delta)
         if last is not None and self.version < last:
             raise CimlError(
                 f"raw_version {last}: the raw store {raw.url()} is at version {self.version}; check the raw store"
             )
-        if reclaimed:
-            candidates = [row for row in candidates if row[1] not in reclaimed]
-            candidates += [row for row in reclaimed.values() if row is not None]
-        candidates.sort(key=lambda correction: correction[:2])
-        self.selected = len(candidates)
-        cut = candidates[slice_of(definition.slicer or ":")]
-        self.run_ids = [run_id for _, run_id, _, _ in cut]
-        self._records = [(position, record) for _, _, position, record in cut]
+        unchanged = [row for row in rows if row.run_id not in reclaimed]
+        return unchanged + [row for row in reclaimed.values() if row is not None]
+
+    def _row(self, position: Position, record: RunRecord) -> _Row | None:
+        """Return the row of a record, None for one that is not selected."""
+        facts = record.mention
+        if not self._definition.selects(facts.build_name):
+            self.other_jobs.add(facts.build_name)
+            return None
+        return _Row(facts.end_us or facts.start_us or 0, facts.run_id, position, msgspec.json.encode(record))
+
+    def _add_changes(self, delta: RunDelta) -> None:
+        for reclaim in delta.reclaims:
+            self._changes.pop(reclaim.mention.run_id, None)  # they belong to the replaced row
+        for correction in delta.corrections:
+            self._changes.setdefault(correction.mention.run_id, []).append((correction.fix, correction.binding))
+        for changed in delta.trust_changes:
+            self._changes.setdefault(changed.run_id, []).append(changed.trust)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._rows)
 
     def runs(self, start: int = 0, stop: int | None = None) -> Iterator[SelectedRun]:
         """Yield a range of the runs, in order, with the outcomes known at `version`."""
         decode = msgspec.json.Decoder(RunRecord).decode
-        for position, record in self._records[start:stop]:
-            run = SelectedRun.of(position, decode(record))
-            changed = apply_changes(run, self._changes.get(run.run_id, ()))[0].caused(self.cause(run))
-            yield changed.replace(near=self._history.near(run.run_id))
+        for row in self._rows[start:stop]:
+            run = SelectedRun.of(row.position, decode(row.record))
+            changed, _ = apply_changes(run, self._changes.get(run.run_id, ()))
+            yield changed.caused(self.cause(run)).replace(near=self._history.near(run.run_id))
 
     def voters(self) -> Iterator[SelectedRun]:
-        """Yield the runs whose classes count: those trusted at `version`, or all if no run was trusted."""
+        """Yield the runs that determine the classes: those trusted at `version`, or all if no run was trusted."""
         any_trusted = any(run.trust.trusted for run in self.runs())
         yield from (run for run in self.runs() if not any_trusted or run.trust.trusted)
 
     def cause(self, run: SelectedRun) -> str:
-        """Return the cause of a run by its reruns up to `version`; "" where they do not say it."""
+        """Return the cause of a run by its reruns up to `version`; "" if they do not show it."""
         return self._history.cause_of(run.run_id)
 
     def fix(self, run: SelectedRun) -> Fix | None:
-        """Return the last valid correction of a run; None for a run without one."""
-        return apply_changes(run, self._changes.get(run.run_id, ()))[1]
+        """Return the last valid correction of a run; None if there is none."""
+        _, fix = apply_changes(run, self._changes.get(run.run_id, ()))
+        return fix
 
 
 class PinnedPlan:
@@ -111,7 +128,7 @@ class PinnedPlan:
     Args:
       state: the data set's state; not changed.
       pin: its runs.
-      resolver: called with the voting runs, when the definition is not resolved yet.
+      resolver: called with the runs of the first span, if the definition is not resolved yet.
       raw: the raw manifest, for messages.
     """
 
@@ -125,7 +142,7 @@ class PinnedPlan:
         self._definition = state.definition
         self._base = state.version
         self._cursor = state.cursor
-        self._changes_to = state.corrections_to
+        self._corrections_to = state.corrections_to
         self.waiting = 0
         self.other_jobs = pin.other_jobs
 
@@ -137,34 +154,40 @@ class PinnedPlan:
         """
         pin = self._pin
         size = self._definition.span_runs
+        self._check_sealed_spans()
         sealed_spans = len(self._state.spans)
-        for span, versions in self._state.spans.items():
-            sealed = sorted(versions[1].run_ids())
-            if sealed != sorted(pin.run_ids[(span - 1) * size : span * size]):
-                where = self._raw.url()
-                raise IntegrityError(f"data set {self._definition.name!r}: span {span} differs from {where}")
         resolved = self._state.resolved
         for number, start in enumerate(range(sealed_spans * size, len(pin), size), sealed_spans + 1):
             runs = tuple(pin.runs(start, start + size))
             if resolved is None:
                 resolved = self._resolver(runs)
-            ended = start + size >= len(pin)
+            is_last = start + size >= len(pin)
+            fixes = {run.run_id: pin.fix(run) for run in runs}
+            causes = {run.run_id: pin.cause(run) for run in runs}
             yield Step(
                 base=self._base + number - sealed_spans - 1,
                 resolved=resolved,
-                cursor=(pin.version + 1, 0) if ended else self._cursor,
-                corrections_to=pin.version + 1 if ended else self._changes_to,
+                cursor=(pin.version + 1, 0) if is_last else self._cursor,
+                corrections_to=pin.version + 1 if is_last else self._corrections_to,
                 spans=(SpanPlan(number, 1, runs),),
-                corrections={run.run_id: fix for run in runs if (fix := pin.fix(run)) is not None},
-                causes={run.run_id: cause for run in runs if (cause := pin.cause(run))},
+                corrections={run_id: fix for run_id, fix in fixes.items() if fix is not None},
+                causes={run_id: cause for run_id, cause in causes.items() if cause},
             )
+
+    def _check_sealed_spans(self) -> None:
+        size = self._definition.span_runs
+        for span, versions in self._state.spans.items():
+            sealed_ids = sorted(versions[1].run_ids())
+            if sealed_ids != sorted(self._pin.run_ids[(span - 1) * size : span * size]):
+                where = self._raw.url()
+                raise IntegrityError(f"data set {self._definition.name!r}: span {span} differs from {where}")
 
 
 def pinned(definition: DatasetDefinition, pin: Pin) -> DatasetDefinition:
     """Return the definition with the raw version of its slice.
 
     Raises:
-      CimlError: no run is left.
+      CimlError: the slice has no run.
     """
     if not len(pin):
         job_names = ", ".join(definition.build_name)

@@ -1,4 +1,8 @@
-"""Spans: write, read and check the Parquet files of examples in a data set's manifest."""
+"""The examples of spans: make them from the raw store, then write, read and verify their Parquet files.
+
+A span version has one file for each split. Its record in the manifest (`SpanVersion`) names the files, and each file's
+digest covers its rows, not its bytes.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,6 +29,7 @@ from ciml.runs.reader import Joined, read_joined
 from ciml.runs.writer import is_sealed, seal, unreadable, unsealed
 from ciml.storage import Store
 from ciml.telemetry import OWN_COLUMNS
+from ciml.transforms.examples.context import with_context
 from ciml.transforms.examples.downsample import Windows, downsample, downsample_joined, merge_windows
 from ciml.transforms.examples.plan import SelectedRun, SpanPlan
 from ciml.transforms.examples.prepare import (
@@ -36,27 +40,28 @@ from ciml.transforms.examples.prepare import (
     examples_from,
     row_digests,
     run_facts,
-    with_context,
 )
 from ciml.transforms.guard import bisect
 
-_BATCH_BYTES = 64 << 20  # of examples per step
+#: Limits of the examples that are made at a time.
+_BATCH_BYTES = 64 << 20
 _BATCH_RUNS = 5000
-_GROUP_BYTES = 4 << 20  # of a row group, before compression: writing takes as much memory again
+#: Size of a row group before compression: writing takes as much memory again.
+_GROUP_BYTES = 4 << 20
 
 
 def batches_of(plan: SpanPlan, resolved: ResolvedDefinition) -> Iterator[SpanPlan]:
-    """Yield the runs of a span in parts whose examples fit in memory."""
+    """Split a span into parts whose examples fit in memory."""
     size = min(_BATCH_RUNS, max(1, _BATCH_BYTES // (4 * resolved.windows * len(resolved.features))))
     for start in range(0, len(plan.runs), size):
         yield SpanPlan(plan.span, plan.version, plan.runs[start : start + size])
 
 
 def examples_of(raw: Store, plan: SpanPlan, resolved: ResolvedDefinition) -> Examples:
-    """Read the needed telemetry of runs, and make their examples."""
+    """Make the examples of a plan's runs from their stored telemetry."""
 
-    def windows_of(taken: Sequence[int]) -> Windows:
-        return _stored_windows(raw, [plan.runs[index] for index in taken], resolved)
+    def windows_of(indices: Sequence[int]) -> Windows:
+        return _stored_windows(raw, [plan.runs[index] for index in indices], resolved)
 
     return examples_from([run.mention for run in plan.runs], windows_of, resolved)
 
@@ -81,7 +86,7 @@ def _stored_windows(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedD
     for batch in read_joined(raw, [run.file for run in runs], columns=[*OWN_COLUMNS, *resolved.columns]):
         if isinstance(batch, Joined):
             indices = batch.indices
-            tables = list(_divided(batch)) if resolved.definition.context else []
+            tables = list(_tables_of(batch)) if resolved.definition.context else []
             windows = downsample_joined(batch.table, np.array(batch.rows), resolved)
         else:
             indices = [index for index, _ in batch]
@@ -90,11 +95,13 @@ def _stored_windows(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedD
         facts = [runs[index].mention for index in indices]
         neighbours = [runs[index].near for index in indices]
         parts.append((np.array(indices), with_context(windows, facts, tables, resolved, neighbours)))
-    return merge_windows(parts, len(runs)) if parts else with_context(downsample([], resolved), [], [], resolved)
+    if not parts:
+        return with_context(downsample([], resolved), [], [], resolved)
+    return merge_windows(parts, len(runs))
 
 
-def _divided(joined: Joined) -> Iterator[pa.Table]:
-    """Yield the table of each run of joined ones, without a copy."""
+def _tables_of(joined: Joined) -> Iterator[pa.Table]:
+    """Yield the table of each joined run, without a copy."""
     start = 0
     for rows in joined.rows:
         yield joined.table.slice(start, rows)
@@ -102,8 +109,7 @@ def _divided(joined: Joined) -> Iterator[pa.Table]:
 
 
 def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resolved: ResolvedDefinition) -> Examples:
-    """Make the examples of a plan's runs; a run for which ``make`` fails does not affect others
-    (`ciml.transforms.guard`).
+    """Make the examples of a plan's runs; a run for which ``make`` fails does not affect others.
 
     Args:
       plan: the runs.
@@ -111,7 +117,8 @@ def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resol
       resolved: the definition.
 
     Returns:
-      The result of ``make``; a run with an unexpected exception is excluded as ``internal_error``.
+      The result of ``make``; a run with an unexpected exception (`ciml.transforms.guard`) is excluded as
+      ``internal_error``.
     """
     parts: list[Examples] = []
     for runs, examples in bisect("examples", plan.runs, lambda runs: make(replace(plan, runs=tuple(runs)))):
@@ -123,19 +130,18 @@ def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resol
         return parts[0]
     table = pa.concat_tables([part.table for part in parts])
     splits = table.column("split").to_pylist()
-    in_order = [row for split in SPLITS for row, row_split in enumerate(splits) if row_split == split]
-    return Examples(
-        table.take(pa.array(in_order, pa.int64())), tuple(row_split for part in parts for row_split in part.excluded)
-    )
+    by_split = sorted(range(len(splits)), key=lambda row: SPLITS.index(splits[row]))
+    all_excluded = tuple(excluded for part in parts for excluded in part.excluded)
+    return Examples(table.take(pa.array(by_split, pa.int64())), all_excluded)
 
 
 def result_path(results: str, span: int, version: int) -> str:
-    """Return the path where a pipeline leaves the manifest's record of a span's version."""
+    """Return the path where a pipeline stores the record of a span version until it is committed."""
     return f"{results}/{span}-{version}.json"
 
 
 def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved: ResolvedDefinition) -> SpanVersion:
-    """Write a span's files, named by content and created exclusively; return their description for the manifest.
+    """Write a span's files, named by content and created exclusively; return the span's record for the manifest.
 
     Args:
       root: the data set's folder.
@@ -147,43 +153,42 @@ def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved:
       IntegrityError: examples and exclusions together differ from the selected runs.
     """
     excluded = tuple(exclusion.to_json() for part in parts for exclusion in part.excluded)
-    by_split: dict[str, list[tuple[pa.Table, list[SpanRun]]]] = {split: [] for split in SPLITS}
+    tables: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
+    runs_of: dict[str, list[SpanRun]] = {split: [] for split in SPLITS}
     for part in parts:
         for split, table in _of_splits(part.table):
-            by_split[split].append((table, _span_runs(table)))
+            tables[split].append(table)
+            runs_of[split] += _span_runs(table)
     facts = {run.run_id: run.mention for run in plan.runs}
-    span_runs = {run.run_id: run for pieces in by_split.values() for _, runs in pieces for run in runs}
-    examples = sum(part.table.num_rows for part in parts)
-    if span_runs.keys() | {exclusion["run_id"] for exclusion in excluded} != facts.keys() or examples + len(
-        excluded
-    ) != len(facts):
+    span_runs = {run.run_id: run for runs in runs_of.values() for run in runs}
+    run_ids = span_runs.keys() | {exclusion["run_id"] for exclusion in excluded}
+    count = sum(part.table.num_rows for part in parts) + len(excluded)
+    if run_ids != facts.keys() or count != len(facts):
         raise IntegrityError(f"{root.url()}: the examples of span {plan.span} differ from its selected runs")
-
-    def write(split: str) -> tuple[ExampleFile, ...]:
-        if not by_split[split]:
-            return ()
-        table = pa.concat_tables([piece for piece, _ in by_split[split]])
-        digest = _rows_digest([run for _, runs in by_split[split] for run in runs], facts)
-        path = f"{span_folder(plan.span, plan.version)}/{split}/examples-{digest[:16]}.parquet"
-        root.create(path, write_examples(table, path))  # an existing file holds the same rows
-        return (ExampleFile(path, digest, table.num_rows),)
-
-    # One after another: this halves the memory of writing, and two threads are hardly faster.
-    files = {split: written for split in SPLITS if (written := write(split))}
-    selected = tuple(run.position for run in plan.runs)
+    files: dict[str, tuple[ExampleFile, ...]] = {}
+    for split in SPLITS:  # one after another: two threads are hardly faster, and take twice the memory
+        if tables[split]:
+            table = pa.concat_tables(tables[split])
+            digest = _rows_digest(runs_of[split], facts)
+            path = f"{span_folder(plan.span, plan.version)}/{split}/examples-{digest[:16]}.parquet"
+            root.create(path, write_examples(table, path))  # an existing file has the same rows
+            files[split] = (ExampleFile(path, digest, table.num_rows),)
+    positions = tuple(run.position for run in plan.runs)
     in_order = tuple(span_runs[run_id] for run_id in facts if run_id in span_runs)
-    return SpanVersion(plan.span, plan.version, selected, in_order, excluded, files)
+    return SpanVersion(plan.span, plan.version, positions, in_order, excluded, files)
 
 
 def _of_splits(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the rows of each split with rows: they are adjacent."""
+    """Yield each split that has rows, and its rows, which are adjacent."""
     splits = table.column("split").to_pylist()
     for split in SPLITS:
-        if count := splits.count(split):
-            first = splits.index(split)
-            if splits[first : first + count] != [split] * count:
-                raise IntegrityError("examples are not grouped by split")
-            yield split, table.slice(first, count)
+        count = splits.count(split)
+        if not count:
+            continue
+        first = splits.index(split)
+        if splits[first : first + count] != [split] * count:
+            raise IntegrityError("examples are not grouped by split")
+        yield split, table.slice(first, count)
 
 
 def _span_runs(table: pa.Table) -> list[SpanRun]:
@@ -210,21 +215,21 @@ def write_examples(table: pa.Table, path: str) -> bytes:
 
 
 def rows_digest(table: pa.Table) -> str:
-    """Return the digest of examples: per row all metadata, and by its ``digest`` the arrays."""
+    """Return the digest of examples: of all metadata of each row, and by its ``digest`` of the arrays."""
     names = ["split", "label", "label_name", "n_windows", "digest"]
-    stored = [facts.to_json() for facts in run_facts(table)]
-    return sha256_json([[*row.values(), run] for row, run in zip(table.select(names).to_pylist(), stored, strict=True)])
+    rows = table.select(names).to_pylist()
+    facts = [facts.to_json() for facts in run_facts(table)]
+    return sha256_json([[*row.values(), fields] for row, fields in zip(rows, facts, strict=True)])
 
 
 def _rows_digest(runs: Sequence[SpanRun], facts: Mapping[str, RunFacts]) -> str:
     """Return `rows_digest` from the facts of runs. orjson encodes these values as `canonical_json` does."""
     rows = []
-    for run, held in zip(runs, msgspec.to_builtins([facts[run.run_id] for run in runs]), strict=True):
-        held["phase"] = "finished"
+    for run, fields in zip(runs, msgspec.to_builtins([facts[run.run_id] for run in runs]), strict=True):
+        fields["phase"] = "finished"
         for name in NOT_HELD:
-            if name in held:  # most facts are empty and left out
-                del held[name]
-        rows.append([run.split, run.label, run.label_name, run.n_windows, run.digest, held])
+            fields.pop(name, None)
+        rows.append([run.split, run.label, run.label_name, run.n_windows, run.digest, fields])
     return hashlib.sha256(orjson.dumps(rows, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
@@ -253,13 +258,13 @@ def read_span(
 def read_examples(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the rows of one file.
 
-    A sealed file is checked before it is parsed. One of an older version is read as a whole, and compared with its
-    digest.
+    The seal of a file is checked before it is parsed. A file of an older version has none: it is read as a whole, and
+    compared with its digest.
 
     Raises:
       IntegrityError: it is missing, damaged, or has other rows than in the manifest.
     """
-    table, is_old = _read(root, file, columns)
+    table, is_old = _read_file(root, file, columns)
     url = root.url(file.path)
     if is_old and (faults := _faults(table, file.digest)):
         raise IntegrityError(f"{url}: {faults[0]}; restore a backup")
@@ -269,8 +274,8 @@ def read_examples(root: Store, file: ExampleFile, columns: Sequence[str] | None 
     return table if columns is None else table.select(list(columns))
 
 
-def _read(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) -> tuple[pa.Table, bool]:
-    """Read a file; also return whether it is of an older version, which is read unchecked with all columns."""
+def _read_file(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) -> tuple[pa.Table, bool]:
+    """Read a file, and return whether it is of an older version: then all columns, unchecked."""
     url = root.url(file.path)
     try:
         data = root.read(file.path)
@@ -285,8 +290,8 @@ def _read(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) 
     return table, is_old
 
 
-def _faults(table: pa.Table, digest: str) -> list[str]:
-    """List differences between examples and their digest in the manifest, or between arrays and their row's digest."""
+def _faults(table: pa.Table, file_digest: str) -> list[str]:
+    """List the differences of examples from their digest in the manifest, and of arrays from their row's digest."""
     schema = table.schema
     features = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
     expected = example_schema(features, schema.field(features[0]).type.list_size) if features else None
@@ -295,26 +300,26 @@ def _faults(table: pa.Table, digest: str) -> list[str]:
     if any(table.column(field.name).null_count for field in schema if not field.nullable):
         return ["values are missing"]
     try:
-        if rows_digest(table) != digest:
+        if rows_digest(table) != file_digest:
             return ["the rows differ from the digest in the manifest"]
         unrolled = np.stack([_flat(table.column(name)).reshape(table.num_rows, -1) for name in features])
         run_ids, n_windows, digests = (table.column(name).to_pylist() for name in ("run_id", "n_windows", "digest"))
-        actual = list(row_digests(run_ids, unrolled, features, n_windows))
+        actual_digests = list(row_digests(run_ids, unrolled, features, n_windows))
     except (pa.ArrowException, ValueError) as error:  # a text that is not UTF-8, a time out of range, a null in a list
         return [f"invalid values: {error!s:.100}"]
     return [
         f"the arrays of {run_id} differ from their digest"
-        for run_id, has, named in zip(run_ids, actual, digests, strict=True)
-        if has != named
+        for run_id, actual_digest, digest in zip(run_ids, actual_digests, digests, strict=True)
+        if actual_digest != digest
     ]
 
 
 def inputs_of(examples: pa.Table, resolved: ResolvedDefinition) -> np.ndarray:
     """Return the features of examples as input of a model: float32 [rows, L, F], not normalised."""
-    out = np.empty((examples.num_rows, resolved.windows, len(resolved.features)), np.float32)
+    inputs = np.empty((examples.num_rows, resolved.windows, len(resolved.features)), np.float32)
     for index, name in enumerate(resolved.features):
-        out[:, :, index] = _flat(examples.column(name)).reshape(-1, resolved.windows)
-    return out
+        inputs[:, :, index] = _flat(examples.column(name)).reshape(-1, resolved.windows)
+    return inputs
 
 
 def _flat(column: pa.ChunkedArray) -> np.ndarray:
@@ -331,29 +336,30 @@ def verify_span(
       root: the data set's folder.
       span: the version to verify.
       resolved: the data set's definition.
-      formats: the number of undamaged files by format (docs/compatibility.md), which is added to: 2 has a seal, 1 has
-        none.
+      formats: counts the undamaged files by format (docs/compatibility.md): 2 has a seal, 1 has none.
     """
-    wrong: list[str] = []
-    rows_found: list[dict[str, Any]] = []
+    all_faults: list[str] = []
+    stored: set[tuple[str, str, int, str]] = set()
     for split, files in span.files.items():
         for file in files:
             try:
-                table, is_old = _read(root, file)
+                table, is_old = _read_file(root, file)
             except IntegrityError as error:
-                wrong.append(str(error))
+                all_faults.append(str(error))
                 continue
             if not table.schema.equals(schema_of(resolved)):
-                wrong.append(f"{root.url(file.path)} has other columns than the resolved definition")
+                all_faults.append(f"{root.url(file.path)} has other columns than the resolved definition")
                 continue
             faults = _faults(table, file.digest)
-            wrong += [f"{root.url(file.path)}: {fault}" for fault in faults]
-            if not faults:
-                if formats is not None:
-                    formats["1" if is_old else "2"] += 1
-                rows = table.select(["run_id", "n_windows", "digest"]).to_pylist()
-                rows_found += [{**row, "split": split} for row in rows]
-    named = {(run.run_id, run.split, run.n_windows, run.digest) for run in span.runs}
-    if not wrong and named != {(row["run_id"], row["split"], row["n_windows"], row["digest"]) for row in rows_found}:
-        wrong.append(f"{root.url(span.folder)}: the files hold other runs than the manifest")
-    return wrong
+            all_faults += [f"{root.url(file.path)}: {fault}" for fault in faults]
+            if faults:
+                continue
+            if formats is not None:
+                formats["1" if is_old else "2"] += 1
+            run_ids, n_windows, digests = (table.column(name).to_pylist() for name in ("run_id", "n_windows", "digest"))
+            for run_id, count, digest in zip(run_ids, n_windows, digests, strict=True):
+                stored.add((run_id, split, count, digest))
+    recorded = {(run.run_id, run.split, run.n_windows, run.digest) for run in span.runs}
+    if not all_faults and stored != recorded:
+        all_faults.append(f"{root.url(span.folder)}: the files hold other runs than the manifest")
+    return all_faults

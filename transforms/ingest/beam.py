@@ -1,9 +1,8 @@
-"""The stages of ingest as Beam transforms: each maps batches to batches by calling its function.
+"""The stages of an ingest as Beam transforms: each maps batches to batches by calling its function.
 
-Timings of stages: histograms of this process, and Beam counters where the process belongs to a runner.
-
-Prometheus cannot use Beam's own distributions: its Flink runner exports them as gauges whose value is an object, which
-Flink's reporter omits. Counters work: two of them, number and sum, give the mean over any time.
+`FETCH` and `COMMIT` measure stages: by histograms of this process, and by Beam counters if a runner executes it. Beam's
+own distributions do not reach Prometheus: its Flink runner exports them as gauges whose value is an object, which
+Flink's reporter omits. Two counters, number and sum, give the mean over any time.
 """
 
 from __future__ import annotations
@@ -30,8 +29,11 @@ from ciml.trust import TrustPolicy, evaluate_batch
 #: Namespace of all Beam counters of ciml. In Flink they are ``ciml.<name>_count`` and ``ciml.<name>_ms``.
 NAMESPACE = "ciml"
 
-_FETCH = metric("ciml_telemetry_fetch_seconds")
-_COMMIT = metric("ciml_commit_seconds")
+#: The guard of a stage, which splits a failing batch: `ciml.transforms.guard`.
+Guard = Callable[[str, Callable[[Batch], Batch], Batch], Batch]
+
+#: Label of the guarded stages. Savepoints of a job name its steps, so labels never change.
+_GUARDED = "ParDo(_Call)"
 
 
 class Timing:
@@ -47,7 +49,7 @@ class Timing:
         self._name = name
 
     def observe(self, seconds: Iterable[float], *labels: str) -> None:
-        """Record durations, s. Call it from the thread that processes the bundle: Beam knows no other."""
+        """Record durations, s. Call it in the thread that processes the bundle: Beam counts in no other."""
         durations = list(seconds)
         histogram = self.histogram.labels(*labels) if labels else self.histogram
         for duration in durations:
@@ -58,23 +60,21 @@ class Timing:
 
     @contextmanager
     def timed(self, *labels: str) -> Iterator[None]:
-        """Measure the block, where it succeeds."""
+        """Measure the block if it succeeds."""
         start_s = time.perf_counter()
         yield
         self.observe([time.perf_counter() - start_s], *labels)
 
 
-FETCH = Timing(_FETCH, "telemetry_fetch")
-COMMIT = Timing(_COMMIT, "commit")
-
-
-#: The guard of a stage, which splits a failing batch: `ciml.transforms.guard`.
-Guard = Callable[[str, Callable[[Batch], Batch], Batch], Batch]
+FETCH = Timing(metric("ciml_telemetry_fetch_seconds"), "telemetry_fetch")
+COMMIT = Timing(metric("ciml_commit_seconds"), "commit")
 
 
 class BatchCoder(beam.coders.Coder):
-    """A batch as bytes. Its estimated size is a guess: Beam requests samples of it between any two stages, and the
-    exact size would require to encode the logs and tables of hundreds of runs.
+    """A batch as bytes.
+
+    Its size is estimated, because Beam requests samples of it between any two stages. The exact size would require to
+    encode the logs and tables of hundreds of runs.
     """
 
     def encode(self, value: Batch) -> bytes:
@@ -96,25 +96,8 @@ class BatchCoder(beam.coders.Coder):
 beam.coders.registry.register_coder(Batch, BatchCoder)
 
 
-def _guarded(batch: Batch, guard: Guard, stage: str, function: Callable[..., Batch], *arguments: Any) -> Batch:
-    with keep_error():
-        return guard(stage, lambda part: function(part, *arguments), batch)
-
-
-def _take(batch: Batch, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float]) -> Batch:
-    seconds: list[float] = []
-    try:
-        with keep_error():
-            return take_logs(batch, policy, raw, int(clock() * 1e6), seconds)
-    finally:
-        FETCH.observe(seconds)
-
-
-_GUARDED = "ParDo(_Call)"
-
-
 class _Stage(beam.PTransform):
-    """One function over each batch. Savepoints of a job name its steps, so a label never changes."""
+    """One function over each batch, as a step with a label."""
 
     def __init__(self, label: str, function: Callable[..., Batch], *arguments: Any) -> None:
         super().__init__()
@@ -151,3 +134,17 @@ class TakeLogs(_Stage):
 
     def __init__(self, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float] = time.time) -> None:
         super().__init__("ParDo(_Take)", _take, policy, raw, clock)
+
+
+def _guarded(batch: Batch, guard: Guard, stage: str, function: Callable[..., Batch], *arguments: Any) -> Batch:
+    with keep_error():
+        return guard(stage, lambda part: function(part, *arguments), batch)
+
+
+def _take(batch: Batch, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float]) -> Batch:
+    seconds: list[float] = []
+    try:
+        with keep_error():
+            return take_logs(batch, policy, raw, int(clock() * 1e6), seconds)
+    finally:
+        FETCH.observe(seconds)

@@ -1,8 +1,7 @@
-"""Replay: a dead letter is decoded like a new message, with today's configuration.
+"""Decode messages, lines of a listing, and dead letters: to pending runs, or to outcomes if there is no log to fetch.
 
-Decode: messages become pending runs, or are settled as ignored or as dead letters.
-
-Decode lines of a listing to pending runs, like messages.
+`decode` is the stage of an ingest. `decode_lines` decodes a listing with the same results. `read_again` decodes a dead
+letter like a new message, with the present configuration. A rejected input becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -31,7 +30,28 @@ IGNORED = ("not_finished", "cancelled", "skipped", "node_lost", "never_started",
 #: systems too.
 ReadEvent = Callable[[Message, Mapping[str, str] | None], Event]
 
+#: The selection of every job.
 ALL_JOBS = ("*",)
+
+
+class CompletedRow(NamedTuple):
+    """A stored row, completed with facts from its line. Its raw object stays."""
+
+    facts: RunFacts
+    file: RawFile
+
+    def outcome(self, origin: Origin) -> Outcome:
+        """Return the outcome of the line. Its event key is a digest of the facts, so they complete the row once."""
+        key = f"complete {sha256_json(self.facts.to_json())[:32]}"
+        return Outcome("run", origin, event_key=key, mention=self.facts, reason=COMPLETES, file=self.file)
+
+
+class Decoding(NamedTuple):
+    """The configuration of `decode`."""
+
+    selection: Sequence[str]
+    names: Mapping[str, str]
+    read_event: ReadEvent
 
 
 def decode(
@@ -49,52 +69,48 @@ def decode(
       read_event: decodes a message.
 
     Returns:
-      A batch without messages: finished runs of selected jobs are pending; the others settled, ``ignored`` with a
+      A batch without messages. Finished runs of selected jobs are pending. Others are settled: ``ignored`` with a
       reason of `IGNORED`, or ``dead_letter`` with one of `ciml.events.cloudevents.REASONS` and the message as payload.
     """
     if batch.covers is None:
         if batch.messages:
             raise CimlError("a batch of messages needs its range of offsets")
         return batch
-    topic = batch.covers.topic
-    partition = batch.covers.partition
-    selected = glob_pattern(selection).fullmatch
-    pending_runs = list(batch.pending_runs)
-    settled = list(batch.settled)
+    is_selected = glob_pattern(selection).fullmatch
+    decoded = Batch(batch.covers, [], list(batch.pending_runs), list(batch.settled))
     for message in batch.messages:
-        origin = Origin(topic, partition, message.offset)
+        origin = Origin(batch.covers.topic, batch.covers.partition, message.offset)
         try:
             event = read_event(message, names)
         except RejectedInput as rejected:
-            settled.append(dead_letter(origin, message, rejected))
+            decoded.settled.append(_dead_letter(origin, message, rejected))
             continue
         if event.ignored:
-            settled.append(Outcome("ignored", origin, event.key, None, "no_run", event.ignored))
+            decoded.settled.append(Outcome("ignored", origin, event.key, None, "no_run", event.ignored))
         if event.updates:
-            settled.append(Outcome("update", origin, event.key, updates=event.updates))
+            decoded.settled.append(Outcome("update", origin, event.key, updates=event.updates))
         for facts in event.run_facts:
             reason = why_ignored(facts)
-            if not reason and not selected(facts.build_name):
+            if not reason and not is_selected(facts.build_name):
                 reason = "job_not_selected"
             if reason:
-                settled.append(Outcome("ignored", origin, event.key, facts, reason))
+                decoded.settled.append(Outcome("ignored", origin, event.key, facts, reason))
                 continue
             run_message = event.message_for(facts.run_id, message)
             if not facts.log_url:
-                settled.append(
-                    dead_letter(origin, run_message, RejectedInput("missing_field", "log_url"), event.key, facts)
-                )
+                no_log = RejectedInput("missing_field", "log_url")
+                decoded.settled.append(_dead_letter(origin, run_message, no_log, event.key, facts))
                 continue
             address = event.addresses.get(facts.run_id, "")
-            pending_runs.append(PendingRun(origin, event.key, facts, run_message, address=address))
+            decoded.pending_runs.append(PendingRun(origin, event.key, facts, run_message, address=address))
         for facts, fault in event.rejections:
             run_message = event.message_for(facts.run_id, message)
-            settled.append(dead_letter(origin, run_message, fault, event.key, facts))
-    return Batch(batch.covers, [], pending_runs, settled)
+            decoded.settled.append(_dead_letter(origin, run_message, fault, event.key, facts))
+    return decoded
 
 
 def why_ignored(facts: RunFacts) -> str:
-    """Return the reason of `IGNORED` for the run itself, or ""."""
+    """Return the reason of `IGNORED` that the run itself gives, or ""."""
     if facts.phase != "finished":
         return "not_finished"
     if facts.outcome == "cancellation":
@@ -104,24 +120,12 @@ def why_ignored(facts: RunFacts) -> str:
     return NEVER_RAN.get(normal_word(facts.result), "") if facts.outcome == "error" else ""
 
 
-def dead_letter(
+def _dead_letter(
     origin: Origin, message: Message, rejected: RejectedInput, event_key: str = "", facts: RunFacts | None = None
 ) -> Outcome:
-    """Return the dead letter of a message, or of one of its runs, which can be tried again."""
+    """Return the dead letter of a message, or of one of its runs, with what a retry needs."""
     payload = payload_of(message)
     return Outcome("dead_letter", origin, event_key, facts, rejected.reason, rejected.detail, payload=payload)
-
-
-class CompletedRow(NamedTuple):
-    """A stored row with facts of its line that it lacked. Its raw object stays."""
-
-    facts: RunFacts
-    file: RawFile
-
-    def outcome(self, origin: Origin) -> Outcome:
-        """Return the outcome of the line. Its event key follows from the facts, so they complete the row once."""
-        key = f"complete {sha256_json(self.facts.to_json())[:32]}"
-        return Outcome("run", origin, event_key=key, mention=self.facts, reason=COMPLETES, file=self.file)
 
 
 def decode_lines(
@@ -131,33 +135,34 @@ def decode_lines(
     known: Collection[int] = frozenset(),
     completed: Mapping[int, CompletedRow] | None = None,
 ) -> Batch:
-    """Decode the lines of a range.
+    """Decode the lines of a range of a listing.
 
     Args:
-      covers: the range; ``lines`` outside of it are ignored.
+      covers: the range; lines outside of it are left out.
       lines: the lines, without blank ones.
       reading: how the lines are read.
       known: numbers of lines whose runs have raw rows: their logs are not read again.
       completed: the rows that lines complete, by the line's number: their logs are not read again either.
 
     Returns:
-      A batch of pending runs; ignored and known runs and dead letters are settled, as in
-      `ciml.transforms.ingest.decode`. An unexpected exception affects only its own line (`ciml.transforms.guard`).
+      A batch of pending runs; ignored and known runs and dead letters are settled, as by `decode`. An unexpected
+      exception affects only its own line (`ciml.transforms.guard`).
     """
+    covered = [line for line in lines if covers.start <= line.number < covers.end]
     decoded = Batch(covers)
-    for part_lines, decoded_part in bisect(
-        "decode", lines, lambda part: _decode(covers, part, reading, known, completed or {})
+    for part, result in bisect(
+        "decode", covered, lambda part: _decode_lines(covers, part, reading, known, completed or {})
     ):
-        if isinstance(decoded_part, Batch):
-            decoded.pending_runs += decoded_part.pending_runs
-            decoded.settled += decoded_part.settled
-        elif covers.start <= part_lines[0].number < covers.end:
-            origin = Origin(covers.topic, covers.partition, part_lines[0].number)
-            decoded.settled.append(unread_dead_letter(origin, part_lines[0].message(reading), decoded_part))
+        if isinstance(result, Batch):
+            decoded.pending_runs += result.pending_runs
+            decoded.settled += result.settled
+        else:
+            origin = Origin(covers.topic, covers.partition, part[0].number)
+            decoded.settled.append(unread_dead_letter(origin, part[0].message(reading), result))
     return decoded
 
 
-def _decode(
+def _decode_lines(
     covers: OffsetRange,
     lines: Sequence[Line],
     reading: Reading,
@@ -167,8 +172,6 @@ def _decode(
     pending_runs: list[PendingRun] = []
     settled: list[Outcome] = []
     for line in lines:
-        if not covers.start <= line.number < covers.end:
-            continue
         origin = Origin(covers.topic, covers.partition, line.number)
         if line.sha256:
             settled.append(dead_letter_of(origin, line))
@@ -177,15 +180,15 @@ def _decode(
         try:
             run = decode_line(line.data, reading)
         except RejectedInput as rejected:
-            settled.append(dead_letter(origin, message, rejected))
+            settled.append(_dead_letter(origin, message, rejected))
             continue
         facts = run.facts
         if run.fault is not None:
-            settled.append(dead_letter(origin, message, run.fault, facts=facts))
-        elif reason := why_ignored(facts):
-            settled.append(Outcome("ignored", origin, mention=facts, reason=reason))
-        elif (row := completed.get(line.number)) is not None:
-            settled.append(row.outcome(origin))
+            settled.append(_dead_letter(origin, message, run.fault, facts=facts))
+        elif why_ignored(facts):
+            settled.append(Outcome("ignored", origin, mention=facts, reason=why_ignored(facts)))
+        elif line.number in completed:
+            settled.append(completed[line.number].outcome(origin))
         elif line.number in known:  # the accounting makes it a correction if the outcome differs
             settled.append(Outcome("repeat", origin, mention=facts, reason="run"))
         else:
@@ -213,23 +216,25 @@ def read_again(
       read_event: decodes a message, as in ingest.
 
     Returns:
-      A batch without range and messages: pending runs, and outcomes without a log. It holds the dead letter's run where
-      that is known, else all runs of its message.
+      A batch without range and messages: pending runs, and outcomes of runs without a log to fetch. It has the dead
+      letter's run if that is known, else all runs of its message.
 
     Raises:
-      RejectedInput: ``not_held``, ``secret_not_held`` or ``other_run``; no configuration can replay it.
+      RejectedInput: ``not_held``, ``secret_not_held`` or ``other_run``: no configuration can replay it.
     """
     if payload is None or "value" not in payload:
-        if payload is not None or dead_letter.mention is None or not dead_letter.mention.log_url:
+        has_address = dead_letter.mention is not None and bool(dead_letter.mention.log_url)
+        if payload is not None or not has_address:
             raise RejectedInput("not_held", "the manifest does not hold the message; read it again at its origin")
-        return _checked(dead_letter, Batch(None, pending_runs=[retry(dead_letter)]))
+        return _select_run(dead_letter, Batch(None, pending_runs=[retry(dead_letter)]))
     try:
         message = message_of(payload, dead_letter.origin.offset)
     except (IntegrityError, ValueError):
         raise RejectedInput("not_held", "the payload is damaged") from None
     if is_listing(dead_letter.origin.topic):
-        return _checked(dead_letter, _read_line(dead_letter, message, logs))
-    return _checked(dead_letter, _read_message(dead_letter, message, Decoding(selection, names or {}, read_event)))
+        return _select_run(dead_letter, _read_line(dead_letter, message, logs))
+    decoding = Decoding(selection, names or {}, read_event)
+    return _select_run(dead_letter, _read_message(dead_letter, message, decoding))
 
 
 def _read_line(dead_letter: Outcome, message: Message, logs: str) -> Batch:
@@ -242,50 +247,38 @@ def _read_line(dead_letter: Outcome, message: Message, logs: str) -> Batch:
     return decode_lines(_place_of(dead_letter), [Line(dead_letter.origin.offset, message.value or b"")], reading)
 
 
-class Decoding(NamedTuple):
-    """How messages are decoded; see `ciml.transforms.ingest.decode.decode`."""
-
-    selection: Sequence[str]
-    names: Mapping[str, str]
-    read_event: ReadEvent
-
-
 def _read_message(dead_letter: Outcome, message: Message, decoding: Decoding) -> Batch:
-    covers = _place_of(dead_letter)
-    batch = _decoded(covers, message, decoding)
-    if dead_letter.run_id and dead_letter.run_id not in _runs(batch):
+    batch = _decode_message(dead_letter, message, decoding)
+    run_ids = {outcome.run_id for outcome in batch.settled}
+    run_ids |= {pending.mention.run_id for pending in batch.pending_runs}
+    if dead_letter.run_id and dead_letter.run_id not in run_ids:
         source = RunId.decode(dead_letter.run_id).source  # the name of its source at ingestion
-        batch = _decoded(covers, message, decoding._replace(names={ANY_SOURCE: source}))
+        batch = _decode_message(dead_letter, message, decoding._replace(names={ANY_SOURCE: source}))
     return batch
 
 
-def _decoded(covers: OffsetRange, message: Message, decoding: Decoding) -> Batch:
-    return guarded_messages("decode", lambda part: decode(part, *decoding), Batch(covers, [message]))
+def _decode_message(dead_letter: Outcome, message: Message, decoding: Decoding) -> Batch:
+    batch = Batch(_place_of(dead_letter), [message])
+    return guarded_messages("decode", lambda part: decode(part, *decoding), batch)
 
 
 def _place_of(dead_letter: Outcome) -> OffsetRange:
-    topic = dead_letter.origin.topic
-    partition = dead_letter.origin.partition
-    offset = dead_letter.origin.offset
-    return OffsetRange(topic, "", partition, offset, offset + 1)
+    origin = dead_letter.origin
+    return OffsetRange(origin.topic, "", origin.partition, origin.offset, origin.offset + 1)
 
 
-def _runs(batch: Batch) -> set[str]:
-    return {item.run_id for item in batch.settled} | {item.mention.run_id for item in batch.pending_runs}
-
-
-def _checked(dead_letter: Outcome, batch: Batch) -> Batch:
-    """Reduce the batch to the dead letter's run, where that is known."""
+def _select_run(dead_letter: Outcome, batch: Batch) -> Batch:
+    """Return the dead letter's run in a batch, or all if it is unknown. Its pending runs continue the earlier tries."""
     pending_runs = batch.pending_runs
     settled = batch.settled
     if dead_letter.run_id:
-        pending_runs = [pending_run for pending_run in pending_runs if pending_run.mention.run_id == dead_letter.run_id]
-        settled = [pending_run for pending_run in settled if pending_run.run_id == dead_letter.run_id]
+        pending_runs = [pending for pending in pending_runs if pending.mention.run_id == dead_letter.run_id]
+        settled = [outcome for outcome in settled if outcome.run_id == dead_letter.run_id]
         if not pending_runs and not settled:
-            reasons = [pending_run for pending_run in batch.settled if not pending_run.run_id]
-            if not reasons:
+            undecodable = [outcome for outcome in batch.settled if not outcome.run_id]
+            if not undecodable:
                 raise RejectedInput("other_run", "the message now decodes to another run")
-            settled = [reasons[0].replace(mention=dead_letter.mention)]  # it cannot be decoded any more
+            settled = [undecodable[0].replace(mention=dead_letter.mention)]
     for pending in pending_runs:
         if dead_letter.run_id and _holds_secret(pending):
             raise RejectedInput(

@@ -1,6 +1,8 @@
-"""Samples of a run in transit and in its state: the columns that data sets need, as arrays and as bytes.
+"""The state of a running job between its messages: its samples, and the head of the state.
 
-The head of that state: the run's standing, its newest samples, and when its timer is due.
+A `Part` is some samples of a run, in the columns that data sets need, in transit and in the state. `RunState` is the
+head: the run's standing, its newest samples, and when its timer is due. Sequence numbers count the samples from each
+start of the recorder. docs/formats/live.md describes the formats.
 """
 
 from __future__ import annotations
@@ -23,9 +25,36 @@ from ciml.manifest.coverage import RangeSet
 from ciml.messages import Standing
 
 NEVER_US = 1 << 62  # later than any time
+#: Encoding of a part: header, then each end, then the arrays.
 _HEAD = struct.Struct("<HIHqiqq")
 _END = struct.Struct("<qq")
-_MOST_RANGES = 1000  # ranges of samples remembered of a closed run
+_LENGTH = struct.Struct("<I")  # of a part in the head of the state
+_MAX_RANGES = 1000  # of sequence numbers that are remembered of a closed run
+
+
+@dataclass(frozen=True)
+class LivePolicy:
+    """When windows and examples are published, and how long a run is remembered.
+
+    Attributes:
+      slack_s: how long, by the run's own clock, a window waits for late samples after its end, before it is
+        published as final. It exceeds the reordering by recorders and brokers; a later sample makes a late pane.
+      window_growth: a window is published early when its samples have grown by this fraction since the last time: at
+        each of the first 16, then ever more rarely, so that a window of n samples is not computed n times.
+      example_growth: the same for a run's example, which is published as a whole.
+      grace_s: how long an ended run waits for missing samples, by this machine's clock.
+      silence_s: how long a run may be silent before it is given up, by this machine's clock.
+      remember_s: how long an ended run is remembered, so that later samples are recognised as late.
+      most_samples: limit of samples of a run; further ones are rejected.
+    """
+
+    slack_s: float = 60.0
+    window_growth: float = 1 / 16
+    example_growth: float = 1 / 20
+    grace_s: float = 60.0
+    silence_s: float = 1800.0
+    remember_s: float = 86_400.0
+    most_samples: int = 200_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,12 +62,12 @@ class Part:
     """Some samples of one run.
 
     Attributes:
-      recorder: int64 [n], time of each sample's start of the recorder, epoch microseconds.
-      sequence: int64 [n], sequence numbers within it.
-      time_us: int64 [n].
-      boot: bool [n], the averages since boot.
+      recorder: int64 [n], when the recorder of each sample started, epoch microseconds.
+      sequence: int64 [n], sequence numbers.
+      time_us: int64 [n], times of the samples, epoch microseconds.
+      boot: bool [n], whether the sample has averages since boot.
       values: float64 [n, F], the F columns that the data sets need; NaN is a missing value.
-      present: bool [F], the columns that the messages had.
+      present: bool [F], whether a message had the column.
       first_us: the time of the run's first sample, as known to its recorders; `NEVER_US` where unknown.
       ends: (recorder_us, samples) of the starts that have ended.
       partition, first, last: position of the messages in the topic: within offsets ``first`` to ``last``.
@@ -61,43 +90,47 @@ class Part:
         return int(self.sequence.size)
 
     def take(self, rows: np.ndarray, ends: tuple[tuple[int, int], ...]) -> Part:
-        """Return the samples of ``rows``, indices int64 or mask bool [n], with other ends."""
-        recorder, sequence, time_us, boot, values = (
-            column[rows] for column in (self.recorder, self.sequence, self.time_us, self.boot, self.values)
+        """Return the samples at ``rows``, indices int64 or mask bool [n], with other ends."""
+        return replace(
+            self,
+            recorder=self.recorder[rows],
+            sequence=self.sequence[rows],
+            time_us=self.time_us[rows],
+            boot=self.boot[rows],
+            values=self.values[rows],
+            ends=ends,
         )
-        return replace(self, recorder=recorder, sequence=sequence, time_us=time_us, boot=boot, values=values, ends=ends)
 
 
-_NONE = np.zeros(0, np.int64)
+_NO_NUMBERS = np.zeros(0, np.int64)
 #: No sample of any run.
-NO_SAMPLES = Part(_NONE, _NONE, _NONE, np.zeros(0, bool), np.zeros((0, 0)), np.zeros(0, bool))
+NO_SAMPLES = Part(_NO_NUMBERS, _NO_NUMBERS, _NO_NUMBERS, np.zeros(0, bool), np.zeros((0, 0)), np.zeros(0, bool))
 
 
 def part_of(messages: Sequence[tuple[int, Samples | End]], columns: tuple[str, ...], partition: int = -1) -> Part:
     """Join the messages of one run, with their offsets, in topic order, to one part with the given columns."""
     samples = [message for _, message in messages if isinstance(message, Samples)]
-    ends = tuple((message.recorder_us, message.samples) for _, message in messages if isinstance(message, End))
-    sizes = [sample.sequence.size for sample in samples]
+    sizes = [message.sequence.size for message in samples]
     values = np.full((sum(sizes), len(columns)), np.nan)
     present = np.zeros(len(columns), bool)
     begin = 0
-    for sample, size in zip(samples, sizes, strict=True):
-        ours, theirs = _common(columns, sample.columns)
-        values[begin : begin + size, ours] = sample.values[:, theirs]
+    for message, size in zip(samples, sizes, strict=True):
+        ours, theirs = _common(columns, message.columns)
+        values[begin : begin + size, ours] = message.values[:, theirs]
         present[ours] = True
         begin += size
     return Part(
-        np.repeat(np.array([sample.recorder_us for sample in samples], np.int64), sizes),
-        _concatenated([sample.sequence for sample in samples], np.int64),
-        _concatenated([sample.time_us for sample in samples], np.int64),
-        _concatenated([sample.boot for sample in samples], np.bool_),
-        values,
-        present,
-        min((sample.first_us for sample in samples), default=NEVER_US),
-        ends,
-        partition,
-        messages[0][0],
-        messages[-1][0],
+        recorder=np.repeat(np.array([message.recorder_us for message in samples], np.int64), sizes),
+        sequence=_concatenate([message.sequence for message in samples], np.int64),
+        time_us=_concatenate([message.time_us for message in samples], np.int64),
+        boot=_concatenate([message.boot for message in samples], np.bool_),
+        values=values,
+        present=present,
+        first_us=min((message.first_us for message in samples), default=NEVER_US),
+        ends=tuple((message.recorder_us, message.samples) for _, message in messages if isinstance(message, End)),
+        partition=partition,
+        first=messages[0][0],
+        last=messages[-1][0],
     )
 
 
@@ -105,43 +138,39 @@ def part_of(messages: Sequence[tuple[int, Samples | End]], columns: tuple[str, .
 def _common(columns: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices in ``columns`` and in ``theirs`` of their common columns: int64 [m] each."""
     index_of = {name: index for index, name in enumerate(theirs)}
-    both = [(index, index_of[name]) for index, name in enumerate(columns) if name in index_of]
-    pairs = np.array(both, np.int64).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1]
+    pairs = [(index, index_of[name]) for index, name in enumerate(columns) if name in index_of]
+    indices = np.array(pairs, np.int64).reshape(-1, 2)
+    return indices[:, 0], indices[:, 1]
 
 
-def _concatenated(arrays: Sequence[np.ndarray], kind: type) -> np.ndarray:
+def _concatenate(arrays: Sequence[np.ndarray], kind: type) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros(0, kind)
 
 
 def join_parts(parts: Sequence[Part]) -> Part:
-    """Join parts of one run, at least one, as one: samples and ends in the given order."""
+    """Join parts of one run, at least one: samples and ends stay in the given order."""
     if len(parts) == 1:
         return parts[0]
-    recorder, sequence, time_us, boot, values, present = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("recorder", "sequence", "time_us", "boot", "values", "present")
-    )
     return Part(
-        recorder,
-        sequence,
-        time_us,
-        boot,
-        values,
-        np.any(present.reshape(len(parts), -1), axis=0),
-        min(part.first_us for part in parts),
-        tuple(end for part in parts for end in part.ends),
-        parts[0].partition,
-        parts[0].first,
-        parts[-1].last,
+        recorder=np.concatenate([part.recorder for part in parts]),
+        sequence=np.concatenate([part.sequence for part in parts]),
+        time_us=np.concatenate([part.time_us for part in parts]),
+        boot=np.concatenate([part.boot for part in parts]),
+        values=np.concatenate([part.values for part in parts]),
+        present=np.any([part.present for part in parts], axis=0),
+        first_us=min(part.first_us for part in parts),
+        ends=tuple(end for part in parts for end in part.ends),
+        partition=parts[0].partition,
+        first=parts[0].first,
+        last=parts[-1].last,
     )
 
 
 def unseen(part: Part, seen: Mapping[int, RangeSet]) -> np.ndarray:
-    """Find the samples of a part that are not ``seen``, by start of the recorder; of equal ones the first.
+    """Find the samples of a part that are not in ``seen``, the sequence numbers by start of the recorder.
 
     Returns:
-      Their indices: int64 [m], ascending.
+      Their indices, int64 [m] ascending; of samples with equal numbers, the first.
     """
     unseen_rows = []
     for recorder, rows in by_start(part):
@@ -153,16 +182,17 @@ def unseen(part: Part, seen: Mapping[int, RangeSet]) -> np.ndarray:
 
 
 def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield each start of the recorder, with the indices int64 [m] of its samples by number; of equal ones the first.
+    """Yield each start of the recorder, and the indices int64 [m] of its samples in order of their numbers.
 
-    One sort for all: a hostile part may have as many starts as samples.
+    Of samples with equal numbers, the first counts. All starts are sorted together, because a hostile part may have as
+    many starts as samples.
     """
     order = np.lexsort((part.sequence, part.recorder))  # stable: of equal ones the first stays the first
     recorder = part.recorder[order]
     sequence = part.sequence[order]
-    another = np.ones(order.size, bool)
-    another[1:] = (np.diff(recorder) != 0) | (np.diff(sequence) != 0)
-    order = order[another]
+    is_new = np.ones(order.size, bool)
+    is_new[1:] = (np.diff(recorder) != 0) | (np.diff(sequence) != 0)
+    order = order[is_new]
     recorder = part.recorder[order]
     edges = [0, *(np.flatnonzero(np.diff(recorder)) + 1).tolist(), order.size]
     for begin, end in pairwise(edges if order.size else ()):
@@ -170,63 +200,33 @@ def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def pack(part: Part) -> bytes:
-    """Encode a part reproducibly as bytes: little-endian, a header of fixed size, then the arrays."""
-    return b"".join(
-        (
-            _HEAD.pack(
-                part.present.size, part.size, len(part.ends), part.first_us, part.partition, part.first, part.last
-            ),
-            *(_END.pack(*end) for end in part.ends),
-            part.present.tobytes(),
-            part.recorder.astype("<i8", copy=False).tobytes(),
-            part.sequence.astype("<i8", copy=False).tobytes(),
-            part.time_us.astype("<i8", copy=False).tobytes(),
-            part.boot.tobytes(),
-            part.values.astype("<f8", copy=False).tobytes(),
-        )
+    """Encode a part: a header, the ends, then the arrays, all little-endian. Equal parts have equal bytes."""
+    columns = part.present.size
+    ends = b"".join(_END.pack(*end) for end in part.ends)
+    head = _HEAD.pack(columns, part.size, len(part.ends), part.first_us, part.partition, part.first, part.last)
+    arrays = (
+        part.present,
+        part.recorder.astype("<i8", copy=False),
+        part.sequence.astype("<i8", copy=False),
+        part.time_us.astype("<i8", copy=False),
+        part.boot,
+        part.values.astype("<f8", copy=False),
     )
+    return b"".join((head, ends, *(array.tobytes() for array in arrays)))
 
 
 def unpack(data: bytes) -> Part:
     """Decode the bytes of `pack`."""
-    columns, n, ends, first_us, partition, first, last = _HEAD.unpack_from(data)
-    offset = _HEAD.size + _END.size * ends
-    ends_found = tuple(_END.iter_unpack(data[_HEAD.size : offset]))
+    columns, n, n_ends, first_us, partition, first, last = _HEAD.unpack_from(data)
+    offset = _HEAD.size + _END.size * n_ends
+    ends = tuple(_END.iter_unpack(data[_HEAD.size : offset]))
     present = np.frombuffer(data, np.bool_, columns, offset)
     offset += columns
     recorder, sequence, time_us = np.frombuffer(data, "<i8", 3 * n, offset).reshape(3, n)
     offset += 24 * n
     boot = np.frombuffer(data, np.bool_, n, offset)
     values = np.frombuffer(data, "<f8", n * columns, offset + n).reshape(n, columns)
-    return Part(recorder, sequence, time_us, boot, values, present, first_us, ends_found, partition, first, last)
-
-
-@dataclass(frozen=True)
-class LivePolicy:
-    """When windows and examples are published, and for how long a run is kept.
-
-    Attributes:
-      slack_s: how long, by the run's own clock, a window waits for late samples after its end, before it is
-        published as final. It exceeds the reordering by recorders and brokers; a later sample makes a late pane.
-      window_growth: a window is published early when its samples have grown by this fraction since the last time: at
-        each of the first 16, then ever more rarely, so that a window of n samples is not read n times.
-      example_growth: the same for a run's example, which is published as a whole.
-      grace_s: how long an ended run waits for missing samples, by this machine's clock.
-      silence_s: how long a run may be silent before it is given up, by this machine's clock.
-      remember_s: how long an ended run is remembered, so that later samples are recognised as late.
-      most_samples: limit of samples of a run; further ones are rejected.
-    """
-
-    slack_s: float = 60.0
-    window_growth: float = 1 / 16
-    example_growth: float = 1 / 20
-    grace_s: float = 60.0
-    silence_s: float = 1800.0
-    remember_s: float = 86_400.0
-    most_samples: int = 200_000
-
-
-_LENGTH = struct.Struct("<I")
+    return Part(recorder, sequence, time_us, boot, values, present, first_us, ends, partition, first, last)
 
 
 class Wake(Enum):
@@ -243,10 +243,10 @@ class RunState:
     Attributes:
       run_id: of the run.
       columns: digest of the names of its samples' columns.
-      standing: whether it is running; else its samples are released.
+      standing: whether it is running. The state of a run that is not has no samples.
       token: identifies the samples; changes with them.
-      newer: its newest samples, as packed parts. They are read and written with the head, since each request to the
-        runner takes longer than anything that is done here.
+      newer: its newest samples, as packed parts. They are in the head, because a request to the runner for other state
+        takes longer than all work here.
     """
 
     def __init__(self, run_id: str, columns: str) -> None:
@@ -255,65 +255,73 @@ class RunState:
         self.standing: Standing = "running"
         self.token = ""
         self.newer: list[bytes] = []
-        self._heard_s = self._ended_s = self._over_s = self._wake_s = 0.0
+        # `to_bytes` stores all attributes by name. 0 is a time that is not set.
+        self._heard_s = 0.0
+        self._ended_s = 0.0
+        self._over_s = 0.0
+        self._wake_s = 0.0
         self._seen: dict[str, list[list[int]]] = {}
 
     def received(self, now_s: float, ended: bool) -> None:
-        """Record that a message was received."""
+        """Record a message, and whether an end of the run has arrived."""
         self._heard_s = now_s
         self.token = secrets.token_hex(8)
         if ended and not self._ended_s:
             self._ended_s = now_s
 
-    def is_over(self, standing: Standing, seen: Mapping[int, RangeSet], now_s: float) -> None:
+    def close(self, standing: Standing, seen: Mapping[int, RangeSet], now_s: float) -> None:
         """Close the run: release its samples, and remember their numbers."""
         self.standing = standing
         self._over_s = now_s
         self.newer = []
-        ranges = {str(recorder): [list(part) for part in numbers] for recorder, numbers in seen.items()}
-        self._seen = ranges if sum(map(len, ranges.values())) <= _MOST_RANGES else {}
+        ranges = {str(recorder): [list(bounds) for bounds in numbers] for recorder, numbers in seen.items()}
+        self._seen = ranges if sum(map(len, ranges.values())) <= _MAX_RANGES else {}
 
     def unseen(self, part: Part) -> Part | None:
         """Return the samples of a late part that the run did not have; None if it had all."""
-        numbers = {
+        seen = {
             int(recorder): RangeSet((start, end) for start, end in ranges) for recorder, ranges in self._seen.items()
         }
-        rows = unseen(part, numbers)
+        rows = unseen(part, seen)
         return part.take(rows, ()) if rows.size else None
-
-    def _due_s(self, policy: LivePolicy) -> tuple[float, Wake]:
-        if self.standing != "running":
-            return self._over_s + policy.remember_s, Wake.FORGET
-        silent = self._heard_s + policy.silence_s
-        grace = self._ended_s + policy.grace_s if self._ended_s else math.inf
-        return (grace, Wake.ENDED) if grace <= silent else (silent, Wake.SILENT)
 
     def due(self, now_s: float, policy: LivePolicy) -> Wake | None:
         """Return the action that is due now, if any."""
-        at_s, action = self._due_s(policy)
-        return action if at_s <= now_s else None
+        due_s, action = self._next_action(policy)
+        return action if due_s <= now_s else None
 
     def woken(self) -> None:
-        """Record that the timer has fired and none is set."""
+        """Record that the timer has fired, so that none is set."""
         self._wake_s = 0.0
 
     def next_wake(self, policy: LivePolicy) -> float | None:
-        """Return the time to set the timer to, or None to keep it: an early timer is set again when it fires."""
-        at_s, _ = self._due_s(policy)
-        if self._wake_s and self._wake_s <= at_s:
-            return None  # setting it for every sample would cost time
-        self._wake_s = at_s
-        return at_s
+        """Return the time to set the timer to, and record it; None to leave the timer as it is.
+
+        A timer that is set too early is set again when it fires. To set it for every sample would take longer.
+        """
+        due_s, _ = self._next_action(policy)
+        if self._wake_s and self._wake_s <= due_s:
+            return None
+        self._wake_s = due_s
+        return due_s
+
+    def _next_action(self, policy: LivePolicy) -> tuple[float, Wake]:
+        """Return when the next action is due, and which."""
+        if self.standing != "running":
+            return self._over_s + policy.remember_s, Wake.FORGET
+        silent_s = self._heard_s + policy.silence_s
+        grace_s = self._ended_s + policy.grace_s if self._ended_s else math.inf
+        return (grace_s, Wake.ENDED) if grace_s <= silent_s else (silent_s, Wake.SILENT)
 
     def to_bytes(self) -> bytes:
-        """Return the state's encoding: a line of JSON, then the newer samples, each after its length."""
+        """Encode the state: a line of JSON, then the newer samples, each after its length."""
         fields = {name: value for name, value in vars(self).items() if name != "newer"}
         sized = (part for data in self.newer for part in (_LENGTH.pack(len(data)), data))
         return b"".join((orjson.dumps(fields), b"\n", *sized))
 
     @classmethod
     def of(cls, data: bytes) -> RunState:
-        """Return the inverse of `to_bytes`."""
+        """Decode `to_bytes`."""
         state = cls("", "")
         position = data.index(b"\n") + 1
         fields: dict[str, Any] = orjson.loads(data[:position])

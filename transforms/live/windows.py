@@ -1,17 +1,16 @@
-"""Live windows: the samples of a running job, and its present windows and example.
+"""Live windows: the present windows and examples of a running job from its samples, and their messages.
 
-A run keeps all its samples until it ends, each once, ordered by time. A window that gets a sample is recomputed from
-its samples by the batch function; so is the example, from all samples. There are no running sums, so late, repeated or
-reordered samples leave no trace, and an ended run equals the batch result.
+A run keeps all its samples until it ends, each once, ordered by time. If a window gets a sample, the batch function
+recomputes it from its samples; so it does the example, from all samples. There are no running sums, so late, repeated
+or reordered samples leave no trace, and the windows of an ended run equal the batch result.
 
-Messages of live windows: the JSON of the topics `windows`, `live-examples` and `live-dead-letters`.
-
-docs/formats/live.md describes the formats.
+A *pane* is a published state of a window: early, final or late. docs/formats/live.md describes the messages of the
+topics `windows`, `live-examples` and `live-dead-letters`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -35,8 +34,14 @@ from ciml.transforms.examples.prepare import prepare_many, row_digest
 from ciml.transforms.live.samples import NEVER_US, LivePolicy, Part, by_start, join_parts, unseen
 
 PaneKind = Literal["early", "final", "late"]
-_NONE = np.zeros(0, np.int64)
-_EVER = 1 << 62
+MAX_EXAMPLE_BYTES = 4 << 20
+#: Reasons of dead letters of samples for a run whose state was freed, by its standing. The others are
+#: `ciml.events.samples.REASONS` and those of `LiveRun.add`.
+LATE = {"ended": "run_ended", "silent": "run_silent"}
+_NO_TIMES = np.zeros(0, np.int64)
+#: Greater than the number of any window.
+_ALL_WINDOWS = 1 << 62
+_MIN_CAPACITY = 64  # samples
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,12 @@ class LiveDataset:
 
 
 def columns_of(datasets: Sequence[LiveDataset]) -> tuple[str, ...]:
-    """Return the columns that any of the data sets needs, in the order of their first use."""
+    """Return the columns that the data sets need, in the order of their first use."""
     return tuple(dict.fromkeys(column for dataset in datasets for column in dataset.resolved.columns))
 
 
 class Pane(NamedTuple):
-    """The present state of a window. Equal run, data set, day, number and samples imply equal values.
+    """The present state of a window. Panes with equal run, data set, day, number and samples have equal values.
 
     Attributes:
       dataset: its data set.
@@ -67,7 +72,7 @@ class Pane(NamedTuple):
       start_us: start of the window, epoch microseconds.
       samples: number of samples, which is also its revision: it only grows.
       kind: ``early``: more samples are expected; ``final``: by the run's clock the window's slack is over, or the run
-        is; ``late``: a sample arrived after it was final.
+        has ended; ``late``: a sample arrived after it was final.
       values: float32 [F].
     """
 
@@ -81,14 +86,14 @@ class Pane(NamedTuple):
 
 
 class ExampleSoFar(NamedTuple):
-    """The present example of a run. Equal run, data set and samples imply equal values.
+    """The present example of a run. Examples with equal run, data set and samples have equal values.
 
     Attributes:
       dataset: its data set.
       samples: number of samples of the run, which is also the example's revision.
       missing: number of samples known to be missing: gaps in the numbers, and differences from an end's count.
-      values: float32 [n_windows, F]; None where the run is rejected.
-      digest: as of the batch example of the same samples; "" while the run is not over, or is rejected.
+      values: float32 [n_windows, F]; None if the run is rejected.
+      digest: digest of the batch example of the same samples; "" while the run is not over, or if it is rejected.
       rejected: why there is no example, or None.
     """
 
@@ -102,12 +107,19 @@ class ExampleSoFar(NamedTuple):
 
 @dataclass(eq=False)
 class _Published:
-    """The published windows of a run in one data set."""
+    """The published windows of a run in one data set.
+
+    Attributes:
+      dataset: the data set.
+      indices: indices of its columns among those of the run.
+      open: by number of each window that is not final, its number of samples when it was last published.
+      final_below: windows with smaller numbers are final.
+    """
 
     dataset: LiveDataset
-    indices: list[int]  # indices of its columns among the kept ones
-    open: dict[int, int] = field(default_factory=dict)  # windows that are not final: their samples when last published
-    below: int = -_EVER  # windows with smaller numbers are final
+    indices: list[int]
+    open: dict[int, int] = field(default_factory=dict)
+    final_below: int = -_ALL_WINDOWS
 
 
 class LiveRun:
@@ -129,18 +141,23 @@ class LiveRun:
         self.run_id = run_id
         self.policy = policy
         self.columns = columns_of(datasets)
-        self.size = self.published = 0
+        self.size = 0
+        self.published = 0
         self.seen: dict[int, RangeSet] = {}
         self.ends: dict[int, int] = {}
         self._published = [
             _Published(dataset, [self.columns.index(name) for name in dataset.resolved.columns]) for dataset in datasets
         ]
         self._present = np.zeros(len(self.columns), bool)
-        self._first_us = self._day_us = NEVER_US
-        self._new: list[np.ndarray] = []  # times of samples whose windows are not recomputed yet
-        # Ordered by (time, start of the recorder, number); longer than ``size``.
-        self._time, self._recorder, self._sequence = (np.zeros(64, np.int64) for _ in range(3))
-        self._boot, self._values = np.zeros(64, bool), np.zeros((64, len(self.columns)))
+        self._first_us = NEVER_US
+        self._day_us = NEVER_US
+        self._new_times: list[np.ndarray] = []  # of samples whose windows are not recomputed yet
+        # The samples, ordered by (time, start of the recorder, number). The arrays are longer than ``size``.
+        self._time = np.zeros(_MIN_CAPACITY, np.int64)
+        self._recorder = np.zeros(_MIN_CAPACITY, np.int64)
+        self._sequence = np.zeros(_MIN_CAPACITY, np.int64)
+        self._boot = np.zeros(_MIN_CAPACITY, bool)
+        self._values = np.zeros((_MIN_CAPACITY, len(self.columns)))
 
     @property
     def ended(self) -> bool:
@@ -163,24 +180,24 @@ class LiveRun:
         return self.ended and self.seen.keys() <= self.ends.keys() and self.missing == 0
 
     def add(self, part: Part) -> Part | None:
-        """Add the new samples and ends.
+        """Add samples and ends; those that the run has are ignored.
 
         Returns:
-          The new samples and ends of ``part``; None where there are none.
+          The new samples and ends of ``part``; None if there are none.
 
         Raises:
           RejectedInput: ``run_too_long`` or ``too_many_restarts``; nothing was added.
         """
-        new = unseen(part, self.seen)
+        new_rows = unseen(part, self.seen)
         ends = tuple(end for end in part.ends if end[1] > self.ends.get(end[0], -1))
-        if self.size + new.size > self.policy.most_samples:
+        if self.size + new_rows.size > self.policy.most_samples:
             raise RejectedInput("run_too_long", f"more than {self.policy.most_samples} samples")
         starts = {*self.seen, *self.ends, *np.unique(part.recorder).tolist(), *(recorder for recorder, _ in ends)}
         if len(starts) > MAX_LOG_STARTS:
             raise RejectedInput("too_many_restarts", f"more than {MAX_LOG_STARTS} starts of the recorder")
-        if not new.size and not ends:
+        if not new_rows.size and not ends:
             return None
-        accepted = part.take(new, ends)
+        accepted = part.take(new_rows, ends)
         self.ends.update(ends)
         self._present |= accepted.present
         self._first_us = min(self._first_us, accepted.first_us)
@@ -191,23 +208,29 @@ class LiveRun:
                 received.add(int(group[0]), int(group[-1]) + 1)
         if accepted.size:
             self._insert(accepted)
-            self._new.append(accepted.time_us)
+            self._new_times.append(accepted.time_us)
         return accepted
 
     def _insert(self, part: Part) -> None:
-        """Insert samples in order. Later samples are moved, usually none."""
+        """Insert samples in order. Samples of a later time move, but there are usually none."""
         begin = int(np.searchsorted(self._time[: self.size], part.time_us.min(), side="left"))
         size = self.size + part.size
-        columns = (self._time, self._recorder, self._sequence, self._boot, self._values)
-        came = (part.time_us, part.recorder, part.sequence, part.boot, part.values)
-        tails = [np.concatenate([ours[begin : self.size], theirs]) for ours, theirs in zip(columns, came, strict=True)]
-        order = np.lexsort((tails[2], tails[1], tails[0]))
         if size > self._time.size:
-            columns = tuple(np.resize(ours, (2 * size, *ours.shape[1:])) for ours in columns)  # type: ignore[assignment]
-            self._time, self._recorder, self._sequence, self._boot, self._values = columns
-        for ours, tail in zip(columns, tails, strict=True):
-            ours[begin:size] = tail[order]
+            self._grow(2 * size)
+        columns = (self._time, self._recorder, self._sequence, self._boot, self._values)
+        added = (part.time_us, part.recorder, part.sequence, part.boot, part.values)
+        tails = [np.concatenate([column[begin : self.size], new]) for column, new in zip(columns, added, strict=True)]
+        order = np.lexsort((tails[2], tails[1], tails[0]))
+        for column, tail in zip(columns, tails, strict=True):
+            column[begin:size] = tail[order]
         self.size = size
+
+    def _grow(self, capacity: int) -> None:
+        self._time = np.resize(self._time, capacity)
+        self._recorder = np.resize(self._recorder, capacity)
+        self._sequence = np.resize(self._sequence, capacity)
+        self._boot = np.resize(self._boot, capacity)
+        self._values = np.resize(self._values, (capacity, len(self.columns)))
 
     def panes(self, *, over: bool = False) -> list[Pane]:
         """Return the windows to publish since the last call, by data set and time.
@@ -218,61 +241,63 @@ class LiveRun:
         if not self.size:
             return []
         first = min(self._first_us, int(self._time[0]))
-        new = self._new
-        self._new = []
+        new_times = self._new_times
+        self._new_times = []
         if first - first % DAY_US != self._day_us:  # the run began on an earlier day than known: recompute all
             self._day_us = first - first % DAY_US
-            new = [self._time[: self.size]]
+            new_times = [self._time[: self.size]]
             for published in self._published:
                 published.open = {}
-                published.below = -_EVER
-        times = np.concatenate(new) if new else _NONE
-        return [pane for published in self._published for pane in self._panes(published, times, over)]
+                published.final_below = -_ALL_WINDOWS
+        times = np.concatenate(new_times) if new_times else _NO_TIMES
+        return [pane for published in self._published for pane in self._panes_of(published, times, over)]
 
-    def _panes(self, published: _Published, times: np.ndarray, over: bool) -> list[Pane]:
-        resolved = published.dataset.resolved
-        interval = resolved.definition.interval_us
-        passed = int(self._time[self.size - 1]) - round(self.policy.slack_s * 1e6) - self._day_us
-        before = published.below
-        published.below = _EVER if over else max(published.below, passed // interval)
-        closing = [number for number in published.open if number < published.below]
+    def _panes_of(self, published: _Published, times: np.ndarray, over: bool) -> Iterator[Pane]:
+        """Yield the windows of a data set to publish: those with samples at ``times``, and those that become final."""
+        interval = published.dataset.resolved.definition.interval_us
+        was_final_below = published.final_below
+        if over:
+            published.final_below = _ALL_WINDOWS
+        else:
+            clock_us = int(self._time[self.size - 1]) - round(self.policy.slack_s * 1e6)
+            published.final_below = max(was_final_below, (clock_us - self._day_us) // interval)
+        closing = [number for number in published.open if number < published.final_below]
         numbers = np.unique(np.concatenate([(times - self._day_us) // interval, np.array(closing, np.int64)]))
         starts = self._day_us + numbers * interval
         begins = np.searchsorted(self._time[: self.size], starts)
         counts = np.searchsorted(self._time[: self.size], starts + interval) - begins
-        due = np.ones(numbers.size, bool)
-        for index in np.flatnonzero(numbers >= published.below).tolist():
-            number = int(numbers[index])
-            count = int(counts[index])
-            due[index] = count >= published.open.get(number, 0) * (1 + self.policy.window_growth)
-            published.open[number] = count if due[index] else published.open[number]
+        is_due = self._are_due(published, numbers, counts)
         for number in closing:
             del published.open[number]
-        numbers = numbers[due]
-        starts = starts[due]
-        begins = begins[due]
-        counts = counts[due]
-        values, complete = self._values_of(published, begins, counts)
-        kinds: list[PaneKind] = [
-            "late" if n < before else "final" if n < published.below else "early" for n in numbers.tolist()
-        ]
-        return [
-            Pane(
-                published.dataset,
-                self._day_us,
-                int(numbers[row]),
-                int(starts[row]),
-                int(counts[row]),
-                kinds[row],
-                values[row],
-            )
-            for row in np.flatnonzero(complete).tolist()
-        ]
+        values, is_complete = self._values_of(published, begins[is_due], counts[is_due])
+        due = np.flatnonzero(is_due)
+        for row in np.flatnonzero(is_complete).tolist():
+            index = int(due[row])
+            number = int(numbers[index])
+            kind: PaneKind = "early"
+            if number < was_final_below:
+                kind = "late"
+            elif number < published.final_below:
+                kind = "final"
+            start_us = int(starts[index])
+            yield Pane(published.dataset, self._day_us, number, start_us, int(counts[index]), kind, values[row])
+
+    def _are_due(self, published: _Published, numbers: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return which windows to publish, bool: final ones, and open ones that have grown enough."""
+        is_due = np.ones(numbers.size, bool)
+        for index in np.flatnonzero(numbers >= published.final_below).tolist():
+            number = int(numbers[index])
+            count = int(counts[index])
+            if count >= published.open.get(number, 0) * (1 + self.policy.window_growth):
+                published.open[number] = count
+            else:
+                is_due[index] = False
+        return is_due
 
     def _values_of(
         self, published: _Published, begins: np.ndarray, counts: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values of windows, float32 [W, F], and which of them have one: bool [W]."""
+        """Compute the values of windows, float32 [W, F], and which windows have values in all columns, bool [W]."""
         definition = published.dataset.resolved.definition
         window = np.repeat(np.arange(begins.size), counts)
         rows = np.arange(window.size) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
@@ -301,40 +326,40 @@ class LiveRun:
         Args:
           over: the run is over, so that its examples get digests.
         """
-        self.published, table = self.size, self.table()
-        out = []
+        self.published = self.size
+        table = self.table()
+        examples = []
         for published in self._published:
             resolved = published.dataset.resolved
             inputs, n_windows, rejected = prepare_many([table], resolved)
+            if rejected:
+                _, reason = rejected[0]
+                examples.append(ExampleSoFar(published.dataset, self.size, self.missing, None, "", reason))
+                continue
             count = int(n_windows[0])
-            digest = row_digest(self.run_id, inputs[0].T, resolved.features, count) if over and not rejected else ""
-            values = None if rejected else inputs[0, :count]
-            why = rejected[0][1] if rejected else None
-            out.append(ExampleSoFar(published.dataset, self.size, self.missing, values, digest, why))
-        return out
+            digest = row_digest(self.run_id, inputs[0].T, resolved.features, count) if over else ""
+            values = inputs[0, :count]
+            examples.append(ExampleSoFar(published.dataset, self.size, self.missing, values, digest, None))
+        return examples
 
     def table(self) -> pa.Table:
         """Return the telemetry that the data sets need, as stored, in order of time."""
         size = self.size
-        there = np.flatnonzero(self._present)
-        names = [self.columns[index] for index in there.tolist()]
-        return telemetry_table(names, self._time[:size], self._boot[:size], self._values[:size, there])
+        present = np.flatnonzero(self._present)
+        names = [self.columns[index] for index in present.tolist()]
+        return telemetry_table(names, self._time[:size], self._boot[:size], self._values[:size, present])
 
     @classmethod
-    def again(cls, run_id: str, parts: Sequence[Part], datasets: Sequence[LiveDataset], policy: LivePolicy) -> LiveRun:
-        """Rebuild a run from its parts. Windows that were due then count as published."""
+    def rebuild(
+        cls, run_id: str, parts: Sequence[Part], datasets: Sequence[LiveDataset], policy: LivePolicy
+    ) -> LiveRun:
+        """Rebuild a run from its parts. Windows and examples that were due then count as published."""
         run = cls(run_id, datasets, policy)
         if parts:
             run.add(join_parts(parts))
             run.panes()
             run.published = run.size
         return run
-
-
-MAX_EXAMPLE_BYTES = 4 << 20
-#: Why a message of `samples`, or its content, is a dead letter: `ciml.events.samples.REASONS`, those of
-#: `ciml.transforms.live.windows.LiveRun.add`, and that the run's state was freed.
-LATE = {"ended": "run_ended", "silent": "run_silent"}
 
 
 def pane_message(run_id: str, pane: Pane) -> bytes:
@@ -382,7 +407,7 @@ def example_message(run_id: str, example: ExampleSoFar, standing: Standing) -> b
 
 
 def rejected_message(origin: Origin, message: Message, rejected: RejectedInput) -> bytes:
-    """Return the dead letter of an undecodable message, with the message, so that it can be tried again."""
+    """Encode the dead letter of an undecodable message, with the message, so that it can be tried again."""
     dead_letter: RejectedSamples = {
         "reason": rejected.reason,
         "detail": rejected.detail,
@@ -393,7 +418,7 @@ def rejected_message(origin: Origin, message: Message, rejected: RejectedInput) 
 
 
 def late_message(topic: str, run_id: str, part: Part, rejected: RejectedInput) -> bytes:
-    """Return the dead letter of samples that came too late: their run, and their range of offsets in the topic."""
+    """Encode the dead letter of samples that came too late: their run, and their range of offsets in the topic."""
     numbers: dict[str, list[int]] = {}
     for recorder, sequence in zip(part.recorder.tolist(), part.sequence.tolist(), strict=True):
         numbers.setdefault(str(recorder), []).append(sequence)

@@ -1,160 +1,43 @@
-"""Rows and columns of a table, and which column is which field of a listing: by the user's word, name or content.
+"""Find which column of a table is which field of a listing: by the user's mapping, by name or by content.
 
-Suggestions of a mapping: columns that became labels, but look like a field that no column was found for.
+A field is called *ours*, the table's column for it *theirs*. `find_columns` finds them. Other columns become labels.
+`suggest` names labels that look like a field without a column.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.limits import MAX_COLUMN_NAME_CHARACTERS, MAX_ID_CHARACTERS, MAX_RESULTS_COLUMNS
+from ciml.limits import MAX_ID_CHARACTERS
 from ciml.settings import read_toml
 from ciml.transforms.results.values import is_log_path, is_missing, is_result_word, parse_time
 
-#: Similarity of names, 0 to 1, from which a column is suggested: one letter of five may differ.
-_SIMILAR = 0.8
-_TIMES = ("start_time", "end_time")
 #: In a mapping: leave the column out.
 LEAVE_OUT = "-"
-
-
-class Suggestion(NamedTuple):
-    """A mapping that the user may mean: ``--map COLUMN=FIELD``.
-
-    Attributes:
-      ours: the field of a listing, which no column was found for.
-      theirs: the table's column.
-      why: what the column has in common with the field.
-    """
-
-    ours: str
-    theirs: str
-    why: str
-
-    @property
-    def option(self) -> str:
-        """The option of ``ciml load``."""
-        mapping = f"{self.theirs}={self.ours}"
-        return f'--map "{mapping}"' if " " in mapping else f"--map {mapping}"
-
-
-def suggest(columns: Columns, sample: Sequence[Mapping[str, Any]]) -> tuple[Suggestion, ...]:
-    """Return suggestions for the fields without a column, one at most for each, and for each column.
-
-    Times are suggested by their values: a column of times that is before the end, or after the start. Other fields are
-    suggested by names that are spelled alike.
-
-    Args:
-      columns: the meaning of the table's columns.
-      sample: some of its rows, by column.
-    """
-    suggestions: list[Suggestion] = []
-    unused = list(columns.labels)
-    for ours in columns.not_found:
-        names = _time_columns(ours, unused, columns, sample) if ours in _TIMES else unused
-        similar = _most_similar(ours, names)
-        if similar is None and ours in _TIMES and len(names) == 1:
-            suggestions.append(Suggestion(ours, names[0], "holds times"))
-        elif similar is not None:
-            why = "holds times" if ours in _TIMES else f"is spelled like {similar[1]}"
-            suggestions.append(Suggestion(ours, similar[0], why))
-        else:
-            continue
-        unused.remove(suggestions[-1].theirs)
-    return tuple(suggestions)
-
-
-def _time_columns(ours: str, free: Sequence[str], columns: Columns, sample: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the columns whose values are times that may be the start, or the end, of the runs."""
-    start, end = (columns.theirs(name) for name in _TIMES)
-    fitting = []
-    for name in free:
-        cells = [cell for row in sample if not is_missing(cell := row.get(name))]
-        if not cells or not are_times(cells):
-            continue
-        first, second = (name, end) if ours == "start_time" else (start, name)
-        if are_ordered(sample, first, second):
-            fitting.append(name)
-    return fitting
-
-
-def _most_similar(ours: str, names: Sequence[str]) -> tuple[str, str] | None:
-    """Return the column whose name is most like a name of the field, and that name; None where none is alike."""
-    normal = {normal_name(name)[:200]: name for name in reversed(names)}
-    matches = [
-        (difflib.SequenceMatcher(None, name, match[0]).ratio(), match[0], name)
-        for name in SYNONYMS[ours]
-        if (match := difflib.get_close_matches(name, normal, n=1, cutoff=_SIMILAR))
-    ]
-    if not matches:
-        return None
-    _, column, synonym = max(matches)
-    return normal[column], synonym
-
-
+#: The least similarity of names, 0 to 1, of a suggestion: one letter of five may differ.
+_MIN_SIMILARITY = 0.8
+_TIMES = ("start_time", "end_time")
 _NAMES = read_toml(Path(__file__).with_name("columns.toml"))
 #: The fields of a listing, and the names under which tables have them, the likeliest first.
 SYNONYMS: Mapping[str, tuple[str, ...]] = {field: tuple(names.split()) for field, names in _NAMES["synonyms"].items()}
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_OTHER = re.compile(r"[^a-z0-9]+")
+_SEPARATORS = re.compile(r"[^a-z0-9]+")
 _UNIT = re.compile(r"_(?:utc|ms|us|ns|s)$")
+#: Names of an index that pandas writes.
 _INDEX = re.compile(r"(?:Unnamed: \d+|__index_level_\d+__)?")
 
+#: How the column of a field was found: by the user's mapping, its name or its values.
 How = Literal["given", "name", "content"]
 
 
-class Row(NamedTuple):
-    """A row: its number from 1 (a header is no row), and its cells by column, or why they cannot be read."""
-
-    number: int
-    cells: Mapping[str, Any]
-    fault: str = ""
-
-
-@dataclass(frozen=True)
-class ResultsTable:
-    """A table that can be read repeatedly, in bounded memory.
-
-    Attributes:
-      name: for messages.
-      form: its format, such as ``text with semicolons``.
-      columns: the names of its columns.
-      rows: yields the rows in order, from the first, at each call. Blank lines are no rows.
-    """
-
-    name: str
-    form: str
-    columns: tuple[str, ...]
-    rows: Callable[[], Iterator[Row]]
-
-
-def checked_columns(table: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Return a table's column names. Several may have none, as the index that pandas writes.
-
-    Raises:
-      CimlError: too many columns, a name that is too long, or one that appears twice.
-    """
-    columns = tuple(names)
-    if len(columns) > MAX_RESULTS_COLUMNS:
-        raise CimlError(f"{table} has {len(columns):,} columns, at most {MAX_RESULTS_COLUMNS:,}; leave some out")
-    unique = set[str]()
-    for name in columns:
-        if len(name) > MAX_COLUMN_NAME_CHARACTERS:
-            raise CimlError(f"{table}: the column {name!r:.60} has a name that is too long; shorten it")
-        if name and name in unique:
-            raise CimlError(f"{table}: the column {name!r} appears twice; rename one")
-        unique.add(name)
-    return columns
-
-
 class Guess(NamedTuple):
-    """A field of the listing, the table's column for it, and how it was found."""
+    """A field of the listing (ours), the table's column for it (theirs), and how it was found."""
 
     ours: str
     theirs: str
@@ -177,7 +60,7 @@ class Columns:
 
     @property
     def not_found(self) -> tuple[str, ...]:
-        """The fields that no column was found for, in the order of `SYNONYMS`."""
+        """The fields without a column, in the order of `SYNONYMS`."""
         guessed = {guess.ours for guess in self.guesses}
         return tuple(ours for ours in SYNONYMS if ours not in guessed)
 
@@ -188,7 +71,7 @@ class Columns:
 
 def normal_name(name: str) -> str:
     """Return a column's name in snake case: ``startTime``, ``Start Time`` and ``start_time`` are one."""
-    return _OTHER.sub("_", _HUMP.sub("_", name).lower()).strip("_")
+    return _SEPARATORS.sub("_", _HUMP.sub("_", name).lower()).strip("_")
 
 
 def find_columns(
@@ -199,13 +82,13 @@ def find_columns(
     Args:
       columns: the names of the table's columns.
       sample: some of its rows, by column.
-      mapping: the user's word, their column → our field, or → `LEAVE_OUT`. It precedes every guess.
+      mapping: the user's mapping, their column → our field, or → `LEAVE_OUT`. It takes precedence.
       table: the table's name, for messages.
 
     Raises:
-      CimlError: the mapping names no such column or field; a field that every run needs is not found.
+      CimlError: the mapping has an unknown column or field, or a field that every run needs has no column.
     """
-    mapped = _given(columns, mapping, table)
+    mapped = _check_mapping(columns, mapping, table)
     left_out = [name for name in columns if _INDEX.fullmatch(name) and name not in mapped]
     left_out += [name for name, ours in mapped.items() if ours == LEAVE_OUT]
     guesses = {ours: Guess(ours, theirs, "given") for theirs, ours in mapped.items() if ours != LEAVE_OUT}
@@ -214,19 +97,20 @@ def find_columns(
     for name in unused:
         by_name.setdefault(normal_name(name), name)
         by_name.setdefault(_UNIT.sub("", normal_name(name)), name)
-    for ours, names in SYNONYMS.items():
-        theirs = next((by_name[synonym] for synonym in names if by_name.get(synonym, "") in unused), None)
+    for ours, synonyms in SYNONYMS.items():
+        theirs = next((by_name[synonym] for synonym in synonyms if by_name.get(synonym, "") in unused), None)
         if ours not in guesses and theirs is not None:
             guesses[ours] = Guess(ours, theirs, "name")
             unused.remove(theirs)
-    for ours, theirs in _by_content(unused, sample, guesses.keys()):
+    for ours, theirs in _guess_by_content(unused, sample, guesses.keys()).items():
         guesses[ours] = Guess(ours, theirs, "content")
         unused.remove(theirs)
     _check_needed(columns, guesses.keys(), table)
     return Columns(tuple(guesses[ours] for ours in SYNONYMS if ours in guesses), tuple(unused), tuple(left_out))
 
 
-def _given(columns: Sequence[str], mapping: Mapping[str, str], table: str) -> dict[str, str]:
+def _check_mapping(columns: Sequence[str], mapping: Mapping[str, str], table: str) -> dict[str, str]:
+    """Return the user's mapping with the fields' own names."""
     mapped: dict[str, str] = {}
     for theirs, name in mapping.items():
         if theirs not in columns:
@@ -242,26 +126,33 @@ def _given(columns: Sequence[str], mapping: Mapping[str, str], table: str) -> di
     return mapped
 
 
-def _by_content(
-    free: Sequence[str], sample: Sequence[Mapping[str, Any]], found: Sequence[str] | Any
-) -> list[tuple[str, str]]:
-    """Return (field, column) for needed fields without a column, where the values leave exactly one choice."""
-    values = {name: [value for row in sample if not is_missing(value := row.get(name))] for name in free}
-    guesses: list[tuple[str, str]] = []
+def _guess_by_content(
+    unused: Sequence[str], sample: Sequence[Mapping[str, Any]], found: Collection[str]
+) -> dict[str, str]:
+    """Return the column of each needed field that is not ``found``, if the values of exactly one column fit."""
+    cells_of: dict[str, list[Any]] = {}
+    for name in unused:
+        cells = [row.get(name) for row in sample]
+        cells_of[name] = [cell for cell in cells if not is_missing(cell)]
+    guesses: dict[str, str] = {}
 
-    def only(fits: Callable[[list[Any]], bool]) -> list[str]:
-        used = {theirs for _, theirs in guesses}
-        return [name for name in free if name not in used and values[name] and fits(values[name])]
+    def fitting(fits: Callable[[list[Any]], bool]) -> list[str]:
+        free = [name for name in unused if name not in guesses.values()]
+        return [name for name in free if cells_of[name] and fits(cells_of[name])]
 
     if "start_time" not in found and "end_time" not in found:
-        times = only(are_times)
-        if len(times) == 2 and are_ordered(sample, *times[::-1]):
+        times = fitting(are_times)
+        if len(times) == 2 and are_ordered(sample, times[1], times[0]):
             times.reverse()
-        if len(times) == 1 or (len(times) == 2 and are_ordered(sample, *times)):
-            guesses += zip(("start_time", "end_time"), times, strict=False)
+        if len(times) == 1:
+            guesses["start_time"] = times[0]
+        elif len(times) == 2 and are_ordered(sample, times[0], times[1]):
+            guesses["start_time"] = times[0]
+            guesses["end_time"] = times[1]
     for ours, fits in _FITS.items():
-        if ours not in found and len(names := only(fits)) == 1:
-            guesses.append((ours, names[0]))
+        names = [] if ours in found else fitting(fits)
+        if len(names) == 1:
+            guesses[ours] = names[0]
     return guesses
 
 
@@ -289,7 +180,7 @@ def _is_id(cells: list[Any]) -> bool:
     return len(texts) == len(cells) > 1 and not any(" " in text or len(text) > MAX_ID_CHARACTERS for text in texts)
 
 
-#: What the values of a column have to be for a field, in the order of trying: a path is an id, too.
+#: Tests of a column's values for a field. Their order matters: a path is an id, too.
 _FITS: Mapping[str, Callable[[list[Any]], bool]] = {
     "result": lambda cells: all(map(is_result_word, cells)),
     "log_path": lambda cells: all(map(is_log_path, cells)),
@@ -297,7 +188,8 @@ _FITS: Mapping[str, Callable[[list[Any]], bool]] = {
 }
 
 
-def _check_needed(columns: Sequence[str], found: Any, table: str) -> None:
+def _check_needed(columns: Sequence[str], found: Collection[str], table: str) -> None:
+    """Raise `CimlError` if a field that every run needs is not ``found``."""
     missing = {ours: meaning for ours, meaning in _NAMES["meanings"].items() if ours not in found}
     if "start_time" not in found and "end_time" not in found:
         missing["start_time"] = "start or end time"
@@ -313,7 +205,7 @@ def _check_needed(columns: Sequence[str], found: Any, table: str) -> None:
 
 
 def _header_hint(columns: Sequence[str]) -> str:
-    """Return what is wrong where the first row does not look like names of columns."""
+    """Return the likely mistake if the first row does not look like names of columns, or ""."""
     if len(columns) == 1:
         return "; only commas, semicolons, tabs or vertical bars separate columns"
     synonyms = {name for names in SYNONYMS.values() for name in names}
@@ -326,3 +218,91 @@ def _header_hint(columns: Sequence[str]) -> str:
 def _listed(columns: Sequence[str], most: int = 30) -> str:
     more = f" and {len(columns) - most} more" if len(columns) > most else ""
     return ", ".join(f"{name:.60}" if name else "(no name)" for name in columns[:most]) + more
+
+
+class Suggestion(NamedTuple):
+    """A mapping that the user may mean: ``--map COLUMN=FIELD``.
+
+    Attributes:
+      ours: a field without a column.
+      theirs: the table's column.
+      why: the reason, such as ``holds times``.
+    """
+
+    ours: str
+    theirs: str
+    why: str
+
+    @property
+    def option(self) -> str:
+        """The option of ``ciml load``."""
+        mapping = f"{self.theirs}={self.ours}"
+        return f'--map "{mapping}"' if " " in mapping else f"--map {mapping}"
+
+
+def suggest(columns: Columns, sample: Sequence[Mapping[str, Any]]) -> tuple[Suggestion, ...]:
+    """Suggest columns for the fields without one, at most one for each field.
+
+    Times are suggested by their values: a column of times before the end, or after the start. Other fields are
+    suggested by names that are spelled alike.
+
+    Args:
+      columns: the meaning of the table's columns.
+      sample: some of its rows, by column.
+    """
+    suggestions: list[Suggestion] = []
+    unused = list(columns.labels)
+    for ours in columns.not_found:
+        if ours in _TIMES:
+            suggestion = _suggest_time(ours, _time_columns(ours, unused, columns, sample))
+        else:
+            suggestion = _suggest_similar(ours, unused)
+        if suggestion is not None:
+            suggestions.append(suggestion)
+            unused.remove(suggestion.theirs)
+    return tuple(suggestions)
+
+
+def _time_columns(ours: str, unused: Sequence[str], columns: Columns, sample: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns whose values may be the start, or the end, of the runs."""
+    fitting = []
+    for name in unused:
+        cells = [row.get(name) for row in sample]
+        times = [cell for cell in cells if not is_missing(cell)]
+        if not times or not are_times(times):
+            continue
+        start = name if ours == "start_time" else columns.theirs("start_time")
+        end = name if ours == "end_time" else columns.theirs("end_time")
+        if are_ordered(sample, start, end):
+            fitting.append(name)
+    return fitting
+
+
+def _suggest_time(ours: str, names: Sequence[str]) -> Suggestion | None:
+    similar = _most_similar(ours, names)
+    if similar is not None:
+        return Suggestion(ours, similar.column, "holds times")
+    return Suggestion(ours, names[0], "holds times") if len(names) == 1 else None
+
+
+def _suggest_similar(ours: str, names: Sequence[str]) -> Suggestion | None:
+    similar = _most_similar(ours, names)
+    return None if similar is None else Suggestion(ours, similar.column, f"is spelled like {similar.synonym}")
+
+
+class _Similar(NamedTuple):
+    column: str
+    synonym: str
+
+
+def _most_similar(ours: str, names: Sequence[str]) -> _Similar | None:
+    """Return the column whose name is most like a synonym of the field; None if none is alike."""
+    columns = {normal_name(name)[:200]: name for name in reversed(names)}
+    matches = []
+    for synonym in SYNONYMS[ours]:
+        for name in difflib.get_close_matches(synonym, columns, n=1, cutoff=_MIN_SIMILARITY):
+            matches.append((difflib.SequenceMatcher(None, synonym, name).ratio(), name, synonym))
+    if not matches:
+        return None
+    _, name, synonym = max(matches)
+    return _Similar(columns[name], synonym)

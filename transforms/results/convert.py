@@ -1,4 +1,7 @@
-"""Rows of a table as lines of a listing: each row gives one line, or a reason why it cannot."""
+"""Convert the rows of a table to lines of a listing: each row becomes a line (`GoodRow`) or a `BadRow` with a reason.
+
+A field of the listing is called *ours*, the table's column for it *theirs* (`ciml.transforms.results.columns`).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from ciml.events.listing import Reading, decode_line
 from ciml.events.outcomes import outcome_of
 from ciml.events.redaction import shown
 from ciml.limits import MAX_RESULTS_ROWS
-from ciml.transforms.results.columns import SYNONYMS, ResultsTable, Row, find_columns, normal_name, suggest
+from ciml.transforms.results.columns import SYNONYMS, find_columns, normal_name, suggest
+from ciml.transforms.results.table import ResultsTable, Row
 from ciml.transforms.results.values import (
     is_missing,
     number_text,
@@ -29,7 +33,7 @@ from ciml.transforms.results.values import (
     zone_of,
 )
 
-#: Why a row cannot be a line of a listing, and what to do: a closed set, for people. Nothing stores it.
+#: Why a row cannot become a line of a listing, and what to do: a closed set, for people. It is not stored.
 REASONS: Mapping[str, str] = {
     "broken_row": "correct the row, or its quotation marks",
     "missing_field": "fill the cell, or name another column by --map COLUMN=FIELD",
@@ -46,7 +50,15 @@ _SAMPLE_ROWS = 1000
 
 
 class BadRow(NamedTuple):
-    """A row that cannot be loaded: its number, reason, column of the table or "", value and fault."""
+    """A row that cannot be loaded.
+
+    Attributes:
+      number: of the row, from 1.
+      reason: one of `REASONS`.
+      column: the table's column, or "".
+      value: the begin of the cell, or "".
+      detail: the fault.
+    """
 
     number: int
     reason: str
@@ -67,8 +79,8 @@ class Conversion:
 
     Args:
       table: the table.
-      reading: how a listing's lines are read: its ``logs`` are the folder of the logs.
-      roots: further spellings of that folder, for paths that name it.
+      reading: how a listing's lines are read; its ``logs`` are the folder of the logs.
+      roots: other spellings of that folder, for paths that begin with one.
       mapping: the user's columns: theirs → ours, or → ``-`` to leave one out.
       zone: IANA name of the zone of times without one.
 
@@ -77,7 +89,7 @@ class Conversion:
       suggestions: mappings that the user may mean.
 
     Raises:
-      CimlError: a needed column is not found, an unknown zone, or no row.
+      CimlError: a needed column is missing, the zone is unknown, or there is no row.
     """
 
     def __init__(
@@ -117,24 +129,24 @@ class Conversion:
         Raises:
           CimlError: the table has more than `MAX_RESULTS_ROWS` rows.
         """
-        first: dict[bytes, int] = {}
+        number_of: dict[bytes, int] = {}  # by digests, which are smaller than run ids
         for row in self._table.rows():
             if row.number > MAX_RESULTS_ROWS:
                 raise CimlError(f"{self._table.name} has more than {MAX_RESULTS_ROWS:,} rows; split it")
-            converted = self._row(row)
+            converted = self._convert(row)
             if isinstance(converted, BadRow):
                 yield converted
                 continue
             run_id, good = converted
-            before = first.setdefault(blake2b(run_id.encode(), digest_size=12).digest(), row.number)
-            if before == row.number:
+            first = number_of.setdefault(blake2b(run_id.encode(), digest_size=12).digest(), row.number)
+            if first == row.number:
                 yield good
             else:
                 column = self.columns.theirs("build_uuid")
-                value = _shown(row.cells[column])
-                yield BadRow(row.number, "duplicate_id", column, value, f"row {before} has the same id and attempt")
+                detail = f"row {first} has the same id and attempt"
+                yield BadRow(row.number, "duplicate_id", column, _begin_of(row.cells[column]), detail)
 
-    def _row(self, row: Row) -> tuple[str, GoodRow] | BadRow:
+    def _convert(self, row: Row) -> tuple[str, GoodRow] | BadRow:
         """Return the run id and the line of a row; or the row's fault."""
         if row.fault:
             return BadRow(row.number, "broken_row", "", "", row.fault)
@@ -151,7 +163,8 @@ class Conversion:
             line["result"], outcome = line["result"]
             if outcome_of(line["result"]) is None:
                 line["outcome"] = outcome
-        if labels := self._labels(row.cells):
+        labels = self._labels(row.cells)
+        if labels:
             line["labels"] = labels
         try:
             data = orjson.dumps(line, option=orjson.OPT_SORT_KEYS)
@@ -160,7 +173,9 @@ class Conversion:
             return BadRow(row.number, "bad_field", "", "", "a label is not UTF-8, or a number beyond 64 bits")
         except RejectedInput as rejected:
             return self._bad_line(row, rejected)
-        return (run.facts.run_id, GoodRow(row.number, data)) if run.fault is None else self._bad_line(row, run.fault)
+        if run.fault is not None:
+            return self._bad_line(row, run.fault)
+        return run.facts.run_id, GoodRow(row.number, data)
 
     def _labels(self, cells: Mapping[str, Any]) -> dict[str, Any]:
         labels = {name: parse_label(cells.get(name)) for name in self.columns.labels}
@@ -169,18 +184,18 @@ class Conversion:
         return {name: label for name, label in labels.items() if not is_missing(label)}
 
     def _bad_line(self, row: Row, rejected: RejectedInput) -> BadRow:
-        """Return the fault of a line, in the words of the table."""
+        """Return the fault of a line, with the name of the table's column."""
         ours = rejected.detail.partition(":")[0]
         name = ours.removeprefix("labels.")
         return self._bad(row, rejected.reason, self.columns.theirs(ours) or name, rejected.detail)
 
     def _bad(self, row: Row, reason: str, column: str, detail: str) -> BadRow:
         reason = reason if reason in REASONS else "bad_field"
-        return BadRow(row.number, reason, column, _shown(row.cells.get(column)), detail)
+        return BadRow(row.number, reason, column, _begin_of(row.cells.get(column)), detail)
 
 
-def _shown(cell: Any) -> str:
-    """Return the begin of a cell for a message, a text in quotation marks and without secrets."""
+def _begin_of(cell: Any) -> str:
+    """Return the begin of a cell for a message; a text has quotation marks, and no secrets."""
     if cell is None:
         return ""
     return shown(cell, 60) if isinstance(cell, str) else f"{cell!s:.60}"

@@ -1,43 +1,82 @@
-"""Tables of text, read line by line within limits: CSV and its kin with any of four delimiters, and JSON lines.
+"""Open a table of results, found out by its content: delimited text (CSV and its kin), JSON lines, Parquet or Arrow.
 
-Open a table of results by its content: CSV, Parquet, JSON lines, or an Arrow table in memory.
-
-Tables of Arrow: in memory, or in a Parquet file; a few hundred rows at a time become cells.
+A `ResultsTable` yields its `Row`s in order, at each call from the first, in bounded memory. A row that cannot be read
+has a fault, and the others are read nevertheless. Nothing here knows what the columns mean.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC
 from functools import partial
 from io import BufferedReader
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.json_input import parse_json
 from ciml.events.listing import open_unpacked
-from ciml.limits import MAX_RESULTS_BYTES, MAX_RESULTS_CELL_CHARACTERS, MAX_RESULTS_ROW_BYTES, MAX_RESULTS_ROWS
-from ciml.transforms.results.columns import ResultsTable, Row, checked_columns
+from ciml.limits import (
+    MAX_COLUMN_NAME_CHARACTERS,
+    MAX_RESULTS_BYTES,
+    MAX_RESULTS_CELL_CHARACTERS,
+    MAX_RESULTS_COLUMNS,
+    MAX_RESULTS_ROW_BYTES,
+    MAX_RESULTS_ROWS,
+)
 from ciml.transforms.results.values import NO_VALUE
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _HEAD_BYTES = 4096
 _BOM = b"\xef\xbb\xbf"
-#: First bytes of files that are no table of ours, and what to do.
-_OTHERS = {
+#: First bytes of files in other formats, and what to do.
+_OTHER_FORMATS = {
     b"PK\x03\x04": "a zip file or an Excel workbook; save it as CSV",
     b"\xff\xfe": "text in UTF-16; save it in UTF-8",
     b"\xfe\xff": "text in UTF-16; save it in UTF-8",
     b"SQLite format 3": "an SQLite database; export the table as CSV",
     b"ARROW1": "an Arrow file; write Parquet",
 }
+#: Lines from which the delimiter is guessed.
 _SNIFFED_LINES = 20
-_BATCH_ROWS = 512
+_ARROW_BATCH_ROWS = 512
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+      number: from 1; a header is no row.
+      cells: by column; empty if they cannot be read.
+      fault: why they cannot be read, or "".
+    """
+
+    number: int
+    cells: Mapping[str, Any]
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class ResultsTable:
+    """A table that can be read repeatedly, in bounded memory.
+
+    Attributes:
+      name: for messages.
+      form: its format, such as ``text with semicolons``.
+      columns: the names of its columns.
+      rows: yields the rows in order, from the first, at each call. Blank lines are no rows.
+    """
+
+    name: str
+    form: str
+    columns: tuple[str, ...]
+    rows: Callable[[], Iterator[Row]]
 
 
 def open_results(results: str | os.PathLike[str] | pa.Table) -> ResultsTable:
@@ -55,14 +94,14 @@ def open_results(results: str | os.PathLike[str] | pa.Table) -> ResultsTable:
     url = os.fspath(results)
     name = url.rpartition("/")[2]
     raw = open_unpacked(url, "table", "a file of CSV, Parquet or JSON lines", MAX_RESULTS_BYTES)
-    file = BufferedReader(raw)  # type: ignore[type-var]
+    file = BufferedReader(raw)  # type: ignore[type-var]  # it has what a raw stream needs, without the base class
     size = file.seek(0, os.SEEK_END)
     if size > MAX_RESULTS_BYTES:
         raise CimlError(f"{name} has {size >> 20:,} MiB, at most {MAX_RESULTS_BYTES >> 20:,}; split it")
     file.seek(0)
     head = file.read(_HEAD_BYTES)
     text = head.removeprefix(_BOM).lstrip()
-    unsupported = next((description for begin, description in _OTHERS.items() if head.startswith(begin)), None)
+    unsupported = next((description for begin, description in _OTHER_FORMATS.items() if head.startswith(begin)), None)
     if unsupported is not None:
         raise CimlError(f"{name} is {unsupported}")
     if not text and size <= _HEAD_BYTES:
@@ -73,14 +112,30 @@ def open_results(results: str | os.PathLike[str] | pa.Table) -> ResultsTable:
         raise CimlError(
             f"{name} is a JSON array; write JSON lines, an object a run, as pandas does by to_json(lines=True)"
         )
-    return (json_lines_table if text.startswith(b"{") else delimited_table)(name, file)
+    return json_lines_table(name, file) if text.startswith(b"{") else delimited_table(name, file)
 
 
-DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+def _check_columns(table: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return a table's column names. Several may be empty, such as that of the index that pandas writes.
+
+    Raises:
+      CimlError: too many columns, a name that is too long, or one that appears twice.
+    """
+    columns = tuple(names)
+    if len(columns) > MAX_RESULTS_COLUMNS:
+        raise CimlError(f"{table} has {len(columns):,} columns, at most {MAX_RESULTS_COLUMNS:,}; leave some out")
+    unique = set[str]()
+    for name in columns:
+        if len(name) > MAX_COLUMN_NAME_CHARACTERS:
+            raise CimlError(f"{table}: the column {name!r:.60} has a name that is too long; shorten it")
+        if name and name in unique:
+            raise CimlError(f"{table}: the column {name!r} appears twice; rename one")
+        unique.add(name)
+    return columns
 
 
 def delimited_table(name: str, file: IO[bytes]) -> ResultsTable:
-    """Return a table of delimited text in UTF-8, with a header.
+    """Open a table of delimited text in UTF-8, with a header.
 
     Args:
       name: for messages.
@@ -99,121 +154,13 @@ def delimited_table(name: str, file: IO[bytes]) -> ResultsTable:
         raise CimlError(f"{name}: cannot read the header: {error}") from None
     if header is None:
         raise CimlError(f"{name}: its first {len(head)} lines are blank; begin with the names of the columns")
-    columns = checked_columns(name, (column.strip() for column in header))
+    columns = _check_columns(name, (column.strip() for column in header))
     rows = partial(_delimited_rows, file, delimiter, columns)
     return ResultsTable(name, f"text with {DELIMITERS[delimiter]}", columns, rows)
 
 
-def _delimited_rows(file: IO[bytes], delimiter: str, columns: Sequence[str]) -> Iterator[Row]:
-    """Yield the rows. A row with another number of cells than the header, or beyond a limit, has a fault."""
-    lines = _Lines(file)
-    number = -1
-    reader = csv.reader(lines, delimiter=delimiter)
-    while True:
-        lines.begin_row()
-        cells: list[str] = []
-        fault = ""
-        try:
-            cells = next(reader)
-        except StopIteration:
-            if not lines.too_long:
-                return
-        except csv.Error as error:
-            fault = str(error)
-        if lines.too_long:  # the reader saw an end there
-            fault = f"more than {MAX_RESULTS_ROW_BYTES:,} bytes"
-            reader = csv.reader(lines, delimiter=delimiter)
-        if not cells and not fault:
-            continue  # a blank line
-        number += 1
-        if not fault and len(cells) != len(columns):
-            fault = f"{len(cells):,} cells, but the header has {len(columns):,}"
-        if number:  # the first is the header
-            yield _row(number, dict(zip(columns, map(_value, cells), strict=False)), fault)
-
-
-def _row(number: int, cells: Mapping[str, Any], fault: str = "") -> Row:
-    """Return a row, or why it cannot be read: the fault, or a cell beyond the limit."""
-    if any(isinstance(cell, str) and len(cell) > MAX_RESULTS_CELL_CHARACTERS for cell in cells.values()):
-        fault = fault or f"a cell has more than {MAX_RESULTS_CELL_CHARACTERS:,} characters"
-    return Row(number, {} if fault else cells, fault)
-
-
-def json_lines_table(name: str, file: IO[bytes]) -> ResultsTable:
-    """Return a table of JSON lines: an object a line; its columns are all keys. Arguments: see `delimited_table`.
-
-    Raises:
-      CimlError: no line is an object, or there are too many keys.
-    """
-    keys: dict[str, None] = {}
-    for row in _json_rows(file):
-        if not row.cells.keys() <= keys.keys():
-            keys.update(dict.fromkeys(row.cells))
-            checked_columns(name, keys)
-    if not keys:
-        raise CimlError(f"{name} holds no line that is a JSON object; write JSON lines, an object a run")
-    return ResultsTable(name, "JSON lines", tuple(keys), partial(_json_rows, file))
-
-
-def _json_rows(file: IO[bytes]) -> Iterator[Row]:
-    """Yield the rows; a line that is no object has a fault."""
-    number = 0
-    file.seek(0)
-    while line := file.readline(MAX_RESULTS_ROW_BYTES + 1):
-        too_long = len(line) > MAX_RESULTS_ROW_BYTES
-        remainder = line
-        while too_long and remainder and not remainder.endswith(b"\n"):
-            remainder = file.readline(MAX_RESULTS_ROW_BYTES)
-        if line := line.removeprefix(_BOM).strip():
-            number += 1
-            yield Row(number, {}, f"more than {MAX_RESULTS_ROW_BYTES:,} bytes") if too_long else _object(number, line)
-
-
-def _object(number: int, line: bytes) -> Row:
-    try:
-        cells: Any = parse_json(line)
-    except RejectedInput as rejected:
-        return Row(number, {}, rejected.detail)
-    return Row(number, cells) if type(cells) is dict else Row(number, {}, "not an object")
-
-
-class _Lines:
-    """The lines of a file as texts. It ends early where a row is too long; the next call goes on after that line.
-
-    Bytes that are not UTF-8 become lone surrogates, which no field of a listing may hold.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._left = MAX_RESULTS_ROW_BYTES
-        self.too_long = False
-        file.seek(0)
-        if file.read(len(_BOM)) != _BOM:
-            file.seek(0)
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        line = self._file.readline(self._left + 1)
-        if not line:
-            raise StopIteration
-        self._left -= len(line)
-        if self._left < 0:
-            while line and not line.endswith(b"\n"):
-                line = self._file.readline(MAX_RESULTS_ROW_BYTES)
-            self.too_long = True
-            raise StopIteration
-        return line.decode("utf-8", "surrogateescape")
-
-    def begin_row(self) -> None:
-        """Give the next row its own limit. The lines of a quoted cell count together."""
-        self._left = MAX_RESULTS_ROW_BYTES
-        self.too_long = False
-
-
 def _sniff(head: list[str]) -> str:
-    """Return the delimiter by which the header has several cells, and the most lines as many as the header."""
+    """Guess the delimiter: the header has several cells, and most lines have as many as the header."""
 
     def agreement(delimiter: str) -> tuple[float, int]:
         try:
@@ -227,14 +174,128 @@ def _sniff(head: list[str]) -> str:
     return max(DELIMITERS, key=agreement)
 
 
-def _value(cell: str) -> str | None:
-    return None if cell in NO_VALUE else cell
+def _delimited_rows(file: IO[bytes], delimiter: str, columns: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows. A row with another number of cells than the header, or beyond a limit, has a fault."""
+    lines = _Lines(file)
+    number = -1  # the header becomes row 0
+    reader = csv.reader(lines, delimiter=delimiter)
+    while True:
+        lines.begin_row()
+        cells: list[str] = []
+        fault = ""
+        try:
+            cells = next(reader)
+        except StopIteration:
+            if not lines.is_too_long:
+                return
+        except csv.Error as error:
+            fault = str(error)
+        if lines.is_too_long:  # for the reader, this was the end of the file
+            fault = f"more than {MAX_RESULTS_ROW_BYTES:,} bytes"
+            reader = csv.reader(lines, delimiter=delimiter)
+        if not cells and not fault:
+            continue  # a blank line
+        number += 1
+        if number == 0:
+            continue
+        if not fault and len(cells) != len(columns):
+            fault = f"{len(cells):,} cells, but the header has {len(columns):,}"
+        values = [None if cell in NO_VALUE else cell for cell in cells]
+        yield _row(number, dict(zip(columns, values, strict=False)), fault)
+
+
+class _Lines:
+    """Iterates over the lines of a file as texts. It stops at a row that is too long, and continues after that line.
+
+    Bytes that are not UTF-8 become lone surrogates, which no field of a listing may hold.
+
+    Attributes:
+      is_too_long: whether it stopped at a row that is too long.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._bytes_left = MAX_RESULTS_ROW_BYTES
+        self.is_too_long = False
+        file.seek(0)
+        if file.read(len(_BOM)) != _BOM:
+            file.seek(0)
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(self._bytes_left + 1)
+        if not line:
+            raise StopIteration
+        self._bytes_left -= len(line)
+        if self._bytes_left < 0:
+            while line and not line.endswith(b"\n"):
+                line = self._file.readline(MAX_RESULTS_ROW_BYTES)
+            self.is_too_long = True
+            raise StopIteration
+        return line.decode("utf-8", "surrogateescape")
+
+    def begin_row(self) -> None:
+        """Give the next row its own limit. The lines of a quoted cell count together."""
+        self._bytes_left = MAX_RESULTS_ROW_BYTES
+        self.is_too_long = False
+
+
+def _row(number: int, cells: Mapping[str, Any], fault: str = "") -> Row:
+    """Return a row; with a fault of its own, or of a cell beyond the limit, its cells are left out."""
+    if any(isinstance(cell, str) and len(cell) > MAX_RESULTS_CELL_CHARACTERS for cell in cells.values()):
+        fault = fault or f"a cell has more than {MAX_RESULTS_CELL_CHARACTERS:,} characters"
+    return Row(number, {} if fault else cells, fault)
+
+
+def json_lines_table(name: str, file: IO[bytes]) -> ResultsTable:
+    """Open a table of JSON lines: one object a line. Its columns are all keys. Arguments: see `delimited_table`.
+
+    Raises:
+      CimlError: no line is an object, or there are too many keys.
+    """
+    keys: dict[str, None] = {}
+    for row in _json_rows(file):
+        if not row.cells.keys() <= keys.keys():
+            keys.update(dict.fromkeys(row.cells))
+            _check_columns(name, keys)
+    if not keys:
+        raise CimlError(f"{name} holds no line that is a JSON object; write JSON lines, an object a run")
+    return ResultsTable(name, "JSON lines", tuple(keys), partial(_json_rows, file))
+
+
+def _json_rows(file: IO[bytes]) -> Iterator[Row]:
+    """Yield the rows; a line that is no object has a fault."""
+    number = 0
+    file.seek(0)
+    while line := file.readline(MAX_RESULTS_ROW_BYTES + 1):
+        is_too_long = len(line) > MAX_RESULTS_ROW_BYTES
+        end = line
+        while is_too_long and end and not end.endswith(b"\n"):
+            end = file.readline(MAX_RESULTS_ROW_BYTES)
+        text = line.removeprefix(_BOM).strip()
+        if not text:
+            continue
+        number += 1
+        if is_too_long:
+            yield Row(number, {}, f"more than {MAX_RESULTS_ROW_BYTES:,} bytes")
+        else:
+            yield _parse_object(number, text)
+
+
+def _parse_object(number: int, text: bytes) -> Row:
+    try:
+        cells: Any = parse_json(text)
+    except RejectedInput as rejected:
+        return Row(number, {}, rejected.detail)
+    return Row(number, cells) if type(cells) is dict else Row(number, {}, "not an object")
 
 
 def arrow_table(name: str, source: pa.Table | IO[bytes]) -> ResultsTable:
-    """Return the rows of an Arrow table, or of a Parquet file.
+    """Open an Arrow table, or a Parquet file.
 
-    Lists, structs and bytes are no cells: a run's field is a text, a number, a time, true or false.
+    Columns of lists, structs and bytes are left out: a run's field is a text, a number, a time, true or false.
 
     Args:
       name: for messages.
@@ -251,7 +312,7 @@ def arrow_table(name: str, source: pa.Table | IO[bytes]) -> ResultsTable:
         rows = source.num_rows
     else:
         try:
-            parquet = _open(source)
+            parquet = _open_parquet(source)
         except (pa.ArrowException, OSError) as error:
             raise CimlError(f"{name} is broken Parquet: {error!s:.200}") from None
         schema = parquet.schema_arrow
@@ -262,9 +323,9 @@ def arrow_table(name: str, source: pa.Table | IO[bytes]) -> ResultsTable:
             f"{name} has {rows:,} rows and {size >> 20:,} MiB unpacked, at most {MAX_RESULTS_ROWS:,} and "
             f"{MAX_RESULTS_BYTES >> 20:,}; split it, or write a listing for ciml backfill"
         )
-    cells = pa.schema([field for field in schema if not _is_nested(field.type)])
+    cells = pa.schema([field for field in schema if not _is_unusable(field.type)])
     form = "Arrow table" if isinstance(source, pa.Table) else "Parquet"
-    return ResultsTable(name, form, checked_columns(name, cells.names), partial(_arrow_rows, name, source, cells))
+    return ResultsTable(name, form, _check_columns(name, cells.names), partial(_arrow_rows, name, source, cells))
 
 
 def _arrow_rows(name: str, source: pa.Table | IO[bytes], schema: pa.Schema) -> Iterator[Row]:
@@ -274,7 +335,7 @@ def _arrow_rows(name: str, source: pa.Table | IO[bytes], schema: pa.Schema) -> I
     number = 0
     try:
         for batch in _batches(source, schema):
-            columns = [_cells(batch.column(column)) for column in schema.names]
+            columns = [_to_cells(batch.column(name)) for name in schema.names]
             for cells in zip(*columns, strict=True):
                 number += 1
                 yield _row(number, dict(zip(schema.names, cells, strict=True)))
@@ -286,26 +347,26 @@ def _batches(source: pa.Table | IO[bytes], schema: pa.Schema) -> Iterator[pa.Rec
     import pyarrow as pa
 
     if isinstance(source, pa.Table):
-        yield from source.select(schema.names).to_batches(max_chunksize=_BATCH_ROWS)
+        yield from source.select(schema.names).to_batches(max_chunksize=_ARROW_BATCH_ROWS)
         return
     # As dictionaries, texts that repeat are held once: else a small file could become any number of bytes.
     texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
-    yield from _open(source, texts).iter_batches(_BATCH_ROWS, columns=schema.names, use_threads=False)
+    yield from _open_parquet(source, texts).iter_batches(_ARROW_BATCH_ROWS, columns=schema.names, use_threads=False)
 
 
-def _open(file: IO[bytes], dictionaries: list[str] | None = None) -> Any:
+def _open_parquet(file: IO[bytes], dictionaries: list[str] | None = None) -> Any:
     import pyarrow.parquet as pq
 
     file.seek(0)
     return pq.ParquetFile(file, read_dictionary=dictionaries)
 
 
-def _is_nested(kind: pa.DataType) -> bool:
+def _is_unusable(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     types = pa.types
     if types.is_dictionary(kind):
-        return _is_nested(kind.value_type)
+        return _is_unusable(kind.value_type)
     return bool(
         types.is_nested(kind)
         or types.is_binary(kind)
@@ -318,13 +379,13 @@ def _is_nested(kind: pa.DataType) -> bool:
     )
 
 
-def _cells(column: pa.Array) -> list[Any]:
-    """Return Python values; times with a zone as aware ones of UTC."""
+def _to_cells(column: pa.Array) -> list[Any]:
+    """Convert a column to Python values; times with a zone become aware times in UTC."""
     import pyarrow as pa
 
     kind = column.type
     if pa.types.is_dictionary(kind):
-        values = _cells(column.dictionary)
+        values = _to_cells(column.dictionary)
         return [None if index is None else values[index] for index in column.indices.to_pylist()]
     if pa.types.is_timestamp(kind):
         # Nanoseconds would import pandas.

@@ -1,4 +1,4 @@
-"""Cells of a table as values of a listing: times, results, paths and texts. Each is converted, or rejected."""
+"""Convert cells of a table to values of a listing: times, results, paths, texts and labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ciml.events.records import OutcomeWord
 from ciml.events.redaction import shown
 from ciml.limits import EARLIEST_US, LATEST_US
 
-#: Cells of CSV that are no value: most of those that `pandas.read_csv` takes for missing.
+#: Cells of CSV that are no value: most of those that are missing values for `pandas.read_csv`.
 NO_VALUE = frozenset({"", "NA", "N/A", "NaN", "nan", "NaT", "NULL", "null", "None", "<NA>"})
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -67,12 +67,13 @@ def zone_of(name: str) -> tzinfo:
 
 
 def parse_time(cell: Any, zone: str | None) -> int:
-    """Return a cell's instant as epoch microseconds.
+    """Convert a cell to epoch microseconds.
 
     Args:
       cell: a text in ISO 8601, a `datetime`, a `date`, or an epoch number (or its text) in seconds, milliseconds,
         microseconds or nanoseconds, distinguished by the range 2000 to 2099.
-      zone: IANA name of the zone of times without one, or None. Of an hour that the zone has twice, it is the first.
+      zone: IANA name of the zone of times without one, or None. A time in an hour that the zone has twice is in the
+        first.
 
     Raises:
       RejectedInput: ``no_zone``, or ``bad_time``.
@@ -124,7 +125,7 @@ def _in_zone(moment: datetime, name: str | None) -> datetime:
 
 
 def text_of(cell: Any) -> str:
-    """Return a cell as a text without outer blanks; a whole number, also one that is stored as a float, as its digits.
+    """Convert a cell to a text without outer blanks. A whole number becomes its digits, also if it is a float.
 
     Raises:
       RejectedInput: ``bad_field``, for another type, or an unprintable character.
@@ -146,7 +147,7 @@ def text_of(cell: Any) -> str:
 
 
 def _plain_number(cell: Any) -> int | float | None:
-    """Return a number, a whole one as an int; None for anything else, not a number and infinity."""
+    """Return a finite number, a whole one as an int; None for anything else."""
     if isinstance(cell, int):
         return cell
     if not isinstance(cell, float | Decimal) or not math.isfinite(cell):
@@ -155,14 +156,14 @@ def _plain_number(cell: Any) -> int | float | None:
 
 
 def number_text(cell: Any) -> str:
-    """Return a cell as `text_of` does, ``12.0`` as ``12``: pandas writes whole numbers so beside missing values."""
+    """Convert a cell as `text_of`, but ``12.0`` to ``12``: pandas writes so in columns with missing values."""
     text = text_of(cell)
     match = _WHOLE_FLOAT.fullmatch(text)
     return match[1] if match else text
 
 
 def parse_attempt(cell: Any) -> int:
-    """Return the number of an attempt, from 1.
+    """Convert a cell to the number of an attempt, from 1.
 
     Raises:
       RejectedInput: ``bad_run_id``.
@@ -174,7 +175,7 @@ def parse_attempt(cell: Any) -> int:
 
 
 def parse_result(cell: Any, column: str) -> tuple[str, OutcomeWord]:
-    """Return a result as the table has it, and its outcome.
+    """Convert a cell to a result as the table has it, and its outcome.
 
     A word is one of `ciml.events.outcomes`, or pass, ok, fail, unstable. A number is an exit code: 0 is a success,
     others from -255 to 255 are failures; true is a success. Where the column's name says that the run passed
@@ -194,11 +195,13 @@ def parse_result(cell: Any, column: str) -> tuple[str, OutcomeWord]:
         return text, outcome
     if word in ("TRUE", "FALSE"):
         return text, "success" if (word == "TRUE") != (column in _FAILED) else "failure"
-    number = int(text) if _NUMBER.fullmatch(text) and "." not in text else None
-    if number is not None and (column in _PASSED or column in _FAILED) and number in (0, 1):
-        return text, "success" if (number == 1) == (column in _PASSED) else "failure"
-    if number is not None and column not in _PASSED and column not in _FAILED and abs(number) <= _MAX_EXIT_CODE:
-        return text, "failure" if number else "success"
+    if _NUMBER.fullmatch(text) and "." not in text:
+        number = int(text)
+        is_flag = column in _PASSED or column in _FAILED
+        if is_flag and number in (0, 1):
+            return text, "success" if (number == 1) == (column in _PASSED) else "failure"
+        if not is_flag and abs(number) <= _MAX_EXIT_CODE:
+            return text, "failure" if number else "success"
     raise RejectedInput("bad_result", f"{shown(text)} is no known result")
 
 
@@ -213,7 +216,7 @@ def is_log_path(cell: Any) -> bool:
 
 
 def parse_path(cell: Any, roots: Sequence[str]) -> str:
-    """Return the path of a log below the folder of logs.
+    """Convert a cell to the path of a log below the folder of logs.
 
     Args:
       cell: a relative path, or a path or address below one of the roots.
@@ -226,19 +229,23 @@ def parse_path(cell: Any, roots: Sequence[str]) -> str:
     if path.startswith("file://"):
         path = unquote(path.removeprefix("file://"))
     for root in roots:
-        if path.startswith(f"{root.rstrip('/')}/"):
-            path = path[len(root.rstrip("/")) + 1 :].lstrip("/")
+        prefix = f"{root.rstrip('/')}/"
+        if path.startswith(prefix):
+            path = path.removeprefix(prefix).lstrip("/")
             break
-    path = path if "://" in path else posixpath.normpath(path)
+    if "://" not in path:
+        path = posixpath.normpath(path)
     if "://" in path or path.startswith("/") or path == "." or path.split("/")[0] == "..":
         raise RejectedInput("bad_path", f"{shown(path)} is not below {roots[0]}")
     return path
 
 
 def parse_label(cell: Any) -> str | int | float | bool | None:
-    """Return a cell as the value of a label; None for a list, an object or bytes, which a listing leaves out, too."""
+    """Convert a cell to the value of a label; None for a list, an object or bytes, which a listing leaves out, too."""
     if isinstance(cell, float) and not math.isfinite(cell):
         return None
     if isinstance(cell, str | int | float | bool):
         return cell
-    return _plain_number(cell) if isinstance(cell, Decimal) else text_of(cell) if isinstance(cell, date) else None
+    if isinstance(cell, Decimal):
+        return _plain_number(cell)
+    return text_of(cell) if isinstance(cell, date) else None

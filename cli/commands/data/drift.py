@@ -160,9 +160,9 @@ def _notes(report: Report) -> list[str]:
     drifted = set(_feature_names([finding.what for finding in report.findings]))
     if mixed := [name for name in _feature_names(report.with_the_mix) if name not in drifted]:
         lines.append(f"drift explained by the mix of runs: {', '.join(mixed)}")
-    if undecided := ", ".join(_feature_names(report.untold)):
+    if undecided := ", ".join(_feature_names(report.undecided)):
         lines.append(f"drift, with too few comparable runs to rule out the mix: {undecided}")
-    narrow = [part for part in report.few if part != (None, None) and None in part]
+    narrow = [part for part in report.small_slices if part != (None, None) and None in part]
     if report.enough and narrow:
         lines.append(f"too few runs to test {len(narrow)} jobs and providers separately")
     if report.before.columns is None:

@@ -57,7 +57,7 @@ def test_an_end_is_sooner_than_a_silence() -> None:
 def test_a_run_that_is_over_is_remembered_and_then_forgotten() -> None:
     state = RunState("zuul~1~1", "c")
     state.received(1000.0, ended=True)
-    state.is_over("ended", {7: RangeSet([(0, 5), (6, 9)])}, 1002.0)
+    state.close("ended", {7: RangeSet([(0, 5), (6, 9)])}, 1002.0)
     assert state.next_wake(POLICY) == 2002.0
     state = again(state)
     assert (state.standing, state.due(2001.0, POLICY), state.due(2002.0, POLICY)) == ("ended", None, Wake.FORGET)
@@ -73,7 +73,7 @@ def test_a_run_that_is_over_is_remembered_and_then_forgotten() -> None:
 
 def test_a_run_with_too_many_holes_takes_all_for_late() -> None:
     state = RunState("zuul~1~1", "c")
-    state.is_over("silent", {7: RangeSet([(2 * n, 2 * n + 1) for n in range(1001)])}, 0.0)
+    state.close("silent", {7: RangeSet([(2 * n, 2 * n + 1) for n in range(1001)])}, 0.0)
     assert len(state.to_bytes()) < 1000
     late = state.unseen(part(7, [0, 1]))
     assert late is not None
@@ -92,7 +92,7 @@ def test_newer_samples_are_kept_with_the_head() -> None:
     state = RunState("zuul~1~1", "c")
     state.newer = [pack(part(7, [0, 1])), b"", pack(part(8, [10]))]  # 10 is a line's end
     assert again(state).newer == state.newer
-    state.is_over("ended", {}, 0.0)
+    state.close("ended", {}, 0.0)
     assert again(state).newer == []
 
 

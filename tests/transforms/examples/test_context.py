@@ -14,8 +14,9 @@ from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, reso
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.runs.neighbours import Neighbours
+from ciml.transforms.examples.context import context_of, with_context
 from ciml.transforms.examples.downsample import downsample
-from ciml.transforms.examples.prepare import context_of, make_examples, prepare, prepare_many, with_context
+from ciml.transforms.examples.prepare import make_examples, prepare, prepare_many
 from ciml.transforms.examples.spans import inputs_of
 from ciml.transforms.profiles import make_profiles
 from tests.transforms.profiles.tables import STEAL, USED, USR, facts_of, table_of

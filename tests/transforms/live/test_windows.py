@@ -346,7 +346,7 @@ def test_a_run_kept_as_bytes_goes_on_as_the_same(data: st.DataObject) -> None:
         kept += [pack(taken)] if taken is not None else []
         run.panes()
     joined = [pack(join_parts([unpack(each) for each in kept]))] if kept and cut % 2 else kept
-    again = LiveRun.again(RUN, [unpack(each) for each in joined], datasets, POLICY)
+    again = LiveRun.rebuild(RUN, [unpack(each) for each in joined], datasets, POLICY)
     for number, (_, message) in enumerate(arriving[cut:], cut):
         for each in (run, again):
             each.add(part_of([(number, message)], each.columns))

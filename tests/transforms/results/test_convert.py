@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from ciml.errors import CimlError
 from ciml.events.listing import Reading, decode_line
-from ciml.transforms.results.columns import Row
 from ciml.transforms.results.convert import REASONS, BadRow, Conversion, GoodRow
-from ciml.transforms.results.table import open_results
+from ciml.transforms.results.table import Row, open_results
 from tests.growth import assert_linear
 from tests.tier import tries
 
