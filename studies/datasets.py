@@ -27,8 +27,9 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-OPPONENT = Path(__file__).with_name("by_pandas.py")
-AT_MOST = 10_000
+PANDAS_SCRIPT = Path(__file__).with_name("by_pandas.py")
+#: More runs are not read by pandas.
+MAX_PANDAS_RUNS = 10_000
 NAME = "bench"
 RECORDS = f"""
 import sys; from pathlib import Path
@@ -44,7 +45,7 @@ assert sum(done.counts.values()) == int(sys.argv[3])
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process took: wall and CPU seconds, and its peak memory in MiB."""
+    """The cost of a process: wall and CPU seconds, and its peak memory in MiB."""
 
     wall_s: float
     cpu_s: float
@@ -52,7 +53,8 @@ class Cost:
 
 
 def run(*command: str | Path) -> Cost:
-    os.sync()  # what the one before has left unwritten is not to be waited for by this one
+    """Measure a command."""
+    os.sync()  # so that it does not wait for writes of an earlier command
     began = time.perf_counter()
     with tempfile.TemporaryFile() as out:
         child = subprocess.Popen([str(part) for part in command], stdout=out, stderr=subprocess.STDOUT)
@@ -64,35 +66,28 @@ def run(*command: str | Path) -> Cost:
     return Cost(wall_s, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 
 
-def of_rounds(costs: list[Cost]) -> Cost:
+def median_of(costs: list[Cost]) -> Cost:
     return Cost(*(median(getattr(cost, name) for cost in costs) for name in ("wall_s", "cpu_s", "peak_mib")))
 
 
-def built(target: Path, *more: str | Path) -> Cost:
-    """What `ciml dataset build` takes."""
+def build(target: Path, *options: str | Path) -> Cost:
+    """Measure `ciml dataset build`."""
     shutil.rmtree(target, ignore_errors=True)
-    line = [
-        "--dataset",
-        NAME,
-        "--features-regex",
-        "(usr|1min)",
-        "--class-label",
-        "provider",
-        "--sample-interval",
-        "10s",
-        "--max-windows",
-        "550",
-    ]
-    return run(sys.executable, "-m", "ciml.cli.main", "dataset", "build", *line, *more, "--target-data-path", target)
+    selection = ["--dataset", NAME, "--features-regex", "(usr|1min)", "--class-label", "provider"]
+    windows = ["--sample-interval", "10s", "--max-windows", "550"]
+    command = [sys.executable, "-m", "ciml.cli.main", "dataset", "build", *selection, *windows]
+    return run(*command, *options, "--target-data-path", target)
 
 
-def with_records(target: Path, runs: int, done: Cost) -> Cost:
-    """What it takes together with the normalised records of the same runs."""
-    more = run(sys.executable, "-c", RECORDS, target, target / "records", str(runs))
-    return Cost(done.wall_s + more.wall_s, done.cpu_s + more.cpu_s, max(done.peak_mib, more.peak_mib))
+def add_records(target: Path, runs: int, built: Cost) -> Cost:
+    """Measure the normalised records of the same runs; return the cost of both together."""
+    records = run(sys.executable, "-c", RECORDS, target, target / "records", str(runs))
+    peak_mib = max(built.peak_mib, records.peak_mib)
+    return Cost(built.wall_s + records.wall_s, built.cpu_s + records.cpu_s, peak_mib)
 
 
-def told(what: str, runs: int, ours: Cost, per_run: Cost) -> str:
+def line_of(what: str, runs: int, ours: Cost, per_run: Cost) -> str:
+    """Return a line that compares our cost with that of pandas."""
     wall_s = per_run.wall_s * runs
     cpu_s = per_run.cpu_s * runs
     return (
@@ -110,11 +105,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--records", action="store_true")
     parser.add_argument("--aligned", action="store_true")
-    parser.add_argument("--stores", type=Path, help="a folder that keeps the raw stores: they take minutes to fill")
-    given = parser.parse_args()
+    parser.add_argument("--stores", type=Path, help="a folder for the raw stores, which take minutes to fill")
+    options = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    builds = [json.loads(line) for line in given.listing.read_text().splitlines()]
-    sizes = given.runs or [len(builds)]
+    builds = [json.loads(line) for line in options.listing.read_text().splitlines()]
+    sizes = options.runs or [len(builds)]
     by_store, by_logs, by_pandas = ({runs: list[Cost]() for runs in sizes} for _ in range(3))
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
@@ -122,35 +117,36 @@ def main() -> None:
         listing = folder / "builds.jsonl"
         spans = folder / "spans.toml"
         spans.write_text(f"span_runs = {len(builds)}\n")
-        aligned: list[str | Path] = ["--definition", spans] if given.aligned else []
-        stores = {runs: (given.stores or folder) / f"data{runs}" for runs in sizes}
+        aligned: list[str | Path] = ["--definition", spans] if options.aligned else []
+        stores = {runs: (options.stores or folder) / f"data{runs}" for runs in sizes}
         for runs, data in stores.items():
-            if not data.exists():  # in a process of its own: what this one holds would count as its children's peak
-                run(sys.executable, "-m", "studies.many_runs", given.listing, given.logs, data, str(runs))
-        built(target, "--data-path", stores[sizes[0]])  # finds its modules compiled from now on
-        for _ in range(given.rounds):  # all sizes in each: what the machine does meanwhile meets them alike
+            if not data.exists():  # in a process of its own: memory of this one counts in the peaks of its children
+                run(sys.executable, "-m", "studies.many_runs", options.listing, options.logs, data, str(runs))
+        build(target, "--data-path", stores[sizes[0]])  # compiles the modules
+        for _ in range(options.rounds):  # all sizes in each round, so that other load affects them equally
             for runs, data in stores.items():
-                measured = min(runs, AT_MOST)
-                line: list[str | Path] = [*aligned, "--data-path", data]
-                listing.write_text("".join(f"{json.dumps(builds[at % len(builds)])}\n" for at in range(measured)))
+                measured = min(runs, MAX_PANDAS_RUNS)
+                source: list[str | Path] = [*aligned, "--data-path", data]
+                lines = (json.dumps(builds[number % len(builds)]) for number in range(measured))
+                listing.write_text("".join(f"{line}\n" for line in lines))
                 if runs == sizes[0] <= len(builds):
-                    by_logs[runs].append(built(target, *line, "--listing", listing, "--logs", given.logs))
-                done = built(target, *line)
-                by_store[runs].append(with_records(target, runs, done) if given.records else done)
-                if runs <= AT_MOST or runs == sizes[0]:
-                    by_pandas[runs].append(run(sys.executable, OPPONENT, listing, given.logs, folder / "npz"))
+                    by_logs[runs].append(build(target, *source, "--listing", listing, "--logs", options.logs))
+                built = build(target, *source)
+                by_store[runs].append(add_records(target, runs, built) if options.records else built)
+                if runs <= MAX_PANDAS_RUNS or runs == sizes[0]:
+                    by_pandas[runs].append(run(sys.executable, PANDAS_SCRIPT, listing, options.logs, folder / "npz"))
     per_run = Cost(0.0, 0.0, 0.0)
     for runs in sizes:
         if by_pandas[runs]:
-            opponent = of_rounds(by_pandas[runs])
-            measured = min(runs, AT_MOST)
-            per_run = Cost(opponent.wall_s / measured, opponent.cpu_s / measured, opponent.peak_mib)
+            pandas_cost = median_of(by_pandas[runs])
+            measured = min(runs, MAX_PANDAS_RUNS)
+            per_run = Cost(pandas_cost.wall_s / measured, pandas_cost.cpu_s / measured, pandas_cost.peak_mib)
         if by_logs[runs]:
-            print(told("from logs", runs, of_rounds(by_logs[runs]), per_run))
-        what = "from packs to records" if given.records else "from packs"
-        print(told(what, runs, of_rounds(by_store[runs]), per_run))
+            print(line_of("from logs", runs, median_of(by_logs[runs]), per_run))
+        what = "from packs to records" if options.records else "from packs"
+        print(line_of(what, runs, median_of(by_store[runs]), per_run))
     for few, many in pairwise(sizes):
-        more_s = of_rounds(by_store[many]).wall_s - of_rounds(by_store[few]).wall_s
+        more_s = median_of(by_store[many]).wall_s - median_of(by_store[few]).wall_s
         print(f"of further runs, {few:,} to {many:,}: {(many - few) / more_s:,.0f} a second")
 
 

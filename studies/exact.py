@@ -27,11 +27,11 @@ from ciml.pipelines.datasets.build import build_dataset
 from ciml.transforms.examples.spans import inputs_of, read_span
 from tests.transforms import direct
 
-USUAL = ("1s", "10s", "1min", "10min", "7s", "10s:.")
+DEFAULT_SETS = ("1s", "10s", "1min", "10min", "7s", "10s:.")
 
 
-def built(data: DataRoot, target: DataRoot, name: str, interval: str, pattern: str, slicer: str | None) -> DatasetState:
-    """A data set of the provider, by `build_dataset`."""
+def build(data: DataRoot, target: DataRoot, name: str, interval: str, pattern: str, slicer: str | None) -> DatasetState:
+    """Build a data set of the provider."""
     definition = DatasetDefinition.from_json(
         {
             "name": name,
@@ -50,7 +50,7 @@ def splits_of(state: DatasetState) -> dict[str, str]:
 
 
 def compare(target: DataRoot, state: DatasetState, paths: dict[str, Path], interval: str) -> tuple[int, float]:
-    """How many examples there are, and the largest error."""
+    """Compare the examples with pandas; return their number, and the largest error."""
     assert state.definition is not None
     assert state.resolved is not None
     resolved = state.resolved
@@ -63,17 +63,17 @@ def compare(target: DataRoot, state: DatasetState, paths: dict[str, Path], inter
         facts = zip(*(table.column(name).to_pylist() for name in ("build_uuid", "n_windows")), strict=True)
         for row, (uuid, n_windows) in enumerate(facts):
             frame = direct.read_log.__wrapped__(paths[uuid])
-            wanted, valid = direct.unrolled(direct.resampled(frame, interval), resolved.columns, resolved.windows)
+            expected, valid = direct.unrolled(direct.resampled(frame, interval), resolved.columns, resolved.windows)
             assert n_windows == valid, f"{uuid}: {n_windows} windows, and pandas has {valid}"
             assert not inputs[row, valid:].any(), f"{uuid}: padding"
-            error = np.abs(inputs[row, :valid] - wanted[:valid]) / np.maximum(np.abs(wanted[:valid]), 1)
+            error = np.abs(inputs[row, :valid] - expected[:valid]) / np.maximum(np.abs(expected[:valid]), 1)
             worst = max(worst, float(error.max(initial=0.0)))
             count += 1
     return count, worst
 
 
 def compare_normalised(target: DataRoot, name: str, paths: dict[str, Path], interval: str) -> tuple[int, float]:
-    """The largest error of the normalised records, against the same by numpy from pandas' windows in float64."""
+    """Compare the normalised records with numpy on pandas' windows; return their number, and the largest error."""
     from ciml.training.data.materialise import materialise
     from ciml.training.data.snapshot import ROLES, make_snapshot
     from ciml.trust import TrustPolicy
@@ -87,8 +87,8 @@ def compare_normalised(target: DataRoot, name: str, paths: dict[str, Path], inte
         frame = direct.read_log.__wrapped__(paths[run.run_id.split("~")[1]])
         bins = direct.resampled(frame, interval)
         examples.append(direct.unrolled(bins, resolved.columns, resolved.windows)[0])
-    whole = np.stack(examples)
-    train = whole[[run.split == "train" for run in runs]]
+    values = np.stack(examples)
+    train = values[[run.split == "train" for run in runs]]
     spread = train.max(axis=0) - train.min(axis=0)
     spread[spread == 0] = 1
     mean = train.mean(axis=0)
@@ -98,10 +98,10 @@ def compare_normalised(target: DataRoot, name: str, paths: dict[str, Path], inte
         made = materialise(target.dataset(name).store, snapshot, Path(folder, "records"))
         for role in ROLES:
             for ordinal, (inputs, *_) in written(made, role, snapshot).items():
-                direct_value = (whole[ordinal] - mean) / spread
-                error = np.abs(inputs - direct_value) / np.maximum(np.abs(direct_value), 1)
+                expected = (values[ordinal] - mean) / spread
+                error = np.abs(inputs - expected) / np.maximum(np.abs(expected), 1)
                 worst = max(worst, float(error.max()))
-                count = count + 1
+                count += 1
     return count, worst
 
 
@@ -111,31 +111,33 @@ def main() -> int:
     parser.add_argument("logs", type=Path)
     parser.add_argument("--normalised", action="store_true")
     parser.add_argument("--data-path", help="a raw store that has the runs already")
-    parser.add_argument("sets", nargs="*", default=USUAL)
-    given = parser.parse_args()
-    builds = [json.loads(line) for line in given.listing.read_text().splitlines()]
-    paths = {each["build_uuid"]: given.logs / each["log_path"] for each in builds}
-    good = True
+    parser.add_argument("sets", nargs="*", default=DEFAULT_SETS)
+    options = parser.parse_args()
+    builds = [json.loads(line) for line in options.listing.read_text().splitlines()]
+    paths = {line["build_uuid"]: options.logs / line["log_path"] for line in builds}
+    is_exact = True
     with tempfile.TemporaryDirectory(prefix="exact-") as folder:
-        data = DataRoot.open(given.data_path or Path(folder, "data"))
-        if given.data_path is None:
-            backfill(BackfillOptions(data_path=data.url, logs=str(given.logs)).open(), open_listing(str(given.listing)))
-        for number, said in enumerate(given.sets):
-            interval, _, pattern = said.partition(":")
+        data = DataRoot.open(options.data_path or Path(folder, "data"))
+        if options.data_path is None:
+            backfill(
+                BackfillOptions(data_path=data.url, logs=str(options.logs)).open(), open_listing(str(options.listing))
+            )
+        for number, text in enumerate(options.sets):
+            interval, _, pattern = text.partition(":")
             target = DataRoot.open(Path(folder, str(number)))
-            state = built(data, target, "all", interval, pattern or "(usr|1min)", None)
-            half = splits_of(built(data, target, "half", interval, pattern or "(usr|1min)", f":{len(builds) // 2}"))
+            state = build(data, target, "all", interval, pattern or "(usr|1min)", None)
+            half = splits_of(build(data, target, "half", interval, pattern or "(usr|1min)", f":{len(builds) // 2}"))
             moved = sum(splits_of(state)[run] != split for run, split in half.items())
             count, worst = compare(target, state, paths, interval)
             print(
-                f"{said}: {count:,} runs, error {worst:.2e}; {moved} of {len(half):,} changed their split", flush=True
+                f"{text}: {count:,} runs, error {worst:.2e}; {moved} of {len(half):,} changed their split", flush=True
             )
-            good &= worst <= 1e-6 and moved == 0 and count == len(builds)
-            if given.normalised:
+            is_exact &= worst <= 1e-6 and moved == 0 and count == len(builds)
+            if options.normalised:
                 count, worst = compare_normalised(target, "all", paths, interval)
-                print(f"{said} normalised: {count:,} runs, error {worst:.2e}", flush=True)
-                good &= worst <= 1e-5 and count == len(builds)
-    return 0 if good else 1
+                print(f"{text} normalised: {count:,} runs, error {worst:.2e}", flush=True)
+                is_exact &= worst <= 1e-5 and count == len(builds)
+    return 0 if is_exact else 1
 
 
 if __name__ == "__main__":

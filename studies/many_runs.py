@@ -31,8 +31,8 @@ _COMMIT = 2000
 _TRUST = Trust(True, "listing", "0")
 
 
-def repeated(runs: Sequence[tuple[RunFacts, pa.Table]], number: int) -> Iterator[tuple[RunFacts, pa.Table]]:
-    """That many runs: the given ones, then the same under new ids, their times a day later, and so on."""
+def repeat_runs(runs: Sequence[tuple[RunFacts, pa.Table]], number: int) -> Iterator[tuple[RunFacts, pa.Table]]:
+    """Yield so many runs: the given ones, then the same under new ids, their times a day later, and so on."""
     for copy in count():
         for mention, table in runs:
             if number == 0:
@@ -47,7 +47,7 @@ def repeated(runs: Sequence[tuple[RunFacts, pa.Table]], number: int) -> Iterator
 
 
 def fill_store(data: Store, runs: Iterable[tuple[RunFacts, pa.Table]], *, per_folder: int) -> None:
-    """Writes packs and manifests, as a backfill and a compaction leave them, without an object a run before.
+    """Write packs and manifests as a backfill and a compaction would, but without an object for each run.
 
     Args:
       data: the data path.
@@ -99,17 +99,14 @@ def fill_store(data: Store, runs: Iterable[tuple[RunFacts, pa.Table]], *, per_fo
 def main() -> None:
     listing, logs, data, number = sys.argv[1:]
     builds = [json.loads(line) for line in Path(listing).read_text().splitlines()]
-    mentions = [facts_from_listing(each, source="backfill") for each in builds]
+    mentions = [facts_from_listing(build, source="backfill") for build in builds]
     texts = [
-        Log(Path(logs, each["log_path"]).read_bytes(), mention.start_us, mention.end_us)
-        for each, mention in zip(builds, mentions, strict=True)
+        Log(Path(logs, build["log_path"]).read_bytes(), mention.start_us, mention.end_us)
+        for build, mention in zip(builds, mentions, strict=True)
     ]
-    real = [
-        (mention, table)
-        for mention, table in zip(mentions, parse_logs(texts), strict=True)
-        if isinstance(table, pa.Table)
-    ]
-    fill_store(open_store(data), repeated(real, int(number)), per_folder=2000)
+    parsed = zip(mentions, parse_logs(texts), strict=True)
+    runs = [(mention, table) for mention, table in parsed if isinstance(table, pa.Table)]
+    fill_store(open_store(data), repeat_runs(runs, int(number)), per_folder=2000)
 
 
 if __name__ == "__main__":

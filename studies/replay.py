@@ -30,7 +30,7 @@ from ciml.serving.predict.answers import StoredNeighbours
 from ciml.transforms.examples.plan import BOOKMARK, History, Plan, bookmarks_of
 
 _DELTA = 200
-#: The last runs wait for their span.
+#: Runs that wait for their span.
 _WAITING = 1000
 DEFINITION = DatasetDefinition.from_json(
     {"name": "cause", "class_label": "cause", "context": ["neighbours"], "span_runs": 100_000}
@@ -93,19 +93,19 @@ def _never(runs: Any) -> Any:
 
 def start(data: DataRoot, version: int) -> None:
     """Ask for the neighbours of a run, as the first batch of a stream does."""
-    found = StoredNeighbours(data, saves_bookmark=True).of([f"zuul~{version * _DELTA - 1:032x}~1"])
-    assert len(found) == 1
+    neighbours = StoredNeighbours(data, saves_bookmark=True).of([f"zuul~{version * _DELTA - 1:032x}~1"])
+    assert len(neighbours) == 1
 
 
 def timed(work: Callable[[DataRoot, int], None], data: DataRoot, version: int) -> tuple[float, float]:
-    """Return seconds and the process' largest memory, MiB, in a process of its own."""
+    """Run work in a process of its own; return its seconds of CPU and its largest memory, MiB."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(work, data.url, version, theirs))
     process.start()
-    found: tuple[float, float] = ours.recv()
+    cost: tuple[float, float] = ours.recv()
     process.join()
-    return found
+    return cost
 
 
 def _work(work: Callable[[DataRoot, int], None], path: str, version: int, pipe: Any) -> None:

@@ -55,77 +55,78 @@ _QUERIES = {
 
 
 def runs(number: int) -> Iterator[tuple[RunFacts, pa.Table]]:
-    """Runs of some jobs, 357 a job and day."""
+    """Yield runs of some jobs, 357 a job and day."""
     per_day = 357
-    for at in range(number):
-        folder, inside = divmod(at, per_day)
+    for index in range(number):
+        folder, position = divmod(index, per_day)
         day, job = divmod(folder, JOBS)
-        start = _START_US + day * DAY_US + inside * 1_000_000
+        start = _START_US + day * DAY_US + position * 1_000_000
         facts = RunFacts(
-            f"zuul~{at}~1",
-            f"{at}",
+            f"zuul~{index}~1",
+            f"{index}",
             f"job-{job}",
-            outcome="success" if at % 5 else "failure",
+            outcome="success" if index % 5 else "failure",
             start_us=start,
             source="zuul",
             project=f"project-{job % 7}",
-            change=f"{at // 3}",
-            provider=f"cloud-{at % 4}",
+            change=f"{index // 3}",
+            provider=f"cloud-{index % 4}",
         )
         times = [start + second * 1_000_000 for second in range(SAMPLES)]
-        yield facts, table(times, usr=[at % 100 + second for second in range(SAMPLES)], load=[1.0] * SAMPLES)
+        yield facts, table(times, usr=[index % 100 + second for second in range(SAMPLES)], load=[1.0] * SAMPLES)
 
 
-def add(data: DataRoot, more: Sequence[tuple[RunFacts, pa.Table]], corrected: Sequence[RunFacts]) -> None:
+def add(data: DataRoot, new: Sequence[tuple[RunFacts, pa.Table]], corrected: Sequence[RunFacts]) -> None:
     """Append a delta of runs, in one pack of a new folder, and of corrections."""
     log = ManifestLog(data.raw)
     folder = "job=new/date=2024-01-01"
-    writer = PackWriter(folder, more[0][1].schema)
+    writer = PackWriter(folder, new[0][1].schema)
     rows = []
-    for at, (facts, telemetry) in enumerate(more):
+    for index, (facts, telemetry) in enumerate(new):
         digest = telemetry_digest(facts.run_id, telemetry)
         name = f"{facts.run_id}.{digest[:16]}.parquet"
         writer.add(name, digest, telemetry)
         file = RawFile(f"runs/{folder}/{name}", digest, telemetry.num_rows, 0)
-        rows.append(Outcome("run", Origin("more", 0, at), "", facts, trust=TRUSTED, file=file).to_json())
+        rows.append(Outcome("run", Origin("more", 0, index), "", facts, trust=TRUSTED, file=file).to_json())
     pack, content = writer.finish()
     data.raw.create(pack.path, content)
     delta = {"time_us": 0, "packs": [pack.to_json()], "replaces": [], "alone": {}}
     assert pack_log(data.raw, folder).try_append(1, delta)
     fixes = [
-        Outcome("correction", Origin("fixes", 0, at), "", facts.replace(outcome="timeout"), trust=TRUSTED).to_json()
-        for at, facts in enumerate(corrected)
+        Outcome("correction", Origin("fixes", 0, index), "", facts.replace(outcome="timeout"), trust=TRUSTED).to_json()
+        for index, facts in enumerate(corrected)
     ]
     lists: dict[str, list[object]] = {name: [] for name in ("repeats", "ignored", "dead_letters", "deferred", "closes")}
     assert log.try_append(log.end() + 1, {"time_us": 0, "runs": rows, "corrections": fixes, "offsets": {}, **lists})
 
 
-def timed(what: str, code: str) -> None:
+def measure(what: str, code: str) -> None:
+    """Run code in a process of its own, and print its seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(f"{what}: {cpu:.2f} s ({time.perf_counter() - start:.2f} s)  {done.stdout.strip()[:300]}", flush=True)
+    print(f"{what}: {cpu:.2f} s ({time.perf_counter() - start:.2f} s)  {process.stdout.strip()[:300]}", flush=True)
 
 
 def main() -> None:
-    place = Path(sys.argv[1])
+    folder = Path(sys.argv[1])
     number = int(sys.argv[2])
-    data = DataRoot.open(place)
-    if not place.exists():
-        fill_store(open_store(place), runs(number), per_folder=357)
+    data = DataRoot.open(folder)
+    if not folder.exists():
+        fill_store(open_store(folder), runs(number), per_folder=357)
         checkpoints = Checkpoints(ManifestLog(data.raw), RAW)
         while checkpoints.maintain():
             pass
     print(f"{number:,} runs, {sum(path.endswith('.parquet') for path in data.raw.list('packs')):,} packs", flush=True)
-    publish = _PUBLISH.format(os.fspath(place))
-    timed("first", publish)
-    timed("nothing to do", publish)
+    publish = _PUBLISH.format(os.fspath(folder))
+    measure("first", publish)
+    measure("nothing to do", publish)
     add(data, list(runs(number + 100))[-100:], [facts for facts, _ in runs(number)][-20_000::2_000])
-    timed("after 100 more runs in a pack and 10 corrections of the last 20,000 runs", publish)
+    measure("after 100 more runs in a pack and 10 corrections of the last 20,000 runs", publish)
     for what, query in _QUERIES.items():
-        timed(what, _DUCKDB.format(query=query.format(data=place)))
+        measure(what, _DUCKDB.format(query=query.format(data=folder)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import os
 import tempfile
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,9 @@ def push_model(folder: Path, target: DataRoot) -> None:
     )
     create_dataset(own, definition)
     update_dataset(own.dataset(MODEL), seal=True)
-    done = refresh(TrainConfig(own, MODEL, MODEL, Experiment(name=MODEL, epochs=40, calibration="auto")))
-    assert isinstance(done, Candidate)
-    push(target, MODEL, open_store(done.folder), Decision(True))
+    candidate = refresh(TrainConfig(own, MODEL, MODEL, Experiment(name=MODEL, epochs=40, calibration="auto")))
+    assert isinstance(candidate, Candidate)
+    push(target, MODEL, open_store(candidate.folder), Decision(True))
 
 
 @dataclass
@@ -116,11 +117,11 @@ class Timed:
         begin = time.time()
         for number, facts in zip(range(round(rate * seconds)), itertools.cycle(failed), strict=False):
             due = begin + number / rate
-            at = len(self.sent)
-            while (left := due - time.time()) > 0:
+            sent = len(self.sent)
+            while time.time() < due:
                 producer.poll(0)
-                time.sleep(min(left, 0.01))
-            identity = RunId("bench", f"{os.getpid()}-{at}", 1)
+                time.sleep(min(max(due - time.time(), 0), 0.01))
+            identity = RunId("bench", f"{os.getpid()}-{sent}", 1)
             run = facts.replace(run_id=identity.encode(), build_uuid=identity.native_id, source="bench")
             value, headers = finished_event(run, event_id=run.build_uuid, time_us=run.end_us)
             self.late_s = max(self.late_s, time.time() - due)
@@ -160,16 +161,15 @@ def measure(folder: Path, kafka: str, models: str, rate: float, seconds: float) 
 
 def report(timed: Timed, rate: float) -> str:
     """Return the figures as text."""
-    ids = list(timed.sent)
+    run_ids = list(timed.sent)
     parts = {
-        "event to verdict": [timed.predicted[each] - timed.sent[each] for each in ids],
-        "event to announcement": [timed.announced[each] - timed.sent[each] for each in ids],
-        "announcement to verdict": [timed.predicted[each] - timed.announced[each] for each in ids],
+        "event to verdict": [timed.predicted[run_id] - timed.sent[run_id] for run_id in run_ids],
+        "event to announcement": [timed.announced[run_id] - timed.sent[run_id] for run_id in run_ids],
+        "announcement to verdict": [timed.predicted[run_id] - timed.announced[run_id] for run_id in run_ids],
     }
-    causes = sorted({(cause, sum(timed.verdicts[each] == cause for each in ids)) for cause in timed.verdicts.values()})
-    lines = [
-        f"{len(ids):,} failed runs at {rate:g} a second: " + ", ".join(f"{count} {cause}" for cause, count in causes)
-    ]
+    causes = sorted(Counter(timed.verdicts[run_id] for run_id in run_ids).items())
+    by_cause = ", ".join(f"{count} {cause}" for cause, count in causes)
+    lines = [f"{len(run_ids):,} failed runs at {rate:g} a second: {by_cause}"]
     for name, values in parts.items():
         p50, p99 = np.quantile(values, [0.5, 0.99])
         lines.append(f"  {name}: p50 {p50:.2f} s, p99 {p99:.2f} s, most {max(values):.2f} s")
@@ -185,19 +185,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--kafka", help="HOST:PORT of a broker without ciml's topics; else one is started")
     parser.add_argument("--keep", type=Path, help="a folder for data and logs that stays")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="verdict-latency-") as name:
-        folder = given.keep or Path(name)
+        folder = options.keep or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         data = DataRoot.open(folder / "data")
         push_model(folder / "training", data)
         settings = engines.Settings(models_config=data.models.url("models.config"), tied=True)
-        names = ["models"] if given.kafka else ["kafka", "models"]
+        names = ["models"] if options.kafka else ["kafka", "models"]
         with engines.start(names, home=folder / "engines", settings=settings) as running:
-            kafka = given.kafka or running.kafka
+            kafka = options.kafka or running.kafka
             engines.create_topics(kafka, {EVENTS: 1, RUNS: 1, PREDICTIONS: 1})
-            timed = measure(folder, kafka, running.models["grpc"], given.rate, given.seconds)
-    print(report(timed, given.rate))
+            timed = measure(folder, kafka, running.models["grpc"], options.rate, options.seconds)
+    print(report(timed, options.rate))
 
 
 if __name__ == "__main__":

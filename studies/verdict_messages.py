@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,12 +20,10 @@ import numpy as np
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.outcomes import CAUSES
-from ciml.training.calibration.calibrators import fit_calibrator
-from ciml.training.calibration.sets import learned_ranges, make_rules
+from ciml.events.records import RunFacts
 from ciml.training.experiment import load_experiment
-from ciml.transforms.examples.prepare import run_means
 from ciml.transforms.profiles import Profiles
-from ciml.verdict_rules import Verdict, make_verdict
+from ciml.verdict_rules import Verdict
 from ciml.verdicts.evidence import evidence_of_subject
 from ciml.verdicts.evidence.observe import Subject
 from ciml.verdicts.feedback.config import Policy
@@ -38,14 +36,15 @@ from studies.verdicts import (
     Fold,
     Recorded,
     by_experiment,
-    calibrating,
+    divide,
     features_of,
     fold_of_later_runs,
     folds_of,
     read,
+    share_with_interval,
+    verdicts_of_fold,
 )
 
-RESAMPLES = 2000
 #: The rules, each with the conditions of the one before.
 RULES = ("old", "base rate", "comparable", "same machines", "settled by reruns", "settled by reviewers")
 
@@ -71,23 +70,12 @@ def judged(
     runs: Recorded, folds: Iterable[tuple[int, Fold]], answer: Answer, labels: np.ndarray, coverage: float
 ) -> list[Judged]:
     """Return the verdicts on all held-out runs, with the rules up to ``same machines`` that say them."""
-    facts = [runs.facts[place] for place in runs.failed]
+    facts = [runs.facts[index] for index in runs.failed]
     judgements = []
     for repeat, fold in folds:
-        dev, held = (values.astype(np.float32) for values in answer(fold, labels))
-        calibrator = fit_calibrator(dev, labels[fold.dev])
-        jobs = [facts[place].build_name for place in fold.dev]
-        rules = make_rules(calibrator.apply(dev), labels[fold.dev], jobs, CAUSES, coverage=coverage, calibration={})
-        means = run_means(fold.inputs, fold.n_windows)
-        calibration_rows = np.concatenate([fold.learned, fold.dev])
-        rules = rules.replace(
-            ranges=learned_ranges(means[calibration_rows], [facts[place] for place in calibration_rows], fold.features)
-        )
         assert fold.profiles is not None
-        for place, shares in zip(fold.held, calibrator.apply(held), strict=True):
-            by_cause = {name: float(str(share)) for name, share in zip(CAUSES, shares, strict=True)}
-            verdict = make_verdict(facts[place].build_name, by_cause, rules, means[place])
-            judgements.append(Judged(repeat, int(place), verdict, rules_of(verdict, runs, int(place), fold.profiles)))
+        for row, _, verdict in verdicts_of_fold(answer, fold, labels, facts, coverage):
+            judgements.append(Judged(repeat, row, verdict, rules_of(verdict, runs, row, fold.profiles)))
     return judgements
 
 
@@ -113,45 +101,44 @@ def with_history(verdicts: Sequence[Judged], runs: Recorded, labels: np.ndarray,
     rerun_us = rerun_times(runs)
     added: dict[tuple[int, int], set[str]] = {}
     for rule, by in (("settled by reruns", RERUNS), ("settled by reviewers", REVIEWER)):
-        for repeat in sorted({one.repeat for one in verdicts}):
-            mine = sorted((one for one in verdicts if one.repeat == repeat), key=lambda one: _end_us(runs, one.row))
-            open_ones: list[tuple[int, RecordedVerdict]] = []
-            for one in mine:
-                now_us = _end_us(runs, one.row)
-                facts = runs.facts[runs.failed[one.row]]
-                settled = [verdict for time_us, verdict in open_ones if time_us < now_us]
-                standing = Standings(settled, Policy(), now_us).of("cause", facts.project, one.verdict.cause)
-                if base in one.said and standing.mode == "active":
-                    added.setdefault((repeat, one.row), set()).add(rule)
-                truth = runs.rerun.get(facts.run_id, "") if by == RERUNS else CAUSES[labels[one.row]]
+        for repeat in sorted({judgement.repeat for judgement in verdicts}):
+            of_repeat = [judgement for judgement in verdicts if judgement.repeat == repeat]
+            history: list[RecordedVerdict] = []
+            for judgement in sorted(of_repeat, key=lambda judgement: _end_us(runs, judgement.row)):
+                now_us = _end_us(runs, judgement.row)
+                facts = runs.facts[runs.failed[judgement.row]]
+                settled = [verdict for verdict in history if verdict.settled_us < now_us]
+                standing = Standings(settled, Policy(), now_us).of("cause", facts.project, judgement.verdict.cause)
+                if base in judgement.said and standing.mode == "active":
+                    added.setdefault((repeat, judgement.row), set()).add(rule)
+                truth = runs.rerun.get(facts.run_id, "") if by == RERUNS else CAUSES[labels[judgement.row]]
                 settled_us = rerun_us.get(facts.run_id, 0) if by == RERUNS else now_us
                 if truth:
-                    open_ones.append(
-                        (
-                            settled_us,
-                            RecordedVerdict(
-                                facts.run_id,
-                                facts.run_id,
-                                "cause",
-                                1,
-                                facts.project,
-                                facts.change,
-                                facts.build_name,
-                                one.verdict.cause,
-                                base in one.said,
-                                one.verdict.probability,
-                                None,
-                                now_us,
-                                True,
-                                truth,
-                                by,
-                                settled_us,
-                            ),
-                        )
-                    )
+                    history.append(_recorded(judgement, facts, base in judgement.said, truth, by, settled_us))
     return [
-        Judged(one.repeat, one.row, one.verdict, one.said | added.get((one.repeat, one.row), set())) for one in verdicts
+        replace(judgement, said=judgement.said | added.get((judgement.repeat, judgement.row), set()))
+        for judgement in verdicts
     ]
+
+
+def _recorded(judgement: Judged, facts: RunFacts, claim: bool, truth: str, by: str, settled_us: int) -> RecordedVerdict:
+    return RecordedVerdict(
+        id=facts.run_id,
+        run_id=facts.run_id,
+        model="cause",
+        version=1,
+        project=facts.project,
+        change=facts.change,
+        job=facts.build_name,
+        cause=judgement.verdict.cause,
+        claim=claim,
+        probability=judgement.verdict.probability,
+        time_us=facts.end_us or 0,
+        trusted=True,
+        settled=truth,
+        by=by,
+        settled_us=settled_us,
+    )
 
 
 def rerun_times(runs: Recorded) -> dict[str, int]:
@@ -199,12 +186,8 @@ def interval(right: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     """Return a 95 % interval of a share, by a bootstrap of whole changes."""
     if not right.size:
         return 0.0, 1.0
-    names, index = np.unique(groups.astype(str), return_inverse=True)
-    tops = np.bincount(index, right)
-    bottoms = np.bincount(index)
-    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-    low, high = np.quantile((drawn @ tops) / (drawn @ bottoms), (0.025, 0.975))
-    return float(low), float(high)
+    _, low, high = share_with_interval(right, np.ones(right.size), groups.astype(str))
+    return low, high
 
 
 def transfer_folds(
@@ -225,7 +208,7 @@ def transfer_folds(
         hidden = set(runs.groups[failed][held])
         is_seen = (places != place) & ~np.isin(runs.groups, list(hidden))
         training = np.flatnonzero(is_seen[failed])
-        learned, dev = calibrating(training, labels, runs.groups[failed], 0)
+        learned, dev = divide(training, labels, runs.groups[failed], 0)
         yield 0, Fold(learned, dev, held, *features_of(runs, definition, np.flatnonzero(is_seen).tolist()))
 
 

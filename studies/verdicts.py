@@ -42,7 +42,7 @@ from ciml.transforms.examples.context import profiles_of
 from ciml.transforms.examples.prepare import prepare_many, run_means
 from ciml.transforms.parse.logs import Log, parse_logs
 from ciml.transforms.profiles import Profiles, make_profiles
-from ciml.verdict_rules import UNKNOWN, make_verdict
+from ciml.verdict_rules import UNKNOWN, Verdict, make_verdict
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 #: The share of a fold's learning changes that calibrate: as in examples/cause.toml, two of seven.
@@ -161,7 +161,7 @@ def folds_of(
         ):
             hidden = set(groups[held])
             visible = [index for index in range(len(runs.facts)) if runs.groups[index] not in hidden]
-            learned, dev = calibrating(training, labels, groups, repeat)
+            learned, dev = divide(training, labels, groups, repeat)
             inputs, n_windows, features, profiles = features_of(runs, definition, visible)
             yield repeat, Fold(learned, dev, held, inputs, n_windows, features, profiles)
 
@@ -177,24 +177,25 @@ def fold_of_later_runs(
       ValueError: a change has runs on both sides.
     """
     later = np.array([(run.end_us or 0) >= since_us for run in runs.facts])
-    if both := set(runs.groups[later]) & set(runs.groups[~later]):
-        raise ValueError(f"change {min(both)} has runs before and after the time")
+    divided = set(runs.groups[later]) & set(runs.groups[~later])
+    if divided:
+        raise ValueError(f"change {min(divided)} has runs before and after the time")
     failed = np.array(runs.failed)
     inputs, n_windows, features, profiles = features_of(runs, definition, np.flatnonzero(~later).tolist())
     earlier = np.flatnonzero(~later[failed])
     held = np.flatnonzero(later[failed])
     for repeat in range(repeats):
-        learned, dev = calibrating(earlier, labels, runs.groups[failed], repeat)
+        learned, dev = divide(earlier, labels, runs.groups[failed], repeat)
         yield repeat, Fold(learned, dev, held, inputs, n_windows, features, profiles)
 
 
-def calibrating(rest: np.ndarray, labels: np.ndarray, groups: np.ndarray, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+def divide(visible: np.ndarray, labels: np.ndarray, groups: np.ndarray, repeat: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide the runs that are not held out into those that are learned, and those of other changes that calibrate."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     inner = StratifiedGroupKFold(DEV_OF, shuffle=True, random_state=repeat)
-    learned, dev = next(inner.split(labels[rest], labels[rest], groups[rest]))
-    return rest[learned], rest[dev]
+    learned, dev = next(inner.split(labels[visible], labels[visible], groups[visible]))
+    return visible[learned], visible[dev]
 
 
 def features_of(
@@ -267,7 +268,7 @@ def by_outcome(fold: Fold, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Verdicts(NamedTuple):
-    """What one method says of the held-out runs: arrays [repeats, n].
+    """The verdicts of one method on the held-out runs: arrays [repeats, n].
 
     Attributes:
       probability: float64 [repeats, n, C], calibrated.
@@ -295,34 +296,38 @@ def verdicts_by(
     *,
     outside: bool = True,
 ) -> Verdicts:
-    """Calibrate a method on the dev runs of each fold, and ask it for verdicts on the held-out runs.
+    """Make the verdicts of a method on the held-out runs of each fold.
 
     With ``outside``, a run unlike those that the method learned has the verdict unknown.
     """
     shape = (folds[-1][0] + 1, len(labels))
-    jobs = [run.build_name for run in failed]
     verdicts = Verdicts(
         np.zeros((*shape, len(CAUSES))), np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, bool)
     )
     for repeat, fold in folds:
-        dev, held = (values.astype(np.float32) for values in answer(fold, labels))
-        calibrator = fit_calibrator(dev, labels[fold.dev])
-        names = [jobs[row] for row in fold.dev]
-        rules = make_rules(calibrator.apply(dev), labels[fold.dev], names, CAUSES, coverage=coverage, calibration={})
-        means = run_means(fold.inputs, fold.n_windows)
-        calibration_rows = np.concatenate([fold.learned, fold.dev])
-        if outside:
-            rules = rules.replace(
-                ranges=learned_ranges(means[calibration_rows], [failed[row] for row in calibration_rows], fold.features)
-            )
-        for row, shares in zip(fold.held, calibrator.apply(held), strict=True):
-            by_cause = {name: float(str(share)) for name, share in zip(CAUSES, shares, strict=True)}
-            verdict = make_verdict(jobs[row], by_cause, rules, means[row])
+        for row, shares, verdict in verdicts_of_fold(answer, fold, labels, failed, coverage, outside=outside):
             verdicts.outside[repeat, row] = verdict.outside is not None
             verdicts.probability[repeat, row] = shares
             verdicts.said[repeat, row] = len(CAUSES) if verdict.cause == UNKNOWN else CAUSES.index(verdict.cause)
             verdicts.inside[repeat, row] = CAUSES[labels[row]] in verdict.set
     return verdicts
+
+
+def verdicts_of_fold(
+    answer: Answer, fold: Fold, labels: np.ndarray, failed: Sequence[RunFacts], coverage: float, *, outside: bool = True
+) -> Iterator[tuple[int, np.ndarray, Verdict]]:
+    """Calibrate a method on the dev runs of a fold; yield (row, probabilities, verdict) of each held-out run."""
+    dev, held = (values.astype(np.float32) for values in answer(fold, labels))
+    calibrator = fit_calibrator(dev, labels[fold.dev])
+    jobs = [failed[row].build_name for row in fold.dev]
+    rules = make_rules(calibrator.apply(dev), labels[fold.dev], jobs, CAUSES, coverage=coverage, calibration={})
+    means = run_means(fold.inputs, fold.n_windows)
+    if outside:
+        rows = np.concatenate([fold.learned, fold.dev])
+        rules = rules.replace(ranges=learned_ranges(means[rows], [failed[row] for row in rows], fold.features))
+    for row, shares in zip(fold.held.tolist(), calibrator.apply(held), strict=True):
+        by_cause = {name: float(str(share)) for name, share in zip(CAUSES, shares, strict=True)}
+        yield row, shares, make_verdict(failed[row].build_name, by_cause, rules, means[row])
 
 
 def figures(found: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str, tuple[float, float, float]]:
@@ -342,10 +347,11 @@ def figures(found: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str
     counts["coverage"] = found.inside.sum(axis=0), ones.sum(axis=0)
     brier = ((found.probability - np.eye(len(CAUSES))[labels]) ** 2).sum(axis=2)
     counts["brier"] = brier.sum(axis=0), ones.sum(axis=0)
-    return {name: _interval(top, bottom, groups) for name, (top, bottom) in counts.items()}
+    return {name: share_with_interval(top, bottom, groups) for name, (top, bottom) in counts.items()}
 
 
-def _interval(top: np.ndarray, bottom: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
+def share_with_interval(top: np.ndarray, bottom: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
+    """Return the share of the sums of ``top`` and ``bottom`` [n], with its interval by a bootstrap of groups."""
     names, index = np.unique(groups, return_inverse=True)
     tops = np.bincount(index, top)
     bottoms = np.bincount(index, bottom)

@@ -257,16 +257,6 @@ class Departure(Record, frozen=True, gc=False):
     high: float
     size: float
 
-    @property
-    def from_minute(self) -> int:
-        """The minute in which it begins, counted from 0."""
-        return self.from_s // MINUTE_S
-
-    @property
-    def until_minute(self) -> int:
-        """The minute in which it ends."""
-        return self.until_s // MINUTE_S
-
 
 def departures(table: pa.Table, profile: Profile) -> tuple[Departure, ...]:
     """Find where a run departs from a profile, the largest departure first.

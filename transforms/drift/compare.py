@@ -268,12 +268,10 @@ class _Comparison:
     def _column_findings(self) -> Iterator[Finding]:
         old = self.before.statistics.series
         new = self.after.statistics.series
-        for name in old:
-            if name not in new:
-                yield self._finding("lost_column", name, _missing_feature(1.0, 0.0), "no feature now")
-        for name in new:
-            if name not in old:
-                yield self._finding("new_column", name, _missing_feature(0.0, 1.0), "a new feature")
+        for name in (name for name in old if name not in new):
+            yield self._finding("lost_column", name, Measure(math.nan, 1.0, 0.0, 0.0, 1.0, 0.0), "no feature now")
+        for name in (name for name in new if name not in old):
+            yield self._finding("new_column", name, Measure(math.nan, 1.0, 0.0, 0.0, 0.0, 1.0), "a new feature")
         for name, parts in self.varying.items():
             measure = partial(self.presence.measure, name)
             for drifted in drifted_slices(parts, self.presence.sides, measure, self._is_column_drift, 1):
@@ -338,11 +336,6 @@ class _Comparison:
             runs_after=(runs or self.runs)[1],
             verdict=verdict,
         )
-
-
-def _missing_feature(before: float, after: float) -> Measure:
-    """Return the measure of a feature that only one side has."""
-    return Measure(math.nan, 1.0, 0.0, 0.0, before, after)
 
 
 def _side_to_json(side: Side) -> dict[str, Any]:

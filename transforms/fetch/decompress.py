@@ -251,9 +251,7 @@ def _parse_entries(data: bytes, count: int, start: int) -> list[Member]:
         if offset + _ENTRY.size > len(data):
             raise _corrupt("its directory is cut short")
         fields = _ENTRY.unpack_from(data, offset)
-        mark, flags, method, crc, packed, size = fields[0], fields[3], fields[4], *fields[7:10]
-        lengths = fields[10:13]
-        header = fields[16]
+        mark, _, _, flags, method, _, _, crc, packed, size, *lengths, _, _, _, header = fields
         name = data[offset + _ENTRY.size : offset + _ENTRY.size + lengths[0]]
         offset += _ENTRY.size + sum(lengths)
         if mark != b"PK\1\2" or offset > len(data):
@@ -310,10 +308,10 @@ def _find_data(file: IO[bytes], member: Member) -> int:
         raise _corrupt("it is cut short")
     mark, _, flags, method, _, _, *sizes, name, extra = _HEADER.unpack(header)
     start: int = member.start + _HEADER.size + name + extra
-    agree = (mark, flags, method) == (b"PK\3\4", member.flags, member.method) and file.read(name) == member.name
+    agrees = (mark, flags, method) == (b"PK\3\4", member.flags, member.method) and file.read(name) == member.name
     if not flags & _SIZES_FOLLOW:
-        agree = agree and sizes == [member.crc, member.packed, member.size]
-    if not agree or start + member.packed > member.end:
+        agrees = agrees and sizes == [member.crc, member.packed, member.size]
+    if not agrees or start + member.packed > member.end:
         raise _corrupt("a header does not agree with the directory")
     return start
 

@@ -266,7 +266,7 @@ class LiveRun:
         starts = self._day_us + numbers * interval
         begins = np.searchsorted(self._time[: self.size], starts)
         counts = np.searchsorted(self._time[: self.size], starts + interval) - begins
-        is_due = self._are_due(published, numbers, counts)
+        is_due = self._choose_due(published, numbers, counts)
         for number in closing:
             del published.open[number]
         values, is_complete = self._values_of(published, begins[is_due], counts[is_due])
@@ -282,8 +282,8 @@ class LiveRun:
             start_us = int(starts[index])
             yield Pane(published.dataset, self._day_us, number, start_us, int(counts[index]), kind, values[row])
 
-    def _are_due(self, published: _Published, numbers: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Return which windows to publish, bool: final ones, and open ones that have grown enough."""
+    def _choose_due(self, published: _Published, numbers: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Choose the windows to publish, bool: final ones, and open ones that have grown enough, which are recorded."""
         is_due = np.ones(numbers.size, bool)
         for index in np.flatnonzero(numbers >= published.final_below).tolist():
             number = int(numbers[index])

@@ -253,13 +253,19 @@ def suggest(columns: Columns, sample: Sequence[Mapping[str, Any]]) -> tuple[Sugg
     suggestions: list[Suggestion] = []
     unused = list(columns.labels)
     for ours in columns.not_found:
-        if ours in _TIMES:
-            suggestion = _suggest_time(ours, _time_columns(ours, unused, columns, sample))
+        is_time = ours in _TIMES
+        names = _time_columns(ours, unused, columns, sample) if is_time else unused
+        similar = _most_similar(ours, names)
+        if similar is not None:
+            theirs, synonym = similar
+            why = "holds times" if is_time else f"is spelled like {synonym}"
+        elif is_time and len(names) == 1:
+            theirs = names[0]
+            why = "holds times"
         else:
-            suggestion = _suggest_similar(ours, unused)
-        if suggestion is not None:
-            suggestions.append(suggestion)
-            unused.remove(suggestion.theirs)
+            continue
+        suggestions.append(Suggestion(ours, theirs, why))
+        unused.remove(theirs)
     return tuple(suggestions)
 
 
@@ -278,25 +284,8 @@ def _time_columns(ours: str, unused: Sequence[str], columns: Columns, sample: Se
     return fitting
 
 
-def _suggest_time(ours: str, names: Sequence[str]) -> Suggestion | None:
-    similar = _most_similar(ours, names)
-    if similar is not None:
-        return Suggestion(ours, similar.column, "holds times")
-    return Suggestion(ours, names[0], "holds times") if len(names) == 1 else None
-
-
-def _suggest_similar(ours: str, names: Sequence[str]) -> Suggestion | None:
-    similar = _most_similar(ours, names)
-    return None if similar is None else Suggestion(ours, similar.column, f"is spelled like {similar.synonym}")
-
-
-class _Similar(NamedTuple):
-    column: str
-    synonym: str
-
-
-def _most_similar(ours: str, names: Sequence[str]) -> _Similar | None:
-    """Return the column whose name is most like a synonym of the field; None if none is alike."""
+def _most_similar(ours: str, names: Sequence[str]) -> tuple[str, str] | None:
+    """Return the column whose name is most like a synonym of the field, and the synonym; None if none is alike."""
     columns = {normal_name(name)[:200]: name for name in reversed(names)}
     matches = []
     for synonym in SYNONYMS[ours]:
@@ -305,4 +294,4 @@ def _most_similar(ours: str, names: Sequence[str]) -> _Similar | None:
     if not matches:
         return None
     _, name, synonym = max(matches)
-    return _Similar(columns[name], synonym)
+    return columns[name], synonym

@@ -87,7 +87,7 @@ def test_a_departure_names_its_windows_and_its_mean() -> None:
     steal = [0.0] * 180 + [41.0] * 120 + [0.0] * 60
     found = departures(table_of({USR: [52.0] * 360, STEAL: steal}), profile)
     assert [(one.column, one.from_s, one.until_s, one.mean) for one in found] == [(STEAL, 180, 300, 41.0)]
-    assert (found[0].from_minute, found[0].until_minute) == (3, 5)
+    assert (found[0].from_s // MINUTE_S, found[0].until_s // MINUTE_S) == (3, 5)
     assert (found[0].low, found[0].high) == pytest.approx((0.0, 0.4), abs=0.05)
 
 
