@@ -26,7 +26,8 @@ from ciml.training.estimators.base import Rows, Watch, class_weights
 from ciml.training.experiment import Experiment
 from ciml.training.runtime import keras
 
-_DEV_BATCH = 1024
+#: Runs that are predicted at once.
+_PREDICTION_BATCH = 1024
 
 #: Takes a batch (inputs, n_windows, labels); returns the sum of its losses and the number of correct predictions.
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -57,8 +58,8 @@ class Trained:
     def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
         """Predict probabilities float32 [n, C] of normalised inputs float32 [n, L, F] and n_windows int32 [n]."""
         answers = np.zeros((len(inputs), self.model.output_shape[-1]), np.float32)
-        for start in range(0, len(inputs), _DEV_BATCH):
-            rows = slice(start, start + _DEV_BATCH)
+        for start in range(0, len(inputs), _PREDICTION_BATCH):
+            rows = slice(start, start + _PREDICTION_BATCH)
             answers[rows] = self.model({"inputs": inputs[rows], "n_windows": n_windows[rows]}, training=False)
         return answers
 
@@ -105,13 +106,15 @@ class Resident:
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False)
         def run(order: Any) -> Any:
-            def body(at: Any, loss: Any, right: Any) -> Any:
-                rows = order[at : at + size]
-                more = step(tf.gather(inputs, rows), tf.gather(n_windows, rows), tf.gather(labels, rows))
-                return at + size, loss + more[0], right + more[1]
+            def body(position: Any, loss: Any, right: Any) -> Any:
+                rows = order[position : position + size]
+                batch_loss, batch_right = step(
+                    tf.gather(inputs, rows), tf.gather(n_windows, rows), tf.gather(labels, rows)
+                )
+                return position + size, loss + batch_loss, right + batch_right
 
             start = (tf.constant(0), tf.constant(0.0), tf.constant(0.0))
-            return tf.while_loop(lambda at, *_: at < tf.size(order), body, start, parallel_iterations=1)[1:]
+            return tf.while_loop(lambda position, *_: position < tf.size(order), body, start, parallel_iterations=1)[1:]
 
         def epoch(number: int, batches: int) -> tuple[Any, Any, int]:
             order = self.order(number)[: batches * size]
@@ -189,52 +192,52 @@ def fit_network(
     model.compile(optimizer=optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     optimizer.build(model.trainable_variables)
     weights = class_weights(batches.counts) if experiment.class_weights == "balanced" else None
-    run = batches.compiled(_step(model, optimizer, weights))
+    run_epoch = batches.compiled(_step(model, optimizer, weights))
     evaluate_dev = _dev_evaluation(model, dev) if dev is not None else None
     write_events = _event_files(tensorboard) if tensorboard is not None else None
 
     history: dict[str, list[float]] = {}
     steps_done = 0
-    best = 0
+    best_epoch = 1
     best_loss = math.inf
     best_weights = None
     epochs = math.ceil(steps / per_epoch)
 
-    def trained(best: int) -> Trained:
+    def trained(best_epoch: int) -> Trained:
         seconds = time.perf_counter() - start
-        return Trained(model, history, len(history["loss"]), steps_done, best + 1, count, seconds)
+        return Trained(model, history, len(history["loss"]), steps_done, best_epoch, count, seconds)
 
-    for number in range(epochs):
-        now = min(per_epoch, steps - steps_done)
-        loss, right, runs = run(number, now)
-        steps_done += now
+    for epoch in range(1, epochs + 1):
+        epoch_steps = min(per_epoch, steps - steps_done)
+        loss, right, runs = run_epoch(epoch - 1, epoch_steps)
+        steps_done += epoch_steps
         figures = {"accuracy": float(right) / runs, "loss": float(loss) / runs}
         if evaluate_dev is not None:
             figures |= evaluate_dev()
         if not all(map(math.isfinite, figures.values())):
             raise CimlError(
-                f"experiment {experiment.name!r}: the loss is not finite after epoch {number + 1}; use a "
+                f"experiment {experiment.name!r}: the loss is not finite after epoch {epoch}; use a "
                 f"learning_rate below {experiment.learning_rate:g}"
             )
         for name, value in figures.items():
             history.setdefault(name, []).append(value)
         if write_events is not None:
-            write_events(number, figures)
+            write_events(epoch - 1, figures)
         if progress is not None:
-            progress("epochs", number + 1, epochs)
+            progress("epochs", epoch, epochs)
         if watch is not None:
-            watch(number + 1, trained(number))
+            watch(epoch, trained(epoch))
         if evaluate_dev is None:
-            best = number
+            best_epoch = epoch
         elif figures["val_loss"] < best_loss:
-            best = number
+            best_epoch = epoch
             best_loss = figures["val_loss"]
             best_weights = model.get_weights()
-        elif experiment.early_stopping is not None and number - best >= experiment.early_stopping:
+        elif experiment.early_stopping is not None and epoch - best_epoch >= experiment.early_stopping:
             break
     if best_weights is not None:
         model.set_weights(best_weights)
-    return trained(best)
+    return trained(best_epoch)
 
 
 def _loss(labels: Any, answers: Any) -> Any:
@@ -242,6 +245,7 @@ def _loss(labels: Any, answers: Any) -> Any:
 
 
 def _step(model: Any, optimizer: Any, weights: np.ndarray | None) -> Step:
+    """Return a function that trains the model on a batch; ``weights`` float32 [C] are those of the classes."""
     tf = load_tensorflow()
 
     def step(inputs: Any, n_windows: Any, labels: Any) -> tuple[Any, Any]:
@@ -267,8 +271,8 @@ def _dev_evaluation(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
     def run() -> Any:
         loss = tf.constant(0.0)
         right = tf.constant(0.0)
-        for start in range(0, len(dev), _DEV_BATCH):
-            rows = slice(start, start + _DEV_BATCH)
+        for start in range(0, len(dev), _PREDICTION_BATCH):
+            rows = slice(start, start + _PREDICTION_BATCH)
             answers = model({"inputs": inputs[rows], "n_windows": n_windows[rows]}, training=False)
             loss += tf.reduce_sum(_loss(labels[rows], answers))
             right += tf.reduce_sum(tf.cast(tf.equal(tf.argmax(answers, axis=-1), labels[rows]), tf.float32))
@@ -282,7 +286,10 @@ def _dev_evaluation(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
 
 
 def _event_files(folder: Path) -> Callable[[int, Mapping[str, float]], None]:
-    """Write each epoch's figures as TensorBoard events. Keras's own callback needs TensorBoard installed."""
+    """Return a function that writes the figures of an epoch as TensorBoard events.
+
+    Keras's own callback needs TensorBoard installed.
+    """
     tf = load_tensorflow()
     with tf.Graph().as_default():  # summary writers need graph mode
         writer = tf.compat.v1.summary.FileWriter(str(folder))

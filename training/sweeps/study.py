@@ -4,7 +4,7 @@ A study of optuna is built for each call from the earlier outcomes, and not stor
 or a journal in a local file. So a sweep works on any store, and repeated calls give the same result. The test runs are
 never used: a sweep selects an experiment, which is then tested once.
 
-The files of a sweep; there is no other state:
+These files are the whole state of a sweep:
 
     sweeps/<sweep>/sweep.json              first: the inputs of all trials
     sweeps/<sweep>/trials/000000.json      outcome of each trial, created once
@@ -36,8 +36,13 @@ from ciml.training.sweeps.definition import Axis, Metric, Sweep, Value, differen
 if TYPE_CHECKING:
     from optuna import Study
 
+
 State = Literal["complete", "pruned", "failed", "running"]
+#: Called with a step, from 1, and the metric after it; True prunes the trial unless it was the last step.
+Report = Callable[[int, float], bool]
 _FORMAT = 1
+#: Optuna's names of the states.
+_OPTUNA_STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "running": "RUNNING"}
 
 
 class Outcome(Settings, frozen=True, kw_only=True):
@@ -111,21 +116,23 @@ def begin_sweep(store: Store, sweep: Sweep, inputs: Mapping[str, Any], raw_versi
       CimlError: if a different sweep has that name.
     """
     new = {"format": _FORMAT, "sweep": sweep.to_json(), **inputs}
-    first = {**new, "normalisation": NORMALISATION}
     stored = read_stored(store, "sweep.json")
     if stored is None:
-        store.create("sweep.json", seal(canonical_json({**first, "raw_version": raw_version()})))
-        stored = read_stored(store, "sweep.json") or {}
+        begun = {**new, "normalisation": NORMALISATION, "raw_version": raw_version()}
+        store.create("sweep.json", seal(canonical_json(begun)))
+        stored = read_stored(store, "sweep.json") or {}  # perhaps that of another process
     version = stored.get("raw_version")
     if not isinstance(version, int) or not isinstance(stored.get("sweep"), dict):
         raise IntegrityError(f"{store.url('sweep.json')} is not a sweep")
     old = {key: value for key, value in stored.items() if key not in ("raw_version", "normalisation")}
-    sampled = sweep.trials is not None and old["sweep"].get("trials") is not None
-    if sampled:
+    both_sampled = sweep.trials is not None and old["sweep"].get("trials") is not None
+    if both_sampled:
         old["sweep"] = {**old["sweep"], "trials": sweep.trials}
-    if keys := [key.removeprefix("sweep.") for key in differences(old, new)]:
+    changed_keys = [key.removeprefix("sweep.") for key in differences(old, new)]
+    if changed_keys:
         raise CimlError(
-            f"sweep {sweep.name!r} was begun with another {', '.join(keys)}; choose another name (data sets are shared)"
+            f"sweep {sweep.name!r} was begun with another {', '.join(changed_keys)}; "
+            "choose another name (data sets are shared)"
         )
     return version
 
@@ -142,44 +149,6 @@ def check_normalisation(store: Store, name: str) -> None:
             f"sweep {name!r} was begun by a version of ciml that normalises otherwise: its finished trials stay "
             "readable, but new trials would not be comparable; choose another name (data sets are shared)"
         )
-
-
-def read_outcome(store: Store, number: int) -> Outcome | None:
-    """Read the outcome of a trial, or None. Raises `IntegrityError` for an invalid file."""
-    value = read_stored(store, _path(number))
-    if value is None:
-        return None
-    try:
-        outcome = Outcome.from_json(value)
-    except InvalidSettingError as error:
-        raise IntegrityError(f"{store.url(_path(number))}: {error}") from None
-    if outcome.number != number or outcome.state == "running":
-        raise IntegrityError(f"{store.url(_path(number))} belongs to trial {outcome.number}, {outcome.state}")
-    return outcome
-
-
-def keep_outcome(store: Store, outcome: Outcome) -> Outcome:
-    """Store the outcome of a trial and return it; if another process was first, return its outcome."""
-    if store.create(_path(outcome.number), seal(canonical_json(outcome.to_json()))):
-        return outcome
-    return read_outcome(store, outcome.number) or outcome
-
-
-def read_baseline(store: Store, question: int) -> dict[str, Any] | None:
-    """Read the one-number baselines of a question, or None."""
-    return read_stored(store, f"baselines/{question}.json")
-
-
-def keep_baseline(store: Store, question: int, baselines: Mapping[str, Any]) -> None:
-    """Store the one-number baselines of a question once."""
-    store.create(f"baselines/{question}.json", seal(canonical_json(baselines)))
-
-
-def _path(number: int) -> str:
-    return f"trials/{number:06}.json"
-
-
-_STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "running": "RUNNING"}
 
 
 def propose(sweep: Sweep, question: int, past: Sequence[Outcome]) -> dict[str, Value]:
@@ -242,7 +211,7 @@ def _study(sweep: Sweep, past: Sequence[Outcome], *, sampler: Any, pruner: Any =
         params = {key: value for key, value in outcome.parameters.items() if key in distributions}
         study.add_trial(
             optuna.trial.create_trial(
-                state=optuna.trial.TrialState[_STATES[outcome.state]],
+                state=optuna.trial.TrialState[_OPTUNA_STATES[outcome.state]],
                 value=outcome.value if outcome.state == "complete" else None,
                 params=params,
                 distributions={key: distributions[key] for key in params},
@@ -266,35 +235,14 @@ def _distribution(axis: Axis) -> Any:
 def _pruner(sweep: Sweep) -> Any:
     from optuna import pruners
 
-    least = sweep.warmup + 1
+    first_step = sweep.warmup + 1
     if sweep.pruner == "median":
         return pruners.MedianPruner(sweep.startup_trials, sweep.warmup)
     if sweep.pruner == "hyperband":
-        return pruners.HyperbandPruner(least, max(least, sweep.most_steps))
-    return pruners.SuccessiveHalvingPruner(least) if sweep.pruner == "successive_halving" else pruners.NopPruner()
-
-
-#: Called with a step, from 1, and the metric after it; True prunes the trial unless it was the last step.
-Report = Callable[[int, float], bool]
-
-
-class _Pruned(Exception):
-    """Ends the training of a pruned trial."""
-
-
-def cv_split(sweep: Sweep, dataset: InMemoryDataset) -> CVSplit:
-    """Split the runs of a data set for a sweep: into folds, or into train and dev.
-
-    Raises:
-      CimlError: if there are too few runs.
-    """
-    if sweep.on == "folds":
-        return split_folds(dataset, folds=sweep.folds, hold_out=sweep.hold_out, seed=sweep.seed)
-    positions = dataset.of("train", "dev")
-    dev = dataset.roles[positions] == "dev"
-    if not dev.any() or dev.all():
-        raise NoTrainingDataError(f"data set {dataset.snapshot.dataset!r} has no training runs, or no dev runs")
-    return CVSplit(positions, ((np.flatnonzero(~dev), np.flatnonzero(dev)),), dev=True)
+        return pruners.HyperbandPruner(first_step, max(first_step, sweep.most_steps))
+    if sweep.pruner == "successive_halving":
+        return pruners.SuccessiveHalvingPruner(first_step)
+    return pruners.NopPruner()
 
 
 def score_trial(
@@ -323,26 +271,24 @@ def score_trial(
     answers = np.zeros((len(labels), len(classes)))
     is_scored = np.zeros(len(labels), bool)
     steps: list[tuple[int, float]] = []
-    last = len(split.parts) if sweep.on == "folds" else experiment.epochs
+    last_step = len(split.parts) if sweep.on == "folds" else experiment.epochs
 
     def record(step: int, probabilities: np.ndarray, rows: np.ndarray) -> None:
         figures = scores(probabilities, labels[rows], classes, labels[rows], resamples=0)
-        value = _defined(figures, sweep.metric)["value"] or 0.0
+        value = _defined_figure(figures, sweep.metric)["value"] or 0.0
         steps.append((step, value))
-        if report(step, value) and step < last:
+        if report(step, value) and step < last_step:
             raise _Pruned
 
-    for number, (learned, held) in enumerate(split.parts):
-        on_epoch = None
-        if sweep.on == "dev":
+    def record_epoch(epoch: int, predict_held_out: Callable[[], np.ndarray]) -> None:
+        if epoch % sweep.report_epochs == 0:
+            record(epoch, predict_held_out(), split.parts[0][1])  # on dev there is one part
 
-            def on_epoch(epoch: int, ask: Callable[[], np.ndarray], held: np.ndarray = held) -> None:
-                if epoch % sweep.report_epochs == 0:
-                    record(epoch, ask(), held)
-
+    for number, (train, held_out) in enumerate(split.parts):
         try:
-            answers[held] = predict_fold(experiment, dataset, split, number, on_epoch)
-            is_scored[held] = True
+            on_epoch = record_epoch if sweep.on == "dev" else None
+            answers[held_out] = predict_fold(experiment, dataset, split, number, on_epoch)
+            is_scored[held_out] = True
             if sweep.on == "folds":
                 record(number + 1, answers[is_scored], is_scored)
         except _Pruned:
@@ -350,37 +296,46 @@ def score_trial(
                 state="pruned",
                 value=steps[-1][1],
                 steps=tuple(steps),
-                trained_on=len(learned),
-                held_out=int(np.count_nonzero(is_scored)) or len(held),
+                trained_on=len(train),
+                held_out=int(np.count_nonzero(is_scored)) or len(held_out),
             )
     train_labels = labels if sweep.on == "folds" else labels[split.parts[0][0]]
     resamples = _resamples(sweep.metric)
     figures = scores(answers[is_scored], labels[is_scored], classes, train_labels, resamples=resamples)
-    shown = {"accuracy": figures["accuracy"], "f1": figures["macro"]["f1"], "base_rate": figures["base_rate"]}
     return begun.replace(
         state="complete",
-        **_defined(figures, sweep.metric),
+        **_defined_figure(figures, sweep.metric),
         steps=tuple(steps),
-        scores={name: figure["value"] for name, figure in shown.items()},
+        scores={
+            "accuracy": figures["accuracy"]["value"],
+            "f1": figures["macro"]["f1"]["value"],
+            "base_rate": figures["base_rate"]["value"],
+        },
         trained_on=len(split.parts[-1][0]),
         held_out=figures["runs"],
     )
 
 
-def one_number(sweep: Sweep, dataset: InMemoryDataset) -> dict[str, Any]:
-    """Return the one-number baselines on the same splits: ``value``, ``low`` and ``high`` by name; may be empty."""
-    split = cv_split(sweep, dataset)
-    baselines = {}
-    labels = dataset.rows.labels[split.positions]
-    classes = dataset.snapshot.resolved.classes
-    rows = np.sort(np.concatenate([held for _, held in split.parts]))
-    for name, answers in predict_by_numbers(dataset, split):
-        figures = scores(answers[rows], labels[rows], classes, labels, resamples=_resamples(sweep.metric))
-        baselines[name] = {"what": NUMBERS[name], **_figure(figures, sweep.metric)}
-    return baselines
+class _Pruned(Exception):
+    """Ends the training of a pruned trial."""
 
 
-def _defined(figures: dict[str, Any], metric: Metric) -> dict[str, float | None]:
+def cv_split(sweep: Sweep, dataset: InMemoryDataset) -> CVSplit:
+    """Split the runs of a data set for a sweep: into folds, or into train and dev.
+
+    Raises:
+      CimlError: if there are too few runs.
+    """
+    if sweep.on == "folds":
+        return split_folds(dataset, folds=sweep.folds, hold_out=sweep.hold_out, seed=sweep.seed)
+    positions = dataset.of("train", "dev")
+    is_dev = dataset.roles[positions] == "dev"
+    if not is_dev.any() or is_dev.all():
+        raise NoTrainingDataError(f"data set {dataset.snapshot.dataset!r} has no training runs, or no dev runs")
+    return CVSplit(positions, ((np.flatnonzero(~is_dev), np.flatnonzero(is_dev)),), dev=True)
+
+
+def _defined_figure(figures: dict[str, Any], metric: Metric) -> dict[str, float | None]:
     """Return `_figure`. Raises `CimlError` if its value is undefined."""
     figure = _figure(figures, metric)
     if figure["value"] is None:
@@ -389,12 +344,61 @@ def _defined(figures: dict[str, Any], metric: Metric) -> dict[str, float | None]
 
 
 def _resamples(metric: Metric) -> int | None:
-    """Return the number of bootstrap resamples; accuracy needs none, with Wilson's interval."""
+    """Return the number of bootstrap resamples, None for the default. Accuracy has Wilson's interval and needs none."""
     return 0 if metric in ("accuracy", "log_loss") else None
 
 
 def _figure(figures: dict[str, Any], metric: Metric) -> dict[str, float | None]:
+    """Return ``value``, ``low`` and ``high`` of a metric, from the figures of `scores`."""
     if metric == "log_loss":
         return {"value": figures["log_loss"], "low": None, "high": None}
     figure = figures[metric] if metric in ("accuracy", "brier") else figures["macro"][metric]
     return {"value": figure["value"], "low": figure["low"], "high": figure["high"]}
+
+
+def one_number(sweep: Sweep, dataset: InMemoryDataset) -> dict[str, Any]:
+    """Score the one-number baselines on the same split: ``what``, ``value``, ``low`` and ``high`` by name."""
+    split = cv_split(sweep, dataset)
+    baselines = {}
+    labels = dataset.rows.labels[split.positions]
+    classes = dataset.snapshot.resolved.classes
+    rows = np.sort(np.concatenate([held_out for _, held_out in split.parts]))
+    for name, answers in predict_by_numbers(dataset, split):
+        figures = scores(answers[rows], labels[rows], classes, labels, resamples=_resamples(sweep.metric))
+        baselines[name] = {"what": NUMBERS[name], **_figure(figures, sweep.metric)}
+    return baselines
+
+
+def read_outcome(store: Store, number: int) -> Outcome | None:
+    """Read the outcome of a trial, or None. Raises `IntegrityError` for an invalid file."""
+    value = read_stored(store, _path(number))
+    if value is None:
+        return None
+    try:
+        outcome = Outcome.from_json(value)
+    except InvalidSettingError as error:
+        raise IntegrityError(f"{store.url(_path(number))}: {error}") from None
+    if outcome.number != number or outcome.state == "running":
+        raise IntegrityError(f"{store.url(_path(number))} belongs to trial {outcome.number}, {outcome.state}")
+    return outcome
+
+
+def keep_outcome(store: Store, outcome: Outcome) -> Outcome:
+    """Store the outcome of a trial and return it; if another process was first, return its outcome."""
+    if store.create(_path(outcome.number), seal(canonical_json(outcome.to_json()))):
+        return outcome
+    return read_outcome(store, outcome.number) or outcome
+
+
+def read_baseline(store: Store, question: int) -> dict[str, Any] | None:
+    """Read the one-number baselines of a question, or None."""
+    return read_stored(store, f"baselines/{question}.json")
+
+
+def keep_baseline(store: Store, question: int, baselines: Mapping[str, Any]) -> None:
+    """Store the one-number baselines of a question once."""
+    store.create(f"baselines/{question}.json", seal(canonical_json(baselines)))
+
+
+def _path(number: int) -> str:
+    return f"trials/{number:06}.json"

@@ -1,12 +1,12 @@
-"""A model version that answers calls: how it is loaded and warmed up, the checks of its calls, and how it is closed.
+"""A model version that answers calls. `load_model` loads and warms it up; `LoadedModel` checks and runs its calls.
 
-It is loaded from a checked private copy into a process of its own. The process is killed if it does not load the model
-or answer a call in time: TensorFlow cannot interrupt the folding of constants, nor a single operation.
+A version is loaded from a checked private copy into its own process. The process is killed if it does not load the
+model or answer a call in time: TensorFlow cannot interrupt the folding of constants, nor a single operation.
 
-The warm-up runs the requests stored with a model once, before it is served; if one fails, the load fails. A warm-up
-file is untrusted input: its requests have the limits of client requests. TensorFlow's own reader of TFRecords allocates
-the declared length, and aborts the process if that fails. So the framing is read here: a length is trusted only after
-its checksum and the file's size are checked.
+The warm-up runs the requests stored with a model before it is served; if one fails, the load fails. A warm-up file is
+untrusted input, so its requests have the limits of client requests. TensorFlow's own reader of TFRecords allocates the
+declared length, and aborts the process if that fails. So this module reads the records itself, and checks a length
+against its checksum and the file's size first.
 """
 
 from __future__ import annotations
@@ -44,12 +44,66 @@ from ciml.tensorflow import load_tensorflow
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+
 DEFAULT_SIGNATURE = "serving_default"
-_HEAD = struct.Struct("<QI")  # the length of the data, and its checksum
-_FOOT = struct.Struct("<I")  # the data's checksum
-_MASK = 0xA282EAD8
+#: Before the data of a TFRecord: their length, and its checksum.
+_HEAD = struct.Struct("<QI")
+#: After the data of a TFRecord: their checksum.
+_FOOT = struct.Struct("<I")
+#: TFRecord's mask of checksums.
+_CRC_MASK = 0xA282EAD8
 #: Raises unless the copied files (digests by path) are those of a version that may be served.
 Verify = Callable[[Mapping[str, str]], None]
+
+
+def load_model(
+    folder: Store,
+    verify: Verify | None = None,
+    *,
+    max_rows: int = MAX_REQUEST_ROWS,
+    call_s: float = MAX_MODEL_CALL_S,
+    load_s: float = MAX_MODEL_LOAD_S,
+) -> LoadedModel:
+    """Load the version in ``folder`` into a process of its own, and warm it up.
+
+    Args:
+      folder: ``<base_path>/<version>``, local or on S3.
+      verify: raises if the copied files are not those of a version that may be served.
+      max_rows: the largest batch of one request.
+      call_s: limit of a call, seconds, also of restoring the variables.
+      load_s: limit of loading without the warm-up, seconds.
+
+    Raises:
+      FileNotFoundError: if there is no such version.
+      IntegrityError: if it is corrupt or altered, holds a forbidden operation, or fails or exceeds the time of loading
+        or warm-up.
+      EngineError: if no process can be started.
+    """
+    work = Path(tempfile.mkdtemp(prefix="ciml-model-"))
+    try:
+        copy = work / "model"
+        digests = copy_model(folder, copy)
+        if LAST_FILE not in digests:
+            raise IntegrityError(f"{folder.root} has no {LAST_FILE}: not a complete SavedModel")
+        if verify is not None:
+            verify(digests)
+        return _start(copy, folder.root, max_rows, call_s, load_s)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _start(copy: Path, where: str, max_rows: int, call_s: float, load_s: float) -> LoadedModel:
+    process = ModelProcess(call_s, load_s)
+    try:
+        model = LoadedModel(where, process, process.load(copy, where), max_rows)
+        try:
+            warm_up(model, copy / WARMUP_FILE)
+        except IntegrityError as error:
+            raise IntegrityError(f"{where}: {error}") from None
+    except BaseException:
+        process.end()
+        raise
+    return model
 
 
 class LoadedModel:
@@ -174,7 +228,7 @@ def _declared(name: str, proto: Any) -> Declared:
 
 
 def _unpacked_bytes(dtype: str, shape: tuple[int, ...], proto: Any) -> int:
-    """Return the unpacked size of a TensorProto, whose last value may stand for any number of elements."""
+    """Return the unpacked size of a TensorProto, bytes. Its last value may stand for any number of elements."""
     import tensorflow as tf
 
     elements = math.prod(shape)
@@ -192,104 +246,6 @@ def _array(name: str, proto: Any) -> NDArray[Any]:
     except (ValueError, TypeError, OverflowError) as error:
         raise invalid(f"input {name!r}: malformed TensorProto: {str(error)[:200]}") from None
     return array
-
-
-def load_model(
-    folder: Store,
-    verify: Verify | None = None,
-    *,
-    max_rows: int = MAX_REQUEST_ROWS,
-    call_s: float = MAX_MODEL_CALL_S,
-    load_s: float = MAX_MODEL_LOAD_S,
-) -> LoadedModel:
-    """Load the version in ``folder`` into a process of its own, and warm it up.
-
-    Args:
-      folder: ``<base_path>/<version>``, local or on S3.
-      verify: raises if the copied files are not those of a version that may be served.
-      max_rows: the largest batch of one request.
-      call_s: limit of a call, seconds, also of restoring the variables.
-      load_s: limit of loading without the warm-up, seconds.
-
-    Raises:
-      FileNotFoundError: if there is no such version.
-      IntegrityError: if it is corrupt or altered, holds a forbidden operation, or fails or exceeds the time of loading
-        or warm-up.
-      EngineError: if no process can be started.
-    """
-    work = Path(tempfile.mkdtemp(prefix="ciml-model-"))
-    try:
-        copy = work / "model"
-        digests = copy_model(folder, copy)
-        if LAST_FILE not in digests:
-            raise IntegrityError(f"{folder.root} has no {LAST_FILE}: not a complete SavedModel")
-        if verify is not None:
-            verify(digests)
-        return _start(copy, folder.root, max_rows, call_s, load_s)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _start(copy: Path, where: str, max_rows: int, call_s: float, load_s: float) -> LoadedModel:
-    process = ModelProcess(call_s, load_s)
-    try:
-        model = LoadedModel(where, process, process.load(copy, where), max_rows)
-        try:
-            warm_up(model, copy / WARMUP_FILE)
-        except IntegrityError as error:
-            raise IntegrityError(f"{where}: {error}") from None
-    except BaseException:
-        process.end()
-        raise
-    return model
-
-
-def masked_crc(data: bytes) -> int:
-    """Return the masked CRC32C of TFRecord files."""
-    import google_crc32c  # of the extra `serve`; who only asks a server has no use for it
-
-    crc: int = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF
-
-
-def frame(record: bytes) -> bytes:
-    """Return a record in TFRecord framing."""
-    length = struct.pack("<Q", len(record))
-    return length + _FOOT.pack(masked_crc(length)) + record + _FOOT.pack(masked_crc(record))
-
-
-def read_records(data: bytes, *, max_records: int, max_record_bytes: int) -> Iterator[bytes]:
-    """Iterate over the records of a TFRecord file (uncompressed).
-
-    Args:
-      data: the whole file.
-      max_records: the most records that the file may hold.
-      max_record_bytes: the largest record, bytes.
-
-    Raises:
-      IntegrityError: naming the first record that is truncated, fails its checksum, or exceeds a limit.
-    """
-    position = number = 0
-    while position < len(data):
-        if number >= max_records:
-            raise IntegrityError(f"more than {max_records} records")
-        if position + _HEAD.size > len(data):
-            raise IntegrityError(f"record {number} is cut short")
-        length, length_crc = _HEAD.unpack_from(data, position)
-        if masked_crc(data[position : position + 8]) != length_crc:
-            raise IntegrityError(f"record {number}: checksum of the length does not match")
-        if length > max_record_bytes:
-            raise IntegrityError(f"record {number}: {length} bytes exceed {max_record_bytes}")
-        position += _HEAD.size
-        end = position + length
-        if end + _FOOT.size > len(data):
-            raise IntegrityError(f"record {number} is cut short")
-        record = data[position:end]
-        if masked_crc(record) != _FOOT.unpack_from(data, end)[0]:
-            raise IntegrityError(f"record {number}: checksum of the data does not match")
-        yield record
-        position = end + _FOOT.size
-        number = number + 1
 
 
 def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -314,6 +270,31 @@ def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.mo
             raise IntegrityError(f"warm-up request {number}: {error}") from None
         if clock() > until:
             raise IntegrityError(f"warm-up exceeds {MAX_WARMUP_S:g} s at request {number}")
+
+
+def _run_zeros(model: LoadedModel) -> None:
+    for signature in model.signatures.values():
+        zeros = _zeros(signature)
+        if zeros is None:
+            continue
+        try:
+            model.predict(signature.name, zeros)
+        except RequestError as error:
+            if error.code == "DEADLINE_EXCEEDED":
+                raise IntegrityError(f"signature {signature.name!r} with zeros: {error}") from None
+
+
+def _zeros(signature: Signature) -> dict[str, NDArray[Any]] | None:
+    """Return a row of zeros for each input; None if a size is unknown, a dtype not numeric, or it is too large."""
+    shapes: dict[str, list[int]] = {}
+    for name, spec in signature.inputs.items():
+        if spec.shape is None or -1 in spec.shape[1:] or spec.dtype == "string":
+            return None
+        shapes[name] = [max(size, 1) for size in spec.shape]
+    sizes = [math.prod(shape) * np.dtype(signature.inputs[name].dtype).itemsize for name, shape in shapes.items()]
+    if sum(sizes) > MAX_TENSOR_BYTES:
+        return None
+    return {name: np.zeros(shape, signature.inputs[name].dtype) for name, shape in shapes.items()}
 
 
 def _records(file: Path) -> Iterator[bytes]:
@@ -347,27 +328,50 @@ def _run_record(model: LoadedModel, record: bytes) -> None:
             raise IntegrityError(f"{name} is not finite")
 
 
-def _run_zeros(model: LoadedModel) -> None:
-    for signature in model.signatures.values():
-        zeros = _zeros(signature)
-        if zeros is None:
-            continue
-        try:
-            model.predict(signature.name, zeros)
-        except RequestError as error:
-            if error.code == "DEADLINE_EXCEEDED":
-                raise IntegrityError(f"signature {signature.name!r} with zeros: {error}") from None
-            # A model may reject zeros; the call has compiled it nevertheless.
+def read_records(data: bytes, *, max_records: int, max_record_bytes: int) -> Iterator[bytes]:
+    """Iterate over the records of a TFRecord file (uncompressed).
+
+    Args:
+      data: the whole file.
+      max_records: the most records that the file may hold.
+      max_record_bytes: the largest record, bytes.
+
+    Raises:
+      IntegrityError: naming the first record that is truncated, fails its checksum, or exceeds a limit.
+    """
+    position = 0
+    number = 0
+    while position < len(data):
+        if number >= max_records:
+            raise IntegrityError(f"more than {max_records} records")
+        if position + _HEAD.size > len(data):
+            raise IntegrityError(f"record {number} is cut short")
+        length, length_crc = _HEAD.unpack_from(data, position)
+        if masked_crc(data[position : position + 8]) != length_crc:
+            raise IntegrityError(f"record {number}: checksum of the length does not match")
+        if length > max_record_bytes:
+            raise IntegrityError(f"record {number}: {length} bytes exceed {max_record_bytes}")
+        position += _HEAD.size
+        end = position + length
+        if end + _FOOT.size > len(data):
+            raise IntegrityError(f"record {number} is cut short")
+        record = data[position:end]
+        if masked_crc(record) != _FOOT.unpack_from(data, end)[0]:
+            raise IntegrityError(f"record {number}: checksum of the data does not match")
+        yield record
+        position = end + _FOOT.size
+        number += 1
 
 
-def _zeros(signature: Signature) -> dict[str, NDArray[Any]] | None:
-    """Return a row of zeros for each input; None if a size is unknown, a dtype not numeric, or it is too large."""
-    shapes: dict[str, list[int]] = {}
-    for name, spec in signature.inputs.items():
-        if spec.shape is None or -1 in spec.shape[1:] or spec.dtype == "string":
-            return None
-        shapes[name] = [max(size, 1) for size in spec.shape]
-    sizes = [math.prod(shape) * np.dtype(signature.inputs[name].dtype).itemsize for name, shape in shapes.items()]
-    if sum(sizes) > MAX_TENSOR_BYTES:
-        return None
-    return {name: np.zeros(shape, signature.inputs[name].dtype) for name, shape in shapes.items()}
+def frame(record: bytes) -> bytes:
+    """Return a record in TFRecord framing."""
+    length = struct.pack("<Q", len(record))
+    return length + _FOOT.pack(masked_crc(length)) + record + _FOOT.pack(masked_crc(record))
+
+
+def masked_crc(data: bytes) -> int:
+    """Return the masked CRC32C of TFRecord files."""
+    import google_crc32c  # of the extra `serve`, which a client of a server does not need
+
+    crc: int = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + _CRC_MASK) & 0xFFFFFFFF
