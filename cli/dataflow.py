@@ -47,14 +47,8 @@ class DataflowJob(Options):
         Args:
           beam_options: those of a command that has no other use for them.
         """
-        values = {
-            "template": self.template,
-            "job-name": self.job_name,
-            "submit": self.submit,
-            "update": self.update,
-            "beam-option": beam_options,
-        }
-        for name, value in values.items():
+        values = {"template": self.template, "job-name": self.job_name, "submit": self.submit, "update": self.update}
+        for name, value in {**values, "beam-option": beam_options}.items():
             if value:
                 raise CimlError(f"--{name}: only with --runner dataflow")
 

@@ -23,9 +23,8 @@ from ciml.errors import CimlError
 FLINK = "flink"
 MICRO_BATCHES = "micro-batches"
 MINUTE = 60.0
-HOUR = 3600.0
 DAY = 86_400.0
-_UNITS_S = {"ms": 0.001, "s": 1.0, "min": MINUTE, "m": MINUTE, "h": HOUR, "d": DAY}
+_UNITS_S = {"ms": 0.001, "s": 1.0, "min": MINUTE, "m": MINUTE, "h": 3600.0, "d": DAY}
 
 
 class Duration(click.ParamType):

@@ -200,10 +200,7 @@ def _print_survey(listing: Listing, config: BackfillConfig, survey: Survey) -> N
         (survey.settled, "settled already"),
         (sum(survey.take.values()), "to be loaded"),
         (survey.known, "  of runs that are in the raw store: repeats or corrections"),
-        *(
-            (count, f"  trusted: {rule}" if trusted else f"  not trusted: {rule}")
-            for (trusted, rule), count in survey.trust.items()
-        ),
+        *((count, f"  {'' if trusted else 'not '}trusted: {rule}") for (trusted, rule), count in survey.trust.items()),
         *((count, f"ignored: {reason}") for reason, count in sorted(survey.ignored.items())),
         *((count, f"bad: {reason}") for reason, count in sorted(survey.bad.items())),
         (survey.blank, "blank"),

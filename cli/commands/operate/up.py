@@ -192,11 +192,10 @@ def status(options: StatusOptions) -> int:
       ciml status
       ciml status --json
     """
-    home = options.home
-    states = engines.read(home)
+    states = engines.read(options.home)
     with ThreadPoolExecutor(max_workers=8) as pool:
-        rows = dict(zip(states, pool.map(partial(_status_row, home), states.values()), strict=True))
-    options.show(rows, partial(_show_status, home))
+        rows = dict(zip(states, pool.map(partial(_status_row, options.home), states.values()), strict=True))
+    options.show(rows, partial(_show_status, options.home))
     return 0 if all(row["health"] == "ok" for row in rows.values()) else 3
 
 
