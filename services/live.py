@@ -14,8 +14,7 @@ from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.reader import close_readers
 from ciml.pipelines.live import MAX_MESSAGE_BYTES, LiveConfig, build_live, reached, reset
 from ciml.services.decide import ServiceProgress
-from ciml.services.metrics import lag_families
-from ciml.services.service import Service
+from ciml.services.service import Service, lag_families
 
 if TYPE_CHECKING:
     import apache_beam as beam

@@ -15,10 +15,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from prometheus_client import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -28,18 +28,29 @@ from ciml.engines import processes
 from ciml.engines.programs import stop_with
 from ciml.errors import CimlError, EngineError
 from ciml.logs import configure_logging
-from ciml.metrics import Board, registry_of, serve_metrics
+from ciml.metrics import Board, Family, metric, registry_of, serve_metrics
 from ciml.services.decide import Health, ServiceProgress
 from ciml.services.files import ServiceFiles, StartOptions, bound_log, in_place, now_us
 from ciml.services.jobs import job_name, jobs_of, submits
-from ciml.services.metrics import StatusAges, status_families
-from ciml.services.service import Service
+from ciml.services.service import Service, lag_families
+from ciml.services.status import read_times
 from ciml.services.supervisor import Supervisor
 from ciml.storage.s3 import impatient
 from ciml.tensorflow import own_process
 
 if TYPE_CHECKING:
     from ciml.pipelines.flink.submit import FlinkJob
+
+HEALTH = metric("ciml_ingest_health")
+RESUBMISSIONS = metric("ciml_ingest_resubmissions_total")
+RESTARTS = metric("ciml_ingest_job_restarts")
+JOB_STARTED = metric("ciml_ingest_job_start_timestamp_seconds")
+CHECKPOINT_BYTES = metric("ciml_ingest_checkpoint_bytes")
+CHECKPOINT_TIME = metric("ciml_ingest_checkpoint_timestamp_seconds")
+SERVICE_HEALTH = metric("ciml_service_health")
+SERVICE_RESUBMISSIONS = metric("ciml_service_resubmissions_total")
+STATUS_AGE = metric("ciml_status_age_seconds")
+PROBLEMS = metric("ciml_service_problems")
 
 _LOGS_S = 30.0  # between two checks of the size of logs
 _POLL_S = 1.0
@@ -179,12 +190,12 @@ class _Reporter:
         self._files = files
         self._kind = options.kind
         self._board = board
-        self._ages = StatusAges(options.kind)
+        self._ages = _StatusAges(options.kind)
         self._endpoint = _Endpoint(options, (board, self._ages, _WorkerMetrics(files.timings)))
         self._bounded_s = time.monotonic()
 
     def report(self, status: dict[str, Any]) -> None:
-        self._board.put("status", status_families(self._kind, status))
+        self._board.put("status", _status_families(self._kind, status))
         self._ages.update(status)
         status["metrics"] = self._endpoint.open()
         self._files.put_status({**status, "supervisor": {"pid": os.getpid()}})
@@ -195,6 +206,48 @@ class _Reporter:
 
     def close(self) -> None:
         self._endpoint.close()
+
+
+def _status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
+    """Yield the metrics of a supervisor's status; see `ciml.services.supervisor.Supervisor`."""
+    yield PROBLEMS.of({(kind,): len(status.get("problems") or {})})
+    if kind != "ingest":
+        yield SERVICE_HEALTH.of({(kind, health): health == status.get("health") for health in get_args(Health)})
+        yield SERVICE_RESUBMISSIONS.of({(kind,): status.get("resubmitted", 0)})
+        if kind == "live":  # only its worker knows the position
+            yield from lag_families(status["topic"], status.get("lag") or {})
+        return
+    job = status.get("job") or {}
+    point = status.get("checkpoint") or {}
+    yield HEALTH.of({(health,): health == status.get("health") for health in get_args(Health)})
+    yield RESUBMISSIONS.single(status.get("resubmitted", 0))
+    yield RESTARTS.single(job.get("restarts"))
+    yield JOB_STARTED.single(_seconds(job.get("submitted_us")))
+    yield CHECKPOINT_BYTES.single(point.get("bytes"))
+    yield CHECKPOINT_TIME.single(_seconds(point.get("time_us")))
+
+
+class _StatusAges(Collector):
+    """The ages of a status, computed at the scrape: they grow even while the supervisor waits for an answer."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._read_us: Mapping[str, int] = {}
+
+    def update(self, status: Mapping[str, Any]) -> None:
+        """Set the status."""
+        self._read_us = read_times(status)
+
+    def describe(self) -> list[Family]:
+        return []
+
+    def collect(self) -> Iterator[Family]:
+        now = time.time()
+        yield STATUS_AGE.of({(self._kind, figures): now - us / 1e6 for figures, us in self._read_us.items()})
+
+
+def _seconds(time_us: int | None) -> float | None:
+    return None if time_us is None else time_us / 1e6
 
 
 class _Endpoint:

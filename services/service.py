@@ -10,19 +10,18 @@ it works in its own threads until it is closed. `ciml.services.driver.drive` run
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 from ciml.errors import CimlError, EngineError
 from ciml.manifest.coverage import TopicState
-from ciml.metrics import Board, Family
+from ciml.metrics import Board, Family, metric
 from ciml.pipelines.kafka.broker import Listing, list_again, list_topic, make_topic
 from ciml.pipelines.kafka.plan import PartitionRead, is_older, plan
 from ciml.pipelines.kafka.reader import close_readers
 from ciml.services.decide import ServiceProgress
-from ciml.services.metrics import lag_by_partition, topic_families
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -30,6 +29,9 @@ if TYPE_CHECKING:
 
     from ciml.pipelines.kafka.publish import Projections
     from ciml.pipelines.processor import BatchProcessor, Processor
+
+LAG = metric("ciml_lag_messages")
+COVERED = metric("ciml_covered_messages_total")
 
 #: When to end: never, at the present end of the input, or after this many seconds without new input and deferred work.
 Until = None | Literal["end"] | float
@@ -243,3 +245,25 @@ class TopicService(Service, Generic[S]):
         if self._seen is None or is_older(self._seen, state):
             self._seen = self._list()
         return self._seen
+
+
+def topic_families(state: TopicState, listing: Listing) -> Iterable[Family]:
+    """Yield the metrics of a topic whose offsets a manifest covers."""
+    lag = lag_by_partition(state, listing)
+    topic = listing.topic
+    yield from lag_families(topic, lag)
+    yield COVERED.of({(topic, str(partition)): state.covered(topic, partition).count() for partition in lag})
+
+
+def lag_families(topic: str, lag: Mapping[Any, int]) -> Iterator[Family]:
+    """Yield the lag of a topic's partitions if it is known."""
+    if lag:
+        yield LAG.of({(topic, str(partition)): behind for partition, behind in lag.items()})
+
+
+def lag_by_partition(state: TopicState, listing: Listing) -> dict[int, int]:
+    """Return the number of uncovered offsets of each partition of a topic."""
+    return {
+        partition: sum(end - start for start, end in state.covered(listing.topic, partition).missing(first, last))
+        for partition, (first, last) in sorted(listing.bounds.items())
+    }

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from ciml.errors import CimlError
 from ciml.events.redaction import shown
 from ciml.globs import glob_pattern
+from ciml.integrations.markup import inert
 from ciml.integrations.registry import kinds
-from ciml.integrations.review import System, inert
+from ciml.integrations.review import System
 from ciml.settings import Settings, check_range, pop_tables, read_toml
 
 #: The causes of a failure that a verdict names.

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ciml.digest import sha256_json
-from ciml.integrations.review import ChangeRef, Format, Rendered, cut, inert, name
+from ciml.integrations.markup import cut, inert, name
+from ciml.integrations.review import ChangeRef, Format, Rendered
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.policy import Item
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.events.records import RunFacts
-from ciml.integrations.review import ChangeRef, Format, cut, inert
+from ciml.integrations.markup import cut, inert
+from ciml.integrations.review import ChangeRef, Format
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.policy import Item, decide_feedback
 from ciml.verdicts.feedback.text import Finding, Style, marker_of, render, stamped
