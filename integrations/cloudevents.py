@@ -1,6 +1,7 @@
-"""CloudEvents over HTTP: the adapters of ciml's own events and of CDEvents, and what adapters of CloudEvents share.
+"""The adapters of ciml's own CloudEvents and of CDEvents, both over HTTP.
 
-In structured mode the body is the event; in binary mode headers are its attributes.
+Other adapters of CloudEvents use `HEADERS` and `open_delivery`. In structured mode the body is the event; in binary
+mode headers are its attributes.
 
 ciml's own events are those of docs/formats/events.md, from a sender that a receiver verified, so their source is the
 configured one. On Kafka they need no adapter: `ciml.events.cloudevents` decodes them there, and takes the source from
@@ -36,39 +37,7 @@ TEST_CASE = "a test case is part of a run"
 OUTPUT = "a test's output is joined to no run"
 ABANDONED = "an abandoned change says nothing of its runs"
 NO_CHAIN = "the change names no chain by which its runs are found"
-_MOST_ID = 120  # characters in a path; longer ids are digests
-
-
-def opened(delivery: Delivery) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return (attributes, data) of a CloudEvent. The attributes are not checked, but for ``specversion``.
-
-    Raises:
-      RejectedInput: the delivery is no CloudEvent, or its data is no object.
-    """
-    headers = [(name.replace("ce-", "ce_", 1), text.encode()) for name, text in delivery.headers.items()]
-    attributes, data = open_cloudevent(delivery.body, headers)
-    if type(data) is not dict:
-        raise RejectedInput("bad_field", f"data: want an object, not {kind_of(data)}")
-    return attributes, data
-
-
-def read(delivery: Delivery) -> Reading:
-    """Read the runs of an event: its data is one run, or ``{"runs": [run, …]}``."""
-    attributes, data = opened(delivery)
-    kind = needed(attributes, "type")
-    phase = PHASES.get(kind)
-    if phase is None:
-        raise RejectedInput("unknown_type", f"type: {shown(kind)}")
-    fields: Any = objects(data, "runs", most=MAX_EVENT_RUNS) if "runs" in data else [data]
-    if not fields:
-        raise RejectedInput("bad_field", "runs: want a list of runs")
-    runs = tuple(Run(phase, run) for run in fields)
-    return Reading(needed(attributes, "id"), kind, moment(attributes, "time"), runs)
-
-
-ADAPTER = Adapter("cloudevents", HEADERS, read)
-
-
+_MAX_ID_CHARACTERS = 120  # of an id in a path; longer ones are digests
 _TYPE = re.compile(r"dev\.cdevents\.([a-z]+)\.([a-z]+)\.\d+\.\d+\.\d+(?:-[a-z0-9.]+)?")
 _CUSTOM_TYPE = re.compile(r"dev\.cdeventsx\..+")
 _PHASES = phases(queued="queued", started="started", finished="finished")
@@ -89,6 +58,33 @@ _FURTHER = (
 ).split()
 
 
+def open_delivery(delivery: Delivery) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return (attributes, data) of a CloudEvent. The attributes are not checked, but for ``specversion``.
+
+    Raises:
+      RejectedInput: the delivery is no CloudEvent, or its data is no object.
+    """
+    headers = [(name.replace("ce-", "ce_", 1), text.encode()) for name, text in delivery.headers.items()]
+    attributes, data = open_cloudevent(delivery.body, headers)
+    if type(data) is not dict:
+        raise RejectedInput("bad_field", f"data: want an object, not {kind_of(data)}")
+    return attributes, data
+
+
+def read(delivery: Delivery) -> Reading:
+    """Read the runs of an event: its data is one run, or ``{"runs": [run, …]}``."""
+    attributes, data = open_delivery(delivery)
+    kind = needed(attributes, "type")
+    phase = PHASES.get(kind)
+    if phase is None:
+        raise RejectedInput("unknown_type", f"type: {shown(kind)}")
+    fields: Any = objects(data, "runs", most=MAX_EVENT_RUNS) if "runs" in data else [data]
+    if not fields:
+        raise RejectedInput("bad_field", "runs: want a list of runs")
+    runs = tuple(Run(phase, run) for run in fields)
+    return Reading(needed(attributes, "id"), kind, moment(attributes, "time"), runs)
+
+
 def read_cdevent(delivery: Delivery) -> Reading | Ignored:
     """Read a run, or what an event says of the runs of a change's chain."""
     body = _event(delivery)
@@ -96,10 +92,10 @@ def read_cdevent(delivery: Delivery) -> Reading | Ignored:
     kind = needed(body, "context", "type")
     if _CUSTOM_TYPE.fullmatch(kind):
         return Ignored(event, kind, CUSTOM)
-    named = _TYPE.fullmatch(kind)
-    if not named:
+    match = _TYPE.fullmatch(kind)
+    if not match:
         raise RejectedInput("unknown_type", f"context.type: {shown(kind)}")
-    subject, predicate = named.groups()
+    subject, predicate = match.groups()
     when = moment(body, "context", "timestamp")
     if subject == "change":
         return _change(body, event, kind, when, predicate)
@@ -113,9 +109,11 @@ def read_cdevent(delivery: Delivery) -> Reading | Ignored:
 
 def _event(delivery: Delivery) -> Mapping[str, Any]:
     """Return the CDEvent: the data of a CloudEvent, or the body itself."""
-    if "ce-type" not in delivery.headers and "context" in (body := delivery.json()):
-        return body
-    return opened(delivery)[1]
+    if "ce-type" not in delivery.headers:
+        body = delivery.json()
+        if "context" in body:
+            return body
+    return open_delivery(delivery)[1]
 
 
 def _run(body: Mapping[str, Any], subject: str, phase: Phase, when: str | float | None) -> dict[str, Any]:
@@ -140,7 +138,7 @@ def _run(body: Mapping[str, Any], subject: str, phase: Phase, when: str | float 
 def _native_id(body: Mapping[str, Any]) -> str:
     """Return the subject's id, which is unique within its source alone."""
     source = word(body, "subject", "source") or word(body, "context", "source")
-    return bounded_id(f"{source.rstrip('/')}/{needed(body, 'subject', 'id')}".lstrip("/"), _MOST_ID)
+    return bounded_id(f"{source.rstrip('/')}/{needed(body, 'subject', 'id')}".lstrip("/"), _MAX_ID_CHARACTERS)
 
 
 def _chain(body: Mapping[str, Any]) -> str:
@@ -166,4 +164,5 @@ def _change(
     return Reading(event, kind, when, updates=(RunUpdate(chain, facts),))
 
 
+ADAPTER = Adapter("cloudevents", HEADERS, read)
 CDEVENTS = Adapter("cdevents", HEADERS, read_cdevent)

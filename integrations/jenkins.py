@@ -20,7 +20,7 @@ from ciml.events.records import Phase
 from ciml.events.redaction import shown
 from ciml.events.run_id import bounded_id
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
-from ciml.integrations.cloudevents import HEADERS, opened
+from ciml.integrations.cloudevents import HEADERS, open_delivery
 from ciml.integrations.fields import address, commit_subject, filled, known, maybe, moment, needed, phases, value, word
 
 NO_BUILD = "an event of a job's configuration reports no build"
@@ -40,17 +40,17 @@ _PHASES = phases(started="started", finished="completed finalized finalzed faile
 
 def read(delivery: Delivery) -> Reading | Ignored:
     """Read the build of an event. Each of ``completed`` and ``finalized`` reports the finished build."""
-    attributes, data = opened(delivery)
+    attributes, data = open_delivery(delivery)
     event = needed(attributes, "id")
     kind = needed(attributes, "type")
-    named = _TYPE.fullmatch(kind)
-    if not named:
+    match = _TYPE.fullmatch(kind)
+    if not match:
         raise RejectedInput("unknown_type", f"type: {shown(kind)}")
-    if named[1] in _IGNORED:
-        return Ignored(event, kind, _IGNORED[named[1]])
+    if match[1] in _IGNORED:
+        return Ignored(event, kind, _IGNORED[match[1]])
     if data.get("build") is None:
         return Ignored(event, kind, NO_BUILD)
-    phase = _PHASES.get(named[2])
+    phase = _PHASES.get(match[2])
     if phase is None:
         raise RejectedInput("unknown_type", f"type: {shown(kind)}")
     return Reading(event, kind, moment(attributes, "time"), (Run(phase, _build(data, phase)),))

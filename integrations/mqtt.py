@@ -242,7 +242,7 @@ class MqttSession(Session):
 
     def _subscribed(self, inbox: Inbox, _: Any, __: Any, ___: int, reasons: list[ReasonCode], ____: Any) -> None:
         self._why = self.problem = self.subscribed(reasons)
-        inbox.connected(not self._why)
+        inbox.set_connected(not self._why)
 
     def subscribed(self, reasons: list[ReasonCode]) -> str:
         """Return why a subscription is of no use; "" if each is."""

@@ -1,4 +1,4 @@
-"""Produces deliveries to Kafka, and counts them.
+"""Produces the deliveries of receivers to Kafka, and counts them.
 
 All in-sync replicas acknowledge a delivery, or it is an error within a time limit.
 """
@@ -23,7 +23,11 @@ from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES, MAX_WAITING_DELIVERIES_BYTES
 from ciml.metrics import metric
 
-_LINGER_MS = 5  # a batch of what comes within: 200 deliveries a second are few requests
+DELIVERIES = metric("ciml_deliveries_total")
+SECONDS = metric("ciml_delivery_seconds")
+CONNECTED = metric("ciml_source_connected")
+
+_LINGER_MS = 5  # what comes within is one request: 200 deliveries a second are few requests
 _POLL_S = 0.1
 _FRAME_BYTES = 4096  # of a message's own fields
 _log = logging.getLogger(__name__)
@@ -50,9 +54,9 @@ class DeliveryProducer:
         self._topic = topic
         self._answer_s = answer_s
         self._producer = self._make()
-        self._broken = False
+        self._is_broken = False
         self._closing = threading.Event()
-        self._failing_since: float | None = None
+        self._failing_since_s: float | None = None
         self._thread = threading.Thread(target=self._poll, name="deliveries", daemon=True)
         self._thread.start()
 
@@ -64,16 +68,15 @@ class DeliveryProducer:
           broker does not answer, and another `CimlError` where it rejects the message as too large.
         """
         acknowledged: Future[None] = Future()
-        acknowledged.set_running_or_notify_cancel()  # who waits may give up; the acknowledgement comes all the same
+        acknowledged.set_running_or_notify_cancel()  # a caller that gives up cannot cancel it
         try:
             self._producer.produce(
-                self._topic, value, headers=list(headers), on_delivery=partial(self._delivered, acknowledged)
+                self._topic, value, headers=list(headers), on_delivery=partial(self._settle, acknowledged)
             )
         except BufferError:
-            error = KafkaError(KafkaError._QUEUE_FULL)
-            self._delivered(acknowledged, error, None)
+            self._settle(acknowledged, KafkaError(KafkaError._QUEUE_FULL), None)
         except KafkaException as error:
-            self._delivered(acknowledged, error.args[0], None)
+            self._settle(acknowledged, error.args[0], None)
         return acknowledged
 
     async def deliver(self, value: bytes, headers: Headers) -> None:
@@ -116,7 +119,7 @@ class DeliveryProducer:
     def _poll(self) -> None:
         while not self._closing.is_set():
             self._producer.poll(_POLL_S)
-            if self._broken:
+            if self._is_broken:
                 self._renew()
         self._producer.flush(self._answer_s + 1.0)
 
@@ -124,23 +127,23 @@ class DeliveryProducer:
         """Replace a producer after an error that it does not survive; its messages end with that error."""
         old = self._producer
         self._producer = self._make()
-        self._broken = False
+        self._is_broken = False
         old.purge()
         old.flush(1.0)
 
-    def _delivered(self, done: Future[None], error: KafkaError | None, _: object) -> None:
+    def _settle(self, acknowledged: Future[None], error: KafkaError | None, _: object) -> None:
         if error is None:
-            if self._failing_since is not None:
-                _log.warning("Kafka acknowledges again after %.0f s", time.monotonic() - self._failing_since)
-                self._failing_since = None
-            done.set_result(None)
+            if self._failing_since_s is not None:
+                _log.warning("Kafka acknowledges again after %.0f s", time.monotonic() - self._failing_since_s)
+                self._failing_since_s = None
+            acknowledged.set_result(None)
             return
-        self._broken |= error.fatal()
+        self._is_broken |= error.fatal()
         failure = self._error(error)
-        if isinstance(failure, EngineError) and self._failing_since is None:
-            self._failing_since = time.monotonic()
+        if isinstance(failure, EngineError) and self._failing_since_s is None:
+            self._failing_since_s = time.monotonic()
             _log.warning("%s; senders are asked to try again", failure)
-        done.set_exception(failure)
+        acknowledged.set_exception(failure)
 
     def _error(self, error: KafkaError) -> CimlError:
         code = error.code()
@@ -157,11 +160,6 @@ class DeliveryProducer:
                 f"{self._answer_s:g} s"
             )
         return as_engine_error(self._kafka, self._topic, KafkaException(error))
-
-
-DELIVERIES = metric("ciml_deliveries_total")
-SECONDS = metric("ciml_delivery_seconds")
-CONNECTED = metric("ciml_source_connected")
 
 
 class ReceiverMetrics:
@@ -187,6 +185,6 @@ class ReceiverMetrics:
         self.count(source, "accepted")
         self._seconds.labels(self._receiver, source).observe(seconds)
 
-    def connected(self, source: str, is_so: bool) -> None:
+    def set_connected(self, source: str, is_connected: bool) -> None:
         """Set whether a source that the receiver connects to is connected."""
-        self._connected.labels(self._receiver, source).set(float(is_so))
+        self._connected.labels(self._receiver, source).set(float(is_connected))

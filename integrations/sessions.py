@@ -1,4 +1,7 @@
-"""Receivers that connect to their sources: a thread for each, which connects again after each loss."""
+"""The sessions of receivers that connect to their sources: one thread each, which reconnects after each loss.
+
+An `Inbox` has the deliveries of a source that Kafka has not acknowledged.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ from ciml.errors import EngineError
 from ciml.events.redaction import shown
 from ciml.integrations.producer import DeliveryProducer, Headers, ReceiverMetrics
 
+ANSWER_S = 8.0  # time limit for Kafka's acknowledgement
 _PAUSES_S = (1.0, 60.0)  # first and longest one before a source is connected again
 _STEADY_S = 60.0  # a connection of this age was no failure: the next pause is the first again
 _AGAIN_S = 1.0  # before a delivery is produced again
 _QUIET_S = 60.0  # between two warnings of a kind
-ANSWER_S = 8.0
 _log = logging.getLogger(__name__)
 
 
@@ -69,7 +72,7 @@ class Session(ABC):
                 self.problem = f"{self.shown}: {type(error).__name__}: {shown(str(error))}"
                 if reported != self.problem:
                     _log.warning("source %s: an unexpected error", self.name, exc_info=True)
-            inbox.connected(False)
+            inbox.set_connected(False)
             if stop.is_set():
                 return
             if time.monotonic() - began_s > _STEADY_S:
@@ -85,7 +88,16 @@ class Session(ABC):
 
 @dataclass
 class _Waiting:
-    """A delivery that Kafka has not acknowledged."""
+    """A delivery that Kafka has not acknowledged, or a rejected one that waits for its turn.
+
+    Attributes:
+      value, headers: the message.
+      settled: called when it is settled.
+      began_s: when it was put.
+      sent: its acknowledgement; None before it is produced again.
+      again_s: when it is produced again.
+      is_rejected: whether it is never produced.
+    """
 
     value: bytes
     headers: Headers
@@ -93,7 +105,7 @@ class _Waiting:
     began_s: float
     sent: Future[None] | None = None
     again_s: float = 0.0
-    rejected: bool = False
+    is_rejected: bool = False
 
 
 @dataclass
@@ -130,32 +142,39 @@ class Inbox:
 
     def settle(self) -> None:
         """Acknowledge what Kafka has, and produce again what it did not acknowledge in time."""
-        now = time.monotonic()
+        now_s = time.monotonic()
         for delivery in self._waiting:
-            if delivery.sent is None:
-                if now >= delivery.again_s:
-                    delivery.sent = self.producer.send(delivery.value, delivery.headers)
-            elif delivery.sent.done() and isinstance(delivery.sent.exception(), EngineError):
-                self.metrics.count(self.source, "unavailable")
-                delivery.sent = None
-                delivery.again_s = now + _AGAIN_S
-        while self._waiting and (sent := self._waiting[0].sent) is not None and sent.done():
-            error = sent.exception()
+            self._retry(delivery, now_s)
+        while self._waiting:
+            delivery = self._waiting[0]
+            if delivery.sent is None or not delivery.sent.done():
+                return
+            error = delivery.sent.exception()
             if isinstance(error, EngineError):  # since the loop above
                 return
-            delivery = self._waiting.popleft()
+            self._waiting.popleft()
             if error is not None:
                 self._count("too_large", str(error))
-            elif not delivery.rejected:
-                self.metrics.acknowledged(self.source, now - delivery.began_s)
+            elif not delivery.is_rejected:
+                self.metrics.acknowledged(self.source, now_s - delivery.began_s)
             delivery.settled()
+
+    def _retry(self, delivery: _Waiting, now_s: float) -> None:
+        """Produce a delivery again a while after Kafka did not acknowledge it."""
+        if delivery.sent is None:
+            if now_s >= delivery.again_s:
+                delivery.sent = self.producer.send(delivery.value, delivery.headers)
+        elif delivery.sent.done() and isinstance(delivery.sent.exception(), EngineError):
+            self.metrics.count(self.source, "unavailable")
+            delivery.sent = None
+            delivery.again_s = now_s + _AGAIN_S
 
     def reject(self, outcome: str, why: str, settled: Callable[[], object] = lambda: None) -> None:
         """Count a delivery that is not produced; ``settled`` is called in the order of puts."""
         self._count(outcome, why)
-        settled_already: Future[None] = Future()
-        settled_already.set_result(None)
-        self._waiting.append(_Waiting(b"", (), settled, 0.0, settled_already, rejected=True))
+        done: Future[None] = Future()
+        done.set_result(None)
+        self._waiting.append(_Waiting(b"", (), settled, 0.0, done, is_rejected=True))
 
     def _count(self, outcome: str, why: str) -> None:
         """Count a delivery that is not stored, and warn once a minute."""
@@ -169,6 +188,6 @@ class Inbox:
         """Forget what waits: its sender sends it again."""
         self._waiting.clear()
 
-    def connected(self, is_so: bool) -> None:
+    def set_connected(self, is_connected: bool) -> None:
         """Set the metric of the connection."""
-        self.metrics.connected(self.source, is_so)
+        self.metrics.set_connected(self.source, is_connected)

@@ -15,7 +15,7 @@ from ciml.events.fields import raw_text_field
 from ciml.events.records import Phase
 from ciml.events.redaction import shown
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
-from ciml.integrations.cloudevents import HEADERS, opened
+from ciml.integrations.cloudevents import HEADERS, open_delivery
 from ciml.integrations.fields import filled, inner, joined, maybe, moment, needed, objects, phases, value, word
 from ciml.limits import MAX_LABEL_NAME_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
 
@@ -37,19 +37,19 @@ _MOST = 100  # attempts, conditions
 
 def read(delivery: Delivery) -> Reading | Ignored:
     """Read a TaskRun's last attempt, and the ones before where the address of its telemetry names the attempt."""
-    attributes, data = opened(delivery)
+    attributes, data = open_delivery(delivery)
     event = needed(attributes, "id")
     kind = needed(attributes, "type")
-    named = _TYPE.fullmatch(kind)
-    if named and named[1] in _IGNORED:
-        return Ignored(event, kind, _IGNORED[named[1]])
-    if not named or named[1] != "taskrun" or named[2] not in _PHASES:
+    match = _TYPE.fullmatch(kind)
+    if match and match[1] in _IGNORED:
+        return Ignored(event, kind, _IGNORED[match[1]])
+    if not match or match[1] != "taskrun" or match[2] not in _PHASES:
         raise RejectedInput("unknown_type", f"type: {shown(kind)}")
     task_run = inner(data, "taskRun")
-    phase = _PHASES[named[2]]
+    phase = _PHASES[match[2]]
     status = maybe(task_run, "status")
-    if phase == "finished" and _condition(status).get("status") != _STATUS[named[2]]:
-        raise RejectedInput("bad_field", f"taskRun.status: its condition Succeeded is not {_STATUS[named[2]]}")
+    if phase == "finished" and _condition(status).get("status") != _STATUS[match[2]]:
+        raise RejectedInput("bad_field", f"taskRun.status: its condition Succeeded is not {_STATUS[match[2]]}")
     log = raw_text_field(maybe(task_run, "metadata", "annotations"), LOG, limit=MAX_URL_CHARACTERS)
     earlier = objects(task_run, "status", "retriesStatus", most=_MOST)
     runs = [Run(phase, _attempt(task_run, status, phase, len(earlier) + 1, log))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import apache_beam as beam
     from prometheus_client.registry import Collector
 
-_OVERDUE_US = 300_000_000  # a retry whose worker died is repeated after this
 EVENTS = metric("ciml_events_total")
 RUNS = metric("ciml_runs_total")
 TRUST_CHANGES = metric("ciml_trust_changes_total")
@@ -30,8 +29,12 @@ OPEN_DEAD_LETTERS = metric("ciml_dead_letters_open")
 DEFERRED = metric("ciml_deferred_logs")
 NEXT_TRY = metric("ciml_deferred_next_try_timestamp_seconds")
 
+_OVERDUE_US = 300_000_000  # the age from which a due retry counts as overdue: its worker died
+
 
 class _Work(NamedTuple):
+    """A work item: what to read, and the deferred runs to retry."""
+
     reads: Sequence[PartitionRead]
     due: Sequence[PendingRun] = ()
 
@@ -70,9 +73,10 @@ class IngestService(TopicService[RawState]):
     def progress(self, state: RawState) -> ServiceProgress:
         progress = super().progress(state)
         due_us = state.next_due_us()
+        is_overdue = due_us is not None and due_us < _now_us() - _OVERDUE_US
         return replace(
             progress,
-            overdue_us=due_us if due_us is not None and due_us < _now_us() - _OVERDUE_US else None,
+            overdue_us=due_us if is_overdue else None,
             waiting=bool(state.deferred),
             facts={**progress.facts, "deferred": len(state.deferred)},
         )
@@ -81,31 +85,26 @@ class IngestService(TopicService[RawState]):
         return raw_families(state)
 
 
-def _now_us() -> int:
-    return int(time.time() * 1e6)
-
-
 def raw_families(state: RawState) -> Iterator[Family]:
     """Yield the metrics of a state.
 
     Labels come from closed sets, except ``source``, which has at most 52 values.
     """
-    by_kind: dict[str, Counter[tuple[str, ...]]] = {
-        "dead_letter": Counter(),
-        "deferred": Counter(),
-        "ignored": Counter(),
-    }
+    by_kind: defaultdict[str, Counter[tuple[str]]] = defaultdict(Counter)
     for (kind, reason), number in state.counts.items():
-        if kind in by_kind:
-            by_kind[kind][reason,] += number
-    dead_letters = Counter({(reason,): number for reason, number in state.closed.items()})
+        by_kind[kind][reason,] += number
+    closed = Counter({(reason,): number for reason, number in state.closed.items()})
     yield EVENTS.of(state.recorded)
     for family, counts in ((RUNS, state.trust), (TRUST_CHANGES, state.trust_changes)):
         yield family.of({(str(trusted).lower(), rule): number for (trusted, rule), number in counts.items()})
     yield IGNORED.of(by_kind["ignored"])
-    yield DEAD_LETTERS.of(dead_letters + by_kind["dead_letter"])
-    yield OPEN_DEAD_LETTERS.of({**dict.fromkeys(dead_letters, 0), **by_kind["dead_letter"]})
+    yield DEAD_LETTERS.of(closed + by_kind["dead_letter"])
+    yield OPEN_DEAD_LETTERS.of({**dict.fromkeys(closed, 0), **by_kind["dead_letter"]})
     yield DEFERRED.of(by_kind["deferred"])
     due_us = state.next_due_us()
     yield NEXT_TRY.single(None if due_us is None else due_us / 1e6)
     yield from manifest_families("raw", state.version, state.time_us, state.restored)
+
+
+def _now_us() -> int:
+    return int(time.time() * 1e6)

@@ -1,4 +1,4 @@
-"""The live service: windows and examples of running jobs. See `ciml.pipelines.live`."""
+"""The live service: windows and examples of running jobs, by the pipeline of `ciml.pipelines.live`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LiveService(Service):
         "(ciml live --once)"
     )
     #: A checkpoint holds the samples of all running jobs, so it is large.
-    flink = {"checkpointing_interval": 10_000}  # noqa: RUF012
+    flink = {"checkpointing_interval": 10_000}  # noqa: RUF012 - never changed
     poll_s = 0.5
     stall_s = 120.0
 
@@ -44,9 +44,9 @@ class LiveService(Service):
         self._since_s = since_s
         self.renew_s = renew_s
         self._listing: Listing | None = None
-        self._begun: dict[int, int] = {}
-        self._read = 0
-        self._done = False
+        self._starts: dict[int, int] = {}  # first offset of the present job, by partition
+        self._messages_read = 0
+        self._is_done = False
 
     def open(self) -> None:
         self._listing = make_topics(self.config)
@@ -57,23 +57,23 @@ class LiveService(Service):
         kafka = self.config.kafka
         self._listing = list_again(kafka, self._listing) if self._listing else make_topics(self.config)
         offsets = reached(topic)
-        positions = {partition: max(start, offsets.get(partition, start)) for partition, start in self._begun.items()}
+        positions = {part: max(start, offsets.get(part, start)) for part, start in self._starts.items()}
         ends = {partition: end for partition, (_, end) in self._listing.bounds.items()}
-        lag = {} if self._done else {part: max(ends.get(part, 0) - offset, 0) for part, offset in positions.items()}
+        lag = {} if self._is_done else {part: max(ends.get(part, 0) - offset, 0) for part, offset in positions.items()}
         self.board.put_observed(lag_families(topic, lag))
-        read = self._read or sum(offset - self._begun[part] for part, offset in positions.items())
+        read = self._messages_read or sum(offset - self._starts[part] for part, offset in positions.items())
         return ServiceProgress(
-            read, {} if self._done else positions, lag, ends=ends, facts={"counts": {"messages read": read}}
+            read, {} if self._is_done else positions, lag, ends=ends, facts={"counts": {"messages read": read}}
         )
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> list[PartitionRead] | None:
-        if bounded and self._done:
+        if bounded and self._is_done:
             return None
         listing = list_again(self.config.kafka, self._listing) if self._listing else make_topics(self.config)
         reads = plan_live(self.config, listing, self._since_s, bounded=bounded)
-        self._done = bounded and not reads
+        self._is_done = bounded and not reads
         reset(self.config.topic)
-        self._begun = {read.partition: read.start for read in reads}
+        self._starts = {read.partition: read.start for read in reads}
         return reads or None
 
     def build(self, pipeline: beam.Pipeline, work: list[PartitionRead]) -> object:
@@ -87,8 +87,8 @@ class LiveService(Service):
         from ciml.pipelines.flink.submit import run_here
 
         run_here(partial(self.build, work=work))
-        self._read = sum((read.end or 0) - read.start for read in work)
-        self._done = True
+        self._messages_read = sum((read.end or 0) - read.start for read in work)
+        self._is_done = True
 
     def close(self) -> None:
         close_readers()

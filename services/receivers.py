@@ -1,4 +1,4 @@
-"""Services of receivers: they work in threads of their own between `open` and `close`, and plan no work items.
+"""The services of receivers, which work in threads of their own between `open` and `close` and plan no work items.
 
 `SessionReceiver` connects to its sources by MQTT or by Gerrit's SSH. `WebhooksService` has an HTTP server in a
 thread of its own; the service itself only checks the broker.
@@ -24,7 +24,7 @@ from ciml.http.server import HttpServer, check_open_files, listen
 from ciml.integrations.config import GerritSource, MqttSource, Receivers, WebhookSource
 from ciml.integrations.producer import DeliveryProducer, ReceiverMetrics
 from ciml.integrations.sessions import ANSWER_S, Inbox, Session
-from ciml.integrations.webhooks.app import endpoints, make_app
+from ciml.integrations.webhooks.app import make_app, make_endpoints
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_DELIVERY_BYTES
 from ciml.pipelines.kafka.broker import topic_of
@@ -34,11 +34,10 @@ from ciml.services.service import NotReadyError, Service
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
-_END_S = 20.0
-
-_log = logging.getLogger(__name__)
-_BROKER_S = 5.0
+_END_S = 20.0  # for all threads to end
+_BROKER_S = 5.0  # longest wait for the broker's answer
 _LAST_ANSWERS_S = 2.0  # at the end, in addition to the time for an acknowledgement
+_log = logging.getLogger(__name__)
 
 
 class Receiver(Service):
@@ -96,7 +95,7 @@ class Receiver(Service):
         until_s = time.monotonic() + self.end_s
         for thread in self._threads:
             thread.join(max(0.0, until_s - time.monotonic()))
-            if thread.is_alive():  # a sender keeps it waiting, in a handshake for example; what it has, it sends again
+            if thread.is_alive():  # a sender keeps it waiting, in a handshake for example; it sends its delivery again
                 _log.warning("source %s does not end within %.0f s", thread.name, self.end_s)
         if self._producer is not None:
             self._producer.close()
@@ -150,7 +149,7 @@ class SessionReceiver(Receiver):
         self._producer = DeliveryProducer(self.kafka, self.topic, ANSWER_S)
         for session, max_waiting in self.sessions:
             inbox = Inbox(session.name, self._producer, self.metrics, max_waiting)
-            inbox.connected(False)
+            inbox.set_connected(False)
             self.begin(session.name, partial(session.run, inbox, self._stop))
 
     def close(self) -> None:
@@ -173,8 +172,9 @@ class MqttService(SessionReceiver):
     def connections(self) -> Sequence[tuple[Session, int]]:
         from ciml.integrations.mqtt import MqttSession
 
-        # A broker of version 5 keeps to in_flight by itself; the rest is for messages of QoS 0. One of 3.1.1 does not
-        # know it: it is not read beyond, at the cost of a new connection if Kafka is away for keepalive_s.
+        # A broker of version 5 obeys in_flight; as many again are for messages of QoS 0, which it does not limit. A
+        # broker of 3.1.1 knows no limit: the session stops reading, and loses its connection if Kafka does not answer
+        # for keepalive_s.
         return [
             (MqttSession(self.receivers, source), source.in_flight * (2 if source.version == "5" else 1))
             for source in self.receivers.of(MqttSource)
@@ -210,7 +210,7 @@ class WebhooksService(Receiver):
         self.settings = receivers.webhooks
         self.port = receivers.webhooks.port
         self.end_s += self.settings.answer_s
-        self._endpoints = endpoints(receivers)
+        self._endpoints = make_endpoints(receivers)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
 

@@ -125,7 +125,7 @@ class GerritSession(Session):
         if self._source.rest:
             tasks.append(asyncio.create_task(self._keep_comparing(inbox, gap)))
         self.problem = self._comparison_problem
-        inbox.connected(True)
+        inbox.set_connected(True)
         try:
             while not self.may_end(inbox, stop):
                 inbox.settle()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ciml.events.records import OutcomeWord, Phase
 from ciml.events.updates import OWN
@@ -71,6 +71,14 @@ RULES: Mapping[str, str] = {
 }
 
 
+class _Report(NamedTuple):
+    """What an event reports: the state of its object, its own time, and what it says of runs."""
+
+    state: str
+    time: str | float | None
+    said: Said
+
+
 def read(delivery: Delivery) -> Reading | Ignored:
     """Return what a webhook of GitLab says. Raises `RejectedInput`.
 
@@ -81,14 +89,12 @@ def read(delivery: Delivery) -> Reading | Ignored:
     reader = _READERS.get(kind)
     if reader is None:
         return Ignored(body_id(delivery), kind, RULES.get(kind, OTHER))
-    state, when, statements = reader(body)
-    return reading(body_id(delivery), f"{kind}.{state}" if state else kind, when, statements)
+    report = reader(body)
+    event_type = f"{kind}.{report.state}" if report.state else kind
+    return reading(body_id(delivery), event_type, report.time, report.said)
 
 
-_Read = tuple[str, str | float | None, Said]  # state, time, what is said
-
-
-def _job(body: Mapping[str, Any]) -> _Read:
+def _job(body: Mapping[str, Any]) -> _Report:
     status = needed(body, "build_status")
     phase = phase_of(PHASES, status, "build_status")
     number = natural(body, "build_id")
@@ -115,7 +121,7 @@ def _job(body: Mapping[str, Any]) -> _Read:
         subjects=known(f"pipeline:{pipeline}" if pipeline else "", commit_subject(project_id, sha)),
         labels=_labels(body, reason),
     )
-    return status, None, (Run(phase, fields),)
+    return _Report(status, None, (Run(phase, fields),))
 
 
 def _times(body: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
@@ -149,7 +155,7 @@ def _project(body: Mapping[str, Any]) -> tuple[str, str, str]:
     return (match[1], path or match[2], page) if match else ("", path, "")
 
 
-def _pipeline(body: Mapping[str, Any]) -> _Read:
+def _pipeline(body: Mapping[str, Any]) -> _Report:
     subject = f"pipeline:{natural(body, 'object_attributes', 'id')}"
     facts = texts(body, "object_attributes", event="source", pipeline="source", patchset="sha")
     if maybe(body, "merge_request"):
@@ -168,10 +174,10 @@ def _pipeline(body: Mapping[str, Any]) -> _Read:
     # A merge request may get another target while its pipeline runs: two targets contradict each other.
     if maybe(body, "merge_request") and change and branch:
         updates += (RunUpdate(subject, only={"change": change, "branch": branch}),)
-    return word(body, "object_attributes", "status"), when, updates
+    return _Report(word(body, "object_attributes", "status"), when, updates)
 
 
-def _merge_request(body: Mapping[str, Any]) -> _Read:
+def _merge_request(body: Mapping[str, Any]) -> _Report:
     project_id = str(natural(body, "object_attributes", "target_project_id"))
     number = natural(body, "object_attributes", "iid")
     action = word(body, "object_attributes", "action")
@@ -182,7 +188,7 @@ def _merge_request(body: Mapping[str, Any]) -> _Read:
     commit = commit_subject(project_id, word(body, "object_attributes", "last_commit", "id"))
     if commit and branch and facts.get("fork") == "no":
         updates += _of_commit(body, commit, action, {"change": str(number), "branch": branch})
-    return action, moment(body, "object_attributes", "updated_at"), tuple(updates)
+    return _Report(action, moment(body, "object_attributes", "updated_at"), tuple(updates))
 
 
 def _of_commit(body: Mapping[str, Any], commit: str, action: str, only: Mapping[str, str]) -> list[RunUpdate]:
@@ -217,15 +223,13 @@ def _review(body: Mapping[str, Any], action: str, branch: str) -> str:
     return _REVIEWS.get(action, "")
 
 
-_READERS: Mapping[str, Callable[[Mapping[str, Any]], _Read]] = {
-    "build": _job,
-    "pipeline": _pipeline,
-    "merge_request": _merge_request,
-}
-
-
 def _fork(body: Mapping[str, Any], name: str) -> str:
     return differ(word(body, name, "target_project_id"), word(body, name, "source_project_id"))
 
 
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], _Report]] = {
+    "build": _job,
+    "pipeline": _pipeline,
+    "merge_request": _merge_request,
+}
 ADAPTER = Adapter("gitlab", (), read, signature="gitlab-token")

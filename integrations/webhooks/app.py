@@ -1,4 +1,4 @@
-"""The application of the receiver: its endpoints, one for each configured source, and their answers.
+"""The application of the receiver of webhooks: an endpoint for each configured source, and its answers.
 
 The cheapest checks come first: path, method and headers before the body, and the signature before anything reads the
 body. Only verified deliveries count towards the rate of a source, so nobody without a secret can use it up. A delivery
@@ -40,64 +40,20 @@ _OWN_PATHS = ("/healthz", "/readyz")
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _AGAIN_S = 5  # for a sender that is asked to try again
 _QUIET_S = 60.0  # between two warnings of a source
-
-
-class Replays:
-    """The deliveries that were acknowledged lately.
-
-    A delivery that was not acknowledged is none of them, so that its sender may send it again. A restart forgets all:
-    exactness comes from the ids of events in ingest, and this only keeps copies out of the topic.
-
-    Args:
-      window_s: for which a delivery is remembered, seconds.
-      most: the most deliveries; one more forgets the oldest.
-    """
-
-    def __init__(self, window_s: float, most: int) -> None:
-        self._window_s = window_s
-        self._most = most
-        self._known: OrderedDict[bytes, float] = OrderedDict()
-
-    def has(self, key: bytes, now_s: float) -> bool:
-        """Return whether the delivery was acknowledged within the window."""
-        added_s = self._known.get(key)
-        return added_s is not None and added_s >= now_s - self._window_s
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def add(self, key: bytes, now_s: float) -> None:
-        """Remember an acknowledged delivery, and forget those before the window."""
-        self._known[key] = now_s
-        self._known.move_to_end(key)
-        while len(self._known) > self._most or self._known[next(iter(self._known))] < now_s - self._window_s:
-            self._known.popitem(last=False)
-
-
-class Bucket:
-    """A token bucket.
-
-    Args:
-      rate: tokens a second.
-      burst: the most tokens; it starts with them.
-    """
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate = rate
-        self._burst = burst
-        # full at any first time
-        self._tokens = float(burst)
-        self._seen_s = 0.0
-
-    def take(self, now_s: float) -> float:
-        """Take a token; return 0, or the seconds until there is one."""
-        self._tokens = min(self._burst, self._tokens + (now_s - self._seen_s) * self._rate)
-        self._seen_s = now_s
-        if self._tokens < 1.0:
-            return (1.0 - self._tokens) / self._rate
-        self._tokens -= 1.0
-        return 0.0
-
+#: The outcome of a delivery for metrics, by status; "rejected" for all others.
+_OUTCOMES = {
+    401: "unauthorized",
+    404: "not_found",
+    408: "slow",
+    413: "too_large",
+    429: "rate_limited",
+    499: "disconnected",
+    500: "internal_error",
+    503: "unavailable",
+}
+#: Statuses that are not logged as warnings: the sender's connection, and Kafka's own warning.
+_NOT_LOGGED = frozenset({499, 500, 503})
+_log = logging.getLogger(__name__)
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
@@ -146,7 +102,7 @@ class Endpoint:
         return [client.encode() for client in self.source.clients] or self.secrets.keys()
 
 
-def endpoints(receivers: Receivers) -> dict[str, Endpoint]:
+def make_endpoints(receivers: Receivers) -> dict[str, Endpoint]:
     """Return the endpoints by path.
 
     Raises:
@@ -201,22 +157,6 @@ def _is_within(address: str, networks: Networks) -> bool:
     return any(ip in network for network in networks)
 
 
-_LOG = logging.getLogger(__name__)
-#: The outcome of a delivery for metrics, by status; "rejected" for all others.
-_OUTCOMES = {
-    401: "unauthorized",
-    404: "not_found",
-    408: "slow",
-    413: "too_large",
-    429: "rate_limited",
-    499: "disconnected",
-    500: "internal_error",
-    503: "unavailable",
-}
-#: Statuses that are not logged as warnings: the sender's connection, and Kafka's own warning.
-_NOT_LOGGED = frozenset({499, 500, 503})
-
-
 class _Answer(RequestError):
     """An answer other than 202."""
 
@@ -250,6 +190,8 @@ def make_app(
 
 
 class _Application:
+    """The answers to all requests. Arguments as for `make_app`."""
+
     def __init__(
         self, producer: DeliveryProducer, intake: Intake, metrics: ReceiverMetrics, unready: Callable[[], str]
     ) -> None:
@@ -273,7 +215,7 @@ class _Application:
             except ClientDisconnect:
                 return self._reject(endpoint, _Answer(499, "the sender disconnected"))
             except Exception:  # noqa: BLE001 - the sender gets an answer, the log the traceback
-                _LOG.exception("a delivery of %s failed", endpoint.name)
+                _log.exception("a delivery of %s failed", endpoint.name)
                 return self._reject(endpoint, _Answer(500, "internal error; see the receiver's log", _AGAIN_S))
             if outcome == "repeat":
                 self._metrics.count(endpoint.name, outcome)
@@ -288,14 +230,7 @@ class _Application:
         headers = _read_headers(request, endpoint)
         _check_headers(headers)
         self._intake.check_length(held, headers.get("content-length"))
-        claim = endpoint.claim(headers, request.client.host if request.client else "")
-        if claim is None or not (endpoint.scheme.needs_body or endpoint.is_proved(claim)):
-            raise _Answer(401, "unauthorized")
-        body = await self._intake.read(held, request.stream())
-        if endpoint.scheme.needs_body and not endpoint.is_proved(claim, body):
-            raise _Answer(401, "unauthorized")
-        if not body:
-            raise _Answer(400, "the body is empty")
+        claim, body = await self._verify(request, endpoint, held, headers)
         identity = claim.identity(body)
         key = identity and endpoint.name.encode() + identity
         if key and self._replays.has(key, time.monotonic()):
@@ -310,31 +245,47 @@ class _Application:
             self._replays.add(key, time.monotonic())
         return "accepted"
 
+    async def _verify(
+        self, request: Request, endpoint: Endpoint, held: Held, headers: Mapping[str, str]
+    ) -> tuple[Claim, bytes]:
+        """Return the proved claim about the sender, and the body. It is not read if the headers alone disprove it."""
+        claim = endpoint.claim(headers, request.client.host if request.client else "")
+        if claim is None or not (endpoint.scheme.needs_body or endpoint.is_proved(claim)):
+            raise _Answer(401, "unauthorized")
+        body = await self._intake.read(held, request.stream())
+        if endpoint.scheme.needs_body and not endpoint.is_proved(claim, body):
+            raise _Answer(401, "unauthorized")
+        if not body:
+            raise _Answer(400, "the body is empty")
+        return claim, body
+
     async def _produce(self, value: bytes, headers: list[tuple[str, bytes]]) -> None:
         try:
             await self._producer.deliver(value, headers)
         except EngineError:
             raise _Answer(503, "the broker did not acknowledge the delivery; send it again", _AGAIN_S) from None
         except CimlError as error:
-            _LOG.warning("%s", error)
+            _log.warning("%s", error)
             raise _Answer(413, "the broker rejects the delivery as too large") from None
 
     def _reject(self, endpoint: Endpoint, error: RequestError) -> Response:
         status = error.http_status
-        retry_s = error.retry_s if isinstance(error, _Answer) else _AGAIN_S if status == 503 else 0.0
+        retry_s = _AGAIN_S if status == 503 else 0.0
+        if isinstance(error, _Answer):
+            retry_s = error.retry_s
         self._count(endpoint.name, status)
         now = time.monotonic()
         if status not in _NOT_LOGGED and now - self._warned.get(endpoint.name, -_QUIET_S) >= _QUIET_S:
             self._warned[endpoint.name] = now
             message = "source %s: answered %d: %s (no more of it for a minute)"
-            _LOG.warning(message, endpoint.name, status, error.message)
+            _log.warning(message, endpoint.name, status, error.message)
         return _error(status, error.message, retry_s)
 
     def _count(self, source: str, status: int) -> None:
         self._metrics.count(source, _OUTCOMES.get(status, "rejected"))
 
     async def unrouted(self, request: Request, error: Exception) -> Response:
-        """Answer a path or a method that there is not. The body is not read."""
+        """Answer a request for an unknown path or with a wrong method. The body is not read."""
         status = error.status_code if isinstance(error, HTTPException) else 500
         if status == 405:
             answer = _error(status, "use POST for deliveries, GET for /healthz and /readyz")
@@ -375,3 +326,59 @@ def _json(value: dict[str, Any], status: int = 200, headers: Mapping[str, str] |
 
 def _error(status: int, message: str, retry_s: float = 0.0) -> Response:
     return _json({"error": message}, status, {"retry-after": str(math.ceil(retry_s))} if retry_s else None)
+
+
+class Replays:
+    """The deliveries that were acknowledged lately.
+
+    A delivery that was not acknowledged is none of them, so that its sender may send it again. A restart forgets all:
+    exactness comes from the ids of events in ingest, and this only keeps copies out of the topic.
+
+    Args:
+      window_s: for which a delivery is remembered, seconds.
+      most: the most deliveries; one more forgets the oldest.
+    """
+
+    def __init__(self, window_s: float, most: int) -> None:
+        self._window_s = window_s
+        self._most = most
+        self._known: OrderedDict[bytes, float] = OrderedDict()
+
+    def has(self, key: bytes, now_s: float) -> bool:
+        """Return whether the delivery was acknowledged within the window."""
+        added_s = self._known.get(key)
+        return added_s is not None and added_s >= now_s - self._window_s
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, key: bytes, now_s: float) -> None:
+        """Remember an acknowledged delivery, and forget those before the window."""
+        self._known[key] = now_s
+        self._known.move_to_end(key)
+        while len(self._known) > self._most or self._known[next(iter(self._known))] < now_s - self._window_s:
+            self._known.popitem(last=False)
+
+
+class Bucket:
+    """A token bucket.
+
+    Args:
+      rate: tokens a second.
+      burst: the most tokens; it starts with them.
+    """
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = float(burst)
+        self._seen_s = 0.0
+
+    def take(self, now_s: float) -> float:
+        """Take a token; return 0, or the seconds until there is one."""
+        self._tokens = min(self._burst, self._tokens + (now_s - self._seen_s) * self._rate)
+        self._seen_s = now_s
+        if self._tokens < 1.0:
+            return (1.0 - self._tokens) / self._rate
+        self._tokens -= 1.0
+        return 0.0

@@ -14,7 +14,7 @@ from ciml.cli.options import NewData
 from ciml.cli.running import Running
 from ciml.errors import CimlError
 from ciml.options import BrokerOptions, argument, flag, option
-from ciml.services.options import IngestOptions, LiveOptions
+from ciml.services.options import IngestOptions, LiveOptions  # `make_command` reads the annotations
 
 if TYPE_CHECKING:
     from ciml.kafka.options import KafkaOptions

@@ -187,11 +187,11 @@ def test_a_secret_is_for_its_owner_alone_and_never_replaced(tmp_path: Path) -> N
 
 
 def test_a_signing_token_is_one_of_standard_webhooks(tmp_path: Path) -> None:
-    from ciml.integrations.webhooks.app import endpoints
+    from ciml.integrations.webhooks.app import make_endpoints
 
     write(tmp_path, ALL["gitlab-signed"])
     assert (tmp_path / "secrets" / "gitlab").read_text().startswith("whsec_")
-    assert list(endpoints(load_receivers(tmp_path / RECEIVERS))) == ["/hooks/gitlab"]
+    assert list(make_endpoints(load_receivers(tmp_path / RECEIVERS))) == ["/hooks/gitlab"]
 
 
 def test_proxies_of_an_existing_server_are_not_guessed(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.integrations.config import MqttSource, WebhookSource, load_receivers
-from ciml.integrations.webhooks.app import endpoints
+from ciml.integrations.webhooks.app import make_endpoints
 from ciml.integrations.webhooks.signatures import SCHEMES
 from ciml.limits import MAX_DELIVERY_BYTES
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 def load(folder: Path, text: str) -> dict[str, object]:
     file = folder / "receivers.toml"
     file.write_text(text)
-    return dict(endpoints(load_receivers(file)))
+    return dict(make_endpoints(load_receivers(file)))
 
 
 def test_a_source_has_defaults(folder: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_source_has_defaults(folder: Path) -> None:
         "/hooks/hub", 100.0, 1000, MAX_DELIVERY_BYTES
     )  # fmt: skip
     assert (receivers.webhooks.host, receivers.webhooks.port, receivers.webhooks.answer_s) == ("127.0.0.1", 8470, 8.0)
-    (endpoint,) = endpoints(receivers).values()
+    (endpoint,) = make_endpoints(receivers).values()
     assert (endpoint.name, endpoint.source.auth, endpoint.scheme) == ("hub", "github", SCHEMES["github"])
 
 
