@@ -280,6 +280,12 @@ class ServiceFiles:
             lock.release()
 
 
+def read_times(status: Mapping[str, Any]) -> dict[str, int]:
+    """Return when the figures of a status were read, epoch microseconds."""
+    reported = {"status": status["updated_us"]} if "updated_us" in status else {}
+    return {**reported, **status.get("read_us", {})}
+
+
 def bound_log(log: Path, most: int = _MAX_LOG_BYTES) -> None:
     """Empty a log of more than ``most`` bytes, even while it is written to; keep a copy next to it."""
     with contextlib.suppress(OSError):

@@ -30,10 +30,9 @@ from ciml.errors import CimlError, EngineError
 from ciml.logs import configure_logging
 from ciml.metrics import Board, Family, metric, registry_of, serve_metrics
 from ciml.services.decide import Health, ServiceProgress
-from ciml.services.files import ServiceFiles, StartOptions, bound_log, in_place, now_us
+from ciml.services.files import ServiceFiles, StartOptions, bound_log, in_place, now_us, read_times
 from ciml.services.jobs import job_name, jobs_of, submits
 from ciml.services.service import Service, lag_families
-from ciml.services.status import read_times
 from ciml.services.supervisor import Supervisor
 from ciml.storage.s3 import impatient
 from ciml.tensorflow import own_process

@@ -20,7 +20,7 @@ import psutil
 from ciml.engines.state import default_home
 from ciml.errors import CimlError
 from ciml.manifest.coverage import OTHER_TOPIC
-from ciml.services.files import ServiceFiles, StartOptions, in_place, now_us
+from ciml.services.files import ServiceFiles, StartOptions, in_place, now_us, read_times
 
 Status = dict[str, Any]
 
@@ -157,12 +157,6 @@ def _ages(status: Status) -> Status:
         ages["last_known"] = {name: status.get(name) for name in ("behind", "lag", "rate")}
         ages |= {"behind": None, "lag": None, "rate": None}
     return ages
-
-
-def read_times(status: Mapping[str, Any]) -> dict[str, int]:
-    """Return when the figures of a status were read, epoch microseconds."""
-    reported = {"status": status["updated_us"]} if "updated_us" in status else {}
-    return {**reported, **status.get("read_us", {})}
 
 
 def _age_s(time_us: int | None) -> int | None:
