@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+#: TensorFlow Serving's number of the state of an available version.
 AVAILABLE = 30
 _PACKAGE = "ciml.wire"
+#: TensorFlow's numbers of the dtypes.
 _DTYPES = {"float32": 1, "int32": 3}
 
 _Field = descriptor_pb2.FieldDescriptorProto
@@ -88,6 +90,7 @@ _FAILED = frozenset(
 
 
 def _classes() -> dict[str, Any]:
+    """Build the message classes of `_MESSAGES`, by name."""
     file = descriptor_pb2.FileDescriptorProto(name="ciml/wire.proto", package=_PACKAGE, syntax="proto3")
     for message, fields in _MESSAGES.items():
         described = file.message_type.add(name=message)
@@ -273,17 +276,17 @@ class ModelClient:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                present: int | None = self.served_version(label)
+                served: int | None = self.served_version(label)
             except NotServedError:
-                present = None
-            if present == version:
+                served = None
+            if served == version:
                 return
             if time.monotonic() > deadline:
                 errors: dict[int, str] = {}
                 with contextlib.suppress(NotServedError):
                     errors = {number: f": {error}" for number, _, error in self.statuses() if error}
                 raise EngineError(
-                    f"{self.address}: model {self.model} serves version {present} as {label} after {timeout_s:g} s, "
+                    f"{self.address}: model {self.model} serves version {served} as {label} after {timeout_s:g} s, "
                     f"not {version}{errors.get(version, '')}"
                 )
             time.sleep(0.1)

@@ -1,8 +1,8 @@
-"""Model folders and the model server's configuration.
+"""Model folders: the files that they may hold, and their digests; and the model server's configuration.
 
-It states which files may be in a folder, and computes their digests. A version is loaded
-from a private copy that was checked after copying, never from the shared folder. So the checked files are the loaded
-files, on a disk and on S3 alike. The configuration is the text form of TensorFlow Serving's ModelServerConfig.
+A version is loaded from a private copy that was checked after copying, never from the shared folder. So the checked
+files are the loaded files, on a disk and on S3 alike. The configuration, which names the folders, is the text form of
+TensorFlow Serving's ModelServerConfig.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _entry(config: Any) -> ModelEntry:
 def render_config(entries: Iterable[ModelEntry]) -> str:
     """Return the text form of ``entries``, which must have the policy ``specific``. Deterministic."""
     lines = [_HEADER + "model_config_list {"]
-    for entry in sorted(entries, key=lambda one: one.name):
+    for entry in sorted(entries, key=lambda entry: entry.name):
         lines += [
             "  config {",
             f"    name: {_quoted(entry.name)}",

@@ -117,7 +117,7 @@ class PredictionState(TopicState):
         self.outside: Counter[str] = Counter()
         self._unpredictable: Counter[tuple[str, str]] = Counter()
         self._repeats: Counter[str] = Counter()
-        self._of: dict[str, Covered] = {}
+        self._covered_by_model: dict[str, Covered] = {}
         self._ids = ids or IdSet()
 
     @property
@@ -139,9 +139,10 @@ class PredictionState(TopicState):
         return not self.model or model in ("", self.model)
 
     def covered_of(self, generation: str, partition: int) -> RangeSet:
-        if (own := self._of.get(self.model)) is None:
+        covered = self._covered_by_model.get(self.model)
+        if covered is None:
             return super().covered_of(generation, partition)
-        return own.get((generation, partition), RangeSet())
+        return covered.get((generation, partition), RangeSet())
 
     def has(self, identity: str) -> bool:
         """Return whether a prediction with that id exists."""
@@ -158,7 +159,7 @@ class PredictionState(TopicState):
         self.prefetch(prediction["id"] for prediction in delta["predictions"])
         self.torn = True
         model: str = delta.get("model", "")
-        self.cover(delta["offsets"], *self._shares(model))
+        self.cover(delta["offsets"], *self._coverages(model))
         for prediction in delta["predictions"]:
             if self.has(prediction["id"]):
                 raise IntegrityError(f"predictions manifest: version {version} repeats prediction {prediction['id']}")
@@ -179,23 +180,23 @@ class PredictionState(TopicState):
         self.version = version
         self.time_us = delta["time_us"]
 
-    def _shares(self, model: str) -> list[Covered]:
+    def _coverages(self, model: str) -> list[Covered]:
         """Return the coverages to which a delta of a model adds."""
         if not model:
-            return [self._covered, *self._of.values()]
-        if model not in self._of:
-            self._of[model] = {part: RangeSet(ranges) for part, ranges in self._covered.items()}
-        return [self._of[model]]
+            return [self._covered, *self._covered_by_model.values()]
+        if model not in self._covered_by_model:
+            self._covered_by_model[model] = {part: RangeSet(ranges) for part, ranges in self._covered.items()}
+        return [self._covered_by_model[model]]
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as JSON, without the ids. It is the same for each model."""
         models = {
             model: {
-                "covered": coverage_json(self._of.get(model, {})),
+                "covered": coverage_json(self._covered_by_model.get(model, {})),
                 "unpredictable": self._reasons(model),
                 "repeats": self._repeats[model],
             }
-            for model in sorted(self._of)
+            for model in sorted(self._covered_by_model)
         }
         return {
             "time_us": self.time_us,
@@ -211,7 +212,7 @@ class PredictionState(TopicState):
         }
 
     def _reasons(self, model: str) -> dict[str, int]:
-        return {reason: number for (of, reason), number in sorted(self._unpredictable.items()) if of == model}
+        return {reason: number for (name, reason), number in sorted(self._unpredictable.items()) if name == model}
 
     @classmethod
     def restored_from(
@@ -227,7 +228,7 @@ class PredictionState(TopicState):
         for name in ("latency_us", "outside"):
             getattr(state, name).update(value.get(name, {}))
         models: Mapping[str, Any] = value.get("models", {})
-        state._of = {name: coverage_of(share["covered"]) for name, share in models.items()}
+        state._covered_by_model = {name: coverage_of(share["covered"]) for name, share in models.items()}
         for name, share in {"": value, **models}.items():
             state._unpredictable.update({(name, reason): n for reason, n in share.get("unpredictable", {}).items()})
             state._repeats[name] = share.get("repeats", 0)

@@ -1,9 +1,9 @@
 """Loads and unloads versions by the configuration; an old version stays until the new one is available.
 
-A version is unloaded only while another configured version is available. A version that fails to load changes nothing:
-its status shows the error, and the load is retried. A label moves only to a loaded version. Each model has a thread of
-its own while it changes, so that a version that loads slowly holds up no other model. A version whose process has ended
-is loaded again.
+A version is unloaded only while another configured version is available. If a version fails to load, the others stay
+served: its status shows the error, and the load is retried. A label moves only to a loaded version. Each model changes
+in its own thread, so that a version that loads slowly delays no other model. A version whose process has ended is
+loaded again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _LOG = logging.getLogger(__name__)
 
 State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
 Verifier = Callable[[str, int, Mapping[str, str]], None]
-_CLOSE_S = 5.0  # for changes that have begun, at the end
+#: How long `ModelManager.close` waits for changes that have begun.
+_CLOSE_S = 5.0
 
 
 @dataclass(frozen=True)
