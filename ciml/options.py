@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ciml.errors import CimlError
@@ -130,13 +130,17 @@ class Options:
         dataclass(frozen=True, eq=False, repr=False, **_KEYWORD_ONLY)(cls)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and vars(other) == vars(self)
+        return isinstance(other, Options) and type(other) is type(self) and other._values() == self._values()
 
     def __hash__(self) -> int:
-        return hash(tuple(vars(self).values()))
+        return hash(tuple(self._values().values()))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
+
+    def _values(self) -> dict[str, Any]:
+        """Return the values by name: an object that msgspec decoded has its default values in the class alone."""
+        return {option_field.name: getattr(self, option_field.name) for option_field in fields(self)}
 
 
 class BrokerOptions(Options):
