@@ -1,8 +1,8 @@
 """Patterns of texts: globs, which select jobs or match the facts of a trust rule, and regular expressions.
 
 There are two kinds of globs. In `glob_pattern`, ``*`` matches any text. In `PathGlobs` it stops at ``/``, as in the
-rules by which GitHub protects branches, and ``**`` does not. `linear_pattern` compiles regular expressions that match
-in linear time, on every Python that ciml supports.
+rules by which GitHub protects branches, and ``**`` does not. `linear_pattern` compiles regular expressions whose
+possessive quantifiers make them match in linear time; on Python 3.9 and 3.10 these become greedy.
 """
 
 from __future__ import annotations

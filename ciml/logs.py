@@ -1,7 +1,7 @@
 """Logging of ciml's programs, with limits: a client of a listener cannot fill the disk with lines.
 
 Within a window of time, the lines of a template are limited, and all lines of a logger. Each line is limited in size.
-The handler counts what it suppresses. An error that a client's bytes cause has no traceback.
+The handler counts and reports suppressed lines. An error that a client's bytes cause has no traceback.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dataclasses import Field
     from typing import ClassVar, dataclass_transform
 
-    from ciml.kafka.options import KafkaOptions
+    from ciml.kafka import KafkaOptions
 else:
 
     def dataclass_transform(**_: bool) -> Any:
@@ -50,7 +50,7 @@ def option(
 
     Args:
       default: value without the option.
-      kind: how a text becomes a value: a key of `ciml.cli.kinds.KINDS`, a Python type or a tuple of them, a click
+      kind: how a text becomes a value: a key of `ciml.cli.options.KINDS`, a Python type or a tuple of them, a click
         type, or a click callback.
       flags: the flags, with blanks between them; "" for ``--field-name``.
       metavar: name of the value in ``--help``.
@@ -161,7 +161,7 @@ class BrokerOptions(Options):
         Raises:
           CimlError: there is no broker, an option is not a pair, or a property is reserved.
         """
-        from ciml.kafka.options import KafkaOptions  # few commands need a broker
+        from ciml.kafka import KafkaOptions  # few commands need a broker
 
         if self.kafka is None:
             raise CimlError("no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")

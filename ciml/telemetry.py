@@ -77,7 +77,7 @@ def select_columns(columns: Iterable[str], features_regex: str) -> tuple[str, ..
     ``load avg:1m``.
 
     Returns:
-      Possibly none: the caller decides what to do then.
+      The names; empty if no column matches, which the caller has to handle.
 
     Raises:
       CimlError: ``features_regex`` is not a regular expression.

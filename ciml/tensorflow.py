@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ciml.errors import CimlError
+
 __all__ = ["THREADS", "keep_settings", "load_tensorflow", "own_process", "threads"]
 
 #: TensorFlow uses all cores by default; a trainer shares its machine.
@@ -134,3 +136,24 @@ def keep_settings() -> Iterator[None]:
 
 def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
+
+
+def keras() -> Any:
+    """Return the module ``keras``, version 3. ``tf.keras`` is another version once tf.Transform has been imported."""
+    load_tensorflow()
+    import keras as module
+
+    if module.config.backend() != "tensorflow":
+        raise CimlError(f"KERAS_BACKEND is {module.config.backend()!r}, but models need TensorFlow; unset it")
+    return module
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw the seeds of new Keras layers from ``seed`` within the block. The caller's random state is restored."""
+    state = random.getstate()
+    random.seed(seed)  # Keras draws the seed of an initializer without one from this generator
+    try:
+        yield
+    finally:
+        random.setstate(state)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import click
 
-from ciml.cli.kinds import DISCOVERED_KINDS, ENGINE_CALLBACKS, HOME, KINDS, Duration, ask
+from ciml.cli.options import DISCOVERED_KINDS, ENGINE_CALLBACKS, HOME, KINDS, Duration, ask
 from ciml.options import DECLARED
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def _make_options(cls: type[Any], values: Mapping[str, Any]) -> Any:
 def _parameters(classes: Iterable[type[Any]]) -> list[click.Parameter]:
     """Return the arguments and options of data classes: of each class the required, its own and the inherited ones.
 
-    ``--home``, which passes no argument, is one of them where the default of an option depends on local engines.
+    If the default of an option depends on local engines, ``--home`` is added; the command does not receive its value.
     """
     params: list[click.Parameter] = []
     for cls in classes:

@@ -47,7 +47,7 @@ COMMANDS: Table = {
     },
     "Learn": {
         "experiment": ("ciml.cli.commands.learn.experiment:command", "Define, train and compare experiments."),
-        "refresh": ("ciml.cli.commands.learn.refresh:command", "Train, evaluate and push a model."),
+        "refresh": ("ciml.cli.commands.learn.models:refresh", "Train, evaluate and push a model."),
         "exclude": (
             "ciml.cli.commands.learn.exclude:command",
             "Exclude runs from training, list and revert exclusions.",
@@ -80,7 +80,7 @@ COMMANDS: Table = {
             "Verify a data root; rewrite what older versions wrote.",
         ),
         "graph": ("ciml.cli.commands.operate.describe:graph", "Show the Beam graph of a pipeline."),
-        "demo": ("ciml.cli.commands.operate.demo:command", "Run the whole chain on sample runs."),
+        "demo": ("ciml.cli.demo:command", "Run the whole chain on sample runs."),
     },
 }
 

@@ -1,20 +1,38 @@
-"""Groups of options that several commands share, with one meaning everywhere."""
+"""Options that commands share: groups of them, and kinds, by which a text becomes the value of an option.
+
+`KINDS` has the click arguments of each kind by the name that fields of options give it (`ciml.options.option`). Some
+kinds look for the local engines of ``ciml up`` where the user names no address.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ciml.engines import state
+from ciml.engines.environment import use_local_s3
+from ciml.errors import CimlError
 from ciml.options import Options, flag, option
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot
 
 T = TypeVar("T")
+
+FLINK = "flink"
+MICRO_BATCHES = "micro-batches"
+MINUTE = 60.0
+DAY = 86_400.0
+_UNITS_S = {"ms": 0.001, "s": 1.0, "min": MINUTE, "m": MINUTE, "h": 3600.0, "d": DAY}
 
 
 class Data(Options):
@@ -108,3 +126,252 @@ class JsonLines(Json):
             return
         for subject in subjects:
             click.echo(json.dumps(to_json(subject) if to_json else subject))
+
+
+class Duration(click.ParamType):
+    """A time such as ``500ms``, ``10s``, ``5min`` or ``2h``, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?", value)
+        if match is None:
+            self.fail(f"invalid time {value!r}; give a number with ms, s, min, h or d, such as 10s", param, ctx)
+        return float(match[1]) * _UNITS_S[match[2] or "s"]
+
+    @staticmethod
+    def text(seconds: float) -> str:
+        """Return the shortest text of a time."""
+        unit = next((unit for unit in ("d", "h", "min") if seconds and seconds % _UNITS_S[unit] == 0), "s")
+        return f"{seconds / _UNITS_S[unit]:g}{unit}"
+
+
+class Instant(click.ParamType):
+    """A time in ISO 8601, such as ``2026-11-01`` or ``2026-11-01T08:30+01:00``, UTC without a zone; as epoch µs."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"invalid time {value!r}; give ISO 8601, such as 2026-11-01 or 2026-11-01T08:30Z", param, ctx)
+        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+        return round(moment.timestamp() * 1_000_000)
+
+
+class Windows(click.ParamType):
+    """A number of windows, or ``auto``."""
+
+    name = "windows"
+
+    def convert(self, value: int | str, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if isinstance(value, int) or value == "auto":
+            return value
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", value):
+            self.fail(f"invalid number of windows {value!r}; give a whole number, or auto", param, ctx)
+        return int(value)
+
+
+class DataPathOption(click.Option):
+    """A command's ``--data-path``; its defaults are the option of ``ciml``, then the environment."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        root = ctx.find_root()
+        return (root.params.get("data_path") if root is not ctx else None) or super().resolve_envvar_value(ctx)
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The engine of a streaming pipeline.
+
+    Attributes:
+      name: ``flink``, or ``micro-batches`` for repeated bounded batches on Beam's FnApiRunner.
+      job_endpoint: the job server's ``host:port`` for ``flink``, else None.
+      named: whether the user named that address; else it is the address of the home's own engine.
+    """
+
+    name: str
+    job_endpoint: str | None = None
+    named: bool = field(default=False, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.job_endpoint}" if self.job_endpoint else self.name
+
+
+#: Repeated bounded batches in this process.
+HERE = EngineChoice(MICRO_BATCHES)
+
+
+def assignments(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
+    """Parse the texts KEY=VALUE of a repeated option; a key may contain ``=``. Raises `CimlError` for another text."""
+    values = {}
+    for text in value:
+        key, _, assigned = text.rpartition("=")
+        if not key:
+            raise CimlError(f"{param.opts[0]} {text!r:.80}: not {param.metavar}")
+        values[key] = assigned
+    return values
+
+
+def ask(flag: str, question: str) -> str:
+    """Ask for a missing value on a terminal.
+
+    Args:
+      flag: the option.
+      question: what the value is, with an example.
+
+    Raises:
+      click.UsageError: there is no terminal.
+    """
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"missing {flag}: the {question}")
+    answer: str = click.prompt(f"{question[0].upper()}{question[1:]}")
+    return answer
+
+
+def home_of(ctx: click.Context) -> Path:
+    """Return the home of the local engines that ``--home`` gave."""
+    home: Path = ctx.meta.get("ciml.home") or state.default_home()
+    return home
+
+
+def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
+    """Return the engines that run in the home of ``--home``, by name."""
+    states = state.read(home_of(ctx))
+    if not states:
+        return {}
+    from ciml.engines import processes
+
+    return {
+        name: engine
+        for name, engine in states.items()
+        if engine.pid is None or processes.find(engine.pid, engine.started) is not None
+    }
+
+
+def require_data(data_path: str) -> None:
+    """Raise `CimlError` if nothing is stored at a data path. An empty folder or prefix counts as not there."""
+    from ciml.data_root import DataRoot
+    from ciml.storage.s3 import impatient
+
+    with impatient():
+        root = DataRoot.open(data_path)
+    if not root.exists():
+        raise CimlError(f"no data at {data_path}; correct --data-path, or load data: ciml load LOGS --results FILE")
+
+
+def _home(ctx: click.Context, param: click.Parameter, value: str | None) -> Path:
+    home = Path(value).absolute() if value else state.default_home()
+    ctx.meta["ciml.home"] = home
+    return home
+
+
+def _place(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Accept a place that may be an ``s3://`` prefix, perhaps of the local S3: see `use_local_s3`."""
+    if value and value.startswith("s3://") and not ctx.resilient_parsing:
+        use_local_s3(running_engines(ctx).get("s3"))
+    return value
+
+
+def _existing_data(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    place = _place(ctx, param, value)
+    if place is not None and not ctx.resilient_parsing:
+        require_data(place)
+    return place
+
+
+def _broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    address = _optional_broker(ctx, param, value or None)
+    if address is None and not ctx.resilient_parsing:
+        raise CimlError("no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
+    return address
+
+
+def _optional_broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Return the broker of the user or of ``ciml up``; an empty text asks for none."""
+    if value is None and not ctx.resilient_parsing:
+        engine = running_engines(ctx).get("kafka")
+        return engine.address if engine else None
+    return value or None
+
+
+def _model_server(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value or ctx.resilient_parsing:
+        return value
+    engine = state.read(home_of(ctx)).get("models")
+    if engine is None:
+        raise CimlError("no model server: start one (ciml up models, ciml serve) or name one (--server HOST:PORT)")
+    return engine.urls["grpc"]
+
+
+def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> EngineChoice | None:
+    if ctx.resilient_parsing:
+        return None
+    name, _, endpoint = (value or "").partition(":")
+    if name not in ("", FLINK, MICRO_BATCHES) or (name == MICRO_BATCHES and endpoint):
+        raise click.BadParameter(
+            f"unknown engine {value!r}; choose from {FLINK}, {FLINK}:HOST:PORT, {MICRO_BATCHES}", ctx, param
+        )
+    if name == MICRO_BATCHES:
+        return HERE
+    if endpoint:
+        return EngineChoice(FLINK, endpoint, named=True)
+    running_states = running_engines(ctx)
+    flink = running_states.get("flink") or running_states.get("cluster")
+    if flink is not None and not flink.light:
+        return EngineChoice(FLINK, flink.address)
+    if name == FLINK:
+        running = f"only {flink.what} runs here" if flink else "no Flink runs here"
+        raise CimlError(f"{running}: start it (ciml up flink) or name a job server (--engine flink:HOST:PORT)")
+    return HERE
+
+
+_DATA: Mapping[str, Any] = {
+    "cls": DataPathOption,
+    "metavar": "DATA",
+    "envvar": "CIML_DATA_PATH",
+    "help": "Data root: a folder or an s3:// prefix.",
+}
+_BROKER: Mapping[str, Any] = {
+    "metavar": "HOST:PORT",
+    "envvar": "CIML_KAFKA",
+    "help": "Kafka broker.  [default: the broker of ciml up]",
+}
+#: The click arguments of ``--home``.
+HOME: Mapping[str, Any] = {
+    "metavar": "FOLDER",
+    "is_eager": True,
+    "callback": _home,
+    "help": "Folder of the local engines' files.  [default: $CIML_HOME or .ciml]",
+}
+#: The click arguments of each kind, which a field's declaration overrides.
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "": {},
+    "time": {"type": Duration()},
+    "instant": {"type": Instant(), "metavar": "TIME"},
+    "count": {"type": click.IntRange(1)},
+    "no negative number": {"type": click.FloatRange(0)},
+    "share": {"type": click.FloatRange(0, 1)},
+    "file": {"type": click.Path(exists=True, dir_okay=False), "metavar": "FILE"},
+    "absolute file": {"type": click.Path(exists=True, dir_okay=False, resolve_path=True), "metavar": "FILE"},
+    "file path": {"type": click.Path(dir_okay=False, resolve_path=True), "metavar": "FILE"},
+    "home": HOME,
+    "place": {"callback": _place},
+    "demo data": {"cls": DataPathOption, "metavar": "DATA"},
+    "existing place": {"callback": _existing_data},
+    "data": {**_DATA, "callback": _existing_data},
+    "new data": {**_DATA, "callback": _place},
+    "engine": {"callback": _engine},
+    "model server": {"callback": _model_server},
+    "broker": {**_BROKER, "callback": _broker},
+    "optional broker": {**_BROKER, "callback": _optional_broker},
+}
+#: Kinds whose callback finds a value or fails, so that the user need not give one.
+DISCOVERED_KINDS = ("broker", "model server")
+#: Callbacks that look for local engines, so that a command with one of them has ``--home``.
+ENGINE_CALLBACKS = {_place, _existing_data, _broker, _optional_broker, _model_server, _engine}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import click
 
 from ciml.cli.dataflow import DATAFLOW, DataflowJob, print_launched, require_s3
-from ciml.cli.kinds import HERE, EngineChoice, running_engines
+from ciml.cli.options import HERE, EngineChoice, running_engines
 from ciml.cli.output import status_line
 from ciml.errors import CimlError
 from ciml.options import Options, flag, option, repeated

@@ -143,7 +143,7 @@ def create_topics(bootstrap: str, topics: Mapping[str, int], timeout_s: float = 
       CimlError: if the broker rejects a topic, for example an invalid name.
       EngineError: if no broker answers in time.
     """
-    from ciml.kafka.options import KafkaOptions
+    from ciml.kafka import KafkaOptions
     from ciml.pipelines.kafka.broker import make_topic, topic_of
 
     options = KafkaOptions(bootstrap, timeout_s=timeout_s)

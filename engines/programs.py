@@ -86,7 +86,7 @@ def _wait_for_end(pid: int, started: float) -> None:
 
 
 def stop_with_parent(pid: str, started: str, home: str, *names: str) -> None:
-    """Wait for the end of a process, then stop the named engines in ``home``."""
+    """Wait for a process to end, then stop the named engines in ``home``."""
     from ciml.engines import launcher
 
     _wait_for_end(int(pid), float(started))

@@ -18,8 +18,8 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from prometheus_client import Counter, Gauge, Histogram
 
 from ciml.errors import CimlError, EngineError
+from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import as_engine_error, make_client
-from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES, MAX_WAITING_DELIVERIES_BYTES
 from ciml.metrics import metric
 

@@ -61,11 +61,10 @@ def kinds() -> Mapping[str, type[System]]:
 
 
 def _own_adapters() -> Mapping[str, Adapter]:
-    from ciml.integrations import cloudevents, jenkins, tekton
+    from ciml.integrations import cloudevents, jenkins, tekton, zuul
     from ciml.integrations.gerrit import adapter as gerrit
     from ciml.integrations.github import adapter as github
     from ciml.integrations.gitlab import adapter as gitlab
-    from ciml.integrations.zuul import adapter as zuul
 
     modules = (cloudevents, gerrit, github, gitlab, jenkins, tekton, zuul)
     return {adapter.name: adapter for adapter in (cloudevents.CDEVENTS, *(module.ADAPTER for module in modules))}

@@ -106,7 +106,7 @@ def _condition(status: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _labels(labels: Mapping[str, Any]) -> dict[str, Any]:
-    """Return as many labels as a run may have. Kubernetes permits longer names."""
+    """Return at most `MAX_LABELS` labels, all with names short enough. Kubernetes permits longer names."""
     short = sorted(name for name in labels if name and len(name) <= MAX_LABEL_NAME_CHARACTERS)
     return {name: labels[name] for name in short[:MAX_LABELS]}
 

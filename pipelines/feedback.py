@@ -17,7 +17,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import EngineError, RejectedInput
 from ciml.events.json_input import parse_json
 from ciml.events.records import Message, OffsetRange
-from ciml.kafka.options import ReadOptions
+from ciml.kafka import ReadOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta, ManifestLog

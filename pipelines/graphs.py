@@ -24,7 +24,7 @@ from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.datasets.state import ExampleFile
 from ciml.events.listing import Block, Reading
 from ciml.events.records import Origin, PendingRun, RawFile, RunFacts, Trust
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.storage import LocalStore
 from ciml.transforms.examples.plan import SelectedRun, SpanPlan, Step

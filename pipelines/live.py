@@ -30,8 +30,8 @@ from ciml.errors import CimlError, EngineError, IntegrityError, RejectedInput
 from ciml.events.payloads import redact_bytes
 from ciml.events.records import Batch, Message, Origin
 from ciml.events.samples import End, Samples, decode
+from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.kafka.connect import as_engine_error, make_client
-from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.messages import Standing
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.publish import enqueue
@@ -388,7 +388,7 @@ class LiveMessages:
         self._config = config
 
     def of(self, run: LiveRun, standing: Standing) -> Iterator[ToSend]:
-        """Yield the due messages of a running job, or the last ones of an ended or abandoned run."""
+        """Yield the messages due for a running job, or the last messages of an ended or silent run."""
         over = standing != "running"
         key = run.run_id.encode()
         panes = run.panes(over=over)

@@ -406,5 +406,5 @@ def figures(test: Mapping[str, Any], baselines: Mapping[str, Any]) -> dict[str, 
 
 
 def metric_name(name: str) -> str:
-    """Return a name that MLflow accepts: other characters than letters, digits, ``_-./`` and blanks become ``_``."""
+    """Return a valid MLflow name: ``_`` replaces all characters except letters, digits, ``_-./`` and spaces."""
     return _FORBIDDEN.sub("_", name)[:250]

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
 from ciml.events.records import Batch, OffsetRange
-from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.log import Delta
 from ciml.manifest.replica import LogReplica

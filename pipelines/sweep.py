@@ -24,10 +24,10 @@ from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.processes import process_pool, result_of
 from ciml.progress import Progress
 from ciml.storage import Store
+from ciml.tensorflow import keras, own_process
 from ciml.training.data.examples import read_dataset
 from ciml.training.estimators import ESTIMATORS
 from ciml.training.exclusions import Exclusions
-from ciml.training.runtime import keras, own_trainer
 from ciml.training.sweeps.definition import Combination, Sweep, Value
 from ciml.training.sweeps.study import (
     Judge,
@@ -117,7 +117,7 @@ def run_sweep(context: SweepContext, *, jobs: int, progress: Progress | None = N
 
     version = begin_sweep(store, sweep, inputs, raw_version)
     total = len(sweep.grid) if sweep.trials is None else sweep.trials
-    with process_pool(jobs, "spawn", own_trainer, 1) as pool:
+    with process_pool(jobs, "spawn", _own_trainer, 1) as pool:
         trials = _Trials(context, version, pool)
         for outcome in trials.run(total):
             if progress is not None:
@@ -279,3 +279,12 @@ def _store_baseline(context: SweepContext, question: int, name: str) -> None:
 
 def _line(error: object) -> str:
     return " ".join(str(error).split())[:_REASON_CHARACTERS]
+
+
+def _own_trainer(threads: int) -> None:
+    """Limit the threads of this process of ciml, which is one of several trainers in parallel."""
+    own_process(threads=threads)
+    import sklearn.ensemble  # noqa: F401  (threadpoolctl limits only loaded pools)
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message, Producer

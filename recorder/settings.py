@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 
 #: See `Settings.leftovers`.
 WhoseBroker = Literal["given", "recorded", "unconfirmed"]

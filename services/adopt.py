@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ciml.data_root import DataRoot
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica

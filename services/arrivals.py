@@ -16,7 +16,7 @@ from confluent_kafka.admin import OffsetSpec
 from ciml.data_root import DataRoot
 from ciml.events.records import Batch, FactUpdate, Message, OffsetRange, Origin, Outcome, RunFacts, records_of
 from ciml.integrations.registry import ADAPTER, SOURCE, read_event
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.manifest.log import Delta
 from ciml.pipelines.kafka.broker import offsets_of, topic_of
 from ciml.pipelines.kafka.reader import Reader

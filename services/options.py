@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import msgspec
 
 from ciml.errors import CimlError
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.options import BrokerOptions, IngestPolicyOptions, LearnOptions, Options, flag, option, repeated
 from ciml.settings import pairs
 

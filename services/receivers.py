@@ -25,7 +25,7 @@ from ciml.integrations.config import GerritSource, MqttSource, Receivers, Webhoo
 from ciml.integrations.producer import DeliveryProducer, ReceiverMetrics
 from ciml.integrations.sessions import ANSWER_S, Inbox, Session
 from ciml.integrations.webhooks.app import make_app, make_endpoints
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_DELIVERY_BYTES
 from ciml.pipelines.kafka.broker import topic_of
 from ciml.services.decide import ServiceProgress

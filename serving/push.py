@@ -26,7 +26,7 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError, UnknownModelError
-from ciml.lineage.steps import OFF, Data, Description, Lineage
+from ciml.lineage import OFF, Data, Description, Lineage
 from ciml.manifest.log import Delta
 from ciml.serving.model_files import (
     CONFIG_NAME,

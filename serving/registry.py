@@ -279,7 +279,7 @@ def registered_models(data: DataRoot) -> list[str]:
 
 
 def known_registries(data: DataRoot, model: str | None = None) -> dict[str, Registry]:
-    """Return the registries below a data root by model, or that of one model.
+    """Return the registries of a data root by model name; with ``model``, only that one.
 
     Raises:
       CimlError: there is no such model.

@@ -24,7 +24,7 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.cloudevents import STARTED, finished_event, run_event
 from ciml.events.listing import open_listing
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.backfill.backfill import plan_backfill
 from ciml.pipelines.datasets.build import plan_build
 from ciml.pipelines.flink.submit import run_here

@@ -14,7 +14,7 @@ from confluent_kafka.admin import OffsetSpec
 from jsonschema import Draft202012Validator
 
 from ciml.events.records import Message
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.messages import schema, schema_titles
 from ciml.pipelines.kafka.broker import list_topic, offsets_of
 from ciml.pipelines.kafka.reader import Reader

@@ -16,7 +16,6 @@ import numpy as np
 
 from ciml.digest import sha256_json
 from ciml.training.experiment import NORMALISATION
-from ciml.training.runtime import library_versions
 
 #: A range of at most this share of max(|x|, 1) is a rounding: four units of float32's last place.
 NEGLIGIBLE = 2.0**-21
@@ -85,5 +84,13 @@ def transform_digest() -> str:
     An analysis depends on these.
     """
     return sha256_json(
-        {"normalisation": NORMALISATION, "source": inspect.getsource(normalise), "libraries": library_versions()}
+        {"normalisation": NORMALISATION, "source": inspect.getsource(normalise), "libraries": _library_versions()}
     )
+
+
+def _library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that a transform and a model depend on."""
+    from importlib.metadata import version
+
+    names = ("apache-beam", "keras", "numpy", "tensorflow", "tensorflow-transform", "tfx-bsl")
+    return {name: version(name) for name in names}

@@ -23,7 +23,7 @@ from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError
-from ciml.lineage.steps import OFF, Data, Description, Lineage
+from ciml.lineage import OFF, Data, Description, Lineage
 from ciml.progress import Progress, no_progress
 from ciml.serving.registry import STABLE, Decision
 from ciml.storage import LocalStore, Store

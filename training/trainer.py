@@ -16,8 +16,7 @@ from typing import Any, Literal
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import RunFacts
-from ciml.lineage.emitter import lineage_of
-from ciml.lineage.steps import Lineage
+from ciml.lineage import Lineage, lineage_of
 from ciml.progress import Progress, no_progress
 from ciml.serving.model_files import check_digests, copy_model
 from ciml.serving.push import NotBlessedError, push, push_candidate, reconcile

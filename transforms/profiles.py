@@ -197,7 +197,7 @@ def _summarise(facts: RunFacts, table: pa.Table, names: tuple[str, ...]) -> _Sum
 
 
 def place_of(facts: RunFacts) -> str:
-    """Return the kind of machine that executed a run, ``provider/region/flavour``; an unknown part is empty."""
+    """Return the kind of machine that executed a run as ``provider/region/flavour``; unknown parts are empty."""
     return "/".join(quote(part, safe="") for part in (facts.provider, facts.region, facts.flavour))
 
 

@@ -156,7 +156,8 @@ class Model:
             precedence.
 
         Returns:
-          For a list, a prediction for each of its runs, in order. An unusable run does not affect the others.
+          A prediction; for a list, one prediction per run, in the same order. An unusable run does not affect the
+          others.
 
         Raises:
           UnknownRunError: no stored run has the id ``run``.

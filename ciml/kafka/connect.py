@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from ciml.errors import CimlError, EngineError
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 
 Client = TypeVar("Client")
 

@@ -1,5 +1,262 @@
-"""OpenLineage events that report what the steps of training read and write, for lineage servers and catalogues.
+"""Lineage: what the steps of training read and write, sent to an endpoint of OpenLineage.
 
-`steps` and `emitter` are light. `openlineage` imports the library of that name, in the emitting thread only.
-`ciml.training.refresh` and `ciml.serving.push` describe the steps.
+A step is reported as a run: START, then COMPLETE, FAIL or ABORT, with its data. Reporting never fails or delays a step.
+A thread sends the events in order, a description that raises is logged, and `Lineage.close` waits for a few seconds at
+most. This module is light: the thread imports `ciml.lineage.openlineage` and the library of that name.
 """
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ciml.events.redaction import redact_text
+from ciml.extras import require
+
+if TYPE_CHECKING:
+    from ciml.data_root import DataRoot
+
+
+State = Literal["START", "COMPLETE", "FAIL", "ABORT"]
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data that a step reads or writes.
+
+    Attributes:
+      address: a folder or ``s3://`` prefix; stable over versions.
+      version: of the data, such as a digest; "" if unknown.
+      columns: (name, type) of its columns.
+      rows: number of rows; None if unknown.
+      facts: further facts by name, as JSON.
+    """
+
+    address: str
+    version: str = ""
+    columns: tuple[tuple[str, str], ...] = ()
+    rows: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Description:
+    """The description of a step: its data, and its results.
+
+    Attributes:
+      inputs, outputs: its data.
+      parameters: of the step by name, as JSON.
+      checks: each check by name, and whether it passed.
+      facts: figures of the step by name, as JSON.
+    """
+
+    inputs: tuple[Data, ...] = ()
+    outputs: tuple[Data, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    checks: tuple[tuple[str, bool], ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """A state of a step.
+
+    Attributes:
+      run_id: UUID of this execution.
+      job: name of the step, such as ``snapshot.provider``.
+      state: what happened.
+      time: when, in UTC.
+      description: what is known by now.
+      error: the exception's text, with FAIL.
+    """
+
+    run_id: str
+    job: str
+    state: State
+    time: datetime
+    description: Description
+    error: str = ""
+
+
+Describe = Callable[[], Description]
+
+
+class Emits(Protocol):
+    """Takes events without waiting."""
+
+    def emit(self, event: StepEvent) -> None:
+        """Queue an event."""
+
+    def close(self) -> None:
+        """Wait until the events are sent, a few seconds at most."""
+
+
+class Step:
+    """An execution of a step.
+
+    Attributes:
+      description: returns what is reported when the step has completed; None for what was known at its start.
+    """
+
+    def __init__(self) -> None:
+        self.description: Describe | None = None
+
+    def describe(self, description: Describe) -> None:
+        """Set the description that is reported when the step has completed. It is called only if lineage is on."""
+        self.description = description
+
+
+class Lineage:
+    """Reports steps. `OFF` reports nothing.
+
+    Args:
+      emitter: takes the events; None to report nothing.
+    """
+
+    def __init__(self, emitter: Emits | None = None) -> None:
+        self._emitter = emitter
+
+    @contextmanager
+    def step(self, job: str, description: Describe | None = None) -> Iterator[Step]:
+        """Report the execution of a block.
+
+        Args:
+          job: name of the step.
+          description: what it will read; called only if lineage is on.
+
+        Example:
+          >>> with OFF.step("snapshot.provider") as step:
+          ...     step.describe(lambda: Description(outputs=(Data("data/trainer/provider/snapshots", "5f1c…"),)))
+        """
+        step = Step()
+        if self._emitter is None:
+            yield step
+            return
+        first = StepEvent(_new_id(), job, "START", datetime.now(UTC), _make_description(description, Description()))
+        self._emitter.emit(first)
+        try:
+            yield step
+        except BaseException as error:
+            state: State = "FAIL" if isinstance(error, Exception) else "ABORT"
+            text = f"{type(error).__name__}: {error}"
+            self._emitter.emit(replace(first, state=state, time=datetime.now(UTC), error=text))
+            raise
+        result = _make_description(step.description, first.description)
+        self._emitter.emit(replace(first, state="COMPLETE", time=datetime.now(UTC), description=result))
+
+    def close(self) -> None:
+        """Wait until the events are sent, a few seconds at most."""
+        if self._emitter is not None:
+            self._emitter.close()
+
+
+OFF = Lineage()
+
+
+def _make_description(description: Describe | None, otherwise: Description) -> Description:
+    """Return the description, or ``otherwise`` if there is none or it raises."""
+    if description is None:
+        return otherwise
+    try:
+        return description()
+    except Exception:  # noqa: BLE001  # the step goes on
+        _LOG.warning("lineage: a step cannot be described", exc_info=True)
+        return otherwise
+
+
+def _new_id() -> str:
+    """Return a UUID of version 7, whose order is that of time."""
+    import secrets
+    import time
+    import uuid
+
+    stamp = int(time.time() * 1000) << 80
+    return str(uuid.UUID(int=stamp | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)))
+
+
+#: How long `close` waits for events that are not sent yet.
+CLOSE_S = 5.0
+_MAX_WAITING = 100  # events that are not sent yet; further ones are lost
+_ERROR_CHARACTERS = 300
+
+
+class Emitter:
+    """Sends events to the endpoint of OpenLineage's own configuration, by default into the data root.
+
+    An event that cannot be sent is lost, with a warning.
+
+    Args:
+      data: the data root.
+      close_s: how long `close` waits, seconds.
+    """
+
+    def __init__(self, data: DataRoot, close_s: float = CLOSE_S) -> None:
+        self._data = data
+        self._close_s = close_s
+        self._waiting: queue.Queue[StepEvent | None] = queue.Queue(_MAX_WAITING)
+        self._given_up = threading.Event()
+        # A daemon: a request that never ends must not keep the process.
+        self._thread = threading.Thread(target=self._send_all, name="lineage", daemon=True)
+        self._thread.start()
+
+    def emit(self, event: StepEvent) -> None:
+        """Queue an event, without waiting."""
+        try:
+            self._waiting.put_nowait(event)
+        except queue.Full:
+            _LOG.warning("lineage: %s of %s is lost: %d events wait", event.state, event.job, _MAX_WAITING)
+
+    def close(self) -> None:
+        """Wait until all events are sent, for ``close_s`` at most."""
+        until = time.monotonic() + self._close_s
+        with suppress(queue.Full):
+            self._waiting.put(None, timeout=self._close_s)
+        self._thread.join(max(until - time.monotonic(), 0.0))
+        if self._thread.is_alive():
+            self._given_up.set()
+            _LOG.warning("lineage: events were not sent within %g s, and are lost", self._close_s)
+
+    def _send_all(self) -> None:
+        client: Any = None
+        while (event := self._waiting.get()) is not None and not self._given_up.is_set():
+            try:
+                from ciml.lineage import openlineage
+
+                client = client or openlineage.make_client(self._data)
+                client.emit(openlineage.run_event(event, self._data))
+            except Exception as error:  # noqa: BLE001  # whatever an endpoint does, the step goes on
+                text = redact_text(" ".join(f"{type(error).__name__}: {error}".split()))[:_ERROR_CHARACTERS]
+                _LOG.warning("lineage: %s of %s was not sent: %s", event.state, event.job, text)
+        if client is not None:
+            client.close(0)
+
+
+@contextmanager
+def lineage_of(data: DataRoot, enabled: bool) -> Iterator[Lineage]:
+    """Yield the `Lineage` that reports the steps on a data root, and close it after the block.
+
+    Args:
+      data: the data root; its address is the namespace of the jobs, and it gets the events unless OpenLineage is
+        configured otherwise.
+      enabled: whether lineage is on; if not, nothing is imported.
+
+    Raises:
+      CimlError: it is on, and ``ciml[lineage]`` is not installed.
+    """
+    if not enabled:
+        yield OFF
+        return
+    require("openlineage", "lineage")
+    lineage = Lineage(Emitter(data))
+    try:
+        yield lineage
+    finally:
+        lineage.close()

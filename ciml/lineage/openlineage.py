@@ -38,7 +38,7 @@ from ciml.version import __version__
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot
-    from ciml.lineage.steps import Data, StepEvent
+    from ciml.lineage import Data, StepEvent
     from ciml.storage import Store
 
 PRODUCER = f"urn:ciml:{__version__}"

@@ -14,8 +14,7 @@ import ciml
 from ciml.cli.demo import DemoOptions, checks
 from ciml.cli.demo.corpus import MODELS, STATUS, trust_policy
 from ciml.cli.demo.processes import Steps
-from ciml.cli.demo.report import render, show, summary
-from ciml.cli.demo.result import Check, DemoResult
+from ciml.cli.demo.result import Check, DemoResult, render, show, summary
 from ciml.cli.demo.review import Answers, answer_changes, begin_review, missing_servers
 from ciml.cli.demo.run import PREDICTIONS, RUNS, Demo, Predictions, end_commands, run, start_demo
 from ciml.datasets.state import DatasetState
@@ -245,7 +244,7 @@ def _check_predictions(demo: Demo, trusted: Mapping[str, bool], records: Sequenc
 
 def _messages(demo: Demo, topic: str) -> Iterator[Any]:
     """Yield all committed messages of a topic."""
-    from ciml.kafka.options import KafkaOptions
+    from ciml.kafka import KafkaOptions
     from ciml.pipelines.kafka.broker import list_topic
     from ciml.pipelines.kafka.reader import borrow
 

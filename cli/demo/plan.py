@@ -206,8 +206,8 @@ TRICKS: dict[str, tuple[EventPlan, ...]] = {
 def make_plan(samples: list[Sample], logs_url: str) -> Plan:
     """Plan one run of the demo. The plan depends on the samples alone.
 
-    Every sixteenth run gets one of the `TRICKS`, every fortieth comes from the pipeline ``check``. The other runs of
-    every third change are in one event.
+    Every sixteenth run gets one of the `TRICKS`, and every fortieth comes from the pipeline ``check``. The other runs
+    of every third change are in one event.
     """
     planner = _Planner(samples, logs_url.rstrip("/"))
     for index, sample in enumerate(samples):

@@ -1,8 +1,19 @@
-"""The result of a demo as one JSON document, which the tables and the page render."""
+"""The result of a demo as one JSON document, its tables on the console, and its self-contained HTML page."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
 from msgspec import Struct, field
+
+from ciml.cli.output import print_table
+from ciml.reports.page import Page, Section, Table, Tile
+from ciml.reports.page import render as render_page
+
+if TYPE_CHECKING:
+    from ciml.reports.drawing import Plot
 
 
 class AccountingLine(Struct, frozen=True, kw_only=True):
@@ -147,3 +158,214 @@ class DemoResult(Struct, frozen=True, kw_only=True):
     def passed(self) -> bool:
         """Whether there are checks and all of them passed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
+
+
+_SPLITS = ("train", "dev", "test")
+
+
+def show(result: DemoResult, console: Any) -> None:
+    """Print the tables, the messages on changes, the notes and the checks to a `rich.console.Console`."""
+
+    def plain(text: str, style: str = "") -> None:
+        console.print(text, markup=False, highlight=False, style=style)
+
+    for section in _sections(result):
+        for table in section.tables:
+            right = table.headings[table.words :]
+            print_table(table.headings, table.rows, title=section.title, right=right, console=console)
+            plain(f"{section.text}\n" if section.text else "")
+    for line in result.answers:
+        for message in line.messages:
+            plain(f"On change {line.change}, {line.took_s} s after the event of its run:\n{message}\n")
+    for note in result.notes:
+        plain(f"Note: {note}\n")
+    for check in result.checks:
+        detail = f" ({check.detail})" if check.detail else ""
+        plain(f"{_mark(check.passed)} {check.name}{detail}", style="" if check.passed else "bold red")
+
+
+def render(result: DemoResult) -> str:
+    """Return the page, with styles and plots inline, no script and no external address."""
+    expected, counted = _sums(result)
+    predicted = sum(sum(line.by_version.values()) for line in result.predictions)
+    passed = sum(check.passed for check in result.checks)
+    tiles = [Tile("accounted for", f"{counted} of {expected}", "pairs of an event and a run")]
+    for refresh in last_versions(result):
+        evaluation = refresh.metrics.evaluation
+        note = f"{_interval(evaluation.accuracy)}; base rate {_percent(evaluation.base_rate)}"
+        tiles.append(Tile(f"{refresh.model} v{refresh.version}", _percent(evaluation.accuracy), note))
+    p50 = ", ".join(f"{line.model} p50 {line.p50_ms:.0f} ms" for line in result.predictions)
+    tiles.append(Tile("predictions", f"{predicted}", p50))
+    tiles.append(Tile("checks passed", f"{passed} of {len(result.checks)}"))
+    checks = tuple((_mark(check.passed), check.name, check.detail) for check in result.checks)
+    steps = tuple((step.name, f"{step.began_s:.1f}", f"{step.took_s:.1f}") for step in result.steps)
+    messages = tuple((line.change, message) for line in result.answers for message in line.messages)
+    sections = [
+        Section("Checks", summary(result), Table(("", "check", "detail"), checks, words=3)),
+        *_sections(result),
+        Section("Messages on changes", Table(("change", "message"), messages, words=2)),
+        Section("Time by step", Table(("step", "began at, s", "took, s"), steps)),
+        Section("Notes", Table(("note",), tuple((note,) for note in result.notes))),
+    ]
+    engines = " · ".join(f"{name}: {engine}" for name, engine in result.engines.items())
+    lead = (
+        f"{result.runs} real runs, {result.messages} events, {result.took_s:.0f} s, begun {result.started}. {engines}. "
+        f"{summary(result)}"
+    )
+    shown = tuple(section for section in sections if section.title == "Checks" or section.tables[0].rows)
+    return render_page(Page("From CI events to a served model", lead, tuple(tiles), shown))
+
+
+def summary(result: DemoResult) -> str:
+    """Return whether all checks passed, as a sentence."""
+    failed = sum(not check.passed for check in result.checks)
+    if failed:
+        return f"{failed} check{'' if failed == 1 else 's'} failed."
+    return "Every number adds up." if result.passed else "No check was made."
+
+
+def last_versions(result: DemoResult) -> list[Refresh]:
+    """Return the newest pushed version of each model, or its last refresh if none was pushed."""
+    last: dict[str, Refresh] = {}
+    for refresh in result.refreshes:
+        if refresh.version or refresh.model not in last or not last[refresh.model].version:
+            last[refresh.model] = refresh
+    return list(last.values())
+
+
+def one_number_line(result: DemoResult) -> str:
+    """Return the accuracy of single numbers on the held-out runs of each model's last refresh; "" if unknown."""
+    last = {refresh.model: refresh.metrics.baselines for refresh in result.refreshes}
+    parts = [
+        f"{number} alone is right for {_percent(share)} ({_interval(share)}) of {model}"
+        for model, baselines in last.items()
+        for number, share in list(baselines.items())[:1]
+    ]
+    return f"On the same held-out runs, {', and '.join(parts)}." if parts else ""
+
+
+def _sections(result: DemoResult) -> list[Section]:
+    """Return the parts that have rows, each with one table, which the console and the page share."""
+    sections = [_accounting(result), _spans(result), _models(result), _predictions(result), _answers(result)]
+    return [section for section in sections if section.tables[0].rows]
+
+
+def _accounting(result: DemoResult) -> Section:
+    lines = [(line.kind, line.reason, line.trick, line.expected, line.counted) for line in result.accounting]
+    lines += [("all", "", "", *_sums(result))] if lines else []
+    rows = tuple(
+        (
+            kind.replace("_", " "),
+            reason.replace("_", " "),
+            trick,
+            f"{expected}",
+            f"{counted}",
+            _mark(expected == counted),
+        )
+        for kind, reason, trick, expected, counted in lines
+    )
+    headings = ("class", "reason", "damaged on purpose", "expected", "counted", "")
+    text = "Expected: by the producer's own list of acknowledged messages. Counted: in the manifest of the raw store."
+    return Section("Outcomes of all (event, run) pairs", text, Table(headings, rows, words=3))
+
+
+def _spans(result: DemoResult) -> Section:
+    rows = []
+    for line in result.spans:
+        version = f"{line.span}" + (f" v{line.version}" if line.version > 1 else "")
+        texts = (_counts(line.classes), _counts(line.excluded))
+        rows.append((line.dataset, *texts, version, *(f"{line.splits.get(split, 0)}" for split in _SPLITS)))
+    headings = ("data set", "classes", "excluded", "span", *_SPLITS)
+    return Section("Spans", Table(headings, tuple(rows), words=3))
+
+
+def _models(result: DemoResult) -> Section:
+    rows = []
+    for number, refresh in _numbered(result.refreshes):
+        metrics = refresh.metrics
+        evaluation = metrics.evaluation
+        accuracy = evaluation.accuracy
+        decision = f"pushed as v{refresh.version}" if refresh.version else f"rejected: {'; '.join(refresh.reasons)}"
+        rows.append(
+            (
+                refresh.model,
+                decision,
+                f"{number}",
+                f"{evaluation.trained_on}",
+                f"{evaluation.runs}",
+                f"{_percent(accuracy)} ({_interval(accuracy)})",
+                _percent(metrics.champion.accuracy if metrics.champion else None),
+                _percent(evaluation.base_rate),
+                _percent(next(iter(metrics.baselines.values()), None)),
+            )
+        )
+    headings = ("model", "decision", "refresh", "trained", "tested", "accuracy", "champion", "base rate", "one number")
+    table = Table(headings, tuple(rows), words=2)
+    return Section("Models, on held-out runs", one_number_line(result), table, _accuracy_plot(result) if rows else None)
+
+
+def _accuracy_plot(result: DemoResult) -> Plot:
+    from ciml.reports.drawing import Estimate
+    from ciml.reports.experiments.plots import bars_plot
+    from ciml.reports.experiments.views import ALONE, Bar
+
+    bars = []
+    for number, refresh in _numbered(result.refreshes):
+        evaluation = refresh.metrics.evaluation
+        accuracy = evaluation.accuracy
+        baselines = {"base rate": evaluation.base_rate.value}
+        baselines |= {f"{name}{ALONE}": share.value for name, share in refresh.metrics.baselines.items()}
+        estimate = Estimate(accuracy.value, accuracy.low, accuracy.high)
+        bars.append(Bar(f"{refresh.model} {number}", estimate, evaluation.runs, baselines))
+    caption = "A mark is a baseline on the same runs: the commonest class in training, or one number of a run."
+    return bars_plot("refreshes", "Accuracy on held-out runs, by refresh", caption, "accuracy (%)", [("", bars)])
+
+
+def _numbered(refreshes: list[Refresh]) -> Iterator[tuple[int, Refresh]]:
+    """Yield each refresh with its number among those of its model, from 1."""
+    numbers: Counter[str] = Counter()
+    for refresh in refreshes:
+        numbers[refresh.model] += 1
+        yield numbers[refresh.model], refresh
+
+
+def _predictions(result: DemoResult) -> Section:
+    rows = []
+    for line in result.predictions:
+        versions = _counts({f"v{version}": count for version, count in line.by_version.items()})
+        numbers = (sum(line.by_version.values()), line.untrusted, line.p50_ms, line.p99_ms)
+        rows.append((line.model, versions, *(f"{number:,.0f}" for number in numbers)))
+    headings = ("model", "by version", "all", "of untrusted", "p50 ms", "p99 ms")
+    text = "Latency is the time from the announcement of a run to its stored prediction."
+    return Section("Predictions", text, Table(headings, tuple(rows), words=2))
+
+
+def _answers(result: DemoResult) -> Section:
+    rows = []
+    for line in result.answers:
+        verdict = line.verdict if line.probability is None else f"{line.verdict}, {100 * line.probability:.1f} %"
+        message = f"no message: {line.silent}" if line.took_s is None else f"{line.took_s:.1f} s"
+        rows.append((line.change, line.job, line.outcome, line.cause, verdict, message))
+    headings = ("change", "job", "outcome", "recorded cause", "verdict", "message after")
+    text = "Failed runs that no training has seen, each on its own change of a real Gerrit." if rows else ""
+    return Section("Answers on changes", text, Table(headings, tuple(rows), words=6))
+
+
+def _sums(result: DemoResult) -> tuple[int, int]:
+    return sum(line.expected for line in result.accounting), sum(line.counted for line in result.accounting)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts.items())
+
+
+def _mark(passed: bool) -> str:
+    return "✓" if passed else "✗"
+
+
+def _percent(share: Share | None) -> str:
+    return "–" if share is None else f"{100 * share.value:.1f} %"
+
+
+def _interval(share: Share) -> str:
+    return f"{100 * share.low:.1f}–{100 * share.high:.1f}"

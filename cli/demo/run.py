@@ -157,12 +157,12 @@ class Demo:
 
     @property
     def kafka_option(self) -> tuple[str, str]:
-        """The option that names the demo's broker to a command."""
+        """The option that points a command to the demo's broker."""
         return "--kafka", self.engines.kafka
 
     @property
     def data_option(self) -> tuple[str, str]:
-        """The option that names the demo's data root to a command."""
+        """The option that points a command to the demo's data root."""
         return "--data-path", self.data.url
 
 

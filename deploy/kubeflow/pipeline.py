@@ -123,7 +123,7 @@ def evaluate(dataset: str, experiments: list, data_path: str, comparison: dsl.Ou
     """Compare experiments on the same held-out runs.
 
     Returns:
-      the most accurate one, that with the higher F1 of equal ones, and its accuracy.
+      the name of the most accurate experiment, with ties broken by F1, and its accuracy.
     """
     import json
 

@@ -14,7 +14,7 @@ from msgspec import field
 
 from ciml.errors import CimlError
 from ciml.extras import require
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.secret_manager import check_secret_name
 from ciml.settings import Settings
 from ciml.transforms.fetch.policy import FetchPolicy

@@ -18,7 +18,7 @@ from ciml.digest import canonical_json
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.events.payloads import offload_payloads
 from ciml.events.records import Batch, OffsetRange, Outcome, facts_of_row, rows_of
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica

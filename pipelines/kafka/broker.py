@@ -14,8 +14,8 @@ from confluent_kafka.admin import NewTopic, OffsetSpec
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import SOON, NoTopicError, admin, as_engine_error, is_refused
-from ciml.kafka.options import KafkaOptions
 from ciml.manifest.coverage import OTHER_TOPIC, check_topic_id
 from ciml.pipelines.processes import Shared
 

@@ -16,8 +16,8 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from ciml.digest import sha256_json
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import Message
+from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import NoTopicError, as_engine_error
-from ciml.kafka.options import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.pipelines.kafka.broker import is_mock, list_topic, make_topic, topic_of
 from ciml.pipelines.kafka.reader import Reader

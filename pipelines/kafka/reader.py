@@ -19,8 +19,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.payloads import UNREADABLE_HEADERS
 from ciml.events.records import Message
+from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.kafka.connect import NO_TOPIC, TRANSIENT, as_engine_error, make_client
-from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.limits import LATEST_US, MAX_MESSAGE_HEADERS
 from ciml.pipelines.kafka.broker import check_topic
 from ciml.pipelines.kafka.plan import PartitionRead

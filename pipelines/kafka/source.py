@@ -28,7 +28,7 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 
 from ciml.errors import EngineError
 from ciml.events.records import Batch, Message, OffsetRange
-from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.manifest.coverage import RangeSet
 from ciml.pipelines.kafka.broker import check_topic, end_of
 from ciml.pipelines.kafka.plan import PartitionRead
@@ -48,7 +48,7 @@ _partition = attrgetter("partition")
 
 
 class ReadFromKafka(beam.PTransform):
-    """Batches of messages of the partitions of `plan`; an unbounded read includes partitions added later.
+    """Reads batches of messages from the partitions in a `plan`; an unbounded read includes partitions added later.
 
     Raises:
       EngineError: without partitions, since an empty pipeline would look like an idle topic.

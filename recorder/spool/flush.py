@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Literal
 
 from ciml.errors import CimlError, EngineError
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_SPOOL_BYTES
 from ciml.recorder.producer import Sender
 from ciml.recorder.settings import Settings, report

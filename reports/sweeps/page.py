@@ -261,7 +261,7 @@ def _heat_plot(swept: Swept, across: Axis, down: Axis, number: int) -> Plot:
 
 
 def time_plot(swept: Swept) -> Plot:
-    """Plot the training time and the value of each trial."""
+    """Plot the metric of each trial against its training time."""
     trials = [trial for trial in swept.outcomes if trial.seconds > 0 and trial.value is not None]
     total_s = sum(trial.seconds for trial in trials)
     pruned = [trial for trial in trials if trial.state == "pruned"]

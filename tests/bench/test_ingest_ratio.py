@@ -48,8 +48,8 @@ def scene(kafka: str) -> Iterator[Scene]:
     from confluent_kafka import Producer
 
     from ciml.engines.processes import free_ports
+    from ciml.kafka import KafkaOptions
     from ciml.kafka.connect import admin
-    from ciml.kafka.options import KafkaOptions
     from ciml.pipelines.kafka.broker import make_topic
 
     port = free_ports(1)[0]
@@ -96,7 +96,7 @@ def direct(scene: Scene, folder: Path) -> float:
 
 
 def config(scene: Scene, folder: Path) -> Any:
-    from ciml.kafka.options import KafkaOptions
+    from ciml.kafka import KafkaOptions
     from ciml.pipelines.ingest.committer import IngestConfig
 
     # Runs are not announced here: the loop announces nothing either.

@@ -28,7 +28,7 @@ import pytest
 from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.engines import Engines, cluster_parts
 from ciml.errors import EngineError
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.flink import jobs as flink_rest
 from ciml.pipelines.flink.jobs import RestJob, list_flink_jobs
 from ciml.pipelines.flink.submit import FlinkJob, flink_options

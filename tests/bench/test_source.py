@@ -58,8 +58,8 @@ def messages(kafka: str) -> Iterator[tuple[str, str]]:
     """(broker, topic) with the messages in one partition."""
     from confluent_kafka import Producer
 
+    from ciml.kafka import KafkaOptions
     from ciml.kafka.connect import admin
-    from ciml.kafka.options import KafkaOptions
     from ciml.pipelines.kafka.broker import make_topic
 
     topic = f"bench-{time.time_ns()}"
@@ -102,7 +102,7 @@ def micro_batches(broker: str, topic: str) -> float:
     """One bounded pipeline; s from its first batch to its end."""
     import apache_beam as beam
 
-    from ciml.kafka.options import KafkaOptions
+    from ciml.kafka import KafkaOptions
     from ciml.pipelines.flink.submit import run_here
     from ciml.pipelines.kafka.broker import list_topic
     from ciml.pipelines.kafka.plan import plan
@@ -154,7 +154,7 @@ def flink_seconds(broker: str, topic: str, endpoint: str) -> tuple[float, float]
     """(s from the first batch to the last, s from the submission to the first batch)."""
     import apache_beam as beam
 
-    from ciml.kafka.options import KafkaOptions
+    from ciml.kafka import KafkaOptions
     from ciml.pipelines.flink.submit import FlinkJob, flink_options
     from ciml.pipelines.kafka.broker import list_topic
     from ciml.pipelines.kafka.plan import plan

@@ -52,7 +52,7 @@ def test_a_command_without_data_path_is_wrong_use() -> None:
 
 
 def test_every_data_path_accepts_that_of_the_group() -> None:
-    from ciml.cli.kinds import DataPathOption
+    from ciml.cli.options import DataPathOption
     from tests.cli.test_help import ALL
 
     options = [

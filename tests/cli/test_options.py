@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ciml.cli.command import make_command
-from ciml.cli.kinds import EngineChoice
+from ciml.cli.options import EngineChoice
 from ciml.engines import EngineState, state
 from ciml.engines.kafka import MOCK
 from ciml.errors import CimlError

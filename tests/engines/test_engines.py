@@ -16,7 +16,7 @@ import pytest
 from ciml import engines
 from ciml.engines import processes, state
 from ciml.errors import CimlError, EngineError
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.kafka.broker import is_mock
 from ciml.storage import open_store
 

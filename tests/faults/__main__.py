@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ciml.cli.kinds import Duration
+from ciml.cli.options import Duration
 from tests.faults import report, results, rows
 from tests.faults.children import ROOT
 from tests.faults.playing import KEPT, keep_folder, play

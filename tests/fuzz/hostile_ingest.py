@@ -34,7 +34,7 @@ from ciml.errors import RejectedInput
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts, records_of
 from ciml.events.run_id import RunId
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_LOG_BYTES, SETTLE_PEAK_BYTES
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.kafka.broker import list_topic

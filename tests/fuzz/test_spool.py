@@ -16,7 +16,7 @@ from ciml.errors import EngineError, RejectedInput
 from ciml.events import samples
 from ciml.events.cloudevents import decode_message
 from ciml.events.records import Message, RunFacts
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.recorder.producer import Sender
 from ciml.recorder.settings import Settings
 from ciml.recorder.spool.flush import FACTS, UNSEALED, Leftovers, send_leftovers

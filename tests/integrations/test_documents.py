@@ -9,14 +9,13 @@ from types import ModuleType
 import pytest
 
 from ciml.events.outcomes import NEVER_RAN, TASK_RUN_REASONS, normal_word, outcome_of
-from ciml.integrations import cloudevents, jenkins, tekton
+from ciml.integrations import cloudevents, jenkins, tekton, zuul
 from ciml.integrations.adapter import NOTHING
 from ciml.integrations.gerrit import adapter as gerrit
 from ciml.integrations.github import adapter as github
 from ciml.integrations.github.adapter import EVENT
 from ciml.integrations.gitlab import adapter as gitlab
 from ciml.integrations.registry import adapters
-from ciml.integrations.zuul import adapter as zuul
 
 PAGE_ROOT = Path(__file__).parents[2]
 PAGE = (PAGE_ROOT / "docs" / "adapters.md").read_text()

@@ -8,8 +8,8 @@ import pytest
 
 from ciml.errors import RejectedInput
 from ciml.events.records import Batch, Message, OffsetRange
+from ciml.integrations import zuul
 from ciml.integrations.adapter import Delivery
-from ciml.integrations.zuul import adapter
 from ciml.transforms.ingest.decode import decode
 from tests.integrations import samples
 from tests.integrations.deliveries import event_of
@@ -95,13 +95,13 @@ def test_a_build_that_never_started_has_the_time_at_which_zuul_decided_so() -> N
 @pytest.mark.parametrize("name", ["check-start", "gate-start"])
 def test_a_start_names_no_build(name: str) -> None:
     event = event_of("zuul", delivery(samples.zuul(name)))
-    assert (event.run_facts, event.type, event.ignored) == ((), "start", adapter.NOT_STARTED)
+    assert (event.run_facts, event.type, event.ignored) == ((), "start", zuul.NOT_STARTED)
 
 
 @pytest.mark.parametrize("action", ["enqueue", "merge-conflict", "config-error", "no-jobs", "dequeue"])
 def test_a_report_without_builds_is_ignored(action: str) -> None:
     event = event_of("zuul", delivery(zuul_message(action=action, buildset={"result": None})))
-    assert (event.id, event.ignored) == (f"s1/{action}", adapter.NO_BUILD)
+    assert (event.id, event.ignored) == (f"s1/{action}", zuul.NO_BUILD)
 
 
 def test_a_merger_of_old_has_no_buildset_yet() -> None:
@@ -271,7 +271,7 @@ def test_ingest_settles_the_builds_of_a_real_check() -> None:
     from ciml.integrations.registry import delivered, read_event
 
     body = delivery(samples.zuul("check-failure")).body
-    value, headers = delivered(adapter.ADAPTER, "zuul", body, {"topic": "zuul/demo"}, "mqtt-user")
+    value, headers = delivered(zuul.ADAPTER, "zuul", body, {"topic": "zuul/demo"}, "mqtt-user")
     batch = decode(
         Batch(OffsetRange("ci-events", "", 0, 0, 1), [Message(0, value, tuple(headers))]), read_event=read_event
     )
@@ -289,5 +289,5 @@ def test_ingest_settles_the_builds_of_a_real_check() -> None:
 
 
 def test_a_topic_is_passed_on() -> None:
-    assert adapter.ADAPTER.headers == ("topic",)
+    assert zuul.ADAPTER.headers == ("topic",)
     assert event_of("zuul", Delivery(delivery(samples.zuul("gate-success")).body, {"topic": "t"})).run_facts

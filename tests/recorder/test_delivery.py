@@ -14,7 +14,7 @@ from ciml import engines
 from ciml.events.cloudevents import FINISHED, STARTED, Event, decode_message
 from ciml.events.records import Message
 from ciml.events.samples import End, Samples, decode, to_table
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.recorder.sampler import find_dool
 from ciml.transforms.fetch.policy import FetchPolicy

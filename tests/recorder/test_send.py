@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ciml.errors import CimlError
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.recorder.settings import Settings, WhoseBroker
 from ciml.recorder.spool.flush import by_command
 from ciml.recorder.spool.folder import open_private

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_RECORDER_LOG_BYTES, MAX_RECORDING_LOG_BYTES, MAX_SPOOL_BYTES, MAX_SPOOL_ENTRIES, MIB
 from ciml.recorder.settings import Settings
 from ciml.recorder.spool.flush import FACTS, by_command

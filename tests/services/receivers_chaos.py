@@ -27,7 +27,7 @@ from ciml.engines.processes import python_environment
 from ciml.events.updates import PARTLY_APPROVED
 from ciml.integrations.gerrit.session import keys_of
 from ciml.integrations.registry import read_event
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService

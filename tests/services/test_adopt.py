@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from ciml.cli.commands.operate.streams import topics
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.feedback import FeedbackConfig
 from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.kafka.broker import Listing, list_topic

@@ -16,8 +16,8 @@ from ciml import engines
 from ciml.data_root import DataRoot
 from ciml.engines import processes
 from ciml.errors import CimlError, EngineError
+from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import admin
-from ciml.kafka.options import KafkaOptions
 from ciml.services.files import ServiceFiles, StartOptions, bound_log
 from tests.pipelines.ingest.ingesting import account, need_real
 from tests.pipelines.ingest.scenario import send

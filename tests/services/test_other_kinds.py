@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.live import LiveConfig
 from ciml.serving.predict.log import read_predictions
 from ciml.serving.registry import Registry

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ciml.errors import EngineError
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.ingest.committer import IngestConfig, committer
 from ciml.services.decide import JobStatus, Limits, Wanted
 from ciml.services.ingest import IngestService

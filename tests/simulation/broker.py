@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Message
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.manifest.coverage import check_topic_id
 from ciml.pipelines.kafka.broker import Ends, Listing
 from tests.simulation.chaos import Chaos

@@ -9,8 +9,8 @@ from typing import Any
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 
 from ciml.events.records import Batch
+from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.kafka.connect import admin, make_client
-from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.pipelines.kafka import source as kafka
 from ciml.pipelines.kafka.broker import check_topic, end_of
 from ciml.pipelines.kafka.plan import PartitionRead

@@ -13,11 +13,11 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError, NoTrainingDataError, UnknownEstimatorError
 from ciml.events.outcomes import CAUSE
 from ciml.progress import Progress
+from ciml.tensorflow import seeded
 from ciml.training.estimators import boosted, networks, scikit
 from ciml.training.estimators.base import Fitted, Rows, Watch
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
-from ciml.training.runtime import seeded
 
 __all__ = [
     "ESTIMATORS",

@@ -224,7 +224,7 @@ def _tasks(column: _Column) -> Iterator[np.ndarray]:
 def _ticks(column: _Column) -> Iterator[np.ndarray]:
     """Yield by number of clock ticks a second how many percentages are multiples of 100 / ticks beyond chance.
 
-    NaN for a column that is not a percentage.
+    The value is NaN for runs in which the column exceeds 100 and so is not a percentage.
     """
     counted = column.own & (column.values > 0.5)
     counts = np.maximum(counted.sum(axis=1), 1)

@@ -21,10 +21,9 @@ import numpy as np
 
 from ciml.errors import CimlError, NoTrainingDataError
 from ciml.progress import Progress
-from ciml.tensorflow import load_tensorflow
+from ciml.tensorflow import keras, load_tensorflow
 from ciml.training.estimators.base import Rows, Watch, class_weights
 from ciml.training.experiment import Experiment
-from ciml.training.runtime import keras
 
 #: Runs that are predicted at once.
 _PREDICTION_BATCH = 1024

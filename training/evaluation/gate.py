@@ -177,7 +177,7 @@ def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy) -> _Chec
 
 
 def _check_baselines(baselines: Any, policy: GatePolicy) -> Iterator[_Check]:
-    """Check each number against the candidate.
+    """Compare the candidate with each one-number baseline.
 
     It fails if a number alone predicts better with confidence, or may predict better by more than the tolerance.
     """

@@ -152,7 +152,7 @@ def check_normalisation(store: Store, name: str) -> None:
 
 
 def propose(sweep: Sweep, question: int, past: Sequence[Outcome]) -> dict[str, Value]:
-    """Propose the next parameters with optuna's TPE. Deterministic.
+    """Propose the next parameters with Optuna's TPE sampler. Deterministic.
 
     Args:
       sweep: its axes and seed.
@@ -396,7 +396,7 @@ def read_baseline(store: Store, question: int) -> dict[str, Any] | None:
 
 
 def keep_baseline(store: Store, question: int, baselines: Mapping[str, Any]) -> None:
-    """Store the one-number baselines of a question once."""
+    """Store the one-number baselines of a question unless they are already stored."""
     store.create(f"baselines/{question}.json", seal(canonical_json(baselines)))
 
 

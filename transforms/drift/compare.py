@@ -1,7 +1,7 @@
 """Compare two sets of examples; the report has findings for people and programs, and their numbers.
 
 Features are compared in *slices* of the runs, weighted so that a changed mix of runs has no effect
-(`ciml.transforms.drift.detect`). The mix itself is compared by `ciml.transforms.drift.counts`.
+(`ciml.transforms.drift.detect`). `ciml.transforms.drift.counts` compares the mix itself.
 """
 
 from __future__ import annotations

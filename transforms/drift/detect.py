@@ -407,7 +407,7 @@ def _quantile_ratios(values: np.ndarray, before: np.ndarray, after: np.ndarray) 
 
 
 def _distance(values: np.ndarray, before: np.ndarray, after: np.ndarray, factor: float) -> float:
-    """Return the KS distance of ``before`` times ``factor`` from ``after``; values within the slack are equal."""
+    """Return the KS distance of ``before``, scaled by ``factor``, to ``after``; values within the slack are equal."""
     scaled = values * factor
     return max(_excess(scaled, before, values, after), _excess(values, after, scaled, before))
 

@@ -1,4 +1,4 @@
-"""Examples: telemetry downsampled to windows, one row a run, split by a keyed hash, sealed in spans.
+"""Examples: telemetry downsampled to windows, one row per run, split by a keyed hash, sealed in spans.
 
 Uses a definition of `ciml.datasets`. It normalises nothing: tf.Transform does, in `training`.
 """

@@ -25,7 +25,7 @@ _TIME = pa.timestamp("us", tz="UTC")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
-    """The windows of n runs, without padding, or their aggregations.
+    """The windows of n runs, or the aggregations of these windows, without padding.
 
     Attributes:
       values: float32 [W, F], the runs' windows one after another, in order of time.

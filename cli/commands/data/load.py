@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ciml.cli.command import make_command
-from ciml.cli.kinds import assignments
-from ciml.cli.options import Json, NewData, S3Environment
+from ciml.cli.options import Json, NewData, S3Environment, assignments
 from ciml.cli.output import print_table
 from ciml.cli.running import stop_on_signals
 from ciml.errors import CimlError

@@ -11,8 +11,7 @@ import click
 import msgspec
 
 from ciml.cli.command import DefaultGroup, make_command
-from ciml.cli.kinds import DAY
-from ciml.cli.options import Data, Json, JsonLines
+from ciml.cli.options import DAY, Data, Json, JsonLines
 from ciml.cli.output import print_table, print_warnings
 from ciml.errors import IntegrityError, UnknownRunError
 from ciml.options import argument, flag, option, repeated

@@ -103,7 +103,7 @@ def try_command(options: TryOptions) -> int:
 def try_delivery(system: str, source: str, delivery: Delivery) -> dict[str, Any]:
     """Return what ingest makes of a delivery, as JSON: ``event``, ``runs``, ``updates``, ``ignored``, ``dead_letter``.
 
-    A run has its ``facts`` and one of ``log`` (the address that is fetched), ``ignored`` and ``dead_letter``.
+    Each run has ``facts`` and exactly one of ``log`` (the address to fetch), ``ignored`` or ``dead_letter``.
     """
     from ciml.errors import RejectedInput
     from ciml.events.records import Batch, Message, OffsetRange

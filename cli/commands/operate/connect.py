@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ciml.cli.command import make_command
-from ciml.cli.kinds import ask
+from ciml.cli.options import ask
 from ciml.errors import CimlError
 from ciml.integrations.connect import (
     GerritOptions,

@@ -146,7 +146,7 @@ def run_facts(options: RecordOptions) -> RunFacts:
 
 
 def _absolute(folder: str | None) -> str:
-    """Return the absolute path of a folder; a URL stays as it is, and None is ""."""
+    """Return the absolute path of a folder, a URL unchanged, or "" for None."""
     if not folder:
         return ""
     return folder if "://" in folder else os.path.abspath(folder)

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from ciml.cli.command import DefaultGroup, make_command
-from ciml.cli.kinds import HERE
-from ciml.cli.options import NewData
+from ciml.cli.options import HERE, NewData
 from ciml.cli.running import Running
 from ciml.errors import CimlError
 from ciml.options import BrokerOptions, argument, flag, option
 from ciml.services.options import IngestOptions, LiveOptions  # `make_command` reads the annotations
 
 if TYPE_CHECKING:
-    from ciml.kafka.options import KafkaOptions
+    from ciml.kafka import KafkaOptions
     from ciml.services.decide import ServiceProgress
 
 #: Commands of earlier versions, and the present ones.

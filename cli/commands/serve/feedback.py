@@ -126,8 +126,8 @@ class MuteOptions(Data):
 def mute(options: MuteOptions) -> None:
     """Send no more messages to a project.
 
-    PROJECT is a name or a glob. It takes effect at once, also in a running service: new verdicts are counted as
-    muted_project, messages that wait become muted. Messages that were sent stay.
+    PROJECT is a name or a glob. Muting takes effect immediately, even in a running service: new verdicts are counted as
+    muted_project, and pending messages are closed as muted. Messages that were sent stay.
 
     \b
     Example:

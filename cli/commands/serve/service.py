@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.cli.command import command_of, make_command
-from ciml.cli.kinds import MINUTE, home_of
-from ciml.cli.options import Json
+from ciml.cli.options import MINUTE, Json, home_of
 from ciml.cli.running import Foreground, OnEngine
 from ciml.errors import CimlError
 from ciml.options import Options, argument, flag, option

@@ -8,8 +8,8 @@ from typing import Any
 from openlineage.client.serde import Serde
 
 from ciml.data_root import DataRoot
+from ciml.lineage import Lineage, StepEvent
 from ciml.lineage.openlineage import run_event
-from ciml.lineage.steps import Lineage, StepEvent
 from tests.ciml.lineage.model import fault
 
 

@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 
+from ciml import lineage as emitter
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from ciml.lineage import emitter
-from ciml.lineage.emitter import Emitter, lineage_of
+from ciml.lineage import OFF, Data, Description, Emitter, Lineage, lineage_of
 from ciml.lineage.openlineage import MAX_COLUMNS, dataset_name
-from ciml.lineage.steps import OFF, Data, Description, Lineage
 from tests.ciml.lineage.model import fault
 from tests.ciml.lineage.recorded import Recorded, checked, names, states, stored
 from tests.messages import published

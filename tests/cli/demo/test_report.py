@@ -10,9 +10,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from ciml.cli.commands.operate.demo import report
-from ciml.cli.demo.report import last_versions, one_number_line, render
-from ciml.cli.demo.result import AccountingLine, Check, DemoResult
+from ciml.cli.demo import report
+from ciml.cli.demo.result import AccountingLine, Check, DemoResult, last_versions, one_number_line, render
 from ciml.errors import CimlError
 from tests.cli.demo.demo_fixture import CLASSES, demo_result, refreshed
 

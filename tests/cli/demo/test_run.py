@@ -14,8 +14,7 @@ from rich.console import Console
 
 from ciml.cli.demo import DemoOptions
 from ciml.cli.demo.processes import Children, Steps
-from ciml.cli.demo.report import show
-from ciml.cli.demo.result import Check, DemoResult
+from ciml.cli.demo.result import Check, DemoResult, show
 from ciml.cli.demo.review import MOST
 from ciml.cli.demo.run import MARK, last_step, make_folder, read_refreshes
 from ciml.engines import processes, state

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.cli.commands.learn.refresh import REJECTED
+from ciml.cli.commands.learn.models import REJECTED
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.services.options import TrainerOptions

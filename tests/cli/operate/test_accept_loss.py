@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.cli.commands.operate.streams import ingest
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real
 from tests.pipelines.kafka.kafka_topics import covered, delete_records, send_starts

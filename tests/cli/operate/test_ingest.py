@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.cli.commands.data.runs import command as runs
-from ciml.cli.kinds import Duration
 from ciml.cli.main import cli
+from ciml.cli.options import Duration
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import LISTS

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.datasets.update import update_dataset
 from ciml.pipelines.live import LiveConfig
 from ciml.transforms.examples.prepare import make_examples

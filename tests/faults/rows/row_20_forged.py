@@ -119,7 +119,7 @@ def trial(seed: int, scene: Scene) -> Verdict:
     verdict, rng = Verdict(), random.Random(seed)
     try:
         from ciml.integrations.config import load_receivers
-        from ciml.kafka.options import KafkaOptions
+        from ciml.kafka import KafkaOptions
         from ciml.services.receivers import WebhooksService
     except ImportError as error:
         verdict.skipped = f"no receiver of webhooks: {error.name}"

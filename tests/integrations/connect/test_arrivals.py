@@ -16,7 +16,7 @@ from confluent_kafka import Producer
 from ciml.data_root import DataRoot
 from ciml.events.records import Message, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.integrations.registry import delivered, find_adapter
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.kafka.broker import make_topic
 from ciml.services.arrivals import REMEDIES, Effect, decode_arrival, effect_of, follow_commits, read_arrivals, remedy

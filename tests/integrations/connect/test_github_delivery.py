@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from ciml.integrations.adapter import Delivery
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.kafka.broker import make_topic
 from tests.integrations import github_samples as github
 from tests.transforms.fetch.certificates import make_certificate

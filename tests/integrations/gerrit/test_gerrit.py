@@ -14,7 +14,7 @@ import pytest
 import ciml.integrations.gerrit.session as module
 from ciml.errors import CimlError
 from ciml.integrations.config import load_receivers
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_STREAM_LINE_BYTES
 from ciml.services.receivers import GerritService
 from tests.integrations.gerrit.samples import CLEO, change, event, person, vote

@@ -24,7 +24,7 @@ from ciml.integrations.config import load_receivers
 from ciml.integrations.mqtt import MqttSession
 from ciml.integrations.producer import DeliveryProducer, ReceiverMetrics
 from ciml.integrations.sessions import Inbox, Lost
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.services.receivers import MqttService, SessionReceiver
 from ciml.services.service import NotReadyError
 from tests.integrations.mqtt.mosquitto import USERS, Mosquitto

@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError
 from ciml.engines.processes import free_ports
 from ciml.errors import CimlError, EngineError
 from ciml.integrations.producer import DeliveryProducer
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES
 from tests.messages import published
 

@@ -12,7 +12,7 @@ import pytest
 from ciml.integrations import sessions
 from ciml.integrations.config import Receivers
 from ciml.integrations.sessions import Inbox, Session
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.services.receivers import SessionReceiver
 from tests.integrations.receivers.kept import running, wait
 

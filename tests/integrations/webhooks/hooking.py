@@ -12,7 +12,7 @@ from typing import Any
 
 from ciml.events.records import Message
 from ciml.integrations.config import load_receivers
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.services.receivers import WebhooksService
 from tests.integrations.webhooks.test_signatures import SECRET, github
 from tests.messages import published

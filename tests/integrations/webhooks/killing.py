@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ciml.data_root import DataRoot
 from ciml.engines.processes import lasting_ports, python_environment
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService

@@ -23,7 +23,7 @@ from ciml.events.cloudevents import finished_event
 from ciml.events.listing import Listing, Reading, open_listing
 from ciml.events.payloads import message_of
 from ciml.events.run_facts import facts_from_listing
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.backfill.plan import Tally
 from ciml.pipelines.backfill.survey import survey

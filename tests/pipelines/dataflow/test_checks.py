@@ -13,7 +13,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.dataflow.job import holds, unpacked
 from ciml.pipelines.dataflow.settings import (
     DataflowSettings,

@@ -17,7 +17,7 @@ from google.auth.credentials import AnonymousCredentials
 
 from ciml import secret_manager
 from ciml.errors import CimlError, EngineError
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.dataflow.worker import parse_environment, prepare
 from ciml.version import __version__
 

@@ -16,7 +16,7 @@ from ciml.datasets.state import SpanVersion
 from ciml.events.cloudevents import finished_event
 from ciml.events.listing import open_listing
 from ciml.events.records import RunFacts
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
 from ciml.pipelines.ingest.committer import IngestConfig

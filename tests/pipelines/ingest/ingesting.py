@@ -13,7 +13,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RawFile
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog, catch_up
 from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.kafka.broker import is_mock

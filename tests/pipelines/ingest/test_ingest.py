@@ -97,7 +97,7 @@ from ciml.data_root import DataRoot
 from ciml.pipelines.flink.submit import FlinkJob, flink_options
 from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.ingest.pipeline import build_ingest
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.kafka.plan import plan
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService

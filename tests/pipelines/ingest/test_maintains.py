@@ -9,7 +9,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.events.records import Batch, OffsetRange
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines import predict, processor

@@ -26,7 +26,7 @@ from ciml.digest import telemetry_digest
 from ciml.events.cloudevents import finished_event
 from ciml.events.listing import open_listing
 from ciml.events.records import Batch, Message, OffsetRange, Outcome, RunFacts
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.flink.submit import run_here
 from ciml.pipelines.ingest.committer import IngestConfig, seal, seal_guarded, unseal

@@ -22,7 +22,7 @@ from ciml.events import cloudevents as events
 from ciml.events.cloudevents import finished_event, run_event
 from ciml.events.listing import open_listing
 from ciml.events.records import Batch, Message, OffsetRange, RunFacts
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.ingest.committer import Committer, committer, render_dead_letters, render_runs

@@ -12,7 +12,7 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
 from ciml.pipelines.ingest.committer import IngestConfig

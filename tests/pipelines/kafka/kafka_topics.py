@@ -5,8 +5,8 @@ from __future__ import annotations
 from ciml.events.cloudevents import STARTED, run_event
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
+from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import admin
-from ciml.kafka.options import KafkaOptions
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.storage import Store
 from tests.pipelines.ingest.ingesting import account, wait_for

@@ -8,7 +8,7 @@ import pytest
 
 from ciml.engines.processes import free_ports
 from ciml.errors import EngineError
-from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.reader import read_range
 from tests.pipelines.kafka.kafka_topics import send_starts

@@ -16,7 +16,7 @@ from ciml.data_root import DataRoot
 from ciml.events.cloudevents import decode_message, finished_event
 from ciml.events.payloads import UNREADABLE_HEADERS
 from ciml.events.records import Message
-from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.manifest.log import Delta
 from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.kafka.broker import list_topic, make_topic

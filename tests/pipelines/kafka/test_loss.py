@@ -12,8 +12,8 @@ from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRest
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome
+from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.kafka.connect import NoTopicError, admin
-from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor, accept_losses, committer, seal
 from ciml.pipelines.kafka.broker import Ends, TopicEnds, check_topic, list_again, list_topic, make_topic
 from ciml.pipelines.kafka.plan import PartitionRead, plan

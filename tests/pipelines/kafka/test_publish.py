@@ -9,7 +9,7 @@ import pytest
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.ingest.committer import Committer, render_runs
 from ciml.pipelines.kafka.publish import LOG, VERSION, Projection
 from ciml.storage import open_store

@@ -14,7 +14,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
-from ciml.kafka.options import KafkaOptions, read_properties
+from ciml.kafka import KafkaOptions, read_properties
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
 from ciml.pipelines.kafka.broker import list_topic, make_topic
 from ciml.pipelines.kafka.reader import Reader, close_readers

@@ -13,7 +13,7 @@ from apache_beam.utils.timestamp import Duration
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
-from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.pipelines.kafka.broker import Listing, list_topic, make_topic
 from ciml.pipelines.kafka.plan import PartitionRead, expired_offsets, is_older, plan
 from ciml.pipelines.kafka.reader import borrow, close_readers

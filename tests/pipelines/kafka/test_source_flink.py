@@ -11,8 +11,8 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
+from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.kafka.connect import admin
-from ciml.kafka.options import KafkaOptions, ReadOptions
 from ciml.pipelines.flink import jobs as flink_jobs
 from ciml.pipelines.flink import jobs as flink_rest
 from ciml.pipelines.flink.submit import FlinkJob, flink_options

@@ -14,7 +14,7 @@ import pyarrow as pa
 from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.events.records import RunFacts
 from ciml.events.samples import End, Samples, encode
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.pipelines.kafka.reader import Reader
 from ciml.pipelines.live import LiveConfig

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from ciml.events.samples import End, Samples
-from ciml.kafka.options import KafkaOptions, ReadOptions
+from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.pipelines.flink import jobs as flink_rest
 from ciml.pipelines.flink.jobs import list_flink_jobs
 from ciml.pipelines.flink.submit import FlinkJob, flink_options

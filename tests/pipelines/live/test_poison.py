@@ -11,7 +11,7 @@ import pytest
 
 import ciml.pipelines.live
 from ciml.events.samples import End, Samples, encode
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.live import KeepRun, LiveConfig
 from ciml.services.driver import drive
 from ciml.services.live import LiveService

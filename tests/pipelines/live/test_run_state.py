@@ -14,7 +14,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.utils.timestamp import Timestamp
 
 from ciml.errors import CimlError
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.manifest.coverage import RangeSet
 from ciml.pipelines.live import KeepRun, LiveConfig, RunCache, ToSend
 from ciml.transforms.live.samples import LivePolicy, Part, RunState, Wake, pack, part_of

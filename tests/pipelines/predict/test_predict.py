@@ -16,7 +16,7 @@ import pytest
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Message, OffsetRange
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.manifest.id_index import IdTable, PartFiles
 from ciml.metrics import Board
 from ciml.pipelines import predict as predict_module

@@ -14,7 +14,7 @@ import pytest
 
 from ciml.errors import EngineError
 from ciml.events.records import OffsetRange
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
 from ciml.metrics import Board

@@ -12,7 +12,7 @@ import orjson
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 from ciml.events.records import Message, OffsetRange
-from ciml.kafka.options import KafkaOptions
+from ciml.kafka import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.replica import LogReplica
 from ciml.pipelines.feedback import FeedbackConfig, FeedbackProcessor, Judge, feedback_replica

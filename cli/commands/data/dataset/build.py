@@ -1,4 +1,4 @@
-"""``ciml dataset build`` (``ciml-build-dataset`` in the talk): a data set from runs, or from a listing."""
+"""``ciml dataset build`` (``ciml-build-dataset`` in the talk): build a data set from runs or from a listing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import click
 from ciml.cli.command import command_of, make_command
 from ciml.cli.commands.data.dataset.text import contents, warn_of_padding
 from ciml.cli.dataflow import require_s3
-from ciml.cli.kinds import Windows, assignments, require_data
-from ciml.cli.options import S3Environment, TargetData
+from ciml.cli.options import S3Environment, TargetData, Windows, assignments, require_data
 from ciml.cli.output import print_warnings, progress_bar
 from ciml.cli.running import Batch, collecting_rarely, processors
 from ciml.errors import CimlError

@@ -1,7 +1,7 @@
-"""Zuul: the messages of its MQTT reporter, one for each report on an item, with all its builds and retried builds.
+"""Zuul: the adapter of its MQTT reporter's messages, and the text of ``ciml connect zuul``.
 
-A build's fault costs that build alone, so the fields of a build are passed on unchecked; `ciml.integrations.registry`
-checks them run by run.
+Zuul sends a message for each report on an item, with all its builds and retried builds. A build's fault costs that
+build alone, so the fields of a build are passed on unchecked; `ciml.integrations.registry` checks them run by run.
 """
 
 from __future__ import annotations

@@ -1,1 +1,0 @@
-"""Zuul: the adapter of its messages, and the text of ``ciml connect zuul``."""
