@@ -23,8 +23,8 @@ from ciml.events.cloudevents import PHASES, open_cloudevent
 from ciml.events.fields import kind_of
 from ciml.events.records import Phase
 from ciml.events.redaction import shown
+from ciml.events.reviews import PARTLY_APPROVED
 from ciml.events.run_id import bounded_id
-from ciml.events.updates import PARTLY_APPROVED
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
 from ciml.integrations.fields import address, filled, joined, maybe, moment, needed, objects, phases, value, word
 from ciml.limits import MAX_EVENT_RUNS

@@ -23,7 +23,8 @@ from ciml.events.records import (
     RunFacts,
     lists_of,
 )
-from ciml.events.updates import Statement, merge_statements, statements_of
+from ciml.events.reviews import Statement
+from ciml.events.updates import merge_statements, statements_of
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta

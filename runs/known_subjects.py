@@ -16,15 +16,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ciml.events.records import FactUpdate, RunFacts
-from ciml.events.updates import (
-    Statement,
-    changes_of,
-    join_facts,
-    merge_statements,
-    parent_subjects,
-    statements_of,
-    valid_statements,
-)
+from ciml.events.reviews import Statement, parent_subjects
+from ciml.events.updates import changes_of, join_facts, merge_statements, statements_of, valid_statements
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
 from ciml.manifest.id_maps import Codec, IdMap

@@ -1,7 +1,8 @@
 """Checks of the fields of hostile JSON objects: each field is accepted in one form or rejected.
 
 The functions that read a field take the object, the field's name, and the prefix of the name in errors (``where``).
-They are hand-written, because decoding is a hot path.
+They are hand-written, because decoding is a hot path. They compare types with ``is``, because JSON's true is no number,
+but an `int` in Python.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ciml.errors import RejectedInput
 from ciml.events.redaction import REDACTED, redact_text, shown
 from ciml.limits import EARLIEST_US, LATEST_US, MAX_ID_CHARACTERS, MAX_TEXT_CHARACTERS
 
-#: Most texts of events are short names that recur, so their redacted forms are cached up to this length.
+#: Most texts of events are short names that recur, so the redacted forms of texts up to this length are cached.
 CACHED_CHARACTERS = 64
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
@@ -45,8 +46,10 @@ def text_field(
     value = fields.get(name)
     if value is None:
         return ""
-    if type(value) is str and len(value) <= CACHED_CHARACTERS and (redacted := _redacted(value)) is not None:
-        return redacted
+    if type(value) is str and len(value) <= min(limit, CACHED_CHARACTERS):
+        redacted = _redacted(value)
+        if redacted is not None:
+            return redacted
     return redact_text(raw_text_field(fields, name, where, limit))
 
 
@@ -121,6 +124,7 @@ def time_field(fields: Mapping[str, Any], name: str, where: str = "") -> int | N
     if type(value) is str:
         micros = _parse_iso_time(value, f"{where}{name}")
     elif type(value) is int or type(value) is float:
+        # Tested before rounding, which NaN and infinity fail.
         if not EARLIEST_US <= value * 1_000_000 < LATEST_US:
             raise RejectedInput("bad_time", f"{where}{name}: {value!r:.80} is not epoch seconds of 2000 to 2099")
         micros = round(value * 1_000_000)
@@ -131,15 +135,16 @@ def time_field(fields: Mapping[str, Any], name: str, where: str = "") -> int | N
     return micros
 
 
-def _parse_iso_time(text: str, where: str) -> int:
+def _parse_iso_time(text: str, field: str) -> int:
+    """Return a time as epoch microseconds; ``field`` is the full name of its field, for errors."""
     # Python 3.9 and 3.10 do not read ``Z``; there, at least what `iso_time` writes is read.
     readable = text if sys.version_info >= (3, 11) else text.replace("Z", "+00:00")
     try:
         moment = datetime.fromisoformat(readable)
     except ValueError:
-        raise RejectedInput("bad_time", f"{where}: {shown(text)} is not ISO 8601") from None
+        raise RejectedInput("bad_time", f"{field}: {shown(text)} is not ISO 8601") from None
     if moment.tzinfo is None:
-        raise RejectedInput("bad_time", f"{where}: {shown(text)} has no time zone")
+        raise RejectedInput("bad_time", f"{field}: {shown(text)} has no time zone")
     return (moment - _EPOCH) // _MICROSECOND
 
 
@@ -154,6 +159,7 @@ def is_clean(text: str) -> bool:
     It then has no control or format character (U+202E, U+200D), no lone surrogate, no line separator, and no
     private-use or unassigned character.
     """
+    # Almost every text is printable, which is quick to test. Some printable-looking spaces (U+00A0) are not.
     return text.isprintable() or not any(unicodedata.category(character) in _UNSAFE for character in text)
 
 

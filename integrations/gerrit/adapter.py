@@ -16,7 +16,7 @@ from typing import Any
 
 from ciml.errors import RejectedInput
 from ciml.events.redaction import shown
-from ciml.events.updates import PARTLY_APPROVED, VETOED, merged_subject
+from ciml.events.reviews import PARTLY_APPROVED, VETOED, merged_subject
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, RunUpdate, Said, reading
 from ciml.integrations.fields import (
     change_subjects,

@@ -16,7 +16,7 @@ from typing import Any
 
 from ciml.errors import RejectedInput
 from ciml.events.records import Phase
-from ciml.events.updates import OWN
+from ciml.events.reviews import OWN
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate, Said, reading
 from ciml.integrations.fields import (
     address,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ciml.events.records import OutcomeWord, Phase
-from ciml.events.updates import OWN
+from ciml.events.reviews import OWN
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate, Said, reading
 from ciml.integrations.fields import (
     address,

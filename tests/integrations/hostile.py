@@ -11,8 +11,9 @@ from ciml.errors import RejectedInput
 from ciml.events.cloudevents import REASONS
 from ciml.events.fields import is_clean
 from ciml.events.records import RunFacts
+from ciml.events.reviews import QUALIFIERS
 from ciml.events.run_id import RunId
-from ciml.events.updates import QUALIFIERS, UPDATABLE
+from ciml.events.updates import UPDATABLE
 from ciml.integrations.adapter import Delivery
 from tests.integrations.deliveries import event_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ciml.errors import RejectedInput
-from ciml.events.updates import PARTLY_APPROVED
+from ciml.events.reviews import PARTLY_APPROVED
 from ciml.integrations.gerrit import adapter
 from tests.integrations import samples
 from tests.integrations.deliveries import event_of

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.events.records import Batch, FactUpdate, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
-from ciml.events.updates import PARTLY_APPROVED, join_facts, merge_statements, merged_subject, statements_of
+from ciml.events.reviews import PARTLY_APPROVED, merged_subject
+from ciml.events.updates import join_facts, merge_statements, statements_of
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog, catch_up, commit

@@ -24,7 +24,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from ciml import engines
 from ciml.data_root import DataRoot
 from ciml.engines.processes import python_environment
-from ciml.events.updates import PARTLY_APPROVED
+from ciml.events.reviews import PARTLY_APPROVED
 from ciml.integrations.gerrit.session import keys_of
 from ciml.integrations.registry import read_event
 from ciml.kafka import KafkaOptions

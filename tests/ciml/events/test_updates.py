@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
-from ciml.events import updates as updates_module
+from ciml.events import reviews as reviews_module
 from ciml.events.records import FactUpdate, RunFacts
+from ciml.events.reviews import Statement
 from ciml.events.updates import (
     UPDATABLE,
-    Statement,
     fact_update,
     join_facts,
     merge_statements,
@@ -151,7 +151,7 @@ conditional = st.builds(
 def test_order_and_repetition_change_no_bounded_reviews(
     found: list[tuple[FactUpdate, str]], rng: random.Random
 ) -> None:
-    with patch.object(updates_module, "MAX_REVIEWERS", 2):
+    with patch.object(reviews_module, "MAX_REVIEWERS", 2):
         again = found + rng.choices(found, k=3) if found else []
         rng.shuffle(again)
         half = rng.randint(0, len(again))

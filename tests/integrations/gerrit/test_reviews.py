@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
-from ciml.events.updates import PARTLY_APPROVED, fact_update, merged_subject
+from ciml.events.reviews import PARTLY_APPROVED, merged_subject
+from ciml.events.updates import fact_update
 from ciml.integrations.adapter import Delivery
 from ciml.integrations.gerrit.adapter import ADAPTER
 from ciml.integrations.gerrit.approvals import events_of, seconds
