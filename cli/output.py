@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ciml.events.records import KIND_WORDS
 from ciml.progress import Progress as ProgressCallback
@@ -16,9 +18,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-#: Time between lines of a status elsewhere than on a terminal, seconds.
+Key = TypeVar("Key", bound=Any)
+
+#: Least time between lines of a status elsewhere than on a terminal, seconds.
 _EVERY_S = 5.0
-#: Least width of a table in a file or a pipe, whose width is unknown.
+#: Least width of a table elsewhere than on a terminal, where the width is unknown.
 _WIDTH = 128
 
 
@@ -51,12 +55,13 @@ def print_table(
     """Print a table; nothing in it is markup.
 
     Args:
-      headings: texts.
-      rows: cells. Numbers are at the right; fractions get three digits; None is a dash.
-      title: a line above it.
-      right: headings of further columns at the right.
+      headings: of the columns.
+      rows: the cells: texts, numbers, or None, which is printed as a dash. A column with a number is right-aligned;
+        fractions get three digits.
+      title: a line above the table.
+      right: headings of further columns to right-align.
       last_apart: whether a line separates the last row, such as a sum.
-      console: where to print; None for standard output.
+      console: where to print; None for standard output, at least `_WIDTH` wide elsewhere than on a terminal.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -99,10 +104,10 @@ def bars() -> Iterator[Callable[..., None]]:
     """Show progress bars on a terminal, one for each part of the work; elsewhere nothing.
 
     Yields:
-      A function of (part, number done, total or None if unknown, and perhaps a status).
+      A function of (part, number done, total or None if unknown); on a terminal a fourth text stands after the part.
     """
     if not sys.stderr.isatty():
-        yield no_progress  # and nothing is imported
+        yield no_progress  # without the import of rich
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -125,18 +130,49 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
         yield lambda step, done, total: show(title, done, total)
 
 
+def by_frequency(counts: Mapping[Key, int]) -> list[tuple[Key, int]]:
+    """Return the keys with their counts: the highest count first, equal counts in the order of the keys."""
+    return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+
+
 def counts_text(totals: Mapping[str, int], *always: str) -> str:
-    """Return the totals by kind in words; zeros only of the kinds ``always``."""
+    """Return the totals by kind in words; totals of zero only for the kinds ``always``."""
     return ", ".join(f"{totals[kind]:,} {word}" for kind, word in KIND_WORDS.items() if totals[kind] or kind in always)
 
 
+@dataclass
+class _Status:
+    """The latest line of a status, which may be printed already.
+
+    Attributes:
+      printed_s: `time.monotonic` when a line was last printed; the first line is printed `_EVERY_S` after it.
+    """
+
+    console: Console
+    printed_s: float = -math.inf
+    latest: str = ""
+    printed: str = ""
+
+    def update(self, line: str) -> None:
+        """Replace the latest line, and print it if none was printed in the last `_EVERY_S`."""
+        self.latest = line
+        if time.monotonic() - self.printed_s > _EVERY_S:
+            self.print_latest()
+
+    def print_latest(self) -> None:
+        """Print the latest line unless it is printed already."""
+        if self.latest == self.printed:
+            return
+        self.console.print(self.latest, highlight=False, markup=False, soft_wrap=True)
+        self.printed = self.latest
+        self.printed_s = time.monotonic()
+
+
 @contextmanager
-def status_line(title: str, *, is_long: bool = True) -> Iterator[Callable[[str], None]]:
+def status_line(title: str) -> Iterator[Callable[[str], None]]:
     """Show a status: updated in place on a terminal, elsewhere a line at most every five seconds if it changed.
 
-    Args:
-      title: stands before each text.
-      is_long: whether the first and the last text are always printed; else only those after each five seconds.
+    The last line is always printed.
 
     Yields:
       A function of the text after the title.
@@ -144,46 +180,33 @@ def status_line(title: str, *, is_long: bool = True) -> Iterator[Callable[[str],
     from rich.markup import escape
 
     console = error_console()
-    last = ""
-    printed = ""
-    printed_at = 0.0 if is_long else time.monotonic()
+    status = _Status(console)
+    try:
+        if not console.is_terminal:
+            yield lambda text: status.update(f"{title}: {text}")
+            return
+        with console.status(f"{title}: starting") as spinner:
 
-    def write() -> None:
-        nonlocal printed, printed_at
-        console.print(last, highlight=False, markup=False, soft_wrap=True)
-        printed = last
-        printed_at = time.monotonic()
+            def show(text: str) -> None:
+                status.latest = f"{title}: {text}"
+                spinner.update(escape(status.latest))
 
-    with console.status(f"{title}: starting") if console.is_terminal else nullcontext() as spinner:
-
-        def show(text: str) -> None:
-            nonlocal last
-            last = f"{title}: {text}"
-            if spinner is not None:
-                spinner.update(escape(last))
-            elif last != printed and time.monotonic() - printed_at > _EVERY_S:
-                write()
-
-        try:
             yield show
-        finally:
-            if spinner is not None:
-                spinner.stop()
-            if is_long and last != printed:
-                write()
+    finally:  # after the spinner, which would overwrite the line
+        status.print_latest()
 
 
 @contextmanager
 def counted_bar(title: str, unit: str = "lines") -> Iterator[Callable[[int, int, Mapping[str, int]], None]]:
-    """Show a progress bar with rate and counts by kind; elsewhere than on a terminal a status line.
+    """Show a progress bar with rate and counts by kind; elsewhere than on a terminal a line every five seconds.
 
     Yields:
       A function of the number done, the total and the counts by kind.
     """
-    begun_s = time.monotonic()
+    start_s = time.monotonic()
 
     def text(completed: int, total: int, totals: Mapping[str, int]) -> str:
-        rate = completed / max(time.monotonic() - begun_s, 1e-9)
+        rate = completed / max(time.monotonic() - start_s, 1e-9)
         remaining = f", {(total - completed) / rate:,.0f} s to go" if rate else ""
         return f"{rate:,.0f}/s{remaining}: {counts_text(totals)}"
 
@@ -191,7 +214,7 @@ def counted_bar(title: str, unit: str = "lines") -> Iterator[Callable[[int, int,
         with bars() as update:
             yield lambda completed, total, totals: update(title, completed, total, text(completed, total, totals))
         return
-    with status_line(title, is_long=False) as show:
-        yield lambda completed, total, totals: show(
-            f"{completed:,} of {total:,} {unit}, {text(completed, total, totals)}"
-        )
+    status = _Status(error_console(), start_s)
+    yield lambda completed, total, totals: status.update(
+        f"{title}: {completed:,} of {total:,} {unit}, {text(completed, total, totals)}"
+    )

@@ -21,6 +21,7 @@ from ciml.options import Options, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.pipelines.dataflow.job import Build
+    from ciml.pipelines.dataflow.settings import DataflowSettings
     from ciml.services.decide import ServiceProgress
     from ciml.services.driver import Report
     from ciml.services.options import ServiceOptions
@@ -56,7 +57,7 @@ def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> Ba
     return BatchRunner(name, endpoint)
 
 
-class Batch(DataflowJob):
+class BatchRunning(DataflowJob):
     """How a batch pipeline runs.
 
     Attributes:
@@ -72,20 +73,29 @@ class Batch(DataflowJob):
         """Whether it runs as a job on Dataflow."""
         return self.runner.name == DATAFLOW
 
-    def launch(self, build: Build, name: str, *, work: str, then: str, fetch: FetchPolicy | None = None) -> None:
-        """Write or submit the job on Dataflow, and print what was made.
+    def launch(
+        self,
+        settings: DataflowSettings,
+        build: Build,
+        name: str,
+        *,
+        work: str,
+        then: str,
+        fetch: FetchPolicy | None = None,
+    ) -> None:
+        """Write or submit the job on Dataflow, and print the result.
 
         Args:
+          settings: the result of `settings`, which a command calls first: it rejects invalid options before any work.
           build: adds the transforms to a pipeline.
           name: default name of the job.
-          work: what it does, for people.
-          then: command for afterwards.
-          fetch: the policy of its downloads.
+          work: one line about the work of the job, for people.
+          then: the command to run when the job has ended.
+          fetch: the policy of the job's downloads, whose secrets must not be in the job description.
         """
         from ciml.pipelines.dataflow.job import launch
         from ciml.pipelines.dataflow.settings import secrets_here
 
-        settings = self.settings()
         launched = launch(
             build,
             settings,

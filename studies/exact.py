@@ -120,7 +120,8 @@ def main() -> int:
         data = DataRoot.open(options.data_path or Path(folder, "data"))
         if options.data_path is None:
             backfill(
-                BackfillOptions(data_path=data.url, logs=str(options.logs)).open(), open_listing(str(options.listing))
+                BackfillOptions(data_path=data.url, logs=str(options.logs)).load_config(),
+                open_listing(str(options.listing)),
             )
         for number, text in enumerate(options.sets):
             interval, _, pattern = text.partition(":")

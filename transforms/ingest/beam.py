@@ -66,8 +66,10 @@ class Timing:
         self.observe([time.perf_counter() - start_s], *labels)
 
 
-FETCH = Timing(metric("ciml_telemetry_fetch_seconds"), "telemetry_fetch")
-COMMIT = Timing(metric("ciml_commit_seconds"), "commit")
+_FETCH_SECONDS = metric("ciml_telemetry_fetch_seconds")
+_COMMIT_SECONDS = metric("ciml_commit_seconds")
+FETCH = Timing(_FETCH_SECONDS, "telemetry_fetch")
+COMMIT = Timing(_COMMIT_SECONDS, "commit")
 
 
 class BatchCoder(beam.coders.Coder):

@@ -1,9 +1,9 @@
-"""``ciml adapter``: the adapters of CI systems, and what they make of a delivery."""
+"""``ciml adapter``: list the adapters of CI systems, and show the events that they make of a delivery."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 import click
 
@@ -13,18 +13,21 @@ from ciml.cli.output import print_columns
 from ciml.options import argument, option, repeated
 
 if TYPE_CHECKING:
+    from ciml.events.cloudevents import Event
     from ciml.events.records import FactUpdate, RunFacts
-    from ciml.integrations.adapter import Delivery
+    from ciml.integrations.adapter import Adapter, Delivery
 
 #: Exit code for a delivery that becomes a dead letter.
 _REJECTED = 2
 #: Times in the facts of a run, and the names under which they are printed.
 _TIMES = {"start_us": "start_time", "end_us": "end_time"}
+#: The results of a run, by their keys in JSON: the words for people.
+_RESULT_WORDS = {"log": "its log is fetched", "ignored": "ignored", "dead_letter": "dead letter"}
 
 
 @make_command("list")
 def list_command(options: JsonLines) -> None:
-    """List the adapters, installed ones too.
+    """List the adapters, including those of installed packages.
 
     \b
     Example:
@@ -44,7 +47,8 @@ def _print_adapters(adapters: list[dict[str, Any]]) -> None:
     print_columns([("adapter", "headers", "signature"), *rows])
 
 
-def _headers(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+def _parse_headers(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    """Return the headers of a repeated option by lower-case name; a callback of click."""
     headers: dict[str, str] = {}
     for text in texts:
         name, separator, value = text.partition("=")
@@ -64,13 +68,55 @@ class TryOptions(Json):
 
     system: str = argument()
     file: BinaryIO = argument(kind=click.File("rb"))
-    headers: dict[str, str] = repeated(_headers, metavar="NAME=VALUE")
+    headers: dict[str, str] = repeated(_parse_headers, metavar="NAME=VALUE")
     source: str | None = option(metavar="NAME")
+
+
+class TriedRun(NamedTuple):
+    """A run of a tried delivery.
+
+    Attributes:
+      facts: of the run.
+      result: ingest fetches the log, ignores the run, or stores a dead letter.
+      detail: the address of the log, or the reason.
+    """
+
+    facts: RunFacts
+    result: Literal["log", "ignored", "dead_letter"]
+    detail: str
+
+
+class Trial(NamedTuple):
+    """The result of a tried delivery: either its event and runs, or the reason of the dead letter that it becomes."""
+
+    event: Event | None
+    runs: tuple[TriedRun, ...] = ()
+    dead_letter: str = ""
+
+    @property
+    def has_dead_letter(self) -> bool:
+        """Whether the delivery or a run of it becomes a dead letter."""
+        return bool(self.dead_letter) or any(run.result == "dead_letter" for run in self.runs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return ``event``, ``runs``, ``updates``, ``ignored`` and ``dead_letter``; the last two and the event if any.
+
+        Each run has ``facts`` and exactly one of ``log`` (the address to fetch), ``ignored`` or ``dead_letter``.
+        """
+        runs = [{"facts": _facts_json(run.facts), run.result: run.detail} for run in self.runs]
+        if self.event is None:
+            return {"runs": runs, "updates": [], "dead_letter": self.dead_letter}
+        value = {
+            "event": {"type": self.event.type, "time": _time_text(self.event.time_us)},
+            "runs": runs,
+            "updates": [_update_json(update) for update in self.event.updates],
+        }
+        return value | ({"ignored": self.event.ignored} if self.event.ignored else {})
 
 
 @make_command("try")
 def try_command(options: TryOptions) -> int:
-    """Show what a delivery becomes.
+    """Show the runs and facts of a delivery.
 
     FILE is the raw body that SYSTEM sends, - for standard input. Nothing is stored. The exit code is 2 for a delivery
     that becomes a dead letter.
@@ -87,49 +133,42 @@ def try_command(options: TryOptions) -> int:
 
     adapter = find_adapter(options.system)
     delivery = Delivery(options.file.read(MAX_MESSAGE_BYTES + 1), options.headers, "try")
-    result = try_delivery(options.system, check_source_name(options.source or options.system), delivery)
+    trial = try_delivery(adapter, check_source_name(options.source or options.system), delivery)
 
-    def print_result(result: Mapping[str, Any]) -> None:
-        for line in _result_lines(result):
+    def print_trial(trial: Trial) -> None:
+        for line in _trial_lines(trial):
             click.echo(line)
-        if "dead_letter" in result and (missing := set(adapter.headers) - options.headers.keys()):
-            click.echo(f"The adapter reads headers that were not given: {', '.join(sorted(missing))}; give --header.")
+        missing = sorted(set(adapter.headers) - options.headers.keys())
+        if trial.dead_letter and missing:
+            click.echo(f"The adapter reads headers that were not given: {', '.join(missing)}; give --header.")
 
-    options.show(result, print_result)
-    rejected = "dead_letter" in result or any("dead_letter" in run for run in result["runs"])
-    return _REJECTED if rejected else 0
+    options.show(trial, print_trial, Trial.to_json)
+    return _REJECTED if trial.has_dead_letter else 0
 
 
-def try_delivery(system: str, source: str, delivery: Delivery) -> dict[str, Any]:
-    """Return what ingest makes of a delivery, as JSON: ``event``, ``runs``, ``updates``, ``ignored``, ``dead_letter``.
-
-    Each run has ``facts`` and exactly one of ``log`` (the address to fetch), ``ignored`` or ``dead_letter``.
-    """
+def try_delivery(adapter: Adapter, source: str, delivery: Delivery) -> Trial:
+    """Return the result of an ingest of a delivery whose sender was not proved. Nothing is stored."""
     from ciml.errors import RejectedInput
     from ciml.events.records import Batch, Message, OffsetRange
-    from ciml.integrations.registry import delivered, find_adapter, read_event
+    from ciml.integrations.registry import delivered, read_event
     from ciml.transforms.ingest.decode import decode
 
-    value, named = delivered(find_adapter(system), source, delivery.body, delivery.headers, "", delivery.id)
-    message = Message(0, value, tuple(named))
+    value, headers = delivered(adapter, source, delivery.body, delivery.headers, delivery_id=delivery.id)
+    message = Message(0, value, tuple(headers))
     try:
         event = read_event(message)
     except RejectedInput as rejected:
-        return {"runs": [], "updates": [], "dead_letter": f"{rejected.reason}: {rejected.detail}"}
-    decoded = decode(Batch(OffsetRange("ci-events", "", 0, 0, 1), [message]), read_event=lambda *_: event)
-    runs = [{"facts": _facts_json(outcome.mention), "log": outcome.mention.log_url} for outcome in decoded.pending_runs]
+        return Trial(None, dead_letter=f"{rejected.reason}: {rejected.detail}")
+    # `decode` takes a batch of a partition, and its outcomes lack the event's type and time: it gets the read event.
+    batch = Batch(OffsetRange("ci-events", "", 0, 0, 1), [message])
+    decoded = decode(batch, read_event=lambda *_: event)
+    runs = [TriedRun(pending.mention, "log", pending.mention.log_url) for pending in decoded.pending_runs]
     for outcome in decoded.settled:
-        if outcome.mention is not None:
-            reason = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason
-            runs.append({"facts": _facts_json(outcome.mention), outcome.kind: reason})
-    result: dict[str, Any] = {
-        "event": {"type": event.type, "time": _time_text(event.time_us)},
-        "runs": runs,
-        "updates": [_update_json(update) for update in event.updates],
-    }
-    if event.ignored:
-        result["ignored"] = event.ignored
-    return result
+        if outcome.mention is None:
+            continue  # an ignored event or its updates, which are in the event itself
+        reason = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason
+        runs.append(TriedRun(outcome.mention, "ignored" if outcome.kind == "ignored" else "dead_letter", reason))
+    return Trial(event, tuple(runs))
 
 
 def _update_json(update: FactUpdate) -> dict[str, Any]:
@@ -153,43 +192,42 @@ def _time_text(micros: int | None) -> str | None:
     return None if micros is None else iso_time(micros)
 
 
-def _result_lines(result: Mapping[str, Any]) -> Iterator[str]:
+def _trial_lines(trial: Trial) -> Iterator[str]:
     """Yield the lines for people."""
-    if event := result.get("event"):
-        yield f"event {event['type']}" + (f" at {event['time']}" if event["time"] else "")
-    for run in result["runs"]:
-        yield f"run {run['facts']['run_id']}"
-        yield from _fact_lines(
-            {name: value for name, value in run["facts"].items() if name not in ("run_id", "log_url")}
-        )
-        if "log" in run:
-            yield f"  its log is fetched: {run['log']}"
-        else:
-            yield f"  ignored: {run['ignored']}" if "ignored" in run else f"  dead letter: {run['dead_letter']}"
-    for update in result["updates"]:
-        yield f"update of the runs of {update['subject']}"
-        qualifiers = {name: update[name] for name in ("by", "only") if name in update}
-        yield from _fact_lines(update["facts"] | qualifiers)
-    for name in ("ignored", "dead_letter"):
-        if name in result:
-            yield f"{name.replace('_', ' ')}: {result[name]}"
+    event = trial.event
+    if event is None:
+        yield f"dead letter: {trial.dead_letter}"
+        return
+    time = _time_text(event.time_us)
+    yield f"event {event.type} at {time}" if time else f"event {event.type}"
+    for run in trial.runs:
+        yield f"run {run.facts.run_id}"
+        shown = _facts_json(run.facts)
+        yield from _fact_lines({name: value for name, value in shown.items() if name not in ("run_id", "log_url")})
+        yield f"  {_RESULT_WORDS[run.result]}: {run.detail}"
+    for update in event.updates:
+        yield f"update of the runs of {update.subject}"
+        qualifiers = {"by": update.by, "only": update.only}
+        yield from _fact_lines({**update.facts, **{name: value for name, value in qualifiers.items() if value}})
+    if event.ignored:
+        yield f"ignored: {event.ignored}"
 
 
 def _fact_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         if isinstance(value, Mapping):
-            value = ", ".join(f"{key}={item}" for key, item in value.items())
-        elif isinstance(value, list | tuple):
-            value = ", ".join(value)
-        yield f"  {name:<{width}}  {value or '-'}"
+            text = ", ".join(f"{key}={item}" for key, item in value.items())
+        else:
+            text = ", ".join(value) if isinstance(value, (list, tuple)) else value
+        yield f"  {name:<{width}}  {text or '-'}"
 
 
 @click.group("adapter", commands=[list_command, try_command])
 def command() -> None:
     """List adapters of CI systems; try a delivery.
 
-    An adapter turns what a CI system sends into runs and facts about them.
+    An adapter turns the deliveries of a CI system into runs and facts about them.
 
     \b
     Example:

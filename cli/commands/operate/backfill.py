@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,8 @@ import click
 from ciml.cli.command import make_command
 from ciml.cli.dataflow import require_s3
 from ciml.cli.options import Json, NewData, S3Environment
-from ciml.cli.output import print_table
-from ciml.cli.running import Batch, collecting_rarely, stop_on_signals
+from ciml.cli.output import by_frequency, counted_bar, counts_text, print_table
+from ciml.cli.running import BatchRunning, collecting_rarely, stop_on_signals
 from ciml.options import PolicyOptions, argument, flag, option, repeated
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _INTERRUPTED = 130
 
 
 class BackfillOptions(PolicyOptions, NewData):
-    """Options that configure a backfill.
+    """Options of a backfill and of its listing.
 
     Attributes:
       logs: Folder or s3:// prefix of the listing's log paths.
@@ -48,11 +49,11 @@ class BackfillOptions(PolicyOptions, NewData):
     skip_known: bool = flag()
     take_missing: bool = flag()
 
-    def open(self) -> BackfillConfig:
-        """Open what the options name.
+    def load_config(self) -> BackfillConfig:
+        """Load the configuration of these options: it reads the policies and opens the raw store.
 
         Raises:
-          CimlError: an unreadable policy, an invalid source, a missing folder of logs, an unknown scheme.
+          CimlError: for an unreadable policy, an invalid source, a missing folder of logs, or an unknown URL scheme.
         """
         from ciml.events.listing import Reading
         from ciml.pipelines.backfill.plan import BackfillConfig, fetch_below, logs_root
@@ -84,7 +85,7 @@ class CommandOptions(S3Environment, Json, BackfillOptions):
 
 
 @make_command("backfill")
-def command(options: CommandOptions, batch: Batch) -> int:
+def command(options: CommandOptions, running: BatchRunning) -> int:
     """Load historical logs into the raw store.
 
     LISTING is a file or s3:// object of JSON lines, optionally gzip: build_uuid, build_name, result, start_time,
@@ -101,52 +102,50 @@ def command(options: CommandOptions, batch: Batch) -> int:
     Exit codes: 0 all selected lines are settled, 130 interrupted, 2 wrong use or no such listing or logs, 3 a store or
     Flink does not answer, 4 stored data is inconsistent.
     """
-    from ciml.cli.output import counted_bar
     from ciml.events.listing import open_listing
     from ciml.pipelines.backfill.backfill import backfill
     from ciml.pipelines.backfill.survey import Survey, survey
 
-    if batch.launches and not options.dry_run:
-        _launch(options, batch)
+    if running.launches and not options.dry_run:
+        _launch(options, running)
         return 0
-    batch.check_unused()
-    config = options.open()
+    running.check_unused()
+    config = options.load_config()
     listing = open_listing(options.listing)
     if options.dry_run:
         options.show(survey(config, listing), partial(_print_survey, listing, config), Survey.to_json)
         return 0
-    runner, job_endpoint = batch.runner
+    runner, job_endpoint = running.runner
     stop = stop_on_signals()
-    begun_s = time.monotonic()
+    start_s = time.monotonic()
     with counted_bar(Path(listing.url).name) as show:
         tally = backfill(
             config,
             listing,
             runner=runner,
             job_endpoint=job_endpoint,
-            extra=batch.beam_options,
+            extra=running.beam_options,
             stop=stop,
             report=lambda tally: show(tally.passed, tally.lines - tally.before, tally.totals()),
         )
-    seconds = time.monotonic() - begun_s
-    hint = f"ciml dead-letters list --data-path {options.data_path}"
+    seconds = time.monotonic() - start_s
     options.show(
         tally,
-        lambda tally: click.echo(summary(listing, tally, seconds, hint)),
+        lambda tally: click.echo("\n".join(summary_lines(listing, tally, seconds, options.data_path))),
         lambda tally: {**tally.to_json(), "seconds": round(seconds, 3)},
     )
     return 0 if tally.complete else _INTERRUPTED
 
 
-def _launch(options: CommandOptions, batch: Batch) -> None:
+def _launch(options: CommandOptions, running: BatchRunning) -> None:
     """Write or submit the backfill as one job on Dataflow."""
     require_s3((options.data_path, "--data-path"), (options.logs, "--logs"), (options.listing, "LISTING"))
-    batch.settings()
+    settings = running.settings()
     from ciml.events.listing import open_listing
     from ciml.pipelines.backfill.backfill import plan_backfill
     from ciml.pipelines.dataflow.settings import check_fetch
 
-    config = options.open()
+    config = options.load_config()
     check_fetch(config.fetch)
     listing = open_listing(options.listing)
     with collecting_rarely():
@@ -155,7 +154,8 @@ def _launch(options: CommandOptions, batch: Batch) -> None:
         click.echo(f"{listing.url}: all selected lines are settled already")
         return
     check = shlex.join(["ciml", "backfill", options.listing, "--logs", options.logs, "--data-path", options.data_path])
-    batch.launch(
+    running.launch(
+        settings,
         planned.build,
         f"ciml-backfill-{Path(options.listing).name.partition('.')[0]}",
         work=f"{listing.url}: {planned.lines:,} of {listing.lines:,} lines to settle",
@@ -164,37 +164,39 @@ def _launch(options: CommandOptions, batch: Batch) -> None:
     )
 
 
-def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> str:
-    """Return the result as a few lines; ``hint`` is the command that lists dead letters."""
-    from ciml.cli.output import counts_text
-
+def summary_lines(listing: Listing, tally: Tally, seconds: float, data_path: str) -> Iterator[str]:
+    """Yield the result for people: the settled lines, and the dead letters by reason if there are any."""
     name = Path(listing.url).name
-    totals = tally.totals()
     new = tally.settled - tally.before
     remaining = tally.lines - tally.settled
     if not remaining and not new:
-        return f"{name}: all {tally.lines:,} lines are settled already."
+        yield f"{name}: all {tally.lines:,} lines are settled already."
+        return
+    totals = tally.totals()
     rate = f", {new / seconds:,.0f} lines/s" if seconds > 0 else ""
-    text = f"{name}: {new:,} lines settled in {seconds:.1f} s{rate}: {counts_text(totals, 'run')}."
-    unsettled = f" {remaining:,} of {tally.lines:,} lines are left."
-    text += unsettled if remaining else f" All {tally.lines:,} lines are settled."
-    if not tally.complete:
-        text += " Interrupted: run the same command to continue."
+    settled = f"{new:,} lines settled in {seconds:.1f} s{rate}: {counts_text(totals, 'run')}."
+    if remaining:
+        rest = f"{remaining:,} of {tally.lines:,} lines are left."
+    else:
+        rest = f"All {tally.lines:,} lines are settled."
+    interrupted = "" if tally.complete else " Interrupted: run the same command to continue."
+    yield f"{name}: {settled} {rest}{interrupted}"
     if totals["dead_letter"]:
         counts = {reason: count for (kind, reason), count in tally.counts.items() if kind == "dead_letter"}
-        reasons = sorted(counts, key=lambda reason: (-counts[reason], reason))
-        reasons_text = ", ".join(f"{reason} {counts[reason]:,}" for reason in reasons)
-        text += f"\nDead letters by reason: {reasons_text}" + (f"; see: {hint}" if hint else "")
-    return text
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in by_frequency(counts))
+        yield f"Dead letters by reason: {reasons}; see: ciml dead-letters list --data-path {data_path}"
 
 
 def _print_survey(listing: Listing, config: BackfillConfig, survey: Survey) -> None:
     jobs = sorted({job for job, _ in survey.take})
     results = sorted({result for _, result in survey.take})
     if jobs:
-        counts = {job: [survey.take[job, result] for result in results] for job in jobs}
-        counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
-        rows = [(job, *(number or "" for number in numbers), sum(numbers)) for job, numbers in counts.items()]
+        counts = [(job, [survey.take[job, result] for result in results]) for job in jobs]
+        sums = [sum(survey.take[job, result] for job in jobs) for result in results]
+        # Not keyed by job, so that a job named `all` keeps its row.
+        rows = [
+            (name, *(number or "" for number in numbers), sum(numbers)) for name, numbers in [*counts, ("all", sums)]
+        ]
         print_table(["job", *results, "all"], rows, title="Lines that would be loaded", last_apart=True)
     lines = [
         (survey.settled, "settled already"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ciml.cli.commands.operate.backfill import BackfillOptions, summary
+from ciml.cli.commands.operate.backfill import BackfillOptions, summary_lines
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.pipelines.backfill.plan import Tally
@@ -153,11 +153,21 @@ def test_the_final_summary() -> None:
     tally.counts["run", ""] = 30
     tally.counts["dead_letter", "log_not_found"] = 7
     tally.counts["dead_letter", "broken_json"] = 3
-    assert summary(_Named(), tally, 2.0, "ciml dead-letters list") == (  # type: ignore[arg-type]
+    assert [*summary_lines(_Named(), tally, 2.0, "data")] == [  # type: ignore[arg-type]
         "builds.jsonl: 40 lines settled in 2.0 s, 20 lines/s: 30 runs, 10 dead letters. 50 of 100 lines are left. "
-        "Interrupted: run the same command to continue.\n"
-        "Dead letters by reason: log_not_found 7, broken_json 3; see: ciml dead-letters list"
-    )
+        "Interrupted: run the same command to continue.",
+        "Dead letters by reason: log_not_found 7, broken_json 3; see: ciml dead-letters list --data-path data",
+    ]
+
+
+def test_a_job_named_all_has_its_own_row_in_the_survey(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=2, tricks=False)
+    listing = made.path
+    lines = [json.loads(line) for line in listing.read_text().splitlines()]
+    listing.write_text("".join(json.dumps({**line, "build_name": "all"}) + "\n" for line in lines))
+    words = ["backfill", str(listing), "--logs", str(made.folder), "--data-path", str(tmp_path / "data")]
+    rows = [line.split() for line in ciml(*words, "--dry-run").stdout.splitlines() if line.startswith("│ all ")]
+    assert [row[-2] for row in rows] == ["2", "2"]  # that of the job, and the sums
 
 
 def test_what_the_options_mean(tmp_path: Path) -> None:
@@ -165,15 +175,15 @@ def test_what_the_options_mean(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "logs")
     config = BackfillOptions(
         data_path=str(tmp_path / "data"), logs=str(tmp_path / "link"), source="old", runs_of="zuul"
-    ).open()
+    ).load_config()
     assert (config.reading.source, config.reading.runs_of) == ("old", "zuul")
     with pytest.raises(CimlError, match=r"'https://zuul\.example\.org' is not a source name"):
-        BackfillOptions(data_path="d", logs="s3://b/x", runs_of="https://zuul.example.org").open()
+        BackfillOptions(data_path="d", logs="s3://b/x", runs_of="https://zuul.example.org").load_config()
     assert config.fetch.file_roots == (config.reading.logs,) == (str(tmp_path / "logs"),)
-    assert BackfillOptions(data_path="d", logs="s3://b/x").open().fetch.s3_prefixes == ("s3://b/x",)
-    assert BackfillOptions(data_path="d", logs="s3://b/x").open().reading.runs_of == "backfill"
+    assert BackfillOptions(data_path="d", logs="s3://b/x").load_config().fetch.s3_prefixes == ("s3://b/x",)
+    assert BackfillOptions(data_path="d", logs="s3://b/x").load_config().reading.runs_of == "backfill"
     with pytest.raises(CimlError):
-        BackfillOptions(data_path="ftp://x", logs="s3://b/x").open()
+        BackfillOptions(data_path="ftp://x", logs="s3://b/x").load_config()
 
 
 def test_it_is_light_without_a_runner(tmp_path: Path) -> None:

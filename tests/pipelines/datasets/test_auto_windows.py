@@ -160,7 +160,10 @@ def test_a_listing_gives_the_same_length_and_files(tmp_path: Path, jobs: int) ->
     from ciml.cli.commands.operate.backfill import BackfillOptions
     from ciml.pipelines.backfill.backfill import backfill
 
-    backfill(BackfillOptions(data_path=stored.url, logs=str(logs)).open(), open_listing(str(tmp_path / "builds.jsonl")))
+    backfill(
+        BackfillOptions(data_path=stored.url, logs=str(logs)).load_config(),
+        open_listing(str(tmp_path / "builds.jsonl")),
+    )
     with listed() as source:
         straight = build_dataset(source, DataRoot.open(tmp_path / "straight"), defined()).state
     by_store = build_dataset(stored, stored, defined()).state

@@ -70,7 +70,7 @@ def files(store: DataRoot) -> dict[str, bytes]:
 def test_the_files_are_those_that_a_raw_store_gives(tmp_path: Path, keys: dict[str, Any]) -> None:
     path = listing(tmp_path, lines(100))
     stored = DataRoot.open(tmp_path / "stored")
-    backfill(BackfillOptions(data_path=stored.url, logs=str(CORPUS)).open(), open_listing(str(path)))
+    backfill(BackfillOptions(data_path=stored.url, logs=str(CORPUS)).load_config(), open_listing(str(path)))
     by_store = build_dataset(stored, stored, defined(**keys))
     straight = DataRoot.open(tmp_path / "straight")
     by_logs = build_dataset(listed(path), straight, defined(**keys))
@@ -136,7 +136,7 @@ def test_lines_count_as_a_backfill_counts_them(tmp_path: Path) -> None:
     path = listing(tmp_path, builds)
     stored, straight = DataRoot.open(tmp_path / "stored"), DataRoot.open(tmp_path / "straight")
     keys = {"class_label": "status", "span_runs": 200}
-    backfill(BackfillOptions(data_path=stored.url, logs=str(CORPUS)).open(), open_listing(str(path)))
+    backfill(BackfillOptions(data_path=stored.url, logs=str(CORPUS)).load_config(), open_listing(str(path)))
     build_dataset(stored, stored, defined(**keys))
     source = listed(path)
     state = build_dataset(source, straight, defined(**keys)).state
@@ -208,7 +208,7 @@ def test_it_is_that_listings_and_no_others(tmp_path: Path) -> None:
     assert build_dataset(listed(moved), target, defined()).state.version == first.state.version
     with pytest.raises(CimlError, match=r"was built straight from the logs of .*listing.jsonl; choose another name"):
         build_dataset(listed(listing(tmp_path, lines(21))), target, defined())
-    backfill(BackfillOptions(data_path=target.url, logs=str(CORPUS)).open(), open_listing(str(moved)))
+    backfill(BackfillOptions(data_path=target.url, logs=str(CORPUS)).load_config(), open_listing(str(moved)))
     with pytest.raises(CimlError, match="was built straight from the logs"):
         build_dataset(target, target, defined())
     with pytest.raises(CimlError, match="build it from a raw store first"):

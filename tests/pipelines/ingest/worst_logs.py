@@ -154,7 +154,7 @@ def backfill(folder: Path) -> Counter[str]:
 
 
 def _configured(folder: Path) -> tuple[BackfillConfig, Listing]:
-    return BackfillOptions(data_path=str(folder / "data"), logs=str(folder)).open(), open_listing(
+    return BackfillOptions(data_path=str(folder / "data"), logs=str(folder)).load_config(), open_listing(
         str(folder / "listing.jsonl")
     )
 

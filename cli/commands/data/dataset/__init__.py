@@ -23,7 +23,7 @@ from ciml.cli.commands.data.dataset.text import (
 from ciml.cli.dataflow import require_s3
 from ciml.cli.options import Data, Json, NewData
 from ciml.cli.output import print_warnings, progress_bar
-from ciml.cli.running import Batch, collecting_rarely
+from ciml.cli.running import BatchRunning, collecting_rarely
 from ciml.errors import CimlError
 from ciml.options import TrustOptions, argument, flag, option
 
@@ -209,7 +209,7 @@ class UpdateOptions(Data):
 
 @make_command("update")
 @collecting_rarely()
-def update(options: UpdateOptions, batch: Batch) -> None:
+def update(options: UpdateOptions, running: BatchRunning) -> None:
     """Seal the spans that have enough runs.
 
     Concurrent updates of a data set are safe.
@@ -222,17 +222,17 @@ def update(options: UpdateOptions, batch: Batch) -> None:
     name = options.name
     data = options.root
     dataset = data.dataset(name)
-    if batch.launches:
+    if running.launches:
         from ciml.pipelines.datasets.build import plan_update
 
         require_s3((options.data_path, "--data-path"))
-        batch.settings()
-        launch_build(plan_update(dataset, seal=options.seal), dataset, batch, data.url)
+        settings = running.settings()
+        launch_build(plan_update(dataset, seal=options.seal), dataset, data.url, running, settings)
         return
-    batch.check_unused(batch.beam_options)
+    running.check_unused(running.beam_options)
     from ciml.pipelines.datasets.update import update_dataset
 
-    runner, job_endpoint = batch.runner
+    runner, job_endpoint = running.runner
     with progress_bar("making examples") as progress:
         result = update_dataset(dataset, runner=runner, job_endpoint=job_endpoint, seal=options.seal, progress=progress)
     if result.sealed:

@@ -15,13 +15,14 @@ from ciml.cli.commands.data.dataset.text import contents, warn_of_padding
 from ciml.cli.dataflow import require_s3
 from ciml.cli.options import S3Environment, TargetData, Windows, assignments, require_data
 from ciml.cli.output import print_warnings, progress_bar
-from ciml.cli.running import Batch, collecting_rarely, processors
+from ciml.cli.running import BatchRunning, collecting_rarely, processors
 from ciml.errors import CimlError
 from ciml.options import Options, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot, StoredDataset
     from ciml.datasets.definition import DatasetDefinition
+    from ciml.pipelines.dataflow.settings import DataflowSettings
     from ciml.pipelines.datasets.build import PlannedUpdate
     from ciml.pipelines.datasets.listed_runs import ListedRuns
     from ciml.pipelines.datasets.update import Update
@@ -107,7 +108,7 @@ class BuildOptions(TargetData, S3Environment):
 
 
 @collecting_rarely()
-def run_build(options: BuildOptions, keys: DefinitionKeys, batch: Batch) -> None:
+def run_build(options: BuildOptions, keys: DefinitionKeys, running: BatchRunning) -> None:
     """Build a data set from runs or a listing.
 
     The definition is stored beside the data set as _definition.toml, for --definition. A repeated build changes nothing
@@ -123,7 +124,8 @@ def run_build(options: BuildOptions, keys: DefinitionKeys, batch: Batch) -> None
     """
     from ciml.pipelines.datasets.build import build_dataset, is_another, plan_build, remove_dataset
 
-    _check_sources(options, batch)
+    _check_sources(options, running)
+    settings = running.settings() if running.launches else None
     stored = options.root
     target = options.target
     listed_runs = _listed_runs(options)
@@ -132,10 +134,10 @@ def run_build(options: BuildOptions, keys: DefinitionKeys, batch: Batch) -> None
     if options.force and is_another(dataset, definition):
         remove_dataset(dataset)
         definition = _definition(target, options, keys)
-    if batch.launches:
-        launch_build(plan_build(stored, target, definition), dataset, batch, target.url)
+    if settings is not None:
+        launch_build(plan_build(stored, target, definition), dataset, target.url, running, settings)
         return
-    runner, job_endpoint = batch.runner
+    runner, job_endpoint = running.runner
     with listed_runs or nullcontext(), progress_bar("making examples") as progress:
         update = build_dataset(
             listed_runs or stored, target, definition, runner=runner, job_endpoint=job_endpoint, progress=progress
@@ -160,11 +162,13 @@ build = make_command("build")(run_build)
 
 def build_of_talk() -> click.Command:
     """Return the command of the talk's script, whose examples have another default length."""
-    classes = {"options": BuildOptions, "keys": TalkKeys, "batch": Batch}
+    classes = {"options": BuildOptions, "keys": TalkKeys, "running": BatchRunning}
     return command_of("build", run_build, classes, help=run_build.__doc__)
 
 
-def launch_build(planned: PlannedUpdate, target: StoredDataset, batch: Batch, data_url: str) -> None:
+def launch_build(
+    planned: PlannedUpdate, target: StoredDataset, data_url: str, running: BatchRunning, settings: DataflowSettings
+) -> None:
     """Write or submit the job that makes the spans of a data set."""
     name = target.name
     if not planned.steps:
@@ -173,24 +177,23 @@ def launch_build(planned: PlannedUpdate, target: StoredDataset, batch: Batch, da
     spans = sum(len(step.spans) for step in planned.steps)
     work = f"{name}: {planned.runs:,} runs for {spans:,} {'span' if spans == 1 else 'spans'}"
     show = shlex.join(["ciml", "dataset", "show", name, "--data-path", data_url])
-    batch.launch(planned.build, f"ciml-dataset-{name}", work=work, then=show)
+    running.launch(settings, planned.build, f"ciml-dataset-{name}", work=work, then=show)
 
 
-def _check_sources(options: BuildOptions, batch: Batch) -> None:
+def _check_sources(options: BuildOptions, running: BatchRunning) -> None:
     """Raise `CimlError` for options that exclude each other, and for a raw store that is not there."""
     if (options.listing is None) != (options.logs is None):
         raise CimlError("--listing and --logs: give both or neither")
-    if options.listing is not None and batch.runner.name is not None:
+    if options.listing is not None and running.runner.name is not None:
         raise CimlError("--runner: not supported with --listing; leave it out")
-    if batch.launches:
+    if running.launches:
         require_s3((options.data_path, "--data-path"), (options.target_data_path, "--target-data-path"))
         if options.visualize:
             raise CimlError(
                 "--visualize: plots need the finished data set; use ciml plot when the Dataflow job has ended"
             )
-        batch.settings()
     else:
-        batch.check_unused(batch.beam_options)
+        running.check_unused(running.beam_options)
     if options.listing is None:
         require_data(options.data_path)
 
