@@ -29,7 +29,7 @@ from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta
 from ciml.runs.known_ids import Event, KnownRun, ids_of_repeats, recorded_ids
-from ciml.runs.known_subjects import Subject, Subjects, changed_facts, joined_facts, parents_of, subjects_of
+from ciml.runs.known_subjects import Subject, Subjects, changed_facts, join_updates, parents_of, subjects_of
 from ciml.runs.run_log import STANDINGS, UNPROVED, Judge, standing_of
 from ciml.runs.state import RawState
 
@@ -242,7 +242,7 @@ class _Draft:
             return []
         changes = {}
         for run_id, facts in self._updated_runs().items():
-            trust = self._judge(joined_facts(facts, self._statements_of))
+            trust = self._judge(join_updates(facts, self._statements_of))
             stored = self._run(run_id)
             if stored is not None and stored.trusted != trust.trusted:
                 changes[run_id] = {"run_id": run_id, "trust": trust.to_json()}

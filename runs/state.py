@@ -1,14 +1,22 @@
 """The state of the raw manifest: the sum of its deltas, and its checkpoints.
 
-`open_raw` returns the present state. A state holds counts and open outcomes; the ids of events and runs are in its
+`open_raw` returns the present state. A state holds counts and deferred outcomes; the ids of events and runs are in its
 `Index`, in memory or on disk.
+
+Older versions differ in four ways:
+
+- They stored some records without a trust decision (`_Decoded.trust`). Such a record is untrusted, but its event's id
+  is stored as that of a trusted event (`RawState._add_ids`), as in the tables of those versions.
+- They stored corrections by untrusted events, even of trusted runs, which `RawState._apply_correction` ignores.
+- Their checkpoints lack the number of records by source (`RawState.restored_from`), and standings or the trust of runs
+  in their tables (`RAW`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from ciml.errors import IntegrityError
 from ciml.events.records import (
@@ -18,11 +26,11 @@ from ciml.events.records import (
     Outcome,
     PendingRun,
     RunFacts,
-    lists_of,
     records_of,
     rows_of,
     totals_of,
 )
+from ciml.events.run_id import source_of
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.id_index import IdTable, Rows
@@ -39,32 +47,85 @@ from ciml.runs.known_subjects import claims_of, is_marked
 from ciml.runs.run_log import TRUSTED, standing_of
 from ciml.storage import Store
 
-#: Number of sources that are counted separately, the first ones: events name their source freely.
+#: Only the first sources, this many, are counted separately: senders choose the names of their sources.
 MOST_SOURCES = 50
-#: Name under which other sources, and messages without a run, are counted. No source can have this name.
+#: The names under which all other sources, and messages without a run, are counted. No source can have such a name.
 OTHER_SOURCES = "_other"
 NO_SOURCE = "_unknown"
 
-#: The lists of a delta without records.
-NO_RECORDS: Mapping[str, Any] = {**lists_of({}), "closes": []}
-
 #: The entry of a snapshot whose ids are all by standing (`ciml.runs.run_log`).
 BY_STANDING = "by_standing"
+
+
+class _Decoded(NamedTuple):
+    """A record of a delta, as far as the state depends on it.
+
+    Attributes:
+      kind: its kind.
+      value: its JSON.
+      run_id: the id of its run; "" without a run.
+      facts: the facts of its run, as JSON; empty without a run.
+      reason: "" without one.
+      trust: the decision on its event, as JSON; empty where none was stored.
+    """
+
+    kind: Kind
+    value: Mapping[str, Any]
+    run_id: str
+    facts: Mapping[str, Any]
+    reason: str
+    trust: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, kind: Kind, value: Mapping[str, Any]) -> _Decoded:
+        facts = value.get("mention", {})
+        return cls(kind, value, facts.get("run_id", ""), facts, value.get("reason", ""), value.get("trust", {}))
+
+    @property
+    def trusted(self) -> bool:
+        trusted: bool = self.trust.get("trusted", False)
+        return trusted
+
+    @property
+    def proved(self) -> bool:
+        """Whether a receiver proved who sent the event."""
+        return bool(self.facts.get("auth"))
+
+    @property
+    def standing(self) -> int:
+        """How far the event is believed, one of `ciml.runs.run_log.STANDINGS`."""
+        return standing_of(self.trusted, self.proved)
+
+    @property
+    def outcome(self) -> str:
+        """The outcome of the run, by this event; "" without one."""
+        outcome: str = self.facts.get("outcome", "")
+        return outcome
+
+    @property
+    def key(self) -> DeadLetterKey:
+        """The key under which a deferred run or a dead letter is open."""
+        return Origin.from_json(self.value["origin"]), self.run_id
+
+    @property
+    def source(self) -> str:
+        """The source of its run or update; "" for a message that could not be decoded."""
+        source: str = self.value["updates"][0]["source"] if self.kind == "update" else source_of(self.run_id)
+        return source
 
 
 class RawState(TopicState):
     """The sum of the deltas of the raw manifest.
 
     Attributes:
-      deferred: open deferred outcomes by (origin, run id): logs that were unavailable.
-      index: ids of events and runs, and the open dead letters by (origin, run id).
-      counts: number of (event, run) by (kind, reason). The sum is the number of all ever covered.
-      trust: raw rows by (trusted, rule), as decided at ingestion; a reclaimed run counts under both of its rows.
-      trust_changes: changes of trust by updates, by (trusted, rule) of the new decision.
-      recorded: number of (event, run) ever settled, by (source, kind). Closing a dead letter does not reduce it. A
-        deferred one counts once it is settled.
-      closed: closed dead letters by reason.
-      records: see `ciml.manifest.checkpoints.Restorable`; further entries in records, such as updates, count too.
+      deferred: the outcomes of runs whose log was unavailable, by (origin, run id).
+      index: ids of events and runs, and the open dead letters.
+      counts: number of records by (kind, reason), without those of closed deferred runs and dead letters.
+      trust: number of raw rows by (trusted, rule), as decided at ingestion; each row of a reclaimed run counts.
+      trust_changes: number of changes of trust by updates, by (trusted, rule) of the new decision.
+      recorded: number of records by (source, kind), with those of closed dead letters, and without deferred ones.
+      closed: number of closed dead letters by reason.
+      records: see `ciml.manifest.checkpoints.Restorable`; each update and each change of trust counts as one more.
     """
 
     def __init__(self, index: Index | None = None) -> None:
@@ -102,103 +163,96 @@ class RawState(TopicState):
         if version != self.version + 1:
             raise IntegrityError(f"raw manifest: version {version} after {self.version}")
         closes: list[DeadLetterKey] = [(Origin.from_json(origin), run_id) for origin, run_id in delta["closes"]]
-        changes = delta.get("trust_changes", ())
-        run_ids = [record["mention"]["run_id"] for record in (*rows_of(delta), *delta["corrections"])]
-        run_ids += [change["run_id"] for change in changes]
-        self.index.prefetch(runs=run_ids, dead_letters=[key for key in closes if key not in self.deferred])
         updates = [
             (FactUpdate.from_json(update), record["event_key"])
             for record in delta.get("updates", ())
             for update in record["updates"]
         ]
-        mentions = [record["mention"] for record in rows_of(delta)]
-        subjects = [(update.source, update.subject) for update, _ in updates]
-        for mention in mentions:
-            source = mention["run_id"].partition("~")[0]
-            subjects += [(source, subject) for subject in mention.get("subjects", ())]
-        self.index.subjects.prefetch(subjects)
-        self.torn = True
+        self._prefetch(delta, closes, [update for update, _ in updates])
+        self.torn = True  # a failure so far changes nothing; from here on, it leaves the delta applied in part
         self.cover(delta["offsets"])
         for key in closes:
             self._close(key)
-        for kind, record in records_of(delta):
-            self._apply_record(version, kind, record)
+        for kind, value in records_of(delta):
+            self._apply_record(version, _Decoded.of(kind, value))
             self.records += 1
         for update, event_key in updates:
             self.index.subjects.add_update(update, event_key)
             self.records += 1
-        for change in changes:
+        for change in delta.get("trust_changes", ()):
             self._change_trust(version, change)
             self.records += 1
         self.torn = False
         self.version = version
         self.time_us = delta["time_us"]
 
-    def _apply_record(self, version: int, kind: Kind, record: dict[str, Any]) -> None:
-        facts = record.get("mention", {})
-        run_id: str = facts.get("run_id", "")
-        reason: str = record.get("reason", "")
-        trusted: bool = record.get("trust", {}).get("trusted", False)
-        is_row = kind in ("run", "reclaim")
+    def _prefetch(self, delta: Delta, closes: list[DeadLetterKey], updates: list[FactUpdate]) -> None:
+        """Look up the ids that a delta concerns in one batch, for speed."""
+        rows = [row["mention"] for row in rows_of(delta)]
+        run_ids = [facts["run_id"] for facts in rows]
+        run_ids += [record["mention"]["run_id"] for record in delta["corrections"]]
+        run_ids += [change["run_id"] for change in delta.get("trust_changes", ())]
+        self.index.prefetch(runs=run_ids, dead_letters=[key for key in closes if key not in self.deferred])
+        subjects = [(update.source, update.subject) for update in updates]
+        subjects += [(source_of(facts["run_id"]), subject) for facts in rows for subject in facts.get("subjects", ())]
+        self.index.subjects.prefetch(subjects)
+
+    def _apply_record(self, version: int, record: _Decoded) -> None:
         self._add_ids(record)
-        if not (is_row and trusted):
-            claims = claims_of(facts, standing_of(trusted, bool(facts.get("auth"))))
+        is_row = record.kind in ("run", "reclaim")
+        if not (is_row and record.trusted):  # a trusted row itself has its event's facts, and none is believed more
+            claims = claims_of(record.facts, record.standing)
             if claims:
-                self.index.subjects.claim(run_id, claims)
+                self.index.subjects.claims.add(record.run_id, claims)
         if is_row:
-            self._apply_row(version, kind, record)
-        elif kind == "correction":
-            indexed = self.index.run(run_id)
-            if indexed is None:
-                raise IntegrityError(f"raw manifest: version {version} corrects the unknown run {run_id}")
-            if trusted or not indexed.trusted:  # older versions also recorded corrections by untrusted events
-                self.index.put_run(run_id, indexed._replace(outcome=facts.get("outcome", "")))
-        elif kind == "deferred":
-            key = (Origin.from_json(record["origin"]), run_id)
-            if key in self.deferred:  # tried again, still unavailable: it stays deferred
-                self._close(key)
-            self.deferred[key] = Outcome.from_json(record)
-        elif kind == "dead_letter":
-            key = (Origin.from_json(record["origin"]), run_id)
-            self.index.put_dead_letter(key, OpenDeadLetter(version, reason))
-        self.counts[kind, reason] += 1
-        if kind != "deferred":
-            source = record["updates"][0]["source"] if kind == "update" else run_id.partition("~")[0]
-            self.recorded[self._counted_source(source), kind] += 1
+            self._apply_row(version, record)
+        elif record.kind == "correction":
+            self._apply_correction(version, record)
+        elif record.kind == "deferred":
+            if record.key in self.deferred:  # tried again: this record replaces the earlier one, in the counts too
+                self._close(record.key)
+            self.deferred[record.key] = Outcome.from_json(record.value)
+        elif record.kind == "dead_letter":
+            self.index.put_dead_letter(record.key, OpenDeadLetter(version, record.reason))
+        self.counts[record.kind, record.reason] += 1
+        if record.kind != "deferred":
+            self.recorded[self._counted_source(record.source), record.kind] += 1
 
-    def _add_ids(self, record: Mapping[str, Any]) -> None:
-        """Remember the event of a record."""
-        event_key = record.get("event_key")
-        if not event_key:
-            return
-        facts = record.get("mention", {})
-        trust = record.get("trust")
-        # Older versions stored some records without a decision: their ids are plain, as those of trusted events.
-        standing = standing_of(trust.get("trusted", False), bool(facts.get("auth"))) if trust else TRUSTED
-        for event in recorded_ids(event_key, facts.get("run_id", ""), facts, standing):
-            self.index.add_event(*event)
+    def _add_ids(self, record: _Decoded) -> None:
+        """Remember the event of a record, if it has a key."""
+        event_key = record.value.get("event_key")
+        if event_key:
+            standing = record.standing if record.trust else TRUSTED
+            for event in recorded_ids(event_key, record.run_id, record.facts, standing):
+                self.index.add_event(*event)
 
-    def _apply_row(self, version: int, kind: Kind, record: Mapping[str, Any]) -> None:
-        facts = record["mention"]
-        run_id = facts["run_id"]
-        if (self.index.run(run_id) is not None) != (kind == "reclaim"):
-            fault = "holds the run {} again" if kind == "run" else "reclaims the unknown run {}"
-            raise IntegrityError(f"raw manifest: version {version} {fault.format(run_id)}")
-        trust = record.get("trust", {})
-        trusted: bool = trust.get("trusted", False)
-        run = KnownRun(facts.get("outcome", ""), record["file"]["digest"], trusted, proved=bool(facts.get("auth")))
-        self.index.put_run(run_id, run)
-        if kind == "reclaim" or is_marked(facts):
-            self.index.subjects.add_run(RunFacts.from_json(facts), trusted=trusted)
-        self.trust[trusted, trust.get("rule", "")] += 1
+    def _apply_row(self, version: int, record: _Decoded) -> None:
+        run_id = record.run_id
+        is_stored = self.index.run(run_id) is not None
+        if is_stored and record.kind == "run":
+            raise IntegrityError(f"raw manifest: version {version} holds the run {run_id} again")
+        if not is_stored and record.kind == "reclaim":
+            raise IntegrityError(f"raw manifest: version {version} reclaims the unknown run {run_id}")
+        digest = record.value["file"]["digest"]
+        self.index.put_run(run_id, KnownRun(record.outcome, digest, record.trusted, record.proved))
+        if record.kind == "reclaim" or is_marked(record.facts):  # the row before a reclaim may have been marked
+            self.index.subjects.add_run(RunFacts.from_json(record.facts), trusted=record.trusted)
+        self.trust[record.trusted, record.trust.get("rule", "")] += 1
+
+    def _apply_correction(self, version: int, record: _Decoded) -> None:
+        run = self.index.run(record.run_id)
+        if run is None:
+            raise IntegrityError(f"raw manifest: version {version} corrects the unknown run {record.run_id}")
+        if record.trusted or not run.trusted:
+            self.index.put_run(record.run_id, run._replace(outcome=record.outcome))
 
     def _change_trust(self, version: int, change: Mapping[str, Any]) -> None:
         run_id = change["run_id"]
         trusted = change["trust"]["trusted"]
-        indexed = self.index.run(run_id)
-        if indexed is None:
+        run = self.index.run(run_id)
+        if run is None:
             raise IntegrityError(f"raw manifest: version {version} changes the trust of the unknown run {run_id}")
-        self.index.put_run(run_id, indexed.judged(trusted))
+        self.index.put_run(run_id, run.judged(trusted))
         if trusted:
             self.index.subjects.trust_run(run_id)
         self.trust_changes[trusted, change["trust"]["rule"]] += 1
@@ -214,7 +268,8 @@ class RawState(TopicState):
         self._sources.add(source)
         return source
 
-    def _close(self, key: tuple[Origin, str]) -> None:
+    def _close(self, key: DeadLetterKey) -> None:
+        """Close a deferred run or a dead letter: remove it, and its record from the counts."""
         kind: Kind
         if key in self.deferred:
             kind = "deferred"
@@ -262,13 +317,15 @@ class RawState(TopicState):
                 f"raw manifest: the checkpoint of version {version} is of an older ciml; delete the folders "
                 "checkpoints and index, they will be rebuilt (docs/manifests.md)"
             )
-        state = cls(Index(tables, value.get("runs", 0)))
+        state = cls(Index(tables, runs=value.get("runs", 0)))
         state.version = state.restored = version
         state._by_standing = not version or bool(value.get(BY_STANDING))
         state.time_us = value.get("time_us", 0)
         state.restore_coverage(value)
-        for name in ("counts", "trust", "trust_changes", "recorded"):
-            setattr(state, name, Counter({(first, second): number for first, second, number in value.get(name, ())}))
+        state.counts = _counter(value.get("counts", ()))
+        state.trust = _counter(value.get("trust", ()))
+        state.trust_changes = _counter(value.get("trust_changes", ()))
+        state.recorded = _counter(value.get("recorded", ()))
         state.closed = Counter(value.get("closed", {}))
         state._sources = {source for source, _ in state.recorded} - {OTHER_SOURCES, NO_SOURCE}
         for record in value.get("deferred", ()):
@@ -292,6 +349,11 @@ def _deferred_order(key: tuple[Origin, str]) -> tuple[str, str]:
 
 def _rows(counts: Mapping[tuple[Any, str], int]) -> list[list[Any]]:
     return [[*key, number] for key, number in sorted(counts.items())]
+
+
+def _counter(rows: Iterable[tuple[Any, str, int]]) -> Counter[tuple[Any, str]]:
+    """Return the inverse of `_rows`."""
+    return Counter({(first, second): number for first, second, number in rows})
 
 
 #: Defines the checkpoints of a raw manifest. Version 0.1 stored no trust with the outcome of a run.

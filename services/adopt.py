@@ -12,13 +12,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ciml.data_root import DataRoot
+from ciml.events.records import lists_of
 from ciml.kafka import KafkaOptions
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.pipelines.kafka.broker import Listing, list_topic
 from ciml.pipelines.kafka.plan import is_older
-from ciml.runs.state import NO_RECORDS, RAW
+from ciml.runs.state import RAW
 from ciml.services.files import now_us
 from ciml.serving.predict.log import NO_PREDICTIONS, prediction_checkpoints
 from ciml.verdicts.feedback.state import FEEDBACK
@@ -83,7 +84,7 @@ def adopt(data: DataRoot, kafka: KafkaOptions, topic: str, *, dry_run: bool = Fa
 
 def _manifests(data: DataRoot) -> list[_Manifest]:
     return [
-        _Manifest("raw", LogReplica(ManifestLog(data.raw), RAW), NO_RECORDS),
+        _Manifest("raw", LogReplica(ManifestLog(data.raw), RAW), {**lists_of({}), "closes": []}),
         _Manifest("predictions", LogReplica(ManifestLog(data.predictions), prediction_checkpoints()), NO_PREDICTIONS),
         _Manifest("feedback", LogReplica(ManifestLog(data.feedback), FEEDBACK), {}),
     ]

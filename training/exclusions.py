@@ -24,6 +24,7 @@ from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError, IntegrityError, UnknownExclusionError
 from ciml.events.fields import is_clean, iso_time
 from ciml.events.records import Record, RunFacts
+from ciml.events.run_id import source_of
 from ciml.globs import glob_pattern
 from ciml.limits import MAX_TEXT_CHARACTERS
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
@@ -77,7 +78,7 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
         """Return whether it excludes a run."""
         if self.run_id:
             return facts.run_id == self.run_id
-        source = facts.source or facts.run_id.partition("~")[0]
+        source = facts.source or source_of(facts.run_id)
         return (
             (not self.job or glob_pattern((self.job,)).fullmatch(facts.build_name) is not None)
             and (not self.source or source == self.source)

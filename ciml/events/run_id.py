@@ -76,6 +76,11 @@ class RunId:
         return self.encode()
 
 
+def source_of(run_id: str) -> str:
+    """Return the source of an encoded run id; "" for an empty one."""
+    return run_id.partition("~")[0]
+
+
 def path_safe(text: str) -> str:
     """Return any text as one path segment: reversible with `urllib.parse.unquote`, never ``.``, ``..`` or empty."""
     if _PLAIN.fullmatch(text):

@@ -11,7 +11,7 @@ import pytest
 from ciml.errors import CimlError
 from ciml.events.records import Batch, Origin, PendingRun, RunFacts, Trust
 from ciml.events.run_facts import facts_from_listing, facts_from_run, run_identity
-from ciml.runs.known_subjects import STORED
+from ciml.runs.known_subjects import STORED_FACTS
 from ciml.runs.latest_runs import Mismatch, trace
 from ciml.trust import FACTS as FACTS_IN_ORDER
 from ciml.trust import NO_RULE, PATH_GLOBS, POLICY_VARIABLE, TrustPolicy, evaluate, evaluate_batch, former_policy
@@ -135,7 +135,7 @@ def test_a_rule_may_match_any_fact_and_all_of_them_are_stored(fact: str) -> None
     policy = TrustPolicy.parse(f'[[rule]]\nname = "it"\ntrusted = true\n{fact} = ["this"]')
     assert evaluate(policy, FACTS.replace(**{fact: "this"})).trusted
     assert not evaluate(policy, FACTS).trusted
-    assert fact in STORED  # of a run that an update concerns: it is judged by these
+    assert fact in STORED_FACTS  # of a run that an update concerns: it is judged by these
 
 
 PROVED = {

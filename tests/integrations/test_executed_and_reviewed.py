@@ -88,7 +88,7 @@ def test_only_what_was_reviewed_is_trusted(scenario: Scenario) -> None:
             assert known is not None
             # As the snapshot of a training decides: examples hold no fork, proof, owner and subjects.
             facts = runs[run_id].replace(fork="", auth="", owner="", subjects=())
-            (joined,) = state.index.subjects.joined({run_id: facts}).values()
+            (joined,) = state.index.subjects.join_all({run_id: facts}).values()
             decision = evaluate(policy, joined)
             where = (order, at_once, decision.rule, joined)
             assert (known.trusted, decision.trusted) == (scenario.trusted, scenario.trusted), where

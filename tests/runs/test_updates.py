@@ -343,7 +343,7 @@ def test_any_order_any_batches_any_committers(
         audit.compare(other.state)
         assert audit.findings == []
         assert not list(verify_manifest(other.log.store))
-        assert other.state.index.subjects.joined(first) == {
+        assert other.state.index.subjects.join_all(first) == {
             run_id: facts.replace(change=first[run_id].change) if not facts.subjects else facts
             for run_id, facts in wanted.items()
         }

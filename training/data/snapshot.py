@@ -212,7 +212,7 @@ def joined_facts(dataset: StoredDataset, state: DatasetState, facts: Mapping[str
     """
     if state.listing is not None:
         return facts  # the runs of its own listing, which no event updates
-    return open_raw(dataset.raw(state))[1].index.subjects.joined(facts)
+    return open_raw(dataset.raw(state))[1].index.subjects.join_all(facts)
 
 
 def facts_of_spans(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
