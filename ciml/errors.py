@@ -45,7 +45,7 @@ class UnknownEstimatorError(CimlError):
 
 
 class NoTrainingDataError(CimlError):
-    """There is nothing to train on: no stored or no trusted run, or too few classes."""
+    """A data set has too few trusted runs, classes or dev runs for its training."""
 
 
 class InvalidSettingError(CimlError):

@@ -251,7 +251,7 @@ class Running(OnEngine, DataflowJob):
                 )
         require_s3((options.data, "--data-path"))
         settings = self.settings()
-        from ciml.services.launch import check_runs_on_dataflow, launch_on_dataflow
+        from ciml.services.driver import check_runs_on_dataflow, launch_on_dataflow
 
         check_runs_on_dataflow(options)
         service = cast("TopicService[Any]", options.service())  # by `check_runs_on_dataflow`

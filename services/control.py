@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ciml.engines import processes
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.services.files import ServiceFiles, StartOptions, check_secret_variables, in_place
+from ciml.services.files import ServiceFiles, StartOptions, Status, check_secret_variables, in_place
 from ciml.services.jobs import jobs_of, submits
 
 Report = Callable[[str], object]
@@ -230,7 +229,7 @@ def _start_supervisor(files: ServiceFiles, wait_s: float, report: Report) -> Non
     )
 
 
-def _running_text(status: dict[str, Any]) -> str:
+def _running_text(status: Status) -> str:
     engine = f" on {status['engine']}" if status.get("engine") else ""
     behind = f"; {status['behind']:,} messages to go" if status.get("behind") is not None else ""
     return f"The service {status['name']} is running{engine}, from version {status.get('version')}{behind}."
@@ -253,7 +252,7 @@ def _stop_here(files: ServiceFiles, options: StartOptions, wait_s: float) -> Non
 
 
 def _report_stopped(
-    files: ServiceFiles, options: StartOptions, before: dict[str, Any], report: Report, *, savepoint: bool
+    files: ServiceFiles, options: StartOptions, before: Status, report: Report, *, savepoint: bool
 ) -> None:
     status = files.status()
     suffix = ""

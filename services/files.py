@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import psutil
 
@@ -29,6 +29,91 @@ from ciml.storage.json_files import read_json, write_json
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_LOG_BYTES = 5 * 2**20
 _FOLDERS = ("services", "ingest")  # earlier versions supervised only an ingest, in the second
+
+
+class JobEntry(TypedDict, total=False):
+    """The job in a `Status`: ``state`` is a `ciml.services.decide.JobState`, or "unknown"; see `JobStatus`."""
+
+    state: str
+    id: str
+    name: str
+    how: str
+    submitted_us: int | None
+    restarts: int | None
+
+
+class Status(TypedDict, total=False):
+    """The status of a service, as JSON. A key is missing before its value was first known.
+
+    Times end with ``_us`` (epoch microseconds), ages and durations with ``_s`` (seconds).
+
+    Attributes:
+      name, health, why: of the service; see `ciml.services.decide.Action`. Always present after `gather`.
+      kind, engine, data, topic, kafka, parallelism: of its start.
+      supervisor, worker: the running processes (``pid``); None for none. Always present after `gather`.
+      job: its job; see `JobEntry`.
+      checkpoint: the last one of the job (``bytes``, ``time_us``).
+      savepoint: the last one (``path``, ``time_us``, ``version``, ``use``: "", ``resumed`` or ``refused``).
+      savepoint_failed: why the last savepoint failed; "" if it did not.
+      version, last_commit_us, counts, deferred: facts of the manifest; a kind of service may add others.
+      lag, behind: uncovered offsets by partition, and their sum.
+      rate: offsets covered a second.
+      problems: see `ciml.services.service.Service.problems`.
+      failures: number of successive fruitless submissions.
+      resubmitted, resubmissions: number of resubmissions, and the last ones (``time_us``, ``why``).
+      last_failure: the last permanent error (``time_us``, ``why``).
+      exit_code: of a permanent error.
+      metrics: the URL of the metrics, or why they are not served.
+      since_us: the time from which health and reason are the present ones.
+      updated_us: the time of the supervisor's last report.
+      read_us: the times at which figures were read; see `ciml.services.status`.
+      remedy: the command that continues the service; None if it continues by itself. The keys from here on are always
+        present after `gather`, and nobody stores them.
+      uptime_s, last_commit_age_s: ages of the job and of the last commit; None if unknown.
+      dead_letters: number of open dead letters; None if unknown.
+      ages_s, stale: the ages of figures, and the names of those that are too old.
+      last_known: ``behind``, ``lag`` and ``rate`` if they are stale, when the present ones are unknown; None otherwise.
+    """
+
+    name: str
+    health: str
+    why: str
+    kind: str
+    engine: str
+    data: str
+    topic: str
+    kafka: str | None
+    parallelism: int
+    supervisor: dict[str, int] | None
+    worker: dict[str, int] | None
+    job: JobEntry
+    checkpoint: dict[str, int] | None
+    savepoint: dict[str, Any] | None
+    savepoint_failed: str
+    version: int
+    last_commit_us: int | None
+    counts: dict[str, int]
+    deferred: int
+    lag: dict[str, int] | None
+    behind: int | None
+    rate: float | None
+    problems: Mapping[str, str]
+    failures: int
+    resubmitted: int
+    resubmissions: list[dict[str, Any]]
+    last_failure: dict[str, Any] | None
+    exit_code: int
+    metrics: str
+    since_us: int
+    updated_us: int
+    read_us: dict[str, int]
+    remedy: str | None
+    uptime_s: int | None
+    last_commit_age_s: int | None
+    dead_letters: int | None
+    ages_s: dict[str, int | None]
+    stale: list[str]
+    last_known: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -226,12 +311,12 @@ class ServiceFiles:
     def want(self, wanted: Wanted) -> None:
         write_json(self.folder / "wanted.json", {"wanted": wanted})
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """Return the last status of a supervisor; empty before the first."""
-        return read_json(self.status_file) or {}
+        return cast("Status", read_json(self.status_file) or {})
 
-    def put_status(self, status: dict[str, Any]) -> None:
-        write_json(self.status_file, status)
+    def put_status(self, status: Status) -> None:
+        write_json(self.status_file, dict(status))
 
     def process(self, name: str) -> psutil.Process | None:
         """Return the recorded ``supervisor`` or ``worker`` if it runs."""
@@ -280,7 +365,7 @@ class ServiceFiles:
             lock.release()
 
 
-def read_times(status: Mapping[str, Any]) -> dict[str, int]:
+def read_times(status: Status) -> dict[str, int]:
     """Return when the figures of a status were read, epoch microseconds."""
     reported = {"status": status["updated_us"]} if "updated_us" in status else {}
     return {**reported, **status.get("read_us", {})}

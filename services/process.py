@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from prometheus_client import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -30,7 +30,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.logs import configure_logging
 from ciml.metrics import Board, Family, metric, registry_of, serve_metrics
 from ciml.services.decide import Health, ServiceProgress
-from ciml.services.files import ServiceFiles, StartOptions, bound_log, in_place, now_us, read_times
+from ciml.services.files import ServiceFiles, StartOptions, Status, bound_log, in_place, now_us, read_times
 from ciml.services.jobs import job_name, jobs_of, submits
 from ciml.services.service import Service, lag_families
 from ciml.services.supervisor import Supervisor
@@ -57,7 +57,7 @@ _ALIVE_S = 10.0  # between two updates of the status of a failed service
 _ENDPOINT_S = 5.0  # between two tries to open the metrics endpoint
 _REPORT_US = 2_000_000  # longest age of a working worker's report
 _BUSY = 75  # exit code: another process holds the service
-#: What a supervisor continues of an earlier one's status.
+#: The keys of an earlier supervisor's status that the next one continues.
 _CONTINUED = ("savepoint", "resubmitted", "resubmissions", "last_failure")
 _log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def supervisor_main(home: Path, name: str) -> int:
         return 0 if health == "stopped" or leave.is_set() else 4
 
 
-def _failed_status(error: CimlError) -> dict[str, Any]:
+def _failed_status(error: CimlError) -> Status:
     time_us = now_us()
     return {
         "health": "failed",
@@ -151,8 +151,9 @@ def impatient_service(options: StartOptions) -> Service:
         return options.service.service().impatient()
 
 
-def _first_status(files: ServiceFiles, options: StartOptions) -> dict[str, Any]:
-    """Return the status before the first step, which continues that of an earlier supervisor."""
+def _first_status(files: ServiceFiles, options: StartOptions) -> Status:
+    """Return the status before the first step, which continues the status of an earlier supervisor."""
+    continued = {key: value for key, value in files.status().items() if key in _CONTINUED}
     return {
         "name": files.name,
         "kind": options.kind,
@@ -161,7 +162,7 @@ def _first_status(files: ServiceFiles, options: StartOptions) -> dict[str, Any]:
         "topic": options.service.subject,
         "kafka": options.service.bootstrap,
         "parallelism": options.parallelism,
-        **{key: value for key, value in files.status().items() if key in _CONTINUED},
+        **cast("Status", continued),
     }
 
 
@@ -193,7 +194,7 @@ class _Reporter:
         self._endpoint = _Endpoint(options, (board, self._ages, _WorkerMetrics(files.timings)))
         self._bounded_s = time.monotonic()
 
-    def report(self, status: dict[str, Any]) -> None:
+    def report(self, status: Status) -> None:
         self._board.put("status", _status_families(self._kind, status))
         self._ages.update(status)
         status["metrics"] = self._endpoint.open()
@@ -207,7 +208,7 @@ class _Reporter:
         self._endpoint.close()
 
 
-def _status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
+def _status_families(kind: str, status: Status) -> Iterator[Family]:
     """Yield the metrics of a supervisor's status; see `ciml.services.supervisor.Supervisor`."""
     yield PROBLEMS.of({(kind,): len(status.get("problems") or {})})
     if kind != "ingest":
@@ -233,7 +234,7 @@ class _StatusAges(Collector):
         self._kind = kind
         self._read_us: Mapping[str, int] = {}
 
-    def update(self, status: Mapping[str, Any]) -> None:
+    def update(self, status: Status) -> None:
         """Set the status."""
         self._read_us = read_times(status)
 
@@ -356,8 +357,7 @@ class _Worker:
             signal.signal(number, lambda *_: self._stop.set())
 
     def _work(self, savepoint: str) -> None:
-        from ciml.services.driver import drive
-        from ciml.services.launch import submit_to_flink
+        from ciml.services.driver import drive, submit_to_flink
 
         options = self._options
         service = options.service.service()
@@ -398,7 +398,7 @@ class _Worker:
     def _await_job(self, job: FlinkJob) -> None:
         """Wait until Flink has a cluster's job, which may be after the job server's answer, or until the job ends."""
         from ciml.pipelines.flink import jobs as flink_rest
-        from ciml.services.launch import check_job
+        from ciml.services.driver import check_job
 
         while not self._stop.wait(_POLL_S):
             check_job(job)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.services.decide import (
@@ -24,7 +24,7 @@ from ciml.services.decide import (
     Wanted,
     decide,
 )
-from ciml.services.files import now_us
+from ciml.services.files import Status, now_us
 from ciml.services.service import NotReadyError, Service
 
 _PAUSE_S = 1.0
@@ -33,8 +33,6 @@ _MOST_CONTRADICTIONS = 3  # successive ones are permanent; a single one may come
 _MOST_RESUBMISSIONS = 20  # in the status
 _QUIET_HEALTH = ("starting", "running", "stopping", "stopped")
 _log = logging.getLogger(__name__)
-
-Status = dict[str, Any]
 
 
 class Jobs(Protocol):
@@ -91,7 +89,7 @@ class Supervisor:
     jobs: Jobs
     wanted: Callable[[], Wanted]
     report: Callable[[Status], None]
-    status: Status = field(default_factory=dict)
+    status: Status = field(default_factory=Status)
     maintains: bool = True
     moved: Callable[[], bool] = lambda: False
     limits: Limits = field(default_factory=Limits)
@@ -104,12 +102,12 @@ class Supervisor:
     def __post_init__(self) -> None:
         self._tracker = Tracker(self.limits)
         self._has_job = False  # submitted or taken over
-        self._from_savepoint = False
-        self._contradictions = 0
-        self._fault = ""
+        self._tried_savepoint: dict[str, Any] | None = None  # the job started from it, and has not progressed yet
+        self._contradictions = 0  # successive ones of broker and store
+        self._fault = ""  # a permanent error of the service
         self._maintained_s = -_MAINTAIN_S
-        self._logged = ("", "")
-        self._has_failed = False
+        self._logged = ("", "")  # the last logged decision: its kind and health
+        self._has_failed = False  # whether the status has the permanent error as its last failure
         earlier: Status = {"resubmitted": 0, "resubmissions": [], "savepoint": None, "last_failure": None}
         self.status = {**earlier, **self.status, "read_us": {}}
 
@@ -176,8 +174,8 @@ class Supervisor:
             unready=reading.is_unready and not engine_outage,
         )
         self._update_job(job)
-        if job is not None and self._from_savepoint:
-            self._follow_savepoint(observation, job)
+        if job is not None and self._tried_savepoint is not None:
+            self._follow_savepoint(self._tried_savepoint, observation, job)
         return observation
 
     def _read_service(self) -> _Reading:
@@ -200,11 +198,11 @@ class Supervisor:
         self.progress = None
         self.status["problems"] = self.service.problems()
         facts = self.service.facts()  # available even if the broker does not answer
-        self.status.update(facts)
+        self.status |= cast("Status", facts)
         if facts:
             self._was_read("manifest")
         progress = self.progress = self.service.observe()
-        self.status.update(progress.to_json())
+        self.status |= cast("Status", progress.to_json())
         if progress.lag:
             self._was_read("lag")
         return progress
@@ -232,23 +230,22 @@ class Supervisor:
             time_us = int((job.checkpoint_s or 0) * 1e6)
             self.status["checkpoint"] = {"bytes": job.checkpoint_bytes, "time_us": time_us}
         if self.status.get("lag") is None:  # only its worker knows the position
-            self.status.update(job.progress)
+            self.status |= cast("Status", job.progress)
             if job.progress.get("lag") is not None and job.progress_us is not None:
                 self._was_read("lag", job.progress_us)
 
-    def _follow_savepoint(self, observation: Observation, job: JobStatus) -> None:
-        """Note whether the job that started from a savepoint works, or ended."""
+    def _follow_savepoint(self, savepoint: dict[str, Any], observation: Observation, job: JobStatus) -> None:
+        """Note in a savepoint of the status whether the job that started from it works, or ended."""
         if observation.committed or (observation.running_s is not None and not observation.behind):
-            self._from_savepoint = False
-            self.status["savepoint"]["use"] = "resumed"
+            self._tried_savepoint = None
+            savepoint["use"] = "resumed"
         elif job.state in ("missing", "over"):
-            self._reject_savepoint(job.how or "the job ended")
+            self._reject_savepoint(savepoint, job.how or "the job ended")
 
-    def _reject_savepoint(self, why: str) -> None:
-        savepoint = self.status["savepoint"]
+    def _reject_savepoint(self, savepoint: dict[str, Any], why: str) -> None:
         savepoint["use"] = "refused"  # the stored word
         savepoint["why"] = why
-        self._from_savepoint = False
+        self._tried_savepoint = None
         _log.warning("savepoint %s rejected (%s); continuing from the manifest", savepoint["path"], why)
 
     def _log_decision(self, action: Action) -> None:
@@ -273,20 +270,20 @@ class Supervisor:
 
     def _submit(self, action: Action) -> None:
         if action.kind == "replace":
-            if self._from_savepoint:
-                self._reject_savepoint(action.why)
+            if self._tried_savepoint is not None:
+                self._reject_savepoint(self._tried_savepoint, action.why)
             self.jobs.cancel()
         savepoint = self.status["savepoint"]
-        path = savepoint["path"] if savepoint and not savepoint["use"] and not self._has_job else ""
+        is_unused = savepoint is not None and not savepoint["use"]
+        self._tried_savepoint = savepoint if is_unused and not self._has_job else None
         if self._has_job:
             self.status["resubmitted"] += 1
             resubmissions = [*self.status["resubmissions"], {"time_us": now_us(), "why": action.why}]
             self.status["resubmissions"] = resubmissions[-_MOST_RESUBMISSIONS:]
         self._has_job = True
-        self._from_savepoint = bool(path)
         self._tracker.submitted(self.clock())
         self.status["job"] = {"state": "starting", "submitted_us": now_us()}
-        self.jobs.submit(path)
+        self.jobs.submit("" if self._tried_savepoint is None else self._tried_savepoint["path"])
 
     def _savepoint(self) -> None:
         try:
@@ -316,8 +313,13 @@ class Supervisor:
         time_us = now_us()
         if (self.status.get("health"), self.status.get("why")) != (action.health, action.why):
             self.status["since_us"] = time_us
-        self.status.update(health=action.health, why=action.why, rate=self._tracker.rate(), updated_us=time_us)
-        self.status["failures"] = self._tracker.observation.failures
+        self.status |= {
+            "health": action.health,
+            "why": action.why,
+            "rate": self._tracker.rate(),
+            "failures": self._tracker.observation.failures,
+            "updated_us": time_us,
+        }
         if action.health == "failed" and not self._has_failed:
             self._has_failed = True
             self.status["last_failure"] = {"time_us": time_us, "why": action.why}

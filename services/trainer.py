@@ -1,25 +1,26 @@
-"""The trainer service: refreshes a model when its data set grows or runs are excluded. See `ciml.training.trainer`."""
+"""The trainer service: refreshes a model when its data set or the exclusions change. See `ciml.training.trainer`."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from prometheus_client.registry import Collector
 
-from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.errors import CimlError, EngineError, IntegrityError, NoTrainingDataError, UnknownDatasetError
 from ciml.manifest.log import ManifestLog
 from ciml.metrics import Family, metric
 from ciml.progress import Progress, no_progress
 from ciml.services.decide import ServiceProgress
-from ciml.services.service import Service
+from ciml.services.service import NotReadyError, Service
 from ciml.serving.registry import Registry, RegistryState
-from ciml.training.refresh import TrainConfig
+from ciml.training.refresh import ModelLockedError, TrainConfig
 from ciml.training.trainer import TrainResult, run_once
 
 CANDIDATES = metric("ciml_training_candidates_total")
-REJECTED = metric("ciml_training_samples_rejected_total")
+REJECTED_SAMPLES = metric("ciml_training_samples_rejected_total")
 PUSHES = metric("ciml_model_pushes_total")
 CHAMPION = metric("ciml_champion_version")
 CHAMPION_TIME = metric("ciml_champion_push_timestamp_seconds")
@@ -28,13 +29,28 @@ REFRESHED = metric("ciml_training_refresh_timestamp_seconds")
 ERRORS = metric("ciml_training_errors_total")
 
 
+class _Versions(NamedTuple):
+    """The inputs of a refresh: versions of two manifests, 0 while a manifest has no entry.
+
+    Attributes:
+      dataset: of the data set's manifest.
+      exclusions: of the manifest of excluded runs.
+    """
+
+    dataset: int = 0
+    exclusions: int = 0
+
+
 class TrainerService(Service):
-    """Refreshes a model. Waits for a data set that does not exist yet or is too small.
+    """Refreshes a model whenever its data set or the exclusions have a new version.
+
+    While the data set does not exist, or holds too little to train on, the service waits for the next version. Any
+    other error that a repeated refresh cannot repair, such as an unknown estimator, ends the service.
 
     Args:
       config: of the trainer.
       report: called with each result, except "nothing new".
-      progress: called with each step, and with the reason of a wait.
+      progress: called with each step, and with the reason of a wait or a failure.
     """
 
     poll_s = 2.0
@@ -54,58 +70,59 @@ class TrainerService(Service):
         self._registry = Registry(config.data, config.model)
         self._excluded = ManifestLog(config.data.exclusions)
         self._metrics = _RefreshMetrics(config.model)
-        self._seen = -1, -1
-        self._is_current = False
+        self._handled: _Versions | None = None  # by the last refresh that trained, skipped, or lacked data
+        self._is_current = False  # whether that refresh trained or skipped: the model is up to date
 
     def timings(self) -> Sequence[Collector]:
         return self._metrics.collectors
 
     def observe(self) -> ServiceProgress:
-        with self._failures():
+        """Return the data set's version as progress, and count an up-to-date model as refreshed now."""
+        with self._reported_errors():
             state = self._registry.state
             self.board.put_observed(registry_families(self.config.model, state))
-            counts = {"candidates": len(state.candidates), "versions": len(state.versions)}
-            return ServiceProgress(self._ends()[0], facts={"counts": counts, "champion": state.champion})
+            versions = self._present_versions()
+        if self._is_current and versions == self._handled:
+            self._metrics.count_refresh({})
+        counts = {"candidates": len(state.candidates), "versions": len(state.versions)}
+        return ServiceProgress(versions.dataset, facts={"counts": counts, "champion": state.champion})
 
-    def _ends(self) -> tuple[int, int]:
-        version, excluded = self._seen
-        return self._log.end(max(version, 0)), self._excluded.end(max(excluded, 0))
+    def _present_versions(self) -> _Versions:
+        known = self._handled or _Versions()
+        return _Versions(self._log.end(known.dataset), self._excluded.end(known.exclusions))
 
-    def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> tuple[int, int] | None:
-        """Return the versions of the data set's manifest and of the exclusions if one of them is new."""
-        with self._failures():
-            versions = self._ends()
-        if versions != self._seen:
-            return versions
-        if self._is_current:
-            self._metrics.done({})
-        return None
+    def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> _Versions | None:
+        """Return the present versions if the last refresh handled others."""
+        with self._reported_errors():
+            versions = self._present_versions()
+        return None if versions == self._handled else versions
 
-    def run(self, work: tuple[int, int]) -> None:
+    def run(self, work: _Versions) -> None:
         self._is_current = False
         try:
-            with self._failures():
+            with self._reported_errors():
                 result = run_once(self.config, progress=self._progress)
-        except (EngineError, IntegrityError):
-            raise
-        except CimlError:  # too little data: wait for the next version
-            self._seen = work
+        except (NoTrainingDataError, UnknownDatasetError):
+            self._handled = work  # only another version can have more data
             return
-        self._seen = work
+        except ModelLockedError as error:
+            raise NotReadyError(str(error)) from error
+        self._handled = work
+        self._is_current = True
         if result.outcome != "nothing_new" and self._report is not None:
             self._report(result)
-        self._is_current = True
-        self._metrics.done(result.seconds)
+        self._metrics.count_refresh(result.seconds)
 
     @contextmanager
-    def _failures(self) -> Iterator[None]:
+    def _reported_errors(self) -> Iterator[None]:
+        """Count and report errors of the context, and raise them again. `IntegrityError` only ends the service."""
         try:
             yield
         except IntegrityError:
             raise
         except CimlError as error:
             self._progress(f"waits: {error}", 0, None)
-            self._metrics.failed(error)
+            self._metrics.count_error(error)
             raise
 
 
@@ -123,32 +140,35 @@ class _RefreshMetrics:
         self._errors = ERRORS.counter()
         self.collectors = (self._steps, self._refreshed, self._errors)
         for kind in ("engine", "data"):
-            self._errors.labels(model, kind)
+            self._errors.labels(model, kind)  # exported as 0, so that a rate exists before the second error
 
-    def done(self, seconds: Mapping[str, float]) -> None:
-        """Count a completed refresh, with its seconds by step; without any, that nothing is new."""
+    def count_refresh(self, seconds: Mapping[str, float]) -> None:
+        """Count a completed refresh, with its seconds by step; without steps, only its time."""
         for step, took in seconds.items():
             self._steps.labels(self._model, step).observe(took)
         self._refreshed.labels(self._model).set_to_current_time()
 
-    def failed(self, error: CimlError) -> None:
-        """Count a failed refresh."""
+    def count_error(self, error: CimlError) -> None:
+        """Count an error of a refresh or of a query."""
         self._errors.labels(self._model, "engine" if isinstance(error, EngineError) else "data").inc()
 
 
 def registry_families(model: str, state: RegistryState) -> Iterator[Family]:
-    """Yield the metrics of a model's registry."""
+    """Yield the metrics of a model's registry.
+
+    A candidate that the gate rejected has the label "refused", a stored word of version 0.1.
+    """
     decisions: Counter[tuple[str, str]] = Counter({(model, "blessed"): 0, (model, "refused"): 0})
-    rejected: Counter[tuple[str, str]] = Counter()
+    rejected_samples: Counter[tuple[str, str]] = Counter()
     for candidate in state.candidates.values():
         decision = state.decisions.get(candidate.id)
         if decision is not None:
             decisions[model, "blessed" if decision.blessed else "refused"] += 1
         for reason, number in candidate.facts.get("rejected", {}).items():
-            rejected[model, reason] += number
+            rejected_samples[model, reason] += number
     champion = state.champion
     yield CANDIDATES.of(decisions)
-    yield REJECTED.of(rejected)
+    yield REJECTED_SAMPLES.of(rejected_samples)
     yield PUSHES.of({(model,): len(state.pushed())})
     yield CHAMPION.of({} if champion is None else {(model,): champion})
     yield CHAMPION_TIME.of({} if champion is None else {(model,): state.versions[champion].time_us / 1e6})

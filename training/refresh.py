@@ -75,6 +75,10 @@ class TrainConfig:
     lineage: bool = False
 
 
+class ModelLockedError(CimlError):
+    """Another process trains the model."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A trained model and its facts.
@@ -142,7 +146,9 @@ def refresh(
       lineage: reports the steps ``snapshot.<model>`` and ``train.<model>``.
 
     Raises:
-      CimlError: if the data set does not exist or has no training runs, or the experiment cannot be served.
+      UnknownDatasetError, NoTrainingDataError: if the data set does not exist, or holds too few runs.
+      ModelLockedError: if another process trains the model.
+      CimlError: if the experiment is invalid or cannot be served.
       IntegrityError: if the stored data are inconsistent.
     """
     model = config.model
@@ -193,7 +199,9 @@ def _locked(folder: Path, model: str) -> Iterator[None]:
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout:
-        raise CimlError(f"model {model!r} is being trained by another process in {folder}; wait for it") from None
+        raise ModelLockedError(
+            f"model {model!r} is being trained by another process in {folder}; wait for it"
+        ) from None
 
 
 def _train_candidate(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.errors import CimlError, NoTrainingDataError
+from ciml.errors import NoTrainingDataError
 from ciml.tensorflow import load_tensorflow
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Role
@@ -66,7 +66,7 @@ def train(
       tensorboard: folder of TensorBoard event files; None writes none.
 
     Raises:
-      CimlError: if there are no training runs, or early stopping has no dev runs.
+      NoTrainingDataError: if there are no training runs, or early stopping has no dev runs.
     """
     stopping = experiment.early_stopping is not None
     roles = trained_roles(experiment, dev_from_train=dev_from_train)
@@ -74,7 +74,9 @@ def train(
     if count == 0:
         raise NoTrainingDataError("no training runs")
     if stopping and materialised.counts["dev"] == 0:
-        raise CimlError("early stopping needs dev runs, but the snapshot has none; give dev a weight in tdt_split")
+        raise NoTrainingDataError(
+            "early stopping needs dev runs, but the snapshot has none; give dev a weight in tdt_split"
+        )
     model = build_model(experiment, resolved.windows, len(resolved.features), len(resolved.classes))
     batches: Batches
     if count * resolved.windows * len(resolved.features) * 4 <= _MAX_RESIDENT_BYTES:

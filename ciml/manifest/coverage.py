@@ -17,7 +17,7 @@ from ciml.events.records import OffsetRange
 from ciml.manifest.checkpoints import Restorable
 
 #: The command that continues with a topic that is not the one that was read before. Each error of that kind names it.
-OTHER_TOPIC = "ciml topics adopt"
+ADOPT_COMMAND = "ciml topics adopt"
 
 
 class RangeSet:
@@ -230,5 +230,5 @@ def check_topic_id(topic: str, stored: str, reported: str) -> None:
         raise IntegrityError(
             f"topic {topic} was deleted and created again: its offsets were read under the id {stored}, but the broker "
             f"reports {reported}. To continue with the new topic, without the unread messages of the old one: "
-            f"{OTHER_TOPIC} {topic} --data-path DATA"
+            f"{ADOPT_COMMAND} {topic} --data-path DATA"
         )

@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import SOON, NoTopicError, admin, as_engine_error, is_refused
-from ciml.manifest.coverage import OTHER_TOPIC, check_topic_id
+from ciml.manifest.coverage import ADOPT_COMMAND, check_topic_id
 from ciml.pipelines.processes import Shared
 
 _DELETED_S = 10.0
@@ -199,7 +199,7 @@ def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
             if time.monotonic() - since > _DELETED_S:
                 raise IntegrityError(
                     f"topic {topic} was deleted while it was read; its uncommitted messages are lost. Committed runs "
-                    f"stay. Create it again, then continue with the new topic: {OTHER_TOPIC} {topic} --data-path DATA"
+                    f"stay. Create it again, then continue with the new topic: {ADOPT_COMMAND} {topic} --data-path DATA"
                 ) from None
             time.sleep(1)
             continue

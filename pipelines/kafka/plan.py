@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import OffsetRange
-from ciml.manifest.coverage import OTHER_TOPIC, RangeSet, TopicState, check_topic_id
+from ciml.manifest.coverage import ADOPT_COMMAND, RangeSet, TopicState, check_topic_id
 from ciml.pipelines.kafka.broker import Listing
 
 
@@ -84,7 +84,7 @@ def _start_of(state: TopicState, listing: Listing, partition: int) -> int:
     if last > end:
         raise IntegrityError(
             f"{where} ends at {end}, but was read up to {last}: it is not the topic that was read before. To "
-            f"continue with it from its first message: {OTHER_TOPIC} {listing.topic} --data-path DATA"
+            f"continue with it from its first message: {ADOPT_COMMAND} {listing.topic} --data-path DATA"
         )
     return max(start, first)
 

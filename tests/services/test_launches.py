@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ciml import engines
 from ciml.engines import processes, state
 from ciml.engines.environment import record_environment, use_environment
 from ciml.errors import CimlError
+from ciml.services import status
 from ciml.services.files import ServiceFiles, StartOptions, check_secret_variables, in_place
 from ciml.services.jobs import InWorker, OnFlink, Worker
 from ciml.services.options import KINDS
@@ -120,6 +122,29 @@ def test_stale_figures_are_marked_and_a_stale_lag_is_unknown(home: Path) -> None
     assert 3 <= seen["ages_s"]["status"] <= 6
     files.put_status({**files.status(), "updated_us": now - 40e6})
     assert gather(files)["stale"] == ["lag", "status"]
+
+
+def test_a_query_without_an_answer_leaves_folder_and_environment_alone(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ciml service status` queries several services in turn: a late query must not change the next one's."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a broker that accepts connections and answers nothing
+        arguments = {"kafka": f"127.0.0.1:{silent.getsockname()[1]}"}
+        files = files_of(home, arguments=arguments, environment={"AWS_PROFILE": "of the service"})
+        monkeypatch.setattr(status, "_DEADLINE_S", 1.0)
+        before = Path.cwd(), dict(os.environ)
+        seen = gather(files)
+        assert (Path.cwd(), dict(os.environ)) == before
+    assert (seen["lag"], seen["job"]["state"], seen["stale"]) == (None, "unknown", [])
+    assert (seen["health"], seen["why"]) == ("stalled", "its supervisor died")
+
+
+def test_a_service_without_supervisor_is_queried_where_it_was_started(home: Path) -> None:
+    files = files_of(home, environment={"AWS_PROFILE": "of the service"})
+    seen = gather(files)
+    assert seen["job"]["state"] == "missing"
+    assert seen["ages_s"].keys() == {"job"}
+    assert seen["lag"] is None  # its broker does not answer
 
 
 def test_settings_are_recorded_and_secrets_only_by_name() -> None:

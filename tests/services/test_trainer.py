@@ -9,12 +9,20 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError
+from ciml.errors import (
+    CimlError,
+    InvalidSettingError,
+    MissingExtraError,
+    NoTrainingDataError,
+    UnknownDatasetError,
+    UnknownEstimatorError,
+)
 from ciml.services import trainer as trainer_module
 from ciml.services.driver import drive
+from ciml.services.service import NotReadyError
 from ciml.services.trainer import TrainerService
 from ciml.training.exclusions import Exclusion, add
-from ciml.training.refresh import TrainConfig
+from ciml.training.refresh import ModelLockedError, TrainConfig
 from ciml.training.trainer import TrainResult
 from tests.scraping import collected
 
@@ -29,7 +37,7 @@ def test_watch_waits_for_data_and_refreshes_when_it_grows(tmp_path: Path, monkey
         calls.append(1)
         if len(calls) == 1:
             log.create("000000000001.json", b"{}")
-            raise CimlError("no data set 'd'")
+            raise UnknownDatasetError("no data set 'd'")
         if len(calls) == 2:
             return TrainResult("nothing_new", ("too little",))
         stop.set()
@@ -67,6 +75,7 @@ def test_watch_refreshes_when_runs_are_excluded(tmp_path: Path, monkeypatch: pyt
     service = TrainerService(config)
     work = service.plan()
     assert work == (1, 0)
+    assert work is not None
     service.run(work)
     assert service.plan() is None
     add(config.data.exclusions, [Exclusion("disk was full", job="unit")])
@@ -79,24 +88,64 @@ def test_a_model_without_news_is_up_to_date(tmp_path: Path, monkeypatch: pytest.
     log = config.data.dataset("d").store.child("_manifest")
     service = TrainerService(config)
 
+    def run_planned() -> None:
+        work = service.plan()
+        assert work is not None
+        service.run(work)
+
     def refreshed_s() -> float:
         (found,) = [one for each in service.timings() for name, one in collected(each).items() if "timestamp" in name]
         return float(found["m",])
 
     def after_a_plan() -> float:
+        service.observe()
         assert service.plan() is None
         return refreshed_s()
 
     monkeypatch.setattr(trainer_module, "run_once", lambda *_, **__: TrainResult("nothing_new", ("too little",)))
-    service.run(service.plan() or (0, 0))
+    run_planned()
     first = refreshed_s()
     assert after_a_plan() > first
+    later = refreshed_s()
+    assert service.plan() is None
+    assert refreshed_s() == later  # a plan only queries
 
     def fails(*_: Any, **__: Any) -> TrainResult:
-        raise CimlError("too few runs")
+        raise NoTrainingDataError("too few runs")
 
     monkeypatch.setattr(trainer_module, "run_once", fails)
     log.create("000000000001.json", b"{}")
-    service.run(service.plan() or (0, 0))
+    run_planned()
     last = refreshed_s()
     assert after_a_plan() == last
+
+
+@pytest.mark.parametrize(
+    "error", [UnknownEstimatorError("dn"), InvalidSettingError("tolerance"), MissingExtraError("train"), CimlError("x")]
+)
+def test_an_error_that_more_data_cannot_repair_ends_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: CimlError
+) -> None:
+    def fails(*_: Any, **__: Any) -> TrainResult:
+        raise error
+
+    monkeypatch.setattr(trainer_module, "run_once", fails)
+    config = TrainConfig(DataRoot.open(tmp_path), "d", "m")
+    config.data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
+    with pytest.raises(type(error)):
+        drive(TrainerService(config), until="end", patience_s=0.0)
+
+
+def test_a_model_in_training_elsewhere_is_refreshed_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> TrainResult:
+        raise ModelLockedError("model 'm' is being trained by another process")
+
+    monkeypatch.setattr(trainer_module, "run_once", fails)
+    config = TrainConfig(DataRoot.open(tmp_path), "d", "m")
+    config.data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
+    service = TrainerService(config)
+    work = service.plan()
+    assert work is not None
+    with pytest.raises(NotReadyError, match="by another process"):
+        service.run(work)
+    assert service.plan() == work

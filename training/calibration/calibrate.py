@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.digest import canonical_json, sha256_json
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import IntegrityError, NoTrainingDataError
 from ciml.events.outcomes import CAUSE
 from ciml.events.records import RunFacts
 from ciml.storage import Store
@@ -75,11 +75,11 @@ def calibrate(
       ranges: computes the ranges of the runs that it learned and of the dev runs; called only for a model of verdicts.
 
     Raises:
-      CimlError: if there are no dev runs.
+      NoTrainingDataError: if there are no dev runs, or isotonic calibration has dev runs of one change.
       IntegrityError: if a run, or another of its change, is among the ``used`` ones.
     """
     if not runs:
-        raise CimlError("calibration needs dev runs; give dev a weight in the data set's tdt_split")
+        raise NoTrainingDataError("calibration needs dev runs; give dev a weight in the data set's tdt_split")
     _check_apart(runs, used)
     method = experiment.calibration or "auto"
     calibrator = fit_calibrator(probabilities, labels, method)
@@ -89,7 +89,7 @@ def calibrate(
         for_sets = np.array([split_of(run.project, run.change, run.run_id, _SALT, (1, 0, 1)) == "test" for run in runs])
         fitted_to = int((~for_sets).sum())
         if fitted_to in (0, len(runs)):
-            raise CimlError("calibration: isotonic needs dev runs of several changes; use temperature")
+            raise NoTrainingDataError("calibration: isotonic needs dev runs of several changes; use temperature")
         calibrator = fit_calibrator(probabilities[~for_sets], labels[~for_sets], "isotonic")
     calibrated = calibrator.apply(probabilities)
     description = {

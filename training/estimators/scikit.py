@@ -58,7 +58,8 @@ def fit_scikit(
       features: `unrolled`, or the builder's own function.
 
     Raises:
-      CimlError: for an invalid parameter, or too few runs of a class.
+      NoTrainingDataError: if a class has too few runs.
+      CimlError: for an invalid parameter.
     """
     start = time.perf_counter()
     counts = np.bincount(train.labels, minlength=classes)
@@ -85,7 +86,7 @@ def svm(experiment: Experiment, smallest: int) -> Any:
     from sklearn.svm import LinearSVC
 
     if smallest < 2:
-        raise CimlError("svm needs at least two training runs of each class to calibrate probabilities")
+        raise NoTrainingDataError("svm needs at least two training runs of each class to calibrate probabilities")
     machine = LinearSVC(**_options(experiment, {"max_iter": 10_000}))
     folds = StratifiedKFold(min(_CALIBRATION_FOLDS, smallest), shuffle=True, random_state=experiment.seed)
     return CalibratedClassifierCV(machine, cv=folds, ensemble=False)

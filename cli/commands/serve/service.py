@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,7 +18,7 @@ from ciml.options import Options, argument, flag, option
 from ciml.services.options import KINDS, ServiceOptions, options_of
 
 if TYPE_CHECKING:
-    from ciml.services.files import ServiceFiles
+    from ciml.services.files import ServiceFiles, Status
 
 #: By kind of service: options for an example.
 _EXAMPLES = {
@@ -210,7 +210,8 @@ def status(options: StatusOptions) -> int:
       ciml service status --json
     """
     from ciml.services.files import ServiceFiles
-    from ciml.services.status import exit_code, gather, show
+    from ciml.services.status import exit_code, gather
+    from ciml.services.status_table import show
 
     home = options.home
     services = [choose(home, options.name)] if options.name else ServiceFiles.all(home)
@@ -219,7 +220,7 @@ def status(options: StatusOptions) -> int:
         return 1
     reports = {files.name: gather(files) for files in services}
 
-    def show_all(reports: Mapping[str, dict[str, Any]]) -> None:
+    def show_all(reports: Mapping[str, Status]) -> None:
         for report in reports.values():
             show(report)
 
