@@ -250,7 +250,7 @@ def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
     return {
         name: engine
         for name, engine in states.items()
-        if engine.pid is None or processes.find(engine.pid, engine.started) is not None
+        if engine.pid is None or processes.find(engine.process) is not None
     }
 
 

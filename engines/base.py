@@ -12,7 +12,7 @@ from ciml.engines import processes
 from ciml.engines.state import REAL, EngineState
 from ciml.errors import CimlError
 
-HOST = "127.0.0.1"
+HOST = processes.HOST
 
 # The serial collector and the first compiler tier only: measured here, they save 40 % of the broker's start (CPU), half
 # of a short Flink job, and 30 to 100 MiB. The full set pays off only after hours of full load.
@@ -123,7 +123,7 @@ class Engine(ABC):
         Raises:
           EngineError: if it does not stop.
         """
-        return processes.end(state.pid, state.started)
+        return processes.end(state.process)
 
 
 def listens(port: int, timeout_s: float = 1.0) -> bool:

@@ -96,15 +96,15 @@ class MockKafka(Engine):
     kind = LIGHT
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
-        published = _published(home)
-        published.parent.mkdir(parents=True, exist_ok=True)
-        published.unlink(missing_ok=True)
-        command = python_command("ciml.engines.programs", "mock-broker", str(published))
+        address_file = _address_file(home)
+        address_file.parent.mkdir(parents=True, exist_ok=True)
+        address_file.unlink(missing_ok=True)
+        command = python_command("ciml.engines.programs", "mock-broker", str(address_file))
         return Launch(MOCK, command, ports, environment=python_environment())
 
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
         try:
-            address = state.address or _published(home).read_text()
+            address = state.address or _address_file(home).read_text()
         except FileNotFoundError:
             return None
         if not _metadata_answers(address):
@@ -112,7 +112,8 @@ class MockKafka(Engine):
         return replace(state, address=address, ports={"kafka": int(address.rpartition(":")[2])})
 
 
-def _published(home: Path) -> Path:
+def _address_file(home: Path) -> Path:
+    """Return the file in which the mock broker publishes its address."""
     return home / "kafka" / "mock-broker"
 
 

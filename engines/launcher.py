@@ -20,7 +20,7 @@ from ciml.engines.gerrit import Gerrit
 from ciml.engines.jars import NoJava
 from ciml.engines.kafka import Kafka, MockKafka
 from ciml.engines.servers import S3, LogServer, ModelServer, Mosquitto
-from ciml.engines.state import EngineState
+from ciml.engines.state import EngineState, ProcessId
 from ciml.errors import CimlError, EngineError
 
 _ALL = (Kafka(), Flink(), Cluster(), S3(), LogServer(), ModelServer(), Mosquitto(), Gerrit())
@@ -43,14 +43,14 @@ class Engines:
       states: of all engines running in ``home``, by name.
       started: seconds until ready, by name of the engines that this call started.
       notes: lines for people, such as why a light engine is used.
-      reaper: pid and start time of the process that stops them after a kill of this one (`Settings.tied`).
+      reaper: the process that stops them after a kill of this one (`Settings.tied`).
     """
 
     home: Path
     states: dict[str, EngineState]
     started: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    reaper: tuple[int, float] | None = field(default=None, repr=False)
+    reaper: ProcessId | None = field(default=None, repr=False)
 
     @property
     def kafka(self) -> str:
@@ -115,7 +115,7 @@ class Engines:
     ) -> None:
         self.stop()
         if self.reaper is not None:
-            processes.end(*self.reaper)
+            processes.end(self.reaper)
 
 
 def start(names: Iterable[str], home: Path | str | None = None, settings: Settings | None = None) -> Engines:
@@ -155,7 +155,7 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
             for starter in starters:
                 starter.undo()
             if engines.reaper is not None:
-                processes.end(*engines.reaper)
+                processes.end(engines.reaper)
             raise failures[0]
         for starter in starters:
             engines.started[starter.name] = starter.seconds
@@ -193,7 +193,7 @@ def engine_of(entry: EngineState) -> Engine:
 
 def alive(entry: EngineState) -> bool:
     """Return whether the engine's process still runs; an engine without a process always does."""
-    return entry.pid is None or processes.find(entry.pid, entry.started) is not None
+    return entry.process is None or processes.find(entry.process) is not None
 
 
 def healthy(home: Path, entry: EngineState) -> bool:
@@ -201,7 +201,7 @@ def healthy(home: Path, entry: EngineState) -> bool:
     return alive(entry) and engine_of(entry).ready(home, entry) is not None
 
 
-def _start_reaper(home: Path, names: list[str]) -> tuple[int, float]:
+def _start_reaper(home: Path, names: list[str]) -> ProcessId:
     me = os.getpid()
     arguments = (str(me), repr(processes.start_time(me)), str(home), *names)
     command = processes.python_command("ciml.engines.programs", "stop-with-parent", *arguments)
@@ -304,19 +304,19 @@ class _Starter:
             return
         with contextlib.suppress(FileNotFoundError):
             os.replace(log, log.with_suffix(".log.1"))  # keep only the last log
-        pid, started = processes.spawn(launch.command, log, launch.environment, self._home)
-        launched = replace(self._engine.state_of(launch), pid=pid, started=started, log=str(log))
+        process = processes.spawn(launch.command, log, launch.environment, self._home)
+        launched = replace(self._engine.state_of(launch), pid=process.pid, started=process.started, log=str(log))
         self._recorded.put(self.name, launched)  # recorded before it is ready, so that `ciml down` always finds it
         deadline = time.monotonic() + self._settings.timeout_s
         while True:
-            if processes.find(pid, started) is None:
+            if processes.find(process) is None:
                 self.undo()  # a cluster's watchdog may have left parts
                 if processes.reports_port_in_use(log):
                     raise _PortInUse(f"{self.name}: a port of {launched.ports} is in use; see {log}")
                 raise EngineError(f"{self.name} exited during its start: {processes.last_lines(log)} (log: {log})")
             answered = self._engine.ready(self._home, launched)
             # A foreign server may answer on the port while this one fails because of it.
-            if answered is not None and processes.find(pid, started) is not None:
+            if answered is not None and processes.find(process) is not None:
                 self._recorded.put(self.name, answered)
                 return
             if time.monotonic() > deadline:

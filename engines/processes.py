@@ -1,19 +1,22 @@
-"""Starts, identifies and stops processes that outlive their starter, and finds ports for them."""
+"""Starts, identifies and stops processes that outlive their starter; reads their logs, and finds ports for them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import random
+import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
+from ciml.engines.state import ProcessId
 from ciml.errors import EngineError
 from ciml.version import import_root
 
@@ -21,7 +24,9 @@ from ciml.version import import_root
 # within this time.
 _SAME_START_S = 1.0
 _FIRST_LASTING_PORT = 18_000
-_HOST = "127.0.0.1"
+_KILLED_S = 5.0  # limit until the system has removed killed processes
+#: The address that all engines listen on.
+HOST = "127.0.0.1"
 
 #: The children of this process, by pid.
 _children: dict[int, subprocess.Popen] = {}
@@ -39,11 +44,8 @@ def python_command(module: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", module, *arguments)
 
 
-def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str], cwd: Path) -> tuple[int, float]:
+def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str], cwd: Path) -> ProcessId:
     """Start a process in a session of its own (no Ctrl-C reaches it), with its output appended to ``log``.
-
-    Returns:
-      Its pid, and its start time in seconds since the epoch.
 
     Raises:
       EngineError: if the program cannot be started.
@@ -64,18 +66,25 @@ def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str], cwd
     except OSError as error:
         raise EngineError(f"cannot start {command[0]}: {error.strerror or error}") from error
     _children[child.pid] = child
-    return child.pid, start_time(child.pid)  # an ended child is still in the process table until it is reaped
+    # A child that has ended already is in the process table until it is reaped.
+    return ProcessId(child.pid, start_time(child.pid))
 
 
 def run_once(command: Sequence[str], log: Path, timeout_s: float, task: str) -> None:
-    """Run a program to its end, with its output in ``log``.
+    """Run a program, with its output in ``log``, and wait for it to end.
 
     Raises:
-      EngineError: it failed; the message names the task and has the last lines of the log.
+      EngineError: if it cannot be started, takes longer than ``timeout_s`` (it is killed then), or fails. The message
+        names the task; for a failure it has the last lines of the log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as out:
-        process = subprocess.run(command, stdout=out, stderr=out, timeout=timeout_s, check=False)
+    try:
+        with log.open("wb") as out:
+            process = subprocess.run(command, stdout=out, stderr=out, timeout=timeout_s, check=False)
+    except OSError as error:
+        raise EngineError(f"{task} failed: cannot start {command[0]}: {error.strerror or error}") from error
+    except subprocess.TimeoutExpired:
+        raise EngineError(f"{task} failed: not done after {timeout_s:g} s (log: {log})") from None
     if process.returncode != 0:
         raise EngineError(f"{task} failed: {last_lines(log)}")
 
@@ -92,19 +101,19 @@ def start_time(pid: int) -> float:
         raise EngineError(f"no process {pid}") from None
 
 
-def find(pid: int | None, started: float | None) -> psutil.Process | None:
-    """Return the process with that pid and start time, or None if it has ended, even if the pid is reused."""
-    if pid is None or started is None:
+def find(identity: ProcessId | None) -> psutil.Process | None:
+    """Return the process if it runs, else None. Another process with its reused pid is not returned."""
+    if identity is None:
         return None
     try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - started) <= _SAME_START_S
+        process = psutil.Process(identity.pid)
+        same = abs(process.create_time() - identity.started) <= _SAME_START_S
     except psutil.Error:
         return None
-    return process if same and _runs(process) else None
+    return process if same and _is_running(process) else None
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     child = _children.get(process.pid)
     if child is not None:  # a parent can poll, which also reaps the child
         if child.poll() is None:
@@ -117,8 +126,8 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def end(pid: int | None, started: float | None, grace_s: float = 10.0) -> bool:
-    """Stop a process and its children: SIGTERM, then SIGKILL after ``grace_s`` seconds.
+def end(identity: ProcessId | None, grace_s: float = 10.0) -> bool:
+    """Stop a process and its children: SIGTERM to the process, and SIGKILL to all that run ``grace_s`` seconds later.
 
     Returns:
       Whether it was running. Another process with a reused pid is not touched.
@@ -126,7 +135,7 @@ def end(pid: int | None, started: float | None, grace_s: float = 10.0) -> bool:
     Raises:
       EngineError: if it survives SIGKILL, or may not be signalled.
     """
-    process = find(pid, started)
+    process = find(identity)
     if process is None:
         return False
     try:
@@ -136,20 +145,43 @@ def end(pid: int | None, started: float | None, grace_s: float = 10.0) -> bool:
     try:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-        _becomes_true(lambda: not _runs(process), grace_s)
-        for member in family:
+        _becomes_true(lambda: not _is_running(process), grace_s)
+        for member in family:  # children may outlive a process that ended on SIGTERM
             with contextlib.suppress(psutil.NoSuchProcess):  # psutil refuses to signal a reused pid
                 member.kill()
     except psutil.AccessDenied as error:
-        raise EngineError(f"no permission to stop process {pid}: it belongs to another user") from error
-    if not _becomes_true(lambda: not any(map(_runs, family)), 5.0):
-        raise EngineError(f"process {pid} does not stop")
+        raise EngineError(f"no permission to stop process {process.pid}: it belongs to another user") from error
+    if not _becomes_true(lambda: not any(map(_is_running, family)), _KILLED_S):
+        raise EngineError(f"process {process.pid} does not stop")
     return True
 
 
-def memory_mb(pid: int | None, started: float | None) -> int | None:
+def when_ended(identity: ProcessId, act: Callable[[], object]) -> None:
+    """Call ``act`` in a thread of this process when another process has ended."""
+
+    def run() -> None:
+        wait_for_end(identity)
+        act()
+
+    threading.Thread(target=run, name="when-ended", daemon=True).start()
+
+
+def wait_for_end(identity: ProcessId) -> None:
+    """Wait for a process to end; return immediately if it has ended already."""
+    try:
+        descriptor = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return
+    # The descriptor names one process even after its pid is reused. Only now is it certain which one: opened after the
+    # comparison of the start times, it could be that of a later process with the same pid.
+    if find(identity) is not None:
+        select.select([descriptor], [], [])
+    os.close(descriptor)
+
+
+def memory_mb(identity: ProcessId | None) -> int | None:
     """Return the resident memory of a process and its children in MiB, or None if it has ended."""
-    process = find(pid, started)
+    process = find(identity)
     if process is None:
         return None
     total = 0
@@ -183,7 +215,7 @@ def free_ports(count: int) -> list[int]:
     listeners = [socket.socket() for _ in range(count)]
     try:
         for listener in listeners:  # all stay open until the last is bound, so that no port is chosen twice
-            listener.bind((_HOST, 0))
+            listener.bind((HOST, 0))
         return [listener.getsockname()[1] for listener in listeners]
     finally:
         for listener in listeners:
@@ -191,19 +223,19 @@ def free_ports(count: int) -> list[int]:
 
 
 def lasting_ports(count: int) -> list[int]:
-    """Return ``count`` different free ports that stay free while their server is down.
+    """Return ``count`` different free ports, below the system's ephemeral ports if enough of them are free.
 
-    They are below the system's ephemeral ports: a client that keeps reconnecting to a dead server could otherwise get
-    the server's own port.
+    The system gives an ephemeral port to any connection while its server is down: a client that keeps reconnecting to
+    a dead server could get the server's own port. If too few other ports are free, all are chosen by the system.
     """
     numbers = range(_FIRST_LASTING_PORT, _first_ephemeral_port())
     ports: list[int] = []
     for number in random.sample(numbers, len(numbers)):
         if len(ports) == count:
-            return ports
+            break
         if bindable(number):
             ports.append(number)
-    return free_ports(count)
+    return ports if len(ports) == count else free_ports(count)
 
 
 def _first_ephemeral_port() -> int:
@@ -218,7 +250,7 @@ def bindable(port: int) -> bool:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((_HOST, port))
+            listener.bind((HOST, port))
         except OSError:
             return False
     return True

@@ -1,18 +1,15 @@
 """Small programs that engines run as processes of their own: ``python -m ciml.engines.programs NAME ARGUMENT...``.
 
 ``logs FOLDER PORT`` serves a folder over HTTP. ``mock-broker FILE`` runs librdkafka's mock broker, and writes its
-address to FILE atomically. ``stop-with-parent PID STARTED HOME NAME...`` stops engines of a home after the end of
-another process: of a test or a demo, which may be killed.
+address to FILE atomically. ``stop-with-parent PID STARTED HOME NAME...`` stops engines of a home when another process
+has ended: a test or a demo, which may be killed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -21,14 +18,15 @@ from io import BytesIO
 from pathlib import Path
 
 from ciml.engines import processes, state
+from ciml.engines.state import ProcessId
 
 
 class _LogHandler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # keep-alive: a fetcher requests thousands of small files
-    # Send head and body in one segment; else each answer waits for the acknowledgement of its head.
+    # Send head and body in one segment. Otherwise each answer waits for the acknowledgement of its head.
     wbufsize = 1 << 16
     disable_nagle_algorithm = True
-    timeout = 60
+    timeout = 60  # of an idle connection, s
     server_version = "ciml-logs"
 
     def list_directory(self, path: object) -> BytesIO | None:
@@ -40,18 +38,18 @@ class _LogHandler(SimpleHTTPRequestHandler):
 
 
 class _LogServer(ThreadingHTTPServer):
-    request_queue_size = 128
+    request_queue_size = 128  # beyond the default of 5, a burst of connections waits for retransmissions
     daemon_threads = True
 
 
 def serve_logs(folder: str, port: str) -> None:
-    """Serve a folder until a signal ends it."""
+    """Serve a folder until a signal ends this process."""
     with _LogServer(("127.0.0.1", int(port)), partial(_LogHandler, directory=folder)) as server:
         server.serve_forever()
 
 
-def run_mock_broker(published: str) -> None:
-    """Run until a signal ends it."""
+def run_mock_broker(address_file: str) -> None:
+    """Run the mock broker until a signal ends this process; write its address to ``address_file``."""
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     from confluent_kafka import Producer
@@ -59,37 +57,18 @@ def run_mock_broker(published: str) -> None:
     # The brokers run in this client's threads; the client is otherwise unused.
     holder = Producer({"test.mock.num.brokers": 1, "log_level": 3})
     brokers = holder.list_topics(timeout=10).brokers.values()
-    staged = f"{published}.new"
+    staged = f"{address_file}.new"
     with open(staged, "w") as out:
         out.write(",".join(f"{broker.host}:{broker.port}" for broker in brokers))
-    os.replace(staged, published)
+    os.replace(staged, address_file)
     signal.sigwait(signals)
-
-
-def stop_with(process: tuple[int, float] | None, end: Callable[[], object]) -> None:
-    """Call ``end`` in a thread after the end of the process with that pid and start time. Do nothing for None."""
-    if process is None:
-        return
-
-    def wait() -> None:
-        _wait_for_end(*process)
-        end()
-
-    threading.Thread(target=wait, name="stop-with", daemon=True).start()
-
-
-def _wait_for_end(pid: int, started: float) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        watched = os.pidfd_open(pid)
-        if processes.find(pid, started) is not None:
-            select.select([watched], [], [])
 
 
 def stop_with_parent(pid: str, started: str, home: str, *names: str) -> None:
     """Wait for a process to end, then stop the named engines in ``home``."""
     from ciml.engines import launcher
 
-    _wait_for_end(int(pid), float(started))
+    processes.wait_for_end(ProcessId(int(pid), float(started)))
     if state.state_file(Path(home)).exists():
         launcher.stop(names, home)
 

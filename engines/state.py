@@ -7,12 +7,30 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from ciml.errors import CimlError, EngineError
 from ciml.storage.json_files import read_json, write_json
 
 REAL = "real"
 LIGHT = "light"
+
+
+class ProcessId(NamedTuple):
+    """Identifies one process on this machine, even after its pid is reused.
+
+    Attributes:
+      pid: of the process.
+      started: its start time, seconds since the epoch.
+    """
+
+    pid: int
+    started: float
+
+    @classmethod
+    def of(cls, pid: int | None, started: float | None) -> ProcessId | None:
+        """Return the process of a record; None if the record names none."""
+        return None if pid is None or started is None else cls(pid, started)
 
 
 @dataclass(frozen=True)
@@ -24,8 +42,7 @@ class EngineState:
       kind: ``real``, or ``light`` for the stand-ins of a machine without Java.
       what: one phrase for people, such as ``Kafka 4.1.1`` or ``light: librdkafka mock broker``.
       address: for clients, ``host:port`` or a URL; "" while it is starting.
-      pid: the process, or None if the engine needs none (bounded micro-batches).
-      started: that process's start time in seconds since the epoch; with the pid it identifies one process.
+      pid, started: of its process, as in `ProcessId`; None if the engine needs none (bounded micro-batches).
       ports: every port it listens on, by use.
       urls: further addresses, by use.
       log: the file of its output.
@@ -47,6 +64,11 @@ class EngineState:
     def light(self) -> bool:
         """Whether this is a stand-in."""
         return self.kind == LIGHT
+
+    @property
+    def process(self) -> ProcessId | None:
+        """Its process; None if it needs none."""
+        return ProcessId.of(self.pid, self.started)
 
 
 def default_home() -> Path:

@@ -39,9 +39,11 @@ def start(
     """
     with _commanding(files), in_place(files.home, options):
         if _is_supervised(files):
+            supervisor = files.recorded("supervisor")
+            pid = f" (pid {supervisor.pid})" if supervisor is not None else ""
             raise CimlError(
-                f"a service named {files.name} is already running (pid {files.recorded('supervisor')[0]}): stop it "
-                "(ciml service stop), or choose another --name"
+                f"a service named {files.name} is already running{pid}: stop it (ciml service stop), or choose another "
+                "--name"
             )
         continues = foreground and files.was_started and _are_same(files.options(), options)
         # In the foreground a missing credential fails the worker, which the supervisor's metrics report.
@@ -100,7 +102,7 @@ def stop(files: ServiceFiles, wait_s: float, report: Report, *, savepoint: bool 
             time.sleep(_POLL_S)
         if files.process("supervisor") is not None:
             report("The supervisor does not react; killing it.")
-            processes.end(*files.recorded("supervisor"), grace_s=2.0)
+            processes.end(files.recorded("supervisor"), grace_s=2.0)
         if files.status().get("health") not in ("stopped", "failed") or _has_job(files, options):
             _stop_here(files, options, wait_s)
         if files.status().get("health") == "failed":
@@ -168,7 +170,7 @@ def _are_same(before: StartOptions, options: StartOptions) -> bool:
 def _end_failed_supervisor(files: ServiceFiles) -> None:
     """End the supervisor of a failed service, if it still serves metrics."""
     if not _is_supervised(files):
-        processes.end(*files.recorded("supervisor"))
+        processes.end(files.recorded("supervisor"))
 
 
 def _end_other_job(files: ServiceFiles, options: StartOptions, report: Report) -> None:
@@ -203,15 +205,15 @@ def _start_supervisor(files: ServiceFiles, wait_s: float, report: Report) -> Non
     files.want("run")
     command = processes.python_command("ciml.services.process", "supervisor", str(files.home), files.name)
     log = files.log("supervisor")
-    pid, started = processes.spawn(command, log, processes.python_environment(), Path(files.options().cwd))
+    supervisor = processes.spawn(command, log, processes.python_environment(), Path(files.options().cwd))
     if not wait_s:
-        report(f"The supervisor of {files.name} has started (pid {pid}).")
+        report(f"The supervisor of {files.name} has started (pid {supervisor.pid}).")
         return
     began_s = time.monotonic()
     why = "its supervisor has not started yet"
     while time.monotonic() < began_s + wait_s:
         status = files.status()
-        if (status.get("supervisor") or {}).get("pid") == pid:  # else the status is an earlier supervisor's
+        if (status.get("supervisor") or {}).get("pid") == supervisor.pid:  # else the status is an earlier supervisor's
             why = status.get("why") or status.get("health", "")
             if status["health"] == "failed":
                 raise (IntegrityError if status.get("exit_code", 4) == 4 else CimlError)(why)
@@ -220,7 +222,7 @@ def _start_supervisor(files: ServiceFiles, wait_s: float, report: Report) -> Non
                 return
             if status["health"] == "stalled":
                 break
-        if processes.find(pid, started) is None:
+        if processes.find(supervisor) is None:
             raise EngineError(f"the supervisor of {files.name} ended: {processes.last_lines(log)} (log: {log})")
         time.sleep(_POLL_S)
     raise EngineError(

@@ -21,6 +21,7 @@ import psutil
 
 from ciml.engines import processes, state
 from ciml.engines.environment import s3_environment, use_environment, use_local_s3
+from ciml.engines.state import ProcessId
 from ciml.errors import CimlError
 from ciml.services.decide import Wanted
 from ciml.services.options import IngestOptions, ServiceOptions, options_of
@@ -134,7 +135,7 @@ class StartOptions:
       metrics_port, metrics_address: address of the supervisor's metrics; None for no metrics.
       environment: the variables that the start used, without secrets; None in the record of an earlier version.
       secret_variables: the names of those that hold secrets.
-      tied: the process (pid, start time) whose end stops the service; for tests.
+      tied: the process whose end stops the service; for tests.
     """
 
     service: ServiceOptions
@@ -151,7 +152,7 @@ class StartOptions:
     local_models: bool = False
     environment: Mapping[str, str] | None = None
     secret_variables: tuple[str, ...] = ()
-    tied: tuple[int, float] | None = None
+    tied: ProcessId | None = None
     metrics_port: int | None = None
     metrics_address: str = "127.0.0.1"
 
@@ -174,7 +175,7 @@ class StartOptions:
             service=service,
             beam=tuple(value.pop("beam")),
             secret_variables=tuple(value.pop("secret_variables", ())),
-            tied=(int(tied[0]), float(tied[1])) if tied else None,
+            tied=ProcessId(int(tied[0]), float(tied[1])) if tied else None,
             **value,
         )
 
@@ -320,12 +321,12 @@ class ServiceFiles:
 
     def process(self, name: str) -> psutil.Process | None:
         """Return the recorded ``supervisor`` or ``worker`` if it runs."""
-        return processes.find(*self.recorded(name))
+        return processes.find(self.recorded(name))
 
-    def recorded(self, process: str) -> tuple[int | None, float | None]:
-        """Return the recorded pid and start time of the ``supervisor`` or ``worker``."""
+    def recorded(self, process: str) -> ProcessId | None:
+        """Return the recorded ``supervisor`` or ``worker``, which may have ended; None if none is recorded."""
         value = read_json(self.folder / f"{process}.json") or {}
-        return value.get("pid"), value.get("started")
+        return ProcessId.of(value.get("pid"), value.get("started"))
 
     def record(self, process: str, pid: int, started: float) -> None:
         write_json(self.folder / f"{process}.json", {"pid": pid, "started": started})

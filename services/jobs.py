@@ -16,6 +16,7 @@ from typing import Any
 from ciml.data_root import DataRoot
 from ciml.digest import sha256_json
 from ciml.engines import processes
+from ciml.engines.state import ProcessId
 from ciml.errors import EngineError, IntegrityError
 from ciml.pipelines.flink import jobs
 from ciml.pipelines.flink.jobs import RestJob
@@ -57,19 +58,20 @@ class Worker:
     def __init__(self, files: ServiceFiles, cwd: Path) -> None:
         self._files = files
         self._cwd = cwd
-        self._child: tuple[int, float] | None = None  # until it has recorded itself
+        self._child: ProcessId | None = None  # until it has recorded itself
         self._launch: str | None = None
 
     @property
     def runs(self) -> bool:
         """Whether its process runs, which may not have recorded itself yet."""
         recorded = self._files.process("worker")
-        return recorded is not None or (self._child is not None and processes.find(*self._child) is not None)
+        return recorded is not None or processes.find(self._child) is not None
 
     @property
     def began_s(self) -> float | None:
         """Its start time, epoch seconds."""
-        return self._files.recorded("worker")[1]
+        recorded = self._files.recorded("worker")
+        return None if recorded is None else recorded.started
 
     @property
     def was_launched(self) -> bool:
@@ -116,8 +118,7 @@ class Worker:
     def end(self) -> None:
         """End it, gracefully if it reacts."""
         for process in (self._child, self._files.recorded("worker")):
-            if process is not None:
-                processes.end(*process, grace_s=_GRACE_S)
+            processes.end(process, grace_s=_GRACE_S)
 
 
 def _fault(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from ciml.engines import processes
-from ciml.engines.programs import stop_with
 from ciml.errors import CimlError, EngineError
 from ciml.logs import configure_logging
 from ciml.metrics import Board, Family, metric, registry_of, serve_metrics
@@ -75,7 +74,8 @@ def supervisor_main(home: Path, name: str) -> int:
             return _BUSY
         files.record("supervisor", os.getpid(), processes.start_time(os.getpid()))
         options = files.options()
-        stop_with(options.tied, lambda: files.want("stop"))
+        if options.tied is not None:
+            processes.when_ended(options.tied, lambda: files.want("stop"))
         try:
             health = supervise(files, options, leave)
         except CimlError as error:  # invalid options
@@ -327,7 +327,8 @@ class _Worker:
         self._options = options
         self._stop = threading.Event()
         self._reported: dict[str, Any] = {"pid": os.getpid(), "launch": launch}
-        stop_with(options.tied, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        if options.tied is not None:
+            processes.when_ended(options.tied, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def run(self, savepoint: str) -> int:
         self._report(state="starting")

@@ -119,9 +119,9 @@ def _left_running_lines(demo: Demo) -> Iterator[str]:
     models = demo.engines.models
     addresses = {"Kafka": demo.engines.kafka, "logs": demo.engines.logs, "models (gRPC)": models["grpc"]}
     addresses["models (REST)"] = f"{models['rest']}/v1/models/{STATUS}"
-    addresses |= {f"ciml {child.name}": f"pid {child.pid}, {child.log}" for child in demo.left_running}
+    addresses |= {f"ciml {child.name}": f"pid {child.process.pid}, {child.log}" for child in demo.left_running}
     yield from (f"{name:<15} {address}" for name, address in addresses.items())
-    pids = " ".join(str(child.pid) for child in demo.left_running)
+    pids = " ".join(str(child.process.pid) for child in demo.left_running)
     yield f"Stop by:        kill {pids}; ciml down --home {demo.options.engines_home}"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ciml.cli.demo.result import StepLine
 from ciml.engines import processes
+from ciml.engines.state import ProcessId
 from ciml.errors import EngineError
 
 
@@ -86,13 +87,12 @@ class Child:
     """A running command ``ciml <arguments>``."""
 
     name: str
-    pid: int
-    started: float
+    process: ProcessId
     log: Path
 
     def check(self) -> None:
         """Raise `EngineError` if it has ended."""
-        if processes.find(self.pid, self.started) is None:
+        if processes.find(self.process) is None:
             raise EngineError(f"ciml {self.name} ended: {processes.last_lines(self.log)} (log: {self.log})")
 
 
@@ -109,13 +109,13 @@ class Children:
         log = self.logs / f"{name}.log"
         command = processes.python_command("ciml.cli.main", *arguments)
         environment = {**processes.python_environment(), "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
-        child = self.running[name] = Child(name, *processes.spawn(command, log, environment, self.cwd), log)
+        child = self.running[name] = Child(name, processes.spawn(command, log, environment, self.cwd), log)
         return child
 
     def end(self, name: str, grace_s: float = 30.0) -> None:
         """Stop a command, and wait for its end."""
         child = self.running.pop(name)
-        processes.end(child.pid, child.started, grace_s)
+        processes.end(child.process, grace_s)
 
     def __enter__(self) -> Children:
         return self

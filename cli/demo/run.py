@@ -33,6 +33,7 @@ from ciml.cli.demo.processes import Child, Children, Steps
 from ciml.cli.demo.result import Refresh
 from ciml.data_root import DataRoot
 from ciml.engines import processes
+from ciml.engines.state import ProcessId
 from ciml.errors import CimlError, EngineError
 from ciml.events.records import Origin, Outcome, records_of
 from ciml.manifest.coverage import RangeSet
@@ -201,7 +202,7 @@ def start_demo(options: DemoOptions, steps: Steps, answers: bool) -> Iterator[De
         if options.keep:  # reached only when nothing failed
             demo.left_running += children.running.values()
             children.running.clear()
-            data.demo.replace(KEPT, json.dumps([[child.pid, child.started] for child in demo.left_running]).encode())
+            data.demo.replace(KEPT, json.dumps([child.process for child in demo.left_running]).encode())
 
 
 def make_folder(options: DemoOptions) -> None:
@@ -215,7 +216,7 @@ def make_folder(options: DemoOptions) -> None:
         raise CimlError(f"{folder} is not a demo folder; refusing to overwrite it. Name another one by --data-path")
     with suppress(FileNotFoundError):
         for pid, started in json.loads(DataRoot.open(folder).demo.read(KEPT)):
-            processes.end(pid, started)
+            processes.end(ProcessId(pid, started))
     if engines.read(options.engines_home):
         engines.stop(None, options.engines_home)
     shutil.rmtree(folder, ignore_errors=True)

@@ -98,7 +98,7 @@ class Cluster(Engine):
 
     def end(self, home: Path, state: EngineState) -> bool:
         """Stop the watchdog first, since it would restart the rest, then all processes with the cluster's mark."""
-        watchdog = processes.find(state.pid, state.started)
+        watchdog = processes.find(state.process)
         if watchdog is not None:
             _signal([watchdog], psutil.Process.kill)
         remaining = ran = parts.cluster_processes(home)
@@ -124,7 +124,7 @@ def _signal(receivers: list[psutil.Process], send: Callable[[psutil.Process], No
 
 def health(part: Part, state: PartState) -> Health:
     """Return the health of a part."""
-    if processes.find(state.pid, state.started) is None:
+    if processes.find(state.process) is None:
         return "dead"
     if parts.run_check(part.check) == "yes":
         return "ok"
@@ -148,7 +148,7 @@ def part_rows(home: Path) -> dict[str, dict[str, object]]:
             "address": part.address,
             "log": part.log,
             "memory_mb": part.memory_mb,
-            "memory_used_mb": processes.memory_mb(part_state.pid, part_state.started),
+            "memory_used_mb": processes.memory_mb(part_state.process),
             "health": health(part, part_state),
         }
     return rows

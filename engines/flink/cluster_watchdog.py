@@ -99,7 +99,7 @@ class ClusterWatchdog:
             born_s = time.monotonic()
             state = self._states.get(part.name, PartState(part.name))
             try:
-                if processes.find(state.pid, state.started) is None:
+                if processes.find(state.process) is None:
                     state = self._start(part, state)
                 reason = self._wait_for_fault(part, state)
             except (EngineError, OSError) as error:  # no memory for a process, or one that does not stop
@@ -121,16 +121,16 @@ class ClusterWatchdog:
             if log.stat().st_size > _LOG_BYTES:
                 os.replace(log, f"{log}.1")
         environment = {**part.environment, MARK: str(self._home)}
-        pid, started = processes.spawn(part.command, log, environment, scratch)
-        _log(f"{part.name}: started, pid {pid}")
-        return self._record(replace(state, pid=pid, started=started, answered=False))
+        process = processes.spawn(part.command, log, environment, scratch)
+        _log(f"{part.name}: started, pid {process.pid}")
+        return self._record(replace(state, pid=process.pid, started=process.started, answered=False))
 
     def _wait_for_fault(self, part: Part, state: PartState) -> str:
         """Return why a running part has to be started again; it has ended then."""
         answered_s = checked_s = time.monotonic()
         with ThreadPoolExecutor(1) as pool:  # a check takes seconds, in which a death must be noticed
             check = pool.submit(run_check, part.check)
-            while processes.find(state.pid, state.started) is not None:
+            while processes.find(state.process) is not None:
                 now = time.monotonic()
                 if check.done() and now - checked_s >= _CHECK_S:
                     checked_s = now
@@ -142,7 +142,7 @@ class ClusterWatchdog:
                     answered_s = now
                 patience_s = part.patience_s + (0.0 if state.answered else _START_S)
                 if now - answered_s > patience_s:
-                    processes.end(state.pid, state.started, grace_s=2.0)
+                    processes.end(state.process, grace_s=2.0)
                     return f"no answer for {patience_s:.0f} s"
                 time.sleep(_TICK_S)
         log = Path(part.log)

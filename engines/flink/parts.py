@@ -18,6 +18,7 @@ import psutil
 
 from ciml.engines.base import http_answers
 from ciml.engines.flink.job_server import job_service_answers
+from ciml.engines.state import ProcessId
 from ciml.errors import EngineError
 from ciml.pipelines.flink.jobs import ask
 from ciml.storage.json_files import read_json, write_json
@@ -66,8 +67,7 @@ class PartState:
 
     Attributes:
       name: of the part.
-      pid: its process; None while the watchdog waits before the next start.
-      started: that process's start time, seconds since the epoch.
+      pid, started: of its process, as in `ProcessId`; None while the watchdog waits before the next start.
       restarts: number of restarts.
       reason: of the last restart; "" at first.
       answered: whether this process has ever answered.
@@ -79,6 +79,11 @@ class PartState:
     restarts: int = 0
     reason: str = ""
     answered: bool = False
+
+    @property
+    def process(self) -> ProcessId | None:
+        """Its process; None while it has none."""
+        return ProcessId.of(self.pid, self.started)
 
 
 def states_file(folder: Path) -> Path:

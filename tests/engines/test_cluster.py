@@ -67,11 +67,11 @@ class Kept:
     def start(self) -> None:
         command = processes.python_command("ciml.engines.flink.cluster_watchdog", str(self.home), str(self.folder))
         environment = {**processes.python_environment(), MARK: str(self.home), "PYTHONUNBUFFERED": "1"}
-        self.pid, self.started = processes.spawn(command, self.home / "watchdog.log", environment, self.home)
+        self.process = processes.spawn(command, self.home / "watchdog.log", environment, self.home)
 
     def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        wait_for(lambda: processes.find(self.pid, self.started) is None)
+        os.kill(self.process.pid, signal.SIGKILL)
+        wait_for(lambda: processes.find(self.process) is None)
 
     @property
     def states(self) -> dict[str, PartState]:
@@ -81,7 +81,7 @@ class Kept:
         return all(name in self.states and self.states[name].answered for name in names)
 
     def end(self) -> bool:
-        return Cluster().end(self.home, EngineState("cluster", "real", "", pid=self.pid, started=self.started))
+        return Cluster().end(self.home, EngineState("cluster", "real", "", **self.process._asdict()))
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_what_dies_or_does_not_answer_is_started_again(keep: Callable[..., Kept]
     assert not runs(first["b"].pid)
     left = [one.pid for one in kept.states.values()]
     assert kept.end()
-    assert not any(runs(pid) for pid in [*left, kept.pid])
+    assert not any(runs(pid) for pid in [*left, kept.process.pid])
     assert not kept.end()
 
 
@@ -133,12 +133,12 @@ def test_a_watchdog_goes_on_where_a_killed_one_was(keep: Callable[..., Kept], tm
         kept.start()
         wait_for(lambda: kept.states["a"].pid not in (None, first["a"].pid) and kept.answered("a", "b"))
         assert kept.states["b"] == first["b"]
-        assert processes.find(*stray) is None
-        assert processes.find(*foreign) is not None
+        assert processes.find(stray) is None
+        assert processes.find(foreign) is not None
         kept.end()
-        assert processes.find(*foreign) is not None
+        assert processes.find(foreign) is not None
     finally:
-        processes.end(*foreign)
+        processes.end(foreign)
 
 
 @pytest.mark.engines
@@ -154,12 +154,12 @@ def test_the_pause_before_each_start_doubles(keep: Callable[..., Kept]):
 def test_a_second_watchdog_of_a_home_ends_at_once(keep: Callable[..., Kept]):
     kept = keep()
     wait_for(lambda: kept.answered("a", "b"))
-    first = (kept.pid, kept.started)
+    first = kept.process
     kept.start()
-    wait_for(lambda: processes.find(kept.pid, kept.started) is None)
+    wait_for(lambda: processes.find(kept.process) is None)
     assert "another watchdog is running in" in (kept.home / "watchdog.log").read_text()
-    kept.pid, kept.started = first
-    assert processes.find(*first) is not None
+    kept.process = first
+    assert processes.find(first) is not None
 
 
 class _Jobs(BaseHTTPRequestHandler):
@@ -239,7 +239,7 @@ def test_a_pool_starts_and_ends_workers_and_takes_them_with_it(tmp_path: Path):
             wait_for(lambda: not any(runs(pid) for pid in left))
         assert parts.run_check(["pool", name]) == "no"
     finally:
-        processes.end(*pool)
+        processes.end(pool)
 
 
 @pytest.mark.engines
@@ -269,7 +269,7 @@ def test_up_status_and_down_of_a_cluster(tmp_path: Path):
 
         os.kill(one.pid or 0, signal.SIGKILL)
         os.kill(seen["parts"]["taskmanager-2"]["pid"], signal.SIGKILL)
-        wait_for(lambda: processes.find(one.pid, one.started) is None)
+        wait_for(lambda: processes.find(one.process) is None)
         looked = json.loads(ciml("status", "--json", home=home, code=3).stdout)["cluster"]
         assert (looked["health"], looked["parts"]["taskmanager-2"]["health"]) == ("dead", "dead")
         ciml("up", "--cluster", "cluster", "--task-managers", "2", "--slots", "1", "--flink-heap", "256", home=home)

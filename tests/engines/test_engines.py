@@ -76,7 +76,7 @@ def test_up_status_down(home: Path, tmp_path: Path):
 
     os.kill(first["s3"].pid or 0, signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while processes.find(first["s3"].pid, first["s3"].started) and time.monotonic() < deadline:
+    while processes.find(first["s3"].process) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert json.loads(ciml("status", "--json", home=home, code=3).stdout)["s3"]["health"] == "dead"
     ciml("up", "s3", home=home)
@@ -200,7 +200,7 @@ def kill(one: engines.EngineState) -> None:
     assert one.pid is not None
     os.kill(one.pid, signal.SIGKILL)
     deadline = time.monotonic() + 20
-    while processes.find(one.pid, one.started):
+    while processes.find(one.process):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

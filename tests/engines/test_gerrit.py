@@ -45,7 +45,7 @@ def test_a_change_survives_a_kill_of_gerrit(tmp_path: Path) -> None:
         state = running.states["gerrit"]
         assert state.pid is not None
         os.kill(state.pid, signal.SIGKILL)
-        while processes.find(state.pid, state.started) is not None:
+        while processes.find(state.process) is not None:
             time.sleep(0.01)
         with engines.start(["gerrit"], tmp_path, engines.Settings(tied=True)) as again:
             assert again.gerrit == url

@@ -133,7 +133,7 @@ class Supervised(Child):
         self._words = ""
         more = ["--home", str(cluster.home), "--name", name, "--wait", "0", "--tied-to", str(os.getpid())]
         self._command(["service", "start", "ingest", *arguments, *more])
-        pid = self._place.recorded("supervisor")[0] or 0
+        pid = getattr(self._place.recorded("supervisor"), "pid", 0)
         super().__init__(pid, self._place.log("supervisor"))
 
     def _command(self, arguments: list[str]) -> int | None:

@@ -13,6 +13,7 @@ import pytest
 from ciml import engines
 from ciml.engines import processes, state
 from ciml.engines.environment import record_environment, use_environment
+from ciml.engines.state import ProcessId
 from ciml.errors import CimlError
 from ciml.services import status
 from ciml.services.files import ServiceFiles, StartOptions, check_secret_variables, in_place
@@ -50,7 +51,9 @@ def test_the_report_of_an_earlier_launch_is_no_failure_of_the_next_one(home: Pat
 def test_the_failure_of_its_own_launch_counts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = files_of(home)
     commands: list[list[str]] = []
-    monkeypatch.setattr(processes, "spawn", lambda command, *_: (commands.append(command), (2**22 + 1, 1.0))[1])
+    monkeypatch.setattr(
+        processes, "spawn", lambda command, *_: (commands.append(command), ProcessId(2**22 + 1, 1.0))[1]
+    )
     jobs = InWorker(Worker(files, home))
     jobs.submit()
     launch = commands[0][-2]

@@ -203,7 +203,7 @@ def _status_row(home: Path, engine: engines.EngineState) -> dict[str, Any]:
     health = "dead"
     if alive(engine):
         health = "ok" if healthy(home, engine) else "no answer"
-    row = {**asdict(engine), "memory_used_mb": processes.memory_mb(engine.pid, engine.started), "health": health}
+    row = {**asdict(engine), "memory_used_mb": processes.memory_mb(engine.process), "health": health}
     if engine.name == "cluster":
         row["parts"] = part_rows(home)
     return row

@@ -87,6 +87,7 @@ def _start(
     """Start a service, and record its options and environment for later starts; return the exit code."""
     from ciml.engines import processes, state
     from ciml.engines.environment import record_environment
+    from ciml.engines.state import ProcessId
     from ciml.services import control
     from ciml.services.files import ServiceFiles, StartOptions, with_present_addresses
 
@@ -113,7 +114,7 @@ def _start(
         local_models=_by_default(ctx, "server"),
         environment=environment,
         secret_variables=secret_variables,
-        tied=(supervisor.tied_to, processes.start_time(supervisor.tied_to)) if supervisor.tied_to else None,
+        tied=ProcessId(supervisor.tied_to, processes.start_time(supervisor.tied_to)) if supervisor.tied_to else None,
         metrics_port=running.metrics_port,
         metrics_address=running.metrics_address,
     )

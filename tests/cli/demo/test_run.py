@@ -83,13 +83,11 @@ def test_a_command_that_ends_by_itself_is_named(tmp_path: Path) -> None:
 
 def test_commands_are_ended_on_leaving(tmp_path: Path) -> None:
     with Children(tmp_path / "logs", tmp_path) as children:
-        pid, started = processes.spawn(
-            [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "l", {}, tmp_path
-        )
+        process = processes.spawn([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "l", {}, tmp_path)
         child = children.start("status")
-        child.pid, child.started = pid, started
+        child.process = process
         child.check()
-    assert processes.find(pid, started) is None
+    assert processes.find(process) is None
 
 
 def test_waiting_ends(tmp_path: Path) -> None:
@@ -119,11 +117,11 @@ def test_only_a_folder_of_the_demo_is_emptied(tmp_path: Path) -> None:
 def test_what_an_earlier_demo_left_running_is_ended(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     make_folder(options(folder))
-    pid, started = processes.spawn([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "l", {}, tmp_path)
+    process = processes.spawn([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "l", {}, tmp_path)
     (folder / "demo").mkdir()
-    (folder / "demo" / "kept.json").write_text(json.dumps([[pid, started]]))
+    (folder / "demo" / "kept.json").write_text(json.dumps([process]))
     make_folder(options(folder))
-    assert processes.find(pid, started) is None
+    assert processes.find(process) is None
 
 
 def test_refreshes_are_the_whole_json_lines_of_a_log(tmp_path: Path) -> None:
