@@ -157,6 +157,6 @@ def pack_state(raw: Store, folder: str) -> PackState:
     """
     log = pack_log(raw, folder)
     state = PackState()
-    for version, data in log.follow_listed(raw.list(log.folder)):
+    for version, data in log.raw_of_listing(raw.list(log.folder)):
         state.apply(version, log.parse(version, data))
     return state

@@ -7,35 +7,47 @@ checkpoint follow from the deltas since the last one. It is written in this orde
 2. the parts of the id index, named by their content;
 3. the checkpoint itself, which makes all of it valid.
 
-A writer that is killed leaves objects that the next writer finds and completes. After `ciml.manifest.log.GRACE_S`,
-replaced objects are removed: the single deltas in ascending order, older checkpoints, index parts without a reference.
+A writer that is killed leaves objects that the next writer finds and completes. Objects that were replaced longer ago
+than `ciml.manifest.log.GRACE_S` are removed: single deltas in ascending order, older checkpoints, and index parts that
+no checkpoint names.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import IntegrityError
 from ciml.events.records import Record
-from ciml.manifest.id_index import IdTable, IndexFileMissingError, Part, PartFiles, Rows, Run, TableKind, completed
+from ciml.manifest.id_index import (
+    IdTable,
+    IndexFileMissingError,
+    Part,
+    PartFiles,
+    Rows,
+    Run,
+    Steps,
+    TableKind,
+    run_steps,
+)
 from ciml.manifest.log import ManifestLog, State
-from ciml.manifest.segments import Segment
+from ciml.manifest.segments import Segment, line_of
 from ciml.storage import Entry
 
 _FORMAT = 1
 _GC_INTERVAL_S = 3600.0
 #: Number of checkpoints that may disappear while the newest one is read.
 _ATTEMPTS = 5
-#: Number of records that one step applies. Reading a delta takes as long as applying so many records.
+#: Number of records that one step applies.
 _STEP_RECORDS = 2000
+#: Number of records whose application takes as long as reading one delta.
 _DELTA_RECORDS = 20
 _NUMBERED = re.compile(r"/([0-9]+)\.json$")
 
@@ -71,9 +83,10 @@ class Checkpointed(Generic[S]):
       tables: its tables of ids.
       restore: builds the state from a version, the value of `Restorable.snapshot`, and the tables. Version 0 with an
         empty mapping is the state before all deltas.
-      older: columns, by table, that older versions filled with less than the deltas say. Such an index is readable;
-        `rebuild` makes a complete one.
-      marker: an entry of `Restorable.snapshot` that checkpoints of older versions lack, and those that continue them.
+      older: columns, by table, that older versions filled with less than the deltas have. Such an index is readable;
+        `Checkpoints.rebuild` makes a complete one. Only `ciml.manifest.verify` reads this and the next two.
+      marker: an entry of `Restorable.snapshot` that is missing from checkpoints of older versions and from those that
+        continue them.
       unmarked: tables whose ids differ from those of the deltas in a checkpoint without the marker.
     """
 
@@ -163,15 +176,15 @@ class Checkpoints(Generic[S]):
         self.kind = kind
         self.limits = limits or Limits()
         self.files = PartFiles(log.store, f"{log.folder}/index", cache)
-        self._work: Generator[None, None, None] | None = None
-        self._collected_s: float | None = None
+        self._work: Steps[None] | None = None  # the steps of `maintain` that are left
+        self._collected_s: float | None = None  # the time of the last garbage collection, by this object
 
     def read(self, version: int) -> Checkpoint:
         """Return the checkpoint of a version.
 
         Raises:
-          FileNotFoundError: there is no such checkpoint (any more).
-          IntegrityError: it is damaged.
+          FileNotFoundError: if there is no such checkpoint (any more).
+          IntegrityError: if it is damaged.
         """
         path = self.log.checkpoint_path(version)
         checkpoint = Checkpoint.decode(self.log.store.read(path), self.log.store.url(path))
@@ -180,7 +193,11 @@ class Checkpoints(Generic[S]):
         return checkpoint
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint, read now."""
+        """Return the newest checkpoint, listed and read now; None without one.
+
+        Raises:
+          IntegrityError: if it is damaged, or disappears again and again.
+        """
         for _ in range(_ATTEMPTS):
             version = self.log.newest_checkpoint()
             if not version:
@@ -210,23 +227,27 @@ class Checkpoints(Generic[S]):
         return self.restore(checkpoint)
 
     def is_due(self, state: S) -> bool:
-        """Return whether a checkpoint is due since the one that a state was restored from."""
+        """Return whether the number of deltas or records since the restored checkpoint makes another one due.
+
+        A checkpoint that is due by the bytes of its deltas alone is found by `maintain` once an hour.
+        """
         return state.version - state.restored >= self.limits.deltas or state.records >= self.limits.records
 
     def maintain(self, *, due: bool = True, budget_s: float = 1.0) -> bool:
         """Make the checkpoints that are due, and once an hour remove objects that are no longer needed.
 
         Args:
-          due: whether a checkpoint may be due. With False it does nothing within the hour.
-          budget_s: approximate duration of the call, seconds; the next call continues. One step is at most one part of
-            the index (a second), or one request to the storage.
+          due: whether a checkpoint may be due. With False, nothing is done within an hour of the last garbage
+            collection.
+          budget_s: approximate duration of the call, seconds; the next call continues. It exceeds the budget by at most
+            one step: one part of the index (a second), or one request to the storage.
 
         Returns:
           Whether there is more to do now.
 
         Raises:
-          EngineError: the store does not answer. The next call starts over.
-          IntegrityError: stored objects contradict each other.
+          EngineError: if the store does not answer. The next call starts over.
+          IntegrityError: if stored objects contradict each other.
         """
         started = self.log.clock()
         if self._work is None:
@@ -243,10 +264,10 @@ class Checkpoints(Generic[S]):
         return False
 
     def rebuild(self, progress: Callable[[int], None] | None = None) -> int:
-        """Remove all checkpoints and the index, and make those that are due again, from segments and deltas.
+        """Remove all checkpoints and the index, and make all due checkpoints again, from segments and deltas.
 
-        Commits continue meanwhile, slowly: until the first checkpoint, writers start at the first delta. If it is
-        killed, the next `maintain`, or another rebuild, completes it.
+        Commits continue meanwhile, slowly: until the first checkpoint, writers start at the first delta. The next
+        `maintain` or rebuild completes one that is killed.
 
         Args:
           progress: called with the version of each new checkpoint.
@@ -255,37 +276,38 @@ class Checkpoints(Generic[S]):
           The number of new checkpoints.
 
         Raises:
-          EngineError, IntegrityError: as `maintain`.
+          EngineError, IntegrityError: if `maintain` would raise it.
         """
-        # Checkpoints first, the newest first: each that is left has its parts, and is valid.
+        # The newest checkpoint is deleted first and the index last: a checkpoint that is left by a kill has its parts.
         for version in reversed(self.log.checkpoints()):
             self.log.store.delete(self.log.checkpoint_path(version))
         for path in self.log.store.list(f"{self.log.folder}/index"):
             self.log.store.delete(path)
         self.files.release(())
         number = 0
-        while completed(self._make(self.newest())):
+        while run_steps(self._make_next(self.newest())):
             number += 1
             if progress is not None:
                 progress(self.log.newest_checkpoint())
         return number
 
-    def _steps(self, collects: bool) -> Generator[None, None, None]:
-        more = True
-        while more:
+    def _steps(self, collects: bool) -> Steps[None]:
+        """Make all due checkpoints; then remove replaced objects, if ``collects``."""
+        is_made = True
+        while is_made:
             base = self.newest()
             try:
-                more = yield from self._make(base)
+                is_made = yield from self._make_next(base)
             except IndexFileMissingError:
                 if self.log.newest_checkpoint() <= (base.version if base else 0):
                     raise  # lost, not replaced
         if collects:
             now_s = self.log.clock()
-            yield from self._prune()
+            yield from self._collect_garbage()
             self._collected_s = now_s
 
-    def _make(self, base: Checkpoint | None) -> Generator[None, None, bool]:
-        """Make the checkpoint after ``base``; return False where none is due."""
+    def _make_next(self, base: Checkpoint | None) -> Steps[bool]:
+        """Make the checkpoint after ``base``, or find that another writer made it; return False where none is due."""
         log = self.log
         state = self.restore(base)
         lines = yield from self._apply_due(state)
@@ -307,15 +329,15 @@ class Checkpoints(Generic[S]):
         log.store.create(log.checkpoint_path(checkpoint.version), checkpoint.encode())
         return True
 
-    def _apply_due(self, state: S) -> Generator[None, None, tuple[bytes, ...]]:
-        """Apply the deltas of the next checkpoint to a state; return their lines, () where no checkpoint is due."""
+    def _apply_due(self, state: S) -> Steps[tuple[bytes, ...]]:
+        """Apply the deltas of the next checkpoint to a state; return their lines, or () where no checkpoint is due."""
         limits = self.limits
         lines: list[bytes] = []
         size = 0
         work_at_step = 0
         for version, data in self.log.raw_since(state.version):
             state.apply(version, self.log.parse(version, data))
-            lines.append(data.replace(b"\n", b" "))
+            lines.append(line_of(data))
             size += len(data)
             if len(lines) >= limits.deltas or state.records >= limits.records or size >= limits.size:
                 return tuple(lines)
@@ -337,7 +359,7 @@ class Checkpoints(Generic[S]):
             return False
         raise IntegrityError(f"{log.store.url(path)} differs from the deltas; see docs/manifests.md")
 
-    def _prune(self) -> Generator[None, None, None]:
+    def _collect_garbage(self) -> Steps[None]:
         """Remove objects that were replaced longer ago than the grace."""
         log = self.log
         store = log.store
@@ -350,32 +372,46 @@ class Checkpoints(Generic[S]):
         # A local clock that is ahead must not remove anything too early: the store's newest time counts too.
         now_s = min(log.clock(), max(entry.modified_s for entry in (*deltas.values(), *checkpoints.values())))
         before_s = now_s - log.grace_s
+        replaced = _choose_replaced(deltas, checkpoints, before_s)
+        # Parts are listed before the newest checkpoints, so that each new part in use is seen in its checkpoint.
         old_parts = [entry.path for entry in store.entries(f"{log.folder}/index") if entry.modified_s <= before_s]
-        old_checkpoints = [version for version, entry in sorted(checkpoints.items()) if entry.modified_s <= before_s]
-        # The last one of these replaced all others, and the single deltas in them, longer ago than the grace.
-        replaced = old_checkpoints[:-1]
         used_parts: set[str] = set()
-        for version in sorted({*checkpoints, *log.checkpoints(max(checkpoints))} - {*replaced}):
+        for version in sorted({*checkpoints, *log.checkpoints(max(checkpoints))} - replaced.checkpoints.keys()):
             try:
                 used_parts |= self.read(version).paths()
             except FileNotFoundError:
                 return  # another process removes them; retry next time
             yield
-        last = old_checkpoints[-1] if old_checkpoints else 0
-        removed = [entry.path for version, entry in sorted(deltas.items()) if version <= last]
-        removed += [checkpoints[version].path for version in replaced]
-        removed += [path for path in old_parts if path not in used_parts]
-        for path in removed:
+        unused_parts = [path for path in old_parts if path not in used_parts]
+        for path in (*replaced.deltas, *replaced.checkpoints.values(), *unused_parts):
             store.delete(path)
             yield
         store.delete_leftovers(log.folder, before_s)
 
     def _single_deltas(self) -> dict[int, Entry]:
+        """Return the single deltas, by version. In a concurrent listing some may be missing."""
         deltas: dict[int, Entry] = {}
         pattern = self.log.path_pattern()
         for entry in self.log.store.entries(self.log.folder):
             if match := pattern.fullmatch(entry.path):
                 deltas[int(match[1])] = entry
             elif deltas or entry.path > f"{self.log.folder}/a":
-                break  # stores list a folder's own objects first; the next run finds any that are missed here
+                break  # deltas begin with a digit: listings have them before the folders, which begin with a letter
         return deltas
+
+
+class _Replaced(NamedTuple):
+    """Paths of objects that a checkpoint replaced: single deltas in ascending order, and checkpoints by version."""
+
+    deltas: list[str]
+    checkpoints: dict[int, str]
+
+
+def _choose_replaced(deltas: Mapping[int, Entry], checkpoints: Mapping[int, Entry], before_s: float) -> _Replaced:
+    """Return the objects that a checkpoint replaced before a time: earlier checkpoints, and the single deltas in it."""
+    old = [version for version, entry in sorted(checkpoints.items()) if entry.modified_s <= before_s]
+    if not old:
+        return _Replaced([], {})
+    *earlier, last = old
+    replaced_deltas = [entry.path for version, entry in sorted(deltas.items()) if version <= last]
+    return _Replaced(replaced_deltas, {version: checkpoints[version].path for version in earlier})

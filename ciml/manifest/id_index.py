@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Result = TypeVar("Result")
+#: A task in steps: each yield ends a step, after which the caller may pause the task, and the task returns its result.
+Steps = Generator[None, None, Result]
 #: Number of runs of a level that are merged into one of the next.
 TIER = 8
 #: Target number of rows of a part.
@@ -213,7 +215,7 @@ class IdTable:
             return self
         return IdTable(self.kind, [*self.runs, Run(0, (self.files.write(rows),))], self.files)
 
-    def merged(self) -> Generator[None, None, IdTable]:
+    def merged(self) -> Steps[IdTable]:
         """Merge runs until few are left; yield after each part that is written, return the table."""
         runs = list(self.runs)
         while len(runs) >= TIER and len({run.level for run in runs[-TIER:]}) == 1:
@@ -229,8 +231,8 @@ class IdTable:
         return IdTable(self.kind, runs, self.files)
 
 
-def completed(steps: Generator[None, None, Result]) -> Result:
-    """Run a generator to its end; return its result."""
+def run_steps(steps: Steps[Result]) -> Result:
+    """Run all steps of a task without a pause; return its result."""
     while True:
         try:
             next(steps)

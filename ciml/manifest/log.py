@@ -3,10 +3,10 @@
 A reader opens ``_manifest/<version>.json`` in order from version 1. A writer computes delta N+1 from the state after
 delta N and creates it. The losing writer of a race reloads and retries (`commit`). So after any crash, retry or pause,
 a delta exists whole or not at all, and each was computed from the one before it. Digests chain the deltas
-(`ciml.manifest.chain`).
+(`ciml.manifest.segments`).
 
-Making a checkpoint (`ciml.manifest.checkpoints`) packs old deltas into segments (`ciml.manifest.segments`). A delta may
-be removed once it has been in a segment for `GRACE_S`. This has two consequences:
+Making a checkpoint (`ciml.manifest.checkpoints`) *archives* the deltas before it: it packs them into segments. The
+single object of a delta may be removed once it has been archived for `GRACE_S`. This has two consequences:
 
 - A missing delta is either past the end of the log, or removed. It is past the end if segments were listed less than
   half the grace ago, and none held it. Whether the listing is recent enough is decided *after* the read, because a
@@ -27,8 +27,7 @@ import orjson
 
 from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
-from ciml.manifest.chain import Link, UnsealedDeltaError
-from ciml.manifest.segments import Archive
+from ciml.manifest.segments import Archive, Link
 from ciml.storage import Store
 from ciml.storage.json_files import digest_of, seal, without_seal
 
@@ -36,8 +35,9 @@ Delta = dict[str, Any]
 D = TypeVar("D")
 #: Retention of a delta after its segment, and of a checkpoint after the next one, seconds.
 GRACE_S = 24 * 3600.0
-#: Number of deltas read at once, and their limit of memory, estimated from the last ones.
+#: Largest number of deltas in one read.
 _READ_AHEAD = 32
+#: Limit of the memory for one read, estimated from the size of the deltas before.
 _READ_AHEAD_BYTES = 16 << 20
 
 
@@ -86,11 +86,11 @@ def catch_up(log: ManifestLog, state: State) -> None:
 
 
 class _Listing(NamedTuple):
-    """What a listing of the log has found.
+    """A listing of the log's segments and checkpoints.
 
     Attributes:
-      began_s: when it began, epoch seconds.
-      archived: the last version in a segment.
+      began_s: time of its start, epoch seconds.
+      archived: the last version in a segment; 0 without one.
       checkpoint: the version of the newest checkpoint; 0 without one.
     """
 
@@ -100,7 +100,7 @@ class _Listing(NamedTuple):
 
 
 class ManifestLog:
-    """The deltas below ``folder`` of a store, single or in segments. Cheap to create, safe to pickle.
+    """The deltas in ``folder`` of a store, single or in segments. Cheap to create, safe to pickle.
 
     Args:
       store: where the manifest is.
@@ -123,7 +123,9 @@ class ManifestLog:
         self.grace_s = grace_s
         self.archive = Archive(store, folder)
         self._listing: _Listing | None = None
-        self._link = Link()  # of the last delta that was read or created here
+        # A cache: the position after the latest delta that this object read in order or created. The next read or
+        # commit continues there; at any other position it reads the delta before it again.
+        self._link = Link()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "archive": Archive(self.store, self.folder), "_listing": None}
@@ -155,15 +157,15 @@ class ManifestLog:
         return self._list().checkpoint
 
     def recent_checkpoint(self) -> int:
-        """Return the newest checkpoint's version, as it was listed at most half the grace ago."""
+        """Return the newest checkpoint's version, 0 without one, as listed at most half the grace ago."""
         return self._recent_listing().checkpoint
 
     def read(self, version: int) -> Delta:
         """Return delta ``version``.
 
         Raises:
-          FileNotFoundError: it was not committed.
-          IntegrityError: it is damaged.
+          FileNotFoundError: if it was not committed.
+          IntegrityError: if it is damaged.
         """
         return self.parse(version, self.read_raw(version))
 
@@ -171,7 +173,7 @@ class ManifestLog:
         """Return the bytes of a delta as committed. Raises as `read`."""
         data, is_single = self._load(version)
         if is_single:
-            self._follow(Link.unread(version - 1), data)
+            self._link_after(Link.unread(version - 1), data)  # compares the delta with its digest
         return data
 
     def since(self, version: int) -> Iterator[tuple[int, Delta]]:
@@ -180,9 +182,13 @@ class ManifestLog:
             yield number, self.parse(number, data)
 
     def raw_since(self, version: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (version, bytes) as `since`, each delta as it was committed."""
+        """Yield (version, bytes) as `since` does, each delta as it was committed.
+
+        Raises:
+          IntegrityError: if a delta is damaged or missing.
+        """
         link = self._link if self._link.version == version else Link.unread(version)
-        ahead = 1
+        ahead = 1  # number of deltas to read next
         while True:
             listing = self._recent_listing()
             if link.version < listing.archived:
@@ -192,16 +198,17 @@ class ManifestLog:
             if not self._is_recent(listing):
                 continue  # a missing delta may have been removed meanwhile: list again
             for data in deltas:
-                link = self._follow(link, data)
+                link = self._link_after(link, data)
                 if link.version > self._link.version:
                     self._link = link
                 yield link.version, data
-            if len(deltas) < ahead and (link.version or self._is_empty()):
+            if len(deltas) == ahead:
+                ahead = _next_ahead(ahead, deltas)
+            elif link.version or not self._find_archived():
                 return
-            ahead = _next_ahead(ahead, deltas)
 
-    def follow_listed(self, paths: Iterable[str]) -> Iterator[tuple[int, bytes]]:
-        """Yield (version, bytes) of the first single deltas, as far as a listing has them without a gap.
+    def raw_of_listing(self, paths: Iterable[str]) -> Iterator[tuple[int, bytes]]:
+        """Yield (version, bytes) of single deltas from the first on, as far as a listing has them without a gap.
 
         It takes fewer requests than `raw_since`, for logs that have no segments.
         """
@@ -210,11 +217,11 @@ class ManifestLog:
             if path != self.path(link.version + 1):
                 return  # deltas missing from a concurrent listing are later than the listed ones
             data = self.store.read(path)
-            link = self._follow(link, data)
+            link = self._link_after(link, data)
             yield link.version, data
 
     def end(self, version: int = 0) -> int:
-        """Return the version of the last delta, at least ``version``. Reads one delta for each step."""
+        """Return the version of the last delta, at least ``version``. It reads all single deltas after ``version``."""
         last = max(version, self._recent_listing().archived)
         for number, _ in self.raw_since(last):
             last = number
@@ -225,7 +232,17 @@ class ManifestLog:
         return self.decode(version, data, orjson.loads, lambda delta: isinstance(delta, dict) and delta.get("version"))
 
     def decode(self, version: int, data: bytes, decoder: Callable[[bytes], D], version_of: Callable[[D], object]) -> D:
-        """Parse a delta with a decoder that raises `ValueError` for invalid data; ``version_of`` reads its version."""
+        """Parse a delta, as `parse` does, into another type.
+
+        Args:
+          version: of the delta.
+          data: its bytes as committed.
+          decoder: parses the JSON; raises `ValueError` for invalid data.
+          version_of: returns the version in the parsed delta.
+
+        Raises:
+          IntegrityError: if the data is not delta ``version``.
+        """
         where = self.store.url(self.path(version))
         try:
             delta = decoder(without_seal(data))
@@ -241,7 +258,7 @@ class ManifestLog:
         Return True also where the same delta exists: the answer to an earlier request was lost.
 
         Raises:
-          StaleWriterError: the version was committed and removed long ago. Nothing remains there.
+          StaleWriterError: if the version was archived long ago. The delta that this call created is deleted again.
         """
         data = seal(canonical_json({**delta, "version": version}), self._link_at(version - 1).next_seal())
         path = self.path(version)
@@ -266,33 +283,6 @@ class ManifestLog:
             self._list()
             return False
 
-    def seal_older(self) -> int:
-        """Add digests to the deltas that an older version appended after deltas with digests; return their number.
-
-        No process may write to the log meanwhile. It may be killed and repeated.
-
-        Raises:
-          IntegrityError: a delta is damaged.
-        """
-        link = self._link_at(self._list().archived)
-        sealed = 0
-        while True:
-            version = link.version + 1
-            path = self.path(version)
-            where = self.store.url(path)
-            try:
-                data = self.store.read(path)
-            except FileNotFoundError:
-                return sealed
-            try:
-                link = link.after(data, where)
-            except UnsealedDeltaError:
-                self.parse(version, data)
-                data = seal(data, link.next_seal())
-                self.store.replace(path, data)
-                link = link.after(data, where)
-                sealed += 1
-
     def _recent_listing(self) -> _Listing:
         listing = self._listing
         return listing if listing is not None and self._is_recent(listing) else self._list()
@@ -311,7 +301,7 @@ class ManifestLog:
         return listing
 
     def _load(self, version: int) -> tuple[bytes, bool]:
-        """Return the bytes of a delta, and whether it is single: not in a segment, whose digest was compared."""
+        """Return the bytes of a delta, and whether it is single. One in a segment was verified there."""
         while True:
             listing = self._recent_listing()
             if version <= listing.archived:
@@ -325,16 +315,17 @@ class ManifestLog:
                 if self._is_recent(listing):
                     return data, True
 
-    def _follow(self, link: Link, data: bytes) -> Link:
-        """Check the single delta after ``link``; return the link after it. Raises `IntegrityError` for damage."""
+    def _link_after(self, link: Link, data: bytes) -> Link:
+        """Check the single delta at a position; return the position after it. Raises `IntegrityError` for damage."""
         where = self.store.url(self.path(link.version + 1))
         after = link.after(data, where)
-        if after.unsealed and not link.is_known:  # of an older version, as the delta before it must be
+        if after.unsealed and not link.is_known:
+            # The delta has no digest, so the one before it must have none either: read it and compare.
             self._link_at(link.version).after(data, where)
         return after
 
     def _link_at(self, version: int) -> Link:
-        """Return the link after a delta: the one that is remembered, or what the delta itself says."""
+        """Return the position after a delta, from the cache or by reading the delta."""
         if version == self._link.version:
             return self._link
         if not version:
@@ -342,21 +333,21 @@ class ManifestLog:
         data, _ = self._load(version)
         return Link.unread(version - 1).after(data, self.store.url(self.path(version)))
 
-    def _is_empty(self) -> bool:
-        """Return whether a log without its first delta is empty.
+    def _find_archived(self) -> bool:
+        """Look for segments where no first delta was found; return whether there are any.
 
         Raises:
-          IntegrityError: later deltas exist. A new first delta would start a second history.
+          IntegrityError: if there are only later single deltas. A new first delta would start a second history.
         """
         paths = self.store.list(self.folder)
         if not paths or self.path(1) in paths:
-            return True  # the first delta was just created; the next listing finds it
+            return False  # the log is empty, or was until now: the next read finds the first delta
         if self._list().archived:
-            return False
+            return True
         raise IntegrityError(f"{self.store.url(self.path(1))} is missing but later deltas exist; restore a backup")
 
 
 def _next_ahead(ahead: int, deltas: Sequence[bytes]) -> int:
-    """Return how many deltas to read at once after these: more each time, as far as memory allows."""
+    """Return the number of deltas to read after these ones: twice as many, as far as memory allows."""
     largest = max([1, *map(len, deltas)])
     return max(1, min(2 * ahead, _READ_AHEAD, _READ_AHEAD_BYTES // largest))

@@ -11,8 +11,9 @@ from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Limits, Restora
 from ciml.manifest.id_index import IndexFileMissingError
 from ciml.manifest.log import Delta, ManifestLog, StaleWriterError, catch_up, commit
 
-#: A due checkpoint that another process may have made is looked for after so many commits, or so many seconds.
+#: A replica whose state has a due checkpoint looks for one by another process after this number of commits.
 _RELOAD_COMMITS = 100
+#: The same after this time, seconds.
 _RELOAD_S = 60.0
 #: Age of the state from which `LogReplica.maintain` reads the commits of other processes, seconds.
 _STALE_S = 10.0
@@ -22,8 +23,8 @@ S = TypeVar("S", bound=Restorable)
 class LogReplica(Generic[S]):
     """A manifest and a local copy of its state. Safe to use from threads.
 
-    The state starts at the newest checkpoint, and moves to a newer one from time to time, so that its memory does not
-    grow with the manifest.
+    The state starts at the newest checkpoint. It is reloaded from a newer one from time to time, so that its memory
+    does not grow with the manifest.
 
     Args:
       log: the manifest. Its clock is used here too.
@@ -46,7 +47,7 @@ class LogReplica(Generic[S]):
         """Commit the delta that ``build`` computes from the present state; see `ciml.manifest.log.commit`.
 
         Raises:
-          EngineError: the store does not answer. The outcome of the commit is unknown; a retry is safe.
+          EngineError: if the store does not answer. The outcome of the commit is unknown; a retry is safe.
         """
         try:
             return self._append(build)
@@ -71,16 +72,16 @@ class LogReplica(Generic[S]):
     def maintain(self, *, budget_s: float = 1.0) -> bool:
         """Make the checkpoint that is due, if any, and remove objects that it replaced. Call it every few seconds.
 
-        With nothing due it uses the store only to read others' commits (at most every ten seconds) and to remove old
-        objects (once an hour). A checkpoint is due after a thousand commits or 50,000 records. Making one takes
-        seconds, of which a call spends about ``budget_s``; commits of other threads and processes continue meanwhile.
-        Two processes that maintain the same log do the work twice, without harm.
+        With nothing due it uses the store only to read others' commits, at most every ten seconds. Once an hour it
+        removes old objects and looks for a checkpoint that is due by the bytes of its deltas alone. Making a checkpoint
+        takes seconds, of which a call spends about ``budget_s``; commits of other threads and processes continue
+        meanwhile. Two processes that maintain the same log do the work twice, without harm.
 
         Returns:
           Whether there is more to do now.
 
         Raises:
-          EngineError, IntegrityError: as `ciml.manifest.checkpoints.Checkpoints.maintain`.
+          EngineError, IntegrityError: if `ciml.manifest.checkpoints.Checkpoints.maintain` raises it.
         """
         if not self._maintaining.acquire(blocking=False):
             return False
@@ -102,7 +103,7 @@ class LogReplica(Generic[S]):
         """Yield the replica's state, from a checkpoint that is recent enough."""
         with self._lock:
             state = self._state
-            if state is None or state.torn or self._is_passed(state):
+            if state is None or state.torn or self._find_newer(state):
                 self._state = None
                 state = self._checkpoints.open()
                 self._catch_up(state)
@@ -115,8 +116,8 @@ class LogReplica(Generic[S]):
                 self._state = None  # its checkpoint is too old: the next call starts at the newest
                 raise
 
-    def _is_passed(self, state: S) -> bool:
-        """Return whether the state should be reloaded from a newer checkpoint."""
+    def _find_newer(self, state: S) -> bool:
+        """Look for a newer checkpoint than that of the state; return whether there is one."""
         newest = self.log.recent_checkpoint()
         if newest <= state.restored and self._checkpoints.is_due(state) and self._has_aged(state):
             self._checked_version = state.version

@@ -1,8 +1,17 @@
-"""Segments: compressed files of a manifest's deltas, verbatim and permanent. A delta in one need not stay single.
+"""How the deltas of a manifest are protected: single ones by a chain of digests, older ones in segments.
 
-A segment is a header line, a line for each delta, and a footer line with the digest of all before it. The header holds
-the digest of the previous segment, so the newest digest covers the whole history. The path of a segment follows from
-its last version. One folder holds the segments of a million versions, so that a short listing finds any of them.
+Each single delta carries a digest of itself and, as its ``seal`` (`ciml.storage.json_files`), the digest of the delta
+before it. A reader goes from `Link` to `Link` and compares both, so it detects a flipped bit, a replaced delta and a
+delta of another history.
+
+Deltas of older versions are *unsealed*: they have neither. The first delta with a digest after them has
+``<first>:<digest>`` as its seal: the digest of all deltas from version ``first`` on that have none. It protects them
+until they are in a segment. After a delta with a digest, one without is an error.
+
+A segment is a compressed and permanent file of deltas: a header line, a line for each delta (`line_of`), and a footer
+line with the digest of all before it. The header holds the digest of the previous segment, so the newest digest covers
+the whole history. The path of a segment follows from its last version. One folder holds the segments of a million
+versions, so that a short listing finds any of them.
 """
 
 from __future__ import annotations
@@ -17,9 +26,91 @@ from typing import Any, NamedTuple
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.storage import Store
+from ciml.storage.json_files import RESTORE, seal_of
 
 #: Number of versions whose segments share a folder.
 _FOLDER_VERSIONS = 1_000_000
+
+
+def line_of(data: bytes) -> bytes:
+    """Return a delta as the line of a segment: JSON has line breaks only between values, where a space is the same."""
+    return data.replace(b"\n", b" ")
+
+
+class UnsealedDeltaError(IntegrityError):
+    """A delta has no digest, but the one before it has."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A position in the chain: after the delta of a version.
+
+    Attributes:
+      version: the last delta; 0 before the first one.
+      digest: the digest that it carries; "" if it has none.
+      unsealed: digests of the unsealed deltas up to ``version``, as far as they were read one after the other.
+      is_known: whether the last delta was read. If not, the next one is not compared with it.
+    """
+
+    version: int = 0
+    digest: str = ""
+    unsealed: tuple[bytes, ...] = ()
+    is_known: bool = True
+
+    @classmethod
+    def unread(cls, version: int) -> Link:
+        """Return the position after a delta that was not read. The position before the first delta is always known."""
+        return cls(version, is_known=version == 0)
+
+    def next_seal(self) -> str:
+        """Return the ``seal`` that the next delta must carry."""
+        return self._unsealed_seal(self._first_unsealed) if self.unsealed else self.digest
+
+    def after(self, data: bytes, where: str) -> Link:
+        """Check the next delta; return the position after it.
+
+        Args:
+          data: its bytes.
+          where: its address, for errors.
+
+        Raises:
+          IntegrityError: it differs from its digest, has none after a delta that has, or follows another delta.
+        """
+        next_seal = seal_of(data, where)
+        if next_seal is None:
+            return self._after_unsealed(data, where)
+        if self.is_known and not self._precedes(next_seal.text):
+            raise IntegrityError(f"{where} does not follow from the delta before it; {RESTORE}")
+        return Link(self.version + 1, next_seal.digest)
+
+    def _after_unsealed(self, data: bytes, where: str) -> Link:
+        if self.digest:
+            raise UnsealedDeltaError(
+                f"{where} has no digest, but the delta before it has: it is damaged, or an older ciml wrote it; "
+                "stop older versions and run ciml migrate DATA --apply, or restore a backup"
+            )
+        digest = hashlib.sha256(line_of(data)).digest()
+        return Link(self.version + 1, "", (*self.unsealed, digest))
+
+    def _precedes(self, seal_text: str) -> bool:
+        if not self.unsealed:
+            return seal_text == self.digest
+        first_text, colon, _ = seal_text.partition(":")
+        if not colon or not first_text:
+            return False
+        first = int(first_text, 16)
+        if first < self._first_unsealed:
+            return True  # it also covers deltas that were not read here, so it cannot be compared
+        return first <= self.version and seal_text == self._unsealed_seal(first)
+
+    @property
+    def _first_unsealed(self) -> int:
+        """The version of the first digest in ``unsealed``."""
+        return self.version - len(self.unsealed) + 1
+
+    def _unsealed_seal(self, first: int) -> str:
+        digests = self.unsealed[first - self._first_unsealed :]
+        return f"{first:x}:{hashlib.sha256(b''.join(digests)).hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -91,14 +182,14 @@ def _last(path: str) -> int:
 
 
 class _Listing(NamedTuple):
-    """The last versions of the segments in a folder, all of them up to version ``complete_to``."""
+    """The last versions of the segments in a folder. None up to version ``complete_to`` is missing."""
 
     complete_to: int
     lasts: Sequence[int]
 
 
 class Archive:
-    """The segments below ``folder`` of a store. Its cached listings can be read again at any time."""
+    """The segments in ``folder`` of a store. Its caches of listings and of one segment may be lost at any time."""
 
     def __init__(self, store: Store, folder: str) -> None:
         self._store = store
@@ -121,7 +212,12 @@ class Archive:
         return [(_last(path), size) for path, size in sizes]
 
     def read(self, last: int) -> Segment:
-        """Return the segment that ends with ``last``; `FileNotFoundError` where there is none."""
+        """Return the segment that ends with ``last``.
+
+        Raises:
+          FileNotFoundError: if there is none.
+          IntegrityError: if it is damaged.
+        """
         cached = self._cached
         if cached is not None and cached.last == last:
             return cached
@@ -136,7 +232,7 @@ class Archive:
         """Return the segment that holds ``version``, which must be in one. ``until`` is the last version of a segment.
 
         Raises:
-          IntegrityError: it is missing.
+          IntegrityError: if it is missing or damaged.
         """
         cached = self._cached
         if cached is not None and cached.first <= version <= cached.last:
@@ -152,7 +248,7 @@ class Archive:
         )
 
     def _lasts(self, number: int, until: int) -> Sequence[int]:
-        """Return the last versions in a folder, at least those up to ``until``."""
+        """Return the last versions of the segments in a folder, by its number; at least those up to ``until``."""
         listing = self._listings.get(number)
         if listing is None or listing.complete_to < until:
             lasts = [_last(path) for path in self._store.list(f"{self._folder}/{number:06d}")]
@@ -161,6 +257,6 @@ class Archive:
         return listing.lasts
 
     def since(self, version: int, until: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (version, delta) of all after ``version`` up to ``until``, the last version of a segment."""
+        """Yield (version, delta) after ``version`` and up to ``until``, which must be the last version of a segment."""
         for number in range(version + 1, until + 1):
             yield number, self.find(number, until).line(number)

@@ -1,4 +1,7 @@
-"""Verification of a manifest: its content is compared with a recomputation from the deltas, in bounded memory."""
+"""Verification of a manifest: checkpoints are compared with a recomputation from the deltas, ids in files.
+
+`seal_older` repairs the one fault that has a repair here: deltas of an older version without a digest.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple
 
 from ciml.errors import IntegrityError
-from ciml.manifest.chain import Link
 from ciml.manifest.checkpoints import Checkpoint, Checkpointed, Checkpoints, S
-from ciml.manifest.id_index import IdTable, IndexFileMissingError, PartFiles, completed
+from ciml.manifest.id_index import IdTable, IndexFileMissingError, PartFiles, run_steps
 from ciml.manifest.log import ManifestLog
+from ciml.manifest.segments import Link, UnsealedDeltaError, line_of
 from ciml.progress import Progress
 from ciml.storage import LocalStore
+from ciml.storage.json_files import seal
 
 #: Number of records after which a replay moves its ids from memory to tables.
 _FLUSH_RECORDS = 50_000
@@ -156,9 +160,9 @@ def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[Fa
 
 
 def _read_single(log: ManifestLog, version: int) -> bytes | None:
-    """Return a single delta as a segment has it; None if it was removed meanwhile."""
+    """Return a single delta as the line of a segment; None if it was removed meanwhile."""
     try:
-        return log.store.read(log.path(version)).replace(b"\n", b" ")
+        return line_of(log.store.read(log.path(version)))
     except FileNotFoundError:
         return None
 
@@ -238,7 +242,7 @@ class _Replay(Generic[S]):
         """Move the ids from memory to the tables."""
         recent = self.state.recent()
         for name, table in self.tables.items():
-            self.tables[name] = completed(table.with_rows(recent[name]).merged())
+            self.tables[name] = run_steps(table.with_rows(recent[name]).merged())
         self.state = self._kind.restore(self.state.version, self.state.snapshot(), self.tables)
 
 
@@ -283,3 +287,34 @@ def _digest(table: IdTable) -> Mapping[str, str]:
             for value in rows.batch.column(name).to_pylist():
                 digests[name].update(repr(value).encode() + b"\n")
     return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def seal_older(log: ManifestLog) -> int:
+    """Add digests to the deltas that an older version appended after deltas with digests; return their number.
+
+    No process may write to the log meanwhile. A call that is killed can be repeated.
+
+    Raises:
+      IntegrityError: if a delta is damaged.
+    """
+    last = max(log.archive.lasts(), default=0)
+    link = Link.unread(last)
+    if last:
+        link = Link.unread(last - 1).after(log.archive.read(last).line(last), log.store.url(log.path(last)))
+    sealed = 0
+    while True:
+        version = link.version + 1
+        path = log.path(version)
+        where = log.store.url(path)
+        try:
+            data = log.store.read(path)
+        except FileNotFoundError:
+            return sealed
+        try:
+            link = link.after(data, where)
+        except UnsealedDeltaError:
+            log.parse(version, data)
+            data = seal(data, link.next_seal())
+            log.store.replace(path, data)
+            link = link.after(data, where)
+            sealed += 1

@@ -16,6 +16,7 @@ from ciml.errors import IntegrityError
 from ciml.events.payloads import message_of, read_payload
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.log import ManifestLog
+from ciml.manifest.verify import seal_older as seal_log
 from ciml.manifest.verify import verify_log
 from ciml.pipelines.datasets.build import DEFINITION
 from ciml.pipelines.datasets.update import verify_dataset
@@ -108,7 +109,7 @@ def seal_older(data: DataRoot) -> int:
     sealed = 0
     for folder in sorted(folders):
         with contextlib.suppress(IntegrityError):
-            sealed += ManifestLog(data.store.child(folder)).seal_older()
+            sealed += seal_log(ManifestLog(data.store.child(folder)))
     return sealed
 
 
