@@ -27,3 +27,41 @@ def wilson(right: float, total: float, confidence: float = CONFIDENCE) -> tuple[
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def newcombe(both: int, first_alone: int, second_alone: int, total: int) -> tuple[float, float]:
+    """Return a 95 % interval (low, high) of the difference of two shares of the same runs; (-1, 1) for a total of 0.
+
+    It is Newcombe's interval (1998, method 10): Wilson's intervals of both shares, combined by their correlation.
+    Unlike that of a bootstrap, its width is above 0 if both shares count the same runs.
+
+    Args:
+      both: number of runs that both shares count.
+      first_alone: number of runs that only the first share counts.
+      second_alone: number of runs that only the second share counts; the difference is first minus second.
+      total: number of runs.
+    """
+    if total == 0:
+        return -1.0, 1.0
+    first = both + first_alone
+    second = both + second_alone
+    neither = total - both - first_alone - second_alone
+    margins = math.sqrt(float(first * (total - first)) * float(second * (total - second)))
+    covariance = float(both * neither - first_alone * second_alone)
+    if covariance > 0:  # Newcombe's correction: a positive correlation narrows the interval, so it is reduced
+        covariance = max(covariance - total / 2, 0.0)
+    correlation = covariance / margins if margins else 0.0
+
+    def distance(first_margin: float, second_margin: float) -> float:
+        squared = first_margin**2 - 2 * correlation * first_margin * second_margin + second_margin**2
+        return math.sqrt(max(squared, 0.0))
+
+    first_share = first / total
+    second_share = second / total
+    first_low, first_high = wilson(first, total)
+    second_low, second_high = wilson(second, total)
+    difference = first_share - second_share
+    return (
+        max(-1.0, difference - distance(first_share - first_low, second_high - second_share)),
+        min(1.0, difference + distance(first_high - first_share, second_share - second_low)),
+    )

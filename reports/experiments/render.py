@@ -35,7 +35,7 @@ from ciml.reports.experiments.views import (
 from ciml.reports.page import PAGE, Page, Section, Table, Tile, cells, save
 from ciml.storage import Store, open_store
 from ciml.training.estimators import ESTIMATORS
-from ciml.training.evaluation.metrics import BY_CLASS
+from ciml.training.evaluation.bootstrap import BY_CLASS
 from ciml.training.evaluation.text import beaten_lines
 from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import Predictions, StoredTrial, experiment_names, load_experiment, stored_trials

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ciml.reports.drawing import Estimate
-from ciml.training.evaluation.metrics import answers, scores
+from ciml.training.evaluation.metrics import prepare_probabilities, scores
 from ciml.training.experiments.results import Predictions
 
 #: Suffix of the names of one-number baselines.
@@ -94,11 +94,11 @@ def curves(predictions: Predictions, limit: int | None = None) -> list[Curves]:
     """Return the curves of the `curved` classes, at most ``limit``."""
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-    clean, _ = answers(predictions.probabilities)
+    probabilities = prepare_probabilities(predictions.probabilities)
     result = []
     for label in curved(predictions)[:limit]:
         member = predictions.labels == label
-        probability = clean[:, label]
+        probability = probabilities[:, label]
         precision, recall, _ = precision_recall_curve(member, probability, drop_intermediate=True)
         false_positive, true_positive, _ = roc_curve(member, probability)
         recall, precision = _thinned(recall[::-1], precision[::-1])
@@ -122,14 +122,14 @@ def constant(result: Figures, observed: Figures) -> dict[str, Any]:
 
     Args:
       result: result of a trial, with the number of training runs by class.
-      observed: scores of the same runs; the confusion matrix gives their classes.
+      observed: scores of the same runs, which give the number of runs of each class.
     """
     classes = observed["confusion"]["classes"]
     roles = result["snapshot"]["counts"]
     trained = np.array([roles["train"].get(name, 0) for name in classes], np.int64)
     if trained.sum() != observed["trained_on"]:  # the dev runs were trained on too
         trained += np.array([roles["dev"].get(name, 0) for name in classes], np.int64)
-    runs = np.sum(observed["confusion"]["rows_are_labels"], axis=1, dtype=np.int64)
+    runs = [observed["classes"][name]["runs"] for name in classes]
     labels = np.repeat(np.arange(len(classes)), runs)
     shares = np.tile(trained / max(trained.sum(), 1), (len(labels), 1))
     return scores(shares, labels, classes, np.repeat(np.arange(len(classes)), trained), resamples=0)

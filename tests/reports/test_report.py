@@ -28,8 +28,9 @@ from ciml.training.calibration.calibrators import Temperature
 from ciml.training.calibration.sets import decimals, make_rules
 from ciml.training.data.examples import read_dataset
 from ciml.training.evaluation import metrics as scoring
+from ciml.training.evaluation.bootstrap import BY_CLASS
 from ciml.training.evaluation.candidate import verdict_figures
-from ciml.training.evaluation.metrics import evaluate, sharpness
+from ciml.training.evaluation.metrics import calibration_quality, evaluate
 from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import Predictions, StoredTrial, create_experiment
 from ciml.training.experiments.trials import Trial
@@ -120,9 +121,9 @@ BASELINES = {
     "duration": {
         "what": "seconds",
         **{key: {"value": 0.7, "low": 0.4, "high": 0.9} for key in ("accuracy", "brier")},
-        "macro": {name: {"value": 0.65} for name in scoring.BY_CLASS},
+        "macro": {name: {"value": 0.65} for name in BY_CLASS},
         "classes": {
-            name: {"runs": runs, **{each: {"value": 0.25} for each in scoring.BY_CLASS}}
+            name: {"runs": runs, **{each: {"value": 0.25} for each in BY_CLASS}}
             for name, runs in (("a", 6), ("b", 4))
         },
     }
@@ -179,7 +180,7 @@ def test_a_calibration_and_its_verdicts_stand_beside_the_uncalibrated_answers(tm
     figures = verdict_figures(rules, decimals(calibrated), labels, ["p"] * 400)
     trial = stored("x", predicted(labels.tolist(), calibrated))
     assert trial.result is not None
-    before = sharpness(evaluate(said, labels, ("a", "b"), labels))
+    before = calibration_quality(evaluate(said, labels, ("a", "b"), labels))
     known = {"method": "temperature", "temperature": 4.0, "fitted_to": 400, "before": before}
     result = {**trial.result, "calibration": known, "verdicts": figures}
     page = result_page(replace(trial, result=result), predicted(labels.tolist(), calibrated))

@@ -18,6 +18,7 @@ from ciml.manifest.log import ManifestLog
 from ciml.runs.run_log import files_of
 from ciml.storage import Store
 from ciml.training.data.snapshot import Snapshot
+from ciml.training.evaluation.metrics import predicted_classes
 
 #: Descriptions of the available numbers.
 NUMBERS = {
@@ -187,7 +188,7 @@ def predict_test_runs(
         return None
     labels = np.array([run.label for run in train])
     answers = predict_by(number, train_values, labels, values[len(train) :], len(snapshot.resolved.classes))
-    right = (answers.argmax(axis=1) == [run.label for run in test]) & np.isfinite(answers).all(axis=1)
+    right = predicted_classes(answers) == [run.label for run in test]
     return NumberAnswers(positions, right)
 
 

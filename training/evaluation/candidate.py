@@ -29,8 +29,8 @@ from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot, SnapshotRun
 from ciml.training.estimators import Rows
 from ciml.training.evaluation.baselines import PREDICTORS, gate_numbers, numbers_for, predict_test_runs
-from ciml.training.evaluation.gate import GatePolicy, compare
-from ciml.training.evaluation.metrics import accuracy, evaluate, sharpness
+from ciml.training.evaluation.gate import GatePolicy
+from ciml.training.evaluation.metrics import accuracy, calibration_quality, compare, evaluate, predicted_classes
 from ciml.training.experiment import Experiment
 from ciml.training.export import Exported, load_exported
 from ciml.training.train import predict_in_memory, trained_roles
@@ -91,7 +91,7 @@ def assess(
     train_labels = np.array([run.label for run in snapshot.runs(*train_roles)], np.int64)
     class_counts = np.bincount(train_labels, minlength=len(resolved.classes)).tolist()
     slices = {"job": [run.build_name for run in runs]}
-    right = (np.nan_to_num(answers).argmax(axis=1) == test.labels) & np.isfinite(answers).all(axis=1)
+    right = predicted_classes(answers) == test.labels
     figures: dict[str, Any] = {
         "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, slices),
         "class_counts": dict(zip(resolved.classes, class_counts, strict=True)),
@@ -187,9 +187,10 @@ def right_answers(
             answers = _predict_from_raw(raw, model, runs)
     except load_tensorflow().errors.OpError as error:
         raise IntegrityError(f"{champion.folder} fails to predict: {str(error).splitlines()[0]}") from None
-    names = np.array(model.definition.classes)[np.nan_to_num(answers).argmax(axis=1)]
+    predicted = predicted_classes(answers)
+    names = np.array(model.definition.classes)[predicted]
     class_names = np.array([resolved.classes[run.label] for run in runs])
-    right: np.ndarray = (names == class_names) & np.isfinite(answers).all(axis=1)
+    right: np.ndarray = (names == class_names) & (predicted >= 0)
     return right
 
 
@@ -229,7 +230,7 @@ def calibration_figures(
       rows: the n runs, not normalised.
       jobs: of each run.
     """
-    figures: dict[str, Any] = {"calibration": {**calibrated.description, "before": sharpness(before)}}
+    figures: dict[str, Any] = {"calibration": {**calibrated.description, "before": calibration_quality(before)}}
     if calibrated.rules is not None:
         means = run_means(rows.inputs, rows.n_windows)
         figures["verdicts"] = verdict_figures(calibrated.rules, decimals(answers), rows.labels, jobs, means)

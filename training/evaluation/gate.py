@@ -1,7 +1,7 @@
 """The gate decides whether a candidate may be pushed: every check must have its figures and pass.
 
-`decide` is a pure function of the figures. A missing figure is a reason against the candidate, never a pass. `compare`
-computes the figures of two models on the same runs.
+`decide` is a pure function of the figures. A missing or malformed figure is a reason against the candidate, never a
+pass.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeGuard
 
-import numpy as np
-
 from ciml.errors import CimlError
 from ciml.serving.registry import Decision
 from ciml.training.evaluation.baselines import NUMBERS
-from ciml.training.evaluation.metrics import paired_interval
 
 
 @dataclass(frozen=True)
@@ -85,21 +82,21 @@ def decide(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champ
 
         - ``evaluation``, of `ciml.training.evaluation.metrics.evaluate`;
         - ``class_counts``: training runs by class;
-        - ``baselines``: by number its accuracy on the same runs, and the ``comparison`` of `compare`; {} if the runs
-          have no number;
+        - ``baselines``: by number its accuracy on the same runs, and the ``comparison`` of
+          `ciml.training.evaluation.metrics.compare`; {} if the runs have no number;
         - ``verdicts``, only of a model of verdicts: `ciml.training.evaluation.candidate.verdict_figures`;
         - ``disagreement``: largest difference between the exported model and the one in memory;
         - ``latency_ms``;
-        - ``champion`` and ``comparison``, only with a champion: its ``accuracy`` on the same runs, and `compare`; both
-          None if it could not be evaluated.
+        - ``champion`` and ``comparison``, only with a champion: its ``accuracy`` on the same runs, and the comparison
+          with it; both None if it could not be evaluated.
       policy: the thresholds.
       has_champion: whether a model is served now.
     """
     if candidate is None:
         return Decision(False, ("the candidate was not evaluated",))
     checks = list(_checks(candidate, policy, has_champion))
-    against = tuple(check.against for check in checks if not check.passed)
-    in_favour = tuple(check.in_favour for check in checks if check.in_favour)
+    against = tuple(check.reason for check in checks if not check.passed)
+    in_favour = tuple(check.reason for check in checks if check.passed and check.reason)
     evaluation = candidate.get("evaluation") or {}
     figures = {"accuracy": evaluation.get("accuracy"), "base_rate": evaluation.get("base_rate")}
     if "verdicts" in candidate:
@@ -111,120 +108,149 @@ def decide(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champ
 
 
 class _Check(NamedTuple):
-    """The result of a check.
-
-    Attributes:
-      passed: whether it passed.
-      against: the reason against the candidate, if it did not.
-      in_favour: the reason in favour of the candidate, if it did; "" for none.
-    """
+    """The result of a check: whether it passed, and the reason for or against the candidate; "" for no reason."""
 
     passed: bool
-    against: str
-    in_favour: str = ""
+    reason: str
 
 
 def _checks(candidate: Mapping[str, Any], policy: GatePolicy, has_champion: bool) -> Iterator[_Check]:
     evaluation = candidate.get("evaluation") or {}
-    yield from _check_runs(evaluation, candidate, policy)
+    yield from _check_data(evaluation, candidate.get("class_counts"), policy)
     yield _check_base_rate(evaluation, policy)
     yield from _check_baselines(candidate.get("baselines"), policy)
     if "verdicts" in candidate:
         yield _check_decided(candidate["verdicts"], policy)
-    difference = candidate.get("disagreement")
-    yield _Check(
-        _is_number(difference) and difference <= policy.max_disagreement,
-        f"the exported model differs from the trained one by {_shown(difference)}, "
-        f"at most {policy.max_disagreement:g} is allowed",
-    )
-    latency_ms = candidate.get("latency_ms")
-    yield _Check(
-        _is_number(latency_ms) and latency_ms <= policy.max_latency_ms,
-        f"one run takes {_shown(latency_ms)} ms, at most {policy.max_latency_ms:g} ms is allowed",
-    )
+    yield _check_disagreement(candidate.get("disagreement"), policy)
+    yield _check_latency(candidate.get("latency_ms"), policy)
     if has_champion:
         yield _check_champion(candidate.get("comparison"), policy)
     else:
-        yield _Check(True, "", "no champion to compare with")
+        yield _Check(True, "no champion to compare with")
 
 
-def _check_runs(evaluation: Mapping[str, Any], candidate: Mapping[str, Any], policy: GatePolicy) -> Iterator[_Check]:
+def _check_data(evaluation: Mapping[str, Any], class_counts: Any, policy: GatePolicy) -> Iterator[_Check]:
+    """Check the number of held-out runs, that all are answered, and the number of training runs of each class."""
     runs = evaluation.get("runs") or 0
-    too_few = f"{runs} held-out runs are too few; at least {policy.min_test_runs} are needed"
-    yield _Check(runs >= policy.min_test_runs, too_few)
-    yield _Check(evaluation.get("finite") is True, "some probabilities are not finite")
-    counts = candidate.get("class_counts") or {}
-    if not counts:
+    if runs < policy.min_test_runs:
+        yield _Check(False, f"{runs} held-out runs are too few; at least {policy.min_test_runs} are needed")
+    if evaluation.get("finite") is not True:
+        yield _Check(False, "some probabilities are not finite")
+    if not class_counts:
         yield _Check(False, "the number of training runs by class is missing")
         return
-    rare_classes = [name for name, count in counts.items() if count < policy.min_class_runs]
-    yield _Check(not rare_classes, f"too few training runs of {', '.join(rare_classes)}")
+    rare_classes = [name for name, count in class_counts.items() if count < policy.min_class_runs]
+    if rare_classes:
+        yield _Check(False, f"too few training runs of {', '.join(rare_classes)}")
 
 
 def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy) -> _Check:
-    accuracy = _numbers(evaluation.get("accuracy"), "value", "low")
-    base = _numbers(evaluation.get("base_rate"), "value")
-    if accuracy is None or base is None:
+    accuracy = _number(evaluation.get("accuracy"), "value")
+    low = _number(evaluation.get("accuracy"), "low")
+    base_rate = _number(evaluation.get("base_rate"), "value")
+    if accuracy is None or low is None or base_rate is None:
         return _Check(False, "the accuracy or the base rate is missing")
-    value, low = accuracy
-    (rate,) = base
-    text = f"accuracy {value:.3f} (at least {low:.3f})"
-    return _Check(
-        low > rate + policy.above_base_rate,
-        f"{text} does not beat the base rate {rate:.3f}",
-        f"{text} beats the base rate {rate:.3f}",
-    )
+    text = f"accuracy {accuracy:.3f} (at least {low:.3f})"
+    if low > base_rate + policy.above_base_rate:
+        return _Check(True, f"{text} beats the base rate {base_rate:.3f}")
+    return _Check(False, f"{text} does not beat the base rate {base_rate:.3f}")
 
 
 def _check_baselines(baselines: Any, policy: GatePolicy) -> Iterator[_Check]:
-    """Compare the candidate with each one-number baseline.
-
-    It fails if a number alone predicts better with confidence, or may predict better by more than the tolerance.
-    """
     if not isinstance(baselines, Mapping):
         yield _Check(False, "the one-number baselines are missing")
         return
     if not baselines:
-        yield _Check(True, "", "no number of the runs to compare with")
+        yield _Check(True, "no number of the runs to compare with")
     for number, baseline in baselines.items():
-        comparison = (baseline.get("comparison") if isinstance(baseline, Mapping) else None) or {}
-        figures = _numbers(comparison, "difference", "low")
-        share = _numbers(baseline, "value")
-        _, high = comparison.get("interval") or (None, None)
-        if figures is None or share is None or not _is_number(high):
-            yield _Check(False, f"the comparison with the {number} alone lacks figures")
-            continue
-        difference, low = figures
-        against = f"{difference:+.3f} against the {number} alone ({share[0]:.3f})"
-        text = f"{against} on the same {comparison.get('runs')} runs (at least {low:+.3f})"
-        if high >= 0 and low >= -policy.baseline_tolerance:
-            yield _Check(True, "", text)
-        elif number in policy.accept_baselines:
-            yield _Check(True, "", f"{text} (one number beats it, and the policy accepts that of {number})")
-        elif high < 0:
-            yield _Check(False, f"{text}: one number beats it")
-        else:
-            yield _Check(False, f"{text}: may be worse by more than {policy.baseline_tolerance:g}")
+        yield _check_baseline(number, baseline, policy)
+
+
+def _check_baseline(number: str, baseline: Any, policy: GatePolicy) -> _Check:
+    """Check that a number alone neither beats the candidate nor may beat it by more than the tolerance."""
+    accuracy = _number(baseline, "value")
+    comparison = _Comparison.of(_field(baseline, "comparison"))
+    if accuracy is None or comparison is None:
+        return _Check(False, f"the comparison with the {number} alone lacks figures")
+    text = comparison.text(f"the {number} alone ({accuracy:.3f})")
+    if comparison.two_sided_high < 0:
+        fault = "one number beats it"
+    elif comparison.one_sided_low < -policy.baseline_tolerance:
+        fault = f"may be worse by more than {policy.baseline_tolerance:g}"
+    else:
+        return _Check(True, text)
+    if number in policy.accept_baselines:
+        return _Check(True, f"{text} ({fault}, and the policy accepts that of {number})")
+    return _Check(False, f"{text}: {fault}")
 
 
 def _check_decided(verdicts: Any, policy: GatePolicy) -> _Check:
-    abstained = _numbers((verdicts or {}).get("abstained"), "value", "runs")
-    if abstained is None:
+    abstained = _number(_field(verdicts, "abstained"), "value")
+    runs = _number(_field(verdicts, "abstained"), "runs")
+    if abstained is None or runs is None:
         return _Check(False, "the share of abstentions is missing")
-    share, runs = abstained
-    text = f"it decides {round((1 - share) * runs)} of {runs} held-out runs ({1 - share:.3f})"
-    return _Check(1 - share >= policy.min_decided, f"{text}; at least {policy.min_decided:g} are needed", text)
+    decided = 1 - abstained
+    text = f"it decides {round(decided * runs)} of {runs} held-out runs ({decided:.3f})"
+    if decided >= policy.min_decided:
+        return _Check(True, text)
+    return _Check(False, f"{text}; at least {policy.min_decided:g} are needed")
+
+
+def _check_disagreement(difference: Any, policy: GatePolicy) -> _Check:
+    if _is_number(difference) and difference <= policy.max_disagreement:
+        return _Check(True, "")
+    allowed = f"at most {policy.max_disagreement:g} is allowed"
+    return _Check(False, f"the exported model differs from the trained one by {_shown(difference)}, {allowed}")
+
+
+def _check_latency(latency_ms: Any, policy: GatePolicy) -> _Check:
+    if _is_number(latency_ms) and latency_ms <= policy.max_latency_ms:
+        return _Check(True, "")
+    return _Check(False, f"one run takes {_shown(latency_ms)} ms, at most {policy.max_latency_ms:g} ms is allowed")
 
 
 def _check_champion(comparison: Any, policy: GatePolicy) -> _Check:
     if comparison is None:
         return _Check(False, "the champion could not be evaluated on the same runs, so no comparison is possible")
-    figures = _numbers(comparison, "difference", "low")
-    if figures is None:
+    decoded = _Comparison.of(comparison)
+    if decoded is None:
         return _Check(False, "the comparison with the champion lacks figures")
-    difference, low = figures
-    text = f"{difference:+.3f} against the champion on the same {comparison.get('runs')} runs (at least {low:+.3f})"
-    return _Check(low >= -policy.tolerance, f"{text}: may be worse by more than {policy.tolerance:g}", text)
+    text = decoded.text("the champion")
+    if decoded.one_sided_low < -policy.tolerance:
+        return _Check(False, f"{text}: may be worse by more than {policy.tolerance:g}")
+    return _Check(True, text)
+
+
+class _Comparison(NamedTuple):
+    """How much more accurate the candidate is than another model: `ciml.training.evaluation.metrics.compare`.
+
+    Attributes:
+      difference: the candidate's accuracy minus the other one.
+      one_sided_low: its lower bound at the policy's ``confidence``.
+      two_sided_high: the upper end of its two-sided 95 % interval.
+      runs: number of runs.
+    """
+
+    difference: float
+    one_sided_low: float
+    two_sided_high: float
+    runs: float
+
+    @classmethod
+    def of(cls, comparison: Any) -> _Comparison | None:
+        """Decode a comparison; None if a figure is missing or malformed."""
+        difference = _number(comparison, "difference")
+        one_sided_low = _number(comparison, "low")
+        interval = _field(comparison, "interval")
+        high = interval[1] if isinstance(interval, (list, tuple)) and len(interval) == 2 else None
+        runs = _number(comparison, "runs")
+        if difference is None or one_sided_low is None or runs is None or not _is_number(high):
+            return None
+        return cls(difference, one_sided_low, high, runs)
+
+    def text(self, other: str) -> str:
+        bound = f"at least {self.one_sided_low:+.3f}"
+        return f"{self.difference:+.3f} against {other} on the same {self.runs} runs ({bound})"
 
 
 def _shown(value: Any) -> str:
@@ -235,56 +261,11 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _numbers(figures: Any, *names: str) -> list[Any] | None:
-    """Return these figures; None if one is missing or not a finite number."""
-    values = [figures.get(name) if isinstance(figures, Mapping) else None for name in names]
-    return values if all(map(_is_number, values)) else None
+def _field(figures: Any, name: str) -> Any:
+    return figures.get(name) if isinstance(figures, Mapping) else None
 
 
-def compare(
-    candidate_right: np.ndarray, champion_right: np.ndarray, *, confidence: float = 0.8, samples: int = 2000
-) -> dict[str, Any]:
-    """Compare two models on the same runs (paired).
-
-    Args:
-      candidate_right: bool [n], whether the candidate was right on each run.
-      champion_right: bool [n], the same for the champion.
-      confidence: of the one-sided lower bound.
-      samples: of the bootstrap, whose seed is fixed.
-
-    Returns:
-      ``difference`` of the accuracies, its lower bound ``low``, its 95 % ``interval`` [low, high]
-      (`ciml.training.evaluation.metrics.paired_interval`), ``runs``, ``only_candidate`` and ``only_champion``
-      (runs that only one model got right), and ``mcnemar``, the exact two-sided p-value of those two numbers.
-
-    Raises:
-      ValueError: if the lengths differ.
-    """
-    if candidate_right.shape != champion_right.shape:
-        raise ValueError(f"{candidate_right.shape} answers of the candidate, {champion_right.shape} of the champion")
-    n = len(candidate_right)
-    if n == 0:
-        undefined = dict.fromkeys(("difference", "low", "interval", "mcnemar"))
-        return {**undefined, "runs": 0, "only_candidate": 0, "only_champion": 0}
-    steps = candidate_right.astype(np.int64) - champion_right.astype(np.int64)
-    better = int((steps > 0).sum())
-    worse = int((steps < 0).sum())
-    # The mean of a resample depends only on the number of times that -1, 0 and 1 are drawn.
-    draws = np.random.default_rng(0).multinomial(n, [worse / n, 1 - (better + worse) / n, better / n], size=samples)
-    low = float(np.quantile((draws[:, 2] - draws[:, 0]) / n, 1 - confidence))
-    return {
-        "difference": (better - worse) / n,
-        "low": low,
-        "interval": list(paired_interval(candidate_right, champion_right)),
-        "runs": n,
-        "only_candidate": better,
-        "only_champion": worse,
-        "mcnemar": _mcnemar(better, worse),
-    }
-
-
-def _mcnemar(better: int, worse: int) -> float:
-    """Compute the exact two-sided p-value of McNemar's test."""
-    total = better + worse
-    tail = sum(math.comb(total, k) for k in range(min(better, worse) + 1)) / 2**total
-    return min(1.0, float(2 * tail))
+def _number(figures: Any, name: str) -> float | None:
+    """Return a figure; None if it is missing or not a finite number."""
+    value = _field(figures, name)
+    return value if _is_number(value) else None

@@ -1,32 +1,29 @@
-"""Figures of a model's probabilities on held-out runs: `evaluate` for the gate, `scores` for choosing estimators.
+"""Figures of a model on held-out runs: `evaluate` for the gate, `scores` to choose estimators, `compare` for two models.
 
-`scores` adds figures by class with 95 % intervals, which are percentiles of a bootstrap of the runs. The figures equal
-those of scikit-learn, but are computed for all resamples together: a resample is a weight of each run, the number of
-times that it was drawn. So runs are sorted once, and scikit-learn does not check its arguments in each resample, which
-would take longer than the figures. The figures themselves are those of a resample in which each run was drawn once.
+A run is unanswered if one of its probabilities is not finite. No class is predicted for it, so it counts as wrong and is
+in no column of the confusion matrix.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from ciml.intervals import CONFIDENCE, wilson
+from ciml.intervals import newcombe, wilson
+from ciml.training.evaluation.bootstrap import estimate_figures
 
 #: Resamples of the bootstrap.
 RESAMPLES = 300
-#: Figures of each class against all others.
-BY_CLASS = ("precision", "recall", "f1", "roc_auc", "pr_auc")
 #: Bins of the calibration error.
 _BINS = 10
-#: Weights in memory at once, float64: 32 MiB.
-_BLOCK_WEIGHTS = 1 << 22
 #: Least number of runs of a slice for its F1.
 _MIN_SLICE_RUNS = 20
-_UNDEFINED: Mapping[str, None] = {"value": None, "low": None, "high": None}
+
+#: Figures by name and value of a slice.
+_Slices = dict[str, dict[str, dict[str, Any]]]
 
 
 def evaluate(
@@ -48,33 +45,60 @@ def evaluate(
     Raises:
       ValueError: if shapes do not match.
     """
+    figures = _common_figures(probabilities, labels, classes, train_labels)
+    predicted = predicted_classes(probabilities)
+    right = predicted == labels
+    return {
+        **figures,
+        "classes": dict(zip(classes, _class_figures(labels, predicted, len(classes)), strict=True)),
+        "slices": _by_slice(slices, lambda is_in_slice: accuracy(right[is_in_slice])),
+    }
+
+
+def _common_figures(
+    probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], train_labels: np.ndarray
+) -> dict[str, Any]:
+    """Compute the figures that `evaluate` and `scores` share."""
     n = len(labels)
     count = len(classes)
     if probabilities.shape != (n, count):
         raise ValueError(f"probabilities of shape {probabilities.shape} for {n} runs and {count} classes")
-    finite = bool(np.isfinite(probabilities).all())
-    clean = np.nan_to_num(probabilities.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    predicted = clean.argmax(axis=1) if n else np.zeros(0, np.int64)
-    # A row that is not finite counts as wrong.
-    right = (predicted == labels) & np.isfinite(probabilities).all(axis=1)
+    predicted = predicted_classes(probabilities)
+    is_answered = predicted >= 0
+    # An unanswered run has the largest log loss and no confidence.
+    finite = np.where(is_answered[:, None], probabilities, 0.0).astype(np.float64)
+    right = predicted == labels
     majority = int(np.bincount(train_labels, minlength=count).argmax()) if len(train_labels) else 0
     confusion = np.zeros((count, count), np.int64)
-    np.add.at(confusion, (labels, predicted), 1)
+    np.add.at(confusion, (labels[is_answered], predicted[is_answered]), 1)
     return {
         "runs": n,
         "trained_on": len(train_labels),
-        "finite": finite,
+        "finite": bool(is_answered.all()),
         "accuracy": accuracy(right),
         "base_rate": {"class": classes[majority], **accuracy(labels == majority)},
-        "classes": _by_class(confusion, classes),
         "confusion": {"classes": list(classes), "rows_are_labels": confusion.tolist()},
-        "log_loss": _log_loss(clean, labels),
-        "calibration": _calibration(clean, right),
-        "slices": {
-            name: {value: accuracy(right[np.array(values) == value]) for value in sorted(set(values))}
-            for name, values in (slices or {}).items()
-        },
+        "log_loss": _log_loss(finite, labels),
+        "calibration": _calibration(finite, right),
     }
+
+
+def predicted_classes(probabilities: np.ndarray) -> np.ndarray:
+    """Return the most probable class of each run, int64 [n]; -1 for an unanswered run.
+
+    Args:
+      probabilities: float [n, C].
+    """
+    is_answered = np.isfinite(probabilities).all(axis=1)
+    return np.where(is_answered, probabilities.argmax(axis=1), -1)
+
+
+def prepare_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """Return float64 [n, C], rows that sum to 1. The row of an unanswered run is uniform."""
+    is_answered = predicted_classes(probabilities) >= 0
+    prepared = np.where(is_answered[:, None], probabilities, 1 / probabilities.shape[1]).astype(np.float64)
+    prepared /= np.maximum(prepared.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    return prepared
 
 
 def accuracy(right: Sequence[bool] | np.ndarray) -> dict[str, Any]:
@@ -85,19 +109,16 @@ def accuracy(right: Sequence[bool] | np.ndarray) -> dict[str, Any]:
     return {"value": count / total if total else None, "low": low, "high": high, "right": count, "runs": total}
 
 
-def _by_class(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _class_figures(labels: np.ndarray, predicted: np.ndarray, count: int) -> list[dict[str, Any]]:
     """Return precision, recall, F1 and runs of each class; 0 where it is never predicted or does not occur."""
-    hits = np.diag(confusion)
-    runs = confusion.sum(axis=1)
-    predictions = confusion.sum(axis=0)
-    denominators = {"precision": predictions, "recall": runs, "f1": (runs + predictions) / 2}
-    figures: dict[str, dict[str, Any]] = {name: {} for name in classes}
-    for figure, denominator in denominators.items():
-        shares = (hits / np.where(hits > 0, denominator, 1)).tolist()
-        for name, share in zip(classes, shares, strict=True):
-            figures[name][figure] = share if runs.any() else None
-    for name, class_runs in zip(classes, runs.tolist(), strict=True):
-        figures[name]["runs"] = class_runs
+    figures = []
+    for label in range(count):
+        runs = int((labels == label).sum())
+        predictions = int((predicted == label).sum())
+        hits = int(((labels == label) & (predicted == label)).sum())
+        denominators = {"precision": predictions, "recall": runs, "f1": (runs + predictions) / 2}
+        shares = {name: hits / (denominator if hits else 1) for name, denominator in denominators.items()}
+        figures.append({**(shares if len(labels) else dict.fromkeys(shares)), "runs": runs})
     return figures
 
 
@@ -109,7 +130,7 @@ def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """Compute the expected calibration error over ten bins of confidence, and the bins for a plot."""
+    """Compute the expected calibration error over `_BINS` bins of confidence, and the bins that have runs."""
     if len(right) == 0:
         return {"ece": None, "bins": []}
     confidence = probabilities.max(axis=1)
@@ -128,8 +149,18 @@ def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]
     return {"ece": error, "bins": bins}
 
 
-def sharpness(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of `evaluate` that a calibration changes."""
+def _by_slice(
+    slices: Mapping[str, Sequence[str]] | None, figures_of: Callable[[np.ndarray], dict[str, Any]]
+) -> _Slices:
+    """Compute figures for each value of each slice. ``figures_of`` is called with the mask of the value's runs."""
+    return {
+        name: {value: figures_of(np.array(values) == value) for value in sorted(set(values))}
+        for name, values in (slices or {}).items()
+    }
+
+
+def calibration_quality(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of `evaluate` that a calibration changes: ``log_loss`` and ``calibration``."""
     return {name: figures[name] for name in ("log_loss", "calibration")}
 
 
@@ -143,14 +174,17 @@ def scores(
     resamples: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compute the figures of `evaluate`, and more, each with ``value``, ``low`` and ``high``.
+    """Compute the figures of `evaluate`, but with other ``classes`` and ``slices``, and ``macro`` and ``brier``.
 
-    - in ``classes``, of each class against all others: ``precision``, ``recall``, ``f1``, ``roc_auc``, ``pr_auc``, and
-      its ``share`` of the runs, which is the PR-AUC of a random guess;
-    - ``macro``: the mean of each of these over the classes that occur;
-    - ``brier``: the mean squared error of the probabilities; for two classes that of one;
-    - in ``slices``: the share of its most frequent class, ``majority``, and, with enough runs, the
-      macro ``f1`` as a number.
+    - ``classes``: of each class against all others its ``runs``, its ``share`` of the runs, which is the PR-AUC of a
+      random guess, and ``precision``, ``recall``, ``f1``, ``roc_auc``, ``pr_auc``, each with ``value``, ``low`` and
+      ``high``;
+    - ``macro``: the mean of each of these five over the classes that occur, with its interval;
+    - ``brier``: the mean squared error of the probabilities, with its interval; for two classes that of one;
+    - ``slices``: the accuracy, the share of the most frequent class, ``majority``, and, with enough runs of several
+      classes, the macro ``f1`` as a number.
+
+    The areas and ``brier`` take an unanswered run's probabilities as equal.
 
     Args:
       probabilities: float [n, C].
@@ -167,195 +201,80 @@ def scores(
     Raises:
       ValueError: if shapes do not match.
     """
-    result = evaluate(probabilities, labels, classes, train_labels, slices)
-    clean, predicted = answers(probabilities)
-    figures = _with_intervals(clean, predicted, labels, RESAMPLES if resamples is None else resamples, seed)
-
-    def figure(name: str) -> dict[str, float | None]:
-        return figures.get(name, dict(_UNDEFINED))
-
-    result["brier"] = figure("brier")
-    result["macro"] = {name: figure(f"macro {name}") for name in BY_CLASS}
-    for label, class_name in enumerate(classes):
-        class_figures = result["classes"][class_name]
-        class_figures |= {name: figure(f"{label} {name}") for name in BY_CLASS}
-        class_figures["share"] = class_figures["runs"] / len(labels) if len(labels) else None
-    for slice_name, values in (slices or {}).items():
-        for value, slice_figures in result["slices"][slice_name].items():
-            is_in_slice = np.array(values) == value
-            slice_figures |= _slice_figures(labels[is_in_slice], predicted[is_in_slice])
-    return result
-
-
-def answers(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Prepare probabilities for scoring: a row that is not finite counts as wrong, as in `evaluate`.
-
-    Args:
-      probabilities: float [n, C].
-
-    Returns:
-      float64 [n, C], rows that sum to 1, uniform for a row that is not finite; and int64 [n], the class, -1 for it.
-    """
-    is_finite = np.isfinite(probabilities).all(axis=1)
-    clean = np.where(is_finite[:, None], probabilities, 1 / probabilities.shape[1]).astype(np.float64)
-    clean /= np.maximum(clean.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return clean, np.where(is_finite, clean.argmax(axis=1), -1)
-
-
-def _with_intervals(
-    probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray, resamples: int, seed: int
-) -> dict[str, dict[str, float | None]]:
-    """Return ``value``, ``low`` and ``high`` of the defined figures of `weighted_figures`."""
-    if not len(labels):
-        return {}
-    unweighted = weighted_figures(probabilities, predicted, labels, np.ones((1, len(labels))))
-    blocks = [
-        weighted_figures(probabilities, predicted, labels, weights)
-        for weights in drawn_weights(len(labels), resamples, seed)
-    ]
-    edges = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    figures: dict[str, dict[str, float | None]] = {}
-    for name, (value,) in unweighted.items():
-        if not np.isfinite(value):
-            continue
-        resampled = np.concatenate([block[name] for block in blocks] or [np.zeros(0)])
-        resampled = resampled[np.isfinite(resampled)]  # some resamples lack a class
-        low, high = np.quantile(resampled, edges).tolist() if len(resampled) else (None, None)
-        figures[name] = {"value": float(value), "low": low, "high": high}
-    return figures
-
-
-def drawn_weights(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw resamples of ``count`` runs. Yield blocks of weights float64 [resamples, count]."""
-    rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK_WEIGHTS // max(count, 1))
-    for start in range(0, resamples, block):
-        draws = (rng.integers(count, size=count) for _ in range(start, min(start + block, resamples)))
-        yield np.array([np.bincount(rows, minlength=count) for rows in draws], np.float64)
-
-
-def weighted_figures(
-    probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray, weights: np.ndarray
-) -> Mapping[str, np.ndarray]:
-    """Compute figures for each resample.
-
-    Args:
-      probabilities: float64 [n, C].
-      predicted: int [n], -1 for no answer.
-      labels: int [n].
-      weights: float64 [R, n], whole numbers.
-
-    Returns:
-      float64 [R] by ``<label> <name>``, ``macro <name>`` and ``brier``; nan where a figure is undefined.
-    """
-    classes = np.arange(probabilities.shape[1])
-    is_label = labels[:, None] == classes
-    is_prediction = predicted[:, None] == classes
-    label_weights = weights @ is_label
-    prediction_weights = weights @ is_prediction
-    right_weights = weights @ (is_label & is_prediction)
-    areas = [_areas(probabilities[:, label], is_label[:, label], weights) for label in classes]
-    by_class = {
-        "precision": _divide(right_weights, np.maximum(prediction_weights, 1)),
-        "recall": _divide(right_weights, label_weights),
-        "f1": _divide(2 * right_weights, label_weights + prediction_weights),
-        "roc_auc": np.stack([area.roc for area in areas], axis=1),
-        "pr_auc": np.stack([area.precision_recall for area in areas], axis=1),
-    }
-    figures: dict[str, np.ndarray] = {}
-    for name, values in by_class.items():
-        values[label_weights == 0] = np.nan  # the class does not occur
-        for label in classes:
-            figures[f"{label} {name}"] = values[:, label]
-        is_defined = np.isfinite(values)
-        figures[f"macro {name}"] = _divide(np.where(is_defined, values, 0).sum(axis=1), is_defined.sum(axis=1))
-    losses = np.square(probabilities - is_label).sum(axis=1)
-    figures["brier"] = weights @ (losses / 2 if len(classes) == 2 else losses) / weights.sum(axis=1)
-    return figures
-
-
-class _Areas(NamedTuple):
-    """The areas below the ROC and the precision-recall curve, float64 [R]; nan with one class alone."""
-
-    roc: np.ndarray
-    precision_recall: np.ndarray
-
-
-def _areas(scores: np.ndarray, is_label: np.ndarray, weights: np.ndarray) -> _Areas:
-    """Compute the areas of a class for each resample. Runs with the same score are one threshold.
-
-    Args:
-      scores: float64 [n], the probabilities of the class.
-      is_label: bool [n], whether a run is of the class.
-      weights: float64 [R, n].
-    """
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.diff(-scores[order], prepend=-np.inf))
-    # [R, thresholds]: runs of the class, and others, at each threshold; then all down to it.
-    positives = np.add.reduceat(weights[:, order] * is_label[order], starts, axis=1)
-    negatives = np.add.reduceat(weights[:, order] * ~is_label[order], starts, axis=1)
-    true_positives = positives.cumsum(axis=1)
-    false_positives = negatives.cumsum(axis=1)
-    all_positives = true_positives[:, -1]
-    all_negatives = false_positives[:, -1]
-    has_both = (all_positives > 0) & (all_negatives > 0)
-    ranked_below = all_negatives[:, None] - false_positives + negatives / 2
-    precision = true_positives / np.maximum(true_positives + false_positives, 1)
-    return _Areas(
-        _divide((positives * ranked_below).sum(axis=1), np.where(has_both, all_positives * all_negatives, 0)),
-        _divide((positives * precision).sum(axis=1), np.where(has_both, all_positives, 0)),
+    figures = _common_figures(probabilities, labels, classes, train_labels)
+    predicted = predicted_classes(probabilities)
+    estimates = estimate_figures(
+        prepare_probabilities(probabilities), predicted, labels, RESAMPLES if resamples is None else resamples, seed
     )
-
-
-def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return part / whole; nan where the whole is 0."""
-    shares: np.ndarray = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-    return shares
+    class_figures = {}
+    for label, name in enumerate(classes):
+        runs = int((labels == label).sum())
+        share = runs / len(labels) if len(labels) else None
+        class_figures[name] = {**estimates.by_class[label], "runs": runs, "share": share}
+    return {
+        **figures,
+        "classes": class_figures,
+        "macro": estimates.macro,
+        "brier": estimates.brier,
+        "slices": _by_slice(slices, lambda is_in_slice: _slice_figures(labels[is_in_slice], predicted[is_in_slice])),
+    }
 
 
 def _slice_figures(labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    from sklearn.metrics import f1_score
-
-    figures: dict[str, Any] = {"majority": accuracy(labels == np.bincount(labels).argmax())["value"]}
-    present = np.unique(labels)
-    if len(labels) >= _MIN_SLICE_RUNS and len(present) > 1:
-        figures["f1"] = float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0.0))
+    counts = np.bincount(labels)
+    figures = {**accuracy(labels == predicted), "majority": int(counts.max()) / len(labels)}
+    by_class = _class_figures(labels, predicted, len(counts))
+    f1s = [class_figures["f1"] for class_figures in by_class if class_figures["runs"]]
+    if len(labels) >= _MIN_SLICE_RUNS and len(f1s) > 1:
+        figures["f1"] = sum(f1s) / len(f1s)
     return figures
 
 
-def paired_interval(right: np.ndarray, other_right: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return an interval (low, high) of the difference of two accuracies on the same runs; (-1, 1) for no runs.
-
-    It is Newcombe's interval (1998, method 10): Wilson's intervals of both, combined by their correlation. Unlike that
-    of a bootstrap, its width is above 0 if both are right on the same runs.
+def compare(
+    candidate_right: np.ndarray, champion_right: np.ndarray, *, confidence: float = 0.8, samples: int = 2000
+) -> dict[str, Any]:
+    """Compare two models, or a model and a baseline, on the same runs (paired).
 
     Args:
-      right: bool [n], whether the first was right on each run.
-      other_right: bool [n], the same for the second; the difference is the first's accuracy minus its.
-      confidence: of the interval.
+      candidate_right: bool [n], whether the candidate was right on each run.
+      champion_right: bool [n], the same for the other model.
+      confidence: of the one-sided lower bound.
+      samples: of the bootstrap, whose seed is fixed.
+
+    Returns:
+      ``difference`` of the accuracies, its one-sided lower bound ``low`` at ``confidence``, its two-sided 95 %
+      ``interval`` [low, high] (`ciml.intervals.newcombe`), ``runs``, ``only_candidate`` and ``only_champion`` (runs
+      that only one model got right), and ``mcnemar``, the exact two-sided p-value of those two numbers.
+
+    Raises:
+      ValueError: if the lengths differ.
     """
-    n = len(right)
+    if candidate_right.shape != champion_right.shape:
+        raise ValueError(f"{candidate_right.shape} answers of the candidate, {champion_right.shape} of the champion")
+    n = len(candidate_right)
     if n == 0:
-        return -1.0, 1.0
-    count = int(np.sum(right))
-    other_count = int(np.sum(other_right))
-    both = int(np.sum(right & other_right))
-    neither = n - count - other_count + both
-    margins = math.sqrt(float(count * (n - count)) * float(other_count * (n - other_count)))
-    covariance = float(both * neither - (count - both) * (other_count - both))
-    if covariance > 0:  # Newcombe's correction: a positive correlation narrows the interval, so it is reduced
-        covariance = max(covariance - n / 2, 0.0)
-    correlation = covariance / margins if margins else 0.0
+        undefined = dict.fromkeys(("difference", "low", "interval", "mcnemar"))
+        return {**undefined, "runs": 0, "only_candidate": 0, "only_champion": 0}
+    both = int((candidate_right & champion_right).sum())
+    only_candidate = int((candidate_right & ~champion_right).sum())
+    only_champion = int((~candidate_right & champion_right).sum())
+    # The mean of a resample depends only on the number of times that -1, 0 and 1 are drawn.
+    shares = [only_champion / n, 1 - (only_candidate + only_champion) / n, only_candidate / n]
+    draws = np.random.default_rng(0).multinomial(n, shares, size=samples)
+    low = float(np.quantile((draws[:, 2] - draws[:, 0]) / n, 1 - confidence))
+    return {
+        "difference": (only_candidate - only_champion) / n,
+        "low": low,
+        "interval": list(newcombe(both, only_candidate, only_champion, n)),
+        "runs": n,
+        "only_candidate": only_candidate,
+        "only_champion": only_champion,
+        "mcnemar": _mcnemar(only_candidate, only_champion),
+    }
 
-    def distance(margin: float, other_margin: float) -> float:
-        return math.sqrt(max(margin**2 - 2 * correlation * margin * other_margin + other_margin**2, 0.0))
 
-    share = count / n
-    other_share = other_count / n
-    low, high = wilson(count, n, confidence)
-    other_low, other_high = wilson(other_count, n, confidence)
-    difference = share - other_share
-    return (
-        max(-1.0, difference - distance(share - low, other_high - other_share)),
-        min(1.0, difference + distance(high - share, other_share - other_low)),
-    )
+def _mcnemar(better: int, worse: int) -> float:
+    """Compute the exact two-sided p-value of McNemar's test."""
+    total = better + worse
+    tail = sum(math.comb(total, k) for k in range(min(better, worse) + 1)) / 2**total
+    return min(1.0, float(2 * tail))

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ciml.training.evaluation import gate
-from ciml.training.evaluation.metrics import paired_interval
+from ciml.training.evaluation import metrics
 from ciml.training.evaluation.text import beaten_by
 from ciml.training.experiments.results import Predictions, StoredTrial, TestedTrial
 
@@ -37,9 +36,8 @@ class ComparisonRow:
       result: its result.
       predictions: its predictions for the test runs; None if the file is missing.
       comparable: whether it has the test runs and the classes of the first result.
-      paired: the figures of `ciml.training.evaluation.gate.compare`, with this result as the candidate and the first
-        one as the champion. Here ``low`` and ``high`` bound the difference by 95 %. None for the first result, and
-        where ``note`` gives a reason.
+      paired: the figures of `ciml.training.evaluation.metrics.compare`, with this result as the candidate and the first
+        one as the champion. None for the first result, and where ``note`` gives a reason.
       note: why it is not compared run by run: `OTHER_RUNS` or `NO_PREDICTIONS`; else "".
     """
 
@@ -66,6 +64,7 @@ class ComparisonRow:
         f1_figures = test["macro"] if f1_of == "macro" else test["classes"][f1_of]
         baseline = best_baseline(self.result)
         paired = self.paired or {}
+        difference_low, difference_high = paired.get("interval") or (None, None)
         return {
             "experiment": self.name,
             "dataset": self.trial.dataset,
@@ -79,8 +78,8 @@ class ComparisonRow:
             "baseline": baseline,
             "baseline_accuracy": self.result["baselines"][baseline]["accuracy"]["value"] if baseline else None,
             "difference": paired.get("difference"),
-            "difference_low": paired.get("low"),
-            "difference_high": paired.get("high"),
+            "difference_low": difference_low,
+            "difference_high": difference_high,
             "mcnemar": paired.get("mcnemar"),
             "note": self.note,
         }
@@ -192,8 +191,7 @@ def _paired_figures(predictions: Predictions | None, first: Predictions | None) 
         return None
     right = predictions.right[np.argsort(predictions.run_id, kind="stable")]
     first_right = first.right[np.argsort(first.run_id, kind="stable")]
-    low, high = paired_interval(right, first_right)
-    return {**gate.compare(right, first_right), "low": low, "high": high}
+    return metrics.compare(right, first_right)
 
 
 def _interval_keys(name: str, figure: Figures) -> dict[str, float | None]:

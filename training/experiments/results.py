@@ -28,7 +28,7 @@ from ciml.errors import CimlError, IntegrityError, UnknownExperimentError
 from ciml.storage import Store
 from ciml.storage.json_files import read_stored, seal
 from ciml.training.estimators import ESTIMATORS, check_experiment
-from ciml.training.evaluation.metrics import answers
+from ciml.training.evaluation.metrics import predicted_classes
 from ciml.training.experiment import ALIASES, Experiment
 
 #: The file that completes a trial.
@@ -117,7 +117,7 @@ class Predictions:
     Attributes:
       run_id: str [n].
       labels: int64 [n], positions in ``classes``.
-      probabilities: float64 [n, C]; a row that is not finite is not a prediction.
+      probabilities: float64 [n, C]; a run is unanswered if its row is not finite.
       classes: names of the C classes.
     """
 
@@ -129,7 +129,7 @@ class Predictions:
     @property
     def right(self) -> np.ndarray:
         """Whether each run's class was the most probable one, bool [n]."""
-        correct: np.ndarray = answers(self.probabilities)[1] == self.labels
+        correct: np.ndarray = predicted_classes(self.probabilities) == self.labels
         return correct
 
 

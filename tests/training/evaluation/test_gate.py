@@ -3,17 +3,19 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from ciml.training.evaluation.gate import GatePolicy, compare, decide
-from ciml.training.evaluation.metrics import accuracy, evaluate
+from ciml.training.evaluation.gate import GatePolicy, decide
+from ciml.training.evaluation.metrics import accuracy, compare, evaluate
 
 POLICY = GatePolicy()
 CLASSES = ("a", "b")
+WITHOUT_INTERVAL = {"difference": 0.1, "low": 0.0, "runs": 9}
 
 
 def answers(right: int, total: int) -> np.ndarray:
@@ -174,6 +176,31 @@ def test_a_policy_accepts_by_name_that_one_number_beats_the_model():
     assert decision.blessed
     assert decision.reasons[1].endswith("(one number beats it, and the policy accepts that of duration)")
     assert decision.metrics["baselines"]["duration"]["value"] == 0.95
+
+
+def test_a_number_that_may_be_better_is_not_said_to_beat_the_model():
+    given = beside(10, 11, 20)
+    comparison = given["baselines"]["duration"]["comparison"]
+    assert comparison["low"] < -0.05 < 0 < comparison["interval"][1]
+    policy = GatePolicy(above_base_rate=-1.0)
+    (reason,) = decide(given, policy, has_champion=False).reasons
+    assert reason.endswith("(at least -0.100): may be worse by more than 0.05")
+    accepted = decide(given, replace(policy, accept_baselines=("duration",)), has_champion=False)
+    assert accepted.blessed
+    assert accepted.reasons[1].endswith("(may be worse by more than 0.05, and the policy accepts that of duration)")
+
+
+@pytest.mark.parametrize(
+    "comparison",
+    [[0.1, 0.2], "equal", 3, {}, WITHOUT_INTERVAL]
+    + [{**WITHOUT_INTERVAL, "interval": value} for value in (None, 1.0, [0.1], [0.0, None], "ab")],
+)
+def test_a_malformed_comparison_is_a_reason_against_the_candidate(comparison: Any):
+    baselines = {"duration": {**accuracy(answers(5, 9)), "comparison": comparison}}
+    (reason,) = decide(figures(baselines=baselines), POLICY, has_champion=False).reasons
+    assert reason == "the comparison with the duration alone lacks figures"
+    decision = decide(figures(comparison=comparison), POLICY, has_champion=True)
+    assert decision.reasons == ("the comparison with the champion lacks figures",)
 
 
 def test_a_model_with_constant_features_or_permuted_labels_is_rejected():

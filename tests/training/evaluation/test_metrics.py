@@ -16,7 +16,7 @@ from ciml.intervals import wilson
 from ciml.manifest.log import ManifestLog
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.evaluation.baselines import predict_test_runs
-from ciml.training.evaluation.metrics import accuracy, evaluate
+from ciml.training.evaluation.metrics import accuracy, evaluate, scores
 from tests.training.conftest import RUNS
 from tests.transforms.direct import read_log
 from tests.transforms.samples import corpus
@@ -76,6 +76,20 @@ def test_an_answer_that_is_not_finite_is_wrong_and_reported(bad: float):
     assert found["finite"] is False
     assert found["accuracy"]["right"] == 1
     json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("row", [[np.nan, np.nan], [0.9, np.nan], [0.9, np.inf]])
+def test_an_unanswered_run_is_wrong_in_every_figure(row: list[float]):
+    probabilities = np.array([row, [0.9, 0.1], [0.1, 0.9]])
+    found = evaluate(probabilities, np.array([0, 0, 1]), ("a", "b"), np.array([0]))
+
+    assert found["confusion"]["rows_are_labels"] == [[1, 0], [0, 1]]
+    assert found["classes"]["a"] == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "runs": 2}
+    assert found["log_loss"] == pytest.approx((-math.log(1e-7) - 2 * math.log(0.9)) / 3)
+    assert found["calibration"]["bins"][0] == {"low": 0.0, "runs": 1, "confidence": 0.0, "accuracy": 0.0}
+    scored = scores(probabilities, np.array([0, 0, 1]), ("a", "b"), np.array([0]), resamples=0)
+    assert scored["classes"]["a"]["recall"]["value"] == 0.5
+    assert scored["classes"]["a"]["share"] == pytest.approx(2 / 3)
 
 
 def test_no_runs_are_no_figures_and_wrong_shapes_an_error():

@@ -8,9 +8,10 @@ from sklearn import metrics
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.records import RunFacts
-from ciml.training.evaluation import metrics as bootstrap
+from ciml.training.evaluation import bootstrap
 from ciml.training.evaluation.baselines import number_of, numbers_for, predict_by
-from ciml.training.evaluation.metrics import BY_CLASS, evaluate, scores
+from ciml.training.evaluation.bootstrap import BY_CLASS
+from ciml.training.evaluation.metrics import evaluate, scores
 
 
 def answers(n: int = 200, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -84,11 +85,14 @@ def test_the_figures_of_a_resample_are_scikits(n: int, classes: int, monkeypatch
     probabilities = np.round(probabilities, 1)  # so that several runs have one score
     predicted = np.where(np.arange(n) % 5 == 4, -1, probabilities.argmax(axis=1))
     monkeypatch.setattr(bootstrap, "_BLOCK_WEIGHTS", 7 * n)  # blocks
-    blocks = list(bootstrap.drawn_weights(n, 40, seed=3))
+    blocks = list(bootstrap.draw_weights(n, 40, seed=3))
     assert [len(block) for block in blocks] == [7, 7, 7, 7, 7, 5]
     rng = np.random.default_rng(3)
     for block in blocks:
-        found = bootstrap.weighted_figures(probabilities, predicted, labels, block)
+        figures = bootstrap.resampled_figures(probabilities, predicted, labels, block)
+        found = {"brier": figures.brier} | {f"macro {name}": values for name, values in figures.macro.items()}
+        for name, values in figures.by_class.items():
+            found |= {f"{label} {name}": values[:, label] for label in range(classes)}
         for row, weights in enumerate(block):
             rows = np.repeat(np.arange(n), weights.astype(int))
             np.testing.assert_array_equal(rows, np.sort(rng.integers(n, size=n)))

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ciml.training.evaluation.gate import compare
-from ciml.training.evaluation.metrics import accuracy
+from ciml.training.evaluation.metrics import accuracy, compare
 from ciml.training.evaluation.text import beaten_by, figure_lines
 
 

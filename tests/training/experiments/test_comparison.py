@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.intervals import wilson
+from ciml.intervals import newcombe, wilson
 from ciml.storage import LocalStore
-from ciml.training.evaluation.metrics import paired_interval, scores
+from ciml.training.evaluation.metrics import scores
 from ciml.training.experiments.comparison import NO_PREDICTIONS, OTHER_RUNS, by_accuracy, compare
 from ciml.training.experiments.results import Predictions, StoredTrial
 from tests.reports.test_results import of_b, predicted, stored
@@ -35,7 +35,9 @@ def test_each_is_compared_with_the_first_in_the_order_given() -> None:
     assert (good.paired["only_candidate"], good.paired["only_champion"]) == (9, 1)
     assert good.paired["difference"] == pytest.approx(0.4)
     assert good.paired["mcnemar"] == pytest.approx(2 * 11 / 1024)
-    assert (good.paired["low"], good.paired["high"]) == paired_interval(GOOD.right, POOR.right)
+    both = int((GOOD.right & POOR.right).sum())
+    counts = both, int(GOOD.right.sum()) - both, int(POOR.right.sum()) - both, len(LABELS)
+    assert good.paired["interval"] == list(newcombe(*counts))
 
 
 def test_they_are_ordered_by_accuracy_and_those_of_other_runs_are_last() -> None:
@@ -137,12 +139,13 @@ ENDS = (("", "value"), ("_low", "low"), ("_high", "high"))
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_the_interval_holds_the_difference_and_turns_with_its_sign(pairs: list[tuple[bool, bool]]) -> None:
     one, two = (np.array(each, bool) for each in zip(*pairs, strict=True))
-    low, high = paired_interval(one, two)
+    both, first, second = int((one & two).sum()), int((one & ~two).sum()), int((two & ~one).sum())
+    low, high = newcombe(both, first, second, len(one))
     difference = float(one.mean() - two.mean())
     assert -1 <= low <= difference + 1e-12
     assert difference - 1e-12 <= high <= 1
     assert low < high
-    assert paired_interval(two, one) == (pytest.approx(-high), pytest.approx(-low))
+    assert newcombe(both, second, first, len(one)) == (pytest.approx(-high), pytest.approx(-low))
 
 
 def test_the_interval_covers_the_true_difference() -> None:
@@ -151,9 +154,7 @@ def test_the_interval_covers_the_true_difference() -> None:
     outcomes = [one for one in product(range(runs + 1), repeat=3) if sum(one) <= runs]
     intervals = {}
     for both, first, second in outcomes:
-        right = np.array([True] * (both + first) + [False] * (runs - both - first))
-        other = np.array([True] * both + [False] * first + [True] * second + [False] * (runs - both - first - second))
-        intervals[both, first, second] = paired_interval(right, other)
+        intervals[both, first, second] = newcombe(both, first, second, runs)
     for chances in ((0.6, 0.2, 0.1, 0.1), (0.3, 0.3, 0.2, 0.2), (0.8, 0.1, 0.05, 0.05), (0.7, 0.05, 0.2, 0.05)):
         truth, covered = chances[1] - chances[2], 0.0
         for (both, first, second), (low, high) in intervals.items():

@@ -16,7 +16,7 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.storage.json_files import seal, without_seal
 from ciml.training.data.examples import InMemoryDataset, read_dataset
 from ciml.training.evaluation import metrics as scoring
-from ciml.training.evaluation.metrics import answers
+from ciml.training.evaluation.metrics import predicted_classes
 from ciml.training.experiments.results import StoredTrial, create_experiment, named_results, stored_trials
 from ciml.trust import TrustPolicy
 from tests.training.experiments.test_trials import FOREST, trial
@@ -69,7 +69,7 @@ def test_a_trial_is_read_as_it_was_stored(trained: tuple[DataRoot, InMemoryDatas
     assert predictions.labels.tolist() == rows.labels.tolist()
     assert predictions.classes == dataset.snapshot.resolved.classes
     np.testing.assert_array_equal(predictions.probabilities, one.fitted.predict(rows.inputs, rows.n_windows))
-    right = answers(predictions.probabilities)[1] == predictions.labels
+    right = predicted_classes(predictions.probabilities) == predictions.labels
     assert right.sum() == one.run()[0]["test"]["accuracy"]["right"]
 
 
