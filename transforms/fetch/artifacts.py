@@ -1,12 +1,14 @@
-"""Choose the artifact with a job's log from those of a workflow run on GitHub, by names and times. Pure.
+"""Choose the artifact with a job's log from the artifacts of a workflow run on GitHub, by names and times. Pure.
 
-GitHub lists the artifacts of all jobs and attempts of a run together, and does not say which job made one. The log of
-another job would train a model on the wrong run. So an artifact must name its job, and must have been made while the
-job ran: a rerun that cannot replace an artifact leaves that of the earlier attempt.
+GitHub lists the artifacts of all jobs and attempts of a workflow run together, without the job that made each. The log
+of another job would train a model on the wrong run. So an artifact must have one of the job's artifact names. If its
+time is known, it must have been made while the job ran: a rerun whose upload does not overwrite the artifact of the
+earlier attempt leaves that artifact in the list.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -16,27 +18,21 @@ from ciml.events.fields import time_field
 from ciml.events.json_input import parse_json
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
-from ciml.globs import glob_pattern
 from ciml.transforms.fetch.policy import LogUnavailableError
 
 #: Artifacts on a page: GitHub's limit.
 PAGE = 100
 _MAX_NAME = 256  # characters
-_SLACK_US = 60_000_000  # difference of the clocks of a job and of the service that stores its artifacts
+_SLACK_US = 60_000_000  # allowed difference between the clocks of a job and of the artifact store
 
 _LIST = re.compile(r"(?:/[^?]*)?/repos/[^/?]+/[^/?]+/actions/runs/[0-9]+/artifacts")
-_JOB_ARCHIVE = re.compile(r"(?:/[^?]*)?/api/v4/projects/[^/?]+/jobs/[0-9]+/artifacts")
 _SEPARATORS = re.compile(r"[\W_]+")
+_SEPARATORS_IN_GLOB = re.compile(r"(?:[^\w*]|_)+")
 
 
 def is_artifact_list(path: str) -> bool:
     """Return whether a path is GitHub's list of the artifacts of a workflow run."""
     return _LIST.fullmatch(path) is not None
-
-
-def is_job_archive(path: str) -> bool:
-    """Return whether a path is GitLab's archive of the artifacts of a job."""
-    return _JOB_ARCHIVE.fullmatch(path) is not None
 
 
 class JobFacts(NamedTuple):
@@ -50,7 +46,7 @@ class JobFacts(NamedTuple):
 
 
 def job_facts(facts: RunFacts) -> JobFacts:
-    """Return the facts of a run's job; those of the first attempt if the run id is malformed."""
+    """Return the facts of a run's job. If the run id is malformed, the id is the build's and the attempt is 1."""
     try:
         run = RunId.decode(facts.run_id)
     except RejectedInput:
@@ -59,7 +55,7 @@ def job_facts(facts: RunFacts) -> JobFacts:
 
 
 class Artifact(NamedTuple):
-    """An artifact in a list, and when it was made (µs UTC)."""
+    """An artifact in a list. ``made_us`` is the time of its creation (µs UTC), None if it is missing or malformed."""
 
     id: int
     name: str
@@ -68,10 +64,10 @@ class Artifact(NamedTuple):
 
 
 def artifacts_on(page: bytes) -> tuple[list[Artifact], bool]:
-    """Decode a page of a list: return its artifacts, and whether there may be another page.
+    """Decode a page of a list: return its valid artifacts, and whether there may be another page.
 
     Raises:
-      LogUnavailableError: ``log_unavailable``, for an answer that is no page.
+      LogUnavailableError: ``log_unavailable`` if the response is not a list of artifacts.
     """
     try:
         document = parse_json(page)
@@ -80,7 +76,7 @@ def artifacts_on(page: bytes) -> tuple[list[Artifact], bool]:
     entries = document.get("artifacts") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise _not_a_list("no field artifacts")
-    artifacts = [artifact for artifact in map(_decode, entries) if artifact is not None]
+    artifacts = [artifact for artifact in map(_artifact, entries) if artifact is not None]
     return artifacts, len(entries) >= PAGE
 
 
@@ -88,7 +84,7 @@ def _not_a_list(detail: str) -> LogUnavailableError:
     return LogUnavailableError("log_unavailable", f"the answer is no list of artifacts: {detail}")
 
 
-def _decode(entry: Any) -> Artifact | None:
+def _artifact(entry: Any) -> Artifact | None:
     """Decode an entry of a page; None for an invalid one."""
     if not isinstance(entry, dict):
         return None
@@ -107,7 +103,7 @@ def _made_us(entry: Mapping[str, Any]) -> int | None:
 
 
 def artifact_of(job: JobFacts, artifacts: Iterable[Artifact], names: Iterable[str]) -> Artifact:
-    """Choose the artifact with a job's log: the newest with the first name that any artifact has.
+    """Choose the artifact with a job's log: the newest one with the first of the names that an unexpired artifact has.
 
     Args:
       job: the job.
@@ -115,16 +111,16 @@ def artifact_of(job: JobFacts, artifacts: Iterable[Artifact], names: Iterable[st
       names: `FetchPolicy.artifact_names`.
 
     Raises:
-      LogUnavailableError: ``log_not_found``.
+      LogUnavailableError: ``log_not_found`` if there is none, or if all have expired.
     """
     artifacts = list(artifacts)
-    candidates = [artifact for artifact in artifacts if _is_in_time(artifact, job)]
+    candidates = [(_normal(artifact.name), artifact) for artifact in artifacts if _is_in_time(artifact, job)]
     any_expired = False
     for name in names:
         pattern = _pattern(name, job)
         if pattern is None:
             continue
-        named = [artifact for artifact in candidates if pattern.fullmatch(_normal(artifact.name))]
+        named = [artifact for normal_name, artifact in candidates if pattern.fullmatch(normal_name)]
         unexpired = [artifact for artifact in named if not artifact.expired]
         if unexpired:
             return max(unexpired, key=lambda artifact: (artifact.made_us or 0, artifact.id))
@@ -135,6 +131,7 @@ def artifact_of(job: JobFacts, artifacts: Iterable[Artifact], names: Iterable[st
 
 
 def _is_in_time(artifact: Artifact, job: JobFacts) -> bool:
+    """Return whether an artifact may have been made while a job ran; an unknown time excludes nothing."""
     made_us = artifact.made_us
     if made_us is None:
         return True
@@ -144,16 +141,21 @@ def _is_in_time(artifact: Artifact, job: JobFacts) -> bool:
 
 
 def _pattern(name: str, job: JobFacts) -> re.Pattern[str] | None:
-    """Return the pattern of a name for a job; None if the name needs a fact that the job lacks."""
+    """Return the pattern by which a name of the policy matches the `_normal` names of a job's artifacts.
+
+    Returns:
+      The pattern; None if the name needs a fact that the job lacks.
+    """
+    # A normal fact consists of letters, digits and dashes. So it adds neither a wildcard nor a word in braces.
     facts = {"{id}": _normal(job.id), "{job}": _normal(job.name), "{attempt}": str(job.attempt)}
     for word, fact in facts.items():
         if word in name and not fact:
             return None
         name = name.replace(word, fact)
-    pieces = [_SEPARATORS.sub("-", piece.casefold()) for piece in name.split("*")]
-    return glob_pattern(("*".join(pieces).strip("-"),))
+    glob = _SEPARATORS_IN_GLOB.sub("-", name.casefold()).strip("-")  # ``*`` is the only wildcard that is left
+    return re.compile(fnmatch.translate(glob))
 
 
 def _normal(text: str) -> str:
-    """Return a text as names are compared: in lower case, letters and digits with single dashes between them."""
+    """Return a text in the form in which names are compared: casefolded, each run of other characters one dash."""
     return _SEPARATORS.sub("-", text.casefold()).strip("-")

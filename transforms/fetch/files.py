@@ -1,9 +1,9 @@
-"""Read logs from files below the allowed roots, and from objects in S3, within the limits on time and bytes.
+"""Read logs from files in the allowed roots, and from objects in S3, within the limits of the fetch policy.
 
-The address of a file comes from outside, and the reason of its dead letter is published. So the answer must not depend
-on whether a path outside of the roots exists, what it is, or who may read it. `open_below` therefore walks a path from
-its root, opens each component relative to its folder, and never opens through a symlink. Where a ``..`` or a symlink
-leads out of every root, the walk ends before the file system is accessed.
+The address of a file comes from outside, and the reason of its dead letter is published. So the result must not depend
+on whether a path outside the roots exists, what it is, or who may read it. `open_below` therefore walks a path from its
+root, opens each component relative to its folder, and never opens through a symlink. Where a ``..`` or a symlink leads
+out of every root, the walk ends before the file system is accessed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from typing import Any
 
 from ciml.errors import RejectedInput
@@ -34,10 +35,13 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 def first_found(addresses: Iterable[Address], fetch: Callable[[Address], bytes]) -> bytes:
     """Fetch the log at the first address that has one.
 
-    A forbidden log counts as absent: some stores answer so for an absent one. Any other failure ends the search.
+    A forbidden log counts as absent: some stores respond "forbidden" for an absent one. Any other failure ends the
+    search.
 
     Raises:
-      RejectedInput, LogUnavailableError: of ``fetch``; ``log_not_found``, or ``log_forbidden``, where none exists.
+      RejectedInput: if ``fetch`` raises it.
+      LogUnavailableError: if ``fetch`` raises it for another reason; ``log_forbidden`` if no address has the log and
+        one is forbidden; otherwise ``log_not_found``.
     """
     failures: list[LogUnavailableError] = []
     for address in addresses:
@@ -56,6 +60,11 @@ def first_found(addresses: Iterable[Address], fetch: Callable[[Address], bytes])
 
 def read_file(policy: FetchPolicy, path: str, grow: Callable[[int], None] | None = None) -> bytes:
     """Read the log in a file, unpacked.
+
+    Args:
+      policy: the roots and the limits.
+      path: absolute.
+      grow: as in `ciml.transforms.fetch.decompress.gunzip`.
 
     Raises:
       RejectedInput: ``address_not_allowed``, ``bad_address``, ``log_too_large``, ``corrupt_gzip``.
@@ -93,10 +102,10 @@ def open_log(policy: FetchPolicy, path: str) -> int:
 
 
 def open_below(roots: tuple[tuple[str, str], ...], path: str) -> int:
-    """Open a regular file for reading, if its path stays below the roots at every step.
+    """Open a regular file for reading, if its path is in the roots at every step.
 
     Args:
-      roots: of `FetchPolicy.roots`.
+      roots: `FetchPolicy.roots`.
       path: absolute. Symlinks and ``..`` are followed within the roots and from one root to another.
 
     Returns:
@@ -104,7 +113,7 @@ def open_below(roots: tuple[tuple[str, str], ...], path: str) -> int:
 
     Raises:
       RejectedInput: ``address_not_allowed``, with the same detail for every path that leads outside.
-      OSError: the file is below a root but cannot be opened.
+      OSError: if the path is too long, or the file is in a root but cannot be opened.
     """
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
@@ -116,7 +125,7 @@ def open_below(roots: tuple[tuple[str, str], ...], path: str) -> int:
 
 
 def _resolve_root(roots: tuple[tuple[str, str], ...], path: str) -> str:
-    """Resolve a root's own symlinks in a path, without access to the file system."""
+    """Replace a root at the start of a path by its resolved path, without access to the file system."""
     for given, real in roots:
         if path.startswith(given):
             return real + path[len(given) :]
@@ -124,15 +133,17 @@ def _resolve_root(roots: tuple[tuple[str, str], ...], path: str) -> str:
 
 
 class _Walk:
-    """The walk along a path, with a handle for each folder on the way.
+    """A walk along a path, with a handle for each folder of a root on the way.
 
-    ``_folder`` is the path of the current folder, "" for ``/``: below a root, or above one, where only names are
-    compared.
+    Args:
+      roots: resolved paths of the roots, each with a final slash.
     """
 
     def __init__(self, roots: tuple[str, ...]) -> None:
         self._roots = roots
         self._handles: dict[str, int] = {}
+        # The path of the current folder, without a final slash: a root, a folder in one, or a folder above one, where
+        # only names are compared.
         self._folder = ""
 
     def close(self) -> None:
@@ -151,7 +162,7 @@ class _Walk:
             if any(root.startswith(f"{child}/") for root in self._roots):
                 self._folder = child  # a root, or a folder above one: not a symlink, because roots are resolved
                 continue
-            if not f"{self._folder}/".startswith(self._roots):
+            if not self._is_in_root():
                 raise _not_allowed()
             handle = self._folder_handle()
             mode = os.stat(name, dir_fd=handle, follow_symlinks=False).st_mode
@@ -165,14 +176,15 @@ class _Walk:
                 todo += _reversed_names(target)
             elif todo:
                 self._folder = child
-                self._folder_handle()
+                self._folder_handle()  # opened even if ``..`` follows: the path is invalid if this is not a folder
             elif stat.S_ISREG(mode):
                 return os.open(name, _FILE, dir_fd=handle)
             else:
                 raise _not_regular()
-        if f"{self._folder}/".startswith(self._roots):
-            raise _not_regular()
-        raise _not_allowed()
+        raise _not_regular() if self._is_in_root() else _not_allowed()
+
+    def _is_in_root(self) -> bool:
+        return f"{self._folder}/".startswith(self._roots)
 
     def _folder_handle(self) -> int:
         """Return a handle of the current folder: a root, or a folder in one with a handle."""
@@ -204,7 +216,7 @@ class S3Logs:
     """Fetches logs from S3, with the credentials and the endpoint of the environment. Safe for many threads.
 
     Args:
-      policy: the limits; ``total_s`` includes boto's retries and a second try.
+      policy: the limits; ``total_s`` includes boto's retries and the retry of `fetch`.
     """
 
     def __init__(self, policy: FetchPolicy) -> None:
@@ -235,7 +247,7 @@ class S3Logs:
         Args:
           address: an s3 address.
           grow: as in `ciml.transforms.fetch.decompress.gunzip`.
-          end: when to stop, by ``time.monotonic``; after ``total_s`` by default.
+          end: time limit, by ``time.monotonic``; by default ``total_s`` from now.
 
         Raises:
           RejectedInput: ``log_too_large``, ``corrupt_gzip``.
@@ -246,12 +258,12 @@ class S3Logs:
         try:
             return gunzip(self._body(address, end), self._policy.max_bytes, grow)
         except LogUnavailableError as failure:
-            if not failure.hiccup:
+            if not failure.retry_now:
                 raise
         return gunzip(self._body(address, end), self._policy.max_bytes, grow)
 
     def _body(self, address: Address, end: float) -> Iterator[bytes]:
-        from urllib3.exceptions import HTTPError, TimeoutError
+        from urllib3 import exceptions as http_errors
 
         response = self._request(address, end)
         body = response["Body"]
@@ -267,70 +279,70 @@ class S3Logs:
                 # The bytes available after at most one wait: `body.read` waits for all requested bytes.
                 chunk = body._raw_stream.read1(min(_S3_CHUNK_BYTES, announced - size))
                 if not chunk:
-                    raise LogUnavailableError("log_cut", "the response ended before its announced length", hiccup=True)
+                    raise LogUnavailableError(
+                        "log_cut", "the response ended before its announced length", retry_now=True
+                    )
                 size += len(chunk)
                 yield chunk
-        except TimeoutError:
+        except http_errors.TimeoutError:
             raise LogUnavailableError("log_timeout", "no response in time") from None
-        except (HTTPError, OSError) as error:
-            raise LogUnavailableError("log_cut", f"{error!s:.200}", hiccup=True) from None
+        except (http_errors.HTTPError, OSError) as error:
+            raise LogUnavailableError("log_cut", f"{error!s:.200}", retry_now=True) from None
         finally:
             body.close()
 
     def _request(self, address: Address, end: float) -> Any:
         """Request an object; return the response once its headers have arrived.
 
-        Botocore has no limit for the whole request. So a slow one is abandoned in its thread.
+        Botocore has no limit for the whole request. So a slow request is abandoned in its thread.
         """
-        results: list[Any] = []  # the response, or an exception
-        is_abandoned = threading.Event()
+        from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+
+        remaining_s = _remaining_s(end)
+        response: Future[Any] = Future()
 
         def request() -> None:
             try:
-                response = self._client.get_object(Bucket=address.host, Key=address.path)
+                response.set_result(self._client.get_object(Bucket=address.host, Key=address.path))
             except Exception as error:  # noqa: BLE001  # raised by the thread that waits
-                results.append(error)
-                return
-            if is_abandoned.is_set():
-                response["Body"].close()
-            results.append(response)
+                response.set_exception(error)
 
-        thread = threading.Thread(target=request, name=f"s3 {address.host}", daemon=True)
-        thread.start()
-        thread.join(_remaining_s(end))
-        if not results:
-            is_abandoned.set()
+        threading.Thread(target=request, name=f"s3 {address.host}", daemon=True).start()
+        wait([response], remaining_s)
+        if not response.done():
+            response.add_done_callback(_close_response)  # called immediately if the response has just arrived
             raise LogUnavailableError("log_timeout", "no response in time")
-        if isinstance(results[0], Exception):
-            raise self._failure(results[0])
-        return results[0]
-
-    def _failure(self, error: Exception) -> Exception:
-        """Convert a failed request to the log's error; return the error itself if S3 did not cause it."""
-        from botocore.exceptions import (
-            BotoCoreError,
-            ClientError,
-            ConnectTimeoutError,
-            NoCredentialsError,
-            PartialCredentialsError,
-            ReadTimeoutError,
-        )
-
+        error = response.exception()
         if isinstance(error, NoCredentialsError | PartialCredentialsError):
             self._client = self._new_client()  # a client without credentials never looks for them again
-        if isinstance(error, ClientError):
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in _S3_NOT_FOUND:
-                return LogUnavailableError("log_not_found", "no such object")
-            return LogUnavailableError("log_unavailable", f"answered {code:.80}")
-        if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
-            return LogUnavailableError("log_timeout", f"{error!s:.200}")
-        if isinstance(error, BotoCoreError):
-            return LogUnavailableError("log_unavailable", f"{error!s:.200}")
-        return error
+        if error is not None:
+            raise _log_error(error)
+        return response.result()
+
+
+def _close_response(response: Future[Any]) -> None:
+    if response.exception() is None:
+        response.result()["Body"].close()
+
+
+def _log_error(error: BaseException) -> BaseException:
+    """Convert the error of a request to the error of its log; return the error itself if S3 did not cause it."""
+    from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, ReadTimeoutError
+
+    if isinstance(error, ClientError):
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in _S3_NOT_FOUND:
+            return LogUnavailableError("log_not_found", "no such object")
+        return LogUnavailableError("log_unavailable", f"answered {code:.80}")
+    if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
+        return LogUnavailableError("log_timeout", f"{error!s:.200}")
+    if isinstance(error, BotoCoreError):
+        return LogUnavailableError("log_unavailable", f"{error!s:.200}")
+    return error
 
 
 def _remaining_s(end: float) -> float:
+    """Return the seconds until a time limit, above 0. Raise `LogUnavailableError` ``log_timeout`` if it is reached."""
     remaining_s = end - time.monotonic()
     if remaining_s <= 0:
         raise LogUnavailableError("log_timeout", "the time limit of the fetch was reached")

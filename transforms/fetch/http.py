@@ -8,6 +8,7 @@ allows to resolve, check and connect a host in one step.
 from __future__ import annotations
 
 import random
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,13 +31,15 @@ from ciml.transforms.fetch.artifacts import (
     artifact_of,
     artifacts_on,
     is_artifact_list,
-    is_job_archive,
 )
 from ciml.transforms.fetch.decompress import gunzip, is_archive, unzip
 from ciml.transforms.fetch.files import first_found
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError, credential_of
 
 T = TypeVar("T")
+
+#: GitLab's archive of the artifacts of a job.
+_JOB_ARCHIVE = re.compile(r"(?:/[^?]*)?/api/v4/projects/[^/?]+/jobs/[0-9]+/artifacts")
 
 #: A shorter error response is read to its end, so that its connection can be reused.
 _DRAINED_BYTES = 1 << 14
@@ -74,7 +77,7 @@ class HttpLogs:
     def fetch(self, address: Address, job: JobFacts | None = None, grow: Callable[[int], None] | None = None) -> bytes:
         """Fetch the log that an address leads to, unpacked. All requests have the limits of one log together.
 
-        A hiccup (a connection reset or refused, a 5xx response) is retried once.
+        A failed connection, a truncated response or a 5xx response is retried once.
 
         Args:
           address: of a log; of a folder, if it ends with a slash; GitHub's list of the artifacts of a workflow run; or
@@ -94,7 +97,7 @@ class HttpLogs:
             if is_artifact_list(address.path):
                 artifact_address = self._artifact_address(address, job or JobFacts("", "", 1, None, None))
                 return self._fetch_archive(artifact_address, grow)
-            if is_job_archive(address.path):
+            if _JOB_ARCHIVE.fullmatch(address.path):
                 return self._fetch_archive(address, grow)
             return self._fetch_file(address, grow)
 
@@ -147,12 +150,12 @@ class HttpLogs:
         accept: bytes = b"*/*",
         encoding: bytes = b"identity",
     ) -> T:
-        """Request an address and read its response; retry a hiccup once."""
+        """Request an address and read its response, with one retry."""
         headers = [(b"Accept", accept), (b"Accept-Encoding", encoding), (b"User-Agent", b"ciml")]
         try:
             return self._follow(address, read, headers)
         except LogUnavailableError as failure:
-            if not failure.hiccup:
+            if not failure.retry_now:
                 raise
         time.sleep(random.uniform(0.02, 0.2))  # noqa: S311  # spreads the retries of concurrent fetches
         return self._follow(address, read, headers)
@@ -203,7 +206,7 @@ class HttpLogs:
         except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
             # A body shorter than its Content-Length is a protocol error once the response has begun.
             reason = "log_cut" if has_begun else "log_unavailable"
-            raise LogUnavailableError(reason, _message(error) or type(error).__name__, hiccup=True) from None
+            raise LogUnavailableError(reason, _message(error) or type(error).__name__, retry_now=True) from None
         except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
             raise RejectedInput("bad_address", _message(error)) from None
         except ValueError as error:  # the protocol's parser rejects the headers
@@ -262,7 +265,7 @@ def _failure(response: httpcore.Response) -> LogUnavailableError:
         return LogUnavailableError("log_not_found", f"answered {status}")
     if status in (401, 403):
         return LogUnavailableError("log_forbidden", f"answered {status}")
-    return LogUnavailableError("log_unavailable", f"answered {status}", hiccup=status >= 500)
+    return LogUnavailableError("log_unavailable", f"answered {status}", retry_now=status >= 500)
 
 
 def _redirect_target(address: Address, location: str) -> Address:

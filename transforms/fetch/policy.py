@@ -67,15 +67,15 @@ class LogUnavailableError(Exception):
     Attributes:
       reason: of `ciml.transforms.fetch.fetch.DEFERRED`.
       detail: for people.
-      hiccup: whether one immediate retry makes sense.
+      retry_now: whether the fetch is worth one immediate retry.
       retry_after_s: how long the host asked to wait; 0 if it did not ask.
     """
 
-    def __init__(self, reason: str, detail: str, hiccup: bool = False, retry_after_s: float = 0.0) -> None:
+    def __init__(self, reason: str, detail: str, retry_now: bool = False, retry_after_s: float = 0.0) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
-        self.hiccup = hiccup
+        self.retry_now = retry_now
         self.retry_after_s = retry_after_s
 
 

@@ -99,6 +99,13 @@ def test_which_artifact_is_of_a_job() -> None:
     assert chosen(listed(1, "ciml"), listed(2, "ciml-ТЕСТ"), facts=other) == 2
 
 
+@pytest.mark.parametrize("name", ["all", "*", "a*", "[a-z]*", "?", "{id}"])
+def test_a_job_name_is_never_a_pattern(name: str) -> None:
+    facts = JobFacts("42", name, 1, None, None)
+    others = [listed(1, "unit"), listed(2, "ciml"), listed(3, "a-b"), listed(4, "42")]
+    assert chosen(*others, facts=facts, names=("{job}",)) == "none of 4 artifacts is of this job"
+
+
 def test_an_artifact_is_made_while_its_job_runs() -> None:
     """A rerun that uploads under the same name without overwriting leaves the artifact of the attempt before."""
     none = "none of 1 artifacts is of this job"

@@ -116,7 +116,7 @@ def test_a_log_that_is_not_there_yet(server: LogServer) -> None:
 
 
 @pytest.mark.parametrize("path", ["once500", "oncecut"])
-def test_a_hiccup_is_tried_again_at_once(server: LogServer, path: str) -> None:
+def test_a_failed_connection_is_retried_once(server: LogServer, path: str) -> None:
     assert run(allow(server), f"{server.url}/{path}") == ([LOG], [])
 
 

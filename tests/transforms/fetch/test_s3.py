@@ -12,7 +12,9 @@ from typing import Any
 import boto3
 import pytest
 
-from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.http.addresses import parse_address
+from ciml.transforms.fetch.files import S3Logs
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from tests.faults.s3_shim import Shim, Weather
 from tests.transforms.fetch.fetching import MIB, only, run
 from tests.transforms.fetch.log_server import LOG
@@ -121,6 +123,30 @@ def test_a_cut_object_is_tried_once_more(endpoint: Endpoint) -> None:
     assert only(run(policy, "s3://logs/cut")[1]) == ("deferred", "log_cut")
     assert endpoint.asked == ["cut", "cut"]
     assert run(policy, "s3://logs/once") == ([LOG], [])
+
+
+def test_a_response_that_arrives_too_late_is_closed(endpoint: Endpoint) -> None:
+    class Body:
+        def __init__(self) -> None:
+            self.closed = threading.Event()
+
+        def close(self) -> None:
+            self.closed.set()
+
+    class Client:
+        def get_object(self, **_: str) -> dict[str, Body]:
+            arrival.wait(10)
+            return {"Body": body}
+
+    arrival = threading.Event()
+    body = Body()
+    logs = S3Logs(FetchPolicy(s3_prefixes=("s3://logs",), total_s=0.05))
+    logs._client = Client()
+    with pytest.raises(LogUnavailableError, match="log_timeout"):
+        logs.fetch(parse_address("s3://logs/a"))
+    assert not body.closed.is_set()
+    arrival.set()
+    assert body.closed.wait(10)
 
 
 @pytest.mark.engines
