@@ -21,13 +21,14 @@ from apache_beam.transforms.environments import ExternalEnvironment, python_sdk_
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
-from ciml.datasets.state import ExampleFile
+from ciml.datasets.state import ExampleFile, Position
 from ciml.events.listing import Block, Reading
 from ciml.events.records import Origin, PendingRun, RawFile, RunFacts, Trust
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.storage import LocalStore
-from ciml.transforms.examples.plan import SelectedRun, SpanPlan, Step
+from ciml.transforms.examples.changes import SelectedRun
+from ciml.transforms.examples.plan import SpanPlan, Step
 from ciml.transforms.fetch.policy import FetchPolicy
 
 _PRIMITIVES = common_urns.primitives
@@ -62,8 +63,10 @@ _RESOLVED = ResolvedDefinition(
     classes=("passed", "failed"),
     windows=5,
 )
-_PLAN = SpanPlan(1, 1, (SelectedRun((1, 0), _FACTS, RawFile("runs/1", "0", 60, 1000), Trust(True, "gated", "p")),))
-_STEP = Step(1, _RESOLVED, (1, 1), 1, (_PLAN,), {})
+_PLAN = SpanPlan(
+    1, 1, (SelectedRun(Position(1, 0), _FACTS, RawFile("runs/1", "0", 60, 1000), Trust(True, "gated", "p")),)
+)
+_STEP = Step(1, _RESOLVED, Position(1, 1), 1, (_PLAN,), {})
 
 
 def portable(build: Callable[[beam.Pipeline], object]) -> api.Pipeline:

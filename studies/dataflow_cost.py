@@ -109,7 +109,7 @@ def measure_backfill(runs: int, folder: Path, bucket: str) -> Measured:
 
 
 def measure_data_set(runs: int, bucket: str) -> Measured:
-    from ciml.transforms.examples import beam as examples
+    from ciml.pipelines.datasets import beam as examples
 
     data = DataRoot.open(f"{bucket}/data")
     planned = plan_build(data, data, DatasetDefinition(name="cost", class_label="build_name", span_runs=500))

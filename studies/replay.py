@@ -21,13 +21,14 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.datasets.state import DatasetState
+from ciml.datasets.state import DatasetState, Position
 from ciml.digest import canonical_json
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.pipelines.datasets.update import StoredRuns
 from ciml.serving.predict import answers
 from ciml.serving.predict.answers import StoredNeighbours
-from ciml.transforms.examples.plan import BOOKMARK, History, Plan, bookmarks_of
+from ciml.transforms.examples.changes import BOOKMARK, History, bookmarks_of
+from ciml.transforms.examples.plan import Plan
 
 _DELTA = 200
 #: Runs that wait for their span.
@@ -80,7 +81,7 @@ def update(data: DataRoot, version: int) -> None:
     dataset = data.dataset("cause")
     state = DatasetState()
     state.definition = DEFINITION
-    state.cursor = (version - _WAITING // _DELTA + 1, 0)
+    state.cursor = Position(version - _WAITING // _DELTA + 1, 0)
     state.corrections_to = state.cursor[0]
     plan = Plan(state, raw, _never, History(DEFINITION, {}, bookmarks_of(DEFINITION, dataset.store, raw)))
     assert list(plan.steps()) == []

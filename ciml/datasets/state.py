@@ -9,15 +9,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from sys import intern
-from typing import Any
+from typing import Any, NamedTuple
 
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.errors import IntegrityError
 from ciml.events.records import Record
 from ciml.manifest.log import Delta
 
-#: A position in the raw manifest: (version, index within that version's runs).
-Position = tuple[int, int]
+
+class Position(NamedTuple):
+    """A position in the raw manifest. It is stored as an array of both numbers.
+
+    Attributes:
+      raw_version: version of a delta of the raw manifest.
+      row: index among the delta's rows (`ciml.runs.run_log.RunDelta.rows`).
+    """
+
+    raw_version: int
+    row: int
 
 
 class ExampleFile(Record, frozen=True, gc=False):
@@ -94,7 +103,7 @@ class SpanVersion(Record, frozen=True):
         return cls(
             span=value["span"],
             version=value["version"],
-            selected=tuple((version, index) for version, index in value["selected"]),
+            selected=tuple(map(Position._make, value["selected"])),
             runs=tuple(map(SpanRun.from_json, value["runs"])),
             excluded=tuple(value["excluded"]),
             files={split: tuple(map(ExampleFile.from_json, files)) for split, files in value["files"].items()},
@@ -131,7 +140,7 @@ class DatasetState:
         self.source: str | None = None
         self.listing: Mapping[str, str] | None = None
         self.resolved: ResolvedDefinition | None = None
-        self.cursor: Position = (1, 0)
+        self.cursor = Position(1, 0)
         self.corrections_to = 1
         self.spans: dict[int, dict[int, SpanVersion]] = {}
         self.corrections: dict[str, tuple[str, str]] = {}
@@ -175,7 +184,7 @@ class DatasetState:
         if "resolved" in delta:
             self.resolved = ResolvedDefinition.from_json(delta["resolved"], f"data set manifest: version {version}")
         if "cursor" in delta:
-            cursor: Position = (delta["cursor"][0], delta["cursor"][1])
+            cursor = Position(*delta["cursor"])
             if cursor < self.cursor:
                 raise IntegrityError(f"data set manifest: version {version} goes back from {self.cursor} to {cursor}")
             self.cursor = cursor

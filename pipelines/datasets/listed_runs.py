@@ -26,10 +26,11 @@ from ciml.pipelines.processes import process_pool, result_of
 from ciml.runs.accounting import reconcile
 from ciml.runs.run_log import RunDelta
 from ciml.runs.state import RawState
+from ciml.transforms.examples.changes import SelectedRun
 from ciml.transforms.examples.context import with_context
 from ciml.transforms.examples.downsample import Windows, downsample, merge_windows
 from ciml.transforms.examples.from_logs import KEPT_BYTES, LogOf, LogReader
-from ciml.transforms.examples.plan import SelectedRun, SpanPlan
+from ciml.transforms.examples.plan import SpanPlan
 from ciml.transforms.examples.prepare import Examples, examples_from
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import guarded_runs

@@ -33,8 +33,9 @@ from ciml.runs.reader import read_columns, read_runs
 from ciml.runs.run_log import RunLog, StoredRunLog
 from ciml.storage import Store
 from ciml.telemetry import telemetry_columns
+from ciml.transforms.examples.changes import History, SelectedRun, bookmarks_of
 from ciml.transforms.examples.pin import Pin, PinnedPlan
-from ciml.transforms.examples.plan import History, Plan, SelectedRun, SpanPlan, Step, bookmarks_of
+from ciml.transforms.examples.plan import Plan, SpanPlan, Step
 from ciml.transforms.examples.prepare import Examples
 from ciml.transforms.examples.spans import (
     batches_of,

@@ -29,7 +29,7 @@ from ciml.runs.run_log import StoredRunLog
 from ciml.serving.contract import DEFINITION, read_definition
 from ciml.serving.registry import STABLE, Registry, RegistryVerifier, known_registries
 from ciml.serving.server.model.loaded_model import load_model
-from ciml.transforms.examples.plan import digest_of
+from ciml.transforms.examples.changes import digest_of
 from ciml.transforms.examples.prepare import prepare_many, run_means
 from ciml.transforms.guard import bisect
 from ciml.trust import evaluate, former_policy

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ciml.datasets.definition import resolve
+from ciml.datasets.state import Position
 from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.events.records import RawFile
@@ -17,8 +18,9 @@ from ciml.runs.reader import Joined, read_columns, read_joined
 from ciml.runs.writer import write_run
 from ciml.storage import LocalStore
 from ciml.telemetry import telemetry_columns
+from ciml.transforms.examples.changes import SelectedRun
 from ciml.transforms.examples.downsample import downsample, downsample_joined, merge_windows
-from ciml.transforms.examples.plan import SelectedRun, SpanPlan
+from ciml.transforms.examples.plan import SpanPlan
 from ciml.transforms.examples.prepare import make_examples, row_digest
 from ciml.transforms.examples.spans import examples_of
 from tests.runs.test_packs import FOLDER, keep, name_of, packed
@@ -47,7 +49,7 @@ def test_examples_from_packs_and_objects_are_those_from_tables(
         raw.create(file.path, write_run(each))
     made = resolved(class_label="project", classes=PROJECTS, **keys)
     chosen = list(zip(runs, tables, files, strict=True))[taken][::-1]
-    plan = SpanPlan(1, 1, tuple(SelectedRun((1, at), run, file) for at, (run, _, file) in enumerate(chosen)))
+    plan = SpanPlan(1, 1, tuple(SelectedRun(Position(1, at), run, file) for at, (run, _, file) in enumerate(chosen)))
     found = examples_of(raw, plan, made)
     wanted = make_examples([run for run, _, _ in chosen], [each for _, each, _ in chosen], made)
     assert found.table.equals(wanted.table)

@@ -231,15 +231,17 @@ def facts_of_spans(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFac
                 f"{log.store.url(log.path(version))} is missing, and a data set was built from it"
             ) from None
         for index in indices:
-            facts = facts_of_row(_at(runs, (version, index)))
+            facts = facts_of_row(_at(runs, Position(version, index)))
             found[facts.run_id] = facts
     return found
 
 
 def _at(runs: list[Any], position: Position) -> Any:
-    if position[1] >= len(runs):
-        raise IntegrityError(f"raw manifest: version {position[0]} has no run {position[1]}, named by a data set")
-    return runs[position[1]]
+    if position.row >= len(runs):
+        raise IntegrityError(
+            f"raw manifest: version {position.raw_version} has no run {position.row}, named by a data set"
+        )
+    return runs[position.row]
 
 
 def snapshot_path(digest: str) -> str:

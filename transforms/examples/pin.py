@@ -18,7 +18,8 @@ from ciml.datasets.definition import DatasetDefinition, slice_of
 from ciml.datasets.state import DatasetState, Position
 from ciml.errors import CimlError, IntegrityError
 from ciml.runs.run_log import RunDelta, RunLog, RunRecord
-from ciml.transforms.examples.plan import Change, Fix, History, Resolver, SelectedRun, SpanPlan, Step, apply_changes
+from ciml.transforms.examples.changes import Change, Fix, History, NewRow, SelectedRun, apply_changes, changes_of
+from ciml.transforms.examples.plan import Resolver, SpanPlan, Step
 
 
 class _Row(NamedTuple):
@@ -67,12 +68,12 @@ class Pin:
             self.version = version
             self._history.add(delta)
             for index, record in enumerate(delta.rows):
-                row = self._row((version, index), record)
+                row = self._row(Position(version, index), record)
                 if index >= len(delta.runs):
                     reclaimed[record.mention.run_id] = row
                 elif row is not None:
                     rows.append(row)
-            self._add_changes(delta)
+            self._add_changes(version, delta)
         if last is not None and self.version < last:
             raise CimlError(
                 f"raw_version {last}: the raw store {raw.url()} is at version {self.version}; check the raw store"
@@ -88,13 +89,12 @@ class Pin:
             return None
         return _Row(facts.end_us or facts.start_us or 0, facts.run_id, position, msgspec.json.encode(record))
 
-    def _add_changes(self, delta: RunDelta) -> None:
-        for reclaim in delta.reclaims:
-            self._changes.pop(reclaim.mention.run_id, None)  # they belong to the replaced row
-        for correction in delta.corrections:
-            self._changes.setdefault(correction.mention.run_id, []).append((correction.fix, correction.binding))
-        for changed in delta.trust_changes:
-            self._changes.setdefault(changed.run_id, []).append(changed.trust)
+    def _add_changes(self, version: int, delta: RunDelta) -> None:
+        for run_id, change in changes_of(version, delta):
+            if isinstance(change, NewRow):
+                self._changes.pop(run_id, None)  # they belong to the replaced row
+            else:
+                self._changes.setdefault(run_id, []).append(change)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -105,18 +105,18 @@ class Pin:
         for row in self._rows[start:stop]:
             run = SelectedRun.of(row.position, decode(row.record))
             changed, _ = apply_changes(run, self._changes.get(run.run_id, ()))
-            yield changed.caused(self.cause(run)).replace(near=self._history.near(run.run_id))
+            yield changed.caused(self.cause_of(run)).replace(near=self._history.near(run.run_id))
 
     def voters(self) -> Iterator[SelectedRun]:
         """Yield the runs that determine the classes: those trusted at `version`, or all if no run was trusted."""
         any_trusted = any(run.trust.trusted for run in self.runs())
         yield from (run for run in self.runs() if not any_trusted or run.trust.trusted)
 
-    def cause(self, run: SelectedRun) -> str:
+    def cause_of(self, run: SelectedRun) -> str:
         """Return the cause of a run by its reruns up to `version`; "" if they do not show it."""
         return self._history.cause_of(run.run_id)
 
-    def fix(self, run: SelectedRun) -> Fix | None:
+    def fix_of(self, run: SelectedRun) -> Fix | None:
         """Return the last valid correction of a run; None if there is none."""
         _, fix = apply_changes(run, self._changes.get(run.run_id, ()))
         return fix
@@ -162,12 +162,12 @@ class PinnedPlan:
             if resolved is None:
                 resolved = self._resolver(runs)
             is_last = start + size >= len(pin)
-            fixes = {run.run_id: pin.fix(run) for run in runs}
-            causes = {run.run_id: pin.cause(run) for run in runs}
+            fixes = {run.run_id: pin.fix_of(run) for run in runs}
+            causes = {run.run_id: pin.cause_of(run) for run in runs}
             yield Step(
                 base=self._base + number - sealed_spans - 1,
                 resolved=resolved,
-                cursor=(pin.version + 1, 0) if is_last else self._cursor,
+                cursor=Position(pin.version + 1, 0) if is_last else self._cursor,
                 corrections_to=pin.version + 1 if is_last else self._corrections_to,
                 spans=(SpanPlan(number, 1, runs),),
                 corrections={run_id: fix for run_id, fix in fixes.items() if fix is not None},

@@ -29,9 +29,10 @@ from ciml.runs.reader import Joined, read_joined
 from ciml.runs.writer import is_sealed, seal, unreadable, unsealed
 from ciml.storage import Store
 from ciml.telemetry import OWN_COLUMNS
+from ciml.transforms.examples.changes import SelectedRun
 from ciml.transforms.examples.context import with_context
 from ciml.transforms.examples.downsample import Windows, downsample, downsample_joined, merge_windows
-from ciml.transforms.examples.plan import SelectedRun, SpanPlan
+from ciml.transforms.examples.plan import SpanPlan
 from ciml.transforms.examples.prepare import (
     NOT_HELD,
     SPLITS,

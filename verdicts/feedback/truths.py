@@ -20,7 +20,7 @@ from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.log import Delta, ManifestLog, StaleWriterError, commit
 from ciml.runs.causes import CAUSES_KIND, Causes
 from ciml.runs.run_log import StoredRunLog
-from ciml.transforms.examples.plan import digest_of
+from ciml.transforms.examples.changes import digest_of
 from ciml.trust import evaluate, former_policy
 from ciml.verdicts.feedback.config import Cause
 from ciml.verdicts.feedback.standing import RERUNS, REVIEWER

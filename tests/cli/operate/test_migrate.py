@@ -25,7 +25,7 @@ from ciml.services.stored.findings import KINDS, Kind, kind_of
 from ciml.serving.predict import answers
 from ciml.serving.registry import Registry
 from ciml.storage import LocalStore, open_store
-from ciml.transforms.examples import plan
+from ciml.transforms.examples import changes
 from tests.growth import assert_linear
 
 ROOT = Path(__file__).parents[3]
@@ -197,7 +197,7 @@ def test_a_damaged_manifest_is_not_rewritten(root: Callable[[str], Path]) -> Non
         ("raw/packs/_delta_log/00000000000000000010.checkpoint.parquet", "derived"),
         ("datasets/cpu/_delta_log/00000000000000000001.json", "derived"),
         ("datasets/cpu/_definition.toml", "derived"),
-        (f"datasets/cpu/{plan.BOOKMARK}", "derived"),
+        (f"datasets/cpu/{changes.BOOKMARK}", "derived"),
         (f"predictions/{answers.BOOKMARK}", "derived"),
         ("datasets/cpu/notes.txt", "other"),
         ("trainer/status/work/0123/model/saved_model.pb", "scratch"),

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import pyarrow as pa
 import pytest
 
@@ -16,8 +17,9 @@ from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
+from ciml.runs.causes import Causes
 from ciml.runs.run_log import StoredRunLog
-from ciml.transforms.examples import plan
+from ciml.transforms.examples import changes
 from ciml.transforms.examples.spans import read_span
 from ciml.verdicts.feedback.truths import Correction, add_corrections
 from tests.pipelines.datasets.dataset_scenes import define, telemetry
@@ -190,7 +192,7 @@ def test_an_update_that_continues_from_a_bookmark_commits_the_same(
 
     monkeypatch.setattr(StoredRunLog, "since", counted)
     for kept in (False, True):
-        monkeypatch.setattr(plan, "_BOOKMARK_RUNS", 1 if kept else 10**9)
+        monkeypatch.setattr(changes, "_BOOKMARK_RUNS", 1 if kept else 10**9)
         data = DataRoot.open(tmp_path / str(kept))
         raw = RawStore(data)
         define(data, **{**CAUSE, "span_runs": 5, "context": ["neighbours"]})
@@ -205,3 +207,20 @@ def test_an_update_that_continues_from_a_bookmark_commits_the_same(
         committed.append([delta for _, delta in data.dataset("cpu").log.since(1)])
         assert verify_dataset(data.dataset("cpu")) == []
     assert committed[0] == committed[1]
+
+
+def test_a_damaged_bookmark_leaves_the_history_empty(data: DataRoot, raw: RawStore) -> None:
+    """All deltas are added again after it."""
+    raw.add(FIRST)
+    raw.add(LATER)
+    definition = DatasetDefinition.from_json({"name": "cpu", **CAUSE, "context": ["neighbours"]})
+    log = StoredRunLog(ManifestLog(data.raw), lambda _: TRUSTED)
+    bookmarks = changes.bookmarks_of(definition, data.dataset("cpu").store, log)
+    causes = Causes(definition.selects)
+    for _, delta in log.since(0):
+        causes.add(delta)
+    assert causes.of("zuul~1~1") == "machine"
+    bookmarks.save(2, msgspec.msgpack.encode((causes.encode(), b"\xc1")))
+    history = changes.History(definition, bookmarks=bookmarks)
+    assert history.resume(2) == 0
+    assert history.cause_of("zuul~1~1") == ""

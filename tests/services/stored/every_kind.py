@@ -36,7 +36,7 @@ from ciml.training.refresh import write_metrics
 from ciml.training.sweeps.definition import Sweep
 from ciml.training.sweeps.study import Outcome as TrialOutcome
 from ciml.training.sweeps.study import begin_sweep, keep_baseline, keep_outcome, sweep_store
-from ciml.transforms.examples import plan
+from ciml.transforms.examples import changes
 from ciml.trust import TrustPolicy
 from ciml.verdicts.feedback.state import FEEDBACK
 from ciml.verdicts.feedback.truths import Correction, add_corrections
@@ -103,7 +103,7 @@ def _make_dataset(data: DataRoot) -> None:
     store = data.dataset(DATASET).store
     list(statistics_of_pieces(store, state.resolved, [Piece(s.span, s.version, s.files) for s in state.latest()]))
     log = ManifestLog(data.raw)
-    for at, path in ((store, plan.BOOKMARK), (data.predictions, answers.BOOKMARK)):
+    for at, path in ((store, changes.BOOKMARK), (data.predictions, answers.BOOKMARK)):
         Bookmarks(at, path, "kind", lambda version: sha256_hex(log.read_raw(version))).save(2, b"state of a reader")
 
 
