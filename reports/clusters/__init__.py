@@ -16,7 +16,7 @@ from ciml.data_root import StoredDataset
 from ciml.errors import CimlError
 from ciml.progress import Progress, no_progress
 from ciml.reports.dataset.read import Runs, read_runs
-from ciml.reports.dataset.views import Groups, unrolled
+from ciml.reports.dataset.views import Groups, unroll
 from ciml.training.experiments.clustering import (
     Agreement,
     Clusters,
@@ -34,7 +34,7 @@ from ciml.training.experiments.clustering import (
 from ciml.transforms.examples.prepare import SPLITS
 
 #: Largest input of k-means in float32 values; larger data sets are sampled evenly.
-MOST_VALUES = 1 << 24
+MAX_VALUES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,10 @@ def cluster_dataset(dataset: StoredDataset, options: ClusterOptions, progress: P
     runs = read_runs(
         dataset,
         splits=options.splits,
-        only=options.only,
-        at_least=options.first or 1,
-        facts=_fact_names(options),
-        most_values=MOST_VALUES,
+        class_name=options.only,
+        min_windows=options.first or 1,
+        fact_names=_fact_names(options),
+        max_values=MAX_VALUES,
         seed=options.seed,
     )
     return cluster_runs(
@@ -193,7 +193,7 @@ def cluster_runs(
     progress: Progress = no_progress,
 ) -> Clustering:
     """Cluster runs that are in memory; all of them must have arrays."""
-    points = unrolled(runs, np.arange(len(runs)))
+    points = unroll(runs, np.arange(len(runs)))
     limit = count_distinct(points)
     if options.k is not None and options.k > limit:
         raise CimlError(f"--k {options.k}: only {limit} of the {len(runs)} runs differ")
@@ -205,6 +205,7 @@ def cluster_runs(
     for finished, k in enumerate(ks):
         progress("clusterings", finished, len(ks))
         tried.append(find_clusters(points, k, options.seed))
+    progress("clusterings", len(ks), len(ks))
     by_k = {clusters.k: clusters for clusters in tried}
     suggested = best_silhouette(tried)
     plane, variance = project(points, options.projection, options.seed)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ciml.reports.clusters import Clustering
 from ciml.reports.dataset.render import course_plots, courses_caption
-from ciml.reports.dataset.views import Groups, grouped
+from ciml.reports.dataset.views import Groups, group_values
 from ciml.reports.drawing import (
     COLORS,
     DASHES,
@@ -117,10 +117,10 @@ def choice_plot(clustering: Clustering) -> Plot:
 
 def shares_plot(clustering: Clustering, fact: str, number: int) -> Plot:
     """Plot clusters × classes twice: shares of each class, and shares of each cluster."""
-    groups = grouped(clustering.facts[fact], 15)
+    groups = group_values(clustering.facts[fact], 15)
     clusters = int(clustering.chosen.of.max()) + 1
     counts = np.zeros((clusters, len(groups.names)), np.int64)
-    np.add.at(counts, (clustering.chosen.of, groups.of), 1)
+    np.add.at(counts, (clustering.chosen.of, groups.assigned), 1)
     of_class = counts / counts.sum(axis=0, keepdims=True)
     of_cluster = counts / counts.sum(axis=1, keepdims=True)
     labels = [f"{name} ({count:,})" for name, count in zip(distinct(groups.names, 22), groups.counts, strict=True)]
@@ -147,7 +147,7 @@ def shares_plot(clustering: Clustering, fact: str, number: int) -> Plot:
 def map_plot(clustering: Clustering) -> Plot:
     """Plot the runs in the plane twice, coloured by label and by cluster."""
     fact, values = next(iter(clustering.facts.items()))
-    sides = ((grouped(values), f"by {shown(fact)}"), (_few(clustering.groups()), "by cluster"))
+    sides = ((group_values(values), f"by {shown(fact)}"), (_few(clustering.groups()), "by cluster"))
     # in random order, so that no class hides the others
     order = np.random.default_rng(clustering.options.seed).permutation(len(clustering.plane))
     x, y = clustering.plane[order].T
@@ -156,7 +156,7 @@ def map_plot(clustering: Clustering) -> Plot:
         style: Any = {"alpha": 0.7, "linewidths": 0, "rasterized": len(order) > _MOST_VECTORS}
         for axes, (groups, heading) in zip(figure.subplots(1, 2, sharex=True, sharey=True), sides, strict=True):
             colors = np.array(colors_of(groups.names), object)
-            axes.scatter(x, y, s=20 if len(order) < 500 else 9, c=colors[groups.of[order]].tolist(), **style)
+            axes.scatter(x, y, s=20 if len(order) < 500 else 9, c=colors[groups.assigned[order]].tolist(), **style)
             axes.set(title=heading, xlabel=_axis(clustering, 0))
             for color, name, count in zip(colors, distinct(groups.names, 20), groups.counts, strict=False):
                 axes.scatter([], [], s=22, color=color, label=f"{name} ({count:,})")
@@ -180,7 +180,7 @@ def _few(groups: Groups) -> Groups:
     """Merge the groups beyond the seventh, so that there are enough colours."""
     if len(groups.names) <= len(COLORS):
         return groups
-    return grouped(np.array(groups.names, object)[groups.of])
+    return group_values(np.array(groups.names, object)[groups.assigned])
 
 
 def agreement_plot(clustering: Clustering) -> Plot | None:

@@ -1,8 +1,8 @@
-"""Read the runs of a data set for a report: facts of all runs, and arrays of as many as fit in memory."""
+"""Read the runs of a data set for a report: columns of all runs, and arrays of as many as fit in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -12,17 +12,17 @@ import pyarrow as pa
 
 from ciml.data_root import StoredDataset
 from ciml.datasets.definition import ResolvedDefinition, label_of
-from ciml.datasets.state import DatasetState, ExampleFile
-from ciml.errors import CimlError
+from ciml.datasets.state import DatasetState
+from ciml.errors import CimlError, IntegrityError
 from ciml.progress import Progress, no_progress
 from ciml.training.normalise import Normalisation
 from ciml.transforms.examples.prepare import SPLITS, run_facts
 from ciml.transforms.examples.spans import inputs_of, read_examples
 
 #: Limit of float32 values in memory (256 MiB); larger data sets are sampled.
-MOST_VALUES = 1 << 26
-
-_FACTS = ("run_id", "build_name", "label", "split", "n_windows", "outcome", "start_time", "end_time")
+MAX_VALUES = 1 << 26
+#: Columns of `Runs` in the files of examples.
+_COLUMNS = ("run_id", "build_name", "label", "split", "n_windows", "outcome", "start_time", "end_time")
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Runs:
       run_id, build_name, split, outcome: str [n].
       label: int64 [n], index into the definition's classes.
       n_windows: int32 [n].
-      day: datetime64[D] [n], the UTC day of a run's start, else of its end, else NaT.
-      facts: str [n] by name: further facts, see `read_runs`; "" where a run has none.
+      day: datetime64[D] [n], the UTC day of a run's start; of its end where it has no start; NaT where it has neither.
+      facts: str [n] by name: the further facts that were chosen by ``fact_names``; "" where a run has none.
       sampled: int64 [m], indices of the runs that have arrays, ascending.
       inputs: float32 [m, L, F] of the sampled runs, not normalised.
       normalisation: from all runs of the training split.
@@ -82,10 +82,10 @@ def read_runs(
     dataset: StoredDataset,
     *,
     splits: Sequence[str] = SPLITS,
-    only: str | None = None,
-    at_least: int = 1,
-    facts: Sequence[str] = (),
-    most_values: int = MOST_VALUES,
+    class_name: str | None = None,
+    min_windows: int = 1,
+    fact_names: Sequence[str] = (),
+    max_values: int = MAX_VALUES,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Runs:
@@ -94,75 +94,125 @@ def read_runs(
     Args:
       dataset: a data set.
       splits: splits to read. The normalisation always comes from the training split.
-      only: class to read; all by default.
-      at_least: minimum number of windows of a run.
-      facts: names for `ciml.datasets.definition.label_of` to read for each run.
-      most_values: limit of float32 values in memory; beyond it, runs are sampled.
+      class_name: class to read; all by default.
+      min_windows: minimum number of windows of a run.
+      fact_names: names of further facts to read for each run, see `ciml.datasets.definition.label_of`.
+      max_values: limit of float32 values in memory; beyond it, runs are sampled.
       seed: random seed of the sample.
       progress: called with the number of files read and the total.
 
     Raises:
-      CimlError: when there is no such data set or class, or no matching example.
-      IntegrityError: when a file differs from the manifest.
+      CimlError: if there is no such data set or class, or no matching example.
+      IntegrityError: if a file differs from the manifest.
     """
     state = dataset.state()
     name = dataset.name
     resolved = state.resolved
     if resolved is None:
         raise CimlError(f"data set {name!r} has no sealed span yet: ciml dataset update {name} --seal")
-    if only is not None and only not in resolved.classes:
-        raise CimlError(f"data set {name!r} has no class {only!r}, but {', '.join(resolved.classes)}")
-    total = _count(state, splits, only, at_least)
+    if class_name is not None and class_name not in resolved.classes:
+        raise CimlError(f"data set {name!r} has no class {class_name!r}, but {', '.join(resolved.classes)}")
+    selection = _Selection(splits, class_name, min_windows)
+    total = selection.count(state)
     if total == 0:
-        of_class = f" of class {only!r}" if only else ""
-        length = f" with {at_least} windows or more" if at_least > 1 else ""
+        of_class = f" of class {class_name!r}" if class_name else ""
+        length = f" with {min_windows} windows or more" if min_windows > 1 else ""
         raise CimlError(f"data set {name!r} has no example{of_class}{length} in {', '.join(splits)}")
-    sampled = _sample(total, max(1, most_values // (resolved.windows * len(resolved.features))), seed)
-    files = _files(state)
+    sampled = _sample(total, max(1, max_values // (resolved.windows * len(resolved.features))), seed)
     ranges: list[_Range] = []
     tables: list[pa.Table] = []
-    values_by_fact: dict[str, list[str]] = {fact: [] for fact in facts}
+    facts: dict[str, list[str]] = {fact: [] for fact in fact_names}
     inputs: list[np.ndarray] = []
-    begin = 0
-    for finished, (split, file) in enumerate(files):
-        progress("files", finished, len(files))
-        if split not in splits and split != "train":
-            continue
-        table = read_examples(dataset.store, file)
-        arrays = inputs_of(table, resolved)
+    start = 0  # index of the file's first selected run among those of all files, as in `sampled`
+    for split, table, arrays in _read_files(dataset, state, resolved, {"train", *splits}, progress):
         if split == "train":
-            ranges.append(_Range.of(arrays))
+            ranges.append(_Range.of(arrays))  # before the selection: all runs of the split count
         if split not in splits:
             continue
-        table, arrays = _select(table, arrays, only, at_least)
-        tables.append(table.select(_FACTS))
-        if facts:
-            for run in run_facts(table):
-                for fact, values in values_by_fact.items():
-                    values.append(label_of(run, fact, {}) or "")
-        end = begin + len(arrays)
-        rows = sampled[(sampled >= begin) & (sampled < end)] - begin
-        inputs.append(arrays if len(rows) == len(arrays) else arrays[rows])
-        begin = end
-    table = pa.concat_tables(tables)
+        selected, selected_arrays = selection.filter(table, arrays)
+        tables.append(selected.select(_COLUMNS))
+        _add_facts(facts, selected)
+        end = start + len(selected_arrays)
+        inputs.append(selected_arrays[sampled[(sampled >= start) & (sampled < end)] - start])
+        start = end
+    if start != total:
+        raise IntegrityError(f"data set {name!r}: its files hold {start} matching examples, its manifest {total}")
+    runs = pa.concat_tables(tables)
     sampled_inputs = np.concatenate(inputs)
     return Runs(
         dataset=name,
         resolved=resolved,
         excluded=dict(state.excluded()),
-        run_id=_texts(table, "run_id"),
-        build_name=_texts(table, "build_name"),
-        split=_texts(table, "split"),
-        outcome=_texts(table, "outcome"),
-        label=table["label"].to_numpy(),
-        n_windows=table["n_windows"].to_numpy(),
-        day=_days(table),
-        facts={fact: np.array(values, object) for fact, values in values_by_fact.items()},
+        run_id=_texts(runs, "run_id"),
+        build_name=_texts(runs, "build_name"),
+        split=_texts(runs, "split"),
+        outcome=_texts(runs, "outcome"),
+        label=runs["label"].to_numpy(),
+        n_windows=runs["n_windows"].to_numpy(),
+        day=_days(runs),
+        facts={fact: np.array(values, object) for fact, values in facts.items()},
         sampled=sampled,
         inputs=sampled_inputs,
         # Without training runs it comes from those that were read.
         normalisation=_normalisation(ranges) if ranges else Normalisation.of(sampled_inputs),
     )
+
+
+class _Selection(NamedTuple):
+    """The examples to read; see `read_runs`."""
+
+    splits: Sequence[str]
+    class_name: str | None
+    min_windows: int
+
+    def count(self, state: DatasetState) -> int:
+        """Return the number of selected examples, by the manifest."""
+        return sum(
+            run.n_windows >= self.min_windows and self.class_name in (None, run.label_name)
+            for span in state.latest()
+            for run in span.runs
+            if run.split in self.splits
+        )
+
+    def filter(self, table: pa.Table, arrays: np.ndarray) -> tuple[pa.Table, np.ndarray]:
+        """Return the selected examples of a file of one of the splits, and their arrays."""
+        is_selected = table["n_windows"].to_numpy() >= self.min_windows
+        if self.class_name is not None:
+            is_selected &= _texts(table, "label_name") == self.class_name
+        if is_selected.all():
+            return table, arrays
+        return table.filter(pa.array(is_selected)), arrays[is_selected]
+
+
+def _read_files(
+    dataset: StoredDataset,
+    state: DatasetState,
+    resolved: ResolvedDefinition,
+    splits: Collection[str],
+    progress: Progress,
+) -> Iterator[tuple[str, pa.Table, np.ndarray]]:
+    """Yield (split, examples, their arrays) of the files of some splits, always in the same order."""
+    files = [
+        (split, file)
+        for span in state.latest()
+        for split in SPLITS
+        if split in splits
+        for file in span.files.get(split, ())
+    ]
+    for finished, (split, file) in enumerate(files):
+        progress("files", finished, len(files))
+        table = read_examples(dataset.store, file)
+        yield split, table, inputs_of(table, resolved)
+    progress("files", len(files), len(files))
+
+
+def _add_facts(facts: Mapping[str, list[str]], table: pa.Table) -> None:
+    """Append the facts of each run in a table to the lists of their names; "" where a run has none."""
+    if not facts:
+        return
+    for run in run_facts(table):
+        for name, values in facts.items():
+            values.append(label_of(run, name, {}) or "")
 
 
 class _Range(NamedTuple):
@@ -182,29 +232,6 @@ def _normalisation(ranges: Sequence[_Range]) -> Normalisation:
     mean = np.sum([part.total for part in ranges], axis=0) / sum(part.runs for part in ranges)
     low = np.min([part.low for part in ranges], axis=0)
     return Normalisation.of_range(mean, low, np.max([part.high for part in ranges], axis=0))
-
-
-def _count(state: DatasetState, splits: Sequence[str], only: str | None, at_least: int) -> int:
-    """Return the number of matching runs."""
-    return sum(
-        run.n_windows >= at_least and only in (None, run.label_name)
-        for span in state.latest()
-        for run in span.runs
-        if run.split in splits
-    )
-
-
-def _files(state: DatasetState) -> list[tuple[str, ExampleFile]]:
-    """Return (split, file) of all files, in a stable order."""
-    return [(split, file) for span in state.latest() for split in SPLITS for file in span.files.get(split, ())]
-
-
-def _select(table: pa.Table, arrays: np.ndarray, only: str | None, at_least: int) -> tuple[pa.Table, np.ndarray]:
-    """Return the matching runs of a file, and their arrays."""
-    selected = table["n_windows"].to_numpy() >= at_least
-    if only is not None:
-        selected &= _texts(table, "label_name") == only
-    return (table, arrays) if selected.all() else (table.filter(pa.array(selected)), arrays[selected])
 
 
 def _sample(total: int, limit: int, seed: int) -> np.ndarray:

@@ -16,16 +16,16 @@ from ciml.reports.dataset.views import (
     Calendar,
     Course,
     Groups,
-    calendar,
-    class_splits,
-    courses,
-    grouped,
-    image,
-    lengths,
-    typical,
+    choose_typical_runs,
+    compute_courses,
+    count_by_split,
+    count_unsuccessful,
+    group_values,
+    make_calendar,
+    make_image,
+    running_shares,
     unit_of,
-    unrolled,
-    unsuccessful,
+    unroll,
     value_range,
 )
 from ciml.reports.drawing import (
@@ -98,12 +98,12 @@ def plot_dataset(
 
 def dataset_page(runs: Runs, features: list[int]) -> Page:
     """Return the page of a data set. ``features``: indices of the features whose courses are drawn."""
-    groups = grouped(runs.class_name)
+    groups = group_values(runs.class_name)
     resolved = runs.resolved
     definition = resolved.definition
-    outcomes = calendar(runs, grouped(runs.outcome))
-    by_job = grouped(runs.build_name, MOST_JOBS)
-    jobs = calendar(runs, by_job)
+    outcomes = make_calendar(runs, group_values(runs.outcome))
+    by_job = group_values(runs.build_name, MOST_JOBS)
+    jobs = make_calendar(runs, by_job)
     total = len(resolved.features)
     chosen = f"{len(features)} of {total} features {'is' if len(features) == 1 else 'are'} drawn."
     sections = (
@@ -117,7 +117,7 @@ def dataset_page(runs: Runs, features: list[int]) -> Page:
             "Runs over time",
             "Runs by start, UTC." if outcomes else "No run has a time.",
             calendar_plot(outcomes) if outcomes else None,
-            jobs_plot(jobs, unsuccessful(runs, by_job)) if jobs else None,
+            jobs_plot(jobs, count_unsuccessful(runs, by_job)) if jobs else None,
         ),
         Section(
             "Features" if runs.aggregated else "Features over time",
@@ -172,7 +172,7 @@ def _columns(runs: Runs) -> Section:
 
 def classes_plot(runs: Runs, groups: Groups) -> Plot:
     """Plot runs by class and split."""
-    counts = class_splits(runs, groups)
+    counts = count_by_split(runs, groups)
     totals = counts.sum(axis=1)
     share = percent(groups.counts[0] / len(runs))
     largest = shown(groups.names[0])
@@ -204,8 +204,8 @@ def classes_plot(runs: Runs, groups: Groups) -> Plot:
 
 def lengths_plot(runs: Runs, groups: Groups) -> Plot:
     """Plot the share of runs that still run after t seconds, by class."""
-    times_s, shares = lengths(runs, groups)
-    medians = [float(np.median(runs.n_windows[groups.of == group])) for group in range(groups.named)]
+    times_s, shares = running_shares(runs, groups)
+    medians = [float(np.median(runs.n_windows[groups.assigned == group])) for group in range(groups.named)]
     title = f"The median run takes {seconds(float(np.median(runs.n_windows)) * runs.interval_s)}"
     spread = sorted(zip(medians, groups.names, strict=False))
     if spread[0][0] < spread[-1][0]:
@@ -236,12 +236,12 @@ def calendar_plot(outcomes: Calendar) -> Plot:
     totals = outcomes.counts.sum(axis=0)
     busiest = int(totals.argmax())
     preposition = {"day": "on", "week": "in the week from", "month": "in the month from"}[outcomes.unit]
-    largest = f"{totals[busiest]:,} {preposition} {outcomes.begins[busiest]}"
+    largest = f"{totals[busiest]:,} {preposition} {outcomes.starts[busiest]}"
     title = f"{runs_of(int(totals.sum()))} by {outcomes.unit} and outcome; at most {largest}"
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        x = np.arange(len(outcomes.begins))
+        x = np.arange(len(outcomes.starts))
         width = min(0.8, 0.12 * len(x))
         base = np.zeros(len(x))
         for color, name, counts in zip(colors_of(names), distinct(names), outcomes.counts, strict=False):
@@ -257,22 +257,22 @@ def calendar_plot(outcomes: Calendar) -> Plot:
     return Plot("outcomes", title, _undated(outcomes), (WIDE, 3.3), paint)
 
 
-def jobs_plot(jobs: Calendar, unsuccessful: np.ndarray) -> Plot:
-    """Plot jobs × time, shaded by the number of runs. A job's label counts its unsuccessful runs."""
+def jobs_plot(jobs: Calendar, failures: np.ndarray) -> Plot:
+    """Plot jobs × time, shaded by the number of runs. A job's label counts its unsuccessful runs (``failures``)."""
     names = jobs.groups.names
     labels = [
-        f"{name} ({count:,}{f', {failures:,} unsuccessful' if failures else ''})"
-        for name, count, failures in zip(distinct(names, 30), jobs.groups.counts, unsuccessful, strict=True)
+        f"{name} ({count:,}{f', {failed:,} unsuccessful' if failed else ''})"
+        for name, count, failed in zip(distinct(names, 30), jobs.groups.counts, failures, strict=True)
     ]
     texts = {(row, column): f"{jobs.counts[row, column]}" for row, column in np.argwhere(jobs.counts).tolist()}
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         counts = np.where(jobs.counts > 0, jobs.counts, np.nan)
-        cells = texts if len(jobs.begins) <= 31 else {}
+        cells = texts if len(jobs.starts) <= 31 else {}
         shade = draw_matrix(axes, counts, labels, [], cells, size=7, cmap="viridis_r", vmin=0)
         _date_ticks(axes, jobs)
-        axes.set_xticks(np.arange(len(jobs.begins) + 1) - 0.5, minor=True)
+        axes.set_xticks(np.arange(len(jobs.starts) + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
         axes.grid(True, which="minor", color="white", linewidth=1)
         axes.tick_params(which="minor", length=0)
@@ -284,9 +284,9 @@ def jobs_plot(jobs: Calendar, unsuccessful: np.ndarray) -> Plot:
 
 def _date_ticks(axes: Any, dates: Calendar) -> None:
     """Label at most twelve dates."""
-    ticks = np.arange(0, len(dates.begins), -(-len(dates.begins) // 12))
+    ticks = np.arange(0, len(dates.starts), -(-len(dates.starts) // 12))
     slant: Any = {"rotation": 35, "ha": "right"} if len(ticks) > 6 else {}
-    axes.set_xticks(ticks, [str(dates.begins[tick]) for tick in ticks], fontsize=8, **slant)
+    axes.set_xticks(ticks, [str(dates.starts[tick]) for tick in ticks], fontsize=8, **slant)
     axes.set_xlabel({"day": "day (UTC)", "week": "week from (UTC)", "month": "month from (UTC)"}[dates.unit])
 
 
@@ -308,7 +308,8 @@ def courses_caption(runs: Runs, selection: str = "") -> str:
 def course_plots(runs: Runs, groups: Groups, features: Sequence[int]) -> list[Plot]:
     """Plot the mean and quartiles of features over time, by class. ``features``: indices into the definition's."""
     return [
-        _course_plot(runs, groups, course, number) for number, course in enumerate(courses(runs, groups, features), 1)
+        _course_plot(runs, groups, course, number)
+        for number, course in enumerate(compute_courses(runs, groups, features), 1)
     ]
 
 
@@ -400,14 +401,14 @@ def _finding(runs: Runs, groups: Groups, course: Course, unit: str) -> str:
 
 def examples_plot(runs: Runs, groups: Groups) -> Plot:
     """Plot a few runs, normalised and unrolled, as an estimator sees them."""
-    indices = typical(runs, groups)
-    values = unrolled(runs, indices)
-    of = groups.of[runs.sampled][indices]
+    indices = choose_typical_runs(runs, groups)
+    values = unroll(runs, indices)
+    assigned = groups.assigned[runs.sampled][indices]
     colors = colors_of(groups.names)
 
     def paint(figure: Figure) -> None:
         grid = figure.subplots(len(indices), 1, sharex=True, sharey=True, squeeze=False)
-        for axes, row, group, run in zip(grid[:, 0], values, of, runs.sampled[indices], strict=True):
+        for axes, row, group, run in zip(grid[:, 0], values, assigned, runs.sampled[indices], strict=True):
             axes.plot(row, "." if runs.aggregated else "-", color=colors[group], linewidth=0.9)
             names = (shown(groups.names[group]), shown(runs.build_name[run]), shown(runs.run_id[run], 44))
             axes.set_title(" · ".join(names), fontsize=8)
@@ -427,7 +428,7 @@ def examples_plot(runs: Runs, groups: Groups) -> Plot:
 
 def image_plot(runs: Runs, groups: Groups) -> Plot:
     """Plot all runs, or an even sample, as an image: runs × unrolled features."""
-    rows = image(runs, groups)
+    rows = make_image(runs, groups)
     height = 2.2 + 4.4 * min(1.0, len(rows.indices) / 200)
 
     def paint(figure: Figure) -> None:

@@ -123,7 +123,7 @@ def test_sixty_jobs_are_twenty_rows_and_the_rest():
 def test_a_sample_of_many_runs_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from ciml.reports.dataset.read import read_runs
 
-    scene = read_runs(hostile_data(tmp_path).dataset("bad"), most_values=70)
+    scene = read_runs(hostile_data(tmp_path).dataset("bad"), max_values=70)
     lead = dataset_page(scene, [1]).lead
     assert lead.endswith("Counts are of all runs; courses and examples of an even sample of 7.")
 
