@@ -73,6 +73,23 @@ class Reading:
         return cls(**{name: texts[header] for name, header in _HEADERS.items() if header in texts})
 
 
+def logs_root(text: str, name: str = "--logs") -> str:
+    """Return the root of a listing's logs, for `Reading.logs`: an ``s3://`` prefix, or the full path of a folder.
+
+    Args:
+      text: the root as the user wrote it.
+      name: of the option or argument, for the message.
+
+    Raises:
+      CimlError: if it is neither a folder nor a prefix.
+    """
+    if text.startswith("s3://"):
+        return text
+    if "://" in text or not os.path.isdir(text):
+        raise CimlError(f"{name} {text}: no such folder; name a folder or an s3:// prefix")
+    return os.path.realpath(text)
+
+
 class Line(NamedTuple):
     """A line: its number from 0, and its bytes. A line above the size limit has its size and hex sha256 instead."""
 

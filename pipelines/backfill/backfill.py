@@ -17,19 +17,19 @@ from ciml.events.listing import Listing
 from ciml.pipelines.backfill.plan import (
     BackfillConfig,
     BackfillProgress,
-    OrderedCommitter,
     Report,
     Tally,
     Work,
-    plan,
     probe_logs,
+    take_work,
 )
+from ciml.pipelines.backfill.work_queue import WorkQueue
 
 if TYPE_CHECKING:
     import apache_beam as beam
 
 #: Work items of one pipeline, by runner. A job on Flink costs seconds, but can be cancelled at any time. A pipeline in
-#: this process costs a fifth of a second, but a stop has to wait for its end.
+#: this process costs a fifth of a second, but a stop has to wait for it to end.
 _PIPELINE_ITEMS = {"fnapi": 20, "flink": 2000}
 
 
@@ -62,7 +62,7 @@ def backfill(
     progress = BackfillProgress(config.raw, listing, report)
     probe_logs(config, listing, progress.tally)
     stop = stop or threading.Event()
-    works = plan(config, listing, progress, stop)
+    works = take_work(config, listing, progress, stop)
     if runner is None:
         _backfill_here(config, listing, works, progress)
     else:
@@ -82,15 +82,15 @@ def backfill(
 
 
 def _backfill_here(config: BackfillConfig, listing: Listing, works: Iterator[Work], progress: BackfillProgress) -> None:
-    """Settle the work in threads of this process."""
-    committer = OrderedCommitter(config, listing, progress.update)
+    """Process and commit the work in threads of this process."""
+    queue = WorkQueue(config, listing, progress.update)
     try:
         for work in works:
-            progress.tally.passed += committer.put(work)
+            progress.tally.passed += queue.put(work)
             progress.report()
-        progress.tally.passed += committer.end()
+        progress.tally.passed += queue.end()
     except BaseException:
-        committer.abandon()
+        queue.abandon()
         raise
 
 
@@ -128,4 +128,4 @@ def plan_backfill(config: BackfillConfig, listing: Listing) -> PlannedBackfill:
     """Return the remaining work of a backfill, as `backfill` would do it now. Raises as `backfill`."""
     progress = BackfillProgress(config.raw, listing)
     probe_logs(config, listing, progress.tally)
-    return PlannedBackfill(config, listing, tuple(plan(config, listing, progress, threading.Event())))
+    return PlannedBackfill(config, listing, tuple(take_work(config, listing, progress, threading.Event())))

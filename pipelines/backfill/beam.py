@@ -8,7 +8,8 @@ from typing import Any
 import apache_beam as beam
 
 from ciml.events.listing import shared_listing
-from ciml.pipelines.backfill.plan import BackfillConfig, OrderedCommitter, Work
+from ciml.pipelines.backfill.plan import BackfillConfig, Work
+from ciml.pipelines.backfill.work_queue import WorkQueue
 from ciml.transforms.guard import keep_error
 
 
@@ -19,27 +20,27 @@ class Settle(beam.DoFn):
         self._config = config
         self._url = url
         self._digest = digest
-        self._committer: OrderedCommitter | None = None
+        self._queue: WorkQueue | None = None
 
     def start_bundle(self) -> None:
         self.teardown()  # clean up after a failed bundle
 
     def process(self, work: Work) -> None:
         with keep_error():
-            if self._committer is None:
-                self._committer = OrderedCommitter(self._config, shared_listing(self._url, self._digest))
-            self._committer.put(work)
+            if self._queue is None:
+                self._queue = WorkQueue(self._config, shared_listing(self._url, self._digest))
+            self._queue.put(work)
 
     def finish_bundle(self) -> None:
         with keep_error():
-            if self._committer is not None:
-                self._committer.end()
-                self._committer = None
+            if self._queue is not None:
+                self._queue.end()
+                self._queue = None
 
     def teardown(self) -> None:
-        if self._committer is not None:
-            self._committer.abandon()
-            self._committer = None
+        if self._queue is not None:
+            self._queue.abandon()
+            self._queue = None
 
 
 def build_backfill(

@@ -2,8 +2,8 @@
 
 rows of the table ─► lines of a listing, or reasons ─► survey: logs, known runs ─► too many bad? ─► backfill
 
-The listing is derived from the table alone. So the lines of a table that is loaded again are settled already. A stored
-row that came from the same source and lacks facts of the listing is *completed* without its log.
+The listing is derived from the table alone, so the same table gives the same lines, which an earlier load has settled.
+A stored raw row that came from the same source and lacks facts of a line is *completed* without its log.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ import os
 import tempfile
 import threading
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, RejectedInput
-from ciml.events.listing import Listing, Reading, decode_line
-from ciml.events.records import COMPLETES, RunFacts
+from ciml.events.listing import Listing, Reading, decode_line, logs_root
+from ciml.events.records import RunFacts
 from ciml.limits import MAX_LABELS
 from ciml.manifest.coverage import RangeSet
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.backfill.load_report import LoadReport, RejectedTableError
-from ciml.pipelines.backfill.plan import BackfillConfig, Tally, fetch_below, logs_root
-from ciml.pipelines.backfill.survey import Survey, survey
+from ciml.pipelines.backfill.plan import BackfillConfig, load_fetch_policy
+from ciml.pipelines.backfill.survey import survey
 from ciml.progress import Progress, no_progress
 from ciml.runs.run_log import find_rows, outcomes_of
 from ciml.runs.state import open_raw
@@ -61,12 +62,13 @@ def load(
 ) -> LoadReport:
     """Load the runs of a table of results, and their logs, into the raw store: all that is usable, or nothing.
 
-    The same table again changes nothing; a table that grew adds what is new. An interrupted load continues.
+    Loading the same table again changes nothing; a table that grew adds its new rows. An interrupted load continues
+    when it is repeated.
 
     Args:
-      data: the data root; it is created where it does not exist.
+      data: the data root; created if it does not exist.
       logs: the folder or ``s3://`` prefix of the logs.
-      table: a file or ``s3://`` object of CSV, Parquet or JSON lines, or a `pyarrow.Table`: a row a run.
+      table: a file or ``s3://`` object of CSV, Parquet or JSON lines, or a `pyarrow.Table`, with a row per run.
       mapping: the meaning of columns, by name: a field of the listing, or ``-`` to leave the column out. The other
         columns are recognised by their names and values.
       zone: IANA name of the zone of times that have none.
@@ -76,7 +78,7 @@ def load(
       trust: the trust policy; by default the built-in one, which trusts ``backfill``.
       dry_run: only survey; commit nothing.
       stop: when set, ends the load after the work in progress is committed; the report is incomplete then.
-      progress: called with what is done, how much of it, and the total or None.
+      progress: called with the step, and the rows or lines done and in all.
 
     Raises:
       RejectedTableError: too many unusable rows, or no good one; nothing was committed.
@@ -93,15 +95,25 @@ def load(
         skip_known=True,
         take_missing=True,
         trust=trust or TrustPolicy.load(None),
-        fetch=fetch_below(root),
+        fetch=load_fetch_policy(root),
     )
     opened = open_results(table)
     conversion = Conversion(opened, config.reading, roots=(os.path.abspath(logs),), mapping=mapping, zone=zone)
     report = LoadReport(opened.name, opened.form, conversion.columns, conversion.suggestions)
     with tempfile.TemporaryFile(prefix="ciml-load-") as file:
-        rows = _write_listing(conversion, file, report, progress)
+        row_numbers = _write_listing(conversion, file, report, progress)
         listing = Listing(opened.name, file)
-        config = _with_completions(config, listing, report)
+        log, state = open_raw(config.raw)
+        settled = RangeSet(state.covered(listing.topic, 0))
+        if settled:
+            report.earlier = outcomes_of(log, listing.topic)
+            report.dead_letters.update(
+                dead_letter.reason for key, dead_letter in state.index.dead_letters() if key[0].topic == listing.topic
+            )
+        completions = find_completions(log, listing, config.reading, settled)
+        report.completed = completions.completed
+        report.differing = completions.differing
+        config = replace(config, completions=completions.rows)
         surveyed = survey(
             config,
             listing,
@@ -111,7 +123,7 @@ def load(
         )
         if stop is not None and stop.is_set():
             return report
-        _count_survey(report, surveyed, rows)
+        report.count_survey(surveyed, row_numbers)
         _check_usable(report, max_bad, root)
         if not dry_run:
             tally = backfill(
@@ -120,54 +132,28 @@ def load(
                 stop=stop,
                 report=lambda tally: progress("loading runs", tally.passed, tally.lines - tally.before),
             )
-            _count_outcomes(report, tally)
+            report.count_outcomes(tally)
     return report
 
 
 def _write_listing(conversion: Conversion, file: IO[bytes], report: LoadReport, progress: Progress) -> array[int]:
-    """Write the good rows as a listing, and count the bad ones. Return the row of each line."""
-    rows = array("L")
+    """Write the good rows as a listing, and count all rows. Return the number of the row of each line."""
+    row_numbers = array("L")
     try:
         for row in conversion.rows():
             report.rows += 1
             if isinstance(row, BadRow):
-                report.add(row, report.bad)
+                report.count_unusable(row, report.bad)
             else:
                 file.write(row.line + b"\n")
-                rows.append(row.number)
+                row_numbers.append(row.number)
             if report.rows % 1000 == 0:
                 progress("reading rows", report.rows, None)
         file.flush()
         file.seek(0)
     except OSError as error:
         raise EngineError(f"cannot write into {tempfile.gettempdir()}: {error.strerror}") from error
-    return rows
-
-
-def _with_completions(config: BackfillConfig, listing: Listing, report: LoadReport) -> BackfillConfig:
-    """Return the configuration with the stored rows that lines complete; report these, and the lines settled before."""
-    log, state = open_raw(config.raw)
-    settled = RangeSet(state.covered(listing.topic, 0))
-    completions = find_completions(log, listing, config.reading, settled, report)
-    if settled:
-        report.earlier = outcomes_of(log, listing.topic)
-        report.dead_letters.update(
-            dead_letter.reason for key, dead_letter in state.index.dead_letters() if key[0].topic == listing.topic
-        )
-    return replace(config, completions=completions)
-
-
-def _count_survey(report: LoadReport, surveyed: Survey, rows: array[int]) -> None:
-    """Count the rows of the listing as the survey describes them."""
-    column = report.columns.theirs("log_path")
-    for missing in surveyed.missing:
-        report.add(BadRow(rows[missing.line], missing.reason, column, missing.where, ""), report.missing)
-    report.before = surveyed.settled
-    report.not_selected = surveyed.others
-    report.known = surveyed.known
-    report.good = surveyed.lines - surveyed.settled - surveyed.others - len(surveyed.missing)
-    report.untrusted = sum(count for (trusted, _), count in surveyed.trust.items() if not trusted)
-    report.untrusted += report.earlier.untrusted
+    return row_numbers
 
 
 def _check_usable(report: LoadReport, max_bad: float, root: str) -> None:
@@ -184,7 +170,7 @@ def _check_usable(report: LoadReport, max_bad: float, root: str) -> None:
 
 
 def _path_hint(report: LoadReport, root: str) -> str:
-    """Describe a fault of all paths: they begin with the name of the folder of logs, or have backslashes."""
+    """Describe a likely fault of all paths, judged by the first log that was not found; "" if none is recognised."""
     parent, name = os.path.split(root.rstrip("/"))
     first = next((row.value for row in report.examples if row.reason == "log_not_found"), "")
     if first.startswith(f"{root}/{name}/") and os.path.exists(f"{parent}/{first.removeprefix(root + '/')}"):
@@ -194,20 +180,8 @@ def _path_hint(report: LoadReport, root: str) -> str:
     return ""
 
 
-def _count_outcomes(report: LoadReport, tally: Tally) -> None:
-    """Count what became of the rows in the backfill."""
-    report.totals = tally.totals()
-    report.completed_runs = tally.counts["reclaim", COMPLETES]
-    if not report.completed_runs:
-        report.completed.clear()
-    report.complete = tally.complete
-    for (kind, reason), count in tally.counts.items():
-        if kind == "dead_letter":
-            report.dead_letters[reason] += count
-
-
-#: Facts that may be completed, by their name in a listing. The facts that decide on the trust or the split of a run are
-#: not: completing them would move it between training and test.
+#: Attributes of the facts that may be completed, by their names in a listing. The facts that decide on the trust or the
+#: split of a run are left out: completing them would move it between training and test.
 COMPLETABLE: Mapping[str, str] = {
     "start_time": "start_us",
     "end_time": "end_us",
@@ -217,39 +191,49 @@ COMPLETABLE: Mapping[str, str] = {
 }
 
 
-def find_completions(
-    log: ManifestLog, listing: Listing, reading: Reading, settled: RangeSet, report: LoadReport
-) -> dict[int, CompletedRow]:
+class Completions(NamedTuple):
+    """The comparison of a listing with the stored rows of its runs.
+
+    Attributes:
+      rows: the stored rows that lines complete, by the line's number.
+      completed: number of lines that have a fact which the stored row lacks, by fact.
+      differing: number of lines that contradict a fact of the stored row, by fact.
+    """
+
+    rows: dict[int, CompletedRow]
+    completed: Counter[str]
+    differing: Counter[str]
+
+
+def find_completions(log: ManifestLog, listing: Listing, reading: Reading, settled: RangeSet) -> Completions:
     """Compare the unsettled lines of a listing with the stored rows of their runs.
 
-    Only rows of the listing's own source that came without a proof are compared: facts of one source never
-    complete those of another.
+    Only rows of the listing's own source that came without a proof of their sender are compared: facts of one source
+    never complete those of another.
 
     Args:
       log: the raw manifest.
       listing: an open listing.
       reading: how its lines are read.
       settled: numbers of the lines that are settled.
-      report: counts the rows that the listing completes, and those that differ.
-
-    Returns:
-      The rows that it completes, by the number of the line.
 
     Raises:
       EngineError: if the store does not answer.
     """
-    completions: dict[int, CompletedRow] = {}
+    result = Completions({}, Counter(), Counter())
     lines = _runs_of(listing, reading, settled)
     while part := dict(islice(lines, _LINES_AT_ONCE)):
         for run_id, row in find_rows(log, part).items():
             number, facts = part[run_id]
             if row.mention.source != facts.source or row.mention.auth:
                 continue
-            changes = _compare(row.mention, facts, report)
-            if changes:
-                facts = row.mention.replace(outcome=facts.outcome, result=facts.result, **changes)
-                completions[number] = CompletedRow(facts, row.file)
-    return completions
+            comparison = _compare(row.mention, facts)
+            result.completed.update(comparison.completed)
+            result.differing.update(comparison.differing)
+            if comparison.changes:
+                facts = row.mention.replace(outcome=facts.outcome, result=facts.result, **comparison.changes)
+                result.rows[number] = CompletedRow(facts, row.file)
+    return result
 
 
 def _runs_of(listing: Listing, reading: Reading, settled: RangeSet) -> Iterator[tuple[str, tuple[int, RunFacts]]]:
@@ -266,25 +250,33 @@ def _runs_of(listing: Listing, reading: Reading, settled: RangeSet) -> Iterator[
                 yield run.facts.run_id, (line.number, run.facts)
 
 
-def _compare(stored: RunFacts, line: RunFacts, report: LoadReport) -> dict[str, Any]:
-    """Return the facts of a line that a stored run lacks; count them, and those that differ."""
-    changes: dict[str, Any] = {}
+class _Comparison(NamedTuple):
+    """The names of the facts that a line completes or contradicts, and the changes of the stored facts by attribute."""
+
+    completed: list[str]
+    differing: list[str]
+    changes: dict[str, Any]
+
+
+def _compare(stored: RunFacts, line: RunFacts) -> _Comparison:
+    """Compare the facts of a line with those of the stored run."""
+    result = _Comparison([], [], {})
     for name, attribute in COMPLETABLE.items():
         before = getattr(stored, attribute)
         now = getattr(line, attribute)
         if not now or now == before:
             continue
         if before or _ends_before_start(stored.replace(**{attribute: now})):
-            report.differing[name] += 1
+            result.differing.append(name)
         else:
-            report.completed[name] += 1
-            changes[attribute] = now
+            result.completed.append(name)
+            result.changes[attribute] = now
+    result.differing.extend(name for name, label in line.labels.items() if stored.labels.get(name, label) != label)
     missing = sorted(line.labels.keys() - stored.labels.keys())[: MAX_LABELS - len(stored.labels)]
     if missing:
-        report.completed.update(missing)
-        changes["labels"] = {**stored.labels, **{name: line.labels[name] for name in missing}}
-    report.differing.update(name for name, label in line.labels.items() if stored.labels.get(name, label) != label)
-    return changes
+        result.completed.extend(missing)
+        result.changes["labels"] = {**stored.labels, **{name: line.labels[name] for name in missing}}
+    return result
 
 
 def _ends_before_start(facts: RunFacts) -> bool:

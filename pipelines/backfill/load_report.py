@@ -1,17 +1,21 @@
-"""The report of a load: what its columns mean, and what became of its rows, for programs and as text."""
+"""The report of a load: the meaning of the table's columns, and the outcomes of its rows, for programs and as text."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ciml.errors import CimlError
-from ciml.events.records import KIND_WORDS, totals_of
+from ciml.events.records import COMPLETES, KIND_WORDS, totals_of
 from ciml.runs.run_log import Settled
 from ciml.transforms.results.columns import Columns, Suggestion
 from ciml.transforms.results.convert import REASONS, BadRow
+
+if TYPE_CHECKING:
+    from ciml.pipelines.backfill.plan import Tally
+    from ciml.pipelines.backfill.survey import Survey
 
 _MANNERS = {"given": "as given", "name": "by its name", "content": "by its values"}
 _EXAMPLES = 3  # rows that a report shows for each reason
@@ -35,10 +39,10 @@ class UnusableRows(NamedTuple):
 
 @dataclass(repr=False)
 class LoadReport:
-    """The result of a load, or of its survey. ``print(report)`` shows what ``ciml load`` prints.
+    """The result of a load, or of its survey alone. Its text is the output of ``ciml load``.
 
-    Each row is counted once: ``rows`` is the sum of ``bad``, ``not_selected``, ``before``, and of ``totals`` once it is
-    complete, else of ``good`` and ``missing``.
+    The survey counts each row once: in ``bad``, ``not_selected``, ``before``, ``good`` or ``missing``. A complete load
+    has counted the rows of ``good`` and ``missing`` again, in ``totals``.
 
     Attributes:
       table, form: the table's name and format.
@@ -47,19 +51,19 @@ class LoadReport:
       rows: rows of the table.
       bad: rows that cannot be loaded, by reason.
       missing: rows whose logs cannot be opened, by reason. Loaded, they are dead letters.
-      good: other rows that are not settled yet.
+      good: rows that a load would settle as runs, repeats, corrections or ignored.
       before: rows that an earlier load of the same table settled.
       not_selected: rows of other jobs.
       known: of the good rows, those whose runs are stored: repeats or corrections.
       untrusted: of the good and missing rows, those that no rule of the trust policy trusts; and of ``before``, those
         that none trusted when they were stored.
-      completed: rows whose stored runs lack a fact that the table has, by fact. A load completes them: reclaims.
-      completed_runs: the number of these rows that a load completed.
-      differing: rows whose stored runs have another value than the table, by fact. The stored value stays.
-      earlier: what became of the rows of ``before``.
+      completed: rows whose stored runs lack a fact that the table has, by fact. A load completes them by reclaims.
+      completed_runs: the number of stored runs that the load completed.
+      differing: rows whose stored runs contradict the table, by fact. The stored value is kept.
+      earlier: the outcomes of the rows of ``before``.
       examples: the first bad rows of each reason, in order.
-      totals: rows by what became of them, as `ciml.events.records.Kind`; all 0 before a load.
-      dead_letters: rows that are open dead letters, also those of an earlier load of the same table, by reason.
+      totals: number of outcomes by `ciml.events.records.Kind`; all 0 before a load.
+      dead_letters: rows that are open dead letters, by reason, including those of an earlier load of the same table.
       complete: whether all selected rows are settled.
     """
 
@@ -89,11 +93,41 @@ class LoadReport:
         """The number of rows that are bad, or whose logs are missing."""
         return self.bad.total() + self.missing.total()
 
-    def add(self, row: BadRow, counter: Counter[str]) -> None:
-        """Count an unusable row, and keep it where it is among the first of its reason."""
+    def count_unusable(self, row: BadRow, counter: Counter[str]) -> None:
+        """Count a row in ``bad`` or ``missing``, and keep it as an example if it is among the first of its reason."""
         if counter[row.reason] < _EXAMPLES:
             self.examples.append(row)
         counter[row.reason] += 1
+
+    def count_survey(self, surveyed: Survey, row_numbers: Sequence[int]) -> None:
+        """Count the rows of the listing as the survey describes them.
+
+        Args:
+          surveyed: the survey.
+          row_numbers: the number of the row of each line.
+        """
+        column = self.columns.theirs("log_path")
+        for missing in surveyed.missing:
+            self.count_unusable(
+                BadRow(row_numbers[missing.line], missing.reason, column, missing.where, ""), self.missing
+            )
+        self.before = surveyed.settled
+        self.not_selected = surveyed.others
+        self.known = surveyed.known
+        self.good = surveyed.lines - surveyed.settled - surveyed.others - len(surveyed.missing)
+        untrusted = sum(count for (trusted, _), count in surveyed.trust.items() if not trusted)
+        self.untrusted = untrusted + self.earlier.untrusted
+
+    def count_outcomes(self, tally: Tally) -> None:
+        """Count the outcomes of the rows in the backfill."""
+        self.totals = tally.totals()
+        self.complete = tally.complete
+        self.completed_runs = tally.counts["reclaim", COMPLETES]
+        if not self.completed_runs:  # stopped before it completed any
+            self.completed.clear()
+        for (kind, reason), count in tally.counts.items():
+            if kind == "dead_letter":
+                self.dead_letters[reason] += count
 
     def reasons(self) -> list[UnusableRows]:
         """Return the unusable rows of each reason, the most frequent first."""
@@ -184,10 +218,10 @@ class LoadReport:
 class RejectedTableError(CimlError):
     """A table that was rejected as a whole, since too many of its rows are unusable.
 
-    Its text is a line, followed by the reasons, one a line.
+    Its text is the summary, followed by a line per reason.
 
     Attributes:
-      summary: the line alone.
+      summary: the first line.
       report: counts and examples.
     """
 

@@ -1,19 +1,16 @@
 """A backfill's configuration, its remaining work, and its progress.
 
-The lines of a listing are read in blocks. A *work item* has the lines of a block that are to be *settled*: fetched,
-parsed and stored, up to their commit. Several are settled concurrently in threads, and committed in order.
+The lines of a listing are read in blocks. A line is *settled* when its outcome is committed. A *work item* has the
+lines of a block that are to be settled together.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ciml.errors import CimlError
@@ -21,19 +18,16 @@ from ciml.events.listing import Block, ListedRun, Listing, Reading, decode_line
 from ciml.events.records import Batch, OffsetRange, reasons_of, records_of, totals_of
 from ciml.globs import glob_pattern
 from ciml.manifest.coverage import RangeSet
-from ciml.pipelines.ingest.committer import Committer, SettleConfig, committer
+from ciml.pipelines.ingest.committer import SettleConfig, committer
 from ciml.storage import Store
 from ciml.transforms.fetch.fetch import fetch_in_parts
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import attempt
 from ciml.transforms.ingest.decode import ALL_JOBS, CompletedRow, decode_lines
-from ciml.transforms.ingest.run_stages import settle
-from ciml.trust import evaluate
 
-_PROBES = 20  # logs that are looked for before a backfill
-_ENOUGH_PROBES = 10
-_IN_PROGRESS = 3  # work items: while one waits for files, another is parsed
-_REPORT_S = 0.2
+_PROBES = 20  # lines whose logs are looked for before a backfill
+_ENOUGH_PROBES = 10  # fewer missing logs may be a coincidence
+_REPORT_S = 0.2  # between two reports of progress
 
 
 @dataclass(frozen=True)
@@ -42,13 +36,13 @@ class BackfillConfig(SettleConfig):
 
     Attributes:
       reading: how to interpret the lines.
-      selection: as of all that settle runs. Lines of other jobs stay unsettled.
+      selection: globs of the jobs to take. Lines of other jobs remain unsettled.
       limit: largest number of unsettled lines to take; None for all.
       completions: stored rows that lines complete, by the line's number (`ciml.pipelines.backfill.load`).
-      skip_known: do not read the log of a run with a raw row: its line is a repeat or a correction.
+      skip_known: do not read the log of a run with a trusted raw row: its line is a repeat or a correction.
       take_missing: continue even if no log seems to exist.
-      commit_lines: lines committed together.
-      commit_s: longest wait of settled lines for others, seconds.
+      commit_lines: number of processed lines after which they are committed.
+      commit_s: time after which processed lines are committed even if they are fewer, seconds.
     """
 
     reading: Reading
@@ -66,14 +60,14 @@ class Work(NamedTuple):
     Attributes:
       block: the block.
       parts: ranges [start, end) of the lines, by their numbers.
-      known: lines whose runs have a raw row.
-      completed: the stored rows that lines complete, by the line's number.
+      known: numbers of the lines whose runs have a trusted raw row; empty unless `BackfillConfig.skip_known`.
+      completions: (number of a line, the stored row that it completes), in order.
     """
 
     block: Block
     parts: tuple[tuple[int, int], ...]
     known: frozenset[int] = frozenset()
-    completed: tuple[tuple[int, CompletedRow], ...] = ()
+    completions: tuple[tuple[int, CompletedRow], ...] = ()
 
     @property
     def lines(self) -> int:
@@ -86,12 +80,12 @@ class Tally:
     """Progress of a backfill.
 
     Attributes:
-      lines: of the listing.
-      before: lines settled when it began.
-      passed: other lines read so far, including those of other jobs.
-      settled: lines settled now.
-      counts: outcomes of lines settled meanwhile, by (kind, reason).
-      complete: False while the backfill runs, or after a stop.
+      lines: number of lines of the listing.
+      before: number of lines that were settled when the backfill began.
+      passed: number of lines that the backfill has processed or skipped, at most ``lines - before``.
+      settled: number of lines that are settled, including ``before``.
+      counts: outcomes committed since the backfill began, by (kind, reason).
+      complete: False while the backfill runs, and after a stop; ``whole`` in JSON.
     """
 
     lines: int
@@ -119,8 +113,10 @@ class Tally:
 Report = Callable[[Tally], None]
 
 
-def plan(config: BackfillConfig, listing: Listing, progress: BackfillProgress, stop: threading.Event) -> Iterator[Work]:
-    """Yield the remaining work, block by block, until ``stop`` is set."""
+def take_work(
+    config: BackfillConfig, listing: Listing, progress: BackfillProgress, stop: threading.Event
+) -> Iterator[Work]:
+    """Yield the remaining work, block by block, until ``stop`` is set; count the lines that are not taken as passed."""
     takes_all = config.selection == ALL_JOBS and config.limit is None and not config.skip_known
     remaining = config.limit
     for block in listing.blocks:
@@ -138,12 +134,18 @@ def plan(config: BackfillConfig, listing: Listing, progress: BackfillProgress, s
             remaining -= len(run_ids)
         progress.tally.passed += unsettled.count() - len(run_ids)
         if run_ids:
-            runs = {number: run_id for number, run_id in run_ids.items() if run_id is not None}
-            known = progress.known(runs) if config.skip_known else frozenset()
-            completed = sorted(runs.keys() & config.completions.keys())
-            rows = tuple((number, config.completions[number]) for number in completed)
-            lines = RangeSet((number, number + 1) for number in run_ids)
-            yield Work(block, tuple(lines), known, rows)
+            yield _work_of(config, block, run_ids, progress)
+
+
+def _work_of(
+    config: BackfillConfig, block: Block, run_ids: Mapping[int, str | None], progress: BackfillProgress
+) -> Work:
+    """Return the work item of the lines of a block, by number, with the run ids of those that name a run."""
+    runs = {number: run_id for number, run_id in run_ids.items() if run_id is not None}
+    known = progress.known_lines(runs) if config.skip_known else frozenset()
+    completing = sorted(runs.keys() & config.completions.keys())
+    completions = tuple((number, config.completions[number]) for number in completing)
+    return Work(block, tuple(RangeSet((number, number + 1) for number in run_ids)), known, completions)
 
 
 def _select_lines(
@@ -166,12 +168,13 @@ def _select_lines(
 
 
 def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
-    """Check that logs of the first lines exist, before any line is settled.
+    """Check that some log of the first lines exists. A backfill that continues an earlier one has passed the check.
 
     Raises:
-      CimlError: if of at least ten lines no log exists.
+      CimlError: if at least ten lines have logs to fetch, and none of these exists.
     """
-    if tally.settled or config.take_missing or not listing.blocks:
+    is_continued = tally.settled > 0
+    if is_continued or config.take_missing or not listing.blocks:
         return
     covers = OffsetRange(listing.topic, "", 0, 0, listing.blocks[0].end)
     pending_runs = decode_lines(covers, listing.read(listing.blocks[0]), config.reading).pending_runs
@@ -179,9 +182,9 @@ def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
     probes = [pending for pending in pending_runs if is_selected(pending.mention.build_name)][:_PROBES]
     reasons: set[str] = set()
     for part in fetch_in_parts(Batch(None, pending_runs=probes), config.fetch, 0):
-        if part.pending_runs:
+        if part.pending_runs:  # their logs were read
             return
-        reasons |= {pending.reason for pending in part.settled}
+        reasons |= {outcome.reason for outcome in part.settled}
     if len(probes) >= _ENOUGH_PROBES and reasons <= {"log_not_found", "address_not_allowed"}:
         first = probes[0].mention.log_url
         raise CimlError(
@@ -191,135 +194,69 @@ def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
 
 
 class BackfillProgress:
-    """Follows the manifest and counts the outcomes of a listing's lines."""
+    """Follows the manifest and counts the outcomes of a listing's lines.
+
+    Args:
+      raw: the raw store.
+      listing: the listing.
+      report: called with the tally after each commit, and between commits a few times a second at most.
+
+    Attributes:
+      covered: numbers of the lines that were settled at the start.
+      tally: the counts.
+    """
 
     def __init__(self, raw: Store, listing: Listing, report: Report | None = None) -> None:
-        self.committing: Committer = committer(raw)
+        self._manifest = committer(raw)
         self._topic = listing.topic
         self._report = report
         self._reported_s = 0.0
-        with self.committing.state() as state:
+        with self._manifest.state() as state:
             self._version = state.version
             self.covered = RangeSet(state.covered(self._topic, 0))
-        self.tally = Tally(listing.lines, self.covered.count(), settled=self.covered.count())
+        before = self.covered.count()
+        self.tally = Tally(listing.lines, before, settled=before)
 
     def update(self) -> None:
-        """Apply new commits, report them, and let the manifest be maintained."""
-        for version, delta in self.committing.log.since(self._version):
+        """Count the outcomes of new commits, report them, and let the manifest be maintained."""
+        for version, delta in self._manifest.log.since(self._version):
             self._version = version
             for kind, record in records_of(delta):
                 if record["origin"][0] == self._topic:
                     self.tally.counts[kind, record.get("reason", "")] += 1
-        with self.committing.state() as state:
+        with self._manifest.state() as state:
             self.tally.settled = state.covered(self._topic, 0).count()
-        self.committing.maintain()
-        self._reported_s = 0.0
-        self.report()
+        self._manifest.maintain()
+        self._report_now()
 
-    def known(self, runs: Mapping[int, str]) -> frozenset[int]:
-        """Return the keys of runs with a trusted raw row. The listing may reclaim the others."""
-        with self.committing.state() as state:
+    def known_lines(self, runs: Mapping[int, str]) -> frozenset[int]:
+        """Return the numbers of lines whose runs have a trusted raw row. The listing may reclaim the other runs.
+
+        Args:
+          runs: run ids by line number.
+        """
+        with self._manifest.state() as state:
             rows = {number: state.index.run(run_id) for number, run_id in runs.items()}
-        return frozenset(number for number, run in rows.items() if run is not None and run.trusted)
+        return frozenset(number for number, row in rows.items() if row is not None and row.trusted)
 
     def report(self) -> None:
         """Report the progress, at most five times a second."""
-        now = time.monotonic()
-        if self._report is not None and now - self._reported_s > _REPORT_S:
-            self._reported_s = now
+        if time.monotonic() - self._reported_s > _REPORT_S:
+            self._report_now()
+
+    def _report_now(self) -> None:
+        self._reported_s = time.monotonic()
+        if self._report is not None:
             self._report(self.tally)
 
 
-def settle_work(config: BackfillConfig, listing: Listing, work: Work) -> list[Batch]:
-    """Return the settled batches of a work item, one for each of its ranges."""
-    lines = listing.read(work.block)
-    completed = dict(work.completed)
-    batches = [
-        decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading, work.known, completed)
-        for start, end in work.parts
-    ]
-    return settle(batches, config.trust, config.fetch, config.raw)
-
-
-class OrderedCommitter:
-    """Settles work items concurrently in threads, and commits them in order of arrival.
+def load_fetch_policy(logs: str, file: str | None = None) -> FetchPolicy:
+    """Return a policy that allows the logs of a backfill.
 
     Args:
-      config: of the backfill.
-      listing: the listing of the work.
-      committed: called after each commit.
+      logs: folder or ``s3://`` prefix of the logs; see `ciml.events.listing.logs_root`.
+      file: TOML file of the other rules; None for the defaults.
     """
-
-    def __init__(self, config: BackfillConfig, listing: Listing, committed: Callable[[], None] = lambda: None) -> None:
-        self._config = config
-        self._listing = listing
-        self._committed = committed
-        self._pool = ThreadPoolExecutor(_IN_PROGRESS, "backfill")
-        self._in_progress: deque[tuple[Work, Future[list[Batch]]]] = deque()
-        self._settled: list[Batch] = []
-        self._lines = 0
-        self._since = time.monotonic()
-
-    def put(self, work: Work) -> int:
-        """Add a work item; block while enough are in progress. Return the number of lines settled meanwhile."""
-        self._in_progress.append((work, self._pool.submit(settle_work, self._config, self._listing, work)))
-        return self._take() if len(self._in_progress) > _IN_PROGRESS else 0
-
-    def end(self) -> int:
-        """Settle and commit the rest. Return the number of its lines."""
-        lines = 0
-        while self._in_progress:
-            lines += self._take()
-        self._commit()
-        self._pool.shutdown()
-        return lines
-
-    def abandon(self) -> None:
-        """Commit settled work, and drop work that has not begun."""
-        for _, future in self._in_progress:
-            future.cancel()
-        self._pool.shutdown()
-        self._commit()
-
-    def _take(self) -> int:
-        work, future = self._in_progress.popleft()
-        self._settled += future.result()
-        lines = work.lines
-        self._lines += lines
-        waited_s = time.monotonic() - self._since
-        if self._lines >= self._config.commit_lines or waited_s > self._config.commit_s:
-            self._commit()
-        return lines
-
-    def _commit(self) -> None:
-        settled = self._settled
-        self._settled = []
-        self._lines = 0
-        if settled:
-            committer(self._config.raw).commit(settled, partial(evaluate, self._config.trust))
-            self._committed()
-        self._since = time.monotonic()
-
-
-def logs_root(text: str, name: str = "--logs") -> str:
-    """Return the root of a listing's logs: an ``s3://`` prefix, or the absolute path of a folder.
-
-    Args:
-      text: the root as the user wrote it.
-      name: of the option or argument, for the message.
-
-    Raises:
-      CimlError: it is neither, or the folder does not exist.
-    """
-    if text.startswith("s3://"):
-        return text
-    if "://" in text or not Path(text).is_dir():
-        raise CimlError(f"{name} {text}: no such folder; name a folder or an s3:// prefix")
-    return str(Path(text).resolve())
-
-
-def fetch_below(logs: str, file: str | None = None) -> FetchPolicy:
-    """Return a policy that allows the logs below a root, with the other rules of a TOML file where one is given."""
-    # Several blocks of lines are in flight, so each has a share of the memory of one ingest batch.
+    # Several blocks of lines are in progress, so each has a share of the memory of one ingest batch.
     policy = FetchPolicy.load(file) if file else FetchPolicy(max_batch_bytes=128 << 20)
     return policy.check().allowing(roots=(logs,))

@@ -1,4 +1,4 @@
-"""Survey of a listing: decodes its lines, checks on request whether their logs exist, and commits nothing."""
+"""Survey of a listing: decodes its lines, checks whether their logs exist if asked to, and commits nothing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from ciml.errors import RejectedInput
 from ciml.events.listing import Listing
-from ciml.events.records import OffsetRange, Outcome, PendingRun
+from ciml.events.records import Batch, OffsetRange, PendingRun
 from ciml.http.addresses import Address, below, parse_address
-from ciml.pipelines.backfill.plan import BackfillConfig, BackfillProgress, Work, plan
+from ciml.pipelines.backfill.plan import BackfillConfig, BackfillProgress, take_work
 from ciml.storage import open_store
 from ciml.transforms.fetch.files import first_found, open_log
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
@@ -39,14 +39,17 @@ class Survey:
     """The lines that a backfill would process.
 
     Attributes:
-      lines, settled, blank: lines of the listing; those settled by an earlier backfill; empty ones of the rest.
-      take: lines whose logs would be read, by (job, result).
-      known: lines of ``take`` whose runs have a raw row already.
-      others: lines of unselected jobs, or beyond the limit.
-      ignored, bad: lines by reason.
+      lines: number of lines of the listing.
+      settled: lines that an earlier backfill settled.
+      blank: unsettled lines without content.
+      take: lines that are neither blank, ignored nor bad, by (job, result).
+      known: lines of ``take`` whose runs have a trusted raw row, or a row that they complete.
+      others: lines of unselected jobs, beyond the limit, or not reached.
+      ignored: lines that need no log, by reason.
+      bad: lines that would become dead letters, by reason.
       faults: (line number from 1, reason, detail) of the first bad lines.
       trust: lines of ``take`` by (trusted, rule).
-      missing: logs of lines of ``take`` that cannot be opened, if asked.
+      missing: logs of lines of ``take`` that cannot be opened; empty unless they were checked.
     """
 
     lines: int
@@ -61,21 +64,21 @@ class Survey:
     trust: Counter[tuple[bool, str]] = field(default_factory=Counter)
     missing: list[MissingLog] = field(default_factory=list)
 
-    def count_pending(self, pending: PendingRun) -> None:
-        """Count a line whose log would be read."""
-        facts = pending.mention
-        self.take[facts.build_name, facts.result] += 1
-        if pending.trust is not None:
-            self.trust[pending.trust.trusted, pending.trust.rule] += 1
-
-    def count_settled(self, outcome: Outcome) -> None:
-        """Count a line whose log would not be read."""
-        if outcome.kind == "ignored":
-            self.ignored[outcome.reason] += 1
-            return
-        self.bad[outcome.reason] += 1
-        if len(self.faults) < _MOST_FAULTS:
-            self.faults.append((outcome.origin.offset + 1, outcome.reason, outcome.detail))
+    def count(self, batch: Batch, lines: int) -> None:
+        """Count the lines of a decoded and judged batch."""
+        self.blank += lines - len(batch.pending_runs) - len(batch.settled)
+        for pending in batch.pending_runs:
+            facts = pending.mention
+            self.take[facts.build_name, facts.result] += 1
+            if pending.trust is not None:
+                self.trust[pending.trust.trusted, pending.trust.rule] += 1
+        for outcome in batch.settled:
+            if outcome.kind == "ignored":
+                self.ignored[outcome.reason] += 1
+                continue
+            self.bad[outcome.reason] += 1
+            if len(self.faults) < _MOST_FAULTS:
+                self.faults.append((outcome.origin.offset + 1, outcome.reason, outcome.detail))
 
     def to_json(self) -> dict[str, Any]:
         counts = {name: getattr(self, name) for name in ("lines", "settled", "blank", "known", "others")}
@@ -102,7 +105,7 @@ def survey(
     Args:
       config: of the backfill.
       listing: an open listing.
-      check_logs: also ask whether the logs exist, of runs that have no raw row: a request for each.
+      check_logs: also check that the logs of lines that are not known exist, with a request for each.
       stop: when set, ends the survey early; ``others`` then counts lines that were not reached.
       report: called with the number of lines surveyed so far.
 
@@ -112,10 +115,17 @@ def survey(
     progress = BackfillProgress(config.raw, listing)
     result = Survey(listing.lines, progress.tally.settled)
     surveyed_lines = 0
-    for work in plan(config, listing, progress, stop or threading.Event()):
-        pending_runs = _decode_work(config, listing, work, result)
+    for work in take_work(config, listing, progress, stop or threading.Event()):
+        pending_runs: list[PendingRun] = []
+        lines = listing.read(work.block)
+        for start, end in work.parts:
+            covers = OffsetRange(listing.topic, "", 0, start, end)
+            decoded = decode_lines(covers, lines, config.reading)
+            batch = guarded_runs("trust", lambda part: evaluate_batch(part, config.trust), decoded)
+            result.count(batch, end - start)
+            pending_runs += batch.pending_runs
         runs = {pending.origin.offset: pending.mention.run_id for pending in pending_runs}
-        stored = progress.known(runs) | (config.completions.keys() & runs.keys())
+        stored = progress.known_lines(runs) | (config.completions.keys() & runs.keys())
         result.known += len(stored)
         if check_logs:
             unknown = [pending for pending in pending_runs if pending.origin.offset not in stored]
@@ -126,22 +136,6 @@ def survey(
     return result
 
 
-def _decode_work(config: BackfillConfig, listing: Listing, work: Work, result: Survey) -> list[PendingRun]:
-    """Count the lines of a work item; return the runs whose logs would be read."""
-    lines = listing.read(work.block)
-    pending_runs: list[PendingRun] = []
-    for start, end in work.parts:
-        decoded = decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading)
-        batch = guarded_runs("trust", lambda part: evaluate_batch(part, config.trust), decoded)
-        result.blank += end - start - len(batch.pending_runs) - len(batch.settled)
-        for outcome in batch.settled:
-            result.count_settled(outcome)
-        for pending in batch.pending_runs:
-            result.count_pending(pending)
-        pending_runs += batch.pending_runs
-    return pending_runs
-
-
 def _find_missing(pending_runs: Sequence[PendingRun], policy: FetchPolicy) -> list[MissingLog]:
     with ThreadPoolExecutor(policy.threads, "survey") as pool:
         results = pool.map(partial(_missing_log, policy=policy), pending_runs)
@@ -149,7 +143,7 @@ def _find_missing(pending_runs: Sequence[PendingRun], policy: FetchPolicy) -> li
 
 
 def _missing_log(pending: PendingRun, policy: FetchPolicy) -> MissingLog | None:
-    """Look for the log of a run; return None if it can be opened."""
+    """Look for the log of a run. Return None if it can be opened."""
     where = pending.mention.log_url
     try:
         address = parse_address(pending.address or where)

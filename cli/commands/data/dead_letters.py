@@ -292,8 +292,8 @@ class ReplayOptions(Json, IngestPolicyOptions, Filters):
         Raises:
           CimlError: an unreadable policy, an option that is not a pair, a missing folder of logs, an unknown scheme.
         """
+        from ciml.events.listing import logs_root
         from ciml.events.run_id import source_names
-        from ciml.pipelines.backfill.plan import logs_root
         from ciml.pipelines.ingest.replay import ReplayConfig
         from ciml.transforms.fetch.policy import FetchPolicy
         from ciml.transforms.ingest.decode import ALL_JOBS

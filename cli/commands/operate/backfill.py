@@ -55,8 +55,8 @@ class BackfillOptions(PolicyOptions, NewData):
         Raises:
           CimlError: for an unreadable policy, an invalid source, a missing folder of logs, or an unknown URL scheme.
         """
-        from ciml.events.listing import Reading
-        from ciml.pipelines.backfill.plan import BackfillConfig, fetch_below, logs_root
+        from ciml.events.listing import Reading, logs_root
+        from ciml.pipelines.backfill.plan import BackfillConfig, load_fetch_policy
         from ciml.transforms.ingest.decode import ALL_JOBS
         from ciml.trust import TrustPolicy
 
@@ -66,7 +66,7 @@ class BackfillOptions(PolicyOptions, NewData):
             Reading(self.source, self.runs_of or self.source, logs),
             selection=self.jobs or ALL_JOBS,
             trust=TrustPolicy.load(self.trust_policy),
-            fetch=fetch_below(logs, self.fetch_policy),
+            fetch=load_fetch_policy(logs, self.fetch_policy),
             limit=self.limit,
             skip_known=self.skip_known,
             take_missing=self.take_missing,

@@ -19,7 +19,7 @@ from ciml.events.listing import Reading, open_listing
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.backfill.load import load
 from ciml.pipelines.backfill.load_report import LoadReport, RejectedTableError
-from ciml.pipelines.backfill.plan import BackfillConfig, fetch_below
+from ciml.pipelines.backfill.plan import BackfillConfig, load_fetch_policy
 from ciml.runs.reader import verify_run
 from ciml.runs.state import open_raw
 from tests.pipelines.backfill.tables import log_of, make_runs, write_csv
@@ -78,7 +78,7 @@ def test_a_csv_of_other_names_gives_the_runs_of_a_listing(folder: Path) -> None:
         "".join(json.dumps({names.get(name, name): cell for name, cell in row.items()}) + "\n" for row in rows)
     )
     place = str(folder / "logs")
-    config = BackfillConfig(DataRoot.open(folder / "listed").raw, Reading(logs=place), fetch=fetch_below(place))
+    config = BackfillConfig(DataRoot.open(folder / "listed").raw, Reading(logs=place), fetch=load_fetch_policy(place))
     backfill(config, open_listing(str(folder / "builds.jsonl")))
     assert digests(folder) == digests(folder, "listed")
     loaded, listed = (

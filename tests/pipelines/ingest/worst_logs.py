@@ -141,11 +141,12 @@ def _write(folder: Path, batch: Batch) -> None:
 
 def backfill(folder: Path) -> Counter[str]:
     """Settles all logs as a backfill does, several pieces of work at once."""
-    from ciml.pipelines.backfill.plan import BackfillProgress, OrderedCommitter, Work
+    from ciml.pipelines.backfill.plan import BackfillProgress, Work
+    from ciml.pipelines.backfill.work_queue import WorkQueue
 
     config, listing = _configured(folder)
     following = BackfillProgress(config.raw, listing)
-    flow = OrderedCommitter(config, listing, following.update)
+    flow = WorkQueue(config, listing, following.update)
     (block,) = listing.blocks
     for start in range(block.end):
         flow.put(Work(block, ((start, start + 1),)))

@@ -202,8 +202,7 @@ def _listed_runs(options: BuildOptions) -> ListedRuns | None:
     """Return the runs of the listing; None without one."""
     if options.listing is None or options.logs is None:
         return None
-    from ciml.events.listing import Reading, open_listing
-    from ciml.pipelines.backfill.plan import logs_root
+    from ciml.events.listing import Reading, logs_root, open_listing
     from ciml.pipelines.datasets.listed_runs import ListedRuns
     from ciml.transforms.fetch.policy import FetchPolicy
     from ciml.trust import TrustPolicy
