@@ -26,7 +26,18 @@ from ciml.events.redaction import shown
 from ciml.events.reviews import PARTLY_APPROVED
 from ciml.events.run_id import bounded_id
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
-from ciml.integrations.fields import address, filled, joined, maybe, moment, needed, objects, phases, value, word
+from ciml.integrations.fields import (
+    address_at,
+    join_id,
+    non_empty,
+    object_at,
+    objects_at,
+    phases_by_status,
+    required_text,
+    text_at,
+    time_at,
+    value_at,
+)
 from ciml.limits import MAX_EVENT_RUNS
 
 #: The headers that an adapter of CloudEvents needs.
@@ -40,7 +51,7 @@ NO_CHAIN = "the change names no chain by which its runs are found"
 _MAX_ID_CHARACTERS = 120  # of an id in a path; longer ones are digests
 _TYPE = re.compile(r"dev\.cdevents\.([a-z]+)\.([a-z]+)\.\d+\.\d+\.\d+(?:-[a-z0-9.]+)?")
 _CUSTOM_TYPE = re.compile(r"dev\.cdeventsx\..+")
-_PHASES = phases(queued="queued", started="started", finished="finished")
+_PHASES = phases_by_status(queued="queued", started="started", finished="finished")
 #: Where the content of a run names its job: in the first of these that it has.
 _JOBS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "pipelinerun": (("pipelineName",),),
@@ -74,29 +85,29 @@ def open_delivery(delivery: Delivery) -> tuple[Mapping[str, Any], Mapping[str, A
 def read(delivery: Delivery) -> Reading:
     """Read the runs of an event: its data is one run, or ``{"runs": [run, …]}``."""
     attributes, data = open_delivery(delivery)
-    kind = needed(attributes, "type")
+    kind = required_text(attributes, "type")
     phase = PHASES.get(kind)
     if phase is None:
         raise RejectedInput("unknown_type", f"type: {shown(kind)}")
-    fields: Any = objects(data, "runs", most=MAX_EVENT_RUNS) if "runs" in data else [data]
+    fields: Any = objects_at(data, "runs", most=MAX_EVENT_RUNS) if "runs" in data else [data]
     if not fields:
         raise RejectedInput("bad_field", "runs: want a list of runs")
     runs = tuple(Run(phase, run) for run in fields)
-    return Reading(needed(attributes, "id"), kind, moment(attributes, "time"), runs)
+    return Reading(required_text(attributes, "id"), kind, time_at(attributes, "time"), runs)
 
 
 def read_cdevent(delivery: Delivery) -> Reading | Ignored:
     """Read a run, or what an event says of the runs of a change's chain."""
     body = _event(delivery)
-    event = needed(body, "context", "id")
-    kind = needed(body, "context", "type")
+    event = required_text(body, "context", "id")
+    kind = required_text(body, "context", "type")
     if _CUSTOM_TYPE.fullmatch(kind):
         return Ignored(event, kind, CUSTOM)
     match = _TYPE.fullmatch(kind)
     if not match:
         raise RejectedInput("unknown_type", f"context.type: {shown(kind)}")
     subject, predicate = match.groups()
-    when = moment(body, "context", "timestamp")
+    when = time_at(body, "context", "timestamp")
     if subject == "change":
         return _change(body, event, kind, when, predicate)
     if subject not in _JOBS:
@@ -117,19 +128,19 @@ def _event(delivery: Delivery) -> Mapping[str, Any]:
 
 
 def _run(body: Mapping[str, Any], subject: str, phase: Phase, when: str | float | None) -> dict[str, Any]:
-    content = maybe(body, "subject", "content")
-    names = (word(content, *path) for path in _JOBS[subject])
+    content = object_at(body, "subject", "content")
+    names = (text_at(content, *path) for path in _JOBS[subject])
     chain = _chain(body)
-    custom = value(body, "customData")
-    further = maybe(custom, "ciml") if type(custom) is dict else {}
-    fields = filled(
+    custom = value_at(body, "customData")
+    further = object_at(custom, "ciml") if type(custom) is dict else {}
+    fields = non_empty(
         id=_native_id(body),
         job=next(filter(None, names), ""),
-        result=word(content, "outcome"),
+        result=text_at(content, "outcome"),
         start_time=when if phase == "started" else None,
         end_time=when if phase == "finished" else None,
-        pipeline=word(content, "pipelineName"),
-        url=address(content, "uri") or address(content, "url"),
+        pipeline=text_at(content, "pipelineName"),
+        url=address_at(content, "uri") or address_at(content, "url"),
         subjects=(chain,) if chain else (),
     )
     return fields | {name: further[name] for name in _FURTHER if name in further}
@@ -137,13 +148,13 @@ def _run(body: Mapping[str, Any], subject: str, phase: Phase, when: str | float 
 
 def _native_id(body: Mapping[str, Any]) -> str:
     """Return the subject's id, which is unique within its source alone."""
-    source = word(body, "subject", "source") or word(body, "context", "source")
-    return bounded_id(f"{source.rstrip('/')}/{needed(body, 'subject', 'id')}".lstrip("/"), _MAX_ID_CHARACTERS)
+    source = text_at(body, "subject", "source") or text_at(body, "context", "source")
+    return bounded_id(f"{source.rstrip('/')}/{required_text(body, 'subject', 'id')}".lstrip("/"), _MAX_ID_CHARACTERS)
 
 
 def _chain(body: Mapping[str, Any]) -> str:
-    chain = word(body, "context", "chainId")
-    return joined(f"chain:{chain}") if chain else ""
+    chain = text_at(body, "context", "chainId")
+    return join_id(f"chain:{chain}") if chain else ""
 
 
 def _change(
@@ -156,9 +167,9 @@ def _change(
     chain = _chain(body)
     if not chain:
         return Ignored(event, kind, NO_CHAIN)
-    facts = filled(
-        change=needed(body, "subject", "id"),
-        project=word(body, "subject", "content", "repository", "id"),
+    facts = non_empty(
+        change=required_text(body, "subject", "id"),
+        project=text_at(body, "subject", "content", "repository", "id"),
         review=_REVIEWS[predicate],
     )
     return Reading(event, kind, when, updates=(RunUpdate(chain, facts),))

@@ -1,7 +1,8 @@
-"""Fields of nested hostile JSON: each is reached by its path, of the expected type, or the delivery is rejected.
+"""Reads fields of nested hostile JSON by their path; a field of an unexpected type rejects the delivery.
 
-Every function takes the object and the names that lead to the field: ``word(body, "workflow_job", "head_sha")``. What
-is absent or null is empty; what has another type raises `RejectedInput` ``bad_field``, which names the path.
+A path is the object and the names that lead to the field: ``text_at(body, "workflow_job", "head_sha")``. Functions
+named ``…_at`` return an empty value for a field that is absent or null; functions named ``required_…`` raise
+`RejectedInput` ``missing_field``. A field of another type raises ``bad_field``, which names the path.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ _KIND = re.compile(r"[a-z0-9_]{1,80}")
 _SPACED_TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d{1,9})?) (?:UTC|([+-]\d\d)(\d\d))")
 
 
-def value(body: Mapping[str, Any], *path: str) -> Any:
-    """Return a value of any type; None where it, or an object on its way, is absent or null.
+def value_at(body: Mapping[str, Any], *path: str) -> Any:
+    """Return a value of any type; None if it, or an object that leads to it, is absent or null.
 
     Raises:
-      RejectedInput: ``bad_field``, where something on its way is no object.
+      RejectedInput: ``bad_field``, if the path leads through a value that is no object.
     """
     current: Any = body
     for depth, name in enumerate(path):
@@ -43,31 +44,31 @@ def value(body: Mapping[str, Any], *path: str) -> Any:
     return current
 
 
-def inner(body: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
-    """Return a needed object.
+def required_object(body: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """Return an object.
 
     Raises:
       RejectedInput: ``missing_field``, or ``bad_field`` for another type.
     """
-    content = value(body, *path)
+    content = value_at(body, *path)
     if content is None:
         raise RejectedInput("missing_field", ".".join(path))
     return _mapping(content, path)
 
 
-def maybe(body: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
-    """Return an object; an empty one where it is absent or null. Raises `RejectedInput` ``bad_field``."""
-    content = value(body, *path)
+def object_at(body: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """Return an object; an empty one if it is absent or null. Raises `RejectedInput` ``bad_field``."""
+    content = value_at(body, *path)
     return _EMPTY if content is None else _mapping(content, path)
 
 
-def objects(body: Mapping[str, Any], *path: str, most: int) -> Sequence[Mapping[str, Any]]:
-    """Return a list of objects; an empty one where it is absent or null.
+def objects_at(body: Mapping[str, Any], *path: str, most: int) -> Sequence[Mapping[str, Any]]:
+    """Return a list of objects; an empty one if it is absent or null.
 
     Raises:
-      RejectedInput: ``bad_field``, or ``too_many_runs`` for more than ``most``.
+      RejectedInput: ``bad_field`` for another type, or ``too_many_runs`` for more than ``most``.
     """
-    entries = value(body, *path)
+    entries = value_at(body, *path)
     if entries is None:
         return ()
     where = ".".join(path)
@@ -78,13 +79,13 @@ def objects(body: Mapping[str, Any], *path: str, most: int) -> Sequence[Mapping[
     return [_mapping(entry, (*path[:-1], f"{path[-1]}[{index}]")) for index, entry in enumerate(entries)]
 
 
-def words(body: Mapping[str, Any], *path: str, most: int = 100) -> tuple[str, ...]:
-    """Return a list of texts without secrets; an empty one where it is absent or null.
+def texts_at(body: Mapping[str, Any], *path: str, most: int = 100) -> tuple[str, ...]:
+    """Return a list of texts without secrets; an empty one if it is absent or null.
 
     Raises:
       RejectedInput: ``bad_field``, for another type or for more than ``most``.
     """
-    entries = value(body, *path)
+    entries = value_at(body, *path)
     if entries is None:
         return ()
     where = ".".join(path)
@@ -93,13 +94,13 @@ def words(body: Mapping[str, Any], *path: str, most: int = 100) -> tuple[str, ..
     return tuple(text_field({"": entry}, "", f"{where}[{index}]") for index, entry in enumerate(entries))
 
 
-def natural(body: Mapping[str, Any], *path: str) -> int:
-    """Return a needed whole number from 1.
+def required_number(body: Mapping[str, Any], *path: str) -> int:
+    """Return a whole number from 1.
 
     Raises:
       RejectedInput: ``missing_field``, or ``bad_field`` for anything else.
     """
-    number = value(body, *path)
+    number = value_at(body, *path)
     if number is None:
         raise RejectedInput("missing_field", ".".join(path))
     if type(number) is not int or not 1 <= number < 1 << 63:
@@ -107,8 +108,8 @@ def natural(body: Mapping[str, Any], *path: str) -> int:
     return number
 
 
-def word(body: Mapping[str, Any], *path: str) -> str:
-    """Return a text or a whole number as text, without secrets; "" where it is absent or null.
+def text_at(body: Mapping[str, Any], *path: str) -> str:
+    """Return a text or a whole number as text, without secrets; "" if it is absent or null.
 
     Raises:
       RejectedInput: ``bad_field``, for another type, an unprintable character or an excessive length.
@@ -116,48 +117,62 @@ def word(body: Mapping[str, Any], *path: str) -> str:
     return _text(body, path, MAX_TEXT_CHARACTERS)
 
 
-def texts(body: Mapping[str, Any], *path: str, **names: str) -> dict[str, str]:
-    """Return texts of an object under other names, each as `word` does: ``texts(body, "job", result="conclusion")``."""
-    return {field: word(body, *path, *name.split(".")) for field, name in names.items()}
+def text_fields(body: Mapping[str, Any], *path: str, **names: str) -> dict[str, str]:
+    """Return texts of an object by new names: ``text_fields(body, "job", result="conclusion", owner="actor.login")``.
+
+    Each is read as by `text_at`; a name with dots is a path.
+    """
+    return {field: text_at(body, *path, *name.split(".")) for field, name in names.items()}
 
 
-def needed(body: Mapping[str, Any], *path: str) -> str:
-    """Return a text as `word` does. Raises `RejectedInput` ``missing_field`` where it is absent or empty."""
-    content = word(body, *path)
+def required_text(body: Mapping[str, Any], *path: str) -> str:
+    """Return a text as `text_at` does. Raises `RejectedInput` ``missing_field`` if it is absent, empty or of spaces."""
+    content = text_at(body, *path)
     if not content or content.isspace():
         raise RejectedInput("missing_field", ".".join(path))
     return content
 
 
 def branch_name(body: Mapping[str, Any], *path: str) -> str:
-    """Return the name of a branch, as `word` does; a digest of one that a fact cannot hold.
+    """Return the name of a branch, as `text_at` does; a digest of a name that a fact cannot hold.
 
-    Anyone who may push chooses names. An unusual one must not make the event of a pull request a dead letter: the event
-    tells that pull request from others of the same commit.
+    Anyone who may push chooses names. An unusual name must not make the event of a pull request a dead letter, because
+    this event distinguishes the pull request from others with the same commit.
     """
     try:
-        return word(body, *path)
+        return text_at(body, *path)
     except RejectedInput:
-        name = value(body, *path)
+        name = value_at(body, *path)
         if type(name) is not str:
             raise
         return f"unusual-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:32]}"
 
 
-def address(body: Mapping[str, Any], *path: str) -> str:
-    """Return the address of a page, as `word` does, of up to `MAX_URL_CHARACTERS`. Addresses of logs hold secrets."""
+def address_at(body: Mapping[str, Any], *path: str) -> str:
+    """Return the address of a page, as `text_at` does, of at most `MAX_URL_CHARACTERS`.
+
+    It is not for the addresses of logs, which may hold secrets: `value_at` returns them unchanged.
+    """
     return _text(body, path, MAX_URL_CHARACTERS)
 
 
-def moment(body: Mapping[str, Any], *path: str) -> str | float | None:
-    """Return a time that a run may hold: ISO 8601 or epoch seconds; None where it is absent, null, "" or `_NO_TIME`.
+def time_at(body: Mapping[str, Any], *path: str) -> str | float | None:
+    """Return a time as a run may have it: ISO 8601 or epoch seconds; None if it is absent, null, "" or `_NO_TIME`.
 
     ``2026-11-24 12:00:00 UTC`` and ``2026-11-24 12:00:00 +0100`` become ISO 8601.
 
     Raises:
       RejectedInput: ``bad_time``.
     """
-    time = value(body, *path)
+    return _checked_time(value_at(body, *path), path)
+
+
+def epoch_at(body: Mapping[str, Any], *path: str) -> str | float | None:
+    """Return a time as `time_at` does, also of a sender that writes epoch seconds as a text; see `parse_epoch`."""
+    return _checked_time(parse_epoch(value_at(body, *path)), path)
+
+
+def _checked_time(time: Any, path: Sequence[str]) -> str | float | None:
     if time in ("", _NO_TIME):
         return None
     if type(time) is str and (spaced := _SPACED_TIME.fullmatch(time)):
@@ -168,58 +183,58 @@ def moment(body: Mapping[str, Any], *path: str) -> str | float | None:
     return checked
 
 
-def epoch(found: Any) -> Any:
-    """Return epoch seconds that a sender wrote as a text, ``"1795521600.5"``, as a number; else the value itself."""
-    return float(found) if type(found) is str and _EPOCH.fullmatch(found) else found
+def parse_epoch(time: Any) -> Any:
+    """Return epoch seconds that are a text, such as ``"1795521600.5"``, as a number; any other value unchanged."""
+    return float(time) if type(time) is str and _EPOCH.fullmatch(time) else time
 
 
 def differ(ours: str, theirs: str) -> str:
-    """Return the fact ``fork``: "yes" where two repositories differ, "no" where not, "" where one is unknown."""
+    """Return whether two names differ, as the fact ``fork`` has it: "yes" or "no"; "" if one is unknown."""
     if not ours or not theirs:
         return ""
     return "yes" if ours != theirs else "no"
 
 
-def joined(*parts: str) -> str:
-    """Return an identifier of several parts; "" where a part is unknown, or where it would hold a secret."""
+def join_id(*parts: str) -> str:
+    """Return an identifier of several parts; "" if a part is unknown, or the identifier looks like a secret."""
     try:
         return id_field({"": "/".join(parts)}, "") if all(parts) else ""
     except RejectedInput:
         return ""
 
 
-def filled(**fields: Any) -> dict[str, Any]:
-    """Return the fields that hold something."""
+def non_empty(**fields: Any) -> dict[str, Any]:
+    """Return the fields without those that are None, "" or ()."""
     return {
         name: content for name, content in fields.items() if content is not None and content != "" and content != ()
     }
 
 
 def change_subjects(project: str, number: str, patchset: str) -> tuple[str, ...]:
-    """Return the subjects of a change's runs: of its patch set, and of the change. None where a part is unknown.
+    """Return the subjects of the runs of a patch set, and of all runs of its change; none if a part is unknown.
 
     The project is quoted, so that a project with a slash is never another project's change.
     """
-    change = joined(f"change:{path_safe(project)}" if project else "", number)
-    patched = joined(change, patchset)
+    change = join_id(f"change:{path_safe(project)}" if project else "", number)
+    patched = join_id(change, patchset)
     return (patched, change) if patched else ()
 
 
 def commit_subject(repository: str, sha: str) -> str:
-    """Return the subject of a commit of one repository, "" where a part is unknown.
+    """Return the subject of a commit of one repository; "" if a part is unknown.
 
-    What is merged in one repository is not merged in another that has the same commit.
+    A commit that is merged in one repository may be unmerged in another one.
     """
-    return f"{COMMIT}{commit}" if (commit := joined(repository, sha)) else ""
+    return f"{COMMIT}{commit}" if (commit := join_id(repository, sha)) else ""
 
 
-def known(*subjects: str) -> tuple[str, ...]:
-    """Return the subjects that are known."""
+def known_subjects(*subjects: str) -> tuple[str, ...]:
+    """Return the subjects without the unknown ones, which are ""."""
     return tuple(subject for subject in subjects if subject)
 
 
-def phases(queued: str = "", started: str = "", finished: str = "") -> Mapping[str, Phase]:
-    """Return the phase of a run by the word of its system; the arguments are words with blanks between them."""
+def phases_by_status(queued: str = "", started: str = "", finished: str = "") -> Mapping[str, Phase]:
+    """Return the phase of a run by its status in its CI system; each argument has statuses, separated by spaces."""
     words_by_phase: dict[Phase, str] = {"queued": queued, "started": started, "finished": finished}
     return {status: phase for phase, statuses in words_by_phase.items() for status in statuses.split()}
 
@@ -245,21 +260,21 @@ def event_kind(kind: str, where: str) -> str:
 
 
 def event_id(delivery: Delivery) -> str:
-    """Return the id of a delivery's event: its own, else a digest of the body."""
+    """Return the id of a delivery's event: the delivery's own, or a digest of the body if it has none."""
     return delivery.id or body_id(delivery)
 
 
 def body_id(delivery: Delivery) -> str:
-    """Return a digest of a delivery's body, where the system's own ids may repeat."""
+    """Return a digest of a delivery's body as the event's id, for a system whose own ids may repeat."""
     return hashlib.sha256(delivery.body).hexdigest()[:32]
 
 
-def _mapping(found: Any, path: Sequence[str]) -> Mapping[str, Any]:
-    if type(found) is not dict:
-        raise RejectedInput("bad_field", f"{'.'.join(path)}: want an object, not {kind_of(found)}")
-    return found
+def _mapping(content: Any, path: Sequence[str]) -> Mapping[str, Any]:
+    if type(content) is not dict:
+        raise RejectedInput("bad_field", f"{'.'.join(path)}: want an object, not {kind_of(content)}")
+    return content
 
 
 def _text(body: Mapping[str, Any], path: Sequence[str], limit: int) -> str:
-    content = value(body, *path)
+    content = value_at(body, *path)
     return text_field({path[-1]: content}, path[-1], "".join(f"{name}." for name in path[:-1]), limit)

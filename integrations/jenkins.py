@@ -21,7 +21,18 @@ from ciml.events.redaction import shown
 from ciml.events.run_id import bounded_id
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
 from ciml.integrations.cloudevents import HEADERS, open_delivery
-from ciml.integrations.fields import address, commit_subject, filled, known, maybe, moment, needed, phases, value, word
+from ciml.integrations.fields import (
+    address_at,
+    commit_subject,
+    known_subjects,
+    non_empty,
+    object_at,
+    phases_by_status,
+    required_text,
+    text_at,
+    time_at,
+    value_at,
+)
 
 NO_BUILD = "an event of a job's configuration reports no build"
 QUEUE = "an event of the queue names no build"
@@ -35,14 +46,14 @@ _REPOSITORY = re.compile(r"[/:]([^/:]+/[^/:]+?)(?:\.git)?/?$")
 _CONFIGURATION = re.compile(r"default|[^,=/]+=[^,]+(?:,[^,=/]+=[^,]+)*")
 _IGNORED = {"queue": QUEUE, "node": NODE}
 #: ``failed`` repeats ``finalized`` for failures; the plugin's documents also spell it ``finalzed``.
-_PHASES = phases(started="started", finished="completed finalized finalzed failed")
+_PHASES = phases_by_status(started="started", finished="completed finalized finalzed failed")
 
 
 def read(delivery: Delivery) -> Reading | Ignored:
     """Read the build of an event. Each of ``completed`` and ``finalized`` reports the finished build."""
     attributes, data = open_delivery(delivery)
-    event = needed(attributes, "id")
-    kind = needed(attributes, "type")
+    event = required_text(attributes, "id")
+    kind = required_text(attributes, "type")
     match = _TYPE.fullmatch(kind)
     if not match:
         raise RejectedInput("unknown_type", f"type: {shown(kind)}")
@@ -53,35 +64,35 @@ def read(delivery: Delivery) -> Reading | Ignored:
     phase = _PHASES.get(match[2])
     if phase is None:
         raise RejectedInput("unknown_type", f"type: {shown(kind)}")
-    return Reading(event, kind, moment(attributes, "time"), (Run(phase, _build(data, phase)),))
+    return Reading(event, kind, time_at(attributes, "time"), (Run(phase, _build(data, phase)),))
 
 
 def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
-    number = needed(data, "build", "number")
+    number = required_text(data, "build", "number")
     if not _NUMBER.fullmatch(number):
         raise RejectedInput("bad_field", f"build.number: want a number from 1, not {shown(number)}")
     names, configuration = _names(data)
     full = [*names, configuration] if configuration else names
-    page = address(data, "build", "fullUrl")
-    source = maybe(data, "build", "scmState")
-    commit = word(source, "commit")
-    repository = _REPOSITORY.search(word(source, "url"))
+    page = address_at(data, "build", "fullUrl")
+    source = object_at(data, "build", "scmState")
+    commit = text_at(source, "commit")
+    repository = _REPOSITORY.search(text_at(source, "url"))
     subject = commit_subject(repository[1], commit) if repository else ""
     start, end = _times(data, phase)
-    return filled(
+    return non_empty(
         id=bounded_id(f"jenkins-{'/'.join(full)}-{number}"),
         job="/".join(full[len(names) - 1 :]),
-        result=word(data, "build", "status") if phase == "finished" else "",
+        result=text_at(data, "build", "status") if phase == "finished" else "",
         start_time=start,
         end_time=end,
         project="/".join(names),
-        branch=_branch(word(source, "branch"), names[-1]),
+        branch=_branch(text_at(source, "branch"), names[-1]),
         change=commit,
         patchset=commit,
         head=commit,
         url=page,
         log_url=f"{page.rstrip('/')}/artifact/" if page else "",
-        subjects=known(subject),
+        subjects=known_subjects(subject),
     )
 
 
@@ -99,7 +110,7 @@ def _names(data: Mapping[str, Any]) -> tuple[list[str], str]:
 
     Its address is ``job/FOLDER/job/NAME/``, and ``job/FOLDER/job/NAME/AXIS=VALUE,AXIS=VALUE/`` for a configuration.
     """
-    parts = [unquote(part) for part in needed(data, "url").strip("/").split("/")]
+    parts = [unquote(part) for part in required_text(data, "url").strip("/").split("/")]
     configuration = parts.pop() if len(parts) % 2 else ""
     if (
         not parts
@@ -125,7 +136,7 @@ def _times(data: Mapping[str, Any], phase: Phase) -> tuple[float | None, float |
 
 
 def _seconds(data: Mapping[str, Any], name: str) -> float | None:
-    milliseconds = value(data, "build", name)
+    milliseconds = value_at(data, "build", name)
     if milliseconds is None:
         return None
     if type(milliseconds) is not int or not 0 <= milliseconds < 1 << 53:

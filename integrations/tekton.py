@@ -16,7 +16,18 @@ from ciml.events.records import Phase
 from ciml.events.redaction import shown
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
 from ciml.integrations.cloudevents import HEADERS, open_delivery
-from ciml.integrations.fields import filled, inner, joined, maybe, moment, needed, objects, phases, value, word
+from ciml.integrations.fields import (
+    join_id,
+    non_empty,
+    object_at,
+    objects_at,
+    phases_by_status,
+    required_object,
+    required_text,
+    text_at,
+    time_at,
+    value_at,
+)
 from ciml.limits import MAX_LABEL_NAME_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
 
 PIPELINE_RUN = "a PipelineRun is the sum of its TaskRuns"
@@ -29,7 +40,7 @@ LOG = "ciml.dev/log-url"
 _TYPE = re.compile(r"dev\.tekton\.event\.([a-z]+)\.([a-z]+)\.v1")
 _PART = re.compile(r"\{(?:namespace|name|uid|attempt)\}")
 _IGNORED = {"pipelinerun": PIPELINE_RUN, "customrun": CUSTOM_RUN, "run": CUSTOM_RUN, "triggers": TRIGGER}
-_PHASES = phases(queued="queued", started="started running unknown", finished="successful failed")
+_PHASES = phases_by_status(queued="queued", started="started running unknown", finished="successful failed")
 #: The status of the condition Succeeded in events that end a TaskRun.
 _STATUS = {"successful": "True", "failed": "False"}
 _MOST = 100  # attempts, conditions
@@ -38,56 +49,56 @@ _MOST = 100  # attempts, conditions
 def read(delivery: Delivery) -> Reading | Ignored:
     """Read a TaskRun's last attempt, and the ones before where the address of its telemetry names the attempt."""
     attributes, data = open_delivery(delivery)
-    event = needed(attributes, "id")
-    kind = needed(attributes, "type")
+    event = required_text(attributes, "id")
+    kind = required_text(attributes, "type")
     match = _TYPE.fullmatch(kind)
     if match and match[1] in _IGNORED:
         return Ignored(event, kind, _IGNORED[match[1]])
     if not match or match[1] != "taskrun" or match[2] not in _PHASES:
         raise RejectedInput("unknown_type", f"type: {shown(kind)}")
-    task_run = inner(data, "taskRun")
+    task_run = required_object(data, "taskRun")
     phase = _PHASES[match[2]]
-    status = maybe(task_run, "status")
+    status = object_at(task_run, "status")
     if phase == "finished" and _condition(status).get("status") != _STATUS[match[2]]:
         raise RejectedInput("bad_field", f"taskRun.status: its condition Succeeded is not {_STATUS[match[2]]}")
-    log = raw_text_field(maybe(task_run, "metadata", "annotations"), LOG, limit=MAX_URL_CHARACTERS)
-    earlier = objects(task_run, "status", "retriesStatus", most=_MOST)
+    log = raw_text_field(object_at(task_run, "metadata", "annotations"), LOG, limit=MAX_URL_CHARACTERS)
+    earlier = objects_at(task_run, "status", "retriesStatus", most=_MOST)
     runs = [Run(phase, _attempt(task_run, status, phase, len(earlier) + 1, log))]
     if "{attempt}" in log:
         runs += [
             Run("finished", _attempt(task_run, attempt_status, "finished", n, log))
             for n, attempt_status in enumerate(earlier, 1)
         ]
-    return Reading(event, kind, moment(attributes, "time"), tuple(runs))
+    return Reading(event, kind, time_at(attributes, "time"), tuple(runs))
 
 
 def _attempt(
     task_run: Mapping[str, Any], status: Mapping[str, Any], phase: Phase, attempt: int, log: str
 ) -> dict[str, Any]:
-    namespace = word(task_run, "metadata", "namespace")
-    name = word(task_run, "metadata", "name")
-    labels = maybe(task_run, "metadata", "labels")
-    task = word(labels, "tekton.dev/pipelineTask") or word(task_run, "spec", "taskRef", "name") or name
-    pipeline_run = word(labels, "tekton.dev/pipelineRun") or name
-    uid = word(task_run, "metadata", "uid")
+    namespace = text_at(task_run, "metadata", "namespace")
+    name = text_at(task_run, "metadata", "name")
+    labels = object_at(task_run, "metadata", "labels")
+    task = text_at(labels, "tekton.dev/pipelineTask") or text_at(task_run, "spec", "taskRef", "name") or name
+    pipeline_run = text_at(labels, "tekton.dev/pipelineRun") or name
+    uid = text_at(task_run, "metadata", "uid")
     parts = {"{namespace}": namespace, "{name}": name, "{uid}": uid, "{attempt}": str(attempt)}
-    start = moment(status, "startTime")
-    end = moment(status, "completionTime")
+    start = time_at(status, "startTime")
+    end = time_at(status, "completionTime")
     condition = _condition(status)
     finished = phase == "finished"
     if finished and start is None and end is None:  # rejected before it started
-        end = moment(task_run, "metadata", "creationTimestamp")
-    return filled(
+        end = time_at(task_run, "metadata", "creationTimestamp")
+    return non_empty(
         id=uid,
         attempt=attempt,
         job=task,
-        result=word(condition, "reason") if finished else "",
+        result=text_at(condition, "reason") if finished else "",
         outcome="success" if finished and condition.get("status") == "True" else "",
         start_time=start,
         end_time=end if finished else None,
         project=namespace,
         log_url=_filled_in(log, parts),
-        attempt_of=joined(namespace, pipeline_run, task),
+        attempt_of=join_id(namespace, pipeline_run, task),
         labels=_labels(labels),
     )
 
@@ -101,8 +112,8 @@ def _filled_in(log: str, parts: Mapping[str, str]) -> str:
 
 
 def _condition(status: Mapping[str, Any]) -> Mapping[str, Any]:
-    conditions = objects(status, "conditions", most=_MOST)
-    return next((condition for condition in conditions if value(condition, "type") == "Succeeded"), {})
+    conditions = objects_at(status, "conditions", most=_MOST)
+    return next((condition for condition in conditions if value_at(condition, "type") == "Succeeded"), {})
 
 
 def _labels(labels: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,16 +20,15 @@ from ciml.events.reviews import PARTLY_APPROVED, VETOED, merged_subject
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, RunUpdate, Said, reading
 from ciml.integrations.fields import (
     change_subjects,
-    epoch,
+    epoch_at,
     event_id,
-    filled,
-    maybe,
-    moment,
-    needed,
-    objects,
-    value,
-    word,
-    words,
+    non_empty,
+    object_at,
+    objects_at,
+    required_text,
+    text_at,
+    texts_at,
+    value_at,
 )
 
 NO_FACT = "events of this type change no fact of a run"
@@ -61,18 +60,17 @@ _SUBMIT_S = 10  # between the patch set that Gerrit makes at a submit and the ev
 def read(delivery: Delivery) -> Reading | Ignored:
     """Read what an event says of a patch set's runs (``review``, ``owner``, ``parents``), and which commits merged."""
     body = delivery.json()
-    kind = needed(body, "type")
+    kind = required_text(body, "type")
     event = _event_id(delivery, body, kind)
     reader = _READERS.get(kind)
     statements = NO_FACT if reader is None else reader(body)
-    when = moment({"eventCreatedOn": epoch(body.get("eventCreatedOn"))}, "eventCreatedOn")
-    return reading(event, kind, when, statements)
+    return reading(event, kind, epoch_at(body, "eventCreatedOn"), statements)
 
 
 def _patchset_created(body: Mapping[str, Any]) -> Said:
     """Return the owner of a patch set, and its parents."""
     parents = (_OTHER_CHANGES,) if _has_dependencies(body) else _commits(body, "patchSet", "parents")
-    facts = filled(owner=_account(body, "change", "owner"), parents=" ".join(parents))
+    facts = non_empty(owner=_account(body, "change", "owner"), parents=" ".join(parents))
     return (RunUpdate(_subject(body), facts),) if facts else NO_OWNER
 
 
@@ -90,17 +88,17 @@ def _change_merged(body: Mapping[str, Any]) -> Said:
     if _made_by_submit(body):
         before = _number(body, "patchSet", "number") - 1
         updates.append(RunUpdate(_subject(body, before), {"review": PARTLY_APPROVED} | target))
-    commits = (word(body, "patchSet", "revision"), word(body, "newRev"))
+    commits = (text_at(body, "patchSet", "revision"), text_at(body, "newRev"))
     return (*updates, *_merged(_project(body), target["target"], commits))
 
 
 def _ref_updated(body: Mapping[str, Any]) -> Said:
     """Return that the old and the new tip of a branch are in the branch."""
-    branch = word(body, "refUpdate", "refName")
+    branch = text_at(body, "refUpdate", "refName")
     if not branch.startswith(_BRANCHES):
         return NO_FACT
-    project = word(body, "refUpdate", "project")
-    commits = (word(body, "refUpdate", "oldRev"), word(body, "refUpdate", "newRev"))
+    project = text_at(body, "refUpdate", "project")
+    commits = (text_at(body, "refUpdate", "oldRev"), text_at(body, "refUpdate", "newRev"))
     return _merged(project, branch.removeprefix(_BRANCHES), commits)
 
 
@@ -115,10 +113,10 @@ def _made_by_submit(body: Mapping[str, Any]) -> bool:
     """Return whether Gerrit made the patch set when it submitted the change, with the code of the one before."""
     uploader = _account(body, "patchSet", "uploader")
     submitter = _account(body, "submitter")
-    created, submitted = (value(body, *path) for path in (("patchSet", "createdOn"), ("eventCreatedOn",)))
+    created, submitted = (value_at(body, *path) for path in (("patchSet", "createdOn"), ("eventCreatedOn",)))
     return (
         _number(body, "patchSet", "number") > 1
-        and word(body, "patchSet", "kind") in _SAME_CODE
+        and text_at(body, "patchSet", "kind") in _SAME_CODE
         and bool(submitter)
         and uploader == submitter
         and type(created) is int
@@ -129,18 +127,18 @@ def _made_by_submit(body: Mapping[str, Any]) -> bool:
 
 def _has_dependencies(body: Mapping[str, Any]) -> bool:
     """Return whether a check of the patch set may also execute other changes: Zuul reads Depends-On of its message."""
-    message = value(body, "change", "commitMessage")
+    message = value_at(body, "change", "commitMessage")
     return type(message) is not str or _DEPENDS_ON.search(message) is not None
 
 
 def _target(body: Mapping[str, Any]) -> dict[str, str]:
     """Return the branch for which a review was given: a change may be moved to another."""
-    return {"target": needed(body, "change", "branch").removeprefix(_BRANCHES)}
+    return {"target": required_text(body, "change", "branch").removeprefix(_BRANCHES)}
 
 
 def _commits(body: Mapping[str, Any], *path: str) -> tuple[str, ...]:
     """Return a list of commits; none where one of them is no commit."""
-    commits = words(body, *path)
+    commits = texts_at(body, *path)
     valid = len(commits) <= _MOST_PARENTS and all(map(_COMMIT.fullmatch, commits))
     return commits if valid else ()
 
@@ -165,8 +163,8 @@ def _identity(body: Mapping[str, Any], kind: str) -> list[Any] | None:
         return None
     who = _account(body, "author" if kind == "comment-added" else "reviewer")
     votes = sorted(
-        [word(approval, "type"), _vote(approval, "value"), _vote(approval, "oldValue")]
-        for approval in objects(body, "approvals", most=_MOST_LABELS)
+        [text_at(approval, "type"), _vote(approval, "value"), _vote(approval, "oldValue")]
+        for approval in objects_at(body, "approvals", most=_MOST_LABELS)
     )
     return [*patchset, who, votes, created, comment if type(comment) is str else ""]
 
@@ -174,22 +172,22 @@ def _identity(body: Mapping[str, Any], kind: str) -> list[Any] | None:
 def _voted(body: Mapping[str, Any], voter: str) -> Said:
     """Return what the votes of a person make of the review, or the rule by which they make nothing of it."""
     approved = withdrawn = rejected = False
-    for approval in objects(body, "approvals", most=_MOST_LABELS):
-        label = word(approval, "type")
+    for approval in objects_at(body, "approvals", most=_MOST_LABELS):
+        label = text_at(approval, "type")
         vote = _vote(approval, "value")
         before = _vote(approval, "oldValue")
         least = _APPROVES.get(label)
         if least is not None:
             # Gerrit lists all votes of who comments. Only one that has an old value was given by this event: another
             # may have been copied from an earlier patch set.
-            approved |= vote >= least and bool(word(approval, "oldValue"))
+            approved |= vote >= least and bool(text_at(approval, "oldValue"))
             withdrawn |= before >= least > vote
         rejected |= vote <= _VETO.get(label, -100)
     if not (approved or withdrawn or rejected):
         return NO_VOTE
-    if word(body, "change", "status") in ("MERGED", "ABANDONED"):
+    if text_at(body, "change", "status") in ("MERGED", "ABANDONED"):
         return CLOSED
-    person = maybe(body, voter)
+    person = object_at(body, voter)
     if not _account(body, voter):
         return UNKNOWN_VOTER
     if rejected:
@@ -198,7 +196,7 @@ def _voted(body: Mapping[str, Any], voter: str) -> Said:
         return (change, RunUpdate(_subject(body), {"review": "changes_requested"} | _target(body)))
     if withdrawn:
         return (RunUpdate(_subject(body), {"review": "dismissed"} | _target(body)),)
-    if any(_may_be_same(person, maybe(body, *path)) for path in _OWN):
+    if any(_may_be_same(person, object_at(body, *path)) for path in _OWN):
         return OWN_VOTE
     return (RunUpdate(_subject(body), {"review": PARTLY_APPROVED} | _target(body)),)
 
@@ -222,37 +220,39 @@ def _subjects(body: Mapping[str, Any], patchset: int) -> tuple[str, ...]:
 
 def _project(body: Mapping[str, Any]) -> str:
     for path in (("change", "project"), ("project",)):
-        project = value(body, *path)
-        name = word(body, *path, "name") if type(project) is dict else word(body, *path)
+        project = value_at(body, *path)
+        name = text_at(body, *path, "name") if type(project) is dict else text_at(body, *path)
         if name:
             return name
     raise RejectedInput("missing_field", "change.project")
 
 
 def _number(body: Mapping[str, Any], *path: str) -> int:
-    text = needed(body, *path)
+    text = required_text(body, *path)
     if not _NUMBER.fullmatch(text):
         raise RejectedInput("bad_field", f"{'.'.join(path)}: want a number from 1, not {shown(text)}")
     return int(text)
 
 
 def _vote(approval: Mapping[str, Any], name: str) -> int:
-    text = word(approval, name) or "0"
+    text = text_at(approval, name) or "0"
     if not _VOTE.fullmatch(text):
         raise RejectedInput("bad_field", f"approvals.{name}: want a vote, not {shown(text)}")
     return int(text)
 
 
 def _account(body: Mapping[str, Any], *path: str) -> str:
-    account = maybe(body, *path)
-    return word(account, "username") or word(account, "email") or word(account, "name")
+    account = object_at(body, *path)
+    return text_at(account, "username") or text_at(account, "email") or text_at(account, "name")
 
 
 def _may_be_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two accounts may be of one person: they share a user name, an address or, with neither, a name."""
-    names = [(word(one, name).casefold(), word(other, name).casefold()) for name in ("username", "email")]
-    shared = [(ours, theirs) for ours, theirs in names if ours and theirs] or [(word(one, "name"), word(other, "name"))]
-    return any(ours == theirs != "" for ours, theirs in shared)
+    keys = [(text_at(one, name).casefold(), text_at(other, name).casefold()) for name in ("username", "email")]
+    comparable = [(ours, theirs) for ours, theirs in keys if ours and theirs]
+    if comparable:
+        return any(ours == theirs for ours, theirs in comparable)
+    return text_at(one, "name") == text_at(other, "name") != ""
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], Said]] = {

@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 from ciml.errors import EngineError, RejectedInput
 from ciml.events.redaction import shown
 from ciml.http.outgoing import TooLarge, Unreadable
-from ciml.integrations.fields import maybe, objects, texts, value, word
+from ciml.integrations.fields import object_at, objects_at, text_at, text_fields, value_at
 from ciml.integrations.http import Rest, basic
 from ciml.limits import MAX_REVIEW_BYTES, MAX_REVIEW_CHANGES, MAX_REVIEW_VALUES, MAX_REVIEWED_CHANGES
 
@@ -192,7 +192,7 @@ def events_of(change: Mapping[str, Any], after_s: float) -> list[Event]:
         if vote.patchset in info.patchsets
     ]
     merged = []
-    current = _number(maybe(maybe(change, "revisions"), word(change, "current_revision")))
+    current = _number(object_at(object_at(change, "revisions"), text_at(change, "current_revision")))
     if info.fields["status"] == "MERGED" and info.merged_s is not None and current in info.patchsets:
         submitter = _account(change, "submitter")
         merged.append(info.event("change-merged", current, info.merged_s, "MERGED", submitter=submitter))
@@ -218,44 +218,44 @@ def seconds(text: str) -> int | None:
 
 
 def _info(change: Mapping[str, Any]) -> _Change:
-    number = value(change, "_number")
-    if type(number) is not int or not word(change, "project"):
+    number = value_at(change, "_number")
+    if type(number) is not int or not text_at(change, "project"):
         raise RejectedInput("missing_field", "_number or project")
     fields = {
-        **texts(change, project="project", branch="branch", id="change_id", subject="subject", status="status"),
+        **text_fields(change, project="project", branch="branch", id="change_id", subject="subject", status="status"),
         "number": number,
         "owner": _account(change, "owner"),
-        "createdOn": seconds(word(change, "created")),
+        "createdOn": seconds(text_at(change, "created")),
     }
     patchsets: dict[int, dict[str, Any]] = {}
     commit_messages: dict[int, str] = {}
-    revisions = maybe(change, "revisions")
+    revisions = object_at(change, "revisions")
     for sha in list(revisions)[:_MOST_ENTRIES]:
-        patchset = _patchset(sha, maybe(revisions, sha))
+        patchset = _patchset(sha, object_at(revisions, sha))
         if patchset["number"]:
             patchsets[patchset["number"]] = patchset
-        message = value(revisions, sha, "commit", "message")
+        message = value_at(revisions, sha, "commit", "message")
         if type(message) is str:
             commit_messages[patchset["number"]] = message
-    return _Change(fields, seconds(word(change, "submitted")), patchsets, commit_messages)
+    return _Change(fields, seconds(text_at(change, "submitted")), patchsets, commit_messages)
 
 
 def _patchset(sha: str, revision: Mapping[str, Any]) -> dict[str, Any]:
-    commit = maybe(revision, "commit")
+    commit = object_at(revision, "commit")
     return {
         "number": _number(revision),
         "revision": sha,
-        "parents": [word(parent, "commit") for parent in objects(commit, "parents", most=_MOST_ENTRIES)],
-        **texts(revision, ref="ref", kind="kind"),
+        "parents": [text_at(parent, "commit") for parent in objects_at(commit, "parents", most=_MOST_ENTRIES)],
+        **text_fields(revision, ref="ref", kind="kind"),
         "uploader": _account(revision, "uploader"),
         "author": _account(commit, "author"),
-        "createdOn": seconds(word(revision, "created")),
+        "createdOn": seconds(text_at(revision, "created")),
     }
 
 
 def _number(revision: Mapping[str, Any], name: str = "_number") -> int:
     """Return the number of a patch set, 0 where it is no whole number."""
-    number = value(revision, name)
+    number = value_at(revision, name)
     return number if type(number) is int else 0
 
 
@@ -276,19 +276,19 @@ def _votes(change: Mapping[str, Any]) -> Iterator[_Vote]:
     set: a comment within the second of the copy does not name it.
     """
     patchsets: dict[tuple[str, str, str], int] = {}  # by account, time and the vote's text
-    for message in objects(change, "messages", most=_MOST_ENTRIES):
+    for message in objects_at(change, "messages", most=_MOST_ENTRIES):
         number = _number(message, "_revision_number")
-        for text in _vote_texts(value(message, "message")):
-            key = (word(message, "author", "_account_id"), word(message, "date"), text)
+        for text in _vote_texts(value_at(message, "message")):
+            key = (text_at(message, "author", "_account_id"), text_at(message, "date"), text)
             patchsets[key] = min(number, patchsets.get(key, number))
-    labels = maybe(change, "labels")
+    labels = object_at(change, "labels")
     for label in list(labels)[:_MOST_LABELS]:
-        for vote in objects(labels, label, "all", most=_MOST_ENTRIES):
+        for vote in objects_at(labels, label, "all", most=_MOST_ENTRIES):
             points = vote.get("value")
             if type(points) is not int or not points:
                 continue
-            date = word(vote, "date")
-            number = patchsets.get((word(vote, "_account_id"), date, f"{label}{points:+d}"), 0)
+            date = text_at(vote, "date")
+            number = patchsets.get((text_at(vote, "_account_id"), date, f"{label}{points:+d}"), 0)
             yield _Vote(
                 number, "comment-added", seconds(date), {"author": _person(vote), **_approval(label, points, 0)}
             )
@@ -297,14 +297,14 @@ def _votes(change: Mapping[str, Any]) -> Iterator[_Vote]:
 def _withdrawals(change: Mapping[str, Any]) -> Iterator[_Vote]:
     """Yield the votes that were taken back by their voter, or deleted by another person."""
     given: dict[tuple[str, str], str] = {}  # the present vote by account and label
-    for message in objects(change, "messages", most=_MOST_ENTRIES):
-        text = value(message, "message")
-        number = value(message, "_revision_number")
+    for message in objects_at(change, "messages", most=_MOST_ENTRIES):
+        text = value_at(message, "message")
+        number = value_at(message, "_revision_number")
         author = _account(message, "author")
-        time_s = seconds(word(message, "date"))
+        time_s = seconds(text_at(message, "date"))
         if type(text) is not str or type(number) is not int:
             continue
-        account = word(message, "author", "_account_id")
+        account = text_at(message, "author", "_account_id")
         for vote in _vote_texts(text):
             label = vote[1:]
             if match := _GIVEN.fullmatch(vote):
@@ -329,8 +329,8 @@ def _approval(label: str, points: int, old_points: int | str) -> dict[str, Any]:
 
 
 def _account(body: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return _person(maybe(body, name))
+    return _person(object_at(body, name))
 
 
 def _person(account: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: text for key in ("name", "email", "username") if (text := word(account, key))}
+    return {key: text for key in ("name", "email", "username") if (text := text_at(account, key))}

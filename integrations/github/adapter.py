@@ -19,34 +19,34 @@ from ciml.events.records import Phase
 from ciml.events.reviews import OWN
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate, Said, reading
 from ciml.integrations.fields import (
-    address,
+    address_at,
     branch_name,
     commit_subject,
     differ,
     event_id,
     event_kind,
-    filled,
-    inner,
-    joined,
-    known,
-    maybe,
-    moment,
-    natural,
-    needed,
-    objects,
+    join_id,
+    known_subjects,
+    non_empty,
+    object_at,
+    objects_at,
     phase_of,
-    phases,
-    texts,
-    value,
-    word,
-    words,
+    phases_by_status,
+    required_number,
+    required_object,
+    required_text,
+    text_at,
+    text_fields,
+    texts_at,
+    time_at,
+    value_at,
 )
 from ciml.limits import MAX_EVENT_RUNS
 
 EVENT = "x-github-event"
 
 #: The phase of a job or check run by its ``status``.
-PHASES = phases(queued="requested queued waiting pending", started="in_progress", finished="completed")
+PHASES = phases_by_status(queued="requested queued waiting pending", started="in_progress", finished="completed")
 #: Conclusions of a workflow run that ended before any job; no event of a job will report it.
 WITHOUT_JOBS = frozenset({"startup_failure", "action_required"})
 #: A job that never began may have a start after its end.
@@ -95,63 +95,64 @@ def read(delivery: Delivery) -> Reading | Ignored:
     if reader is None:
         return Ignored(event_id(delivery), event, RULES.get(event, OTHER))
     body = delivery.json()
-    action = word(body, "action")
+    action = text_at(body, "action")
     statements = reader(body, action)
-    times = (moment(body, *path) for path in _TIMES.get(event, ()))
+    times = (time_at(body, *path) for path in _TIMES.get(event, ()))
     when = next((time for time in times if time), None)
     return reading(event_id(delivery), f"{event}.{action}" if action else event, when, statements)
 
 
 def _workflow_job(body: Mapping[str, Any], action: str) -> Said:
-    job = inner(body, "workflow_job")
-    phase = phase_of(PHASES, needed(body, "workflow_job", "status"), "workflow_job.status")
-    run = natural(body, "workflow_job", "run_id")
-    name = needed(body, "workflow_job", "name")
-    project = word(body, "repository", "full_name")
-    runner = texts(body, "workflow_job", runner="runner_name", runner_group="runner_group_name")
-    head_branch = word(body, "workflow_job", "head_branch")
-    head = word(body, "workflow_job", "head_sha")
-    labels = words(body, "workflow_job", "labels")
-    api = address(body, "repository", "url")
+    job = required_object(body, "workflow_job")
+    phase = phase_of(PHASES, required_text(body, "workflow_job", "status"), "workflow_job.status")
+    run = required_number(body, "workflow_job", "run_id")
+    name = required_text(body, "workflow_job", "name")
+    project = text_at(body, "repository", "full_name")
+    runner = text_fields(body, "workflow_job", runner="runner_name", runner_group="runner_group_name")
+    head_branch = text_at(body, "workflow_job", "head_branch")
+    head = text_at(body, "workflow_job", "head_sha")
+    labels = texts_at(body, "workflow_job", "labels")
+    api = address_at(body, "repository", "url")
     subjects = (f"workflow_run:{run}", _branch_subject(project, head_branch, head), commit_subject(project, head))
-    fields = filled(
-        id=value(job, "id"),
-        attempt=value(job, "run_attempt"),
+    fields = non_empty(
+        id=value_at(job, "id"),
+        attempt=value_at(job, "run_attempt"),
         job=name,
-        **texts(body, "workflow_job", result="conclusion", pipeline="workflow_name"),
+        **text_fields(body, "workflow_job", result="conclusion", pipeline="workflow_name"),
         **_times(body, "workflow_job", phase),
         project=project,
         patchset=head,
         provider=_provider(labels, runner["runner_group"]),
         head=head,
-        url=address(body, "workflow_job", "html_url"),
+        url=address_at(body, "workflow_job", "html_url"),
         log_url=f"{api}/actions/runs/{run}/artifacts" if api else "",
-        attempt_of=joined(str(run), name),
-        subjects=known(*subjects),
-        labels=filled(**runner, runner_labels=",".join(labels), head_branch=head_branch),
+        attempt_of=join_id(str(run), name),
+        subjects=known_subjects(*subjects),
+        labels=non_empty(**runner, runner_labels=",".join(labels), head_branch=head_branch),
     )
     return (Run(phase, fields),)
 
 
 def _workflow_run(body: Mapping[str, Any], action: str) -> Said:
-    run = natural(body, "workflow_run", "id")
+    run = required_number(body, "workflow_run", "id")
     subject = f"workflow_run:{run}"
     facts = _facts(body)
     updates: tuple[Run | RunUpdate, ...] = (RunUpdate(subject, facts),) if facts else ()
     if facts.get("event") in _OF_PULL_REQUESTS:
-        pulls = _pulls(body, "workflow_run", maybe(body, "workflow_run", "repository") or maybe(body, "repository"))
+        repository = object_at(body, "workflow_run", "repository") or object_at(body, "repository")
+        pulls = _pulls(body, "workflow_run", repository)
         updates += tuple(RunUpdate(subject, only=only) for pull in pulls if (only := _only(pull)))
-    conclusion = word(body, "workflow_run", "conclusion")
-    if word(body, "workflow_run", "status") != "completed" or conclusion not in WITHOUT_JOBS:
+    conclusion = text_at(body, "workflow_run", "conclusion")
+    if text_at(body, "workflow_run", "status") != "completed" or conclusion not in WITHOUT_JOBS:
         return updates
-    fields = filled(
+    fields = non_empty(
         id=f"workflow_run/{run}",
-        attempt=value(body, "workflow_run", "run_attempt"),
-        job=facts.get("pipeline") or needed(body, "workflow_run", "path"),
+        attempt=value_at(body, "workflow_run", "run_attempt"),
+        job=facts.get("pipeline") or required_text(body, "workflow_run", "path"),
         result=conclusion,
-        start_time=moment(body, "workflow_run", "run_started_at") or moment(body, "workflow_run", "created_at"),
+        start_time=time_at(body, "workflow_run", "run_started_at") or time_at(body, "workflow_run", "created_at"),
         head=facts.get("patchset"),
-        url=address(body, "workflow_run", "html_url"),
+        url=address_at(body, "workflow_run", "html_url"),
         subjects=(subject,),
     )
     return (Run("finished", {**facts, **fields}), *updates)
@@ -159,12 +160,12 @@ def _workflow_run(body: Mapping[str, Any], action: str) -> Said:
 
 def _facts(body: Mapping[str, Any]) -> dict[str, str]:
     """Return the facts of a workflow run, which its jobs share."""
-    repository = maybe(body, "workflow_run", "repository") or maybe(body, "repository")
-    facts = texts(body, "workflow_run", event="event", pipeline="name", patchset="head_sha", owner="actor.login")
-    facts |= {"project": word(repository, "full_name")}
-    facts |= texts(body, "workflow_run", head_project="head_repository.full_name")
+    repository = object_at(body, "workflow_run", "repository") or object_at(body, "repository")
+    facts = text_fields(body, "workflow_run", event="event", pipeline="name", patchset="head_sha", owner="actor.login")
+    facts |= {"project": text_at(repository, "full_name")}
+    facts |= text_fields(body, "workflow_run", head_project="head_repository.full_name")
     fork = differ(facts["project"], facts["head_project"])
-    head_branch = word(body, "workflow_run", "head_branch")
+    head_branch = text_at(body, "workflow_run", "head_branch")
     if facts["event"] in _OF_PULL_REQUESTS:
         branch, change = _target(body, "workflow_run", repository)
     elif facts["event"] == "merge_group" and (queued := _QUEUE_BRANCH.fullmatch(head_branch)):
@@ -172,7 +173,7 @@ def _facts(body: Mapping[str, Any]) -> dict[str, str]:
     else:
         branch = head_branch if fork == "no" else ""
         change = facts["patchset"]
-    return filled(**facts, branch=branch, change=change, fork=fork)
+    return non_empty(**facts, branch=branch, change=change, fork=fork)
 
 
 def _pulls(body: Mapping[str, Any], kind: str, repository: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -180,25 +181,25 @@ def _pulls(body: Mapping[str, Any], kind: str, repository: Mapping[str, Any]) ->
 
     GitHub lists pull requests of other repositories of the network too, and none that comes from a fork.
     """
-    ours = value(repository, "id")
+    ours = value_at(repository, "id")
     return [
         pull
-        for pull in objects(body, kind, "pull_requests", most=MAX_EVENT_RUNS)
-        if ours is not None and value(pull, "base", "repo", "id") == value(pull, "head", "repo", "id") == ours
+        for pull in objects_at(body, kind, "pull_requests", most=MAX_EVENT_RUNS)
+        if ours is not None and value_at(pull, "base", "repo", "id") == value_at(pull, "head", "repo", "id") == ours
     ]
 
 
 def _target(body: Mapping[str, Any], kind: str, repository: Mapping[str, Any]) -> tuple[str, str]:
     """Return target branch and number of the one listed pull request, where its head was tested; else "" for both."""
     pulls = _pulls(body, kind, repository)
-    if len(pulls) != 1 or differ(word(body, kind, "head_sha"), word(pulls[0], "head", "sha")) != "no":
+    if len(pulls) != 1 or differ(text_at(body, kind, "head_sha"), text_at(pulls[0], "head", "sha")) != "no":
         return "", ""
-    return branch_name(pulls[0], "base", "ref"), word(pulls[0], "number")
+    return branch_name(pulls[0], "base", "ref"), text_at(pulls[0], "number")
 
 
 def _only(pull: Mapping[str, Any]) -> dict[str, str]:
     """Return the condition that a run executed a pull request: its number and base; empty where one is unknown."""
-    number = word(pull, "number")
+    number = text_at(pull, "number")
     base = branch_name(pull, "base", "ref")
     return {"change": number, "branch": base} if number and base else {}
 
@@ -206,24 +207,24 @@ def _only(pull: Mapping[str, Any]) -> dict[str, str]:
 def _check_run(body: Mapping[str, Any], action: str) -> Said:
     if action not in ("created", "completed"):
         return CHECK_REQUEST
-    check = inner(body, "check_run")
-    app = word(body, "check_run", "app", "slug") or word(body, "check_run", "app", "name")
-    page = address(body, "check_run", "details_url")
+    check = required_object(body, "check_run")
+    app = text_at(body, "check_run", "app", "slug") or text_at(body, "check_run", "app", "name")
+    page = address_at(body, "check_run", "details_url")
     if app == "github-actions" or (not app and "/actions/runs/" in page):
         return ACTIONS_CHECK
-    phase = phase_of(PHASES, needed(body, "check_run", "status"), "check_run.status")
+    phase = phase_of(PHASES, required_text(body, "check_run", "status"), "check_run.status")
     times = _times(body, "check_run", phase)
     if phase == "finished" and times.get("start_time") == times.get("end_time"):
         return INSTANT_CHECK
-    name = needed(body, "check_run", "name")
-    suite = word(body, "check_run", "check_suite", "id")
-    project = word(body, "repository", "full_name")
-    head = word(body, "check_run", "head_sha")
-    branch, change = _target(body, "check_run", maybe(body, "repository"))
-    fields = filled(
-        id=value(check, "id"),
+    name = required_text(body, "check_run", "name")
+    suite = text_at(body, "check_run", "check_suite", "id")
+    project = text_at(body, "repository", "full_name")
+    head = text_at(body, "check_run", "head_sha")
+    branch, change = _target(body, "check_run", object_at(body, "repository"))
+    fields = non_empty(
+        id=value_at(check, "id"),
         job=name,
-        result=word(body, "check_run", "conclusion"),
+        result=text_at(body, "check_run", "conclusion"),
         **times,
         pipeline=app,
         project=project,
@@ -232,10 +233,10 @@ def _check_run(body: Mapping[str, Any], action: str) -> Said:
         patchset=head,
         fork="no" if change else "",
         head=head,
-        url=address(body, "check_run", "html_url"),
-        log_url=value(check, "details_url"),
-        attempt_of=joined(suite, name),
-        subjects=known(commit_subject(project, head)),
+        url=address_at(body, "check_run", "html_url"),
+        log_url=value_at(check, "details_url"),
+        attempt_of=join_id(suite, name),
+        subjects=known_subjects(commit_subject(project, head)),
     )
     return (Run(phase, fields),)
 
@@ -244,45 +245,45 @@ def _pull_request(body: Mapping[str, Any], action: str) -> Said:
     before = branch_name(body, "changes", "base", "ref", "from")
     if action not in _MOVES and not (action == "edited" and before):
         return SAME_PULL_REQUEST
-    pull = inner(body, "pull_request")
+    pull = required_object(body, "pull_request")
     if not _is_inside(body):
         return OF_FORK
-    commit = _subject(body, needed(body, "pull_request", "head", "sha"))
+    commit = _subject(body, required_text(body, "pull_request", "head", "sha"))
     only = _needed_only(pull)
     updates = [RunUpdate(commit, only=only)]
     if before:
         updates.append(RunUpdate(commit, only={**only, "branch": before}))
-    accounts = {word(pull, "user", "login"), word(body, "sender", "login") if action in _PUSHES else ""}
+    accounts = {text_at(pull, "user", "login"), text_at(body, "sender", "login") if action in _PUSHES else ""}
     updates += [RunUpdate(commit, {"review": OWN}, only, by) for by in sorted(accounts) if by]
     # Who may push can merge anything into a branch of their own: that it was merged there proves no review.
-    is_default = differ(only["branch"], word(body, "repository", "default_branch")) == "no"
-    if action == "closed" and value(pull, "merged") is True and is_default:
+    is_default = differ(only["branch"], text_at(body, "repository", "default_branch")) == "no"
+    if action == "closed" and value_at(pull, "merged") is True and is_default:
         updates.append(RunUpdate(commit, {"review": "merged"}, only))
     return tuple(updates)
 
 
 def _review(body: Mapping[str, Any], action: str) -> Said:
-    state = word(body, "review", "state").lower()
+    state = text_at(body, "review", "state").lower()
     if state not in _REVIEWS:
         return COMMENT
-    if action != "dismissed" and word(body, "review", "author_association") not in _REVIEWERS:
+    if action != "dismissed" and text_at(body, "review", "author_association") not in _REVIEWERS:
         return OUTSIDER
-    reviewer = word(body, "review", "user", "login")
-    author = word(body, "pull_request", "user", "login")
-    if not reviewer or not author or word(body, "review", "user", "type") == "Bot":
+    reviewer = text_at(body, "review", "user", "login")
+    author = text_at(body, "pull_request", "user", "login")
+    if not reviewer or not author or text_at(body, "review", "user", "type") == "Bot":
         return BOT
     if not _is_inside(body):
         return OF_FORK
     # Of the commit that was reviewed: the pull request may have another by now.
-    commit = _subject(body, needed(body, "review", "commit_id"))
-    only = _needed_only(inner(body, "pull_request"))
+    commit = _subject(body, required_text(body, "review", "commit_id"))
+    only = _needed_only(required_object(body, "pull_request"))
     return (RunUpdate(commit, {"review": OWN}, only, author), RunUpdate(commit, {"review": state}, only, reviewer))
 
 
 def _is_inside(body: Mapping[str, Any]) -> bool:
     """Return whether a pull request is within the repository. Another repository's runs cannot name their base."""
-    ours = word(body, "repository", "full_name")
-    sides = (word(body, "pull_request", side, "repo", "full_name") for side in ("base", "head"))
+    ours = text_at(body, "repository", "full_name")
+    sides = (text_at(body, "pull_request", side, "repo", "full_name") for side in ("base", "head"))
     return all(differ(ours, name) == "no" for name in sides)
 
 
@@ -294,30 +295,30 @@ def _needed_only(pull: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _merge_group(body: Mapping[str, Any], action: str) -> Said:
-    if action != "destroyed" or word(body, "reason") != "merged":
+    if action != "destroyed" or text_at(body, "reason") != "merged":
         return OPEN_GROUP
-    branch = needed(body, "merge_group", "base_ref").removeprefix(_HEADS)
+    branch = required_text(body, "merge_group", "base_ref").removeprefix(_HEADS)
     only = {"event": "merge_group", "branch": branch}
-    return (RunUpdate(_subject(body, needed(body, "merge_group", "head_sha")), {"review": "merged"}, only),)
+    return (RunUpdate(_subject(body, required_text(body, "merge_group", "head_sha")), {"review": "merged"}, only),)
 
 
 def _push(body: Mapping[str, Any], action: str) -> Said:
     ref = branch_name(body, "ref")
-    commit = word(body, "after")
-    by = word(body, "sender", "login")
+    commit = text_at(body, "after")
+    by = text_at(body, "sender", "login")
     if ref.startswith(_TAGS) or not commit or _NO_COMMIT.fullmatch(commit):
         return PUSH
     updates = [RunUpdate(_subject(body, commit), {"review": OWN}, by=by)] if by else []
     # GitHub reports a pushed tag like a branch of the same name: the push alone says which one it is.
     branch = ref.removeprefix(_HEADS) if ref.startswith(_HEADS) else ""
-    if subject := _branch_subject(word(body, "repository", "full_name"), branch, commit):
+    if subject := _branch_subject(text_at(body, "repository", "full_name"), branch, commit):
         updates.append(RunUpdate(subject, {"review": "pushed"}))
     return tuple(updates)
 
 
 def _branch_subject(repository: str, branch: str, commit: str) -> str:
     """Return the subject of the runs of a commit that was pushed to a branch; "" where a part is unknown."""
-    return joined(f"branch:{repository}" if repository else "", branch, commit)
+    return join_id(f"branch:{repository}" if repository else "", branch, commit)
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any], str], Said]] = {
@@ -340,11 +341,11 @@ _TIMES = {
 
 def _times(body: Mapping[str, Any], kind: str, phase: Phase) -> dict[str, Any]:
     """Return start and end as far as they are facts: GitHub gives a queued job a start too."""
-    start = moment(body, kind, "started_at")
-    end = moment(body, kind, "completed_at")
-    if phase == "queued" or (end is not None and word(body, kind, "conclusion") in _NEVER_BEGAN):
+    start = time_at(body, kind, "started_at")
+    end = time_at(body, kind, "completed_at")
+    if phase == "queued" or (end is not None and text_at(body, kind, "conclusion") in _NEVER_BEGAN):
         start = None
-    return filled(start_time=start, end_time=end)
+    return non_empty(start_time=start, end_time=end)
 
 
 def _provider(labels: tuple[str, ...], group: str) -> str:
@@ -355,7 +356,7 @@ def _provider(labels: tuple[str, ...], group: str) -> str:
 
 
 def _subject(body: Mapping[str, Any], sha: str) -> str:
-    return commit_subject(needed(body, "repository", "full_name"), sha)
+    return commit_subject(required_text(body, "repository", "full_name"), sha)
 
 
 ADAPTER = Adapter("github", (EVENT,), read, signature="github")

@@ -13,29 +13,29 @@ from ciml.events.records import OutcomeWord, Phase
 from ciml.events.reviews import OWN
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate, Said, reading
 from ciml.integrations.fields import (
-    address,
+    address_at,
     body_id,
     branch_name,
     commit_subject,
     differ,
     event_kind,
-    filled,
-    joined,
-    known,
-    maybe,
-    moment,
-    natural,
-    needed,
+    join_id,
+    known_subjects,
+    non_empty,
+    object_at,
     phase_of,
-    phases,
-    texts,
-    value,
-    word,
-    words,
+    phases_by_status,
+    required_number,
+    required_text,
+    text_at,
+    text_fields,
+    texts_at,
+    time_at,
+    value_at,
 )
 
 #: The phase of a job by its status.
-PHASES = phases(
+PHASES = phases_by_status(
     queued="created waiting_for_resource waiting_for_callback preparing pending manual scheduled",
     started="running canceling",
     finished="success failed canceled skipped",
@@ -85,7 +85,7 @@ def read(delivery: Delivery) -> Reading | Ignored:
     The event's id is a digest: X-Gitlab-Event-UUID is the same for all events that one webhook's receiver caused.
     """
     body = delivery.json()
-    kind = event_kind(word(body, "object_kind") or word(body, "event_name"), "object_kind")
+    kind = event_kind(text_at(body, "object_kind") or text_at(body, "event_name"), "object_kind")
     reader = _READERS.get(kind)
     if reader is None:
         return Ignored(body_id(delivery), kind, RULES.get(kind, OTHER))
@@ -95,16 +95,16 @@ def read(delivery: Delivery) -> Reading | Ignored:
 
 
 def _job(body: Mapping[str, Any]) -> _Report:
-    status = needed(body, "build_status")
+    status = required_text(body, "build_status")
     phase = phase_of(PHASES, status, "build_status")
-    number = natural(body, "build_id")
-    name = needed(body, "build_name")
-    reason = word(body, "build_failure_reason") if status == "failed" else ""  # GitLab sets it on success too
-    pipeline = word(body, "pipeline_id") or word(body, "commit", "id")
-    project_id = str(natural(body, "project_id"))
-    sha = word(body, "sha")
+    number = required_number(body, "build_id")
+    name = required_text(body, "build_name")
+    reason = text_at(body, "build_failure_reason") if status == "failed" else ""  # GitLab sets it on success too
+    pipeline = text_at(body, "pipeline_id") or text_at(body, "commit", "id")
+    project_id = str(required_number(body, "project_id"))
+    sha = text_at(body, "sha")
     server, project, page = _project(body)
-    fields = filled(
+    fields = non_empty(
         id=number,
         job=name,
         result=status,
@@ -112,13 +112,13 @@ def _job(body: Mapping[str, Any]) -> _Report:
         **_times(body, phase),
         project=project,
         patchset=sha,
-        owner=word(body, "user", "username"),
+        owner=text_at(body, "user", "username"),
         head=sha,
         url=f"{page}/-/jobs/{number}" if page else "",
         log_url=f"{server}/api/v4/projects/{project_id}/jobs/{number}/artifacts" if server else "",
-        attempt_of=joined(pipeline, name),
+        attempt_of=join_id(pipeline, name),
         # Not of a merge request: the event has none, and anybody may call a tag or a branch refs/merge-requests/6/head.
-        subjects=known(f"pipeline:{pipeline}" if pipeline else "", commit_subject(project_id, sha)),
+        subjects=known_subjects(f"pipeline:{pipeline}" if pipeline else "", commit_subject(project_id, sha)),
         labels=_labels(body, reason),
     )
     return _Report(status, None, (Run(phase, fields),))
@@ -126,69 +126,71 @@ def _job(body: Mapping[str, Any]) -> _Report:
 
 def _times(body: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
     start, end, created = (
-        moment(body, f"build_{name}_at_iso") or moment(body, f"build_{name}_at")
+        time_at(body, f"build_{name}_at_iso") or time_at(body, f"build_{name}_at")
         for name in ("started", "finished", "created")
     )
     if phase == "finished" and start is None and end is None:
         end = created  # a skipped job
-    return filled(start_time=start, end_time=end)
+    return non_empty(start_time=start, end_time=end)
 
 
 def _labels(body: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    return filled(
-        **texts(body, runner="runner.description", runner_type="runner.runner_type", stage="build_stage", ref="ref"),
-        runner_tags=",".join(words(body, "runner", "tags")),
+    return non_empty(
+        **text_fields(
+            body, runner="runner.description", runner_type="runner.runner_type", stage="build_stage", ref="ref"
+        ),
+        runner_tags=",".join(texts_at(body, "runner", "tags")),
         failure_reason=reason,
-        allow_failure=value(body, "build_allow_failure"),
-        retries=value(body, "retries_count"),
+        allow_failure=value_at(body, "build_allow_failure"),
+        retries=value_at(body, "retries_count"),
     )
 
 
 def _project(body: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return the server's address, the project's path and its page; "" for what is unknown."""
-    path = word(body, "project", "path_with_namespace")
-    page = address(body, "project", "web_url")
+    path = text_at(body, "project", "path_with_namespace")
+    page = address_at(body, "project", "web_url")
     if path and page.endswith(f"/{path}"):
         return page.removesuffix(f"/{path}"), path, page
-    page = page or address(body, "repository", "homepage")
+    page = page or address_at(body, "repository", "homepage")
     match = _HOMEPAGE.fullmatch(page)
     return (match[1], path or match[2], page) if match else ("", path, "")
 
 
 def _pipeline(body: Mapping[str, Any]) -> _Report:
-    subject = f"pipeline:{natural(body, 'object_attributes', 'id')}"
-    facts = texts(body, "object_attributes", event="source", pipeline="source", patchset="sha")
-    if maybe(body, "merge_request"):
+    subject = f"pipeline:{required_number(body, 'object_attributes', 'id')}"
+    facts = text_fields(body, "object_attributes", event="source", pipeline="source", patchset="sha")
+    if object_at(body, "merge_request"):
         fork = _fork(body, "merge_request")
         branch = branch_name(body, "merge_request", "target_branch")
-        change = word(body, "merge_request", "iid")
+        change = text_at(body, "merge_request", "iid")
     else:
         fork = "no" if facts["event"] in _OWN else ""
-        is_branch = value(body, "object_attributes", "tag") is False
-        branch = word(body, "object_attributes", "ref") if fork and is_branch else ""
+        is_branch = value_at(body, "object_attributes", "tag") is False
+        branch = text_at(body, "object_attributes", "ref") if fork and is_branch else ""
         change = facts["patchset"] if fork else ""
-    facts |= texts(body, project="project.path_with_namespace", owner="user.username")
-    facts = filled(**facts, branch=branch, change=change, fork=fork)
-    when = moment(body, "object_attributes", "finished_at") or moment(body, "object_attributes", "created_at")
+    facts |= text_fields(body, project="project.path_with_namespace", owner="user.username")
+    facts = non_empty(**facts, branch=branch, change=change, fork=fork)
+    when = time_at(body, "object_attributes", "finished_at") or time_at(body, "object_attributes", "created_at")
     updates: tuple[RunUpdate, ...] = (RunUpdate(subject, facts),) if facts else ()
     # A merge request may get another target while its pipeline runs: two targets contradict each other.
-    if maybe(body, "merge_request") and change and branch:
+    if object_at(body, "merge_request") and change and branch:
         updates += (RunUpdate(subject, only={"change": change, "branch": branch}),)
-    return _Report(word(body, "object_attributes", "status"), when, updates)
+    return _Report(text_at(body, "object_attributes", "status"), when, updates)
 
 
 def _merge_request(body: Mapping[str, Any]) -> _Report:
-    project_id = str(natural(body, "object_attributes", "target_project_id"))
-    number = natural(body, "object_attributes", "iid")
-    action = word(body, "object_attributes", "action")
+    project_id = str(required_number(body, "object_attributes", "target_project_id"))
+    number = required_number(body, "object_attributes", "iid")
+    action = text_at(body, "object_attributes", "action")
     branch = branch_name(body, "object_attributes", "target_branch")
-    facts = filled(fork=_fork(body, "object_attributes"), branch=branch, change=str(number))
+    facts = non_empty(fork=_fork(body, "object_attributes"), branch=branch, change=str(number))
     updates = [RunUpdate(f"merge_request:{project_id}/{number}", facts)]
     # Of the commit alone: earlier ones of the merge request may never have been read.
-    commit = commit_subject(project_id, word(body, "object_attributes", "last_commit", "id"))
+    commit = commit_subject(project_id, text_at(body, "object_attributes", "last_commit", "id"))
     if commit and branch and facts.get("fork") == "no":
         updates += _of_commit(body, commit, action, {"change": str(number), "branch": branch})
-    return _Report(action, moment(body, "object_attributes", "updated_at"), tuple(updates))
+    return _Report(action, time_at(body, "object_attributes", "updated_at"), tuple(updates))
 
 
 def _of_commit(body: Mapping[str, Any], commit: str, action: str, only: Mapping[str, str]) -> list[RunUpdate]:
@@ -196,12 +198,12 @@ def _of_commit(body: Mapping[str, Any], commit: str, action: str, only: Mapping[
 
     A review counts for runs of the same merge request and target branch alone.
     """
-    user = word(body, "user", "username")
+    user = text_at(body, "user", "username")
     before = branch_name(body, "changes", "target_branch", "previous")
     updates = [RunUpdate(commit, only=only)]
     if before:
         updates.append(RunUpdate(commit, only={**only, "branch": before}))
-    if user and (action == "open" or word(body, "object_attributes", "oldrev")):  # who pushed
+    if user and (action == "open" or text_at(body, "object_attributes", "oldrev")):  # who pushed
         updates.append(RunUpdate(commit, {"review": OWN}, only, user))
     if review := _review(body, action, only["branch"]):
         updates.append(RunUpdate(commit, {"review": review}, only, user if review == "approved" else ""))
@@ -214,17 +216,17 @@ def _review(body: Mapping[str, Any], action: str, branch: str) -> str:
     An approval by the author is none. Nor is a merge into another branch than the default one: a developer may merge
     anything into a branch of their own.
     """
-    if action == "merge" and differ(branch, word(body, "project", "default_branch")) != "no":
+    if action == "merge" and differ(branch, text_at(body, "project", "default_branch")) != "no":
         return ""
-    author = word(body, "object_attributes", "author_id")
-    by = word(body, "user", "id")
-    if action == "approved" and (differ(author, by) != "yes" or not word(body, "user", "username")):
+    author = text_at(body, "object_attributes", "author_id")
+    by = text_at(body, "user", "id")
+    if action == "approved" and (differ(author, by) != "yes" or not text_at(body, "user", "username")):
         return ""
     return _REVIEWS.get(action, "")
 
 
 def _fork(body: Mapping[str, Any], name: str) -> str:
-    return differ(word(body, name, "target_project_id"), word(body, name, "source_project_id"))
+    return differ(text_at(body, name, "target_project_id"), text_at(body, name, "source_project_id"))
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], _Report]] = {
