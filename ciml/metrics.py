@@ -214,7 +214,7 @@ def serve_metrics(registry: CollectorRegistry, port: int | None, address: str = 
     if port is None:
         yield ""
         return
-    from ciml.http.intake import Connections  # most processes serve nothing
+    from ciml.http.intake import ConnectionLimiter  # most processes serve nothing
     from ciml.http.server import listen, serve_in_thread
 
     try:
@@ -222,9 +222,9 @@ def serve_metrics(registry: CollectorRegistry, port: int | None, address: str = 
     except EngineError as error:
         raise EngineError(f"metrics: {error}; choose another --metrics-port") from None
     limits_s = (MAX_HEADER_S, MAX_HEADER_S, MAX_HEADER_S)
-    connections = Connections(MAX_METRICS_CONNECTIONS, *limits_s, "MAX_METRICS_CONNECTIONS")
+    limiter = ConnectionLimiter(MAX_METRICS_CONNECTIONS, *limits_s, "MAX_METRICS_CONNECTIONS")
     host = f"[{address}]" if ":" in address else address
-    with serve_in_thread(_application(registry), listener, connections, "metrics"):
+    with serve_in_thread(_application(registry), listener, limiter, "metrics"):
         yield f"http://{host}:{listener.getsockname()[1]}/metrics"
 
 

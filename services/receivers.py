@@ -19,8 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from ciml.errors import EngineError
-from ciml.http.intake import Connections, Intake
-from ciml.http.server import HttpServer, check_open_files, listen
+from ciml.http.intake import ConnectionLimiter, Intake, check_open_files
+from ciml.http.server import HttpServer, listen
 from ciml.integrations.config import GerritSource, MqttSource, Receivers, WebhookSource
 from ciml.integrations.producer import DeliveryProducer, ReceiverMetrics
 from ciml.integrations.sessions import ANSWER_S, Inbox, Session
@@ -238,7 +238,7 @@ class WebhooksService(Receiver):
         settings = self.settings
         self._loop = asyncio.get_running_loop()
         try:
-            connections = Connections(
+            limiter = ConnectionLimiter(
                 settings.connections, settings.header_s, settings.body_s, settings.answer_s, "MAX_HOOK_CONNECTIONS"
             )
             intake = Intake(
@@ -248,7 +248,7 @@ class WebhooksService(Receiver):
                 limit="MAX_DELIVERY_BYTES",
             )
             app = make_app(self._endpoints, producer, intake, self.metrics, lambda: self.broker_error)
-            server = HttpServer(app, listener, connections, round(settings.answer_s + _LAST_ANSWERS_S))
+            server = HttpServer(app, listener, limiter, round(settings.answer_s + _LAST_ANSWERS_S))
             await server.start()
         except BaseException as error:
             started.set_exception(error)  # `open`, in another thread, raises it

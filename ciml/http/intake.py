@@ -1,19 +1,22 @@
 """Limits of a server, so that slow clients and large requests do not block others: for REST, gRPC and webhooks.
 
-`Connections` limits what is open, `Intake` the bytes that are read and held, and `Workers` what is processed.
+`ConnectionLimiter` limits the open connections, `Intake` the bytes of requests in memory, and `Workers` the requests
+in processing.
 `RequestError` is the error of a request: the name of a gRPC status code, and a message that states what to change.
 """
 
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections import defaultdict
-from collections.abc import AsyncIterable, Callable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-from ciml.limits import LARGE_REQUEST_BYTES, MAX_HELD_BYTES, MAX_WAITING_REQUESTS, SMALL_REQUEST_BYTES
+from ciml.errors import CimlError
+from ciml.limits import LARGE_REQUEST_BYTES, MAX_HELD_BYTES, MAX_WAITING_REQUESTS, SMALL_REQUEST_BYTES, SPARE_FILES
 
 #: HTTP status by gRPC status, as TensorFlow Serving maps them.
 HTTP_STATUS = {
@@ -31,7 +34,7 @@ HTTP_STATUS = {
 }
 
 _MESSAGE_CHARACTERS = 1000
-#: The waiting time, in seconds, of a connection that has just begun to wait: many new connections have weight too.
+#: Seconds that count for a connection in addition to its wait, so that many new connections count too.
 _MIN_WAIT_S = 1.0
 T = TypeVar("T")
 
@@ -63,8 +66,8 @@ def not_found(message: str) -> RequestError:
     return RequestError("NOT_FOUND", message)
 
 
-class Counted(Protocol):
-    """A connection that `Connections` counts."""
+class OpenConnection(Protocol):
+    """A connection that a `ConnectionLimiter` counts. Hashed by identity."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
@@ -75,12 +78,12 @@ class Counted(Protocol):
     def reject(self, status: int, message: str) -> None: ...
 
 
-class Connections:
-    """The open connections, and which of them wait for a complete request. Belongs to one event loop.
+class ConnectionLimiter:
+    """Limits the number of open connections, and knows which of them wait for a complete request. For one event loop.
 
     One connection more than the limit closes another: the longest-waiting connection of the client address whose
-    connections have waited longest in total. So a slow client affects only itself. A proxy with many complete or new
-    requests does not count as slow.
+    connections have waited longest in total. So a slow client affects only itself. A proxy
+    with many busy connections does not count as slow, since a connection with a complete request does not wait.
 
     Args:
       max_open: limit of open connections.
@@ -88,24 +91,28 @@ class Connections:
       body_s: limit for its body, seconds.
       work_s: limit for its answer, seconds.
       limit: the name of the limit ``max_open``, for its message.
+
+    Attributes:
+      request_s: limit from the header of a request to the end of its response, seconds: ``header_s`` is the time to
+        read the response.
     """
 
     def __init__(self, max_open: int, header_s: float, body_s: float, work_s: float, limit: str) -> None:
-        self.max_open = max_open
         self.header_s = header_s
         self.request_s = body_s + work_s + header_s
+        self.max_open = max_open
         self._message = f"more than {max_open} connections ({limit})"
-        self._open = 0
+        self._open: set[OpenConnection] = set()
         #: When each waiting connection began to wait, by address; the oldest first.
-        self._waiting_since: dict[str, dict[Counted, float]] = {}
+        self._waiting_since: dict[str, dict[OpenConnection, float]] = {}
         #: The sum of these times by address, so that no connection needs to be visited.
         self._since_sums: defaultdict[str, float] = defaultdict(float)
 
-    def add(self, connection: Counted) -> None:
-        """Count a new connection, which waits. Close another one if they are too many."""
-        self._open += 1
+    def add(self, connection: OpenConnection) -> None:
+        """Count a new connection, which waits. Reject the longest-waiting one if there are too many."""
+        self._open.add(connection)
         self.mark_waiting(connection)
-        if self._open > self.max_open:
+        if len(self._open) > self.max_open:
             now_s = connection.loop.time()
             slowest = max(self._waiting_since, key=lambda address: self._total_wait_s(address, now_s))
             longest_waiting = next(iter(self._waiting_since[slowest]))
@@ -114,25 +121,49 @@ class Connections:
     def _total_wait_s(self, address: str, now_s: float) -> float:
         return (now_s + _MIN_WAIT_S) * len(self._waiting_since[address]) - self._since_sums[address]
 
-    def mark_waiting(self, connection: Counted) -> None:
-        """Mark a connection as waiting for a complete request."""
-        self.mark_working(connection)
-        now_s = connection.loop.time()
-        self._waiting_since.setdefault(connection.address, {})[connection] = now_s
-        self._since_sums[connection.address] += now_s
+    def mark_waiting(self, connection: OpenConnection) -> None:
+        """Mark a connection as waiting for a complete request from now on. No effect on a removed one."""
+        self._forget_wait(connection)
+        if connection in self._open:
+            now_s = connection.loop.time()
+            self._waiting_since.setdefault(connection.address, {})[connection] = now_s
+            self._since_sums[connection.address] += now_s
 
-    def mark_working(self, connection: Counted) -> None:
-        """Mark a connection's request as complete, or the connection as closed."""
+    def mark_working(self, connection: OpenConnection) -> None:
+        """Mark a connection's request as complete."""
+        self._forget_wait(connection)
+
+    def _forget_wait(self, connection: OpenConnection) -> None:
         waiting = self._waiting_since.get(connection.address, {})
         self._since_sums[connection.address] -= waiting.pop(connection, 0.0)
         if not waiting:
             self._waiting_since.pop(connection.address, None)
             self._since_sums.pop(connection.address, None)
 
-    def remove(self, connection: Counted) -> None:
-        """Stop counting a connection that is closed or will be."""
-        self.mark_working(connection)
-        self._open -= 1
+    def remove(self, connection: OpenConnection) -> None:
+        """Stop counting a connection that is closed or will be. No effect if it was removed already."""
+        self._forget_wait(connection)
+        self._open.discard(connection)
+
+
+def check_open_files(max_open: Mapping[str, int], options: str) -> None:
+    """Check that the process may open files for its connections: without free descriptors it accepts none.
+
+    Args:
+      max_open: the limit of open connections by their kind, such as ``REST``.
+      options: the options that lower these limits.
+
+    Raises:
+      CimlError: the process may not open that many files.
+    """
+    needed = sum(max_open.values()) + SPARE_FILES
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed != resource.RLIM_INFINITY and needed > allowed:
+        kinds = " and ".join(f"{number} {kind}" for kind, number in max_open.items())
+        raise CimlError(
+            f"{kinds} connections take {needed} files; the limit is {allowed}: raise it (ulimit -n {needed}) or "
+            f"lower {options}"
+        )
 
 
 class Held:
@@ -141,7 +172,7 @@ class Held:
     Attributes:
       size: number of these bytes.
       max_bytes: their limit.
-      timeout: of the reading in progress.
+      timeout: the time limit of the reading in progress; None before it.
       rejection: the error of a request that was dropped in favour of others.
     """
 
@@ -152,7 +183,7 @@ class Held:
         self.rejection: RequestError | None = None
 
     @property
-    def counted(self) -> int:
+    def bytes_beyond_free(self) -> int:
         """Bytes that count against MAX_HELD_BYTES: none for a small request, so that large ones cannot block it."""
         return max(self.size - SMALL_REQUEST_BYTES, 0)
 
@@ -162,8 +193,8 @@ class Intake:
 
     Args:
       body_s: limit from a request's header to its end, seconds.
-      max_bytes: of one request.
-      max_reading: requests that are read at once; one more rejects the oldest.
+      max_bytes: limit of one request.
+      max_reading: requests that are read at a time; one more rejects the oldest.
       limit: the name of the limit ``max_bytes``, for its message.
     """
 
@@ -173,7 +204,7 @@ class Intake:
         self._max_reading = max_reading
         self._limit = limit
         self._reading: dict[Held, None] = {}
-        self._counted = 0
+        self._held_bytes = 0
 
     @contextmanager
     def hold(self, max_bytes: int | None = None) -> Iterator[Held]:
@@ -186,7 +217,7 @@ class Intake:
         try:
             yield held
         finally:
-            self._counted -= held.counted
+            self._held_bytes -= held.bytes_beyond_free
 
     async def read(self, held: Held, parts: AsyncIterable[bytes], count: int | None = None) -> bytes:
         """Read the body of a request: ``count`` parts, or all.
@@ -222,12 +253,12 @@ class Intake:
         return too_large(f"the request is larger than {held.max_bytes} bytes ({self._limit})")
 
     def _add(self, held: Held, size: int) -> None:
-        self._counted -= held.counted
+        self._held_bytes -= held.bytes_beyond_free
         held.size += size
-        self._counted += held.counted
+        self._held_bytes += held.bytes_beyond_free
         if held.size > held.max_bytes:
             raise self._too_large(held)
-        if self._counted > MAX_HELD_BYTES:
+        if self._held_bytes > MAX_HELD_BYTES:
             largest = max(self._reading, key=lambda request: request.size)
             message = f"dropped as the largest: all requests hold more than {MAX_HELD_BYTES} bytes (MAX_HELD_BYTES)"
             rejection = RequestError("RESOURCE_EXHAUSTED", message)
@@ -236,6 +267,7 @@ class Intake:
             self._reject(largest, rejection)
 
     def _reject(self, held: Held, rejection: RequestError) -> None:
+        """Reject another request. Its task, in `read`, times out and raises the error; its bytes count until then."""
         held.rejection = rejection
         self._reading.pop(held)
         if held.timeout is not None:

@@ -1,8 +1,7 @@
 """An HTTP server for an ASGI application, with limits on connections and on the time of each of their states.
 
-A connection takes a file descriptor: without a free one, the process accepts nothing. So `Connections` limits their
-number, and each connection has a time limit for the header of a request, for the request with its answer, and for
-reading a response. h11 parses and writes HTTP/1.1; asyncio does the rest.
+A connection takes a file descriptor: without a free one, the process accepts nothing. So a `ConnectionLimiter` limits
+the number of connections, and each one has a time limit in each of its states. h11 parses and writes HTTP/1.1.
 
 An exchange is a request with its response. A connection has one exchange at a time.
 """
@@ -12,21 +11,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import resource
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
+from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
 
 import h11
 
-from ciml.errors import CimlError, EngineError
-from ciml.http.intake import Connections
-from ciml.limits import MAX_HEADER_BYTES, MAX_SMALL_CHUNKS, MIN_CHUNK_BYTES, SPARE_FILES
+from ciml.errors import EngineError
+from ciml.http.intake import ConnectionLimiter
+from ciml.limits import MAX_HEADER_BYTES, MAX_SMALL_CHUNKS, MIN_CHUNK_BYTES
 
 _LOG = logging.getLogger(__name__)
 #: Seconds until a connection without a request in progress is closed.
@@ -41,13 +40,28 @@ _BACKLOG = 1024
 Application = Callable[..., Any]
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """Return a bound socket; port 0 lets the system choose one. Raises `EngineError` if the address is not free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With an explicit protocol asyncio sets TCP_NODELAY on accepted sockets; otherwise each answer is delayed by 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise EngineError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    return listener
+
+
 @contextmanager
 def serve_in_thread(
-    app: Application, listener: socket.socket, connections: Connections, thread_name: str
+    app: Application, listener: socket.socket, limiter: ConnectionLimiter, thread_name: str
 ) -> Iterator[None]:
     """Serve an application in a thread of its own while the context is open. Arguments as for `HttpServer`."""
     loop = asyncio.new_event_loop()
-    server = HttpServer(app, listener, connections, grace_s=1)
+    server = HttpServer(app, listener, limiter, grace_s=1)
     thread = threading.Thread(target=loop.run_forever, name=thread_name, daemon=True)
     thread.start()
     asyncio.run_coroutine_threadsafe(server.start(), loop).result()
@@ -66,16 +80,16 @@ class HttpServer:
     Args:
       app: the application.
       listener: a bound socket.
-      connections: their limits.
-      grace_s: time at the end to answer requests that have begun, seconds.
+      limiter: the limits of its connections.
+      grace_s: time of `stop` to answer requests that have begun, seconds.
 
     Attributes:
       open: the open connections.
     """
 
-    def __init__(self, app: Application, listener: socket.socket, connections: Connections, grace_s: int = 5) -> None:
+    def __init__(self, app: Application, listener: socket.socket, limiter: ConnectionLimiter, grace_s: int = 5) -> None:
         self.app = app
-        self.connections = connections
+        self.limiter = limiter
         self.open: set[_Connection] = set()
         self._listener = listener
         self._grace_s = grace_s
@@ -89,14 +103,14 @@ class HttpServer:
         )
         self._listener.listen(_BACKLOG)  # asyncio would accept as many in one turn
 
-    def run(self, answer: Any) -> None:
-        """Run the answer to a request, and keep it until it ends."""
+    def run(self, answer: Coroutine[Any, Any, None]) -> None:
+        """Run the answer to a request in a task, and keep the task: the loop has only a weak reference to it."""
         task = asyncio.get_running_loop().create_task(answer)
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)
 
     async def stop(self) -> None:
-        """Accept no more connections, answer what has begun, and end."""
+        """Accept no more connections, answer the requests that have begun, and close all connections."""
         self._server.close()
         for connection in tuple(self.open):
             connection.finish()
@@ -112,43 +126,27 @@ class HttpServer:
                 connection.transport.abort()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket; port 0 lets the system choose one. Raises `EngineError` if the address is not free."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With an explicit protocol asyncio sets TCP_NODELAY on accepted sockets; else each answer waits 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise EngineError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    return listener
+class _State(Enum):
+    """The states of a connection. Each has a time limit.
 
-
-def check_open_files(connections: Mapping[str, int], options: str) -> None:
-    """Check that the process may open files for its connections: without free descriptors it accepts none.
-
-    Args:
-      connections: the limit of open connections, by what they are.
-      options: the options that lower these numbers.
-
-    Raises:
-      CimlError: the process's limit of open files is lower.
+    Members:
+      HEADER: the header of a request is incomplete, and the connection is new or some bytes have arrived.
+      EXCHANGE: the header has arrived, and the response has not ended.
+      REMAINDER: the response has ended, and the request has not. The rest of its body is discarded.
+      IDLE: request and response have ended, and no byte of another request has arrived.
     """
-    needed = sum(connections.values()) + SPARE_FILES
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if allowed != resource.RLIM_INFINITY and needed > allowed:
-        kinds = " and ".join(f"{number} {kind}" for kind, number in connections.items())
-        raise CimlError(
-            f"{kinds} connections take {needed} files; the limit is {allowed}: raise it (ulimit -n {needed}) or "
-            f"lower {options}"
-        )
+
+    HEADER = auto()
+    EXCHANGE = auto()
+    REMAINDER = auto()
+    IDLE = auto()
 
 
 class _Connection(asyncio.Protocol):
     """A connection with a time limit in each state.
+
+    At its time limit, a connection in HEADER or EXCHANGE is rejected, and one in REMAINDER or IDLE is closed. While the
+    client is too slow to read a response, the limit of HEADER applies, and then the connection is aborted.
 
     Args:
       server: the server that accepted it.
@@ -157,7 +155,7 @@ class _Connection(asyncio.Protocol):
       transport: set when the connection is made.
       address: IP address of the client.
       writable: cleared while the client is too slow to read.
-      is_ending: whether the response in progress is the last one.
+      is_finishing: whether the server is stopping: the response in progress is the last one.
     """
 
     transport: asyncio.Transport
@@ -167,89 +165,113 @@ class _Connection(asyncio.Protocol):
         self.address = ""
         self.writable = asyncio.Event()
         self.writable.set()
-        self.is_ending = False
+        self.is_finishing = False
         self._server = server
-        self._connections = server.connections
+        self._limiter = limiter = server.limiter
         self._parser = h11.Connection(h11.SERVER, MAX_HEADER_BYTES)
         self._client = ("", 0)
-        self._exchange: _Exchange | None = None
+        self._state = _State.HEADER
+        self._limits_s = {
+            _State.HEADER: limiter.header_s,
+            _State.EXCHANGE: limiter.request_s,
+            _State.REMAINDER: limiter.header_s,
+            _State.IDLE: _KEEP_ALIVE_S,
+        }
+        self._exchange: _Exchange | None = None  # set in EXCHANGE and REMAINDER
         self._timer: asyncio.TimerHandle | None = None
-        self._is_counted = True
-        self._is_idle = False  # between two exchanges
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # TCP's transport
         self.transport = transport
         self._client = (transport.get_extra_info("peername") or ("", 0))[:2]
         self.address = self._client[0]
         self._server.open.add(self)
-        self._restart_timer(self._connections.header_s)
-        self._connections.add(self)
+        self._enter(_State.HEADER)
+        self._limiter.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._stop_counting()
+        self._limiter.remove(self)
         self._server.open.discard(self)
         if self._exchange is not None:
             self._exchange.disconnect()
-        self.writable.set()
+        self.writable.set()  # `send` may wait for it, and returns now
 
     def data_received(self, data: bytes) -> None:
-        if self._is_idle:
-            self._is_idle = False
-            self._restart_timer(self._connections.header_s)
+        if self._state is _State.IDLE:
+            self._enter(_State.HEADER)
         self._parser.receive_data(data)
         self._handle_events()
 
     def pause_writing(self) -> None:
         self.writable.clear()
-        self._restart_timer(self._connections.header_s)  # limits how long a slow reader can stall the response
+        self._restart_timer(self._limiter.header_s)
 
     def resume_writing(self) -> None:
         self.writable.set()
-        self._restart_timer(self._connections.request_s)
+        self._restart_timer(self._limits_s[self._state])
+
+    def _enter(self, state: _State) -> None:
+        self._state = state
+        if self.writable.is_set():  # otherwise the timer of the unread response is running
+            self._restart_timer(self._limits_s[state])
+
+    def _restart_timer(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, self._expire, seconds)
+
+    def _expire(self, seconds: float) -> None:
+        """End the state whose time limit has passed."""
+        exchange = self._exchange
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # the client does not read; `close` would wait for it
+        elif self._state is _State.HEADER:
+            self.reject(408, f"no complete request within {seconds:g} s (MAX_HEADER_S)")
+        elif self._state is not _State.EXCHANGE or exchange is None:
+            self.transport.close()
+        elif exchange.more_body:
+            self.reject(408, f"the request did not arrive within {seconds:g} s (MAX_BODY_S)")
+        else:
+            self.reject(504, f"the server did not answer within {seconds:g} s of the request's header")
 
     def _handle_events(self) -> None:
-        """Handle what h11 has parsed from the bytes received so far."""
+        """Handle the events that h11 has parsed from the bytes received so far."""
         try:
-            while (event := self._parser.next_event()) is not h11.NEED_DATA:
-                if event is h11.PAUSED:  # the next request waits for the end of this one
-                    self.transport.pause_reading()
-                    return
+            while isinstance(event := self._parser.next_event(), h11.Event):
                 self._handle(event)
                 if self._parser.their_state is h11.MUST_CLOSE:
                     return
+            if event is h11.PAUSED:  # the next request waits for this exchange to end
+                self.transport.pause_reading()
         except h11.RemoteProtocolError as error:
             names_limit = str(error).endswith("(MIN_CHUNK_BYTES)")
             self.reject(400, str(error) if names_limit else "Invalid HTTP request received.")
-        except Exception as error:  # noqa: BLE001 - else asyncio logs a traceback for a client's bytes
+        except Exception as error:  # noqa: BLE001 - otherwise asyncio logs a traceback for a client's bytes
             _LOG.warning("a request failed: %s", type(error).__name__)
             self.reject(400, "Invalid HTTP request received.")
 
-    def _handle(self, event: Any) -> None:
+    def _handle(self, event: h11.Event) -> None:
         exchange = self._exchange
-        if type(event) is h11.Request:
+        if isinstance(event, h11.Request):
             self._begin(event)
-        elif exchange is None:
+        elif exchange is None:  # h11 parses a body only after its request
             raise h11.RemoteProtocolError("a body without a request")
-        elif type(event) is h11.Data:
-            exchange.add(event)
+        elif isinstance(event, h11.Data):
+            exchange.add_body(event)
             if len(exchange.body) > _MAX_UNREAD_BYTES:
                 self.transport.pause_reading()
-        elif type(event) is h11.EndOfMessage and not exchange.complete:
-            exchange.more_body = False
-            exchange.changed.set()
-            if self._is_counted:
-                self._connections.mark_working(self)
-        elif type(event) is h11.EndOfMessage:  # of a request that was answered before its end
-            self._await_request()
+        else:
+            exchange.end_body()
+            if self._state is _State.REMAINDER:
+                self._await_request()
+            else:
+                self._limiter.mark_working(self)
 
     def _begin(self, request: h11.Request) -> None:
         """Begin an exchange after the header of its request."""
-        self._is_idle = False
         self._exchange = exchange = _Exchange(self, request.method)
-        if self.writable.is_set():
-            self._restart_timer(self._connections.request_s)
+        self._enter(_State.EXCHANGE)
         scope = _scope(request, self._client, self.transport.get_extra_info("sockname")[:2])
         self._server.run(self._answer(exchange, scope))
 
@@ -259,11 +281,9 @@ class _Connection(asyncio.Protocol):
             await self._server.app(scope, exchange.receive, exchange.send)
         except Exception:  # noqa: BLE001 - a request never affects others
             _LOG.exception("a request failed")
-        if exchange.disconnected or exchange.complete:
-            return
-        if exchange.responding:
+        if exchange.response is _Response.STARTED:
             self.transport.abort()
-        else:
+        elif exchange.response is _Response.PENDING:
             self.reject(500, "internal error")
 
     def resume_body(self) -> None:
@@ -272,42 +292,42 @@ class _Connection(asyncio.Protocol):
             self.write(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
         self.transport.resume_reading()
 
-    def write(self, event: Any) -> None:
+    def write(self, event: h11.Event) -> None:
         self.transport.write(self._parser.send(event) or b"")
 
-    def end_exchange(self) -> None:
-        """Close the connection after a response, or wait for the next request."""
-        if self._is_counted:
-            self._connections.mark_waiting(self)
-        self._restart_timer(self._connections.header_s)
-        if self._parser.our_state is h11.MUST_CLOSE or self.is_ending:
+    def end_response(self) -> None:
+        """Close the connection after a response, or read the rest of its request, or await the next one."""
+        self._limiter.mark_waiting(self)
+        self._enter(_State.REMAINDER)
+        if self._parser.our_state is h11.MUST_CLOSE or self.is_finishing:
             self.transport.close()
         elif not self.transport.is_closing():
             self.transport.resume_reading()
-            if self._parser.their_state is h11.DONE:
+            if self._exchange is not None and not self._exchange.more_body:
                 self._await_request()
-                self._handle_events()
+                self._handle_events()  # the next request may have arrived
 
     def _await_request(self) -> None:
+        """Enter IDLE. Called when both request and response have ended, by the later of the two."""
+        self._exchange = None
         self._parser.start_next_cycle()
         self.transport.resume_reading()
-        self._is_idle = True
-        self._restart_timer(_KEEP_ALIVE_S)
+        self._enter(_State.IDLE)
 
     def finish(self) -> None:
         """Close the connection after the response in progress."""
-        self.is_ending = True
-        if self._exchange is None or self._exchange.complete:
+        self.is_finishing = True
+        if self._state is not _State.EXCHANGE:
             self.transport.close()
 
     def reject(self, status: int, message: str) -> None:
-        """Send an error unless a response has begun, and close."""
-        self._stop_counting()
+        """Close the connection; send an error unless a response is in progress or unread."""
+        self._limiter.remove(self)  # now, since the transport closes in a later turn
         exchange = self._exchange
-        responding = exchange is not None and exchange.responding and not exchange.complete
+        is_responding = exchange is not None and exchange.response is _Response.STARTED
         if exchange is not None:
             exchange.disconnect()
-        if responding or self.transport.is_closing() or self.transport.get_write_buffer_size():
+        if is_responding or self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.transport.abort()  # `close` waits for a client that does not read
             return
         body = json.dumps({"error": message})
@@ -316,23 +336,6 @@ class _Connection(asyncio.Protocol):
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode()
         )
         self.transport.close()
-
-    def _restart_timer(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_later(seconds, self._expire, seconds)
-
-    def _expire(self, seconds: float) -> None:
-        if self._is_idle and not self.transport.get_write_buffer_size():
-            self.transport.close()
-        else:
-            self.reject(408, f"no complete request within {seconds:g} s (MAX_HEADER_S)")
-
-    def _stop_counting(self) -> None:
-        """Remove the connection from those that are counted: before its transport closes, in a later turn."""
-        if self._is_counted:
-            self._is_counted = False
-            self._connections.remove(self)
 
 
 def _scope(request: h11.Request, client: tuple[str, int], server: tuple[str, int]) -> dict[str, Any]:
@@ -354,52 +357,66 @@ def _scope(request: h11.Request, client: tuple[str, int], server: tuple[str, int
     }
 
 
+class _Response(Enum):
+    """The progress of a response. LOST: the connection was closed or rejected first; nothing more is sent."""
+
+    PENDING = auto()
+    STARTED = auto()
+    ENDED = auto()
+    LOST = auto()
+
+
 class _Exchange:
     """A request and its response. `receive` and `send` are the functions that ASGI passes to an application.
 
     Attributes:
       body: the bytes that the application has not read.
       more_body: whether the request is incomplete.
-      chunks, size: of the body so far.
-      responding, complete: whether the response has begun, and has ended.
-      disconnected: whether the connection is closed or rejected: nothing more is sent.
-      changed: set when any of these changes.
+      response: the progress of the response.
     """
 
     def __init__(self, connection: _Connection, method: bytes) -> None:
         self._connection = connection
-        self._has_body = method != b"HEAD"
+        self._sends_body = method != b"HEAD"
         self.body = bytearray()
         self.more_body = True
-        self.chunks = 0
-        self.size = 0
-        self.responding = False
-        self.complete = False
-        self.disconnected = False
-        self.changed = asyncio.Event()
+        self.response = _Response.PENDING
+        self._body_bytes = 0  # received so far
+        self._chunks = 0
+        self._changed = asyncio.Event()  # `receive` waits for it
 
-    def add(self, data: h11.Data) -> None:
+    @property
+    def _is_over(self) -> bool:
+        return self.response in (_Response.ENDED, _Response.LOST)
+
+    def add_body(self, data: h11.Data) -> None:
         """Add a part of the body. Tiny chunks are rejected: each costs the server time, and its sender a few bytes."""
-        self.chunks += data.chunk_end  # packets of a body without chunks do not count
-        self.size += len(data.data)
-        if self.chunks > MAX_SMALL_CHUNKS and self.size < self.chunks * MIN_CHUNK_BYTES:
+        self._chunks += data.chunk_end  # packets of a body without chunks do not count
+        self._body_bytes += len(data.data)
+        if self._chunks > MAX_SMALL_CHUNKS and self._body_bytes < self._chunks * MIN_CHUNK_BYTES:
             raise h11.RemoteProtocolError(f"chunks of less than {MIN_CHUNK_BYTES} bytes on average (MIN_CHUNK_BYTES)")
-        if not self.complete:
+        if not self._is_over:
             self.body += data.data
-            self.changed.set()
+            self._changed.set()
+
+    def end_body(self) -> None:
+        """Mark the request as complete."""
+        self.more_body = False
+        self._changed.set()
 
     def disconnect(self) -> None:
-        if not self.complete:
-            self.disconnected = True
-            self.changed.set()
+        """Mark the response as lost unless it has ended."""
+        if self.response is not _Response.ENDED:
+            self.response = _Response.LOST
+            self._changed.set()
 
     async def receive(self) -> dict[str, Any]:
-        """Return the next part of the body, or the end of the connection."""
-        if not self.disconnected and not self.complete:
+        """Return the next part of the body, or a disconnect once the response has ended or is lost."""
+        if not self._is_over:
             self._connection.resume_body()
-            await self.changed.wait()
-            self.changed.clear()
-        if self.disconnected or self.complete:
+            await self._changed.wait()
+            self._changed.clear()
+        if self._is_over:
             return {"type": "http.disconnect"}
         body = bytes(self.body)
         self.body.clear()
@@ -409,19 +426,19 @@ class _Exchange:
         """Send the start or a part of the response. Wait while the client does not read."""
         connection = self._connection
         await connection.writable.wait()
-        if self.disconnected:
+        if self.response is _Response.LOST:
             return
         if message["type"] == "http.response.start":
             headers = [(b"date", formatdate(usegmt=True).encode()), *message.get("headers", ())]
-            if connection.is_ending:
+            if connection.is_finishing:
                 headers.append((b"connection", b"close"))
             status = HTTPStatus(message["status"])
             connection.write(h11.Response(status_code=status, headers=headers, reason=status.phrase))
-            self.responding = True
+            self.response = _Response.STARTED
             return
-        connection.write(h11.Data(data=message.get("body", b"") if self._has_body else b""))
+        connection.write(h11.Data(data=message.get("body", b"") if self._sends_body else b""))
         if not message.get("more_body", False):
             connection.write(h11.EndOfMessage())
-            self.complete = True
-            self.changed.set()
-            connection.end_exchange()
+            self.response = _Response.ENDED
+            self._changed.set()
+            connection.end_response()

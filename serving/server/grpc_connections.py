@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote
 
-from ciml.http.intake import Connections
+from ciml.http.intake import ConnectionLimiter
 
 #: Connections that gRPC may accept before they are counted.
 UNCOUNTED = 64
@@ -29,47 +29,40 @@ Peer = tuple[str, int]
 
 
 class GrpcConnection:
-    """An open connection of a client, as `Connections` counts it.
+    """An open connection of a client, as a `ConnectionLimiter` counts it.
 
     Args:
-      table: counts it.
+      limiter: counts it.
       peer: its client.
       descriptor, inode: its socket, which gRPC owns and closes.
     """
 
-    def __init__(self, table: Connections, peer: Peer, descriptor: int, inode: int) -> None:
+    def __init__(self, limiter: ConnectionLimiter, peer: Peer, descriptor: int, inode: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.peer = peer
         self.address = peer[0]
-        self._table = table
+        self._limiter = limiter
         self._descriptor = descriptor
         self._inode = inode
-        self.counted = True
 
     def reject(self, status: int, message: str) -> None:
         """Close the connection without status and message, which gRPC has no place for."""
         del status, message
-        self.uncount()
+        self._limiter.remove(self)
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._descriptor)) as copy:
             if os.fstat(copy.fileno()).st_ino == self._inode:  # else it is closed, and another has its number
                 copy.shutdown(socket.SHUT_RDWR)
-
-    def uncount(self) -> None:
-        """Stop counting the connection."""
-        if self.counted:
-            self.counted = False
-            self._table.remove(self)
 
 
 class GrpcConnections:
     """The open gRPC connections. Belongs to the event loop of the server.
 
     Args:
-      table: counts them, and chooses which one is closed.
+      limiter: counts them, and chooses which one is closed.
     """
 
-    def __init__(self, table: Connections) -> None:
-        self.table = table
+    def __init__(self, limiter: ConnectionLimiter) -> None:
+        self.limiter = limiter
         self._by_inode: dict[int, GrpcConnection | None] = {}  # None: another open file
         self._by_peer: dict[Peer, GrpcConnection] = {}
         self._requests: Counter[Peer] = Counter()  # complete and unanswered
@@ -86,16 +79,16 @@ class GrpcConnections:
             yield
             return
         self._requests[peer] += 1
-        if (connection := self._by_peer.get(peer)) is not None and connection.counted:
-            self.table.mark_working(connection)
+        if (connection := self._by_peer.get(peer)) is not None:
+            self.limiter.mark_working(connection)
         try:
             yield
         finally:
             self._requests[peer] -= 1
             if not self._requests[peer]:
                 del self._requests[peer]
-                if (connection := self._by_peer.get(peer)) is not None and connection.counted:
-                    self.table.mark_waiting(connection)
+                if (connection := self._by_peer.get(peer)) is not None:
+                    self.limiter.mark_waiting(connection)
 
     async def watch(self, port: int) -> None:
         """Count the connections of a port, and close those beyond the limit, until it is cancelled."""
@@ -122,14 +115,14 @@ class GrpcConnections:
         peer = _peer_of_socket(descriptor, port)
         if peer is None:
             return None
-        connection = self._by_peer[peer] = GrpcConnection(self.table, peer, descriptor, inode)
-        self.table.add(connection)
-        if peer in self._requests and connection.counted:
-            self.table.mark_working(connection)
+        connection = self._by_peer[peer] = GrpcConnection(self.limiter, peer, descriptor, inode)
+        self.limiter.add(connection)
+        if peer in self._requests:
+            self.limiter.mark_working(connection)
         return connection
 
     def _closed(self, connection: GrpcConnection) -> None:
-        connection.uncount()
+        self.limiter.remove(connection)
         if self._by_peer.get(connection.peer) is connection:
             del self._by_peer[connection.peer]
 

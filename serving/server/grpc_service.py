@@ -184,7 +184,7 @@ class GrpcApi:
                 ("grpc.max_receive_message_length", max_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_allowed_incoming_connections", self.connections.table.max_open + UNCOUNTED),
+                ("grpc.max_allowed_incoming_connections", self.connections.limiter.max_open + UNCOUNTED),
                 ("grpc.max_concurrent_streams", MAX_STREAMS),
                 ("grpc.server_handshake_timeout_ms", int(header_s * 1000)),
                 ("grpc.max_connection_idle_ms", _IDLE_MS),

@@ -20,8 +20,8 @@ from typing import Any
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.extras import require
-from ciml.http.intake import Connections, Intake, Workers
-from ciml.http.server import HttpServer, check_open_files, listen
+from ciml.http.intake import ConnectionLimiter, Intake, Workers, check_open_files
+from ciml.http.server import HttpServer, listen
 from ciml.limits import (
     MAX_BODY_S,
     MAX_GRPC_CONNECTIONS,
@@ -191,8 +191,8 @@ class ModelServer:
     def _intake(self, max_reading: int) -> Intake:
         return Intake(body_s=self.options.body_s, max_bytes=self.options.max_bytes, max_reading=max_reading)
 
-    def _connections(self, maximum: int, name: str) -> Connections:
-        return Connections(maximum, self.options.header_s, self.options.body_s, MAX_MODEL_CALL_S, name)
+    def _connections(self, maximum: int, name: str) -> ConnectionLimiter:
+        return ConnectionLimiter(maximum, self.options.header_s, self.options.body_s, MAX_MODEL_CALL_S, name)
 
     def _run(self, name: str, work: Callable[[], object]) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from ciml.http.intake import Connections
+from ciml.http.intake import ConnectionLimiter
 from ciml.http.server import HttpServer, listen
 from ciml.limits import MAX_METRICS_CONNECTIONS
 from ciml.logs import BoundedFormatter
@@ -39,16 +39,25 @@ async def early(request: Request) -> Response:
     return PlainTextResponse("unauthorized", 401)  # before the body
 
 
+async def slow(request: Request) -> Response:
+    await asyncio.sleep(60)
+    return PlainTextResponse("too late")
+
+
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     listener = listen("127.0.0.1", 0)
     ready, stopping = threading.Event(), asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []
-    routes = [Route("/early", early, methods=["POST"]), Route("/{path:path}", read, methods=["GET", "POST"])]
+    routes = [
+        Route("/early", early, methods=["POST"]),
+        Route("/slow", slow, methods=["GET", "POST"]),
+        Route("/{path:path}", read, methods=["GET", "POST"]),
+    ]
 
     async def serve() -> None:
         loops.append(asyncio.get_running_loop())
-        server = HttpServer(Starlette(routes=routes), listener, Connections(64, 2.0, 2.0, 2.0, "MOST"), 1)
+        server = HttpServer(Starlette(routes=routes), listener, ConnectionLimiter(64, 2.0, 0.5, 0.5, "MOST"), 1)
         await server.start()
         ready.set()
         await stopping.wait()
@@ -102,6 +111,37 @@ def test_a_bad_chunk_after_a_good_header_is_answered_400(port: int) -> None:
     answer = send(port, MALFORMED["chunk size of letters"])
     assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert answer.endswith(b'{"error": "Invalid HTTP request received."}')
+
+
+def answers_to(port: int, data: bytes) -> bytes:
+    """Send bytes, and return the answers until the server closes the connection."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(data)
+        while part := client.recv(1 << 16):
+            answer += part
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("length", "status", "message"),
+    [
+        (b"0", b"504 Gateway Timeout", b"the server did not answer within 3 s of the request's header"),
+        (b"9", b"408 Request Timeout", b"the request did not arrive within 3 s (MAX_BODY_S)"),
+    ],
+    ids=["slow application", "half a body"],
+)
+def test_the_error_names_the_limit_that_passed(port: int, length: bytes, status: bytes, message: bytes) -> None:
+    answer = answers_to(port, b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: " + length + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert answer.endswith(b'{"error": "' + message + b'"}')
+
+
+def test_a_connection_serves_one_request_after_another(port: int) -> None:
+    pipelined = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab" * 2
+    last = b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nConnection: close\r\n\r\nc"
+    answer = answers_to(port, pipelined + last)
+    assert (answer.count(b"HTTP/1.1 200 OK"), answer.count(b"HTTP/1.1 401 Unauthorized")) == (2, 1)
 
 
 def test_many_malformed_requests_on_one_connection_log_nothing(
