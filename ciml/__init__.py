@@ -58,7 +58,7 @@ _MODULES = {
     "LoadReport": "ciml.pipelines.backfill.load_report",
     "Progress": "ciml.progress",
     "Verdict": "ciml.verdict_rules",
-    "parse_log": "ciml.api.logs",
+    "parse_log": "ciml.api.telemetry",
 }
 
 __all__ = [

@@ -148,7 +148,7 @@ class StoredDataset:
           state: its present state; read by default.
 
         Raises:
-          CimlError: it was built directly from logs.
+          CimlError: the data set was built directly from logs.
         """
         state = state or self.state()
         if state.listing is not None:

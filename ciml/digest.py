@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Encode a value as JSON with sorted keys, no blanks and no NaN: equal values have equal bytes."""
+    """Encode a value as JSON with sorted keys, no spaces and no NaN: equal values have equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 

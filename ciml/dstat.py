@@ -26,13 +26,13 @@ EPOCH_CELLS = frozenset({"epoch", "epoch-adv"})
 _MONTH_NAMES = b"jan feb mar apr may jun jul aug sep oct nov dec".split()
 MONTHS = {name: number for number, name in enumerate(_MONTH_NAMES, 1)}
 
-#: Microseconds; the others are multiples.
+#: Microseconds of a second, an hour and a day.
 SECOND = 1_000_000
 HOUR = 3600 * SECOND
 DAY = 24 * HOUR
 EARLIEST = limits.EARLIEST_US
 LATEST = limits.LATEST_US
-#: Times without a zone that may be instants of `EARLIEST` to `LATEST`. No other is ever converted.
+#: A time without a zone within these bounds may be an instant of `EARLIEST` to `LATEST`. Others are never converted.
 FIRST_LOCAL = EARLIEST - DAY
 END_LOCAL = LATEST + DAY
 #: A number as the recorders write them, excluding other forms that some parser accepts (1_000, 0x10, ٣). The pattern is

@@ -1,10 +1,14 @@
-"""All exceptions of ciml: `CimlError` is shown to a user, `RejectedInput` makes an input a dead letter."""
+"""The exceptions that all rooms share: `CimlError` is shown to a user, `RejectedInput` makes an input a dead letter.
+
+Processes send each other exceptions by pickle, which calls the class with ``args``. So a class that has further
+arguments passes them to `Exception`, or gives them defaults: pickle restores attributes too.
+"""
 
 from __future__ import annotations
 
 
 class CimlError(Exception):
-    """A user's mistake: one clear line that names what to do.
+    """An error for the user: one clear line with the cause and, if there is one, the remedy.
 
     The command line prints the message alone, without a traceback, and exits with ``exit_code``.
     """
@@ -41,7 +45,7 @@ class UnknownExclusionError(NotFoundError):
 
 
 class UnknownEstimatorError(CimlError):
-    """No estimator has this name."""
+    """No estimator has this name. Estimators are code, not stored, so this is no `NotFoundError`."""
 
 
 class NoTrainingDataError(CimlError):
@@ -71,7 +75,7 @@ class UnusableRunError(CimlError):
     """A log or a table cannot be used as the telemetry of a run.
 
     Attributes:
-      reason: a short word from a closed set, such as ``not_telemetry``; "" where none applies.
+      reason: a short word from a closed set, such as ``not_telemetry``; "" if none applies.
     """
 
     def __init__(self, message: str, reason: str = "") -> None:
@@ -100,17 +104,17 @@ class RejectedInput(Exception):
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
+        super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
 
-    def __reduce__(self) -> tuple[type[RejectedInput], tuple[str, str]]:
-        return RejectedInput, (self.reason, self.detail)
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 def drop_frames(error: Exception) -> None:
     """Drop the traceback and the causes of an exception that is stored, and with them the input's buffers.
 
-    Without this, a frame that stores the exception forms a cycle, which stays until the garbage collector runs.
+    Without this, a frame that stores the exception forms a cycle, which is in memory until the garbage collector runs.
     """
     error.__traceback__ = error.__context__ = error.__cause__ = None

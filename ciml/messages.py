@@ -1,7 +1,7 @@
 """The messages of all topics: the types that the encoders return, and the JSON Schemas that are generated from them.
 
 A schema describes what this version publishes, and accepts what version 0.1 published. Fields are only added: none is
-removed, renamed or given another type, and a required field stays required. So a consumer ignores unknown fields.
+removed or renamed, and none becomes optional or another type. So a consumer ignores unknown fields.
 
 The module encodes and decodes nothing. `ciml.events.cloudevents` decodes the events of `ci-events`, and
 `ciml.integrations.registry` the deliveries of CI systems. The schema of `ci-events` accepts each event that the decoder
@@ -89,7 +89,7 @@ class EventRuns(TypedDict):
 
 
 class FinishedRuns(TypedDict):
-    """Several finished runs. One that is wrong, but has an id, costs only itself."""
+    """Several finished runs. An invalid run that has an id does not affect the others."""
 
     runs: Annotated[
         list[dict[str, Any]],
@@ -207,7 +207,7 @@ class RunAnnouncement(TypedDict):
     run_id: RunId
     build_name: Annotated[str, Meta(description="The job.")]
     path: Annotated[str, Meta(description="Parquet object with the telemetry, below DATA/raw.")]
-    digest: Annotated[Digest, Meta(description="Of the telemetry.")]
+    digest: Annotated[Digest, Meta(description="Digest of the telemetry.")]
     raw_version: Annotated[int, Meta(ge=1, description="Version of the raw manifest.")]
     facts: NotRequired[Annotated[_Facts, Meta(description="Facts of the run; absent in messages of version 0.1.")]]
     reclaim: NotRequired[
@@ -251,7 +251,7 @@ _JsonHeaders = TypedDict("_JsonHeaders", {"content-type": Literal["application/j
 
 
 class PredictionHeaders(_PredictionHeaders, _JsonHeaders, ProjectionHeaders):
-    """Headers of a prediction: the attributes of a CloudEvent in binary mode, and those of a projection."""
+    """Headers of a prediction: the attributes of a CloudEvent in binary mode, and the headers of a projection."""
 
 
 _Class = TypedDict("_Class", {"class": Annotated[str, Meta(description="The class with the highest probability.")]})
@@ -260,12 +260,12 @@ _Class = TypedDict("_Class", {"class": Annotated[str, Meta(description="The clas
 class Prediction(_Class):
     """A model's answer for a run. Key: the run id."""
 
-    id: Annotated[str, Meta(pattern="^[0-9a-f]{32}$", description="Of the run, the model and its version.")]
+    id: Annotated[str, Meta(pattern="^[0-9a-f]{32}$", description="Digest of the run, the model and its version.")]
     run_id: RunId
     build_name: Annotated[str, Meta(description="The job.")]
     model: str
     version: Annotated[int, Meta(ge=1, description="Version of the model.")]
-    label: Annotated[str, Meta(description="What is predicted: the class label of the data set.")]
+    label: Annotated[str, Meta(description="The predicted property: the class label of the data set.")]
     probabilities: Annotated[dict[str, float], Meta(description="By class.")]
     n_windows: Annotated[int, Meta(ge=1, description="Number of the run's windows.")]
     prepare_ms: Annotated[float, Meta(ge=0, description="Time of the batch's preparation, milliseconds.")]
@@ -281,8 +281,8 @@ class Prediction(_Class):
 class _Live(TypedDict):
     run_id: RunId
     dataset: Annotated[str, Meta(description="The data set.")]
-    version: Annotated[int, Meta(ge=1, description="Of the data set's definition.")]
-    definition: Annotated[Digest, Meta(description="Of the resolved definition: equal ones are comparable.")]
+    version: Annotated[int, Meta(ge=1, description="Version of the data set's definition.")]
+    definition: Annotated[Digest, Meta(description="Digest of the resolved definition: equal ones are comparable.")]
     samples: Annotated[int, Meta(ge=0, description="Number of samples; it only grows.")]
     revision: Annotated[int, Meta(ge=0, description="The number of samples: the greatest is the newest.")]
 
@@ -313,7 +313,7 @@ class LiveExample(_Live):
     n_windows: Annotated[int, Meta(ge=0)]
     features: NotRequired[Sequence[str]]
     values: NotRequired[_Rows]
-    digest: NotRequired[Annotated[str, Meta(description="Of the example of a finished run.")]]
+    digest: NotRequired[Annotated[str, Meta(description="Digest of the example of a finished run.")]]
     excluded: NotRequired[Exclusion]
 
 
@@ -412,7 +412,7 @@ def schema(name: str) -> dict[str, Any]:
     if name not in _SCHEMAS:
         raise CimlError(f"no schema {name!r:.80}; choose from {', '.join(_SCHEMAS)}")
     described = _SCHEMAS[name]
-    types = (*described.forms, *described.referenced)
+    types = (*described.forms, *described.referenced)  # `refs` has their order
     refs, definitions = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
     forms = list(refs)[: len(described.forms)]
     for type_name, definition in definitions.items():

@@ -1,7 +1,7 @@
 """Declaration of the options of commands: each is a field of a frozen data class.
 
-`option`, `repeated`, `flag` and `argument` return the fields, and the text of ``--help`` is that of ``Attributes`` in
-the docstring of the class. `ciml.cli.command` makes click options of them. This module does not import click, so
+`option`, `repeated`, `flag` and `argument` return the fields. ``--help`` shows the text of ``Attributes`` in the
+docstring of the class. `ciml.cli.command` makes click options of them. This module does not import click, so
 services declare their options with it too. The classes below have the options that several commands share.
 """
 
@@ -29,7 +29,7 @@ else:
 #: Fields are given by name, so that a required one may follow others. Python 3.9, on which only the recorder runs, does
 #: not support that.
 _KEYWORD_ONLY: Mapping[str, bool] = {"kw_only": True} if sys.version_info >= (3, 10) else {}
-#: Key of a field's metadata, whose value is the click arguments of its option, without empty ones.
+#: Key in the metadata of a field. Its value has the click arguments of the option that are not empty.
 DECLARED = "option"
 
 
@@ -52,12 +52,12 @@ def option(
       default: value without the option.
       kind: how a text becomes a value: a key of `ciml.cli.options.KINDS`, a Python type or a tuple of them, a click
         type, or a click callback.
-      flags: the flags, with blanks between them; "" for ``--field-name``.
+      flags: the flags, separated by spaces; "" for ``--field-name``.
       metavar: name of the value in ``--help``.
       envvar: environment variable of the default.
-      shown: text of ``--help`` in place of the default.
-      alone: value of a flag that is given without one.
-      ask: a value that is missing is asked for on a terminal; says what it is, with an example.
+      shown: text that ``--help`` shows instead of the default.
+      alone: value of the option if it is given without one.
+      ask: the prompt for a missing value on a terminal: its meaning, with an example; "" does not prompt.
       required: whether there is no default.
       hidden: whether ``--help`` leaves it out.
     """
@@ -95,8 +95,8 @@ def argument(
 
     Args:
       metavar, kind, default: see `option`.
-      required: whether the command needs it.
-      many: whether it is the tuple of all further arguments.
+      required: whether the command needs it, if there is no default.
+      many: whether its value is a tuple of all further arguments.
     """
     return _declare(
         () if many else default,
@@ -118,8 +118,8 @@ def _declare(default: Any, **settings: Any) -> Any:
 class Options:
     """Base of data classes of options: each subclass is a frozen data class.
 
-    A command imports many classes of options. So the methods that are alike for all are here: to generate them for each
-    class would take a third of the time of these imports.
+    A command imports many classes of options. Generating these methods for each of them would take a third of the
+    import time, so all inherit them.
     """
 
     if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class BrokerOptions(Options):
 
     Attributes:
       kafka_options: librdkafka property, such as security.protocol=SSL; may be repeated.
-      kafka_config: File of librdkafka properties, one NAME=VALUE a line, for TLS, SASL and secrets. -X overrides it.
+      kafka_config: File of librdkafka properties, one NAME=VALUE per line, for TLS, SASL and secrets. -X overrides it.
     """
 
     kafka: str | None = option(kind="optional broker")
@@ -183,7 +183,7 @@ class LearnOptions(TrustOptions):
     """The runs that a training may learn from.
 
     Attributes:
-      exclude: File of runs excluded from training: one run id a line, optionally with a blank and a reason.
+      exclude: File of runs excluded from training: one run id per line, optionally followed by a space and a reason.
     """
 
     exclude: str | None = option(kind="file")

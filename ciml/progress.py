@@ -12,7 +12,7 @@ class Progress(Protocol):
         """Report progress.
 
         Args:
-          step: what is counted or done, such as ``runs``, ``epochs`` or ``train``.
+          step: the items that are counted, or the step that runs, such as ``runs``, ``epochs`` or ``train``.
           done: number of completed units of the step.
           total: their total; None where it is unknown.
         """

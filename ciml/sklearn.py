@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from ciml.api.logs import is_table, tables_of
+from ciml.api.telemetry import is_table, parse_runs
 from ciml.api.types import Run
 from ciml.errors import CimlError, RejectedInput, UnusableRunError
 from ciml.extras import require
@@ -160,7 +160,7 @@ class Downsample(TransformerMixin, BaseEstimator):
             if not isinstance(run, str | os.PathLike) and not is_table(run):
                 raise CimlError(f"Downsample: expected paths or tables, got {type(run).__name__}")
         tables = []
-        for row, table in enumerate(tables_of(inputs, self.zone)):
+        for row, table in enumerate(parse_runs(inputs, self.zone)):
             if isinstance(table, RejectedInput):
                 raise _unusable(row, inputs[row], table)
             tables.append(table)

@@ -147,7 +147,7 @@ class TrustPolicy:
         return cls(rules, digest, globs, compiled)
 
     def matcher(self, globs: Globs) -> Matcher:
-        """Return what matches a value by one of these globs, in this policy's meaning of globs."""
+        """Return the pattern of a value that one of these globs matches, in this policy's meaning of globs."""
         return _matcher(globs, self.globs)
 
     def _warn_of_crossing_globs(self, where: str) -> None:
@@ -214,7 +214,7 @@ def evaluate(policy: TrustPolicy, facts: RunFacts) -> Trust:
     remembered = policy._decided
     decision = remembered.get(values)
     if decision is None:
-        if len(remembered) >= _MAX_REMEMBERED:  # facts come from outside: the cache must stay bounded
+        if len(remembered) >= _MAX_REMEMBERED:  # facts come from outside, so the cache must be bounded
             remembered.clear()
         decision = remembered[values] = _evaluate(policy, values)
     return decision

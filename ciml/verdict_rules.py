@@ -74,7 +74,7 @@ class VerdictRules(Record, frozen=True, omit_defaults=True, gc=False):
       classes: the model's classes, in its order.
       coverage: the share of runs whose class is in their set.
       calibration: how the probabilities were calibrated, for reports: ``method``, ``runs``, …
-      groups: the calibration runs by job; under `POOLED` those of all other jobs.
+      groups: the calibration runs by job; under `POOLED` the runs of all other jobs.
       ranges: of the runs that the model learned; None in earlier models, for which no run is outside.
     """
 
@@ -181,14 +181,14 @@ def make_verdict(
     Args:
       job: of the run.
       probabilities: calibrated, by class.
-      rules: those of the model.
-      means: float [F], those of the run's windows; None skips the comparison with the learned ranges.
+      rules: the rules of the model.
+      means: float [F], the means of the run's windows; None skips the comparison with the learned ranges.
     """
     group_name = rules.group_of(job)
     group = rules.groups[group_name]
     outside = None if rules.ranges is None or means is None else rules.ranges.outside(means)
     possible_classes = rules.set_of(job, probabilities) if outside is None else rules.classes
-    likely_class = max(rules.classes, key=lambda name: probabilities[name])  # of equal ones the first, as `class_of`
+    likely_class = max(rules.classes, key=lambda name: probabilities[name])  # the first of equals, as in `class_of`
     cause = likely_class if possible_classes == (likely_class,) else UNKNOWN
     return Verdict(
         cause=cause,

@@ -12,7 +12,7 @@ from ciml.events.run_id import bounded_id, path_safe
 from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_TEXT_CHARACTERS
 
 #: Facts of an event that ``CIML_…`` variables and ``--label`` may set.
-FACTS = tuple("pipeline project branch change patchset event review provider region flavour".split())
+SETTABLE_FACTS = tuple("pipeline project branch change patchset event review provider region flavour".split())
 _NO_SLUG = re.compile(r"[^a-z0-9]+")
 
 
@@ -25,7 +25,7 @@ class EnvironmentRun:
       native_id: the run's id in it.
       attempt: number of the attempt, from 1.
       job: the kind of job.
-      facts: those of `FACTS` that are set.
+      facts: the facts of `SETTABLE_FACTS` that are set.
       labels: further metadata.
     """
 
@@ -41,13 +41,13 @@ Environment = Mapping[str, str]
 
 
 def run_of(environment: Environment) -> EnvironmentRun:
-    """Read the facts from the environment: ``CIML_…`` variables first, then those of the first CI system that is set.
+    """Read the facts from the environment: ``CIML_…`` variables first, then the variables of a CI system.
 
     The environment is not trusted: values that are invalid in an event are shortened or left out.
     """
     run = _run_of_system(environment) or EnvironmentRun("record", str(uuid.uuid4()))
     facts = dict(run.facts)
-    for name in FACTS:
+    for name in SETTABLE_FACTS:
         facts[name] = environment.get(f"CIML_{name.upper()}") or facts.get(name, "")
     attempt = environment.get("CIML_ATTEMPT", "")
     return EnvironmentRun(
@@ -175,7 +175,7 @@ _SYSTEMS: tuple[Callable[[Environment], EnvironmentRun | None], ...] = (_zuul, _
 
 
 def _run_of_system(environment: Environment) -> EnvironmentRun | None:
-    """Return the run by the variables of the first CI system that has set them."""
+    """Return the run of the first CI system whose variables are set; None outside of a CI system."""
     return next(filter(None, (read(environment) for read in _SYSTEMS)), None)
 
 
@@ -191,7 +191,7 @@ def _clean_values(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _clean(value: str) -> str:
-    """Return a text that an event may contain."""
+    """Shorten a text, and drop its characters that an event may not contain."""
     return "".join(character for character in value if is_clean(character))[:MAX_TEXT_CHARACTERS].strip()
 
 

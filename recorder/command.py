@@ -38,7 +38,7 @@ _ANSWER_S = 0.5  # a stopped watcher must not stop the recorder
 
 
 class CannotStartError(Exception):
-    """The command could not be started; ``exit_code`` is that of a shell."""
+    """The command could not be started; ``exit_code`` is the one that a shell gives then."""
 
     def __init__(self, number: int) -> None:
         super().__init__(os.strerror(number))
@@ -89,7 +89,7 @@ def start(argv: Sequence[str], mask: Mask, sigchld_ignored: bool) -> int:
 def own_environment() -> dict[bytes, bytes]:
     """Return the environment that this process was started with.
 
-    That of Python may have LC_CTYPE in addition, in the C locale (PEP 538).
+    In the C locale, Python adds LC_CTYPE to `os.environ` (PEP 538).
     """
     try:
         with open("/proc/self/environ", "rb") as file:
@@ -112,7 +112,7 @@ def _execute(argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
             os.execve(file, argv, environment)  # noqa: S606  # the command is the user's
         except OSError as error:
             if error.errno == errno.ENOEXEC:
-                return _by_shell(file, argv, environment)
+                return _execute_by_shell(file, argv, environment)
             if error.errno == errno.EACCES:
                 failure = errno.EACCES  # another folder may have an executable one
             elif error.errno not in (errno.ENOENT, errno.ENOTDIR):
@@ -120,7 +120,7 @@ def _execute(argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
     return failure
 
 
-def _by_shell(file: bytes, argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
+def _execute_by_shell(file: bytes, argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
     try:
         os.execve(b"/bin/sh", [b"/bin/sh", file, *argv[1:]], environment)  # noqa: S606  # as execvp(3)
     except OSError as error:
@@ -133,9 +133,9 @@ class Ending:
     """The end of the command.
 
     Attributes:
-      status: wait status, as of wait(2).
-      cancelled: a signal that ends jobs arrived before.
-      timed_out: it was ended at its time limit.
+      status: wait status of wait(2).
+      cancelled: whether a signal that ends jobs arrived before.
+      timed_out: whether it was ended at its time limit.
     """
 
     status: int
@@ -151,12 +151,12 @@ class Ending:
 
 
 class Supervisor:
-    """Waits for the end of the command, and passes on the signals sent to this process, which blocks all signals.
+    """Waits for the command to end. Passes on the signals sent to this process, which blocks all signals.
 
     Args:
       command: its pid.
       watcher: reports the signals that the command has already received.
-      timeout_s: time limit, s: the command gets SIGTERM then, and SIGKILL ten seconds later.
+      timeout_s: time limit, s; None for none. At the limit the command gets SIGTERM, and SIGKILL ten seconds later.
       on_child: called with the pid of any other child that ended.
     """
 
@@ -167,16 +167,16 @@ class Supervisor:
         self._watcher = watcher
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._on_child = on_child
-        self._is_cancelled = False
-        self._is_timed_out = False
-        self._is_stopped = False
+        self._is_cancelled = False  # a signal that ends jobs has arrived
+        self._is_timed_out = False  # the command got SIGTERM at its time limit
+        self._is_stopped = False  # the command is stopped
         #: Signals that were sent to the group, and that this process has not received yet.
         self._to_group: set[int] = set()
         #: Terminal stops that were sent to the group since it last continued.
         self._group_stops: set[int] = set()
 
     def wait(self) -> Ending:
-        """Wait for the end of the command."""
+        """Wait for the command to end."""
         while True:
             ending = self._reap()
             if ending is not None:
@@ -184,16 +184,16 @@ class Supervisor:
             # Only with the group: a process that stops the command alone also continues it alone. The stop of the
             # command and the signal to the group may be noticed in either order.
             if self._is_stopped and self._group_stops:
-                self._stop()
+                self._stop_with_group()
             info = self._next_signal()
             if info is None:
-                self._end_late_command()
+                self._signal_late_command()
             elif info.si_signo != signal.SIGCHLD:  # `_reap` handles the children
                 self._handle(info)
 
     def _reap(self) -> Ending | None:
         """Handle children that have changed. Return the end of the command, once it has ended."""
-        for pid, status in ended_children(os.WUNTRACED | os.WCONTINUED):
+        for pid, status in reap_children(os.WUNTRACED | os.WCONTINUED):
             is_over = os.WIFEXITED(status) or os.WIFSIGNALED(status)
             if pid == self._command and is_over:
                 return Ending(status, self._is_cancelled, self._is_timed_out)
@@ -204,7 +204,7 @@ class Supervisor:
                 self._on_child(pid)
         return None
 
-    def _stop(self) -> None:
+    def _stop_with_group(self) -> None:
         """Stop this process as its group was stopped, until it is continued."""
         os.kill(os.getpid(), signal.SIGSTOP)
         self._to_group -= _TERMINAL_STOPS  # SIGCONT discards pending stop signals
@@ -212,12 +212,13 @@ class Supervisor:
         self._is_stopped = False
 
     def _next_signal(self) -> signal.struct_siginfo | None:
-        """Wait for a signal to this process. Return None when the time of the command is over."""
+        """Wait for a signal to this process. Return None at the time limit of the command."""
         if self._deadline_s is None:
             return signal.sigwaitinfo(EVERY_SIGNAL)
         return signal.sigtimedwait(EVERY_SIGNAL, max(0.0, self._deadline_s - time.monotonic()))
 
-    def _end_late_command(self) -> None:
+    def _signal_late_command(self) -> None:
+        """Send SIGTERM at the first time limit, and SIGKILL at the next; SIGCONT lets a stopped command receive it."""
         _send(self._command, signal.SIGKILL if self._is_timed_out else signal.SIGTERM)
         _send(self._command, signal.SIGCONT)
         self._deadline_s = time.monotonic() + _KILL_AFTER_S
@@ -240,15 +241,18 @@ class Supervisor:
 
     def _note_group_signals(self) -> None:
         if self._watcher is not None:
-            self._to_group |= self._watcher.seen()
+            self._to_group |= self._watcher.take_signals()
         self._group_stops |= self._to_group & _TERMINAL_STOPS
 
 
-def ended_children(options: int = 0) -> list[tuple[int, int]]:
-    """Return (pid, wait status) of each child that has ended; as process 1 of a container, orphans too.
+def reap_children(options: int = 0) -> list[tuple[int, int]]:
+    """Reap the children that have ended, without blocking; as process 1 of a container, orphans too.
 
     Args:
       options: of waitpid(2), to report children that were stopped or continued as well.
+
+    Returns:
+      (pid, wait status) of each child.
     """
     children: list[tuple[int, int]] = []
     while True:
@@ -284,7 +288,7 @@ class SignalWatcher:
         theirs.close()
         self._socket.settimeout(_ANSWER_S)
 
-    def seen(self) -> frozenset[int]:
+    def take_signals(self) -> frozenset[int]:
         """Return the signals sent to the group since the last call."""
         try:
             self._socket.send(b"?")
@@ -303,13 +307,13 @@ def _watch(recorder: socket.socket, command: int) -> NoReturn:
     process = os.pidfd_open(command)  # pids are reused
     close_descriptors(recorder.fileno(), process)
     while recorder.recv(1):
-        recorder.send(bytes([0, *_pending()]))  # an empty message would mean the end
+        recorder.send(bytes([0, *_take_pending()]))  # an empty message would mean the end
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(process, signal.SIGKILL)
     os._exit(0)
 
 
-def _pending() -> Iterable[int]:
+def _take_pending() -> Iterable[int]:
     while (info := signal.sigtimedwait(EVERY_SIGNAL, 0)) is not None:
         yield info.si_signo
 
@@ -333,7 +337,7 @@ def end_as(status: int) -> NoReturn:
 
 
 def close_descriptors(*descriptors: int) -> None:
-    """Close all inherited descriptors except ``descriptors``, so that no reader waits for the end of a pipe."""
+    """Close all inherited descriptors except ``descriptors``, so that no pipe of another process is kept open."""
     low = 0
     for descriptor in (*sorted(descriptors), os.sysconf("SC_OPEN_MAX")):
         os.closerange(low, descriptor)

@@ -1,4 +1,4 @@
-"""Sending of messages to Kafka without blocking, with a short queue: what is not sent yet stays on disk."""
+"""Sending of messages to Kafka without blocking, with a short queue: unsent messages are on disk, not in memory."""
 
 from __future__ import annotations
 

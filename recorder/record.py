@@ -23,7 +23,7 @@ from ciml.recorder.command import (
     SignalWatcher,
     Supervisor,
     close_descriptors,
-    ended_children,
+    reap_children,
 )
 from ciml.recorder.producer import Sender
 from ciml.recorder.sampler import Recorder, find_dool
@@ -33,7 +33,7 @@ from ciml.recorder.spool.flush import Leftovers
 from ciml.recorder.spool.recording import End, Plan, Recording
 from ciml.recorder.spool.seals import seal_recording, secrets_of
 
-#: The finished event has no log_url then, which ingest requires.
+#: Without a place for the log, the finished event has no log_url, which ingest requires.
 _NO_LOG = (
     "no place for the log, so ingest cannot fetch it and makes the run a dead letter; add --log-dir FOLDER|s3://PREFIX "
     "or set CIML_LOG_DIR"
@@ -48,7 +48,7 @@ class _Worker(NamedTuple):
     """A worker, as seen by the process that runs the command.
 
     Attributes:
-      pid: of the worker.
+      pid: its process id.
       pipe: closed when the command has ended, or when this process was killed. `Recording.write_end` distinguishes the
         two.
     """
@@ -94,9 +94,9 @@ class _Sidecar:
     def __init__(self, plan: Plan, settings: Settings) -> None:
         self._settings = settings
         self._recording: Recording | None = None
-        self._worker: _Worker | None = None
-        self._restarts = 0
-        self._started_s = 0.0
+        self._worker: _Worker | None = None  # None without a recording, and after its end
+        self._restarts = 0  # without those before a worker that ran for `_STABLE_S`
+        self._started_s = 0.0  # when the last worker was started
         try:
             self._recording = Recording.create(settings.spool, plan)
         except CimlError as error:
@@ -142,7 +142,7 @@ class _Sidecar:
             return
         os.close(self._worker.pipe)
         deadline = time.monotonic() + self._settings.flush_s + _GRACE_S
-        while not any(pid == self._worker.pid for pid, _ in ended_children()):
+        while not any(pid == self._worker.pid for pid, _ in reap_children()):
             info = signal.sigtimedwait(EVERY_SIGNAL, max(0.0, deadline - time.monotonic()))
             if info is None or info.si_signo in CANCEL:
                 with contextlib.suppress(ProcessLookupError):
@@ -191,7 +191,7 @@ def _fork_worker(recording: Recording, settings: Settings) -> _Worker:
 
 
 def _work(recording: Recording, settings: Settings, pipe: int) -> None:
-    """Sample and send until the command has ended, then send what is left within the flush time."""
+    """Sample and send until the command has ended, then send the rest within the flush time."""
     recorder_us = time.time_ns() // 1000
     dool = find_dool()
     recording.add_start(recorder_us)
@@ -199,7 +199,9 @@ def _work(recording: Recording, settings: Settings, pipe: int) -> None:
     report(f"sampling with {recorder.source}; run {recording.plan.mention.run_id}")
     sender = Sender(settings.kafka) if settings.kafka else None
     delivery = Delivery(recording, sender)
-    failure = _sample_until_end(recorder, delivery, Leftovers(recording, settings, sender), sender, pipe)
+    leftovers = Leftovers(recording, settings, sender)
+    leftovers.open()
+    failure = _sample_until_end(recorder, delivery, leftovers, sender, pipe)
     recorder.end()
     end = recording.end()
     if end is None:  # the process that runs the command was killed, and wrote none
@@ -242,7 +244,7 @@ def _sample_until_end(
 
 
 def _flush(delivery: Delivery, sender: Sender | None, flush_s: float) -> bool:
-    """Send what is left. Return whether everything has arrived within the time."""
+    """Send the rest. Return whether everything has arrived within the time."""
     deadline = time.monotonic() + flush_s
     while not delivery.step():
         if time.monotonic() >= deadline:

@@ -1,4 +1,4 @@
-"""Sampling of the machine once a second: by dool where it is installed, else from /proc, into the same log.
+"""Sampling of the machine once a second into a log: by dool, or from /proc if dool is not installed or fails.
 
 `Recorder` writes the log. `Sampler` reads /proc in dool's columns, units and notation.
 """
@@ -58,7 +58,7 @@ def find_dool() -> str | None:
 
 
 class Recorder:
-    """Appends a sample per second to a log. On a failure it reports once and continues as far as possible.
+    """Appends a sample per second to a log. It reports the first of several failures in a row, and tries again.
 
     Args:
       log: the log, which is appended to.
@@ -73,10 +73,10 @@ class Recorder:
         self._dool: subprocess.Popen | None = None
         self._file: int | None = None
         self._sampler: Sampler | None = None
-        self._is_failing = False
-        self._is_full = False
+        self._is_failing = False  # the last sample could not be recorded, which was reported
+        self._is_full = False  # the log has reached its limit
         self._is_ended = False
-        self._size = 0
+        self._size = 0  # of the log at the last change by dool, and the time of that change
         self._grew_s = time.monotonic()
         self.source = "/proc: dool not found"
         if dool is not None:
@@ -202,7 +202,7 @@ def _repair(log: Path) -> None:
 
 
 def _has_sample(log: Path) -> bool:
-    """Return whether a log ends with a sample."""
+    """Return whether the last `_END_BYTES` of a log contain a sample."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
@@ -241,8 +241,8 @@ class Sampler:
         """
         epoch_s = time.time()
         boottime_s = time.clock_gettime(time.CLOCK_BOOTTIME)
-        stat = _named("/proc/stat")
-        counters = _counters(stat)
+        stat = _read_values("/proc/stat")
+        counters = _read_counters(stat)
         steps = counters
         if self._counters is not None:
             steps = {
@@ -262,7 +262,7 @@ class Sampler:
             epoch_s,
             *(100 * step / ticks if ticks > 0 else 0.0 for step in steps["cpu"]),
             *load,
-            *_memory(),
+            *_read_memory(),
             *rates["disk"],
             *rates["io"],
             *rates["net"],
@@ -272,38 +272,38 @@ class Sampler:
             int(stat["procs_blocked"][0]),
             *rates["new"],
         ]
-        return ",".join(_number(value) for value in values) + "\n"
+        return ",".join(_format_number(value) for value in values) + "\n"
 
 
-def _counters(stat: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
-    """Return what the kernel counts since boot, by group: CPU ticks, bytes, operations, events.
+def _read_counters(stat: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+    """Return the kernel's counters since boot, by group: CPU ticks, bytes, operations, events.
 
     Args:
       stat: the values in /proc/stat by name.
     """
     user, nice, system, idle, waiting, irq, softirq, stolen = map(int, stat["cpu"][:8])
-    sectors_read, sectors_written, *operations = _totals("/proc/diskstats", 2, _PARTS.fullmatch, (5, 9, 3, 7))
-    vmstat = _named("/proc/vmstat")
+    sectors_read, sectors_written, *operations = _sum_devices("/proc/diskstats", 2, _PARTS.fullmatch, (5, 9, 3, 7))
+    vmstat = _read_values("/proc/vmstat")
     return {
         "cpu": [user + nice + irq + softirq, system, idle, waiting, stolen],
         "disk": [sectors_read * _SECTOR, sectors_written * _SECTOR],
         "io": operations,
-        "net": _totals("/proc/net/dev", 0, _NO_NETWORK.fullmatch, (1, 9)),
+        "net": _sum_devices("/proc/net/dev", 0, _NO_NETWORK.fullmatch, (1, 9)),
         "paging": [int(vmstat[name][0]) * _PAGE for name in ("pswpin", "pswpout")],
         "system": [int(stat[name][0]) for name in ("intr", "ctxt")],
         "new": [int(stat["processes"][0])],
     }
 
 
-def _memory() -> list[int]:
-    """Return used, free, cached and available bytes."""
-    sizes = {name: int(value[0]) * 1024 for name, value in _named("/proc/meminfo", ":").items()}
+def _read_memory() -> list[int]:
+    """Return the used, free, cached and available bytes of memory."""
+    sizes = {name: int(value[0]) * 1024 for name, value in _read_values("/proc/meminfo", ":").items()}
     unused = sizes["MemFree"] + sizes["Cached"] + sizes.get("SReclaimable", 0)
     return [sizes["MemTotal"] - unused, sizes["MemFree"], sizes["Cached"], sizes.get("MemAvailable", 0)]
 
 
-def _named(path: str, colon: str = "") -> dict[str, list[str]]:
-    """Parse a file of lines, each a name and its values. The first line of a name counts."""
+def _read_values(path: str, colon: str = "") -> dict[str, list[str]]:
+    """Parse a file of lines, each a name and its values. If a name repeats, its first line counts."""
     values: dict[str, list[str]] = {}
     with open(path) as file:
         for line in file:
@@ -312,8 +312,8 @@ def _named(path: str, colon: str = "") -> dict[str, list[str]]:
     return values
 
 
-def _totals(path: str, name_cell: int, is_skipped: Callable[[str], object], counters: Sequence[int]) -> list[int]:
-    """Add up the counters of all devices of a file, one a line; 0 if there is no file.
+def _sum_devices(path: str, name_cell: int, is_skipped: Callable[[str], object], counters: Sequence[int]) -> list[int]:
+    """Add up the counters of all devices of a file, one device per line; 0 if there is no file.
 
     Args:
       path: the file.
@@ -331,5 +331,5 @@ def _totals(path: str, name_cell: int, is_skipped: Callable[[str], object], coun
     return totals
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:.0f}" if value == round(value) else f"{value:.3f}"

@@ -21,10 +21,10 @@ class Settings:
     Attributes:
       spool: folder of the recordings.
       kafka: options of the broker; None for none.
-      flush_s: time to send after the command's end, s.
-      leftovers: the broker that ``ciml record --send`` uses for a recording that names one itself. ``given``: that of
-        ``kafka``, even if it is None. ``recorded``: its own, without any Kafka property. ``unconfirmed``: none, because
-        the command line has properties without a broker.
+      flush_s: time to send after the command's end, and without progress of ``ciml record --send``, s.
+      leftovers: the broker that ``ciml record --send`` uses for a recording that names one itself. ``given``: the one
+        in ``kafka``, even if that is None. ``recorded``: its own, without any Kafka property. ``unconfirmed``: none,
+        because the command line has properties without a broker.
     """
 
     spool: Path
@@ -43,7 +43,7 @@ def be_quiet() -> None:
 
 
 def report(line: str) -> None:
-    """Print one line on standard error at once; drop it where standard error is closed."""
+    """Print one line on standard error by a single write; drop it if standard error is closed."""
     if not _quiet:
         with contextlib.suppress(OSError):
             os.write(2, f"ciml record: {' '.join(line.split())}\n".encode(errors="replace"))

@@ -19,7 +19,7 @@ from ciml.limits import MAX_RECORDING_LOG_BYTES
 
 #: Epoch microseconds from 2000 to 2099.
 Micros = Annotated[int, msgspec.Meta(ge=946_684_800_000_000, lt=4_102_444_800_000_000)]
-_PIECE_BYTES = 32 << 10  # of the log in one message; its JSON is at most three times as large
+_PIECE_BYTES = 32 << 10  # of the log in one message, whose JSON is at most three times as large
 _NUMBER = re.compile(NUMBER)
 #: The beginning of a line of a header's preamble, which is quoted as the header is.
 _PREAMBLE_LINE = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"')
@@ -114,7 +114,7 @@ class Tail:
         data = self._log(mark.offset, max_bytes)
         end = data.rfind(b"\n") + 1
         if not end and len(data) == max_bytes:
-            return data  # a line cut off by a restart, or not written by the recorder
+            return data  # a part of a line: cut off by a restart, or not written by the recorder
         return data[:end]
 
     def _take(self, lines: bytes) -> Piece:
@@ -158,7 +158,7 @@ def _columns(header: tuple[bytes, ...]) -> Columns | None:
 
 
 def _column_names(columns: Columns | None) -> tuple[str, ...]:
-    """Return the names of the columns in a sample: all but those of the time."""
+    """Return the names of the columns in a sample: all except those that hold the time."""
     return tuple(name for name in columns.names if name) if columns else ()
 
 

@@ -5,8 +5,8 @@ It calls the functions of the commands, from all rooms but `ciml.cli`. Libraries
 
 from ciml.api.data import Data, open
 from ciml.api.dataset import Dataset
-from ciml.api.logs import parse_log
 from ciml.api.model import Model, Prediction
+from ciml.api.telemetry import parse_log
 from ciml.api.types import DatasetKeys, ExperimentKeys, Figure, RefreshResult, TrainingResult
 
 __all__ = [

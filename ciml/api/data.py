@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeGuard, Unpack
 from weakref import WeakSet
 
 from ciml.api.dataset import Dataset
-from ciml.api.logs import arrow_table, is_table, micros
 from ciml.api.model import Model
+from ciml.api.telemetry import arrow_table, is_table, micros
 from ciml.api.types import DatasetKeys, ExperimentKeys, Moment, Path, RefreshResult, Table, TrainingResult
 from ciml.data_root import DataRoot
 from ciml.errors import NoDataError

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, starmap
+from operator import attrgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, overload
 
-from ciml.api.logs import is_table, tables_of
+from ciml.api.telemetry import is_table, parse_runs
 from ciml.api.types import Run
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, RejectedInput, UnknownRunError, UnusableRunError
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
     from ciml.verdict_rules import Verdict
 
 #: Limits of the telemetry in one call of the model: number of runs, and bytes.
-_BATCH_RUNS = 256
-_BATCH_BYTES = 64 << 20
+_RUNS_PER_CALL = 256
+_BYTES_PER_CALL = 64 << 20
+#: Number of stored runs that are read together.
+_RUNS_PER_READ = 256
 #: Number of unusable runs that an error names.
 _MAX_NAMED_FAULTS = 5
-_UNKNOWN_RUN = "unknown_run"
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,35 @@ class Prediction:
         }
 
 
+class _UnknownRun(RejectedInput):
+    """No stored run has an id."""
+
+
+class _Request(NamedTuple):
+    """A run of a caller.
+
+    Attributes:
+      name: the path or run id, or ``table N``.
+      run: the run id of a stored run; otherwise a path or a table.
+      is_stored: whether ``run`` is a run id.
+    """
+
+    name: str
+    run: Run
+    is_stored: bool
+
+
 class _Input(NamedTuple):
     """A run to predict: its name, its facts, and its telemetry or why it has none."""
 
     name: str
     facts: RunFacts
-    table: pa.Table | RejectedInput
+    telemetry: pa.Table | RejectedInput
 
     @property
-    def is_usable(self) -> bool:
-        """Whether it has telemetry."""
-        return not isinstance(self.table, RejectedInput)
+    def rejected(self) -> RejectedInput | None:
+        """Why the run has no telemetry; None for a usable run."""
+        return self.telemetry if isinstance(self.telemetry, RejectedInput) else None
 
 
 class Model:
@@ -107,6 +127,7 @@ class Model:
 
         self._data = data
         self._local = LocalModel(data, name, version, label)
+        self._compares_runs = bool(self._local.definition.definition.context)
         self.name = name
         self.version = self._local.version
         self.classes: tuple[str, ...] = self._local.definition.classes
@@ -172,16 +193,14 @@ class Model:
           >>> [prediction.reason for prediction in model.predict(["logs/unit-001.csv", "no-such-file"])]
           ['', 'log_not_found']
         """
-        runs: Sequence[Run] = run if isinstance(run, list | tuple) else [run]
-        predictions = list(self.each(runs, zone=zone, job=job, outcome=outcome, labels=labels))
         if isinstance(run, list | tuple):
-            return predictions
-        (prediction,) = predictions
-        if prediction.class_name is None:
-            message = f"{prediction.run}: {prediction.remark}"
-            if prediction.reason == _UNKNOWN_RUN:
-                raise UnknownRunError(message)
-            raise UnusableRunError(message, prediction.reason)
+            return list(self.each(run, zone=zone, job=job, outcome=outcome, labels=labels))
+        ((name, answer),) = self._answers([run], zone, job, outcome, labels or {})
+        prediction = _prediction(name, answer)
+        if isinstance(answer, _UnknownRun):
+            raise UnknownRunError(f"{name}: {prediction.remark}")
+        if isinstance(answer, RejectedInput):
+            raise UnusableRunError(f"{name}: {prediction.remark}", answer.reason)
         return prediction
 
     def each(
@@ -193,25 +212,33 @@ class Model:
         outcome: OutcomeWord | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Iterator[Prediction]:
-        """Yield the predictions of many runs in order, like `predict` for a list but in bounded memory.
+        """Yield the predictions of many runs in order, like `predict` for a list.
+
+        Telemetry is read and predicted in batches. The arguments, and the facts of all runs, are in memory meanwhile.
 
         Example:
           >>> from pathlib import Path
           >>> sum(prediction.probability is not None for prediction in model.each(sorted(Path("logs").iterdir()))) > 50
           True
         """
-        inputs = list(runs)
-        names = [_name(number, run) for number, run in enumerate(inputs, 1)]
-        facts = self._facts(inputs, job, outcome, labels or {})
-        for batch in _batches(map(_Input, names, facts, self._tables(inputs, zone))):
+        yield from starmap(_prediction, self._answers(runs, zone, job, outcome, labels or {}))
+
+    def _answers(
+        self, runs: Iterable[Run], zone: str | None, job: str, outcome: OutcomeWord | None, labels: Mapping[str, str]
+    ) -> Iterator[tuple[str, Answer | RejectedInput]]:
+        """Yield the name of each run, and its answer or why it is unusable. Arguments as for `predict`."""
+        requests = [_request(number, run) for number, run in enumerate(runs, 1)]
+        names = [request.name for request in requests]
+        facts = self._facts(requests, job, outcome, labels)
+        for batch in _batches(map(_Input, names, facts, self._telemetry(requests, zone))):
             self._check_context(batch)
-            usable = [item for item in batch if item.is_usable]
-            answers = iter(self._local.predict([item.table for item in usable], [item.facts for item in usable]))
+            usable = [item for item in batch if item.rejected is None]
+            answers = iter(self._local.predict([item.telemetry for item in usable], [item.facts for item in usable]))
             for item in batch:
-                yield _prediction(item.name, next(answers) if item.is_usable else item.table)
+                yield item.name, next(answers) if item.rejected is None else item.rejected
 
     def _facts(
-        self, runs: Sequence[Run], job: str, outcome: OutcomeWord | None, labels: Mapping[str, str]
+        self, requests: Sequence[_Request], job: str, outcome: OutcomeWord | None, labels: Mapping[str, str]
     ) -> list[RunFacts]:
         """Return the facts of each run: of a stored run from the raw manifest, of any other run as given."""
         from ciml.events.outcomes import OUTCOMES
@@ -222,33 +249,36 @@ class Model:
         if outcome is not None and outcome not in OUTCOMES:
             raise CimlError(f"unknown outcome {outcome!r:.80}; choose from {', '.join(sorted(OUTCOMES))}")
         argument_facts = RunFacts("", "", job, outcome=outcome, labels=labels)
-        if not self._local.definition.definition.context and self._local.rules is None:
-            return [argument_facts] * len(runs)  # the model needs no facts
-        run_ids = [str(run) for run in runs if _is_run_id(run)]
+        if not self._compares_runs and self._local.rules is None:
+            return [argument_facts] * len(requests)  # the model needs no facts
+        run_ids = [request.name for request in requests if request.is_stored]
         stored_facts = find_facts(ManifestLog(self._data.raw), run_ids) if run_ids else {}
-        return [stored_facts.get(run, argument_facts) if isinstance(run, str) else argument_facts for run in runs]
+        return [
+            stored_facts.get(request.name, argument_facts) if request.is_stored else argument_facts
+            for request in requests
+        ]
 
     def _check_context(self, batch: Sequence[_Input]) -> None:
-        """Raise `CimlError`, with the unusable runs, if a usable run lacks facts that the model compares."""
-        if not self._local.definition.definition.context:
-            return
-        usable_facts = [item.facts for item in batch if item.is_usable]
+        """Raise `CimlError`, with the unusable runs, if a usable run lacks facts that the model needs to compare it."""
+        usable_facts = [item.facts for item in batch if item.rejected is None and self._compares_runs]
         if all(facts.run_id or (facts.build_name and facts.outcome) for facts in usable_facts):
             return
-        unusable = [item for item in batch if not item.is_usable]
-        faults = [f"; {item.name} is unusable: {item.table}" for item in unusable[:_MAX_NAMED_FAULTS]]
+        unusable = [item for item in batch if item.rejected is not None]
+        faults = [f"; {item.name} is unusable: {item.rejected}" for item in unusable[:_MAX_NAMED_FAULTS]]
         raise CimlError(
             f"model {self.name} compares a run with those of its job: give job and outcome, such as failure"
             + "".join(faults)
         )
 
-    def _tables(self, runs: Sequence[Run], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
+    def _telemetry(self, requests: Iterable[_Request], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
         """Yield the telemetry of each run, or why it has none: from the raw store, from files and from tables."""
-        for are_ids, group in groupby(runs, _is_run_id):
-            values: list[Any] = list(group)
-            yield from self._stored_tables(values) if are_ids else tables_of(values, zone)
+        for are_stored, group in groupby(requests, attrgetter("is_stored")):
+            if are_stored:
+                yield from self._stored_telemetry([request.name for request in group])
+            else:
+                yield from parse_runs([request.run for request in group], zone)
 
-    def _stored_tables(self, run_ids: Sequence[str]) -> Iterator[pa.Table | RejectedInput]:
+    def _stored_telemetry(self, run_ids: Sequence[str]) -> Iterator[pa.Table | RejectedInput]:
         from ciml.manifest.log import ManifestLog
         from ciml.runs.reader import read_runs
         from ciml.runs.run_log import find_files
@@ -257,14 +287,14 @@ class Model:
         raw = self._data.raw
         columns = [*OWN_COLUMNS, *self._local.definition.columns]
         files = find_files(ManifestLog(raw), run_ids)
-        for start in range(0, len(run_ids), _BATCH_RUNS):
-            batch = run_ids[start : start + _BATCH_RUNS]
+        for start in range(0, len(run_ids), _RUNS_PER_READ):
+            batch = run_ids[start : start + _RUNS_PER_READ]
             tables = iter(read_runs(raw, [files[run_id] for run_id in batch if run_id in files], columns=columns))
             for run_id in batch:
                 if run_id in files:
                     yield next(tables)
                 else:
-                    yield RejectedInput(_UNKNOWN_RUN, f"no file, and no run in {raw.url()}, has this name")
+                    yield _UnknownRun("unknown_run", f"no file, and no run in {raw.url()}, has this name")
 
     def close(self) -> None:
         """Free the memory of the model. It cannot predict any more."""
@@ -282,23 +312,21 @@ class Model:
         return f"Model({self.name!r}, version {self.version}: {', '.join(self.classes)})"
 
 
-def _is_run_id(run: Run) -> bool:
-    """Return whether a run is the id of a stored run, and not a path or a table."""
+def _request(number: int, run: Run) -> _Request:
+    """Classify a run of a caller. A text is a run id if it has the form of one and no file has this name."""
     from ciml.events.run_id import RunId
 
-    if not is_table(run) and not isinstance(run, str | os.PathLike):
+    if is_table(run):
+        return _Request(f"table {number}", run, is_stored=False)
+    if not isinstance(run, str | os.PathLike):
         raise CimlError(f"cannot predict a {type(run).__name__}: expected a path, a run id or a table")
     if not isinstance(run, str) or os.path.exists(run):
-        return False
+        return _Request(os.fspath(run), run, is_stored=False)
     try:
         RunId.decode(run)
     except RejectedInput:
-        return False
-    return True
-
-
-def _name(number: int, run: Run) -> str:
-    return os.fspath(run) if isinstance(run, str | os.PathLike) else f"table {number}"
+        return _Request(run, run, is_stored=False)
+    return _Request(run, run, is_stored=True)
 
 
 def _batches(inputs: Iterable[_Input]) -> Iterator[list[_Input]]:
@@ -307,8 +335,8 @@ def _batches(inputs: Iterable[_Input]) -> Iterator[list[_Input]]:
     size = 0
     for item in inputs:
         batch.append(item)
-        size += 0 if isinstance(item.table, RejectedInput) else item.table.nbytes
-        if len(batch) >= _BATCH_RUNS or size >= _BATCH_BYTES:
+        size += 0 if isinstance(item.telemetry, RejectedInput) else item.telemetry.nbytes
+        if len(batch) >= _RUNS_PER_CALL or size >= _BYTES_PER_CALL:
             yield batch
             batch = []
             size = 0

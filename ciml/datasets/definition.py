@@ -26,11 +26,11 @@ from ciml.globs import glob_pattern
 from ciml.settings import Settings, as_value_error, check_name
 from ciml.telemetry import select_columns, short_names
 
-#: Default length of a run that is used, as in the original.
+#: Seconds of a run that an example holds by default, as in the original.
 NORMAL_LENGTH_S = 5500
-#: The value of ``max_windows`` that follows from the runs, and the percentage of them that it does not cut.
+#: The value of ``max_windows`` for a length that at least this percentage of the runs does not exceed.
 AUTO = "auto"
-NOT_CUT = 99
+UNCUT_PERCENT = 99
 #: Upper limit of windows: an example of 14 columns would take 5.6 MB.
 MAX_WINDOWS = 100_000
 #: One salt for all data sets, so that a run is in the same split everywhere.
@@ -62,7 +62,7 @@ METADATA_COLUMNS = (
 
 #: The classes of ``status``, in order.
 STATUS_CLASSES = ("passed", "failed")
-#: A timeout is a failure. All other outcomes reveal nothing about code or machine, and are not labels.
+#: A timeout is a failure. All other outcomes reveal nothing about code or machine, so they are not labels.
 _STATUS = {"success": "passed", "failure": "failed", "timeout": "failed"}
 #: Names of labels in the original that differ here.
 _ALIASES = {"node_provider": "provider", "node_provider_all": "provider-region", "node_flavor": "flavour"}
@@ -87,7 +87,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
       features_regex: searched in the short names of columns, or in full names where it contains a colon.
       class_label: ``status``, ``cause`` (``code`` or ``machine``, of failed runs: `ciml.runs.causes`), ``provider``
         (regions merged), ``provider-region``, or any metadata of a run.
-      classes: the classes in order; by default those of the first span, sorted.
+      classes: the classes in order; by default the sorted classes of the first span.
       class_map: from a value of the label to a class; without ``classes``, its values are all classes. A value that
         maps to ``""`` is no label.
       tdt_split: weights of train, dev and test.
@@ -105,8 +105,8 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
       slicer: takes a slice of the selected runs, ordered by (end time, run id), once. Without it the data set takes all
         present and future runs.
       raw_version: version of the raw manifest for ``slicer``; later runs are ignored.
-      context: further features, the same in all windows of a run (`ciml.datasets.definition`): ``outcome``,
-        ``profile``, ``neighbours``. They are known when a run has ended, so such a data set has no live windows.
+      context: further features, the same in all windows of a run (`Context`): ``outcome``, ``profile``,
+        ``neighbours``. They are known when a run has ended, so such a data set has no live windows.
     """
 
     title: ClassVar[str] = "definition"
@@ -202,10 +202,10 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
 
     def selects(self, build_name: str) -> bool:
         """Return whether the data set selects this job."""
-        return self._matching(build_name) is not None
+        return self._match_job(build_name) is not None
 
     @cached_property
-    def _matching(self) -> Callable[[str], Any]:
+    def _match_job(self) -> Callable[[str], Any]:
         return lru_cache(maxsize=1024)(glob_pattern(self.build_name).fullmatch)  # few jobs with many runs each
 
 
@@ -215,7 +215,7 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
     Attributes:
       definition: the definition as written.
       columns: full names of the telemetry columns, in order (``load avg:1m``).
-      features: names of the features of examples: those of the columns in the same order (``1m``), then the context's.
+      features: names of the features of examples: of the columns in the same order (``1m``), then of the context.
       classes: names of the classes; a label is an index into it.
       windows: L: the number of windows, or functions, of each feature of an example.
       profiles: the passing profiles of the first span's jobs (`ciml.transforms.profiles`) as JSON, for the
@@ -292,7 +292,7 @@ def resolve(
       profiles: returns the passing profiles, for the context ``profile``; called with the full names of the columns.
 
     Raises:
-      CimlError: it selects no column, or fewer than two classes are found.
+      CimlError: the definition selects no column, or fewer than two classes are found.
     """
     short_of_column = _select_most_frequent(definition.features_regex, columns)
     selected_columns = tuple(short_of_column)
@@ -338,7 +338,7 @@ def auto_windows(definition: DatasetDefinition, lengths: Iterable[int]) -> int:
     counted = sorted(length for length in lengths if length >= min_windows)
     if not counted:
         return definition.most_windows
-    runs_not_cut = -(-NOT_CUT * len(counted) // 100)  # rounded up
+    runs_not_cut = -(-UNCUT_PERCENT * len(counted) // 100)  # rounded up
     return min(counted[runs_not_cut - 1], definition.most_windows)
 
 
@@ -371,13 +371,13 @@ def label_of(facts: RunFacts, class_label: str, class_map: Mapping[str, str]) ->
       class_map: from a value to its class; other values are their own class.
     """
     name = class_label if class_label in facts.labels else _ALIASES.get(class_label, class_label)
-    value = _value(facts, name)
+    value = _metadata_value(facts, name)
     if not value:
         return None
     return class_map.get(value, value) or None  # a value that maps to "" is no label
 
 
-def _value(facts: RunFacts, name: str) -> str | None:
+def _metadata_value(facts: RunFacts, name: str) -> str | None:
     if name == "status":
         return _STATUS.get(facts.outcome or "")
     if name == CAUSE:

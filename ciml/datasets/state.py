@@ -32,7 +32,7 @@ class Position(NamedTuple):
 class ExampleFile(Record, frozen=True, gc=False):
     """One Parquet file of examples, relative to the data set's folder.
 
-    ``digest`` is that of its rows (`ciml.transforms.examples.spans.rows_digest`), not of its bytes.
+    ``digest`` is the digest of its rows (`ciml.transforms.examples.spans.rows_digest`), not of its bytes.
     """
 
     path: str
@@ -173,7 +173,7 @@ class DatasetState:
         """Apply the next delta.
 
         Raises:
-          IntegrityError: it is not the next one, or contradicts earlier ones.
+          IntegrityError: the delta is not the next one, or contradicts earlier ones.
         """
         if version != self.version + 1:
             raise IntegrityError(f"data set manifest: version {version} after {self.version}")

@@ -83,7 +83,7 @@ def parse_address(text: str) -> Address:
       RejectedInput: ``bad_address``; ``address_not_allowed`` for another scheme.
     """
     if not text or not text.isprintable():
-        raise RejectedInput("bad_address", "is empty, or has blanks or control characters")
+        raise RejectedInput("bad_address", "is empty, or has spaces or control characters")
     if text.startswith("/"):
         return Address("file", "", 0, text)
     scheme, colon, remainder = text.partition(":")

@@ -211,7 +211,7 @@ class Intake:
         """Hold a request from its first byte to its response.
 
         Args:
-          max_bytes: a lower limit for this request than that of all.
+          max_bytes: a lower limit for this request.
         """
         held = Held(min(max_bytes or self._max_bytes, self._max_bytes))
         try:

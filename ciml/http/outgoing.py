@@ -52,7 +52,7 @@ class FetchLimits(threading.local):
 
     @contextmanager
     def within(self, total_s: float) -> Iterator[None]:
-        """Limit what the block does. A block inside another has the limits of the outer one."""
+        """Limit the requests of the block. A block inside another has the limits of the outer one."""
         if self.deadline_s != float("inf"):
             yield
             return
@@ -64,7 +64,7 @@ class FetchLimits(threading.local):
             self.deadline_s = float("inf")
 
     def remaining(self, timeout: float | None) -> float:
-        """Return the time limit of one step, s: ``timeout``, or what is left if that is less.
+        """Return the time limit of one step, s: ``timeout``, or the remaining time if that is less.
 
         Raises:
           httpcore.ReadTimeout: nothing is left.

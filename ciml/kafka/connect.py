@@ -1,6 +1,6 @@
 """Clients of a Kafka broker, and one-line messages for their errors.
 
-librdkafka reports that a broker refuses the connection to a callback only. The failed call itself reports a timeout. So
+librdkafka reports that a broker rejects the connection to a callback only. The failed call itself reports a timeout. So
 the callback stores the reason, and `as_engine_error` adds it.
 """
 
@@ -36,7 +36,7 @@ SOON = _codes(
 )
 _REFUSED = _codes("_AUTHENTICATION _SSL SASL_AUTHENTICATION_FAILED UNSUPPORTED_SASL_MECHANISM ILLEGAL_SASL_STATE")
 
-#: The process's admin clients, and the reasons why brokers refused connections, until these are reported.
+#: The process's admin clients, and the reasons why brokers rejected connections, until these are reported.
 _admin_clients: dict[KafkaOptions, AdminClient] = {}
 _refusals: dict[KafkaOptions, str] = {}
 _lock = threading.Lock()
@@ -58,7 +58,7 @@ def make_client(
       kind: its class.
       options: connection options, whose secrets are hidden in messages.
       properties: its configuration.
-      on_refusal: called when the broker refuses the connection; by default `as_engine_error` reports it.
+      on_refusal: called when the broker rejects the connection; by default `as_engine_error` reports it.
 
     Raises:
       CimlError: a property is unknown, or its value is invalid.
@@ -89,7 +89,7 @@ def admin(options: KafkaOptions) -> AdminClient:
 
 
 def is_refused(options: KafkaOptions) -> bool:
-    """Return whether the broker refused the admin client, and this is not reported yet."""
+    """Return whether the broker rejected the admin client, and this is not reported yet."""
     admin(options).poll(0)  # calls `on_error`
     return options in _refusals
 
@@ -111,7 +111,7 @@ def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) ->
 
 
 def _take_refusal(options: KafkaOptions) -> str:
-    """Return why the broker refused a connection, once; "" if that is unknown."""
+    """Return why the broker rejected a connection, once; "" if that is unknown."""
     with _lock:
         client = _admin_clients.get(options)
     if client is not None:

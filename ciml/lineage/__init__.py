@@ -1,4 +1,4 @@
-"""Lineage: what the steps of training read and write, sent to an endpoint of OpenLineage.
+"""Lineage: the data that the steps of training read and write, sent to an endpoint of OpenLineage.
 
 A step is reported as a run: START, then COMPLETE, FAIL or ABORT, with its data. Reporting never fails or delays a step.
 A thread sends the events in order, a description that raises is logged, and `Lineage.close` waits for a few seconds at
@@ -74,7 +74,7 @@ class StepEvent:
       job: name of the step, such as ``snapshot.provider``.
       state: what happened.
       time: when, in UTC.
-      description: what is known by now.
+      description: the data and facts that are known by now.
       error: the exception's text, with FAIL.
     """
 
@@ -103,7 +103,7 @@ class Step:
     """An execution of a step.
 
     Attributes:
-      description: returns what is reported when the step has completed; None for what was known at its start.
+      description: returns the description of the completed step; None for the one of its start.
     """
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class Lineage:
 
         Args:
           job: name of the step.
-          description: what it will read; called only if lineage is on.
+          description: returns the data that it will read; called only if lineage is on.
 
         Example:
           >>> with OFF.step("snapshot.provider") as step:
@@ -173,7 +173,7 @@ def _make_description(description: Describe | None, otherwise: Description) -> D
 
 
 def _new_id() -> str:
-    """Return a UUID of version 7, whose order is that of time."""
+    """Return a UUID of version 7: later ones are greater."""
     import secrets
     import time
     import uuid
@@ -222,7 +222,7 @@ class Emitter:
         self._thread.join(max(until - time.monotonic(), 0.0))
         if self._thread.is_alive():
             self._given_up.set()
-            _LOG.warning("lineage: events were not sent within %g s, and are lost", self._close_s)
+            _LOG.warning("lineage: events were not sent within %g s and are lost", self._close_s)
 
     def _send_all(self) -> None:
         client: Any = None

@@ -157,7 +157,7 @@ def _failed(verb: str, path: str | os.PathLike[str], error: OSError) -> EngineEr
 
 @contextmanager
 def _reported(verb: str, path: str) -> Iterator[str]:
-    """Yield the path. An `OSError` of the block becomes an `EngineError`, but `FileNotFoundError` stays."""
+    """Yield the path. An `OSError` of the block becomes an `EngineError`, except for `FileNotFoundError`."""
     try:
         yield path
     except FileNotFoundError:

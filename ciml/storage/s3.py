@@ -22,7 +22,7 @@ from ciml.storage.base import PIECE, Entry, Store, checked
 
 _MAX_ATTEMPTS = 5
 _MAX_CONCURRENT_READS = 16
-_RENEWAL_PAUSE_S = 5.0  # between two clients, where the credentials stay invalid
+_RENEWAL_PAUSE_S = 5.0  # between two clients, while the credentials are invalid
 
 #: Key of the metadata of a created object: the id of its call of `create`.
 _WRITE_ID = "ciml-write"

@@ -27,7 +27,7 @@ from ciml.recorder.producer import Headers, Sender
 from ciml.recorder.spool.recording import LOG, End, Recording
 from ciml.recorder.tail import Mark, Piece, Tail
 
-_MAX_IN_FLIGHT = 32  # messages of samples; the rest stays in the log
+_MAX_IN_FLIGHT = 32  # messages of samples; the others are read from the log later
 _RETRY_S = 5.0
 _READ_BYTES = 1 << 20
 
@@ -59,9 +59,9 @@ class Delivery:
 
     Args:
       recording: the recording.
-      sender: of its broker; None where it has none.
+      sender: sender of its broker; None for a recording without a broker.
       end: the end of the command, if known; else `finish` sets it later.
-      announce: whether to send the start event too; False if it could differ from one that has arrived already.
+      announce: whether to send the start event; False if it could differ from one that has arrived already.
 
     Attributes:
       recording: the recording.
@@ -96,7 +96,7 @@ class Delivery:
         """Send as much as possible without blocking. Return whether everything has arrived.
 
         Raises:
-          CimlError: it can never be sent.
+          CimlError: the recording can never be sent.
         """
         if time.monotonic() < self._not_before_s:
             return False
@@ -129,7 +129,7 @@ class Delivery:
         return True
 
     def _send_all(self, sender: Sender) -> bool:
-        """Send what is due. Return whether everything has arrived."""
+        """Send the messages that are due. Return whether everything has arrived."""
         if not self._send_once(sender, "started", self._started) or not self._send_samples(sender):
             return False
         if self._end is None or self._samples:
@@ -206,7 +206,8 @@ class Delivery:
 
     def _finished_facts(self, end: End) -> RunFacts:
         facts = self._plan.mention
-        labels = {**end.labels, **facts.labels, **end.labels}  # those of the end first: an event holds a limited number
+        other_labels = {name: value for name, value in facts.labels.items() if name not in end.labels}
+        labels = {**end.labels, **other_labels}  # first, since those beyond MAX_LABELS are dropped
         return facts.replace(
             phase="finished",
             result=end.result,
@@ -226,7 +227,7 @@ class Delivery:
         folder = _folder(self._plan.mention)
         path = f"{folder}/{LOG}.gz"
         if not store.create(path, data) and store.read(path) != data:
-            # Another recording with the same run id. Ingest reports it, and the run that was committed first stays.
+            # Another recording has the same run id. Ingest reports this one, and keeps the first committed run.
             path = f"{folder}/{hashlib.sha256(data).hexdigest()[:16]}-{LOG}.gz"
             store.create(path, data)
         self._log_address = log_address(self._plan.log_url or self._plan.log_dir, path)

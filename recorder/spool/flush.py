@@ -1,16 +1,14 @@
 """Sending of leftover recordings: those of earlier recorders, which are still in the spool.
 
 The next recorder sends them next to its own recording (`Leftovers`), and ``ciml record --send`` sends all of them
-(`send_leftovers`). `by_recorder` and `by_command` decide whether a recording is sent, where to, and with which facts.
+(`send_leftovers`). `ciml.recorder.spool.seals` decides whether a recording is sent, where to, and with which facts.
 """
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -21,16 +19,11 @@ from ciml.recorder.producer import Sender
 from ciml.recorder.settings import Settings, report
 from ciml.recorder.spool.delivery import Delivery
 from ciml.recorder.spool.folder import Folder, open_private
-from ciml.recorder.spool.recording import Destination, End, Plan, Recording, list_spool, size_of
-from ciml.recorder.spool.seals import is_sealed, secrets_of
+from ciml.recorder.spool.recording import Destination, End, Recording, list_spool, size_of
+from ciml.recorder.spool.seals import POLICY_FACTS, lacks_facts, plan_for_command, plan_for_recorder
 
-#: Facts that a trust policy may match, except the source (part of the run's id). They are left out without a seal, and
-#: with them the subjects, by which updates would add facts.
-FACTS = ("pipeline", "project", "branch", "event", "review", "fork", "auth", "owner", "adapter")
-#: The label of a run whose recording was not sealed.
-UNSEALED = {"recording": "unsealed"}
 _MAX_REPORTED_LINES = 3
-_TAKEN_PER_STEP = 10  # samples are taken between steps
+_RECORDINGS_PER_STEP = 10  # that are opened between two samples
 
 
 class Leftovers:
@@ -48,37 +41,41 @@ class Leftovers:
         self._own_plan = own.plan
         self._settings = settings
         self._sender = sender
-        self._waiting_names: list[str] = []
+        self._own_name = own.folder.path.name
+        self._pending_names: list[str] = []
         self._delivery: Delivery | None = None
         self._lines = 0
+
+    def open(self) -> None:
+        """Open the spool, and delete its oldest recordings beyond `MAX_SPOOL_BYTES`. Call it before `step`."""
         try:
-            self._spool = open_private(settings.spool)
+            self._spool = open_private(self._settings.spool)
             names, has_more = list_spool(self._spool)
         except (CimlError, OSError) as error:
             self._report(f"not sending earlier recordings: {error}")
             return
         if has_more:
-            self._report(f"{settings.spool} holds more than {len(names)} entries; the others wait")
-        self._waiting_names = trim(self._spool, [name for name in names if name != own.folder.path.name])
+            self._report(f"{self._settings.spool} holds more than {len(names)} entries; the others wait")
+        self._pending_names = trim(self._spool, [name for name in names if name != self._own_name])
 
     def step(self) -> None:
-        """Send as much as possible of one of them without blocking."""
-        for _ in range(_TAKEN_PER_STEP):
-            if self._delivery is not None or not self._waiting_names:
+        """Send as much as possible of one recording without blocking."""
+        for _ in range(_RECORDINGS_PER_STEP):
+            if self._delivery is not None or not self._pending_names:
                 break
-            self._delivery = self._take(self._waiting_names.pop(0))
-        if self._delivery is not None and self._is_over(self._delivery):
+            self._delivery = self._take(self._pending_names.pop(0))
+        if self._delivery is not None and not self._continue(self._delivery):
             self._delivery = None
 
     def _take(self, name: str) -> Delivery | None:
-        """Begin to send a recording; return None where this recorder does not send it."""
+        """Lock a recording and return its delivery; None, without a lock, where this recorder does not send it."""
         recording = None
         delivery = None
         try:
             recording = Recording.take(self._spool, name)
             if recording is None:
                 return None
-            plan = by_recorder(recording, self._own_plan, self._settings)
+            plan = plan_for_recorder(recording, self._own_plan, self._settings)
             if plan is not None:
                 recording.plan = plan
                 delivery = _deliver(recording, self._sender)
@@ -88,21 +85,21 @@ class Leftovers:
             recording.release()
         return delivery
 
-    def _is_over(self, delivery: Delivery) -> bool:
-        """Continue to send a recording. Return whether it has arrived, or was given up."""
+    def _continue(self, delivery: Delivery) -> bool:
+        """Continue to send a recording. Return False once it was removed or given up."""
         recording = delivery.recording
         try:
             if delivery.step():
                 if problem := recording.remove():
                     self._report(f"{recording.plan.mention.run_id} sent, but {problem}")
-                return True
+                return False
             failure = delivery.failure
         except CimlError as error:
             failure = str(error)
         if failure:  # a later recorder retries; until then it does not block others
             self._report(f"left in the spool: {recording.folder.path}: {failure}")
             recording.release()
-        return bool(failure)
+        return not failure
 
     def _report(self, line: str) -> None:
         self._lines += 1
@@ -120,7 +117,7 @@ def send_leftovers(settings: Settings, destination: Destination) -> None:
       destination: destination of the command line, for recordings whose own destination is not trusted.
 
     Raises:
-      CimlError: the spool is not a private folder of this user.
+      CimlError: the spool is not a private folder of this user, or cannot be read.
       EngineError: some recordings could not be sent, or not be removed.
     """
     try:
@@ -130,7 +127,7 @@ def send_leftovers(settings: Settings, destination: Destination) -> None:
         return
     except OSError as error:
         raise CimlError(f"{settings.spool}: cannot read the spool ({error.strerror})") from None
-    sender_of = lru_cache(1)(Sender)  # one at a time: recordings may name any number of brokers
+    sender_of = lru_cache(1)(Sender)  # one sender at a time: recordings may name any number of brokers
     names, has_more = list_spool(spool)
     results = Counter(_send_entry(spool, name, sender_of, settings, destination) for name in names)
     if has_more:
@@ -168,7 +165,7 @@ def _send_entry(
         recording.release()
         report(f"{run_id} not sent: {reason}")
         return "failed"
-    omission = f" without {', '.join(FACTS)} (not sealed)" if _is_unsealed(recording.plan) else ""
+    omission = f" without {', '.join(POLICY_FACTS)} (not sealed)" if lacks_facts(recording.plan) else ""
     problem = recording.remove()
     report(f"{run_id} sent{omission}" + (f", but {problem}" if problem else ""))
     return "unremoved" if problem else "removed"
@@ -177,13 +174,13 @@ def _send_entry(
 def _send(
     recording: Recording, sender_of: Callable[[KafkaOptions], Sender], settings: Settings, destination: Destination
 ) -> None:
-    """Send one recording while it makes progress.
+    """Send one recording; give up after ``flush_s`` seconds without progress.
 
     Raises:
-      CimlError: it could not be sent.
-      OSError: it cannot be read.
+      CimlError: the recording must not or could not be sent.
+      OSError: the recording cannot be read.
     """
-    recording.plan, kafka = by_command(recording, settings, destination)
+    recording.plan, kafka = plan_for_command(recording, settings, destination)
     sender = sender_of(kafka) if kafka else None
     delivery = _deliver(recording, sender)
     progress = delivery.progress
@@ -238,103 +235,7 @@ def _size(spool: Folder, name: str) -> int:
 
 
 def _deliver(recording: Recording, sender: Sender | None) -> Delivery:
-    """Return the delivery of a leftover recording by its present plan."""
+    """Return the delivery of a leftover recording by its plan, which the caller has set."""
     # Without an end, the command was killed with its recorder.
     end = recording.end() or End(recording.changed_us(), "ABORTED", {"recorder": "killed"})
-    return Delivery(recording, sender, end, announce=not _is_unsealed(recording.plan))
-
-
-def _is_unsealed(plan: Plan) -> bool:
-    """Return whether it is sent without the facts that only a seal proves."""
-    return UNSEALED.items() <= plan.mention.labels.items()
-
-
-def by_recorder(recording: Recording, own: Plan, settings: Settings) -> Plan | None:
-    """Return the plan with which the recorder of another run may send a recording.
-
-    Args:
-      recording: a leftover recording.
-      own: the plan of the recorder's own run.
-      settings: settings of the recorder.
-
-    Returns:
-      The plan; None where this recorder must not send it.
-
-    Raises:
-      CimlError: it requires credentials of this recorder that it may not have had.
-    """
-    plan = recording.plan
-    broker = settings.kafka.bootstrap if settings.kafka else ""
-    if plan.kafka != broker or not plan.has_destination:
-        return None
-    secrets = secrets_of(settings.kafka, plan.log_dir)
-    if is_sealed(recording, secrets):
-        return plan
-    if secrets:
-        raise CimlError(f"{recording.folder.path} is not sealed with these credentials; use ciml record --send")
-    has_own_destination = replace(plan, mention=own.mention) == own
-    if plan.mention.source != own.mention.source or not has_own_destination:
-        return None
-    return _without_facts(plan)
-
-
-def by_command(recording: Recording, settings: Settings, destination: Destination) -> tuple[Plan, KafkaOptions | None]:
-    """Return the plan with which ``ciml record --send`` sends a recording, and its broker.
-
-    Args:
-      recording: a leftover recording.
-      settings: with the broker of the command line.
-      destination: that of the command line: for a recording without a place for its log, or whose own destination is
-        not trusted.
-
-    Raises:
-      CimlError: the command line must confirm the destination; the message has the options.
-    """
-    kafka = _broker(recording.plan, settings)
-    plan = replace(recording.plan, kafka=kafka.bootstrap if kafka else "")
-    secrets = secrets_of(kafka, plan.log_dir)
-    sealed = is_sealed(recording, secrets)
-    if kafka != settings.kafka and recording.has_seal and not sealed:
-        raise CimlError(
-            f"its recorder had credentials, which are not stored; give them again: {_option('kafka', plan.kafka)} with "
-            "-X or --kafka-config"
-        )
-    if secrets and not sealed:  # its own destination is not trusted with them
-        if plan.log_dir and not destination.log_dir:
-            raise CimlError(
-                f"the place of its log is not sealed with these credentials; confirm it by "
-                f"{_option('log-dir', plan.log_dir)}"
-            )
-        plan = replace(plan, **asdict(destination))
-    elif not plan.log_dir:  # it was recorded without a place for its log
-        plan = replace(plan, log_dir=destination.log_dir, log_url=destination.log_url)
-    if not plan.has_destination:
-        raise CimlError("no destination; give --kafka HOST:PORT or --log-dir FOLDER")
-    return plan if sealed else _without_facts(plan), kafka
-
-
-def _broker(plan: Plan, settings: Settings) -> KafkaOptions | None:
-    """Return the broker for a leftover recording.
-
-    A recording may name any address: no Kafka property of the command line goes there unless ``--kafka`` confirms it.
-    """
-    broker = settings.kafka
-    if settings.leftovers == "given" or not plan.kafka or (broker and broker.bootstrap == plan.kafka):
-        return broker
-    if settings.leftovers == "unconfirmed":
-        raise CimlError(
-            "its broker gets no Kafka property that --kafka does not confirm; add " + _option("kafka", plan.kafka)
-        )
-    return KafkaOptions(plan.kafka)
-
-
-def _option(name: str, value: str) -> str:
-    """Return an option as a shell takes it: a recording that another job made may contain anything."""
-    return f"--{name} {shlex.quote(value)}"
-
-
-def _without_facts(plan: Plan) -> Plan:
-    """Return the plan without the facts that a trust policy may match."""
-    facts = plan.mention
-    labels = {**UNSEALED, **facts.labels, **UNSEALED}  # first, so that it stays if there are too many
-    return replace(plan, mention=facts.replace(**dict.fromkeys(FACTS, ""), subjects=(), labels=labels))
+    return Delivery(recording, sender, end, announce=not lacks_facts(recording.plan))

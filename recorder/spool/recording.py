@@ -66,9 +66,9 @@ class Plan:
     Attributes:
       mention: the run's facts as in an event; ``start_us`` is set.
       kafka: the broker's address, or "" for none.
-      samples_topic, events_topic: topics of samples and events; no samples are sent where theirs is "".
-      log_dir: the folder or ``s3://`` prefix below which the log is stored, or "".
-      log_url: the public address of ``log_dir``, or "" where it is the same.
+      samples_topic, events_topic: topics of samples and events; without a ``samples_topic`` no samples are sent.
+      log_dir: the folder or ``s3://`` prefix in which the log is stored, or "".
+      log_url: the public address of ``log_dir``, or "" if it is the same.
     """
 
     mention: RunFacts
@@ -176,7 +176,7 @@ class Recording:
 
     @classmethod
     def _lock_and_read(cls, folder: Folder) -> Recording | None:
-        changed_s = os.fstat(folder.descriptor).st_mtime  # before locking, which may create a file in it
+        changed_s = os.fstat(folder.descriptor).st_mtime  # read before locking, which may create a file
         lock = _lock(folder)
         if lock is None:
             return None
@@ -197,7 +197,7 @@ class Recording:
     def starts(self) -> list[Start]:
         """Return the starts of the recorder, at least one, in order."""
         starts: list[Start] = []
-        with contextlib.suppress(OSError, CimlError, msgspec.MsgspecError):  # a full disk may have cut the last
+        with contextlib.suppress(OSError, CimlError, msgspec.MsgspecError):  # a full disk may have cut the last line
             for line in self.folder.read(STARTS, MAX_RECORDING_FILE_BYTES).splitlines()[:MAX_RECORDING_STARTS]:
                 start = msgspec.json.decode(line, type=Start)
                 if starts and (start.offset < starts[-1].offset or start.recorder_us <= starts[-1].recorder_us):
@@ -254,7 +254,8 @@ class SpoolNames(NamedTuple):
     """The names in a spool.
 
     Attributes:
-      names: those of recordings, also in progress, oldest first; then all others. At most `MAX_SPOOL_ENTRIES`.
+      names: the names of recordings, including those in progress, oldest first; then all others. At most
+        `MAX_SPOOL_ENTRIES`.
       has_more: whether the spool has more entries.
     """
 
@@ -279,7 +280,7 @@ def size_of(folder: Folder) -> int:
 
 
 def default_spool() -> Path:
-    """Return ``$CIML_SPOOL``, else a folder of the user: below the state folder, or in /tmp if that is not writable."""
+    """Return ``$CIML_SPOOL``; by default a folder in the user's state folder, or in /tmp if that is not writable."""
     configured = os.environ.get("CIML_SPOOL")
     if configured:
         return Path(configured).absolute()
@@ -291,7 +292,7 @@ def default_spool() -> Path:
 
 
 def _read_plan(folder: Folder, is_young: bool) -> Plan | None:
-    """Read a recording's plan, checked like an event; None for a young recording that has none yet.
+    """Read and check a recording's plan, as ingest checks an event. Return None for a young recording without one.
 
     Raises:
       CimlError, RejectedInput, msgspec.ValidationError, OSError: it is not a recording.
@@ -303,7 +304,7 @@ def _read_plan(folder: Folder, is_young: bool) -> Plan | None:
         if is_young:
             return None
         raise CimlError(f"{folder.path}: not a recording: no {RUN}")
-    for name in names:  # also unread ones: a folder of that name could not be removed
+    for name in names:  # also files that are not read here: a folder of that name could not be removed
         status = folder.stat(name)
         max_bytes = MAX_RECORDING_LOG_BYTES if name == LOG else MAX_RECORDING_FILE_BYTES
         if status is not None and status.st_size > max_bytes:

@@ -19,8 +19,9 @@ from ciml.events.records import Message, RunFacts
 from ciml.kafka import KafkaOptions
 from ciml.recorder.producer import Sender
 from ciml.recorder.settings import Settings
-from ciml.recorder.spool.flush import FACTS, UNSEALED, Leftovers, send_leftovers
+from ciml.recorder.spool.flush import Leftovers, send_leftovers
 from ciml.recorder.spool.recording import Destination, Plan, Recording
+from ciml.recorder.spool.seals import POLICY_FACTS, UNSEALED
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.spool import MARK, Make, spools
 from tests.recorder.planted import T0_US, TELEMETRY, planted_facts
@@ -76,6 +77,7 @@ def send_all(spool: Path, own: Plan, settings: Settings, sender: Sender | None) 
     """What a recorder does beside its own recording, which stays as it is."""
     recording = Recording.create(spool, own)
     leftovers = Leftovers(recording, settings, sender)
+    leftovers.open()
     for _ in range(40):
         leftovers.step()
     assert recording.folder.read("run.json", 1 << 20)
@@ -124,7 +126,7 @@ def test_a_recorder_sends_no_fact_of_an_unsealed_recording(fill: Make) -> None:
             except RejectedInput:
                 continue  # an end that no event can have: ingest says so
             for run in event.run_facts:
-                assert [getattr(run, fact) for fact in FACTS] == [""] * len(FACTS)
+                assert [getattr(run, fact) for fact in POLICY_FACTS] == [""] * len(POLICY_FACTS)
                 assert UNSEALED.items() <= run.labels.items()
 
 

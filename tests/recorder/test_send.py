@@ -14,10 +14,9 @@ import pytest
 from ciml.errors import CimlError
 from ciml.kafka import KafkaOptions
 from ciml.recorder.settings import Settings, WhoseBroker
-from ciml.recorder.spool.flush import by_command
 from ciml.recorder.spool.folder import open_private
 from ciml.recorder.spool.recording import Destination, Recording
-from ciml.recorder.spool.seals import seal_recording
+from ciml.recorder.spool.seals import plan_for_command, seal_recording
 from tests.recorder.planted import T0_US, plant
 from tests.recorder.recorded import record
 
@@ -120,7 +119,7 @@ def test_a_message_has_the_options_that_are_missing(
     recording = taken(tmp_path / "spool")
     seal_recording(recording, b"secrets of its recorder")
     with pytest.raises(CimlError, match=wanted):
-        by_command(recording, Settings(tmp_path, kafka, leftovers=leftovers), Destination())
+        plan_for_command(recording, Settings(tmp_path, kafka, leftovers=leftovers), Destination())
     recording.release()
 
 
@@ -129,7 +128,7 @@ def test_the_broker_of_ciml_up_is_only_for_recordings_without_one(tmp_path: Path
     for own, wanted in (("far:1", "far:1"), ("", "local:1"), ("local:1", "local:1")):
         folder = plant(tmp_path / "spool", kafka=own, log_dir="/logs")
         recording = taken(tmp_path / "spool")
-        plan, kafka = by_command(recording, local, Destination())
+        plan, kafka = plan_for_command(recording, local, Destination())
         assert (plan.kafka, kafka) == (wanted, KafkaOptions(wanted))
         recording.release()
         folder.rename(tmp_path / f"done {own}")

@@ -17,10 +17,9 @@ import pytest
 from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_RECORDER_LOG_BYTES, MAX_RECORDING_LOG_BYTES, MAX_SPOOL_BYTES, MAX_SPOOL_ENTRIES, MIB
 from ciml.recorder.settings import Settings
-from ciml.recorder.spool.flush import FACTS, by_command
 from ciml.recorder.spool.folder import open_private
 from ciml.recorder.spool.recording import Destination, Recording
-from ciml.recorder.spool.seals import is_sealed, seal_recording, secrets_of
+from ciml.recorder.spool.seals import POLICY_FACTS, is_sealed, plan_for_command, seal_recording, secrets_of
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.trust import FACTS as FACTS_OF_TRUST
 from tests.recorder.planted import GATE, T0_US, TELEMETRY, plant, planted_facts
@@ -106,7 +105,7 @@ def test_a_recording_without_a_seal_has_no_trusted_fact(
     assert runs["zuul~planted~1"]["labels"] == {"recording": "unsealed"}
     assert not {"fork", "owner", "subjects"} & runs["zuul~planted~1"].keys()
     assert sorted(spool.iterdir()) == stay
-    assert set(FACTS) == set(FACTS_OF_TRUST) - {"source"}
+    assert set(POLICY_FACTS) == set(FACTS_OF_TRUST) - {"source"}
 
 
 def keep(spool: Path, logs: Path, *options: str) -> Path:
@@ -477,7 +476,7 @@ def test_only_a_missing_place_of_the_log_is_that_of_the_command_line(tmp_path: P
             recording = Recording.take(spool, f"{T0_US}-{name}")
         assert recording is not None
         seal_recording(recording, secrets_of(broker, own))
-        plan, _ = by_command(recording, settings, places)
+        plan, _ = plan_for_command(recording, settings, places)
         assert (plan.kafka, plan.samples_topic, plan.log_dir) == ("new:9092", "s", own or "/there")
         assert plan.log_url == ("" if own else "https://there")
         assert (plan.mention.pipeline == "gate") == sealed

@@ -125,7 +125,7 @@ def run_facts(options: RecordOptions) -> RunFacts:
 
     from ciml.errors import CimlError, RejectedInput
     from ciml.events.run_facts import facts_from_run, run_identity
-    from ciml.recorder.ci_environment import FACTS, run_of
+    from ciml.recorder.ci_environment import SETTABLE_FACTS, run_of
 
     labels = dict(pairs("--label", options.labels))
     detected = run_of(os.environ)
@@ -135,7 +135,7 @@ def run_facts(options: RecordOptions) -> RunFacts:
         "job": options.job or labels.pop("job", "") or detected.job or os.path.basename(options.argv[0]) or "command",
         "start_time": time.time(),
         **detected.facts,
-        **{name: labels.pop(name) for name in FACTS if name in labels},
+        **{name: labels.pop(name) for name in SETTABLE_FACTS if name in labels},
         "labels": {**detected.labels, **labels},
     }
     try:

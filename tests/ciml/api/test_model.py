@@ -108,8 +108,17 @@ def test_an_unusable_run_costs_only_itself(served: Path, tmp_path: Path) -> None
         model.predict(tmp_path / "unit-none")
     with pytest.raises(ciml.CimlError, match="cannot predict a int"):
         model.predict(7)
-    with pytest.raises(ciml.CimlError, match="needs a column 'time' of times"):
-        model.predict(pd.DataFrame({"time": ["noon"], "total cpu usage:usr": [1.0]}))
+    untimed = pd.DataFrame({"time": ["noon"], "total cpu usage:usr": [1.0]})
+    with pytest.raises(ciml.UnusableRunError, match="needs a column 'time' of times"):
+        model.predict(untimed)
+    with pytest.raises(ciml.UnknownRunError, match="zuul~999~1: unknown run"):
+        model.predict("zuul~999~1")
+    table = ciml.parse_log(runs[0])
+    counted = table.set_column(1, "boot", pa.array([0] * table.num_rows))
+    mixed = pd.DataFrame({"time": [pd.Timestamp(0)] * 2, "load avg:1m": [1.0, "high"]})
+    found = model.predict([table, untimed, counted, mixed])
+    assert [one.reason for one in found] == ["", "not_telemetry", "not_telemetry", "not_telemetry"]
+    assert found[2].detail == "the column 'boot' must be boolean; it has the type int64"
 
 
 @pytest.mark.parametrize("file", ["saved_model.pb", "assets/definition.json", "variables/variables.index"])

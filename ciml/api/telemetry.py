@@ -1,4 +1,4 @@
-"""Telemetry of a run from a log file or a table."""
+"""Telemetry as an argument: of log files, and of tables of pyarrow, pandas and others."""
 
 from __future__ import annotations
 
@@ -68,38 +68,37 @@ def arrow_table(value: Table) -> pa.Table:
     return pa.Table.from_pandas(value, preserve_index=False) if is_frame(value) else pa.table(value)
 
 
-def telemetry_of(value: Table) -> pa.Table:
-    """Return telemetry in the form of `parse_log`, from such a table or DataFrame.
+def _table_telemetry(value: Table) -> pa.Table | RejectedInput:
+    """Return a table or DataFrame in the form of `parse_log`, or why it is no telemetry.
 
-    Args:
-      value: a table, or a DataFrame whose times are the column or the index ``time``. Times without a zone are UTC. A
-        missing ``boot`` means no start of the recorder. Columns that hold no numbers are left out.
-
-    Raises:
-      UnusableRunError: it has no times.
+    A DataFrame has its times in the column or the index ``time``. Times without a zone are UTC. Without a column
+    ``boot``, no sample counts as the first after a start of the recorder. Columns that hold no numbers are left out.
     """
     import pyarrow as pa
 
-    table = arrow_table(value.reset_index() if is_frame(value) and value.index.name == TIME else value)
+    try:
+        table = arrow_table(value.reset_index() if is_frame(value) and value.index.name == TIME else value)
+    except pa.ArrowException as error:
+        return RejectedInput("not_telemetry", str(error)[:200])
     types = dict(zip(table.column_names, table.schema.types, strict=True))
     if TIME not in types or not pa.types.is_timestamp(types[TIME]):
         problem = f"it has the type {types[TIME]}" if TIME in types else f"columns: {', '.join(map(str, types))[:200]}"
-        raise UnusableRunError(
-            f"telemetry needs a column {TIME!r} of times, as ciml.parse_log returns it; {problem}", "not_telemetry"
+        return RejectedInput(
+            "not_telemetry",
+            f"telemetry needs a column {TIME!r} of times, as ciml.parse_log returns it; {problem}",
         )
-    columns = {TIME: table.column(TIME).cast(pa.timestamp("us", "UTC"), safe=False)}
-    if BOOT in types and pa.types.is_boolean(types[BOOT]):
-        columns[BOOT] = table.column(BOOT)
-    else:
-        columns[BOOT] = pa.chunked_array([pa.nulls(table.num_rows, pa.bool_()).fill_null(False)])
+    if BOOT in types and not pa.types.is_boolean(types[BOOT]):
+        return RejectedInput("not_telemetry", f"the column {BOOT!r} must be boolean; it has the type {types[BOOT]}")
+    boot = table.column(BOOT) if BOOT in types else pa.array([False] * table.num_rows, pa.bool_())
+    columns = {TIME: table.column(TIME).cast(pa.timestamp("us", "UTC"), safe=False), BOOT: boot}
     for name, column_type in types.items():
         if name not in columns and (pa.types.is_floating(column_type) or pa.types.is_integer(column_type)):
             columns[name] = table.column(name).cast(pa.float64())
     return pa.table(columns)
 
 
-def tables_of(runs: Iterable[Run], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
-    """Yield the telemetry of paths and tables in order, or why a file has none.
+def parse_runs(runs: Iterable[Run], zone: str | None) -> Iterator[pa.Table | RejectedInput]:
+    """Yield the telemetry of paths and tables in order, or why one has none.
 
     Args:
       runs: paths of logs, and tables.
@@ -107,9 +106,12 @@ def tables_of(runs: Iterable[Run], zone: str | None) -> Iterator[pa.Table | Reje
     """
     from ciml.transforms.parse.logs import parse_files
 
-    for are_tables, group in groupby(runs, is_table):
+    for are_tables, group in groupby(runs, is_table):  # consecutive paths are parsed together
         values: list[Any] = list(group)
-        yield from map(telemetry_of, values) if are_tables else parse_files(values, zone=zone)
+        if are_tables:
+            yield from map(_table_telemetry, values)
+        else:
+            yield from parse_files(values, zone=zone)
 
 
 def micros(moment: Moment | None, name: str) -> int | None:
