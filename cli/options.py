@@ -1,7 +1,8 @@
-"""Options that commands share: groups of them, and kinds, by which a text becomes the value of an option.
+"""The kinds of options, and the groups of options that several commands share.
 
-`KINDS` has the click arguments of each kind by the name that fields of options give it (`ciml.options.option`). Some
-kinds look for the local engines of ``ciml up`` where the user names no address.
+A kind turns the text of an option into its value. A field names its kind (`ciml.options.option`), and `KINDS` maps the
+name to click arguments: a type or a callback. Some callbacks look for the local engines of ``ciml up`` if the user
+names no address. The groups, which come last, are data classes of fields.
 """
 
 from __future__ import annotations
@@ -35,99 +36,6 @@ DAY = 86_400.0
 _UNITS_S = {"ms": 0.001, "s": 1.0, "min": MINUTE, "m": MINUTE, "h": 3600.0, "d": DAY}
 
 
-class Data(Options):
-    """The data root of a command that creates none."""
-
-    data_path: str = option(kind="data", required=True)
-
-    @property
-    def root(self) -> DataRoot:
-        """The opened data root."""
-        from ciml.data_root import DataRoot
-
-        return DataRoot.open(self.data_path)
-
-
-class NewData(Data):
-    """The data root of a command that creates it."""
-
-    data_path: str = option(kind="new data", required=True)
-
-
-def _sets(variable: str) -> dict[str, Any]:
-    """Return the kind of an option that sets an environment variable, before other options are read."""
-
-    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-        if value and not ctx.resilient_parsing:
-            os.environ[variable] = value
-
-    return {"callback": callback, "is_eager": True}
-
-
-class S3Environment(Options):
-    """The talk's options of S3, which set the environment's variables.
-
-    Attributes:
-      s3_profile: AWS profile of the S3 credentials. [default: $AWS_PROFILE]
-      s3_url: S3 endpoint. [default: $AWS_ENDPOINT_URL_S3]
-    """
-
-    s3_profile: None = option(kind=_sets("AWS_PROFILE"), metavar="NAME")
-    s3_url: None = option(kind=_sets("AWS_ENDPOINT_URL_S3"), metavar="URL")
-
-
-class TargetData(Data):
-    """The data root of data sets besides that of the runs.
-
-    Attributes:
-      target_data_path: Data root of data sets: a folder or an s3:// prefix. [default: --data-path]
-    """
-
-    target_data_path: str | None = option(kind="place", metavar="DATA")
-
-    @property
-    def target(self) -> DataRoot:
-        """The opened data root of data sets."""
-        from ciml.data_root import DataRoot
-
-        return DataRoot.open(self.target_data_path or self.data_path)
-
-
-class Json(Options):
-    """The form of a command's output.
-
-    Attributes:
-      json: JSON output.
-    """
-
-    json: bool = flag()
-
-    def show(self, subject: T, text: Callable[[T], None], to_json: Callable[[T], Any] | None = None) -> None:
-        """Print a subject by the function ``text``, or as JSON."""
-        if self.json:
-            click.echo(json.dumps(to_json(subject) if to_json else subject, indent=2))
-        else:
-            text(subject)
-
-
-class JsonLines(Json):
-    """The form of the output of a command that lists objects.
-
-    Attributes:
-      json: JSON output, one object a line.
-    """
-
-    def show_all(
-        self, subjects: Iterable[T], text: Callable[[list[T]], None], to_json: Callable[[T], Any] | None = None
-    ) -> None:
-        """Print all subjects by the function ``text``, or each as a line of JSON."""
-        if not self.json:
-            text(list(subjects))
-            return
-        for subject in subjects:
-            click.echo(json.dumps(to_json(subject) if to_json else subject))
-
-
 class Duration(click.ParamType):
     """A time such as ``500ms``, ``10s``, ``5min`` or ``2h``, as seconds."""
 
@@ -149,7 +57,7 @@ class Duration(click.ParamType):
 
 
 class Instant(click.ParamType):
-    """A time in ISO 8601, such as ``2026-11-01`` or ``2026-11-01T08:30+01:00``, UTC without a zone; as epoch µs."""
+    """A time in ISO 8601, such as ``2026-11-01`` or ``2026-11-01T08:30+01:00``, as epoch µs; UTC without a zone."""
 
     name = "time"
 
@@ -192,7 +100,7 @@ class EngineChoice:
     Attributes:
       name: ``flink``, or ``micro-batches`` for repeated bounded batches on Beam's FnApiRunner.
       job_endpoint: the job server's ``host:port`` for ``flink``, else None.
-      named: whether the user named that address; else it is the address of the home's own engine.
+      named: whether the user named that address; otherwise it is the address of the engine of ``--home``.
     """
 
     name: str
@@ -203,12 +111,16 @@ class EngineChoice:
         return f"{self.name} at {self.job_endpoint}" if self.job_endpoint else self.name
 
 
-#: Repeated bounded batches in this process.
+#: Repeated bounded batches in this process, without an engine of its own.
 HERE = EngineChoice(MICRO_BATCHES)
 
 
 def assignments(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
-    """Parse the texts KEY=VALUE of a repeated option; a key may contain ``=``. Raises `CimlError` for another text."""
+    """Parse the texts KEY=VALUE of a repeated option, a callback of click; a key may contain ``=``.
+
+    Raises:
+      CimlError: if a text has no ``=`` or no key.
+    """
     values = {}
     for text in value:
         key, _, assigned = text.rpartition("=")
@@ -218,30 +130,30 @@ def assignments(ctx: click.Context, param: click.Parameter, value: tuple[str, ..
     return values
 
 
-def ask(flag: str, question: str) -> str:
-    """Ask for a missing value on a terminal.
+def ask(option_flag: str, question: str) -> str:
+    """Ask for the missing value of an option on a terminal.
 
     Args:
-      flag: the option.
-      question: what the value is, with an example.
+      option_flag: such as ``--kafka``.
+      question: describes the value, with an example.
 
     Raises:
-      click.UsageError: there is no terminal.
+      click.UsageError: if standard input is not a terminal.
     """
     if not sys.stdin.isatty():
-        raise click.UsageError(f"missing {flag}: the {question}")
+        raise click.UsageError(f"missing {option_flag}: the {question}")
     answer: str = click.prompt(f"{question[0].upper()}{question[1:]}")
     return answer
 
 
 def home_of(ctx: click.Context) -> Path:
-    """Return the home of the local engines that ``--home`` gave."""
+    """Return the folder of the local engines: that of ``--home``, otherwise the default."""
     home: Path = ctx.meta.get("ciml.home") or state.default_home()
     return home
 
 
 def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
-    """Return the engines that run in the home of ``--home``, by name."""
+    """Return the engines that run in the folder of ``--home``, by name."""
     states = state.read(home_of(ctx))
     if not states:
         return {}
@@ -255,7 +167,7 @@ def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
 
 
 def require_data(data_path: str) -> None:
-    """Raise `CimlError` if nothing is stored at a data path. An empty folder or prefix counts as not there."""
+    """Raise `CimlError` if nothing is stored at a data path: it does not exist or is empty."""
     from ciml.data_root import DataRoot
     from ciml.storage.s3 import impatient
 
@@ -265,42 +177,55 @@ def require_data(data_path: str) -> None:
         raise CimlError(f"no data at {data_path}; correct --data-path, or load data: ciml load LOGS --results FILE")
 
 
-def _home(ctx: click.Context, param: click.Parameter, value: str | None) -> Path:
+def _kind_of_variable(variable: str) -> dict[str, Any]:
+    """Return the kind of an option that sets an environment variable.
+
+    It is eager, so that the variable is set before other options open a data root.
+    """
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        if value and not ctx.resilient_parsing:
+            os.environ[variable] = value
+
+    return {"callback": callback, "is_eager": True}
+
+
+def _set_home(ctx: click.Context, param: click.Parameter, value: str | None) -> Path:
     home = Path(value).absolute() if value else state.default_home()
     ctx.meta["ciml.home"] = home
     return home
 
 
-def _place(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Accept a place that may be an ``s3://`` prefix, perhaps of the local S3: see `use_local_s3`."""
+def _find_s3_of_place(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Return the place unchanged; for an ``s3://`` prefix, use the local S3 if it runs (`use_local_s3`)."""
     if value and value.startswith("s3://") and not ctx.resilient_parsing:
         use_local_s3(running_engines(ctx).get("s3"))
     return value
 
 
-def _existing_data(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    place = _place(ctx, param, value)
+def _check_existing_data(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    place = _find_s3_of_place(ctx, param, value)
     if place is not None and not ctx.resilient_parsing:
         require_data(place)
     return place
 
 
-def _broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    address = _optional_broker(ctx, param, value or None)
+def _find_broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    address = _find_optional_broker(ctx, param, value or None)
     if address is None and not ctx.resilient_parsing:
         raise CimlError("no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
     return address
 
 
-def _optional_broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Return the broker of the user or of ``ciml up``; an empty text asks for none."""
+def _find_optional_broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Return the broker of the user, or without one that of ``ciml up``; an empty text means none."""
     if value is None and not ctx.resilient_parsing:
         engine = running_engines(ctx).get("kafka")
         return engine.address if engine else None
     return value or None
 
 
-def _model_server(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def _find_model_server(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value or ctx.resilient_parsing:
         return value
     engine = state.read(home_of(ctx)).get("models")
@@ -309,7 +234,7 @@ def _model_server(ctx: click.Context, param: click.Parameter, value: str | None)
     return engine.urls["grpc"]
 
 
-def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> EngineChoice | None:
+def _find_engine(ctx: click.Context, param: click.Parameter, value: str | None) -> EngineChoice | None:
     if ctx.resilient_parsing:
         return None
     name, _, endpoint = (value or "").partition(":")
@@ -346,7 +271,7 @@ _BROKER: Mapping[str, Any] = {
 HOME: Mapping[str, Any] = {
     "metavar": "FOLDER",
     "is_eager": True,
-    "callback": _home,
+    "callback": _set_home,
     "help": "Folder of the local engines' files.  [default: $CIML_HOME or .ciml]",
 }
 #: The click arguments of each kind, which a field's declaration overrides.
@@ -361,17 +286,107 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "absolute file": {"type": click.Path(exists=True, dir_okay=False, resolve_path=True), "metavar": "FILE"},
     "file path": {"type": click.Path(dir_okay=False, resolve_path=True), "metavar": "FILE"},
     "home": HOME,
-    "place": {"callback": _place},
+    "place": {"callback": _find_s3_of_place},
     "demo data": {"cls": DataPathOption, "metavar": "DATA"},
-    "existing place": {"callback": _existing_data},
-    "data": {**_DATA, "callback": _existing_data},
-    "new data": {**_DATA, "callback": _place},
-    "engine": {"callback": _engine},
-    "model server": {"callback": _model_server},
-    "broker": {**_BROKER, "callback": _broker},
-    "optional broker": {**_BROKER, "callback": _optional_broker},
+    "existing place": {"callback": _check_existing_data},
+    "data": {**_DATA, "callback": _check_existing_data},
+    "new data": {**_DATA, "callback": _find_s3_of_place},
+    "engine": {"callback": _find_engine},
+    "model server": {"callback": _find_model_server},
+    "broker": {**_BROKER, "callback": _find_broker},
+    "optional broker": {**_BROKER, "callback": _find_optional_broker},
 }
-#: Kinds whose callback finds a value or fails, so that the user need not give one.
+#: Kinds whose callback finds a value or fails, so that the command line may omit a required one.
 DISCOVERED_KINDS = ("broker", "model server")
-#: Callbacks that look for local engines, so that a command with one of them has ``--home``.
-ENGINE_CALLBACKS = {_place, _existing_data, _broker, _optional_broker, _model_server, _engine}
+#: Callbacks that look for local engines; a command with one of them has ``--home``.
+ENGINE_CALLBACKS = {
+    _find_s3_of_place,
+    _check_existing_data,
+    _find_broker,
+    _find_optional_broker,
+    _find_model_server,
+    _find_engine,
+}
+
+
+class Data(Options):
+    """The data root of a command that creates none."""
+
+    data_path: str = option(kind="data", required=True)
+
+    @property
+    def root(self) -> DataRoot:
+        """The opened data root."""
+        from ciml.data_root import DataRoot
+
+        return DataRoot.open(self.data_path)
+
+
+class NewData(Data):
+    """The data root of a command that creates it."""
+
+    data_path: str = option(kind="new data", required=True)
+
+
+class S3Environment(Options):
+    """The talk's options of S3. They set environment variables, so their fields are always None.
+
+    Attributes:
+      s3_profile: AWS profile of the S3 credentials. [default: $AWS_PROFILE]
+      s3_url: S3 endpoint. [default: $AWS_ENDPOINT_URL_S3]
+    """
+
+    s3_profile: None = option(kind=_kind_of_variable("AWS_PROFILE"), metavar="NAME")
+    s3_url: None = option(kind=_kind_of_variable("AWS_ENDPOINT_URL_S3"), metavar="URL")
+
+
+class TargetData(Data):
+    """The data root of data sets, which may differ from that of the runs.
+
+    Attributes:
+      target_data_path: Data root of data sets: a folder or an s3:// prefix. [default: --data-path]
+    """
+
+    target_data_path: str | None = option(kind="place", metavar="DATA")
+
+    @property
+    def target(self) -> DataRoot:
+        """The opened data root of data sets."""
+        from ciml.data_root import DataRoot
+
+        return DataRoot.open(self.target_data_path or self.data_path)
+
+
+class Json(Options):
+    """The form of a command's output.
+
+    Attributes:
+      json: JSON output.
+    """
+
+    json: bool = flag()
+
+    def show(self, subject: T, text: Callable[[T], None], to_json: Callable[[T], Any] | None = None) -> None:
+        """Print a subject by the function ``text``, or as JSON."""
+        if self.json:
+            click.echo(json.dumps(to_json(subject) if to_json else subject, indent=2))
+        else:
+            text(subject)
+
+
+class JsonLines(Json):
+    """The form of the output of a command that lists objects.
+
+    Attributes:
+      json: JSON output, one object per line.
+    """
+
+    def show_all(
+        self, subjects: Iterable[T], text: Callable[[list[T]], None], to_json: Callable[[T], Any] | None = None
+    ) -> None:
+        """Print all subjects by the function ``text``, or each as a line of JSON."""
+        if not self.json:
+            text(list(subjects))
+            return
+        for subject in subjects:
+            click.echo(json.dumps(to_json(subject) if to_json else subject))

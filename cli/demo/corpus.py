@@ -27,6 +27,8 @@ POOL = "pool"
 CAUSE = "cause"
 #: The models that are refreshed while events arrive, in the order of the tables.
 MODELS = (STATUS, POOL)
+#: The number of a run that each model is compared with, as in `ciml.training.evaluation.baselines.numbers_for`.
+ONE_NUMBER = {STATUS: "duration", POOL: "memory", CAUSE: "duration"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,17 @@
-"""The result of a demo as one JSON document, its tables on the console, and its self-contained HTML page."""
+"""The result of a demo as one JSON document, and its reports: tables on the console, and a self-contained HTML page.
+
+Both reports show the same sections, each of which has a text and one table. The page adds tiles and a plot.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
+from ciml.cli.demo.corpus import ONE_NUMBER
 from ciml.cli.output import print_table
 from ciml.reports.page import Page, Section, Table, Tile
 from ciml.reports.page import render as render_page
@@ -17,7 +21,14 @@ if TYPE_CHECKING:
 
 
 class AccountingLine(Struct, frozen=True, kw_only=True):
-    """(event, run) pairs of one class, reason and damage: the number that the producer expects, and the manifest's."""
+    """The pairs (event, run) of one kind of outcome, reason and damage.
+
+    Attributes:
+      kind, reason: see `ciml.events.records.Outcome`.
+      trick: the planned damage; "" for none.
+      expected: their number by the producer's list.
+      counted: their number in the raw manifest.
+    """
 
     kind: str
     reason: str = ""
@@ -27,7 +38,7 @@ class AccountingLine(Struct, frozen=True, kw_only=True):
 
 
 class SpanLine(Struct, frozen=True, kw_only=True):
-    """One span version of a data set: examples by split and by class, and excluded runs by reason."""
+    """One span version of a data set: examples by split and by class of their label, and excluded runs by reason."""
 
     dataset: str
     span: int
@@ -65,8 +76,9 @@ class Metrics(Struct, frozen=True):
       evaluation: of the candidate.
       snapshot: its training and test runs.
       champion: of the version that was served before, on the same runs.
-      baselines: accuracy of single numbers of a run, such as its duration, on the same runs.
-      disagreement: largest difference of a probability between the exported model and the one in memory.
+      baselines: accuracy of single numbers of a run, such as ``duration``, on the same runs; by the number's name.
+      disagreement: largest difference of a probability between the exported model and the one in memory; None if
+        unknown.
     """
 
     evaluation: Evaluation = Evaluation()
@@ -82,7 +94,6 @@ class Refresh(Struct, frozen=True):
     Attributes:
       version: the pushed version; None if the gate rejected the candidate, for ``reasons``.
       seconds: duration by step.
-      metrics: of the candidate.
     """
 
     model: str
@@ -91,9 +102,14 @@ class Refresh(Struct, frozen=True):
     seconds: dict[str, float]
     metrics: Metrics
 
+    @property
+    def number_accuracy(self) -> Share | None:
+        """The accuracy of `ONE_NUMBER` of the model alone, on the same runs; None if it is unknown."""
+        return self.metrics.baselines.get(ONE_NUMBER[self.model])
+
 
 class PredictionLine(Struct, frozen=True, kw_only=True):
-    """The predictions of one model: the number by version, and the time from reading a run to its probabilities."""
+    """The predictions of one model, and quantiles of the time from the announcement of a run to its probabilities."""
 
     model: str
     by_version: dict[str, int]
@@ -108,8 +124,9 @@ class AnswerLine(Struct, kw_only=True):
     Attributes:
       cause: the recorded cause.
       verdict: ciml's verdict, with its calibrated ``probability``; "" before the prediction.
-      silent: the reason for which the policy of feedback posts no message; None before the prediction.
-      took_s: time from the run's event to the message on the change, in seconds.
+      silent: the reason for which the policy of feedback posts no message; "" if it posts one, None before the
+        prediction.
+      took_s: time from the run's event to the message on the change, in seconds; None without a message.
     """
 
     change: str
@@ -130,7 +147,7 @@ class Check(Struct, frozen=True, kw_only=True):
 
 
 class StepLine(Struct, frozen=True, kw_only=True):
-    """One step: its begin after the start of the demo and its duration, in seconds."""
+    """One step: its start, counted from the start of the demo, and its duration, in seconds."""
 
     name: str
     began_s: float
@@ -186,34 +203,40 @@ def show(result: DemoResult, console: Any) -> None:
 
 def render(result: DemoResult) -> str:
     """Return the page, with styles and plots inline, no script and no external address."""
-    expected, counted = _sums(result)
-    predicted = sum(sum(line.by_version.values()) for line in result.predictions)
-    passed = sum(check.passed for check in result.checks)
-    tiles = [Tile("accounted for", f"{counted} of {expected}", "pairs of an event and a run")]
-    for refresh in last_versions(result):
-        evaluation = refresh.metrics.evaluation
-        note = f"{_interval(evaluation.accuracy)}; base rate {_percent(evaluation.base_rate)}"
-        tiles.append(Tile(f"{refresh.model} v{refresh.version}", _percent(evaluation.accuracy), note))
-    p50 = ", ".join(f"{line.model} p50 {line.p50_ms:.0f} ms" for line in result.predictions)
-    tiles.append(Tile("predictions", f"{predicted}", p50))
-    tiles.append(Tile("checks passed", f"{passed} of {len(result.checks)}"))
     checks = tuple((_mark(check.passed), check.name, check.detail) for check in result.checks)
     steps = tuple((step.name, f"{step.began_s:.1f}", f"{step.took_s:.1f}") for step in result.steps)
     messages = tuple((line.change, message) for line in result.answers for message in line.messages)
-    sections = [
-        Section("Checks", summary(result), Table(("", "check", "detail"), checks, words=3)),
-        *_sections(result),
+    further_sections = [
         Section("Messages on changes", Table(("change", "message"), messages, words=2)),
         Section("Time by step", Table(("step", "began at, s", "took, s"), steps)),
         Section("Notes", Table(("note",), tuple((note,) for note in result.notes))),
     ]
+    sections = (
+        Section("Checks", summary(result), Table(("", "check", "detail"), checks, words=3)),
+        *_sections(result),
+        *_with_rows(further_sections),
+    )
     engines = " · ".join(f"{name}: {engine}" for name, engine in result.engines.items())
     lead = (
-        f"{result.runs} real runs, {result.messages} events, {result.took_s:.0f} s, begun {result.started}. {engines}. "
-        f"{summary(result)}"
+        f"{result.runs} real runs, {result.messages} events, {result.took_s:.0f} s, started {result.started}. "
+        f"{engines}. {summary(result)}"
     )
-    shown = tuple(section for section in sections if section.title == "Checks" or section.tables[0].rows)
-    return render_page(Page("From CI events to a served model", lead, tuple(tiles), shown))
+    return render_page(Page("From CI events to a served model", lead, tuple(_tiles(result)), sections))
+
+
+def _tiles(result: DemoResult) -> Iterator[Tile]:
+    """Yield the headline numbers: the accounting, the accuracy of each model, the predictions and the checks."""
+    expected, counted = _sums(result)
+    yield Tile("accounted for", f"{counted} of {expected}", "pairs of an event and a run")
+    for refresh in last_versions(result):
+        evaluation = refresh.metrics.evaluation
+        note = f"{_interval(evaluation.accuracy)}; base rate {_percent(evaluation.base_rate)}"
+        yield Tile(f"{refresh.model} v{refresh.version}", _percent(evaluation.accuracy), note)
+    predicted = sum(sum(line.by_version.values()) for line in result.predictions)
+    medians = ", ".join(f"{line.model} p50 {line.p50_ms:.0f} ms" for line in result.predictions)
+    yield Tile("predictions", f"{predicted}", medians)
+    passed = sum(check.passed for check in result.checks)
+    yield Tile("checks passed", f"{passed} of {len(result.checks)}")
 
 
 def summary(result: DemoResult) -> str:
@@ -225,28 +248,29 @@ def summary(result: DemoResult) -> str:
 
 
 def last_versions(result: DemoResult) -> list[Refresh]:
-    """Return the newest pushed version of each model, or its last refresh if none was pushed."""
-    last: dict[str, Refresh] = {}
-    for refresh in result.refreshes:
-        if refresh.version or refresh.model not in last or not last[refresh.model].version:
-            last[refresh.model] = refresh
-    return list(last.values())
+    """Return the last refresh of each model that pushed a version, or its last refresh if none did."""
+    last = {refresh.model: refresh for refresh in result.refreshes}
+    last_pushed = {refresh.model: refresh for refresh in result.refreshes if refresh.version}
+    return list({**last, **last_pushed}.values())
 
 
 def one_number_line(result: DemoResult) -> str:
-    """Return the accuracy of single numbers on the held-out runs of each model's last refresh; "" if unknown."""
-    last = {refresh.model: refresh.metrics.baselines for refresh in result.refreshes}
+    """Return the accuracy of `ONE_NUMBER` on the held-out runs of each model's last refresh; "" if unknown."""
+    last = {refresh.model: refresh.number_accuracy for refresh in result.refreshes}
     parts = [
-        f"{number} alone is right for {_percent(share)} ({_interval(share)}) of {model}"
-        for model, baselines in last.items()
-        for number, share in list(baselines.items())[:1]
+        f"{ONE_NUMBER[model]} alone is right for {_percent(accuracy)} ({_interval(accuracy)}) of {model}"
+        for model, accuracy in last.items()
+        if accuracy is not None
     ]
     return f"On the same held-out runs, {', and '.join(parts)}." if parts else ""
 
 
 def _sections(result: DemoResult) -> list[Section]:
-    """Return the parts that have rows, each with one table, which the console and the page share."""
-    sections = [_accounting(result), _spans(result), _models(result), _predictions(result), _answers(result)]
+    """Return the sections that the console and the page share, without those whose table has no rows."""
+    return _with_rows([_accounting(result), _spans(result), _models(result), _predictions(result), _answers(result)])
+
+
+def _with_rows(sections: Iterable[Section]) -> list[Section]:
     return [section for section in sections if section.tables[0].rows]
 
 
@@ -264,8 +288,8 @@ def _accounting(result: DemoResult) -> Section:
         )
         for kind, reason, trick, expected, counted in lines
     )
-    headings = ("class", "reason", "damaged on purpose", "expected", "counted", "")
-    text = "Expected: by the producer's own list of acknowledged messages. Counted: in the manifest of the raw store."
+    headings = ("kind", "reason", "damaged on purpose", "expected", "counted", "")
+    text = "Expected: in the producer's list of acknowledged messages. Counted: in the manifest of the raw store."
     return Section("Outcomes of all (event, run) pairs", text, Table(headings, rows, words=3))
 
 
@@ -296,7 +320,7 @@ def _models(result: DemoResult) -> Section:
                 f"{_percent(accuracy)} ({_interval(accuracy)})",
                 _percent(metrics.champion.accuracy if metrics.champion else None),
                 _percent(evaluation.base_rate),
-                _percent(next(iter(metrics.baselines.values()), None)),
+                _percent(refresh.number_accuracy),
             )
         )
     headings = ("model", "decision", "refresh", "trained", "tested", "accuracy", "champion", "base rate", "one number")
@@ -336,7 +360,7 @@ def _predictions(result: DemoResult) -> Section:
         numbers = (sum(line.by_version.values()), line.untrusted, line.p50_ms, line.p99_ms)
         rows.append((line.model, versions, *(f"{number:,.0f}" for number in numbers)))
     headings = ("model", "by version", "all", "of untrusted", "p50 ms", "p99 ms")
-    text = "Latency is the time from the announcement of a run to its stored prediction."
+    text = "Latency is the time from the announcement of a run to its probabilities, before they are stored."
     return Section("Predictions", text, Table(headings, tuple(rows), words=2))
 
 

@@ -93,7 +93,7 @@ class ListOptions(JsonLines, Filters):
     Attributes:
       all: Include closed dead letters and their outcomes.
       last: Maximum number of dead letters.
-      json: JSON output of all, one object a line.
+      json: JSON output of all, one object per line.
     """
 
     all: bool = flag()

@@ -1,9 +1,8 @@
-"""``ciml exclude``: runs that no model may learn from."""
+"""``ciml exclude``: add, list and revert the exclusions of runs that no model may learn from."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 
 from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.options import Data, Json
+from ciml.cli.output import print_warnings
 from ciml.data_root import DataRoot
 from ciml.options import argument, flag, option
 
@@ -26,13 +26,13 @@ class AddOptions(Data):
       job: Job of the runs, or a glob of jobs.
       source: Source of the runs, such as zuul.
       since_us: Runs that ran at or after TIME, ISO 8601; UTC without a zone.
-      until_us: Runs that began before TIME; needs --since.
+      until_us: Runs that started before TIME; needs --since.
       reason: Reason, for readers of the list and of metrics.
     """
 
-    run_id: str | None = option(flags="--run", metavar="ID")
-    job: str | None = option(metavar="GLOB")
-    source: str | None = option(metavar="NAME")
+    run_id: str = option("", flags="--run", metavar="ID")
+    job: str = option("", metavar="GLOB")
+    source: str = option("", metavar="NAME")
     since_us: int | None = option(kind="instant", flags="--since")
     until_us: int | None = option(kind="instant", flags="--until")
     reason: str = option(metavar="TEXT", required=True)
@@ -42,27 +42,27 @@ class AddOptions(Data):
 def add(options: AddOptions) -> None:
     """Exclude runs from training.
 
-    It excludes one run by --run, or all runs that match each of --job, --source, --since and --until, present and
-    future ones. A served model that learned from such a run stays, with a warning.
+    It excludes one run by --run, or all runs that match each of --job, --source, --since and --until, stored and
+    future ones. A model that learned from such a run is still served; the command warns about it.
 
     \b
     Example:
       ciml exclude --run zuul~5f0c~1 --reason "disk was full" --data-path data
       ciml exclude --job 'tempest-*' --since 2026-11-01 --until 2026-11-03T12:00Z --reason "bad mirror" --data-path data
     """
-    from ciml.training.exclusions import Exclusion
-    from ciml.training.exclusions import add as store
+    from ciml.training import exclusions
 
     data = options.root
-    runs = {key: value for key, value in asdict(options).items() if value is not None and key != "data_path"}
-    exclusion = Exclusion(**runs)
-    (stored,) = store(data.exclusions, [exclusion])
-    matching = _matching(data, exclusion)
+    exclusion = exclusions.Exclusion(
+        options.reason, options.run_id, options.job, options.source, options.since_us, options.until_us
+    )
+    (stored,) = exclusions.add(data.exclusions, [exclusion])
+    matching = _count_matching(data, exclusion)
     note = "" if matching is None else f"; stored runs that match: {matching:,}"
     click.echo(f"exclusion {stored.id}: {exclusion.describe()}: {exclusion.reason}{note}")
     if matching == 0:
-        click.echo("warning: no stored run matches; later ones may", err=True)
-    _warn(data)
+        print_warnings(["no stored run matches; later ones may"])
+    _warn_of_models(data)
 
 
 class ListOptions(Data, Json):
@@ -94,12 +94,12 @@ def list_exclusions(options: ListOptions) -> None:
         click.echo(json.dumps([stored.to_json() for stored in exclusions], indent=2))
         return
     for stored in exclusions:
-        since = datetime.fromtimestamp(stored.time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
+        added = datetime.fromtimestamp(stored.time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
         note = "" if stored.reverted_us is None else "  (reverted)"
-        click.echo(f"{stored.id:>4}  {since}  {stored.exclusion.describe()}: {stored.exclusion.reason}{note}")
+        click.echo(f"{stored.id:>4}  {added}  {stored.exclusion.describe()}: {stored.exclusion.reason}{note}")
     if not exclusions:
         click.echo("no exclusions")
-    _warn(data)
+    _warn_of_models(data)
 
 
 class RevertOptions(Data):
@@ -118,14 +118,14 @@ def revert(options: RevertOptions) -> None:
     Example:
       ciml exclude revert 3 --data-path data
     """
-    from ciml.training.exclusions import revert as store
+    from ciml.training import exclusions
 
-    for stored in store(options.root.exclusions, options.ids):
+    for stored in exclusions.revert(options.root.exclusions, options.ids):
         click.echo(f"reverted {stored.id}: {stored.exclusion.describe()}: {stored.exclusion.reason}")
 
 
-def _matching(data: DataRoot, exclusion: Exclusion) -> int | None:
-    """Return the number of stored runs that an exclusion matches; None without a raw store."""
+def _count_matching(data: DataRoot, exclusion: Exclusion) -> int | None:
+    """Return the number of stored runs that an exclusion matches; None if no run is stored."""
     from ciml.pipelines.datasets.update import StoredRuns
 
     runs = StoredRuns(data.raw)
@@ -133,24 +133,24 @@ def _matching(data: DataRoot, exclusion: Exclusion) -> int | None:
         return None
     matching: dict[str, bool] = {}
     for _, delta in runs.log.since(0):
-        for record in delta.rows:  # a later row of a run reclaims it
+        for record in delta.rows:  # a run's last row has the facts that count
             matching[record.mention.run_id] = exclusion.matches(record.mention)
     return sum(matching.values())
 
 
-def _warn(data: DataRoot) -> None:
+def _warn_of_models(data: DataRoot) -> None:
+    """Warn of each served model that learned from an excluded run."""
     from ciml.training.trainer import models_with_excluded_runs
 
-    for line in models_with_excluded_runs(data):
-        click.echo(f"warning: {line}", err=True)
+    print_warnings(map(str, models_with_excluded_runs(data)))
 
 
 @click.group("exclude", cls=DefaultGroup, default="add", commands=[add, list_exclusions, revert])
 def command() -> None:
     """Exclude runs from training, list and revert exclusions.
 
-    Without a COMMAND it adds an exclusion. Every later training honours it: refreshes, experiments and sweeps. It
-    deletes nothing: excluded runs stay stored and are predicted.
+    Without a COMMAND it adds an exclusion. Later refreshes, experiments and sweeps do not learn from excluded runs,
+    which are still stored and predicted.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""``ciml refresh``, ``ciml models`` and ``ciml export``: candidates, versions and labels of models."""
+"""``ciml refresh``, ``ciml models`` and ``ciml export``: train models, manage their versions, export them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json
+from ciml.cli.output import print_warnings
 from ciml.cli.running import Foreground, stop_on_signals
 from ciml.errors import EngineError, IntegrityError
 from ciml.options import argument, flag, option
@@ -21,14 +22,70 @@ if TYPE_CHECKING:
     from ciml.serving.registry import Registry
     from ciml.training.trainer import TrainResult
 
+#: Exit code if the gate rejects the candidate: not an error, and a script can react.
+REJECTED = 5
+
+
+class RefreshRunning(Foreground):
+    """How ``ciml refresh`` runs.
+
+    Attributes:
+      watch: Refresh whenever the data set grows, or once.
+      json: JSON output, one object per refresh.
+    """
+
+    watch: bool = flag("--watch/--once")
+    json: bool = flag()
+
+
+@make_command("refresh")
+def refresh(options: TrainerOptions, running: RefreshRunning) -> int:
+    """Train, evaluate and push a model.
+
+    It trains a candidate on a data set's trusted runs and compares it with the champion on held-out ones. A candidate
+    that the gate blesses is pushed; otherwise the reasons are printed, and the exit code is 5. The gate rejects a model
+    that one number of the run beats, unless --accept-baseline names the number. Metrics need --watch.
+
+    \b
+    Example:
+      ciml refresh --dataset provider --data-path data
+      ciml refresh --dataset provider --model provider --watch --data-path data
+    """
+    from ciml.training.trainer import run_once
+
+    config = options.open()
+
+    def step(name: str, done: int = 0, total: int | None = None) -> None:
+        click.echo(f"{config.model}: {name}", err=True)
+
+    def show(result: TrainResult) -> None:
+        if running.json:
+            click.echo(json.dumps(result.to_json(config.model), sort_keys=True))
+        else:
+            click.echo("\n".join(result.lines(config.model)))
+        print_warnings(result.warnings)
+
+    if not running.watch:
+        result = run_once(config, progress=step)
+        show(result)
+        return REJECTED if result.outcome == "rejected" else 0
+    from ciml.services.trainer import TrainerService
+
+    running.run(TrainerService(config, show, step), None, patience_s=None)
+    return 0
+
 
 class ModelOptions(Data):
-    """The model of a command; None for all."""
+    """The model of a command.
+
+    Attributes:
+      model: its name; None for all models.
+    """
 
     model: str | None = argument(required=False)
 
     def registries(self) -> dict[str, Registry]:
-        """Return the registry of each model."""
+        """Return the registries by the name of the model. Raises `CimlError` for an unknown model."""
         from ciml.serving.registry import known_registries
 
         return known_registries(self.root, self.model)
@@ -42,8 +99,8 @@ class ListOptions(ModelOptions, Json):
 def list_models(options: ListOptions) -> None:
     """List candidates, decisions, versions and labels.
 
-    Without MODEL it lists all models. The latest candidate is the last. A served version that learned from runs which
-    are excluded now gets a warning.
+    Without MODEL it lists all models. The latest candidate is the last. The command warns about served versions that
+    learned from excluded runs.
 
     \b
     Example:
@@ -53,8 +110,7 @@ def list_models(options: ListOptions) -> None:
     from ciml.training.trainer import models_with_excluded_runs
 
     models = {name: registry_json(registry) for name, registry in options.registries().items()}
-    for line in models_with_excluded_runs(options.root, list(models)):
-        click.echo(f"warning: {line}", err=True)
+    print_warnings(map(str, models_with_excluded_runs(options.root, list(models))))
     options.show(models, _print_models)
 
 
@@ -62,10 +118,7 @@ def _print_models(models: Mapping[str, dict[str, Any]]) -> None:
     if not models:
         click.echo("no models yet; train one by ciml refresh")
     for name, description in models.items():
-        labels = (
-            ", ".join(f"{label} = {version}" for label, version in description["labels"].items()) or "nothing is served"
-        )
-        click.echo(f"{name}: {labels}")
+        click.echo(f"{name}: {_labels_text(description['labels']) or 'nothing is served'}")
         for candidate in description["candidates"]:
             versions = "".join(
                 f"  version {version['number']}" + (" (withdrawn)" if version["withdrawn"] else "")
@@ -77,11 +130,15 @@ def _print_models(models: Mapping[str, dict[str, Any]]) -> None:
                 click.echo(f"    {reason}")
 
 
+def _labels_text(labels: Mapping[str, int]) -> str:
+    return ", ".join(f"{label} = {version}" for label, version in labels.items())
+
+
 def registry_json(registry: Registry) -> dict[str, Any]:
-    """Return a registry as JSON: labels and candidates in order, each with its decision and versions."""
+    """Return a registry as JSON: labels, and candidates from the oldest, each with its decision and versions."""
     state = registry.state
     candidates = []
-    for candidate in sorted(state.candidates.values(), key=lambda version: version.time_us):
+    for candidate in sorted(state.candidates.values(), key=lambda candidate: candidate.time_us):
         decision = state.decisions.get(candidate.id)
         candidates.append(
             {
@@ -176,7 +233,7 @@ class MirrorOptions(Data):
     """Options of ``ciml models mirror``.
 
     Attributes:
-      watch: Repeat until a signal, or once. [default: once]
+      watch: Repeat until a signal, or copy once. [default: once]
       poll_seconds: Interval of --watch.
     """
 
@@ -189,9 +246,9 @@ class MirrorOptions(Data):
 def mirror_models(options: MirrorOptions) -> int:
     """Copy the served models for TensorFlow Serving.
 
-    Its own image reads a local folder, no S3, and verifies nothing. FOLDER gets the served versions, compared with the
-    registry, and a models.config that names them. The exit code is 4 if a version was left out, because its files are
-    missing or altered; the others are there.
+    The image of TensorFlow Serving reads a local folder, not S3, and verifies nothing. FOLDER gets the served versions
+    whose files are as registered, and a models.config that names them. The exit code is 4 if a version was left out,
+    because its files are missing or altered.
 
     \b
     Example:
@@ -207,7 +264,7 @@ def mirror_models(options: MirrorOptions) -> int:
             if not options.watch:
                 raise
             faults = {f"{error}; trying again"}
-        for fault in sorted(faults - reported):  # a fault that stays is reported once
+        for fault in sorted(faults - reported):  # a lasting fault is reported once
             click.echo(fault, err=True)
         reported = faults
         if not options.watch:
@@ -217,7 +274,7 @@ def mirror_models(options: MirrorOptions) -> int:
 
 
 def _mirror_once(options: MirrorOptions) -> set[str]:
-    """Copy new versions, and return the faults of those that were left out."""
+    """Copy new versions, and return the faults of the versions that were left out."""
     from ciml.serving.mirror import mirror
 
     mirrored = mirror(options.root, options.folder.absolute())
@@ -252,8 +309,8 @@ class MlflowOptions(Data, Json):
 def mlflow_command(options: MlflowOptions) -> None:
     """Export results, candidates and versions to MLflow.
 
-    Trials and candidates become runs, pushed versions become versions of registered models, labels become aliases. What
-    is there already is left as it is: repeat the command for what is new, or after an interruption.
+    Trials and candidates become runs, pushed versions become versions of registered models, labels become aliases.
+    Existing entries are unchanged: repeat the command to add new ones, or after an interruption.
 
     \b
     Example:
@@ -272,7 +329,7 @@ def mlflow_command(options: MlflowOptions) -> None:
     versions = f"{exported.versions} versions of models, {exported.new_versions} new"
     click.echo(f"{exported.runs} runs, {exported.new_runs} new; {versions}")
     for model, labels in exported.aliases.items():
-        click.echo(f"{model}: {', '.join(f'{label} = {number}' for label, number in labels.items())}")
+        click.echo(f"{model}: {_labels_text(labels)}")
 
 
 @click.group("export", commands=[mlflow_command])
@@ -283,57 +340,3 @@ def export() -> None:
     Example:
       ciml export mlflow --tracking-uri http://mlflow.example.org --data-path data
     """
-
-
-#: Exit code if the gate rejects the candidate: not an error, and a script can react.
-REJECTED = 5
-
-
-class RefreshRunning(Foreground):
-    """How ``ciml refresh`` runs.
-
-    Attributes:
-      watch: Refresh whenever the data set grows, or a single one.
-      json: JSON output, one object a line for each refresh.
-    """
-
-    watch: bool = flag("--watch/--once")
-    json: bool = flag()
-
-
-@make_command("refresh")
-def refresh(options: TrainerOptions, running: RefreshRunning) -> int:
-    """Train, evaluate and push a model.
-
-    It trains a candidate on a data set's trusted runs and compares it with the champion on held-out ones. A candidate
-    that the gate blesses is pushed; else the reasons are printed, and the exit code is 5. The gate rejects a model that
-    one number of the run beats, unless --accept-baseline names the number. Metrics need --watch.
-
-    \b
-    Example:
-      ciml refresh --dataset provider --data-path data
-      ciml refresh --dataset provider --model provider --watch --data-path data
-    """
-    from ciml.training.trainer import run_once
-
-    config = options.open()
-
-    def step(name: str, done: int = 0, total: int | None = None) -> None:
-        click.echo(f"{config.model}: {name}", err=True)
-
-    def show(result: TrainResult) -> None:
-        if running.json:
-            click.echo(json.dumps(result.to_json(config.model), sort_keys=True))
-        else:
-            click.echo("\n".join(result.lines(config.model)))
-        for line in result.warnings:
-            click.echo(f"warning: {line}", err=True)
-
-    if not running.watch:
-        result = run_once(config, progress=step)
-        show(result)
-        return REJECTED if result.outcome == "rejected" else 0
-    from ciml.services.trainer import TrainerService
-
-    running.run(TrainerService(config, show, step), None, patience_s=None)
-    return 0

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.cli.demo import report
-from ciml.cli.demo.result import AccountingLine, Check, DemoResult, last_versions, one_number_line, render
+from ciml.cli.demo.result import AccountingLine, Check, DemoResult, Share, last_versions, one_number_line, render
 from ciml.errors import CimlError
 from tests.cli.demo.demo_fixture import CLASSES, demo_result, refreshed
 
@@ -66,10 +66,10 @@ def test_a_result_without_checks_has_not_passed() -> None:
 
 def test_the_last_version_is_the_pushed_one() -> None:
     lines = [
-        refreshed("a", 1, 0.5),
-        refreshed("a", 2, 0.4, "worse"),
-        refreshed("b", 1, 0.3, "worse"),
-        refreshed("b", 2, 0.2, "worse"),
+        refreshed("status", 1, 0.5),
+        refreshed("status", 2, 0.4, "worse"),
+        refreshed("pool", 1, 0.3, "worse"),
+        refreshed("pool", 2, 0.2, "worse"),
     ]
     assert last_versions(demo_result(refreshes=lines)) == [lines[0], lines[3]]
 
@@ -81,6 +81,19 @@ def test_one_number_is_that_of_the_last_refresh_of_each_model() -> None:
         "and memory alone is right for 31.0 % (25.0–37.5) of pool."
     )
     assert one_number_line(demo_result(refreshes=[])) == ""
+
+
+def test_one_number_is_that_of_the_data_set_whatever_the_order_of_the_keys() -> None:
+    both = {"duration": Share(0.5), "memory": Share(0.31, 0.25, 0.375)}  # sorted, as `ciml refresh --json` prints them
+    line = refreshed("pool", 1, 0.7)
+    metrics = msgspec.structs.replace(line.metrics, baselines=both)
+    result = demo_result(refreshes=[msgspec.structs.replace(line, metrics=metrics)])
+    assert "memory alone is right for 31.0 % (25.0–37.5) of pool" in one_number_line(result)
+    assert "31.0 %" in render(result)
+
+
+def test_the_latency_is_described_as_it_is_measured(page: str) -> None:
+    assert "from the announcement of a run to its probabilities, before they are stored" in page
 
 
 def test_a_report_is_rendered_from_the_result(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class SpansOptions(NamesOptions, Json):
     Attributes:
       files: List the files of each version.
       latest: List only the latest version of each span.
-      json: JSON output, one object a line for each version of a span.
+      json: JSON output, one object per version of a span.
     """
 
     files: bool = flag()
