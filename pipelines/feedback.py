@@ -26,8 +26,8 @@ from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.reader import read_range
 from ciml.pipelines.processor import Processor, ProcessorConfig
 from ciml.verdicts.feedback.config import Feedback, Policy
+from ciml.verdicts.feedback.judgement import Compare, Item, Judgement, Silence, decide_feedback
 from ciml.verdicts.feedback.outbox import SETTLE_S
-from ciml.verdicts.feedback.policy import Compare, Item, Judgement, Silence, decide_feedback
 from ciml.verdicts.feedback.standing import Standings
 from ciml.verdicts.feedback.state import FEEDBACK, FeedbackState
 from ciml.verdicts.feedback.truths import Truths
@@ -71,10 +71,9 @@ class Judge:
 
     Attributes:
       feedback: the configuration.
-      compare: see `ciml.verdicts.feedback.policy.Compare`.
+      compare: see `ciml.verdicts.feedback.judgement.Compare`.
       is_trusted: whether a run is trusted.
-      is_known: whether the cause of a run is known already. A verdict on such a run shows nothing of its model, which
-        may have learned from the run: the history does not record it.
+      is_known: whether the cause of a run is known already; see `Judgement.with_run`.
     """
 
     feedback: Feedback
@@ -100,13 +99,10 @@ class Judge:
         except Exception:  # noqa: BLE001  # an unexpected one affects only this message
             _log.exception("the prediction at offset %d cannot be used", message.offset)
             return _UNUSABLE
-        verdict = judgement.verdict
-        if verdict is None:
+        if judgement.verdict is None:
             return judgement
-        return judgement._replace(
-            verdict=verdict.replace(trusted=self.is_trusted(verdict.run_id)),
-            is_recorded=not self.is_known(verdict.run_id),
-        )
+        run_id = judgement.verdict.run_id
+        return judgement.with_run(is_trusted=self.is_trusted(run_id), is_known=self.is_known(run_id))
 
 
 class Judged(NamedTuple):

@@ -31,8 +31,8 @@ from ciml.services.decide import ServiceProgress
 from ciml.services.service import TopicService
 from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.evidence import compare_run, find_evidence
+from ciml.verdicts.feedback.judgement import Item, Silence, decide_feedback
 from ciml.verdicts.feedback.outbox import Outbox
-from ciml.verdicts.feedback.policy import Item, Silence, decide_feedback
 from ciml.verdicts.feedback.reactions import Reader
 from ciml.verdicts.feedback.standing import Standings
 from ciml.verdicts.feedback.state import REACTIONS as KINDS
@@ -227,7 +227,7 @@ class Trial:
 
     Attributes:
       runs: run ids.
-      reason: one of `ciml.verdicts.feedback.policy.SILENT`; "" for a message.
+      reason: one of `ciml.verdicts.feedback.judgement.SILENT`; "" for a message.
       detail: of the reason, for people.
       system, project, change: of the message.
       message: its text; with the reason ``shadow`` or ``precision`` the one that is not sent; None else.

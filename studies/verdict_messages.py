@@ -28,7 +28,7 @@ from ciml.verdicts.evidence import evidence_of_subject
 from ciml.verdicts.evidence.observe import Subject
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.evidence import compare_profile
-from ciml.verdicts.feedback.policy import Silence, doubt_of
+from ciml.verdicts.feedback.judgement import Silence, doubt_of
 from ciml.verdicts.feedback.standing import RERUNS, REVIEWER, RecordedVerdict, Standings
 from studies.verdicts import (
     EXAMPLES,
@@ -84,7 +84,7 @@ def rules_of(verdict: Verdict, runs: Recorded, row: int, profiles: Profiles) -> 
     if verdict.cause not in CAUSES or verdict.probability < Policy().min_probability:
         return frozenset()
     rules = ["old"]
-    if doubt_of(verdict.cause, verdict.probability, verdict.base_rate, verdict.runs, Policy()) is None:
+    if doubt_of(verdict.replace(outside=None), Policy()) is None:
         rules.append("base rate")
         place = runs.failed[row]
         facts = runs.facts[place]

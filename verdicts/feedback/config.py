@@ -21,40 +21,50 @@ CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 
 class Policy(Settings, frozen=True, kw_only=True):
-    """What is said, and when. The defaults say little, and to nobody.
+    """The conditions of messages, and their form. The defaults send no message: they are a dry run.
 
     Attributes:
       dry_run: whether messages are only printed. No system is called, and no secret is read.
       models: globs of the models whose verdicts count.
-      causes: verdicts that are said; ``unknown`` never is.
-      min_probability: least probability of a verdict that is said. It must be above the base rate of its cause, too.
-      min_passing_runs: passing runs of the same job with which a run is compared; 0 for messages without a comparison.
-      same_place: whether so many of them must be of the run's provider, region and flavour.
-      min_settled: settled verdicts of a cause before which its model is in shadow.
+      causes: verdicts that may be sent; ``unknown`` never is.
+      min_probability: least probability of a verdict to send. It must be above the base rate of its cause, too.
+      min_passing_runs: least number of passing runs of the same job to compare a run with; 0 for messages without a
+        comparison.
+      same_place: whether ``min_passing_runs`` of them must be of the run's provider, region and flavour.
+      min_settled: number of settled verdicts of a cause up to which its model is in shadow.
       min_precision: share of the settled verdicts that must be right.
-      settled_window: settled verdicts that count, the last ones.
-      settled_days: age up to which they count, days.
+      settled_window: number of settled verdicts that count, the last ones.
+      settled_days: greatest age of settled verdicts that count, and of a run whose verdict is recorded, days.
       settle_untrusted: whether reruns of untrusted runs settle a verdict. Everybody who may propose a change can send
         some.
-      min_reruns: verdicts settled by reruns before which a message says nothing of a retry.
+      min_reruns: number of verdicts settled by reruns from which on a message has a line about them.
       active_models: globs of models that need no settled verdicts.
-      shadow_models: globs of models that stay in shadow.
-      projects, branches, pipelines, jobs: globs of the runs that are answered.
-      muted_projects: globs of projects that are not; ``ciml feedback mute`` adds more at run time.
-      mute_word: a change whose title contains it, or one of whose labels is it, gets no message; in any case of
-        letters.
+      shadow_models: globs of models that are always in shadow.
+      projects, branches, pipelines, jobs: globs of the runs that get messages.
+      muted_projects: globs of projects that get none; ``ciml feedback mute`` adds more at run time.
+      mute_word: word in the title of a change, or label of a change, that stops its messages; upper and lower case are
+        equal.
       settle_s: pause after the last verdict on a patch set before its message, so that several become one, seconds.
-      settle_most_s: longest such pause after the first verdict.
-      max_age_s: age of a run's end after which its verdict is not said any more.
-      max_jobs: jobs with a line of their own in a message.
-      max_bytes: of a message.
+      settle_most_s: longest such pause after the first verdict, seconds.
+      max_age_s: greatest age of a run's end at which its verdict is sent, seconds.
+      max_jobs: number of jobs with a line of their own in a message.
+      max_bytes: greatest size of a message.
       base_url: public address of the data root's folder of predictions, for links to pictures; "" for no links.
       reviewers: accounts, ``SYSTEM:ACCOUNT``, whose reactions correct labels. Reactions of others are only counted.
     """
 
     title: ClassVar[str] = "feedback"
-    lists: ClassVar[tuple[str, ...]] = tuple(
-        "models causes projects muted_projects branches pipelines jobs reviewers active_models shadow_models".split()
+    lists: ClassVar[tuple[str, ...]] = (
+        "models",
+        "causes",
+        "projects",
+        "muted_projects",
+        "branches",
+        "pipelines",
+        "jobs",
+        "reviewers",
+        "active_models",
+        "shadow_models",
     )
     dry_run: bool = True
     models: tuple[str, ...] = ("*",)
@@ -97,15 +107,16 @@ class Policy(Settings, frozen=True, kw_only=True):
         check_range("max_age_s", self.max_age_s, 60.0, 30 * 86400.0)
         check_range("max_jobs", self.max_jobs, 1, 50)
         check_range("max_bytes", self.max_bytes, 1000, 16_000)
+        # Messages show the word for people to copy, so it must need no escapes in any markup.
         if not 3 <= len(self.mute_word) <= 60 or inert(self.mute_word, 60) != self.mute_word:
-            raise ValueError(f"mute_word: {self.mute_word!r:.120} is not a word such as ciml-quiet")  # to be copied
+            raise ValueError(f"mute_word: {self.mute_word!r:.120} is not a word such as ciml-quiet")
         if self.base_url:
             _check_base_url(self.base_url)
         for reviewer in self.reviewers:
             if not all(reviewer.partition(":")[::2]):
                 raise ValueError(f"reviewers: {reviewer!r:.120} is not SYSTEM:ACCOUNT")
 
-    def answers(self, model: str, project: str, branch: str, pipeline: str, job: str) -> bool:
+    def selects(self, *, model: str, project: str, branch: str, pipeline: str, job: str) -> bool:
         """Return whether the globs select a run and the model of its verdict."""
         pairs = (
             (self.models, model),
@@ -134,7 +145,7 @@ class Feedback:
     Attributes:
       file: its path.
       policy: of all systems.
-      systems: the review systems, in order: a run belongs to the first that takes it.
+      systems: the review systems, in the order of the file: a run belongs to the first that takes it.
     """
 
     file: Path

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 from ciml.verdicts.feedback.config import Policy
-from ciml.verdicts.feedback.policy import Item, Silence
+from ciml.verdicts.feedback.judgement import Item, Silence
 from ciml.verdicts.feedback.text import Finding
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from ciml.limits import MAX_RETRY_AFTER_S
 from ciml.manifest.log import Delta
 from ciml.manifest.replica import LogReplica
 from ciml.verdicts.feedback.config import Policy
-from ciml.verdicts.feedback.policy import Item, is_muted
+from ciml.verdicts.feedback.judgement import Item, is_muted
 from ciml.verdicts.feedback.state import Action, Entry, FeedbackState, Intent
 from ciml.verdicts.feedback.text import Finding, Style, causes_of, marker_of, patchset_key, render, stamped
 

@@ -22,7 +22,7 @@ from ciml.manifest.checkpoints import Checkpointed
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta
-from ciml.verdicts.feedback.policy import Item, recorded_verdict
+from ciml.verdicts.feedback.judgement import Item, recorded_claim
 from ciml.verdicts.feedback.standing import RecordedVerdict, Records
 
 #: For how long an entry is kept after its last event: later verdicts on its patch set begin a new one.
@@ -152,7 +152,7 @@ class FeedbackState(TopicState):
       opened: keys of those that are open (`Entry.is_open`).
       moved: keys of entries whose change was found by its commit, and their present keys.
       verdicts: predictions by what became of them: ``taken``, ``repeat``, ``superseded``, ``too_many``, or a reason of
-        `ciml.verdicts.feedback.policy.SILENT`.
+        `ciml.verdicts.feedback.judgement.SILENT`.
       messages: by (system, outcome).
       reacted: reactions by (system, kind).
       paused: until when a system may not be called, epoch microseconds.
@@ -211,12 +211,9 @@ class FeedbackState(TopicState):
         self.time_us = now_us
 
     def _recorded_of(self, delta: Delta) -> Iterable[RecordedVerdict]:
-        """Return the verdicts that a delta records. Earlier versions recorded only those that were to be said."""
+        """Return the verdicts that a delta records. Earlier versions recorded only those to be sent."""
         if "recorded" not in delta:
-            return [
-                recorded_verdict(record["prediction"], delta["time_us"], claim=True)
-                for record in delta.get("verdicts", ())
-            ]
+            return [recorded_claim(record["prediction"], delta["time_us"]) for record in delta.get("verdicts", ())]
         return map(RecordedVerdict.from_json, delta["recorded"])
 
     def _settle_verdict(self, record: Mapping[str, Any], now_us: int) -> None:
@@ -397,7 +394,7 @@ class FeedbackState(TopicState):
             state.history = Records(map(RecordedVerdict.from_json, value["recorded"]))
         else:  # of an earlier version: its messages of the last three days
             items = [item for entry in state.entries.values() for item in entry.items.values()]
-            state.history = Records(recorded_verdict(item.prediction, state.time_us, claim=True) for item in items)
+            state.history = Records(recorded_claim(item.prediction, state.time_us) for item in items)
         state.seconds = _counter(value.get("seconds", ()))
         state.seconds_us = Counter(value.get("seconds_us", {}))
         return state

@@ -11,7 +11,7 @@ from ciml.digest import sha256_json
 from ciml.integrations.markup import cut, inert, name
 from ciml.integrations.review import ChangeRef, Format, Rendered
 from ciml.verdicts.feedback.config import Policy
-from ciml.verdicts.feedback.policy import Item
+from ciml.verdicts.feedback.judgement import Item
 
 _NAME_BYTES = 120
 _SENTENCE_BYTES = 400

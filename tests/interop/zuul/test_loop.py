@@ -20,8 +20,9 @@ from ciml.data_root import DataRoot
 from ciml.manifest.log import ManifestLog
 from ciml.runs.latest_runs import StoredRun, latest_runs
 from ciml.runs.state import open_raw
+from ciml.verdict_rules import Verdict
 from ciml.verdicts.feedback.config import Policy
-from ciml.verdicts.feedback.policy import doubt_of
+from ciml.verdicts.feedback.judgement import doubt_of
 from tests.interop.zuul import gerrit
 from tests.interop.zuul.conftest import Operator, wait_until
 from tests.interop.zuul.history import recorded
@@ -218,8 +219,7 @@ def check(change: Change, predicted: dict[str, dict[str, Any]]) -> None:
 
 def is_clear(verdict: dict[str, Any]) -> bool:
     """Return whether a verdict is certain enough for a message."""
-    given = (verdict["cause"], verdict["probability"], verdict["base_rate"], verdict["runs"])
-    return "outside" not in verdict and doubt_of(*given, Policy()) is None
+    return doubt_of(Verdict.from_json(verdict), Policy()) is None
 
 
 def report(changes: list[Change], predicted: dict[str, dict[str, Any]]) -> None:

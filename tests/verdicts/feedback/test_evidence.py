@@ -12,7 +12,7 @@ from ciml.errors import EngineError
 from ciml.transforms.profiles import Profile, Profiles
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.evidence import compare_run
-from ciml.verdicts.feedback.policy import Silence
+from ciml.verdicts.feedback.judgement import Silence
 from tests.verdicts.evidence import stored
 from tests.verdicts.evidence.subjects import profiles, run_of
 

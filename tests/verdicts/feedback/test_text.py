@@ -12,7 +12,7 @@ from ciml.events.records import RunFacts
 from ciml.integrations.markup import cut, inert
 from ciml.integrations.review import ChangeRef, Format
 from ciml.verdicts.feedback.config import Policy
-from ciml.verdicts.feedback.policy import Item, decide_feedback
+from ciml.verdicts.feedback.judgement import Item, decide_feedback
 from ciml.verdicts.feedback.text import Finding, Style, marker_of, render, stamped
 from tests.tier import tries
 from tests.verdicts.feedback.hostile import CORPUS, faults, rendered

@@ -17,8 +17,8 @@ from ciml.manifest.checkpoints import Limits
 from ciml.manifest.replica import LogReplica
 from ciml.pipelines.feedback import FeedbackConfig, FeedbackProcessor, Judge, feedback_replica
 from ciml.verdicts.feedback.config import Feedback
+from ciml.verdicts.feedback.judgement import Item
 from ciml.verdicts.feedback.outbox import Outbox
-from ciml.verdicts.feedback.policy import Item
 from ciml.verdicts.feedback.state import Entry, FeedbackState
 from ciml.verdicts.feedback.text import Finding
 from tests.verdicts.feedback.reviews import NOW_S, Killed, Review

@@ -9,7 +9,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.verdicts.feedback.config import Feedback, Policy, load_feedback
-from ciml.verdicts.feedback.policy import SILENT, Silence, decide_feedback
+from ciml.verdicts.feedback.judgement import SILENT, Silence, decide_feedback
 from ciml.verdicts.feedback.state import entry_key
 from tests.verdicts.feedback.reviews import NOW_S, ReviewSystem, feedback, prediction
 

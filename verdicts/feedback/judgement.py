@@ -1,6 +1,6 @@
-"""Decides which verdicts could be said (pure): a prediction becomes a verdict on a patch set, or a reason for silence.
+"""Judges a prediction by itself (pure): it becomes a verdict to send on a patch set, or a reason for silence.
 
-Whether the model has the history to say it is decided afterwards (`ciml.verdicts.feedback.standing`).
+`ciml.verdicts.feedback.standing` decides afterwards whether the history of the model permits the message.
 """
 
 from __future__ import annotations
@@ -22,11 +22,27 @@ from ciml.verdicts.feedback.standing import RecordedVerdict
 
 #: Reasons for silence, a closed set: labels of a metric.
 SILENT = (
-    *"no_verdict bad_record not_failed not_selected".split(),  # the prediction
-    *"unknown outside unlikely base_rate".split(),  # the verdict
-    *"no_evidence not_comparable".split(),  # its evidence
-    *"muted_project no_change no_system late".split(),  # the change
-    *"shadow precision".split(),  # the model
+    # the prediction
+    "no_verdict",
+    "bad_record",
+    "not_failed",
+    "not_selected",
+    # the verdict
+    "unknown",
+    "outside",
+    "unlikely",
+    "base_rate",
+    # its evidence
+    "no_evidence",
+    "not_comparable",
+    # the change
+    "muted_project",
+    "no_change",
+    "no_system",
+    "late",
+    # the model
+    "shadow",
+    "precision",
 )
 #: Fields of a prediction that its evidence and its text do not need.
 _LEFT_OUT = frozenset({"prepare_ms", "server_ms", "batch", "latency_ms", "n_windows", "offset"})
@@ -48,7 +64,7 @@ class _Prediction(msgspec.Struct, frozen=True):
 
 
 class Item(Record, frozen=True, gc=False):
-    """A verdict that is to be said, with its prediction's record. All texts in it are hostile.
+    """A verdict to send, with its prediction's record. All texts in it are hostile.
 
     Attributes:
       system: name of the review system.
@@ -57,8 +73,8 @@ class Item(Record, frozen=True, gc=False):
       cause, probability, retry: the verdict.
       end_us: the run's end, or the time of its prediction, epoch microseconds.
       prediction: the record on the topic, without measurements.
-      right, settled: of the last settled verdicts of this cause, those that were right, and their number.
-      passed, reruns: of those that reruns settled, the runs that passed, and their number.
+      right, settled: among the last settled verdicts of this cause, the number of right ones, and the number of all.
+      passed, reruns: among those settled by reruns, the number whose rerun passed, and the number of all.
     """
 
     system: str
@@ -92,11 +108,11 @@ class Item(Record, frozen=True, gc=False):
 
 
 class Silence(NamedTuple):
-    """Why nothing is said.
+    """The reason why no message is sent.
 
     Attributes:
       reason: one of `SILENT`.
-      detail: for people; "" where the reason says it.
+      detail: an explanation for people; "" where the reason needs none.
     """
 
     reason: str
@@ -107,16 +123,28 @@ class Judgement(NamedTuple):
     """The decision on a prediction, before the history of its model counts.
 
     Attributes:
-      item: what is to be said; None for silence.
-      silence: the reason; None with an item.
-      verdict: what the history records; None where it records nothing.
-      is_recorded: whether the history records the verdict; not of a run whose cause is known already.
+      item: the verdict to send; None for silence.
+      silence: the reason for silence; None with an item.
+      verdict: the verdict in the form of the history; None for a prediction that the history must not count.
+      is_recorded: whether the history records ``verdict``; see `with_run`.
     """
 
     item: Item | None
     silence: Silence | None = None
     verdict: RecordedVerdict | None = None
     is_recorded: bool = True
+
+    def with_run(self, *, is_trusted: bool, is_known: bool) -> Judgement:
+        """Return the judgement with facts about its run. Without a verdict it is unchanged.
+
+        Args:
+          is_trusted: whether the run is trusted.
+          is_known: whether the cause of the run is known already. The history does not record a verdict on such a run:
+            it shows nothing of the model, which may have learned from the run.
+        """
+        if self.verdict is None:
+            return self
+        return self._replace(verdict=self.verdict.replace(trusted=is_trusted), is_recorded=not is_known)
 
 
 #: Returns why the evidence of a prediction's record is not enough; None where it is.
@@ -130,14 +158,14 @@ def decide_feedback(
     now_us: int,
     compare: Compare = lambda record: None,
 ) -> Judgement:
-    """Judge a prediction by the verdict, its evidence and the change. The history of the model comes after that.
+    """Judge a prediction by the verdict, its evidence and the change, in this order; the first reason decides.
 
     Args:
       record: a prediction, as on the topic.
       feedback: the configuration.
       muted: globs of projects that were muted at run time.
       now_us: the present, epoch microseconds.
-      compare: see `Compare`; called for verdicts that could be said, or could have been.
+      compare: see `Compare`; called for verdicts that are certain enough, even if they are too late for a message.
     """
     if not isinstance(record.get("verdict"), dict) or not isinstance(record.get("run"), dict):
         return Judgement(None, Silence("no_verdict"))
@@ -148,38 +176,44 @@ def decide_feedback(
     policy = feedback.policy
     if run.outcome not in FAILED:
         return Judgement(None, Silence("not_failed"))
-    if not policy.answers(prediction.model, run.project, run.branch, run.pipeline, run.build_name):
+    if not policy.selects(
+        model=prediction.model, project=run.project, branch=run.branch, pipeline=run.pipeline, job=run.build_name
+    ):
         return Judgement(None, Silence("not_selected"))
     end_us = run.end_us or run.start_us or prediction.time_us
     age_us = now_us - end_us
     if age_us > policy.settled_days * _DAY_US:
-        return Judgement(None, Silence("late"))
-    doubt = _doubt(prediction.verdict, policy) or compare(record)
-    verdict = recorded_verdict(record, now_us, claim=doubt is None)
+        return Judgement(None, Silence("late"))  # for the history, too: no verdict
+    doubt = doubt_of(prediction.verdict, policy)
+    if doubt is None:
+        doubt = compare(record)
+    verdict = _to_history(prediction, now_us, claim=doubt is None)
     if doubt is not None:
         return Judgement(None, doubt, verdict)
     if is_muted(run.project, (*policy.muted_projects, *muted)):
         return Judgement(None, Silence("muted_project"), verdict)
-    if not run.project or not (run.change or run.head) or not (run.patchset or run.head):
+    names_patchset = bool(run.head) or bool(run.change and run.patchset)
+    if not (run.project and names_patchset):
         return Judgement(None, Silence("no_change"), verdict)
     system = feedback.system_of(run.source, run.project)
     if system is None:
         return Judgement(None, Silence("no_system"), verdict)
     if age_us > policy.max_age_s * 1e6:
-        return Judgement(None, Silence("late"), verdict)
+        return Judgement(None, Silence("late"), verdict)  # for a message alone
     return Judgement(_item(system.name, prediction, record, end_us), None, verdict)
 
 
 def _read_prediction(record: Mapping[str, Any]) -> _Prediction | None:
-    """Return the typed prediction; None for a record with an invalid type or share, or one that is too large."""
+    """Return the typed prediction; None for a record with an invalid type or number, or one that is too large."""
     try:
         prediction = msgspec.convert(record, _Prediction)
     except msgspec.ValidationError:
         return None
     verdict = prediction.verdict
     shares = (verdict.probability, verdict.coverage, *verdict.base_rate.values())
-    is_valid = all(0.0 <= share <= 1.0 for share in shares) and verdict.runs >= 0  # NaN is not
-    return prediction if is_valid and len(msgspec.json.encode(record)) <= _MAX_RECORD_BYTES else None
+    if not all(0.0 <= share <= 1.0 for share in shares) or verdict.runs < 0:  # NaN is no share
+        return None
+    return prediction if len(msgspec.json.encode(record)) <= _MAX_RECORD_BYTES else None
 
 
 def _item(system: str, prediction: _Prediction, record: Mapping[str, Any], end_us: int) -> Item:
@@ -202,49 +236,39 @@ def _item(system: str, prediction: _Prediction, record: Mapping[str, Any], end_u
     )
 
 
-def _doubt(verdict: Verdict, policy: Policy) -> Silence | None:
-    if verdict.outside is not None:
-        return Silence("outside", "the run is unlike those that the model learned")
-    return doubt_of(verdict.cause, verdict.probability, verdict.base_rate, verdict.runs, policy)
-
-
-def doubt_of(
-    cause: str, probability: float, base_rates: Mapping[str, float], runs: int, policy: Policy
-) -> Silence | None:
+def doubt_of(verdict: Verdict, policy: Policy) -> Silence | None:
     """Return why a verdict alone is not certain enough; None where it is.
 
-    The probability was calibrated on some runs, so it is known as well as a share of so many: the lower end of Wilson's
-    interval of that share must be above the base rate.
-
-    Args:
-      cause: the verdict.
-      probability: of the cause.
-      base_rates: the share of each cause among the calibration runs.
-      runs: number of the calibration runs.
-      policy: the conditions.
+    The probability was calibrated on a number of runs, so it is known only as precisely as a share of these runs: the
+    lower end of Wilson's interval of that share must be above the base rate of the cause.
     """
-    if cause not in policy.causes:
+    if verdict.outside is not None:
+        return Silence("outside", "the run is unlike those that the model learned")
+    if verdict.cause not in policy.causes:
         return Silence("unknown")
+    probability = verdict.probability
     if probability < policy.min_probability:
         return Silence("unlikely", f"probability {probability:.2f}; {policy.min_probability:g} is needed")
-    base_rate = base_rates.get(cause)
-    low, _ = wilson(probability * runs, runs)
+    base_rate = verdict.base_rate.get(verdict.cause)
+    low, _ = wilson(probability * verdict.runs, verdict.runs)
     if base_rate is None or low <= base_rate:
         base = "unknown" if base_rate is None else f"{base_rate:.2f}"
-        detail = f"probability {probability:.2f} (at least {low:.2f} by {runs} runs); base rate {base}"
+        detail = f"probability {probability:.2f} (at least {low:.2f} by {verdict.runs} runs); base rate {base}"
         return Silence("base_rate", detail)
     return None
 
 
-def recorded_verdict(record: Mapping[str, Any], now_us: int, *, claim: bool) -> RecordedVerdict:
-    """Return the verdict of a prediction as the history records it.
+def recorded_claim(record: Mapping[str, Any], now_us: int) -> RecordedVerdict:
+    """Return the verdict of a prediction that was sent, in the form of the history.
 
     Args:
       record: a prediction whose types are valid.
       now_us: the present, epoch microseconds.
-      claim: whether all conditions of a message hold that do not concern the history and the change.
     """
-    prediction = msgspec.convert(record, _Prediction)
+    return _to_history(msgspec.convert(record, _Prediction), now_us, claim=True)
+
+
+def _to_history(prediction: _Prediction, now_us: int, *, claim: bool) -> RecordedVerdict:
     run = prediction.run
     verdict = prediction.verdict
     seconds = None if run.start_us is None or run.end_us is None else (run.end_us - run.start_us) / 1e6
