@@ -44,7 +44,7 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class DataRoot:
-    """The folders below a data path. A function that needs one of them takes the store of that folder.
+    """The folders in a data path. A function that needs one of them takes the store of that folder.
 
     Attributes:
       store: the store at the data path.
@@ -57,7 +57,7 @@ class DataRoot:
       registry: the manifests of all registries: `ciml.serving.registry`.
       models: the served models and the model server's configuration: `ciml.serving.push`.
       predictions: `ciml.serving.predict.log`.
-      evidence: the images of verdicts, below the predictions: `ciml.verdicts.evidence`.
+      evidence: the images of verdicts, in the folder of the predictions: `ciml.verdicts.evidence`.
       feedback: the messages on changes, and the reviewers' corrections: `ciml.verdicts.feedback`.
       lineage: OpenLineage events, one object each: `ciml.lineage.openlineage`.
       tables: the Delta tables that have a folder of their own: `ciml.runs.tables`. Others are next to their files.
@@ -115,12 +115,12 @@ class DataRoot:
 
 @dataclass(frozen=True, slots=True)
 class StoredDataset:
-    """A data set below a data root; it may not exist yet.
+    """A data set in a data root; it may not exist yet.
 
     Attributes:
-      name: of the data set.
+      name: name of the data set.
       store: its folder.
-      root: its data root. The data set reads that raw store, unless its manifest names another data root.
+      root: its data root. The data set reads the raw store of this root, unless its manifest names another one.
     """
 
     name: str

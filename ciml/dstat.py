@@ -145,6 +145,22 @@ class _Header(NamedTuple):
     column_row: bytes
 
 
+class _Preamble(NamedTuple):
+    """The lines of a preamble.
+
+    Attributes:
+      recorder: the banner; "" without one.
+      cmdline: the command line; b"" without one.
+      date_us: the ``Date`` cell, as in `Segment`, of any year; None if it is missing or not a date.
+      zone: the zone in the ``Date`` cell; None without a ``Date`` cell.
+    """
+
+    recorder: str
+    cmdline: bytes
+    date_us: int | None
+    zone: str | None
+
+
 def split_segments(text: bytes) -> list[Segment]:
     """Split a log into the starts of its recorder, in order.
 
@@ -161,23 +177,20 @@ def split_segments(text: bytes) -> list[Segment]:
     ends = [*starts[1:], len(text)]
 
     segments: list[Segment] = []
-    # Of the last preamble that has them.
     recorder = ""
     cmdline = b""
     zone = ""
     near_us: int | None = None
     for header, start, end in zip(headers, starts, ends):
-        preamble = text[start : header.start]
-        if banner := _BANNER.search(preamble):
-            recorder = _text(banner.group(1))
-        cmdline = _cmdline(preamble) or cmdline
-        date_us = None  # an earlier date does not give the time of this start
-        if date := _DATE.search(preamble):
-            zone = _text(date["zone"] or b"")
-            date_us = _date_us(date)
-            near_us = near_us if date_us is None else date_us
-            if date_us is not None and not FIRST_LOCAL <= date_us < END_LOCAL:
-                date_us = None  # it only determines the year of rows, which are then out of range, and no zone
+        preamble = _read_preamble(text[start : header.start])
+        # A preamble may lack lines. Then the lines of an earlier start apply, except for its date.
+        recorder = preamble.recorder or recorder
+        cmdline = preamble.cmdline or cmdline
+        zone = zone if preamble.zone is None else preamble.zone
+        date_us = preamble.date_us
+        near_us = near_us if date_us is None else date_us
+        if date_us is not None and not FIRST_LOCAL <= date_us < END_LOCAL:
+            date_us = None  # as `near_us` it determines the year of the rows, which are then out of range
         body = text[header.end : end]
         complete_bytes = body.rfind(b"\n") + 1
         torn = int(bool(body[complete_bytes:].strip()))
@@ -223,6 +236,15 @@ def _preamble_start(text: bytes, earliest: int, group_start: int) -> int:
     return start
 
 
+def _read_preamble(text: bytes) -> _Preamble:
+    banner = _BANNER.search(text)
+    date = _DATE.search(text)
+    recorder = _decode(banner.group(1)) if banner else ""
+    if date is None:
+        return _Preamble(recorder, _cmdline(text), None, None)
+    return _Preamble(recorder, _cmdline(text), _date_us(date), _decode(date["zone"] or b""))
+
+
 def _cmdline(preamble: bytes) -> bytes:
     """Return the ``Cmdline:`` cell, which may hold quotes and commas: up to the ``Date:`` cell or the line's end."""
     begin = preamble.find(_CMDLINE)
@@ -254,7 +276,7 @@ def epoch_us(year: int, month: int, day: int, hour: int = 0, minute: int = 0, se
     return (days * 86400 + hour * 3600 + minute * 60 + second) * SECOND
 
 
-def _text(value: bytes) -> str:
+def _decode(value: bytes) -> str:
     try:
         text = value.decode()
     except UnicodeDecodeError:
@@ -303,7 +325,7 @@ def read_columns(group_row: bytes, column_row: bytes) -> Columns:
 
 def _cells(row: bytes) -> list[str]:
     # The row matched _HEADER: no quote is within a cell, but a comma may be.
-    return [_text(cell.strip(b'"')) for cell in re.findall(rb'"[^"]*"|(?<=,)(?=,|$)', row)]
+    return [_decode(cell.strip(b'"')) for cell in re.findall(rb'"[^"]*"|(?<=,)(?=,|$)', row)]
 
 
 def _is_text_column(group: str, name: str) -> bool:
@@ -313,7 +335,7 @@ def _is_text_column(group: str, name: str) -> bool:
 def interval_of(cmdline: bytes) -> float:
     """Return the seconds between samples by a recorder's command line: its first numeric operand, else 1."""
     is_value = True  # of an option; as the program's name, it is skipped
-    for word in _text(cmdline).split():
+    for word in _decode(cmdline).split():
         if is_value:
             is_value = False
         elif word in _WITH_VALUE:

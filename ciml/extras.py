@@ -1,4 +1,4 @@
-"""Checks that an installation has what a command needs: a library of an extra, or a newer Python.
+"""Checks that an installation meets the requirements of a command: a library of an extra, or a newer Python.
 
 An extra is an optional group of ciml's dependencies, such as ``ciml[train]``. A missing one is a `MissingExtraError`,
 whose message is one line with the command that installs it.
@@ -12,8 +12,8 @@ import traceback
 
 from ciml.errors import CimlError, MissingExtraError
 
-#: Modules that extras install, by all extras that install them. Where several do, `missing_extra` decides which one to
-#: name: that of the importing room, which its package states as ``EXTRA``, else the last one.
+#: Modules that extras install, by all extras that install them. If several do, `missing_extra` names the extra of the
+#: importing room, which its package states as ``EXTRA``, or by default the last one.
 _MODULES = {
     ("data",): ("boto3", "botocore", "numpy", "platformdirs", "pyarrow", "scipy", "urllib3", "zlib_ng"),
     ("receivers", "data"): ("filelock", "httpcore", "prometheus_client", "rich", "tenacity"),

@@ -12,9 +12,9 @@ def wilson(right: float, total: float, confidence: float = CONFIDENCE) -> tuple[
     """Return Wilson's score interval (low, high) of a share; (0, 1) for a total of 0.
 
     Args:
-      right: of the total; a mean probability of ``total`` runs times their number counts as well.
+      right: number of runs that count; it may be a sum of probabilities.
       total: number of runs.
-      confidence: of the interval, between its two ends.
+      confidence: probability that the interval contains the share.
 
     Example:
       wilson(17, 20)  # (0.640, 0.948)

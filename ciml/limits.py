@@ -13,20 +13,22 @@ MIB = 1 << 20
 MAX_MESSAGE_BYTES = 1 * MIB  # of value, key and headers together; beyond it a dead letter holds no payload
 MAX_MESSAGE_HEADERS = 256  # ciml reads six; an empty header takes two bytes of a message and a hundred in Python
 MAX_JSON_DEPTH = 32  # ciml's own formats nest four deep
-MAX_JSON_DIGITS = 1000  # of a whole number: `int` takes quadratic time; the longest float has 309
-MAX_EVENT_RUNS = 1000
-MAX_TEXT_CHARACTERS = 1024
-MAX_ID_CHARACTERS = 512  # of a run's and of an event's
-MAX_URL_CHARACTERS = 4096  # signed addresses are long
-MAX_JOB_PATH_CHARACTERS = 200  # percent-encoded: a folder's name has at most 255 bytes, less "job=" and some room
-MAX_LABELS = 64
-MAX_SUBJECT_RUNS = 10_000  # whose trust an update changes at once; snapshots judge all of them
+MAX_JSON_DIGITS = 1000  # of a whole number, which `int` parses in quadratic time; the largest float has 309 digits
+MAX_EVENT_RUNS = 1000  # runs in one event
+MAX_TEXT_CHARACTERS = 1024  # of a fact of a run, such as its project
+MAX_ID_CHARACTERS = 512  # of the id of a run or an event
+MAX_URL_CHARACTERS = 4096  # of an address, which is long if it is signed
+MAX_JOB_PATH_CHARACTERS = (
+    200  # of a job, percent-encoded: a folder's name, which begins with "job=", has at most 255 bytes
+)
+MAX_LABELS = 64  # of a run
+MAX_SUBJECT_RUNS = 10_000  # runs whose trust one update changes; snapshots judge all of them
 MAX_SUBJECTS = 4  # of a run: its workflow run, change, commit and ref
 MAX_REVIEWERS = 50  # of a commit in one pull request; with more, no approval counts
 MAX_LABEL_NAME_CHARACTERS = 128
-MAX_SAMPLES_BYTES = MIB // 4  # of one message
-MAX_SAMPLES_COLUMNS = 1024
-MAX_COLUMN_NAME_CHARACTERS = 300  # a group and a name of 128 each, and the suffix of a repeated one
+MAX_SAMPLES_BYTES = MIB // 4  # of one message of samples
+MAX_SAMPLES_COLUMNS = 1024  # of one message of samples
+MAX_COLUMN_NAME_CHARACTERS = 300  # a group and a name of 128 characters each, and the suffix of a repeated name
 MAX_RECORDER_SAMPLES = 10_000_000  # of one start of a recorder: 115 days at 1 s
 MAX_LISTING_LINE_BYTES = MAX_MESSAGE_BYTES - (16 << 10)  # with its headers it fits the payload of a dead letter
 MAX_LISTING_BYTES = 32 << 30  # unpacked, about 80 million lines: a small gzip file can unpack to any size
@@ -35,7 +37,7 @@ MAX_LISTING_BYTES = 32 << 30  # unpacked, about 80 million lines: a small gzip f
 
 MAX_RESULTS_BYTES = 512 * MIB  # unpacked: about two million rows
 MAX_RESULTS_ROWS = 4_000_000  # ids are kept to find duplicates, 150 bytes each
-MAX_RESULTS_COLUMNS = 1024
+MAX_RESULTS_COLUMNS = 1024  # of a table
 MAX_RESULTS_ROW_BYTES = MAX_LISTING_LINE_BYTES  # as a row becomes a line of a listing
 MAX_RESULTS_CELL_CHARACTERS = 64 << 10  # csv itself stops at 131,072
 
@@ -78,14 +80,14 @@ MAX_CLOCK_SKEW_S = 86_400
 
 # == Fetching of logs: archives, requests, transferred bytes ==
 
-#: Layers of gzip: a file, sent with a content encoding of gzip; valid logs have no more. And members of one layer, each
-#: of which costs about 10 µs.
+#: Layers of gzip: a valid log has at most two, as a gzip file with a content encoding of gzip. Members of one layer:
+#: each takes about 10 µs.
 MAX_GZIP_LAYERS = 2
 MAX_GZIP_MEMBERS = 10_000
 #: Redirects on the way to a log, and requests for one log together: paths of a folder, pages of a list, redirects.
 MAX_REDIRECTS = 5
 MAX_LOG_REQUESTS = 32
-#: Paths below a folder at which its log may be, and names of a job's artifact: of a fetch policy.
+#: Paths of the log in a folder, and names of a job's artifact, that a fetch policy may list.
 MAX_LOG_PATHS = 16
 MAX_ARTIFACT_NAMES = 16
 #: Pages of a list of artifacts, of a hundred each, and bytes of one: GitHub has a kilobyte for each artifact.
@@ -109,7 +111,7 @@ MAX_LOG_BYTES = 40 * MIB
 
 # == Batches: limits of all logs of a batch together ==
 
-#: Bytes of unpacked logs that one batch holds at once: the size of one largest log. Policy key max_batch_bytes.
+#: Bytes of unpacked logs of one batch in memory: the size of one largest log. Policy key max_batch_bytes.
 MAX_BATCH_BYTES = 40 * MIB
 #: Bytes of unpacked logs after which no further log is fetched until these are parsed and stored.
 PART_BYTES = 16 * MIB
@@ -146,8 +148,8 @@ MAX_REVIEWED_CHANGES = 1_000_000
 MAX_ANSWER_BYTES = 8 * MIB
 #: Pages of a hundred comments that are read to find an own one: a merge request of GitLab has at most 5,000.
 MAX_COMMENT_PAGES = 50
-MAX_SOURCES = 100  # of a configuration
-MAX_SECRETS = 2  # of a source: the present one and its successor
+MAX_SOURCES = 100  # sources in a configuration
+MAX_SECRETS = 2  # secrets of a source: the present one and its successor
 
 # == Feedback: messages on changes ==
 
@@ -209,7 +211,7 @@ MAX_MODEL_SERVER_RSS = 2048 * MIB
 
 # == Model server: limits of a model. A version that exceeds one is not loaded ==
 
-MAX_MODEL_FILES = 1000
+MAX_MODEL_FILES = 1000  # of a version
 MAX_MODEL_BYTES = 2048 * MIB  # of all files together
 MAX_GRAPH_BYTES = 256 * MIB  # of saved_model.pb
 MAX_MODEL_CALL_S = 30.0  # for one call of a model, and for restoring its variables, seconds; `load_model(call_s=)`
@@ -238,11 +240,11 @@ MAX_TRACEBACK_BYTES = 1 << 10
 
 # == Passing profiles: `ciml.transforms.profiles` ==
 
-MAX_PROFILE_JOBS = 1000  # the first of a data set; runs of others have the pooled profile
+MAX_PROFILE_JOBS = 1000  # the first jobs of a data set; runs of other jobs have the pooled profile
 MAX_PROFILE_RUNS = 500  # of a job: 10 KB each while the profile is made
 #: Memories of runs: each limit holds for each standing (`ciml.runs.run_log`). So untrusted runs displace no others.
-MAX_CAUSE_ATTEMPTS = 20  # attempts of one series that are compared, the last ones recorded
-MAX_CAUSE_RUNS = 300_000  # runs whose reruns are looked for, the last ones: 150 MB, three weeks of 100,000
-MAX_NEAR_RUNS = 1000  # runs of one place among which neighbours are counted, the last ones recorded; trusted ones alone
-MAX_NEAR_PLACES = 10_000  # places, the last ones where a trusted run ended
-MAX_NEAR_FOUND = 300_000  # failed runs whose neighbours are kept, the last ones
+MAX_CAUSE_ATTEMPTS = 20  # attempts of one series that are compared: the last recorded ones
+MAX_CAUSE_RUNS = 300_000  # the last runs, whose reruns are searched: 150 MB, three weeks of 100,000 runs
+MAX_NEAR_RUNS = 1000  # the last recorded trusted runs of one place, among which neighbours are counted
+MAX_NEAR_PLACES = 10_000  # the last places where a trusted run ended
+MAX_NEAR_FOUND = 300_000  # the last failed runs whose neighbours are remembered

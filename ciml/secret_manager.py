@@ -1,4 +1,4 @@
-"""Secrets in Google's Secret Manager, which processes read by name where they need them.
+"""Secrets in Google's Secret Manager, which processes read by name.
 
 Everyone who may view a project and its bucket can read a job description of Dataflow. So it contains only the names of
 secrets, and workers read the content with their service account.
@@ -51,7 +51,7 @@ def read_secret(name: str) -> str:
     except (exceptions.GoogleAPICallError, GoogleAuthError) as error:
         raise EngineError(f"secret {version}: Secret Manager does not answer: {error!s:.200}") from None
     except UnicodeDecodeError:
-        raise CimlError(f"secret {version}: not UTF-8; store text, a line NAME=VALUE each") from None
+        raise CimlError(f"secret {version}: not UTF-8; store text, one NAME=VALUE per line") from None
 
 
 def _client() -> Any:

@@ -24,10 +24,10 @@ _TIMEOUT_S = 5.0
 def commit() -> str | None:
     """Return the commit of this ciml: its hex digits, followed by ``-dirty`` if tracked files were changed.
 
-    An installed ciml has it from its build. A checkout asks git: some 10 ms, once in a process.
+    An installed ciml has it from its build. A checkout asks git, once per process, which takes about 10 ms.
 
     Returns:
-      None where it is unknown: built outside of a checkout, or git is not installed or does not answer.
+      None if it is unknown: ciml was built outside of a checkout, or git is not installed or does not answer.
     """
     from pathlib import Path
 

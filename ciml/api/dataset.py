@@ -31,7 +31,7 @@ class Dataset:
     return the runs in the same order. The split ``train`` includes the runs on which early stopping is decided.
 
     Attributes:
-      name: of the data set.
+      name: name of the data set.
     """
 
     def __init__(self, stored: StoredDataset, trust_policy: str | None = None) -> None:

@@ -96,8 +96,8 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
       aggregation_functions: if set, an example holds these functions of a run's windows instead of the windows.
       max_windows: L, the length that runs are cut or padded to; by default ceil(5500 s / r). ``auto`` resolves once
         to the length that 99 % of the runs do not exceed, at most ceil(5500 s / r).
-      min_windows: excludes runs with fewer windows. With an equal ``max_windows``, each example is the beginning of a
-        run, and all have the same length.
+      min_windows: runs with fewer windows are excluded. With an equal ``max_windows``, each example is the beginning of
+        a run, and all have the same length.
       count_first_sample: whether a recorder's first samples (averages since boot) are used.
       baseline: the number of a run that experiments are compared with, ``duration``, ``memory`` or ``none``; by default
         the number that is known to reveal the label.

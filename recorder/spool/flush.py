@@ -1,4 +1,4 @@
-"""Sending of leftover recordings: those of earlier recorders, which are still in the spool.
+"""Sending of leftover recordings: recordings of earlier recorders that are still in the spool.
 
 The next recorder sends them next to its own recording (`Leftovers`), and ``ciml record --send`` sends all of them
 (`send_leftovers`). `ciml.recorder.spool.seals` decides whether a recording is sent, where to, and with which facts.
