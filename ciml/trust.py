@@ -1,7 +1,8 @@
 """Trust: whether a run may be trained on, decided by a policy file from the facts of the run.
 
 A policy is an ordered list of rules. A rule matches a run if each fact that it names matches one of its globs. The
-first rule that matches decides, and a run that no rule matches is untrusted.
+first rule that matches decides, and a run that no rule matches is untrusted. `review` and `trace` show the effect of a
+policy on stored runs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -246,3 +248,116 @@ def evaluate_batch(batch: Batch, policy: TrustPolicy) -> Batch:
         for outcome in batch.settled
     ]
     return Batch(batch.covers, batch.messages, batch.pending_runs, settled)
+
+
+class Decision(NamedTuple):
+    """Whether a run is trusted, and the rule that decided. Equal decisions of different policies are equal."""
+
+    trusted: bool
+    rule: str
+
+
+class ChangedRun(NamedTuple):
+    """A run whose trust a policy would change."""
+
+    run_id: str
+    build_name: str
+    source: str
+    before: Decision
+    after: Decision
+
+
+@dataclass
+class Review:
+    """The changes that a policy would make to the trust of stored runs, in numbers.
+
+    Attributes:
+      runs: number of stored runs.
+      trusted: number that are trusted now.
+      trusted_after: number that the policy would trust.
+      rules: number whose trust would change, by the decisions before and after.
+      places: number whose trust would change, by source, job and the trust after.
+    """
+
+    runs: int = 0
+    trusted: int = 0
+    trusted_after: int = 0
+    rules: Counter[tuple[Decision, Decision]] = field(default_factory=Counter)
+    places: Counter[tuple[str, str, bool]] = field(default_factory=Counter)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "runs": self.runs,
+            "trusted": self.trusted,
+            "trusted_after": self.trusted_after,
+            "changed": sum(self.rules.values()),
+            "rules": [
+                {"from": before._asdict(), "to": after._asdict(), "runs": number}
+                for (before, after), number in self.rules.most_common()
+            ],
+            "places": [
+                {"source": source, "build_name": job, "trusted": trusted, "runs": number}
+                for (source, job, trusted), number in self.places.most_common()
+            ],
+        }
+
+
+def review(runs: Iterable[tuple[RunFacts, Trust]], policy: TrustPolicy, counts: Review) -> Iterator[ChangedRun]:
+    """Yield the runs whose trust a policy would change, and add all runs to the counts.
+
+    Args:
+      runs: the facts of each stored run, joined with all updates, and the last decision on it.
+      policy: the policy to try.
+      counts: changed with each run.
+    """
+    for facts, trust_before in runs:
+        trust_after = evaluate(policy, facts)
+        before = Decision(trust_before.trusted, trust_before.rule)
+        after = Decision(trust_after.trusted, trust_after.rule)
+        counts.runs += 1
+        counts.trusted += before.trusted
+        counts.trusted_after += after.trusted
+        if before.trusted != after.trusted:
+            counts.rules[before, after] += 1
+            counts.places[facts.source, facts.build_name, after.trusted] += 1
+            yield ChangedRun(facts.run_id, facts.build_name, facts.source, before, after)
+
+
+class Mismatch(NamedTuple):
+    """A fact of a run that none of a rule's globs matches."""
+
+    fact: str
+    value: str
+    globs: tuple[str, ...]
+
+
+class RuleTrace(NamedTuple):
+    """The match of a rule with a run.
+
+    Attributes:
+      rule: the rule's name.
+      trusted: the rule's decision, if it matches.
+      decides: whether the rule is the first that matches.
+      mismatches: the facts that do not match; none if the rule matches.
+    """
+
+    rule: str
+    trusted: bool
+    decides: bool
+    mismatches: tuple[Mismatch, ...]
+
+
+def trace(policy: TrustPolicy, facts: RunFacts) -> list[RuleTrace]:
+    """Return the match of each rule of a policy with a run, in the order of the rules."""
+    traces: list[RuleTrace] = []
+    is_decided = False
+    for rule in policy.rules:
+        mismatches = tuple(
+            Mismatch(name, getattr(facts, name), globs)
+            for name, globs in rule.facts
+            if not policy.matcher(globs).fullmatch(getattr(facts, name))
+        )
+        matches = not mismatches
+        traces.append(RuleTrace(rule.name, rule.trusted, matches and not is_decided, mismatches))
+        is_decided = is_decided or matches
+    return traces

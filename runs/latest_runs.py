@@ -1,26 +1,26 @@
 """Queries of the raw manifest: all stored runs as they are now, and the records and attempts of one run.
 
 A *row* stores a run, or replaces its row (a reclaim); the last row of a run counts. Later deltas may change its
-outcome, its trust and its facts. `review` and `trace` show what a trust policy says of stored runs.
+outcome, its trust and its facts.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ciml.events.records import RawFile, RunFacts, records_of, rows_of
+from ciml.events.records import Kind, RawFile, RunFacts, Trust, records_of, rows_of
+from ciml.events.run_id import source_of
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.progress import Progress
 from ciml.runs.state import RawState
-from ciml.trust import TrustPolicy, evaluate
 
 #: The kind of a change of trust among the records of a run; it is no `ciml.events.records.Kind`.
 TRUST_CHANGE = "trust_change"
+#: The decision on rows that older versions stored without one, as JSON.
+_NO_DECISION = {"trusted": False, "rule": "", "policy": ""}
 
 
 def latest_runs(log: ManifestLog, state: RawState) -> Iterator[StoredRun]:
@@ -32,13 +32,14 @@ def latest_runs(log: ManifestLog, state: RawState) -> Iterator[StoredRun]:
 
 
 def latest_rows(log: ManifestLog, state: RawState) -> Iterator[StoredRow]:
-    """Yield all raw rows up to the state, the last committed first, those that no longer count too."""
+    """Yield all raw rows up to the state, the last committed first, even those that were reclaimed."""
     reclaimed: set[str] = set()  # runs with a later row
-    decisions: dict[str, Mapping[str, Any]] = {}  # of rows that are still to come
+    decisions: dict[str, Trust] = {}  # the last one on each run, until its row that counts is read
     for version in range(state.version, 0, -1):
         delta = log.read(version)
         for change in delta.get("trust_changes", ()):
-            decisions.setdefault(change["run_id"], change["trust"])
+            # Deltas are read backwards, so the first change of a run's trust is the last.
+            decisions.setdefault(change["run_id"], Trust.from_json(change["trust"]))
         records = rows_of(delta)
         run_facts = [RunFacts.from_json(record["mention"]) for record in records]
         state.index.prefetch(runs=[facts.run_id for facts in run_facts])
@@ -48,7 +49,7 @@ def latest_rows(log: ManifestLog, state: RawState) -> Iterator[StoredRow]:
             counts = run_id not in reclaimed
             if record["kind"] == "reclaim":
                 reclaimed.add(run_id)
-            trust = decisions.pop(run_id, record.get("trust", {}))
+            trust = decisions.pop(run_id, None) or Trust.from_json(record.get("trust", _NO_DECISION))
             indexed = state.index.run(run_id)
             outcome = indexed.outcome if indexed else facts.outcome or ""
             file = RawFile.from_json(record["file"])
@@ -63,8 +64,7 @@ class StoredRun(NamedTuple):
       own: facts of the event that its row came from.
       facts: the same, joined with all updates.
       outcome: with corrections.
-      trust: the last stored decision, when it was ingested or by an update: ``trusted``, ``rule`` and ``policy``; empty
-        in rows of older versions.
+      trust: the last stored decision, by the ingestion of the row or a later update.
       file: its raw object.
       version: the version of the raw manifest that committed the row.
     """
@@ -72,7 +72,7 @@ class StoredRun(NamedTuple):
     own: RunFacts
     facts: RunFacts
     outcome: str
-    trust: Mapping[str, Any]
+    trust: Trust
     file: RawFile
     version: int
 
@@ -82,8 +82,8 @@ class StoredRun(NamedTuple):
             "run_id": self.facts.run_id,
             "build_name": self.facts.build_name,
             "outcome": self.outcome,
-            "trusted": self.trust.get("trusted", False),
-            "rule": self.trust.get("rule", ""),
+            "trusted": self.trust.trusted,
+            "rule": self.trust.rule,
             "rows": self.file.rows,
             "path": self.file.path,
             "digest": self.file.digest,
@@ -92,15 +92,23 @@ class StoredRun(NamedTuple):
 
 
 class StoredRow(NamedTuple):
-    """A raw row: the run as it is with this row, the row's kind (run or reclaim), and whether no later row counts."""
+    """A raw row.
+
+    Attributes:
+      run: the run with the facts and the file of this row.
+      kind: of the row, ``run`` or ``reclaim``.
+      counts: whether it is the run's last row.
+    """
 
     run: StoredRun
-    kind: str
+    kind: Kind
     counts: bool
 
 
 def changed_runs(log: ManifestLog, state: RawState, since: int) -> set[str]:
-    """Return the runs with rows up to a version to which later deltas gave another row, outcome, trust or other facts.
+    """Return the runs to which deltas after a version may have given another row, outcome, trust or facts.
+
+    Runs that are stored only after that version may be among them.
 
     Args:
       log: the raw manifest.
@@ -160,7 +168,9 @@ class Attempt(NamedTuple):
 def attempts_of(
     log: ManifestLog, state: RawState, entries: list[RunEntry], progress: Progress | None = None
 ) -> list[Attempt]:
-    """Return all attempts of the job of a run, itself included, by number and start; none where they are not linked.
+    """Return all attempts of a run's job, with the run itself, by number and start; none if they are not linked.
+
+    An attempt has the kind of its last record, or of its first one if it has a raw row.
 
     Args:
       log: the raw manifest.
@@ -172,13 +182,13 @@ def attempts_of(
     linked = next((mention["attempt_of"] for mention in reversed(mentions) if mention.get("attempt_of")), "")
     if not linked:
         return []
-    source = mentions[0]["run_id"].partition("~")[0]
+    source = source_of(mentions[0]["run_id"])
     attempts: dict[str, Attempt] = {}
     for _, delta in _deltas_with(log, state.version, linked, progress):
         for kind, record in records_of(delta):
             mention = record.get("mention", {})
             run_id: str = mention.get("run_id", "")
-            if mention.get("attempt_of") != linked or run_id.partition("~")[0] != source:
+            if mention.get("attempt_of") != linked or source_of(run_id) != source:
                 continue
             indexed = state.index.run(run_id)
             outcome = indexed.outcome if indexed else mention.get("outcome", "")
@@ -189,7 +199,8 @@ def attempts_of(
 
 
 def _deltas_with(log: ManifestLog, until: int, text: str, progress: Progress | None) -> Iterator[tuple[int, Delta]]:
-    needle = json.dumps(text, ensure_ascii=False).encode()  # as the manifest encodes it: most deltas are not parsed
+    """Yield the deltas that contain a JSON string, up to a version. The others are not parsed."""
+    needle = json.dumps(text, ensure_ascii=False).encode()  # as the manifest encodes it
     for version, data in log.raw_since(0):
         if version > until:
             return
@@ -197,116 +208,3 @@ def _deltas_with(log: ManifestLog, until: int, text: str, progress: Progress | N
             progress("deltas", version, until)
         if needle in data:
             yield version, log.parse(version, data)
-
-
-class Decision(NamedTuple):
-    """A decision on a run: whether it is trusted, and the rule."""
-
-    trusted: bool
-    rule: str
-
-
-class ChangedRun(NamedTuple):
-    """A run whose trust a policy would change."""
-
-    run_id: str
-    build_name: str
-    source: str
-    before: Decision
-    after: Decision
-
-
-@dataclass
-class Review:
-    """Counts of stored runs by what a policy would change of their trust.
-
-    Attributes:
-      runs: number of stored runs.
-      trusted: number that are trusted now.
-      trusted_after: number that the policy would trust.
-      rules: by the decisions before and after, where the trust changes.
-      places: by source, job and whether the run would be trusted, where the trust changes.
-    """
-
-    runs: int = 0
-    trusted: int = 0
-    trusted_after: int = 0
-    rules: Counter[tuple[Decision, Decision]] = field(default_factory=Counter)
-    places: Counter[tuple[str, str, bool]] = field(default_factory=Counter)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "runs": self.runs,
-            "trusted": self.trusted,
-            "trusted_after": self.trusted_after,
-            "changed": sum(self.rules.values()),
-            "rules": [
-                {"from": before._asdict(), "to": after._asdict(), "runs": number}
-                for (before, after), number in self.rules.most_common()
-            ],
-            "places": [
-                {"source": source, "build_name": job, "trusted": trusted, "runs": number}
-                for (source, job, trusted), number in self.places.most_common()
-            ],
-        }
-
-
-def review(runs: Iterable[StoredRun], policy: TrustPolicy, counts: Review) -> Iterator[ChangedRun]:
-    """Yield the runs whose trust a policy would change, and count all runs.
-
-    Args:
-      runs: stored runs, with their joined facts and their last decision.
-      policy: the policy to try.
-      counts: receives the counts.
-    """
-    for run in runs:
-        facts = run.facts
-        before = Decision(run.trust.get("trusted", False), run.trust.get("rule", ""))
-        trust = evaluate(policy, facts)
-        after = Decision(trust.trusted, trust.rule)
-        counts.runs += 1
-        counts.trusted += before.trusted
-        counts.trusted_after += after.trusted
-        if before.trusted != after.trusted:
-            counts.rules[before, after] += 1
-            counts.places[facts.source, facts.build_name, after.trusted] += 1
-            yield ChangedRun(facts.run_id, facts.build_name, facts.source, before, after)
-
-
-class Mismatch(NamedTuple):
-    """A fact of a run that none of a rule's globs matches."""
-
-    fact: str
-    value: str
-    globs: tuple[str, ...]
-
-
-class RuleTrace(NamedTuple):
-    """How a rule matches a run.
-
-    Attributes:
-      rule: its name.
-      trusted: its decision, where it matches.
-      decides: whether it is the first that matches.
-      mismatches: the facts that do not match; none where the rule matches.
-    """
-
-    rule: str
-    trusted: bool
-    decides: bool
-    mismatches: tuple[Mismatch, ...]
-
-
-def trace(policy: TrustPolicy, facts: RunFacts) -> list[RuleTrace]:
-    """Return how each rule of a policy matches a run, in order."""
-    traces: list[RuleTrace] = []
-    decided = False
-    for rule in policy.rules:
-        missed = tuple(
-            Mismatch(name, getattr(facts, name), globs)
-            for name, globs in rule.facts
-            if not policy.matcher(globs).fullmatch(getattr(facts, name))
-        )
-        traces.append(RuleTrace(rule.name, rule.trusted, not missed and not decided, missed))
-        decided = decided or not missed
-    return traces

@@ -12,9 +12,18 @@ from ciml.errors import CimlError
 from ciml.events.records import Batch, Origin, PendingRun, RunFacts, Trust
 from ciml.events.run_facts import facts_from_listing, facts_from_run, run_identity
 from ciml.runs.known_subjects import STORED_FACTS
-from ciml.runs.latest_runs import Mismatch, trace
 from ciml.trust import FACTS as FACTS_IN_ORDER
-from ciml.trust import NO_RULE, PATH_GLOBS, POLICY_VARIABLE, TrustPolicy, evaluate, evaluate_batch, former_policy
+from ciml.trust import (
+    NO_RULE,
+    PATH_GLOBS,
+    POLICY_VARIABLE,
+    Mismatch,
+    TrustPolicy,
+    evaluate,
+    evaluate_batch,
+    former_policy,
+    trace,
+)
 
 ROOT = Path(__file__).parents[2]
 SAMPLES, EXAMPLES = ROOT / "integrations", ROOT / "examples"

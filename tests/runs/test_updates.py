@@ -120,7 +120,7 @@ def test_a_run_and_an_update_may_come_in_any_order(
     assert manifest.facts()["github~1~1"] == run(1, review="approved")
     assert manifest.trusted("github~1~1")
     assert (latest := next(one for one in latest_runs(manifest.log, manifest.state) if one.own.build_uuid == "1"))
-    assert (latest.trust["rule"], latest.own) == ("reviewed", run(1))
+    assert (latest.trust.rule, latest.own) == ("reviewed", run(1))
     assert not list(verify_manifest(manifest.log.store))
 
 
@@ -335,7 +335,7 @@ def test_any_order_any_batches_any_committers(
         assert {run_id: other.trusted(run_id) for run_id in wanted} == {
             run_id: judge(facts).trusted for run_id, facts in wanted.items()
         }
-        stored = {one.own.run_id: one.trust["trusted"] for one in latest_runs(other.log, other.state)}
+        stored = {one.own.run_id: one.trust.trusted for one in latest_runs(other.log, other.state)}
         assert stored == {run_id: judge(facts).trusted for run_id, facts in wanted.items()}
         audit = Audit()
         for version, delta in other.log.since(0):

@@ -135,7 +135,7 @@ def _check_facts(world: World, process: Process) -> None:
         row = world.model.rows[run.own.run_id]
         want = facts_of(row.expected, world.model.said)
         found = {name: getattr(run.facts, name) for name in want}
-        if found != want or run.trust["trusted"] != is_trusted(want):
+        if found != want or run.trust.trusted != is_trusted(want):
             raise Violation(f"{run.own.run_id}: its facts are {found} and {run.trust}, want {want}")
 
 

@@ -16,7 +16,7 @@ from ciml.errors import UnknownRunError
 from ciml.options import TrustOptions, argument, flag
 
 if TYPE_CHECKING:
-    from ciml.runs.latest_runs import ChangedRun, Decision, Review, RuleTrace
+    from ciml.trust import ChangedRun, Decision, Review, RuleTrace
 
 #: Largest number of sources and jobs in the printed table.
 _PLACES = 20
@@ -46,14 +46,15 @@ def check(options: CheckOptions) -> None:
       ciml trust check trust.toml --data-path data
       ciml trust check policy.toml --runs --json --data-path data > changed.jsonl
     """
-    from ciml.runs.latest_runs import Review, latest_runs, review
+    from ciml.runs.latest_runs import latest_runs
     from ciml.runs.state import open_raw
-    from ciml.trust import TrustPolicy
+    from ciml.trust import Review, TrustPolicy, review
 
     policy = TrustPolicy.load(options.policy)
     log, state = open_raw(options.root.raw)
     result = Review()
-    for run in review(latest_runs(log, state), policy, result):
+    decided = ((run.facts, run.trust) for run in latest_runs(log, state))
+    for run in review(decided, policy, result):
         if options.runs:
             click.echo(json.dumps(_changed_json(run)) if options.json else _changed_line(run))
     if options.json:
@@ -116,9 +117,9 @@ def explain(options: ExplainOptions) -> None:
       ciml trust explain github~9013~1 --trust-policy trust.toml --data-path data
     """
     from ciml.events.records import RunFacts
-    from ciml.runs.latest_runs import TRUST_CHANGE, entries_of, row_of, trace
+    from ciml.runs.latest_runs import TRUST_CHANGE, entries_of, row_of
     from ciml.runs.state import open_raw
-    from ciml.trust import FACTS, TrustPolicy, evaluate
+    from ciml.trust import FACTS, TrustPolicy, evaluate, trace
 
     run_id = options.run_id
     policy = TrustPolicy.load(options.trust_policy)

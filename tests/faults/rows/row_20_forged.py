@@ -92,7 +92,7 @@ class _Target:
     def runs(self) -> dict[str, tuple[RunFacts, str, Any]]:
         """Facts, outcome and trust of the runs that were proved."""
         found = latest_runs(*open_raw(self.data.raw))
-        return {run.own.run_id: (run.facts, run.outcome, run.trust["trusted"]) for run in found if run.own.auth}
+        return {run.own.run_id: (run.facts, run.outcome, run.trust.trusted) for run in found if run.own.auth}
 
 
 def _known() -> list[RunFacts]:

@@ -61,7 +61,7 @@ def test_a_change_from_check_to_merge(operator: Operator) -> None:
         facts = run.facts
         assert (facts.source, facts.project, facts.branch) == ("zuul", "demo", "master")
         assert (facts.change, facts.patchset, facts.owner, facts.auth) == (change, "1", "developer", "mqtt-user")
-        assert (run.trust["trusted"], run.trust["rule"]) == (False, "no rule")  # nobody has read the change
+        assert (run.trust.trusted, run.trust.rule) == (False, "no rule")  # nobody has read the change
         assert run.file.rows >= 3, facts.run_id  # telemetry of dool or ciml record
     attempts = [run.facts.attempt_of for run in runs if run.facts.build_name == "retried"]
     assert len(set(attempts)) == 1
@@ -77,11 +77,11 @@ def test_a_change_from_check_to_merge(operator: Operator) -> None:
     wait_until(lambda: by_pipeline_and_job(operator.ingest()[0])["post", "measured", "success"] == 1, "post")
     runs = stored(operator, CHECKED + MERGED)
     trust = {(run.facts.pipeline, run.facts.build_name): run.trust for run in runs}
-    assert trust["gate", "measured"]["rule"] == "gated"
-    assert trust["post", "measured"]["rule"] == "merged"
+    assert trust["gate", "measured"].rule == "gated"
+    assert trust["post", "measured"].rule == "merged"
     checked = [run for run in runs if run.facts.pipeline == "check"]
     assert {run.facts.review for run in checked} == {"merged"}
-    assert {(run.trust["trusted"], run.trust["rule"]) for run in checked} == {(True, "reviewed")}
+    assert {(run.trust.trusted, run.trust.rule) for run in checked} == {(True, "reviewed")}
 
 
 def test_the_pipelines_have_the_reporters_that_ciml_connect_prints(operator: Operator) -> None:
