@@ -2,7 +2,7 @@
 
 `reconcile` computes the delta that a set of batches adds to the state after the last delta. It is pure, and
 `ciml.manifest.log.commit` calls it again whenever another writer came first. So a redelivered batch, a worker that
-resumes late and a second committer change nothing: covered offsets are dropped, and known events count as repeats.
+resumes late and a second committer store nothing twice: covered offsets are dropped, and known events count as repeats.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from ciml.events.records import (
     Batch,
     Kind,
     OffsetRange,
-    Origin,
     Outcome,
     RunFacts,
     lists_of,
@@ -28,13 +27,13 @@ from ciml.events.updates import merge_statements, statements_of
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.coverage import NewCoverage
 from ciml.manifest.log import Delta
-from ciml.runs.known_ids import Event, KnownRun, ids_of_repeats, recorded_ids
+from ciml.runs.known_ids import DeadLetterKey, Event, KnownRun, ids_of_repeats, recorded_ids
 from ciml.runs.known_subjects import Subject, Subjects, changed_facts, join_updates, parents_of, subjects_of
 from ciml.runs.run_log import STANDINGS, UNPROVED, Judge, standing_of
 from ciml.runs.state import RawState
 
-#: A delta judges the runs of this many subjects with `MAX_SUBJECT_RUNS` again, or of more subjects with fewer: of each
-#: standing, so that runs which are believed less displace none that are believed more.
+#: A delta judges at most this many times `MAX_SUBJECT_RUNS` stored runs of each standing again. Each standing has its
+#: own limit, so that runs of a lower one displace none of a higher one.
 _SUBJECTS_AT_ONCE = 10
 #: Reasons of ignored outcomes that describe how a run ended. For a stored run they are corrections.
 _FINAL_IGNORED = frozenset({"cancelled", "skipped", "node_lost", "never_started"})
@@ -45,9 +44,9 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int, judge: Ju
 
     Args:
       state: not changed. It must be the state after the last delta (`ciml.manifest.log.commit` ensures it).
-      batches: settled batches, in any order: with nothing but ``settled``. A batch without ``covers`` holds retries:
-        its outcomes settle open records of the same origin and run id; its other outcomes are dropped. Where an
-        undecodable message is open, all outcomes of its origin replace it together: the batch must hold them all.
+      batches: settled batches, in any order: only their ``settled`` is filled. A batch without ``covers`` holds
+        retries: its outcomes settle open records of the same origin and run id; its other outcomes are dropped. Where
+        an undecodable message is open, all outcomes of its origin replace it together: the batch must hold them all.
       time_us: the time of the commit.
       judge: decides again on the trust of runs for which updates are known, by the joined facts. Updates of this delta
         count after all its other records. None leaves the decisions as they are.
@@ -86,7 +85,7 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int, judge: Ju
 
 
 def _ids_of_repeats(outcome: Outcome, standing: int) -> list[Event]:
-    """Return the ids of which one is known if the outcome's event is a repeat; none for an event without a key."""
+    """Return `ids_of_repeats` for the event of an outcome; no ids for an event without a key."""
     if not outcome.event_key:
         return []
     return ids_of_repeats(outcome.event_key, outcome.run_id, _facts_of(outcome), standing)
@@ -103,7 +102,8 @@ def _order(batch: Batch) -> tuple[bool, str, int, int]:
 
 
 def _position(outcome: Outcome) -> tuple[str, int, int]:
-    # Stages settle rejected runs before others, but the outcome sent last decides about a run.
+    # A stage settles the runs that it rejects before other stages settle the rest. Here they are in the order in which
+    # they were sent, because the outcome sent last decides about a run.
     origin = outcome.origin
     return origin.topic, origin.partition, origin.offset
 
@@ -114,26 +114,27 @@ class _Draft:
     def __init__(self, state: RawState, judge: Judge | None) -> None:
         self._state = state
         self._judge = judge
-        self._statements: dict[Subject, dict[str, Statement]] = {}  # of subjects of which this delta's updates say more
+        # All statements about the subjects to which this delta's updates add a statement.
+        self._statements: dict[Subject, dict[str, Statement]] = {}
         self._offsets = NewCoverage(state)
-        self._events: set[tuple[str, str]] = set()
-        self._runs: dict[str, KnownRun] = {}
-        self._closes: dict[tuple[Origin, str], None] = {}
-        self._tried: set[tuple[Origin, str]] = set()
+        self._events: set[Event] = set()
+        self._runs: dict[str, KnownRun] = {}  # as this delta stores or corrects them
+        self._closes: dict[DeadLetterKey, None] = {}  # in the order in which they are closed
+        self._tried: set[DeadLetterKey] = set()  # open records that a retry has settled; later retries are dropped
         self._lists: dict[Kind, list[Outcome]] = {kind: [] for kind in LISTS}
 
     def settle_range(self, covers: OffsetRange, settled: list[Outcome]) -> None:
         """Settle the outcomes of a range of offsets, as far as no earlier delta covers them."""
         fresh = self._offsets.add(covers)
         generation = self._state.generation_of(covers.topic, covers.topic_id)
-        settled_keys: set[tuple[Origin, str]] = set()
+        settled_keys: set[DeadLetterKey] = set()
         for outcome in settled:
             origin = outcome.origin
             key = (origin, outcome.run_id)
             inside = covers.start <= origin.offset < covers.end
             if not inside or (origin.topic, origin.partition) != (covers.topic, covers.partition):
                 raise IntegrityError(f"{origin} is outside the range of its batch, {covers}")
-            # Of a run that the event names twice, the first outcome counts.
+            # If the event names a run twice, the first outcome counts.
             if origin.offset in fresh and key not in settled_keys:
                 settled_keys.add(key)
                 if generation != origin.topic:
@@ -148,16 +149,16 @@ class _Draft:
             return
         if self._state.index.dead_letter(undecoded) is None:
             for outcome in outcomes:
-                self.settle_retry(outcome)
+                self._settle_retry(outcome)
         elif all(outcome.run_id or outcome.kind != "dead_letter" for outcome in outcomes):
-            # It is decoded now, into these runs and updates.
+            # The message is decoded now, into these runs and updates. Its first outcome for each run counts.
             self._tried.add(undecoded)
             self._closes[undecoded] = None
             for outcome in {outcome.run_id: outcome for outcome in reversed(outcomes)}.values():
                 self._tried.add((origin, outcome.run_id))
                 self._settle(outcome)
 
-    def settle_retry(self, outcome: Outcome) -> None:
+    def _settle_retry(self, outcome: Outcome) -> None:
         """Settle an open outcome again, unless the retry brings no progress."""
         key = (outcome.origin, outcome.run_id)
         if key in self._tried:
@@ -180,29 +181,30 @@ class _Draft:
             self._closes[key] = None
 
     def _settle(self, outcome: Outcome, *, again: bool = False) -> Kind:
+        """Add the record of an outcome, and return its kind. A retry (``again``) is never a repeat of its event."""
         run_id = outcome.run_id
         run = self._run(run_id)
         outcome = self._judged(outcome)
         outcome = _classify(outcome, run, repeated=not again and self._is_repeat(outcome))
         if outcome.event_key:
-            self._events.update(recorded_ids(outcome.event_key, run_id, _facts_of(outcome), standing(outcome)))
+            self._events.update(recorded_ids(outcome.event_key, run_id, _facts_of(outcome), _event_standing(outcome)))
         if outcome.kind in ("run", "reclaim"):
-            outcome = self._row(outcome)
+            outcome = self._store_row(outcome)
         elif outcome.kind == "correction" and run is not None:
             self._runs[run_id] = run._replace(outcome=(outcome.mention.outcome or "") if outcome.mention else "")
         elif outcome.kind == "update":
-            self._statements |= self._news(outcome)
+            self._statements |= self._new_statements(outcome)
         self._lists[outcome.kind].append(outcome)
         return outcome.kind
 
     def _is_repeat(self, outcome: Outcome) -> bool:
-        """Return whether an outcome's event was seen before. One with an update that says more was not."""
-        ids = _ids_of_repeats(outcome, standing(outcome))
+        """Return whether an outcome's event was seen before, and has no update that adds a statement."""
+        ids = _ids_of_repeats(outcome, _event_standing(outcome))
         is_known = any(event in self._events or self._state.index.has_event(*event) for event in ids)
-        return is_known and not self._news(outcome)
+        return is_known and not self._new_statements(outcome)
 
-    def _news(self, outcome: Outcome) -> dict[Subject, dict[str, Statement]]:
-        """Return all statements of each subject of which an outcome's updates state more than is known."""
+    def _new_statements(self, outcome: Outcome) -> dict[Subject, dict[str, Statement]]:
+        """Return all statements about each subject to which an outcome's updates add a statement."""
         news: dict[Subject, dict[str, Statement]] = {}
         for update in outcome.updates:
             subject = (update.source, update.subject)
@@ -215,8 +217,8 @@ class _Draft:
     def _statements_of(self, subject: Subject) -> Mapping[str, Statement]:
         return self._statements.get(subject) or self._subjects.statements(subject)
 
-    def _row(self, outcome: Outcome) -> Outcome:
-        """Return the record of a raw row, with the facts that earlier updates changed."""
+    def _store_row(self, outcome: Outcome) -> Outcome:
+        """Store the run of a raw row, and return the row's record with the facts that earlier updates changed."""
         facts = outcome.mention
         file = outcome.file
         if facts is None or file is None:
@@ -249,14 +251,14 @@ class _Draft:
         return [changes[run_id] for run_id in sorted(changes)]
 
     def _updated_runs(self) -> dict[str, RunFacts]:
-        """Return the own facts of the runs that updates here may change, those stored by this delta included."""
+        """Return the own facts of the runs that updates of this delta may change; this delta may store some of them."""
         updated: dict[str, RunFacts] = {}
         for standing in reversed(STANDINGS):
-            room = _SUBJECTS_AT_ONCE * MAX_SUBJECT_RUNS
+            remaining = _SUBJECTS_AT_ONCE * MAX_SUBJECT_RUNS
             for subject in self._statements:
-                runs = self._subjects.runs(subject, min(MAX_SUBJECT_RUNS, room), standing)
+                runs = self._subjects.runs(subject, min(MAX_SUBJECT_RUNS, remaining), standing)
                 updated |= {facts.run_id: facts for facts in runs}
-                room -= len(runs)
+                remaining -= len(runs)
         for outcome in (*self._lists["run"], *self._lists["reclaim"]):
             facts = outcome.mention
             if facts is None:
@@ -276,6 +278,7 @@ class _Draft:
         return (self._runs.get(run_id) or self._state.index.run(run_id)) if run_id else None
 
     def delta(self, time_us: int) -> Delta | None:
+        """Return the delta, or None if nothing was settled and no offset is new."""
         offsets = self._offsets.to_json()
         if not offsets and not any(self._lists.values()):
             return None
@@ -292,50 +295,59 @@ class _Draft:
 
 
 def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outcome:
-    """Classify an outcome, given its run's raw row (or None), and whether its event was seen before."""
+    """Return the record of an outcome, with its kind.
+
+    Args:
+      outcome: as a stage settled it.
+      run: its run, if that has a raw row.
+      repeated: whether its event was seen before.
+    """
     if repeated:
-        return _plain(outcome, run).replace(kind="repeat", reason="event", updates=())
-    if run is None or _is_first(outcome, run) or (outcome.kind == "ignored" and outcome.reason not in _FINAL_IGNORED):
+        return _stripped(outcome, run).replace(kind="repeat", reason="event", updates=())
+    has_no_effect = outcome.kind == "ignored" and outcome.reason not in _FINAL_IGNORED
+    if run is None or _is_first(outcome, run) or has_no_effect:
         if run is not None and outcome.kind == "run":
             outcome = outcome.replace(kind="reclaim")
-        if outcome.payload is None or outcome.kind in ("dead_letter", "deferred"):
-            return outcome
-        return outcome.replace(payload=None)
+        stays_open = outcome.kind in ("dead_letter", "deferred")  # a retry needs the payload
+        return outcome if stays_open or outcome.payload is None else outcome.replace(payload=None)
     if _completes(outcome, run):
         return outcome.replace(kind="reclaim")
-    plain = _plain(outcome, run)
+    stripped = _stripped(outcome, run)
     new_outcome = outcome.mention.outcome if outcome.mention else None
     if not new_outcome or new_outcome == run.outcome:
-        return plain.replace(kind="repeat", reason="other_log" if plain.file else "run")
-    if standing(outcome) < run.standing:
+        return stripped.replace(kind="repeat", reason="other_log" if stripped.file else "run")
+    if _event_standing(outcome) < run.standing:
         rival = "trusted" if run.trusted else "proved"
-        return plain.replace(kind="ignored", reason="less_trusted", detail=f"a {rival} event says {run.outcome}")
+        return stripped.replace(kind="ignored", reason="less_trusted", detail=f"a {rival} event says {run.outcome}")
     lowered = run.lowered and not outcome.trust.trusted
-    return plain.replace(kind="correction", reason="outcome", detail=f"was {run.outcome}", lowered=lowered)
+    return stripped.replace(kind="correction", reason="outcome", detail=f"was {run.outcome}", lowered=lowered)
 
 
-def standing(outcome: Outcome) -> int:
+def _event_standing(outcome: Outcome) -> int:
     """Return how far an event is believed about a run, one of `ciml.runs.run_log.STANDINGS`."""
     return standing_of(outcome.trust.trusted, outcome.mention is not None and bool(outcome.mention.auth))
 
 
 def _completes(outcome: Outcome, run: KnownRun) -> bool:
-    """Return whether an outcome completes the facts of a run's present row, and may: it has the row's standing."""
+    """Return whether an outcome completes the facts of a run's present row, with at least the standing of the row."""
     if outcome.kind != "run" or outcome.reason != COMPLETES or outcome.file is None:
         return False
-    return outcome.file.digest == run.digest and standing(outcome) >= run.standing
+    return outcome.file.digest == run.digest and _event_standing(outcome) >= run.standing
 
 
 def _is_first(outcome: Outcome, run: KnownRun | None) -> bool:
     """Return whether an outcome is the first of its standing that names its run.
 
-    An event does not bind one of a higher standing, which brings its own row or waits for its log.
+    Events of a lower standing decide nothing about it: it supplies its own row, or is deferred until its log exists.
     """
-    return run is None or standing(outcome) > run.standing
+    return run is None or _event_standing(outcome) > run.standing
 
 
-def _plain(outcome: Outcome, run: KnownRun | None) -> Outcome:
-    """Remove the fields that only a raw row or a dead letter has; keep the file where it differs from the row's."""
+def _stripped(outcome: Outcome, run: KnownRun | None) -> Outcome:
+    """Return an outcome without the fields of raw rows, dead letters and deferred runs.
+
+    It keeps the file of a log that differs from that of the run's row.
+    """
     file = outcome.file
     other_file = file if file is not None and run is not None and file.digest != run.digest else None
     return outcome.replace(detail="", file=other_file, payload=None, not_before_us=None)

@@ -4,10 +4,10 @@ A run that failed, and passed when its job ran again on the same code, was faile
 does not always pass). A run that failed again was failed by its code.
 
 Attempts form a *series* where they share ``attempt_of``, or source, project, pipeline, job and the tested commit (or
-change and patch set). The result follows from the raw manifest alone, up to the delta that was added last.
+change and patch set). The result depends only on the raw manifest, up to the delta that was added last.
 
-Anybody can run a job on a commit that is under review. So attempts have a limit for each standing, and a run depends on
-attempts of its own standing and of higher ones alone.
+Anybody can run a job on a commit that is under review. So the number of attempts is limited for each standing, and the
+cause of a run depends only on attempts of its own standing and of higher ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ciml.runs.run_log import STANDINGS, RunDelta, standing_of
 
 #: A later rerun is weak evidence: what the job downloads has changed meanwhile. Seven days, in microseconds.
 RERUN_WITHIN_US = 7 * 86_400_000_000
-#: What the format and the result of `Causes.encode` depend on, besides the deltas and the selection.
+#: Names the format and the limits of `Causes.encode`: states of the same deltas and selection are equal if this is.
 CAUSES_KIND = f"causes 2, {MAX_CAUSE_ATTEMPTS} attempts, {MAX_CAUSE_RUNS} runs"
 
 _Key = TypeVar("_Key")
@@ -38,8 +38,8 @@ class Causes:
     """The causes of runs by their reruns, for the deltas of a raw manifest that were added.
 
     Args:
-      selects: whether a job's runs count.
-      given: causes that reviewers gave, by run id. They come before the run's own event and its reruns.
+      selects: returns whether a job's runs are attempts, given the job's name.
+      given: causes that reviewers gave, by run id. They take precedence over the run's own event and its reruns.
 
     Example:
       causes = Causes(definition.selects)
@@ -52,15 +52,16 @@ class Causes:
         self._selects = selects
         self._given = given or {}
         self._attempts = StandingMap[str, Attempt](MAX_CAUSE_RUNS)
-        self._series: dict[tuple[bytes, int], dict[str, None]] = {}  # by series and standing, in the order of attempts
+        # The run ids of attempts by series and standing, in the order in which they were added.
+        self._series: dict[tuple[bytes, int], dict[str, None]] = {}
 
     def add(self, delta: RunDelta) -> set[str]:
         """Add the next delta; return the ids of the runs whose cause may have changed."""
         changed: set[str] = set()
-        related: set[str] = set()  # to runs as they were before
+        related: set[str] = set()  # runs that depended on a run before it left its series or its standing
         for record in delta.rows:
             facts = record.facts
-            related.update(self._depending(facts.run_id))  # a reclaim may leave its series
+            related.update(self._depending(facts.run_id))  # a reclaim replaces the attempt
             self._forget(facts.run_id)
             if attempt := self._attempt(facts, record.trust.trusted):
                 self._put(facts.run_id, attempt)
@@ -80,14 +81,14 @@ class Causes:
         return changed.union(filter(self._counts, related), *map(self._depending, changed))
 
     def of(self, run_id: str) -> str:
-        """Return the cause of a run that its own event does not name; "" where nothing says it."""
+        """Return the cause of a run by a reviewer or by its reruns; "" if they do not decide, or its own event does."""
         if reviewed := self._given.get(run_id):
             return reviewed
         attempt = self._attempts.get(run_id)
         return "" if attempt is None or attempt.has_own else self.by_reruns(run_id)
 
     def is_trusted(self, run_id: str) -> bool:
-        """Return whether a run is known and trusted."""
+        """Return whether a run is an attempt, and trusted."""
         attempt = self._attempts.get(run_id)
         return attempt is not None and attempt.trusted
 
@@ -97,18 +98,18 @@ class Causes:
         return attempt is not None and attempt.has_own
 
     def by_reruns(self, run_id: str) -> str:
-        """Return the cause of a run by its reruns alone; "" where they do not say it."""
+        """Return the cause of a run by its reruns only; "" if they do not decide."""
         attempt = self._attempts.get(run_id)
         if attempt is None:
             return ""
-        rivals = {
-            rival
+        rerun_ids = {
+            rerun_id
             for key in attempt.series
             if run_id in self._last(key, attempt.standing)
             for standing in STANDINGS[attempt.standing :]
-            for rival in self._last(key, standing)
+            for rerun_id in self._last(key, standing)
         }
-        reruns = (self._attempts.get(rival) for rival in rivals - {run_id})
+        reruns = (self._attempts.get(rerun_id) for rerun_id in rerun_ids - {run_id})
         return cause_of(attempt, (rerun for rerun in reruns if rerun is not None))
 
     def encode(self) -> bytes:
@@ -132,7 +133,7 @@ class Causes:
         return Attempt(time_us, facts.outcome or "", trusted, bool(facts.auth), series, CAUSE in facts.labels)
 
     def _last(self, series: bytes, standing: int) -> list[str]:
-        """Return the attempts of a series that count, the last ones of a standing."""
+        """Return the attempts of a series that count: the last ones of a standing, up to the limit."""
         attempts = self._series.get((series, standing), {})
         return list(islice(reversed(attempts), MAX_CAUSE_ATTEMPTS))
 
@@ -141,7 +142,7 @@ class Causes:
         return attempt is not None and any(run_id in self._last(key, attempt.standing) for key in attempt.series)
 
     def _depending(self, run_id: str) -> Iterator[str]:
-        """Yield the runs whose cause may depend on a run: those of its series that are not believed more."""
+        """Yield the runs whose cause may depend on a run: the attempts of its series with no higher standing."""
         attempt = self._attempts.get(run_id)
         if attempt is not None:
             for key in attempt.series:
@@ -170,15 +171,15 @@ class Causes:
 
 
 class Attempt(NamedTuple):
-    """One execution of a job, as far as causes depend on it.
+    """The facts of a run on which causes depend.
 
     Attributes:
       time_us: its start (its end where unknown), epoch microseconds.
       outcome: as in `RunFacts`; "" without one.
       trusted: whether it is trusted, by its event and the updates since.
       proved: whether a receiver proved who sent its event.
-      series: keys of the series that it belongs to.
-      has_own: whether its event names the cause.
+      series: the keys of its series.
+      has_own: whether its own event names the cause.
     """
 
     time_us: int
@@ -195,26 +196,29 @@ class Attempt(NamedTuple):
 
 
 def cause_of(attempt: Attempt, others: Iterable[Attempt]) -> str:
-    """Return the cause of a failed attempt by the others of the same code; "" where they do not decide.
+    """Return the cause of a failed attempt by other attempts on the same code; "" if they do not decide.
 
-    Later attempts decide: if one passed, the machine; if none passed, the code, where any attempt failed too. A pass
-    before it contradicts the code, and is no proof of the machine. An attempt says nothing of one of a higher standing.
+    Attempts of a lower standing, and those at a distance of more than `RERUN_WITHIN_US`, do not count. If a later
+    attempt passed, the machine is the cause. If no attempt passed and another one failed, the code is. If only an
+    earlier attempt passed, neither is known.
     """
     if attempt.outcome not in FAILED:
         return ""
     counted = [
-        rival
-        for rival in others
-        if rival.standing >= attempt.standing and abs(rival.time_us - attempt.time_us) <= RERUN_WITHIN_US
+        other
+        for other in others
+        if other.standing >= attempt.standing and abs(other.time_us - attempt.time_us) <= RERUN_WITHIN_US
     ]
-    passed = [rival.time_us for rival in counted if rival.outcome == "success"]
-    if any(time_us > attempt.time_us for time_us in passed):
+    passed = [other for other in counted if other.outcome == "success"]
+    if any(other.time_us > attempt.time_us for other in passed):
         return MACHINE
-    return CODE if not passed and any(rival.outcome in FAILED for rival in counted) else ""
+    if not passed and any(other.outcome in FAILED for other in counted):
+        return CODE
+    return ""
 
 
 def series_of(facts: RunFacts) -> tuple[bytes, ...]:
-    """Return the keys of the series of a run: none where the tested code is unknown."""
+    """Return the keys of the series of a run; none if the tested code is unknown."""
     parts = []
     if facts.attempt_of:
         parts.append(("attempts", facts.source, facts.build_name, facts.attempt_of))
@@ -234,7 +238,7 @@ _Lists = tuple[_Attempts, _Attempts, _Attempts]
 class StandingMap(Generic[_Key, _Value]):
     """A map that keeps the last entries of each standing.
 
-    Each standing has the whole limit for itself, so the entries of one are the same whatever is added to the others.
+    The limit applies to each standing separately, so entries of one standing never displace those of another.
 
     Args:
       limit: the most entries of one standing; a further one displaces the one that was put first.
@@ -260,7 +264,7 @@ class StandingMap(Generic[_Key, _Value]):
         return entries.popitem(last=False) if len(entries) > self._limit else None
 
     def replace(self, key: _Key, value: _Value) -> None:
-        """Replace the value of a present key; its standing and its place stay."""
+        """Replace the value of a present key. Its standing and its place in the order do not change."""
         entries = next(entries for entries in self._entries if key in entries)
         entries[key] = value
 
@@ -273,5 +277,5 @@ class StandingMap(Generic[_Key, _Value]):
         return [list(entries.items()) for entries in self._entries]
 
     def restore(self, lists: Iterable[Iterable[tuple[_Key, _Value]]]) -> None:
-        """Replace all entries by those of `lists`."""
+        """Replace all entries by the result of an earlier `lists`."""
         self._entries = tuple(OrderedDict(entries) for entries in lists)

@@ -1,8 +1,8 @@
 """Garbage collection in the raw store: objects of packed runs, replaced packs, and unreferenced objects.
 
 A manifest may still reference an object later: a worker reuses an existing object, and a suspended process or a job
-from an old savepoint commits late. So unreferenced objects stay for a month under ``swept/``, where readers find them
-too, and are restored when they are referenced. Whatever was written within the *grace* is kept.
+from an old savepoint commits late. So unreferenced objects are kept in ``swept/`` for a month, where readers find them,
+and are restored when a manifest references them. No object that was written within the *grace* is removed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class GarbageCollector:
     Args:
       raw: the raw store.
       packed_version: the raw manifest's version up to which runs were packed. Later runs are read from the manifest.
-      pending: folders that may hold runs that are neither packed nor alone; their objects stay.
+      pending: folders that may hold runs that are neither packed nor alone; their objects are kept.
       before_s: objects that were written, committed or moved later are kept, epoch seconds.
       report: called with the progress.
 
@@ -162,7 +162,7 @@ class GarbageCollector:
                 pass
 
     def _listed(self, prefix: str) -> Iterator[list[Entry]]:
-        """Yield the objects below a prefix, some at a time."""
+        """Yield the objects under a prefix, at most `_CHUNK` at a time."""
         entries = self._raw.entries(prefix)
         while chunk := list(islice(entries, _CHUNK)):
             yield chunk

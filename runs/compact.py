@@ -25,8 +25,8 @@ from ciml.storage import Store
 from ciml.storage.json_files import read_object, seal
 
 DAY_S = 86_400.0
-#: Time for which unreferenced objects stay in ``swept/``: a commit cannot be later, since the broker has expired the
-#: offsets of an older savepoint.
+#: Time for which unreferenced objects are kept in ``swept/``. No later commit can reference them, because the broker
+#: has expired the offsets of an older savepoint.
 ASIDE_S = 30 * DAY_S
 PACK_BYTES = 32 << 20
 MIN_RUNS = 2
@@ -70,11 +70,11 @@ def compact(
       raw: the raw store.
       older_than_s: age of a folder to pack, from the end of its day (UTC), seconds.
       grace_s: time for which objects are kept after they were written, packed or replaced, seconds.
-      aside_s: time for which unreferenced objects stay in ``swept/``, seconds.
+      aside_s: time for which unreferenced objects are kept in ``swept/``, seconds.
       min_runs: runs of a folder with fewer are not packed.
       pack_bytes: approximate largest size of a pack.
       window_runs: number of runs planned together.
-      everything: examine the packs of every folder, not only of changed ones, and renew those of older versions.
+      everything: examine the packs of every folder, not only of changed ones, and write packs of older versions again.
       clock: epoch seconds.
       progress: called with the progress.
 
@@ -166,8 +166,8 @@ class CompactionCursor(msgspec.Struct, rename={"version": "cursor"}):
     Attributes:
       version: each raw object in the raw manifest up to this version is in a pack, or is "alone" in its folder's pack
         manifest, or its folder is pending.
-      digest: of the delta of that version. Another digest there means that the cursor belongs to another manifest.
-      pending: folders that may hold runs neither packed nor alone, and the first version with one.
+      digest: the digest of the delta of that version. If it differs, the cursor belongs to another manifest.
+      pending: folders that may hold runs that are neither packed nor alone, with the first version of such a run.
       tidy: folders with writes that may have left objects to remove, and the time, epoch microseconds.
     """
 

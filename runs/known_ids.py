@@ -39,10 +39,10 @@ class KnownRun(NamedTuple):
 
     Attributes:
       outcome: the current one.
-      digest: of the telemetry of the current row: the first, or the reclaim.
+      digest: the digest of the telemetry of its last row.
       trusted: whether it is trusted, by the event that the row came from and the updates that were joined since.
       proved: whether a receiver proved who sent that event.
-      lowered: whether it was trusted when it was stored, and is not any more.
+      lowered: whether an update has revoked its trust.
     """
 
     outcome: str
@@ -104,7 +104,7 @@ class Index:
       runs: number of runs in them.
 
     Attributes:
-      subjects: what updates say, and the runs that they concern.
+      subjects: the statements of updates, the runs that they concern, and claims about runs.
     """
 
     def __init__(self, tables: Mapping[str, IdTable] | None = None, runs: int = 0) -> None:
@@ -119,10 +119,7 @@ class Index:
     def prefetch(
         self, events: Iterable[Event] = (), runs: Iterable[str] = (), dead_letters: Iterable[DeadLetterKey] = ()
     ) -> None:
-        """Look up ids in one batch, for speed.
-
-        Until the next call, queries for these ids cannot fail.
-        """
+        """Look up ids in one batch, for speed. Until the next call, queries for them cannot fail."""
         self._events.prefetch(fingerprint(*event) for event in events)
         self._runs.prefetch(runs)
         self._dead_letters.prefetch(dead_letters)
@@ -152,7 +149,7 @@ class Index:
         self._dead_letters[key] = dead_letter
 
     def dead_letters(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
-        """Return all open dead letters. The index must not change meanwhile."""
+        """Yield all open dead letters. The index must not change meanwhile."""
         recent = self._dead_letters.recent
         stored_rows = self._stored_dead_letters.scan() if self._stored_dead_letters is not None else ()
         for rows in stored_rows:
@@ -239,7 +236,8 @@ def recorded_ids(event_key: str, run_id: str, facts: Mapping[str, Any], standing
     that is believed more, and so make that a repeat. So an id counts for events of its own standing and of lower ones.
     An event that is equal in all facts is a repeat whatever its standing: updates and policies change that.
 
-    The ids of trusted events are plain, as those of all events in tables of older versions. These stay repeats.
+    The ids of trusted events are plain, as those of all events in tables of older versions. So events of those
+    versions are still recognised as repeats.
 
     Args:
       event_key: of the event, not empty.
@@ -253,7 +251,7 @@ def recorded_ids(event_key: str, run_id: str, facts: Mapping[str, Any], standing
 
 
 def ids_of_repeats(event_key: str, run_id: str, facts: Mapping[str, Any], standing: int) -> list[Event]:
-    """Return the ids of which one is remembered if the event is a repeat. The arguments are those of `recorded_ids`."""
+    """Return ids, of which a repeat has at least one remembered. The arguments are as in `recorded_ids`."""
     if not run_id:
         return [(event_key, run_id)]
     ids = [(event_key, run_id), _of_facts(event_key, run_id, facts)]

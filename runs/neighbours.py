@@ -25,7 +25,7 @@ from ciml.runs.run_log import PROVED, TRUSTED, RunDelta, RunRecord
 NEAR_WITHIN_US = 3_600_000_000
 #: The label with the name of a run's machine, where a recorder or a listing has one.
 NODE = "node"
-#: What the format and the result of `NearbyRuns.encode` depend on, besides the deltas and the jobs that are asked for.
+#: Names the format and the limits of `NearbyRuns.encode`: states of the same deltas and jobs are equal if this is.
 NEIGHBOURS_KIND = (
     f"neighbours 2, {NEAR_WITHIN_US} us, {MAX_NEAR_RUNS} runs, {MAX_NEAR_PLACES} places, {MAX_NEAR_FOUND} found"
 )
@@ -50,7 +50,7 @@ class NearbyRuns:
         for record in delta.runs:
             self._add_row(record, is_reclaim=False)
         for record in delta.reclaims:
-            self._near.pop(record.mention.run_id)  # those of the row that it replaces
+            self._near.pop(record.mention.run_id)  # the neighbours of the row that this one replaces
             self._add_row(record, is_reclaim=True)
         for change in delta.trust_changes:
             self._change_trust(change.run_id, change.trust.trusted)

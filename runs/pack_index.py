@@ -98,7 +98,7 @@ class PackFile(Record, frozen=True, gc=False):
 
 
 class Alone(Record, frozen=True, array_like=True, gc=False):
-    """A run that stays an object of its own: ``why`` is its fault, or "" if there were too few runs."""
+    """A run that is kept as an object of its own: ``why`` is its fault, or "" if there were too few runs."""
 
     digest: str
     rows: int
@@ -109,10 +109,10 @@ class PackState:
     """The state of a folder's pack manifest.
 
     Attributes:
-      version: that of the last delta applied, 0 for a folder without packs.
-      packs: the present packs by path, in the order in which they came.
-      replaced: packs replaced by others, by path. Their objects are removed after the grace.
-      since_us: commit or replacement time of each, epoch microseconds.
+      version: the version of the last delta applied; 0 for a folder without packs.
+      packs: the present packs by path, in the order of their commits.
+      replaced: packs that others replaced, by path. Their objects are removed after the grace.
+      since_us: commit time of each present pack and replacement time of each replaced one, epoch microseconds.
       alone: runs that were examined and left as objects of their own, by name.
     """
 

@@ -38,9 +38,10 @@ from ciml.runs.reader import FolderPacks, load_packs, read_run
 from ciml.storage import LocalStore, Store
 from ciml.telemetry import TIME
 
-#: A row group ends with the run that reaches this size: it is read for one run, and held while writing.
+#: A row group ends with the run that brings it to this number of rows. A reader of one run reads its whole group, and a
+#: writer holds the last group in memory.
 GROUP_ROWS = 32_768
-#: Most runs of a pack.
+#: Maximum number of runs in a pack.
 PACK_RUNS = 5_000
 _THREADS = 16
 _OPEN_PACKS = 4
@@ -55,10 +56,10 @@ class PackCounts:
     """The result of packing and merging.
 
     Attributes:
-      runs, rows: packed runs and their rows.
-      packs, packs_bytes: written and committed packs.
-      merged: packs merged into larger ones.
-      alone: runs that are not packed because their folder has too few.
+      runs, rows: numbers of packed runs and of their rows.
+      packs, packs_bytes: number and size of the packs that were written and committed.
+      merged: number of packs that were merged into larger ones, or written again.
+      alone: number of runs that are not packed because their folder has too few.
       faults: runs that cannot be packed and the reason, a line each. They keep their objects.
     """
 
@@ -76,7 +77,7 @@ class FolderPacker:
 
     Args:
       raw: the raw store.
-      min_runs: fewer runs of a folder are not packed.
+      min_runs: the runs of a folder with fewer are not packed.
       pack_bytes: a pack ends with the run that brings it to this size.
       clock: epoch seconds.
 
@@ -119,7 +120,7 @@ class FolderPacker:
         new_runs = [run for name, run in named_runs.items() if name not in packs.runs and name not in alone]
         if not new_runs:
             return WrittenPacks([], {})
-        # With the new runs, those that were left alone may be enough.
+        # Together with the runs that were left alone, there may be enough.
         new_runs += [NamedRun(folder, name, run.digest, run.rows) for name, run in alone.items()]
         written = self._write_runs(folder, new_runs)
         return written if self._commit(folder, packs.state, written.packs, written.alone) else None
@@ -127,8 +128,8 @@ class FolderPacker:
     def merge(self, folder: str, *, renew: bool = False) -> bool:
         """Merge the small packs of a folder that have the same columns; return whether a pack was written.
 
-        Nothing is merged where another process changes the packs meanwhile, or where a run does not read back: a
-        verification reports its fault.
+        Nothing is merged if another process changes the packs meanwhile, or if a run cannot be packed again. Such a
+        run's fault is reported by a verification.
 
         Args:
           folder: ``job=…/date=…``.
@@ -232,7 +233,7 @@ def _small_packs(packs: Iterable[OpenPack], pack_bytes: int) -> list[OpenPack]:
 
 
 class _ReadObject(NamedTuple):
-    """The telemetry in the object of a run; None and its fault where it cannot be packed."""
+    """The telemetry in the object of a run; None and a fault if the run cannot be packed."""
 
     run: NamedRun
     table: pa.Table | None

@@ -113,10 +113,11 @@ class OpenPack:
     Attributes:
       file: the pack as described in the manifest.
       runs: its runs, in order.
-      number: index of each run in ``runs``, by name.
+      number: the index of each run in ``runs``, by name.
       schema, names: its columns of telemetry and their names, in order; without `RUN_COLUMNS`.
-      renewable: whether it lacks `RUN_COLUMNS`, because an older version wrote it, and could have them.
-      format: docs/compatibility.md; 3 names `RUN_COLUMNS`, 2 has checksums of its column chunks, 1 has none.
+      renewable: whether an older version wrote it without `RUN_COLUMNS`, and no column of telemetry has such a name.
+      format: as in docs/compatibility.md: 1 has no checksums, 2 has checksums of its column chunks, 3 has also
+        `RUN_COLUMNS`.
     """
 
     def __init__(self, file: PackFile, footer: bytes) -> None:
@@ -137,7 +138,7 @@ class OpenPack:
             stored_schema: pa.Schema = parquet.schema_arrow.remove_metadata()
             entries = self.metadata.metadata
             description = orjson.loads(entries[DESCRIPTION])
-            added = len(description.get("run_columns", ()))  # the last ones
+            added = len(description.get("run_columns", ()))  # `RUN_COLUMNS` are the last ones
             self.schema = pa.schema([stored_schema.field(index) for index in range(len(stored_schema) - added)])
             self.runs = _decode_runs(description)
             self._checksums = _decode_checksums(entries.get(CHECKSUMS, b""))
@@ -218,7 +219,7 @@ class OpenPack:
             raise unreadable(store.url(path), error) from None
 
     def _indices(self, columns: Sequence[str] | None) -> Sequence[int]:
-        """Return the indices of columns in the file; with None of all, because what is read as a whole is checked."""
+        """Return the indices of columns in the file; all of them for None, because a checksum covers all columns."""
         if columns is None:
             return range(self.metadata.num_columns)
         return [index for index, name in enumerate(self.names) if name in columns]

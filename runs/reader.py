@@ -55,7 +55,7 @@ def read_runs(
 
     Args:
       store: the raw store.
-      files: files from manifests; or paths below the store, whose rows are not checked.
+      files: files from manifests; or paths in the store, whose number of rows is not checked.
       columns: only these, in this order; all by default. A name that a file lacks is left out.
       threads: number of reading threads; by default 16 for S3, where opening a file waits, and 1 for a folder, where it
         holds the interpreter.
@@ -107,7 +107,7 @@ class Joined(NamedTuple):
 def read_joined(
     store: Store, files: Sequence[RawFile], *, columns: Sequence[str], threads: int | None = None
 ) -> Iterator[Joined | list[tuple[int, pa.Table]]]:
-    """Yield the telemetry of many runs, pack by pack, in no order; the runs of a pack stay one table.
+    """Yield the telemetry of many runs, pack by pack, in no order.
 
     Args:
       store: the raw store.
@@ -116,7 +116,7 @@ def read_joined(
       threads: see `read_runs`.
 
     Yields:
-      The runs of a pack; or (index, table) of runs that are objects of their own, `_OBJECTS` at a time.
+      `Joined` for the runs of a pack; a list of (index, table) for other runs, at most `_OBJECTS` of them.
 
     Raises:
       IntegrityError: a run is missing, damaged or has other rows.
@@ -163,7 +163,7 @@ def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]
 
 
 def verify_run(store: Store, run_id: str, file: RawFile) -> str:
-    """Check a run's telemetry (existence, rows, digest): return "" if it is valid, else one line."""
+    """Check a run's telemetry (existence, rows, digest). Return its fault in one line, "" without one."""
     try:
         table = read_run(store, file)
         digest = telemetry_digest(run_id, table)
@@ -185,7 +185,7 @@ def _verify_part(store: Store, runs: Sequence[tuple[str, RawFile]]) -> Iterator[
             telemetry_digest(run_id, table) == file.digest for (run_id, file), table in zip(runs, tables, strict=True)
         ]
     except (IntegrityError, TypeError):
-        equal = [False] * len(runs)  # at least one differs: check them one by one
+        equal = [False] * len(runs)  # at least one is damaged: check them one by one
     for (run_id, file), is_equal in zip(runs, equal, strict=True):
         yield "" if is_equal else verify_run(store, run_id, file)
 
@@ -199,17 +199,18 @@ def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
         raise _missing(store, path)
     folder, name = parts
     packs = _cache.get(store, folder)
+    position = packs.runs.get(name) if packs is not None else None
     while True:
-        position = packs.runs.get(name) if packs is not None else None
         if position is not None:
             with suppress(FileNotFoundError):  # replaced by another pack
                 return position.pack.read(store, [position.number], columns)[position.number]
         with suppress(FileNotFoundError):  # packed meanwhile
             return read_object(store, path, columns)
         packs = _cache.load(store, folder)
-        present_position = packs.runs.get(name)
-        if present_position is None or (position is not None and present_position.pack.file == position.pack.file):
-            break
+        next_position = packs.runs.get(name)
+        if next_position is None or (position is not None and next_position.pack.file == position.pack.file):
+            break  # no other pack has it
+        position = next_position
     # A run that was committed long after it was written is in ``swept/``, or is being moved back.
     for last_path in (f"{SWEPT}/{path}", path):
         with suppress(FileNotFoundError):
@@ -312,7 +313,9 @@ def _read_folders(
     read: Callable[[OpenPack, Mapping[int, int]], T],
     threads: int,
 ) -> Iterator[tuple[list[T], list[int]]]:
-    """Yield for each folder what was read from each pack, and the indices of the runs that are in no pack.
+    """Yield for each folder the results of ``read`` for its packs, and the indices of the runs that it did not read.
+
+    These are in no pack, requested twice, or in a pack that was replaced meanwhile.
 
     Args:
       store: the raw store.
@@ -347,7 +350,10 @@ def _default_threads(store: Store) -> int:
 
 
 def _ahead(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
-    """Call ``work`` on items in order, with threads a few items ahead of the consumer, because results are large."""
+    """Yield ``work(item)`` for each item, in order.
+
+    With several threads, at most as many results are under way, because results are large.
+    """
     if threads <= 1:
         yield from map(work, items)
         return
@@ -373,7 +379,7 @@ class FolderPacks:
 
     Attributes:
       state: the state of their manifest.
-      packs: the present ones, opened. Where one is missing, also replaced ones that still exist.
+      packs: the present ones, opened, and, if one of them is missing, the replaced ones that still exist.
       runs: the position of each run, by the run's file name.
       missing: packs in the manifest that do not exist.
       broken: faults of packs that cannot be opened, one line each.
@@ -400,7 +406,7 @@ def load_packs(store: Store, folder: str) -> FolderPacks:
         packs, missing, broken = _open(store, state.packs.values())
         if not missing:
             return FolderPacks(state, packs, missing, broken)
-        if state.version == version:  # else it may have been replaced since the manifest was read
+        if state.version == version:  # otherwise the missing pack may have been replaced since the manifest was read
             return FolderPacks(state, packs + _open(store, state.replaced.values())[0], missing, broken)
         version = state.version
 

@@ -56,12 +56,12 @@ class Correction(Record, frozen=True, gc=False):
 
     @property
     def binding(self) -> bool:
-        """Whether it counts for a row that was trusted: its event was too, or the row was not trusted any more."""
+        """Whether it counts for a row that was trusted: its event is trusted too, or the row is not any more."""
         return self.trust.trusted or self.lowered
 
     @property
     def fix(self) -> tuple[str, str]:
-        """The outcome, and the producer's own word."""
+        """The outcome, "" without one, and the producer's own word."""
         return self.mention.outcome or "", self.mention.result
 
 
@@ -80,7 +80,7 @@ class RunDelta(Record, frozen=True, gc=False):
 
     Attributes:
       runs: rows of new runs.
-      reclaims: rows that replace those of an untrusted event.
+      reclaims: rows that replace an earlier row of the same run.
       corrections: further outcomes of runs. They apply after all rows of the delta.
       trust_changes: further decisions on their trust. They apply after all corrections.
     """
@@ -119,7 +119,7 @@ class StoredRunLog:
 
     Args:
       log: the manifest.
-      judge: returns the trust of stored records without a decision: older versions evaluated only events whose log they
+      judge: decides on records that older versions stored without a decision: they judged only events whose log they
         fetched.
     """
 
@@ -167,12 +167,12 @@ def find_rows(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RunRecord]:
 
 
 def find_facts(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RunFacts]:
-    """Return the own facts of those runs that are stored, by run id: those of each run's last row."""
+    """Return the own facts of those runs that are stored, from each run's last row, by run id."""
     return {run_id: row.mention for run_id, row in find_rows(log, run_ids).items()}
 
 
 def find_files(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
-    """Return the raw objects of those runs that are stored, by run id: that of each run's last row."""
+    """Return the raw objects of those runs that are stored, from each run's last row, by run id."""
     return {run_id: row.file for run_id, row in find_rows(log, run_ids).items()}
 
 

@@ -1,8 +1,8 @@
 """Verifies a raw store: its manifest, and the runs that the manifest names.
 
 The audit of the manifest counts its records independently of the committers: each (event, run) is accounted for once.
-Then every named run must exist, with its rows and its digest, and no other object may. A *name* is the path of a raw
-object in the manifest; the object, or a pack, has the run.
+Then every named run must exist, with its rows and its digest, and older objects without a name are findings. A *name*
+is the path of a raw object in the manifest. The run is in that object or in a pack.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ciml.runs.state import RAW, RawState, open_raw
 from ciml.runs.tables import FOLDER as DELTA_LOG
 from ciml.storage import Store
 
-#: Age of an unreferenced object that is a finding: compaction has had the time to remove it.
+#: Age from which an unreferenced object is a finding: compaction has had the time to remove it, seconds.
 GRACE_S = 3 * 86_400.0
 
 
@@ -46,9 +46,12 @@ class Verification(Findings):
 
     Attributes:
       version: the raw manifest's version up to which it was verified.
-      records, runs, objects: records of the manifest, those of runs, and the raw objects that they name.
-      read: raw objects and runs in packs whose digest was computed.
-      packs, packed, single: read packs, the runs in them, and read raw objects.
+      records: number of records of the manifest.
+      runs: number of records that store a new run.
+      objects: number of raw objects that the manifest names.
+      read: number of raw objects, and of runs in packs, whose digest was computed.
+      packs, packed: number of packs that were read, and of the runs in them.
+      single: number of raw objects that were read.
       older: number of checkpoints of an older version (`ciml.manifest.verify.Fault`).
     """
 
@@ -75,7 +78,7 @@ def verify_raw(
     clock: Callable[[], float] = time.time,
     progress: Progress | None = None,
 ) -> Verification:
-    """Verify manifest, accounting and runs. Commits that are made meanwhile are left out.
+    """Verify manifest, accounting and runs. Later commits are not verified.
 
     Memory grows by 20 bytes for each raw object that the manifest names.
 
@@ -185,7 +188,14 @@ class _Sample:
 
 
 def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, str], result: Verification) -> None:
-    """Compare rows with the index. A later reclaim must follow a row with another digest, kept in ``superseded``."""
+    """Compare rows with the index, which has the digest of each run's last row.
+
+    Args:
+      state: has the index.
+      delta: the next delta.
+      superseded: by run id, the digest of a row that differs from the index. A later reclaim must supersede that row.
+      result: gets the findings.
+    """
     rows = [(record["mention"]["run_id"], record["file"]["digest"]) for record in rows_of(delta)]
     state.index.prefetch(runs=[run_id for run_id, _ in rows])
     for run_id, digest in rows:
@@ -202,8 +212,8 @@ class _Names:
     """The raw objects that a manifest names, 20 bytes each. Add all of them, then sort.
 
     Attributes:
-      paths, digests: hashes of path and digest, uint64 [n], by path.
-      rows: number of rows, uint32 [n].
+      paths, digests, rows: an entry for each name, in the order of ``paths``; only after `sort`. Hashes of path and
+        digest, uint64 [n], and number of rows, uint32 [n].
     """
 
     def __init__(self) -> None:
@@ -250,7 +260,7 @@ class _Objects:
         self._checked = np.zeros(len(names), bool)
 
     def verify_packs(self) -> None:
-        """Verify the bytes and the runs of every named pack."""
+        """Verify the bytes and the runs of every pack in the manifests of packs; report others."""
         of_table = f"{PACKS}/{DELTA_LOG}/"
         entries = (
             entry
@@ -296,7 +306,7 @@ class _Objects:
                 self._check(path, table.num_rows, digest, pack.file.path, "pack")
 
     def verify_singles(self) -> None:
-        """Verify every raw object that is not in a pack."""
+        """Verify every raw object that the manifest names; report others."""
         for entry in self._raw.entries(RUNS):
             parts = split_path(entry.path)
             if parts is None or self._names.find(entry.path) is None:
@@ -316,7 +326,7 @@ class _Objects:
             self._check(entry.path, table.num_rows, digest, self._raw.url(), "run")
 
     def verify_missing(self) -> None:
-        """Verify the named runs that were not read once more, since a compaction may have moved them."""
+        """Look for the named runs that were not read: a compaction may have moved them meanwhile."""
         unchecked = np.flatnonzero(~self._checked)
         if not len(unchecked):
             return
@@ -353,7 +363,7 @@ class _Objects:
             self._young += 1
 
     def note_unreferenced(self) -> None:
-        """Note the objects that no manifest names and that are no findings yet."""
+        """Note how many unreferenced objects are no findings: set aside by a compaction, or too young."""
         count = sum(1 for _ in self._raw.entries(SWEPT))
         if count:
             self._result.notes.append(
@@ -364,7 +374,7 @@ class _Objects:
 
 
 def _folder_of(path: str) -> str:
-    """Return the folder of a pack or of a delta of its manifest. Listings have these beside each other."""
+    """Return the folder of a pack, or of a delta in the manifest of its folder. Both are adjacent in a listing."""
     return path.rpartition("/")[0].removesuffix("/_manifest")
 
 
@@ -377,9 +387,10 @@ class Audit(Findings):
     """Totals of deltas, and their faults.
 
     Attributes:
-      version: the last delta added.
-      records, runs: number of records, and of those of runs.
-      counts: number of (event, run) by (kind, reason).
+      version: the version of the delta that was added last.
+      records: number of records.
+      runs: number of records that store a new run.
+      counts: number of (event, run) by (kind, reason) of their last record.
     """
 
     def __init__(self) -> None:
@@ -388,24 +399,24 @@ class Audit(Findings):
         self.counts: Counter[tuple[str, str]] = Counter()
         self._covered: defaultdict[tuple[str, int], RangeSet] = defaultdict(RangeSet)
         self._recorded: defaultdict[tuple[str, int], RangeSet] = defaultdict(RangeSet)
-        self._open: dict[bytes, tuple[str, str]] = {}
+        self._open: dict[bytes, tuple[str, str]] = {}  # (kind, reason) of open records, by `_key`
 
     def add_delta(self, version: int, delta: Delta) -> None:
-        """Add the next delta."""
+        """Add the next delta, and find its faults."""
         self.version = version
         fresh = self._cover(version, delta)
         closed = {_key(origin, run_id) for origin, run_id in delta["closes"]}
         for key in closed:
-            before = self._open.pop(key, None)
-            if before is None:
-                self.find("delta", f"version {version} closes a record that is not open")
+            if key in self._open:
+                self.counts[self._open.pop(key)] -= 1
             else:
-                self.counts[before] -= 1
+                self.find("delta", f"version {version} closes a record that is not open")
         settled: set[bytes] = set()
         for kind, record in records_of(delta):
             topic, partition, offset = record["origin"]
             run_id = record.get("mention", {}).get("run_id", "")
             key = _key(record["origin"], run_id)
+            undecoded_key = _key(record["origin"], "")  # of an earlier record of a message that could not be decoded
             outcome = (kind, record.get("reason", ""))
             label = f"version {version}: {topic}[{partition}] {offset} {run_id}".rstrip()
             self.records += 1
@@ -415,17 +426,17 @@ class Audit(Findings):
                 self.find("delta", f"{label} is settled twice")
             settled.add(key)
             self._recorded[topic, partition].add(offset, offset + 1)
-            if key in self._open:  # tried again, still unavailable
+            if key in self._open:  # the log was tried again, and is still unavailable
                 if kind != "deferred":
                     self.find("delta", f"{label} is settled, but its open record is not closed")
                 self.counts[self._open.pop(key)] -= 1
-            # A message that could not be decoded before has an open record without a run, which this delta closes.
-            elif not {key, _key(record["origin"], "")} & closed and offset not in fresh[topic, partition]:
+            elif key not in closed and undecoded_key not in closed and offset not in fresh[topic, partition]:
                 self.find("delta", f"{label} is settled, but this version does not cover it")
             if kind in ("deferred", "dead_letter"):
                 self._open[key] = outcome
 
     def _cover(self, version: int, delta: Delta) -> Mapping[tuple[str, int], RangeSet]:
+        """Add the offsets that a delta covers, and return them by (topic, partition)."""
         fresh: defaultdict[tuple[str, int], RangeSet] = defaultdict(RangeSet)
         for topic, entry in delta["offsets"].items():
             for partition, ranges in entry["partitions"].items():

@@ -3,9 +3,9 @@
     python -m studies.talk providers|status|talk LISTING LOGS DATA
     python -m studies.talk plots PROVIDERS STATUS TALK FOLDER
 
-The first form prints each ``ciml`` command before it runs it. Stored results are not computed again, so it can be
-stopped and continued. The tables are made from the stored results only. The second form takes the DATA folders of the
-three plans, and writes PNG files to FOLDER.
+The first form runs the ``ciml`` commands of a plan and prints its tables. It can be stopped and continued, because
+stored results are not computed again. The second form takes the DATA folders of the three plans, and writes PNG files
+to FOLDER.
 """
 
 from __future__ import annotations
@@ -31,8 +31,13 @@ TALK = ("--estimator", "tf.estimator.DNNClassifier", "--batch-size", "128", "--e
 
 @dataclass(frozen=True)
 class Cell:
-    """A cross-validation: an experiment on a data set, by run or with groups held out; without folds, a training and
-    its test, and the same model on the test runs of others."""
+    """A training of an experiment on a data set: a cross-validation, or without folds one model.
+
+    Attributes:
+      folds: number of folds of the cross-validation; 0 for one model, which is tested on the test runs.
+      hold_out: the groups of the folds, such as job; "" for single runs.
+      others: further data sets whose test runs the one model is tested on.
+    """
 
     experiment: str
     dataset: str
@@ -59,7 +64,7 @@ def _divided(experiment: str, dataset: str) -> tuple[Cell, ...]:
 
 
 def providers() -> Plan:
-    """Which cloud ran the job? Three sets of columns, three ways to divide the runs."""
+    """Return the plan for "Which cloud ran the job?": three sets of columns, three ways to divide the runs."""
     common = ("--class-label", "provider", "--tdt-split", "1", "0", "0")
     second = (*common, "--sample-interval", "1s", "--max-windows", "300")
     coarse = (*common, "--sample-interval", "10s", "--max-windows", "30")
@@ -95,7 +100,7 @@ def providers() -> Plan:
 
 
 def status() -> Plan:
-    """Did the job pass? On whole runs and on beginnings of equal length; five seeds, each with folds of its own."""
+    """Return the plan for "Did the job pass?": on whole runs and on their first seconds, with five seeds and folds."""
     common = ("--class-label", "status", "--tdt-split", "1", "0", "0", "--sample-interval", "1s")
     lengths = {"whole": ("--max-windows", "120")} | {
         f"first-{n}": ("--max-windows", str(n), "--min-windows", str(n)) for n in (5, 10, 15, 20)
@@ -114,7 +119,7 @@ def status() -> Plan:
 
 
 def talk() -> Plan:
-    """The talk's own choices by its own network: features, resolution, topology, another job, merged classes."""
+    """Return the plan for the choices of the talk: features, resolution, topology, another job, merged classes."""
     common = ("--class-label", "provider", "--sample-interval", "10s", "--max-windows", "30")
     features = ("usr", "used", "1m", "usr|1m", "usr|used", "usr|used|1m")
     datasets: dict[str, tuple[str, ...]] = {
@@ -143,8 +148,8 @@ def talk() -> Plan:
     return Plan(datasets, experiments, tuple(cells))
 
 
-def lines(plan: Plan, listing: str, logs: str, data: str) -> Iterator[list[str]]:
-    """The command lines of a plan, in order."""
+def commands(plan: Plan, listing: str, logs: str, data: str) -> Iterator[list[str]]:
+    """Yield the words of each command of a plan, in order."""
     yield ["ciml", "backfill", listing, "--logs", logs, "--data-path", data]
     for name, options in plan.datasets.items():
         yield ["ciml", "dataset", "build", "--dataset", name, *options, "--data-path", data]
@@ -160,8 +165,8 @@ def lines(plan: Plan, listing: str, logs: str, data: str) -> Iterator[list[str]]
         ]
 
 
-def stored(data: Path, cell: Cell) -> dict[str, Any] | None:
-    """The result of a cell, if there is one."""
+def read_result(data: Path, cell: Cell) -> dict[str, Any] | None:
+    """Return the result of a cross-validation; None without one."""
     results = (data / "experiments" / cell.experiment / "results" / cell.dataset).glob(
         f"*/folds-{cell.by}-{cell.folds}.json"
     )
@@ -171,8 +176,8 @@ def stored(data: Path, cell: Cell) -> dict[str, Any] | None:
     return None
 
 
-def table(data: Path, plan: Plan) -> list[str]:
-    """A line of a Markdown table for each cell that has a result; the seeds of one experiment share a line."""
+def cross_validation_table(data: Path, plan: Plan) -> list[str]:
+    """Return the lines of a Markdown table: one for the seeds of an experiment on a data set, as far as they ran."""
     out = [
         "| columns or length | experiment | divided by | accuracy | precision | recall | F1 "
         "| one number: accuracy | F1 |",
@@ -180,44 +185,38 @@ def table(data: Path, plan: Plan) -> list[str]:
     ]
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for cell in plan.cells:
-        if cell.folds and (result := stored(data, cell)) is not None:
+        if cell.folds and (result := read_result(data, cell)) is not None:
             name = cell.experiment.rsplit("-", 1)[0] if cell.experiment[-2:-1] == "-" else cell.experiment
             groups.setdefault((cell.dataset, name, cell.by), []).append(result)
     for (dataset, name, by), results in groups.items():
-        baselines = [accuracy for result in results for accuracy in result.get("baselines", {}).values()]
-        pooled = [accuracy["pooled"] for accuracy in results]
-        figures = (_accuracy(results), *(_pooled(pooled, name) for name in ("precision", "recall", "f1")))
-        baseline = (
-            (_accuracy(baselines), _pooled([accuracy["pooled"] for accuracy in baselines], "f1"))
-            if baselines
-            else ("", "")
-        )
-        out.append(f"| {dataset} | {name} | {by} | {' | '.join((*figures, *baseline))} |")
+        baselines = [baseline for result in results for baseline in result.get("baselines", {}).values()]
+        figures = [_accuracy(results), *(_pooled(results, figure) for figure in ("precision", "recall", "f1"))]
+        figures += [_accuracy(baselines), _pooled(baselines, "f1")] if baselines else ["", ""]
+        out.append(f"| {dataset} | {name} | {by} | {' | '.join(figures)} |")
     return out
 
 
 def _accuracy(results: Sequence[dict[str, Any]]) -> str:
-    """The mean over folds with Student's interval; of several seeds the mean over seeds, and the lowest and highest."""
-    means = [result["mean"]["accuracy"] for result in results]
-    if len(means) == 1:
-        return _figure(means[0])
-    return _over([mean["value"] for mean in means])
+    """Return the mean accuracy over the folds, as `_over_seeds`."""
+    return _over_seeds([result["mean"]["accuracy"] for result in results])
 
 
-def _pooled(pooled: Sequence[dict[str, Any]], name: str) -> str:
-    """A figure of the failed where there are any, else the mean over the classes."""
-    values = [(fold["classes"]["failed"] if "failed" in fold["classes"] else fold["macro"])[name] for fold in pooled]
-    if len(values) == 1:
-        return _figure(values[0])
-    return _over([fold["value"] for fold in values])
+def _pooled(results: Sequence[dict[str, Any]], name: str) -> str:
+    """Return a figure over all folds, as `_over_seeds`: of the class "failed", or the mean over classes without it."""
+    pooled = [result["pooled"] for result in results]
+    return _over_seeds([seed["classes"].get("failed", seed["macro"])[name] for seed in pooled])
 
 
-def _over(values: Sequence[float]) -> str:
+def _over_seeds(figures: Sequence[dict[str, float]]) -> str:
+    """Return the figure of one seed with its interval; the mean of several, with the lowest and the highest."""
+    if len(figures) == 1:
+        return _figure(figures[0])
+    values = [figure["value"] for figure in figures]
     return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def trials(data: Path, plan: Plan) -> list[str]:
-    """A line of a Markdown table for each training and each data set that it was tested on."""
+def trial_table(data: Path, plan: Plan) -> list[str]:
+    """Return the lines of a Markdown table: one for each model and each data set that it was tested on."""
     out = [
         "| learned on | experiment | tested on | runs | accuracy | base rate | macro F1 | one number: accuracy |",
         "|---" * 8 + "|",
@@ -245,40 +244,42 @@ _BY = {"run": "runs held out", "flavour": "flavours held out", "job": "jobs held
 
 @dataclass(frozen=True)
 class Series:
-    """A series of bars: figures float64 [bars, 3], value, low and high; NaN for a missing result."""
+    """Bars of one colour: float64 [bars, 3], with value, low and high of each; NaN for a missing result."""
 
     name: str
     figures: np.ndarray
 
 
 def _mean(result: dict[str, Any] | None) -> tuple[float, float, float]:
+    """Return the value, low and high of the mean accuracy of a cross-validation; NaN without one."""
     mean = result["mean"]["accuracy"] if result else dict.fromkeys(("value", "low", "high"), np.nan)
     return mean["value"], mean["low"], mean["high"]
 
 
 def _baseline(result: dict[str, Any] | None) -> tuple[float, float, float]:
+    """Return the same for the result's first baseline."""
     return _mean(next(iter(result["baselines"].values()), None) if result else None)
 
 
 def by_providers(data: Path) -> tuple[list[str], list[Series]]:
-    """The nine cells: ours, the talk's network, and memory alone."""
+    """Return the nine data sets and divisions, and their bars: ciml's estimator, the talk's network, only memory."""
     fine = [cell for cell in providers().cells if cell.experiment in ("shapes", "level-ratios")]
     coarse = [Cell("dnn-5x100", f"{cell.dataset}-10s", cell.folds, cell.hold_out) for cell in fine]
     names = [f"{cell.dataset}\n{_BY[cell.by]}" for cell in fine]
-    networks = [stored(data, cell) for cell in coarse]
+    networks = [read_result(data, cell) for cell in coarse]
     return names, [
-        Series("boosted_summaries", np.array([_mean(stored(data, cell)) for cell in fine])),
+        Series("boosted_summaries", np.array([_mean(read_result(data, cell)) for cell in fine])),
         Series("the talk's network", np.array([_mean(result) for result in networks])),
         Series("memory alone", np.array([_baseline(result) for result in networks])),
     ]
 
 
 def by_length(data: Path) -> tuple[list[str], list[Series]]:
-    """Pass or fail, by how much of a run is seen; the first seed."""
+    """Return the lengths of runs, and their bars for pass or fail, with the first seed."""
     lengths = ["first-5", "first-10", "first-15", "first-20", "whole"]
-    forests = [stored(data, Cell("forest-0", length, 5)) for length in lengths]
-    networks = [stored(data, Cell("dnn-5x100", length, 5)) for length in lengths]
-    assert all(cell in status().cells for cell in (Cell("forest-0", length, 5) for length in lengths))
+    forests = [read_result(data, Cell("forest-0", length, 5)) for length in lengths]
+    networks = [read_result(data, Cell("dnn-5x100", length, 5)) for length in lengths]
+    assert all(Cell("forest-0", length, 5) in status().cells for length in lengths)
     return [f"first {length[6:]} s" if length != "whole" else "whole run" for length in lengths], [
         Series("forest", np.array([_mean(result) for result in forests])),
         Series("the talk's network", np.array([_mean(result) for result in networks])),
@@ -287,7 +288,7 @@ def by_length(data: Path) -> tuple[list[str], list[Series]]:
 
 
 def by_resolution(data: Path) -> tuple[list[str], list[Series]]:
-    """The talk's network on usr and 1m, by the length of a window."""
+    """Return the lengths of a window, and the bars of the talk's network on usr and 1m."""
     datasets = {length: f"every-{length.replace(' ', '')}" for length in ("1 s", "5 s", "10 s", "30 s", "1 min")}
     datasets["10 s"] = "features-usr-1m"  # the talk's own length
     assert set(datasets.values()) <= set(talk().datasets)
@@ -301,8 +302,8 @@ def by_resolution(data: Path) -> tuple[list[str], list[Series]]:
     return list(datasets), [Series("the talk's network", np.array(figures)), Series("base rate", np.array(base))]
 
 
-def bars(name: str, title: str, groups: Sequence[str], series: Sequence[Series], width_inches: float) -> Plot:
-    """Plot accuracies side by side in groups, each with its 95 % interval."""
+def bar_plot(name: str, title: str, groups: Sequence[str], series: Sequence[Series], width_inches: float) -> Plot:
+    """Return a plot with a group of bars for each name in ``groups``, each bar with its 95 % interval."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -324,14 +325,17 @@ def bars(name: str, title: str, groups: Sequence[str], series: Sequence[Series],
 def write_plots(providers_data: Path, status_data: Path, talk_data: Path, folder: Path) -> None:
     """Write the plots of the three plans' stored results as PNG files."""
     for plot in (
-        bars("talk-providers", "Which provider? The nine cells", *by_providers(providers_data), 10.5),
-        bars("talk-status", "Pass or fail, by how much of a run is seen", *by_length(status_data), 7.5),
-        bars("talk-resolution", "Which provider, by the length of a window (usr, 1m)", *by_resolution(talk_data), 6.5),
+        bar_plot("talk-providers", "Which provider? The nine cells", *by_providers(providers_data), 10.5),
+        bar_plot("talk-status", "Pass or fail, by how much of a run is seen", *by_length(status_data), 7.5),
+        bar_plot(
+            "talk-resolution", "Which provider, by the length of a window (usr, 1m)", *by_resolution(talk_data), 6.5
+        ),
     ):
         (folder / f"{plot.name}.png").write_bytes(plot.png)
 
 
 def main(words: Sequence[str]) -> int:
+    """Run one form of the command line. Returns the exit code."""
     plans = {"providers": providers, "status": status, "talk": talk}
     if len(words) == 5 and words[0] == "plots":
         write_plots(*map(Path, words[1:]))
@@ -342,10 +346,12 @@ def main(words: Sequence[str]) -> int:
         return 2
     plan = plans[words[0]]()
     data = words[3]
-    for line in lines(plan, *words[1:]):
-        print("$", " ".join(line), flush=True)
-        cli.main(line[1:], prog_name="ciml", standalone_mode=False)  # in this process: importing costs more than most
-    print("\n".join((table if any(cell.folds for cell in plan.cells) else trials)(Path(data), plan)))
+    for command in commands(plan, *words[1:]):
+        print("$", " ".join(command), flush=True)
+        # In this process, because starting one takes longer than most commands.
+        cli.main(command[1:], prog_name="ciml", standalone_mode=False)
+    table_of = cross_validation_table if any(cell.folds for cell in plan.cells) else trial_table
+    print("\n".join(table_of(Path(data), plan)))
     return 0
 
 

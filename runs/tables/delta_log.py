@@ -39,7 +39,7 @@ _UNTRUSTED = "ciml.untrusted"
 CURSOR = "ciml"
 #: Application id of the transaction whose version is a digest of the manifest at that position.
 PROOF = "ciml-proof"
-#: A vacuum must not delete anything below a folder of stored files: it would take manifests for garbage.
+#: A vacuum must not delete anything in a folder of stored files: it would take manifests for garbage.
 KEEP_FOR_GOOD = "interval 36500 days"
 #: A checkpoint is made after this many commits.
 CHECKPOINT_EVERY = 10
@@ -102,13 +102,13 @@ class Published:
     """A table after its publication.
 
     Attributes:
-      name: of the table.
-      url: of its folder: what engines open.
-      version: of the table, from 0.
-      rows, files: that it has.
-      added, removed: files, by this publication; both 0 where the table was up to date.
+      name: the table's name.
+      url: the address of its folder, which engines open.
+      version: its version, from 0.
+      rows, files: numbers of its rows and files.
+      added, removed: numbers of files that this publication added and removed; both 0 if the table was up to date.
       committed: whether this publication made a version.
-      notes: what is left out, a line each.
+      notes: packs, columns and files that are left out, with the reasons, a line each.
     """
 
     name: str
@@ -127,14 +127,14 @@ class TableContent:
     """The content that a table should have.
 
     Attributes:
-      name: for people.
+      name: the table's name, for messages.
       schema: as Delta writes it (`encode_fields`).
-      partition_columns: those of the columns whose values are in the log, not in the files.
+      partition_columns: the columns whose values are in the log and not in the files.
       files: the files by path; None where the table has the file already, unchanged.
       cursor: the position in the manifest up to which this is complete.
       proof: a digest of the manifest at that position, 63 bits; None where it is not needed.
       retention: time for which a vacuum keeps files that are not in the table, as Delta writes it.
-      notes: what is left out, a line each.
+      notes: packs, columns and files that are left out, with the reasons, a line each.
     """
 
     name: str

@@ -122,13 +122,13 @@ def list_tables(data: DataRoot, names: Iterable[str] = ()) -> Iterator[TableStat
 
 @dataclass(frozen=True, slots=True)
 class TableState:
-    """A table as it is.
+    """The present state of a table.
 
     Attributes:
-      name: of the table.
-      url: of its folder: what engines open.
-      version: of the table; None if it was never published.
-      rows, files: that it has.
+      name: the table's name.
+      url: the address of its folder, which engines open.
+      version: its version; None if it was never published.
+      rows, files: numbers of its rows and files.
       behind: number of commits to the manifests that it does not show.
     """
 
@@ -155,8 +155,8 @@ def raw_content(raw: Store, state: DeltaState) -> TableContent:
     folders = _folders(raw, state)
     for name, folder in sorted(folders.items()):
         if folder.published == folder.files.keys():
-            # Its manifest need not be read: a pack is written before it is committed, and the files that it replaces
-            # are removed only after that.
+            # No pack is new, and none is removed: a pack is written before it is committed, and the packs that it
+            # replaces are removed after the commit. So the folder's manifest need not be read.
             files |= dict.fromkeys(folder.published)
             continue
         for pack in _present(raw, name, pack_state(raw, name)):
@@ -174,12 +174,12 @@ def raw_content(raw: Store, state: DeltaState) -> TableContent:
 
 @dataclass(slots=True)
 class _Folder:
-    """A folder of packs, as it is listed.
+    """A folder of packs. Paths are relative to the table's folder.
 
     Attributes:
-      files: its packs by path, which is that in the table.
+      files: its packs in the store, by path.
       deltas: number of deltas of its manifest.
-      published: paths of those files that the table has.
+      published: paths of its packs in the table.
     """
 
     files: dict[str, Entry] = field(default_factory=dict)
@@ -205,7 +205,7 @@ def _folders(raw: Store, state: DeltaState) -> dict[str, _Folder]:
 
 
 def _present(raw: Store, name: str, state: PackState) -> list[PackFile]:
-    """Return the packs of a folder that readers use: where one is missing, also those that it replaced."""
+    """Return the packs of a folder that readers use: if one is missing, the replaced ones that still exist, too."""
     packs = [pack for pack in state.packs.values() if raw.exists(pack.path)]
     if len(packs) < len(state.packs):
         state = pack_state(raw, name)  # the missing one may have been replaced since
@@ -226,12 +226,12 @@ def partition_of(folder: str) -> dict[str, str | None]:
 
 
 class _Columns:
-    """The columns of the table: those it has, and those of new packs.
+    """The columns of the table: the present ones, and those of new packs.
 
-    A column has standing if the recorders write it, if a trusted run has it, or if the table had it before columns
-    were marked. The others have a limit of their own, and give way to a column with standing that differs from them in
-    upper and lower case alone. So no untrusted run displaces a column of a trusted one. A published column with
-    standing stays.
+    A column is *trusted* if the recorders write it, if a trusted run has it, or if the table had it before it marked
+    untrusted columns. Untrusted columns have a limit of their own. One whose name differs from that of a trusted column
+    only in case is left out. So no untrusted run displaces a column of a trusted one. A trusted column is never
+    removed.
 
     Args:
       raw: the raw store.
@@ -246,10 +246,10 @@ class _Columns:
             fields, untrusted = decode_fields(state.metadata["schemaString"])
         self._types: dict[str, Any] = {**fields, **_FIRST_COLUMNS, "job": "string", "date": "date"}
         self._pack_types: dict[str, dict[str, Any]] = {}  # by the digest of a pack's columns
-        # Columns of telemetry, and whether they have standing.
+        # Columns of telemetry, and whether they are trusted.
         self._published = {name: name not in untrusted for name in fields if name not in _OWN_COLUMNS}
         self._new: dict[str, bool] = {}
-        self._left_out_columns: dict[str, str] = {}  # and why
+        self._left_out_columns: dict[str, str] = {}  # with the reasons
         self._left_out_packs: list[str] = []
 
     def add(self, pack: PackFile) -> bool:
@@ -268,10 +268,10 @@ class _Columns:
             return False
         self._types |= types
         names = types.keys() - _FIRST_COLUMNS.keys()
-        # The runs of the pack are looked up only if a column's standing depends on them.
-        is_trusted = not all(map(self._has_standing, names)) and self._has_trusted_run(pack)
+        # The runs of the pack are looked up only if they can make a column trusted.
+        has_trusted_run = not all(map(self._is_trusted, names)) and self._has_trusted_run(pack)
         for name in names:
-            self._new[name] = is_trusted or self._has_standing(name)
+            self._new[name] = has_trusted_run or self._is_trusted(name)
         return True
 
     @cached_property
@@ -290,47 +290,51 @@ class _Columns:
             self._pack_types[pack.columns] = delta_fields(open_pack(self._raw, pack).schema)
         return self._pack_types[pack.columns]
 
-    def _has_standing(self, name: str) -> bool:
+    def _is_trusted(self, name: str) -> bool:
         return name in RECORDED_COLUMNS or self._published.get(name, False) or self._new.get(name, False)
 
     def select(self) -> tuple[dict[str, Any], set[str]]:
-        """Return the types of all columns, by name, and the columns without standing.
+        """Return the types of all columns, by name, and the untrusted columns.
 
         Columns of the run come first, then telemetry by name, then the partition columns.
         """
         most_important_first = (
-            [name for name, has_standing in self._published.items() if has_standing],
+            [name for name, is_trusted in self._published.items() if is_trusted],
             sorted(name for name in self._new if name in RECORDED_COLUMNS),
-            sorted(name for name in {**self._published, **self._new} if self._has_standing(name)),
-            [name for name in self._published if not self._has_standing(name)],
-            sorted(name for name in self._new if not self._has_standing(name)),
+            sorted(name for name in {**self._published, **self._new} if self._is_trusted(name)),
+            [name for name in self._published if not self._is_trusted(name)],
+            sorted(name for name in self._new if not self._is_trusted(name)),
         )
         ordered = dict.fromkeys(chain.from_iterable(most_important_first))
         names, twins = without_case_twins([*_OWN_COLUMNS, *ordered])
         self._left_out_columns |= dict.fromkeys(twins, _TWINS.format("it and another"))
         telemetry = self._within_limits([name for name in names if name not in _OWN_COLUMNS])
         types = {name: self._types[name] for name in (*_FIRST_COLUMNS, *sorted(telemetry), *RAW_PARTITION)}
-        return types, {name for name in telemetry if not self._has_standing(name)}
+        return types, {name for name in telemetry if not self._is_trusted(name)}
 
     def _within_limits(self, names: Sequence[str]) -> list[str]:
-        """Return the columns that the limits allow, of telemetry columns with the most important ones first."""
+        """Return the first columns, up to the limits, and all published ones.
+
+        Args:
+          names: columns of telemetry, the most important ones first.
+        """
         trusted_limit = MAX_TABLE_COLUMNS - MAX_TABLE_UNTRUSTED_COLUMNS - len(_OWN_COLUMNS)
         selected: list[str] = []
         numbers: Counter[bool] = Counter()
         for name in names:
-            has_standing = self._has_standing(name)
-            limit = trusted_limit if has_standing else MAX_TABLE_UNTRUSTED_COLUMNS
-            if numbers[has_standing] < limit or name in self._published:
+            is_trusted = self._is_trusted(name)
+            limit = trusted_limit if is_trusted else MAX_TABLE_UNTRUSTED_COLUMNS
+            if numbers[is_trusted] < limit or name in self._published:
                 selected.append(name)
-                numbers[has_standing] += 1
+                numbers[is_trusted] += 1
             else:
-                whose = "of trusted runs" if has_standing else "that no trusted run has"
+                whose = "of trusted runs" if is_trusted else "that no trusted run has"
                 self._left_out_columns[name] = f"the table has {limit:,} columns {whose} already"
         return selected
 
     @property
     def notes(self) -> list[str]:
-        """What is left out, a line each."""
+        """The packs and columns that are left out, with the reasons, a line each."""
         lines = [f"column {name!r} is left out: {why}" for name, why in self._left_out_columns.items()]
         return [*self._left_out_packs, *lines]
 

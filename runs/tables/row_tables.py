@@ -42,7 +42,7 @@ from ciml.storage import Store
 
 #: Compressed size of the segments of a part, bytes: about 20,000 runs.
 PART_BYTES = 4 << 20
-#: Time for which the files of earlier versions of a table stay, seconds.
+#: Time for which the files of earlier versions of a table are kept, seconds.
 GRACE_S = 24 * 3600
 _GROUP_ROWS = 65_536
 _PATH = re.compile(r"(\d{12})-(\d{12})\.[0-9a-f]{32}\.parquet")
@@ -99,12 +99,13 @@ def parts_of(segments: Iterable[tuple[int, int]], version: int, part_bytes: int 
 
 
 class PartPlan(NamedTuple):
-    """Which parts of a table to make.
+    """The parts of a table, and those without a file.
 
     Attributes:
       parts: all parts of the manifest, in order.
-      missing: those of them that the table has no file for.
-      since: the version that the files of the other parts show, as far as no later delta changes them.
+      missing: parts for which the table has no file.
+      since: the version that the table shows, 0 without one. The files of other parts are valid, unless a delta after
+        this version changes one of their rows.
     """
 
     parts: Sequence[Part]
@@ -112,7 +113,7 @@ class PartPlan(NamedTuple):
     since: int
 
 
-#: Yields the missing parts with their rows, those too that deltas after ``since`` change.
+#: Yields the parts to write with their rows: the missing ones, and those with rows that deltas after ``since`` change.
 MakeParts = Callable[[PartPlan], Iterator[tuple[Part, pa.Table]]]
 
 
@@ -127,7 +128,7 @@ def content_in_parts(
       log: the raw manifest.
       version: the version that the table is to show.
       schema: of the rows.
-      make: makes the rows.
+      make: yields the parts to write.
       state: the table's present state.
     """
     fields = encode_fields(delta_fields(schema))
@@ -147,7 +148,7 @@ def content_in_parts(
 
 
 def _since(log: ManifestLog, version: int, fields: str, state: DeltaState) -> int:
-    """Return the version of the manifest that a table shows; 0 where it shows none, or that of another manifest."""
+    """Return the version of the manifest that a table shows; 0 if it shows none, or a version of another manifest."""
     since = state.transactions.get(CURSOR, 0)
     if since > version or state.metadata is None or state.metadata["schemaString"] != fields:
         return 0
@@ -179,7 +180,8 @@ def former_files(store: Store, state: DeltaState, before_s: float) -> list[str]:
     Args:
       store: the table's folder.
       state: the table's state.
-      before_s: those that were removed from the table, or written and not added to it, before then; epoch seconds.
+      before_s: only files that were removed from the table, or written and not added to it, before this time; epoch
+        seconds.
     """
     return [
         entry.path
@@ -235,7 +237,8 @@ def run_table(runs: Sequence[StoredRun]) -> pa.Table:
 
 def make_dead_letters(log: ManifestLog, version: int, plan: PartPlan) -> Iterator[tuple[Part, pa.Table]]:
     """Yield the parts of the table of dead letters, as `_make`."""
-    # A dead letter after ``since`` has the key of an earlier one that was closed before.
+    # No file of the table has a dead letter after ``since`` yet. It has no key, because an earlier one, which no later
+    # delta changes, may have the same.
     rows = (
         _Row(dead_letter.version, dead_letter.key if dead_letter.version <= plan.since else None, dead_letter)
         for dead_letter in latest_dead_letters(log, version)
@@ -244,9 +247,9 @@ def make_dead_letters(log: ManifestLog, version: int, plan: PartPlan) -> Iterato
 
 
 def _closed(log: ManifestLog, version: int, since: int) -> set[DeadLetterKey]:
-    """Return the dead letters up to a version that later deltas closed."""
+    """Return the dead letters of deltas up to ``since`` that deltas from there to ``version`` close."""
     closed: set[DeadLetterKey] = set()
-    opened: set[DeadLetterKey] = set()
+    opened: set[DeadLetterKey] = set()  # after ``since``
     for number, delta in log.since(since):
         if number > version:
             break
@@ -282,27 +285,33 @@ def dead_letter_table(dead_letters: Sequence[DeadLetter]) -> pa.Table:
 
 
 class _Row(NamedTuple, Generic[T]):
-    """A row of the manifest, from the last one to the first.
+    """A row of the manifest.
 
     Attributes:
-      version: of its delta.
-      key: by which later deltas change it.
-      value: what the table shows; None where a later row took its place.
-      is_last: whether no earlier row has the same key.
+      version: the version of its delta.
+      key: the key by which later deltas change it.
+      value: the table's row; None if a later row of the manifest replaced it.
+      is_earliest: whether no earlier row of the manifest has the same key.
     """
 
     version: int
     key: Hashable
     value: T | None
-    is_last: bool = True
+    is_earliest: bool = True
 
 
 def _make(
     plan: PartPlan, rows: Iterator[_Row[T]], changed: set[Any], table_of: Callable[[list[T]], pa.Table]
 ) -> Iterator[tuple[Part, pa.Table]]:
-    """Yield the parts to make and their rows, the newest part first; rows are in the order of the manifest.
+    """Yield the parts to write and their rows, the newest part first.
 
-    The manifest is read backwards, until all missing parts are made and the last row of each changed key was read.
+    The manifest is read backwards, until all missing parts are made and the earliest row of each changed key is read.
+
+    Args:
+      plan: the parts.
+      rows: all rows of the manifest, the last one first.
+      changed: the keys of rows that deltas after ``plan.since`` change. Keys that are done are removed.
+      table_of: makes the table of a part; its rows are in the order of the manifest.
     """
     missing = set(plan.missing)
     row = next(rows, None)
@@ -314,7 +323,7 @@ def _make(
         while row is not None and row.version >= part.first:
             if row.key in changed:
                 make = True
-                if row.is_last:
+                if row.is_earliest:
                     changed.discard(row.key)
             if row.value is not None:
                 values.append(row.value)

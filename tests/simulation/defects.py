@@ -116,7 +116,7 @@ def retry_settled_twice() -> Iterator[None]:
         if self._settle(outcome, again=True) != "deferred" and key in self._state.deferred:
             self._closes[key] = None
 
-    with patch.object(accounting._Draft, "settle_retry", settle):
+    with patch.object(accounting._Draft, "_settle_retry", settle):
         yield
 
 
@@ -128,7 +128,7 @@ def closed_unopened() -> Iterator[None]:
         if self._settle(outcome, again=True) != "deferred":
             self._closes[outcome.origin, outcome.run_id] = None
 
-    with patch.object(accounting._Draft, "settle_retry", settle):
+    with patch.object(accounting._Draft, "_settle_retry", settle):
         yield
 
 

@@ -14,7 +14,7 @@ def test_each_line_is_one_that_the_program_takes(plan: talk.Plan, tmp_path: Path
     (tmp_path / "builds.jsonl").touch()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "raw").touch()  # commands that only read reject an empty data root
-    told = list(talk.lines(plan, str(tmp_path / "builds.jsonl"), str(tmp_path), str(tmp_path / "data")))
+    told = list(talk.commands(plan, str(tmp_path / "builds.jsonl"), str(tmp_path), str(tmp_path / "data")))
     for _, *words in told:
         command: click.Command = cli
         context = click.Context(cli, info_name="ciml")
