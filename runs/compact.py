@@ -177,7 +177,7 @@ class CompactionCursor(msgspec.Struct, rename={"version": "cursor"}):
     tidy: dict[str, int] = msgspec.field(default_factory=dict)
 
     def advance(self, window: Window, is_due: Callable[[str], bool]) -> None:
-        """Record that the runs of a window are packed."""
+        """Record that the runs of a window are packed. The pending folders that are due were packed up to its end."""
         for folder in [folder for folder in self.pending if is_due(folder)]:
             if window.to_version >= self.version:
                 del self.pending[folder]
@@ -195,7 +195,7 @@ class CompactionCursor(msgspec.Struct, rename={"version": "cursor"}):
 
 
 def load_cursor(raw: Store) -> CompactionCursor:
-    """Return the cursor of a raw store; a new one where there is none, or where it belongs to another manifest."""
+    """Return the cursor of a raw store; a new one if it is missing, damaged, or of another manifest."""
     try:
         cursor = msgspec.convert(read_object(raw.read(CURSOR_PATH), raw.url(CURSOR_PATH)), CompactionCursor)
     except (FileNotFoundError, IntegrityError, msgspec.ValidationError):

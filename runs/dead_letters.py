@@ -23,8 +23,8 @@ class DeadLetter:
     """A dead letter.
 
     Attributes:
-      outcome: the record: origin, event, run (if it could be decoded), reason, detail, payload.
-      version: of its delta.
+      outcome: its record.
+      version: the version of its delta.
       time_us: commit time of that delta, epoch microseconds.
       closed: the version that closed it; 0 if open.
       became: the outcomes of its event on closing, each as ``kind`` or ``kind reason``.
@@ -133,19 +133,20 @@ def all_dead_letters(log: ManifestLog, choice: Choice) -> Iterator[DeadLetter]:
 
 def latest_dead_letters(log: ManifestLog, until: int) -> Iterator[DeadLetter]:
     """Yield all dead letters up to a version, open or closed by then, the last committed first. Reads lazily."""
-    closed: dict[DeadLetterKey, tuple[int, tuple[str, ...]]] = {}  # of those that are still to come
+    # The closing version and outcomes of dead letters that are still to be read, since deltas are read backwards.
+    closed: dict[DeadLetterKey, tuple[int, tuple[str, ...]]] = {}
     for version in range(until, 0, -1):
         delta = log.read(version)
         for dead_letter in reversed(list(dead_letters_of(version, delta))):
             closing_version, became = closed.pop(dead_letter.key, (0, ()))
             yield replace(dead_letter, closed=closing_version, became=became)
-        for origin, run_id in delta["closes"]:  # of deferred outcomes too, which are no dead letters
+        for origin, run_id in delta["closes"]:  # keys of deferred runs are among them
             key = (Origin.from_json(origin), run_id)
             closed[key] = (version, _outcomes_of(delta, key))
 
 
 def closed_keys(delta: Delta) -> list[DeadLetterKey]:
-    """Return the dead letters that a delta closes. Deltas of older versions do not distinguish them: none for these."""
+    """Return the dead letters that a delta closes; none for older deltas, which do not tell them from deferred runs."""
     return [(Origin.from_json(origin), run_id) for origin, run_id in delta.get("closed_letters", ())]
 
 

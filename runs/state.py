@@ -63,33 +63,29 @@ class _Decoded(NamedTuple):
     Attributes:
       kind: its kind.
       value: its JSON.
-      run_id: the id of its run; "" without a run.
-      facts: the facts of its run, as JSON; empty without a run.
       reason: "" without one.
+      facts: the facts of its run, as JSON; empty without a run.
+      run_id: the id of its run; "" without a run.
+      proved: whether a receiver proved who sent the event.
       trust: the decision on its event, as JSON; empty where none was stored.
+      trusted: that decision; False where none was stored.
     """
 
     kind: Kind
     value: Mapping[str, Any]
-    run_id: str
-    facts: Mapping[str, Any]
     reason: str
+    facts: Mapping[str, Any]
+    run_id: str
+    proved: bool
     trust: Mapping[str, Any]
+    trusted: bool
 
     @classmethod
     def of(cls, kind: Kind, value: Mapping[str, Any]) -> _Decoded:
         facts = value.get("mention", {})
-        return cls(kind, value, facts.get("run_id", ""), facts, value.get("reason", ""), value.get("trust", {}))
-
-    @property
-    def trusted(self) -> bool:
-        trusted: bool = self.trust.get("trusted", False)
-        return trusted
-
-    @property
-    def proved(self) -> bool:
-        """Whether a receiver proved who sent the event."""
-        return bool(self.facts.get("auth"))
+        trust = value.get("trust", {})
+        run = (facts, facts.get("run_id", ""), bool(facts.get("auth")))
+        return cls(kind, value, value.get("reason", ""), *run, trust, trust.get("trusted", False))
 
     @property
     def standing(self) -> int:
@@ -97,21 +93,9 @@ class _Decoded(NamedTuple):
         return standing_of(self.trusted, self.proved)
 
     @property
-    def outcome(self) -> str:
-        """The outcome of the run, by this event; "" without one."""
-        outcome: str = self.facts.get("outcome", "")
-        return outcome
-
-    @property
     def key(self) -> DeadLetterKey:
         """The key under which a deferred run or a dead letter is open."""
         return Origin.from_json(self.value["origin"]), self.run_id
-
-    @property
-    def source(self) -> str:
-        """The source of its run or update; "" for a message that could not be decoded."""
-        source: str = self.value["updates"][0]["source"] if self.kind == "update" else source_of(self.run_id)
-        return source
 
 
 class RawState(TopicState):
@@ -216,7 +200,8 @@ class RawState(TopicState):
             self.index.put_dead_letter(record.key, OpenDeadLetter(version, record.reason))
         self.counts[record.kind, record.reason] += 1
         if record.kind != "deferred":
-            self.recorded[self._counted_source(record.source), record.kind] += 1
+            source = record.value["updates"][0]["source"] if record.kind == "update" else source_of(record.run_id)
+            self.recorded[self._counted_source(source), record.kind] += 1
 
     def _add_ids(self, record: _Decoded) -> None:
         """Remember the event of a record, if it has a key."""
@@ -234,7 +219,7 @@ class RawState(TopicState):
         if not is_stored and record.kind == "reclaim":
             raise IntegrityError(f"raw manifest: version {version} reclaims the unknown run {run_id}")
         digest = record.value["file"]["digest"]
-        self.index.put_run(run_id, KnownRun(record.outcome, digest, record.trusted, record.proved))
+        self.index.put_run(run_id, KnownRun(record.facts.get("outcome", ""), digest, record.trusted, record.proved))
         if record.kind == "reclaim" or is_marked(record.facts):  # the row before a reclaim may have been marked
             self.index.subjects.add_run(RunFacts.from_json(record.facts), trusted=record.trusted)
         self.trust[record.trusted, record.trust.get("rule", "")] += 1
@@ -244,7 +229,7 @@ class RawState(TopicState):
         if run is None:
             raise IntegrityError(f"raw manifest: version {version} corrects the unknown run {record.run_id}")
         if record.trusted or not run.trusted:
-            self.index.put_run(record.run_id, run._replace(outcome=record.outcome))
+            self.index.put_run(record.run_id, run._replace(outcome=record.facts.get("outcome", "")))
 
     def _change_trust(self, version: int, change: Mapping[str, Any]) -> None:
         run_id = change["run_id"]
@@ -287,6 +272,7 @@ class RawState(TopicState):
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as JSON, without the content of the index."""
+        deferred = sorted(self.deferred.values(), key=lambda outcome: (str(outcome.origin), outcome.run_id))
         return {
             "time_us": self.time_us,
             **self.coverage(),
@@ -294,7 +280,7 @@ class RawState(TopicState):
             "trust": _rows(self.trust),
             "recorded": _rows(self.recorded),
             "closed": dict(sorted(self.closed.items())),
-            "deferred": [self.deferred[key].to_json() for key in sorted(self.deferred, key=_deferred_order)],
+            "deferred": [outcome.to_json() for outcome in deferred],
             "runs": self.index.run_count(),
             **({BY_STANDING: True} if self._by_standing else {}),
             **({"trust_changes": _rows(self.trust_changes)} if self.trust_changes else {}),
@@ -340,11 +326,6 @@ class RawState(TopicState):
           TypeError: its index has no tables.
         """
         return self.index.recent()
-
-
-def _deferred_order(key: tuple[Origin, str]) -> tuple[str, str]:
-    origin, run_id = key
-    return str(origin), run_id
 
 
 def _rows(counts: Mapping[tuple[Any, str], int]) -> list[list[Any]]:
