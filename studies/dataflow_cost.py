@@ -76,7 +76,7 @@ def streaming_week(one: Measured, workers: int = 1) -> tuple[float, float, float
 
 
 def batch_job(one: Measured, runs: int = WEEK_RUNS) -> tuple[float, float]:
-    """Return (USD, hours of one worker) of a job of so many runs."""
+    """Return the cost (USD, hours of one worker) of a job with this number of runs."""
     hours = START_H + runs * one.cpu_s / (VCPUS * USED) / 3600
     hour = worker_hour(prices.VCPU_PER_HR_BATCH, prices.MEM_PER_GB_HR_BATCH, BATCH_DISK_GB)
     return hours * hour + runs * one.shuffled / 1e9 * prices.SHUFFLE_PER_GB_BATCH, hours
@@ -91,7 +91,7 @@ def cpu_of(work: Callable[[], object]) -> float:
 
 
 def manifest_bytes(data: DataRoot) -> int:
-    """Return the size of the raw manifest: what the committing stage gets, but for repeats."""
+    """Return the size of the raw manifest: the input of the committing stage, without repeats."""
     log = committer(data.raw).log
     return sum(len(data.raw.read(path)) for path in data.raw.list(log.folder))
 

@@ -87,7 +87,7 @@ def add_records(target: Path, runs: int, built: Cost) -> Cost:
 
 
 def line_of(what: str, runs: int, ours: Cost, per_run: Cost) -> str:
-    """Return a line that compares our cost with that of pandas."""
+    """Return a line that compares the cost of ciml with that of pandas."""
     wall_s = per_run.wall_s * runs
     cpu_s = per_run.cpu_s * runs
     return (

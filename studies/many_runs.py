@@ -32,7 +32,7 @@ _TRUST = Trust(True, "listing", "0")
 
 
 def repeat_runs(runs: Sequence[tuple[RunFacts, pa.Table]], number: int) -> Iterator[tuple[RunFacts, pa.Table]]:
-    """Yield so many runs: the given ones, then the same under new ids, their times a day later, and so on."""
+    """Yield runs up to a number: the given ones, then copies with new ids and times a day later, and so on."""
     for copy in count():
         for mention, table in runs:
             if number == 0:
@@ -51,8 +51,8 @@ def fill_store(data: Store, runs: Iterable[tuple[RunFacts, pa.Table]], *, per_fo
 
     Args:
       data: the data path.
-      runs: in an order in which those of a folder (job and day) are near each other.
-      per_folder: a folder's runs are packed when there are so many; a folder may have several packs.
+      runs: ordered so that runs of one folder (job and day) are close to each other.
+      per_folder: number of pending runs of a folder that are packed together; a folder may have several packs.
     """
     raw = DataRoot(data).raw
     waiting: dict[str, PackWriter] = {}

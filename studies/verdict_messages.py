@@ -193,7 +193,7 @@ def interval(right: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
 def transfer_folds(
     runs: Recorded, definition: DatasetDefinition, labels: np.ndarray, places: np.ndarray, held_places: Sequence[str]
 ) -> Iterator[tuple[int, Fold]]:
-    """Yield a fold for each place: its runs are held out, and the model learns on those of the others.
+    """Yield a fold for each place: its runs are held out, and the model learns on runs of the other places.
 
     Args:
       runs: the recordings.

@@ -30,7 +30,7 @@ RUNS = 20
 
 
 def evidence_without(runs: Recorded, at: int) -> tuple[Evidence, str]:
-    """Return evidence and picture of a run beside the passing runs of other changes."""
+    """Return the evidence and the picture of a run, compared with the passing runs of other changes."""
     job = runs.facts[at].build_name
     other_indices = [index for index in range(len(runs.facts)) if runs.groups[index] != runs.groups[at]]
     same_job = [index for index in other_indices if runs.facts[index].build_name == job]
@@ -63,7 +63,7 @@ def known_of(folders: Sequence[Path]) -> Mapping[str, Mapping[str, Any]]:
 
 
 def what_happened(line: Mapping[str, Any]) -> str:
-    """Return what a recording knows of a run, in words."""
+    """Return the recorded causes of a run's failure, in words."""
     if "fault" in line:
         return str(line["fault"])
     start = f" from {line['trouble_s']:.0f} s" if line.get("trouble_s") is not None else ""

@@ -373,7 +373,7 @@ def reliability(found: Verdicts, labels: np.ndarray, bins: int = 5) -> list[tupl
 
 
 def label_noise(runs: Recorded) -> dict[str, int]:
-    """Count how often reruns contradict what the recording knows, and how unchanged reruns end."""
+    """Count how often reruns contradict the recorded cause, and how unchanged reruns end."""
     both = [run_id for run_id in runs.known if run_id in runs.rerun]
     counts = Counter((runs.known[run_id], runs.rerun[run_id]) for run_id in both)
     return {

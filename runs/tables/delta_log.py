@@ -228,7 +228,7 @@ class DeltaLog:
     """The log of the Delta table in a folder.
 
     Args:
-      store: the folder of the table; its files are below it.
+      store: the folder of the table; its files are in it.
     """
 
     def __init__(self, store: Store) -> None:
@@ -325,7 +325,7 @@ class DeltaState:
     """The state of a Delta table after its last commit.
 
     Attributes:
-      version: of that commit; -1 for a table that does not exist.
+      version: the version of that commit; -1 for a table that does not exist.
       files: the actions that added the present files, by path.
       removed: the time at which each former file was removed, epoch milliseconds, by path.
       metadata, protocol: the actions in force.
@@ -373,8 +373,8 @@ class DataFile:
     """A Parquet file of a table.
 
     Attributes:
-      path: below the table's folder, as the store knows it.
-      size: in bytes.
+      path: its path in the table's folder, not quoted.
+      size: its size in bytes.
       modified_ms: its time in the storage, epoch milliseconds.
       rows: number of rows.
       partition: value of each partition column; None is null.
@@ -387,7 +387,7 @@ class DataFile:
     partition: Mapping[str, str | None] = field(default_factory=dict)
 
     def to_action(self) -> Action:
-        """Return the action that adds it."""
+        """Return the action that adds the file to the table."""
         return {
             "path": quote(self.path, safe=_SAFE),
             "partitionValues": dict(self.partition),
@@ -408,7 +408,7 @@ def encode_fields(fields: Fields, untrusted: Container[str] = ()) -> str:
 
     Args:
       fields: the columns.
-      untrusted: those that no trusted run has. Their metadata says so.
+      untrusted: the columns that no trusted run has; their metadata marks them.
     """
     entries = [
         {"name": name, "type": kind, "nullable": True, "metadata": {_UNTRUSTED: True} if name in untrusted else {}}
@@ -448,7 +448,7 @@ def _type(kind: pa.DataType) -> Any:
 
 
 def without_case_twins(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Divide names into those that differ in more than upper and lower case, and later twins of these.
+    """Divide names into those that differ in more than case, and later ones that differ from one of these only in case.
 
     Delta, Spark and DuckDB take such names for the same column.
     """

@@ -1,11 +1,11 @@
 """The tables ``runs`` and ``dead_letters``, whose rows are made from the raw manifest, in parts.
 
 A *part* has the rows of a range of versions, in one file. It ends with the segment that brings it to `PART_BYTES`; the
-last part ends with the last delta. Segments are permanent, so only the last part changes as the manifest grows, and an
-older one only where a later delta changes one of its rows. `content_in_parts` makes the parts that a table lacks.
+last part ends with the last delta. Segments are permanent, so the last part changes as the manifest grows, and another
+one only if a later delta changes one of its rows. `content_in_parts` makes the parts that a table lacks.
 
-The table of stored runs has a row each, with corrections, updates and reclaims applied. The table of dead letters has
-a row each, open or closed, without payload and without secrets.
+The table of runs has a row for each stored run, with corrections, updates and reclaims applied. The table of dead
+letters has a row for each one, open or closed, without payload and without secrets.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def content_in_parts(
         data = _encode(rows)
         path = part.path(sha256_hex(data))
         store.create(path, data)  # an existing one has the same bytes
-        files.pop(present.get(part, ""), None)
+        if part in present:
+            del files[present[part]]
         files[path] = None if path in state.files else DataFile(path, len(data), now_ms(), rows.num_rows)
     retention = f"interval {GRACE_S // 3600} hours"
     return TableContent(name, fields, (), files, version, _proof(log, version), retention)
