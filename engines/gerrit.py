@@ -15,7 +15,7 @@ from ciml.engines.processes import run_once
 ADMIN = ("admin", "secret")
 HEAP_MB = 160
 
-# An index that is written with each change: a kill else costs Gerrit what it has indexed within the last minutes.
+# The index is written with each change. Otherwise Gerrit, if killed, loses the index entries of the last minutes.
 _CONFIG = """\
 [gerrit]
 	basePath = git

@@ -42,7 +42,7 @@ class Engines:
       home: the folder of their files.
       states: of all engines running in ``home``, by name.
       started: seconds until ready, by name of the engines that this call started.
-      notes: lines for people, such as why a light engine is used.
+      notes: lines for people, such as the reason for a stand-in.
       reaper: the process that stops them after a kill of this one (`Settings.tied`).
     """
 
@@ -85,10 +85,10 @@ class Engines:
         return dict(self.state_of("models").urls)
 
     def _address(self, name: str) -> str:
-        state = self.state_of(name)
-        if not state.address:  # of bounded micro-batches
-            raise EngineError(f"Flink is not available ({state.what}); use --engine micro-batches")
-        return state.address
+        engine = self.state_of(name)
+        if not engine.address:  # the stand-in for Flink has none
+            raise EngineError(f"Flink is not available ({engine.what}); use --engine micro-batches")
+        return engine.address
 
     def state_of(self, name: str) -> EngineState:
         """Return the state of a running engine."""
@@ -99,12 +99,12 @@ class Engines:
     @property
     def light(self) -> bool:
         """Whether any engine is a stand-in."""
-        return any(state.light for state in self.states.values())
+        return any(engine.light for engine in self.states.values())
 
     def stop(self, names: Iterable[str] | None = None) -> list[str]:
         """Stop engines, by default those that this object started; return the names of those that ran."""
         ended = stop(self.started if names is None else names, self.home)
-        self.states = {name: state for name, state in self.states.items() if name not in ended}
+        self.states = {name: engine for name, engine in self.states.items() if name not in ended}
         return ended
 
     def __enter__(self) -> Engines:
@@ -142,7 +142,7 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
     with state.exclusive(folder):
         recorded_states = state.read(folder)
         running = {name: entry for name, entry in recorded_states.items() if alive(entry)}
-        # dead engines keep their entry, which holds the ports that clients know
+        # Entries of dead engines are kept, since they hold the ports that clients know.
         recorded = _RecordedStates(folder, recorded_states)
         engines = Engines(folder, running)
         starters = [_Starter(ENGINES[name], folder, chosen, recorded) for name in selected if name not in running]
@@ -182,7 +182,7 @@ def stop(names: Iterable[str] | None = None, home: Path | str | None = None) -> 
         stopped = {name for name, result in results.items() if result.exception() is None}
         state.write(folder, {name: entry for name, entry in recorded.items() if name not in stopped})
         for result in results.values():
-            result.result()
+            result.result()  # raises the first failure, after the state file is written
         return [name for name in chosen if results[name].result() or recorded[name].pid is None]
 
 
@@ -192,7 +192,7 @@ def engine_of(entry: EngineState) -> Engine:
 
 
 def alive(entry: EngineState) -> bool:
-    """Return whether the engine's process still runs; an engine without a process always does."""
+    """Return whether the engine's process runs; an engine without a process always counts as running."""
     return entry.process is None or processes.find(entry.process) is not None
 
 
@@ -261,7 +261,7 @@ class _Starter:
             if not processes.bindable(port):
                 raise EngineError(f"port {port} for {use} is in use by another program")
         old_ports = self._before.ports if self._before is not None else {}
-        reused = {
+        reused = {  # the previous process may hold its ports for a moment
             use: port for use, port in old_ports.items() if use not in fixed and processes.becomes_free(port, _PORT_S)
         }
         for attempt in range(_ATTEMPTS):
@@ -278,13 +278,14 @@ class _Starter:
         self._note_other_port(fixed)
 
     def _note_other_port(self, fixed: Mapping[str, int]) -> None:
+        """Note that the address which clients know has changed, unless the caller fixed the port."""
         before = self._before
         now = self._recorded.states[self.name]
         if before is None or before.light or now.light:
             return
         for use, port in before.ports.items():
-            # Only an address that clients know matters.
-            if use not in fixed and now.ports.get(use, port) != port and str(port) in before.address:
+            is_known = str(port) in before.address  # to clients
+            if is_known and use not in fixed and now.ports.get(use, port) != port:
                 self.notes.append(
                     f"{self.name}: port {port}, used before, is in use by another program; it listens at "
                     f"{now.address}. Give clients this address, or free the port and run: ciml down {self.name}; "
@@ -295,8 +296,8 @@ class _Starter:
         """Start the engine's process, and wait until it is ready.
 
         Raises:
-          _PortInUse: it may be tried with other ports.
-          EngineError: it ended, or is not ready in time.
+          _PortInUse: if another process took one of its ports.
+          EngineError: if it ends during its start, or is not ready in time.
         """
         log = self._home / "logs" / f"{self.name}.log"
         if launch.command is None:

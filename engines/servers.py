@@ -35,7 +35,7 @@ class S3(Engine):
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
         require("moto", EXTRA)
-        require("flask", EXTRA)
+        require("flask", EXTRA)  # moto's server mode; moto itself can be installed without it
         url = f"http://{HOST}:{ports['s3']}"
         command = python_command("moto.server", "-H", HOST, "-p", str(ports["s3"]))
         environment = {**S3_ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
@@ -47,7 +47,7 @@ class LogServer(Engine):
 
     name = "logs"
     uses = ("logs",)
-    health = ""
+    health = ""  # of its address itself
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
         if settings.logs_root is None:
@@ -99,7 +99,7 @@ class Mosquitto(Engine):
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "mosquitto.conf"
         port = ports["mosquitto"]
-        user = os.environ.get("USER", "root")  # else it would change to a user who may not write here
+        user = os.environ.get("USER", "root")  # by default it changes to a user who may not write here
         config.write_text(_MOSQUITTO_CONFIG.format(port=port, host=HOST, folder=folder, user=user))
         address = f"mqtt://{HOST}:{port}"
         return Launch("mosquitto (MQTT)", (program, "-c", str(config)), ports, address=address)

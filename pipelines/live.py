@@ -140,12 +140,12 @@ def build_live(
     decoded[DecodeSamples.DEAD_LETTERS] | "SendLetters" >> beam.ParDo(Send(config.kafka))
 
 
-def reached(topic: str) -> dict[int, int]:
-    """Return the end of the decoded offsets by partition, if the pipeline's workers are threads of this process."""
+def reached_offsets(topic: str) -> dict[int, int]:
+    """Return the end of the decoded offsets by partition. Empty unless the workers are threads of this process."""
     return {partition: offset for (name, partition), offset in list(_decoded_ends.items()) if name == topic}
 
 
-def reset(topic: str) -> None:
+def forget_ended_job(topic: str) -> None:
     """Forget the runs and decoded offsets of an ended job in this process."""
     _run_cache.clear()
     for key in [key for key in _decoded_ends if key[0] == topic]:
@@ -199,7 +199,7 @@ class KeepRun(beam.DoFn):
     """(run id, packed part) -> messages. Keeps a run's samples in its state until it ends or is abandoned.
 
     The state of a run has two parts: ``head`` is small and written for each message, with the newest samples; ``older``
-    has the other samples, and is only appended to. ``wake`` is the timer of a run that ends or falls silent.
+    has the other samples, to which each write appends. ``wake`` is the timer of a run that ends or falls silent.
     """
 
     def __init__(self, config: LiveConfig, clock: Callable[[], float]) -> None:
@@ -305,7 +305,7 @@ class KeepRun(beam.DoFn):
     def _close(
         self, standing: Standing, run: LiveRun | None, state: RunState, older: Any, now_s: float
     ) -> list[ToSend]:
-        """Release a run's samples; return its last messages."""
+        """Release a run's samples; return its last messages. ``run`` is None where it must be restored first."""
         run = run or self._restore(state, older)
         outgoing = list(self._messages.of(run, standing))
         Metrics.counter(METRICS, f"runs.{standing}").inc()
@@ -334,7 +334,7 @@ class RunCache:
         self._lock = threading.Lock()
 
     def take(self, job: str, run_id: str, token: str) -> LiveRun | None:
-        """Remove and return a run; None if it is not that of the state with this token."""
+        """Remove and return a run; None if it is missing or belongs to a state with another token."""
         with self._lock:
             entry = self._runs.pop((job, run_id), None)
         return entry[1] if entry and entry[0] == token else None

@@ -59,12 +59,14 @@ _ENVIRONMENT = {
 
 @dataclass
 class Exported:
-    """What an export did.
+    """The result of an export.
 
     Attributes:
-      runs, new_runs: number of runs, and of those that were not there.
-      versions, new_versions: number of versions of models, the same.
-      aliases: by model: alias -> ciml's version.
+      runs: number of runs in MLflow after the export.
+      new_runs: number of runs that it added or completed.
+      versions: number of versions of models in MLflow after the export.
+      new_versions: number of versions that it added.
+      aliases: ciml's versions by model and alias.
     """
 
     runs: int = 0
@@ -365,7 +367,7 @@ def _tags(data: DataRoot, tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def params_of(experiment: Mapping[str, Any]) -> dict[str, str]:
-    """Return the parameters of an experiment: one a key, those of scikit-learn as ``parameters.C``."""
+    """Return the parameters of an experiment by key; those of scikit-learn are named as ``parameters.C``."""
     flat = {key: value for key, value in experiment.items() if key not in ("name", "parameters") and value is not None}
     flat |= {f"parameters.{key}": value for key, value in (experiment.get("parameters") or {}).items()}
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()}

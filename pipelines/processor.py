@@ -34,7 +34,7 @@ from ciml.pipelines.processes import Shared
 
 
 class Result(Protocol):
-    """What a processor makes of a batch.
+    """The result of a processor for a batch.
 
     Attributes:
       covers: the offsets of the batch; None for work that is not of the topic, such as retries.
@@ -63,8 +63,8 @@ class PipelineConfig(ProcessorConfig):
 
     Attributes:
       read: how partitions are read.
-      commit_s: longest wait of a result for others before the commit, on Flink.
-      commit_batches: number of waiting results that triggers a commit.
+      commit_s: time after which a result is committed even if it is the only one, on Flink.
+      commit_batches: number of uncommitted results that triggers a commit.
       maintains: whether the committing stage also maintains the manifest, where no supervisor does.
     """
 

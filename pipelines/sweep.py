@@ -131,7 +131,7 @@ def run_sweep(context: SweepContext, *, jobs: int, progress: Progress | None = N
 class _Trial(NamedTuple):
     """A trial in progress: its state at the start, and its outcome, which may be known at the start."""
 
-    begun: Outcome
+    initial: Outcome
     outcome: Future[Outcome] | Outcome
 
 
@@ -170,7 +170,7 @@ class _Trials:
         sweep = self._sweep
         planned = sweep.grid[number] if sweep.trials is None else None
         question = number % len(sweep.questions) if planned is None else sweep.question_of(planned)
-        earlier = (*self.outcomes, *(trial.begun for trial in self._in_progress))
+        earlier = (*self.outcomes, *(trial.initial for trial in self._in_progress))
         past = [outcome for outcome in earlier if sweep.question_of(outcome.parameters) == question]
         stored = read_outcome(self._store, number)
         if stored is not None:
@@ -178,24 +178,25 @@ class _Trials:
             parameters = stored.parameters
         else:
             parameters = propose(sweep, question, past) if planned is None else planned
-        begun = Outcome(number=number, question=question, parameters=parameters, state="running")
-        return _Trial(begun, self._start(begun, past) if stored is None else stored)
+        initial = Outcome(number=number, question=question, parameters=parameters, state="running")
+        return _Trial(initial, self._start(initial, past) if stored is None else stored)
 
-    def _start(self, begun: Outcome, past: list[Outcome]) -> Future[Outcome] | Outcome:
+    def _start(self, initial: Outcome, past: list[Outcome]) -> Future[Outcome] | Outcome:
         """Train a trial, unless an equal one has finished, or its data set cannot be built."""
         for equal in self.outcomes:
-            if equal.parameters == begun.parameters:
-                return keep_outcome(self._store, equal.replace(number=begun.number, same_as=equal.number, seconds=0.0))
+            if equal.parameters == initial.parameters:
+                same = equal.replace(number=initial.number, same_as=equal.number, seconds=0.0)
+                return keep_outcome(self._store, same)
         try:
-            combination = self._sweep.combine(begun.parameters, self._raw_version)
+            combination = self._sweep.combine(initial.parameters, self._raw_version)
         except CimlError as error:
-            return keep_outcome(self._store, begun.replace(state="failed", reason=_line(error)))
+            return keep_outcome(self._store, initial.replace(state="failed", reason=_line(error)))
         check_normalisation(self._store, self._sweep.name)
         reason = self._build(combination.definition)
         if reason:
-            return keep_outcome(self._store, begun.replace(state="failed", reason=reason))
+            return keep_outcome(self._store, initial.replace(state="failed", reason=reason))
         self.trained += 1
-        return self._pool.submit(_train, self._context, begun, combination, tuple(past))
+        return self._pool.submit(_train, self._context, initial, combination, tuple(past))
 
     def _build(self, definition: DatasetDefinition) -> str:
         """Build a data set if it is missing. Return the reason if that is impossible, else ""."""
@@ -245,27 +246,27 @@ def _build(context: SweepContext, definition: DatasetDefinition) -> str:
     return ""
 
 
-def _train(context: SweepContext, begun: Outcome, combination: Combination, past: tuple[Outcome, ...]) -> Outcome:
+def _train(context: SweepContext, initial: Outcome, combination: Combination, past: tuple[Outcome, ...]) -> Outcome:
     """Train a trial, and store its outcome."""
     name = combination.definition.name
     experiment = combination.experiment
     network = ESTIMATORS[experiment.estimator].network
-    begun = begun.replace(dataset=name, experiment=experiment.to_json())
+    initial = initial.replace(dataset=name, experiment=experiment.to_json())
     try:
         dataset = read_dataset(context.target.dataset(name), context.policy, context.exclusions)
         judge = Judge(context.sweep, past)
         if network:
             keras()  # the import takes seconds, which do not count as the trial's
         began_s = time.perf_counter()
-        scored = score_trial(context.sweep, experiment, dataset, begun, judge.hopeless)
+        scored = score_trial(context.sweep, experiment, dataset, initial, judge.hopeless)
         seconds = round(time.perf_counter() - began_s, 3)
         outcome = scored.replace(snapshot=dataset.snapshot.digest, attrs=judge.attrs, seconds=seconds)
     except (EngineError, IntegrityError):
         raise
     except CimlError as error:
-        outcome = begun.replace(state="failed", reason=_line(error))
+        outcome = initial.replace(state="failed", reason=_line(error))
     except Exception as error:  # noqa: BLE001  # of a library: it fails the trial, not the sweep
-        outcome = begun.replace(state="failed", reason=_line(f"{type(error).__name__}: {error}"))
+        outcome = initial.replace(state="failed", reason=_line(f"{type(error).__name__}: {error}"))
     finally:
         if network:
             keras().utils.clear_session()  # Keras keeps every network in memory

@@ -210,7 +210,7 @@ class OnFlink:
         restarts = None
         with contextlib.suppress(EngineError):  # a new job has neither
             checkpoint = jobs.last_checkpoint(job)
-            restarts = jobs.restarts(job)
+            restarts = jobs.count_restarts(job)
         state: JobState = "running"
         how = fault = ""
         if not job.all_run:
@@ -276,7 +276,7 @@ class OnFlink:
 
     def _failure(self, job: RestJob) -> tuple[str, str]:
         with contextlib.suppress(EngineError):  # the job may have ended meanwhile
-            return jobs.failure(job)
+            return jobs.last_failure(job)
         return "", ""
 
     def _live_jobs(self) -> list[RestJob]:
@@ -285,7 +285,7 @@ class OnFlink:
     def _all_jobs(self) -> list[RestJob]:
         """Return the jobs of this service that Flink knows, also of earlier launches, the newest last."""
         if self._options.rest:
-            flink_jobs = jobs.overview(self._options.rest)
+            flink_jobs = jobs.list_rest_jobs(self._options.rest)
         else:
             from ciml.engines.flink.job_server import job_service_answers
 

@@ -12,7 +12,7 @@ from confluent_kafka.admin import OffsetSpec
 from ciml.pipelines.kafka.broker import Listing, list_again, list_topic, make_topic, offsets_of
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.reader import close_readers
-from ciml.pipelines.live import MAX_MESSAGE_BYTES, LiveConfig, build_live, reached, reset
+from ciml.pipelines.live import MAX_MESSAGE_BYTES, LiveConfig, build_live, forget_ended_job, reached_offsets
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import Service, lag_families
 
@@ -56,7 +56,7 @@ class LiveService(Service):
         topic = self.config.topic
         kafka = self.config.kafka
         self._listing = list_again(kafka, self._listing) if self._listing else make_topics(self.config)
-        offsets = reached(topic)
+        offsets = reached_offsets(topic)
         positions = {part: max(start, offsets.get(part, start)) for part, start in self._starts.items()}
         ends = {partition: end for partition, (_, end) in self._listing.bounds.items()}
         lag = {} if self._is_done else {part: max(ends.get(part, 0) - offset, 0) for part, offset in positions.items()}
@@ -72,7 +72,7 @@ class LiveService(Service):
         listing = list_again(self.config.kafka, self._listing) if self._listing else make_topics(self.config)
         reads = plan_live(self.config, listing, self._since_s, bounded=bounded)
         self._is_done = bounded and not reads
-        reset(self.config.topic)
+        forget_ended_job(self.config.topic)
         self._starts = {read.partition: read.start for read in reads}
         return reads or None
 

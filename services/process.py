@@ -403,7 +403,7 @@ class _Worker:
 
         while not self._stop.wait(_POLL_S):
             check_job(job)
-            if self._options.workers and flink_rest.find(self._options.rest, job.name) is not None:
+            if self._options.workers and flink_rest.find_rest_job(self._options.rest, job.name) is not None:
                 self._report(state="submitted")
                 return
         job.cancel()

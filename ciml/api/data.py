@@ -271,13 +271,13 @@ class Data:
           Dataset('load': 108 runs of 30 x 1, classes passed, failed)
         """
         from ciml.datasets.definition import DatasetDefinition
-        from ciml.pipelines.datasets.build import SPAN_RUNS, build_dataset, is_another, remove_dataset
+        from ciml.pipelines.datasets.build import SPAN_RUNS, build_dataset, has_other_definition, remove_dataset
         from ciml.pipelines.datasets.update import with_default_windows
 
         stored = self._root.dataset(name)
         written = with_default_windows(stored, {"span_runs": SPAN_RUNS, **keys, "name": name})
         definition = DatasetDefinition.from_json(written, "data set")
-        if replace and is_another(stored, definition):
+        if replace and has_other_definition(stored, definition):
             remove_dataset(stored)
         build_dataset(self._root, self._root, definition, progress=_callback(progress))
         return self.dataset(name)

@@ -1,6 +1,6 @@
-"""A standalone Flink cluster: JobManager, TaskManagers, job server, Python workers, and their watchdog.
+"""A standalone Flink cluster: its engine, Flink's configuration, and the commands of its parts.
 
-Flink's configuration, and the command lines of the parts.
+The parts are a JobManager, TaskManagers, a job server and Python workers. A watchdog starts and restarts them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ciml.engines.state import EngineState
 from ciml.errors import CimlError, EngineError
 from ciml.storage import open_store
 
-_GRACE_S = 8.0
+_GRACE_S = 8.0  # between SIGTERM and SIGKILL
 _JOB_MANAGER_MB = 384
 _JOB_SERVER_MB = 320
 _FRAMEWORK_HEAP_MB = 128
@@ -34,7 +34,7 @@ _METASPACE_MB = 160
 _OVERHEAD_MB = 128
 
 #: Settings that jobs do not set themselves. Checkpoints survive a cancel and a failure.
-#: A JobManager and a TaskManager lose each other after 20 s without a heartbeat, or at once when a port closes.
+#: A JobManager and a TaskManager lose each other after 20 s without a heartbeat, or as soon as a port closes.
 #: A job's jars are those of the cluster, so its classes are loaded from there.
 SETTINGS = {
     **job_server.SETTINGS,
@@ -51,7 +51,7 @@ SETTINGS = {
 
 
 class Cluster(Engine):
-    """The watchdog is its process; the watchdog's children are listed in ``<home>/cluster/parts.json``."""
+    """The engine. Its process is the watchdog; ``<home>/cluster/parts.json`` lists the processes of the parts."""
 
     name = "cluster"
     uses = ("cluster-jobs", "cluster-rest", "cluster-rpc", "cluster-blob", "cluster-workers")
@@ -64,9 +64,9 @@ class Cluster(Engine):
         folder = home / "cluster"
         chosen = dict(ports)
         if parts.cluster_processes(home):  # its watchdog was killed: running parts keep their ports
-            chosen = dict(parts.read_plan(folder)[1].get("ports", ports))
-        for part in ("checkpoints", "savepoints"):
-            (home / "flink" / part).mkdir(parents=True, exist_ok=True)
+            chosen = dict(parts.read_plan(folder).settings.get("ports", ports))
+        for name in ("checkpoints", "savepoints"):
+            (home / "flink" / name).mkdir(parents=True, exist_ok=True)
         try:
             planned = make_parts(home, chosen, settings)
         except NoJava as error:
@@ -85,15 +85,15 @@ class Cluster(Engine):
         )
 
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
-        return None if self._unwell(home) else state
+        return None if self._unhealthy_parts(home) else state
 
     def missing(self, home: Path, state: EngineState) -> str:
-        return ", ".join(f"{part.name} ({part.log})" for part in self._unwell(home))
+        return ", ".join(f"{part.name} ({part.log})" for part in self._unhealthy_parts(home))
 
     @staticmethod
-    def _unwell(home: Path) -> list[Part]:
+    def _unhealthy_parts(home: Path) -> list[Part]:
         states = parts.read_states(home / "cluster")
-        planned = parts.read_plan(home / "cluster")[0]
+        planned = parts.read_plan(home / "cluster").parts
         return [part for part in planned if health(part, states.get(part.name, PartState(part.name))) != "ok"]
 
     def end(self, home: Path, state: EngineState) -> bool:
@@ -140,7 +140,7 @@ def part_rows(home: Path) -> dict[str, dict[str, object]]:
     """Return each part of the cluster of ``home`` with process, memory and health, for `ciml status`."""
     states = parts.read_states(home / "cluster")
     rows: dict[str, dict[str, object]] = {}
-    for part in parts.read_plan(home / "cluster")[0]:
+    for part in parts.read_plan(home / "cluster").parts:
         part_state = states.get(part.name, PartState(part.name))
         rows[part.name] = {
             **asdict(part_state),
@@ -231,7 +231,7 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
 
 @dataclass(frozen=True)
 class _PartMaker:
-    """Makes the parts of a cluster; ``configuration`` and ``plugins`` are folders for Flink."""
+    """Describes the parts of a cluster; ``configuration`` and ``plugins`` are folders for Flink."""
 
     home: Path
     ports: Mapping[str, int]

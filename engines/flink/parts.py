@@ -1,6 +1,6 @@
 """The processes of a Flink cluster, its *parts*: the files that describe them, their health checks, and which ones run.
 
-The watchdog's plan has what is started; a state has what runs.
+The watchdog's plan describes the parts to start; the states describe their processes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psutil
 
@@ -33,7 +33,7 @@ Answer = Literal["yes", "no", "unknown"]
 
 @dataclass(frozen=True)
 class Part:
-    """How a process is started and checked.
+    """The command of a part, and its health check.
 
     Attributes:
       name: such as ``taskmanager-1``.
@@ -63,7 +63,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PartState:
-    """State of a part.
+    """The process of a part.
 
     Attributes:
       name: of the part.
@@ -91,14 +91,27 @@ def states_file(folder: Path) -> Path:
 
 
 def write_plan(folder: Path, parts: Iterable[Part], settings: Mapping[str, Any]) -> None:
-    """Write the watchdog's plan and the settings behind it."""
+    """Write the watchdog's plan.
+
+    Args:
+      folder: of the plan.
+      parts: the parts to start.
+      settings: ``ports`` by use; ``state``, the folder or prefix of checkpoints; ``rest``, the URL of Flink's REST API.
+    """
     write_json(folder / "plan.json", {"settings": dict(settings), "parts": [asdict(part) for part in parts]}, 0o600)
 
 
-def read_plan(folder: Path) -> tuple[list[Part], dict[str, Any]]:
-    """Return the parts and the settings; both empty without a plan."""
+class Plan(NamedTuple):
+    """The parts that a watchdog starts, and the settings behind them; see `write_plan`."""
+
+    parts: list[Part]
+    settings: dict[str, Any]
+
+
+def read_plan(folder: Path) -> Plan:
+    """Return the watchdog's plan; an empty one if none is written."""
     content = _read(folder / "plan.json")
-    return [Part(**part) for part in content.get("parts", [])], dict(content.get("settings", {}))
+    return Plan([Part(**part) for part in content.get("parts", [])], dict(content.get("settings", {})))
 
 
 def write_states(folder: Path, states: Iterable[PartState]) -> None:

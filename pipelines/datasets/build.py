@@ -16,7 +16,7 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError
 from ciml.manifest.log import catch_up
-from ciml.pipelines.datasets.commit import runs_of
+from ciml.pipelines.datasets.commit import count_runs
 from ciml.pipelines.datasets.update import (
     RunSource,
     StoredRuns,
@@ -53,7 +53,7 @@ def build_dataset(
     progress: Progress | None = None,
     now_us: int | None = None,
 ) -> Update:
-    """Build a data set of all present runs, or resume one that was begun.
+    """Build a data set of all present runs, or continue an interrupted build.
 
     Nothing is created before the definition is known to be valid. A slicer is resolved at the raw manifest's present
     end, unless the definition, or the existing data set, pins a version.
@@ -114,7 +114,7 @@ class PlannedUpdate:
     @property
     def runs(self) -> int:
         """The number of runs to be read."""
-        return sum(map(runs_of, self.steps))
+        return sum(map(count_runs, self.steps))
 
     def build(self, pipeline: beam.Pipeline) -> object:
         """Wire the bounded pipeline that builds and commits all steps."""
@@ -139,7 +139,7 @@ class PreparedBuild(NamedTuple):
 
     Attributes:
       updater: seals the spans.
-      definition: that of the data set, with the pinned version of a slicer.
+      definition: the data set's, with the pinned version of a slicer.
     """
 
     updater: Updater
@@ -149,14 +149,15 @@ class PreparedBuild(NamedTuple):
 def prepare_build(
     source: DataRoot | ListedRuns, target: DataRoot, definition: DatasetDefinition, now_us: int | None = None
 ) -> PreparedBuild:
-    """Compare a data set with its definition and its runs, and create nothing; arguments as `build_dataset`."""
+    """Check that a data set can be built or continued, and create nothing; arguments and errors as `build_dataset`."""
     dataset = target.dataset(definition.name)
     state = DatasetState()
     catch_up(dataset.log, state)
-    runs, origin = _runs_of(source, target)
+    runs, origin = _source_of(source, target)
     pin = None
     if definition.slicer is not None:
         if state.definition is not None:
+            # Without a version of its own, the build continues with the one that the existing data set pins.
             if definition.raw_version is None and state.definition.slicer is not None:
                 definition = definition.replace(raw_version=state.definition.raw_version)
             check_same(state.definition, definition)
@@ -164,7 +165,7 @@ def prepare_build(
         definition = pinned(definition, pin)
     create = None
     if state.definition is None:
-        # The draft is the state after the commit of the new data set.
+        # The draft is the state after `create`: the definition is committed as version 1.
         state.definition = definition
         state.version = 1
         create = partial(create_dataset, target, definition, origin=origin, now_us=now_us)
@@ -180,8 +181,12 @@ def _write_definition(build: PreparedBuild) -> None:
     build.updater.root.replace(DEFINITION, build.definition.to_toml().encode())
 
 
-def _runs_of(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:
-    """Return the runs, and the record of their origin for the manifest."""
+def _source_of(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:
+    """Return the source of the runs, and the record of their origin for the manifest.
+
+    Raises:
+      CimlError: if the raw store has no manifest.
+    """
     if not isinstance(source, DataRoot):
         return source, {"listing": source.origin}
     raw = StoredRuns(source.raw)
@@ -202,7 +207,7 @@ def _check_origin(state: DatasetState, origin: Mapping[str, Any]) -> None:
         raise CimlError(f"data set {name!r} exists and was built {manner}; choose another name, or use --force")
 
 
-def is_another(dataset: StoredDataset, definition: DatasetDefinition) -> bool:
+def has_other_definition(dataset: StoredDataset, definition: DatasetDefinition) -> bool:
     """Return whether a data set exists with another definition. An unpinned slicer equals the pinned one."""
     state = DatasetState()
     catch_up(dataset.log, state)

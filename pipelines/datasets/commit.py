@@ -132,6 +132,6 @@ def remove_results(root: Store, results: str, steps: Sequence[Step]) -> None:
             root.delete(result_path(results, plan.span, plan.version))
 
 
-def runs_of(step: Step) -> int:
+def count_runs(step: Step) -> int:
     """Return the number of runs in the spans of a step."""
     return sum(len(plan.runs) for plan in step.spans)

@@ -60,7 +60,7 @@ class ListedRuns:
         have no threads.
 
     Attributes:
-      log: its lines.
+      log: the lines, as a log of runs.
       origin: the record of the listing for a data set's manifest.
     """
 
@@ -98,24 +98,24 @@ class ListedRuns:
         return LogReader(self._fetch)
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
-        """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
+        """As `StoredRuns.columns`. Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
         return [names for _, columns in self._by_chunks(runs, LogReader.columns) for names in columns]
 
     def tables(self, runs: Sequence[SelectedRun]) -> Iterator[tuple[RunFacts, pa.Table]]:
-        """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
+        """As `StoredRuns.tables`. Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
         for start in range(0, len(runs), _LOGS_AT_ONCE):
             for _, tables in self._by_chunks(runs[start : start + _LOGS_AT_ONCE], LogReader.tables):
                 yield from tables
 
     def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
-        """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
+        """As `StoredRuns.lengths`. Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
         counts = np.zeros(len(runs), np.int64)
         for indices, lengths in self._by_chunks(runs, partial(LogReader.lengths, resolved=resolved)):
             counts[indices] = lengths
         return counts
 
     def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
-        """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
+        """As `StoredRuns.examples`. Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
 
         def windows_of(indices: Sequence[int]) -> Windows:
             work = partial(LogReader.windows, resolved=resolved)
@@ -147,7 +147,10 @@ class ListedRuns:
     def _start(
         self, process: int, work: Callable[[LogReader, Sequence[LogOf]], T], logs: Sequence[LogOf]
     ) -> Callable[[], T]:
-        """Start work in a process; return a function that waits for its result. Without processes, this does it."""
+        """Start work in a process; return a function that waits for its result.
+
+        Without processes, the returned function does the work itself when it is called.
+        """
         if not self._pools:
             return partial(work, self._reader, logs)
         return partial(result_of, self._pools[process].submit(_work_in_process, work, logs), "reads logs")
@@ -169,11 +172,13 @@ def _work_in_process(work: Callable[[LogReader, Sequence[LogOf]], T], logs: Sequ
 
 
 class ListedLog:
-    """A listing as the one-version raw manifest of its backfill, if all logs were usable.
+    """A listing as the raw manifest of one version that its backfill would commit if all logs were usable.
+
+    The listing is decoded at the first `since` or `read`, which fill ``addresses`` and ``left_out``.
 
     Attributes:
       version: of that manifest.
-      addresses: log locations by run id, where the run facts hold none.
+      addresses: addresses of logs by run id, of the runs whose log is not at `RunFacts.log_url`.
       left_out: number of lines without a run, by kind and reason.
     """
 
@@ -215,7 +220,7 @@ class ListedLog:
         return msgspec.convert(delta, RunDelta)
 
     def _settle(self, decoded: Batch) -> Batch:
-        """Settle the runs of a batch as rows without a raw object, and note where their logs are."""
+        """Settle the runs of a batch as rows without a raw object, and add the addresses of their logs."""
         runs = []
         batch = guarded_runs("trust", lambda part: evaluate_batch(part, self._trust), decoded)
         for pending in batch.pending_runs:

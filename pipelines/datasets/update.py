@@ -27,7 +27,7 @@ from ciml.events.outcomes import CAUSE
 from ciml.events.records import RunFacts
 from ciml.limits import MAX_PROFILE_RUNS
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
-from ciml.pipelines.datasets.commit import WrittenStep, commit_step, runs_of
+from ciml.pipelines.datasets.commit import WrittenStep, commit_step, count_runs
 from ciml.progress import Progress, no_progress
 from ciml.runs.reader import read_columns, read_runs
 from ciml.runs.run_log import RunLog, StoredRunLog
@@ -117,7 +117,7 @@ def update_dataset(
       dataset: an existing data set.
       runner: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam.
       job_endpoint: of Beam's job server, for ``flink``.
-      seal: whether the last span is closed with fewer runs than the definition wants.
+      seal: whether to seal the last span even if it has fewer runs than the definition asks for.
       progress: called as runs become examples.
       now_us: the time of the commits; the present by default.
 
@@ -164,7 +164,7 @@ def verify_dataset(
     """Verify a data set; return its defects, a line each.
 
     Checks that every named file exists with its rows and digests, that every selected run before the cursor is in
-    exactly one span, and that there are no other files. ``formats`` is that of `verify_span`.
+    exactly one span, and that there are no other files. ``formats`` is passed to `verify_span`.
     """
     state = dataset.state()
     if state.definition is None or state.resolved is None:
@@ -284,14 +284,14 @@ class Updater:
         if self.create is not None:
             self.create()
             self.create = None
-            self.state.version = 0  # the draft is replaced by what was committed
+            self.state.version = 0  # `commit_step` replaces the draft by the committed state
         return commit_step(self.root, self.state, written, now_us=now_us)
 
     def _write_here(self, steps: Iterator[Step], progress: Progress) -> Iterator[WrittenStep]:
         """Write the spans of one step after another in this process."""
         number = 0
         for step in steps:
-            total = number + runs_of(step)
+            total = number + count_runs(step)
             examples = partial(self.source.examples, resolved=step.resolved)
             spans = []
             for plan in step.spans:
@@ -313,7 +313,7 @@ class Updater:
         planned = list(steps)
         if not planned:
             return
-        runs = sum(runs_of(step) for step in planned)
+        runs = sum(count_runs(step) for step in planned)
         progress("runs", 0, runs)
         written_steps = write_spans(raw, self.root, planned, runner=runner, job_endpoint=job_endpoint)
         progress("runs", runs, runs)

@@ -1,7 +1,7 @@
-"""Jobs on Flink: listed, observed, and stopped with or without a savepoint, by Flink's REST API and Beam's job server.
+"""Lists, observes and stops jobs on Flink, by Flink's REST API and Beam's job server.
 
 Beam's own cancel is not enough. The job server answers ``CANCELLED`` and interrupts the thread that waits for the job,
-but the embedded Flink keeps running: Beam does not propagate the cancel. So a job is cancelled on both sides.
+but the embedded Flink keeps running: Beam does not propagate the cancel. So `cancel_job` cancels a job in both.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Checkpoint:
     path: str = ""
 
 
-def overview(base: str, timeout_s: float = _REST_TIMEOUT_S) -> list[RestJob]:
-    """Return Flink's jobs.
+def list_rest_jobs(base: str, timeout_s: float = _REST_TIMEOUT_S) -> list[RestJob]:
+    """Return the jobs that Flink knows, running and ended.
 
     Raises:
       EngineError: if Flink does not answer.
@@ -94,14 +94,14 @@ def last_checkpoint(job: RestJob) -> Checkpoint | None:
     return Checkpoint(int(completed["state_size"]), time_s, completed.get("external_path") or "")
 
 
-def find(base: str, name: str) -> RestJob | None:
+def find_rest_job(base: str, name: str) -> RestJob | None:
     """Return the job of that name: a running one, else the last submitted; None if Flink knows none."""
-    named = [job for job in overview(base) if job.name == name]
+    named = [job for job in list_rest_jobs(base) if job.name == name]
     return max(named, key=lambda job: (not job.over, job.began_s), default=None)
 
 
-def restarts(job: RestJob) -> int | None:
-    """Return the number of restarts of a job; None if unknown."""
+def count_restarts(job: RestJob) -> int | None:
+    """Return the number of restarts of a job; None if Flink reports none yet."""
     for metric in ask("GET", f"{job.url}/metrics?get=numRestarts"):
         return int(float(metric["value"]))
     return None
@@ -114,7 +114,7 @@ class Failure(NamedTuple):
     fault: str
 
 
-def failure(job: RestJob) -> Failure:
+def last_failure(job: RestJob) -> Failure:
     """Return the last failure or restart of a job; empty without one."""
     history = ask("GET", f"{job.url}/exceptions").get("exceptionHistory") or {}
     entries = history.get("entries") or [{}]
@@ -232,12 +232,12 @@ def list_flink_jobs(endpoint: str) -> list[RestJob]:
     jobs: list[RestJob] = []
     for address in _rest_addresses(endpoint):
         with contextlib.suppress(EngineError, ValueError):
-            jobs += overview(address, timeout_s=_EMBEDDED_TIMEOUT_S)
+            jobs += list_rest_jobs(address, timeout_s=_EMBEDDED_TIMEOUT_S)
     return jobs
 
 
 def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
-    """Cancel a job on both sides and wait for its end. An ended job is not changed.
+    """Cancel a job in Beam's job server and in Flink, and wait for it to end. An ended job is not changed.
 
     Args:
       endpoint: the job server's ``host:port``; on this machine, to reach the Flink inside.
@@ -267,7 +267,7 @@ def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
         if waited_s > timeout_s:
             inside = ", ".join(flink_job.state for flink_job in running) or "over"
             raise EngineError(f"job {job_id} is {job.state} (in Flink: {inside}) {timeout_s:g} s after its cancel")
-        # Before the job is in Flink, its submission would overtake a cancel.
+        # While the job is on its way to Flink, a cancel would be too early: the submission would still start it.
         if running or waited_s > min(_START_UP_S, timeout_s / 2):
             if not job.over:
                 with _job_service(endpoint) as service:
@@ -286,7 +286,7 @@ def cancel_orphans(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
     return [
         cancel_job(endpoint, job.id, timeout_s)
         for job in list_jobs(endpoint)
-        if not job.over and _loopback_workers(endpoint, job.id) - _listening().keys()
+        if not job.over and not _loopback_workers(endpoint, job.id) <= _listeners().keys()  # a worker's port is closed
     ]
 
 
@@ -317,8 +317,8 @@ def _loopback_workers(endpoint: str, job_id: str) -> set[int]:
     return {int(port) for host, _, port in addresses if host in ("localhost", "127.0.0.1", "[::1]")}
 
 
-def _listening() -> dict[int, int | None]:
-    """Return the TCP ports that processes of this machine listen on, with their pids where these may be read."""
+def _listeners() -> dict[int, int | None]:
+    """Return the pid by TCP port that a process of this machine listens on; None if this user may not read the pid."""
     connections = psutil.net_connections("tcp")
     listeners = [connection for connection in connections if connection.status == psutil.CONN_LISTEN]
     return {listener.laddr.port: listener.pid for listener in listeners if listener.laddr}
@@ -329,7 +329,7 @@ def _rest_addresses(endpoint: str) -> list[str]:
 
     Only ports of the job server's own process count, since other programs may use the range.
     """
-    listening = _listening()
+    listening = _listeners()
     owner = listening.get(int(endpoint.rpartition(":")[2]))
     if owner is None:
         return []

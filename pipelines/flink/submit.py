@@ -160,7 +160,7 @@ class FlinkJob:
     """A submitted job.
 
     With LOOPBACK it ends with this process's workers; with a pool of workers (EXTERNAL) it does not depend on this
-    process, and `ciml.pipelines.flink.jobs.find` finds it by name.
+    process, and `ciml.pipelines.flink.jobs.find_rest_job` finds it by name.
     """
 
     def __init__(self, build: Build, options: PipelineOptions) -> None:

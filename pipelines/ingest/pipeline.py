@@ -31,8 +31,8 @@ from ciml.pipelines.kafka.source import (
     OffsetDoFn,
     ReadFromKafka,
     Restriction,
-    is_drained,
-    put_off,
+    defer,
+    detect_drain,
 )
 from ciml.pipelines.processor_beam import commit_and_publish
 from ciml.runs.known_ids import Index, ids_of_repeats
@@ -52,16 +52,16 @@ class RetriesInProgress:
     """The retries in progress in this process, so that a slow one is not started again, which would waste work."""
 
     def __init__(self) -> None:
-        self._since: dict[tuple[Any, ...], float] = {}
+        self._started_s: dict[tuple[Any, ...], float] = {}
         self._lock = threading.Lock()
 
     def start(self, due: list[PendingRun], now_s: float) -> list[PendingRun]:
         """Mark due runs as in progress; return those that were not."""
         retries = {(pending.origin, pending.mention.run_id, pending.attempts): pending for pending in due}
         with self._lock:
-            self._since = {key: since for key, since in self._since.items() if now_s - since < _REPEAT_S}
-            started = [pending for key, pending in retries.items() if key not in self._since]
-            self._since = {**dict.fromkeys(retries, now_s), **self._since}
+            recent = {key: start_s for key, start_s in self._started_s.items() if now_s - start_s < _REPEAT_S}
+            started = [pending for key, pending in retries.items() if key not in recent]
+            self._started_s = {**dict.fromkeys(retries, now_s), **recent}  # a retry in progress keeps its time
         return started
 
 
@@ -69,6 +69,8 @@ _in_progress: defaultdict[str, RetriesInProgress] = defaultdict(RetriesInProgres
 
 
 class _PollDue(OffsetDoFn):
+    """Raw store -> batches of its deferred runs that are due. Its restriction counts polls."""
+
     def initial_restriction(self, element: Store) -> Restriction:
         return Restriction(0, FOREVER)
 
@@ -77,7 +79,7 @@ class _PollDue(OffsetDoFn):
 
     @beam.DoFn.unbounded_per_element()
     def process(self, element: Store, tracker: Any = TRACKER, watermark: Any = WATERMARK) -> Iterator[TimestampedValue]:
-        if is_drained(tracker):
+        if detect_drain(tracker):
             return
         tick = tracker.current_restriction().start
         if not tracker.try_claim((tick, tick + 1)):
@@ -90,7 +92,7 @@ class _PollDue(OffsetDoFn):
             yield TimestampedValue(batch, Timestamp.of(now_s))
         watermark.set_watermark(Timestamp.of(now_s))
         wait_s = _LONGEST_PAUSE_S if next_us is None else next_us / 1e6 - now_s
-        put_off(tracker, min(max(wait_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S))
+        defer(tracker, min(max(wait_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S))
 
 
 class ReadDue(beam.PTransform):
@@ -116,7 +118,7 @@ def build_ingest(
     Args:
       pipeline: the pipeline to build in.
       config: of the ingest.
-      reads: of `ciml.pipelines.kafka.source.plan`; may be empty with ``due`` runs.
+      reads: the partitions and their first offsets; may be empty with ``due`` runs.
       due: deferred runs to retry if bounded; an unbounded ingest reads them from the manifest.
 
     Returns:
@@ -147,11 +149,11 @@ def batches_to_retry(pending_runs: Sequence[PendingRun], most: int = _BATCH_RUNS
 def settle_known(batch: Batch, index: Index) -> Batch:
     """Settle pending runs that the same event has already named, as repeats that need no log.
 
-    This only saves work: the commit classifies everything by its own state. The same run in *another* event stays
-    pending, since a different log must be noticed. So does one whose trust an update may have raised.
+    This only saves work: the commit classifies everything by its own state. The same run in *another* event remains
+    pending, since a different log must be noticed, and so does a run whose trust an update may have raised.
 
     Args:
-      batch: new pending runs; deferred ones are known and must stay.
+      batch: new pending runs. Deferred runs must not be passed: their events are known, and they would be repeats.
       index: of the committed state.
     """
     unknown = []

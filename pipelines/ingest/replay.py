@@ -1,6 +1,6 @@
 """Replay: retries open dead letters; the commit of the results closes those that succeed.
 
-A dead letter that fails again stays open. A replay may be killed, repeated, or run concurrently: the first commit
+A dead letter that fails again remains open. A replay may be killed, repeated, or run concurrently: the first commit
 closes a dead letter, and other results for it are dropped.
 """
 
@@ -17,6 +17,7 @@ from ciml.errors import RejectedInput
 from ciml.events.payloads import read_payload
 from ciml.events.records import Batch, Origin, records_of
 from ciml.integrations.registry import read_event
+from ciml.manifest.log import Delta
 from ciml.pipelines.ingest.committer import SettleConfig, committer
 from ciml.runs.dead_letters import Choice, DeadLetter, open_dead_letters, open_keys
 from ciml.runs.known_ids import DeadLetterKey
@@ -54,9 +55,9 @@ class Replayed:
       total: number of dead letters to try at most.
       tried: number tried so far.
       closed: number closed by this replay.
-      became: their outcomes by (kind, reason). A message may become several.
-      still: those that stay open, by the present reason.
-      details: an example for each such reason.
+      became: outcomes of the closed ones by (kind, reason). A message may have several.
+      still: number that remain open, by the present reason.
+      details: for each reason of ``still``, the detail of the first.
       elsewhere: number closed meanwhile by another process.
       complete: whether all were tried.
     """
@@ -71,7 +72,7 @@ class Replayed:
     complete: bool = False
 
     def count_open(self, reason: str, detail: str) -> None:
-        """Count a dead letter that stays open."""
+        """Count a dead letter that remains open."""
         self.still[reason] += 1
         self.details.setdefault(reason, detail)
 
@@ -90,7 +91,7 @@ def replay(
       report: called with the progress after each commit.
 
     Raises:
-      EngineError: if a store does not answer. Commits stay.
+      EngineError: if a store does not answer. Earlier commits are not undone.
       IntegrityError: see `ciml.runs.accounting.reconcile`.
     """
     stop = stop or threading.Event()
@@ -109,7 +110,7 @@ def replay(
 
 
 def _replay_part(config: ReplayConfig, dead_letters: list[DeadLetter], result: Replayed) -> None:
-    """Retry dead letters, commit the results together, and count what became of them."""
+    """Retry dead letters, commit the results together, and count the outcomes."""
     read: list[tuple[DeadLetter, Batch]] = []
     for dead_letter in dead_letters:
         batch = _read(config, dead_letter)
@@ -118,10 +119,15 @@ def _replay_part(config: ReplayConfig, dead_letters: list[DeadLetter], result: R
         else:
             read.append((dead_letter, batch))
     settled = settle([batch for _, batch in read], config.trust, config.fetch, config.raw, outages=False)
-    version = committer(config.raw).commit(settled, partial(evaluate, config.trust))
-    closed = _closed_by(config, version, result, {dead_letter.key for dead_letter, _ in read})
-    with committer(config.raw).state() as state:
-        for (dead_letter, _), batch in zip(read, settled, strict=True):
+    committing = committer(config.raw)
+    version = committing.commit(settled, partial(evaluate, config.trust))
+    closed: set[DeadLetterKey] = set()
+    if version is not None:
+        delta = committing.log.read(version)
+        closed = _closed_keys(delta) & {dead_letter.key for dead_letter, _ in read}
+        result.became.update(_outcomes_of(delta, closed))
+    with committing.state() as state:
+        for (dead_letter, _), batch in zip(read, settled, strict=True):  # `settle` keeps the order
             if dead_letter.key in closed:
                 result.closed += 1
             elif state.index.dead_letter(dead_letter.key) is None:
@@ -140,20 +146,18 @@ def _read(config: ReplayConfig, dead_letter: DeadLetter) -> Batch | RejectedInpu
     return attempt("replay", read_again, outcome, payload, config.selection, names, config.logs, read_event)
 
 
-def _closed_by(
-    config: ReplayConfig, version: int | None, result: Replayed, keys: set[DeadLetterKey]
-) -> set[DeadLetterKey]:
-    """Return those of ``keys`` that a version closed, and count their outcomes."""
-    if version is None:
-        return set()
-    delta = committer(config.raw).log.read(version)
-    closed = {(Origin.from_json(origin), run_id) for origin, run_id in delta["closes"]} & keys
+def _closed_keys(delta: Delta) -> set[DeadLetterKey]:
+    """Return the keys of the dead letters that a delta closes."""
+    return {(Origin.from_json(origin), run_id) for origin, run_id in delta["closes"]}
+
+
+def _outcomes_of(delta: Delta, closed: set[DeadLetterKey]) -> Iterator[tuple[str, str]]:
+    """Yield (kind, reason) of each outcome of closed dead letters. One without a run id has the runs of a message."""
     for kind, record in records_of(delta):
         origin = Origin.from_json(record["origin"])
         run_id = record.get("mention", {}).get("run_id", "")
         if (origin, run_id) in closed or (origin, "") in closed:
-            result.became[kind, record.get("reason", "")] += 1
-    return closed
+            yield kind, record.get("reason", "")
 
 
 @dataclass
@@ -174,7 +178,7 @@ class Preview:
 def preview(config: ReplayConfig) -> Preview:
     """Count the dead letters of a choice without fetching or committing."""
     result = Preview()
-    for dead_letter in islice(chosen(config.raw, config.choice), config.limit):
+    for dead_letter in islice(find_open(config.raw, config.choice), config.limit):
         result.total += 1
         result.reasons[dead_letter.outcome.reason] += 1
         batch = _read(config, dead_letter)
@@ -183,7 +187,7 @@ def preview(config: ReplayConfig) -> Preview:
     return result
 
 
-def chosen(raw: Store, choice: Choice) -> Iterator[DeadLetter]:
+def find_open(raw: Store, choice: Choice) -> Iterator[DeadLetter]:
     """Yield the open dead letters of a choice, oldest first."""
     committing = committer(raw)
     with committing.state() as state:

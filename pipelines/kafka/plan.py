@@ -102,7 +102,7 @@ def _last_of(covered: RangeSet) -> int:
 
 
 def expired_offsets(state: TopicState, listing: Listing) -> list[OffsetRange]:
-    """Return the offsets that expired before the first read. They are to be committed as covered before reading."""
+    """Return the offsets that expired before the first read. The caller commits them as covered before it reads."""
     return [
         OffsetRange(listing.topic, listing.topic_id, partition, 0, first)
         for partition, (first, _) in sorted(listing.bounds.items())
@@ -111,7 +111,7 @@ def expired_offsets(state: TopicState, listing: Listing) -> list[OffsetRange]:
 
 
 def lost_offsets(state: TopicState, listing: Listing) -> list[OffsetRange]:
-    """Return the offsets that expired before they were read, also those of `expired_offsets`.
+    """Return the offsets that expired before they were read, including those of `expired_offsets`.
 
     Raises:
       IntegrityError: if the topic was recreated, which is not a loss but another topic.

@@ -99,11 +99,11 @@ class _Read(OffsetDoFn):
         return Restriction(element.start, FOREVER if element.end is None else element.end)
 
     def restriction_size(self, element: PartitionRead, restriction: Restriction) -> int:
-        """Return the number of messages to read, by the broker's last answer."""
+        """Return the number of offsets to read, by the broker's last answer."""
         if restriction.stop < FOREVER:
-            return left(restriction, None)
+            return count_remaining(restriction, None)
         ends = end_of(self._kafka, element.topic, element.partition, self._options.ends_s)
-        return left(restriction, ends.end if ends else None)
+        return count_remaining(restriction, ends.end if ends else None)
 
     def truncate(self, element: PartitionRead, restriction: Restriction) -> Restriction | None:
         """Return the rest to read when a runner drains: all of a bounded read, nothing of an unbounded one.
@@ -147,7 +147,7 @@ class ReadUnbounded(_Read):
             yield from self._read(element, tracker, watermark)
 
     def _read(self, element: PartitionRead, tracker: Any, watermark: Any) -> Iterator[TimestampedValue]:
-        if is_drained(tracker):
+        if detect_drain(tracker):
             return
         options = self._options
         covered = RangeSet(element.covered)
@@ -167,15 +167,15 @@ class ReadUnbounded(_Read):
                     oldest_s = min((stamp / 1000 for stamp in map(_stamp, messages) if stamp), default=None)
                     yield TimestampedValue(batch, Timestamp.of(asked_s if oldest_s is None else oldest_s))
                     position = end
-                    observe(watermark, Observation(asked_s, oldest_s), options.slack_s)
+                    advance_watermark(watermark, Observation(asked_s, oldest_s), options.slack_s)
                 if not messages:
-                    put_off(tracker, self._idle_pause_s(element, reader, position, watermark))
+                    defer(tracker, self._idle_pause_s(element, reader, position, watermark))
                     return
                 reader.idle = 0
                 is_at_end = options.pause_at_end and position >= reader.reaches() >= 0
                 if is_at_end or time.monotonic() > until_s:
                     _backlog_of(element).set(max(reader.reaches() - position, 0))
-                    put_off(tracker, options.rest_s if is_at_end else 0)
+                    defer(tracker, options.rest_s if is_at_end else 0)
                     return
 
     def _idle_pause_s(self, element: PartitionRead, reader: Reader, position: int, watermark: Any) -> float:
@@ -184,7 +184,7 @@ class ReadUnbounded(_Read):
         ends = end_of(self._kafka, element.topic, element.partition, min(options.ends_s, options.idle_s))
         if ends is not None:
             _backlog_of(element).set(max(ends.end - position, 0))
-            observe(watermark, Observation(ends.asked_s, None, position >= ends.end), options.slack_s)
+            advance_watermark(watermark, Observation(ends.asked_s, None, position >= ends.end), options.slack_s)
         pause_s = min(options.rest_s * 2 ** min(reader.idle, 20), options.idle_s)
         reader.idle += 1
         return float(pause_s)
@@ -218,7 +218,7 @@ class FindPartitions(OffsetDoFn):
         return Restriction(element.partitions, FOREVER)
 
     def restriction_size(self, element: KnownTopic, restriction: Restriction) -> int:
-        return left(restriction, None)
+        return count_remaining(restriction, None)
 
     @beam.DoFn.unbounded_per_element()
     def process(
@@ -228,14 +228,14 @@ class FindPartitions(OffsetDoFn):
             yield from self._find(element, tracker, watermark)
 
     def _find(self, element: KnownTopic, tracker: Any, watermark: Any) -> Iterator[TimestampedValue]:
-        if is_drained(tracker):
+        if detect_drain(tracker):
             return
         first_new = tracker.current_restriction().start
         asked_s = time.time()
         try:
             count = max(check_topic(self._kafka, element.topic, element.topic_id), default=-1) + 1
         except EngineError:  # the broker is unreachable: the readers wait for it too
-            put_off(tracker, self._options.find_s)
+            defer(tracker, self._options.find_s)
             return
         if count > first_new:
             if not tracker.try_claim(Claim(first_new, count)):
@@ -245,8 +245,8 @@ class FindPartitions(OffsetDoFn):
             since = watermark.current_watermark() or Timestamp.of(asked_s - self._options.slack_s)
             for number in range(first_new, count):
                 yield TimestampedValue(PartitionRead(element.topic, element.topic_id, number, 0, None), since)
-        observe(watermark, Observation(asked_s, None, True), self._options.slack_s)
-        put_off(tracker, self._options.find_s)
+        advance_watermark(watermark, Observation(asked_s, None, True), self._options.slack_s)
+        defer(tracker, self._options.find_s)
 
 
 class Restriction(NamedTuple):
@@ -254,7 +254,7 @@ class Restriction(NamedTuple):
 
     Attributes:
       not_before_s: epoch seconds before which a runner that respects the requested pause does not resume.
-      early: number of consecutive earlier resumes; see `is_drained`.
+      early: number of consecutive earlier resumes; see `detect_drain`.
     """
 
     start: int
@@ -264,7 +264,7 @@ class Restriction(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """Offsets [first, end), and the partition's known end, which gives the backlog."""
+    """Offsets [first, end), and the partition's known end, which gives the backlog; -1 if it is unknown."""
 
     first: int
     end: int
@@ -272,7 +272,7 @@ class Claim(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """Claims nothing, and sets when to resume; see `Restriction`."""
+    """A claim of no offsets that sets two fields of the `Restriction`. Beam's view of a tracker passes only claims."""
 
     not_before_s: float
     early: int
@@ -335,15 +335,15 @@ class OffsetTracker(RestrictionTracker):
         return bool(self._stop < FOREVER)
 
 
-def left(restriction: Restriction, reaches: int | None) -> int:
+def count_remaining(restriction: Restriction, reaches: int | None) -> int:
     """Return the number of remaining offsets; at least 1 if unbounded or if the end is unknown."""
     if restriction.stop < FOREVER:
         return int(max(restriction.stop - restriction.start, 0))
     return int(max((reaches or 0) - restriction.start, 1))
 
 
-def put_off(tracker: Any, pause_s: float) -> None:
-    """Defer the unclaimed rest by a pause, in whole seconds since Flink's runner truncates them.
+def defer(tracker: Any, pause_s: float) -> None:
+    """Return the unclaimed offsets to the runner, to be resumed after a pause of whole seconds (Flink truncates it).
 
     Args:
       tracker: Beam's view of an `OffsetTracker`.
@@ -358,13 +358,15 @@ def put_off(tracker: Any, pause_s: float) -> None:
     tracker.defer_remainder(Duration.of(whole_s + _MARGIN_S))
 
 
-def is_drained(tracker: Any) -> bool:
-    """Return whether the runner drains the pipeline, so that an unbounded reader must end. Call it first.
+def detect_drain(tracker: Any) -> bool:
+    """Find out whether the runner drains the pipeline. If so, claim all offsets and return True: the reader must end.
+
+    An unbounded reader calls it before any claim, since it records each early resume in the restriction.
 
     Flink's runner does not signal a stop with savepoint and drain. It ignores the requested pause and resumes deferred
-    restrictions until none is deferred, which would never happen. So a reader that is resumed early several
-    times in a row is being drained. The count is stored in the restriction: neither a restart nor a second job affects
-    it, and a clock that is set back counts once.
+    restrictions until none is deferred, which would never happen. So a reader that is resumed early several times in a
+    row is being drained. The count is in the restriction: neither a restart nor a second job affects it, and a clock
+    that is set back counts once.
     """
     now = time.time()
     restriction = tracker.current_restriction()
@@ -391,7 +393,7 @@ class Observation(NamedTuple):
     nothing_unread: bool = False
 
 
-def advance(watermark_s: float | None, observation: Observation, slack_s: float) -> float | None:
+def next_watermark(watermark_s: float | None, observation: Observation, slack_s: float) -> float | None:
     """Return the watermark after an observation: no unread message is older.
 
     This holds for messages whose timestamp is at most ``slack_s`` before the broker received them, and not after. A
@@ -417,11 +419,11 @@ def advance(watermark_s: float | None, observation: Observation, slack_s: float)
     return reached if watermark_s is None else max(watermark_s, reached)
 
 
-def observe(watermark: Any, observation: Observation, slack_s: float) -> None:
+def advance_watermark(watermark: Any, observation: Observation, slack_s: float) -> None:
     """Advance Beam's manual watermark by an observation."""
     now = watermark.current_watermark()
     before = None if now is None else now.micros / 1e6
-    after = advance(before, observation, slack_s)
+    after = next_watermark(before, observation, slack_s)
     if after is not None and after != before:
         watermark.set_watermark(Timestamp.of(after))
 
@@ -437,7 +439,7 @@ _EARLIER_MODULES = {
 def accept_earlier_modules() -> None:
     """Let this worker process read the pickled elements and restrictions in savepoints of 0.2.
 
-    Only the complete names are added: a package of the name ``pipelines`` stays importable.
+    Only the complete names are added, so that another package named ``pipelines`` can be imported.
     """
     for name, module in _EARLIER_MODULES.items():
         sys.modules.setdefault(name, module)

@@ -69,7 +69,7 @@ class Cluster:
         """Whether Flink answers, has all its TaskManagers, and runs no job."""
         try:
             slots = taskmanagers(self.rest)
-            jobs = [job for job in flink_rest.overview(self.rest) if not job.over]
+            jobs = [job for job in flink_rest.list_rest_jobs(self.rest) if not job.over]
         except Exception:  # noqa: BLE001  # whatever it says, it is not whole
             return False
         return len(slots) >= len(self.parts("taskmanager")) > 0 and not jobs
@@ -79,7 +79,7 @@ class Cluster:
         deadline = time.monotonic() + most_s
         while not self.is_whole():
             with contextlib.suppress(Exception):
-                for job in flink_rest.overview(self.rest):
+                for job in flink_rest.list_rest_jobs(self.rest):
                     if not job.over:
                         flink_rest.cancel(job)
             if time.monotonic() > deadline:
@@ -96,14 +96,14 @@ class Cluster:
     def checkpoint_bytes(self) -> int:
         """The size of the last checkpoint of the job that runs; 0 without one."""
         with contextlib.suppress(Exception):
-            for job in flink_rest.overview(self.rest):
+            for job in flink_rest.list_rest_jobs(self.rest):
                 if not job.over and (last := flink_rest.last_checkpoint(job)) is not None:
                     return last.bytes
         return 0
 
     def cancel_jobs(self) -> None:
         """Cancels what runs, over Flink's REST API, as if by accident."""
-        for job in flink_rest.overview(self.rest):
+        for job in flink_rest.list_rest_jobs(self.rest):
             if not job.over:
                 flink_rest.cancel(job)
 

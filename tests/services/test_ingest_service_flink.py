@@ -52,7 +52,9 @@ def test_on_a_cluster_parts_die_it_is_stopped_resumed_and_its_state_deleted(
         one.wait(lambda: one.settled() == one.scenario.counts().total(), "not all is settled")
         # the job and all state are gone: on from the manifest
         _empty(kept["path"])
-        flink_rest.cancel(next(job for job in flink_rest.overview(state.urls["rest"]) if job.id == seen["job"]["id"]))
+        flink_rest.cancel(
+            next(job for job in flink_rest.list_rest_jobs(state.urls["rest"]) if job.id == seen["job"]["id"])
+        )
         one.scenario = both(one.scenario, send(kafka, name, 2, tmp_path / "logs" / "most", runs=8, first=38))
         one.scenario.log_arrives()
         one.finish()

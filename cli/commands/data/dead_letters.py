@@ -218,7 +218,7 @@ def show(options: ShowOptions) -> None:
     Example:
       ciml dead-letters show ci-events:0:1234 --data-path data
     """
-    from ciml.pipelines.ingest.replay import chosen
+    from ciml.pipelines.ingest.replay import find_open
     from ciml.runs.dead_letters import Choice
 
     topic, partition, offset = _parsed_origin(options.origin)
@@ -227,7 +227,7 @@ def show(options: ShowOptions) -> None:
     now_us = time.time_ns() // 1000
     matches = [
         dead_letter
-        for dead_letter in chosen(raw, choice)
+        for dead_letter in find_open(raw, choice)
         if dead_letter.key[0].partition == partition and dead_letter.key[0].offset == offset
     ]
     if not matches:

@@ -75,11 +75,11 @@ class Play:
             changes={"parallelism": parallelism, "checkpointing_interval": 1000},
         )
         name = FlinkJob(partial(build_ingest, config=self.ours, reads=reads), options).name
-        wait_for(lambda: flink_rest.find(self.rest, name) is not None, PATIENCE_S)
+        wait_for(lambda: flink_rest.find_rest_job(self.rest, name) is not None, PATIENCE_S)
         return self.job(name)
 
     def job(self, name: str) -> RestJob:
-        found = flink_rest.find(self.rest, name)
+        found = flink_rest.find_rest_job(self.rest, name)
         assert found is not None
         return found
 
@@ -159,7 +159,7 @@ def test_nothing_is_lost_or_twice_when_a_part_dies(play: Play, tmp_path: Path) -
         lambda: play.restarts()["jobmanager"] == before["jobmanager"] + 1 and play.knows_its_taskmanager(), PATIENCE_S
     )
     wait_for(lambda: cluster_parts(play.cluster.home)["jobserver"].answered, PATIENCE_S)
-    assert flink_rest.overview(play.rest) == []
+    assert flink_rest.list_rest_jobs(play.rest) == []
     last = play.submit(2)
     play.wave()
     flink_rest.cancel(last)
@@ -188,13 +188,13 @@ def test_the_failures_of_a_job_are_listed_by_rest(play: Play) -> None:
         future.result()
     options = flink_options(play.cluster.cluster["jobs"], "lost", workers=play.cluster.cluster["workers"])
     name = FlinkJob(partial(build_ingest, config=play.ours, reads=reads), options).name
-    wait_for(lambda: flink_rest.find(play.rest, name) is not None, PATIENCE_S)
+    wait_for(lambda: flink_rest.find_rest_job(play.rest, name) is not None, PATIENCE_S)
     job = play.job(name)
     wait_for(lambda: bool(failures(job)), PATIENCE_S)
     first = failures(job)[-1]
     assert first["taskManagerId"] == "taskmanager-1"
     assert "IntegrityError" in first["stacktrace"]
-    assert flink_rest.failure(job)[1].startswith(f"{play.ours.topic}[0] 0: the topic does not hold this offset")
+    assert flink_rest.last_failure(job)[1].startswith(f"{play.ours.topic}[0] 0: the topic does not hold this offset")
     assert not play.job(name).over
     assert time.time() - first["timestamp"] / 1000 < 3600
     flink_rest.cancel(job)

@@ -26,7 +26,7 @@ from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.ingest.committer import Committer, committer, render_dead_letters, render_runs
-from ciml.pipelines.ingest.replay import ReplayConfig, Replayed, chosen, preview, replay
+from ciml.pipelines.ingest.replay import ReplayConfig, Replayed, find_open, preview, replay
 from ciml.pipelines.kafka.publish import Projection, Projections
 from ciml.runs.dead_letters import Choice, all_dead_letters
 from ciml.runs.reader import verify_run
@@ -255,7 +255,7 @@ def test_letters_are_chosen(place: Place, monkeypatch: pytest.MonkeyPatch) -> No
     raw = place.data.raw
 
     def offsets(**choice: Any) -> list[int]:
-        return [dead_letter.key[0].offset for dead_letter in chosen(raw, Choice(**choice))]
+        return [dead_letter.key[0].offset for dead_letter in find_open(raw, Choice(**choice))]
 
     assert offsets() == list(range(10))
     assert offsets(reasons=("log_*",)) == list(range(8))
@@ -264,7 +264,7 @@ def test_letters_are_chosen(place: Place, monkeypatch: pytest.MonkeyPatch) -> No
     assert offsets(runs=(f"*{runs[3].build_uuid}*",)) == [3]
     assert offsets(jobs=(runs[0].build_name,)) == [n for n in range(8) if runs[n].build_name == runs[0].build_name]
     assert offsets(topics=("listing:*",)) == []
-    (when,) = {dead_letter.time_us for dead_letter in chosen(raw, Choice())}
+    (when,) = {dead_letter.time_us for dead_letter in find_open(raw, Choice())}
     assert (offsets(since_us=when), offsets(since_us=when + 1)) == (list(range(10)), [])
     assert (offsets(until_us=when), offsets(until_us=when + 1)) == ([], list(range(10)))
     for number in range(8):

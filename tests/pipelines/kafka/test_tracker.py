@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.pipelines.kafka import source as kafka_tracker
-from ciml.pipelines.kafka.source import FOREVER, Claim, OffsetTracker, Pause, Restriction, is_drained, left, put_off
+from ciml.pipelines.kafka.source import (
+    FOREVER,
+    Claim,
+    OffsetTracker,
+    Pause,
+    Restriction,
+    count_remaining,
+    defer,
+    detect_drain,
+)
 
 
 def test_a_claim_goes_no_further_than_the_restriction() -> None:
@@ -84,9 +93,9 @@ def test_progress_is_what_is_left_up_to_the_end_that_was_seen() -> None:
 
 
 def test_the_size_of_what_is_left() -> None:
-    assert left(Restriction(10, 30), None) == 20
-    assert left(Restriction(10, FOREVER), 250) == 240
-    assert left(Restriction(10, FOREVER), None) == left(Restriction(10, FOREVER), 4) == 1
+    assert count_remaining(Restriction(10, 30), None) == 20
+    assert count_remaining(Restriction(10, FOREVER), 250) == 240
+    assert count_remaining(Restriction(10, FOREVER), None) == count_remaining(Restriction(10, FOREVER), 4) == 1
 
 
 # --- pauses, and the end by a drain
@@ -105,11 +114,11 @@ class Runner:
         self.now_s += 0.01 if self.draining else max(self.due_s - self.now_s, 0) + 0.01
         safe = ThreadsafeRestrictionTracker(OffsetTracker(self.rest))
         view = RestrictionTrackerView(safe)
-        if is_drained(view):
+        if detect_drain(view):
             safe.check_done()
             assert safe.deferred_status() is None
             return False
-        put_off(view, pause_s)
+        defer(view, pause_s)
         safe.check_done()
         status = safe.deferred_status()
         assert status is not None
@@ -143,7 +152,7 @@ def test_a_pause_is_whole_seconds_and_a_little(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(kafka_tracker.time, "time", lambda: 1000.0)
     for asked, whole in ((0.2, 1), (1, 1), (1.6, 2), (10, 10)):
         safe = ThreadsafeRestrictionTracker(OffsetTracker(Restriction(0, FOREVER)))
-        put_off(RestrictionTrackerView(safe), asked)
+        defer(RestrictionTrackerView(safe), asked)
         status = safe.deferred_status()
         assert status is not None
         rest, delay = status

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciml.pipelines.kafka.source import Observation, advance
+from ciml.pipelines.kafka.source import Observation, next_watermark
 from tests.tier import tries
 
 SLACK_S = 10.0
@@ -50,7 +50,7 @@ class Partition:
             observation = Observation(asked_s, None, self.position >= self.end(asked_s))
         else:
             observation = Observation(asked_s)
-        self.watermarks.append(advance(self.watermarks[-1], observation, SLACK_S))
+        self.watermarks.append(next_watermark(self.watermarks[-1], observation, SLACK_S))
 
     @property
     def watermark(self) -> float:
@@ -129,5 +129,5 @@ def test_a_clock_in_the_future_does_not_drive_it(messages: list, looks: list, ah
 @pytest.mark.parametrize("observation", [Observation(EPOCH_S), Observation(5.0, None, True), Observation(EPOCH_S, 0.0)])
 def test_what_says_nothing_changes_nothing(observation: Observation) -> None:
     """Nothing came and nobody answered; a clock near the epoch; a message without a timestamp."""
-    assert advance(None, observation, SLACK_S) is None
-    assert advance(EPOCH_S, observation, SLACK_S) == EPOCH_S
+    assert next_watermark(None, observation, SLACK_S) is None
+    assert next_watermark(EPOCH_S, observation, SLACK_S) == EPOCH_S

@@ -18,7 +18,7 @@ from ciml.pipelines.flink.jobs import list_flink_jobs
 from ciml.pipelines.flink.submit import FlinkJob, flink_options
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.pipelines.kafka.reader import close_readers
-from ciml.pipelines.live import KeepRun, LiveConfig, build_live, reached, reset
+from ciml.pipelines.live import KeepRun, LiveConfig, build_live, forget_ended_job, reached_offsets
 from ciml.services.driver import drive
 from ciml.services.live import LiveService, make_topics, plan_live
 from ciml.transforms.live.samples import LivePolicy
@@ -102,8 +102,8 @@ def test_runs_on_flink_equal_the_batch_result(
         inside = running_in_flink(flink_jobs, job)
         wait_for(lambda: flink_rest.last_checkpoint(inside) is not None)
         send(kafka, config.topic, parts[1], 2)
-        wait_for(lambda: reached(config.topic) == ends(config))
-        for number, lose in enumerate([lambda: None, lambda: reset(config.topic)], 1):
+        wait_for(lambda: reached_offsets(config.topic) == ends(config))
+        for number, lose in enumerate([lambda: None, lambda: forget_ended_job(config.topic)], 1):
             worker.fails.append(lose)
             send(kafka, config.topic, parts[1 + number], 2)
             wait_for(lambda number=number: checkpoint_counts(inside)["restored"] == number, 120)

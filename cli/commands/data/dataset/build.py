@@ -122,7 +122,7 @@ def run_build(options: BuildOptions, keys: DefinitionKeys, running: BatchRunning
       ciml dataset build --definition data/datasets/cpu/_definition.toml --data-path data --target-data-path elsewhere
       ciml dataset build --dataset cpu --listing builds.jsonl --logs . --data-path data
     """
-    from ciml.pipelines.datasets.build import build_dataset, is_another, plan_build, remove_dataset
+    from ciml.pipelines.datasets.build import build_dataset, has_other_definition, plan_build, remove_dataset
 
     _check_sources(options, running)
     settings = running.settings() if running.launches else None
@@ -131,7 +131,7 @@ def run_build(options: BuildOptions, keys: DefinitionKeys, running: BatchRunning
     listed_runs = _listed_runs(options)
     definition = _definition(target, options, keys)
     dataset = target.dataset(definition.name)
-    if options.force and is_another(dataset, definition):
+    if options.force and has_other_definition(dataset, definition):
         remove_dataset(dataset)
         definition = _definition(target, options, keys)
     if settings is not None:
