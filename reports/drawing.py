@@ -276,7 +276,7 @@ def _common_prefix(names: Sequence[str]) -> int:
 
 
 def colors_of(names: Sequence[str]) -> list[str]:
-    """Return a colour for each of at most eight names. The eighth is that of the group of the rest."""
+    """Return a colour for each of at most eight names. The eighth is for the group of the rest."""
     fixed = {_OUTCOMES[name] for name in names if name in _OUTCOMES}
     unused = iter([color for color in COLORS if color not in fixed] + [COLORS[-1]] * len(names))
     colors = []

@@ -32,10 +32,10 @@ from ciml.storage import open_store
 TOPIC = "listing:"
 #: Headers of a listing's messages, by the attribute of `Reading`.
 _HEADERS = {"source": "listing-source", "runs_of": "listing-runs-of", "logs": "listing-logs"}
-#: A block has at most so many lines, and ends with the line that reaches so many bytes.
+#: Limits of a block: the number of its lines, and the bytes at which its last line ends it.
 BLOCK_LINES = 500
 _BLOCK_BYTES = 4 << 20
-#: Number of bytes that are read at once.
+#: Number of bytes in one read.
 _PIECE = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 
@@ -184,7 +184,7 @@ class Listing:
         return TOPIC + self.digest[:32]
 
     def read(self, block: Block) -> list[Line]:
-        """Return the lines of a block, without their ends; without blank lines.
+        """Return the lines of a block, without their ends and without empty lines.
 
         Raises:
           CimlError: the file was changed since it was opened.
@@ -242,7 +242,7 @@ def _scan(file: IO[bytes], digest: Any) -> Iterator[Line]:
         data = lines.readline(MAX_LISTING_LINE_BYTES + 1)
         digest.update(data)
         if not data:
-            lines.detach()  # so that the file stays open
+            lines.detach()  # so that the file is not closed with it
             return
         if len(data) <= MAX_LISTING_LINE_BYTES or data.endswith(b"\n"):
             yield Line(number, data, len(data))

@@ -74,7 +74,7 @@ _UNKNOWN_STATUS = -1
 def outcome_of(word: str) -> OutcomeWord | None:
     """Return the outcome that a producer's word means, or None for an unknown word (such as a job's own message).
 
-    Upper and lower case, blanks and dashes make no difference: ``Timed out`` is ``TIMED_OUT``.
+    Upper and lower case, spaces and dashes make no difference: ``Timed out`` is ``TIMED_OUT``.
     """
     return _WORDS.get(word) or TASK_RUN_REASONS.get(word) or _WORDS.get(normal_word(word))
 

@@ -190,7 +190,7 @@ def redact_bytes(data: bytes, guess: bool = True) -> bytes:
         redacted = _redact_json(value, guess=guess)
         if redacted == value:
             return data
-        # Bytes that are not UTF-8 stay: as escapes they would be valid, and a replay would accept the message.
+        # Bytes that are not UTF-8 are kept: as escapes they would be valid, and a replay would accept the message.
         broken = _NOT_UTF8.search(text) is not None
         return json.dumps(redacted, ensure_ascii=not broken).encode("utf-8", "surrogateescape")
     except (ValueError, RecursionError):  # not JSON, a duplicate key, or too deep
@@ -217,7 +217,7 @@ def _redact_json(value: Any, secret: bool = False, guess: bool = True) -> Any:
         # The value of an option is the argument after it: ["--token", "…"].
         flags = [False, *(type(item) is str and item[:1] == "-" and is_secret_name(item) for item in value)]
         return [_redact_json(item, secret or flag, guess) for item, flag in zip(value, flags)]
-    # NaN and infinity are no secrets, and make the payload invalid JSON: it must stay as invalid as it was.
+    # NaN and infinity are no secrets, and make the payload invalid JSON: it must remain as invalid as it was.
     number = type(value) is int or (type(value) is float and math.isfinite(value))
     return REDACTED if secret and number else value
 

@@ -24,7 +24,7 @@ Phase = Literal["queued", "started", "finished"]
 OutcomeWord = Literal["success", "failure", "error", "timeout", "cancellation", "skip"]
 #: The kind of an outcome of one (event, run). Only ``deferred`` is not final: its log is tried again later.
 #: ``reclaim`` is a raw row from an event that is believed more than the one that the run's row came from. ``update``
-#: holds what an event says of the runs of other events.
+#: holds the facts that an event reports about the runs of other events.
 Kind = Literal["run", "reclaim", "repeat", "correction", "ignored", "dead_letter", "deferred", "update"]
 #: The list of a delta that holds the records of each kind.
 LISTS: Mapping[Kind, str] = {
@@ -37,7 +37,7 @@ LISTS: Mapping[Kind, str] = {
     "deferred": "deferred",
     "update": "updates",
 }
-#: The reason of a reclaim that completes facts which the run's row lacks; its raw object stays.
+#: The reason of a reclaim that completes facts which the run's row lacks; its raw object is kept.
 COMPLETES = "facts"
 #: The words for each kind in a count.
 KIND_WORDS: Mapping[Kind, str] = {
@@ -130,7 +130,7 @@ class RunFacts(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     head_project: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields that differ from their defaults, and always the phase. Manifests stay small."""
+        """Return the fields that differ from their defaults, and always the phase, so that manifests are small."""
         return {**msgspec.to_builtins(self), "phase": self.phase}
 
 
@@ -172,7 +172,7 @@ class RawFile(Record, frozen=True, forbid_unknown_fields=True, gc=False):
     """The raw object of a run, relative to the raw store's root.
 
     ``digest`` is the sha256 of the canonical encoding (`ciml.digest.telemetry_digest`), not of the Parquet bytes:
-    it stays the same when objects are compacted or written by another library version.
+    it does not change when objects are compacted or written by another library version.
     """
 
     path: str

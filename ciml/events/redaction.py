@@ -114,7 +114,7 @@ _ENTITIES = dict(zip("amp quot apos equals commat sol colon percnt num".split(),
 def redact_url(url: str) -> str:
     """Return an address as it may be stored and shown: no userinfo, no fragment, secret query values replaced.
 
-    The rest stays as it is, so an address without secrets is returned unchanged (fragment apart).
+    The rest is unchanged, so an address without secrets is returned unchanged (fragment apart).
     """
     _, scheme, remainder = url.partition("://")
     if scheme and "#" not in remainder and not _may_name_secret(remainder):

@@ -142,7 +142,7 @@ def facts_from_listing(
       source: the name of the listing's source, as in the trust policy.
       logs: the folder, ``s3://`` prefix or ``https://`` address below which ``log_path`` lies; "" leaves the path
         unchanged.
-      runs_of: the source in the run ids, where it is not ``source``: that of the runs' own events.
+      runs_of: the source in the run ids, where it is not ``source``: the source of the runs' own events.
 
     Returns:
       Facts of a finished run whose `event` is ``listing``.
@@ -171,7 +171,7 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
 
 
 def log_address(logs: str, path: str) -> str:
-    """Return the address of the log at ``path`` below ``logs`` (a folder or an address).
+    """Return the address of the log at ``path`` in ``logs`` (a folder or an address).
 
     A full address is returned unchanged.
 
@@ -281,7 +281,7 @@ def _subjects(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _listed_labels(line: Mapping[str, Any]) -> dict[str, str]:
-    """Return the labels of a listed run: those below ``labels``, and its further fields that hold a scalar."""
+    """Return the labels of a listed run: the fields of ``labels``, and its further fields that hold a scalar."""
     labels = check_labels(line.get("labels"))
     further: dict[str, str] = {}
     for name, value in line.items():

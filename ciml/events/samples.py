@@ -253,7 +253,7 @@ def to_table(parts: Sequence[Samples]) -> pa.Table:
     sequence = np.concatenate([part.sequence for part in parts])
     time_us = np.concatenate([part.time_us for part in parts])
     boot = np.concatenate([part.boot for part in parts])
-    order = np.lexsort((sequence, recorder))  # stable: the first copy of a sample stays before the others
+    order = np.lexsort((sequence, recorder))  # stable: the first copy of a sample remains before the others
     is_first = np.ones(order.size, bool)
     is_first[1:] = (np.diff(sequence[order]) != 0) | (np.diff(recorder[order]) != 0)
     order = order[is_first]

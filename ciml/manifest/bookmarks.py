@@ -1,4 +1,4 @@
-"""Bookmarks: what a reader of a manifest has derived from its deltas, so that the next process continues from there.
+"""Bookmarks: the state that a reader has derived from a manifest, so that the next process continues from there.
 
 A checkpoint belongs to the state that writers commit from. A bookmark belongs to one reader, and nothing depends on it.
 One that is missing, damaged, of another kind or of another history is ignored, and the reader begins with the first
@@ -38,7 +38,8 @@ class Bookmarks:
     Args:
       store: where it is.
       path: of the object there.
-      kind: what the state depends on beside the deltas: its format, limits, a definition. Another kind is ignored.
+      kind: names all that the state depends on besides the deltas: its format, limits, a definition. A bookmark of
+        another kind is ignored.
       digest_of: returns the digest of a delta, by which the bookmark of another history is recognised; raises
         `FileNotFoundError` for a version that does not exist.
     """

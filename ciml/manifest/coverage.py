@@ -1,4 +1,4 @@
-"""The offsets of topics that a manifest covers: sets of offsets, their part of the state, and what a delta adds.
+"""The offsets of topics that a manifest covers: sets of offsets, in the state and in deltas.
 
 A topic that is created again begins a new *generation* once an operator adopts it (`TopicState.next_generation`).
 The offsets of the first generation are stored under the topic's name. Those of later ones are stored under
@@ -168,7 +168,7 @@ class TopicState(Restorable):
         return {"topic_ids": dict(sorted(self.topic_ids.items())), "covered": coverage_json(self._covered)}
 
     def restore_coverage(self, value: Mapping[str, Any]) -> None:
-        """Set them to those of a checkpoint's state."""
+        """Set the offsets to the ones in a checkpoint's state."""
         self.topic_ids = dict(value.get("topic_ids", {}))
         self._covered = coverage_of(value.get("covered", ()))
 

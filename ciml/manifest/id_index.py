@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 #: A task in steps: each yield ends a step, after which the caller may pause the task, and the task returns its result.
 Steps = Generator[None, None, Result]
-#: Number of runs of a level that are merged into one of the next.
+#: Number of runs of one level that are merged into a run of the next level.
 TIER = 8
 #: Target number of rows of a part.
 PART_ROWS = 900_000
@@ -47,7 +47,7 @@ class Rows:
     """Ids and their values, sorted by id, each once.
 
     Attributes:
-      batch: the columns ``high`` and ``low``, the halves of each id, and those of the table.
+      batch: the columns ``high`` and ``low``, the halves of each id, and the columns of the table.
       high: the first 64 bits of each id, shape (n,), uint64; a view of the batch.
       low: the last 64 bits, the same shape.
     """
@@ -291,7 +291,7 @@ def _newest(kind: TableKind, slices: Sequence[pa.RecordBatch], *, drop: bool) ->
     if not slices:
         return kind.rows([], {name: [] for name in kind.columns})
     rows = Rows(pa.concat_batches(slices))
-    order = np.argsort(rows.high, kind="stable")  # merges sorted chunks; the older stays before the newer
+    order = np.argsort(rows.high, kind="stable")  # merges sorted chunks; the older row remains before the newer
     high = rows.high[order]
     low = rows.low[order]
     same = high[1:] == high[:-1]
@@ -312,7 +312,7 @@ class IndexFileMissingError(EngineError):
 
 
 class PartFiles:
-    """Parts below ``folder`` of a store. Each is opened once, and stays open until it is released.
+    """Parts in ``folder`` of a store. Each is opened once and remains open until it is released.
 
     A part is compared with its digest when it is opened. A local part is mapped in place. A part on S3 is fetched once
     into a cache folder that only its owner may enter, and mapped there. Parts of other stores are held in memory.
@@ -320,7 +320,7 @@ class PartFiles:
     Args:
       store: where the parts are.
       folder: their folder there.
-      cache: the cache folder for S3; by default one for the store below the user's own.
+      cache: the cache folder for S3; by default one for the store in the user's own.
     """
 
     def __init__(self, store: Store, folder: str, cache: Path | None = None) -> None:
@@ -373,7 +373,7 @@ class PartFiles:
         if isinstance(self._store, S3Store) and (cache := self._cache_folder()).is_dir():
             for file in cache.glob("*.arrow"):
                 if f"{self._folder}/{file.name}" not in used:
-                    file.unlink(missing_ok=True)  # existing mappings stay valid
+                    file.unlink(missing_ok=True)  # existing mappings remain valid
 
     def check(self, part: Part) -> str | None:
         """Describe a fault of a part's bytes in the store; None where there is none."""

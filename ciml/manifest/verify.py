@@ -43,7 +43,7 @@ class Fault(NamedTuple):
 
 @dataclass(slots=True)
 class Findings:
-    """What a verification of stored objects found.
+    """The results of a verification of stored objects.
 
     Attributes:
       findings: the first hundred faults, a line each.

@@ -184,7 +184,7 @@ def _few(groups: Groups) -> Groups:
 
 
 def agreement_plot(clustering: Clustering) -> Plot | None:
-    """Plot the adjusted Rand index by k beside that of random assignments. None if no fact varies."""
+    """Plot the adjusted Rand index by k next to the index of random assignments. None if no fact varies."""
     by_fact = {
         fact: {k: agreed for k, by_name in sorted(clustering.agreements.items()) if (agreed := by_name[fact])}
         for fact in clustering.facts

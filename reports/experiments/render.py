@@ -294,7 +294,7 @@ def _plain(value: Any) -> str:
 
 
 def metrics_table(title: str, scores: Figures, guess: Figures, baselines: Figures) -> Table:
-    """Return a table of the metrics with their intervals, beside those of a constant answer and of one number."""
+    """Return a table of the metrics with their intervals, next to those of a constant answer and one number."""
     paths: dict[str, tuple[str, ...]] = {"accuracy": ("accuracy",)}
     paths |= {f"macro {_METRIC_NAMES[name]}": ("macro", name) for name in BY_CLASS}
     paths |= {"Brier (less is better)": ("brier",)}

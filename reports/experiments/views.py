@@ -177,7 +177,7 @@ def accuracy_bar(name: str, scores: Figures, baselines: Figures) -> Bar:
 
 
 def f1_bar(name: str, scores: Figures, baselines: Figures, guess: Figures) -> Bar:
-    """Return a macro F1 beside that of a `constant` answer and of the one-number baselines."""
+    """Return a macro F1 next to the macro F1 of a `constant` answer and of the one-number baselines."""
     beside = _beside(guess["macro"]["f1"], baselines, "macro", "f1")
     return Bar(name, Estimate.of(scores["macro"]["f1"]), scores["runs"], beside)
 

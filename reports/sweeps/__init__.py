@@ -1,6 +1,6 @@
 """The sweep report: the metric by axis and question, and all trials, as a page and as CSV.
 
-This module computes what the report shows, such as the trials by rank; `ciml.reports.sweeps.page` draws it.
+This module computes the figures of the report, such as the trials by rank; `ciml.reports.sweeps.page` draws it.
 """
 
 from __future__ import annotations

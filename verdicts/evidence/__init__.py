@@ -1,8 +1,8 @@
-"""Evidence of a verdict: what a stored run shows beside the passing runs of its job, as sentences and a picture.
+"""Evidence of a verdict: a stored run compared with the passing runs of its job, in sentences and a picture.
 
 Uses `ciml.transforms.profiles`. `evidence_of` reads the run of a prediction again, observes it
 (`ciml.verdicts.evidence.observe`) and draws it (`ciml.verdicts.evidence.picture`). Every number of a sentence is
-computed a second time from the run before it is said (`ciml.verdicts.evidence.check`).
+computed a second time from the run before it is sent (`ciml.verdicts.evidence.check`).
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _NO_PROFILES = Profiles({}, Profile("", 0, (0.0, 0.0, 0.0), {}))
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a run shows.
+    """The comparison of a run with passing runs.
 
     Attributes:
       observations: at most three sentences, the most telling first. Each number follows from the run's telemetry, its
         facts, or the passing profile. Names from outside are in none of them.
       picture: path of an SVG below `DataRoot.predictions`; "" where there is nothing to draw.
-      job: whose passing runs it was compared with; "" for those of all jobs.
+      job: the job whose passing runs it was compared with; "" for the passing runs of all jobs.
       runs: number of these passing runs.
       dropped: sentences that did not follow when they were computed a second time: an error of ciml.
       length_s: from the run's first sample to its last.

@@ -1,7 +1,7 @@
-"""The second computation of every number that is said of a run: from the text of its sentence, back to the telemetry.
+"""The second computation of every number in the sentences: from the text of its sentence, back to the telemetry.
 
 It shares no code with the first: it reads the numbers out of the sentence, and computes each by Arrow's functions from
-the stored table. A sentence that it cannot read, or with a number that does not follow, is not said.
+the stored table. A sentence that it cannot read, or with a number that does not follow, is not sent.
 
 Each kind of sentence has one check, under its pattern. *Usual* is the range of the passing runs.
 """
@@ -300,7 +300,7 @@ def _noise(column: str, usual: tuple[float, float]) -> float:
 
 
 def _moment(text: str, subject: Subject) -> float:
-    """Return the seconds of ``second 12`` or ``minute 3``; NaN, which fits nothing, where the run is said otherwise."""
+    """Return the seconds of ``second 12`` or ``minute 3``; NaN, which fits nothing, where the text has another form."""
     word, _, number = text.partition(" ")
     if word != ("second" if _is_short(subject) else "minute"):
         return _NEVER

@@ -36,7 +36,7 @@ from ciml.transforms.profiles import (
 )
 
 _HOUR_S = 3600
-#: The least seconds that are said in hours.
+#: Least number of seconds that are shown in hours.
 _HOURS_FROM_S = 2 * _HOUR_S
 _SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
 IDLE = "total cpu usage:idl"
@@ -49,7 +49,7 @@ DISK_FREE = "/:free"
 
 #: Signals that end a job that does not handle them.
 SIGNALS: Mapping[int, str] = {6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM", 24: "SIGXCPU"}
-#: Series of which less than usual is worth a sentence, too: less of another one only shows that the run did less.
+#: Series for which less than usual is worth a sentence, too: less of any other only shows that the run did less.
 _LOW_COUNTS = frozenset({USER, DISK_FREE})
 #: A machine with so much idle CPU does nothing, in per cent; and the least time of that, in seconds and as a share of
 #: the run.
@@ -66,10 +66,10 @@ _GAP_INTERVALS = 10
 #: Seconds that telemetry may end before the run does; more, as a share of it.
 _EARLY_S = 15
 _EARLY_SHARE = 0.05
-#: Lengths differ without a reason by so many seconds, or this share of the usual one.
+#: Lengths differ without a reason by this number of seconds, or by this share of the usual length.
 _LENGTH_S = 3
 _LENGTH_SHARE = 0.1
-#: What a run that is as usual was compared by: words, and the column that shows it.
+#: The series by which a run without anomalies was compared: words, and the column that shows it.
 COMPARED = {"CPU": USER, "load": "load avg:1m", "memory": USED, "disk": WRITTEN, "network": "net/total:recv"}
 #: Length from which a run is compared with passing runs, seconds.
 MIN_COMPARED_S = 10
@@ -254,7 +254,7 @@ def _departure(departure: Departure, subject: Subject, length: float) -> Observa
 
 
 def _early_end(subject: Subject) -> Iterator[Observation]:
-    """Observe that telemetry ends earlier before the end of the run than that of passing runs does."""
+    """Observe that telemetry ends earlier before the end of the run than the telemetry of passing runs."""
     early = tail_s(subject.table, subject.end_us)
     usual = subject.profile.tail_s
     length = length_s(subject.table)

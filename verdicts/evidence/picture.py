@@ -154,7 +154,7 @@ def _largest(column: str, fine: WindowMeans, coarse: WindowMeans, usual: Range |
         highest = max(highest, usual[2])
     if series.unit == "%" and highest > 50:
         return 100.0
-    # A peak above twice of all else is cut off, so that the rest stays visible.
+    # A peak of more than twice all else is cut off, so that the rest remains visible.
     peak = min(float(np.nanmax(fine.means[column])), 2 * highest) if highest > 0 else 0.0
     return _round_up(max(highest, peak, series.noise))
 

@@ -1,4 +1,4 @@
-"""The evidence of a verdict: whether the run can be compared with passing runs, and what a message shows of it."""
+"""The evidence of a verdict: whether the run can be compared with passing runs, and its sentences and picture."""
 
 from __future__ import annotations
 
@@ -49,7 +49,11 @@ def compare_run(data: DataRoot, policy: Policy, record: Mapping[str, Any]) -> Si
 
 
 def _read(record: Mapping[str, Any], read: Callable[[], T]) -> T | None:
-    """Return what a function reads for a prediction; None where it fails. Raises `EngineError`."""
+    """Return the result of a function that reads stored objects of a prediction; None where it fails.
+
+    Raises:
+      EngineError: if the store does not answer.
+    """
     try:
         return read()
     except EngineError:

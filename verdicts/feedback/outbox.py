@@ -72,7 +72,7 @@ class Outbox:
     Args:
       name: of the system.
       replica: the manifest.
-      policy: when and what is said.
+      policy: the conditions and the form of messages.
       evidence: see `FindEvidence`.
       client: of the system; None for a dry run.
       gap_s: least time between two calls that change something.
@@ -103,7 +103,7 @@ class Outbox:
         self._written_s = self.clock()  # of an earlier process, perhaps
 
     def due(self) -> list[str]:
-        """Return the keys of the entries that are due, the one that waits longest first."""
+        """Return the keys of the entries that are due, the one that has been pending longest first."""
         now_s = self.clock()
         with self.replica.state() as state:
             if max(self._system_pause.until_s, state.paused.get(self.name, 0) / 1e6) > now_s:
@@ -130,7 +130,7 @@ class Outbox:
         """Send the message that is due on a patch set. Return whether the system may be called again now.
 
         Raises:
-          EngineError: the manifest's store, or that of the evidence, does not answer.
+          EngineError: if the store of the manifest or of the evidence does not answer.
           IntegrityError: the manifest contradicts itself.
         """
         with self.replica.state() as state:

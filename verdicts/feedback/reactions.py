@@ -126,7 +126,7 @@ class Reader:
         return [key for posted_us, key in reversed(posted) if self._next_s(key, posted_us / 1e6) <= now_s]
 
     def _next_s(self, key: str, posted_s: float) -> float:
-        # An earlier process has read the older ones, perhaps just now: they are not all read again at once.
+        # An earlier process has read the older ones, perhaps just now: spread them, so that they are not all read now.
         before = self._began_s if posted_s < self._began_s else None
         return next_reading_s(posted_s, self._read_s.get(key, before))
 
@@ -156,7 +156,7 @@ class Reader:
         now_us = int(self.clock() * 1e6)
         by_kind = new_reactions(entry, reactions, counted_elsewhere)
         if by_kind:
-            # Corrections first: they are stored once, also if this is repeated after a crash.
+            # Corrections first: a repetition after a crash does not store them twice.
             self.correct(derive_corrections(entry, by_kind, self.reviewers, now_us))
             record = {"entry": key, **by_kind}
             self.replica.append(lambda state: {"time_us": now_us, "reactions": [record]})

@@ -217,7 +217,7 @@ class Standings:
     def of(self, model: str, project: str, cause: str) -> Standing:
         """Return the standing of a model's verdict in a project.
 
-        The settled verdicts of the project count if they are enough, else those of all projects.
+        The settled verdicts of the project count if they are enough, otherwise the settled verdicts of all projects.
         """
         key = model, project, cause
         if key not in self._standings:

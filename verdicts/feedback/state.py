@@ -31,7 +31,7 @@ KEEP_US = 3 * 86_400_000_000
 SECONDS = (5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0)
 
 Action = Literal["post", "edit"]
-#: What becomes of a message: closed sets, labels of a metric. Only these leave an entry with nothing to say.
+#: Outcomes of a message, closed sets and labels of a metric. Only these leave an entry without a pending verdict.
 FINAL = frozenset("posted edited unchanged said dry_run outdated merged abandoned missing muted late refused".split())
 #: Of an intent that changed nothing: the message is tried again.
 AGAIN = frozenset({"not_sent", "not_found"})
@@ -45,7 +45,7 @@ class Intent:
 
     Attributes:
       number: of the entry's intents, from 1.
-      action: what is called.
+      action: the call of the review client.
       stamp, marker: of the message, to settle the call.
       change: the number of the change, as the system has it.
       changes: `Entry.changes` that the message is about.
@@ -65,14 +65,14 @@ class Intent:
 
 @dataclass(slots=True)
 class Entry:
-    """What is to be said, and was said, on a patch set.
+    """The verdicts and the message of a patch set, pending or sent.
 
     Attributes:
       key: see `entry_key`.
       system: name of the review system.
       change: the patch set.
       items: the last verdict of each job.
-      changes: number of changes of ``items``; ``done`` of them are said, or will not be.
+      changes: number of changes of ``items``; ``done`` of them are sent, or will not be.
       since_us, last_us: time of the first and the last verdict after ``done``.
       number: of its intents.
       intent: the one whose outcome is unknown.
@@ -157,7 +157,7 @@ class FeedbackState(TopicState):
       reacted: reactions by (system, kind).
       paused: until when a system may not be called, epoch microseconds.
       muted: globs of projects that get no messages.
-      history: recorded verdicts, said or not, and what settled them.
+      history: recorded verdicts, sent or not, and their settled causes.
       seconds, seconds_us: histogram of `SECONDS` by (system, bucket), and the sum by system, microseconds.
     """
 
@@ -338,7 +338,7 @@ class FeedbackState(TopicState):
     def _prune(self, now_us: int) -> None:
         """Forget entries that have nothing to say and were not touched for `KEEP_US`.
 
-        Beyond the limit, forget the oldest, those of runs without a proof first.
+        Beyond the limit, forget the oldest; entries of runs without a proof first.
         """
         old = []
         for entry in self.entries.values():  # the one touched longest ago first

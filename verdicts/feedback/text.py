@@ -85,7 +85,7 @@ def render(findings: Sequence[Finding], marker: str, change: ChangeRef, style: S
     """Render the message on a patch set.
 
     The same findings give the same bytes. A message longer than `Style.most_bytes` loses whole lines: observations
-    first, then jobs. The first line and the marker always stay.
+    first, then jobs. The first line and the marker are always kept.
 
     Args:
       findings: at least one, in any order.
@@ -181,7 +181,7 @@ def _percent(share: float) -> str:
 
 
 def _rerun_lines(ordered: Sequence[Finding], style: Style) -> list[str]:
-    """Return how many runs with each verdict passed when they ran again; nothing where too few did."""
+    """Return the numbers of runs with each verdict that ran again and passed; nothing for a cause with too few."""
     lines = []
     for cause, words in _CAUSE_WORDS.items():
         item = next((finding.item for finding in ordered if finding.item.cause == cause), None)

@@ -28,7 +28,7 @@ from ciml.verdicts.feedback.standing import RERUNS, REVIEWER
 _log = logging.getLogger(__name__)
 #: The bookmark, beside the manifest of feedback.
 BOOKMARK = "_causes"
-#: After so many runs the bookmark is replaced; to read as many again takes half a second.
+#: Number of runs after which the bookmark is replaced. Reading as many again takes half a second.
 _BOOKMARK_RUNS = 10_000
 
 
@@ -99,7 +99,7 @@ def corrections_of(data: DataRoot) -> dict[str, Correction]:
 
 
 def add_corrections(data: DataRoot, corrections: Iterable[Correction]) -> int:
-    """Store those that say something new; return their number. A repeat after a crash stores nothing twice."""
+    """Store the corrections that change a cause; return their number. A repeat after a crash stores nothing twice."""
     candidates = list(corrections)
     stored = 0
     log = corrections_log(data)
@@ -155,7 +155,7 @@ class Truths:
         self._unsaved = 0  # rows since the bookmark
 
     def read(self) -> bool:
-        """Read what is new. Return whether there was anything.
+        """Read the new deltas of both manifests; return whether there were any.
 
         Raises:
           EngineError: the store does not answer.
@@ -178,7 +178,7 @@ class Truths:
         return (self._version, self._corrections_version) != before
 
     def of(self, run_id: str) -> Truth:
-        """Return what settles the cause of a run, by what was read last; a reviewer counts more than reruns."""
+        """Return the cause of a run and what settled it, as read last; a reviewer takes precedence over reruns."""
         if cause := self._reviewed.get(run_id):
             return Truth(cause, REVIEWER)
         if self._causes is None or not (self._settle_untrusted or self.is_trusted(run_id)):
@@ -187,7 +187,7 @@ class Truths:
         return Truth(cause, RERUNS) if cause else OPEN
 
     def is_known(self, run_id: str) -> bool:
-        """Return whether anything says the cause of a run, trusted or not: a model may have learned from it."""
+        """Return whether the cause of a run is known, trusted or not: a model may have learned from it."""
         if run_id in self._reviewed:
             return True
         causes = self._causes
