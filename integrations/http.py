@@ -1,8 +1,7 @@
-"""The REST API of a review system, and what the clients of all review systems share.
+"""The REST API of a review system.
 
 `Rest` calls one host, within limits on time and bytes; no error has a secret. Answers are hostile: they are decoded as
-the declared type, and no redirect is followed. `RestClient` finds our own message among the notes on a change, and
-reads the reactions to it. A subclass only knows the addresses and types of its system.
+the declared type, and no redirect is followed. `ciml.integrations.review.RestClient` is a review client by this API.
 """
 
 from __future__ import annotations
@@ -10,11 +9,8 @@ from __future__ import annotations
 import base64
 import ipaddress
 import ssl
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -31,21 +27,6 @@ from ciml.http.outgoing import (
     Unreadable,
     retry_after_s,
 )
-from ciml.integrations.review import (
-    CALL_S,
-    MAX_REACTIONS,
-    UNAUTHORIZED,
-    Busy,
-    ChangeRef,
-    Head,
-    Posted,
-    Reactions,
-    Refused,
-    Rendered,
-    System,
-    Unsettled,
-)
-from ciml.integrations.secrets import Secrets
 from ciml.limits import MAX_ANSWER_BYTES
 
 T = TypeVar("T")
@@ -53,6 +34,12 @@ Query = Mapping[str, str | int]
 #: Returns the present secret.
 Secret = Callable[[], bytes]
 
+#: Longest duration of a call of a client, seconds, from connecting to the last byte of the answer. The outbox settles a
+#: call of unknown outcome only after this time, so that no late request can follow its reading.
+CALL_S = 30.0
+#: The reason of a `Refused` that concerns our credentials, not this request: it is tried again, until an operator has
+#: corrected them.
+UNAUTHORIZED = "unauthorized"
 #: Pause for a system that limits requests without naming a time, seconds, as GitHub asks for.
 LIMITED_S = 60.0
 #: Characters of an answer's own message in an error.
@@ -60,9 +47,35 @@ _MESSAGE_CHARACTERS = 160
 _REASONS: Mapping[int, str] = {403: "forbidden", 404: "not_found", 409: "conflict", 410: "not_found"}
 #: Headers whose last word is a secret.
 _SECRETS = frozenset({"Authorization", "PRIVATE-TOKEN"})
-#: How the names of emojis begin that are thumbs.
-_UP = ("+1", "thumbsup")
-_DOWN = ("-1", "thumbsdown")
+
+
+class Busy(EngineError):
+    """The system asks to wait: 429, 503 with Retry-After, a rate limit. Nothing was changed.
+
+    Attributes:
+      retry_after_s: for how long no request may be sent, seconds.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class Unsettled(EngineError):
+    """A request that changes something was sent, and its outcome is unknown: a timeout, a reset, a 5xx."""
+
+
+class Refused(CimlError):
+    """The system rejects this request, and would reject it again: 400, 403, 404, 409, 422. Nothing was changed.
+
+    Attributes:
+      reason: a short word from a closed set: ``forbidden``, ``not_found``, ``conflict``, ``invalid``; `UNAUTHORIZED`
+        (401) for credentials.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -103,7 +116,7 @@ class Rest:
         self._rights = rights
         self._header = header
         self._prefix = prefix
-        self._own: tuple[bytes, int] = (b"", 0)
+        self._own_ids: dict[bytes, int] = {}  # id of our account, by the present secret
 
     def auth(self, path: str) -> Mapping[str, str]:
         """Return the headers of a request that prove who we are. Raises as `get`."""
@@ -115,9 +128,9 @@ class Rest:
     def own_id(self, path: str, kind: type[Account]) -> int:
         """Return the id of our own account, which is at ``path``. Another secret may be of another account."""
         secret = self._secret()
-        if self._own[0] != secret:
-            self._own = (secret, self.get(path, kind).id)
-        return self._own[1]
+        if secret not in self._own_ids:
+            self._own_ids = {secret: self.get(path, kind).id}
+        return self._own_ids[secret]
 
     def close(self) -> None:
         """Close the connections."""
@@ -131,7 +144,7 @@ class Rest:
         """Return the answer to a GET request as the type ``kind``.
 
         Raises:
-          Busy, Refused, EngineError: see `ciml.integrations.review`.
+          Busy, Refused, EngineError: see `ciml.integrations.review.ReviewClient`.
         """
         return self._request("GET", f"{path}?{urlencode(query)}" if query else path, kind)[0]
 
@@ -167,7 +180,7 @@ class Rest:
           changes: whether the request changes what reviewers see, so that a failure after it was sent is `Unsettled`.
 
         Raises:
-          Unsettled, Busy, Refused, EngineError: see `ciml.integrations.review`.
+          Unsettled, Busy, Refused, EngineError: see `ciml.integrations.review.ReviewClient`.
         """
         return self._request(method, path, kind, msgspec.json.encode(body), changes=changes)[0]
 
@@ -190,7 +203,7 @@ class Rest:
         except Unreadable as error:
             problem = str(error)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            problem = f"no such JSON as is expected: {error}"
+            problem = f"unexpected JSON: {error}"
         raise self._unknown(f"answers {answer.status} with {problem}", changes)
 
     def answer(self, method: str, path: str, body: bytes | None = None, *, changes: bool = False) -> Answer:
@@ -257,117 +270,6 @@ class Account(Protocol):
     def id(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """A message, a comment or an emoji on a change.
-
-    Attributes:
-      id: in the system; "" where it is not needed.
-      text: of it; the name of an emoji.
-      author: name of its account; "" where it does not count.
-      maker: id of the account, or of the App, that made it; 0 if unknown.
-      url: its address, for people; "" if unknown.
-    """
-
-    id: str
-    text: str
-    author: str = ""
-    maker: int = 0
-    url: str = ""
-
-
-class RestClient(ABC):
-    """A `ReviewClient` by REST. Errors of all methods: see `ReviewClient`.
-
-    Attributes:
-      of_commit: whether a message needs the commit beside the number of the change.
-      unlocated: error of a change without a number whose commit is of no open change, for people.
-    """
-
-    of_commit: ClassVar[bool] = False
-    unlocated: ClassVar[str] = "no open change has the commit of the run"
-
-    def __init__(self, rest: Rest) -> None:
-        self.rest = rest
-
-    @abstractmethod
-    def head(self, change: ChangeRef) -> Head:
-        """Return the present state of a change."""
-
-    @abstractmethod
-    def own_id(self) -> int:
-        """Return the id of our own account or App."""
-
-    @abstractmethod
-    def notes(self, change: ChangeRef) -> Iterable[Note]:
-        """Return the notes on a change that may be our message, the latest first."""
-
-    @abstractmethod
-    def write(self, change: ChangeRef, message: Rendered, note_id: str) -> Note:
-        """Write a note: a new one, or in the place of the one with an id."""
-
-    @abstractmethod
-    def replies(self, posted: Posted) -> Iterable[Note]:
-        """Return the notes that followed a message of ours."""
-
-    def emojis(self, posted: Posted) -> Iterable[Note]:
-        """Return the emojis on a message of ours."""
-        return ()
-
-    def close(self) -> None:
-        """Close connections."""
-        self.rest.close()
-
-    def find(self, change: ChangeRef, marker: str) -> Posted | None:
-        """Return our own latest message on a change."""
-        with self.rest.call():
-            where = self.located(change)
-            note = self.find_note(where, marker)
-            return _posted(where, note) if note else None
-
-    def post(self, change: ChangeRef, message: Rendered) -> Posted:
-        """Create a message."""
-        with self.rest.call():
-            where = self.located(change)
-            return _posted(where, self.write(where, message, ""))
-
-    def edit(self, posted: Posted, message: Rendered) -> Posted:
-        """Replace a message."""
-        return _posted(posted.change, self.write(posted.change, message, number(posted.id)))
-
-    def reactions(self, posted: Posted) -> Reactions:
-        """Return the reactions to a message."""
-        with self.rest.call():
-            emojis = [note for note in self.emojis(posted) if not self._is_own(note)]
-            replies = [note for note in self.replies(posted) if says_not_helpful(note.text) and not self._is_own(note)]
-            return Reactions(
-                up=accounts(note.author for note in emojis if note.text.startswith(_UP)),
-                down=accounts(note.author for note in emojis if note.text.startswith(_DOWN)),
-                not_helpful=accounts(note.author for note in replies),
-            )
-
-    def located(self, change: ChangeRef) -> ChangeRef:
-        """Return a change with its number, and its commit if it is needed; they are looked up where unknown."""
-        sha = commit(change.head, change.patchset)
-        if change.change and (sha or not self.of_commit):
-            return replace(change, head=sha)
-        head = self.head(change)
-        if head.state == "missing":
-            raise Refused("not_found", f"{change.project}: {self.unlocated}")
-        return replace(change, change=head.change, head=sha or head.head)
-
-    def find_note(self, change: ChangeRef, marker: str) -> Note | None:
-        """Return the latest note on a change that has a marker and is our own."""
-        return next((note for note in self.notes(change) if marker in note.text and self._is_own(note)), None)
-
-    def _is_own(self, note: Note) -> bool:
-        return note.maker != 0 and note.maker == self.own_id()
-
-
-def _posted(change: ChangeRef, note: Note) -> Posted:
-    return Posted(change, note.id, note.url, note.text)
-
-
 def check_base(key: str, base: str, example: str) -> None:
     """Check the address of an API: https, or http on this machine, because a secret is sent there.
 
@@ -393,40 +295,21 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def secret_of(system: System, where: str, folder: Path, content: str, check: Callable[[bytes], bytes]) -> Secret:
-    """Return a function that returns the present secret of a system; a changed file is read again.
-
-    Args:
-      system: names the file or the variable.
-      where: place in the configuration, for messages.
-      folder: folder of the configuration.
-      content: what the secret is, for people.
-      check: returns the secret; raises `ValueError` that says what is wanted.
-
-    Raises:
-      CimlError: there is no secret or more than one, or it is invalid.
-    """
-    if len(system.secret_file) + len(system.secret_env) != 1:
-        raise CimlError(f"{where}: secret_file: name one file, or one variable in secret_env, with {content}")
-    secrets = Secrets(where, system.secret_file, system.secret_env, check, folder)
-    return lambda: secrets.keys()[0]
-
-
-def token(secret: bytes) -> bytes:
+def check_token(secret: bytes) -> bytes:
     """Return a token. Raises `ValueError` if it cannot be sent in a header."""
     if not all(0x21 <= byte <= 0x7E for byte in secret):
-        raise ValueError("is no token of printable ASCII without blanks")
+        raise ValueError("is no token of printable ASCII without spaces")
     return secret
 
 
-def basic(user: str, password: bytes) -> Mapping[str, str]:
+def basic_auth(user: str, password: bytes) -> Mapping[str, str]:
     """Return the header of a user and its password; without a password the user is anonymous."""
     if not password:
         return {}
     return {"Authorization": f"Basic {base64.b64encode(user.encode() + b':' + password).decode()}"}
 
 
-def quoted(text: str) -> str:
+def path_segment(text: str) -> str:
     """Return a text as one segment of a path.
 
     Raises:
@@ -439,28 +322,3 @@ def quoted(text: str) -> str:
     if coded in ("", ".", ".."):
         raise Refused("invalid", f"{text!r:.80} is no name of a project, change or commit")
     return coded
-
-
-def number(text: str) -> str:
-    """Return the number of a change. Raises `Refused` for another text."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise Refused("invalid", f"{text!r:.80} is no number of a change")
-    return str(int(text))
-
-
-def commit(*texts: str) -> str:
-    """Return the first text that is a commit id; "" if none is."""
-    for text in texts:
-        if 7 <= len(text) <= 64 and set(text) <= set("0123456789abcdef"):
-            return text
-    return ""
-
-
-def says_not_helpful(text: str) -> bool:
-    """Return whether a line of a text is "not helpful". A line that quotes another text is not."""
-    return any(line.strip().rstrip(".").casefold() == "not helpful" for line in text.splitlines())
-
-
-def accounts(names: Iterable[str]) -> tuple[str, ...]:
-    """Return at most `MAX_REACTIONS` of the names, in order and without repeats."""
-    return tuple(dict.fromkeys(name for name in names if name))[:MAX_REACTIONS]

@@ -1,4 +1,4 @@
-"""The interface of review systems: their configuration and their clients.
+"""Review systems: their configuration, the interface of their clients, and the base class of clients by REST.
 
 Each kind of review system has a subclass of `System`, the table ``[[system]]`` of a feedback configuration, and returns
 a `ReviewClient`. A client is blocking and decides nothing: the outbox chooses when to call it and what to write.
@@ -7,58 +7,28 @@ a `ReviewClient`. A client is blocking and decides nothing: the outbox chooses w
 from __future__ import annotations
 
 import ssl
-from abc import abstractmethod
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
-from ciml.errors import CimlError, EngineError
+from ciml.errors import CimlError
 from ciml.events.run_id import check_source_name
 from ciml.globs import glob_pattern
 from ciml.http.outgoing import tls_context
+from ciml.integrations.http import Refused, Rest, Secret
+from ciml.integrations.secrets import Secrets
 from ciml.settings import Settings, as_value_error, check_range
 
 #: The markup that a message is rendered for.
 Format = Literal["github", "gerrit", "gitlab"]
 
-#: Longest duration of a call of a client, seconds, from connecting to the last byte of the answer. The outbox settles a
-#: call of unknown outcome only after this time, so that no late request can follow its reading.
-CALL_S = 30.0
-
 #: Largest number of accounts in each field of `Reactions`.
 MAX_REACTIONS = 100
-#: The reason of a `Refused` that concerns our credentials, not this request: it is tried again, until an operator has
-#: corrected them.
-UNAUTHORIZED = "unauthorized"
-
-
-class Busy(EngineError):
-    """The system asks to wait: 429, 503 with Retry-After, a rate limit. Nothing was changed.
-
-    Attributes:
-      retry_after_s: for how long no request may be sent, seconds.
-    """
-
-    def __init__(self, reason: str, retry_after_s: float) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
-
-
-class Unsettled(EngineError):
-    """A request that changes something was sent, and its outcome is unknown: a timeout, a reset, a 5xx."""
-
-
-class Refused(CimlError):
-    """The system rejects this request, and would reject it again: 400, 403, 404, 409, 422. Nothing was changed.
-
-    Attributes:
-      reason: a short word from a closed set: ``forbidden``, ``not_found``, ``conflict``, ``invalid``; `UNAUTHORIZED`
-        (401) for credentials.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
+#: The beginnings of the names of the emojis 👍 and 👎.
+_UP = ("+1", "thumbsup")
+_DOWN = ("-1", "thumbsdown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +57,9 @@ class Head:
     """The present state of a change, read from the system.
 
     Attributes:
-      state: ``missing`` where the system has no such change, or no open one contains the commit.
-      change: its number, found by the commit where the `ChangeRef` had none.
-      patchset: number of the present patch set; "" where the system has none.
+      state: ``missing`` if the system has no such change, or no open change contains the commit.
+      change: its number, found by the commit if the `ChangeRef` had none.
+      patchset: number of the present patch set; "" if the system has no patch sets.
       head: its commit.
       title: of the change; hostile text.
       labels: of the change (hashtags and topic on Gerrit); hostile texts.
@@ -115,7 +85,7 @@ class Rendered:
 
     Attributes:
       title: one line of plain, inert text: the title of a check run.
-      body: the whole message, its marker included; at most `ReviewClient.most_bytes` of UTF-8.
+      body: the whole message with its marker; at most `ReviewClient.most_bytes` of UTF-8.
       marker: part of ``body``; the same for all messages on a change. `ReviewClient.find` looks for it.
       stamp: part of ``body``: the marker, patch set, verdict and a digest of the text. Equal stamps, equal messages.
     """
@@ -149,7 +119,7 @@ class Reactions:
 
     Attributes:
       up, down: by 👍 or 👎.
-      not_helpful: by a reply of which a line is "not helpful", in any case, with or without a full stop.
+      not_helpful: by a reply with a line "not helpful", in any case, with or without a full stop.
     """
 
     up: tuple[str, ...] = ()
@@ -167,9 +137,9 @@ class ReviewClient(Protocol):
       most_bytes: largest `Rendered.body`, bytes of UTF-8.
 
     Every method raises:
-      Busy: the system asks to wait.
-      Refused: it rejects the request for good.
-      EngineError: it was not reached, or its answer is no answer of such a system. Nothing was changed.
+      Busy: if the system asks to wait.
+      Refused: if it rejects the request, and would reject it again.
+      EngineError: if it was not reached, or its answer is unreadable. Nothing was changed.
     """
 
     format: Format
@@ -184,10 +154,10 @@ class ReviewClient(Protocol):
         """Return our own message on a change: the latest whose text has the marker and whose author we are."""
 
     def post(self, change: ChangeRef, message: Rendered) -> Posted:
-        """Create a message. Raises `Unsettled` also, if the outcome is unknown."""
+        """Create a message. May also raise `Unsettled`."""
 
     def edit(self, posted: Posted, message: Rendered) -> Posted:
-        """Replace a message in place; where the system cannot, post it anew. Raises `Unsettled` also."""
+        """Replace a message, or post it again if the system cannot edit. May also raise `Unsettled`."""
 
     def reactions(self, posted: Posted) -> Reactions:
         """Return the reactions to a message."""
@@ -238,6 +208,22 @@ class System(Settings, frozen=True, kw_only=True):
         """Return the settings for https; ``folder`` is that of the configuration. Raises `CimlError`."""
         return tls_context(str(folder / self.ca_file) if self.ca_file else "")
 
+    def secret_reader(self, where: str, folder: Path, content: str, check: Callable[[bytes], bytes]) -> Secret:
+        """Return a function that reads the present secret of the system; a changed file is read again.
+
+        Args:
+          where, folder: see `client`.
+          content: the kind of the secret, for people, such as "a token".
+          check: returns a valid secret; raises `ValueError`, whose message describes a valid one.
+
+        Raises:
+          CimlError: if there is no secret or more than one, or it is invalid.
+        """
+        if len(self.secret_file) + len(self.secret_env) != 1:
+            raise CimlError(f"{where}: secret_file: name one file, or one variable in secret_env, with {content}")
+        secrets = Secrets(where, self.secret_file, self.secret_env, check, folder)
+        return lambda: secrets.keys()[0]
+
     @abstractmethod
     def client(self, where: str, folder: Path) -> ReviewClient:
         """Return a client. It sends nothing before its first call.
@@ -249,3 +235,142 @@ class System(Settings, frozen=True, kw_only=True):
         Raises:
           CimlError: a secret or a file is missing or invalid.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A message, a comment or an emoji on a change.
+
+    Attributes:
+      id: in the system; "" for an emoji.
+      text: the text; the name of an emoji.
+      author: name of the account whose reaction it may be; "" for an account whose reactions do not count.
+      maker: id of the account or App that made it, which shows whether it is our own; 0 if unknown.
+      url: its address, for people; "" if unknown.
+    """
+
+    id: str
+    text: str
+    author: str = ""
+    maker: int = 0
+    url: str = ""
+
+
+class RestClient(ABC):
+    """A `ReviewClient` by REST. Errors of all methods: see `ReviewClient`.
+
+    It finds our own message among the notes on a change, and reads the reactions to it. A subclass only knows the
+    addresses and types of its system.
+
+    Attributes:
+      of_commit: whether a message is written on a commit, so that it needs the commit and the number of the change.
+      unlocated: the error, for people, of a change without a number if no open change has its commit.
+    """
+
+    of_commit: ClassVar[bool] = False
+    unlocated: ClassVar[str] = "no open change has the commit of the run"
+
+    def __init__(self, rest: Rest) -> None:
+        self.rest = rest
+
+    @abstractmethod
+    def head(self, change: ChangeRef) -> Head:
+        """Return the present state of a change."""
+
+    @abstractmethod
+    def own_id(self) -> int:
+        """Return the id of our own account or App."""
+
+    @abstractmethod
+    def notes(self, change: ChangeRef) -> Iterable[Note]:
+        """Return the notes on a change, among which our message may be, the latest first."""
+
+    @abstractmethod
+    def write(self, change: ChangeRef, message: Rendered, note_id: str) -> Note:
+        """Write a note: a new one for the id "", otherwise in place of the note with the id."""
+
+    @abstractmethod
+    def replies(self, posted: Posted) -> Iterable[Note]:
+        """Return the notes that followed a message of ours."""
+
+    def emojis(self, posted: Posted) -> Iterable[Note]:
+        """Return the emojis on a message of ours."""
+        return ()
+
+    def close(self) -> None:
+        """Close connections."""
+        self.rest.close()
+
+    def find(self, change: ChangeRef, marker: str) -> Posted | None:
+        """Return our own latest message on a change."""
+        with self.rest.call():
+            where = self.located(change)
+            note = self.find_note(where, marker)
+            return _posted(where, note) if note else None
+
+    def post(self, change: ChangeRef, message: Rendered) -> Posted:
+        """Create a message."""
+        with self.rest.call():
+            where = self.located(change)
+            return _posted(where, self.write(where, message, ""))
+
+    def edit(self, posted: Posted, message: Rendered) -> Posted:
+        """Replace a message."""
+        return _posted(posted.change, self.write(posted.change, message, change_number(posted.id)))
+
+    def reactions(self, posted: Posted) -> Reactions:
+        """Return the reactions to a message."""
+        with self.rest.call():
+            emojis = [note for note in self.emojis(posted) if not self._is_own(note)]
+            replies = [note for note in self.replies(posted) if says_not_helpful(note.text) and not self._is_own(note)]
+            return Reactions(
+                up=distinct_accounts(note.author for note in emojis if note.text.startswith(_UP)),
+                down=distinct_accounts(note.author for note in emojis if note.text.startswith(_DOWN)),
+                not_helpful=distinct_accounts(note.author for note in replies),
+            )
+
+    def located(self, change: ChangeRef) -> ChangeRef:
+        """Return a change with its number and, `of_commit`, its commit; look up an unknown one."""
+        sha = first_commit(change.head, change.patchset)
+        if change.change and (sha or not self.of_commit):
+            return replace(change, head=sha)
+        head = self.head(change)
+        if head.state == "missing":
+            raise Refused("not_found", f"{change.project}: {self.unlocated}")
+        return replace(change, change=head.change, head=sha or head.head)
+
+    def find_note(self, change: ChangeRef, marker: str) -> Note | None:
+        """Return our own latest note with a marker on a change; None without one."""
+        return next((note for note in self.notes(change) if marker in note.text and self._is_own(note)), None)
+
+    def _is_own(self, note: Note) -> bool:
+        return note.maker != 0 and note.maker == self.own_id()
+
+
+def _posted(change: ChangeRef, note: Note) -> Posted:
+    return Posted(change, note.id, note.url, note.text)
+
+
+def change_number(text: str) -> str:
+    """Return the number of a change. Raises `Refused` for another text."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise Refused("invalid", f"{text!r:.80} is no number of a change")
+    return str(int(text))
+
+
+def first_commit(*texts: str) -> str:
+    """Return the first text that is a commit id; "" if none is."""
+    for text in texts:
+        if 7 <= len(text) <= 64 and set(text) <= set("0123456789abcdef"):
+            return text
+    return ""
+
+
+def says_not_helpful(text: str) -> bool:
+    """Return whether a whole line of a text is "not helpful", so that a quotation ("> not helpful") does not count."""
+    return any(line.strip().rstrip(".").casefold() == "not helpful" for line in text.splitlines())
+
+
+def distinct_accounts(names: Iterable[str]) -> tuple[str, ...]:
+    """Return at most `MAX_REACTIONS` of the names, in order and without repeats."""
+    return tuple(dict.fromkeys(name for name in names if name))[:MAX_REACTIONS]

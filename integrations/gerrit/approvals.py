@@ -21,7 +21,7 @@ from ciml.errors import EngineError, RejectedInput
 from ciml.events.redaction import shown
 from ciml.http.outgoing import TooLarge, Unreadable
 from ciml.integrations.fields import object_at, objects_at, text_at, text_fields, value_at
-from ciml.integrations.http import Rest, basic
+from ciml.integrations.http import Rest, basic_auth
 from ciml.limits import MAX_REVIEW_BYTES, MAX_REVIEW_CHANGES, MAX_REVIEW_VALUES, MAX_REVIEWED_CHANGES
 
 #: What a query asks for, so that `events_of` finds it.
@@ -57,7 +57,7 @@ class Changes(Rest):
     def __init__(self, base: str, user: str, password: bytes, tls: ssl.SSLContext) -> None:
         address = f"{base.rstrip('/')}/a" if password else base
         rights = f"check user {user} and its HTTP password"
-        header = partial(basic, user)
+        header = partial(basic_auth, user)
         super().__init__(address, tls, lambda: password, rights, header, _PREFIX, MAX_REVIEW_BYTES, "MAX_REVIEW_BYTES")
 
     def now(self) -> float:

@@ -1,6 +1,6 @@
-"""GitHub: a check run of an App, or one comment on the pull request. GitHub Enterprise Server is the same.
+"""The review client of GitHub and GitHub Enterprise Server: a check run of an App, or a comment on the pull request.
 
-By GitHub's description of its REST API, version 2022-11-28.
+It uses version 2022-11-28 of the REST API.
 """
 
 from __future__ import annotations
@@ -15,38 +15,39 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from ciml.integrations.http import (
+from ciml.integrations.http import Query, Refused, Rest, Secret, check_base, check_token, path_segment
+from ciml.integrations.review import (
+    ChangeRef,
+    Format,
+    Head,
     Note,
-    Query,
-    Rest,
+    Posted,
+    Rendered,
     RestClient,
-    Secret,
-    check_base,
-    commit,
-    number,
-    quoted,
-    secret_of,
-    token,
+    ReviewClient,
+    System,
+    change_number,
+    first_commit,
 )
-from ciml.integrations.review import ChangeRef, Format, Head, Posted, Refused, Rendered, ReviewClient, System
 from ciml.limits import MAX_COMMENT_PAGES
 
 API = "https://api.github.com"
-#: Bytes of a comment and of the summary of a check run.
+#: Most bytes of a comment and of the summary of a check run.
 MOST_BYTES = 65_535
 _PAGE = 100
-#: Pull requests whose heads are compared with a commit of a fork, the latest updated first: pages and their size. A
-#: page of GitHub has up to 100 KB a pull request.
+#: The pull requests whose heads are compared with a commit of a fork, the latest updated first: pages and pull requests
+#: per page. GitHub's answer has up to 100 KB per pull request.
 _RECENT_PAGES = 3
 _RECENT = 50
 #: A suite has at most 1,000 check runs of one name.
 _CHECK_PAGES = 10
-#: Of a token that signs for an App, seconds; GitHub permits 600 by its own clock.
+#: The lifetime of a token that signs for an App, seconds, and the time by which our clock may be ahead of GitHub's.
+#: GitHub permits a lifetime of 600 s by its own clock.
 _SIGNED_S = 540
 _CLOCK_S = 60
-#: A token of an installation lasts for an hour; it is not used within its last minutes.
+#: The last seconds of the hour that an installation's token lasts; it is not used then.
 _SPARE_S = 300.0
-#: Repositories whose tokens are remembered.
+#: The largest number of repositories whose tokens are remembered.
 _MOST_TOKENS = 1000
 
 
@@ -55,7 +56,7 @@ class GitHubSystem(System, frozen=True, kw_only=True):
 
     Attributes:
       api: address of the REST API; a GitHub Enterprise Server has ``https://HOST/api/v3``.
-      app: id of the App whose private key is the secret; 0 where the secret is a token.
+      app: id of the App whose private key is the secret; 0 if the secret is a token.
       report: ``check`` writes a check run, which only an App may; ``comment`` writes one comment on the pull request.
         By default an App writes check runs.
       check: name of the check run.
@@ -79,8 +80,8 @@ class GitHubSystem(System, frozen=True, kw_only=True):
 
     def client(self, where: str, folder: Path) -> ReviewClient:
         checks = bool(self.app) and self.report != "comment"
-        content, check = ("the private key of the App", private_key) if self.app else ("a token", token)
-        secret = secret_of(self, where, folder, content, check)
+        content, check = ("the private key of the App", private_key) if self.app else ("a token", check_token)
+        secret = self.secret_reader(where, folder, content, check)
         right = "Checks: write and Pull requests: read" if checks else "Pull requests: write"
         hint = f"check {'the App' if self.app else 'the token'} and its rights: {right}"
         if not self.app:
@@ -121,7 +122,7 @@ class AppRest(Rest):
     Args:
       base, tls, secret, hint: see `Rest`; the secret is the private key, PEM.
       app: id of the App.
-      rights: of the tokens that are asked for, GitHub's names: no others, whatever the App may do.
+      rights: the permissions of the requested tokens, by GitHub's names, even if the App has further ones.
     """
 
     def __init__(
@@ -130,31 +131,32 @@ class AppRest(Rest):
         super().__init__(base, tls, secret, hint, self._signed)
         self._app = app
         self._app_rights = rights
-        self._tokens: dict[str, tuple[str, float]] = {}
+        self._tokens: dict[str, tuple[str, float]] = {}  # (token, epoch seconds of its end) by repository
 
     def auth(self, path: str) -> Mapping[str, str]:
-        """Return the headers of a request: signed ones about the App itself, else a token of the path's repository."""
-        _, kind, *names = path.split("/")
-        if kind == "app" or names[2:] == ["installation"]:
+        """Return the headers of a request about the App itself, or with a token of the repository in its path."""
+        _, kind, *names = path.split("/")  # /app/… or /repos/OWNER/NAME/…
+        is_about_app = kind == "app" or names[2:] == ["installation"]
+        if is_about_app:
             return super().auth(path)
         repository = "/".join(names[:2])
-        access_token, until_s = self._tokens.get(repository, ("", 0.0))
-        if time.time() > until_s - _SPARE_S:
-            access_token = self._renewed(repository)
+        access_token, end_s = self._tokens.get(repository, ("", 0.0))
+        if time.time() > end_s - _SPARE_S:
+            access_token = self._new_token(repository)
         return _bearer(access_token.encode())
 
     def forget(self) -> None:
         self._tokens.clear()
 
-    def _renewed(self, repository: str) -> str:
-        """Return a new token. The installation is asked for each time: the App may have been installed again."""
+    def _new_token(self, repository: str) -> str:
+        """Request a token. The installation is queried each time, because the App may have been installed again."""
         installation = self.lookup(f"/repos/{repository}/installation", _Identified)
         if installation is None:
             hint = f"the App {self._app} is not installed on {repository}: install it there"
             raise Refused("forbidden", hint)
         path = f"/app/installations/{installation.id}/access_tokens"
         answer = self.send("POST", path, _Token, {"permissions": dict(self._app_rights)}, changes=False)
-        access_token = token(answer.token.encode()).decode()
+        access_token = check_token(answer.token.encode()).decode()
         if len(self._tokens) > _MOST_TOKENS:
             self.forget()
         self._tokens[repository] = (access_token, datetime.fromisoformat(answer.expires_at).timestamp())
@@ -169,7 +171,7 @@ class AppRest(Rest):
 
 
 def private_key(secret: bytes) -> bytes:
-    """Return the private key of an App. Raises `ValueError` where it is none."""
+    """Return a secret if it is a private key of an App. Raises `ValueError` if it is none."""
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -247,11 +249,11 @@ class _Reaction(msgspec.Struct, frozen=True):
 
 
 class GitHub(RestClient):
-    """What check runs and comments share: the state of a pull request, and replies to a message.
+    """The part of the client that check runs and comments share: the state of a pull request, and its comments.
 
     Args:
       rest: the API.
-      app: id of the App that calls it; 0 for the owner of a token.
+      app: id of the App that calls it; 0 if the owner of a token does.
     """
 
     format: Format = "github"
@@ -270,32 +272,36 @@ class GitHub(RestClient):
     def head(self, change: ChangeRef) -> Head:
         """Return the present state of a change.
 
-        Where the event named no pull request, it is the open one from the repository and branch of the commit.
+        Without a number, the change is the open pull request from the repository and branch of the commit.
         """
         with self.rest.call():
-            if not change.change:
-                pull = self._of_commit(change)
+            if change.change:
+                pull = self.rest.lookup(f"{_place(change)}/pulls/{change_number(change.change)}", _Pull)
             else:
-                pull = self.rest.lookup(f"{_place(change)}/pulls/{number(change.change)}", _Pull)
+                pull = self._find_pull(change)
             return pull.to_head() if pull else Head("missing")
 
-    def _of_commit(self, change: ChangeRef) -> _Pull | None:
-        """Return the one open pull request of the commit, repository and branch of a run.
+    def _find_pull(self, change: ChangeRef) -> _Pull | None:
+        """Return the only open pull request with the commit, repository and branch of a run; None for several or none.
 
-        Anybody may open another pull request whose head is the same commit, from a branch of their own.
+        The commit alone is no proof: anybody may open a pull request with the same head from a branch of their own.
         """
-        sha = commit(change.head, change.patchset)
+        sha = first_commit(change.head, change.patchset)
         if not (sha and change.head_project and change.head_branch):
             return None
-        pulls = {pull.number: pull for pull in self._with_commit(change, sha) if pull.is_from(change, sha)}
+        pulls = {pull.number: pull for pull in self._pulls_with_commit(change, sha) if pull.is_from(change, sha)}
         return next(iter(pulls.values())) if len(pulls) == 1 else None
 
-    def _with_commit(self, change: ChangeRef, sha: str) -> Iterator[_Pull]:
-        """Yield pull requests of the repository that may have a commit as their head."""
+    def _pulls_with_commit(self, change: ChangeRef, sha: str) -> Iterator[_Pull]:
+        """Yield pull requests of the repository that may have a commit as their head.
+
+        GitHub lists the pull requests that contain a commit, unless the commit is only in a fork: then the latest
+        updated pull requests are read too.
+        """
         place = _place(change)
         absent = ("not_found", "invalid")  # 422: no such commit
         pulls = self.rest.lookup(f"{place}/commits/{sha}/pulls", list[_Pull], {"per_page": _RECENT}, absent) or []
-        # GitHub lists pull requests of other repositories of the network too, and none whose commit is in a fork alone.
+        # GitHub also lists pull requests of other repositories of the network.
         own_pulls = [
             pull for pull in pulls if pull.base.repo and pull.base.repo.full_name.lower() == change.project.lower()
         ]
@@ -303,7 +309,9 @@ class GitHub(RestClient):
         if any(pull.is_from(change, sha) for pull in own_pulls):
             return
         query: Query = {"state": "open", "sort": "updated", "direction": "desc", "per_page": _RECENT}
-        for pulls in islice(self.rest.pages(f"{place}/pulls", list[_Pull], query, _RECENT_PAGES + 1), _RECENT_PAGES):
+        # `pages` rejects a list that is longer than its limit; here the rest of a longer list is left out.
+        pages = self.rest.pages(f"{place}/pulls", list[_Pull], query, _RECENT_PAGES + 1)
+        for pulls in islice(pages, _RECENT_PAGES):
             yield from pulls
             if any(pull.is_from(change, sha) for pull in pulls):
                 return
@@ -315,9 +323,10 @@ class GitHub(RestClient):
             yield from (comment for comment in page if comment.created_at >= since)
 
     def note(self, comment: _Comment) -> Note:
-        """Return a comment as a note. The words of bots do not count."""
+        """Return a comment as a note. Comments of bots are no reactions, so their notes have no author."""
         user = comment.user or _User()
-        maker = (comment.performed_via_github_app or _Identified()).id if self.app else user.id
+        by_app = comment.performed_via_github_app or _Identified()
+        maker = by_app.id if self.app else user.id
         author = user.login if user.type != "Bot" else ""
         return Note(str(comment.id), comment.body, author, maker, self.rest.own_url(comment.html_url))
 
@@ -346,9 +355,9 @@ class Comments(GitHub):
 
 
 class CheckRuns(GitHub):
-    """A check run on the commit, neutral: it never blocks a merge.
+    """A neutral check run on the commit, which never blocks a merge.
 
-    Nobody can react to it; a comment on the pull request can say "not helpful".
+    It accepts no emojis; reviewers react to it by a comment "not helpful" on the pull request.
     """
 
     of_commit = True
@@ -366,7 +375,7 @@ class CheckRuns(GitHub):
         return map(self._run_note, sorted(runs, key=lambda run: run.id, reverse=True))
 
     def write(self, change: ChangeRef, message: Rendered, note_id: str) -> Note:
-        # Neutral: whether the change may be merged is not ciml's to say.
+        # Neutral, because ciml does not decide whether a change may be merged.
         output = {"title": message.title, "summary": message.body}
         finished = {"status": "completed", "conclusion": "neutral", "output": output}
         path = f"{_place(change)}/check-runs"
@@ -376,7 +385,7 @@ class CheckRuns(GitHub):
         return self._run_note(self.rest.send("POST", path, _CheckRun, body))
 
     def replies(self, posted: Posted) -> Iterable[Note]:
-        run = self.rest.get(f"{_place(posted.change)}/check-runs/{number(posted.id)}", _CheckRun)
+        run = self.rest.get(f"{_place(posted.change)}/check-runs/{change_number(posted.id)}", _CheckRun)
         return map(self.note, self.comments(posted.change, run.completed_at or ""))
 
     def _run_note(self, run: _CheckRun) -> Note:
@@ -387,12 +396,12 @@ class CheckRuns(GitHub):
 def _place(change: ChangeRef) -> str:
     """Return the path of the repository of a change. Raises `Refused` if its project is not ``owner/name``."""
     owner, _, name = change.project.partition("/")
-    return f"/repos/{quoted(owner)}/{quoted(name)}"
+    return f"/repos/{path_segment(owner)}/{path_segment(name)}"
 
 
 def _comments_path(change: ChangeRef) -> str:
-    return f"{_place(change)}/issues/{number(change.change)}/comments"
+    return f"{_place(change)}/issues/{change_number(change.change)}/comments"
 
 
 def _comment_path(change: ChangeRef, note_id: str) -> str:
-    return f"{_place(change)}/issues/comments/{number(note_id)}"
+    return f"{_place(change)}/issues/comments/{change_number(note_id)}"

@@ -13,8 +13,20 @@ from urllib.parse import quote
 
 import msgspec
 
-from ciml.integrations.http import Note, Query, Rest, RestClient, check_base, commit, number, quoted, secret_of, token
-from ciml.integrations.review import ChangeRef, Format, Head, Posted, Refused, Rendered, ReviewClient, System
+from ciml.integrations.http import Query, Refused, Rest, check_base, check_token, path_segment
+from ciml.integrations.review import (
+    ChangeRef,
+    Format,
+    Head,
+    Note,
+    Posted,
+    Rendered,
+    RestClient,
+    ReviewClient,
+    System,
+    change_number,
+    first_commit,
+)
 from ciml.limits import MAX_COMMENT_PAGES
 
 #: Bytes of a note: GitLab accepts more, a reader does not.
@@ -38,7 +50,7 @@ class GitLabSystem(System, frozen=True, kw_only=True):
         check_base("server", self.server, "https://gitlab.example.org")
 
     def client(self, where: str, folder: Path) -> ReviewClient:
-        secret = secret_of(self, where, folder, "a token", token)
+        secret = self.secret_reader(where, folder, "a token", check_token)
         server = self.server.rstrip("/")
         return GitLab(Rest(f"{server}/api/v4", self.tls(folder), secret, _RIGHTS, _private_token), server)
 
@@ -113,7 +125,7 @@ class GitLab(RestClient):
         if change.change:
             request = self.rest.lookup(_path(change), _MergeRequest)
             return request.to_head() if request else Head("missing")
-        sha = commit(change.head, change.patchset)
+        sha = first_commit(change.head, change.patchset)
         if not sha:
             return Head("missing")
         path = f"/projects/{_project(change)}/repository/commits/{sha}/merge_requests"
@@ -136,11 +148,11 @@ class GitLab(RestClient):
         return self._note(change, self.rest.send(method, path, _Note, {"body": message.body}))
 
     def replies(self, posted: Posted) -> Iterable[Note]:
-        ours = int(number(posted.id))
+        ours = int(change_number(posted.id))
         return takewhile(lambda note: int(note.id) > ours, self.notes(posted.change))
 
     def emojis(self, posted: Posted) -> Iterable[Note]:
-        path = f"{_path(posted.change)}/notes/{number(posted.id)}/award_emoji"
+        path = f"{_path(posted.change)}/notes/{change_number(posted.id)}/award_emoji"
         for emoji in self.rest.get(path, list[_Award], {"per_page": _PAGE}):
             if emoji.user:
                 yield Note("", emoji.name, emoji.user.username, emoji.user.id)
@@ -155,8 +167,8 @@ def _project(change: ChangeRef) -> str:
     """Return the project as one segment of a path: always a path, because a number would be another project's id."""
     if "/" not in change.project:
         raise Refused("invalid", f"{change.project!r:.80} is no path of a project, GROUP/NAME")
-    return quoted(change.project)
+    return path_segment(change.project)
 
 
 def _path(change: ChangeRef) -> str:
-    return f"/projects/{_project(change)}/merge_requests/{number(change.change)}"
+    return f"/projects/{_project(change)}/merge_requests/{change_number(change.change)}"

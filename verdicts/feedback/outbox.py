@@ -14,19 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from ciml.errors import CimlError, EngineError
-from ciml.integrations.review import (
-    CALL_S,
-    UNAUTHORIZED,
-    Busy,
-    ChangeRef,
-    Format,
-    Head,
-    Posted,
-    Refused,
-    Rendered,
-    ReviewClient,
-    Unsettled,
-)
+from ciml.integrations.http import CALL_S, UNAUTHORIZED, Busy, Refused, Unsettled
+from ciml.integrations.review import ChangeRef, Format, Head, Posted, Rendered, ReviewClient
 from ciml.limits import MAX_RETRY_AFTER_S
 from ciml.manifest.log import Delta
 from ciml.manifest.replica import LogReplica

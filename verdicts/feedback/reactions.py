@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ciml.errors import EngineError
-from ciml.integrations.review import Busy, Posted, Reactions, Refused, ReviewClient
+from ciml.integrations.http import Busy, Refused
+from ciml.integrations.review import Posted, Reactions, ReviewClient
 from ciml.limits import MAX_RETRY_AFTER_S
 from ciml.manifest.replica import LogReplica
 from ciml.verdicts.feedback.config import Cause

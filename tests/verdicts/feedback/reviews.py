@@ -9,18 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import EngineError
-from ciml.integrations.review import (
-    Busy,
-    ChangeRef,
-    Format,
-    Head,
-    Posted,
-    Reactions,
-    Refused,
-    Rendered,
-    System,
-    Unsettled,
-)
+from ciml.integrations.http import Busy, Refused, Unsettled
+from ciml.integrations.review import ChangeRef, Format, Head, Posted, Reactions, Rendered, System
 from ciml.verdicts.feedback.config import Feedback, Policy
 
 NOW_S = 1_790_000_000.0

@@ -11,7 +11,8 @@ import pytest
 from ciml.errors import EngineError
 from ciml.integrations import http
 from ciml.integrations.gerrit.review import MOST_BYTES, TAG
-from ciml.integrations.review import UNAUTHORIZED, Busy, ChangeRef, Posted, Reactions, Refused, ReviewClient, Unsettled
+from ciml.integrations.http import UNAUTHORIZED, Busy, Refused, Unsettled
+from ciml.integrations.review import ChangeRef, Posted, Reactions, ReviewClient
 from tests.integrations.gerrit.real import READER, REVIEWER, Gerrit
 from tests.verdicts.feedback.forwarding import ForwardingServer
 from tests.verdicts.feedback.reviewing import MARKER, gerrit_client, message

@@ -9,7 +9,8 @@ import pytest
 
 from ciml.errors import CimlError, EngineError
 from ciml.integrations import http
-from ciml.integrations.review import UNAUTHORIZED, Busy, ChangeRef, Head, Reactions, Refused, ReviewClient, Unsettled
+from ciml.integrations.http import UNAUTHORIZED, Busy, Refused, Unsettled
+from ciml.integrations.review import ChangeRef, Head, Reactions, ReviewClient
 from tests.verdicts.feedback.github_stub import APP, OWN, TOKEN, GitHubServer, limited, secondary
 from tests.verdicts.feedback.reviewing import MARKER, NEXT_SHA, SHA, github_client, message, ref
 from tests.verdicts.feedback.stub import (

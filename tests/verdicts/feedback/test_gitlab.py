@@ -10,7 +10,8 @@ import pytest
 
 from ciml.errors import CimlError, EngineError
 from ciml.integrations import http
-from ciml.integrations.review import UNAUTHORIZED, Busy, ChangeRef, Head, Reactions, Refused, ReviewClient, Unsettled
+from ciml.integrations.http import UNAUTHORIZED, Busy, Refused, Unsettled
+from ciml.integrations.review import ChangeRef, Head, Reactions, ReviewClient
 from tests.verdicts.feedback.gitlab_stub import OWN, PROJECT, TOKEN, GitLabServer, limited
 from tests.verdicts.feedback.reviewing import MARKER, NEXT_SHA, SHA, gitlab_client, message
 from tests.verdicts.feedback.stub import (

@@ -18,7 +18,8 @@ from ciml.integrations import http
 from ciml.integrations.gerrit.review import GerritSystem
 from ciml.integrations.github.review import GitHubSystem
 from ciml.integrations.gitlab.review import GitLabSystem
-from ciml.integrations.review import UNAUTHORIZED, ChangeRef, Posted, Refused, ReviewClient, System, Unsettled
+from ciml.integrations.http import UNAUTHORIZED, Refused, Unsettled
+from ciml.integrations.review import ChangeRef, Posted, ReviewClient, System
 from ciml.limits import MIB
 from tests.transforms.fetch.certificates import make_certificate
 from tests.verdicts.feedback.reviewing import (
@@ -344,7 +345,7 @@ SECRETS: list[tuple[dict[str, Any], str, str]] = [
     ({"secret_file": ["secret", "secret"]}, "x", "secret_file: name one file"),
     ({"secret_file": "nowhere"}, "x", "secret_file .*nowhere: No such file"),
     ({}, "", "secret_file .*secret is empty"),
-    ({}, f"{SECRET} and more", "secret_file .*secret: is no token of printable ASCII without blanks"),
+    ({}, f"{SECRET} and more", "secret_file .*secret: is no token of printable ASCII without spaces"),
     ({}, f"{SECRET}\nX-Header: y", "is no token"),
     ({"app": 7}, SECRET, "secret_file .*secret: is no RSA private key in PEM"),
     ({"secret_file": [], "secret_env": "CIML_NO_SUCH"}, "x", "the environment variable CIML_NO_SUCH is not set"),

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ciml.errors import EngineError
-from ciml.integrations.review import UNAUTHORIZED, ChangeRef, Head, Refused
+from ciml.integrations.http import UNAUTHORIZED, Refused
+from ciml.integrations.review import ChangeRef, Head
 from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.outbox import SETTLE_S, silence
 from tests.tier import tries

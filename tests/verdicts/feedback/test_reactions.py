@@ -9,7 +9,8 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError
-from ciml.integrations.review import Busy, Head, Reactions
+from ciml.integrations.http import Busy
+from ciml.integrations.review import Head, Reactions
 from ciml.verdicts.feedback.reactions import Reader, next_reading_s
 from ciml.verdicts.feedback.truths import Correction, add_corrections, corrections_of
 from tests.verdicts.feedback.reviews import NOW_S, feedback, prediction
