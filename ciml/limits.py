@@ -18,9 +18,7 @@ MAX_EVENT_RUNS = 1000  # runs in one event
 MAX_TEXT_CHARACTERS = 1024  # of a fact of a run, such as its project
 MAX_ID_CHARACTERS = 512  # of the id of a run or an event
 MAX_URL_CHARACTERS = 4096  # of an address, which is long if it is signed
-MAX_JOB_PATH_CHARACTERS = (
-    200  # of a job, percent-encoded: a folder's name, which begins with "job=", has at most 255 bytes
-)
+MAX_JOB_PATH_CHARACTERS = 200  # of a job, percent-encoded: the folder "job=NAME" has at most 255 bytes
 MAX_LABELS = 64  # of a run
 MAX_SUBJECT_RUNS = 10_000  # runs whose trust one update changes; snapshots judge all of them
 MAX_SUBJECTS = 4  # of a run: its workflow run, change, commit and ref
