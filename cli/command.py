@@ -143,7 +143,7 @@ def _ask_if_missing(question: str, ctx: click.Context, param: click.Option, valu
 
 
 def _documented(cls: type[Any]) -> Mapping[str, str]:
-    """Return the texts in ``Attributes`` of a class, by field; those of its bases where it has none."""
+    """Return the texts in ``Attributes`` of a class, by field; a field without one has the text of a base."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         for field_name, text in _DOCUMENTED.findall(cleandoc(base.__doc__ or "")):

@@ -1,4 +1,4 @@
-"""Jobs on Dataflow: the options of commands, and the report of what was written or submitted."""
+"""Jobs on Dataflow: the options of commands, and the report of a job that was written or submitted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class DataflowJob(Options):
         The file of settings may be given: it comes from a variable of the environment.
 
         Args:
-          beam_options: those of a command that has no other use for them.
+          beam_options: the Beam options of a command that uses them only on Dataflow.
         """
         values = {"template": self.template, "job-name": self.job_name, "submit": self.submit, "update": self.update}
         for name, value in {**values, "beam-option": beam_options}.items():
@@ -93,13 +93,13 @@ def require_s3(*places: tuple[str | None, str]) -> None:
 
 
 def print_launched(launched: Launched, settings: DataflowSettings, *, streaming: bool, then: str = "") -> None:
-    """Print what was written or submitted, and the next commands.
+    """Print the job that was written or submitted, and the next commands.
 
     Args:
       launched: the job.
       settings: of the job.
       streaming: whether it is unbounded.
-      then: what to do when it has ended.
+      then: the command to run when the job has ended.
     """
     lines = _submitted_lines(launched, settings, streaming) if launched.job_id else _template_lines(launched, settings)
     for line in lines:

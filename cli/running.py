@@ -122,10 +122,10 @@ class Endpoint(Options):
 
 
 class Foreground(Endpoint):
-    """How a service runs in the foreground. Only its metrics are options here; subclasses make options of the others.
+    """How a service runs in the foreground. Here only the metrics are options; subclasses make options of other fields.
 
     Attributes:
-      engine: of its pipeline.
+      engine: of the service's pipeline.
       beam_options: further options of Beam.
       once: whether it ends at the present end of the topic.
       until_idle: time without new input after which it ends, in seconds; None for never.
@@ -195,8 +195,8 @@ class OnEngine(Foreground):
     """How a service runs whose pipeline has an engine.
 
     Attributes:
-      engine: Engine of the pipeline; flink:HOST:PORT names a job server. [default: flink if it runs, else
-        micro-batches]
+      engine: Engine of the pipeline; flink:HOST:PORT names a job server. [default: flink if it
+        runs, otherwise micro-batches]
       beam_options: Further Beam option; may be repeated.
     """
 
@@ -242,7 +242,7 @@ class Running(OnEngine, DataflowJob):
             self.run(service, lambda progress, word: show(text(progress, word)), patience_s=patience_s)
 
     def _launch(self, options: ServiceOptions) -> None:
-        """Write or submit the service's streaming job on Dataflow, and print what was made."""
+        """Write or submit the service's streaming job on Dataflow, and print the result."""
         excluded = {"once": self.once, "until-idle": self.until_idle, "metrics-port": self.metrics_port}
         for name, value in excluded.items():
             if value not in (None, False):
@@ -275,7 +275,7 @@ def processors() -> int:
 def collecting_rarely() -> Iterator[None]:
     """Raise the garbage collector's thresholds while modules are imported and large manifests are read.
 
-    Both make some hundred thousand objects that stay and form no cycles. At the usual thresholds the collector scans
+    Both make some hundred thousand lasting objects, which form no cycles. At the usual thresholds the collector scans
     them repeatedly, for a quarter of the time. Not for long-running processes, where cycles would keep large objects.
     """
     before = gc.get_threshold()
@@ -283,7 +283,7 @@ def collecting_rarely() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()  # else the first collection after this scans all of it
+        gc.freeze()  # otherwise the next collection scans all of these objects
         gc.set_threshold(*before)
 
 

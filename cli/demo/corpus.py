@@ -21,7 +21,7 @@ from ciml.verdicts.feedback.config import CAUSES
 
 #: The simulated CI system.
 SOURCE = "zuul-demo"
-#: The data sets, and the models of the same names: whether a run passed, which pool ran it, and why it failed.
+#: The names of the data sets and of their models, which answer: did a run pass, which pool ran it, why did it fail?
 STATUS = "status"
 POOL = "pool"
 CAUSE = "cause"
@@ -41,10 +41,10 @@ class Sample:
 
 
 def corpus_folder(folder: str | None = None) -> Path:
-    """Return the corpus: ``folder``, else examples/corpus of the checkout.
+    """Return the corpus: ``folder``, or examples/corpus of the checkout without one.
 
     Raises:
-      CimlError: it has no listing.
+      CimlError: if it has no listing.
     """
     path = Path(folder) if folder else examples() / "corpus"
     if not (path / "builds.jsonl").is_file():
@@ -56,7 +56,7 @@ def unpack_logs(corpus: Path, into: Path) -> Path:
     """Return the folder of the corpus' logs: the corpus itself, or ``into`` with the content of its logs.tar.
 
     Raises:
-      CimlError: it has no logs, or its archive is damaged or has a member outside the folder.
+      CimlError: if it has no logs, or its archive is damaged or has a member outside the folder.
     """
     packed = corpus / "logs.tar"
     if not packed.is_file():
@@ -83,15 +83,15 @@ def unpack_logs(corpus: Path, into: Path) -> Path:
 def read_corpus(folder: Path, runs: int | None = None) -> list[Sample]:
     """Return the runs in the order in which the demo's CI finishes them.
 
-    A hash orders the changes, because the listing has one recording after the other and not all of them name a pool.
-    The runs of a change stay together, in the order of their end.
+    Changes are in the order of a hash: the listing has one recording after the other, and some recordings name no pool.
+    The runs of a change follow each other in the order of their end.
 
     Args:
       folder: holds ``builds.jsonl``.
       runs: number of runs to return; None for all.
 
     Raises:
-      CimlError: a line does not describe a run.
+      CimlError: if a line does not describe a run.
     """
     listing = folder / "builds.jsonl"
     samples = []
@@ -100,7 +100,7 @@ def read_corpus(folder: Path, runs: int | None = None) -> list[Sample]:
             samples.append(_sample(json.loads(text)))
         except (RejectedInput, ValueError, KeyError, TypeError) as error:
             raise CimlError(f"{listing} line {number}: {error}") from None
-    samples.sort(key=_order)
+    samples.sort(key=_order_key)
     return samples[:runs]
 
 
@@ -109,7 +109,7 @@ def change_of(facts: RunFacts) -> str:
     return facts.change or facts.run_id
 
 
-def _order(sample: Sample) -> tuple[bytes, int, str]:
+def _order_key(sample: Sample) -> tuple[bytes, int, str]:
     facts = sample.facts
     order = hashlib.sha256(f"ciml demo {change_of(facts)}".encode()).digest()
     return order, facts.end_us or 0, facts.run_id
@@ -119,8 +119,7 @@ def _sample(line: dict[str, Any]) -> Sample:
     log_path = str(line["log_path"])
     rows = int(line["rows"])
     facts = facts_from_listing({**line, "log_path": ""}, SOURCE)
-    # As a CI system reports them: each attempt has its own id. Of the labels, a CI system knows the exit status, and
-    # people may have judged the cause of a failure.
+    # A CI system reports an id for each attempt. It knows the exit code; people may have judged the cause.
     labels = {name: text for name, text in facts.labels.items() if name in ("cause", "exit_code")}
     facts = facts.replace(event="", labels=labels, run_id=RunId(SOURCE, facts.build_uuid).encode())
     return Sample(facts, log_path, rows)
@@ -139,8 +138,8 @@ def trust_policy() -> Path:
 def definitions(span_runs: int, samples: Iterable[Sample], causes: bool) -> list[DatasetDefinition]:
     """Return the definitions of the demo's data sets, which select the same runs.
 
-    `STATUS` has a run's course, `POOL` its summary, because pools differ in peaks of a second. Half of the changes are
-    held out: of a few hundred runs, a smaller share would be too few for the gate.
+    Examples of `STATUS` are series of windows. Examples of `POOL` are statistics of the run, because pools differ in
+    peaks of a second. Half of the changes are held out: a smaller share of a few hundred runs is too few for the gate.
 
     Args:
       span_runs: number of runs of a span.

@@ -225,7 +225,7 @@ def _difference(probabilities: Any, expected: Any) -> float:
 
 
 def _disagreements(demo: Demo, model: str) -> list[float]:
-    """Return what the exported versions of a model differ from the trained ones; NaN for an unknown difference."""
+    """Return the differences between the exported and the trained versions of a model; NaN for an unknown one."""
     pushed = [refresh.metrics for refresh in demo.refreshes if refresh.model == model and refresh.version]
     return [math.nan if metrics.disagreement is None else metrics.disagreement for metrics in pushed]
 

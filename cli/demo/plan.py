@@ -25,11 +25,11 @@ from ciml.events.run_id import RunId
 
 #: Shares of the runs in each wave: the first makes a model, each further one a refresh.
 WAVES = (0.5, 0.25, 0.25)
-#: One run in so many is damaged, is untrusted, or has an event of its start; the runs of one change in so many share
-#: an event.
+#: One run in 16 is damaged, one in 40 is untrusted, and one in 12 has an event of its start.
 SPOIL_EVERY = 16
 UNTRUSTED_EVERY = 40
 STARTED_EVERY = 12
+#: The runs of one change in three share an event.
 GROUPED_EVERY = 3
 _MODES: tuple[Literal["structured", "binary", "bare"], ...] = ("structured", "binary", "bare")
 _LOG_URL = "{logs}/{path}"
@@ -120,7 +120,7 @@ def not_telemetry(log: bytes) -> bytes:
 
 
 def other_log(log: bytes) -> bytes:
-    """Return another log of the same run: without its last sample."""
+    """Return another log of the same run, without its last sample."""
     text = gzip.decompress(log).rstrip(b"\n")
     return gzip.compress(text[: text.rindex(b"\n") + 1], mtime=0)
 
@@ -134,9 +134,9 @@ class EventPlan(Struct, frozen=True):
       log: changes the served log; None serves it as it is.
       log_url: the address of the log, with ``{logs}`` for the log server and ``{path}`` for the log's path. The server
         has no logs below ``missing``, and those below ``late`` only after their runs have been deferred.
-      value: makes the message of the event; for messages that hold no event.
-      rows: added to the number of samples.
-      again: the event has the id of the one before it.
+      value: makes the bytes of a message that holds no event; None for a message with the event.
+      rows: the difference of the number of samples that the damage makes.
+      again: whether the event has the id of the previous event.
     """
 
     kind: Kind = "run"
@@ -217,7 +217,7 @@ def make_plan(samples: list[Sample], logs_url: str) -> Plan:
 
 
 class _Planner:
-    """Adds messages and logs to a plan, sample by sample; the wave and the trick are those of the present sample."""
+    """Adds messages and logs to a plan, sample by sample. The wave and the trick belong to the present sample."""
 
     def __init__(self, samples: list[Sample], logs_url: str) -> None:
         self.plan = Plan(samples)
@@ -232,7 +232,7 @@ class _Planner:
         self._group: list[RunFacts] = []
 
     def add(self, index: int, sample: Sample) -> None:
-        """Plan the events of a sample, which has this index."""
+        """Plan the events of the sample with this index."""
         wave = sum(index >= end for end in self._wave_ends)
         facts = self._serve(sample, _SOUND)
         if self._group and (wave != self._wave or change_of(self._group[0]) != change_of(facts)):
@@ -255,7 +255,7 @@ class _Planner:
         self._trick = ""
 
     def send_group(self) -> None:
-        """Plan one event with the runs that were grouped since the last one."""
+        """Plan one event with the runs that were grouped since the last such event."""
         if self._group:
             self._send(*self._group)
             self._group = []
@@ -304,7 +304,7 @@ class _Planner:
 
 @dataclass(frozen=True)
 class LogRoot:
-    """The folder of the log server, with the corpus' logs, of which some are changed and some are late."""
+    """The folder of the log server: the logs of the corpus, some of them changed, and some written late."""
 
     folder: Path
     corpus: Path

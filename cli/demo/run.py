@@ -173,7 +173,7 @@ def start_demo(options: DemoOptions, steps: Steps, answers: bool) -> Iterator[De
 
     Args:
       options: of the command.
-      steps: get those of the start.
+      steps: receive the steps of the start.
       answers: whether changes will be answered.
     """
     from ciml.pipelines.datasets.update import create_dataset
@@ -226,7 +226,7 @@ def make_folder(options: DemoOptions) -> None:
 
 @contextmanager
 def _running_engines(options: DemoOptions, settings: engines.Settings, steps: Steps) -> Iterator[engines.Engines]:
-    """Start the engines. At the end, stop them unless ``--keep``; after an error, stop also those of a partial start.
+    """Start the engines. At the end, stop them unless ``--keep``; after an error, also stop the engines that started.
 
     Raises:
       EngineError: an engine does not start, or ``--engine flink`` has no Java.

@@ -13,11 +13,11 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, JsonLines
-from ciml.cli.output import print_columns
+from ciml.cli.output import by_frequency, counted_bar, counts_text, print_columns
 from ciml.cli.running import stop_on_signals
 from ciml.errors import CimlError
 from ciml.events.listing import TOPIC, is_listing
-from ciml.events.records import reasons_of, totals_of
+from ciml.events.records import Origin, reasons_of, totals_of
 from ciml.options import IngestPolicyOptions, argument, flag, option, repeated
 from ciml.settings import pairs
 
@@ -31,7 +31,7 @@ _SHORT = len(TOPIC) + 8
 #: Exit codes of a replay.
 _INTERRUPTED = 130
 _SOME_LEFT = 5
-#: What to do about a dead letter that stays open, by its reason.
+#: The remedy for a dead letter that is still open, by its reason.
 _REMEDIES = {
     "address_not_allowed": "allow it by --allow-root or --allow-host; for a listing by --logs",
     "log_not_found": "for a listing, name the present folder of the logs by --logs",
@@ -58,7 +58,7 @@ class Filters(Data):
     until: float | None = option(kind="time")
 
     def choice(self) -> Choice:
-        """Return the choice of the filters at the present time."""
+        """Return the filters with ages as times: ages are counted from now."""
         from ciml.runs.dead_letters import Choice
 
         now_us = time.time_ns() // 1000
@@ -72,13 +72,13 @@ class Filters(Data):
         )
 
     @property
-    def is_choosing(self) -> bool:
+    def has_filter(self) -> bool:
         """Whether a filter was given."""
         globs = self.reasons or self.jobs or self.topics or self.runs
         return bool(globs) or self.since is not None or self.until is not None
 
     def dead_letters(self, everything: bool) -> Iterator[DeadLetter]:
-        """Yield the open dead letters of the filters, or all of them, the oldest first."""
+        """Yield the matching dead letters, the oldest first: the open ones, or all with ``everything``."""
         from ciml.runs.dead_letters import all_dead_letters, open_dead_letters, open_keys
         from ciml.runs.state import open_raw
 
@@ -129,14 +129,14 @@ def list_command(options: ListOptions) -> None:
 
 
 def _print_rows(dead_letters: Iterable[DeadLetter], now_us: int, everything: bool) -> None:
-    """Print one line each, in columns."""
+    """Print a line per dead letter, in columns; with ``everything`` also its outcome."""
     rows = []
     for dead_letter in dead_letters:
         facts = dead_letter.to_json(now_us)
         row = [
-            _age(facts["age_s"]),
+            _age_text(facts["age_s"]),
             facts["reason"],
-            _origin(dead_letter),
+            _origin_text(dead_letter.key[0]),
             facts["run_id"] or "-",
             facts["build_name"] or "-",
         ]
@@ -146,13 +146,12 @@ def _print_rows(dead_letters: Iterable[DeadLetter], now_us: int, everything: boo
     print_columns(rows)
 
 
-def _origin(dead_letter: DeadLetter) -> str:
-    origin = dead_letter.key[0]
+def _origin_text(origin: Origin) -> str:
     topic = origin.topic[:_SHORT] if is_listing(origin.topic) else origin.topic
     return f"{topic}:{origin.partition}:{origin.offset}"
 
 
-def _age(seconds: int) -> str:
+def _age_text(seconds: int) -> str:
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds // size} {unit}"
@@ -180,15 +179,15 @@ def count(options: CountOptions) -> None:
     """
     counts: Counter[tuple[str, str]] = Counter()
     by_job = options.by_job
-    if by_job or options.is_choosing:
+    if by_job or options.has_filter:
         for dead_letter in options.dead_letters(everything=False):
             counts[dead_letter.outcome.reason, dead_letter.job if by_job else ""] += 1
-    else:  # the manifest has the sums by reason
+    else:  # the manifest has the sums by reason, so no dead letter is read
         from ciml.runs.state import open_raw
 
         _, state = open_raw(options.root.raw)
         counts.update({(reason, ""): n for (kind, reason), n in state.counts.items() if kind == "dead_letter"})
-    rows = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    rows = by_frequency(counts)
     if options.json:
         entries = []
         for (reason, job), number in rows:
@@ -201,11 +200,20 @@ def count(options: CountOptions) -> None:
     click.echo(f"{counts.total():>10,} open dead letters")
 
 
+def _parse_origin(ctx: click.Context, param: click.Parameter, value: str) -> Origin:
+    """Return the origin of an argument, as `_origin_text` prints it; a callback of click."""
+    rest, _, offset = value.rpartition(":")
+    topic, _, partition = rest.rpartition(":")
+    if not topic or not partition.isdecimal() or not offset.isdecimal():
+        raise click.UsageError(f"invalid origin {value!r}; give TOPIC:PARTITION:OFFSET as in ciml dead-letters list")
+    return Origin(topic, int(partition), int(offset))
+
+
 class ShowOptions(Data):
     """Options of ``ciml dead-letters show``."""
 
-    origin: str = argument("TOPIC:PARTITION:OFFSET")
-    run_id: str = argument("[RUN]", default="*")
+    origin: Origin = argument("TOPIC:PARTITION:OFFSET", _parse_origin)
+    run_glob: str = argument("[RUN]", default="*")
 
 
 @make_command("show")
@@ -221,32 +229,26 @@ def show(options: ShowOptions) -> None:
     from ciml.pipelines.ingest.replay import find_open
     from ciml.runs.dead_letters import Choice
 
-    topic, partition, offset = _parsed_origin(options.origin)
+    origin = options.origin
     raw = options.root.raw
-    choice = Choice(topics=(_literal(topic) + ("*" if is_listing(topic) else ""),), runs=(options.run_id,))
+    # A listing's topic may be given as the list prints it, cut.
+    topic_glob = _literal_glob(origin.topic) + ("*" if is_listing(origin.topic) else "")
+    choice = Choice(topics=(topic_glob,), runs=(options.run_glob,))
     now_us = time.time_ns() // 1000
     matches = [
         dead_letter
         for dead_letter in find_open(raw, choice)
-        if dead_letter.key[0].partition == partition and dead_letter.key[0].offset == offset
+        if dead_letter.key[0].partition == origin.partition and dead_letter.key[0].offset == origin.offset
     ]
     if not matches:
-        raise CimlError(f"no open dead letter of {options.origin}; list them by ciml dead-letters list")
+        raise CimlError(f"no open dead letter of {_origin_text(origin)}; list them by ciml dead-letters list")
     for dead_letter in matches:
         value = dead_letter.to_json(now_us)
         value["time"] = datetime.fromtimestamp(dead_letter.time_us / 1e6, UTC).isoformat(timespec="seconds")
         click.echo(json.dumps({**value, "message": _message(raw, dead_letter)}, indent=2, ensure_ascii=True))
 
 
-def _parsed_origin(text: str) -> tuple[str, int, int]:
-    topic, _, offset = text.rpartition(":")
-    topic, _, partition = topic.rpartition(":")
-    if not topic or not partition.isdecimal() or not offset.isdecimal():
-        raise click.UsageError(f"invalid origin {text!r}; give TOPIC:PARTITION:OFFSET as in ciml dead-letters list")
-    return topic, int(partition), int(offset)
-
-
-def _literal(text: str) -> str:
+def _literal_glob(text: str) -> str:
     """Return a glob that matches only a text."""
     return "".join(f"[{char}]" if char in "*?[" else char for char in text)
 
@@ -261,13 +263,13 @@ def _message(raw: Store, dead_letter: DeadLetter) -> Any:
         return dict(content) if content else None
     message = message_of(content, dead_letter.key[0].offset)
     return {
-        "value": _decoded(message.value),
-        "headers": [[name, _decoded(value)] for name, value in message.headers],
+        "value": _message_text(message.value),
+        "headers": [[name, _message_text(value)] for name, value in message.headers],
         "timestamp_ms": message.timestamp_ms,
     }
 
 
-def _decoded(value: bytes | None) -> str | None:
+def _message_text(value: bytes | None) -> str | None:
     return None if value is None else value.decode("utf-8", "backslashreplace")
 
 
@@ -286,11 +288,12 @@ class ReplayOptions(Json, IngestPolicyOptions, Filters):
     logs: str | None = option(kind="place", metavar="ROOT")
     selection: tuple[str, ...] = repeated(flags="--select", metavar="GLOB")
 
-    def open(self) -> ReplayConfig:
-        """Open what the options name.
+    def load_config(self) -> ReplayConfig:
+        """Load the configuration of these options: it reads the policies and opens the raw store.
 
         Raises:
-          CimlError: an unreadable policy, an option that is not a pair, a missing folder of logs, an unknown scheme.
+          CimlError: for an unreadable policy, an option that is not a pair, a missing folder of logs, or an unknown URL
+            scheme.
         """
         from ciml.events.listing import logs_root
         from ciml.events.run_id import source_names
@@ -327,10 +330,9 @@ def replay_command(options: ReplayOptions) -> int:
 
     Exit codes: 0 all closed, 5 some stay open, 130 interrupted, 2 wrong use, 3 a store does not answer.
     """
-    from ciml.cli.output import counted_bar
     from ciml.pipelines.ingest.replay import preview, replay
 
-    config = options.open()
+    config = options.load_config()
     if options.dry_run:
         options.show(preview(config), _print_preview, _preview_json)
         return 0
@@ -359,13 +361,11 @@ def _replayed_json(result: Replayed) -> dict[str, Any]:
 
 
 def _print_replayed(result: Replayed) -> None:
-    from ciml.cli.output import counts_text
-
     counts = counts_text(totals_of(result.became))
     click.echo(f"{result.tried:,} dead letters replayed: {result.closed:,} closed{f' ({counts})' if counts else ''}")
     if result.elsewhere:
         click.echo(f"{result.elsewhere:,} were closed by a concurrent replay")
-    for reason, number in sorted(result.still.items(), key=lambda entry: (-entry[1], entry[0])):
+    for reason, number in by_frequency(result.still):
         detail = result.details.get(reason, "")
         click.echo(f"{number:>10,} stay open: {reason}{f' ({detail})' if detail else ''}")
         if reason in _REMEDIES:
@@ -377,7 +377,7 @@ def _preview_json(preview: Preview) -> dict[str, Any]:
 
 
 def _print_preview(preview: Preview) -> None:
-    for reason, number in sorted(preview.reasons.items(), key=lambda entry: (-entry[1], entry[0])):
+    for reason, number in by_frequency(preview.reasons):
         click.echo(f"{number:>10,} {reason}")
     click.echo(f"{preview.total:>10,} dead letters would be replayed")
     for reason, number in preview.untried.items():

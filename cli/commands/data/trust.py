@@ -1,4 +1,4 @@
-"""``ciml trust``: what a trust policy says of the stored runs."""
+"""``ciml trust``: check a trust policy on the stored runs, and explain the trust of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ciml.options import TrustOptions, argument, flag
 if TYPE_CHECKING:
     from ciml.trust import ChangedRun, Decision, Review, RuleTrace
 
-#: Largest number of sources and jobs in the printed table.
+#: Largest number of rows, each a source and a job, in the printed table.
 _PLACES = 20
 
 
@@ -36,7 +36,7 @@ class CheckOptions(Data, Json):
 
 @make_command("check")
 def check(options: CheckOptions) -> None:
-    """Show what a POLICY would change.
+    """Show the changes that a POLICY would make.
 
     It evaluates the policy on every stored run, with the facts that later events reported, and counts the runs whose
     trust would differ from the last decision: by rule, and by source and job.
@@ -108,8 +108,8 @@ class ExplainOptions(TrustOptions, Data, Json):
 def explain(options: ExplainOptions) -> None:
     """Explain why a run is trusted or not.
 
-    It shows the facts of RUN_ID and where they come from, the decision when the run was ingested and those by later
-    updates, and what each rule of the policy says now, with the facts that do not match.
+    It shows the facts of RUN_ID and their origin, the decisions at ingestion and at later updates, and the present
+    result of each rule of the policy, with the facts that do not match.
 
     \b
     Example:

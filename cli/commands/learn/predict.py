@@ -127,7 +127,7 @@ def stream(options: PredictOptions, running: Running) -> None:
 
     Ingest announces the runs, trusted or not. Each run is prepared by the definition of the served version, predicted
     once by it, committed to DATA/predictions with its offset, and published. Without a served version nothing is read.
-    An interrupted stream continues from the last commit. To keep it at work under a supervisor: ciml service start
+    An interrupted stream continues from the last commit. To run it under a supervisor: ciml service start
     predict.
 
     \b

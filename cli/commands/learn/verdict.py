@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ciml.data_root import DataRoot
     from ciml.verdicts.evidence import Evidence
 
-#: What each verdict means.
+#: The meaning of each verdict.
 _MEANING = {
     CODE: "the same code would fail again",
     MACHINE: "the same code would pass elsewhere, or at another time",

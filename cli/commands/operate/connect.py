@@ -230,7 +230,7 @@ def _wait(connection: Connection, options: ConnectOptions, wait_s: float) -> int
 
 
 def _wait_for_commits(data_path: str, origin: Origin, until_s: float) -> list[Effect]:
-    """Wait until ingest has committed the runs of an event, and return what it has committed in time."""
+    """Wait until ingest has committed the runs of an event, and return the runs that it has committed in time."""
     from ciml.services.arrivals import follow_commits
 
     click.echo("ingest commits:")

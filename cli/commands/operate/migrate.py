@@ -21,7 +21,7 @@ class MigrateOptions(Json):
     """Options of ``ciml migrate``.
 
     Attributes:
-      apply: Rewrite what the table shows, after verifying all.
+      apply: Rewrite the files of the table, after verifying all.
     """
 
     data: str | None = argument("[DATA]", "existing place", required=False)

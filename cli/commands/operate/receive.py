@@ -60,7 +60,7 @@ def mqtt(options: MqttOptions, running: Foreground) -> None:
 def gerrit(options: GerritOptions, running: Foreground) -> None:
     """Receive events of Gerrit over SSH.
 
-    It reads stream-events, and asks the REST API for what happened while it was away. It connects again after a loss,
+    It reads stream-events, and asks the REST API for the events that it missed. It connects again after a loss,
     and runs until a signal.
 
     \b

@@ -58,9 +58,9 @@ class RecordOptions(BrokerOptions):
 def command(options: RecordOptions) -> None:
     """Run a command and record its machine's telemetry.
 
-    It records CPU, load, memory, disk and network once a second, by dool or else from /proc. The command keeps its
-    terminal, streams, signals and exit status. Samples and the events of start and finish go to Kafka, the log to
-    --log-dir for ingest. Unsent recordings stay in the spool for the next recorder.
+    It records CPU, load, memory, disk and network once a second, by dool, or from /proc without it. The command keeps
+    its terminal, streams, signals and exit status. Samples and the events of start and finish go to Kafka, the log to
+    --log-dir for ingest. Unsent recordings are kept in the spool for the next recorder.
 
     \b
     Example:

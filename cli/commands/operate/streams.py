@@ -1,4 +1,4 @@
-"""``ciml ingest``, ``ciml live`` and ``ciml topics``: pipelines over topics in the foreground, and recreated topics."""
+"""``ciml ingest`` and ``ciml live``: pipelines in the foreground. ``ciml topics``: topics that were created again."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def ingest() -> None:
 
     It reads CloudEvents from a topic, evaluates trust, fetches logs, and commits runs, repeats, corrections, ignored
     events and dead letters with their offsets to DATA/raw. An interrupted ingest continues from the last commit.
-    To keep it at work under a supervisor: ciml service start ingest.
+    To run it under a supervisor: ciml service start ingest.
 
     \b
     Example:
@@ -120,9 +120,9 @@ class LiveRunning(Running):
 def live(options: LiveOptions, running: LiveRunning) -> None:
     """Stream windows of running jobs.
 
-    It reads samples from a topic and publishes each window of a data set early, when it is final, and after late
-    samples; and each run's example as it grows. A finished run equals the example of its log. It runs on Flink until a
-    signal; --once reads the runs from their first samples, without Flink. docs/live.md describes the formats.
+    It reads samples from a topic. It publishes each window of a data set early, when it is final, and after late
+    samples. It also publishes the growing example of each run; that of a finished run equals the example of its log.
+    It runs on Flink until a signal. --once reads the topic once, without Flink. docs/live.md describes the formats.
 
     \b
     Example:
@@ -157,10 +157,10 @@ class AdoptOptions(BrokerOptions):
 def adopt(options: AdoptOptions) -> None:
     """Adopt a topic that was created again.
 
-    A service stops if its topic was deleted and created again, or restored from an older copy. This command lets each
-    manifest below the data root continue with the topic as it is now, from its first message. What was read stays.
-    Messages of the old topic that were not read are lost; messages that were sent again are recognised by their ids.
-    Then resume the services.
+    A service stops if its topic was deleted and created again, or restored from an older copy. With this command, each
+    manifest in the data root continues with the present topic, from its first message. Committed work is kept. Unread
+    messages of the old topic are lost; messages that were sent again are recognised by their ids. Resume the services
+    afterwards.
 
     \b
     Example:

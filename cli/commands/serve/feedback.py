@@ -1,4 +1,4 @@
-"""``ciml feedback``: post verdicts on changes, try messages without sending them, and report what was sent."""
+"""``ciml feedback``: post verdicts on changes, try messages without sending them, and report the sent ones."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _message_cells(entry: dict[str, Any]) -> list[str]:
 
 
 def _visible(text: str, limit: int = 60) -> str:
-    """Return the beginning of a text, with control characters escaped."""
+    """Return the first characters of a text, with control characters escaped."""
     return repr(text)[1:-1][:limit]
 
 
@@ -236,7 +236,7 @@ class FeedbackRunning(Foreground):
     """How ``ciml feedback stream`` runs.
 
     Attributes:
-      once: Stop at the present end of the topic; what settles stays for the next run.
+      once: Stop at the present end of the topic; pending messages are left for the next run.
       until_idle: Time without new verdicts and waiting messages after which it stops. [default: never]
     """
 
@@ -250,7 +250,7 @@ def stream(options: FeedbackOptions, running: FeedbackRunning) -> None:
 
     Offsets, verdicts, calls and outcomes are committed to DATA/feedback. A call of unknown outcome is settled by
     reading the message on the change, so an interrupted stream sends nothing twice. A dry run prints each message
-    instead. To keep it at work under a supervisor: ciml service start feedback.
+    instead. To run it under a supervisor: ciml service start feedback.
 
     \b
     Example:

@@ -150,8 +150,8 @@ class ResumeOptions(WaitOptions, NameOptions):
 def resume(options: ResumeOptions) -> None:
     """Resume a stopped service.
 
-    It keeps the options of the start. NAME is optional for a single service. A running job is adopted. Else the service
-    begins with the savepoint of the last stop, or with the manifest if there is no usable savepoint.
+    It keeps the options of the start. NAME is optional for a single service. A running job is adopted. Otherwise the
+    service starts from the savepoint of the last stop, or from the manifest if there is no usable savepoint.
 
     \b
     Example:
@@ -177,7 +177,7 @@ class StopOptions(WaitOptions, NameOptions):
 def stop(options: StopOptions) -> None:
     """Stop a service.
 
-    It stops the job or worker, then the supervisor. NAME is optional for a single service. Committed work stays, and
+    It stops the job or worker, then the supervisor. NAME is optional for a single service. Committed work is kept, and
     uncommitted work is read again, unless --savepoint keeps it.
 
     \b

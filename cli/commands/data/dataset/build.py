@@ -232,7 +232,7 @@ def _definition(target: DataRoot, options: BuildOptions, keys: DefinitionKeys) -
     if options.dataset is not None:
         overrides["name"] = options.dataset
     if "slicer" in overrides and overrides["slicer"] != stored.get("slicer"):
-        stored.pop("raw_version", None)  # another slice is pinned anew
+        stored.pop("raw_version", None)  # another slice is pinned to the present version
     values = {"span_runs": SPAN_RUNS, **stored, **overrides}
     if "name" not in values:
         raise CimlError("no name of the data set: give --dataset NAME or a --definition with a name")

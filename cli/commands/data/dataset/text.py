@@ -19,7 +19,7 @@ _LARGE = 0.5
 
 
 def state_lines(state: DatasetState) -> Iterator[tuple[str, str]]:
-    """Yield what a data set is and has, as (name, text) for people."""
+    """Yield the definition and the contents of a data set, as (name, text) for people."""
     definition = state.definition
     resolved = state.resolved
     if definition is None:

@@ -35,7 +35,7 @@ class TrainOptions(S3Environment, Json, LearnOptions, Data):
       experiment: Experiment to train.
       estimators: Estimator to train with its default parameters, instead of --experiment; may be repeated.
       eval_datasets: Further data set to test on; may be repeated.
-      folds: Number of cross-validation folds of the training runs; the test runs stay unread.
+      folds: Number of cross-validation folds of the training runs; the test runs are not read.
       hold_out: Fact by which --cross-validate groups runs into folds, such as flavour, change or job.
       tensorboard: Folder of TensorBoard's event files. [default: none]
       gpu: Option of the talk; training is on the CPU.
