@@ -101,7 +101,7 @@ def verify_raw(
         elif fault.kind == "unsealed":
             result.notes.append(fault.text)
         else:
-            result.find(fault.kind, fault.text)
+            result.add_fault(fault.kind, fault.text)
     if result.older:
         result.notes.append(
             f"{result.older:,} checkpoints are of an older version, which stored no trust of runs in them; "
@@ -112,7 +112,7 @@ def verify_raw(
     except (IntegrityError, LookupError, TypeError, ValueError, AttributeError) as error:
         # The manifest cannot be read to its end: a digest differs, or a delta of an older version has another form.
         if not result.findings:
-            result.find("delta", f"the manifest cannot be read: {error}")
+            result.add_fault("delta", f"the manifest cannot be read: {error}")
         return result
     objects = _Objects(raw, result, names, clock() - grace_s, report)
     if sample is None:
@@ -147,7 +147,7 @@ def _audit(
         progress("accounting", version, state.version)
     for run_id, digest in superseded.items():
         indexed = state.index.run(run_id)
-        result.find("index", f"run {run_id}: its row has the digest {digest}, the index has {indexed}")
+        result.add_fault("index", f"run {run_id}: its row has the digest {digest}, the index has {indexed}")
     audit.compare(state)
     result.add(audit, {"delta": "delta"})
     for topic, partition, covered, recorded in audit.offsets():
@@ -201,7 +201,7 @@ def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, 
     for run_id, digest in rows:
         indexed = state.index.run(run_id)
         if indexed is None:
-            result.find("index", f"run {run_id}: its row has the digest {digest}, the index does not have the run")
+            result.add_fault("index", f"run {run_id}: its row has the digest {digest}, the index does not have the run")
         elif indexed.digest != digest:
             superseded[run_id] = digest
         else:
@@ -273,7 +273,7 @@ class _Objects:
             try:
                 state = pack_state(self._raw, folder)
             except IntegrityError as error:
-                self._result.find("pack delta", f"{folder}: {error}")
+                self._result.add_fault("pack delta", f"{folder}: {error}")
                 continue
             for file in state.packs.values():
                 self._verify_pack(folder, file)
@@ -284,7 +284,7 @@ class _Objects:
     def _verify_pack(self, folder: str, file: PackFile) -> None:
         if fault := prove_pack(self._raw, file):
             if file.path in pack_state(self._raw, folder).packs:  # not replaced meanwhile
-                self._result.find("pack", fault)
+                self._result.add_fault("pack", fault)
             return
         self._result.packs += 1
         try:
@@ -292,7 +292,7 @@ class _Objects:
             self._verify_pack_runs(folder, pack)
             self._result.formats["pack"][pack.format] += 1
         except (FileNotFoundError, IntegrityError) as error:
-            self._result.find("pack", str(error))
+            self._result.add_fault("pack", str(error))
 
     def _verify_pack_runs(self, folder: str, pack: OpenPack) -> None:
         for numbers in pack.batches():
@@ -301,7 +301,7 @@ class _Objects:
                 path = f"{RUNS}/{folder}/{name}"
                 self._result.packed += 1
                 if self._names.find(path) is None:
-                    self._result.find("pack", f"{pack.file.path} holds {name}, which the manifest does not name")
+                    self._result.add_fault("pack", f"{pack.file.path} holds {name}, which the manifest does not name")
                 digest = telemetry_digest(run_of(name), table)
                 self._check(path, table.num_rows, digest, pack.file.path, "pack")
 
@@ -319,7 +319,7 @@ class _Objects:
             except FileNotFoundError:
                 continue  # packed meanwhile
             except (IntegrityError, TypeError) as error:
-                self._result.find("run", str(error))
+                self._result.add_fault("run", str(error))
                 self._checked[self._names.find(entry.path)] = True
                 continue
             self._result.formats["run"][number] += 1
@@ -351,14 +351,16 @@ class _Objects:
             return
         self._checked[index] = True
         if rows != self._names.rows[index]:
-            self._result.find(what, f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[index]}")
+            self._result.add_fault(
+                what, f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[index]}"
+            )
         elif _hash(digest) != self._names.digests[index]:
-            self._result.find(what, f"{where}: {path} has the digest {digest}, the manifest has another")
+            self._result.add_fault(what, f"{where}: {path} has the digest {digest}, the manifest has another")
         self._progress("runs", int(self._result.read), len(self._names))
 
     def _unnamed(self, path: str, modified_s: float, what: str) -> None:
         if modified_s < self._before_s:
-            self._result.find(what, f"{self._raw.url(path)} is not named by any manifest")
+            self._result.add_fault(what, f"{self._raw.url(path)} is not named by any manifest")
         else:
             self._young += 1
 
@@ -380,7 +382,7 @@ def _folder_of(path: str) -> str:
 
 def _verify_single(raw: Store, run: NamedRun, result: Verification) -> None:
     if fault := verify_run(raw, run.run_id, RawFile(run.path, run.digest, run.rows, 0)):
-        result.find("run", fault)
+        result.add_fault("run", fault)
 
 
 class Audit(Findings):
@@ -410,7 +412,7 @@ class Audit(Findings):
             if key in self._open:
                 self.counts[self._open.pop(key)] -= 1
             else:
-                self.find("delta", f"version {version} closes a record that is not open")
+                self.add_fault("delta", f"version {version} closes a record that is not open")
         settled: set[bytes] = set()
         for kind, record in records_of(delta):
             topic, partition, offset = record["origin"]
@@ -423,15 +425,15 @@ class Audit(Findings):
             self.runs += kind == "run"
             self.counts[outcome] += 1
             if key in settled:
-                self.find("delta", f"{label} is settled twice")
+                self.add_fault("delta", f"{label} is settled twice")
             settled.add(key)
             self._recorded[topic, partition].add(offset, offset + 1)
             if key in self._open:  # the log was tried again, and is still unavailable
                 if kind != "deferred":
-                    self.find("delta", f"{label} is settled, but its open record is not closed")
+                    self.add_fault("delta", f"{label} is settled, but its open record is not closed")
                 self.counts[self._open.pop(key)] -= 1
             elif key not in closed and undecoded_key not in closed and offset not in fresh[topic, partition]:
-                self.find("delta", f"{label} is settled, but this version does not cover it")
+                self.add_fault("delta", f"{label} is settled, but this version does not cover it")
             if kind in ("deferred", "dead_letter"):
                 self._open[key] = outcome
 
@@ -443,7 +445,7 @@ class Audit(Findings):
                 source = (topic, int(partition))
                 for start, end in ranges:
                     if self._covered[source].missing(start, end) != [(start, end)]:
-                        self.find("delta", f"version {version} covers {topic}[{partition}] {start} to {end} again")
+                        self.add_fault("delta", f"version {version} covers {topic}[{partition}] {start} to {end} again")
                     self._covered[source].add(start, end)
                     fresh[source].add(start, end)
         return fresh
@@ -453,21 +455,21 @@ class Audit(Findings):
         counts = Counter({key: number for key, number in self.counts.items() if number})
         for key in sorted(set(counts) | set(state.counts)):
             if counts[key] != state.counts[key]:
-                self.find(
+                self.add_fault(
                     "delta", f"{' '.join(key).rstrip()}: {counts[key]} recorded, but {state.counts[key]} in the state"
                 )
         if self.runs != state.index.run_count():
-            self.find("delta", f"{self.runs} runs recorded, but {state.index.run_count()} in the index")
+            self.add_fault("delta", f"{self.runs} runs recorded, but {state.index.run_count()} in the index")
         covered = {(topic, number): ranges for topic, number, ranges in state.partitions() if ranges}
         audited = {source: ranges for source, ranges in self._covered.items() if ranges}
         for topic, number in sorted(set(covered) | set(audited)):
             if covered.get((topic, number)) != audited.get((topic, number)):
-                self.find(
+                self.add_fault(
                     "delta", f"{topic}[{number}]: the offsets covered by the state differ from those of the deltas"
                 )
         total = sum(counts.values())
         if total != sum(state.totals().values()):
-            self.find("delta", f"{total} (event, run) recorded, but {sum(state.totals().values())} in the totals")
+            self.add_fault("delta", f"{total} (event, run) recorded, but {sum(state.totals().values())} in the totals")
 
     def offsets(self) -> Iterator[tuple[str, int, int, int]]:
         """Yield (topic, partition, number of covered offsets, number of those with a record), in order.

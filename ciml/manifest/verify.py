@@ -59,7 +59,7 @@ class Findings:
     formats: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     notes: list[str] = field(default_factory=list)
 
-    def find(self, kind: str, text: str) -> None:
+    def add_fault(self, kind: str, text: str) -> None:
         """Add a fault of an object: its kind, and a line that names it."""
         self.number += 1
         self.broken[kind] += 1

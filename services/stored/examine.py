@@ -183,7 +183,7 @@ def _check_datasets(data: DataRoot, findings: RootFindings, progress: Progress) 
         with findings.guard("data set deltas", f"data set {name}"):
             dataset = data.dataset(name)
             for line in verify_dataset(dataset, progress=renamed(progress, name), formats=examples):
-                findings.find("examples", f"data set {name}: {line}")
+                findings.add_fault("examples", f"data set {name}: {line}")
             _check_definition(dataset, findings)
 
 
@@ -314,7 +314,7 @@ def _check_models(data: DataRoot, findings: RootFindings, progress: Progress) ->
         with findings.guard("registry deltas", f"model {name}"):
             entries.append(Registry(data, name).entry())
             for fault in filter(None, verify_versions(data, name).values()):
-                findings.find("models", f"model {name}: {fault}")
+                findings.add_fault("models", f"model {name}: {fault}")
     if findings.broken["registry deltas"]:
         findings.read.discard("models")  # not all of them
         return
@@ -346,7 +346,7 @@ def _check_log(store: Store, kind: Checkpointed[Any], deltas: Kind, findings: Ro
         if fault.kind == "unsealed":
             findings.notes.append(f"{store.url()}: {fault.text}")
         else:
-            findings.find(kinds[fault.kind], fault.text)
+            findings.add_fault(kinds[fault.kind], fault.text)
 
 
 def _counted(entries: Iterable[T], activity: str, progress: Progress) -> Iterator[T]:

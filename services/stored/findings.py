@@ -130,10 +130,10 @@ class RootFindings(Findings):
         except EngineError:
             raise
         except CimlError as error:
-            self.find(kind, f"{where}: {error}")
+            self.add_fault(kind, f"{where}: {error}")
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             # JSON of another form than that of its kind.
-            self.find(kind, f"{where} cannot be read: {type(error).__name__}: {error}")
+            self.add_fault(kind, f"{where} cannot be read: {type(error).__name__}: {error}")
 
     def verified(self, kind: Kind) -> int | None:
         """Return the number of verified objects of a kind; None for one that was not read."""

@@ -183,7 +183,7 @@ def test_a_damaged_manifest_is_not_rewritten(root: Callable[[str], Path]) -> Non
     data = root("data_root")
     found, before = examine(DataRoot.open(data)), contents(data)
     found.rewritten["checkpoints"] = 1
-    found.find("raw deltas", "counts differ")
+    found.add_fault("raw deltas", "counts differ")
     with pytest.raises(IntegrityError, match=r"is damaged; restore a backup first\. Nothing was changed"):
         rewrite(DataRoot.open(data), found)
     assert contents(data) == before
