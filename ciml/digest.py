@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,24 +39,55 @@ def arrays_digest(run_id: str, arrays: Iterable[tuple[str, np.ndarray]], *number
     """
     import numpy as np
 
-    digest = hashlib.sha256()
-
-    def put(data: bytes) -> None:  # with its length: so no two sequences have equal bytes
-        digest.update(struct.pack("<q", len(data)))
-        digest.update(data)
-
-    put(run_id.encode())
+    digest = hashlib.sha256(_sized(run_id.encode()))
     for name, array in arrays:
         array = np.ascontiguousarray(array)
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         if array.dtype.kind == "f" and np.isnan(array).any():
             array = np.where(np.isnan(array), array.dtype.type(np.nan), array)  # one payload for all
-        put(name.encode())
-        put(f"{array.dtype.str}{array.shape}".encode())
-        put(array.tobytes())
+        digest.update(_array_head(name, array.dtype.str, array.shape, array.nbytes))
+        digest.update(array.tobytes())
     for number in numbers:
-        put(struct.pack("<q", number))
+        digest.update(_sized(struct.pack("<q", number)))
     return digest.hexdigest()
+
+
+def _array_head(name: str, dtype: str, shape: tuple[int, ...], size: int) -> bytes:
+    """Encode an array except for its bytes, which follow."""
+    return _sized(name.encode()) + _sized(f"{dtype}{shape}".encode()) + struct.pack("<q", size)
+
+
+def _sized(data: bytes) -> bytes:
+    """Return bytes after their length, so that no two sequences have equal bytes."""
+    return struct.pack("<q", len(data)) + data
+
+
+def row_digest(run_id: str, arrays: np.ndarray, features: Sequence[str], n_windows: int) -> str:
+    """Return the digest of an example, for comparing two computations of it. ``arrays`` float32 [F, L]."""
+    return arrays_digest(run_id, zip(features, arrays), n_windows)
+
+
+def row_digests(
+    run_ids: Sequence[str], unrolled: np.ndarray, features: Sequence[str], n_windows: Sequence[int]
+) -> Iterator[str]:
+    """Yield the `row_digest` of many examples: ``unrolled`` float32 [F, rows, L], without NaN.
+
+    The parts that rows have in common are encoded once, and each row is hashed in one call.
+    """
+    if not unrolled.size:
+        return
+    length = unrolled.shape[2]
+    row_bytes = 4 * length
+    heads = [_array_head(feature, "<f4", (length,), row_bytes) for feature in features]
+    columns = [memoryview(values.reshape(-1)).cast("B") for values in unrolled]
+    tails = {count: _sized(struct.pack("<q", count)) for count in set(n_windows)}
+    for row, (run_id, count) in enumerate(zip(run_ids, n_windows)):
+        start = row * row_bytes
+        parts: list[bytes | memoryview] = [_sized(run_id.encode())]
+        for head, column in zip(heads, columns):
+            parts += (head, column[start : start + row_bytes])
+        parts.append(tails[count])
+        yield hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def telemetry_digest(run_id: str, table: pa.Table) -> str:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ciml.datasets.definition import FACT_COLUMNS, ResolvedDefinition
 
-_TIME = pa.timestamp("us", tz="UTC")
+TIME = pa.timestamp("us", tz="UTC")
 
 
 def schema_of(resolved: ResolvedDefinition) -> pa.Schema:
@@ -29,7 +29,7 @@ def example_schema(features: Sequence[str], windows: int) -> pa.Schema:
         ("digest", text),
         *((name, text) for name in FACT_COLUMNS),
     ]
-    optional = [("start_time", _TIME), ("end_time", _TIME)]
+    optional = [("start_time", TIME), ("end_time", TIME)]
     return pa.schema(
         [
             *(pa.field(name, kind, nullable=False) for name, kind in fields),

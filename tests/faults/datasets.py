@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import ResolvedDefinition
+from ciml.digest import row_digest
 from ciml.errors import CimlError
-from ciml.transforms.examples.prepare import prepare_many, row_digest
+from ciml.transforms.examples.prepare import prepare_many
 from tests.faults.direct import table_of
 from tests.faults.judge import MOST
 from tests.faults.oracle import Objects

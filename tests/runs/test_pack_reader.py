@@ -10,7 +10,7 @@ import pytest
 
 from ciml.datasets.definition import resolve
 from ciml.datasets.state import Position
-from ciml.digest import telemetry_digest
+from ciml.digest import row_digest, telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.events.records import RawFile
 from ciml.runs.packing import GROUP_ROWS
@@ -21,7 +21,7 @@ from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.changes import SelectedRun
 from ciml.transforms.examples.downsample import downsample, downsample_joined, merge_windows
 from ciml.transforms.examples.plan import SpanPlan
-from ciml.transforms.examples.prepare import make_examples, row_digest
+from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import examples_of
 from tests.runs.test_packs import FOLDER, keep, name_of, packed
 from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_facts, resolved, table

@@ -16,6 +16,7 @@ import pyarrow as pa
 from ciml.data_root import StoredDataset
 from ciml.datasets.definition import METADATA_COLUMNS, ResolvedDefinition, label_of
 from ciml.datasets.state import DatasetState, ExampleFile
+from ciml.digest import row_digests
 from ciml.errors import IntegrityError
 from ciml.events.records import RunFacts
 from ciml.storage import Store
@@ -23,7 +24,7 @@ from ciml.training.data.snapshot import Role, Snapshot, SnapshotRun, snapshot_of
 from ciml.training.estimators import Rows
 from ciml.training.exclusions import Exclusions
 from ciml.training.normalise import Normalisation
-from ciml.transforms.examples.prepare import row_digests, run_facts
+from ciml.transforms.examples.prepare import run_facts
 from ciml.transforms.examples.spans import inputs_of, read_examples, read_span
 from ciml.trust import TrustPolicy
 

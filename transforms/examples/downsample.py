@@ -9,18 +9,18 @@ If the definition has aggregations, these functions of a run's windows replace t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.schema import TIME
 from ciml.errors import RejectedInput
 from ciml.runs.arrow import empty_table, plain
 
 DAY_US = 86_400_000_000
-_TIME = pa.timestamp("us", tz="UTC")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +30,7 @@ class Windows:
     Attributes:
       values: float32 [W, F], the runs' windows one after another, in order of time.
       run: int64 [W], index of each window's run, ascending.
-      position: int64 [W], index of the window in the run, from 0, always below L.
+      position: int64 [W], index of the window in the run, from 0, less than `ResolvedDefinition.windows`.
       n_windows: int32 [n], number of windows of each run; 0 where the run is rejected.
       rejected: (index of the run, reason) of rejected runs.
     """
@@ -40,6 +40,12 @@ class Windows:
     position: np.ndarray
     n_windows: np.ndarray
     rejected: tuple[tuple[int, RejectedInput], ...]
+
+    def take(self, is_kept: np.ndarray) -> Windows:
+        """Return the windows of a mask, bool [W]; ``n_windows`` and ``rejected`` are unchanged."""
+        if is_kept.all():
+            return self
+        return replace(self, values=self.values[is_kept], run=self.run[is_kept], position=self.position[is_kept])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +70,7 @@ class _Samples:
     """The samples of n runs.
 
     Attributes:
-      run: int64 [S] ascending.
+      run: int64 [S] ascending, index of each sample's run.
       time: int64 [S], ascending within a run, epoch microseconds.
       origin: int64 [S], the midnight from which the run's windows are counted.
       columns: F columns float64 [S].
@@ -80,8 +86,9 @@ def downsample(tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Wind
     """Downsample the telemetry of many runs at once. The result of a run does not depend on other runs.
 
     Args:
-      tables: telemetry of each run as stored: ``time`` timestamp[us, UTC], ``boot`` bool, float64 columns; a null
-        or NaN is no value. Samples need not be sorted; samples with equal times keep their order.
+      tables: telemetry of each run as stored: ``time`` timestamp[us, UTC], ``boot`` bool, which marks a recorder's
+        first sample (its values are averages since the machine booted), and float64 columns. A null or NaN is no value.
+        Samples need not be sorted; samples with equal times keep their order.
       resolved: the resolved definition.
 
     Returns:
@@ -154,22 +161,24 @@ def reduce_windows(
 
     Args:
       columns: F columns float64 [S]; NaN is a missing value.
-      begins: int64 [W] ascending, start of each window's samples; each has at least one, and the last ends at S.
+      begins: int64 [W] ascending, begin of each window's samples; each has at least one, and the last ends at S.
       statistic: of `ciml.datasets.definition`: ``mean``, ``std``, ``min``, ``max`` or ``last``.
 
     Returns:
       F columns float64 [W]; and bool [W], whether a window has a value in each column. Drop the others:
       their statistics are undefined.
     """
-    complete = np.ones(begins.size, bool)
+    is_complete = np.ones(begins.size, bool)
     reduced = []
     for column in columns:
         has_value = ~np.isnan(column)
-        counts = _count(has_value, begins)
-        complete &= counts > 0
+        counts = _sizes(begins, column.size)
+        if not has_value.all():
+            counts = _reduceat(np.add, has_value.astype(np.int64), begins)
+        is_complete &= counts > 0
         with np.errstate(all="ignore"):  # windows without a value are dropped, and overflows are rejected
-            reduced.append(_STATISTICS[statistic](column, has_value, begins, counts))
-    return reduced, complete
+            reduced.append(_STATISTICS[statistic](column, _Groups(has_value, begins, counts)))
+    return reduced, is_complete
 
 
 def as_stored(columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -184,7 +193,7 @@ def as_stored(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 def _schema(resolved: ResolvedDefinition) -> pa.Schema:
     """Return the schema of the needed columns."""
-    fields = [("time", _TIME)]
+    fields = [("time", TIME)]
     if not resolved.definition.count_first_sample:
         fields.append(("boot", pa.bool_()))
     return pa.schema(fields + [(name, pa.float64()) for name in resolved.columns])
@@ -205,45 +214,41 @@ def _no_time() -> RejectedInput:
 
 def _windows(joined: _Joined, resolved: ResolvedDefinition) -> Windows:
     definition = resolved.definition
-    columns, run = _bins(_samples(joined, resolved), definition.interval_us, definition.sample_statistic)
+    columns, run = _reduce_samples(_samples(joined, resolved), definition.interval_us, definition.sample_statistic)
     if definition.aggregation_functions:
         columns, run = _aggregate(columns, run, definition.aggregation_functions)
-    position = np.arange(run.size) - _group_starts(run)
-    values = as_stored(columns)
-    is_cut = position >= resolved.windows
-    if is_cut.any():
-        values = values[~is_cut]
-        run = run[~is_cut]
-        position = position[~is_cut]
+    position = np.arange(run.size) - _begin_of_each(run)
+    windows = Windows(as_stored(columns), run, position, np.zeros(joined.n, np.int32), ())
+    windows = windows.take(position < resolved.windows)
     rejected = dict(joined.rejected)
-    is_finite = np.isfinite(values).all(axis=1)
+    is_finite = np.isfinite(windows.values).all(axis=1)
     if not is_finite.all():
-        for index in np.unique(run[~is_finite]).tolist():
+        overflowing = np.unique(windows.run[~is_finite])
+        for index in overflowing.tolist():
             rejected[index] = RejectedInput("out_of_range", "a value exceeds the range of float32")
-        is_usable = ~np.isin(run, run[~is_finite])
-        values = values[is_usable]
-        run = run[is_usable]
-        position = position[is_usable]
-    n_windows = np.bincount(run, minlength=joined.n).astype(np.int32)
+        windows = windows.take(~np.isin(windows.run, overflowing))
+    n_windows = np.bincount(windows.run, minlength=joined.n).astype(np.int32)
     for index in np.flatnonzero(n_windows == 0).tolist():
         rejected.setdefault(index, RejectedInput("empty", "no window has a value in every selected column"))
-    return Windows(values, run, position, n_windows, tuple(sorted(rejected.items())))
+    return replace(windows, n_windows=n_windows, rejected=tuple(sorted(rejected.items())))
 
 
 def _samples(joined: _Joined, resolved: ResolvedDefinition) -> _Samples:
     """Return the samples that count, in order of time."""
     run = joined.run
     time = plain(joined.table.column(0))
-    columns = [_filled(joined.table.column(name), np.nan) for name in resolved.columns]
+    columns = [_column(joined.table, name, np.nan) for name in resolved.columns]
     order = np.arange(run.size)
     if ((time[1:] < time[:-1]) & (run[1:] == run[:-1])).any():
-        order = np.lexsort((time, run))  # stable, so a sorted run is unchanged
+        order = np.lexsort(
+            (time, run)
+        )  # by run, then time; ``run`` is ascending already, so the order does not change it
         time = time[order]
         columns = [column[order] for column in columns]
-    first = time[_group_starts(run)]
+    first = time[_begin_of_each(run)]
     origin = first - first % DAY_US
-    if not resolved.definition.count_first_sample:  # it still determines the first day
-        is_counted = (_filled(joined.table.column("boot").cast(pa.uint8()), 0) == 0)[order]
+    if not resolved.definition.count_first_sample:  # only here, because a first sample still determines the first day
+        is_counted = (_column(joined.table, "boot", 0) == 0)[order]
         run = run[is_counted]
         time = time[is_counted]
         origin = origin[is_counted]
@@ -251,9 +256,11 @@ def _samples(joined: _Joined, resolved: ResolvedDefinition) -> _Samples:
     return _Samples(run, time, origin, columns)
 
 
-def _filled(column: pa.ChunkedArray, null: float) -> np.ndarray:
+def _column(table: pa.Table, name: str, null: float) -> np.ndarray:
     """Convert a column to numpy with a value for nulls. (Arrow's own fill_null would import pandas.)"""
-    array = column.combine_chunks()
+    array = table.column(name).combine_chunks()
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
     if not array.null_count:
         return np.from_dlpack(array)
     is_valid = np.from_dlpack(array.is_valid().cast(pa.uint8())) == 1
@@ -261,13 +268,37 @@ def _filled(column: pa.ChunkedArray, null: float) -> np.ndarray:
     return np.where(is_valid, np.from_dlpack(values), null)
 
 
+def _reduce_samples(samples: _Samples, interval_us: int, statistic: str) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the statistic of windows with a value in every column: F columns float64 [W], and their runs int64 [W]."""
+    number = (samples.time - samples.origin) // interval_us
+    is_new = np.ones(number.size, bool)
+    is_new[1:] = (number[1:] != number[:-1]) | (samples.run[1:] != samples.run[:-1])
+    begins = np.flatnonzero(is_new)
+    reduced, is_complete = reduce_windows(samples.columns, begins, statistic)
+    return [column[is_complete] for column in reduced], samples.run[begins][is_complete]
+
+
+def _aggregate(
+    columns: list[np.ndarray], run: np.ndarray, functions: Sequence[str]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Apply functions to each run's windows: F columns float64 [runs × functions], and their run."""
+    begins = _group_begins(run)
+    groups = _Groups(np.ones(run.size, bool), begins, _sizes(begins, run.size))  # each window has a value
+    aggregated = []
+    for column in columns:
+        with np.errstate(all="ignore"):  # overflows are rejected
+            results = [_AGGREGATIONS[name](column, groups) for name in functions]
+        aggregated.append(np.stack(results, axis=1).ravel())
+    return aggregated, np.repeat(run[begins], len(functions))
+
+
 def _group_begins(keys: np.ndarray) -> np.ndarray:
-    """Return the start of each group of equal neighbours, int64 [groups]."""
+    """Return the begin of each group of equal neighbours, int64 [groups]."""
     return np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if keys.size else np.zeros(0, np.int64)
 
 
-def _group_starts(keys: np.ndarray) -> np.ndarray:
-    """Return for each element the start of its group of equal neighbours, int64 [elements]."""
+def _begin_of_each(keys: np.ndarray) -> np.ndarray:
+    """Return for each element the begin of its group of equal neighbours, int64 [elements]."""
     begins = _group_begins(keys)
     return np.repeat(begins, _sizes(begins, keys.size))
 
@@ -280,93 +311,77 @@ def _sizes(begins: np.ndarray, total: int) -> np.ndarray:
     return sizes
 
 
-def _bins(samples: _Samples, interval_us: int, statistic: str) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return the statistic of windows with a value in every column: F columns float64 [W], and their runs int64 [W]."""
-    number = (samples.time - samples.origin) // interval_us
-    is_new = np.ones(number.size, bool)
-    is_new[1:] = (number[1:] != number[:-1]) | (samples.run[1:] != samples.run[:-1])
-    begins = np.flatnonzero(is_new)
-    reduced, complete = reduce_windows(samples.columns, begins, statistic)
-    return [column[complete] for column in reduced], samples.run[begins][complete]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Groups:
+    """Groups of consecutive samples of a column. Each has a sample, but perhaps no value.
+
+    Attributes:
+      has_value: bool [S], whether a sample has a value.
+      begins: int64 [W] ascending, begin of each group.
+      counts: int64 [W], number of values of each group.
+    """
+
+    has_value: np.ndarray
+    begins: np.ndarray
+    counts: np.ndarray
 
 
-def _count(has_value: np.ndarray, begins: np.ndarray) -> np.ndarray:
-    sizes = _sizes(begins, has_value.size)
-    return sizes if has_value.all() else _reduceat(np.add, has_value.astype(np.int64), begins)
-
-
-#: A statistic of groups of samples, float64 [W], by: a column float64 [S]; bool [S], whether it has a value; starts of
-#: the groups int64 [W]; and their numbers of values int64 [W]. Each group has a sample, but perhaps no value: then the
-#: result is undefined.
-_Reduce = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-
-
-def _sum(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return _reduceat(np.add, np.where(has_value, column, 0.0), begins)
+#: Returns a statistic of the groups of a column float64 [S]: float64 [W], undefined for a group without a value.
+_Reduce = Callable[[np.ndarray, _Groups], np.ndarray]
 
 
 def _reduceat(operation: np.ufunc, column: np.ndarray, begins: np.ndarray) -> np.ndarray:
     return np.asarray(operation.reduceat(column, begins)) if begins.size else np.zeros(0, column.dtype)
 
 
-def _mean(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return np.asarray(_sum(column, has_value, begins, counts) / counts)
+def _sum(column: np.ndarray, groups: _Groups) -> np.ndarray:
+    return _reduceat(np.add, np.where(groups.has_value, column, 0.0), groups.begins)
 
 
-def _var(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _mean(column: np.ndarray, groups: _Groups) -> np.ndarray:
+    return np.asarray(_sum(column, groups) / groups.counts)
+
+
+def _var(column: np.ndarray, groups: _Groups) -> np.ndarray:
     """Return the variance with ddof 1, in two passes: the mean, then the squared distances; 0 for one value."""
-    mean = _mean(column, has_value, begins, counts)
-    distance = column - np.repeat(mean, _sizes(begins, column.size))
-    return np.asarray(_sum(distance * distance, has_value, begins, counts) / np.maximum(counts - 1, 1))
+    distance = column - np.repeat(_mean(column, groups), _sizes(groups.begins, column.size))
+    return np.asarray(_sum(distance * distance, groups) / np.maximum(groups.counts - 1, 1))
 
 
-def _std(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return np.asarray(np.sqrt(_var(column, has_value, begins, counts)))
+def _std(column: np.ndarray, groups: _Groups) -> np.ndarray:
+    return np.asarray(np.sqrt(_var(column, groups)))
 
 
-def _min(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return _reduceat(np.fmin, column, begins)  # fmin and fmax ignore NaN
+def _min(column: np.ndarray, groups: _Groups) -> np.ndarray:
+    return _reduceat(np.fmin, column, groups.begins)  # fmin and fmax ignore NaN
 
 
-def _max(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return _reduceat(np.fmax, column, begins)
+def _max(column: np.ndarray, groups: _Groups) -> np.ndarray:
+    return _reduceat(np.fmax, column, groups.begins)
 
 
-def _last(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    indices = np.where(has_value, np.arange(column.size), 0)
-    return np.asarray(column[_reduceat(np.maximum, indices, begins)])
+def _last(column: np.ndarray, groups: _Groups) -> np.ndarray:
+    indices = np.where(groups.has_value, np.arange(column.size), 0)
+    return np.asarray(column[_reduceat(np.maximum, indices, groups.begins)])
 
 
-def _first(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return np.asarray(column[begins])
+def _first(column: np.ndarray, groups: _Groups) -> np.ndarray:
+    """Return the first value of each group. Every sample must have a value."""
+    return np.asarray(column[groups.begins])
 
 
-def _median(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    ascending = column[np.lexsort((column, np.repeat(begins, counts)))]
-    low = ascending[begins + (counts - 1) // 2]
-    high = ascending[begins + counts // 2]
-    return np.asarray(np.where(low == high, low, (low + high) / 2))
+def _median(column: np.ndarray, groups: _Groups) -> np.ndarray:
+    """Return the median of each group. Every sample must have a value."""
+    ascending = column[np.lexsort((column, np.repeat(groups.begins, groups.counts)))]
+    low = ascending[groups.begins + (groups.counts - 1) // 2]
+    high = ascending[groups.begins + groups.counts // 2]
+    return np.asarray(np.where(low == high, low, (low + high) / 2))  # the sum of two large equal values may overflow
 
 
-def _number(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return counts.astype(np.float64)
+def _count(column: np.ndarray, groups: _Groups) -> np.ndarray:
+    return groups.counts.astype(np.float64)
 
 
 _STATISTICS: dict[str, _Reduce] = {"mean": _mean, "std": _std, "min": _min, "max": _max, "last": _last}
 #: Functions of a run's windows, which all have values.
-_AGGREGATIONS = {**_STATISTICS, "var": _var, "sum": _sum, "first": _first, "count": _number, "median": _median}
-
-
-def _aggregate(
-    columns: list[np.ndarray], run: np.ndarray, functions: Sequence[str]
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Apply functions to each run's windows: F columns float64 [runs × functions], and their run."""
-    begins = _group_begins(run)
-    counts = _sizes(begins, run.size)
-    has_value = np.ones(run.size, bool)
-    aggregated = []
-    for column in columns:
-        with np.errstate(all="ignore"):
-            results = [_AGGREGATIONS[name](column, has_value, begins, counts) for name in functions]
-        aggregated.append(np.stack(results, axis=1).ravel())
-    return aggregated, np.repeat(run[begins], len(functions))
+_AGGREGATIONS = {**_STATISTICS, "var": _var, "sum": _sum, "first": _first, "count": _count, "median": _median}

@@ -1,15 +1,14 @@
 """Prepare runs for models: one row per run in a data set (an *example*), and the same values as input of a prediction.
 
-Examples have a *split*, train, dev or test: a keyed hash of the run's change, so that runs stay where they are when
-others are added. Their *digest* shows whether two computations of an example are equal.
+Examples have a *split*, train, dev or test: a keyed hash of the run's change, so that added runs do not change the
+splits of others. Their *digest* shows whether two computations of an example are equal.
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from operator import attrgetter
@@ -19,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.datasets.definition import FACT_COLUMNS, ResolvedDefinition
-from ciml.datasets.schema import _TIME, schema_of
-from ciml.digest import arrays_digest
+from ciml.datasets.schema import TIME, schema_of
+from ciml.digest import row_digests
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import RunFacts
 from ciml.runs.arrow import numbers, text_maps, texts, times
@@ -29,8 +28,10 @@ from ciml.transforms.examples.context import with_context
 from ciml.transforms.examples.downsample import Windows, downsample
 
 SPLITS: Final = ("train", "dev", "test")
-#: Fields of `RunFacts` that examples lack.
-NOT_HELD = ("log_url", "fork", "auth", "owner", "head", "url", "attempt_of", "subjects", "adapter", "head_project")
+#: Fields of `RunFacts` that are columns of examples under the same names.
+_TEXT_FACTS = ("run_id", "build_uuid", "build_name", *FACT_COLUMNS)
+#: All fields of `RunFacts` that examples have (`run_facts`).
+HELD_FACTS = frozenset({*_TEXT_FACTS, "start_us", "end_us", "labels"})
 _HASH_RANGE = 1 << 64
 
 
@@ -90,71 +91,77 @@ def examples_from(
     runs: Sequence[RunFacts], windows_of: Callable[[Sequence[int]], Windows], resolved: ResolvedDefinition
 ) -> Examples:
     """Make examples as `make_examples`; ``windows_of`` computes the windows of the labelled runs from their indices."""
-    excluded: dict[int, Excluded] = {}
-    labels: dict[int, tuple[int, str]] = {}
-    for index, run in enumerate(runs):
-        label = resolved.label_of(run)
+    excluded: dict[int, Excluded] = {}  # by index among ``runs``, as in `_LabelledRun`
+    labelled: list[_LabelledRun] = []
+    for index, facts in enumerate(runs):
+        label = resolved.label_of(facts)
         if isinstance(label, str):
-            excluded[index] = Excluded(run.run_id, label)
+            excluded[index] = Excluded(facts.run_id, label)
         else:
-            labels[index] = label
-    labelled = list(labels)
-    windows = windows_of(labelled)  # their row numbers are positions in ``labelled``
-    for row, rejected in windows.rejected:
-        index = labelled[row]
-        excluded[index] = Excluded(runs[index].run_id, rejected.reason, rejected.detail)
-    min_windows = max(resolved.definition.min_windows or 1, 1)
-    for row in np.flatnonzero((windows.n_windows > 0) & (windows.n_windows < min_windows)).tolist():
-        index = labelled[row]
-        detail = f"{windows.n_windows[row]} of {min_windows} windows"
-        excluded[index] = Excluded(runs[index].run_id, "too_short", detail)
+            labelled.append(_LabelledRun(index, facts, *label))
+    # From here on, a run's number is its position in ``labelled``: the windows count runs so.
+    windows = windows_of([run.run_index for run in labelled])
+    for number, rejected in windows.rejected:
+        run = labelled[number]
+        excluded[run.run_index] = Excluded(run.facts.run_id, rejected.reason, rejected.detail)
+    definition = resolved.definition
+    min_windows = max(definition.min_windows or 1, 1)
+    for number in np.flatnonzero((windows.n_windows > 0) & (windows.n_windows < min_windows)).tolist():
+        run = labelled[number]
+        detail = f"{windows.n_windows[number]} of {min_windows} windows"
+        excluded[run.run_index] = Excluded(run.facts.run_id, "too_short", detail)
     splits: dict[int, str] = {}
-    for row in np.flatnonzero(windows.n_windows >= min_windows).tolist():
-        run = runs[labelled[row]]
-        weights = resolved.definition.tdt_split
-        splits[row] = split_of(run.project, run.change, run.run_id, resolved.definition.salt, weights)
-    rows = sorted(splits, key=lambda row: SPLITS.index(splits[row]))  # so that the files of splits are slices
+    for number in np.flatnonzero(windows.n_windows >= min_windows).tolist():
+        facts = labelled[number].facts
+        splits[number] = split_of(facts.project, facts.change, facts.run_id, definition.salt, definition.tdt_split)
+    # In the order of splits, so that the files of splits are slices.
+    run_numbers = sorted(splits, key=lambda number: SPLITS.index(splits[number]))
     table = _table(
-        [runs[labelled[row]] for row in rows],
-        [labels[labelled[row]] for row in rows],
-        [splits[row] for row in rows],
+        [labelled[number] for number in run_numbers],
+        [splits[number] for number in run_numbers],
         windows,
-        np.array(rows, np.int64),
+        np.array(run_numbers, np.int64),
         resolved,
     )
     return Examples(table, tuple(excluded[index] for index in sorted(excluded)))
 
 
+class _LabelledRun(NamedTuple):
+    """A run with a label: its index among all runs, its facts, and its label with the label's name."""
+
+    run_index: int
+    facts: RunFacts
+    label: int
+    label_name: str
+
+
 def _table(
-    runs: Sequence[RunFacts],
-    labels: Sequence[tuple[int, str]],
+    runs: Sequence[_LabelledRun],
     splits: Sequence[str],
     windows: Windows,
-    rows: np.ndarray,
+    run_numbers: np.ndarray,
     resolved: ResolvedDefinition,
 ) -> pa.Table:
-    """Build the table of the runs at the indices ``rows`` int64 [m] of ``windows``."""
-    row_of = np.full(windows.n_windows.size, -1)
-    row_of[rows] = np.arange(rows.size)
-    row = row_of[windows.run]
-    is_used = row >= 0
-    unrolled = np.zeros((len(resolved.features), rows.size, resolved.windows), np.float32)
-    unrolled[:, row[is_used], windows.position[is_used]] = windows.values[is_used].T
-    n_windows = windows.n_windows[rows]
-    run_ids = [run.run_id for run in runs]
+    """Build the table of runs: a row per run. ``run_numbers`` int64 [rows] are their numbers in ``windows``."""
+    row_of_run = np.full(windows.n_windows.size, -1)  # -1: the run has no row
+    row_of_run[run_numbers] = np.arange(run_numbers.size)
+    row_of_window = row_of_run[windows.run]
+    is_used = row_of_window >= 0
+    unrolled = np.zeros((len(resolved.features), run_numbers.size, resolved.windows), np.float32)
+    unrolled[:, row_of_window[is_used], windows.position[is_used]] = windows.values[is_used].T
+    n_windows = windows.n_windows[run_numbers]
+    facts = [run.facts for run in runs]
+    run_ids = [run.run_id for run in facts]
     columns: dict[str, pa.Array] = {
-        "run_id": texts(run_ids),
-        "build_uuid": texts([run.build_uuid for run in runs]),
-        "build_name": texts([run.build_name for run in runs]),
-        "label": numbers(np.array([label for label, _ in labels], np.int64)),
-        "label_name": texts([name for _, name in labels]),
+        **{name: texts([text or "" for text in map(attrgetter(name), facts)]) for name in _TEXT_FACTS},
+        "label": numbers(np.array([run.label for run in runs], np.int64)),
+        "label_name": texts([run.label_name for run in runs]),
         "split": texts(splits),
         "n_windows": numbers(n_windows),
         "digest": texts(list(row_digests(run_ids, unrolled, resolved.features, n_windows.tolist()))),
-        **{name: texts([fact or "" for fact in map(attrgetter(name), runs)]) for name in FACT_COLUMNS},
-        "start_time": times([run.start_us for run in runs], _TIME),
-        "end_time": times([run.end_us for run in runs], _TIME),
-        "labels": text_maps([run.labels for run in runs]),
+        "start_time": times([run.start_us for run in facts], TIME),
+        "end_time": times([run.end_us for run in facts], TIME),
+        "labels": text_maps([run.labels for run in facts]),
     }
     schema = schema_of(resolved)
     for feature, name in enumerate(resolved.features):
@@ -247,7 +254,7 @@ def split_of(project: str, change: str, run_id: str, salt: str, weights: tuple[i
 
 @lru_cache(maxsize=16)
 def _hash(salt: str) -> Any:
-    """Return the keyed hash, to be copied before use: creating it takes longer than hashing a run."""
+    """Return the keyed hash, to be copied before use: its creation takes longer than the hash of a run."""
     key = hashlib.sha256(salt.encode("utf-8", "surrogatepass")).digest()
     return hashlib.blake2b(key=key, digest_size=8, person=b"ciml split")
 
@@ -261,8 +268,8 @@ def _split_ends(weights: tuple[int, int, int]) -> tuple[int, ...]:
 
 
 def run_facts(examples: pa.Table) -> list[RunFacts]:
-    """Return the facts of each example's run: all except `NOT_HELD`."""
-    names = ["run_id", "build_uuid", "build_name", *FACT_COLUMNS, "start_time", "end_time", "labels"]
+    """Return the facts of each example's run: its `HELD_FACTS`."""
+    names = [*_TEXT_FACTS, "start_time", "end_time", "labels"]
     table = examples.select(names)
     for name in ("start_time", "end_time"):
         table = table.set_column(names.index(name), name, table.column(name).cast(pa.int64()))
@@ -274,37 +281,3 @@ def run_facts(examples: pa.Table) -> list[RunFacts]:
         row["outcome"] = row["outcome"] or None
         facts.append(RunFacts(**row, start_us=start_us, end_us=end_us, labels=labels))
     return facts
-
-
-def row_digest(run_id: str, arrays: np.ndarray, features: Sequence[str], n_windows: int) -> str:
-    """Return the digest of an example, for comparing two computations of it. ``arrays`` float32 [F, L]."""
-    return arrays_digest(run_id, zip(features, arrays, strict=True), n_windows)
-
-
-def row_digests(
-    run_ids: Sequence[str], unrolled: np.ndarray, features: Sequence[str], n_windows: Sequence[int]
-) -> Iterator[str]:
-    """Yield the `row_digest` of many examples: ``unrolled`` float32 [F, rows, L], without NaN.
-
-    The bytes are those of `ciml.digest.arrays_digest`. What rows have in common is encoded once, and each row is hashed
-    in one call.
-    """
-    if not unrolled.size:
-        return
-    L = unrolled.shape[2]
-    row_bytes = 4 * L
-    shape = f"<f4({L},)".encode()
-    headers = [_sized(feature.encode()) + _sized(shape) + struct.pack("<q", row_bytes) for feature in features]
-    columns = [memoryview(values.reshape(-1)).cast("B") for values in unrolled]
-    tails = {count: struct.pack("<qq", 8, count) for count in set(n_windows)}
-    for row, (run_id, count) in enumerate(zip(run_ids, n_windows, strict=True)):
-        start = row * row_bytes
-        parts: list[bytes | memoryview] = [_sized(run_id.encode())]
-        for header, column in zip(headers, columns, strict=True):
-            parts += (header, column[start : start + row_bytes])
-        parts.append(tails[count])
-        yield hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def _sized(data: bytes) -> bytes:
-    return struct.pack("<q", len(data)) + data

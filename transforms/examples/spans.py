@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.schema import example_schema, schema_of
 from ciml.datasets.state import ExampleFile, SpanRun, SpanVersion, span_folder
-from ciml.digest import sha256_json
+from ciml.digest import row_digests, sha256_json
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.events.records import RunFacts
 from ciml.runs.arrow import read_parquet
@@ -34,12 +34,11 @@ from ciml.transforms.examples.context import with_context
 from ciml.transforms.examples.downsample import Windows, downsample, downsample_joined, merge_windows
 from ciml.transforms.examples.plan import SpanPlan
 from ciml.transforms.examples.prepare import (
-    NOT_HELD,
+    HELD_FACTS,
     SPLITS,
     Examples,
     Excluded,
     examples_from,
-    row_digests,
     run_facts,
 )
 from ciml.transforms.guard import bisect
@@ -227,10 +226,9 @@ def _rows_digest(runs: Sequence[SpanRun], facts: Mapping[str, RunFacts]) -> str:
     """Return `rows_digest` from the facts of runs. orjson encodes these values as `canonical_json` does."""
     rows = []
     for run, fields in zip(runs, msgspec.to_builtins([facts[run.run_id] for run in runs]), strict=True):
-        fields["phase"] = "finished"
-        for name in NOT_HELD:
-            fields.pop(name, None)
-        rows.append([run.split, run.label, run.label_name, run.n_windows, run.digest, fields])
+        held = {name: value for name, value in fields.items() if name in HELD_FACTS}
+        held["phase"] = "finished"  # the default, as in `run_facts`
+        rows.append([run.split, run.label, run.label_name, run.n_windows, run.digest, held])
     return hashlib.sha256(orjson.dumps(rows, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 

@@ -20,7 +20,7 @@ import orjson
 import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.digest import sha256_json
+from ciml.digest import row_digest, sha256_json
 from ciml.errors import RejectedInput
 from ciml.events.fields import iso_time
 from ciml.events.payloads import payload_of
@@ -30,7 +30,7 @@ from ciml.limits import MAX_LOG_STARTS
 from ciml.manifest.coverage import RangeSet
 from ciml.messages import LateSamples, LiveExample, RejectedSamples, Standing, Window
 from ciml.transforms.examples.downsample import DAY_US, as_stored, reduce_windows
-from ciml.transforms.examples.prepare import prepare_many, row_digest
+from ciml.transforms.examples.prepare import prepare_many
 from ciml.transforms.live.samples import NEVER_US, LivePolicy, Part, by_start, join_parts, unseen
 
 PaneKind = Literal["early", "final", "late"]
