@@ -37,17 +37,21 @@ from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.publish import enqueue
 from ciml.pipelines.kafka.source import ReadFromKafka
 from ciml.transforms.guard import INTERNAL, attempt, bisect, keep_error
-from ciml.transforms.live.samples import NO_SAMPLES, LivePolicy, Part, RunState, Wake, join_parts, pack, part_of, unpack
-from ciml.transforms.live.windows import (
+from ciml.transforms.live.samples import (
     LATE,
-    LiveDataset,
-    LiveRun,
-    columns_of,
-    example_message,
+    NO_SAMPLES,
+    LivePolicy,
+    Part,
+    RunState,
+    Wake,
+    join_parts,
     late_message,
-    pane_message,
+    pack,
+    part_of,
     rejected_message,
+    unpack,
 )
+from ciml.transforms.live.windows import LiveDataset, LiveRun, columns_of, example_message, pane_message
 
 #: The namespace of the pipeline's counters.
 METRICS = "ciml.live"
@@ -391,14 +395,14 @@ class LiveMessages:
         """Yield the messages due for a running job, or the last messages of an ended or silent run."""
         over = standing != "running"
         key = run.run_id.encode()
-        panes = run.panes(over=over)
+        panes = run.take_due_panes(over=over)
         windows_topic = self._config.windows_topic
         if windows_topic:
             for pane in panes:
                 yield windows_topic, key, pane_message(run.run_id, pane)
         examples_topic = self._config.examples_topic
-        if examples_topic and (over or run.examples_due()):
-            for example in run.examples(over=over):
+        if examples_topic and (over or run.are_examples_due()):
+            for example in run.take_examples(over=over):
                 yield examples_topic, key, example_message(run.run_id, example, standing)
 
     def late(self, run_id: str, part: Part, rejected: RejectedInput) -> ToSend:

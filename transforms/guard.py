@@ -1,6 +1,6 @@
 """Guard the stages: an unexpected exception affects only the input that causes it; the rest of its batch continues.
 
-A stage runs over a whole batch at once. If an input makes it raise, it runs again over the halves of the batch, down to
+A stage runs once over a whole batch. If an input makes it raise, it runs again over the halves of the batch, down to
 single inputs. An input that fails alone becomes a dead letter with the reason `INTERNAL`. Stages are pure, or write the
 same object again, so running twice changes nothing. Without an exception, a guard is one ``try`` per batch.
 

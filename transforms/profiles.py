@@ -1,4 +1,4 @@
-"""What the passing runs of each job usually record, and where another run departs from it.
+"""Profiles of jobs: the usual telemetry of their passing runs, and where another run departs from it.
 
 A *profile* has the lengths of a job's passing runs and the range of each column. A *range* is 5 %, 50 % and 95 % of the
 means of windows: of minutes, or of a few seconds for short runs. A *departure* is a stretch of a run's windows outside
@@ -34,7 +34,7 @@ _MB = 1e6
 #: A job with fewer passing runs has the pooled profile. The range of five runs is already close to that of all runs.
 MIN_RUNS = 5
 _RANGE_QUANTILES = (0.05, 0.5, 0.95)
-#: Each run is represented by 20 quantiles of its windows, so that long and short runs weigh the same, also in memory.
+#: Each run is represented by 20 quantiles of its windows, so that its length determines neither weight nor memory.
 _RUN_QUANTILES = (np.arange(20) + 0.5) / 20
 #: The least distance of a departure from the range, as a share of the range's width.
 _MIN_DISTANCE = 0.5

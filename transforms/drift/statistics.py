@@ -20,7 +20,7 @@ from ciml.runs.arrow import plain
 
 #: The series of the number of windows, which changes if jobs end early or late.
 WINDOWS = "n_windows"
-#: Bits of a float32 that a bucket drops: sign, exponent and 7 bits of the mantissa stay.
+#: Bits of a float32 that a bucket drops; it keeps sign, exponent and 7 bits of the mantissa.
 _SHIFT = 16
 #: Number of possible buckets, half of them negative.
 _BUCKETS = 1 << 16

@@ -122,7 +122,7 @@ def profiles_of(resolved: ResolvedDefinition) -> Profiles:
     """Return the passing profiles of a definition with the context ``profile``.
 
     Raises:
-      IntegrityError: it has none.
+      IntegrityError: if it has none.
     """
     profiles = _profiles_by_digest.get(resolved.digest)
     if profiles is None:

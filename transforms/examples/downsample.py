@@ -1,9 +1,9 @@
-"""Downsample the telemetry of runs: from samples to windows of equal length, all runs at once.
+"""Downsample the telemetry of runs: from samples to windows of equal length, for many runs in one call.
 
 Windows start at UTC midnight of the day of a run's first recorded sample and continue over the following midnights.
 They are closed and labelled on the left, as in pandas' ``resample``. A sample statistic (mean, std, min, max or last)
 summarises the values of a window. A window in which a selected column has no value is dropped, and later ones close up.
-If the definition has aggregations, these functions of a run's windows replace the windows.
+If the definition has aggregations, the results of these functions replace the windows of a run.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _Samples:
 
 
 def downsample(tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Windows:
-    """Downsample the telemetry of many runs at once. The result of a run does not depend on other runs.
+    """Downsample the telemetry of many runs. The result of a run does not depend on other runs.
 
     Args:
       tables: telemetry of each run as stored: ``time`` timestamp[us, UTC], ``boot`` bool, which marks a recorder's
@@ -240,9 +240,8 @@ def _samples(joined: _Joined, resolved: ResolvedDefinition) -> _Samples:
     columns = [_column(joined.table, name, np.nan) for name in resolved.columns]
     order = np.arange(run.size)
     if ((time[1:] < time[:-1]) & (run[1:] == run[:-1])).any():
-        order = np.lexsort(
-            (time, run)
-        )  # by run, then time; ``run`` is ascending already, so the order does not change it
+        # By run, then by time. ``run`` is ascending, so this order leaves it unchanged.
+        order = np.lexsort((time, run))
         time = time[order]
         columns = [column[order] for column in columns]
     first = time[_begin_of_each(run)]

@@ -60,7 +60,7 @@ class LogReader:
         """Read the column names of each usable log, in the order of ``logs``.
 
         Raises:
-          EngineError: a log cannot be read for a transient reason.
+          EngineError: if a log cannot be read for a transient reason.
         """
         names_by_log: dict[int, tuple[str, ...]] = {}
         shared: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -80,7 +80,7 @@ class LogReader:
         """Read facts and telemetry of each usable log.
 
         Raises:
-          EngineError: a log cannot be read for a transient reason.
+          EngineError: if a log cannot be read for a transient reason.
         """
         tables = {index: self._kept[log.run_id] for index, log in enumerate(logs) if log.run_id in self._kept}
         for part in self._parts(logs, [index for index in range(len(logs)) if index not in tables]):
@@ -91,7 +91,7 @@ class LogReader:
         """Compute the number of windows of each run, int32 [n]; 0 for an unusable log.
 
         Raises:
-          EngineError: a log cannot be read for a transient reason.
+          EngineError: if a log cannot be read for a transient reason.
         """
         kept = {index: self._kept[log.run_id] for index, log in enumerate(logs) if log.run_id in self._kept}
         return self._windows(logs, resolved, kept).n_windows
@@ -100,7 +100,7 @@ class LogReader:
         """Compute the windows of the runs, and forget their telemetry. An unusable log is rejected with its reason.
 
         Raises:
-          EngineError: a log cannot be read for a transient reason.
+          EngineError: if a log cannot be read for a transient reason.
         """
         kept = {index: self._kept.pop(log.run_id) for index, log in enumerate(logs) if log.run_id in self._kept}
         return self._windows(logs, resolved, kept)

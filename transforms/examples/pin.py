@@ -44,7 +44,7 @@ class Pin:
         """Read the raw manifest up to the definition's raw version, or to its end.
 
         Raises:
-          CimlError: the manifest does not reach that version.
+          CimlError: if the manifest does not reach that version.
         """
         self.version = 0
         self.other_jobs: set[str] = set()
@@ -123,7 +123,7 @@ class Pin:
 
 
 class PinnedPlan:
-    """Like `ciml.transforms.examples.plan.Plan`, for a definition with a slicer. Its last span may have fewer runs.
+    """Plans the steps of a data set with a slicer, one per span. The last span may have fewer runs than the others.
 
     Args:
       state: the data set's state; not changed.
@@ -150,7 +150,7 @@ class PinnedPlan:
         """Yield the remaining steps, one per span.
 
         Raises:
-          IntegrityError: a sealed span holds other runs than the raw manifest.
+          IntegrityError: if the runs of a sealed span differ from the raw manifest.
         """
         pin = self._pin
         size = self._definition.span_runs
@@ -187,7 +187,7 @@ def pinned(definition: DatasetDefinition, pin: Pin) -> DatasetDefinition:
     """Return the definition with the raw version of its slice.
 
     Raises:
-      CimlError: the slice has no run.
+      CimlError: if the slice has no run.
     """
     if not len(pin):
         job_names = ", ".join(definition.build_name)

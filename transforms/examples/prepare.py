@@ -205,7 +205,7 @@ def prepare_many(
       its n_windows 0. Then (row, reason) of the rejected ones.
 
     Raises:
-      CimlError: the definition has context, and the facts are missing.
+      CimlError: if the definition has context, and the facts are missing.
     """
     windows = downsample(tables, resolved)
     if resolved.definition.context:

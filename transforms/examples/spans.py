@@ -150,7 +150,7 @@ def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved:
       resolved: the definition.
 
     Raises:
-      IntegrityError: examples and exclusions together differ from the selected runs.
+      IntegrityError: if examples and exclusions together differ from the selected runs.
     """
     excluded = tuple(exclusion.to_json() for part in parts for exclusion in part.excluded)
     tables: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
@@ -244,7 +244,7 @@ def read_span(
       columns: only these; all by default.
 
     Raises:
-      IntegrityError: a file is missing, damaged, or has other rows than in the manifest.
+      IntegrityError: if a file is missing or damaged, or its rows differ from the manifest.
     """
     files = [file for split in splits for file in span.files.get(split, ())]
     with ThreadPoolExecutor(max(1, len(files))) as pool:
@@ -261,7 +261,7 @@ def read_examples(root: Store, file: ExampleFile, columns: Sequence[str] | None 
     compared with its digest.
 
     Raises:
-      IntegrityError: it is missing, damaged, or has other rows than in the manifest.
+      IntegrityError: if it is missing or damaged, or its rows differ from the manifest.
     """
     table, is_old = _read_file(root, file, columns)
     url = root.url(file.path)
@@ -329,7 +329,7 @@ def _flat(column: pa.ChunkedArray) -> np.ndarray:
 def verify_span(
     root: Store, span: SpanVersion, resolved: ResolvedDefinition, formats: Counter[str] | None = None
 ) -> list[str]:
-    """List the faults of a span's files, one line each: missing files, other rows, other digests.
+    """List the faults of a span's files, one line each: missing or unreadable files, other columns, other rows.
 
     Args:
       root: the data set's folder.

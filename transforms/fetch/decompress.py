@@ -1,6 +1,6 @@
 """Unpack logs within limits: gzip, nested or of several members, and the log among the members of a zip archive.
 
-Memory stays within the limit, also for a compression bomb, and no other member of an archive is unpacked.
+Memory stays within the limit even for a compression bomb. Of an archive, only the log is unpacked.
 
 A job writes its archives, so they may be hostile. Python's zipfile makes an object of each entry before anything can be
 checked. It accepts files that overlap, data around the archive, and headers that contradict the directory. `unzip`

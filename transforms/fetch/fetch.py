@@ -65,7 +65,7 @@ def fetch(batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] |
     Returns:
       The batch with the pending runs that have their ``log``, unpacked. Each of the others is settled: ``deferred``
       with ``not_before_us``, for a reason of `DEFERRED`; or ``dead_letter``, for one of `REJECTED`, or of `DEFERRED`
-      after the last of ``delays_s``. The order stays.
+      after the last of ``delays_s``. The order is unchanged.
     """
     return _fetcher(policy).fetch(batch, now_us, seconds)
 
@@ -156,7 +156,7 @@ class Fetcher:
     def fetch_part(
         self, batch: Batch, now_us: int, seconds: list[float] | None, threads: int, batch_s: float, enough: int
     ) -> Batch:
-        """Fetch with so many threads, for at most ``batch_s``; start no log once others have ``enough`` bytes."""
+        """Fetch with ``threads``, for at most ``batch_s``; start no further log once the logs have ``enough`` bytes."""
         jobs: dict[tuple[str, str], _Job] = {}
         for pending in batch.pending_runs:
             key = _job_key(pending)
@@ -261,7 +261,7 @@ class Fetcher:
 
 
 def _job_key(pending: PendingRun) -> tuple[str, str]:
-    """Return what identifies the job of a run: its address, and the run if a list there has the logs of many."""
+    """Return the key of a run's job: its address, and its run id if the address is a list of many runs' artifacts."""
     text = pending.address or pending.mention.log_url
     return text, pending.mention.run_id if text.endswith("/artifacts") else ""
 
@@ -319,7 +319,7 @@ class _Budget:
 
     Args:
       size: limit in bytes. A log that would exceed it gives up all its bytes, so that another one fits.
-      enough: once so many bytes are used, or one log did not fit, no further log is started.
+      enough: once this many bytes are used, or one log did not fit, no further log is started.
 
     Attributes:
       is_full: whether no further log is started.

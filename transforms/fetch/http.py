@@ -52,7 +52,8 @@ class HttpLogs:
     """Fetches logs over HTTP. Safe for many threads; keeps connections. Not picklable: create one per process.
 
     Args:
-      policy: the allowed hosts, also for redirects, and the limits; ``total_s`` includes redirects and a second try.
+      policy: the allowed hosts, those of redirects included, and the limits; ``total_s`` includes redirects and the
+        retry.
       resolve: maps host and port to IP addresses.
     """
 
@@ -204,7 +205,7 @@ class HttpLogs:
         except httpcore.TimeoutException as error:
             raise LogUnavailableError("log_timeout", _message(error) or "no response in time") from None
         except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
-            # A body shorter than its Content-Length is a protocol error once the response has begun.
+            # A body shorter than its Content-Length is a protocol error after the headers have arrived.
             reason = "log_cut" if has_begun else "log_unavailable"
             raise LogUnavailableError(reason, _message(error) or type(error).__name__, retry_now=True) from None
         except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:

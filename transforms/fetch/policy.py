@@ -33,7 +33,7 @@ from ciml.limits import (
 )
 from ciml.settings import Settings, as_value_error
 
-#: Where logs are below the folder of a run. devstack writes ``dstat-csv.log``; Zuul's log roles rename and may compress
+#: Paths of logs in the folder of a run. devstack writes ``dstat-csv.log``; Zuul's log roles rename and may compress
 #: it, and keep each host's files in a folder of its own. `ciml record` writes ``dstat-csv_log.txt.gz``.
 LOG_PATHS = (
     "dstat-csv_log.txt.gz",
@@ -90,7 +90,7 @@ class Credential(Settings, frozen=True):
       user, password_file: for basic authentication: the user, and the file that holds the password.
 
     Raises:
-      ValueError: a name is malformed, or the number of named secrets is not one.
+      ValueError: if a name is malformed, or the number of named secrets is not one.
     """
 
     title = "credential"
@@ -130,7 +130,7 @@ class Credential(Settings, frozen=True):
         """Read the secret, and return the header (name, value). It is read each time, because secrets are rotated.
 
         Raises:
-          CimlError: it cannot be read, or is not a token. The message never holds it.
+          CimlError: if it cannot be read, or is not a token. The message never holds it.
         """
         path = self.token_file or self.password_file
         secret = self._read_file(path) if path else os.environ.get(self.token_env, "").encode(errors="surrogateescape")
@@ -182,10 +182,10 @@ class FetchPolicy(Settings, frozen=True):
         ones).
       redirect_hosts: as ``hosts``, for hosts that are asked only where an allowed host redirects to them: object stores
         with signed addresses, which all of the store's customers share.
-      file_roots: folders below which files may be read. Symlinks may lead from one path below them to another;
+      file_roots: folders in which files may be read. Symlinks may lead from one path in them to another;
         nothing outside is accessed.
-      s3_prefixes: ``s3://bucket/prefix`` below which objects may be read, with the credentials of the process.
-      log_paths: paths below a folder at which its log may be, in the order in which they are tried. In an archive, a
+      s3_prefixes: ``s3://bucket/prefix`` under which objects may be read, with the credentials of the process.
+      log_paths: paths in a folder at which its log may be, in the order in which they are tried. In an archive, a
         file with one of these paths, or else with one of their last names in any folder, is the log.
       artifact_names: names of the artifact with a job's log, in order of preference; upper and lower case, and runs of
         characters that are no letters or digits, do not differ. ``{id}`` is the job's id, ``{job}`` its name,
@@ -203,7 +203,7 @@ class FetchPolicy(Settings, frozen=True):
       batch_s: time limit of a batch, s; logs not started by then are fetched later. A batch takes at most batch_s +
         total_s.
       delays_s: delay before each further try of an unavailable log, s. After the last one, the run is a dead letter. ()
-        makes it one at once: for listings of files.
+        makes it one immediately: for listings of files.
     """
 
     title = "fetch policy"
@@ -278,7 +278,7 @@ class FetchPolicy(Settings, frozen=True):
         """Load a TOML file whose keys are the attributes; ``options`` take precedence over the file.
 
         Raises:
-          CimlError: one line, for an unreadable file, an unknown key or an invalid value.
+          CimlError: for an unreadable file, an unknown key or an invalid value.
         """
         return super().load(path, **options) if path is not None else cls.from_json(options)
 

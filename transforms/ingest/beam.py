@@ -131,7 +131,7 @@ class Judge(_Stage):
 class TakeLogs(_Stage):
     """`ciml.transforms.ingest.run_stages.take_logs`, at the arrival time of the batch.
 
-    Fetch, parse and store are one stage: between stages a batch would hold all its logs, or all its telemetry, at once.
+    Fetch, parse and store are one stage: between stages a batch would hold all its logs or all its telemetry.
     """
 
     def __init__(self, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float] = time.time) -> None:

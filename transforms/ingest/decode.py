@@ -35,7 +35,7 @@ ALL_JOBS = ("*",)
 
 
 class CompletedRow(NamedTuple):
-    """A stored row, completed with facts from its line. Its raw object stays."""
+    """A stored row, completed with facts from its line. Its raw object is unchanged."""
 
     facts: RunFacts
     file: RawFile
@@ -123,7 +123,7 @@ def why_ignored(facts: RunFacts) -> str:
 def _dead_letter(
     origin: Origin, message: Message, rejected: RejectedInput, event_key: str = "", facts: RunFacts | None = None
 ) -> Outcome:
-    """Return the dead letter of a message, or of one of its runs, with what a retry needs."""
+    """Return the dead letter of a message, or of one of its runs, with the payload for a retry."""
     payload = payload_of(message)
     return Outcome("dead_letter", origin, event_key, facts, rejected.reason, rejected.detail, payload=payload)
 

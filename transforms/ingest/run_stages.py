@@ -55,7 +55,7 @@ def settle(
       The same batches, settled; none of their outcomes is ``deferred``.
 
     Raises:
-      EngineError: the raw store does not answer, or no log is readable and ten or more failed for transient reasons.
+      EngineError: if the raw store does not answer, or no log is readable and ten or more failed for transient reasons.
     """
     judged = [guarded_runs("trust", lambda part: evaluate_batch(part, trust), batch) for batch in batches]
     waiting = [pending for batch in judged for pending in batch.pending_runs]
@@ -84,7 +84,7 @@ def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, second
       The batch, settled.
 
     Raises:
-      EngineError: the raw store does not answer.
+      EngineError: if the raw store does not answer.
     """
     settled = list(batch.settled)
     for part in fetch_in_parts(batch, policy, now_us, seconds):

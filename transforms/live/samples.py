@@ -1,4 +1,4 @@
-"""The state of a running job between its messages: its samples, and the head of the state.
+"""The state of a running job between its messages: its samples, the head of the state, and dead letters of samples.
 
 A `Part` is some samples of a run, in the columns that data sets need, in transit and in the state. `RunState` is the
 head: the run's standing, its newest samples, and when its timer is due. Sequence numbers count the samples from each
@@ -20,9 +20,12 @@ from typing import Any
 import numpy as np
 import orjson
 
+from ciml.errors import RejectedInput
+from ciml.events.payloads import payload_of
+from ciml.events.records import Message, Origin
 from ciml.events.samples import End, Samples
 from ciml.manifest.coverage import RangeSet
-from ciml.messages import Standing
+from ciml.messages import LateSamples, RejectedSamples, Standing
 
 NEVER_US = 1 << 62  # later than any time
 #: Encoding of a part: header, then each end, then the arrays.
@@ -30,6 +33,11 @@ _HEAD = struct.Struct("<HIHqiqq")
 _END = struct.Struct("<qq")
 _LENGTH = struct.Struct("<I")  # of a part in the head of the state
 _MAX_RANGES = 1000  # of sequence numbers that are remembered of a closed run
+
+
+#: Reasons of dead letters of samples for a run whose state was freed, by its standing. The others are
+#: `ciml.events.samples.REASONS` and those of `ciml.transforms.live.windows.LiveRun.add`.
+LATE = {"ended": "run_ended", "silent": "run_silent"}
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ def _concatenate(arrays: Sequence[np.ndarray], kind: type) -> np.ndarray:
 
 
 def join_parts(parts: Sequence[Part]) -> Part:
-    """Join parts of one run, at least one: samples and ends stay in the given order."""
+    """Join parts of one run, at least one: samples and ends keep the given order."""
     if len(parts) == 1:
         return parts[0]
     return Part(
@@ -187,7 +195,7 @@ def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
     Of samples with equal numbers, the first counts. All starts are sorted together, because a hostile part may have as
     many starts as samples.
     """
-    order = np.lexsort((part.sequence, part.recorder))  # stable: of equal ones the first stays the first
+    order = np.lexsort((part.sequence, part.recorder))  # stable: equal samples keep their order
     recorder = part.recorder[order]
     sequence = part.sequence[order]
     is_new = np.ones(order.size, bool)
@@ -227,6 +235,34 @@ def unpack(data: bytes) -> Part:
     boot = np.frombuffer(data, np.bool_, n, offset)
     values = np.frombuffer(data, "<f8", n * columns, offset + n).reshape(n, columns)
     return Part(recorder, sequence, time_us, boot, values, present, first_us, ends, partition, first, last)
+
+
+def rejected_message(origin: Origin, message: Message, rejected: RejectedInput) -> bytes:
+    """Encode the dead letter of an undecodable message, with the message, so that it can be tried again."""
+    dead_letter: RejectedSamples = {
+        "reason": rejected.reason,
+        "detail": rejected.detail,
+        "origin": origin.to_json(),
+        "payload": payload_of(message),
+    }
+    return orjson.dumps(dead_letter)
+
+
+def late_message(topic: str, run_id: str, part: Part, rejected: RejectedInput) -> bytes:
+    """Encode the dead letter of samples that came too late: their run, and their range of offsets in the topic."""
+    numbers: dict[str, list[int]] = {}
+    for recorder, sequence in zip(part.recorder.tolist(), part.sequence.tolist(), strict=True):
+        numbers.setdefault(str(recorder), []).append(sequence)
+    dead_letter: LateSamples = {
+        "reason": rejected.reason,
+        "detail": rejected.detail,
+        "origin": [topic, part.partition, part.first],
+        "last_offset": part.last,
+        "run_id": run_id,
+        "samples": part.size,
+        "sequences": numbers,
+    }
+    return orjson.dumps(dead_letter)
 
 
 class Wake(Enum):

@@ -1,8 +1,8 @@
 """Live windows: the present windows and examples of a running job from its samples, and their messages.
 
-A run keeps all its samples until it ends, each once, ordered by time. If a window gets a sample, the batch function
-recomputes it from its samples; so it does the example, from all samples. There are no running sums, so late, repeated
-or reordered samples leave no trace, and the windows of an ended run equal the batch result.
+A run keeps all its samples until it ends, each once, ordered by time. The batch functions recompute a window that gets
+a sample from all its samples, and the example from all samples of the run. There are no running sums. So late, repeated
+or reordered samples do not change the result, and the windows of an ended run equal the batch result.
 
 A *pane* is a published state of a window: early, final or late. docs/formats/live.md describes the messages of the
 topics `windows`, `live-examples` and `live-dead-letters`.
@@ -23,21 +23,16 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.digest import row_digest, sha256_json
 from ciml.errors import RejectedInput
 from ciml.events.fields import iso_time
-from ciml.events.payloads import payload_of
-from ciml.events.records import Message, Origin
 from ciml.events.samples import telemetry_table
 from ciml.limits import MAX_LOG_STARTS
 from ciml.manifest.coverage import RangeSet
-from ciml.messages import LateSamples, LiveExample, RejectedSamples, Standing, Window
+from ciml.messages import LiveExample, Standing, Window
 from ciml.transforms.examples.downsample import DAY_US, as_stored, reduce_windows
 from ciml.transforms.examples.prepare import prepare_many
 from ciml.transforms.live.samples import NEVER_US, LivePolicy, Part, by_start, join_parts, unseen
 
 PaneKind = Literal["early", "final", "late"]
 MAX_EXAMPLE_BYTES = 4 << 20
-#: Reasons of dead letters of samples for a run whose state was freed, by its standing. The others are
-#: `ciml.events.samples.REASONS` and those of `LiveRun.add`.
-LATE = {"ended": "run_ended", "silent": "run_silent"}
 _NO_TIMES = np.zeros(0, np.int64)
 #: Greater than the number of any window.
 _ALL_WINDOWS = 1 << 62
@@ -92,9 +87,9 @@ class ExampleSoFar(NamedTuple):
       dataset: its data set.
       samples: number of samples of the run, which is also the example's revision.
       missing: number of samples known to be missing: gaps in the numbers, and differences from an end's count.
-      values: float32 [n_windows, F]; None if the run is rejected.
-      digest: digest of the batch example of the same samples; "" while the run is not over, or if it is rejected.
-      rejected: why there is no example, or None.
+      values: float32 [n_windows, F]; None if there is no example.
+      digest: digest of the batch example of the same samples; "" if the run is not over or there is no example.
+      rejected: why there is no example; None if there is one.
     """
 
     dataset: LiveDataset
@@ -105,14 +100,28 @@ class ExampleSoFar(NamedTuple):
     rejected: RejectedInput | None
 
 
+class _Spans(NamedTuple):
+    """W windows: their numbers, and the rows of their samples, int64 [W] each.
+
+    Attributes:
+      numbers: ascending.
+      begins: the first row of each window's samples.
+      counts: the number of its samples.
+    """
+
+    numbers: np.ndarray
+    begins: np.ndarray
+    counts: np.ndarray
+
+
 @dataclass(eq=False)
-class _Published:
-    """The published windows of a run in one data set.
+class _DatasetWindows:
+    """The windows of a run in one data set, as they were published.
 
     Attributes:
       dataset: the data set.
       indices: indices of its columns among those of the run.
-      open: by number of each window that is not final, its number of samples when it was last published.
+      open: by number of each published window that is not final, its number of samples when it was last published.
       final_below: windows with smaller numbers are final.
     """
 
@@ -120,6 +129,12 @@ class _Published:
     indices: list[int]
     open: dict[int, int] = field(default_factory=dict)
     final_below: int = -_ALL_WINDOWS
+
+    def kind_of(self, number: int, was_final_below: int) -> PaneKind:
+        """Return the kind of a pane now, given the former `final_below`."""
+        if number < was_final_below:
+            return "late"
+        return "final" if number < self.final_below else "early"
 
 
 class LiveRun:
@@ -132,7 +147,7 @@ class LiveRun:
 
     Attributes:
       size: number of its samples.
-      published: number of its samples when its examples were last published.
+      published_size: number of its samples when its examples were last published.
       seen: sequence numbers of its samples, by start of the recorder.
       ends: number of samples sent by each ended start of the recorder.
     """
@@ -142,11 +157,12 @@ class LiveRun:
         self.policy = policy
         self.columns = columns_of(datasets)
         self.size = 0
-        self.published = 0
+        self.published_size = 0
         self.seen: dict[int, RangeSet] = {}
         self.ends: dict[int, int] = {}
-        self._published = [
-            _Published(dataset, [self.columns.index(name) for name in dataset.resolved.columns]) for dataset in datasets
+        self._windows = [
+            _DatasetWindows(dataset, [self.columns.index(name) for name in dataset.resolved.columns])
+            for dataset in datasets
         ]
         self._present = np.zeros(len(self.columns), bool)
         self._first_us = NEVER_US
@@ -220,7 +236,8 @@ class LiveRun:
         columns = (self._time, self._recorder, self._sequence, self._boot, self._values)
         added = (part.time_us, part.recorder, part.sequence, part.boot, part.values)
         tails = [np.concatenate([column[begin : self.size], new]) for column, new in zip(columns, added, strict=True)]
-        order = np.lexsort((tails[2], tails[1], tails[0]))
+        times, recorders, sequences, _, _ = tails
+        order = np.lexsort((sequences, recorders, times))  # by time, then by start of the recorder, then by number
         for column, tail in zip(columns, tails, strict=True):
             column[begin:size] = tail[order]
         self.size = size
@@ -232,8 +249,8 @@ class LiveRun:
         self._boot = np.resize(self._boot, capacity)
         self._values = np.resize(self._values, (capacity, len(self.columns)))
 
-    def panes(self, *, over: bool = False) -> list[Pane]:
-        """Return the windows to publish since the last call, by data set and time.
+    def take_due_panes(self, *, over: bool = False) -> list[Pane]:
+        """Return the panes that are due since the last call, by data set and time, and record them as published.
 
         Args:
           over: the run is over: every window becomes final.
@@ -246,100 +263,95 @@ class LiveRun:
         if first - first % DAY_US != self._day_us:  # the run began on an earlier day than known: recompute all
             self._day_us = first - first % DAY_US
             new_times = [self._time[: self.size]]
-            for published in self._published:
-                published.open = {}
-                published.final_below = -_ALL_WINDOWS
+            for windows in self._windows:
+                windows.open = {}
+                windows.final_below = -_ALL_WINDOWS
         times = np.concatenate(new_times) if new_times else _NO_TIMES
-        return [pane for published in self._published for pane in self._panes_of(published, times, over)]
+        return [pane for windows in self._windows for pane in self._take_panes_of(windows, times, over)]
 
-    def _panes_of(self, published: _Published, times: np.ndarray, over: bool) -> Iterator[Pane]:
-        """Yield the windows of a data set to publish: those with samples at ``times``, and those that become final."""
-        interval = published.dataset.resolved.definition.interval_us
-        was_final_below = published.final_below
-        if over:
-            published.final_below = _ALL_WINDOWS
-        else:
-            clock_us = int(self._time[self.size - 1]) - round(self.policy.slack_s * 1e6)
-            published.final_below = max(was_final_below, (clock_us - self._day_us) // interval)
-        closing = [number for number in published.open if number < published.final_below]
-        numbers = np.unique(np.concatenate([(times - self._day_us) // interval, np.array(closing, np.int64)]))
-        starts = self._day_us + numbers * interval
-        begins = np.searchsorted(self._time[: self.size], starts)
-        counts = np.searchsorted(self._time[: self.size], starts + interval) - begins
-        is_due = self._choose_due(published, numbers, counts)
+    def _take_panes_of(self, windows: _DatasetWindows, times: np.ndarray, over: bool) -> Iterator[Pane]:
+        """Yield the due panes of windows that have samples at ``times`` or become final, and record them."""
+        interval_us = windows.dataset.resolved.definition.interval_us
+        was_final_below = windows.final_below
+        windows.final_below = _ALL_WINDOWS if over else max(was_final_below, self._closed_below(interval_us))
+        closing = [number for number in windows.open if number < windows.final_below]
         for number in closing:
-            del published.open[number]
-        values, is_complete = self._values_of(published, begins[is_due], counts[is_due])
-        due = np.flatnonzero(is_due)
-        for row in np.flatnonzero(is_complete).tolist():
-            index = int(due[row])
-            number = int(numbers[index])
-            kind: PaneKind = "early"
-            if number < was_final_below:
-                kind = "late"
-            elif number < published.final_below:
-                kind = "final"
-            start_us = int(starts[index])
-            yield Pane(published.dataset, self._day_us, number, start_us, int(counts[index]), kind, values[row])
+            del windows.open[number]
+        numbers = np.unique(np.concatenate([(times - self._day_us) // interval_us, np.array(closing, np.int64)]))
+        due = self._due_spans(windows, self._spans_of(numbers, interval_us))
+        is_open = due.numbers >= windows.final_below
+        windows.open.update(zip(due.numbers[is_open].tolist(), due.counts[is_open].tolist(), strict=True))
+        values, is_complete = self._values_of(windows, due)
+        for index in np.flatnonzero(is_complete).tolist():
+            number = int(due.numbers[index])
+            start_us = self._day_us + number * interval_us
+            kind = windows.kind_of(number, was_final_below)
+            yield Pane(windows.dataset, self._day_us, number, start_us, int(due.counts[index]), kind, values[index])
 
-    def _choose_due(self, published: _Published, numbers: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Choose the windows to publish, bool: final ones, and open ones that have grown enough, which are recorded."""
-        is_due = np.ones(numbers.size, bool)
-        for index in np.flatnonzero(numbers >= published.final_below).tolist():
-            number = int(numbers[index])
-            count = int(counts[index])
-            if count >= published.open.get(number, 0) * (1 + self.policy.window_growth):
-                published.open[number] = count
-            else:
-                is_due[index] = False
-        return is_due
+    def _closed_below(self, interval_us: int) -> int:
+        """Return the number of the first window whose slack is not over by the run's clock."""
+        clock_us = int(self._time[self.size - 1]) - round(self.policy.slack_s * 1e6)
+        return (clock_us - self._day_us) // interval_us
 
-    def _values_of(
-        self, published: _Published, begins: np.ndarray, counts: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _spans_of(self, numbers: np.ndarray, interval_us: int) -> _Spans:
+        starts_us = self._day_us + numbers * interval_us
+        begins = np.searchsorted(self._time[: self.size], starts_us)
+        ends = np.searchsorted(self._time[: self.size], starts_us + interval_us)
+        return _Spans(numbers, begins, ends - begins)
+
+    def _due_spans(self, windows: _DatasetWindows, spans: _Spans) -> _Spans:
+        """Return the spans of the windows to publish: final ones, and open ones that have grown enough."""
+        published_counts = np.array([windows.open.get(number, 0) for number in spans.numbers.tolist()], np.int64)
+        has_grown = spans.counts >= published_counts * (1 + self.policy.window_growth)
+        is_due = (spans.numbers < windows.final_below) | has_grown
+        return _Spans(*(array[is_due] for array in spans))
+
+    def _values_of(self, windows: _DatasetWindows, spans: _Spans) -> tuple[np.ndarray, np.ndarray]:
         """Compute the values of windows, float32 [W, F], and which windows have values in all columns, bool [W]."""
-        definition = published.dataset.resolved.definition
-        window = np.repeat(np.arange(begins.size), counts)
-        rows = np.arange(window.size) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
+        definition = windows.dataset.resolved.definition
+        # The rows of all windows one after another: those of each window start at its begin and count up.
+        window = np.repeat(np.arange(spans.numbers.size), spans.counts)
+        begins_in_rows = np.cumsum(spans.counts) - spans.counts
+        rows = np.arange(window.size) + np.repeat(spans.begins - begins_in_rows, spans.counts)
         if not definition.count_first_sample:
             window = window[~self._boot[rows]]
             rows = rows[~self._boot[rows]]
-        values = np.zeros((begins.size, len(published.indices)), np.float32)
-        is_complete = np.zeros(begins.size, bool)
+        values = np.zeros((spans.numbers.size, len(windows.indices)), np.float32)
+        is_complete = np.zeros(spans.numbers.size, bool)
         if not rows.size:
             return values, is_complete
         groups, first = np.unique(window, return_index=True)
         reduced, complete = reduce_windows(
-            [self._values[rows, column] for column in published.indices], first, definition.sample_statistic
+            [self._values[rows, column] for column in windows.indices], first, definition.sample_statistic
         )
         values[groups] = as_stored(reduced)
         is_complete[groups] = complete & np.isfinite(values[groups]).all(axis=1)
         return values, is_complete
 
-    def examples_due(self) -> bool:
+    def are_examples_due(self) -> bool:
         """Return whether the run has grown enough to publish its examples again."""
-        return self.size > self.published and self.size >= self.published * (1 + self.policy.example_growth)
+        return self.size > self.published_size and self.size >= self.published_size * (1 + self.policy.example_growth)
 
-    def examples(self, *, over: bool = False) -> list[ExampleSoFar]:
-        """Compute the run's example of each data set, by the batch function over all its samples.
+    def take_examples(self, *, over: bool = False) -> list[ExampleSoFar]:
+        """Compute the run's example of each data set, by the batch function, and record them as published.
 
         Args:
           over: the run is over, so that its examples get digests.
         """
-        self.published = self.size
+        self.published_size = self.size
         table = self.table()
         examples = []
-        for published in self._published:
-            resolved = published.dataset.resolved
+        for windows in self._windows:
+            resolved = windows.dataset.resolved
             inputs, n_windows, rejected = prepare_many([table], resolved)
             if rejected:
                 _, reason = rejected[0]
-                examples.append(ExampleSoFar(published.dataset, self.size, self.missing, None, "", reason))
+                examples.append(ExampleSoFar(windows.dataset, self.size, self.missing, None, "", reason))
                 continue
             count = int(n_windows[0])
             digest = row_digest(self.run_id, inputs[0].T, resolved.features, count) if over else ""
             values = inputs[0, :count]
-            examples.append(ExampleSoFar(published.dataset, self.size, self.missing, values, digest, None))
+            examples.append(ExampleSoFar(windows.dataset, self.size, self.missing, values, digest, None))
         return examples
 
     def table(self) -> pa.Table:
@@ -353,12 +365,12 @@ class LiveRun:
     def rebuild(
         cls, run_id: str, parts: Sequence[Part], datasets: Sequence[LiveDataset], policy: LivePolicy
     ) -> LiveRun:
-        """Rebuild a run from its parts. Windows and examples that were due then count as published."""
+        """Rebuild a run from its parts. Windows and examples that were due when it was stored count as published."""
         run = cls(run_id, datasets, policy)
         if parts:
             run.add(join_parts(parts))
-            run.panes()
-            run.published = run.size
+            run.take_due_panes()
+            run.published_size = run.size
         return run
 
 
@@ -404,34 +416,6 @@ def example_message(run_id: str, example: ExampleSoFar, standing: Standing) -> b
         fields["digest"] = example.digest
     value = _dumps({**fields, "values": example.values})
     return value if len(value) <= MAX_EXAMPLE_BYTES else _dumps({**fields, "values": None})
-
-
-def rejected_message(origin: Origin, message: Message, rejected: RejectedInput) -> bytes:
-    """Encode the dead letter of an undecodable message, with the message, so that it can be tried again."""
-    dead_letter: RejectedSamples = {
-        "reason": rejected.reason,
-        "detail": rejected.detail,
-        "origin": origin.to_json(),
-        "payload": payload_of(message),
-    }
-    return _dumps(dead_letter)
-
-
-def late_message(topic: str, run_id: str, part: Part, rejected: RejectedInput) -> bytes:
-    """Encode the dead letter of samples that came too late: their run, and their range of offsets in the topic."""
-    numbers: dict[str, list[int]] = {}
-    for recorder, sequence in zip(part.recorder.tolist(), part.sequence.tolist(), strict=True):
-        numbers.setdefault(str(recorder), []).append(sequence)
-    dead_letter: LateSamples = {
-        "reason": rejected.reason,
-        "detail": rejected.detail,
-        "origin": [topic, part.partition, part.first],
-        "last_offset": part.last,
-        "run_id": run_id,
-        "samples": part.size,
-        "sequences": numbers,
-    }
-    return _dumps(dead_letter)
 
 
 def _dumps(fields: Mapping[str, Any]) -> bytes:

@@ -445,7 +445,7 @@ def parse_files(
       reason of the parser, or ``log_not_found``, ``log_unavailable``, ``log_too_large``, ``corrupt_gzip``.
 
     Raises:
-      CimlError: an unknown zone.
+      CimlError: for an unknown zone.
     """
     if zone is not None:
         check_zone(zone)

@@ -76,7 +76,7 @@ def _lines(body: bytes) -> Iterator[bytes | None]:
 
 
 def _unquoted(line: bytes) -> bytes:
-    """Return a line with blanks in place of its quotes, and of the commas between them."""
+    """Return a line with spaces in place of its quotes and of the commas between them."""
     parts = line.split(b'"')
     parts[1::2] = [part.replace(b",", b" ") for part in parts[1::2]]
     return b" ".join(parts)

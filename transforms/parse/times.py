@@ -260,7 +260,7 @@ def _days_of_clock(clock: Int64, clock_only: Bool, reference: Int64) -> Int64:
     elif times[0] - reference_clock > DAY // 2:
         day -= 1
     steps = np.diff(times)
-    # Forward by more than half a day is a clock set back over midnight: the samples stay in recorded order.
+    # Forward by more than half a day is a clock set back over midnight: the samples keep their recorded order.
     day_changes = (steps < -DAY // 2).astype(np.int64) - (steps > DAY // 2)
     out = np.zeros(len(clock), np.int64)
     out[rows] = (day + np.concatenate([[0], np.cumsum(day_changes)])) * DAY + times

@@ -86,7 +86,7 @@ def find_columns(
       table: the table's name, for messages.
 
     Raises:
-      CimlError: the mapping has an unknown column or field, or a field that every run needs has no column.
+      CimlError: if the mapping has an unknown column or field, or a field that every run needs has no column.
     """
     mapped = _check_mapping(columns, mapping, table)
     left_out = [name for name in columns if _INDEX.fullmatch(name) and name not in mapped]

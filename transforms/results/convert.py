@@ -89,7 +89,7 @@ class Conversion:
       suggestions: mappings that the user may mean.
 
     Raises:
-      CimlError: a needed column is missing, the zone is unknown, or there is no row.
+      CimlError: if a needed column is missing, the zone is unknown, or there is no row.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Conversion:
         """Yield each row of the table once, as a line or with its reason. Of two rows with an id, the first is good.
 
         Raises:
-          CimlError: the table has more than `MAX_RESULTS_ROWS` rows.
+          CimlError: if the table has more than `MAX_RESULTS_ROWS` rows.
         """
         number_of: dict[bytes, int] = {}  # by digests, which are smaller than run ids
         for row in self._table.rows():

@@ -1,7 +1,7 @@
 """Open a table of results, found out by its content: delimited text (CSV and its kin), JSON lines, Parquet or Arrow.
 
 A `ResultsTable` yields its `Row`s in order, at each call from the first, in bounded memory. A row that cannot be read
-has a fault, and the others are read nevertheless. Nothing here knows what the columns mean.
+has a fault, and the others are read nevertheless. The meaning of the columns is not used here.
 """
 
 from __future__ import annotations
@@ -86,15 +86,15 @@ def open_results(results: str | os.PathLike[str] | pa.Table) -> ResultsTable:
       results: a local path, an ``s3://`` object, or the table.
 
     Raises:
-      CimlError: it does not exist, is none of these formats, or exceeds a limit.
-      EngineError: the storage does not answer.
+      CimlError: if it does not exist, is none of these formats, or exceeds a limit.
+      EngineError: if the storage does not answer.
     """
     if not isinstance(results, str | os.PathLike):
         return arrow_table("the table", results)
     url = os.fspath(results)
     name = url.rpartition("/")[2]
     raw = open_unpacked(url, "table", "a file of CSV, Parquet or JSON lines", MAX_RESULTS_BYTES)
-    file = BufferedReader(raw)  # type: ignore[type-var]  # it has what a raw stream needs, without the base class
+    file = BufferedReader(raw)  # type: ignore[type-var]  # it has the methods of a raw stream, without the base class
     size = file.seek(0, os.SEEK_END)
     if size > MAX_RESULTS_BYTES:
         raise CimlError(f"{name} has {size >> 20:,} MiB, at most {MAX_RESULTS_BYTES >> 20:,}; split it")
@@ -142,7 +142,7 @@ def delimited_table(name: str, file: IO[bytes]) -> ResultsTable:
       file: binary and seekable; each pass over the rows reads it again.
 
     Raises:
-      CimlError: the header is too long, has too many columns, or names one twice.
+      CimlError: if the header is too long, has too many columns, or names one twice.
     """
     head = list(islice(_Lines(file), _SNIFFED_LINES))
     if not head:
@@ -253,7 +253,7 @@ def json_lines_table(name: str, file: IO[bytes]) -> ResultsTable:
     """Open a table of JSON lines: one object a line. Its columns are all keys. Arguments: see `delimited_table`.
 
     Raises:
-      CimlError: no line is an object, or there are too many keys.
+      CimlError: if no line is an object, or there are too many keys.
     """
     keys: dict[str, None] = {}
     for row in _json_rows(file):
@@ -302,7 +302,7 @@ def arrow_table(name: str, source: pa.Table | IO[bytes]) -> ResultsTable:
       source: a `pyarrow.Table`, or a binary, seekable file of Parquet.
 
     Raises:
-      CimlError: it is not Parquet, or exceeds a limit.
+      CimlError: if it is not Parquet, or exceeds a limit.
     """
     import pyarrow as pa
 

@@ -54,7 +54,7 @@ def zone_of(name: str) -> tzinfo:
     """Return a time zone by its IANA name.
 
     Raises:
-      CimlError: there is no such zone.
+      CimlError: if there is no such zone.
     """
     if name.upper() == "UTC":
         return UTC
@@ -125,7 +125,7 @@ def _in_zone(moment: datetime, name: str | None) -> datetime:
 
 
 def text_of(cell: Any) -> str:
-    """Convert a cell to a text without outer blanks. A whole number becomes its digits, also if it is a float.
+    """Convert a cell to a text without outer spaces. A whole number becomes its digits, even if it is a float.
 
     Raises:
       RejectedInput: ``bad_field``, for another type, or an unprintable character.
@@ -216,7 +216,7 @@ def is_log_path(cell: Any) -> bool:
 
 
 def parse_path(cell: Any, roots: Sequence[str]) -> str:
-    """Convert a cell to the path of a log below the folder of logs.
+    """Convert a cell to the path of a log in the folder of logs.
 
     Args:
       cell: a relative path, or a path or address below one of the roots.

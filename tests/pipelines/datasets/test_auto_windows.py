@@ -182,7 +182,7 @@ def test_a_finished_live_run_equals_its_example(data: DataRoot) -> None:
         run = LiveRun(facts.run_id, [LiveDataset("cpu", state.resolved)], LivePolicy())
         for _ in feed(run, arrivals(recorded(facts.run_id, telemetry), np.random.default_rng(0))):
             pass
-        (example,) = run.examples(over=True)
+        (example,) = run.take_examples(over=True)
         assert example.digest == examples[facts.run_id]
 
 

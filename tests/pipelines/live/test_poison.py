@@ -67,7 +67,7 @@ def test_live_windows_go_on_beside_poisoned_samples(
         return any(each.run_id == torn and isinstance(each, Samples) and number in each.sequence for _, each in parts)
 
     _fails(monkeypatch, ciml.pipelines.live, "part_of", is_torn)
-    _fails(monkeypatch, LiveRun, "panes", lambda run: run.run_id == failing)
+    _fails(monkeypatch, LiveRun, "take_due_panes", lambda run: run.run_id == failing)
     drive(LiveService(config, since_s=None), until="end")
     kept = Kept(config.kafka, config).look()
     kept.close()
@@ -87,7 +87,7 @@ def test_live_windows_go_on_beside_poisoned_samples(
         assert base64.b64decode(dead_letter["payload"]["value"]) == encode(value)
     (given_up,) = [dead_letter for dead_letter in kept.dead_letters if "run_id" in dead_letter]
     assert given_up["run_id"] == failing
-    check_dead_letter(given_up, "live", "panes")
+    check_dead_letter(given_up, "live", "take_due_panes")
 
 
 def test_a_run_that_is_given_up_is_reported_once_and_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,11 +98,11 @@ def test_a_run_that_is_given_up_is_reported_once_and_forgotten_in_time(monkeypat
     for each in parts[:70]:
         assert [topic for topic, _, _ in keep.process((run_id, each), older, head, wake)] != ["live-dead-letters"]
     assert older.held
-    _fails(monkeypatch, LiveRun, "panes", lambda run: run.run_id == run_id)
+    _fails(monkeypatch, LiveRun, "take_due_panes", lambda run: run.run_id == run_id)
     sent = [message for each in parts[70:] for message in keep.process((run_id, each), older, head, wake)]
     ((topic, key, dead_letter),) = sent
     assert (topic, key) == ("live-dead-letters", run_id.encode())
-    check_dead_letter(json.loads(dead_letter), "live", "panes")
+    check_dead_letter(json.loads(dead_letter), "live", "take_due_panes")
     assert older.held == []
     assert head.held
     state = RunState.of(head.held[0])
@@ -116,8 +116,8 @@ def test_a_run_that_is_given_up_is_reported_once_and_forgotten_in_time(monkeypat
     monkeypatch.undo()
     for each in parts[:3]:
         list(keep.process((run_id, each), *other))
-    _fails(monkeypatch, LiveRun, "panes", lambda run: run.run_id == run_id)
+    _fails(monkeypatch, LiveRun, "take_due_panes", lambda run: run.run_id == run_id)
     now[0] = other[2].rings.pop()
     ((topic, _, dead_letter),) = keep.on_wake(*other)
     assert topic == "live-dead-letters"
-    check_dead_letter(json.loads(dead_letter), "live", "panes")
+    check_dead_letter(json.loads(dead_letter), "live", "take_due_panes")

@@ -43,14 +43,14 @@ class Consumer:
     examples: list[ExampleSoFar] = field(default_factory=list)
 
     def take(self, run: LiveRun, over: bool = False) -> None:
-        for pane in run.panes(over=over):
+        for pane in run.take_due_panes(over=over):
             self.panes.append(pane)
             key = (pane.dataset.name, pane.start_us)
             before = self.windows.get(key)
             assert before is None or (before.day_us, -before.samples) >= (pane.day_us, -pane.samples)
             self.windows[key] = pane
-        if over or run.examples_due():
-            self.examples.extend(run.examples(over=over))
+        if over or run.are_examples_due():
+            self.examples.extend(run.take_examples(over=over))
 
     def values(self, name: str) -> np.ndarray:
         found = sorted((start, pane.values) for (dataset, start), pane in self.windows.items() if dataset == name)
@@ -171,7 +171,7 @@ def test_a_window_is_early_then_final_then_late() -> None:
     run, published = LiveRun(RUN, [one()], POLICY), []
     for row in range(6):
         run.add(part_of([(row, some(message, np.array([row])))], run.columns))
-        published.append([(pane.number, pane.samples, pane.kind, pane.values[0]) for pane in run.panes()])
+        published.append([(pane.number, pane.samples, pane.kind, pane.values[0]) for pane in run.take_due_panes()])
     assert published == [
         [(0, 1, "early", 1.0)],
         [(0, 2, "early", 2.0)],
@@ -180,8 +180,12 @@ def test_a_window_is_early_then_final_then_late() -> None:
         [(0, 2, "final", 2.0), (7, 1, "early", 0.0)],
         [(0, 3, "late", 4.0)],
     ]
-    assert [(pane.number, pane.kind) for pane in run.panes(over=True)] == [(1, "final"), (6, "final"), (7, "final")]
-    assert run.panes(over=True) == []
+    assert [(pane.number, pane.kind) for pane in run.take_due_panes(over=True)] == [
+        (1, "final"),
+        (6, "final"),
+        (7, "final"),
+    ]
+    assert run.take_due_panes(over=True) == []
 
 
 def test_a_window_without_a_value_is_published_when_it_has_one() -> None:
@@ -190,7 +194,7 @@ def test_a_window_without_a_value_is_published_when_it_has_one() -> None:
     run, published = LiveRun(RUN, [one()], POLICY), []
     for row in range(3):
         run.add(part_of([(row, some(message, np.array([row])))], run.columns))
-        published.append([(pane.number, pane.samples, pane.values[0]) for pane in run.panes()])
+        published.append([(pane.number, pane.samples, pane.values[0]) for pane in run.take_due_panes()])
     assert published == [[], [(1, 1, 5.0)], [(0, 2, 2.0)]]
 
 
@@ -235,7 +239,7 @@ def test_windows_count_from_the_first_day_that_is_known() -> None:
             "columns", "sequence", "time_us", "boot", "values"
         )))  # fmt: skip
         run.add(part_of([(0, early)], run.columns))
-        before = [(pane.number, (pane.start_us - MIDNIGHT) // SECOND - day) for pane in run.panes()]
+        before = [(pane.number, (pane.start_us - MIDNIGHT) // SECOND - day) for pane in run.take_due_panes()]
         run.add(part_of([(1, some(knows, np.array([0]))), (2, End(RUN, knows.recorder_us, 3))], run.columns))
         consumer = Consumer()
         consumer.take(run, over=True)
@@ -296,7 +300,7 @@ def test_the_first_of_two_that_say_different_things_counts() -> None:
     run = LiveRun(RUN, [one()], POLICY)
     run.add(part_of([(0, message)], run.columns))
     assert run.add(part_of([(1, again)], run.columns)) is None
-    assert [pane.values[0] for pane in run.panes()] == [1.5]
+    assert [pane.values[0] for pane in run.take_due_panes()] == [1.5]
 
 
 @pytest.mark.parametrize(
@@ -344,18 +348,18 @@ def test_a_run_kept_as_bytes_goes_on_as_the_same(data: st.DataObject) -> None:
     for number, (_, message) in enumerate(arriving[:cut]):
         taken = run.add(part_of([(number, message)], run.columns))
         kept += [pack(taken)] if taken is not None else []
-        run.panes()
+        run.take_due_panes()
     joined = [pack(join_parts([unpack(each) for each in kept]))] if kept and cut % 2 else kept
     again = LiveRun.rebuild(RUN, [unpack(each) for each in joined], datasets, POLICY)
     for number, (_, message) in enumerate(arriving[cut:], cut):
         for each in (run, again):
             each.add(part_of([(number, message)], each.columns))
-        ours, theirs = ({pane_message(RUN, pane) for pane in each.panes()} for each in (run, again))
+        ours, theirs = ({pane_message(RUN, pane) for pane in each.take_due_panes()} for each in (run, again))
         assert {one for one in ours if b'"early"' not in one} == {one for one in theirs if b'"early"' not in one}
     assert again.complete
-    finals = [[pane_message(RUN, pane) for pane in each.panes(over=True)] for each in (run, again)]
+    finals = [[pane_message(RUN, pane) for pane in each.take_due_panes(over=True)] for each in (run, again)]
     assert finals[0] == finals[1]
-    for mine, other in zip(run.examples(over=True), again.examples(over=True), strict=True):
+    for mine, other in zip(run.take_examples(over=True), again.take_examples(over=True), strict=True):
         assert example_message(RUN, mine, "ended") == example_message(RUN, other, "ended")
 
 
