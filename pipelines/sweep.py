@@ -34,13 +34,13 @@ from ciml.training.sweeps.study import (
     Outcome,
     begin_sweep,
     check_normalisation,
-    keep_baseline,
-    keep_outcome,
-    one_number,
     propose,
-    read_baseline,
+    read_baselines,
     read_outcome,
+    score_baselines,
     score_trial,
+    store_baselines,
+    store_outcome,
     sweep_store,
 )
 from ciml.trust import TrustPolicy
@@ -186,15 +186,15 @@ class _Trials:
         for equal in self.outcomes:
             if equal.parameters == initial.parameters:
                 same = equal.replace(number=initial.number, same_as=equal.number, seconds=0.0)
-                return keep_outcome(self._store, same)
+                return store_outcome(self._store, same)
         try:
             combination = self._sweep.combine(initial.parameters, self._raw_version)
         except CimlError as error:
-            return keep_outcome(self._store, initial.replace(state="failed", reason=_line(error)))
+            return store_outcome(self._store, initial.replace(state="failed", reason=_line(error)))
         check_normalisation(self._store, self._sweep.name)
         reason = self._build(combination.definition)
         if reason:
-            return keep_outcome(self._store, initial.replace(state="failed", reason=reason))
+            return store_outcome(self._store, initial.replace(state="failed", reason=reason))
         self.trained += 1
         return self._pool.submit(_train, self._context, initial, combination, tuple(past))
 
@@ -217,11 +217,11 @@ class _Trials:
         datasets = {
             outcome.question: outcome.dataset for outcome in reversed(self.outcomes) if outcome.state == "complete"
         }
-        missing = [number for number in numbers if number in datasets and read_baseline(self._store, number) is None]
+        missing = [number for number in numbers if number in datasets and read_baselines(self._store, number) is None]
         futures = [self._pool.submit(_store_baseline, self._context, number, datasets[number]) for number in missing]
         for future in futures:
             _result(future)
-        return tuple(read_baseline(self._store, number) or {} for number in numbers)
+        return tuple(read_baselines(self._store, number) or {} for number in numbers)
 
     def _check(self, stored: Outcome, question: int, parameters: Mapping[str, Value] | None) -> None:
         """Raise `IntegrityError` if a stored outcome is not of this sweep. Another version's proposals are accepted."""
@@ -258,7 +258,7 @@ def _train(context: SweepContext, initial: Outcome, combination: Combination, pa
         if network:
             keras()  # the import takes seconds, which do not count as the trial's
         began_s = time.perf_counter()
-        scored = score_trial(context.sweep, experiment, dataset, initial, judge.hopeless)
+        scored = score_trial(context.sweep, experiment, dataset, initial, judge.report_step)
         seconds = round(time.perf_counter() - began_s, 3)
         outcome = scored.replace(snapshot=dataset.snapshot.digest, attrs=judge.attrs, seconds=seconds)
     except (EngineError, IntegrityError):
@@ -270,12 +270,14 @@ def _train(context: SweepContext, initial: Outcome, combination: Combination, pa
     finally:
         if network:
             keras().utils.clear_session()  # Keras keeps every network in memory
-    return keep_outcome(context.store, outcome)
+    return store_outcome(context.store, outcome)
 
 
 def _store_baseline(context: SweepContext, question: int, name: str) -> None:
-    baseline = one_number(context.sweep, read_dataset(context.target.dataset(name), context.policy, context.exclusions))
-    keep_baseline(context.store, question, baseline)
+    baseline = score_baselines(
+        context.sweep, read_dataset(context.target.dataset(name), context.policy, context.exclusions)
+    )
+    store_baselines(context.store, question, baseline)
 
 
 def _line(error: object) -> str:

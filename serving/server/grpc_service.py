@@ -26,13 +26,13 @@ from tensorflow_serving.apis import (
 from ciml.errors import CimlError, EngineError
 from ciml.http.intake import Intake, RequestError, Workers, invalid, too_large
 from ciml.limits import LARGE_REQUEST_BYTES, MAX_REQUEST_INPUTS, MAX_STREAMS, MAX_TENSOR_RANK
-from ciml.serving import client
 from ciml.serving.model_files import ModelEntry, entries_of
 from ciml.serving.server.grpc_connections import UNCOUNTED, GrpcConnections
-from ciml.serving.server.manager import ModelManager, VersionStatus
+from ciml.serving.server.manager import ModelChoice, ModelManager, VersionStatus
 from ciml.serving.server.metrics import Metrics
 from ciml.serving.server.model.loaded_model import DEFAULT_SIGNATURE
 from ciml.serving.server.model.messages import Signature
+from ciml.serving.wire import RequestHead, RequestInput, TensorHead
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,9 +41,9 @@ _LOG = logging.getLogger(__name__)
 _CODES = {code.name: code for code in grpc.StatusCode}
 _STATUS_NUMBERS = {code.name: code.value[0] for code in grpc.StatusCode}
 _IDLE_MS = 60_000
-#: A dimension takes at most 14 bytes, without a name.
-_MAX_SHAPE_BYTES = 64 * MAX_TENSOR_RANK
-# The typed fields in which TensorFlow Serving returns values, and that clients read.
+#: A dimension takes at most 14 bytes, and in 50 more a name, which is ignored.
+_MAX_SHAPE_BYTES = (14 + 50) * MAX_TENSOR_RANK
+#: The field of a TensorProto for the values of a dtype. TensorFlow Serving returns values in it, and clients read it.
 _FIELDS = {
     "float32": "float_val",
     "float64": "double_val",
@@ -51,7 +51,7 @@ _FIELDS = {
     **{name: f"{name}_val" for name in ("int64", "bool", "uint32", "uint64")},
 }
 #: Applies a configuration and waits until it is served; raises `CimlError` on failure.
-Reload = Callable[[Iterable[ModelEntry]], None]
+ApplyConfig = Callable[[Iterable[ModelEntry]], None]
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class PredictCall:
     """A request with unparsed tensors.
 
     Attributes:
-      spec: the ModelSpec.
+      spec: names the model, its version or label, and the signature.
       inputs: a serialized TensorProto by name.
       output_filter: names of the requested outputs.
     """
 
-    spec: Any
+    spec: model_pb2.ModelSpec
     inputs: Mapping[str, bytes]
     output_filter: tuple[str, ...]
 
@@ -79,11 +79,11 @@ def parse(kind: Any, data: bytes, subject: str = "the request") -> Any:
 
 def parse_predict(data: bytes) -> PredictCall:
     """Parse a PredictRequest except its tensors. Raises `RequestError`, INVALID_ARGUMENT."""
-    head = parse(client.RequestHead, data)
+    head = parse(RequestHead, data)
     for subject, entries in (("inputs", head.inputs), ("output filters", head.output_filter)):
         if len(entries) > MAX_REQUEST_INPUTS:
             raise invalid(f"{len(entries)} {subject}; at most {MAX_REQUEST_INPUTS} (MAX_REQUEST_INPUTS)")
-    inputs = [parse(client.RequestInput, entry, "an input") for entry in head.inputs]
+    inputs = [parse(RequestInput, entry, "an input") for entry in head.inputs]
     try:
         names = tuple(entry.decode() for entry in head.output_filter)
     except UnicodeDecodeError:
@@ -92,12 +92,13 @@ def parse_predict(data: bytes) -> PredictCall:
     return PredictCall(spec, {entry.key: entry.value for entry in inputs}, names)
 
 
-def parse_tensor(name: str, data: bytes) -> Any:
-    """Parse a TensorProto.
+def parse_tensor(name: str, data: bytes) -> tensor_pb2.TensorProto:
+    """Parse the tensor of an input.
 
-    Raises `RequestError`, INVALID_ARGUMENT, if it is malformed or holds resources or variants.
+    Raises:
+      RequestError: INVALID_ARGUMENT if it is malformed, or holds resources or variants.
     """
-    head = parse(client.TensorHead, data, f"input {name!r}")
+    head = parse(TensorHead, data, f"input {name!r}")
     if len(head.tensor_shape) > _MAX_SHAPE_BYTES:
         raise invalid(f"input {name!r}: a shape of {len(head.tensor_shape)} bytes; at most {_MAX_SHAPE_BYTES}")
     if head.resource_handle_val or head.variant_val:
@@ -105,16 +106,15 @@ def parse_tensor(name: str, data: bytes) -> Any:
     return parse(tensor_pb2.TensorProto, data, f"input {name!r}")
 
 
-def spec_of(spec: Any) -> tuple[str, int | None, str]:
-    """Return (name, version or None, label or "") of a ModelSpec. Raises `RequestError` without a name."""
+def choice_of(spec: model_pb2.ModelSpec) -> ModelChoice:
+    """Return the choice of a ModelSpec. Raises `RequestError` without a name."""
     if not spec.name:
         raise invalid("Missing model name in ModelSpec")
-    choice = spec.WhichOneof("version_choice")
-    return spec.name, (spec.version.value if choice == "version" else None), spec.version_label
+    has_version = spec.WhichOneof("version_choice") == "version"
+    return ModelChoice(spec.name, spec.version.value if has_version else None, spec.version_label)
 
 
-def fill_status(response: Any, statuses: Iterable[VersionStatus]) -> None:
-    """Fill a GetModelStatusResponse."""
+def fill_status(response: get_model_status_pb2.GetModelStatusResponse, statuses: Iterable[VersionStatus]) -> None:
     for status in statuses:
         entry = response.model_version_status.add()
         entry.version = status.version
@@ -123,8 +123,8 @@ def fill_status(response: Any, statuses: Iterable[VersionStatus]) -> None:
         entry.status.error_message = status.message
 
 
-def to_proto(array: NDArray[Any], proto: Any) -> None:
-    """Fill a TensorProto from an array, with the values in its typed field."""
+def fill_tensor(proto: tensor_pb2.TensorProto, array: NDArray[Any]) -> None:
+    """Fill a tensor with an array, whose values go to its typed field."""
     import tensorflow as tf
 
     field = _FIELDS.get(array.dtype.name)
@@ -137,8 +137,13 @@ def to_proto(array: NDArray[Any], proto: Any) -> None:
     getattr(proto, field).extend(array.ravel().tolist())
 
 
-def fill_metadata(response: Any, name: str, version: int, signatures: Mapping[str, Signature]) -> None:
-    """Fill a GetModelMetadataResponse with a version's signatures."""
+def fill_metadata(
+    response: get_model_metadata_pb2.GetModelMetadataResponse,
+    name: str,
+    version: int,
+    signatures: Mapping[str, Signature],
+) -> None:
+    """Fill a response with a version's signatures."""
     response.model_spec.name = name
     response.model_spec.version.value = version
     definitions = get_model_metadata_pb2.SignatureDefMap()
@@ -155,7 +160,7 @@ class GrpcApi:
       intake: reads the requests.
       workers: answer them.
       connections: counts and limits the open connections.
-      reload: handler of HandleReloadConfigRequest; None rejects it.
+      apply_config: handler of HandleReloadConfigRequest; None rejects it.
     """
 
     manager: ModelManager
@@ -163,7 +168,7 @@ class GrpcApi:
     intake: Intake
     workers: Workers
     connections: GrpcConnections
-    reload: Reload | None
+    apply_config: ApplyConfig | None
 
     async def serve(self, address: str, max_bytes: int, header_s: float) -> tuple[grpc.aio.Server, int]:
         """Start the gRPC server in the running event loop.
@@ -200,7 +205,7 @@ class GrpcApi:
             },
             "ModelService": {
                 "GetModelStatus": self._call("grpc_status", self._status),
-                "HandleReloadConfigRequest": self._call("grpc_reload", self._reload_config),
+                "HandleReloadConfigRequest": self._call("grpc_reload", self._reload),
             },
         }
         server.add_generic_rpc_handlers(
@@ -217,6 +222,16 @@ class GrpcApi:
         return server, port
 
     def _call(self, api: str, work: Callable[[bytes, float | None], bytes]) -> grpc.RpcMethodHandler:
+        """Return the handler of a unary call.
+
+        It reads the call as a stream of one message, so that the read has a time limit: gRPC waits for the message of
+        a unary call as long as the client keeps the connection.
+
+        Args:
+          api: the call's name in metrics and logs.
+          work: answers a serialized request that the client waits for this long, seconds; None for no limit.
+        """
+
         async def answer(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
             try:
                 with self.intake.hold() as held:
@@ -230,55 +245,53 @@ class GrpcApi:
                 await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
             raise AssertionError("abort raises")
 
-        # The calls are unary. They are read as streams of one message, so that the read has a time limit: gRPC waits
-        # for a unary call as long as the client keeps the connection.
         return grpc.stream_unary_rpc_method_handler(answer)
 
-    def _predict(self, data: bytes, left_s: float | None) -> bytes:
+    def _predict(self, data: bytes, deadline_in_s: float | None) -> bytes:
         call = parse_predict(data)
         with self.metrics.request(call.spec.name, "grpc_predict"):
-            name, version, label = spec_of(call.spec)
+            choice = choice_of(call.spec)
             signature = call.spec.signature_name
             response = predict_pb2.PredictResponse()
-            with self.manager.lease(name, version, label) as (number, model):
+            with self.manager.lease(*choice) as (number, model):
                 model.signature(signature).check_names(call.inputs)
                 protos = {key: parse_tensor(key, tensor) for key, tensor in call.inputs.items()}
-                outputs = model.predict(signature, model.unpack(signature, protos), call.output_filter, left_s)
-            response.model_spec.name = name
+                outputs = model.predict(signature, model.unpack(signature, protos), call.output_filter, deadline_in_s)
+            response.model_spec.name = choice.name
             response.model_spec.version.value = number
             response.model_spec.signature_name = signature or DEFAULT_SIGNATURE
             for key, array in outputs.items():
-                to_proto(array, response.outputs[key])
+                fill_tensor(response.outputs[key], array)
         return bytes(response.SerializeToString())
 
     def _metadata(self, data: bytes, _: float | None) -> bytes:
         request = _parse_small(get_model_metadata_pb2.GetModelMetadataRequest, data)
         with self.metrics.request(request.model_spec.name, "grpc_metadata"):
-            name, version, label = spec_of(request.model_spec)
+            choice = choice_of(request.model_spec)
             if not request.metadata_field:
                 raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
             for field in request.metadata_field:
                 if field != "signature_def":
                     raise invalid(f"Metadata field {field} is not supported")
             response = get_model_metadata_pb2.GetModelMetadataResponse()
-            with self.manager.lease(name, version, label) as (number, model):
-                fill_metadata(response, name, number, model.signatures)
+            with self.manager.lease(*choice) as (number, model):
+                fill_metadata(response, choice.name, number, model.signatures)
         return bytes(response.SerializeToString())
 
     def _status(self, data: bytes, _: float | None) -> bytes:
         request = _parse_small(get_model_status_pb2.GetModelStatusRequest, data)
         with self.metrics.request(request.model_spec.name, "grpc_status"):
             response = get_model_status_pb2.GetModelStatusResponse()
-            fill_status(response, self.manager.status(*spec_of(request.model_spec)))
+            fill_status(response, self.manager.status(*choice_of(request.model_spec)))
         return bytes(response.SerializeToString())
 
-    def _reload_config(self, data: bytes, _: float | None) -> bytes:
+    def _reload(self, data: bytes, _: float | None) -> bytes:
         with self.metrics.request("", "grpc_reload"):
-            if self.reload is None:
+            if self.apply_config is None:
                 raise RequestError("PERMISSION_DENIED", "reconfiguration is disabled (--allow-reload)")
             request = _parse_small(model_management_pb2.ReloadConfigRequest, data)
             try:
-                self.reload(entries_of(request.config))
+                self.apply_config(entries_of(request.config))
             except EngineError as error:
                 raise RequestError("UNAVAILABLE", str(error)) from None
             except CimlError as error:
@@ -287,7 +300,7 @@ class GrpcApi:
 
 
 def _parse_small(kind: Any, data: bytes) -> Any:
-    # Valid ones are small; parsing can make a message a hundred times as large.
+    """Parse a message whose valid ones are small. Parsed, a message can take a hundred times its bytes."""
     if len(data) > LARGE_REQUEST_BYTES:
         raise too_large(f"{kind.DESCRIPTOR.name} of {len(data)} bytes exceeds {LARGE_REQUEST_BYTES} bytes")
     return parse(kind, data)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.http.intake import RequestError, invalid, not_found
@@ -29,6 +29,14 @@ State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
 Verifier = Callable[[str, int, Mapping[str, str]], None]
 #: How long `ModelManager.close` waits for changes that have begun.
 _CLOSE_S = 5.0
+
+
+class ModelChoice(NamedTuple):
+    """The model that a request names, and its version or label; without both, the highest available version."""
+
+    name: str
+    version: int | None = None
+    label: str = ""
 
 
 @dataclass(frozen=True)

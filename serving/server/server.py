@@ -181,8 +181,10 @@ class ModelServer:
 
         options = self.options
         connections = GrpcConnections(self._connections(options.grpc_connections, "MAX_GRPC_CONNECTIONS"))
-        reload = self._reload if options.allow_reload else None
-        api = GrpcApi(self.manager, self.metrics, self._intake(MAX_READING_REQUESTS), workers, connections, reload)
+        apply_config = self._apply_config if options.allow_reload else None
+        api = GrpcApi(
+            self.manager, self.metrics, self._intake(MAX_READING_REQUESTS), workers, connections, apply_config
+        )
         server, self.grpc_port = await api.serve(
             f"{options.host}:{options.grpc_port}", options.max_bytes, options.header_s
         )
@@ -229,7 +231,7 @@ class ModelServer:
                 _LOG.exception("polling the configuration failed; the served versions stay")
             self._stop.wait(self.options.poll_s)
 
-    def _reload(self, entries: Iterable[ModelEntry]) -> None:
+    def _apply_config(self, entries: Iterable[ModelEntry]) -> None:
         entries = tuple(entries)
         self.manager.apply(entries)
         self.manager.step()

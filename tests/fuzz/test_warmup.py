@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ciml.errors import IntegrityError
-from ciml.serving.server.model.loaded_model import LoadedModel, frame, load_model, masked_crc, read_records, warm_up
+from ciml.serving.server.model.loaded_model import LoadedModel, load_model, warm_up
+from ciml.serving.server.model.warmup import frame, masked_crc, read_records
 from ciml.storage import open_store
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.warmup import files, framed

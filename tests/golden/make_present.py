@@ -18,7 +18,7 @@ from ciml.pipelines.datasets.build import build_dataset
 from ciml.runs.compact import compact
 from ciml.training.exclusions import Exclusion, add
 from ciml.training.sweeps.definition import Sweep
-from ciml.training.sweeps.study import Outcome, begin_sweep, keep_baseline, keep_outcome, sweep_store
+from ciml.training.sweeps.study import Outcome, begin_sweep, store_baselines, store_outcome, sweep_store
 from ciml.verdicts.feedback.truths import Correction, add_corrections
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
@@ -44,11 +44,11 @@ def make(folder: Path) -> None:
     sweep = Sweep.from_json({"name": "intervals", "vary": {"dataset": {"sample_interval": ["1s", "1min"]}}})
     store = sweep_store(data.sweeps, sweep.name)
     begin_sweep(store, sweep, {}, lambda: 2)
-    keep_outcome(
+    store_outcome(
         store,
         Outcome(number=0, question=0, parameters={"sample_interval": "1s"}, state="failed", reason="too few runs"),
     )
-    keep_baseline(store, 0, {"majority": {"accuracy": 0.5}})
+    store_baselines(store, 0, {"majority": {"accuracy": 0.5}})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError
-from ciml.serving import client as wire
+from ciml.serving import client as model_client
+from ciml.serving import wire
 from ciml.serving.client import ClientPolicy, ModelClient, NotServedError
 from ciml.serving.push import push
 from ciml.serving.registry import Decision
@@ -49,8 +50,8 @@ def test_same_bytes_as_the_stock_messages() -> None:
     ours = wire.PredictRequest()
     ours.model_spec.name = "m"
     ours.model_spec.version.value = 7
-    wire.put_array(ours, "inputs", inputs)
-    wire.put_array(ours, "n_windows", n_windows)
+    model_client.put_array(ours, "inputs", inputs)
+    model_client.put_array(ours, "n_windows", n_windows)
     theirs = predict_pb2.PredictRequest.FromString(ours.SerializeToString())
     assert (theirs.model_spec.name, theirs.model_spec.version.value) == ("m", 7)
     np.testing.assert_array_equal(tf.make_ndarray(theirs.inputs["inputs"]), inputs)
@@ -61,14 +62,14 @@ def test_same_bytes_as_the_stock_messages() -> None:
     answer.outputs["probabilities"].CopyFrom(tf.make_tensor_proto(inputs[:, 0]))
     for proto in (answer.outputs["probabilities"],):
         read = wire.PredictResponse.FromString(answer.SerializeToString())
-        np.testing.assert_array_equal(wire.get_floats(read, "probabilities"), inputs[:, 0])
+        np.testing.assert_array_equal(model_client.get_floats(read, "probabilities"), inputs[:, 0])
         proto.ClearField("tensor_content")
         proto.float_val.extend(inputs[:, 0].ravel().tolist())
         read = wire.PredictResponse.FromString(answer.SerializeToString())
-        np.testing.assert_array_equal(wire.get_floats(read, "probabilities"), inputs[:, 0])
+        np.testing.assert_array_equal(model_client.get_floats(read, "probabilities"), inputs[:, 0])
     assert read.model_spec.version.value == 3
     with pytest.raises(KeyError):
-        wire.get_floats(read, "other")
+        model_client.get_floats(read, "other")
 
     status = get_model_status_pb2.GetModelStatusResponse()
     one = status.model_version_status.add()
@@ -76,7 +77,7 @@ def test_same_bytes_as_the_stock_messages() -> None:
     one.status.error_message = "bad"
     (read_one,) = wire.StatusResponse.FromString(status.SerializeToString()).model_version_status
     assert (read_one.version, read_one.state, read_one.status.error_message) == (4, 50, "bad")
-    assert get_model_status_pb2.ModelVersionStatus.AVAILABLE == wire.AVAILABLE
+    assert get_model_status_pb2.ModelVersionStatus.AVAILABLE == model_client.AVAILABLE
 
 
 def test_client_imports_neither_tensorflow_nor_beam() -> None:
@@ -95,7 +96,7 @@ def test_predict_and_status(server: ModelServer, good: dict[int, Path]) -> None:
             assert 0 < answer.seconds < 10
             np.testing.assert_allclose(answer.probabilities, direct(good[seed], inputs, n_windows), atol=1e-6)
         assert client.served_version() == 2
-        assert client.statuses() == [(2, wire.AVAILABLE, ""), (1, wire.AVAILABLE, "")]
+        assert client.statuses() == [(2, model_client.AVAILABLE, ""), (1, model_client.AVAILABLE, "")]
         client.wait_until_served(2, timeout_s=1)
         with pytest.raises(EngineError, match=r"serves version 2 as stable after 0\.1 s, not 9"):
             client.wait_until_served(9, timeout_s=0.1)

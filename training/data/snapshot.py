@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal
 from msgspec import field
 
 from ciml.data_root import StoredDataset
-from ciml.datasets.definition import ResolvedDefinition
-from ciml.datasets.state import DatasetState, ExampleFile, Position, SpanVersion
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
+from ciml.datasets.state import DatasetState, ExampleFile, SpanVersion
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError, InvalidSettingError, NoTrainingDataError
 from ciml.events.records import Record, RunFacts, facts_of_row, rows_of
@@ -115,7 +115,7 @@ class Snapshot(Settings, frozen=True):
     @property
     def dev_from_train(self) -> bool:
         """Whether the dev runs were taken from train: the definition gives dev no weight."""
-        return self.resolved.definition.tdt_split[1] == 0
+        return not _has_dev_split(self.resolved.definition)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the number of runs by role and class name, zeros included."""
@@ -125,7 +125,7 @@ class Snapshot(Settings, frozen=True):
         return counts
 
     def summary(self) -> dict[str, Any]:
-        """Return it without runs and files, for stored results; ``rules``: number of runs that each one accepted."""
+        """Return the snapshot without runs and files, for stored results; ``rules`` counts the runs by rule."""
         rules = Counter(run.rule for run in self.runs())
         return {
             "digest": self.digest,
@@ -164,7 +164,7 @@ def snapshot_of(
     policy: TrustPolicy,
     exclusions: Exclusions | None = None,
 ) -> Snapshot:
-    """Return `make_snapshot` of a data set whose state, and the facts of its runs by run id, are loaded."""
+    """Do as `make_snapshot` for a data set whose state, and the facts of its runs by run id, are loaded."""
     if exclusions is None:
         exclusions = stored_exclusions(dataset, state)
     joined = joined_facts(dataset, state, facts)
@@ -175,31 +175,38 @@ def snapshot_of(
     untrusted: Counter[str] = Counter()
     excluded: Counter[str] = Counter()
     spans = []
-    dev_from_train = state.definition.tdt_split[1] == 0
     for span in state.latest():
         accepted = []
         for run in span.runs:
-            if run.run_id not in facts:
+            run_facts = facts.get(run.run_id)
+            if run_facts is None:
                 raise IntegrityError(f"data set {dataset.name!r}: run {run.run_id} is missing in the raw manifest")
-            run_facts = facts[run.run_id]
-            if (reason := exclusions.reason(run_facts)) is not None:
+            reason = exclusions.reason(run_facts)
+            if reason is not None:
                 excluded[reason] += 1
                 continue
             trust = evaluate(policy, joined[run.run_id])
             if not trust.trusted:
                 untrusted[trust.rule] += 1
                 continue
-            role: Role = run.split  # type: ignore[assignment]
-            if dev_from_train and run.split == "train":
-                # Split by change, as train and test are, so that no change is in both.
-                salt = f"{state.definition.salt}\0dev"
-                role = split_of(run_facts.project, run_facts.change, run.run_id, salt, _DEV_FROM_TRAIN)  # type: ignore[assignment]
+            role = _role_of(run.split, run_facts, state.definition)
             accepted.append(SnapshotRun(run.run_id, run.split, role, run.label, trust.rule, run.build_name, run.digest))
         if accepted:
             splits = {run.split for run in accepted}
             files = {split: files for split, files in span.files.items() if split in splits}
             spans.append(SnapshotSpan(span.span, span.version, files, tuple(accepted)))
     return Snapshot(dataset.name, state.resolved, policy.digest, tuple(spans), dict(untrusted), dict(excluded))
+
+
+def _role_of(split: str, facts: RunFacts, definition: DatasetDefinition) -> Role:
+    """Return the role of a run of a split. Without a dev split, the changes of train are divided into train and dev."""
+    if split == "train" and not _has_dev_split(definition):
+        split = split_of(facts.project, facts.change, facts.run_id, f"{definition.salt}\0dev", _DEV_FROM_TRAIN)
+    return split  # type: ignore[return-value]
+
+
+def _has_dev_split(definition: DatasetDefinition) -> bool:
+    return definition.tdt_split[1] > 0
 
 
 def joined_facts(dataset: StoredDataset, state: DatasetState, facts: Mapping[str, RunFacts]) -> Mapping[str, RunFacts]:
@@ -217,13 +224,13 @@ def joined_facts(dataset: StoredDataset, state: DatasetState, facts: Mapping[str
 
 def facts_of_spans(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
     """Return the raw manifest's facts of the selected runs of spans, as known when they were stored, by run id."""
-    missing: dict[int, set[int]] = {}
+    indices_by_version: dict[int, set[int]] = {}
     for span in spans:
         for version, index in span.selected:
-            missing.setdefault(version, set()).add(index)
+            indices_by_version.setdefault(version, set()).add(index)
     log = ManifestLog(raw)
-    found: dict[str, RunFacts] = {}
-    for version, indices in sorted(missing.items()):
+    facts: dict[str, RunFacts] = {}
+    for version, indices in sorted(indices_by_version.items()):
         try:
             runs = rows_of(log.read(version))
         except FileNotFoundError:
@@ -231,17 +238,11 @@ def facts_of_spans(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFac
                 f"{log.store.url(log.path(version))} is missing, and a data set was built from it"
             ) from None
         for index in indices:
-            facts = facts_of_row(_at(runs, Position(version, index)))
-            found[facts.run_id] = facts
-    return found
-
-
-def _at(runs: list[Any], position: Position) -> Any:
-    if position.row >= len(runs):
-        raise IntegrityError(
-            f"raw manifest: version {position.raw_version} has no run {position.row}, named by a data set"
-        )
-    return runs[position.row]
+            if index >= len(runs):
+                raise IntegrityError(f"raw manifest: version {version} has no run {index}, named by a data set")
+            run = facts_of_row(runs[index])
+            facts[run.run_id] = run
+    return facts
 
 
 def snapshot_path(digest: str) -> str:

@@ -38,7 +38,7 @@ _SPECTRUM = 64  # windows of the spectrum
 _BANDS = ((0, 2), (2, 4), (4, 8), (8, 16), (16, 32))
 _SMALL = 1e-3  # values below count as zero in ratios
 _ROUNDED = 0.005  # a percentage is recorded with two digits
-_CHUNK = 1 << 20  # values of a column processed at once, to stay in the CPU's caches
+_CHUNK = 1 << 20  # values of a column processed at a time, so that they fit the CPU's caches
 
 View = Literal["levels", "shapes"]
 #: Numbers of a single column in each view.
@@ -57,8 +57,8 @@ def summarise(inputs: np.ndarray, n_windows: np.ndarray, view: View) -> np.ndarr
       float32 [n, numbers]; NaN if a run is too short for a number.
     """
     size = max(1, _CHUNK // max(1, inputs.shape[1]))
-    begins = range(0, max(1, len(inputs)), size)
-    parts = [_summarise(inputs[start : start + size], n_windows[start : start + size], view) for start in begins]
+    starts = range(0, max(1, len(inputs)), size)
+    parts = [_summarise(inputs[start : start + size], n_windows[start : start + size], view) for start in starts]
     return np.concatenate(parts)
 
 
@@ -72,30 +72,30 @@ def columns_of(view: View, columns: int) -> np.ndarray:
 
 def _summarise(inputs: np.ndarray, n_windows: np.ndarray, view: View) -> np.ndarray:
     n, windows, _ = inputs.shape
-    mask = np.arange(windows) < n_windows[:, None]
+    own = np.arange(windows) < n_windows[:, None]
     counts = np.maximum(n_windows, 1).astype(np.float64)
     numbers: list[np.ndarray] = []
-    typical: list[np.ndarray] = []
+    centres: list[np.ndarray] = []  # [3, n] for each column: mean, median and 90th percentile
     with np.errstate(all="ignore"):
         for values in inputs.transpose(2, 0, 1).astype(np.float64):
-            column = _Column(values, mask, counts)
+            column = _Column(values, own, counts)
             level = list(_levels(column))
             numbers += level
-            typical.append(np.stack([column.mean, level[4], level[6]]))  # mean, median, 90th percentile
+            centres.append(np.stack([column.mean, level[_QUANTILES.index(0.5)], level[_QUANTILES.index(0.9)]]))
             if view == "shapes":
                 numbers += [*_shapes(column), *_tasks(column), *_ticks(column)]
         if view == "levels":
-            for left_column, right_column in combinations(typical, 2):
+            for left_column, right_column in combinations(centres, 2):
                 numbers += list(np.log((np.abs(left_column) + _SMALL) / (np.abs(right_column) + _SMALL)))
-    return _stored(numbers, n)
+    return _stack(numbers, n)
 
 
-def _stored(numbers: list[np.ndarray], n: int) -> np.ndarray:
+def _stack(numbers: list[np.ndarray], n: int) -> np.ndarray:
     """Stack numbers of n runs as float32; values that are not finite become NaN."""
     with np.errstate(over="ignore"):
-        stored = np.stack(numbers, axis=1).astype(np.float32) if numbers else np.zeros((n, 0), np.float32)
-    stored[~np.isfinite(stored)] = np.nan
-    return stored
+        stacked = np.stack(numbers, axis=1).astype(np.float32) if numbers else np.zeros((n, 0), np.float32)
+    stacked[~np.isfinite(stacked)] = np.nan
+    return stacked
 
 
 class _Column:
@@ -105,8 +105,10 @@ class _Column:
       values: float64 [n, L], zero in the padding.
       own: bool [n, L], whether a window is the run's own.
       counts: float64 [n], number of own windows.
+      step_counts: float64 [n], number of steps, at least 1.
       ordered: float64 [n, L], the run's own values ascending, then infinity.
-      steps: float64 [n, L - 1], from each window to the next, zero in the padding; ``stepped`` marks real steps.
+      steps: float64 [n, L - 1], from each window to the next, zero in the padding.
+      is_step: bool [n, L - 1], whether a step is between two own windows.
       centred: float64 [n, L], values minus the mean, zero in the padding.
     """
 
@@ -115,33 +117,37 @@ class _Column:
         self.own = own
         self.counts = counts
         self.ordered = np.sort(np.where(own, values, np.inf), axis=1)
-        self.stepped = own[:, 1:]
-        self.steps = np.where(self.stepped, np.diff(self.values, axis=1), 0.0)
-        self.pairs = np.maximum(counts - 1, 1)
+        self.is_step = own[:, 1:]
+        self.steps = np.where(self.is_step, np.diff(self.values, axis=1), 0.0)
+        self.step_counts = np.maximum(counts - 1, 1)
         self.mean = self.values.sum(axis=1) / counts
         self.centred = np.where(own, values - self.mean[:, None], 0.0)
         self.deviation = np.sqrt((self.centred**2).sum(axis=1) / counts)
 
-    def share(self, which: np.ndarray) -> np.ndarray:
-        """Return the share of the run's own windows [n, L], or of its steps [n, L - 1], for which ``which`` is true."""
-        of_windows = which.shape[1] == self.own.shape[1]
-        among = self.own if of_windows else self.stepped
-        share: np.ndarray = (which & among).sum(axis=1) / (self.counts if of_windows else self.pairs)
+    def share_of_windows(self, condition: np.ndarray) -> np.ndarray:
+        """Return the share of the run's own windows for which a condition, bool [n, L], is true."""
+        share: np.ndarray = (condition & self.own).sum(axis=1) / self.counts
+        return share
+
+    def share_of_steps(self, condition: np.ndarray) -> np.ndarray:
+        """Return the share of the run's steps for which a condition, bool [n, L - 1], is true."""
+        share: np.ndarray = (condition & self.is_step).sum(axis=1) / self.step_counts
         return share
 
 
 def _quantiles(ordered: np.ndarray, counts: np.ndarray, shares: tuple[float, ...]) -> list[np.ndarray]:
-    """Interpolate quantiles linearly in ascending rows [n, K], of which the first ``counts`` [n] are values."""
+    """Interpolate quantiles linearly in ascending rows [n, K]; only the first ``counts`` [n] entries are values."""
     if not ordered.shape[1]:
         return [np.full(len(ordered), np.nan) for _ in shares]
-    out = []
+    quantiles = []
     for share in shares:
         position = np.maximum(counts - 1, 0) * share
         low = np.floor(position).astype(np.int64)
         high = np.minimum(low + 1, np.maximum(counts - 1, 0).astype(np.int64))
-        lower, right = (np.take_along_axis(ordered, index[:, None], axis=1)[:, 0] for index in (low, high))
-        out.append(np.where(counts > 0, lower + np.where(high > low, (right - lower) * (position - low), 0.0), np.nan))
-    return out
+        lower, upper = (np.take_along_axis(ordered, index[:, None], axis=1)[:, 0] for index in (low, high))
+        distance = np.where(high > low, (upper - lower) * (position - low), 0.0)  # upper may be infinite padding
+        quantiles.append(np.where(counts > 0, lower + distance, np.nan))
+    return quantiles
 
 
 def _levels(column: _Column) -> Iterator[np.ndarray]:
@@ -155,48 +161,75 @@ def _levels(column: _Column) -> Iterator[np.ndarray]:
     yield column.deviation
     yield column.values[:, 0]
     yield np.take_along_axis(column.values, column.counts.astype(np.int64)[:, None] - 1, axis=1)[:, 0]
-    yield np.abs(column.steps).sum(axis=1) / column.pairs
-    yield np.sqrt((column.steps**2).sum(axis=1) / column.pairs)
-    yield column.share(column.values == 0)
-    yield column.share(column.steps == 0)
+    yield np.abs(column.steps).sum(axis=1) / column.step_counts
+    yield np.sqrt((column.steps**2).sum(axis=1) / column.step_counts)
+    yield column.share_of_windows(column.values == 0)
+    yield column.share_of_steps(column.steps == 0)
     yield np.where(column.own & (column.values > 0), column.values, np.inf).min(axis=1)
     yield np.where(np.abs(column.steps) > 1e-6, np.abs(column.steps), np.inf).min(axis=1, initial=np.inf)
 
 
 def _shapes(column: _Column) -> Iterator[np.ndarray]:
-    """Yield the numbers of *shapes* beside levels.
+    """Yield the numbers of *shapes* that are not levels, tasks or ticks."""
+    yield from _moments(column)
+    yield from _movements(column)
+    yield from _quarters(column)
+    yield from _spectrum(column)
+    yield from _beginning(column)
 
-    Skewness and kurtosis; autocorrelations; shares of rises, mean crossings and deviations above two; position of the
-    maximum; the mean of each quarter; bands of the spectrum; the first windows and steps.
-    """
+
+def _moments(column: _Column) -> Iterator[np.ndarray]:
+    """Yield skewness, kurtosis and autocorrelations."""
     centred = column.centred
     counts = column.counts
-    windows = centred.shape[1]
     deviation = np.maximum(column.deviation, 1e-9)
     yield (centred**3).sum(axis=1) / counts / deviation**3
     yield (centred**4).sum(axis=1) / counts / deviation**4
     for lag in _LAGS:
-        product = (centred[:, lag:] * centred[:, :-lag]).sum(axis=1) if lag < windows else np.zeros(len(counts))
+        has_lag = lag < centred.shape[1]
+        product = (centred[:, lag:] * centred[:, :-lag]).sum(axis=1) if has_lag else np.zeros(len(counts))
         yield product / np.maximum(counts - lag, 1) / deviation**2
-    yield column.share(column.steps > 0)
-    yield column.share(centred[:, 1:] * centred[:, :-1] < 0)
-    yield column.share(np.abs(centred) > 2 * deviation[:, None])
-    yield np.where(column.own, column.values, -np.inf).argmax(axis=1) / counts
-    position = np.arange(windows)
+
+
+def _movements(column: _Column) -> Iterator[np.ndarray]:
+    """Yield shares of rises, of crossings of the mean and of deviations above two, and the position of the maximum."""
+    centred = column.centred
+    deviation = np.maximum(column.deviation, 1e-9)
+    yield column.share_of_steps(column.steps > 0)
+    yield column.share_of_steps(centred[:, 1:] * centred[:, :-1] < 0)
+    yield column.share_of_windows(np.abs(centred) > 2 * deviation[:, None])
+    yield np.where(column.own, column.values, -np.inf).argmax(axis=1) / column.counts
+
+
+def _quarters(column: _Column) -> Iterator[np.ndarray]:
+    """Yield the mean of each quarter of the run; a quarter has at least one window."""
+    counts = column.counts
+    position = np.arange(column.values.shape[1])
     for quarter in range(4):
-        begin = (counts * quarter // 4)[:, None]
-        inside = (position >= begin) & (position < np.maximum((counts * (quarter + 1) // 4)[:, None], begin + 1))
-        yield (column.values * inside).sum(axis=1) / inside.sum(axis=1)
-    power = np.abs(np.fft.rfft(centred[:, :_SPECTRUM], n=_SPECTRUM, axis=1))[:, 1:] ** 2
+        start = (counts * quarter // 4)[:, None]
+        end = np.maximum((counts * (quarter + 1) // 4)[:, None], start + 1)
+        is_inside = (position >= start) & (position < end)
+        yield (column.values * is_inside).sum(axis=1) / is_inside.sum(axis=1)
+
+
+def _spectrum(column: _Column) -> Iterator[np.ndarray]:
+    """Yield the share of each band in the power of the first `_SPECTRUM` windows."""
+    power = np.abs(np.fft.rfft(column.centred[:, :_SPECTRUM], n=_SPECTRUM, axis=1))[:, 1:] ** 2
     total = np.maximum(power.sum(axis=1), 1e-12)
     for low, high in _BANDS:
         yield power[:, low:high].sum(axis=1) / total
-    nothing = np.full(len(counts), np.nan)
+
+
+def _beginning(column: _Column) -> Iterator[np.ndarray]:
+    """Yield the first windows and steps; NaN for a run that is shorter."""
+    counts = column.counts
+    windows = column.values.shape[1]
+    missing = np.full(len(counts), np.nan)
     for window in range(_FIRST):
-        yield np.where(counts > window, column.values[:, window], np.nan) if window < windows else nothing
+        yield np.where(counts > window, column.values[:, window], np.nan) if window < windows else missing
     for step in range(3):
-        there = step < windows - 1
-        yield np.where(column.stepped[:, step], column.steps[:, step], np.nan) if there else nothing
+        has_step = step < windows - 1
+        yield np.where(column.is_step[:, step], column.steps[:, step], np.nan) if has_step else missing
 
 
 def _tasks(column: _Column) -> Iterator[np.ndarray]:
@@ -205,18 +238,18 @@ def _tasks(column: _Column) -> Iterator[np.ndarray]:
     Linux computes load = load · a + tasks · (1 - a) every 5 s. The figures: quantiles, mean and deviation of the tasks,
     the share of updates, the first update and its tasks.
     """
-    renewed = column.stepped & (np.abs(column.steps) > 1e-4)
+    is_update = column.is_step & (np.abs(column.steps) > 1e-4)
     tasks = column.values[:, :-1] + column.steps / (1 - _DECAY)
-    counts = renewed.sum(axis=1).astype(np.float64)
-    yield from _quantiles(np.sort(np.where(renewed, tasks, np.inf), axis=1), counts, _STEP_QUANTILES)
-    mean = np.where(renewed, tasks, 0.0).sum(axis=1) / counts
+    counts = is_update.sum(axis=1).astype(np.float64)
+    yield from _quantiles(np.sort(np.where(is_update, tasks, np.inf), axis=1), counts, _STEP_QUANTILES)
+    mean = np.where(is_update, tasks, 0.0).sum(axis=1) / counts
     yield mean
-    yield np.sqrt((np.where(renewed, tasks - mean[:, None], 0.0) ** 2).sum(axis=1) / counts)
-    yield column.share(renewed)
-    if not renewed.shape[1]:
+    yield np.sqrt((np.where(is_update, tasks - mean[:, None], 0.0) ** 2).sum(axis=1) / counts)
+    yield column.share_of_steps(is_update)
+    if not is_update.shape[1]:
         yield from (np.full(len(counts), np.nan),) * 2
         return
-    first = renewed.argmax(axis=1)
+    first = is_update.argmax(axis=1)
     yield np.where(counts > 0, first, np.nan)
     yield np.where(counts > 0, np.take_along_axis(tasks, first[:, None], axis=1)[:, 0], np.nan)
 
@@ -282,8 +315,8 @@ class BoostedViews:
 
         def member(view: View, number: int) -> tuple[View, np.ndarray, Any]:
             values = views[view]
-            seen = self._seen(view, number, runs.inputs.shape[2])
-            usable = seen[~np.isnan(values[:, seen]).all(axis=0)]  # all runs are too short for the other numbers
+            drawn = self._drawn_numbers(view, number, runs.inputs.shape[2])
+            usable = drawn[~np.isnan(values[:, drawn]).all(axis=0)]  # all runs are too short for the other numbers
             model = HistGradientBoostingClassifier(**self.parameters, random_state=self.seed + number)
             return view, usable, model.fit(values[:, usable], labels)
 
@@ -301,7 +334,7 @@ class BoostedViews:
         mean: np.ndarray = np.mean(answers, axis=0)
         return mean
 
-    def _seen(self, view: View, number: int, columns: int) -> np.ndarray:
+    def _drawn_numbers(self, view: View, number: int, columns: int) -> np.ndarray:
         """Return the positions of the numbers of a view that a member uses, int64 [numbers]."""
         draw = np.random.default_rng([self.seed, number])
         chosen = draw.choice(columns, max(1, round(self.columns * columns)), replace=False)
@@ -312,7 +345,7 @@ class BoostedViews:
 
 
 def boosted_summaries(experiment: Experiment, smallest: int) -> BoostedViews:
-    """Build the ensemble of an experiment.
+    """Build the ensemble of an experiment. The size of the smallest class is not used.
 
     Raises:
       CimlError: for an invalid number of members or share of columns.

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from ciml.tensorflow import keras, load_tensorflow
 from ciml.training.estimators.base import Rows, Watch, class_weights
 from ciml.training.experiment import Experiment
 
-#: Runs that are predicted at once.
+#: Runs that are predicted at a time.
 _PREDICTION_BATCH = 1024
 
 #: Takes a batch (inputs, n_windows, labels); returns the sum of its losses and the number of correct predictions.
@@ -39,7 +39,7 @@ class Trained:
     Attributes:
       model: a Keras model from normalised ``inputs`` and ``n_windows`` to probabilities.
       history: per epoch ``loss``, ``accuracy`` and, with early stopping, ``val_loss`` and ``val_accuracy``.
-      epochs: number of epochs begun.
+      epochs: number of epochs; the number of steps may cut the last one short.
       steps: number of batches.
       best_epoch: the epoch, from 1, of the model's weights; the last one without early stopping.
       runs: number of training runs.
@@ -181,12 +181,13 @@ def fit_network(
     Raises:
       CimlError: if the runs have a single class, or the weights diverge.
     """
-    start = time.perf_counter()
+    started_s = time.perf_counter()
     if np.count_nonzero(batches.counts) < 2:
         raise NoTrainingDataError(f"{experiment.estimator} needs training runs of at least two classes")
     count = int(batches.counts.sum())
-    per_epoch = math.ceil(count / batches.batch_size)
-    steps = min(experiment.epochs * per_epoch, experiment.steps or experiment.epochs * per_epoch)
+    steps_per_epoch = math.ceil(count / batches.batch_size)
+    most_steps = experiment.epochs * steps_per_epoch
+    steps = min(most_steps, experiment.steps or most_steps)
     optimizer = optimizer_of(experiment, steps)
     model.compile(optimizer=optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     optimizer.build(model.trainable_variables)
@@ -197,17 +198,15 @@ def fit_network(
 
     history: dict[str, list[float]] = {}
     steps_done = 0
-    best_epoch = 1
-    best_loss = math.inf
-    best_weights = None
-    epochs = math.ceil(steps / per_epoch)
+    best: _Best | None = None
+    epochs = math.ceil(steps / steps_per_epoch)
 
     def trained(best_epoch: int) -> Trained:
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - started_s
         return Trained(model, history, len(history["loss"]), steps_done, best_epoch, count, seconds)
 
     for epoch in range(1, epochs + 1):
-        epoch_steps = min(per_epoch, steps - steps_done)
+        epoch_steps = min(steps_per_epoch, steps - steps_done)
         loss, right, runs = run_epoch(epoch - 1, epoch_steps)
         steps_done += epoch_steps
         figures = {"accuracy": float(right) / runs, "loss": float(loss) / runs}
@@ -227,16 +226,23 @@ def fit_network(
         if watch is not None:
             watch(epoch, trained(epoch))
         if evaluate_dev is None:
-            best_epoch = epoch
-        elif figures["val_loss"] < best_loss:
-            best_epoch = epoch
-            best_loss = figures["val_loss"]
-            best_weights = model.get_weights()
-        elif experiment.early_stopping is not None and epoch - best_epoch >= experiment.early_stopping:
+            continue
+        if best is None or figures["val_loss"] < best.loss:
+            best = _Best(epoch, figures["val_loss"], model.get_weights())
+        elif experiment.early_stopping is not None and epoch - best.epoch >= experiment.early_stopping:
             break
-    if best_weights is not None:
-        model.set_weights(best_weights)
-    return trained(best_epoch)
+    if best is None:
+        return trained(len(history["loss"]))
+    model.set_weights(best.weights)
+    return trained(best.epoch)
+
+
+class _Best(NamedTuple):
+    """The epoch, from 1, with the lowest loss on the dev runs so far, that loss, and the weights after it."""
+
+    epoch: int
+    loss: float
+    weights: Sequence[Any]
 
 
 def _loss(labels: Any, answers: Any) -> Any:

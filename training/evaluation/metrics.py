@@ -1,7 +1,7 @@
-"""Figures of a model on held-out runs: `evaluate` for the gate, `scores` to choose estimators, `compare` for two models.
+"""Figures of a model on held-out runs: `evaluate` for the gate, `scores` to choose estimators; `compare` of two models.
 
-A run is unanswered if one of its probabilities is not finite. No class is predicted for it, so it counts as wrong and is
-in no column of the confusion matrix.
+A run is unanswered if one of its probabilities is not finite. No class is predicted for it: it counts as wrong, and
+no column of the confusion matrix has it.
 """
 
 from __future__ import annotations

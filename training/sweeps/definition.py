@@ -67,8 +67,8 @@ class Axis:
         """Whether its values define different questions."""
         return self.part == "dataset" and self.key in QUESTION_KEYS
 
-    def meant(self, value: Value) -> Any:
-        """Return the key's setting for a value. Raises `CimlError` for an unknown value."""
+    def setting_of(self, value: Value) -> Any:
+        """Return the key's setting that a value stands for. Raises `CimlError` for an unknown value."""
         if self.values:
             if isinstance(value, str) and value in self.values:
                 return self.values[value]
@@ -96,11 +96,11 @@ def axes_of(part: Part, keys: Mapping[str, Any]) -> list[Axis]:
 
 def _axis(part: Part, key: str, value: Any) -> Axis:
     place = f"vary.{part}.{key}"
-    if isinstance(value, Mapping) and _RANGE_KEYS >= value.keys() >= {"low", "high"} and _number(value["low"]):
+    if isinstance(value, Mapping) and _RANGE_KEYS >= value.keys() >= {"low", "high"} and _is_number(value["low"]):
         if part == "dataset":
             raise ValueError(f"{place}: a range would need a data set for each trial; list the values")
         return _range(place, part, key, value)
-    named = value if isinstance(value, Mapping) else _named(place, value)
+    named = value if isinstance(value, Mapping) else _name_values(place, value)
     if not named:
         raise ValueError(f"{place}: no values")
     if len(named) > _MOST_VALUES:
@@ -116,7 +116,7 @@ def _range(place: str, part: Part, key: str, value: Mapping[str, Any]) -> Axis:
     low = value["low"]
     high = value["high"]
     log = value.get("log", False)
-    if not _number(high) or not low < high:
+    if not _is_number(high) or not low < high:
         raise ValueError(f"{place}: expected a range from a lower to a higher number")
     if not isinstance(log, bool):
         raise ValueError(f"{place}.log: expected true or false")
@@ -128,11 +128,11 @@ def _range(place: str, part: Part, key: str, value: Mapping[str, Any]) -> Axis:
     return Axis(part, key, {}, low, high, log)
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def _named(place: str, value: Any) -> dict[str, Any]:
+def _name_values(place: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{place}: expected a list of values, a table of named ones, or a range {{low = …, high = …}}")
     named = {name_of(place, value_item): value_item for value_item in value}
@@ -323,8 +323,8 @@ class Sweep(Settings, frozen=True, kw_only=True):
         """
         keys = self._keys(parameters)
         if "estimator" in self.vary.experiment:  # then an estimator need not use all common keys
-            known = ESTIMATORS[self._estimator(parameters)].keys
-            keys["experiment"] = {key: value for key, value in keys["experiment"].items() if key in known}
+            used = ESTIMATORS[self._estimator(parameters)].keys
+            keys["experiment"] = {key: value for key, value in keys["experiment"].items() if key in used}
         return Combination(parameters, _definition(keys["dataset"], raw_version), self._experiment(keys))
 
     def _keys(self, parameters: Mapping[str, Value]) -> dict[Part, dict[str, Any]]:
@@ -332,7 +332,7 @@ class Sweep(Settings, frozen=True, kw_only=True):
         for key, value in parameters.items():
             axis = self.axis(key)
             head, _, parameter = key.partition(".")
-            setting = axis.meant(value)
+            setting = axis.setting_of(value)
             keys[axis.part][head] = {**keys[axis.part].get(head, {}), parameter: setting} if parameter else setting
         return keys
 
@@ -342,7 +342,7 @@ class Sweep(Settings, frozen=True, kw_only=True):
     def _estimator(self, parameters: Mapping[str, Value]) -> str:
         name: Any = self.experiment.get("estimator", "dnn")
         if "estimator" in parameters:
-            name = self.axis("estimator").meant(parameters["estimator"])
+            name = self.axis("estimator").setting_of(parameters["estimator"])
         alias = ALIASES.get(name, name) if isinstance(name, str) else name
         if alias not in ESTIMATORS:
             raise UnknownEstimatorError(f"unknown estimator {name!r:.60}; choose from {', '.join(ESTIMATORS)}")

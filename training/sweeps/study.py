@@ -59,7 +59,8 @@ class Outcome(Settings, frozen=True, kw_only=True):
       value: the metric over all held-out runs; for a pruned trial, over those scored last.
       low: lower bound of its 95 % interval, or None.
       high: upper bound, or None.
-      steps: reported (step, value): for folds, over the folds so far; for epochs, on dev.
+      steps: the reported (step, value). A step is a fold, and its value that of all folds so far; or it is an epoch,
+        and its value that of the dev runs.
       scores: further figures of a complete trial: ``accuracy``, ``f1`` and ``base_rate``.
       dataset: name of the data set.
       experiment: the experiment, as JSON.
@@ -120,7 +121,7 @@ def begin_sweep(store: Store, sweep: Sweep, inputs: Mapping[str, Any], raw_versi
     if stored is None:
         begun = {**new, "normalisation": NORMALISATION, "raw_version": raw_version()}
         store.create("sweep.json", seal(canonical_json(begun)))
-        stored = read_stored(store, "sweep.json") or {}  # perhaps that of another process
+        stored = read_stored(store, "sweep.json") or {}  # another process may have created it first
     version = stored.get("raw_version")
     if not isinstance(version, int) or not isinstance(stored.get("sweep"), dict):
         raise IntegrityError(f"{store.url('sweep.json')} is not a sweep")
@@ -141,7 +142,7 @@ def check_normalisation(store: Store, name: str) -> None:
     """Check that a begun sweep may train further trials: all trials of a sweep are normalised alike.
 
     Raises:
-      CimlError: if an older version of ciml began it with another normalisation.
+      CimlError: if an older version of ciml began the sweep with another normalisation.
     """
     stored = read_stored(store, "sweep.json") or {}
     if stored.get("normalisation", 1) != NORMALISATION:
@@ -172,7 +173,7 @@ def propose(sweep: Sweep, question: int, past: Sequence[Outcome]) -> dict[str, V
 
 
 class Judge:
-    """Decides whether a running trial should be pruned.
+    """Judges a running trial by its steps: should it be pruned?
 
     Args:
       sweep: its pruner.
@@ -185,8 +186,8 @@ class Judge:
         self._study = _study(sweep, past, sampler=RandomSampler(seed=0), pruner=_pruner(sweep))
         self._trial = self._study.ask()
 
-    def hopeless(self, step: int, value: float) -> bool:
-        """Return whether to prune the trial after this step, from 1, with its value."""
+    def report_step(self, step: int, value: float) -> bool:
+        """Report a step, from 1, and the metric after it. Return whether to prune the trial."""
         self._trial.report(value, step)
         return self._trial.should_prune()
 
@@ -246,7 +247,7 @@ def _pruner(sweep: Sweep) -> Any:
 
 
 def score_trial(
-    sweep: Sweep, experiment: Experiment, dataset: InMemoryDataset, begun: Outcome, report: Report
+    sweep: Sweep, experiment: Experiment, dataset: InMemoryDataset, running: Outcome, report: Report
 ) -> Outcome:
     """Train and score a trial.
 
@@ -254,11 +255,11 @@ def score_trial(
       sweep: the sweep, with metric and folds.
       experiment: the experiment to train.
       dataset: the data set; its test runs are not used.
-      begun: the trial.
+      running: the trial, without its outcome.
       report: called after each step.
 
     Returns:
-      The ``complete`` trial, or the ``pruned`` one with its last value.
+      The outcome: ``complete``, or ``pruned`` with the last value.
 
     Raises:
       CimlError: if it cannot be trained, or the metric is undefined.
@@ -292,7 +293,7 @@ def score_trial(
             if sweep.on == "folds":
                 record(number + 1, answers[is_scored], is_scored)
         except _Pruned:
-            return begun.replace(
+            return running.replace(
                 state="pruned",
                 value=steps[-1][1],
                 steps=tuple(steps),
@@ -302,7 +303,7 @@ def score_trial(
     train_labels = labels if sweep.on == "folds" else labels[split.parts[0][0]]
     resamples = _resamples(sweep.metric)
     figures = scores(answers[is_scored], labels[is_scored], classes, train_labels, resamples=resamples)
-    return begun.replace(
+    return running.replace(
         state="complete",
         **_defined_figure(figures, sweep.metric),
         steps=tuple(steps),
@@ -356,7 +357,7 @@ def _figure(figures: dict[str, Any], metric: Metric) -> dict[str, float | None]:
     return {"value": figure["value"], "low": figure["low"], "high": figure["high"]}
 
 
-def one_number(sweep: Sweep, dataset: InMemoryDataset) -> dict[str, Any]:
+def score_baselines(sweep: Sweep, dataset: InMemoryDataset) -> dict[str, Any]:
     """Score the one-number baselines on the same split: ``what``, ``value``, ``low`` and ``high`` by name."""
     split = cv_split(sweep, dataset)
     baselines = {}
@@ -383,19 +384,19 @@ def read_outcome(store: Store, number: int) -> Outcome | None:
     return outcome
 
 
-def keep_outcome(store: Store, outcome: Outcome) -> Outcome:
+def store_outcome(store: Store, outcome: Outcome) -> Outcome:
     """Store the outcome of a trial and return it; if another process was first, return its outcome."""
     if store.create(_path(outcome.number), seal(canonical_json(outcome.to_json()))):
         return outcome
     return read_outcome(store, outcome.number) or outcome
 
 
-def read_baseline(store: Store, question: int) -> dict[str, Any] | None:
+def read_baselines(store: Store, question: int) -> dict[str, Any] | None:
     """Read the one-number baselines of a question, or None."""
     return read_stored(store, f"baselines/{question}.json")
 
 
-def keep_baseline(store: Store, question: int, baselines: Mapping[str, Any]) -> None:
+def store_baselines(store: Store, question: int, baselines: Mapping[str, Any]) -> None:
     """Store the one-number baselines of a question unless they are already stored."""
     store.create(f"baselines/{question}.json", seal(canonical_json(baselines)))
 

@@ -35,7 +35,7 @@ from ciml.training.experiments.trials import Trial
 from ciml.training.refresh import write_metrics
 from ciml.training.sweeps.definition import Sweep
 from ciml.training.sweeps.study import Outcome as TrialOutcome
-from ciml.training.sweeps.study import begin_sweep, keep_baseline, keep_outcome, sweep_store
+from ciml.training.sweeps.study import begin_sweep, store_baselines, store_outcome, sweep_store
 from ciml.transforms.examples import changes
 from ciml.trust import TrustPolicy
 from ciml.verdicts.feedback.state import FEEDBACK
@@ -123,8 +123,8 @@ def _make_learning(data: DataRoot) -> None:
     failed = TrialOutcome(
         number=0, question=0, parameters={"sample_interval": "1s"}, state="failed", reason="too few runs"
     )
-    keep_outcome(store, failed)
-    keep_baseline(store, 0, {"majority": {"accuracy": 0.5}})
+    store_outcome(store, failed)
+    store_baselines(store, 0, {"majority": {"accuracy": 0.5}})
     add(data.exclusions, [Exclusion("disk was full", job="tempest-*", since_us=1_790_000_000_000_000)], now_us=1)
 
 

@@ -27,11 +27,11 @@ from ciml.training.sweeps.study import (
     Outcome,
     begin_sweep,
     check_normalisation,
-    keep_outcome,
-    one_number,
     propose,
     read_outcome,
+    score_baselines,
     score_trial,
+    store_outcome,
     sweep_store,
 )
 from ciml.trust import TrustPolicy
@@ -164,18 +164,18 @@ def test_proposals_follow_from_the_past_alone_and_go_where_it_was_good() -> None
 def test_the_median_pruner_prunes_worse_trials_after_its_startup_trials() -> None:
     one = rates(startup_trials=3)
     past = [earlier("complete", value=value, steps=((1, value), (2, value))) for value in (0.2, 0.4, 0.6)]
-    assert [Judge(one, past).hopeless(1, value) for value in (0.1, 0.39, 0.41)] == [True, True, False]
+    assert [Judge(one, past).report_step(1, value) for value in (0.1, 0.39, 0.41)] == [True, True, False]
     judge = Judge(one, past)
-    assert [judge.hopeless(step, value) for step, value in ((1, 0.9), (2, 0.3))] == [False, False]  # its best so far
-    assert not Judge(one, past[:2]).hopeless(1, 0.1)
+    assert [judge.report_step(step, value) for step, value in ((1, 0.9), (2, 0.3))] == [False, False]  # its best so far
+    assert not Judge(one, past[:2]).report_step(1, 0.1)
     unknown = [*past[:2], earlier("running"), earlier("failed")]
-    assert not Judge(one, unknown).hopeless(1, 0.1)
-    assert [Judge(rates(startup_trials=3, metric="brier"), past).hopeless(1, value) for value in (0.1, 0.5)] == [
+    assert not Judge(one, unknown).report_step(1, 0.1)
+    assert [Judge(rates(startup_trials=3, metric="brier"), past).report_step(1, value) for value in (0.1, 0.5)] == [
         False,
         True,
     ]
-    assert not Judge(rates(startup_trials=3, pruner="none"), past).hopeless(1, 0.0)
-    assert not Judge(rates(startup_trials=3, warmup=2), past).hopeless(1, 0.0)
+    assert not Judge(rates(startup_trials=3, pruner="none"), past).report_step(1, 0.0)
+    assert not Judge(rates(startup_trials=3, warmup=2), past).report_step(1, 0.0)
 
 
 @pytest.mark.parametrize("pruner", ["successive_halving", "hyperband"])
@@ -186,7 +186,7 @@ def test_a_rung_is_remembered_with_the_trial(pruner: str) -> None:
         steps: list[tuple[int, float]] = []
         for step in range(1, 10):
             steps.append((step, value))
-            if judge.hopeless(step, value):
+            if judge.report_step(step, value):
                 ended.append(number)
                 break
         state = "pruned" if number in ended else "complete"
@@ -205,8 +205,8 @@ def test_an_outcome_is_stored_once_and_a_foreign_one_is_reported(tmp_path: Path)
     first = outcome(
         3, state="complete", value=0.1 + 0.2, steps=[[1, 0.25]], parameters={"seed": "1", "learning_rate": 0.1}
     )
-    assert keep_outcome(store, first) == first == read_outcome(store, 3)
-    assert keep_outcome(store, outcome(3)) == first
+    assert store_outcome(store, first) == first == read_outcome(store, 3)
+    assert store_outcome(store, outcome(3)) == first
     assert read_outcome(store, 4) is None
     for number, text, line in [
         (5, "{", "is unreadable"),
@@ -276,7 +276,7 @@ def test_on_dev_a_network_reports_its_epochs_and_its_last_value_is_its_score(mad
     assert (ended.state, ended.value, list(ended.steps), ended.low) == ("pruned", reported[1][1], reported, None)
     last = score_trial(one, experiment.replace(epochs=4), dataset, begun, lambda step, value: step == 4)
     assert (last.state, len(last.steps)) == ("complete", 2)
-    number = one_number(one, dataset)["memory"]
+    number = score_baselines(one, dataset)["memory"]
     known, asked = (first_memory(dataset.raw, [dataset.facts[at].run_id for at in each]) for each in (train, dev))
     nearest = dataset.rows.labels[train][np.abs(asked[:, None] - known).argmin(axis=1)]
     macro = scores(np.eye(2)[nearest], dataset.rows.labels[dev], "ab", dataset.rows.labels[train], resamples=0)["macro"]
