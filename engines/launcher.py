@@ -16,10 +16,9 @@ from ciml.engines import processes, state
 from ciml.engines.base import Engine, Launch, Settings
 from ciml.engines.flink.cluster import Cluster
 from ciml.engines.flink.job_server import Flink, MicroBatches
-from ciml.engines.gerrit import Gerrit
 from ciml.engines.jars import NoJava
 from ciml.engines.kafka import Kafka, MockKafka
-from ciml.engines.servers import S3, LogServer, ModelServer, Mosquitto
+from ciml.engines.servers import S3, Gerrit, LogServer, ModelServer, Mosquitto
 from ciml.engines.state import EngineState, ProcessId
 from ciml.errors import CimlError, EngineError
 

@@ -25,8 +25,7 @@ from ciml import engines
 from ciml.cli.demo.corpus import CAUSE, Sample
 from ciml.cli.demo.result import AnswerLine
 from ciml.cli.demo.run import Demo, Predictions, start_predict
-from ciml.engines.gerrit import ADMIN, check_needs
-from ciml.engines.servers import find_mosquitto
+from ciml.engines.servers import GERRIT_ADMIN, check_gerrit_needs, find_mosquitto
 from ciml.errors import EngineError
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts
@@ -117,7 +116,7 @@ def missing_servers() -> str:
     """Check the prerequisites of mosquitto and Gerrit; return the reason why one cannot start, or ""."""
     try:
         find_mosquitto()
-        check_needs()
+        check_gerrit_needs()
     except EngineError as error:
         return str(error)
     return ""
@@ -345,7 +344,7 @@ class Gerrit:
     """The REST API of the demo's Gerrit, as its administrator."""
 
     def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=f"{url}/a", auth=ADMIN, timeout=60.0, trust_env=False)
+        self._http = httpx.Client(base_url=f"{url}/a", auth=GERRIT_ADMIN, timeout=60.0, trust_env=False)
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Return an answer. Raises `EngineError`."""

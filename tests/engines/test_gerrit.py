@@ -19,14 +19,13 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from ciml import engines
 from ciml.engines import processes
-from ciml.engines.gerrit import ADMIN
 from ciml.engines.jars import NoJava
-from ciml.engines.servers import find_mosquitto
+from ciml.engines.servers import GERRIT_ADMIN, find_mosquitto
 from ciml.errors import EngineError
 
 
 def _ask(url: str, method: str, path: str, body: Any = None) -> Any:
-    proof = base64.b64encode(":".join(ADMIN).encode()).decode()
+    proof = base64.b64encode(":".join(GERRIT_ADMIN).encode()).decode()
     headers = {"Authorization": f"Basic {proof}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(urllib.request.Request(f"{url}/a{path}", data, headers, method=method)) as answer:

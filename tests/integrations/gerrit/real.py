@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ciml.engines.gerrit import ADMIN, init_site, java_command, make_site
 from ciml.engines.processes import lasting_ports
+from ciml.engines.servers import GERRIT_ADMIN, gerrit_command, init_gerrit_site, make_gerrit_site
 from tests.faults.children import Program
 
 REVIEWER, READER, AUTHOR = ("cleo", "cleo-secret"), ("ci", "ci-http-secret"), ("eve", "eve-secret")
@@ -37,9 +37,9 @@ class Gerrit:
 
     def __post_init__(self) -> None:
         self.http, self.ssh = lasting_ports(2)
-        self._site = make_site(self.folder / "site", self.http, self.ssh)
-        self._java = java_command(self.folder)
-        init_site(self._java, self._site, self.folder / "gerrit-init.log")
+        self._site = make_gerrit_site(self.folder / "site", self.http, self.ssh)
+        self._java = gerrit_command(self.folder)
+        init_gerrit_site(self._java, self._site, self.folder / "gerrit-init.log")
         self.start()
         self._set_up()
 
@@ -62,7 +62,7 @@ class Gerrit:
         if self.program is not None:
             self.program.kill()
 
-    def ask(self, method: str, path: str, body: Any = None, user: tuple[str, str] | None = ADMIN) -> Any:
+    def ask(self, method: str, path: str, body: Any = None, user: tuple[str, str] | None = GERRIT_ADMIN) -> Any:
         """Ask the REST API. Raises `NoAnswer`; another status than 2xx is a `RuntimeError`."""
         asked = urllib.request.Request(f"http://127.0.0.1:{self.http}{'/a' if user else ''}{path}", method=method)
         if user:
@@ -122,7 +122,7 @@ class Gerrit:
         """Comment as the reviewer, without a vote."""
         self.ask("POST", f"/changes/{change}/revisions/current/review", {"message": text}, REVIEWER)
 
-    def submit(self, change: str, user: tuple[str, str] = ADMIN) -> None:
+    def submit(self, change: str, user: tuple[str, str] = GERRIT_ADMIN) -> None:
         """Merge a change."""
         self.ask("POST", f"/changes/{change}/submit", {}, user)
 

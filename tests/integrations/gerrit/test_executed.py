@@ -14,7 +14,7 @@ from ciml.integrations.registry import read_event
 from ciml.runs.known_subjects import Subjects
 from ciml.trust import TrustPolicy, evaluate
 from tests.integrations.deliveries import message_of
-from tests.integrations.gerrit.real import ADMIN, AUTHOR, Gerrit
+from tests.integrations.gerrit.real import AUTHOR, GERRIT_ADMIN, Gerrit
 from tests.integrations.samples import delivery, zuul_build, zuul_message
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
@@ -156,7 +156,7 @@ def test_an_edited_message_trusts_no_run_of_the_dependency_that_it_no_longer_nam
     server.gerrit.vote(change, 2)
     message = server.gerrit.ask("GET", f"/changes/{change}/message")["full_message"]
     edited = "\n".join(line for line in message.splitlines() if not line.startswith("Depends-On"))
-    server.gerrit.ask("PUT", f"/changes/{change}/message", {"message": edited}, ADMIN)
+    server.gerrit.ask("PUT", f"/changes/{change}/message", {"message": edited}, GERRIT_ADMIN)
     server.merge(change)
     assert server.rules(change, 3) == ["no rule", "no rule", "reviewed"]
 
@@ -175,9 +175,9 @@ def test_an_approval_after_a_move_counts_for_the_parents_of_the_new_branch(serve
 def test_a_block_stands_beside_a_later_approval_until_the_merge(server: Server) -> None:
     project = server.project("MERGE_IF_NECESSARY")
     change = server.gerrit.propose(project, "disputed")
-    server.gerrit.vote(change, -2, ADMIN)
+    server.gerrit.vote(change, -2, GERRIT_ADMIN)
     server.gerrit.vote(change, 2)
     assert server.rules(change, 2, last="comment-added") == ["no rule", "no rule"]
-    server.gerrit.vote(change, 0, ADMIN)
+    server.gerrit.vote(change, 0, GERRIT_ADMIN)
     server.merge(change)
     assert server.rules(change, 2) == ["no rule", "reviewed"]
