@@ -39,13 +39,7 @@ CONDITIONS = ("event", "project", "branch", "change")
 #: executed a fork's code stays one of a fork.
 _LASTING = {("review", MERGED), ("review", VETOED), ("review", OWN), ("fork", "yes")}
 #: The facts of a commit that count without a condition: they lower trust. Versions before 0.2.0 stored others too.
-_LOWERING = {
-    ("review", DISMISSED),
-    ("review", CHANGES_REQUESTED),
-    ("review", VETOED),
-    ("review", OWN),
-    ("fork", "yes"),
-}
+_LOWERING = {("fork", "yes")} | {("review", value) for value in (DISMISSED, CHANGES_REQUESTED, VETOED, OWN)}
 
 
 def fact_update(

@@ -22,27 +22,11 @@ from ciml.verdicts.feedback.standing import RecordedVerdict
 
 #: Reasons for silence, a closed set: labels of a metric.
 SILENT = (
-    # the prediction
-    "no_verdict",
-    "bad_record",
-    "not_failed",
-    "not_selected",
-    # the verdict
-    "unknown",
-    "outside",
-    "unlikely",
-    "base_rate",
-    # its evidence
-    "no_evidence",
-    "not_comparable",
-    # the change
-    "muted_project",
-    "no_change",
-    "no_system",
-    "late",
-    # the model
-    "shadow",
-    "precision",
+    *("no_verdict", "bad_record", "not_failed", "not_selected"),  # the prediction
+    *("unknown", "outside", "unlikely", "base_rate"),  # the verdict
+    *("no_evidence", "not_comparable"),  # its evidence
+    *("muted_project", "no_change", "no_system", "late"),  # the change
+    *("shadow", "precision"),  # the model
 )
 #: Fields of a prediction that its evidence and its text do not need.
 _LEFT_OUT = frozenset({"prepare_ms", "server_ms", "batch", "latency_ms", "n_windows", "offset"})
