@@ -148,7 +148,7 @@ def version_number(name: str) -> int | None:
 
 
 def list_versions(base: Store, *, real: bool = True) -> list[int]:
-    """Return the versions below a base path, ascending: folders whose name is a whole number. Symlinks are skipped.
+    """Return the versions in a base path, ascending: folders whose name is a whole number. Symlinks are skipped.
 
     With ``real=False``, files and symlinks with such a name count too: their numbers are taken.
     """
@@ -193,7 +193,7 @@ def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
 
 
 def _local_paths(root: Path) -> list[str]:
-    """Return all files below a folder as relative POSIX paths. Raises `IntegrityError` for a symlink."""
+    """Return all files in a folder as relative POSIX paths. Raises `IntegrityError` for a symlink."""
     paths = []
     pending = [root]
     while pending:

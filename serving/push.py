@@ -9,7 +9,7 @@ A push has five steps, and may die after each of them:
 4. commit version and label in the registry;
 5. replace the server's configuration, which is derived from the registry.
 
-If a pusher dies, the old version stays served; the next push, or `reconcile`, cleans up.
+If a pusher dies, the old version is served as before; the next push, or `reconcile`, cleans up.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _push(registry: Registry, candidate: Candidate, label: str, check: bool) -> 
 
 
 def _take_number(registry: Registry, candidate_id: str) -> int:
-    """Take the next version number, above all taken numbers and all folders below the base path."""
+    """Take the next version number, above all taken numbers and all folders in the base path."""
     number = 0
     # The delta of a concurrent pusher must differ, so that neither takes the other's for its own.
     pusher = secrets.token_hex(8)

@@ -176,7 +176,7 @@ class RegistryState:
 
 
 class Registry:
-    """The registry of one model below a data root.
+    """The registry of one model in a data root.
 
     Args:
       data: the data root.
@@ -274,7 +274,7 @@ class Registry:
 
 
 def registered_models(data: DataRoot) -> list[str]:
-    """Return the names of the models with a registry below a data root."""
+    """Return the names of the models with a registry in a data root."""
     return sorted({path.split("/")[0] for path in data.registry.list() if "/" in path})
 
 

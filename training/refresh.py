@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ciml.training.calibration.calibrate import Calibrated
 
 
-#: Candidates that stay on disk: the push of the last one may be in progress.
+#: Candidates that are kept on disk: the push of the last one may be in progress.
 _CANDIDATES_ON_DISK = 5
 #: The latest spans that lineage lists; the version of the data set covers all.
 _LINEAGE_SPANS = 100

@@ -16,7 +16,7 @@ from ciml.training.estimators import Rows, build_model
 from ciml.training.estimators.networks import Batches, Resident, Streamed, Trained, fit_network
 from ciml.training.experiment import Experiment
 
-#: Inputs up to this size, bytes, stay in memory; larger ones are read in each epoch.
+#: Inputs up to this size, bytes, are kept in memory; larger ones are read in each epoch.
 _MAX_RESIDENT_BYTES = 1 << 30
 
 

@@ -223,7 +223,7 @@ def probabilities_of(answer: NDArray[np.float32], definition: ResolvedDefinition
 
 
 def class_of(answer: NDArray[np.float32], definition: ResolvedDefinition) -> str:
-    """Return the class with the highest probability; of equal ones the first."""
+    """Return the class with the highest probability, the first one if several are equal."""
     return definition.classes[int(np.argmax(answer))]
 
 

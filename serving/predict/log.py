@@ -51,7 +51,7 @@ def prediction_id(run_id: str, model: str, version: int, reclaim: str = "") -> s
 
 
 def read_predictions(predictions: Store) -> Iterator[dict[str, Any]]:
-    """Yield all predictions below a data root, in the order of their commits."""
+    """Yield all predictions of a data root, in the order of their commits."""
     for _, delta in ManifestLog(predictions).since(0):
         yield from delta["predictions"]
 

@@ -1,8 +1,8 @@
 """TensorFlow Serving's PredictionService and ModelService over gRPC.
 
 A PredictRequest is parsed step by step, with limits on the number, names, types and shapes of its inputs. Parsed in one
-step, 16 MiB of empty inputs become 1.4 GiB. Here nested messages stay bytes until they are counted, and fields that a
-step does not use stay unparsed.
+step, 16 MiB of empty inputs become 1.4 GiB. Here nested messages are kept as bytes until they are counted, and a step
+parses only the fields that it uses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Loads and unloads versions by the configuration; an old version stays until the new one is available.
+"""Loads and unloads versions by the configuration; an old version is served until the new one is available.
 
 A version is unloaded only while another configured version is available. If a version fails to load, the others stay
 served: its status shows the error, and the load is retried. A label moves only to a loaded version. Each model changes
@@ -225,7 +225,7 @@ class ModelManager:
         return all(self.available(name) for name in self._target)
 
     def apply(self, entries: Iterable[ModelEntry]) -> None:
-        """Set the target configuration. Earlier failures are retried at once."""
+        """Set the target configuration. Earlier failures are retried immediately."""
         with self._lock:
             self._target = {entry.name: entry for entry in entries}
             for model in self._models.values():

@@ -61,7 +61,7 @@ class ServerOptions:
       poll_s: interval of polling the configuration; a push is served after at most this and the load.
       max_bytes: the largest request. 16 MiB is a batch of 500 runs of 550 windows and 14 features.
       max_rows: the largest batch.
-      threads: requests processed at once. A call takes a fraction of a millisecond: a few suffice.
+      threads: requests processed at a time. A call takes a fraction of a millisecond: a few suffice.
       rest_connections, grpc_connections: most open connections. With SPARE_FILES they must fit into the process's limit
         of open files.
       header_s: limit for a request's header, a handshake, and reading a response, seconds.
@@ -202,7 +202,7 @@ class ModelServer:
         self._threads.append(thread)
 
     def poll(self, wait: bool = True) -> None:
-        """Read the configuration once, and load and unload accordingly. ``wait`` for the end of it."""
+        """Read the configuration once, and load and unload accordingly. ``wait`` for the loads to end."""
         self._read_config()
         self.manager.step(wait)
 

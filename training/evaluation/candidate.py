@@ -37,7 +37,7 @@ from ciml.training.train import predict_in_memory, trained_roles
 from ciml.transforms.examples.prepare import run_means
 from ciml.verdict_rules import UNKNOWN, VerdictRules, make_verdict
 
-#: Runs in memory at once.
+#: Runs in memory at a time.
 _BATCH_RUNS = 500
 _LOG = logging.getLogger(__name__)
 

@@ -136,7 +136,7 @@ def compare(results: Sequence[TestedTrial]) -> Comparison:
 
 
 def by_accuracy(results: Sequence[TestedTrial]) -> list[TestedTrial]:
-    """Return the results with test runs, the most accurate first; of equal ones that with the higher macro F1.
+    """Return the results with test runs, the most accurate first, then by macro F1.
 
     Those with other test runs than most come last.
     """

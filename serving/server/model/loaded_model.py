@@ -198,7 +198,7 @@ def _declared_by(array: NDArray[Any]) -> Declared:
 
 
 def _declared(name: str, proto: Any) -> Declared:
-    """Return what a TensorProto declares, without unpacking it. Raises `RequestError` if it is unknown."""
+    """Return the declared dtype and shape of a TensorProto. Raises `RequestError` if either is unknown."""
     import tensorflow as tf
 
     rank = len(proto.tensor_shape.dim)

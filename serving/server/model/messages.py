@@ -1,6 +1,6 @@
-"""What the server and the process of a model exchange: a model's signatures, calls and answers with their arrays.
+"""Messages between the server and the process of a model: signatures, calls and answers with their arrays.
 
-No pickle: neither side runs code that the other sends.
+No pickle: neither process runs code that the other sends.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ _Message = TypeVar("_Message", Load, Loaded, Call, Answer)
 
 
 def send(connection: Connection, message: Load | Loaded | Call | Answer) -> None:
-    """Send a message. Raises `OSError` if the other side does not read it."""
+    """Send a message. Raises `OSError` if the peer does not read it."""
     connection.send_bytes(msgspec.msgpack.encode(message))
 
 
@@ -132,9 +132,9 @@ def receive(connection: Connection, kind: type[_Message]) -> _Message:
     """Receive a message of a kind.
 
     Raises:
-      EOFError: the other side has closed the connection.
-      OSError: it sends nothing within the time limit, or a message that is too large.
-      ValueError: the message is malformed.
+      EOFError: if the peer has closed the connection.
+      OSError: if it sends nothing within the time limit, or a message that is too large.
+      ValueError: if the message is malformed.
     """
     return msgspec.msgpack.decode(connection.recv_bytes(MAX_FRAME_BYTES), type=kind)
 

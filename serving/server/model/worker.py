@@ -31,7 +31,7 @@ from ciml.tensorflow import load_tensorflow, own_process
 if TYPE_CHECKING:
     from ciml.serving.server.model.graph import Graph
 
-#: Connections of a process: calls that run at once.
+#: Connections of a process: calls that run at a time.
 CONNECTIONS = 4
 FORK = b"F"
 END = b"E"
@@ -100,7 +100,7 @@ def _limit(parent: int) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(ValueError, OSError):  # a lower hard limit stays
+    with contextlib.suppress(ValueError, OSError):  # a lower hard limit is kept
         resource.setrlimit(resource.RLIMIT_DATA, (MAX_MODEL_MEMORY_BYTES, MAX_MODEL_MEMORY_BYTES))
 
 
