@@ -1,8 +1,8 @@
-"""The session with an MQTT broker, by a client of paho-mqtt whose memory is bounded whatever the broker sends.
+"""The session with an MQTT broker, by a client of paho-mqtt with limits on packets and pending answers.
 
 One thread reads, produces and acknowledges, so nothing is shared. The broker keeps the session while the receiver is
-away (fixed client id, no clean start), and repeats messages that were not acknowledged. Acknowledgements keep the order
-of the messages, as MQTT requires.
+away (fixed client id, no clean start), and repeats messages that were not acknowledged. Messages are acknowledged in
+their order, as MQTT requires.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from ciml.integrations.sessions import Inbox, Lost, Session
 
 _READ_BYTES = 1 << 16
 _KEPT_BYTES = 66 << 10  # of a packet over the limit: topic, packet id and properties
-_MAX_ANSWERS = 10_000  # packets that wait for a broker that does not read
+_MAX_ANSWERS = 10_000  # pending packets to a broker that does not read
 _BUSY_S = 0.01  # longest wait for a message while others wait for Kafka
-_IDLE_S = 0.5  # and while none does
-_DRAIN_S = 2.0
-_QUIET_S = 0.1
+_IDLE_S = 0.5  # longest wait for a message while none waits for Kafka
+_DRAIN_S = 2.0  # longest time to read at the end of a session
+_QUIET_S = 0.1  # time without a message after which that reading ends
 _FRAME_BYTES = 66 << 10  # of a message's topic and properties
 _CONNECT_S = 10.0
 _log = logging.getLogger(__name__)
@@ -46,14 +46,14 @@ class HostileBroker(ValueError):
 
 
 class BoundedClient(mqtt.Client):
-    """A client that keeps the beginning alone of a packet over the limit, and ends where it cannot.
+    """A client that keeps only the beginning of a message over the limit, and rejects other packets over it.
 
     Args:
       most: bytes of a packet.
       args, options: of paho's client.
 
     Attributes:
-      oversized: whether the packet that is handled now is over the limit, so that its end is missing.
+      oversized: whether the present packet is over the limit, so that its end is missing.
     """
 
     def __init__(self, most: int, *args: Any, **options: Any) -> None:
@@ -62,7 +62,7 @@ class BoundedClient(mqtt.Client):
         self.oversized = False
 
     def check_answers(self) -> None:
-        """Raise `HostileBroker` where too many answers wait: each packet may need one."""
+        """Raise `HostileBroker` if too many answers are pending: each packet may need one."""
         if len(self._out_packet) > _MAX_ANSWERS:
             raise HostileBroker("more packets than it reads answers")
 
@@ -76,7 +76,7 @@ class BoundedClient(mqtt.Client):
         return data
 
     def _check(self, header: int, length: int) -> None:
-        """Raise `HostileBroker` for a message of QoS 2, which was not subscribed to, or a large packet of a broker."""
+        """Raise `HostileBroker` for a message of QoS 2, never subscribed to, or another packet over the limit."""
         self.oversized = length > self._most
         is_message = header >> 4 == 3
         if is_message and header & 0x04:
@@ -105,18 +105,19 @@ class MqttSession(Session):
             self._where, source.secret_file, source.secret_env, key=_utf8, folder=receivers.file.parent
         )
         self._tls = _context(receivers, source) if source.address[2] else None
-        self._refusals = 0
-        self._warned = self._short = False
-        self._began = self._drops = False
-        self._dropped = 0
-        self._why = ""  # the connection is lost
+        self._refusals = 0  # refused connections, which alternate between the two passwords of a rotation
+        self._has_warned_of_qos = self._has_warned_of_expiry = False
+        self._is_connected = False  # whether the broker has accepted the connection
+        self._is_ending = False  # whether messages are dropped, which the broker keeps for the next session
+        self._dropped_count = 0
+        self._lost_why = ""  # why the connection is lost, set by paho's callbacks; "" while it is not
         proof = "mqtt-certificate" if source.certificate_file else "mqtt-user" if source.user else ""
         self.auth = proof if self._tls else ""  # without TLS the broker is not proved, and so no message is
 
     def serve(self, inbox: Inbox, stop: threading.Event) -> None:
         inbox.drop()
-        self._began = self._drops = False
-        self._why = ""
+        self._is_connected = self._is_ending = False
+        self._lost_why = ""
         client = self.made_client()
         client.on_connect = self._connected
         client.on_subscribe = partial(self._subscribed, inbox)
@@ -125,7 +126,7 @@ class MqttSession(Session):
         try:
             self._connect(client)
             while not self.may_end(inbox, stop):
-                self._drops = stop.is_set()  # further messages stay with the broker
+                self._is_ending = stop.is_set()  # further messages stay with the broker
                 self._step(client, inbox)
                 inbox.settle()
             self._drain(client)
@@ -155,7 +156,7 @@ class MqttSession(Session):
         return client
 
     def _connect(self, client: mqtt.Client) -> None:
-        """Connect, and go on with the session. Raises `Lost`."""
+        """Connect, and continue the session that the broker keeps. Raises `Lost`."""
         source = self._source
         host, port, _ = source.address
         options: dict[str, Any] = {}
@@ -176,7 +177,7 @@ class MqttSession(Session):
     def _step(self, client: BoundedClient, inbox: Inbox) -> None:
         """Wait for a message, or only write and keep the connection alive. Raises `Lost`."""
         try:
-            if self._drops or not inbox.is_full:
+            if self._is_ending or not inbox.is_full:
                 code = client.loop(_BUSY_S if len(inbox) else _IDLE_S)
             else:
                 time.sleep(_BUSY_S)
@@ -186,24 +187,24 @@ class MqttSession(Session):
             raise Lost(f"{self.shown} sends {error}") from error
         except (MQTTException, ValueError, LookupError, AssertionError, struct.error) as error:
             raise Lost(f"{self.shown} sends what is not MQTT: {shown(str(error))}") from error
-        if self._why or code != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            raise Lost(self._why or f"{self.shown}: {mqtt.error_string(code)}")
+        if self._lost_why or code != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise Lost(self._lost_why or f"{self.shown}: {mqtt.error_string(code)}")
 
     def _drain(self, client: mqtt.Client) -> None:
         """Read until the broker waits for acknowledgements: closing with unread data would discard those just sent."""
         deadline = time.monotonic() + _DRAIN_S
         before = -1
-        while before != self._dropped and time.monotonic() < deadline:
-            before = self._dropped
+        while before != self._dropped_count and time.monotonic() < deadline:
+            before = self._dropped_count
             client.loop(_QUIET_S)
 
     def _connected(self, client: mqtt.Client, _: Any, __: Any, reason: ReasonCode, properties: Any) -> None:
         if reason.is_failure:
-            self._why = self._refused(reason)
-        elif self._began:
-            self._why = f"{self.shown} acknowledges the connection twice"
+            self._lost_why = self._refused(reason)
+        elif self._is_connected:
+            self._lost_why = f"{self.shown} acknowledges the connection twice"
         else:
-            self._began = True
+            self._is_connected = True
             self._check_kept(properties)
             self._subscribe(client)
 
@@ -218,7 +219,7 @@ class MqttSession(Session):
         client.subscribe([(topic, SubscribeOptions(qos=1, retainHandling=handling)) for topic in self._source.topics])
 
     def _refused(self, reason: ReasonCode) -> str:
-        """Return why the broker refused the connection, and take the other password, if there is one, next."""
+        """Return why the broker refused the connection; the next one uses the other password, if there are two."""
         self._refusals += 1
         source = self._source
         who = f"user {source.user}" if source.user else f"client {source.client_id or f'ciml-{source.name}'}"
@@ -228,10 +229,10 @@ class MqttSession(Session):
         return f"{source.broker} refuses {who}: {reason.getName()}{hint}"
 
     def _check_kept(self, properties: Any) -> None:
-        """Warn once where the broker keeps messages for a shorter time than was asked for (version 5)."""
+        """Warn once if the broker keeps messages for a shorter time than requested (version 5)."""
         kept_s = getattr(properties, "SessionExpiryInterval", None)
-        if kept_s is not None and kept_s < self._source.session_s and not self._short:
-            self._short = True
+        if kept_s is not None and kept_s < self._source.session_s and not self._has_warned_of_expiry:
+            self._has_warned_of_expiry = True
             _log.warning(
                 "source %s: %s keeps messages for %d s, not session_s = %d: a longer absence loses messages",
                 self.name,
@@ -241,11 +242,11 @@ class MqttSession(Session):
             )
 
     def _subscribed(self, inbox: Inbox, _: Any, __: Any, ___: int, reasons: list[ReasonCode], ____: Any) -> None:
-        self._why = self.problem = self.subscribed(reasons)
-        inbox.set_connected(not self._why)
+        self._lost_why = self.problem = self.subscribed(reasons)
+        inbox.set_connected(not self._lost_why)
 
     def subscribed(self, reasons: list[ReasonCode]) -> str:
-        """Return why a subscription is of no use; "" if each is."""
+        """Return why a subscription does not work; "" if all work."""
         for topic, reason in zip(self._source.topics, reasons, strict=False):
             if reason.is_failure:
                 return (
@@ -257,9 +258,9 @@ class MqttSession(Session):
         return ""
 
     def _received(self, client: BoundedClient, inbox: Inbox, _: Any, __: Any, message: mqtt.MQTTMessage) -> None:
-        """Produce a message; it is acknowledged when Kafka has it, or at once where it is no delivery."""
-        if self._drops:
-            self._dropped += 1
+        """Produce a message, or reject one that is no delivery. The inbox acknowledges it when it is settled."""
+        if self._is_ending:
+            self._dropped_count += 1
             return
         mid = message.mid
         qos = message.qos
@@ -281,8 +282,8 @@ class MqttSession(Session):
         if outcome:
             inbox.reject(outcome, why, partial(client.ack, mid, qos))
             return
-        if not qos and not self._warned:
-            self._warned = True
+        if not qos and not self._has_warned_of_qos:
+            self._has_warned_of_qos = True
             _log.warning(
                 "source %s: %r is published with QoS 0, which loses messages; use QoS 1", self.name, topic[:80]
             )
@@ -290,7 +291,7 @@ class MqttSession(Session):
         inbox.put(value, headers, partial(client.ack, mid, qos))
 
     def _disconnected(self, _: Any, __: Any, ___: Any, reason: ReasonCode, ____: Any) -> None:
-        self._why = self._why or f"{self.shown} ended the connection: {reason.getName()}"
+        self._lost_why = self._lost_why or f"{self.shown} ended the connection: {reason.getName()}"
 
 
 def _context(receivers: Receivers, source: MqttSource) -> ssl.SSLContext:

@@ -62,7 +62,13 @@ _TRUTHS_EVERY_S = 10.0
 
 
 class _Work(NamedTuple):
-    """A work item: what to read, the systems that have something to do, and whether verdicts may be settled."""
+    """A work item.
+
+    Attributes:
+      reads: of the topic.
+      systems: the names of the review systems with a message or a reading of reactions that is due.
+      settles: whether new facts may settle recorded verdicts.
+    """
 
     reads: Sequence[PartitionRead] = ()
     systems: Sequence[str] = ()
@@ -71,7 +77,7 @@ class _Work(NamedTuple):
 
 @dataclass(frozen=True)
 class _Connection:
-    """What one thread uses to talk to its review system. The client is None for a dry run."""
+    """The objects by which one thread calls its review system. The client is None for a dry run."""
 
     outbox: Outbox
     reader: Reader
@@ -79,7 +85,7 @@ class _Connection:
 
 
 class FeedbackService(TopicService[FeedbackState]):
-    """Says verdicts on changes. Each review system has a thread, which makes one call at a time.
+    """Publishes verdicts on changes. Each review system has a thread, which makes one call at a time.
 
     Args:
       config: of the pipeline.
@@ -151,7 +157,7 @@ class FeedbackService(TopicService[FeedbackState]):
         return _Work(reads, systems, settles) if reads or systems or settles else None
 
     def _read_truths(self) -> bool:
-        """Read what reruns and reviewers say, if that is due. Return whether there is anything new."""
+        """Read the results of reruns and the corrections of reviewers, if that is due. Return whether any is new."""
         now_s = time.monotonic()
         if now_s < self._next_truths_s:
             return False
@@ -169,11 +175,11 @@ class FeedbackService(TopicService[FeedbackState]):
         # All systems: reading and settling may have made more of them due.
         if self._connections:
             with ThreadPoolExecutor(len(self._connections), "feedback") as pool:
-                for future in [pool.submit(_talk, connection) for connection in self._connections.values()]:
+                for future in [pool.submit(_send_and_read, connection) for connection in self._connections.values()]:
                     future.result()
 
     def _settle(self) -> None:
-        """Commit what settles recorded verdicts. A delta holds a limited number of them."""
+        """Commit the facts that settle recorded verdicts, in several deltas if a delta cannot hold all."""
         time_us = int(time.time() * 1e6)
         while self.committing.append(lambda state: delta_of_truths(state, self._truths, time_us)) is not None:
             pass
@@ -198,8 +204,8 @@ class FeedbackService(TopicService[FeedbackState]):
                 connection.client.close()
 
 
-def _talk(connection: _Connection) -> None:
-    """Say what is due, then read reactions, until the budget is spent or the system asks to wait."""
+def _send_and_read(connection: _Connection) -> None:
+    """Send the messages that are due, then read reactions, until the budget is spent or the system asks to wait."""
     until_s = time.monotonic() + _BUDGET_S
     for key in connection.outbox.due():
         if not connection.outbox.answer(key):

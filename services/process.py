@@ -263,11 +263,11 @@ class _Endpoint:
         self._registry = registry_of(*collectors)
         self._stack = ExitStack()
         self._is_open = False
-        self._shown = ""
+        self._shown = ""  # its URL, or the last error
         self._tried_s = -_ENDPOINT_S
 
     def open(self) -> str:
-        """Open it unless it is open; return its URL, "" without one, or why it cannot be opened."""
+        """Open it unless it is open; return its URL, "" without a port, or why it cannot be opened."""
         now_s = time.monotonic()
         if self._is_open or now_s - self._tried_s < _ENDPOINT_S:
             return self._shown
