@@ -182,7 +182,7 @@ def test_every_run_of_the_corpus_with_kills(kafka: str, topic: Callable[..., str
     rest, kept = cluster.cluster["rest"], Kept(config.kafka, config)
 
     def job() -> RestJob:
-        found = flink_rest.find(rest, name)
+        found = flink_rest.find_rest_job(rest, name)
         assert found is not None
         return found
 
@@ -190,7 +190,7 @@ def test_every_run_of_the_corpus_with_kills(kafka: str, topic: Callable[..., str
         kept.look()
         return sum(map(len, kept.windows.values()))
 
-    wait_for(lambda: flink_rest.find(rest, name) is not None, PATIENCE_S)
+    wait_for(lambda: flink_rest.find_rest_job(rest, name) is not None, PATIENCE_S)
     parts = [messages[at : at + len(messages) // 10 + 1] for at in range(0, len(messages), len(messages) // 10 + 1)]
     for number, part in enumerate(parts):
         before = told()
