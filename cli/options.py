@@ -196,28 +196,28 @@ def _set_home(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return home
 
 
-def _find_s3_of_place(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def _use_place(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Return the place unchanged; for an ``s3://`` prefix, use the local S3 if it runs (`use_local_s3`)."""
     if value and value.startswith("s3://") and not ctx.resilient_parsing:
         use_local_s3(running_engines(ctx).get("s3"))
     return value
 
 
-def _check_existing_data(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    place = _find_s3_of_place(ctx, param, value)
+def _check_data(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    place = _use_place(ctx, param, value)
     if place is not None and not ctx.resilient_parsing:
         require_data(place)
     return place
 
 
 def _find_broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    address = _find_optional_broker(ctx, param, value or None)
+    address = _find_any_broker(ctx, param, value or None)
     if address is None and not ctx.resilient_parsing:
         raise CimlError("no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
     return address
 
 
-def _find_optional_broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def _find_any_broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Return the broker of the user, or without one that of ``ciml up``; an empty text means none."""
     if value is None and not ctx.resilient_parsing:
         engine = running_engines(ctx).get("kafka")
@@ -286,27 +286,20 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "absolute file": {"type": click.Path(exists=True, dir_okay=False, resolve_path=True), "metavar": "FILE"},
     "file path": {"type": click.Path(dir_okay=False, resolve_path=True), "metavar": "FILE"},
     "home": HOME,
-    "place": {"callback": _find_s3_of_place},
+    "place": {"callback": _use_place},
     "demo data": {"cls": DataPathOption, "metavar": "DATA"},
-    "existing place": {"callback": _check_existing_data},
-    "data": {**_DATA, "callback": _check_existing_data},
-    "new data": {**_DATA, "callback": _find_s3_of_place},
+    "existing place": {"callback": _check_data},
+    "data": {**_DATA, "callback": _check_data},
+    "new data": {**_DATA, "callback": _use_place},
     "engine": {"callback": _find_engine},
     "model server": {"callback": _find_model_server},
     "broker": {**_BROKER, "callback": _find_broker},
-    "optional broker": {**_BROKER, "callback": _find_optional_broker},
+    "optional broker": {**_BROKER, "callback": _find_any_broker},
 }
 #: Kinds whose callback finds a value or fails, so that the command line may omit a required one.
 DISCOVERED_KINDS = ("broker", "model server")
 #: Callbacks that look for local engines; a command with one of them has ``--home``.
-ENGINE_CALLBACKS = {
-    _find_s3_of_place,
-    _check_existing_data,
-    _find_broker,
-    _find_optional_broker,
-    _find_model_server,
-    _find_engine,
-}
+ENGINE_CALLBACKS = {_use_place, _check_data, _find_broker, _find_any_broker, _find_model_server, _find_engine}
 
 
 class Data(Options):

@@ -35,15 +35,15 @@ def list_command(options: JsonLines) -> None:
     """
     from ciml.integrations.registry import adapters
 
-    named = [adapters()[name] for name in sorted(adapters())]
-    rows = [{"name": adapter.name, "headers": adapter.headers, "signature": adapter.signature} for adapter in named]
-    options.show_all(rows, _print_adapters)
+    options.show_all([adapter for _, adapter in sorted(adapters().items())], _print_adapters, _adapter_json)
 
 
-def _print_adapters(adapters: list[dict[str, Any]]) -> None:
-    rows = [
-        (adapter["name"], ", ".join(adapter["headers"]) or "-", adapter["signature"] or "-") for adapter in adapters
-    ]
+def _adapter_json(adapter: Adapter) -> dict[str, Any]:
+    return {"name": adapter.name, "headers": adapter.headers, "signature": adapter.signature}
+
+
+def _print_adapters(adapters: list[Adapter]) -> None:
+    rows = [(adapter.name, ", ".join(adapter.headers) or "-", adapter.signature or "-") for adapter in adapters]
     print_columns([("adapter", "headers", "signature"), *rows])
 
 
@@ -99,16 +99,15 @@ class Trial(NamedTuple):
         return bool(self.dead_letter) or any(run.result == "dead_letter" for run in self.runs)
 
     def to_json(self) -> dict[str, Any]:
-        """Return ``event``, ``runs``, ``updates``, ``ignored`` and ``dead_letter``; the last two and the event if any.
+        """Return ``runs`` and ``updates`` with ``event`` and perhaps ``ignored``, or empty ones with ``dead_letter``.
 
         Each run has ``facts`` and exactly one of ``log`` (the address to fetch), ``ignored`` or ``dead_letter``.
         """
-        runs = [{"facts": _facts_json(run.facts), run.result: run.detail} for run in self.runs]
         if self.event is None:
-            return {"runs": runs, "updates": [], "dead_letter": self.dead_letter}
+            return {"runs": [], "updates": [], "dead_letter": self.dead_letter}
         value = {
             "event": {"type": self.event.type, "time": _time_text(self.event.time_us)},
-            "runs": runs,
+            "runs": [{"facts": _facts_json(run.facts), run.result: run.detail} for run in self.runs],
             "updates": [_update_json(update) for update in self.event.updates],
         }
         return value | ({"ignored": self.event.ignored} if self.event.ignored else {})
