@@ -309,7 +309,7 @@ def test_no_endpoint_fails_or_delays_a_step(
         assert "lineage: START of train.m0 was not sent: " in caplog.text
     else:
         assert "is lost: 100 events wait" in caplog.text
-        assert "lineage: events were not sent within 1 s, and are lost" in caplog.text
+        assert "lineage: events were not sent within 1 s and are lost" in caplog.text
     if kind == "closed":  # nothing is tried any more
         sending._thread.join(60.0)
         assert not sending._thread.is_alive()

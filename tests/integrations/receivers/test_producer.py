@@ -70,7 +70,7 @@ def test_it_goes_on_after_an_error_that_its_client_does_not_survive(kafka: str, 
     with DeliveryProducer(KafkaOptions(kafka), name, 20.0) as producer:
         before = producer._producer
         failed: Future[None] = Future()
-        producer._delivered(failed, KafkaError(KafkaError._FATAL, "out of order", fatal=True), None)
+        producer._settle(failed, KafkaError(KafkaError._FATAL, "out of order", fatal=True), None)
         assert isinstance(failed.exception(), EngineError)
         deadline = time.monotonic() + 10
         while producer._producer is before and time.monotonic() < deadline:
