@@ -204,7 +204,10 @@ def write_config(data: DataRoot) -> bool:
 
 
 def rollback(data: DataRoot, model: str, version: int | None = None, *, label: str = STABLE) -> Pushed:
-    """Move a label to an earlier version (or any pushed one). Higher versions are withdrawn.
+    """Move a label to an earlier version (or any pushed one).
+
+    The versions above the target, up to the one that the label named, are withdrawn and lose their labels. The version
+    of `STABLE` is withdrawn only by a rollback of `STABLE`.
 
     Args:
       version: the target; None means the predecessor of the version that the label names.
@@ -228,10 +231,11 @@ def rollback(data: DataRoot, model: str, version: int | None = None, *, label: s
         raise IntegrityError(f"{folder.root} is missing") from None
 
     def build(state: RegistryState) -> Delta | None:
-        labelled = state.labels.get(label)
-        if labelled == target:
+        present = state.labels.get(label, 0)
+        if present == target:
             return None
-        withdrawn = [number for number in state.pushed() if target < number <= (labelled or 0)]
+        stable = None if label == STABLE else state.labels.get(STABLE)
+        withdrawn = [number for number in state.pushed() if target < number <= present and number != stable]
         removed_labels = [name for name, number in state.labels.items() if name != label and number in withdrawn]
         return {"kind": "labels", "labels": {label: target}, "withdrawn": withdrawn, "removed": removed_labels}
 

@@ -219,6 +219,16 @@ def test_canary_beside_stable(data: DataRoot, good: dict[int, Path]) -> None:
     assert config(data) == {"m": ((1,), {"stable": 1})}
 
 
+def test_a_rollback_of_the_canary_leaves_stable_as_it_is(data: DataRoot, good: dict[int, Path]) -> None:
+    pushed(data, good[1])
+    pushed(data, good[2])
+    pushed(data, good[3], label="canary")
+    rollback(data, "m", 1, label="canary")
+    state = Registry(data, "m").state
+    assert state.labels == {"stable": 2, "canary": 1}
+    assert [number for number in state.pushed() if state.versions[number].withdrawn] == [3]
+
+
 def test_models_share_one_configuration(data: DataRoot, good: dict[int, Path]) -> None:
     pushed(data, good[1])
     push(data, "other", open_store(good[2]), BLESSED, check=False)
