@@ -135,6 +135,16 @@ def by_frequency(counts: Mapping[Key, int]) -> list[tuple[Key, int]]:
     return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
+def age_text(seconds: int | None) -> str:
+    """Return an age in its largest unit of which it has two or more; a dash if it is unknown, at least 0 s."""
+    if seconds is None:
+        return "–"
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{max(seconds, 0)} s"
+
+
 def counts_text(totals: Mapping[str, int], *always: str) -> str:
     """Return the totals by kind in words; totals of zero only for the kinds ``always``."""
     return ", ".join(f"{totals[kind]:,} {word}" for kind, word in KIND_WORDS.items() if totals[kind] or kind in always)
@@ -145,7 +155,7 @@ class _Status:
     """The latest line of a status, which may be printed already.
 
     Attributes:
-      printed_s: `time.monotonic` when a line was last printed; the first line is printed `_EVERY_S` after it.
+      printed_s: `time.monotonic` when a line was last printed; the first line is printed immediately.
     """
 
     console: Console

@@ -15,7 +15,7 @@ Older versions differ in four ways:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ciml.errors import IntegrityError
@@ -32,7 +32,7 @@ from ciml.events.records import (
 )
 from ciml.events.run_id import source_of
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
-from ciml.manifest.coverage import TopicState
+from ciml.manifest.coverage import TopicState, counts_json, counts_of
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta, ManifestLog, catch_up
 from ciml.runs.known_ids import (
@@ -276,14 +276,14 @@ class RawState(TopicState):
         return {
             "time_us": self.time_us,
             **self.coverage(),
-            "counts": _rows(self.counts),
-            "trust": _rows(self.trust),
-            "recorded": _rows(self.recorded),
+            "counts": counts_json(self.counts),
+            "trust": counts_json(self.trust),
+            "recorded": counts_json(self.recorded),
             "closed": dict(sorted(self.closed.items())),
             "deferred": [outcome.to_json() for outcome in deferred],
             "runs": self.index.run_count(),
             **({BY_STANDING: True} if self._by_standing else {}),
-            **({"trust_changes": _rows(self.trust_changes)} if self.trust_changes else {}),
+            **({"trust_changes": counts_json(self.trust_changes)} if self.trust_changes else {}),
         }
 
     @classmethod
@@ -308,10 +308,10 @@ class RawState(TopicState):
         state._by_standing = not version or bool(value.get(BY_STANDING))
         state.time_us = value.get("time_us", 0)
         state.restore_coverage(value)
-        state.counts = _counter(value.get("counts", ()))
-        state.trust = _counter(value.get("trust", ()))
-        state.trust_changes = _counter(value.get("trust_changes", ()))
-        state.recorded = _counter(value.get("recorded", ()))
+        state.counts = counts_of(value.get("counts", ()))
+        state.trust = counts_of(value.get("trust", ()))
+        state.trust_changes = counts_of(value.get("trust_changes", ()))
+        state.recorded = counts_of(value.get("recorded", ()))
         state.closed = Counter(value.get("closed", {}))
         state._sources = {source for source, _ in state.recorded} - {OTHER_SOURCES, NO_SOURCE}
         for record in value.get("deferred", ()):
@@ -326,15 +326,6 @@ class RawState(TopicState):
           TypeError: its index has no tables.
         """
         return self.index.recent()
-
-
-def _rows(counts: Mapping[tuple[Any, str], int]) -> list[list[Any]]:
-    return [[*key, number] for key, number in sorted(counts.items())]
-
-
-def _counter(rows: Iterable[tuple[Any, str, int]]) -> Counter[tuple[Any, str]]:
-    """Return the inverse of `_rows`."""
-    return Counter({(first, second): number for first, second, number in rows})
 
 
 #: Defines the checkpoints of a raw manifest. Version 0.1 stored no trust with the outcome of a run.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from ciml.data_root import StoredDataset
+from ciml.datasets.definition import SPLITS, Split
 from ciml.errors import CimlError
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 
     from ciml.datasets.definition import DatasetDefinition
     from ciml.training.data.snapshot import Snapshot, SnapshotRun
-
-#: The splits of a data set.
-Split = Literal["train", "dev", "test"]
-_SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Dataset:
@@ -150,8 +147,8 @@ class Dataset:
         return load_tensorflow().data.Dataset.from_tensor_slices(self.to_numpy(split))
 
     def _runs(self, split: Split | None) -> list[SnapshotRun]:
-        if split is not None and split not in _SPLITS:
-            raise CimlError(f"unknown split {split!r}; choose from {', '.join(_SPLITS)}")
+        if split is not None and split not in SPLITS:
+            raise CimlError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
         return [run for run in self._snapshot.runs() if split in (None, run.split)]
 
     @cached_property
@@ -170,7 +167,7 @@ class Dataset:
         from ciml.transforms.examples.spans import read_examples
 
         runs = self._runs(split)
-        splits = _SPLITS if split is None else (split,)
+        splits = SPLITS if split is None else (split,)
         files = [file for span in self._snapshot.spans for name in splits for file in span.files.get(name, ())]
         if not files:
             empty_table = schema_of(self._snapshot.resolved).empty_table()

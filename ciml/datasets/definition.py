@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from msgspec import Meta, field
 
@@ -33,6 +33,9 @@ AUTO = "auto"
 UNCUT_PERCENT = 99
 #: Upper limit of windows: an example of 14 columns would take 5.6 MB.
 MAX_WINDOWS = 100_000
+#: The splits of a data set.
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 #: One salt for all data sets, so that a run is in the same split everywhere.
 DEFAULT_SALT = "ciml"
 #: Optional keys. They are omitted where unset, as in versions before these keys existed.

@@ -9,6 +9,7 @@ mix.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -184,6 +185,16 @@ def coverage_json(covered: Covered) -> list[list[Any]]:
 def coverage_of(value: Iterable[Any]) -> Covered:
     """Return the inverse of `coverage_json`."""
     return {(topic, partition): RangeSet(ranges) for topic, partition, ranges in value}
+
+
+def counts_json(counts: Mapping[tuple[Any, Any], int]) -> list[list[Any]]:
+    """Return counts by two keys as JSON, for the value of a checkpoint: ``[key, key, number]``, in order."""
+    return [[*key, number] for key, number in sorted(counts.items())]
+
+
+def counts_of(value: Iterable[Any]) -> Counter[tuple[Any, Any]]:
+    """Return the inverse of `counts_json`."""
+    return Counter({(first, second): number for first, second, number in value})
 
 
 class NewCoverage:

@@ -13,6 +13,7 @@ from msgspec import Struct, field
 
 from ciml.cli.demo.corpus import ONE_NUMBER
 from ciml.cli.output import print_table
+from ciml.datasets.definition import SPLITS
 from ciml.reports.page import Page, Section, Table, Tile
 from ciml.reports.page import render as render_page
 
@@ -177,9 +178,6 @@ class DemoResult(Struct, frozen=True, kw_only=True):
         return bool(self.checks) and all(check.passed for check in self.checks)
 
 
-_SPLITS = ("train", "dev", "test")
-
-
 def show(result: DemoResult, console: Any) -> None:
     """Print the tables, the messages on changes, the notes and the checks to a `rich.console.Console`."""
 
@@ -298,8 +296,8 @@ def _spans(result: DemoResult) -> Section:
     for line in result.spans:
         version = f"{line.span}" + (f" v{line.version}" if line.version > 1 else "")
         texts = (_counts(line.classes), _counts(line.excluded))
-        rows.append((line.dataset, *texts, version, *(f"{line.splits.get(split, 0)}" for split in _SPLITS)))
-    headings = ("data set", "classes", "excluded", "span", *_SPLITS)
+        rows.append((line.dataset, *texts, version, *(f"{line.splits.get(split, 0)}" for split in SPLITS)))
+    headings = ("data set", "classes", "excluded", "span", *SPLITS)
     return Section("Spans", Table(headings, tuple(rows), words=3))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ciml.data_root import StoredDataset
+from ciml.datasets.definition import SPLITS
 from ciml.errors import CimlError
 from ciml.progress import Progress, no_progress
 from ciml.reports.dataset.read import Runs, read_runs
@@ -31,7 +32,6 @@ from ciml.training.experiments.clustering import (
     project,
     shares,
 )
-from ciml.transforms.examples.prepare import SPLITS
 
 #: Largest input of k-means in float32 values; larger data sets are sampled evenly.
 MAX_VALUES = 1 << 24

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.data_root import StoredDataset
-from ciml.datasets.definition import ResolvedDefinition, label_of
+from ciml.datasets.definition import SPLITS, ResolvedDefinition, label_of
 from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError, IntegrityError
 from ciml.progress import Progress, no_progress
 from ciml.training.normalise import Normalisation
-from ciml.transforms.examples.prepare import SPLITS, run_facts
+from ciml.transforms.examples.prepare import run_facts
 from ciml.transforms.examples.spans import inputs_of, read_examples
 
 #: Limit of float32 values in memory (256 MiB); larger data sets are sampled.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.data_root import StoredDataset
+from ciml.datasets.definition import SPLITS
 from ciml.errors import CimlError
 from ciml.progress import Progress, no_progress
 from ciml.reports.dataset.read import Runs, read_runs
@@ -52,7 +53,6 @@ from ciml.reports.drawing import (
 from ciml.reports.page import Page, Section, Table, Tile, cells, save
 from ciml.storage import open_store
 from ciml.telemetry import select_columns
-from ciml.transforms.examples.prepare import SPLITS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from ciml.datasets.definition import SPLITS
 from ciml.reports.dataset.read import Runs
-from ciml.transforms.examples.prepare import SPLITS
 
 #: Number of classes with a colour of their own; smaller classes share one group.
 MOST_CLASSES = 7

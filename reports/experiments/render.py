@@ -13,6 +13,7 @@ from operator import getitem
 from typing import Any
 from urllib.parse import quote
 
+from ciml.datasets.definition import SPLITS
 from ciml.errors import CimlError
 from ciml.progress import Progress, no_progress
 from ciml.reports.drawing import Estimate, runs_of, shown
@@ -270,7 +271,7 @@ def _training(trial: StoredTrial) -> Section:
     ]
     counts = snapshot["counts"]
     classes = list(counts["train"])[:MOST_ROWS]
-    runs = [cells(role, *(counts[role][name] for name in classes)) for role in ("train", "dev", "test")]
+    runs = [cells(role, *(counts[role][name] for name in classes)) for role in SPLITS]
     trust = [cells(f"trusted by rule {rule}", count) for rule, count in snapshot["rules"].items()]
     trust += [cells(f"not trusted: {reason}", count) for reason, count in snapshot["untrusted"].items()]
     trust += [cells(f"excluded: {reason}", count) for reason, count in snapshot["excluded"].items()]

@@ -14,7 +14,16 @@ from ciml.digest import sha256_json
 from ciml.errors import IntegrityError
 from ciml.events.records import OffsetRange
 from ciml.manifest.checkpoints import Checkpointed
-from ciml.manifest.coverage import Covered, NewCoverage, RangeSet, TopicState, coverage_json, coverage_of
+from ciml.manifest.coverage import (
+    Covered,
+    NewCoverage,
+    RangeSet,
+    TopicState,
+    counts_json,
+    counts_of,
+    coverage_json,
+    coverage_of,
+)
 from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
 from ciml.manifest.id_maps import IdSet
 from ciml.manifest.log import Delta, ManifestLog
@@ -201,12 +210,12 @@ class PredictionState(TopicState):
         return {
             "time_us": self.time_us,
             **self.coverage(),
-            "predicted": _rows(self.predicted),
+            "predicted": counts_json(self.predicted),
             "unpredictable": self._reasons(""),
             "repeats": self._repeats[""],
-            "latencies": _rows(self.latencies),
+            "latencies": counts_json(self.latencies),
             "latency_us": dict(sorted(self.latency_us.items())),
-            "verdicts": _rows(self.verdicts),
+            "verdicts": counts_json(self.verdicts),
             **({"outside": dict(sorted(self.outside.items()))} if self.outside else {}),
             **({"models": models} if models else {}),
         }
@@ -224,7 +233,7 @@ class PredictionState(TopicState):
         state.time_us = value.get("time_us", 0)
         state.restore_coverage(value)
         for name in ("predicted", "latencies", "verdicts"):
-            getattr(state, name).update({(model, key): number for model, key, number in value.get(name, ())})
+            getattr(state, name).update(counts_of(value.get(name, ())))
         for name in ("latency_us", "outside"):
             getattr(state, name).update(value.get(name, {}))
         models: Mapping[str, Any] = value.get("models", {})
@@ -237,10 +246,6 @@ class PredictionState(TopicState):
     def recent(self) -> dict[str, Rows]:
         """Return the ids added since the checkpoint it was restored from."""
         return {"ids": self._ids.rows()}
-
-
-def _rows(counts: Counter[tuple[str, Any]]) -> list[list[Any]]:
-    return [[model, key, number] for (model, key), number in sorted(counts.items())]
 
 
 def prediction_checkpoints(model: str = "") -> Checkpointed[PredictionState]:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from ciml.datasets.definition import FACT_COLUMNS, ResolvedDefinition
+from ciml.datasets.definition import FACT_COLUMNS, SPLITS, ResolvedDefinition
 from ciml.datasets.schema import TIME, schema_of
 from ciml.digest import row_digests
 from ciml.errors import CimlError, RejectedInput
@@ -27,7 +27,6 @@ from ciml.runs.neighbours import Neighbours
 from ciml.transforms.examples.context import with_context
 from ciml.transforms.examples.downsample import Windows, downsample
 
-SPLITS: Final = ("train", "dev", "test")
 #: Fields of `RunFacts` that are columns of examples under the same names.
 _TEXT_FACTS = ("run_id", "build_uuid", "build_name", *FACT_COLUMNS)
 #: All fields of `RunFacts` that examples have (`run_facts`).

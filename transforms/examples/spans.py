@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.definition import SPLITS, ResolvedDefinition
 from ciml.datasets.schema import example_schema, schema_of
 from ciml.datasets.state import ExampleFile, SpanRun, SpanVersion, span_folder
 from ciml.digest import row_digests, sha256_json
@@ -35,7 +35,6 @@ from ciml.transforms.examples.downsample import Windows, downsample, downsample_
 from ciml.transforms.examples.plan import SpanPlan
 from ciml.transforms.examples.prepare import (
     HELD_FACTS,
-    SPLITS,
     Examples,
     Excluded,
     examples_from,

@@ -19,7 +19,7 @@ from ciml.errors import IntegrityError
 from ciml.integrations.review import ChangeRef, Posted
 from ciml.limits import MAX_FEEDBACK_ENTRIES, MAX_FEEDBACK_JOBS
 from ciml.manifest.checkpoints import Checkpointed
-from ciml.manifest.coverage import TopicState
+from ciml.manifest.coverage import TopicState, counts_json, counts_of
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta
 from ciml.verdicts.feedback.judgement import Item, recorded_claim
@@ -366,12 +366,12 @@ class FeedbackState(TopicState):
             "entries": [entry.to_json() for entry in self.entries.values()],
             "moved": dict(sorted(self.moved.items())),
             "verdicts": dict(sorted(self.verdicts.items())),
-            "messages": [[*key, number] for key, number in sorted(self.messages.items())],
-            "reacted": [[*key, number] for key, number in sorted(self.reacted.items())],
+            "messages": counts_json(self.messages),
+            "reacted": counts_json(self.reacted),
             "paused": dict(sorted(self.paused.items())),
             "muted": sorted(self.muted),
             "recorded": [verdict.to_json() for verdict in self.history],
-            "seconds": [[*key, number] for key, number in sorted(self.seconds.items())],
+            "seconds": counts_json(self.seconds),
             "seconds_us": dict(sorted(self.seconds_us.items())),
         }
 
@@ -386,8 +386,8 @@ class FeedbackState(TopicState):
         state.opened = {key: None for key, entry in state.entries.items() if entry.is_open}
         state.moved = dict(value.get("moved", {}))
         state.verdicts = Counter(value.get("verdicts", {}))
-        state.messages = _counter(value.get("messages", ()))
-        state.reacted = _counter(value.get("reacted", ()))
+        state.messages = counts_of(value.get("messages", ()))
+        state.reacted = counts_of(value.get("reacted", ()))
         state.paused = dict(value.get("paused", {}))
         state.muted = set(value.get("muted", ()))
         if "recorded" in value:
@@ -395,17 +395,13 @@ class FeedbackState(TopicState):
         else:  # of an earlier version: its messages of the last three days
             items = [item for entry in state.entries.values() for item in entry.items.values()]
             state.history = Records(recorded_claim(item.prediction, state.time_us) for item in items)
-        state.seconds = _counter(value.get("seconds", ()))
+        state.seconds = counts_of(value.get("seconds", ()))
         state.seconds_us = Counter(value.get("seconds_us", {}))
         return state
 
     def recent(self) -> dict[str, Rows]:
         """Return nothing: it has no table of ids."""
         return {}
-
-
-def _counter(listed: Iterable[list[Any]]) -> Counter[tuple[Any, Any]]:
-    return Counter({(first, second): number for first, second, number in listed})
 
 
 #: Checkpoint format of a feedback manifest.

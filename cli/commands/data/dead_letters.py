@@ -13,7 +13,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, JsonLines
-from ciml.cli.output import by_frequency, counted_bar, counts_text, print_columns
+from ciml.cli.output import age_text, by_frequency, counted_bar, counts_text, print_columns
 from ciml.cli.running import stop_on_signals
 from ciml.errors import CimlError
 from ciml.events.listing import TOPIC, is_listing
@@ -134,7 +134,7 @@ def _print_rows(dead_letters: Iterable[DeadLetter], now_us: int, everything: boo
     for dead_letter in dead_letters:
         facts = dead_letter.to_json(now_us)
         row = [
-            _age_text(facts["age_s"]),
+            age_text(facts["age_s"]),
             facts["reason"],
             _origin_text(dead_letter.key[0]),
             facts["run_id"] or "-",
@@ -149,13 +149,6 @@ def _print_rows(dead_letters: Iterable[DeadLetter], now_us: int, everything: boo
 def _origin_text(origin: Origin) -> str:
     topic = origin.topic[:_SHORT] if is_listing(origin.topic) else origin.topic
     return f"{topic}:{origin.partition}:{origin.offset}"
-
-
-def _age_text(seconds: int) -> str:
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit}"
-    return f"{max(seconds, 0)} s"
 
 
 class CountOptions(Json, Filters):

@@ -11,6 +11,7 @@ import click
 from ciml.cli.command import copy_options, make_command
 from ciml.cli.options import Data, Json, S3Environment
 from ciml.cli.output import print_table, progress_bar
+from ciml.datasets.definition import SPLITS
 from ciml.errors import CimlError
 from ciml.options import argument, option, repeated
 
@@ -134,7 +135,7 @@ class ClusterCommandOptions(ReportOptions, Data, Json):
     """
 
     only: str | None = option(metavar="CLASS")
-    splits: tuple[str, ...] = repeated(click.Choice(["train", "dev", "test"]))
+    splits: tuple[str, ...] = repeated(click.Choice(SPLITS))
     first: int | None = option(kind="count", metavar="WINDOWS")
     against: tuple[str, ...] = repeated(metavar="LABEL")
     k: int | None = option(kind=click.IntRange(1, 100))
@@ -160,7 +161,6 @@ def cluster(options: ClusterCommandOptions) -> None:
     from ciml.reports.clusters.page import cluster_page
     from ciml.reports.page import save
     from ciml.storage import open_store
-    from ciml.transforms.examples.prepare import SPLITS
 
     name = options.dataset_name()
     splits = tuple(split for split in SPLITS if not options.splits or split in options.splits)

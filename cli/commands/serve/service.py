@@ -210,9 +210,9 @@ def status(options: StatusOptions) -> int:
       ciml service status
       ciml service status --json
     """
+    from ciml.cli.status_table import show
     from ciml.services.files import ServiceFiles
     from ciml.services.status import exit_code, gather
-    from ciml.services.status_table import show
 
     home = options.home
     services = [choose(home, options.name)] if options.name else ServiceFiles.all(home)

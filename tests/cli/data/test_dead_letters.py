@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.cli.commands.data.dead_letters import _age_text, _literal_glob, command
+from ciml.cli.commands.data.dead_letters import _literal_glob, command
+from ciml.cli.output import age_text
 from ciml.data_root import DataRoot
 from ciml.events.listing import open_listing
 from ciml.pipelines.backfill.backfill import backfill
@@ -166,7 +167,7 @@ def test_ingest_publishes_dead_letters_on_a_topic(kafka: str, topic: MakeTopic, 
 
 
 def test_ages_and_globs() -> None:
-    assert [_age_text(s) for s in (-1, 0, 119, 120, 7199, 7200, 172_799, 172_800)] == [
+    assert [age_text(s) for s in (-1, 0, 119, 120, 7199, 7200, 172_799, 172_800)] == [
         "0 s", "0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 d",
     ]  # fmt: skip
     assert _literal_glob("a*[b]?") == "a[*][[]b][?]"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ciml.cli.output import print_table
+from ciml.datasets.definition import SPLITS
 
 if TYPE_CHECKING:
     from ciml.datasets.state import DatasetState, SpanVersion
 
-SPLITS = ("train", "dev", "test")
 #: The share of padding above which a warning gives advice.
 _LARGE = 0.5
 

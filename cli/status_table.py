@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from ciml.cli.output import age_text
 from ciml.services.files import Status
 from ciml.services.status import age_s, exit_code
 
@@ -45,13 +46,13 @@ def _job_rows(status: Status) -> list[tuple[str, str]]:
     job = status.get("job") or {}
     rate = status.get("rate")
     job_texts = [job.get("state", "–"), job.get("name"), job.get("id")]
-    commit = f"{status.get('version', '–')}, committed {_age_text(status['last_commit_age_s'])} ago"
+    commit = f"{status.get('version', '–')}, committed {age_text(status['last_commit_age_s'])} ago"
     return [
         ("engine", f"{status.get('engine') or '–'}, parallelism {status.get('parallelism', '–')}"),
         ("topic", f"{status.get('topic') or '–'} at {status.get('kafka') or '–'}"),
         ("data", status.get("data") or "–"),
         ("job", " ".join(filter(None, job_texts)) + _read_note(status, "job")),
-        ("uptime", _age_text(status["uptime_s"])),
+        ("uptime", age_text(status["uptime_s"])),
         ("lag", _lag_text(status)),
         ("rate", "–" if rate is None else f"{rate:.1f} messages a second"),
         ("version", commit + _read_note(status, "manifest")),
@@ -76,7 +77,7 @@ def _history_rows(status: Status) -> list[tuple[str, str]]:
     failure = status.get("last_failure")
     checkpoint_text = savepoint_text = "–"
     if checkpoint:
-        checkpoint_text = f"{_size(checkpoint['bytes'])}, {_age_text(age_s(checkpoint['time_us']))} old"
+        checkpoint_text = f"{_size(checkpoint['bytes'])}, {age_text(age_s(checkpoint['time_us']))} old"
     if savepoint:
         savepoint_text = f"{savepoint['path']} ({savepoint['use'] or 'kept'})"
     rows = [
@@ -88,7 +89,7 @@ def _history_rows(status: Status) -> list[tuple[str, str]]:
         *(("problem", problem) for problem in (status.get("problems") or {}).values()),
     ]
     if failure:
-        rows.append(("last failure", f"{_age_text(age_s(failure['time_us']))} ago: {failure['why']}"))
+        rows.append(("last failure", f"{age_text(age_s(failure['time_us']))} ago: {failure['why']}"))
     return rows
 
 
@@ -98,7 +99,7 @@ def _lag_text(status: Status) -> str:
         last = status.get("last_known") or {}
         if last.get("behind") is None:
             return "–"
-        return f"unknown; {last['behind']:,} messages {_age_text(status['ages_s']['lag'])} ago"
+        return f"unknown; {last['behind']:,} messages {age_text(status['ages_s']['lag'])} ago"
     text = f"{status['behind']:,} messages{_read_note(status, 'lag')}"
     if not status["behind"]:
         return text
@@ -111,7 +112,7 @@ def _read_note(status: Status, figures: str) -> str:
     age_s = status["ages_s"].get(figures)
     if age_s is None:
         return ""
-    return f" (stale: read {_age_text(age_s)} ago)" if figures in status["stale"] else f" (read {_age_text(age_s)} ago)"
+    return f" (stale: read {age_text(age_s)} ago)" if figures in status["stale"] else f" (read {age_text(age_s)} ago)"
 
 
 def _plain(text: str) -> str:
@@ -126,15 +127,6 @@ def _number(value: int | None) -> str:
 
 def _pid(process: Mapping[str, Any] | None) -> str:
     return "–" if process is None else str(process["pid"])
-
-
-def _age_text(seconds: int | None) -> str:
-    if seconds is None:
-        return "–"
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
 
 
 def _size(number: int) -> str:
