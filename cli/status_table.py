@@ -46,7 +46,8 @@ def _job_rows(status: Status) -> list[tuple[str, str]]:
     job = status.get("job") or {}
     rate = status.get("rate")
     job_texts = [job.get("state", "–"), job.get("name"), job.get("id")]
-    commit = f"{status.get('version', '–')}, committed {age_text(status['last_commit_age_s'])} ago"
+    commit_age_s = status["last_commit_age_s"]
+    commit = "" if commit_age_s is None else f", committed {age_text(commit_age_s)} ago"
     return [
         ("engine", f"{status.get('engine') or '–'}, parallelism {status.get('parallelism', '–')}"),
         ("topic", f"{status.get('topic') or '–'} at {status.get('kafka') or '–'}"),
@@ -55,7 +56,7 @@ def _job_rows(status: Status) -> list[tuple[str, str]]:
         ("uptime", age_text(status["uptime_s"])),
         ("lag", _lag_text(status)),
         ("rate", "–" if rate is None else f"{rate:.1f} messages a second"),
-        ("version", commit + _read_note(status, "manifest")),
+        ("version", f"{status.get('version', '–')}{commit}{_read_note(status, 'manifest')}"),
     ]
 
 
@@ -77,7 +78,9 @@ def _history_rows(status: Status) -> list[tuple[str, str]]:
     failure = status.get("last_failure")
     checkpoint_text = savepoint_text = "–"
     if checkpoint:
-        checkpoint_text = f"{_size(checkpoint['bytes'])}, {age_text(age_s(checkpoint['time_us']))} old"
+        checkpoint_age_s = age_s(checkpoint["time_us"])
+        age = "" if checkpoint_age_s is None else f", {age_text(checkpoint_age_s)} old"
+        checkpoint_text = _size(checkpoint["bytes"]) + age
     if savepoint:
         savepoint_text = f"{savepoint['path']} ({savepoint['use'] or 'kept'})"
     rows = [
@@ -89,7 +92,9 @@ def _history_rows(status: Status) -> list[tuple[str, str]]:
         *(("problem", problem) for problem in (status.get("problems") or {}).values()),
     ]
     if failure:
-        rows.append(("last failure", f"{age_text(age_s(failure['time_us']))} ago: {failure['why']}"))
+        failure_age_s = age_s(failure["time_us"])
+        age = "" if failure_age_s is None else f"{age_text(failure_age_s)} ago: "
+        rows.append(("last failure", age + failure["why"]))
     return rows
 
 

@@ -65,6 +65,7 @@ class JobStatus:
       id, name: in the engine.
       how: how it ended, or why it was restarted.
       fault: its permanent error, or ""; ``exit_code`` is that of the error.
+      needs_adoption: whether that error is an `OtherTopicError`.
       began_s: time of its submission, epoch seconds; None if unknown.
       restarts: number of restarts by the engine; None if unknown.
       checkpoint_bytes, checkpoint_s: size and time (epoch seconds) of the last completed checkpoint.
@@ -79,6 +80,7 @@ class JobStatus:
     how: str = ""
     fault: str = ""
     exit_code: int = IntegrityError.exit_code
+    needs_adoption: bool = False
     began_s: float | None = None
     restarts: int | None = None
     checkpoint_bytes: int | None = None
@@ -101,7 +103,8 @@ class Limits:
       longest_s: each fruitless replacement doubles both, up to this limit, so that a slow job is not killed for ever.
       starting_s: longest time from the submission until the job runs; doubles too.
       pause_s, longest_pause_s: first and longest pause after a fruitless job; it doubles each time.
-      settled_s: a job that has run this long with nothing to read is not fruitless.
+      settled_s: a job that has run this long with nothing to read is not fruitless. One that restarts this long and
+        never runs cannot read its savepoint.
       renew_s: age at which any job is replaced: the state of a Python source grows with every rest.
       checkpoint_bytes: checkpoint size at which a job is replaced: about 500 rests, each of which makes the next
         checkpoint slower.
@@ -150,7 +153,10 @@ class Observation:
       engine_away: whether the engine does not answer, so that the job's state is unknown.
       job: the job's state.
       how: how the job ended, or why there is none.
+      from_savepoint: whether the job was submitted from a savepoint, and has not shown yet that it can read it.
       submitted_s: time at which the job was submitted or taken over.
+      restarting_s: its first restart since then, since an outage, or since it last ran for `Limits.settled_s`; None
+        without one.
       running_s: start of its present run; None if it does not run.
       committed: whether anything was committed since its submission.
       behind: number of uncovered offsets.
@@ -169,7 +175,9 @@ class Observation:
     engine_away: bool = False
     job: JobState = "missing"
     how: str = ""
+    from_savepoint: bool = False
     submitted_s: float = 0.0
+    restarting_s: float | None = None
     running_s: float | None = None
     committed: bool = False
     behind: int = 0
@@ -217,7 +225,12 @@ def decide(observation: Observation, limits: Limits) -> Action:
         if observation.now_s - observation.submitted_s > limit_s:
             return Action("replace", "stalled", f"it did not run within {limit_s:.0f} s")
         return Action("carry_on", _health_before_running(observation), "submitted")
-    return _replace_stalled(observation, limits) or _renew(observation, limits) or _carry_on(observation, limits)
+    return (
+        _replace_unreadable(observation, limits)
+        or _replace_stalled(observation, limits)
+        or _renew(observation, limits)
+        or _carry_on(observation, limits)
+    )
 
 
 def _fail(observation: Observation, why: str) -> Action:
@@ -247,6 +260,23 @@ def _submit(observation: Observation, limits: Limits) -> Action:
     if observation.now_s < (observation.ended_s or 0.0) + pause_s:
         return Action("carry_on", health, f"{why}; next try after {pause_s:.0f} s")
     return Action("submit", health, why)
+
+
+def _replace_unreadable(observation: Observation, limits: Limits) -> Action | None:
+    """Return the action for a job that cannot read its savepoint; None for any other job.
+
+    Its engine would restart it without end. The next job starts from the manifest, as after any unusable savepoint.
+    This loses nothing: the manifest has every commit, and a savepoint only uncommitted work, which is done again.
+    """
+    if not observation.from_savepoint or observation.job != "restarting" or observation.restarting_s is None:
+        return None
+    restarting_s = observation.now_s - observation.restarting_s
+    if restarting_s < limits.settled_s:
+        return None
+    cause = f": {observation.how}" if observation.how else ""
+    return Action(
+        "replace", "stalled", f"it restarts for {restarting_s:.0f} s from its savepoint and never runs{cause}"
+    )
 
 
 def _replace_stalled(observation: Observation, limits: Limits) -> Action | None:
@@ -328,6 +358,7 @@ class Tracker:
             failures=self.observation.failures + 1 if is_fruitless else 0,
             submitted_s=now_s,
             running_s=None,
+            restarting_s=None,
             committed=False,
             ended_s=None,
         )
@@ -350,6 +381,7 @@ class Tracker:
         fault: str = "",
         outage: str = "",
         unready: bool = False,
+        from_savepoint: bool = False,
     ) -> Observation:
         """Apply the present status of job and service.
 
@@ -361,15 +393,21 @@ class Tracker:
           fault: a permanent error, or "".
           outage: the error of what does not answer, or "".
           unready: whether ``outage`` only means that the service is not ready yet.
+          from_savepoint: see `Observation`.
         """
         before = self.observation
         has_committed = progress is not None and self._apply_progress(now_s, progress)
         self._was_away = progress is None
+        restarting_s = before.restarting_s
         running_s = before.running_s
         ended_s = before.ended_s
         if job is not None:
             running_s = _since(running_s, now_s, job.state == "running")
             ended_s = _since(ended_s, now_s, job.state in ("missing", "over"))
+        if outage or self._is_settled(now_s, running_s):
+            restarting_s = None
+        elif job is not None and job.state == "restarting" and restarting_s is None:
+            restarting_s = now_s
         self.observation = replace(
             before,
             now_s=now_s,
@@ -381,6 +419,8 @@ class Tracker:
             engine_away=job is None,
             job=job.state if job else "missing",
             how=job.how if job else "",
+            from_savepoint=from_savepoint,
+            restarting_s=restarting_s,
             running_s=running_s,
             committed=before.committed or has_committed,
             behind=self._behind(),
@@ -432,9 +472,11 @@ class Tracker:
         """Return whether the present job would be fruitless if it ended now; see `Limits`."""
         if self.observation.committed:
             return False
-        running_s = self.observation.running_s
-        is_settled = running_s is not None and now_s - running_s >= self._limits.settled_s
+        is_settled = self._is_settled(now_s, self.observation.running_s)
         return not is_settled or self._progress is None or self._behind() > 0
+
+    def _is_settled(self, now_s: float, running_s: float | None) -> bool:
+        return running_s is not None and now_s - running_s >= self._limits.settled_s
 
 
 def _since(since_s: float | None, now_s: float, holds: bool) -> float | None:

@@ -64,6 +64,7 @@ class Status(TypedDict, total=False):
       resubmitted, resubmissions: number of resubmissions, and the last ones (``time_us``, ``why``).
       last_failure: the last permanent error (``time_us``, ``why``).
       exit_code: of a permanent error.
+      needs_adoption: whether a permanent error is an `OtherTopicError`.
       metrics: the URL of the metrics, or why they are not served.
       since_us: the time from which health and reason are the present ones.
       updated_us: the time of the supervisor's last report.
@@ -104,6 +105,7 @@ class Status(TypedDict, total=False):
     resubmissions: list[dict[str, Any]]
     last_failure: dict[str, Any] | None
     exit_code: int
+    needs_adoption: bool
     metrics: str
     since_us: int
     updated_us: int

@@ -19,7 +19,7 @@ from ciml.engines import processes
 from ciml.engines.state import ProcessId
 from ciml.errors import EngineError, IntegrityError
 from ciml.pipelines.flink import jobs
-from ciml.pipelines.flink.jobs import RestJob
+from ciml.pipelines.flink.jobs import Failure, RestJob
 from ciml.services.decide import JobState, JobStatus
 from ciml.services.files import ServiceFiles, StartOptions
 from ciml.services.supervisor import Jobs
@@ -125,7 +125,11 @@ def _fault(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the permanent error in a worker's report, as fields of `JobStatus`."""
     if not report.get("fault"):
         return {}
-    return {"fault": report["error"], "exit_code": report.get("exit_code", IntegrityError.exit_code)}
+    return {
+        "fault": report["error"],
+        "exit_code": report.get("exit_code", IntegrityError.exit_code),
+        "needs_adoption": report.get("needs_adoption", False),
+    }
 
 
 class InWorker:
@@ -212,16 +216,17 @@ class OnFlink:
             checkpoint = jobs.last_checkpoint(job)
             restarts = jobs.count_restarts(job)
         state: JobState = "running"
-        how = fault = ""
+        failure = Failure()
         if not job.all_run:
             state = "restarting" if restarts else "starting"
-            how, fault = self._failure(job)
+            failure = self._failure(job)
         return JobStatus(
             state,
             job.id,
             job.name,
-            how=how,
-            fault=fault,
+            how=failure.cause,
+            fault=failure.fault,
+            needs_adoption=failure.needs_adoption,
             began_s=job.began_s,
             restarts=restarts,
             checkpoint_bytes=checkpoint.bytes if checkpoint else None,
@@ -235,9 +240,9 @@ class OnFlink:
             return JobStatus("over", how=report["error"], **_fault(report))
         if job is None:
             return JobStatus("missing", how="Flink does not know the job (any more)" if report else "")
-        line, fault = self._failure(job)
-        how = f"the Flink job ended: {job.state}{f' ({line})' if line else ''}"
-        return JobStatus("over", job.id, job.name, how=how, fault=fault)
+        failure = self._failure(job)
+        how = f"the Flink job ended: {job.state}{f' ({failure.cause})' if failure.cause else ''}"
+        return JobStatus("over", job.id, job.name, how=how, fault=failure.fault, needs_adoption=failure.needs_adoption)
 
     def submit(self, savepoint: str = "") -> None:
         if self._options.workers:
@@ -274,10 +279,10 @@ class OnFlink:
         self.cancel()  # its submitter may still run
         return path
 
-    def _failure(self, job: RestJob) -> tuple[str, str]:
+    def _failure(self, job: RestJob) -> Failure:
         with contextlib.suppress(EngineError):  # the job may have ended meanwhile
             return jobs.last_failure(job)
-        return "", ""
+        return Failure()
 
     def _live_jobs(self) -> list[RestJob]:
         return [job for job in self._all_jobs() if not job.over]

@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 from ciml.engines import processes
 from ciml.errors import CimlError, EngineError
 from ciml.logs import configure_logging
+from ciml.manifest.coverage import OtherTopicError
 from ciml.metrics import Board, Family, metric, registry_of, serve_metrics
 from ciml.services.decide import Health, ServiceProgress
 from ciml.services.files import ServiceFiles, StartOptions, Status, bound_log, in_place, now_us, read_times
@@ -336,7 +337,13 @@ class _Worker:
             self._work(savepoint)
         except CimlError as error:
             is_fault = not isinstance(error, EngineError)  # it needs another configuration, and is not retried
-            self._report(state="ended", error=str(error), fault=is_fault, exit_code=error.exit_code)
+            self._report(
+                state="ended",
+                error=str(error),
+                fault=is_fault,
+                exit_code=error.exit_code,
+                needs_adoption=isinstance(error, OtherTopicError),
+            )
             print(f"ciml: {error}", file=sys.stderr)
             return error.exit_code
         except BaseException as error:

@@ -28,7 +28,6 @@ from ciml.manifest.coverage import ADOPT_COMMAND
 from ciml.services.files import JobEntry, ServiceFiles, StartOptions, Status, in_place, now_us, read_times
 
 _HEARTBEAT_S = 60.0
-_NO_HEARTBEAT = "supervisor heartbeat missing"
 _STALE_S = 15.0  # several pauses of a supervisor; an answer takes it at most 10 s
 _DEADLINE_S = 20.0  # for the query of one service
 _EXIT_CODES = {"running": 0, "starting": 0, "stopped": 1}
@@ -44,6 +43,7 @@ def gather(files: ServiceFiles) -> Status:
     """Return the status of a service. Values that cannot be known now are None."""
     supervisor = files.process("supervisor")
     worker = files.process("worker")
+    heartbeat: Status = {}
     status: Status = {
         "name": files.name,
         "health": "stopped",
@@ -53,7 +53,8 @@ def gather(files: ServiceFiles) -> Status:
         "worker": None if worker is None else {"pid": worker.pid},
     }
     if supervisor is not None:
-        status |= _check_heartbeat(status, supervisor)
+        heartbeat = _check_heartbeat(status, supervisor)
+        status |= heartbeat
         times_us = read_times(status)
     else:
         status |= _query_in_child(files, status)
@@ -62,7 +63,7 @@ def gather(files: ServiceFiles) -> Status:
             status |= {"health": "stalled", "why": f"its supervisor died{remark}"}
         times_us = status["read_us"]  # without the time of the supervisor's own figures: nobody updates them
     job = status.get("job") or {}
-    status["remedy"] = remedy(files, status)
+    status["remedy"] = remedy(files, status, is_silent=heartbeat.get("health") == "stalled")
     status["uptime_s"] = age_s(job.get("submitted_us")) if job.get("state") in _AT_WORK else None
     status["last_commit_age_s"] = age_s(status.get("last_commit_us"))
     status["dead_letters"] = (status.get("counts") or {}).get("dead_letter")
@@ -78,7 +79,7 @@ def _check_heartbeat(status: Status, supervisor: psutil.Process) -> Status:
         return {}
     if time.time() - supervisor.create_time() < _HEARTBEAT_S:
         return {"health": "starting", "why": ""}
-    return {"health": "stalled", "why": f"{_NO_HEARTBEAT} for {silent_s:.0f} s"}
+    return {"health": "stalled", "why": f"supervisor heartbeat missing for {silent_s:.0f} s"}
 
 
 def _query_in_child(files: ServiceFiles, status: Status) -> Status:
@@ -133,17 +134,22 @@ def _unknown(status: Status) -> Status:
     return {"rate": None, "behind": None, "lag": None, "checkpoint": status.get("checkpoint"), "job": job}
 
 
-def remedy(files: ServiceFiles, status: Status) -> str | None:
-    """Return the command that continues the service after the cause is repaired; None if it continues by itself."""
+def remedy(files: ServiceFiles, status: Status, *, is_silent: bool = False) -> str | None:
+    """Return the command that continues the service after the cause is repaired; None if it continues by itself.
+
+    Args:
+      files: of the service.
+      status: with ``health`` and ``supervisor``.
+      is_silent: whether its supervisor runs and has written nothing for long.
+    """
     home = "" if files.home == default_home() else f" --home {shlex.quote(str(files.home))}"
     service = f"{files.name}{home}"
     resume = f"ciml service resume {service}"
     if status["health"] == "failed":
-        # The error of a topic that was created again names the command; a worker reports only the text of its error.
-        return f"{ADOPT_COMMAND} --service {service} && {resume}" if ADOPT_COMMAND in status["why"] else resume
+        return f"{ADOPT_COMMAND} --service {service} && {resume}" if status.get("needs_adoption") else resume
     if status["supervisor"] is None:
         return resume
-    if status["health"] == "stalled" and status["why"].startswith(_NO_HEARTBEAT):
+    if is_silent:
         return f"ciml service stop {service} && {resume}"  # the silent supervisor has to end first
     return None
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, cast
 
 from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.manifest.coverage import OtherTopicError
 from ciml.services.decide import (
     Action,
     Health,
@@ -130,8 +131,15 @@ class Supervisor:
                 self._report(action)
             if action.kind == "end" or leave.wait(self.pause_s):
                 return action.health
-            if action.health == "waiting" and self.moved():
+            if action.health == "waiting" and self._has_moved():
                 return action.health
+
+    def _has_moved(self) -> bool:
+        try:
+            return self.moved()
+        except Exception as error:  # noqa: BLE001  # the service must stay watched
+            _log.warning("whether addresses have changed is unknown: %s", error)
+            return False
 
     def step(self) -> Action:
         """Observe, decide, act and report once."""
@@ -159,10 +167,12 @@ class Supervisor:
             reading = _Reading(reading.progress, job.waits, is_unready=True)
         if job is not None and job.fault:
             self.status["exit_code"] = job.exit_code
+            self.status["needs_adoption"] = job.needs_adoption
         now_s = self.clock()
         if job is not None and not self._has_job and job.state not in ("missing", "over"):
             _log.log(self.level, "took over %s, which is %s", job.name or "a job", job.state)
             self._has_job = True
+            self._tried_savepoint = self._unused_savepoint()
             self._tracker.submitted(now_s)
         observation = self._tracker.observe(
             now_s,
@@ -172,6 +182,7 @@ class Supervisor:
             fault=self._fault,
             outage="; ".join(filter(None, [engine_outage, reading.outage])),
             unready=reading.is_unready and not engine_outage,
+            from_savepoint=self._tried_savepoint is not None,
         )
         self._update_job(job)
         if job is not None and self._tried_savepoint is not None:
@@ -190,6 +201,7 @@ class Supervisor:
             if self._contradictions >= _MOST_CONTRADICTIONS:
                 self.error = error
                 self._fault = str(error)
+                self.status["needs_adoption"] = isinstance(error, OtherTopicError)
             return _Reading(None)
         self._contradictions = 0
         return _Reading(progress)
@@ -236,7 +248,8 @@ class Supervisor:
 
     def _follow_savepoint(self, savepoint: dict[str, Any], observation: Observation, job: JobStatus) -> None:
         """Note in a savepoint of the status whether the job that started from it works, or ended."""
-        if observation.committed or (observation.running_s is not None and not observation.behind):
+        running_s = 0.0 if observation.running_s is None else observation.now_s - observation.running_s
+        if observation.committed or (running_s >= self.limits.settled_s and not observation.behind):
             self._tried_savepoint = None
             savepoint["use"] = "resumed"
         elif job.state in ("missing", "over"):
@@ -273,9 +286,9 @@ class Supervisor:
             if self._tried_savepoint is not None:
                 self._reject_savepoint(self._tried_savepoint, action.why)
             self.jobs.cancel()
-        savepoint = self.status["savepoint"]
-        is_unused = savepoint is not None and not savepoint["use"]
-        self._tried_savepoint = savepoint if is_unused and not self._has_job else None
+        savepoint = None if self._has_job else self._unused_savepoint()
+        self.jobs.submit("" if savepoint is None else savepoint["path"])  # if this raises, the savepoint stays unused
+        self._tried_savepoint = savepoint
         if self._has_job:
             self.status["resubmitted"] += 1
             resubmissions = [*self.status["resubmissions"], {"time_us": now_us(), "why": action.why}]
@@ -283,7 +296,10 @@ class Supervisor:
         self._has_job = True
         self._tracker.submitted(self.clock())
         self.status["job"] = {"state": "starting", "submitted_us": now_us()}
-        self.jobs.submit("" if self._tried_savepoint is None else self._tried_savepoint["path"])
+
+    def _unused_savepoint(self) -> dict[str, Any] | None:
+        savepoint = self.status["savepoint"]
+        return None if savepoint is None or savepoint["use"] else savepoint
 
     def _savepoint(self) -> None:
         try:

@@ -235,10 +235,14 @@ class NewCoverage:
         }
 
 
+class OtherTopicError(IntegrityError):
+    """A topic is not the one that was read before; `ADOPT_COMMAND` continues with it."""
+
+
 def check_topic_id(topic: str, stored: str, reported: str) -> None:
-    """Raise `IntegrityError` if a topic differs from the one read before ("" is unknown and matches any)."""
+    """Raise `OtherTopicError` if a topic differs from the one read before ("" is unknown and matches any)."""
     if stored and reported and stored != reported:
-        raise IntegrityError(
+        raise OtherTopicError(
             f"topic {topic} was deleted and created again: its offsets were read under the id {stored}, but the broker "
             f"reports {reported}. To continue with the new topic, without the unread messages of the old one: "
             f"{ADOPT_COMMAND} {topic} --data-path DATA"

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from ciml.errors import EngineError
+from ciml.manifest.coverage import OtherTopicError
 
 _REST_TIMEOUT_S = 10.0
 #: Final states of Flink.
@@ -25,7 +26,7 @@ _FINAL_STATES = frozenset({"FINISHED", "CANCELED", "FAILED"})
 #: Final states of Beam.
 OVER = frozenset({"DONE", "CANCELLED", "FAILED", "DRAINED", "UPDATED"})
 #: A permanent error of ciml in a worker's traceback.
-_FAULT = re.compile(r"\bIntegrityError: (.+)")
+_FAULT = re.compile(r"\b(IntegrityError|OtherTopicError): (.+)")
 _THROWN = re.compile(r"^(?:Caused by: )?(?:[\w$]+\.)*([A-Z][\w$]*(?:Exception|Error): .+)$", re.MULTILINE)
 _EMBEDDED_TIMEOUT_S = 5.0  # for the Flink in a job server
 # Limit between the job server's RUNNING and the first answer of the job's REST API.
@@ -108,10 +109,17 @@ def count_restarts(job: RestJob) -> int | None:
 
 
 class Failure(NamedTuple):
-    """Why a job failed or restarted: the cause, and a permanent error of ciml; "" for none."""
+    """Why a job failed or restarted.
 
-    cause: str
-    fault: str
+    Attributes:
+      cause: for people; "" for no failure.
+      fault: the permanent error of ciml; "" for none.
+      needs_adoption: whether that is an `OtherTopicError`.
+    """
+
+    cause: str = ""
+    fault: str = ""
+    needs_adoption: bool = False
 
 
 def last_failure(job: RestJob) -> Failure:
@@ -120,8 +128,10 @@ def last_failure(job: RestJob) -> Failure:
     entries = history.get("entries") or [{}]
     trace = str(entries[0].get("stacktrace", ""))
     match = _FAULT.search(trace)
-    fault = match[1].split(" [while running")[0].strip() if match else ""
-    return Failure(_cause(trace), fault)
+    if match is None:
+        return Failure(_cause(trace))
+    fault = match[2].split(" [while running")[0].strip()
+    return Failure(_cause(trace), fault, match[1] == OtherTopicError.__name__)
 
 
 def _cause(trace: str) -> str:

@@ -13,10 +13,10 @@ from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCol
 from confluent_kafka.admin import NewTopic, OffsetSpec
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.errors import CimlError, EngineError
 from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import SOON, NoTopicError, admin, as_engine_error, is_refused
-from ciml.manifest.coverage import ADOPT_COMMAND, check_topic_id
+from ciml.manifest.coverage import ADOPT_COMMAND, OtherTopicError, check_topic_id
 from ciml.pipelines.processes import Shared
 
 _DELETED_S = 10.0
@@ -170,7 +170,7 @@ def list_again(options: KafkaOptions, before: Listing) -> Listing:
     """List a topic again that was listed before and so must exist.
 
     Raises:
-      IntegrityError: if the topic was deleted or recreated.
+      OtherTopicError: if the topic was deleted or recreated.
       EngineError: if the broker does not answer.
     """
     try:
@@ -188,7 +188,7 @@ def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
     A topic counts as deleted only after a while, since a starting broker may not know it yet.
 
     Raises:
-      IntegrityError: if the topic was deleted or recreated.
+      OtherTopicError: if the topic was deleted or recreated.
       EngineError: if the broker does not answer.
     """
     since = time.monotonic()
@@ -197,7 +197,7 @@ def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
             present_id, partitions = topic_of(options, topic)
         except NoTopicError:
             if time.monotonic() - since > _DELETED_S:
-                raise IntegrityError(
+                raise OtherTopicError(
                     f"topic {topic} was deleted while it was read; its uncommitted messages are lost. Committed runs "
                     f"stay. Create it again, then continue with the new topic: {ADOPT_COMMAND} {topic} --data-path DATA"
                 ) from None
@@ -213,7 +213,7 @@ def check_still_that_topic(options: KafkaOptions, topic: str, topic_id: str) -> 
     A deleted topic passes. Waits up to a minute for a broker that does not answer.
 
     Raises:
-      IntegrityError: if the topic was recreated.
+      OtherTopicError: if the topic was recreated.
       EngineError: if the broker does not answer.
     """
     if not topic_id:

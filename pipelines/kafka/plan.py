@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import OffsetRange
-from ciml.manifest.coverage import ADOPT_COMMAND, RangeSet, TopicState, check_topic_id
+from ciml.manifest.coverage import ADOPT_COMMAND, OtherTopicError, RangeSet, TopicState, check_topic_id
 from ciml.pipelines.kafka.broker import Listing
 
 
@@ -68,7 +68,7 @@ def _start_of(state: TopicState, listing: Listing, partition: int) -> int:
     """Return the first offset to read.
 
     Raises:
-      IntegrityError: unread offsets have expired, or the topic ends before covered ones.
+      IntegrityError: unread offsets have expired; `OtherTopicError`, the topic ends before covered ones.
     """
     first, end = listing.bounds[partition]
     covered = state.covered(listing.topic, partition)
@@ -82,7 +82,7 @@ def _start_of(state: TopicState, listing: Listing, partition: int) -> int:
         )
     last = _last_of(covered)
     if last > end:
-        raise IntegrityError(
+        raise OtherTopicError(
             f"{where} ends at {end}, but was read up to {last}: it is not the topic that was read before. To "
             f"continue with it from its first message: {ADOPT_COMMAND} {listing.topic} --data-path DATA"
         )

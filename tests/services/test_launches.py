@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from ciml import engines
 from ciml.engines import processes, state
 from ciml.engines.environment import record_environment, use_environment
 from ciml.engines.state import ProcessId
-from ciml.errors import CimlError
+from ciml.errors import CimlError, IntegrityError
+from ciml.manifest.coverage import OtherTopicError
+from ciml.pipelines.flink import jobs as flink_jobs
+from ciml.services import jobs as jobs_module
 from ciml.services import status
 from ciml.services.files import ServiceFiles, StartOptions, check_secret_variables, in_place
 from ciml.services.jobs import InWorker, OnFlink, Worker
 from ciml.services.options import KINDS
+from ciml.services.process import _Worker
 from ciml.services.status import gather, remedy
 from tests.services.supervising import options_for
 
@@ -65,6 +70,45 @@ def test_the_failure_of_its_own_launch_counts(home: Path, monkeypatch: pytest.Mo
     assert jobs.status().fault == ""
 
 
+def test_a_failed_worker_reports_whether_its_topic_must_be_adopted(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = files_of(home)
+    for error in (OtherTopicError("another topic"), IntegrityError("another fault")):
+        worker = _Worker(files, files.options(), "launch")
+        monkeypatch.setattr(worker, "_work", partial(_raise, error))
+        assert worker.run("") == 4
+        fault = jobs_module._fault(files.report())
+        assert fault == {"fault": str(error), "exit_code": 4, "needs_adoption": isinstance(error, OtherTopicError)}
+
+
+def _raise(error: Exception, savepoint: str) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("name", ["IntegrityError", "OtherTopicError", "EngineError"])
+def test_a_failure_on_flink_is_told_apart_by_its_class(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = f"java.lang.RuntimeException: Error received\nciml.errors.{name}: t[0] ends at 3 [while running 'x']"
+    answer = {"exceptionHistory": {"entries": [{"stacktrace": trace}]}}
+    monkeypatch.setattr(flink_jobs, "ask", lambda *_: answer)
+    failure = flink_jobs.last_failure(flink_jobs.RestJob("http://r", "1", "j", "FAILED", 5.0, False))
+    assert failure.fault == ("" if name == "EngineError" else "t[0] ends at 3")
+    assert failure.needs_adoption == (name == "OtherTopicError")
+
+
+def test_a_silent_supervisor_has_to_end_before_the_service_continues(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = files_of(home)
+    me = os.getpid()
+    files.record("supervisor", me, processes.start_time(me))
+    files.put_status({"health": "running", "why": "", "updated_us": status.now_us() - 70_000_000})
+    monkeypatch.setattr(status, "_HEARTBEAT_S", 0.0)
+    seen = gather(files)
+    assert seen["health"] == "stalled"
+    assert seen["remedy"] == f"ciml service stop one --home {home} && ciml service resume one --home {home}"
+
+
 def test_a_running_worker_is_taken_over_with_its_report(home: Path) -> None:
     files = files_of(home)
     me = os.getpid()
@@ -97,13 +141,17 @@ def test_a_failed_service_names_the_command_that_continues_it(home: Path, kind: 
     assert (
         remedy(files, {"health": "failed", "why": "x", "supervisor": None}) == f"ciml service resume one --home {home}"
     )
-    other = "topic t was deleted and created again: … ciml topics adopt t"
-    assert remedy(files, {"health": "failed", "why": other, "supervisor": {"pid": 1}}) == (
+    other = {"health": "failed", "why": "in other words", "needs_adoption": True, "supervisor": {"pid": 1}}
+    assert remedy(files, other) == (
         f"ciml topics adopt --service one --home {home} && ciml service resume one --home {home}"
     )
     assert remedy(files, {"health": "waiting", "why": "Kafka", "supervisor": {"pid": 1}}) is None
-    silent = {"health": "stalled", "why": "supervisor heartbeat missing for 70 s", "supervisor": {"pid": 1}}
-    assert remedy(files, silent) == f"ciml service stop one --home {home} && ciml service resume one --home {home}"
+    silent = {"health": "stalled", "why": "in other words", "supervisor": {"pid": 1}}
+    assert remedy(files, silent) is None
+    assert (
+        remedy(files, silent, is_silent=True)
+        == f"ciml service stop one --home {home} && ciml service resume one --home {home}"
+    )
 
 
 def test_stale_figures_are_marked_and_a_stale_lag_is_unknown(home: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from ciml.errors import EngineError
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.ingest.committer import IngestConfig, committer
-from ciml.services.decide import JobStatus, Limits, Wanted
+from ciml.services.decide import JobStatus, Limits, ServiceProgress, Wanted
 from ciml.services.ingest import IngestService
+from ciml.services.service import Service
 from ciml.services.supervisor import Supervisor
 from ciml.storage import open_store
 
@@ -47,18 +48,26 @@ class Script:
         return self.savepoint
 
 
+class Idle(Service):
+    """A service with nothing to read."""
+
+    def observe(self) -> ServiceProgress:
+        return ServiceProgress(7, {0: 3}, {0: 0})
+
+
 @dataclass
 class World:
     """A supervisor with a clock that advances by a second a step."""
 
-    config: IngestConfig
+    config: IngestConfig | None = None
     wanted: Wanted = "run"
     now: float = 0.0
     reports: list[dict[str, Any]] = field(default_factory=list)
 
     def supervisor(self, jobs: Script, **status: Any) -> Supervisor:
+        service = Idle("idle") if self.config is None else IngestService(self.config)
         return Supervisor(
-            IngestService(self.config), jobs, lambda: self.wanted, lambda status: self.reports.append(dict(status)),
+            service, jobs, lambda: self.wanted, lambda status: self.reports.append(dict(status)),
             dict(status), limits=Limits(savepoint_s=3.0), clock=lambda: self.now, pause_s=0.0,
         )  # fmt: skip
 
@@ -187,3 +196,80 @@ def test_an_expired_offset_fails_the_service(world: World, kafka: str) -> None:
     assert world.steps(world.supervisor(jobs), 4) == ["carry_on", "carry_on", "cancel", "end"]
     assert world.reports[-1]["health"] == "failed"
     assert "offsets 1 to 2 expired before they were read" in world.reports[-1]["why"]
+
+
+KEPT = {"path": "s3://b/savepoint-1", "time_us": 1, "version": 0, "use": ""}
+RESTARTS = JobStatus("restarting", id="1", name="j", how="Cannot decode the state")
+
+
+def test_a_submission_that_fails_leaves_the_savepoint_unused() -> None:
+    class FailsOnce(Script):
+        def submit(self, savepoint: str = "") -> None:
+            super().submit(savepoint)
+            if len(self.calls) == 1:
+                raise EngineError("the earlier job is CANCELLING")
+
+    world = World()
+    supervisor = world.supervisor(FailsOnce([MISSING]), savepoint=dict(KEPT))
+    with pytest.raises(EngineError, match="CANCELLING"):
+        supervisor.step()
+    assert supervisor.status["savepoint"] == KEPT
+    assert world.steps(supervisor, 1) == ["submit"]
+    assert supervisor.jobs.calls == ["submit s3://b/savepoint-1"] * 2
+    assert (supervisor.status["savepoint"], supervisor.status["resubmitted"]) == (KEPT, 0)
+
+
+def test_a_check_of_the_addresses_that_fails_leaves_the_service_watched() -> None:
+    checks = []
+
+    def moved() -> bool:
+        checks.append(world.wanted)
+        world.wanted = "stop"
+        raise OSError("no space left")
+
+    world = World()
+    supervisor = world.supervisor(Script([None, MISSING]))
+    supervisor.moved = moved
+    assert supervisor.run() == "stopped"
+    assert checks == ["run"]
+
+
+@pytest.mark.parametrize("flickers", [False, True])
+def test_a_savepoint_that_no_restart_can_read_is_rejected(flickers: bool) -> None:
+    """Its job restarts without end. The next one starts from the manifest, which has every commit."""
+    world = World()
+    restarts = [RESTARTS, RUNS] if flickers else [RESTARTS]
+    jobs = Script([MISSING, STARTS, *restarts * 62])
+    supervisor = world.supervisor(jobs, savepoint=dict(KEPT))
+    done = world.steps(supervisor, 64)
+    assert [step for step, kind in enumerate(done) if kind != "carry_on"] == [0, 62]
+    assert jobs.calls == ["submit s3://b/savepoint-1", "cancel", "submit"]
+    why = "it restarts for 60 s from its savepoint and never runs: Cannot decode the state"
+    assert supervisor.status["savepoint"] == {**KEPT, "use": "refused", "why": why}
+
+
+def test_a_taken_over_job_may_be_unable_to_read_its_savepoint() -> None:
+    world = World()
+    jobs = Script([RESTARTS])
+    supervisor = world.supervisor(jobs, savepoint=dict(KEPT))
+    world.steps(supervisor, 62)
+    assert jobs.calls == ["cancel", "submit"]
+    assert supervisor.status["savepoint"]["use"] == "refused"
+
+
+def test_a_job_that_has_run_may_restart_for_longer() -> None:
+    world = World()
+    jobs = Script([MISSING, *[RUNS] * 62, RESTARTS])
+    supervisor = world.supervisor(jobs, savepoint=dict(KEPT))
+    world.steps(supervisor, 200)
+    assert jobs.calls == ["submit s3://b/savepoint-1"]
+    assert supervisor.status["savepoint"]["use"] == "resumed"
+
+
+def test_an_outage_does_not_count_as_restarts() -> None:
+    world = World()
+    jobs = Script([MISSING, RESTARTS, *[None] * 100, RESTARTS])
+    supervisor = world.supervisor(jobs, savepoint=dict(KEPT))
+    world.steps(supervisor, 150)
+    assert jobs.calls == ["submit s3://b/savepoint-1"]
+    assert supervisor.status["savepoint"]["use"] == ""

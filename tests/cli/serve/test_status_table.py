@@ -1,0 +1,40 @@
+"""The table of a service's status: values that are unknown."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from ciml.cli.status_table import show
+
+NOTHING = {
+    "name": "one", "health": "starting", "why": "", "remedy": None, "uptime_s": None, "last_commit_age_s": None,
+    "supervisor": None, "worker": None, "ages_s": {}, "stale": [], "last_known": None,
+}  # fmt: skip
+
+
+def rows(capsys: pytest.CaptureFixture[str], **changes: Any) -> dict[str, str]:
+    show({**NOTHING, **changes})  # type: ignore[typeddict-item]
+    lines = [line.strip().partition("  ") for line in capsys.readouterr().out.splitlines()]
+    return {title: text.strip() for title, _, text in lines}
+
+
+def test_an_age_is_left_out_if_there_is_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+    empty = rows(
+        capsys, version=0, checkpoint={"bytes": 2048, "time_us": 0}, last_failure={"time_us": 0, "why": "no disk"}
+    )
+    assert (empty["version"], empty["checkpoint"], empty["last failure"]) == ("0", "2 KiB", "no disk")
+    assert rows(capsys)["version"] == "–"
+
+
+def test_ages_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    time_us = int((time.time() - 300) * 1e6)
+    known = rows(
+        capsys, version=3, last_commit_age_s=5, checkpoint={"bytes": 2048, "time_us": time_us},
+        last_failure={"time_us": time_us, "why": "no disk"},
+    )  # fmt: skip
+    assert known["version"] == "3, committed 5 s ago"
+    assert known["checkpoint"] == "2 KiB, 5 min old"
+    assert known["last failure"] == "5 min ago: no disk"
