@@ -116,9 +116,14 @@ def _push(registry: Registry, candidate: Candidate, label: str, check: bool) -> 
     number = registry.state.version_of(candidate.id)
     if number is None:
         number = _take_number(registry, candidate.id)
-        staged = _stage(registry, number, candidate)
-        check_digests(staged.root, file_digests(staged), candidate.files)  # read back
-        _rename(registry, number, staged)
+        try:
+            staged = _stage(registry, number, candidate)
+            check_digests(staged.root, file_digests(staged), candidate.files)  # read back
+            _rename(registry, number, staged)
+        except (CimlError, OSError) as error:
+            if number in registry.state.in_state("abandoned"):
+                raise _abandoned(registry, number) from error
+            raise
     _commit(registry, number, label)
     write_config(registry.data)
     return Pushed(registry.model, number, label, candidate.id)
@@ -177,9 +182,14 @@ def _commit(registry: Registry, number: int, label: str) -> None:
             return {"kind": "pushed", "model_version": number, "labels": {label: number}}
         if version_state == "pushed":
             return None if state.labels.get(label) == number else {"kind": "labels", "labels": {label: number}}
-        raise CimlError(f"model {registry.model}: another pusher abandoned version {number} meanwhile; push again")
+        raise _abandoned(registry, number)
 
     registry.commit(build)
+
+
+def _abandoned(registry: Registry, number: int) -> CimlError:
+    who = "another push, or ciml models reconcile,"
+    return CimlError(f"model {registry.model}: {who} abandoned version {number} meanwhile; push again")
 
 
 def write_config(data: DataRoot) -> bool:
@@ -249,8 +259,13 @@ def reconcile(registry: Registry) -> list[str]:
     actions = []
     for number in registry.state.in_state("staged"):
         if registry.commit(partial(_abandon_staged, number)) is not None:
-            _remove(registry.folder(number))
             actions.append(f"version {number} was never completed: abandoned")
+    # Also the folders of earlier calls that died before the removal, and of pushers that were renaming meanwhile.
+    abandoned = registry.state.in_state("abandoned")
+    for number in list_versions(registry.base, real=False) if abandoned else ():
+        if number in abandoned:
+            _remove(registry.folder(number))
+            actions.append(f"version {number} was abandoned: its folder removed")
     if isinstance(registry.base, LocalStore) and os.path.isdir(registry.base.root):
         for name in sorted(os.listdir(registry.base.root)):
             if name.startswith(_STAGING):

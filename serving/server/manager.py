@@ -1,14 +1,18 @@
 """Loads and unloads versions by the configuration; an old version is served until the new one is available.
 
 A version is unloaded only while another configured version is available. If a version fails to load, the others stay
-served: its status shows the error, and the load is retried. A label moves only to a loaded version. Each model changes
+served: its status shows the error until a retry succeeds. A label moves only to a loaded version. Each model changes
 in its own thread, so that a version that loads slowly delays no other model. A version whose process has ended is
 loaded again.
+
+The states are those of TensorFlow Serving. A version that answers is AVAILABLE, also while another folder of it is
+loaded and after that failed, when its status has the error as well. Only a first load is LOADING.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,8 +31,10 @@ _LOG = logging.getLogger(__name__)
 
 State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
 Verifier = Callable[[str, int, Mapping[str, str]], None]
-#: How long `ModelManager.close` waits for changes that have begun.
+#: How long `ModelManager.close` waits for all changes that have begun, seconds.
 _CLOSE_S = 5.0
+#: How long versions that are unloaded together wait for their requests, seconds.
+_DRAIN_S = 30.0
 
 
 class ModelChoice(NamedTuple):
@@ -105,11 +111,6 @@ class _Model:
                 labels[label] = max(below)
                 _LOG.error("model %s: label %s falls back to version %d", self.entry.name, label, labels[label])
         self.labels = labels
-
-    def unload_all(self) -> None:
-        for number, loaded in self.loaded.items():
-            loaded.close()
-            _LOG.info("model %s: version %d unloaded", self.entry.name, number)
 
 
 class ModelManager:
@@ -253,14 +254,15 @@ class ModelManager:
                     thread.daemon = True  # a load that does not end must not hold up the end of the process
                     thread.start()
                     self._threads[name] = thread  # it removes itself, under the lock
-        for model in dropped:
-            model.unload_all()
+        _unload_all(dropped)
         if wait:
             self._join()
 
-    def _join(self, timeout_s: float | None = None) -> None:
+    def _join(self, timeout_s: float = math.inf) -> None:
+        """Wait until no model changes, ``timeout_s`` seconds at most."""
+        until_s = time.monotonic() + timeout_s
         for thread in list(self._threads.values()):
-            thread.join(timeout_s)
+            thread.join(min(max(until_s - time.monotonic(), 0.0), threading.TIMEOUT_MAX))
 
     def _run_step(self, name: str, entry: ModelEntry) -> None:
         try:
@@ -280,12 +282,13 @@ class ModelManager:
         with self._lock:
             models = self._models
             self._models = {}
-        for model in models.values():
-            model.unload_all()
+        _unload_all(models.values())
 
     def _step_model(self, name: str, entry: ModelEntry) -> None:
         with self._lock:
             model = self._models.setdefault(name, _Model(entry))
+            if model.entry.base_path != entry.base_path:  # what failed was in another folder
+                model.versions = {number: model.versions[number] for number in model.loaded}
             model.entry = entry
         if self._clock() < model.retry.not_before_s:
             return
@@ -308,7 +311,7 @@ class ModelManager:
     def _postpone(self, model: _Model, error: Exception) -> None:
         """Record that a model's folder cannot be listed. Its loaded versions and other models keep serving."""
         fault = str(error)
-        code = "UNAVAILABLE" if isinstance(error, EngineError | OSError) else "INVALID_ARGUMENT"
+        code = _code_of(error, "INVALID_ARGUMENT")
         if fault != model.fault:
             _LOG.error("model %s: %s", model.entry.name, fault)
         with self._lock:
@@ -322,12 +325,14 @@ class ModelManager:
         name = model.entry.name
         version = model.versions[number]
         former = version.loaded
-        if former is not None and former.source == folder.root and not former.ended:
+        answers = former is not None and not former.ended
+        if former is not None and answers and former.source == folder.root:
             return
         started_s = self._clock()
         if self._closed or started_s < version.retry.not_before_s:
             return
-        version.status = VersionStatus(number, "LOADING")
+        if not answers and version.status.state != "END":  # a retry leaves the error readable
+            version.status = VersionStatus(number, "LOADING")
         loaded = None
         outcome = "loaded"
         try:
@@ -335,10 +340,10 @@ class ModelManager:
             status = VersionStatus(number, "AVAILABLE")
             _LOG.info("model %s: version %d available", name, number)
         except Exception as error:  # noqa: BLE001 - a bad model must not stop the others
-            code = "NOT_FOUND" if isinstance(error, FileNotFoundError) else "UNKNOWN"
-            code = "DATA_LOSS" if isinstance(error, IntegrityError) else code
-            status = VersionStatus(number, "END", code, str(error))
-            outcome = "refused" if code == "DATA_LOSS" else "failed"
+            answers = former is not None and not former.ended
+            state: State = "AVAILABLE" if answers else "END"
+            status = VersionStatus(number, state, _code_of(error, "UNKNOWN"), str(error))
+            outcome = "refused" if isinstance(error, IntegrityError) else "failed"
             _LOG.error("model %s: version %d failed to load: %s", name, number, error)
         took_s = self._clock() - started_s
         self._on_load(name, outcome, took_s)
@@ -348,7 +353,7 @@ class ModelManager:
                 version.retry = _Retry()
             else:
                 version.retry.postpone(started_s + took_s, took_s)
-            if loaded is not None or (former is not None and former.ended):  # a process that ended answers no call
+            if loaded is not None or not answers:
                 version.loaded = loaded if not self._closed else None
             model.move_labels()
         for unused in (former, loaded):
@@ -377,6 +382,24 @@ def _configured_versions(entry: ModelEntry, base: Store) -> set[int]:
         return set(entry.versions)
     present = list_versions(base)
     return set(present if entry.policy == "all" else present[-entry.latest :])
+
+
+def _unload_all(models: Iterable[_Model]) -> None:
+    """Unload all versions of models that are served no more, once their requests have ended or after `_DRAIN_S`."""
+    until_s = time.monotonic() + _DRAIN_S
+    for model in models:
+        for number, loaded in model.loaded.items():
+            loaded.close(max(until_s - time.monotonic(), 0.0))
+            _LOG.info("model %s: version %d unloaded", model.entry.name, number)
+
+
+def _code_of(error: Exception, other: str) -> str:
+    """Return the gRPC status of an error, ``other`` for one that only its message explains."""
+    if isinstance(error, FileNotFoundError):
+        return "NOT_FOUND"
+    if isinstance(error, EngineError | OSError):
+        return "UNAVAILABLE"
+    return "DATA_LOSS" if isinstance(error, IntegrityError) else other
 
 
 def _being_loaded(name: str) -> RequestError:

@@ -12,7 +12,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.serving import push as push_module
-from ciml.serving.model_files import parse_config
+from ciml.serving.model_files import list_versions, parse_config
 from ciml.serving.push import (
     NotBlessedError,
     Pushed,
@@ -169,6 +169,42 @@ def test_two_pushers_never_share_a_number(
         pushed(data, good[1])
     assert config(data) == {"m": ((2,), {"stable": 2})}
     assert pushed(data, good[1]).version == 3
+
+
+@pytest.mark.parametrize("step", ["_stage", "check_digests", "_rename", "_commit"])
+def test_a_pusher_whose_version_is_abandoned_is_told_to_push_again(
+    data: DataRoot, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    real = getattr(push_module, step)
+
+    def cleaned(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        reconcile(Registry(data, "m"))
+        return real(*arguments)
+
+    monkeypatch.setattr(push_module, step, cleaned)
+    with pytest.raises(CimlError, match=r"model m: another push, .* abandoned version 1 meanwhile; push again"):
+        pushed(data, good[1])
+    assert pushed(data, good[1]).version == 2
+    assert verify_versions(data, "m") == {2: ""}
+
+
+def test_the_folder_of_an_abandoned_version_is_removed_later(
+    data: DataRoot, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: Any) -> None:
+        raise KilledError
+
+    for step in ("_commit", "_remove"):  # in a push, and then in the call that cleans up after it
+        monkeypatch.setattr(push_module, step, dies)
+        with pytest.raises(KilledError):
+            pushed(data, good[1])
+        monkeypatch.undo()
+    registry = Registry(data, "m")
+    assert registry.state.in_state("abandoned") == [1]
+    assert list_versions(registry.base) == [1]
+    assert reconcile(registry) == ["version 1 was abandoned: its folder removed"]
+    assert list_versions(registry.base) == []
 
 
 def test_candidate_that_changes_after_its_blessing_is_rejected(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ciml.errors import IntegrityError
+from ciml.errors import EngineError, IntegrityError
 from ciml.http.intake import RequestError, invalid, too_large
 from ciml.limits import (
     MAX_MODEL_CALL_S,
@@ -61,9 +61,8 @@ def load_model(
 
     Raises:
       FileNotFoundError: if there is no such version.
-      IntegrityError: if it is corrupt or altered, holds a forbidden operation, or fails or exceeds the time of loading
-        or warm-up.
-      EngineError: if no process can be started.
+      IntegrityError: if it is corrupt or altered, holds a forbidden operation, or fails a warm-up request.
+      EngineError: if loading or warm-up takes too long, or no process can be started.
     """
     work = Path(tempfile.mkdtemp(prefix="ciml-model-"))
     try:
@@ -84,8 +83,8 @@ def _start(copy: Path, where: str, max_rows: int, call_s: float, load_s: float) 
         model = LoadedModel(where, process, process.load(copy, where), max_rows)
         try:
             warm_up(model, copy / WARMUP_FILE)
-        except IntegrityError as error:
-            raise IntegrityError(f"{where}: {error}") from None
+        except (IntegrityError, EngineError) as error:
+            raise type(error)(f"{where}: {error}") from None
     except BaseException:
         process.end()
         raise
@@ -245,7 +244,8 @@ def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.mo
       clock: monotonic seconds.
 
     Raises:
-      IntegrityError: if the file is malformed or exceeds a limit, the model fails a request, or zeros take too long.
+      IntegrityError: if the file is malformed or too large, or the model fails a request.
+      EngineError: if a request, or all together, take too long.
     """
     if not file.exists():
         _run_zeros(model)
@@ -255,9 +255,10 @@ def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.mo
         try:
             _run_record(model, record)
         except (RequestError, IntegrityError) as error:
-            raise IntegrityError(f"warm-up request {number}: {error}") from None
+            kind = EngineError if _is_late(error) else IntegrityError
+            raise kind(f"warm-up request {number}: {error}") from None
         if clock() > until_s:
-            raise IntegrityError(f"warm-up exceeds {MAX_WARMUP_S:g} s at request {number}")
+            raise EngineError(f"warm-up exceeds {MAX_WARMUP_S:g} s at request {number}")
 
 
 def _run_zeros(model: LoadedModel) -> None:
@@ -269,8 +270,12 @@ def _run_zeros(model: LoadedModel) -> None:
         try:
             model.predict(signature.name, zeros)
         except RequestError as error:
-            if error.code == "DEADLINE_EXCEEDED":
-                raise IntegrityError(f"signature {signature.name!r} with zeros: {error}") from None
+            if _is_late(error):
+                raise EngineError(f"signature {signature.name!r} with zeros: {error}") from None
+
+
+def _is_late(error: Exception) -> bool:
+    return isinstance(error, RequestError) and error.code == "DEADLINE_EXCEEDED"
 
 
 def _run_record(model: LoadedModel, record: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import signal
@@ -129,21 +128,22 @@ class ModelProcess:
             theirs.close()
             self._idle.put(ours)
         self._lock = threading.Lock()
-        self._status = 0
+        self._ending = ""
         self._finish = weakref.finalize(self, _end, forker, pid)
 
     def load(self, folder: Path, where: str) -> dict[str, Signature]:
         """Load the model in a folder, and return its signatures.
 
-        Raises:
-          IntegrityError: it cannot be loaded, or not in time.
+          Raises:
+            IntegrityError: it cannot be loaded.
+        EngineError: it is not loaded in time.
         """
         try:
             answer = self._ask(Load(str(folder), where, self._call_s), Loaded, self._load_s)
         except BlockingIOError:
             self.end()
             message = f"{where}: loading takes longer than {self._load_s:g} s (MAX_MODEL_LOAD_S)"
-            raise IntegrityError(message) from None
+            raise EngineError(message) from None
         except (EOFError, OSError, ValueError):
             raise IntegrityError(f"{where}: its process {self.end()} while it was loaded") from None
         if answer.error:
@@ -206,11 +206,8 @@ class ModelProcess:
         """Kill the process, which ends its calls. Return how it ended, for messages."""
         with self._lock:
             self.ended = True
-            status = self._finish()
-            self._status = self._status if status is None else status
-        if os.WIFSIGNALED(self._status):
-            return f"was killed by {signal.Signals(os.WTERMSIG(self._status)).name}"
-        return f"ended with exit code {os.waitstatus_to_exitcode(self._status)}"
+            self._ending = self._finish() or self._ending
+            return self._ending
 
 
 def _limit_silence(connection: Connection, seconds: float) -> None:
@@ -224,8 +221,14 @@ def _unavailable() -> RequestError:
     return RequestError("UNAVAILABLE", "the model's process has ended; it is loaded again")
 
 
-def _end(forker: _Forker, pid: int) -> int:
-    if forker.owner == os.getpid():  # else this is a fork of the server
-        with contextlib.suppress(OSError):
-            return forker.ask(END, pid)
-    return 0
+def _end(forker: _Forker, pid: int) -> str:
+    """Kill a process of a model, and return how it ended."""
+    if forker.owner != os.getpid():  # this is a fork of the server
+        return "belongs to another server"
+    try:
+        status = forker.ask(END, pid)
+    except OSError:
+        return "ended with the process that forked it"
+    if os.WIFSIGNALED(status):
+        return f"was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"ended with exit code {os.waitstatus_to_exitcode(status)}"

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from ciml.errors import IntegrityError
+from ciml.errors import EngineError
 from ciml.http.intake import RequestError
 from ciml.serving.model_files import ModelEntry, render_config
 from ciml.serving.server import server as server_module
@@ -51,12 +51,12 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
 
 @pytest.mark.parametrize("kind", ["folding", "chain"])
 def test_a_model_whose_constants_fold_endlessly_is_not_loaded(endless: dict[Kind, Path], kind: Kind) -> None:
-    with pytest.raises(IntegrityError, match=r"'serving_default' takes longer than 0\.5 s for one call"):
+    with pytest.raises(EngineError, match=r"'serving_default' takes longer than 0\.5 s for one call"):
         load_soon(open_store(endless[kind]))
 
 
 def test_a_model_that_is_not_restored_in_time_is_not_loaded(good: dict[int, Path]) -> None:
-    with pytest.raises(IntegrityError, match=r"loading takes longer than 0\.0001 s \(MAX_MODEL_LOAD_S\)"):
+    with pytest.raises(EngineError, match=r"loading takes longer than 0\.0001 s \(MAX_MODEL_LOAD_S\)"):
         load_model(open_store(good[1]), load_s=0.0001)
 
 
@@ -142,7 +142,7 @@ def test_ports_open_before_models_load_and_other_models_are_served_meanwhile(ser
     assert by_label == (503, {"error": "model endless is being loaded"})
     until(lambda: "END" in str(ask(server, "/v1/models/endless")))
     (status,) = ask(server, "/v1/models/endless")[1]["model_version_status"]  # type: ignore[misc]
-    assert (status["state"], status["status"]["error_code"]) == ("END", "DATA_LOSS")  # type: ignore[index]
+    assert (status["state"], status["status"]["error_code"]) == ("END", "UNAVAILABLE")  # type: ignore[index]
     assert "takes longer than 3 s for one call" in status["status"]["error_message"]  # type: ignore[index]
 
 

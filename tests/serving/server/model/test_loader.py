@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ciml.http.intake import RequestError
 from ciml.serving.contract import check_candidate
 from ciml.serving.model_files import file_digests, list_versions, model_digest
 from ciml.serving.server.model.loaded_model import load_model
+from ciml.serving.server.model.process import prepare
 from ciml.storage import open_store
 from tests.serving.models_fixture import DEFINITION, L, direct, runs, save_model, write_warmup
 
@@ -186,3 +188,10 @@ def test_model_is_closed_after_its_last_request(good: dict[int, Path]) -> None:
     closing.join(10)
     assert not closing.is_alive()
     assert model.signatures == {}
+
+
+def test_a_model_whose_forker_was_killed_says_so(good: dict[int, Path]) -> None:
+    process = load_model(open_store(good[1])).process
+    os.kill(prepare()._process.pid, signal.SIGKILL)
+    assert [process.end(), process.end()] == ["ended with the process that forked it"] * 2
+    load_model(open_store(good[1])).close()  # by a new one

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ciml.errors import IntegrityError
+from ciml.errors import EngineError, IntegrityError
 from ciml.limits import MAX_WARMUP_BYTES, MAX_WARMUP_RECORD_BYTES
 from ciml.serving.model_files import WARMUP_FILE
 from ciml.serving.server.manager import ModelManager, VersionStatus
@@ -158,7 +158,7 @@ def test_file_beyond_its_limit_is_not_read(good: dict[int, Path], tmp_path: Path
 def test_warmup_that_does_not_end_fails_the_load(tmp_path: Path) -> None:
     hanging = save_model(tmp_path / "hanging", spoil="hang")
     record = frame(request(inputs=np.full((1, L, F), 2e6, "f4")))
-    with pytest.raises(IntegrityError, match=r"warm-up request 0: .*'serving_default' takes longer than 1 s"):
+    with pytest.raises(EngineError, match=r"warm-up request 0: .*'serving_default' takes longer than 1 s"):
         load_model(with_warmup(hanging, tmp_path / "m", record), call_s=1.0)
 
 
@@ -168,6 +168,6 @@ def test_warmup_of_many_slow_requests_ends(good: dict[int, Path], tmp_path: Path
     folder = with_warmup(good[2], tmp_path / "m", frame(request()) * 9)
     model = load_model(folder)
     times = iter([0.0, 100.0, 200.0, 301.0])
-    with pytest.raises(IntegrityError, match="warm-up exceeds 300 s at request 2"):
+    with pytest.raises(EngineError, match="warm-up exceeds 300 s at request 2"):
         warm_up(model, Path(folder.root, WARMUP_FILE), lambda: next(times))
     model.close()

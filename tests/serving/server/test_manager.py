@@ -1,0 +1,165 @@
+"""The manager: the states that TensorFlow Serving's clients read, also while a load fails, is retried, or is slow."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import EngineError, IntegrityError
+from ciml.serving.model_files import ModelEntry
+from ciml.serving.server import manager as manager_module
+from ciml.serving.server.manager import ModelManager, VersionStatus
+from ciml.storage import Store
+
+
+class Loaded:
+    """A version that answers no call."""
+
+    loaded_at = 0.0
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.ended = False
+        self.closed = False
+
+    def close(self, wait_s: float = 0.0) -> None:
+        self.closed = True
+
+
+class Loads:
+    """Loads versions, or raises ``failure``.
+
+    Attributes:
+      states: the state of version 1 of model m during each load.
+      outcomes: of the loads, as the manager reports them.
+    """
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.states: list[str] = []
+        self.outcomes: list[str] = []
+        self.now_s = 0.0
+        self.manager = ModelManager(load=self, clock=lambda: self.now_s, on_load=self._count)  # type: ignore[arg-type]
+
+    def __call__(self, folder: Store, verify: Any) -> Loaded:
+        self.states.append(self.manager.status("m", 1)[0].state)
+        if self.failure is not None:
+            raise self.failure
+        return Loaded(folder.root)
+
+    def _count(self, model: str, outcome: str, seconds: float) -> None:
+        self.outcomes.append(outcome)
+
+    def serve(self, base: Path) -> VersionStatus:
+        self.manager.apply([ModelEntry("m", str(base), versions=(1,), labels={"stable": 1})])
+        return self.step()
+
+    def step(self) -> VersionStatus:
+        self.now_s += 100
+        self.manager.step()
+        return self.manager.status("m", 1)[0]
+
+
+def test_a_retry_leaves_the_state_as_it_is_until_it_succeeds(tmp_path: Path) -> None:
+    loads = Loads()
+    loads.failure = OSError("the disk is away")
+    failed = VersionStatus(1, "END", "UNAVAILABLE", "the disk is away")
+    assert [loads.serve(tmp_path), loads.step(), loads.serve(tmp_path)] == [failed] * 3
+    assert loads.states == ["LOADING", "END", "END"]
+    loads.failure = None
+    assert loads.step() == VersionStatus(1, "AVAILABLE")
+
+
+def test_a_version_of_another_folder_is_loaded_anew(tmp_path: Path) -> None:
+    loads = Loads()
+    loads.failure = OSError("the disk is away")
+    loads.serve(tmp_path / "a")
+    loads.serve(tmp_path / "b")
+    assert loads.states == ["LOADING", "LOADING"]
+
+
+def test_a_version_is_available_while_its_reload_runs_and_after_it_failed(tmp_path: Path) -> None:
+    loads = Loads()
+    assert loads.serve(tmp_path / "a") == VersionStatus(1, "AVAILABLE")
+    loads.failure = IntegrityError("it is corrupt")
+    assert loads.serve(tmp_path / "b") == VersionStatus(1, "AVAILABLE", "DATA_LOSS", "it is corrupt")
+    assert loads.manager.find("m", label="stable")[1].source == str(tmp_path / "a" / "1")
+    loads.failure = None
+    assert loads.serve(tmp_path / "b") == VersionStatus(1, "AVAILABLE")
+    assert loads.manager.find("m", label="stable")[1].source == str(tmp_path / "b" / "1")
+    assert loads.states == ["LOADING", "AVAILABLE", "AVAILABLE"]
+
+
+def test_a_version_whose_process_ended_is_loading_again(tmp_path: Path) -> None:
+    loads = Loads()
+    loads.serve(tmp_path)
+    loads.manager.find("m")[1].ended = True  # type: ignore[misc]
+    loads.failure = OSError("the disk is away")
+    assert loads.step().state == "END"
+    assert loads.states == ["LOADING", "LOADING"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "outcome"),
+    [
+        (EngineError("loading takes longer than 120 s"), "UNAVAILABLE", "failed"),
+        (IntegrityError("an operation is not allowed"), "DATA_LOSS", "refused"),
+        (FileNotFoundError("no model"), "NOT_FOUND", "failed"),
+        (RuntimeError("defect"), "UNKNOWN", "failed"),
+    ],
+)
+def test_only_a_version_that_may_not_be_served_is_refused(
+    tmp_path: Path, failure: Exception, code: str, outcome: str
+) -> None:
+    loads = Loads()
+    loads.failure = failure
+    assert loads.serve(tmp_path) == VersionStatus(1, "END", code, str(failure))
+    assert loads.outcomes == [outcome]
+
+
+def test_close_waits_once_for_all_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager_module, "_CLOSE_S", 0.5)
+    begun = threading.Semaphore(0)
+    ended = threading.Event()
+    loaded: list[Loaded] = []
+
+    def load(folder: Store, verify: Any) -> Any:
+        begun.release()
+        ended.wait(60)
+        loaded.append(Loaded(folder.root))
+        return loaded[-1]
+
+    manager = ModelManager(load=load)
+    manager.apply([ModelEntry(name, str(tmp_path), versions=(1, 2)) for name in "abcdefgh"])
+    manager.step(wait=False)
+    for _ in "abcdefgh":
+        assert begun.acquire(timeout=60)
+    started_s = time.monotonic()
+    manager.close()
+    assert time.monotonic() - started_s < 2
+    ended.set()
+    manager.step()  # waits for the threads
+    assert len(loaded) == 8  # a closed manager begins no further load
+    assert all(version.closed for version in loaded)
+
+
+def test_close_waits_once_for_the_requests_of_all_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager_module, "_DRAIN_S", 0.5)
+    waits_s: list[float] = []
+
+    class Busy(Loaded):
+        def close(self, wait_s: float = 30.0) -> None:
+            waits_s.append(wait_s)
+            time.sleep(min(wait_s, 1.0))
+
+    manager = ModelManager(load=lambda folder, verify: Busy(folder.root))  # type: ignore[arg-type,return-value]
+    manager.apply([ModelEntry("m", str(tmp_path), versions=(1, 2, 3, 4))])
+    manager.step()
+    started_s = time.monotonic()
+    manager.close()
+    assert len(waits_s) == 4
+    assert time.monotonic() - started_s < 2
