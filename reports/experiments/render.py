@@ -391,11 +391,11 @@ def elsewhere_table(elsewhere: Sequence[Figures]) -> Table:
                 test["base_rate"]["value"],
                 ", ".join(alone) or None,
                 test["macro"]["f1"]["value"],
-                f"{omitted['trained_on']:,} · {omitted['unknown_class']:,}",
+                f"{omitted['trained_on']:,} · {omitted.get('dev', 0):,} · {omitted['unknown_class']:,}",
             )
         )
     headings = ("data set", "runs", "accuracy", "95 %", "base rate", "one number alone", "macro F1")
-    return Table((*headings, "left out: trained on · unknown class"), tuple(rows))
+    return Table((*headings, "left out: trained on · dev · unknown class"), tuple(rows))
 
 
 def folds_table(folds: Figures) -> Table:

@@ -28,7 +28,7 @@ from ciml.training.data.snapshot import no_training_runs
 from ciml.training.estimators import Fitted, Rows, check_use, fit, inputs_for
 from ciml.training.evaluation.baselines import COMPARED, NUMBERS, number_of, numbers_for, predict_by
 from ciml.training.evaluation.candidate import calibration_figures
-from ciml.training.evaluation.metrics import evaluate, scores
+from ciml.training.evaluation.metrics import evaluate, predicted_classes, scores
 from ciml.training.experiment import NORMALISATION, Experiment, refresh_key
 from ciml.training.experiments.results import RESULT, experiment_store
 from ciml.training.normalise import Normalisation
@@ -95,7 +95,8 @@ class Trial:
     def run_on(self, other: InMemoryDataset) -> tuple[dict[str, Any], bool]:
         """Evaluate the model on the test runs of another data set.
 
-        Runs that the model was trained on, and those of a class that it does not have, are omitted and counted.
+        Runs that the model was trained on, the trial's dev runs, and runs of a class that the model does not have are
+        omitted and counted.
 
         Returns:
           The `scores`, with the number of omitted runs, and whether they are new.
@@ -110,8 +111,10 @@ class Trial:
             return stored, False
         classes = self.dataset.snapshot.resolved.classes
         train_runs = {self.dataset.facts[position].run_id for position in self.train_positions}
+        dev_runs = {self.dataset.facts[position].run_id for position in self.dev_positions}
         test = other.of("test")
-        unseen = [position for position in test if other.facts[position].run_id not in train_runs]
+        untrained = [position for position in test if other.facts[position].run_id not in train_runs]
+        unseen = [position for position in untrained if other.facts[position].run_id not in dev_runs]
         # The label of the model's class by the other data set's label of the same class.
         own_label = {
             label: classes.index(name) for label, name in enumerate(other.snapshot.resolved.classes) if name in classes
@@ -125,7 +128,11 @@ class Trial:
         result = {
             "dataset": other.snapshot.dataset,
             "snapshot": other.snapshot.digest,
-            "left_out": {"trained_on": len(test) - len(unseen), "unknown_class": len(unseen) - len(positions)},
+            "left_out": {
+                "trained_on": len(test) - len(untrained),
+                "dev": len(untrained) - len(unseen),
+                "unknown_class": len(unseen) - len(positions),
+            },
             "test": scores(answers, labels, classes, self._train_labels, other.slices(positions)),
             "baselines": self._baselines(other, positions, labels),
         }
@@ -310,13 +317,16 @@ def _shape(dataset: InMemoryDataset) -> dict[str, Any]:
 
 
 def _predictions_file(dataset: InMemoryDataset, positions: np.ndarray, answers: np.ndarray) -> bytes:
-    """Encode predictions as Parquet, with a row for each run: its id, its label, and the probability of each class."""
+    """Encode predictions as Parquet, with a row for each run: its id, its label, and the probability of each class.
+
+    An unanswered run has no predicted class.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     classes = dataset.snapshot.resolved.classes
     runs = [dataset.facts[position] for position in positions]
-    predicted = answers.argmax(axis=1) if len(answers) else np.zeros(0, np.int64)
+    predicted = [classes[label] if label >= 0 else None for label in predicted_classes(answers)]
     table = pa.table(
         {
             "run_id": pa.array([run.run_id for run in runs], pa.string()),
@@ -324,7 +334,7 @@ def _predictions_file(dataset: InMemoryDataset, positions: np.ndarray, answers: 
             "build_name": pa.array([run.build_name for run in runs], pa.string()),
             "split": pa.array(dataset.roles[positions].tolist(), pa.string()),
             "label_name": pa.array([classes[label] for label in dataset.rows.labels[positions]], pa.string()),
-            "predicted": pa.array([classes[label] for label in predicted], pa.string()),
+            "predicted": pa.array(predicted, pa.string()),
             **{f"probability:{name}": pa.array(answers[:, index], pa.float64()) for index, name in enumerate(classes)},
         }
     )

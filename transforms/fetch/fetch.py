@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ciml.errors import CimlError, RejectedInput, drop_frames
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Outcome, PendingRun
-from ciml.http.addresses import Address, below, parse_address
+from ciml.http.addresses import Address, below
 from ciml.limits import PART_BYTES
 from ciml.transforms.fetch.artifacts import JobFacts, job_facts
 from ciml.transforms.fetch.files import first_found, read_file
@@ -42,6 +42,9 @@ REJECTED = (
 )
 #: Why a run is deferred: a closed set. All but ``batch_full`` are also reasons of a dead letter whose last try failed.
 DEFERRED = ("log_not_found", "log_forbidden", "log_unavailable", "log_timeout", "log_cut", "batch_full")
+
+#: The end of the detail of a run that is not deferred because of its address.
+NOT_STORED = "; its address holds a secret and is not stored for a retry; send the event again"
 
 _MAX_TIMEOUTS = 4  # in a row of one host; then a batch fetches no more from it
 _SECOND_US = 1_000_000
@@ -161,8 +164,11 @@ class Fetcher:
         for pending in batch.pending_runs:
             key = _job_key(pending)
             if key not in jobs:
-                jobs[key] = _Job(attempt("fetch", parse_address, key[0]), job_facts(pending.mention))
-        self._run([job for job in jobs.values() if job.failure is None], threads, batch_s, enough)
+                address = attempt("fetch", self.policy.parse_allowed, key[0])
+                jobs[key] = _Job(address, job_facts(pending.mention), is_signed=bool(pending.address))
+        allowed = [job for job in jobs.values() if job.failure is None]
+        allowed.sort(key=lambda job: not job.is_signed)  # they cannot be deferred
+        self._run(allowed, threads, batch_s, enough)
         if seconds is not None:
             seconds += [job.seconds for job in jobs.values() if job.seconds is not None]
         fetched = []
@@ -247,8 +253,6 @@ class Fetcher:
     def _read_stored(self, address: Address, grow: Callable[[int], None] | None, end: float | None = None) -> bytes:
         if address.scheme == "file":
             return read_file(self.policy, address.path, grow)
-        if not any(address.host == bucket and address.path.startswith(key) for bucket, key in self.policy.prefixes):
-            raise RejectedInput("address_not_allowed", "the object is not below an allowed prefix")
         return self._over_s3().fetch(address, grow, end)
 
     def _over_s3(self) -> S3Logs:
@@ -277,7 +281,7 @@ def _settle(pending: PendingRun, failure: _Failure, policy: FetchPolicy, now_us:
             not_before_us = now_us + round(delay_s * _SECOND_US)
             return outcome.replace(first_seen_us=first_seen_us, not_before_us=not_before_us)
         if pending.address:
-            detail += "; its address holds a secret and is not stored for a retry; send the event again"
+            detail += NOT_STORED
     payload = payload_of(pending.message) if pending.message else None
     outcome = pending.outcome("dead_letter", failure.reason, detail, payload=payload)
     return outcome.replace(first_seen_us=first_seen_us)
@@ -285,10 +289,10 @@ def _settle(pending: PendingRun, failure: _Failure, policy: FetchPolicy, now_us:
 
 def _delay_s(pending: PendingRun, failure: LogUnavailableError, policy: FetchPolicy) -> float | None:
     """Return the delay before the next try, s; None if there is no further try."""
-    if pending.address:
-        return None
     if failure.reason == "batch_full":
         return 0.0
+    if pending.address:
+        return None
     if pending.attempts > len(policy.delays_s):
         return None
     return max(policy.delays_s[pending.attempts - 1], failure.retry_after_s)
@@ -300,11 +304,13 @@ class _Job:
     Attributes:
       address: where it is.
       facts: the job of its run.
+      is_signed: whether the address holds a secret.
       seconds: duration of the fetch; None without a request.
     """
 
-    def __init__(self, address: Address | RejectedInput, facts: JobFacts) -> None:
+    def __init__(self, address: Address | RejectedInput, facts: JobFacts, is_signed: bool) -> None:
         self.facts = facts
+        self.is_signed = is_signed
         self.log: bytes | None = None
         self.failure: _Failure | None = None
         self.seconds: float | None = None

@@ -21,7 +21,7 @@ import httpcore
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import redact_url
-from ciml.http.addresses import PORTS, Address, HostRule, below, parse_address
+from ciml.http.addresses import Address, below, parse_address
 from ciml.http.outgoing import FetchLimits, Pinned, Resolve, header, retry_after_s, system_resolve, tls_context
 from ciml.limits import MAX_ARTIFACTS_PAGE_BYTES, MAX_ARTIFACTS_PAGES, MAX_REDIRECTS
 from ciml.transforms.fetch.artifacts import (
@@ -34,7 +34,7 @@ from ciml.transforms.fetch.artifacts import (
 )
 from ciml.transforms.fetch.decompress import gunzip, is_archive, unzip
 from ciml.transforms.fetch.files import first_found
-from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError, credential_of
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError, check_host, credential_of
 
 T = TypeVar("T")
 
@@ -168,7 +168,7 @@ class HttpLogs:
         secret = self._credential(address)
         rules = self._policy.rules
         for _ in range(MAX_REDIRECTS + 1):
-            _check_allowed(address, rules)
+            check_host(address, rules)
             self._limits.count_request()
             with self._request(address, headers + secret) as response:
                 if response.status == 200:
@@ -247,13 +247,6 @@ def _drain(response: httpcore.Response) -> None:
 def _chunks(file: IO[bytes]) -> Iterable[bytes]:
     file.seek(0)
     return iter(lambda: file.read(_CHUNK_BYTES), b"")
-
-
-def _check_allowed(address: Address, rules: tuple[HostRule, ...]) -> None:
-    if address.scheme not in PORTS:
-        raise RejectedInput("address_not_allowed", f"redirected to {address.scheme}")
-    if not any(rule.matches(address.scheme, address.host, address.port) for rule in rules):
-        raise RejectedInput("address_not_allowed", f"{address.origin} is not an allowed host")
 
 
 def _failure(response: httpcore.Response) -> LogUnavailableError:

@@ -21,8 +21,8 @@ from typing import Annotated, Any, Self
 
 import msgspec
 
-from ciml.errors import CimlError
-from ciml.http.addresses import Address, HostRule, host_rule
+from ciml.errors import CimlError, RejectedInput
+from ciml.http.addresses import PORTS, Address, HostRule, host_rule, parse_address
 from ciml.limits import (
     MAX_ARTIFACT_NAMES,
     MAX_BATCH_BYTES,
@@ -171,6 +171,14 @@ def credential_of(credentials: Iterable[Credential], address: Address) -> Creden
     return None
 
 
+def check_host(address: Address, rules: tuple[HostRule, ...]) -> None:
+    """Raise `RejectedInput` ``address_not_allowed`` unless a rule allows the host of an address."""
+    if address.scheme not in PORTS:
+        raise RejectedInput("address_not_allowed", f"redirected to {address.scheme}")
+    if not any(rule.matches(address.scheme, address.host, address.port) for rule in rules):
+        raise RejectedInput("address_not_allowed", f"{address.origin} is not an allowed host")
+
+
 class FetchPolicy(Settings, frozen=True):
     """The options of `ciml.transforms.fetch.fetch.fetch`. By default no address is allowed.
 
@@ -272,6 +280,21 @@ class FetchPolicy(Settings, frozen=True):
                 raise CimlError(f"s3_prefixes: {text!r} is not s3://bucket/prefix")
             prefixes.append((bucket, f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""))
         return tuple(prefixes)
+
+    def parse_allowed(self, text: str) -> Address:
+        """Parse an address, and check it as far as that needs no request. A file is checked when it is opened.
+
+        Raises:
+          RejectedInput: ``bad_address``, ``address_not_allowed``.
+        """
+        address = parse_address(text)
+        if address.scheme in PORTS:
+            check_host(address, self.rules)
+        elif address.scheme == "s3" and not any(
+            address.host == bucket and address.path.startswith(key) for bucket, key in self.prefixes
+        ):
+            raise RejectedInput("address_not_allowed", "the object is not below an allowed prefix")
+        return address
 
     @classmethod
     def load(cls, path: str | Path | None = None, **options: Any) -> FetchPolicy:

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
-from ciml.errors import EngineError
+from ciml.errors import EngineError, RejectedInput
 from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.limits import SMALL_PART_BYTES
 from ciml.runs.writer import store
 from ciml.storage import Store
-from ciml.transforms.fetch.fetch import fetch_in_parts
+from ciml.transforms.fetch.fetch import NOT_STORED, fetch_in_parts
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.guard import guarded_runs
+from ciml.transforms.guard import dead_letter, guarded_runs
 from ciml.transforms.parse.logs import parse
 from ciml.trust import TrustPolicy, evaluate_batch
 
@@ -87,8 +87,15 @@ def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, second
       EngineError: if the raw store does not answer.
     """
     settled = list(batch.settled)
+    signed = {(pending.origin, pending.mention.run_id): pending for pending in batch.pending_runs if pending.address}
     for part in fetch_in_parts(batch, policy, now_us, seconds):
-        settled += _parse_and_store(part, raw)
+        for outcome in _parse_and_store(part, raw):
+            pending = signed.get((outcome.origin, outcome.run_id)) if outcome.reason == "batch_full" else None
+            if pending is not None:
+                outcome = dead_letter(pending, RejectedInput("log_timeout", f"{outcome.detail}{NOT_STORED}")).replace(
+                    first_seen_us=outcome.first_seen_us
+                )
+            settled.append(outcome)
         del part
     return Batch(batch.covers, batch.messages, settled=settled)
 

@@ -24,7 +24,7 @@ from ciml.training.evaluation import metrics as scoring
 from ciml.training.evaluation.baselines import first_memory, predict_test_runs
 from ciml.training.evaluation.cross_validation import cross_validate
 from ciml.training.evaluation.metrics import accuracy, scores
-from ciml.training.evaluation.text import result_lines
+from ciml.training.evaluation.text import other_lines, result_lines
 from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import create_experiment, experiment_names, load_experiment, results_of
 from ciml.training.experiments.trials import Trial
@@ -209,7 +209,7 @@ def test_a_model_is_evaluated_on_another_job(data: DataRoot, dataset: InMemoryDa
     seen = {dataset.facts[position].run_id for position in one.train_positions}
     test = [position for position in other.of("test") if other.facts[position].run_id not in seen]
     assert found["test"]["runs"] == len(test)
-    assert found["left_out"] == {"trained_on": other.of("test").size - len(test), "unknown_class": 0}
+    assert found["left_out"] == {"trained_on": other.of("test").size - len(test), "dev": 0, "unknown_class": 0}
     assert found["left_out"]["trained_on"] > 0
     rows = one.rows_at(np.array(test), other)
     right = one.fitted.predict(rows.inputs, rows.n_windows).argmax(axis=1) == rows.labels
@@ -225,6 +225,34 @@ def test_a_model_is_evaluated_on_another_job(data: DataRoot, dataset: InMemoryDa
     )
     with pytest.raises(CimlError, match="'one-job' cannot be evaluated: its sample_interval is 2s, but the model"):
         one.run_on(coarser)
+
+
+def test_dev_runs_are_not_tested_on_another_data_set(data: DataRoot, dataset: InMemoryDataset):
+    other = other_set(data, name="other-split", salt="another")
+    calibrated = trial(data, dataset, FOREST.replace(name="sure", calibration="temperature"))
+    found, _ = calibrated.run_on(other)
+    test = {dataset.facts[position].run_id for position in dataset.of("test")}
+    tested = [position for position in other.of("test") if other.facts[position].run_id in test]
+    dev = {dataset.facts[position].run_id for position in dataset.of("dev")}
+    assert found["test"]["runs"] == len(tested) > 0
+    assert found["left_out"]["dev"] == sum(other.facts[position].run_id in dev for position in other.of("test")) > 0
+    assert f"{found['left_out']['dev']} dev" in other_lines(found)[0]
+
+
+def test_an_unanswered_run_has_no_predicted_class(data: DataRoot, dataset: InMemoryDataset):
+    class Diverged:
+        def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+            return np.full((len(inputs), len(dataset.snapshot.resolved.classes)), np.nan)
+
+        def to_json(self) -> dict[str, Any]:
+            return {"runs": 1}
+
+    one = trial(data, dataset)
+    one.__dict__["fitted"] = Diverged()
+    result, _ = one.run()
+    rows = pq.read_table(io.BytesIO(one.store.read(result["predictions"]))).to_pylist()
+    assert {row["predicted"] for row in rows} == {None}
+    assert result["test"]["accuracy"]["right"] == 0
 
 
 def _nearest_memory(dataset: InMemoryDataset, positions: np.ndarray, found: dict[str, Any]) -> float:

@@ -14,8 +14,10 @@ import pytest
 
 from ciml.events.records import Batch
 from ciml.limits import PART_BYTES
+from ciml.storage import open_store
 from ciml.transforms.fetch.fetch import Fetcher, fetch_in_parts
 from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.run_stages import take_logs
 from ciml.transforms.parse.logs import parse
 from tests.transforms.fetch.fetching import MIB, NOW, allow, pending
 from tests.transforms.fetch.log_server import LOG, LogServer, serving
@@ -71,6 +73,30 @@ def test_a_batch_whose_time_is_over_is_deferred(server: LogServer) -> None:
     assert Counter((each.kind, each.reason) for each in part.settled) == {
         ("deferred", "log_timeout"): 2, ("deferred", "batch_full"): 4,
     }  # fmt: skip
+
+
+def test_signed_addresses_are_fetched_first_and_never_deferred(server: LogServer, tmp_path: Path) -> None:
+    urls = [f"{server.url}/drip/{number}" for number in range(4)]
+    signed = [f"{server.url}/{path}?sig=s3cr3t" for path in ("plain", "drip/4", "drip/5", "drip/6", "drip/7")]
+    runs = [pending(url, number=number) for number, url in enumerate(urls)]
+    runs += [
+        pending(url.replace("s3cr3t", "REDACTED"), number=number, address=url) for number, url in enumerate(signed, 4)
+    ]
+    runs.append(pending("https://other.test/log?sig=REDACTED", number=9, address="https://other.test/log?sig=s3cr3t"))
+    policy = allow(server, threads=1, total_s=0.3, batch_s=0.5)
+    settled = take_logs(Batch(None, pending_runs=runs), policy, open_store(str(tmp_path)), NOW).settled
+    outcomes = {outcome.origin.offset: outcome for outcome in settled}
+    assert "/plain?sig=s3cr3t" in server.asked
+    assert {(outcomes[number].kind, outcomes[number].reason) for number in range(5, 9)} == {
+        ("dead_letter", "log_timeout")
+    }
+    assert {(outcomes[number].kind, outcomes[number].reason) for number in range(4)} == {("deferred", "batch_full")}
+    assert (outcomes[9].kind, outcomes[9].reason) == ("dead_letter", "address_not_allowed")
+    late = outcomes[8]
+    assert late.detail.startswith("the batch's time limit was reached; its address holds a secret")
+    assert late.first_seen_us == NOW
+    assert late.payload is not None
+    assert not any("/drip/7" in path for path in server.asked)
 
 
 def test_a_cut_log_that_comes_again_counts_once(server: LogServer) -> None:
