@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, fields, is_dataclass
 from functools import partial
-from inspect import cleandoc
+from inspect import cleandoc, signature
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -57,17 +57,17 @@ def command_of(
     return click.Command(name, params=_parameters(classes.values()), callback=callback, **settings)
 
 
-def copy_options(cls: type[T], options: object, **others: Any) -> T:
-    """Return an object of a data class with the values of the options that have the names of its fields.
+def call_with_options(function: Callable[..., T], options: object, **others: Any) -> T:
+    """Call a function, or make an object of a data class, with the options that have the names of its arguments.
 
     Args:
-      cls: the data class. A field that is no option and not in ``others`` keeps its default.
+      function: an argument that is no option and not in ``others`` keeps its default.
       options: the options.
-      others: values of further fields; they win over options.
+      others: values of further arguments; they win over options.
     """
-    names = {option.name for option in fields(cls)}  # type: ignore[arg-type]  # mypy does not know that T is a data class
+    names = signature(function).parameters
     copied = {name: value for name, value in vars(options).items() if name in names}
-    return cls(**{**copied, **others})
+    return function(**{**copied, **others})
 
 
 def _make_options(cls: type[Any], values: Mapping[str, Any]) -> Any:

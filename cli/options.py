@@ -288,7 +288,6 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "home": HOME,
     "place": {"callback": _use_place},
     "demo data": {"cls": DataPathOption, "metavar": "DATA"},
-    "existing place": {"callback": _check_data},
     "data": {**_DATA, "callback": _check_data},
     "new data": {**_DATA, "callback": _use_place},
     "engine": {"callback": _find_engine},

@@ -295,13 +295,20 @@ def seal_older(log: ManifestLog) -> int:
     No process may write to the log meanwhile. A call that is killed can be repeated.
 
     Raises:
-      IntegrityError: if a delta is damaged.
+      IntegrityError: if a delta is damaged; then nothing is changed.
     """
+    number = sum(1 for _ in _newly_sealed(log))  # reads all deltas before the first is replaced
+    for path, data in _newly_sealed(log):
+        log.store.replace(path, data)
+    return number
+
+
+def _newly_sealed(log: ManifestLog) -> Iterator[tuple[str, bytes]]:
+    """Yield the path of each delta that lacks a digest after one that has it, and its bytes with a digest."""
     last = max(log.archive.lasts(), default=0)
     link = Link.unread(last)
     if last:
         link = Link.unread(last - 1).after(log.archive.read(last).line(last), log.store.url(log.path(last)))
-    sealed = 0
     while True:
         version = link.version + 1
         path = log.path(version)
@@ -309,12 +316,11 @@ def seal_older(log: ManifestLog) -> int:
         try:
             data = log.store.read(path)
         except FileNotFoundError:
-            return sealed
+            return
+        log.parse(version, data)
         try:
             link = link.after(data, where)
         except UnsealedDeltaError:
-            log.parse(version, data)
             data = seal(data, link.next_seal())
-            log.store.replace(path, data)
             link = link.after(data, where)
-            sealed += 1
+            yield path, data

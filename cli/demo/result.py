@@ -229,7 +229,8 @@ def _tiles(result: DemoResult) -> Iterator[Tile]:
     for refresh in last_versions(result):
         evaluation = refresh.metrics.evaluation
         note = f"{_interval(evaluation.accuracy)}; base rate {_percent(evaluation.base_rate)}"
-        yield Tile(f"{refresh.model} v{refresh.version}", _percent(evaluation.accuracy), note)
+        label = f"{refresh.model} v{refresh.version}" if refresh.version else f"{refresh.model}, not pushed"
+        yield Tile(label, _percent(evaluation.accuracy), note)
     predicted = sum(sum(line.by_version.values()) for line in result.predictions)
     medians = ", ".join(f"{line.model} p50 {line.p50_ms:.0f} ms" for line in result.predictions)
     yield Tile("predictions", f"{predicted}", medians)

@@ -100,12 +100,14 @@ def replay(
         keys = sorted(open_keys(state, config.choice), key=lambda entry: entry[1])
     result = Replayed(total=min(len(keys), config.limit or len(keys)))
     dead_letters = islice(open_dead_letters(committing.log, keys, config.choice), config.limit)
-    while not stop.is_set() and (part := list(islice(dead_letters, config.together))):
+    while part := list(islice(dead_letters, config.together)):
+        if stop.is_set():
+            return result
         _replay_part(config, part, result)
         committing.maintain()
         if report is not None:
             report(result)
-    result.complete = not stop.is_set()
+    result.complete = True
     return result
 
 

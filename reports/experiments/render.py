@@ -68,7 +68,7 @@ def report_experiments(
       Address of ``index.html``.
 
     Raises:
-      CimlError: when there is no such experiment, or no result.
+      CimlError: when there is no such experiment, or a named experiment or data set has no result.
       IntegrityError: when a stored file was altered.
     """
     names = list(dict.fromkeys(experiments)) or experiment_names(store)
@@ -79,6 +79,8 @@ def report_experiments(
         raise CimlError(_no_result(store, names, datasets))
     if missing := set(datasets) - {trial.dataset for trial, _ in trials}:
         raise CimlError(_no_result(store, names, sorted(missing)))
+    if missing := set(experiments) - {trial.experiment for trial, _ in trials}:
+        raise CimlError(_no_result(store, sorted(missing), datasets))
     root = open_store(folder)
     if len(trials) == 1:
         return save(root, result_page(*trials[0]))

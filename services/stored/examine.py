@@ -133,7 +133,7 @@ def rewrite(data: DataRoot, findings: RootFindings, progress: Progress | None = 
         return 0
     report = progress or no_progress
     if findings.broken["raw deltas"] or findings.broken["segments"]:
-        raise IntegrityError(f"{data.raw.url()}: the manifest is damaged; restore a backup first. Nothing was changed")
+        raise IntegrityError(f"{data.raw.url()}: the manifest is damaged, so it was not rewritten; restore a backup")
     log = ManifestLog(data.raw)
     checkpoints = Checkpoints(log, RAW).rebuild(lambda version: report("checkpoints", version, None))
     for fault in verify_log(log, RAW, renamed(report, "manifest again")):

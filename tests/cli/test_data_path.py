@@ -74,18 +74,24 @@ CREATING = {
 }  # fmt: skip
 
 
+#: Commands that read a data root only if they are not given another place; they check it themselves.
+CHECKING_LATER = {"ciml plot", "ciml migrate"}
+
+
 def reading_commands() -> list[tuple[str, click.Command]]:
     from tests.cli.test_help import ALL
 
     return [
         (name, command)
         for name, command in ALL
-        if name not in CREATING and any("--data-path" in option.opts for option in command.params) and name != "ciml"
+        if name not in CREATING | CHECKING_LATER
+        and any("--data-path" in option.opts for option in command.params)
+        and name != "ciml"
     ]
 
 
 def test_many_commands_only_read() -> None:
-    assert {"ciml runs summary", "ciml plot", "ciml refresh", "ciml models list", "ciml dead-letters list"} <= {
+    assert {"ciml runs summary", "ciml refresh", "ciml models list", "ciml dead-letters list"} <= {
         name for name, _ in reading_commands()
     }
 
@@ -103,6 +109,13 @@ def test_no_data_is_an_error_where_nothing_is_created(name: str, command: click.
             f"no data at {place}; correct --data-path, or load data: ciml load LOGS --results FILE"
         )
         assert error.value.exit_code == 2
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("words", [["plot", "cpu-load"], ["migrate"]])
+def test_no_data_is_an_error_for_a_command_that_checks_later(words: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, [*words, "--data-path", str(tmp_path / "none")])
+    assert (done.exit_code, done.stderr.split(";")[0]) == (2, f"ciml: no data at {tmp_path / 'none'}")
     assert not (tmp_path / "none").exists()
 
 

@@ -38,6 +38,22 @@ def test_a_log_is_drawn_from_its_file(tmp_path: Path, name: str) -> None:
     assert (out / "log-001.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("words", [["--seed", "1"], ["--data-path", "{data}"]])
+def test_a_log_has_no_seed_and_no_data_path(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "kept").touch()
+    words = [word.format(data=tmp_path) for word in words]
+    done = plot(str(GOLDEN / "dool.log"), "--output", str(tmp_path / "out"), *words, code=2)
+    assert f"{words[0]}: of a data set" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_log_is_drawn_where_the_data_path_of_the_environment_does_not_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIML_DATA_PATH", str(tmp_path / "none"))
+    assert plot(str(GOLDEN / "dool.log"), "--output", str(tmp_path / "out")).output == f"{tmp_path}/out/index.html\n"
+
+
 def test_gzip_and_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dstat-csv_log.txt.gz").write_bytes(gzip.compress((GOLDEN / "dool.log").read_bytes()))

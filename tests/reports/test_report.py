@@ -361,6 +361,10 @@ def test_the_command_prints_the_address_of_the_page(
             "ciml: no result of idle in {data}/experiments: ciml experiment train --experiment idle --dataset NAME",
         ),
         (
+            ["one", "idle", "ten"],
+            "ciml: no result of idle in {data}/experiments: ciml experiment train --experiment idle --dataset NAME",
+        ),
+        (
             ["one", "--dataset", "other"],
             "ciml: no result of one on other in {data}/experiments: "
             "ciml experiment train --experiment one --dataset other",

@@ -219,20 +219,16 @@ def show(options: ShowOptions) -> None:
     Example:
       ciml dead-letters show ci-events:0:1234 --data-path data
     """
-    from ciml.pipelines.ingest.replay import find_open
-    from ciml.runs.dead_letters import Choice
+    from ciml.runs.dead_letters import Choice, open_dead_letters, open_keys
+    from ciml.runs.state import open_raw
 
     origin = options.origin
     raw = options.root.raw
-    # A listing's topic may be given as the list prints it, cut.
-    topic_glob = _literal_glob(origin.topic) + ("*" if is_listing(origin.topic) else "")
-    choice = Choice(topics=(topic_glob,), runs=(options.run_glob,))
+    choice = Choice(runs=(options.run_glob,))
     now_us = time.time_ns() // 1000
-    matches = [
-        dead_letter
-        for dead_letter in find_open(raw, choice)
-        if dead_letter.key[0].partition == origin.partition and dead_letter.key[0].offset == origin.offset
-    ]
+    log, state = open_raw(raw)
+    keys = [(key, version) for key, version in open_keys(state, choice) if _is_origin(key[0], origin)]
+    matches = list(open_dead_letters(log, keys, choice))
     if not matches:
         raise CimlError(f"no open dead letter of {_origin_text(origin)}; list them by ciml dead-letters list")
     for dead_letter in matches:
@@ -241,9 +237,10 @@ def show(options: ShowOptions) -> None:
         click.echo(json.dumps({**value, "message": _message(raw, dead_letter)}, indent=2, ensure_ascii=True))
 
 
-def _literal_glob(text: str) -> str:
-    """Return a glob that matches only a text."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in text)
+def _is_origin(origin: Origin, named: Origin) -> bool:
+    """Return whether an origin is the named one; the topic of a listing may be named as the list prints it, cut."""
+    topic = origin.topic[: len(named.topic)] if is_listing(named.topic) else origin.topic
+    return Origin(topic, origin.partition, origin.offset) == named
 
 
 def _message(raw: Store, dead_letter: DeadLetter) -> Any:

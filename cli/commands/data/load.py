@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ciml.cli.command import make_command
+from ciml.cli.command import call_with_options, make_command
 from ciml.cli.options import Json, NewData, S3Environment, assignments
 from ciml.cli.output import print_table
 from ciml.cli.running import stop_on_signals
@@ -64,23 +64,11 @@ def command(options: LoadOptions) -> int:
     from ciml.pipelines.backfill.load_report import LoadReport, RejectedTableError
     from ciml.trust import TrustPolicy
 
-    stop = stop_on_signals()
+    trust = TrustPolicy.load(options.trust_policy)
+    others = {"data": options.root, "table": options.results, "trust": trust, "stop": stop_on_signals()}
     try:
         with bars() as progress:
-            report = load(
-                options.root,
-                options.logs,
-                options.results,
-                mapping=options.mapping,
-                zone=options.zone,
-                max_bad=options.max_bad,
-                source=options.source,
-                jobs=options.jobs,
-                trust=TrustPolicy.load(options.trust_policy),
-                dry_run=options.dry_run,
-                stop=stop,
-                progress=progress,
-            )
+            report = call_with_options(load, options, **others, progress=progress)
     except RejectedTableError as rejected:
         options.show(rejected.report, _print, LoadReport.to_json)
         raise CimlError(rejected.summary) from None

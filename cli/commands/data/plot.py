@@ -7,9 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import click
+from click.core import ParameterSource
 
-from ciml.cli.command import copy_options, make_command
-from ciml.cli.options import Data, Json, S3Environment
+from ciml.cli.command import call_with_options, make_command
+from ciml.cli.options import Data, Json, S3Environment, require_data
 from ciml.cli.output import print_table, progress_bar
 from ciml.datasets.definition import SPLITS
 from ciml.errors import CimlError
@@ -63,7 +64,7 @@ class PlotOptions(ReportOptions):
     """
 
     name: str | None = argument("[NAME|FILE]", required=False)
-    data_path: str | None = option(kind="data")
+    data_path: str | None = option(kind="new data")
     features_regex: str | None = option(metavar="REGEX")
     zone: str | None = option(metavar="ZONE")
 
@@ -88,17 +89,21 @@ def command(options: PlotOptions) -> None:
     if options.name is not None and options.dataset is None and _is_log(options.name):
         from ciml.reports.dataset.log import plot_log
 
+        for name, flag in (("seed", "--seed"), ("data_path", "--data-path")):
+            if click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"{flag}: of a data set; {options.name} is a log")
         output = options.output or f"{_stem(options.name)}-plots"
         click.echo(plot_log(options.name, output, features_regex=pattern, zone=options.zone))
         return
     if options.zone is not None:
-        raise click.UsageError("--zone is of a log; a data set has its times")
+        raise click.UsageError("--zone: of a log; a data set has its times")
     from ciml.data_root import DataRoot
     from ciml.reports.dataset.render import plot_dataset
 
     name = options.dataset_name()
     if options.data_path is None:
         raise click.UsageError(f"no file {name!r}, and no data set without --data-path DATA")
+    require_data(options.data_path)
     dataset = DataRoot.open(options.data_path).dataset(name)
     output = options.output or f"{name}-plots"
     with progress_bar("reading examples") as progress:
@@ -165,7 +170,7 @@ def cluster(options: ClusterCommandOptions) -> None:
     name = options.dataset_name()
     splits = tuple(split for split in SPLITS if not options.splits or split in options.splits)
     with progress_bar("clustering") as progress:
-        request = copy_options(ClusterOptions, options, splits=splits)
+        request = call_with_options(ClusterOptions, options, splits=splits)
         clustering = cluster_dataset(options.root.dataset(name), request, progress)
     value = clustering.to_json()
     folder = open_store(options.output or f"{name}-clusters")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.cli.command import make_command
-from ciml.cli.options import Json
+from ciml.cli.options import Json, require_data
 from ciml.cli.output import print_table
 from ciml.errors import IntegrityError
 from ciml.options import argument, flag, option
@@ -24,8 +24,8 @@ class MigrateOptions(Json):
       apply: Rewrite the files of the table, after verifying all.
     """
 
-    data: str | None = argument("[DATA]", "existing place", required=False)
-    data_path: str | None = option(kind="data")
+    data: str | None = argument("[DATA]", "place", required=False)
+    data_path: str | None = option(kind="new data")
     apply: bool = flag()
 
 
@@ -51,16 +51,24 @@ def command(options: MigrateOptions) -> int:
     place = options.data or options.data_path
     if place is None:
         raise click.UsageError("give a data root: ciml migrate DATA")
+    require_data(place)
     data = DataRoot.open(place)
     rewritten = None
-    if options.apply and (sealed := seal_older(data)):
-        click.echo(f"{sealed:,} deltas of an older version have a digest now.", err=options.json)
+    failure = None
     with bars() as progress:
         findings = examine(data, progress)
+        if options.apply and findings.number and (sealed := seal_older(data)):
+            click.echo(f"{sealed:,} deltas of an older version have a digest now.", err=options.json)
+            findings = examine(data, progress)
         if options.apply:
-            rewritten = rewrite(data, findings, progress)
+            try:
+                rewritten = rewrite(data, findings, progress)
+            except IntegrityError as error:
+                failure = error
     more = {} if rewritten is None else {"rewritten": rewritten}
     options.show(findings, partial(_print_findings, rewritten), lambda findings: findings_json(findings) | more)
+    if failure is not None:
+        raise failure
     return IntegrityError.exit_code if findings.number else 0
 
 

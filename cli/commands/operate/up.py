@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ciml import engines
-from ciml.cli.command import copy_options, make_command
+from ciml.cli.command import call_with_options, make_command
 from ciml.cli.options import Json
 from ciml.cli.output import print_columns
 from ciml.engines import processes
@@ -102,7 +102,7 @@ def command(options: UpOptions) -> None:
         use_local_s3(engines.read(options.home).get("s3"))
     begin_s = time.monotonic()
     with Console(stderr=True).status(f"starting {', '.join(engine_names)}") as spinner:
-        settings = copy_options(engines.Settings, options, notify=spinner.update)
+        settings = call_with_options(engines.Settings, options, notify=spinner.update)
         running = engines.start(engine_names, options.home, settings)
         if "kafka" in running.started:
             engines.create_topics(running.kafka, _TOPICS)

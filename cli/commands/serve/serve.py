@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ciml.cli.command import copy_options, make_command
+from ciml.cli.command import call_with_options, make_command
 from ciml.cli.running import Endpoint
 from ciml.limits import MAX_BODY_S, MAX_GRPC_CONNECTIONS, MAX_HEADER_S, MAX_REST_CONNECTIONS
 from ciml.options import flag, option
@@ -68,4 +68,4 @@ def command(options: ServeOptions) -> None:
             raise click.UsageError("no configuration: give --data-path DATA or --config FILE")
         config = DataRoot.open(options.data_path).models.url(CONFIG_NAME)
     logging.getLogger("ciml.serving").setLevel(logging.INFO)  # logs the served versions
-    run(copy_options(ServerOptions, options, config=config, verify=not options.unverified))
+    run(call_with_options(ServerOptions, options, config=config, verify=not options.unverified))

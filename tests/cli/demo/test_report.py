@@ -74,6 +74,13 @@ def test_the_last_version_is_the_pushed_one() -> None:
     assert last_versions(demo_result(refreshes=lines)) == [lines[0], lines[3]]
 
 
+def test_a_model_without_a_version_has_none_on_its_tile() -> None:
+    page = render(demo_result(refreshes=[refreshed("status", 1, 0.5), refreshed("pool", 1, 0.3, "worse")]))
+    assert "status v1" in page
+    assert "pool, not pushed" in page
+    assert "None" not in page
+
+
 def test_one_number_is_that_of_the_last_refresh_of_each_model() -> None:
     lines = [refreshed("status", 1, 0.8), refreshed("pool", 1, 0.7), refreshed("status", 2, 0.9, baseline="duration")]
     assert one_number_line(demo_result(refreshes=lines)) == (

@@ -87,6 +87,15 @@ def test_a_mistake_stores_nothing(data: Path, words: list[str], line: str) -> No
     assert not (data / "exclusions").exists()
 
 
+def test_nothing_is_excluded_where_a_data_set_is_missing(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "excluded").write_text("zuul~elsewhere~1\n")
+    words = ["experiment", "train", "--estimator", "random_forest", "--exclude", str(tmp_path / "excluded")]
+    before = sorted(data.rglob("*"))
+    for datasets in (["--dataset", "none"], ["--dataset", "provider", "--eval-dataset", "none"]):
+        assert "no data set 'none'" in ciml(data, *words, *datasets, code=2).stderr
+        assert sorted(data.rglob("*")) == before
+
+
 def test_lines_of_a_file_become_exclusions(data: Path, tmp_path: Path) -> None:
     run_id = runs(DataRoot.open(data), "train")[0]
     (tmp_path / "excluded").write_text(f"{run_id} a leak\nzuul~elsewhere~1\n")

@@ -184,7 +184,7 @@ def test_a_damaged_manifest_is_not_rewritten(root: Callable[[str], Path]) -> Non
     found, before = examine(DataRoot.open(data)), contents(data)
     found.rewritten["checkpoints"] = 1
     found.add_fault("raw deltas", "counts differ")
-    with pytest.raises(IntegrityError, match=r"is damaged; restore a backup first\. Nothing was changed"):
+    with pytest.raises(IntegrityError, match=r"is damaged, so it was not rewritten; restore a backup"):
         rewrite(DataRoot.open(data), found)
     assert contents(data) == before
 
@@ -366,3 +366,38 @@ def test_deltas_that_an_older_version_wrote_after_an_upgrade_get_a_digest(root: 
     assert migrate(data, "--apply").startswith("1 deltas of an older version have a digest now.")
     assert "nothing to rewrite" in migrate(data)
     assert Registry(DataRoot.open(data), "provider").state.labels == {"stable": 1}
+
+
+def test_a_log_with_damage_gets_no_digest_and_all_faults_are_listed(root: Callable[[str], Path]) -> None:
+    data = root("checkpoints")
+    shutil.copytree(GOLDEN / "data_root/data/registry", data / "registry")
+    registry = Registry(DataRoot.open(data), "provider")
+    registry.commit(lambda state: {"kind": "labels", "labels": {"canary": 1}})
+    folder = data / "registry/provider/_manifest"
+    delta = {"kind": "labels", "labels": {}, "removed": ["canary"], "time_us": 1}
+    (folder / "000000000006.json").write_bytes(canonical_json({**delta, "version": 6}))
+    (folder / "000000000007.json").write_bytes(canonical_json({**delta, "version": 8}))
+    (raw_delta, *_) = sorted((data / "raw/_manifest").glob("0*.json"))
+    raw_delta.write_text("{}")
+    before = contents(data)
+    faults = json.loads(migrate(data, "--json", code=4))["faults"]
+    assert len(faults) >= 2
+    assert json.loads(migrate(data, "--apply", "--json", code=4))["faults"] == faults
+    assert contents(data) == before
+
+
+def test_a_manifest_that_cannot_be_rewritten_is_an_error_below_its_faults(
+    root: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rejected(*_: Any) -> int:
+        raise IntegrityError("the manifest is damaged")
+
+    monkeypatch.setattr("ciml.services.stored.examine.rewrite", rejected)
+    done = CliRunner().invoke(cli, ["migrate", str(root("checkpoints")), "--apply"])
+    assert "4 to rewrite (--apply)" in done.stdout
+    assert (done.exit_code, done.stderr) == (4, "ciml: the manifest is damaged\n")
+
+
+def test_another_data_root_in_the_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIML_DATA_PATH", "none")
+    assert "14 objects: all readable" in migrate(GOLDEN / "stored")

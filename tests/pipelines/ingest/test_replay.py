@@ -286,6 +286,13 @@ def test_a_stopped_replay_ends(place: Place) -> None:
     assert replay(place.config(together=2)).closed == 7
 
 
+def test_a_replay_that_is_stopped_after_all_letters_is_complete(place: Place) -> None:
+    place.take(*(finished_event(place.facts(number, log=False)) for number in range(4)))
+    stop = threading.Event()
+    found = replay(place.config(together=4), stop=stop, report=lambda each: stop.set())
+    assert (found.tried, found.complete) == (4, True)
+
+
 def test_concurrent_replays_close_each_dead_letter_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.take(*(of_a_later_type(place.facts(n), place.facts(n + 1), event_id=f"{n}") for n in range(0, 24, 2)))
     understood(monkeypatch)

@@ -90,9 +90,11 @@ def train(options: TrainOptions) -> None:
     experiments = [*map(experiment_of, options.estimators)]
     if options.experiment:
         experiments.append(load_experiment(data.experiments, options.experiment))
+    datasets = [data.dataset(name) for name in (options.dataset, *options.eval_datasets)]
+    for dataset in datasets:
+        dataset.state()  # raises for a missing one, before exclusions are stored
     add(data.exclusions, read_lines(options.exclude))
-    examples = read_dataset(data.dataset(options.dataset), policy)
-    others = [read_dataset(data.dataset(name), policy) for name in options.eval_datasets]
+    examples, *others = [read_dataset(dataset, policy) for dataset in datasets]
     for experiment in experiments:
         if options.estimators:
             create_experiment(data.experiments, experiment)
@@ -153,8 +155,8 @@ def sweep(options: SweepOptions) -> None:
     definition = Sweep.load(options.file)
     source = options.root
     target = options.target
-    add(target.exclusions, read_lines(options.exclude))
     policy = TrustPolicy.load(options.trust_policy)
+    add(target.exclusions, read_lines(options.exclude))
     context = SweepContext(source, target, definition, policy, exclusions_of(target, source))
     processes = min(options.jobs or processors(), definition.lag)
     with progress_bar(f"sweep {definition.name}") as bar:
