@@ -11,22 +11,17 @@ import ipaddress
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
+import httpcore
 import msgspec
 
 from ciml.errors import CimlError, EngineError, RejectedInput
 from ciml.events.redaction import redact_text
-from ciml.http.addresses import parse_address
-from ciml.http.outgoing import (
-    Answer,
-    HostClient,
-    NoAnswerError,
-    NotReachedError,
-    Unreadable,
-    retry_after_s,
-)
+from ciml.http.addresses import HostRule, parse_address
+from ciml.http.outgoing import FetchLimits, Pinned, header, retry_after_s, system_resolve
 from ciml.limits import MAX_ANSWER_BYTES
 
 T = TypeVar("T")
@@ -42,7 +37,9 @@ CALL_S = 30.0
 UNAUTHORIZED = "unauthorized"
 #: Pause for a system that limits requests without naming a time, seconds, as GitHub asks for.
 LIMITED_S = 60.0
-#: Characters of an answer's own message in an error.
+#: Limit of one step of a request, seconds: to connect, to read or to write.
+_STEP_S = 20.0
+#: Characters of an answer's own message, or of an error of the connection, in an error.
 _MESSAGE_CHARACTERS = 160
 _REASONS: Mapping[int, str] = {403: "forbidden", 404: "not_found", 409: "conflict", 410: "not_found"}
 #: Headers whose last word is a secret.
@@ -78,16 +75,49 @@ class Refused(CimlError):
         self.reason = reason
 
 
+class Unreadable(Exception):
+    """The content of an answer cannot be read; the message gives the reason."""
+
+
+class TooLarge(Unreadable):
+    """The content of an answer exceeds the limit on its bytes."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer of any status.
+
+    Attributes:
+      response: its status and headers.
+      content: its body, or why the body cannot be read.
+    """
+
+    response: httpcore.Response
+    content: bytes | Unreadable
+
+    def header(self, name: bytes) -> bytes:
+        """Return a header by its lower-case name; b"" where it is missing."""
+        return header(self.response, name)
+
+    def body(self) -> bytes:
+        """Return the content. Raises `Unreadable`."""
+        if isinstance(self.content, Unreadable):
+            raise self.content
+        return self.content
+
+
 class _Message(msgspec.Struct, frozen=True):
     message: str = ""
     error: str = ""
 
 
 class Rest:
-    """The API at one address. One thread uses it.
+    """The API at one address, which may be private. One thread uses it.
+
+    No redirect is followed; no proxy and no cookie is used. No message quotes a header, so none has a secret.
 
     Args:
-      base: its address; see `check_base`.
+      base: its address, to which all paths are appended; see `check_base`.
       tls: settings for https.
       secret: returns the present secret; no error quotes it.
       rights: what to check if the system rejects the credentials, for people.
@@ -110,8 +140,18 @@ class Rest:
         max_bytes: int = MAX_ANSWER_BYTES,
         limit: str = "MAX_ANSWER_BYTES",
     ) -> None:
-        self._client = HostClient(base, tls, max_bytes, limit)
-        self.origin = self._client.address.origin
+        self._address = parse_address(base.rstrip("/"))
+        self.origin = self._address.origin
+        rule = HostRule(self._address.scheme, self._address.host, self._address.port, private=True)
+        self._limits = FetchLimits()
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=tls,
+            max_connections=1,
+            keepalive_expiry=10.0,
+            network_backend=Pinned((rule,), system_resolve, self._limits),
+        )
+        self._max_bytes = max_bytes
+        self._limit = limit
         self._secret = secret
         self._rights = rights
         self._header = header
@@ -134,11 +174,11 @@ class Rest:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._pool.close()
 
     def call(self) -> AbstractContextManager[None]:
         """Limit all requests of the block together."""
-        return self._client.within(self.call_s)
+        return self._limits.within(self.call_s)
 
     def get(self, path: str, kind: type[T], query: Query | None = None) -> T:
         """Return the answer to a GET request as the type ``kind``.
@@ -190,7 +230,7 @@ class Rest:
             address = parse_address(text)
         except RejectedInput:
             return ""
-        host = self._client.address.host
+        host = self._address.host
         is_own = address.scheme in ("http", "https") and address.host in (host, host.removeprefix("api."))
         return text if is_own else ""
 
@@ -204,25 +244,52 @@ class Rest:
             problem = str(error)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             problem = f"unexpected JSON: {error}"
-        raise self._unknown(f"answers {answer.status} with {problem}", changes)
+        raise self._unknown(f"answers {answer.response.status} with {problem}", changes)
 
     def answer(self, method: str, path: str, body: bytes | None = None, *, changes: bool = False) -> Answer:
         """Return the answer to a request, undecoded. Raises as `send`."""
+        address = self._address
         auth = self.auth(path)
-        headers = {"Accept": "application/json", **auth} | ({"Content-Type": "application/json"} if body else {})
+        headers = {"Host": address.host_header, "User-Agent": "ciml", "Accept-Encoding": "identity"}
+        headers |= {"Accept": "application/json", **auth} | ({"Content-Type": "application/json"} if body else {})
+        target = (address.path.rstrip("/") + path).encode()
+        url = httpcore.URL(scheme=address.scheme.encode(), host=address.host.encode(), port=address.port, target=target)
+        timeouts = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), _STEP_S)}
         try:
-            with self.call():
-                answer = self._client.request(method, path, headers, body)
-        except NotReachedError as error:
-            raise EngineError(f"{self.origin} is not reached: {error}") from None
-        except NoAnswerError as error:
-            raise self._unknown(str(error), changes) from None
-        if not 200 <= answer.status < 300:
+            with (
+                self.call(),
+                self._pool.stream(
+                    method, url, headers=list(headers.items()), content=body, extensions=timeouts
+                ) as response,
+            ):
+                answer = Answer(response, self._read(response))
+        except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout, RejectedInput) as error:
+            raise EngineError(f"{self.origin} is not reached: {_shortened(error)}") from None
+        except httpcore.TimeoutException as error:
+            raise self._unknown(f"does not answer in time: {_shortened(error)}", changes) from None
+        except (httpcore.NetworkError, httpcore.ProtocolError, ValueError) as error:
+            raise self._unknown(f"breaks off the answer: {_shortened(error)}", changes) from None
+        if not 200 <= answer.response.status < 300:
             raise self._failed(answer, auth, changes)
         return answer
 
+    def _read(self, response: httpcore.Response) -> bytes | Unreadable:
+        """Return the content of an answer, which is never unpacked, so only its bytes take memory."""
+        encoding = header(response, b"content-encoding").lower()
+        if encoding not in (b"", b"identity"):
+            return Unreadable(f"the content encoding {encoding.decode('latin-1')!r:.40}, which was not asked for")
+        announced = header(response, b"content-length")
+        if announced.isdigit() and len(announced) < 20 and int(announced) > self._max_bytes:
+            return TooLarge(f"{int(announced)} bytes, at most {self._max_bytes} ({self._limit})")
+        content = bytearray()
+        for part in response.iter_stream():
+            content += part
+            if len(content) > self._max_bytes:
+                return TooLarge(f"more than {self._max_bytes} bytes ({self._limit})")
+        return bytes(content)
+
     def _failed(self, answer: Answer, auth: Mapping[str, str], changes: bool) -> CimlError:
-        status = answer.status
+        status = answer.response.status
         message = self._message(answer, auth)
         wait_s = retry_after_s(answer.response)
         limited = status == 429 or (status == 403 and (wait_s > 0 or "rate limit" in message.lower()))
@@ -261,6 +328,11 @@ class Rest:
         return "".join(character if character.isprintable() else " " for character in short)[
             :_MESSAGE_CHARACTERS
         ].strip()
+
+
+def _shortened(error: Exception) -> str:
+    text = error.detail if isinstance(error, RejectedInput) else f"{error}"
+    return text[:_MESSAGE_CHARACTERS] or type(error).__name__
 
 
 class Account(Protocol):

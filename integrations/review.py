@@ -6,6 +6,7 @@ a `ReviewClient`. A client is blocking and decides nothing: the outbox chooses w
 
 from __future__ import annotations
 
+import re
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -23,12 +24,16 @@ from ciml.settings import Settings, as_value_error, check_range
 
 #: The markup that a message is rendered for.
 Format = Literal["github", "gerrit", "gitlab"]
+#: The state of a change: ``missing`` if the system has no such change, or no open change contains the commit.
+State = Literal["open", "merged", "abandoned", "missing"]
 
 #: Largest number of accounts in each field of `Reactions`.
 MAX_REACTIONS = 100
 #: The beginnings of the names of the emojis 👍 and 👎.
 _UP = ("+1", "thumbsup")
 _DOWN = ("-1", "thumbsdown")
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +56,24 @@ class ChangeRef:
     head_project: str = ""
     head_branch: str = ""
 
+    @property
+    def number(self) -> str:
+        """The number as part of an address. Raises `Refused` if it is none."""
+        return checked_number(self.change)
+
+    @property
+    def commit(self) -> str:
+        """The first of ``head`` and ``patchset`` that is a commit id; "" if none is."""
+        commits = (text for text in (self.head, self.patchset) if _COMMIT.fullmatch(text))
+        return next(commits, "")
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
     """The present state of a change, read from the system.
 
     Attributes:
-      state: ``missing`` if the system has no such change, or no open change contains the commit.
+      state: see `State`.
       change: its number, found by the commit if the `ChangeRef` had none.
       patchset: number of the present patch set; "" if the system has no patch sets.
       head: its commit.
@@ -65,7 +81,7 @@ class Head:
       labels: of the change (hashtags and topic on Gerrit); hostile texts.
     """
 
-    state: Literal["open", "merged", "abandoned", "missing"]
+    state: State
     change: str = ""
     patchset: str = ""
     head: str = ""
@@ -263,10 +279,15 @@ class RestClient(ABC):
     addresses and types of its system.
 
     Attributes:
+      format, can_edit, can_react, most_bytes: see `ReviewClient`. GitHub accepts this size, and GitLab more.
       of_commit: whether a message is written on a commit, so that it needs the commit and the number of the change.
       unlocated: the error, for people, of a change without a number if no open change has its commit.
     """
 
+    format: Format
+    can_edit: bool = True
+    can_react: bool = True
+    most_bytes: int = 65_535
     of_commit: ClassVar[bool] = False
     unlocated: ClassVar[str] = "no open change has the commit of the run"
 
@@ -316,28 +337,28 @@ class RestClient(ABC):
 
     def edit(self, posted: Posted, message: Rendered) -> Posted:
         """Replace a message."""
-        return _posted(posted.change, self.write(posted.change, message, change_number(posted.id)))
+        return _posted(posted.change, self.write(posted.change, message, checked_number(posted.id)))
 
     def reactions(self, posted: Posted) -> Reactions:
         """Return the reactions to a message."""
         with self.rest.call():
             emojis = [note for note in self.emojis(posted) if not self._is_own(note)]
-            replies = [note for note in self.replies(posted) if says_not_helpful(note.text) and not self._is_own(note)]
+            replies = [note for note in self.replies(posted) if _says_not_helpful(note.text) and not self._is_own(note)]
             return Reactions(
-                up=distinct_accounts(note.author for note in emojis if note.text.startswith(_UP)),
-                down=distinct_accounts(note.author for note in emojis if note.text.startswith(_DOWN)),
-                not_helpful=distinct_accounts(note.author for note in replies),
+                up=_distinct_accounts(note.author for note in emojis if note.text.startswith(_UP)),
+                down=_distinct_accounts(note.author for note in emojis if note.text.startswith(_DOWN)),
+                not_helpful=_distinct_accounts(note.author for note in replies),
             )
 
     def located(self, change: ChangeRef) -> ChangeRef:
         """Return a change with its number and, `of_commit`, its commit; look up an unknown one."""
-        sha = first_commit(change.head, change.patchset)
-        if change.change and (sha or not self.of_commit):
-            return replace(change, head=sha)
+        commit = change.commit
+        if change.change and (commit or not self.of_commit):
+            return replace(change, head=commit)
         head = self.head(change)
         if head.state == "missing":
             raise Refused("not_found", f"{change.project}: {self.unlocated}")
-        return replace(change, change=head.change, head=sha or head.head)
+        return replace(change, change=head.change, head=commit or head.head)
 
     def find_note(self, change: ChangeRef, marker: str) -> Note | None:
         """Return our own latest note with a marker on a change; None without one."""
@@ -351,26 +372,18 @@ def _posted(change: ChangeRef, note: Note) -> Posted:
     return Posted(change, note.id, note.url, note.text)
 
 
-def change_number(text: str) -> str:
-    """Return the number of a change. Raises `Refused` for another text."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+def checked_number(text: str) -> str:
+    """Return the number of a change or a note. Raises `Refused` for another text."""
+    if not _NUMBER.fullmatch(text):
         raise Refused("invalid", f"{text!r:.80} is no number of a change")
     return str(int(text))
 
 
-def first_commit(*texts: str) -> str:
-    """Return the first text that is a commit id; "" if none is."""
-    for text in texts:
-        if 7 <= len(text) <= 64 and set(text) <= set("0123456789abcdef"):
-            return text
-    return ""
-
-
-def says_not_helpful(text: str) -> bool:
+def _says_not_helpful(text: str) -> bool:
     """Return whether a whole line of a text is "not helpful", so that a quotation ("> not helpful") does not count."""
     return any(line.strip().rstrip(".").casefold() == "not helpful" for line in text.splitlines())
 
 
-def distinct_accounts(names: Iterable[str]) -> tuple[str, ...]:
+def _distinct_accounts(names: Iterable[str]) -> tuple[str, ...]:
     """Return at most `MAX_REACTIONS` of the names, in order and without repeats."""
     return tuple(dict.fromkeys(name for name in names if name))[:MAX_REACTIONS]

@@ -1,7 +1,7 @@
 """Outgoing HTTP: connections go to exactly the address that was checked, and every step ends in time.
 
-`HostClient` sends requests to one host. `ciml.transforms.fetch.http` uses the same connections (`Pinned`) for logs, and
-follows redirects between allowed hosts. `FetchLimits` limits both.
+`ciml.integrations.http` sends requests to one host by these connections (`Pinned`). `ciml.transforms.fetch.http`
+fetches logs by them, and follows redirects between allowed hosts. `FetchLimits` limits both.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -21,16 +20,13 @@ from typing import Any
 import httpcore
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.http.addresses import HostRule, as_ip, check_ips, parse_address
-from ciml.limits import MAX_ANSWER_BYTES, MAX_LOG_REQUESTS, MAX_RETRY_AFTER_S
+from ciml.http.addresses import HostRule, as_ip, check_ips
+from ciml.limits import MAX_LOG_REQUESTS, MAX_RETRY_AFTER_S
 
 #: Returns the IP addresses of (host, port). Raises `OSError` if the name does not resolve.
 Resolve = Callable[[str, int], list[str]]
 
 _MIN_STEP_S = 0.001
-_STEP_S = 20.0  # limit of one step of a request: to connect, to read or to write
-#: Characters of an error of the connection in a message.
-_ERROR_CHARACTERS = 160
 
 
 def system_resolve(host: str, port: int) -> list[str]:
@@ -161,147 +157,6 @@ class Pinned(httpcore.NetworkBackend):
             raise httpcore.ConnectTimeout(f"resolving {host} timed out") from None
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(f"cannot resolve {host}: {error}") from None
-
-
-class NotReachedError(Exception):
-    """The host was not reached, so nothing was sent."""
-
-
-class NoAnswerError(Exception):
-    """A request was sent and no complete answer came.
-
-    Attributes:
-      timed_out: whether the time limit ended it.
-    """
-
-    def __init__(self, message: str, *, timed_out: bool) -> None:
-        super().__init__(message)
-        self.timed_out = timed_out
-
-
-class Unreadable(Exception):
-    """The content of an answer cannot be read; the message gives the reason."""
-
-
-class TooLarge(Unreadable):
-    """The content of an answer exceeds the limit on its bytes."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer of any status.
-
-    Attributes:
-      response: its status and headers.
-      content: its body, or why the body cannot be read.
-    """
-
-    response: httpcore.Response
-    content: bytes | Unreadable
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-        return self.response.status
-
-    @property
-    def reason(self) -> str:
-        """The words after the status."""
-        return bytes(self.response.extensions.get("reason_phrase", b"")).decode("ascii", errors="ignore")
-
-    def header(self, name: bytes) -> bytes:
-        """Return a header by its lower-case name; b"" where it is missing."""
-        return header(self.response, name)
-
-    def body(self) -> bytes:
-        """Return the content. Raises `Unreadable`."""
-        if isinstance(self.content, Unreadable):
-            raise self.content
-        return self.content
-
-
-class HostClient:
-    """Sends requests to one host, which may have a private address. It serves one request at a time.
-
-    No redirect is followed; no proxy and no cookie is used. No message quotes a header, so none has a secret.
-
-    Args:
-      base: address that all paths are appended to.
-      tls: settings; needed for https.
-      max_bytes: limit on the content of an answer.
-      limit: name of that limit, for messages.
-    """
-
-    def __init__(
-        self,
-        base: str,
-        tls: ssl.SSLContext | None,
-        max_bytes: int = MAX_ANSWER_BYTES,
-        limit: str = "MAX_ANSWER_BYTES",
-    ) -> None:
-        self.address = parse_address(base.rstrip("/"))
-        self._max_bytes = max_bytes
-        self._limit = limit
-        self._limits = FetchLimits()
-        rule = HostRule(self.address.scheme, self.address.host, self.address.port, private=True)
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=tls,
-            max_connections=1,
-            keepalive_expiry=10.0,
-            network_backend=Pinned((rule,), system_resolve, self._limits),
-        )
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._pool.close()
-
-    def within(self, total_s: float) -> AbstractContextManager[None]:
-        """Limit all requests of the block together."""
-        return self._limits.within(total_s)
-
-    def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
-        """Send a request.
-
-        Raises:
-          NotReachedError: the host was not reached.
-          NoAnswerError: no complete answer came.
-        """
-        address = self.address
-        target = (address.path.rstrip("/") + path).encode()
-        url = httpcore.URL(scheme=address.scheme.encode(), host=address.host.encode(), port=address.port, target=target)
-        defaults = {"Host": address.host_header, "User-Agent": "ciml", "Accept-Encoding": "identity"}
-        all_headers = list({**defaults, **headers}.items())
-        timeouts = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), _STEP_S)}
-        try:
-            with self._pool.stream(method, url, headers=all_headers, content=body, extensions=timeouts) as response:
-                return Answer(response, self._content(response))
-        except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout) as error:
-            raise NotReachedError(_shortened(error)) from None
-        except RejectedInput as rejected:
-            raise NotReachedError(rejected.detail) from None
-        except httpcore.TimeoutException as error:
-            raise NoAnswerError(f"does not answer in time: {_shortened(error)}", timed_out=True) from None
-        except (httpcore.NetworkError, httpcore.ProtocolError, ValueError) as error:
-            raise NoAnswerError(f"breaks off the answer: {_shortened(error)}", timed_out=False) from None
-
-    def _content(self, response: httpcore.Response) -> bytes | Unreadable:
-        """Return the content of an answer, which is never unpacked, so only its bytes take memory."""
-        encoding = header(response, b"content-encoding").lower()
-        if encoding not in (b"", b"identity"):
-            return Unreadable(f"the content encoding {encoding.decode('latin-1')!r:.40}, which was not asked for")
-        announced = header(response, b"content-length")
-        if announced.isdigit() and len(announced) < 20 and int(announced) > self._max_bytes:
-            return TooLarge(f"{int(announced)} bytes, at most {self._max_bytes} ({self._limit})")
-        content = bytearray()
-        for part in response.iter_stream():
-            content += part
-            if len(content) > self._max_bytes:
-                return TooLarge(f"more than {self._max_bytes} bytes ({self._limit})")
-        return bytes(content)
-
-
-def _shortened(error: Exception) -> str:
-    return f"{error}"[:_ERROR_CHARACTERS] or type(error).__name__
 
 
 def tls_context(ca_file: str) -> ssl.SSLContext:

@@ -89,8 +89,7 @@ def admin(options: KafkaOptions) -> AdminClient:
 
 
 def is_refused(options: KafkaOptions) -> bool:
-    """Return whether the broker rejected the admin client, and this is not reported yet."""
-    admin(options).poll(0)  # calls `on_error`
+    """Return whether a polled client was rejected by the broker, and this is not reported yet."""
     return options in _refusals
 
 

@@ -19,9 +19,8 @@ from urllib.parse import urlencode
 
 from ciml.errors import EngineError, RejectedInput
 from ciml.events.redaction import shown
-from ciml.http.outgoing import TooLarge, Unreadable
 from ciml.integrations.fields import object_at, objects_at, text_at, text_fields, value_at
-from ciml.integrations.http import Rest, basic_auth
+from ciml.integrations.http import Rest, TooLarge, Unreadable, basic_auth
 from ciml.limits import MAX_REVIEW_BYTES, MAX_REVIEW_CHANGES, MAX_REVIEW_VALUES, MAX_REVIEWED_CHANGES
 
 #: What a query asks for, so that `events_of` finds it.

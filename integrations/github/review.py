@@ -11,29 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
 from ciml.integrations.http import Query, Refused, Rest, Secret, check_base, check_token, path_segment
-from ciml.integrations.review import (
-    ChangeRef,
-    Format,
-    Head,
-    Note,
-    Posted,
-    Rendered,
-    RestClient,
-    ReviewClient,
-    System,
-    change_number,
-    first_commit,
-)
+from ciml.integrations.review import ChangeRef, Head, Note, Posted, Rendered, RestClient, State, System, checked_number
 from ciml.limits import MAX_COMMENT_PAGES
 
 API = "https://api.github.com"
-#: Most bytes of a comment and of the summary of a check run.
-MOST_BYTES = 65_535
 _PAGE = 100
 #: The pull requests whose heads are compared with a commit of a fork, the latest updated first: pages and pull requests
 #: per page. GitHub's answer has up to 100 KB per pull request.
@@ -78,7 +64,7 @@ class GitHubSystem(System, frozen=True, kw_only=True):
         if not 0 < len(self.check) <= 100 or not self.check.isprintable():
             raise ValueError(f"check: {self.check!r:.120} is no name of a check run")
 
-    def client(self, where: str, folder: Path) -> ReviewClient:
+    def client(self, where: str, folder: Path) -> RestClient:
         checks = bool(self.app) and self.report != "comment"
         content, check = ("the private key of the App", private_key) if self.app else ("a token", check_token)
         secret = self.secret_reader(where, folder, content, check)
@@ -213,7 +199,7 @@ class _Pull(msgspec.Struct, frozen=True):
         return self.state == "open" and self.head.sha == sha and ours and self.head.ref == change.head_branch
 
     def to_head(self) -> Head:
-        state: Any = "open" if self.state == "open" else "merged" if self.merged_at else "abandoned"
+        state: State = "open" if self.state == "open" else "merged" if self.merged_at else "abandoned"
         labels = tuple(label.name for label in self.labels if label.name)
         return Head(state, str(self.number), head=self.head.sha, title=self.title, labels=labels)
 
@@ -256,10 +242,7 @@ class GitHub(RestClient):
       app: id of the App that calls it; 0 if the owner of a token does.
     """
 
-    format: Format = "github"
-    can_edit = True
-    can_react: bool
-    most_bytes = MOST_BYTES
+    format = "github"
     unlocated = "no pull request has the number or commit of the run"
 
     def __init__(self, rest: Rest, app: int) -> None:
@@ -276,7 +259,7 @@ class GitHub(RestClient):
         """
         with self.rest.call():
             if change.change:
-                pull = self.rest.lookup(f"{_place(change)}/pulls/{change_number(change.change)}", _Pull)
+                pull = self.rest.lookup(f"{_place(change)}/pulls/{change.number}", _Pull)
             else:
                 pull = self._find_pull(change)
             return pull.to_head() if pull else Head("missing")
@@ -286,7 +269,7 @@ class GitHub(RestClient):
 
         The commit alone is no proof: anybody may open a pull request with the same head from a branch of their own.
         """
-        sha = first_commit(change.head, change.patchset)
+        sha = change.commit
         if not (sha and change.head_project and change.head_branch):
             return None
         pulls = {pull.number: pull for pull in self._pulls_with_commit(change, sha) if pull.is_from(change, sha)}
@@ -333,8 +316,6 @@ class GitHub(RestClient):
 
 class Comments(GitHub):
     """One comment on the pull request, which is edited in place."""
-
-    can_react = True
 
     def notes(self, change: ChangeRef) -> Iterable[Note]:
         return map(self.note, sorted(self.comments(change), key=lambda comment: comment.id, reverse=True))
@@ -385,7 +366,7 @@ class CheckRuns(GitHub):
         return self._run_note(self.rest.send("POST", path, _CheckRun, body))
 
     def replies(self, posted: Posted) -> Iterable[Note]:
-        run = self.rest.get(f"{_place(posted.change)}/check-runs/{change_number(posted.id)}", _CheckRun)
+        run = self.rest.get(f"{_place(posted.change)}/check-runs/{checked_number(posted.id)}", _CheckRun)
         return map(self.note, self.comments(posted.change, run.completed_at or ""))
 
     def _run_note(self, run: _CheckRun) -> Note:
@@ -400,8 +381,8 @@ def _place(change: ChangeRef) -> str:
 
 
 def _comments_path(change: ChangeRef) -> str:
-    return f"{_place(change)}/issues/{change_number(change.change)}/comments"
+    return f"{_place(change)}/issues/{change.number}/comments"
 
 
 def _comment_path(change: ChangeRef, note_id: str) -> str:
-    return f"{_place(change)}/issues/comments/{change_number(note_id)}"
+    return f"{_place(change)}/issues/comments/{checked_number(note_id)}"

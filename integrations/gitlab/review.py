@@ -8,30 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 from urllib.parse import quote
 
 import msgspec
 
 from ciml.integrations.http import Query, Refused, Rest, check_base, check_token, path_segment
-from ciml.integrations.review import (
-    ChangeRef,
-    Format,
-    Head,
-    Note,
-    Posted,
-    Rendered,
-    RestClient,
-    ReviewClient,
-    System,
-    change_number,
-    first_commit,
-)
+from ciml.integrations.review import ChangeRef, Head, Note, Posted, Rendered, RestClient, State, System, checked_number
 from ciml.limits import MAX_COMMENT_PAGES
 
-#: Bytes of a note: GitLab accepts more, a reader does not.
-MOST_BYTES = 65_535
 _PAGE = 100
+#: "locked" is a merge that is under way.
+_STATES: Mapping[str, State] = {"opened": "open", "merged": "merged", "locked": "merged", "closed": "abandoned"}
 _RIGHTS = "check the token: scope api, and a role that may comment"
 
 
@@ -49,7 +37,7 @@ class GitLabSystem(System, frozen=True, kw_only=True):
         super().__post_init__()
         check_base("server", self.server, "https://gitlab.example.org")
 
-    def client(self, where: str, folder: Path) -> ReviewClient:
+    def client(self, where: str, folder: Path) -> RestClient:
         secret = self.secret_reader(where, folder, "a token", check_token)
         server = self.server.rstrip("/")
         return GitLab(Rest(f"{server}/api/v4", self.tls(folder), secret, _RIGHTS, _private_token), server)
@@ -79,9 +67,7 @@ class _MergeRequest(msgspec.Struct, frozen=True):
         return self.source_project_id is not None and self.source_project_id == self.target_project_id
 
     def to_head(self) -> Head:
-        # "locked" is a merge that is under way.
-        states = {"opened": "open", "merged": "merged", "locked": "merged", "closed": "abandoned"}
-        state: Any = states.get(self.state, "missing")
+        state = _STATES.get(self.state, "missing")
         return Head(state, str(self.iid), head=self.sha or "", title=self.title, labels=tuple(self.labels))
 
 
@@ -105,9 +91,7 @@ class GitLab(RestClient):
       server: its address, for the addresses of notes.
     """
 
-    format: Format = "gitlab"
-    can_edit = can_react = True
-    most_bytes = MOST_BYTES
+    format = "gitlab"
     unlocated = "no open merge request has the commit of the run"
 
     def __init__(self, rest: Rest, server: str) -> None:
@@ -125,7 +109,7 @@ class GitLab(RestClient):
         if change.change:
             request = self.rest.lookup(_path(change), _MergeRequest)
             return request.to_head() if request else Head("missing")
-        sha = first_commit(change.head, change.patchset)
+        sha = change.commit
         if not sha:
             return Head("missing")
         path = f"/projects/{_project(change)}/repository/commits/{sha}/merge_requests"
@@ -148,11 +132,11 @@ class GitLab(RestClient):
         return self._note(change, self.rest.send(method, path, _Note, {"body": message.body}))
 
     def replies(self, posted: Posted) -> Iterable[Note]:
-        ours = int(change_number(posted.id))
+        ours = int(checked_number(posted.id))
         return takewhile(lambda note: int(note.id) > ours, self.notes(posted.change))
 
     def emojis(self, posted: Posted) -> Iterable[Note]:
-        path = f"{_path(posted.change)}/notes/{change_number(posted.id)}/award_emoji"
+        path = f"{_path(posted.change)}/notes/{checked_number(posted.id)}/award_emoji"
         for emoji in self.rest.get(path, list[_Award], {"per_page": _PAGE}):
             if emoji.user:
                 yield Note("", emoji.name, emoji.user.username, emoji.user.id)
@@ -171,4 +155,4 @@ def _project(change: ChangeRef) -> str:
 
 
 def _path(change: ChangeRef) -> str:
-    return f"/projects/{_project(change)}/merge_requests/{change_number(change.change)}"
+    return f"/projects/{_project(change)}/merge_requests/{change.number}"

@@ -244,6 +244,7 @@ def _cluster_id(options: KafkaOptions) -> str:
             return str(client.list_topics(timeout=min(wait_s, left_s)).cluster_id)
         except KafkaException:
             left_s -= wait_s
+            client.poll(0)  # a rejected connection is reported to the client's callback alone
             if left_s <= 0 or is_refused(options):
                 raise
             wait_s *= 2

@@ -15,6 +15,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.kafka import KafkaOptions, read_properties
+from ciml.kafka.connect import _refusals, is_refused
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
 from ciml.pipelines.kafka.broker import list_topic, make_topic
 from ciml.pipelines.kafka.reader import Reader, close_readers
@@ -84,6 +85,18 @@ def test_secrets_are_in_no_text_of_the_options_and_survive_a_pickle() -> None:
     assert "hidden-1" not in f"{options} {options!r} {vars(IngestConfig(DataRoot.open('x').raw, kafka=options))}"
     assert pickle.loads(pickle.dumps(options)) == options
     assert options.hide("Login of me by hidden-1 failed") == "Login of me by *** failed"
+
+
+def test_asking_for_a_refusal_neither_makes_nor_polls_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = KafkaOptions("127.0.0.1:1")
+
+    def fail(_: KafkaOptions) -> None:
+        raise AssertionError("a client was used")
+
+    monkeypatch.setattr("ciml.kafka.connect.admin", fail)
+    assert not is_refused(options)
+    monkeypatch.setitem(_refusals, options, "no such user")
+    assert is_refused(options)
 
 
 # --- a broker that insists
