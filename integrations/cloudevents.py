@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ciml.errors import RejectedInput
-from ciml.events.cloudevents import PHASES, open_cloudevent
+from ciml.events.cloudevents import PHASES, open_cloudevent, run_objects
 from ciml.events.fields import kind_of
 from ciml.events.records import Phase
 from ciml.events.redaction import shown
@@ -31,14 +31,12 @@ from ciml.integrations.fields import (
     join_id,
     non_empty,
     object_at,
-    objects_at,
     phases_by_status,
     required_text,
     text_at,
     time_at,
     value_at,
 )
-from ciml.limits import MAX_EVENT_RUNS
 
 #: The headers that an adapter of CloudEvents needs.
 HEADERS = ("content-type", "ce-specversion", "ce-id", "ce-type", "ce-source", "ce-subject", "ce-time")
@@ -89,10 +87,7 @@ def read(delivery: Delivery) -> Reading:
     phase = PHASES.get(kind)
     if phase is None:
         raise RejectedInput("unknown_type", f"type: {shown(kind)}")
-    fields: Any = objects_at(data, "runs", most=MAX_EVENT_RUNS) if "runs" in data else [data]
-    if not fields:
-        raise RejectedInput("bad_field", "runs: want a list of runs")
-    runs = tuple(Run(phase, run) for run in fields)
+    runs = tuple(Run(phase, run) for _, run in run_objects(data))
     return Reading(required_text(attributes, "id"), kind, time_at(attributes, "time"), runs)
 
 

@@ -180,7 +180,7 @@ class GithubOptions(ForgeOptions):
         if self.feedback:
             parts += ["github_feedback", "github_app" if self.app else "github_token"]
         url = posted_to(self.url, self.name)
-        return self._sum(*parts, url=url, host=host, allowed=_hosts(host, self.internal))
+        return self._sum(*parts, url=url, host=host, allowed=places((host,), self.internal))
 
 
 class GitlabOptions(ForgeOptions):
@@ -202,7 +202,7 @@ class GitlabOptions(ForgeOptions):
         address = parts_of(self.server, "--server", example, ("https",))
         if address.path.strip("/"):
             raise CimlError(f"--server {self.server!r:.120}: give {example}")
-        allowed = _hosts(address.netloc, self.internal)
+        allowed = places((address.netloc,), self.internal)
         if self.redirects:
             allowed["redirect_hosts"] = self.redirects
         variants = {"gitlab_signed": self.signed, "gitlab_feedback": self.feedback}
@@ -436,10 +436,6 @@ def places(logs: tuple[str, ...], internal: bool = False) -> dict[str, tuple[str
             host = address.netloc if address.scheme == "https" else f"http://{address.netloc}"
             lists.setdefault("private_hosts" if internal else "hosts", []).append(host)
     return {key: tuple(dict.fromkeys(items)) for key, items in lists.items()}
-
-
-def _hosts(host: str, internal: bool) -> dict[str, tuple[str, ...]]:
-    return {"private_hosts" if internal else "hosts": (host,)}
 
 
 def _connection(parts: Sequence[str], values: Mapping[str, Any]) -> Connection:

@@ -13,7 +13,7 @@ import re
 import secrets
 import stat
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -81,7 +81,7 @@ def _has(block: str, keys: Mapping[str, Any]) -> bool:
     return all(table.get(key) == value for key, value in keys.items())
 
 
-def with_items(text: str, key: str, items: Sequence[str], where: str) -> str:
+def with_items(text: str, key: str, items: Sequence[str], where: Path) -> str:
     """Return the text with further items in a list at its top level, which is made where it is missing.
 
     Args:
@@ -114,7 +114,7 @@ def with_items(text: str, key: str, items: Sequence[str], where: str) -> str:
     return changed
 
 
-def with_key(text: str, key: str, value: str | int, where: str) -> str:
+def with_key(text: str, key: str, value: str | int, where: Path) -> str:
     """Return the text with a key at its top level. Raises `CimlError` if it has another value."""
     before = tomllib.loads(text).get(key)
     if before not in (None, value):
@@ -154,12 +154,9 @@ def write(folder: Path, connection: Connection, *, force: bool = False) -> list[
         may write to the folder of secrets. Nothing is written.
     """
     _check_places(folder, connection)
-    texts = {name: _read(folder / name) for name in (RECEIVERS, FETCH, TRUST, FEEDBACK)}
+    texts = {name: _read(folder / name) for name in _EXTENDED_BY}
     new = {
-        RECEIVERS: receivers_text(texts[RECEIVERS] or "", connection, str(folder / RECEIVERS), force=force),
-        FETCH: fetch_text(texts[FETCH] or "", connection, folder.absolute(), str(folder / FETCH)),
-        TRUST: trust_text(texts[TRUST] or "", connection, str(folder / TRUST)),
-        FEEDBACK: feedback_text(texts[FEEDBACK] or "", connection, str(folder / FEEDBACK), force=force),
+        name: extended(texts[name] or "", connection, folder / name, force) for name, extended in _EXTENDED_BY.items()
     }
     if texts[RECEIVERS] is not None:
         load_receivers(folder / RECEIVERS)  # a fault that was there before is named in its own file
@@ -174,12 +171,12 @@ def write(folder: Path, connection: Connection, *, force: bool = False) -> list[
     return changes
 
 
-def receivers_text(text: str, connection: Connection, where: str, *, force: bool = False) -> str:
+def _receivers_text(text: str, connection: Connection, where: Path, force: bool) -> str:
     """Return the configuration of receivers with the source of a connection. Raises as `write`."""
     if connection.receiver not in SOURCES:
         raise CimlError(f"there is no receiver {connection.receiver!r}; choose from {', '.join(SOURCES)}")
     extended = _with_own_table(text or _COMMENT[RECEIVERS], "source", "receiver", connection.source, where, force)
-    document = parse_toml(text, where)
+    document = parse_toml(text, str(where))
     needed = connection.webhooks
     if not needed or dict(connection.source) in document.get("source", []):
         return extended
@@ -192,14 +189,14 @@ def receivers_text(text: str, connection: Connection, where: str, *, force: bool
     return extended
 
 
-def feedback_text(text: str, connection: Connection, where: str, *, force: bool = False) -> str:
+def _feedback_text(text: str, connection: Connection, where: Path, force: bool) -> str:
     """Return the configuration of feedback with the review system of a connection. Raises as `write`."""
     if not connection.feedback:
         return text
     return _with_own_table(text or _COMMENT[FEEDBACK], "system", "kind", connection.feedback, where, force)
 
 
-def _with_own_table(text: str, name: str, selector: str, table: Mapping[str, Any], where: str, force: bool) -> str:
+def _with_own_table(text: str, name: str, selector: str, table: Mapping[str, Any], where: Path, force: bool) -> str:
     """Return the text with a table of a connection.
 
     Args:
@@ -220,7 +217,7 @@ def _with_own_table(text: str, name: str, selector: str, table: Mapping[str, Any
     classes[table[selector]].from_json(keys, f"{name} {table['name']}")
     # Two receivers may have sources of one name: Zuul and its Gerrit.
     identity = {key: table[key] for key in ("name", *((selector,) if name == "source" else ()))}
-    present = [entry for entry in parse_toml(text, where).get(name, []) if identity.items() <= entry.items()]
+    present = [entry for entry in parse_toml(text, str(where)).get(name, []) if identity.items() <= entry.items()]
     if dict(table) in present:
         return text
     if present and not force:
@@ -234,11 +231,11 @@ def _with_own_table(text: str, name: str, selector: str, table: Mapping[str, Any
     return with_table(text, f"[[{name}]]", table)
 
 
-def fetch_text(text: str, connection: Connection, folder: Path, where: str) -> str:
+def _fetch_text(text: str, connection: Connection, where: Path, force: bool) -> str:
     """Return the fetch policy with the places of a connection's logs. Raises as `write`."""
     if not connection.allowed and not connection.credential:
         return text
-    document = parse_toml(text, where)
+    document = parse_toml(text, str(where))
     text = text or _COMMENT[FETCH]
     for key, items in connection.allowed.items():
         text = with_items(text, key, items, where)
@@ -246,14 +243,14 @@ def fetch_text(text: str, connection: Connection, folder: Path, where: str) -> s
         text = with_key(text, "ca_file", connection.ca_file, where)
     credential: dict[str, Any] = dict(connection.credential)
     if credential and not any(table.get("host") == credential["host"] for table in document.get("credentials", [])):
-        credential["token_file"] = str(folder / credential["token_file"])
+        credential["token_file"] = str(where.parent.absolute() / credential["token_file"])
         text = with_table(text, "[[credentials]]", credential)
     return text
 
 
-def trust_text(text: str, connection: Connection, where: str) -> str:
+def _trust_text(text: str, connection: Connection, where: Path, force: bool) -> str:
     """Return the trust policy with sample rules for a source, unless it has rules for it. Raises as `write`."""
-    rules = parse_toml(text, where).get("rule", [])
+    rules = parse_toml(text, str(where)).get("rule", [])
     if any(connection.name in _globs(own_rule) for own_rule in rules):
         return text
     sample = files("ciml.integrations").joinpath(f"trust_{connection.trust}.toml").read_text()
@@ -265,7 +262,7 @@ def trust_text(text: str, connection: Connection, where: str) -> str:
     text = _with_path_globs(text, where)
     names = {own_rule.get("name") for own_rule in rules}
     for block in re.split(r"(?m)^(?=\[\[rule\]\])", sample)[1:]:
-        (rule,) = parse_toml(block, where)["rule"]
+        (rule,) = tomllib.loads(block)["rule"]
         if rule["name"] == "listing" and "listing" in names:
             continue
         if rule["name"] in names:
@@ -274,9 +271,9 @@ def trust_text(text: str, connection: Connection, where: str) -> str:
     return text
 
 
-def _with_path_globs(text: str, where: str) -> str:
+def _with_path_globs(text: str, where: Path) -> str:
     """Return a policy in which * ends at a slash, unless that would change what its own rules match."""
-    document = parse_toml(text, where)
+    document = tomllib.loads(text)
     rules = document.get("rule", [])
     globs = [glob for rule in rules for fact in rule if fact not in ("name", "trusted") for glob in _globs(rule, fact)]
     if "globs" in document or "all" in globs or any(map(crosses_slash, globs)):
@@ -287,6 +284,16 @@ def _with_path_globs(text: str, where: str) -> str:
 def _globs(rule: Mapping[str, Any], fact: str = "source") -> list[str]:
     globs = rule.get(fact, [])
     return [globs] if isinstance(globs, str) else globs
+
+
+#: Returns the text of each file with a connection. Its arguments: the text, the connection, the path, and whether to
+#: replace a table of the same name that has other keys.
+_EXTENDED_BY: Mapping[str, Callable[[str, Connection, Path, bool], str]] = {
+    RECEIVERS: _receivers_text,
+    FETCH: _fetch_text,
+    TRUST: _trust_text,
+    FEEDBACK: _feedback_text,
+}
 
 
 def _read(path: Path) -> str | None:
@@ -302,7 +309,7 @@ def _check_places(folder: Path, connection: Connection) -> None:
     """Check that what is written stays in the folder, and that others cannot exchange a secret."""
     secret = folder / connection.secret.path if connection.secret else None
     for path in (
-        *(folder / name for name in (RECEIVERS, FETCH, TRUST, FEEDBACK)),
+        *(folder / name for name in _EXTENDED_BY),
         *((secret, secret.parent) if secret else ()),
     ):
         if path.is_symlink():

@@ -29,6 +29,7 @@ CONNECTED = metric("ciml_source_connected")
 
 _LINGER_MS = 5  # what comes within is one request: 200 deliveries a second are few requests
 _POLL_S = 0.1
+_QUIET_S = 60.0  # between two warnings about a source and an outcome
 _FRAME_BYTES = 4096  # of a message's own fields
 _log = logging.getLogger(__name__)
 
@@ -175,10 +176,19 @@ class ReceiverMetrics:
         self._seconds: Histogram = SECONDS.histogram()
         self._connected: Gauge = CONNECTED.gauge()
         self.collectors = (self._deliveries, self._seconds, self._connected)
+        self._warned_s: dict[tuple[str, str], float] = {}
 
     def count(self, source: str, outcome: str) -> None:
         """Count a delivery."""
         self._deliveries.labels(self._receiver, source, outcome).inc()
+
+    def count_rejected(self, source: str, outcome: str, reason: str) -> None:
+        """Count a delivery that is not stored, and log a warning once a minute."""
+        self.count(source, outcome)
+        now_s = time.monotonic()
+        if now_s - self._warned_s.get((source, outcome), -_QUIET_S) >= _QUIET_S:
+            self._warned_s[source, outcome] = now_s
+            _log.warning("source %s: a delivery is not stored: %s (no more of it for a minute)", source, reason)
 
     def acknowledged(self, source: str, seconds: float) -> None:
         """Count a delivery that Kafka has acknowledged, with its time."""

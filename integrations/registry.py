@@ -7,15 +7,13 @@ from functools import cache
 from importlib import metadata
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.cloudevents import Event, Rejection, decode_message, rejection_of
+from ciml.events.cloudevents import DecodedRuns, Event, checked_value, decode_message
 from ciml.events.fields import id_field, is_proof, time_field
-from ciml.events.payloads import UNREADABLE_HEADERS, excess
-from ciml.events.records import Message, RunFacts
+from ciml.events.records import Message
 from ciml.events.redaction import shown
-from ciml.events.run_facts import facts_from_run, run_identity
 from ciml.events.run_id import source_name
 from ciml.events.updates import fact_update
-from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run
+from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading
 from ciml.integrations.review import System
 from ciml.limits import MAX_EVENT_RUNS
 
@@ -107,10 +105,7 @@ def read_event(message: Message, names: Mapping[str, str] | None = None) -> Even
     """
     if not any(name == ADAPTER for name, _ in message.headers):
         return decode_message(message, names)
-    if not message.value:
-        raise RejectedInput("tombstone", "the message has no value")
-    if fault := excess(message):
-        raise RejectedInput("too_large", fault)
+    value = checked_value(message)
     headers = _texts(message)
     name = headers.get(ADAPTER, "")
     auth = headers.get(AUTH, "")
@@ -120,7 +115,7 @@ def read_event(message: Message, names: Mapping[str, str] | None = None) -> Even
         raise RejectedInput("bad_field", f"{AUTH}: want the name of a proof, such as hmac-sha256")
     source = source_name(headers.get(SOURCE, ""), names)
     needed = {key.removeprefix(HEADER): value for key, value in headers.items() if key.startswith(HEADER)}
-    reading = _read(adapters()[name], Delivery(message.value, needed, headers.get(ID, "")))
+    reading = _read(adapters()[name], Delivery(value, needed, headers.get(ID, "")))
     return _event(reading, source, name, auth)
 
 
@@ -135,8 +130,6 @@ def _read(adapter: Adapter, delivery: Delivery) -> Reading | Ignored:
 
 
 def _texts(message: Message) -> dict[str, str]:
-    if message.headers == UNREADABLE_HEADERS:
-        raise RejectedInput("not_an_event", "a header name is not UTF-8")
     texts: dict[str, str] = {}
     for name, value in message.headers:
         if not name.startswith("ciml_") or value is None:
@@ -157,35 +150,17 @@ def _event(reading: Reading | Ignored, source: str, adapter: str, auth: str) -> 
     key = f"{source}+{auth} {event_id}" if auth else f"{source} {event_id}"
     if isinstance(reading, Ignored):
         return Event(key, source, event_id, reading.type, None, (), (), {}, {}, ignored=reading.rule)
-    if len(reading.runs) > MAX_EVENT_RUNS:
-        raise RejectedInput("too_many_runs", f"{len(reading.runs)} runs, at most {MAX_EVENT_RUNS}")
-    if len(reading.updates) > MAX_EVENT_RUNS:
-        raise RejectedInput("too_many_runs", f"{len(reading.updates)} updates, at most {MAX_EVENT_RUNS}")
-    facts: dict[str, RunFacts] = {}
-    rejections: list[Rejection] = []
-    addresses: dict[str, str] = {}
+    for name, statements in (("runs", reading.runs), ("updates", reading.updates)):
+        if len(statements) > MAX_EVENT_RUNS:
+            raise RejectedInput("too_many_runs", f"{len(statements)} {name}, at most {MAX_EVENT_RUNS}")
+    runs = DecodedRuns()
     for run in reading.runs:
-        result = _run(run, source, addresses)
-        if isinstance(result, RunFacts):
-            facts.setdefault(result.run_id, result.replace(adapter=adapter, auth=auth))
-        else:
-            rejections.append(result)
+        runs.add(run.fields, source, run.phase)
+    facts = tuple(facts.replace(adapter=adapter, auth=auth) for facts in runs.facts.values())
     when_us = time_field({"time": reading.time}, "time")
     updates = tuple(
         fact_update(source, update.subject, update.facts, auth, when_us, update.only, update.by)
         for update in reading.updates
     )
-    return Event(
-        key, source, event_id, reading.type, when_us, tuple(facts.values()), tuple(rejections), addresses, {}, updates
-    )
-
-
-def _run(run: Run, source: str, addresses: dict[str, str]) -> RunFacts | Rejection:
-    identity = run_identity(run.fields, source)
-    try:
-        facts, address = facts_from_run(run.fields, identity, run.phase)
-    except RejectedInput as rejected:
-        return rejection_of(identity, run.phase, rejected)
-    if address != facts.log_url:
-        addresses[facts.run_id] = address
-    return facts
+    rejections = tuple(runs.rejections)
+    return Event(key, source, event_id, reading.type, when_us, facts, rejections, runs.addresses, {}, updates)

@@ -23,7 +23,6 @@ ANSWER_S = 8.0  # time limit for Kafka's acknowledgement
 _PAUSES_S = (1.0, 60.0)  # first and longest one before a source is connected again
 _STEADY_S = 60.0  # a connection of this age was no failure: the next pause is the first again
 _AGAIN_S = 1.0  # before a delivery is produced again
-_QUIET_S = 60.0  # between two warnings of a kind
 _log = logging.getLogger(__name__)
 
 
@@ -124,7 +123,6 @@ class Inbox:
     metrics: ReceiverMetrics
     capacity: int
     _waiting: deque[_Waiting] = field(default_factory=deque)
-    _warned_s: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -154,7 +152,7 @@ class Inbox:
                 return
             self._waiting.popleft()
             if error is not None:
-                self._count("too_large", str(error))
+                self.metrics.count_rejected(self.source, "too_large", str(error))
             elif not delivery.is_rejected:
                 self.metrics.acknowledged(self.source, now_s - delivery.began_s)
             delivery.settled()
@@ -171,18 +169,10 @@ class Inbox:
 
     def reject(self, outcome: str, why: str, settled: Callable[[], object] = lambda: None) -> None:
         """Count a delivery that is not produced; ``settled`` is called in the order of puts."""
-        self._count(outcome, why)
+        self.metrics.count_rejected(self.source, outcome, why)
         done: Future[None] = Future()
         done.set_result(None)
         self._waiting.append(_Waiting(b"", (), settled, 0.0, done, is_rejected=True))
-
-    def _count(self, outcome: str, why: str) -> None:
-        """Count a delivery that is not stored, and warn once a minute."""
-        self.metrics.count(self.source, outcome)
-        now = time.monotonic()
-        if now - self._warned_s.get(outcome, -_QUIET_S) >= _QUIET_S:
-            self._warned_s[outcome] = now
-            _log.warning("source %s: a delivery is not stored: %s", self.source, why)
 
     def drop(self) -> None:
         """Forget what waits: its sender sends it again."""

@@ -24,7 +24,7 @@ from ciml.http.server import HttpServer, listen
 from ciml.integrations.config import GerritSource, MqttSource, Receivers, WebhookSource
 from ciml.integrations.producer import DeliveryProducer, ReceiverMetrics
 from ciml.integrations.sessions import ANSWER_S, Inbox, Session
-from ciml.integrations.webhooks.app import make_app, make_endpoints
+from ciml.integrations.webhooks.app import Answers, make_endpoints
 from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_DELIVERY_BYTES
 from ciml.pipelines.kafka.broker import topic_of
@@ -247,7 +247,8 @@ class WebhooksService(Receiver):
                 max_reading=settings.connections,
                 limit="MAX_DELIVERY_BYTES",
             )
-            app = make_app(self._endpoints, producer, intake, self.metrics, lambda: self.broker_error)
+            answers = Answers(producer, intake, self.metrics, lambda: self.broker_error)
+            app = answers.application(self._endpoints)
             server = HttpServer(app, listener, limiter, round(settings.answer_s + _LAST_ANSWERS_S))
             await server.start()
         except BaseException as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,7 @@ from ciml.events.payloads import UNREADABLE_HEADERS, excess
 from ciml.events.records import FactUpdate, Message, Phase, RunFacts
 from ciml.events.redaction import redact_url, shown
 from ciml.events.run_facts import facts_from_run, run_from_facts, run_identity
-from ciml.events.run_id import RunId, source_name
+from ciml.events.run_id import source_name
 from ciml.limits import MAX_EVENT_RUNS, MAX_ID_CHARACTERS
 
 #: Headers of a CloudEvent in structured mode.
@@ -87,9 +88,30 @@ class Event(NamedTuple):
         return Message(message.offset, value, STRUCTURED, message.key, message.timestamp_ms)
 
 
-def rejection_of(identity: RunId, phase: Phase, rejected: RejectedInput) -> Rejection:
-    """Return the rejection of a run that has an identity."""
-    return RunFacts(identity.encode(), identity.native_id, "", phase, source=identity.source), rejected
+@dataclass(frozen=True)
+class DecodedRuns:
+    """The runs of an event: see the attributes of `Event`; ``facts`` are by run id."""
+
+    facts: dict[str, RunFacts] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
+    addresses: dict[str, str] = field(default_factory=dict)
+
+    def add(self, run: Mapping[str, Any], source: str, phase: Phase, where: str = "") -> str:
+        """Decode the object of a run, and return the run's id. Of several runs with one id the first counts.
+
+        Raises:
+          RejectedInput: it has no valid identity, without which the event cannot be accounted for.
+        """
+        identity = run_identity(run, source, where)
+        run_id = identity.encode()
+        try:
+            facts, address = facts_from_run(run, identity, phase, where)
+        except RejectedInput as rejected:
+            self.rejections.append((RunFacts(run_id, identity.native_id, "", phase, source=source), rejected))
+            return run_id
+        if self.facts.setdefault(run_id, facts) is facts and address != facts.log_url:
+            self.addresses[run_id] = address
+        return run_id
 
 
 def envelope(event_id: str, source: str, event_type: str, when_us: int | None) -> dict[str, str]:
@@ -112,13 +134,7 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
       RejectedInput: with one of `REASONS`, where no run can be identified. A fault in a run that has an id goes into
         `Event.rejections` instead: the fault belongs to that run, and the event's other runs are not lost.
     """
-    if not message.value:
-        raise RejectedInput("tombstone", "the message has no value")
-    if fault := excess(message):
-        raise RejectedInput("too_large", fault)
-    if message.headers == UNREADABLE_HEADERS:
-        raise RejectedInput("not_an_event", "a header name is not UTF-8")
-    attributes, data = open_cloudevent(message.value, message.headers)
+    attributes, data = open_cloudevent(checked_value(message), message.headers)
     ce_source = required_text_field(attributes, "source", limit=MAX_ID_CHARACTERS)
     ce_id = id_field(attributes, "id")
     if not ce_id:
@@ -136,50 +152,43 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
         raise RejectedInput("missing_field", "data")
     if type(data) is not dict:
         raise RejectedInput("bad_field", f"data: want an object, not {kind_of(data)}")
-    runs = _decode_runs(data, source, phase)
+    runs = DecodedRuns()
+    objects: dict[str, Mapping[str, Any]] = {}
+    for where, run in run_objects(data):
+        run_id = runs.add(run, source, phase, where)
+        if run_id in objects:
+            raise RejectedInput("bad_field", f"{where}id: the run appears twice in the event")
+        objects[run_id] = run
     return Event(
         key=f"{ce_source} {ce_id}",
         source=ce_source,
         id=ce_id,
         type=ce_type,
         time_us=when_us,
-        run_facts=tuple(runs.facts),
+        run_facts=tuple(runs.facts.values()),
         rejections=tuple(runs.rejections),
         addresses=runs.addresses,
-        runs=runs.objects if "runs" in data else {},
+        runs=objects if "runs" in data else {},
     )
 
 
-class _Runs(NamedTuple):
-    """The runs of an event: see the attributes of `Event`; ``objects`` holds each run's JSON by run id."""
-
-    facts: list[RunFacts]
-    rejections: list[Rejection]
-    addresses: dict[str, str]
-    objects: dict[str, Mapping[str, Any]]
-
-
-def _decode_runs(data: Mapping[str, Any], source: str, phase: Phase) -> _Runs:
-    runs = _Runs([], [], {}, {})
-    for where, run in _run_objects(data):
-        identity = run_identity(run, source, where)  # without it the event cannot be accounted for
-        run_id = identity.encode()
-        if run_id in runs.objects:
-            raise RejectedInput("bad_field", f"{where}id: the run appears twice in the event")
-        runs.objects[run_id] = run
-        try:
-            facts, address = facts_from_run(run, identity, phase, where)
-        except RejectedInput as rejected:
-            runs.rejections.append(rejection_of(identity, phase, rejected))
-            continue
-        runs.facts.append(facts)
-        if address != facts.log_url:
-            runs.addresses[run_id] = address
-    return runs
+def checked_value(message: Message) -> bytes:
+    """Return the value of a message. Raises `RejectedInput`: it has none, is too large, or has an unreadable header."""
+    if not message.value:
+        raise RejectedInput("tombstone", "the message has no value")
+    if fault := excess(message):
+        raise RejectedInput("too_large", fault)
+    if message.headers == UNREADABLE_HEADERS:
+        raise RejectedInput("not_an_event", "a header name is not UTF-8")
+    return message.value
 
 
-def _run_objects(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return each run of an event: the prefix of its fields' names in errors, and its object."""
+def run_objects(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return each run of an event: the prefix of its fields' names in errors, and its object.
+
+    Raises:
+      RejectedInput: the list is no list of objects, is empty, or has too many.
+    """
     if "runs" not in data:
         return [("", data)]
     runs = data["runs"]

@@ -39,7 +39,6 @@ _OWN_PATHS = ("/healthz", "/readyz")
 #: Bodies of HTML forms, which no adapter reads: GitHub sends one where its webhook has that content type.
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _AGAIN_S = 5  # for a sender that is asked to try again
-_QUIET_S = 60.0  # between two warnings of a source
 #: The outcome of a delivery for metrics, by status; "rejected" for all others.
 _OUTCOMES = {
     401: "unauthorized",
@@ -165,32 +164,15 @@ class _Answer(RequestError):
         self.retry_s = retry_s
 
 
-def make_app(
-    endpoints: Mapping[str, Endpoint],
-    producer: DeliveryProducer,
-    intake: Intake,
-    metrics: ReceiverMetrics,
-    unready: Callable[[], str],
-) -> Starlette:
-    """Build the ASGI application.
+class Answers:
+    """The answers to all requests.
 
     Args:
-      endpoints: the sources by path.
       producer: to the topic of deliveries.
       intake: reads the bodies.
       metrics: of deliveries.
       unready: why deliveries cannot be acknowledged at present; "" if they can.
     """
-    app = _Application(producer, intake, metrics, unready)
-    routes = [Route(path, app.endpoint(endpoint), methods=["POST"]) for path, endpoint in endpoints.items()]
-    routes += [Route("/healthz", app.alive, methods=["GET"]), Route("/readyz", app.ready, methods=["GET"])]
-    starlette = Starlette(routes=routes, exception_handlers={HTTPException: app.unrouted})
-    starlette.router.redirect_slashes = False
-    return starlette
-
-
-class _Application:
-    """The answers to all requests. Arguments as for `make_app`."""
 
     def __init__(
         self, producer: DeliveryProducer, intake: Intake, metrics: ReceiverMetrics, unready: Callable[[], str]
@@ -200,7 +182,14 @@ class _Application:
         self._metrics = metrics
         self._unready = unready
         self._replays = Replays(MAX_SIGNATURE_AGE_S, MAX_KNOWN_DELIVERIES)
-        self._warned: dict[str, float] = {}
+
+    def application(self, endpoints: Mapping[str, Endpoint]) -> Starlette:
+        """Return the ASGI application of the sources by path."""
+        routes = [Route(path, self.endpoint(endpoint), methods=["POST"]) for path, endpoint in endpoints.items()]
+        routes += [Route("/healthz", self.alive, methods=["GET"]), Route("/readyz", self.ready, methods=["GET"])]
+        starlette = Starlette(routes=routes, exception_handlers={HTTPException: self.unrouted})
+        starlette.router.redirect_slashes = False
+        return starlette
 
     def endpoint(self, endpoint: Endpoint) -> Callable[[Request], Any]:
         """Return what answers the deliveries of a source."""
@@ -273,16 +262,12 @@ class _Application:
         retry_s = _AGAIN_S if status == 503 else 0.0
         if isinstance(error, _Answer):
             retry_s = error.retry_s
-        self._count(endpoint.name, status)
-        now = time.monotonic()
-        if status not in _NOT_LOGGED and now - self._warned.get(endpoint.name, -_QUIET_S) >= _QUIET_S:
-            self._warned[endpoint.name] = now
-            message = "source %s: answered %d: %s (no more of it for a minute)"
-            _log.warning(message, endpoint.name, status, error.message)
+        if status in _NOT_LOGGED:
+            self._metrics.count(endpoint.name, _OUTCOMES[status])
+        else:
+            outcome = _OUTCOMES.get(status, "rejected")
+            self._metrics.count_rejected(endpoint.name, outcome, f"answered {status}: {error.message}")
         return _error(status, error.message, retry_s)
-
-    def _count(self, source: str, status: int) -> None:
-        self._metrics.count(source, _OUTCOMES.get(status, "rejected"))
 
     async def unrouted(self, request: Request, error: Exception) -> Response:
         """Answer a request for an unknown path or with a wrong method. The body is not read."""
@@ -291,7 +276,7 @@ class _Application:
             answer = _error(status, "use POST for deliveries, GET for /healthz and /readyz")
             answer.headers.update(getattr(error, "headers", None) or {})
             return answer
-        self._count(UNKNOWN, status)
+        self._metrics.count(UNKNOWN, _OUTCOMES.get(status, "rejected"))
         return _error(status, "no source has this path")
 
     async def alive(self, _: Request) -> Response:

@@ -235,14 +235,14 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 
 def test_items_go_into_a_list_or_make_it() -> None:
-    assert with_items("", "hosts", ["a"], "f") == 'hosts = ["a"]\n'
-    assert with_items("# c\n\nx = 1\n[[credentials]]\n", "hosts", ["a"], "f") == (
+    assert with_items("", "hosts", ["a"], Path("f")) == 'hosts = ["a"]\n'
+    assert with_items("# c\n\nx = 1\n[[credentials]]\n", "hosts", ["a"], Path("f")) == (
         '# c\n\nhosts = ["a"]\nx = 1\n[[credentials]]\n'
     )
-    assert tomllib.loads(with_items("hosts = []\n", "hosts", ["a", "b"], "f")) == {"hosts": ["a", "b"]}
-    assert with_items('hosts = ["a"]\n', "hosts", ["a"], "f") == 'hosts = ["a"]\n'
+    assert tomllib.loads(with_items("hosts = []\n", "hosts", ["a", "b"], Path("f"))) == {"hosts": ["a", "b"]}
+    assert with_items('hosts = ["a"]\n', "hosts", ["a"], Path("f")) == 'hosts = ["a"]\n'
     with pytest.raises(CimlError, match='f: hosts: cannot be extended by ciml; add "b" by hand'):
-        with_items('"hosts" = ["a"]\n', "hosts", ["b"], "f")
+        with_items('"hosts" = ["a"]\n', "hosts", ["b"], Path("f"))
 
 
 def test_only_the_table_that_is_meant_goes() -> None:
