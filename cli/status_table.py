@@ -46,8 +46,7 @@ def _job_rows(status: Status) -> list[tuple[str, str]]:
     job = status.get("job") or {}
     rate = status.get("rate")
     job_texts = [job.get("state", "–"), job.get("name"), job.get("id")]
-    commit_age_s = status["last_commit_age_s"]
-    commit = "" if commit_age_s is None else f", committed {age_text(commit_age_s)} ago"
+    commit = _aged(", committed {} ago", status["last_commit_age_s"])
     return [
         ("engine", f"{status.get('engine') or '–'}, parallelism {status.get('parallelism', '–')}"),
         ("topic", f"{status.get('topic') or '–'} at {status.get('kafka') or '–'}"),
@@ -78,9 +77,7 @@ def _history_rows(status: Status) -> list[tuple[str, str]]:
     failure = status.get("last_failure")
     checkpoint_text = savepoint_text = "–"
     if checkpoint:
-        checkpoint_age_s = age_s(checkpoint["time_us"])
-        age = "" if checkpoint_age_s is None else f", {age_text(checkpoint_age_s)} old"
-        checkpoint_text = _size(checkpoint["bytes"]) + age
+        checkpoint_text = _size(checkpoint["bytes"]) + _aged(", {} old", age_s(checkpoint["time_us"]))
     if savepoint:
         savepoint_text = f"{savepoint['path']} ({savepoint['use'] or 'kept'})"
     rows = [
@@ -92,9 +89,7 @@ def _history_rows(status: Status) -> list[tuple[str, str]]:
         *(("problem", problem) for problem in (status.get("problems") or {}).values()),
     ]
     if failure:
-        failure_age_s = age_s(failure["time_us"])
-        age = "" if failure_age_s is None else f"{age_text(failure_age_s)} ago: "
-        rows.append(("last failure", age + failure["why"]))
+        rows.append(("last failure", _aged("{} ago: ", age_s(failure["time_us"])) + failure["why"]))
     return rows
 
 
@@ -114,10 +109,13 @@ def _lag_text(status: Status) -> str:
 
 def _read_note(status: Status, figures: str) -> str:
     """Return a note with the age of figures, which marks stale ones; "" if they were never read."""
-    age_s = status["ages_s"].get(figures)
-    if age_s is None:
-        return ""
-    return f" (stale: read {age_text(age_s)} ago)" if figures in status["stale"] else f" (read {age_text(age_s)} ago)"
+    template = " (stale: read {} ago)" if figures in status["stale"] else " (read {} ago)"
+    return _aged(template, status["ages_s"].get(figures))
+
+
+def _aged(template: str, seconds: int | None) -> str:
+    """Return the template with an age; "" for an unknown one."""
+    return "" if seconds is None else template.format(age_text(seconds))
 
 
 def _plain(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from ciml.engines.state import REAL, EngineState
 from ciml.errors import CimlError
 
 HOST = processes.HOST
+_S3_PREFIX = re.compile(r"s3://+[^/]")
 
 # The serial collector and the first compiler tier only: measured here, they save 40 % of the broker's start (CPU), half
 # of a short Flink job, and 30 to 100 MiB. The full set pays off only after hours of full load.
@@ -46,6 +48,9 @@ class Settings:
       state_backend: ``hashmap`` or ``rocksdb``.
       tied: stop the engines when this process ends, even if it is killed: for tests and the demo.
       notify: called with a phrase before a long step.
+
+    Raises:
+      CimlError: ``state`` is no such prefix.
     """
 
     ports: Mapping[str, int] = field(default_factory=dict)
@@ -61,6 +66,10 @@ class Settings:
     state_backend: str = "hashmap"
     tied: bool = False
     notify: Callable[[str], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        if self.state is not None and not _S3_PREFIX.match(self.state):
+            raise CimlError(f"state of the cluster: {self.state!r} is not s3://BUCKET/PREFIX")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import click
 
@@ -50,23 +49,11 @@ def s3_environment(endpoint: str) -> dict[str, str]:
     return {"AWS_ENDPOINT_URL_S3": endpoint, **S3_ENVIRONMENT}
 
 
-class RecordedEnvironment(NamedTuple):
-    """The settings of an environment.
-
-    Attributes:
-      settings: those without secrets, by name.
-      secrets: names of the settings whose value is a secret.
-    """
-
-    settings: dict[str, str]
-    secrets: tuple[str, ...]
-
-
-def record_environment(environment: Mapping[str, str]) -> RecordedEnvironment:
-    """Select the settings of an environment, without the values of secrets."""
+def record_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the settings of an environment that are no secrets, and the names of those that are."""
     settings = {name: value for name, value in environment.items() if value and _is_setting(name)}
     secrets = tuple(sorted(name for name, value in settings.items() if _is_secret(name, value)))
-    return RecordedEnvironment({name: value for name, value in settings.items() if name not in secrets}, secrets)
+    return {name: value for name, value in settings.items() if name not in secrets}, secrets
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ciml.engines import jars
 from ciml.engines.base import HOST, SMALL_JVM, Engine, Launch, Settings, java_arguments, listens
-from ciml.engines.processes import python_command, python_environment, run_once
+from ciml.engines.processes import python_command, run_once
 from ciml.engines.state import LIGHT, EngineState
 
 MOCK = "light: librdkafka mock broker"
@@ -100,7 +100,7 @@ class MockKafka(Engine):
         address_file.parent.mkdir(parents=True, exist_ok=True)
         address_file.unlink(missing_ok=True)
         command = python_command("ciml.engines.programs", "mock-broker", str(address_file))
-        return Launch(MOCK, command, ports, environment=python_environment())
+        return Launch(MOCK, command, ports)
 
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
         try:

@@ -195,16 +195,11 @@ def alive(entry: EngineState) -> bool:
     return entry.process is None or processes.find(entry.process) is not None
 
 
-def healthy(home: Path, entry: EngineState) -> bool:
-    """Return whether the engine runs and answers."""
-    return alive(entry) and engine_of(entry).ready(home, entry) is not None
-
-
 def _start_reaper(home: Path, names: list[str]) -> ProcessId:
     me = os.getpid()
     arguments = (str(me), repr(processes.start_time(me)), str(home), *names)
     command = processes.python_command("ciml.engines.programs", "stop-with-parent", *arguments)
-    return processes.spawn(command, home / "logs" / "stop-with-parent.log", processes.python_environment(), home)
+    return processes.spawn(command, home / "logs" / "stop-with-parent.log", {}, home)
 
 
 class _RecordedStates:

@@ -47,6 +47,8 @@ def python_command(module: str, *arguments: str) -> tuple[str, ...]:
 def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str], cwd: Path) -> ProcessId:
     """Start a process in a session of its own (no Ctrl-C reaches it), with its output appended to ``log``.
 
+    It has this process's environment, `python_environment` and ``environment``.
+
     Raises:
       EngineError: if the program cannot be started.
     """
@@ -59,7 +61,7 @@ def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str], cwd
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env={**os.environ, **python_environment(), **environment},
                 cwd=cwd,
                 start_new_session=True,
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 from ciml.engines import EXTRA, jars
 from ciml.engines.base import HOST, Engine, Launch, Settings, java_arguments
 from ciml.engines.environment import S3_ENVIRONMENT
-from ciml.engines.processes import python_command, python_environment, run_once
+from ciml.engines.processes import python_command, run_once
 from ciml.errors import CimlError, EngineError
 from ciml.extras import require
 
@@ -94,9 +94,7 @@ class LogServer(Engine):
             raise CimlError(f"--logs-root {root} is not a folder")
         url = f"http://{HOST}:{ports['logs']}"
         command = python_command("ciml.engines.programs", "logs", root, str(ports["logs"]))
-        environment = python_environment()
-        what = f"HTTP server of {root}"
-        return Launch(what, command, ports, address=url, urls={"logs": url}, environment=environment)
+        return Launch(f"HTTP server of {root}", command, ports, address=url, urls={"logs": url})
 
 
 class ModelServer(Engine):
@@ -120,7 +118,6 @@ class ModelServer(Engine):
             ports,
             address=f"{HOST}:{grpc_port}",
             urls={"grpc": f"{HOST}:{grpc_port}", "rest": f"http://{HOST}:{rest_port}"},
-            environment=python_environment(),
         )
 
 

@@ -205,7 +205,7 @@ def _start_supervisor(files: ServiceFiles, wait_s: float, report: Report) -> Non
     files.want("run")
     command = processes.python_command("ciml.services.process", "supervisor", str(files.home), files.name)
     log = files.log("supervisor")
-    supervisor = processes.spawn(command, log, processes.python_environment(), Path(files.options().cwd))
+    supervisor = processes.spawn(command, log, {}, Path(files.options().cwd))
     if not wait_s:
         report(f"The supervisor of {files.name} has started (pid {supervisor.pid}).")
         return

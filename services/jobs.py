@@ -108,7 +108,6 @@ class Worker:
         shutil.rmtree(self._files.timings, ignore_errors=True)
         self._files.timings.mkdir(parents=True, exist_ok=True)
         environment = {
-            **processes.python_environment(),
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "PYTHONUNBUFFERED": "1",
             "PROMETHEUS_MULTIPROC_DIR": str(self._files.timings),

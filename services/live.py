@@ -26,7 +26,6 @@ class LiveService(Service):
     Args:
       config: of the pipeline.
       since_s: age of the first messages to read, seconds: more than a run takes. None for the whole topic.
-      renew_s: age at which a new job replaces the present one, and reads from ``since_s`` ago again.
     """
 
     needs_flink = (
@@ -37,12 +36,12 @@ class LiveService(Service):
     flink = {"checkpointing_interval": 10_000}  # noqa: RUF012 - never changed
     poll_s = 0.5
     stall_s = 120.0
+    renew_s = 3600.0  # a new job reads from ``since_s`` ago again
 
-    def __init__(self, config: LiveConfig, since_s: float | None, renew_s: float = 3600.0) -> None:
+    def __init__(self, config: LiveConfig, since_s: float | None) -> None:
         super().__init__(f"ciml-live-{config.topic}")
         self.config = config
         self._since_s = since_s
-        self.renew_s = renew_s
         self._listing: Listing | None = None
         self._starts: dict[int, int] = {}  # first offset of the present job, by partition
         self._messages_read = 0

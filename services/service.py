@@ -189,14 +189,16 @@ class TopicService(Service, Generic[S]):
         self._seen = self._list()
         with self.committing.state() as state:
             listing = self._listing_for(state)
-            self.board.put_observed([*self.families(state), *topic_families(state, listing)])
+            lag = lag_by_partition(state, listing)
+            covered = {(self.topic, str(partition)): state.covered(self.topic, partition).count() for partition in lag}
+            families = (*self.families(state), *lag_families(self.topic, lag), COVERED.of(covered))
+            self.board.put_observed(families)
             plan(state, listing, bounded=False)  # raises IntegrityError
             positions = {
                 partition: state.covered(self.topic, partition).first_missing(first)
                 for partition, (first, _) in listing.bounds.items()
             }
             ends = {partition: end for partition, (_, end) in listing.bounds.items()}
-            lag = lag_by_partition(state, listing)
             return replace(self.progress(state), positions=positions, ends=ends, lag=lag)
 
     def facts(self) -> dict[str, Any]:
@@ -245,14 +247,6 @@ class TopicService(Service, Generic[S]):
         if self._seen is None or is_older(self._seen, state):
             self._seen = self._list()
         return self._seen
-
-
-def topic_families(state: TopicState, listing: Listing) -> Iterable[Family]:
-    """Yield the metrics of a topic whose offsets a manifest covers."""
-    lag = lag_by_partition(state, listing)
-    topic = listing.topic
-    yield from lag_families(topic, lag)
-    yield COVERED.of({(topic, str(partition)): state.covered(topic, partition).count() for partition in lag})
 
 
 def lag_families(topic: str, lag: Mapping[Any, int]) -> Iterator[Family]:

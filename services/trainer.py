@@ -69,12 +69,16 @@ class TrainerService(Service):
         self._log = config.data.dataset(config.dataset).log
         self._registry = Registry(config.data, config.model)
         self._excluded = ManifestLog(config.data.exclusions)
-        self._metrics = _RefreshMetrics(config.model)
+        self._steps = STEPS.summary()
+        self._refreshed = REFRESHED.gauge()
+        self._errors = ERRORS.counter()
+        for kind in ("engine", "data"):
+            self._errors.labels(config.model, kind)  # exported as 0, so that a rate exists before the second error
         self._handled: _Versions | None = None  # by the last refresh that trained, skipped, or lacked data
         self._is_current = False  # whether that refresh trained or skipped: the model is up to date
 
     def timings(self) -> Sequence[Collector]:
-        return self._metrics.collectors
+        return self._steps, self._refreshed, self._errors
 
     def observe(self) -> ServiceProgress:
         """Return the data set's version as progress, and count an up-to-date model as refreshed now."""
@@ -83,7 +87,7 @@ class TrainerService(Service):
             self.board.put_observed(registry_families(self.config.model, state))
             versions = self._present_versions()
         if self._is_current and versions == self._handled:
-            self._metrics.count_refresh({})
+            self._count_refresh({})
         counts = {"candidates": len(state.candidates), "versions": len(state.versions)}
         return ServiceProgress(versions.dataset, facts={"counts": counts, "champion": state.champion})
 
@@ -111,7 +115,13 @@ class TrainerService(Service):
         self._is_current = True
         if result.outcome != "nothing_new" and self._report is not None:
             self._report(result)
-        self._metrics.count_refresh(result.seconds)
+        self._count_refresh(result.seconds)
+
+    def _count_refresh(self, seconds: Mapping[str, float]) -> None:
+        """Count a completed refresh, with its seconds by step; without steps, only its time."""
+        for step, took_s in seconds.items():
+            self._steps.labels(self.config.model, step).observe(took_s)
+        self._refreshed.labels(self.config.model).set_to_current_time()
 
     @contextmanager
     def _reported_errors(self) -> Iterator[None]:
@@ -122,35 +132,8 @@ class TrainerService(Service):
             raise
         except CimlError as error:
             self._progress(f"waits: {error}", 0, None)
-            self._metrics.count_error(error)
+            self._errors.labels(self.config.model, "engine" if isinstance(error, EngineError) else "data").inc()
             raise
-
-
-class _RefreshMetrics:
-    """The metrics of this process's refreshes.
-
-    Attributes:
-      collectors: of steps, the last refresh, and errors.
-    """
-
-    def __init__(self, model: str) -> None:
-        self._model = model
-        self._steps = STEPS.summary()
-        self._refreshed = REFRESHED.gauge()
-        self._errors = ERRORS.counter()
-        self.collectors = (self._steps, self._refreshed, self._errors)
-        for kind in ("engine", "data"):
-            self._errors.labels(model, kind)  # exported as 0, so that a rate exists before the second error
-
-    def count_refresh(self, seconds: Mapping[str, float]) -> None:
-        """Count a completed refresh, with its seconds by step; without steps, only its time."""
-        for step, took in seconds.items():
-            self._steps.labels(self._model, step).observe(took)
-        self._refreshed.labels(self._model).set_to_current_time()
-
-    def count_error(self, error: CimlError) -> None:
-        """Count an error of a refresh or of a query."""
-        self._errors.labels(self._model, "engine" if isinstance(error, EngineError) else "data").inc()
 
 
 def registry_families(model: str, state: RegistryState) -> Iterator[Family]:

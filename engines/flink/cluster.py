@@ -19,9 +19,9 @@ from ciml.engines.base import HOST, Engine, Launch, Settings
 from ciml.engines.flink import job_server, parts
 from ciml.engines.flink.parts import MARK, Health, Part, PartState, pool_socket
 from ciml.engines.jars import NoJava
-from ciml.engines.processes import python_command, python_environment
+from ciml.engines.processes import python_command
 from ciml.engines.state import EngineState
-from ciml.errors import CimlError, EngineError
+from ciml.errors import EngineError
 from ciml.storage import open_store
 
 _GRACE_S = 8.0  # between SIGTERM and SIGKILL
@@ -57,8 +57,6 @@ class Cluster(Engine):
     uses = ("cluster-jobs", "cluster-rest", "cluster-rpc", "cluster-blob", "cluster-workers")
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
-        if settings.state and not settings.state.startswith("s3://"):
-            raise CimlError(f"invalid state {settings.state!r}: a cluster keeps it in its home folder or on s3://")
         if settings.state:  # a missing bucket would only show as failing checkpoints
             next(iter(open_store(settings.state).entries("")), None)
         folder = home / "cluster"
@@ -80,7 +78,7 @@ class Cluster(Engine):
             chosen,
             address=endpoints["jobs"],
             urls={**endpoints, "state": state_root(home, settings)},
-            environment={**python_environment(), MARK: str(home), "PYTHONUNBUFFERED": "1"},
+            environment={MARK: str(home), "PYTHONUNBUFFERED": "1"},
             memory_mb=sum(planned_part.memory_mb or 0 for planned_part in planned),
         )
 
@@ -276,8 +274,7 @@ class _PartMaker:
         health_socket = pool_socket(self.home, name)
         port = str(self.ports["cluster-workers"])
         command = python_command("ciml.engines.flink.worker_pool", port, health_socket)
-        environment = {**python_environment(), "PYTHONUNBUFFERED": "1"}
-        part = self._part(name, list(command), environment)
+        part = self._part(name, list(command), {"PYTHONUNBUFFERED": "1"})
         check = ["pool", health_socket]
         return replace(part, what="Python worker pool", check=check, address=self.endpoints["workers"])
 

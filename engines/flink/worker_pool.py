@@ -1,5 +1,8 @@
 """Starts Python workers for Flink: ``python -m ciml.engines.flink.worker_pool PORT SOCKET``.
 
+A worker is ``python -m ciml.engines.flink.worker_pool PARENT``. It imports a job's modules and waits for a line on
+standard input: the control address and its own id.
+
 Beam's own ``worker_pool_main`` listens on all interfaces, where any client can start a process; runs the first
 ``python`` in PATH; connects workers to a pipe without a reader; and leaves workers behind when it, or their
 TaskManager, is killed. This pool is small (it does not import Beam) and keeps one worker with all imports ready.
@@ -10,8 +13,11 @@ Several pools share one port; the kernel distributes the connections.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -23,11 +29,20 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from ciml.tensorflow import own_process
+
 _TICK_S = 0.25
 _GRACE_S = 5.0
 _UNREACHABLE_S = 10.0  # after which a worker whose job does not answer is stopped
 _CHECK_S = 2.0
 _SPARE_AFTER_S = 5.0  # delay of a new spare, until the last worker has started
+_PR_SET_PDEATHSIG = 1
+#: A worker imports them in advance; at a job's start they would take seconds.
+_MODULES = (
+    "apache_beam.runners.worker.sdk_worker",
+    "ciml.pipelines.ingest.pipeline",
+    "ciml.pipelines.predict",
+)
 _SERVICE = "org.apache.beam.model.fn_execution.v1.BeamFnExternalWorkerPool"
 
 
@@ -157,7 +172,7 @@ class _Worker:
 
 
 def _spawn() -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ciml.engines.flink.worker", str(os.getpid())]
+    command = [sys.executable, "-m", "ciml.engines.flink.worker_pool", str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.PIPE)
 
 
@@ -189,8 +204,25 @@ def _log(text: str) -> None:
     print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}", flush=True)
 
 
-def main(port: int, name: str) -> None:
-    """Serve until it is killed."""
+def work(parent: int) -> None:
+    """Work for one job until it closes its stream, or the pool ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # the parent died before the signal was set
+        return
+    own_process()
+    for name in _MODULES:
+        with contextlib.suppress(ImportError):  # an extra is not installed; its users report that
+            importlib.import_module(name)
+    control, _, worker_id = sys.stdin.readline().strip().partition(" ")
+    if not worker_id:
+        return
+    from apache_beam.runners.worker.sdk_worker import SdkHarness
+
+    SdkHarness(control, worker_id=worker_id, state_cache_size=0, data_buffer_time_limit_ms=-1).run()
+
+
+def serve(port: int, name: str) -> None:
+    """Run a pool until it is killed."""
     options = [("grpc.so_reuseport", 1), ("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0)]
     server = grpc.server(ThreadPoolExecutor(max_workers=4), options=options)
     pool = Pool()
@@ -202,4 +234,8 @@ def main(port: int, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    number, *names = sys.argv[1:]
+    if names:
+        serve(int(number), *names)
+    else:
+        work(int(number))

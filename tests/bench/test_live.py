@@ -140,7 +140,9 @@ def test_state_and_memory_while_jobs_come_and_go(kafka: str, topic: Callable[...
     here every sixth of the time, so that peaks can be compared."""
     config = make_config(kafka, topic, farm_sets(), policy=LivePolicy(remember_s=min(SECONDS / 12, 86_400.0)))
     looks, stop = [], threading.Event()
-    go = partial(drive, LiveService(config, 2.0 * LONGEST_S, renew_s=SECONDS / 6), flink_jobs, stop=stop)
+    service = LiveService(config, 2.0 * LONGEST_S)
+    service.renew_s = SECONDS / 6
+    go = partial(drive, service, flink_jobs, stop=stop)
     live = threading.Thread(target=go)
     live.start()
     try:

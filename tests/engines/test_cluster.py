@@ -299,7 +299,7 @@ def test_what_a_cluster_cannot_have_is_one_line(tmp_path: Path, monkeypatch: pyt
     done = ciml("up", "cluster", home=tmp_path, code=3, CIML_NO_JAVA="1")
     line = "ciml: a Flink cluster needs Java (CIML_NO_JAVA is set); without Java use --engine micro-batches\n"
     assert done.stderr == line
-    with pytest.raises(CimlError, match="invalid state 'file:///x': a cluster keeps it in its home folder"):
+    with pytest.raises(CimlError, match="'file:///x' is not s3://BUCKET/PREFIX"):
         engines.start(["cluster"], tmp_path, engines.Settings(state="file:///x"))
 
 

@@ -19,13 +19,14 @@ from ciml.cli.output import print_columns
 from ciml.engines import processes
 from ciml.engines.environment import use_local_s3
 from ciml.engines.flink.cluster import part_rows
-from ciml.engines.launcher import alive, healthy
+from ciml.engines.launcher import alive, engine_of
 from ciml.errors import CimlError
 from ciml.options import Options, argument, flag, option, repeated
 
 _DEFAULT = ("kafka", "flink", "s3")
 #: Topics of ciml and their partitions on a local broker.
 _TOPICS = {"ci-events": 2, "samples": 2, "runs": 1, "predictions": 1, "dead-letters": 1}
+_LEAST_HEAP_MB = 128
 _PORT_USES = tuple(use for engine in engines.ENGINES.values() for use in engine.uses)
 
 
@@ -37,12 +38,6 @@ def _ports(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
             raise click.BadParameter(f"{value!r} is not USE=PORT; choose USE from {', '.join(_PORT_USES)}", ctx, param)
         ports[use] = int(number)
     return ports
-
-
-def _s3_prefix(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not (value.startswith("s3://") and value.removeprefix("s3://").strip("/")):
-        raise click.BadParameter(f"{value!r} is not s3://BUCKET/PREFIX", ctx, param)
-    return value
 
 
 class UpOptions(Options):
@@ -66,12 +61,12 @@ class UpOptions(Options):
     logs_root: str | None = option(metavar="FOLDER")
     models_config: str | None = option(metavar="FILE")
     ports: dict[str, int] = repeated(_ports, metavar="USE=PORT")
-    kafka_heap_mb: int = option(512, flags="--kafka-heap", metavar="MIB")
-    flink_heap_mb: int = option(768, flags="--flink-heap", metavar="MIB")
+    kafka_heap_mb: int = option(512, click.IntRange(_LEAST_HEAP_MB), flags="--kafka-heap", metavar="MIB")
+    flink_heap_mb: int = option(768, click.IntRange(_LEAST_HEAP_MB), flags="--flink-heap", metavar="MIB")
     cluster: bool = flag()
     task_managers: int = option(1, click.IntRange(1, 16))
     slots: int = option(2, click.IntRange(1, 64))
-    state: str | None = option(kind=_s3_prefix, metavar="s3://PREFIX")
+    state: str | None = option(metavar="s3://PREFIX")
     state_backend: str = option("hashmap", click.Choice(["hashmap", "rocksdb"]))
     timeout_s: float = option(90.0, flags="--timeout", metavar="SECONDS")
     home: Path = option(kind="home")
@@ -96,8 +91,6 @@ def command(options: UpOptions) -> None:
     from rich.console import Console
 
     engine_names = _engine_names(options)
-    if min(options.kafka_heap_mb, options.flink_heap_mb) < 128:
-        raise CimlError("--kafka-heap and --flink-heap: an engine needs at least 128 MiB")
     if options.state is not None:
         use_local_s3(engines.read(options.home).get("s3"))
     begin_s = time.monotonic()
@@ -202,7 +195,7 @@ def status(options: StatusOptions) -> int:
 def _status_row(home: Path, engine: engines.EngineState) -> dict[str, Any]:
     health = "dead"
     if alive(engine):
-        health = "ok" if healthy(home, engine) else "no answer"
+        health = "ok" if engine_of(engine).ready(home, engine) is not None else "no answer"
     row = {**asdict(engine), "memory_used_mb": processes.memory_mb(engine.process), "health": health}
     if engine.name == "cluster":
         row["parts"] = part_rows(home)
