@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.run_id import check_source_name
 from ciml.http.addresses import parse_address
-from ciml.integrations.adapter import Adapter
 from ciml.integrations.registry import find_adapter
 from ciml.limits import MAX_BODY_S, MAX_DELIVERY_BYTES, MAX_HEADER_S, MAX_HOOK_CONNECTIONS, MAX_IN_FLIGHT
 from ciml.settings import Settings, as_value_error, check_range, pop_tables, read_toml
@@ -46,10 +45,6 @@ class Source(Settings, frozen=True):
             check_source_name(self.name)
         with as_value_error("adapter: "):
             find_adapter(self.adapter)
-
-    def found_adapter(self) -> Adapter:
-        """Return the adapter."""
-        return find_adapter(self.adapter)
 
 
 class WebhookSource(Source, frozen=True):

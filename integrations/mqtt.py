@@ -25,7 +25,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from ciml.events.redaction import shown
 from ciml.integrations.config import MqttSource, Receivers
-from ciml.integrations.registry import delivered
+from ciml.integrations.registry import delivered, find_adapter
 from ciml.integrations.secrets import Secrets
 from ciml.integrations.sessions import Inbox, Lost, Session
 
@@ -99,7 +99,7 @@ class MqttSession(Session):
     def __init__(self, receivers: Receivers, source: MqttSource) -> None:
         super().__init__(source.name, source.broker)
         self._source = source
-        self._adapter = source.found_adapter()
+        self._adapter = find_adapter(source.adapter)
         self._where = receivers.where(source)
         self._secrets = Secrets(
             self._where, source.secret_file, source.secret_env, key=_utf8, folder=receivers.file.parent

@@ -66,14 +66,6 @@ class _Report(NamedTuple):
     change_by_job: Mapping[str, Any]
 
 
-class _Progress(NamedTuple):
-    """How far a build is, and its start and end, which are unchecked and None if unknown."""
-
-    phase: Phase
-    start: Any
-    end: Any
-
-
 def read(delivery: Delivery) -> Reading | Ignored:
     """Read the builds that have an id. Each report on a buildset is an event of its own, by its action."""
     body = delivery.json()
@@ -123,16 +115,17 @@ def _run(build: Mapping[str, Any], report: _Report, outcome: str | None) -> Run:
     return Run(phase, fields)
 
 
-def _progress(build: Mapping[str, Any], body: Mapping[str, Any]) -> _Progress:
+def _progress(build: Mapping[str, Any], body: Mapping[str, Any]) -> tuple[Phase, Any, Any]:
+    """Return how far a build is, and its start and end, which are unchecked and None if unknown."""
     start = parse_epoch(build.get("start_time"))
     end = parse_epoch(build.get("end_time"))
     if build.get("result") in (None, ""):
-        return _Progress("queued" if start is None else "started", start, end)
+        return "queued" if start is None else "started", start, end
     if start is None and end is None:
         # A build with a result that never started ended when Zuul decided so.
         decided = (build.get("execute_time"), *(body.get(name) for name in _ITEM_TIMES))
         end = next((parse_epoch(time) for time in decided if time is not None), None)
-    return _Progress("finished", start, end)
+    return "finished", start, end
 
 
 def _outcome(build: Mapping[str, Any], buildset: Mapping[str, Any]) -> str | None:

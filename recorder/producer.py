@@ -88,7 +88,6 @@ class Sender:
             "queue.buffering.max.kbytes": _QUEUE_KIB,
             "message.timeout.ms": 0,  # no limit: the log keeps unsent samples
             "enable.idempotence": True,
-            "socket.keepalive.enable": True,
             **self._options.common(),
         }
         return make_client(Producer, self._options, properties, on_error)

@@ -330,19 +330,15 @@ def check_labels(value: Any, where: str = "") -> dict[str, str]:
     return labels
 
 
-class _LabelName(NamedTuple):
-    """The name of a label, without the secrets in it, and whether its values may be secret."""
-
-    text: str
-    is_secret: bool
-
-
 @lru_cache(maxsize=1024)
-def _label_name(name: str) -> _LabelName | None:
-    """Return the checked name; None for an invalid one."""
+def _label_name(name: str) -> tuple[str, bool] | None:
+    """Return the name of a label, without the secrets in it, and whether its values may be secret.
+
+    None for an invalid name.
+    """
     if not name or len(name) > MAX_LABEL_NAME_CHARACTERS or not is_clean(name):
         return None
-    return _LabelName(redact_text(name), is_secret_name(name))
+    return redact_text(name), is_secret_name(name)
 
 
 def _label_text(value: Any) -> str | None:

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import httpcore
 
@@ -23,6 +23,7 @@ from ciml.errors import CimlError, RejectedInput
 from ciml.http.addresses import HostRule, as_ip, check_ips
 from ciml.limits import MAX_LOG_REQUESTS, MAX_RETRY_AFTER_S
 
+T = TypeVar("T")
 #: Returns the IP addresses of (host, port). Raises `OSError` if the name does not resolve.
 Resolve = Callable[[str, int], list[str]]
 
@@ -33,6 +34,21 @@ def system_resolve(host: str, port: int) -> list[str]:
     """Resolve a host with the system's resolver, without repeats."""
     entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+
+
+def call_in_daemon(function: Callable[[], T], name: str) -> Future[T]:
+    """Call a blocking function in a daemon thread of its own, so that one that never returns delays no exit."""
+    result: Future[T] = Future()
+    result.set_running_or_notify_cancel()  # a caller that gives up cannot cancel it
+
+    def call() -> None:
+        try:
+            result.set_result(function())
+        except Exception as error:  # noqa: BLE001 - raised where the result is awaited
+            result.set_exception(error)
+
+    threading.Thread(target=call, name=name, daemon=True).start()
+    return result
 
 
 class FetchLimits(threading.local):
@@ -142,15 +158,7 @@ class Pinned(httpcore.NetworkBackend):
 
     def _look_up(self, host: str, port: int, timeout: float) -> list[str]:
         # The system's resolver has no time limit, so a slow one is abandoned in its thread.
-        addresses: Future[list[str]] = Future()
-
-        def resolve() -> None:
-            try:
-                addresses.set_result(self._resolve(host, port))
-            except (OSError, UnicodeError) as error:
-                addresses.set_exception(error)
-
-        threading.Thread(target=resolve, name=f"resolve {host}", daemon=True).start()
+        addresses = call_in_daemon(lambda: self._resolve(host, port), f"resolve {host}")
         try:
             return addresses.result(timeout)
         except TimeoutError:

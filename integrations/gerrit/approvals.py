@@ -7,7 +7,6 @@ API does not list that.
 
 from __future__ import annotations
 
-import json
 import re
 import ssl
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,8 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
+
+import msgspec
 
 from ciml.errors import EngineError, RejectedInput
 from ciml.events.redaction import shown
@@ -126,12 +127,9 @@ class Changes(Rest):
         if sum(map(body.count, (b",", b"[", b"{"))) > MAX_REVIEW_VALUES:
             raise TooLarge  # values take up to a hundred times the memory of their text
         try:
-            changes = json.loads(body.removeprefix(_PREFIX))
+            return msgspec.json.decode(body.removeprefix(_PREFIX), type=list[dict[str, Any]])
         except (ValueError, RecursionError):
-            changes = None
-        if type(changes) is not list or not all(type(change) is dict for change in changes):
-            raise self._wrong("it answers no list of changes")
-        return changes
+            raise self._wrong("it answers no list of changes") from None
 
 
 class _Change(NamedTuple):

@@ -17,7 +17,6 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,9 +27,10 @@ import asyncssh
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import shown
+from ciml.http.outgoing import call_in_daemon
 from ciml.integrations.config import GerritSource, Receivers
 from ciml.integrations.gerrit.approvals import TYPES, Changes, Event, events_of
-from ciml.integrations.registry import delivered
+from ciml.integrations.registry import delivered, find_adapter
 from ciml.integrations.secrets import Secrets
 from ciml.integrations.sessions import Inbox, Lost, Session
 from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_STREAM_LINE_BYTES
@@ -68,7 +68,7 @@ class GerritSession(Session):
     def __init__(self, receivers: Receivers, source: GerritSource) -> None:
         super().__init__(source.name, source.ssh)
         self._source = source
-        self._adapter = source.found_adapter()
+        self._adapter = find_adapter(source.adapter)
         where = receivers.where(source)
         self._key = receivers.loaded(source, "key_file", asyncssh.read_private_key)
         self._hosts = receivers.loaded(source, "known_hosts_file", asyncssh.read_known_hosts)
@@ -396,18 +396,7 @@ def _parse(line: bytes) -> Mapping[str, Any]:
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
-    """Await a blocking call. Its thread is a daemon, so a server that does not answer never delays the end."""
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            future.set_result(function())
-        except Exception as error:  # noqa: BLE001 - raised where the result is awaited
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(future)
+    return await asyncio.wrap_future(call_in_daemon(function, "gerrit REST"))
 
 
 async def _wait_for_room(inbox: Inbox) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ciml.events.records import OutcomeWord, Phase
 from ciml.events.reviews import OWN
@@ -71,12 +71,8 @@ RULES: Mapping[str, str] = {
 }
 
 
-class _Report(NamedTuple):
-    """What an event reports: the state of its object, its own time, and what it says of runs."""
-
-    state: str
-    time: str | float | None
-    said: Said
+#: What an event reports: the state of its object, its own time, and what it says of runs.
+_Report = tuple[str, str | float | None, Said]
 
 
 def read(delivery: Delivery) -> Reading | Ignored:
@@ -89,9 +85,8 @@ def read(delivery: Delivery) -> Reading | Ignored:
     reader = _READERS.get(kind)
     if reader is None:
         return Ignored(body_id(delivery), kind, RULES.get(kind, OTHER))
-    report = reader(body)
-    event_type = f"{kind}.{report.state}" if report.state else kind
-    return reading(body_id(delivery), event_type, report.time, report.said)
+    state, when, said = reader(body)
+    return reading(body_id(delivery), f"{kind}.{state}" if state else kind, when, said)
 
 
 def _job(body: Mapping[str, Any]) -> _Report:
@@ -121,7 +116,7 @@ def _job(body: Mapping[str, Any]) -> _Report:
         subjects=known_subjects(f"pipeline:{pipeline}" if pipeline else "", commit_subject(project_id, sha)),
         labels=_labels(body, reason),
     )
-    return _Report(status, None, (Run(phase, fields),))
+    return status, None, (Run(phase, fields),)
 
 
 def _times(body: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
@@ -176,7 +171,7 @@ def _pipeline(body: Mapping[str, Any]) -> _Report:
     # A merge request may get another target while its pipeline runs: two targets contradict each other.
     if object_at(body, "merge_request") and change and branch:
         updates += (RunUpdate(subject, only={"change": change, "branch": branch}),)
-    return _Report(text_at(body, "object_attributes", "status"), when, updates)
+    return text_at(body, "object_attributes", "status"), when, updates
 
 
 def _merge_request(body: Mapping[str, Any]) -> _Report:
@@ -190,7 +185,7 @@ def _merge_request(body: Mapping[str, Any]) -> _Report:
     commit = commit_subject(project_id, text_at(body, "object_attributes", "last_commit", "id"))
     if commit and branch and facts.get("fork") == "no":
         updates += _of_commit(body, commit, action, {"change": str(number), "branch": branch})
-    return _Report(action, time_at(body, "object_attributes", "updated_at"), tuple(updates))
+    return action, time_at(body, "object_attributes", "updated_at"), tuple(updates)
 
 
 def _of_commit(body: Mapping[str, Any], commit: str, action: str, only: Mapping[str, str]) -> list[RunUpdate]:

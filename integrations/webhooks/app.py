@@ -28,7 +28,7 @@ from ciml.http.intake import Held, Intake, RequestError
 from ciml.integrations.adapter import Adapter
 from ciml.integrations.config import Receivers, WebhookSource
 from ciml.integrations.producer import UNKNOWN, DeliveryProducer, ReceiverMetrics
-from ciml.integrations.registry import delivered
+from ciml.integrations.registry import delivered, find_adapter
 from ciml.integrations.secrets import Secrets
 from ciml.integrations.webhooks.signatures import SCHEMES, UNSIGNED, Claim, Scheme, client_scheme
 from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_SIGNATURE_AGE_S
@@ -117,7 +117,7 @@ def make_endpoints(receivers: Receivers) -> dict[str, Endpoint]:
 
 
 def _endpoint(receivers: Receivers, source: WebhookSource, where: str) -> Endpoint:
-    adapter = source.found_adapter()
+    adapter = find_adapter(source.adapter)
     auth = source.auth or adapter.signature
     if not auth:
         raise CimlError(

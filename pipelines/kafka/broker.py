@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -24,10 +25,6 @@ _ANSWER_S = 60.0
 _ENDS_TIMEOUT_S = 3.0  # a reader waits for the answer
 _UNUSED_S = 600.0  # after which the end of a partition is no longer queried
 _INVALID = (KafkaError.TOPIC_EXCEPTION, KafkaError.INVALID_PARTITIONS, KafkaError.POLICY_VIOLATION)
-
-
-#: Whether a broker is librdkafka's mock.
-_mocks: dict[KafkaOptions, bool] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,20 +188,15 @@ def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
       OtherTopicError: if the topic was deleted or recreated.
       EngineError: if the broker does not answer.
     """
-    since = time.monotonic()
-    while True:
-        try:
-            present_id, partitions = topic_of(options, topic)
-        except NoTopicError:
-            if time.monotonic() - since > _DELETED_S:
-                raise OtherTopicError(
-                    f"topic {topic} was deleted while it was read; its uncommitted messages are lost. Committed runs "
-                    f"stay. Create it again, then continue with the new topic: {ADOPT_COMMAND} {topic} --data-path DATA"
-                ) from None
-            time.sleep(1)
-            continue
-        check_topic_id(topic, topic_id, present_id)
-        return partitions
+    try:
+        present_id, partitions = _retrying(NoTopicError, _DELETED_S, 1.0)(topic_of, options, topic)
+    except NoTopicError:
+        raise OtherTopicError(
+            f"topic {topic} was deleted while it was read; its uncommitted messages are lost. Committed runs stay. "
+            f"Create it again, then continue with the new topic: {ADOPT_COMMAND} {topic} --data-path DATA"
+        ) from None
+    check_topic_id(topic, topic_id, present_id)
+    return partitions
 
 
 def check_still_that_topic(options: KafkaOptions, topic: str, topic_id: str) -> None:
@@ -218,20 +210,19 @@ def check_still_that_topic(options: KafkaOptions, topic: str, topic_id: str) -> 
     """
     if not topic_id:
         return
-    for attempt in _until_answered(_ANSWER_S, 0.5):
+    for attempt in _retrying(EngineError, _ANSWER_S, 0.5):
         with attempt, suppress(NoTopicError):
             check_topic_id(topic, topic_id, topic_of(options, topic)[0])
 
 
+@cache
 def is_mock(options: KafkaOptions) -> bool:
     """Return whether the broker is librdkafka's mock.
 
     The mock has no controller, no topic ids, four partitions in each topic, and returns messages of aborted
     transactions.
     """
-    if options not in _mocks:
-        _mocks[options] = _cluster_id(options).startswith("mockCluster")
-    return _mocks[options]
+    return _cluster_id(options).startswith("mockCluster")
 
 
 def _cluster_id(options: KafkaOptions) -> str:
@@ -277,14 +268,12 @@ def make_topic(
         if fault.code() != KafkaError.TOPIC_ALREADY_EXISTS:
             raise as_engine_error(options, topic, error) from None
     # A broker confirms the creation before all of its parts know the topic and its leaders.
-    for attempt in _until_answered(options.timeout_s, 0.05):
-        with attempt:
-            list_topic(options, topic)
+    _retrying(EngineError, options.timeout_s, 0.05)(list_topic, options, topic)
 
 
-def _until_answered(timeout_s: float, wait_s: float) -> Retrying:
+def _retrying(error: type[EngineError], timeout_s: float, wait_s: float) -> Retrying:
     return Retrying(
-        retry=retry_if_exception_type(EngineError),
+        retry=retry_if_exception_type(error),
         stop=stop_after_delay(timeout_s),
         wait=wait_fixed(wait_s),
         reraise=True,

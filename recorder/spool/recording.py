@@ -18,7 +18,7 @@ import re
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -160,33 +160,25 @@ class Recording:
             return None
         except OSError as error:
             raise CimlError(f"{path}: cannot be opened as a folder ({error.strerror})") from None
-        recording = None
         try:
-            recording = cls._lock_and_read(folder)
+            with contextlib.ExitStack() as unused:
+                unused.callback(folder.close)
+                changed_s = os.fstat(folder.descriptor).st_mtime  # read before locking, which may create a file
+                lock = _lock(folder)
+                if lock is None:
+                    return None
+                unused.callback(os.close, lock)
+                plan = _read_plan(folder, time.time() - changed_s < _YOUNG_S)
+                if plan is None:
+                    return None
+                unused.pop_all()  # the recording has both now
+                return cls(folder, plan, lock)
         except FileNotFoundError:  # removed meanwhile by its sender
-            pass
+            return None
         except OSError as error:
             raise CimlError(f"{path}: cannot be read ({error.strerror})") from None
         except (RejectedInput, msgspec.ValidationError) as error:
             raise CimlError(f"{path / RUN}: cannot be read ({error})") from None
-        finally:
-            if recording is None:
-                folder.close()
-        return recording
-
-    @classmethod
-    def _lock_and_read(cls, folder: Folder) -> Recording | None:
-        changed_s = os.fstat(folder.descriptor).st_mtime  # read before locking, which may create a file
-        lock = _lock(folder)
-        if lock is None:
-            return None
-        plan = None
-        try:
-            plan = _read_plan(folder, time.time() - changed_s < _YOUNG_S)
-        finally:
-            if plan is None:
-                os.close(lock)
-        return None if plan is None else cls(folder, plan, lock)
 
     def add_start(self, recorder_us: int) -> None:
         """Write down a start of the recorder, whose samples begin at the log's end. Raises `OSError`."""
@@ -220,13 +212,10 @@ class Recording:
     def read_log(self, offset: int, count: int) -> bytes:
         """Return at most ``count`` bytes of the log; b"" at its end or without a log. Raises `OSError`, `CimlError`."""
         try:
-            descriptor = self.folder.open(LOG)
+            with os.fdopen(self.folder.open(LOG), "rb") as log:
+                return os.pread(log.fileno(), max(0, min(count, MAX_RECORDING_LOG_BYTES - offset)), offset)
         except FileNotFoundError:
             return b""
-        try:
-            return os.pread(descriptor, max(0, min(count, MAX_RECORDING_LOG_BYTES - offset)), offset)
-        finally:
-            os.close(descriptor)
 
     @property
     def has_seal(self) -> bool:
@@ -250,24 +239,16 @@ class Recording:
         os.close(self.lock)
 
 
-class SpoolNames(NamedTuple):
-    """The names in a spool.
+def list_spool(spool: Folder) -> tuple[list[str], bool]:
+    """List a spool. Raises `OSError`.
 
-    Attributes:
-      names: the names of recordings, including those in progress, oldest first; then all others. At most
-        `MAX_SPOOL_ENTRIES`.
-      has_more: whether the spool has more entries.
+    Returns:
+      The names of recordings, including those in progress, oldest first, then all others, at most `MAX_SPOOL_ENTRIES`;
+      and whether the spool has more entries.
     """
-
-    names: list[str]
-    has_more: bool
-
-
-def list_spool(spool: Folder) -> SpoolNames:
-    """List a spool. Raises `OSError`."""
     names = spool.names(MAX_SPOOL_ENTRIES)
     names.sort(key=lambda name: _NAME.fullmatch(name) is None)
-    return SpoolNames(names[:MAX_SPOOL_ENTRIES], len(names) > MAX_SPOOL_ENTRIES)
+    return names[:MAX_SPOOL_ENTRIES], len(names) > MAX_SPOOL_ENTRIES
 
 
 def size_of(folder: Folder) -> int:
