@@ -142,15 +142,10 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def version_number(name: str) -> int | None:
-    """Return the version number in a folder's name, or None (a staging name, a leading zero, …)."""
-    return int(name) if _VERSION.fullmatch(name) else None
-
-
 def list_versions(base: Store, *, real: bool = True) -> list[int]:
-    """Return the versions in a base path, ascending: folders whose name is a whole number. Symlinks are skipped.
+    """Return the versions in a base path, ascending: folders whose name is a number without a leading zero.
 
-    With ``real=False``, files and symlinks with such a name count too: their numbers are taken.
+    Symlinks are skipped. With ``real=False``, files and symlinks count too: their numbers are taken.
     """
     if isinstance(base, LocalStore):
         try:
@@ -160,7 +155,7 @@ def list_versions(base: Store, *, real: bool = True) -> list[int]:
             return []
     else:
         names = [path.split("/", 1)[0] for path in base.list() if "/" in path]
-    return sorted({number for name in names if (number := version_number(name)) is not None})
+    return sorted({int(name) for name in names if _VERSION.fullmatch(name)})
 
 
 def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:

@@ -1,9 +1,9 @@
-"""Writes the spans of a data set in one bounded Beam pipeline: examples by `MakeExamples`, files by `WriteSpans`.
+"""Writes the spans of a data set in one bounded Beam pipeline (`build_spans`).
 
 A *part* is the examples of some runs of a span version. A span version is keyed ``<span>-<version>``.
 
 The process that waits for a pipeline commits its spans (`write_spans`). Where no process waits, as on Dataflow, the
-last stage of the pipeline does (`CommitSpans`).
+last stage of the pipeline does (`commit_spans`).
 """
 
 from __future__ import annotations
@@ -67,54 +67,25 @@ def new_results_folder() -> str:
 def build_spans(
     pipeline: beam.Pipeline, raw: Store, root: Store, steps: Sequence[Step], results: str
 ) -> beam.PCollection[str]:
-    """Wire the bounded pipeline of spans; return the paths written to ``results``, a folder of ``root``."""
+    """Wire the bounded pipeline of spans.
+
+    The record of a span version is stored in the folder ``results`` of ``root``, for the caller to commit. All of this
+    may be repeated: files are named by content, and all writers store the same record.
+
+    Returns:
+      The paths of the records.
+    """
     resolved: ResolvedDefinition = steps[0].resolved
-    plans = [plan for step in steps for plan in step.spans]
-    parts = [part for plan in plans for part in enumerate(batches_of(plan, resolved))]
+    plans = {_key(plan): plan for step in steps for plan in step.spans}
+    parts = [part for plan in plans.values() for part in enumerate(batches_of(plan, resolved))]
     return (
         pipeline
         | "parts" >> beam.Create(parts)
-        | "MakeExamples" >> MakeExamples(raw, resolved)
-        | "WriteSpans" >> WriteSpans(root, plans, resolved, results)
+        | "MakeExamples/spread" >> beam.Reshuffle()
+        | "MakeExamples/make" >> beam.Map(_make, raw, resolved).with_output_types(tuple[str, tuple])
+        | "WriteSpans/by span" >> beam.GroupByKey()
+        | "WriteSpans/write" >> beam.Map(_write, root, plans, resolved, results)
     )
-
-
-class MakeExamples(beam.PTransform):
-    """(part number, `SpanPlan`) to parts, keyed by span version: `ciml.transforms.examples.spans.examples_of`."""
-
-    def __init__(self, raw: Store, resolved: ResolvedDefinition) -> None:
-        super().__init__()
-        self._raw = raw
-        self._resolved = resolved
-
-    def expand(self, parts: beam.PCollection) -> beam.PCollection:
-        return (
-            parts
-            | "spread" >> beam.Reshuffle()
-            | "make" >> beam.Map(_make, self._raw, self._resolved).with_output_types(tuple[str, tuple])
-        )
-
-
-class WriteSpans(beam.PTransform):
-    """The parts of each span version to its files: `ciml.transforms.examples.spans.write_span`.
-
-    The record of a span version is stored in the folder ``results`` of the data set's folder, for the caller to commit.
-    All of this may be repeated: files are named by content, and all writers store the same record.
-    """
-
-    def __init__(self, root: Store, plans: Sequence[SpanPlan], resolved: ResolvedDefinition, results: str) -> None:
-        super().__init__()
-        self._root = root
-        self._resolved = resolved
-        self._results = results
-        self._plans = {_key(plan): plan for plan in plans}
-
-    def expand(self, parts: beam.PCollection) -> beam.PCollection:
-        return (
-            parts
-            | "by span" >> beam.GroupByKey()
-            | "write" >> beam.Map(_write, self._root, self._plans, self._resolved, self._results)
-        )
 
 
 def _key(plan: SpanPlan) -> str:
@@ -154,30 +125,28 @@ def _read(parts: Iterable[_Part]) -> Iterator[Examples]:
             yield Examples(reader.read_all(), tuple(Excluded(*exclusion) for exclusion in exclusions))
 
 
-class CommitSpans(beam.PTransform):
-    """The paths that `WriteSpans` returns -> the number of steps committed when all spans are written.
-
-    It may run twice: steps that are committed already are skipped.
+def commit_spans(
+    written: beam.PCollection[str], root: Store, steps: Sequence[Step], results: str
+) -> beam.PCollection[int]:
+    """Wire the commit of all spans once they are written. It may run twice: committed steps are skipped.
 
     Args:
+      written: the paths that `build_spans` returns.
       root: the data set's folder.
       steps: of the plan, in order.
       results: the folder of the results.
+
+    Returns:
+      The number of committed steps.
     """
-
-    def __init__(self, root: Store, steps: Sequence[Step], results: str) -> None:
-        super().__init__()
-        # The commit takes the runs from the records of the written spans, so the job description need not hold them.
-        steps = [replace(step, spans=tuple(replace(plan, runs=()) for plan in step.spans)) for step in steps]
-        self._commit = partial(_commit, root=root, steps=steps, results=results)
-
-    def expand(self, written: beam.PCollection[str]) -> beam.PCollection[int]:
-        return (
-            written
-            | "key" >> beam.Map(lambda path: ("", path)).with_output_types(tuple[str, str])
-            | "all" >> beam.GroupByKey()
-            | "commit" >> beam.Map(self._commit).with_output_types(int)
-        )
+    # The commit takes the runs from the records of the written spans, so the job description need not hold them.
+    steps = [replace(step, spans=tuple(replace(plan, runs=()) for plan in step.spans)) for step in steps]
+    return (
+        written
+        | "CommitSpans/key" >> beam.Map(lambda path: ("", path)).with_output_types(tuple[str, str])
+        | "CommitSpans/all" >> beam.GroupByKey()
+        | "CommitSpans/commit" >> beam.Map(_commit, root, steps, results).with_output_types(int)
+    )
 
 
 def _commit(element: tuple[str, Iterable[str]], root: Store, steps: Sequence[Step], results: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import DatasetDefinition
@@ -72,21 +72,19 @@ def build_dataset(
         data set of that name has another definition or listing.
       EngineError: if a store does not answer.
     """
-    build = prepare_build(source, target, definition, now_us)
-    update = build.updater.run(runner, job_endpoint, seal=True, progress=progress, now_us=now_us)
-    if update.sealed or not build.updater.root.exists(DEFINITION):
-        _write_definition(build)
+    updater = _prepare_build(source, target, definition, now_us)
+    update = updater.run(runner, job_endpoint, seal=True, progress=progress, now_us=now_us)
+    _write_definition(updater, replace=bool(update.sealed))
     return update
 
 
 def plan_build(source: DataRoot, target: DataRoot, definition: DatasetDefinition) -> PlannedUpdate:
     """Plan what `ciml.pipelines.datasets.build.build_dataset` would do. A new data set is created, without spans."""
-    build = prepare_build(source, target, definition)
-    planned = _plan(build.updater, seal=True)
-    if build.updater.create is not None:
-        build.updater.create()
-    if not build.updater.root.exists(DEFINITION):
-        _write_definition(build)
+    updater = _prepare_build(source, target, definition)
+    planned = _plan(updater, seal=True)
+    if updater.create is not None:
+        updater.create()
+    _write_definition(updater, replace=False)
     return planned
 
 
@@ -118,11 +116,11 @@ class PlannedUpdate:
 
     def build(self, pipeline: beam.Pipeline) -> object:
         """Wire the bounded pipeline that builds and commits all steps."""
-        from ciml.pipelines.datasets.beam import CommitSpans, build_spans, new_results_folder
+        from ciml.pipelines.datasets.beam import build_spans, commit_spans, new_results_folder
 
         results = new_results_folder()
         written = build_spans(pipeline, self.raw, self.root, self.steps, results)
-        return written | "CommitSpans" >> CommitSpans(self.root, self.steps, results)
+        return commit_spans(written, self.root, self.steps, results)
 
 
 def _plan(updater: Updater, *, seal: bool) -> PlannedUpdate:
@@ -134,21 +132,9 @@ def _plan(updater: Updater, *, seal: bool) -> PlannedUpdate:
     return PlannedUpdate(raw, updater.root, steps, plan.waiting)
 
 
-class PreparedBuild(NamedTuple):
-    """A build before anything is created.
-
-    Attributes:
-      updater: seals the spans.
-      definition: the data set's, with the pinned version of a slicer.
-    """
-
-    updater: Updater
-    definition: DatasetDefinition
-
-
-def prepare_build(
+def _prepare_build(
     source: DataRoot | ListedRuns, target: DataRoot, definition: DatasetDefinition, now_us: int | None = None
-) -> PreparedBuild:
+) -> Updater:
     """Check that a data set can be built or continued, and create nothing; arguments and errors as `build_dataset`."""
     dataset = target.dataset(definition.name)
     state = DatasetState()
@@ -173,12 +159,14 @@ def prepare_build(
         check_same(state.definition, definition)
         _check_origin(state, origin)
     causes = reviewed_causes(source if isinstance(source, DataRoot) else target, definition)
-    return PreparedBuild(Updater(runs, dataset.store, state, pin, causes, create), definition)
+    return Updater(runs, dataset.store, state, pin, causes, create)
 
 
-def _write_definition(build: PreparedBuild) -> None:
-    """Write the definition next to the examples."""
-    build.updater.root.replace(DEFINITION, build.definition.to_toml().encode())
+def _write_definition(updater: Updater, *, replace: bool) -> None:
+    """Write the definition next to the examples, if it is missing or to be replaced."""
+    definition = updater.state.definition
+    if definition is not None and (replace or not updater.root.exists(DEFINITION)):
+        updater.root.replace(DEFINITION, definition.to_toml().encode())
 
 
 def _source_of(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:

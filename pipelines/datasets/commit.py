@@ -82,7 +82,7 @@ def commit_steps(root: Store, steps: Sequence[Step], results: str) -> int:
     Args:
       root: the data set's folder.
       steps: in order.
-      results: the folder in which `ciml.pipelines.datasets.beam.WriteSpans` left the records of the spans.
+      results: the folder in which `ciml.pipelines.datasets.beam.build_spans` left the records of the spans.
 
     Returns:
       The number of steps that this call committed.

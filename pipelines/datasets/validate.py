@@ -83,15 +83,15 @@ def validate_dataset(
     """
     dataset = _SealedDataset.open(data.dataset(name))
     if model is not None:
-        comparison = _compare_with_training(dataset, data, model, last)
+        earlier, newer = _compare_with_training(dataset, data, model, last)
     elif against is not None:
-        comparison = _compare_with_dataset(dataset, _SealedDataset.open(data.dataset(against)), last or 1)
+        earlier, newer = _compare_with_dataset(dataset, _SealedDataset.open(data.dataset(against)), last or 1)
     else:
-        comparison = _compare_with_earlier(dataset, last or 1)
-    pieces = len(comparison.before.pieces)
-    total = pieces + len(comparison.after.pieces)
-    before = _side_of(comparison.before, progress, 0, total)
-    after = _side_of(comparison.after, progress, pieces, total)
+        earlier, newer = _compare_with_earlier(dataset, last or 1)
+    pieces = len(earlier.pieces)
+    total = pieces + len(newer.pieces)
+    before = _side_of(earlier, progress, 0, total)
+    after = _side_of(newer, progress, pieces, total)
     if before.columns is None or after.columns is None:  # columns of one side alone cannot be compared
         before = replace(before, columns=None)
         after = replace(after, columns=None)
@@ -116,9 +116,8 @@ class _Selection(NamedTuple):
     pieces: Sequence[Piece]
 
 
-class _Comparison(NamedTuple):
-    before: _Selection
-    after: _Selection
+#: The two sides: before and after.
+_Sides = tuple[_Selection, _Selection]
 
 
 class _SealedDataset(NamedTuple):
@@ -146,7 +145,7 @@ class _SealedDataset(NamedTuple):
         return _Selection(self.stored, self.resolved, label, spans, pieces)
 
 
-def _compare_with_earlier(dataset: _SealedDataset, last: int) -> _Comparison:
+def _compare_with_earlier(dataset: _SealedDataset, last: int) -> _Sides:
     older = dataset.spans[:-last]
     if not older:
         number = len(dataset.spans)
@@ -154,10 +153,10 @@ def _compare_with_earlier(dataset: _SealedDataset, last: int) -> _Comparison:
             f"data set {dataset.stored.name!r} has {number} {'span' if number == 1 else 'spans'}, none before the last "
             f"{last}; add runs, or name another data set with --against"
         )
-    return _Comparison(dataset.select(older), dataset.select(dataset.spans[-last:]))
+    return dataset.select(older), dataset.select(dataset.spans[-last:])
 
 
-def _compare_with_dataset(dataset: _SealedDataset, other: _SealedDataset, last: int) -> _Comparison:
+def _compare_with_dataset(dataset: _SealedDataset, other: _SealedDataset, last: int) -> _Sides:
     """Raises `CimlError` if the features of the two data sets are not comparable."""
     for key in _COMPARABLE_KEYS:
         value = getattr(dataset.resolved.definition, key)
@@ -167,10 +166,10 @@ def _compare_with_dataset(dataset: _SealedDataset, other: _SealedDataset, last: 
                 f"{dataset.stored.name!r} and {other.stored.name!r} cannot be compared: {key} is {value!r} in one, "
                 f"{other_value!r} in the other"
             )
-    return _Comparison(other.select(other.spans, other.stored.name), dataset.select(dataset.spans[-last:]))
+    return other.select(other.spans, other.stored.name), dataset.select(dataset.spans[-last:])
 
 
-def _compare_with_training(dataset: _SealedDataset, data: DataRoot, model: str, last: int | None) -> _Comparison:
+def _compare_with_training(dataset: _SealedDataset, data: DataRoot, model: str, last: int | None) -> _Sides:
     """Raises `CimlError` if the model learned another data set, or all spans of this one."""
     name = dataset.stored.name
     snapshot = _champion_snapshot(data, model)
@@ -185,7 +184,7 @@ def _compare_with_training(dataset: _SealedDataset, data: DataRoot, model: str, 
     ]
     spans = [span for span in dataset.spans if span.span in trained_spans]
     trained = _Selection(dataset.stored, snapshot.resolved, f"training runs of {model}", spans, pieces)
-    return _Comparison(trained, dataset.select(newer[-last:] if last else newer))
+    return trained, dataset.select(newer[-last:] if last else newer)
 
 
 def _champion_snapshot(data: DataRoot, model: str) -> Snapshot:

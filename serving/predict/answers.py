@@ -98,10 +98,10 @@ class LocalModel:
         registry = known_registries(data, model)[model]
         self.model = model
         self.version = registry.labelled(label) if version is None else version
-        where = f"model {model}, version {self.version}: {DEFINITION}"
-        self.definition = read_definition(registry.read_asset(self.version, DEFINITION), where)
-        self.rules = rules_of(registry, self.version, self.definition)
-        self._neighbours = StoredNeighbours(data) if needs_neighbours(self.definition) else None
+        assets = read_assets(registry, self.version)
+        self.definition = assets.definition
+        self.rules = assets.rules
+        self._neighbours = StoredNeighbours(data) if assets.needs_neighbours else None
         verify = partial(RegistryVerifier(data.registry.root), model, self.version)
         folder = registry.folder(self.version)
         try:
@@ -265,16 +265,37 @@ def recorded_verdict(
     return {"run": run, "verdict": verdict.to_json()}
 
 
-def rules_of(registry: Registry, version: int, definition: ResolvedDefinition) -> VerdictRules | None:
-    """Read the rules of verdicts in a pushed version's assets, verified against the registry; None without rules.
+class ModelAssets(NamedTuple):
+    """The assets of a version that a prediction needs.
+
+    Attributes:
+      definition: the data set definition by which runs are prepared.
+      rules: of verdicts; None for a model that gives none.
+    """
+
+    definition: ResolvedDefinition
+    rules: VerdictRules | None
+
+    @property
+    def needs_neighbours(self) -> bool:
+        """Whether the model takes the neighbours of a run as context."""
+        return "neighbours" in (self.definition.definition.context or ())
+
+
+def read_assets(registry: Registry, version: int) -> ModelAssets:
+    """Read the assets of a pushed version, verified against the registry.
 
     Raises:
-      IntegrityError: if the file was altered, or is malformed.
+      IntegrityError: if a file was altered, or is malformed.
     """
+    where = f"model {registry.model}, version {version}: "
+    definition = read_definition(registry.read_asset(version, DEFINITION), where + DEFINITION)
     if f"assets/{VERDICTS}" not in registry.state.files(version):
-        return None
-    where = f"model {registry.model}, version {version}: assets/{VERDICTS}"
-    return read_rules(registry.read_asset(version, VERDICTS), definition.classes, definition.features, where)
+        return ModelAssets(definition, None)
+    rules = registry.read_asset(version, VERDICTS)
+    return ModelAssets(
+        definition, read_rules(rules, definition.classes, definition.features, f"{where}assets/{VERDICTS}")
+    )
 
 
 @lru_cache(maxsize=8)
@@ -291,11 +312,6 @@ def knows_ranges(data: DataRoot, model: str, version: int) -> bool:
         return False
     rules = json.loads(registry.read_asset(version, VERDICTS))
     return rules.get("ranges") is not None
-
-
-def needs_neighbours(definition: ResolvedDefinition) -> bool:
-    """Return whether a model takes the neighbours of a run as context."""
-    return "neighbours" in (definition.definition.context or ())
 
 
 class StoredNeighbours:

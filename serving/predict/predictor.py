@@ -33,19 +33,18 @@ from ciml.limits import (
 )
 from ciml.runs.reader import read_run, read_runs
 from ciml.serving.client import ClientPolicy, FailedCallError, ModelClient, NotServedError, Prediction
-from ciml.serving.contract import DEFINITION, read_definition
 from ciml.serving.predict.answers import (
     MAX_CALL_ROWS,
     MODEL_ERROR,
+    ModelAssets,
     Prepared,
     StoredNeighbours,
     check_answers,
     class_of,
-    needs_neighbours,
     prepare_runs,
     probabilities_of,
+    read_assets,
     recorded_verdict,
-    rules_of,
 )
 from ciml.serving.predict.log import Predicted, prediction_id
 from ciml.serving.registry import STABLE, Registry
@@ -56,8 +55,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ciml.datasets.definition import ResolvedDefinition
-    from ciml.verdict_rules import VerdictRules
-
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 #: The folders of `ciml.runs.writer.run_path`; the job's name is percent-encoded.
@@ -90,20 +87,6 @@ class PredictPolicy:
     client: ClientPolicy = field(default_factory=ClientPolicy)
 
 
-class ServedVersion(NamedTuple):
-    """A served version, as its assets describe it.
-
-    Attributes:
-      definition: the data set definition by which runs are prepared.
-      rules: of verdicts; None for a model that gives none.
-      needs_neighbours: whether its definition asks for the neighbours of runs.
-    """
-
-    definition: ResolvedDefinition
-    rules: VerdictRules | None
-    needs_neighbours: bool
-
-
 class Predictor:
     """Predicts announced runs. Thread-safe; create it after a fork.
 
@@ -122,18 +105,15 @@ class Predictor:
         self._policy = policy
         self._clock = clock
         self.client = ModelClient(address, policy.model, policy.client)
-        self._served: dict[int, ServedVersion] = {}
+        self._served: dict[int, ModelAssets] = {}
         self._neighbours = StoredNeighbours(data, saves_bookmark=True)
         self._lock = threading.Lock()
 
-    def served(self, version: int) -> ServedVersion:
+    def served(self, version: int) -> ModelAssets:
         """Read the assets of a pushed version, verified against the registry."""
         with self._lock:
             if version not in self._served:
-                where = f"model {self._policy.model}, version {version}: {DEFINITION}"
-                definition = read_definition(self._registry.read_asset(version, DEFINITION), where)
-                rules = rules_of(self._registry, version, definition)
-                self._served[version] = ServedVersion(definition, rules, needs_neighbours(definition))
+                self._served[version] = read_assets(self._registry, version)
             return self._served[version]
 
     def predict(self, batch: Batch) -> Predicted:
@@ -185,7 +165,7 @@ class Predictor:
     def _reject(self, run: Announcement, version: int, rejected: RejectedInput) -> dict[str, Any]:
         return _unpredictable(run.offset, run.run_id, rejected) | {"model": self._policy.model, "version": version}
 
-    def _predict(self, runs: Sequence[Announcement], version: int, served: ServedVersion) -> list[dict[str, Any]]:
+    def _predict(self, runs: Sequence[Announcement], version: int, served: ModelAssets) -> list[dict[str, Any]]:
         """Return a record for each run. An error of a run raises; `bisect` then finds the run."""
         definition = served.definition
         rejections: list[tuple[Announcement, RejectedInput]] = []
@@ -263,7 +243,7 @@ class Predictor:
                 yield rows, answer
 
     def _record(
-        self, run: Announcement, version: int, served: ServedVersion, probabilities: np.ndarray, windows: np.ndarray
+        self, run: Announcement, version: int, served: ModelAssets, probabilities: np.ndarray, windows: np.ndarray
     ) -> dict[str, Any]:
         """Return the record of a prediction, without its times."""
         definition = served.definition

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
+from ciml.serving.server.model.loaded_model import masked_crc
 
 L, F, C = 5, 3, 4
 DEFINITION = ResolvedDefinition(
@@ -129,6 +131,13 @@ def _save_model(folder: Path, seed: int, definition: ResolvedDefinition, scale: 
     if warmup:
         write_warmup(folder, warmup)
     return folder
+
+
+def frame(record: bytes) -> bytes:
+    """Return a record in TFRecord framing."""
+    length = struct.pack("<Q", len(record))
+    checksums = [struct.pack("<I", masked_crc(data)) for data in (length, record)]
+    return length + checksums[0] + record + checksums[1]
 
 
 def write_warmup(folder: Path, records: int, shape: tuple[int, ...] = (1, L, F)) -> None:

@@ -14,7 +14,7 @@ from ciml.events.records import RunFacts
 from ciml.runs.neighbours import Neighbours
 from ciml.runs.run_log import StoredRunLog
 from ciml.serving.predict import answers as stored
-from ciml.serving.predict.answers import StoredNeighbours, needs_neighbours
+from ciml.serving.predict.answers import ModelAssets, StoredNeighbours
 from tests.pipelines.predict.predicting import telemetry
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import make_facts
@@ -51,7 +51,7 @@ def test_neighbours_follow_the_manifest_as_it_grows(tmp_path: Path) -> None:
     assert fresh.of(ids) == nearby.of(ids)
     assert not (tmp_path / "predictions").exists()  # a reader alone leaves no bookmark
     plain = RESOLVED.replace(definition=RESOLVED.definition.replace(context=None), features=("1m",))
-    assert not needs_neighbours(plain)
+    assert not ModelAssets(plain, None).needs_neighbours
 
 
 def test_another_process_continues_from_the_bookmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,21 @@
 
 A version is loaded from a checked private copy into its own process. The process is killed if it does not load the
 model or answer a call in time: TensorFlow cannot interrupt the folding of constants, nor a single operation.
+
+A warm-up file is untrusted input. TensorFlow's own reader of TFRecords allocates the declared length, and aborts the
+process if that fails. So this module reads the records itself, and checks a length against its checksum and the file's
+size first.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
+import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +30,28 @@ from ciml.limits import (
     MAX_REQUEST_ROWS,
     MAX_TENSOR_BYTES,
     MAX_TENSOR_RANK,
+    MAX_WARMUP_RECORD_BYTES,
+    MAX_WARMUP_RECORDS,
     MAX_WARMUP_S,
 )
 from ciml.serving.model_files import LAST_FILE, WARMUP_FILE, copy_model
 from ciml.serving.server.model.messages import STRING, Declared, Signature
 from ciml.serving.server.model.process import ModelProcess
-from ciml.serving.server.model.warmup import parse_request, stored_records, zeros_for
 from ciml.storage import Store
+from ciml.tensorflow import load_tensorflow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from tensorflow_serving.apis import predict_pb2
 
 
 DEFAULT_SIGNATURE = "serving_default"
+#: Before the data of a TFRecord: their length, and its checksum.
+_HEAD = struct.Struct("<QI")
+#: After the data of a TFRecord: their checksum.
+_FOOT = struct.Struct("<I")
+#: TFRecord's mask of checksums.
+_CRC_MASK = 0xA282EAD8
 #: Raises unless the copied files (digests by path) are those of a version that may be served.
 Verify = Callable[[Mapping[str, str]], None]
 
@@ -251,7 +265,7 @@ def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.mo
         _run_zeros(model)
         return
     until_s = clock() + MAX_WARMUP_S
-    for number, record in enumerate(stored_records(file)):
+    for number, record in enumerate(_stored_records(file)):
         try:
             _run_record(model, record)
         except (RequestError, IntegrityError) as error:
@@ -264,7 +278,7 @@ def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.mo
 def _run_zeros(model: LoadedModel) -> None:
     """Run zeros through every numeric signature. The model may reject them, but must answer in time."""
     for signature in model.signatures.values():
-        zeros = zeros_for(signature)
+        zeros = _zeros_for(signature)
         if zeros is None:
             continue
         try:
@@ -279,9 +293,93 @@ def _is_late(error: Exception) -> bool:
 
 
 def _run_record(model: LoadedModel, record: bytes) -> None:
-    request = parse_request(record)
+    request = _parse_request(record)
     signature = request.model_spec.signature_name
     outputs = model.predict(signature, model.unpack(signature, request.inputs), request.output_filter)
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise IntegrityError(f"{name} is not finite")
+
+
+def _zeros_for(signature: Signature) -> dict[str, NDArray[Any]] | None:
+    """Return a row of zeros for each input; None if a size is unknown, a dtype not numeric, or it is too large."""
+    shapes: dict[str, list[int]] = {}
+    for name, spec in signature.inputs.items():
+        if spec.shape is None or -1 in spec.shape[1:] or spec.dtype == STRING:
+            return None
+        shapes[name] = [max(size, 1) for size in spec.shape]
+    sizes = [math.prod(shape) * np.dtype(signature.inputs[name].dtype).itemsize for name, shape in shapes.items()]
+    if sum(sizes) > MAX_TENSOR_BYTES:
+        return None
+    return {name: np.zeros(shape, signature.inputs[name].dtype) for name, shape in shapes.items()}
+
+
+def _stored_records(file: Path) -> Iterator[bytes]:
+    """Iterate over the records of a warm-up file. Raises `IntegrityError` if it is malformed or exceeds a limit."""
+    # The size was checked during the copy (`ciml.serving.model_files.read_files`).
+    try:
+        yield from read_records(
+            file.read_bytes(), max_records=MAX_WARMUP_RECORDS, max_record_bytes=MAX_WARMUP_RECORD_BYTES
+        )
+    except IntegrityError as error:
+        raise IntegrityError(f"{WARMUP_FILE}: {error}") from None
+
+
+def _parse_request(record: bytes) -> predict_pb2.PredictRequest:
+    """Return the request of a PredictionLog. Raises `IntegrityError` if it is malformed or of another kind."""
+    from google.protobuf.message import DecodeError
+
+    load_tensorflow()  # with the settings of this process; the messages below import it
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    try:
+        log = prediction_log_pb2.PredictionLog.FromString(record)
+    except DecodeError:
+        raise IntegrityError("not a PredictionLog") from None
+    kind = log.WhichOneof("log_type")
+    if kind != "predict_log":
+        raise IntegrityError(f"unsupported log type {kind or 'none'!r}; use predict_log")
+    return log.predict_log.request
+
+
+def read_records(data: bytes, *, max_records: int, max_record_bytes: int) -> Iterator[bytes]:
+    """Iterate over the records of a TFRecord file (uncompressed).
+
+    Args:
+      data: the whole file.
+      max_records: the most records that the file may hold.
+      max_record_bytes: the largest record, bytes.
+
+    Raises:
+      IntegrityError: naming the first record that is truncated, fails its checksum, or exceeds a limit.
+    """
+    position = 0
+    number = 0
+    while position < len(data):
+        if number >= max_records:
+            raise IntegrityError(f"more than {max_records} records")
+        if position + _HEAD.size > len(data):
+            raise IntegrityError(f"record {number} is cut short")
+        length, length_crc = _HEAD.unpack_from(data, position)
+        if masked_crc(data[position : position + 8]) != length_crc:
+            raise IntegrityError(f"record {number}: checksum of the length does not match")
+        if length > max_record_bytes:
+            raise IntegrityError(f"record {number}: {length} bytes exceed {max_record_bytes}")
+        position += _HEAD.size
+        end = position + length
+        if end + _FOOT.size > len(data):
+            raise IntegrityError(f"record {number} is cut short")
+        record = data[position:end]
+        if masked_crc(record) != _FOOT.unpack_from(data, end)[0]:
+            raise IntegrityError(f"record {number}: checksum of the data does not match")
+        yield record
+        position = end + _FOOT.size
+        number += 1
+
+
+def masked_crc(data: bytes) -> int:
+    """Return the masked CRC32C of TFRecord files."""
+    import google_crc32c  # of the extra `serve`, which a client of a server does not need
+
+    crc: int = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + _CRC_MASK) & 0xFFFFFFFF

@@ -7,7 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ciml.serving.server.model.warmup import frame, masked_crc
+from ciml.serving.server.model.loaded_model import masked_crc
+from tests.serving.models_fixture import frame
 
 _SIZES = st.one_of(
     st.integers(-2, 6), st.sampled_from([5, 3, 1, 1025, 1 << 20, 1 << 24, (1 << 24) + 1, 1 << 31, 1 << 36, 2**63 - 1])

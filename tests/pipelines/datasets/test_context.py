@@ -17,7 +17,7 @@ from ciml.errors import CimlError
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.pipelines.live import live_dataset
-from ciml.serving.predict.answers import StoredNeighbours, needs_neighbours
+from ciml.serving.predict.answers import ModelAssets, StoredNeighbours
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.prepare import prepare_many
 from ciml.transforms.examples.spans import inputs_of, read_span
@@ -98,7 +98,7 @@ def test_neighbours_are_those_that_the_stream_of_predictions_finds(data: DataRoo
     runs, tables, _ = corpus(RUNS)
     found = [(run.replace(provider="north"), table) for run, table in zip(runs, tables, strict=True)]
     resolved = defined_by(corpus(1)[1][0], definition(context="neighbours"))
-    assert needs_neighbours(resolved)
+    assert ModelAssets(resolved, None).needs_neighbours
     stored = StoredNeighbours(data)
     for start in range(0, RUNS, 30):
         raw.add(found[start : start + 30])

@@ -14,10 +14,9 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.limits import MAX_WARMUP_BYTES, MAX_WARMUP_RECORD_BYTES
 from ciml.serving.model_files import WARMUP_FILE
 from ciml.serving.server.manager import ModelManager, VersionStatus
-from ciml.serving.server.model.loaded_model import load_model
-from ciml.serving.server.model.warmup import frame, masked_crc, read_records
+from ciml.serving.server.model.loaded_model import load_model, masked_crc, read_records
 from ciml.storage import Store, open_store
-from tests.serving.models_fixture import F, L, save_model
+from tests.serving.models_fixture import F, L, frame, save_model
 
 
 def head(length: int) -> bytes:
