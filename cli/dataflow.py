@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ciml.cli.output import print_lines
 from ciml.errors import CimlError
 from ciml.options import Options, flag, option
 
@@ -101,9 +102,9 @@ def print_launched(launched: Launched, settings: DataflowSettings, *, streaming:
       streaming: whether it is unbounded.
       then: the command to run when the job has ended.
     """
-    lines = _submitted_lines(launched, settings, streaming) if launched.job_id else _template_lines(launched, settings)
-    for line in lines:
-        click.echo(line)
+    print_lines(
+        _submitted_lines(launched, settings, streaming) if launched.job_id else _template_lines(launched, settings)
+    )
     click.echo(f"  pipeline  {launched.pipeline}, {launched.size / 1e6:.1f} MB")
     if launched.size > _GRAPH_BYTES:
         click.echo(

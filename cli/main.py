@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
 #: Settings of every command.
-_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 _INTERNAL_ERROR = 1
 _WRONG_USE = 2
 #: By group and command name: its import path (module:attribute) and its help line.
@@ -180,7 +180,7 @@ def guarded(debug: bool = False) -> Iterator[None]:
 
 
 def run(command: click.Command, args: list[str] | None = None, prog_name: str = "ciml", **settings: Any) -> NoReturn:
-    """Run a command as the program and exit; ``ciml`` and the console scripts end here.
+    """Run a command as the program and exit; ``ciml`` and the scripts of the talk end here.
 
     Exit codes: 0 done, 1 internal error, 2 wrong use or input, 3 an engine, 4 integrity, 130 interrupted; a command may
     return another.
@@ -203,19 +203,13 @@ def run(command: click.Command, args: list[str] | None = None, prog_name: str = 
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def run_script(command: click.Command, prog_name: str, args: list[str] | None = None) -> NoReturn:
-    """Run one command as a console script, with the logging of ``ciml``."""
-    configure_logging(debug=bool(os.environ.get("CIML_DEBUG")))
-    run(command, args, prog_name=prog_name, **_SETTINGS)
-
-
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         click.echo(f"ciml {describe(__version__, commit())}")
         ctx.exit()
 
 
-@click.group(cls=LazyGroup, table=COMMANDS, renamed=RENAMED, context_settings=_SETTINGS)
+@click.group(cls=LazyGroup, table=COMMANDS, renamed=RENAMED, context_settings=SETTINGS)
 @click.option(
     "--data-path",
     metavar="DATA",

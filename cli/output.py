@@ -35,6 +35,14 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines on standard output, each as soon as it is there."""
+    import click
+
+    for line in lines:
+        click.echo(line)
+
+
 def print_warnings(lines: Iterable[str]) -> None:
     """Print lines on standard error, each as a warning."""
     import click

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ciml.services.service import Service, TopicService, Until
     from ciml.transforms.fetch.policy import FetchPolicy
 
+#: Exit code of a command that was stopped before its end.
+INTERRUPTED = 130
 #: Longest outage of a broker or a store in the foreground, seconds.
 PATIENCE_S = 300.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from typing import NoReturn
 
 import click
 
-from ciml.cli.main import run_script
+from ciml.cli.main import SETTINGS, run
+from ciml.logs import configure_logging
 
 # Slides and word processors turn two hyphens, or one, into a dash.
 _DASHES = re.compile(r"[‒–—―−]+-*(?=[A-Za-z])")
@@ -27,8 +29,9 @@ def undashed(arguments: Sequence[str]) -> list[str]:
 
 
 def main(command: click.Command) -> NoReturn:
-    """Run a command as a console script, and exit with the codes of ``ciml``."""
-    run_script(command, Path(sys.argv[0]).name, undashed(sys.argv[1:]))
+    """Run a command as a console script, with the logging and the exit codes of ``ciml``."""
+    configure_logging(debug=bool(os.environ.get("CIML_DEBUG")))
+    run(command, undashed(sys.argv[1:]), Path(sys.argv[0]).name, **SETTINGS)
 
 
 def cache_data() -> NoReturn:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -79,15 +79,16 @@ class Plot:
     @property
     def svg(self) -> str:
         """The plot as one self-contained ``<svg>`` element."""
-        return self._images.svg
+        return self._images[0]
 
     @property
     def png(self) -> bytes:
         """The plot as PNG."""
-        return self._images.png
+        return self._images[1]
 
     @cached_property
-    def _images(self) -> _Images:
+    def _images(self) -> tuple[str, bytes]:
+        """The plot as SVG and as PNG."""
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -107,14 +108,7 @@ class Plot:
         text = svg.getvalue()
         head, _, rest = text[text.index("<svg") :].partition("<metadata>")
         text = head + rest.partition("</metadata>")[2]
-        return _Images(text, png.getvalue())
-
-
-class _Images(NamedTuple):
-    """A plot in both forms."""
-
-    svg: str
-    png: bytes
+        return text, png.getvalue()
 
 
 @dataclass(frozen=True)

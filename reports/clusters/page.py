@@ -54,15 +54,17 @@ def cluster_page(clustering: Clustering) -> Page:
     if agreed is not None:
         rand = f"{agreed.rand:.2f}"
         random = f"random assignments: at most {agreed.random_rand_95:.2f} (95 %)"
+    explained = clustering.lengths[chosen.k]
+    lengths = "–" if explained is None else percent(explained)
     tiles = (
         Tile("runs", f"{len(runs):,}", f"only {options.only}" if options.only else "of all classes"),
         Tile("clusters", f"{chosen.k}", "set by --k" if options.k else "best silhouette"),
         Tile("silhouette", "–" if chosen.silhouette is None else f"{chosen.silhouette:.2f}", "-1 to 1"),
         Tile(f"adjusted Rand with {fact}", rand, random),
-        Tile("lengths explained", _length(clustering, chosen.k), "share of the variance of the runs' lengths"),
+        Tile("lengths explained", lengths, "share of the variance of the runs' lengths"),
     )
     sections = (
-        Section("How many clusters", _tried(clustering, fact), choice_plot(clustering), agreement_plot(clustering)),
+        Section("How many clusters", trials_table(clustering), choice_plot(clustering), agreement_plot(clustering)),
         *(
             Section(
                 f"Clusters × {name}",
@@ -224,12 +226,9 @@ def distinctive_features(clustering: Clustering) -> list[int]:
     return sorted(np.argsort(-spread, kind="stable")[:MOST_COURSES].tolist())
 
 
-def _length(clustering: Clustering, k: int) -> str:
-    share = clustering.lengths[k]
-    return "–" if share is None else percent(share)
-
-
-def _tried(clustering: Clustering, fact: str) -> Table:
+def trials_table(clustering: Clustering) -> Table:
+    """Return the measures of each number of clusters (* the chosen one), and the agreement with the first fact."""
+    fact = next(iter(clustering.facts))
     rows = []
     for clusters in clustering.tried:
         k = clusters.k
@@ -237,9 +236,11 @@ def _tried(clustering: Clustering, fact: str) -> Table:
         agreement: tuple[float | None, ...] = (None,) * 4
         if agreed is not None:
             agreement = (agreed.rand, agreed.random_rand_95, agreed.mutual, agreed.random_mutual_95)
-        rows.append(cells(k, clusters.distortion, clusters.silhouette, _length(clustering, k), *agreement))
-    headings = ("k", "mean distance", "silhouette", "lengths explained", "adjusted Rand", "random", "NMI", "random")
-    title = f"By number of clusters k; agreement with {fact}; random: 95th percentile of random assignments"
+        mark = "*" if k == clustering.chosen.k else ""
+        rows.append(cells(f"{mark}{k}", clusters.distortion, clusters.silhouette, clustering.lengths[k], *agreement))
+    headings = ("k", "distance", "silhouette", "lengths", "adj. Rand", "random", "NMI", "random")
+    title = "By number of clusters k (* chosen). Distance: to the centre. Lengths: their explained variance. "
+    title += f"Agreement with {fact}; random: 95th percentile of random assignments"
     return Table(headings, tuple(rows), title=title)
 
 

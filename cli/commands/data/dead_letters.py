@@ -14,7 +14,7 @@ import click
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, JsonLines
 from ciml.cli.output import age_text, by_frequency, counted_bar, counts_text, print_columns
-from ciml.cli.running import stop_on_signals
+from ciml.cli.running import INTERRUPTED, stop_on_signals
 from ciml.errors import CimlError
 from ciml.events.listing import TOPIC, is_listing
 from ciml.events.records import Origin, reasons_of, totals_of
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 #: Characters of a listing's topic that are printed, enough to distinguish its digest.
 _SHORT = len(TOPIC) + 8
-#: Exit codes of a replay.
-_INTERRUPTED = 130
+#: Exit code of a replay after which dead letters stay open.
 _SOME_LEFT = 5
 #: The remedy for a dead letter that is still open, by its reason.
 _REMEDIES = {
@@ -335,7 +334,7 @@ def replay_command(options: ReplayOptions) -> int:
         )
     options.show(result, _print_replayed, _replayed_json)
     if not result.complete:
-        return _INTERRUPTED
+        return INTERRUPTED
     return _SOME_LEFT if result.still else 0
 
 

@@ -11,7 +11,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json
-from ciml.cli.output import print_table
+from ciml.cli.output import print_lines, print_table
 from ciml.options import argument, option, repeated
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ def _print_report(report: Report) -> None:
         print_table(["what", "job", "provider", *numbers, "verdict"], rows, title=title, right=numbers)
     else:
         click.echo(title)
-    for line in _notes(report):
-        click.echo(line)
+    print_lines(_notes(report))
 
 
 def _grouped_by_cause(findings: Sequence[Finding]) -> list[list[Finding]]:

@@ -9,15 +9,13 @@ import click
 
 from ciml.cli.command import call_with_options, make_command
 from ciml.cli.options import Json, NewData, S3Environment, assignments
-from ciml.cli.output import print_table
-from ciml.cli.running import stop_on_signals
+from ciml.cli.output import print_lines, print_table
+from ciml.cli.running import INTERRUPTED, stop_on_signals
 from ciml.errors import CimlError
 from ciml.options import TrustOptions, argument, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.pipelines.backfill.load_report import LoadReport
-
-_INTERRUPTED = 130
 
 
 class LoadOptions(S3Environment, Json, TrustOptions, NewData):
@@ -73,13 +71,12 @@ def command(options: LoadOptions) -> int:
         options.show(rejected.report, _print, LoadReport.to_json)
         raise CimlError(rejected.summary) from None
     options.show(report, partial(_print_all, options), LoadReport.to_json)
-    return 0 if options.dry_run or report.complete else _INTERRUPTED
+    return 0 if options.dry_run or report.complete else INTERRUPTED
 
 
 def _print(report: LoadReport) -> None:
     """Print the meaning of the columns, and the reasons of unusable rows."""
-    for line in report.column_lines():
-        click.echo(line)
+    print_lines(report.column_lines())
     if not report.unusable:
         return
     table = []
@@ -96,8 +93,7 @@ def _print(report: LoadReport) -> None:
 def _print_all(options: LoadOptions, report: LoadReport) -> None:
     """Print the meaning of the columns, what became of the rows, and the next command."""
     _print(report)
-    for line in (report.counts_line(), *report.fact_lines()):
-        click.echo(line)
+    print_lines([report.counts_line(), *report.fact_lines()])
     if report.untrusted:
         click.echo(f"{report.untrusted:,} rows are not trusted, so no model learns from them: see --trust-policy.")
     if options.dry_run:

@@ -180,9 +180,12 @@ def cluster(options: ClusterCommandOptions) -> None:
 
 
 def _print_clustering(page: str, clustering: Clustering) -> None:
+    from ciml.reports.clusters.page import trials_table
     from ciml.reports.drawing import shown
 
-    _print_trials(clustering)
+    trials = trials_table(clustering)
+    title = f"{len(clustering.runs):,} runs; agreement with {shown(next(iter(clustering.facts)))}"
+    print_table(trials.headings, trials.rows, title=title, right=trials.headings)
     for fact, table in clustering.tables().items():
         headings = ["cluster", *map(shown, table.names[:_MOST_CLASSES])]
         rows = [[f"{cluster}", *_share_cells(table, cluster)] for cluster in range(len(table.counts))]
@@ -190,24 +193,6 @@ def _print_clustering(page: str, clustering: Clustering) -> None:
         if len(table.names) > _MOST_CLASSES:
             click.echo(f"{len(table.names) - _MOST_CLASSES} more are on the page and in clusters.json")
     click.echo(page)
-
-
-def _print_trials(clustering: Clustering) -> None:
-    """Print the measures of each number of clusters, and the agreement with the first fact."""
-    from ciml.reports.drawing import shown
-
-    fact = next(iter(clustering.facts))
-    rows = []
-    for trial in clustering.tried:
-        agreed = clustering.agreements[trial.k][fact]
-        measures: list[float | None] = [None] * 4
-        if agreed is not None:
-            measures = [agreed.rand, agreed.random_rand_95, agreed.mutual, agreed.random_mutual_95]
-        mark = "*" if trial.k == clustering.chosen.k else ""
-        rows.append([f"{mark}{trial.k}", trial.distortion, trial.silhouette, clustering.lengths[trial.k], *measures])
-    headings = ["k", "distance", "silhouette", "lengths", "adj. Rand", "random", "NMI", "random"]
-    title = f"{len(clustering.runs):,} runs; agreement with {shown(fact)}"
-    print_table(headings, rows, title=title, right=headings)
 
 
 def _share_cells(table: Shares, cluster: int) -> list[str]:

@@ -12,7 +12,7 @@ import msgspec
 
 from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.options import DAY, Data, Json, JsonLines
-from ciml.cli.output import print_table, print_warnings
+from ciml.cli.output import print_lines, print_table, print_warnings
 from ciml.errors import IntegrityError, UnknownRunError
 from ciml.options import argument, flag, option, repeated
 
@@ -217,8 +217,7 @@ def verify(options: VerifyOptions) -> int:
 
 
 def _print_verified(sampled: bool, report: Verification) -> None:
-    for line in report.lines():
-        click.echo(line)
+    print_lines(report.lines())
     counted = f"{report.records:,} records of {report.runs:,} runs in {report.version:,} versions"
     read = f"{report.packed:,} runs in {report.packs:,} packs and {report.single:,} objects read"
     if sampled:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -93,32 +93,25 @@ def _print_predictions(files: Sequence[str], predictions: Sequence[Prediction], 
         "probability": ["" if prediction.probability is None else prediction.probability for prediction in predictions],
         "windows": [prediction.n_windows or "" for prediction in predictions],
     }
-    if any(prediction.verdict for prediction in predictions):
-        cells = [_verdict_cells(prediction.verdict) for prediction in predictions]
-        for name in VerdictCells._fields:
-            columns[name.replace("_", " ")] = [getattr(cell, name) for cell in cells]
+    cells = [_verdict_cells(prediction.verdict) if prediction.verdict else {} for prediction in predictions]
+    for name in dict.fromkeys(name for cell in cells for name in cell):
+        columns[name] = [cell.get(name, "") for cell in cells]
     if any(prediction.remark for prediction in predictions):
         columns["remark"] = [prediction.remark for prediction in predictions]
     print_table(list(columns), zip(*columns.values(), strict=True), title=title)
 
 
-class VerdictCells(NamedTuple):
-    """The cells of a verdict: the cause, the base rate of the most probable class, and whether to retry."""
-
-    verdict: str = ""
-    base_rate: str = ""
-    retry: str = ""
-
-
-def _verdict_cells(verdict: Verdict | None) -> VerdictCells:
-    if verdict is None:
-        return VerdictCells()
+def _verdict_cells(verdict: Verdict) -> dict[str, str]:
+    """Return the cells of a verdict: the cause, the base rate of the most probable class, and whether to retry."""
     possible = " or ".join(verdict.set) or "none is likely"
     if verdict.outside is not None:
         possible = f"unlike the learned runs by {verdict.outside.feature}"
-    cause = verdict.cause if verdict.cause in verdict.set else f"{verdict.cause} ({possible})"
     likely = max(verdict.probabilities, key=lambda name: verdict.probabilities[name])
-    return VerdictCells(cause, f"{likely} {verdict.base_rate[likely]:.2f} of {verdict.runs:,} runs", verdict.retry)
+    return {
+        "verdict": verdict.cause if verdict.cause in verdict.set else f"{verdict.cause} ({possible})",
+        "base rate": f"{likely} {verdict.base_rate[likely]:.2f} of {verdict.runs:,} runs",
+        "retry": verdict.retry,
+    }
 
 
 @make_command("stream")

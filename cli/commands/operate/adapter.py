@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Json, JsonLines
-from ciml.cli.output import print_columns
+from ciml.cli.output import print_columns, print_lines
 from ciml.options import argument, option, repeated
 
 if TYPE_CHECKING:
-    from ciml.events.cloudevents import Event
     from ciml.events.records import FactUpdate, RunFacts
     from ciml.integrations.adapter import Adapter, Delivery
 
@@ -72,47 +71,6 @@ class TryOptions(Json):
     source: str | None = option(metavar="NAME")
 
 
-class TriedRun(NamedTuple):
-    """A run of a tried delivery.
-
-    Attributes:
-      facts: of the run.
-      result: ingest fetches the log, ignores the run, or stores a dead letter.
-      detail: the address of the log, or the reason.
-    """
-
-    facts: RunFacts
-    result: Literal["log", "ignored", "dead_letter"]
-    detail: str
-
-
-class Trial(NamedTuple):
-    """The result of a tried delivery: either its event and runs, or the reason of the dead letter that it becomes."""
-
-    event: Event | None
-    runs: tuple[TriedRun, ...] = ()
-    dead_letter: str = ""
-
-    @property
-    def has_dead_letter(self) -> bool:
-        """Whether the delivery or a run of it becomes a dead letter."""
-        return bool(self.dead_letter) or any(run.result == "dead_letter" for run in self.runs)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return ``runs`` and ``updates`` with ``event`` and perhaps ``ignored``, or empty ones with ``dead_letter``.
-
-        Each run has ``facts`` and exactly one of ``log`` (the address to fetch), ``ignored`` or ``dead_letter``.
-        """
-        if self.event is None:
-            return {"runs": [], "updates": [], "dead_letter": self.dead_letter}
-        value = {
-            "event": {"type": self.event.type, "time": _time_text(self.event.time_us)},
-            "runs": [{"facts": _facts_json(run.facts), run.result: run.detail} for run in self.runs],
-            "updates": [_update_json(update) for update in self.event.updates],
-        }
-        return value | ({"ignored": self.event.ignored} if self.event.ignored else {})
-
-
 @make_command("try")
 def try_command(options: TryOptions) -> int:
     """Show the runs and facts of a delivery.
@@ -134,19 +92,23 @@ def try_command(options: TryOptions) -> int:
     delivery = Delivery(options.file.read(MAX_MESSAGE_BYTES + 1), options.headers, "try")
     trial = try_delivery(adapter, check_source_name(options.source or options.system), delivery)
 
-    def print_trial(trial: Trial) -> None:
-        for line in _trial_lines(trial):
-            click.echo(line)
+    def print_trial(trial: Mapping[str, Any]) -> None:
+        print_lines(_trial_lines(trial))
         missing = sorted(set(adapter.headers) - options.headers.keys())
-        if trial.dead_letter and missing:
+        if "dead_letter" in trial and missing:
             click.echo(f"The adapter reads headers that were not given: {', '.join(missing)}; give --header.")
 
-    options.show(trial, print_trial, Trial.to_json)
-    return _REJECTED if trial.has_dead_letter else 0
+    options.show(trial, print_trial)
+    return _REJECTED if any("dead_letter" in result for result in (trial, *trial["runs"])) else 0
 
 
-def try_delivery(adapter: Adapter, source: str, delivery: Delivery) -> Trial:
-    """Return the result of an ingest of a delivery whose sender was not proved. Nothing is stored."""
+def try_delivery(adapter: Adapter, source: str, delivery: Delivery) -> dict[str, Any]:
+    """Return the result of an ingest of a delivery whose sender was not proved. Nothing is stored.
+
+    Returns:
+      ``runs`` and ``updates`` with ``event`` and perhaps ``ignored``, or empty ones with ``dead_letter``. Each run has
+      ``facts`` and exactly one of ``log`` (the address to fetch), ``ignored`` or ``dead_letter``.
+    """
     from ciml.errors import RejectedInput
     from ciml.events.records import Batch, Message, OffsetRange
     from ciml.integrations.registry import delivered, read_event
@@ -157,17 +119,23 @@ def try_delivery(adapter: Adapter, source: str, delivery: Delivery) -> Trial:
     try:
         event = read_event(message)
     except RejectedInput as rejected:
-        return Trial(None, dead_letter=f"{rejected.reason}: {rejected.detail}")
+        return {"runs": [], "updates": [], "dead_letter": f"{rejected.reason}: {rejected.detail}"}
     # `decode` takes a batch of a partition, and its outcomes lack the event's type and time: it gets the read event.
     batch = Batch(OffsetRange("ci-events", "", 0, 0, 1), [message])
     decoded = decode(batch, read_event=lambda *_: event)
-    runs = [TriedRun(pending.mention, "log", pending.mention.log_url) for pending in decoded.pending_runs]
+    runs = [{"facts": _facts_json(run.mention), "log": run.mention.log_url} for run in decoded.pending_runs]
     for outcome in decoded.settled:
         if outcome.mention is None:
             continue  # an ignored event or its updates, which are in the event itself
         reason = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason
-        runs.append(TriedRun(outcome.mention, "ignored" if outcome.kind == "ignored" else "dead_letter", reason))
-    return Trial(event, tuple(runs))
+        result = "ignored" if outcome.kind == "ignored" else "dead_letter"
+        runs.append({"facts": _facts_json(outcome.mention), result: reason})
+    trial = {
+        "event": {"type": event.type, "time": _time_text(event.time_us)},
+        "runs": runs,
+        "updates": [_update_json(update) for update in event.updates],
+    }
+    return trial | ({"ignored": event.ignored} if event.ignored else {})
 
 
 def _update_json(update: FactUpdate) -> dict[str, Any]:
@@ -191,25 +159,22 @@ def _time_text(micros: int | None) -> str | None:
     return None if micros is None else iso_time(micros)
 
 
-def _trial_lines(trial: Trial) -> Iterator[str]:
+def _trial_lines(trial: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines for people."""
-    event = trial.event
-    if event is None:
-        yield f"dead letter: {trial.dead_letter}"
+    if "dead_letter" in trial:
+        yield f"dead letter: {trial['dead_letter']}"
         return
-    time = _time_text(event.time_us)
-    yield f"event {event.type} at {time}" if time else f"event {event.type}"
-    for run in trial.runs:
-        yield f"run {run.facts.run_id}"
-        shown = _facts_json(run.facts)
-        yield from _fact_lines({name: value for name, value in shown.items() if name not in ("run_id", "log_url")})
-        yield f"  {_RESULT_WORDS[run.result]}: {run.detail}"
-    for update in event.updates:
-        yield f"update of the runs of {update.subject}"
-        qualifiers = {"by": update.by, "only": update.only}
-        yield from _fact_lines({**update.facts, **{name: value for name, value in qualifiers.items() if value}})
-    if event.ignored:
-        yield f"ignored: {event.ignored}"
+    event = trial["event"]
+    yield f"event {event['type']} at {event['time']}" if event["time"] else f"event {event['type']}"
+    for run in trial["runs"]:
+        yield f"run {run['facts']['run_id']}"
+        yield from _fact_lines({name: run["facts"][name] for name in run["facts"] if name not in ("run_id", "log_url")})
+        yield from (f"  {word}: {run[result]}" for result, word in _RESULT_WORDS.items() if result in run)
+    for update in trial["updates"]:
+        yield f"update of the runs of {update['subject']}"
+        yield from _fact_lines(update["facts"] | {name: update[name] for name in ("by", "only") if name in update})
+    if "ignored" in trial:
+        yield f"ignored: {trial['ignored']}"
 
 
 def _fact_lines(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -15,16 +15,13 @@ from ciml.cli.command import make_command
 from ciml.cli.dataflow import require_s3
 from ciml.cli.options import Json, NewData, S3Environment
 from ciml.cli.output import by_frequency, counted_bar, counts_text, print_table
-from ciml.cli.running import BatchRunning, collecting_rarely, stop_on_signals
+from ciml.cli.running import INTERRUPTED, BatchRunning, collecting_rarely, stop_on_signals
 from ciml.options import PolicyOptions, argument, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.events.listing import Listing
     from ciml.pipelines.backfill.plan import BackfillConfig, Tally
     from ciml.pipelines.backfill.survey import Survey
-
-#: Exit code of an interrupted backfill.
-_INTERRUPTED = 130
 
 
 class BackfillOptions(PolicyOptions, NewData):
@@ -134,7 +131,7 @@ def command(options: CommandOptions, running: BatchRunning) -> int:
         lambda tally: click.echo("\n".join(summary_lines(listing, tally, seconds, options.data_path))),
         lambda tally: {**tally.to_json(), "seconds": round(seconds, 3)},
     )
-    return 0 if tally.complete else _INTERRUPTED
+    return 0 if tally.complete else INTERRUPTED
 
 
 def _launch(options: CommandOptions, running: BatchRunning) -> None:

@@ -9,7 +9,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Json, require_data
-from ciml.cli.output import print_table
+from ciml.cli.output import print_lines, print_table
 from ciml.errors import IntegrityError
 from ciml.options import argument, flag, option
 
@@ -103,8 +103,7 @@ def _print_findings(rewritten: int | None, findings: RootFindings) -> None:
         counts = (findings.broken[kind], findings.rewritten[kind])
         rows.append((kind, shown or "-", findings.objects[kind], "not read" if verified is None else verified, *counts))
     print_table(("what", "format", "objects", "verified", "broken", "to rewrite"), rows)
-    for line in findings.lines():
-        click.echo(line)
+    print_lines(findings.lines())
     faults = f"{findings.number:,} faults" if findings.number else "all readable and as written"
     remaining = "nothing to rewrite"
     if number := findings.rewritten.total():

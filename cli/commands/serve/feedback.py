@@ -13,7 +13,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, JsonLines
-from ciml.cli.output import print_table
+from ciml.cli.output import age_text, print_table
 from ciml.cli.running import PATIENCE_S, Foreground
 from ciml.errors import CimlError
 from ciml.options import argument, flag, option
@@ -96,7 +96,6 @@ def _print_messages(muted: list[str], messages: list[dict[str, Any]]) -> None:
 def _message_cells(entry: dict[str, Any]) -> list[str]:
     reactions = ", ".join(f"{number} {kind}" for kind, number in entry["reactions"].items() if number)
     jobs = entry["jobs"][0] if len(entry["jobs"]) == 1 else f"{len(entry['jobs'])} jobs"
-    age_min = max(int(time.time() - entry["time_us"] / 1e6) // 60, 0)
     return [
         entry["system"],
         _visible(entry["project"]),
@@ -105,7 +104,7 @@ def _message_cells(entry: dict[str, Any]) -> list[str]:
         _visible(jobs),
         "+".join(entry["causes"]),
         entry["state"],
-        f"{age_min} min",
+        age_text(int(time.time() - entry["time_us"] / 1e6)),
         reactions or "–",
         _visible(entry["url"] or entry["detail"] or "–", 200),
     ]

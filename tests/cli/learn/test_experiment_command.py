@@ -97,7 +97,7 @@ def test_define_train_show_and_the_same_again(data: Path):
             "unknown estimator 'tree'; choose from boosted_summaries",
         ),
         (["define", "a", "--estimator", "svm", "--epochs", "5"], "experiment: epochs: not used by estimator"),
-        (["define", "a", "--estimator", "svm", "-p", "C"], "'C' is not NAME=VALUE"),
+        (["define", "a", "--estimator", "svm", "-p", "C"], "-p C: want NAME=VALUE"),
     ],
 )
 def test_a_mistake_is_one_clear_line(words: list[str], line: str, tmp_path: Path):

@@ -22,7 +22,7 @@ from ciml.cli.commands.data.dataset.text import (
 )
 from ciml.cli.dataflow import require_s3
 from ciml.cli.options import Data, Json, NewData
-from ciml.cli.output import print_warnings, progress_bar
+from ciml.cli.output import print_lines, print_warnings, progress_bar
 from ciml.cli.running import BatchRunning, collecting_rarely
 from ciml.errors import CimlError
 from ciml.options import TrustOptions, argument, flag, option
@@ -84,8 +84,7 @@ def spans(options: SpansOptions) -> None:
             continue
         print_spans(dataset.name, versions)
         if options.files:
-            for line in _file_lines(dataset, versions):
-                click.echo(line)
+            print_lines(_file_lines(dataset, versions))
 
 
 def _versions(state: DatasetState, *, latest: bool) -> list[tuple[SpanVersion, bool]]:

@@ -14,7 +14,7 @@ from ciml.cli.command import command_of, make_command
 from ciml.cli.commands.data.dataset.text import contents, warn_of_padding
 from ciml.cli.dataflow import require_s3
 from ciml.cli.options import S3Environment, TargetData, Windows, assignments, require_data
-from ciml.cli.output import print_warnings, progress_bar
+from ciml.cli.output import print_lines, print_warnings, progress_bar
 from ciml.cli.running import BatchRunning, collecting_rarely, processors
 from ciml.errors import CimlError
 from ciml.options import Options, flag, option, repeated
@@ -142,8 +142,7 @@ def run_build(options: BuildOptions, keys: DefinitionKeys, running: BatchRunning
         update = build_dataset(
             listed_runs or stored, target, definition, runner=runner, job_endpoint=job_endpoint, progress=progress
         )
-    for line in (*_update_lines(update, dataset.store.url()), *_listing_lines(listed_runs)):
-        click.echo(line)
+    print_lines([*_update_lines(update, dataset.store.url()), *_listing_lines(listed_runs)])
     if not keys.has_default_of_talk:
         warn_of_padding(update.state)
     if update.sealed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -18,6 +17,7 @@ from ciml.cli.options import Data, Json, S3Environment
 from ciml.cli.output import print_table, progress_bar
 from ciml.errors import CimlError
 from ciml.options import Options, argument, flag, option, repeated
+from ciml.settings import pairs
 from ciml.training.evaluation.text import result_lines
 
 Record = Mapping[str, Any]
@@ -30,20 +30,16 @@ _TALK: dict[str, dict[str, Any]] = {
 _OPTIMIZERS = ("Adagrad", "Adam", "AdamW", "Ftrl", "ProximalAdagrad", "RMSProp", "SGD")
 #: Constants as Python writes them, and as JSON does.
 _PYTHON_WORDS = {"None": "null", "none": "null", "True": "true", "False": "false"}
-_PARAMETER = re.compile(r"([a-z_]+)=(.*)")
 
 
 def _parameters(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
     """Parse ``NAME=VALUE`` pairs; a value is a number, true, false, none or a string."""
     parameters: dict[str, Any] = {}
-    for value in values:
-        match = _PARAMETER.fullmatch(value)
-        if match is None:
-            raise click.BadParameter(f"{value!r} is not NAME=VALUE", ctx, param)
+    for name, value in pairs(param.opts[0], values):
         try:
-            parameters[match[1]] = json.loads(_PYTHON_WORDS.get(match[2], match[2]))
+            parameters[name] = json.loads(_PYTHON_WORDS.get(value, value))
         except ValueError:
-            parameters[match[1]] = match[2]
+            parameters[name] = value
     return parameters or None
 
 

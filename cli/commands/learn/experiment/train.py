@@ -10,7 +10,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, S3Environment, TargetData
-from ciml.cli.output import print_table, progress_bar
+from ciml.cli.output import print_lines, print_table, progress_bar
 from ciml.cli.running import processors
 from ciml.errors import CimlError
 from ciml.options import LearnOptions, argument, flag, option, repeated
@@ -219,5 +219,4 @@ def _print_best(swept: Swept, best: int, data_path: str) -> None:
         click.echo("the test runs are unread; test your choice once, by:")
     for question, trial in chosen:
         click.echo(f"# trial {trial.number}, {question_name(swept.sweep, question)}")
-        for line in define_lines(swept, trial, data_path):
-            click.echo(line)
+        print_lines(define_lines(swept, trial, data_path))
