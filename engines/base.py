@@ -38,7 +38,6 @@ class Settings:
         ``logs``, ``models-grpc``, ``gerrit``, …); the system chooses free ones for the others.
       kafka_heap_mb: the broker's Java heap. The page cache holds the data, so 512 MiB suffice for a laptop's load.
       flink_heap_mb: heap of the job server with its embedded Flink; in a cluster, of each TaskManager's tasks.
-      flink_managed_mb: Flink's managed memory, outside the heap; only batch sorts and RocksDB use it.
       logs_root: the folder that the log server serves; needed for ``logs``.
       models_config: the ModelServerConfig that the model server polls; needed for ``models``.
       timeout_s: limit until an engine is ready.
@@ -56,7 +55,6 @@ class Settings:
     ports: Mapping[str, int] = field(default_factory=dict)
     kafka_heap_mb: int = 512
     flink_heap_mb: int = 768
-    flink_managed_mb: int = 64
     logs_root: str | None = None
     models_config: str | None = None
     timeout_s: float = 90.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.events.records import lists_of
@@ -40,14 +40,6 @@ class Adoption:
     read: dict[int, int]
 
 
-class _Manifest(NamedTuple):
-    """A manifest that covers offsets of topics, and the fields that its deltas need even without records."""
-
-    name: str
-    replica: LogReplica[Any]
-    no_records: Mapping[str, Any]
-
-
 def adopt(data: DataRoot, kafka: KafkaOptions, topic: str, *, dry_run: bool = False) -> list[Adoption]:
     """Begin a new generation of a topic in each manifest that read another topic of this name.
 
@@ -69,24 +61,25 @@ def adopt(data: DataRoot, kafka: KafkaOptions, topic: str, *, dry_run: bool = Fa
     list_present = partial(list_topic, kafka, topic)
     list_present()  # a missing topic is an error, even if no manifest has read it
     adoptions = []
-    for manifest in _manifests(data):
-        if not manifest.replica.log.end():
+    for name, replica, no_records in _manifests(data):
+        if not replica.log.end():
             continue
-        with manifest.replica.state() as state:
-            adoption = _adoption(manifest.name, state, list_present)
+        with replica.state() as state:
+            adoption = _adoption(name, state, list_present)
         if adoption is None:
             continue
         adoptions.append(adoption)
         if not dry_run:
-            manifest.replica.append(partial(_delta, list_present=list_present, no_records=manifest.no_records))
+            replica.append(partial(_delta, list_present=list_present, no_records=no_records))
     return adoptions
 
 
-def _manifests(data: DataRoot) -> list[_Manifest]:
+def _manifests(data: DataRoot) -> list[tuple[str, LogReplica[Any], Mapping[str, Any]]]:
+    """Return the manifests that cover offsets: name, replica, and the fields that each delta needs without records."""
     return [
-        _Manifest("raw", LogReplica(ManifestLog(data.raw), RAW), {**lists_of({}), "closes": []}),
-        _Manifest("predictions", LogReplica(ManifestLog(data.predictions), prediction_checkpoints()), NO_PREDICTIONS),
-        _Manifest("feedback", LogReplica(ManifestLog(data.feedback), FEEDBACK), {}),
+        ("raw", LogReplica(ManifestLog(data.raw), RAW), {**lists_of({}), "closes": []}),
+        ("predictions", LogReplica(ManifestLog(data.predictions), prediction_checkpoints()), NO_PREDICTIONS),
+        ("feedback", LogReplica(ManifestLog(data.feedback), FEEDBACK), {}),
     ]
 
 

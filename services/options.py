@@ -24,13 +24,8 @@ if TYPE_CHECKING:
     from ciml.pipelines.ingest.committer import IngestConfig
     from ciml.pipelines.live import LiveConfig
     from ciml.pipelines.predict import PredictConfig
-    from ciml.services.feedback import FeedbackService
-    from ciml.services.ingest import IngestService
-    from ciml.services.live import LiveService
-    from ciml.services.predict import PredictService
     from ciml.services.receivers import GerritService, MqttService, WebhooksService
     from ciml.services.service import Service
-    from ciml.services.trainer import TrainerService
     from ciml.training.refresh import TrainConfig
 
 
@@ -155,7 +150,7 @@ class IngestOptions(TopicOptions, IngestPolicyOptions):
             fetch=policy.allowing(hosts=self.hosts, roots=self.roots),
         )
 
-    def service(self) -> IngestService:
+    def service(self) -> Service:
         from ciml.services.ingest import IngestService
 
         return IngestService(self.open())
@@ -197,7 +192,7 @@ class PredictOptions(TopicOptions):
             kafka=self.connection(),
         )
 
-    def service(self) -> PredictService:
+    def service(self) -> Service:
         from ciml.services.predict import PredictService
 
         return PredictService(self.open())
@@ -255,7 +250,7 @@ class LiveOptions(TopicOptions):
             LivePolicy(slack_s=self.slack, grace_s=self.grace, silence_s=self.silence),
         )
 
-    def service(self) -> LiveService:
+    def service(self) -> Service:
         from ciml.services.live import LiveService
 
         return LiveService(self.open(), self.since)
@@ -287,7 +282,7 @@ class FeedbackOptions(TopicOptions):
         data = DataRoot.open(self.data_path)
         return FeedbackConfig(data, load_feedback(self.config), self.predictions_topic, kafka=self.connection())
 
-    def service(self) -> FeedbackService:
+    def service(self) -> Service:
         from ciml.services.feedback import FeedbackService
 
         return FeedbackService(self.open())
@@ -347,7 +342,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
         add(config.data.exclusions, read_lines(self.exclude))
         return config
 
-    def service(self) -> TrainerService:
+    def service(self) -> Service:
         from ciml.services.trainer import TrainerService
 
         return TrainerService(self.open())

@@ -15,8 +15,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -93,6 +94,7 @@ def _failed_status(error: CimlError) -> Status:
         "why": str(error),
         "supervisor": {"pid": os.getpid()},
         "exit_code": error.exit_code,
+        "needs_adoption": False,
         "last_failure": {"time_us": time_us, "why": str(error)},
         "since_us": time_us,
         "updated_us": time_us,
@@ -191,13 +193,15 @@ class _Reporter:
         self._files = files
         self._kind = options.kind
         self._board = board
-        self._ages = _StatusAges(options.kind)
+        self._ages = STATUS_AGE.gauge()
         self._endpoint = _Endpoint(options, (board, self._ages, _WorkerMetrics(files.timings)))
         self._bounded_s = time.monotonic()
 
     def report(self, status: Status) -> None:
         self._board.put("status", _status_families(self._kind, status))
-        self._ages.update(status)
+        for figures, time_us in read_times(status).items():
+            # Computed at the scrape: ages grow even while the supervisor waits for an answer.
+            self._ages.labels(self._kind, figures).set_function(partial(_age_s, time_us))
         status["metrics"] = self._endpoint.open()
         self._files.put_status({**status, "supervisor": {"pid": os.getpid()}})
         if time.monotonic() - self._bounded_s > _LOGS_S:
@@ -228,23 +232,8 @@ def _status_families(kind: str, status: Status) -> Iterator[Family]:
     yield CHECKPOINT_TIME.single(_seconds(point.get("time_us")))
 
 
-class _StatusAges(Collector):
-    """The ages of a status, computed at the scrape: they grow even while the supervisor waits for an answer."""
-
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
-        self._read_us: Mapping[str, int] = {}
-
-    def update(self, status: Status) -> None:
-        """Set the status."""
-        self._read_us = read_times(status)
-
-    def describe(self) -> list[Family]:
-        return []
-
-    def collect(self) -> Iterator[Family]:
-        now = time.time()
-        yield STATUS_AGE.of({(self._kind, figures): now - us / 1e6 for figures, us in self._read_us.items()})
+def _age_s(time_us: int) -> float:
+    return time.time() - time_us / 1e6
 
 
 def _seconds(time_us: int | None) -> float | None:

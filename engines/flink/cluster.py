@@ -195,11 +195,7 @@ def write_configuration(home: Path, ports: Mapping[str, int], settings: Settings
     if settings.state and endpoint:  # credentials come from the environment and are not written to disk
         configuration |= {"s3.endpoint": endpoint, "s3.path.style.access": "true"}
     folder = home / "cluster" / "conf"
-    managed_mb = settings.flink_managed_mb
-    checkpoints = f"{state}/checkpoints"
-    job_server.write_settings(
-        folder, configuration, managed_mb=managed_mb, network_mb=_NETWORK_MB, checkpoints=checkpoints
-    )
+    job_server.write_settings(folder, configuration, network_mb=_NETWORK_MB, checkpoints=f"{state}/checkpoints")
     return folder
 
 
@@ -256,7 +252,7 @@ class _PartMaker:
         entry_point = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
         main = (entry_point, "--configDir", str(self.configuration), *identity)
         heap_mb = self.settings.flink_heap_mb + _FRAMEWORK_HEAP_MB
-        outside_mb = _OFF_HEAP_MB + self.settings.flink_managed_mb + _NETWORK_MB + _METASPACE_MB + _OVERHEAD_MB
+        outside_mb = _OFF_HEAP_MB + job_server.MANAGED_MB + _NETWORK_MB + _METASPACE_MB + _OVERHEAD_MB
         part = self._java_part(name, main, heap_mb=heap_mb, outside_mb=outside_mb)
         check = ["taskmanager", self.endpoints["rest"], name]
         return replace(part, what="Flink 1.19 TaskManager", check=check, patience_s=45.0)

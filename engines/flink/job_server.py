@@ -17,6 +17,7 @@ JOB_SERVER_MAIN = "org.apache.beam.runners.flink.FlinkJobServerDriver"
 _GET_JOBS = "/org.apache.beam.model.job_management.v1.JobService/GetJobs"
 _REST_PORTS = 16  # each job has a small Flink of its own, with a REST port
 _NETWORK_MB = 32
+MANAGED_MB = 64  # outside the heap; only batch sorts and RocksDB use it
 
 # Packages that Flink's and Beam's serialisation use by reflection; Java 17 requires them to be opened.
 OPENED = (
@@ -71,7 +72,6 @@ class Flink(Engine):
                 "state.backend.type": "hashmap",
                 "io.tmp.dirs": folder / "scratch",
             },
-            managed_mb=settings.flink_managed_mb,
             network_mb=_NETWORK_MB,
             checkpoints=(folder / "checkpoints").as_uri(),
         )
@@ -81,7 +81,7 @@ class Flink(Engine):
             (java, arguments, *job_server(ports["flink"], folder / "conf", folder / "artifacts")),
             ports,
             address=f"{HOST}:{ports['flink']}",
-            memory_mb=settings.flink_heap_mb + settings.flink_managed_mb + _NETWORK_MB,
+            memory_mb=settings.flink_heap_mb + MANAGED_MB + _NETWORK_MB,
         )
 
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
@@ -98,14 +98,12 @@ class MicroBatches(Engine):
         return Launch(MICRO_BATCHES, None, ports)
 
 
-def write_settings(
-    folder: Path, settings: Mapping[str, object], *, managed_mb: int, network_mb: int, checkpoints: str
-) -> None:
+def write_settings(folder: Path, settings: Mapping[str, object], *, network_mb: int, checkpoints: str) -> None:
     """Write ``flink-conf.yaml``: the settings in addition to those of every Flink, which listens on loopback."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = {
         **dict.fromkeys(_LOOPBACK, HOST),
-        "taskmanager.memory.managed.size": f"{managed_mb}m",
+        "taskmanager.memory.managed.size": f"{MANAGED_MB}m",
         "taskmanager.memory.network.min": f"{network_mb}m",
         "taskmanager.memory.network.max": f"{network_mb}m",
         "state.checkpoints.dir": checkpoints,
