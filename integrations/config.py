@@ -14,16 +14,16 @@ from typing import Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.run_id import check_source_name
 from ciml.http.addresses import parse_address
 from ciml.integrations.registry import find_adapter
+from ciml.integrations.secrets import NamedSettings
 from ciml.limits import MAX_BODY_S, MAX_DELIVERY_BYTES, MAX_HEADER_S, MAX_HOOK_CONNECTIONS, MAX_IN_FLIGHT
 from ciml.settings import Settings, as_value_error, check_range, pop_tables, read_toml
 
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 
 
-class Source(Settings, frozen=True):
+class Source(NamedSettings, frozen=True, kw_only=True):
     """A source of deliveries.
 
     Attributes:
@@ -34,20 +34,15 @@ class Source(Settings, frozen=True):
 
     title: ClassVar[str] = "source"
     receiver: ClassVar[str]
-    lists: ClassVar[tuple[str, ...]] = ("secret_file", "secret_env")
-    name: str
     adapter: str
-    secret_file: tuple[str, ...] = ()
-    secret_env: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        with as_value_error("name: "):
-            check_source_name(self.name)
+        super().__post_init__()
         with as_value_error("adapter: "):
             find_adapter(self.adapter)
 
 
-class WebhookSource(Source, frozen=True):
+class WebhookSource(Source, frozen=True, kw_only=True):
     """A source that sends webhooks.
 
     Attributes:

@@ -166,8 +166,10 @@ def write(folder: Path, connection: Connection, *, force: bool = False) -> list[
             concerned = text and (name != FEEDBACK or connection.feedback)
             changes += [Written(folder / name, "unchanged")] if concerned else []
             continue
-        _replace(folder / name, text.encode(), _mode(folder / name))
-        changes.append(Written(folder / name, "made" if texts[name] is None else "extended"))
+        is_new = texts[name] is None
+        mode = 0o644 if is_new else stat.S_IMODE((folder / name).stat().st_mode)
+        _replace(folder / name, text.encode(), mode)
+        changes.append(Written(folder / name, "made" if is_new else "extended"))
     return changes
 
 
@@ -316,10 +318,6 @@ def _check_places(folder: Path, connection: Connection) -> None:
             raise CimlError(f"{path} is a symlink to {os.readlink(path)}; connect with the --folder where the file is")
     if secret and secret.parent.exists() and secret.parent.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise CimlError(f"{secret.parent}: others may write to the folder of secrets; chmod go-w it")
-
-
-def _mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
 
 
 def _secret(folder: Path, secret: SecretFile) -> Written:

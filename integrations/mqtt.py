@@ -100,10 +100,7 @@ class MqttSession(Session):
         super().__init__(source.name, source.broker)
         self._source = source
         self._adapter = find_adapter(source.adapter)
-        self._where = receivers.where(source)
-        self._secrets = Secrets(
-            self._where, source.secret_file, source.secret_env, key=_utf8, folder=receivers.file.parent
-        )
+        self._secrets = Secrets(receivers.where(source), source, receivers.file.parent, _utf8)
         self._tls = _context(receivers, source) if source.address[2] else None
         self._refusals = 0  # refused connections, which alternate between the two passwords of a rotation
         self._has_warned_of_qos = self._has_warned_of_expiry = False

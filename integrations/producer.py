@@ -42,7 +42,7 @@ class DeliveryProducer:
     """A producer whose every message is awaited. Idempotent: its own retries store no message twice.
 
     A message that was not acknowledged in time may be stored all the same; its sender sends it again, and ingest
-    recognises the repeat by the event's id. Use it as a context manager. Safe to use from threads.
+    recognises the repeat by the event's id. Safe to use from threads.
 
     Args:
       kafka: connection to the broker.
@@ -97,12 +97,6 @@ class DeliveryProducer:
         """Wait for messages that were sent, and end."""
         self._closing.set()
         self._thread.join()
-
-    def __enter__(self) -> DeliveryProducer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _make(self) -> Producer:
         settings: dict[str, Any] = {

@@ -19,8 +19,8 @@ from ciml.events.run_id import check_source_name
 from ciml.globs import glob_pattern
 from ciml.http.outgoing import tls_context
 from ciml.integrations.http import Refused, Rest, Secret
-from ciml.integrations.secrets import Secrets
-from ciml.settings import Settings, as_value_error, check_range
+from ciml.integrations.secrets import NamedSettings, Secrets
+from ciml.settings import as_value_error, check_range
 
 #: The markup that a message is rendered for.
 Format = Literal["github", "gerrit", "gitlab"]
@@ -182,7 +182,7 @@ class ReviewClient(Protocol):
         """Close connections."""
 
 
-class System(Settings, frozen=True, kw_only=True):
+class System(NamedSettings, frozen=True, kw_only=True):
     """A review system.
 
     Attributes:
@@ -197,18 +197,14 @@ class System(Settings, frozen=True, kw_only=True):
     title: ClassVar[str] = "system"
     #: The value of the key ``kind``.
     kind: ClassVar[str]
-    lists: ClassVar[tuple[str, ...]] = ("sources", "projects", "secret_file", "secret_env")
-    name: str
+    lists: ClassVar[tuple[str, ...]] = (*NamedSettings.lists, "sources", "projects")
     sources: tuple[str, ...]
     projects: tuple[str, ...] = ("*",)
     gap_s: float = 1.0
-    secret_file: tuple[str, ...] = ()
-    secret_env: tuple[str, ...] = ()
     ca_file: str = ""
 
     def __post_init__(self) -> None:
-        with as_value_error("name: "):
-            check_source_name(self.name)
+        super().__post_init__()
         if not self.sources:
             raise ValueError("sources: name a source of runs, as in run ids")
         for source in self.sources:
@@ -237,7 +233,7 @@ class System(Settings, frozen=True, kw_only=True):
         """
         if len(self.secret_file) + len(self.secret_env) != 1:
             raise CimlError(f"{where}: secret_file: name one file, or one variable in secret_env, with {content}")
-        secrets = Secrets(where, self.secret_file, self.secret_env, check, folder)
+        secrets = Secrets(where, self, folder, check)
         return lambda: secrets.keys()[0]
 
     @abstractmethod

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ciml.errors import CimlError
+from ciml.events.run_id import check_source_name
 from ciml.limits import MAX_SECRET_BYTES, MAX_SECRETS
+from ciml.settings import Settings, as_value_error
 
 #: Bytes of a secret below which a warning is logged: it can be guessed.
 _SHORT_BYTES = 16
@@ -24,6 +26,24 @@ _log = logging.getLogger(__name__)
 
 #: Turns a secret into a key. Raises `ValueError`, whose message describes a valid secret.
 Key = Callable[[bytes], bytes]
+
+
+class NamedSettings(Settings, frozen=True, kw_only=True):
+    """Settings of a source or of a review system.
+
+    Attributes:
+      name: its name.
+      secret_file, secret_env: files and environment variables with a secret each.
+    """
+
+    lists: ClassVar[tuple[str, ...]] = ("secret_file", "secret_env")
+    name: str
+    secret_file: tuple[str, ...] = ()
+    secret_env: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        with as_value_error("name: "):
+            check_source_name(self.name)
 
 
 class _FileKey(NamedTuple):
@@ -38,24 +58,22 @@ class Secrets:
 
     Args:
       where: of the configuration, for messages: file and source.
-      files: paths; a relative one is below ``folder``.
-      variables: names of environment variables.
-      key: turns a secret into a key.
+      settings: name the files and environment variables; the path of a file is relative to ``folder``.
       folder: of the configuration.
+      key: turns a secret into a key.
 
     Raises:
       CimlError: a secret is missing, empty, too long or invalid, or there are too many.
     """
 
-    def __init__(
-        self, where: str, files: Sequence[str], variables: Sequence[str], key: Key = bytes, folder: Path = Path()
-    ) -> None:
-        if len(files) + len(variables) > MAX_SECRETS:
-            raise CimlError(f"{where}: {len(files) + len(variables)} secrets, at most {MAX_SECRETS} (MAX_SECRETS)")
+    def __init__(self, where: str, settings: NamedSettings, folder: Path, key: Key = bytes) -> None:
+        count = len(settings.secret_file) + len(settings.secret_env)
+        if count > MAX_SECRETS:
+            raise CimlError(f"{where}: {count} secrets, at most {MAX_SECRETS} (MAX_SECRETS)")
         self._where = where
         self._key = key
-        self._variable_keys = [self._read_variable(name) for name in variables]
-        self._files = {folder / name: self._read_file(folder / name) for name in files}
+        self._variable_keys = [self._read_variable(name) for name in settings.secret_env]
+        self._files = {folder / name: self._read_file(folder / name) for name in settings.secret_file}
         for path in self._files:
             self._check_mode(path)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypedDict, TypeVar
 
@@ -134,13 +134,7 @@ def encode(message: Samples | End) -> bytes:
         arrays = (message.sequence, message.time_us, message.boot, message.values)
         rows = list(zip(*(array.tolist() for array in arrays)))
         return encode_rows(message.run_id, message.recorder_us, message.first_us, message.columns, rows)
-    end: EndMessage = {
-        "run_id": message.run_id,
-        "recorder_us": message.recorder_us,
-        "end": True,
-        "samples": message.samples,
-    }
-    return orjson.dumps(_checked(end, EndMessage))
+    return orjson.dumps(_checked({**asdict(message), "end": True}, EndMessage))
 
 
 def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[str], rows: Sequence[Row]) -> bytes:

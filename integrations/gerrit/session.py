@@ -72,7 +72,7 @@ class GerritSession(Session):
         where = receivers.where(source)
         self._key = receivers.loaded(source, "key_file", asyncssh.read_private_key)
         self._hosts = receivers.loaded(source, "known_hosts_file", asyncssh.read_known_hosts)
-        self._secrets = Secrets(where, source.secret_file, source.secret_env, folder=receivers.file.parent)
+        self._secrets = Secrets(where, source, receivers.file.parent)
         self._tls = receivers.loaded(source, "ca_file", lambda path: ssl.create_default_context(cafile=path))
         self._position_file = receivers.path(receivers.gerrit.state) / f"gerrit-{source.name}.json"
         self._stored_events = _StoredEvents()

@@ -40,11 +40,9 @@ class GitLabSystem(System, frozen=True, kw_only=True):
     def client(self, where: str, folder: Path) -> RestClient:
         secret = self.secret_reader(where, folder, "a token", check_token)
         server = self.server.rstrip("/")
-        return GitLab(Rest(f"{server}/api/v4", self.tls(folder), secret, _RIGHTS, _private_token), server)
-
-
-def _private_token(secret: bytes) -> Mapping[str, str]:
-    return {"PRIVATE-TOKEN": secret.decode()}
+        tls = self.tls(folder)
+        rest = Rest(f"{server}/api/v4", tls, secret, _RIGHTS, lambda token: {"PRIVATE-TOKEN": token.decode()})
+        return GitLab(rest, server)
 
 
 class _User(msgspec.Struct, frozen=True):

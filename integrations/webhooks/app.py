@@ -126,7 +126,7 @@ def _endpoint(receivers: Receivers, source: WebhookSource, where: str) -> Endpoi
         )
     scheme = _scheme(source, auth, where)
     proxies = receivers.webhooks.proxies
-    secrets = Secrets(where, source.secret_file, source.secret_env, scheme.key, receivers.file.parent)
+    secrets = Secrets(where, source, receivers.file.parent, scheme.key)
     if bool(secrets) != (auth not in (_MTLS, _NONE)):
         problem = "has no use for secret_file and secret_env" if secrets else "needs secret_file or secret_env"
         raise CimlError(f"{where}: auth {auth} {problem}")

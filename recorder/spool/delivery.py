@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import log_address
-from ciml.events.run_id import RunId, path_safe
+from ciml.events.run_id import path_safe
 from ciml.limits import MAX_LABELS
 from ciml.recorder.producer import Headers, Sender
 from ciml.recorder.spool.recording import LOG, End, Recording
@@ -260,15 +260,7 @@ def _listing_line(facts: RunFacts, log_path: str) -> bytes:
     from ciml.events.run_facts import run_from_facts
 
     run = run_from_facts(facts)
-    labels = run.pop("labels", {})
-    identity = RunId.decode(facts.run_id)
     for name in ("log_url", "id", "job", "event"):
         run.pop(name, None)
-    line = {
-        "build_uuid": identity.native_id,
-        "build_name": facts.build_name,
-        **run,
-        "log_path": log_path,
-        "labels": labels,
-    }
+    line = {"build_uuid": facts.build_uuid, "build_name": facts.build_name, "labels": {}, **run, "log_path": log_path}
     return json.dumps(line).encode() + b"\n"

@@ -129,16 +129,13 @@ class Recording:
             name = f"{plan.mention.start_us}-{os.getpid()}"
             os.mkdir(name, 0o700, dir_fd=parent.descriptor)
             folder = parent.folder(name)
-            lock = None
-            try:
+            with contextlib.ExitStack() as unused:
+                unused.callback(_remove, folder)
                 lock = _lock_new(folder)
+                unused.callback(os.close, lock)
                 content = {**asdict(plan), "mention": plan.mention.to_json()}
                 folder.write(RUN, seal(json.dumps(content).encode()))
-            except OSError:
-                _remove(folder)
-                if lock is not None:
-                    os.close(lock)
-                raise
+                unused.pop_all()  # the recording has both now
         return cls(folder, plan, lock)
 
     @classmethod

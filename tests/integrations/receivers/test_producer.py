@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import closing
 
 import pytest
 from confluent_kafka import KafkaError
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.engines
 
 def test_what_is_acknowledged_is_stored(kafka: str, topic: Callable[..., str]) -> None:
     name = topic(2)
-    with DeliveryProducer(KafkaOptions(kafka), name, 20.0) as producer:
+    with closing(DeliveryProducer(KafkaOptions(kafka), name, 20.0)) as producer:
         waiting = [producer.send(b"%d" % number, [("a", b"b")]) for number in range(500)]
         assert [each.result(30) for each in waiting] == [None] * 500
 
@@ -46,7 +47,7 @@ def test_a_message_that_is_sent_before_the_end_is_stored(kafka: str, topic: Call
 
 
 def test_a_message_over_the_limit_is_rejected_and_others_are_not(kafka: str, topic: Callable[..., str]) -> None:
-    with DeliveryProducer(KafkaOptions(kafka), topic(), 20.0) as producer:
+    with closing(DeliveryProducer(KafkaOptions(kafka), topic(), 20.0)) as producer:
         with pytest.raises(CimlError, match=r"rejects a message as too large; raise its max\.message\.bytes") as caught:
             producer.send(b"x" * (MAX_MESSAGE_BYTES + 10_000), ()).result(30)
         assert not isinstance(caught.value, EngineError)
@@ -55,7 +56,7 @@ def test_a_message_over_the_limit_is_rejected_and_others_are_not(kafka: str, top
 
 def test_an_absent_broker_is_an_error_in_time(caplog: pytest.LogCaptureFixture) -> None:
     (port,) = free_ports(1)
-    with DeliveryProducer(KafkaOptions(f"127.0.0.1:{port}"), "t", 1.0) as producer:
+    with closing(DeliveryProducer(KafkaOptions(f"127.0.0.1:{port}"), "t", 1.0)) as producer:
         began = time.monotonic()
         waiting: list[Future[None]] = [producer.send(b"x", ()) for _ in range(20)]
         errors = [each.exception(10) for each in waiting]
@@ -67,7 +68,7 @@ def test_an_absent_broker_is_an_error_in_time(caplog: pytest.LogCaptureFixture) 
 
 def test_it_goes_on_after_an_error_that_its_client_does_not_survive(kafka: str, topic: Callable[..., str]) -> None:
     name = topic()
-    with DeliveryProducer(KafkaOptions(kafka), name, 20.0) as producer:
+    with closing(DeliveryProducer(KafkaOptions(kafka), name, 20.0)) as producer:
         before = producer._producer
         failed: Future[None] = Future()
         producer._settle(failed, KafkaError(KafkaError._FATAL, "out of order", fatal=True), None)

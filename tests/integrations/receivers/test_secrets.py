@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from ciml.errors import CimlError
-from ciml.integrations.secrets import Key, Secrets
+from ciml.integrations.secrets import Key, NamedSettings, Secrets
 from ciml.limits import MAX_SECRET_BYTES
 
 LONG = "0123456789abcdef-secret"
+
+
+def secrets_of(
+    where: str,
+    files: Sequence[str],
+    variables: Sequence[str],
+    key: Key = bytes,
+    folder: Path = Path(),
+) -> Secrets:
+    named = NamedSettings(name="a", secret_file=tuple(files), secret_env=tuple(variables))
+    return Secrets(where, named, folder, key)
 
 
 def write(path: Path, text: str, mode: int = 0o600) -> str:
@@ -23,15 +35,15 @@ def write(path: Path, text: str, mode: int = 0o600) -> str:
 
 def test_secrets_are_read_from_files_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOK", LONG + "-env\n")  # as a file becomes a variable
-    secrets = Secrets("x.toml, source a", [write(tmp_path / "one", LONG + "\n")], ["HOOK"], folder=tmp_path)
+    secrets = secrets_of("x.toml, source a", [write(tmp_path / "one", LONG + "\n")], ["HOOK"], folder=tmp_path)
     assert secrets.keys() == [LONG.encode(), f"{LONG}-env".encode()]
     assert secrets
     assert LONG not in repr(secrets)
-    assert not Secrets("x", [], [])
+    assert not secrets_of("x", [], [])
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    secrets = Secrets("x", [write(tmp_path / "one", LONG)], [], folder=tmp_path)
+    secrets = secrets_of("x", [write(tmp_path / "one", LONG)], [], folder=tmp_path)
     write(tmp_path / "next", LONG + "-new")
     os.replace(tmp_path / "next", tmp_path / "one")  # as Kubernetes does
     assert secrets.keys() == [f"{LONG}-new".encode()]
@@ -65,17 +77,17 @@ def test_what_is_wrong_is_said_without_the_secret(tmp_path: Path) -> None:
     ]  # fmt: skip
     for files, variables, key, said in cases:
         with pytest.raises(CimlError) as caught:
-            Secrets("x, source a", files, variables, key, tmp_path)
+            secrets_of("x, source a", files, variables, key, tmp_path)
         assert str(caught.value) == f"x, source a: {said}"
 
 
 def test_an_open_file_and_a_short_secret_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    Secrets("x", [write(tmp_path / "one", LONG)], [], folder=tmp_path)
+    secrets_of("x", [write(tmp_path / "one", LONG)], [], folder=tmp_path)
     assert caplog.messages == []
-    Secrets("x", [write(tmp_path / "two", LONG, 0o640)], [], folder=tmp_path)
-    Secrets("x", [write(tmp_path / "three", "short")], [], folder=tmp_path)
-    Secrets("x", [write(tmp_path / "four", "whsec_AAAAAAAAAAAA==")], [], lambda secret: b"four", tmp_path)
+    secrets_of("x", [write(tmp_path / "two", LONG, 0o640)], [], folder=tmp_path)
+    secrets_of("x", [write(tmp_path / "three", "short")], [], folder=tmp_path)
+    secrets_of("x", [write(tmp_path / "four", "whsec_AAAAAAAAAAAA==")], [], lambda secret: b"four", tmp_path)
     assert caplog.messages == [
         f"x: others may read secret_file {tmp_path}/two (mode 0640): chmod 600",
         f"x: secret_file {tmp_path}/three has less than 16 bytes; choose a longer secret",
