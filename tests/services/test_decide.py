@@ -16,6 +16,8 @@ WELL = Observation(NOW, job="running", submitted_s=NOW - 3600, running_s=NOW - 3
 #: One that was just submitted.
 FRESH = Observation(NOW, job="running", submitted_s=NOW - 40, running_s=NOW - 20, behind=9, stuck_since_s=NOW - 100)
 
+#: One that was submitted from a savepoint, and restarts.
+UNREAD = Observation(NOW, job="restarting", how="bad state", submitted_s=NOW - 70, from_savepoint=True)
 #: A healthy one that is to stop.
 STOP = replace(WELL, wanted="stop", outage="Flink")
 
@@ -58,6 +60,11 @@ def like(seen: Observation, **changes: Any) -> Observation:
             like(WELL, job="restarting", running_s=None, behind=3, stuck_since_s=NOW - 241),
             "replace", "stalled", "does not move for 241 s",
         ),
+        # it cannot read its savepoint
+        (like(UNREAD, restarting_s=NOW - 59), "carry_on", "starting", "bad state"),
+        (like(UNREAD, restarting_s=NOW - 60), "replace", "stalled", "for 60 s from its savepoint and never runs: bad"),
+        (like(UNREAD, restarting_s=NOW - 60, from_savepoint=False), "carry_on", "starting", "bad state"),
+        (like(UNREAD, restarting_s=NOW - 60, outage="Kafka is away"), "carry_on", "waiting", "Kafka is away"),
         # renewed
         (like(WELL, submitted_s=NOW - 6 * 3600 - 1), "replace", "running", "renewed after 6.0 h"),
         (like(WELL, checkpoint_bytes=5 << 19), "replace", "running", "renewed: its checkpoint has 2.5 MiB"),
