@@ -42,17 +42,17 @@ from ciml.verdicts.feedback.truths import corrections_of
 T = TypeVar("T")
 #: The kind of object by the kind of a fault: of a log with checkpoints, besides its deltas, and of the raw store.
 _LOG_KINDS: Mapping[str, Kind] = {
-    "segment": "segments",
-    "checkpoint": "checkpoints",
-    "index": "id index",
-    "older": "checkpoints",
+    "segment": Kind.SEGMENTS,
+    "checkpoint": Kind.CHECKPOINTS,
+    "index": Kind.ID_INDEX,
+    "older": Kind.CHECKPOINTS,
 }
 _RAW_KINDS: Mapping[str, Kind] = {
     **_LOG_KINDS,
-    "delta": "raw deltas",
-    "run": "runs",
-    "pack": "packs",
-    "pack delta": "pack deltas",
+    "delta": Kind.RAW_DELTAS,
+    "run": Kind.RUNS,
+    "pack": Kind.PACKS,
+    "pack delta": Kind.PACK_DELTAS,
 }
 #: The format of results and of sweeps, which stands in them.
 _FORMAT = 1
@@ -81,7 +81,7 @@ def examine(data: DataRoot, progress: Progress | None = None) -> RootFindings:
     for number, entry in enumerate(data.store.entries(), 1):
         kind = kind_of(entry.path)
         findings.objects[kind] += 1
-        if kind == "other" and findings.objects["other"] <= _MOST_NAMED:
+        if kind == Kind.OTHER and findings.objects[Kind.OTHER] <= _MOST_NAMED:
             findings.notes.append(f"{data.store.url(entry.path)} is no object of ciml's; it is not read")
         if not number % 1000:
             report("objects", number, None)
@@ -132,7 +132,7 @@ def rewrite(data: DataRoot, findings: RootFindings, progress: Progress | None = 
     if not findings.rewritten:
         return 0
     report = progress or no_progress
-    if findings.broken["raw deltas"] or findings.broken["segments"]:
+    if findings.broken[Kind.RAW_DELTAS] or findings.broken[Kind.SEGMENTS]:
         raise IntegrityError(f"{data.raw.url()}: the manifest is damaged, so it was not rewritten; restore a backup")
     log = ManifestLog(data.raw)
     checkpoints = Checkpoints(log, RAW).rebuild(lambda version: report("checkpoints", version, None))
@@ -147,10 +147,10 @@ def _check_raw(data: DataRoot, findings: RootFindings, progress: Progress) -> No
     result = verify_raw(data.raw, progress=progress)
     findings.add(result, _RAW_KINDS)
     if result.older:
-        findings.rewritten["checkpoints"] = sum(1 for _ in data.raw.entries("_manifest/checkpoints"))
-        findings.rewritten["id index"] = sum(1 for _ in data.raw.entries("_manifest/index"))
+        findings.rewritten[Kind.CHECKPOINTS] = sum(1 for _ in data.raw.entries("_manifest/checkpoints"))
+        findings.rewritten[Kind.ID_INDEX] = sum(1 for _ in data.raw.entries("_manifest/index"))
     if result.version or not result.broken:
-        findings.read |= {"runs", "packs", "dead letters"}
+        findings.read |= {Kind.RUNS, Kind.PACKS, Kind.DEAD_LETTERS}
         _check_dead_letters(data.raw, findings, progress)
 
 
@@ -166,7 +166,7 @@ def _check_dead_letters(raw: Store, findings: RootFindings, progress: Progress) 
             if path and path == last_path:
                 continue  # the runs of one message share it
             last_path = path
-            with findings.guard("dead letters" if path else "raw deltas", f"version {version}, a dead letter"):
+            with findings.guard(Kind.DEAD_LETTERS if path else Kind.RAW_DELTAS, f"version {version}, a dead letter"):
                 message = read_payload(raw, payload)
                 if "value" in message:  # that of a message above a limit is not stored
                     message_of(message, 0)
@@ -175,15 +175,17 @@ def _check_dead_letters(raw: Store, findings: RootFindings, progress: Progress) 
 
 def _check_datasets(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Verify each data set, as `ciml dataset verify` does."""
-    examples = findings.formats["examples"]
+    examples = findings.formats[Kind.EXAMPLES]
     # `DataRoot.dataset_names` would leave out a data set whose first delta is lost.
     paths = (entry.path for entry in data.datasets.entries())
-    names = {path.split("/")[0] for path in paths if kind_of(f"datasets/{path}") in ("data set deltas", "examples")}
+    names = {
+        path.split("/")[0] for path in paths if kind_of(f"datasets/{path}") in (Kind.DATA_SET_DELTAS, Kind.EXAMPLES)
+    }
     for name in sorted(names):
-        with findings.guard("data set deltas", f"data set {name}"):
+        with findings.guard(Kind.DATA_SET_DELTAS, f"data set {name}"):
             dataset = data.dataset(name)
             for line in verify_dataset(dataset, progress=renamed(progress, name), formats=examples):
-                findings.add_fault("examples", f"data set {name}: {line}")
+                findings.add_fault(Kind.EXAMPLES, f"data set {name}: {line}")
             _check_definition(dataset, findings)
 
 
@@ -203,7 +205,7 @@ def _check_definition(dataset: StoredDataset, findings: RootFindings) -> None:
 
 def _check_tables(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Compare the files of Delta tables with the digests in their names. They are copies for other engines."""
-    findings.read.discard("derived")  # most objects of this kind are not read
+    findings.read.discard(Kind.DERIVED)  # most objects of this kind are not read
     for entry in _counted(data.tables.entries(), "tables", progress):
         name, _, path = entry.path.partition("/")
         if part_of(path) is not None and sha256_hex(data.tables.read(entry.path))[:32] != path.split(".")[1]:
@@ -221,7 +223,7 @@ def _check_experiments(data: DataRoot, findings: RootFindings, progress: Progres
         kind = kind_of(f"experiments/{entry.path}")
         name, _, path = entry.path.partition("/")
         with findings.guard(kind, f"experiment {name}"):
-            if kind == "experiments":
+            if kind == Kind.EXPERIMENTS:
                 stored_name = load_experiment(store, name).name
                 if stored_name != name:
                     raise IntegrityError(f"{store.url(entry.path)} is of experiment {stored_name!r:.100}")
@@ -229,9 +231,9 @@ def _check_experiments(data: DataRoot, findings: RootFindings, progress: Progres
                 checked.add(name)
                 if not store.exists(f"{name}/experiment.json"):
                     raise IntegrityError(f"{store.url(name)} has results, but no experiment.json")
-            if kind == "results":
+            if kind == Kind.RESULTS:
                 _check_result(store, entry.path)
-            elif kind == "result predictions":
+            elif kind == Kind.RESULT_PREDICTIONS:
                 digest = path.rpartition("-")[2].removesuffix(".parquet")
                 if sha256_hex(store.read(entry.path))[: len(digest)] != digest:
                     raise IntegrityError(f"{store.url(entry.path)} was altered: its digest differs")
@@ -264,7 +266,7 @@ def _check_sweeps(data: DataRoot, findings: RootFindings, progress: Progress) ->
     checked = set[str]()
     for entry in _counted(data.sweeps.entries(), "sweeps", progress):
         name, _, path = entry.path.partition("/")
-        with findings.guard("sweeps", f"sweep {name}"):
+        with findings.guard(Kind.SWEEPS, f"sweep {name}"):
             store = sweep_store(data.sweeps, name)
             if name not in checked:
                 checked.add(name)
@@ -281,7 +283,7 @@ def _check_sweeps(data: DataRoot, findings: RootFindings, progress: Progress) ->
 
 def _check_exclusions(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Read the log of exclusions."""
-    with findings.guard("exclusions", data.exclusions.url()):
+    with findings.guard(Kind.EXCLUSIONS, data.exclusions.url()):
         read_state(data.exclusions)
 
 
@@ -289,15 +291,15 @@ def _check_trainers(data: DataRoot, findings: RootFindings, progress: Progress) 
     """Compare snapshots and analyses with their digests; read metrics."""
     for entry in _counted(data.trainers.entries(), "trainers", progress):
         kind = kind_of(f"trainer/{entry.path}")
-        if kind not in ("snapshots", "analyses", "training metrics"):
+        if kind not in (Kind.SNAPSHOTS, Kind.ANALYSES, Kind.TRAINING_METRICS):
             continue  # scratch
         model, _, path = entry.path.partition("/")
         trainer = data.trainer(model)
         name = path.rpartition("/")[2].removesuffix(".json")
         with findings.guard(kind, f"trainer of {model}"):
-            if kind == "snapshots":
+            if kind == Kind.SNAPSHOTS:
                 read_snapshot(trainer, name)
-            elif kind == "training metrics":
+            elif kind == Kind.TRAINING_METRICS:
                 _read_json(trainer, path)
             elif AnalysisCache(trainer.child("analyses")).read(name) is None:
                 raise IntegrityError(
@@ -311,12 +313,12 @@ def _check_models(data: DataRoot, findings: RootFindings, progress: Progress) ->
     entries = []
     for number, name in enumerate(names, 1):
         progress("models", number, len(names))
-        with findings.guard("registry deltas", f"model {name}"):
+        with findings.guard(Kind.REGISTRY_DELTAS, f"model {name}"):
             entries.append(Registry(data, name).entry())
             for fault in filter(None, verify_versions(data, name).values()):
-                findings.add_fault("models", f"model {name}: {fault}")
-    if findings.broken["registry deltas"]:
-        findings.read.discard("models")  # not all of them
+                findings.add_fault(Kind.MODELS, f"model {name}: {fault}")
+    if findings.broken[Kind.REGISTRY_DELTAS]:
+        findings.read.discard(Kind.MODELS)  # not all of them
         return
     config = render_config([entry for entry in entries if entry is not None])
     with contextlib.suppress(FileNotFoundError):
@@ -329,13 +331,13 @@ def _check_models(data: DataRoot, findings: RootFindings, progress: Progress) ->
 
 def _check_predictions(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Verify the log of predictions."""
-    _check_log(data.predictions, prediction_checkpoints(), "predictions deltas", findings, progress)
+    _check_log(data.predictions, prediction_checkpoints(), Kind.PREDICTIONS_DELTAS, findings, progress)
 
 
 def _check_feedback(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Verify the logs of messages on changes and of reviewers' corrections."""
-    _check_log(data.feedback, FEEDBACK, "feedback deltas", findings, progress)
-    with findings.guard("corrections", data.feedback.url("corrections")):
+    _check_log(data.feedback, FEEDBACK, Kind.FEEDBACK_DELTAS, findings, progress)
+    with findings.guard(Kind.CORRECTIONS, data.feedback.url("corrections")):
         corrections_of(data)
 
 
@@ -359,14 +361,14 @@ def _counted(entries: Iterable[T], activity: str, progress: Progress) -> Iterato
 #: The checks in their order, each with the kinds of objects that it reads completely. An error of a whole check is a
 #: fault of its first kind.
 _CHECKS: Mapping[Check, tuple[Kind, ...]] = {
-    _check_raw: ("raw deltas", "segments", "checkpoints", "id index", "pack deltas"),
-    _check_datasets: ("data set deltas", "examples"),
-    _check_tables: ("derived",),
-    _check_experiments: ("results", "experiments", "result predictions"),
-    _check_sweeps: ("sweeps",),
-    _check_exclusions: ("exclusions",),
-    _check_trainers: ("snapshots", "analyses", "training metrics"),
-    _check_models: ("registry deltas", "models"),
-    _check_predictions: ("predictions deltas", "segments", "checkpoints", "id index"),
-    _check_feedback: ("feedback deltas", "segments", "checkpoints", "id index", "corrections"),
+    _check_raw: (Kind.RAW_DELTAS, Kind.SEGMENTS, Kind.CHECKPOINTS, Kind.ID_INDEX, Kind.PACK_DELTAS),
+    _check_datasets: (Kind.DATA_SET_DELTAS, Kind.EXAMPLES),
+    _check_tables: (Kind.DERIVED,),
+    _check_experiments: (Kind.RESULTS, Kind.EXPERIMENTS, Kind.RESULT_PREDICTIONS),
+    _check_sweeps: (Kind.SWEEPS,),
+    _check_exclusions: (Kind.EXCLUSIONS,),
+    _check_trainers: (Kind.SNAPSHOTS, Kind.ANALYSES, Kind.TRAINING_METRICS),
+    _check_models: (Kind.REGISTRY_DELTAS, Kind.MODELS),
+    _check_predictions: (Kind.PREDICTIONS_DELTAS, Kind.SEGMENTS, Kind.CHECKPOINTS, Kind.ID_INDEX),
+    _check_feedback: (Kind.FEEDBACK_DELTAS, Kind.SEGMENTS, Kind.CHECKPOINTS, Kind.ID_INDEX, Kind.CORRECTIONS),
 }

@@ -7,93 +7,79 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import lru_cache
-from typing import Literal
+from typing import Self
 
 from ciml.errors import CimlError, EngineError
 from ciml.manifest.verify import Findings
 
-Kind = Literal[
-    "raw deltas",
-    "segments",
-    "checkpoints",
-    "id index",
-    "runs",
-    "packs",
-    "pack deltas",
-    "dead letters",
-    "data set deltas",
-    "examples",
-    "experiments",
-    "results",
-    "result predictions",
-    "sweeps",
-    "exclusions",
-    "snapshots",
-    "analyses",
-    "training metrics",
-    "registry deltas",
-    "models",
-    "predictions deltas",
-    "feedback deltas",
-    "corrections",
-    "derived",
-    "unreferenced",
-    "scratch",
-    "other",
-]
-
 _DELTA_PATH = r"_manifest/[0-9]{12}\.json"
 _LOGS = r"(raw|predictions|feedback)/_manifest"
-#: The kinds in the order of the work, and the paths of their objects.
-KINDS: Mapping[Kind, str] = {
-    "raw deltas": rf"raw/{_DELTA_PATH}",
-    "segments": rf"{_LOGS}/segments/[0-9]{{6}}/[0-9]{{12}}\.jsonl\.zst",
-    "checkpoints": rf"{_LOGS}/checkpoints/[0-9]{{12}}\.json",
-    "id index": rf"{_LOGS}/index/[0-9a-f]{{32}}\.arrow",
-    "runs": r"raw/runs/.+\.parquet",
-    "packs": r"raw/packs/.+/[0-9a-f]{32}\.parquet",
-    "pack deltas": rf"raw/packs/.+/{_DELTA_PATH}",
-    "dead letters": r"raw/letters/[0-9a-f]{64}\.json",
-    "data set deltas": rf"datasets/[^/]+/{_DELTA_PATH}",
-    "examples": r"datasets/[^/]+/span-[0-9]+/version-[0-9]+/.+\.parquet",
-    "experiments": r"experiments/[^/]+/experiment\.json",
-    "results": r"experiments/[^/]+/results/[^/]+/[^/]+/[^/]+\.json",
-    "result predictions": r"experiments/[^/]+/results/[^/]+/[^/]+/predictions-[0-9a-f]{16}\.parquet",
-    "sweeps": r"sweeps/[^/]+/(sweep|trials/[0-9]{6,}|baselines/[0-9]+)\.json",
-    "exclusions": rf"exclusions/{_DELTA_PATH}",
-    "snapshots": r"trainer/[^/]+/snapshots/[0-9a-f]{64}\.json",
-    "analyses": r"trainer/[^/]+/analyses/[0-9a-f]{64}\.json",
-    "training metrics": r"trainer/[^/]+/metrics/[^/]+\.json",
-    "registry deltas": rf"registry/[^/]+/{_DELTA_PATH}",
-    "models": r"models/[^/]+/[0-9]+/.+",
-    "predictions deltas": rf"predictions/{_DELTA_PATH}",
-    "feedback deltas": rf"feedback/{_DELTA_PATH}",
-    "corrections": rf"feedback/corrections/{_DELTA_PATH}",
+
+
+class Kind(StrEnum):
+    """The kinds of objects in the order of the work, each with the pattern of its paths."""
+
+    pattern: re.Pattern[str]
+
+    def __new__(cls, name: str, pattern: str) -> Self:
+        kind = str.__new__(cls, name)
+        kind._value_ = name
+        kind.pattern = re.compile(pattern)
+        return kind
+
+    RAW_DELTAS = "raw deltas", rf"raw/{_DELTA_PATH}"
+    SEGMENTS = "segments", rf"{_LOGS}/segments/[0-9]{{6}}/[0-9]{{12}}\.jsonl\.zst"
+    CHECKPOINTS = "checkpoints", rf"{_LOGS}/checkpoints/[0-9]{{12}}\.json"
+    ID_INDEX = "id index", rf"{_LOGS}/index/[0-9a-f]{{32}}\.arrow"
+    RUNS = "runs", r"raw/runs/.+\.parquet"
+    PACKS = "packs", r"raw/packs/.+/[0-9a-f]{32}\.parquet"
+    PACK_DELTAS = "pack deltas", rf"raw/packs/.+/{_DELTA_PATH}"
+    DEAD_LETTERS = "dead letters", r"raw/letters/[0-9a-f]{64}\.json"
+    DATA_SET_DELTAS = "data set deltas", rf"datasets/[^/]+/{_DELTA_PATH}"
+    EXAMPLES = "examples", r"datasets/[^/]+/span-[0-9]+/version-[0-9]+/.+\.parquet"
+    EXPERIMENTS = "experiments", r"experiments/[^/]+/experiment\.json"
+    RESULTS = "results", r"experiments/[^/]+/results/[^/]+/[^/]+/[^/]+\.json"
+    RESULT_PREDICTIONS = (
+        "result predictions",
+        r"experiments/[^/]+/results/[^/]+/[^/]+/predictions-[0-9a-f]{16}\.parquet",
+    )
+    SWEEPS = "sweeps", r"sweeps/[^/]+/(sweep|trials/[0-9]{6,}|baselines/[0-9]+)\.json"
+    EXCLUSIONS = "exclusions", rf"exclusions/{_DELTA_PATH}"
+    SNAPSHOTS = "snapshots", r"trainer/[^/]+/snapshots/[0-9a-f]{64}\.json"
+    ANALYSES = "analyses", r"trainer/[^/]+/analyses/[0-9a-f]{64}\.json"
+    TRAINING_METRICS = "training metrics", r"trainer/[^/]+/metrics/[^/]+\.json"
+    REGISTRY_DELTAS = "registry deltas", rf"registry/[^/]+/{_DELTA_PATH}"
+    MODELS = "models", r"models/[^/]+/[0-9]+/.+"
+    PREDICTIONS_DELTAS = "predictions deltas", rf"predictions/{_DELTA_PATH}"
+    FEEDBACK_DELTAS = "feedback deltas", rf"feedback/{_DELTA_PATH}"
+    CORRECTIONS = "corrections", rf"feedback/corrections/{_DELTA_PATH}"
     # Written again from the others when they are needed; not verified.
-    "derived": r"models/models\.config|raw/packs/compaction\.json|datasets/[^/]+/statistics/.+"
-    r"|datasets/[^/]+/_definition\.toml|datasets/[^/]+/_analyses/.+|predictions/evidence/.+|demo/.+"
-    r"|datasets/[^/]+/_replay|predictions/_neighbours|feedback/_causes"
-    r"|(raw|datasets|tables)/(.+/)?_delta_log/.+|tables/.+|lineage/.+",
-    "unreferenced": r"raw/swept/.+",
-    "scratch": r"trainer/[^/]+/work/.+|models/[^/]+/staging-.+|datasets/[^/]+/results/.+",
-    "other": r".*",
-}
-_PATTERNS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
+    DERIVED = (
+        "derived",
+        r"models/models\.config|raw/packs/compaction\.json|datasets/[^/]+/statistics/.+"
+        r"|datasets/[^/]+/_definition\.toml|datasets/[^/]+/_analyses/.+|predictions/evidence/.+|demo/.+"
+        r"|datasets/[^/]+/_replay|predictions/_neighbours|feedback/_causes"
+        r"|(raw|datasets|tables)/(.+/)?_delta_log/.+|tables/.+|lineage/.+",
+    )
+    UNREFERENCED = "unreferenced", r"raw/swept/.+"
+    SCRATCH = "scratch", r"trainer/[^/]+/work/.+|models/[^/]+/staging-.+|datasets/[^/]+/results/.+"
+    OTHER = "other", r".*"
 
 
 def kind_of(path: str) -> Kind:
     """Return the kind of an object by its path below the data root."""
-    return next(kind for kind in _kinds_in(path.partition("/")[0]) if _PATTERNS[kind].fullmatch(path))
+    return next(kind for kind in _kinds_in(path.partition("/")[0]) if kind.pattern.fullmatch(path))
 
 
 @lru_cache(maxsize=64)
 def _kinds_in(folder: str) -> tuple[Kind, ...]:
     """Return the kinds that may be in a folder, so that a run's path need not be compared with all patterns."""
-    return tuple(kind for kind, pattern in KINDS.items() if folder in pattern or kind == "other")
+    return tuple(kind for kind in Kind if folder in kind.pattern.pattern or kind is Kind.OTHER)
 
 
 @dataclass(slots=True)
@@ -111,8 +97,8 @@ class RootFindings(Findings):
     rewritten: Counter[Kind] = field(default_factory=Counter)
 
     def present(self) -> list[Kind]:
-        """Return the kinds with objects or faults, in the order of `KINDS`."""
-        return [kind for kind in KINDS if self.objects[kind] or self.broken[kind]]
+        """Return the kinds with objects or faults, in the order of `Kind`."""
+        return [kind for kind in Kind if self.objects[kind] or self.broken[kind]]
 
     @contextmanager
     def guard(self, kind: Kind, where: str) -> Iterator[None]:
