@@ -144,7 +144,7 @@ def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o600, *, exclusively: bool = False) -> bool:
-    """Replace a file in an existing folder atomically, without a sync to disk.
+    """Replace a file in an existing folder atomically. After a power cut, it has its old or its new content.
 
     Args:
       path: of the file.
@@ -161,6 +161,8 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600, *, exclusively: boo
     try:
         with os.fdopen(handle, "wb") as out:
             out.write(data)
+            out.flush()
+            os.fsync(out.fileno())  # otherwise a power cut could leave the name with an empty file
         os.chmod(staged, mode)
         (os.link if exclusively else os.replace)(staged, path)
         return True

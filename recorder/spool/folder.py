@@ -100,12 +100,14 @@ class Folder:
             return os.fstat(descriptor)
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a file as a whole. Raises `OSError`."""
+        """Replace a file as a whole. After a power cut, it has its old or its new content. Raises `OSError`."""
         staged = f"{name}.new"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(staged, dir_fd=self.descriptor)
         with os.fdopen(self.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # otherwise a power cut could leave the name with an empty file
         os.rename(staged, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
 

@@ -26,12 +26,9 @@ from ciml.serving.push import (
 from ciml.serving.registry import Decision, Registry, RegistryVerifier
 from ciml.storage import Store, open_store
 from tests.ciml.lineage.recorded import Recorded, names, states
+from tests.durable import Disk, Steps
 
 BLESSED = Decision(True, ("accuracy 0.9 is above 0.5",), {"accuracy": 0.9})
-
-
-class KilledError(BaseException):
-    """As a SIGKILL: no handler of errors catches it."""
 
 
 def pushed(data: DataRoot, folder: Path, **options: Any) -> Pushed:
@@ -93,41 +90,68 @@ def test_without_a_blessing_nothing_moves(data: DataRoot, good: dict[int, Path])
     assert len(registry.state.candidates) == 3
 
 
-@pytest.mark.parametrize("step", ["_take_number", "_stage", "check_digests", "_rename", "_commit", "write_config"])
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_at_any_step(
-    data: DataRoot, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch, step: str, when: str
-) -> None:
+#: Steps of a push of a second version. On S3, the folder has its number from the start.
+STEPS = [
+    "append registry/m: candidate",
+    "append registry/m: verdict",
+    "append registry/m: staged",
+    "create models/m/staging-2-*/assets/definition.json",
+    "create models/m/staging-2-*/fingerprint.pb",
+    "create models/m/staging-2-*/variables/variables.data-00000-of-00001",
+    "create models/m/staging-2-*/variables/variables.index",
+    "create models/m/staging-2-*/saved_model.pb",  # last: a model server on S3 loads what has this file
+    "rename models/m/staging-2-* to models/m/2",
+    "append registry/m: pushed",
+    "replace models/models.config",
+]
+
+
+def steps_of_push(data: DataRoot) -> list[str]:
+    if data.url.startswith("s3://"):
+        return [step.replace("staging-2-*", "2") for step in STEPS if not step.startswith("rename")]
+    return STEPS
+
+
+def test_steps_of_a_push(data: DataRoot, good: dict[int, Path]) -> None:
     pushed(data, good[1])
-    real = getattr(push_module, step)
-    calls: list[str] = []
-
-    def dies(*arguments: Any, **options: Any) -> Any:
-        calls.append(step)
-        if step == "write_config" and len(calls) == 1:
-            return real(*arguments, **options)  # the one of `reconcile`, at the start of every push
-        if when == "before":
-            raise KilledError
-        real(*arguments, **options)
-        raise KilledError
-
-    monkeypatch.setattr(push_module, step, dies)
-    with pytest.raises(KilledError):
+    with Steps(data.url).recording() as steps:
         pushed(data, good[2])
-    monkeypatch.undo()
+    assert steps.steps == steps_of_push(data)
 
-    # Each configured version is complete and blessed.
+
+def test_a_push_survives_a_power_cut(tmp_path: Path, good: dict[int, Path]) -> None:
+    data = DataRoot.open(tmp_path / "data")
+    pushed(data, good[1])
+    with Disk(tmp_path / "data").recording() as disk:
+        pushed(data, good[2])
+    disk.lose_unsynced()
+    assert verify_versions(data, "m") == {1: "", 2: ""}
+    assert config(data) == {"m": ((1, 2), {"stable": 2})}
+
+
+def test_killed_before_each_step(data: DataRoot, good: dict[int, Path]) -> None:
+    for index, step in enumerate(steps_of_push(data)):
+        root = DataRoot(data.store.child(str(index)))
+        pushed(root, good[1])
+        with Steps(root.url, index).recording() as steps:
+            pushed(root, good[2])
+        assert steps.is_dead
+        check_after_kill(root, good[2], step)
+
+
+def check_after_kill(data: DataRoot, candidate: Path, step: str) -> None:
+    """Each configured version is complete and blessed, and the next push serves the candidate and cleans up."""
     served = config(data)["m"]
-    assert served in (((1,), {"stable": 1}), ((1, 2), {"stable": 2}))
-    for number in served[0]:
-        assert verify_versions(data, "m")[number] == ""
-
-    # Later, in another process: the candidate is pending, and the next push serves it and cleans up.
+    assert served == ((1,), {"stable": 1}), step
+    assert verify_versions(data, "m")[1] == ""
     registry = Registry(data, "m")
     pending = registry.state.pending()
-    if step == "write_config" or (step, when) == ("_commit", "after"):
+    if step == "replace models/models.config":
         assert pending is None
         reconcile(registry)
+    elif step in STEPS[:2]:
+        assert pending is None
+        pushed(data, candidate)
     else:
         assert pending is not None
         assert push_candidate(registry, pending.id, check=False).version > 1
@@ -171,40 +195,32 @@ def test_two_pushers_never_share_a_number(
     assert pushed(data, good[1]).version == 3
 
 
-@pytest.mark.parametrize("step", ["_stage", "check_digests", "_rename", "_commit"])
-def test_a_pusher_whose_version_is_abandoned_is_told_to_push_again(
-    data: DataRoot, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    real = getattr(push_module, step)
-
-    def cleaned(*arguments: Any) -> Any:
-        monkeypatch.undo()
-        reconcile(Registry(data, "m"))
-        return real(*arguments)
-
-    monkeypatch.setattr(push_module, step, cleaned)
-    with pytest.raises(CimlError, match=r"model m: another push, .* abandoned version 1 meanwhile; push again"):
-        pushed(data, good[1])
-    assert pushed(data, good[1]).version == 2
-    assert verify_versions(data, "m") == {2: ""}
+def test_a_pusher_whose_version_is_abandoned_is_told_to_push_again(data: DataRoot, good: dict[int, Path]) -> None:
+    staged = STEPS.index("append registry/m: staged")
+    for index in range(staged + 1, len(steps_of_push(data)) - 1):
+        root = DataRoot(data.store.child(str(index)))
+        cleaning = Steps(root.url, index, lambda root=root: reconcile(Registry(root, "m")))  # type: ignore[misc]
+        with (
+            cleaning.recording(),
+            pytest.raises(CimlError, match=r"another push, .* abandoned version 1 meanwhile"),
+        ):
+            pushed(root, good[1])
+        assert pushed(root, good[1]).version == 2
+        assert verify_versions(root, "m") == {2: ""}
 
 
-def test_the_folder_of_an_abandoned_version_is_removed_later(
-    data: DataRoot, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def dies(*_: Any) -> None:
-        raise KilledError
-
-    for step in ("_commit", "_remove"):  # in a push, and then in the call that cleans up after it
-        monkeypatch.setattr(push_module, step, dies)
-        with pytest.raises(KilledError):
-            pushed(data, good[1])
-        monkeypatch.undo()
-    registry = Registry(data, "m")
-    assert registry.state.in_state("abandoned") == [1]
-    assert list_versions(registry.base) == [1]
-    assert reconcile(registry) == ["version 1 was abandoned: its folder removed"]
-    assert list_versions(registry.base) == []
+def test_the_folder_of_an_abandoned_version_is_removed_by_a_later_call(data: DataRoot, good: dict[int, Path]) -> None:
+    commit = steps_of_push(data).index("append registry/m: pushed")
+    for index in range(commit):
+        root = DataRoot(data.store.child(str(index)))
+        with Steps(root.url, commit).recording():
+            pushed(root, good[1])
+        with Steps(root.url, index).recording() as cleaning:
+            reconcile(Registry(root, "m"))
+        reconcile(Registry(root, "m"))
+        assert Registry(root, "m").state.in_state("abandoned") == [1]
+        assert list_versions(root.models.child("m")) == []
+        assert cleaning.is_dead or index >= len(cleaning.steps) >= 2
 
 
 def test_candidate_that_changes_after_its_blessing_is_rejected(
