@@ -31,6 +31,11 @@ def glob_pattern(globs: Iterable[str]) -> re.Pattern[str]:
     return _compile(texts)
 
 
+def matches_any(globs: Iterable[str], text: str) -> bool:
+    """Return whether a whole text matches one of the globs of a `glob_pattern`."""
+    return glob_pattern(globs).fullmatch(text) is not None
+
+
 @lru_cache(maxsize=256)
 def _compile(globs: tuple[str, ...]) -> re.Pattern[str]:
     if globs == ("all",):

@@ -8,20 +8,19 @@ from statistics import NormalDist
 CONFIDENCE = 0.95
 
 
-def wilson(right: float, total: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return Wilson's score interval (low, high) of a share; (0, 1) for a total of 0.
+def wilson(right: float, total: float) -> tuple[float, float]:
+    """Return Wilson's 95 % score interval (low, high) of a share; (0, 1) for a total of 0.
 
     Args:
       right: number of runs that count; it may be a sum of probabilities.
       total: number of runs.
-      confidence: probability that the interval contains the share.
 
     Example:
       wilson(17, 20)  # (0.640, 0.948)
     """
     if total == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     share = right / total
     middle = share + z * z / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))

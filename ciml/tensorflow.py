@@ -18,8 +18,6 @@ from typing import Any
 
 from ciml.errors import CimlError
 
-__all__ = ["THREADS", "keep_settings", "load_tensorflow", "own_process", "threads"]
-
 #: TensorFlow uses all cores by default; a trainer shares its machine.
 THREADS = 2
 #: Modules that TensorFlow imports last and does without: Keras 3, with matplotlib, scipy and pandas if installed, or

@@ -156,10 +156,16 @@ class TrustPolicy:
         """Log the globs that match more than they would with `PATH_GLOBS`."""
         if self.globs == PATH_GLOBS:
             return
-        crossing = ", ".join(f"rule {rule!r}: {fact} {glob!r}" for rule, fact, glob in _crossing_globs(self.rules))
+        crossing = [
+            f"rule {rule.name!r}: {fact} {glob!r}"
+            for rule in self.rules
+            for fact, globs in rule.facts
+            for glob in globs
+            if globs == ("all",) or (fact not in _WITHOUT_SLASH and crosses_slash(glob))
+        ]
         if crossing:
             remedy = f"set globs = {PATH_GLOBS} above the first rule: then * ends at '/', and ** does not"
-            _log.warning("%s: globs match names with further '/', too: %s; %s", where, crossing, remedy)
+            _log.warning("%s: globs match names with further '/', too: %s; %s", where, ", ".join(crossing), remedy)
 
 
 def _rule(item: dict[str, Any], where: str) -> Rule:
@@ -187,15 +193,6 @@ def _globs(value: Any, where: str) -> Globs:
 
 def _matcher(globs: Globs, meaning: int) -> Matcher:
     return PathGlobs(globs) if meaning == PATH_GLOBS else glob_pattern(globs)
-
-
-def _crossing_globs(rules: tuple[Rule, ...]) -> Iterator[tuple[str, str, str]]:
-    """Yield the name of the rule, the fact and the glob, for each glob that also matches a ``/``."""
-    for rule in rules:
-        for fact, globs in rule.facts:
-            for glob in globs:
-                if globs == ("all",) or (fact not in _WITHOUT_SLASH and crosses_slash(glob)):
-                    yield rule.name, fact, glob
 
 
 def former_policy() -> TrustPolicy:

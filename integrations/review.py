@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, Protocol
 
 from ciml.errors import CimlError
 from ciml.events.run_id import check_source_name
-from ciml.globs import glob_pattern
+from ciml.globs import matches_any
 from ciml.http.outgoing import tls_context
 from ciml.integrations.http import Refused, Rest, Secret
 from ciml.integrations.secrets import NamedSettings, Secrets
@@ -214,7 +214,7 @@ class System(NamedSettings, frozen=True, kw_only=True):
 
     def takes(self, source: str, project: str) -> bool:
         """Return whether runs of a source and project test changes of this system."""
-        return source in self.sources and glob_pattern(self.projects).fullmatch(project) is not None
+        return source in self.sources and matches_any(self.projects, project)
 
     def tls(self, folder: Path) -> ssl.SSLContext:
         """Return the settings for https; ``folder`` is that of the configuration. Raises `CimlError`."""

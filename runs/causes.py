@@ -12,7 +12,6 @@ cause of a run depends only on attempts of its own standing and of higher ones.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -23,6 +22,7 @@ import msgspec
 from ciml.events.outcomes import CAUSE, CODE, FAILED, MACHINE
 from ciml.events.records import RunFacts
 from ciml.limits import MAX_CAUSE_ATTEMPTS, MAX_CAUSE_RUNS
+from ciml.manifest.id_index import fingerprint
 from ciml.runs.run_log import STANDINGS, RunDelta, standing_of
 
 #: A later rerun is weak evidence: what the job downloads has changed meanwhile. Seven days, in microseconds.
@@ -225,9 +225,7 @@ def series_of(facts: RunFacts) -> tuple[bytes, ...]:
     code = ("commit", facts.head) if facts.head else ("change", facts.change, facts.patchset)
     if all(code):
         parts.append((*code, facts.source, facts.project, facts.pipeline, facts.build_name))
-    return tuple(
-        hashlib.blake2b("\0".join(part).encode("utf-8", "surrogatepass"), digest_size=16).digest() for part in parts
-    )
+    return tuple(fingerprint(*part) for part in parts)
 
 
 _Attempts = list[tuple[str, Attempt]]

@@ -12,19 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import NamedTuple
 
 from ciml.errors import IntegrityError
 from ciml.manifest.log import ManifestLog
 from ciml.progress import Progress
 from ciml.runs.pack_index import PACKS, RUNS, SWEPT, PackState, named_runs, pack_state, split_pack, split_path
 from ciml.runs.packs import prove_pack
-from ciml.runs.reader import load_packs
+from ciml.runs.reader import default_threads, load_packs
 from ciml.runs.tables.delta_log import DeltaLog, DeltaState
-from ciml.storage import Entry, LocalStore, Store
+from ciml.storage import Entry, Store
 
 _CHUNK = 50_000
-_THREADS = 16
 
 
 @dataclass(slots=True)
@@ -95,15 +93,15 @@ class GarbageCollector:
         for chunk in self._listed(SWEPT):
             for folder in self._folders(chunk):
                 for entry in folder.entries:
-                    self._collect_swept_object(entry, folder.references, forgotten_s)
+                    self._collect_swept_object(entry, folder, forgotten_s)
 
-    def _collect_swept_object(self, entry: Entry, references: _References, forgotten_s: float) -> None:
+    def _collect_swept_object(self, entry: Entry, folder: _Folder, forgotten_s: float) -> None:
         path = entry.path.removeprefix(f"{SWEPT}/")
         name = _file_name(path)
-        if references.is_packed(name):
-            if not references.is_safe(name):
+        if folder.is_packed(name):
+            if not folder.is_safe(name):
                 return
-        elif references.is_named(name):
+        elif folder.is_named(name):
             try:
                 self._raw.create(path, self._raw.read(entry.path))
             except FileNotFoundError:
@@ -127,19 +125,18 @@ class GarbageCollector:
                 self._collect_folder(folder)
 
     def _collect_folder(self, folder: _Folder) -> None:
-        references = folder.references
         packed: list[Entry] = []
         unnamed: list[Entry] = []
         for entry in folder.entries:
             name = _file_name(entry.path)
-            if references.is_packed(name):
-                if references.is_safe(name):
+            if folder.is_packed(name):
+                if folder.is_safe(name):
                     packed.append(entry)
-            elif not references.is_named(name):
+            elif not folder.is_named(name):
                 unnamed.append(entry)
-        if faults := references.faults():
+        if faults := folder.faults():
             self.collected.faults += faults
-            if references.packs.missing:
+            if folder.packs.missing:
                 self.incomplete_folders.add(folder.name)
             return
         self._each(self._raw.delete, packed)
@@ -157,7 +154,7 @@ class GarbageCollector:
         self._raw.delete(path)
 
     def _each(self, work: Callable[[str], None], entries: list[Entry]) -> None:
-        with ThreadPoolExecutor(1 if isinstance(self._raw, LocalStore) else _THREADS) as pool:
+        with ThreadPoolExecutor(default_threads(self._raw)) as pool:
             for _ in pool.map(work, [entry.path for entry in entries]):
                 pass
 
@@ -183,8 +180,7 @@ class GarbageCollector:
             # Read after the listing, so that later commits are included.
             recent_names = self._recent_names()
             for folder, entries in by_folder.items():
-                references = _References(self._raw, folder, recent_names.get(folder, ()), self._before_us)
-                yield _Folder(folder, references, entries)
+                yield _Folder(self._raw, folder, entries, recent_names.get(folder, ()), self._before_us)
 
     def _recent_names(self) -> dict[str, set[str]]:
         """Return the file names of the runs after the packed version, by folder."""
@@ -205,7 +201,8 @@ class GarbageCollector:
             entries = list(self._raw.entries(f"{PACKS}/{folder}"))
             state = pack_state(self._raw, folder)
             old = [entry for entry in entries if split_pack(entry.path) is not None and entry.path not in state.packs]
-            removable = [entry for entry in old if self._is_past_grace(entry, state)]
+            recent = {path for path in state.replaced if state.since_us[path] > self._before_us}
+            removable = [entry for entry in old if entry.modified_s <= self._before_s and entry.path not in recent]
             if removable and self._find_faults(folder, state):
                 continue  # the replaced packs are kept until their replacement has been read back
             unread = [entry for entry in removable if not table.holds(entry.path)]
@@ -217,11 +214,6 @@ class GarbageCollector:
                 self.clean_folders.append(folder)
         self.collected.faults += table.faults
 
-    def _is_past_grace(self, entry: Entry, state: PackState) -> bool:
-        if entry.path in state.replaced and state.since_us[entry.path] > self._before_us:
-            return False
-        return entry.modified_s <= self._before_s
-
     def _find_faults(self, folder: str, state: PackState) -> bool:
         """Read the present packs of a folder back; return whether one is damaged or missing."""
         faults = [fault for file in state.packs.values() if (fault := prove_pack(self._raw, file))]
@@ -231,30 +223,25 @@ class GarbageCollector:
         return bool(faults)
 
 
-class _Folder(NamedTuple):
-    """A folder of runs, the references to its objects, and those objects that are older than the grace."""
-
-    name: str
-    references: _References
-    entries: list[Entry]
-
-
 def _file_name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-class _References:
-    """The references to the raw objects of a folder.
+class _Folder:
+    """A folder of runs: its objects, and the references to them.
 
     Args:
       raw: the raw store.
-      folder: of the objects.
+      name: of the folder.
+      entries: its objects that are older than the grace.
       recent: names of its runs that the raw manifest has after the packed version.
       before_us: the time before which a pack is older than the grace, epoch microseconds.
     """
 
-    def __init__(self, raw: Store, folder: str, recent: Container[str], before_us: int) -> None:
-        self.packs = load_packs(raw, folder)
+    def __init__(self, raw: Store, name: str, entries: list[Entry], recent: Container[str], before_us: int) -> None:
+        self.name = name
+        self.entries = entries
+        self.packs = load_packs(raw, name)
         self._raw = raw
         self._recent = recent
         self._before_us = before_us

@@ -10,7 +10,7 @@ from typing import Any
 from ciml.errors import IntegrityError
 from ciml.events.records import Origin, Outcome, records_of
 from ciml.events.redaction import redact_text
-from ciml.globs import glob_pattern
+from ciml.globs import matches_any
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.runs.known_ids import DeadLetterKey
 from ciml.runs.state import RawState
@@ -76,20 +76,21 @@ class Choice:
 
     def may_match(self, key: DeadLetterKey, reason: str) -> bool:
         """Return whether a dead letter may match, as far as the index knows it."""
-        return _matches(self.reasons, reason) and _matches(self.topics, key[0].topic) and _matches(self.runs, key[1])
+        origin, run_id = key
+        return (
+            matches_any(self.reasons, reason)
+            and matches_any(self.topics, origin.topic)
+            and matches_any(self.runs, run_id)
+        )
 
     def matches(self, dead_letter: DeadLetter) -> bool:
         """Return whether a dead letter matches."""
         return (
             self.may_match(dead_letter.key, dead_letter.outcome.reason)
-            and _matches(self.jobs, dead_letter.job)
+            and matches_any(self.jobs, dead_letter.job)
             and (self.since_us is None or dead_letter.time_us >= self.since_us)
             and (self.until_us is None or dead_letter.time_us < self.until_us)
         )
-
-
-def _matches(globs: tuple[str, ...], text: str) -> bool:
-    return globs == _ALL or glob_pattern(globs).fullmatch(text) is not None
 
 
 def open_dead_letters(

@@ -13,7 +13,7 @@ Everything is in memory, or over the tables of a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -146,38 +146,11 @@ def with_claims(facts: RunFacts, claims: Mapping[str, Claim]) -> RunFacts:
     return facts.replace(**missing, labels={**labels, **facts.labels})
 
 
-class Claims:
-    """The claims of events about runs.
-
-    Args:
-      own: the map over `_OWN_TABLE`, shared with `Subjects`.
-    """
-
-    def __init__(self, own: IdMap[bytes, bytes | None]) -> None:
-        self._own = own
-
-    def add(self, run_id: str, claims: Mapping[str, Claim]) -> None:
-        """Add the claims of an event about a run. For each fact, the first claim of the highest standing counts."""
-        before = self.of(run_id)
-        after = {**claims, **before}
-        after |= {name: claim for name, claim in claims.items() if claim.standing > after[name].standing}
-        if after != before:
-            self._own[_claims_id(run_id)] = msgspec.json.encode(after, order="sorted")
-
-    def of(self, run_id: str) -> dict[str, Claim]:
-        """Return the claims about a run, by fact. No trusted row adds one."""
-        (data,) = self._own.read([_claims_id(run_id)])
-        return _claims_decoder.decode(data) if data is not None else {}
-
-
 class Subjects:
     """Subjects, the statements of updates about them, and their runs.
 
     Args:
       tables: of a checkpoint, all of `TABLES`, among others; without them everything is in memory.
-
-    Attributes:
-      claims: the claims of events about runs, which share a table with the own facts of runs.
     """
 
     def __init__(self, tables: Mapping[str, IdTable] | None = None) -> None:
@@ -186,15 +159,10 @@ class Subjects:
         self._own = IdMap(_OWN_CODEC, self._tables.get("facts"))
         # Since the checkpoint: the ids of runs, by `_members_id`, in the order in which they were added.
         self._members: dict[bytes, dict[bytes, None]] = {}
-        self.claims = Claims(self._own)
 
     def __bool__(self) -> bool:
         """Return whether any run, claim or statement is stored."""
         return bool(self._statements.recent or self._own.recent or any(table.runs for table in self._tables.values()))
-
-    def prefetch(self, subjects: Iterable[Subject]) -> None:
-        """Look up subjects in one batch. Until the next call, `statements` cannot fail for them."""
-        self._statements.prefetch(subjects)
 
     def statements(self, subject: Subject) -> Mapping[str, Statement]:
         """Return the statements of updates about a subject, by fact."""
@@ -222,6 +190,19 @@ class Subjects:
         (data,) = self._own.read([_own_id(run_id)])
         if data is not None:
             self._add_members(_decode_facts(data), TRUSTED)
+
+    def add_claims(self, run_id: str, claims: Mapping[str, Claim]) -> None:
+        """Add the claims of an event about a run. For each fact, the first claim of the highest standing counts."""
+        before = self.claims(run_id)
+        after = {**claims, **before}
+        after |= {name: claim for name, claim in claims.items() if claim.standing > after[name].standing}
+        if after != before:
+            self._own[_claims_id(run_id)] = msgspec.json.encode(after, order="sorted")
+
+    def claims(self, run_id: str) -> dict[str, Claim]:
+        """Return the claims about a run, by fact. No trusted row adds one."""
+        (data,) = self._own.read([_claims_id(run_id)])
+        return _claims_decoder.decode(data) if data is not None else {}
 
     def _add_members(self, facts: RunFacts, standing: int) -> None:
         run = _own_id(facts.run_id)
@@ -272,14 +253,17 @@ class Subjects:
         return {run_id: self.join(facts) for run_id, facts in completed.items()}
 
     def prefetch_runs(self, runs: Collection[RunFacts], *others: Subject) -> None:
-        """Look up the subjects of runs and of their parents, and others, as `prefetch` does."""
+        """Look up the subjects of runs and of their parents, and others, in one batch.
+
+        Until the next call, `statements` cannot fail for them.
+        """
         subjects = [*others, *(subject for facts in runs for subject in subjects_of(facts))]
-        self.prefetch(subjects)
+        self._statements.prefetch(subjects)
         # The statements that were looked up name the parents. The second call repeats the subjects, because it drops
         # all others from the cache.
         parents = [parent for facts in runs for parent in parents_of(facts, self.statements)]
         if parents:
-            self.prefetch((*subjects, *parents))
+            self._statements.prefetch((*subjects, *parents))
 
     def join(self, facts: RunFacts) -> RunFacts:
         """Return a run's facts, joined with all updates so far."""

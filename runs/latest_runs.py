@@ -11,16 +11,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ciml.events.records import Kind, RawFile, RunFacts, Trust, records_of, rows_of
+from ciml.events.records import RawFile, RunFacts, Trust, records_of
 from ciml.events.run_id import source_of
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.progress import Progress
+from ciml.runs.run_log import StoredRunLog
 from ciml.runs.state import RawState
 
 #: The kind of a change of trust among the records of a run; it is no `ciml.events.records.Kind`.
 TRUST_CHANGE = "trust_change"
-#: The decision on rows that older versions stored without one, as JSON.
-_NO_DECISION = {"trusted": False, "rule": "", "policy": ""}
+#: The decision on rows that older versions stored without one.
+_NO_DECISION = Trust(False, "", "")
 
 
 def latest_runs(log: ManifestLog, state: RawState) -> Iterator[StoredRun]:
@@ -35,26 +36,27 @@ def latest_rows(log: ManifestLog, state: RawState) -> Iterator[StoredRow]:
     """Yield all raw rows up to the state, the last committed first, even those that were reclaimed."""
     reclaimed: set[str] = set()  # runs with a later row
     decisions: dict[str, Trust] = {}  # the last one on each run, until its row that counts is read
+    run_log = StoredRunLog(log, lambda facts: _NO_DECISION)
     for version in range(state.version, 0, -1):
-        delta = log.read(version)
-        for change in delta.get("trust_changes", ()):
+        delta = run_log.read(version)
+        for change in delta.trust_changes:
             # Deltas are read backwards, so the first change of a run's trust is the last.
-            decisions.setdefault(change["run_id"], Trust.from_json(change["trust"]))
-        records = rows_of(delta)
-        run_facts = [RunFacts.from_json(record["mention"]) for record in records]
+            decisions.setdefault(change.run_id, change.trust)
+        run_facts = [row.mention for row in delta.rows]
         state.index.prefetch(runs=[facts.run_id for facts in run_facts])
         state.index.subjects.prefetch_runs(run_facts)
-        for facts, record in zip(reversed(run_facts), reversed(records), strict=True):
+        for index, row in reversed(list(enumerate(delta.rows))):
+            facts = row.mention
             run_id = facts.run_id
             counts = run_id not in reclaimed
-            if record["kind"] == "reclaim":
+            is_reclaim = index >= len(delta.runs)
+            if is_reclaim:
                 reclaimed.add(run_id)
-            trust = decisions.pop(run_id, None) or Trust.from_json(record.get("trust", _NO_DECISION))
+            trust = decisions.pop(run_id, row.trust)
             indexed = state.index.run(run_id)
             outcome = indexed.outcome if indexed else facts.outcome or ""
-            file = RawFile.from_json(record["file"])
-            run = StoredRun(facts, state.index.subjects.join(facts), outcome, trust, file, version)
-            yield StoredRow(run, record["kind"], counts)
+            run = StoredRun(facts, state.index.subjects.join(facts), outcome, trust, row.file, version)
+            yield StoredRow(run, is_reclaim, counts)
 
 
 class StoredRun(NamedTuple):
@@ -96,12 +98,12 @@ class StoredRow(NamedTuple):
 
     Attributes:
       run: the run with the facts and the file of this row.
-      kind: of the row, ``run`` or ``reclaim``.
+      is_reclaim: whether it replaces an earlier row of the run.
       counts: whether it is the run's last row.
     """
 
     run: StoredRun
-    kind: Kind
+    is_reclaim: bool
     counts: bool
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 
 from ciml.errors import IntegrityError
-from ciml.events.records import LISTS, Record
+from ciml.events.records import LISTS, RawFile, Record
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.storage import Store
 
@@ -64,6 +64,11 @@ class NamedRun(Record, frozen=True, gc=False):
     @property
     def run_id(self) -> str:
         return run_of(self.name)
+
+    @property
+    def file(self) -> RawFile:
+        """The object as manifests name it; its size is unknown."""
+        return RawFile(self.path, self.digest, self.rows, 0)
 
 
 def named_runs(delta: Delta) -> Iterator[NamedRun]:

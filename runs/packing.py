@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from ciml.digest import canonical_json, sha256_json, telemetry_digest
 from ciml.errors import IntegrityError
-from ciml.events.records import RawFile
 from ciml.manifest.log import Delta, commit
 from ciml.runs import arrow
 from ciml.runs.pack_index import PACKS, Alone, NamedRun, PackFile, PackState, pack_log, run_of
@@ -34,8 +33,8 @@ from ciml.runs.packs import (
     chunk_checksums,
     pack_digest,
 )
-from ciml.runs.reader import FolderPacks, load_packs, read_run
-from ciml.storage import LocalStore, Store
+from ciml.runs.reader import FolderPacks, default_threads, load_packs, read_verified
+from ciml.storage import Store
 from ciml.telemetry import TIME
 
 #: A row group ends with the run that brings it to this number of rows. A reader of one run reads its whole group, and a
@@ -43,7 +42,6 @@ from ciml.telemetry import TIME
 GROUP_ROWS = 32_768
 #: Maximum number of runs in a pack.
 PACK_RUNS = 5_000
-_THREADS = 16
 _OPEN_PACKS = 4
 # Small packs are merged if none is larger than this many times the smaller ones together. So a run is rewritten only
 # when its folder has grown by about this factor.
@@ -245,15 +243,11 @@ def _read_objects(raw: Store, runs: Iterable[NamedRun]) -> Iterator[_ReadObject]
 
     def read(run: NamedRun) -> _ReadObject:
         try:
-            table = read_run(raw, RawFile(run.path, run.digest, run.rows, 0))
-            actual = telemetry_digest(run.run_id, table)
-        except (IntegrityError, TypeError) as error:
+            return _ReadObject(run, read_verified(raw, run.run_id, run.file))
+        except IntegrityError as error:
             return _ReadObject(run, None, str(error))
-        if actual != run.digest:
-            return _ReadObject(run, None, f"has the digest {actual}, not {run.digest}")
-        return _ReadObject(run, table)
 
-    with ThreadPoolExecutor(1 if isinstance(raw, LocalStore) else _THREADS) as pool:
+    with ThreadPoolExecutor(default_threads(raw)) as pool:
         for batch in batches(sorted(runs, key=lambda run: run.name), lambda run: run.rows):
             yield from pool.map(read, batch)
 

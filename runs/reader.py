@@ -65,7 +65,7 @@ def read_runs(
     """
     requested = list(files)
     paths = [file if isinstance(file, str) else file.path for file in requested]
-    threads = _default_threads(store) if threads is None else threads
+    threads = default_threads(store) if threads is None else threads
     folders, singles = _by_folder(paths)
     for folder in [name for name, runs in folders.items() if len(runs) == 1 and _cache.get(store, name) is None]:
         # The run's own object is more likely than a pack, and saves a request.
@@ -121,7 +121,7 @@ def read_joined(
     Raises:
       IntegrityError: a run is missing, damaged or has other rows.
     """
-    threads = _default_threads(store) if threads is None else threads
+    threads = default_threads(store) if threads is None else threads
     folders, singles = _by_folder(file.path for file in files)
 
     def join(pack: OpenPack, indices: Mapping[int, int]) -> Joined:
@@ -162,32 +162,37 @@ def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]
     return [names[index] for index in range(len(files))]
 
 
+def read_verified(store: Store, run_id: str, file: RawFile) -> pa.Table:
+    """Read a run's telemetry as `read_run` does. Raises `IntegrityError` also where its digest is another one."""
+    table = read_run(store, file)
+    try:
+        digest = telemetry_digest(run_id, table)
+    except TypeError as error:  # columns of another type
+        raise IntegrityError(str(error)) from None
+    if digest != file.digest:
+        raise IntegrityError(f"{store.url(file.path)} has the digest {digest}, expected {file.digest}")
+    return table
+
+
 def verify_run(store: Store, run_id: str, file: RawFile) -> str:
     """Check a run's telemetry (existence, rows, digest). Return its fault in one line, "" without one."""
     try:
-        table = read_run(store, file)
-        digest = telemetry_digest(run_id, table)
-    except (IntegrityError, TypeError) as error:
+        read_verified(store, run_id, file)
+    except IntegrityError as error:
         return str(error)
-    return "" if digest == file.digest else f"{store.url(file.path)} has the digest {digest}, expected {file.digest}"
+    return ""
 
 
 def verify_runs(store: Store, runs: Iterable[tuple[str, RawFile]], *, rows: int = BATCH_ROWS) -> Iterator[str]:
     """Yield the result of `verify_run` for many runs, in order; about ``rows`` rows are read at a time."""
     for part in batches(runs, lambda run: run[1].rows, rows):
-        yield from _verify_part(store, part)
-
-
-def _verify_part(store: Store, runs: Sequence[tuple[str, RawFile]]) -> Iterator[str]:
-    try:
-        tables = read_runs(store, [file for _, file in runs])
-        equal = [
-            telemetry_digest(run_id, table) == file.digest for (run_id, file), table in zip(runs, tables, strict=True)
-        ]
-    except (IntegrityError, TypeError):
-        equal = [False] * len(runs)  # at least one is damaged: check them one by one
-    for (run_id, file), is_equal in zip(runs, equal, strict=True):
-        yield "" if is_equal else verify_run(store, run_id, file)
+        try:
+            tables = read_runs(store, [file for _, file in part])
+            digests = [telemetry_digest(run_id, table) for (run_id, _), table in zip(part, tables, strict=True)]
+        except (IntegrityError, TypeError):
+            digests = [""] * len(part)  # at least one is damaged: check them one by one
+        for (run_id, file), digest in zip(part, digests, strict=True):
+            yield "" if digest == file.digest else verify_run(store, run_id, file)
 
 
 def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
@@ -345,7 +350,8 @@ def _read_folders(
     return _ahead(read_folder, folders, threads)
 
 
-def _default_threads(store: Store) -> int:
+def default_threads(store: Store) -> int:
+    """Return the number of threads that access objects of a store together: requests to S3 wait for answers."""
     return 1 if isinstance(store, LocalStore) else _THREADS
 
 

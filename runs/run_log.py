@@ -97,10 +97,6 @@ class RunDelta(Record, frozen=True, gc=False):
         return self.runs + self.reclaims if self.reclaims else self.runs
 
 
-def _version_of(delta: RunDelta) -> int:
-    return delta.version
-
-
 class RunLog(Protocol):
     """A source of run records: a raw manifest (`StoredRunLog`), or a substitute."""
 
@@ -120,10 +116,10 @@ class StoredRunLog:
     Args:
       log: the manifest.
       judge: decides on records that older versions stored without a decision: they judged only events whose log they
-        fetched.
+        fetched. By default these are `UNJUDGED`.
     """
 
-    def __init__(self, log: ManifestLog, judge: Judge) -> None:
+    def __init__(self, log: ManifestLog, judge: Judge = lambda facts: UNJUDGED) -> None:
         self._log = log
         self._judge = judge
         self._decoder = msgspec.json.Decoder(RunDelta)
@@ -139,7 +135,7 @@ class StoredRunLog:
         return self._log.url()
 
     def _parse(self, version: int, data: bytes) -> RunDelta:
-        delta = self._log.decode(version, data, self._decoder.decode, _version_of)
+        delta = self._log.decode(version, data, self._decoder.decode, lambda delta: delta.version)
         return delta.replace(
             runs=self._judged(delta.runs),
             reclaims=self._judged(delta.reclaims),
@@ -158,10 +154,8 @@ class StoredRunLog:
 def find_rows(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RunRecord]:
     """Return the last rows of those runs that are stored, by run id. The manifest is read once for all runs."""
     missing = set(run_ids)
-    decoder = msgspec.json.Decoder(RunDelta)
     rows: dict[str, RunRecord] = {}
-    for version, data in log.raw_since(0):
-        delta = log.decode(version, data, decoder.decode, _version_of)
+    for _, delta in StoredRunLog(log).since(0):
         rows |= {row.mention.run_id: row for row in delta.rows if row.mention.run_id in missing}
     return rows
 

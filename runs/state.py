@@ -179,7 +179,7 @@ class RawState(TopicState):
         self.index.prefetch(runs=run_ids, dead_letters=[key for key in closes if key not in self.deferred])
         subjects = [(update.source, update.subject) for update in updates]
         subjects += [(source_of(facts["run_id"]), subject) for facts in rows for subject in facts.get("subjects", ())]
-        self.index.subjects.prefetch(subjects)
+        self.index.subjects.prefetch_runs((), *subjects)
 
     def _apply_record(self, version: int, record: _Decoded) -> None:
         self._add_ids(record)
@@ -187,7 +187,7 @@ class RawState(TopicState):
         if not (is_row and record.trusted):  # a trusted row itself has its event's facts, and none is believed more
             claims = claims_of(record.facts, record.standing)
             if claims:
-                self.index.subjects.claims.add(record.run_id, claims)
+                self.index.subjects.add_claims(record.run_id, claims)
         if is_row:
             self._apply_row(version, record)
         elif record.kind == "correction":
@@ -274,7 +274,6 @@ class RawState(TopicState):
         """Return the state as JSON, without the content of the index."""
         deferred = sorted(self.deferred.values(), key=lambda outcome: (str(outcome.origin), outcome.run_id))
         return {
-            "time_us": self.time_us,
             **self.coverage(),
             "counts": counts_json(self.counts),
             "trust": counts_json(self.trust),
@@ -304,10 +303,8 @@ class RawState(TopicState):
                 "checkpoints and index, they will be rebuilt (docs/manifests.md)"
             )
         state = cls(Index(tables, runs=value.get("runs", 0)))
-        state.version = state.restored = version
         state._by_standing = not version or bool(value.get(BY_STANDING))
-        state.time_us = value.get("time_us", 0)
-        state.restore_coverage(value)
+        state.restore_coverage(version, value)
         state.counts = counts_of(value.get("counts", ()))
         state.trust = counts_of(value.get("trust", ()))
         state.trust_changes = counts_of(value.get("trust_changes", ()))
@@ -333,9 +330,9 @@ class RawState(TopicState):
 RAW = Checkpointed(
     TABLES,
     RawState.restored_from,
-    older={"runs": frozenset({"outcome"})},
     marker=BY_STANDING,
-    unmarked=frozenset({"events", "members", "facts"}),
+    older={"runs": frozenset({"outcome"})}
+    | {name: frozenset({"high", "low", *TABLES[name].columns}) for name in ("events", "members", "facts")},
 )
 
 

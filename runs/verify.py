@@ -14,6 +14,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, groupby, takewhile
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
-from ciml.events.records import RawFile, records_of, rows_of
+from ciml.events.records import records_of, rows_of
 from ciml.manifest.coverage import RangeSet
 from ciml.manifest.id_index import fingerprint
 from ciml.manifest.log import Delta, ManifestLog
@@ -107,11 +108,12 @@ def verify_raw(
             f"{result.older:,} checkpoints are of an older version, which stored no trust of runs in them; "
             "ciml migrate --apply makes them again"
         )
+    is_sound = not result.findings
     try:
         names, chosen = _audit(raw, result, sample, seed, report)
     except (IntegrityError, LookupError, TypeError, ValueError, AttributeError) as error:
         # The manifest cannot be read to its end: a digest differs, or a delta of an older version has another form.
-        if not result.findings:
+        if is_sound:
             result.add_fault("delta", f"the manifest cannot be read: {error}")
         return result
     objects = _Objects(raw, result, names, clock() - grace_s, report)
@@ -120,7 +122,8 @@ def verify_raw(
         objects.verify_singles()
         objects.verify_missing()
     for number, run in enumerate(sorted(chosen, key=lambda run: run.path), 1):
-        _verify_single(raw, run, result)
+        if problem := verify_run(raw, run.run_id, run.file):
+            result.add_fault("run", problem)
         result.read += 1
         report("runs", number, len(chosen))
     objects.note_unreferenced()
@@ -132,7 +135,7 @@ def _audit(
 ) -> tuple[_Names, list[NamedRun]]:
     """Read the manifest once: check the accounting, and return the names and a sample of them."""
     log, state = open_raw(raw)
-    audit = Audit()
+    audit = Audit(result)
     names = _Names()
     chosen = _Sample(sample or 0, seed)
     superseded: dict[str, str] = {}
@@ -149,16 +152,12 @@ def _audit(
         indexed = state.index.run(run_id)
         result.add_fault("index", f"run {run_id}: its row has the digest {digest}, the index has {indexed}")
     audit.compare(state)
-    result.add(audit, {"delta": "delta"})
     for topic, partition, covered, recorded in audit.offsets():
         if covered != recorded:
             result.notes.append(
                 f"{topic}[{partition}]: {covered - recorded:,} of {covered:,} covered offsets hold no event of a run"
             )
     names.sort()
-    result.version = audit.version
-    result.records = audit.records
-    result.runs = audit.runs
     result.objects = len(names)
     return names, chosen.runs
 
@@ -335,7 +334,8 @@ class _Objects:
         for run in chain.from_iterable(named_runs(delta) for _, delta in deltas):
             if _hash(run.path) in hashes:
                 hashes.discard(_hash(run.path))
-                _verify_single(self._raw, run, self._result)
+                if fault := verify_run(self._raw, run.run_id, run.file):
+                    self._result.add_fault("run", fault)
 
     def _check(self, path: str, rows: int, digest: str, where: str, what: str) -> None:
         """Compare a run that was read with the manifest's rows and digest for its path.
@@ -380,24 +380,19 @@ def _folder_of(path: str) -> str:
     return path.rpartition("/")[0].removesuffix("/_manifest")
 
 
-def _verify_single(raw: Store, run: NamedRun, result: Verification) -> None:
-    if fault := verify_run(raw, run.run_id, RawFile(run.path, run.digest, run.rows, 0)):
-        result.add_fault("run", fault)
-
-
-class Audit(Findings):
+class Audit:
     """Totals of deltas, and their faults.
 
+    Args:
+      result: gets the faults, the last version, and the numbers of records and runs.
+
     Attributes:
-      version: the version of the delta that was added last.
-      records: number of records.
-      runs: number of records that store a new run.
       counts: number of (event, run) by (kind, reason) of their last record.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.version = self.records = self.runs = 0
+    def __init__(self, result: Verification) -> None:
+        self._result = result
+        self._report = partial(result.add_fault, "delta")
         self.counts: Counter[tuple[str, str]] = Counter()
         self._covered: defaultdict[tuple[str, int], RangeSet] = defaultdict(RangeSet)
         self._recorded: defaultdict[tuple[str, int], RangeSet] = defaultdict(RangeSet)
@@ -405,14 +400,14 @@ class Audit(Findings):
 
     def add_delta(self, version: int, delta: Delta) -> None:
         """Add the next delta, and find its faults."""
-        self.version = version
+        self._result.version = version
         fresh = self._cover(version, delta)
         closed = {_key(origin, run_id) for origin, run_id in delta["closes"]}
         for key in closed:
             if key in self._open:
                 self.counts[self._open.pop(key)] -= 1
             else:
-                self.add_fault("delta", f"version {version} closes a record that is not open")
+                self._report(f"version {version} closes a record that is not open")
         settled: set[bytes] = set()
         for kind, record in records_of(delta):
             topic, partition, offset = record["origin"]
@@ -421,19 +416,19 @@ class Audit(Findings):
             undecoded_key = _key(record["origin"], "")  # of an earlier record of a message that could not be decoded
             outcome = (kind, record.get("reason", ""))
             label = f"version {version}: {topic}[{partition}] {offset} {run_id}".rstrip()
-            self.records += 1
-            self.runs += kind == "run"
+            self._result.records += 1
+            self._result.runs += kind == "run"
             self.counts[outcome] += 1
             if key in settled:
-                self.add_fault("delta", f"{label} is settled twice")
+                self._report(f"{label} is settled twice")
             settled.add(key)
             self._recorded[topic, partition].add(offset, offset + 1)
             if key in self._open:  # the log was tried again, and is still unavailable
                 if kind != "deferred":
-                    self.add_fault("delta", f"{label} is settled, but its open record is not closed")
+                    self._report(f"{label} is settled, but its open record is not closed")
                 self.counts[self._open.pop(key)] -= 1
             elif key not in closed and undecoded_key not in closed and offset not in fresh[topic, partition]:
-                self.add_fault("delta", f"{label} is settled, but this version does not cover it")
+                self._report(f"{label} is settled, but this version does not cover it")
             if kind in ("deferred", "dead_letter"):
                 self._open[key] = outcome
 
@@ -445,7 +440,7 @@ class Audit(Findings):
                 source = (topic, int(partition))
                 for start, end in ranges:
                     if self._covered[source].missing(start, end) != [(start, end)]:
-                        self.add_fault("delta", f"version {version} covers {topic}[{partition}] {start} to {end} again")
+                        self._report(f"version {version} covers {topic}[{partition}] {start} to {end} again")
                     self._covered[source].add(start, end)
                     fresh[source].add(start, end)
         return fresh
@@ -455,21 +450,17 @@ class Audit(Findings):
         counts = Counter({key: number for key, number in self.counts.items() if number})
         for key in sorted(set(counts) | set(state.counts)):
             if counts[key] != state.counts[key]:
-                self.add_fault(
-                    "delta", f"{' '.join(key).rstrip()}: {counts[key]} recorded, but {state.counts[key]} in the state"
-                )
-        if self.runs != state.index.run_count():
-            self.add_fault("delta", f"{self.runs} runs recorded, but {state.index.run_count()} in the index")
+                self._report(f"{' '.join(key).rstrip()}: {counts[key]} recorded, but {state.counts[key]} in the state")
+        if self._result.runs != state.index.run_count():
+            self._report(f"{self._result.runs} runs recorded, but {state.index.run_count()} in the index")
         covered = {(topic, number): ranges for topic, number, ranges in state.partitions() if ranges}
         audited = {source: ranges for source, ranges in self._covered.items() if ranges}
         for topic, number in sorted(set(covered) | set(audited)):
             if covered.get((topic, number)) != audited.get((topic, number)):
-                self.add_fault(
-                    "delta", f"{topic}[{number}]: the offsets covered by the state differ from those of the deltas"
-                )
+                self._report(f"{topic}[{number}]: the offsets covered by the state differ from those of the deltas")
         total = sum(counts.values())
         if total != sum(state.totals().values()):
-            self.add_fault("delta", f"{total} (event, run) recorded, but {sum(state.totals().values())} in the totals")
+            self._report(f"{total} (event, run) recorded, but {sum(state.totals().values())} in the totals")
 
     def offsets(self) -> Iterator[tuple[str, int, int, int]]:
         """Yield (topic, partition, number of covered offsets, number of those with a record), in order.

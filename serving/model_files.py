@@ -175,7 +175,8 @@ def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
         if count > MAX_MODEL_FILES:
             raise IntegrityError(f"{folder.root} holds more than {MAX_MODEL_FILES} files")
         max_bytes = min(_FILE_BYTES.get(path, MAX_MODEL_BYTES), MAX_MODEL_BYTES - total)
-        data = _read_regular(Path(folder.root, path), max_bytes + 1) if local else folder.read_head(path, max_bytes + 1)
+        most = max_bytes + 1
+        data = _read_regular(Path(folder.root, path), most) if local else folder.read_range(path, 0, most)
         if len(data) > max_bytes:
             raise IntegrityError(
                 f"{folder.url(path)} is larger than {max_bytes} bytes"

@@ -25,7 +25,7 @@ from ciml.errors import CimlError, IntegrityError, UnknownExclusionError
 from ciml.events.fields import is_clean, iso_time
 from ciml.events.records import Record, RunFacts
 from ciml.events.run_id import source_of
-from ciml.globs import glob_pattern
+from ciml.globs import matches_any
 from ciml.limits import MAX_TEXT_CHARACTERS
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.storage import Store
@@ -80,7 +80,7 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
             return facts.run_id == self.run_id
         source = facts.source or source_of(facts.run_id)
         return (
-            (not self.job or glob_pattern((self.job,)).fullmatch(facts.build_name) is not None)
+            (not self.job or matches_any((self.job,), facts.build_name))
             and (not self.source or source == self.source)
             and (self.since_us is None or self._ran_since(self.since_us, facts))
         )

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import queue
+import secrets
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from ciml.events.redaction import redact_text
 from ciml.extras import require
@@ -89,16 +91,6 @@ class StepEvent:
 Describe = Callable[[], Description]
 
 
-class Emits(Protocol):
-    """Takes events without waiting."""
-
-    def emit(self, event: StepEvent) -> None:
-        """Queue an event."""
-
-    def close(self) -> None:
-        """Wait until the events are sent, a few seconds at most."""
-
-
 class Step:
     """An execution of a step.
 
@@ -121,7 +113,7 @@ class Lineage:
       emitter: takes the events; None to report nothing.
     """
 
-    def __init__(self, emitter: Emits | None = None) -> None:
+    def __init__(self, emitter: Emitter | None = None) -> None:
         self._emitter = emitter
 
     @contextmanager
@@ -174,10 +166,6 @@ def _make_description(description: Describe | None, otherwise: Description) -> D
 
 def _new_id() -> str:
     """Return a UUID of version 7: later ones are greater."""
-    import secrets
-    import time
-    import uuid
-
     stamp = int(time.time() * 1000) << 80
     return str(uuid.UUID(int=stamp | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)))
 

@@ -14,7 +14,6 @@ from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, R
 from openlineage.client.facet_v2 import (
     DatasetFacet,
     InputDatasetFacet,
-    JobFacet,
     OutputDatasetFacet,
     RunFacet,
     data_quality_metrics_input_dataset,
@@ -88,11 +87,13 @@ class StoreTransport(Transport):
 def run_event(event: StepEvent, data: DataRoot) -> RunEvent:
     """Convert a state of a step."""
     described = event.description
+    step_kind = event.job.partition(".")[0].upper()
+    job_type = job_type_job.JobTypeJobFacet("BATCH", "CIML", step_kind, producer=PRODUCER)
     return RunEvent(
         eventTime=event.time.isoformat(),
         producer=PRODUCER,
         run=Run(event.run_id, _run_facets(event)),
-        job=Job(job_namespace(data), event.job, {"jobType": _job_type(event.job)}),
+        job=Job(job_namespace(data), event.job, {"jobType": job_type}),
         eventType=RunState(event.state),
         inputs=[_input(data_of_step) for data_of_step in described.inputs],
         outputs=[_output(data_of_step) for data_of_step in described.outputs],
@@ -152,10 +153,6 @@ def _parent() -> RunFacet | None:
         return parent_run.ParentRunFacet(parent_run.Run(run_id), parent_run.Job(namespace, name), producer=PRODUCER)
     except ValueError:
         return None  # not the id of a run
-
-
-def _job_type(job: str) -> JobFacet:
-    return job_type_job.JobTypeJobFacet("BATCH", "CIML", job.partition(".")[0].upper(), producer=PRODUCER)
 
 
 def _input(data: Data) -> InputDataset:

@@ -18,8 +18,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -39,7 +38,6 @@ from ciml.manifest.id_index import (
 )
 from ciml.manifest.log import ManifestLog, State
 from ciml.manifest.segments import Segment, line_of
-from ciml.storage import Entry
 
 _FORMAT = 1
 _GC_INTERVAL_S = 3600.0
@@ -83,18 +81,16 @@ class Checkpointed(Generic[S]):
       tables: its tables of ids.
       restore: builds the state from a version, the value of `Restorable.snapshot`, and the tables. Version 0 with an
         empty mapping is the state before all deltas.
-      older: columns, by table, that older versions filled with less than the deltas have. Such an index is readable;
-        `Checkpoints.rebuild` makes a complete one. Only `ciml.manifest.verify` reads this and the next two.
       marker: an entry of `Restorable.snapshot` that is missing from checkpoints of older versions and from those that
-        continue them.
-      unmarked: tables whose ids differ from those of the deltas in a checkpoint without the marker.
+        continue them. Only `ciml.manifest.verify` reads this and the next one.
+      older: columns, by table, that may differ from the deltas in a checkpoint without the marker; ``high`` and ``low``
+        are the ids. Such an index is readable; `Checkpoints.rebuild` makes a complete one.
     """
 
     tables: Mapping[str, TableKind]
     restore: Callable[[int, Mapping[str, Any], Mapping[str, IdTable]], S]
-    older: Mapping[str, frozenset[str]] = field(default_factory=dict)
     marker: str = ""
-    unmarked: frozenset[str] = frozenset()
+    older: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,16 +162,13 @@ class Checkpoints(Generic[S]):
       log: the log.
       kind: the kind of state.
       limits: when a checkpoint is due.
-      cache: folder for parts from S3; see `PartFiles`.
     """
 
-    def __init__(
-        self, log: ManifestLog, kind: Checkpointed[S], limits: Limits | None = None, cache: Path | None = None
-    ) -> None:
+    def __init__(self, log: ManifestLog, kind: Checkpointed[S], limits: Limits | None = None) -> None:
         self.log = log
         self.kind = kind
         self.limits = limits or Limits()
-        self.files = PartFiles(log.store, f"{log.folder}/index", cache)
+        self.files = PartFiles(log.store, f"{log.folder}/index")
         self._work: Steps[None] | None = None  # the steps of `maintain` that are left
         self._collected_s: float | None = None  # the time of the last garbage collection, by this object
 
@@ -363,7 +356,7 @@ class Checkpoints(Generic[S]):
         """Remove objects that were replaced longer ago than the grace."""
         log = self.log
         store = log.store
-        deltas = self._single_deltas()
+        deltas = log.single_deltas()
         entries = store.entries(f"{log.folder}/checkpoints")
         checkpoints = {int(match[1]): entry for entry in entries if (match := _NUMBERED.search(entry.path))}
         if not checkpoints:
@@ -372,46 +365,20 @@ class Checkpoints(Generic[S]):
         # A local clock that is ahead must not remove anything too early: the store's newest time counts too.
         now_s = min(log.clock(), max(entry.modified_s for entry in (*deltas.values(), *checkpoints.values())))
         before_s = now_s - log.grace_s
-        replaced = _choose_replaced(deltas, checkpoints, before_s)
+        old = sorted(version for version, entry in checkpoints.items() if entry.modified_s <= before_s)
+        last_old = max(old, default=0)
+        replaced_deltas = [entry.path for version, entry in sorted(deltas.items()) if version <= last_old]
         # Parts are listed before the newest checkpoints, so that each new part in use is seen in its checkpoint.
         old_parts = [entry.path for entry in store.entries(f"{log.folder}/index") if entry.modified_s <= before_s]
         used_parts: set[str] = set()
-        for version in sorted({*checkpoints, *log.checkpoints(max(checkpoints))} - replaced.checkpoints.keys()):
+        for version in sorted({*checkpoints, *log.checkpoints(max(checkpoints))} - {*old[:-1]}):
             try:
                 used_parts |= self.read(version).paths()
             except FileNotFoundError:
                 return  # another process removes them; retry next time
             yield
         unused_parts = [path for path in old_parts if path not in used_parts]
-        for path in (*replaced.deltas, *replaced.checkpoints.values(), *unused_parts):
+        for path in (*replaced_deltas, *(checkpoints[version].path for version in old[:-1]), *unused_parts):
             store.delete(path)
             yield
         store.delete_leftovers(log.folder, before_s)
-
-    def _single_deltas(self) -> dict[int, Entry]:
-        """Return the single deltas, by version. In a concurrent listing some may be missing."""
-        deltas: dict[int, Entry] = {}
-        pattern = self.log.path_pattern()
-        for entry in self.log.store.entries(self.log.folder):
-            if match := pattern.fullmatch(entry.path):
-                deltas[int(match[1])] = entry
-            elif deltas or entry.path > f"{self.log.folder}/a":
-                break  # deltas begin with a digit: listings have them before the folders, which begin with a letter
-        return deltas
-
-
-class _Replaced(NamedTuple):
-    """Paths of objects that a checkpoint replaced: single deltas in ascending order, and checkpoints by version."""
-
-    deltas: list[str]
-    checkpoints: dict[int, str]
-
-
-def _choose_replaced(deltas: Mapping[int, Entry], checkpoints: Mapping[int, Entry], before_s: float) -> _Replaced:
-    """Return the objects that a checkpoint replaced before a time: earlier checkpoints, and the single deltas in it."""
-    old = [version for version, entry in sorted(checkpoints.items()) if entry.modified_s <= before_s]
-    if not old:
-        return _Replaced([], {})
-    *earlier, last = old
-    replaced_deltas = [entry.path for version, entry in sorted(deltas.items()) if version <= last]
-    return _Replaced(replaced_deltas, {version: checkpoints[version].path for version in earlier})

@@ -165,11 +165,14 @@ class TopicState(Restorable):
                         covered.add(start, end)
 
     def coverage(self) -> dict[str, Any]:
-        """Return the covered offsets and the topics' ids as entries of a checkpoint's state."""
-        return {"topic_ids": dict(sorted(self.topic_ids.items())), "covered": coverage_json(self._covered)}
+        """Return the time, the covered offsets and the topics' ids as entries of a checkpoint's state."""
+        topic_ids = dict(sorted(self.topic_ids.items()))
+        return {"time_us": self.time_us, "topic_ids": topic_ids, "covered": coverage_json(self._covered)}
 
-    def restore_coverage(self, value: Mapping[str, Any]) -> None:
-        """Set the offsets to the ones in a checkpoint's state."""
+    def restore_coverage(self, version: int, value: Mapping[str, Any]) -> None:
+        """Set the version, the time and the offsets to those of a checkpoint with this state."""
+        self.version = self.restored = version
+        self.time_us = value.get("time_us", 0)
         self.topic_ids = dict(value.get("topic_ids", {}))
         self._covered = coverage_of(value.get("covered", ()))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ import msgspec
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.storage import LocalStore, S3Store, Store
-from ciml.storage.json_files import replace_file
+from ciml.storage.base import replace_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -390,14 +391,13 @@ class PartFiles:
 
         if isinstance(self._store, LocalStore):
             return _mapped(Path(self._store.url(part.path)), part)
-        if isinstance(self._store, S3Store):
-            file = self._cache_folder() / part.path.rsplit("/", 1)[1]
-            try:
-                return _mapped(file, part)
-            except (FileNotFoundError, IntegrityError):
-                self._fetch(part, file)
+        if not isinstance(self._store, S3Store):
+            return pa.BufferReader(self._bytes(part))
+        file = self._cache_folder() / part.path.rsplit("/", 1)[1]
+        with suppress(FileNotFoundError, IntegrityError):
             return _mapped(file, part)
-        return pa.BufferReader(self._bytes(part))
+        self._fetch(part, file)
+        return _mapped(file, part)
 
     def _bytes(self, part: Part) -> bytes:
         data = self._store.read(part.path)
@@ -428,15 +428,12 @@ def _mapped(file: Path, part: Part) -> pa.NativeFile:
 
     try:
         # Read, not mapped: the pages do not count as memory of this process.
-        if file.stat().st_size != part.size or _digest(file) != part.sha256:
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        if file.stat().st_size != part.size or digest != part.sha256:
             raise IntegrityError(f"{file} differs from its digest; see docs/manifests.md")
         return pa.memory_map(str(file))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise EngineError(f"cannot read {file}: {error}") from error
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -85,19 +85,11 @@ class IdMap(Generic[Key, Value]):
         return kind.rows([self._codec.identity(key) for key in self.recent], columns)
 
 
-def _no_columns(_identity: bytes, _is_member: bool) -> Mapping[str, Any]:
-    return {}
-
-
-def _is_member(_identity: bytes, row: Mapping[str, Any] | None) -> bool:
-    return row is not None
-
-
 class IdSet(IdMap[bytes, bool]):
     """Fingerprints; none is ever removed. Without a table they are in memory alone."""
 
     def __init__(self, table: IdTable | None = None) -> None:
-        super().__init__(Codec(bytes, _no_columns, _is_member), table)
+        super().__init__(Codec(bytes, lambda _, is_member: {}, lambda _, row: row is not None), table)
 
     def __contains__(self, identity: bytes) -> bool:
         return self[identity]

@@ -28,7 +28,7 @@ import orjson
 from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
 from ciml.manifest.segments import Archive, Link
-from ciml.storage import Store
+from ciml.storage import Entry, Store
 from ciml.storage.json_files import digest_of, seal, without_seal
 
 Delta = dict[str, Any]
@@ -138,9 +138,16 @@ class ManifestLog:
         """Return the path of a single delta."""
         return f"{self.folder}/{version:012d}.json"
 
-    def path_pattern(self) -> re.Pattern[str]:
-        """Return the pattern of the paths of single deltas; its group is the version."""
-        return re.compile(re.escape(self.folder) + r"/([0-9]{12})\.json")
+    def single_deltas(self) -> dict[int, Entry]:
+        """Return the single deltas, by version. In a concurrent listing some may be missing."""
+        deltas: dict[int, Entry] = {}
+        pattern = re.compile(re.escape(self.folder) + r"/([0-9]{12})\.json")
+        for entry in self.store.entries(self.folder):
+            if match := pattern.fullmatch(entry.path):
+                deltas[int(match[1])] = entry
+            elif deltas or entry.path > f"{self.folder}/a":
+                break  # deltas begin with a digit: listings have them before the folders, which begin with a letter
+        return deltas
 
     def checkpoint_path(self, version: int) -> str:
         """Return the path of the checkpoint of a version."""

@@ -99,8 +99,7 @@ def verify_log(log: ManifestLog, kind: Checkpointed[Any], progress: Progress | N
     Raises:
       EngineError: the store does not answer.
     """
-    pattern = log.path_pattern()
-    singles = {int(match[1]) for entry in log.store.entries(log.folder) if (match := pattern.fullmatch(entry.path))}
+    singles = log.single_deltas()
     archive = yield from _verify_segments(log, singles)
     end = yield from _verify_deltas(log, archive, singles)
     if archive.is_readable and end is not None:
@@ -250,8 +249,9 @@ def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[S], replay: _Repla
     """Yield the differences between a checkpoint and a replay of the same deltas."""
     kind = checkpoints.kind
     state = replay.state.snapshot()
-    is_unmarked = bool(kind.marker) and kind.marker not in checkpoint.state
-    if is_unmarked:
+    older: Mapping[str, frozenset[str]] = {}
+    if kind.marker not in checkpoint.state:
+        older = kind.older
         state.pop(kind.marker, None)
     for name in sorted(state.keys() | checkpoint.state.keys()):
         # A checkpoint of an older version may lack an entry that it did not count, as long as the entry is empty.
@@ -269,10 +269,9 @@ def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[S], replay: _Repla
         except (IndexFileMissingError, IntegrityError):
             continue  # reported above
         differing = {column for column, digest in replayed.items() if stored[column] != digest}
-        if is_unmarked and differing and name in kind.unmarked:
-            yield Fault("older", f"the index of {name} has ids of an older version")
-        elif differing and differing <= kind.older.get(name, frozenset()):
-            yield Fault("older", f"the index of {name} lacks {', '.join(sorted(differing))} as this version stores it")
+        if differing and differing <= older.get(name, frozenset()):
+            columns = ", ".join(sorted(differing))
+            yield Fault("older", f"the index of {name} lacks {columns} as this version stores it")
         elif differing:
             yield Fault("index", f"the index of {name} differs from that of the deltas")
 

@@ -12,16 +12,14 @@ The state of local engines and services is in files, which `write_json` replaces
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ciml.errors import CimlError, IntegrityError
-from ciml.storage.base import Store
+from ciml.storage.base import Store, replace_file
 
 _FIRST = b'{"seal":"'
 _LAST = b',"sha256":"'
@@ -141,33 +139,3 @@ def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
     """Write a sealed object to a file, which is replaced atomically. Its folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, seal(json.dumps(value, indent=2).encode()), mode)
-
-
-def replace_file(path: Path, data: bytes, mode: int = 0o600, *, exclusively: bool = False) -> bool:
-    """Replace a file in an existing folder atomically. After a power cut, it has its old or its new content.
-
-    Args:
-      path: of the file.
-      data: its content.
-      mode: its permissions.
-      exclusively: write nothing if the file exists already.
-
-    Returns:
-      Whether the file was written.
-    """
-    import tempfile  # most commands only read
-
-    handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())  # otherwise a power cut could leave the name with an empty file
-        os.chmod(staged, mode)
-        (os.link if exclusively else os.replace)(staged, path)
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(staged)

@@ -218,9 +218,6 @@ class S3Store(Store):
     def replace(self, path: str, data: bytes) -> None:
         self._call("put_object", Key=self._key(path), Body=data)
 
-    def read(self, path: str) -> bytes:
-        return self._get(path)
-
     def read_while(self, paths: Sequence[str]) -> list[bytes]:
         if len(paths) < 2:
             return super().read_while(paths)
@@ -230,17 +227,17 @@ class S3Store(Store):
                 objects.append(data)
         return objects
 
-    def read_head(self, path: str, size: int) -> bytes:
-        return self._get(path, size)
-
     def read_range(self, path: str, start: int, size: int) -> bytes:
         try:
             return self._get(path, Range=f"bytes={start}-{start + size - 1}")
         except _BeyondEnd:  # a truncated object is damaged; the store works
             return b""
 
-    def _get(self, path: str, size: int | None = None, **arguments: Any) -> bytes:
-        """Return the object, or its first ``size`` bytes. Read it again if the connection breaks within the body."""
+    def read(self, path: str) -> bytes:
+        return self._get(path)
+
+    def _get(self, path: str, **arguments: Any) -> bytes:
+        """Return the object, or a range of it. Read it again if the connection breaks within the body."""
         from botocore.exceptions import BotoCoreError
 
         failure: Exception | None = None
@@ -248,7 +245,7 @@ class S3Store(Store):
             time.sleep(0.1 * attempt)
             body = self._call("get_object", Key=self._key(path), **arguments)["Body"]
             try:
-                return bytes(body.read(size))
+                return bytes(body.read())
             except (BotoCoreError, OSError) as error:  # boto3 retries requests, but not their bodies
                 failure = error
             finally:

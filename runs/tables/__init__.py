@@ -48,12 +48,7 @@ def update_tables(data: DataRoot, names: Iterable[str]) -> list[str]:
 
 def in_use(data: DataRoot, name: str) -> bool:
     """Return whether a table was published: it, or for a new data set any that a data root has besides data sets."""
-    return any(has_log(store_of(data, table)) for table in (name, *NAMES))
-
-
-def has_log(store: Store) -> bool:
-    """Return whether the table in a folder was ever published."""
-    return next(iter(store.entries(FOLDER)), None) is not None
+    return any(entry for table in (name, *NAMES) for entry in store_of(data, table).entries(FOLDER))
 
 
 def store_of(data: DataRoot, name: str) -> Store:

@@ -196,7 +196,7 @@ def former_files(store: Store, state: DeltaState, before_s: float) -> list[str]:
 def make_runs(log: ManifestLog, state: RawState, plan: PartPlan) -> Iterator[tuple[Part, pa.Table]]:
     """Yield the parts of the table of runs, as `_make`."""
     rows = (
-        _Row(row.run.version, row.run.facts.run_id, row.run if row.counts else None, row.kind == "run")
+        _Row(row.run.version, row.run.facts.run_id, row.run if row.counts else None, not row.is_reclaim)
         for row in latest_rows(log, state)
     )
     return _make(plan, rows, changed_runs(log, state, plan.since) if plan.since else set(), stored_table)

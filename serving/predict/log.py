@@ -208,7 +208,6 @@ class PredictionState(TopicState):
             for model in sorted(self._covered_by_model)
         }
         return {
-            "time_us": self.time_us,
             **self.coverage(),
             "predicted": counts_json(self.predicted),
             "unpredictable": self._reasons(""),
@@ -229,9 +228,7 @@ class PredictionState(TopicState):
     ) -> PredictionState:
         """Return the state at a checkpoint; see `ciml.manifest.checkpoints.Checkpointed`."""
         state = cls(IdSet(tables["ids"]), model)
-        state.version = state.restored = version
-        state.time_us = value.get("time_us", 0)
-        state.restore_coverage(value)
+        state.restore_coverage(version, value)
         for name in ("predicted", "latencies", "verdicts"):
             getattr(state, name).update(counts_of(value.get(name, ())))
         for name in ("latency_us", "outside"):

@@ -17,7 +17,7 @@ FOLDERS = {
     "raw", "datasets", "experiments", "exclusions", "sweeps", "trainer", "registry", "models", "predictions", "demo",
 }  # fmt: skip
 #: Methods whose first argument is a path below a store.
-METHODS = {"child", "create", "delete", "entries", "exists", "list", "pieces", "read", "read_head", "replace", "url"}
+METHODS = {"child", "create", "delete", "entries", "exists", "list", "pieces", "read", "replace", "url"}
 
 
 def test_the_layout(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def step(state: RawState, *batches: Batch) -> dict[str, Any]:
 
 
 def values(state: RawState) -> dict[str, str]:
-    return {name: claim.value for name, claim in state.index.subjects.claims.of(RUN).items()}
+    return {name: claim.value for name, claim in state.index.subjects.claims(RUN).items()}
 
 
 CLAIMED = {**MACHINE, "exit_code": "137", "node": "n7"}
@@ -102,8 +102,8 @@ def test_the_claim_of_the_highest_standing_counts_and_of_equals_the_first(order:
     ]
     for number in order:
         step(state, claims[number])
-    assert state.index.subjects.claims.of(RUN)["exit_code"] == Claim(1, "2")
-    assert state.index.subjects.claims.of(RUN)["node"] == Claim(0, "n1")
+    assert state.index.subjects.claims(RUN)["exit_code"] == Claim(1, "2")
+    assert state.index.subjects.claims(RUN)["node"] == Claim(0, "n1")
     step(state, recorder(3, labels={"exit_code": "3", "node": "n3"}))
     assert values(state)["exit_code"] == "2"
     assert values(state)["node"] == "n1"
@@ -118,8 +118,8 @@ def test_claims_without_proof_leave_proved_ones_as_they_are(events: list[tuple[s
         step(together, batch)
         if proved:
             step(alone, batch)
-    expected = alone.index.subjects.claims.of(RUN)
-    found = together.index.subjects.claims.of(RUN)
+    expected = alone.index.subjects.claims(RUN)
+    found = together.index.subjects.claims(RUN)
     assert {name: claim for name, claim in found.items() if claim.standing} == expected
 
 

@@ -132,7 +132,7 @@ def _claimed(data: DataRoot, facts: RunFacts) -> RunFacts | None:
     if exit_status_of(facts.labels) is not None:
         return None
     _, state = open_raw(data.raw)
-    return with_claims(facts, state.index.subjects.claims.of(facts.run_id))
+    return with_claims(facts, state.index.subjects.claims(facts.run_id))
 
 
 def _path_of(data: DataRoot, run_id: str) -> str:

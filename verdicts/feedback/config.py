@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from ciml.errors import CimlError
 from ciml.events.redaction import shown
-from ciml.globs import glob_pattern
+from ciml.globs import matches_any
 from ciml.integrations.markup import inert
 from ciml.integrations.registry import kinds
 from ciml.integrations.review import System
@@ -125,7 +125,7 @@ class Policy(Settings, frozen=True, kw_only=True):
             (self.pipelines, pipeline),
             (self.jobs, job),
         )
-        return all(globs == ("*",) or glob_pattern(globs).fullmatch(text) is not None for globs, text in pairs)
+        return all(matches_any(globs, text) for globs, text in pairs)
 
 
 def _check_base_url(url: str) -> None:

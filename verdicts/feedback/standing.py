@@ -15,15 +15,18 @@ from typing import Any, Literal
 import numpy as np
 
 from ciml.events.records import Record
-from ciml.globs import glob_pattern
+from ciml.globs import matches_any
 from ciml.intervals import wilson
 from ciml.limits import MAX_FEEDBACK_VERDICTS
+from ciml.runs.causes import StandingMap
 from ciml.verdicts.feedback.config import CAUSES, Policy
 
 #: What settles a verdict.
 RERUNS = "reruns"
 REVIEWER = "reviewer"
 _DAY_US = 86_400_000_000
+#: The standing of settled verdicts in `Records`. Open ones have 1 if their run is trusted, else 0.
+_SETTLED = 2
 #: Settled runs with a known duration before their duration is tried as a baseline, and the folds of that trial.
 _MIN_BASELINE_RUNS = 20
 _FOLDS = 5
@@ -80,33 +83,25 @@ class Records:
     """
 
     def __init__(self, verdicts: Iterable[RecordedVerdict] = ()) -> None:
-        self.settled: dict[str, RecordedVerdict] = {}
-        self._open: dict[bool, dict[str, RecordedVerdict]] = {True: {}, False: {}}
+        self._verdicts = StandingMap[str, RecordedVerdict](MAX_FEEDBACK_VERDICTS)
         for verdict in verdicts:
             self.put(verdict)
 
     def put(self, verdict: RecordedVerdict) -> None:
         """Add a verdict, or replace the one with its id."""
-        for memory in (self.settled, *self._open.values()):
-            memory.pop(verdict.id, None)
-        memory = self.settled if verdict.settled else self._open[verdict.trusted]
-        memory[verdict.id] = verdict
-        if len(memory) > MAX_FEEDBACK_VERDICTS:
-            del memory[next(iter(memory))]
+        self._verdicts.put(verdict.id, verdict, _SETTLED if verdict.settled else int(verdict.trusted))
 
     def find(self, identity: str) -> RecordedVerdict | None:
         """Return the verdict of a prediction."""
-        memories = (self.settled, *self._open.values())
-        return next((memory[identity] for memory in memories if identity in memory), None)
+        return self._verdicts.get(identity)
 
     def __iter__(self) -> Iterator[RecordedVerdict]:
         """Yield all verdicts, the settled ones first."""
-        yield from self.settled.values()
-        for memory in self._open.values():
-            yield from memory.values()
+        for entries in reversed(self._verdicts.lists()):
+            yield from (verdict for _, verdict in entries)
 
     def __len__(self) -> int:
-        return sum(len(memory) for memory in (self.settled, *self._open.values()))
+        return sum(map(len, self._verdicts.lists()))
 
 
 @dataclass(frozen=True)
@@ -237,9 +232,9 @@ class Standings:
         def standing(mode: Mode, detail: str = "") -> Standing:
             return Standing(mode, detail, precision, base_rate, reruns)
 
-        if _matches(policy.shadow_models, model):
+        if matches_any(policy.shadow_models, model):
             return standing("shadow", f"the policy keeps model {model!r:.60} in shadow")
-        if _matches(policy.active_models, model):
+        if matches_any(policy.active_models, model):
             return standing("active")
         if precision.runs < policy.min_settled:
             return standing("shadow", f"{precision.runs} of at least {policy.min_settled} verdicts {cause} are settled")
@@ -281,10 +276,6 @@ def _doubt_of_project(own: Share, policy: Policy) -> str:
     if high >= policy.min_precision:
         return ""
     return f"{own.right} of {own.runs} settled verdicts of this project were right; {policy.min_precision:g} are needed"
-
-
-def _matches(globs: tuple[str, ...], model: str) -> bool:
-    return bool(globs) and glob_pattern(globs).fullmatch(model) is not None
 
 
 @dataclass(frozen=True)

@@ -361,7 +361,6 @@ class FeedbackState(TopicState):
     def snapshot(self) -> dict[str, Any]:
         """Return the state as JSON."""
         return {
-            "time_us": self.time_us,
             **self.coverage(),
             "entries": [entry.to_json() for entry in self.entries.values()],
             "moved": dict(sorted(self.moved.items())),
@@ -379,9 +378,7 @@ class FeedbackState(TopicState):
     def restored_from(cls, version: int, value: Mapping[str, Any], tables: Mapping[str, IdTable]) -> FeedbackState:
         """Return the state at a checkpoint; see `ciml.manifest.checkpoints.Checkpointed`."""
         state = cls()
-        state.version = state.restored = version
-        state.time_us = value.get("time_us", 0)
-        state.restore_coverage(value)
+        state.restore_coverage(version, value)
         state.entries = {entry_value["key"]: Entry.from_json(entry_value) for entry_value in value.get("entries", ())}
         state.opened = {key: None for key, entry in state.entries.items() if entry.is_open}
         state.moved = dict(value.get("moved", {}))

@@ -17,7 +17,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.records import Record
 from ciml.manifest.bookmarks import Bookmarks
-from ciml.manifest.log import Delta, ManifestLog, StaleWriterError, commit
+from ciml.manifest.log import Delta, ManifestLog, StaleWriterError, catch_up, commit
 from ciml.runs.causes import CAUSES_KIND, Causes
 from ciml.runs.run_log import StoredRunLog
 from ciml.transforms.examples.changes import digest_of
@@ -90,8 +90,7 @@ def corrections_of(data: DataRoot) -> dict[str, Correction]:
       IntegrityError: the log is damaged.
     """
     state = CorrectionState()
-    for version, delta in corrections_log(data).since(0):
-        state.apply(version, delta)
+    catch_up(corrections_log(data), state)
     return {
         run_id: max(by_reviewer.values(), key=lambda correction: correction.time_us)
         for run_id, by_reviewer in state.by_run.items()

@@ -50,7 +50,7 @@ def test_a_delta_covers_each_offset_once(seed: int) -> None:
         state.apply(version, {"offsets": draft.to_json()})
         assert offsets(state) == {key: numbers for key, numbers in known.items() if numbers}
         other = State()
-        other.restore_coverage(state.snapshot())
+        other.restore_coverage(state.version, state.snapshot())
         assert (other.snapshot(), offsets(other)) == (state.snapshot(), offsets(state))
 
 
@@ -88,7 +88,7 @@ def test_an_adopted_topic_is_a_generation_of_its_own() -> None:
     state.apply(3, {"offsets": draft.to_json()})
     assert offsets(state) == {("a", 0): set(range(7)), ("a@2", 0): {0, 1, 2}}
     other = State()
-    other.restore_coverage(state.snapshot())
+    other.restore_coverage(state.version, state.snapshot())
     assert (other.generation("a"), list(other.covered("a", 0))) == ("a@2", [(0, 3)])
     assert list(other.next_generation("a", "2")) == ["a@3"]
     with pytest.raises(IntegrityError, match="created again"):

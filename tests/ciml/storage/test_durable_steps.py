@@ -9,7 +9,7 @@ import pytest
 
 from ciml.recorder.spool.folder import open_private
 from ciml.storage import open_store
-from ciml.storage.json_files import replace_file
+from ciml.storage.base import replace_file
 from tests.durable import Disk
 
 OLD, NEW = b"old", b"new content"
@@ -43,11 +43,11 @@ WRITES: dict[str, tuple[bool, Write, list[str]]] = {
         ["sync .staging-*", "rename .staging-* to file", "sync ./"],
     ),
     "delete": (True, lambda root: open_store(root).delete("file"), ["delete file"]),
-    "replace a state file": (True, lambda root: replace_file(root / "file", NEW), ["sync .file-*", "rename .file-* to file"]),
+    "replace a state file": (True, lambda root: replace_file(root / "file", NEW), ["sync .staging-*", "rename .staging-* to file"]),
     "create a state file": (
         False,
         lambda root: replace_file(root / "file", NEW, exclusively=True),
-        ["sync .file-*", "create file", "delete .file-*"],
+        ["sync .staging-*", "create file", "delete .staging-*"],
     ),
     "replace a file of the spool": (True, write_in_spool, ["sync file.new", "rename file.new to file"]),
 }  # fmt: skip
