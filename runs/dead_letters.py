@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from msgspec.structs import astuple
+
 from ciml.errors import IntegrityError
 from ciml.events.records import Origin, Outcome, records_of
 from ciml.events.redaction import redact_text
@@ -129,7 +131,11 @@ def open_keys(state: RawState, choice: Choice) -> list[tuple[DeadLetterKey, int]
 def all_dead_letters(log: ManifestLog, choice: Choice) -> Iterator[DeadLetter]:
     """Yield the dead letters of a choice, open or closed, the oldest first. Reads every delta."""
     chosen = filter(choice.matches, latest_dead_letters(log, log.end()))
-    yield from sorted(chosen, key=lambda dead_letter: (dead_letter.version, _position(dead_letter.key)))
+    yield from sorted(chosen, key=_position)
+
+
+def _position(dead_letter: DeadLetter) -> tuple[Any, ...]:
+    return dead_letter.version, *astuple(dead_letter.outcome.origin), dead_letter.outcome.run_id
 
 
 def latest_dead_letters(log: ManifestLog, until: int) -> Iterator[DeadLetter]:
@@ -164,11 +170,6 @@ def dead_letters_of(version: int, delta: Delta) -> Iterator[DeadLetter]:
     """Yield the dead letters that a delta adds, open."""
     for record in delta["dead_letters"]:
         yield DeadLetter(Outcome.from_json(record), version, delta["time_us"])
-
-
-def _position(key: DeadLetterKey) -> tuple[str, int, int, str]:
-    origin, run_id = key
-    return origin.topic, origin.partition, origin.offset, run_id
 
 
 def described(record: dict[str, Any]) -> dict[str, Any]:

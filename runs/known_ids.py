@@ -71,8 +71,7 @@ class OpenDeadLetter(NamedTuple):
 def _are_closed(rows: pa.RecordBatch) -> np.ndarray:
     import numpy as np
 
-    versions: np.ndarray = np.from_dlpack(rows["version"])
-    closed: np.ndarray = versions == 0
+    closed: np.ndarray = np.from_dlpack(rows["version"]) == 0
     return closed
 
 

@@ -112,6 +112,9 @@ class RawState(TopicState):
       records: see `ciml.manifest.checkpoints.Restorable`; each update and each change of trust counts as one more.
     """
 
+    counters = ("counts", "trust", "recorded")
+    mappings = ("closed",)
+
     def __init__(self, index: Index | None = None) -> None:
         super().__init__()
         self.index = index or Index()
@@ -275,10 +278,6 @@ class RawState(TopicState):
         deferred = sorted(self.deferred.values(), key=lambda outcome: (str(outcome.origin), outcome.run_id))
         return {
             **self.coverage(),
-            "counts": counts_json(self.counts),
-            "trust": counts_json(self.trust),
-            "recorded": counts_json(self.recorded),
-            "closed": dict(sorted(self.closed.items())),
             "deferred": [outcome.to_json() for outcome in deferred],
             "runs": self.index.run_count(),
             **({BY_STANDING: True} if self._by_standing else {}),
@@ -305,11 +304,7 @@ class RawState(TopicState):
         state = cls(Index(tables, runs=value.get("runs", 0)))
         state._by_standing = not version or bool(value.get(BY_STANDING))
         state.restore_coverage(version, value)
-        state.counts = counts_of(value.get("counts", ()))
-        state.trust = counts_of(value.get("trust", ()))
         state.trust_changes = counts_of(value.get("trust_changes", ()))
-        state.recorded = counts_of(value.get("recorded", ()))
-        state.closed = Counter(value.get("closed", {}))
         state._sources = {source for source, _ in state.recorded} - {OTHER_SOURCES, NO_SOURCE}
         for record in value.get("deferred", ()):
             outcome = Outcome.from_json(record)

@@ -383,15 +383,13 @@ def _folder_of(path: str) -> str:
 class Audit:
     """Totals of deltas, and their faults.
 
-    Args:
-      result: gets the faults, the last version, and the numbers of records and runs.
-
     Attributes:
+      result: gets the faults, the last version, and the numbers of records and runs.
       counts: number of (event, run) by (kind, reason) of their last record.
     """
 
     def __init__(self, result: Verification) -> None:
-        self._result = result
+        self.result = result
         self._report = partial(result.add_fault, "delta")
         self.counts: Counter[tuple[str, str]] = Counter()
         self._covered: defaultdict[tuple[str, int], RangeSet] = defaultdict(RangeSet)
@@ -400,7 +398,7 @@ class Audit:
 
     def add_delta(self, version: int, delta: Delta) -> None:
         """Add the next delta, and find its faults."""
-        self._result.version = version
+        self.result.version = version
         fresh = self._cover(version, delta)
         closed = {_key(origin, run_id) for origin, run_id in delta["closes"]}
         for key in closed:
@@ -416,8 +414,8 @@ class Audit:
             undecoded_key = _key(record["origin"], "")  # of an earlier record of a message that could not be decoded
             outcome = (kind, record.get("reason", ""))
             label = f"version {version}: {topic}[{partition}] {offset} {run_id}".rstrip()
-            self._result.records += 1
-            self._result.runs += kind == "run"
+            self.result.records += 1
+            self.result.runs += kind == "run"
             self.counts[outcome] += 1
             if key in settled:
                 self._report(f"{label} is settled twice")
@@ -451,8 +449,8 @@ class Audit:
         for key in sorted(set(counts) | set(state.counts)):
             if counts[key] != state.counts[key]:
                 self._report(f"{' '.join(key).rstrip()}: {counts[key]} recorded, but {state.counts[key]} in the state")
-        if self._result.runs != state.index.run_count():
-            self._report(f"{self._result.runs} runs recorded, but {state.index.run_count()} in the index")
+        if self.result.runs != state.index.run_count():
+            self._report(f"{self.result.runs} runs recorded, but {state.index.run_count()} in the index")
         covered = {(topic, number): ranges for topic, number, ranges in state.partitions() if ranges}
         audited = {source: ranges for source, ranges in self._covered.items() if ranges}
         for topic, number in sorted(set(covered) | set(audited)):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ciml.errors import IntegrityError
 from ciml.events.records import OffsetRange
@@ -99,7 +99,12 @@ class TopicState(Restorable):
       topic_ids: the broker's UUID of each generation when it was first read ("" if the broker has none).
       time_us: commit time of the last delta, epoch microseconds.
       restored, records, torn: see `ciml.manifest.checkpoints.Restorable`.
+      counters: names of attributes with counts by two keys, which checkpoints store.
+      mappings: names of attributes with values by one key, which checkpoints store.
     """
+
+    counters: ClassVar[tuple[str, ...]] = ()
+    mappings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         self.version = self.time_us = self.restored = self.records = 0
@@ -165,16 +170,23 @@ class TopicState(Restorable):
                         covered.add(start, end)
 
     def coverage(self) -> dict[str, Any]:
-        """Return the time, the covered offsets and the topics' ids as entries of a checkpoint's state."""
-        topic_ids = dict(sorted(self.topic_ids.items()))
-        return {"time_us": self.time_us, "topic_ids": topic_ids, "covered": coverage_json(self._covered)}
+        """Return the time, the covered offsets, the topics' ids and all counts as entries of a checkpoint's state."""
+        return {
+            "time_us": self.time_us,
+            "covered": coverage_json(self._covered),
+            **{name: counts_json(getattr(self, name)) for name in self.counters},
+            **{name: dict(sorted(getattr(self, name).items())) for name in ("topic_ids", *self.mappings)},
+        }
 
     def restore_coverage(self, version: int, value: Mapping[str, Any]) -> None:
-        """Set the version, the time and the offsets to those of a checkpoint with this state."""
+        """Set the version, and what `coverage` returned at that version."""
         self.version = self.restored = version
         self.time_us = value.get("time_us", 0)
-        self.topic_ids = dict(value.get("topic_ids", {}))
         self._covered = coverage_of(value.get("covered", ()))
+        for name in self.counters:
+            getattr(self, name).update(counts_of(value.get(name, ())))
+        for name in ("topic_ids", *self.mappings):
+            getattr(self, name).update(value.get(name, {}))
 
 
 def coverage_json(covered: Covered) -> list[list[Any]]:

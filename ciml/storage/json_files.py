@@ -71,15 +71,10 @@ def seal_of(data: bytes, where: str, remedy: str = RESTORE, error: type[CimlErro
     if not has_tail and not data.startswith(_FIRST):
         return None
     head = _HEAD.match(data)
-    if not has_tail or head is None or not _has_right_digest(data):
+    digest = hashlib.sha256(memoryview(data)[: -len(_END) - _DIGITS]).hexdigest()
+    if not has_tail or head is None or data[-len(_END) - _DIGITS : -len(_END)] != digest.encode():
         raise error(f"{where} differs from its digest; {remedy}")
-    return Seal(head[1].decode(), digest_of(data))
-
-
-def _has_right_digest(data: bytes) -> bool:
-    digits_start = len(data) - len(_END) - _DIGITS
-    digest = hashlib.sha256(memoryview(data)[:digits_start]).hexdigest()
-    return digest.encode() == data[digits_start : -len(_END)]
+    return Seal(head[1].decode(), digest)
 
 
 def digest_of(data: bytes) -> str:

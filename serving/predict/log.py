@@ -19,8 +19,6 @@ from ciml.manifest.coverage import (
     NewCoverage,
     RangeSet,
     TopicState,
-    counts_json,
-    counts_of,
     coverage_json,
     coverage_of,
 )
@@ -116,6 +114,9 @@ class PredictionState(TopicState):
       outside: verdicts on runs unlike those that the model learned, by model.
     """
 
+    counters = ("predicted", "latencies", "verdicts")
+    mappings = ("latency_us",)
+
     def __init__(self, ids: IdSet | None = None, model: str = "") -> None:
         super().__init__()
         self.model = model
@@ -209,12 +210,8 @@ class PredictionState(TopicState):
         }
         return {
             **self.coverage(),
-            "predicted": counts_json(self.predicted),
             "unpredictable": self._reasons(""),
             "repeats": self._repeats[""],
-            "latencies": counts_json(self.latencies),
-            "latency_us": dict(sorted(self.latency_us.items())),
-            "verdicts": counts_json(self.verdicts),
             **({"outside": dict(sorted(self.outside.items()))} if self.outside else {}),
             **({"models": models} if models else {}),
         }
@@ -229,10 +226,7 @@ class PredictionState(TopicState):
         """Return the state at a checkpoint; see `ciml.manifest.checkpoints.Checkpointed`."""
         state = cls(IdSet(tables["ids"]), model)
         state.restore_coverage(version, value)
-        for name in ("predicted", "latencies", "verdicts"):
-            getattr(state, name).update(counts_of(value.get(name, ())))
-        for name in ("latency_us", "outside"):
-            getattr(state, name).update(value.get(name, {}))
+        state.outside.update(value.get("outside", {}))
         models: Mapping[str, Any] = value.get("models", {})
         state._covered_by_model = {name: coverage_of(share["covered"]) for name, share in models.items()}
         for name, share in {"": value, **models}.items():

@@ -12,7 +12,7 @@ from ciml.events.records import Batch, FactUpdate, Outcome
 from ciml.manifest.log import ManifestLog, catch_up, commit
 from ciml.runs.accounting import reconcile
 from ciml.runs.state import RawState
-from ciml.runs.verify import Audit
+from ciml.runs.verify import Audit, Verification
 from ciml.storage import LocalStore
 from tests.runs.test_accounting import TOPIC, batch, outcome, step
 from tests.tier import tries
@@ -140,12 +140,12 @@ def test_the_audit_finds_a_record_without_an_open_dead_letter() -> None:
         ({"runs": [*good["runs"], outcome(6, run="z").to_json()]}, "does not cover it"),
         ({"runs": [*good["runs"], good["runs"][0]]}, "is settled twice"),
     ):
-        audit = Audit()
+        audit = Audit(Verification())
         first = reconcile(RawState(), [batch(0, 9, undecoded(4))], 1)
         assert first is not None
         audit.add_delta(1, first)
         audit.add_delta(2, {**good, **change})
-        assert [finding in found for found in audit.findings[:1]] == ([True] if finding else [])
+        assert [finding in found for found in audit.result.findings[:1]] == ([True] if finding else [])
 
 
 @st.composite
@@ -182,7 +182,7 @@ def test_replayed_in_any_order_by_any_number_the_sums_are_those_of_decoding_at_f
         offsets = offsets[count:]
     plain = RawState()
     step(plain, batch(0, len(decoded), *(one for outcomes in decoded.values() for one in outcomes)))
-    audit, records = Audit(), Counter[tuple[int, str]]()
+    audit, records = Audit(Verification()), Counter[tuple[int, str]]()
     for version, delta in log.since(0):
         audit.add_delta(version, delta)
         for name in ("runs", "repeats", "corrections", "ignored", "dead_letters"):
@@ -193,5 +193,5 @@ def test_replayed_in_any_order_by_any_number_the_sums_are_those_of_decoding_at_f
         catch_up(log, state)
         assert state.totals() == plain.totals()
         audit.compare(state)
-    assert audit.findings == []
+    assert audit.result.findings == []
     assert records == Counter({(offset, one.run_id): 1 for offset, outcomes in decoded.items() for one in outcomes})

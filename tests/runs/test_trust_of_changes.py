@@ -16,7 +16,7 @@ from ciml.manifest.id_index import IdTable, PartFiles, fingerprint
 from ciml.runs.accounting import reconcile
 from ciml.runs.known_ids import TABLES, Index, KnownRun
 from ciml.runs.state import RawState
-from ciml.runs.verify import Audit
+from ciml.runs.verify import Audit, Verification
 from ciml.storage import LocalStore
 from tests.runs.test_accounting import batch, outcome, retried, step
 from tests.tier import tries
@@ -63,11 +63,11 @@ def test_a_trusted_event_reclaims_an_untrusted_run(together: bool) -> None:
     assert state.index.run_count() == 1
     [reclaim] = [record for delta in deltas if delta for record in delta.get("reclaims", ())]
     assert (reclaim["origin"][2], reclaim["file"]["digest"], reclaim["trust"]["rule"]) == (2, "d2", "gated")
-    audit = Audit()
+    audit = Audit(Verification())
     for version, delta in enumerate(deltas, 1):
         audit.add_delta(version, delta or {})
     audit.compare(state)
-    assert audit.findings == []
+    assert audit.result.findings == []
 
 
 @pytest.mark.parametrize(

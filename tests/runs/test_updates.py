@@ -22,7 +22,7 @@ from ciml.runs import accounting
 from ciml.runs.accounting import reconcile
 from ciml.runs.latest_runs import latest_runs
 from ciml.runs.state import RAW, RawState
-from ciml.runs.verify import Audit
+from ciml.runs.verify import Audit, Verification
 from ciml.storage import LocalStore
 from tests.raw_manifest import verify_manifest
 from tests.tier import tries
@@ -337,11 +337,11 @@ def test_any_order_any_batches_any_committers(
         }
         stored = {one.own.run_id: one.trust.trusted for one in latest_runs(other.log, other.state)}
         assert stored == {run_id: judge(facts).trusted for run_id, facts in wanted.items()}
-        audit = Audit()
+        audit = Audit(Verification())
         for version, delta in other.log.since(0):
             audit.add_delta(version, delta)
         audit.compare(other.state)
-        assert audit.findings == []
+        assert audit.result.findings == []
         assert not list(verify_manifest(other.log.store))
         assert other.state.index.subjects.join_all(first) == {
             run_id: facts.replace(change=first[run_id].change) if not facts.subjects else facts

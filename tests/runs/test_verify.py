@@ -190,23 +190,23 @@ def test_many_findings_are_counted_and_not_kept(data: DataRoot) -> None:
 
 def test_an_audit_that_counts_otherwise_than_the_state(events: Events) -> None:
     log, state = open_raw(events.store)
-    audit = Audit()
+    audit = Audit(Verification())
     for version, delta in log.since(0):
         audit.add_delta(version, delta)
     audit.compare(state)
-    assert audit.findings == []
+    assert audit.result.findings == []
     state.counts["run", ""] += 1
     state.counts["ignored", "x"] = 2
     audit.compare(state)
-    assert audit.findings == [
+    assert audit.result.findings == [
         "ignored x: 0 recorded, but 2 in the state",
         "run: 4 recorded, but 5 in the state",
         "7 (event, run) recorded, but 10 in the totals",
     ]
-    other = Audit()
+    other = Audit(Verification())
     other.compare(state)
-    assert any("offsets covered by the state differ" in line for line in other.findings)
-    assert any("4 in the index" in line for line in other.findings)
+    assert any("offsets covered by the state differ" in line for line in other.result.findings)
+    assert any("4 in the index" in line for line in other.result.findings)
     assert RawState().index.run_count() == 0
 
 

@@ -54,17 +54,8 @@ class Policy(Settings, frozen=True, kw_only=True):
     """
 
     title: ClassVar[str] = "feedback"
-    lists: ClassVar[tuple[str, ...]] = (
-        "models",
-        "causes",
-        "projects",
-        "muted_projects",
-        "branches",
-        "pipelines",
-        "jobs",
-        "reviewers",
-        "active_models",
-        "shadow_models",
+    lists: ClassVar[tuple[str, ...]] = tuple(
+        "models causes projects muted_projects branches pipelines jobs reviewers active_models shadow_models".split()
     )
     dry_run: bool = True
     models: tuple[str, ...] = ("*",)

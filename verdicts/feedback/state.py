@@ -19,7 +19,7 @@ from ciml.errors import IntegrityError
 from ciml.integrations.review import ChangeRef, Posted
 from ciml.limits import MAX_FEEDBACK_ENTRIES, MAX_FEEDBACK_JOBS
 from ciml.manifest.checkpoints import Checkpointed
-from ciml.manifest.coverage import TopicState, counts_json, counts_of
+from ciml.manifest.coverage import TopicState
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta
 from ciml.verdicts.feedback.judgement import Item, recorded_claim
@@ -160,6 +160,9 @@ class FeedbackState(TopicState):
       history: recorded verdicts, sent or not, and their settled causes.
       seconds, seconds_us: histogram of `SECONDS` by (system, bucket), and the sum by system, microseconds.
     """
+
+    counters = ("messages", "reacted", "seconds")
+    mappings = ("moved", "verdicts", "paused", "seconds_us")
 
     def __init__(self) -> None:
         super().__init__()
@@ -363,15 +366,8 @@ class FeedbackState(TopicState):
         return {
             **self.coverage(),
             "entries": [entry.to_json() for entry in self.entries.values()],
-            "moved": dict(sorted(self.moved.items())),
-            "verdicts": dict(sorted(self.verdicts.items())),
-            "messages": counts_json(self.messages),
-            "reacted": counts_json(self.reacted),
-            "paused": dict(sorted(self.paused.items())),
             "muted": sorted(self.muted),
             "recorded": [verdict.to_json() for verdict in self.history],
-            "seconds": counts_json(self.seconds),
-            "seconds_us": dict(sorted(self.seconds_us.items())),
         }
 
     @classmethod
@@ -381,19 +377,12 @@ class FeedbackState(TopicState):
         state.restore_coverage(version, value)
         state.entries = {entry_value["key"]: Entry.from_json(entry_value) for entry_value in value.get("entries", ())}
         state.opened = {key: None for key, entry in state.entries.items() if entry.is_open}
-        state.moved = dict(value.get("moved", {}))
-        state.verdicts = Counter(value.get("verdicts", {}))
-        state.messages = counts_of(value.get("messages", ()))
-        state.reacted = counts_of(value.get("reacted", ()))
-        state.paused = dict(value.get("paused", {}))
         state.muted = set(value.get("muted", ()))
         if "recorded" in value:
             state.history = Records(map(RecordedVerdict.from_json, value["recorded"]))
         else:  # of an earlier version: its messages of the last three days
             items = [item for entry in state.entries.values() for item in entry.items.values()]
             state.history = Records(recorded_claim(item.prediction, state.time_us) for item in items)
-        state.seconds = counts_of(value.get("seconds", ()))
-        state.seconds_us = Counter(value.get("seconds_us", {}))
         return state
 
     def recent(self) -> dict[str, Rows]:

@@ -17,7 +17,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.records import Record
 from ciml.manifest.bookmarks import Bookmarks
-from ciml.manifest.log import Delta, ManifestLog, StaleWriterError, catch_up, commit
+from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.runs.causes import CAUSES_KIND, Causes
 from ciml.runs.run_log import StoredRunLog
 from ciml.transforms.examples.changes import digest_of
@@ -101,7 +101,6 @@ def add_corrections(data: DataRoot, corrections: Iterable[Correction]) -> int:
     """Store the corrections that change a cause; return their number. A repeat after a crash stores nothing twice."""
     candidates = list(corrections)
     stored = 0
-    log = corrections_log(data)
     state = CorrectionState()
 
     def build() -> Delta | None:
@@ -110,11 +109,7 @@ def add_corrections(data: DataRoot, corrections: Iterable[Correction]) -> int:
         stored = len(new)
         return {"corrections": [correction.to_json() for correction in new]} if new else None
 
-    try:
-        commit(log, state, build)
-    except StaleWriterError:
-        state = CorrectionState()
-        commit(log, state, build)
+    commit(corrections_log(data), state, build)
     return stored
 
 

@@ -30,7 +30,7 @@ from ciml.pipelines.ingest.replay import ReplayConfig, Replayed, find_open, prev
 from ciml.pipelines.kafka.publish import Projection, Projections
 from ciml.runs.dead_letters import Choice, all_dead_letters
 from ciml.runs.reader import verify_run
-from ciml.runs.verify import Audit
+from ciml.runs.verify import Audit, Verification
 from ciml.storage import Store
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
@@ -79,11 +79,11 @@ class Place:
     def counts(self) -> dict[tuple[str, str], int]:
         """What the accounting says; checked by an audit and against the raw objects."""
         state, deltas = account(self.data.raw)
-        audit = Audit()
+        audit = Audit(Verification())
         for version, delta in enumerate(deltas, 1):
             audit.add_delta(version, delta)
         audit.compare(state)
-        assert audit.findings == []
+        assert audit.result.findings == []
         raw = self.data.raw
         rows = raw_rows(deltas)
         assert [fault for run_id, file in rows.items() if (fault := verify_run(raw, run_id, file))] == []

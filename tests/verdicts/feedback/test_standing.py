@@ -121,7 +121,7 @@ def test_untrusted_verdicts_displace_no_others(monkeypatch: pytest.MonkeyPatch) 
     assert numbers == [0, 1, 2, 10, 11, 12, 197, 198, 199]
     known.put(recorded(0, settled="machine"))
     assert len(known) == 8  # the oldest settled one is forgotten, and the run is in one memory
-    assert [int(verdict.id, 16) for verdict in known.settled.values()] == [11, 12, 0]
+    assert [int(verdict.id, 16) for verdict in known if verdict.settled] == [11, 12, 0]
     assert known.find(f"{1:032x}") == recorded(1)
     assert known.find("none") is None
 
