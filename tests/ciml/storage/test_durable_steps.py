@@ -43,7 +43,11 @@ WRITES: dict[str, tuple[bool, Write, list[str]]] = {
         ["sync .staging-*", "rename .staging-* to file", "sync ./"],
     ),
     "delete": (True, lambda root: open_store(root).delete("file"), ["delete file"]),
-    "replace a state file": (True, lambda root: replace_file(root / "file", NEW), ["sync .staging-*", "rename .staging-* to file"]),
+    "replace a state file": (
+        True,
+        lambda root: replace_file(root / "file", NEW),
+        ["sync .staging-*", "rename .staging-* to file"],
+    ),
     "create a state file": (
         False,
         lambda root: replace_file(root / "file", NEW, exclusively=True),
