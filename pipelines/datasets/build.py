@@ -72,19 +72,19 @@ def build_dataset(
         data set of that name has another definition or listing.
       EngineError: if a store does not answer.
     """
-    updater = _prepare_build(source, target, definition, now_us)
+    updater, definition = _prepare_build(source, target, definition, now_us)
     update = updater.run(runner, job_endpoint, seal=True, progress=progress, now_us=now_us)
-    _write_definition(updater, replace=bool(update.sealed))
+    _write_definition(updater.root, definition, replace=bool(update.sealed))
     return update
 
 
 def plan_build(source: DataRoot, target: DataRoot, definition: DatasetDefinition) -> PlannedUpdate:
     """Plan what `ciml.pipelines.datasets.build.build_dataset` would do. A new data set is created, without spans."""
-    updater = _prepare_build(source, target, definition)
+    updater, definition = _prepare_build(source, target, definition)
     planned = _plan(updater, seal=True)
     if updater.create is not None:
         updater.create()
-    _write_definition(updater, replace=False)
+    _write_definition(updater.root, definition, replace=False)
     return planned
 
 
@@ -134,8 +134,12 @@ def _plan(updater: Updater, *, seal: bool) -> PlannedUpdate:
 
 def _prepare_build(
     source: DataRoot | ListedRuns, target: DataRoot, definition: DatasetDefinition, now_us: int | None = None
-) -> Updater:
-    """Check that a data set can be built or continued, and create nothing; arguments and errors as `build_dataset`."""
+) -> tuple[Updater, DatasetDefinition]:
+    """Check that a data set can be built or continued, and create nothing; arguments and errors as `build_dataset`.
+
+    Returns:
+      The updater, and the definition with the pinned version of a slicer, its keys in the order of ``definition``.
+    """
     dataset = target.dataset(definition.name)
     state = DatasetState()
     catch_up(dataset.log, state)
@@ -159,14 +163,13 @@ def _prepare_build(
         check_same(state.definition, definition)
         _check_origin(state, origin)
     causes = reviewed_causes(source if isinstance(source, DataRoot) else target, definition)
-    return Updater(runs, dataset.store, state, pin, causes, create)
+    return Updater(runs, dataset.store, state, pin, causes, create), definition
 
 
-def _write_definition(updater: Updater, *, replace: bool) -> None:
+def _write_definition(root: Store, definition: DatasetDefinition, *, replace: bool) -> None:
     """Write the definition next to the examples, if it is missing or to be replaced."""
-    definition = updater.state.definition
-    if definition is not None and (replace or not updater.root.exists(DEFINITION)):
-        updater.root.replace(DEFINITION, definition.to_toml().encode())
+    if replace or not root.exists(DEFINITION):
+        root.replace(DEFINITION, definition.to_toml().encode())
 
 
 def _source_of(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:
