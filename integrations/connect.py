@@ -12,7 +12,7 @@ import re
 import shlex
 import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -131,7 +131,17 @@ class SystemOptions(Options, ABC):
 
     def _sum(self, *parts: str, **values: Any) -> Connection:
         """Return the sum of parts of ``connections.toml``, filled in with the options and further values."""
-        return _connection(parts, {**vars(self), **values})
+        values = {**vars(self), **values}
+        table: dict[str, Any] = {}
+        for part in parts:
+            for key, content in _filled(_tables("connections.toml")[part], values).items():
+                before = table.get(key)
+                if isinstance(before, dict):
+                    table[key] = {**before, **content}
+                else:
+                    table[key] = [*before, *content] if before else content
+        pastes = [paste(name, values) for name in table.pop("pastes")]
+        return replace(msgspec.convert(table, Connection), pastes=tuple(pastes))
 
 
 class WebhookOptions(SystemOptions, ABC):
@@ -436,20 +446,6 @@ def places(logs: tuple[str, ...], internal: bool = False) -> dict[str, tuple[str
             host = address.netloc if address.scheme == "https" else f"http://{address.netloc}"
             lists.setdefault("private_hosts" if internal else "hosts", []).append(host)
     return {key: tuple(dict.fromkeys(items)) for key, items in lists.items()}
-
-
-def _connection(parts: Sequence[str], values: Mapping[str, Any]) -> Connection:
-    """Return the sum of parts of ``connections.toml``, with these values."""
-    table: dict[str, Any] = {}
-    for part in parts:
-        for key, content in _filled(_tables("connections.toml")[part], values).items():
-            before = table.get(key)
-            if isinstance(before, dict):
-                table[key] = {**before, **content}
-            else:
-                table[key] = [*before, *content] if before else content
-    pastes = [paste(name, values) for name in table.pop("pastes")]
-    return replace(msgspec.convert(table, Connection), pastes=tuple(pastes))
 
 
 def paste(name: str, values: Mapping[str, Any]) -> Paste:

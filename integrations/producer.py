@@ -23,10 +23,6 @@ from ciml.kafka.connect import as_engine_error, make_client
 from ciml.limits import MAX_MESSAGE_BYTES, MAX_WAITING_DELIVERIES_BYTES
 from ciml.metrics import metric
 
-DELIVERIES = metric("ciml_deliveries_total")
-SECONDS = metric("ciml_delivery_seconds")
-CONNECTED = metric("ciml_source_connected")
-
 _LINGER_MS = 5  # what comes within is one request: 200 deliveries a second are few requests
 _POLL_S = 0.1
 _QUIET_S = 60.0  # between two warnings about a source and an outcome
@@ -166,9 +162,9 @@ class ReceiverMetrics:
 
     def __init__(self, receiver: str) -> None:
         self._receiver = receiver
-        self._deliveries: Counter = DELIVERIES.counter()
-        self._seconds: Histogram = SECONDS.histogram()
-        self._connected: Gauge = CONNECTED.gauge()
+        self._deliveries: Counter = metric("ciml_deliveries_total").counter()
+        self._seconds: Histogram = metric("ciml_delivery_seconds").histogram()
+        self._connected: Gauge = metric("ciml_source_connected").gauge()
         self.collectors = (self._deliveries, self._seconds, self._connected)
         self._warned_s: dict[tuple[str, str], float] = {}
 

@@ -112,20 +112,12 @@ def _execute(argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
             os.execve(file, argv, environment)  # noqa: S606  # the command is the user's
         except OSError as error:
             if error.errno == errno.ENOEXEC:
-                return _execute_by_shell(file, argv, environment)
+                return _execute([b"/bin/sh", file, *argv[1:]], environment)
             if error.errno == errno.EACCES:
                 failure = errno.EACCES  # another folder may have an executable one
             elif error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 return error.errno or errno.EIO
     return failure
-
-
-def _execute_by_shell(file: bytes, argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
-    try:
-        os.execve(b"/bin/sh", [b"/bin/sh", file, *argv[1:]], environment)  # noqa: S606  # as execvp(3)
-    except OSError as error:
-        return error.errno or errno.EIO
-    raise AssertionError("unreachable")
 
 
 @dataclass(frozen=True)

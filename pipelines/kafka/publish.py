@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -16,12 +17,11 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from ciml.digest import sha256_json
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import Message
-from ciml.kafka import KafkaOptions, ReadOptions
+from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import NoTopicError, as_engine_error
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.pipelines.kafka.broker import is_mock, list_topic, make_topic, topic_of
-from ciml.pipelines.kafka.plan import PartitionRead
-from ciml.pipelines.kafka.reader import read_range
+from ciml.pipelines.kafka.reader import Reader
 from ciml.pipelines.processes import Shared
 
 #: The header that names the delta, and the one that names the manifest (the digest of its first delta).
@@ -226,22 +226,18 @@ class Projection:
         topic reads all of it, once.
         """
         step = _FIRST_READ_BACK
-        while end > first:
-            start = max(first, end - step)
-            last = max(self._versions_in(partition, start, end), default=None)
-            if last is not None:
-                return last
-            # So far there are only transaction markers, or messages of other shares.
-            step = 16 * step
-            end = start
+        # A reader of its own: one in the pool may hold messages of a topic that was deleted.
+        with closing(Reader(self._kafka, self._topic, partition)) as reader:
+            while end > first:
+                start = max(first, end - step)
+                versions = map(self._version_of, self._between(reader, partition, start, end))
+                last = max((version for version in versions if version is not None), default=None)
+                if last is not None:
+                    return last
+                # So far there are only transaction markers, or messages of other shares.
+                step = 16 * step
+                end = start
         return 0
-
-    def _versions_in(self, partition: int, start: int, end: int) -> Iterator[int]:
-        """Yield the deltas of the messages of this projection from ``start`` on, at least those before ``end``."""
-        read = PartitionRead(self._topic, self._topic_id, partition, start, end)
-        for part in read_range(self._kafka, read, start, lambda: end, ReadOptions(stall_s=_WAIT_S)):
-            versions = map(self._version_of, part.messages)
-            yield from (version for version in versions if version is not None)
 
     def _version_of(self, message: Message) -> int | None:
         """Return the delta of a message of this projection, 0 for a foreign one; None for one of another share.
@@ -262,6 +258,16 @@ class Projection:
         if self._share and headers.get(self._share.header[0]) != self._share.header[1]:
             return None
         return int(version)
+
+    def _between(self, reader: Reader, partition: int, start: int, end: int) -> Iterator[Message]:
+        reader.seek(start)
+        idle = 0
+        while reader.position < end:
+            before = reader.position
+            yield from reader.read(min(1000, end - before), 1.0)
+            idle = 0 if reader.position > before else idle + 1
+            if idle > _WAIT_S:
+                raise EngineError(f"{self._topic}[{partition}] {reader.position}: no answer to reads")
 
     def _send(self, pending: list[tuple[int, Announcement]]) -> None:
         producer = self._producer

@@ -13,7 +13,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
 from typing import Literal, NamedTuple
@@ -42,16 +42,10 @@ class _Content(NamedTuple):
 
 @dataclass
 class _Message:
-    """A message of the delivery; "unsent" again after a failure."""
+    """A message of the delivery; "unsent" again after a failure. Its samples, if any, begin in the log at ``mark``."""
 
     state: Literal["unsent", "in flight", "arrived"]
-
-
-@dataclass
-class _SamplesMessage(_Message):
-    """A message with samples, which begin in the log at ``mark``."""
-
-    mark: Mark
+    mark: Mark = field(default_factory=Mark)
 
 
 class Delivery:
@@ -78,7 +72,7 @@ class Delivery:
         self._plan = recording.plan
         self._key = self._plan.mention.run_id.encode()
         self._tail = Tail(recording.read_log, recording.starts())
-        self._samples: deque[_SamplesMessage] = deque()  # without those at the beginning that have arrived
+        self._samples: deque[_Message] = deque()  # without those at the beginning that have arrived
         self._events: dict[str, _Message] = {} if announce else {"started": _Message("arrived")}
         self._log_address: str | None = None  # None until the log is stored
         self._not_before_s = 0.0
@@ -180,7 +174,7 @@ class Delivery:
             piece = self._tail.read()
             if piece is None:
                 return True
-            message = _SamplesMessage("unsent", mark)
+            message = _Message("unsent", mark)
             value = encode_piece(self._plan.mention.run_id, piece, self._tail.first_us or piece.times_us[0])
             if not self._send(sender, message, _Content(self._plan.samples_topic, value)):
                 self._tail.mark = mark

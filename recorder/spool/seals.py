@@ -15,7 +15,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 from ciml.errors import CimlError
 from ciml.kafka import KafkaOptions
@@ -154,14 +154,6 @@ def _option(name: str, value: str) -> str:
     return f"--{name} {shlex.quote(value)}"
 
 
-@dataclass(frozen=True)
-class _Seal:
-    """The content of ``seal.json``, in hexadecimal digits."""
-
-    salt: str
-    mac: str
-
-
 def secrets_of(kafka: KafkaOptions | None, log_dir: str, environment: Mapping[str, str] = os.environ) -> bytes:
     """Return the credentials of the destinations: b"" where these are open to everyone.
 
@@ -183,8 +175,8 @@ def seal_recording(recording: Recording, secrets: bytes) -> None:
     if not secrets:
         return
     salt = os.urandom(16)
-    seal = _Seal(salt.hex(), _mac(recording, secrets, salt))
-    recording.folder.write(SEAL, json.dumps(asdict(seal)).encode())
+    seal = {"salt": salt.hex(), "mac": _mac(recording, secrets, salt)}
+    recording.folder.write(SEAL, json.dumps(seal).encode())
 
 
 def is_sealed(recording: Recording, secrets: bytes) -> bool:
@@ -192,11 +184,11 @@ def is_sealed(recording: Recording, secrets: bytes) -> bool:
     if not secrets:
         return False
     try:
-        seal = _Seal(**json.loads(recording.folder.read(SEAL, MAX_RECORDING_FILE_BYTES)))
-        mac = _mac(recording, secrets, bytes.fromhex(seal.salt))
-        return hmac.compare_digest(seal.mac.encode(), mac.encode())
+        seal = json.loads(recording.folder.read(SEAL, MAX_RECORDING_FILE_BYTES))
+        mac = _mac(recording, secrets, bytes.fromhex(seal["salt"]))
+        return hmac.compare_digest(seal["mac"].encode(), mac.encode())
     # The file may have any content.
-    except (CimlError, OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (CimlError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
 
 
