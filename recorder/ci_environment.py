@@ -114,8 +114,7 @@ def _gitlab(env: Environment) -> EnvironmentRun | None:
         "gitlab",
         run,
         env.get("CI_JOB_NAME", ""),
-        1,
-        {
+        facts={
             "pipeline": env.get("CI_PIPELINE_SOURCE", ""),
             "event": env.get("CI_PIPELINE_SOURCE", ""),
             "project": env.get("CI_PROJECT_PATH", ""),
@@ -123,7 +122,7 @@ def _gitlab(env: Environment) -> EnvironmentRun | None:
             "change": env.get("CI_MERGE_REQUEST_IID") or env.get("CI_COMMIT_SHA", ""),
             "patchset": env.get("CI_COMMIT_SHA", ""),
         },
-        {"runner": env.get("CI_RUNNER_DESCRIPTION", "")},
+        labels={"runner": env.get("CI_RUNNER_DESCRIPTION", "")},
     )
 
 
@@ -132,13 +131,9 @@ def _zuul(env: Environment) -> EnvironmentRun | None:
     run = env.get("ZUUL_BUILD") or env.get("ZUUL_UUID")
     if not run:
         return None
-    return EnvironmentRun(
-        "zuul",
-        run,
-        env.get("ZUUL_JOB") or env.get("JOB_NAME", ""),
-        1,
-        {name: env.get(f"ZUUL_{name.upper()}", "") for name in ("pipeline", "project", "branch", "change", "patchset")},
-    )
+    names = ("pipeline", "project", "branch", "change", "patchset")
+    facts = {name: env.get(f"ZUUL_{name.upper()}", "") for name in names}
+    return EnvironmentRun("zuul", run, env.get("ZUUL_JOB") or env.get("JOB_NAME", ""), facts=facts)
 
 
 def _jenkins(env: Environment) -> EnvironmentRun | None:
@@ -160,14 +155,13 @@ def _jenkins(env: Environment) -> EnvironmentRun | None:
         "jenkins",
         run,
         job,
-        1,
-        {
+        facts={
             "project": project,
             "branch": env.get("CHANGE_TARGET") or env.get("BRANCH_NAME", ""),
             "change": env.get("CHANGE_ID") or env.get("GIT_COMMIT", ""),
             "patchset": env.get("GIT_COMMIT", ""),
         },
-        {"runner": env.get("NODE_NAME", "")},
+        labels={"runner": env.get("NODE_NAME", "")},
     )
 
 

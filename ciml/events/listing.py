@@ -347,11 +347,7 @@ class _Pieces(RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._unread:
-            try:
-                self._unread = next(self._pieces)
-            except StopIteration:
-                return 0
+        self._unread = self._unread or next(filter(None, self._pieces), b"")
         size = min(len(buffer), len(self._unread))
         buffer[:size] = self._unread[:size]
         self._unread = self._unread[size:]

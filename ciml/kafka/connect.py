@@ -103,16 +103,11 @@ def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) ->
     cause = options.hide(fault.str() or fault.name())
     if code not in TRANSIENT | _REFUSED:
         return EngineError(f"{broker}, topic {topic}: {cause}")
-    refusal = _take_refusal(options)
-    if refusal or code in _REFUSED:
-        return EngineError(f"{broker} refuses the connection: {options.hide(refusal) or cause}")
-    return EngineError(f"{broker} does not answer ({cause}); check --kafka")
-
-
-def _take_refusal(options: KafkaOptions) -> str:
-    """Return why the broker rejected a connection, once; "" if that is unknown."""
     with _lock:
         client = _admin_clients.get(options)
     if client is not None:
         client.poll(0)  # calls `on_error`
-    return _refusals.pop(options, "")
+    refusal = _refusals.pop(options, "")
+    if refusal or code in _REFUSED:
+        return EngineError(f"{broker} refuses the connection: {options.hide(refusal) or cause}")
+    return EngineError(f"{broker} does not answer ({cause}); check --kafka")
