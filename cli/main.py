@@ -68,7 +68,7 @@ COMMANDS: Table = {
         "down": ("ciml.cli.commands.operate.up:down", "Stop local engines."),
         "connect": ("ciml.cli.commands.operate.connect:command", "Connect a CI system."),
         "record": ("ciml.cli.commands.operate.record:command", "Run a command and record its machine's telemetry."),
-        "receive": ("ciml.cli.commands.operate.receive:command", "Receive deliveries of CI systems."),
+        "receive": ("ciml.cli.commands.operate.streams:receive", "Receive deliveries of CI systems."),
         "ingest": ("ciml.cli.commands.operate.streams:ingest", "Ingest CI events into the raw store."),
         "topics": ("ciml.cli.commands.operate.streams:topics", "Continue with a topic that was created again."),
         "adapter": ("ciml.cli.commands.operate.adapter:command", "List adapters of CI systems; try a delivery."),

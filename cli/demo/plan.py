@@ -150,18 +150,6 @@ class EventPlan(Struct, frozen=True):
     again: bool = False
 
 
-def _cut_json(facts: RunFacts) -> bytes:
-    return finished_event(facts)[0][:-40]
-
-
-def _no_event(facts: RunFacts) -> bytes:
-    return b'["finished", "success"]'
-
-
-def _tombstone(facts: RunFacts) -> None:
-    return None
-
-
 def _another_outcome(facts: RunFacts) -> dict[str, Any]:
     return _FAILED if facts.outcome == "success" else _PASSED
 
@@ -182,7 +170,7 @@ def _forbidden(log_url: str) -> tuple[EventPlan]:
 
 #: The events of a damaged run by the damage, in the order in which they are inflicted.
 TRICKS: dict[str, tuple[EventPlan, ...]] = {
-    "broken JSON": (EventPlan("dead_letter", "broken_json", value=_cut_json),),
+    "broken JSON": (EventPlan("dead_letter", "broken_json", value=lambda facts: finished_event(facts)[0][:-40]),),
     "log is not there": (EventPlan("dead_letter", "log_not_found", deferred=True, log_url="{logs}/missing/{path}"),),
     "log cut short (gzip)": (EventPlan("dead_letter", "corrupt_gzip", log=cut_gzip, log_url=_SPOILT),),
     "same event twice": (EventPlan(), EventPlan("repeat", "event", again=True)),
@@ -192,14 +180,17 @@ TRICKS: dict[str, tuple[EventPlan, ...]] = {
     "same run by another event": (EventPlan(), EventPlan("repeat", "run")),
     "cancelled run": (EventPlan("ignored", "cancelled", facts=_cancelled, log_url=""), EventPlan()),
     # The first event is wrong, so that the final label is the recorded one.
-    "corrected outcome": (EventPlan(facts=_another_outcome), EventPlan("correction", "outcome")),
-    "no event at all": (EventPlan("dead_letter", "not_an_event", value=_no_event),),
+    "corrected outcome": (
+        EventPlan(facts=_another_outcome),
+        EventPlan("correction", "outcome"),
+    ),
+    "no event at all": (EventPlan("dead_letter", "not_an_event", value=lambda facts: b'["finished", "success"]'),),
     "a file of the machine": _forbidden("file:///etc/passwd"),
     "a page instead of a log": (EventPlan("dead_letter", "not_telemetry", log=not_telemetry, log_url=_SPOILT),),
     "another port of the log server": _forbidden("http://127.0.0.1:1/x"),
     "same run, another log": (EventPlan(), EventPlan("repeat", "other_log", log=other_log, log_url=_SPOILT)),
     "event without a log's address": (EventPlan("dead_letter", "missing_field", log_url=""),),
-    "tombstone": (EventPlan("dead_letter", "tombstone", value=_tombstone),),
+    "tombstone": (EventPlan("dead_letter", "tombstone", value=lambda facts: None),),
 }
 
 

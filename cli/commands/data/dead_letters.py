@@ -70,12 +70,6 @@ class Filters(Data):
             until_us=None if self.until is None else now_us - round(self.until * 1e6),
         )
 
-    @property
-    def has_filter(self) -> bool:
-        """Whether a filter was given."""
-        globs = self.reasons or self.jobs or self.topics or self.runs
-        return bool(globs) or self.since is not None or self.until is not None
-
     def dead_letters(self, everything: bool) -> Iterator[DeadLetter]:
         """Yield the matching dead letters, the oldest first: the open ones, or all with ``everything``."""
         from ciml.runs.dead_letters import all_dead_letters, open_dead_letters, open_keys
@@ -169,9 +163,11 @@ def count(options: CountOptions) -> None:
       ciml dead-letters count --data-path data
       ciml dead-letters count --by-job --since 7d --data-path data
     """
+    from ciml.runs.dead_letters import Choice
+
     counts: Counter[tuple[str, str]] = Counter()
     by_job = options.by_job
-    if by_job or options.has_filter:
+    if by_job or options.choice() != Choice():
         for dead_letter in options.dead_letters(everything=False):
             counts[dead_letter.outcome.reason, dead_letter.job if by_job else ""] += 1
     else:  # the manifest has the sums by reason, so no dead letter is read

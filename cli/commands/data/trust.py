@@ -16,7 +16,7 @@ from ciml.errors import UnknownRunError
 from ciml.options import TrustOptions, argument, flag
 
 if TYPE_CHECKING:
-    from ciml.trust import ChangedRun, Decision, Review, RuleTrace
+    from ciml.trust import Decision, Review, RuleTrace
 
 #: Largest number of rows, each a source and a job, in the printed table.
 _PLACES = 20
@@ -55,21 +55,16 @@ def check(options: CheckOptions) -> None:
     result = Review()
     decided = ((run.facts, run.trust) for run in latest_runs(log, state))
     for run in review(decided, policy, result):
-        if options.runs:
-            click.echo(json.dumps(_changed_json(run)) if options.json else _changed_line(run))
+        if options.runs and options.json:
+            click.echo(json.dumps({**run._asdict(), "before": run.before._asdict(), "after": run.after._asdict()}))
+        elif options.runs:
+            decisions = f"{_decision_text(run.before)} -> {_decision_text(run.after)}"
+            click.echo(f"{run.run_id}  {run.build_name}  {decisions}")
     if options.json:
         value = {"policy": policy.digest, **result.to_json()}
         click.echo(json.dumps(value, indent=None if options.runs else 2))
     else:
         _print_review(result)
-
-
-def _changed_json(run: ChangedRun) -> dict[str, Any]:
-    return {**run._asdict(), "before": run.before._asdict(), "after": run.after._asdict()}
-
-
-def _changed_line(run: ChangedRun) -> str:
-    return f"{run.run_id}  {run.build_name}  {_decision_text(run.before)} -> {_decision_text(run.after)}"
 
 
 def _decision_text(decision: Decision) -> str:

@@ -136,12 +136,9 @@ def _possible_text(verdict: Mapping[str, Any]) -> str:
     """Return the causes that the run may have, and how often the true one is among them."""
     causes = " and ".join(verdict["set"])
     if outside := verdict.get("outside"):
-        return f"{causes}: it is unlike the runs that the model learned, {_outside_text(outside)}"
+        known = f"theirs are {outside['low']:g} to {outside['high']:g}"  # the JSON of `ciml.verdict_rules.Outside`
+        difference = f"by {outside['feature']}: {outside['value']:g}, {known}"
+        return f"{causes}: it is unlike the runs that the model learned, {difference}"
     if not causes:
         return "none: it is unlike the runs that calibrated the model"
     return f"{causes}; the true cause is among the possible ones in {verdict['coverage']:.0%} of runs"
-
-
-def _outside_text(outside: Mapping[str, Any]) -> str:
-    """Return how a run differs from those that the model learned, from the JSON of `ciml.verdict_rules.Outside`."""
-    return f"by {outside['feature']}: {outside['value']:g}, theirs are {outside['low']:g} to {outside['high']:g}"

@@ -273,13 +273,10 @@ def show(options: ShowOptions) -> None:
     """
     data = options.root
     if options.name is None:
-        options.show(data.dataset_names(), partial(_print_names, data.datasets.url()))
+        none = f"no data sets in {data.datasets.url()}"
+        options.show(data.dataset_names(), lambda names: click.echo("\n".join(names) or none))
     else:
         options.show(data.dataset(options.name).state(), partial(_print_state, options.name), state_json)
-
-
-def _print_names(url: str, names: Sequence[str]) -> None:
-    click.echo("\n".join(names) or f"no data sets in {url}")
 
 
 def _print_state(name: str, state: DatasetState) -> None:
