@@ -189,6 +189,14 @@ def test_a_hostile_answer_is_reported_and_the_stream_goes_on(gerrit: FakeGerrit,
     assert json.loads((gerrit.folder.parent / "state" / "gerrit-zuul.json").read_text()).get("at") is None
 
 
+def test_half_a_character_affects_its_own_change_alone(gerrit: FakeGerrit) -> None:
+    now_s = int(time.time())
+    gerrit.changes = [{**change(1, now_s), "subject": "\ud800"}, change(2, now_s)]
+    with running(session_of(gerrit, {"after": time.time() - 1000})) as kept:
+        wait(lambda: kept.outcomes == {"rejected": 1, "accepted": 1}, f"{kept.outcomes}")
+        assert numbers(kept) == [2]
+
+
 def test_a_gigabyte_and_a_bomb_of_values_are_left_and_counted(gerrit: FakeGerrit) -> None:
     # 100, 25, 6 and 1 changes are asked for.
     answers = iter([gigabyte, gigabyte, gigabyte, gigabyte, lambda: body(b"[" + b"[]," * 8_000_000 + b"[]]")])
