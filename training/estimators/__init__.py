@@ -1,4 +1,9 @@
-"""Estimators by name, behind one interface: `fit` takes rows and returns a `Fitted`."""
+"""Estimators by name, behind one interface: `fit` takes rows and returns a `Fitted`.
+
+Those of scikit-learn learn unrolled features (usr0 … usrL-1, 1m0 … 1mL-1) or summaries. A fitted one is not stored:
+scikit-learn's formats run code when they are read. Experiment, snapshot and seed reproduce it. Its predictions and
+metrics are stored.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,8 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError, NoTrainingDataError, UnknownEstimatorError
 from ciml.events.outcomes import CAUSE
 from ciml.progress import Progress
-from ciml.tensorflow import seeded
-from ciml.training.estimators import boosted, networks, scikit
+from ciml.tensorflow import seeded, threads
+from ciml.training.estimators import boosted, networks
 from ciml.training.estimators.base import Fitted, Rows, Watch
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
@@ -37,7 +42,8 @@ _LOOP = frozenset(
     {"steps", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "early_stopping"}
     | {"hidden_layers", "dropout", "l2"}
 )
-
+_CALIBRATION_FOLDS = 5
+_Features = Callable[[np.ndarray, np.ndarray], Any]
 
 #: Parameters of scikit-learn that are keys of an experiment.
 _OWN_KEYS = {"random_state": "seed", "class_weight": "class_weights", "n_iter_no_change": "early_stopping"}
@@ -48,8 +54,8 @@ class Estimator:
     """An estimator for experiments.
 
     Attributes:
-      build: for a network, a function of (experiment, L, F, C) that returns a Keras model; else as in
-        `ciml.training.estimators.scikit`.
+      build: for a network, a function of (experiment, L, F, C) that returns a Keras model; else of
+        (experiment, runs of the smallest class) that returns an estimator of scikit-learn.
       keys: the keys of an experiment that it uses.
       network: whether it is a Keras network, which can be served.
       over_time: whether it uses the time axis, which aggregated examples lack.
@@ -63,6 +69,45 @@ class Estimator:
     summarises: bool = False
 
 
+def _svm(experiment: Experiment, smallest: int) -> Any:
+    """Build a linear support vector machine, as in the original.
+
+    Platt's sigmoid, fitted on held-out folds, turns its margins into probabilities.
+    """
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.svm import LinearSVC
+
+    if smallest < 2:
+        raise NoTrainingDataError("svm needs at least two training runs of each class to calibrate probabilities")
+    machine = LinearSVC(**_options(experiment, {"max_iter": 10_000}))
+    folds = StratifiedKFold(min(_CALIBRATION_FOLDS, smallest), shuffle=True, random_state=experiment.seed)
+    return CalibratedClassifierCV(machine, cv=folds, ensemble=False)
+
+
+def _random_forest(experiment: Experiment, smallest: int) -> Any:
+    """Build a random forest."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    return RandomForestClassifier(n_jobs=threads(), **_options(experiment, {"n_estimators": 300}))
+
+
+def _hist_gradient_boosting(experiment: Experiment, smallest: int) -> Any:
+    """Build histogram gradient boosting. Early stopping uses dev."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    patience = experiment.early_stopping
+    stopping: dict[str, Any] = {"early_stopping": patience is not None}
+    if patience is not None:
+        stopping["n_iter_no_change"] = patience
+    return HistGradientBoostingClassifier(**_options(experiment, stopping))
+
+
+def _options(experiment: Experiment, defaults: dict[str, Any]) -> dict[str, Any]:
+    weights = {} if experiment.class_weights == "none" else {"class_weight": experiment.class_weights}
+    return {**defaults, **experiment.parameters, **weights, "random_state": experiment.seed}
+
+
 #: Estimators by name.
 ESTIMATORS: dict[str, Estimator] = {
     "dnn": Estimator(networks.dnn, _ALL | _LOOP | {"activation", "batch_norm"}, network=True),
@@ -70,9 +115,9 @@ ESTIMATORS: dict[str, Estimator] = {
         networks.cnn, _ALL | _LOOP | {"activation", "batch_norm", "kernel_size"}, network=True, over_time=True
     ),
     "gru": Estimator(networks.gru, _ALL | _LOOP, network=True, over_time=True),
-    "svm": Estimator(scikit.svm, _ALL | {"parameters"}),
-    "random_forest": Estimator(scikit.random_forest, _ALL | {"parameters"}),
-    "hist_gradient_boosting": Estimator(scikit.hist_gradient_boosting, _ALL | {"parameters", "early_stopping"}),
+    "svm": Estimator(_svm, _ALL | {"parameters"}),
+    "random_forest": Estimator(_random_forest, _ALL | {"parameters"}),
+    "hist_gradient_boosting": Estimator(_hist_gradient_boosting, _ALL | {"parameters", "early_stopping"}),
     "boosted_summaries": Estimator(boosted.boosted_summaries, _ALL | {"parameters"}, over_time=True, summarises=True),
 }
 
@@ -168,14 +213,14 @@ def fit(
     if len(train) == 0:
         raise NoTrainingDataError("no training runs")
     if not estimator.network:
-        features = boosted.Windows if estimator.summarises else scikit.unrolled
-        return scikit.fit_scikit(experiment, train, dev, classes, estimator.build, features)
-    from ciml.training.estimators.networks import Resident, fit_network
-
+        features = boosted.Windows if estimator.summarises else _unrolled
+        return _fit_scikit(experiment, train, dev, classes, estimator.build, features)
     _, windows, features = train.inputs.shape
     model = build_model(experiment, windows, features, classes)
-    batches = Resident(train, experiment.batch_size, experiment.seed)
-    return fit_network(experiment, model, batches, dev, tensorboard=tensorboard, progress=progress, watch=watch)
+    batches = networks.Resident(train, experiment.batch_size, experiment.seed)
+    return networks.fit_network(
+        experiment, model, batches, dev, tensorboard=tensorboard, progress=progress, watch=watch
+    )
 
 
 def build_model(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
@@ -195,3 +240,63 @@ def build_model(experiment: Experiment, windows: int, features: int, classes: in
         raise CimlError(f"estimator {experiment.estimator!r} is not a network; only networks can be served")
     with seeded(experiment.seed):
         return estimator.build(experiment, windows, features, classes)
+
+
+@dataclass(frozen=True)
+class _FittedScikit:
+    """A fitted estimator of scikit-learn, as `Fitted`."""
+
+    model: Any
+    features: _Features
+    classes: int
+    runs: int
+
+    def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+        answers = np.zeros((len(inputs), self.classes))
+        if len(inputs):
+            answers[:, self.model.classes_] = self.model.predict_proba(self.features(inputs, n_windows))
+        return answers
+
+    def to_json(self) -> dict[str, Any]:
+        return {"runs": self.runs}
+
+
+def _fit_scikit(
+    experiment: Experiment,
+    train: Rows,
+    dev: Rows | None,
+    classes: int,
+    build: Any,
+    features: _Features,
+) -> _FittedScikit:
+    """Fit an estimator of scikit-learn, or of `ciml.training.estimators.boosted`.
+
+    Args:
+      experiment: its ``parameters`` are passed to the estimator.
+      train: n rows, normalised.
+      dev: rows for early stopping.
+      classes: C.
+      build: `Estimator.build`.
+      features: computes the estimator's input from inputs float32 [n, L, F] and n_windows int32 [n].
+
+    Raises:
+      NoTrainingDataError: if a class has too few runs.
+      CimlError: for an invalid parameter.
+    """
+    counts = np.bincount(train.labels, minlength=classes)
+    if np.count_nonzero(counts) < 2:
+        raise NoTrainingDataError(f"{experiment.estimator} needs training runs of at least two classes")
+    further: dict[str, Any] = {}
+    if dev is not None:
+        further = {"X_val": features(dev.inputs, dev.n_windows), "y_val": dev.labels}
+    try:
+        model = build(experiment, int(counts[counts > 0].min()))
+        model.fit(features(train.inputs, train.n_windows), train.labels, **further)
+    except (TypeError, ValueError) as error:
+        raise CimlError(f"{experiment.estimator}: {' '.join(str(error).split())}") from None
+    return _FittedScikit(model, features, classes, len(train))
+
+
+def _unrolled(inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+    """Reshape [n, L, F] to [n, F * L], feature by feature."""
+    return inputs.transpose(0, 2, 1).reshape(len(inputs), -1)
