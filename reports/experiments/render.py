@@ -128,7 +128,7 @@ def _settings(experiment: Mapping[str, Any]) -> str:
     """Return the estimator and its non-default settings, in a line."""
     defaults = Experiment().to_json()
     settings = [
-        f"{key.replace('_', ' ')} {'/'.join(map(str, value)) if isinstance(value, list) else value}"
+        f"{key.replace('_', ' ')} {_plain(value)}"
         for key, value in experiment.items()
         if key not in ("name", "estimator", "parameters") and value != defaults.get(key)
     ]
