@@ -11,6 +11,7 @@ import click
 
 from ciml.cli.output import print_lines
 from ciml.errors import CimlError
+from ciml.extras import require
 from ciml.options import Options, flag, option
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class DataflowJob(Options):
 
     def settings(self) -> DataflowSettings:
         """Check the options, and return the settings of the file."""
-        from ciml.pipelines.dataflow.settings import DataflowSettings, require_dataflow
+        from ciml.pipelines.dataflow.settings import DataflowSettings
 
         if self.dataflow is None:
             raise CimlError(
@@ -65,7 +66,7 @@ class DataflowJob(Options):
             raise CimlError("--runner dataflow: give --template FILE or gs://OBJECT, or --submit")
         if self.update and not self.submit:
             raise CimlError("--update: replaces a running job, so it needs --submit")
-        require_dataflow()
+        require("google.cloud.dataflow", "dataflow")
         self.name_or("ciml")  # which fails now for an invalid name, before any work
         return DataflowSettings.load(self.dataflow)
 

@@ -227,11 +227,9 @@ def find_completions(log: ManifestLog, listing: Listing, reading: Reading, settl
             number, facts = part[run_id]
             if row.mention.source != facts.source or row.mention.auth:
                 continue
-            comparison = _compare(row.mention, facts)
-            result.completed.update(comparison.completed)
-            result.differing.update(comparison.differing)
-            if comparison.changes:
-                facts = row.mention.replace(outcome=facts.outcome, result=facts.result, **comparison.changes)
+            changes = _compare(row.mention, facts, result)
+            if changes:
+                facts = row.mention.replace(outcome=facts.outcome, result=facts.result, **changes)
                 result.rows[number] = CompletedRow(facts, row.file)
     return result
 
@@ -250,33 +248,25 @@ def _runs_of(listing: Listing, reading: Reading, settled: RangeSet) -> Iterator[
                 yield run.facts.run_id, (line.number, run.facts)
 
 
-class _Comparison(NamedTuple):
-    """The names of the facts that a line completes or contradicts, and the changes of the stored facts by attribute."""
-
-    completed: list[str]
-    differing: list[str]
-    changes: dict[str, Any]
-
-
-def _compare(stored: RunFacts, line: RunFacts) -> _Comparison:
-    """Compare the facts of a line with those of the stored run."""
-    result = _Comparison([], [], {})
+def _compare(stored: RunFacts, line: RunFacts, result: Completions) -> dict[str, Any]:
+    """Count the facts that a line completes or contradicts. Return the changes of the stored facts by attribute."""
+    changes: dict[str, Any] = {}
     for name, attribute in COMPLETABLE.items():
         before = getattr(stored, attribute)
         now = getattr(line, attribute)
         if not now or now == before:
             continue
         if before or _ends_before_start(stored.replace(**{attribute: now})):
-            result.differing.append(name)
+            result.differing[name] += 1
         else:
-            result.completed.append(name)
-            result.changes[attribute] = now
-    result.differing.extend(name for name, label in line.labels.items() if stored.labels.get(name, label) != label)
+            result.completed[name] += 1
+            changes[attribute] = now
+    result.differing.update(name for name, label in line.labels.items() if stored.labels.get(name, label) != label)
     missing = sorted(line.labels.keys() - stored.labels.keys())[: MAX_LABELS - len(stored.labels)]
     if missing:
-        result.completed.extend(missing)
-        result.changes["labels"] = {**stored.labels, **{name: line.labels[name] for name in missing}}
-    return result
+        result.completed.update(missing)
+        changes["labels"] = {**stored.labels, **{name: line.labels[name] for name in missing}}
+    return changes
 
 
 def _ends_before_start(facts: RunFacts) -> bool:

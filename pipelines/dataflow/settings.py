@@ -13,7 +13,6 @@ from dataclasses import replace
 from msgspec import field
 
 from ciml.errors import CimlError
-from ciml.extras import require
 from ciml.kafka import KafkaOptions
 from ciml.secret_manager import check_secret_name
 from ciml.settings import Settings
@@ -108,11 +107,6 @@ class DataflowSettings(Settings, frozen=True):
     def staging(self) -> str:
         """The folder of staged pipelines."""
         return self.staging_location or self.temp_location
-
-
-def require_dataflow() -> None:
-    """Raise `MissingExtraError` if ciml[dataflow] is not installed."""
-    require("google.cloud.dataflow", "dataflow")
 
 
 def job_name(text: str) -> str:

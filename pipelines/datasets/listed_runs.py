@@ -11,8 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property, partial
-from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -87,11 +86,9 @@ class ListedRuns:
                 pool.submit(len, ())  # fork now, not at the first log
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._pools = []
-        self._stack.__exit__(kind, error, traceback)
+        self._stack.__exit__(*error)
 
     @cached_property
     def _reader(self) -> LogReader:

@@ -35,7 +35,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry_of()
-        self._requests, self._loads = REQUESTS.counter(self.registry), LOADS.counter(self.registry)
+        self._requests = REQUESTS.counter(self.registry)
+        self._loads = LOADS.counter(self.registry)
         self._seconds = REQUEST_SECONDS.histogram(self.registry)
         self._load_seconds = LOAD_SECONDS.histogram(self.registry)
         self._config_errors = CONFIG_ERRORS.counter(self.registry)
