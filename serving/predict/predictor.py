@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
 
@@ -176,8 +176,14 @@ class Predictor:
             else:
                 rejections.append((run, RejectedInput("job_not_selected")))
         started_s = time.perf_counter()
-        readable, tables, unreadable = self._read(selected, definition)
-        rejections += unreadable
+        readable = []
+        tables = []
+        for run, table in zip(selected, self._read(selected, definition), strict=True):
+            if isinstance(table, RejectedInput):
+                rejections.append((run, table))
+            else:
+                readable.append(run)
+                tables.append(table)
         neighbours = self._neighbours.of([run.run_id for run in readable]) if served.needs_neighbours else ()
         prepared = prepare_runs(tables, definition, [_facts_of(run) for run in readable], neighbours)
         rejections += [(readable[row], rejected) for row, rejected in prepared.rejected.items()]
@@ -262,39 +268,23 @@ class Predictor:
             **(verdict and {**verdict, "path": run.path}),  # evidence reads the run again
         }
 
-    def _read(self, runs: Sequence[Announcement], definition: ResolvedDefinition) -> _ReadRuns:
+    def _read(self, runs: Sequence[Announcement], definition: ResolvedDefinition) -> Sequence[pa.Table | RejectedInput]:
+        """Return the telemetry of each run, or its rejection."""
         columns = [TIME, BOOT, *definition.columns]
         try:
-            return _ReadRuns(list(runs), read_runs(self._raw, [run.path for run in runs], columns=columns), [])
+            return read_runs(self._raw, [run.path for run in runs], columns=columns)
         except IntegrityError:
             pass  # the object of a run is missing or damaged: read them one by one
-        result = _ReadRuns([], [], [])
+        results: list[pa.Table | RejectedInput] = []
         for run in runs:
             try:
-                table = read_run(self._raw, run.path, columns=columns)
+                results.append(read_run(self._raw, run.path, columns=columns))
             except IntegrityError as error:
-                result.unreadable.append((run, RejectedInput("raw_unreadable", str(error))))
-            else:
-                result.readable.append(run)
-                result.tables.append(table)
-        return result
+                results.append(RejectedInput("raw_unreadable", str(error)))
+        return results
 
     def close(self) -> None:
         self.client.close()
-
-
-class _ReadRuns(NamedTuple):
-    """Runs of the raw store.
-
-    Attributes:
-      readable: the runs that could be read.
-      tables: their telemetry, in the same order.
-      unreadable: the other runs, and why they are rejected.
-    """
-
-    readable: list[Announcement]
-    tables: list[pa.Table]
-    unreadable: list[tuple[Announcement, RejectedInput]]
 
 
 def _facts_of(run: Announcement) -> RunFacts:

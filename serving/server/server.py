@@ -201,6 +201,11 @@ class ModelServer:
         thread.start()
         self._threads.append(thread)
 
+    def poll(self, wait: bool = True) -> None:
+        """Read the configuration once, and load and unload accordingly. ``wait`` for the loads to end."""
+        self._read_config()
+        self.manager.step(wait)
+
     def _read_config(self) -> None:
         """Read the configuration once and apply it. Errors in it are logged, not raised."""
         try:
@@ -221,8 +226,7 @@ class ModelServer:
     def _poll_forever(self) -> None:
         while not self._stop.is_set():
             try:
-                self._read_config()
-                self.manager.step(wait=False)
+                self.poll(wait=False)
             except Exception:  # noqa: BLE001 - polling must not end
                 _LOG.exception("polling the configuration failed; the served versions stay")
             self._stop.wait(self.options.poll_s)
