@@ -262,8 +262,9 @@ class OpenPack:
         rows = [self.runs[number].rows for number in numbers]
         # Slices keep the whole row groups in memory, which is fine while most of them is requested.
         if names and 2 * sum(rows) < table.num_rows:
-            ranges = [np.arange(first, first + count) for first, count in zip(first_rows.values(), rows, strict=True)]
-            table = table.take(arrow.numbers(np.concatenate(ranges)))
+            slices = [table.slice(first, count) for first, count in zip(first_rows.values(), rows, strict=True)]
+            # A copy, even of one slice. `Table.take` would import pyarrow.compute.
+            table = pa.concat_tables([*slices, table.slice(0, 0)]).combine_chunks()
             first_rows = dict(zip(numbers, accumulate(rows, initial=0), strict=False))
         return _JoinedRuns(table, first_rows)
 

@@ -325,7 +325,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
         from ciml.serving.model_files import check_model_name
         from ciml.training.evaluation.gate import GatePolicy
         from ciml.training.exclusions import add, read_lines
-        from ciml.training.experiment import Experiment, load_experiment
+        from ciml.training.experiment import Experiment
         from ciml.training.refresh import TrainConfig
         from ciml.trust import TrustPolicy
 
@@ -333,7 +333,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
             DataRoot.open(self.data_path),
             self.dataset,
             check_model_name(self.model or self.dataset),
-            load_experiment(self.experiment) if self.experiment else Experiment(),
+            Experiment.load(self.experiment) if self.experiment else Experiment(),
             TrustPolicy.load(self.trust_policy),
             GatePolicy.of(self.min_test_runs, self.tolerance, self.accept_baselines, self.min_decided),
             self.label,

@@ -21,7 +21,7 @@ import numpy as np
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.outcomes import CAUSES
 from ciml.events.records import RunFacts
-from ciml.training.experiment import load_experiment
+from ciml.training.experiment import Experiment
 from ciml.transforms.profiles import Profiles
 from ciml.verdict_rules import Verdict
 from ciml.verdicts.evidence import evidence_of_subject
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--transfer", choices=list(transfers), help="learn elsewhere: each provider, or the quiet runs")
     options = parser.parse_args()
     definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
-    experiment = load_experiment(EXAMPLES / "cause-experiment.toml")
+    experiment = Experiment.load(EXAMPLES / "cause-experiment.toml")
     runs = read(options.folders)
     labels = np.array([CAUSES.index(runs.truth(runs.facts[place].run_id)) for place in runs.failed])
     if options.transfer:

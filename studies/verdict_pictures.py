@@ -19,7 +19,7 @@ import numpy as np
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.outcomes import CAUSES
-from ciml.training.experiment import load_experiment
+from ciml.training.experiment import Experiment
 from ciml.transforms.profiles import MIN_RUNS, make_profiles
 from ciml.verdict_rules import UNKNOWN
 from ciml.verdicts.evidence import Evidence, evidence_of_subject
@@ -43,7 +43,7 @@ def evidence_without(runs: Recorded, at: int) -> tuple[Evidence, str]:
 def verdicts(runs: Recorded) -> Iterator[tuple[int, str]]:
     """Yield (run, cause with probability) of the failed runs, each by a model without its change."""
     definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
-    experiment = load_experiment(EXAMPLES / "cause-experiment.toml")
+    experiment = Experiment.load(EXAMPLES / "cause-experiment.toml")
     failed = runs.failed
     labels = np.array([CAUSES.index(runs.truth(runs.facts[index].run_id)) for index in failed])
     facts = [runs.facts[index] for index in failed]

@@ -36,7 +36,7 @@ from ciml.training.calibration.calibrators import fit_calibrator
 from ciml.training.calibration.sets import learned_ranges, make_rules
 from ciml.training.estimators import Rows, fit, inputs_for
 from ciml.training.evaluation.baselines import predict_by
-from ciml.training.experiment import Experiment, load_experiment
+from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
 from ciml.transforms.examples.context import profiles_of
 from ciml.transforms.examples.prepare import prepare_many, run_means
@@ -426,7 +426,7 @@ def main() -> None:
     parser.add_argument("--since", type=datetime.fromisoformat, help="hold out all runs of this day (UTC) and later")
     options = parser.parse_args()
     definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
-    experiment = load_experiment(EXAMPLES / "cause-experiment.toml")
+    experiment = Experiment.load(EXAMPLES / "cause-experiment.toml")
     runs = read(options.folders)
     failed = runs.failed
     labels = np.array([CAUSES.index(runs.truth(runs.facts[index].run_id)) for index in failed])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, field
@@ -101,15 +100,6 @@ class Experiment(Settings, frozen=True, kw_only=True):
             raise ValueError("coverage: requires calibration")
         if any(units < 1 for units in self.hidden_layers):
             raise ValueError("hidden_layers: each hidden layer needs at least one unit")
-
-
-def load_experiment(path: str | Path, **overrides: Any) -> Experiment:
-    """Load an experiment from a TOML file; ``overrides`` take precedence.
-
-    Raises:
-      CimlError: naming the file and the key.
-    """
-    return Experiment.load(path, **overrides)
 
 
 def refresh_key(snapshot: str, experiment: Experiment) -> str:

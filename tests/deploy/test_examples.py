@@ -11,7 +11,7 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
 from ciml.integrations.config import load_receivers
 from ciml.settings import read_toml
-from ciml.training.experiment import load_experiment
+from ciml.training.experiment import Experiment
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.trust import TrustPolicy
 from ciml.verdicts.feedback.config import load_feedback
@@ -39,7 +39,7 @@ def read_all(resources: list[Resource], folder: Path) -> dict[str, object]:
                 named = {**read_toml(path), "name": name.removeprefix("dataset-").removesuffix(".toml")}
                 found[name] = DatasetDefinition.from_json(named, name).class_label
             case "experiment":
-                found[name] = load_experiment(path).estimator
+                found[name] = Experiment.load(path).estimator
             case "feedback" if "[[system]]" in text:
                 found[name] = [system.name for system in load_feedback(path).systems]
     return found

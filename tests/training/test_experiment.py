@@ -6,7 +6,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.training.estimators import build_model
-from ciml.training.experiment import Experiment, load_experiment, refresh_key
+from ciml.training.experiment import Experiment, refresh_key
 from ciml.training.train import trained_roles
 
 
@@ -62,12 +62,12 @@ def test_a_file_and_what_takes_precedence_over_it(tmp_path: Path):
     path = tmp_path / "one.toml"
     path.write_text('name = "deep"\nhidden_layers = "5/5"\nsteps = 10\n')
 
-    assert load_experiment(path, steps=20) == Experiment(name="deep", hidden_layers=(5, 5), steps=20)
+    assert Experiment.load(path, steps=20) == Experiment(name="deep", hidden_layers=(5, 5), steps=20)
     path.write_text("name = ")
     with pytest.raises(CimlError, match=r"one\.toml is not TOML"):
-        load_experiment(path)
+        Experiment.load(path)
     with pytest.raises(CimlError, match="No such file"):
-        load_experiment(tmp_path / "none.toml")
+        Experiment.load(tmp_path / "none.toml")
 
 
 def test_a_network_is_as_the_experiment_says_and_its_weights_follow_from_the_seed():
