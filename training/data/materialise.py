@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ciml.errors import IntegrityError
 from ciml.storage import Store
@@ -52,17 +51,14 @@ class Materialised:
         return [str(self.folder / RECORDS_FOLDER / shard) for shard in self.shards[role]]
 
 
-def materialise(
-    root: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None = None, runner: Any = None
-) -> Materialised:
+def materialise(root: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None = None) -> Materialised:
     """Write the normalised examples of a snapshot and the transform.
 
     Args:
       root: the folder of the snapshot's data set.
       snapshot: the runs to write.
-      folder: on local disk; recreated. Workers of a custom ``runner`` must have access to it.
+      folder: on local disk; recreated.
       cache: analyses by span; None analyses every span.
-      runner: a Beam runner; None runs in this process.
 
     Raises:
       CimlError: if the snapshot has no training run.
@@ -76,7 +72,7 @@ def materialise(
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    analysed, cached = run_pipeline(root, snapshot, folder, cache=cache, runner=runner)
+    analysed, cached = run_pipeline(root, snapshot, folder, cache)
     shards = _shards(folder / RECORDS_FOLDER)
     counts = {role: sum(shards[role].values()) for role in ROLES}
     if counts != {role: expected[role] for role in ROLES}:

@@ -7,7 +7,6 @@ as long. The elements are indices of files: ``beam.Create`` would encode and com
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +32,6 @@ from tensorflow_transform.beam import analyzer_cache  # noqa: E402
 from tfx_bsl.tfxio import tensor_adapter  # noqa: E402
 
 from ciml.datasets.definition import ResolvedDefinition  # noqa: E402
-from ciml.digest import canonical_json  # noqa: E402
 from ciml.storage import Store  # noqa: E402
 from ciml.training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key  # noqa: E402
 from ciml.training.data.examples import (  # noqa: E402
@@ -48,9 +46,8 @@ from ciml.transforms.guard import keep_error, kept_error  # noqa: E402
 
 _BATCH_ROWS = 4096
 _BATCH_VALUES = 8 << 20  # 32 MB of float32
-_SNAPSHOT = "snapshot.json"
 _SCALARS = ("n_windows", "label", "ordinal")
-#: The tasks of this process by the folder that is materialised.
+#: The tasks by the folder that is materialised.
 _tasks: dict[str, list[FileTask]] = {}
 
 
@@ -73,27 +70,22 @@ def _hide_ipython() -> Iterator[None]:
 
 
 @_hide_ipython()
-def run_pipeline(
-    root: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None, runner: Any
-) -> tuple[int, int]:
-    """Build and run the pipeline.
+def run_pipeline(root: Store, snapshot: Snapshot, folder: Path, cache: AnalysisCache | None) -> tuple[int, int]:
+    """Build the pipeline, and run it in this process.
 
     Returns:
       (number of analysed spans, number of spans with a cached analysis).
     """
     kept_error(clear=True)
-    pipeline = beam.Pipeline(runner=runner or FnApiRunner(), options=PipelineOptions([]))
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
     with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temp, tft_beam.Context(temp_dir=temp):
         analysed, cached = build_materialise(pipeline, root, snapshot, folder, cache)
-        if runner is not None:  # its workers may be other processes
-            (folder / _SNAPSHOT).write_bytes(canonical_json(snapshot.to_json()))
         try:
             pipeline.run().wait_until_finish()
         except Exception as error:  # noqa: BLE001  # Beam raises a RuntimeError for any error of a stage
-            raise kept_error() or error from None  # the error of the stage, if it ran in this process
+            raise kept_error() or error from None
         finally:
             _tasks.pop(str(folder), None)
-            (folder / _SNAPSHOT).unlink(missing_ok=True)
     return analysed, cached
 
 
@@ -198,18 +190,11 @@ class ReadRows(beam.DoFn):
 
     def process(self, index: int) -> Iterator[pa.RecordBatch]:
         with keep_error():
-            examples = read_rows(self._root, _tasks_of(self._folder)[index], self._resolved)
+            examples = read_rows(self._root, _tasks[self._folder][index], self._resolved)
         values = self._resolved.windows * len(self._resolved.features)
         size = max(1, min(_BATCH_ROWS, _BATCH_VALUES // values))
         for start in range(0, len(examples), size):
             yield to_batch(examples.take(slice(start, start + size)))
-
-
-def _tasks_of(folder: str) -> list[FileTask]:
-    """Return the tasks of the snapshot that is materialised in a folder; another worker process reads its file."""
-    if folder not in _tasks:
-        _tasks[folder] = file_tasks(Snapshot.from_json(json.loads((Path(folder) / _SNAPSHOT).read_bytes())))
-    return _tasks[folder]
 
 
 class WriteRecords(beam.DoFn):

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.training.data.examples import Examples, file_tasks, read_snapshot_examples
 from ciml.training.data.materialise import Materialised, materialise
@@ -118,16 +117,15 @@ def test_an_example_that_a_file_lacks_ends_it(data: DataRoot, snapshot: Snapshot
         materialise(data.dataset("providers").store, strange, tmp_path / "made")
 
 
-def test_another_process_finds_the_wanted_rows_in_a_file(
+def test_the_wanted_rows_are_read_from_the_files(
     made: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from ciml.training.data import materialise_beam as stages
 
     data = DataRoot.open(made)
-    (tmp_path / "snapshot.json").write_bytes(canonical_json(snapshot.to_json()))
-    monkeypatch.setattr(stages, "_tasks", {})
-    read = stages.ReadRows(data.dataset("providers").store, snapshot.resolved, str(tmp_path))
     tasks = file_tasks(snapshot)
+    monkeypatch.setattr(stages, "_tasks", {str(tmp_path): tasks})
+    read = stages.ReadRows(data.dataset("providers").store, snapshot.resolved, str(tmp_path))
     found = [
         ordinal for at in range(len(tasks)) for batch in read.process(at) for (ordinal,) in batch["ordinal"].to_pylist()
     ]
