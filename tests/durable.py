@@ -243,7 +243,8 @@ def _described(verb: str, path: str, data: bytes = b"") -> str:
     if verb != "create" or not name.removesuffix(".json").isdecimal():
         return f"{verb} {path}"
     delta = read_object(data, path)
-    return f"append {folder}: " + delta.get("kind", " ".join(key for key, value in delta.items() if value))
+    keys = [key for key, value in delta.items() if value and key not in ("time_us", "version")]
+    return f"append {folder}: " + delta.get("kind", " ".join(keys))
 
 
 def each_step(count: int, *, few: bool) -> range:

@@ -16,53 +16,10 @@ from ciml.errors import EngineError
 from ciml.runs.compact import Compaction
 from ciml.runs.pack_index import pack_state
 from ciml.runs.reader import load_packs, read_runs
-from ciml.storage import LocalStore, S3Store, Store
+from ciml.storage import LocalStore, Store
+from tests.durable import Steps, each_step
 from tests.runs.compacting import FIRST, SECOND, all_there, named, objects, run, squeeze
 from tests.runs.scenes import RawStore
-
-
-class Killed(BaseException):
-    """As a kill: nothing that is written for exceptions runs."""
-
-
-class Scripted:
-    """A store on which something happens just before or just after its n-th change."""
-
-    def __init__(self, root: str, at: int, event: Callable[[], None], *, after: bool) -> None:
-        super().__init__(root)  # type: ignore[call-arg]
-        self.changes, self._when, self._event, self._after = 0, at, event, after
-
-    def _change(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        self.changes += 1
-        mine = self.changes == self._when
-        if mine and not self._after:
-            self._event()
-        done = work(*arguments)
-        if mine and self._after:
-            self._event()
-        return done
-
-    def create(self, path: str, data: bytes) -> bool:
-        return bool(self._change(super().create, path, data))  # type: ignore[misc]
-
-    def replace(self, path: str, data: bytes) -> None:
-        self._change(super().replace, path, data)  # type: ignore[misc]
-
-    def delete(self, path: str) -> None:
-        self._change(super().delete, path)  # type: ignore[misc]
-
-
-class ScriptedLocal(Scripted, LocalStore):
-    pass
-
-
-class ScriptedS3(Scripted, S3Store):
-    pass
-
-
-def scripted(raw: Store, at: int, event: Callable[[], None], *, after: bool) -> Any:
-    kind = ScriptedLocal if isinstance(raw, LocalStore) else ScriptedS3
-    return kind(raw.root, at, event, after=after)
 
 
 def busy_store(data: DataRoot) -> RawStore:
@@ -89,66 +46,97 @@ def after_all(raw: Store) -> None:
     assert sum(pack.runs for state in packs.values() for pack in state.packs.values()) == len(named(raw)) == 8
 
 
-def changes_of(raw: Store) -> int:
-    """How many changes one compaction makes."""
-    counting = scripted(raw, 0, lambda: None, after=False)
-    squeeze(counting)
-    return int(counting.changes)
+def is_local(data: DataRoot) -> bool:
+    return isinstance(data.store, LocalStore)
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_killed_at_every_step(anywhere: DataRoot, after: bool) -> None:
-    steps = changes_of(busy_store(DataRoot(anywhere.store.child("counted"))).store)
-    assert steps > 15
+def steps_of(data: DataRoot) -> list[str]:
+    """The steps of one compaction of the busy store."""
+    raw = busy_store(DataRoot(data.store.child("counted"))).store
+    with Steps(raw.root).recording() as steps:
+        squeeze(raw)
+    return steps.steps
 
-    def die() -> None:
-        raise Killed
 
-    for step in range(1, steps + 1) if isinstance(anywhere.store, LocalStore) else range(1, steps + 1, 6):
-        raw = busy_store(DataRoot(anywhere.store.child(f"step-{step}"))).store
-        with pytest.raises(Killed):
-            squeeze(scripted(raw, step, die, after=after))
+#: A pack is complete before the manifest names it, and its runs are deleted after that; an object that no manifest
+#: names is copied before it is deleted; and the cursor moves when all is done.
+STEPS = [
+    f"create packs/{FIRST}/*.parquet",
+    f"append packs/{FIRST}: packs",
+    f"create packs/{FIRST}/*.parquet",
+    f"append packs/{FIRST}: packs replaces",
+    f"create packs/{SECOND}/*.parquet",
+    f"append packs/{SECOND}: packs",
+    "replace packs/compaction.json",
+    f"delete swept/runs/{FIRST}/zuul~91~1.*.parquet",
+    f"delete runs/{FIRST}/zuul~1~1.*.parquet",
+    f"delete runs/{FIRST}/zuul~1~1.*.parquet",
+    f"delete runs/{FIRST}/zuul~2~1.*.parquet",
+    f"delete runs/{FIRST}/zuul~3~1.*.parquet",
+    f"delete runs/{FIRST}/zuul~4~1.*.parquet",
+    f"delete runs/{FIRST}/zuul~6~1.*.parquet",
+    f"replace swept/runs/{FIRST}/zuul~90~1.*.parquet",
+    f"delete runs/{FIRST}/zuul~90~1.*.parquet",
+    f"replace swept/runs/{FIRST}/zuul~91~1.*.parquet",
+    f"delete runs/{FIRST}/zuul~91~1.*.parquet",
+    f"delete runs/{SECOND}/zuul~5~1.*.parquet",
+    f"delete runs/{SECOND}/zuul~7~1.*.parquet",
+    f"delete packs/{FIRST}/*.parquet",
+    f"delete packs/{FIRST}/*.parquet",
+    "replace packs/compaction.json",
+]
+
+
+def test_order_of_steps(anywhere: DataRoot) -> None:
+    steps = steps_of(anywhere)
+    if is_local(anywhere):
+        assert steps == STEPS
+    assert sorted(steps) == sorted(STEPS)  # on S3, objects are moved aside at the same time, each in its order
+    for number in ("90", "91"):
+        aside = [step for step in steps if f"~{number}~" in step and "swept" in step]
+        assert steps.index(aside[-1]) < steps.index(f"delete runs/{FIRST}/zuul~{number}~1.*.parquet")
+
+
+def test_killed_before_each_step(anywhere: DataRoot) -> None:
+    for index in each_step(len(STEPS), few=not is_local(anywhere)):
+        raw = busy_store(DataRoot(anywhere.store.child(str(index)))).store
+        with Steps(raw.root, index).recording():
+            squeeze(raw)
         all_there(raw)
         after_all(raw)
 
 
 @pytest.mark.whole
-def test_another_compactor_at_every_step(anywhere: DataRoot) -> None:
-    steps = changes_of(busy_store(DataRoot(anywhere.store.child("counted"))).store)
-    for step in range(1, steps + 1) if isinstance(anywhere.store, LocalStore) else range(2, steps + 1, 6):
-        raw = busy_store(DataRoot(anywhere.store.child(f"step-{step}"))).store
+def test_another_compactor_before_each_step(anywhere: DataRoot) -> None:
+    for index in each_step(len(STEPS) - 1, few=not is_local(anywhere)):
+        raw = busy_store(DataRoot(anywhere.store.child(str(index)))).store
         ran: list[Compaction] = []
-        squeeze(scripted(raw, step, lambda raw=raw, ran=ran: ran.append(squeeze(raw)), after=False))  # type: ignore[misc]
+        with Steps(raw.root, index, lambda raw=raw, ran=ran: ran.append(squeeze(raw))).recording():  # type: ignore[misc]
+            squeeze(raw)
         assert len(ran) == 1
         all_there(raw)
         after_all(raw)
 
 
-def test_a_run_that_is_committed_at_any_step_is_never_moved_aside(data: DataRoot) -> None:
-    steps = changes_of(busy_store(DataRoot(data.store.child("counted"))).store)
-    for step in range(1, steps + 1):
-        raw = busy_store(DataRoot(data.store.child(f"step-{step}")))
-
-        def late(raw: RawStore = raw) -> None:
-            raw.add([run(50)])
-
-        done = squeeze(scripted(raw.store, step, late, after=False))
-        assert done.swept.unnamed == 2, step  # those that busy_store has
+def test_a_run_that_is_committed_before_any_step_is_never_moved_aside(data: DataRoot) -> None:
+    for index in range(len(STEPS)):
+        raw = busy_store(DataRoot(data.store.child(str(index))))
+        with Steps(raw.store.root, index, lambda raw=raw: raw.add([run(50)])).recording():  # type: ignore[misc]
+            done = squeeze(raw.store)
+        assert done.swept.unnamed == 2, index  # those that busy_store has
         all_there(raw.store)
         squeeze(raw.store)
         assert os.path.basename(raw.write(*run(50)).path) in load_packs(raw.store, FIRST).runs
 
 
-def test_a_store_that_fails_at_every_step(data: DataRoot) -> None:
-    steps = changes_of(busy_store(DataRoot(data.store.child("counted"))).store)
-
+def test_a_store_that_fails_before_each_step(data: DataRoot) -> None:
     def fail() -> None:
         raise EngineError("no space left")
 
-    for step in range(1, steps + 1):
-        raw = busy_store(DataRoot(data.store.child(f"step-{step}"))).store
-        with pytest.raises(EngineError):
-            squeeze(scripted(raw, step, fail, after=False))
+    for index in range(len(STEPS)):
+        raw = busy_store(DataRoot(data.store.child(str(index)))).store
+        with Steps(raw.root, index, fail).recording(), pytest.raises(EngineError):
+            squeeze(raw)
         all_there(raw)
         after_all(raw)
 

@@ -21,7 +21,7 @@ from ciml.pipelines.datasets.update import update_dataset
 from ciml.runs.tables import store_of
 from ciml.runs.tables.delta_log import DeltaLog
 from ciml.runs.tables.publish import publish_tables
-from ciml.storage import LocalStore
+from tests.durable import Steps, each_step
 from tests.runs.compacting import run, squeeze
 from tests.runs.scenes import RawStore
 from tests.runs.tables.scenes import make_dataset, make_store
@@ -30,36 +30,6 @@ from tests.transforms.samples import make_facts
 
 GRACE_S = 5_000_000_000  # the test clock of `squeeze` is far ahead
 KILLS = 50
-
-
-class Killed(BaseException):
-    """As a kill: nothing that is written for exceptions runs."""
-
-
-class Steps:
-    """Something happens before or after a change of a store; its folders count together."""
-
-    def __init__(self, at: int = 0, event: Callable[[], None] = lambda: None, *, after: bool = False) -> None:
-        self.count, self.at, self.event, self.after = 0, at, event, after
-
-
-class SteppedStore(LocalStore):
-    def __init__(self, root: str, steps: Steps) -> None:
-        super().__init__(root)
-        self.steps = steps
-
-    def create(self, path: str, data: bytes) -> bool:
-        self.steps.count += 1
-        mine = self.steps.count == self.steps.at
-        if mine and not self.steps.after:
-            self.steps.event()
-        done = super().create(path, data)
-        if mine and self.steps.after:
-            self.steps.event()
-        return done
-
-    def child(self, path: str) -> LocalStore:
-        return SteppedStore(super().child(path).root, self.steps)
 
 
 @pytest.fixture(scope="module")
@@ -85,42 +55,44 @@ def _word(number: int) -> str:
     return "failure" if number % 2 else "success"
 
 
-def publish_stepped(data: DataRoot, steps: Steps) -> None:
-    list(publish_tables(DataRoot(SteppedStore(data.store.root, steps))))
+#: Rows are stored before a version of the log names them. Two tables name files that are stored already.
+STEPS = [
+    "create raw/packs/_delta_log/00000000000000000001.json",
+    "create tables/runs/000000000001-000000000006.*.parquet",
+    "create tables/runs/_delta_log/00000000000000000001.json",
+    "create tables/dead_letters/000000000001-000000000006.*.parquet",
+    "create tables/dead_letters/_delta_log/00000000000000000001.json",
+    "create datasets/cpu/_delta_log/00000000000000000001.json",
+]
 
 
-def steps_of(data: DataRoot) -> int:
-    counting = Steps()
-    publish_stepped(data, counting)
-    return counting.count
+def test_order_of_steps(tmp_path: Path, grown: Callable[[Path], DataRoot]) -> None:
+    data = grown(tmp_path / "data")
+    with Steps(data.url).recording() as steps:
+        list(publish_tables(data))
+    assert steps.steps == STEPS
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_killed_at_every_step(tmp_path: Path, grown: Callable[[Path], DataRoot], after: bool) -> None:
-    count = steps_of(grown(tmp_path / "counted"))
-    assert count == 6  # two parts, four commits
-
-    def die() -> None:
-        raise Killed
-
-    for step in range(1, count + 1):
-        data = grown(tmp_path / str(step))
-        with pytest.raises(Killed):
-            publish_stepped(data, Steps(step, die, after=after))
+def test_killed_before_each_step(tmp_path: Path, grown: Callable[[Path], DataRoot]) -> None:
+    for index in each_step(len(STEPS), few=False):
+        data = grown(tmp_path / str(index))
+        with Steps(data.url, index).recording():
+            list(publish_tables(data))
         list(publish_tables(data))
         check(data)
 
 
-def test_overtaken_at_every_step(tmp_path: Path, grown: Callable[[Path], DataRoot]) -> None:
+def test_overtaken_before_each_step(tmp_path: Path, grown: Callable[[Path], DataRoot]) -> None:
     """The store grows and another publisher is done, before each step of the first."""
-    for step in range(1, steps_of(grown(tmp_path / "counted")) + 1):
-        data = grown(tmp_path / str(step))
+    for index in range(len(STEPS)):
+        data = grown(tmp_path / str(index))
 
         def overtake(data: DataRoot = data) -> None:
             grow(data, 30)
             list(publish_tables(data))
 
-        publish_stepped(data, Steps(step, overtake))
+        with Steps(data.url, index, overtake).recording():
+            list(publish_tables(data))
         check(data)
         assert not any(done.committed for done in publish_tables(data))
 
