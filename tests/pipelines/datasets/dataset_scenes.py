@@ -11,7 +11,6 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
 from ciml.events.records import RunFacts
 from ciml.pipelines.datasets.update import create_dataset
-from ciml.storage import LocalStore
 from tests.golden import make_logs
 from tests.transforms.samples import make_facts, table
 
@@ -43,24 +42,3 @@ def run_ids(state: DatasetState) -> list[list[str]]:
 
 def ids(first: int, last: int) -> list[str]:
     return [str(number) for number in range(first, last + 1)]
-
-
-class Interrupted(Exception):
-    pass
-
-
-class FailingStore(LocalStore):
-    """Fails at its nth write."""
-
-    def __init__(self, root: str, left: list[int]) -> None:
-        super().__init__(root)
-        self.left = left
-
-    def create(self, path: str, data: bytes) -> bool:
-        self.left[0] -= 1
-        if self.left[0] < 0:
-            raise Interrupted
-        return super().create(path, data)
-
-    def child(self, path: str) -> LocalStore:
-        return FailingStore(super().child(path).root, self.left)

@@ -17,7 +17,8 @@ from ciml.pipelines.datasets.update import create_dataset, update_dataset, verif
 from ciml.runs.run_log import files_of
 from ciml.training.data.snapshot import make_snapshot
 from ciml.trust import TrustPolicy
-from tests.pipelines.datasets.dataset_scenes import FailingStore, Interrupted, ids, run_ids, telemetry
+from tests.durable import Steps
+from tests.pipelines.datasets.dataset_scenes import ids, run_ids, telemetry
 from tests.runs.scenes import UNTRUSTED, RawStore
 from tests.transforms.samples import make_facts
 
@@ -115,25 +116,35 @@ def test_without_a_slicer_the_same_line_takes_in_what_has_come(data: DataRoot, r
     assert verify_dataset(data.dataset("cpu")) == []
 
 
-def test_a_build_that_is_killed_at_any_write_goes_on(tmp_path: Path, data: DataRoot, raw: RawStore) -> None:
+#: The definition is written last, for people: it is in the manifest already.
+STEPS = [
+    "create datasets/cpu/span-1/version-1/train/examples-*.parquet",
+    "append datasets/cpu: definition source",
+    "append datasets/cpu: corrections_to cursor resolved spans",
+    "create datasets/cpu/span-2/version-1/train/examples-*.parquet",
+    "append datasets/cpu: corrections_to cursor spans",
+    "create datasets/cpu/span-3/version-1/train/examples-*.parquet",
+    "create datasets/cpu/span-3/version-1/test/examples-*.parquet",
+    "append datasets/cpu: corrections_to cursor spans",
+    "replace datasets/cpu/_definition.toml",
+]
+
+
+def test_a_build_that_is_killed_before_any_step_goes_on(tmp_path: Path, data: DataRoot, raw: RawStore) -> None:
     raw.add([ended(number, 10 - number) for number in range(1, 8)])
-    whole: dict[str, bytes] = {}
-    for kill in range(30):
-        target = tmp_path / str(kill)
-        try:
-            build_dataset(data, DataRoot(FailingStore(str(target), [kill])), defined(slicer=":6", raw_version=1))
-            killed = False
-        except Interrupted:
-            killed = True
-        raw.add([ended(100 + kill, 20 + kill)])  # what comes meanwhile is not in the slice
-        build_dataset(data, DataRoot.open(target), defined(slicer=":6", raw_version=1))
-        assert verify_dataset(DataRoot.open(target).dataset("cpu")) == []
-        whole = whole or files(DataRoot.open(target))
-        assert files(DataRoot.open(target)) == whole
-        if not killed:
-            break
-    assert kill >= 7
-    assert not killed
+    definition = defined(slicer=":6", raw_version=1)
+    whole = DataRoot.open(tmp_path / "whole")
+    with Steps(whole.url).recording() as steps:
+        build_dataset(data, whole, definition)
+    assert steps.steps == STEPS
+    for index in range(len(STEPS)):
+        target = DataRoot.open(tmp_path / str(index))
+        with Steps(target.url, index).recording():
+            build_dataset(data, target, definition)
+        raw.add([ended(100 + index, 20 + index)])  # what comes meanwhile is not in the slice
+        build_dataset(data, target, definition)
+        assert verify_dataset(target.dataset("cpu")) == []
+        assert files(target) == files(whole)
 
 
 def test_a_beam_runner_gives_the_same_bytes(tmp_path: Path, data: DataRoot, raw: RawStore) -> None:

@@ -24,22 +24,45 @@ from ciml.pipelines.datasets import update as datasets
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.storage import LocalStore, Store
 from ciml.transforms.parse.logs import Log, parse_logs
+from tests.durable import Steps, each_step
 from tests.golden import make_logs
-from tests.pipelines.datasets.dataset_scenes import NOON, FailingStore, Interrupted, define, ids, run_ids, runs
+from tests.pipelines.datasets.dataset_scenes import NOON, define, ids, run_ids, runs
 from tests.raw_manifest import forge
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus, make_facts
 
+#: The files of a span are stored before the manifest names it.
+STEPS = [
+    "create datasets/cpu/span-1/version-1/dev/examples-*.parquet",
+    "create datasets/cpu/span-1/version-1/test/examples-*.parquet",
+    "append datasets/cpu: corrections_to cursor resolved spans",
+    "create datasets/cpu/span-2/version-1/train/examples-*.parquet",
+    "append datasets/cpu: corrections_to cursor spans",
+]
 
-def test_an_update_that_is_killed_at_any_write_leaves_nothing_behind_that_counts(tmp_path: Path) -> None:
+
+def two_spans(folder: Path) -> tuple[DataRoot, RawStore]:
+    """A data root with a definition, and with runs for a span and a part of one."""
+    data = DataRoot.open(folder)
+    raw = RawStore(data)
+    raw.add(runs(1, 5))
+    define(data, tdt_split=[1, 1, 1])
+    return data, raw
+
+
+def test_order_of_the_steps_of_an_update(tmp_path: Path) -> None:
+    data, _ = two_spans(tmp_path)
+    with Steps(data.url).recording() as steps:
+        update_dataset(data.dataset("cpu"), seal=True, now_us=0)
+    assert steps.steps == STEPS
+
+
+def test_an_update_that_is_killed_before_any_step_leaves_nothing_behind_that_counts(tmp_path: Path) -> None:
     whole = None
-    for kill in range(9):
-        data = DataRoot.open(tmp_path / str(kill))
-        raw = RawStore(data)
-        raw.add(runs(1, 5))
-        define(data, tdt_split=[1, 1, 1])
-        with pytest.raises(Interrupted) if kill < 3 else _maybe(Interrupted):
-            update_dataset(DataRoot(FailingStore(data.url, [kill])).dataset("cpu"), seal=True, now_us=0)
+    for index in each_step(len(STEPS), few=False):
+        data, raw = two_spans(tmp_path / str(index))
+        with Steps(data.url, index).recording():
+            update_dataset(data.dataset("cpu"), seal=True, now_us=0)
         raw.add(runs(6, 9))  # so that what was to be a short span becomes a full one
         state = update_dataset(data.dataset("cpu"), seal=True, now_us=0).state
         assert verify_dataset(data.dataset("cpu")) == []
@@ -47,17 +70,6 @@ def test_an_update_that_is_killed_at_any_write_leaves_nothing_behind_that_counts
         assert run_ids(state)[0] == ids(1, 4)
         whole = whole or state.spans[1]
         assert state.spans[1] == whole
-
-
-class _maybe:  # noqa: N801
-    def __init__(self, error: type[Exception]) -> None:
-        self.error = error
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        return kind is self.error
 
 
 def test_an_updater_that_loses_takes_over_what_the_other_did(

@@ -27,7 +27,7 @@ from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest import run_stages as settle
 from ciml.trust import TrustPolicy
 from tests.corpus import CORPUS, passed_builds
-from tests.pipelines.datasets.dataset_scenes import FailingStore, Interrupted
+from tests.durable import Steps
 
 ROOT = Path(__file__).parents[3]
 
@@ -184,20 +184,19 @@ def _broken(handle: int, size: int) -> bytes:
     raise OSError(5, "Input/output error")
 
 
-def test_a_build_that_is_killed_at_any_write_goes_on(tmp_path: Path) -> None:
+def test_a_build_that_is_killed_before_any_step_goes_on(tmp_path: Path) -> None:
     path, definition = listing(tmp_path, lines(30)), defined(span_runs=10)
-    build_dataset(listed(path), DataRoot.open(tmp_path / "whole"), definition)
-    whole = files(DataRoot.open(tmp_path / "whole"))
-    for writes in range(9):
-        folder = tmp_path / f"killed-{writes}"
-        try:
-            build_dataset(listed(path), DataRoot(FailingStore(str(folder), [writes])), definition)
-        except Interrupted:
-            build_dataset(listed(path), DataRoot.open(folder), definition)
-        else:
-            assert writes == 8
-        assert files(DataRoot.open(folder)) == whole
-        assert verify_dataset(DataRoot.open(folder).dataset("cpu")) == []
+    whole = DataRoot.open(tmp_path / "whole")
+    with Steps(whole.url).recording() as steps:
+        build_dataset(listed(path), whole, definition)
+    assert len(steps.steps) > 8
+    for index in range(len(steps.steps)):
+        data = DataRoot.open(tmp_path / str(index))
+        with Steps(data.url, index).recording():
+            build_dataset(listed(path), data, definition)
+        build_dataset(listed(path), data, definition)
+        assert files(data) == files(whole)
+        assert verify_dataset(data.dataset("cpu")) == []
 
 
 def test_it_is_that_listings_and_no_others(tmp_path: Path) -> None:
