@@ -28,14 +28,11 @@ from ciml.training.experiment import Experiment
 from ciml.training.refresh import Candidate, Skipped, TrainConfig
 from ciml.training.trainer import run_once
 from tests.ciml.lineage.recorded import names, states, stored
+from tests.durable import Steps
 from tests.pipelines.exports.addresses import mlflow_at
 from tests.scraping import collected
 from tests.serving.models_fixture import save_model
 from tests.training.conftest import made  # noqa: F401  (the fixture)
-
-
-class KilledError(BaseException):
-    """As a SIGKILL."""
 
 
 class FakeSnapshot:
@@ -121,47 +118,45 @@ def test_what_a_fooled_gate_blesses_is_still_not_pushed(
     assert run_once(config).outcome == "nothing_new"
 
 
-@pytest.mark.parametrize("step", ["record_candidate", "record_decision", "push_candidate"])
-def test_killed_between_training_and_push(
-    config: TrainConfig, scripted: Callable[..., Refreshing], monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    import ciml.serving.push as pushing
+#: After the gate's decision, a push of the same candidate is completed; before it, the candidate is trained again.
+TRAINED_AGAIN, PUSHED_LATER = (
+    ["append registry/m: candidate", "append registry/m: verdict"],
+    "append registry/m: staged",
+)
 
-    refreshing = scripted((1, True, ""))
 
-    def dies(*_: Any, **__: Any) -> None:
-        raise KilledError
-
-    with monkeypatch.context() as patch:
-        if step == "push_candidate":
-            patch.setattr(pushing, step, dies)
+def test_killed_between_training_and_push(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
+    scripted((1, True, ""))
+    whole = replace(config, data=DataRoot(config.data.store.child("whole")))
+    with Steps(whole.data.url).recording() as steps:
+        run_once(whole)
+    assert steps.steps[:2] == UNDECIDED
+    served = steps.steps.index("append registry/m: pushed")
+    for index, step in enumerate(steps.steps[: served + 1]):
+        root = replace(config, data=DataRoot(config.data.store.child(str(index))))
+        refreshing = scripted((1, True, ""))
+        with Steps(root.data.url, index).recording():
+            run_once(root)
+        result = run_once(root)
+        assert result.outcome == "pushed", step
+        if step in UNDECIDED:
+            assert refreshing.lasts == [None, None]
         else:
-            patch.setattr(Registry, step, dies)
-        with pytest.raises(KilledError):
-            run_once(config)
-    result = run_once(config)
-    assert (result.outcome, result.version) == ("pushed", 1)
-    if step == "push_candidate":
-        assert result.reasons == ("blessed earlier; its push was interrupted",)
-        assert len(refreshing.lasts) == 1
-    else:
-        assert refreshing.lasts == [None, None]  # not recorded: trained again
-    assert run_once(config).outcome == "nothing_new"
+            assert result.reasons == ("blessed earlier; its push was interrupted",), step
+            assert len(refreshing.lasts) == 1
+        assert run_once(root).outcome == "nothing_new"
 
 
 def test_interrupted_push_is_judged_again_against_another_champion(
-    config: TrainConfig, scripted: Callable[..., Refreshing], monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, scripted: Callable[..., Refreshing]
 ) -> None:
-    import ciml.serving.push as pushing
-
     for seed in (1, 2):
         scripted((seed, True, ""))
         run_once(config)
     refreshing = scripted((3, True, ""))
-    with monkeypatch.context() as patch:
-        patch.setattr(pushing, "_commit", lambda *_: (_ for _ in ()).throw(KilledError()))
-        with pytest.raises(KilledError):
-            run_once(config)
+    with Steps(config.data.url, 9).recording() as steps:
+        run_once(config)
+    assert steps.steps[-1] == "rename models/m/staging-3-* to models/m/3"
     rollback(config.data, "m")
     result = run_once(config)
     assert refreshing.champions == [2, 1]
