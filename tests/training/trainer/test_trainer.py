@@ -118,11 +118,8 @@ def test_what_a_fooled_gate_blesses_is_still_not_pushed(
     assert run_once(config).outcome == "nothing_new"
 
 
-#: After the gate's decision, a push of the same candidate is completed; before it, the candidate is trained again.
-TRAINED_AGAIN, PUSHED_LATER = (
-    ["append registry/m: candidate", "append registry/m: verdict"],
-    "append registry/m: staged",
-)
+#: Killed before the gate's decision is stored, a trainer trains again; later, it completes the push.
+UNDECIDED = ["append registry/m: candidate", "append registry/m: verdict"]
 
 
 def test_killed_between_training_and_push(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
