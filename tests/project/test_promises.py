@@ -20,7 +20,7 @@ def words_of(document: str) -> str:
 
 
 @functools.cache
-def tests_of(file: str) -> set[str]:
+def names_of(file: str) -> set[str]:
     """The names of the test functions of a file."""
     tree = ast.parse((ROOT / file).read_text())
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
@@ -34,4 +34,4 @@ def test_a_promise_is_still_made_and_its_tests_exist(promise: dict[str, object])
     assert tests
     for test in tests:
         file, name = test.split("::")
-        assert name in tests_of(file), test
+        assert name in names_of(file), test
