@@ -1,12 +1,14 @@
 """Live samples: messages of a recorder during a run; encoded, decoded, and as a telemetry table.
 
+A message has two forms. `Samples` and `End` are those that ciml computes with, in arrays. `SamplesMessage` and
+`EndMessage` are their JSON: they validate a message, and its published schema is derived from them.
+
 docs/formats/samples.md describes the format. Treat everything in a message as hostile until it has passed `decode`.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -44,8 +46,6 @@ REASONS = frozenset(
     ["tombstone", "too_large", "broken_json", "not_samples", "missing_field", "bad_field", "bad_time", "bad_run_id"]
 )
 _REASONS_BY_FIELD = {"run_id": "bad_run_id", "recorder_us": "bad_time", "first_us": "bad_time"}
-#: How the line of a validation error begins where the time of a sample is out of range.
-_TIME_OF_SAMPLE = re.compile(r"samples\.\d+\.1: expected int [<>]=")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,34 +82,30 @@ class End:
     samples: int
 
 
+_EpochUs = Annotated[int, Meta(ge=EARLIEST_US, lt=LATEST_US)]
+#: `Row` in a JSON message.
+_JsonRow = tuple[
+    Annotated[int, Meta(ge=0, lt=MAX_RECORDER_SAMPLES, description="Number, from 0 for each start.")],
+    Annotated[_EpochUs, Meta(description="Its time, epoch microseconds.")],
+    Annotated[bool, Meta(description="True for the first sample after a start: averages since boot.")],
+    Annotated[Sequence[Optional[float]], Meta(description="A value of each column.")],
+]
+
+
 class _Message(TypedDict):
     run_id: Annotated[str, Meta(min_length=1, description="The encoded run id, source~id~attempt.")]
-    recorder_us: Annotated[
-        int, Meta(ge=EARLIEST_US, lt=LATEST_US, description="Time of this start of the recorder, epoch microseconds.")
-    ]
+    recorder_us: Annotated[_EpochUs, Meta(description="Time of this start of the recorder, epoch microseconds.")]
 
 
 class SamplesMessage(_Message):
     """Samples of a running job. Key: the run id."""
 
-    first_us: Annotated[
-        int, Meta(ge=EARLIEST_US, lt=LATEST_US, description="Time of the run's first sample, epoch microseconds.")
-    ]
+    first_us: Annotated[_EpochUs, Meta(description="Time of the run's first sample, epoch microseconds.")]
     columns: Annotated[
         Sequence[Annotated[str, Meta(min_length=1, max_length=MAX_COLUMN_NAME_CHARACTERS)]],
         Meta(min_length=1, max_length=MAX_SAMPLES_COLUMNS, description="Full names, group:name."),
     ]
-    samples: Annotated[
-        Sequence[
-            tuple[
-                Annotated[int, Meta(ge=0, lt=MAX_RECORDER_SAMPLES, description="Number, from 0 for each start.")],
-                Annotated[int, Meta(ge=EARLIEST_US, lt=LATEST_US, description="Its time, epoch microseconds.")],
-                Annotated[bool, Meta(description="True for the first sample after a start: averages since boot.")],
-                Annotated[Sequence[Optional[float]], Meta(description="A value of each column.")],
-            ]
-        ],
-        Meta(min_length=1),
-    ]
+    samples: Annotated[Sequence[_JsonRow], Meta(min_length=1)]
 
 
 class EndMessage(_Message):
@@ -147,7 +143,7 @@ def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[
     Raises:
       RejectedInput: `decode` would reject the message.
     """
-    if any(map(math.isinf, chain.from_iterable(row[3] for row in rows))):
+    if any(math.isinf(value) for _, _, _, values in rows for value in values):
         raise RejectedInput("bad_field", "samples: a value is infinite")
     message: SamplesMessage = {
         "run_id": run_id,
@@ -199,13 +195,24 @@ def _checked(fields: Mapping[str, Any], kind: type[M]) -> M:
         message = msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
         detail = validation_line(error, kind)
-        field, _, _ = detail.partition(":")
-        reason = "missing_field" if detail.endswith(": is missing") else _REASONS_BY_FIELD.get(field, "bad_field")
-        if _TIME_OF_SAMPLE.match(detail):
-            reason = "bad_time"
-        raise RejectedInput(reason, detail) from None
+        raise RejectedInput(_reason_of(detail), detail) from None
     RunId.decode(fields["run_id"])
     return message
+
+
+def _reason_of(detail: str) -> str:
+    """Return the reason for a line of a validation error: the path of the field, a colon, and the problem.
+
+    The path of a sample's time is ``samples.7.1``. msgspec reports an error as text only.
+    """
+    path, _, problem = detail.partition(": ")
+    if problem == "is missing":
+        return "missing_field"
+    is_out_of_range = problem.startswith(("expected int >=", "expected int <="))
+    field, *indices = path.split(".")
+    if field == "samples" and is_out_of_range and len(indices) == 2 and indices[1] == "1":
+        return "bad_time"
+    return _REASONS_BY_FIELD.get(field, "bad_field")
 
 
 def _checked_samples(fields: Mapping[str, Any]) -> SamplesMessage:
@@ -217,7 +224,7 @@ def _checked_samples(fields: Mapping[str, Any]) -> SamplesMessage:
             raise RejectedInput("bad_field", f"columns: {shown(name)} is not a column name")
     if len(set(columns)) < len(columns):
         raise RejectedInput("bad_field", "columns: a name appears twice")
-    if {len(row[3]) for row in message["samples"]} != {len(columns)}:
+    if any(len(values) != len(columns) for _, _, _, values in message["samples"]):
         raise RejectedInput("bad_field", f"samples: want a list of {len(columns)} values for each, one a column")
     return message
 

@@ -1,8 +1,12 @@
 """Calibrates the sets of classes of verdicts. A set holds the run's class with a stated probability, its coverage.
 
-The sets are those of conformal prediction by crepes, Mondrian by job: a job with many runs is compared with its own
-runs only. A model's assets store the scores of the calibration runs, from which `ciml.verdict_rules` derives crepes'
-sets by counting. A run too far outside of the ranges of the learned runs has all classes in its set.
+The sets are those of split conformal prediction. The *score* of a run for a class is 1 - the probability that the model
+gives to the class. A run's set contains the classes for which its score is usual among the calibration runs of its
+*group*: a job with many runs is a group, and all other jobs are one together (Mondrian prediction).
+
+A model's assets store the scores of the calibration runs, from which `ciml.verdict_rules` derives the sets by counting.
+The library crepes computes the same sets, as a check. A run too far outside of the ranges of the learned runs has all
+classes in its set.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ SHARE = 0.95
 GROUP_RUNS = 100
 #: Least number of calibration runs of each class of a group for sets whose coverage holds for each class.
 CLASS_RUNS = 50
-#: Runs on which our sets are compared with those of crepes.
+#: Most calibration runs for which the sets of `ciml.verdict_rules` are compared with those of crepes.
 _COMPARED_RUNS = 500
 
 
@@ -55,13 +59,13 @@ def make_rules(
     """
     jobs_with_sets = job_groups(jobs)
     group_of = np.array([job if job in jobs_with_sets else POOLED for job in jobs], object)
-    label_scores = _scores(probabilities)[np.arange(len(labels)), labels]
+    label_scores = _nonconformity_scores(probabilities)[np.arange(len(labels)), labels]
     groups: dict[str, Group] = {}
     for name in (POOLED, *sorted(jobs_with_sets)):
         is_member = group_of == name
         groups[name] = _make_group(label_scores[is_member], labels[is_member], classes)
     rules = VerdictRules(tuple(classes), coverage, dict(calibration), groups)
-    _compare(rules, probabilities, jobs)
+    _check_by_crepes(rules, probabilities, jobs)
     return rules
 
 
@@ -81,25 +85,28 @@ def job_groups(jobs: Sequence[str]) -> set[str]:
 
 
 def _make_group(label_scores: NDArray[np.float64], labels: NDArray[np.integer], classes: Sequence[str]) -> Group:
-    """Build a group from the scores that its runs have for their own class, and from their labels."""
+    """Build a group from the scores that its runs have for their own class, and from their labels.
+
+    The scores are kept by class if each class has `CLASS_RUNS` runs, else together.
+    """
     counts = np.bincount(labels, minlength=len(classes))
     shares = counts / max(len(labels), 1)
     if counts.min() >= CLASS_RUNS:
-        scores = {name: _sample(label_scores[labels == label]) for label, name in enumerate(classes)}
+        scores = {name: _stored_scores(label_scores[labels == label]) for label, name in enumerate(classes)}
     else:
-        scores = {POOLED: _sample(label_scores)}
+        scores = {POOLED: _stored_scores(label_scores)}
     return Group(len(labels), dict(zip(classes, shares.tolist(), strict=True)), scores)
 
 
-def _sample(scores: NDArray[np.float64]) -> tuple[float, ...]:
-    """Draw at most `MAX_SCORES` of the scores reproducibly, and sort them."""
+def _stored_scores(scores: NDArray[np.float64]) -> tuple[float, ...]:
+    """Return the scores in ascending order; of more than `MAX_SCORES`, a reproducible random sample."""
     if len(scores) > MAX_SCORES:
         scores = np.random.default_rng(0).choice(scores, MAX_SCORES, replace=False)
     return tuple(np.sort(scores).tolist())
 
 
-def _scores(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return crepes' non-conformity scores of each class, float64 [n, C]."""
+def _nonconformity_scores(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the scores of runs for each class by crepes, float64 [n, C]: 1 - the probability of the class."""
     from crepes.extras import hinge
 
     scores: NDArray[np.float64] = hinge(decimals(probabilities))
@@ -112,17 +119,17 @@ def decimals(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.array(flat, np.float64).reshape(probabilities.shape)
 
 
-def _compare(rules: VerdictRules, probabilities: NDArray[np.float32], jobs: Sequence[str]) -> None:
-    """Raise `IntegrityError` if crepes and `ciml.verdict_rules` disagree on a sample of the runs."""
+def _check_by_crepes(rules: VerdictRules, probabilities: NDArray[np.float32], jobs: Sequence[str]) -> None:
+    """Raise `IntegrityError` if crepes and `ciml.verdict_rules` disagree on the sets of evenly spread runs."""
     rows = np.linspace(0, len(jobs) - 1, min(len(jobs), _COMPARED_RUNS)).round().astype(int)
-    sampled_jobs = [jobs[row] for row in rows]
-    is_in_set = sets_by_crepes(rules, probabilities[rows], sampled_jobs)
-    shares_of = decimals(probabilities[rows]).tolist()
-    for job, shares, by_crepes in zip(sampled_jobs, shares_of, is_in_set, strict=True):
-        by_rules = rules.set_of(job, dict(zip(rules.classes, shares, strict=True)))
-        if by_rules != tuple(rules.classes[label] for label in np.flatnonzero(by_crepes)):
+    compared_jobs = [jobs[row] for row in rows]
+    by_crepes = sets_by_crepes(rules, probabilities[rows], compared_jobs)
+    for job, shares, is_in_set in zip(compared_jobs, decimals(probabilities[rows]).tolist(), by_crepes, strict=True):
+        set_by_rules = rules.set_of(job, dict(zip(rules.classes, shares, strict=True)))
+        set_by_crepes = tuple(rules.classes[label] for label in np.flatnonzero(is_in_set))
+        if set_by_rules != set_by_crepes:
             raise IntegrityError(
-                f"the set of a calibration run of {job!r:.80} is {by_rules}, but crepes' is {by_crepes}"
+                f"the set of a calibration run of {job!r:.80} is {set_by_rules}, but crepes' is {is_in_set}"
             )
 
 
@@ -136,13 +143,14 @@ def sets_by_crepes(rules: VerdictRules, probabilities: NDArray[np.float32], jobs
     """
     from crepes import ConformalClassifier
 
-    scores = _scores(probabilities)
+    scores = _nonconformity_scores(probabilities)
     is_in_set = np.zeros(probabilities.shape, bool)
     for name, group in rules.groups.items():
         rows = np.flatnonzero([rules.group_of(job) == name for job in jobs])
         for label, class_name in enumerate(rules.classes):
+            calibration_scores = group.scores[class_name if class_name in group.scores else POOLED]
             classifier = ConformalClassifier()
-            classifier.fit(np.array(group.scores[class_name if class_name in group.scores else POOLED]))
+            classifier.fit(np.array(calibration_scores))
             # Without smoothing: with it, a set would depend on a random number.
             sets = classifier.predict_set(scores[rows, label : label + 1], confidence=rules.coverage, smoothing=False)
             is_in_set[rows, label] = sets[:, 0] == 1
@@ -154,33 +162,40 @@ def learned_ranges(
 ) -> LearnedRanges | None:
     """Compute the ranges of runs, and how far outside of them a new run may be, by conformal prediction.
 
-    The distance of each run from the ranges of all other changes is computed. The limit is the distance that `SHARE` of
-    these do not exceed. The ranges of all runs are at least as wide, so at most 1 - `SHARE` of runs like these are
-    outside. None if all runs are of one change, which leaves no distances.
+    The distance of each run from the ranges of all other subjects is computed; a subject is a change, or a run without
+    one. The limit is the distance that `SHARE` of these do not exceed. The ranges of all runs are at least as wide, so
+    at most 1 - `SHARE` of runs like these are outside. None for a single subject, which leaves no distances.
 
     Args:
       means: float64 [n, F], by `ciml.transforms.examples.prepare.run_means`.
       runs: facts of the n runs.
       features: names of the F features.
     """
-    subjects = [subject_of(run.project, run.change, run.run_id) for run in runs]
-    if len(set(subjects)) < 2:
+    names = [subject_of(run.project, run.change, run.run_id) for run in runs]
+    if len(set(names)) < 2:
         return None
-    _, subject = np.unique(np.array(subjects, object), return_inverse=True)
-    low, low_of_others = _least(means, subject)
-    negative_high, negative_high_of_others = _least(-means, subject)
-    high = -negative_high
-    distances = np.sort(parts_outside(means, low_of_others, -negative_high_of_others).max(axis=1))
+    _, subjects = np.unique(np.array(names, object), return_inverse=True)
+    low_of_others = _low_of_others(means, subjects)
+    high_of_others = -_low_of_others(-means, subjects)
+    distances = np.sort(parts_outside(means, low_of_others, high_of_others).max(axis=1))
     rank = min(math.ceil(SHARE * (len(distances) + 1)), len(distances))
-    return LearnedRanges(
-        len(runs), tuple(features), tuple(low.tolist()), tuple(high.tolist()), float(distances[rank - 1])
-    )
+    low = tuple(means.min(axis=0).tolist())
+    high = tuple(means.max(axis=0).tolist())
+    return LearnedRanges(len(runs), tuple(features), low, high, limit=float(distances[rank - 1]))
 
 
-def _least(means: NDArray[np.float64], subject: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the least values of all runs [F], and for each run the least of the other subjects' runs [n, F]."""
-    by_subject = np.full((int(subject.max()) + 1, means.shape[1]), np.inf)
-    np.minimum.at(by_subject, subject, means)
-    least, second = np.sort(by_subject, axis=0)[:2]
-    first = by_subject.argmin(axis=0)
-    return least, np.where(subject[:, None] == first, second, least)
+def _low_of_others(means: NDArray[np.float64], subjects: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return for each run the least mean of each feature among the runs of all other subjects, float64 [n, F].
+
+    That is the least mean of all runs, except for the runs of the subject that has it: for these, it is the least mean
+    of the subject that comes second.
+
+    Args:
+      means: float64 [n, F].
+      subjects: int64 [n], the subject of each run, numbered from 0; at least two.
+    """
+    low_of_subject = np.full((int(subjects.max()) + 1, means.shape[1]), np.inf)
+    np.minimum.at(low_of_subject, subjects, means)
+    lowest_subject = low_of_subject.argmin(axis=0)
+    lowest, second_lowest = np.sort(low_of_subject, axis=0)[:2]
+    return np.asarray(np.where(subjects[:, np.newaxis] == lowest_subject, second_lowest, lowest), np.float64)

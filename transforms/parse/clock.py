@@ -5,17 +5,16 @@ India, Israel and Ireland; CST is Chicago, Shanghai and Havana), and whether CET
 So `to_utc` tries every place whose clock shows that name at the header's date. If all give the same times, those are
 right. Otherwise the event's start and end decide, then the fewest jumps. If that is not enough, the log is rejected.
 
-A *clock* is a fixed offset or a zone. A *reading* is the times of a log by one clock. A zone may have two readings: an
-hour that it has twice, when a clock is set back, may be the first or the second.
+A *clock* is a fixed offset or a zone. A *reading* is the times of a log by one clock. A zone may have two readings: a
+clock that is set back shows an hour twice, and a time in that hour may be of the first or of the second.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import re
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -25,7 +24,7 @@ import numpy as np
 
 from ciml.dstat import DAY, HOUR, SECOND
 from ciml.errors import RejectedInput
-from ciml.transforms.parse.times import Int64
+from ciml.transforms.parse.times import Bool, Int64
 from ciml.transforms.results.values import zone_of
 
 #: A place for each set of rules behind the names that ``strftime("%Z")`` writes. First those with abbreviations, the
@@ -56,33 +55,71 @@ _STEP_S = 7 * 86_400  # no zone changes its clock and back within a week
 _EPOCH = dt.datetime(1970, 1, 1)
 
 
-class _Clock(NamedTuple):
-    """A clock that the recorder may have had.
+class _Reading(NamedTuple):
+    """The times of a log by one clock: the offset from UTC ``offsets[i]`` applies from row ``rows[i]`` on.
 
     Attributes:
-      name: its name for messages.
-      rules: the fixed offset from UTC in µs, or the IANA name of a zone.
-      instant: when it shows the header's date (or the first sample's time), µs UTC; None where only the user names it.
+      clock: name of the clock for messages.
+      rows: int64 [offsets], ascending from 0.
+      offsets: int64 [offsets], µs.
     """
 
-    name: str
-    rules: int | str
-    instant: int | None
-
-
-class _Reading(NamedTuple):
-    """The times of a log by one clock: its offset from UTC in µs if that never changes, or else each time, µs UTC."""
-
     clock: str
-    times: int | Int64
+    rows: Int64
+    offsets: Int64
+
+    @classmethod
+    def of(cls, clock: str, offset_of_row: Int64) -> _Reading:
+        """Return the reading with an offset for each row, int64 [rows], µs."""
+        rows = np.concatenate([[0], 1 + np.flatnonzero(np.diff(offset_of_row))])
+        return cls(clock, rows, offset_of_row[rows])
+
+    def key(self) -> bytes:
+        """Return bytes that are equal for readings with equal times."""
+        return self.rows.tobytes() + self.offsets.tobytes()
 
     def to_utc(self, local: Int64) -> Int64:
-        return local - self.times if isinstance(self.times, int) else self.times
+        """Convert the local times of the log, int64 [rows], µs."""
+        return local - np.repeat(self.offsets, np.diff(self.rows, append=len(local)))
 
-    def key(self) -> int | bytes:
-        """Return a key that is equal for equal times."""
-        times = self.times
-        return times if isinstance(times, int) else hashlib.blake2b(times.tobytes(), digest_size=16).digest()
+
+class _FixedClock(NamedTuple):
+    """A clock with a fixed offset from UTC in µs."""
+
+    name: str
+    offset: int
+
+    def readings(self, local: Int64) -> Iterator[_Reading]:
+        """Yield the only reading of the times ``local``, int64 [rows], µs."""
+        yield _Reading(self.name, np.array([0]), np.array([self.offset]))
+
+
+class _ZoneClock(NamedTuple):
+    """A clock with the rules of an IANA zone.
+
+    Attributes:
+      place: the zone's name.
+      date_utc: when it showed the header's date, just before the first row, µs UTC; None if unknown.
+    """
+
+    place: str
+    date_utc: int | None
+
+    def readings(self, local: Int64) -> Iterator[_Reading]:
+        """Yield the readings of the times ``local``, int64 [rows], µs: a second one if a repeated hour is ambiguous."""
+        early, late = _early_and_late(self.place, local)
+        utc = early.copy()
+        ambiguous_hour: slice | None = None
+        for hour in _true_ranges(early != late):
+            before = int(utc[hour.start - 1]) if hour.start else self.date_utc
+            is_second, is_sure = _rows_in_second_hour(local[hour], early[hour], late[hour], before)
+            utc[hour] = np.where(is_second, late[hour], early[hour])
+            if not is_sure and ambiguous_hour is None:
+                ambiguous_hour = hour
+        yield _Reading.of(self.place, local - utc)
+        if ambiguous_hour is not None:
+            utc[ambiguous_hour] = late[ambiguous_hour]
+            yield _Reading.of(self.place, local - utc)
 
 
 def fixed_offset(zone: str) -> int | None:
@@ -129,25 +166,26 @@ def to_utc(
     last = int(local.max())
     stated_zone = zone or hint or ""
     offset = fixed_offset(stated_zone)
+    # A number, such as -03, may also name a zone with clock changes; an abbreviation such as UTC has no other meaning.
     if offset is not None and (last - first > _MAX_SPAN or not stated_zone.startswith(("+", "-"))):
         return local - offset
     if last - first > _MAX_SPAN:
         raise RejectedInput("ambiguous_time", "the samples span more than a year")
-    readings: dict[int | bytes, _Reading] = {}
-    for clock in _clocks(first if date_us is None else date_us, zone, hint):
-        for times in _times_by(clock.rules, local, clock.instant if date_us is not None else None):
-            reading = _Reading(clock.name, times)
+    # Read the log by each possible clock. Among different readings those count that fit the event, and of these the
+    # ones with the fewest jumps. Exactly one must remain.
+    readings: dict[bytes, _Reading] = {}
+    for clock in _clocks(zone, hint, first, date_us):
+        for reading in clock.readings(local):
             readings.setdefault(reading.key(), reading)
     possible = list(readings.values())
-    if len(possible) == 1 and (zone or hint):
+    if len(possible) == 1 and stated_zone:
         return possible[0].to_utc(local)
-    fitting = [reading for reading in possible if _fits(reading, first, last, start_us, end_us)]
-    if len(fitting) > 1 and any(not isinstance(reading.times, int) for reading in fitting):
-        jumps = [_count_jumps(reading.to_utc(local)) for reading in fitting]
-        fitting = [reading for reading, count in zip(fitting, jumps, strict=True) if count == min(jumps)]
-    if len(fitting) != 1:
-        raise _ambiguous(zone, possible, fitting)
-    return fitting[0].to_utc(local)
+    fitting = [reading for reading in possible if _fits(reading.to_utc(local), start_us, end_us)]
+    jumps = [_count_jumps(reading.to_utc(local)) for reading in fitting]
+    smoothest = [reading for reading, count in zip(fitting, jumps, strict=True) if count == min(jumps)]
+    if len(smoothest) != 1:
+        raise _ambiguous(zone, possible, smoothest)
+    return smoothest[0].to_utc(local)
 
 
 def _ambiguous(zone: str, possible: list[_Reading], fitting: list[_Reading]) -> RejectedInput:
@@ -163,27 +201,34 @@ def _ambiguous(zone: str, possible: list[_Reading], fitting: list[_Reading]) -> 
     return RejectedInput("ambiguous_time", f"{stated}: {detail}")
 
 
-def _clocks(shown: int, zone: str, hint: str | None) -> Iterator[_Clock]:
-    """Yield each clock of the header's zone, else of the hint, else with any offset; it shows the time ``shown``."""
+def _clocks(zone: str, hint: str | None, first: int, date_us: int | None) -> Sequence[_FixedClock | _ZoneClock]:
+    """Return the clocks that the header's zone may mean, else those of the hint, else those of all offsets in use.
+
+    Args:
+      zone, hint, date_us: as for `to_utc`.
+      first: the least time of the log, µs by its clock.
+    """
     for name in (zone, hint or ""):
-        offset = fixed_offset(name)
-        if offset is not None:
-            yield _Clock(name, offset, shown - offset)
-        places: list[tuple[str, int | None]] = [
-            (place, instant) for place in _PLACES for instant in _instants(place, shown, name)
-        ]
-        if hint in {place for place, _ in places}:
-            places = [(place, instant) for place, instant in places if place == hint]
-        if "/" in name and _zone(name) is not None:
-            places = [(name, None)]
-        yield from (_Clock(place, place, instant) for place, instant in places)
-        if offset is not None or places:
-            return
-    for minutes in _OFFSETS:
-        offset = minutes * 60 * SECOND
-        sign = "-" if minutes < 0 else "+"
-        name = f"{sign}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
-        yield _Clock(name, offset, shown - offset)
+        if clocks := _clocks_named(name, hint, first, date_us):
+            return clocks
+    names = [f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}" for minutes in _OFFSETS]
+    return [_FixedClock(name, minutes * 60 * SECOND) for name, minutes in zip(names, _OFFSETS, strict=True)]
+
+
+def _clocks_named(name: str, hint: str | None, first: int, date_us: int | None) -> Sequence[_FixedClock | _ZoneClock]:
+    """Return the clocks that a name may mean: its fixed offset, and each place whose clock had it at the header's date.
+
+    A hint selects one of these places. The name of a place itself, such as Europe/Berlin, means that place only.
+    """
+    offset = fixed_offset(name)
+    fixed = [] if offset is None else [_FixedClock(name, offset)]
+    if "/" in name and _zone(name) is not None:
+        return [*fixed, _ZoneClock(name, None)]
+    shown = first if date_us is None else date_us
+    instants = [(place, instant) for place in _PLACES for instant in _instants(place, shown, name)]
+    zones = [_ZoneClock(place, instant if date_us is not None else None) for place, instant in instants]
+    hinted = [clock for clock in zones if clock.place == hint]
+    return [*fixed, *(hinted or zones)]
 
 
 def _instants(place: str, local: int, name: str) -> list[int]:
@@ -211,14 +256,10 @@ def _zone(place: str) -> ZoneInfo | None:
         return None  # an unknown zone, or a machine without the tz database
 
 
-def _fits(reading: _Reading, first: int, last: int, start_us: int | None, end_us: int | None) -> bool:
-    """Return whether a reading agrees with the event; ``first`` and ``last`` are the extreme local times."""
-    if isinstance(reading.times, int):
-        first -= reading.times
-        last -= reading.times
-    else:
-        first = int(reading.times.min())
-        last = int(reading.times.max())
+def _fits(utc: Int64, start_us: int | None, end_us: int | None) -> bool:
+    """Return whether the times of a log agree with the event's start and end, as far as these are known."""
+    first = int(utc.min())
+    last = int(utc.max())
     if start_us is not None and end_us is not None:
         return start_us - _SLACK <= first and last <= end_us + _SLACK
     # With only one of them the log must begin or end there, or every zone to one side of it would fit.
@@ -228,41 +269,33 @@ def _fits(reading: _Reading, first: int, last: int, start_us: int | None, end_us
 
 
 def _count_jumps(utc: Int64) -> int:
+    """Return the number of steps back, by more than a minute, and of gaps between samples."""
     steps = np.diff(utc)
     return int(np.count_nonzero((steps < -60 * SECOND) | (steps > _GAP)))
 
 
-def _times_by(rules: int | str, local: Int64, date_utc: int | None) -> Iterator[int | Int64]:
-    """Yield the times by a clock, as in `_Reading`: once, or twice where a repeated hour is ambiguous.
+def _true_ranges(flags: Bool) -> list[slice]:
+    """Return each range of successive rows whose flags are true."""
+    edges = np.flatnonzero(np.diff(flags, prepend=False, append=False))
+    return [slice(begin, end) for begin, end in edges.reshape(-1, 2).tolist()]
+
+
+def _rows_in_second_hour(local: Int64, early: Int64, late: Int64, before: int | None) -> tuple[Bool, bool]:
+    """Find which rows are in the second one of a repeated hour, bool [rows], and whether that is sure.
+
+    The time before decides if it is close to one of the first row's two instants. Otherwise the first row counts as one
+    of the first hour, and only a step back of the clock makes that sure: it begins the second hour.
 
     Args:
-      rules: of the clock.
-      local: int64 [rows], µs by the clock.
-      date_utc: the time of the header's date, just before the first row, µs UTC; None if unknown.
+      local: int64 [rows], times in the repeated hour by the clock, µs.
+      early, late: int64 [rows], their instants in the first and in the second hour, µs UTC.
+      before: the time before the first row, µs UTC; None if unknown.
     """
-    if isinstance(rules, int):
-        yield rules
-        return
-    early, late = _early_and_late(rules, local)
-    choices: list[Int64] = [early.copy()]
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], early != late, [False]]).astype(np.int8)))
-    for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):  # each repeated hour
-        # A step back within it begins the second hour. Otherwise the time before it may be close to one of the two.
-        is_second = np.concatenate([[False], np.cumsum(np.diff(local[begin:end]) < -HOUR // 4) > 0])
-        before = int(choices[0][begin - 1]) if begin else date_utc
-        gaps = [abs(int(utc[begin]) - before) for utc in (early, late)] if before is not None else []
-        is_sure = bool(gaps) and min(gaps) <= _GAP
-        if is_sure and gaps[1] < gaps[0]:
-            is_second[:] = True
-        for choice in choices:
-            choice[begin:end] = np.where(is_second, late[begin:end], early[begin:end])
-        if not is_sure and not is_second.any() and len(choices) == 1:
-            second_choice = choices[0].copy()
-            second_choice[begin:end] = late[begin:end]
-            choices.append(second_choice)
-    for choice in choices:
-        offsets = local - choice
-        yield int(offsets[0]) if (offsets == offsets[0]).all() else choice
+    has_stepped_back = np.cumsum(np.diff(local, prepend=local[0]) < -HOUR // 4) > 0
+    if before is None or min(abs(early[0] - before), abs(late[0] - before)) > _GAP:
+        return has_stepped_back, bool(has_stepped_back.any())
+    starts_in_second = abs(late[0] - before) < abs(early[0] - before)
+    return has_stepped_back | starts_in_second, True
 
 
 def _early_and_late(place: str, local: Int64) -> tuple[Int64, Int64]:
@@ -271,13 +304,15 @@ def _early_and_late(place: str, local: Int64) -> tuple[Int64, Int64]:
     They differ in a repeated hour only. A time that the clock skipped is read by the greatest offset.
     """
     changes, offsets = _history(place, int(local.min()) - 2 * DAY, int(local.max()) + 2 * DAY)
-    candidates = np.unique(offsets)[::-1]  # a greater offset is the earlier instant
-    instants = local[:, None] - candidates
-    is_shown = offsets[np.searchsorted(changes, instants, side="right")] == candidates
-    is_skipped = ~is_shown.any(axis=1)
-    rows = np.arange(len(local))
-    early = instants[rows, is_shown.argmax(axis=1)]
-    late = instants[rows, np.where(is_skipped, 0, len(candidates) - 1 - is_shown[:, ::-1].argmax(axis=1))]
+    early = local - offsets.max()
+    late = early.copy()
+    was_shown = np.zeros(len(local), bool)
+    for offset in np.unique(offsets)[::-1].tolist():  # a greater offset is an earlier instant
+        instants = local - offset
+        is_shown = offsets[np.searchsorted(changes, instants, side="right")] == offset
+        early = np.where(is_shown & ~was_shown, instants, early)
+        late = np.where(is_shown, instants, late)
+        was_shown |= is_shown
     return early, late
 
 
