@@ -1,5 +1,8 @@
 """Lists, observes and stops jobs on Flink, by Flink's REST API and Beam's job server.
 
+Beam submits a pipeline to a *job server*, which starts a Flink inside its own process or uses a standalone cluster. So
+each pipeline is a `Job` of the job server and a `RestJob` of Flink's REST API, with the same name.
+
 Beam's own cancel is not enough. The job server answers ``CANCELLED`` and interrupts the thread that waits for the job,
 but the embedded Flink keeps running: Beam does not propagate the cancel. So `cancel_job` cancels a job in both.
 """
@@ -9,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +28,13 @@ _REST_TIMEOUT_S = 10.0
 _FINAL_STATES = frozenset({"FINISHED", "CANCELED", "FAILED"})
 #: Final states of Beam.
 OVER = frozenset({"DONE", "CANCELLED", "FAILED", "DRAINED", "UPDATED"})
-#: A permanent error of ciml in a worker's traceback.
-_FAULT = re.compile(r"\b(IntegrityError|OtherTopicError): (.+)")
-_THROWN = re.compile(r"^(?:Caused by: )?(?:[\w$]+\.)*([A-Z][\w$]*(?:Exception|Error): .+)$", re.MULTILINE)
-_EMBEDDED_TIMEOUT_S = 5.0  # for the Flink in a job server
-# Limit between the job server's RUNNING and the first answer of the job's REST API.
+#: A permanent error of ciml in a worker's traceback: its class and message.
+_CIML_ERROR = re.compile(r"\b(?P<error>IntegrityError|OtherTopicError): (?P<message>.+)")
+#: A line of a Java stack trace that names an exception, which is the group.
+_JAVA_EXCEPTION = re.compile(r"^(?:Caused by: )?(?:[\w$]+\.)*([A-Z][\w$]*(?:Exception|Error): .+)$", re.MULTILINE)
+#: Limit of a request to the Flink in a job server.
+_EMBEDDED_TIMEOUT_S = 5.0
+#: Limit between the job server's RUNNING and the first answer of the job's REST API.
 _START_UP_S = 15.0
 
 
@@ -103,9 +108,8 @@ def find_rest_job(base: str, name: str) -> RestJob | None:
 
 def count_restarts(job: RestJob) -> int | None:
     """Return the number of restarts of a job; None if Flink reports none yet."""
-    for metric in ask("GET", f"{job.url}/metrics?get=numRestarts"):
-        return int(float(metric["value"]))
-    return None
+    metrics = ask("GET", f"{job.url}/metrics?get=numRestarts")
+    return int(float(metrics[0]["value"])) if metrics else None
 
 
 class Failure(NamedTuple):
@@ -127,16 +131,17 @@ def last_failure(job: RestJob) -> Failure:
     history = ask("GET", f"{job.url}/exceptions").get("exceptionHistory") or {}
     entries = history.get("entries") or [{}]
     trace = str(entries[0].get("stacktrace", ""))
-    match = _FAULT.search(trace)
+    cause = _root_cause(trace)
+    match = _CIML_ERROR.search(trace)
     if match is None:
-        return Failure(_cause(trace))
-    fault = match[2].split(" [while running")[0].strip()
-    return Failure(_cause(trace), fault, match[1] == OtherTopicError.__name__)
+        return Failure(cause)
+    fault = match["message"].split(" [while running")[0].strip()  # Beam appends the name of the step
+    return Failure(cause, fault, needs_adoption=match["error"] == OtherTopicError.__name__)
 
 
-def _cause(trace: str) -> str:
-    """Return the root cause that a Java stack trace names, or its first line."""
-    lines = _THROWN.findall(trace)[-1:] or trace.strip().splitlines()[:1]
+def _root_cause(trace: str) -> str:
+    """Return the root cause that a Java stack trace names last, or its first line."""
+    lines = _JAVA_EXCEPTION.findall(trace)[-1:] or trace.strip().splitlines()[:1]
     return "".join(lines)[:300]
 
 
@@ -160,8 +165,8 @@ def stop_with_savepoint(job: RestJob, directory: str = "", timeout_s: float = 12
     Raises:
       EngineError: if no savepoint was made; the job keeps running then.
     """
-    body: dict[str, Any] = {"drain": drain, **({"targetDirectory": directory} if directory else {})}
-    request = ask("POST", f"{job.url}/stop", body)["request-id"]
+    target = {"targetDirectory": directory} if directory else {}
+    request = ask("POST", f"{job.url}/stop", {"drain": drain, **target})["request-id"]
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         answer = ask("GET", f"{job.url}/savepoints/{request}")
@@ -169,7 +174,7 @@ def stop_with_savepoint(job: RestJob, directory: str = "", timeout_s: float = 12
             operation = answer.get("operation") or {}
             if "failure-cause" in operation:
                 trace = str(operation["failure-cause"].get("stack-trace", ""))
-                raise EngineError(f"Flink made no savepoint: {_cause(trace)}")
+                raise EngineError(f"Flink made no savepoint: {_root_cause(trace)}")
             return str(operation["location"])
         time.sleep(0.2)
     raise EngineError(f"Flink made no savepoint within {timeout_s:.0f} s")
@@ -199,7 +204,7 @@ def ask(
             text = "\n".join(str(line) for line in answer.json().get("errors", []))
         except ValueError:
             text = answer.text
-        raise EngineError(f"Flink rejects {method} {url}: {answer.status_code} {_cause(text)}")
+        raise EngineError(f"Flink rejects {method} {url}: {answer.status_code} {_root_cause(text)}")
     return answer.json() if answer.content else {}
 
 
@@ -260,32 +265,41 @@ def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
     Raises:
       EngineError: if the job server does not answer or does not know the job, or it does not end in time.
     """
-    from apache_beam.portability.api import beam_job_api_pb2
-
     start_s = time.monotonic()
     while True:
-        job = next((job for job in list_jobs(endpoint) if job.id == job_id), None)
-        if job is None:
-            raise EngineError(f"the job server at {endpoint} does not know job {job_id}")
-        running = [
-            flink_job for flink_job in list_flink_jobs(endpoint) if flink_job.name == job.name and not flink_job.over
-        ]
+        job = _find_job(endpoint, job_id)
+        rest_jobs = list_flink_jobs(endpoint)
+        running = [rest_job for rest_job in rest_jobs if rest_job.name == job.name and not rest_job.over]
         # A job that Beam calls cancelled may still run in Flink; a done or failed one ended there first.
         if job.state in ("DONE", "FAILED") or (job.over and not running):
             return job
         waited_s = time.monotonic() - start_s
         if waited_s > timeout_s:
-            inside = ", ".join(flink_job.state for flink_job in running) or "over"
-            raise EngineError(f"job {job_id} is {job.state} (in Flink: {inside}) {timeout_s:g} s after its cancel")
+            states = ", ".join(rest_job.state for rest_job in running) or "over"
+            raise EngineError(f"job {job_id} is {job.state} (in Flink: {states}) {timeout_s:g} s after its cancel")
         # While the job is on its way to Flink, a cancel would be too early: the submission would still start it.
         if running or waited_s > min(_START_UP_S, timeout_s / 2):
-            if not job.over:
-                with _job_service(endpoint) as service:
-                    service.Cancel(beam_job_api_pb2.CancelJobRequest(job_id=job_id), timeout=10)
-            for flink_job in running:
-                with contextlib.suppress(EngineError):  # ended meanwhile: checked again
-                    cancel(flink_job, timeout_s=_EMBEDDED_TIMEOUT_S)
+            _request_cancel(endpoint, job, running)
         time.sleep(0.1)
+
+
+def _find_job(endpoint: str, job_id: str) -> Job:
+    for job in list_jobs(endpoint):
+        if job.id == job_id:
+            return job
+    raise EngineError(f"the job server at {endpoint} does not know job {job_id}")
+
+
+def _request_cancel(endpoint: str, job: Job, running: Iterable[RestJob]) -> None:
+    """Request the cancellation of a job that may run in Beam, and of its running jobs in Flink."""
+    from apache_beam.portability.api import beam_job_api_pb2
+
+    if not job.over:
+        with _job_service(endpoint) as service:
+            service.Cancel(beam_job_api_pb2.CancelJobRequest(job_id=job.id), timeout=10)
+    for rest_job in running:
+        with contextlib.suppress(EngineError):  # it may have ended meanwhile
+            cancel(rest_job, timeout_s=_EMBEDDED_TIMEOUT_S)
 
 
 def cancel_orphans(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
@@ -293,11 +307,12 @@ def cancel_orphans(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
 
     Flink would restart such a job again and again, each time with a port, threads and network memory.
     """
-    return [
-        cancel_job(endpoint, job.id, timeout_s)
-        for job in list_jobs(endpoint)
-        if not job.over and not _loopback_workers(endpoint, job.id) <= _listeners().keys()  # a worker's port is closed
-    ]
+    return [cancel_job(endpoint, job.id, timeout_s) for job in list_jobs(endpoint) if _is_orphan(endpoint, job)]
+
+
+def _is_orphan(endpoint: str, job: Job) -> bool:
+    """Return whether a job has not ended, but a port of its local workers is closed."""
+    return not job.over and not _loopback_workers(endpoint, job.id) <= _listener_pids().keys()
 
 
 def forget_job(endpoint: str, job_id: str) -> None:
@@ -306,12 +321,13 @@ def forget_job(endpoint: str, job_id: str) -> None:
     Does not import Beam. Does nothing if the job has ended in Beam too, or the job server does not answer.
     """
     import grpc
+    from google.protobuf.wrappers_pb2 import StringValue
 
-    data = job_id.encode()
+    # Encoded, Beam's CancelJobRequest is a StringValue: the id is field 1, and there is no other.
+    request = StringValue(value=job_id).SerializeToString()
     with grpc.insecure_channel(endpoint) as channel, contextlib.suppress(grpc.RpcError):
-        cancel = channel.unary_unary("/org.apache.beam.model.job_management.v1.JobService/Cancel", None, None)
-        size = bytes([len(data)]) if len(data) < 128 else bytes([len(data) & 127 | 128, len(data) >> 7])
-        cancel(b"\n" + size + data, timeout=5)  # a CancelJobRequest: the id is its field 1
+        cancel_method = channel.unary_unary("/org.apache.beam.model.job_management.v1.JobService/Cancel", None, None)
+        cancel_method(request, timeout=5)
 
 
 def _loopback_workers(endpoint: str, job_id: str) -> set[int]:
@@ -327,11 +343,10 @@ def _loopback_workers(endpoint: str, job_id: str) -> set[int]:
     return {int(port) for host, _, port in addresses if host in ("localhost", "127.0.0.1", "[::1]")}
 
 
-def _listeners() -> dict[int, int | None]:
+def _listener_pids() -> dict[int, int | None]:
     """Return the pid by TCP port that a process of this machine listens on; None if this user may not read the pid."""
-    connections = psutil.net_connections("tcp")
-    listeners = [connection for connection in connections if connection.status == psutil.CONN_LISTEN]
-    return {listener.laddr.port: listener.pid for listener in listeners if listener.laddr}
+    sockets = psutil.net_connections("tcp")
+    return {socket.laddr.port: socket.pid for socket in sockets if socket.laddr and socket.status == psutil.CONN_LISTEN}
 
 
 def _rest_addresses(endpoint: str) -> list[str]:
@@ -339,24 +354,24 @@ def _rest_addresses(endpoint: str) -> list[str]:
 
     Only ports of the job server's own process count, since other programs may use the range.
     """
-    listening = _listeners()
-    owner = listening.get(int(endpoint.rpartition(":")[2]))
-    if owner is None:
+    pids = _listener_pids()
+    server_pid = pids.get(int(endpoint.rpartition(":")[2]))
+    if server_pid is None:
         return []
     try:
-        words = [word.partition("=") for word in psutil.Process(owner).cmdline() if word.startswith("--flink-")]
-        flags = {name: value for name, _, value in words}
-        master = flags.get("--flink-master", "[auto]")
+        options = [word.partition("=") for word in psutil.Process(server_pid).cmdline() if word.startswith("--flink-")]
+        values = {name: value for name, _, value in options}
+        master = values.get("--flink-master", "[auto]")
         if not master.startswith("["):
             return [f"http://{master}"]  # a standalone cluster, with one REST API for all jobs
-        settings = Path(flags["--flink-conf-dir"], "flink-conf.yaml").read_text()
+        configuration = Path(values["--flink-conf-dir"], "flink-conf.yaml").read_text()
     except (psutil.Error, KeyError, OSError):
         return []
-    match = re.search(r"^rest\.bind-port: *(\d+)(?:-(\d+))?", settings, re.MULTILINE)
+    match = re.search(r"^rest\.bind-port: *(\d+)(?:-(\d+))?", configuration, re.MULTILINE)
     if match is None:
         return []
-    ports = range(int(match[1]), int(match[2] or match[1]) + 1)
-    return [f"http://127.0.0.1:{port}" for port in ports if listening.get(port) == owner]
+    first, last = match[1], match[2] or match[1]
+    return [f"http://127.0.0.1:{port}" for port in range(int(first), int(last) + 1) if pids.get(port) == server_pid]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -45,6 +45,7 @@ PART_BYTES = 4 << 20
 #: Time for which the files of earlier versions of a table are kept, seconds.
 GRACE_S = 24 * 3600
 _GROUP_ROWS = 65_536
+_FORMAT: dict[str, Any] = {"compression": "zstd", "store_schema": False, "write_page_checksum": True, "version": "2.6"}
 _PATH = re.compile(r"(\d{12})-(\d{12})\.[0-9a-f]{32}\.parquet")
 _TIME = pa.timestamp("us", tz="UTC")
 #: Text columns of the table of runs, before and after its outcome: fields of `RunFacts`.
@@ -134,18 +135,20 @@ def content_in_parts(
     fields = encode_fields(delta_fields(schema))
     since = _since(log, version, fields, state)
     parts = parts_of(log.archive.sizes(), version)
-    present = {part: path for path in state.files if since and (part := part_of(path)) is not None}
+    present = {part_of(path): path for path in state.files} if since else {}
     plan = PartPlan(parts, frozenset(parts) - present.keys(), since)
-    files: dict[str, DataFile | None] = {present[part]: None for part in parts if part in present}
-    for part, rows in make(plan):
-        data = _encode(rows)
-        path = part.path(sha256_hex(data))
-        store.create(path, data)  # an existing one has the same bytes
-        if part in present:
-            del files[present[part]]
-        files[path] = None if path in state.files else DataFile(path, len(data), now_ms(), rows.num_rows)
+    written = {part: _write(store, part, rows) for part, rows in make(plan)}
+    kept = [present[part] for part in parts if part in present and part not in written]
+    added = {file.path: None if file.path in state.files else file for file in written.values()}
     retention = f"interval {GRACE_S // 3600} hours"
-    return TableContent(name, fields, (), files, version, _proof(log, version), retention)
+    return TableContent(name, fields, (), dict.fromkeys(kept) | added, version, _proof(log, version), retention)
+
+
+def _write(store: Store, part: Part, rows: pa.Table) -> DataFile:
+    data = _encode(rows)
+    path = part.path(sha256_hex(data))
+    store.create(path, data)  # an existing one has the same bytes
+    return DataFile(path, len(data), now_ms(), rows.num_rows)
 
 
 def _since(log: ManifestLog, version: int, fields: str, state: DeltaState) -> int:
@@ -158,20 +161,15 @@ def _since(log: ManifestLog, version: int, fields: str, state: DeltaState) -> in
 
 def _proof(log: ManifestLog, version: int) -> int:
     """Return 63 bits of the digest of a delta. A manifest from a backup may have another delta there."""
-    return int.from_bytes(hashlib.sha256(log.read_raw(version)).digest()[:8]) >> 1 if version else 0
+    if not version:
+        return 0
+    digest = hashlib.sha256(log.read_raw(version)).digest()
+    return int.from_bytes(digest[:8]) >> 1
 
 
 def _encode(rows: pa.Table) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(
-        rows,
-        sink,
-        compression="zstd",
-        row_group_size=_GROUP_ROWS,
-        store_schema=False,
-        write_page_checksum=True,
-        version="2.6",
-    )
+    pq.write_table(rows, sink, row_group_size=_GROUP_ROWS, **_FORMAT)
     return sink.getvalue()
 
 
@@ -195,11 +193,13 @@ def former_files(store: Store, state: DeltaState, before_s: float) -> list[str]:
 
 def make_runs(log: ManifestLog, state: RawState, plan: PartPlan) -> Iterator[tuple[Part, pa.Table]]:
     """Yield the parts of the table of runs, as `_make`."""
+    # A reclaim replaces an earlier row of its run, which leaves the table.
     rows = (
-        _Row(row.run.version, row.run.facts.run_id, row.run if row.counts else None, not row.is_reclaim)
+        _Row(row.run.version, row.run.facts.run_id, row.run if row.counts else None, ends_key=not row.is_reclaim)
         for row in latest_rows(log, state)
     )
-    return _make(plan, rows, changed_runs(log, state, plan.since) if plan.since else set(), stored_table)
+    changed = changed_runs(log, state, plan.since) if plan.since else set()
+    return _make(plan, rows, changed, stored_table)
 
 
 def stored_table(runs: list[StoredRun]) -> pa.Table:
@@ -238,23 +238,23 @@ def run_table(runs: Sequence[StoredRun]) -> pa.Table:
 
 def make_dead_letters(log: ManifestLog, version: int, plan: PartPlan) -> Iterator[tuple[Part, pa.Table]]:
     """Yield the parts of the table of dead letters, as `_make`."""
-    # No file of the table has a dead letter after ``since`` yet. It has no key, because an earlier one, which no later
-    # delta changes, may have the same.
+    # Of dead letters with the same key, only the last one up to ``since`` can have been closed after ``since``.
     rows = (
-        _Row(dead_letter.version, dead_letter.key if dead_letter.version <= plan.since else None, dead_letter)
+        _Row(dead_letter.version, dead_letter.key, dead_letter, ends_key=dead_letter.version <= plan.since)
         for dead_letter in latest_dead_letters(log, version)
     )
-    return _make(plan, rows, _closed(log, version, plan.since) if plan.since else set(), dead_letter_table)
+    changed = _closed_after(log, version, plan.since) if plan.since else set()
+    return _make(plan, rows, changed, dead_letter_table)
 
 
-def _closed(log: ManifestLog, version: int, since: int) -> set[DeadLetterKey]:
+def _closed_after(log: ManifestLog, version: int, since: int) -> set[DeadLetterKey]:
     """Return the dead letters of deltas up to ``since`` that deltas from there to ``version`` close."""
     closed: set[DeadLetterKey] = set()
     opened: set[DeadLetterKey] = set()  # after ``since``
     for number, delta in log.since(since):
         if number > version:
             break
-        closed.update(key for key in closed_keys(delta) if key not in opened)
+        closed.update(set(closed_keys(delta)) - opened)
         opened.update(dead_letter.key for dead_letter in dead_letters_of(number, delta))
     return closed
 
@@ -292,43 +292,48 @@ class _Row(NamedTuple, Generic[T]):
       version: the version of its delta.
       key: the key by which later deltas change it.
       value: the table's row; None if a later row of the manifest replaced it.
-      is_earliest: whether no earlier row of the manifest has the same key.
+      ends_key: whether later deltas cannot change an earlier row of the key.
     """
 
     version: int
     key: Hashable
     value: T | None
-    is_earliest: bool = True
+    ends_key: bool
 
 
 def _make(
-    plan: PartPlan, rows: Iterator[_Row[T]], changed: set[Any], table_of: Callable[[list[T]], pa.Table]
+    plan: PartPlan, rows: Iterator[_Row[T]], changed: Collection[Any], table_of: Callable[[list[T]], pa.Table]
 ) -> Iterator[tuple[Part, pa.Table]]:
-    """Yield the parts to write and their rows, the newest part first.
+    """Yield the parts to write and their rows, the newest part first: missing ones, and those with a changed row.
 
-    The manifest is read backwards, until all missing parts are made and the earliest row of each changed key is read.
+    The manifest is read backwards, part by part, until no earlier part can be one of them.
 
     Args:
       plan: the parts.
       rows: all rows of the manifest, the last one first.
-      changed: the keys of rows that deltas after ``plan.since`` change. Keys that are done are removed.
+      changed: the keys of rows that deltas after ``plan.since`` change.
       table_of: makes the table of a part; its rows are in the order of the manifest.
     """
-    missing = set(plan.missing)
-    row = next(rows, None)
-    for part in reversed(plan.parts):
-        if not missing and not changed:
+    if not plan.missing and not changed:
+        return
+    unread_parts = set(plan.missing)
+    unread_keys = set(changed)
+    for part, part_rows in _rows_by_part(plan.parts, rows):
+        is_changed = any(row.key in unread_keys for row in part_rows)
+        if part in plan.missing or is_changed:
+            yield part, table_of([row.value for row in reversed(part_rows) if row.value is not None])
+        unread_parts.discard(part)
+        unread_keys.difference_update(row.key for row in part_rows if row.ends_key)
+        if not unread_parts and not unread_keys:
             return
-        values: list[T] = []
-        make = part in missing
+
+
+def _rows_by_part(parts: Sequence[Part], rows: Iterator[_Row[T]]) -> Iterator[tuple[Part, list[_Row[T]]]]:
+    """Yield each part with its rows, both the last one first."""
+    row = next(rows, None)
+    for part in reversed(parts):
+        part_rows: list[_Row[T]] = []
         while row is not None and row.version >= part.first:
-            if row.key in changed:
-                make = True
-                if row.is_earliest:
-                    changed.discard(row.key)
-            if row.value is not None:
-                values.append(row.value)
+            part_rows.append(row)
             row = next(rows, None)
-        missing.discard(part)
-        if make:
-            yield part, table_of(values[::-1])
+        yield part, part_rows
