@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,7 @@ from ciml.cli.options import Data, Json
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.outcomes import CODE, MACHINE
 from ciml.options import argument, option
-from ciml.verdict_rules import UNKNOWN
+from ciml.verdict_rules import UNKNOWN, Verdict
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot
@@ -24,7 +25,7 @@ _MEANING = {
     MACHINE: "the same code would pass elsewhere, or at another time",
     UNKNOWN: "no cause alone is certain enough",
 }
-#: Whether to retry, in words.
+#: Whether to retry, for people.
 _RETRY = {
     "yes": "yes, if the verdict is right",
     "no": "no, if the verdict is right",
@@ -57,34 +58,60 @@ def command(options: VerdictOptions) -> int:
       ciml verdict zuul~5f0c~1 --data-path data
       ciml verdict zuul~5f0c~1 --model cause --json --data-path data
     """
-    from ciml.serving.predict.log import predictions_of_run
-    from ciml.verdicts.evidence import evidence_of
+    report = _report(options.root, _find_prediction(options))
+    options.show(report, _print, _Report.to_json)
+    return IntegrityError.exit_code if report.fault else 0
 
-    data = options.root
-    predictions = predictions_of_run(data.predictions, options.run_id)
-    records = [prediction for prediction in predictions if options.model in (None, prediction["model"])]
-    record = next((prediction for prediction in reversed(records) if "verdict" in prediction), None)
-    if record is None:
-        raise CimlError(_missing(options, predicted=bool(records)))
-    evidence = None
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """A verdict and its evidence.
+
+    Attributes:
+      prediction: the record of the prediction that has the verdict.
+      verdict: the same verdict, decoded.
+      evidence: computed from the stored run; empty if that is damaged or missing.
+      picture: URL of the evidence's picture; "" if there is none.
+      fault: how the stored run is damaged; "" if it is not.
+    """
+
+    prediction: Mapping[str, Any]
+    verdict: Verdict
+    evidence: Evidence
+    picture: str
+    fault: str
+
+    def to_json(self) -> dict[str, Any]:
+        names = ("run_id", "build_name", "model", "version", "time_us", "run", "verdict")
+        observations = list(self.evidence.observations)
+        compared = {"job": self.evidence.job, "runs": self.evidence.runs}
+        evidence = {"observations": observations, "picture": self.picture, "compared_with": compared}
+        return {**{name: self.prediction[name] for name in names}, "evidence": {**evidence, "fault": self.fault}}
+
+
+def _find_prediction(options: VerdictOptions) -> Mapping[str, Any]:
+    """Return the record of the last prediction of the run that has a verdict."""
+    from ciml.serving.predict.log import predictions_of_run
+
+    of_run = predictions_of_run(options.root.predictions, options.run_id)
+    of_model = [prediction for prediction in of_run if options.model in (None, prediction["model"])]
+    with_verdict = [prediction for prediction in of_model if "verdict" in prediction]
+    if not with_verdict:
+        raise CimlError(_missing(options, predicted=bool(of_model)))
+    return with_verdict[-1]
+
+
+def _report(data: DataRoot, prediction: Mapping[str, Any]) -> _Report:
+    from ciml.verdicts.evidence import Evidence, evidence_of
+
+    evidence = Evidence(observations=())
     fault = ""
     try:
-        evidence = evidence_of(data, record)
+        evidence = evidence_of(data, prediction)
     except IntegrityError as error:
         fault = str(error)
-    facts = {name: record[name] for name in ("run_id", "build_name", "model", "version", "time_us", "run", "verdict")}
-    options.show({**facts, "evidence": {**_evidence_json(data, evidence), "fault": fault}}, _print)
-    return IntegrityError.exit_code if fault else 0
-
-
-def _evidence_json(data: DataRoot, evidence: Evidence | None) -> dict[str, Any]:
-    if evidence is None:
-        return {"observations": [], "picture": "", "compared_with": {"job": "", "runs": 0}}
-    return {
-        "observations": list(evidence.observations),
-        "picture": data.predictions.url(evidence.picture) if evidence.picture else "",
-        "compared_with": {"job": evidence.job, "runs": evidence.runs},
-    }
+    picture = data.predictions.url(evidence.picture) if evidence.picture else ""
+    return _Report(prediction, Verdict.from_json(prediction["verdict"]), evidence, picture, fault)
 
 
 def _missing(options: VerdictOptions, *, predicted: bool) -> str:
@@ -101,30 +128,31 @@ def _missing(options: VerdictOptions, *, predicted: bool) -> str:
     )
 
 
-def _print(record: Mapping[str, Any]) -> None:
-    verdict = record["verdict"]
-    evidence = record["evidence"]
-    run = record["run"]
-    group = f"of {verdict['group']}" if verdict["group"] else "of all jobs"
-    lines = [
-        ("run", record["run_id"]),
-        ("job", f"{run['build_name']} ({run.get('outcome', 'failure')})"),
-        ("verdict", f"{verdict['cause']}: {_MEANING.get(verdict['cause'], '')}".rstrip(" :")),
-        ("retry", _RETRY.get(verdict["retry"], verdict["retry"])),
-        ("probability", _shares_text(verdict["probabilities"])),
-        (
-            "base rate",
-            f"{_shares_text(verdict['base_rate'])}, of {verdict['runs']} failed runs {group} whose cause is known",
-        ),
-        ("possible", _possible_text(verdict)),
-        ("model", f"{record['model']}, version {record['version']}"),
-    ]
-    observations = [evidence["fault"]] if evidence["fault"] else evidence["observations"]
-    lines += [("" if number else "evidence", text) for number, text in enumerate(observations)]
-    if evidence["picture"]:
-        lines.append(("picture", evidence["picture"]))
-    for name, text in lines:
-        click.echo(f"{name:<12} {text}")
+def _print(report: _Report) -> None:
+    for title, text in _rows(report):
+        click.echo(f"{title:<12} {text}")
+
+
+def _rows(report: _Report) -> Iterator[tuple[str, str]]:
+    prediction = report.prediction
+    run = prediction["run"]
+    verdict = report.verdict
+    group = verdict.group or "all jobs"
+    yield "run", prediction["run_id"]
+    yield "job", f"{run['build_name']} ({run.get('outcome', 'failure')})"
+    yield "verdict", f"{verdict.cause}: {_MEANING.get(verdict.cause, '')}".rstrip(" :")
+    yield "retry", _RETRY[verdict.retry]
+    yield "probability", _shares_text(verdict.probabilities)
+    yield (
+        "base rate",
+        f"{_shares_text(verdict.base_rate)}, of {verdict.runs} failed runs of {group} whose cause is known",
+    )
+    yield "possible", _possible_text(verdict)
+    yield "model", f"{prediction['model']}, version {prediction['version']}"
+    for number, text in enumerate([report.fault] if report.fault else report.evidence.observations):
+        yield "" if number else "evidence", text
+    if report.picture:
+        yield "picture", report.picture
 
 
 def _shares_text(by_cause: Mapping[str, float]) -> str:
@@ -132,13 +160,12 @@ def _shares_text(by_cause: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in sorted(by_cause.items(), key=lambda cause: -cause[1]))
 
 
-def _possible_text(verdict: Mapping[str, Any]) -> str:
+def _possible_text(verdict: Verdict) -> str:
     """Return the causes that the run may have, and how often the true one is among them."""
-    causes = " and ".join(verdict["set"])
-    if outside := verdict.get("outside"):
-        known = f"theirs are {outside['low']:g} to {outside['high']:g}"  # the JSON of `ciml.verdict_rules.Outside`
-        difference = f"by {outside['feature']}: {outside['value']:g}, {known}"
+    causes = " and ".join(verdict.set)
+    if outside := verdict.outside:
+        difference = f"by {outside.feature}: {outside.value:g}, theirs are {outside.low:g} to {outside.high:g}"
         return f"{causes}: it is unlike the runs that the model learned, {difference}"
     if not causes:
         return "none: it is unlike the runs that calibrated the model"
-    return f"{causes}; the true cause is among the possible ones in {verdict['coverage']:.0%} of runs"
+    return f"{causes}; the true cause is among the possible ones in {verdict.coverage:.0%} of runs"
