@@ -8,6 +8,7 @@ and are restored when a manifest references them. No object that was written wit
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,23 +93,24 @@ class GarbageCollector:
         """
         for chunk in self._listed(SWEPT):
             for folder in self._folders(chunk):
-                for entry in folder.entries:
-                    self._collect_swept_object(entry, folder, forgotten_s)
+                for entry in folder.unneeded:
+                    self._remove_swept(entry)
+                for entry in folder.referenced:
+                    self._restore(entry)
+                for entry in folder.unreferenced:
+                    if entry.modified_s <= forgotten_s:
+                        self._remove_swept(entry)
 
-    def _collect_swept_object(self, entry: Entry, folder: _Folder, forgotten_s: float) -> None:
+    def _restore(self, entry: Entry) -> None:
         path = entry.path.removeprefix(f"{SWEPT}/")
-        name = _file_name(path)
-        if folder.is_packed(name):
-            if not folder.is_safe(name):
-                return
-        elif folder.is_named(name):
-            try:
-                self._raw.create(path, self._raw.read(entry.path))
-            except FileNotFoundError:
-                return  # restored by another process
-            self.collected.restored += 1
-        elif entry.modified_s > forgotten_s:
-            return
+        try:
+            self._raw.create(path, self._raw.read(entry.path))
+        except FileNotFoundError:
+            return  # restored by another process
+        self.collected.restored += 1
+        self._remove_swept(entry)
+
+    def _remove_swept(self, entry: Entry) -> None:
         self._raw.delete(entry.path)
         self.collected.gone += 1
 
@@ -125,25 +127,16 @@ class GarbageCollector:
                 self._collect_folder(folder)
 
     def _collect_folder(self, folder: _Folder) -> None:
-        packed: list[Entry] = []
-        unnamed: list[Entry] = []
-        for entry in folder.entries:
-            name = _file_name(entry.path)
-            if folder.is_packed(name):
-                if folder.is_safe(name):
-                    packed.append(entry)
-            elif not folder.is_named(name):
-                unnamed.append(entry)
-        if faults := folder.faults():
-            self.collected.faults += faults
-            if folder.packs.missing:
+        if folder.faults:
+            self.collected.faults += folder.faults
+            if folder.lacks_pack:
                 self.incomplete_folders.add(folder.name)
             return
-        self._each(self._raw.delete, packed)
-        self.collected.objects += len(packed)
-        self.collected.objects_bytes += sum(entry.size for entry in packed)
-        self._each(self._move_aside, unnamed)
-        self.collected.unnamed += len(unnamed)
+        self._each(self._raw.delete, folder.unneeded)
+        self.collected.objects += len(folder.unneeded)
+        self.collected.objects_bytes += sum(entry.size for entry in folder.unneeded)
+        self._each(self._move_aside, folder.unreferenced)
+        self.collected.unnamed += len(folder.unreferenced)
 
     def _move_aside(self, path: str) -> None:
         try:
@@ -180,7 +173,7 @@ class GarbageCollector:
             # Read after the listing, so that later commits are included.
             recent_names = self._recent_names()
             for folder, entries in by_folder.items():
-                yield _Folder(self._raw, folder, entries, recent_names.get(folder, ()), self._before_us)
+                yield _examine(self._raw, folder, entries, recent_names.get(folder, frozenset()), self._before_us)
 
     def _recent_names(self) -> dict[str, set[str]]:
         """Return the file names of the runs after the packed version, by folder."""
@@ -198,14 +191,14 @@ class GarbageCollector:
         """
         table = _TelemetryTable(self._raw, self._before_s)
         for folder in folders:
-            entries = list(self._raw.entries(f"{PACKS}/{folder}"))
+            # Listed before the manifest is read, so that every pack of the listing that is present is in its state.
+            entries = [entry for entry in self._raw.entries(f"{PACKS}/{folder}") if split_pack(entry.path) is not None]
             state = pack_state(self._raw, folder)
-            old = [entry for entry in entries if split_pack(entry.path) is not None and entry.path not in state.packs]
-            recent = {path for path in state.replaced if state.since_us[path] > self._before_us}
-            removable = [entry for entry in old if entry.modified_s <= self._before_s and entry.path not in recent]
+            old = [entry for entry in entries if entry.path not in state.packs]
+            removable = [entry for entry in old if self._is_removable(entry, state)]
             if removable and self._find_faults(folder, state):
                 continue  # the replaced packs are kept until their replacement has been read back
-            unread = [entry for entry in removable if not table.holds(entry.path)]
+            unread = [entry for entry in removable if not table.may_be_read(entry.path)]
             for entry in unread:
                 self._raw.delete(entry.path)
             self.collected.packs += len(unread)
@@ -213,6 +206,11 @@ class GarbageCollector:
             if len(unread) == len(old):
                 self.clean_folders.append(folder)
         self.collected.faults += table.faults
+
+    def _is_removable(self, entry: Entry, state: PackState) -> bool:
+        """Return whether an old pack was written and, if others replaced it, replaced before the grace."""
+        is_recent = entry.path in state.replaced and state.since_us[entry.path] > self._before_us
+        return entry.modified_s <= self._before_s and not is_recent
 
     def _find_faults(self, folder: str, state: PackState) -> bool:
         """Read the present packs of a folder back; return whether one is damaged or missing."""
@@ -227,8 +225,31 @@ def _file_name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
+@dataclass(frozen=True, slots=True)
 class _Folder:
-    """A folder of runs: its objects, and the references to them.
+    """A folder of runs: its objects that are older than the grace, by the references to them.
+
+    Objects of runs whose pack is damaged or younger than the grace are in no list.
+
+    Attributes:
+      name: of the folder.
+      unneeded: objects of runs in an intact pack that is older than the grace.
+      referenced: objects of runs that are in no pack, but in a manifest.
+      unreferenced: objects that no manifest names.
+      faults: its missing and damaged packs, a line each.
+      lacks_pack: whether a pack is missing.
+    """
+
+    name: str
+    unneeded: list[Entry]
+    referenced: list[Entry]
+    unreferenced: list[Entry]
+    faults: list[str]
+    lacks_pack: bool
+
+
+def _examine(raw: Store, name: str, entries: Iterable[Entry], recent: AbstractSet[str], before_us: int) -> _Folder:
+    """Sort the objects of a folder. The packs of their runs are read back first.
 
     Args:
       raw: the raw store.
@@ -237,49 +258,41 @@ class _Folder:
       recent: names of its runs that the raw manifest has after the packed version.
       before_us: the time before which a pack is older than the grace, epoch microseconds.
     """
-
-    def __init__(self, raw: Store, name: str, entries: list[Entry], recent: Container[str], before_us: int) -> None:
-        self.name = name
-        self.entries = entries
-        self.packs = load_packs(raw, name)
-        self._raw = raw
-        self._recent = recent
-        self._before_us = before_us
-        self._faults: dict[str, str] = {}
-
-    def is_packed(self, name: str) -> bool:
-        return name in self.packs.runs
-
-    def is_named(self, name: str) -> bool:
-        """Return whether a manifest names a run that is in no pack."""
-        return name in self.packs.state.alone or name in self._recent
-
-    def is_safe(self, name: str) -> bool:
-        """Return whether the pack of a run is older than the grace and intact."""
-        file = self.packs.runs[name].pack.file
-        state = self.packs.state
-        if file.path not in state.packs or state.since_us[file.path] > self._before_us:
-            return False
-        if file.path not in self._faults:
-            self._faults[file.path] = prove_pack(self._raw, file)
-        return not self._faults[file.path]
-
-    def faults(self) -> list[str]:
-        """Return the faults of the packs that were examined, a line each."""
-        missing = [f"{self._raw.url(path)} is in its manifest but does not exist" for path in self.packs.missing]
-        return [*missing, *self.packs.broken, *filter(None, self._faults.values())]
+    packs = load_packs(raw, name)
+    state = packs.state
+    names = {entry: _file_name(entry.path) for entry in entries}
+    pack_of = {entry: packs.runs[run].pack.file for entry, run in names.items() if run in packs.runs}
+    files = {file.path: file for file in pack_of.values()}
+    old = [file for path, file in files.items() if path in state.packs and state.since_us[path] <= before_us]
+    proofs = {file.path: prove_pack(raw, file) for file in old}
+    intact = {path for path, fault in proofs.items() if not fault}
+    referenced_names = state.alone.keys() | recent
+    unpacked = [entry for entry in names if entry not in pack_of]
+    missing = [f"{raw.url(path)} is in its manifest but does not exist" for path in packs.missing]
+    return _Folder(
+        name,
+        unneeded=[entry for entry, file in pack_of.items() if file.path in intact],
+        referenced=[entry for entry in unpacked if names[entry] in referenced_names],
+        unreferenced=[entry for entry in unpacked if names[entry] not in referenced_names],
+        faults=[*missing, *packs.broken, *filter(None, proofs.values())],
+        lacks_pack=bool(packs.missing),
+    )
 
 
 class _TelemetryTable:
-    """The table of telemetry, as far as it holds packs. Its log is read when the first pack would be removed."""
+    """The table of telemetry, as far as it holds packs. Its log is read when the first pack would be removed.
+
+    Attributes:
+      faults: why the log cannot be read; empty before it was read.
+    """
 
     def __init__(self, raw: Store, before_s: float) -> None:
         self.faults: list[str] = []
         self._log = DeltaLog(raw.child(PACKS))
         self._before_ms = before_s * 1000
 
-    def holds(self, path: str) -> bool:
-        """Return whether readers may still read a pack; all are held while the log cannot be read."""
+    def may_be_read(self, path: str) -> bool:
+        """Return whether other engines may still read a pack: any of them while the log cannot be read."""
         name = path.removeprefix(f"{PACKS}/")
         state = self._state
         return state is None or name in state.files or state.removed.get(name, 0) > self._before_ms

@@ -118,14 +118,10 @@ def _missing(options: VerdictOptions, *, predicted: bool) -> str:
     run_id = options.run_id
     by_model = f" of model {options.model!r}" if options.model else ""
     if predicted:
-        return (
-            f"no verdict{by_model} on run {run_id!r}: verdicts are given on failed runs, by models of data sets with "
-            'class_label = "cause" (docs/verdicts.md)'
-        )
-    return (
-        f"no prediction{by_model} of run {run_id!r} in {options.data_path}; list runs by ciml runs list, predict them "
-        "by ciml predict stream"
-    )
+        hint = 'verdicts are given on failed runs, by models of data sets with class_label = "cause"'
+        return f"no verdict{by_model} on run {run_id!r}: {hint} (docs/verdicts.md)"
+    hint = "list runs by ciml runs list, predict them by ciml predict stream"
+    return f"no prediction{by_model} of run {run_id!r} in {options.data_path}; {hint}"
 
 
 def _print(report: _Report) -> None:
@@ -138,15 +134,13 @@ def _rows(report: _Report) -> Iterator[tuple[str, str]]:
     run = prediction["run"]
     verdict = report.verdict
     group = verdict.group or "all jobs"
+    base_rate = _shares_text(verdict.base_rate)
     yield "run", prediction["run_id"]
     yield "job", f"{run['build_name']} ({run.get('outcome', 'failure')})"
     yield "verdict", f"{verdict.cause}: {_MEANING.get(verdict.cause, '')}".rstrip(" :")
     yield "retry", _RETRY[verdict.retry]
     yield "probability", _shares_text(verdict.probabilities)
-    yield (
-        "base rate",
-        f"{_shares_text(verdict.base_rate)}, of {verdict.runs} failed runs of {group} whose cause is known",
-    )
+    yield "base rate", f"{base_rate}, of {verdict.runs} failed runs of {group} whose cause is known"
     yield "possible", _possible_text(verdict)
     yield "model", f"{prediction['model']}, version {prediction['version']}"
     for number, text in enumerate([report.fault] if report.fault else report.evidence.observations):
