@@ -1,7 +1,11 @@
 """Limits of a server, so that slow clients and large requests do not block others: for REST, gRPC and webhooks.
 
-`ConnectionLimiter` limits the open connections, `Intake` the bytes of requests in memory, and `Workers` the requests
-in processing.
+A request passes three limits, each with a class of its own, in this order:
+
+1. `ConnectionLimiter`: the open connections.
+2. `Intake`: the time to read a request, and the bytes of all requests in memory.
+3. `Workers`: the requests that wait for a thread.
+
 `RequestError` is the error of a request: the name of a gRPC status code, and a message that states what to change.
 """
 
@@ -9,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections import defaultdict
 from collections.abc import AsyncIterable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from ciml.errors import CimlError
@@ -78,12 +82,29 @@ class OpenConnection(Protocol):
     def reject(self, status: int, message: str) -> None: ...
 
 
+@dataclass
+class _Waits:
+    """The waiting connections of a client address.
+
+    Attributes:
+      since_s: when each began to wait, by the clock of the event loop; the oldest first.
+      sum_s: the sum of these times, so that `total_s` need not visit each connection.
+    """
+
+    since_s: dict[OpenConnection, float] = field(default_factory=dict)
+    sum_s: float = 0.0
+
+    def total_s(self, now_s: float) -> float:
+        """Return the sum of ``now_s - since + _MIN_WAIT_S`` over the connections."""
+        return (now_s + _MIN_WAIT_S) * len(self.since_s) - self.sum_s
+
+
 class ConnectionLimiter:
     """Limits the number of open connections, and knows which of them wait for a complete request. For one event loop.
 
     One connection more than the limit closes another: the longest-waiting connection of the client address whose
-    connections have waited longest in total. So a slow client affects only itself. A proxy
-    with many busy connections does not count as slow, since a connection with a complete request does not wait.
+    connections have waited longest in total. So a slow client affects only itself. A proxy with many busy connections
+    does not count as slow, since a connection with a complete request does not wait.
 
     Args:
       max_open: limit of open connections.
@@ -103,10 +124,7 @@ class ConnectionLimiter:
         self.max_open = max_open
         self._message = f"more than {max_open} connections ({limit})"
         self._open: set[OpenConnection] = set()
-        #: When each waiting connection began to wait, by address; the oldest first.
-        self._waiting_since: dict[str, dict[OpenConnection, float]] = {}
-        #: The sum of these times by address, so that no connection needs to be visited.
-        self._since_sums: defaultdict[str, float] = defaultdict(float)
+        self._waits: dict[str, _Waits] = {}  # by address
 
     def add(self, connection: OpenConnection) -> None:
         """Count a new connection, which waits. Reject the longest-waiting one if there are too many."""
@@ -114,35 +132,31 @@ class ConnectionLimiter:
         self.mark_waiting(connection)
         if len(self._open) > self.max_open:
             now_s = connection.loop.time()
-            slowest = max(self._waiting_since, key=lambda address: self._total_wait_s(address, now_s))
-            longest_waiting = next(iter(self._waiting_since[slowest]))
+            slowest = max(self._waits.values(), key=lambda waits: waits.total_s(now_s))
+            longest_waiting = next(iter(slowest.since_s))
             longest_waiting.reject(503, self._message)
-
-    def _total_wait_s(self, address: str, now_s: float) -> float:
-        return (now_s + _MIN_WAIT_S) * len(self._waiting_since[address]) - self._since_sums[address]
 
     def mark_waiting(self, connection: OpenConnection) -> None:
         """Mark a connection as waiting for a complete request from now on. No effect on a removed one."""
-        self._forget_wait(connection)
+        self.mark_working(connection)
         if connection in self._open:
             now_s = connection.loop.time()
-            self._waiting_since.setdefault(connection.address, {})[connection] = now_s
-            self._since_sums[connection.address] += now_s
+            waits = self._waits.setdefault(connection.address, _Waits())
+            waits.since_s[connection] = now_s
+            waits.sum_s += now_s
 
     def mark_working(self, connection: OpenConnection) -> None:
-        """Mark a connection's request as complete."""
-        self._forget_wait(connection)
-
-    def _forget_wait(self, connection: OpenConnection) -> None:
-        waiting = self._waiting_since.get(connection.address, {})
-        self._since_sums[connection.address] -= waiting.pop(connection, 0.0)
-        if not waiting:
-            self._waiting_since.pop(connection.address, None)
-            self._since_sums.pop(connection.address, None)
+        """Mark a connection's request as complete: the connection does not wait."""
+        waits = self._waits.get(connection.address)
+        if waits is None or connection not in waits.since_s:
+            return
+        waits.sum_s -= waits.since_s.pop(connection)
+        if not waits.since_s:
+            del self._waits[connection.address]
 
     def remove(self, connection: OpenConnection) -> None:
         """Stop counting a connection that is closed or will be. No effect if it was removed already."""
-        self._forget_wait(connection)
+        self.mark_working(connection)
         self._open.discard(connection)
 
 
@@ -166,30 +180,27 @@ def check_open_files(max_open: Mapping[str, int], options: str) -> None:
         )
 
 
+@dataclass(eq=False)  # hashed by identity
 class Held:
     """A request whose bytes are in memory.
 
     Attributes:
-      size: number of these bytes.
-      max_bytes: their limit.
-      timeout: the time limit of the reading in progress; None before it.
-      rejection: the error of a request that was dropped in favour of others.
+      max_bytes: the limit on these bytes.
+      size: their number.
+      rejection: the error of a request that was dropped in favour of others; None for any other.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self.size = 0
-        self.max_bytes = max_bytes
-        self.timeout: asyncio.Timeout | None = None
-        self.rejection: RequestError | None = None
-
-    @property
-    def bytes_beyond_free(self) -> int:
-        """Bytes that count against MAX_HELD_BYTES: none for a small request, so that large ones cannot block it."""
-        return max(self.size - SMALL_REQUEST_BYTES, 0)
+    max_bytes: int
+    size: int = 0
+    rejection: RequestError | None = None
 
 
 class Intake:
     """Reads requests, each within a time limit, all within MAX_HELD_BYTES. Belongs to one event loop.
+
+    The first SMALL_REQUEST_BYTES of each request are not counted, so that large requests cannot block small ones. If a
+    limit on all requests is exceeded, one of them is rejected: the time limit of its `read`, which another task waits
+    in, is set to now, and that `read` raises the reason.
 
     Args:
       body_s: limit from a request's header to its end, seconds.
@@ -203,8 +214,8 @@ class Intake:
         self._max_bytes = max_bytes
         self._max_reading = max_reading
         self._limit = limit
-        self._reading: dict[Held, None] = {}
-        self._held_bytes = 0
+        self._reading: dict[Held, asyncio.Timeout] = {}  # with their time limits; the oldest first
+        self._counted_bytes = 0
 
     @contextmanager
     def hold(self, max_bytes: int | None = None) -> Iterator[Held]:
@@ -217,7 +228,7 @@ class Intake:
         try:
             yield held
         finally:
-            self._held_bytes -= held.bytes_beyond_free
+            self._resize(held, 0)
 
     async def read(self, held: Held, parts: AsyncIterable[bytes], count: int | None = None) -> bytes:
         """Read the body of a request: ``count`` parts, or all.
@@ -228,12 +239,14 @@ class Intake:
         if len(self._reading) >= self._max_reading:
             message = f"dropped as the oldest of {self._max_reading} incomplete requests (MAX_READING_REQUESTS)"
             self._reject(next(iter(self._reading)), RequestError("RESOURCE_EXHAUSTED", message))
-        self._reading[held] = None
+        timeout = asyncio.timeout(self._body_s)
+        self._reading[held] = timeout
         received: list[bytes] = []
         try:
-            async with asyncio.timeout(self._body_s) as held.timeout:
+            async with timeout:
                 async for part in parts:
-                    self._add(held, len(part))
+                    self._resize(held, held.size + len(part))
+                    self._check_bytes(held)
                     received.append(part)
                     if len(received) == count:
                         break
@@ -252,26 +265,33 @@ class Intake:
     def _too_large(self, held: Held) -> RequestError:
         return too_large(f"the request is larger than {held.max_bytes} bytes ({self._limit})")
 
-    def _add(self, held: Held, size: int) -> None:
-        self._held_bytes -= held.bytes_beyond_free
-        held.size += size
-        self._held_bytes += held.bytes_beyond_free
+    def _resize(self, held: Held, size: int) -> None:
+        self._counted_bytes += _counted(size) - _counted(held.size)
+        held.size = size
+
+    def _check_bytes(self, held: Held) -> None:
+        """Raise `RequestError` if a request is too large, or the largest of too many bytes; else reject the largest."""
         if held.size > held.max_bytes:
             raise self._too_large(held)
-        if self._held_bytes > MAX_HELD_BYTES:
-            largest = max(self._reading, key=lambda request: request.size)
+        if self._counted_bytes > MAX_HELD_BYTES:
             message = f"dropped as the largest: all requests hold more than {MAX_HELD_BYTES} bytes (MAX_HELD_BYTES)"
             rejection = RequestError("RESOURCE_EXHAUSTED", message)
+            largest = max(self._reading, key=lambda request: request.size)
             if largest is held:
                 raise rejection
             self._reject(largest, rejection)
 
     def _reject(self, held: Held, rejection: RequestError) -> None:
-        """Reject another request. Its task, in `read`, times out and raises the error; its bytes count until then."""
+        """Reject the request of another task, whose `read` raises the error; its bytes count until then."""
         held.rejection = rejection
-        self._reading.pop(held)
-        if held.timeout is not None:
-            held.timeout.reschedule(asyncio.get_running_loop().time())
+        timeout = self._reading.pop(held)
+        if not timeout.expired():
+            timeout.reschedule(asyncio.get_running_loop().time())
+
+
+def _counted(size: int) -> int:
+    """Return how many bytes of a request count against MAX_HELD_BYTES."""
+    return max(size - SMALL_REQUEST_BYTES, 0)
 
 
 class Workers:
