@@ -2,14 +2,18 @@
 
 Failures end early and timeouts late; a machine's memory identifies its provider. A model that does not beat such a
 baseline has learned nothing beyond that number.
+
+A number may be missing for a run. In an array of numbers or probabilities, NaN stands for what is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
@@ -20,16 +24,6 @@ from ciml.storage import Store
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.evaluation.metrics import predicted_classes
 
-#: Descriptions of the available numbers.
-NUMBERS = {
-    "duration": "seconds from a run's start to its end",
-    "memory": "used + free + buff + cach of a run's first sample",
-}
-#: Descriptions of the predictor of each number.
-PREDICTORS = {
-    "duration": "duration, small decision tree",
-    "memory": "memory of the first sample, nearest training run",
-}
 #: The figures of `ciml.training.evaluation.metrics.scores` that a result stores for a baseline.
 COMPARED = ("accuracy", "macro", "classes", "brier")
 #: Columns whose sum at the first sample is the machine's memory, which identifies a provider's flavours.
@@ -40,6 +34,87 @@ MAX_MEMORY_RUNS = 5000
 _MIN_LEAF_RUNS = 5
 #: The default number by label.
 _DEFAULT_NUMBERS = {"status": "duration", "provider": "memory", "provider-region": "memory", "node_provider": "memory"}
+
+
+def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:
+    """Read used + free + buff + cach of each run's first sample, float64 [n]; NaN where a value or a column is missing.
+
+    ``buff`` may be missing: dool has none, since its ``cach`` contains it.
+
+    Raises:
+      IntegrityError: if the raw manifest lacks a run.
+    """
+    from ciml.runs.reader import read_runs
+
+    files = files_of(ManifestLog(raw), run_ids)
+    columns = [f"memory usage:{name}" for name in MEMORY]
+    tables = read_runs(raw, [files[run_id] for run_id in run_ids], columns=columns)
+    return np.array([_memory_of(table) for table in tables], np.float64)
+
+
+def _memory_of(table: pa.Table) -> float:
+    """Return the sum of the memory columns in the first row of a run's telemetry, NaN if it is missing."""
+    needed_columns = {f"memory usage:{name}" for name in MEMORY if name != "buff"}
+    if table.num_rows == 0 or not needed_columns <= set(table.column_names):
+        return math.nan
+    values = table.slice(0, 1).to_pylist()[0].values()
+    return math.nan if None in values else sum(values)
+
+
+def _read_memory(raw: Store | None, runs: Sequence[RunFacts]) -> np.ndarray:
+    return np.full(len(runs), np.nan) if raw is None else first_memory(raw, [run.run_id for run in runs])
+
+
+def _read_duration(raw: Store | None, runs: Sequence[RunFacts]) -> np.ndarray:
+    times_us = np.array([(run.start_us, run.end_us) for run in runs], np.float64).reshape(-1, 2)  # None becomes NaN
+    return (times_us[:, 1] - times_us[:, 0]) / 1e6
+
+
+def _make_nearest_run() -> Any:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return KNeighborsClassifier(1)
+
+
+def _make_tree() -> Any:
+    from sklearn.tree import DecisionTreeClassifier
+
+    return DecisionTreeClassifier(min_samples_leaf=_MIN_LEAF_RUNS, random_state=0)
+
+
+class _Baseline(NamedTuple):
+    """A number of a run, and how to predict from it.
+
+    Attributes:
+      number: description of the number.
+      predictor: description of the predictor.
+      read: returns the number of each run, float64 [n], from the raw store if there is one, and the facts of the runs.
+      make_classifier: returns an untrained scikit-learn classifier.
+      reads_objects: whether ``read`` reads an object of the raw store for each run, which takes long for many runs.
+    """
+
+    number: str
+    predictor: str
+    read: Callable[[Store | None, Sequence[RunFacts]], np.ndarray]
+    make_classifier: Callable[[], Any]
+    reads_objects: bool = False
+
+
+_DURATION = _Baseline(
+    "seconds from a run's start to its end", "duration, small decision tree", _read_duration, _make_tree
+)
+_MEMORY = _Baseline(
+    "used + free + buff + cach of a run's first sample",
+    "memory of the first sample, nearest training run",
+    _read_memory,
+    _make_nearest_run,
+    reads_objects=True,
+)
+_BASELINES = {"duration": _DURATION, "memory": _MEMORY}
+#: Descriptions of the available numbers.
+NUMBERS = {name: baseline.number for name, baseline in _BASELINES.items()}
+#: Descriptions of the predictor of each number.
+PREDICTORS = {name: baseline.predictor for name, baseline in _BASELINES.items()}
 
 
 def numbers_for(definition: DatasetDefinition) -> tuple[str, ...]:
@@ -73,42 +148,10 @@ def number_of(raw: Store | None, number: str, runs: Sequence[RunFacts]) -> np.nd
     if number not in NUMBERS:
         raise CimlError(f"unknown baseline {number!r}; choose from {', '.join(NUMBERS)}")
     try:
-        values = _values(raw, number, runs)
+        values = _BASELINES[number].read(raw, runs)
     except IntegrityError:
         return None  # experiments need the examples only, and work without the raw store
     return values if np.isfinite(values).any() else None
-
-
-def _values(raw: Store | None, number: str, runs: Sequence[RunFacts]) -> np.ndarray:
-    """Return a number of each run, float64 [n], NaN where it is missing."""
-    if number == "memory":
-        return np.full(len(runs), np.nan) if raw is None else first_memory(raw, [run.run_id for run in runs])
-    times_us = np.array([(run.start_us, run.end_us) for run in runs], np.float64).reshape(-1, 2)  # None becomes NaN
-    return (times_us[:, 1] - times_us[:, 0]) / 1e6
-
-
-def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:
-    """Read used + free + buff + cach of each run's first sample, float64 [n]; NaN where a value or a column is missing.
-
-    ``buff`` may be missing: dool has none, since its ``cach`` contains it.
-
-    Raises:
-      IntegrityError: if the raw manifest lacks a run.
-    """
-    from ciml.runs.reader import read_runs
-
-    files = files_of(ManifestLog(raw), run_ids)
-    columns = [f"memory usage:{name}" for name in MEMORY]
-    tables = read_runs(raw, [files[run_id] for run_id in run_ids], columns=columns)
-    totals = np.full(len(run_ids), np.nan)
-    for index, table in enumerate(tables):
-        missing_columns = set(columns) - set(table.column_names)
-        if table.num_rows == 0 or missing_columns - {"memory usage:buff"}:
-            continue
-        first_sample = table.slice(0, 1).to_pylist()[0]
-        if None not in first_sample.values():
-            totals[index] = sum(first_sample.values())
-    return totals
 
 
 def predict_by(number: str, train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int) -> np.ndarray:
@@ -124,25 +167,16 @@ def predict_by(number: str, train: np.ndarray, labels: np.ndarray, test: np.ndar
     Returns:
       float64 [n, C]; NaN for a run without the number, and for all runs if no training run has it.
     """
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.tree import DecisionTreeClassifier
-
-    answers = np.full((len(test), classes), np.nan)
-    train_has_number = np.isfinite(train)
-    test_has_number = np.isfinite(test)
-    if not train_has_number.any() or not test_has_number.any():
-        return answers
-    model = (
-        KNeighborsClassifier(1)
-        if number == "memory"
-        else DecisionTreeClassifier(min_samples_leaf=_MIN_LEAF_RUNS, random_state=0)
-    )
-    model.fit(train[train_has_number][:, None], labels[train_has_number])
-    # scikit-learn knows only the classes of the training runs.
-    probabilities = np.zeros((int(test_has_number.sum()), classes))
-    probabilities[:, model.classes_] = model.predict_proba(test[test_has_number][:, None])
-    answers[test_has_number] = probabilities
-    return answers
+    probabilities = np.full((len(test), classes), np.nan)
+    is_trainable = np.isfinite(train)
+    is_answerable = np.isfinite(test)
+    if is_trainable.any() and is_answerable.any():
+        classifier = _BASELINES[number].make_classifier()
+        classifier.fit(train[is_trainable, np.newaxis], labels[is_trainable])
+        probabilities[is_answerable] = 0.0  # of classes without training runs, which scikit-learn does not know
+        answers = classifier.predict_proba(test[is_answerable, np.newaxis])
+        probabilities[np.ix_(is_answerable, classifier.classes_)] = answers
+    return probabilities
 
 
 class NumberAnswers(NamedTuple):
@@ -174,22 +208,23 @@ def predict_test_runs(
     Raises:
       IntegrityError: if the raw manifest lacks a run whose memory is asked for.
     """
-    train = list(snapshot.runs("train", "dev"))
-    test = list(snapshot.runs("test"))
-    if not train or not test:
+    train_runs = list(snapshot.runs("train", "dev"))
+    test_runs = list(snapshot.runs("test"))
+    if not train_runs or not test_runs:
         return None
-    limit = MAX_MEMORY_RUNS if number == "memory" else max(len(train), len(test))
-    train = [train[position] for position in _spread(len(train), limit)]
-    positions = _spread(len(test), limit)
-    test = [test[position] for position in positions]
-    values = _values(raw, number, [facts[run.run_id] for run in (*train, *test)])
-    train_values = values[: len(train)]
-    if not np.isfinite(train_values).any():
+    baseline = _BASELINES[number]
+    limit = MAX_MEMORY_RUNS if baseline.reads_objects else max(len(train_runs), len(test_runs))
+    train = [train_runs[position] for position in _spread(len(train_runs), limit)]
+    test_positions = _spread(len(test_runs), limit)
+    test = [test_runs[position] for position in test_positions]
+    numbers = baseline.read(raw, [facts[run.run_id] for run in (*train, *test)])
+    train_numbers, test_numbers = np.split(numbers, [len(train)])
+    if not np.isfinite(train_numbers).any():
         return None
-    labels = np.array([run.label for run in train])
-    answers = predict_by(number, train_values, labels, values[len(train) :], len(snapshot.resolved.classes))
-    right = predicted_classes(answers) == [run.label for run in test]
-    return NumberAnswers(positions, right)
+    train_labels = np.array([run.label for run in train])
+    probabilities = predict_by(number, train_numbers, train_labels, test_numbers, len(snapshot.resolved.classes))
+    is_right = predicted_classes(probabilities) == [run.label for run in test]
+    return NumberAnswers(test_positions, is_right)
 
 
 def _spread(count: int, most: int) -> np.ndarray:

@@ -10,7 +10,8 @@ topics `windows`, `live-examples` and `live-dead-letters`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -33,9 +34,6 @@ from ciml.transforms.live.samples import NEVER_US, LivePolicy, Part, by_start, j
 
 PaneKind = Literal["early", "final", "late"]
 MAX_EXAMPLE_BYTES = 4 << 20
-_NO_TIMES = np.zeros(0, np.int64)
-#: Greater than the number of any window.
-_ALL_WINDOWS = 1 << 62
 _MIN_CAPACITY = 64  # samples
 
 
@@ -100,18 +98,12 @@ class ExampleSoFar(NamedTuple):
     rejected: RejectedInput | None
 
 
-class _Spans(NamedTuple):
-    """W windows: their numbers, and the rows of their samples, int64 [W] each.
+class _Span(NamedTuple):
+    """The samples of the window with a number: ``size`` rows of the run's samples from row ``begin`` on."""
 
-    Attributes:
-      numbers: ascending.
-      begins: the first row of each window's samples.
-      counts: the number of its samples.
-    """
-
-    numbers: np.ndarray
-    begins: np.ndarray
-    counts: np.ndarray
+    number: int
+    begin: int
+    size: int
 
 
 @dataclass(eq=False)
@@ -128,17 +120,50 @@ class _DatasetWindows:
     dataset: LiveDataset
     indices: list[int]
     open: dict[int, int] = field(default_factory=dict)
-    final_below: int = -_ALL_WINDOWS
+    final_below: float = -math.inf
 
-    def kind_of(self, number: int, was_final_below: int) -> PaneKind:
-        """Return the kind of a pane now, given the former `final_below`."""
-        if number < was_final_below:
-            return "late"
-        return "final" if number < self.final_below else "early"
+    def record(self, spans: Sequence[_Span], final_below: float) -> None:
+        """Record the spans of windows as published, and that all windows below a number are final."""
+        sizes = self.open | {span.number: span.size for span in spans}
+        self.open = {number: size for number, size in sizes.items() if number >= final_below}
+        self.final_below = final_below
+
+
+class _SortedSamples:
+    """The samples of a run, ordered by time, then by start of the recorder, then by sequence number."""
+
+    def __init__(self, columns: int) -> None:
+        self.size = 0
+        # By name of the attribute of `Part`. The arrays have spare rows, so that samples are copied rarely.
+        self._arrays = {
+            "time_us": np.zeros(_MIN_CAPACITY, np.int64),
+            "recorder": np.zeros(_MIN_CAPACITY, np.int64),
+            "sequence": np.zeros(_MIN_CAPACITY, np.int64),
+            "boot": np.zeros(_MIN_CAPACITY, bool),
+            "values": np.zeros((_MIN_CAPACITY, columns)),
+        }
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name][: self.size]
+
+    def insert(self, part: Part) -> None:
+        """Insert samples. Those of a later time move, but there are usually none."""
+        begin = int(np.searchsorted(self["time_us"], part.time_us.min()))
+        tails = {name: np.concatenate([self[name][begin:], getattr(part, name)]) for name in self._arrays}
+        order = np.lexsort((tails["sequence"], tails["recorder"], tails["time_us"]))  # the last key counts most
+        self.size += part.size
+        if self.size > len(self._arrays["time_us"]):
+            for name, rows in self._arrays.items():
+                self._arrays[name] = np.resize(rows, (2 * self.size, *rows.shape[1:]))
+        for name, tail in tails.items():
+            self[name][begin:] = tail[order]
 
 
 class LiveRun:
     """A running job.
+
+    `add` keeps samples; `take_due_panes` and `take_examples` compute what is to be published of them, and record it as
+    published.
 
     Args:
       run_id: the encoded run id.
@@ -146,7 +171,6 @@ class LiveRun:
       policy: when windows are published.
 
     Attributes:
-      size: number of its samples.
       published_size: number of its samples when its examples were last published.
       seen: sequence numbers of its samples, by start of the recorder.
       ends: number of samples sent by each ended start of the recorder.
@@ -156,7 +180,6 @@ class LiveRun:
         self.run_id = run_id
         self.policy = policy
         self.columns = columns_of(datasets)
-        self.size = 0
         self.published_size = 0
         self.seen: dict[int, RangeSet] = {}
         self.ends: dict[int, int] = {}
@@ -165,15 +188,15 @@ class LiveRun:
             for dataset in datasets
         ]
         self._present = np.zeros(len(self.columns), bool)
-        self._first_us = NEVER_US
-        self._day_us = NEVER_US
+        self._first_us = NEVER_US  # the time of the first sample by the recorder, which may not have arrived yet
+        self._day_us = 0  # the midnight from which the windows count; no sample is of 1970
         self._new_times: list[np.ndarray] = []  # of samples whose windows are not recomputed yet
-        # The samples, ordered by (time, start of the recorder, number). The arrays are longer than ``size``.
-        self._time = np.zeros(_MIN_CAPACITY, np.int64)
-        self._recorder = np.zeros(_MIN_CAPACITY, np.int64)
-        self._sequence = np.zeros(_MIN_CAPACITY, np.int64)
-        self._boot = np.zeros(_MIN_CAPACITY, bool)
-        self._values = np.zeros((_MIN_CAPACITY, len(self.columns)))
+        self._samples = _SortedSamples(len(self.columns))
+
+    @property
+    def size(self) -> int:
+        """The number of its samples."""
+        return self._samples.size
 
     @property
     def ended(self) -> bool:
@@ -223,31 +246,9 @@ class LiveRun:
             for group in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
                 received.add(int(group[0]), int(group[-1]) + 1)
         if accepted.size:
-            self._insert(accepted)
+            self._samples.insert(accepted)
             self._new_times.append(accepted.time_us)
         return accepted
-
-    def _insert(self, part: Part) -> None:
-        """Insert samples in order. Samples of a later time move, but there are usually none."""
-        begin = int(np.searchsorted(self._time[: self.size], part.time_us.min(), side="left"))
-        size = self.size + part.size
-        if size > self._time.size:
-            self._grow(2 * size)
-        columns = (self._time, self._recorder, self._sequence, self._boot, self._values)
-        added = (part.time_us, part.recorder, part.sequence, part.boot, part.values)
-        tails = [np.concatenate([column[begin : self.size], new]) for column, new in zip(columns, added, strict=True)]
-        times, recorders, sequences, _, _ = tails
-        order = np.lexsort((sequences, recorders, times))  # by time, then by start of the recorder, then by number
-        for column, tail in zip(columns, tails, strict=True):
-            column[begin:size] = tail[order]
-        self.size = size
-
-    def _grow(self, capacity: int) -> None:
-        self._time = np.resize(self._time, capacity)
-        self._recorder = np.resize(self._recorder, capacity)
-        self._sequence = np.resize(self._sequence, capacity)
-        self._boot = np.resize(self._boot, capacity)
-        self._values = np.resize(self._values, (capacity, len(self.columns)))
 
     def take_due_panes(self, *, over: bool = False) -> list[Pane]:
         """Return the panes that are due since the last call, by data set and time, and record them as published.
@@ -257,76 +258,84 @@ class LiveRun:
         """
         if not self.size:
             return []
-        first = min(self._first_us, int(self._time[0]))
+        changed_times = self._take_changed_times()
+        panes: list[Pane] = []
+        for windows in self._windows:
+            final_below = math.inf if over else max(windows.final_below, self._window_of_clock(windows))
+            spans = self._due_spans(windows, changed_times, final_below)
+            panes += self._panes_of(windows, spans, final_below)
+            windows.record(spans, final_below)
+        return panes
+
+    def _take_changed_times(self) -> np.ndarray:
+        """Return the times of the samples whose windows are to be computed, int64 [n], and forget which these are.
+
+        They are the new samples. But windows are numbered from the day of the run's first sample: if that is an earlier
+        day than known before, all windows start anew.
+        """
+        times = self._samples["time_us"]
+        first_us = min(self._first_us, int(times[0]))
+        day_us = first_us - first_us % DAY_US
         new_times = self._new_times
         self._new_times = []
-        if first - first % DAY_US != self._day_us:  # the run began on an earlier day than known: recompute all
-            self._day_us = first - first % DAY_US
-            new_times = [self._time[: self.size]]
-            for windows in self._windows:
-                windows.open = {}
-                windows.final_below = -_ALL_WINDOWS
-        times = np.concatenate(new_times) if new_times else _NO_TIMES
-        return [pane for windows in self._windows for pane in self._take_panes_of(windows, times, over)]
+        if day_us == self._day_us:
+            return np.concatenate(new_times) if new_times else times[:0]
+        self._day_us = day_us
+        self._windows = [_DatasetWindows(windows.dataset, windows.indices) for windows in self._windows]
+        return times
 
-    def _take_panes_of(self, windows: _DatasetWindows, times: np.ndarray, over: bool) -> Iterator[Pane]:
-        """Yield the due panes of windows that have samples at ``times`` or become final, and record them."""
+    def _window_of_clock(self, windows: _DatasetWindows) -> int:
+        """Return the number of the first window whose slack is not over by the run's clock, its last sample's time."""
+        clock_us = int(self._samples["time_us"][-1]) - round(self.policy.slack_s * 1e6)
+        return (clock_us - self._day_us) // windows.dataset.resolved.definition.interval_us
+
+    def _due_spans(self, windows: _DatasetWindows, changed_times: np.ndarray, final_below: float) -> list[_Span]:
+        """Return the spans of the windows to publish, by number.
+
+        These are the windows that become final, and those with changed samples that are final or have grown enough.
+        """
         interval_us = windows.dataset.resolved.definition.interval_us
-        was_final_below = windows.final_below
-        windows.final_below = _ALL_WINDOWS if over else max(was_final_below, self._closed_below(interval_us))
-        closing = [number for number in windows.open if number < windows.final_below]
-        for number in closing:
-            del windows.open[number]
-        numbers = np.unique(np.concatenate([(times - self._day_us) // interval_us, np.array(closing, np.int64)]))
-        due = self._due_spans(windows, self._spans_of(numbers, interval_us))
-        is_open = due.numbers >= windows.final_below
-        windows.open.update(zip(due.numbers[is_open].tolist(), due.counts[is_open].tolist(), strict=True))
-        values, is_complete = self._values_of(windows, due)
-        for index in np.flatnonzero(is_complete).tolist():
-            number = int(due.numbers[index])
-            start_us = self._day_us + number * interval_us
-            kind = windows.kind_of(number, was_final_below)
-            yield Pane(windows.dataset, self._day_us, number, start_us, int(due.counts[index]), kind, values[index])
-
-    def _closed_below(self, interval_us: int) -> int:
-        """Return the number of the first window whose slack is not over by the run's clock."""
-        clock_us = int(self._time[self.size - 1]) - round(self.policy.slack_s * 1e6)
-        return (clock_us - self._day_us) // interval_us
-
-    def _spans_of(self, numbers: np.ndarray, interval_us: int) -> _Spans:
+        becoming_final = [number for number in windows.open if number < final_below]
+        changed = (changed_times - self._day_us) // interval_us
+        numbers = np.unique(np.concatenate([changed, np.array(becoming_final, np.int64)]))
         starts_us = self._day_us + numbers * interval_us
-        begins = np.searchsorted(self._time[: self.size], starts_us)
-        ends = np.searchsorted(self._time[: self.size], starts_us + interval_us)
-        return _Spans(numbers, begins, ends - begins)
+        begins = np.searchsorted(self._samples["time_us"], starts_us)
+        sizes = np.searchsorted(self._samples["time_us"], starts_us + interval_us) - begins
+        spans = map(_Span, numbers.tolist(), begins.tolist(), sizes.tolist())
+        least_sizes = {number: size * (1 + self.policy.window_growth) for number, size in windows.open.items()}
+        return [span for span in spans if span.number < final_below or span.size >= least_sizes.get(span.number, 0)]
 
-    def _due_spans(self, windows: _DatasetWindows, spans: _Spans) -> _Spans:
-        """Return the spans of the windows to publish: final ones, and open ones that have grown enough."""
-        published_counts = np.array([windows.open.get(number, 0) for number in spans.numbers.tolist()], np.int64)
-        has_grown = spans.counts >= published_counts * (1 + self.policy.window_growth)
-        is_due = (spans.numbers < windows.final_below) | has_grown
-        return _Spans(*(array[is_due] for array in spans))
+    def _panes_of(self, windows: _DatasetWindows, spans: Sequence[_Span], final_below: float) -> list[Pane]:
+        """Return the panes of the windows with values in all columns."""
+        panes: list[Pane] = []
+        for span, values in zip(spans, self._values_of(windows, spans), strict=True):
+            if not np.isfinite(values).all():
+                continue
+            kind: PaneKind = "final" if span.number < final_below else "early"
+            if span.number < windows.final_below:  # it was final before
+                kind = "late"
+            start_us = self._day_us + span.number * windows.dataset.resolved.definition.interval_us
+            panes.append(Pane(windows.dataset, self._day_us, span.number, start_us, span.size, kind, values))
+        return panes
 
-    def _values_of(self, windows: _DatasetWindows, spans: _Spans) -> tuple[np.ndarray, np.ndarray]:
-        """Compute the values of windows, float32 [W, F], and which windows have values in all columns, bool [W]."""
+    def _values_of(self, windows: _DatasetWindows, spans: Sequence[_Span]) -> np.ndarray:
+        """Compute the values of W windows, float32 [W, F]; all of a window are NaN if a column has no value."""
         definition = windows.dataset.resolved.definition
-        # The rows of all windows one after another: those of each window start at its begin and count up.
-        window = np.repeat(np.arange(spans.numbers.size), spans.counts)
-        begins_in_rows = np.cumsum(spans.counts) - spans.counts
-        rows = np.arange(window.size) + np.repeat(spans.begins - begins_in_rows, spans.counts)
+        values = np.full((len(spans), len(windows.indices)), np.nan, np.float32)
+        if not spans:
+            return values
+        rows = np.concatenate([np.arange(span.begin, span.begin + span.size) for span in spans])
+        window_of_row = np.repeat(np.arange(len(spans)), [span.size for span in spans])
         if not definition.count_first_sample:
-            window = window[~self._boot[rows]]
-            rows = rows[~self._boot[rows]]
-        values = np.zeros((spans.numbers.size, len(windows.indices)), np.float32)
-        is_complete = np.zeros(spans.numbers.size, bool)
-        if not rows.size:
-            return values, is_complete
-        groups, first = np.unique(window, return_index=True)
-        reduced, complete = reduce_windows(
-            [self._values[rows, column] for column in windows.indices], first, definition.sample_statistic
-        )
-        values[groups] = as_stored(reduced)
-        is_complete[groups] = complete & np.isfinite(values[groups]).all(axis=1)
-        return values, is_complete
+            is_counted = ~self._samples["boot"][rows]
+            rows = rows[is_counted]
+            window_of_row = window_of_row[is_counted]
+        if rows.size:
+            columns = [self._samples["values"][rows, index] for index in windows.indices]
+            counted_windows, begins = np.unique(window_of_row, return_index=True)
+            reduced, is_complete = reduce_windows(columns, begins, definition.sample_statistic)
+            values[counted_windows[is_complete]] = as_stored(reduced)[is_complete]
+        return values
 
     def are_examples_due(self) -> bool:
         """Return whether the run has grown enough to publish its examples again."""
@@ -356,10 +365,10 @@ class LiveRun:
 
     def table(self) -> pa.Table:
         """Return the telemetry that the data sets need, as stored, in order of time."""
-        size = self.size
         present = np.flatnonzero(self._present)
         names = [self.columns[index] for index in present.tolist()]
-        return telemetry_table(names, self._time[:size], self._boot[:size], self._values[:size, present])
+        samples = self._samples
+        return telemetry_table(names, samples["time_us"], samples["boot"], samples["values"][:, present])
 
     @classmethod
     def rebuild(
