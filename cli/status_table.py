@@ -1,48 +1,43 @@
-"""The table of a service's status, as ``ciml service status`` prints it. A dash stands for an unknown value."""
+"""The table of a service's status, as ``ciml service status`` prints it. A dash stands for an unknown value.
+
+`ciml.services.files.Status` describes the keys. Those that are always present are indexed. Any other is read by
+``get``: it is missing before its value was first known, and None while its value cannot be known.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from ciml.cli.output import age_text
-from ciml.services.files import Status
+from ciml.services.files import CheckpointEntry, SavepointEntry, Status
 from ciml.services.status import age_s, exit_code
 
+#: The colour of the health, by the exit code of ``ciml service status``: healthy, stopped, and any other.
+_COLOURS = {0: "green", 1: "yellow", 2: "red"}
 _MOST_RESUBMISSIONS = 5
+_Row = tuple[str, str]  # title and text
 
 
 def show(status: Status) -> None:
     """Print the status of one service as a table."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    colour = ("green", "yellow", "red")[exit_code(status)]
+    colour = _COLOURS[exit_code(status)]
     why = f": {status['why']}" if status["why"] else ""
     table.add_row(status.get("kind", "ingest"), status["name"])
-    table.add_row("health", f"[{colour}]{status['health']}[/]{_plain(why)}{_plain(_read_note(status, 'status'))}")
-    for title, text in _rows(status):
-        table.add_row(title, _plain(text))
+    table.add_row("health", f"[{colour}]{status['health']}[/]" + escape(why + _read_note(status, "status")))
+    for title, text in (*_job_rows(status), *_count_rows(status), *_history_rows(status), *_remedy_rows(status)):
+        table.add_row(title, escape(text))
     Console().print(table)
 
 
-def _rows(status: Status) -> list[tuple[str, str]]:
-    """Return (title, text) of each row below the health."""
-    rows = [*_job_rows(status), *_count_rows(status), *_history_rows(status)]
-    if status["remedy"]:
-        rows.append(("to continue", status["remedy"]))
-    resubmissions = (status.get("resubmissions") or [])[-_MOST_RESUBMISSIONS:]
-    for number, resubmission in enumerate(resubmissions):
-        time_text = datetime.fromtimestamp(resubmission["time_us"] / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        rows.append(("" if number else "resubmitted", f"{time_text} {resubmission['why']}"))
-    return rows
-
-
-def _job_rows(status: Status) -> list[tuple[str, str]]:
+def _job_rows(status: Status) -> list[_Row]:
     job = status.get("job") or {}
     rate = status.get("rate")
     job_texts = [job.get("state", "–"), job.get("name"), job.get("id")]
@@ -59,7 +54,7 @@ def _job_rows(status: Status) -> list[tuple[str, str]]:
     ]
 
 
-def _count_rows(status: Status) -> list[tuple[str, str]]:
+def _count_rows(status: Status) -> list[_Row]:
     counts = status.get("counts") or {}
     if status.get("kind", "ingest") != "ingest":
         return [("counts", ", ".join(f"{number:,} {kind}" for kind, number in counts.items()) or "–")]
@@ -70,27 +65,37 @@ def _count_rows(status: Status) -> list[tuple[str, str]]:
     ]
 
 
-def _history_rows(status: Status) -> list[tuple[str, str]]:
-    restarts = _number((status.get("job") or {}).get("restarts"))
-    checkpoint = status.get("checkpoint")
-    savepoint = status.get("savepoint")
+def _history_rows(status: Status) -> list[_Row]:
+    job = status.get("job") or {}
+    restarts = f"{_number(job.get('restarts'))} by the engine, {status.get('resubmitted', 0)} resubmitted"
+    problems = status.get("problems") or {}
     failure = status.get("last_failure")
-    checkpoint_text = savepoint_text = "–"
-    if checkpoint:
-        checkpoint_text = _size(checkpoint["bytes"]) + _aged(", {} old", age_s(checkpoint["time_us"]))
-    if savepoint:
-        savepoint_text = f"{savepoint['path']} ({savepoint['use'] or 'kept'})"
-    rows = [
-        ("checkpoint", checkpoint_text),
-        ("savepoint", savepoint_text),
-        ("restarts", f"{restarts} by the engine, {status.get('resubmitted', 0)} resubmitted"),
+    return [
+        ("checkpoint", _checkpoint_text(status.get("checkpoint"))),
+        ("savepoint", _savepoint_text(status.get("savepoint"))),
+        ("restarts", restarts),
         ("metrics", status.get("metrics") or "–"),
         ("processes", f"supervisor {_pid(status['supervisor'])}, worker {_pid(status['worker'])}"),
-        *(("problem", problem) for problem in (status.get("problems") or {}).values()),
+        *(("problem", problem) for problem in problems.values()),
+        *([("last failure", _aged("{} ago: ", age_s(failure["time_us"])) + failure["why"])] if failure else ()),
     ]
-    if failure:
-        rows.append(("last failure", _aged("{} ago: ", age_s(failure["time_us"])) + failure["why"]))
-    return rows
+
+
+def _remedy_rows(status: Status) -> Iterator[_Row]:
+    if status["remedy"]:
+        yield "to continue", status["remedy"]
+    resubmissions = (status.get("resubmissions") or [])[-_MOST_RESUBMISSIONS:]
+    for number, resubmission in enumerate(resubmissions):
+        time_text = datetime.fromtimestamp(resubmission["time_us"] / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        yield "" if number else "resubmitted", f"{time_text} {resubmission['why']}"
+
+
+def _checkpoint_text(checkpoint: CheckpointEntry | None) -> str:
+    return _size(checkpoint["bytes"]) + _aged(", {} old", age_s(checkpoint["time_us"])) if checkpoint else "–"
+
+
+def _savepoint_text(savepoint: SavepointEntry | None) -> str:
+    return f"{savepoint['path']} ({savepoint['use'] or 'kept'})" if savepoint else "–"
 
 
 def _lag_text(status: Status) -> str:
@@ -118,17 +123,11 @@ def _aged(template: str, seconds: int | None) -> str:
     return "" if seconds is None else template.format(age_text(seconds))
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
 def _number(value: int | None) -> str:
     return "–" if value is None else f"{value:,}"
 
 
-def _pid(process: Mapping[str, Any] | None) -> str:
+def _pid(process: Mapping[str, int] | None) -> str:
     return "–" if process is None else str(process["pid"])
 
 

@@ -43,6 +43,30 @@ class JobEntry(TypedDict, total=False):
     restarts: int | None
 
 
+class CheckpointEntry(TypedDict, total=False):
+    """A checkpoint of a job in a `Status`: its size, and its time."""
+
+    bytes: int
+    time_us: int
+
+
+class SavepointEntry(TypedDict, total=False):
+    """A savepoint of a job in a `Status`: its URL, time, version of the manifest, use, and why it was rejected."""
+
+    path: str
+    time_us: int
+    version: int | None
+    use: str
+    why: str
+
+
+class Occurrence(TypedDict):
+    """A failure or a resubmission in a `Status`: its time, and its reason."""
+
+    time_us: int
+    why: str
+
+
 class Status(TypedDict, total=False):
     """The status of a service, as JSON. A key is missing before its value was first known.
 
@@ -89,8 +113,8 @@ class Status(TypedDict, total=False):
     supervisor: dict[str, int] | None
     worker: dict[str, int] | None
     job: JobEntry
-    checkpoint: dict[str, int] | None
-    savepoint: dict[str, Any] | None
+    checkpoint: CheckpointEntry | None
+    savepoint: SavepointEntry | None
     savepoint_failed: str
     version: int
     last_commit_us: int | None
@@ -102,8 +126,8 @@ class Status(TypedDict, total=False):
     problems: Mapping[str, str]
     failures: int
     resubmitted: int
-    resubmissions: list[dict[str, Any]]
-    last_failure: dict[str, Any] | None
+    resubmissions: list[Occurrence]
+    last_failure: Occurrence | None
     exit_code: int
     needs_adoption: bool
     metrics: str

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.coverage import OtherTopicError
@@ -25,7 +25,7 @@ from ciml.services.decide import (
     Wanted,
     decide,
 )
-from ciml.services.files import Status, now_us
+from ciml.services.files import Occurrence, SavepointEntry, Status, now_us
 from ciml.services.service import NotReadyError, Service
 
 _PAUSE_S = 1.0
@@ -103,7 +103,7 @@ class Supervisor:
     def __post_init__(self) -> None:
         self._tracker = Tracker(self.limits)
         self._has_job = False  # submitted or taken over
-        self._tried_savepoint: dict[str, Any] | None = None  # the job started from it, and has not progressed yet
+        self._tried_savepoint: SavepointEntry | None = None  # the job started from it, and has not progressed yet
         self._contradictions = 0  # successive ones of broker and store
         self._fault = ""  # a permanent error of the service
         self._maintained_s = -_MAINTAIN_S
@@ -246,7 +246,7 @@ class Supervisor:
             if job.progress.get("lag") is not None and job.progress_us is not None:
                 self._was_read("lag", job.progress_us)
 
-    def _follow_savepoint(self, savepoint: dict[str, Any], observation: Observation, job: JobStatus) -> None:
+    def _follow_savepoint(self, savepoint: SavepointEntry, observation: Observation, job: JobStatus) -> None:
         """Note in a savepoint of the status whether the job that started from it works, or ended."""
         running_s = 0.0 if observation.running_s is None else observation.now_s - observation.running_s
         if observation.committed or (running_s >= self.limits.settled_s and not observation.behind):
@@ -255,7 +255,7 @@ class Supervisor:
         elif job.state in ("missing", "over"):
             self._reject_savepoint(savepoint, job.how or "the job ended")
 
-    def _reject_savepoint(self, savepoint: dict[str, Any], why: str) -> None:
+    def _reject_savepoint(self, savepoint: SavepointEntry, why: str) -> None:
         savepoint["use"] = "refused"  # the stored word
         savepoint["why"] = why
         self._tried_savepoint = None
@@ -291,13 +291,13 @@ class Supervisor:
         self._tried_savepoint = savepoint
         if self._has_job:
             self.status["resubmitted"] += 1
-            resubmissions = [*self.status["resubmissions"], {"time_us": now_us(), "why": action.why}]
-            self.status["resubmissions"] = resubmissions[-_MOST_RESUBMISSIONS:]
+            resubmission: Occurrence = {"time_us": now_us(), "why": action.why}
+            self.status["resubmissions"] = [*self.status["resubmissions"], resubmission][-_MOST_RESUBMISSIONS:]
         self._has_job = True
         self._tracker.submitted(self.clock())
         self.status["job"] = {"state": "starting", "submitted_us": now_us()}
 
-    def _unused_savepoint(self) -> dict[str, Any] | None:
+    def _unused_savepoint(self) -> SavepointEntry | None:
         savepoint = self.status["savepoint"]
         return None if savepoint is None or savepoint["use"] else savepoint
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from ciml.errors import IntegrityError
 from ciml.manifest.checkpoints import Checkpoint, Checkpointed, Checkpoints, S
 from ciml.manifest.id_index import IdTable, IndexFileMissingError, PartFiles, run_steps
 from ciml.manifest.log import ManifestLog
-from ciml.manifest.segments import Link, UnsealedDeltaError, line_of
+from ciml.manifest.segments import Link, Segment, UnsealedDeltaError, line_of
 from ciml.progress import Progress
 from ciml.storage import LocalStore
 from ciml.storage.json_files import seal
@@ -100,62 +100,69 @@ def verify_log(log: ManifestLog, kind: Checkpointed[Any], progress: Progress | N
       EngineError: the store does not answer.
     """
     singles = log.single_deltas()
-    archive = yield from _verify_segments(log, singles)
-    end = yield from _verify_deltas(log, archive, singles)
-    if archive.is_readable and end is not None:
-        yield from _verify_checkpoints(log, kind, archive.digests, end, progress)
+    archive, segment_digests = _verify_segments(log, singles)
+    yield from archive.faults
+    tail = _verify_tail(log, archive.link, singles)
+    yield from tail.faults
+    if archive.is_readable and tail.is_readable:
+        yield from _verify_checkpoints(log, kind, segment_digests, tail.link.version, progress)
 
 
-@dataclass
-class _Archive:
-    """The undamaged segments from the first on.
+class _Verified(NamedTuple):
+    """The result of the verification of successive deltas.
 
     Attributes:
-      last: the last version in a segment.
-      digests: digest of each segment, by its last version.
-      link: the position in the chain of digests after ``last``.
-      is_readable: whether all segments, and all deltas in them, can be read.
+      faults: of the deltas, and of the segments that hold them.
+      link: the position in the chain of digests after the last delta without a gap before it.
+      is_readable: whether each delta up to there can be read, and no segment after it exists.
     """
 
-    last: int = 0
-    digests: dict[int, str] = field(default_factory=dict)
-    link: Link = field(default_factory=Link)
-    is_readable: bool = True
+    faults: Sequence[Fault]
+    link: Link
+    is_readable: bool
 
 
-def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[Fault, None, _Archive]:
-    archive = _Archive()
-    previous = ""
+def _verify_segments(log: ManifestLog, singles: Collection[int]) -> tuple[_Verified, Mapping[int, str]]:
+    """Verify the segments in order, until one cannot be read or a version before one is missing.
+
+    Returns:
+      The result, and the digest of each verified segment, by its last version.
+    """
+    faults: list[Fault] = []
+    digests: dict[int, str] = {}
+    link = Link()
+    is_readable = True
     for last in log.archive.lasts():
         where = log.store.url(log.archive.path(last))
+        next_version = link.version + 1
         try:
             segment = log.archive.read(last)
         except (FileNotFoundError, IntegrityError) as error:
-            yield Fault("segment", str(error))
-            archive.is_readable = False
-            return archive
-        if segment.first > archive.last + 1:
-            archive.is_readable = False
-            gap = f"{where} begins with version {segment.first}, but version {archive.last + 1} is in no segment"
-            yield Fault("segment", gap)
-            return archive
-        if segment.first != archive.last + 1 or segment.previous != previous:
-            yield Fault("segment", f"{where} does not follow from the previous segment")
-        for version in range(segment.first, segment.last + 1):
-            try:
-                log.parse(version, segment.line(version))
-            except IntegrityError as error:
-                yield Fault("segment", f"{where}: {error}")
-                archive.is_readable = False
-                continue
-            if version in singles and _read_single(log, version) not in (None, segment.line(version)):
-                yield Fault("delta", f"{log.store.url(log.path(version))} differs from its segment")
-        archive.last = segment.last
-        previous = segment.digest
-        if archive.is_readable:
-            archive.link = Link.unread(last - 1).after(segment.line(last), where)
-        archive.digests[last] = previous
-    return archive
+            return _Verified([*faults, Fault("segment", str(error))], link, is_readable=False), digests
+        if segment.first > next_version:
+            gap = f"{where} begins with version {segment.first}, but version {next_version} is in no segment"
+            return _Verified([*faults, Fault("segment", gap)], link, is_readable=False), digests
+        if segment.first != next_version or segment.previous != digests.get(link.version, ""):
+            faults.append(Fault("segment", f"{where} does not follow from the previous segment"))
+        delta_faults = list(_verify_segment(log, segment, where, singles))
+        faults += delta_faults
+        is_readable = is_readable and all(fault.kind != "segment" for fault in delta_faults)
+        link = Link.unread(last - 1).after(segment.line(last), where) if is_readable else Link.unread(last)
+        digests[last] = segment.digest
+    return _Verified(faults, link, is_readable), digests
+
+
+def _verify_segment(log: ManifestLog, segment: Segment, where: str, singles: Collection[int]) -> Iterator[Fault]:
+    """Yield the deltas of a segment that cannot be read, and the single deltas that differ from it."""
+    for version in range(segment.first, segment.last + 1):
+        line = segment.line(version)
+        try:
+            log.parse(version, line)
+        except IntegrityError as error:
+            yield Fault("segment", f"{where}: {error}")
+            continue
+        if version in singles and _read_single(log, version) not in (None, line):
+            yield Fault("delta", f"{log.store.url(log.path(version))} differs from its segment")
 
 
 def _read_single(log: ManifestLog, version: int) -> bytes | None:
@@ -166,29 +173,32 @@ def _read_single(log: ManifestLog, version: int) -> bytes | None:
         return None
 
 
-def _verify_deltas(log: ManifestLog, archive: _Archive, singles: Collection[int]) -> Generator[Fault, None, int | None]:
-    """Verify the single deltas after the segments; return the last version without a gap, None for a damaged delta."""
-    end = archive.last
-    link = archive.link if archive.link.version == archive.last else Link.unread(archive.last)
+def _verify_tail(log: ManifestLog, link: Link, singles: Collection[int]) -> _Verified:
+    """Verify the single deltas after the segments in order, until one is damaged or a version before one is missing.
+
+    Args:
+      log: the manifest.
+      link: the position after the segments.
+      singles: the versions of all single deltas.
+    """
     unsealed = 0
-    for version in sorted(version for version in singles if version > archive.last):
+    for version in sorted(version for version in singles if version > link.version):
         where = log.store.url(log.path(version))
-        if version != end + 1:
-            yield Fault("delta", f"{where} exists, but version {end + 1} is missing")
-            return end
+        if version != link.version + 1:
+            gap = f"{where} exists, but version {link.version + 1} is missing"
+            return _Verified([Fault("delta", gap)], link, is_readable=True)
         data = _read_single(log, version)
-        if data is not None:
-            try:
-                link = link.after(data, where)
-                log.parse(version, data)
-            except IntegrityError as error:
-                yield Fault("delta", str(error))
-                return None
-            unsealed = unsealed + 1 if link.unsealed else 0
-        end = version
-    if unsealed:
-        yield Fault("unsealed", f"{unsealed:,} deltas written by an older version carry no digest; {_COVERED_BY}")
-    return end
+        if data is None:
+            link = Link.unread(version)  # removed meanwhile, so it is in a segment that was made meanwhile
+            continue
+        try:
+            link = link.after(data, where)
+            log.parse(version, data)
+        except IntegrityError as error:
+            return _Verified([Fault("delta", str(error))], link, is_readable=False)
+        unsealed = unsealed + 1 if link.unsealed else 0
+    text = f"{unsealed:,} deltas written by an older version carry no digest; {_COVERED_BY}"
+    return _Verified([Fault("unsealed", text)] if unsealed else [], link, is_readable=True)
 
 
 def _verify_checkpoints(
@@ -204,8 +214,8 @@ def _verify_checkpoints(
             continue  # removed meanwhile, as intended
         except IntegrityError as error:
             yield Fault("checkpoint", str(error))
-    for version, checkpoint in stored.items():
-        if version > end or segment_digests.get(version) != checkpoint.segment:
+            continue
+        if version > end or segment_digests.get(version) != stored[version].segment:
             where = log.store.url(log.checkpoint_path(version))
             yield Fault("checkpoint", f"{where} was made from different deltas")
     with tempfile.TemporaryDirectory(prefix="ciml-verify-") as folder:
@@ -218,13 +228,12 @@ def _verify_checkpoints(
             except IntegrityError as error:
                 yield Fault("delta", str(error))
                 return
+            if version in stored or replay.state.records >= _FLUSH_RECORDS:
+                replay.flush()
             if version in stored:
-                replay.flush()
                 where = log.store.url(log.checkpoint_path(version))
-                for fault in _compare(stored[version], checkpoints, replay):
-                    yield Fault(fault.kind, f"{where}: {fault.text}")
-            elif replay.state.records >= _FLUSH_RECORDS:
-                replay.flush()
+                faults = _compare(stored[version], checkpoints, replay)
+                yield from (Fault(fault.kind, f"{where}: {fault.text}") for fault in faults)
             if progress is not None:
                 progress("manifest", version, end)
 
@@ -246,17 +255,10 @@ class _Replay(Generic[S]):
 
 
 def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[S], replay: _Replay[S]) -> Iterator[Fault]:
-    """Yield the differences between a checkpoint and a replay of the same deltas."""
+    """Yield the differences between a checkpoint and a replay of the same deltas: its state, its files, its index."""
     kind = checkpoints.kind
-    state = replay.state.snapshot()
-    older: Mapping[str, frozenset[str]] = {}
-    if kind.marker not in checkpoint.state:
-        older = kind.older
-        state.pop(kind.marker, None)
-    for name in sorted(state.keys() | checkpoint.state.keys()):
-        # A checkpoint of an older version may lack an entry that it did not count, as long as the entry is empty.
-        if state.get(name) != checkpoint.state.get(name) and (state.get(name) or name in checkpoint.state):
-            yield Fault("checkpoint", f"{name} differs from the sum of the deltas")
+    is_older = kind.marker not in checkpoint.state
+    yield from _compare_states(checkpoint.state, replay.state.snapshot(), kind.marker if is_older else "")
     for part in checkpoint.parts():
         problem = checkpoints.files.check(part)
         if problem is not None:
@@ -269,11 +271,20 @@ def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[S], replay: _Repla
         except (IndexFileMissingError, IntegrityError):
             continue  # reported above
         differing = {column for column, digest in replayed.items() if stored[column] != digest}
-        if differing and differing <= older.get(name, frozenset()):
+        if is_older and differing and differing <= kind.older.get(name, frozenset()):
             columns = ", ".join(sorted(differing))
             yield Fault("older", f"the index of {name} lacks {columns} as this version stores it")
         elif differing:
             yield Fault("index", f"the index of {name} differs from that of the deltas")
+
+
+def _compare_states(stored: Mapping[str, Any], replayed: Mapping[str, Any], ignored: str) -> Iterator[Fault]:
+    """Yield the entries of a checkpoint's state that differ from a replay, other than ``ignored``."""
+    for name in sorted((stored.keys() | replayed.keys()) - {ignored}):
+        # A checkpoint of an older version may lack an entry that it did not count, as long as the entry is empty.
+        is_absent = name not in stored and not replayed[name]
+        if stored.get(name) != replayed.get(name) and not is_absent:
+            yield Fault("checkpoint", f"{name} differs from the sum of the deltas")
 
 
 def _digest(table: IdTable) -> Mapping[str, str]:
