@@ -148,7 +148,7 @@ def test_the_slowest_partition_counts() -> None:
     tracker = Tracker()
     for now, moving in ((0, 1), (100, 2), (241, 3)):
         seen = tracker.observe(now, "run", RUNS, ServiceProgress(now, {0: moving, 1: 7}, {0: 50, 1: 1}))
-    assert seen.stuck_since_s == 0
+    assert (seen.stuck_since_s, seen.committed) == (0, True)
     tracker.observe(242, "run", RUNS, ServiceProgress(3, {0: 3, 1: 8}, {0: 50, 1: 0}))
     assert tracker.observe(243, "run", RUNS, ServiceProgress(3, {0: 3, 1: 8}, {0: 50, 1: 0})).stuck_since_s == 241
 
@@ -191,6 +191,13 @@ def test_fruitless_submissions_are_counted_until_one_commits() -> None:
     tracker.observe(51, "run", RUNS, covered(9, 9))
     tracker.observe(51 + LIMITS.settled_s, "run", RUNS, covered(9, 9))
     assert tracker.observation.failures == 0  # nothing to read, and it has run for a while
+    tracker.submitted(200)
+    tracker.observe(201, "run", JobStatus("over"), covered(9, 10))
+    tracker.submitted(202)
+    assert tracker.observation.failures == 1
+    tracker.observe(203, "run", JobStatus("over"), covered(10, 11))  # it committed and ended between two observations
+    tracker.submitted(204)
+    assert tracker.observation.failures == 0
 
 
 def test_a_job_that_restarts_keeps_no_running_time() -> None:

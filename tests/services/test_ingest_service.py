@@ -182,7 +182,9 @@ def test_the_homes_own_engines_have_their_present_addresses(tmp_path: Path) -> N
 
     urls = {"rest": "http://new:3", "workers": "new:4"}
     cluster = engines.EngineState("cluster", "real", "", "new:2", urls=urls)
-    state.write(tmp_path, {"kafka": engines.EngineState("kafka", "real", "", "new:1"), "cluster": cluster})
+    embedded = engines.EngineState("flink", "real", "", "embedded:5")
+    kafka = engines.EngineState("kafka", "real", "", "new:1")
+    state.write(tmp_path, {"kafka": kafka, "cluster": cluster, "flink": embedded})
     found = files.options()
     assert found.service.bootstrap == "new:1"
     assert (found.jobs, found.rest, found.workers) == ("new:2", "http://new:3", "new:4")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from ciml import engines
 from ciml.engines import processes, state
 from ciml.engines.environment import record_environment, use_environment
 from ciml.engines.state import ProcessId
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.coverage import OtherTopicError
 from ciml.pipelines.flink import jobs as flink_jobs
+from ciml.pipelines.flink.jobs import RestJob
 from ciml.services import jobs as jobs_module
 from ciml.services import status
-from ciml.services.files import ServiceFiles, StartOptions, check_secret_variables, in_place
+from ciml.services.files import ServiceFiles, StartOptions, in_place
 from ciml.services.jobs import InWorker, OnFlink, Worker
 from ciml.services.options import KINDS
 from ciml.services.process import _Worker
@@ -70,16 +72,57 @@ def test_the_failure_of_its_own_launch_counts(home: Path, monkeypatch: pytest.Mo
     assert jobs.status().fault == ""
 
 
-def test_a_failed_worker_reports_whether_its_topic_must_be_adopted(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_launch_begins_after_the_end_of_the_last_one_without_its_report_log_and_metrics(
+    home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = files_of(home)
-    for error in (OtherTopicError("another topic"), IntegrityError("another fault")):
-        worker = _Worker(files, files.options(), "launch")
-        monkeypatch.setattr(worker, "_work", partial(_raise, error))
-        assert worker.run("") == 4
-        fault = jobs_module._fault(files.report())
-        assert fault == {"fault": str(error), "exit_code": 4, "needs_adoption": isinstance(error, OtherTopicError)}
+    last = processes.spawn((sys.executable, "-c", "import time; time.sleep(60)"), files.log("worker"), {}, home)
+    files.record("worker", *last)
+    files.put_report(FAILED)
+    files.log("worker").write_text("of the last launch")
+    files.timings.mkdir()
+    (files.timings / f"counter_{last.pid}.db").touch()
+    launches: list[Path] = []
+
+    def spawn(command: object, log: Path, environment: dict[str, str], cwd: Path) -> ProcessId:
+        assert processes.find(last) is None
+        assert (files.report(), log.exists()) == ({}, False)
+        assert log.with_suffix(".log.1").read_text() == "of the last launch"
+        assert list(Path(environment["PROMETHEUS_MULTIPROC_DIR"]).iterdir()) == []
+        launches.append(log)
+        return ProcessId(2**22 + 1, 1.0)
+
+    monkeypatch.setattr(processes, "spawn", spawn)
+    InWorker(Worker(files, home)).submit()
+    assert launches == [files.log("worker")]
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (OtherTopicError("another topic"), {"exit_code": 4, "needs_adoption": True}),
+        (IntegrityError("another fault"), {"exit_code": 4, "needs_adoption": False}),
+        (CimlError("unknown estimator"), {"exit_code": 2, "needs_adoption": False}),
+        (EngineError("Kafka does not answer"), {}),
+    ],
+)
+def test_a_worker_reports_whether_its_error_is_permanent(
+    error: CimlError, fault: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = files_of(home)
+    worker = _Worker(files, files.options(), "launch")
+    monkeypatch.setattr(worker, "_work", partial(_raise, error))
+    assert worker.run("") == error.exit_code
+    assert jobs_module._fault(files.report()) == ({"fault": str(error), **fault} if fault else {})
+
+
+def test_a_worker_works_with_a_full_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = files_of(home)
+    worker = _Worker(files, files.options(), "launch")
+    monkeypatch.setattr(files, "put_report", lambda _: _raise(OSError(28, "No space left on device"), ""))
+    done: list[str] = []
+    monkeypatch.setattr(worker, "_work", done.append)
+    assert (worker.run("savepoint"), done) == (0, ["savepoint"])
 
 
 def _raise(error: Exception, savepoint: str) -> None:
@@ -100,11 +143,13 @@ def test_a_silent_supervisor_has_to_end_before_the_service_continues(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = files_of(home)
-    me = os.getpid()
-    files.record("supervisor", me, processes.start_time(me))
+    supervisor = processes.spawn((sys.executable, "-c", "import time; time.sleep(60)"), home / "log", {}, home)
+    files.record("supervisor", *supervisor)
     files.put_status({"health": "running", "why": "", "updated_us": status.now_us() - 70_000_000})
+    assert (gather(files)["health"], gather(files)["remedy"]) == ("starting", None)  # it has not written yet
     monkeypatch.setattr(status, "_HEARTBEAT_S", 0.0)
     seen = gather(files)
+    processes.end(supervisor)
     assert seen["health"] == "stalled"
     assert seen["remedy"] == f"ciml service stop one --home {home} && ciml service resume one --home {home}"
 
@@ -122,16 +167,73 @@ def test_a_running_worker_is_taken_over_with_its_report(home: Path) -> None:
     assert InWorker(worker).status().fault == "token: no such file"
 
 
-def test_a_job_that_flink_remembers_from_an_earlier_launch_is_no_failure(home: Path) -> None:
-    from ciml.pipelines.flink.jobs import RestJob
+class Flink:
+    """The jobs of a service on a cluster, as Flink lists them, and those that were cancelled."""
 
-    options = StartOptions(options_for("ingest", data_path="d"), "flink", "j:1", "http://r", "w:1", cwd=str(home))
-    files = ServiceFiles(home, "one")
-    files.put_options(options)
-    jobs = OnFlink(Worker(files, home), options, "ciml-ingest-one-", home)
-    ended = [RestJob("http://r", "1", "ciml-ingest-one-1", "FAILED", 5.0, 0)]
-    jobs._all_jobs = lambda: ended  # type: ignore[method-assign]
-    assert (jobs.status().state, jobs.status().fault) == ("missing", "")
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        options = StartOptions(options_for("ingest", data_path="d"), "flink", "j:1", "http://r", "w:1", cwd=str(home))
+        self.files = ServiceFiles(home, "one")
+        self.files.put_options(options)
+        self.jobs = OnFlink(Worker(self.files, home), options, "ciml-ingest-one-", home)
+        self.states: dict[str, str] = {}
+        self.cancelled: list[str] = []
+        monkeypatch.setattr(flink_jobs, "list_rest_jobs", lambda _: self.listed())
+        monkeypatch.setattr(flink_jobs, "list_jobs", lambda _: self.listed())
+        monkeypatch.setattr(flink_jobs, "cancel", lambda job: self.cancel(job.id))
+        monkeypatch.setattr(flink_jobs, "cancel_job", lambda _, job_id: self.cancel(job_id))
+        monkeypatch.setattr(flink_jobs, "ask", lambda *_, **__: {})
+
+    def listed(self) -> list[RestJob]:
+        """Return the jobs; each has its number as id and as the time of its start."""
+        return [
+            RestJob("http://r", number, f"ciml-ingest-one-{number}", state, float(number), state == "RUNNING")
+            for number, state in self.states.items()
+        ]
+
+    def cancel(self, job_id: str) -> None:
+        self.cancelled.append(job_id)
+        self.states[job_id] = "CANCELED"
+
+
+@pytest.fixture
+def flink(home: Path, monkeypatch: pytest.MonkeyPatch) -> Flink:
+    return Flink(home, monkeypatch)
+
+
+def test_a_job_that_flink_remembers_from_an_earlier_launch_is_no_failure(flink: Flink) -> None:
+    flink.states = {"5": "FAILED"}
+    assert (flink.jobs.status().state, flink.jobs.status().fault) == ("missing", "")
+
+
+def test_an_earlier_failure_of_a_job_is_not_that_of_the_next_submission(flink: Flink) -> None:
+    me = os.getpid()
+    flink.files.record("worker", me, processes.start_time(me))
+    flink.states = {"5": "RUNNING"}
+    flink.files.put_report({"launch": "next", "state": "submitting", "job": "ciml-ingest-one-6"})
+    assert flink.jobs.status().id == "5"
+    flink.states = {"5": "FAILED"}
+    flink.files.record("worker", 2**22 + 1, 10.0)  # it was started after the failed job, and has ended
+    flink.files.put_report({**flink.files.report(), "error": "Kafka does not answer"})
+    assert flink.jobs.status().how == "Kafka does not answer"
+
+
+def test_of_several_running_jobs_the_newest_stays(flink: Flink) -> None:
+    flink.states = {"5": "RUNNING", "7": "RUNNING", "6": "RUNNING", "4": "FAILED"}
+    assert flink.jobs.status().id == "7"
+    assert flink.cancelled == ["5", "6"]
+
+
+def test_a_job_that_flink_has_not_received_yet_is_cancelled_too(flink: Flink, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitter = processes.spawn(
+        (sys.executable, "-c", "import time; time.sleep(60)"), flink.files.log("worker"), {}, flink.files.home
+    )
+    flink.files.record("worker", *submitter)
+    flink.files.put_report({"launch": "one", "state": "submitting", "job": "ciml-ingest-one-8"})
+    flink.states = {"8": "RUNNING"}
+    monkeypatch.setattr(flink_jobs, "list_rest_jobs", lambda _: [])
+    flink.jobs.cancel()
+    assert flink.cancelled == ["8"]
+    assert processes.find(submitter) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -231,15 +333,6 @@ def test_a_service_uses_the_settings_of_its_start_and_no_others(monkeypatch: pyt
         assert found["AWS_SECRET_ACCESS_KEY"] == "rotated"
         assert not {"AWS_PROFILE", "AWS_SESSION_TOKEN"} & found.keys()
     assert dict(os.environ) == before
-
-
-def test_a_secret_that_the_start_used_must_be_there_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = StartOptions(options_for("ingest"), "", cwd=str(home), secret_variables=("AWS_SECRET_ACCESS_KEY",))
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
-    with pytest.raises(CimlError, match="was started with AWS_SECRET_ACCESS_KEY, which is not set now"):
-        check_secret_variables(options)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    check_secret_variables(options)
 
 
 def test_the_homes_own_s3_and_model_server_have_their_present_addresses(

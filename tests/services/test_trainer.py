@@ -2,70 +2,139 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from ciml.data_root import DataRoot
 from ciml.errors import (
     CimlError,
-    InvalidSettingError,
-    MissingExtraError,
+    EngineError,
+    IntegrityError,
     NoTrainingDataError,
     UnknownDatasetError,
     UnknownEstimatorError,
 )
+from ciml.metrics import Board
 from ciml.services import trainer as trainer_module
 from ciml.services.driver import drive
 from ciml.services.service import NotReadyError
-from ciml.services.trainer import TrainerService
+from ciml.services.trainer import TrainerService, registry_families
+from ciml.serving.registry import Candidate, Decision, RegistryState
 from ciml.training.exclusions import Exclusion, add
-from ciml.training.refresh import ModelLockedError, TrainConfig
+from ciml.training.experiment import Experiment
+from ciml.training.refresh import TrainConfig
 from ciml.training.trainer import TrainResult
-from tests.scraping import collected
+from tests.scraping import Samples, collected
+
+GOLDEN = Path(__file__).parents[1] / "golden/data_root/data"
 
 
-def test_watch_waits_for_data_and_refreshes_when_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_waits_for_data_and_the_store_and_refreshes_when_there_is_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = TrainConfig(DataRoot.open(tmp_path), "d", "m")
     log = config.data.dataset("d").store.child("_manifest")
     stop, words, results = threading.Event(), [], []
-    calls: list[int] = []
 
-    def once(_: TrainConfig, **__: Any) -> TrainResult:
-        calls.append(1)
-        if len(calls) == 1:
-            log.create("000000000001.json", b"{}")
-            raise UnknownDatasetError("no data set 'd'")
-        if len(calls) == 2:
-            return TrainResult("nothing_new", ("too little",))
+    def refreshes() -> Iterator[TrainResult | CimlError]:
+        log.create("000000000001.json", b"{}")
+        yield UnknownDatasetError("no data set 'd'")
+        yield EngineError("the store does not answer")  # the same version is tried again
+        log.create("000000000002.json", b"{}")
+        yield TrainResult("nothing_new", ("too little",))
         stop.set()
-        return TrainResult("pushed", ("better",), version=1, seconds={"push": 0.25})
+        yield TrainResult("pushed", ("better",), version=1, seconds={"push": 0.25})
 
-    def progress(word: str, done: int, total: int | None) -> None:
-        words.append(word)
+    outcomes = refreshes()
+
+    def once(*_: Any, **__: Any) -> TrainResult:
+        outcome = next(outcomes)
+        if isinstance(outcome, CimlError):
+            raise outcome
+        return outcome
 
     monkeypatch.setattr(trainer_module, "run_once", once)
-
-    def grow() -> None:
-        while len(calls) < 2:
-            pass
-        log.create("000000000002.json", b"{}")
-
-    thread = threading.Thread(target=grow)
-    thread.start()
-    service = TrainerService(config, results.append, progress)
-    service.poll_s = 0.02
+    service = TrainerService(config, results.append, lambda word, done, total: words.append(word))
+    service.poll_s, service.retry_s = 0.02, (0.01, 0.01)
     drive(service, stop=stop)
-    thread.join()
-    assert words == ["waits: no data set 'd'"]
+    assert words == ["waits: no data set 'd'", "waits: the store does not answer"]
     assert [one.outcome for one in results] == ["pushed"]
-    assert len(calls) == 3
-    shown = {name: found for each in service.timings() for name, found in collected(each).items()}
-    assert shown["ciml_training_errors_total"] == {("data", "m"): 1, ("engine", "m"): 0}
+    assert list(outcomes) == []
+    shown = metrics(service)
+    assert shown["ciml_training_errors_total"] == {("data", "m"): 1, ("engine", "m"): 1}
     assert shown["ciml_training_step_seconds_sum"] == {("m", "push"): 0.25}
     assert shown["ciml_training_refresh_timestamp_seconds"][("m",)] > 0
+
+
+def metrics(service: TrainerService) -> Samples:
+    return {name: samples for each in service.timings() for name, samples in collected(each).items()}
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> DataRoot:
+    """A data root with the data set ``provider``, on which a model can be trained."""
+    shutil.copytree(GOLDEN, tmp_path / "data", ignore=shutil.ignore_patterns("models", "registry", "trainer"))
+    return DataRoot.open(tmp_path / "data")
+
+
+@contextmanager
+def unreadable(data: DataRoot) -> Iterator[None]:
+    path = Path(data.dataset("provider").store.url("_manifest/000000000002.json"))
+    delta = path.rename(path.with_suffix(".kept"))
+    path.mkdir()
+    yield
+    path.rmdir()
+    delta.rename(path)
+
+
+@contextmanager
+def damaged(data: DataRoot) -> Iterator[None]:
+    Path(data.dataset("provider").store.url("_manifest/000000000002.json")).write_text("{}")
+    yield
+
+
+@contextmanager
+def locked(data: DataRoot) -> Iterator[None]:
+    folder = Path(data.trainer("m").url("work"))
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("fault", "changes", "error", "handled", "counted"),
+    [
+        (nullcontext, {"dataset": "none"}, None, True, "data"),
+        (nullcontext, {"experiment": Experiment(estimator="dn")}, UnknownEstimatorError, False, "data"),
+        (locked, {}, NotReadyError, False, "data"),
+        (unreadable, {}, EngineError, False, "engine"),
+        (damaged, {}, IntegrityError, False, ""),
+    ],
+)
+def test_an_error_of_a_refresh_waits_for_another_version_or_is_tried_again_or_ends_the_service(
+    fault: Callable[[DataRoot], AbstractContextManager[None]],
+    changes: dict[str, Any],
+    error: type[CimlError] | None,
+    handled: bool,
+    counted: str,
+    stored: DataRoot,
+) -> None:
+    service = TrainerService(TrainConfig(**{"data": stored, "dataset": "provider", "model": "m", **changes}))
+    work = service.plan()
+    assert work is not None
+    with fault(stored), pytest.raises(error) if error else nullcontext():
+        service.run(work)
+    assert service.plan() == (None if handled else work)
+    assert metrics(service)["ciml_training_errors_total"] == {
+        (kind, "m"): int(kind == counted) for kind in ("data", "engine")
+    }
 
 
 def test_watch_refreshes_when_runs_are_excluded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +163,7 @@ def test_a_model_without_news_is_up_to_date(tmp_path: Path, monkeypatch: pytest.
         service.run(work)
 
     def refreshed_s() -> float:
-        (found,) = [one for each in service.timings() for name, one in collected(each).items() if "timestamp" in name]
-        return float(found["m",])
+        return metrics(service)["ciml_training_refresh_timestamp_seconds"]["m",]
 
     def after_a_plan() -> float:
         service.observe()
@@ -120,32 +188,16 @@ def test_a_model_without_news_is_up_to_date(tmp_path: Path, monkeypatch: pytest.
     assert after_a_plan() == last
 
 
-@pytest.mark.parametrize(
-    "error", [UnknownEstimatorError("dn"), InvalidSettingError("tolerance"), MissingExtraError("train"), CimlError("x")]
-)
-def test_an_error_that_more_data_cannot_repair_ends_the_service(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: CimlError
-) -> None:
-    def fails(*_: Any, **__: Any) -> TrainResult:
-        raise error
-
-    monkeypatch.setattr(trainer_module, "run_once", fails)
-    config = TrainConfig(DataRoot.open(tmp_path), "d", "m")
-    config.data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
-    with pytest.raises(type(error)):
-        drive(TrainerService(config), until="end", patience_s=0.0)
-
-
-def test_a_model_in_training_elsewhere_is_refreshed_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any, **__: Any) -> TrainResult:
-        raise ModelLockedError("model 'm' is being trained by another process")
-
-    monkeypatch.setattr(trainer_module, "run_once", fails)
-    config = TrainConfig(DataRoot.open(tmp_path), "d", "m")
-    config.data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
-    service = TrainerService(config)
-    work = service.plan()
-    assert work is not None
-    with pytest.raises(NotReadyError, match="by another process"):
-        service.run(work)
-    assert service.plan() == work
+def test_metrics_sum_the_candidates_of_a_model() -> None:
+    state = RegistryState()
+    for version, (name, blessed, rejected) in enumerate(
+        (("a", True, {"untrusted": 2, "excluded": 1}), ("b", False, {"untrusted": 3}), ("c", None, {})), 1
+    ):
+        state.candidates[name] = Candidate(name, name, {}, "", {"rejected": rejected}, version)
+        if blessed is not None:
+            state.decisions[name] = Decision(blessed, ())
+    board = Board()
+    board.put("registry", registry_families("m", state))
+    shown = collected(board)
+    assert shown["ciml_training_candidates_total"] == {("m", "blessed"): 1, ("m", "refused"): 1}
+    assert shown["ciml_training_samples_rejected_total"] == {("m", "untrusted"): 5, ("m", "excluded"): 1}
