@@ -101,7 +101,7 @@ def _query(model: LoadedModel, definition: ResolvedDefinition, where: str) -> No
     if answers.min() < 0 or np.abs(answers.sum(axis=1) - 1).max() > _TOLERANCE:
         raise IntegrityError(f"{where} answers with values that are not probabilities")
     parsed = model.predict(EXAMPLES, {"examples": _examples(inputs, n_windows, definition)})["probabilities"]
-    if np.abs(parsed - answers).max() > _TOLERANCE:
+    if not np.allclose(parsed, answers, rtol=0.0, atol=_TOLERANCE):
         raise IntegrityError(f"{where}: signatures {DEFAULT_SIGNATURE!r} and {EXAMPLES!r} give different answers")
     started_s = time.perf_counter()
     model.predict("", {"inputs": inputs[:1], "n_windows": n_windows[:1]})

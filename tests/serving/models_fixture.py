@@ -78,8 +78,6 @@ def _save_model(folder: Path, seed: int, definition: ResolvedDefinition, scale: 
             if spoil == "strict":  # fails for inputs beyond a million
                 with tf.control_dependencies([tf.debugging.assert_less(tf.reduce_max(inputs), 1e6)]):
                     out = tf.identity(out)
-            if spoil == "logits":
-                out = logits * 1.0
             if spoil == "read":
                 out = out + 0.0 * tf.cast(tf.strings.length(tf.io.read_file("/etc/hostname")), tf.float32)
             if spoil == "write":

@@ -10,6 +10,7 @@ import pytest
 from ciml.errors import RejectedInput
 from ciml.events.records import Message, RunFacts
 from ciml.pipelines.ingest.committer import render_runs
+from ciml.serving.predict.log import prediction_id
 from ciml.serving.predict.predictor import read_announcement
 from tests.fuzz.strategies.announcements import DIGEST, FACTS, GOOD
 
@@ -37,6 +38,15 @@ def test_the_facts_are_those_of_the_stored_row_with_what_updates_said() -> None:
 def test_an_announcement_of_an_earlier_version_has_no_facts_and_one_of_a_later_version_may_have_more() -> None:
     assert read(facts=...) is None
     assert read(facts={**FACTS, "mood": "fine"}) == RunFacts.from_json(FACTS)
+
+
+@pytest.mark.parametrize("value", [True, False, 1, "true", None, ...])
+def test_only_a_reclaim_is_predicted_again(value: object) -> None:
+    announced = GOOD if value is ... else {**GOOD, "reclaim": value}
+    found = read_announcement(Message(7, json.dumps(announced).encode()))
+    assert found.reclaim == (DIGEST if value is True else "")
+    once, again = (prediction_id(found.run_id, "m", 1, reclaim) for reclaim in ("", found.reclaim))
+    assert (once != again) is (value is True)
 
 
 @pytest.mark.parametrize(

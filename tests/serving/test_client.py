@@ -18,7 +18,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 from ciml.serving import client as model_client
 from ciml.serving import wire
-from ciml.serving.client import ClientPolicy, ModelClient, NotServedError
+from ciml.serving.client import ClientPolicy, FailedCallError, ModelClient, NotServedError
 from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.serving.server.server import ModelServer, ServerOptions
@@ -130,13 +130,16 @@ def test_server_that_comes_back_is_waited_for(data: DataRoot) -> None:
         client.close()
 
 
-def test_only_passing_faults_are_tried_again() -> None:
-    """A scripted server that counts its requests."""
-    asked: list[str] = []
+CODES = grpc.StatusCode
+BUSY, AWAY, SLOW = CODES.RESOURCE_EXHAUSTED, CODES.UNAVAILABLE, CODES.DEADLINE_EXCEEDED
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[tuple[str, list[grpc.StatusCode | None]]]:
+    """A server that answers with the next code of its script, or with one row where it is None; and its address."""
     script: list[grpc.StatusCode | None] = []
 
     def answer(request: bytes, context: Any) -> bytes:
-        asked.append("predict")
         code = script.pop(0)
         if code is not None:
             context.abort(code, code.name)
@@ -156,18 +159,51 @@ def test_only_passing_faults_are_tried_again() -> None:
     )
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    inputs, n_windows = runs(1)
-    client = ModelClient(f"127.0.0.1:{port}", "m", ClientPolicy(timeout_s=5, budget_s=5, first_wait_s=0.01))
-    script += [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, None]
-    assert client.predict(inputs, n_windows).probabilities.tolist() == [[0.25, 0.75]]
-    assert len(asked) == 3
-    asked.clear()
-    script += [grpc.StatusCode.INTERNAL]
-    with pytest.raises(EngineError, match="INTERNAL"):
-        client.predict(inputs, n_windows)
-    assert len(asked) == 1
-    script += [None]
-    with pytest.raises(EngineError, match="1 answers for 2 runs"):
-        client.predict(*runs(2))
-    client.close()
+    yield f"127.0.0.1:{port}", script
     server.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("codes", "calls", "failure"),
+    [
+        ([AWAY, BUSY, None], 3, None),
+        ([AWAY, SLOW, BUSY, None], 4, None),
+        ([SLOW, AWAY, SLOW, None], 3, FailedCallError),  # two slow tries in total, not in a row
+        *(([code, None], 1, FailedCallError) for code in (CODES.INTERNAL, CODES.INVALID_ARGUMENT, CODES.UNKNOWN)),
+        ([CODES.NOT_FOUND, None], 1, NotServedError),
+        ([CODES.PERMISSION_DENIED, None], 1, EngineError),
+    ],
+)
+def test_a_call_is_repeated_only_where_that_may_help(
+    scripted: tuple[str, list[grpc.StatusCode | None]],
+    codes: list[grpc.StatusCode | None],
+    calls: int,
+    failure: type[EngineError] | None,
+) -> None:
+    address, script = scripted
+    script[:] = codes
+    with ModelClient(address, "m", ClientPolicy(timeout_s=5, budget_s=5, first_wait_s=0.01)) as client:
+        if failure is None:
+            answer = client.predict(*runs(1), version=4)
+            assert (answer.probabilities.tolist(), answer.version) == ([[0.25, 0.75]], 5)
+        else:
+            with pytest.raises(failure) as error:
+                client.predict(*runs(1))
+            assert type(error.value) is failure
+    assert len(codes) - len(script) == calls
+
+
+def test_a_call_with_its_own_time_limit_is_slow_once(scripted: tuple[str, list[grpc.StatusCode | None]]) -> None:
+    address, script = scripted
+    script[:] = [SLOW, None]
+    with ModelClient(address, "m") as client, pytest.raises(FailedCallError):
+        client.predict(*runs(1), timeout_s=5.0)
+    assert script == [None]
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_each_run_has_an_answer(scripted: tuple[str, list[grpc.StatusCode | None]], rows: int) -> None:
+    address, script = scripted
+    script[:] = [None]
+    with ModelClient(address, "m") as client, pytest.raises(EngineError, match=f"1 answers for {rows} runs"):
+        client.predict(*runs(rows))

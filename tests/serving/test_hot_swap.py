@@ -207,7 +207,10 @@ def test_strangers_are_never_served(data: DataRoot, good: dict[int, Path], serve
     assert (list(server.manager.available("m")), stable(server)) == ([1], 1)
 
 
-@pytest.mark.parametrize("text", ["", "garbage {", "model_config_list { config { name: 'm' } }"])
+TWICE = "model_config_list { config { name: 'm' base_path: '/x' } config { name: 'm' base_path: '/y' } }"
+
+
+@pytest.mark.parametrize("text", ["", "garbage {", "model_config_list { config { name: 'm' } }", TWICE])
 def test_broken_configuration_changes_nothing(data: DataRoot, server: ModelServer, text: str) -> None:
     good_text = data.models.read("models.config")
     data.models.replace("models.config", text.encode())

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError, RejectedInput
+from ciml.limits import MAX_REQUEST_BYTES
 from ciml.serving.predict import answers
-from ciml.serving.predict.answers import Answer, LocalModel
+from ciml.serving.predict.answers import Answer, LocalModel, Prepared
 from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.storage import open_store
@@ -46,6 +49,35 @@ def test_it_answers_what_tensorflow_answers(tmp_path: Path, monkeypatch: pytest.
         np.testing.assert_allclose(list(one.probabilities.values()), row, atol=1e-6)
         assert (list(one.probabilities), one.n_windows) == (list(DEFINITION.classes), count)
         assert one.class_name == DEFINITION.classes[int(row.argmax())]
+
+
+@given(
+    rows=st.integers(1, 60),
+    row_bytes=st.integers(0, 9 << 20),
+    most=st.integers(1, 40),
+    rejected=st.sets(st.integers(0, 59)),
+)
+def test_calls_have_each_usable_run_once_and_stay_below_both_limits(
+    rows: int, row_bytes: int, most: int, rejected: set[int]
+) -> None:
+    inputs = np.broadcast_to(np.zeros((), np.float32), (rows, 1, row_bytes // 4))  # takes no memory
+    usable = [row for row in range(rows) if row not in rejected]
+    reasons = {row: RejectedInput("empty") for row in sorted(rejected) if row < rows}
+    calls = Prepared(inputs, np.ones(rows, np.int32), reasons).calls(most)
+    assert [row for call in calls for row in call] == usable
+    for call in calls:
+        assert 1 <= len(call) <= most
+        assert len(call) == 1 or len(call) * inputs[0].nbytes <= MAX_REQUEST_BYTES / 2
+    for call in calls[:-1]:  # no call has room for one more
+        assert len(call) == most or (len(call) + 1) * inputs[0].nbytes > MAX_REQUEST_BYTES / 2
+
+
+def test_of_equal_probabilities_the_first_class_counts_and_one_that_is_no_number_is_an_error() -> None:
+    assert answers.class_of(np.array([0.1, 0.4, 0.4, 0.1], np.float32), DEFINITION) == "b"
+    for value in (np.nan, np.inf, -np.inf):
+        answer = np.array([0.1, 0.4, value, 0.1], np.float32)
+        with pytest.raises(RejectedInput, match="model_error"):
+            answers.probabilities_of(answer, DEFINITION)
 
 
 def test_a_whole_other_model_in_its_place_is_not_loaded(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,12 @@ from click.testing import CliRunner
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
-from ciml.serving import mirror as mirror_module
 from ciml.serving.mirror import mirror
 from ciml.serving.model_files import file_digests, parse_config
 from ciml.serving.push import push, rollback
 from ciml.serving.registry import Decision, Registry
 from ciml.storage import open_store
+from tests.durable import Steps, each_step
 
 
 def pushed(data: DataRoot, folder: Path, model: str = "m") -> int:
@@ -60,42 +61,62 @@ def test_it_follows_pushes_and_rollbacks(data: DataRoot, good: dict[int, Path], 
 
 def test_an_altered_version_is_left_out_and_its_label_stays(good: dict[int, Path], tmp_path: Path) -> None:
     data, folder = DataRoot.open(tmp_path / "data"), tmp_path / "mirror"
-    pushed(data, good[1])
+    Registry(data, "a").record_candidate(open_store(good[1]))  # a model without a version stops no other
+    for seed in (1, 2):
+        pushed(data, good[seed])
     pushed(data, good[1], "other")
     mirror(data, folder)
-    pushed(data, good[2])
-    graph = tmp_path / "data/models/m/2/saved_model.pb"
+    pushed(data, good[3])
+    graph = tmp_path / "data/models/m/3/saved_model.pb"
     graph.write_bytes(graph.read_bytes() + b"\0")
     done = mirror(data, folder)
     assert done.copied == ()
-    assert "m/2/saved_model.pb was altered" in done.faults[0]
+    assert "m/3/saved_model.pb was altered" in done.faults[0]
     assert config(folder) == {
-        "m": (str(folder / "m"), (1,), {"stable": 1}), "other": (str(folder / "other"), (1,), {"stable": 1})
+        "m": (str(folder / "m"), (2,), {"stable": 2}), "other": (str(folder / "other"), (1,), {"stable": 1})
     }  # fmt: skip
-    assert os.listdir(folder / "m") == ["1"]
+    assert sorted(os.listdir(folder / "m")) == ["1", "2"]
     arguments = ["models", "mirror", str(folder), "--data-path", str(tmp_path / "data")]
     ran = CliRunner().invoke(cli, arguments, standalone_mode=False)
     assert ran.return_value == 4
-    assert "BROKEN model m, version 2" in ran.stderr
+    assert "BROKEN model m, version 3" in ran.stderr
 
 
-def test_a_kill_leaves_no_half_version(good: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, folder = DataRoot.open(tmp_path / "data"), tmp_path / "mirror"
-    pushed(data, good[1])
+#: Steps of two calls of `mirror` after a push: the second one removes what the configuration no longer names.
+STEPS = [
+    "rename m/staging-3-* to m/3",
+    "delete m/staging-3-*/",  # nothing is left of it
+    "replace models.config",
+    "delete m/1/",
+]
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(mirror_module, "check_digests", killed)
-        patch.setattr("ciml.serving.mirror.shutil.rmtree", lambda *_, **__: None)  # a kill runs no clean-up
-        with pytest.raises(KeyboardInterrupt):
+def test_a_mirror_dies_before_each_step(good: dict[int, Path], tmp_path: Path) -> None:
+    data = DataRoot.open(tmp_path / "data")
+    for seed in (1, 2):
+        pushed(data, good[seed])
+    mirror(data, tmp_path / "old")
+    pushed(data, good[3])
+    files = {str(number): dict(Registry(data, "m").state.files(number)) for number in (1, 2, 3)}
+    for index in each_step(len(STEPS), few=False):
+        folder = tmp_path / str(index)
+        shutil.copytree(tmp_path / "old", folder)
+        text = (folder / "models.config").read_text().replace(str(tmp_path / "old"), str(folder))
+        (folder / "models.config").write_text(text)
+        with Steps(str(folder), index).recording() as steps:
             mirror(data, folder)
-    (left,) = os.listdir(folder / "m")
-    assert left.startswith("staging-1-")
-    assert not (folder / "models.config").exists()
-    assert mirror(data, folder).copied == (("m", 1),)
-    assert os.listdir(folder / "m") == ["1"]
+            mirror(data, folder)
+        assert steps.steps == STEPS[:index]
+        for name in os.listdir(folder / "m"):
+            if not name.startswith("staging-"):
+                assert file_digests(open_store(folder / "m" / name)) == files[name]
+        versions = config(folder)["m"][1]
+        assert versions == ((1, 2) if index <= STEPS.index("replace models.config") else (2, 3))
+        assert {*map(str, versions)} <= {*os.listdir(folder / "m")}
+        mirror(data, folder)
+        mirror(data, folder)
+        assert sorted(os.listdir(folder / "m")) == ["2", "3"]
+        assert config(folder)["m"][1:] == ((2, 3), {"stable": 3})
 
 
 def test_it_takes_no_foreign_folder(good: dict[int, Path], tmp_path: Path) -> None:

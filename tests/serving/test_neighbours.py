@@ -15,6 +15,7 @@ from ciml.runs.neighbours import Neighbours
 from ciml.runs.run_log import StoredRunLog
 from ciml.serving.predict import answers as stored
 from ciml.serving.predict.answers import ModelAssets, StoredNeighbours
+from tests.durable import Steps
 from tests.pipelines.predict.predicting import telemetry
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import make_facts
@@ -52,6 +53,21 @@ def test_neighbours_follow_the_manifest_as_it_grows(tmp_path: Path) -> None:
     assert not (tmp_path / "predictions").exists()  # a reader alone leaves no bookmark
     plain = RESOLVED.replace(definition=RESOLVED.definition.replace(context=None), features=("1m",))
     assert not ModelAssets(plain, None).needs_neighbours
+
+
+def test_a_process_replaces_the_bookmark_each_time_it_has_read_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "_BOOKMARK_RUNS", 3)
+    data = DataRoot.open(tmp_path)
+    raw, nearby = RawStore(data), StoredNeighbours(data, saves_bookmark=True)
+    saved: list[int] = []
+    for number in range(8):
+        raw.add([ended(number, "failure", 10 * number)])
+        with Steps(data.predictions.url()).recording() as steps:
+            nearby.of([])
+        saved += [number] * len(steps.steps)
+    assert saved == [2, 5]
 
 
 def test_another_process_continues_from_the_bookmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

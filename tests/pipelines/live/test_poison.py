@@ -18,8 +18,9 @@ from ciml.services.live import LiveService
 from ciml.transforms.live.samples import RunState
 from ciml.transforms.live.windows import LiveRun
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real
+from tests.pipelines.keyed_state import Bag, Cell, One
 from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
-from tests.pipelines.live.test_run_state import POLICY, Bag, Cell, One, longest
+from tests.pipelines.live.test_run_state import POLICY, longest
 
 
 def _fails(patch: pytest.MonkeyPatch, where: Any, name: str, is_poison: Any) -> None:

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.utils.timestamp import Timestamp
 
 from ciml.errors import CimlError
 from ciml.kafka import KafkaOptions
@@ -19,6 +18,7 @@ from ciml.manifest.coverage import RangeSet
 from ciml.pipelines.live import KeepRun, LiveConfig, RunCache, ToSend
 from ciml.transforms.live.samples import LivePolicy, Part, RunState, Wake, pack, part_of
 from ciml.transforms.live.windows import LiveDataset, LiveRun, columns_of
+from tests.pipelines.keyed_state import Bag, Cell, One
 from tests.pipelines.live import living
 from tests.transforms.live.live_scenes import Disorder, arrivals, recorded
 from tests.transforms.samples import corpus, resolved
@@ -137,36 +137,6 @@ def longest(datasets: tuple[LiveDataset, ...]) -> tuple[str, list[bytes], living
     assert len(messages) > 3 * 64
     parts = [pack(part_of([(0, each)], columns_of(datasets), 0)) for _, each in messages]
     return run_id, parts, {run_id: (corpus(1)[0][0].replace(run_id=run_id), samples)}
-
-
-class Cell:
-    """State as a runner gives it, of one key; and a timer."""
-
-    def __init__(self) -> None:
-        self.held: list[bytes] = []
-        self.rings: list[float] = []
-
-    def add(self, data: bytes) -> None:
-        self.held.append(data)
-
-    def write(self, data: bytes) -> None:
-        self.held = [data]
-
-    def clear(self) -> None:
-        self.held = []
-
-    def set(self, at: Timestamp) -> None:
-        self.rings = [float(at)]
-
-
-class Bag(Cell):
-    def read(self) -> list[bytes]:
-        return self.held
-
-
-class One(Cell):
-    def read(self) -> bytes | None:
-        return self.held[0] if self.held else None
 
 
 def test_a_run_that_is_over_leaves_no_samples_in_its_state_and_once_forgotten_nothing() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from ciml.digest import canonical_json
 from ciml.errors import EngineError
-from ciml.serving.client import ClientPolicy
+from ciml.serving.client import ClientPolicy, Prediction
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
 from ciml.serving.server.model.messages import Signature
 from tests.pipelines.predict.predicting import World, batch, telemetry
@@ -105,11 +105,21 @@ def test_model_that_answers_nothing_stops_the_batch(
         Predictor(world.data, world.address, policy).predict(batch([world.put("zuul~a~1", telemetry(1))]))
 
 
-def test_runs_are_not_divided_for_ever(world: World, tmp_path: Path) -> None:
+def test_runs_are_not_divided_for_ever(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the budget a part that failed is refused as a whole: other parts, and other batches, go on."""
     world.push(save_model(tmp_path / "m", spoil="strict"))
     values = [world.put(f"zuul~{n}~1", huge(n) if n == 3 else telemetry(n)) for n in range(8)]
     policy = PredictPolicy("m", rows=4, client=ClientPolicy(timeout_s=5, budget_s=0.0))
-    done = Predictor(world.data, world.address, policy).predict(batch(values))
+    predictor = Predictor(world.data, world.address, policy)
+    predict = predictor.client.predict
+    timeouts_s: list[float | None] = []
+
+    def timed(*arrays: Any, timeout_s: float | None = None, **version: int) -> Prediction:
+        timeouts_s.append(timeout_s)
+        return predict(*arrays, timeout_s=timeout_s, **version)
+
+    monkeypatch.setattr(predictor.client, "predict", timed)
+    done = predictor.predict(batch(values))
+    assert timeouts_s == [None, None, 2.0]  # a call that fails, zeros, and the calls after it
     assert [one["offset"] for one in done.predictions] == [4, 5, 6, 7]
     assert {(one["offset"], one["reason"]) for one in done.unpredictable} == {(n, "model_error") for n in range(4)}

@@ -25,7 +25,7 @@ from ciml.pipelines.processor import Processor
 from ciml.services.decide import ServiceProgress
 from ciml.services.driver import drive
 from ciml.services.predict import PredictService
-from ciml.serving.client import ClientPolicy
+from ciml.serving.client import ClientPolicy, NotServedError
 from ciml.serving.predict import answers
 from ciml.serving.predict import predictor as predict_runs
 from ciml.serving.predict.log import (
@@ -112,6 +112,10 @@ def test_predictions_equal_the_model_called_directly(world: World, folders: list
         assert one["server_ms"] > 0
         assert one["prepare_ms"] > 0
     predictor.close()
+    behind = Predictor(
+        world.data, world.address, PredictPolicy("m"), clock=lambda: 999.0
+    )  # the broker's clock is ahead
+    assert [one["latency_ms"] for one in behind.predict(batch(announced[:2])).predictions] == [0.0, 0.0]
 
 
 def test_what_cannot_be_predicted_is_named_and_holds_up_nothing(world: World, folders: list[Path]) -> None:
@@ -179,6 +183,23 @@ def test_version_that_is_replaced_between_question_and_call(
     )
 
 
+def test_a_version_that_is_always_replaced_stops_the_batch(
+    world: World, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.push(folders[0])
+    predictor = Predictor(world.data, world.address, PredictPolicy("m"))
+    versions: list[int] = []
+
+    def replaced(*_: Any, version: int, **options: Any) -> None:
+        versions.append(version)
+        raise NotServedError("it was unloaded")
+
+    monkeypatch.setattr(predictor.client, "predict", replaced)
+    with pytest.raises(EngineError, match="the served version kept changing; gave up after 10 tries"):
+        predictor.predict(batch([world.put("zuul~a~1", telemetry(1))]))
+    assert versions == [1] * 10
+
+
 def test_altered_definition_is_not_followed(world: World, folders: list[Path]) -> None:
     world.push(folders[0])
     asset = Path(world.data.url, "models", "m", "1", "assets", "definition.json")
@@ -205,33 +226,39 @@ def covers(start: int, end: int, topic_id: str = "T") -> OffsetRange:
 
 def test_reconcile_drops_replays_and_counts_repeats() -> None:
     state = PredictionState()
-    first = Predicted(covers(0, 3), [record("a", 0), record("b", 1)], [{"offset": 2, "run_id": "c", "reason": "empty"}])
+    unpredictable = [{"offset": 3, "run_id": "c", "reason": "empty"}]
+    first = Predicted(covers(0, 4), [record("a", 0), record("b", 1), record("b", 2)], unpredictable)  # b twice
     delta = reconcile(state, [first, first], 5)
     assert delta is not None
+    assert ([one["offset"] for one in delta["predictions"]], delta["repeats"]) == ([0, 1], ["b"])
     state.apply(1, {**delta, "version": 1})
-    assert (dict(state.predicted), dict(state.unpredictable), state.repeats) == ({("m", 1): 2}, {"empty": 1}, 0)
+    assert (dict(state.predicted), dict(state.unpredictable), state.repeats) == ({("m", 1): 2}, {"empty": 1}, 1)
     assert reconcile(state, [first], 6) is None
 
-    # Overlapping: 2 was covered; 3 announces a again for the same version, 4 for another one.
-    more = Predicted(covers(2, 5), [record("z", 2), record("a", 3), record("a", 4, version=2)])
+    # Overlapping: 3 was covered; 4 announces a again for the same version, 5 for another one.
+    more = Predicted(
+        covers(3, 6),
+        [record("z", 3), record("a", 4), record("a", 5, version=2)],
+        [{"offset": 3, "run_id": "c", "reason": "empty"}],
+    )
     delta = reconcile(state, [more], 7)
     assert delta is not None
     assert [(one["run_id"], one["version"]) for one in delta["predictions"]] == [("a", 2)]
-    assert delta["repeats"] == ["a"]
-    assert delta["offsets"] == {"runs": {"id": "T", "partitions": {"0": [[3, 5]]}}}
+    assert (delta["repeats"], delta["unpredictable"]) == (["a"], [])
+    assert delta["offsets"] == {"runs": {"id": "T", "partitions": {"0": [[4, 6]]}}}
     state.apply(2, {**delta, "version": 2})
-    assert state.repeats == 1
+    assert state.repeats == 2
     with pytest.raises(IntegrityError, match="created again"):
-        reconcile(state, [Predicted(covers(5, 6, "U"))], 8)
+        reconcile(state, [Predicted(covers(6, 7, "U"))], 8)
     with pytest.raises(IntegrityError, match="outside of this range"):
-        reconcile(state, [Predicted(covers(5, 6), [record("q", 9)])], 8)
+        reconcile(state, [Predicted(covers(6, 7), [record("q", 7)])], 8)
 
 
 def test_metrics_of_versions_have_bounds_and_outlive_a_checkpoint(tmp_path: Path) -> None:
     state = PredictionState()
     for version in range(1, 15):
         offset = version - 1
-        one = record(f"run{version}", offset, version) | {"latency_ms": 90.0 * version}
+        one = record(f"run{version}", offset, version) | {"latency_ms": 50.0 * version}
         if version % 3:
             one["verdict"] = {"cause": "unknown", "outside": {}} if version % 3 == 1 else {"cause": "machine"}
         delta = reconcile(state, [Predicted(covers(offset, offset + 1), [one])], 5_000_000)
@@ -248,9 +275,9 @@ def test_metrics_of_versions_have_bounds_and_outlive_a_checkpoint(tmp_path: Path
         shown = collected(board)
         latest = {("m", str(version)): 1 for version in range(5, 15)}
         assert shown["ciml_predictions_total"] == {("m", "older"): 4, **latest}
-        assert shown["ciml_prediction_latency_seconds_bucket"]["0.25", "m"] == 2
-        assert shown["ciml_prediction_latency_seconds_bucket"]["2.5", "m"] == 14
-        assert shown["ciml_prediction_latency_seconds_sum"] == {("m",): pytest.approx(0.09 * sum(range(1, 15)))}
+        assert shown["ciml_prediction_latency_seconds_bucket"]["0.25", "m"] == 5  # a bound belongs to its bucket
+        assert shown["ciml_prediction_latency_seconds_bucket"]["1.0", "m"] == 14
+        assert shown["ciml_prediction_latency_seconds_sum"] == {("m",): pytest.approx(0.05 * sum(range(1, 15)))}
         assert shown["ciml_verdicts_total"] == {("machine", "m"): 5, ("unknown", "m"): 5}
         assert shown["ciml_verdicts_outside_total"] == {("m",): 5}
         assert shown["ciml_manifest_commit_timestamp_seconds"] == {("predictions",): 5.0}

@@ -86,6 +86,14 @@ def test_what_earlier_versions_covered_is_covered_for_every_model(tmp_path: Path
     with a.state() as of_a, b.state() as of_b:
         assert list(of_a.covered("runs", 0)) == [(0, 5)]
         assert list(of_b.covered("runs", 0)) == [(0, 8)]
+    offsets = {"runs": {**delta["offsets"]["runs"], "partitions": {"0": [[8, 9]]}}}  # an earlier version runs once more
+    again = {**delta, "offsets": offsets, "predictions": [], "unpredictable": [], "repeats": []}
+    assert ManifestLog(open_store(tmp_path)).try_append(3, again)
+    c = Predictions(open_store(tmp_path), "c")
+    for model, covered in ((a, [(0, 5), (8, 9)]), (b, [(0, 9)]), (c, [(0, 5), (8, 9)])):
+        assert model.commit([one("d", 8, 9)]) is None
+        with model.state() as state:
+            assert list(state.covered("runs", 0)) == covered
 
 
 @pytest.fixture

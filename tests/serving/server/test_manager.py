@@ -121,6 +121,52 @@ def test_only_a_version_that_may_not_be_served_is_refused(
     assert loads.outcomes == [outcome]
 
 
+def test_a_retry_waits_for_ten_times_the_duration_of_the_load(tmp_path: Path) -> None:
+    now_s = [0.0]
+    begun_s: list[float] = []
+
+    def load(folder: Store, verify: Any) -> Any:
+        begun_s.append(now_s[0])
+        now_s[0] += 30.0 if len(begun_s) == 1 else 0.1
+        raise OSError("the disk is away")
+
+    manager = ModelManager(load=load, clock=lambda: now_s[0])
+    manager.apply([ModelEntry("m", str(tmp_path), versions=(1,))])
+    while len(begun_s) < 3:
+        manager.step()
+        now_s[0] += 1.0
+    assert begun_s == pytest.approx([0.0, 330.0, 332.1], abs=1.0)
+
+
+@pytest.mark.parametrize(
+    ("failing", "labels"),
+    [
+        (set(), {"stable": 3, "canary": 4}),
+        ({3}, {"stable": 2, "canary": 4}),
+        ({3, 4}, {"stable": 2, "canary": 2}),
+    ],
+)
+def test_a_label_without_a_version_falls_back_to_the_highest_below_once_its_own_has_failed(
+    tmp_path: Path, failing: set[int], labels: dict[str, int]
+) -> None:
+    labels_during: dict[int, dict[str, int]] = {}
+
+    def load(folder: Store, verify: Any) -> Any:
+        number = int(Path(folder.root).name)
+        labels_during[number] = manager.labels("m")
+        if number in failing:
+            raise OSError("the disk is away")
+        return Loaded(folder.root)
+
+    manager = ModelManager(load=load)
+    manager.apply([ModelEntry("m", str(tmp_path), versions=(1, 2))])
+    manager.step()
+    manager.apply([ModelEntry("m", str(tmp_path), versions=(1, 2, 3, 4), labels={"stable": 3, "canary": 4})])
+    manager.step()
+    assert manager.labels("m") == labels
+    assert "stable" not in labels_during[3]
+
+
 def test_close_waits_once_for_all_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manager_module, "_CLOSE_S", 0.5)
     begun = threading.Semaphore(0)

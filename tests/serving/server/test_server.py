@@ -28,6 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> Dat
     data = DataRoot.open(tmp_path_factory.mktemp("data"))
     for seed in (1, 2):
         push(data, "m", open_store(good[seed]), BLESSED, check=False)
+    push(data, "m", open_store(good[2]), BLESSED, label="canary", check=False)  # two labels of one version
     return data
 
 
@@ -179,6 +180,36 @@ def test_grpc_tensor_bomb_is_rejected(channel: grpc.Channel) -> None:
         assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize("field", ["resource_handle_val", "variant_val"])
+def test_grpc_resources_and_variants_are_rejected(channel: grpc.Channel, field: str) -> None:
+    request = request_of(np.zeros((1, L, F), "f4"), np.ones(1, "i4"))
+    getattr(request.inputs["inputs"], field).add()
+    with pytest.raises(grpc.RpcError) as error:
+        stub(channel).Predict(request, timeout=20)
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.value.details() == "input 'inputs': holds resources or variants"
+
+
+def test_a_call_takes_no_longer_than_its_grpc_client_waits(
+    server: ModelServer, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = server.manager.find("m")[1].process
+    run = process.run
+    limits_s: list[float | None] = []
+
+    def limited(signature: Any, inputs: Any, timeout_s: float | None = None) -> Any:
+        limits_s.append(timeout_s)
+        return run(signature, inputs, timeout_s)
+
+    monkeypatch.setattr(process, "run", limited)
+    for waits_s in (20, None):
+        stub(channel).Predict(request_of(*runs(1)), timeout=waits_s)
+    with_limit_s, without = limits_s
+    assert with_limit_s is not None
+    assert 10 < with_limit_s < 30
+    assert without is None
+
+
 def test_grpc_status_and_metadata(channel: grpc.Channel) -> None:
     from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
@@ -303,6 +334,8 @@ def test_rest_errors(rest: httpx.Client, path: str, body: Any, status: int, mess
     assert list(answer.json()) == ["error"]
     assert message in answer.json()["error"]
     assert answer.status_code == status
+    # The rest of a body that is not read to its end must not be taken for the next request.
+    assert (answer.headers.get("connection") == "close") is (status == 413)
 
 
 def test_rest_status_and_metadata(rest: httpx.Client) -> None:
@@ -340,7 +373,8 @@ def test_metrics_and_health(rest: httpx.Client) -> None:
     answer = rest.get("/monitoring/prometheus/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     lines = answer.text.splitlines()
-    assert 'ciml_model_info{label="stable",model="m",version="2"} 1.0' in lines
+    for label in ("stable", "canary"):
+        assert f'ciml_model_info{{label="{label}",model="m",version="2"}} 1.0' in lines
     assert 'ciml_model_info{label="",model="m",version="1"} 1.0' in lines
     assert any(line.startswith('ciml_model_requests_total{api="rest_predict",code="OK",model="m"}') for line in lines)
     assert any('code="NOT_FOUND",model="unknown"' in line for line in lines)

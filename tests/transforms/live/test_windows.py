@@ -329,9 +329,13 @@ def test_a_run_has_bounds() -> None:
     assert run.size == 0
     run.add(part_of([(0, some(message, np.arange(19)))], run.columns))
     assert run.size == 19
+    # The start of these samples counts, and that of each end: at most 1,000, whatever message has them.
     starts = [(n, End(RUN, message.recorder_us + n, 0)) for n in range(1001)]
+    run.add(part_of(starts[:600], run.columns))
     with pytest.raises(RejectedInput, match="too_many_restarts"):
-        run.add(part_of(starts, run.columns))
+        run.add(part_of(starts[600:], run.columns))
+    assert run.add(part_of(starts[600:1000], run.columns)) is not None
+    assert len(run.ends) == 1000
 
 
 @settings(max_examples=tries(60))

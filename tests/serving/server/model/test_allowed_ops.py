@@ -101,5 +101,15 @@ def test_function_that_may_replace_another_counts_as_called(good: dict[int, Path
         check_ops(meta_graph(folder))
 
 
+@pytest.mark.parametrize("collection", ["saved_model_main_op", "legacy_init_op"])
+def test_initialisers_do_not_save(good: dict[int, Path], tmp_path: Path, collection: str) -> None:
+    def alter(graph: Any) -> None:
+        saved = graph.saver_def.save_tensor_name.split(":")[0]
+        graph.collection_def[collection].node_list.value.append(saved)
+
+    with pytest.raises(IntegrityError, match="is not allowed for serving a model"):
+        check_ops(meta_graph(altered(good[2], tmp_path / "m", alter)))
+
+
 def test_models_as_they_are_exported_pass(good: dict[int, Path]) -> None:
     check_ops(meta_graph(good[1]))

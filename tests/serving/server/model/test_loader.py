@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 
 from ciml.errors import CimlError, IntegrityError
 from ciml.http.intake import RequestError
+from ciml.serving import contract, model_files
 from ciml.serving.contract import check_candidate
 from ciml.serving.model_files import file_digests, list_versions, model_digest
-from ciml.serving.server.model.loaded_model import load_model
+from ciml.serving.server.model import loaded_model
+from ciml.serving.server.model.loaded_model import LoadedModel, load_model
 from ciml.serving.server.model.process import prepare
 from ciml.storage import open_store
 from tests.serving.models_fixture import DEFINITION, L, direct, runs, save_model, write_warmup
@@ -23,7 +26,7 @@ from tests.serving.models_fixture import DEFINITION, L, direct, runs, save_model
 
 def test_answers_equal_tensorflow(good: dict[int, Path]) -> None:
     inputs, n_windows = runs(7)
-    model = load_model(open_store(good[1]))
+    model = load_model(open_store(good[1]), max_rows=7)
     answers = model.predict("", {"inputs": inputs, "n_windows": n_windows})
     assert list(answers) == ["probabilities"]
     np.testing.assert_allclose(answers["probabilities"], direct(good[1], inputs, n_windows), atol=1e-6)
@@ -98,6 +101,69 @@ def test_damaged_models_are_rejected(good: dict[int, Path], tmp_path: Path, file
         load_model(open_store(folder))
 
 
+def test_files_are_limited_in_number_and_in_size_together(
+    good: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = open_store(good[1])
+    files = dict(model_files.read_files(folder))
+    for limit, most in (
+        ("MAX_MODEL_FILES", len(files)),
+        ("MAX_MODEL_BYTES", sum(map(len, files.values()))),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(model_files, limit, most)
+            assert dict(model_files.read_files(folder)) == files
+            patch.setattr(model_files, limit, most - 1)
+            with pytest.raises(IntegrityError, match=rf"holds more than {most - 1} files|at most {most - 1}"):
+                list(model_files.read_files(folder))
+
+
+def test_a_model_is_verified_before_it_is_read_as_one(tmp_path: Path) -> None:
+    def verify(digests: Mapping[str, str]) -> None:
+        raise IntegrityError(f"{len(digests)} files are not those of a pushed version")
+
+    folder = save_model(tmp_path / "m", spoil="read")
+    with pytest.raises(IntegrityError, match="files are not those of a pushed version"):
+        load_model(open_store(folder), verify)
+
+
+def test_a_second_graph_is_rejected(good: dict[int, Path], tmp_path: Path) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    folder = Path(shutil.copytree(good[1], tmp_path / "m"))
+    saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    other = saved.meta_graphs.add()
+    other.meta_info_def.tags.append("train")
+    other.graph_def.node.add(name="read", op="ReadFile")
+    (folder / "saved_model.pb").write_bytes(saved.SerializeToString())
+    with pytest.raises(IntegrityError, match="holds 2 graphs; expected one, tagged serve"):
+        load_model(open_store(folder))
+
+
+def test_inputs_are_limited_in_size_together(good: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow as tf
+
+    model = load_model(open_store(good[2]))
+    arrays = {"x": np.zeros((3, 2), "f4"), "s": np.array([b"a", b"bc", b""], object)}
+    protos = {name: tf.make_tensor_proto(array) for name, array in arrays.items()}
+    size = arrays["x"].nbytes + 3 * 8 + 3  # a text takes a pointer and its bytes
+    monkeypatch.setattr(loaded_model, "MAX_TENSOR_BYTES", size)
+    assert model.unpack("several", protos)["s"].tolist() == [b"a", b"bc", b""]
+    monkeypatch.setattr(loaded_model, "MAX_TENSOR_BYTES", size - 1)
+    with pytest.raises(RequestError, match=f"{size} bytes unpacked exceed"):
+        model.unpack("several", protos)
+    model.close()
+
+
+def test_a_patient_client_does_not_extend_a_call(tmp_path: Path) -> None:
+    model = load_model(open_store(save_model(tmp_path / "m", spoil="hang")), call_s=0.5)
+    inputs, n_windows = runs(1)
+    with pytest.raises(RequestError, match=r"takes longer than 0\.5 s for one call"):
+        model.predict("", {"inputs": inputs + 2e6, "n_windows": n_windows}, timeout_s=60.0)
+    assert not model.ended  # TensorFlow cancelled the call; the process was not killed
+    model.close()
+
+
 def test_links_and_strange_files_are_rejected(good: dict[int, Path], tmp_path: Path) -> None:
     linked = Path(shutil.copytree(good[1], tmp_path / "linked"))
     (linked / "assets" / "secret").symlink_to("/etc/hostname")
@@ -139,23 +205,81 @@ def test_warmup_that_fails_fails_the_load(tmp_path: Path, records: int, shape: t
         load_model(open_store(folder))
 
 
+def spoilt(*changes: tuple[int, int, float]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that adds to some of the probabilities: (row, class, summand)."""
+
+    def spoil(answers: np.ndarray) -> np.ndarray:
+        answers = answers.copy()
+        for row, number, summand in changes:
+            answers[row, number] += summand
+        return answers
+
+    return spoil
+
+
+EVERY = ("", "examples")
+
+
 @pytest.mark.parametrize(
-    ("spoil", "message"),
-    [("nan", "not finite"), ("logits", "not probabilities"), ("signature", "no signature 'examples'")],
+    ("signatures", "spoil", "message"),
+    [
+        (EVERY, spoilt((3, 0, np.nan)), "not finite"),
+        (EVERY, spoilt((3, 0, np.inf)), "not finite"),
+        (EVERY, spoilt((2, 1, -1.0), (2, 0, 1.0)), "not probabilities"),  # the sum is 1
+        (EVERY, spoilt((1, 0, 0.01), (2, 0, -0.01)), "not probabilities"),  # the mean of the sums is 1
+        (["examples"], spoilt((1, 0, 0.01)), "'examples' give different answers"),
+        (["examples"], spoilt((3, 1, -0.01)), "'examples' give different answers"),
+        (["examples"], spoilt((3, 1, np.nan)), "'examples' give different answers"),
+    ],
 )
-def test_unsound_candidates_are_rejected(tmp_path: Path, spoil: str, message: str) -> None:
-    with pytest.raises(IntegrityError, match=message):
-        check_candidate(open_store(save_model(tmp_path / "m", spoil=spoil)))
+def test_unsound_answers_are_rejected(
+    good: dict[int, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    signatures: Sequence[str],
+    spoil: Callable[[np.ndarray], np.ndarray],
+    message: str,
+) -> None:
+    predict = LoadedModel.predict
+
+    def answer(self: LoadedModel, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        answers = predict(self, name, inputs)
+        return {key: spoil(value) for key, value in answers.items()} if name in signatures else answers
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedModel, "predict", answer)
+        patch.setattr(loaded_model, "warm_up", lambda *_: None)
+        with pytest.raises(IntegrityError, match=message):
+            check_candidate(open_store(good[2]))
 
 
-def test_candidate_without_a_definition_or_with_another_is_rejected(good: dict[int, Path], tmp_path: Path) -> None:
+def test_a_candidate_that_is_slow_or_lacks_a_signature_is_rejected(
+    good: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(IntegrityError, match="no signature 'examples'"):
+        check_candidate(open_store(save_model(tmp_path / "m", spoil="signature")))
+    monkeypatch.setattr(contract, "MAX_CALL_S", 0.0)
+    with pytest.raises(IntegrityError, match=r"takes longer than 0\.0 s for one run"):
+        check_candidate(open_store(good[1]))
+
+
+@pytest.mark.parametrize(
+    ("asset", "data", "message"),
+    [
+        ("definition.json", DEFINITION.replace(windows=L + 1).to_asset(), "by its definition"),
+        ("definition.json", DEFINITION.replace(classes=("a", "b")).to_asset(), "by its definition"),
+        ("definition.json", b"{}", "is not a data set definition"),
+        ("definition.json", None, r"has no assets/definition\.json"),
+        ("verdicts.json", b"{}", r"assets/verdicts\.json"),
+    ],
+)
+def test_a_candidate_whose_assets_do_not_fit_is_rejected(
+    good: dict[int, Path], tmp_path: Path, asset: str, data: bytes | None, message: str
+) -> None:
     folder = Path(shutil.copytree(good[1], tmp_path / "m"))
-    other = DEFINITION.replace(windows=L + 1)
-    (folder / "assets" / "definition.json").write_bytes(other.to_asset())
-    with pytest.raises(IntegrityError, match="by its definition"):
-        check_candidate(open_store(folder))
-    (folder / "assets" / "definition.json").unlink()
-    with pytest.raises(IntegrityError, match=r"has no assets/definition\.json"):
+    (folder / "assets" / asset).write_bytes(data or b"")
+    if data is None:
+        (folder / "assets" / asset).unlink()
+    with pytest.raises(IntegrityError, match=message):
         check_candidate(open_store(folder))
 
 
@@ -170,6 +294,8 @@ def test_digest_sees_every_byte(good: dict[int, Path], tmp_path: Path) -> None:
     after = file_digests(open_store(folder))
     assert {path for path in before if before[path] != after[path]} == {"variables/variables.data-00000-of-00001"}
     assert model_digest(before) != model_digest(after)
+    swapped = dict(zip(before, reversed(before.values()), strict=True))
+    assert model_digest(before) != model_digest(swapped)  # the same contents under other names
     with pytest.raises((CimlError, FileNotFoundError)):
         file_digests(open_store(tmp_path / "none"))
 

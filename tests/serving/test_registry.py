@@ -1,0 +1,109 @@
+"""The state of a registry follows from its deltas; a delta that contradicts the earlier ones is an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ciml.errors import IntegrityError
+from ciml.serving.registry import RegistryState
+
+
+def candidate(name: str) -> dict[str, Any]:
+    facts = {"id": name, "digest": name * 64, "files": {"saved_model.pb": name}, "folder": name, "facts": {}}
+    return {"kind": "candidate", "candidate": facts}
+
+
+def decision(name: str, blessed: bool) -> dict[str, Any]:
+    return {"kind": "verdict", "candidate": name, "blessed": blessed, "reasons": [], "metrics": {}}
+
+
+def staged(number: int, name: str = "a") -> dict[str, Any]:
+    return {"kind": "staged", "candidate": name, "model_version": number}
+
+
+def pushed(number: int, *labels: str) -> dict[str, Any]:
+    return {"kind": "pushed", "model_version": number, "labels": dict.fromkeys(labels, number)}
+
+
+def both(number: int, *labels: str, name: str = "a") -> list[dict[str, Any]]:
+    return [staged(number, name), pushed(number, *labels)]
+
+
+def labels(withdrawn: tuple[int, ...] = (), removed: tuple[str, ...] = (), **labels: int) -> dict[str, Any]:
+    return {"kind": "labels", "labels": labels, "withdrawn": list(withdrawn), "removed": list(removed)}
+
+
+def state_of(*deltas: dict[str, Any]) -> RegistryState:
+    state = RegistryState()
+    for version, delta in enumerate(deltas, 1):
+        state.apply(version, {**delta, "time_us": version})
+    return state
+
+
+A, B = candidate("a"), candidate("b")
+THREE = [A, *both(1, "stable"), *both(2, "stable"), *both(3, "stable")]
+
+
+@pytest.mark.parametrize(
+    ("deltas", "pending"),
+    [
+        ([A], None),
+        ([A, decision("a", True)], "a"),
+        ([A, decision("a", True), decision("a", False)], None),  # the last decision counts
+        ([A, decision("a", False), decision("a", True)], "a"),
+        ([A, decision("a", True), B], None),
+        ([A, decision("a", True), B, A], "a"),  # the last candidate counts
+        ([A, decision("a", True), staged(1)], "a"),
+        ([A, decision("a", True), *both(1)], None),
+    ],
+)
+def test_the_last_candidate_is_pending_while_it_is_blessed_and_not_pushed(
+    deltas: list[dict[str, Any]], pending: str | None
+) -> None:
+    last = state_of(*deltas).pending()
+    assert (last.id if last else None) == pending
+
+
+@pytest.mark.parametrize(
+    ("deltas", "served", "predecessor"),
+    [
+        (THREE, [2, 3], 2),
+        ([*THREE, labels(stable=2, withdrawn=(3,))], [1, 2], 1),
+        ([*THREE, labels(stable=2, withdrawn=(3,)), *both(4, "stable")], [2, 4], 2),  # 3 is no predecessor
+        ([*THREE, labels(stable=2, withdrawn=(3,)), labels(stable=3), *both(4, "stable")], [3, 4], 3),  # it is again
+        ([*THREE, *both(4, "canary")], [2, 3, 4], 2),
+        ([*THREE, *both(4, "canary"), labels(stable=2, withdrawn=(3, 4), removed=("canary",))], [1, 2], 1),
+        ([A, *both(1, "canary")], [1], None),
+        ([A, staged(1), {"kind": "abandoned", "model_version": 1}, *both(2, "stable")], [2], None),
+    ],
+)
+def test_labelled_versions_and_the_champion_s_predecessor_are_served(
+    deltas: list[dict[str, Any]], served: list[int], predecessor: int | None
+) -> None:
+    state = state_of(*deltas)
+    assert state.served() == served
+    assert (state.champion and state.predecessor(state.champion)) == predecessor
+
+
+def test_a_candidate_that_was_pushed_twice_is_its_last_version() -> None:
+    assert state_of(A, B, *both(1), *both(2, name="b"), *both(3), staged(4)).version_of("a") == 3
+
+
+@pytest.mark.parametrize(
+    ("deltas", "message"),
+    [
+        ([A, staged(1), staged(1)], "model version 1 is staged twice"),
+        ([A, pushed(1)], "model version 1 is pushed but was never staged"),
+        ([A, *both(1), pushed(1)], "model version 1 is pushed but was never staged"),
+        ([A, staged(1), {"kind": "abandoned", "model_version": 1}, pushed(1)], "is pushed but was never staged"),
+        ([A, staged(1), labels(stable=1)], "label stable names version 1, which was not pushed"),
+        ([{"kind": "mood"}], "unknown kind 'mood'; upgrade ciml"),
+    ],
+)
+def test_a_delta_that_contradicts_the_earlier_ones_is_an_error(deltas: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(IntegrityError, match=message):
+        state_of(*deltas)
+    with pytest.raises(IntegrityError, match="version 2 follows 0"):
+        RegistryState().apply(2, {**A, "time_us": 0})
