@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 from ciml.cli.output import age_text
-from ciml.services.files import CheckpointEntry, SavepointEntry, Status
+from ciml.services.files import SavepointEntry, Status
 from ciml.services.status import age_s, exit_code
 
 #: The colour of the health, by the exit code of ``ciml service status``: healthy, stopped, and any other.
@@ -90,7 +90,7 @@ def _remedy_rows(status: Status) -> Iterator[_Row]:
         yield "" if number else "resubmitted", f"{time_text} {resubmission['why']}"
 
 
-def _checkpoint_text(checkpoint: CheckpointEntry | None) -> str:
+def _checkpoint_text(checkpoint: Mapping[str, int] | None) -> str:
     return _size(checkpoint["bytes"]) + _aged(", {} old", age_s(checkpoint["time_us"])) if checkpoint else "–"
 
 

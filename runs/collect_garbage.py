@@ -148,8 +148,7 @@ class GarbageCollector:
 
     def _each(self, work: Callable[[str], None], entries: list[Entry]) -> None:
         with ThreadPoolExecutor(default_threads(self._raw)) as pool:
-            for _ in pool.map(work, [entry.path for entry in entries]):
-                pass
+            list(pool.map(work, [entry.path for entry in entries]))  # raises the first error
 
     def _listed(self, prefix: str) -> Iterator[list[Entry]]:
         """Yield the objects under a prefix, at most `_CHUNK` at a time."""

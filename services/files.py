@@ -43,13 +43,6 @@ class JobEntry(TypedDict, total=False):
     restarts: int | None
 
 
-class CheckpointEntry(TypedDict, total=False):
-    """A checkpoint of a job in a `Status`: its size, and its time."""
-
-    bytes: int
-    time_us: int
-
-
 class SavepointEntry(TypedDict, total=False):
     """A savepoint of a job in a `Status`: its URL, time, version of the manifest, use, and why it was rejected."""
 
@@ -113,7 +106,7 @@ class Status(TypedDict, total=False):
     supervisor: dict[str, int] | None
     worker: dict[str, int] | None
     job: JobEntry
-    checkpoint: CheckpointEntry | None
+    checkpoint: dict[str, int] | None
     savepoint: SavepointEntry | None
     savepoint_failed: str
     version: int

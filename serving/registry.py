@@ -77,49 +77,64 @@ class Version:
     withdrawn: bool = False
 
 
+@dataclass(eq=False)
 class RegistryState:
-    """The state of a registry after its deltas."""
+    """The state of a registry after its deltas.
 
-    def __init__(self) -> None:
-        self.version = 0
-        self.candidates: dict[str, Candidate] = {}
-        self.decisions: dict[str, Decision] = {}
-        self.versions: dict[int, Version] = {}
-        self.labels: dict[str, int] = {}
-        self.last_candidate: str = ""
+    Attributes:
+      version: of the registry: the number of its deltas.
+      candidates: all candidates, by id.
+      decisions: the last decision on each candidate, by its id.
+      versions: all model versions, by number.
+      labels: the version number of each label.
+      last_candidate: the id of the last recorded candidate; "" before the first.
+    """
+
+    version: int = 0
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    versions: dict[int, Version] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    last_candidate: str = ""
 
     def apply(self, version: int, delta: Delta) -> None:
         """Apply the next delta. Raises `IntegrityError` if it contradicts the earlier ones."""
         if version != self.version + 1:
             raise IntegrityError(f"registry: version {version} follows {self.version}")
-        kind = delta["kind"]
-        time_us = delta["time_us"]
-        if kind == "candidate":
-            candidate = delta["candidate"]
-            self.candidates[candidate["id"]] = Candidate(**candidate, time_us=time_us)
-            self.last_candidate = candidate["id"]
-        elif kind == "verdict":
-            self.decisions[delta["candidate"]] = Decision(delta["blessed"], tuple(delta["reasons"]), delta["metrics"])
-        elif kind == "staged":
-            number = delta["model_version"]
-            if number in self.versions:
-                raise IntegrityError(f"registry: model version {number} is staged twice")
-            self.versions[number] = Version(number, delta["candidate"], "staged", time_us)
-        elif kind in ("pushed", "abandoned"):
-            number = delta["model_version"]
-            if number not in self.in_state("staged"):
-                raise IntegrityError(f"registry: model version {number} is {kind} but was never staged")
-            self.versions[number] = replace(self.versions[number], state=kind, time_us=time_us)
-            self._label(delta.get("labels", {}))
-        elif kind == "labels":
-            for number in delta.get("withdrawn", ()):
-                self.versions[number] = replace(self.versions[number], withdrawn=True)
-            self._label(delta["labels"])
-            for label in delta.get("removed", ()):
-                self.labels.pop(label, None)
-        else:
-            raise IntegrityError(f"registry: version {version} has the unknown kind {kind!r}; upgrade ciml")
+        apply_kind = _APPLY_KIND.get(delta["kind"])
+        if apply_kind is None:
+            raise IntegrityError(f"registry: version {version} has the unknown kind {delta['kind']!r}; upgrade ciml")
+        apply_kind(self, delta)
         self.version = version
+
+    def _add_candidate(self, delta: Delta) -> None:
+        candidate = Candidate(**delta["candidate"], time_us=delta["time_us"])
+        self.candidates[candidate.id] = candidate
+        self.last_candidate = candidate.id
+
+    def _decide(self, delta: Delta) -> None:
+        self.decisions[delta["candidate"]] = Decision(delta["blessed"], tuple(delta["reasons"]), delta["metrics"])
+
+    def _stage(self, delta: Delta) -> None:
+        number = delta["model_version"]
+        if number in self.versions:
+            raise IntegrityError(f"registry: model version {number} is staged twice")
+        self.versions[number] = Version(number, delta["candidate"], "staged", delta["time_us"])
+
+    def _end_push(self, delta: Delta) -> None:
+        number = delta["model_version"]
+        state = delta["kind"]
+        if number not in self.in_state("staged"):
+            raise IntegrityError(f"registry: model version {number} is {state} but was never staged")
+        self.versions[number] = replace(self.versions[number], state=state, time_us=delta["time_us"])
+        self._label(delta.get("labels", {}))
+
+    def _change_labels(self, delta: Delta) -> None:
+        for number in delta.get("withdrawn", ()):
+            self.versions[number] = replace(self.versions[number], withdrawn=True)
+        self._label(delta["labels"])
+        for label in delta.get("removed", ()):
+            self.labels.pop(label, None)
 
     def _label(self, labels: Mapping[str, int]) -> None:
         for label, number in labels.items():
@@ -149,9 +164,8 @@ class RegistryState:
 
     def predecessor(self, number: int) -> int | None:
         """Return the rollback target of ``number``: the highest lower version that was not withdrawn."""
-        return max(
-            (lower for lower in self.pushed() if lower < number and not self.versions[lower].withdrawn), default=None
-        )
+        targets = [lower for lower in self.pushed() if lower < number and not self.versions[lower].withdrawn]
+        return max(targets, default=None)
 
     def served(self) -> list[int]:
         """Return the versions that the server loads: the labelled ones, and the champion's predecessor.
@@ -165,14 +179,27 @@ class RegistryState:
 
     def pending(self) -> Candidate | None:
         """Return the last candidate if it is blessed but was never pushed because a pusher died, else None."""
-        decision = self.decisions.get(self.last_candidate)
-        if decision is None or not decision.blessed or self.version_of(self.last_candidate) is not None:
-            return None
-        return self.candidates[self.last_candidate]
+        is_pending = self.is_blessed(self.last_candidate) and self.version_of(self.last_candidate) is None
+        return self.candidates[self.last_candidate] if is_pending else None
+
+    def is_blessed(self, candidate: str) -> bool:
+        """Return whether the last decision on a candidate blessed it."""
+        return candidate in self.decisions and self.decisions[candidate].blessed
 
     def version_of(self, candidate: str) -> int | None:
         """Return the last pushed version of a candidate, or None."""
         return max((number for number in self.pushed() if self.versions[number].candidate == candidate), default=None)
+
+
+#: Applies a delta, by its stored kind. The gate's decision is stored as ``verdict``.
+_APPLY_KIND: Mapping[str, Callable[[RegistryState, Delta], None]] = {
+    "candidate": RegistryState._add_candidate,
+    "verdict": RegistryState._decide,
+    "staged": RegistryState._stage,
+    "pushed": RegistryState._end_push,
+    "abandoned": RegistryState._end_push,
+    "labels": RegistryState._change_labels,
+}
 
 
 class Registry:
@@ -194,7 +221,10 @@ class Registry:
 
     @property
     def state(self) -> RegistryState:
-        """The current state, read from the store. The caller must not change it."""
+        """The current state: each access reads new deltas from the store, and updates the same object.
+
+        Only deltas may change it, so callers read it alone.
+        """
         catch_up(self._log, self._state)
         return self._state
 
@@ -286,9 +316,8 @@ def known_registries(data: DataRoot, model: str | None = None) -> dict[str, Regi
     """
     names = registered_models(data)
     if model is not None and model not in names:
-        raise UnknownModelError(
-            f"no model {model!r} in {data.url}; choose from {', '.join(names) or 'none: push one by ciml refresh'}"
-        )
+        choices = ", ".join(names) or "none: push one by ciml refresh"
+        raise UnknownModelError(f"no model {model!r} in {data.url}; choose from {choices}")
     return {name: Registry(data, name) for name in names if model in (None, name)}
 
 
@@ -310,6 +339,6 @@ class RegistryVerifier:
             files = state.files(version)
         except CimlError as error:
             raise IntegrityError(f"model {model}: {error}") from None
-        if not state.decisions.get(state.versions[version].candidate, Decision(False)).blessed:
+        if not state.is_blessed(state.versions[version].candidate):
             raise IntegrityError(f"model {model}: version {version} is not blessed")
         check_digests(f"{model}/{version}", digests, files)

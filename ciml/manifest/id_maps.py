@@ -1,4 +1,9 @@
-"""Maps and sets of ids: in memory, or over a table of a checkpoint (`ciml.manifest.id_index`)."""
+"""Maps and sets of ids: in memory, or over a table of a checkpoint (`ciml.manifest.id_index`).
+
+A state that replays deltas keeps its ids here. Those since the checkpoint are in memory; earlier ones are in the table,
+which never changes and may be on a remote store. So a caller applies a delta in two steps: `IdMap.prefetch` reads all
+ids of the delta in one batch, which may fail, and the queries that follow are answered from memory, which cannot fail.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,8 @@ class Codec(Generic[Key, Value]):
 class IdMap(Generic[Key, Value]):
     """Values by key; those that were put since a checkpoint are in memory.
 
+    A query for any other key reads the table, unless `prefetch` or an earlier query has read the key.
+
     Args:
       codec: of the values.
       table: the values until the checkpoint; None for a map in memory alone.
@@ -42,13 +49,13 @@ class IdMap(Generic[Key, Value]):
         self.recent: dict[Key, Value] = {}
         self._codec = codec
         self._table = table
-        self._seen: dict[Key, Value] = {}  # cache of the last look-ups; a table never changes
+        self._cache: dict[Key, Value] = {}  # values from the table, since the last `prefetch`
 
     def prefetch(self, keys: Iterable[Key]) -> None:
-        """Look up keys in one batch. Until the next call, queries for them cannot fail."""
-        missing = set(keys) - self.recent.keys()
-        cached = {key: self._seen[key] for key in missing if key in self._seen}
-        self._seen = cached | self._look_up(missing - cached.keys())
+        """Read keys in one batch, and forget the earlier ones. Until the next call, queries for them cannot fail."""
+        stored = set(keys) - self.recent.keys()
+        cached = {key: self._cache[key] for key in stored & self._cache.keys()}
+        self._cache = cached | self._look_up(stored - cached.keys())
 
     def read(self, keys: Collection[Key]) -> list[Value]:
         """Return the values of keys, looked up in one batch, without caching them."""
@@ -56,6 +63,7 @@ class IdMap(Generic[Key, Value]):
         return [values[key] for key in keys]
 
     def _look_up(self, keys: Collection[Key]) -> dict[Key, Value]:
+        """Return the values of keys until the checkpoint."""
         if self._table is None or not keys:
             return {key: self._codec.decode(key, None) for key in keys}
         rows = self._table.get([self._codec.identity(key) for key in keys])
@@ -64,9 +72,9 @@ class IdMap(Generic[Key, Value]):
     def __getitem__(self, key: Key) -> Value:
         if key in self.recent:
             return self.recent[key]
-        if key not in self._seen:
-            self._seen |= self._look_up([key])
-        return self._seen[key]
+        if key not in self._cache:
+            self._cache |= self._look_up([key])
+        return self._cache[key]
 
     def __setitem__(self, key: Key, value: Value) -> None:
         self.recent[key] = value
@@ -86,10 +94,15 @@ class IdMap(Generic[Key, Value]):
 
 
 class IdSet(IdMap[bytes, bool]):
-    """Fingerprints; none is ever removed. Without a table they are in memory alone."""
+    """Fingerprints: an `IdMap` from each to whether it is in the set; none is ever removed.
+
+    Args:
+      table: the members until the checkpoint; None for a set in memory alone.
+    """
 
     def __init__(self, table: IdTable | None = None) -> None:
-        super().__init__(Codec(bytes, lambda _, is_member: {}, lambda _, row: row is not None), table)
+        # A row has no columns: it is there for each member.
+        super().__init__(Codec(identity=bytes, encode=lambda *_: {}, decode=lambda _, row: row is not None), table)
 
     def __contains__(self, identity: bytes) -> bool:
         return self[identity]
