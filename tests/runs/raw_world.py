@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ciml.errors import EngineError
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog, StaleWriterError, catch_up, commit
@@ -30,31 +29,24 @@ class Clock:
         return self.now_s
 
 
-class Stop(BaseException):
-    """The process is killed here."""
-
-
 class TimedStore(LocalStore):
-    """A folder with a test clock. ``before`` is called with each verb and path, and ``after`` once it took effect."""
+    """A folder with a test clock. ``before`` is called with each verb and path."""
 
     def __init__(self, root: Any, clock: Clock) -> None:
         super().__init__(root)
         self.clock = clock
         self.before: Callable[[str, str], None] = lambda verb, path: None
-        self.after: Callable[[str, str], None] = lambda verb, path: None
 
     def create(self, path: str, data: bytes) -> bool:
         self.before("create", path)
         made = super().create(path, data)
         if made:
             os.utime(self._file(path), (self.clock(), self.clock()))
-        self.after("create", path)
         return made
 
     def delete(self, path: str) -> None:
         self.before("delete", path)
         super().delete(path)
-        self.after("delete", path)
 
     def read(self, path: str) -> bytes:
         self.before("read", path)
@@ -63,20 +55,6 @@ class TimedStore(LocalStore):
     def list(self, prefix: str = "", after: str = "") -> list[str]:
         self.before("list", prefix)
         return super().list(prefix, after)
-
-
-def fail_at(store: TimedStore, number: int, error: type[BaseException] = EngineError) -> None:
-    """Let the ``number``-th change of the store fail: an odd one before, an even one after it took effect."""
-    count = 0
-
-    def step(verb: str, path: str) -> None:
-        nonlocal count
-        if verb in ("create", "delete"):
-            count += 1
-            if count == number:
-                raise error(f"{verb} {path}")
-
-    store.before = store.after = step
 
 
 def deliveries(seed: int, count: int) -> Iterator[list[Batch]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import pytest
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import LISTS, Batch
 from ciml.manifest import id_index
-from ciml.manifest.checkpoints import Checkpoint, Checkpoints
+from ciml.manifest.checkpoints import Checkpoint, Checkpoints, Limits
 from ciml.manifest.log import GRACE_S, Delta, ManifestLog, catch_up
 from ciml.manifest.segments import Segment
 from ciml.runs.state import RAW, RawState, open_raw
 from ciml.storage import LocalStore
 from tests.raw_manifest import verify_manifest
-from tests.runs.raw_world import HOUR_S, LIMITS, Actor, Stop, World, content_of, deliveries, fail_at
+from tests.runs.raw_world import HOUR_S, LIMITS, Actor, World, content_of, deliveries
 from tests.tier import tries
 
 
@@ -41,6 +42,13 @@ def singles(world: World) -> list[int]:
 def names(world: World, folder: str) -> list[str]:
     top = world.folder / "_manifest" / folder
     return sorted(str(path.relative_to(top)).split(".")[0] for path in top.rglob("*") if path.is_file())
+
+
+def copied(world: World, name: str) -> World:
+    """Return a copy of a world, at the same time."""
+    copy = World(world.folder.parent / name)
+    shutil.copytree(world.folder, copy.folder)
+    return copy
 
 
 def run(world: World, actor: Actor, seed: int = 1, count: int = 40, maintain: bool = True) -> dict[int, Delta]:
@@ -76,18 +84,21 @@ def test_a_state_from_a_checkpoint_is_the_sum_of_all_deltas(world: World) -> Non
         log.read(41)
 
 
-def test_many_records_make_a_checkpoint_due(world: World) -> None:
-    actor = world.actor()
+@pytest.mark.parametrize("limit", ["deltas", "records", "size"])
+def test_the_delta_that_reaches_a_limit_is_the_last_of_its_checkpoint(world: World, limit: str) -> None:
     for batches in deliveries(3, 6):
-        actor.commit(batches)
-    assert not actor.checkpoints.is_due(actor.state)
-    big = Checkpoints(actor.log, RAW, type(LIMITS)(deltas=1000, records=10))
-    while big.maintain():
-        pass
-    first, *_ = ManifestLog(world.store()).checkpoints()
-    deltas = dict(ManifestLog(world.store()).since(0)).values()
+        world.actor().commit(batches)
+    log = ManifestLog(world.store())
+    deltas = [delta for _, delta in log.since(0)]
+    sizes = [len(data) for _, data in log.raw_since(0)]
     records = [sum(len(delta.get(name, ())) for name in LISTS.values()) for delta in deltas]
-    assert sum(records[:first]) >= 10 > sum(records[: first - 1])
+    reached = {"deltas": 3, "records": sum(records[:3]), "size": sum(sizes[:3])}[limit]
+    for beyond in (0, 1):
+        log = ManifestLog(copied(world, f"beyond {beyond}").store())
+        checkpoints = Checkpoints(log, RAW, Limits(**{"size": 1 << 30, limit: reached + beyond}))
+        while checkpoints.maintain():
+            pass
+        assert log.checkpoints()[0] == 3 + beyond
 
 
 def test_replaced_objects_are_removed_after_the_grace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,51 +136,6 @@ def test_a_clock_that_is_ahead_removes_nothing(world: World) -> None:
     ahead.maintain()
     assert singles(world) == list(range(1, 41))
     assert len(names(world, "checkpoints")) == 5
-
-
-def grow_old(world: World, actor: Actor) -> None:
-    """Make checkpoints, let the grace pass, and remove old objects."""
-    actor.maintain()
-    passed(world)
-    more(actor, 9)
-    world.clock.now_s += HOUR_S + 1
-    actor.maintain()
-
-
-@pytest.mark.parametrize(
-    ("number", "error"),
-    [*((at, Stop) for at in (*range(1, 27), 35, 50)), *((at, EngineError) for at in range(1, 27, 4))],
-)
-def test_maintenance_killed_at_any_step_is_completed_later(
-    world: World, number: int, error: type[BaseException]
-) -> None:
-    actor = world.actor()
-    deltas = run(world, actor, count=20, maintain=False)
-    want = content_of(plain(world, deltas))
-    store = world.store()
-    dies = world.actor(store)
-    fail_at(store, number, error)
-    with pytest.raises(error):
-        grow_old(world, dies)
-    store.before = store.after = lambda verb, path: None
-    found = list(verify_manifest(world.store()))
-    assert found == []
-    if error is EngineError:
-        dies.maintain()  # the same process continues
-    other = world.actor()
-    other.maintain()
-    world.clock.now_s += GRACE_S + 1
-    more(other, 10, by=2000)
-    world.clock.now_s += HOUR_S + 1
-    other.maintain()
-    assert list(verify_manifest(world.store())) == []
-    after = {version: delta for version, delta in ManifestLog(world.store()).since(0) if version <= 20}
-    assert after == deltas
-    assert content_of(plain(world, after)) == want
-    newest = other.checkpoints.newest()
-    assert newest is not None
-    assert {f"{path.rsplit('/', 1)[1].split('.')[0]}" for path in newest.paths()} <= set(names(world, "index"))
-    assert not list(world.folder.rglob(".staging-*"))
 
 
 @pytest.mark.parametrize("seed", range(tries(12)))
@@ -240,35 +206,6 @@ def test_a_frozen_committer_makes_no_second_history(world: World, stuck: bool) -
     assert zombie.state.version == max(after) > end
     assert min(singles(world)) > 10
     assert content_of(zombie.state) == content_of(plain(world, after))
-    assert list(verify_manifest(world.store())) == []
-
-
-def test_a_stale_writer_killed_before_it_removes_its_delta_does_no_harm(world: World) -> None:
-    first = world.actor()
-    run(world, first, count=8)
-    now_s = world.clock.now_s
-    store = world.store()
-    zombie = world.actor(store, clock=lambda: now_s)
-    run_on(world, first)
-    before = dict(ManifestLog(world.store()).since(0))
-
-    def dies(verb: str, path: str) -> None:
-        if verb == "delete":
-            raise Stop
-
-    store.before = dies
-    with pytest.raises(Stop):
-        more(zombie, 5, by=7000)
-    assert singles(world)[0] == 9  # left behind, at a version that is in a segment
-    assert dict(ManifestLog(world.store()).since(0)) == before
-    assert [fault for fault in verify_manifest(world.store()) if "differs from its segment" not in fault] == []
-    old = ManifestLog(world.store(), clock=world.clock)
-    assert dict(old.since(8)) == {version: delta for version, delta in before.items() if version > 8}
-    again = world.actor()
-    more(again, 6, by=9000)
-    world.clock.now_s += HOUR_S + 1
-    again.maintain()
-    assert singles(world)[0] > 9
     assert list(verify_manifest(world.store())) == []
 
 
