@@ -19,9 +19,9 @@ import pytest
 
 from ciml import engines
 from ciml.engines import processes
-from ciml.engines.flink import parts
+from ciml.engines.flink import cluster_watchdog, parts
 from ciml.engines.flink.cluster import Cluster
-from ciml.engines.flink.cluster_watchdog import remove_old_checkpoints
+from ciml.engines.flink.cluster_watchdog import ClusterWatchdog, remove_old_checkpoints
 from ciml.engines.flink.parts import MARK, Part, PartState, pool_socket
 from ciml.engines.state import EngineState
 from ciml.errors import CimlError, EngineError
@@ -183,6 +183,8 @@ def test_old_checkpoints_of_forgotten_jobs_go(place: str, tmp_path: Path, reques
         threading.Thread(target=server.serve_forever, daemon=True).start()
         rest = f"http://127.0.0.1:{server.server_port}"
         everything = store.list()
+        if place == "folder":  # a job that wrote a checkpoint lately keeps its older ones
+            os.utime(tmp_path / "checkpoints/gone/shared/x", (0, 0))
         assert remove_old_checkpoints(state, rest, before_s=time.time() - 3600) == []
         assert store.list() == everything
         assert remove_old_checkpoints(state, rest, before_s=time.time() + 3600) == ["gone"]
@@ -191,6 +193,70 @@ def test_old_checkpoints_of_forgotten_jobs_go(place: str, tmp_path: Path, reques
     with pytest.raises(EngineError, match="does not answer"):  # then nothing is removed
         remove_old_checkpoints(state, rest, before_s=time.time() + 3600)
     assert len(store.list()) == 2
+
+
+def test_a_taskmanager_is_not_restarted_because_the_jobmanager_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    answers = iter(["no", "unknown", "no", "unknown", "unknown"])
+    part = Part("a", "", ["x"], ["http", "http://h"], "", str(tmp_path), str(tmp_path / "log"), patience_s=2.5)
+    (tmp_path / "log").touch()
+    now_s = iter(range(1000))
+    watchdog = ClusterWatchdog(tmp_path, tmp_path)
+    state = PartState("a", 1, 1.0, answered=True)
+    for name in ("_CHECK_S", "_TICK_S"):
+        monkeypatch.setattr(cluster_watchdog, name, 0.0)
+    monkeypatch.setattr("ciml.engines.flink.cluster_watchdog.time.monotonic", lambda: next(now_s))
+    ended: list[object] = []
+    monkeypatch.setattr(processes, "end", lambda *_, **__: ended.append(_))
+    runs = iter(range(12))
+    monkeypatch.setattr(processes, "find", lambda _: True if next(runs, None) is not None else None)
+    monkeypatch.setattr(cluster_watchdog, "ThreadPoolExecutor", InThisThread)
+    monkeypatch.setattr(cluster_watchdog, "run_check", lambda _: next(answers, "unknown"))
+    assert (watchdog._wait_for_fault(part, state), ended) == ("it died", [])
+
+
+class InThisThread:
+    """A pool that does its work when it is submitted."""
+
+    def __init__(self, *_: object) -> None:
+        self.answer = ""
+
+    def __enter__(self) -> InThisThread:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Callable[..., str], *arguments: object) -> InThisThread:
+        self.answer = work(*arguments)
+        return self
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> str:
+        return self.answer
+
+
+def test_the_watchdog_of_a_cluster_is_stopped_before_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It would restart them."""
+    sleeper = (sys.executable, "-c", "import time; time.sleep(60)")
+    watchdog, part = (processes.spawn(sleeper, tmp_path / "log", {MARK: str(tmp_path)}, tmp_path) for _ in range(2))
+    signalled: list[tuple[str, int]] = []
+    for name in ("terminate", "kill"):
+        send = getattr(psutil.Process, name)
+
+        def recorded(process: psutil.Process, name: str = name, send: Callable[..., None] = send) -> None:
+            signalled.append((name, process.pid))
+            send(process)
+
+        monkeypatch.setattr(psutil.Process, name, recorded)
+    wait_for(lambda: len(parts.cluster_processes(tmp_path)) == 2)
+    assert Cluster().end(tmp_path, EngineState("cluster", "real", "", **watchdog._asdict()))
+    assert signalled[0] == ("kill", watchdog.pid)
+    assert ("terminate", part.pid) in signalled
+    assert processes.find(part) is None
 
 
 @pytest.mark.engines
@@ -233,6 +299,12 @@ def test_a_pool_starts_and_ends_workers_and_takes_them_with_it(tmp_path: Path):
             wait_for(lambda: not runs(spare))
             ask("3-1", job.getsockname()[1])
             wait_for(lambda: len(pids()) == 3)
+            with socket.create_server(("127.0.0.1", 0)) as other_job:  # two jobs may have equal ids
+                ask("3-1", other_job.getsockname()[1])
+                wait_for(lambda: len(pids()) == 4)
+                stub.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="3-1"), timeout=10)
+                stub.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="4-1"), timeout=10)  # it was handled
+                assert all(map(runs, pids()[2:]))
             left = [one.pid for one in process.children()]
             assert pids()[2] in left
             os.kill(pool[0], signal.SIGKILL)

@@ -167,13 +167,6 @@ def test_tied_engines_end_with_a_killed_process(home: Path):
     assert engines.read(home) == {}
 
 
-def test_one_that_fails_takes_those_started_with_it_along(home: Path, tmp_path: Path):
-    with engines.start(["s3"], home) as before:
-        with pytest.raises(CimlError, match="is not a folder"):
-            engines.start(["kafka", "logs"], home, engines.Settings(logs_root=str(tmp_path / "none")))
-        assert engines.read(home) == before.states
-
-
 def test_a_port_in_use_is_one_line(home: Path):
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
@@ -183,16 +176,6 @@ def test_a_port_in_use_is_one_line(home: Path):
             done = ciml("up", name, "--port", f"{name}={port}", home=home, code=3)
             assert done.stderr == f"ciml: port {port} for {name} is in use by another program\n"
     assert engines.read(home) == {}
-
-
-def test_a_chosen_port_that_another_took_meanwhile_is_chosen_again(home: Path, monkeypatch: pytest.MonkeyPatch):
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        holder.listen()
-        given = iter([[holder.getsockname()[1]], processes.free_ports(1)])
-        monkeypatch.setattr(processes, "lasting_ports", lambda count: next(given))
-        with engines.start(["s3"], home) as running:
-            assert running.s3 != f"http://127.0.0.1:{holder.getsockname()[1]}"
 
 
 def kill(one: engines.EngineState) -> None:
@@ -271,13 +254,6 @@ def test_a_server_that_dies_at_start_says_why(home: Path, monkeypatch: pytest.Mo
     with pytest.raises(EngineError, match=r"models exited during its start: no luck \(log: .*models\.log\)"):
         engines.start(["models"], home, engines.Settings(models_config="x"))
     assert engines.read(home) == {}
-
-
-def test_states_are_written_whole(tmp_path: Path):
-    one = engines.EngineState("kafka", "real", "Kafka", "h:1", 7, 1.5, {"kafka": 1}, {"a": "b"}, "/log", 512)
-    state.write(tmp_path, {"kafka": one})
-    assert state.read(tmp_path) == {"kafka": one}
-    assert [path.name for path in tmp_path.iterdir()] == ["engines.json"]
 
 
 def test_topics_are_made_with_the_partitions_asked_for(kafka: str, topic: Callable[..., str]):

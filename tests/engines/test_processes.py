@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -53,6 +55,37 @@ def test_a_process_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Pa
     assert processes.end(process, grace_s=0.3)
     assert not psutil.pid_exists(process.pid)
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_zombie_of_another_parent_does_not_run(tmp_path: Path):
+    code = "import subprocess, time; print(subprocess.Popen(['true']).pid, flush=True); time.sleep(60)"
+    parent = spawn(tmp_path, (sys.executable, "-c", code))
+    while not (tmp_path / "log").read_text().endswith("\n"):
+        time.sleep(0.01)
+    child = psutil.Process(int((tmp_path / "log").read_text()))
+    while child.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert processes.find(ProcessId(child.pid, child.create_time())) is None
+    processes.end(parent)
+
+
+def test_a_wait_for_a_process_does_not_wait_for_a_later_one_with_its_pid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The process ends, and its pid is used again, before the wait has a descriptor."""
+    first, later = spawn(tmp_path, SLEEPER), spawn(tmp_path, SLEEPER)
+    open_descriptor = os.pidfd_open
+
+    def open_later(pid: int) -> int:
+        processes.end(first)
+        return open_descriptor(later.pid)
+
+    monkeypatch.setattr(os, "pidfd_open", open_later)
+    waiting = threading.Thread(target=processes.wait_for_end, args=(first,), daemon=True)
+    waiting.start()
+    waiting.join(10)
+    assert not waiting.is_alive()
+    processes.end(later)
 
 
 def test_a_process_that_ended_by_itself_is_not_found(tmp_path: Path):

@@ -12,11 +12,13 @@ from click.testing import CliRunner
 from ciml.cli.commands.operate.streams import topics
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
+from ciml.events.records import Batch, OffsetRange
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.feedback import FeedbackConfig
-from ciml.pipelines.ingest.committer import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig, committer
 from ciml.pipelines.kafka.broker import Listing, list_topic
 from ciml.pipelines.predict import PredictConfig
+from ciml.runs.state import open_raw
 from ciml.runs.verify import verify_raw
 from ciml.services import adopt as adopt_module
 from ciml.services.adopt import Adoption, adopt
@@ -34,7 +36,7 @@ from tests.pipelines.predict.predicting import World, telemetry
 from tests.pipelines.predict.test_predict import announce
 from tests.verdicts.feedback.test_service import failed, publish
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 
 
 def recreate(kafka: str, topic: str, partitions: int = 1) -> None:
@@ -67,25 +69,47 @@ def broken(kafka: str, topic: str, number: int) -> None:
 
 
 def test_what_a_running_ingest_commits_meanwhile_is_of_the_same_topic(
-    kafka: str, topic: MakeTopic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    need_real(kafka)
-    name, data = topic(1, "events"), DataRoot.open(tmp_path)
-    config = IngestConfig(data.raw, kafka=KafkaOptions(kafka), topic=name, runs_topic="")
-    send_starts(kafka, name, 0, 5)
-    drive(IngestService(config), until="end")
-    numbers = iter(range(5, 1000, 5))
+    """Each listing is older than the next commit, so the state has to be read before it."""
+    data = DataRoot.open(tmp_path)
+    ends = iter(range(1, 100))
 
-    def list_before_ingest_continues(options: KafkaOptions, topic: str) -> Listing:
-        listing = list_topic(options, topic)
-        send_starts(kafka, name, 0, 5, next(numbers))
-        drive(IngestService(config), until="end")
-        return listing
+    def list_before_ingest_continues(kafka: KafkaOptions, topic: str) -> Listing:
+        end = next(ends)
+        committer(data.raw).commit([Batch(OffsetRange(topic, "T", 0, end - 1, end))])
+        return Listing(topic, "T", {0: (0, end - 1)})
 
+    committer(data.raw).commit([Batch(OffsetRange("t", "T", 0, 0, next(ends)))])
     monkeypatch.setattr(adopt_module, "list_topic", list_before_ingest_continues)
-    assert adopt(data, KafkaOptions(kafka), name) == []
+    assert adopt(data, KafkaOptions("none:1"), "t") == []
 
 
+@pytest.mark.parametrize("overtaken_at", [None, 1, 2, 3])
+def test_two_processes_adopt_a_topic_once(
+    overtaken_at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process adopts it before any of the listings of the first."""
+    data, kafka = DataRoot.open(tmp_path), KafkaOptions("none:1")
+    committer(data.raw).commit([Batch(OffsetRange("t", "T", 0, 0, 7))])
+    listings = 0
+
+    def list_after_another(options: KafkaOptions, topic: str) -> Listing:
+        nonlocal listings
+        listings += 1
+        if listings == overtaken_at:
+            adopt(data, kafka, topic)
+        return Listing(topic, "U", {0: (0, 3)})
+
+    monkeypatch.setattr(adopt_module, "list_topic", list_after_another)
+    adoptions = adopt(data, kafka, "t")
+    assert adoptions in ([], [Adoption("raw", "t@2", {0: 7})])
+    _, state = open_raw(data.raw)
+    assert (state.generation("t"), state.topic_id("t"), state.version) == ("t@2", "U", 2)
+    assert adopt(data, kafka, "t") == []
+
+
+@pytest.mark.engines
 def test_ingest_continues_and_accounts_for_both_topics(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
     need_real(kafka)
     name, raw = topic(1, "events"), DataRoot.open(tmp_path).raw
@@ -128,6 +152,7 @@ def test_ingest_continues_and_accounts_for_both_topics(kafka: str, topic: MakeTo
     assert account(raw)[0].generation(name) == f"{name}@3"
 
 
+@pytest.mark.engines
 def test_predict_reads_the_new_topic_of_runs_and_predicts_nothing_twice(
     world: World, folders: list[Path], kafka: str, topic: MakeTopic
 ) -> None:
@@ -152,6 +177,7 @@ def test_predict_reads_the_new_topic_of_runs_and_predicts_nothing_twice(
     )
 
 
+@pytest.mark.engines
 def test_feedback_reads_the_new_topic_of_predictions_and_says_nothing_twice(
     kafka: str, topic: MakeTopic, tmp_path: Path
 ) -> None:
@@ -181,6 +207,7 @@ def test_feedback_reads_the_new_topic_of_predictions_and_says_nothing_twice(
         assert (state.verdicts["taken"], state.verdicts["repeat"]) == (2, 1)
 
 
+@pytest.mark.engines
 def test_live_reads_the_new_topic_of_samples_without_a_manifest(
     kafka: str, topic: MakeTopic, data: DataRoot, tmp_path: Path
 ) -> None:
@@ -196,6 +223,7 @@ def test_live_reads_the_new_topic_of_samples_without_a_manifest(
     options.service().observe()
 
 
+@pytest.mark.engines
 def test_a_topic_that_is_shorter_than_what_was_read_is_adopted(
     kafka: str, topic: MakeTopic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

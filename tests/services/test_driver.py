@@ -27,6 +27,10 @@ class Listed(Service):
         super().__init__("listed")
         self.end, self.done, self.raised = numbers, 0, raised or []
         self.calls: list[str] = []
+        self.published: list[int] = []
+
+    def publish(self) -> None:
+        self.published.append(self.done)
 
     def _raise(self) -> None:
         if self.raised and (error := self.raised.pop(0)) is not None:
@@ -76,6 +80,7 @@ def test_until_the_end_stops_at_the_first_observed_end() -> None:
     assert service.done == 5
     assert [word for _, word in words.reports] == ["ready", "ready", "ready", "done"]
     assert service.calls == ["open", "close"]
+    assert service.published == [0, 2, 4, 5]  # also what the last work item committed
 
 
 def test_it_stops_after_the_present_work_item() -> None:
@@ -130,6 +135,20 @@ def test_pauses_of_an_outage_double_and_are_reset() -> None:
     assert [outage.pause_after(error) for _ in range(4)] == [2.0, 4.0, 8.0, 10.0]
     outage.end()
     assert outage.pause_after(error) == 2.0
+
+
+def test_the_limit_counts_each_outage_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("ciml.services.driver.time.monotonic", lambda: now_s[0])
+    outage, error = Outage(10.0), EngineError("away")
+    for began_s in (0.0, 9.0, 18.0):
+        for now_s[0] in (began_s, began_s + 8.0):
+            outage.pause_after(error)
+        outage.end()
+    outage.pause_after(error)
+    now_s[0] += 10.0
+    with pytest.raises(EngineError, match="away"):
+        outage.pause_after(error)
 
 
 def test_idle_is_without_commits_lag_and_waiting() -> None:

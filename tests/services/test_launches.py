@@ -306,17 +306,18 @@ def test_settings_are_recorded_and_secrets_only_by_name() -> None:
         "AWS_SHARED_CREDENTIALS_FILE": "/credentials", "AWS_WEB_IDENTITY_TOKEN_FILE": "/token",
         "AWS_ACCESS_KEY_ID": "secret-1", "AWS_SECRET_ACCESS_KEY": "secret-2", "AWS_SESSION_TOKEN": "secret-3",
         "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://secret-4", "OPENLINEAGE_API_KEY": "secret-5",
-        "HTTPS_PROXY": "http://user:secret-6@proxy:1", "NO_PROXY": "localhost", "HOME": "/root", "PATH": "/bin",
+        "HTTPS_PROXY": "http://user:secret-6@proxy:1", "http_proxy": "http://secret-7@proxy:1",
+        "https_proxy": "http://proxy:1", "NO_PROXY": "localhost", "HOME": "/root", "PATH": "/bin",
     }  # fmt: skip
     settings, secrets = record_environment(given)
     assert settings == {
         "AWS_ENDPOINT_URL_S3": "http://s3:1", "AWS_PROFILE": "ci", "AWS_CA_BUNDLE": "/ca.pem", "AWS_REGION": "eu",
         "AWS_SHARED_CREDENTIALS_FILE": "/credentials", "AWS_WEB_IDENTITY_TOKEN_FILE": "/token",
-        "NO_PROXY": "localhost",
+        "NO_PROXY": "localhost", "https_proxy": "http://proxy:1",
     }  # fmt: skip
     assert secrets == (
         "AWS_ACCESS_KEY_ID", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
-        "HTTPS_PROXY", "OPENLINEAGE_API_KEY",
+        "HTTPS_PROXY", "OPENLINEAGE_API_KEY", "http_proxy",
     )  # fmt: skip
     assert "secret-" not in json.dumps([settings, secrets])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ciml.errors import EngineError
+from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.ingest.committer import IngestConfig, committer
@@ -187,6 +187,18 @@ def test_an_expired_offset_fails_the_service_if_it_is_seen_three_times_in_succes
     assert world.steps(supervisor, 4) == ["carry_on", "carry_on", "cancel", "end"]
     assert world.reports[-1]["health"] == "failed"
     assert "offsets 1 to 2 expired before they were read" in world.reports[-1]["why"]
+
+
+def test_what_expired_before_the_first_read_is_covered_so_that_a_later_loss_is_seen(world: World) -> None:
+    assert world.config is not None
+    world.bounds = (5, 9)
+    for _ in range(2):
+        IngestService(world.config).open()
+    with IngestService(world.config).committing.state() as state:
+        assert list(state.covered("events", 0)) == [(0, 5)]
+    world.bounds = (6, 9)
+    with pytest.raises(IntegrityError, match="offsets 5 to 6 expired before they were read"):
+        IngestService(world.config).observe()
 
 
 def test_the_status_has_the_reasons_of_the_last_resubmissions() -> None:
