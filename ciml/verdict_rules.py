@@ -146,9 +146,9 @@ class LearnedRanges(Record, frozen=True, gc=False):
         """
         import numpy as np
 
-        distances = parts_outside(means, np.array(self.low), np.array(self.high))
+        distances = np.nan_to_num(parts_outside(means, np.array(self.low), np.array(self.high)))  # a NaN is not outside
         farthest = int(distances.argmax())
-        if not distances[farthest] > self.limit:  # a NaN is not outside
+        if distances[farthest] <= self.limit:
             return None
         return Outside(
             self.features[farthest],

@@ -44,6 +44,10 @@ def test_lines_of_one_template_are_limited_and_the_rest_is_counted(log: Log) -> 
     log.now_s = 61.0
     log.logger.warning("rejected %d", 1000)
     assert log.lines()[-2:] == ["940 more lines like 'rejected %d' were not logged", "rejected 1000"]
+    log.now_s = 122.0
+    log.logger.warning("a window later")
+    log.handler.close()
+    assert log.lines()[-2:] == ["rejected 1000", "a window later"]  # what was reported is not counted again
 
 
 def test_texts_that_all_differ_are_limited_by_their_logger(log: Log) -> None:
@@ -68,11 +72,12 @@ def test_the_memory_of_templates_is_bounded(log: Log) -> None:
         assert len(log.handler._lines) <= 1024 + 1
 
 
-def test_information_of_other_loggers_is_not_limited() -> None:
-    log = Log("ciml.training.refresh")
+@pytest.mark.parametrize(("name", "lines"), [("ciml.training.refresh", 1000), ("ciml.http.server", 60)])
+def test_information_is_limited_where_a_client_causes_it(name: str, lines: int) -> None:
+    log = Log(name)
     for number in range(1000):
         log.logger.info("step %d", number)
-    assert len(log.lines()) == 1000
+    assert len(log.lines()) == lines
 
 
 def raised(error: Exception) -> Exception:
@@ -99,9 +104,12 @@ def raised(error: Exception) -> Exception:
 )
 def test_a_client_error_is_one_line(name: str, error: Exception) -> None:
     log = Log(name)
+    other = logging.StreamHandler(io.StringIO())  # it stores the traceback in the record
+    log.logger.handlers.insert(0, other)
     log.logger.error("Fatal error: protocol.data_received() call failed.\nprotocol: <X>", exc_info=raised(error))
     (line,) = log.lines()
     assert line.startswith(f"Fatal error: protocol.data_received() call failed.: {type(error).__name__}: ")
+    assert "Traceback" in other.stream.getvalue()
 
 
 def test_an_unexpected_error_keeps_a_bounded_traceback(log: Log) -> None:

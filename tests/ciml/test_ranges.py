@@ -29,6 +29,11 @@ RULES = VerdictRules(
     CLASSES, 0.9, {}, {"": Group(19, {"code": 0.5, "machine": 0.5}, {"": tuple(n / 50 for n in range(19))})}, RANGES
 )
 SURE = {"code": 0.01, "machine": 0.99}
+#: 19 runs whose true classes had a probability of 0.66 at least.
+FEW = RULES.replace(
+    groups={"": RULES.groups[""].replace(scores={"": tuple(1 - (66 + n) / 100 for n in range(18, -1, -1))})},
+    ranges=None,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +47,9 @@ SURE = {"code": 0.01, "machine": 0.99}
         ((30.0, 5.51, 0.0), "1m_mean"),
         ((30.0, 2.0, 0.26), "stl_mean"),
         ((62.0, 9.7, 0.5), "1m_mean"),  # the farthest
+        ((float("nan"), 5.5, 0.25), None),  # an unknown mean is not outside, and hides no other
+        ((float("nan"), 9.7, 0.5), "1m_mean"),
+        ((60.1, float("nan"), float("nan")), "usr_mean"),
     ],
 )
 def test_a_run_may_be_outside_by_a_part_of_the_width(means: tuple[float, ...], feature: str | None) -> None:
@@ -63,6 +71,22 @@ def test_a_verdict_outside_is_stored_and_read_again_and_others_are_stored_as_bef
     near = make_verdict("unit", SURE, RULES, np.array([30.0, 2.0, 0.0]))
     assert "outside" not in near.to_json()
     assert Verdict.from_json(near.to_json()) == near
+
+
+@pytest.mark.parametrize(
+    ("machine", "classes", "cause"),
+    [
+        (0.99, ("machine",), "machine"),
+        (0.66, ("machine",), "machine"),  # 0.34 is a score of the group: two of twenty runs are at most as probable
+        (0.65, (), "unknown"),  # one of twenty
+        (0.5, (), "unknown"),
+    ],
+)
+def test_a_class_that_a_tenth_of_the_runs_is_as_improbable_in_is_possible(
+    machine: float, classes: tuple[str, ...], cause: str
+) -> None:
+    verdict = make_verdict("unit", {"code": round(1 - machine, 2), "machine": machine}, FEW)
+    assert (verdict.set, verdict.cause) == (classes, cause)
 
 
 def test_rules_without_ranges_take_any_run() -> None:

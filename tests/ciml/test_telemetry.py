@@ -126,6 +126,8 @@ def test_nothing_is_odd_about_a_clean_table() -> None:
     assert find_anomalies(table([0, 10, 20, 30], a_b=[0.0, 1.0, 2.0, 3.0])) == []
     assert find_anomalies(table([])) == []
     assert find_anomalies(table([5], a_b=[1.0])) == []
+    assert find_anomalies(table([0, 10, 20, 120])) == []  # ten times the median step is no gap yet
+    assert find_anomalies(table([0, 10, 20, 121])) == [Anomaly("gaps", "", 1, 1 / 3)]
 
 
 def test_findings_in_order() -> None:

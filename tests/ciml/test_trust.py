@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError
-from ciml.events.records import Batch, Origin, PendingRun, RunFacts, Trust
+from ciml.events.records import LISTS, UNJUDGED, Batch, Origin, Outcome, PendingRun, RunFacts, Trust
 from ciml.events.run_facts import facts_from_listing, facts_from_run, run_identity
 from ciml.runs.known_subjects import STORED_FACTS
 from ciml.trust import FACTS as FACTS_IN_ORDER
@@ -292,15 +292,51 @@ def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
         TrustPolicy.load(tmp_path / "latin.toml")
 
 
-def test_judge_fills_in_a_batch() -> None:
-    pending_runs = [
-        PendingRun(Origin("t", 0, i), "k", FACTS.replace(pipeline=name)) for i, name in enumerate(["gate", "check"] * 3)
-    ]
+def test_every_run_and_every_outcome_of_a_batch_is_judged() -> None:
     policy = TrustPolicy.load()
-    judged = evaluate_batch(Batch(None, [], pending_runs), policy)
-    assert [pending.trust for pending in judged.pending_runs] == [
-        Trust(True, "gated", policy.digest), Trust(False, NO_RULE, policy.digest),
-    ] * 3  # fmt: skip
+    expected = [Trust(True, "gated", policy.digest), Trust(False, NO_RULE, policy.digest)]
+    facts = [FACTS.replace(pipeline=name) for name in ("gate", "check")]
+    pending_runs = [PendingRun(Origin("t", 0, 1), "k", each) for each in facts * 3]
+    settled = [Outcome(kind, Origin("t", 0, 1), mention=each) for kind in LISTS for each in facts]
+    without_run = Outcome("dead_letter", Origin("t", 0, 1))
+    judged = evaluate_batch(Batch(None, [], pending_runs, [*settled, without_run]), policy)
+    assert [pending.trust for pending in judged.pending_runs] == expected * 3
+    assert [outcome.trust for outcome in judged.settled] == expected * len(LISTS) + [UNJUDGED]
+
+
+OVERLAPPING = """
+[[rule]]
+name = "forks"
+trusted = false
+project = ["*-fork"]
+[[rule]]
+name = "zuul"
+trusted = true
+source = ["zuul"]
+[[rule]]
+name = "all"
+trusted = false
+source = ["*"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("project", "source", "matching"),
+    [
+        ("a-fork", "zuul", ["forks", "zuul", "all"]),
+        ("a-fork", "github", ["forks", "all"]),
+        ("a", "zuul", ["zuul", "all"]),
+        ("a", "github", ["all"]),
+    ],
+)
+def test_a_trace_has_all_rules_that_match_and_the_one_that_decides(
+    project: str, source: str, matching: list[str]
+) -> None:
+    policy = TrustPolicy.parse(OVERLAPPING)
+    facts = FACTS.replace(project=project, source=source)
+    traces = trace(policy, facts)
+    assert [rule.rule for rule in traces if not rule.mismatches] == matching
+    assert [rule.rule for rule in traces if rule.decides] == [evaluate(policy, facts).rule] == matching[:1]
 
 
 def test_what_is_remembered_stays_bounded() -> None:

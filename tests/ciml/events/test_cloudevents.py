@@ -427,6 +427,40 @@ def test_no_secret_is_kept(url: str, shown: str) -> None:
     assert decode_message(Message(1, again.value), {"*": "ci"}).run_facts == (facts,)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("password", SECRET, "REDACTED"),
+        ("pin_token", 1234, "REDACTED"),
+        ("otp", 0.1234, "REDACTED"),
+        ("access_key", True, "true"),
+        ("max_tokens", 4096, "4096"),
+        ("token", "", ""),
+        ("web", f"x --password {SECRET}", "x --password REDACTED"),
+    ],
+)
+def test_a_label_with_a_secret_name_has_no_value(name: str, value: Any, shown: str) -> None:
+    assert decode_message(bare({**RUN, "labels": {name: value}})).run_facts[0].labels == {name: shown}
+
+
+@pytest.mark.parametrize(
+    ("value", "fork"),
+    [
+        (None, ""),
+        ("", ""),
+        ("yes", "yes"),
+        ("no", "no"),
+        (True, "yes"),
+        (False, "no"),
+        *((value, None) for value in ("YES", "maybe", "true", 0, 1, 1.0, [], {})),
+    ],
+)
+def test_a_fork_is_known_or_unknown_and_any_other_word_is_rejected(value: Any, fork: str | None) -> None:
+    event = decode_message(bare({**RUN, "fork": value}))
+    assert [facts.fork for facts in event.run_facts] == ([] if fork is None else [fork])
+    assert [fault.detail for _, fault in event.rejections] == (["fork: want yes or no"] if fork is None else [])
+
+
 def test_payloads_hold_what_is_needed_to_try_again() -> None:
     message = Message(5, b"\xff{broken", (("ce_a", None), ("listing-b", b"\x00")), b"key", 1795521600123)
     payload = json.loads(json.dumps(payload_of(message)))

@@ -62,8 +62,12 @@ JSON_VALUES = {
     "hash in a password": f'"https://user:x#{S}@h/a"',
     "quote in a password": f'"https://user:x\\"{S}@h/a"',
     "token for a user": f'"https://{S}@h/a"',
-    "semicolon": f'"https://h/a?a=1;sig={S}"',
+    "semicolon": f'"https://h/a?a=1;code={S}"',
+    "parameter": f'"https://h/a?key={S}&a=1&session_id={S}"',
+    "fragment": f'"see h/a#code={S}"',
+    "spaces around a sign": f'"token        =        {S}"',
     "html": f'"https://h/a?a=1&amp;sig&#61;{S}"',
+    "html without letters": f'"https&colon;&sol;&sol;user&colon;{S}&commat;h; &quot;token&quot;&colon; {S}"',
     "azure": f'"https://h/a?SharedAccessSignature={S}"',
     "colon": f'"the password: {S}"',
     "bearer": f'"Authorization: Bearer {S}"',
@@ -196,6 +200,11 @@ def test_payloads_without_secrets_are_unchanged(url: str) -> None:
     headers = (("content-type", b"application/json"), ("ce_id", b"1"), ("ce_source", b"/zuul"))
     message = Message(0, value, headers, b"zuul~r~1", 12)
     assert message_of(payload_of(message), 0) == message
+
+
+@pytest.mark.parametrize("address", ["https://h/a", "https://h/a?b=1", "//h/a", "s3://logs/a b", "https://me@h/a"])
+def test_an_address_is_shown_without_its_fragment(address: str) -> None:
+    assert redact_url(f"{address}#part") == redact_url(address) == address.replace("me@", "")
 
 
 @pytest.mark.parametrize(

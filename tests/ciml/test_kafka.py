@@ -1,0 +1,88 @@
+"""Options of a broker: no property changes what is read, and a refusal is reported once and without secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from ciml import kafka
+from ciml.errors import CimlError
+from ciml.kafka import RESERVED, KafkaOptions
+from ciml.kafka.connect import NoTopicError, as_engine_error, is_refused, make_client
+
+#: What decides which messages a consumer gets.
+READING = {
+    "allow.auto.create.topics": False,
+    "auto.offset.reset": "error",
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "enable.partition.eof": True,
+    "group.id": "ciml",
+    "isolation.level": "read_committed",
+}
+
+
+def test_a_consumer_reads_by_its_own_properties_and_connects_by_those_of_the_user() -> None:
+    options = KafkaOptions("h:1", {"group.id": "other", "sasl.username": "me", "fetch.wait.max.ms": 5}, queue_kib=7)
+    consumer = options.consumer()
+    assert {name: consumer[name] for name in READING} == READING
+    assert (consumer["bootstrap.servers"], consumer["sasl.username"]) == ("h:1", "me")
+    assert (consumer["fetch.wait.max.ms"], consumer["queued.max.messages.kbytes"]) == (5, 7)
+    assert set(READING) - {"group.id"} < set(RESERVED)
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_reserved_property_is_an_error_wherever_it_comes_from(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kafka.properties").write_text(f"{name}=1\n")
+    monkeypatch.setattr(kafka, "read_secret", lambda _: f"{name}=1\n")
+    makers: list[Callable[[], Any]] = [
+        lambda: KafkaOptions("h:1", {name: "1"}),
+        lambda: KafkaOptions.of("h:1", [(name, "1")]),
+        lambda: KafkaOptions.of("h:1", (), str(tmp_path / "kafka.properties")),
+        lambda: KafkaOptions("h:1", secret="projects/p/secrets/s").common(),
+    ]
+    for make in makers:
+        with pytest.raises(CimlError, match=rf"the Kafka property {name} is "):
+            make()
+
+
+def failed(code: int) -> KafkaException:
+    return KafkaException(KafkaError(code, "for me by hunter2"))
+
+
+def test_a_refusal_is_reported_once_and_without_secrets() -> None:
+    options = KafkaOptions("h:1", {"sasl.password": "hunter2"}, timeout_s=0.1)
+    client = make_client(dict, options, options.common())
+    on_error = client["error_cb"]
+    on_error(failed(KafkaError._ALL_BROKERS_DOWN).args[0])
+    assert not is_refused(options)
+    on_error(failed(KafkaError._AUTHENTICATION).args[0])
+    assert is_refused(options)
+    assert str(as_engine_error(options, "t", failed(KafkaError._TIMED_OUT))) == (
+        "Kafka at h:1 refuses the connection: for me by ***"
+    )
+    assert not is_refused(options)
+    assert str(as_engine_error(options, "t", failed(KafkaError._TIMED_OUT))) == (
+        "Kafka at h:1 does not answer (for me by ***); check --kafka"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, "has no topic t; create it"),
+        (KafkaError._SSL, r"refuses the connection: for me by \*\*\*"),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, r", topic t: for me by \*\*\*$"),
+    ],
+)
+def test_the_error_of_a_call_names_the_broker_and_hides_secrets(code: int, message: str) -> None:
+    error = as_engine_error(KafkaOptions("h:1", {"sasl.password": "hunter2"}), "t", failed(code))
+    with pytest.raises(type(error), match=message):
+        raise error
+    assert isinstance(error, NoTopicError) == (code == KafkaError.UNKNOWN_TOPIC_OR_PART)
