@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
@@ -16,7 +17,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 
 import ciml
+from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.sklearn import Downsample
+from ciml.telemetry import telemetry_columns
+from ciml.transforms.examples.prepare import prepare_many
 from tests.ciml.api.conftest import made  # noqa: F401  (a fixture)
 from tests.ciml.api.made import RUNS, write_log
 
@@ -48,6 +52,36 @@ def test_it_is_the_preparation_of_a_data_set(made: Path, logs: list[Path]) -> No
     tables = [ciml.parse_log(path) for path in paths]
     for forms in (tables, [table.to_pandas() for table in tables], [*paths[:5], *tables[5:]]):
         assert np.array_equal(flat.transform(forms), flat.transform(paths))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"sample_statistic": "max"},
+        {"count_first_sample": False},
+        {"aggregation_functions": ("mean", "std")},
+        {"max_windows": 4},
+    ],
+)
+def test_each_setting_means_that_of_a_definition(logs: list[Path], keys: dict[str, Any]) -> None:
+    tables = [ciml.parse_log(path) for path in logs[:6]]
+    booted = [table.set_column(1, "boot", pa.array([True] + [False] * (table.num_rows - 1))) for table in tables]
+    definition = DatasetDefinition.from_json(
+        {
+            "name": "x",
+            "sample_interval": "6s",
+            "features_regex": "^(usr|1m)",
+            "max_windows": None if "aggregation_functions" in keys else 12,
+            **keys,
+        }
+    )
+    resolved = resolve(definition, [telemetry_columns(booted[0].column_names)], [])
+    want, _, rejected = prepare_many(booted, resolved)
+    settings = {} if "aggregation_functions" in keys else {"max_windows": 12}
+    found = Downsample("6s", "^(usr|1m)", **{**settings, **keys}, flatten=False).fit_transform(booted)
+    assert rejected == []
+    assert np.array_equal(found, want)
+    assert not np.array_equal(found, Downsample("6s", "^(usr|1m)", max_windows=12, flatten=False).fit_transform(booted))
 
 
 def test_the_length_is_the_99th_percentile_of_the_runs(tmp_path: Path) -> None:

@@ -85,7 +85,14 @@ def hostile_data(folder: Path) -> DataRoot:
             )
         )
     raw.add(found)
-    keys = {"name": "bad", "class_label": "who", "sample_interval": "1s", "max_windows": 5, "features_regex": "."}
+    keys: dict[str, Any] = {
+        "name": "bad",
+        "class_label": "who",
+        "sample_interval": "1s",
+        "max_windows": 5,
+        "features_regex": ".",
+    }
+    keys["span_runs"] = 16  # two spans of different sizes
     create_dataset(data, DatasetDefinition.from_json(keys))
     update_dataset(data.dataset("bad"), seal=True)
     return data

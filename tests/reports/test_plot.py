@@ -14,7 +14,10 @@ from click.testing import CliRunner, Result
 
 from ciml.data_root import DataRoot
 from ciml.reports.dataset.render import dataset_page, plot_dataset
-from ciml.reports.drawing import COLORS, colors_of, distinct, quantity, seconds, shown
+from ciml.reports.drawing import COLORS, Plot, colors_of, distinct, quantity, seconds, shown
+from ciml.reports.page import Page, Section, save
+from ciml.storage import open_store
+from tests.durable import Steps
 from tests.reports.scenes import hostile_data, runs
 
 
@@ -71,6 +74,19 @@ def test_every_plot_is_an_svg_and_a_png(hostile: Path):
         root = ElementTree.fromstring((hostile / "plots" / f"{stem}.svg").read_text())
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert (hostile / "plots" / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_is_written_last(tmp_path: Path):
+    """A process that dies earlier leaves no page with missing files."""
+    plots = [Plot(name, "a title", "", (1.0, 1.0), lambda figure: None) for name in ("one", "two")]
+    page = Page("a page", "", (), (Section("both", *plots),))
+    written = [f"replace {name}.{end}" for name in ("one", "two") for end in ("svg", "png")]
+    for before in range(7):
+        folder = tmp_path / str(before)
+        with Steps(str(folder), before).recording() as steps:
+            save(open_store(folder), page, {"runs.csv": b"x"})
+        assert steps.steps == [*written, "replace runs.csv", "replace index.html"][:before]
+        assert (folder / "index.html").exists() == (before == 6)
 
 
 def test_titles_state_the_finding():

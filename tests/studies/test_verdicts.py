@@ -17,6 +17,7 @@ from studies.verdicts import (
     Recorded,
     Verdicts,
     by_base_rate,
+    features_of,
     figures,
     fold_of_later_runs,
     folds_of,
@@ -61,6 +62,11 @@ def test_a_fold_sees_no_held_out_change(runs: Recorded) -> None:
         assert fold.inputs.shape == (len(labels), 1, len(fold.features)) == (149, 1, 12)
         held[fold.held] += 1
     assert set(held) == {1}
+    hidden = set(groups[fold.held])  # of the last fold: its profiles are those of a store without its changes
+    visible = runs.of([at for at in range(len(runs.facts)) if runs.groups[at] not in hidden])
+    _, _, _, profiles = features_of(visible, definition, range(len(visible.facts)))
+    assert fold.profiles is not None
+    assert fold.profiles.to_json() == profiles.to_json()
 
 
 def test_nothing_is_learned_from_later_runs(runs: Recorded) -> None:

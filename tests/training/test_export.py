@@ -24,6 +24,7 @@ from ciml.training.data.snapshot import Snapshot
 from ciml.training.export import export, load_exported
 from ciml.training.train import Trained, predict_in_memory
 from ciml.transforms.examples.prepare import prepare_many
+from tests.durable import Steps
 from tests.training.data.test_materialise import directly, of_split
 
 
@@ -111,6 +112,21 @@ def test_the_files_of_an_export(folder: Path, snapshot: Snapshot):
     asset = json.loads((folder / "assets/definition.json").read_bytes())
     assert ResolvedDefinition.from_json(asset) == snapshot.resolved
     assert not folder.with_name("model.staging").exists()
+
+
+def test_an_export_that_dies_leaves_no_model_and_is_repeated(
+    trained: Trained, materialised: Materialised, snapshot: Snapshot, tmp_path: Path
+):
+    def again(before: int | None) -> list[str]:
+        with Steps(str(tmp_path), before).recording() as steps:
+            export(trained.model, materialised.transform_folder, snapshot.resolved, tmp_path / "model", name="m")
+        return steps.steps
+
+    assert again(before=1) == ["delete model.staging/"]
+    with pytest.raises(IntegrityError, match="is not an exported model"):
+        load_exported(tmp_path / "model")
+    assert again(before=None) == ["delete model.staging/", "rename model.staging to model"]
+    assert load_exported(tmp_path / "model").definition == snapshot.resolved
 
 
 def test_warm_up_requests_are_those_of_a_server(folder: Path, snapshot: Snapshot):

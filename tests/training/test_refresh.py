@@ -1,32 +1,39 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
+from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
+from ciml.runs.run_log import files_of
+from ciml.runs.writer import write_run
 from ciml.storage import Store
 from ciml.storage.json_files import read_object
 from ciml.training.data.analysis_cache import AnalysisCache
 from ciml.training.data.examples import read_snapshot_examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot
-from ciml.training.evaluation.candidate import Champion, right_answers
+from ciml.training.evaluation.candidate import Champion, assess, right_answers
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.export import load_exported
 from ciml.training.refresh import Candidate, Skipped, TrainConfig, refresh
 from ciml.trust import TrustPolicy
 from tests.ciml.lineage.recorded import Recorded, names, states
+from tests.durable import Steps
 from tests.runs.scenes import RawStore
+from tests.serving.models_fixture import DEFINITION, save_model
 from tests.training.conftest import QUICK
 from tests.transforms.samples import RECORDINGS, by_recording, corpus
 
@@ -117,6 +124,23 @@ def test_the_metrics_are_those_of_the_exported_model(first: tuple[DataRoot, Cand
     assert done.metrics["evaluation"]["accuracy"]["right"] == int((answers.argmax(axis=1) == test.labels).sum())
 
 
+def test_a_disagreement_with_answers_that_are_not_finite_is_unknown(
+    first: tuple[DataRoot, Candidate, list[str]], materialised: Materialised
+):
+    data, done, _ = first
+
+    def model(inputs: dict[str, np.ndarray], training: bool) -> np.ndarray:
+        answers = np.full((len(inputs["inputs"]), 2), 0.5, np.float32)
+        answers[0] = np.nan
+        return answers
+
+    exported = load_exported(done.folder)
+    policy = GatePolicy()
+    figures = assess(data.dataset("providers"), done.snapshot, materialised, model, exported, QUICK, None, policy)
+    assert figures["evaluation"]["finite"]
+    assert figures["disagreement"] is None
+
+
 def test_the_same_again_is_nothing_new_and_another_experiment_is(first: tuple[DataRoot, Candidate, list[str]]):
     data, done, _ = first
     last = done.facts()["refresh"]
@@ -159,15 +183,33 @@ def test_a_candidate_that_learned_nothing_is_rejected(first: tuple[DataRoot, Can
     data, done, _ = first
     shutil.copytree(done.folder, tmp_path / "champion")
     poor = QUICK.replace(steps=1, epochs=1, hidden_layers=())
-    bad = refresh(TrainConfig(data, "providers", "m3", poor), champion=Champion(tmp_path / "champion", 1))
+    work = tmp_path / "work"
+    for age_s in range(1, 7):  # earlier candidates, the latest first
+        for part in ("records", "model"):
+            (work / f"earlier-{age_s}" / part).mkdir(parents=True)
+        os.utime(work / f"earlier-{age_s}", (1e9 - age_s, 1e9 - age_s))
+    with Steps(data.url).recording() as steps:
+        bad = refresh(
+            TrainConfig(data, "providers", "m3", poor), champion=Champion(tmp_path / "champion", 1), work=work
+        )
 
     assert isinstance(bad, Candidate)
     assert not bad.decision.blessed
     assert any("against the champion" in reason for reason in bad.decision.reasons)
+    # a model without its snapshot could not be purged: the snapshot is stored first
+    assert steps.steps == ["create trainer/m3/snapshots/*.json", "replace trainer/m3/metrics/*.json"]
+    key = bad.facts()["refresh"]
+    assert sorted(path.name for path in work.iterdir() if path.is_dir()) == sorted(
+        [key, *(f"earlier-{age_s}" for age_s in range(1, 5))]
+    )
+    assert [path.parent.name for path in work.glob("*/records")] == [key]
+    assert len(list(work.glob("*/model"))) == 5
 
 
 @pytest.mark.usefixtures("same_examples")
-def test_a_damaged_champion_keeps_the_gate_closed(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
+def test_a_damaged_champion_keeps_the_gate_closed(
+    first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     data, _, _ = first
     (tmp_path / "champion").mkdir()
     done = refresh(TrainConfig(data, "providers", "m4", QUICK), champion=Champion(tmp_path / "champion", 1))
@@ -177,6 +219,7 @@ def test_a_damaged_champion_keeps_the_gate_closed(first: tuple[DataRoot, Candida
     assert done.decision.reasons == (
         "the champion could not be evaluated on the same runs, so no comparison is possible",
     )
+    assert f"the champion cannot be evaluated: {tmp_path}/champion is not an exported model" in caplog.text
 
 
 def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_way(
@@ -202,6 +245,26 @@ def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_wa
 
     assert {run.run_id for run in runs} == set(theirs)  # one salt: the same split
     assert found.tolist() == [bool(right[theirs[run.run_id]]) for run in runs]
+
+
+def test_a_run_without_an_answer_of_the_champion_is_wrong(made: Path, snapshot: Snapshot, tmp_path: Path):
+    data = DataRoot.open(shutil.copytree(made, tmp_path / "data"))
+    runs, test = read_snapshot_examples(data.dataset("providers").store, snapshot, "test")
+    silent = save_model(tmp_path / "nan", definition=snapshot.resolved, spoil="nan")
+    assert {run.label for run in runs} == {0, 1}  # also of the last class
+    assert not right_answers(data.raw, Champion(silent, 1), snapshot.resolved, runs, test).any()
+
+    other = DEFINITION.replace(columns=("total cpu usage:usr",), features=("usr",), classes=snapshot.resolved.classes)
+    champion = Champion(save_model(tmp_path / "other", definition=other), 1)
+    before = right_answers(data.raw, champion, snapshot.resolved, runs, test)
+    lacking = np.flatnonzero(before)[0]
+    file = files_of(ManifestLog(data.raw), [runs[lacking].run_id])[runs[lacking].run_id]
+    path = Path(data.url, "raw", file.path)
+    path.write_bytes(write_run(pq.read_table(path).drop_columns(["total cpu usage:usr"]), file.path))
+    after = right_answers(data.raw, champion, snapshot.resolved, runs, test)
+    assert np.flatnonzero(before != after).tolist() == [lacking]
+    nothing = right_answers(data.raw, champion, snapshot.resolved, [], test.take(np.zeros(0, np.int64)))
+    assert nothing.tolist() == []  # a test split without runs: the gate says so
 
 
 @pytest.mark.whole

@@ -204,7 +204,7 @@ def _predict_from_raw(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) 
     run_ids = [run.run_id for run in runs]
     files = files_of(log, run_ids)
     facts = find_facts(log, run_ids) if model.definition.definition.context else None
-    parts = []
+    parts = [np.zeros((0, len(model.definition.classes)), np.float32)]
     for start in range(0, len(runs), _BATCH_RUNS):
         batch = run_ids[start : start + _BATCH_RUNS]
         columns = [*OWN_COLUMNS, *model.definition.columns]

@@ -46,6 +46,11 @@ class GatePolicy:
     max_disagreement: float = 1e-5
     max_latency_ms: float = 50.0
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):  # every comparison with NaN would pass
+                raise CimlError(f"{name}: expected a finite number")
+
     @classmethod
     def of(
         cls,
@@ -57,7 +62,7 @@ class GatePolicy:
         """Return a policy; thresholds that are None have their default.
 
         Raises:
-          CimlError: ``accept_baselines`` names an unknown number.
+          CimlError: ``accept_baselines`` names an unknown number, or a threshold is not finite.
         """
         accepted = tuple(accept_baselines)
         unknown = sorted(set(accepted) - set(NUMBERS))
@@ -97,8 +102,8 @@ def decide(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champ
     checks = list(_checks(candidate, policy, has_champion))
     against = tuple(check.reason for check in checks if not check.passed)
     in_favour = tuple(check.reason for check in checks if check.passed and check.reason)
-    evaluation = candidate.get("evaluation") or {}
-    figures = {"accuracy": evaluation.get("accuracy"), "base_rate": evaluation.get("base_rate")}
+    evaluation = candidate.get("evaluation")
+    figures = {name: _field(evaluation, name) for name in ("accuracy", "base_rate")}
     if "verdicts" in candidate:
         figures["verdicts"] = candidate["verdicts"]
     figures["baselines"] = candidate.get("baselines")
@@ -115,7 +120,7 @@ class _Check(NamedTuple):
 
 
 def _checks(candidate: Mapping[str, Any], policy: GatePolicy, has_champion: bool) -> Iterator[_Check]:
-    evaluation = candidate.get("evaluation") or {}
+    evaluation = candidate.get("evaluation")
     yield from _check_data(evaluation, candidate.get("class_counts"), policy)
     yield _check_base_rate(evaluation, policy)
     yield from _check_baselines(candidate.get("baselines"), policy)
@@ -129,25 +134,25 @@ def _checks(candidate: Mapping[str, Any], policy: GatePolicy, has_champion: bool
         yield _Check(True, "no champion to compare with")
 
 
-def _check_data(evaluation: Mapping[str, Any], class_counts: Any, policy: GatePolicy) -> Iterator[_Check]:
+def _check_data(evaluation: Any, class_counts: Any, policy: GatePolicy) -> Iterator[_Check]:
     """Check the number of held-out runs, that all are answered, and the number of training runs of each class."""
-    runs = evaluation.get("runs") or 0
+    runs = _number(evaluation, "runs") or 0
     if runs < policy.min_test_runs:
         yield _Check(False, f"{runs} held-out runs are too few; at least {policy.min_test_runs} are needed")
-    if evaluation.get("finite") is not True:
+    if _field(evaluation, "finite") is not True:
         yield _Check(False, "some probabilities are not finite")
-    if not class_counts:
+    if not class_counts or not isinstance(class_counts, Mapping):
         yield _Check(False, "the number of training runs by class is missing")
         return
-    rare_classes = [name for name, count in class_counts.items() if count < policy.min_class_runs]
+    rare_classes = [name for name in class_counts if (_number(class_counts, name) or 0) < policy.min_class_runs]
     if rare_classes:
         yield _Check(False, f"too few training runs of {', '.join(rare_classes)}")
 
 
-def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy) -> _Check:
-    accuracy = _number(evaluation.get("accuracy"), "value")
-    low = _number(evaluation.get("accuracy"), "low")
-    base_rate = _number(evaluation.get("base_rate"), "value")
+def _check_base_rate(evaluation: Any, policy: GatePolicy) -> _Check:
+    accuracy = _number(_field(evaluation, "accuracy"), "value")
+    low = _number(_field(evaluation, "accuracy"), "low")
+    base_rate = _number(_field(evaluation, "base_rate"), "value")
     if accuracy is None or low is None or base_rate is None:
         return _Check(False, "the accuracy or the base rate is missing")
     text = f"accuracy {accuracy:.3f} (at least {low:.3f})"
@@ -197,14 +202,14 @@ def _check_decided(verdicts: Any, policy: GatePolicy) -> _Check:
 
 
 def _check_disagreement(difference: Any, policy: GatePolicy) -> _Check:
-    if _is_number(difference) and difference <= policy.max_disagreement:
+    if _is_number(difference) and 0 <= difference <= policy.max_disagreement:
         return _Check(True, "")
     allowed = f"at most {policy.max_disagreement:g} is allowed"
     return _Check(False, f"the exported model differs from the trained one by {_shown(difference)}, {allowed}")
 
 
 def _check_latency(latency_ms: Any, policy: GatePolicy) -> _Check:
-    if _is_number(latency_ms) and latency_ms <= policy.max_latency_ms:
+    if _is_number(latency_ms) and 0 <= latency_ms <= policy.max_latency_ms:
         return _Check(True, "")
     return _Check(False, f"one run takes {_shown(latency_ms)} ms, at most {policy.max_latency_ms:g} ms is allowed")
 

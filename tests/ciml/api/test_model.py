@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.runs.latest_runs import latest_runs
 from ciml.runs.state import open_raw
+from ciml.serving.predict.answers import LocalModel
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
 from ciml.serving.registry import Decision, Registry
 from ciml.serving.server.server import ModelServer, ServerOptions
@@ -119,6 +122,43 @@ def test_an_unusable_run_costs_only_itself(served: Path, tmp_path: Path) -> None
     found = model.predict([table, untimed, counted, mixed])
     assert [one.reason for one in found] == ["", "not_telemetry", "not_telemetry", "not_telemetry"]
     assert found[2].detail == "the column 'boot' must be boolean; it has the type int64"
+
+
+@pytest.mark.parametrize(
+    ("limits", "sizes"),
+    [
+        ({}, [10]),
+        ({"_RUNS_PER_CALL": 4}, [4, 4, 2]),
+        ({"_BYTES_PER_CALL": 2.5}, [3, 3, 3, 1]),
+        ({"_BYTES_PER_CALL": 1}, [1] * 10),
+    ],
+)
+def test_a_call_of_the_model_has_limited_runs_and_bytes(
+    served: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float], sizes: list[int]
+) -> None:
+    table = ciml.parse_log(served / "logs" / "unit-001.csv")
+    for name, value in limits.items():
+        monkeypatch.setattr(f"ciml.api.model.{name}", value * table.nbytes if "BYTES" in name else value)
+    calls: list[int] = []
+    predict = LocalModel.predict
+
+    def counted(local: LocalModel, tables: Sequence[pa.Table], runs: Any = None) -> Any:
+        calls.append(len(tables))
+        return predict(local, tables, runs)
+
+    monkeypatch.setattr(LocalModel, "predict", counted)
+    found = ciml.open(served / "data").model("status").predict([table] * 10)
+    assert calls == sizes
+    assert len({one.probability for one in found}) == 1
+
+
+def test_a_closed_data_root_closes_its_models(served: Path) -> None:
+    with ciml.open(served / "data") as data:
+        models = [data.model("status"), data.model("status")]
+        assert models[0].predict("zuul~1~1").class_name
+    for model in models:
+        with pytest.raises(ciml.CimlError):
+            model.predict("zuul~1~1")
 
 
 @pytest.mark.parametrize("file", ["saved_model.pb", "assets/definition.json", "variables/variables.index"])

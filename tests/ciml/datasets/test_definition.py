@@ -16,6 +16,7 @@ from ciml.datasets.definition import (
     resolve,
 )
 from ciml.errors import CimlError
+from ciml.events.outcomes import OUTCOMES
 from ciml.events.records import RunFacts
 
 COLUMNS = ("total cpu usage:usr", "memory usage:used", "load avg:1m", "load avg:5m", "swap:used")
@@ -145,6 +146,10 @@ def test_most_runs_decide_on_the_columns_and_the_earliest_of_equals() -> None:
     odd, usual = ("total cpu usage:usr",), ("load avg:1m", "total cpu usage:usr")
     assert resolve(definition, [odd, usual, usual, ()], []).columns == usual
     assert resolve(definition, [odd, usual], []).columns == odd
+    # layouts that differ elsewhere have one selection: their runs count together
+    more = ("memory usage:used", *usual)
+    assert resolve(definition, [odd, odd, usual, usual, more], []).columns == usual
+    assert resolve(definition, [usual, odd, odd, more, more], []).columns == usual
 
 
 def test_no_such_column_is_one_clear_line() -> None:
@@ -175,6 +180,12 @@ def test_classes_are_those_of_the_runs_sorted() -> None:
 def test_labels(class_label: str, name: str | None) -> None:
     one = run(provider="north", region="one", flavour="m1", outcome="timeout", labels={"size": "tiny"})
     assert label_of(one, class_label, {}) == name
+
+
+@pytest.mark.parametrize("outcome", [*OUTCOMES, None])
+def test_a_run_that_did_not_pass_or_fail_has_no_status(outcome: str | None) -> None:
+    status = {"success": "passed", "failure": "failed", "timeout": "failed"}
+    assert label_of(run(outcome=outcome), "status", {}) == status.get(outcome or "")
 
 
 def test_a_map_gives_values_other_names() -> None:

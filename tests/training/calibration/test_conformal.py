@@ -16,6 +16,7 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.training.calibration import sets as calibration_sets
 from ciml.training.calibration.calibrate import calibrate
+from ciml.training.calibration.calibrators import Isotonic, fit_calibrator
 from ciml.training.calibration.sets import decimals, job_groups, make_rules, sets_by_crepes
 from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.experiment import Experiment
@@ -68,6 +69,13 @@ def test_a_class_that_is_rare_keeps_its_coverage_where_it_has_enough_runs() -> N
     lost = verdict_figures(together, fresh, fresh_labels, ["a"] * 20_000)["coverage"]
     assert lost["value"] > 0.88  # all together they are covered, and machines are not:
     assert lost["by_class"]["machine"]["value"] < 0.6
+
+
+@pytest.mark.parametrize(("rare", "own"), [(50, True), (49, False)])
+def test_each_class_has_its_own_scores_only_where_every_class_has_fifty_runs(rare: int, own: bool) -> None:
+    said, _, _ = made_up(200)
+    labels = (np.arange(200) < rare).astype(np.int64)
+    assert list(rules_of(said, labels, ["a"] * 200).groups[""].scores) == (list(CLASSES) if own else [""])
 
 
 def test_a_job_with_enough_runs_is_compared_with_its_own() -> None:
@@ -135,6 +143,14 @@ def test_counting_gives_the_sets_of_crepes(runs: list[tuple[int, int, str]], cov
         assert [name in found for name in CLASSES] == by_crepes[row].tolist()
 
 
+def test_rules_that_crepes_contradicts_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, labels, _ = made_up(30)
+    empty = np.zeros((30, 2), bool)
+    monkeypatch.setattr(calibration_sets, "sets_by_crepes", lambda *_: empty)
+    with pytest.raises(IntegrityError, match=r"the set of a calibration run of 'a' is .*, but crepes' is"):
+        rules_of(said, labels, ["a"] * 30)
+
+
 def facts(number: int, change: str = "") -> RunFacts:
     return RunFacts(
         run_id=f"zuul~{number}~1", build_uuid=str(number), build_name=f"job{number % 2}", change=change or str(number)
@@ -168,20 +184,29 @@ def test_scores_of_learned_runs_would_show_as_a_coverage_that_does_not_hold() ->
     assert leaked["high"] < leaked["stated"] - 0.2
 
 
-def test_an_isotonic_calibration_keeps_runs_of_other_changes_for_the_sets() -> None:
-    said, labels, _ = made_up(1200, 3.0, seed=12)
-    dev = [facts(number, change=str(number // 2)) for number in range(1200)]
-    found = calibrate(Experiment(calibration="isotonic"), RESOLVED, dev, said, labels, used=[])
-    assert found.rules is not None
-    rest = sum(group.runs for group in found.rules.groups.values())
-    assert found.description["fitted_to"] == 1200 - rest
-    assert 450 < rest < 750
-    assert rest % 2 == 0  # whole changes
-    fresh, fresh_labels, _ = made_up(20_000, 3.0, seed=13)
-    jobs = [f"job{number % 2}" for number in range(20_000)]
-    figures = verdict_figures(found.rules, decimals(found.calibrator.apply(fresh)), fresh_labels, jobs)
-    assert 0.88 < figures["coverage"]["value"] < 0.93
-    one_change = [facts(number, change="1") for number in range(1200)]
+def test_an_isotonic_calibration_fits_half_of_the_changes_and_its_sets_the_other_half() -> None:
+    said, labels, _ = made_up(120, 3.0, seed=12)
+    dev = [facts(number, change=str(number // 2)) for number in range(120)]
+
+    def fit(given_labels: NDArray[np.int64]) -> tuple[Isotonic, VerdictRules]:
+        made = calibrate(Experiment(calibration="isotonic"), RESOLVED, dev, said, given_labels, used=[])
+        assert isinstance(made.calibrator, Isotonic)
+        assert made.rules is not None
+        return made.calibrator, made.rules
+
+    calibrator, rules = fit(labels)
+    is_fitted = np.zeros(120, bool)  # whether the label of a run moves the lines
+    for run in range(120):
+        flipped, _ = fit(np.where(np.arange(120) == run, 1 - labels, labels))
+        is_fitted[run] = any(not np.array_equal(*lines) for lines in zip(flipped.lines, calibrator.lines, strict=True))
+    assert (is_fitted[::2] == is_fitted[1::2]).all()  # whole changes
+    assert 40 < is_fitted.sum() < 80
+    alone = fit_calibrator(said[is_fitted], labels[is_fitted], "isotonic")
+    np.testing.assert_array_equal(alone.apply(said), calibrator.apply(said))
+    others = np.flatnonzero(~is_fitted)
+    jobs = [dev[run].build_name for run in others]
+    assert rules.groups == rules_of(calibrator.apply(said)[others], labels[others], jobs).groups
+    one_change = [facts(number, change="1") for number in range(120)]
     with pytest.raises(CimlError, match="isotonic needs dev runs of several changes"):
         calibrate(Experiment(calibration="isotonic"), RESOLVED, one_change, said, labels, used=[])
 

@@ -10,8 +10,9 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
+from ciml.storage import Store
 from ciml.training.data.examples import Examples, file_tasks, read_snapshot_examples
-from ciml.training.data.materialise import Materialised, materialise
+from ciml.training.data.materialise import Materialised, is_materialised, materialise
 from ciml.training.data.snapshot import ROLES, Snapshot, make_snapshot
 from ciml.transforms.examples.spans import read_span, write_examples
 from ciml.trust import TrustPolicy
@@ -73,9 +74,13 @@ def test_statistics_come_from_the_training_split_alone(
     keep = next(run.run_id for run in snapshot.runs("test"))
     excluded = {run.run_id: "purged" for run in snapshot.runs("test") if run.run_id != keep}
     fewer = make_snapshot(data.dataset("providers"), TrustPolicy.load(), excluding(excluded))
+    stale = tmp_path / "part" / "records" / "test" / "000000000-5.tfrecord"  # of a refresh that died
+    stale.parent.mkdir(parents=True)
+    stale.touch()
     part = materialise(data.dataset("providers").store, fewer, tmp_path / "part")
 
     assert part.counts["test"] == 1
+    assert is_materialised(tmp_path / "part")
     for role in ("train", "dev", "test"):
         ids = {ordinal: run.run_id for ordinal, run in enumerate(fewer.runs())}
         all_ids = {run.run_id: ordinal for ordinal, run in enumerate(snapshot.runs())}
@@ -104,6 +109,19 @@ def test_examples_that_are_not_the_manifests_end_it(data: DataRoot, snapshot: Sn
         line = rf"the {what} of example \S+ differs from the manifest"
     with pytest.raises(IntegrityError, match=line):
         read_snapshot_examples(data.dataset("providers").store, snapshot)
+
+
+def test_a_folder_is_complete_only_with_all_records(
+    made: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def lose_records(root: Store, snapshot: Snapshot, folder: Path, cache: object) -> tuple[int, int]:
+        assert not is_materialised(folder)
+        return 1, 0
+
+    monkeypatch.setattr("ciml.training.data.materialise_beam.run_pipeline", lose_records)
+    with pytest.raises(IntegrityError, match=r"but the snapshot has .*: its files lack runs"):
+        materialise(DataRoot.open(made).dataset("providers").store, snapshot, tmp_path / "made")
+    assert not is_materialised(tmp_path / "made")
 
 
 @pytest.mark.whole

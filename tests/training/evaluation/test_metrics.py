@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 from sklearn.metrics import log_loss
 from sklearn.tree import DecisionTreeClassifier
 
 from ciml.data_root import DataRoot
 from ciml.events.records import RunFacts
-from ciml.intervals import wilson
 from ciml.manifest.log import ManifestLog
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.evaluation.baselines import predict_test_runs
@@ -28,14 +26,7 @@ def facts_of(snapshot: Snapshot) -> dict[str, RunFacts]:
     return {run.run_id: known[run.run_id] for run in snapshot.runs()}
 
 
-@pytest.mark.parametrize(("right", "total"), [(0, 1), (1, 1), (5, 10), (37, 40), (0, 500), (499, 500)])
-def test_wilson_is_scipys(right: int, total: int):
-    want = binomtest(right, total).proportion_ci(0.95, method="wilson")
-    assert wilson(right, total) == pytest.approx((want.low, want.high), abs=1e-12)
-
-
-def test_wilson_of_nothing_says_nothing():
-    assert wilson(0, 0) == (0.0, 1.0)
+def test_an_accuracy_of_no_runs_is_undefined():
     assert accuracy([]) == {"value": None, "low": 0.0, "high": 1.0, "right": 0, "runs": 0}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from ciml.training.experiments.clustering import (
     Clusters,
@@ -71,11 +72,30 @@ def test_agreement_is_one_with_the_groups_and_nothing_by_chance():
     agreed = agreement(find_clusters(points, 3).of, names)
     assert agreed is not None
     assert (agreed.rand, agreed.mutual) == pytest.approx((1.0, 1.0))
-    assert abs(agreed.random_rand) < 0.02
-    assert 0 < agreed.random_rand_95 < 0.15
+    rng = np.random.default_rng(0)
+    assignments = [rng.permutation(of) for _ in range(100)]
+    for name, score in (("rand", adjusted_rand_score), ("mutual", normalized_mutual_info_score)):
+        by_chance = sorted(score(of, assignment) for assignment in assignments)
+        assert getattr(agreed, f"random_{name}") == pytest.approx(np.mean(by_chance))
+        assert by_chance[94] <= getattr(agreed, f"random_{name}_95") <= by_chance[95]
     # the mutual information by chance is not 0, so it is reported too
-    assert 0 < agreed.random_mutual < agreed.random_mutual_95 < 0.2
+    assert 0 < agreed.random_mutual < 0.2
     assert agreement(of, names, seed=4) == agreement(of, names, seed=4)
+
+
+def test_the_silhouette_is_of_at_most_4000_runs(monkeypatch: pytest.MonkeyPatch):
+    """It needs all pairs."""
+    sizes = []
+
+    def score(points: np.ndarray, of: np.ndarray) -> float:
+        sizes.append((len(points), len(of)))
+        return 0.5
+
+    monkeypatch.setattr("sklearn.metrics.silhouette_score", score)
+    points = np.random.default_rng(0).random((4001, 2), np.float32)
+    for some in (points, points[:4000]):
+        find_clusters(some, 2)
+    assert sizes == [(4000, 4000)] * 2
 
 
 def test_there_is_nothing_to_agree_on_with_one_name_or_one_cluster():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -38,6 +39,7 @@ from ciml.trust import TrustPolicy
 
 MANY = list(range(101))  # an axis has at most 100 values
 LARGE = {"max_windows": MANY[1:], "salt": ["a", "b"]}
+LISTED = {"experiment": {"learning_rate": [0.1, 0.2]}}
 FOREST = {"estimator": "random_forest", "parameters": {"n_estimators": 3}}
 
 
@@ -231,6 +233,10 @@ def test_a_sweep_that_was_begun_may_have_other_trials_and_nothing_else(tmp_path:
     ]:
         with pytest.raises(CimlError, match=line):
             begin_sweep(store, other, inputs, lambda: 5)
+    grid = sweep(experiment={}, vary=LISTED)  # every combination once: a number would sample them
+    assert begin_sweep(open_store(tmp_path / "grid"), grid, facts, lambda: 4) == 4
+    with pytest.raises(CimlError, match="with another trials; choose another name"):
+        begin_sweep(open_store(tmp_path / "grid"), grid.replace(trials=9), facts, lambda: 5)
     store.replace("sweep.json", b"{}")
     with pytest.raises(IntegrityError, match="is not a sweep"):
         begin_sweep(store, rates(), facts, lambda: 5)
@@ -246,6 +252,18 @@ def test_a_sweep_of_an_older_normalisation_is_read_but_trains_no_further_trial(t
     assert begin_sweep(store, rates(), {}, lambda: 5) == 4
     with pytest.raises(CimlError, match="'rates' was begun by a version of ciml that normalises otherwise"):
         check_normalisation(store, "rates")
+
+
+def test_on_dev_the_base_rate_is_that_of_the_training_runs(made: Path) -> None:
+    dataset = read_dataset(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
+    labels, dev, train = np.zeros(len(dataset.facts), np.int64), dataset.of("dev"), dataset.of("train")
+    labels[dev] = labels[train[: len(train) // 2 - 1]] = 1  # most training runs are of class 0, most of both of class 1
+    one = sweep(on="dev", vary={"experiment": {"seed": [0, 1]}})
+    relabelled = dataclasses.replace(dataset, rows=dataclasses.replace(dataset.rows, labels=labels))
+    experiment = Experiment(name="tests", estimator="random_forest", parameters={"n_estimators": 3})
+    found = score_trial(one, experiment, relabelled, outcome(0, state="running"), lambda step, value: False)
+    assert np.bincount(labels[[*train, *dev]]).argmax() == 1
+    assert (found.state, found.held_out, found.scores["base_rate"]) == ("complete", len(dev), 0.0)
 
 
 @pytest.mark.whole

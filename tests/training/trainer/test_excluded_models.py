@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.errors import EngineError
+from ciml.storage import LocalStore
 from ciml.training.data.snapshot import make_snapshot, read_snapshot
 from ciml.training.exclusions import Exclusion, add, revert
 from ciml.training.trainer import models_with_excluded_runs
@@ -86,3 +88,23 @@ def test_what_cannot_be_determined_is_said(data: DataRoot) -> None:
     assert str(found).startswith(
         "model provider version 1 (stable): cannot determine whether it learned excluded runs: no snapshot "
     )
+    shutil.rmtree(Path(data.url, "datasets"))
+    (found,) = models_with_excluded_runs(data)
+    assert "cannot determine whether it learned excluded runs: no data set 'provider'" in str(found)
+
+
+@pytest.mark.parametrize("folder", ["datasets", "exclusions", "trainer"])
+def test_a_store_that_does_not_answer_is_no_fault_of_a_model(
+    data: DataRoot, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    add(data.exclusions, [Exclusion("why", job="other")])
+    read = LocalStore.read
+
+    def failing(store: LocalStore, path: str) -> bytes:
+        if f"/data/{folder}/" in store.url(path):
+            raise EngineError("no answer")
+        return read(store, path)
+
+    monkeypatch.setattr(LocalStore, "read", failing)
+    with pytest.raises(EngineError, match="no answer"):
+        models_with_excluded_runs(data)

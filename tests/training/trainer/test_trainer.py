@@ -12,11 +12,12 @@ import pytest
 
 import ciml
 from ciml.data_root import DataRoot
-from ciml.errors import IntegrityError
+from ciml.errors import EngineError, IntegrityError
 from ciml.metrics import Board
 from ciml.pipelines.mlflow import export_to_mlflow
 from ciml.services.trainer import registry_families
 from ciml.serving.client import ModelClient
+from ciml.serving.model_files import parse_config
 from ciml.serving.push import rollback
 from ciml.serving.registry import Decision, Registry
 from ciml.serving.server.model.loaded_model import load_model
@@ -128,13 +129,18 @@ def test_killed_between_training_and_push(config: TrainConfig, scripted: Callabl
     with Steps(whole.data.url).recording() as steps:
         run_once(whole)
     assert steps.steps[:2] == UNDECIDED
-    served = steps.steps.index("append registry/m: pushed")
-    for index, step in enumerate(steps.steps[: served + 1]):
+    assert steps.steps[-2:] == ["append registry/m: pushed", "replace models/models.config"]
+    for index, step in enumerate(steps.steps):
         root = replace(config, data=DataRoot(config.data.store.child(str(index))))
         refreshing = scripted((1, True, ""))
         with Steps(root.data.url, index).recording():
             run_once(root)
         result = run_once(root)
+        (served,) = parse_config(root.data.models.read("models.config").decode())
+        assert served.versions == tuple(Registry(root.data, "m").state.pushed()), step
+        if step == steps.steps[-1]:
+            assert result.outcome == "nothing_new"
+            continue
         assert result.outcome == "pushed", step
         if step in UNDECIDED:
             assert refreshing.lasts == [None, None]
@@ -142,6 +148,33 @@ def test_killed_between_training_and_push(config: TrainConfig, scripted: Callabl
             assert result.reasons == ("blessed earlier; its push was interrupted",), step
             assert len(refreshing.lasts) == 1
         assert run_once(root).outcome == "nothing_new"
+
+
+def test_a_store_that_fails_while_a_push_is_completed_is_reported_and_nothing_is_trained(
+    config: TrainConfig, scripted: Callable[..., Refreshing]
+) -> None:
+    def interrupted(name: str) -> tuple[TrainConfig, Refreshing]:
+        """A trainer died before its candidate was staged."""
+        root = replace(config, data=DataRoot(config.data.store.child(name)))
+        refreshing = scripted((1, True, ""))
+        with Steps(root.data.url, len(UNDECIDED)).recording():
+            run_once(root)
+        return root, refreshing
+
+    def fail() -> None:
+        raise EngineError("no answer")
+
+    root, refreshing = interrupted("whole")
+    with Steps(root.data.url).recording() as steps:
+        assert run_once(root).outcome == "pushed"
+    assert steps.steps[0] == "append registry/m: staged"
+    for index, step in enumerate(steps.steps):
+        root, refreshing = interrupted(str(index))
+        with pytest.raises(EngineError, match="no answer"), Steps(root.data.url, index, fail).recording():
+            run_once(root)
+        assert refreshing.lasts == [None], step
+        assert run_once(root).outcome == ("nothing_new" if step == steps.steps[-1] else "pushed"), step
+        assert len(Registry(root.data, "m").state.pushed()) == 1
 
 
 def test_interrupted_push_is_judged_again_against_another_champion(
@@ -159,6 +192,26 @@ def test_interrupted_push_is_judged_again_against_another_champion(
     assert refreshing.champions == [2, 1]
     assert refreshing.lasts == ["key2", None]
     assert (result.outcome, result.champion, result.version) == ("pushed", 1, 4)
+
+
+def test_a_candidate_names_the_champion_that_it_was_compared_with(
+    config: TrainConfig, scripted: Callable[..., Refreshing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process rolls back while the candidate is trained."""
+    for seed in (1, 2):
+        scripted((seed, True, ""))
+        run_once(config)
+    refreshing = scripted((3, False, ""))
+
+    def refresh(*given: Any, **keys: Any) -> Any:
+        candidate = refreshing(*given, **keys)
+        rollback(config.data, "m")
+        return candidate
+
+    monkeypatch.setattr(trainer_module, "refresh", refresh)
+    assert (run_once(config).champion, refreshing.champions) == (2, [2])
+    state = Registry(config.data, "m").state
+    assert (state.champion, state.candidates[state.last_candidate].facts["champion"]) == (1, 2)
 
 
 def test_altered_champion_is_no_measure(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
