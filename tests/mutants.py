@@ -1,0 +1,156 @@
+"""Mutation testing: small changes of a room's code, one at a time, each of which a test should notice.
+
+    make mutants ROOM=manifest SAMPLE=200
+
+mutmut makes the changes. It cannot follow the links of the package, so it works on a copy of the checkout in
+build/mutants/, in which each room is a folder of ciml/. A random sample gives the score with its interval; without
+--sample, all changes are tried. A change that survives is printed, with the file that has its text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ciml.intervals import wilson
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build" / "mutants"
+#: What tests of a room read of the checkout, besides code and tests.
+_READ = ["docs", "examples", "deploy", "setup.py", "README.md", "SECURITY.md", "CHANGELOG.md", "requirements.lock"]
+_SELECTED = "not engines and not bench and not interop and not whole"
+#: mutmut's exit codes of a change.
+_STATES = {0: "survived", 1: "killed", 3: "killed", 33: "untested", 36: "timeout", 37: "killed", None: "not tried"}
+
+
+class Room(NamedTuple):
+    """Code that is changed, as patterns of modules in ciml/, and the tests that should notice."""
+
+    code: list[str]
+    tests: list[str]
+
+
+ROOMS = {
+    "core": Room(["*.py"], ["tests/ciml/test_*.py"]),
+    "trust": Room(["trust.py"], ["tests/ciml/test_trust.py"]),
+    "redaction": Room(["events/redaction.py"], ["tests/ciml/events/test_redaction.py"]),
+    "events": Room(["events/*"], ["tests/ciml/events"]),
+    "manifest": Room(["manifest/*"], ["tests/ciml/manifest"]),
+    "runs": Room(["runs/*"], ["tests/runs"]),
+    "feedback": Room(["verdicts/feedback/*"], ["tests/verdicts/feedback"]),
+    "evidence": Room(["verdicts/evidence/*"], ["tests/verdicts/evidence"]),
+    "evaluation": Room(["training/evaluation/*"], ["tests/training"]),
+    "calibration": Room(["training/calibration/*"], ["tests/training"]),
+    "contract": Room(["serving/contract.py"], ["tests/serving"]),
+    "registry": Room(["serving/registry.py"], ["tests/serving"]),
+    "push": Room(["serving/push.py"], ["tests/serving"]),
+    "fetch": Room(["transforms/fetch/*"], ["tests/transforms/fetch"]),
+    "adapters": Room(["integrations/*/adapter.py", "integrations/zuul.py"], ["tests/integrations"]),
+    "spool": Room(["recorder/spool/*"], ["tests/recorder"]),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("room", choices=ROOMS)
+    parser.add_argument("--sample", type=int, help="number of changes, drawn at random; default: all")
+    parser.add_argument("--minutes", type=float, default=30.0, help="most time for them; the rest is not tried")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    options = parser.parse_args()
+    room, work = ROOMS[options.room], BUILD / options.room
+    copy_checkout(work, room)
+    mutmut(work, "run", "no_such_change", minutes=options.minutes)  # makes all, and finds the tests of each
+    names = sorted(states(work))
+    if options.sample is not None and options.sample < len(names):
+        names = random.Random(options.seed).sample(names, options.sample)
+    mutmut(work, "run", *names, minutes=options.minutes)
+    report(work, names)
+
+
+def copy_checkout(work: Path, room: Room) -> None:
+    """Copy the checkout to a folder in which rooms are folders of ciml/, with mutmut's settings."""
+    shutil.rmtree(work, ignore_errors=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    rooms = {link.name for link in (ROOT / "ciml").iterdir() if link.is_symlink()}
+    for name in listed.stdout.splitlines():
+        source = ROOT / name
+        if source.is_file() and not source.is_symlink():
+            target = work / ("ciml" if name.split("/")[0] in rooms else "") / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    settings = {
+        "source_paths": ["ciml"],
+        "only_mutate": [f"ciml/{pattern}" for pattern in room.code],
+        "also_copy": _READ,
+        "pytest_add_cli_args": ["-p", "no:randomly", "-p", "no:xdist", "-m", _SELECTED],
+        "pytest_add_cli_args_test_selection": [
+            str(path.relative_to(ROOT)) for pattern in room.tests for path in sorted(ROOT.glob(pattern))
+        ],
+        "process_isolation": "forkserver",
+        "track_dependencies": False,
+    }
+    with (work / "pyproject.toml").open("a") as out:
+        out.write("\n[tool.mutmut]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+
+
+def mutmut(work: Path, *words: str, minutes: float) -> None:
+    """Run a command of mutmut, which keeps what it found if the time is over."""
+    command = [sys.executable, "-m", "mutmut", *words, "--max-children", str(os.cpu_count() or 1)]
+    try:
+        subprocess.run(command, cwd=work, env={**os.environ, "CIML_TESTS": "quick"}, timeout=60 * minutes, check=False)
+    except subprocess.TimeoutExpired:
+        print(f"the time of {minutes:g} minutes is over", file=sys.stderr)
+
+
+def states(work: Path) -> dict[str, str]:
+    """Return the state of each change by its name."""
+    found = {}
+    for meta in sorted((work / "mutants").rglob("*.py.meta")):
+        for name, code in json.loads(meta.read_text())["exit_code_by_key"].items():
+            found[name] = _STATES.get(code, "killed")
+    return found
+
+
+def survivors(work: Path, names: list[str]) -> Iterator[str]:
+    """Yield each change that no test noticed, as a diff."""
+    found = states(work)
+    for name in names:
+        if found[name] in ("survived", "untested"):
+            shown = subprocess.run(
+                [sys.executable, "-m", "mutmut", "show", name], cwd=work, capture_output=True, text=True, check=False
+            )
+            yield shown.stdout
+
+
+def report(work: Path, names: list[str]) -> None:
+    """Print counts and the score by module, and where the survivors are."""
+    found = states(work)
+    by_module: dict[str, Counter[str]] = {}
+    for name in names:
+        module = name.partition(".x_")[0].partition(".xǁ")[0]
+        by_module.setdefault(module, Counter())[found[name]] += 1
+    total = sum(by_module.values(), Counter[str]())
+    for module, counts in (*sorted(by_module.items()), ("all", total)):
+        tried = counts.total() - counts["not tried"]
+        killed = counts["killed"] + counts["timeout"]
+        low, high = wilson(killed, tried)
+        score = f"{killed / tried:.3f}, {low:.3f} to {high:.3f}" if tried else "none tried"
+        print(f"{module:45} killed {killed:4} of {tried:4}: {score}  {dict(counts)}")
+    diffs = work / "survivors.diff"
+    diffs.write_text("\n".join(survivors(work, names)))
+    print(f"survivors: {diffs}")
+
+
+if __name__ == "__main__":
+    main()
