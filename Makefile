@@ -5,6 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOAK   ?= 30min
+SAMPLE ?= 200
+MINUTES ?= 30
 # Five processes on two cores: tests often wait for an engine. Tests of a file share their fixtures; files are begun in the
 # order of collection, the longest first. All processes share a broker, and one of them runs the tests on Flink (tests/conftest.py).
 PROCESSES ?= 5
@@ -18,7 +20,7 @@ LOCK = --quiet pyproject.toml --generate-hashes --python-version 3.11 --no-annot
 # Tests start hundreds of processes, each of which would compile the same modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo check test tests coverage interop lint type layers bench faults fuzz lock locks dist release sbom images clean
+.PHONY: help install demo check test tests coverage mutants interop lint type layers bench faults fuzz lock locks dist release sbom images clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +54,9 @@ tests: install
 coverage: install ## lines and branches that the short tests reach: a table, and pages in coverage/
 	CIML_TESTS=quick $(BIN)/python -m pytest $(PARALLEL) -m "not engines and not bench and not interop and not whole" \
 	  --cov --cov-report=html:coverage --cov-report=term:skip-covered $(PYTEST)
+
+mutants: install ## SAMPLE small changes of ROOM's code, each of which a test should notice; MINUTES bound the time
+	$(BIN)/python -m tests.mutants $(ROOM) --sample $(SAMPLE) --minutes $(MINUTES)
 
 interop: install ## slow proofs: wheels, a real Zuul, API server and Prometheus, 5,000 simulated worlds, faults, a soak of SOAK=30min
 	$(BIN)/python -m pytest -m interop --timeout 3600 -s $(PYTEST)
