@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -304,3 +305,19 @@ def test_a_missing_extra_is_one_line(
 
 def test_a_module_of_no_extra_is_an_internal_error() -> None:
     assert missing_extra(ModuleNotFoundError("No module named 'x'", name="x")) is None
+
+
+@pytest.mark.parametrize(
+    ("room", "extra"), [("serve", "serve"), ("train", "train"), ("data", "pipelines"), ("", "pipelines")]
+)
+def test_of_several_extras_of_a_module_that_of_the_importing_room_is_named_or_the_last(
+    room: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert EXTRAS["grpc"] == ("serve", "train", "pipelines")
+    monkeypatch.setitem(sys.modules, "ciml.room", types.SimpleNamespace(EXTRA=room))
+    missing = "raise ModuleNotFoundError(\"No module named 'grpc.aio'\", name='grpc.aio')"
+    with pytest.raises(ModuleNotFoundError) as caught:
+        exec(missing, {"__name__": "ciml.room.inner"})
+    error = missing_extra(caught.value)
+    assert error is not None
+    assert error.extra == extra

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from ciml.digest import canonical_json
 from ciml.errors import CimlError, IntegrityError, RejectedInput
-from ciml.events.cloudevents import FINISHED, QUEUED, REASONS, STARTED, decode_message, finished_event, run_event
+from ciml.events.cloudevents import (
+    FINISHED,
+    QUEUED,
+    REASONS,
+    STARTED,
+    DecodedRuns,
+    decode_message,
+    finished_event,
+    run_event,
+)
 from ciml.events.outcomes import outcome_of
 from ciml.events.payloads import message_of, payload_of
 from ciml.events.records import Message, RunFacts
@@ -202,6 +211,7 @@ def test_size_limit() -> None:
         ({"id": "  "}, "missing_field", "id"),
         ({"id": "a\nb"}, "bad_field", "id: holds an unprintable character"),
         ({"id": "x" * 513}, "bad_field", "id: 513 characters, at most 512"),
+        ({"id": "https://h/a?sig=REDACTED"}, "bad_field", "id: holds a user name, a password or a token"),
         ({"source": None}, "missing_field", "source"),
         ({"source": ["zuul"]}, "bad_field", "source: want a text, not a list"),
         ({"source": "a b"}, "bad_field", "source: want a URI reference"),
@@ -307,6 +317,14 @@ def test_several_runs_in_one_event() -> None:
     assert rejection(bare({"runs": [*most, RUN]})).reason == "too_many_runs"
     attempts = decode_message(bare({"runs": [RUN, {**RUN, "attempt": 2}]})).run_facts
     assert [facts.run_id for facts in attempts] == [f"zuul~{UUID}~1", f"zuul~{UUID}~2"]
+
+
+def test_of_several_runs_with_one_id_the_first_counts() -> None:
+    runs = DecodedRuns()
+    addresses = [f"https://h/{name}?sig={SECRET}" for name in ("first", "second")]
+    assert {runs.add({**RUN, "log_url": address}, "zuul", "finished") for address in addresses} == {FACTS.run_id}
+    assert runs.facts == {FACTS.run_id: FACTS.replace(log_url="https://h/first?sig=REDACTED")}
+    assert runs.addresses == {FACTS.run_id: addresses[0]}
 
 
 def test_each_run_of_an_event_has_a_message_of_its_own() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ciml.errors import CimlError, EngineError, RejectedInput
@@ -187,6 +187,8 @@ line_bytes = (
 
 @settings(max_examples=tries(300))
 @given(lines=st.lists(line_bytes, max_size=20), ended=st.booleans())
+@example(lines=[b"x" * 12], ended=False)
+@example(lines=[b"x" * 13, b"y" * 12], ended=True)
 def test_any_file_is_read_line_by_line(tmp_path_factory: Any, lines: list[bytes], ended: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():

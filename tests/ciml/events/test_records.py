@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from ciml.events.records import FactUpdate, Outcome, RawFile, Record, RunFacts, Trust
+from ciml.events.records import FactUpdate, Outcome, RawFile, Record, RunFacts, Trust, facts_of_row, rows_of
 
 MENTION = {"run_id": "zuul~a~1", "build_uuid": "a", "build_name": "unit"}
 FILE = {"path": "job=unit/date=2026-11-29/a.parquet", "digest": "d", "rows": 1, "size": 2}
@@ -38,3 +38,14 @@ def test_outcomes_share_their_payload_and_equal_decisions() -> None:
     assert first.payload is second.payload is stored["payload"]
     assert first.trust is second.trust
     assert first.trust == Trust(True, "gate", "p")
+
+
+def test_rows_are_runs_first_and_have_the_facts_that_earlier_updates_joined() -> None:
+    run = {"mention": MENTION, "joined": {"branch": "main"}}
+    reclaim = {"mention": {**MENTION, "branch": "fix", "review": "own"}, "joined": {"branch": "main"}}
+    assert rows_of({"reclaims": [reclaim], "runs": [run]}) == [run, reclaim]
+    assert rows_of({"runs": [run]}) == [run]
+    assert [(facts.branch, facts.review) for facts in map(facts_of_row, (run, reclaim))] == [
+        ("main", ""),
+        ("main", "own"),
+    ]

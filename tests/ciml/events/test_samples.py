@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -222,6 +223,19 @@ def test_a_table_has_each_sample_once_in_the_order_of_its_recording() -> None:
         LOAD: [10, 20, 30, None],
         "net/lo:recv": [None, None, None, 7],
     }
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 3), min_size=1)), min_size=1, max_size=4))
+def test_a_table_has_the_first_copy_of_each_sample_of_each_start(found: list[tuple[int, list[int]]]) -> None:
+    values = itertools.count()
+    parts: list[Samples] = []
+    first: dict[tuple[int, int], float] = {}
+    for start, numbers in found:
+        rows = [(number, START_US, False, [float(next(values))]) for number in numbers]
+        parts.append(samples(*rows, columns=(USR,), recorder_us=START_US + start))
+        for number, _, _, (value,) in rows:
+            first.setdefault((start, number), value)
+    assert to_table(parts).column(USR).to_pylist() == [first[sample] for sample in sorted(first)]
 
 
 def test_real_runs_come_back_as_their_tables() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ciml.errors import RejectedInput
 from ciml.events import reviews as reviews_module
 from ciml.events.records import FactUpdate, RunFacts
-from ciml.events.reviews import Statement
+from ciml.events.reviews import Statement, merged_subject
 from ciml.events.updates import (
     UPDATABLE,
     fact_update,
@@ -35,6 +35,9 @@ updates = st.builds(
     st.sampled_from([None, 1, 2, 3]),
     st.integers(0, 5),
 )
+
+
+reviews = st.sampled_from(["approved", "dismissed", "changes_requested", "merged", "vetoed", "own"])
 
 
 def said(*found: tuple[FactUpdate, str]) -> dict[str, Statement]:
@@ -81,6 +84,62 @@ def test_what_is_said_of_an_earlier_subject_counts_first() -> None:
         assert join_facts(PROVED, [earlier, said(update(1, **lasting))]) == PROVED.replace(
             **{"fork": "no", "review": "dismissed", **lasting}
         )
+
+
+LASTING = ("merged", "vetoed", "own")
+
+
+@given(st.sampled_from([RUN, PROVED]), st.lists(st.tuples(st.sampled_from(["", "hmac-sha256"]), reviews), max_size=5))
+def test_the_first_subject_counts_unless_another_is_proved_or_lasting(
+    run: RunFacts, found: list[tuple[str, str]]
+) -> None:
+    counted = [(auth, value) for auth, value in found if auth or not run.auth]
+    _, expected = max(counted, key=lambda review: (bool(review[0]), review[1] in LASTING), default=("", ""))
+    assert join_facts(run, [said(update(auth=auth, review=value)) for auth, value in found]).review == expected
+
+
+EXECUTED = RUN.replace(project="p", branch="main")
+
+
+@pytest.mark.parametrize(
+    ("auth", "review", "target", "parents", "merged", "expected"),
+    [
+        # A value that ends in "!" comes without a proof.
+        ("ssh", "partly_approved", "main", "a", ["a"], "approved"),
+        ("ssh", "partly_approved", "main", "a b", ["a", "b"], "approved"),
+        ("ssh", "partly_approved", "main", "a b", ["a"], "partly_approved"),
+        ("ssh", "partly_approved", "main", "a", ["a!"], "partly_approved"),
+        ("ssh", "partly_approved", "main", "a", [], "partly_approved"),
+        ("ssh", "partly_approved", "main", "", ["a"], "partly_approved"),
+        ("ssh", "partly_approved", "", "a", ["a"], "approved"),
+        ("ssh", "partly_approved", "stable", "a", ["a"], "partly_approved"),
+        ("", "partly_approved", "main!", "a", ["a"], "partly_approved"),
+        ("", "partly_approved", "main", "a!", ["a"], "partly_approved"),
+        ("", "partly_approved!", "main!", "a!", ["a!"], "approved"),
+        ("ssh", "merged", "main", "a", [], "merged"),
+        ("ssh", "merged", "", "", [], "merged"),
+        ("ssh", "merged", "stable", "a", ["a"], "partly_approved"),
+        ("", "merged", "main!", "", [], "partly_approved"),
+        ("ssh", "vetoed", "stable", "a", ["a"], "vetoed"),
+    ],
+)
+def test_a_review_covers_what_is_merged_and_each_part_is_as_proved(
+    auth: str, review: str, target: str, parents: str, merged: list[str], expected: str
+) -> None:
+    texts = {"review": review, "target": target, "parents": parents}
+    found = [
+        update(auth="" if text.endswith("!") else "ssh", **{name: text.removesuffix("!")})
+        for name, text in texts.items()
+        if text
+    ]
+    merges = {
+        merged_subject("p", "main", commit.removesuffix("!")): said(
+            update(auth="" if commit.endswith("!") else "ssh", review="merged")
+        )
+        for commit in merged
+    }
+    run = EXECUTED.replace(auth=auth)
+    assert join_facts(run, [said(*found)], lambda subject: merges.get(subject, {})).review == expected
 
 
 def test_an_update_without_proof_changes_no_proved_run() -> None:

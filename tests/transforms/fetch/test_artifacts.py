@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import logging
 import tempfile
@@ -109,10 +110,13 @@ def test_a_job_name_is_never_a_pattern(name: str) -> None:
 def test_an_artifact_is_made_while_its_job_runs() -> None:
     """A rerun that uploads under the same name without overwriting leaves the artifact of the attempt before."""
     none = "none of 1 artifacts is of this job"
-    assert chosen(listed(1, "ciml-42", START_US - 61_000_000)) == none
-    assert chosen(listed(1, "ciml-42", NOW + 61_000_000)) == none
-    assert chosen(listed(1, "ciml-42", NOW + 30_000_000)) == 1
-    assert chosen(listed(1, "ciml-42", NOW - 5), listed(2, "ciml-42", NOW - 9_000_000)) == 1
+    earliest, latest = START_US - 60_000_000, NOW + 60_000_000
+    assert [chosen(listed(1, "ciml-42", time_us)) for time_us in (earliest, latest)] == [1, 1]
+    assert [chosen(listed(1, "ciml-42", time_us)) for time_us in (earliest - 1_000_000, latest + 1_000_000)] == [
+        none
+    ] * 2
+    made = [listed(number, "ciml-42", NOW - age) for number, age in enumerate((9_000_000, 0, 5_000_000), 1)]
+    assert {chosen(*order) for order in itertools.permutations(made)} == {2}  # the newest
     assert chosen(listed(1, "ciml-42", START_US - 61_000_000), facts=JOB._replace(start_us=None)) == 1
     for time in (None, "yesterday", 17, "2026-11-26T00:00:00"):
         assert chosen(listed(1, "ciml-42") | {"created_at": time}) in (1, none)

@@ -184,8 +184,24 @@ def test_a_slow_host_does_not_hold_up_the_others(server: LogServer) -> None:
     assert logs == [LOG] * 40
     assert [(outcome.kind, outcome.reason) for outcome in settled] == [("deferred", "log_timeout")] * 40
     assert took < 1.5  # not 40 × 0.5 s ÷ 16
-    assert sum(slow.asked.values()) <= 16
+    assert sum(slow.asked.values()) <= 11  # half of the threads, and three that follow a timeout
     assert {outcome.detail for outcome in settled} > {"its host timed out for other logs"}
+
+
+@pytest.mark.parametrize(
+    ("paths", "asked"),
+    [("ssspsssp", 8), ("sssspppp", 4), ("pssssp", 5), ("sssmssssp", 8)],
+)
+def test_a_host_is_left_after_four_timeouts_in_a_row(server: LogServer, paths: str, asked: int) -> None:
+    names = {"s": "stall", "p": "plain", "m": "missing"}
+    urls = [f"{server.url}/{names[path]}/{number}" for number, path in enumerate(paths)]
+    seconds: list[float] = []
+    fetcher = Fetcher(allow(server, threads=1, read_s=0.05))
+    batch = Batch(None, [], [pending(url, number=number) for number, url in enumerate(urls)])
+    fetched = fetcher.fetch(batch, NOW, seconds).pending_runs
+    fetcher.close()
+    assert len(server.asked) == len(seconds) == asked
+    assert [pending.origin.offset for pending in fetched] == [at for at in range(asked) if paths[at] == "p"]
 
 
 def test_a_batch_has_an_end(server: LogServer) -> None:

@@ -1,0 +1,28 @@
+"""The starts of a recorder in a log: what a preamble lacks comes from an earlier one, except for its date."""
+
+from __future__ import annotations
+
+from ciml.dstat import epoch_us, interval_of, split_segments
+
+HEADER = b'"system","load avg"\n"time","1m"\n24-11 12:00:00,1\n'
+
+
+def test_a_start_has_the_lines_of_its_own_preamble_or_of_an_earlier_one() -> None:
+    log = b'"dool 1.3.8 CSV output"\n"Cmdline:","dool -t 5",,,,"Date:","24 Nov 2026 12:00:00 CET"\n' + HEADER * 2
+    log += b'"Cmdline:","dool -t 7",,,,"Date:","25 Nov 2026 12:00:00"\n' + HEADER
+    log += b'"Date:","31 Dec 9999 12:00:00 UTC"\n' + HEADER
+    first, second = (epoch_us(2026, 11, day, 12) for day in (24, 25))
+    assert [
+        (segment.recorder, segment.interval_s, segment.zone, segment.date_us, segment.near_us)
+        for segment in split_segments(log)
+    ] == [
+        ("dool 1.3.8", 5.0, "CET", first, first),
+        ("dool 1.3.8", 5.0, "CET", None, first),
+        ("dool 1.3.8", 7.0, "", second, second),
+        ("dool 1.3.8", 7.0, "UTC", None, epoch_us(9999, 12, 31, 12)),
+    ]
+
+
+def test_the_interval_is_the_first_operand_and_no_value_of_an_option() -> None:
+    commands = {b"dool -cdn 10 5": 10.0, b"dool -C 0,1 --output x 2.5": 2.5, b"dstat -N 3": 1.0, b"5": 1.0, b"": 1.0}
+    assert {command: interval_of(command) for command in commands} == commands
