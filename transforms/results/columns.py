@@ -1,7 +1,11 @@
 """Find which column of a table is which field of a listing: by the user's mapping, by name or by content.
 
-A field is called *ours*, the table's column for it *theirs*. `find_columns` finds them. Other columns become labels.
-`suggest` names labels that look like a field without a column.
+A *field* is one of ciml's, a *column* one of the table's. `find_columns` looks for the column of each field in three
+steps, and each step uses only the fields and columns that the steps before left: the mapping, the columns' names, and
+the columns' values. Other columns become labels. `suggest` names labels that look like a field without a column.
+
+``columns.toml`` has three tables: ``synonyms``, by field the names that its columns usually have; ``aliases``, other
+names of fields that users may write in a mapping; and ``meanings``, the fields that every run needs, for messages.
 """
 
 from __future__ import annotations
@@ -37,7 +41,13 @@ How = Literal["given", "name", "content"]
 
 
 class Guess(NamedTuple):
-    """A field of the listing (ours), the table's column for it (theirs), and how it was found."""
+    """The column of a field.
+
+    Attributes:
+      ours: the field.
+      theirs: the table's column.
+      how: how it was found.
+    """
 
     ours: str
     theirs: str
@@ -61,8 +71,8 @@ class Columns:
     @property
     def not_found(self) -> tuple[str, ...]:
         """The fields without a column, in the order of `SYNONYMS`."""
-        guessed = {guess.ours for guess in self.guesses}
-        return tuple(ours for ours in SYNONYMS if ours not in guessed)
+        found = {guess.ours for guess in self.guesses}
+        return tuple(field for field in SYNONYMS if field not in found)
 
     def theirs(self, ours: str) -> str:
         """Return the table's column for a field, or ""."""
@@ -82,78 +92,89 @@ def find_columns(
     Args:
       columns: the names of the table's columns.
       sample: some of its rows, by column.
-      mapping: the user's mapping, their column → our field, or → `LEAVE_OUT`. It takes precedence.
+      mapping: the user's mapping, column → field, or → `LEAVE_OUT`. It takes precedence.
       table: the table's name, for messages.
 
     Raises:
       CimlError: if the mapping has an unknown column or field, or a field that every run needs has no column.
     """
-    mapped = _check_mapping(columns, mapping, table)
-    left_out = [name for name in columns if _INDEX.fullmatch(name) and name not in mapped]
-    left_out += [name for name, ours in mapped.items() if ours == LEAVE_OUT]
-    guesses = {ours: Guess(ours, theirs, "given") for theirs, ours in mapped.items() if ours != LEAVE_OUT}
-    unused = [name for name in columns if name not in left_out and name not in mapped]
-    by_name: dict[str, str] = {}
-    for name in unused:
-        by_name.setdefault(normal_name(name), name)
-        by_name.setdefault(_UNIT.sub("", normal_name(name)), name)
-    for ours, synonyms in SYNONYMS.items():
-        theirs = next((by_name[synonym] for synonym in synonyms if by_name.get(synonym, "") in unused), None)
-        if ours not in guesses and theirs is not None:
-            guesses[ours] = Guess(ours, theirs, "name")
-            unused.remove(theirs)
-    for ours, theirs in _guess_by_content(unused, sample, guesses.keys()).items():
-        guesses[ours] = Guess(ours, theirs, "content")
-        unused.remove(theirs)
-    _check_needed(columns, guesses.keys(), table)
-    return Columns(tuple(guesses[ours] for ours in SYNONYMS if ours in guesses), tuple(unused), tuple(left_out))
+    given = _check_mapping(columns, mapping, table)
+    skipped = [column for column in columns if _INDEX.fullmatch(column) and column not in given]
+    skipped += [column for column, field in given.items() if field == LEAVE_OUT]
+    found = {field: Guess(field, column, "given") for column, field in given.items() if field != LEAVE_OUT}
+    unused = [column for column in columns if column not in skipped and column not in given]
+    found |= _find_by_name(unused, found.keys())
+    unused = _without(unused, found)
+    found |= _find_by_content(unused, sample, found.keys())
+    _check_needed(columns, found.keys(), table)
+    guesses = tuple(found[field] for field in SYNONYMS if field in found)
+    return Columns(guesses, tuple(_without(unused, found)), tuple(skipped))
+
+
+def _without(columns: Sequence[str], found: Mapping[str, Guess]) -> list[str]:
+    """Return the columns of no field."""
+    used = {guess.theirs for guess in found.values()}
+    return [column for column in columns if column not in used]
 
 
 def _check_mapping(columns: Sequence[str], mapping: Mapping[str, str], table: str) -> dict[str, str]:
-    """Return the user's mapping with the fields' own names."""
-    mapped: dict[str, str] = {}
-    for theirs, name in mapping.items():
-        if theirs not in columns:
-            similar = difflib.get_close_matches(theirs[:200], columns, n=1)
+    """Return the user's mapping with the fields' own names instead of aliases."""
+    fields: dict[str, str] = {}
+    for column, name in mapping.items():
+        if column not in columns:
+            similar = difflib.get_close_matches(column[:200], columns, n=1)
             hint = f"did you mean {similar[0]!r:.80}?" if similar else f"it has {_listed(columns)}"
-            raise CimlError(f"{table}: no column {theirs!r:.80}; {hint}")
-        ours = _NAMES["aliases"].get(name, name)
-        if ours not in SYNONYMS and ours != LEAVE_OUT:
+            raise CimlError(f"{table}: no column {column!r:.80}; {hint}")
+        field = _NAMES["aliases"].get(name, name)
+        if field not in SYNONYMS and field != LEAVE_OUT:
             raise CimlError(f"unknown field {name!r:.80}; choose from {', '.join(SYNONYMS)}, or {LEAVE_OUT} for none")
-        if ours != LEAVE_OUT and ours in mapped.values():
-            raise CimlError(f"{ours} has two columns, {theirs!r:.80} is the second; give one")
-        mapped[theirs] = ours
-    return mapped
+        if field != LEAVE_OUT and field in fields.values():
+            raise CimlError(f"{field} has two columns, {column!r:.80} is the second; give one")
+        fields[column] = field
+    return fields
 
 
-def _guess_by_content(
-    unused: Sequence[str], sample: Sequence[Mapping[str, Any]], found: Collection[str]
-) -> dict[str, str]:
-    """Return the column of each needed field that is not ``found``, if the values of exactly one column fit."""
-    cells_of: dict[str, list[Any]] = {}
-    for name in unused:
-        cells = [row.get(name) for row in sample]
-        cells_of[name] = [cell for cell in cells if not is_missing(cell)]
-    guesses: dict[str, str] = {}
+def _find_by_name(columns: Sequence[str], known: Collection[str]) -> dict[str, Guess]:
+    """Return the columns of fields that are not ``known``, by their names, which may end with a unit.
 
-    def fitting(fits: Callable[[list[Any]], bool]) -> list[str]:
-        free = [name for name in unused if name not in guesses.values()]
-        return [name for name in free if cells_of[name] and fits(cells_of[name])]
+    The likeliest synonym of a field counts. A column is that of the first field whose synonym it has.
+    """
+    by_name: dict[str, str] = {}
+    for column in columns:
+        by_name.setdefault(normal_name(column), column)
+        by_name.setdefault(_UNIT.sub("", normal_name(column)), column)
+    found: dict[str, Guess] = {}
+    for field in SYNONYMS:
+        free = _without([by_name[name] for name in SYNONYMS[field] if name in by_name], found)
+        if free and field not in known:
+            found[field] = Guess(field, free[0], "name")
+    return found
 
-    if "start_time" not in found and "end_time" not in found:
-        times = fitting(are_times)
+
+def _find_by_content(
+    columns: Sequence[str], sample: Sequence[Mapping[str, Any]], known: Collection[str]
+) -> dict[str, Guess]:
+    """Return the columns of needed fields that are not ``known``, if the values of exactly one column fit."""
+    found: dict[str, Guess] = {}
+    if "start_time" not in known and "end_time" not in known:
+        times = _fitting(columns, sample, are_times)
         if len(times) == 2 and are_ordered(sample, times[1], times[0]):
             times.reverse()
-        if len(times) == 1:
-            guesses["start_time"] = times[0]
-        elif len(times) == 2 and are_ordered(sample, times[0], times[1]):
-            guesses["start_time"] = times[0]
-            guesses["end_time"] = times[1]
-    for ours, fits in _FITS.items():
-        names = [] if ours in found else fitting(fits)
-        if len(names) == 1:
-            guesses[ours] = names[0]
-    return guesses
+        if len(times) == 1 or (len(times) == 2 and are_ordered(sample, times[0], times[1])):
+            found = {field: Guess(field, column, "content") for field, column in zip(_TIMES, times, strict=False)}
+    for field, fits in _FITS.items():
+        fitting = _fitting(_without(columns, found), sample, fits)
+        if len(fitting) == 1 and field not in known:
+            found[field] = Guess(field, fitting[0], "content")
+    return found
+
+
+def _fitting(
+    columns: Sequence[str], sample: Sequence[Mapping[str, Any]], fits: Callable[[list[Any]], bool]
+) -> list[str]:
+    """Return the columns that have values, all of which fit."""
+    values_of = {column: [row[column] for row in sample if not is_missing(row.get(column))] for column in columns}
+    return [column for column, values in values_of.items() if values and fits(values)]
 
 
 def _time_us(cell: Any) -> int | None:
@@ -190,18 +211,19 @@ _FITS: Mapping[str, Callable[[list[Any]], bool]] = {
 
 def _check_needed(columns: Sequence[str], found: Collection[str], table: str) -> None:
     """Raise `CimlError` if a field that every run needs is not ``found``."""
-    missing = {ours: meaning for ours, meaning in _NAMES["meanings"].items() if ours not in found}
+    missing = {field: f"the {meaning}" for field, meaning in _NAMES["meanings"].items() if field not in found}
     if "start_time" not in found and "end_time" not in found:
-        missing["start_time"] = "start or end time"
-    if missing:
-        *meanings, last = [f"the {meaning}" for meaning in missing.values()]
-        problem = f"no column is {', '.join(meanings)} or {last}" if meanings else f"no column is {last}"
-        options = " ".join(f"--map COLUMN={ours}" for ours in missing)
-        pronoun = "them" if meanings else "it"
-        raise CimlError(
-            f"{table}: {problem}; name {pronoun} by {options}, or add {pronoun}{_header_hint(columns)}; columns: "
-            f"{_listed(columns)}"
-        )
+        missing["start_time"] = "the start or end time"
+    if not missing:
+        return
+    *others, last = missing.values()
+    meanings = f"{', '.join(others)} or {last}" if others else last
+    pronoun = "them" if others else "it"
+    options = " ".join(f"--map COLUMN={field}" for field in missing)
+    raise CimlError(
+        f"{table}: no column is {meanings}; name {pronoun} by {options}, or add {pronoun}{_header_hint(columns)}; "
+        f"columns: {_listed(columns)}"
+    )
 
 
 def _header_hint(columns: Sequence[str]) -> str:
@@ -251,47 +273,48 @@ def suggest(columns: Columns, sample: Sequence[Mapping[str, Any]]) -> tuple[Sugg
       sample: some of its rows, by column.
     """
     suggestions: list[Suggestion] = []
-    unused = list(columns.labels)
-    for ours in columns.not_found:
-        is_time = ours in _TIMES
-        names = _time_columns(ours, unused, columns, sample) if is_time else unused
-        similar = _most_similar(ours, names)
-        if similar is not None:
-            theirs, synonym = similar
-            why = "holds times" if is_time else f"is spelled like {synonym}"
-        elif is_time and len(names) == 1:
-            theirs = names[0]
-            why = "holds times"
-        else:
-            continue
-        suggestions.append(Suggestion(ours, theirs, why))
-        unused.remove(theirs)
+    unused = columns.labels
+    for field in columns.not_found:
+        suggestion = _suggest_for(field, unused, columns, sample)
+        if suggestion is not None:
+            suggestions.append(suggestion)
+            unused = tuple(column for column in unused if column != suggestion.theirs)
     return tuple(suggestions)
 
 
-def _time_columns(ours: str, unused: Sequence[str], columns: Columns, sample: Sequence[Mapping[str, Any]]) -> list[str]:
+def _suggest_for(
+    field: str, unused: Sequence[str], columns: Columns, sample: Sequence[Mapping[str, Any]]
+) -> Suggestion | None:
+    """Suggest one of the unused columns for a field; None if none, or more than one column of times, may be meant."""
+    if field not in _TIMES:
+        similar = _most_similar(field, unused)
+        return Suggestion(field, similar[0], f"is spelled like {similar[1]}") if similar else None
+    time_columns = _time_columns(field, unused, columns, sample)
+    similar = _most_similar(field, time_columns)
+    if similar is None and len(time_columns) != 1:
+        return None
+    return Suggestion(field, similar[0] if similar else time_columns[0], "holds times")
+
+
+def _time_columns(
+    field: str, unused: Sequence[str], columns: Columns, sample: Sequence[Mapping[str, Any]]
+) -> list[str]:
     """Return the columns whose values may be the start, or the end, of the runs."""
-    fitting = []
-    for name in unused:
-        cells = [row.get(name) for row in sample]
-        times = [cell for cell in cells if not is_missing(cell)]
-        if not times or not are_times(times):
-            continue
-        start = name if ours == "start_time" else columns.theirs("start_time")
-        end = name if ours == "end_time" else columns.theirs("end_time")
-        if are_ordered(sample, start, end):
-            fitting.append(name)
-    return fitting
+    times = _fitting(unused, sample, are_times)
+    if field == "start_time":
+        return [column for column in times if are_ordered(sample, column, columns.theirs("end_time"))]
+    return [column for column in times if are_ordered(sample, columns.theirs("start_time"), column)]
 
 
-def _most_similar(ours: str, names: Sequence[str]) -> tuple[str, str] | None:
+def _most_similar(field: str, columns: Sequence[str]) -> tuple[str, str] | None:
     """Return the column whose name is most like a synonym of the field, and the synonym; None if none is alike."""
-    columns = {normal_name(name)[:200]: name for name in reversed(names)}
-    matches = []
-    for synonym in SYNONYMS[ours]:
-        for name in difflib.get_close_matches(synonym, columns, n=1, cutoff=_MIN_SIMILARITY):
-            matches.append((difflib.SequenceMatcher(None, synonym, name).ratio(), name, synonym))
+    column_of = {normal_name(column)[:200]: column for column in reversed(columns)}
+    matches = [
+        (difflib.SequenceMatcher(None, synonym, name).ratio(), name, synonym)
+        for synonym in SYNONYMS[field]
+        for name in difflib.get_close_matches(synonym, column_of, n=1, cutoff=_MIN_SIMILARITY)
+    ]
     if not matches:
         return None
     _, name, synonym = max(matches)
-    return columns[name], synonym
+    return column_of[name], synonym
