@@ -1,7 +1,12 @@
-"""Draw the plots of an experiment's results."""
+"""Draw the plots of an experiment's results.
+
+A function ``…_plot`` returns a `Plot`: its title, which is the finding, its caption, its size, and the function that
+draws it when the image is needed.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -36,53 +41,59 @@ from ciml.reports.experiments.views import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Number of classes whose curves share a pair of axes.
 MOST_CURVES = len(COLORS) - 1
 #: Cells of larger matrices show counts only.
 _MOST_SHARES = 10
-#: Styles of one-number baselines; other baselines are black strokes.
-_NUMBERS = (
+#: Heights in inches of a row of bars, of the title and ticks of a panel, and of the legend of a figure.
+_BAR_INCHES, _PANEL_INCHES, _LEGEND_INCHES = 0.29, 0.8, 0.75
+#: Markers of the first and the second one-number baseline; other baselines are black strokes.
+_NUMBERS: Sequence[Mapping[str, Any]] = (
     {"marker": "D", "markersize": 5, "markerfacecolor": "none", "color": "#D55E00"},
     {"marker": "s", "markersize": 5, "markerfacecolor": "none", "color": "#009E73"},
 )
-_STROKE = {"marker": "|", "markersize": 13, "markeredgewidth": 2, "color": "#222222"}
+_STROKE: Mapping[str, Any] = {"marker": "|", "markersize": 13, "markeredgewidth": 2, "color": "#222222"}
 
 
 def confusion_plot(confusion: Figures) -> Plot:
     """Plot the confusion matrix: counts and row shares."""
     names, counts = folded_confusion(confusion)
     labels = distinct(names, 20)
-    totals = counts.sum(axis=1)
-    shares = counts / np.maximum(totals, 1)[:, None]
-    errors = counts * (1 - np.eye(len(counts), dtype=np.int64))
-    row, column = np.unravel_index(int(errors.argmax()), errors.shape)
-    title = "No run is misclassified"
-    if errors.any():
-        title = f"Most frequent error: {labels[row]} classified as {labels[column]}, "
-        title += f"{errors.max():,} of {totals[row]:,} runs"
-    side = min(WIDE - 0.4, 2.6 + 0.62 * len(names))
-    dense = len(names) > _MOST_SHARES
-    texts = {
-        cell: f"{counts[cell]:,}" if dense else f"{counts[cell]:,}\n{100 * shares[cell]:.0f} %"
-        for cell in np.ndindex(counts.shape)
-        if counts[cell] or not dense
-    }
-
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        rows = [f"{name} ({total:,})" for name, total in zip(labels, totals, strict=True)]
-        shades: Any = {"cmap": "Blues", "vmin": 0, "vmax": 1}
-        draw_matrix(axes, shares, rows, labels, texts, dark=shares > 0.5, size=7 if dense else 8, **shades)
-        if len(names) > 4:
-            axes.set_xticks(np.arange(len(names)), labels, rotation=40, ha="right", rotation_mode="anchor")
-        axes.set(xlabel="predicted class", ylabel="true class")
-
     caption = "Number of test runs; the shade and the per cent are shares of the row, which is the true class."
     if len(names) < len(confusion["classes"]):
         caption += f" Classes beyond the {len(names) - 1} largest are merged."
-    return Plot("confusion", title, caption, (min(WIDE, side + 1.4), side * 0.72 + 0.7), paint)
+    side = min(WIDE - 0.4, 2.6 + 0.62 * len(names))  # of the matrix with its labels, inches
+    size = (min(WIDE, side + 1.4), side * 0.72 + 0.7)
+    return Plot("confusion", _confusion_title(labels, counts), caption, size, partial(_draw_confusion, labels, counts))
+
+
+def _confusion_title(labels: Sequence[str], counts: np.ndarray) -> str:
+    errors = counts.copy()
+    np.fill_diagonal(errors, 0)
+    if not errors.any():
+        return "No run is misclassified"
+    row, column = divmod(int(errors.argmax()), len(labels))
+    frequency = f"{errors[row, column]:,} of {counts[row].sum():,} runs"
+    return f"Most frequent error: {labels[row]} classified as {labels[column]}, {frequency}"
+
+
+def _draw_confusion(labels: Sequence[str], counts: np.ndarray, figure: Figure) -> None:
+    totals = counts.sum(axis=1)
+    shares = counts / np.maximum(totals, 1)[:, np.newaxis]
+    rows = [f"{label} ({total:,})" for label, total in zip(labels, totals, strict=True)]
+    texts = {cell: f"{counts[cell]:,}\n{100 * shares[cell]:.0f} %" for cell in np.ndindex(counts.shape)}
+    font_size = 8
+    if len(labels) > _MOST_SHARES:
+        texts = {cell: f"{counts[cell]:,}" for cell in texts if counts[cell]}
+        font_size = 7
+    axes = figure.add_subplot()
+    draw_matrix(axes, shares, rows, labels, texts, dark=shares > 0.5, size=font_size, cmap="Blues", vmin=0, vmax=1)
+    if len(labels) > 4:
+        axes.set_xticks(np.arange(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set(xlabel="predicted class", ylabel="true class")
 
 
 def errors_plot(bars: Sequence[Bar]) -> Plot:
@@ -90,8 +101,8 @@ def errors_plot(bars: Sequence[Bar]) -> Plot:
     worst = bars[0]
     title = "No run is misclassified"
     if worst.value:
-        title = f"{shown(worst.name)} is misclassified most often: {percent(worst.value)} "
-        title += f"({worst.estimate.percent}) of its {worst.runs:,} test runs"
+        share = f"{percent(worst.value)} ({worst.estimate.percent}) of its {worst.runs:,} test runs"
+        title = f"{shown(worst.name)} is misclassified most often: {share}"
     caption = (
         "Share of misclassified runs of a class, with 95 % intervals (Wilson). Always guessing one class has no errors "
         "in that class, and 100 % in the others."
@@ -112,39 +123,42 @@ def bars_plot(
       groups: (heading, bars), a panel each. All have the same names in the same order; the first `MOST_BARS` are drawn.
       columns: panels side by side.
     """
-    count = len(groups[0][1])
-    groups = [(heading, bars[:MOST_BARS]) for heading, bars in groups]
-    rows = groups[0][1]
-    if len(rows) < count:
-        caption = f"{caption} The first {len(rows)} of {count} are drawn."
-    names = distinct([bar.name for bar in rows], 34)
-    labels = [name if bar.runs is None else f"{name} ({bar.runs:,})" for name, bar in zip(names, rows, strict=True)]
+    all_bars = groups[0][1]
+    drawn_bars = all_bars[:MOST_BARS]
+    if len(drawn_bars) < len(all_bars):
+        caption = f"{caption} The first {len(drawn_bars)} of {len(all_bars)} are drawn."
+    panel_rows = math.ceil(len(groups) / columns)
+    height = _LEGEND_INCHES + panel_rows * (_PANEL_INCHES + _BAR_INCHES * len(drawn_bars))
 
     def paint(figure: Figure) -> None:
+        names = distinct([bar.name for bar in drawn_bars], 34)
+        counts = ["" if bar.runs is None else f" ({bar.runs:,})" for bar in drawn_bars]
+        labels = [name + count for name, count in zip(names, counts, strict=True)]
         grid = add_panels(figure, len(groups), columns)
         for axes, (heading, bars) in zip(grid, groups, strict=True):
-            _draw_bars(axes, bars)
+            _draw_bars(axes, bars[:MOST_BARS])
             axes.set_title(heading)
-        grid[0].set_yticks(np.arange(len(rows)), labels)
+        grid[0].set_yticks(np.arange(len(drawn_bars)), labels)
         label_panels(grid, columns, unit)
         add_legend(figure)
 
-    height = 0.75 + -(-len(groups) // columns) * (0.8 + 0.29 * len(rows))
     return Plot(name, title, caption, (WIDE, height), paint)
 
 
-def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
+def _draw_bars(axes: Axes, bars: Sequence[Bar]) -> None:
+    """Draw a row for each bar: the markers of its baselines, and its share with the interval, or "undefined"."""
     styles = iter(_NUMBERS)
     for name in dict.fromkeys(name for bar in bars for name in bar.beside):
-        points = [(100 * bar.beside[name], y) for y, bar in enumerate(bars) if name in bar.beside]
-        style: Any = next(styles) if name.endswith(ALONE) else _STROKE
-        axes.plot(*zip(*points, strict=True), linestyle="", label=shown(name), **style)
-    defined = [y for y, bar in enumerate(bars) if bar.estimate.value is not None]
+        rows = [row for row, bar in enumerate(bars) if name in bar.beside]
+        shares = [100 * bars[row].beside[name] for row in rows]
+        style = next(styles) if name.endswith(ALONE) else _STROKE
+        axes.plot(shares, rows, linestyle="", label=shown(name), **style)
+    defined = [row for row, bar in enumerate(bars) if bar.estimate.value is not None]
     if defined:
-        estimates = [bars[y].estimate for y in defined]
+        estimates = [bars[row].estimate for row in defined]
         draw_estimates(axes, defined, estimates, label="experiment, 95 % interval", horizontal=True)
-    for y in set(range(len(bars))) - set(defined):
-        axes.annotate("undefined", (2, y), va="center", color="#666666", fontsize=8)
+    for row in set(range(len(bars))).difference(defined):
+        axes.annotate("undefined", (2, row), va="center", color="#666666", fontsize=8)
     axes.set_xlim(-2, 102)
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.grid(False, axis="y")
@@ -152,32 +166,33 @@ def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
 
 def curves_plot(curves: Sequence[Curves], total: int) -> Plot:
     """Plot the precision-recall and ROC curves of each class. ``total``: number of classes that have curves."""
-    worst, best = (pick(curves, key=lambda curve: curve.roc_auc) for pick in (min, max))
-    names = [curve.name for curve in curves]
-
-    def paint(figure: Figure) -> None:
-        left, right = figure.subplots(1, 2)
-        for color, dash, name, curve in zip(colors_of(names), DASHES, distinct(names, 20), curves, strict=False):
-            label = f"{name}: PR {curve.pr_auc:.2f}, ROC {curve.roc_auc:.2f}"
-            left.step(curve.recall, curve.precision, color=color, linestyle=dash, label=label)
-            left.axhline(curve.share, color=color, linestyle=":", linewidth=0.9)
-            right.plot(curve.false_positive, curve.true_positive, color=color, linestyle=dash)
-        right.plot([0, 1], [0, 1], color="#888888", linestyle=":", linewidth=1)
-        left.set(title="precision and recall", xlabel="recall", ylabel="precision")
-        right.set(title="ROC", xlabel="false positives, share of the other runs", ylabel="true positives (recall)")
-        for axes in (left, right):
-            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        add_legend(figure, 2)
-
-    title = f"ROC-AUC {best.roc_auc:.2f}"
+    worst = min(curves, key=lambda curve: curve.roc_auc)
+    best = max(curves, key=lambda curve: curve.roc_auc)
+    area = f"{best.roc_auc:.2f}"
     if best.roc_auc - worst.roc_auc > 0.005:
-        low, high = (f"{curve.roc_auc:.2f} ({shown(curve.name, 20)})" for curve in (worst, best))
-        title = f"ROC-AUC from {low} to {high}"
+        low = f"{worst.roc_auc:.2f} ({shown(worst.name, 20)})"
+        area = f"from {low} to {best.roc_auc:.2f} ({shown(best.name, 20)})"
     caption = "Each class against all others, by its probability. Dotted: a random guess."
     if len(curves) < total:
         caption += f" The {len(curves)} largest of {total} classes are drawn."
-    height = 3.9 + 0.2 * -(-len(curves) // 2)
-    return Plot("curves", f"{title}; a random guess has 0.50", caption, (WIDE, height), paint)
+    size = (WIDE, 3.9 + 0.2 * math.ceil(len(curves) / 2))  # two curves share a row of the legend
+    return Plot("curves", f"ROC-AUC {area}; a random guess has 0.50", caption, size, partial(_draw_curves, curves))
+
+
+def _draw_curves(curves: Sequence[Curves], figure: Figure) -> None:
+    names = [curve.name for curve in curves]
+    left, right = figure.subplots(1, 2)
+    for color, dash, name, curve in zip(colors_of(names), DASHES, distinct(names, 20), curves, strict=False):
+        label = f"{name}: PR {curve.pr_auc:.2f}, ROC {curve.roc_auc:.2f}"
+        left.step(curve.recall, curve.precision, color=color, linestyle=dash, label=label)
+        left.axhline(curve.share, color=color, linestyle=":", linewidth=0.9)
+        right.plot(curve.false_positive, curve.true_positive, color=color, linestyle=dash)
+    right.plot([0, 1], [0, 1], color="#888888", linestyle=":", linewidth=1)
+    left.set(title="precision and recall", xlabel="recall", ylabel="precision")
+    right.set(title="ROC", xlabel="false positives, share of the other runs", ylabel="true positives (recall)")
+    for axes in (left, right):
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    add_legend(figure, 2)
 
 
 def calibration_plot(calibration: Figures, before: Figures | None = None) -> Plot:
@@ -187,37 +202,39 @@ def calibration_plot(calibration: Figures, before: Figures | None = None) -> Plo
       calibration: ``ece`` and ``bins`` of the test runs.
       before: the same without the experiment's calibration; None for an experiment that has none.
     """
-    bins = calibration["bins"]
-    runs = [group["runs"] for group in bins]
-    estimates = [Estimate.of_share(round(group["accuracy"] * group["runs"]), group["runs"]) for group in bins]
+    caption = "Answers below the dotted line are overconfident, answers above it underconfident."
+    paint = partial(_draw_calibration, calibration["bins"], before["bins"] if before is not None else [])
+    return Plot("calibration", _calibration_title(calibration, before), caption, (6.4, 4.2), paint)
 
-    def paint(figure: Figure) -> None:
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        upper.plot([0, 100], [0, 100], color="#888888", linestyle=":", linewidth=1, label="perfect calibration")
-        places = [100 * group["confidence"] for group in bins]
-        draw_estimates(upper, places, estimates, marker="o-", label="right answers, 95 % interval")
-        if before is not None:
-            points = [(100 * group["confidence"], 100 * group["accuracy"]) for group in before["bins"]]
-            style: Any = {"color": COLORS[1], "markersize": 4, "linewidth": 1.2}
-            upper.plot(*zip(*points, strict=True), "s--", label="without calibration", **style)
-        upper.set(ylabel="right answers (%)", ylim=(-2, 102))
-        lower.bar([100 * group["low"] + 5 for group in bins], runs, 9, color="#8a8a8a")
-        lower.set(ylabel="runs", xlabel="confidence: the probability of the answer (%)", xlim=(-2, 102))
-        use_whole_numbers(lower.yaxis, 3)
-        add_legend(figure)
 
-    confidence, accuracy = (
-        float(np.average([group[key] for group in bins], weights=runs)) for key in ("confidence", "accuracy")
-    )
+def _calibration_title(calibration: Figures, before: Figures | None) -> str:
+    runs = [group["runs"] for group in calibration["bins"]]
+    confidence = float(np.average([group["confidence"] for group in calibration["bins"]], weights=runs))
+    accuracy = float(np.average([group["accuracy"] for group in calibration["bins"]], weights=runs))
     finding = "Confidence matches accuracy"
     if abs(confidence - accuracy) > 0.02:
         finding = "Overconfident" if confidence > accuracy else "Underconfident"
-    title = f"{finding}: mean confidence {percent(confidence)}, accuracy {percent(accuracy)}; "
-    title += f"calibration error {calibration['ece']:.2f}"
-    if before is not None:
-        title += f", {before['ece']:.2f} without calibration"
-    caption = "Answers below the dotted line are overconfident, answers above it underconfident."
-    return Plot("calibration", title, caption, (6.4, 4.2), paint)
+    means = f"mean confidence {percent(confidence)}, accuracy {percent(accuracy)}"
+    uncalibrated = f", {before['ece']:.2f} without calibration" if before is not None else ""
+    return f"{finding}: {means}; calibration error {calibration['ece']:.2f}{uncalibrated}"
+
+
+def _draw_calibration(bins: Sequence[Figures], bins_before: Sequence[Figures], figure: Figure) -> None:
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 100], [0, 100], color="#888888", linestyle=":", linewidth=1, label="perfect calibration")
+    runs = [group["runs"] for group in bins]
+    estimates = [Estimate.of_share(round(group["accuracy"] * group["runs"]), group["runs"]) for group in bins]
+    places = [100 * group["confidence"] for group in bins]
+    draw_estimates(upper, places, estimates, marker="o-", label="right answers, 95 % interval")
+    if bins_before:
+        places = [100 * group["confidence"] for group in bins_before]
+        values = [100 * group["accuracy"] for group in bins_before]
+        upper.plot(places, values, "s--", label="without calibration", color=COLORS[1], markersize=4, linewidth=1.2)
+    upper.set(ylabel="right answers (%)", ylim=(-2, 102))
+    lower.bar([100 * group["low"] + 5 for group in bins], runs, 9, color="#8a8a8a")  # bins are 10 % wide
+    lower.set(ylabel="runs", xlabel="confidence: the probability of the answer (%)", xlim=(-2, 102))
+    use_whole_numbers(lower.yaxis, 3)
+    add_legend(figure)
 
 
 def learning_plot(metrics: Passes, best_epoch: int | None) -> Plot:
@@ -260,7 +277,8 @@ def slices_plot(number: int, fact: str, bars: Sequence[Bar]) -> Plot:
     if below:
         title = f"For {len(below)} of {len(bars)} values of {shown(fact)}, guessing the most frequent class is better"
     else:
-        low, high = (pick(defined, key=lambda bar: bar.value) for pick in (min, max))
+        low = min(defined, key=lambda bar: bar.value)
+        high = max(defined, key=lambda bar: bar.value)
         title = f"By {shown(fact)}, from {percent(low.value)} ({shown(low.name, 20)}) to {percent(high.value)}"
         title += f" ({shown(high.name, 20)})" if len(defined) > 1 else ""
     caption = f"Accuracy by {shown(fact)}, the most test runs first, with 95 % intervals (Wilson)."
