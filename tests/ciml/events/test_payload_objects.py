@@ -1,4 +1,4 @@
-"""Large payloads of dead letters: each is one object, which exists before a delta names it, and is read again unchanged."""
+"""Large payloads of dead letters: each is an object, which exists before a delta names it."""
 
 from __future__ import annotations
 
@@ -27,19 +27,10 @@ def test_large_payloads_are_objects_before_a_delta_names_them(tmp_path: Path) ->
     delta = {"version": 1, "dead_letters": [*records, {"run": 9}], "deferred": records[1:2]}
     with Steps(str(tmp_path)).recording() as steps:
         stored = offload_payloads(raw, delta)
-    assert (
-        steps.steps == ["create letters/*.json"] * 3
-    )  # the object of both records is created again for the second list
+    assert steps.steps == ["create letters/*.json"] * 3  # for each list
     assert len(list((tmp_path / "letters").iterdir())) == 2
     payloads = [record.get("payload", {}) for record in (*stored["dead_letters"], *stored["deferred"])]
-    assert [payload.get("size") for payload in payloads] == [
-        None,
-        INLINE_BYTES + 1,
-        INLINE_BYTES + 1,
-        INLINE_BYTES + 2,
-        None,
-        INLINE_BYTES + 1,
-    ]
+    assert [payload.get("size", 0) - INLINE_BYTES for payload in payloads if "object" in payload] == [1, 1, 2, 1]
     assert [read_payload(raw, payload) for payload in payloads] == [inline, large, large, other, {}, large]
     assert delta["dead_letters"][1] == {"run": 1, "payload": large}
 
