@@ -25,7 +25,7 @@ from ciml.events.outcomes import outcome_of
 from ciml.events.payloads import message_of, payload_of
 from ciml.events.records import Message, RunFacts
 from ciml.events.run_facts import LISTING, facts_from_listing
-from ciml.limits import MAX_EVENT_RUNS, MAX_JSON_DEPTH, MAX_MESSAGE_BYTES
+from ciml.limits import MAX_MESSAGE_BYTES
 from tests.tier import tries
 
 UUID = "5e70d239-95b5-466e-9798-41053314c81b"
@@ -157,7 +157,6 @@ def test_tombstone(value: bytes | None, headers: Any) -> None:
         (b'{"a":' + b"9" * 5000 + b"}", "digit"),
         (b"[" * 100_000, "nested deeper"),
         (b'{"a":' * 60_000 + b"1" + b"}" * 60_000, "nested deeper"),
-        (b"[" * (MAX_JSON_DEPTH + 1) + b"]" * (MAX_JSON_DEPTH + 1), "nested deeper"),
         (b'"' + "\u0000".encode() + b'"', "control character"),
     ],
 )
@@ -191,14 +190,6 @@ def test_not_an_event(message: Message, detail: str) -> None:
     rejected = rejection(message)
     assert rejected.reason == "not_an_event"
     assert detail in rejected.detail
-
-
-def test_size_limit() -> None:
-    padding = "x" * MAX_MESSAGE_BYTES
-    assert rejection(bare({**RUN, "more": padding})).reason == "too_large"
-    assert rejection(Message(0, b"{}", (("more", padding.encode()),))).reason == "too_large"
-    fits = bare({**RUN, "more": padding[: MAX_MESSAGE_BYTES - 2000]})
-    assert decode_message(fits).run_facts == (FACTS,)
 
 
 @pytest.mark.parametrize(
@@ -254,8 +245,6 @@ def test_bad_envelopes(changes: dict[str, Any], reason: str, detail: str) -> Non
         ({"labels": {"a\u2066": 1}}, "bad_field", "labels: the name 'a\\u2066' is empty, too long or not clean"),
         ({"labels": {"a": "\u202e"}}, "bad_field", "labels.a: want a short printable text or a number, got a text"),
         ({"job": "a\x1b[31mb"}, "bad_field", "job: holds an unprintable character"),
-        ({"job": "j" * 201}, "bad_field", "job: too long for a path"),
-        ({"job": "é" * 40}, "bad_field", "job: too long for a path"),
         ({"job": 10**20}, "bad_field", "job: want a text, not a huge number"),
         ({"result": None}, "missing_field", "result"),
         ({"result": "https://example.org/my own message"}, "bad_field", "result: "),
@@ -275,7 +264,6 @@ def test_bad_envelopes(changes: dict[str, Any], reason: str, detail: str) -> Non
         ({"event": LISTING}, "bad_field", "event: 'listing' is reserved for listings"),
         ({"labels": []}, "bad_field", "labels: want an object, not a list"),
         ({"labels": {"a": {"b": 1}}}, "bad_field", "labels.a: want a short printable text or a number, got an object"),
-        ({"labels": {"a": "x" * 1025}}, "bad_field", "labels.a: want a short printable text or a number, got a text"),
         ({"labels": {"a": 10**30}}, "bad_field", "labels.a: want a short printable text or a number, got a huge "),
         ({"labels": {"a\n": 1}}, "bad_field", "labels: the name 'a\\n' is empty, too long or not clean"),
         ({"labels": {str(i): i for i in range(65)}}, "bad_field", "labels: 65 labels, at most 64"),
@@ -311,10 +299,6 @@ def test_several_runs_in_one_event() -> None:
     assert rejection(bare({"runs": [RUN, 3]})).detail == "runs[1]: want an object, not a whole number"
     assert rejection(bare({"runs": [RUN, RUN]})).detail == "runs[1].id: the run appears twice in the event"
     assert decode_message(bare({"runs": [RUN]})) == decode_message(bare(RUN))._replace(runs={FACTS.run_id: RUN})
-    short = {"job": "j", "result": "SUCCESS", "end_time": 1795521600}
-    most = [{**short, "id": str(i)} for i in range(MAX_EVENT_RUNS)]
-    assert len(decode_message(bare({"runs": most})).run_facts) == MAX_EVENT_RUNS
-    assert rejection(bare({"runs": [*most, RUN]})).reason == "too_many_runs"
     attempts = decode_message(bare({"runs": [RUN, {**RUN, "attempt": 2}]})).run_facts
     assert [facts.run_id for facts in attempts] == [f"zuul~{UUID}~1", f"zuul~{UUID}~2"]
 
@@ -391,26 +375,6 @@ def test_a_line_of_a_listing() -> None:
     assert facts_from_listing(LINE).log_url == LINE["log_path"]
     assert facts_from_listing(LINE, logs="/srv/a b").log_url == "file:///srv/a%20b/logs/hadoop-sort/dstat%20csv.gz"
     assert facts_from_listing(LINE, logs="https://h/x").log_url == "https://h/x/logs/hadoop-sort/dstat%20csv.gz"
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason", "detail"),
-    [
-        ({"build_uuid": None}, "missing_field", "build_uuid"),
-        ({"build_name": 1.5}, "bad_field", "build_name: "),
-        ({"result": None}, "missing_field", "result"),
-        ({"result": "odd"}, "bad_field", "result: "),
-        ({"start_time": "2020"}, "bad_time", "start_time: "),
-        ({"log_path": "../../etc/passwd"}, "bad_field", "log_path: "),
-        ({"log_path": "/etc/passwd"}, "bad_field", "log_path: "),
-        ({"size": "a\x00"}, "bad_field", "'size': "),
-    ],
-)
-def test_bad_lines_of_a_listing(changes: dict[str, Any], reason: str, detail: str) -> None:
-    with pytest.raises(RejectedInput) as caught:
-        facts_from_listing({**LINE, **changes}, logs="/srv/logs")
-    assert caught.value.reason == reason
-    assert caught.value.detail.startswith(detail)
 
 
 SECRET = "s3cr3t"

@@ -73,17 +73,10 @@ def test_the_later_counts_and_what_was_merged_stays_merged(found: list[tuple[Fac
         assert join_facts(PROVED, [said(*order)]).review == review
 
 
-def test_what_is_said_of_an_earlier_subject_counts_first() -> None:
+def test_each_fact_comes_from_the_first_subject_that_reports_it() -> None:
     of_run, of_commit = said(update(1, branch="fix")), said(update(2, branch="main", owner="mallory"))
     assert join_facts(PROVED, [of_run, of_commit]) == PROVED.replace(branch="fix", owner="mallory")
     assert join_facts(PROVED, [of_commit, of_run]) == PROVED.replace(branch="main", owner="mallory")
-    forged = said(update(9, auth="", branch="other"))
-    assert join_facts(PROVED, [forged, of_run]).branch == "fix"
-    for lasting in ({"fork": "yes"}, {"review": "merged"}):
-        earlier = said(update(9, fork="no", review="dismissed"))
-        assert join_facts(PROVED, [earlier, said(update(1, **lasting))]) == PROVED.replace(
-            **{"fork": "no", "review": "dismissed", **lasting}
-        )
 
 
 LASTING = ("merged", "vetoed", "own")

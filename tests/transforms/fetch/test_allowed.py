@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,13 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.events.records import Batch
+from ciml.http.addresses import Address
 from ciml.transforms.fetch.fetch import Fetcher
 from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.guard import attempt
 from tests.transforms.fetch.certificates import make_certificate
 from tests.transforms.fetch.fetching import NOW, allow, only, pending, run
 from tests.transforms.fetch.log_server import LOG, LogServer, serving
-
-
-@pytest.fixture
-def server() -> Iterator[LogServer]:
-    with serving() as running:
-        yield running
-
 
 NAME = "logs.example.org"
 
@@ -46,6 +40,25 @@ def test_nothing_is_allowed_by_default(server: LogServer, tmp_path: Path) -> Non
     for url in (f"{server.url}/plain", f"file://{tmp_path}/a", f"{tmp_path}/a", "s3://logs/a", "ftp://h/a"):
         assert only(run(FetchPolicy(), url)[1]) == ("dead_letter", "address_not_allowed")
     assert server.asked == {}
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        ("s3://logs/zuul/a", True),
+        ("s3://logs/zuul2/a", False),
+        ("s3://logs/zuul", False),
+        ("s3://logs/a", False),
+        ("s3://logs2/zuul/a", False),
+        ("s3://all/a", True),
+        ("s3://all2/a", False),
+        ("s3://slash/a/b", True),
+        ("s3://slash/ab", False),
+    ],
+)
+def test_objects_are_allowed_below_a_prefix_of_whole_segments(address: str, allowed: bool) -> None:
+    policy = FetchPolicy(s3_prefixes=("s3://logs/zuul", "s3://all", "s3://slash/a/"))
+    assert isinstance(attempt("fetch", policy.parse_allowed, address), Address) is allowed
 
 
 @pytest.mark.parametrize(

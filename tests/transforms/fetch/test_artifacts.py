@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,9 @@ from ciml.events.payloads import message_of
 from ciml.transforms.fetch.artifacts import Artifact, JobFacts, artifact_of, artifacts_on
 from ciml.transforms.fetch.policy import ARTIFACT_NAMES, FetchPolicy, LogUnavailableError
 from tests.transforms.fetch.fetching import MIB, NOW, only
-from tests.transforms.fetch.github import SIGNED, START_US, TOKEN, Systems, job, listed, systems
+from tests.transforms.fetch.github import SIGNED, START_US, TOKEN, Systems, job, listed
 from tests.transforms.fetch.log_server import LOG, serving
 from tests.transforms.fetch.zips import archive, entry, zeros, zipped
-
-
-@pytest.fixture
-def both(tmp_path: Path) -> Iterator[Systems]:
-    with systems(tmp_path) as running:
-        yield running
 
 
 def zip_of(log: bytes) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,8 @@ from ciml.http.addresses import parse_address
 from ciml.transforms.fetch.fetch import Fetcher
 from ciml.transforms.fetch.policy import Credential, FetchPolicy, credential_of
 from tests.transforms.fetch.fetching import only
-from tests.transforms.fetch.github import API, BLOBS, TOKEN, Systems, job, systems
+from tests.transforms.fetch.github import API, BLOBS, TOKEN, Systems, job
 from tests.transforms.fetch.log_server import LOG, LogServer, serving
-
-
-@pytest.fixture
-def both(tmp_path: Path) -> Iterator[Systems]:
-    with systems(tmp_path) as running:
-        yield running
 
 
 def sent(server: LogServer, name: str = "Authorization") -> list[str | None]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import time
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,6 @@ from ciml.transforms.fetch.fetch import DEFERRED, REJECTED, Fetcher, fetch
 from ciml.transforms.fetch.policy import FetchPolicy
 from tests.transforms.fetch.fetching import MIB, NOW, TRUST, allow, only, pending, run
 from tests.transforms.fetch.log_server import LOG, LogServer, bomb, serving
-
-
-@pytest.fixture
-def server() -> Iterator[LogServer]:
-    with serving() as running:
-        yield running
 
 
 @pytest.mark.parametrize("path", ["plain", "gz", "encoded", "twice"])
@@ -223,47 +215,6 @@ def test_the_logs_of_a_batch_have_a_limit_together(server: LogServer) -> None:
     # However often it happens, it is never the end of a run.
     logs, settled = run(policy.replace(delays_s=(), max_batch_bytes=len(LOG)), *urls[:2], attempts=9)
     assert (logs, only(settled)) == ([LOG], ("deferred", "batch_full"))
-
-
-def test_files_below_a_root(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    (root / "in").mkdir(parents=True)
-    (root / "in" / "a b.gz").write_bytes(gzip.compress(LOG))
-    (root / "link").symlink_to(root / "in")
-    (tmp_path / "secret").write_bytes(b"secret")
-    (tmp_path / "root-not").mkdir()
-    (tmp_path / "root-not" / "a").write_bytes(b"secret")
-    (root / "out").symlink_to(tmp_path)
-    (root / "loop").symlink_to(root / "loop")
-    os.mkfifo(root / "pipe")
-    (root / "large").write_bytes(bytes(3000))
-    (tmp_path / "other").symlink_to(root)
-    policy = FetchPolicy(file_roots=(str(tmp_path / "other"),), max_wire_bytes=2000)
-    good = [
-        f"file://{root}/in/a%20b.gz",
-        f"{root}/in/a b.gz",
-        f"file://{root}/link/a%20b.gz",
-        f"{root}/in/../in/a b.gz",
-    ]
-    assert run(policy, *good) == ([LOG] * 4, [])
-    expected = {
-        f"{root}/out/secret": ("dead_letter", "address_not_allowed"),
-        f"file://{root}/../secret": ("dead_letter", "address_not_allowed"),
-        f"file://{root}/%2e%2e/secret": ("dead_letter", "address_not_allowed"),
-        f"{tmp_path}/root-not/a": ("dead_letter", "address_not_allowed"),
-        "/etc/passwd": ("dead_letter", "address_not_allowed"),
-        f"{root}/pipe": ("dead_letter", "address_not_allowed"),
-        f"{root}/in": ("dead_letter", "address_not_allowed"),
-        f"{root}": ("dead_letter", "address_not_allowed"),
-        f"{root}/large": ("dead_letter", "log_too_large"),
-        f"{root}/none": ("deferred", "log_not_found"),
-        f"{root}/loop": ("deferred", "log_unavailable"),
-        f"{root}/large/none": ("deferred", "log_not_found"),
-        f"{root}/{'x' * 300}": ("dead_letter", "bad_address"),
-    }
-    logs, settled = run(policy, *expected)
-    assert logs == []
-    assert [(outcome.kind, outcome.reason) for outcome in settled] == list(expected.values())
 
 
 @pytest.mark.engines

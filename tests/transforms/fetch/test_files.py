@@ -46,8 +46,19 @@ def answers(policy: FetchPolicy, urls: list[str]) -> set[tuple[str, str, str]]:
 NAMES = ["file", "none", "folder", "folder/none", "file/none", "closed", "pipe", "loop", "loop/x", "x" * 300, ""]
 
 
-@pytest.mark.parametrize("way", ["{outside}", "{root}/../outside", "{root}/in/../../outside", "{root}/away",
-                                 "{root}/up", "{root}/in/deep/../../up", "{root}/away/../outside"])  # fmt: skip
+@pytest.mark.parametrize(
+    "way",
+    [
+        "{outside}",
+        "{root}-not",
+        "{root}/../outside",
+        "{root}/in/../../outside",
+        "{root}/away",
+        "{root}/up",
+        "{root}/in/deep/../../up",
+        "{root}/away/../outside",
+    ],
+)
 def test_outside_of_the_roots_every_answer_is_the_same(place: Path, way: str) -> None:
     policy = FetchPolicy(file_roots=(str(place / "root"), str(place / "second")))
     start = way.format(outside=place / "outside", root=place / "root")

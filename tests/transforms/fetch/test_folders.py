@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import itertools
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,6 @@ from ciml.limits import MAX_LOG_REQUESTS
 from ciml.transforms.fetch.policy import LOG_PATHS, FetchPolicy
 from tests.transforms.fetch.fetching import MIB, allow, only, run
 from tests.transforms.fetch.log_server import LOG, LogServer, bomb, serving
-
-
-@pytest.fixture
-def server() -> Iterator[LogServer]:
-    with serving() as running:
-        yield running
 
 
 @pytest.mark.parametrize("path", LOG_PATHS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,7 @@ from ciml import limits
 from ciml.errors import CimlError
 from ciml.transforms.fetch.policy import Credential, FetchPolicy
 from tests.transforms.fetch.fetching import allow, run
-from tests.transforms.fetch.log_server import LOG, LogServer, serving
-
-
-@pytest.fixture
-def server() -> Iterator[LogServer]:
-    with serving() as running:
-        yield running
+from tests.transforms.fetch.log_server import LOG, LogServer
 
 
 @pytest.fixture

@@ -6,11 +6,9 @@ import gc
 import gzip
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pytest
 
 from ciml.events.records import Batch
 from ciml.limits import PART_BYTES
@@ -20,13 +18,7 @@ from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.run_stages import take_logs
 from ciml.transforms.parse.logs import parse
 from tests.transforms.fetch.fetching import MIB, NOW, allow, pending
-from tests.transforms.fetch.log_server import LOG, LogServer, serving
-
-
-@pytest.fixture
-def server() -> Iterator[LogServer]:
-    with serving() as running:
-        yield running
+from tests.transforms.fetch.log_server import LOG, LogServer
 
 
 def test_each_log_is_in_one_part(server: LogServer) -> None:

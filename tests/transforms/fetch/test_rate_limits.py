@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from email.utils import formatdate
 
 import pytest
@@ -12,12 +11,6 @@ from ciml.events.records import Batch
 from ciml.transforms.fetch.fetch import Fetcher
 from tests.transforms.fetch.fetching import NOW, allow, pending, run
 from tests.transforms.fetch.log_server import LOG, LogServer, serving
-
-
-@pytest.fixture
-def server() -> Iterator[LogServer]:
-    with serving() as running:
-        yield running
 
 
 def wait_s(server: LogServer, status: int, /, attempts: int = 1, **headers: str) -> tuple[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import socket
 import threading
 import time
@@ -123,6 +124,25 @@ def test_a_cut_object_is_tried_once_more(endpoint: Endpoint) -> None:
     assert only(run(policy, "s3://logs/cut")[1]) == ("deferred", "log_cut")
     assert endpoint.asked == ["cut", "cut"]
     assert run(policy, "s3://logs/once") == ([LOG], [])
+
+
+def test_credentials_that_are_given_later_are_found(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    for name in keys:
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/none")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    logs = S3Logs(FetchPolicy(s3_prefixes=("s3://logs",)))
+    for _ in range(2):
+        with pytest.raises(LogUnavailableError, match=r"log_unavailable: .*credentials"):
+            logs.fetch(parse_address("s3://logs/once"))
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LogUnavailableError, match="log_unavailable"):
+        logs.fetch(parse_address("s3://logs/once"))  # it makes a new client
+    assert logs.fetch(parse_address("s3://logs/once")) == LOG
+    logs.close()
 
 
 def test_a_response_that_arrives_too_late_is_closed(endpoint: Endpoint) -> None:
