@@ -149,8 +149,8 @@ def keras() -> Any:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw the seeds of new Keras layers from ``seed`` within the block. The caller's random state is restored."""
-    keras()  # imported before the seed is set: its first import draws from the same generator
     state = random.getstate()
+    keras()  # imported before the seed is set: its first import draws from the same generator
     random.seed(seed)  # Keras draws the seed of an initializer without one from this generator
     try:
         yield

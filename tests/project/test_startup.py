@@ -102,11 +102,26 @@ def test_probe_sees_a_heavy_import() -> None:
 @pytest.mark.parametrize("legacy", ["0", "1"], ids=["Keras 3", "Keras 2"])
 def test_tensorflow_comes_without_keras_until_it_is_used(legacy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", legacy)  # set by tf.Transform for its process and the children
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
     load = "from ciml.tensorflow import load_tensorflow, own_process; own_process(); tf = load_tensorflow()"
     programs = "import ciml.serving.server.grpc_service"
     used = "tf_keras" if legacy == "1" else "keras"
     light = f"import sys; assert {{'tensorflow'}} == {set(HEAVY)!r} & set(sys.modules), sys.modules"
-    assert loaded_by(f"{load}; {programs}; {light}; assert tf.keras.layers.Dense(1).units == 1") >= {"tensorflow", used}
+    kept = "import os; assert (os.environ['CUDA_VISIBLE_DEVICES'], os.environ['TF_ENABLE_ONEDNN_OPTS']) == ('7', '0')"
+    dense = "assert tf.keras.layers.Dense(1).units == 1"
+    assert loaded_by(f"{load}; {programs}; {light}; {kept}; {dense}") >= {"tensorflow", used}
+    # The first import of Keras, which draws random numbers, comes before the seed.
+    draw = """
+import random
+from ciml.tensorflow import seeded
+random.seed(5)
+with seeded(3):
+    drawn = random.random()
+assert random.random() == random.Random(5).random() and drawn == random.Random(3).random()
+"""
+    if legacy == "0":
+        assert loaded_by(draw) >= {"keras"}
 
 
 def test_import_ciml_is_light_and_quick() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ciml.errors import IntegrityError
-from ciml.serving.registry import RegistryState
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError, IntegrityError
+from ciml.serving.registry import Decision, Registry, RegistryState
+from ciml.storage import open_store
 
 
 def candidate(name: str) -> dict[str, Any]:
@@ -107,3 +110,16 @@ def test_a_delta_that_contradicts_the_earlier_ones_is_an_error(deltas: list[dict
         state_of(*deltas)
     with pytest.raises(IntegrityError, match="version 2 follows 0"):
         RegistryState().apply(2, {**A, "time_us": 0})
+
+
+def test_the_last_candidate_and_its_last_decision_are_recorded(tmp_path: Path, good: dict[int, Path]) -> None:
+    registry = Registry(DataRoot.open(tmp_path), "m")
+    first, _, again, _ = (registry.record_candidate(open_store(good[seed])) for seed in (1, 2, 1, 1))
+    assert (again.id, registry.state.last_candidate, registry.state.version) == (first.id, first.id, 3)
+    for blessed in (True, False, True):
+        for _ in range(2):  # the second adds nothing
+            registry.record_decision(first.id, Decision(blessed, ("why",)))
+        assert (registry.state.pending() is not None) is blessed
+    assert registry.state.version == 6
+    with pytest.raises(CimlError, match="unknown candidate x"):
+        registry.record_decision("x", Decision(True))

@@ -22,11 +22,14 @@ RESULT: dict[str, Any] = {
 }
 
 
-def store_trial(data: DataRoot, experiment: str, dataset: str, trial: str, accuracy: float = 0.9) -> None:
-    """Store an experiment and a result of it."""
+def store_trial(
+    data: DataRoot, experiment: str, dataset: str, trial: str, accuracy: float = 0.9, classes: int = 0
+) -> None:
+    """Store an experiment and a result of it, with the recall of so many classes."""
     value = Experiment(name=experiment).to_json()
     data.experiments.create(f"{experiment}/experiment.json", canonical_json(value))
-    test = {**RESULT["test"], "accuracy": {**ACCURACY, "value": accuracy}}
+    recalls = {f"c{number}": {"recall": ACCURACY} for number in range(classes)}
+    test = {**RESULT["test"], "accuracy": {**ACCURACY, "value": accuracy}, "classes": recalls}
     result = {**RESULT, "dataset": dataset, "experiment": value, "test": test}
     data.experiments.create(f"{experiment}/results/{dataset}/{trial}/result.json", json.dumps(result).encode())
 

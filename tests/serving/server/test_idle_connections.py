@@ -11,7 +11,6 @@ import grpc
 import httpx
 import pytest
 
-from ciml.serving.server.grpc_connections import peer_of
 from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.malformed import MALFORMED, send
 
@@ -117,18 +116,3 @@ def test_malformed_bytes_log_nothing(server: ModelServer, capfd: pytest.CaptureF
     assert "".join(capfd.readouterr()) == ""
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         assert code(channel) is grpc.StatusCode.NOT_FOUND
-
-
-@pytest.mark.parametrize(
-    ("name", "peer"),
-    [
-        ("ipv4:127.0.0.1:5000", ("127.0.0.1", 5000)),
-        ("ipv6:%5B::1%5D:5000", ("::1", 5000)),
-        ("ipv6:[fe80::1%25eth0]:5000", ("fe80::1", 5000)),
-        ("ipv6:[::ffff:10.0.0.1]:7", ("10.0.0.1", 7)),
-        ("unix:/tmp/x", None),
-        ("", None),
-    ],
-)
-def test_clients_are_named_as_their_sockets(name: str, peer: tuple[str, int] | None) -> None:
-    assert peer_of(name) == peer
