@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from urllib.error import HTTPError
 
 import pytest
@@ -14,7 +17,7 @@ from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import UNJUDGED, Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.id_index import IdTable, PartFiles
-from ciml.metrics import Board, Family, registry_of, serve_metrics
+from ciml.metrics import Board, Family, metric, registry_of, serve_metrics
 from ciml.runs.accounting import reconcile
 from ciml.runs.known_ids import TABLES
 from ciml.runs.state import MOST_SOURCES, NO_SOURCE, OTHER_SOURCES, RawState
@@ -141,6 +144,7 @@ def test_the_endpoint_serves_the_board_and_keeps_its_port() -> None:
         assert found["ciml_runs_total"] == {("gated", "true"): 1, ("otherwise", "false"): 1}
         assert found["ciml_build_info"].keys() == {(commit() or "", __version__)}
         assert found["process_resident_memory_bytes"][()] > 2**20
+        assert scrape(url)["ciml_runs_total"] == found["ciml_runs_total"]
         port = int(url.rpartition(":")[2].removesuffix("/metrics"))
         with (
             pytest.raises(
@@ -153,6 +157,33 @@ def test_the_endpoint_serves_the_board_and_keeps_its_port() -> None:
         one.connect(("127.0.0.1", port))
     with serve_metrics(registry_of(board), None) as none:
         assert none == ""
+
+
+def test_an_unknown_value_is_none_and_a_read_has_its_time() -> None:
+    board = Board()
+    board.put_observed(raw_families(RawState()))
+    values = collected(board)
+    assert values.get("ciml_deferred_next_try_timestamp_seconds", {}) == {}
+    assert values["ciml_last_look_timestamp_seconds"][()] == pytest.approx(time.time(), abs=60)
+
+
+def test_the_buckets_of_a_histogram_are_cumulative() -> None:
+    board = Board()
+    board.put("x", [metric("ciml_feedback_seconds", (1.0, 5.0)).distribution({("a",): ([2, 3, 4], 99.5)})])
+    values = collected(board)
+    assert values["ciml_feedback_seconds_bucket"] == {("1.0", "a"): 2, ("5.0", "a"): 5, ("+Inf", "a"): 9}
+    assert (values["ciml_feedback_seconds_count"], values["ciml_feedback_seconds_sum"]) == ({("a",): 9}, {("a",): 99.5})
+
+
+def test_the_endpoint_has_a_limited_number_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ciml.metrics.MAX_METRICS_CONNECTIONS", 2)
+    with serve_metrics(registry_of(Board()), 0) as url, ExitStack() as stack:
+        address = ("127.0.0.1", int(url.rpartition(":")[2].removesuffix("/metrics")))
+        idle = [stack.enter_context(socket.create_connection(address)) for _ in range(2)]
+        for connection in idle:
+            connection.sendall(b"GET /metrics HTTP/1.1\r\n")
+        assert scrape(url)
+        assert select.select(idle, [], [], 5.0)[0], "no idle connection made room"
 
 
 def test_a_failed_scrape_logs_one_line_and_the_next_one_is_answered(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 import pytest
 from msgspec import Meta, field
 
 from ciml.errors import CimlError
-from ciml.settings import Settings
+from ciml.limits import MAX_SOURCES
+from ciml.settings import Settings, check_name, check_range, pairs, parse_toml, pop_tables
 
 
 class Inner(Settings, frozen=True, kw_only=True):
@@ -72,3 +74,47 @@ def test_settings_are_json_and_back() -> None:
 def test_replaced_keys_are_checked() -> None:
     with pytest.raises(ValueError, match="share: has no meaning with green"):
         Inner(share=0.5).replace(color="green")
+
+
+def test_toml_is_read_back() -> None:
+    texts = ("\x7f", '"', "\\", "\n\t\r", "\u00fc\u2028", "a=b")
+    one = Outer(number=1, tags=texts, kinds=("a",), more=dict.fromkeys(texts, True))
+    assert Outer.from_json(parse_toml(one.to_toml(), "x")) == one
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"),
+    [
+        ("a", True), ("A0_.-", True), ("a" * 100, True), ("a" * 101, False), ("", False), ("a/b", False),
+        ("a/../../b", False), ("..", False), (".a", False), ("-a", False), ("a\n", False), ("a b", False),
+    ],
+)  # fmt: skip
+def test_a_name_is_safe_in_a_path(name: str, valid: bool) -> None:
+    with nullcontext() if valid else pytest.raises(ValueError, match=r"name: .* is not valid"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("value", "valid"), [(1, True), (2, True), (0.999, False), (2.001, False), (float("nan"), False), (1e999, False)]
+)
+def test_a_number_is_within_its_limits(value: float, valid: bool) -> None:
+    with nullcontext() if valid else pytest.raises(ValueError, match=r"x: .* is not between 1 and 2"):
+        check_range("x", value, 1, 2)
+
+
+def test_a_file_has_a_limited_number_of_tables() -> None:
+    def tables(number: int) -> int:
+        value = {"source": [{"kind": "inner"} for _ in range(number)]}
+        return len(pop_tables(value, "source", "kind", {"inner": Inner}, "f.toml"))
+
+    assert tables(MAX_SOURCES) == MAX_SOURCES
+    with pytest.raises(CimlError, match=rf"f.toml: {MAX_SOURCES + 1} sources, at most {MAX_SOURCES} \(MAX_SOURCES\)"):
+        tables(MAX_SOURCES + 1)
+
+
+def test_the_name_of_a_source_and_any_other_value_may_contain_the_sign() -> None:
+    assert pairs("--source", ["https://ci/x?a=b=zuul"]) == [("https://ci/x?a=b", "zuul")]
+    assert pairs("-X", ["sasl.password=a=b"]) == [("sasl.password", "a=b")]
+    for text in ("x", "=x"):
+        with pytest.raises(CimlError, match="want NAME=VALUE"):
+            pairs("-X", [text])

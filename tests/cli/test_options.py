@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ciml.cli.command import make_command
+from ciml.cli.commands.serve.service import command as service_command
 from ciml.cli.options import EngineChoice
+from ciml.cli.running import Foreground, stop_on_signals
 from ciml.engines import EngineState, state
 from ciml.engines.kafka import MOCK
 from ciml.errors import CimlError
 from ciml.options import option
+from ciml.services.files import ServiceFiles, StartOptions
+from tests.services.supervising import options_for
+from tests.services.test_supervisor import Idle
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +117,66 @@ def test_an_unknown_engine_is_refused(tmp_path: Path, value: str):
     result, _ = run(["--kafka", "x:1", "--engine", value], tmp_path)
     assert result.exit_code == 2
     assert f"unknown engine {value!r}; choose from flink, flink:HOST:PORT, micro-batches" in result.output
+
+
+def test_options_of_different_commands_are_not_equal():
+    one, same = options_for("webhooks", config="c"), options_for("webhooks", config="c")
+    assert (one == same, hash(one) == hash(same)) == (True, True)
+    assert one != options_for("mqtt", config="c")
+    assert one != options_for("webhooks", config="d")
+
+
+def test_the_first_signal_stops_and_the_next_one_interrupts():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        stop = stop_on_signals()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_a_service_with_a_problem_does_not_start_in_the_foreground():
+    class Lacking(Idle):
+        def problems(self) -> dict[str, str]:
+            return {"logs.example.org": "token: no such file"}
+
+        def open(self) -> None:
+            raise AssertionError("it starts")
+
+    with pytest.raises(CimlError, match="token: no such file"):
+        Foreground().run(Lacking("idle"), None)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_only_the_credentials_of_the_local_s3_are_no_secrets(
+    local: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    written(tmp_path, s3=S3, kafka=KAFKA)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", S3.address if local else "https://s3.example.org")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    started: list[StartOptions] = []
+    monkeypatch.setattr("ciml.services.control.start", lambda files, options, *_, **__: started.append(options) or 0)
+    (tmp_path / "receivers.toml").touch()
+    words = ["start", "webhooks", "--config", str(tmp_path / "receivers.toml"), "--home", str(tmp_path)]
+    done = CliRunner().invoke(service_command, words, standalone_mode=False)
+    assert done.exception is None, done.exception
+    (options,) = started
+    assert options.secret_variables == (() if local else ("AWS_SECRET_ACCESS_KEY",))
+    assert "secret" not in str(options.environment)
+
+
+def test_the_exit_code_of_a_status_is_that_of_the_worst_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ciml.services.status._query_in_child", lambda files, status: {"read_us": {}, "job": {}})
+    codes = []
+    for name, health in (("c", "stopped"), ("a", "failed"), ("b", "stopped")):
+        files = ServiceFiles(tmp_path, name)
+        files.put_options(StartOptions(options_for("webhooks", config="c"), "", cwd=str(tmp_path)))
+        files.put_status({"health": health, "why": ""})
+        files.want("stop")
+        done = CliRunner().invoke(service_command, ["status", "--json", "--home", str(tmp_path)], standalone_mode=False)
+        codes.append(done.return_value)
+    assert codes == [1, 2, 2]

@@ -1,10 +1,12 @@
-"""Tables on standard output."""
+"""Tables on standard output, and the status on standard error."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
-from ciml.cli.output import print_table
+from ciml.cli.output import by_frequency, print_table, status_line
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -33,3 +35,17 @@ def test_a_wide_table_is_not_folded_in_a_pipe(capsys: pytest.CaptureFixture[str]
     long = "x" * 100
     print_table(["value"], [(long,)])
     assert any(long in line for line in printed(capsys))
+
+
+def test_the_most_frequent_comes_first_and_equal_ones_in_order() -> None:
+    assert by_frequency({"b": 1, "c": 2, "a": 1}) == [("c", 2), ("a", 1), ("b", 1)]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_last_line_of_a_status_is_printed(fails: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="a bug") if fails else nullcontext(), status_line("events") as show:
+        for text in ("first", "second", "third", "third"):
+            show(text)
+        if fails:
+            raise ValueError("a bug")
+    assert capsys.readouterr().err.splitlines() == ["events: first", "events: third"]

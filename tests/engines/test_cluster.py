@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ import pytest
 
 from ciml import engines
 from ciml.engines import processes
-from ciml.engines.flink import cluster_watchdog, parts
+from ciml.engines.flink import cluster_watchdog, parts, worker_pool
 from ciml.engines.flink.cluster import Cluster
 from ciml.engines.flink.cluster_watchdog import ClusterWatchdog, remove_old_checkpoints
 from ciml.engines.flink.parts import MARK, Part, PartState, pool_socket
@@ -214,6 +215,22 @@ def test_a_taskmanager_is_not_restarted_because_the_jobmanager_does_not_answer(
     monkeypatch.setattr(cluster_watchdog, "ThreadPoolExecutor", InThisThread)
     monkeypatch.setattr(cluster_watchdog, "run_check", lambda _: next(answers, "unknown"))
     assert (watchdog._wait_for_fault(part, state), ended) == ("it died", [])
+
+
+def test_a_worker_ends_after_its_job_was_unreachable_without_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now_s = [0.0]
+    reachable = {12.0: False, 15.0: True, 18.0: False, 24.0: False, 27.0: False}
+    monkeypatch.setattr("ciml.engines.flink.worker_pool.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("ciml.engines.flink.worker_pool._listens", lambda _: reachable.get(now_s[0], True))
+    process = subprocess.Popen([sys.executable, "-c", "input(); input()"], stdin=subprocess.PIPE)
+    worker = worker_pool._Worker(process, "h:1", "1-1")
+    for now_s[0] in (3.0, 6.0, 9.0, 12.0, 15.0, 18.0, 24.0):
+        assert worker.check()
+        assert worker._kill_at_s is None, now_s
+    now_s[0] = 27.0
+    worker.check()
+    assert worker._kill_at_s is not None
+    process.wait()
 
 
 class InThisThread:

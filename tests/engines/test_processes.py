@@ -119,5 +119,5 @@ def test_the_last_candidate_completes_the_lasting_ports(monkeypatch: pytest.Monk
 
 
 def test_free_ports_differ():
-    ports = processes.free_ports(20)
-    assert len(set(ports)) == 20
+    ports = processes.free_ports(600)  # so many that a system which may give a port twice does
+    assert len(set(ports)) == 600

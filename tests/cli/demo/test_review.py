@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import stat
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -23,11 +26,14 @@ from ciml.cli.demo.review import (
     notes_on_model,
     run_ending_now,
     shift_log,
+    start_commands,
 )
+from ciml.data_root import DataRoot
 from ciml.events.cloudevents import finished_event
 from ciml.integrations.adapter import Delivery
 from ciml.transforms.parse.logs import Log, parse_logs
 from ciml.transforms.profiles import Profile, Profiles
+from ciml.verdicts.feedback.config import load_feedback
 from tests.cli.demo.demo_fixture import demo_result
 from tests.corpus import CORPUS
 from tests.integrations.reading import runs_of
@@ -134,3 +140,16 @@ def test_an_answer_by_a_rejected_model_is_noted() -> None:
     result = with_answers(demo_result(answers=[]), Answers([line("code", "it is this change")], first))
     assert result.notes == [*demo_result().notes, *first]
     assert result.checks[-1].passed
+
+
+def test_the_files_of_the_last_act_are_private_where_they_hold_a_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ciml.cli.demo.review.start_predict", lambda *_: None)
+    children = SimpleNamespace(end=lambda _: None, start=lambda *_: None, wait_for=lambda *_: None)
+    demo: Any = SimpleNamespace(data=DataRoot.open(tmp_path), children=children, kafka_option=(), data_option=())
+    running: Any = SimpleNamespace(mosquitto="mqtt://127.0.0.1:1", gerrit="http://127.0.0.1:2")
+    feedback = load_feedback(start_commands(demo, running))
+    (password,) = feedback.systems[0].secret_file
+    assert stat.S_IMODE(Path(feedback.file.parent, password).stat().st_mode) == 0o600
+    assert not feedback.policy.dry_run

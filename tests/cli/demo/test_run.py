@@ -13,11 +13,12 @@ import pytest
 from rich.console import Console
 
 from ciml.cli.demo import DemoOptions
-from ciml.cli.demo.processes import Children, Steps
+from ciml.cli.demo.processes import Child, Children, Steps
 from ciml.cli.demo.result import Check, DemoResult, show
 from ciml.cli.demo.review import MOST
 from ciml.cli.demo.run import MARK, last_step, make_folder, read_refreshes
 from ciml.engines import processes, state
+from ciml.engines.state import ProcessId
 from ciml.errors import CimlError, EngineError
 from tests.cli.demo.demo_fixture import demo_result
 
@@ -92,6 +93,10 @@ def test_commands_are_ended_on_leaving(tmp_path: Path) -> None:
 
 def test_waiting_ends(tmp_path: Path) -> None:
     children = Children(tmp_path, tmp_path)
+    children.running["ingest"] = Child("ingest", ProcessId(2**22 + 1, 1.0), tmp_path / "ingest.log")
+    with pytest.raises(EngineError, match="ciml ingest ended"):
+        children.wait_for(lambda: False, "the moon", every_s=0.02)
+    children.running.clear()
     with pytest.raises(EngineError, match=r"the moon: timed out after 0\.1 s"):
         children.wait_for(lambda: False, "the moon", 0.1, every_s=0.02)
 

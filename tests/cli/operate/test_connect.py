@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.cli.main import cli
+from ciml.events.records import Origin
+from ciml.services.arrivals import Arrival, Effect
 from ciml.verdicts.feedback.config import load_feedback
 
 COMMANDS = {
@@ -99,8 +101,35 @@ import sys
 for name in ("numpy", "pyarrow", "apache_beam", "boto3", "httpx", "starlette", "jwt"):
     sys.modules[name] = None
 from ciml.cli.main import cli
+from ciml.events.records import Origin
+from ciml.services.arrivals import Arrival, Effect
 cli(["connect", {system!r}, *{COMMANDS[system] + more!r}, "--folder", {str(tmp_path)!r}])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "trust.toml").exists()
+
+
+FAILED = Effect("the event is a dead letter", final=True, rejected=True)
+STORED = Effect("a run", final=True)
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "code"),
+    [
+        ([], 1),
+        ([[Effect("ignored")]], 1),
+        ([[Effect("ignored")], [STORED]], 0),
+        ([[STORED, FAILED]], 2),
+        ([[FAILED, STORED]], 2),
+        ([[STORED], [FAILED]], 0),
+    ],
+)
+def test_the_exit_code_is_that_of_the_first_event_of_a_run(
+    arrivals: list[list[Effect]], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = [Arrival(Origin("ci-events", 0, offset), tuple(effects)) for offset, effects in enumerate(arrivals)]
+    monkeypatch.setattr("ciml.services.arrivals.read_arrivals", lambda *_: iter(events))
+    words = ("--folder", str(tmp_path), "--kafka", "none:1", "--wait", "1s")
+    said = ciml("github", *COMMANDS["github"], *words, exit_code=code)
+    assert ("no event that says how a job ended" in said) == (code == 1)

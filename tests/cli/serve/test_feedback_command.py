@@ -167,6 +167,9 @@ def test_list_shows_what_waits(config: str, tmp_path: Path) -> None:
     assert [(one["change"], one["state"], one["causes"]) for one in found] == [
         ("12", "waiting", ["machine"]), ("13", "waiting", ["machine"]),
     ]  # fmt: skip
+    (last,) = ciml("list", "--data-path", str(data), "--json", "--last", "1").output.splitlines()
+    assert json.loads(last)["change"] == "13"
+    assert len(ciml("list", "--data-path", str(data), "--json", "--last", "0").output.splitlines()) == 2
     table = ciml("list", "--data-path", str(data)).output
     assert "waiting" in table
     assert "\x1b[31mred" not in table

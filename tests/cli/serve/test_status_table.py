@@ -38,3 +38,11 @@ def test_ages_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert known["version"] == "3, committed 5 s ago"
     assert known["checkpoint"] == "2 KiB, 5 min old"
     assert known["last failure"] == "5 min ago: no disk"
+
+
+def test_the_last_resubmissions_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    resubmissions = [{"time_us": number * 1_000_000, "why": f"reason {number}."} for number in range(20)]
+    show({**NOTHING, "resubmissions": resubmissions, "resubmitted": 20})  # type: ignore[typeddict-item]
+    shown = capsys.readouterr().out
+    assert "reason 19." in shown
+    assert "reason 0." not in shown
