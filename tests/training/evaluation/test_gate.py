@@ -181,12 +181,6 @@ def test_a_candidate_at_a_threshold_passes_and_one_just_beyond_is_rejected():
         assert not decide(change, GatePolicy(**beyond), has_champion=has_champion).blessed, beyond
 
 
-def test_probabilities_that_are_not_finite_are_rejected():
-    probabilities = np.full((40, 2), np.nan)
-    given = figures(evaluation=evaluate(probabilities, np.arange(40) % 2, CLASSES, np.array([0])))
-    assert "some probabilities are not finite" in decide(given, POLICY, has_champion=False).reasons
-
-
 @pytest.mark.parametrize(
     ("right", "champion", "blessed"), [(90, 85, True), (85, 85, True), (84, 85, True), (80, 85, False), (70, 90, False)]
 )
