@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ciml.dstat import epoch_us, interval_of, split_segments
+from ciml.dstat import epoch_us, split_segments
 
 HEADER = b'"system","load avg"\n"time","1m"\n24-11 12:00:00,1\n'
 
@@ -21,8 +21,3 @@ def test_a_start_has_the_lines_of_its_own_preamble_or_of_an_earlier_one() -> Non
         ("dool 1.3.8", 7.0, "", second, second),
         ("dool 1.3.8", 7.0, "UTC", None, epoch_us(9999, 12, 31, 12)),
     ]
-
-
-def test_the_interval_is_the_first_operand_and_no_value_of_an_option() -> None:
-    commands = {b"dool -cdn 10 5": 10.0, b"dool -C 0,1 --output x 2.5": 2.5, b"dstat -N 3": 1.0, b"5": 1.0, b"": 1.0}
-    assert {command: interval_of(command) for command in commands} == commands

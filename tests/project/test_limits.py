@@ -15,7 +15,9 @@ def _value(text: str) -> float:
     return float(number.replace(",", "")) * _UNITS.get(unit, 1)
 
 
-def test_the_document_lists_every_limit_with_its_value() -> None:
-    listed = {name: _value(text) for name, text in _ROW.findall(_DOCUMENT.read_text())}
+def test_the_document_lists_every_limit_once_with_its_value() -> None:
+    rows = _ROW.findall(_DOCUMENT.read_text())
+    listed = {name: _value(text) for name, text in rows}
+    assert len(rows) == len(listed)
     defined = {name: value for name, value in vars(limits).items() if name.isupper() and name != "MIB"}
     assert listed == defined

@@ -142,24 +142,6 @@ def test_beyond_all_bytes_the_largest_request_is_dropped(small: Intake) -> None:
     assert asyncio.run(serve()) == [dropped, (200, 20), (200, 40)]
 
 
-def test_one_incomplete_request_more_drops_the_oldest(small: Intake) -> None:
-    async def serve() -> list[tuple[int, int | str]]:
-        arrived = asyncio.Event()
-
-        async def request() -> bytes:
-            with small.hold() as held:
-                return await small.read(held, parts_of(1, until=arrived))
-
-        requests = [asyncio.create_task(request()) for _ in range(4)]
-        for _ in range(5):
-            await asyncio.sleep(0)
-        arrived.set()
-        return [await result(request) for request in requests]
-
-    oldest = (503, "dropped as the oldest of 3 incomplete requests (MAX_READING_REQUESTS)")
-    assert asyncio.run(serve()) == [oldest, (200, 1), (200, 1), (200, 1)]
-
-
 async def late() -> AsyncIterator[bytes]:
     """Yield nothing, and take some time to end once cancelled."""
     try:

@@ -14,9 +14,13 @@ import pytest
 
 from ciml.errors import RejectedInput
 from ciml.limits import (
+    MAX_CLOCK_SKEW_S,
+    MAX_COLUMN_NAME,
+    MAX_HEADER_ROW_BYTES,
     MAX_LOG_CELLS,
     MAX_LOG_COLUMNS,
     MAX_LOG_HEADERS,
+    MAX_LOG_ROW_BYTES,
     MAX_LOG_STARTS,
     MIN_ROW_CELLS,
 )
@@ -210,6 +214,45 @@ def test_a_log_at_a_limit_is_read(limit: str) -> None:
     result = parsed(make())
     assert isinstance(result, pa.Table), result
     assert (result.num_rows, result.num_columns - 2) == (rows, columns)
+
+
+def named(group: str, *columns: str) -> bytes:
+    names = ",".join(f'"{name}"' for name in columns)
+    row = ",".join("1" for _ in columns)
+    return f'"Date:","24 Nov 2026 12:00:00 UTC"\n"system","{group}"\n"time",{names}\n24-11 12:00:00,{row}\n'.encode()
+
+
+def with_row_of(size: int) -> bytes:
+    row = b"24-11 12:00:00,1"
+    return named("g", "c").replace(row, row.ljust(size))
+
+
+def with_header_row_of(size: int) -> bytes:
+    full, rest = divmod(size - len('"time"'), 100)
+    return named("g", *(f"{number:097}" for number in range(full)), "x" * (rest - 3))
+
+
+SKEW_US = MAX_CLOCK_SKEW_S * 1_000_000
+#: By what is limited: the limit, the reason beyond it, and the result of a log of a size.
+EXACT: dict[str, tuple[int, str, Callable[[int], pa.Table | RejectedInput]]] = {
+    "a column's name": (MAX_COLUMN_NAME, "log_too_wide", lambda size: parsed(named("g", "c" * size))),
+    "a group's name": (MAX_COLUMN_NAME, "log_too_wide", lambda size: parsed(named("g" * size, "c"))),
+    "a row of a header": (MAX_HEADER_ROW_BYTES, "log_too_wide", lambda size: parsed(with_header_row_of(size))),
+    "a row": (MAX_LOG_ROW_BYTES, "empty_telemetry", lambda size: parsed(with_row_of(size))),
+    "before the run": (SKEW_US, "outside_run", lambda us: parsed(named("g", "c"), NOON_US + us, NOON_US + us + 1)),
+    "before its start": (SKEW_US, "outside_run", lambda us: parsed(named("g", "c"), NOON_US + us)),
+    "after the run": (SKEW_US, "outside_run", lambda us: parsed(named("g", "c"), NOON_US - us - 1, NOON_US - us)),
+    "after its end": (SKEW_US, "outside_run", lambda us: parsed(named("g", "c"), None, NOON_US - us)),
+}
+
+
+@pytest.mark.parametrize("limited", EXACT)
+def test_a_log_at_a_limit_of_a_row_or_of_time_is_read_and_one_beyond_it_is_not(limited: str) -> None:
+    most, reason, parse = EXACT[limited]
+    within, beyond = parse(most), parse(most + 1)
+    assert isinstance(within, pa.Table), within
+    assert isinstance(beyond, RejectedInput), beyond.num_rows
+    assert (within.num_rows, beyond.reason) == (1, reason)
 
 
 def test_a_day_of_a_machine_with_many_columns_is_read() -> None:

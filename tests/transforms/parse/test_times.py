@@ -273,6 +273,15 @@ def test_interval_of_a_command_line(cmdline: bytes, interval: float) -> None:
     assert interval_of(cmdline) == interval
 
 
+def test_without_times_and_dates_only_the_first_start_begins_at_the_run() -> None:
+    start = b'"load avg",\n"1m","5m"\n1,2\n3,4\n'
+    start_us = instant("2026-11-24T12:00:00Z")
+    (table,) = parse_logs([Log(b'"Cmdline:","dool 5"\n' + start * 3, start_us)])
+    assert isinstance(table, pa.Table)
+    assert table.column("time").cast(pa.int64()).to_pylist() == [start_us, start_us + 5_000_000]
+    assert (table.schema.metadata[b"starts"], table.schema.metadata[b"dropped_rows"]) == (b"3", b"4")
+
+
 def test_fixed_offsets_are_only_what_is_the_same_everywhere() -> None:
     assert fixed_offset("UTC") == 0
     assert fixed_offset("-0330") == -12_600_000_000
