@@ -2,7 +2,8 @@
 
 A durable step is a change that a disk, an object store or a broker sees. `Disk` records those of a folder: what is
 synced, and which names are created, renamed and deleted. `Steps` records those of an operation, with the same names in
-a folder and on S3: objects that a store creates, replaces or deletes, folders that are renamed, messages and offsets.
+a folder and on S3: objects that a store creates, replaces or deletes, and folders that are renamed. Publications to a
+broker: `tests.pipelines.kafka.recorded_topic.Topic`.
 
 When the machine dies, the disk forgets what nobody synced, and no later step happens: cleanups of the dead process too
 change nothing.

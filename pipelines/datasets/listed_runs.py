@@ -154,7 +154,7 @@ class ListedRuns:
 
     def _log_of(self, run: SelectedRun) -> LogOf:
         facts = run.mention
-        address = self.log.addresses.get(facts.run_id) or facts.log_url
+        address = self.log.addresses.get((facts.run_id, facts.log_url), facts.log_url)
         return LogOf(address, facts, run.near)
 
 
@@ -175,7 +175,7 @@ class ListedLog:
 
     Attributes:
       version: of that manifest.
-      addresses: addresses of logs by run id, of the runs whose log is not at `RunFacts.log_url`.
+      addresses: addresses of logs by run id and `RunFacts.log_url`, where that is not the address.
       left_out: number of lines without a run, by kind and reason.
     """
 
@@ -185,7 +185,7 @@ class ListedLog:
         self._listing = listing
         self._reading = reading
         self._trust = trust
-        self.addresses: dict[str, str] = {}
+        self.addresses: dict[tuple[str, str], str] = {}
         self.left_out = Counter[tuple[str, str]]()
 
     def url(self) -> str:
@@ -223,5 +223,5 @@ class ListedLog:
         for pending in batch.pending_runs:
             runs.append(Outcome("run", pending.origin, mention=pending.mention, trust=pending.trust, file=_NO_FILE))
             if pending.address:
-                self.addresses.setdefault(pending.mention.run_id, pending.address)
+                self.addresses.setdefault((pending.mention.run_id, pending.mention.log_url), pending.address)
         return Batch(batch.covers, settled=[*batch.settled, *runs])

@@ -12,7 +12,14 @@ import psutil
 import pytest
 
 from ciml.errors import EngineError
-from ciml.pipelines.processes import process_pool, result_of
+from ciml.pipelines.processes import Shared, process_pool, result_of
+
+_PIDS = Shared[int]()
+
+
+def _shared_pid() -> int:
+    return _PIDS.get("pid", os.getpid)
+
 
 _PARENT = """
 import os, sys, time
@@ -57,3 +64,14 @@ def test_an_exception_ends_workers_that_are_busy() -> None:
 def test_each_worker_is_started_with_the_arguments() -> None:
     with process_pool(1, "fork", os.putenv, "CIML_TEST_STARTED", "yes") as pool:
         assert pool.submit(subprocess.getoutput, "echo $CIML_TEST_STARTED").result() == "yes"
+
+
+def test_an_interrupt_is_left_to_the_parent() -> None:
+    with process_pool(1, "fork", int) as pool:
+        assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
+
+
+def test_a_forked_process_makes_its_own_shared_objects() -> None:
+    assert [_shared_pid(), _shared_pid(), _PIDS.get("other", int)] == [os.getpid(), os.getpid(), 0]
+    with process_pool(1, "fork", int) as pool:
+        assert pool.submit(_shared_pid).result() == pool.submit(os.getpid).result()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
 
+import grpc
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 from confluent_kafka import KafkaException
@@ -44,7 +45,8 @@ def test_what_an_input_can_cause_refuses_it(error: Exception) -> None:
     [
         KeyboardInterrupt(), SystemExit(3), GeneratorExit(), CimlError("x"), EngineError("x"), IntegrityError("x"),
         OSError(28, "no space"), TimeoutError(), ConnectionResetError(), ImportError("x"), BrokenExecutor(),
-        CancelledError(), KafkaException("x"), ClientError({}, "PutObject"), EndpointConnectionError(endpoint_url="x"),
+        CancelledError(), KafkaException("x"), grpc.RpcError("x"), ClientError({}, "PutObject"),
+        EndpointConnectionError(endpoint_url="x"),
     ],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
@@ -99,6 +101,14 @@ def test_the_detail_is_one_printable_line_without_secrets_and_bounded() -> None:
     rejected = attempt("parse", _raise, _Unprintable())
     assert isinstance(rejected, RejectedInput)
     assert rejected.detail.startswith("parse: _Unprintable [")
+
+
+def test_a_message_is_redacted_before_it_is_cut() -> None:
+    error = ValueError("x" * 290 + "ghp_" + "a1" * 18)  # a part of a token is not recognised as one
+    rejected = attempt("parse", _raise, error)
+    assert isinstance(rejected, RejectedInput)
+    assert "ghp_" not in rejected.detail
+    assert "x" * 290 in rejected.detail
 
 
 def test_a_recursion_is_named_once() -> None:

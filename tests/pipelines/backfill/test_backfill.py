@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError, EngineError
+from ciml.errors import CimlError
 from ciml.events.cloudevents import finished_event
 from ciml.events.listing import Listing, Reading, open_listing
 from ciml.events.payloads import message_of
 from ciml.events.run_facts import facts_from_listing
 from ciml.kafka import KafkaOptions
+from ciml.pipelines import processor
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.backfill.plan import Tally
 from ciml.pipelines.backfill.survey import survey
@@ -32,10 +29,9 @@ from ciml.runs.verify import verify_raw
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from ciml.transforms.fetch.policy import FetchPolicy
+from tests.durable import Steps, each_step
 from tests.pipelines.backfill.backfilling import Listed, config, corpus_lines, listed, rows_of
 from tests.pipelines.ingest.ingesting import MakeTopic, account, raw_rows
-
-ROOT = Path(__file__).parents[3]
 
 
 def run(made: Listed, data: Path, **how: Any) -> Tally:
@@ -220,29 +216,35 @@ def test_a_source_is_named_by_the_policy(tmp_path: Path) -> None:
 
 
 def test_a_wrong_folder_is_noticed_before_anything_is_settled(tmp_path: Path) -> None:
-    made = listed(tmp_path / "logs", runs=12, tricks=False)
+    few = listed(tmp_path / "few", runs=9, tricks=False)  # so many missing logs may be a coincidence
+    tally = backfill(config(tmp_path, tmp_path / "other"), open_listing(str(few.path)))
+    assert tally.counts == {("dead_letter", "log_not_found"): 9}
+    made = listed(tmp_path / "logs", runs=10, tricks=False)
     wrong = config(tmp_path, tmp_path / "data")
-    with pytest.raises(CimlError, match=r"none of the first 12 logs exists .* check --logs"):
+    with pytest.raises(CimlError, match=r"none of the first 10 logs exists .* check --logs"):
         backfill(wrong, open_listing(str(made.path)))
     assert account(DataRoot.open(tmp_path / "data").raw)[0].version == 0
     tally = backfill(replace(wrong, take_missing=True), open_listing(str(made.path)))
-    assert tally.counts == {("dead_letter", "log_not_found"): 12}
+    assert tally.counts == {("dead_letter", "log_not_found"): 10}
 
 
-def test_an_outage_settles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ciml.transforms.ingest.run_stages._PAUSES_S", (0.01, 0.01))
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        place = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        made = listed(tmp_path / "logs", runs=12, tricks=False)
-        away = config(
-            tmp_path, tmp_path / "data", reading=Reading("backfill", "zuul", place), fetch=FetchPolicy((place,))
-        )
-        with pytest.raises(EngineError, match="none of 12 logs can be read: log_unavailable"):
-            backfill(away, open_listing(str(made.path)))
-    assert account(DataRoot.open(tmp_path / "data").raw)[0].version == 0
-    run(made, tmp_path / "data")
-    rows_of(made, tmp_path / "data")
+def test_work_is_committed_in_order_as_soon_as_it_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ciml.events.listing.BLOCK_LINES", 5)
+    made = listed(tmp_path / "logs", runs=40, tricks=False)
+    run(made, tmp_path / "data", changes={"commit_lines": 10, "commit_s": 600.0})
+    deltas = account(DataRoot.open(tmp_path / "data").raw)[1]
+    ranges = [topic["partitions"]["0"] for delta in deltas for topic in delta["offsets"].values()]
+    assert ranges == [[[start, start + 10]] for start in range(0, 40, 10)]
+    files = psutil.Process().num_fds()
+    known = survey(made.config(tmp_path / "data"), open_listing(str(grown(made).path)), check_logs=True)
+    assert (known.known, known.missing, sum(known.take.values())) == (40, [], 45)
+    assert psutil.Process().num_fds() <= files + 2  # the listing, and not each log
+
+
+def grown(made: Listed) -> Listed:
+    """The same listing with five further lines, whose logs exist."""
+    lines = [{**line, "build_uuid": f"{line['build_uuid']}.more"} for line in corpus_lines(5)]
+    return Listed(made.folder, [*made.lines, *(json.dumps(line).encode() for line in lines)])
 
 
 def test_logs_that_are_too_large_together_are_read_one_after_the_other(tmp_path: Path) -> None:
@@ -275,68 +277,27 @@ def test_a_stopped_backfill_continues_later(tmp_path: Path, monkeypatch: pytest.
     rows_of(made, tmp_path / "data")
 
 
-def test_two_at_once_settle_each_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backfill_that_dies_before_any_step_continues_by_the_manifest_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The objects of a block are created before its commit. Another backfill at the same time changes nothing."""
     monkeypatch.setattr("ciml.events.listing.BLOCK_LINES", 5)
-    made = listed(tmp_path / "logs", runs=60)
-    path, code = made.path, _SLOW_BACKFILL.replace("commit_lines=4", "commit_lines=5")
-    where = json.dumps([str(path), str(made.folder), str(tmp_path / "data")])
-    other = subprocess.Popen([sys.executable, "-c", code, where], cwd=ROOT)
-    try:
-        run(made, tmp_path / "data", changes={"commit_lines": 5})
-        assert other.wait(60) == 0
-    finally:
-        if other.poll() is None:
-            other.kill()
-    rows_of(made, tmp_path / "data")
-
-
-@pytest.mark.timeout(120)
-def test_killed_at_any_moment_it_goes_on_by_the_manifest_alone(tmp_path: Path) -> None:
-    made = listed(tmp_path / "logs", runs=240)
-    data = tmp_path / "data"
-    command = [sys.executable, "-c", _SLOW_BACKFILL, json.dumps([str(made.path), str(made.folder), str(data)])]
-    kills = 0
-    for share in (0.05, 0.3, 0.6):
-        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 60
-            while sum(account(DataRoot.open(data).raw)[0].counts.values()) < share * made.expected.total():
-                assert process.poll() is None, "it ended before it was killed"
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            time.sleep(0.02 * kills)  # somewhere between two commits
-        finally:
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-            process.wait(30)
-    assert kills == 3
-    before = sum(account(DataRoot.open(data).raw)[0].counts.values())
-    assert before < made.expected.total()
-    tally = run(made, data)
-    assert tally.before >= before
-    rows_of(made, data)
-
-
-#: Takes few lines at a time, and pauses before each commit, so that a kill meets each step and never the end.
-_SLOW_BACKFILL = """
-import json, sys, time
-from ciml.events import listing
-from ciml.manifest.log import ManifestLog
-from ciml.events.payloads import message_of
-from ciml.events.listing import Reading
-from ciml.data_root import DataRoot
-from ciml.pipelines.backfill.backfill import backfill
-from ciml.pipelines.backfill.plan import BackfillConfig
-from ciml.transforms.fetch.policy import FetchPolicy
-listing.BLOCK_LINES = 4
-append = ManifestLog.try_append
-ManifestLog.try_append = lambda log, *given: time.sleep(0.05) or append(log, *given)
-path, logs, data = json.loads(sys.argv[1])
-fetch = FetchPolicy(file_roots=(logs,))
-config = BackfillConfig(DataRoot.open(data).raw, Reading("backfill", "zuul", logs), fetch=fetch, commit_lines=4)
-backfill(config, listing.open_listing(path))
-"""
+    made = listed(tmp_path / "logs", runs=8)
+    whole = tmp_path / "whole"
+    with Steps(str(whole)).recording() as steps:
+        run(made, whole, changes={"commit_lines": 5})
+    commits = [number for number, step in enumerate(steps.steps) if step.startswith("append raw")]
+    assert (len(commits), commits[-1]) == (2, len(steps.steps) - 1)
+    expected = rows_of(made, whole)
+    for other in (False, True):
+        for index in each_step(len(steps.steps), few=True):
+            data = tmp_path / f"{other}-{index}"
+            event = partial(run, made, data) if other else None
+            with Steps(str(data), index, event).recording():
+                run(made, data, changes={"commit_lines": 5})
+            processor._replicas._objects.clear()  # as in another process
+            run(made, data)
+            assert rows_of(made, data) == expected
 
 
 @pytest.mark.engines

@@ -10,6 +10,8 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.records import RunFacts
+from ciml.limits import MAX_LABELS
+from ciml.pipelines import processor
 from ciml.pipelines.backfill.load import load
 from ciml.pipelines.backfill.load_report import LoadReport
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
@@ -21,6 +23,7 @@ from ciml.training.evaluation.baselines import number_of
 from ciml.trust import TrustPolicy
 from tests.pipelines.backfill.tables import BEGIN, make_runs, write_csv
 from tests.pipelines.backfill.test_load import ours
+from tests.raw_manifest import forge
 
 BEGIN_US = int(BEGIN.timestamp()) * 1_000_000
 
@@ -127,6 +130,24 @@ def test_an_untrusted_table_completes_no_trusted_run(tmp_path: Path, rows: list[
     report = ours(tmp_path, table, mapping={"began": "start_time"}, trust=none)
     assert (report.totals["reclaim"], report.completed) == (0, {})
     assert {facts.start_us for facts in stored(tmp_path).values()} == {None}
+
+
+def test_a_row_of_a_proved_sender_is_not_completed(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    ours(tmp_path, write_csv(tmp_path / "results.csv", rows))
+    raw = DataRoot.open(tmp_path / "data").raw
+    for version in range(1, open_raw(raw)[1].version + 1):
+        forge(raw, version, lambda delta: [run["mention"].update(auth="signature") for run in delta["runs"]])
+    processor._replicas._objects.clear()  # as in another process
+    report = ours(tmp_path, write_csv(tmp_path / "more.csv", [{**row, "suite": "fast"} for row in rows]))
+    assert (report.completed, report.totals["reclaim"]) == ({}, 0)
+
+
+def test_a_completed_run_has_at_most_as_many_labels_as_the_limit(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    many = {f"label-{number:02}": "x" for number in range(MAX_LABELS - 2)}  # the team is a label too
+    ours(tmp_path, write_csv(tmp_path / "results.csv", [{**row, **many} for row in rows]))
+    report = ours(tmp_path, write_csv(tmp_path / "more.csv", [{**row, "more-1": "a", "more-2": "b"} for row in rows]))
+    assert report.completed == {"more-1": 20}
+    assert {len(facts.labels) for facts in stored(tmp_path).values()} == {MAX_LABELS}
 
 
 def test_a_start_after_the_stored_end_completes_nothing(tmp_path: Path, rows: list[dict[str, Any]]) -> None:

@@ -55,6 +55,7 @@ def test_a_fetch_policy_names_no_file_of_this_machine() -> None:
     for policy in (
         FetchPolicy(ca_file="/etc/ca.pem"),
         FetchPolicy(credentials=(Credential("logs.example.org", token_file="/etc/token"),)),
+        FetchPolicy(credentials=(Credential("logs.example.org", user="ci", password_file="/etc/password"),)),
     ):
         with pytest.raises(CimlError, match=r"fetch policy: /etc/\S+ is a file of this machine.*use token_env"):
             check_fetch(policy)

@@ -92,6 +92,15 @@ def test_a_pinned_data_set_comes_out_the_same_elsewhere_after_more_runs_and_corr
     assert run_ids(new.state) == [["3", "4"], ["9"]]
 
 
+def test_a_correction_of_a_replaced_row_does_not_count(data: DataRoot, raw: RawStore) -> None:
+    raw.add([ended(1, 1), ended(2, 2)], corrections=[ended(1, 1, outcome="failure")[0]])
+    raw.add(corrections=[ended(1, 1, outcome="timeout")[0]])
+    raw.add(reclaims=[ended(1, 1)])
+    raw.add(corrections=[ended(2, 2, outcome="failure")[0]])
+    state = build_dataset(data, data, defined(slicer=":")).state
+    assert [run.label_name for span in state.latest() for run in span.runs] == ["passed", "failed"]
+
+
 def test_raw_store_and_data_sets_may_lie_in_different_places(anywhere: DataRoot, tmp_path: Path) -> None:
     source, target = DataRoot.open(tmp_path / "raw"), DataRoot(anywhere.store.child("sets"))
     RawStore(source).add([ended(number, number) for number in range(1, 6)])
@@ -206,3 +215,24 @@ def test_no_raw_store_another_definition_another_raw_store(tmp_path: Path, data:
     assert data.store.list("datasets") == []
     assert run_ids(build_dataset(data, data, defined(slicer=":2")).state) == [ids(1, 2)]
     assert data.dataset("cpu").state().source is None
+
+
+def test_a_removal_that_is_killed_before_any_step_leaves_the_first_spans(
+    tmp_path: Path, data: DataRoot, raw: RawStore
+) -> None:
+    raw.add([ended(number, number) for number in range(1, 7)])
+    build_dataset(data, DataRoot.open(tmp_path / "whole"), defined(slicer=":"))
+    with Steps(DataRoot.open(tmp_path / "whole").url).recording() as steps:
+        remove_dataset(DataRoot.open(tmp_path / "whole").dataset("cpu"))
+    assert len(steps.steps) >= 4 + 3 + 1
+    for index in range(len(steps.steps)):
+        target = DataRoot.open(tmp_path / str(index))
+        build_dataset(data, target, defined(slicer=":"))
+        with Steps(target.url, index).recording():
+            remove_dataset(target.dataset("cpu"))
+        deltas = list(target.dataset("cpu").log.since(0))
+        assert len(deltas) == max(4 - index, 0)  # the definition, and three spans
+        if deltas:
+            assert run_ids(target.dataset("cpu").state()) == [ids(1, 2), ids(3, 4), ids(5, 6)][: len(deltas) - 1]
+        remove_dataset(target.dataset("cpu"))
+        assert target.store.list("datasets") == []

@@ -16,6 +16,8 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, EngineError
 from ciml.events.listing import Reading, open_listing
+from ciml.events.records import Batch
+from ciml.events.run_facts import facts_from_listing
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.datasets import listed_runs
 from ciml.pipelines.datasets.build import DEFINITION, build_dataset
@@ -23,11 +25,13 @@ from ciml.pipelines.datasets.listed_runs import ListedRuns
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.training.data.examples import read_dataset
 from ciml.training.data.snapshot import make_snapshot
+from ciml.transforms.examples.from_logs import LogOf, LogReader
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest import run_stages as settle
 from ciml.trust import TrustPolicy
 from tests.corpus import CORPUS, passed_builds
 from tests.durable import Steps
+from tests.transforms.samples import resolved
 
 ROOT = Path(__file__).parents[3]
 
@@ -131,6 +135,7 @@ def test_lines_count_as_a_backfill_counts_them(tmp_path: Path) -> None:
         {**third, "result": "ABORTED"},
         first,  # again: a repeat
         {**second, "result": "FAILURE"},  # another outcome: a correction
+        {**second, "log_path": "none?token=abc"},  # another log, whose address is not recorded: the first one counts
         *rest,
     ]
     path = listing(tmp_path, builds)
@@ -142,10 +147,10 @@ def test_lines_count_as_a_backfill_counts_them(tmp_path: Path) -> None:
     state = build_dataset(source, straight, defined(**keys)).state
     assert files(straight) == files(stored)
     labels = {run.run_id: run.label_name for span in state.latest() for run in span.runs}
-    assert labels[f"backfill~{second['build_uuid']}~1"] == "failed"
+    assert labels[f"backfill~{second['build_uuid']}~1"] == "passed"
     assert len(labels) == 29
     assert dict(source.log.left_out) == {
-        ("repeat", "run"): 1, ("correction", "outcome"): 1, ("ignored", "cancelled"): 1,
+        ("repeat", "run"): 1, ("correction", "outcome"): 2, ("ignored", "cancelled"): 1,
         ("dead_letter", "missing_field"): 1,
     }  # fmt: skip
 
@@ -197,6 +202,51 @@ def test_a_build_that_is_killed_before_any_step_goes_on(tmp_path: Path) -> None:
         build_dataset(listed(path), data, definition)
         assert files(data) == files(whole)
         assert verify_dataset(data.dataset("cpu")) == []
+
+
+def test_of_lines_with_one_recorded_address_the_first_counts(tmp_path: Path) -> None:
+    (build,) = lines(1)
+    path = listing(tmp_path, [{**build, "log_path": f"log?token={word}"} for word in ("first", "second")])
+    log = listed(path).log
+    assert len(log.read(1).runs) == 1
+    assert [address.rpartition("token%3D")[2] for address in log.addresses.values()] == ["first"]
+
+
+def test_a_line_that_breaks_the_policy_affects_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builds = lines(20)
+    poisoned = f"backfill~{builds[3]['build_uuid']}~1"
+    evaluate = listed_runs.evaluate_batch
+
+    def poison(batch: Batch, policy: TrustPolicy) -> Batch:
+        if any(pending.mention.run_id == poisoned for pending in batch.pending_runs):
+            raise ValueError(poisoned)
+        return evaluate(batch, policy)
+
+    monkeypatch.setattr(listed_runs, "evaluate_batch", poison)
+    source = listed(listing(tmp_path, builds))
+    state = build_dataset(source, DataRoot.open(tmp_path / "sets"), defined()).state
+    assert sum(state.counts().values()) == 19
+    assert dict(source.log.left_out) == {("dead_letter", "internal_error"): 1}
+
+
+def test_telemetry_is_kept_up_to_a_limit_of_all_calls(tmp_path: Path) -> None:
+    """A log whose telemetry is kept is not read again."""
+    (build,) = lines(1)
+    logs = []
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes((CORPUS / build["log_path"]).read_bytes())
+        logs.append(
+            LogOf((tmp_path / name).as_uri(), facts_from_listing({**build, "build_uuid": name, "log_path": ""}))
+        )
+    fetch = FetchPolicy().allowing(roots=(str(tmp_path),))
+    (table,) = [table for _, table in LogReader(fetch).tables(logs[:1])]
+    reader = LogReader(fetch, kept_bytes=8 * table.num_rows * table.num_columns * 3 // 2)
+    made = resolved(table.column_names[2:])
+    for log in logs:
+        reader.columns([log])
+        Path(log.address.removeprefix("file://")).unlink()
+    reasons = [[rejected.reason for _, rejected in reader.windows([log], made).rejected] for log in logs]
+    assert reasons == [[], ["log_not_found"]]
 
 
 def test_it_is_that_listings_and_no_others(tmp_path: Path) -> None:

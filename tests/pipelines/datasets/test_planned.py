@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
+from ciml.pipelines.datasets.beam import build_spans
 from ciml.pipelines.datasets.build import build_dataset, plan_build, plan_update
 from ciml.pipelines.datasets.commit import commit_steps
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.pipelines.flink.submit import run_here
+from tests.durable import Steps, each_step
 from tests.pipelines.datasets.dataset_scenes import define, ids, run_ids, runs
 from tests.runs.scenes import RawStore
 
@@ -83,6 +87,32 @@ def test_the_stage_may_be_repeated(data: DataRoot, raw: RawStore) -> None:
     assert spans(data, "cpu") == before
     assert data.dataset("cpu").state().version == 3
     assert verify_dataset(data.dataset("cpu")) == []
+
+
+def test_a_commit_that_is_killed_before_any_step_is_repeated(
+    tmp_path_factory: pytest.TempPathFactory, data: DataRoot, raw: RawStore
+) -> None:
+    """The records of the spans are removed after the last commit, so that the stage can read them again."""
+    raw.add(runs(1, 8))
+    define(data)
+    planned = plan_update(data.dataset("cpu"))
+    run_here(lambda pipeline: build_spans(pipeline, planned.raw, planned.root, planned.steps, "results/0"))
+    order = [
+        "append datasets/cpu: corrections_to cursor resolved spans",
+        "append datasets/cpu: corrections_to cursor spans",
+        "delete datasets/cpu/results/0/1-1.json",
+        "delete datasets/cpu/results/0/2-1.json",
+    ]
+    for index in each_step(len(order), few=False):
+        copy = DataRoot.open(shutil.copytree(data.url, tmp_path_factory.mktemp("copy") / "data"))
+        root = copy.dataset("cpu").store
+        with Steps(copy.url, index).recording() as steps:
+            commit_steps(root, planned.steps, "results/0")
+        assert steps.steps == order[:index]
+        commit_steps(root, planned.steps, "results/0")
+        assert run_ids(copy.dataset("cpu").state()) == [ids(1, 4), ids(5, 8)]
+        assert root.list("results") == []
+        assert verify_dataset(copy.dataset("cpu")) == []
 
 
 def test_other_spans_of_another_updater_stop_it(data: DataRoot, raw: RawStore) -> None:

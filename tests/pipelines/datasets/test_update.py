@@ -15,7 +15,8 @@ from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import read_span
 from tests.pipelines.datasets.dataset_scenes import NOON, define, ids, run_ids, runs, telemetry
-from tests.runs.scenes import UNTRUSTED, RawStore
+from tests.raw_manifest import forge
+from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
 from tests.tier import tries
 from tests.transforms.samples import LOAD, make_facts, table
 
@@ -153,6 +154,32 @@ def test_a_correction_before_the_span_ends_is_in_its_first_version(data: DataRoo
     assert [run.label_name for run in again.runs] == ["passed", "passed", "failed", "passed"]
 
 
+def test_a_change_of_trust_after_a_correction_leaves_the_outcome(data: DataRoot, raw: RawStore) -> None:
+    define(data)
+    raw.add(runs(1, 2), corrections=[make_facts(1, outcome="failure", result="FAILURE")])
+    raw.add(runs(3, 3))
+    raw.add(runs(4, 4))
+    forge(data.raw, 2, lambda delta: delta.update(trust_changes=[{"run_id": "zuul~1~1", "trust": TRUSTED.to_json()}]))
+    update_dataset(data.dataset("cpu"))
+    assert data.dataset("cpu").state().corrections == {"zuul~1~1": ("failure", "FAILURE")}
+    RawStore(data).add(corrections=[make_facts(2, outcome="timeout", result="TIMED_OUT")])
+    (again,) = update_dataset(data.dataset("cpu")).sealed
+    assert [run.label_name for run in again.runs] == ["failed", "failed", "failed", "passed"]
+
+
+def test_a_profile_is_made_of_the_first_passing_runs_of_each_job(
+    data: DataRoot, raw: RawStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ciml.pipelines.datasets.update.MAX_PROFILE_RUNS", 2)
+    raw.add([(make_facts(number, build_name=f"job-{number % 2}"), telemetry(number)) for number in range(1, 8)])
+    raw.add([(make_facts(8, outcome="failure"), telemetry(8))])
+    define(data, span_runs=8, context=["profile"])
+    resolved = update_dataset(data.dataset("cpu")).state.resolved
+    assert resolved is not None
+    assert resolved.profiles is not None
+    assert {job: profile["runs"] for job, profile in resolved.profiles["jobs"].items()} == {"job-0": 2, "job-1": 2}
+
+
 def test_a_late_correction_makes_a_new_version_of_its_span(data: DataRoot, raw: RawStore) -> None:
     define(data)
     raw.add([*runs(1, 5), (make_facts(6, outcome="error"), telemetry(6)), *runs(7, 8)])
@@ -197,6 +224,7 @@ def test_what_is_trusted_is_not_corrected_by_what_is_not(data: DataRoot, raw: Ra
     raw.add(corrections=[make_facts(2, outcome="success")], trust=UNTRUSTED)
     (span,) = update_dataset(data.dataset("cpu")).sealed
     assert [run.label_name for run in span.runs] == ["passed", "failed", "failed", "passed"]
+    assert data.dataset("cpu").state().corrections == {"zuul~2~1": ("failure", "SUCCESS")}
 
 
 @settings(max_examples=tries(40))

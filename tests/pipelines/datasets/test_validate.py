@@ -123,8 +123,11 @@ def test_without_the_raw_store_columns_are_not_known(data: DataRoot, tmp_path: P
     alone = DataRoot.open(tmp_path / "alone")
     for path in data.store.list("datasets"):
         alone.store.create(path, data.store.read(path))
-    report = validate_dataset(alone, "cpu")
-    assert (report.findings, report.before.columns, report.after.columns) == ((), None, None)
+    for _ in range(2):
+        report = validate_dataset(alone, "cpu")
+        assert (report.findings, report.before.columns, report.after.columns) == ((), None, None)
+        for first in (501, 601):  # then, a raw store with other runs in the same places
+            RawStore(alone).add(some_runs(first))
 
 
 def test_a_new_version_of_a_span_has_statistics_of_its_own(data: DataRoot) -> None:
@@ -135,6 +138,17 @@ def test_a_new_version_of_a_span_has_statistics_of_its_own(data: DataRoot) -> No
     update_dataset(data.dataset("cpu"))
     after = validate_dataset(data, "cpu").after.categories(3)
     assert after == {"failed": before["failed"] + 1, "passed": before["passed"] - 1}
+
+
+def test_a_reclaim_has_the_columns_of_its_own_row(data: DataRoot) -> None:
+    fill(data, some_runs(1), some_runs(101))
+    assert not any("gpu:temp" in names for _, _, names in validate_dataset(data, "cpu").after.columns or ())
+    RawStore(data).add(reclaims=some_runs(101, gpu__temp=np.full(6, 40.0))[:1])
+    update_dataset(data.dataset("cpu"))
+    columns = validate_dataset(data, "cpu").after.columns
+    assert columns is not None
+    assert sum(runs for (_, _, names), runs in columns.items() if "gpu:temp" in names) == 1
+    assert sum(columns.values()) == SPAN
 
 
 def test_another_data_set_is_compared_with_if_its_features_mean_the_same(data: DataRoot) -> None:
@@ -151,6 +165,7 @@ def test_another_data_set_is_compared_with_if_its_features_mean_the_same(data: D
 
 def test_what_a_model_was_trained_on_is_its_snapshot_less_exclusions(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101))
+    validate_dataset(data, "cpu")  # what is computed of all runs of a span is not that of a snapshot's runs
     purged = {f"zuul~{number}~1": "purge" for number in range(1, 11)}
     snapshot = make_snapshot(data.dataset("cpu"), EVERYONE, excluding(purged))
     write_snapshot(data.trainer("cpu"), snapshot)

@@ -95,6 +95,13 @@ def test_a_planted_function_of_another_language_is_found(field: str, value: str)
     assert foreign_parts(proto) == [f"Settle: its function is {value}"]
 
 
+def test_a_planted_coder_of_another_language_is_found() -> None:
+    proto = portable(PIPELINES["backfill"][0])
+    name = next(iter(proto.components.coders))
+    proto.components.coders[name].spec.urn = "beam:coder:javasdk:0.1"
+    assert foreign_parts(proto) == [f"coder {name}: beam:coder:javasdk:0.1 is from another language"]
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_each_is_python_alone_and_every_engine_takes_it(name: str) -> None:
     build = PIPELINES[name][0]

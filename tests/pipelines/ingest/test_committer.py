@@ -17,10 +17,10 @@ from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.events.payloads import INLINE_BYTES, message_of, payload_of, read_payload
-from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome
+from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, RunFacts
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
-from ciml.pipelines.ingest.committer import Committer
+from ciml.pipelines.ingest.committer import Committer, seal, unseal
 from ciml.runs.state import RawState
 from ciml.serving.predict.log import Predicted, PredictionState
 from ciml.storage import LocalStore, Store, open_store
@@ -115,6 +115,15 @@ def test_a_commit_that_fails_half_way_is_made_up_for(tmp_path: Path) -> None:
 def dead_letter(offset: int, size: int) -> Outcome:
     message = Message(offset, b"x" * size, (("ce_h", b"v"),), timestamp_ms=7)
     return Outcome("dead_letter", Origin("t", 0, offset), reason="broken_json", payload=payload_of(message))
+
+
+def test_a_sealed_batch_has_the_payload_of_each_outcome() -> None:
+    letters = [dead_letter(offset, size) for offset, size in enumerate((5, 7, 9))]
+    shared = letters[1].replace(mention=RunFacts("zuul~2~1", "2", "unit", source="zuul"))
+    batch = Batch(OffsetRange("t", "T", 0, 0, 3), settled=[*letters, shared])
+    assert unseal(seal(batch)) == batch
+    assert seal(batch).count(b'payload"') == 4
+    assert len(json.loads(seal(batch))["payloads"]) == 3
 
 
 def test_a_losing_commit_is_computed_again_from_the_new_state(tmp_path: Path) -> None:

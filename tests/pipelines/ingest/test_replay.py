@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +19,7 @@ from ciml.events.listing import open_listing
 from ciml.events.records import Batch, Message, OffsetRange, RunFacts
 from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_MESSAGE_BYTES
+from ciml.pipelines import processor
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.ingest.committer import Committer, committer, render_dead_letters, render_runs
 from ciml.pipelines.ingest.replay import ReplayConfig, Replayed, find_open, preview, replay
@@ -36,12 +32,12 @@ from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
 from ciml.transforms.ingest.run_stages import settle
 from ciml.trust import TrustPolicy
+from tests.durable import Steps, each_step
 from tests.messages import published
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, raw_rows
 from tests.pipelines.ingest.scenario import corpus_facts
 
-ROOT = Path(__file__).parents[3]
 TOPIC = "ci-events"
 
 
@@ -306,42 +302,22 @@ def test_concurrent_replays_close_each_dead_letter_once(place: Place, monkeypatc
     assert place.counts == {("run", ""): 24}
 
 
-@pytest.mark.timeout(120)
-def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(place: Place) -> None:
-    number = 60
-    place.take(*(finished_event(place.facts(n, log=False), event_id=f"{n}") for n in range(number)))
-    for each in range(number):
-        place.log_arrives(each)
-    where = json.dumps([place.data.url, str(place.logs)])
-    kills = 0
-    for share in (0.05, 0.2, 0.4):
-        process = subprocess.Popen([sys.executable, "-c", _SLOW_REPLAY, where], cwd=ROOT, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 60
-            while account(place.data.raw)[0].counts["run", ""] < share * number:
-                assert process.poll() is None, "it ended before it was killed"
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-        finally:
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-            process.wait(30)
-    assert kills == 3
-    open_now = account(place.data.raw)[0].counts["dead_letter", "log_not_found"]
-    assert 0 < open_now < number
-    assert replay(place.config()).closed == open_now
-    assert place.counts == {("run", ""): number}
-
-
-_SLOW_REPLAY = """
-import json, sys
-from ciml.data_root import DataRoot
-from ciml.pipelines.ingest.replay import ReplayConfig, replay
-from ciml.transforms.fetch.policy import FetchPolicy
-data, logs = json.loads(sys.argv[1])
-replay(ReplayConfig(DataRoot.open(data).raw, fetch=FetchPolicy(file_roots=(logs,)), together=2))
-"""
+def test_a_replay_that_dies_before_any_step_closes_each_dead_letter_once(tmp_path: Path) -> None:
+    order = ["create raw/RUN", "append raw: closed_letters closes runs"] * 3
+    for index in each_step(len(order), few=False):
+        (tmp_path / str(index)).mkdir()
+        place = Place(tmp_path / str(index))
+        place.take(*(finished_event(place.facts(number, log=False), event_id=f"{number}") for number in range(3)))
+        for number in range(3):
+            place.log_arrives(number)
+        with Steps(place.data.url, index).recording() as steps:
+            replay(place.config(together=1))
+        assert [step.partition("/runs/")[0].replace("raw", "raw/RUN", "/runs/" in step) for step in steps.steps] == (
+            order[:index]
+        )
+        processor._replicas._objects.clear()  # as in another process
+        assert replay(place.config(together=1)).closed == 3 - index // 2
+        assert place.counts == {("run", ""): 3}
 
 
 def test_lines_of_a_listing_are_tried_where_their_logs_are_now(tmp_path: Path) -> None:

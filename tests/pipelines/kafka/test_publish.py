@@ -7,16 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from ciml.errors import EngineError, IntegrityError
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
 from ciml.kafka import KafkaOptions
-from ciml.pipelines.ingest.committer import Committer, render_runs
-from ciml.pipelines.kafka.publish import LOG, VERSION, Projection
-from ciml.storage import open_store
+from ciml.manifest.log import Delta, ManifestLog
+from ciml.pipelines import processor
+from ciml.pipelines.ingest.committer import Committer, IngestConfig, IngestProcessor, render_runs
+from ciml.pipelines.kafka import publish
+from ciml.pipelines.kafka.publish import LOG, VERSION, Announcement, Projection, Projections, Share, projection
+from ciml.pipelines.processor_beam import Commit
+from ciml.storage import LocalStore, open_store
+from tests.durable import Steps, each_step
 from tests.messages import published
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real, one_batch, wait_for
-from tests.pipelines.ingest.scenario import corpus_facts
 from tests.pipelines.kafka.kafka_topics import delete, recreated
+from tests.pipelines.kafka.recorded_topic import Topic
 
 
 @pytest.fixture
@@ -34,22 +40,6 @@ def runs_announced(broker: str, topic: str) -> list[tuple[str, str]]:
         (json.loads(message.value or b"")["run_id"], (dict(message.headers)[VERSION] or b"").decode())
         for message in published(broker, topic, "runs")
     ]
-
-
-@pytest.mark.engines
-def test_what_a_dead_process_did_not_announce_the_next_does(kafka: str, topic: MakeTopic, committed: Committer) -> None:
-    need_real(kafka)
-    name, kafka_options = topic(1, "runs"), KafkaOptions(kafka)
-    first = Projection(committed.log, name, render_runs, kafka_options)
-    assert first.announce() == 3
-    expected = [(facts.run_id, str(at)) for at, (facts, _) in enumerate(corpus_facts(3)[:2], 1)]
-    assert runs_announced(kafka, name) == expected
-    assert first.announce() == 3
-    committed.commit([one_batch(9, 2)])  # and the process dies before it announces
-    second = Projection(committed.log, name, render_runs, kafka_options)
-    assert second.announce() == 4
-    assert runs_announced(kafka, name) == [*expected, (corpus_facts(3)[2][0].run_id, "4")]
-    assert second.exactly_once
 
 
 @pytest.mark.engines
@@ -110,3 +100,139 @@ def test_a_recreated_topic_gets_everything_again(kafka: str, topic: MakeTopic, c
     assert ours.announce() == 4
     assert [version for _, version in runs_announced(kafka, name)] == ["1", "2", "4"]
     assert ours.exactly_once
+
+
+# --- the steps of a publication
+
+
+def manifest(folder: Path, *deltas: list[str]) -> ManifestLog:
+    """A manifest whose deltas name the keys of their messages."""
+    log = ManifestLog(LocalStore(folder))
+    for version, keys in enumerate(deltas, 1):
+        assert log.try_append(version, {"time_us": 0, "keys": keys})
+    return log
+
+
+def render(delta: Delta, *headers: tuple[str, bytes]) -> list[Announcement]:
+    return [(key.encode(), b"{}", headers) for key in delta["keys"]]
+
+
+def project(log: ManifestLog, share: Share | None = None) -> int:
+    """Publish in a process of its own: one without a cursor."""
+    headers = [share.header] if share else []
+    return Projection(log, "runs", lambda delta: render(delta, *headers), KafkaOptions("k:1"), share).announce()
+
+
+def keys_of(topic: Topic) -> list[str]:
+    return [(message.key or b"").decode() for message in topic.messages]
+
+
+DELTAS = [["a"], ["b", "c", "d"], [], ["e"]]
+#: A producer fences the earlier one before it reads the cursor. One transaction holds whole deltas.
+PUBLISHED = [
+    "fence ciml.runs",
+    "produce a",
+    "produce b",
+    "produce c",
+    "produce d",
+    "commit 4",
+    "produce e",
+    "commit 1",
+]
+
+
+def test_a_publisher_that_dies_before_any_step_publishes_each_message_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "_TRANSACTION_MESSAGES", 2)
+    log = manifest(tmp_path, *DELTAS)
+    with Topic().recording() as topic:
+        assert project(log) == 4
+    assert topic.steps == PUBLISHED
+    for index in each_step(len(PUBLISHED), few=False):
+        topic = Topic(index)
+        with topic.recording():
+            project(log)
+        topic.is_dead = False
+        with topic.recording():
+            assert project(log) == 4
+        assert keys_of(topic) == ["a", "b", "c", "d", "e"]
+
+
+def test_another_publisher_before_any_step_publishes_no_message_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is in the same place: it has a new delta, and fences the first."""
+    monkeypatch.setattr(publish, "_TRANSACTION_MESSAGES", 2)
+    for index in range(len(PUBLISHED)):
+        log = manifest(tmp_path / str(index), *DELTAS)
+
+        def other(log: ManifestLog = log) -> None:
+            assert log.try_append(5, {"time_us": 0, "keys": ["f"]})
+            project(log)
+
+        with Topic(index, other).recording() as topic:
+            project(log)
+        assert keys_of(topic) == ["a", "b", "c", "d", "e", "f"]
+
+
+def test_shares_of_a_manifest_have_cursors_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "_FIRST_READ_BACK", 2)
+    log, other_log = manifest(tmp_path / "a", *DELTAS), manifest(tmp_path / "b", ["x"], ["y"])
+    first, second = (Share(name, ("model", name.encode())) for name in ("one", "two"))
+    with Topic().recording() as topic:
+        project(log, first)
+        for _ in range(3):
+            project(log, second)  # it reads past the messages of the first
+            project(log, first)
+        assert [dict(message.headers)["model"] for message in topic.messages] == [b"one"] * 5 + [b"two"] * 5
+        for share in (first, second, Share("three", ("model", b"three")), None):
+            with pytest.raises(IntegrityError, match="holds another manifest"):
+                project(other_log, share)
+        cached = {id(projection(log, "runs", render, KafkaOptions("k:1"), share)) for share in (first, second, None)}
+        assert len(cached) == 3
+
+
+def test_a_topic_that_fails_does_not_stop_the_others() -> None:
+    class Failing:
+        def announce(self) -> int:
+            raise EngineError("away")
+
+    class Working:
+        announced = 0
+
+        def announce(self) -> int:
+            self.announced += 1
+            return 7
+
+    works = Working()
+    with pytest.raises(CimlError, match="away"):
+        Projections([Failing(), works]).announce()  # type: ignore[list-item]
+    assert works.announced == 1
+
+
+def test_runs_are_announced_after_their_commit_wherever_the_stage_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage is repeated, as Beam does. A topic that was recreated is noticed before the commit."""
+    order = ["check t", "append data/raw: offsets runs", "fence ciml.runs", "produce", "commit 1"]
+    for index in each_step(len(order), few=False):
+        root = tmp_path / str(index)
+        data = DataRoot.open(root / "data")
+        steps = Steps(str(root), index)
+        topic = Topic()
+        monkeypatch.setattr(topic, "step", steps.step)
+        monkeypatch.setattr(
+            processor, "check_still_that_topic", lambda _, name, __, steps=steps: steps.step(f"check {name}")
+        )
+        for attempt in range(2):
+            with steps.recording(), topic.recording():
+                ingest = IngestProcessor(IngestConfig(data.raw, kafka=KafkaOptions("k:1")))
+                list(Commit(ingest).process(("raw", [ingest.encode(one_batch(0))])))
+                publish._projections._objects.clear()  # each process has its own cursor
+                ingest.publisher().announce()
+            if attempt == 0 and index == len(order):
+                assert [step.partition(" zuul")[0] for step in steps.steps] == order
+            steps.is_dead = False
+        assert len(topic.messages) == 1
+        assert [len(delta["runs"]) for _, delta in ManifestLog(data.raw).since(0)] == [1]

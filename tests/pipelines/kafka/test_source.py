@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +15,14 @@ from apache_beam.utils.timestamp import Duration
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
 from ciml.kafka import KafkaOptions, ReadOptions
-from ciml.pipelines.kafka.broker import Listing, list_topic, make_topic
+from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
+from ciml.pipelines.kafka import broker, reader
+from ciml.pipelines.kafka.broker import Listing, end_of, list_topic, make_topic
 from ciml.pipelines.kafka.plan import PartitionRead, expired_offsets, is_older, plan
-from ciml.pipelines.kafka.reader import borrow, close_readers
+from ciml.pipelines.kafka.reader import Reader, borrow, close_readers
 from ciml.pipelines.kafka.source import FOREVER, OffsetTracker, ReadFromKafka, ReadUnbounded, Restriction
 from ciml.runs.state import RawState
+from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import need_real, wait_for
 
 MakeTopic = Callable[..., str]
@@ -105,6 +109,42 @@ def test_ciml_keeps_some_properties_to_itself() -> None:
     options = KafkaOptions("x:1", {"sasl.password": "secret-1", "security.protocol": "SASL_SSL"})
     assert options.consumer()["security.protocol"] == "SASL_SSL"
     assert "secret-1" not in repr(options)
+
+
+def test_expired_offsets_of_all_partitions_are_covered_before_the_first_read_alone(tmp_path: Path) -> None:
+    processor = IngestProcessor(IngestConfig(open_store(tmp_path), "t", kafka=KafkaOptions("x:1")))
+    for found, second in ((listing((7, 9), (0, 2), (4, 4)), []), (listing((8, 9), (2, 2), (4, 4)), [(0, 2)])):
+        processor.cover_expired(found)
+        with processor.replica().state() as state:
+            assert [list(state.covered("t", part)) for part in range(3)] == [[(0, 7)], second, [(0, 4)]]
+
+
+# --- what a process keeps of brokers
+
+
+HERE, THERE = KafkaOptions("127.0.0.1:1"), KafkaOptions("127.0.0.1:2")
+
+
+def test_unused_readers_are_kept_by_broker_topic_and_partition_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def used(*key: Any) -> Reader:
+        with borrow(*key) as found:
+            return found
+
+    closed: list[Reader] = []
+    monkeypatch.setattr(Reader, "close", lambda self: closed.append(self))
+    keys = [(HERE, "t", 0), (HERE, "t", 1), (HERE, "u", 0), (THERE, "t", 0)]
+    readers = [used(*key) for key in keys]
+    assert len(set(readers)) == len(keys)
+    assert [used(*key) for key in keys] == readers
+    assert closed == []
+    monkeypatch.setattr(reader, "_POOLED_S", -1.0)
+    used(HERE, "new", 0)
+    assert closed == readers
+
+
+def test_ends_are_those_of_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "offsets_of", lambda options, *_, **__: {0: 5 if options == HERE else 9})
+    assert [ends and ends.end for ends in (end_of(options, "t", 0, 60.0) for options in (HERE, THERE))] == [5, 9]
 
 
 # --- against a broker

@@ -142,6 +142,13 @@ def test_a_runner_that_drains_gets_an_end(monkeypatch: pytest.MonkeyPatch) -> No
     assert [runner.resume(1) for _ in range(3)] == [True, True, False]
 
 
+def test_early_resumes_count_only_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(monkeypatch)
+    for number in range(20):
+        runner.draining = number % 3 != 0
+        assert runner.resume(5)
+
+
 def test_a_slice_that_ends_at_once_resets_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = Runner(monkeypatch)
     runner.draining = True

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from ciml.transforms.drift.compare import Finding, Report, Side, compare
-from ciml.transforms.drift.counts import exact_p, mix_of, one_sided
+from ciml.transforms.drift.counts import add_columns, exact_p, mix_of, one_sided
 from ciml.transforms.drift.detect import DriftPolicy, ks_p, psi_of, unit_of
 from ciml.transforms.drift.statistics import Cell, Series, Statistics, buckets, merge, middles, statistics
 from ciml.transforms.examples.prepare import make_examples
@@ -91,8 +91,9 @@ def test_another_mix_is_distinguished_from_a_shift() -> None:
 
 def test_the_weighted_comparison_is_that_of_the_cells() -> None:
     random = np.random.default_rng(3)
-    old = {cell("a"): random.normal(0, 1, 200), cell("b"): random.normal(5, 1, 40), cell("only before"): np.ones(50)}
-    new = {cell("a"): random.normal(0, 1, 40), cell("b"): random.normal(6, 1, 60)}
+    # rounded, so that there are ties
+    old = {cell("a"): random.normal(0, 1, 200).round(), cell("b"): random.normal(5, 1, 40), cell("only"): np.ones(50)}
+    new = {cell("a"): random.normal(0, 1, 40).round(), cell("b"): random.normal(6, 1, 60)}
     measure = dict(compare(side(old), side(new)).measures["usr"][1])[(None, None)]
     weights = np.array([200 * 40 * 239 / 240**2, 40 * 60 * 99 / 100**2])
     ranks = {}  # of each run among those of its cell, of both sides
@@ -186,6 +187,34 @@ def test_the_mix_and_what_one_side_lacks() -> None:
     assert groups["c"].p == pytest.approx(np.prod([(401 - i) / (501 - i) for i in range(5)]))
     assert groups["e"].p < 1e-13
     assert mix_of({"a": 10}, {"a": 20}) is None
+    two = mix_of({"a": 50, "b": 50}, {"a": 30, "b": 70})
+    assert two is not None
+    assert two.p == pytest.approx(stats.chi2_contingency(np.array([[50, 50], [30, 70]]), correction=False).pvalue)
+
+
+@pytest.mark.parametrize("new_runs", [7, 14])
+def test_the_probability_of_chance_is_shared_by_all_tests(new_runs: int) -> None:
+    """A new job of seven runs would be significant by itself."""
+    old = side({cell(): np.arange(60.0)})
+    new = side({cell(): np.arange(60.0), cell("new"): np.arange(float(new_runs))})
+    report = compare(old, new)
+    assert report.tests == 2 + 1 + 1  # the feature over all runs and in one slice; the mix of jobs; the new job
+    (group,) = one_sided({"unit": 60}, {"unit": 60, "new": new_runs})
+    assert group.p < report.policy.alpha
+    found = [each.p for each in report.findings if each.kind == "new_group"]
+    assert found == ([] if new_runs == 7 else [pytest.approx(4 * group.p)])
+
+
+@pytest.mark.parametrize("runs", [29, 30])
+def test_a_mix_needs_enough_runs_on_both_sides(runs: int) -> None:
+    before = side({cell("a"): np.arange(400.0), cell("b"): np.arange(100.0)})
+    after = side({cell("a"): np.arange(1.0), cell("b"): np.arange(runs - 1.0)})
+    assert [each.what for each in compare(before, after).findings if each.kind == "mix"] == ["job"] * (runs == 30)
+
+
+def test_the_columns_of_spans_add_up() -> None:
+    unit = ("unit", "ovh", ("a", "b"))
+    assert add_columns([{unit: 3}, {unit: 4, ("docs", "ovh", ("a",)): 1}]) == {unit: 7, ("docs", "ovh", ("a",)): 1}
 
 
 Change = Callable[[Any, pa.Table], tuple[Any, pa.Table]]

@@ -135,6 +135,16 @@ def test_other_windows_are_used_for_long_runs() -> None:
     assert named(made, failed(), table_of({USR: [51.0] * 2, STEAL: [0.0] * 2}, every_s=1e7))[LENGTH] == 5.0
 
 
+def test_the_length_is_compared_with_the_median_of_passing_runs() -> None:
+    made = defined("profile")
+    runs = [
+        (facts_of(number=number), table_of({USR: [51.0] * rows, STEAL: [0.0] * rows}))
+        for number, rows in enumerate((30, 60, 60, 60, 600))
+    ]
+    varied = made.replace(profiles=json.loads(json.dumps(make_profiles(runs, made.columns).to_json())))
+    assert named(varied, failed(), table_of({USR: [51.0] * 120, STEAL: [0.0] * 120}))[LENGTH] == pytest.approx(1.0)
+
+
 def test_a_job_without_enough_passing_runs_is_compared_with_all() -> None:
     made = defined("profile")
     run = table_of({USR: [51.0] * 60, STEAL: [9.0] * 60})

@@ -8,7 +8,15 @@ from ciml.datasets.definition import METADATA_COLUMNS
 from ciml.datasets.schema import schema_of
 from ciml.digest import arrays_digest
 from ciml.errors import RejectedInput
-from ciml.transforms.examples.prepare import Excluded, make_examples, prepare, prepare_many, run_facts, split_of
+from ciml.transforms.examples.prepare import (
+    Excluded,
+    make_examples,
+    prepare,
+    prepare_many,
+    run_facts,
+    run_means,
+    split_of,
+)
 from ciml.transforms.examples.spans import inputs_of
 from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_facts, resolved, table
 
@@ -178,3 +186,8 @@ def test_beginnings_of_equal_length_leave_out_what_is_shorter() -> None:
     )
     assert table_.column("run_id").to_pylist() == ["zuul~2~1"]
     np.testing.assert_array_equal(inputs_of(table_, made)[0, :, 0], [1, 2, 3])
+
+
+def test_means_of_runs_are_sums_in_float64() -> None:
+    inputs = np.array([[[2.0**24], [1.0], [1.0]]], np.float32)  # in float32, the sum would stay at 2^24
+    assert run_means(inputs, np.array([3])).tolist() == [[(2**24 + 2) / 3]]

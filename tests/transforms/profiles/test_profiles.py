@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.errors import CimlError
+from ciml.transforms import profiles
 from ciml.transforms.profiles import (
     MIN_RUNS,
     MINUTE_S,
@@ -89,6 +90,7 @@ def test_a_departure_names_its_windows_and_its_mean() -> None:
     assert [(one.column, one.from_s, one.until_s, one.mean) for one in found] == [(STEAL, 180, 300, 41.0)]
     assert (found[0].from_s // MINUTE_S, found[0].until_s // MINUTE_S) == (3, 5)
     assert (found[0].low, found[0].high) == pytest.approx((0.0, 0.4), abs=0.05)
+    assert found[0].size == pytest.approx((41.0 - found[0].high) / 2.0 * (2 / 6) ** 0.5, abs=1e-3)  # of six minutes
 
 
 def test_short_runs_are_compared_by_seconds_and_the_largest_departure_is_first() -> None:
@@ -96,6 +98,21 @@ def test_short_runs_are_compared_by_seconds_and_the_largest_departure_is_first()
     found = departures(table_of({USR: [52.0] * 20 + [20.0] * 30, STEAL: [0.0] * 10 + [60.0] * 40}), profile)
     assert [(one.column, one.from_s, one.until_s) for one in found] == [(STEAL, 10, 50), (USR, 20, 50)]
     assert found[0].size > found[1].size > 1 / 2
+
+
+def test_a_missing_minute_does_not_interrupt_a_departure() -> None:
+    profile = make_profiles(_passing()).of("unit")
+    steal = [0.0] * 60 + [41.0] * 60 + [None] * 60 + [41.0] * 60 + [0.0] * 60
+    found = departures(table_of({USR: [52.0] * 300, STEAL: steal}), profile)
+    assert [(one.column, one.from_s, one.until_s) for one in found] == [(STEAL, 60, 240)]
+
+
+def test_the_first_jobs_and_their_first_runs_have_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiles, "MAX_PROFILE_JOBS", 2)
+    monkeypatch.setattr(profiles, "MAX_PROFILE_RUNS", 3)
+    found = make_profiles([run for job in ("b", "a", "c") for run in _passing(rows=9, runs=4, job=job)])
+    assert {job: profile.runs for job, profile in found.jobs.items()} == {"a": 3, "b": 3}
+    assert found.pooled.runs == 6
 
 
 def test_noise_is_no_departure() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ciml.errors import CimlError
 from ciml.events.listing import Reading, decode_line
+from ciml.transforms.results import convert
 from ciml.transforms.results.convert import REASONS, BadRow, Conversion, GoodRow
 from ciml.transforms.results.table import Row, open_results
 from tests.growth import assert_linear
@@ -114,6 +115,21 @@ def test_a_second_row_of_an_id_is_bad_and_another_attempt_is_not() -> None:
     rows = converted(*({**GOOD, "attempt": attempt} for attempt in (1, 2, 1)))
     assert [type(row) for row in rows] == [GoodRow, GoodRow, BadRow]
     assert rows[2].detail == "row 1 has the same id and attempt"  # type: ignore[union-attr]
+
+
+def test_a_bad_cell_is_shown_without_secrets() -> None:
+    made = one(start="https://user:hunter2@ci.example.org/")
+    assert isinstance(made, BadRow)
+    assert "hunter2" not in "".join(map(str, made))
+    assert "ci.example.org" in made.value
+
+
+def test_a_table_has_as_many_rows_as_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "MAX_RESULTS_ROWS", 2)
+    rows = [{**GOOD, "run_id": f"r{number}"} for number in range(3)]
+    assert len(converted(*rows[:2])) == 2
+    with pytest.raises(CimlError, match="has more than 2 rows; split it"):
+        converted(*rows)
 
 
 def test_rows_that_cannot_be_read_are_bad() -> None:

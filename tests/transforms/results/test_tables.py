@@ -122,6 +122,11 @@ def test_what_is_no_table_says_what_to_do(tmp_path: Path, content: bytes, messag
     assert "results.csv" in str(error.value)
 
 
+def test_a_table_has_as_many_columns_as_the_limit() -> None:
+    names = [f"c{number}" for number in range(MAX_RESULTS_COLUMNS)]
+    assert open_results(pa.table({name: [1] for name in names})).columns == tuple(names)
+
+
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     for path, message in {tmp_path / "none.csv": "no such table", tmp_path: "is not a regular file"}.items():
         with pytest.raises(CimlError, match=message):
