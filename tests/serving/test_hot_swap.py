@@ -29,7 +29,7 @@ from ciml.serving.push import push, rollback
 from ciml.serving.registry import Decision, Registry
 from ciml.serving.server.manager import ModelManager
 from ciml.serving.server.server import ModelServer, ServerOptions
-from ciml.storage import Store, open_store
+from ciml.storage import open_store
 from tests.serving.models_fixture import direct, runs, save_model
 
 BLESSED = Decision(True)
@@ -252,27 +252,6 @@ def test_models_on_s3(s3: Any, good: dict[int, Path]) -> None:
         until(lambda: stable(server) == 2)
         time.sleep(0.3)
     assert (probe.failures, set(probe.answers)) == ([], {1, 2})
-
-
-def test_failed_load_is_tried_again_later_and_later(good: dict[int, Path], tmp_path: Path) -> None:
-    now = [0.0]
-    tries: list[float] = []
-
-    def load(folder: Store, verify: Any) -> Any:
-        tries.append(now[0])
-        raise OSError("the disk is away")
-
-    manager = ModelManager(load=load, clock=lambda: now[0])
-    manager.apply([ModelEntry("m", str(tmp_path), versions=(1,), labels={"stable": 1})])
-    for second in range(200):
-        now[0] = float(second)
-        manager.step()
-    assert tries == [0, 1, 3, 7, 15, 31, 63, 123, 183]
-    assert manager.status("m")[0].message == "the disk is away"
-    assert not manager.ready
-    manager.apply([ModelEntry("m", str(tmp_path), versions=(1,))])
-    manager.step()
-    assert tries[-1] == 199
 
 
 def test_latest_and_all_as_in_tensorflow_serving(good: dict[int, Path], tmp_path: Path) -> None:

@@ -185,10 +185,11 @@ def test_another_model_is_pushed_before_each_step(data: DataRoot, good: dict[int
         root = DataRoot(data.store.child(str(index)))
 
         def push_other(root: DataRoot = root) -> Pushed:
-            return push(root, "other", open_store(good[2]), BLESSED, check=False)
+            return push(root, "other", open_store(good[1]), BLESSED, check=False)
 
-        with Steps(root.url, index, push_other).recording():
-            pushed(root, good[1])
+        with Steps(root.url, index, push_other).recording() as steps:
+            pushed(root, good[2])
+        assert steps.before is None  # the other model was pushed
         assert config(root) == both, step
         assert write_config(root) is False, step
 

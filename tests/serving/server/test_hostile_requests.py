@@ -234,14 +234,6 @@ def test_memory_stays_below_the_limit_with_the_largest_requests_at_once(server: 
     assert server.peak_rss() < limits.MAX_MODEL_SERVER_RSS
 
 
-def test_rest_bools_are_no_numbers(rest: httpx.Client) -> None:
-    inputs, _ = runs(1)
-    rows = inputs.tolist()
-    rows[0][0][0] = True
-    answer = rest.post("/v1/models/m:predict", json={"inputs": {"inputs": rows, "n_windows": [1]}})
-    assert (answer.status_code, "not of expected type: float32" in answer.json()["error"]) == (400, True)
-
-
 def test_good_requests_are_answered_after_all(rest: httpx.Client) -> None:
     inputs, n_windows = runs(2)
     body = {"inputs": {"inputs": inputs.tolist(), "n_windows": n_windows.tolist()}}

@@ -121,21 +121,32 @@ def test_only_a_version_that_may_not_be_served_is_refused(
     assert loads.outcomes == [outcome]
 
 
-def test_a_retry_waits_for_ten_times_the_duration_of_the_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("took_s", "begun_s"),
+    [
+        (0.0, [0, 1, 3, 7, 15, 31, 63, 123, 183]),  # after 1, 2, 4 … 60 s
+        (0.5, [0, 6, 12, 18, 27, 44, 77, 138, 199]),  # and at least ten times as long as the load took
+    ],
+)
+def test_a_failed_load_is_repeated_ever_later(tmp_path: Path, took_s: float, begun_s: list[int]) -> None:
     now_s = [0.0]
-    begun_s: list[float] = []
+    tries_s: list[float] = []
 
     def load(folder: Store, verify: Any) -> Any:
-        begun_s.append(now_s[0])
-        now_s[0] += 30.0 if len(begun_s) == 1 else 0.1
+        tries_s.append(now_s[0])
+        now_s[0] += took_s
         raise OSError("the disk is away")
 
     manager = ModelManager(load=load, clock=lambda: now_s[0])
     manager.apply([ModelEntry("m", str(tmp_path), versions=(1,))])
-    while len(begun_s) < 3:
+    for second in range(200):
+        now_s[0] = float(second)
         manager.step()
-        now_s[0] += 1.0
-    assert begun_s == pytest.approx([0.0, 330.0, 332.1], abs=1.0)
+    assert tries_s == begun_s
+    assert not manager.ready
+    manager.apply([ModelEntry("m", str(tmp_path), versions=(1,))])
+    manager.step()
+    assert len(tries_s) == len(begun_s) + 1  # another configuration is tried immediately
 
 
 @pytest.mark.parametrize(

@@ -313,6 +313,7 @@ def row(**changes: Any) -> dict[str, Any]:
         ("m:predict", {"instances": [row(n_windows=1 << 40)]}, 400, "out of the range of int32"),
         ("m:predict", {"instances": [row(n_windows=None)]}, 400, "not of expected type: int32"),
         ("m:predict", {"instances": [row(inputs=[["x"] * F] * L)]}, 400, "not of expected type: float32"),
+        ("m:predict", {"instances": [row(inputs=[[True] * F] * L)]}, 400, "not of expected type: float32"),
         ("m:predict", {"instances": [row(inputs=[[1e300] * F] * L)]}, 400, "without loss of precision"),
         ("m:predict", {"instances": [row(inputs=[[1.0], [1.0, 2.0]])]}, 400, "unexpected size or level"),
         ("m:predict", {"instances": [row(inputs=[[1.0]])]}, 400, "has shape [1, 1, 1], expects [-1, 5, 3]"),

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 
 from ciml import limits
 from ciml.errors import CimlError
 from ciml.serving.server.server import ModelServer, ServerOptions
-from tests.serving.models_fixture import C, runs, save_model
+from tests.serving.models_fixture import runs, save_model
 from tests.serving.process import ServerProcess, server_process
 from tests.serving.siege import besiege, write_config
 
@@ -148,13 +147,6 @@ def test_good_requests_are_answered_during_a_siege(server: ServerProcess) -> Non
     assert siege.good == 100
     assert siege.rss < limits.MAX_MODEL_SERVER_RSS
     assert siege.closed["HTTP/1.1 503 Service Unavailable"] > 0  # it was more than the limit
-
-
-def test_after_all_of_it_both_apis_answer(server: ServerProcess) -> None:
-    answer = httpx.post(
-        f"http://127.0.0.1:{server.rest_port}/v1/models/m:predict", content=good_body(), trust_env=False, timeout=20
-    )
-    assert len(answer.json()["outputs"][0]) == C
 
 
 def test_a_server_whose_connections_exceed_its_open_files_does_not_start(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from ciml.serving.server.model.loaded_model import LoadedModel, load_model
 from ciml.serving.server.model.process import prepare
 from ciml.storage import open_store
 from tests.serving.models_fixture import DEFINITION, L, direct, runs, save_model, write_warmup
+from tests.serving.server.model.test_allowed_ops import altered
 
 
 def test_answers_equal_tensorflow(good: dict[int, Path]) -> None:
@@ -75,13 +77,10 @@ def test_saving_is_rejected_where_serving_reaches_it(tmp_path: Path) -> None:
 
 
 def test_restore_must_not_save(good: dict[int, Path], tmp_path: Path) -> None:
-    from tensorflow.core.protobuf import saved_model_pb2
+    def alter(graph: Any) -> None:
+        graph.saver_def.restore_op_name = graph.saver_def.save_tensor_name.split(":")[0]
 
-    folder = Path(shutil.copytree(good[1], tmp_path / "m"))
-    saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-    saver = saved.meta_graphs[0].saver_def
-    saver.restore_op_name = saver.save_tensor_name.split(":")[0]
-    (folder / "saved_model.pb").write_bytes(saved.SerializeToString())
+    folder = altered(good[1], tmp_path / "m", alter)
     with pytest.raises(IntegrityError, match="is not allowed for restoring a model"):
         load_model(open_store(folder))
 
