@@ -212,11 +212,15 @@ def _samples(text: str, columns: Sequence[str], *, first: bool) -> Iterator[tupl
 
 
 def difference(stored: Sequence[float], direct: Sequence[float], n_windows: int) -> float:
-    """Return the largest difference relative to max(|x|, 1) over values and padding; infinite if lengths differ."""
+    """Return the largest difference relative to max(|x|, 1) over values and padding.
+
+    It is infinite if lengths differ, and NaN if a value is NaN.
+    """
     if len(direct) != n_windows or len(stored) < n_windows:
         return math.inf
     padded = [*direct, *([0.0] * (len(stored) - n_windows))]
-    return max((abs(a - b) / max(abs(b), 1.0) for a, b in zip(stored, padded, strict=True)), default=0.0)
+    differences = [abs(a - b) / max(abs(b), 1.0) for a, b in zip(stored, padded, strict=True)]
+    return float(np.max(differences, initial=0.0))
 
 
 def check_snapshots(snapshots: Mapping[str, Snapshot], produced: Iterable[Expected]) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -257,11 +258,15 @@ def _another_count(rows: dict[str, Any]) -> None:
     next(iter(rows.values()))["n_windows"] -= 1
 
 
+def _not_a_number(rows: dict[str, Any]) -> None:
+    next(iter(rows.values()))["usr"][2] = float("nan")
+
+
 def _nothing(rows: dict[str, Any]) -> None:
     rows.clear()
 
 
-@pytest.mark.parametrize("defect", [_another_value, _another_count, _nothing])
+@pytest.mark.parametrize("defect", [_another_value, _another_count, _not_a_number, _nothing])
 def test_an_example_that_differs_is_seen(examples: Any, defect: Callable[[dict[str, Any]], None]) -> None:
     rows, texts, resolved = examples
     changed = {
@@ -269,6 +274,23 @@ def test_an_example_that_differs_is_seen(examples: Any, defect: Callable[[dict[s
     }
     defect(changed)
     assert not check_examples(changed, texts, resolved).passed
+
+
+@pytest.mark.parametrize(
+    ("stored", "direct", "apart"),
+    [
+        ([1.0, 200.0, 0.0], [1.0, 200.0], 0.0),
+        ([1.0, 202.0, 0.0], [1.0, 200.0], 0.01),
+        ([1.0, 200.0, 0.5], [1.0, 200.0], 0.5),  # the padding
+        ([1.0, math.nan, 0.0], [1.0, 200.0], math.nan),
+        ([1.0], [1.0, 200.0], math.inf),
+        ([1.0, 200.0], [1.0], math.inf),
+    ],
+)
+def test_a_difference_is_the_largest_of_values_and_padding(
+    stored: list[float], direct: list[float], apart: float
+) -> None:
+    assert verify.difference(stored, direct, 2) == pytest.approx(apart, nan_ok=True)
 
 
 def test_the_direct_computation_itself() -> None:
