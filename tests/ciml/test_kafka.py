@@ -52,6 +52,17 @@ def test_a_reserved_property_is_an_error_wherever_it_comes_from(
             make()
 
 
+def test_credentials_are_passwords_and_the_content_of_key_files(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"private")
+    secret = {"sasl.password": "p", "ssl.key.password": "q", "sasl.oauthbearer.config": "c"}
+    files = {"ssl.key.location": str(tmp_path / "key"), "ssl.keystore.location": str(tmp_path / "none")}
+    public = {"sasl.username": "me", "ssl.ca.location": str(tmp_path / "key"), "client.id": "token"}
+    options = KafkaOptions("h:1", {**secret, **files, **public})
+    contents = {name: value.encode() for name, value in secret.items()}
+    assert options.credentials() == {**contents, "ssl.key.location": b"private", "ssl.keystore.location": b""}
+    assert options.secret_names() == sorted({**secret, **files})
+
+
 def failed(code: int) -> KafkaException:
     return KafkaException(KafkaError(code, "for me by hunter2"))
 
@@ -77,6 +88,8 @@ def test_a_refusal_is_reported_once_and_without_secrets() -> None:
     ("code", "message"),
     [
         (KafkaError.UNKNOWN_TOPIC_OR_PART, "has no topic t; create it"),
+        (KafkaError.REQUEST_TIMED_OUT, r"does not answer \(for me by \*\*\*\); check --kafka"),
+        (KafkaError.NOT_LEADER_FOR_PARTITION, "does not answer"),
         (KafkaError._SSL, r"refuses the connection: for me by \*\*\*"),
         (KafkaError.TOPIC_AUTHORIZATION_FAILED, r", topic t: for me by \*\*\*$"),
     ],
