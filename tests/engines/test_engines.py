@@ -247,15 +247,6 @@ def test_an_unknown_engine_is_one_line(home: Path):
     assert "'kafka=http' is not USE=PORT" in done.stderr
 
 
-def test_a_server_that_dies_at_start_says_why(home: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(
-        "ciml.engines.servers.python_command", lambda *_: (sys.executable, "-c", "raise SystemExit('no luck')")
-    )
-    with pytest.raises(EngineError, match=r"models exited during its start: no luck \(log: .*models\.log\)"):
-        engines.start(["models"], home, engines.Settings(models_config="x"))
-    assert engines.read(home) == {}
-
-
 def test_topics_are_made_with_the_partitions_asked_for(kafka: str, topic: Callable[..., str]):
     name = topic(partitions=3, name="made")
     if not os.environ.get("CIML_NO_JAVA"):

@@ -40,6 +40,7 @@ class Home:
         folder.mkdir()
         self.files = ServiceFiles(folder, "one")
         service = options_for("ingest", data_path=str(folder / "data"))
+        options |= {"beam": ("--x=1",), "tied": ProcessId(2**22 + 1, 1.5)}
         before = StartOptions(service, "flink", "j:1", "http://r", "w:1", cwd=str(folder), **options)
         self.files.put_options(before)
         self.files.put_status({"health": "stopped", "last_failure": EARLIER_FAILURE, "savepoint": SAVEPOINT})

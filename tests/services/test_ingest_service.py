@@ -14,7 +14,6 @@ import pytest
 
 from ciml import engines
 from ciml.data_root import DataRoot
-from ciml.engines import processes
 from ciml.errors import CimlError, EngineError
 from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import admin
@@ -164,15 +163,6 @@ def test_names_are_file_names(tmp_path: Path) -> None:
             ServiceFiles(tmp_path, name)
 
 
-def test_options_survive_a_round_trip(tmp_path: Path) -> None:
-    files = ServiceFiles(tmp_path, "one")
-    ingest = options_for("ingest", kafka="k:1", topic="t", hosts=("a", "b"), delays=(1.0,), roots=())
-    options = StartOptions(ingest, "flink", "j:1", "http://r", "w:1", 3, ("--x=1",), tied=(7, 1.5))
-    files.put_options(options)
-    assert files.options() == options
-    assert ServiceFiles.all(tmp_path)[0].name == "one"
-
-
 def test_the_homes_own_engines_have_their_present_addresses(tmp_path: Path) -> None:
     files = ServiceFiles(tmp_path, "one")
     options = StartOptions(options_for("ingest", kafka="old:1"), "flink", "old:2", local_kafka=True, local_flink=True)
@@ -209,13 +199,3 @@ def test_a_log_is_bounded_while_it_is_written(tmp_path: Path) -> None:
         out.write(b"second\n")
     assert (log.read_bytes(), log.with_suffix(".log.1").read_bytes()) == (b"second\n", b"first\n" * 10)
     bound_log(tmp_path / "none.log", 0)
-
-
-def test_an_ended_process_is_not_found(tmp_path: Path) -> None:
-    files = ServiceFiles(tmp_path, "one")
-    assert files.process("worker") is None
-    me = os.getpid()
-    files.record("worker", me, processes.start_time(me))
-    assert files.process("worker") is not None
-    files.record("worker", me, processes.start_time(me) - 100)
-    assert files.process("worker") is None
