@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ciml.http import server as server_module
 from ciml.http.intake import ConnectionLimiter
 from ciml.http.server import HttpServer, listen
 from ciml.limits import MAX_SMALL_CHUNKS
@@ -107,7 +108,11 @@ def test_chunks_of_any_size_have_a_number(chunks: int, status: bytes) -> None:
     runs(test)
 
 
-def test_the_end_closes_idle_connections_and_answers_the_requests_that_have_begun() -> None:
+def test_the_end_closes_idle_connections_and_answers_the_requests_that_have_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "_KEEP_ALIVE_S", 600.0)
+
     async def test() -> None:
         begun, finish = asyncio.Event(), asyncio.Event()
 
