@@ -67,8 +67,10 @@ def test_each_worker_is_started_with_the_arguments() -> None:
 
 
 def test_an_interrupt_is_left_to_the_parent() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with process_pool(1, "fork", int) as pool:
         assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_forked_process_makes_its_own_shared_objects() -> None:

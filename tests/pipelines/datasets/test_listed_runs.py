@@ -30,7 +30,6 @@ from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest import run_stages as settle
 from ciml.trust import TrustPolicy
 from tests.corpus import CORPUS, passed_builds
-from tests.durable import Steps
 from tests.transforms.samples import resolved
 
 ROOT = Path(__file__).parents[3]
@@ -187,21 +186,6 @@ def test_a_log_that_cannot_be_read_now_excludes_nothing(tmp_path: Path, monkeypa
 
 def _broken(handle: int, size: int) -> bytes:
     raise OSError(5, "Input/output error")
-
-
-def test_a_build_that_is_killed_before_any_step_goes_on(tmp_path: Path) -> None:
-    path, definition = listing(tmp_path, lines(30)), defined(span_runs=10)
-    whole = DataRoot.open(tmp_path / "whole")
-    with Steps(whole.url).recording() as steps:
-        build_dataset(listed(path), whole, definition)
-    assert len(steps.steps) > 8
-    for index in range(len(steps.steps)):
-        data = DataRoot.open(tmp_path / str(index))
-        with Steps(data.url, index).recording():
-            build_dataset(listed(path), data, definition)
-        build_dataset(listed(path), data, definition)
-        assert files(data) == files(whole)
-        assert verify_dataset(data.dataset("cpu")) == []
 
 
 def test_of_lines_with_one_recorded_address_the_first_counts(tmp_path: Path) -> None:

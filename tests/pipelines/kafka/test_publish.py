@@ -15,7 +15,7 @@ from ciml.manifest.log import Delta, ManifestLog
 from ciml.pipelines import processor
 from ciml.pipelines.ingest.committer import Committer, IngestConfig, IngestProcessor, render_runs
 from ciml.pipelines.kafka import publish
-from ciml.pipelines.kafka.publish import LOG, VERSION, Announcement, Projection, Projections, Share, projection
+from ciml.pipelines.kafka.publish import VERSION, Announcement, Projection, Projections, Share, projection
 from ciml.pipelines.processor_beam import Commit
 from ciml.storage import LocalStore, open_store
 from tests.durable import Steps, each_step
@@ -55,32 +55,6 @@ def test_one_that_wakes_up_late_announces_nothing_twice(kafka: str, topic: MakeT
     assert old.announce() == 5  # fenced, it starts again from what the topic says
     assert new.announce() == 5
     assert [version for _, version in runs_announced(kafka, name)] == ["1", "2", "4", "5"]
-
-
-@pytest.mark.engines
-def test_what_was_aborted_half_way_is_announced_once(kafka: str, topic: MakeTopic, committed: Committer) -> None:
-    need_real(kafka)
-    from confluent_kafka import Producer
-
-    name, kafka_options = topic(1, "runs"), KafkaOptions(kafka)
-    dying = Producer({"bootstrap.servers": kafka, "transactional.id": f"ciml.{name}"})
-    dying.init_transactions(30)
-    dying.begin_transaction()
-    dying.produce(name, b"{}", headers=[(VERSION, b"3"), (LOG, b"x")])
-    dying.flush(30)  # on the broker, and never committed
-    Projection(committed.log, name, render_runs, kafka_options).announce()
-    assert [version for _, version in runs_announced(kafka, name)] == ["1", "2"]
-
-
-@pytest.mark.engines
-def test_a_topic_publishes_one_manifest(kafka: str, topic: MakeTopic, committed: Committer, tmp_path: Path) -> None:
-    name, kafka_options = topic(1, "runs"), KafkaOptions(kafka)
-    Projection(committed.log, name, render_runs, kafka_options).announce()
-    other = Committer(open_store(tmp_path / "other"))
-    assert Projection(other.log, name, render_runs, kafka_options).announce() == 0  # nothing to tell yet
-    other.commit([one_batch(0, 2)])
-    with pytest.raises(IntegrityError, match="holds another manifest"):
-        Projection(other.log, name, render_runs, kafka_options).announce()
 
 
 def test_a_broker_that_is_not_there_is_an_engine_error(committed: Committer) -> None:
