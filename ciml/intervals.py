@@ -25,7 +25,10 @@ def wilson(right: float, total: float) -> tuple[float, float]:
     middle = share + z * z / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    # Exact at the ends, where rounding would leave an interval of 0 runs just above 0.
+    low = max(0.0, (middle - half) / scale) if right > 0 else 0.0
+    high = min(1.0, (middle + half) / scale) if right < total else 1.0
+    return low, high
 
 
 def newcombe(both: int, first_alone: int, second_alone: int, total: int) -> tuple[float, float]:

@@ -90,7 +90,7 @@ def run_event(event: StepEvent, data: DataRoot) -> RunEvent:
     step_kind = event.job.partition(".")[0].upper()
     job_type = job_type_job.JobTypeJobFacet("BATCH", "CIML", step_kind, producer=PRODUCER)
     return RunEvent(
-        eventTime=event.time.isoformat(),
+        eventTime=event.time.isoformat(timespec="microseconds"),  # names with and without them sort differently
         producer=PRODUCER,
         run=Run(event.run_id, _run_facets(event)),
         job=Job(job_namespace(data), event.job, {"jobType": job_type}),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ciml.events.records import Batch, FactUpdate, Outcome
 from ciml.manifest.log import ManifestLog, catch_up, commit
 from ciml.runs.accounting import reconcile
+from ciml.runs.dead_letters import Choice, DeadLetter
 from ciml.runs.state import RawState
 from ciml.runs.verify import Audit, Verification
 from ciml.storage import LocalStore
@@ -73,6 +74,14 @@ def test_an_event_that_could_not_be_decoded_twice_is_a_row_and_a_repeat(together
     assert state.counts == {("run", ""): 1, ("repeat", "event"): 1}
     step(state, batch(9, 10, outcome(9, run="a", event="e1")))
     assert state.counts == {("run", ""): 1, ("repeat", "event"): 2}
+
+
+def test_adjacent_ranges_of_commit_times_share_no_dead_letter() -> None:
+    ranges = [(None, 5), (5, 6), (6, None)]
+    for time_us in (4, 5, 6):
+        dead_letter = DeadLetter(undecoded(0), 1, time_us)
+        chosen = [Choice(since_us=since, until_us=until).matches(dead_letter) for since, until in ranges]
+        assert chosen == [time_us == 4, time_us == 5, time_us == 6]
 
 
 def test_an_undecodable_message_stays_open() -> None:

@@ -84,11 +84,22 @@ def test_attempts_are_of_one_series_if_the_code_is_the_same(
     assert of(facts(1, "F", **first), facts(2, "P", **second))[0] == ("machine" if same else "")
 
 
-def test_a_rerun_after_a_week_says_nothing() -> None:
-    last_us = 1_000_000 + RERUN_WITHIN_US
-    late = facts(1, "P").replace(run_id="zuul~2~1", start_us=last_us)
-    assert of(facts(1, "F"), late)[0] == "machine"
-    assert of(facts(1, "F"), late.replace(start_us=last_us + 1))[0] == ""
+@pytest.mark.parametrize(
+    ("word", "later_us", "cause"),
+    [
+        ("P", 1, "machine"),
+        ("P", RERUN_WITHIN_US, "machine"),
+        ("P", RERUN_WITHIN_US + 1, ""),
+        ("P", 0, ""),  # at the same time: no later attempt
+        ("F", RERUN_WITHIN_US + 1, ""),
+        ("F", -RERUN_WITHIN_US, "code"),
+        ("F", -RERUN_WITHIN_US - 1, ""),
+    ],
+)
+def test_attempts_within_a_week_before_and_after_count(word: str, later_us: int, cause: str) -> None:
+    start_us = 2 * RERUN_WITHIN_US
+    first = facts(1, "F").replace(start_us=start_us)
+    assert of(first, facts(2, word).replace(start_us=start_us + later_us))[0] == cause
 
 
 def test_an_untrusted_rerun_says_nothing_of_a_trusted_run() -> None:

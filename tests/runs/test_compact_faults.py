@@ -14,7 +14,7 @@ from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.errors import EngineError
 from ciml.runs.compact import Compaction
-from ciml.runs.pack_index import pack_state
+from ciml.runs.pack_index import pack_log, pack_state
 from ciml.runs.reader import load_packs, read_runs
 from ciml.storage import LocalStore, Store
 from tests.durable import Steps, each_step
@@ -116,6 +116,36 @@ def test_another_compactor_before_each_step(anywhere: DataRoot) -> None:
         assert len(ran) == 1
         all_there(raw)
         after_all(raw)
+
+
+def test_an_object_that_is_named_late_is_restored_before_its_copy_is_removed(data: DataRoot) -> None:
+    restored = [f"create runs/{FIRST}/zuul~8~1.*.parquet", f"delete swept/runs/{FIRST}/zuul~8~1.*.parquet"]
+    for index in (None, *range(5)):
+        raw = RawStore(DataRoot(data.store.child(str(index))))
+        raw.add([run(1, 1)])
+        path = raw.write(*run(8)).path
+        squeeze(raw.store)
+        raw.add([run(8)])
+        raw.store.delete(path)  # the worker found it there, just before
+        with Steps(raw.store.root, index).recording() as steps:
+            squeeze(raw.store, min_runs=2)
+        all_there(raw.store)
+        assert index is not None or [step for step in steps.steps if "~8~" in step] == restored
+
+
+def test_packs_that_hold_a_run_twice_are_merged_into_one_that_holds_it_once(data: DataRoot) -> None:
+    raw = RawStore(data)
+    for numbers in ((1, 2), (3, 4)):
+        raw.add([run(number) for number in numbers])
+        squeeze(raw.store, grace_s=3_000_000_000)
+    state = pack_state(raw.store, FIRST)
+    former = [pack.to_json() for pack in state.replaced.values()]  # as a repair lists them again
+    delta = {"time_us": 0, "packs": former, "replaces": [], "alone": {}}
+    assert pack_log(raw.store, FIRST).try_append(state.version + 1, delta)
+    raw.add([run(5)])
+    squeeze(raw.store)
+    (pack,) = load_packs(raw.store, FIRST).packs
+    assert sorted(run.name.partition(".")[0] for run in pack.runs) == [f"zuul~{number}~1" for number in range(1, 6)]
 
 
 def test_a_run_that_is_committed_before_any_step_is_never_moved_aside(data: DataRoot) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from ciml.errors import IntegrityError
-from ciml.events.records import UNJUDGED, Origin, Outcome, RawFile, RunFacts, Trust, rows_of
+from ciml.events.records import LISTS, UNJUDGED, Origin, Outcome, RawFile, RunFacts, Trust, rows_of
 from ciml.manifest.log import ManifestLog
-from ciml.runs.run_log import StoredRunLog, files_of
+from ciml.runs.run_log import Settled, StoredRunLog, files_of, outcomes_of
 from ciml.storage import open_store
 
 TRUST = Trust(True, "gated", "p")
@@ -64,6 +65,20 @@ def test_reclaims_are_rows_after_the_runs(log: ManifestLog) -> None:
     assert [row.mention.build_uuid for row in read.rows] == ["3", "2"] == [
         row["mention"]["build_uuid"] for row in rows_of(log.read(3))
     ]  # fmt: skip
+
+
+def test_outcomes_without_a_trusted_decision_are_untrusted(tmp_path: Path) -> None:
+    log = ManifestLog(open_store(tmp_path))
+    rows = [outcome(number).to_json() for number in range(2)]
+    letters = [
+        outcome(number, kind="dead_letter", file=None, trust=Trust(False, "", "")).to_json() for number in (2, 3)
+    ]
+    for record in (rows[1], letters[1]):
+        del record["trust"]  # an older version stored none
+    lists = {**{name: [] for name in LISTS.values()}, "runs": rows, "dead_letters": letters, "ignored": [rows[1]]}
+    assert log.try_append(1, {"time_us": 0, **lists})
+    assert outcomes_of(log, "t") == Settled(Counter(run=2, dead_letter=2, ignored=1), untrusted=3)
+    assert outcomes_of(log, "u") == Settled(Counter(), 0)
 
 
 @pytest.mark.parametrize(

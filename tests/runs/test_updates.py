@@ -144,6 +144,8 @@ def test_a_change_of_trust_is_recorded_once(manifest: Manifest) -> None:
     assert manifest.state.trust_changes == {(True, "reviewed"): 1}
     delta = manifest.add(manifest.message(says(fork="yes", when=0)))
     assert [(one["run_id"], one["trust"]["trusted"]) for one in delta["trust_changes"]] == [("github~1~1", False)]
+    latest = {one.facts.run_id: one.trust for one in latest_runs(manifest.log, manifest.state)}
+    assert latest["github~1~1"] == Trust(False, "no rule", "p")  # the last of two changes
 
 
 def test_an_update_concerns_runs_of_its_own_source_and_subject(manifest: Manifest) -> None:

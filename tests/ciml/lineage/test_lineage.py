@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import pytest
 from ciml import lineage as emitter
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from ciml.lineage import OFF, Data, Description, Emitter, Lineage, lineage_of
-from ciml.lineage.openlineage import MAX_COLUMNS, dataset_name
+from ciml.lineage import OFF, Data, Description, Emitter, Lineage, StepEvent, lineage_of
+from ciml.lineage.openlineage import MAX_COLUMNS, StoreTransport, dataset_name, run_event
 from tests.ciml.lineage.model import fault
 from tests.ciml.lineage.recorded import Recorded, checked, names, states, stored
 from tests.messages import published
@@ -193,6 +194,28 @@ def test_events_go_into_the_data_root_by_default(data: DataRoot) -> None:
     assert states(stored(data)) == [
         (f"train.m{number}", state) for number in (0, 1, 2, 0) for state in ("START", "COMPLETE")
     ]
+
+
+def test_each_event_is_an_object_and_their_names_are_in_order_of_time(data: DataRoot) -> None:
+    second = datetime(2026, 11, 29, 10, 0, 0, tzinfo=UTC)
+    times = [second + timedelta(microseconds=number) for number in (0, 0, 1, 500_000, 1_000_000)]
+    transport = StoreTransport(data.lineage)
+    for number, at in reversed([*enumerate(times)]):
+        run_id = f"01890000-0000-7000-8000-{number:012d}"
+        transport.emit(run_event(StepEvent(run_id, "train.m", "START", at, Description()), data))
+    assert [datetime.fromisoformat(event["eventTime"]) for event in stored(data)] == times
+
+
+def test_an_event_that_is_not_sent_is_reported_without_secrets(
+    data: DataRoot, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(data: DataRoot) -> None:
+        raise OSError("no answer of https://user:hunter2@host/x?token=hunter2")
+
+    monkeypatch.setattr("ciml.lineage.openlineage.make_client", fail)
+    run_steps(data)
+    assert "lineage: START of train.m0 was not sent: OSError: no answer of https://host/x?token=REDACTED" in caplog.text
+    assert "hunter2" not in caplog.text
 
 
 def test_disabled_is_disabled(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:

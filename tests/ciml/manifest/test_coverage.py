@@ -93,3 +93,14 @@ def test_an_adopted_topic_is_a_generation_of_its_own() -> None:
     assert list(other.next_generation("a", "2")) == ["a@3"]
     with pytest.raises(IntegrityError, match="created again"):
         NewCoverage(other).add(OffsetRange("a", "3", 0, 0, 1))
+
+
+def test_of_generations_with_equal_ids_the_last_one_counts() -> None:
+    """Brokers without topic ids give all generations the id ""."""
+    state = State()
+    state.apply(1, {"offsets": {"a": {"id": "", "partitions": {"0": [[0, 5]]}}}})
+    for version in (2, 3):
+        state.apply(version, {"offsets": state.next_generation("a", "")})
+    draft = NewCoverage(state)
+    assert list(draft.add(OffsetRange("a", "", 0, 0, 3))) == [(0, 3)]
+    assert list(draft.to_json()) == ["a@3"]

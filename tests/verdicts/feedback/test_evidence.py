@@ -38,6 +38,8 @@ def silence(
 
 def test_a_run_is_compared_with_passing_runs_of_its_job_on_such_machines(tmp_path: Path) -> None:
     assert silence(tmp_path, known()) is None  # neither names its machine
+    least = {"provider": "cloud", "region": "us", "flavour": "big"}
+    assert silence(tmp_path / "least", known(5, cloud_us_big=5), rows=11, **least) is None  # 5 runs, and 10 s
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_a_run_that_cannot_be_compared_has_no_message(
 
 
 def test_a_run_too_short_to_compare_has_no_message(tmp_path: Path) -> None:
-    assert silence(tmp_path, known(), rows=4) == Silence("not_comparable", "3 s of telemetry; 10 s are needed")
+    assert silence(tmp_path, known(), rows=10) == Silence("not_comparable", "9 s of telemetry; 10 s are needed")
 
 
 def test_machines_are_not_compared_where_the_policy_says_so(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from ciml.errors import EngineError
-from ciml.integrations.http import UNAUTHORIZED, Refused
-from ciml.integrations.review import ChangeRef, Head
+from ciml.integrations.http import UNAUTHORIZED, Busy, Refused
+from ciml.integrations.review import ChangeRef, Head, Posted
+from ciml.limits import MAX_RETRY_AFTER_S
 from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.outbox import SETTLE_S, silence
 from tests.tier import tries
@@ -246,14 +248,39 @@ def test_rejected_credentials_lose_no_message(world: World) -> None:
     assert world.outcomes == {"posted": 1}
 
 
-def test_an_unreachable_system_is_asked_less_and_less_often(world: World) -> None:
-    world.review.script = ["away"] * 1000
-    world.take(prediction())
-    for _ in range(600):
+@pytest.mark.parametrize(
+    ("faults", "pauses"),
+    [
+        (["away"] * 10, [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]),
+        (
+            ["away", "away", "", "away", "away"],
+            [2, 4, 2, 2, 4],
+        ),  # those in succession count; the third finds the change
+    ],
+)
+def test_an_unreachable_system_is_asked_less_and_less_often(world: World, faults: list[str], pauses: list[int]) -> None:
+    world.review.by_commit["a1" * 20] = "12"
+    world.review.script = [*faults]
+    world.take(prediction(change=""))
+    times = []
+    while len(times) <= len(pauses):
+        called = len(world.review.calls)
         world.work()
-        world.now_s += 1.0
-    assert 5 <= len(world.review.calls) <= 10
-    assert world.outcomes == {}
+        times += [world.now_s] * (len(world.review.calls) > called)
+        world.now_s += 2.0
+    assert [int(after - before) for before, after in itertools.pairwise(times)] == pauses
+
+
+@pytest.mark.parametrize(("asked_s", "wait_s"), [(-5.0, 1.0), (7.0, 7.0), (1e9, MAX_RETRY_AFTER_S)])
+def test_a_system_may_ask_to_wait_for_an_hour_at_most(world: World, asked_s: float, wait_s: float) -> None:
+    def busy(change: ChangeRef) -> Head:
+        raise Busy("429", asked_s)
+
+    world.review.head = busy  # type: ignore[method-assign]
+    world.take(prediction())
+    world.work()
+    with world.committing.state() as state:
+        assert state.paused["review"] == int((world.now_s + wait_s) * 1e6)
 
 
 def test_a_verdict_that_could_not_be_said_for_long_is_not_said(tmp_path: Path) -> None:
@@ -295,6 +322,16 @@ def test_a_message_that_waits_is_not_sent_to_a_project_that_was_muted_meanwhile(
     world.now_s += 30.0
     world.work()
     assert (world.review.calls, world.outcomes) == ([], {"muted": 1})
+
+
+def test_a_message_of_unknown_outcome_is_settled_though_its_project_was_muted_meanwhile(world: World) -> None:
+    world.review.script = ["", "", "lost"]
+    world.take(prediction())
+    world.work()
+    world.committing.append(lambda state: {"time_us": int(world.now_s * 1e6), "muted": ["org/*"]})
+    world.settle()
+    assert world.outcomes == {"posted": 1}
+    assert world.entries()[0].posted is not None
 
 
 def test_evidence_that_is_away_delays_a_message(world: World) -> None:
@@ -351,6 +388,22 @@ def test_two_processes_send_one_message(tmp_path: Path) -> None:
     first.review.post = post  # type: ignore[method-assign]
     first.outbox.answer(key)
     assert len(first.bodies) == 1
+
+
+def test_a_message_that_another_process_has_closed_meanwhile_is_not_sent(tmp_path: Path) -> None:
+    first = World(tmp_path, feedback())
+    first.take(prediction())
+    second = World(tmp_path, feedback(muted_projects=("org/*",)), Review(), offset=first.offset)
+    key = first.outbox.due()[0]
+    find = first.review.find
+
+    def slow(change: ChangeRef, marker: str) -> Posted | None:
+        second.outbox.answer(key)
+        return find(change, marker)
+
+    first.review.find = slow  # type: ignore[method-assign]
+    first.outbox.answer(key)
+    assert (first.bodies, first.outcomes) == ([], {"muted": 1})
 
 
 @pytest.mark.parametrize("markup", ["github", "gerrit"])

@@ -11,9 +11,11 @@ from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 from ciml.integrations.http import Busy
 from ciml.integrations.review import Head, Reactions
+from ciml.limits import MAX_RETRY_AFTER_S
 from ciml.verdicts.feedback.reactions import Reader, next_reading_s
 from ciml.verdicts.feedback.truths import Correction, add_corrections, corrections_of
-from tests.verdicts.feedback.reviews import NOW_S, feedback, prediction
+from tests.durable import Steps
+from tests.verdicts.feedback.reviews import NOW_S, ReviewSystem, feedback, prediction
 from tests.verdicts.feedback.worlds import World
 
 
@@ -116,7 +118,39 @@ def test_what_was_said_of_an_earlier_patch_set_says_nothing_of_the_next(world: S
     assert world.corrected["zuul~3~1"].by == "review:alice"
 
 
-@pytest.mark.parametrize(("error", "wait_s"), [(EngineError("away"), 60.0), (Busy("429", 90.0), 90.0)])
+def test_corrections_are_stored_before_reactions_are_counted_and_a_kill_between_them_loses_neither(
+    world: Said, tmp_path: Path
+) -> None:
+    world.reacts(up=("alice",))
+    world.now_s += 300.0
+    order = ["append data/feedback/corrections: corrections", "append data/feedback: reactions"]
+    for steps, index in zip(([], order[:1], order[1:]), (0, 1, 1), strict=True):
+        with Steps(str(tmp_path), index).recording() as recorded:
+            world.read()
+        assert recorded.steps == steps
+        assert len(world.corrected) == (0 if steps == [] else 2)  # the third time, they are not stored again
+        assert world.counted == ({"up": 1} if steps == order[1:] else {})
+
+
+def test_an_equal_message_number_of_another_system_is_another_message(world: Said) -> None:
+    config = feedback(ReviewSystem(name="other", sources=("github",), gap_s=0.0))
+    other = Said(world.folder, config, offset=world.offset)
+    other.outbox.name = other.reader.name = "other"
+    other.take(prediction(3, source="github"))
+    other.work()
+    assert [entry.posted.id for entry in other.entries() if entry.posted] == ["1", "1"]
+    for one in (world, other):
+        one.reacts(up=("mallory",))
+        one.now_s = NOW_S + 400.0
+        one.read()
+    with world.committing.state() as state:
+        assert state.reacted["review", "up"] == state.reacted["other", "up"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "wait_s"),
+    [(EngineError("away"), 60.0), (Busy("429", 90.0), 90.0), (Busy("429", 1e9), MAX_RETRY_AFTER_S)],
+)
 def test_a_system_that_fails_is_read_later(world: Said, error: Exception, wait_s: float) -> None:
     def fails(posted: Any) -> Reactions:
         raise error

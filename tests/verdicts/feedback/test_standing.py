@@ -42,6 +42,7 @@ def test_a_new_model_is_in_shadow_until_enough_of_its_verdicts_are_settled() -> 
         (20, 0, background(0, 100), "precision"),  # all failures are the machine's: the verdict says nothing
         (95, 5, background(10, 190), "precision"),
         (95, 5, background(190, 10), "active"),
+        (0, 20, background(20, 0), "precision"),
     ],
 )
 def test_settled_verdicts_must_hold_up_beyond_the_base_rate(
@@ -54,7 +55,14 @@ def test_settled_verdicts_must_hold_up_beyond_the_base_rate(
     machine = right + sum(verdict.settled == "machine" for verdict in others)
     assert standing.base_rate == Share(machine, right + wrong + len(others))
     low = wilson(right, right + wrong)[0]
-    assert (low > machine / (right + wrong + len(others)) and right / (right + wrong) >= 0.7) == (mode == "active")
+    holds_up = low > machine / (right + wrong + len(others))
+    assert (holds_up and right / (right + wrong) >= 0.7) == (mode == "active")
+    assert mode_of(verdicts, min_precision=0.0) == ("active" if holds_up else "precision")
+
+
+def test_a_model_that_is_never_right_is_silent_whatever_the_policy() -> None:
+    never = [*background(20, 0), *settled_verdicts(0, 20)]  # the lower end and the base rate are both 0
+    assert mode_of(never, min_precision=0.0) == "precision"
 
 
 def test_a_model_that_gets_worse_goes_silent_and_returns_by_itself() -> None:
@@ -65,6 +73,9 @@ def test_a_model_that_gets_worse_goes_silent_and_returns_by_itself() -> None:
     assert mode_of([*HALF, *good, *bad]) == "precision"
     assert mode_of([*HALF, *good, *bad, *better]) == "active"  # the last hundred count
     assert mode_of([*HALF, *good], settled_days=8) == "shadow"
+    again = recorded(900, settled="code", change="0", settled_us=NOW_US)  # the first change of 21 is settled again
+    standings = Standings([*settled_verdicts(21, 0), again], Policy(settled_window=20), NOW_US)
+    assert standings.of("cause", "org/project", "machine").precision == Share(19, 20)
 
 
 def test_each_verdict_of_a_model_stands_for_itself() -> None:
@@ -79,6 +90,8 @@ def test_a_project_counts_alone_once_it_has_enough_and_before_that_may_contradic
     assert mode_of(others, project="new/project") == "active"
     few = settled_verdicts(0, 3, first=400, project="bad/project")
     assert mode_of([*others, *few], project="bad/project") == "precision"
+    unclear = settled_verdicts(1, 1, first=400, project="bad/project")  # the upper end is 0.91
+    assert mode_of([*others, *unclear], project="bad/project") == "active"
     assert mode_of([*others, *few]) == "active"
     own = [*settled_verdicts(20, 0, first=500, project="own/project"), *background(40, 0, project="own/project")]
     worse = settled_verdicts(0, 100, first=700)

@@ -126,6 +126,16 @@ def test_patch_sets_of_runs_without_a_proof_are_forgotten_first(world: World, mo
         world.take(prediction(number, change=str(100 + number), head=f"{number}b" * 20))
     with world.committing.state() as state:
         assert {entry.change.change for entry in state.entries.values()} == {"12", "105"}
+        assert state.messages == {("review", "overflow"): 3}
+
+
+def test_projects_are_muted_and_unmuted_one_by_one() -> None:
+    state = FeedbackState()
+    muted = []
+    for version, changes in enumerate(({"muted": ["a/*"]}, {"muted": ["b/*"]}, {"unmuted": ["a/*", "c/*"]}), 1):
+        state.apply(version, {"time_us": version, **changes})
+        muted.append(state.muted.copy())
+    assert muted == [{"a/*"}, {"a/*", "b/*"}, {"b/*"}]
 
 
 def test_the_messages_of_an_earlier_version_are_the_beginning_of_the_history(world: World) -> None:
