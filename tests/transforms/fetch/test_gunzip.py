@@ -69,6 +69,10 @@ def test_limit_is_exact() -> None:
         gunzip([packed], LIMIT - 1)
     with pytest.raises(RejectedInput, match="log_too_large"):
         gunzip([bytes(LIMIT)] * 2, LIMIT)
+    inner = in_gzip(b"a")  # padded by zeros: of each layer the bytes are limited
+    assert gunzip([in_gzip(inner.ljust(LIMIT, b"\0"))], LIMIT) == b"a"
+    with pytest.raises(RejectedInput, match="log_too_large"):
+        gunzip([in_gzip(inner.ljust(LIMIT + 1, b"\0"))], LIMIT)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -101,3 +105,6 @@ def test_growth_is_reported() -> None:
     grown: list[int] = []
     assert gunzip([gzip.compress(bytes(700_000))], LIMIT, grown.append) == bytes(700_000)
     assert sum(grown) == 700_000
+    with pytest.raises(RejectedInput):
+        gunzip([gzip.compress(bytes(700_000))[:-1]], LIMIT, grown.append)
+    assert (min(grown), sum(grown)) == (-700_000, 700_000)  # what is rejected takes nothing

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.dstat import epoch_us, interval_of
+from ciml.dstat import HOUR, epoch_us, interval_of
 from ciml.errors import RejectedInput
 from ciml.transforms.parse.clock import fixed_offset
 from ciml.transforms.parse.logs import Log, parse_logs
-from ciml.transforms.parse.times import read_cells
+from ciml.transforms.parse.times import civil_days, read_cells
 from tests.golden.make_logs import DOOL, DSTAT, LOAD, instant, record, replace, seconds
 
 
@@ -42,6 +42,7 @@ def test_new_year_whichever_side_the_header_is_on() -> None:
 
 def test_leap_day_only_in_a_leap_year() -> None:
     assert written(["29-02 12:00:00"], "28 Feb 2028 12:00:00 UTC") == ["2028-02-29T12:00:00Z"]
+    assert written(["29-02 12:00:00"], "28 Feb 2000 12:00:00 UTC") == ["2000-02-29T12:00:00Z"]
     assert written(["29-02 12:00:00"], "31 Dec 2027 12:00:00 UTC") == ["2028-02-29T12:00:00Z"]
     assert written(["29-02 12:00:00"], "28 Feb 2027 12:00:00 UTC") == "no_time"
     assert written(["28-02 12:00:00", "29-02 12:00:00"], "28 Feb 2100 12:00:00 UTC") == "no_time"
@@ -135,6 +136,12 @@ def test_a_time_alone_goes_on_over_midnight() -> None:
         "2026-11-25T12:00:00Z",
         "2026-11-25T23:59:59Z",
         "2026-11-26T00:00:00Z",
+    ]
+    # A clock that is set back over midnight: the samples keep their order.
+    assert written(["00:00:01", "23:59:59", "00:00:00"], "25 Nov 2026 00:00:00 UTC") == [
+        "2026-11-25T00:00:01Z",
+        "2026-11-24T23:59:59Z",
+        "2026-11-25T00:00:00Z",
     ]
 
 
@@ -285,10 +292,19 @@ def test_without_times_and_dates_only_the_first_start_begins_at_the_run() -> Non
 def test_fixed_offsets_are_only_what_is_the_same_everywhere() -> None:
     assert fixed_offset("UTC") == 0
     assert fixed_offset("-0330") == -12_600_000_000
+    assert [fixed_offset(zone) for zone in ("+14:00", "-1400", "+1401", "-14:01")] == [
+        14 * HOUR,
+        -14 * HOUR,
+        None,
+        None,
+    ]
     assert [fixed_offset(zone) for zone in ("", "GMT", "CET", "+1", "+1500", "+0560", "+٠٥٣٠")] == [None] * 7
 
 
 def test_civil_times() -> None:
+    dates = [dt.date(1999, 1, 1) + dt.timedelta(days) for days in range(37_500)]
+    fields = np.array([(date.year, date.month, date.day) for date in dates], np.int64).T
+    assert civil_days(*fields).tolist() == [date.toordinal() - dt.date(1970, 1, 1).toordinal() for date in dates]
     assert epoch_us(1970, 1, 1) == 0
     assert epoch_us(2028, 2, 29, 23, 59, 60) == instant("2028-03-01T00:00:00Z")
     assert epoch_us(2027, 2, 29) is None
