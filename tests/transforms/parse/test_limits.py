@@ -222,9 +222,9 @@ def named(group: str, *columns: str) -> bytes:
     return f'"Date:","24 Nov 2026 12:00:00 UTC"\n"system","{group}"\n"time",{names}\n24-11 12:00:00,{row}\n'.encode()
 
 
-def with_row_of(size: int) -> bytes:
+def with_row_of(size: int, quote: bytes = b"") -> bytes:
     row = b"24-11 12:00:00,1"
-    return named("g", "c").replace(row, row.ljust(size))
+    return named("g", "c").replace(row, row[:-1] + quote + b"1".ljust(size - len(row) + 1 - 2 * len(quote)) + quote)
 
 
 def with_header_row_of(size: int) -> bytes:
@@ -239,6 +239,7 @@ EXACT: dict[str, tuple[int, str, Callable[[int], pa.Table | RejectedInput]]] = {
     "a group's name": (MAX_COLUMN_NAME, "log_too_wide", lambda size: parsed(named("g" * size, "c"))),
     "a row of a header": (MAX_HEADER_ROW_BYTES, "log_too_wide", lambda size: parsed(with_header_row_of(size))),
     "a row": (MAX_LOG_ROW_BYTES, "empty_telemetry", lambda size: parsed(with_row_of(size))),
+    "a quoted row": (MAX_LOG_ROW_BYTES, "empty_telemetry", lambda size: parsed(with_row_of(size, b'"'))),
     "before the run": (SKEW_US, "outside_run", lambda us: parsed(named("g", "c"), NOON_US + us, NOON_US + us + 1)),
     "before its start": (SKEW_US, "outside_run", lambda us: parsed(named("g", "c"), NOON_US + us)),
     "after the run": (SKEW_US, "outside_run", lambda us: parsed(named("g", "c"), NOON_US - us - 1, NOON_US - us)),
