@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import tempfile
@@ -246,6 +247,58 @@ def _described(verb: str, path: str, data: bytes = b"") -> str:
     delta = read_object(data, path)
     keys = [key for key, value in delta.items() if value and key not in ("time_us", "version")]
     return f"append {folder}: " + delta.get("kind", " ".join(keys))
+
+
+class Messages(Recorder):
+    """A broker in memory: messages that are produced, and those that it has acknowledged, are steps.
+
+    Args:
+      draw: chooses what happens to a message; None: each is acknowledged at the next `acknowledge`, in order.
+      refuses, loses, keeps: probabilities that the producer's queue is full, that the broker reports a failure, and
+        that a message waits for a later `acknowledge`.
+
+    Attributes:
+      stored: name and content of the messages that were acknowledged.
+      waiting: those that were produced only.
+    """
+
+    def __init__(
+        self, draw: random.Random | None = None, *, refuses: float = 0.0, loses: float = 0.0, keeps: float = 0.0
+    ) -> None:
+        super().__init__()
+        self._draw = draw
+        self._refuses = refuses
+        self._loses = loses
+        self._keeps = keeps
+        self.stored: list[tuple[str, Any]] = []
+        self.waiting: list[tuple[str, Any, Callable[[str], None]]] = []
+
+    def produce(self, name: str, content: Any, done: Callable[[str], None]) -> bool:
+        """Queue a message; ``done`` is called with "" or the failure. Return whether the queue has room."""
+        if self._happens(self._refuses):
+            return False
+        self.step(name)
+        self.waiting.append((name, content, done))
+        return True
+
+    def acknowledge(self) -> None:
+        """Acknowledge messages that wait, or report their loss."""
+        waiting = self.waiting
+        self.waiting = []
+        if self._draw is not None:
+            self._draw.shuffle(waiting)
+        for name, content, done in waiting:
+            if self._happens(self._keeps):
+                self.waiting.append((name, content, done))
+            elif self._happens(self._loses):
+                done("the broker does not answer")
+            else:
+                self.step(f"acknowledge {name}")
+                self.stored.append((name, content))
+                done("")
+
+    def _happens(self, probability: float) -> bool:
+        return self._draw is not None and self._draw.random() < probability
 
 
 def each_step(count: int, *, few: bool) -> range:

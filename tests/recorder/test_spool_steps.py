@@ -1,0 +1,112 @@
+"""Recordings are created, sealed and removed step by step: the machine dies before each step."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ciml.errors import CimlError
+from ciml.events.records import RunFacts
+from ciml.recorder.spool import flush, seals
+from ciml.recorder.spool.flush import trim
+from ciml.recorder.spool.folder import open_private
+from ciml.recorder.spool.recording import End, Plan, Recording
+from ciml.recorder.spool.seals import is_sealed, seal_recording
+from tests.durable import Disk, each_step
+from tests.recorder.planted import T0_US, TELEMETRY, plant, planted_facts
+
+SECRETS = b"sasl.password digest\n"
+
+
+def plan_of(**facts: str) -> Plan:
+    return Plan(RunFacts.from_json(planted_facts(**facts)), log_dir="/logs")
+
+
+def take(folder: Path) -> Recording | None:
+    """The recording in a folder; None if it is none."""
+    try:
+        return Recording.take(open_private(folder.parent), folder.name)
+    except CimlError:
+        return None
+
+
+def made(folder: Path) -> Recording:
+    recording = take(folder)
+    assert recording is not None
+    return recording
+
+
+def test_order_of_the_steps_of_a_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is locked before it is a recording, and none from the first step of its removal on."""
+    flock = fcntl.flock
+    with Disk(tmp_path).recording() as disk:
+        monkeypatch.setattr(fcntl, "flock", lambda *arguments: (disk.step("lock"), flock(*arguments)))
+        recording = Recording.create(tmp_path / "spool", plan_of())
+        recording.write_end(End(T0_US, "SUCCESS", {}))
+        seal_recording(recording, SECRETS)
+        recording.remove()
+    name = f"spool/{recording.folder.path.name}"
+    assert disk.steps == [
+        "create spool/", f"create {name}/", "lock",
+        *(
+            step
+            for file in ("run.json", "end.json", "seal.json")
+            for step in (f"sync {name}/{file}.new", f"rename {name}/{file}.new to {name}/{file}")
+        ),
+        *(f"delete {name}/{file}" for file in ("run.json", "end.json", "seal.json", "lock")),
+        f"delete {name}/",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("keeps_names", [False, True])
+def test_a_recording_whose_removal_dies_before_any_step_is_whole_or_none(tmp_path: Path, keeps_names: bool) -> None:
+    """Without a part of its log it would be sent again, as another run with fewer samples."""
+    end = End(T0_US + 4_000_000, "SUCCESS", {})
+    for before in each_step(7, few=False):
+        folder = plant(tmp_path / str(before) / "spool", log_dir="/logs")
+        recording = made(folder)
+        os.sync()
+        with Disk(tmp_path / str(before), before, keeps_names=keeps_names).recording() as disk:
+            recording.remove()
+        if disk.is_dead:
+            recording.release()  # as the end of a process does
+        left = take(folder)
+        assert left is None or (left.read_log(0, 1 << 20), left.end()) == (TELEMETRY, end)
+
+
+@pytest.mark.parametrize("file", ["run.json", "starts", "end.json", "dstat-csv_log.txt"])
+def test_a_seal_covers_each_file(tmp_path: Path, file: str) -> None:
+    folder = plant(tmp_path / "spool")
+    recording = made(folder)
+    seal_recording(recording, SECRETS)
+    assert is_sealed(recording, SECRETS)
+    assert not is_sealed(recording, SECRETS + b"x")
+    with (folder / file).open("ab") as text:
+        text.write(b" ")
+    assert not is_sealed(recording, SECRETS)
+
+
+def test_without_a_secret_no_seal_is_made_or_valid(tmp_path: Path) -> None:
+    """Anyone could make it."""
+    folder = plant(tmp_path / "spool")
+    recording = made(folder)
+    seal_recording(recording, b"")
+    assert not (folder / "seal.json").exists()
+    salt = bytes(16)
+    (folder / "seal.json").write_text(json.dumps({"salt": salt.hex(), "mac": seals._mac(recording, b"", salt)}))
+    assert not is_sealed(recording, b"")
+
+
+@pytest.mark.parametrize(("most", "left"), [(3, 3), (2, 2), (1, 1), (0, 0)])
+def test_a_full_spool_loses_its_oldest_recordings_and_no_more_than_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, left: int
+) -> None:
+    names = [plant(tmp_path / "spool", f"{T0_US + number}-1").name for number in range(3)]
+    spool = open_private(tmp_path / "spool")
+    monkeypatch.setattr(flush, "MAX_SPOOL_BYTES", most * flush._size(spool, names[0]))
+    assert trim(spool, names) == names[3 - left :]
+    assert sorted(os.listdir(tmp_path / "spool")) == names[3 - left :]
