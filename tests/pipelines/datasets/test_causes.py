@@ -209,7 +209,9 @@ def test_an_update_that_continues_from_a_bookmark_commits_the_same(
     assert committed[0] == committed[1]
 
 
-def test_a_damaged_bookmark_leaves_the_history_empty(data: DataRoot, raw: RawStore) -> None:
+def test_a_damaged_bookmark_leaves_the_history_empty(
+    data: DataRoot, raw: RawStore, caplog: pytest.LogCaptureFixture
+) -> None:
     """All deltas are added again after it."""
     raw.add(FIRST)
     raw.add(LATER)
@@ -224,3 +226,4 @@ def test_a_damaged_bookmark_leaves_the_history_empty(data: DataRoot, raw: RawSto
     history = changes.History(definition, bookmarks=bookmarks)
     assert history.resume(2) == 0
     assert history.cause_of("zuul~1~1") == ""
+    assert "the bookmark of the raw manifest cannot be read" in caplog.text
