@@ -93,6 +93,7 @@ def home_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ho
         for module in (control, process):
             monkeypatch.setattr(module, "jobs_of", made.jobs_of)
         monkeypatch.setattr(process, "impatient_service", made.service)
+        monkeypatch.setattr(process, "supervisor_main", lambda *_: pytest.fail("it starts in the foreground"))
         monkeypatch.setattr(processes, "spawn", made.spawn)
         monkeypatch.setattr("ciml.pipelines.flink.jobs.list_jobs", lambda _: [])
         return made
