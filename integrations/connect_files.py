@@ -24,7 +24,7 @@ from ciml.globs import crosses_slash
 from ciml.integrations.config import SOURCES, TABLES, load_receivers
 from ciml.integrations.connect import Connection, SecretFile
 from ciml.settings import Settings, parse_toml
-from ciml.storage.base import replace_file
+from ciml.storage.local import replace_file
 from ciml.trust import PATH_GLOBS
 
 RECEIVERS = "receivers.toml"

@@ -23,7 +23,7 @@ import msgspec
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.storage import LocalStore, S3Store, Store
-from ciml.storage.base import replace_file
+from ciml.storage.local import replace_file
 
 if TYPE_CHECKING:
     import numpy as np

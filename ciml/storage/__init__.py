@@ -9,7 +9,8 @@ import os
 
 from ciml.errors import CimlError
 from ciml.extras import require
-from ciml.storage.base import Entry, LocalStore, Store
+from ciml.storage.base import Entry, Store
+from ciml.storage.local import LocalStore
 from ciml.storage.s3 import S3Store
 
 __all__ = ["Entry", "LocalStore", "S3Store", "Store", "open_store"]

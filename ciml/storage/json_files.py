@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ciml.errors import CimlError, IntegrityError
-from ciml.storage.base import Store, replace_file
+from ciml.storage.base import Store
+from ciml.storage.local import replace_file
 
 _FIRST = b'{"seal":"'
 _LAST = b',"sha256":"'

@@ -53,7 +53,7 @@ RECORDER = (
     "ciml.kafka.connect",
     "ciml.recorder.spool.flush",
     "ciml.recorder.record",
-    "ciml.storage.base",
+    "ciml.storage.local",
 )
 #: Names of the standard library that Python 3.9 lacks.
 NEWER = {"UTC", "pairwise", "tomllib", "Self", "StrEnum", "TypeAlias", "NotRequired", "Required", "ExceptionGroup"}

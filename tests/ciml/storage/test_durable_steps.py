@@ -9,7 +9,7 @@ import pytest
 
 from ciml.recorder.spool.folder import open_private
 from ciml.storage import open_store
-from ciml.storage.base import replace_file
+from ciml.storage.local import replace_file
 from tests.durable import Disk
 
 OLD, NEW = b"old", b"new content"
