@@ -128,6 +128,14 @@ def test_dead_letters_are_replayed(made: Listed, tmp_path: Path) -> None:
     assert json.loads(letters(tmp_path, "replay", "--dry-run", "--json").output)["letters"] == 9
 
 
+def test_a_replay_that_closes_only_some_has_an_exit_code(made: Listed, tmp_path: Path) -> None:
+    shutil.copy(next(made.folder.rglob("*.csv.gz")), made.folder / "none")
+    result = letters(tmp_path, "replay", "--logs", str(made.folder), "--json")
+    reported = json.loads(result.output)
+    assert (reported["tried"], reported["closed"], sum(reported["still_open"].values())) == (10, 1, 9)
+    assert result.return_value == 5
+
+
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "raw").touch()
     policy = tmp_path / "fetch.toml"
