@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from ciml import lineage as emitter
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.lineage import OFF, Data, Description, Emitter, Lineage, StepEvent, lineage_of
@@ -342,10 +341,6 @@ def test_a_missing_extra_is_one_line(data: DataRoot, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CimlError, match=r"^this needs ciml\[lineage\]: pip install 'ciml\[lineage\]'$"):
         run_steps(data)
-
-
-def test_the_wait_at_the_end_is_short() -> None:
-    assert emitter.CLOSE_S == 5.0
 
 
 @pytest.mark.engines

@@ -14,6 +14,7 @@ from ciml.events.records import LISTS, Batch
 from ciml.manifest import id_index
 from ciml.manifest.checkpoints import Checkpoint, Checkpoints, Limits
 from ciml.manifest.log import GRACE_S, Delta, ManifestLog, catch_up
+from ciml.manifest.replica import LogReplica
 from ciml.manifest.segments import Segment
 from ciml.runs.state import RAW, RawState, open_raw
 from ciml.storage import LocalStore
@@ -293,6 +294,23 @@ def test_a_lost_part_is_an_error_and_a_replaced_one_is_not(world: World, monkeyp
     assert [fault for fault in verify_manifest(world.store()) if "is missing" in fault]
     with pytest.raises(EngineError, match="missing"):
         world.actor()
+
+
+def test_a_replica_on_a_replaced_checkpoint_starts_over_though_its_clock_has_stopped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(id_index, "TIER", 2)
+    first = world.actor()
+    run(world, first, count=20)
+    now_s = world.clock.now_s
+    replica = LogReplica(ManifestLog(world.store(), clock=lambda: now_s), RAW, LIMITS)
+    with replica.state():
+        run_on(world, first)
+    with pytest.raises(EngineError, match="missing"), replica.state() as state:
+        ask_much(state)
+    with replica.state() as state:
+        ask_much(state)
+        assert state.version == first.state.version
 
 
 def test_lost_checkpoints_are_rebuilt_from_segments(world: World) -> None:

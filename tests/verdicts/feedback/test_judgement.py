@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,6 @@ def test_the_head_repository_and_branch_of_a_run_tell_its_change_from_others() -
         ({"project": ""}, {}, "no_change"),
         ({"source": "tekton"}, {}, "no_system"),
         ({"end_us": NOW_US - 7 * 3_600_000_000}, {}, "late"),
-        ({"verdict": {"probability": float("nan")}}, {}, "bad_record"),
-        ({"verdict": {"probability": 1.5}}, {}, "bad_record"),
         ({"verdict": {"base_rate": {"code": "much"}}}, {}, "bad_record"),
         ({"build_name": 7}, {}, "bad_record"),
         ({"result": "x" * 40_000}, {}, "bad_record"),
@@ -109,6 +108,13 @@ def test_what_could_be_said_of_another_change_is_recorded_as_a_claim() -> None:
         decide_feedback(prediction(end_us=NOW_US - 91 * 86_400_000_000), feedback(), (), NOW_US),
     ):
         assert judgement.verdict is None
+
+
+@pytest.mark.parametrize("share", [-0.01, 1.01, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["probability", "coverage", "base_rate"])
+def test_a_share_outside_of_0_and_1_makes_a_bad_record(name: str, share: float) -> None:
+    value = {"machine": 0.3, "code": share} if name == "base_rate" else share
+    assert reason_of(prediction(verdict={name: value}), feedback()) == "bad_record"
 
 
 @pytest.mark.parametrize("missing", ["run", "verdict"])
