@@ -35,6 +35,7 @@ from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import Predictions, StoredTrial, create_experiment
 from ciml.training.experiments.trials import Trial
 from ciml.trust import TrustPolicy
+from tests.durable import Steps
 from tests.reports.scenes import hostile_data
 from tests.reports.test_plot import self_contained
 from tests.reports.test_results import folds, of_b, predicted, stored
@@ -65,7 +66,10 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reported(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of all that is in ``hostile``."""
     folder = tmp_path_factory.mktemp("reported")
-    assert report_experiments(DataRoot.open(hostile).experiments, [], [], folder) == f"{folder}/index.html"
+    with Steps(str(folder)).recording() as steps:
+        assert report_experiments(DataRoot.open(hostile).experiments, [], [], folder) == f"{folder}/index.html"
+    pages = [f"replace {name}" for name in ("bad/one/index.html", "bad/ten/index.html", "index.html")]
+    assert [step for step in steps.steps if step.endswith(".html")] == pages  # no page leads to one that is not there
     return folder
 
 
