@@ -39,8 +39,8 @@ END = "end.json"
 STARTS = "starts"
 SEAL = "seal.json"
 _LOCK = "lock"
-#: All files that a recording may contain: also those that were not renamed yet, and their former names. They are removed
-#: in this order: without its first file a folder is no recording, so that none with a part of its log is sent again.
+#: All files that a recording may contain: also those that were not renamed yet, and their former names. Removed in this
+#: order: without its first file a folder is no recording, so none with a part of its log is sent again.
 _FILES = (RUN, LOG, END, STARTS, SEAL, _LOCK, *(f"{name}.new" for name in (RUN, END, SEAL)), "run.new", "end.new")
 _NAME = re.compile(r"[0-9]{1,20}-[0-9]{1,10}")
 _RESULTS = frozenset({"SUCCESS", "FAILURE", "TIMED_OUT", "ABORTED"})
