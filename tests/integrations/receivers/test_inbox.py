@@ -99,6 +99,25 @@ def test_a_delivery_is_produced_again_a_second_after_kafka_did_not_answer(clock:
         assert broker.steps == ["a"] * count
 
 
+def test_a_failure_that_comes_while_others_are_produced_again_is_not_settled(clock: SimpleNamespace) -> None:
+    broker = Producer()
+    inbox = inbox_of(broker)
+    settled: list[str] = []
+    for name in ("a", "b"):
+        inbox.put(name.encode(), (), lambda name=name: settled.append(name))
+    _, _, fail_first = broker.waiting.pop(0)
+    broker.waiting.pop(0)[2]("Kafka does not answer")
+    inbox.settle()
+    broker.before, broker.event = len(broker.steps), lambda: fail_first("Kafka does not answer")
+    for _ in range(3):
+        clock.now_s += 1.0
+        inbox.settle()
+        assert settled == []
+    broker.acknowledge()
+    inbox.settle()
+    assert settled == ["a", "b"]
+
+
 def test_a_warning_is_logged_once_a_minute_for_each_source_and_outcome(
     clock: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:

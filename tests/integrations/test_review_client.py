@@ -1,0 +1,176 @@
+"""Review clients: accounts, credentials and messages, of which there may be a second one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpcore
+import msgspec
+import pytest
+
+from ciml.errors import CimlError
+from ciml.http.outgoing import tls_context
+from ciml.integrations.github import review as github_module
+from ciml.integrations.github.review import AppRest
+from ciml.integrations.http import Answer, Busy, Refused, Rest, Unsettled
+from ciml.integrations.review import MAX_REACTIONS, ChangeRef, Head, Note, Posted, Rendered, RestClient
+
+CHANGE = ChangeRef("octo/widget", "7", head="a" * 40)
+
+
+class System(Rest):
+    """The API of a system in memory.
+
+    Attributes:
+      answers: status, headers and JSON by path; of the secret that asks.
+      asked: method, path and secret of the requests.
+    """
+
+    def __init__(self, secrets: list[bytes]) -> None:
+        self.secrets = secrets
+        self.asked: list[tuple[str, str]] = []
+        self.answers: dict[str, tuple[int, Mapping[str, str], Any]] = {}
+        super().__init__("https://reviews", tls_context(""), lambda: self.secrets[0], "check it", lambda key: {})
+
+    def answer(self, method: str, path: str, body: bytes | None = None, *, changes: bool = False) -> Answer:
+        self.asked.append((method, path))
+        status, headers, value = self.answers.get(f"{self.secrets[0].decode()}{path}") or self.answers[path]
+        fields = [(name.encode(), text.encode()) for name, text in headers.items()]
+        answer = Answer(httpcore.Response(status, headers=fields), msgspec.json.encode(value))
+        if status >= 300:
+            raise self._failed(answer, {}, changes)
+        return answer
+
+
+class _Account(msgspec.Struct):
+    id: int
+
+
+class Client(RestClient):
+    """A client whose notes are set."""
+
+    format = "github"
+
+    def __init__(self, rest: Rest, notes: Iterable[Note]) -> None:
+        super().__init__(rest)
+        self.made = list(notes)
+
+    def head(self, change: ChangeRef) -> Head:
+        return Head("open", "7")
+
+    def own_id(self) -> int:
+        return self.rest.own_id("/user", _Account)
+
+    def notes(self, change: ChangeRef) -> Iterable[Note]:
+        return self.made
+
+    def write(self, change: ChangeRef, message: Rendered, note_id: str) -> Note:
+        raise NotImplementedError
+
+    def replies(self, posted: Posted) -> Iterable[Note]:
+        return self.made
+
+    def emojis(self, posted: Posted) -> Iterable[Note]:
+        return self.made
+
+
+def system(own_id: int = 7) -> System:
+    rest = System([b"one"])
+    rest.answers["/user"] = (200, {}, {"id": own_id})
+    return rest
+
+
+def test_each_account_reacts_once_and_we_do_not() -> None:
+    notes = [Note("", text, author, maker) for author, maker in (("ada", 1), ("bob", 2), ("ada", 1), ("ciml", 7))
+             for text in ("thumbsup", "thumbsdown", "Not helpful.", "+1_tone3", "> not helpful", "heart")]  # fmt: skip
+    reactions = Client(system(), notes).reactions(Posted(CHANGE, "1"))
+    assert (reactions.up, reactions.down, reactions.not_helpful) == (("ada", "bob"),) * 3
+    crowd = [Note("", "+1", f"account{number}", number + 10) for number in range(MAX_REACTIONS + 1)]
+    assert len(Client(system(), crowd).reactions(Posted(CHANGE, "1")).up) == MAX_REACTIONS
+
+
+@pytest.mark.parametrize("own_id", [0, 7])
+def test_a_message_of_an_unknown_account_is_not_ours(own_id: int) -> None:
+    notes = [Note("3", "marker", "eve", 0), Note("2", "marker", "eve", 8), Note("1", "marker", "ciml", 7)]
+    found = Client(system(own_id), notes).find(CHANGE, "marker")
+    assert (found.id if found else None) == ("1" if own_id else None)
+
+
+def test_another_secret_may_be_of_another_account() -> None:
+    rest = system()
+    rest.answers |= {"two/user": (200, {}, {"id": 8})}
+    ids = []
+    for secret in (b"one", b"one", b"two", b"two", b"one"):
+        rest.secrets = [secret]
+        ids.append(rest.own_id("/user", _Account))
+    assert ids == [7, 7, 8, 8, 7]
+    assert len(rest.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "after", "changes", "error"),
+    [
+        (503, "9", False, Busy),
+        (503, "9", True, Unsettled),
+        (503, "", False, CimlError),
+        (500, "", True, Unsettled),
+        (429, "", True, Busy),
+        (403, "9", True, Busy),
+        (403, "", True, Refused),
+        (404, "", True, Refused),
+        (408, "", True, Unsettled),
+    ],
+)
+def test_an_outcome_is_unsettled_where_something_may_have_changed(
+    status: int, after: str, changes: bool, error: type[CimlError]
+) -> None:
+    rest = system()
+    rest.answers["/x"] = (status, {"Retry-After": after} if after else {}, {})
+    with pytest.raises(error) as caught:
+        rest.send("POST", "/x", dict[str, str], {}, changes=changes)
+    assert isinstance(caught.value, Unsettled) == (error is Unsettled)
+
+
+@pytest.mark.parametrize(("count", "is_read"), [(1, True), (3, True), (4, False)])
+def test_as_many_pages_as_the_limit_are_read_and_more_are_refused(count: int, is_read: bool) -> None:
+    rest = system()
+    for number in range(1, count + 1):
+        link = {"Link": '<x>; rel="next"'} if number < count else {}
+        rest.answers[f"/x?page={number}"] = (200, link, [number])
+    pages = rest.pages("/x", list[int], {}, 3)
+    if is_read:
+        assert list(pages) == [[number] for number in range(1, count + 1)]
+    else:
+        with pytest.raises(Refused, match="more than 3 pages"):
+            list(pages)
+
+
+def test_a_token_of_an_app_is_of_one_repository_and_renewed_before_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1_800_000_000.0]
+    monkeypatch.setattr(github_module.time, "time", lambda: clock[0])
+    rest = AppRest("https://api", tls_context(""), lambda: b"key", "check it", 5, {})
+    made: list[str] = []
+
+    def new_token(repository: str) -> str:
+        made.append(repository)
+        rest._tokens[repository] = (f"token-{len(made)}", clock[0] + 3600)
+        return f"token-{len(made)}"
+
+    monkeypatch.setattr(rest, "_new_token", new_token)
+
+    def token(repository: str) -> str:
+        return rest.auth(f"/repos/{repository}/pulls/1")["Authorization"].removeprefix("Bearer ")
+
+    assert [token(name) for name in ("a/x", "a/y", "b/x", "a/x", "a/y")] == [
+        "token-1", "token-2", "token-3", "token-1", "token-2"
+    ]  # fmt: skip
+    clock[0] += 3600 - github_module._SPARE_S - 1
+    assert token("a/x") == "token-1"
+    clock[0] += 2
+    assert token("a/x") == "token-4"
+    rest.forget()
+    assert token("b/x") == "token-5"
