@@ -34,6 +34,9 @@ class System(Rest):
         self.answers: dict[str, tuple[int, Mapping[str, str], Any]] = {}
         super().__init__("https://reviews", tls_context(""), lambda: self.secrets[0], "check it", lambda key: {})
 
+    def forget(self) -> None:
+        self.asked.append(("forget", ""))
+
     def answer(self, method: str, path: str, body: bytes | None = None, *, changes: bool = False) -> Answer:
         self.asked.append((method, path))
         status, headers, value = self.answers.get(f"{self.secrets[0].decode()}{path}") or self.answers[path]
@@ -85,7 +88,8 @@ def system(own_id: int = 7) -> System:
 def test_each_account_reacts_once_and_we_do_not() -> None:
     notes = [Note("", text, author, maker) for author, maker in (("ada", 1), ("bob", 2), ("ada", 1), ("ciml", 7))
              for text in ("thumbsup", "thumbsdown", "Not helpful.", "+1_tone3", "> not helpful", "heart")]  # fmt: skip
-    reactions = Client(system(), notes).reactions(Posted(CHANGE, "1"))
+    quotes = [Note("", "> not helpful", "dan", 4), Note("", "not helpful at all", "eve", 5)]
+    reactions = Client(system(), [*notes, *quotes]).reactions(Posted(CHANGE, "1"))
     assert (reactions.up, reactions.down, reactions.not_helpful) == (("ada", "bob"),) * 3
     crowd = [Note("", "+1", f"account{number}", number + 10) for number in range(MAX_REACTIONS + 1)]
     assert len(Client(system(), crowd).reactions(Posted(CHANGE, "1")).up) == MAX_REACTIONS
@@ -119,6 +123,7 @@ def test_another_secret_may_be_of_another_account() -> None:
         (429, "", True, Busy),
         (403, "9", True, Busy),
         (403, "", True, Refused),
+        (401, "9", True, Refused),
         (404, "", True, Refused),
         (408, "", True, Unsettled),
     ],
@@ -131,6 +136,7 @@ def test_an_outcome_is_unsettled_where_something_may_have_changed(
     with pytest.raises(error) as caught:
         rest.send("POST", "/x", dict[str, str], {}, changes=changes)
     assert isinstance(caught.value, Unsettled) == (error is Unsettled)
+    assert (("forget", "") in rest.asked) == (status == 401)  # what was derived from the secret
 
 
 @pytest.mark.parametrize(("count", "is_read"), [(1, True), (3, True), (4, False)])

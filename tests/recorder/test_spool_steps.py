@@ -6,11 +6,14 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ciml.errors import CimlError
 from ciml.events.records import RunFacts
+from ciml.kafka import KafkaOptions
+from ciml.recorder.settings import Settings
 from ciml.recorder.spool import flush, seals
 from ciml.recorder.spool.flush import trim
 from ciml.recorder.spool.folder import open_private
@@ -110,3 +113,68 @@ def test_a_full_spool_loses_its_oldest_recordings_and_no_more_than_needed(
     monkeypatch.setattr(flush, "MAX_SPOOL_BYTES", most * flush._size(spool, names[0]))
     assert trim(spool, names) == names[3 - left :]
     assert sorted(os.listdir(tmp_path / "spool")) == names[3 - left :]
+
+
+_OWN_LOGS = {"kafka": "k:9", "log_dir": "/logs"}
+_CREDENTIALS = {"sasl.password": "pa55-w0rd"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "credentials", "is_sealed", "result"),
+    [
+        ({}, {}, False, "without facts"),
+        ({"events_topic": "other"}, {}, False, "left"),
+        ({"samples_topic": ""}, {}, False, "left"),
+        ({"log_dir": "/elsewhere"}, {}, False, "left"),
+        ({"log_url": "https://evil.example"}, {}, False, "left"),
+        ({"kafka": "elsewhere:9"}, {}, False, "left"),
+        ({"mention": planted_facts(source="jenkins")}, {}, False, "left"),
+        ({"kafka": "elsewhere:9"}, _CREDENTIALS, True, "left"),
+        ({}, _CREDENTIALS, False, "refused"),
+        ({}, _CREDENTIALS, True, "unchanged"),
+        ({"events_topic": "other"}, _CREDENTIALS, True, "unchanged"),
+    ],
+)
+def test_a_recorder_sends_a_leftover_with_the_rights_that_it_had(
+    tmp_path: Path, changes: dict[str, Any], credentials: dict[str, str], is_sealed: bool, result: str
+) -> None:
+    facts = planted_facts(fork="no", owner="ada", subjects=["change:demo/7"])
+    recording = made(plant(tmp_path / "spool", **{**_OWN_LOGS, "mention": facts, **changes}))
+    settings = Settings(tmp_path / "spool", KafkaOptions("k:9", credentials))
+    if is_sealed:
+        seal_recording(recording, seals.secrets_of(settings.kafka, "/logs"))
+    own = Plan(RunFacts.from_json(planted_facts("own")), **_OWN_LOGS)
+    if result == "refused":
+        with pytest.raises(CimlError, match="is not sealed with these credentials"):
+            seals.plan_for_recorder(recording, own, settings)
+        return
+    plan = seals.plan_for_recorder(recording, own, settings)
+    if result == "without facts":
+        assert plan is not None
+        assert seals.lacks_facts(plan)
+        sent = plan.mention.to_json()
+        assert not {*seals.POLICY_FACTS, "subjects"} & {name for name, value in sent.items() if value}
+    else:
+        assert plan == {"left": None, "unchanged": recording.plan}[result]
+
+
+def test_a_leftover_that_cannot_be_sent_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [plant(tmp_path / "spool", f"{T0_US + number}-1") for number in range(3)]
+    own = Recording.create(tmp_path / "spool", plan_of())
+
+    class Delivery:
+        def __init__(self, recording: Recording) -> None:
+            self.recording = recording
+            self.failure = "the broker does not answer" if recording.folder.path == folders[0] else ""
+
+        def step(self) -> bool:
+            return not self.failure
+
+    monkeypatch.setattr(flush, "plan_for_recorder", lambda recording, *_: recording.plan)
+    monkeypatch.setattr(flush, "_deliver", lambda recording, _: Delivery(recording))
+    leftovers = flush.Leftovers(own, Settings(tmp_path / "spool"), None)
+    leftovers.open()
+    for _ in range(3):
+        leftovers.step()
+    assert [folder.exists() for folder in folders] == [True, False, False]
+    assert take(folders[0]) is not None  # no process holds it
