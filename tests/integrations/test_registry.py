@@ -15,6 +15,7 @@ from ciml.events.records import Batch, Message, OffsetRange, Outcome
 from ciml.integrations import registry
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading, Run, RunUpdate
 from ciml.integrations.registry import delivered, find_adapter, read_event
+from ciml.limits import MAX_EVENT_RUNS
 from ciml.transforms.guard import guarded_messages
 from ciml.transforms.ingest.decode import decode
 
@@ -104,6 +105,18 @@ def test_a_damaged_message_is_rejected(changed: Message, reason: str) -> None:
     with pytest.raises(RejectedInput) as caught:
         read_event(changed)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("kind", ["runs", "updates"])
+def test_a_delivery_has_at_most_as_many_runs_and_updates_as_the_limit(kind: str) -> None:
+    runs = [{**RUN, "id": number} for number in range(MAX_EVENT_RUNS + 1)]
+    items = runs if kind == "runs" else [[f"change:{run['id']}", {"fork": "no"}] for run in runs]
+    texts = [json.dumps({"kind": "job", "runs": [], kind: items[:count]}) for count in (-1, None)]
+    event = read_event(message(texts[0]))
+    assert len(event.run_facts if kind == "runs" else event.updates) == MAX_EVENT_RUNS
+    with pytest.raises(RejectedInput) as caught:
+        read_event(message(texts[1]))
+    assert caught.value.reason == "too_many_runs"
 
 
 def test_decode_settles_an_ignored_delivery_by_its_rule() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Sequence
@@ -58,6 +59,20 @@ def test_a_changed_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureF
         f"secret_file {tmp_path}/one is empty; its last secret stays in use",
         f"secret_file {tmp_path}/one was read again",
     ]
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = write(tmp_path / "one", LONG)
+
+    def read_late(path: Path, _: str) -> io.BytesIO:
+        monkeypatch.undo()
+        content = path.read_bytes()
+        write(path, LONG + "-new")
+        return io.BytesIO(content)
+
+    monkeypatch.setattr(Path, "open", read_late)
+    secrets = secrets_of("x", [name], [], folder=tmp_path)
+    assert secrets.keys() == [f"{LONG}-new".encode()]
 
 
 def test_what_is_wrong_is_said_without_the_secret(tmp_path: Path) -> None:
