@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ from ciml.events.records import RunFacts
 from ciml.kafka import KafkaOptions
 from ciml.recorder.settings import Settings
 from ciml.recorder.spool import flush, seals
+from ciml.recorder.spool import recording as recording_module
 from ciml.recorder.spool.flush import trim
 from ciml.recorder.spool.folder import open_private
 from ciml.recorder.spool.recording import End, Plan, Recording
@@ -178,3 +180,27 @@ def test_a_leftover_that_cannot_be_sent_holds_up_no_other(tmp_path: Path, monkey
         leftovers.step()
     assert [folder.exists() for folder in folders] == [True, False, False]
     assert take(folders[0]) is not None  # no process holds it
+
+
+@pytest.mark.parametrize(("mode", "is_private"), [(0o700, True), (0o750, False), (0o710, False), (0o701, False)])
+def test_a_spool_is_closed_to_the_group_and_to_others(tmp_path: Path, mode: int, is_private: bool) -> None:
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool").chmod(mode)
+    with contextlib.nullcontext() if is_private else pytest.raises(CimlError, match="is open to other users"):
+        open_private(tmp_path / "spool").close()
+
+
+@pytest.mark.parametrize(("result", "is_known"), [("SUCCESS", True), ("ABORTED", True), ("GREAT", False), ("", False)])
+def test_an_end_with_an_unknown_result_is_none(tmp_path: Path, result: str, is_known: bool) -> None:
+    assert (made(plant(tmp_path / "spool", result=result)).end() is not None) == is_known
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_recorder_reads_as_many_entries_as_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(recording_module, "MAX_SPOOL_ENTRIES", 3)
+    for number in range(count):
+        plant(tmp_path / "spool", f"{T0_US + number}-1")
+    names, has_more = recording_module.list_spool(open_private(tmp_path / "spool"))
+    assert (len(names), has_more) == (min(count, 3), count > 3)

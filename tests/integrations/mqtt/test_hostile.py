@@ -247,3 +247,16 @@ def test_a_flood_of_messages_waits_for_kafka(tmp_path: Path, broker: Callable[..
         time.sleep(0.5)
         assert len(kept.values) < 80
         kept.acknowledge()
+
+
+def test_a_message_up_to_the_limit_is_acknowledged_after_kafka_has_it(
+    tmp_path: Path, broker: Callable[..., Broker]
+) -> None:
+    made = broker(publish(b"x" * 10) + publish(b"y" * 11))
+    with running(session_of(tmp_path, made, max_bytes=10), acknowledges=False) as kept:
+        wait(lambda: kept.outcomes.get("too_large"), "the second message is missing")
+        time.sleep(0.2)  # some turns of the loop
+        assert b"\x40\x02\x00\x07" not in made.read
+        kept.acknowledge()
+        wait(lambda: made.read.count(b"\x40\x02\x00\x07") == 2, "they are not acknowledged")
+    assert kept.values == [b"x" * 10]
