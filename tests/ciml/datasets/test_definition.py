@@ -182,7 +182,7 @@ def test_labels(class_label: str, name: str | None) -> None:
     assert label_of(one, class_label, {}) == name
 
 
-@pytest.mark.parametrize("outcome", [*OUTCOMES, None])
+@pytest.mark.parametrize("outcome", [*sorted(OUTCOMES), None])
 def test_a_run_that_did_not_pass_or_fail_has_no_status(outcome: str | None) -> None:
     status = {"success": "passed", "failure": "failed", "timeout": "failed"}
     assert label_of(run(outcome=outcome), "status", {}) == status.get(outcome or "")
