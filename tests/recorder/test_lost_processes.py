@@ -67,6 +67,7 @@ def test_what_is_left_when_all_is_killed_comes_in_with_the_next(tmp_path: Path) 
     process = start(tmp_path, "sleep", "60")
     worker = worker_of(process.pid)
     (log,) = wait_for(lambda: [each for each in logs(tmp_path) if rows(each)])
+    process.send_signal(signal.SIGSTOP)  # so that it does nothing about the worker's death
     worker.kill()
     process.kill()
     process.communicate()

@@ -92,7 +92,7 @@ def test_what_is_up_to_date_gets_no_version(data: DataRoot) -> None:
         "dead_letters": 1,
     }
     squeeze(data.raw)
-    assert next(list_tables(data, ["raw"])).behind == 2  # packed, then merged
+    assert next(list_tables(data, ["raw"])).behind in (1, 2)  # packed, and merged if the packs have similar sizes
     assert publish_all(data) == {"raw": 1, "runs": 1, "dead_letters": 1}
     check(data)
 
