@@ -39,6 +39,7 @@ from ciml.serving.model_files import (
 )
 from ciml.serving.registry import STABLE, Candidate, Decision, Registry, RegistryState, registered_models
 from ciml.storage import LocalStore, Store, open_store
+from ciml.storage.local import sync_folder
 
 _LOG = logging.getLogger(__name__)
 _STAGING = "staging-"
@@ -164,11 +165,7 @@ def _rename(registry: Registry, number: int, staged: Store) -> None:
     target = registry.folder(number).root
     try:
         os.rename(staged.root, target)  # fails if the target exists
-        handle = os.open(registry.base.root, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_folder(Path(registry.base.root))
     except OSError as error:
         raise EngineError(f"cannot rename {staged.root} to {target}: {error.strerror or error}") from error
 

@@ -5,7 +5,7 @@ synced, and which names are created, renamed and deleted. `Steps` records those 
 a folder and on S3: objects that a store creates, replaces or deletes, and folders that are renamed. Publications to a
 broker: `tests.pipelines.kafka.recorded_topic.Topic`.
 
-When the machine dies, the disk forgets what nobody synced, and no later step happens: cleanups of the dead process too
+When the machine dies, the disk forgets what was not synced, and no later step happens: cleanups of the dead process too
 change nothing.
 """
 
@@ -73,7 +73,7 @@ class Recorder:
 
 
 class Disk(Recorder):
-    """The disk below a folder, which forgets at a power cut what nobody synced.
+    """The disk below a folder, which forgets at a power cut what was not synced.
 
     A content is kept up to its size at the last sync of the file. A name that was created, renamed or deleted is kept
     after a sync of its folder; before it, the change may be lost or kept.

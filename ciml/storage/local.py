@@ -40,7 +40,7 @@ class LocalStore(Store):
                 _make_folder(target.parent)
                 exists = exclusive and target.exists()  # found faster than by writing a temporary file
                 is_written = not exists and replace_file(target, data, 0o644, exclusively=exclusive)
-                _sync_folder(target.parent)  # also for another writer's object: the next write may refer to it
+                sync_folder(target.parent)  # also for another writer's object: the next write may refer to it
                 return is_written
             except FileNotFoundError as error:  # its empty folder was deleted meanwhile
                 missing_folder = error
@@ -181,10 +181,11 @@ def _make_folder(folder: Path) -> None:
     _make_folder(folder.parent)
     with suppress(FileExistsError):
         folder.mkdir()
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, after one was created or renamed. Raises `OSError`."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

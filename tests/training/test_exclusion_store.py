@@ -31,8 +31,8 @@ def test_additions_have_ids_and_reverts_leave_them(tmp_path: Path) -> None:
     (reverted,) = revert(store, [2, 2], now_us=7)  # one number twice is one revert
     assert (reverted.id, reverted.exclusion) == (2, RUN)
     assert [kept.id for kept in read_state(store).active()] == [1]
-    anew, same = add(store, [RUN, RUN], now_us=8)  # one exclusion twice is stored once
-    assert anew.id == same.id == 3
+    first, second = add(store, [RUN, RUN], now_us=8)  # one exclusion twice is stored once
+    assert first.id == second.id == 3
     kept = read_state(store).by_id
     assert [(one.id, one.reverted_us) for one in kept.values()] == [(1, None), (2, 7), (3, None)]
     assert kept[2].to_json() == {

@@ -271,7 +271,7 @@ class LiveRun:
         """Return the times of the samples whose windows are to be computed, int64 [n], and forget which these are.
 
         They are the new samples. But windows are numbered from the day of the run's first sample: if that is an earlier
-        day than known before, all windows start anew.
+        day than known before, all windows are made again.
         """
         times = self._samples["time_us"]
         first_us = min(self._first_us, int(times[0]))

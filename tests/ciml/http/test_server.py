@@ -1,4 +1,4 @@
-"""The HTTP server: connections beyond the limit, bodies that nobody reads, and the end of the server."""
+"""The HTTP server: connections beyond the limit, bodies that are not read, and the end of the server."""
 
 from __future__ import annotations
 

@@ -98,7 +98,9 @@ def test_the_other_password_is_tried_while_one_replaces_the_other(gerrit: FakeGe
     names = [str(gerrit.folder / name) for name in ("old", "password")]
     session = session_of(gerrit, secret_file=names)
     with running(session):
-        wait((gerrit.folder.parent / "state" / "gerrit-zuul.json").exists, f"it says {session.problem!r}", 10)
+        position = gerrit.folder.parent / "state" / "gerrit-zuul.json"
+        wait(position.exists, f"it says {session.problem!r}", 10)
+    assert session.problem == ""
 
 
 @pytest.mark.parametrize(
