@@ -370,8 +370,9 @@ def _rest_addresses(endpoint: str) -> list[str]:
     match = re.search(r"^rest\.bind-port: *(\d+)(?:-(\d+))?", configuration, re.MULTILINE)
     if match is None:
         return []
-    first, last = match[1], match[2] or match[1]
-    return [f"http://127.0.0.1:{port}" for port in range(int(first), int(last) + 1) if pids.get(port) == server_pid]
+    first = int(match[1])
+    last = int(match[2] or first)
+    return [f"http://127.0.0.1:{port}" for port in range(first, last + 1) if pids.get(port) == server_pid]
 
 
 @contextmanager

@@ -57,16 +57,17 @@ def test_the_interval_holds_the_difference_and_turns_with_its_sign(pairs: list[t
 
 def test_the_interval_covers_the_true_difference() -> None:
     """Over all outcomes of 16 runs, weighted by their probability, 95 % intervals hold the truth as often as that."""
-    runs, factorial = 16, math.factorial
-    outcomes = [one for one in product(range(runs + 1), repeat=3) if sum(one) <= runs]
+    runs = 16
+    outcomes = [counts for counts in product(range(runs + 1), repeat=3) if sum(counts) <= runs]
     intervals = {}
     for both, first, second in outcomes:
         intervals[both, first, second] = newcombe(both, first, second, runs)
     for chances in ((0.6, 0.2, 0.1, 0.1), (0.3, 0.3, 0.2, 0.2), (0.8, 0.1, 0.05, 0.05), (0.7, 0.05, 0.2, 0.05)):
-        truth, covered = chances[1] - chances[2], 0.0
+        truth = chances[1] - chances[2]
+        covered = 0.0
         for (both, first, second), (low, high) in intervals.items():
             counts = (both, first, second, runs - both - first - second)
-            ways = factorial(runs) // math.prod(map(factorial, counts))
+            ways = math.factorial(runs) // math.prod(map(math.factorial, counts))
             if low <= truth <= high:
                 covered += ways * math.prod(p**n for p, n in zip(chances, counts, strict=True))
         assert 0.93 < covered < 0.995, (chances, covered)
