@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from ciml.errors import CimlError
-from ciml.recorder import command
+from ciml.recorder import Settings, command, report
 from ciml.recorder.command import (
     CANCEL,
     EVERY_SIGNAL,
@@ -27,7 +27,6 @@ from ciml.recorder.command import (
 )
 from ciml.recorder.producer import Sender
 from ciml.recorder.sampler import Recorder, find_dool
-from ciml.recorder.settings import Settings, report
 from ciml.recorder.spool.delivery import Delivery
 from ciml.recorder.spool.flush import Leftovers
 from ciml.recorder.spool.recording import End, Plan, Recording

@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ciml.limits import MAX_RECORDER_LOG_BYTES
+from ciml.recorder import report
 from ciml.recorder.command import EVERY_SIGNAL
-from ciml.recorder.settings import report
 from ciml.version import __version__
 
 #: The columns of `Sampler`, by groups.

@@ -15,8 +15,8 @@ from typing import Literal
 from ciml.errors import CimlError, EngineError
 from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_SPOOL_BYTES
+from ciml.recorder import Settings, report
 from ciml.recorder.producer import Sender
-from ciml.recorder.settings import Settings, report
 from ciml.recorder.spool.delivery import Delivery
 from ciml.recorder.spool.folder import Folder, open_private
 from ciml.recorder.spool.recording import Destination, End, Recording, list_spool, size_of

@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from ciml.errors import CimlError
 from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES
-from ciml.recorder.settings import Settings
+from ciml.recorder import Settings
 from ciml.recorder.spool.recording import END, LOG, RUN, SEAL, STARTS, Destination, Plan, Recording
 
 #: Facts that a trust policy may match, except the source, which is part of the run's id. `ciml.trust.FACTS` is the

@@ -13,11 +13,11 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from ciml.kafka import KafkaOptions
+from ciml.recorder import Settings
 from ciml.recorder import record as record_module
 from ciml.recorder import sampler as module
 from ciml.recorder.producer import Sender
 from ciml.recorder.sampler import GROUPS, Recorder, Sampler
-from ciml.recorder.settings import Settings
 from ciml.recorder.spool.folder import open_private
 from ciml.recorder.spool.recording import Recording
 from ciml.recorder.spool.seals import is_sealed, secrets_of

@@ -13,7 +13,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.kafka import KafkaOptions
-from ciml.recorder.settings import Settings, WhoseBroker
+from ciml.recorder import Settings, WhoseBroker
 from ciml.recorder.spool.folder import open_private
 from ciml.recorder.spool.recording import Destination, Recording
 from ciml.recorder.spool.seals import plan_for_command, seal_recording

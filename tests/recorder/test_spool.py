@@ -16,7 +16,7 @@ import pytest
 
 from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_RECORDER_LOG_BYTES, MAX_RECORDING_LOG_BYTES, MAX_SPOOL_BYTES, MAX_SPOOL_ENTRIES, MIB
-from ciml.recorder.settings import Settings
+from ciml.recorder import Settings
 from ciml.recorder.spool.folder import open_private
 from ciml.recorder.spool.recording import Destination, Recording
 from ciml.recorder.spool.seals import POLICY_FACTS, is_sealed, plan_for_command, seal_recording, secrets_of

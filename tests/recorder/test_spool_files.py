@@ -10,7 +10,7 @@ import pytest
 
 from ciml.errors import EngineError
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES
-from ciml.recorder.settings import Settings
+from ciml.recorder import Settings
 from ciml.recorder.spool.flush import send_leftovers
 from ciml.recorder.spool.recording import Destination
 from tests.recorder.planted import plant

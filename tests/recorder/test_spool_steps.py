@@ -14,7 +14,7 @@ import pytest
 from ciml.errors import CimlError
 from ciml.events.records import RunFacts
 from ciml.kafka import KafkaOptions
-from ciml.recorder.settings import Settings
+from ciml.recorder import Settings
 from ciml.recorder.spool import flush, seals
 from ciml.recorder.spool import recording as recording_module
 from ciml.recorder.spool.flush import trim

@@ -15,7 +15,7 @@ from ciml.settings import pairs
 
 if TYPE_CHECKING:
     from ciml.events.records import RunFacts
-    from ciml.recorder.settings import Settings, WhoseBroker
+    from ciml.recorder import Settings, WhoseBroker
 
 
 class RecordOptions(BrokerOptions):
@@ -70,8 +70,8 @@ def command(options: RecordOptions) -> None:
       ciml record --send
     """
     from ciml.extras import require
+    from ciml.recorder import be_quiet, report
     from ciml.recorder.ci_environment import missing_id
-    from ciml.recorder.settings import be_quiet, report
     from ciml.recorder.spool.recording import Destination, Plan
 
     argv = options.argv
@@ -102,7 +102,7 @@ def command(options: RecordOptions) -> None:
 
 def _settings(options: RecordOptions) -> Settings:
     """Return the settings of the recorder, whose broker may be the one that leftover recordings name."""
-    from ciml.recorder.settings import Settings
+    from ciml.recorder import Settings
     from ciml.recorder.spool.recording import default_spool
 
     leftovers: WhoseBroker = "recorded"
