@@ -77,36 +77,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
 
 
-#: Files whose tests run on the `flink` of the session: one process runs them all, so one Flink is started, not five.
-ON_FLINK = frozenset(
-    {
-        "tests/cli/test_metrics.py",
-        "tests/engines/test_flink.py",
-        "tests/pipelines/backfill/test_backfill.py",
-        "tests/pipelines/datasets/test_commit.py",
-        "tests/pipelines/ingest/test_ingest_flink.py",
-        "tests/pipelines/kafka/test_source_flink.py",
-        "tests/pipelines/live/test_live.py",
-        "tests/pipelines/predict/test_predict.py",
-        "tests/services/test_ingest_service_flink.py",
-        "tests/services/test_other_kinds.py",
-    }
-)
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Distribute whole files among the processes, those on Flink together. Other kinds of ``--dist`` stay xdist's."""
+    """Distribute files as `tests.distribution` does, which is not imported where one process tests."""
     if config.option.dist != "loadfile":
         return None
-    from xdist.scheduler import LoadFileScheduling
+    from tests.distribution import FilesByEngine
 
-    class ByEngine(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = str(super()._split_scope(nodeid))
-            return "flink" if file in ON_FLINK else file
-
-    return ByEngine(config, log)
+    return FilesByEngine(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -10,7 +10,8 @@ import tomllib
 
 import pytest
 
-from tests.conftest import LONGEST, ON_FLINK, pytest_collection_modifyitems
+from tests.conftest import LONGEST, pytest_collection_modifyitems
+from tests.distribution import ON_FLINK
 from tests.project.test_rooms import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()

@@ -1,0 +1,41 @@
+"""A process that crashes while it tests fails one test, and no other test is lost, repeated or waited for."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PASSES = "def test_first(): pass\ndef test_second(): pass\ndef test_third(): pass\n"
+CRASHES = "import os\ndef test_before(): pass\ndef test_crash(): os.kill(os.getpid(), 9)\n"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("files", "passed", "failed"),
+    [
+        ([PASSES, CRASHES], 4, 1),
+        ([CRASHES, "def test_last(): pass\n"], 2, 1),
+        ([CRASHES + "def test_after(): pass\n"], 2, 1),
+        ([PASSES, PASSES, CRASHES, PASSES, CRASHES + "def test_after(): pass\n"], 12, 2),
+    ],
+)
+def test_a_crash_fails_one_test_and_ends(
+    files: list[str], passed: int, failed: int, processes: int, tmp_path: Path
+) -> None:
+    for number, text in enumerate(files):
+        (tmp_path / f"test_{number}.py").write_text(text)
+    (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_xdist_make_scheduler\n")
+    words = ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *words, "--rootdir", tmp_path, tmp_path],
+        capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed)", result.stdout.splitlines()[-1])}
+    assert counts == {"passed": passed, "failed": failed}, result.stdout
