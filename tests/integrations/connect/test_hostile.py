@@ -46,10 +46,7 @@ OPTIONS: dict[str, tuple[Callable[[str], SystemOptions], str]] = {
     "--rest": (lambda text: GerritOptions(ssh=SSH, rest=text), "https://review.example.org/@"),
     "--logs": (lambda text: TektonOptions(url=URL, logs=text), "s3://cilogs/@"),
     "--logs of Zuul": (lambda text: ZuulOptions(broker=BROKER, logs=(text,)), "https://logs@.example.org"),
-    "--server of Jenkins": (
-        lambda text: JenkinsOptions(url=URL, server=text),
-        "https://ci@.example.org",
-    ),
+    "--server of Jenkins": (lambda text: JenkinsOptions(url=URL, server=text), "https://ci@.example.org"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ciml.integrations.adapter import Delivery
-from tests.integrations.executed import Scenario, Sent
+from tests.integrations.executed import Sent, Source
 from tests.integrations.samples import cdevent, delivery
 
 POLICY = """globs = 2
@@ -46,49 +46,36 @@ def at(minute: int) -> str:
     return f"2026-11-24T12:{minute:02}:00Z"
 
 
-def bad(name: str, *sent: Delivery | Sent, executed: str = "a version of the change", auth: str = "mtls") -> Scenario:
-    return Scenario(name, sent, executed, "nobody, as far as events say", False, POLICY, "cdevents", auth, "cdevents")
-
-
-def good(name: str, *sent: Delivery | Sent) -> Scenario:
-    who = "who may send for the project"
-    return Scenario(name, sent, "released code", who, True, POLICY, "cdevents", "mtls", "cdevents")
-
-
-SCENARIOS = [
-    good("a run of a project of the policy", run(project="demo/released")),
-    good("a run of a project of the policy, without a chain", run(None, project="demo/released")),
-    bad("no review", run()),
-    bad("a merge of the chain's change", run(), change("merged"), executed="perhaps an earlier version"),
-    bad(
-        "a merge after another version",
-        change("created", minute=0),
-        run(),
-        change("updated", minute=3),
-        change("merged"),
-        executed="the first version",
+CDEVENTS = Source("cdevents", "mtls", POLICY, "cdevents")
+good = CDEVENTS.good
+bad = CDEVENTS.bad
+SCENARIOS = {
+    "a run of a project of the policy": good(run(project="demo/released")),
+    "a run of a project of the policy, without a chain": good(run(None, project="demo/released")),
+    "no review": bad(run()),
+    "a merge of the chain's change": bad(run(), change("merged")),
+    "a merge after another version": bad(
+        change("created", minute=0), run(), change("updated", minute=3), change("merged")
     ),
-    bad("a run after the merge", change("merged", minute=1), run(minute=5)),
-    bad("a review, which may have disapproved", run(), change("reviewed")),
-    bad("an abandoned change", run(), change("abandoned")),
-    bad("a created change", run(), change("created")),
-    bad("a merge of another chain", run(), change("merged", "c2")),
-    bad("a merge without a chain", run(None), change("merged", None)),
-    bad("an empty chain", run(""), change("merged", "")),
-    bad("a merge of a chain in other letters", run(), change("merged", "C1")),
-    bad("a merge that nobody proved", run(), Sent(change("merged"), auth="")),
-    bad("a run that nobody proved", Sent(run(project="demo/released"), auth=""), change("merged")),
-    bad("a run that a token proves", Sent(run(project="demo/released"), auth="token")),
-    bad(
-        "a merge in a project whose name begins as one of the policy",
-        run(),
-        change("merged", repository="demo/released2"),
+    "a run after the merge": bad(change("merged", minute=1), run(minute=5)),
+    "a review, which may have disapproved": bad(run(), change("reviewed")),
+    "an abandoned change": bad(run(), change("abandoned")),
+    "a created change": bad(run(), change("created")),
+    "a merge of another chain": bad(run(), change("merged", "c2")),
+    "a merge without a chain": bad(run(None), change("merged", None)),
+    "an empty chain": bad(run(""), change("merged", "")),
+    "a merge of a chain in other letters": bad(run(), change("merged", "C1")),
+    "a merge that nobody proved": bad(run(), Sent(change("merged"), auth="")),
+    "a run that nobody proved": bad(Sent(run(project="demo/released"), auth=""), change("merged")),
+    "a run that a token proves": bad(Sent(run(project="demo/released"), auth="token")),
+    "a merge in a project whose name begins as one of the policy": bad(
+        run(), change("merged", repository="demo/released2")
     ),
-    bad("a run of a project in a deeper folder", run(project="demo/released/fork")),
-    bad("a run of a project in other letters", run(project="Demo/Released")),
-    bad("labels that claim a review", run(labels={"review": "merged", "project": "demo/released"})),
-    bad("an event that claims to be a listing", run(event="push", pipeline="gate", branch="main")),
-    bad("a run that claims to be partly approved", run(review="partly_approved")),
-    bad("a run that claims a review in other letters", run(review="Merged")),
-    bad("a run that claims two reviews", run(review="merged approved")),
-]
+    "a run of a project in a deeper folder": bad(run(project="demo/released/fork")),
+    "a run of a project in other letters": bad(run(project="Demo/Released")),
+    "labels that claim a review": bad(run(labels={"review": "merged", "project": "demo/released"})),
+    "an event that claims to be a listing": bad(run(event="push", pipeline="gate", branch="main")),
+    "a run that claims to be partly approved": bad(run(review="partly_approved")),
+    "a run that claims a review in other letters": bad(run(review="Merged")),
+    "a run that claims two reviews": bad(run(review="merged approved")),
+}

@@ -6,30 +6,22 @@ of main is `TIP`. Change 8 is another one, with the commit `OPEN`, which nobody 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ciml.integrations.adapter import Delivery
-from tests.integrations.executed import Scenario, Sent
+from tests.integrations.executed import Sent, Source
 from tests.integrations.samples import account, delivery, ref_update, vote, zuul_build, zuul_message
 
-TIP, OPEN, OLD_TIP, MINE = "1" * 40, "8" * 40, "0" * 39 + "1", "d" * 40
+TIP = "1" * 40
+OPEN = "8" * 40
+MINE = "d" * 40
 REVISIONS = {1: "a" * 40, 2: "b" * 40, 3: "c" * 40}
 MESSAGE = "A change\n\nChange-Id: I7\n"
 DEPENDS = f"{MESSAGE}Depends-On: https://review.example/c/demo/app/+/8\n"
-Given = Sequence[Delivery | Sent]
 
 
 def event(kind: str, minute: int, patchset: int = 1, **fields: Any) -> Delivery:
-    """Return an event about a patch set.
-
-    Args:
-      kind: its type.
-      minute: of the event's own time.
-      patchset: its number.
-      fields: of the event; but ``parents`` and ``made`` of the patch set, ``branch``, ``number``, ``message``,
-        ``project`` and ``status`` of the change.
-    """
+    """Return an event; parents and made are of its patch set, project, branch, number, status and message of its change."""
     change = {
         "project": fields.pop("project", "demo/app"),
         "branch": fields.pop("branch", "main"),
@@ -94,268 +86,206 @@ def updated(new: str = TIP, old: str = "0" * 40, name: str = "refs/heads/main", 
 
 
 def check(patchset: int = 1, pipeline: str = "check", **fields: Any) -> Sent:
-    """Return Zuul's report of a build of a patch set; ``change`` and ``message`` are merged into theirs."""
+    """Return Zuul's report of a build of a patch set; ``change`` is merged into its change."""
     change = {"project": "demo/app", "branch": "main", "change": "7", "patchset": str(patchset), "owner": "ada"}
     change |= fields.pop("change", {})
-    message = fields.pop("message", {})
     build = zuul_build(change=change, **fields)
-    return Sent(delivery(zuul_message(build, pipeline=pipeline, **change, **message)), "zuul", "mqtt-user")
+    return Sent(delivery(zuul_message(build, pipeline=pipeline, **change)), "zuul", "mqtt-user")
 
 
-SAMPLE = "integrations/trust_zuul.toml"
-
-
-def story(name: str, trusted: bool, executed: str, reviewed: str, sent: Given) -> Scenario:
-    return Scenario(name, sent, executed, reviewed, trusted, SAMPLE, "gerrit", "ssh", "zuul", "b1")
-
-
-def good(
-    name: str, sent: Given, executed: str = "patch set 1 on main", reviewed: str = "Cleo: patch set 1"
-) -> Scenario:
-    return story(name, True, executed, reviewed, sent)
-
-
-def bad(name: str, sent: Given, executed: str = "patch set 1 on main", reviewed: str = "nobody") -> Scenario:
-    return story(name, False, executed, reviewed, sent)
-
-
-ON_OPEN = "patch set 1 on the unreviewed commit of change 8"
-CLEO = "Cleo: patch set 1 alone"
-MERGED_2 = "Cleo: patch set 2, by the merge"
 STACKED = created(parents=[OPEN])
 NEXT = updated(MINE, TIP)  # main has another tip
 LAST = merged(2, parents=[MINE], by_submit=True)  # patch set 2 is patch set 1 on that tip
+REBASE = {"kind": "TRIVIAL_REBASE"}
+IN_EVE = {"branch": "eve"}
 OF_8 = {"number": 8, "made": {"revision": OPEN}}
-
-SCENARIOS = [
-    # An approval, and the parents of its patch set.
-    good("an approval on the tip of the branch", [updated(), created(), voted(), check()]),
-    good("an approval on the tip before the last", [updated(MINE, TIP), created(), voted(), check()]),
-    good("an approval by Workflow", [updated(), created(), voted(votes=[vote("Workflow", "1", "0")]), check()]),
-    good(
-        "a second approval, after one was taken back",
-        [updated(), created(), voted(), voted(minute=6, value="0", before="2"), voted(minute=7), check()],
+NINE = [f"{number:040x}" for number in range(1, 10)]
+CREATED = [updated(), created()]
+ZUUL = Source("gerrit", "ssh", "integrations/trust_zuul.toml", "zuul")
+good = ZUUL.good
+bad = ZUUL.bad
+SCENARIOS = {
+    "an approval on the tip of the branch": good(*CREATED, voted(), check()),
+    "an approval on the tip before the last": good(updated(MINE, TIP), created(), voted(), check()),
+    "an approval by Workflow": good(*CREATED, voted(votes=[vote("Workflow", "1", "0")]), check()),
+    "a second approval, after one was taken back": good(
+        *CREATED, voted(), voted(minute=6, value="0", before="2"), voted(minute=7), check()
     ),
-    good("an approval after the owner's own vote", [updated(), created(), voted(by="ada"), voted(minute=6), check()]),
-    good(
-        "an approval on a change that was merged before, as it was",
-        [merged(**OF_8, minute=0, newRev=OPEN), STACKED, voted(), check()],
-        "patch set 1 on change 8",
-        "Cleo: both",
+    "an approval after the owner's own vote": good(*CREATED, voted(by="ada"), voted(minute=6), check()),
+    "an approval on a change that was merged before, as it was": good(
+        merged(**OF_8, minute=0, newRev=OPEN), STACKED, voted(), check()
     ),
-    good(
-        "an approval on a change that is merged later, as it was",
-        [STACKED, voted(), check(), merged(**OF_8, newRev=OPEN)],
-        "patch set 1 on change 8",
-        "Cleo: both",
+    "an approval on a change that is merged later, as it was": good(
+        STACKED, voted(), check(), merged(**OF_8, newRev=OPEN)
     ),
-    good(
-        "an approval on the merge commit of another change",
-        [merged(**OF_8, minute=0, newRev=TIP), created(), voted(), check()],
+    "an approval on the merge commit of another change": good(
+        merged(**OF_8, minute=0, newRev=TIP), created(), voted(), check()
     ),
-    good(
-        "an approval of a merge of two commits of the branch",
-        [updated(MINE, TIP), created(parents=[TIP, MINE]), voted(parents=[TIP, MINE]), check()],
+    "an approval of a merge of two commits of the branch": good(
+        updated(MINE, TIP), created(parents=[TIP, MINE]), voted(parents=[TIP, MINE]), check()
     ),
-    good(
-        "an approval in a project whose commits have SHA-256",
-        [updated("f" * 64), created(parents=["f" * 64]), voted(), check()],
+    "an approval in a project whose commits have SHA-256": good(
+        updated("f" * 64), created(parents=["f" * 64]), voted(), check()
     ),
-    good(
-        "an approval of the second patch set by itself",
-        [updated(), created(), created(2, 2), voted(2), check(2)],
-        "patch set 2 on main",
-        "Cleo: patch set 2",
+    "an approval of the second patch set by itself": good(*CREATED, created(2, 2), voted(2), check(2)),
+    "a retried build of an approved patch set": good(*CREATED, voted(), check(result="RETRY_LIMIT", buildset={})),
+    "a dependency of an earlier patch set": good(
+        updated(), created(message=DEPENDS), created(2, 2), voted(2, 6), check(2)
     ),
-    good(
-        "a retried build of an approved patch set",
-        [updated(), created(), voted(), check(result="RETRY_LIMIT", buildset={})],
+    "a merge of the patch set": good(created(), merged(), check()),
+    "a merge together with its parent": good(
+        STACKED, merged(**OF_8, newRev=REVISIONS[1]), merged(parents=[OPEN]), check()
     ),
-    bad("no review", [updated(), created(), check()]),
-    bad("an approval on an open change", [updated(), STACKED, voted(), check()], ON_OPEN, CLEO),
-    bad(
-        "an approval on an approved, open change",
-        [updated(), STACKED, voted(), created(number=8, made={"revision": OPEN}), voted(number=8, minute=6), check()],
-        "patch set 1 on change 8",
-        "Cleo: both, of which one is not merged",
+    "a merge after a block": good(created(), voted(minute=3, value="-2", by="dan"), merged(), check()),
+    "a merge by a merge commit": good(created(), merged(newRev=MINE), check()),
+    "a vote that was deleted after the merge": good(created(), merged(), deleted(minute=10, status="MERGED"), check()),
+    "a rebase at submit": good(*CREATED, NEXT, LAST, check()),
+    "a rebase at submit, of a patch set that was approved": good(*CREATED, voted(), NEXT, LAST, check()),
+    "a cherry-pick at submit, on the same parent": good(
+        *CREATED, merged(2, by_submit=True, made={"kind": "NO_CODE_CHANGE"}), check()
     ),
-    bad(
-        "an approval on a change that was merged as another commit",
-        [updated(), STACKED, voted(), merged(2, number=8, made={"revision": MINE}, newRev=MINE), check()],
-        ON_OPEN,
-        CLEO,
+    "the patch set that a rebase at submit made": good(*CREATED, NEXT, LAST, check(2)),
+    "an approval after the move, on a commit that both branches have": good(
+        updated(), created(branch="eve"), voted(), check()
     ),
-    bad(
-        "an approval on an abandoned change",
-        [updated(), STACKED, voted(), event("change-abandoned", 6, **OF_8), check()],
-        ON_OPEN,
-        CLEO,
+    "no review": bad(*CREATED, check()),
+    "an approval on an open change": bad(updated(), STACKED, voted(), check()),
+    "an approval on an approved, open change": bad(
+        updated(), STACKED, voted(), created(number=8, made={"revision": OPEN}), voted(number=8, minute=6), check()
     ),
-    bad("an approval on a tip that no event shows", [created(), voted(), check()], reviewed=CLEO),
-    bad("an approval of a patch set whose creation no event shows", [updated(), voted(), check()], reviewed=CLEO),
-    bad(
-        "an approval of a patch set without known parents",
-        [updated(), created(parents=[]), voted(), check()],
-        reviewed=CLEO,
+    "an approval on a change that was merged as another commit": bad(
+        updated(), STACKED, voted(), merged(2, number=8, made={"revision": MINE}, newRev=MINE), check()
     ),
-    bad(
-        "an approval of a patch set whose parent is no commit",
-        [updated(), created(parents=["main"]), voted(), check()],
-        reviewed=CLEO,
+    "an approval on an abandoned change": bad(
+        updated(), STACKED, voted(), event("change-abandoned", 6, **OF_8), check()
     ),
-    bad(
-        "an approval of a merge of which one parent is not merged",
-        [updated(), created(parents=[TIP, OPEN]), voted(), check()],
-        "patch set 1, main and change 8",
-        CLEO,
+    "an approval on a tip that no event shows": bad(created(), voted(), check()),
+    "an approval of a patch set whose creation no event shows": bad(updated(), voted(), check()),
+    "an approval of a patch set without known parents": bad(updated(), created(parents=[]), voted(), check()),
+    "an approval of a patch set whose parent is no commit": bad(updated(), created(parents=["main"]), voted(), check()),
+    "an approval of a merge of which one parent is not merged": bad(
+        updated(), created(parents=[TIP, OPEN]), voted(), check()
     ),
-    bad(
-        "an approval of a merge of another branch",
-        [updated(), updated(MINE, name="refs/heads/eve"), created(parents=[TIP, MINE]), voted(), check()],
-        "patch set 1, main and Eve's branch",
-        CLEO,
+    "an approval of a merge of another branch": bad(
+        updated(), updated(MINE, name="refs/heads/eve"), created(parents=[TIP, MINE]), voted(), check()
     ),
-    bad(
-        "an approval of a merge of nine commits",
-        [updated(f"{n:040x}") for n in range(1, 10)]
-        + [created(parents=[f"{n:040x}" for n in range(1, 10)]), voted(), check()],
-        "nine parents",
-        CLEO,
+    "an approval of a merge of nine commits": bad(*map(updated, NINE), created(parents=NINE), voted(), check()),
+    "a parent that is the tip of a tag": bad(updated(name="refs/tags/v1"), created(), voted(), check()),
+    "a parent that is a change's ref": bad(updated(OPEN, name="refs/changes/08/8/1"), STACKED, voted(), check()),
+    "a parent that is in a branch called as main with another name": bad(
+        updated(name="refs/heads/refs/heads/main"), created(), voted(), check()
     ),
-    bad(
-        "a parent that is the tip of a tag",
-        [updated(name="refs/tags/v1"), created(), voted(), check()],
-        "patch set 1 on a tag's commit",
-        CLEO,
+    "a parent of another project's main": bad(updated(project="eve/app"), created(), voted(), check()),
+    "a parent of a project whose name looks the same": bad(updated(project="demo%2Fapp"), created(), voted(), check()),
+    "a parent merged into another branch": bad(
+        merged(**OF_8, minute=0, branch="eve", newRev=OPEN), STACKED, voted(), check()
     ),
-    bad(
-        "a parent that is a change's ref",
-        [updated(OPEN, name="refs/changes/08/8/1"), STACKED, voted(), check()],
-        ON_OPEN,
-        CLEO,
+    "a parent whose merge nobody proved": bad(Sent(updated(), auth=""), created(), voted(), check()),
+    "parents that nobody proved": bad(updated(), Sent(created(), auth=""), voted(), check()),
+    "an approval that nobody proved": bad(*CREATED, Sent(voted(), auth=""), check()),
+    "parents that a forged event replaces": bad(updated(), STACKED, Sent(created(minute=9), auth=""), voted(), check()),
+    "parents of the first patch set, and an approval of the second": bad(
+        *CREATED, created(2, 2, parents=[OPEN]), voted(2), check(2)
     ),
-    bad(
-        "a parent that is in a branch called as main with another name",
-        [updated(name="refs/heads/refs/heads/main"), created(), voted(), check()],
-        "Eve's branch",
-        CLEO,
+    "an approval by the owner": bad(*CREATED, voted(by="ada"), check()),
+    "an approval by the uploader": bad(*CREATED, voted(by="bob"), check()),
+    "an approval by the author": bad(*CREATED, voted(by="eve"), check()),
+    "an approval by the author's second account, with the same address": bad(
+        *CREATED, voted(author={"username": "eve2", "email": "eve@example.org"}), check()
     ),
-    bad(
-        "a parent of another project's main",
-        [updated(project="eve/app"), created(), voted(), check()],
-        "patch set 1 on a commit of another project",
-        CLEO,
+    "an approval by an account without a name": bad(*CREATED, voted(author={}), check()),
+    "an approval of another patch set": bad(*CREATED, created(2, 2), voted(), check(2)),
+    "an approval that Gerrit copied to the next patch set": bad(
+        *CREATED, voted(), created(2, 6), voted(2, 7, before=None), check(2)
     ),
-    bad(
-        "a parent of a project whose name looks the same",
-        [updated(project="demo%2Fapp"), created(), voted(), check()],
-        "patch set 1 on a commit of another project",
-        CLEO,
+    "an approval that Gerrit copied to a rebased patch set": bad(
+        *CREATED, voted(), created(2, 6, made=REBASE), voted(2, 7, before=None), check(2)
     ),
-    bad(
-        "a parent merged into another branch",
-        [merged(**OF_8, minute=0, branch="eve", newRev=OPEN), STACKED, voted(), check()],
-        ON_OPEN,
-        CLEO,
+    "a vote of the CI system": bad(*CREATED, voted(votes=[vote("Verified", "2", "0")]), check()),
+    "a vote of +1": bad(*CREATED, voted(value="1"), check()),
+    "an approval of another change": bad(*CREATED, voted(number=70), check()),
+    "an approval of the change of another project": bad(*CREATED, voted(project="demo"), check()),
+    "an approval of project demo, change app/7": bad(*CREATED, voted(project="demo/app/7", number=1), check()),
+    "an approval that was taken back": bad(*CREATED, voted(), voted(minute=6, value="0", before="2"), check()),
+    "an approval that was deleted": bad(*CREATED, voted(), deleted(), check()),
+    "an approval by which the change was closed already": bad(*CREATED, voted(status="ABANDONED"), check()),
+    "a block after an approval": bad(*CREATED, voted(), voted(minute=6, value="-2", by="dan"), check()),
+    "a block before an approval": bad(*CREATED, voted(minute=4, value="-2", by="dan"), voted(), check()),
+    "a block of the patch set before, which Gerrit keeps": bad(
+        *CREATED, voted(minute=2, value="-2", by="dan"), created(2, 3), voted(2), check(2)
     ),
-    bad(
-        "a parent whose merge nobody proved",
-        [Sent(updated(), auth=""), created(), voted(), check()],
-        reviewed="Cleo, on a parent that anybody may have named",
+    "a block of a later patch set": bad(*CREATED, voted(), voted(2, 6, "-2", by="dan"), check()),
+    "an approval of a change that depends on an open one": bad(
+        updated(), created(message=DEPENDS), voted(message=DEPENDS), check()
     ),
-    bad("parents that nobody proved", [updated(), Sent(created(), auth=""), voted(), check()], reviewed=CLEO),
-    bad("an approval that nobody proved", [updated(), created(), Sent(voted(), auth=""), check()]),
-    bad(
-        "parents that a forged event replaces",
-        [updated(), STACKED, Sent(created(minute=9), auth=""), voted(), check()],
-        ON_OPEN,
-        CLEO,
+    "a merge of a change that depended on another": bad(
+        updated(), created(message=DEPENDS), voted(), merged(message=DEPENDS), check()
     ),
-    bad(
-        "parents of the first patch set, and an approval of the second",
-        [updated(), created(), created(2, 2, parents=[OPEN]), voted(2), check(2)],
-        "patch set 2 on the unreviewed commit of change 8",
-        "Cleo: patch set 2 alone",
+    "a dependency in other letters": bad(
+        updated(), created(message=f"{MESSAGE}depends-on:https://review.example/8"), voted(), check()
     ),
-    # Who votes, and on what.
-    bad("an approval by the owner", [updated(), created(), voted(by="ada"), check()], reviewed="Ada, the owner"),
-    bad("an approval by the uploader", [updated(), created(), voted(by="bob"), check()], reviewed="Bob, the uploader"),
-    bad("an approval by the author", [updated(), created(), voted(by="eve"), check()], reviewed="Eve, the author"),
-    bad(
-        "an approval by the author's second account, with the same address",
-        [updated(), created(), voted(author={"username": "eve2", "email": "eve@example.org"}), check()],
-        reviewed="Eve, the author",
+    "a dependency on the first line": bad(
+        updated(), created(message="Depends-On: https://review.example/8"), voted(), check()
     ),
-    bad("an approval by an account without a name", [updated(), created(), voted(author={}), check()]),
-    bad(
-        "an approval of another patch set",
-        [updated(), created(), created(2, 2), voted(), check(2)],
-        "patch set 2 on main",
-        "Cleo: patch set 1",
+    "a dependency that the next patch set lacks": bad(
+        updated(), created(message=DEPENDS), created(2, 2), voted(1), voted(2, 6), merged(2), check()
     ),
-    bad(
-        "an approval that Gerrit copied to the next patch set",
-        [updated(), created(), voted(), created(2, 6), voted(2, 7, before=None), check(2)],
-        "patch set 2 on main",
-        "Cleo: patch set 1",
+    "a dependency that Gerrit's submit left out of the last patch set": bad(
+        updated(), created(message=DEPENDS), merged(2, by_submit=True, made={"kind": "NO_CODE_CHANGE"}), check()
     ),
-    bad(
-        "an approval that Gerrit copied to a rebased patch set",
-        [
-            updated(),
-            created(),
-            voted(),
-            created(2, 6, made={"kind": "TRIVIAL_REBASE"}),
-            voted(2, 7, before=None),
-            check(2),
-        ],
-        "patch set 2 on main",
-        "Cleo: patch set 1",
+    "an unknown message": bad(updated(), created(message=None), voted(), check()),
+    "a merge whose message names a dependency that the creation's did not": bad(
+        *CREATED, merged(message=DEPENDS), check()
     ),
-    bad(
-        "a vote of the CI system",
-        [updated(), created(), voted(votes=[vote("Verified", "2", "0")]), check()],
-        reviewed="Zuul",
+    "a merge with an unknown message": bad(*CREATED, merged(message=None), check()),
+    "a rebase at submit of a change on an open one": bad(updated(), STACKED, voted(), NEXT, LAST, check()),
+    "a rebase by a person, then the merge": bad(
+        updated(), STACKED, voted(), created(2, 6, made=REBASE), merged(2, made=REBASE), check()
     ),
-    bad("a vote of +1", [updated(), created(), voted(value="1"), check()], reviewed="Cleo, without approving"),
-    bad("an approval of another change", [updated(), created(), voted(number=70), check()], reviewed="Cleo: change 70"),
-    bad(
-        "an approval of the change of another project",
-        [updated(), created(), voted(project="demo"), check()],
-        reviewed="Cleo: another project",
+    "a rebase by the submitter within the second of the merge": bad(
+        updated(), STACKED, created(2, 9, made={"kind": "TRIVIAL_REBASE", "uploader": account("cleo")}), LAST, check()
     ),
-    bad(
-        "an approval of project demo, change app/7",
-        [updated(), created(), voted(project="demo/app/7", number=1), check()],
-        reviewed="Cleo: another project",
+    "a rebase by a person, and a first patch set that nobody read": bad(
+        *CREATED, created(2, 6, made=REBASE), merged(2, made=REBASE), check()
     ),
-    bad(
-        "an approval that was taken back",
-        [updated(), created(), voted(), voted(minute=6, value="0", before="2"), check()],
+    "a patch set two before the merged one": bad(*CREATED, created(2, 2), merged(3, by_submit=True), check()),
+    "a merge of other code than that before": bad(
+        *CREATED, merged(2, by_submit=True, made={"kind": "REWORK"}), check()
     ),
-    bad("an approval that was deleted", [updated(), created(), voted(), deleted(), check()]),
-    bad(
-        "an approval by which the change was closed already", [updated(), created(), voted(status="ABANDONED"), check()]
+    "a merge whose patch set was made minutes before the submit": bad(
+        *CREATED, merged(2, by_submit=True, made={"createdOn": at(7)}), check()
     ),
-    bad(
-        "a block after an approval",
-        [updated(), created(), voted(), voted(minute=6, value="-2", by="dan"), check()],
-        reviewed="Dan blocks it",
+    "a merge whose patch set another person uploaded": bad(
+        *CREATED, merged(2, by_submit=True, made={"uploader": account("dan")}), check()
     ),
-    bad(
-        "a block before an approval",
-        [updated(), created(), voted(minute=4, value="-2", by="dan"), voted(), check()],
-        reviewed="Dan blocks it",
+    "a merge by an unknown submitter of a patch set by an unknown uploader": bad(
+        *CREATED, merged(2, by_submit=True, made={"uploader": {}}, submitter={}), check()
     ),
-    bad(
-        "a block of the patch set before, which Gerrit keeps",
-        [updated(), created(), voted(minute=2, value="-2", by="dan"), created(2, 3), voted(2), check(2)],
-        "patch set 2 on main",
-        "Dan blocks it",
+    "a rebase at submit, where no event shows the patch set before": bad(updated(), NEXT, LAST, check()),
+    "a rebase at submit of a change that is blocked on the patch set before": bad(
+        *CREATED, voted(minute=3, value="-2", by="dan"), NEXT, LAST, check()
     ),
-    bad(
-        "a block of a later patch set",
-        [updated(), created(), voted(), voted(2, 6, "-2", by="dan"), check()],
-        reviewed="Dan blocks the change",
+    "a merge of another patch set": bad(created(), created(2, 2), merged(2), check()),
+    "a forged merge": bad(created(), Sent(merged(), auth=""), check()),
+    "a merge into another branch": bad(updated(), created(branch="eve"), merged(branch="eve"), check()),
+    "an approval before the change was moved to main": bad(
+        updated(), created(branch="eve"), voted(branch="eve"), check()
     ),
-]
+    "an approval after the move, on a commit of Eve's branch": bad(
+        updated(), updated(MINE, name="refs/heads/eve"), created(branch="eve", parents=[MINE]), voted(), check()
+    ),
+    "a run before the move, on Eve's branch": bad(updated(), created(branch="eve"), voted(), check(change=IN_EVE)),
+    "a merge after the move, and a run before it": bad(created(branch="eve"), merged(), check(change=IN_EVE)),
+    "a merge into the author's own branch, and a run there": bad(
+        updated(name="refs/heads/eve"), created(branch="eve"), merged(branch="eve"), check(change=IN_EVE)
+    ),
+    "an approval in the author's own branch, and a run there": bad(
+        updated(name="refs/heads/eve"), created(branch="eve"), voted(branch="eve"), check(change=IN_EVE)
+    ),
+    **{
+        f"a {name} of the author's own branch": bad(check(pipeline=name, change=IN_EVE))
+        for name in ("gate", "post", "release")
+    },
+    "a gate of a branch below stable/1": bad(check(pipeline="gate", change={"branch": "stable/1/eve"})),
+    "a cherry-pick to another branch, which is another change": bad(*CREATED, voted(number=9, branch="main"), check()),
+}

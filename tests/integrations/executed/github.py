@@ -1,403 +1,440 @@
-"""GitHub: pushes, tags, queues and merges."""
+"""GitHub: what was executed and who reviewed it.
+
+The commit ``fix`` is the head of pull request 42 by Ada, from the branch ``fix`` into ``main``. Grace is a member too.
+"""
 
 from __future__ import annotations
 
-from tests.integrations.executed import Sent
-from tests.integrations.github_samples import FORK, REPOSITORY, SHA, delivery, job, workflow_run
-from tests.integrations.github_stories import (
-    EVIL,
-    FIX,
-    GRACE,
-    JOB,
-    MAIN,
-    MINE,
-    NOBODY,
-    OTHER_SHA,
-    PULL,
-    RESTORED,
-    SAMPLE,
-    UNSEEN,
-    at,
-    bad,
-    good,
-    merged,
-    pr,
-    push,
-    queue,
-    reviewed,
-    run,
-)
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-BRANCHES = [
-    good("a push to main", [job(), workflow_run(), push()], MAIN, "the protection of main"),
-    good(
-        "a push to a release branch",
-        [job(head_branch="release/2"), run(event="push", head_branch="release/2"), push("refs/heads/release/2")],
-        "release/2",
-        "the protection of release/2",
-    ),
-    good("a schedule", [job(), workflow_run(event="schedule")], MAIN, "the protection of main"),
-    good(
-        "a merge group",
-        [
-            job(head_branch=f"gh-readonly-queue/main/pr-42-{SHA}"),
-            run(event="merge_group", head_branch=f"gh-readonly-queue/main/pr-42-{SHA}"),
-        ],
-        "42, merged into main",
-        "the rules of the merge queue",
-    ),
-    good(
-        "a push to main whose commit is tagged main, too",
-        [job(), workflow_run(), push(), push("refs/tags/main")],
-        MAIN,
-        "the protection of main",
-    ),
-    good(
-        "a push to main whose commit was the head of a pull request into mine",
-        [job(), workflow_run(), push(), pr(number=66, base="mine")],
-        MAIN,
-        "the protection of main",
-    ),
-    bad("a pushed tag named main", [job(), workflow_run(), push("refs/tags/main", by="eve")], "a tag", NOBODY),
-    bad(
-        "a tag named main, and a push of the commit to another branch",
-        [job(), workflow_run(), push("refs/tags/main"), push("refs/heads/mine")],
-        "a tag",
-        NOBODY,
-    ),
-    bad(
-        "a tag named main, and a push of another commit to main",
-        [job(), workflow_run(), push("refs/tags/main"), push(sha=OTHER_SHA)],
-        "a tag",
-        NOBODY,
-    ),
-    bad(
-        "a tag named main on a commit that was approved",
-        [job(), workflow_run(), push("refs/tags/main"), pr(), reviewed()],
-        "a tag",
-        GRACE,
-    ),
-    bad(
-        "a tag named release/1",
-        [job(head_branch="release/1"), run(event="push", head_branch="release/1")],
-        "a tag",
-        NOBODY,
-    ),
-    bad(
-        "a push to a branch named gh-readonly-queue/main",
-        [
-            job(head_branch=f"gh-readonly-queue/main/pr-42-{SHA}"),
-            run(event="push", head_branch=f"gh-readonly-queue/main/pr-42-{SHA}"),
-            push(f"refs/heads/gh-readonly-queue/main/pr-42-{SHA}"),
-        ],
-        "a branch of Eve",
-        NOBODY,
-    ),
-    bad(
-        "a push to a branch named refs/heads/main",
-        [
-            job(head_branch="refs/heads/main"),
-            run(event="push", head_branch="refs/heads/main"),
-            push("refs/heads/refs/heads/main"),
-        ],
-        "a branch of Eve",
-        NOBODY,
-    ),
-    bad("a push to main of a fork", [job(), workflow_run(head=FORK), push()], "the fork's main", NOBODY),
-    bad("a push to main of a deleted fork", [job(), workflow_run(head=None), push()], "unknown", NOBODY),
-    bad(
-        "a push to fix, approved as pull request 42",
-        [JOB, run(event="push"), pr(), reviewed(), push("refs/heads/fix")],
-        "fix",
-        GRACE,
-    ),
-    bad(
-        "a push to fix, merged as pull request 42",
-        [JOB, run(event="push"), pr(), merged(), push("refs/heads/fix")],
-        "fix, its workflow on push",
-        "main",
-    ),
-    bad("a workflow that is dispatched on fix", [JOB, run(event="workflow_dispatch"), pr(), merged()], "fix", "main"),
-    bad("a job whose workflow run was never reported", [job(), push()], "unknown", NOBODY),
-    bad(
-        "a merge group of another branch",
-        [
-            job(head_branch=f"gh-readonly-queue/mine/pr-42-{SHA}"),
-            run(event="merge_group", head_branch=f"gh-readonly-queue/mine/pr-42-{SHA}"),
-            queue("mine"),
-        ],
-        "mine",
-        "the rules of mine",
-    ),
-    bad(
-        "a push without a proof",
-        [Sent(job(), auth=""), Sent(workflow_run(), auth=""), Sent(push(), auth="")],
-        MAIN,
-        NOBODY,
-    ),
-    bad(
-        "a proved push whose workflow run is forged", [job(), Sent(workflow_run(), auth=""), push()], "unknown", NOBODY
-    ),
-    bad("a proved workflow run whose push is forged", [job(), workflow_run(), Sent(push(), auth="")], "a tag", NOBODY),
-    bad(
-        "a deletion of main is no push of its commit",
-        [job(), workflow_run(), push(sha="0" * 40, before=SHA, deleted=True)],
-        "a tag",
-        NOBODY,
-    ),
-]
+from ciml.integrations.adapter import Delivery
+from tests.integrations.executed import Sent, Source
+from tests.integrations.github_samples import FORK, REPOSITORY, SHA, check_run, delivery, job, workflow_run
 
-MERGES = [
-    good("a pull request that was merged into main", [*PULL, merged()], FIX, "who may write merged it"),
-    good(
-        "a merge, and no other event of the pull request arrived", [*UNSEEN, merged()], FIX, "who may write merged it"
-    ),
-    good("a merge after an approval of the author", [*PULL, reviewed(by="ada"), merged()], FIX, "who may write"),
-    good("a merge after a request for changes", [*PULL, reviewed("changes_requested"), merged()], FIX, "who may write"),
-    good(
-        "a merge, and its workflow run ended after it",
-        [JOB, run((42, "main"), action="requested", minute=2), run(minute=50), pr(), merged()],
-        FIX,
-        "who may write",
-    ),
-    good(
-        "a merge, and the same commit was pushed to another branch",
-        [*PULL, merged(), push("refs/heads/copy")],
-        FIX,
-        "who may write merged it",
-    ),
-    good(
-        "a merge, and a pull request of a fork has the same commit",
-        [*PULL, merged(), pr(number=7, head=FORK, base="mine")],
-        FIX,
-        "who may write merged it",
-    ),
-    good(
-        "a merge, and a fork asks to merge the same commit into main",
-        [*PULL, merged(), pr(number=7, head=FORK, by="mallory", author="mallory")],
-        FIX,
-        "who may write merged it",
-    ),
-    good(
-        "a merge, and a later push to the branch fix",
-        [
-            JOB,
-            run((42, "main"), action="requested", minute=2),
-            run((42, "main"), listed=OTHER_SHA),
-            pr(),
-            pr("synchronize", sha=OTHER_SHA, minute=9),
-            pr("closed", merged=True),
-        ],
-        FIX,
-        "who may write merged fix itself",
-    ),
-    good(
-        "a rerun after the merge", [*PULL, merged(), run((42, "main"), minute=55, run_attempt=2)], FIX, "who may write"
-    ),
-    bad("a pull request that was closed", [*PULL, pr("closed", minute=40)], FIX, NOBODY),
-    bad("a pull request that nobody read", PULL, FIX, NOBODY),
-    bad("42 was merged; 66 into mine has the same head", [*MINE, pr(), merged()], EVIL, "main, of 42 alone"),
-    bad("66 was merged into mine", [*MINE, merged(66, "mine")], EVIL, "Eve merged 66 into mine"),
-    bad(
-        "66 was merged into mine; the default branch is unknown",
-        [*MINE, merged(66, "mine", default="")],
-        EVIL,
-        "Eve merged 66",
-    ),
-    bad(
-        "the base is empty, and so is the default branch",
-        [JOB, run((66, "mine"), action="requested"), merged(66, "", default="")],
-        EVIL,
-        NOBODY,
-    ),
-    bad(
-        "the events of 66 come after those of 42",
-        [*PULL[:3], merged(), pr(number=66, base="mine", minute=50)],
-        "42 or 66",
-        "42 alone",
-    ),
-    bad(
-        "66 was opened, and closed before its run was reported",
-        [
-            JOB,
-            run((42, "main")),
-            pr(number=66, base="mine"),
-            pr("closed", 66, "mine", minute=3),
-            pr(minute=4),
-            merged(),
-        ],
-        EVIL,
-        "42 alone",
-    ),
-    bad(
-        "the workflow run listed both when it was requested",
-        [JOB, run((42, "main"), (66, "mine"), action="requested", minute=2), run((42, "main")), pr(), merged()],
-        "42 or 66",
-        "42 alone",
-    ),
-    bad(
-        "the workflow run listed 66 first, then 42",
-        [JOB, run((66, "mine"), action="requested", minute=2), run((42, "main")), pr(), merged()],
-        EVIL,
-        "42 alone",
-    ),
-    bad(
-        "the workflow run listed 42 first, then 66",
-        [JOB, run((42, "main"), action="requested", minute=2), run((66, "mine")), pr(), merged()],
-        "42 or 66",
-        "42",
-    ),
-    bad(
-        "42 was merged into main; its run executed it before it was retargeted from mine",
-        [
-            JOB,
-            run((42, "mine"), action="requested", minute=2),
-            run((42, "main")),
-            pr(base="mine"),
-            pr("edited", minute=10, before="mine"),
-            merged(),
-        ],
-        EVIL,
-        "42, when its base was main",
-    ),
-    bad(
-        "retargeted from mine, and only the edit was seen",
-        [JOB, run((42, "main")), pr("edited", minute=10, before="mine"), merged()],
-        EVIL,
-        "42, with base main",
-    ),
-    bad(
-        "retargeted to mine and back between request and completion",
-        [JOB, run((42, "mine"), action="in_progress", minute=4), run((42, "main")), merged()],
-        EVIL,
-        "42, with base main",
-    ),
-    bad("the default branch of the event is another one", [*PULL, merged(default="trunk")], FIX, "who merged it"),
-    bad(
-        "a merge of a fork's pull request of the same number and commit",
-        [*UNSEEN, merged(head=FORK)],
-        FIX,
-        "the fork's, merged into main",
-    ),
-    bad("a merge of a pull request whose repository was deleted", [*UNSEEN, merged(head=None)], FIX, "unknown"),
-    bad(
-        "a merge in another repository of the organisation",
-        [
-            *UNSEEN,
-            delivery(
-                "pull_request",
-                {
-                    "action": "closed",
-                    "repository": {**REPOSITORY, "full_name": "octo/sandbox"},
-                    "sender": {"login": "eve"},
-                    "pull_request": {
-                        "number": 42,
-                        "merged": True,
-                        "user": {"login": "eve"},
-                        "updated_at": at(40),
-                        "head": {"sha": SHA, "repo": {"full_name": "octo/sandbox"}},
-                        "base": {"ref": "main", "repo": {"full_name": "octo/sandbox"}},
-                    },
-                },
-            ),
-        ],
-        FIX,
-        "another repository",
-    ),
-    bad("a merge of another commit", [*PULL, merged(sha=OTHER_SHA)], FIX, "another commit"),
-    bad("a merge of 43", [*UNSEEN, merged(43)], "42 or 43", "43 alone"),
-    bad("a forged merge", [*PULL, Sent(merged(), auth="")], FIX, NOBODY),
-    bad(
-        "a base with an unusual name, then a retarget to main",
-        [
-            JOB,
-            run((66, "mine\u202e"), action="requested", minute=2),
-            run((66, "main")),
-            pr(number=66, base="mine\u202e"),
-            pr("edited", 66, "main", before="mine\u202e", minute=8),
-            merged(66),
-        ],
-        EVIL,
-        "66, when its base was main",
-    ),
-    bad(
-        "a pull request with an unusual base has the same head",
-        [JOB, run((42, "main")), pr(number=66, base="\x07" * 9), pr(), merged()],
-        "42 or 66",
-        "42 alone",
-    ),
-    bad(
-        "a base of excessive length has the same head",
-        [JOB, run((42, "main")), pr(number=66, base="b" * 5000), pr(), merged()],
-        "42 or 66",
-        "42 alone",
-    ),
-    bad(
-        "main is merged into mine: the head was pushed to main",
-        [job(), run((66, "mine"), head_branch="main"), push(), pr(number=66, base="mine")],
-        "main, merged into mine",
-        "main alone",
-    ),
-    bad(
-        "a backport: the same head into main and release/1, one of them merged",
-        [*UNSEEN, pr(), pr(number=43, base="release/1"), merged()],
-        "42 or 43",
-        "42 alone",
-    ),
-    bad(
-        "pull_request_target of a merged pull request",
-        [JOB, run((42, "main"), event="pull_request_target"), pr(), merged()],
-        "whatever the workflow checks out",
-        "main",
-    ),
-    bad(
-        "a workflow_run after a merged pull request",
-        [JOB, run((42, "main"), event="workflow_run"), pr(), merged()],
-        "main and artifacts",
-        "main",
-    ),
-    bad(
-        "issue_comment on a merged pull request",
-        [JOB, run((42, "main"), event="issue_comment"), pr(), merged()],
-        "whatever the workflow checks out",
-        "main",
-    ),
-    bad(
-        "a fork's run of its merged pull request",
-        [JOB, run(head=FORK), pr(head=FORK), merged(head=FORK)],
-        "the fork's head, merged into an unknown base",
-        "main",
-    ),
-    bad(
-        "a fork's run of a commit that was merged from within",
-        [JOB, run(head=FORK), pr(), merged()],
-        "the fork's commit, merged into an unknown base",
-        "42 alone",
-    ),
-    bad("a fork's run that lists 42", [JOB, run((42, "main"), head=FORK), pr(), merged()], "a fork's", "42 alone"),
-    bad(
-        "a run in a repository that was renamed",
-        [JOB, run((42, "main"), head=RESTORED), pr(), merged()],
-        "unknown",
-        "42",
-    ),
-    bad("a workflow run that lists no pull request", [JOB, run(), pr(), merged()], "unknown", "42"),
-    bad(
-        "a workflow run that lists 42 with another head",
-        [JOB, run((42, "main"), listed=OTHER_SHA), pr(), merged()],
-        "an earlier head of some pull request",
-        "42",
-    ),
-    bad("a merge group that was not merged", [JOB, run((42, "main")), pr(), queue(reason="dequeued")], FIX, NOBODY),
-    bad("a merge group whose commit is the head of 42", [*PULL, queue()], FIX, "the merge group alone"),
-    bad(
-        "a merge into a release branch, which is not the default one",
-        [JOB, run((42, "release/2")), pr(base="release/2"), merged(base="release/2")],
-        "fix, merged into release/2",
-        "unknown: not the default branch",
-        SAMPLE,
-    ),
-]
+OTHER_SHA = SHA[::-1]
+RESTORED = {**FORK, "full_name": "octo/widget-fork"}
 
 
-SCENARIOS = [*BRANCHES, *MERGES]
+def at(minute: int) -> str:
+    return f"2026-11-24T12:{minute:02}:00Z"
+
+
+def pr(
+    action: str = "opened",
+    number: int = 42,
+    base: str = "main",
+    sha: str = SHA,
+    minute: int = 1,
+    *,
+    by: str = "ada",
+    author: str = "ada",
+    head: dict[str, Any] | None = REPOSITORY,
+    before: str = "",
+    merged: bool = False,
+    default: str = "main",
+    **more: Any,
+) -> Delivery:
+    """Return an event of a pull request."""
+    fields = {
+        "number": number,
+        "user": {"login": author},
+        "head": {"ref": "fix", "sha": sha, "repo": head},
+        "base": {"ref": base, "sha": OTHER_SHA, "repo": REPOSITORY},
+        "merged": merged,
+        "updated_at": at(minute),
+    }
+    body = {
+        "action": action,
+        "number": number,
+        "pull_request": fields | more,
+        "sender": {"login": by},
+        "repository": {**REPOSITORY, "default_branch": default},
+    } | ({"changes": {"base": {"ref": {"from": before}}}} if before else {})
+    return delivery("pull_request", body, f"pr-{action}-{number}-{minute}")
+
+
+def merged(number: int = 42, base: str = "main", minute: int = 40, **more: Any) -> Delivery:
+    return pr("closed", number, base, minute=minute, merged=True, **more)
+
+
+def run(
+    *pulls: tuple[int, str],
+    action: str = "completed",
+    event: str = "pull_request",
+    minute: int = 20,
+    sha: str = SHA,
+    head_branch: str = "fix",
+    actor: str = "ada",
+    head: dict[str, Any] | None = REPOSITORY,
+    listed: str = "",
+    **more: Any,
+) -> Delivery:
+    """Return an event of the workflow run, with the pull requests that it lists."""
+    listing = [
+        {
+            "number": number,
+            "base": {"ref": base, "sha": OTHER_SHA, "repo": {"id": 7, "name": "widget"}},
+            "head": {"ref": head_branch, "sha": listed or sha, "repo": {"id": 7, "name": "widget"}},
+        }
+        for number, base in pulls
+    ]
+    return workflow_run(
+        action,
+        head,
+        event=event,
+        head_branch=head_branch,
+        head_sha=sha,
+        pull_requests=listing,
+        updated_at=at(minute),
+        actor={"login": actor},
+        **more,
+    )
+
+
+def reviewed(
+    state: str = "approved",
+    number: int = 42,
+    base: str = "main",
+    minute: int = 30,
+    *,
+    by: str = "grace",
+    author: str = "ada",
+    sha: str = SHA,
+    head: dict[str, Any] | None = REPOSITORY,
+    association: str = "MEMBER",
+    kind: str = "User",
+) -> Delivery:
+    """Return a review, or its dismissal."""
+    action = "dismissed" if state == "dismissed" else "submitted"
+    body = {
+        "action": action,
+        "review": {
+            "state": state,
+            "commit_id": sha,
+            "author_association": association,
+            "submitted_at": at(minute),
+            "user": {"login": by, "type": kind} if by else None,
+        },
+        "pull_request": {
+            "number": number,
+            "user": {"login": author} if author else None,
+            "updated_at": at(minute),
+            "head": {"sha": sha, "repo": head},
+            "base": {"ref": base, "repo": REPOSITORY},
+        },
+        "repository": REPOSITORY,
+    }
+    return delivery("pull_request_review", body, f"review-{state}-{number}-{minute}")
+
+
+def push(ref: str = "refs/heads/main", sha: str = SHA, by: str = "grace", **more: Any) -> Delivery:
+    body = {"ref": ref, "after": sha, "sender": {"login": by}, "repository": REPOSITORY} | more
+    return delivery("push", body, f"push-{by}")
+
+
+def queue(base: str = "main", sha: str = SHA, reason: str = "merged", ref: str = "") -> Delivery:
+    group = {"head_sha": sha, "head_ref": f"refs/heads/gh-readonly-queue/{base}/pr-42-{sha}"}
+    body = {
+        "action": "destroyed",
+        "reason": reason,
+        "repository": REPOSITORY,
+        "merge_group": group | {"base_ref": ref or f"refs/heads/{base}"},
+    }
+    return delivery("merge_group", body)
+
+
+def in_sandbox(sent: Delivery) -> Delivery:
+    """Return the same delivery of another repository."""
+    return sent._replace(body=sent.body.replace(b"octo/widget", b"octo/sandbox"))
+
+
+def queued(base: str, event: str = "merge_group") -> list[Delivery]:
+    """Return the job and the workflow run of a branch called as one of the merge queue."""
+    branch = f"gh-readonly-queue/{base}/pr-42-{SHA}"
+    return [job(head_branch=branch), run(event=event, head_branch=branch)]
+
+
+JOB = job(head_branch="fix")
+#: Of pull request 42 into main: the run, and what GitHub sends before it.
+PULL = [JOB, run((42, "main"), action="requested", minute=2), run((42, "main")), pr()]
+#: The same without the events of the pull request: their delivery failed.
+UNSEEN = PULL[:3]
+#: Of pull request 66 into a branch of its author, where any workflow may be. Its head is that of 42.
+MINE = [JOB, run((66, "mine"), action="requested", minute=2), run((66, "mine")), pr(number=66, base="mine", by="eve")]
+
+
+SAMPLE = Path(__file__).parents[3] / "integrations/trust_github.toml"
+MERGES = Source("github", "hmac-sha256", "integrations/trust_github.toml", "github")
+#: For repositories where all members and collaborators may write.
+APPROVALS = replace(MERGES, policy=SAMPLE.read_text().replace('review = ["merged"]', 'review = ["approved", "merged"]'))
+good = APPROVALS.good
+bad = APPROVALS.bad
+SCENARIOS = {
+    "a push to main": MERGES.good(job(), workflow_run(), push()),
+    "a push to a release branch": MERGES.good(
+        job(head_branch="release/2"), run(event="push", head_branch="release/2"), push("refs/heads/release/2")
+    ),
+    "a schedule": MERGES.good(job(), workflow_run(event="schedule")),
+    "a merge group": MERGES.good(*queued("main")),
+    "a push to main whose commit is tagged main, too": MERGES.good(
+        job(), workflow_run(), push(), push("refs/tags/main")
+    ),
+    "a push to main whose commit was the head of a pull request into mine": MERGES.good(
+        job(), workflow_run(), push(), pr(number=66, base="mine")
+    ),
+    "a pull request that was merged into main": MERGES.good(*PULL, merged()),
+    "a merge, and no other event of the pull request arrived": MERGES.good(*UNSEEN, merged()),
+    "a merge after an approval of the author": MERGES.good(*PULL, reviewed(by="ada"), merged()),
+    "a merge after a request for changes": MERGES.good(*PULL, reviewed("changes_requested"), merged()),
+    "a merge, and its workflow run ended after it": MERGES.good(
+        JOB, run((42, "main"), action="requested", minute=2), run(minute=50), pr(), merged()
+    ),
+    "a merge, and the same commit was pushed to another branch": MERGES.good(*PULL, merged(), push("refs/heads/copy")),
+    "a merge, and a pull request of a fork has the same commit": MERGES.good(
+        *PULL, merged(), pr(number=7, head=FORK, base="mine")
+    ),
+    "a merge, and a fork asks to merge the same commit into main": MERGES.good(
+        *PULL, merged(), pr(number=7, head=FORK, by="mallory", author="mallory")
+    ),
+    "a merge, and a later push to the branch fix": MERGES.good(
+        JOB,
+        run((42, "main"), action="requested", minute=2),
+        run((42, "main"), listed=OTHER_SHA),
+        pr(),
+        pr("synchronize", sha=OTHER_SHA, minute=9),
+        pr("closed", merged=True),
+    ),
+    "a rerun after the merge": MERGES.good(*PULL, merged(), run((42, "main"), minute=55, run_attempt=2)),
+    "an approval by another member": good(*PULL, reviewed()),
+    "an approval before the run": good(JOB, run((42, "main")), pr(), reviewed(minute=1)),
+    "an approval by the owner": good(*PULL, reviewed(association="OWNER")),
+    "an approval in capitals": good(*PULL, reviewed("APPROVED")),
+    "an approval and one by the author": good(*PULL, reviewed(), reviewed(by="ada", minute=31)),
+    "an approval and one by the pusher": good(
+        *PULL, reviewed(), reviewed(by="bob", minute=31), push("refs/heads/fix", by="bob")
+    ),
+    "an approval by Grace; Linus dismissed his own": good(
+        *PULL, reviewed(), reviewed(by="linus", minute=31), reviewed("dismissed", by="linus", minute=32)
+    ),
+    "changes were requested, then approved by the same member": good(
+        *PULL, reviewed("changes_requested"), reviewed(minute=31)
+    ),
+    "a request for changes was dismissed; another member approved": good(
+        *PULL,
+        reviewed("changes_requested", by="linus"),
+        reviewed("dismissed", by="linus", minute=31),
+        reviewed(minute=32),
+    ),
+    "an outsider requested changes": good(
+        *PULL, reviewed(), reviewed("changes_requested", by="mallory", minute=31, association="NONE")
+    ),
+    "an approval of fix, then a push of another commit": good(
+        *PULL, reviewed(), pr("synchronize", sha=OTHER_SHA, minute=35)
+    ),
+    "an approval of fix, a force-push, and one back to fix": good(
+        *PULL, reviewed(), pr("synchronize", sha=OTHER_SHA, minute=35), pr("synchronize", minute=36)
+    ),
+    "an approval, and a fork's pull request of the same commit, with changes requested": good(
+        *PULL, reviewed(), reviewed("changes_requested", 7, head=FORK, by="linus", author="mallory")
+    ),
+    "an approval by Grace after Ada's workflow was run again": good(
+        *PULL, run((42, "main"), minute=25, run_attempt=2), reviewed()
+    ),
+    "an approval into a release branch": good(
+        JOB, run((42, "release/2")), pr(base="release/2"), reviewed(base="release/2")
+    ),
+    "a merge into a release branch, which is not the default one": MERGES.bad(
+        JOB, run((42, "release/2")), pr(base="release/2"), merged(base="release/2")
+    ),
+    "an approval by a member who may only read": MERGES.bad(*PULL, reviewed()),
+    "a pushed tag named main": bad(job(), workflow_run(), push("refs/tags/main", by="eve")),
+    "a tag named main, and a push of the commit to another branch": bad(
+        job(), workflow_run(), push("refs/tags/main"), push("refs/heads/mine")
+    ),
+    "a tag named main, and a push of another commit to main": bad(
+        job(), workflow_run(), push("refs/tags/main"), push(sha=OTHER_SHA)
+    ),
+    "a tag named main on a commit that was approved": bad(
+        job(), workflow_run(), push("refs/tags/main"), pr(), reviewed()
+    ),
+    "a tag named release/1": bad(job(head_branch="release/1"), run(event="push", head_branch="release/1")),
+    "a push to a branch named gh-readonly-queue/main": bad(
+        *queued("main", "push"), push(f"refs/heads/gh-readonly-queue/main/pr-42-{SHA}")
+    ),
+    "a push to a branch named refs/heads/main": bad(
+        job(head_branch="refs/heads/main"),
+        run(event="push", head_branch="refs/heads/main"),
+        push("refs/heads/refs/heads/main"),
+    ),
+    "a push to main of a fork": bad(job(), workflow_run(head=FORK), push()),
+    "a push to main of a deleted fork": bad(job(), workflow_run(head=None), push()),
+    "a push to fix, approved as pull request 42": bad(JOB, run(event="push"), pr(), reviewed(), push("refs/heads/fix")),
+    "a push to fix, merged as pull request 42": bad(JOB, run(event="push"), pr(), merged(), push("refs/heads/fix")),
+    "a workflow that is dispatched on fix": bad(JOB, run(event="workflow_dispatch"), pr(), merged()),
+    "a job whose workflow run was never reported": bad(job(), push()),
+    "a merge group of another branch": bad(*queued("mine"), queue("mine")),
+    "a push without a proof": bad(Sent(job(), auth=""), Sent(workflow_run(), auth=""), Sent(push(), auth="")),
+    "a proved push whose workflow run is forged": bad(job(), Sent(workflow_run(), auth=""), push()),
+    "a proved workflow run whose push is forged": bad(job(), workflow_run(), Sent(push(), auth="")),
+    "a deletion of main is no push of its commit": bad(
+        job(), workflow_run(), push(sha="0" * 40, before=SHA, deleted=True)
+    ),
+    "a pull request that was closed": bad(*PULL, pr("closed", minute=40)),
+    "a pull request that nobody read": bad(*PULL),
+    "42 was merged; 66 into mine has the same head": bad(*MINE, pr(), merged()),
+    "66 was merged into mine": bad(*MINE, merged(66, "mine")),
+    "66 was merged into mine; the default branch is unknown": bad(*MINE, merged(66, "mine", default="")),
+    "the base is empty, and so is the default branch": bad(
+        JOB, run((66, "mine"), action="requested"), merged(66, "", default="")
+    ),
+    "the events of 66 come after those of 42": bad(*PULL[:3], merged(), pr(number=66, base="mine", minute=50)),
+    "66 was opened, and closed before its run was reported": bad(
+        JOB, run((42, "main")), pr(number=66, base="mine"), pr("closed", 66, "mine", minute=3), pr(minute=4), merged()
+    ),
+    "the workflow run listed both when it was requested": bad(
+        JOB, run((42, "main"), (66, "mine"), action="requested", minute=2), run((42, "main")), pr(), merged()
+    ),
+    "the workflow run listed 66 first, then 42": bad(
+        JOB, run((66, "mine"), action="requested", minute=2), run((42, "main")), pr(), merged()
+    ),
+    "the workflow run listed 42 first, then 66": bad(
+        JOB, run((42, "main"), action="requested", minute=2), run((66, "mine")), pr(), merged()
+    ),
+    "42 was merged into main; its run executed it before it was retargeted from mine": bad(
+        JOB,
+        run((42, "mine"), action="requested", minute=2),
+        run((42, "main")),
+        pr(base="mine"),
+        pr("edited", minute=10, before="mine"),
+        merged(),
+    ),
+    "retargeted from mine, and only the edit was seen": bad(
+        JOB, run((42, "main")), pr("edited", minute=10, before="mine"), merged()
+    ),
+    "retargeted to mine and back between request and completion": bad(
+        JOB, run((42, "mine"), action="in_progress", minute=4), run((42, "main")), merged()
+    ),
+    "the default branch of the event is another one": bad(*PULL, merged(default="trunk")),
+    "a merge of a fork's pull request of the same number and commit": bad(*UNSEEN, merged(head=FORK)),
+    "a merge of a pull request whose repository was deleted": bad(*UNSEEN, merged(head=None)),
+    "a merge in another repository of the organisation": bad(*UNSEEN, in_sandbox(merged(by="eve", author="eve"))),
+    "a merge of another commit": bad(*PULL, merged(sha=OTHER_SHA)),
+    "a merge of 43": bad(*UNSEEN, merged(43)),
+    "a forged merge": bad(*PULL, Sent(merged(), auth="")),
+    "a base with an unusual name, then a retarget to main": bad(
+        JOB,
+        run((66, "mine\u202e"), action="requested", minute=2),
+        run((66, "main")),
+        pr(number=66, base="mine\u202e"),
+        pr("edited", 66, "main", before="mine\u202e", minute=8),
+        merged(66),
+    ),
+    "a pull request with an unusual base has the same head": bad(
+        JOB, run((42, "main")), pr(number=66, base="\x07" * 9), pr(), merged()
+    ),
+    "a base of excessive length has the same head": bad(
+        JOB, run((42, "main")), pr(number=66, base="b" * 5000), pr(), merged()
+    ),
+    "main is merged into mine: the head was pushed to main": bad(
+        job(), run((66, "mine"), head_branch="main"), push(), pr(number=66, base="mine")
+    ),
+    "a backport: the same head into main and release/1, one of them merged": bad(
+        *UNSEEN, pr(), pr(number=43, base="release/1"), merged()
+    ),
+    "pull_request_target of a merged pull request": bad(
+        JOB, run((42, "main"), event="pull_request_target"), pr(), merged()
+    ),
+    "a workflow_run after a merged pull request": bad(JOB, run((42, "main"), event="workflow_run"), pr(), merged()),
+    "issue_comment on a merged pull request": bad(JOB, run((42, "main"), event="issue_comment"), pr(), merged()),
+    "a fork's run of its merged pull request": bad(JOB, run(head=FORK), pr(head=FORK), merged(head=FORK)),
+    "a fork's run of a commit that was merged from within": bad(JOB, run(head=FORK), pr(), merged()),
+    "a fork's run that lists 42": bad(JOB, run((42, "main"), head=FORK), pr(), merged()),
+    "a run in a repository that was renamed": bad(JOB, run((42, "main"), head=RESTORED), pr(), merged()),
+    "a workflow run that lists no pull request": bad(JOB, run(), pr(), merged()),
+    "a workflow run that lists 42 with another head": bad(JOB, run((42, "main"), listed=OTHER_SHA), pr(), merged()),
+    "a merge group that was not merged": bad(JOB, run((42, "main")), pr(), queue(reason="dequeued")),
+    "a merge group whose commit is the head of 42": bad(*PULL, queue()),
+    "an approval by an outsider": bad(*PULL, reviewed(association="NONE")),
+    "an approval by a contributor": bad(*PULL, reviewed(association="CONTRIBUTOR")),
+    "an approval by a first-timer": bad(*PULL, reviewed(association="FIRST_TIME_CONTRIBUTOR")),
+    "an approval without an association": bad(*PULL, reviewed(association="")),
+    "an approval by the author": bad(*PULL, reviewed(by="ada")),
+    "an approval by the author in other letters": bad(*PULL, reviewed(by="Ada")),
+    "an approval by nobody": bad(*PULL, reviewed(by="")),
+    "an approval of a pull request by nobody": bad(*UNSEEN, reviewed(author="")),
+    "an approval by a bot": bad(*PULL, reviewed(by="approver[bot]", kind="Bot")),
+    "an approval by who pushed the commit": bad(*PULL, pr("synchronize", by="grace", minute=5), reviewed()),
+    "an approval by who pushed the branch that Ada asks to merge": bad(
+        *PULL, push("refs/heads/fix", by="grace"), reviewed()
+    ),
+    "an approval by who started the run": bad(JOB, run((42, "main"), actor="grace"), pr(), reviewed()),
+    "an approval by who opened the pull request for its author": bad(*UNSEEN, pr(by="grace"), reviewed()),
+    "an approval and a later approval by the pusher, dismissed by nobody, of another commit": bad(
+        *PULL, reviewed(sha=OTHER_SHA)
+    ),
+    "an approval that was dismissed": bad(*PULL, reviewed(), reviewed("dismissed", minute=31)),
+    "an approval, then changes requested by the same member": bad(
+        *PULL, reviewed(), reviewed("changes_requested", minute=31)
+    ),
+    "an approval, then changes requested by a second member": bad(
+        *PULL, reviewed(), reviewed("changes_requested", by="linus", minute=31)
+    ),
+    "changes requested, then an approval by a second member": bad(
+        *PULL, reviewed("changes_requested", by="linus", minute=29), reviewed()
+    ),
+    "a comment": bad(*PULL, reviewed("commented")),
+    "an approval of 66 into main by a member, of a run of 42": bad(*UNSEEN, reviewed(number=66)),
+    "an approval of 42 when its base was main; the run executed it in mine": bad(JOB, run((42, "mine")), reviewed()),
+    "an approval, then a retarget to mine, and a run there": bad(
+        JOB, run((42, "mine"), minute=38), pr(), reviewed(), pr("edited", base="mine", before="main", minute=35)
+    ),
+    "an approval, a retarget to mine, a run, and a retarget back": bad(
+        JOB,
+        run((42, "mine"), action="requested", minute=37),
+        run((42, "main"), minute=39),
+        pr(),
+        reviewed(),
+        pr("edited", base="mine", before="main", minute=35),
+        pr("edited", before="mine", minute=38),
+    ),
+    "the same, and the edits were lost": bad(
+        JOB, run((42, "mine"), action="requested", minute=37), run((42, "main"), minute=39), pr(), reviewed()
+    ),
+    "the same, and the request was lost": bad(
+        JOB, run((42, "main"), minute=39), pr(), reviewed(), pr("edited", base="mine", before="main", minute=35)
+    ),
+    "an approval of 66 into mine by a colluding member": bad(*MINE, reviewed(number=66, base="mine", author="eve")),
+    "an approval of 42; 66 into mine has the same head": bad(*MINE, pr(), reviewed()),
+    "an approval of 42; 66 was opened into mine, ran, and was closed": bad(
+        JOB, run((42, "main")), pr(), pr(number=66, base="mine"), pr("closed", 66, "mine", minute=4), reviewed()
+    ),
+    "an approval of 42; 66 reviewed too, by a comment of another base": bad(
+        *UNSEEN, reviewed(), reviewed("changes_requested", 66, "mine", by="linus")
+    ),
+    "an approval of a fork's pull request": bad(JOB, run(head=FORK), pr(head=FORK), reviewed(head=FORK)),
+    "an approval of a fork's pull request, whose commit is in a branch here": bad(
+        JOB, run((42, "main")), reviewed(head=FORK)
+    ),
+    "an approval of a fork's pull request, for a push here": bad(
+        JOB, run(event="push"), reviewed(number=7, head=FORK, author="mallory")
+    ),
+    "an approval of a deleted fork": bad(JOB, run(head=None), reviewed(head=None)),
+    "a forged approval": bad(*PULL, Sent(reviewed(), auth="")),
+    "a forged dismissal of a request for changes": bad(
+        *PULL, reviewed("changes_requested"), Sent(reviewed("dismissed", minute=50), auth="")
+    ),
+    "an approval of a run whose job is forged": bad(Sent(JOB, auth=""), *PULL[1:], reviewed()),
+    "an approval of a push to main by a tag": bad(job(), workflow_run(), pr(), reviewed()),
+    "a review event of a run started by pull_request_review": bad(
+        JOB, run((42, "main"), event="pull_request_review"), pr(), reviewed()
+    ),
+    "fifty-one members approve": bad(*PULL, *(reviewed(by=f"member{number}") for number in range(51))),
+    "a GitHub event under the source of Zuul": bad(
+        job(workflow_name="gate"), run((42, "main"), name="gate", head=FORK)
+    ),
+    "a check run of an app, of an approved pull request": bad(check_run(pull_requests=[]), pr(), reviewed()),
+    "a check run of an app that lists 42": bad(check_run(), pr(), merged()),
+    "a check run of an app on a commit of main": bad(check_run(pull_requests=[]), push()),
+}

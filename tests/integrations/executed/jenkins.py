@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from tests.integrations.executed import Scenario
+from ciml.integrations.adapter import Delivery
+from tests.integrations.executed import Sent, Source
 from tests.integrations.samples import SHA, cloudevent
 
 POLICY = """globs = 2
@@ -32,68 +34,51 @@ branch = ["main", "stable/*"]
 """
 
 
-def build(
-    name: str, trusted: bool, executed: str, *names: str, branch: str = "origin/main", auth: str = "mtls", **more: Any
-) -> Scenario:
-    """Return a scenario of one build; ``names`` are those of the folders and the job as its address encodes them."""
-    data = {
-        "url": "".join(f"job/{part}/" for part in names) + more.pop("configuration", ""),
-        "build": {
-            "number": 7,
-            "status": "SUCCESS",
-            "timestamp": 1795521660500,
-            "fullUrl": "https://jenkins.example/job/x/7/",
-            "scmState": {"url": "https://git.example/acme/app.git", "branch": branch, "commit": SHA},
-            **more.pop("build", {}),
-        },
+def build(*names: str, branch: str = "origin/main", configuration: str = "", **more: Any) -> Delivery:
+    """Return a finished build; ``names`` are those of the folders and the job as its address encodes them."""
+    state = {
+        "number": 7,
+        "status": "SUCCESS",
+        "timestamp": 1795521660500,
+        "fullUrl": "https://jenkins.example/job/x/7/",
+        "scmState": {"url": "https://git.example/acme/app.git", "branch": branch, "commit": SHA},
     }
-    source = more.pop("source", "jenkins")
-    sent = [cloudevent("org.jenkinsci.job.finalized", data)]
-    who = "who may change the job or push to the branch" if trusted else "nobody"
-    return Scenario(name, sent, executed, who, trusted, POLICY, "jenkins", auth, source)
+    data = {"url": "".join(f"job/{part}/" for part in names) + configuration, "build": state | more}
+    return cloudevent("org.jenkinsci.job.finalized", data)
 
 
-SCENARIOS = [
-    build("a job of the policy", True, "what the job builds", "nightly"),
-    build("a job in a folder of the policy", True, "what the job builds", "release", "1"),
-    build("main of a job", True, "main", "team", "app"),
-    build("main of a multibranch project", True, "main", "team", "app", "main", branch="main"),
-    build(
-        "a stable branch of a multibranch project", True, "stable/1", "team", "app", "stable%252F1", branch="stable/1"
+JENKINS = Source("jenkins", "mtls", POLICY, "jenkins")
+good = JENKINS.good
+bad = JENKINS.bad
+SCENARIOS = {
+    "a job of the policy": good(build("nightly")),
+    "a job in a folder of the policy": good(build("release", "1")),
+    "main of a job": good(build("team", "app")),
+    "main of a multibranch project": good(build("team", "app", "main", branch="main")),
+    "a stable branch of a multibranch project": good(build("team", "app", "stable%252F1", branch="stable/1")),
+    "a configuration of a matrix on main": good(build("team", "app", configuration="os=linux/")),
+    "another branch": bad(build("team", "app", branch="origin/fix")),
+    "a branch called origin/main": bad(build("team", "app", branch="origin/origin/main")),
+    "a branch called origin/main in a multibranch project": bad(
+        build("team", "app", "origin%252Fmain", branch="origin/main")
     ),
-    build("a configuration of a matrix on main", True, "main", "team", "app", configuration="os=linux/"),
-    build("another branch", False, "fix", "team", "app", branch="origin/fix"),
-    build("a branch called origin/main", False, "origin/main", "team", "app", branch="origin/origin/main"),
-    build(
-        "a branch called origin/main in a multibranch project",
-        False,
-        "origin/main",
-        "team",
-        "app",
-        "origin%252Fmain",
-        branch="origin/main",
+    "a pull request of a multibranch project": bad(build("team", "app", "PR-5", branch="PR-5")),
+    "a branch that is called as a pull request": bad(build("team", "app", "PR-5", branch="origin/PR-5")),
+    "a branch that a glob's star does not match": bad(build("team", "app", branch="origin/stable/1/x")),
+    "a branch in other letters": bad(build("team", "app", branch="origin/Main")),
+    "a tag called as a branch": bad(build("team", "app", branch="refs/tags/main")),
+    "a full ref of a fork's remote": bad(build("team", "app", branch="fork/main")),
+    "a detached head": bad(build("team", "app", branch="detached")),
+    "no branch": bad(build("team", "app", branch="")),
+    "a job in a deeper folder": bad(build("release", "1", "pr")),
+    "a job whose name has a slash, in no folder of the policy": bad(build("release%252F1")),
+    "a job called as a folder of the policy": bad(build("eve", "release", "1")),
+    "a job whose name begins as one of the policy": bad(build("nightly-fork")),
+    "a job whose name has the folder's slash encoded": bad(build("team%252Fapp")),
+    "a build that nobody proved": bad(Sent(build("nightly"), auth="")),
+    "a build that a token proves": bad(Sent(build("nightly"), auth="token")),
+    "a build under the name of another source": replace(JENKINS, name="tekton").bad(build("nightly")),
+    "parameters that claim a review": bad(
+        build("eve", parameters={"review": "merged", "project": "nightly", "branch": "main"})
     ),
-    build("a pull request of a multibranch project", False, "PR-5", "team", "app", "PR-5", branch="PR-5"),
-    build("a branch that is called as a pull request", False, "PR-5", "team", "app", "PR-5", branch="origin/PR-5"),
-    build("a branch that a glob's star does not match", False, "stable/1/x", "team", "app", branch="origin/stable/1/x"),
-    build("a branch in other letters", False, "Main", "team", "app", branch="origin/Main"),
-    build("a tag called as a branch", False, "a tag", "team", "app", branch="refs/tags/main"),
-    build("a full ref of a fork's remote", False, "fork/main", "team", "app", branch="fork/main"),
-    build("a detached head", False, "unknown", "team", "app", branch="detached"),
-    build("no branch", False, "unknown", "team", "app", branch=""),
-    build("a job in a deeper folder", False, "anything", "release", "1", "pr"),
-    build("a job whose name has a slash, in no folder of the policy", False, "anything", "release%252F1"),
-    build("a job called as a folder of the policy", False, "anything", "eve", "release", "1"),
-    build("a job whose name begins as one of the policy", False, "anything", "nightly-fork"),
-    build("a job whose name has the folder's slash encoded", False, "main", "team%252Fapp"),
-    build("a build that nobody proved", False, "anything", "nightly", auth=""),
-    build("a build that a token proves", False, "anything", "nightly", auth="token"),
-    build("a build under the name of another source", False, "anything", "nightly", source="tekton"),
-    build(
-        "parameters that claim a review",
-        False,
-        "anything",
-        "eve",
-        build={"parameters": {"review": "merged", "project": "nightly", "branch": "main"}},
-    ),
-]
+}

@@ -5,34 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from tests.integrations import github_samples
-from tests.integrations.executed import Scenario, Sent
-from tests.integrations.executed.gerrit import (
-    CLEO,
-    MESSAGE,
-    Given,
-    account,
-    at,
-    check,
-    created,
-    delivery,
-    merged,
-    updated,
-    vote,
-    voted,
-)
-from tests.integrations.samples import RUN, SHA, cloudevent, zuul_build, zuul_message
+from tests.integrations.executed import Sent, Source
+from tests.integrations.executed.gerrit import CREATED, ZUUL, at, bad, check, created, good, merged, updated, voted
+from tests.integrations.samples import RUN, SHA, account, cloudevent, delivery, vote, zuul_build, zuul_message
 
 SECOND = {"project": "demo/lib", "branch": "main", "change": "9", "patchset": "1", "owner": "eve"}
 FIRST = {"project": "demo/app", "branch": "main", "change": "7", "patchset": "1", "owner": "ada"}
-APPROVED = [updated(), created(), voted()]
+APPROVED = [*CREATED, voted()]
 OTHER = [updated(project="demo/lib"), created(project="demo/lib", number=9), voted(project="demo/lib", number=9)]
-
-
-SAMPLE = "integrations/trust_zuul.toml"
-
-
-def story(name: str, trusted: bool, executed: str, reviewed: str, sent: Given) -> Scenario:
-    return Scenario(name, sent, executed, reviewed, trusted, SAMPLE, "gerrit", "ssh", "zuul", "b1")
 
 
 def item(*changes: dict[str, str], pipeline: str = "check", auth: str = "mqtt-user", **build: Any) -> Sent:
@@ -55,156 +35,44 @@ def pipeline(name: str, auth: str = "mqtt-user", **change: Any) -> Sent:
     return Sent(sent.delivery, "zuul", auth)
 
 
-def good_pipeline(name: str) -> Scenario:
-    return story(f"a build of {name}", True, "approved or merged code", "who approved it in Zuul", [pipeline(name)])
-
-
-def bad_pipeline(name: str) -> Scenario:
-    return story(f"a build of a pipeline called {name}", False, "anything", "nobody", [pipeline(name)])
-
-
-SCENARIOS = [
-    *map(good_pipeline, ("gate", "promote", "post", "periodic", "periodic-weekly", "release")),
-    *map(
-        bad_pipeline,
-        (
-            "check",
-            "experimental",
-            "gate-check",
-            "check-gate",
-            "Gate",
-            "gate/check",
-            "periodic-x/check",
-            "post-review",
-            "releases",
-        ),
+TRUSTED_PIPELINES = "gate promote post periodic periodic-weekly release"
+OTHER_PIPELINES = "check experimental gate-check check-gate Gate gate/check periodic-x/check post-review releases"
+SCENARIOS = {
+    **{f"a build of {name}": good(pipeline(name)) for name in TRUSTED_PIPELINES.split()},
+    **{f"a build of a pipeline called {name}": bad(pipeline(name)) for name in OTHER_PIPELINES.split()},
+    "a workflow of GitHub that is called gate, under the name of Zuul's source": Source(
+        "github", "hmac-sha256", ZUUL.policy, "zuul"
+    ).bad(github_samples.job(workflow_name="gate")),
+    "an event of ciml's own format that claims to be a gate": Source("cloudevents", "", ZUUL.policy, "zuul").bad(
+        cloudevent("dev.ciml.run.finished.v1", {**RUN, "review": "merged"})
     ),
-    story("an item of two approved changes in gate", True, "both", "both", [item(FIRST, SECOND, pipeline="gate")]),
-    story(
-        "an item of two changes of which the first is approved",
-        False,
-        "changes 7 and 9",
-        CLEO,
-        [*APPROVED, item(FIRST, SECOND)],
+    "a gate under the name of another source": Source("zuul", "mqtt-user", ZUUL.policy, "zuul-two").bad(
+        pipeline("gate")
     ),
-    story(
-        "an item of two changes, and a build of the approved one",
-        False,
-        "changes 7 and 9",
-        CLEO,
-        [*APPROVED, item(SECOND, FIRST, change=FIRST)],
+    "an item of two approved changes in gate": good(item(FIRST, SECOND, pipeline="gate")),
+    "a retried build of an approved change": good(*APPROVED, retried(FIRST)),
+    "a list of one change": good(*APPROVED, item(FIRST)),
+    "an approval by the webhooks plugin": good(*(Sent(sent, auth="token") for sent in APPROVED), check()),
+    "an approval by an account that shares the owner's name alone": good(
+        *CREATED, voted(author={**account("cleo"), "name": account("ada")["name"]}), check()
     ),
-    story(
-        "an item of two changes, of which each is approved",
-        False,
-        "changes 7 and 9",
-        "Cleo: both, but nothing says that of the item",
-        [*APPROVED, *OTHER, item(FIRST, SECOND)],
+    "a vote that is given together with a comment on another label": good(
+        *CREATED, voted(votes=[vote("Code-Review", "2", "0"), vote("Verified", "1")], eventCreatedOn=at(6)), check()
     ),
-    story(
-        "an item of two changes of which one was merged",
-        False,
-        "changes 7 and 9",
-        CLEO,
-        [created(), merged(), item(FIRST, SECOND)],
-    ),
-    story("an item of one change that is listed twice", False, "change 7", CLEO, [*APPROVED, item(FIRST, FIRST)]),
-    story(
-        "a retried build of an item of two changes", False, "changes 7 and 9", CLEO, [*APPROVED, retried(FIRST, SECOND)]
-    ),
-    story("a retried build of an approved change", True, "change 7", CLEO, [*APPROVED, retried(FIRST)]),
-    story("a list of one change", True, "change 7", CLEO, [*APPROVED, item(FIRST)]),
-    story(
-        "a message about an approved change, and a build of another",
-        False,
-        "change 9",
-        CLEO,
-        [*APPROVED, item(FIRST, change=SECOND)],
-    ),
-    story("a build without a change", False, "unknown", CLEO, [*APPROVED, item(FIRST, change={})]),
-    story(
-        "an approval of a change whose number has a zero before",
-        False,
-        "another change",
-        CLEO,
-        [*APPROVED, check(change={"change": "07"})],
-    ),
-    story(
-        "an approval of the project in other letters",
-        False,
-        "another project",
-        CLEO,
-        [*APPROVED, check(change={"project": "Demo/app"})],
-    ),
-    story(
-        "an approval of a patch set of the same number, and a head commit",
-        False,
-        "a pull request of GitHub",
-        CLEO,
-        [*APPROVED, check(change={"patchset": SHA})],
-    ),
-    story("a gate without a proof", False, "anything", "nobody", [pipeline("gate", "")]),
-    story("a gate that a webhook's token proves", False, "anything", "nobody", [pipeline("gate", "token")]),
-    story("a gate that Gerrit's session proves", False, "anything", "nobody", [pipeline("gate", "ssh")]),
-    story("a post that nobody proved", False, "anything", "nobody", [pipeline("post", "")]),
-    story("an approved check that nobody proved", False, "change 7", CLEO, [*APPROVED, pipeline("check", "")]),
-    Scenario(
-        "a workflow of GitHub that is called gate, under the name of Zuul's source",
-        [github_samples.job(workflow_name="gate")],
-        "a fork's workflow",
-        "nobody",
-        False,
-        SAMPLE,
-        "github",
-        "hmac-sha256",
-        "zuul",
-    ),
-    Scenario(
-        "an event of ciml's own format that claims to be a gate",
-        [cloudevent("dev.ciml.run.finished.v1", {**RUN, "review": "merged"})],
-        "anything",
-        "nobody",
-        False,
-        SAMPLE,
-        "cloudevents",
-        "",
-        "zuul",
-    ),
-    Scenario(
-        "a gate under the name of another source",
-        [pipeline("gate")],
-        "anything",
-        "nobody of this Zuul",
-        False,
-        SAMPLE,
-        "zuul",
-        "mqtt-user",
-        "zuul-two",
-    ),
-    story(
-        "an approval by the webhooks plugin",
-        True,
-        "change 7",
-        CLEO,
-        [*(Sent(sent, auth="token") for sent in APPROVED), check()],
-    ),
-    story(
-        "an approval by an account that shares the owner's name alone",
-        True,
-        "change 7",
-        CLEO,
-        [updated(), created(), voted(author={**account("cleo"), "name": account("ada")["name"]}), check()],
-    ),
-    story(
-        "a vote that is given together with a comment on another label",
-        True,
-        "change 7",
-        CLEO,
-        [
-            updated(),
-            created(message=MESSAGE),
-            voted(votes=[vote("Code-Review", "2", "0"), vote("Verified", "1")], eventCreatedOn=at(6)),
-            check(),
-        ],
-    ),
-]
+    "an item of two changes of which the first is approved": bad(*APPROVED, item(FIRST, SECOND)),
+    "an item of two changes, and a build of the approved one": bad(*APPROVED, item(SECOND, FIRST, change=FIRST)),
+    "an item of two changes, of which each is approved": bad(*APPROVED, *OTHER, item(FIRST, SECOND)),
+    "an item of two changes of which one was merged": bad(created(), merged(), item(FIRST, SECOND)),
+    "an item of one change that is listed twice": bad(*APPROVED, item(FIRST, FIRST)),
+    "a retried build of an item of two changes": bad(*APPROVED, retried(FIRST, SECOND)),
+    "a message about an approved change, and a build of another": bad(*APPROVED, item(FIRST, change=SECOND)),
+    "a build without a change": bad(*APPROVED, item(FIRST, change={})),
+    "an approval of a change whose number has a zero before": bad(*APPROVED, check(change={"change": "07"})),
+    "an approval of the project in other letters": bad(*APPROVED, check(change={"project": "Demo/app"})),
+    "an approval of a patch set of the same number, and a head commit": bad(*APPROVED, check(change={"patchset": SHA})),
+    "a gate without a proof": bad(pipeline("gate", "")),
+    "a gate that a webhook's token proves": bad(pipeline("gate", "token")),
+    "a gate that Gerrit's session proves": bad(pipeline("gate", "ssh")),
+    "a post that nobody proved": bad(pipeline("post", "")),
+    "an approved check that nobody proved": bad(*APPROVED, pipeline("check", "")),
+}

@@ -163,10 +163,7 @@ def gigabyte() -> tuple[int, dict[str, str], Iterator[bytes]]:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (
-            (302, {"Location": "http://127.0.0.1:1/changes/", "Content-Length": "0"}, []),
-            "answers 302, a redirect",
-        ),
+        ((302, {"Location": "http://127.0.0.1:1/changes/", "Content-Length": "0"}, []), "answers 302, a redirect"),
         (body(b"[" * 1_000_000), "is no REST API of Gerrit"),
         (body(b'[{"a":' + b"9" * 5000 + b"}]"), "is no REST API of Gerrit"),
         (body(b"[{}," + b"{}," * 200 + b"{}]"), "answers 202 changes, though 100 were asked for"),

@@ -18,11 +18,7 @@ LONG = "0123456789abcdef-secret"
 
 
 def secrets_of(
-    where: str,
-    files: Sequence[str],
-    variables: Sequence[str],
-    key: Key = bytes,
-    folder: Path = Path(),
+    where: str, files: Sequence[str], variables: Sequence[str], key: Key = bytes, folder: Path = Path()
 ) -> Secrets:
     named = NamedSettings(name="a", secret_file=tuple(files), secret_env=tuple(variables))
     return Secrets(where, named, folder, key)
