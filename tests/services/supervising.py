@@ -1,12 +1,10 @@
-"""Helpers for tests of supervised services: an ingest in its own home, used by its commands."""
+"""Helpers for tests of supervised services: a service in its own home, used by its commands."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,17 +20,6 @@ from ciml.services.files import ServiceFiles
 from ciml.services.options import ServiceOptions, options_of
 from tests.pipelines.ingest.ingesting import account, check
 from tests.pipelines.ingest.scenario import Scenario
-
-ROOT = Path(__file__).parents[2]
-
-
-def shell(command: str) -> None:
-    """Run a command in a shell of another folder, as an operator who copies it from the status."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    environment |= {"PATH": path, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, shell=True, cwd="/", env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 
 @dataclass
@@ -51,6 +38,12 @@ class Supervised:
         if done.return_value is not None and done.exception is None:
             done.exit_code = int(done.return_value)
         return done
+
+    def run(self, *words: str) -> str:
+        """Run ``ciml service <words>``, which must succeed; return its output."""
+        done = self.ask(*words)
+        assert done.exception is None, done.exception
+        return done.output
 
     def begin(self, kind: str, *words: str) -> Result:
         """Run ``ciml service start <kind>``; the service ends with this process."""
@@ -84,7 +77,7 @@ class Supervised:
         deadline = time.monotonic() + most_s
         while not done():
             assert time.monotonic() < deadline, f"{what}: {json.dumps(self.status(), indent=1)[:3000]}"
-            time.sleep(0.2)
+            time.sleep(0.1)
 
 
 @dataclass
@@ -110,8 +103,7 @@ class Ingest(Supervised):
     def finish(self) -> None:
         """Wait until all is settled and announced, stop, and compare everything with the producer's list."""
         self.wait(lambda: self.settled() == self.scenario.counts().total(), "not all is settled")
-        done = self.ask("stop", "one")
-        assert done.exception is None, done.exception
+        self.run("stop", "one")
         check(self.scenario, DataRoot.open(self.data).raw, self.runs_topic)
 
 
@@ -129,20 +121,8 @@ def supervised(home: Path) -> Iterator[Supervised]:
 @contextmanager
 def ingest(home: Path, data: str, scenario: Scenario, runs_topic: str) -> Iterator[Ingest]:
     """An ingest that is stopped in the end in any case."""
-    one = Ingest(home, data, scenario, runs_topic)
-    try:
-        yield one
-    finally:
-        if one.files.was_started:
-            one.ask("stop", "one")
-
-
-def both(first: Scenario, second: Scenario) -> Scenario:
-    """Return the sum of two scenarios of a topic."""
-    return Scenario(
-        second.broker, second.topic, second.logs, first.sent + second.sent, first.runs | second.runs,
-        first.untrusted | second.untrusted, {**first.late, **second.late},
-    )  # fmt: skip
+    with supervised(home):
+        yield Ingest(home, data, scenario, runs_topic)
 
 
 def options_for(kind: str, **values: Any) -> ServiceOptions:

@@ -12,8 +12,8 @@ import pytest
 from tests.integrations.mqtt.mosquitto import USERS, Mosquitto
 from tests.integrations.mqtt.test_mqtt import source, stored, wait
 from tests.scraping import scrape
-from tests.services.receivers_chaos import Receiving
 from tests.services.supervising import supervised
+from tests.services.test_receivers_chaos import Receiving
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
 
