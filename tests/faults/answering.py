@@ -19,7 +19,6 @@ from tests.faults.children import Child
 from tests.faults.scene import Scene
 from tests.integrations.gerrit.real import READER, Gerrit
 from tests.verdicts.feedback import github_stub, gitlab_stub, openapi
-from tests.verdicts.feedback.forwarding import ForwardingServer
 from tests.verdicts.feedback.github_stub import GitHubServer
 from tests.verdicts.feedback.gitlab_stub import GitLabServer
 from tests.verdicts.feedback.reviews import prediction
@@ -30,6 +29,7 @@ from tests.verdicts.feedback.stub import (
     RESET,
     Asked,
     Fault,
+    ForwardingServer,
     ReviewServer,
     says,
     serving,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ciml.pipelines import feedback as pipeline
 from ciml.pipelines.feedback import FeedbackConfig, Judge, feedback_replica
 from ciml.pipelines.kafka.broker import Listing
 from ciml.services.feedback import FeedbackService, feedback_families
+from ciml.verdicts.feedback.config import Feedback, load_feedback
 from ciml.verdicts.feedback.truths import Correction, add_corrections
 from tests.scraping import collected
 from tests.verdicts.feedback.reviews import Review, ReviewSystem, feedback, prediction
@@ -32,19 +34,23 @@ def failed(number: int, **run: Any) -> dict[str, Any]:
     return {**prediction(number, **given), "time_us": now_us}
 
 
-def put(data: DataRoot, *records: dict[str, Any], age_s: float = 10.0, start: int = 0) -> None:
+def put(
+    data: DataRoot, *records: dict[str, Any], age_s: float = 10.0, start: int = 0, config: Feedback | None = None
+) -> None:
     """Take predictions ``age_s`` seconds ago."""
     messages = [Message(start + number, orjson.dumps(one)) for number, one in enumerate(records)]
     covers = OffsetRange(TOPIC, "T", 0, start, start + len(records))
-    take(feedback_replica(data), covers, messages, Judge(feedback()), int((time.time() - age_s) * 1e6))
+    take(feedback_replica(data), covers, messages, Judge(config or feedback()), int((time.time() - age_s) * 1e6))
 
 
-def service_of(data: DataRoot, review: Review, end: int, monkeypatch: pytest.MonkeyPatch) -> FeedbackService:
+def service_of(
+    data: DataRoot, review: Review, end: int, monkeypatch: pytest.MonkeyPatch, config: Feedback | None = None
+) -> FeedbackService:
     monkeypatch.setattr(ReviewSystem, "client", lambda *_: review)
     monkeypatch.setattr("ciml.services.service.make_topic", lambda *_: None)
     for name in ("list_topic", "list_again"):
         monkeypatch.setattr(f"ciml.services.service.{name}", lambda *_: Listing(TOPIC, "T", {0: (0, end)}))
-    service = FeedbackService(FeedbackConfig(data, feedback(), TOPIC, kafka=KafkaOptions("none:1")))
+    service = FeedbackService(FeedbackConfig(data, config or feedback(), TOPIC, kafka=KafkaOptions("none:1")))
     service.open()
     return service
 
@@ -68,6 +74,25 @@ def test_a_system_that_asks_to_wait_is_not_called_again(
     assert work is not None
     service.run(work)
     assert review.calls == calls
+
+
+def test_a_dry_run_needs_no_secret_and_calls_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "feedback.toml").write_text(
+        'settle_s = 0\nsettle_most_s = 0\nactive_models = ["*"]\n'
+        '[[system]]\nkind = "github"\nname = "hub"\nsources = ["github"]\nsecret_file = "no-such-file"\n'
+    )
+    config, data = load_feedback(tmp_path / "feedback.toml"), DataRoot.open(tmp_path / "data")
+    put(data, failed(1, source="github"), config=config)
+    service = service_of(data, Review(), 1, monkeypatch, config)
+    work = service.plan()
+    assert work is not None
+    with caplog.at_level(logging.INFO):
+        service.run(work)
+    assert "“unit” failed, probably because of the machine" in caplog.text
+    with feedback_replica(data).state() as state:
+        assert state.messages == {("hub", "dry_run"): 1}
 
 
 def test_all_new_facts_are_settled_in_several_deltas_if_one_cannot_hold_them(

@@ -52,7 +52,7 @@ def test_nothing_fires_while_all_works(steady: World) -> None:
         time.sleep(3)
     assert not steady.prometheus.has_fired("CimlFeedbackUnhelpful", FEEDBACK)
     for login in ("ada", "bo", "cy", "di"):  # see `test_reviewers_who_object`
-        steady.github.repositories["octo/widget"].comments[-1].reactions.append(("-1", login))
+        steady.github.comments[-1].reactions.append(("-1", login))
 
 
 def test_inputs_that_cannot_be_used(steady: World) -> None:

@@ -10,18 +10,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.verdicts.feedback.stub import Answer, Asked, Fault, ReviewServer, says
+from tests.verdicts.feedback.stub import Answer, Asked, ReviewServer
 
 OWN, OWN_ID, TOKEN = "project_5_bot_ciml", 500, "glpat-0123456789abcdefghij"
 PROJECT = "group/sub/widget"
-_NOTE_CHARACTERS = 1_000_000
 _QUICK_ACTION = re.compile(r"(?m)^/([a-z_]+)\b.*$")
-_KNOWN = {"GET notes": {"sort", "order_by", "per_page", "page"}, "POST notes": set(), "PUT notes": set()}
-
-
-def limited(retry_after_s: int | None = 7) -> Fault:
-    """GitLab's limit: a plain text, with Retry-After unless a proxy has removed it."""
-    return says(429, "Retry later", {} if retry_after_s is None else {"Retry-After": str(retry_after_s)})
 
 
 @dataclass
@@ -59,23 +52,16 @@ class GitLabServer(ReviewServer):
         self.commands: list[str] = []
         self.token, self.account = TOKEN, (OWN, OWN_ID)
         self.scope, self.filters = "api", True
-        self._last_id = 300
 
     def request(self, iid: int, sha: str, **more: Any) -> MergeRequest:
         """Add or replace a merge request."""
-        made = self.requests[iid] = MergeRequest(iid, sha, **more)
-        return made
+        self.requests[iid] = MergeRequest(iid, sha, **more)
+        return self.requests[iid]
 
     def says(self, iid: int, body: str, login: str = "cleo", *, system: bool = False) -> dict[str, Any]:
         """Add somebody's note."""
-        self._last_id += 1
-        user_id = self.account[1] if login == self.account[0] else 1 + sum(map(ord, login))
-        at = f"2026-11-26T10:{self._last_id // 60 % 60:02}:{self._last_id % 60:02}.000Z"
-        note = {
-            "id": self._last_id, "body": body, "attachment": None, "author": _user(login, user_id), "created_at": at,
-            "updated_at": at, "system": system, "noteable_id": 1000 + iid, "noteable_type": "MergeRequest",
-            "project_id": 5, "noteable_iid": iid, "resolvable": False, "confidential": False, "internal": False,
-        }  # fmt: skip
+        note = {"id": 300 + len(self.notes), "body": body, "author": self._user(login), "system": system}
+        note |= {"noteable_iid": iid, "noteable_type": "MergeRequest", "attachment": None, "internal": False}
         self.notes.append(note)
         return note
 
@@ -88,45 +74,38 @@ class GitLabServer(ReviewServer):
             return Answer(401, {"message": "401 Unauthorized"})
         if self.scope != "api" and asked.writes:
             return Answer(403, {"error": "insufficient_scope", "error_description": "higher privileges are needed"})
-        parts = asked.parts
-        if parts == ("api", "v4", "user"):
-            return Answer(200, _user(*self.account))
-        if parts[:3] != ("api", "v4", "projects") or len(parts) < 5:
-            return Answer(404, {"error": "404 Not Found"})
-        if parts[3] != PROJECT:
-            return Answer(404, {"message": "404 Project Not Found"})
-        if parts[4:6] == ("repository", "commits") and parts[7:] == ("merge_requests",):
-            found = [one for one in self.requests.values() if one.sha == parts[6]]
-            state = asked.query.get("state") if self.filters else None
-            return self._page(asked, [self._shown(one) for one in found if state in (None, one.state)])
-        if parts[4] != "merge_requests" or not parts[5].isdigit() or int(parts[5]) not in self.requests:
-            return Answer(404, {"message": "404 Not found"})
-        request = self.requests[int(parts[5])]
-        return Answer(200, self._shown(request)) if len(parts) == 6 else self._notes(asked, request, parts[6:])
+        match asked.method, *asked.parts[2:]:
+            case "GET", "user":
+                return Answer(200, self._user(self.account[0]))
+            case "GET", "projects", project, "repository", "commits", sha, "merge_requests" if project == PROJECT:
+                state = asked.query.get("state") if self.filters else None
+                found = [one for one in self.requests.values() if one.sha == sha and state in (None, one.state)]
+                return self.page(asked, [self._shown(one) for one in found], 20)
+            case _, "projects", project, "merge_requests", iid, *rest if project == PROJECT and iid.isdigit():
+                if request := self.requests.get(int(iid)):
+                    return self._request_answer(asked, request, rest)
+        return Answer(404, {"message": "404 Not Found"})
 
-    def _notes(self, asked: Asked, request: MergeRequest, rest: tuple[str, ...]) -> Answer:
-        if rest[0] != "notes":
-            return Answer(404, {"error": "404 Not Found"})
-        if len(rest) == 1 and (unknown := asked.query.keys() - _KNOWN[f"{asked.method} notes"]):
+    def _request_answer(self, asked: Asked, request: MergeRequest, rest: list[str]) -> Answer:
+        known = {"sort", "order_by", "per_page", "page"} if asked.method == "GET" else set()
+        if rest == ["notes"] and (unknown := asked.query.keys() - known):
             self.violations.append(f"{asked.method} notes: GitLab knows no {sorted(unknown)}")
-        if len(rest) == 1 and asked.method == "GET":
-            found = [one for one in self.notes if one["noteable_iid"] == request.iid]
-            return self._page(asked, found[:: 1 if asked.query.get("sort") == "asc" else -1])
-        if len(rest) == 1 and asked.method == "POST":
-            return self._write(asked, request, None)
-        note = next(
-            (one for one in self.notes if str(one["id"]) == rest[1] and one["noteable_iid"] == request.iid), None
-        )
-        if note is None:
-            return Answer(404, {"message": "404 Note Not Found"})
-        if rest[2:] == ("award_emoji",) and asked.method == "GET":
-            awards = self.awards.get(note["id"], [])
-            return self._page(asked, [
-                {"id": n, "name": name, "user": _user(login, OWN_ID if login == OWN else 1 + sum(map(ord, login))),
-                 "awardable_id": note["id"], "awardable_type": "Note"}
-                for n, (name, login) in enumerate(awards, 1)
-            ])  # fmt: skip
-        return self._write(asked, request, note) if asked.method == "PUT" else Answer(405, {"error": "405 Not Allowed"})
+        notes = [note for note in self.notes if note["noteable_iid"] == request.iid]
+        by_id = {str(note["id"]): note for note in notes}
+        match asked.method, *rest:
+            case ("GET",):
+                return Answer(200, self._shown(request))
+            case "GET", "notes":
+                return self.page(asked, notes[:: 1 if asked.query.get("sort") == "asc" else -1], 20)
+            case "POST", "notes":
+                return self._write(asked, request, None)
+            case "PUT", "notes", number if number in by_id:
+                return self._write(asked, request, by_id[number])
+            case "GET", "notes", number, "award_emoji" if number in by_id:
+                awards = enumerate(self.awards.get(int(number), []), 1)
+                emojis = [{"id": n, "name": name, "user": self._user(login)} for n, (name, login) in awards]
+                return self.page(asked, emojis, 20)
+        return Answer(404, {"error": "404 Not Found"})
 
     def _write(self, asked: Asked, request: MergeRequest, note: dict[str, Any] | None) -> Answer:
         body = (asked.body or {}).get("body")
@@ -135,7 +114,7 @@ class GitLabServer(ReviewServer):
             return Answer(400, {"error": "body is missing"})
         if request.locked or (note is not None and note["author"]["id"] != self.account[1]):
             return Answer(403, {"message": "403 Forbidden"})
-        if not body.strip() or len(body) > _NOTE_CHARACTERS:
+        if not body.strip() or len(body) > 1_000_000:
             return Answer(400, {"message": "400 Bad request - Note is too long or blank"})
         self.commands += _QUICK_ACTION.findall(body)
         self.effects.append(asked)
@@ -148,18 +127,9 @@ class GitLabServer(ReviewServer):
 
     def _shown(self, one: MergeRequest) -> dict[str, Any]:
         return {"id": 1000 + one.iid, "iid": one.iid, "project_id": 5, "title": one.title, "description": "",
-                "state": one.state, "labels": one.labels, "sha": one.sha, "author": _user("cleo", 2),
-                "source_project_id": one.source, "target_project_id": 5,
-                "web_url": f"{self.url}/{PROJECT}"}  # fmt: skip
+                "state": one.state, "labels": one.labels, "sha": one.sha, "author": self._user("cleo"),
+                "source_project_id": one.source, "target_project_id": 5}  # fmt: skip
 
-    def _page(self, asked: Asked, items: list[Any]) -> Answer:
-        size, page = min(int(asked.query.get("per_page", 20)), 100), int(asked.query.get("page", 1))
-        more = len(items) > size * page
-        link = f'<{self.url}/elsewhere?page=1>; rel="first"' + (f', <{self.url}/x?page=9>; rel="next"' if more else "")
-        headers = {"X-Next-Page": str(page + 1) if more else "", "Link": link}
-        return Answer(200, items[size * (page - 1) : size * page], headers)
-
-
-def _user(login: str, user_id: int) -> dict[str, Any]:
-    return {"id": user_id, "username": login, "name": login.title(), "state": "active", "avatar_url": None,
-            "web_url": f"https://gitlab.example.org/{login}"}  # fmt: skip
+    def _user(self, login: str) -> dict[str, Any]:
+        user_id = {self.account[0]: self.account[1], OWN: OWN_ID}.get(login, 1 + sum(map(ord, login)))
+        return {"id": user_id, "username": login, "name": login.title(), "state": "active", "avatar_url": None}

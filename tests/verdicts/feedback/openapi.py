@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -75,136 +75,81 @@ def github() -> Contract:
 
 
 class Contract:
-    """The operations of a document of OpenAPI 3.0.
-
-    Attributes:
-      checked: how many requests and answers were checked.
-    """
+    """The operations of a document of OpenAPI 3.0."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._document = document
-        resource = DRAFT4.create_resource(document)
-        self._registry: Registry[Any] = Registry().with_resource(_WHERE, resource)
-        self._validators: dict[str, OAS30Validator] = {}
-        patterns = sorted(document["paths"], key=lambda path: (len(_PLACE.findall(path)), path))
+        self._registry: Registry[Any] = Registry().with_resource(_WHERE, DRAFT4.create_resource(document))
         self._paths = [
-            (re.compile(_PLACE.sub(r"(?P<\1>[^/]+)", re.sub(r"([.+*?()\[\]])", r"\\\1", path))), path)
-            for path in patterns
+            (re.compile(_PLACE.sub(r"(?P<\1>[^/]+)", re.escape(path).replace(r"\{", "{").replace(r"\}", "}"))), path)
+            for path in sorted(document["paths"], key=lambda path: (len(_PLACE.findall(path)), path))
         ]
-        self.checked = 0
 
     def example(self, name: str) -> Any:
         """Return a copy of one of the document's examples."""
         return deepcopy(self._document["components"]["examples"][name]["value"])
 
     def check_request(self, method: str, path: str, query: Mapping[str, str], body: Any) -> None:
-        """Check a request.
-
-        Args:
-          path: without the query, percent-encoded.
-          body: its JSON, None for none.
-
-        Raises:
-          ContractError: there is no such operation, or a parameter or the body is not as described.
-        """
-        self.checked += 1
-        template, values, operation = self._operation(method, path)
-        where = f"{method} {template}"
-        declared = {
-            (one["in"], one["name"]): (one, pointer) for one, pointer in self._parameters(template, method.lower())
-        }
-        for name, text in values.items():
-            self._check_parameter(where, declared[("path", name)], text)
-        for name, text in query.items():
-            if ("query", name) not in declared:
-                raise ContractError(f"{where}: the query has no {name!r}")
-            self._check_parameter(where, declared[("query", name)], text)
-        missing = [
-            n for (kind, n), (one, _) in declared.items() if kind == "query" and one.get("required") and n not in query
-        ]
-        if missing:
-            raise ContractError(f"{where}: the query lacks {missing}")
-        content = operation.get("requestBody", {}).get("content", {}).get("application/json")
-        if body is None or content is None:
-            if body is not None or operation.get("requestBody", {}).get("required"):
-                raise ContractError(
-                    f"{where}: {'a body is not expected' if content is None else 'the body is missing'}"
-                )
-            return
-        pointer = f"{_pointer('paths', template, method.lower())}/requestBody/content/application~1json/schema"
-        self._check(f"{where}: body", pointer, body)
-        known = set(self._names(content["schema"]))
-        if unknown := sorted(body.keys() - known):
-            raise ContractError(f"{where}: body: GitHub knows no {unknown}")
+        """Check a request; its path is percent-encoded. Raises `ContractError` if GitHub does not describe it."""
+        template, values = self._template(method, path)
+        where, place = f"{method} {template}", ("paths", template, method.lower())
+        operation = self._at(*place)
+        given = {("path", name): text for name, text in values.items()}
+        given |= {("query", name): text for name, text in query.items()}
+        for parameter in map(self._resolved, operation.get("parameters", [])):
+            text = given.pop((parameter["in"], parameter["name"]), None)
+            if text is not None:
+                is_number = parameter["schema"].get("type") == "integer" and re.fullmatch(r"-?\d+", text)
+                self._check(f"{where}: {parameter['name']}", parameter["schema"], int(text) if is_number else text)
+            elif parameter.get("required") and parameter["in"] != "header":
+                raise ContractError(f"{where}: lacks {parameter['name']}")
+        if given:
+            raise ContractError(f"{where}: the query has no {sorted(given)}")
+        described = operation.get("requestBody", {})
+        content = described.get("content", {}).get("application/json")
+        if (body is None and described.get("required")) or (body is not None and content is None):
+            raise ContractError(f"{where}: {'has no' if body is None else 'expects no'} body")
+        if body is not None:
+            self._check(f"{where}: body", content["schema"], body)
+            if unknown := body.keys() - set(self._names(content["schema"])):
+                raise ContractError(f"{where}: body: GitHub knows no {sorted(unknown)}")
 
     def check_answer(self, method: str, path: str, status: int, body: Any) -> None:
-        """Check an answer.
+        """Check an answer. Raises `ContractError` if the operation has no such status, or another body.
 
-        Errors that every operation may have (401, 403, 404, 422, 429, 5xx) are described in prose alone; where an
-        operation does not list one, its body is checked as GitHub's basic error.
-
-        Raises:
-          ContractError: the operation has no such status, or the body is not as described.
+        An error that an operation does not list is described in prose alone; its body is GitHub's basic error.
         """
-        self.checked += 1
-        template, _, operation = self._operation(method, path)
-        where = f"{method} {template}: {status}"
-        if str(status) not in operation["responses"]:
-            if status in (401, 403, 404, 422, 429) or status >= 500:
-                self._check(where, "#/components/schemas/basic-error", body)
-                return
-            raise ContractError(f"{where} is not among {sorted(operation['responses'])}")
-        response = operation["responses"][str(status)]
-        pointer = f"{_pointer('paths', template, method.lower())}/responses/{status}"
-        if "$ref" in response:
-            pointer = response["$ref"]
-            response = self._at(pointer)
-        if "application/json" not in response.get("content", {}):
-            raise ContractError(f"{where} has no JSON")
-        self._check(where, f"{pointer}/content/application~1json/schema", body)
+        template, _ = self._template(method, path)
+        where, responses = f"{method} {template}: {status}", self._at("paths", template, method.lower(), "responses")
+        schema: Mapping[str, Any] = {"$ref": "#/components/schemas/basic-error"}
+        if str(status) in responses:
+            schema = self._resolved(responses[str(status)])["content"]["application/json"]["schema"]
+        elif status < 400:
+            raise ContractError(f"{where} is not among {sorted(responses)}")
+        self._check(where, schema, body)
 
-    def _operation(self, method: str, path: str) -> tuple[str, Mapping[str, str], Mapping[str, Any]]:
+    def _template(self, method: str, path: str) -> tuple[str, Mapping[str, str]]:
         for pattern, template in self._paths:
-            found = pattern.fullmatch(path)
-            if found and method.lower() in self._document["paths"][template]:
-                return template, found.groupdict(), self._document["paths"][template][method.lower()]
+            match = pattern.fullmatch(path)
+            if match and method.lower() in self._document["paths"][template]:
+                return template, match.groupdict()
         raise ContractError(f"{method} {path}: GitHub has no such operation")
 
-    def _parameters(self, template: str, method: str) -> Iterator[tuple[Mapping[str, Any], str]]:
-        listed = self._document["paths"][template][method].get("parameters", [])
-        for number, one in enumerate(listed):
-            pointer = one.get("$ref") or f"{_pointer('paths', template, method)}/parameters/{number}"
-            yield self._at(pointer), pointer
-
-    def _check_parameter(self, where: str, declared: tuple[Mapping[str, Any], str], text: str) -> None:
-        parameter, pointer = declared
-        kind = parameter["schema"].get("type")
-        value: Any = int(text) if kind == "integer" and re.fullmatch(r"-?\d+", text) else text
-        self._check(f"{where}: {parameter['name']}", f"{pointer}/schema", value)
-
-    def _check(self, where: str, pointer: str, value: Any) -> None:
-        if pointer not in self._validators:
-            self._validators[pointer] = OAS30Validator(
-                {"$ref": f"{_WHERE}{pointer}"}, registry=self._registry, format_checker=oas30_format_checker
-            )
-        error = next(iter(self._validators[pointer].iter_errors(value)), None)
+    def _check(self, where: str, schema: Mapping[str, Any], value: Any) -> None:
+        absolute = json.loads(json.dumps(schema).replace('"#/', f'"{_WHERE}#/'))
+        validator = OAS30Validator(absolute, registry=self._registry, format_checker=oas30_format_checker)
+        error = next(iter(validator.iter_errors(value)), None)
         if error is not None:
             raise ContractError(f"{where}: {'.'.join(map(str, error.absolute_path))}: {error.message[:300]}")
 
     def _names(self, schema: Mapping[str, Any]) -> Iterator[str]:
-        schema = self._at(schema["$ref"]) if "$ref" in schema else schema
+        schema = self._resolved(schema)
         yield from schema.get("properties", ())
-        for key in ("oneOf", "anyOf", "allOf"):
-            for each in schema.get(key, ()):
-                yield from self._names(each)
+        for each in (part for key in ("oneOf", "anyOf", "allOf") for part in schema.get(key, ())):
+            yield from self._names(each)
 
-    def _at(self, pointer: str) -> Any:
-        found: Any = self._document
-        for part in pointer.removeprefix("#/").split("/"):
-            key = part.replace("~1", "/").replace("~0", "~")
-            found = found[int(key)] if isinstance(found, list) else found[key]
-        return found
+    def _resolved(self, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._at(*value["$ref"].removeprefix("#/").split("/")) if "$ref" in value else value
 
-
-def _pointer(*parts: str) -> str:
-    return "#/" + "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)
+    def _at(self, *place: str) -> Any:
+        return reduce(lambda value, key: value[key], place, self._document)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from ciml.integrations.gerrit.review import GerritSystem
 from ciml.integrations.github.review import GitHubSystem
 from ciml.integrations.gitlab.review import GitLabSystem
+from ciml.integrations.http import Refused
 from ciml.integrations.review import ChangeRef, Rendered, ReviewClient, System
 from tests.verdicts.feedback import github_stub
 
@@ -25,6 +30,14 @@ def message(text: str = "Probably the machine.", marker: str = MARKER) -> Render
 def ref(change: str = "7", head: str = SHA, project: str = "octo/widget", patchset: str = "") -> ChangeRef:
     """A change."""
     return ChangeRef(project, change, patchset, head)
+
+
+@contextmanager
+def rejected(reason: str, detail: str = "") -> Iterator[None]:
+    """The block ends with `Refused` for a reason."""
+    with pytest.raises(Refused, match=detail or None) as caught:
+        yield
+    assert caught.value.reason == reason, str(caught.value)
 
 
 def secret_file(folder: Path, secret: str) -> str:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ciml.errors import EngineError
-from ciml.integrations.http import Busy, Refused, Unsettled
+from ciml.integrations.http import UNAUTHORIZED, Busy, Refused, Unsettled
 from ciml.integrations.review import ChangeRef, Format, Head, Posted, Reactions, Rendered, System
 from ciml.verdicts.feedback.config import Feedback, Policy
+from tests.durable import Died
 
 NOW_S = 1_790_000_000.0
 
 
-class Killed(BaseException):
-    """The process is dead: nothing after it happens."""
+_FAULTS: Mapping[str, Callable[[], BaseException]] = {
+    "busy": lambda: Busy("429 Too Many Requests", 7.0),
+    "refused": lambda: Refused("invalid", "422"),
+    "unauthorized": lambda: Refused(UNAUTHORIZED, "401"),
+    "away": lambda: EngineError("not reached"),
+    "vanished": lambda: Unsettled("timeout"),
+    "broken": lambda: KeyError("a field is missing"),
+    "killed": Died,
+}
 
 
 @dataclass
@@ -34,8 +42,8 @@ class Message:
 class Review:
     """A review system. Each call may fail, by chance or as ``script`` says: a list of faults, the next one first.
 
-    Faults: ``busy``, ``refused``, ``away`` (nothing was done), ``lost`` (done, and no answer), ``vanished`` (not done,
-    and no answer), ``killed`` before it was done, ``killed after``.
+    Faults: those of ``_FAULTS`` (nothing was done, or it is not known), ``lost`` (done, and no answer), ``killed
+    after`` it was done.
     """
 
     format: Format = "github"
@@ -62,23 +70,15 @@ class Review:
 
     def _before(self, call: str) -> str:
         fault = self._fault(call)
-        if fault == "busy":
-            raise Busy("429 Too Many Requests", 7.0)
-        if fault == "refused":
-            raise Refused("invalid", "422")
-        if fault == "away":
-            raise EngineError("not reached")
-        if fault == "vanished":
-            raise Unsettled("timeout")
-        if fault == "killed":
-            raise Killed
+        if fault in _FAULTS:
+            raise _FAULTS[fault]()
         return fault
 
     def _after(self, fault: str) -> None:
         if fault == "lost":
             raise Unsettled("timeout")
         if fault == "killed after":
-            raise Killed
+            raise Died
 
     def head(self, change: ChangeRef) -> Head:
         self._before("head")

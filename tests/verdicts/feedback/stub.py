@@ -1,41 +1,31 @@
-"""A review system on loopback that keeps its state, and misbehaves where a test's plan says so.
+"""A server on loopback that misbehaves where a test's plan says so; its answers are those of a subclass.
 
-`github_stub` and `gitlab_stub` know what the systems do; this module is the server and its faults.
+`github_stub` and `gitlab_stub` know what these systems do; `ForwardingServer` asks a real one.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
-
-_SERVED_S = 0.02
-#: Of an oversized answer: more than any client should read.
-_HUGE = 1 << 30
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request.
-
-    Attributes:
-      path: percent-encoded, without the query.
-      body: its JSON, None for none.
-      at_s: when it came, by `time.monotonic`.
-    """
+    """A request: its path is percent-encoded and without the query, its body is JSON, None for none."""
 
     method: str
     path: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: Any
-    at_s: float = field(default_factory=time.monotonic)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -44,7 +34,6 @@ class Asked:
 
     @property
     def writes(self) -> bool:
-        """Whether it may change something."""
         return self.method != "GET"
 
 
@@ -59,31 +48,30 @@ class Answer:
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with a request.
+    """What goes wrong with a request, before it takes effect or ``after``.
 
-    Attributes:
-      kind: ``answer`` sends ``answer`` instead; ``hang`` sends nothing until the server or the client ends;
-        ``reset`` closes without an answer; ``cut`` closes in the middle of the answer; ``drip`` sends the answer byte
-        by byte; ``huge`` sends a gigabyte.
-      after: the request took effect before it goes wrong.
-      answer: for ``answer``.
-      pause_s: between two bytes of ``drip``, seconds.
+    ``answer`` sends ``answer`` instead; ``hang`` sends nothing until the server ends; ``reset`` closes without an
+    answer; ``cut`` closes in the middle of the answer.
     """
 
-    kind: Literal["answer", "hang", "reset", "cut", "drip", "huge"]
+    kind: Literal["answer", "hang", "reset", "cut"]
     after: bool = False
     answer: Answer | None = None
-    pause_s: float = 0.02
 
 
 HANG, ACCEPTED_THEN_HANG = Fault("hang"), Fault("hang", after=True)
 RESET, ACCEPTED_THEN_RESET = Fault("reset"), Fault("reset", after=True)
-CUT, HUGE = Fault("cut", after=True), Fault("huge", after=True)
+CUT = Fault("cut", after=True)
+
+
+def answers(status: int, body: Any = None, headers: Mapping[str, str] | None = None, *, after: bool = False) -> Fault:
+    """Answer with a status and a body, before or after the request took effect."""
+    return Fault("answer", after, Answer(status, body, headers or {}))
 
 
 def says(status: int, message: str = "", headers: Mapping[str, str] | None = None, *, after: bool = False) -> Fault:
-    """A fault that answers with a status, such as 502, before or after the request took effect."""
-    return Fault("answer", after, Answer(status, {"message": message or f"status {status}"}, headers or {}))
+    """Answer with a status, such as 502, and a message."""
+    return answers(status, {"message": message or f"status {status}"}, headers, after=after)
 
 
 Plan = Callable[[Asked], Fault | None]
@@ -91,13 +79,8 @@ Plan = Callable[[Asked], Fault | None]
 
 def in_turn(*faults: Fault | None, writes: bool = True) -> Plan:
     """A plan for the next requests that write, or the next of all; later ones have no fault."""
-    left, lock = list(faults), threading.Lock()
-
-    def next_one(asked: Asked) -> Fault | None:
-        with lock:
-            return left.pop(0) if left and (asked.writes or not writes) else None
-
-    return next_one
+    left = list(faults)
+    return lambda asked: left.pop(0) if left and (asked.writes or not writes) else None
 
 
 class ReviewServer(ThreadingHTTPServer):
@@ -105,14 +88,12 @@ class ReviewServer(ThreadingHTTPServer):
 
     Attributes:
       plan: the fault of each request, None for none; a test may replace it at any time.
-      asked: all requests, in order.
-      effects: requests that changed something, in order.
+      asked: all requests, in order; `effects`: those that changed something.
       violations: what no client of such a system may do; a test asserts that there is none.
       lock: held while a request takes effect.
     """
 
     daemon_threads = True
-    allow_reuse_address = True
     request_queue_size = 64
 
     def __init__(self) -> None:
@@ -126,7 +107,6 @@ class ReviewServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Its address."""
         return f"http://127.0.0.1:{self.server_port}"
 
     def answer(self, asked: Asked) -> Answer:
@@ -140,8 +120,36 @@ class ReviewServer(ThreadingHTTPServer):
             fault = self.plan(asked)
             return (None if fault is not None and not fault.after else self.answer(asked)), fault
 
+    def page(self, asked: Asked, items: list[Any], size: int) -> Answer:
+        """Return the requested page of a list; ``size`` is that of a page by default."""
+        size, number = min(int(asked.query.get("per_page", size)), 100), int(asked.query.get("page", 1))
+        more = len(items) > size * number
+        link = f'<{self.url}/elsewhere?page=1>; rel="first"' + f', <{self.url}/x?page=9>; rel="next"' * more
+        return Answer(200, items[size * (number - 1) : size * number], {"Link": link})
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that has gone is no error of the server."""
+
+
+class ForwardingServer(ReviewServer):
+    """Forwards each request to a real server, which cannot be made to misbehave; ``effects`` are those it accepted."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self._target = target
+
+    def answer(self, asked: Asked) -> Answer:
+        query = f"?{urlencode(asked.query)}" if asked.query else ""
+        headers = {name: asked.headers[name] for name in ("authorization", "content-type") if name in asked.headers}
+        data = None if asked.body is None else json.dumps(asked.body).encode()
+        sent = urllib.request.Request(f"{self._target}{asked.path}{query}", data, headers, method=asked.method)
+        try:
+            with urllib.request.urlopen(sent, timeout=60) as response:
+                if asked.writes:
+                    self.effects.append(asked)
+                return Answer(response.status, response.read())
+        except urllib.error.HTTPError as error:
+            return Answer(error.code, error.read())
 
 
 Server = TypeVar("Server", bound=ReviewServer)
@@ -150,7 +158,7 @@ Server = TypeVar("Server", bound=ReviewServer)
 @contextmanager
 def serving(server: Server) -> Iterator[Server]:
     """Serve until the end of the block."""
-    thread = threading.Thread(target=server.serve_forever, args=(_SERVED_S,), daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server
@@ -170,55 +178,27 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         content = self.rfile.read(int(self.headers.get("content-length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = json.loads(content) if content else None
-        asked = Asked(self.command, url.path, dict(parse_qsl(url.query, keep_blank_values=True)), headers, body)
-        try:
-            answer, fault = self.server.take(asked)
-            if fault is None and answer is not None:
-                self._send(answer)
-            elif fault is not None:
-                self._misbehave(fault, answer)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
+        query = dict(parse_qsl(url.query, keep_blank_values=True))
+        answer, fault = self.server.take(
+            Asked(self.command, url.path, query, headers, json.loads(content) if content else None)
+        )
+        self.close_connection = fault is not None and fault.kind != "answer"
+        if fault is not None and fault.kind == "hang":
+            self.server.released.wait(600.0)
+        elif fault is None or fault.kind != "reset":
+            shown = fault.answer if fault is not None and fault.answer else answer or Answer(200, {})
+            self._send(shown, cut=fault is not None and fault.kind == "cut")
 
     do_POST = do_PATCH = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         pass
 
-    def _send(self, answer: Answer, length: int | None = None) -> None:
+    def _send(self, answer: Answer, *, cut: bool) -> None:
         content = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
         self.send_response(answer.status)
         for name, value in {"Content-Type": "application/json; charset=utf-8", **answer.headers}.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content) if length is None else length))
+        self.send_header("Content-Length", str(1 << 16 if cut else len(content)))
         self.end_headers()
         self.wfile.write(content)
-
-    def _misbehave(self, fault: Fault, answer: Answer | None) -> None:
-        self.close_connection = fault.kind != "answer"
-        if fault.kind == "answer" and fault.answer is not None:
-            self._send(fault.answer)
-        elif fault.kind == "hang":
-            self.server.released.wait(600.0)
-        elif fault.kind == "cut":
-            self._send(answer or Answer(200, {}), length=1 << 16)
-        elif fault.kind == "drip":
-            self._drip(json.dumps(answer.body if answer else {}).encode(), fault.pause_s)
-        elif fault.kind == "huge":
-            self._flood()
-
-    def _drip(self, content: bytes, pause_s: float) -> None:
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode()
-        for each in head + content:
-            self.wfile.write(bytes((each,)))
-            if self.server.released.wait(pause_s):
-                return
-
-    def _flood(self) -> None:
-        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n[")
-        piece, until = b" " * (1 << 16), time.monotonic() + 60.0
-        for _ in range(_HUGE >> 16):
-            if self.server.released.is_set() or time.monotonic() > until:
-                return
-            self.wfile.write(piece)

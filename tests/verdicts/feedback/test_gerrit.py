@@ -8,21 +8,19 @@ from typing import Any
 
 import pytest
 
-from ciml.errors import EngineError
-from ciml.integrations import http
+from ciml.engines.servers import GERRIT_ADMIN
 from ciml.integrations.gerrit.review import MOST_BYTES, TAG
-from ciml.integrations.http import UNAUTHORIZED, Busy, Refused, Unsettled
+from ciml.integrations.http import UNAUTHORIZED, Busy, Unsettled
 from ciml.integrations.review import ChangeRef, Posted, Reactions, ReviewClient
 from tests.integrations.gerrit.real import READER, REVIEWER, Gerrit
-from tests.verdicts.feedback.forwarding import ForwardingServer
-from tests.verdicts.feedback.reviewing import MARKER, gerrit_client, message
+from tests.verdicts.feedback.reviewing import MARKER, gerrit_client, message, rejected
 from tests.verdicts.feedback.stub import (
-    ACCEPTED_THEN_HANG,
     ACCEPTED_THEN_RESET,
     CUT,
-    HUGE,
     RESET,
     Fault,
+    ForwardingServer,
+    answers,
     in_turn,
     says,
     serving,
@@ -73,40 +71,43 @@ def test_the_state_of_a_change(gerrit: Gerrit, client: ReviewClient) -> None:
     new_patch_set(gerrit, change)
     assert (client.head(change).patchset, client.head(change).is_at(change)) == ("2", False)
     gerrit.ask("POST", f"/changes/{change.change}/abandon", {})
-    assert client.head(change).state == "abandoned"
     merged = new_change(gerrit)
     reply(gerrit, merged, {"labels": {"Code-Review": 2}})
     gerrit.submit(merged.change)
-    assert client.head(merged).state == "merged"
-    assert client.head(ChangeRef("demo", "99999", "1")).state == "missing"
-    assert client.head(ChangeRef("no-project", change.change, "1")).state == "missing"
+    unknown = (ChangeRef("demo", "99999", "1"), ChangeRef("no-project", change.change, "1"))
+    states = [client.head(one).state for one in (change, merged, *unknown)]
+    assert states == ["abandoned", "merged", "missing", "missing"]
 
 
-def test_a_message_is_posted_with_a_tag_and_without_a_vote_and_found(gerrit: Gerrit, client: ReviewClient) -> None:
-    change = new_change(gerrit)
-    reply(gerrit, change, {"labels": {"Code-Review": -1}})
+@pytest.mark.parametrize("project", ["demo", "team/sub project+1"])
+def test_a_message_has_a_tag_and_no_vote_and_its_edit_is_a_new_one_and_no_impostor_is_found(
+    gerrit: Gerrit, client: ReviewClient, project: str
+) -> None:
+    if project != "demo":
+        gerrit.ask("PUT", "/projects/team%2Fsub%20project%2B1", {"create_empty_commit": True, "branches": ["master"]})
+    change = new_change(gerrit, project=project)
+    if project == "demo":
+        reply(gerrit, change, {"labels": {"Code-Review": -1}})
     before = gerrit.ask("GET", f"/changes/{change.change}/detail")
     assert client.find(change, MARKER) is None
     text = message("Probably the machine.\n\n- from minute 3 steal was 41 %\n\nümlaut", MARKER)
     posted = client.post(change, text)
     assert posted.body == text.body
     assert client.find(change, MARKER) == posted
-    _, ours = messages(gerrit, change)
+    ours = messages(gerrit, change)[-1]
     assert (ours["id"], ours["tag"], ours["_revision_number"]) == (posted.id, TAG, 1)
     after = gerrit.ask("GET", f"/changes/{change.change}/detail")
-    assert after["labels"] == before["labels"]
-    assert after["attention_set"] == before["attention_set"]
+    for key in ("labels", "attention_set"):
+        assert after.get(key) == before.get(key)
     assert set(after["reviewers"]) <= {"REVIEWER", "CC"}
-
-
-def test_an_edit_is_a_new_message_and_the_latest_is_found(gerrit: Gerrit, client: ReviewClient) -> None:
-    change = new_change(gerrit)
-    first = client.post(change, message("first", MARKER))
     assert not client.can_edit
-    second = client.edit(first, message("second", MARKER))
-    assert second.id != first.id
+    second = client.edit(posted, message("second", MARKER))
+    assert second.id != posted.id
+    if project == "demo":
+        reply(gerrit, change, {"message": f"I am a robot {MARKER}", "tag": TAG})
+        reply(gerrit, change, {"message": f"without the tag {MARKER}"}, READER)
     assert client.find(change, MARKER) == second
-    assert len(messages(gerrit, change)) == 2
+    assert client.find(change, "ciml:fedcba9876543210") is None
 
 
 def test_a_message_goes_to_its_patch_set_also_when_a_later_one_has_come(gerrit: Gerrit, client: ReviewClient) -> None:
@@ -119,29 +120,20 @@ def test_a_message_goes_to_its_patch_set_also_when_a_later_one_has_come(gerrit: 
     assert [one["_revision_number"] for one in messages(gerrit, change)] == [1, 1, 2]
 
 
-def test_an_impostor_is_not_ciml(gerrit: Gerrit, client: ReviewClient) -> None:
-    change = new_change(gerrit)
-    posted = client.post(change, message("ours", MARKER))
-    reply(gerrit, change, {"message": f"I am a robot {MARKER}", "tag": TAG})
-    reply(gerrit, change, {"message": f"without the tag {MARKER}"}, READER)
-    assert client.find(change, MARKER) == posted
-    assert client.find(change, "ciml:fedcba9876543210") is None
-
-
 def test_replies_that_say_not_helpful_are_read(gerrit: Gerrit, client: ReviewClient) -> None:
     change = new_change(gerrit)
-    reply(gerrit, change, {"message": "not helpful"}, ("admin", "secret"))  # of something before
+    reply(gerrit, change, {"message": "not helpful"}, GERRIT_ADMIN)  # of something before
     posted = client.post(change, message("ours", MARKER))
     assert client.reactions(posted) == Reactions()
-    reply(gerrit, change, {"message": "> not helpful\n\nI think it is."}, ("admin", "secret"))
+    reply(gerrit, change, {"message": "> not helpful\n\nI think it is."}, GERRIT_ADMIN)
     reply(gerrit, change, {"message": "not helpful"}, READER)
-    reply(gerrit, change, {"message": "not helpful", "tag": "autogenerated:other"}, ("admin", "secret"))
+    reply(gerrit, change, {"message": "not helpful", "tag": "autogenerated:other"}, GERRIT_ADMIN)
     assert client.reactions(posted) == Reactions()
     # Gerrit's web page replies by a comment on the patch set.
     reply(gerrit, change, {"comments": {"/PATCHSET_LEVEL": [{"message": "Hm.\nNot helpful.", "unresolved": False}]}})
     reply(gerrit, change, {"message": "Not Helpful"})
     assert client.reactions(posted) == Reactions(not_helpful=("cleo",))
-    with pytest.raises(Refused, match="the message is gone"):
+    with rejected("not_found", "the message is gone"):
         client.reactions(Posted(change, "0123456789abcdef"))
 
 
@@ -149,86 +141,44 @@ def test_the_longest_message_is_accepted_and_a_longer_one_is_refused_by_gerrit(
     gerrit: Gerrit, client: ReviewClient
 ) -> None:
     change = new_change(gerrit)
-    whole = message("", MARKER)
-    text = message("x" * (MOST_BYTES - len(whole.body.encode())), MARKER)
+    text = message("x" * (MOST_BYTES - len(message("", MARKER).body.encode())), MARKER)
     assert len(text.body.encode()) == MOST_BYTES == client.most_bytes
     assert client.post(change, text).body == text.body
-    with pytest.raises(Refused, match="answers 400") as caught:
+    with rejected("invalid", "answers 400"):
         client.post(change, message("x" * 16_400, MARKER))
-    assert caught.value.reason == "invalid"
     assert len(messages(gerrit, change)) == 1
-
-
-def test_a_project_may_have_any_name_that_gerrit_permits(gerrit: Gerrit, client: ReviewClient) -> None:
-    project = "team/sub project+1"
-    gerrit.ask("PUT", "/projects/team%2Fsub%20project%2B1", {"create_empty_commit": True, "branches": ["master"]})
-    change = new_change(gerrit, project=project)
-    assert client.head(change).state == "open"
-    assert client.find(change, MARKER) is None
-    assert client.post(change, message("ours", MARKER)) == client.find(change, MARKER)
 
 
 def test_rejected_credentials_and_changes_are_told_apart(gerrit: Gerrit, tmp_path: Path, client: ReviewClient) -> None:
     change = new_change(gerrit)
     wrong = gerrit_client(f"http://127.0.0.1:{gerrit.http}", tmp_path, "a-wrong-password", READER[0])
-    with pytest.raises(Refused, match="check user ci and its HTTP password") as caught:
+    with rejected(UNAUTHORIZED, r"^((?!a-wrong).)*check user ci and its HTTP password((?!a-wrong).)*$"):
         wrong.post(change, message("ours", MARKER))
-    assert caught.value.reason == UNAUTHORIZED
-    assert "a-wrong" not in str(caught.value)
     (tmp_path / "secret").write_text(READER[1])
-    with pytest.raises(Refused, match="answers 404") as caught:
+    with rejected("not_found", "answers 404"):
         client.post(ChangeRef("demo", change.change, "7"), message("ours", MARKER))
-    assert caught.value.reason == "not_found"
     for bad in (ChangeRef("demo", "x"), ChangeRef("..", "1"), ChangeRef("", "1")):
-        with pytest.raises(Refused, match="is no n") as caught:
+        with rejected("invalid", "is no n"):
             client.post(bad, message("ours", MARKER))
-        assert caught.value.reason == "invalid"
     assert messages(gerrit, change) == []
 
 
-UNKNOWN = [
-    (ACCEPTED_THEN_HANG, 1), (ACCEPTED_THEN_RESET, 1), (RESET, 0), (CUT, 1), (HUGE, 1), (says(502, after=True), 1),
-    (says(502), 0), (Fault("answer", True, says(200).answer), 1),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("fault", "accepted"), UNKNOWN)
-def test_an_unknown_outcome_is_settled_by_reading(
-    gerrit: Gerrit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, accepted: int
+@pytest.mark.parametrize(("fault", "accepted"), [(ACCEPTED_THEN_RESET, 1), (RESET, 0), (CUT, 1), (answers(200), 0)])
+def test_a_message_of_unknown_outcome_or_that_cannot_be_read_back_is_settled_by_reading(
+    gerrit: Gerrit, tmp_path: Path, fault: Fault, accepted: int
 ) -> None:
     change = new_change(gerrit)
     with serving(ForwardingServer(f"http://127.0.0.1:{gerrit.http}")) as proxy:
         client = gerrit_client(proxy.url, tmp_path, READER[1], READER[0])
         assert client.find(change, MARKER) is None
         proxy.plan = in_turn(fault)
-        text = message("ours", MARKER)
-        if fault.kind == "answer" and fault.answer is not None and fault.answer.status == 200:
-            assert client.post(change, text).body == text.body  # an answer of any form is no failure
-        else:
-            with monkeypatch.context() as short:
-                short.setattr(http.Rest, "call_s", 3.0)
-                with pytest.raises(Unsettled):
-                    client.post(change, text)
-        found = client.find(change, MARKER)
-        assert (found is not None) is bool(accepted)
-        assert found is None or text.stamp in found.body
-    assert len(messages(gerrit, change)) == accepted
-
-
-def test_a_message_that_cannot_be_read_back_is_not_posted_twice(gerrit: Gerrit, tmp_path: Path) -> None:
-    change = new_change(gerrit)
-    with serving(ForwardingServer(f"http://127.0.0.1:{gerrit.http}")) as proxy:
-        client = gerrit_client(proxy.url, tmp_path, READER[1], READER[0])
-        client.find(change, MARKER)
+        with pytest.raises(Unsettled):  # Gerrit's answer names no message
+            client.post(change, message("ours", MARKER))
+        assert (client.find(change, MARKER) is not None) is bool(accepted)
+        proxy.plan = in_turn(says(429, headers={"Retry-After": "5"}))
+        with pytest.raises(Busy, match="asks to wait for 5 s"):
+            client.post(change, message("more", MARKER))
         proxy.plan = lambda asked: says(503) if asked.path.endswith("/messages") else None
         with pytest.raises(Unsettled, match="was posted, and cannot be read"):
-            client.post(change, message("ours", MARKER))
-        proxy.plan = in_turn(says(429, headers={"Retry-After": "5"}))
-        with pytest.raises(Busy) as busy:
             client.post(change, message("more", MARKER))
-        assert busy.value.retry_after_s == 5
-        proxy.plan = in_turn(says(503), writes=False)
-        with pytest.raises(EngineError):
-            client.head(change)
-        assert client.find(change, MARKER) is not None
-    assert len(messages(gerrit, change)) == 1
+    assert len(messages(gerrit, change)) == accepted + 1

@@ -32,7 +32,7 @@ from tests.verdicts.feedback.reviewing import (
     opened,
     secret_file,
 )
-from tests.verdicts.feedback.stub import Answer, Asked, Fault, ReviewServer, says, serving
+from tests.verdicts.feedback.stub import Answer, Asked, Fault, ReviewServer, answers, in_turn, says, serving
 
 OPEN: dict[str, Callable[..., ReviewClient]] = {
     "github": github_client, "gerrit": gerrit_client, "gitlab": gitlab_client,
@@ -103,7 +103,6 @@ def test_an_answer_of_any_content_is_an_error_with_a_reason(kind: str, body: str
     with serving(Canned(BODIES[body])) as server:
         client = OPEN[kind](server.url, tmp_path, SECRET)
         for name, call in CALLS.items():
-            began = time.process_time()
             found = outcome(call, client)
             if isinstance(found, CimlError):
                 assert 10 < len(str(found)) < 1000, (name, found)
@@ -111,29 +110,26 @@ def test_an_answer_of_any_content_is_an_error_with_a_reason(kind: str, body: str
             else:
                 assert found is None or type(found).__module__ == "ciml.integrations.review", name
                 assert repr(found).encode()
-            assert time.process_time() - began < 10.0, name
         client.close()
 
 
 @pytest.mark.parametrize("kind", OPEN)
-def test_a_gigabyte_takes_no_memory(kind: str, tmp_path: Path) -> None:
+def test_an_answer_that_is_too_large_or_encoded_takes_no_memory(kind: str, tmp_path: Path) -> None:
+    large = (b'{"message": [' + b"[]," * MIB + b"[]]}", b"[" + b"[]," * MIB + b"[]]")
+    faults = [(answers(422, body), Refused, "answers 422") for body in large]
+    gzip = answers(200, b"x", {"Content-Encoding": "gzip"})
+    faults += [(gzip, EngineError, "content encoding 'gzip', which was not asked for")]
     with serving(Canned([])) as server:
         client = OPEN[kind](server.url, tmp_path, SECRET)
-        server.plan = lambda _: Fault("huge")
         tracemalloc.start()
         try:
-            with pytest.raises(EngineError, match=r"more than 8388608 bytes \(MAX_ANSWER_BYTES\)"):
-                client.head(CHANGE)
-            for body in (b'{"message": [' + b"[]," * MIB + b"[]]}", b"[" + b"[]," * MIB + b"[]]"):
-                server.plan = lambda _, body=body: Fault("answer", answer=Answer(422, body))  # type: ignore[misc]
-                with pytest.raises(Refused, match="answers 422"):
+            for fault, error, text in faults:
+                server.plan = in_turn(fault, writes=False)
+                with pytest.raises(error, match=text):
                     client.head(CHANGE)
             assert tracemalloc.get_traced_memory()[1] < 24 * MIB
         finally:
             tracemalloc.stop()
-        server.plan = lambda _: Fault("answer", answer=Answer(200, b"x", {"Content-Encoding": "gzip"}))
-        with pytest.raises(EngineError, match="content encoding 'gzip', which was not asked for"):
-            client.head(CHANGE)
 
 
 @contextmanager
@@ -160,26 +156,36 @@ def speaking(say: Callable[[socket.socket], object]) -> Iterator[str]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def endless(first: bytes, again: bytes) -> Callable[[socket.socket], object]:
+def endless(first: bytes, again: bytes, times: int = 20_000) -> Callable[[socket.socket], object]:
     def say(connection: socket.socket) -> None:
         connection.sendall(first)
-        for _ in range(20_000):
+        for _ in range(times):
             connection.sendall(again)
 
     return say
 
 
+def drip(connection: socket.socket) -> None:
+    """Send a byte every 20 ms, each within the time of a step."""
+    for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000:
+        connection.sendall(bytes([byte]))
+        time.sleep(0.02)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
 SPOKEN: dict[str, Callable[[socket.socket], object]] = {
-    "endless headers": endless(b"HTTP/1.1 200 OK\r\n", b"X-More: " + b"x" * 1000 + b"\r\n"),
-    "an endless header": endless(b"HTTP/1.1 200 OK\r\nX-More: ", b"x" * 1000),
+    "endless headers": endless(OK, b"X-More: " + b"x" * 1000 + b"\r\n"),
+    "an endless header": endless(OK + b"X-More: ", b"x" * 1000),
     "an endless status": endless(b"HTTP/1.1 200 ", b"x" * 1000),
-    "endless tiny chunks": endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n" * 500),
+    "endless tiny chunks": endless(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n" * 500),
     "endless interim answers": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
-    "another protocol": lambda connection: connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"),
-    "a line that is no header": lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\n\x00: \x01\r\n\r\n"),
-    "a length that is none": lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"),
-    "two lengths": lambda c: c.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx"),
-    "a huge length": lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n"),
+    "a gigabyte": endless(OK + b"Connection: close\r\n\r\n[", b" " * (1 << 16), 1 << 14),
+    "a slow one": drip,
+    "another protocol": endless(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"", 0),
+    "a line that is no header": endless(OK + b"\x00: \x01\r\n\r\n", b"", 0),
+    "a length that is none": endless(OK + b"Content-Length: -1\r\n\r\n", b"", 0),
+    "two lengths": endless(OK + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nx", b"", 0),
+    "a huge length": endless(OK + b"Content-Length: 99999999999\r\n\r\n", b"", 0),
     "nothing": lambda connection: None,
 }
 
@@ -188,29 +194,27 @@ SPOKEN: dict[str, Callable[[socket.socket], object]] = {
 def test_an_answer_of_any_form_is_an_error_within_the_time_of_a_call(
     spoken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http.Rest, "call_s", 2.0)
+    monkeypatch.setattr(http.Rest, "call_s", 1.0)
     with speaking(SPOKEN[spoken]) as url:
         client = gitlab_client(url, tmp_path, SECRET)
         tracemalloc.start()
         try:
-            began = time.monotonic()
-            with pytest.raises(EngineError):
+            with pytest.raises(EngineError, match=r"\(MAX_ANSWER_BYTES\)" if spoken == "a gigabyte" else None):
                 client.head(CHANGE)
             with pytest.raises(Unsettled):
                 client.post(CHANGE, message())
-            assert time.monotonic() - began < 30.0
             assert tracemalloc.get_traced_memory()[1] < 24 * MIB
         finally:
             tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", OPEN)
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_no_redirect_is_followed_and_no_secret_goes_elsewhere(kind: str, status: int, tmp_path: Path) -> None:
-    with serving(Canned({})) as other:
-        for place in (f"{other.url}/x", "//127.0.0.1/x", "/api/v4/user", "file:///etc/passwd"):
-            with serving(Canned({}, status, {"Location": place})) as server:
-                client = OPEN[kind](server.url, tmp_path, SECRET)
+def test_no_redirect_is_followed_and_no_secret_goes_elsewhere(kind: str, tmp_path: Path) -> None:
+    with serving(Canned({})) as other, serving(Canned({})) as server:
+        client = OPEN[kind](server.url, tmp_path, SECRET)
+        for status in (301, 302, 303, 307, 308):
+            for place in (f"{other.url}/x", "//127.0.0.1/x", "/api/v4/user", "file:///etc/passwd"):
+                server.canned = Answer(status, {}, {"Location": place})
                 for call in (CALLS["find"], CALLS["post"]):
                     with pytest.raises(Refused, match=f"answers {status}, a redirect, which is not followed"):
                         call(client)
@@ -222,9 +226,7 @@ def test_a_next_page_is_asked_at_the_same_address(kind: str, tmp_path: Path) -> 
     with serving(Canned([])) as other:
         link = {"Link": f'<{other.url}/steal>; rel="next"'}
         with serving(Canned(b'{"id": 1, "_account_id": 1}', 200, link)) as server:
-            server.plan = lambda asked: (
-                None if asked.parts[-1] in ("user", "self") else Fault("answer", answer=Answer(200, [], link))
-            )
+            server.plan = lambda asked: None if asked.parts[-1] in ("user", "self") else answers(200, [], link)
             client = OPEN[kind](server.url, tmp_path, SECRET)
             if kind == "gerrit":
                 assert client.find(CHANGE, MARKER) is None  # it has no pages
@@ -251,48 +253,43 @@ def test_no_environment_and_no_cookie_leads_elsewhere(
 
 
 def test_an_address_of_a_message_is_one_of_the_system(tmp_path: Path) -> None:
-    for url, shown in (("https://evil.example.org/x", ""), ("javascript:alert(1)", ""), ("x" * 9000, ""), ("", "")):
-        body = {"id": 1, "created_at": "", "body": "b", "html_url": url}
-        with serving(Canned(body)) as server:
-            assert github_client(server.url, tmp_path, SECRET).post(CHANGE, message()).url == shown
-            server.canned = Answer(200, body | {"html_url": f"{server.url}/pull/7"})
-            assert github_client(server.url, tmp_path, SECRET).post(CHANGE, message()).url == f"{server.url}/pull/7"
+    with serving(Canned()) as server:
+        client, own = github_client(server.url, tmp_path, SECRET), f"{server.url}/pull/7"
+        for url in (own, "https://evil.example.org/x", "javascript:alert(1)", "x" * 9000, ""):
+            server.canned = Answer(200, {"id": 1, "created_at": "", "body": "b", "html_url": url})
+            assert client.post(CHANGE, message()).url == (url if url == own else "")
 
 
-@pytest.mark.parametrize("kind", OPEN)
-def test_a_server_that_repeats_what_it_was_sent_shows_no_secret(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "who"), [("github", "the token"), ("gerrit", "user ci"), ("gitlab", "the token")])
+def test_a_server_that_repeats_what_it_was_sent_shows_no_secret(kind: str, who: str, tmp_path: Path) -> None:
+    sent: list[str] = []
+
+    def repeat(asked: Asked) -> Fault:
+        sent.append(asked.headers.get("authorization", asked.headers.get("private-token", "")).split()[-1])
+        return says(status, f"who are you, {sent[-1]} or {SECRET} or {SECRET[::-1]}?")
+
     with serving(Canned({})) as server:
         client = OPEN[kind](server.url, tmp_path, SECRET)
-        for status in (400, 403, 404, 409, 422, 500, 503):
-            said: list[str] = []
-
-            def repeat(asked: Asked, status: int = status, said: list[str] = said) -> Fault:
-                sent = asked.headers.get("authorization", asked.headers.get("private-token", "")).split()[-1]
-                said.append(sent)
-                return says(status, f"who are you, {sent} or {SECRET} or {SECRET[::-1]}?")
-
-            server.plan = repeat
+        server.plan = repeat
+        for status in (400, 401, 403, 404, 409, 422, 500, 503):
             for call in (CALLS["find"], CALLS["post"]):
                 with pytest.raises(CimlError) as caught:
                     call(client)
-                assert said
-                assert not [each for each in (*said, SECRET, "who are you") if each in str(caught.value)]
+                assert not [each for each in (sent.pop(), SECRET, "who are you") if each in str(caught.value)]
+            if status == 401:
+                assert isinstance(caught.value, Refused)
+                assert caught.value.reason == UNAUTHORIZED
+                assert f"rejects the credentials: check {who}" in str(caught.value)
         server.plan = lambda _: says(422, "the body is blank")
         with pytest.raises(Refused, match="answers 422: the body is blank"):
             client.find(CHANGE, MARKER)
-
-
-@pytest.mark.parametrize("kind", OPEN)
-def test_what_a_server_says_of_itself_is_short_and_printable(kind: str, tmp_path: Path) -> None:
-    said = "\x1b[31mred\x1b[0m\n\r\x00\u202e" + "long " * 100_000
-    with serving(Canned({})) as server:
-        client = OPEN[kind](server.url, tmp_path, SECRET)
+        said = "\x1b[31mred\x1b[0m\n\r\x00\u202e" + "long " * 100_000
         for body in ({"message": said}, {"error": said}, said.encode(), {"message": {"deep": [said]}}):
-            server.plan = lambda _, body=body: Fault("answer", answer=Answer(422, body))  # type: ignore[misc]
-            with pytest.raises(Refused) as caught:
+            server.plan = in_turn(answers(422, body), writes=False)
+            with pytest.raises(Refused) as refused:
                 client.find(CHANGE, MARKER)
-            assert str(caught.value).isprintable()
-            assert len(str(caught.value)) < 400
+            assert str(refused.value).isprintable()
+            assert len(str(refused.value)) < 400
 
 
 def test_tls_is_verified_by_the_given_certificates(tmp_path: Path) -> None:
@@ -361,12 +358,3 @@ def test_a_wrong_secret_is_named_and_not_shown(
     with pytest.raises(CimlError, match=problem) as caught:
         system.client("feedback.toml, system reviews", tmp_path)
     assert SECRET not in str(caught.value)
-
-
-def test_a_server_that_rejects_the_credentials_is_told_apart(tmp_path: Path) -> None:
-    for kind, who in (("github", "the token"), ("gerrit", "user ci"), ("gitlab", "the token")):
-        with serving(Canned()) as server:
-            server.plan = lambda _: says(401, SECRET)
-            with pytest.raises(Refused, match=f"rejects the credentials: check {who}") as caught:
-                OPEN[kind](server.url, tmp_path, SECRET).post(CHANGE, message())
-            assert (caught.value.reason, SECRET in str(caught.value)) == (UNAUTHORIZED, False)

@@ -18,7 +18,7 @@ from tests.pipelines.ingest.ingesting import need_real
 from tests.scraping import scrape
 from tests.services.supervising import Supervised, supervised
 from tests.verdicts.feedback.github_stub import TOKEN, GitHubServer
-from tests.verdicts.feedback.reviewing import NEXT_SHA, SHA
+from tests.verdicts.feedback.reviewing import SHA
 from tests.verdicts.feedback.reviews import prediction
 from tests.verdicts.feedback.stub import ACCEPTED_THEN_RESET, in_turn
 
@@ -109,19 +109,3 @@ def test_a_message_survives_a_killed_worker_and_a_lost_answer(
         assert one.ask("stop").exception is None
     assert corrections_of(DataRoot.open(data)) == {}
     assert TOKEN not in "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*.log"))
-
-
-def test_a_dry_run_needs_no_secret_and_calls_nothing(
-    kafka: str, topic: Callable[..., str], tmp_path: Path, github_server: GitHubServer
-) -> None:
-    need_real(kafka)
-    predictions, data = topic(1, "predictions"), tmp_path / "data"
-    config = configure(tmp_path, github_server)
-    Path(config).write_text(Path(config).read_text().replace("dry_run = false", ""))
-    (tmp_path / "token").unlink()
-    publish(kafka, predictions, failed(1, patchset=NEXT_SHA, head=NEXT_SHA))
-    with supervised(tmp_path / "home") as one:
-        start(one, config, data, kafka, predictions)
-        one.wait(lambda: one.status()["counts"] == {"taken": 1, "messages dry_run": 1}, "it was not shown")
-        assert "“unit” failed, probably because of the machine" in one.files.log("worker").read_text()
-    assert github_server.asked == []

@@ -21,7 +21,8 @@ from ciml.verdicts.feedback.judgement import Item
 from ciml.verdicts.feedback.outbox import Outbox
 from ciml.verdicts.feedback.state import Entry, FeedbackState
 from ciml.verdicts.feedback.text import Finding
-from tests.verdicts.feedback.reviews import NOW_S, Killed, Review
+from tests.durable import Died
+from tests.verdicts.feedback.reviews import NOW_S, Review
 
 _LIMITS = Limits(deltas=100, records=500)
 
@@ -89,7 +90,7 @@ class World:
         for _ in range(most):
             try:
                 self.work()
-            except Killed:
+            except Died:
                 self.restart()
             with self.committing.state() as state:
                 if not state.opened:
