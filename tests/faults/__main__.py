@@ -5,30 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ciml.cli.options import Duration
-from tests.faults import report, results, rows
+from tests.faults import long, results, rows
 from tests.faults.children import ROOT
-from tests.faults.playing import KEPT, keep_folder, play
+from tests.faults.planted import DEFECTS
 from tests.faults.results import Result
-from tests.faults.stage import Stage, stage
-from tests.faults.verdict import Verdict
+from tests.faults.scene import KEPT, Scene, Stage, keep_folder, play, stage
 
-Todo = list[tuple[int, int, str]]  # row, seed, engine
-
-
-def replay(one: Result) -> str:
-    """The command that plays a trial again."""
-    more = "" if one.engine == "micro-batches" else f" --engine {one.engine}"
-    return f"python -m tests.faults --rows {one.row} --trials 1 --seed {one.seed}{more}"
+Trial = tuple[int, int, str]  # row, seed, engine
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
@@ -38,30 +29,33 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[int
         if not first.isdigit() or (last and not last.isdigit()):
             raise click.BadParameter(f"{part!r}: want numbers such as 1,5-10", ctx, param)
         found += range(int(first), int(last or first) + 1)
+    if unknown := [number for number in found if number not in rows.load()]:
+        raise click.BadParameter(f"there is no row {unknown[0]}; there are {', '.join(map(str, rows.load()))}")
     return found
 
 
 @click.command()
-@click.option("--rows", "wanted", callback=_numbers, default="", metavar="6,7|5-10", help="Only these rows.")
-@click.option("--trials", type=int, metavar="N", help="Trials of each row.  [default: what the row wants]")
-@click.option("--seed", default=1, show_default=True, help="Of the first trial; the next has the next one.")
+@click.option("--rows", "numbers", callback=_numbers, default="", metavar="6,7|5-10", help="Only these rows.")
+@click.option("--trials", type=int, metavar="N", help="Trials of each row.  [default: as the report wants]")
+@click.option("--seed", default=1, show_default=True, help="Seed of the first trial; the next has the next one.")
 @click.option("--engine", "engines", multiple=True, default=("micro-batches", "flink"), show_default=True,
-              type=click.Choice(["micro-batches", "flink"]), help="What ingest runs on; may be repeated.")  # fmt: skip
-@click.option("--jobs", default=2, show_default=True, help="Trials at the same time.")
+              type=click.Choice(["micro-batches", "flink"]), help="Engine of ingest; may be repeated.")  # fmt: skip
+@click.option("--jobs", default=2, show_default=True, help="Number of concurrent trials.")
 @click.option("--missing", is_flag=True, help="Only trials whose seed has not passed yet.")
-@click.option("--planted", default="", metavar="DEFECT|all", help="Plant defects; each must be found.")
+@click.option("--planted", type=click.Choice([*DEFECTS, "all"]), help="Plant defects; each must be found.")
 @click.option("--big", type=click.Choice(["flink", "s3", "micro-batches"]), help="One run of very many events instead.")
-@click.option("--events", default=100_000, show_default=True, help="Of a big run.")
-@click.option("--kills", default=20, show_default=True, help="Of a big run.")
-@click.option("--soak", type=Duration(), metavar="TIME", help="A soak of so long instead, on the last engine named.")
+@click.option("--events", default=100_000, show_default=True, help="Events of a big run.")
+@click.option("--kills", default=20, show_default=True, help="Kills of a big run.")
+@click.option("--soak", type=Duration(), metavar="TIME", help="A soak of this length instead, on the last engine.")
 @click.option("--rate", default=0.0, help="Events a second of a big run or a soak.  [default: as fits; 20]")
 @click.option("--keep/--no-keep", default=True, help="Whether results are added to those in docs/.")
-@click.option("--report", "document", type=click.Path(path_type=Path), default=report.DOCUMENT, help="To be written.")
+@click.option("--report", "document", type=click.Path(path_type=Path), default=results.DOCUMENT, help="File to write.")
 def command(
-    wanted: list[int], trials: int | None, seed: int, engines: tuple[str, ...], jobs: int, missing: bool, planted: str,
-    big: str | None, events: int, kills: int, soak: float | None, rate: float, keep: bool, document: Path,
+    numbers: list[int], trials: int | None, seed: int, engines: tuple[str, ...], jobs: int, missing: bool,
+    planted: str | None, big: str | None, events: int, kills: int, soak: float | None, rate: float, keep: bool,
+    document: Path,
 ) -> None:  # fmt: skip
-    """Inject faults into real processes and compare what is left with the producer's own list.
+    """Inject faults into real processes and compare the result with the producer's own list.
 
     \b
     Example:
@@ -71,118 +65,103 @@ def command(
       python -m tests.faults --soak 30min --engine flink
     """
     if planted:
-        from tests.faults.planted_trials import hunt
-
-        sys.exit(hunt(planted, jobs))
-    known = rows.load()
-    if unknown := [number for number in wanted if number not in known]:
-        raise click.BadParameter(f"there is no row {unknown[0]}; there are {', '.join(map(str, known))}")
-    if big:
-        found = [_one_big(big, events, kills, seed, rate)]
-    elif soak:
-        found = [_one_soak(soak, engines[-1], seed, rate)]
-    else:
-        todo = [
-            (number, seed + index, engine)
-            for engine in engines
-            for number in (wanted or known)
-            if engine in known[number].ENGINES
-            for index in range(trials or rows.wanted(known[number], engine))
-        ]
-        if missing:
-            passed = {key for key, one in results.newest(results.load()).items() if one.ok}
-            todo = [(row, number, engine) for row, number, engine in todo if (row, engine, "", number) not in passed]
-        found = _sitting(todo, known, jobs, keep)
+        sys.exit(_hunt(list(DEFECTS) if planted == "all" else [planted], jobs))
+    known, found = rows.load(), []
+    todo = [
+        (number, seed + index, engine)
+        for engine in engines
+        for number in (numbers or known)
+        if engine in known[number].engines
+        for index in range(trials or known[number].wanted(engine))
+    ]
+    if missing:
+        passed = {one.key for one in {one.key: one for one in results.load()}.values() if one.ok}
+        todo = [each for each in todo if (each[0], each[2], "", each[1]) not in passed]
+    for one in [_long(big, soak, engines[-1], seed, events, kills, rate)] if big or soak else _all(todo, jobs):
+        _print(one)
+        found.append(one)
+        if keep:
+            results.add(one)
     if keep and found:
-        if big or soak:
-            results.add(found)
-        report.write(known, results.load(), document)
+        results.write(known, results.load(), document)
     failed = [one for one in found if not one.ok and not one.skipped]
     click.echo(f"{len(found) - len(failed)} passed, {len(failed)} failed")
     sys.exit(1 if failed else 0)
 
 
-def _sitting(todo: Todo, known: dict[int, rows.Row], jobs: int, keep: bool) -> list[Result]:
-    """Plays everything; what measures, and what shares the one cluster, one after the other."""
-    found: list[Result] = []
+def _all(todo: list[Trial], jobs: int) -> Iterator[Result]:
+    """Run everything; what measures, and what shares the one cluster, one after the other."""
     for engine in ("micro-batches", "flink"):
-        mine = [each for each in todo if each[2] == engine]
-        alone = [each for each in mine if engine == "flink" or getattr(known[each[0]], "ALONE", False)]
-        together = [each for each in mine if each not in alone]
+        mine = [trial for trial in todo if trial[2] == engine]
+        alone = [trial for trial in mine if engine == "flink" or rows.load()[trial[0]].alone]
         if mine:
             with stage(flink=engine == "flink") as place:
-                found += [*_play_all(together, place, jobs, keep), *_play_all(alone, place, 1, keep)]
-    return found
+                yield from _run([trial for trial in mine if trial not in alone], place, jobs)
+                yield from _run(alone, place, 1)
 
 
-def _play_all(todo: Todo, place: Stage, jobs: int, keep: bool) -> Iterator[Result]:
-    console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-        ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
-    ):
-        bar = progress.add_task("trials", total=len(todo))
-        waiting: dict[Future[tuple[Verdict, float]], tuple[int, int, str]] = {
-            pool.submit(play, *each, place): each for each in todo
-        }
-        for future in _as_they_end(waiting, pool):
-            verdict, seconds = future.result()
-            row, number, engine = waiting[future]
-            one = Result.of(row, number, engine, verdict, seconds)
-            if keep:
-                results.add([one])
-            _tell(console, f"row {row} seed {number} {engine}", one)
-            progress.advance(bar)
-            yield one
+def _run(todo: list[Trial], place: Stage, jobs: int) -> Iterator[Result]:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(play, *trial, place): trial for trial in todo}
+        try:
+            for future in as_completed(waiting):
+                yield Result.of(*waiting[future], *future.result())
+        except BaseException:  # when this is interrupted, no further trial begins
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _as_they_end(waiting: Iterable[Future[tuple[Verdict, float]]], pool: ProcessPoolExecutor) -> Iterator[Future]:
-    """The trials as they end. When this is interrupted, no further one begins."""
-    try:
-        yield from as_completed(waiting)
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
+def _hunt(names: list[str], jobs: int) -> int:
+    """Run the trials of planted defects; return the number of those that were not found for the right reason."""
+    missed = 0
+    with stage() as place, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for name, lines in zip(names, pool.map(_found, names, [place] * len(names)), strict=True):
+            ok = any(line.startswith(DEFECTS[name].finds) for line in lines)
+            missed += not ok
+            click.echo(f"{name} in row {DEFECTS[name].row}: {'found' if ok else 'NOT FOUND'}")
+            for line in {line.split(":")[0]: line for line in reversed(lines)}.values():
+                click.echo(f"    {line[-300:] if line.startswith('trial') else line[:160]}")
+    click.echo(f"{len(names) - missed} of {len(names)} planted defects found")
+    return missed
 
 
-def _tell(console: Console, what: str, one: Result) -> None:
-    said = "skipped: " + one.skipped if one.skipped else "passed" if one.ok else "FAILED"
+def _found(name: str, place: Stage) -> list[str]:
+    defect, lines = DEFECTS[name], []
+    for attempt in range(defect.tries):  # each fourth trial of a row has the same kind of fault
+        verdict, _ = play(defect.row, defect.seed + 4 * attempt, "micro-batches", place, name)
+        lines = verdict.failures
+        if any(line.startswith(defect.finds) for line in lines):
+            break
+    return lines
+
+
+def _long(
+    big: str | None, soak: float | None, engine: str, seed: int, events: int, kills: int, rate: float
+) -> Result:  # fmt: skip
+    began = time.monotonic()
+    engine = {"s3": "flink", None: engine}.get(big, big or "")
+    with long.place_for(big or engine) as (place, data):
+        scene = Scene(place, place.home / f"long-{seed}", engine, lag_limit_s=300.0 if soak else 120.0)
+        if big:
+            name, verdict = f"{big}, {events:,} events", long.big(scene, seed, events, kills, data, rate)
+        else:
+            name, out = f"soak, {(soak or 0) / 60:.0f} min", KEPT / f"soak-{engine}-{(soak or 0) / 60:.0f}min.csv"
+            verdict = long.soak(scene, seed, soak or 0.0, rate or 20.0, out)
+            click.echo(f"figures: {out}, {out.with_suffix('.png')}")
+        keep_folder(scene.folder, verdict, "job=*", "span-*")
+    return Result.of(0, seed, engine, verdict, time.monotonic() - began, name)
+
+
+def _print(one: Result) -> None:
+    outcome = f"skipped: {one.skipped}" if one.skipped else "passed" if one.ok else "FAILED"
     figures = [f"{name}={value}" for name, value in one.counts.items()]
-    figures += [f"{name}={max(values):.1f}" for name, values in one.measures.items() if values]
-    console.print(f"{what}: {said} in {one.seconds:.1f} s  {' '.join(figures)}", highlight=False, soft_wrap=True)
-    for line in one.failures[:8]:
-        console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
-    if one.failures and one.row:
-        console.print(f"    kept in {KEPT}; again by: {replay(one)}", highlight=False, soft_wrap=True)
-
-
-def _one_big(kind: str, events: int, kills: int, seed: int, rate: float) -> Result:
-    from tests.faults import big
-
-    began, engine = time.monotonic(), "micro-batches" if kind == "micro-batches" else "flink"
-    with big.place_for(kind) as (place, data):
-        scene = place.scene(place.home / f"big-{kind}-{seed}", engine=engine)
-        verdict = big.run(scene, seed, events, kills, data, rate)
-        keep_folder(scene.folder, verdict, heavy=True)
-    one = Result.of(0, seed, engine, verdict, time.monotonic() - began, f"{kind}, {events:,} events")
-    _tell(Console(), one.name, one)
-    return one
-
-
-def _one_soak(seconds: float, engine: str, seed: int, rate: float) -> Result:
-    from tests.faults import soak
-
-    began, out = time.monotonic(), KEPT / f"soak-{engine}-{seconds / 60:.0f}min.csv"
-    with stage(flink=engine == "flink") as place:
-        scene = place.scene(place.home / f"soak-{engine}-{seed}", engine=engine)
-        scene.lag_limit_s = 300.0
-        verdict = soak.run(scene, seed, seconds, rate or 20.0, out)
-        keep_folder(scene.folder, verdict, heavy=True)
-    click.echo(f"figures: {out}, {out.with_suffix('.png')}")
-    one = Result.of(0, seed, engine, verdict, time.monotonic() - began, f"soak, {seconds / 60:.0f} min")
-    _tell(Console(), one.name, one)
-    return one
+    figures += [f"{name}={max(values):.1f}" for name, values in one.measures.items()]
+    name = one.name or f"row {one.row} seed {one.seed} {one.engine}"
+    click.echo(f"{name}: {outcome} in {one.seconds:.1f} s  {' '.join(figures)}")
+    for line in one.failures:
+        click.echo(f"    {line}")
+    if one.failures:
+        click.echo(f"    kept in {KEPT}; again by: {one.replay}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,22 @@
-"""A broker that a trial may hurt: killed, frozen, forgetful, behind a proxy. One for each process that runs trials."""
+"""A broker that a trial may harm (one for each process that runs trials), and toxiproxy, which may stand before it."""
 
 from __future__ import annotations
 
 import atexit
 import os
-import random
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
+
+import httpx
+import platformdirs
 
 from ciml.engines.base import Settings
 from ciml.engines.kafka import Kafka
-from ciml.engines.processes import bindable
+from ciml.engines.processes import free_ports, lasting_ports
 from tests.faults.children import Program
 
 
@@ -20,8 +25,8 @@ class Broker:
 
     Attributes:
       address: where producers and the harness reach it.
-      proxied: the port at which a proxy has to listen for those who are to come through it.
-      behind: the port to which that proxy leads.
+      proxied: the port at which a proxy has to listen for clients that use it.
+      behind: the port to which that proxy forwards.
     """
 
     def __init__(self, home: Path) -> None:
@@ -33,76 +38,54 @@ class Broker:
         launch = self._engine.prepare(home, ports, Settings(kafka_heap_mb=384))
         assert launch.command is not None
         self._command, self._state = launch.command, self._engine.state_of(launch)
-        self._settings(home / "kafka" / "server.properties")
+        self._settings(home / "kafka" / "server.properties", self.behind, self.proxied)
         self.address = launch.address
-        self._process: Program | None = None
         self.start()
 
-    def _settings(self, file: Path) -> None:
-        """A second listener, announced as the proxy's address; retention that is looked at twice a second."""
-        lines = []
-        for line in file.read_text().splitlines():
-            name, _, value = line.partition("=")
-            if name == "listeners":
-                value += f",PROXIED://127.0.0.1:{self.behind}"
-            elif name == "advertised.listeners":
-                value += f",PROXIED://127.0.0.1:{self.proxied}"
-            elif name == "listener.security.protocol.map":
-                value += ",PROXIED:PLAINTEXT"
-            lines.append(f"{name}={value}" if value else line)
-        lines += [
-            "log.retention.check.interval.ms=500",
-            "log.initial.task.delay.ms=500",
-            "inter.broker.listener.name=PLAINTEXT",
-        ]
-        file.write_text("\n".join(lines) + "\n")
+    @staticmethod
+    def _settings(file: Path, behind: int, proxied: int) -> None:
+        """Add a second listener, announced as the proxy's address, and check retention twice a second."""
+        more = {
+            "listeners": f",PROXIED://127.0.0.1:{behind}",
+            "advertised.listeners": f",PROXIED://127.0.0.1:{proxied}",
+            "listener.security.protocol.map": ",PROXIED:PLAINTEXT",
+        }
+        lines = [line + more.get(line.partition("=")[0], "") for line in file.read_text().splitlines()]
+        lines += ["log.retention.check.interval.ms=500", "log.initial.task.delay.ms=500"]
+        file.write_text("\n".join([*lines, "inter.broker.listener.name=PLAINTEXT", ""]))
 
     def start(self, most_s: float = 90.0) -> float:
-        """Starts it, or starts it again on its data; seconds until it answered."""
+        """Start it, on the data of its predecessor; return the seconds until it answered."""
         began = time.monotonic()
-        self._process = Program(self._command, self._home / "broker.log")
-        while self._engine.ready(self._home, self._state) is None:
-            if self._process.poll() is not None or time.monotonic() - began > most_s:
-                raise RuntimeError(f"the broker does not come up: {self._process.said()}")
+        self.process = Program(self._command, self._home / "broker.log")
+        while not self.is_whole():
+            if self.process.poll() is not None or time.monotonic() - began > most_s:
+                raise RuntimeError(f"the broker does not start: {self.process.said()}")
             time.sleep(0.05)
         return time.monotonic() - began
 
-    @property
-    def process(self) -> Program:
-        assert self._process is not None
-        return self._process
-
     def kill(self) -> None:
-        """SIGKILL, by its pid."""
+        """Send SIGKILL."""
         self.process.kill()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay, nothing answers."""
+        """Send SIGSTOP: connections stay, nothing answers."""
         self.process.send(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT."""
+        """Send SIGCONT."""
         self.process.send(signal.SIGCONT)
 
     def is_whole(self) -> bool:
-        """Whether it runs and answers."""
+        """Return whether it runs and answers."""
         return self.process.poll() is None and self._engine.ready(self._home, self._state) is not None
-
-
-def lasting_ports(count: int) -> list[int]:
-    """Ports that stay free while nobody listens: below those that the system gives to connections."""
-    numbers = random.sample(range(18_000, 32_000), 200)
-    found = [number for number in numbers if bindable(number)][:count]
-    if len(found) < count:
-        raise RuntimeError("no free ports")
-    return found
 
 
 _brokers: dict[int, Broker] = {}
 
 
 def own_broker(home: Path) -> Broker:
-    """The broker of this process, whole: mended where an earlier trial left it broken."""
+    """Return the broker of this process, restarted if an earlier trial left it dead."""
     pid = os.getpid()
     broker = _brokers.get(pid)
     if broker is None:
@@ -113,3 +96,67 @@ def own_broker(home: Path) -> Broker:
         broker.kill()
         broker.start()
     return broker
+
+
+_TOXIPROXY = "v2.12.0"
+_PACKAGE = f"github.com/Shopify/toxiproxy/v2/cmd/server@{_TOXIPROXY}"
+
+
+class Missing(Exception):
+    """Toxiproxy is not available here; the message says why."""
+
+
+def _toxiproxy() -> Path:
+    """Return the program, built once for the user by Go, from the Go proxy."""
+    folder = Path(platformdirs.user_cache_dir("ciml")) / f"toxiproxy-{_TOXIPROXY}"
+    if not (folder / "server").exists():
+        if shutil.which("go") is None:
+            raise Missing("toxiproxy is built by Go, which is not installed")
+        part = folder.with_name(f"{folder.name}.{os.getpid()}")
+        done = subprocess.run(
+            ["go", "install", _PACKAGE], env={**os.environ, "GOBIN": str(part)}, capture_output=True, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise Missing(f"toxiproxy does not build: {done.stderr.strip()[-200:]}")
+        folder.mkdir(parents=True, exist_ok=True)
+        os.replace(part / "server", folder / "server")
+        part.rmdir()
+    return folder / "server"
+
+
+class Proxy:
+    """Toxiproxy: a TCP link from one port to another, which it cuts, slows and resets."""
+
+    def __init__(self, folder: Path, listen: int, upstream: int) -> None:
+        program, port = _toxiproxy(), free_ports(1)[0]
+        self._process = Program([str(program), "-host", "127.0.0.1", "-port", str(port)], folder / "proxy.log")
+        self._api = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self._api.get("/version")
+                break
+            except httpx.TransportError:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"toxiproxy does not answer: {self._process.said()}") from None
+                time.sleep(0.05)
+        link = {"name": "link", "listen": f"127.0.0.1:{listen}", "upstream": f"127.0.0.1:{upstream}"}
+        self._api.post("/proxies", json=link).raise_for_status()
+
+    def add(self, kind: str, stream: str = "downstream", **attributes: Any) -> None:
+        """Add a toxic."""
+        toxic = {"type": kind, "stream": stream, "attributes": attributes}
+        self._api.post("/proxies/link/toxics", json=toxic).raise_for_status()
+
+    def enable(self, on: bool) -> None:
+        """Enable the link; while disabled, connections are closed and refused."""
+        self._api.post("/proxies/link", json={"enabled": on}).raise_for_status()
+
+    def mend(self) -> None:
+        """Remove all toxics and enable the link."""
+        self._api.post("/reset").raise_for_status()
+
+    def close(self) -> None:
+        self._api.close()
+        self._process.kill()

@@ -6,21 +6,21 @@ What a commit survives does not depend on the broker, and without one a trial ha
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import io
 import json
 import os
 import pickle
 import random
 import signal
-import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import wraps
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
+import pyarrow.parquet as pq
+
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.manifest.checkpoints import Limits
@@ -29,102 +29,77 @@ from ciml.pipelines.ingest.committer import Committer
 from ciml.pipelines.kafka.broker import Listing
 from ciml.pipelines.kafka.plan import PartitionRead, is_older, plan
 from ciml.runs.compact import compact
-from ciml.storage import Store, open_store
+from ciml.runs.reader import read_run
+from ciml.runs.verify import verify_raw
+from ciml.storage import open_store
+from ciml.transforms.examples.spans import verify_span
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
 from ciml.transforms.ingest.run_stages import settle
 from ciml.trust import TrustPolicy
+from tests.durable import Disk, Steps
 from tests.faults import datasets
-from tests.faults.children import Child
-from tests.faults.judge import Delivery
-from tests.faults.plan import Mix, Send
-from tests.faults.points import Points, Stop
+from tests.faults.children import Child, Fork
+from tests.faults.oracle import Delivery, Ledger, Objects, accepted, judge, open_objects
+from tests.faults.plan import Mix
+from tests.faults.results import Verdict
 from tests.faults.scene import Scene
-from tests.faults.verdict import Verdict
 
 TOPIC, TOPIC_ID = "events", "offline"
-#: How long what is replaced is kept here. Half of it has to be longer than a listing takes on a busy machine.
+#: How long replaced objects are kept here. Half of it has to be longer than a listing takes on a busy machine.
 GRACE_S = 3.0
-LIMITS = Limits(deltas=3)
-#: Those of `tests.faults.datasets` that the few runs of a trial are enough for.
+#: Those of `tests.faults.datasets` for which the few runs of a trial are enough.
 DATASETS = ("all-status",)
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Topic:
-    """Messages of a plan, as a broker would hold them."""
+class Stop:
+    """Where a process stops: at a durable step (`tests.durable`).
 
-    deliveries: tuple[Delivery, ...]
+    Attributes:
+      at: the number of the step, from 1; 0 for none.
+      of: counts only steps whose text begins with this: ``append`` are those of the store, others those of the disk.
+      how: SIGKILL or SIGSTOP, or a negative error number that the step fails with.
+      lasts: whether all later steps fail too.
+    """
 
-    @classmethod
-    def of(cls, sends: Iterable[Send]) -> Topic:
-        ends: dict[int, int] = {}
-        found = []
-        for send in sends:
-            offset = ends.get(send.partition, 0)
-            ends[send.partition] = offset + 1
-            found.append(Delivery(send.partition, offset, send))
-        return cls(tuple(found))
-
-    def listing(self, share: float = 1.0) -> Listing:
-        """The topic as a broker tells it, when a share of it was sent."""
-        sent = self.sent(share)
-        parts = sorted({one.partition for one in sent})
-        return Listing(TOPIC, TOPIC_ID, {part: (0, sum(one.partition == part for one in sent)) for part in parts})
-
-    def sent(self, share: float) -> tuple[Delivery, ...]:
-        return self.deliveries[: round(len(self.deliveries) * share)]
-
-    def batches(self, read: PartitionRead, size: int) -> Iterator[Batch]:
-        """The messages of a read that are not covered."""
-        covered = [number for start, end in read.covered for number in range(start, end)]
-        assert read.end is not None
-        for start in range(read.start, read.end, size):
-            end = min(start + size, read.end)
-            messages = [
-                Message(one.offset, one.send.value, one.send.headers)
-                for one in self.deliveries
-                if one.partition == read.partition and start <= one.offset < end and one.offset not in covered
-            ]
-            yield Batch(OffsetRange(TOPIC, TOPIC_ID, read.partition, start, end), messages=messages)
+    at: int = 0
+    of: str = ""
+    how: int = signal.SIGKILL
+    lasts: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is to do.
+    """The task of a process.
 
     Attributes:
       data: the data root.
-      topic: a file that holds a pickled `Topic`.
+      topic: a file with the pickled deliveries of a topic.
       hosts: of the logs.
-      folder: for whatever else it writes.
       share: how much of the topic was sent.
       most: offsets of a partition that it commits together at most.
       seed: of the order in which it commits.
-      tidy: whether it also compacts, and brings data sets up to date.
+      tidy: whether it also compacts, and updates data sets.
       stop: where it dies or freezes.
-      points: a file for the labels of all points; "" for none.
-      patience_s: how long it goes on trying when the store does not answer.
-      environment: more variables.
+      steps: a file for the number of all steps; "" for none.
+      patience_s: how long it goes on trying if the store does not answer.
     """
 
     data: str
     topic: str
     hosts: tuple[str, ...]
-    folder: str
     share: float = 1.0
     most: int = 6
     seed: int = 0
     tidy: bool = True
     stop: Stop = field(default_factory=Stop)
-    points: str = ""
+    steps: str = ""
     patience_s: float = 0.0
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 def work(job: Job) -> None:
-    """Ingests what of the topic is not covered, with checkpoints between commits; then compacts, and makes data sets.
+    """Ingest what of the topic is not covered, with checkpoints between commits; then compact, and make data sets.
 
     Raises:
       CimlError: as ciml's own commands do.
@@ -132,7 +107,7 @@ def work(job: Job) -> None:
     began = time.monotonic()
     while True:
         try:
-            _work(job)
+            _ingest(job)
             return
         except EngineError:
             if time.monotonic() - began > job.patience_s:
@@ -140,66 +115,81 @@ def work(job: Job) -> None:
             time.sleep(0.1)
 
 
-def _work(job: Job) -> None:
-    topic: Topic = pickle.loads(Path(job.topic).read_bytes())
-    data = open_store(job.data)
-    raw, rng = data.child("raw"), random.Random(job.seed)
-    committing = Committer(raw, limits=LIMITS)
+def _ingest(job: Job) -> None:
+    sent: list[Delivery] = pickle.loads(Path(job.topic).read_bytes())
+    raw, rng = open_store(job.data).child("raw"), random.Random(job.seed)
+    committing = Committer(raw, limits=Limits(deltas=3))
     policy, trust = FetchPolicy(hosts=job.hosts), TrustPolicy.load()
     while True:
         with committing.state() as state:
-            shown = topic.listing(job.share)
-            now = topic.listing() if is_older(shown, state) else shown
+            shown = _listing(sent[: round(len(sent) * job.share)])
+            now = _listing(sent) if is_older(shown, state) else shown
             reads = plan(state, now, bounded=True, most=job.most, until=shown)
         if not reads:
             break
-        batches = [batch for read in reads for batch in topic.batches(read, max(2, job.most // 2))]
+        batches = [batch for read in reads for batch in _batches(sent, read, max(2, job.most // 2))]
         settled = settle([decode(batch) for batch in batches], trust, policy, raw)
         rng.shuffle(settled)
         while settled:
             size = rng.randint(1, len(settled))
             committing.commit(settled[:size])
             del settled[:size]
-        maintain(committing)
-    maintain(committing)
+        _maintain(committing)
+    _maintain(committing)
     if job.tidy:
-        tidy(data, Path(job.folder))
+        with contextlib.suppress(FileNotFoundError):
+            done = compact(raw, older_than_s=0, grace_s=GRACE_S, pack_bytes=60_000)
+            if faults := done.packing.faults + done.swept.faults:
+                raise AssertionError(faults[0])
+        if wrong := datasets.update(job.data, DATASETS):
+            raise EngineError(wrong[0])
 
 
-def maintain(committing: Committer) -> None:
-    """All that there is to do."""
+def _maintain(committing: Committer) -> None:
     while committing.maintain(budget_s=60):
         pass
 
 
-def tidy(data: Store, folder: Path) -> None:
-    """Compaction, and all data sets."""
-    raw = data.child("raw")
-    with contextlib.suppress(FileNotFoundError):
-        done = compact(raw, older_than_s=0, grace_s=GRACE_S, pack_bytes=60_000)
-        if faults := done.packing.faults + done.swept.faults:
-            raise AssertionError(faults[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    if wrong := datasets.update(data.root, folder, DATASETS):
-        raise EngineError(wrong[0])
+def _listing(sent: list[Delivery]) -> Listing:
+    """Return the topic as a broker lists it."""
+    parts = sorted({one.partition for one in sent})
+    return Listing(TOPIC, TOPIC_ID, {part: (0, sum(one.partition == part for one in sent)) for part in parts})
 
 
-def prepared(seed: int, scene: Scene, data: str, *, runs: int, share: float) -> tuple[Job, Topic]:
-    """A store with a share of a topic in it, a checkpoint, packs and data sets; and the job that goes on with it."""
-    mix = Mix(late_logs=0, bad=0.15, repeats=0.1, corrections=0.1)
-    topic = Topic.of(scene.planner(seed).mixed(runs, mix).sends)
+def _batches(sent: list[Delivery], read: PartitionRead, size: int) -> Iterator[Batch]:
+    """Yield the messages of a read that are not covered."""
+    covered = {number for start, end in read.covered for number in range(start, end)}
+    assert read.end is not None
+    for start in range(read.start, read.end, size):
+        end = min(start + size, read.end)
+        messages = [
+            Message(one.offset, one.send.value, one.send.headers)
+            for one in sent
+            if one.partition == read.partition and start <= one.offset < end and one.offset not in covered
+        ]
+        yield Batch(OffsetRange(TOPIC, TOPIC_ID, read.partition, start, end), messages=messages)
+
+
+def prepared(seed: int, scene: Scene, data: str, *, runs: int, share: float) -> tuple[Job, list[Delivery]]:
+    """Return a job whose store holds a share of a topic, a checkpoint, packs and data sets; and the whole topic."""
+    ends: dict[int, int] = {}
+    sent = []
+    for send in scene.planner(seed).mixed(runs, Mix(late_logs=0, bad=0.15, repeats=0.1, corrections=0.1)).sends:
+        offset = ends.get(send.partition, 0)
+        ends[send.partition] = offset + 1
+        sent.append(Delivery(send.partition, offset, send))
     file = scene.folder / "topic.pickle"
-    file.write_bytes(pickle.dumps(topic))
-    job = Job(data, str(file), (scene.logs_url,), str(scene.folder / "work"), share, most=5, seed=seed)
+    file.write_bytes(pickle.dumps(sent))
+    job = Job(data, str(file), (scene.stage.logs_url,), share, most=5, seed=seed)
     work(job)
-    return replace(job, share=1.0, environment=dict(os.environ)), topic
+    return replace(job, share=1.0), sent
 
 
 @contextlib.contextmanager
 def short_grace() -> Iterator[None]:
-    """Within it, what is replaced is kept for `GRACE_S` by every manifest."""
+    """Within it, every manifest keeps what is replaced for `GRACE_S`."""
     known = ManifestLog.__init__.__kwdefaults__
-    ManifestLog.__init__.__kwdefaults__ = {**known, "grace_s": GRACE_S}
+    ManifestLog.__init__.__kwdefaults__ = {**(known or {}), "grace_s": GRACE_S}
     try:
         yield
     finally:
@@ -207,9 +197,8 @@ def short_grace() -> Iterator[None]:
 
 
 def offline_trial(trial: Callable[[int, Scene, Verdict], None]) -> Callable[[int, Scene], Verdict]:
-    """A row's trial, from what it does to a verdict: within the short grace, which its processes inherit."""
+    """Make a row's trial of a function that fills a verdict, within the short grace."""
 
-    @wraps(trial)
     def judged(seed: int, scene: Scene) -> Verdict:
         verdict = Verdict()
         with short_grace():
@@ -219,53 +208,117 @@ def offline_trial(trial: Callable[[int, Scene, Verdict], None]) -> Callable[[int
     return judged
 
 
-def _become(job: Job, log: str) -> None:
-    """The process of a job: it ends as a command of ciml would."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    os.environ.update(job.environment)
-    Points(job.data, job.stop, Path(job.points) if job.points else None).install()
+def start(job: Job, log: Path, **environment: str) -> Child:
+    """Start a process that does a job, and ends as a command of ciml would."""
+    return Fork(_work, job, log=log, environment=environment)
+
+
+def finish(child: Child, verdict: Verdict, most_s: float = 240.0) -> None:
+    """Wait until a process has done its job."""
+    if (code := child.wait(most_s)) != 0:
+        verdict.fail(f"trial: a process ended with {code}: {child.said()[-300:]}")
+        child.kill()
+
+
+def _work(job: Job) -> None:
+    by_store = job.data.startswith("s3://") or job.stop.of.startswith("append")
+    recorder = Steps(job.data) if by_store else Disk(Path(job.data))
+    lock, seen = threading.Lock(), 0
+
+    def step(text: str) -> None:
+        nonlocal seen
+        with lock:
+            if not text.startswith(job.stop.of):
+                return
+            seen += 1
+            if seen == job.stop.at or (job.stop.lasts and seen > job.stop.at):
+                if job.stop.how < 0:
+                    raise OSError(-job.stop.how, os.strerror(-job.stop.how))
+                os.kill(os.getpid(), job.stop.how)
+
+    recorder.step = step  # type: ignore[method-assign]
     try:
-        with short_grace():
+        with short_grace(), recorder.recording():
             work(job)
     except CimlError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         os._exit(error.exit_code)
-    sys.stdout.flush()
-    os._exit(0)
+    if job.steps:
+        Path(job.steps).write_text(str(seen))
 
 
-_forks = get_context("forkserver")
+class Packed(Objects):
+    """Objects of a raw store, where a run that moved into a pack is read from there."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self._objects, self._store = open_objects(root), open_store(root)
+
+    def read(self, path: str) -> bytes | None:
+        data = self._objects.read(path)
+        if data is not None or not path.startswith("runs/"):
+            return data
+        out = io.BytesIO()
+        with contextlib.suppress(CimlError):
+            pq.write_table(read_run(self._store, path), out)
+        return out.getvalue() or None
+
+    def names(self, folder: str) -> list[str]:
+        return self._objects.names(folder)
 
 
-class Worker(Child):
-    """A process that does a job, forked from one that has imported everything."""
-
-    def __init__(self, job: Job, log: Path) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        _forks.set_forkserver_preload(["tests.faults.offline"])
-        self._process: Any = _forks.Process(target=_become, args=(job, str(log)), daemon=True)
-        self._process.start()
-        super().__init__(self._process.pid, log)
-
-    def poll(self) -> int | None:
-        code: int | None = self._process.exitcode
-        return code
-
-    def is_stopped(self) -> bool:
-        """Whether it is frozen."""
-        with contextlib.suppress(FileNotFoundError, IndexError):
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-        return False
+def read(data: str) -> Ledger:
+    """Return all deltas there are."""
+    ledger = Ledger(Packed(f"{data}/raw"))
+    ledger.poll()
+    return ledger
 
 
-def main(arguments: list[str]) -> None:
-    """``python -m tests.faults.offline JOB``: a job (as JSON) in a process of its own from the very beginning."""
-    job = json.loads(Path(arguments[0]).read_text())
-    _become(Job(**{**job, "hosts": tuple(job["hosts"]), "stop": Stop(**job["stop"])}), arguments[1])
+def sound(data: str, before: Ledger | None = None) -> list[str]:
+    """Check I3 and I4 at any time: the manifests can be read, what they name exists and is whole, nothing old changed.
+
+    Args:
+      data: the data root.
+      before: as it was read earlier: the present has to begin with it.
+    """
+    try:
+        ledger = read(data)
+    except (ValueError, KeyError) as error:
+        return [f"I3: a delta is half written: {error}"]
+    wrong = list(ledger.faults)
+    if before is not None:
+        if ledger.version < before.version:
+            wrong.append(f"I4: version {ledger.version} after {before.version}")
+        now = {run: entries[0].record for run, entries in ledger.rows.items()}
+        wrong += [f"I4: the row of {run} is gone, or another" for run, (old, *_) in before.rows.items()
+                  if now.get(run) != old.record]  # fmt: skip
+    try:
+        root = DataRoot.open(data)
+        verified = verify_raw(root.raw)
+        if verified.version < ledger.version:
+            wrong.append(f"I3: ciml reads up to version {verified.version}, and there are {ledger.version}")
+        wrong += [f"I3: {line}" for line in verified.findings]
+        for name in root.dataset_names():
+            dataset = root.dataset(name)
+            state = dataset.state()
+            if state.resolved is not None:
+                spans = [verify_span(dataset.store, span, state.resolved) for span in state.latest()]
+                wrong += [f"I3: {line}" for lines in spans for line in lines]
+    except CimlError as error:
+        wrong.append(f"I3: {error}")
+    return wrong
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def exact(data: str, sent: list[Delivery], verdict: Verdict) -> None:
+    """Check I1 to I4 when everything is done: the accounting, each row and each example; no left-over deltas."""
+    ledger = read(data)
+    runs = accepted(sent)
+    verdict.fail(*sound(data), *judge(TOPIC, sent, ledger))
+    verdict.fail(*datasets.check(open_objects(data), runs, ledger.outcome, odd=True, names=DATASETS))
+    objects = open_objects(f"{data}/raw")
+    for name in objects.names("_manifest"):  # a writer that woke up late has to have removed its delta
+        stem = Path(name).stem
+        archived = ledger.archived(int(stem)) if name.count("/") == 1 and stem.isdigit() else None
+        if archived is not None and json.loads(objects.read(name) or b"{}") != archived:
+            verdict.fail(f"I4: delta {stem} is not what its segment holds")
+    verdict.counts.update(events=len(sent), rows=len(ledger.rows))

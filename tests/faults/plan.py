@@ -5,20 +5,17 @@ Events are written here field by field, so that no mistake of ciml's own writer 
 
 from __future__ import annotations
 
-import base64
 import gzip
 import json
 import random
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from functools import cache
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tests.corpus import CORPUS
-from tests.corpus import builds as listed
+from tests.corpus import CORPUS, builds
 
 FINISHED, STARTED = "dev.ciml.run.finished.v1", "dev.ciml.run.started.v1"
 
@@ -50,7 +47,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Send:
-    """One message. ``pause_s`` is waited before it; ``timestamp_s`` counts from the present; None for none."""
+    """One message. ``timestamp_s`` counts from the present; None for none."""
 
     key: str
     value: bytes | None
@@ -58,19 +55,6 @@ class Send:
     headers: tuple[tuple[str, bytes], ...] = ()
     partition: int = 0
     timestamp_s: float | None = None
-    pause_s: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        value = None if self.value is None else base64.b64encode(self.value).decode()
-        headers = [[name, base64.b64encode(data).decode()] for name, data in self.headers]
-        return {**asdict(self), "value": value, "headers": headers}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Send:
-        data = None if value["value"] is None else base64.b64decode(value["value"])
-        headers = tuple((name, base64.b64decode(text)) for name, text in value["headers"])
-        claims = tuple(Claim(**{**claim, "logs": tuple(claim["logs"])}) for claim in value["claims"])
-        return cls(**{**value, "value": data, "headers": headers, "claims": claims})
 
 
 @dataclass
@@ -96,24 +80,27 @@ class Mix:
     late: float = 0.015  # events that come minutes or hours after their time, out of order
     other_log: float = 0.01
 
-    def scaled(self, **changes: float) -> Mix:
-        return Mix(**{**asdict(self), **changes})
+
+#: Builds of the sample corpus, which runs take in turn.
+_BUILDS = 120
+_USUAL = Mix()
 
 
 @dataclass
 class Run:
-    """A real run under a new id."""
+    """A real run under a new id, and the file that its telemetry comes from."""
 
     native: str
-    run_id: str
     job: str
     provider: str
-    log: str  # the file
+    log: str
     url: str
     start: str
     end: str
-    start_us: int
-    end_us: int
+
+    @property
+    def run_id(self) -> str:
+        return f"zuul~{self.native}~1"
 
     def body(self, **changes: Any) -> dict[str, Any]:
         body = {
@@ -124,24 +111,22 @@ class Run:
         return {key: value for key, value in {**body, **changes}.items() if value is not None}
 
     def claim(self, kind: str, reason: str = "", outcome: str = "success", *logs: str) -> Claim:
-        return Claim(
-            self.run_id, kind, reason, logs or (self.log,), self.start_us, self.end_us, self.job, outcome
-        )  # fmt: skip
-
-
-@cache
-def builds(count: int = 120) -> list[dict[str, Any]]:
-    """Real runs of the sample corpus."""
-    return listed(count)
+        times = _us(self.start), _us(self.end)
+        return Claim(self.run_id, kind, reason, logs or (self.log,), *times, self.job, outcome)
 
 
 def _us(text: str) -> int:
     return round(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1_000_000)
 
 
-def envelope(event_id: str, data: Any, kind: str = FINISHED, source: str = "zuul") -> dict[str, Any]:
-    """A CloudEvent."""
-    return {"specversion": "1.0", "id": event_id, "source": source, "type": kind, "data": data}
+def envelope(event_id: str, data: Any, kind: str = FINISHED) -> dict[str, Any]:
+    """Return a CloudEvent."""
+    return {"specversion": "1.0", "id": event_id, "source": "zuul", "type": kind, "data": data}
+
+
+def repeated(claim: Claim) -> Claim:
+    """Return what a claim becomes when its event comes again."""
+    return replace(claim, kind="repeat", reason="event") if claim.run_id else claim
 
 
 class Planner:
@@ -154,38 +139,42 @@ class Planner:
       url: the address of ``served``.
       partitions: how many there are to choose from.
       scale: plans have so many times the runs that are asked for.
+
+    Attributes:
+      plan: the messages that are not sent yet.
     """
 
     def __init__(
         self, seed: int, logs_url: str, served: Path, url: str, partitions: int = 2, scale: float = 1.0
     ) -> None:
         self.random = random.Random(seed)
-        self.prefix = f"s{seed}"
         self.plan = Plan()
         self.partitions = partitions
-        self._scale = scale
-        self._logs_url, self.served, self._url = logs_url, served, url
+        self.served = served
+        self._seed, self._scale = seed, scale
+        self._logs_url, self._url = logs_url, url
         self._number = 0
         served.mkdir(parents=True, exist_ok=True)
 
-    def run(self, *, native: str = "", log: str = "", **changes: Any) -> Run:
-        """A real run under an id of its own; ``log`` names another file of the trial's own folder."""
-        build = builds()[self._number % len(builds())]
-        native = native or f"{self.prefix}-{self._number}-{build['build_uuid'][:8]}"
+    def run(self, log: str = "") -> Run:
+        """Return a real run under an id of its own; ``log`` names another file of the trial's own folder."""
+        build = self._build()
+        native = f"s{self._seed}-{self._number}-{build['build_uuid'][:8]}"
         self._number += 1
         file = str(self.served / log) if log else str(CORPUS / build["log_path"])
         url = f"{self._url}/{log}" if log else f"{self._logs_url}/corpus/{build['log_path'].removeprefix('logs/')}"
-        return Run(
-            native, f"zuul~{native}~1", build["build_name"], build["node_flavor"], file, changes.get("url", url),
-            build["start_time"], build["end_time"], _us(build["start_time"]), _us(build["end_time"]),
-        )  # fmt: skip
+        times = build["start_time"], build["end_time"]
+        return Run(native, build["build_name"], build["node_flavor"], file, url, *times)
+
+    def _build(self) -> dict[str, Any]:
+        return builds(_BUILDS)[self._number % _BUILDS]
 
     def send(
         self, key: str, event: dict[str, Any] | bytes | None, *claims: Claim, late_s: float = 0.0, mode: str = ""
-    ) -> Send:
-        """Adds a message. Structured, binary or bare, by chance, unless ``mode`` says."""
+    ) -> None:
+        """Add a message: structured, binary or bare, by chance, unless ``mode`` says."""
         headers: list[tuple[str, bytes]] = []
-        value: bytes | None
+        value = event if isinstance(event, bytes) else None
         if isinstance(event, dict):
             mode = mode or self.random.choice(("structured", "binary", "bare"))
             value = json.dumps(event if mode != "binary" else event["data"]).encode()
@@ -193,45 +182,40 @@ class Planner:
                 headers = [("content-type", b"application/cloudevents+json; charset=utf-8")]
             elif mode == "binary":
                 headers = [(f"ce_{name}", event[name].encode()) for name in ("specversion", "id", "source", "type")]
-        else:
-            value = event
-        at = self.random.randrange(self.partitions)
-        send = Send(key, value, claims, tuple(headers), at, -late_s if late_s else None)
-        self.plan.sends.append(send)
-        return send
+        partition = self.random.randrange(self.partitions)
+        self.plan.sends.append(Send(key, value, claims, tuple(headers), partition, -late_s if late_s else None))
 
-    def plain(self, late_s: float = 0.0, **changes: Any) -> Run:
-        """A run that becomes a row."""
+    def event(self, run: Run, claim: Claim, prefix: str = "e", *, late_s: float = 0.0, **changes: Any) -> None:
+        """Add an event of a finished run."""
+        self.send(run.native, envelope(f"{prefix}-{run.native}", run.body(**changes)), claim, late_s=late_s)
+
+    def plain(self, late_s: float = 0.0) -> Run:
+        """Add a run that becomes a row."""
         run = self.run()
-        self.send(run.native, envelope(f"e-{run.native}", run.body(**changes)), run.claim("run"), late_s=late_s)
+        self.event(run, run.claim("run"), late_s=late_s)
         return run
 
-    def mixed(self, runs: int, mix: Mix | None = None) -> Plan:
-        """``runs`` runs, most of them plain, the others with the tricks of a mix."""
-        mix, runs = mix or Mix(), max(round(runs * self._scale), 12)
-        tricks: list[tuple[float, Callable[[], None]]] = [
+    def mixed(self, runs: int, mix: Mix = _USUAL) -> Plan:
+        """Add runs, most of them plain, the others with the tricks of a mix; return the plan."""
+        runs = max(round(runs * self._scale), 12)
+        tricks: list[tuple[float, Callable[[], Any]]] = [
             (mix.repeats, self._repeat), (mix.again, self._again), (mix.corrections, self._correction),
             (mix.started, self._started), (mix.cancelled, self._cancelled), (mix.several, self._several),
             (mix.bad, self._bad), (mix.late_logs, self._late_log), (mix.other_log, self._other_log),
-            (mix.late, self._late),
+            (mix.late, lambda: self.plain(late_s=self.random.choice((30.0, 300.0, 4000.0, 90_000.0)))),
         ]  # fmt: skip
         todo: list[Callable[[], Any]] = []
         for share, trick in tricks:
             todo += [trick] * max(round(share * runs), 1 if share else 0)
         todo += [self.plain] * max(runs - len(todo), 0)
         self.random.shuffle(todo)
-        for each in todo:
-            each()
+        for add in todo:
+            add()
         self._scatter()
         return self.plan
 
-    def mixed_again(self, runs: int, mix: Mix | None = None) -> Plan:
-        """As `mixed`, a further plan with other runs."""
-        self.plan = Plan()
-        return self.mixed(runs, mix)
-
     def _scatter(self) -> None:
-        """Moves repeats away from what they repeat, some far and some near, and late events out of their order."""
+        """Move repeats away from what they repeat, some far and some near, and late events out of their order."""
         sends = self.plan.sends
         places: dict[int, float] = {}
         seen: set[str] = set()
@@ -241,23 +225,18 @@ class Planner:
             seen.add(send.key)
         sends.sort(key=lambda send: places[id(send)])
 
-    # --- the tricks
-
     def _repeat(self) -> None:
-        run = self.run()
-        event = envelope(f"e-{run.native}", run.body())
-        self.send(run.native, event, run.claim("run"))
+        run = self.plain()
         for _ in range(self.random.choice((1, 1, 2))):
-            self.send(run.native, event, run.claim("repeat", "event"))
+            self.event(run, repeated(run.claim("run")))
 
     def _again(self) -> None:
         run = self.plain()
-        self.send(run.native, envelope(f"other-{run.native}", run.body()), run.claim("repeat", "run"))
+        self.event(run, run.claim("repeat", "run"), "other")
 
     def _correction(self) -> None:
         run = self.plain()
-        body = run.body(result="FAILURE")
-        self.send(run.native, envelope(f"c-{run.native}", body), run.claim("correction", "outcome", "failure"))
+        self.event(run, run.claim("correction", "outcome", "failure"), "c", result="FAILURE")
 
     def _started(self) -> None:
         run = self.plain()
@@ -266,8 +245,7 @@ class Planner:
 
     def _cancelled(self) -> None:
         run = self.run()
-        event = envelope(f"x-{run.native}", run.body(result="ABORTED"))
-        self.send(run.native, event, run.claim("ignored", "cancelled"))
+        self.event(run, run.claim("ignored", "cancelled"), result="ABORTED")
 
     def _several(self) -> None:
         runs = [self.run() for _ in range(self.random.choice((2, 3, 5)))]
@@ -280,21 +258,13 @@ class Planner:
         event = envelope(f"m-{runs[0].native}", {"runs": bodies})
         self.send(runs[0].native, event, *claims)
         if self.random.random() < 0.3:  # the same event again repeats each of its runs
-            self.send(runs[0].native, event, *(self._repeated(claim) for claim in claims))
-
-    @staticmethod
-    def _repeated(claim: Claim) -> Claim:
-        return Claim(**{**asdict(claim), "kind": "repeat", "reason": "event"})
-
-    def _late(self) -> None:
-        self.plain(late_s=self.random.choice((30.0, 300.0, 4000.0, 90_000.0)))
+            self.send(runs[0].native, event, *map(repeated, claims))
 
     def _late_log(self) -> None:
         name = f"late-{self._number}.csv.gz"
-        content = (CORPUS / builds()[self._number % len(builds())]["log_path"]).read_bytes()
+        self.plan.late_logs[name] = (CORPUS / self._build()["log_path"]).read_bytes()
         run = self.run(log=name)
-        self.plan.late_logs[name] = content
-        self.send(run.native, envelope(f"e-{run.native}", run.body()), run.claim("run"))
+        self.event(run, run.claim("run"))
 
     def _other_log(self) -> None:
         name = f"other-{self._number}.csv"
@@ -302,53 +272,47 @@ class Planner:
         text = gzip.decompress(Path(run.log).read_bytes()).rstrip(b"\n")
         (self.served / name).write_bytes(text[: text.rindex(b"\n") + 1])
         logs = (run.log, str(self.served / name))
-        self.send(run.native, envelope(f"e-{run.native}", run.body()), run.claim("run", "", "success", *logs))
-        other = envelope(f"o-{run.native}", run.body(log_url=f"{self._url}/{name}"))
-        self.send(run.native, other, run.claim("repeat", "other_log", "success", *logs))
+        self.event(run, run.claim("run", "", "success", *logs))
+        self.event(run, run.claim("repeat", "other_log", "success", *logs), "o", log_url=f"{self._url}/{name}")
 
-    def bad_log(self, name: str, data: bytes | None, reason: str, **changes: Any) -> Run:
-        """A run whose log is ``data`` (None: not there at all), which makes it a dead letter."""
+    def _bad_log(self, name: str, data: bytes | None, reason: str) -> None:
+        """Add a run whose log is ``data`` (None: missing), which makes it a dead letter."""
         if data is not None:
             (self.served / name).write_bytes(data)
         run = self.run(log=name)
-        event = envelope(f"e-{run.native}", run.body(**changes))
-        self.send(run.native, event, run.claim("dead_letter", reason))
-        return run
+        self.event(run, run.claim("dead_letter", reason))
 
     def _bad(self) -> None:
         number = self._number
-        real = (CORPUS / builds()[number % len(builds())]["log_path"]).read_bytes()
+        real = (CORPUS / self._build()["log_path"]).read_bytes()
         header = re.split(rb"(?m)^(?=[^\"])", gzip.decompress(real), maxsplit=1)[0]
         run = self.run()
-        native, body = run.native, run.body()
 
-        def undecodable(value: bytes | dict[str, Any] | None, reason: str, mode: str = "bare") -> Callable[[], Any]:
-            return lambda: self.send(native, value, Claim("", "dead_letter", reason), mode=mode)
+        def undecodable(value: bytes | dict[str, Any] | None, reason: str) -> None:
+            self.send(run.native, value, Claim("", "dead_letter", reason), mode="bare")
 
-        def useless(event: dict[str, Any], reason: str) -> Callable[[], Any]:
-            return lambda: self.send(native, event, run.claim("dead_letter", reason))
+        def useless(reason: str, **changes: Any) -> None:
+            self.event(run, run.claim("dead_letter", reason), **changes)
 
-        kinds: list[Callable[[], Any]] = [
-            undecodable(b'{"specversion": "1.0", "id": ', "broken_json"),
-            undecodable(b"\xff\xfe\x00", "broken_json"),
-            undecodable(b"[1, 2]", "not_an_event"),
-            undecodable(None, "tombstone"),
-            undecodable(envelope(f"e-{native}", body, "dev.example.unknown"), "unknown_type"),
-            undecodable(envelope(f"e-{native}", run.body(id=None)), "missing_field"),
-            undecodable(envelope(f"e-{native}", run.body(attempt=0)), "bad_run_id"),
-            useless(envelope(f"e-{native}", run.body(log_url=None)), "missing_field"),
-            useless(envelope(f"e-{native}", run.body(result="MAYBE")), "bad_field"),
-            useless(envelope(f"e-{native}", run.body(end_time="2001-01-01T00:00:00Z")), "bad_time"),
-            useless(envelope(f"e-{native}", run.body(log_url="http://169.254.169.254/x")), "address_not_allowed"),
-            useless(envelope(f"e-{native}", run.body(log_url="file:///etc/passwd")), "address_not_allowed"),
-            lambda: self.bad_log(f"none-{number}.csv", None, "log_not_found"),
-            lambda: self.bad_log(f"cut-{number}.csv.gz", real[:-20], "corrupt_gzip"),
-            lambda: self.bad_log(f"html-{number}.csv", b"<html><body>404</body></html>\n" * 30, "not_telemetry"),
-            lambda: self.bad_log(f"head-{number}.csv", header, "empty_telemetry"),
+        def of_body(kind: str = FINISHED, **changes: Any) -> dict[str, Any]:
+            return envelope(f"e-{run.native}", run.body(**changes), kind)
+
+        kinds: list[Callable[[], None]] = [
+            lambda: undecodable(b'{"specversion": "1.0", "id": ', "broken_json"),
+            lambda: undecodable(b"\xff\xfe\x00", "broken_json"),
+            lambda: undecodable(b"[1, 2]", "not_an_event"),
+            lambda: undecodable(None, "tombstone"),
+            lambda: undecodable(of_body("dev.example.unknown"), "unknown_type"),
+            lambda: undecodable(of_body(id=None), "missing_field"),
+            lambda: undecodable(of_body(attempt=0), "bad_run_id"),
+            lambda: useless("missing_field", log_url=None),
+            lambda: useless("bad_field", result="MAYBE"),
+            lambda: useless("bad_time", end_time="2001-01-01T00:00:00Z"),
+            lambda: useless("address_not_allowed", log_url="http://169.254.169.254/x"),
+            lambda: useless("address_not_allowed", log_url="file:///etc/passwd"),
+            lambda: self._bad_log(f"none-{number}.csv", None, "log_not_found"),
+            lambda: self._bad_log(f"cut-{number}.csv.gz", real[:-20], "corrupt_gzip"),
+            lambda: self._bad_log(f"html-{number}.csv", b"<html><body>404</body></html>\n" * 30, "not_telemetry"),
+            lambda: self._bad_log(f"head-{number}.csv", header, "empty_telemetry"),
         ]
         self.random.choice(kinds)()
-
-
-def now_iso() -> str:
-    """The present, for reports."""
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M")

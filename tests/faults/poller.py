@@ -1,7 +1,4 @@
-"""A reader that polls while everything dies: I3 (what is named is there, whole) and I4 (versions only go up).
-
-``python -m tests.faults.poller RAW OUT`` reads until its standard input ends, once more after that, and writes ``OUT``.
-"""
+"""A reader that polls while everything dies: I3 (what is named is there, whole) and I4 (versions only go up)."""
 
 from __future__ import annotations
 
@@ -10,21 +7,18 @@ import io
 import json
 import os
 import random
-import select
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ciml.digest import telemetry_digest
 from tests.faults.oracle import Objects, open_objects
 
 _PAUSE_S = 0.05
-_AGAIN = 3  # of the objects seen earlier, how many are looked at again in each round
+_AGAIN = 3  # of the objects seen earlier, how many are read again in each round
 
 
 class Poller:
@@ -43,7 +37,7 @@ class Poller:
         return len(self._digests)
 
     def poll(self) -> None:
-        """Reads the deltas that are new and every object that they name; looks at some of the old ones again."""
+        """Read the deltas that are new and every object that they name, and some of the old ones again."""
         self.polls += 1
         while (data := self._raw.read(_path(self.version + 1))) is not None:
             version = self.version + 1
@@ -65,7 +59,7 @@ class Poller:
             self._look(*run)
 
     def last(self) -> None:
-        """Everything once more."""
+        """Read everything once more."""
         self.poll()
         for version in self._digests:
             self._again(version)
@@ -84,33 +78,25 @@ class Poller:
             self.faults.append(f"I3: {file['path']} is named, and is not there")
             return
         try:
-            parquet = pq.ParquetFile(io.BytesIO(data))
-            table = parquet.read(use_threads=False)
-            if "run_id" in table.column_names:
-                table = table.filter(pc.equal(table.column("run_id"), run_id)).drop_columns(["run_id"])
-            digest = telemetry_digest(run_id, table)
+            table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
+            found = (table.num_rows, telemetry_digest(run_id, table))
         except (pa.ArrowException, OSError) as error:
             self.faults.append(f"I3: {file['path']} cannot be read: {error!s:.100}")
             return
-        if table.num_rows != file["rows"]:
-            self.faults.append(f"I3: {file['path']} has {table.num_rows} rows, not {file['rows']}")
-        elif digest != file["digest"]:
-            self.faults.append(f"I3: {file['path']} has another digest")
+        if found != (file["rows"], file["digest"]):
+            self.faults.append(f"I3: {file['path']} has {found[0]} rows, not {file['rows']}, or another digest")
 
 
 def _path(version: int) -> str:
     return f"_manifest/{version:012d}.json"
 
 
-def main(root: str, out: Path) -> None:
+def poll_until(end: Path, root: str, out: Path) -> None:
+    """Poll until a file ``end`` exists, read all once more, and write the report."""
     poller = Poller(open_objects(root))
-    while not select.select([sys.stdin], [], [], _PAUSE_S)[0]:
+    while not end.exists():
         poller.poll()
+        time.sleep(_PAUSE_S)
     poller.last()
-    report = {"polls": poller.polls, "versions": poller.version, "faults": poller.faults, "at": time.time()}
-    out.write_text(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    out.write_text(json.dumps({"polls": poller.polls, "faults": poller.faults}))
     os._exit(0)  # Arrow's threads have been seen to abort an interpreter that was going down

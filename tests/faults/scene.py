@@ -1,20 +1,74 @@
-"""Where trials play: engines that they share, a folder of their own, and the processes of a trial (`Story`)."""
+"""Where trials run: the engines that all trials of a session share, and the folder and processes of one trial."""
 
 from __future__ import annotations
 
 import itertools
 import os
-import threading
+import shutil
+import tempfile
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from tests.faults.children import Child, Nursery, start_cold
+from ciml import engines
+from tests.corpus import CORPUS
+from tests.faults import planted, rows
+from tests.faults.children import ROOT, Child, Fork, python
 from tests.faults.cluster import Cluster
 from tests.faults.plan import Planner
+from tests.faults.results import Verdict
 
+#: Folders of trials that failed.
+KEPT = ROOT / "build" / "faults"
 _numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What trials share. Can be pickled.
+
+    Attributes:
+      home: a folder.
+      broker: ``host:port`` of a broker that no trial may harm: see `tests.faults.broker`.
+      logs_url: of a log server; the corpus is below it as ``corpus``.
+      cluster: the Flink cluster, if there is one.
+    """
+
+    home: Path
+    broker: str
+    logs_url: str
+    cluster: Cluster | None = None
+
+    @property
+    def served(self) -> Path:
+        """The folder that the log server serves."""
+        return self.home / "served"
+
+
+@contextmanager
+def stage(*, broker: str = "", flink: bool = False, **settings: Any) -> Iterator[Stage]:
+    """Start what trials share, in a temporary folder, and end it.
+
+    Args:
+      broker: one that runs already.
+      flink: whether to start a Flink cluster too.
+      settings: of the engines.
+    """
+    home = Path(tempfile.mkdtemp(prefix="ciml-faults-"))
+    (home / "served").mkdir()
+    (home / "served" / "corpus").symlink_to(CORPUS / "logs")
+    names = ["logs", *([] if broker else ["kafka"]), *(["cluster"] if flink else [])]
+    options = engines.Settings(logs_root=str(home / "served"), tied=True, **settings)
+    try:
+        with engines.start(names, home=home / "engines", settings=options) as running:
+            cluster = Cluster(home / "engines") if flink else None
+            yield Stage(home, broker or running.kafka, running.logs.rstrip("/"), cluster)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
 
 
 @dataclass
@@ -22,76 +76,70 @@ class Scene:
     """What a trial is given.
 
     Attributes:
-      folder: the trial's own, kept when the trial fails.
-      broker: ``host:port`` of a broker that other trials use too, so it is not to be hurt: see `tests.faults.broker`.
-      logs_url: of a log server; the corpus is below it as ``corpus``.
-      served: the folder that it serves.
-      nursery: forks programs in no time.
+      stage: what it shares with others.
+      folder: its own, kept when the trial fails.
       engine: ``micro-batches`` or ``flink``.
-      cluster: the Flink cluster, for ``flink``.
-      planted: the name of a defect that ingest is to have (`tests.faults.planted`).
-      scale: of the number of runs; below 1 for a look in passing.
+      planted: the defects of its services (`tests.faults.planted`), with commas.
       lag_limit_s: I7: how long after a fault the lag may last.
+      scale: of the number of runs; below 1 for a short trial.
+      environment: more variables of its processes.
     """
 
+    stage: Stage
     folder: Path
-    broker: str
-    logs_url: str
-    served: Path
-    nursery: Nursery | None = None
     engine: str = "micro-batches"
-    cluster: Cluster | None = None
     planted: str = ""
     lag_limit_s: float = 120.0
-    environment: dict[str, str] = field(default_factory=dict)
     scale: float = 1.0
-    _log_number: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    environment: dict[str, str] = field(default_factory=dict)
+    _logs: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
-    def topic(self, name: str = "events", partitions: int = 1, broker: str = "", **config: str) -> str:
-        """Makes a fresh topic and returns its name. ``config`` in the broker's words, with ``_`` for dots."""
+    def __post_init__(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+
+    @property
+    def broker(self) -> str:
+        return self.stage.broker
+
+    def topic(self, name: str = "events", partitions: int = 1, broker: str = "") -> str:
+        """Create a topic and return its name."""
         unique = f"{name}-{os.getpid()}-{next(_numbers)}-{time.time_ns() % 10**8}"
-        make_topic(broker or self.broker, unique, partitions, {k.replace("_", "."): v for k, v in config.items()})
+        make_topic(broker or self.broker, unique, partitions)
         return unique
 
     def planner(self, seed: int, partitions: int = 2) -> Planner:
-        """A planner whose broken, missing and late logs are served from a folder of the trial's own."""
-        name = f"{self.folder.name}-{seed}"
-        return Planner(seed, self.logs_url, self.served / name, f"{self.logs_url}/{name}", partitions, self.scale)
+        """Return a planner whose broken, missing and late logs are served from a folder of the trial's own."""
+        name, stage = f"{self.folder.name}-{seed}", self.stage
+        return Planner(seed, stage.logs_url, stage.served / name, f"{stage.logs_url}/{name}", partitions, self.scale)
+
+    def log(self, name: str) -> Path:
+        """Return the path of a new log."""
+        return self.folder / "logs" / f"{next(self._logs):02d}-{name}.log"
 
     def ciml(
-        self, *arguments: str, name: str = "ciml", planted: bool = False, cold: bool = False,
-        environment: Mapping[str, str] | None = None,
-    ) -> Child:  # fmt: skip
-        """Starts ``ciml arguments`` as a process.
-
-        Args:
-          arguments: of the command line.
-          name: of its log.
-          planted: whether it has the scene's defect.
-          cold: starts the program from its beginning, instead of forking one that has imported everything.
-          environment: more variables.
-        """
-        log = self.folder / "logs" / f"{next(self._log_number):02d}-{name}.log"
-        defect = self.planted if planted else ""
-        more = {**self.environment, **(environment or {})}
-        if self.nursery is None or cold:
-            return start_cold(arguments, log, more, defect)
-        return self.nursery.start(arguments, log, more, defect)
+        self, *arguments: str, defects: str = "", cold: bool = False, environment: Mapping[str, str] | None = None
+    ) -> Child:
+        """Start ``ciml arguments``: forked, or a ``cold`` program that imports everything by itself."""
+        log, more = self.log(arguments[0]), {**self.environment, **(environment or {})}
+        if cold:
+            return python("tests.faults.planted", defects, *arguments, log=log, environment=more)
+        return Fork(planted.ciml, defects, arguments, log=log, environment=more)
 
     def run(self, arguments: list[str]) -> tuple[int | None, str]:
-        """Runs ``ciml arguments`` to its end: (exit code, what it said)."""
-        child = self.ciml(*arguments, name=arguments[0])
+        """Run ``ciml arguments`` to its end: (exit code, output)."""
+        child = self.ciml(*arguments)
         code = child.wait(180)
         child.kill()
         return code, child.said()
 
 
-def make_topic(broker: str, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> None:
-    """Makes a topic without retention (unless ``config`` says otherwise) and waits until it has its leaders."""
+def make_topic(broker: str, topic: str, partitions: int) -> None:
+    """Create a topic without retention and wait until it has its leaders."""
     from confluent_kafka.admin import AdminClient, NewTopic
 
     client = AdminClient({"bootstrap.servers": broker, "log_level": 0})
-    wanted = NewTopic(topic, partitions, 1, config={"retention.ms": "-1", **(config or {})})
+    wanted = NewTopic(topic, partitions, 1, config={"retention.ms": "-1"})
     for future in client.create_topics([wanted], operation_timeout=30).values():
         future.result()
     deadline = time.monotonic() + 30
@@ -105,30 +153,31 @@ def make_topic(broker: str, topic: str, partitions: int, config: Mapping[str, st
         time.sleep(0.05)
 
 
-class Sampler:
-    """I6: memory and open files of processes, looked at all the time."""
+def play(
+    row: int, seed: int, engine: str, place: Stage, defects: str = "", scale: float = 1.0
+) -> tuple[Verdict, float]:
+    """Run one trial in this process: (verdict, seconds). A failing one leaves its folder in `KEPT`."""
+    began = time.monotonic()
+    scene = Scene(place, place.home / f"row-{row:02d}-{engine}-{seed}-{defects}".rstrip("-"), engine, defects)
+    scene.scale = scale
+    if defects:
+        scene.lag_limit_s = 40.0  # a defect that stops everything need not be watched for longer
+    try:
+        verdict = rows.load()[row].trial(seed, scene)
+    except Exception:  # noqa: BLE001  # a trial that breaks is a trial that failed
+        verdict = Verdict([f"trial: {traceback.format_exc()[-2000:]}"])
+    if not defects:
+        keep_folder(scene.folder, verdict)
+    shutil.rmtree(scene.folder, ignore_errors=True)
+    return verdict, time.monotonic() - began
 
-    def __init__(self, every_s: float = 0.2) -> None:
-        self._every_s = every_s
-        self._children: list[Child] = []
-        self._over = threading.Event()
-        self.rss_mb = 0.0
-        self.open_files = 0
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
 
-    def watch(self, child: Child) -> None:
-        self._children.append(child)
-
-    def _run(self) -> None:
-        while not self._over.wait(self._every_s):
-            for child in list(self._children):
-                usage = child.usage()
-                if usage is None:
-                    self._children.remove(child)
-                else:
-                    self.rss_mb, self.open_files = max(self.rss_mb, usage[0]), max(self.open_files, usage[1])
-
-    def close(self) -> None:
-        self._over.set()
-        self._thread.join(5)
+def keep_folder(folder: Path, verdict: Verdict, *ignored: str) -> None:
+    """Keep the folder of a trial that failed, but for files of these patterns."""
+    if verdict.failures:
+        kept = KEPT / folder.name
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(
+            folder, kept, symlinks=True, ignore_dangling_symlinks=True, ignore=shutil.ignore_patterns(*ignored)
+        )  # fmt: skip
+        (kept / "verdict.txt").write_text("\n".join(verdict.failures) + "\n")

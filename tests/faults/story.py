@@ -4,57 +4,83 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import signal
-import subprocess
-import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+from ciml.errors import EngineError
 from tests.faults import datasets, planted
-from tests.faults.children import Child, Program, python
-from tests.faults.cluster import Cluster, Supervised
-from tests.faults.judge import Delivery, accepted, deliveries, judge
-from tests.faults.oracle import Ledger, open_objects
+from tests.faults.children import Child, Fork
+from tests.faults.cluster import Supervised
+from tests.faults.oracle import Delivery, Ledger, accepted, deliveries, judge, open_objects
 from tests.faults.plan import Plan, Send
-from tests.faults.producer import Ack, Acks, write_plan
-from tests.faults.scene import Sampler, Scene
-from tests.faults.verdict import Verdict
+from tests.faults.poller import poll_until
+from tests.faults.producer import Ack, Acks, produce
+from tests.faults.results import Verdict
+from tests.faults.scene import Scene
+from tests.messages import published
 
-#: I6: what an ingest may have at most. Beam and its workers take 300 MiB before the first event.
+#: I6: the limits of an ingest. Beam and its workers take 300 MiB before the first event.
 MOST_RSS_MB = 900.0
 MOST_OPEN_FILES = 400
 _TICK_S = 0.02
 _WAIT_S = 180.0
 
 
+class Sampler:
+    """I6: memory and open files of processes, sampled five times a second."""
+
+    def __init__(self) -> None:
+        self.children: list[Child] = []
+        self.rss_mb = 0.0
+        self.open_files = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.wait(0.2):
+            for child in list(self.children):
+                usage = child.usage()
+                if usage is None:
+                    self.children.remove(child)
+                else:
+                    self.rss_mb, self.open_files = max(self.rss_mb, usage[0]), max(self.open_files, usage[1])
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join(5)
+
+
 class Story:
     """One topic, one data root, and what happens to them.
 
     Args:
-      scene: where it plays.
+      scene: where it runs.
       seed: of all that is random.
       partitions: of the topic.
-      broker: the broker that all of it uses; the scene's by default.
-      through: the broker's address for ingest, where that is another one (a proxy).
-      delays: waits before a log that is not there is tried again.
+      broker: the broker of all processes; the scene's by default.
+      through: the broker's address for ingest, if that is another one (a proxy).
+      delays: waits before a missing log is tried again.
       options: more arguments of ``ciml ingest``.
-      cold: whether ingests are started from their very beginning.
-      cycle: how many messages of a partition a micro-batch takes at most; by chance unless given.
+      cold: whether ingests import everything by themselves.
+      cycle: how many messages of a partition a micro-batch takes at most; random by default, and small, so that short
+        trials have many commits.
       data: the data root; a folder of the trial's own by default.
     """
 
     def __init__(
         self, scene: Scene, seed: int, *, partitions: int = 2, broker: str = "", through: str = "",
         delays: Sequence[str] = ("400ms", "800ms", "1600ms"), options: Sequence[str] = (), cold: bool = False,
-        data: str = "", topic: str = "", cycle: int = 0,
+        data: str = "", cycle: int = 0,
     ) -> None:  # fmt: skip
         self.scene, self.seed, self.random = scene, seed, random.Random(seed ^ 0x5EED)
         self.broker = broker or scene.broker
-        self.through = through or self.broker
-        self.topic = topic or scene.topic("events", partitions, self.broker)
+        self.topic = scene.topic("events", partitions, self.broker)
         self.runs_topic = f"runs-{self.topic}"
         self.data = data or str(scene.folder / "data")
         self.cold = cold
@@ -64,120 +90,97 @@ class Story:
         self.sends: list[Send] = []
         self.ingests: list[Child] = []
         self.late_logs: dict[str, bytes] = {}
-        self._delays, self._options = delays, options
+        retries = [word for delay in delays for word in ("--retry-after", delay)]
+        self._arguments = [
+            "--data-path", self.data, "--kafka", through or self.broker, "--topic", self.topic, "--runs-topic",
+            self.runs_topic, "--engine", scene.engine, "--allow-host", scene.stage.logs_url, *retries, *options,
+        ]  # fmt: skip
         self._cycle = cycle or self.random.choice((15, 40, 100, 2000))
-        self._producers: list[tuple[Program, Acks]] = []
+        self._producers: list[tuple[Child, Acks]] = []
         self._acks: list[Ack] = []
         self._uncovered: list[Ack] = []
         self._late_runs: dict[str, str] = {}  # the run that waits for a late log: its name
-        self._poller: Program | None = None
+        self._poller: Child | None = None
         self._sampler = Sampler()
-        self._fault_over = 0.0
+        self._struck = (0, 0.0)
         self.began = time.monotonic()
 
     # --- processes
 
-    @classmethod
-    def on_cluster(cls, scene: Scene, seed: int) -> tuple[Story, Cluster]:
-        """A story whose ingest is at work on the scene's Flink cluster, watched by a poller; and that cluster."""
-        assert scene.cluster is not None
-        story = cls(scene, seed)
-        story.poll()
-        story.warm_up()
-        return story, scene.cluster
-
     def produce(self, plan: Plan | Sequence[Send], rate: float = 0.0) -> None:
-        """Starts to send a plan, at ``rate`` messages a second (0: as fast as it goes)."""
+        """Start to send a plan, at ``rate`` messages a second (0: as fast as possible)."""
         sends = list(plan.sends if isinstance(plan, Plan) else plan)
         if isinstance(plan, Plan):
             self.late_logs.update(plan.late_logs)
+            self.planner.plan = Plan()
         folder = self.scene.folder / f"producer-{len(self._producers) + 1}"
-        write_plan(folder, sends)
-        program = python(
-            "tests.faults.producer", str(folder), self.broker, self.topic, str(rate), log=folder / "producer.log"
-        )  # fmt: skip
-        self._producers.append((program, Acks(folder, len(self.sends))))
+        folder.mkdir()
+        (folder / "plan.pickle").write_bytes(pickle.dumps(sends))
+        child = Fork(produce, folder, self.broker, self.topic, rate, log=folder / "producer.log")
+        self._producers.append((child, Acks(folder, len(self.sends))))
         self.sends += sends
-        names = {log: name for name in self.late_logs for log in [str(self._served / name)]}
+        names = {str(self.planner.served / name): name for name in self.late_logs}
         for claim in (claim for send in sends for claim in send.claims):
             if claim.logs and claim.logs[0] in names:
                 self._late_runs[claim.run_id] = names[claim.logs[0]]
 
-    def poll(self) -> None:
-        """Starts the reader that polls."""
-        out = self.scene.folder / "poller.json"
-        self._poller = Program(
-            [sys.executable, "-m", "tests.faults.poller", f"{self.data}/raw", str(out)],
-            self.scene.folder / "logs" / "poller.log", self.scene.environment, stdin=subprocess.PIPE,
-        )  # fmt: skip
-
-    def arguments(self) -> list[str]:
-        """Of ``ciml ingest``: this story's topic, data and logs."""
-        delays = [word for delay in self._delays for word in ("--retry-after", delay)]
-        return [
-            "--data-path", self.data, "--kafka", self.through, "--topic", self.topic, "--runs-topic",
-            self.runs_topic, "--engine", self.scene.engine, "--allow-host", self.scene.logs_url, *delays,
-            *self._options,
-        ]  # fmt: skip
-
     def ingest(self) -> Child:
-        """Starts an ingest. On Flink one that was not stopped goes on by itself."""
-        if self.scene.cluster is not None and self.scene.engine == "flink":
-            last = self.ingests[-1] if self.ingests else None
-            if last is not None and last.poll() is None:
-                return last
-            if last is None:
-                self.scene.cluster.wait_whole()
-            supervised = Supervised(self.scene.cluster, self.topic, self.scene.run, self.arguments())
-            self._sampler.watch(supervised)
-            self.ingests.append(supervised)
-            return supervised
-        size = {planted.CYCLE: str(self._cycle)}
-        child = self.scene.ciml(
-            "ingest", *self.arguments(), name="ingest", planted=True, cold=self.cold, environment=size
-        )
-        self._sampler.watch(child)
+        """Start an ingest, and the poller with the first. On Flink one that was not stopped goes on by itself."""
+        folder, cluster = self.scene.folder, self.scene.stage.cluster
+        if self._poller is None:
+            files = folder / "poller.end", f"{self.data}/raw", folder / "poller.json"
+            environment = self.scene.environment
+            self._poller = Fork(poll_until, *files, log=self.scene.log("poller"), environment=environment)
+        if cluster is not None and self.scene.engine == "flink":
+            if self.ingests and self.ingests[-1].poll() is None:
+                return self.ingests[-1]
+            if not self.ingests:
+                cluster.wait_whole()
+            child: Child = Supervised(cluster, self.topic, self.scene.run, self._arguments)
+        else:
+            size = {planted.CYCLE: str(self._cycle)}
+            child = self.scene.ciml(
+                "ingest", *self._arguments, defects=self.scene.planted, cold=self.cold, environment=size
+            )
+        self._sampler.children.append(child)
         self.ingests.append(child)
         return child
 
-    def warm_up(self) -> bool:
-        """Starts an ingest and waits until it has committed something: from here on faults meet work, not a start."""
-        plan = self.planner.plan
-        self.produce(self.planner.mixed_again(20))
-        self.planner.plan = plan
+    def warm_up(self) -> None:
+        """Start an ingest and wait until it has committed something, so that faults meet work, not a start."""
+        self.produce(self.planner.mixed(20))
         self.ingest()
-        return self.commits(1)
+        self.commits(1)
 
-    def kill(self, child: Child | None = None) -> int:
-        """SIGKILL to the last ingest (or another; on Flink to its workers); the version after which it died."""
-        self.verdict.expect((child or self.ingests[-1]).crash(), "trial: ingest had ended before it was killed")
-        self.verdict.count("kills")
-        self.ledger.poll()
-        return self.ledger.version
+    def struck(self, kills: int = 1) -> None:
+        """Note a fault: what `next_commit` measures from."""
+        self.tick()
+        self.verdict.count("kills", kills)
+        self._struck = (self.ledger.version, time.monotonic())
+
+    def kill(self) -> None:
+        """Kill the last ingest (on Flink its workers)."""
+        self.verdict.expect(self.ingests[-1].crash(), "trial: ingest had ended before it was killed")
+        self.struck()
 
     # --- time
 
     def tick(self) -> None:
-        """Reads what is new in the manifest, and lets late logs come once something waits for them."""
+        """Read what is new in the manifest, and let late logs arrive once a run waits for them."""
         self.ledger.poll()
         if self.late_logs and self.ledger.deferred():
             for run_id in self.ledger.waiting() & self._late_runs.keys():
-                self.log_arrives(self._late_runs.pop(run_id))
+                self._log_arrives(self._late_runs.pop(run_id))
 
-    def log_arrives(self, name: str) -> None:
-        """Puts a late log into the served folder, whole at once."""
+    def _log_arrives(self, name: str) -> None:
         content = self.late_logs.pop(name, None)
         if content is not None:
-            part = self._served / f".{name}"
+            part = self.planner.served / f".{name}"
             part.write_bytes(content)
-            os.replace(part, self._served / name)
+            os.replace(part, self.planner.served / name)
 
-    @property
-    def _served(self) -> Path:
-        return self.planner.served
-
-    def wait(self, done: Callable[[], bool], most_s: float = _WAIT_S, *, what: str = "") -> bool:
-        """Waits until ``done``; notes a failure and returns False when it takes too long or an ingest gives up."""
+    def wait(self, done: Callable[[], bool], most_s: float = _WAIT_S, *, what: str) -> bool:
+        """Wait until ``done``; note a failure and return False if it takes too long or an ingest gives up."""
         deadline = time.monotonic() + most_s
         while True:
             self.tick()
@@ -187,49 +190,51 @@ class Story:
                 self.verdict.fail(f"ingest ended with {code}: {self.ingests[-1].said()[-600:]}")
                 return False
             if time.monotonic() > deadline:
-                self.verdict.fail(f"I7: {what or 'it'} did not happen within {most_s:.0f} s")
+                self.verdict.fail(f"I7: {what} did not happen within {most_s:.0f} s")
                 return False
             time.sleep(_TICK_S)
 
-    def sleep(self, seconds: float) -> None:
-        """Lets time pass while logs arrive."""
-        until = time.monotonic() + seconds
+    def sleep(self, least: float, most: float | None = None) -> None:
+        """Let time pass while logs arrive: so many seconds, or a random time in between."""
+        until = time.monotonic() + (least if most is None else self.random.uniform(least, most))
         while time.monotonic() < until:
             self.tick()
             time.sleep(_TICK_S)
 
-    def next_commit(self, after: int, since: float, name: str = "commit_s") -> bool:
-        """Waits for a delta beyond ``after`` (or for the end of all work), and measures how long it took."""
-        if not self.wait(lambda: self.ledger.version > after or self.is_settled(), self.scene.lag_limit_s,
-                         what="the next commit"):  # fmt: skip
+    def next_commit(self, name: str = "commit_s") -> bool:
+        """Wait for a delta after the last fault (or for the end of all work), and measure how long it took."""
+        after, since = self._struck
+        if not self.wait(
+            lambda: self.ledger.version > after or self.is_settled(), self.scene.lag_limit_s, what="the next commit"
+        ):
             return False
         if (seen := next((at for version, at in self.ledger.seen if version > after), None)) is not None:
             self.verdict.measure(name, seen - since)
         return True
 
-    def commits(self, count: int, most_s: float = _WAIT_S) -> bool:
-        """Waits for ``count`` further deltas, or for the end of all work."""
-        target = self.ledger.version + count
-        return self.wait(lambda: self.ledger.version >= target or self.is_settled(), most_s, what="a commit")
+    def commits(self, *counts: int) -> bool:
+        """Wait for a further number of deltas, one of ``counts``, or for the end of all work."""
+        target = self.ledger.version + self.random.choice(counts)
+        return self.wait(lambda: self.ledger.version >= target or self.is_settled(), what="a commit")
 
     # --- what is known
 
     def acks(self) -> list[Ack]:
-        """All acknowledgements so far."""
+        """Return all acknowledgements so far."""
         new = [ack for _, acks in self._producers for ack in acks.new()]
         self._acks += new
         self._uncovered += new
         return self._acks
 
     def deliveries(self) -> list[Delivery]:
-        """All that was acknowledged."""
+        """Return all that was acknowledged."""
         return deliveries(self.sends, self.acks())
 
     def all_sent(self) -> bool:
-        return all(program.poll() is not None for program, _ in self._producers)
+        return all(child.poll() is not None for child, _ in self._producers)
 
     def lag(self) -> int:
-        """How many acknowledged messages are not covered."""
+        """Return how many acknowledged messages are not covered."""
         self.acks()
         covered = self.ledger.covered
         self._uncovered = [ack for ack in self._uncovered if ack[2] not in covered[self.topic, ack[1]]]
@@ -238,133 +243,100 @@ class Story:
     def is_settled(self) -> bool:
         return self.all_sent() and not self.ledger.deferred() and not self.lag()
 
-    def fault_over(self) -> None:
-        """From here on I7 counts."""
-        self._fault_over = time.monotonic()
+    def latencies(self) -> dict[tuple[int, int], float]:
+        """Return the seconds from each event's acknowledgement until the delta that settles it was seen."""
+        seen, shift = dict(self.ledger.seen), time.time() - time.monotonic()
+        versions = {(key[1], key[2]): entry.version for key, all_ in self.ledger.entries.items() for entry in all_}
+        return {
+            (part, offset): seen[versions[part, offset]] + shift - at
+            for _, part, offset, at in self.acks()
+            if versions.get((part, offset)) in seen
+        }
 
     def settle(self) -> bool:
-        """Waits until everything is sent, and then at most as long as I7 allows until nothing is left to do."""
+        """Wait until everything is sent, and then at most as long as I7 allows until nothing is left to do."""
         self.wait(self.all_sent, 600, what="the producer's end")
-        since = max(self._fault_over, self.began)
         sent = time.monotonic()
         done = self.wait(self.is_settled, self.scene.lag_limit_s, what="the end of the lag")
         if done:
-            self.verdict.measure("lag_s", time.monotonic() - (max(since, sent) if self._fault_over else sent))
+            self.verdict.measure("lag_s", time.monotonic() - sent)
         return done
 
     # --- the end
 
     def stop_ingest(self) -> None:
-        """SIGTERM to the last ingest, which is to end as asked."""
-        if self.ingests:
-            code = self.ingests[-1].stop()
-            # a program that is still importing ends by the signal itself
-            self.verdict.expect(
-                code in (0, -signal.SIGTERM), f"ingest ended with {code} on SIGTERM: {self.ingests[-1].said()[-300:]}"
-            )
+        """Stop the last ingest by SIGTERM."""
+        code = self.ingests[-1].stop()  # a program that is still importing ends by the signal itself
+        self.verdict.expect(
+            code in (0, -signal.SIGTERM), f"ingest ended with {code} on SIGTERM: {self.ingests[-1].said()[-300:]}"
+        )
 
-    def conclude(self) -> Verdict:
-        """Waits until all is settled, stops the ingest, and compares: how most stories end."""
+    def conclude(self, *, odd: bool = False) -> Verdict:
+        """Wait until all is settled, stop the ingest, and compare: how most stories end."""
         self.settle()
         self.stop_ingest()
-        return self.finish()
+        return self.finish(odd=odd)
 
-    def finish(
-        self,
-        *,
-        data_sets: bool = True,
-        odd: bool = False,
-        before: Sequence[Delivery] = (),
-        only: Sequence[Delivery] | None = None,
-    ) -> Verdict:
-        """Ends all processes and compares everything with the acknowledged list.
+    def finish(self, *, data_sets: bool = True, odd: bool = False, only: Sequence[Delivery] | None = None) -> Verdict:
+        """End all processes and compare everything with the acknowledged list.
 
         Args:
           data_sets: whether I1 is checked for data sets too.
           odd: whether runs may be no examples, because of odd telemetry.
-          before: deliveries of other topics that the store holds as well.
           only: these deliveries instead of all that were acknowledged.
         """
         verdict, sent = self.verdict, list(self.deliveries() if only is None else only)
-        self.close()
+        self._close()
         for name in list(self.late_logs):  # nothing ever waited for them
-            self.log_arrives(name)
-        for program, _ in self._producers:
-            if program.poll() != 0:
-                verdict.fail(f"the producer ended with {program.poll()}: {program.said()[-300:]}")
+            self._log_arrives(name)
+        for child, _ in self._producers:
+            if child.poll() != 0:
+                verdict.fail(f"the producer ended with {child.poll()}: {child.said()[-300:]}")
+            child.kill()
         self.ledger.poll()
-        verdict.fail(*judge(self.topic, sent, self.ledger, before=before))
-        runs = accepted([*before, *sent])
+        verdict.fail(*judge(self.topic, sent, self.ledger))
+        runs = accepted(sent)
         if data_sets:
-            broken = datasets.update(self.data, self.scene.folder)
+            broken = datasets.update(self.data)
             verdict.fail(*broken)
             if not broken:
                 verdict.fail(*datasets.check(open_objects(self.data), runs, self.ledger.outcome, odd=odd))
-        verdict.fail(*self._announced(len(before) > 0))
+        self._compare_announcements()
         verdict.count("events", len(sent))
-        verdict.count("acknowledged", len(self.acks()))
         verdict.count("rows", len(runs))
         verdict.count("versions", self.ledger.version)
         return verdict
 
-    def close(self) -> None:
-        """Ends what runs, and takes the poller's and the sampler's findings."""
+    def _close(self) -> None:
+        """End what runs, and take the findings of the poller and the sampler."""
         for child in self.ingests:
             if not isinstance(child, Supervised):
                 child.send(signal.SIGCONT)
             child.kill()
-        for program, _ in self._producers:
-            program.kill()
         if self._poller is not None:
-            assert self._poller.process.stdin is not None
-            self._poller.process.stdin.close()
-            code = self._poller.wait(60)
-            out = self.scene.folder / "poller.json"
+            (self.scene.folder / "poller.end").touch()
+            code, out = self._poller.wait(60), self.scene.folder / "poller.json"
             if code == 0 and out.exists():
                 report = json.loads(out.read_text())
                 self.verdict.fail(*report["faults"][:20])
                 self.verdict.count("polls", report["polls"])
             else:
                 self.verdict.fail(f"I3: the poller ended with {code}: {self._poller.said()[-300:]}")
-            self._poller = None
         self._sampler.close()
-        self.verdict.measure("rss_mb", self._sampler.rss_mb)
-        self.verdict.measure("open_files", self._sampler.open_files)
-        self.verdict.expect(self._sampler.rss_mb <= MOST_RSS_MB, f"I6: ingest had {self._sampler.rss_mb:.0f} MiB")
-        self.verdict.expect(self._sampler.open_files <= MOST_OPEN_FILES, f"I6: {self._sampler.open_files} open files")
+        rss_mb, open_files = self._sampler.rss_mb, self._sampler.open_files
+        self.verdict.measure("rss_mb", rss_mb)
+        self.verdict.measure("open_files", open_files)
+        self.verdict.expect(rss_mb <= MOST_RSS_MB, f"I6: ingest had {rss_mb:.0f} MiB")
+        self.verdict.expect(open_files <= MOST_OPEN_FILES, f"I6: {open_files} open files")
 
-    def _announced(self, more: bool) -> list[str]:
-        """Each row is told of on the topic ``runs`` once."""
-        told = Counter(key.decode() for key in read_keys(self.broker, self.runs_topic))
-        rows = {run_id for run_id, entries in self.ledger.rows.items() if entries}
-        wrong = [f"runs: {run_id} was announced {count} times" for run_id, count in told.items() if count != 1]
-        wrong += [f"runs: {run_id} was never announced" for run_id in rows - told.keys() if not more]
-        return wrong[:20] + [f"runs: {run_id} was announced and is no row" for run_id in told.keys() - rows][:20]
-
-
-def read_keys(broker: str, topic: str) -> list[bytes]:
-    """The keys of all committed messages of a topic."""
-    from confluent_kafka import Consumer, KafkaError, TopicPartition
-
-    client = Consumer({
-        "bootstrap.servers": broker, "group.id": "faults", "enable.auto.commit": False, "auto.offset.reset": "error",
-        "isolation.level": "read_committed", "enable.partition.eof": True, "log_level": 0,
-    })  # fmt: skip
-    try:
-        found = client.list_topics(topic, timeout=30).topics[topic]
-        if found.error is not None:
-            return []
-        partitions = found.partitions
-        keys: list[bytes] = []
-        open_ones = set(partitions)
-        client.assign([TopicPartition(topic, number, 0) for number in partitions])
-        deadline = time.monotonic() + 60
-        while open_ones and time.monotonic() < deadline:
-            for message in client.consume(1000, 0.2):
-                if message.error() is None:
-                    keys.append(message.key() or b"")
-                elif message.error().code() == KafkaError._PARTITION_EOF:
-                    open_ones.discard(message.partition())
-        return keys
-    finally:
-        client.close()
+    def _compare_announcements(self) -> None:
+        """Each row is announced on the topic ``runs`` once."""
+        try:
+            announced = Counter(
+                (message.key or b"").decode() for message in published(self.broker, self.runs_topic, None)
+            )
+        except EngineError:  # there is no such topic
+            announced = Counter()
+        rows = Counter(run_id for run_id, entries in self.ledger.rows.items() if entries)
+        wrong = sorted((announced - rows | rows - announced).items())
+        self.verdict.fail(*(f"runs: {run_id} is announced {announced[run_id]} times" for run_id, _ in wrong[:20]))

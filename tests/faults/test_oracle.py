@@ -1,62 +1,59 @@
-"""The judge itself: an honest store passes, and each way of being wrong is told by its name."""
+"""The judge itself: an honest store passes, and each violation is reported by its name."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from ciml.errors import RejectedInput
+from ciml.events.records import Batch, Message, OffsetRange
 from ciml.pipelines.ingest.committer import Committer
+from ciml.runs.writer import store
 from ciml.storage import open_store
+from ciml.transforms.fetch.fetch import fetch
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
+from ciml.transforms.parse.logs import parse
 from tests.corpus import CORPUS
-from tests.faults.judge import Delivery, accepted, judge
-from tests.faults.oracle import Ledger, open_objects
-from tests.faults.plan import Mix, Planner, Send
+from tests.faults.oracle import Delivery, Ledger, accepted, judge, open_objects, table_of
+from tests.faults.plan import Mix, Planner
 from tests.faults.poller import Poller
 
 TOPIC = "events"
 
 
-@pytest.fixture
-def honest(tmp_path: Path) -> tuple[Path, list[Delivery]]:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Delivery]]:
     """A raw store that ciml's own functions made of a mixed plan, in two commits, and what was sent."""
-    from ciml.events.records import Batch, Message, OffsetRange
-    from ciml.runs.writer import store
-    from ciml.transforms.fetch.fetch import fetch
-    from ciml.transforms.parse.logs import parse
-
-    planner = Planner(1, "", tmp_path / "logs", (tmp_path / "logs").as_uri(), partitions=1)
-    for send in planner.mixed(40, Mix(bad=0.3)).sends:
-        assert send.partition == 0
-    for name, content in planner.plan.late_logs.items():
-        (tmp_path / "logs" / name).write_bytes(content)
-    sends = [_with_files(send) for send in planner.plan.sends]
-    raw = open_store(tmp_path / "raw")
-    policy = FetchPolicy(file_roots=(str(tmp_path), str(CORPUS)), delays_s=())
+    folder = tmp_path_factory.mktemp("oracle")
+    logs = folder / "logs"
+    plan = Planner(1, "", logs, logs.as_uri(), partitions=1).mixed(40, Mix(bad=0.3))
+    for name, content in plan.late_logs.items():
+        (logs / name).write_bytes(content)
+    files = f'"{CORPUS.as_uri()}/logs/'.encode()  # no log server runs here
+    sends = [replace(send, value=send.value and send.value.replace(b'"/corpus/', files)) for send in plan.sends]
+    raw = open_store(folder / "raw")
+    policy = FetchPolicy(file_roots=(str(folder), str(CORPUS)), delays_s=())
     committer = Committer(raw)
     half = len(sends) // 2
     for start, end in ((0, half), (half, len(sends))):
-        messages = [
-            Message(offset, sends[offset].value, sends[offset].headers, timestamp_ms=1) for offset in range(start, end)
-        ]
+        messages = [Message(at, sends[at].value, sends[at].headers, timestamp_ms=1) for at in range(start, end)]
         batch = decode(Batch(OffsetRange(TOPIC, "T", 0, start, end), messages))
         committer.commit([store(parse(fetch(batch, policy, 0)), raw)])
-    return tmp_path / "raw", [Delivery(0, offset, send) for offset, send in enumerate(sends)]
+    return folder / "raw", [Delivery(0, offset, send) for offset, send in enumerate(sends)]
 
 
-def _with_files(send: Send) -> Send:
-    """The corpus by its files, as no log server runs here."""
-    from dataclasses import replace
-
-    if send.value is None:
-        return send
-    return replace(send, value=send.value.replace(b'"/corpus/', f'"{CORPUS.as_uri()}/logs/'.encode()))
+@pytest.fixture
+def honest(made: tuple[Path, list[Delivery]], tmp_path: Path) -> tuple[Path, list[Delivery]]:
+    return Path(shutil.copytree(made[0], tmp_path / "raw")), made[1]
 
 
 def verdict(raw: Path, sent: list[Delivery]) -> list[str]:
@@ -77,13 +74,12 @@ def test_an_honest_store_passes(honest: tuple[Path, list[Delivery]]) -> None:
     assert len(accepted(sent)) > 20
     assert verdict(raw, sent) == []
     poller = Poller(open_objects(str(raw)))
-    poller.poll()
     poller.last()
     assert (poller.version, poller.faults) == (2, [])
 
 
 @pytest.mark.parametrize(
-    ("edit", "tells"),
+    ("edit", "reports"),
     [
         (lambda delta: delta["runs"].pop(), {"I1", "I2", "gap"}),
         (lambda delta: delta["runs"].append(delta["runs"][0]), {"I1", "I2"}),
@@ -97,29 +93,25 @@ def test_an_honest_store_passes(honest: tuple[Path, list[Delivery]]) -> None:
     ],
 )
 def test_a_wrong_delta_is_reported(
-    honest: tuple[Path, list[Delivery]], edit: Callable[[dict[str, Any]], None], tells: set[str]
+    honest: tuple[Path, list[Delivery]], edit: Callable[[dict[str, Any]], None], reports: set[str]
 ) -> None:
     raw, sent = honest
     change(raw, 1, edit)
-    assert {line.split(":")[0] for line in verdict(raw, sent)} == tells
+    assert {line.split(":")[0] for line in verdict(raw, sent)} == reports
 
 
 def test_other_values_under_the_right_digest_are_reported(honest: tuple[Path, list[Delivery]]) -> None:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
     raw, sent = honest
     path = raw / json.loads((raw / "_manifest" / "000000000001.json").read_text())["runs"][0]["file"]["path"]
     table = pq.ParquetFile(path).read()
-    changed = table.set_column(2, table.column_names[2], pc.add(table.column(2), 1e-12))
-    pq.write_table(changed, path)
+    pq.write_table(table.set_column(2, table.column_names[2], pc.add(table.column(2), 1e-12)), path)
     assert [line.split(":")[0] for line in verdict(raw, sent)] == ["row"]
     poller = Poller(open_objects(str(raw)))
     poller.last()
     assert {line.split(":")[0] for line in poller.faults} == {"I3"}
 
 
-def test_the_poller_sees_what_changes_and_what_goes(honest: tuple[Path, list[Delivery]]) -> None:
+def test_the_poller_reports_deltas_that_change_or_vanish(honest: tuple[Path, list[Delivery]]) -> None:
     raw, _ = honest
     poller = Poller(open_objects(str(raw)))
     poller.poll()
@@ -129,9 +121,7 @@ def test_the_poller_sees_what_changes_and_what_goes(honest: tuple[Path, list[Del
     assert sorted(set(poller.faults)) == ["I4: delta 1 has changed", "I4: delta 2 was there, and is gone"]
 
 
-def test_refused_is_what_the_direct_computation_raises(tmp_path: Path) -> None:
-    from tests.faults.direct import table_of
-
+def test_a_log_that_is_rejected_has_no_row(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"nothing")
     with pytest.raises(RejectedInput):
         table_of(str(tmp_path / "x"), None, None)

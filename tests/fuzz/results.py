@@ -8,9 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.faults.plan import now_iso
-from tests.faults.report import DOCUMENT
-from tests.faults.results import commit
+from tests.faults.results import DOCUMENT, commit, now_iso
 from tests.fuzz.frame import ROOT
 
 RESULTS = ROOT / "docs" / "fuzz-results.jsonl"
