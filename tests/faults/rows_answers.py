@@ -45,6 +45,7 @@ from tests.verdicts.feedback.stub import (
     RESET,
     Asked,
     Fault,
+    ForwardingServer,
     says,
     serving,
 )
