@@ -1,10 +1,8 @@
-"""Telemetry logs with known contents: from instants and values to what each recorder writes of them.
+"""Telemetry logs with known contents: small ones that are stored, and large ones of the recorders of this module.
 
-Nothing here reads a log, so a parser that agrees with `Golden.times_us` and `Golden.columns` is right for its own
-reasons. All is computed from the row's and the column's number: two calls give the same bytes.
-
-``python -m tests.golden.make_logs`` writes the small ones to ``tests/golden/telemetry``, as ``NAME.log`` with what has
-to come out of it in ``NAME.json``.
+``telemetry`` has a log of every kind, as ``NAME.log`` with what has to come out of it in ``NAME.json``. Nothing here
+reads a log, so a parser that agrees with `Golden.times_us` and `Golden.columns` is right for its own reasons. The large
+ones are computed from the row's and the column's number: two calls give the same bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -49,17 +48,6 @@ class Golden:
     start_us: int | None = None
     end_us: int | None = None
     dropped: int = 0
-
-    def expected(self) -> dict[str, object]:
-        return {
-            "recorder": self.recorder,
-            "start_us": self.start_us,
-            "end_us": self.end_us,
-            "dropped_rows": self.dropped,
-            "times": [_iso(us) for us in self.times_us],
-            "boot": [index for index, mark in enumerate(self.boot) if mark],
-            "columns": self.columns,
-        }
 
 
 @dataclass(frozen=True)
@@ -109,10 +97,6 @@ PCP = Recorder("pcp-dstat 6.2.0 CSV Output", "PCP team", DSTAT_TIME, pad_time=16
 
 def _local(us: int, zone: str) -> dt.datetime:
     return dt.datetime.fromtimestamp(us / SECOND, ZoneInfo(zone))
-
-
-def _iso(us: int) -> str:
-    return dt.datetime.fromtimestamp(us / SECOND, dt.UTC).isoformat().replace("+00:00", "Z")
 
 
 def instant(text: str) -> int:
@@ -170,219 +154,6 @@ def seconds(start: str, count: int, step: float = 1) -> list[int]:
     return [first + round(index * step * SECOND) for index in range(count)]
 
 
-# --- one for each recorder --------------------------------------------------------------------------------------------
-
-
-def dstat_072() -> Golden:
-    return record("dstat-072", DSTAT_072, seconds("2014-05-06T07:08:09Z", 4))
-
-
-def dstat_074() -> Golden:
-    return record("dstat-074", DSTAT, seconds("2020-11-19T12:07:00Z", 4))
-
-
-def dool() -> Golden:
-    """With a comma at the end of the group row, as dool 1.3.8 writes after some groups."""
-    golden = record("dool", DOOL, seconds("2026-11-24T13:56:24Z", 4))
-    head, rest = golden.data.split(b'\n"time"', 1)
-    return replace(golden, data=head + b',\n"time"' + rest)
-
-
-def pcp_dstat() -> Golden:
-    """Right-padded times, no value in the first sample for what is a rate, and a cell that says what was missed."""
-    golden = record("pcp-dstat", PCP, seconds("2026-11-24T13:56:24Z", 4), missing=lambda row, column: row == 0 < column)
-    lines = golden.data.split(b"\n")
-    lines[-2] += b',"missed 3 ticks"'
-    return replace(golden, data=b"\n".join(lines))
-
-
-def pcp_dstat_appended() -> Golden:
-    """The banner is left out when the file exists."""
-    golden = record("pcp-dstat-appended", PCP, seconds("2026-11-24T13:56:24Z", 3))
-    head = PCP.header(golden.times_us[0])
-    again = PCP.header(golden.times_us[0], again=True)
-    return replace(golden, data=again.encode() + golden.data[len(head.encode()) :], recorder="")
-
-
-def epoch_seconds() -> Golden:
-    recorder = replace(DSTAT, time_cell=("epoch", "epoch"), time_format="%s", cmdline="dstat -Tc")
-    golden = record("epoch-seconds", recorder, seconds("2026-11-24T13:56:24Z", 3), event=False)
-    return replace(golden, data=_epochs(golden, recorder, lambda us: str(us // SECOND)))
-
-
-def epoch_fraction() -> Golden:
-    recorder = replace(DOOL, time_cell=("epoch", "epoch"), date_zone="IST", cmdline="dool --epoch")
-    golden = record("epoch-fraction", recorder, seconds("2026-11-24T13:56:24.125Z", 3, 1.001), event=False)
-    return replace(golden, data=_epochs(golden, recorder, lambda us: f"{us / SECOND:.3f}"))
-
-
-def epoch_milliseconds() -> Golden:
-    recorder = replace(PCP, time_cell=("epoch", "epoch-adv"), pad_time=0)
-    golden = record("epoch-milliseconds", recorder, seconds("2026-11-24T13:56:24.25Z", 3), event=False)
-    return replace(golden, data=_epochs(golden, recorder, lambda us: str(us // 1000)))
-
-
-def _epochs(golden: Golden, recorder: Recorder, write: Callable[[int], str]) -> bytes:
-    rows = zip(golden.times_us, zip(*golden.columns.values(), strict=True), strict=True)
-    head = recorder.header(golden.times_us[0])
-    return (head + "".join(",".join([write(us), *map(cell, values)]) + "\n" for us, values in rows)).encode()
-
-
-def no_time() -> Golden:
-    """Neither time nor epoch: five seconds apart, by the command line, from the header's date on."""
-    recorder = replace(DSTAT, time_cell=None, cmdline="dstat -C 0,1 -cl --output 7 5 100")
-    return record("no-time", recorder, seconds("2026-11-24T13:56:24Z", 3, 5), event=False)
-
-
-def restarted() -> Golden:
-    """Started again an hour later with other columns: load is gone, dsk/total is new, cpu is the same."""
-    first = record("", replace(DOOL, groups=(CPU, LOAD)), seconds("2026-11-24T13:56:24Z", 3))
-    second = record("", replace(DOOL, groups=(CPU, DISK)), seconds("2026-11-24T14:56:24Z", 2))
-    head = replace(DOOL, groups=(CPU, DISK)).header(second.times_us[0])
-    again = replace(DOOL, groups=(CPU, DISK)).header(second.times_us[0], again=True)
-    torn = b"Nov-24 13:56:27,1,2\n"
-    columns: dict[str, list[Value]] = {}
-    for name in dict.fromkeys([*first.columns, *second.columns]):
-        columns[name] = first.columns.get(name, [None] * 3) + second.columns.get(name, [None] * 2)
-    return replace(
-        first,
-        name="restarted",
-        data=first.data + torn + again.encode() + second.data[len(head.encode()) :],
-        times_us=first.times_us + second.times_us,
-        columns=columns,
-        boot=first.boot + second.boot,
-        end_us=second.end_us,
-        dropped=1,
-    )
-
-
-def multi_instance() -> Golden:
-    groups = (("net/lo", ("net/lo:recv", "net/lo:send")), ("net/eth0", ("net/eth0:recv", "net/eth0:send")), LOAD)
-    return record("multi-instance", replace(DSTAT, groups=groups), seconds("2026-11-24T13:56:24Z", 3))
-
-
-def repeated_columns() -> Golden:
-    golden = record(
-        "repeated-columns",
-        replace(DSTAT, groups=(LOAD, (LOAD[0], ("1m", "5m")))),
-        seconds("2026-11-24T13:56:24Z", 2),
-    )
-    names = ["load avg:1m", "load avg:5m", "load avg:15m", "load avg:1m#2", "load avg:5m#2"]
-    matrix = [[value(row, column) for row in range(2)] for column in range(5)]
-    return replace(golden, columns=dict(zip(names, matrix, strict=True)))
-
-
-def cut_last_line() -> Golden:
-    golden = record("cut-last-line", DSTAT, seconds("2026-11-24T13:56:24Z", 3))
-    return replace(
-        golden,
-        data=golden.data[:-2],  # all cells are there, but who knows whether the last one is whole
-        times_us=golden.times_us[:-1],
-        columns={name: values[:-1] for name, values in golden.columns.items()},
-        boot=golden.boot[:-1],
-        dropped=1,
-    )
-
-
-# --- cells ------------------------------------------------------------------------------------------------------------
-
-
-def _top(name: str, recorder: Recorder, words: Sequence[str]) -> Golden:
-    """The words stand before the last group."""
-    group: Group = ("most expensive", ("cpu process",))
-    recorder = replace(recorder, groups=(LOAD, group, DISK))
-    times = seconds("2026-11-24T13:56:24Z", len(words))
-    text = recorder.header(times[0])
-    for row, us in enumerate(times):
-        cells = [cell(value(row, column)) for column in range(6)]
-        cells[3] = words[row]
-        text += recorder.row(us, cells)
-    columns: dict[str, list[Value]] = {
-        full: [None if column == 3 else value(row, column) for row in range(len(times))]
-        for column, full in enumerate(names_of(recorder.groups))
-    }
-    return Golden(
-        name, text.encode("latin-1"), times, columns, [row == 0 for row in range(len(times))],
-        recorder.banner.removesuffix(" CSV output"), times[0] - SECOND, times[-1] + SECOND,
-    )  # fmt: skip
-
-
-def top_quoted() -> Golden:
-    words = ['"java / 12%"', '"a,b,,c / 3%"', '""', '"caf\xe9, 7 / 99%"', '"7,8,9"']
-    return _top("top-quoted", DSTAT, words)
-
-
-def top_unquoted() -> Golden:
-    return _top("top-unquoted", DOOL, ["java / 12%", "a,b,,c / 3%", "", "caf\xe9, 7 / 99%", "7,8,9"])
-
-
-def odd_cells() -> Golden:
-    """What is no finite number is no value, and what some parser would take for one is none either."""
-    golden = record("odd-cells", replace(DSTAT, groups=(LOAD,)), seconds("2026-11-24T13:56:24Z", 5))
-    odd: list[list[tuple[str, Value]]] = [
-        [("nan", None), ("inf", None), ("1e400", None)],
-        [("1_000", None), ("0x10", None), ("-", None)],
-        [("-1.5e-3", -0.0015), (".5", 0.5), ("5.", 5.0)],
-        [(" 7 ", 7.0), ("+3", 3.0), ("", None)],
-        [("1e-400", 0.0), ("12k", None), ("NULL", None)],
-    ]
-    rows = "".join(DSTAT.row(us, [text for text, _ in cells]) for us, cells in zip(golden.times_us, odd, strict=True))
-    head = replace(DSTAT, groups=(LOAD,)).header(golden.times_us[0])
-    columns: dict[str, list[Value]] = {name: [row[i][1] for row in odd] for i, name in enumerate(golden.columns)}
-    return replace(golden, data=(head + rows).encode(), columns=columns)
-
-
-# --- times ------------------------------------------------------------------------------------------------------------
-
-
-def new_year() -> Golden:
-    return record("new-year", DSTAT, seconds("2026-12-31T23:59:58Z", 4), event=False)
-
-
-def leap_day() -> Golden:
-    return record(
-        "leap-day", DOOL, [*seconds("2028-02-28T23:59:59Z", 2), *seconds("2028-02-29T23:59:59Z", 2)], event=False
-    )
-
-
-def india() -> Golden:
-    """IST is also Israel and Ireland: the event's start and end say which."""
-    recorder = replace(DOOL, zone="Asia/Kolkata")
-    return record("india", recorder, seconds("2026-11-24T18:29:58Z", 4))  # over local midnight
-
-
-def india_by_offset() -> Golden:
-    recorder = replace(DSTAT, zone="Asia/Kolkata", date_zone="+0530")
-    return record("india-by-offset", recorder, seconds("2026-11-24T18:29:58Z", 4), event=False)
-
-
-def japan() -> Golden:
-    recorder = replace(DSTAT, zone="Asia/Tokyo")
-    return record("japan", recorder, seconds("2026-12-31T14:59:58Z", 4), event=False)  # over local New Year
-
-
-def autumn() -> Golden:
-    """02:00 to 03:00 comes twice; the recorder was started in the first of them and samples every ten minutes."""
-    recorder = replace(DSTAT, zone="Europe/Berlin", cmdline="dstat -tc 600")
-    return record("autumn", recorder, seconds("2026-10-25T00:30:00Z", 12, 600))
-
-
-def autumn_second_hour() -> Golden:
-    """Wholly within the hour when it comes for the second time: CET, says the header."""
-    recorder = replace(DSTAT, zone="Europe/Berlin")
-    return record("autumn-second-hour", recorder, seconds("2026-10-25T01:10:00Z", 3), event=False)
-
-
-def spring() -> Golden:
-    recorder = replace(DOOL, zone="America/New_York")
-    return record("spring", recorder, seconds("2026-03-08T06:59:58Z", 4))
-
-
-def clock_set_back() -> Golden:
-    """By two minutes: the samples stay in the order in which they were recorded."""
-    return record("clock-set-back", DSTAT, [*seconds("2026-11-24T13:58:00Z", 3), *seconds("2026-11-24T13:56:03Z", 3)])
-
-
 # --- for downsampling -------------------------------------------------------------------------------------------------
 
 ZONES = {"utc": ("UTC", "UTC"), "india": ("Asia/Kolkata", "+0530"), "japan": ("Asia/Tokyo", "JST")}
@@ -422,35 +193,30 @@ def missing_values(zone: str = "utc") -> Golden:
     return record(f"missing-values-{zone}", recorder, seconds("2026-11-24T23:55:03Z", 600), missing=missing)
 
 
-SMALL: tuple[Callable[[], Golden], ...] = (
-    dstat_072, dstat_074, dool, pcp_dstat, pcp_dstat_appended, epoch_seconds, epoch_fraction, epoch_milliseconds,
-    no_time, restarted, multi_instance, repeated_columns, cut_last_line, top_quoted, top_unquoted, odd_cells, new_year,
-    leap_day, india, india_by_offset, japan, autumn, autumn_second_hour, spring, clock_set_back,
-)  # fmt: skip
 LARGE: tuple[Callable[[str], Golden], ...] = (over_midnight, long_run, gaps, missing_values)
+
+
+def stored(name: str) -> Golden:
+    """A small log, and what is in it."""
+    expected = json.loads((FOLDER / f"{name}.json").read_text())
+    times = expected["times"]
+    return Golden(
+        name=name,
+        data=(FOLDER / f"{name}.log").read_bytes(),
+        times_us=[instant(text) for text in times],
+        columns=expected["columns"],
+        boot=[index in expected["boot"] for index in range(len(times))],
+        recorder=expected["recorder"],
+        start_us=expected["start_us"],
+        end_us=expected["end_us"],
+        dropped=expected["dropped_rows"],
+    )
+
+
+SMALL: tuple[Callable[[], Golden], ...] = tuple(partial(stored, path.stem) for path in sorted(FOLDER.glob("*.log")))
+dool = partial(stored, "dool")
+dstat_074 = partial(stored, "dstat-074")
 
 
 def all_logs() -> list[Golden]:
     return [make() for make in SMALL] + [make(zone) for make in LARGE for zone in ZONES]
-
-
-def as_json(golden: Golden) -> str:
-    """`Golden.expected`, a column a line."""
-    expected = golden.expected()
-    columns = expected.pop("columns")
-    assert isinstance(columns, dict)
-    lines = [f" {json.dumps(key)}: {json.dumps(entry)}" for key, entry in expected.items()]
-    inner = ",\n".join(f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in columns.items())
-    return "{\n" + ",\n".join([*lines, f' "columns": {{\n{inner}\n }}']) + "\n}\n"
-
-
-def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
-    for make in SMALL:
-        golden = make()
-        (FOLDER / f"{golden.name}.log").write_bytes(golden.data)
-        (FOLDER / f"{golden.name}.json").write_text(as_json(golden))
-
-
-if __name__ == "__main__":
-    main()

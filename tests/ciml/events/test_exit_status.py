@@ -10,24 +10,18 @@ from ciml.events.outcomes import exit_status_of, signal_of
 
 
 @pytest.mark.parametrize(
-    ("text", "status"),
+    ("label", "text", "status"),
     [
-        ("0", 0), ("2", 2), ("137", 137), ("255", 255), ("-9", -9), ("-64", -64),
-        ("-1", None),  # Buildkite lost the agent, Jenkins the process
-        ("-65", None), ("256", None), ("999", None), ("", None), ("9a", None), ("--9", None), ("9" * 400, None),
-        ("1; rm -rf", None), ("\u0661\u0663\u0667", None),  # digits, but no ASCII
+        *(("exit_code", str(status), status) for status in (0, 2, 137, 255, -9, -64)),
+        ("exit_code", "-1", None),  # Buildkite lost the agent, Jenkins the process
+        *(("exit_code", text, None) for text in ("-65", "256", "999", "", "9a", "--9", "9" * 400, "1; rm -rf")),
+        ("exit_code", "\u0661\u0663\u0667", None),  # digits, but no ASCII
+        *(("signal", text, status) for text, status in (("SIGKILL", 137), ("SIGHUP", 129), ("34", 162))),
+        *(("signal", text, None) for text in ("0", "65", "", "KILL")),
     ],
-)  # fmt: skip
-def test_the_label_exit_code(text: str, status: int | None) -> None:
-    assert exit_status_of({"exit_code": text}) == status
-
-
-@pytest.mark.parametrize(
-    ("text", "status"),
-    [("SIGKILL", 137), ("SIGHUP", 129), ("34", 162), ("0", None), ("65", None), ("", None), ("KILL", None)],
 )
-def test_the_label_signal_of_the_recorder(text: str, status: int | None) -> None:
-    assert exit_status_of({"signal": text}) == status
+def test_the_exit_status_of_a_label(label: str, text: str, status: int | None) -> None:
+    assert exit_status_of({label: text}) == status
 
 
 def test_a_reported_status_comes_before_a_signal_and_no_label_is_unknown() -> None:
@@ -36,14 +30,8 @@ def test_a_reported_status_comes_before_a_signal_and_no_label_is_unknown() -> No
     assert exit_status_of({}) is None
 
 
-@pytest.mark.parametrize(
-    ("status", "number"),
-    [(-9, 9), (137, 9), (129, 1), (192, 64), (193, None), (128, None), (255, None), (0, None), (1, None), (None, None)],
-)
-def test_the_signal_of_a_status(status: int | None, number: int | None) -> None:
-    assert signal_of(status) == number
-
-
-@pytest.mark.parametrize("one", list(signal.Signals))
-def test_every_signal_that_the_recorder_names_is_found_again(one: signal.Signals) -> None:
-    assert signal_of(exit_status_of({"signal": one.name})) == one
+def test_the_signal_of_a_status() -> None:
+    assert [signal_of(status) for status in (-9, 137, 129, 192)] == [9, 9, 1, 64]
+    assert {signal_of(status) for status in (193, 128, 255, 0, 1, None)} == {None}
+    names = [one.name for one in signal.Signals]
+    assert [signal_of(exit_status_of({"signal": name})) for name in names] == [*signal.Signals]

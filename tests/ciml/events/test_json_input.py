@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
 from ciml.events import json_input
-from ciml.events.fields import text_field
 from ciml.events.json_input import parse_json
 
 _TEXTS = st.one_of(st.text(max_size=6), st.sampled_from(["a", "b", "", ":", '":', "\\", '"', "a:b", "\x7f"]))
@@ -83,11 +82,3 @@ def test_a_duplicate_key_is_rejected(data: bytes) -> None:
 def test_plain_events_take_the_quick_way() -> None:
     data = json.dumps({"id": "e1", "time": "2026-11-24T12:00:00Z", "data": {"runs": [{"n": 1.5}, {"n": -7}]}}).encode()
     assert json_input._parse_fast(data) == json.loads(data)
-
-
-@pytest.mark.parametrize("length", [4, 64, 65])
-def test_a_text_field_is_at_most_as_long_as_its_limit(length: int) -> None:
-    text = "n" * length
-    assert text_field({"name": text}, "name", limit=length) == text
-    with pytest.raises(RejectedInput, match="characters, at most"):
-        text_field({"name": text}, "name", limit=length - 1)

@@ -52,15 +52,21 @@ def all_lines(listing: Listing) -> list[Line]:
 
 
 def test_a_line_says_what_an_event_says_under_the_id_of_its_ci_system() -> None:
-    run = decode_line(encoded(), READING)
-    assert run == (
-        facts_from_listing(LINE, "old", "/srv/logs", "zuul"),
-        "file:///srv/logs/logs/unit/a1/dstat.gz",
-        None,
-    )
-    assert (run.facts.run_id, run.facts.source, run.facts.event) == ("zuul~a1~1", "old", "listing")
-    assert run.facts.labels == {"size": "small"}
-    assert decode_line(encoded(attempt=3), READING).facts.run_id == "zuul~a1~3"
+    line = encoded(
+        node_provider="alibaba", node_flavor="c6", result="TIMED_OUT", start_time="2025-12-31T23:59:00Z", rows=43,
+        elapsed_s=41.59, none=None, artifacts=["a"], pipeline="check", attempt=3, log_path="logs/a b.gz",
+    )  # fmt: skip
+    facts, address, fault = decode_line(line, READING)
+    assert facts == RunFacts(
+        run_id="zuul~a1~3", build_uuid="a1", build_name="unit", outcome="timeout", result="TIMED_OUT", source="old",
+        event="listing", pipeline="check", provider="alibaba", flavour="c6", log_url="file:///srv/logs/logs/a%20b.gz",
+        start_us=1767225540_000000, end_us=1767225600_000000,
+        labels={"size": "small", "elapsed_s": "41.59", "rows": "43"},
+    )  # fmt: skip
+    assert (address, fault) == (facts.log_url, None)
+    assert facts_from_listing(LINE).log_url == LINE["log_path"]
+    assert facts_from_listing(LINE, logs="s3://logs/x/").log_url == "s3://logs/x/logs/unit/a1/dstat.gz"
+    assert facts_from_listing(LINE, logs="https://h/x").log_url == "https://h/x/logs/unit/a1/dstat.gz"
 
 
 def test_every_line_of_the_sample_corpus_is_good() -> None:
@@ -75,16 +81,10 @@ def test_every_line_of_the_sample_corpus_is_good() -> None:
     [
         (b"", "broken_json", ""),
         (b"{", "broken_json", ""),
-        (b"\xff{}", "broken_json", "byte 0 is not UTF-8"),
-        (b'{"build_uuid":"a","build_uuid":"b"}', "broken_json", "key "),
-        (b'{"rows":NaN}', "broken_json", "NaN is not JSON"),
-        (b"[" * 100_000, "broken_json", ""),
         (b"[1]", "bad_field", "line: want an object, not a list"),
         (encoded(build_uuid=...), "missing_field", "build_uuid"),
         (encoded(build_uuid="x" * 600), "bad_run_id", "build_uuid"),
-        (encoded(build_uuid="a\nb"), "bad_run_id", "build_uuid"),
         (encoded(attempt=0), "bad_run_id", "attempt"),
-        (encoded(attempt=True), "bad_run_id", "attempt"),
     ],
 )  # fmt: skip
 def test_a_line_that_names_no_run_is_rejected(line: bytes, reason: str, detail: str) -> None:
@@ -98,19 +98,14 @@ def test_a_line_that_names_no_run_is_rejected(line: bytes, reason: str, detail: 
     ("changes", "reason", "detail"),
     [
         ({"build_name": ...}, "missing_field", "build_name"),
-        ({"build_name": "x" * 400}, "bad_field", "build_name"),
         ({"result": ...}, "missing_field", "result"),
         ({"result": "perhaps"}, "bad_field", "result"),
         ({"end_time": ...}, "missing_field", "start_time"),
-        ({"end_time": "2026-01-01T00:00:00"}, "bad_time", "end_time"),
-        ({"end_time": 12}, "bad_time", "end_time"),
         ({"start_time": "2026-01-02T00:00:00Z"}, "bad_time", "end_time: before start_time"),
         ({"log_path": ...}, "missing_field", "log_path"),
         ({"log_path": ["a"]}, "bad_field", "log_path"),
         ({"log_path": "../x"}, "bad_field", "log_path"),
-        ({"log_path": "a/../../x"}, "bad_field", "log_path"),
         ({"log_path": "/etc/passwd"}, "bad_field", "log_path"),
-        ({"log_path": "a\x00b"}, "bad_field", "log_path"),
         ({"size": "x" * 2000}, "bad_field", "'size'"),
         ({f"f{number}": number for number in range(70)}, "bad_field", "71 further fields"),
     ],

@@ -7,6 +7,7 @@ import gc
 import json
 import random
 import re
+import string
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,6 @@ from ciml.events.json_input import parse_json
 from ciml.events.payloads import message_of, payload_of, redact_bytes, redact_header
 from ciml.events.records import Message
 from ciml.events.redaction import REDACTED, is_secret_name, redact_text, redact_url
-from tests.ciml.events.tokens import NAMED, TOKENS, token
 from tests.growth import assert_linear
 
 S = "hUnter2zq"  # the secret
@@ -126,9 +126,8 @@ def test_no_secret_is_in_a_payload_that_is_no_json(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["x-api-key", "token", "Authorization", "X-Hub-Signature-256", "cookie", "X-Gitlab-Token", "ce_token", "CE_secret"],
-)  # fmt: skip
+    "name", "x-api-key token Authorization X-Hub-Signature-256 cookie X-Gitlab-Token ce_token CE_secret".split()
+)
 def test_headers_that_ciml_does_not_read_are_left_out(name: str) -> None:
     headers = ((name, S.encode()), ("ce_source", f"//u:{S}@zuul".encode()), (f"ce_{S}?token={S}", None))
     assert S not in kept(Message(0, b"{", headers[:2]))
@@ -148,19 +147,7 @@ def outcome(message: Message) -> tuple[Event | None, str]:
 @pytest.mark.parametrize("name", [name for name in JSON_VALUES if JSON_VALUES[name][0] == '"'])
 def test_no_secret_is_in_run_facts_or_a_detail(name: str) -> None:
     text = json.loads(JSON_VALUES[name])
-    fields = (
-        "project",
-        "branch",
-        "result",
-        "review",
-        "id",
-        "job",
-        "start_time",
-        "log_url",
-        "labels",
-        "attempt",
-        "outcome",
-    )
+    fields = "project branch result review id job start_time log_url labels attempt outcome".split()
     for field in fields:
         value = {"web": text, "password": S} if field == "labels" else text
         message = Message(0, event(**{"log_url": text, field: value}))
@@ -207,50 +194,40 @@ def test_an_address_is_shown_without_its_fragment(address: str) -> None:
     assert redact_url(f"{address}#part") == redact_url(address) == address.replace("me@", "")
 
 
-@pytest.mark.parametrize(
-    ("name", "secret"),
-    [
-        ("password", True), ("PASSWORD", True), ("dbPassword2", True), ("mytoken", True), ("tokens", True),
-        ("X-Amz-Security-Token", True), ("client_secret", True), ("AWSAccessKeyId", True), ("x-goog-signature", True),
-        ("sig", True), ("s%69g", True), ("auth", True), ("private_key", True), ("apiKey", True), ("token[0]", True),
-        ("tokenizer", False), ("author", False), ("authority", False), ("key", False), ("design", False),
-        ("job", False), ("log_url", False), ("passed", False), ("sigma", False), ("code", False), ("monkey", False),
-    ],
-)  # fmt: skip
-def test_secret_names(name: str, secret: bool) -> None:
-    assert is_secret_name(name) is secret
+SECRET_NAMES = """
+    password PASSWORD dbPassword2 mytoken tokens X-Amz-Security-Token client_secret AWSAccessKeyId x-goog-signature sig
+    s%69g auth private_key apiKey token[0]
+""".split()
+OTHER_NAMES = "tokenizer author authority key design job log_url passed sigma code monkey".split()
 
 
+def test_secret_names() -> None:
+    assert [name for name in SECRET_NAMES + OTHER_NAMES if is_secret_name(name)] == SECRET_NAMES
+
+
+#: Texts that are repeated.
+REPEATED = """
+    //a: //a@ @ a. token token=a& token=" token:{ %25 \\u005c &# ghp_eyJaaaaaaaa. aB3 /aB3dE5gH1jK2mN4pQ6r
+    hooks.slack.com/services/
+""".split()
 SHAPES: dict[str, Callable[[int], str]] = {
-    "users without end": lambda n: "//a:" * n,
+    **{text: lambda n, text=text: text * n for text in REPEATED},  # type: ignore[misc]
     "users and a space": lambda n: "//a:" * n + " @",
-    "at signs": lambda n: "//a@" * n,
-    "at signs alone": lambda n: "@" * n,
     "slashes": lambda n: "/" * n + "@",
     "spaces": lambda n: " " * n + "@ " * n,
-    "names": lambda n: "a." * n,
-    "a name": lambda n: "token" * n,
-    "pairs": lambda n: "token=a&" * n,
     "no end of a value": lambda n: '"token":"' + "\\" * n,
-    "quotes": lambda n: 'token="' * n,
-    "containers": lambda n: "token:{" * n,
     "percent": lambda n: "%25" * n + "=",
     "percent upon percent": lambda n: "%" + "25" * n + "3D",
     "backslashes": lambda n: "\\" * n + "=",
-    "escapes": lambda n: "\\u005c" * n,
     "entities": lambda n: "&#" * n + "&#9999999;" * n,
     "bearers": lambda n: "bearer " * n,
-    "shapes": lambda n: "ghp_eyJaaaaaaaa." * n,
     "keys": lambda n: "-----BEGIN PRIVATE " * n,
     "options": lambda n: "--password " * n,
     "an option": lambda n: "--password" + " " * n,
     "quoted options": lambda n: '--token "' * n,
-    "random paths": lambda n: "/aB3dE5gH1jK2mN4pQ6r" * n,
     "random words": lambda n: "x_aB3dE5gH1jK2 " * n,
     "prefixes": lambda n: "a_" * n + "aB3dE5gH1jK2mN4pQ6r",
-    "a random word": lambda n: "aB3" * n,
     "hexadecimal keys": lambda n: "key-" * n + "0" * n,
-    "webhooks": lambda n: "hooks.slack.com/services/" * n,
     "json keys": lambda n: "{" + ",".join(f'"token{i}":"a"' for i in range(n)) + "}",
     "json texts": lambda n: json.dumps([f"//u:{i}@h?sig=1" for i in range(n)]),
     "base64 upon base64": lambda n: json.dumps({"data_base64": base64.b64encode(b'{"data_base64":' * n).decode()}),
@@ -300,27 +277,78 @@ def test_a_payload_that_is_not_utf8_stays_so() -> None:
     assert redact_bytes(b'{"job": "\\ud800\xef", "token": "pa55"}').find(b"pa55") < 0
 
 
+#: Tokens as the documents of their issuers describe them: ``{w36}`` stands for 36 random characters of `_ALPHABETS`.
+TOKENS = """
+    ghp_{w36} gho_{w36} ghs_{w36} ghr_{w36} github_pat_{w22}_{w59} glpat-{u20} glcbt-64_{u20} gldt-{u20} glrt-{u20}
+    glagent-{u50} glft-{u20} glptt-{x40} glimt-{u25} glsoat-{u20} GR1348941{u20} npm_{w36} pypi-AgEIcHlwaS5vcmc{u80}
+    hf_{l34} ya29.{u120} 1//0{u60} AIza{u35} xapp-1-A{A10}-{d13}-{x64} xoxb-{d12}-{d12}-{w24} xoxe-1-{w146}
+    xoxp-{d12}-{d12}-{d12}-{x32} https://hooks.slack.com/services/T{A8}/B{A10}/{w24} AKIA{A16} ASIA{A16} sk_live_{w24}
+    sk_live_{w99} rk_live_{w99} SG.{w22}.{w43} sk-proj-{u120} sk-{w20}T3BlbkFJ{w20} sk-ant-api03-{u93}AA
+    dckr_pat_{w27} dop_v1_{x64} doo_v1_{x64} shpat_{x32} EAAC{w120} hvs.{u90} {w14}.atlasv1.{u64} glsa_{w32}_{x8}
+    glc_eyJ{w60} lin_api_{w40} ntn_{w46} r8_{w37} gsk_{w52} xai-{w80} pplx-{w48} tskey-auth-{w12}-{w32} ATATT3x{w180}
+    key-{x32} NRAK-{A27} dp.pt.{w43} sntrys_eyJ{w80} sntryu_{x64} pscale_tkn_{w43} fm2_{w80} nvapi-{u64}
+    eyJ{w40}.eyJ{w80}.{w43} cloudinary://{d15}:{w27}@cloud CFPAT-{u43} AKCp{w69} dt0c01.{A24}.{A64}
+    AGE-SECRET-KEY-1{A58} HRKU-{u60} ops_eyJ{w250} vcp_{w56} cflt{w60} AccountKey={w86}== rubygems_{x48} squ_{x40}
+    sbp_{x40} pul-{x40} dapi{x32} PMAK-{x24}-{x34} {d9}:AA{u33} sq0atp-{u22} pat{w14}.{x64} {x32}-us12 SK{x32}
+    v1.0-{x24}-{x146} bkua_{x40} CCIPAT_{w22}_{x40} sdk-{x8}-{x4}-{x4}-{x4}-{x12} figd_{u40}
+""".split()
+#: Secrets that only their names give away.
+NAMED = """
+user=me&pass={w12}
+https://h/login?ticket={w20}
+otp={d6}
+X-Otp: {d6}
+psk={w12}
+SAMLResponse={w60}
+saml-response={w60}
+https://h/a?hdnts=exp=1~acl=/*~hmac={x64}
+curl --password {w12} https://h
+run --api-key "{w6} {w6}" x
+openssl -pass {w12} -in x
+mysql --db-pass {w12}
+DB_PASS={w12}
+client_assertion={w60}
+""".strip().splitlines()
+_ALPHABETS = {
+    "w": string.ascii_letters + string.digits,
+    "u": string.ascii_letters + string.digits + "-_",
+    "l": string.ascii_letters,
+    "x": "0123456789abcdef",
+    "A": string.ascii_uppercase + string.digits,
+    "d": string.digits,
+}
 #: Tokens of letters and digits are found with this share at least: a few look like names by chance.
 _FOUND = 0.9
 
 
+def token(template: str, source: random.Random) -> tuple[str, list[str]]:
+    """Return a text with random values, and these values."""
+    values: list[str] = []
+
+    def value(field: re.Match[str]) -> str:
+        values.append("".join(source.choices(_ALPHABETS[field[1]], k=int(field[2]))))
+        return values[-1]
+
+    return re.sub(r"{(\w)(\d+)}", value, template), values
+
+
 @pytest.mark.parametrize("around", ["{}", "cloning with {} failed", '{{"message": "used {}."}}', "https://h/a?x={}"])
-@pytest.mark.parametrize("kind", TOKENS)
-def test_tokens_of_many_issuers_are_found(kind: str, around: str) -> None:
-    source = random.Random(f"{kind} {around}")
-    found = 0
-    for _ in range(20):
-        text, values = token(TOKENS[kind], source)
-        shown = redact_bytes(around.format(text).encode()).decode()
-        found += not any(value in shown for value in values if len(value) >= 8)
-    assert found >= 20 * _FOUND
+def test_tokens_of_many_issuers_are_found(around: str) -> None:
+    for template in (*TOKENS, "-----BEGIN OPENSSH PRIVATE KEY-----\n{w64}"):
+        source = random.Random(f"{template} {around}")
+        found = 0
+        for _ in range(20):
+            text, values = token(template, source)
+            shown = redact_bytes(around.format(text).encode()).decode()
+            found += not any(value in shown for value in values if len(value) >= 8)
+        assert found >= 20 * _FOUND, template
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_secrets_are_found_by_their_names(name: str) -> None:
-    source = random.Random(name)
+@pytest.mark.parametrize("template", NAMED)
+def test_secrets_are_found_by_their_names(template: str) -> None:
+    source = random.Random(template)
     for _ in range(20):
-        text, values = token(NAMED[name], source)
+        text, values = token(template, source)
         assert not any(value in redact_text(text) for value in values)
 
 

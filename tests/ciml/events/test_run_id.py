@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
 import pytest
@@ -59,8 +58,3 @@ def test_only_canonical_text_decodes(text: str) -> None:
     with pytest.raises(RejectedInput) as caught:
         RunId.decode(text)
     assert caught.value.reason == "bad_run_id"
-
-
-def test_a_rejection_survives_pickling() -> None:
-    rejected = pickle.loads(pickle.dumps(RejectedInput("bad_time", "end_time")))
-    assert (rejected.reason, rejected.detail, str(rejected)) == ("bad_time", "end_time", "bad_time: end_time")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +23,7 @@ from ciml.events.samples import (
     telemetry_table,
     to_table,
 )
-from ciml.limits import MAX_RECORDER_SAMPLES, MAX_SAMPLES_BYTES
+from ciml.limits import MAX_RECORDER_SAMPLES
 from tests.transforms.samples import corpus
 
 RUN = "zuul~5e70d239~1"
@@ -58,20 +57,17 @@ def same(one: Samples, other: Samples) -> bool:
 
 
 def test_the_form_of_the_messages() -> None:
-    assert json.loads(encode(ONE)) == {
+    value = {
         "run_id": RUN, "recorder_us": START_US, "first_us": START_US, "columns": [USR, LOAD],
         "samples": [[0, START_US, True, [12.5, None]], [1, START_US + 1_000_000, False, [3.0, 0.25]]],
     }  # fmt: skip
-    assert json.loads(encode(End(RUN, START_US, 2))) == {
-        "run_id": RUN, "recorder_us": START_US, "end": True, "samples": 2,
-    }  # fmt: skip
-
-
-def test_encoded_messages_are_decoded() -> None:
-    decoded = decode(encode(ONE))
+    assert json.loads(encode(ONE)) == value
+    decoded = decode(json.dumps({**value, "host": "node-7"}).encode())  # an unknown field
     assert isinstance(decoded, Samples)
     assert same(decoded, ONE)
-    assert decode(encode(End(RUN, START_US, 0))) == End(RUN, START_US, 0)
+    end = End(RUN, START_US, 2)
+    assert json.loads(encode(end)) == {"run_id": RUN, "recorder_us": START_US, "end": True, "samples": 2}
+    assert decode(encode(end)) == end
 
 
 @given(
@@ -86,65 +82,31 @@ def test_every_value_survives(values: list[list[float]], first: int, time_us: in
     assert same(decoded, message)
 
 
-def test_fields_that_are_not_known_are_passed_over() -> None:
-    decoded = decode(json.dumps({**json.loads(encode(ONE)), "host": "node-7"}).encode())
-    assert isinstance(decoded, Samples)
-    assert same(decoded, ONE)
+#: Changes of a message, where None removes a field, and the reason why it is rejected.
+HOSTILE: list[tuple[dict[str, Any], str]] = [
+    ({"run_id": None}, "missing_field"),
+    *(({"run_id": run}, "bad_run_id") for run in (7, "zuul~../x~1")),
+    ({"recorder_us": None}, "missing_field"),
+    *(({"recorder_us": time}, "bad_time") for time in (START_US // 1_000_000, float(START_US))),
+    *(({"first_us": time}, "bad_time") for time in (0, True)),
+    *(({"columns": names}, "bad_field") for names in ([], "usr", [USR, USR], ["time", USR], [USR, [LOAD]], ["a\nb"])),
+    *(({"samples": rows}, "bad_field") for rows in ([], {"0": []}, ["abcd"], [[0, START_US, False]])),
+    *(({"samples": [[at, START_US, False, [1, 2]]]}, "bad_field") for at in (True, -1, 1 << 63, 1 << 70)),
+    ({"samples": [[0, 946_684_799_999_999, False, [1, 2]]]}, "bad_time"),
+    ({"samples": [[0, str(START_US), False, [1, 2]]]}, "bad_field"),
+    ({"samples": [[0, START_US, 1, [1, 2]]]}, "bad_field"),
+    *(({"samples": [[0, START_US, False, row]]}, "bad_field") for row in ([1], "12", ["1", 2], [True, 2], [[1], 2])),
+    ({"end": True, "samples": None}, "missing_field"),
+    ({"end": 1}, "bad_field"),
+    *(({"end": True, "samples": number}, "bad_field") for number in ([], -1, True)),
+]
 
 
-def put(**fields: Any) -> Callable[[dict[str, Any]], Any]:
-    return lambda message: {name: value for name, value in {**message, **fields}.items() if value is not None}
-
-
-def row(*values: Any) -> Callable[[dict[str, Any]], Any]:
-    return put(samples=[list(values)])
-
-
-HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no object": (lambda message: [message], "not_samples"),
-    "no run": (put(run_id=None), "missing_field"),
-    "a number as run": (put(run_id=7), "bad_run_id"),
-    "a path as run": (put(run_id="zuul~../x~1"), "bad_run_id"),
-    "no start": (put(recorder_us=None), "missing_field"),
-    "a start in seconds": (put(recorder_us=START_US // 1_000_000), "bad_time"),
-    "a start with a fraction": (put(recorder_us=float(START_US)), "bad_time"),
-    "a first sample of 1970": (put(first_us=0), "bad_time"),
-    "a first sample that is true": (put(first_us=True), "bad_time"),
-    "no columns": (put(columns=[]), "bad_field"),
-    "columns as a text": (put(columns="usr"), "bad_field"),
-    "a column twice": (put(columns=[USR, USR]), "bad_field"),
-    "a column of our own": (put(columns=["time", USR]), "bad_field"),
-    "a column that is a list": (put(columns=[USR, [LOAD]]), "bad_field"),
-    "a column with a control character": (put(columns=[USR, "a\nb"]), "bad_field"),
-    "no samples": (put(samples=[]), "bad_field"),
-    "samples as an object": (put(samples={"0": []}), "bad_field"),
-    "a sample that is no list": (put(samples=["abcd"]), "bad_field"),
-    "a short sample": (row(0, START_US, False), "bad_field"),
-    "a sequence that is true": (row(True, START_US, False, [1, 2]), "bad_field"),
-    "a sequence below 0": (row(-1, START_US, False, [1, 2]), "bad_field"),
-    "a sequence of 2 ** 63": (row(1 << 63, START_US, False, [1, 2]), "bad_field"),
-    "a sequence of 2 ** 70": (row(1 << 70, START_US, False, [1, 2]), "bad_field"),
-    "a time of 1999": (row(0, 946_684_799_999_999, False, [1, 2]), "bad_time"),
-    "a time as a text": (row(0, str(START_US), False, [1, 2]), "bad_field"),
-    "a mark of 1": (row(0, START_US, 1, [1, 2]), "bad_field"),
-    "too few values": (row(0, START_US, False, [1]), "bad_field"),
-    "values as a text": (row(0, START_US, False, "12"), "bad_field"),
-    "a value as a text": (row(0, START_US, False, ["1", 2]), "bad_field"),
-    "a value that is true": (row(0, START_US, False, [True, 2]), "bad_field"),
-    "a value that is a list": (row(0, START_US, False, [[1], 2]), "bad_field"),
-    "an end that is no mark": (put(end=1), "bad_field"),
-    "an end without a number": (lambda message: {**put(samples=None)(message), "end": True}, "missing_field"),
-    "an end with samples": (lambda message: {**message, "end": True}, "bad_field"),
-    "an end below 0": (lambda message: {**message, "end": True, "samples": -1}, "bad_field"),
-    "an end that is true": (lambda message: {**message, "end": True, "samples": True}, "bad_field"),
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_messages_are_rejected(case: str) -> None:
-    change, reason = HOSTILE[case]
+@pytest.mark.parametrize(("changes", "reason"), HOSTILE)
+def test_hostile_messages_are_rejected(changes: dict[str, Any], reason: str) -> None:
+    fields = {**json.loads(encode(ONE)), **changes}
     with pytest.raises(RejectedInput) as caught:
-        decode(json.dumps(change(json.loads(encode(ONE)))).encode())
+        decode(json.dumps({name: value for name, value in fields.items() if value is not None}).encode())
     assert caught.value.reason == reason
     assert len(caught.value.detail) < 300
 
@@ -152,8 +114,8 @@ def test_hostile_messages_are_rejected(case: str) -> None:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (None, "tombstone"), (b"", "tombstone"), (b"{", "broken_json"), (b"\xff", "broken_json"),
-        (b"NaN", "broken_json"), (b"[" * 100_000, "broken_json"), (b" " * (MAX_SAMPLES_BYTES + 1), "too_large"),
+        (None, "tombstone"), (b"", "tombstone"), (b"[{}]", "not_samples"), (b"{", "broken_json"),
+        (b"\xff", "broken_json"), (b"NaN", "broken_json"), (b"[" * 100_000, "broken_json"),
         (encode(ONE).replace(b"12.5", b"1e400"), "broken_json"),
         (encode(ONE).replace(b"12.5", b"NaN"), "broken_json"),
         (encode(ONE).replace(b"zuul", b"\\ud800"), "broken_json"),

@@ -10,20 +10,16 @@ from ciml.events.run_id import source_name, source_names
 from tests.ciml.events.test_cloudevents import RUN, UUID, bare
 
 
-@pytest.mark.parametrize("name", ["zuul", "7", "x" * 63, "zuul-example-org-t-main"])
-def test_a_source_that_is_a_name_stands_for_itself(name: str) -> None:
-    assert source_name(name) == name
-    assert decode_message(bare(RUN, source=name)).run_facts[0].source == name
+def test_a_source_that_is_a_name_stands_for_itself() -> None:
+    for name in ("zuul", "7", "x" * 63, "zuul-example-org-t-main"):
+        assert source_name(name) == decode_message(bare(RUN, source=name)).run_facts[0].source == name
 
 
 @pytest.mark.parametrize(
     ("source", "proposal"),
     [
         ("//backfill/", "backfill"),
-        ("BACKFILL", "backfill"),
-        ("https://backfill", "backfill"),
         ("https://zuul.example.org/t/main", "zuul-example-org-t-main"),
-        ("../../etc", "etc"),
         ("x" * 80, "x" * 63),
         ("://", "NAME"),
         ("-zuul", "zuul"),
@@ -45,22 +41,19 @@ def test_a_topic_of_one_source_passes_over_what_messages_say() -> None:
     assert found == ["zuul", "zuul", "zuul", "zuul", "two"]
 
 
-@pytest.mark.parametrize(
-    ("pairs", "message"),
-    [
-        ([("a", "Zuul")], "'Zuul' is not a source name"),
-        ([("a", "")], "'' is not a source name"),
-        ([("a", "x"), ("a", "y")], "'a' has two names, x and y"),
-    ],
-)
-def test_names_that_no_source_can_have_are_an_error(pairs: list[tuple[str, str]], message: str) -> None:
-    with pytest.raises(CimlError, match=message):
-        source_names(pairs)
-
-
 def test_configured_source_names_are_not_for_others() -> None:
     names = {"https://zuul.example.org": "zuul"}
     (facts,) = decode_message(bare(RUN, source="https://zuul.example.org"), names).run_facts
     assert (facts.source, facts.run_id) == ("zuul", f"zuul~{UUID}~1")
     with pytest.raises(RejectedInput, match="source: zuul is the configured name of another source"):
         decode_message(bare(RUN, source="zuul"), names)
+
+
+def test_names_that_no_source_can_have_are_an_error() -> None:
+    for pairs, message in (
+        ([("a", "Zuul")], "'Zuul' is not a source name"),
+        ([("a", "")], "'' is not a source name"),
+        ([("a", "x"), ("a", "y")], "'a' has two names, x and y"),
+    ):
+        with pytest.raises(CimlError, match=message):
+            source_names(pairs)

@@ -63,14 +63,6 @@ def test_golden_logs_in_small_batches() -> None:
         check(golden, table)
 
 
-def test_golden_files_are_what_the_functions_make() -> None:
-    small = {make().name: make() for make in make_logs.SMALL}
-    assert {path.stem for path in make_logs.FOLDER.glob("*.log")} == set(small)
-    for name, golden in small.items():
-        assert (make_logs.FOLDER / f"{name}.log").read_bytes() == golden.data
-        assert (make_logs.FOLDER / f"{name}.json").read_text() == make_logs.as_json(golden)
-
-
 @pytest.mark.parametrize("path", sorted(make_logs.FOLDER.glob("*.log")), ids=lambda path: path.stem)
 def test_golden_file(path: Path) -> None:
     want = json.loads(path.with_suffix(".json").read_text())
