@@ -1,4 +1,4 @@
-"""Writes docs/api.md, the reference of the Python API, from its docstrings.
+"""Writes docs/api.md, the reference of the Python API, from its docstrings. The introduction stays as it is.
 
 python -m tests.project.api_reference
 """
@@ -15,33 +15,12 @@ import ciml
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 #: In the order of the page: functions, then classes with their methods.
-NAMES: list[str] = []
-for _line in """
+NAMES = """
     open parse_log Data Dataset Model Prediction Verdict TrainingResult RefreshResult Figure LoadReport
     DatasetDefinition DatasetKeys ExperimentKeys Progress CimlError NotFoundError NoDataError UnknownDatasetError
     UnknownModelError UnknownRunError UnknownExperimentError UnknownExclusionError UnknownEstimatorError
     NoTrainingDataError InvalidSettingError MissingExtraError UnusableRunError EngineError IntegrityError
-""".splitlines():
-    NAMES += _line.split()
-BEGIN = """# Python API
-
-For data scientists who use ciml from Python. `python -m tests.project.api_reference` writes this page from the
-docstrings. A test runs their examples on a data root with a data set and a model `status`.
-
-`import ciml` takes milliseconds: each name is imported on its first use, and libraries when a method needs them.
-`ciml[data]` is sufficient for logs, runs and data sets; `train`, `refresh`, `model` and `to_tf` need `ciml[train]`. The
-API and the commands call the same functions, so they can be mixed.
-
-The API leaves the settings of your process unchanged: environment variables, threads, random state, the determinism of
-TensorFlow, loaded modules, standard error. [Training](training.md#gpus-and-threads) describes the consequences.
-
-Every error that you can correct is a `ciml.CimlError`. Its message is one line that names the problem and the remedy;
-the subclasses below tell the cases apart. Where an error names an option of a command, the argument has the same name:
-`--max-bad` is `max_bad`, `--map COLUMN=FIELD` is `mapping={COLUMN: FIELD}`.
-
-Tables are arguments of the type `ciml.api.types.Table`: a table of pyarrow, a DataFrame of pandas, or any object
-with the Arrow PyCapsule interface, such as a table of polars or DuckDB.
-"""
+""".split()
 _SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Example):")
 
 
@@ -67,7 +46,8 @@ def _members(kind: type) -> Iterator[tuple[str, Any]]:
 
 def render() -> str:
     """Return the page."""
-    return "\n".join([BEGIN, *(_entry(name, value) for name, value in documented())])
+    begin = PAGE.read_text().partition("\n## ")[0]
+    return "\n".join([begin, *(_entry(name, value) for name, value in documented())])
 
 
 def _entry(name: str, value: Any) -> str:

@@ -45,15 +45,9 @@ CASES = [
     if resolution == "newest" or extra in LOWEST
 ]
 #: What a recorder imports: at its start, and when it needs them.
-RECORDER = (
-    "ciml.cli.main",
-    "ciml.cli.commands.operate.record",
-    "ciml.events.cloudevents",
-    "ciml.events.samples",
-    "ciml.kafka.connect",
-    "ciml.recorder.spool.flush",
-    "ciml.recorder.record",
-    "ciml.storage.local",
+RECORDER = tuple(
+    "ciml.cli.main ciml.cli.commands.operate.record ciml.events.cloudevents ciml.events.samples ciml.kafka.connect"
+    " ciml.recorder.spool.flush ciml.recorder.record ciml.storage.local".split()
 )
 #: Names of the standard library that Python 3.9 lacks.
 NEWER = {"UTC", "pairwise", "tomllib", "Self", "StrEnum", "TypeAlias", "NotRequired", "Required", "ExceptionGroup"}

@@ -60,7 +60,8 @@ def constants(path: Path) -> dict[str, str | bytes]:
 
 def patterns(path: Path) -> Iterator[tuple[int, set[str], str | bytes, int]]:
     """The line, the methods, the text and the flags of each pattern in a module that is not made when it runs."""
-    tree, known = ast.parse(path.read_text()), constants(path)
+    source, known = path.read_text(), constants(path)
+    tree = ast.parse(source)
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     names = {
         id(node.value): node.targets[0].id
@@ -75,20 +76,10 @@ def patterns(path: Path) -> Iterator[tuple[int, set[str], str | bytes, int]]:
         if text is None or call.func.attr not in METHODS | {"compile"}:
             continue
         flags = 0
-        for node in ast.walk(
-            ast.Module([ast.Expr(each) for each in [*call.args[1:], *(k.value for k in call.keywords)]], [])
-        ):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "re":
-                flags |= getattr(re, node.attr)
-        name = names.get(id(call))
-        used = {
-            each.attr
-            for each in ast.walk(tree)
-            if isinstance(each, ast.Attribute)
-            and isinstance(each.value, ast.Name)
-            and each.value.id == name
-            and each.attr in METHODS
-        }
+        for given in (*call.args[1:], *(keyword.value for keyword in call.keywords)):
+            for name in re.findall(r"re\.(\w+)", ast.unparse(given)):
+                flags |= getattr(re, name)
+        used = METHODS & set(re.findall(rf"\b{names.get(id(call))}\.(\w+)", source))
         yield call.lineno, {call.func.attr} if call.func.attr in METHODS else used or {"finditer"}, text, flags
 
 

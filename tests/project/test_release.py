@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -15,16 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ciml.version import __version__, checkout_commit, describe, stored_commit
-from tests.project.release import (
-    WRITTEN,
-    build,
-    content_faults,
-    git,
-    metadata_faults,
-    names_of,
-    release_faults,
-)
+from ciml.version import __version__, checkout_commit, stored_commit
+from tests.project.release import WRITTEN, build, content_faults, git, metadata_faults, names_of, release_faults
 from tests.project.test_package import copy_of_checkout
 from tests.project.test_rooms import ROOT
 
@@ -101,12 +92,6 @@ def test_their_metadata_is_valid(built: tuple[Path, Path, Path], tmp_path: Path)
     assert found[1].endswith("differ in their metadata")
 
 
-def unpacked(wheel: Path, folder: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
-    return folder
-
-
 def version_of(tree: Path, **environment: str) -> str:
     """What ``ciml --version`` prints for a tree of the packages."""
     env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", **environment}
@@ -118,12 +103,14 @@ def version_of(tree: Path, **environment: str) -> str:
 def test_an_installed_ciml_knows_its_commit_without_git(built: tuple[Path, Path, Path], tmp_path: Path) -> None:
     source, wheel, sdist = built
     commit = git("rev-parse", "HEAD", folder=source)
-    tree = unpacked(wheel, tmp_path / "installed")
+    tree = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tree)
     assert (tree / "ciml" / "commit.txt").read_text() == f"{commit}\n"
     assert version_of(tree, PATH="") == f"ciml {__version__} ({commit[:12]})\n"
     # One that was built of the sdist alone, as pip does it; git knows nothing there.
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path / "sdist")
+    with tarfile.open(sdist) as source_archive:
+        source_archive.extractall(tmp_path / "sdist")
     (of_sdist,) = (tmp_path / "sdist").iterdir()
     again, _ = build(of_sdist, tmp_path / "again", EPOCH)
     assert again.read_bytes() == wheel.read_bytes()
@@ -163,12 +150,6 @@ def test_help_starts_no_git(tmp_path: Path) -> None:
         assert (tmp_path / "asked").exists() == (asked and (ROOT / ".git").exists()), words
 
 
-def test_a_commit_is_described() -> None:
-    assert describe("1.2.3", None) == "1.2.3"
-    assert describe("1.2.3", "0123456789abcdef" * 2) == "1.2.3 (0123456789ab)"
-    assert describe("1.2.3", "0123456789abcdef" * 2 + "-dirty") == "1.2.3 (0123456789ab, modified)"
-
-
 def test_a_release_needs_a_tag_a_section_and_equal_versions(tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "deploy/helm/ciml").mkdir(parents=True)
@@ -196,12 +177,7 @@ def test_a_release_needs_a_tag_a_section_and_equal_versions(tmp_path: Path) -> N
 def test_the_version_is_the_same_everywhere() -> None:
     """Whatever names a version of ciml's own images or packages."""
     files = [path for path in (ROOT / "deploy").rglob("*") if path.is_file() and path.suffix in (".yaml", ".md", "")]
-    text = io.StringIO()
-    for path in [*files, *(ROOT / "docs").glob("*.md")]:
-        if path.name not in ("CHANGELOG.md",):
-            text.write(path.read_text())
-    tags = re.findall(
-        r"\bciml/(?:worker|recorder|services|serve|train|flink|jobserver):([0-9][\w.]*\w)", text.getvalue()
-    )
+    text = "".join(path.read_text() for path in [*files, *(ROOT / "docs").glob("*.md")])
+    tags = re.findall(r"\bciml/(?:worker|recorder|services|serve|train|flink|jobserver):([0-9][\w.]*\w)", text)
     assert tags
     assert set(tags) == {__version__}
