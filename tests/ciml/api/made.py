@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -54,8 +51,7 @@ def make_root(folder: Path) -> Path:
     raw = RawStore(root)
     for start in range(0, RUNS, 20):
         raw.add(runs[start : start + 20])
-    data = ciml.open(folder / "data")
-    data.define_dataset(
+    ciml.open(folder / "data").define_dataset(
         "status", sample_interval="6s", features_regex="^(usr|1m)", max_windows=12, span_runs=30, tdt_split=(6, 0, 4)
     )
     return folder
@@ -77,14 +73,3 @@ def facts(number: int) -> RunFacts:
         end_us=start_us + (ROWS + number % 7) * 1_000_000,
         labels={"size": "small"},
     )
-
-
-@contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Have a working folder in the block."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)

@@ -37,9 +37,7 @@ def settings() -> dict[str, object]:
         "blocked modules": sorted(name for name, module in sys.modules.items() if module is None),
         "random": hash(random.getstate()),
         "standard error": os.fstat(2).st_ino,
-        "signals": {
-            number: str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
-        },
+        "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
         "folder": os.getcwd(),
         "log handlers": list(map(str, logging.getLogger().handlers)),
         "log level": logging.getLogger().level,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -44,82 +42,67 @@ def test_runs_are_those_of_the_command(made: Path) -> None:
         {name: one[name] for name in names} for one in listed
     ]
     assert len(rows) == RUNS
-    for number, row in enumerate(rows):
-        wanted = facts(number)
-        assert (row["pipeline"], row["change"], row["result"]) == (wanted.pipeline, wanted.change, wanted.result)
-        assert dict(row["labels"]) == {"size": "small"}
-        assert wanted.start_us is not None
-        assert row["start_time"].timestamp() * 1e6 == wanted.start_us
-        assert row["outcome"] == wanted.outcome
+    for row, wanted in zip(rows, map(facts, range(RUNS)), strict=True):
+        found = [row[name] for name in ("pipeline", "change", "result", "outcome")]
+        assert found == [wanted.pipeline, wanted.change, wanted.result, wanted.outcome]
+        assert (dict(row["labels"]), row["start_time"].timestamp() * 1e6) == ({"size": "small"}, wanted.start_us)
 
 
 @pytest.mark.whole
-def test_a_training_is_that_of_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainings_and_their_comparison_are_those_of_the_commands(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scoring, "RESAMPLES", 20)
     data = ciml.open(folder / "data")
-    result = data.train("status", "random_forest", n_estimators=20, seed=3, name="forest")
-    again = data.train("status", "random_forest", n_estimators=20, seed=3, name="forest")
-    assert (result.new, again.new, again.figures) == (True, False, result.figures)
+    forest = data.train("status", "random_forest", n_estimators=20, seed=3, name="forest")
+    again = data.train("status", "random_forest", parameters={"n_estimators": 20}, seed=3)
+    assert (forest.new, again.new, again.figures["test"]) == (True, True, forest.figures["test"])
+    assert data.train("status", "random_forest", n_estimators=20, seed=3).experiment == again.experiment
+    assert again.experiment.startswith("random_forest-")
     words = ["experiment", "train", "--experiment", "forest", "--dataset", "status"]
-    assert json.loads(run(folder, *words, "--json")) == result.figures
-    assert run(folder, *words).splitlines()[:-1] == repr(result).splitlines()
-
-    run(
-        folder,
-        "experiment",
-        "define",
-        "by-command",
-        "--estimator",
-        "random_forest",
-        "-p",
-        "n_estimators=20",
-        "--seed",
-        "3",
-    )
-    words = ["experiment", "train", "--experiment", "by-command", "--dataset", "status", "--json"]
-    by_command = json.loads(run(folder, *words))
-    assert by_command["test"] == result.figures["test"]
-    assert result.accuracy == tuple(by_command["test"]["accuracy"][bound] for bound in ("value", "low", "high"))
-    assert (result.accuracy.value or 0) > 0.9 > (result.base_rate.value or 1)
-    assert result.runs == len(data.dataset("status").facts("test"))
-    assert list(result.baselines) == ["duration"]
-
-
-@pytest.mark.whole
-def test_equal_parameters_are_one_experiment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "RESAMPLES", 5)
-    data = ciml.open(folder / "data")
-    one = data.train(data.dataset("status"), "svm", C=2.0)
-    assert data.train("status", "svm", parameters={"C": 2.0}).experiment == one.experiment
-    assert data.train("status", "svm", C=1.0).experiment != one.experiment
-    assert one.experiment.startswith("svm-")
+    assert json.loads(run(folder, *words, "--json")) == forest.figures
+    assert run(folder, *words).splitlines()[:-1] == repr(forest).splitlines()
+    define = "experiment define by-command --estimator random_forest -p n_estimators=20 --seed 3"
+    run(folder, *define.split())
+    words[3] = "by-command"
+    accuracy = json.loads(run(folder, *words, "--json"))["test"]["accuracy"]
+    assert forest.accuracy == tuple(accuracy[bound] for bound in ("value", "low", "high"))
+    assert (forest.accuracy.value or 0) > 0.9 > (forest.base_rate.value or 1)
+    assert (forest.runs, list(forest.baselines)) == (len(data.dataset("status").facts("test")), ["duration"])
     for wrong, message in [
         ({"estimator": "dn"}, "unknown estimator 'dn'; choose from"),
         ({"estimator": "dnn", "epoch": 3}, "epoch: unknown key"),
         ({"estimator": "svm", "CC": 3}, "CC"),
-        ({"estimator": "svm", "C": 3.0, "name": one.experiment}, "exists with other values"),
+        ({"estimator": "svm", "C": 3.0, "name": "forest"}, "exists with other values"),
     ]:
         with pytest.raises(ciml.CimlError, match=message):
             data.train("status", **wrong)  # type: ignore[arg-type]
 
-
-@pytest.mark.whole
-def test_a_comparison_is_that_of_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "RESAMPLES", 5)
-    data = ciml.open(folder / "data")
-    results = [
-        data.train("status", "random_forest", min_samples_leaf=99, name="a"),
-        data.train("status", "random_forest", name="b"),
-    ]
-    names = [result.experiment for result in results]
-    words = ["experiment", "compare", *names, "--dataset", "status", "--json"]
-    rows = data.compare("status", *results).to_pylist()
-    assert rows == json.loads(run(folder, *words))
-    assert [row["accuracy"] for row in rows] == [result.accuracy.value for result in results]
+    stump = data.train(data.dataset("status"), "random_forest", min_samples_leaf=99, name="stump")
+    words = ["experiment", "compare", "--dataset", "status", "--json"]
+    rows = data.compare("status", stump, forest).to_pylist()
+    assert rows == json.loads(run(folder, *words, "stump", "forest"))
+    assert [row["accuracy"] for row in rows] == [stump.accuracy.value, forest.accuracy.value]
     assert [row["difference"] is None for row in rows] == [True, False]
     by_accuracy = data.compare(data.dataset("status")).to_pylist()
-    assert by_accuracy == json.loads(run(folder, "experiment", "compare", "--dataset", "status", "--json"))
-    assert [row["experiment"] for row in by_accuracy] == ["b", "a"]
+    assert by_accuracy == json.loads(run(folder, *words))
+    assert by_accuracy[-1]["experiment"] == "stump"
+
+
+def test_an_exclusion_is_that_of_the_command_and_its_runs_are_in_no_array(folder: Path) -> None:
+    data = ciml.open(folder / "data")
+    number = data.exclude("a bad mirror", job="lint", since="2026-11-24T00:00:00Z")
+    (kept,) = json.loads(run(folder, "exclude", "list", "--json"))
+    assert (kept["id"], kept["job"], kept["reason"]) == (number, "lint", "a bad mirror")
+    left = data.dataset("status")
+    assert set(left.facts()["build_name"].to_pylist()) == {"unit"}
+    assert len(left.to_numpy("train")[0]) == len(left.n_windows("train")) == len(left.facts("train"))
+    data.revert_exclusion(number)
+    assert "no exclusions" in run(folder, "exclude", "list")
+    with pytest.raises(ciml.CimlError, match="reverted already"):
+        data.revert_exclusion(number)
+    with pytest.raises(ciml.CimlError, match="names no runs"):
+        data.exclude("everything")
 
 
 @pytest.mark.whole
@@ -132,21 +115,6 @@ def test_a_refresh_in_python_is_that_of_the_command(folder: Path) -> None:
     assert (again.outcome, repr(again)) == ("nothing_new", "\n".join(by_command.splitlines()[-2:]))
     default = TrainerOptions(data_path=str(folder / "data"), dataset="status").open().experiment
     assert experiment_of("dnn", {}, "dnn") == default  # as `refresh` without parameters
-
-
-def test_an_exclusion_is_that_of_the_command(folder: Path) -> None:
-    data = ciml.open(folder / "data")
-    number = data.exclude("a bad mirror", job="lint", since="2026-11-24T00:00:00Z")
-    (kept,) = json.loads(run(folder, "exclude", "list", "--json"))
-    assert (kept["id"], kept["job"], kept["reason"]) == (number, "lint", "a bad mirror")
-    jobs = data.dataset("status").facts()["build_name"].to_pylist()
-    assert set(jobs) == {"unit"}
-    data.revert_exclusion(number)
-    assert "no exclusions" in run(folder, "exclude", "list")
-    with pytest.raises(ciml.CimlError, match="reverted already"):
-        data.revert_exclusion(number)
-    with pytest.raises(ciml.CimlError, match="names no runs"):
-        data.exclude("everything")
 
 
 def test_a_data_set_is_replaced_only_on_request(folder: Path) -> None:
@@ -179,21 +147,8 @@ def test_a_log_is_parsed_or_refused_by_name(tmp_path: Path) -> None:
         ciml.parse_log(tmp_path / "none")
 
 
-def test_folders_of_a_project_with_the_names_of_rooms_hide_nothing(tmp_path: Path) -> None:
-    for room in ("training", "serving", "pipelines", "transforms", "cli", "services"):
-        (tmp_path / f"{room}.py").write_text("raise SystemExit('it was run')\n")
-    (tmp_path / "script.py").write_text("import ciml\nprint(ciml.open('data', create=True).datasets())\n")
-    home = str(Path(ciml.__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": home}
-    )
-    assert (done.stdout, done.stderr) == ("[]\n", "")
-
-
 def test_the_public_names_are_there() -> None:
     assert set(ciml.__all__) <= set(dir(ciml))
-    assert {name: getattr(ciml, name).__module__.partition(".")[0] for name in ciml.__all__ if name[0].isupper()} == (
-        {name: "ciml" for name in ciml.__all__ if name[0].isupper()}
-    )
+    assert {getattr(ciml, name).__module__.partition(".")[0] for name in ciml.__all__ if name[0].isupper()} == {"ciml"}
     with pytest.raises(AttributeError, match="module 'ciml' has no attribute 'opne'"):
         _ = ciml.opne  # type: ignore[attr-defined]

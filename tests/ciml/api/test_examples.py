@@ -9,7 +9,6 @@ import pytest
 
 import ciml
 from ciml.training.evaluation import metrics as scoring
-from tests.ciml.api.made import inside
 from tests.project.api_reference import documented
 
 EXAMPLES = [
@@ -25,14 +24,14 @@ def test_an_example_runs(
 ) -> None:
     monkeypatch.setattr(scoring, "RESAMPLES", 20)
     names: dict[str, object] = {"ciml": ciml}
-    with inside(folder):
-        names["data"] = data = ciml.open("data")
-        names["dataset"] = data.dataset("status")
-        if name.startswith("ciml.Model"):
-            names["model"] = data.model("status")
-        test = doctest.DocTest(examples, names, name, None, None, None)
-        out: list[str] = []
-        doctest.DocTestRunner(verbose=False).run(test, out=out.append)
+    monkeypatch.chdir(folder)
+    names["data"] = data = ciml.open("data")
+    names["dataset"] = data.dataset("status")
+    if name.startswith("ciml.Model"):
+        names["model"] = data.model("status")
+    test = doctest.DocTest(examples, names, name, None, None, None)
+    out: list[str] = []
+    doctest.DocTestRunner(verbose=False).run(test, out=out.append)
     assert "".join(out) == ""
 
 

@@ -11,36 +11,23 @@ from typing import Any
 
 import msgspec
 from jsonschema import Draft202012Validator, FormatChecker
+from openlineage.client import facet_v2
 from openlineage.client.event_v2 import RunEvent
-from openlineage.client.facet_v2 import (
-    data_quality_metrics_input_dataset,
-    dataset_version_dataset,
-    error_message_run,
-    execution_parameters_run,
-    job_type_job,
-    output_statistics_output_dataset,
-    parent_run,
-    processing_engine_run,
-    schema_dataset,
-    source_code_location_job,
-    tags_run,
-    test_run,
-)
 
-#: The class of each facet by its key, as the specification names it.
-_FACETS: dict[str, Any] = {
-    "processing_engine": processing_engine_run.ProcessingEngineRunFacet,
-    "parent": parent_run.ParentRunFacet,
-    "executionParameters": execution_parameters_run.ExecutionParametersRunFacet,
-    "test": test_run.TestRunFacet,
-    "errorMessage": error_message_run.ErrorMessageRunFacet,
-    "tags": tags_run.TagsRunFacet,
-    "jobType": job_type_job.JobTypeJobFacet,
-    "sourceCodeLocation": source_code_location_job.SourceCodeLocationJobFacet,
-    "version": dataset_version_dataset.DatasetVersionDatasetFacet,
-    "schema": schema_dataset.SchemaDatasetFacet,
-    "dataQualityMetrics": data_quality_metrics_input_dataset.DataQualityMetricsInputDatasetFacet,
-    "outputStatistics": output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet,
+#: The module and class of each facet by its key, as the specification names it.
+_FACETS = {
+    "processing_engine": "processing_engine_run.ProcessingEngineRunFacet",
+    "parent": "parent_run.ParentRunFacet",
+    "executionParameters": "execution_parameters_run.ExecutionParametersRunFacet",
+    "test": "test_run.TestRunFacet",
+    "errorMessage": "error_message_run.ErrorMessageRunFacet",
+    "tags": "tags_run.TagsRunFacet",
+    "jobType": "job_type_job.JobTypeJobFacet",
+    "sourceCodeLocation": "source_code_location_job.SourceCodeLocationJobFacet",
+    "version": "dataset_version_dataset.DatasetVersionDatasetFacet",
+    "schema": "schema_dataset.SchemaDatasetFacet",
+    "dataQualityMetrics": "data_quality_metrics_input_dataset.DataQualityMetricsInputDatasetFacet",
+    "outputStatistics": "output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet",
 }
 _PLACES = ("facets", "inputFacets", "outputFacets")
 
@@ -65,7 +52,9 @@ def _facet_fault(key: str, facet: dict[str, Any]) -> str:
         return "" if len(facet) > 2 else ": empty"
     if key not in _FACETS:
         return ": unknown"
-    for error in _validator(_FACETS[key]).iter_errors(facet):
+    module, _, name = _FACETS[key].partition(".")
+    kind = getattr(facet_v2, module)
+    for error in _validator(getattr(kind, name)).iter_errors(facet):
         return f"{error.json_path[1:]}: {error.message[:300]}"
     return ""
 

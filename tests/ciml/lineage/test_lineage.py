@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import copy
-import http.server
 import importlib.util
 import json
-import logging
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,6 @@ from ciml.lineage import OFF, Data, Description, Emitter, Lineage, StepEvent, li
 from ciml.lineage.openlineage import MAX_COLUMNS, StoreTransport, dataset_name, run_event
 from tests.ciml.lineage.model import fault
 from tests.ciml.lineage.recorded import Recorded, checked, names, states, stored
-from tests.messages import published
 
 RAW = Data("/srv/data/raw", "7")
 EXAMPLES = Data("s3://bucket/sets/a", "1", (("usr", "float32[5]"),), 3, {"spans": [[1, 1, "ab"]]})
@@ -83,47 +78,34 @@ def test_a_step_has_a_start_and_an_end_of_the_same_run(data: DataRoot) -> None:
     assert last["inputs"][1]["inputFacets"]["dataQualityMetrics"]["rowCount"] == 3
     assert last["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == 5
     facets = last["run"]["facets"]
-    assert [(each["key"], each["value"]) for each in facets["executionParameters"]["parameters"]] == [
-        ("seed", "0"), ("hidden_layers", "[8]"),
-    ]  # fmt: skip
-    assert [(each["name"], each["status"]) for each in facets["test"]["tests"]] == [
-        ("beats it", "pass"),
-        ("slow", "fail"),
-    ]
+    parameters = {each["key"]: each["value"] for each in facets["executionParameters"]["parameters"]}
+    assert parameters == {"seed": "0", "hidden_layers": "[8]"}
+    assert {each["name"]: each["status"] for each in facets["test"]["tests"]} == {"beats it": "pass", "slow": "fail"}
     assert facets["ciml_evaluation"]["evaluation"]["accuracy"]["value"] == 0.5
     assert facets["processing_engine"]["name"] == "ciml"
     assert first["job"]["namespace"] == f"file://{data.url}"
     assert first["job"]["facets"]["jobType"]["jobType"] == "TRAIN"
 
 
-def test_planted_faults_are_found(data: DataRoot) -> None:
-    """The model that the tests compare with is strict."""
+def test_the_model_that_events_are_compared_with_is_strict(data: DataRoot) -> None:
     recorded = Recorded(data)
     with recorded.step("train.m") as step:
         step.describe(lambda: FULL)
-    event = recorded.events[-1]
-    assert not fault(event)
     plants: list[tuple[Callable[[Any], Any], str, Any]] = [
         (lambda e: e, "eventType", "DONE"),
         (lambda e: e, "eventTime", "yesterday"),
-        (lambda e: e, "producer", None),
         (lambda e: e, "more", 1),
         (lambda e: e["run"], "runId", "7"),
-        (lambda e: e["job"], "name", ""),
-        (lambda e: e["inputs"][0], "namespace", ...),
-        (lambda e: e["inputs"][0]["facets"], "versions", e_facet := {"_producer": "urn:x", "_schemaURL": "urn:x"}),
+        (lambda e: e["inputs"][0], "namespace", ""),
+        (lambda e: e["inputs"][0]["facets"], "versions", {"_producer": "urn:x", "_schemaURL": "urn:x"}),
         (lambda e: e["inputs"][0]["facets"]["version"], "datasetVersion", 7),
         (lambda e: e["inputs"][0]["facets"]["version"], "_producer", ""),
-        (lambda e: e["outputs"][0]["outputFacets"]["outputStatistics"], "rowCount", "5"),
-        (lambda e: e["run"]["facets"]["test"]["tests"][0], "status", ...),
-        (lambda e: e["run"]["facets"], "ciml_evaluation", e_facet),
+        (lambda e: e["run"]["facets"], "ciml_evaluation", {"_producer": "urn:x", "_schemaURL": "urn:x"}),
     ]
     for place, key, wrong in plants:
-        spoiled = copy.deepcopy(event)
-        if wrong is ...:
-            del place(spoiled)[key]
-        else:
-            place(spoiled)[key] = wrong
+        spoiled = copy.deepcopy(recorded.events[-1])
+        assert not fault(spoiled)
+        place(spoiled)[key] = wrong
         assert fault(spoiled), (key, wrong)
 
 
@@ -147,14 +129,6 @@ def test_a_description_that_fails_is_left_out(data: DataRoot, caplog: pytest.Log
     assert states(recorded.events) == [("train.m", "START"), ("train.m", "COMPLETE")]
     assert names(recorded.events[1]["inputs"]) == names(recorded.events[0]["inputs"])
     assert "lineage: a step cannot be described" in caplog.text
-
-
-def test_a_wide_schema_is_cut(data: DataRoot) -> None:
-    recorded = Recorded(data)
-    columns = tuple((f"c{number}", "float32") for number in range(MAX_COLUMNS + 5))
-    with recorded.step("train.m", lambda: Description((Data("/x", columns=columns),))):
-        pass
-    assert len(recorded.events[0]["inputs"][0]["facets"]["schema"]["fields"]) == MAX_COLUMNS
 
 
 @pytest.mark.parametrize(
@@ -187,12 +161,33 @@ def test_namespace_and_parent_come_from_the_environment(data: DataRoot, monkeypa
         }  # fmt: skip
 
 
-def test_events_go_into_the_data_root_by_default(data: DataRoot) -> None:
-    run_steps(data, 3)
+def test_a_wide_schema_is_cut(data: DataRoot) -> None:
+    recorded = Recorded(data)
+    columns = tuple((f"c{number}", "float32") for number in range(MAX_COLUMNS + 5))
+    with recorded.step("train.m", lambda: Description((Data("/x", columns=columns),))):
+        pass
+    assert len(recorded.events[0]["inputs"][0]["facets"]["schema"]["fields"]) == MAX_COLUMNS
+
+
+def test_events_go_in_order_into_the_data_root_unless_openlineage_is_configured(
+    data: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENLINEAGE_DISABLED", "true")
     run_steps(data)
-    assert states(stored(data)) == [
-        (f"train.m{number}", state) for number in (0, 1, 2, 0) for state in ("START", "COMPLETE")
-    ]
+    assert not data.exists()
+    monkeypatch.delenv("OPENLINEAGE_DISABLED")
+    log = tmp_path / "events.log"
+    (tmp_path / "openlineage.yml").write_text(
+        f"transport: {{type: file, log_file_path: {log}, append: true}}\ntags: {{run: {{farm: north}}}}\n"
+    )
+    run_steps(data, 5)
+    assert not data.exists()
+    events = [checked(json.loads(line)) for line in log.read_text().splitlines()]
+    assert ("farm", "north") in [(tag["key"], tag["value"]) for tag in events[0]["run"]["facets"]["tags"]["tags"]]
+    (tmp_path / "openlineage.yml").unlink()
+    run_steps(data, 5)
+    wanted = [(f"train.m{number}", state) for number in range(5) for state in ("START", "COMPLETE")]
+    assert states(stored(data)) == states(events) == wanted
 
 
 def test_each_event_is_an_object_and_their_names_are_in_order_of_time(data: DataRoot) -> None:
@@ -217,24 +212,6 @@ def test_an_event_that_is_not_sent_is_reported_without_secrets(
     assert "hunter2" not in caplog.text
 
 
-def test_disabled_is_disabled(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENLINEAGE_DISABLED", "true")
-    run_steps(data)
-    assert not data.exists()
-
-
-def test_a_configuration_of_openlineage_decides(data: DataRoot, tmp_path: Path) -> None:
-    log = tmp_path / "events.log"
-    (tmp_path / "openlineage.yml").write_text(
-        f"transport: {{type: file, log_file_path: {log}, append: true}}\ntags: {{run: {{farm: north}}}}\n"
-    )
-    run_steps(data)
-    events = [checked(json.loads(line)) for line in log.read_text().splitlines()]
-    assert states(events) == [("train.m0", "START"), ("train.m0", "COMPLETE")]
-    assert ("farm", "north") in [(tag["key"], tag["value"]) for tag in events[0]["run"]["facets"]["tags"]["tags"]]
-    assert not data.exists()
-
-
 def test_the_address_of_the_source_code_has_no_secret(data: DataRoot, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git/config").write_text('[remote "origin"]\n\turl = https://user:hunter2@host/repo.git\n')
@@ -246,110 +223,34 @@ def test_the_address_of_the_source_code_has_no_secret(data: DataRoot, tmp_path: 
     assert "hunter2" not in json.dumps(stored(data))
 
 
-class _Endpoint(http.server.ThreadingHTTPServer):
-    """A lineage server that keeps what it gets."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.got: list[tuple[str, str, dict[str, Any]]] = []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            server: _Endpoint
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                self.server.got.append((self.path, self.headers.get("authorization", ""), json.loads(body)))
-                self.send_response(201)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
-
-
-@pytest.fixture
-def endpoint() -> Iterator[_Endpoint]:
-    with _Endpoint() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def test_a_server_gets_the_events_in_order(
-    data: DataRoot, endpoint: _Endpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in list(_openlineage_variables()):
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("OPENLINEAGE_URL", f"http://127.0.0.1:{endpoint.server_port}")
-    monkeypatch.setenv("OPENLINEAGE_API_KEY", "key")
-    run_steps(data, 5)
-    for name in list(_openlineage_variables()):  # which the client sets
-        monkeypatch.delenv(name)
-    assert [(path, key) for path, key, _ in endpoint.got] == [("/api/v1/lineage", "Bearer key")] * 10
-    assert states([checked(event) for _, _, event in endpoint.got]) == [
-        (f"train.m{number}", state) for number in range(5) for state in ("START", "COMPLETE")
-    ]
-    assert not data.exists()
-
-
-def _openlineage_variables() -> Iterator[str]:
-    import os
-
-    return iter([name for name in os.environ if name.startswith("OPENLINEAGE__")])
-
-
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", ["silent", "closed", "nonsense"])
 def test_no_endpoint_fails_or_delays_a_step(
-    data: DataRoot, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+    data: DataRoot, monkeypatch: pytest.MonkeyPatch, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A request would take 60 s."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if kind == "silent":
             server.listen(50)  # it accepts and never answers
         url = "gopher://x" if kind == "nonsense" else f"http://127.0.0.1:{server.getsockname()[1]}"
-        retries = "retry: {total: 2, connect: 2, backoff_factor: 0.5}"
-        (tmp_path / "openlineage.yml").write_text(f"transport: {{type: http, url: '{url}', timeout: 60, {retries}}}\n")
-        sending = Emitter(data, close_s=1.0)
-        lineage = Lineage(sending)
-        with caplog.at_level(logging.WARNING):
-            began = time.monotonic()
-            for number in range(200):
-                with lineage.step(f"train.m{number}") as step:
-                    step.describe(lambda: FULL)
-            steps_s = time.monotonic() - began
-            began = time.monotonic()
-            lineage.close()
-            closed_s = time.monotonic() - began
-    assert steps_s < 20.0
-    assert closed_s < 10.0
-    if kind == "nonsense":
-        assert "lineage: START of train.m0 was not sent: " in caplog.text
-    else:
+        retry = {"total": 2, "connect": 2, "backoff_factor": 0.5}
+        transport = {"type": "http", "url": url, "timeout": 60, "retry": retry}
+        monkeypatch.setenv("OPENLINEAGE__TRANSPORT", json.dumps(transport))
+        lineage = Lineage(Emitter(data, close_s=0.2))
+        for number in range(200):
+            with lineage.step(f"train.m{number}") as step:
+                step.describe(lambda: FULL)
+        lineage.close()
+    if kind != "nonsense":
         assert "is lost: 100 events wait" in caplog.text
-        assert "lineage: events were not sent within 1 s and are lost" in caplog.text
-    if kind == "closed":  # nothing is tried any more
-        sending._thread.join(60.0)
-        assert not sending._thread.is_alive()
+        assert "lineage: events were not sent within 0.2 s and are lost" in caplog.text
+    else:
+        assert "lineage: START of train.m0 was not sent: " in caplog.text
+    assert not data.exists()
 
 
 def test_a_missing_extra_is_one_line(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CimlError, match=r"^this needs ciml\[lineage\]: pip install 'ciml\[lineage\]'$"):
         run_steps(data)
-
-
-@pytest.mark.engines
-def test_kafka_gets_the_events(
-    kafka: str, topic: Callable[..., str], data: DataRoot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = topic(name="lineage")
-    transport = {"type": "kafka", "topic": name, "config": {"bootstrap.servers": kafka}, "flush": True}
-    monkeypatch.setenv("OPENLINEAGE__TRANSPORT", json.dumps(transport))
-    run_steps(data)
-    events = [checked(json.loads(message.value or b"")) for message in published(kafka, name, None)]
-    assert states(events) == [("train.m0", "START"), ("train.m0", "COMPLETE")]

@@ -1,14 +1,16 @@
-"""Seals: any damage of a stored JSON object is detected, and objects of older versions are read as they are."""
+"""Small JSON files are replaced whole or not at all; any damage of a sealed object is detected."""
 
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.storage.json_files import digest_of, read_object, seal, seal_of, without_seal
+from ciml.storage.json_files import digest_of, read_json, read_object, seal, seal_of, without_seal, write_json
 
 
 @pytest.mark.parametrize("value", [{}, {"a": 1}, {"sha256": "0" * 64}, {"seal": "x", "text": 'é"'}])
@@ -45,7 +47,32 @@ def test_each_flipped_bit_and_each_cut_is_detected() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"7", b"\xff", b"[" * 100_000])
-def test_what_is_no_object_is_an_error_of_the_caller_s_class(content: bytes) -> None:
-    with pytest.raises(EngineError, match=r"^state is unreadable \(.*\); remove it$") as caught:
+def test_what_is_no_object_is_an_error_of_the_caller_s_class(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"^state is unreadable \(.*\); remove it$"):
         read_object(content, "state", "remove it", EngineError)
-    assert isinstance(caught.value, CimlError)
+    path = tmp_path / "state.json"
+    path.write_bytes(content)
+    with pytest.raises(CimlError, match=f"{path} is unreadable .*; remove it"):
+        read_json(path)
+    with pytest.raises(EngineError, match="; run ciml down"):
+        read_json(path, "run ciml down", EngineError)
+
+
+def test_what_was_written_is_read_and_a_missing_file_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "state.json"
+    assert read_json(path) is None
+    write_json(path, {"a": [1]}, 0o600)
+    assert read_json(path) == {"a": [1]}
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["state.json"]
