@@ -263,9 +263,16 @@ class Messages(Recorder):
     """
 
     def __init__(
-        self, draw: random.Random | None = None, *, refuses: float = 0.0, loses: float = 0.0, keeps: float = 0.0
+        self,
+        draw: random.Random | None = None,
+        before: int | None = None,
+        event: Callable[[], object] | None = None,
+        *,
+        refuses: float = 0.0,
+        loses: float = 0.0,
+        keeps: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(before, event)
         self._draw = draw
         self._refuses = refuses
         self._loses = loses

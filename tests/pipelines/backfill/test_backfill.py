@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,19 +19,16 @@ from ciml.events.cloudevents import finished_event
 from ciml.events.listing import Listing, Reading, open_listing
 from ciml.events.payloads import message_of
 from ciml.events.run_facts import facts_from_listing
-from ciml.kafka import KafkaOptions
 from ciml.pipelines import processor
-from ciml.pipelines.backfill.backfill import backfill
+from ciml.pipelines.backfill.backfill import backfill, plan_backfill
 from ciml.pipelines.backfill.plan import Tally
 from ciml.pipelines.backfill.survey import survey
-from ciml.pipelines.ingest.committer import IngestConfig
+from ciml.pipelines.flink.submit import run_here
 from ciml.runs.verify import verify_raw
-from ciml.services.driver import drive
-from ciml.services.ingest import IngestService
 from ciml.transforms.fetch.policy import FetchPolicy
 from tests.durable import Steps, each_step
 from tests.pipelines.backfill.backfilling import Listed, config, corpus_lines, listed, rows_of
-from tests.pipelines.ingest.ingesting import MakeTopic, account, raw_rows
+from tests.pipelines.ingest.ingesting import Place, account, raw_rows
 
 
 def run(made: Listed, data: Path, **how: Any) -> Tally:
@@ -56,113 +53,68 @@ def test_each_line_is_settled_once_directly(tmp_path: Path) -> None:
 def test_dead_letters_of_lines_hold_the_line(tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=60)
     run(made, tmp_path / "data")
-    dead_letters = [
-        dead_letter
-        for delta in account(DataRoot.open(tmp_path / "data").raw)[1]
-        for dead_letter in delta["dead_letters"]
-    ]
-    assert dead_letters
+    deltas = account(DataRoot.open(tmp_path / "data").raw)[1]
+    dead_letters = [dead_letter for delta in deltas for dead_letter in delta["dead_letters"]]
     for dead_letter in dead_letters:
         number = dead_letter["origin"][2]
-        assert message_of(dead_letter["payload"], number).value == made.lines[number]
-        assert Reading.of(message_of(dead_letter["payload"], 0).headers) == Reading(
-            "backfill", "zuul", str(made.folder)
-        )
-    by_reason = {
+        message = message_of(dead_letter["payload"], number)
+        assert message.value == made.lines[number]
+        assert Reading.of(message.headers) == Reading("backfill", "zuul", str(made.folder))
+    assert {("broken_json", ""), ("log_not_found", "zuul~gone~1"), ("bad_field", "zuul~%2E.%2Fx~1")} <= {
         (dead_letter["reason"], dead_letter.get("mention", {}).get("run_id", "")) for dead_letter in dead_letters
     }
-    assert ("broken_json", "") in by_reason
-    assert ("log_not_found", "zuul~gone~1") in by_reason
-    assert ("bad_field", "zuul~%2E.%2Fx~1") in by_reason
 
 
-@pytest.mark.engines
-@pytest.mark.timeout(180)
-def test_beam_and_events_give_the_same_rows(
-    kafka: str, topic: MakeTopic, flink_jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stream(made: Listed, folder: Path, pipeline: str = "gate") -> Place:
+    """Take the good lines of a listing as events of the CI system zuul, into ``folder/data``."""
+    place = Place(folder)
+    events = []
+    for line in made.lines:
+        with suppress(Exception):  # the odd ones
+            facts = facts_from_listing(json.loads(line), "https://zuul.example.org", str(made.folder), "zuul")
+            if facts.run_id in made.runs and facts.outcome == "success":
+                events.append(finished_event(facts.replace(event="gate", pipeline=pipeline)))
+    fetch = FetchPolicy(file_roots=(str(made.folder),))
+    place.take(*events, fetch=fetch, names={"https://zuul.example.org": "zuul"})
+    return place
+
+
+def test_beam_and_events_give_the_same_rows(tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=60)
     run(made, tmp_path / "direct")
     direct = rows_of(made, tmp_path / "direct")
-    for runner, endpoint in (("fnapi", ""), ("flink", flink_jobs)):
-        tally = run(made, tmp_path / runner, runner=runner, job_endpoint=endpoint)
-        assert (tally.complete, tally.counts) == (True, made.expected)
-        assert rows_of(made, tmp_path / runner) == direct
-    # the same runs as events, through a broker
-    streamed = stream(made, kafka, topic, tmp_path / "streamed")
-    assert {run_id: file.digest for run_id, file in raw_rows(account(streamed.raw)[1]).items()} == direct
+    tally = run(made, tmp_path / "beam", runner="fnapi")
+    assert (tally.complete, tally.counts) == (True, made.expected)
+    assert rows_of(made, tmp_path / "beam") == direct
+    streamed = raw_rows(account(stream(made, tmp_path / "streamed").raw)[1])
+    assert {run_id: file.digest for run_id, file in streamed.items()} == direct
 
 
-def stream(made: Listed, kafka: str, topic: Callable[..., str], data: Path, pipeline: str = "gate") -> IngestConfig:
-    """Sends the good lines of a listing as events of the CI system zuul, and ingests them."""
-    from confluent_kafka import Producer
-
-    events = topic(1, "events")
-    producer = Producer({"bootstrap.servers": kafka})
-    for line in made.lines:
-        try:
-            value = json.loads(line)
-            facts = facts_from_listing(value, "https://zuul.example.org", str(made.folder), "zuul")
-        except Exception:  # noqa: BLE001  # the odd ones
-            continue
-        if facts.run_id in made.runs and facts.outcome == "success":
-            message, headers = finished_event(facts.replace(event="gate", pipeline=pipeline))
-            producer.produce(events, message, headers=headers)
-    assert producer.flush(30) == 0
-    ours = IngestConfig(
-        DataRoot.open(data).raw,
-        events,
-        "",
-        kafka=KafkaOptions(kafka),
-        names=(("https://zuul.example.org", "zuul"),),
-        fetch=FetchPolicy(file_roots=(str(made.folder),)),
-    )
-    drive(IngestService(ours), until="end")
-    return ours
-
-
-@pytest.mark.engines
-def test_a_run_that_comes_by_both_ways_is_one_row(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
+def test_a_run_that_comes_by_both_ways_is_one_row(tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=12, tricks=False)
-    ours = stream(made, kafka, topic, tmp_path / "data")
-    rows = raw_rows(account(ours.raw)[1])
+    place = stream(made, tmp_path)
+    rows = raw_rows(account(place.raw)[1])
     assert rows.keys() == made.runs
-    # the listing knows better of one run, and of another that its log is another one
+    # The listing knows better of one run, and of another that its log is another one.
     lines = [json.loads(line) for line in made.lines]
     lines[3]["result"] = "TIMED_OUT"
     lines[5]["log_path"] = lines[6]["log_path"]
     made.lines = [json.dumps(line).encode() for line in lines]
     tally = run(made, tmp_path / "data")
     assert tally.counts == {("repeat", "run"): 10, ("correction", "outcome"): 1, ("repeat", "other_log"): 1}
-    state, deltas = account(ours.raw)
+    state, deltas = account(place.raw)
     assert raw_rows(deltas) == rows
     assert state.index.run(f"zuul~{lines[3]['build_uuid']}~1").outcome == "timeout"  # type: ignore[union-attr]
 
 
-@pytest.mark.engines
-def test_a_trusted_listing_reclaims_the_runs_of_untrusted_events(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
+def test_a_trusted_listing_reclaims_the_runs_of_untrusted_events(tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=6, tricks=False)
-    ours = stream(made, kafka, topic, tmp_path / "data", pipeline="check")
+    place = stream(made, tmp_path, pipeline="check")
     assert run(made, tmp_path / "data", changes={"skip_known": True}).counts == {("reclaim", ""): 6}
-    state, deltas = account(ours.raw)
+    state, deltas = account(place.raw)
     assert state.trust == {(False, "no rule"): 6, (True, "listing"): 6}
     assert {row["mention"]["run_id"] for delta in deltas for row in delta.get("reclaims", ())} == made.runs
-    assert verify_raw(ours.raw).findings == []
-
-
-def test_known_runs_need_no_log(tmp_path: Path) -> None:
-    made = listed(tmp_path / "logs", runs=12, tricks=False)
-    run(made, tmp_path / "data")
-    for line in corpus_lines(12):
-        (made.folder / line["log_path"]).unlink(missing_ok=True)
-    grown = listed(tmp_path / "more", runs=16, tricks=False)
-    for name in made.folder.rglob("*.gz"):
-        name.unlink()
-    grown.lines[2] = json.dumps({**json.loads(grown.lines[2]), "result": "FAILURE"}).encode()
-    for line in corpus_lines(12):
-        (grown.folder / line["log_path"]).unlink(missing_ok=True)
-    tally = run(grown, tmp_path / "data", changes={"skip_known": True})
-    assert tally.counts == {("repeat", "run"): 11, ("correction", "outcome"): 1, ("run", ""): 4}
+    assert verify_raw(place.raw).findings == []
 
 
 @pytest.mark.parametrize("runner", [None, "fnapi"])
@@ -203,16 +155,6 @@ def test_a_survey_says_what_would_come(tmp_path: Path) -> None:
     assert (after.settled, after.others, after.known) == (10, 75 - 30, 0)
     other = survey(replace(ours, reading=replace(ours.reading, source="found-somewhere")), listing)
     assert {trusted for trusted, _ in other.trust} == {False}
-
-
-def test_a_source_is_named_by_the_policy(tmp_path: Path) -> None:
-    made = listed(tmp_path / "logs", runs=3, tricks=False)
-    for source, trusted in (("backfill", True), ("found-somewhere", False)):
-        run(made, tmp_path / source, changes={"reading": Reading(source, "zuul", str(made.folder))})
-        state, deltas = account(DataRoot.open(tmp_path / source).raw)
-        assert {key[0] for key in state.trust} == {trusted}
-        assert {record["mention"]["source"] for delta in deltas for record in delta["runs"]} == {source}
-        assert raw_rows(deltas).keys() == made.runs
 
 
 def test_a_wrong_folder_is_noticed_before_anything_is_settled(tmp_path: Path) -> None:
@@ -319,15 +261,6 @@ def test_from_s3_to_s3(s3: Any, tmp_path: Path) -> None:
     assert rows_of(made, tmp_path / "data") == rows
 
 
-@pytest.mark.parametrize(
-    ("runner", "endpoint", "message"), [("spark", "", "choose from fnapi, flink"), ("flink", "", "job server")]
-)
-def test_other_runners_are_refused(tmp_path: Path, runner: str, endpoint: str, message: str) -> None:
-    made = listed(tmp_path / "logs", runs=1)
-    with pytest.raises(CimlError, match=message):
-        run(made, tmp_path / "data", runner=runner, job_endpoint=endpoint)
-
-
 def test_a_listing_that_changes_under_a_worker_stops_it(tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=2, tricks=False)
     listing: Listing = open_listing(str(made.path))
@@ -336,3 +269,18 @@ def test_a_listing_that_changes_under_a_worker_stops_it(tmp_path: Path) -> None:
     for runner in (None, "fnapi"):
         with pytest.raises(CimlError, match="changed while it was read"):
             backfill(made.config(tmp_path / "data"), listing, runner=runner)
+
+
+def test_a_planned_pipeline_settles_each_line_once(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=24)
+    some = made.config(tmp_path / "data", limit=10)
+    backfill(some, open_listing(str(made.path)))
+    ours = made.config(tmp_path / "data")
+    planned = plan_backfill(ours, open_listing(str(made.path)))
+    assert planned.lines == len(made.lines) - 10
+    run_here(planned.build)
+    rows = rows_of(made, tmp_path / "data")
+    run_here(planned.build)  # as a template that is run again
+    assert rows_of(made, tmp_path / "data") == rows
+    nothing = plan_backfill(ours, open_listing(str(made.path)))
+    assert (nothing.works, nothing.lines) == ((), 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -74,28 +74,12 @@ class DataflowApi:
 
 
 @contextlib.contextmanager
-def dataflow_api() -> Iterator[DataflowApi]:
-    """Run a stub of ``projects.locations.jobs``: create and list, as the reference of v1b3 describes them."""
-    api = DataflowApi()
+def json_server(answer: Callable[[str, bytes], tuple[int, Any]]) -> Iterator[int]:
+    """Serve JSON: ``answer`` returns the status and the value for a path and a body. Yield the port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if api.fault is not None:
-                self._answer({"error": {"code": api.fault[0], "message": api.fault[1]}}, api.fault[0])
-                return
-            assert self.path.startswith("/v1b3/projects/ci-project/locations/europe-west1/jobs"), self.path
-            api.jobs.append(job)
-            self._answer({"id": f"job-{len(api.jobs)}", "name": job["name"], "clientRequestId": job["clientRequestId"]})
-
-        def do_GET(self) -> None:
-            jobs = [
-                {"id": number, "name": name, "currentState": "JOB_STATE_RUNNING"}
-                for name, number in api.running.items()
-            ]
-            self._answer({"jobs": jobs})
-
-        def _answer(self, value: dict[str, Any], status: int = 200) -> None:
+            status, value = answer(self.path, self.rfile.read(int(self.headers.get("Content-Length", 0))))
             body = json.dumps(value).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -103,11 +87,37 @@ def dataflow_api() -> Iterator[DataflowApi]:
             self.end_headers()
             self.wfile.write(body)
 
+        def do_GET(self) -> None:
+            self.do_POST()
+
         def log_message(self, *_: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        api.endpoint = f"http://localhost:{server.server_port}"
-        yield api
+        yield server.server_port
         server.shutdown()
+
+
+@contextlib.contextmanager
+def dataflow_api() -> Iterator[DataflowApi]:
+    """Run a stub of ``projects.locations.jobs``: create and list, as the reference of v1b3 describes them."""
+    api = DataflowApi()
+
+    def answer(path: str, body: bytes) -> tuple[int, Any]:
+        if not body:
+            listed = [
+                {"id": number, "name": name, "currentState": "JOB_STATE_RUNNING"}
+                for name, number in api.running.items()
+            ]
+            return 200, {"jobs": listed}
+        if api.fault is not None:
+            return api.fault[0], {"error": {"code": api.fault[0], "message": api.fault[1]}}
+        assert path.startswith("/v1b3/projects/ci-project/locations/europe-west1/jobs"), path
+        job = json.loads(body)
+        api.jobs.append(job)
+        return 200, {"id": f"job-{len(api.jobs)}", "name": job["name"], "clientRequestId": job["clientRequestId"]}
+
+    with json_server(answer) as port:
+        api.endpoint = f"http://localhost:{port}"
+        yield api

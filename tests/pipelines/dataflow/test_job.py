@@ -24,7 +24,7 @@ from ciml.pipelines.dataflow.job import unpacked
 from ciml.pipelines.graphs import PIPELINES, foreign_parts, is_unbounded, portable, stages
 from ciml.version import __version__
 from tests.pipelines.backfill.backfilling import listed
-from tests.pipelines.dataflow.cloud import BUCKET, IMAGE, DataflowApi, dataflow_api, gcs_emulator, write_settings
+from tests.pipelines.dataflow.cloud import BUCKET, IMAGE, dataflow_api, gcs_emulator, write_settings
 from tests.pipelines.datasets.dataset_scenes import runs
 from tests.runs.scenes import RawStore
 
@@ -187,42 +187,27 @@ def test_a_submission_an_update_and_their_errors(
             "  stop      gcloud dataflow jobs drain job-1 --project=ci-project --region=europe-west1",
             "  replace   the same command with --update",
         ]
-        _updates(ciml, words, service)
+        missing = ciml(*words, "--update")
+        assert (missing.exit_code, missing.output) == (
+            2, "ciml: --update: no job ci runs in ci-project, europe-west1; leave --update out to start one\n"
+        )  # fmt: skip
+        assert len(service.jobs) == 1
+        service.running["ci"] = "job-1"
+        replaced = ciml(*words, "--update")
+        assert replaced.exit_code == 0, replaced.output
+        assert (service.jobs[1]["replaceJobId"], service.jobs[1]["name"]) == ("job-1", "ci")
         service.fault = (403, "the caller has no permission")
         failed = ciml(*words)
         assert (failed.exit_code, failed.output.count("\n")) == (3, 1)
         assert re.match(r"ciml: Google Cloud rejects job ci: 403 .*the caller has no permission", failed.output)
 
 
-def _updates(ciml: Callable[..., Result], words: list[str], service: DataflowApi) -> None:
-    missing = ciml(*words, "--update")
-    assert missing.exit_code == 2, missing.output
-    assert missing.output == (
-        "ciml: --update: no job ci runs in ci-project, europe-west1; leave --update out to start one\n"
-    )
-    assert len(service.jobs) == 1
-    service.running["ci"] = "job-1"
-    replaced = ciml(*words, "--update")
-    assert replaced.exit_code == 0, replaced.output
-    assert (service.jobs[1]["replaceJobId"], service.jobs[1]["name"]) == ("job-1", "ci")
-
-
 def test_without_credentials(gcs: Any, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     data = DataRoot.open(f"{s3.bucket()}/data")
     RawStore(data).add(runs(1, 9))
-    words = [
-        "dataset",
-        "build",
-        "--dataset",
-        "cpu",
-        "--data-path",
-        data.url,
-        "--runner",
-        "dataflow",
-        "--template",
-        AT_GCS,
-    ]
+    words = ["dataset", "build", "--dataset", "cpu", "--data-path", data.url, "--runner", "dataflow"]
+    words += ["--template", AT_GCS]
     done = CliRunner().invoke(cli, [*words, "--dataflow", str(write_settings(tmp_path))])
     assert (done.exit_code, done.output.count("\n")) == (3, 1)
     assert done.output.startswith("ciml: no access to Google Cloud: ")

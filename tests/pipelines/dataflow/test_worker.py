@@ -6,9 +6,7 @@ import base64
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.dataflow.worker import parse_environment, prepare
 from ciml.version import __version__
+from tests.pipelines.dataflow.cloud import json_server
 
 NAME = "projects/ci-project/secrets/ciml"
 ROOT = Path(__file__).parents[3]
@@ -32,32 +31,19 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
     answers: dict[str, Any] = {}
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            answer = answers.get(self.path.partition("?")[0], 404)
-            if isinstance(answer, bytes):
-                value, status = {"payload": {"data": base64.b64encode(answer).decode()}}, 200
-            else:
-                value, status = {"error": {"code": answer, "message": "not today"}}, answer  # type: ignore[dict-item]
-            body = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def answer(path: str, _: bytes) -> tuple[int, Any]:
+        found = answers.get(path.partition("?")[0], 404)
+        if isinstance(found, bytes):
+            return 200, {"payload": {"data": base64.b64encode(found).decode()}}
+        return found, {"error": {"code": found, "message": "not today"}}
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with json_server(answer) as port:
+        options = {"api_endpoint": f"http://127.0.0.1:{port}"}
         client = SecretManagerServiceClient(
-            transport="rest",
-            credentials=AnonymousCredentials(),
-            client_options={"api_endpoint": f"http://127.0.0.1:{server.server_port}"},
+            transport="rest", credentials=AnonymousCredentials(), client_options=options
         )
         monkeypatch.setattr(secret_manager, "_client", lambda: client)
         yield answers
-        server.shutdown()
 
 
 def test_a_secret_is_read_by_name(secrets: dict[str, Any]) -> None:

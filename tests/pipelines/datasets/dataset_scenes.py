@@ -42,3 +42,9 @@ def run_ids(state: DatasetState) -> list[list[str]]:
 
 def ids(first: int, last: int) -> list[str]:
     return [str(number) for number in range(first, last + 1)]
+
+
+def files(data: DataRoot, name: str = "cpu") -> dict[str, bytes]:
+    """All that makes up a data set, but for the manifest's deltas, which hold the time."""
+    root = data.dataset(name).store
+    return {path: root.read(path) for path in root.list() if not path.startswith("_manifest")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,14 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.events.listing import Reading, open_listing
 from ciml.events.records import RunFacts
 from ciml.pipelines.datasets import update
 from ciml.pipelines.datasets.build import build_dataset
-from ciml.pipelines.datasets.listed_runs import ListedRuns
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset, with_default_windows
-from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.live.samples import LivePolicy
 from ciml.transforms.live.windows import LiveDataset, LiveRun
-from ciml.trust import TrustPolicy
 from tests.pipelines.datasets.dataset_scenes import NOON, SECOND
+from tests.pipelines.poison import fail_for
 from tests.runs.scenes import UNTRUSTED, RawStore
 from tests.transforms.live.live_scenes import arrivals, feed, recorded
 from tests.transforms.samples import make_facts, table
@@ -88,15 +84,9 @@ def test_it_is_resolved_once_and_later_runs_are_cut_to_it(data: DataRoot) -> Non
 
 @pytest.mark.parametrize(
     "more",
-    [
-        {"sample_interval": "20s"},
-        {"min_windows": 100},
-        {"min_windows": 12},
-        {"slicer": ":100"},
-        {"build_name": ["other"]},
-        {"class_label": "source", "classes": ["zuul", "none"]},
-    ],
-)
+    [{"sample_interval": "20s"}, {"min_windows": 100}, {"min_windows": 12}, {"slicer": ":100"},
+     {"build_name": ["other"]}, {"class_label": "source", "classes": ["zuul", "none"]}],
+)  # fmt: skip
 def test_only_runs_that_may_be_examples_count(data: DataRoot, more: dict[str, Any]) -> None:
     others = [run_of(number, 20, build_name="other") for number in range(201, 204)]
     others += [run_of(204, 300, build_name="other")]
@@ -126,51 +116,12 @@ def test_the_longest_length_stays_5500_s(tmp_path: Path) -> None:
 
 
 def test_a_poisoned_run_does_not_decide_and_the_others_do(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = update.lengths_of
-
-    def fails(raw: Any, runs: Any, resolved: Any) -> np.ndarray:
-        if any(run.run_id == f"zuul~{len(LENGTHS)}~1" for run in runs):
-            raise ZeroDivisionError
-        return inner(raw, runs, resolved)
-
-    monkeypatch.setattr(update, "lengths_of", fails)
+    poisoned = f"zuul~{len(LENGTHS)}~1"
+    is_poison = lambda _, runs, __: any(run.run_id == poisoned for run in runs)  # noqa: E731
+    fail_for(monkeypatch, update, "lengths_of", is_poison)
     state = build_dataset(data, data, defined()).state
     assert state.resolved is not None
     assert state.resolved.windows == sorted(LENGTHS[:-1])[math.ceil(0.99 * (len(LENGTHS) - 1)) - 1] == 13
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_listing_gives_the_same_length_and_files(tmp_path: Path, jobs: int) -> None:
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    lines, stored = [], DataRoot.open(tmp_path / "stored")
-    for number in range(1, 21):
-        rows = "".join(f"{1_795_600_000 + second},{number}\n" for second in range(2 + number))
-        (logs / f"{number}.log").write_text(f'"epoch","load avg"\n"epoch","1m"\n{rows}')
-        status = "SUCCESS" if number % 3 else "FAILURE"
-        facts = {"build_uuid": str(number), "build_name": "unit", "start_time": 1_795_600_000}
-        lines.append({**facts, "result": status, "log_path": f"{number}.log"})
-    (tmp_path / "builds.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-
-    def listed() -> ListedRuns:
-        fetch = FetchPolicy().allowing(roots=(str(logs),))
-        listing = open_listing(str(tmp_path / "builds.jsonl"))
-        return ListedRuns(listing, Reading(logs=str(logs)), TrustPolicy.load(None), fetch, jobs=jobs)
-
-    from ciml.cli.commands.operate.backfill import BackfillOptions
-    from ciml.pipelines.backfill.backfill import backfill
-
-    backfill(
-        BackfillOptions(data_path=stored.url, logs=str(logs)).load_config(),
-        open_listing(str(tmp_path / "builds.jsonl")),
-    )
-    with listed() as source:
-        straight = build_dataset(source, DataRoot.open(tmp_path / "straight"), defined()).state
-    by_store = build_dataset(stored, stored, defined()).state
-    assert straight.resolved == by_store.resolved
-    assert straight.resolved is not None
-    assert straight.resolved.windows == 22
-    assert [span.to_json() for span in straight.latest()] == [span.to_json() for span in by_store.latest()]
 
 
 def test_a_finished_live_run_equals_its_example(data: DataRoot) -> None:

@@ -18,7 +18,7 @@ from ciml.runs.run_log import files_of
 from ciml.training.data.snapshot import make_snapshot
 from ciml.trust import TrustPolicy
 from tests.durable import Steps
-from tests.pipelines.datasets.dataset_scenes import ids, run_ids, telemetry
+from tests.pipelines.datasets.dataset_scenes import files, ids, run_ids, telemetry
 from tests.runs.scenes import UNTRUSTED, RawStore
 from tests.transforms.samples import make_facts
 
@@ -36,31 +36,17 @@ def defined(**keys: Any) -> DatasetDefinition:
     return DatasetDefinition.from_json({"name": "cpu", "span_runs": 2, "max_windows": 4, "slicer": ":3", **keys})
 
 
-def files(store: DataRoot) -> dict[str, bytes]:
-    """All that makes up the data set, but for the manifest's deltas, which hold the time."""
-    root = store.dataset("cpu").store
-    return {path: root.read(path) for path in root.list() if not path.startswith("_manifest")}
-
-
 @pytest.mark.parametrize(
     ("slicer", "wanted"),
-    [
-        (":", ["4", "2", "5", "1", "3"]),
-        (":3", ["4", "2", "5"]),
-        ("3", ["4", "2", "5"]),
-        ("-2:", ["1", "3"]),
-        ("1:4", ["2", "5", "1"]),
-        ("::2", ["4", "5", "3"]),
-        ("1 :-1", ["2", "5", "1"]),
-    ],
+    [(":", "42513"), (":3", "425"), ("3", "425"), ("-2:", "13"), ("1:4", "251"), ("::2", "453"), ("1 :-1", "251")],
 )
 def test_a_slicer_cuts_the_runs_in_the_order_of_end_time_and_run_id(
-    data: DataRoot, raw: RawStore, slicer: str, wanted: list[str]
+    data: DataRoot, raw: RawStore, slicer: str, wanted: str
 ) -> None:
     raw.add([ended(1, 8), ended(5, 7), ended(9, 1, build_name="docs")])
     raw.add([ended(3, 9), ended(2, 7), ended(4, 6)])
     update = build_dataset(data, data, defined(slicer=slicer, build_name=["unit-*"]))
-    assert [run for span in run_ids(update.state) for run in span] == wanted
+    assert [run for span in run_ids(update.state) for run in span] == list(wanted)
     assert verify_dataset(data.dataset("cpu")) == []
 
 
@@ -70,22 +56,20 @@ def test_a_pinned_data_set_comes_out_the_same_elsewhere_after_more_runs_and_corr
     raw.add([ended(2, 2), ended(4, 4), ended(3, 3)])
     raw.add([], corrections=[ended(2, 2, outcome="failure")[0], ended(3, 3, outcome="success")[0]])
     raw.add([], corrections=[ended(4, 4, outcome="failure")[0]], trust=UNTRUSTED)
-    first = build_dataset(data, DataRoot.open(tmp_path / "first"), defined(slicer="-3:"))
-    assert [(run.run_id, run.label_name) for span in first.state.latest() for run in span.runs] == [
-        ("zuul~2~1", "failed"),
-        ("zuul~3~1", "passed"),
-        ("zuul~4~1", "passed"),
-    ]
+    target = DataRoot.open(tmp_path / "first")
+    first = build_dataset(data, target, defined(slicer="-3:"))
+    labels = {run.run_id: run.label_name for span in first.state.latest() for run in span.runs}
+    assert labels == {"zuul~2~1": "failed", "zuul~3~1": "passed", "zuul~4~1": "passed"}
     raw.add([ended(1, 1), ended(9, 9)], corrections=[ended(2, 2, outcome="success")[0]])
-    again = build_dataset(data, DataRoot.open(tmp_path / "first"), defined(slicer="-3:"))
+    again = build_dataset(data, target, defined(slicer="-3:"))
     assert (again.sealed, again.state.version) == ((), first.state.version)
-    assert update_dataset(DataRoot.open(tmp_path / "first").dataset("cpu"), seal=True).sealed == ()
+    assert update_dataset(target.dataset("cpu"), seal=True).sealed == ()
 
     kept = DatasetDefinition.load(tmp_path / "first/datasets/cpu/_definition.toml")
     assert kept == defined(slicer="-3:", raw_version=3)
     rebuilt = build_dataset(data, DataRoot.open(tmp_path / "second"), kept)
-    assert files(DataRoot.open(tmp_path / "second")) == files(DataRoot.open(tmp_path / "first"))
-    assert len(files(DataRoot.open(tmp_path / "first"))) >= 3
+    assert files(DataRoot.open(tmp_path / "second")) == files(target)
+    assert len(files(target)) >= 3
     assert [span.to_json() for span in rebuilt.state.latest()] == [span.to_json() for span in first.state.latest()]
     # and anew, the slicer takes the runs of now
     new = build_dataset(data, DataRoot.open(tmp_path / "third"), defined(slicer="-3:"))
@@ -154,14 +138,6 @@ def test_a_build_that_is_killed_before_any_step_goes_on(tmp_path: Path, data: Da
         build_dataset(data, target, definition)
         assert verify_dataset(target.dataset("cpu")) == []
         assert files(target) == files(whole)
-
-
-def test_a_beam_runner_gives_the_same_bytes(tmp_path: Path, data: DataRoot, raw: RawStore) -> None:
-    raw.add([ended(number, 10 - number) for number in range(1, 8)])
-    direct, beam = DataRoot.open(tmp_path / "direct"), DataRoot.open(tmp_path / "beam")
-    build_dataset(data, direct, defined(slicer=":5"))
-    build_dataset(data, beam, defined(slicer=":5"), runner="fnapi")
-    assert files(beam) == files(direct)
 
 
 def test_classes_are_those_of_all_pinned_runs(data: DataRoot, raw: RawStore) -> None:

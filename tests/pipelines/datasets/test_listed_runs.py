@@ -8,6 +8,7 @@ import sys
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,7 +17,6 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, EngineError
 from ciml.events.listing import Reading, open_listing
-from ciml.events.records import Batch
 from ciml.events.run_facts import facts_from_listing
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.datasets import listed_runs
@@ -30,14 +30,11 @@ from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest import run_stages as settle
 from ciml.trust import TrustPolicy
 from tests.corpus import CORPUS, passed_builds
+from tests.pipelines.datasets.dataset_scenes import files
+from tests.pipelines.poison import fail_for
 from tests.transforms.samples import resolved
 
 ROOT = Path(__file__).parents[3]
-
-
-def lines(number: int) -> list[dict[str, Any]]:
-    """Lines of the corpus, of runs that passed."""
-    return passed_builds(number)
 
 
 def listing(folder: Path, builds: list[dict[str, Any]]) -> Path:
@@ -56,22 +53,17 @@ def defined(**keys: Any) -> DatasetDefinition:
     return DatasetDefinition.from_json({"name": "cpu", **keys})
 
 
-def files(store: DataRoot) -> dict[str, bytes]:
-    root = store.dataset("cpu").store
-    return {path: root.read(path) for path in root.list() if not path.startswith("_manifest")}
-
-
 @pytest.mark.parametrize(
     "keys",
     [
         {},
-        {"slicer": "-50:"},
+        {"slicer": "-50:", "max_windows": "auto"},
         {"sample_interval": "1s", "max_windows": 30, "features_regex": ".", "count_first_sample": False},
         {"aggregation_functions": ["mean", "std"], "build_name": ["numpy-*", "sympy-*"]},
     ],
 )
 def test_the_files_are_those_that_a_raw_store_gives(tmp_path: Path, keys: dict[str, Any]) -> None:
-    path = listing(tmp_path, lines(100))
+    path = listing(tmp_path, passed_builds(100))
     stored = DataRoot.open(tmp_path / "stored")
     backfill(BackfillOptions(data_path=stored.url, logs=str(CORPUS)).load_config(), open_listing(str(path)))
     by_store = build_dataset(stored, stored, defined(**keys))
@@ -85,7 +77,7 @@ def test_the_files_are_those_that_a_raw_store_gives(tmp_path: Path, keys: dict[s
 
 
 def test_what_is_kept_of_the_logs_that_decide_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = listing(tmp_path, lines(60))
+    path = listing(tmp_path, passed_builds(60))
     kept = DataRoot.open(tmp_path / "kept")
     build_dataset(listed(path), kept, defined())
     monkeypatch.setattr(listed_runs.LogReader, "__init__", partialmethod(listed_runs.LogReader.__init__, kept_bytes=0))
@@ -97,7 +89,7 @@ def test_what_is_kept_of_the_logs_that_decide_does_not_matter(tmp_path: Path, mo
 
 def test_several_processes_read_and_fail_as_one_does(tmp_path: Path) -> None:
     """In a program of its own: these have no threads."""
-    builds = lines(100)
+    builds = passed_builds(100)
     builds[7]["log_path"] = "nowhere.gz"
     path = listing(tmp_path, builds)
     one = DataRoot.open(tmp_path / "one")
@@ -107,17 +99,8 @@ def test_several_processes_read_and_fail_as_one_does(tmp_path: Path) -> None:
     places = ["--listing", str(path), "--logs", str(CORPUS), "--data-path", str(tmp_path / "three")]
     definition = tmp_path / "definition.toml"
     definition.write_text("span_runs = 40\n")
-    command = [
-        sys.executable,
-        "-m",
-        "ciml.cli.main",
-        "dataset",
-        "build",
-        *line,
-        *places,
-        "--definition",
-        str(definition),
-    ]
+    command = [sys.executable, "-m", "ciml.cli.main", "dataset", "build", *line, *places]
+    command += ["--definition", str(definition)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert all(line.startswith("warning: ") for line in done.stderr.splitlines())  # of padding: some runs are long
@@ -126,7 +109,7 @@ def test_several_processes_read_and_fail_as_one_does(tmp_path: Path) -> None:
 
 
 def test_lines_count_as_a_backfill_counts_them(tmp_path: Path) -> None:
-    first, second, third, *rest = lines(30)
+    first, second, third, *rest = passed_builds(30)
     builds = [
         first,
         {"build_name": "no-uuid"},
@@ -155,7 +138,7 @@ def test_lines_count_as_a_backfill_counts_them(tmp_path: Path) -> None:
 
 
 def test_a_log_that_cannot_be_used_excludes_its_run(tmp_path: Path) -> None:
-    builds = lines(20)
+    builds = passed_builds(20)
     logs = tmp_path / "logs"
     for build in builds:
         file = logs / build["log_path"]
@@ -178,18 +161,15 @@ def test_a_log_that_cannot_be_read_now_excludes_nothing(tmp_path: Path, monkeypa
     """A folder in the place of a file cannot be had by root otherwise than by an error of the disk: so it is faked."""
     real = settle.read_logs
     monkeypatch.setattr(settle, "read_logs", lambda logs, policy: real(logs, policy, sleep=lambda _: None))
-    monkeypatch.setattr("ciml.transforms.fetch.fetch.os.read", _broken)
+    broken = Mock(side_effect=OSError(5, "Input/output error"))
+    monkeypatch.setattr("ciml.transforms.fetch.fetch.os.read", broken)
     with pytest.raises(EngineError, match="log_unavailable"):
-        build_dataset(listed(listing(tmp_path, lines(5))), DataRoot.open(tmp_path / "sets"), defined())
+        build_dataset(listed(listing(tmp_path, passed_builds(5))), DataRoot.open(tmp_path / "sets"), defined())
     assert not (tmp_path / "sets").exists()
 
 
-def _broken(handle: int, size: int) -> bytes:
-    raise OSError(5, "Input/output error")
-
-
 def test_of_lines_with_one_recorded_address_the_first_counts(tmp_path: Path) -> None:
-    (build,) = lines(1)
+    (build,) = passed_builds(1)
     path = listing(tmp_path, [{**build, "log_path": f"log?token={word}"} for word in ("first", "second")])
     log = listed(path).log
     assert len(log.read(1).runs) == 1
@@ -197,16 +177,10 @@ def test_of_lines_with_one_recorded_address_the_first_counts(tmp_path: Path) -> 
 
 
 def test_a_line_that_breaks_the_policy_affects_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    builds = lines(20)
+    builds = passed_builds(20)
     poisoned = f"backfill~{builds[3]['build_uuid']}~1"
-    evaluate = listed_runs.evaluate_batch
-
-    def poison(batch: Batch, policy: TrustPolicy) -> Batch:
-        if any(pending.mention.run_id == poisoned for pending in batch.pending_runs):
-            raise ValueError(poisoned)
-        return evaluate(batch, policy)
-
-    monkeypatch.setattr(listed_runs, "evaluate_batch", poison)
+    is_poison = lambda batch, _: any(each.mention.run_id == poisoned for each in batch.pending_runs)  # noqa: E731
+    fail_for(monkeypatch, listed_runs, "evaluate_batch", is_poison)
     source = listed(listing(tmp_path, builds))
     state = build_dataset(source, DataRoot.open(tmp_path / "sets"), defined()).state
     assert sum(state.counts().values()) == 19
@@ -215,7 +189,7 @@ def test_a_line_that_breaks_the_policy_affects_no_other(tmp_path: Path, monkeypa
 
 def test_telemetry_is_kept_up_to_a_limit_of_all_calls(tmp_path: Path) -> None:
     """A log whose telemetry is kept is not read again."""
-    (build,) = lines(1)
+    (build,) = passed_builds(1)
     logs = []
     for name in ("a", "b"):
         (tmp_path / name).write_bytes((CORPUS / build["log_path"]).read_bytes())
@@ -234,13 +208,13 @@ def test_telemetry_is_kept_up_to_a_limit_of_all_calls(tmp_path: Path) -> None:
 
 
 def test_it_is_that_listings_and_no_others(tmp_path: Path) -> None:
-    path, target = listing(tmp_path, lines(20)), DataRoot.open(tmp_path / "sets")
+    path, target = listing(tmp_path, passed_builds(20)), DataRoot.open(tmp_path / "sets")
     first = build_dataset(listed(path), target, defined())
     assert build_dataset(listed(path), target, defined()).sealed == ()
     moved = path.rename(tmp_path / "moved.jsonl")
     assert build_dataset(listed(moved), target, defined()).state.version == first.state.version
     with pytest.raises(CimlError, match=r"was built straight from the logs of .*listing.jsonl; choose another name"):
-        build_dataset(listed(listing(tmp_path, lines(21))), target, defined())
+        build_dataset(listed(listing(tmp_path, passed_builds(21))), target, defined())
     backfill(BackfillOptions(data_path=target.url, logs=str(CORPUS)).load_config(), open_listing(str(moved)))
     with pytest.raises(CimlError, match="was built straight from the logs"):
         build_dataset(target, target, defined())
@@ -252,7 +226,7 @@ def test_it_is_that_listings_and_no_others(tmp_path: Path) -> None:
 
 def test_an_experiment_takes_it(tmp_path: Path) -> None:
     target = DataRoot.open(tmp_path / "sets")
-    build_dataset(listed(listing(tmp_path, lines(20))), target, defined())
+    build_dataset(listed(listing(tmp_path, passed_builds(20))), target, defined())
     material = read_dataset(target.dataset("cpu"), TrustPolicy.load(None))
     assert len(material.rows.labels) == 20
     assert material.raw is None

@@ -1,3 +1,5 @@
+"""Updates of data sets: what a span has, and what corrections make of it."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -97,10 +99,9 @@ def test_when_updates_happen_makes_no_difference_to_full_spans(tmp_path: Path, s
 
 
 def test_excluded_runs_belong_to_their_span(data: DataRoot, raw: RawStore) -> None:
-    good = runs(1, 1)
     raw.add(
         [
-            *good,
+            *runs(1, 1),
             (make_facts(2, outcome="error"), telemetry(2)),
             (make_facts(3), telemetry(3).drop_columns([LOAD])),
             (make_facts(4), table([NOON], usr=[None], load=[1.0])),
@@ -115,14 +116,9 @@ def test_excluded_runs_belong_to_their_span(data: DataRoot, raw: RawStore) -> No
         {"run_id": "zuul~4~1", "reason": "empty", "detail": "no window has a value in every selected column"},
     )
     assert data.dataset("cpu").state().excluded() == {"no_label": 1, "missing_column": 1, "empty": 1}
-    assert verify_dataset(data.dataset("cpu")) == []
-
-
-def test_a_span_of_excluded_runs_alone_has_no_files(data: DataRoot, raw: RawStore) -> None:
-    raw.add([(make_facts(number, outcome="error"), telemetry(number)) for number in range(1, 5)])
-    define(data)
+    raw.add([(make_facts(number, outcome="error"), telemetry(number)) for number in range(5, 9)])
     (span,) = update_dataset(data.dataset("cpu")).sealed
-    assert (span.runs, span.files, len(span.excluded)) == ((), {}, 4)
+    assert (span.runs, span.files, len(span.excluded)) == ((), {}, 4)  # a span of excluded runs alone
     assert verify_dataset(data.dataset("cpu")) == []
 
 
@@ -257,9 +253,7 @@ def test_at_the_end_every_run_has_its_last_label_whenever_updates_happened(
     if not outcomes:
         return
     update_dataset(data.dataset("cpu"), seal=True)
-    state = update_dataset(
-        data.dataset("cpu")
-    ).state  # sealing takes in corrections of what it seals; those of others next
+    state = update_dataset(data.dataset("cpu")).state  # sealing takes in corrections of what it seals alone
     labels = {int(run.run_id.split("~")[1]): run.label_name for span in state.latest() for run in span.runs}
     words = {"success": "passed", "failure": "failed"}
     assert labels == {number: words[outcome] for number, outcome in outcomes.items() if outcome in words}

@@ -43,11 +43,6 @@ def some_runs(first: int, *, factor: float = 1.0, drop: str = "", **more: Any) -
     return out
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> DataRoot:
-    return DataRoot.open(tmp_path)
-
-
 def fill(data: DataRoot, *spans: list[tuple[RunFacts, pa.Table]], name: str = "cpu") -> None:
     raw = RawStore(data)
     for runs in spans:

@@ -1,8 +1,10 @@
-"""A data root with stored trials and pushed models, for exports."""
+"""A data root with stored trials and pushed models, and the addresses of MLflow that hold for a whole process."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +46,17 @@ def push_model(data: DataRoot, folder: Path, seed: int, label: str = "stable", b
     except Exception:
         if blessed:
             raise
+
+
+@contextmanager
+def mlflow_at(uri: str) -> Iterator[None]:
+    """Use a store for tracking and for models; afterwards none is set, for other tests of the process."""
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]

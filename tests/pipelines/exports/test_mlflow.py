@@ -24,8 +24,7 @@ from ciml.pipelines.mlflow import Exported, export_to_mlflow
 from ciml.serving.push import rollback
 from ciml.serving.server.model.loaded_model import load_model
 from tests.durable import Died, Recorder
-from tests.pipelines.exports.addresses import mlflow_at
-from tests.pipelines.exports.exporting import push_model, store_trial
+from tests.pipelines.exports.exporting import mlflow_at, push_model, store_trial
 from tests.project.test_readme import ROOT, commands
 from tests.serving.models_fixture import DEFINITION
 

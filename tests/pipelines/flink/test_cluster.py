@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,6 @@ import pytest
 
 from ciml.engines import Engines, cluster_parts
 from ciml.errors import EngineError
-from ciml.events.cloudevents import finished_event
 from ciml.pipelines.flink import jobs as flink_rest
 from ciml.pipelines.flink.jobs import RestJob
 from ciml.pipelines.flink.submit import FlinkJob, flink_options
@@ -28,38 +25,17 @@ from ciml.services.ingest import IngestService
 from ciml.storage import open_store
 from tests.pipelines.flink.flink_state import checkpoint_counts, failures, taskmanagers
 from tests.pipelines.ingest.ingesting import MakeTopic, account, check, config, wait_for
-from tests.pipelines.ingest.scenario import Scenario, Sent, corpus_facts
+from tests.pipelines.ingest.scenario import Scenario, send
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 PATIENCE_S = 150.0  # where the machine is busy tenfold, a worker's imports alone take half a minute
-
-
-def send_more(scenario: Scenario, count: int = 6) -> None:
-    """Sends events of so many further runs of the corpus, to two partitions in turn."""
-    from confluent_kafka import Producer
-
-    producer = Producer({"bootstrap.servers": scenario.broker, "linger.ms": 5})
-    scenario.logs.mkdir(exist_ok=True)
-    begin = len(scenario.sent)
-    for number, (facts, source) in list(enumerate(corpus_facts(begin + count)))[begin:]:
-        path = scenario.logs / f"{number}.csv.gz"
-        shutil.copyfile(source, path)
-        value, headers = finished_event(facts.replace(log_url=path.as_uri()), event_id=f"e{number}")
-
-        def done(error: object, message: object, run: str = facts.run_id) -> None:
-            assert error is None
-            scenario.sent.append(Sent(message.partition(), message.offset(), (run,), ("run", "")))
-
-        producer.produce(scenario.topic, value, headers=headers, partition=number % 2, on_delivery=done)
-        scenario.runs.add(facts.run_id)
-    assert producer.flush(30) == 0
 
 
 class Play:
     """An ingest on a cluster, and what was sent to it."""
 
     def __init__(self, cluster: Engines, scenario: Scenario, ours: IngestConfig) -> None:
-        self.cluster, self.scenario, self.ours = cluster, scenario, ours
+        self.cluster, self.scenario, self.ours, self.sent = cluster, scenario, ours, 0
         self.rest = cluster.cluster["rest"]
 
     def submit(self, parallelism: int = 1, savepoint: str | None = None) -> RestJob:
@@ -67,13 +43,9 @@ class Play:
         listing = list_topic(self.ours.kafka, self.ours.topic)
         with committer(self.ours.raw).state() as state:
             reads = plan(state, listing, bounded=False)
-        options = flink_options(
-            self.cluster.cluster["jobs"],
-            "ingest",
-            workers=self.cluster.cluster["workers"],
-            savepoint=savepoint,
-            changes={"parallelism": parallelism, "checkpointing_interval": 1000},
-        )
+        changes = {"parallelism": parallelism, "checkpointing_interval": 1000}
+        jobs, workers = (self.cluster.cluster[name] for name in ("jobs", "workers"))
+        options = flink_options(jobs, "ingest", workers=workers, savepoint=savepoint, changes=changes)
         name = FlinkJob(partial(build_ingest, config=self.ours, reads=reads), options).name
         wait_for(lambda: flink_rest.find_rest_job(self.rest, name) is not None, PATIENCE_S)
         return self.job(name)
@@ -85,9 +57,14 @@ class Play:
 
     def wave(self) -> None:
         """Sends more, and waits until all of it is settled."""
-        send_more(self.scenario)
-        wanted = len(self.scenario.sent)
+        self.send_more()
+        wanted = self.scenario.counts().total()
         wait_for(lambda: sum(account(self.ours.raw)[0].counts.values()) == wanted, PATIENCE_S)
+
+    def send_more(self) -> None:
+        scenario = self.scenario
+        send(scenario.broker, scenario.topic, 2, scenario.logs, 5, self.sent, to=scenario)
+        self.sent += 5
 
     def pid(self, part: str) -> int:
         return cluster_parts(self.cluster.home)[part].pid or 0
@@ -142,7 +119,7 @@ def test_nothing_is_lost_or_twice_when_a_part_dies(play: Play, tmp_path: Path) -
     assert play.job(job.name).state == "FINISHED"
     folder = open_store(savepoint)
     assert "_metadata" in folder.list()
-    send_more(play.scenario)
+    play.send_more()
     wide = play.submit(2, savepoint)
     play.wave()
     assert checkpoint_counts(wide)["restored"] == 1
@@ -173,29 +150,3 @@ def test_nothing_is_lost_or_twice_when_a_part_dies(play: Play, tmp_path: Path) -
     drive(IngestService(here), until="end")
     again, _ = account(here.raw)
     assert again.index.run_count() == len(rows) == len(play.scenario.runs)
-
-
-def test_the_failures_of_a_job_are_listed_by_rest(play: Play) -> None:
-    """An offset that the topic lost: the job tries for ever, and says why."""
-    from confluent_kafka import TopicPartition
-
-    from ciml.kafka.connect import admin
-
-    send_more(play.scenario)
-    with committer(play.ours.raw).state() as state:
-        reads = plan(state, list_topic(play.ours.kafka, play.ours.topic), bounded=False)
-    for future in admin(play.ours.kafka).delete_records([TopicPartition(play.ours.topic, 0, 2)]).values():
-        future.result()
-    options = flink_options(play.cluster.cluster["jobs"], "lost", workers=play.cluster.cluster["workers"])
-    name = FlinkJob(partial(build_ingest, config=play.ours, reads=reads), options).name
-    wait_for(lambda: flink_rest.find_rest_job(play.rest, name) is not None, PATIENCE_S)
-    job = play.job(name)
-    wait_for(lambda: bool(failures(job)), PATIENCE_S)
-    first = failures(job)[-1]
-    assert first["taskManagerId"] == "taskmanager-1"
-    assert "IntegrityError" in first["stacktrace"]
-    assert flink_rest.last_failure(job)[1].startswith(f"{play.ours.topic}[0] 0: the topic does not hold this offset")
-    assert not play.job(name).over
-    assert time.time() - first["timestamp"] / 1000 < 3600
-    flink_rest.cancel(job)
-    wait_for(lambda: play.job(name).over, PATIENCE_S)

@@ -1,28 +1,38 @@
-"""What tests of ingest share: a configuration, and the comparison of everything with the producer's own list."""
+"""What tests of ingest share: data roots, and the comparison of everything with the producer's own list."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RawFile
+from ciml.events.cloudevents import finished_event
+from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, RawFile, RunFacts
+from ciml.integrations.registry import read_event
 from ciml.kafka import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog, catch_up
-from ciml.pipelines.ingest.committer import IngestConfig
+from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
+from ciml.pipelines.ingest.replay import ReplayConfig
 from ciml.pipelines.kafka.broker import is_mock
 from ciml.pipelines.kafka.publish import VERSION
 from ciml.runs.reader import verify_run
 from ciml.runs.state import RawState
+from ciml.runs.verify import Audit, Verification
 from ciml.services.decide import ServiceProgress
 from ciml.storage import Store
 from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.guard import guarded_messages
+from ciml.transforms.ingest.decode import decode
+from ciml.transforms.ingest.run_stages import settle
 from tests.messages import published
 from tests.pipelines.ingest.scenario import Scenario, corpus_facts
 
@@ -91,6 +101,62 @@ def config(scenario: Scenario, data: Path | str, runs_topic: str, **changes: Any
     return IngestConfig(DataRoot.open(str(data)).raw, scenario.topic, runs_topic, kafka=kafka, fetch=fetch, **changes)
 
 
+class Place:
+    """A data root to which messages are committed as an ingest would, without a broker, and a folder of logs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = DataRoot.open(folder / "data")
+        self.raw = self.data.raw
+        self.logs = folder / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.end = 0
+
+    def facts(self, number: int, log: bool = True, **changes: Any) -> RunFacts:
+        facts, _ = corpus_facts(number + 1)[number]
+        if log:
+            self.log_arrives(number)
+        return facts.replace(log_url=(self.logs / f"{number}.gz").as_uri(), **changes)
+
+    def log_arrives(self, *numbers: int) -> None:
+        for number in numbers:
+            shutil.copy(corpus_facts(number + 1)[number][1], self.logs / f"{number}.gz")
+
+    def take(self, *said: tuple[bytes | None, Any], fetch: FetchPolicy | None = None, **how: Any) -> None:
+        """Settle and commit messages, in one batch."""
+        found = [Message(self.end + at, value, tuple(headers)) for at, (value, headers) in enumerate(said)]
+        covers = OffsetRange("ci-events", "T", 0, self.end, self.end + len(found))
+        decoding = partial(decode, read_event=read_event, **how)
+        batch = guarded_messages("decode", decoding, Batch(covers, found))
+        self.end += len(found)
+        processor = IngestProcessor(IngestConfig(self.raw, kafka=KafkaOptions("none:1")))
+        fetch = fetch or FetchPolicy(file_roots=(str(self.logs),))
+        processor.commit(settle([batch], processor.config.trust, fetch, self.raw, outages=False))
+
+    def take_runs(self, *runs: RunFacts) -> None:
+        self.take(*map(finished_event, runs))
+
+    def replay_config(self, **changes: Any) -> ReplayConfig:
+        return replace(ReplayConfig(self.raw, fetch=FetchPolicy(file_roots=(str(self.logs),))), **changes)
+
+    @property
+    def counts(self) -> dict[tuple[str, str], int]:
+        """What the accounting says; checked by an audit and against the raw objects."""
+        state, deltas = account(self.raw)
+        audit = Audit(Verification())
+        for version, delta in enumerate(deltas, 1):
+            audit.add_delta(version, delta)
+        audit.compare(state)
+        assert audit.result.findings == []
+        assert [
+            fault for run_id, file in raw_rows(deltas).items() if (fault := verify_run(self.raw, run_id, file))
+        ] == []
+        return dict(state.counts)
+
+    @property
+    def dead_letters(self) -> list[Outcome]:
+        return [Outcome.from_json(record) for delta in account(self.raw)[1] for record in delta["dead_letters"]]
+
+
 class LogsArrive:
     """A reporter that lets the late logs come once something waits for them."""
 
@@ -102,6 +168,20 @@ class LogsArrive:
         if progress.waiting and not self.seen_deferred:
             self.seen_deferred = True
             self.scenario.log_arrives()
+
+
+def produce(
+    kafka: str | KafkaOptions, topic: str, messages: Iterable[tuple[bytes | None, Any]], partition: int = -1
+) -> None:
+    """Send messages, each a value and headers."""
+    from confluent_kafka import Producer
+
+    options = KafkaOptions(kafka) if isinstance(kafka, str) else kafka
+    producer = Producer(options.common())
+    for value, headers in messages:
+        producer.produce(topic, value, headers=list(headers), partition=partition)
+        producer.poll(0)
+    assert producer.flush(30) == 0
 
 
 def wait_for(done: Callable[[], bool], most_s: float = 60.0) -> None:

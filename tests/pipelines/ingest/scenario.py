@@ -69,14 +69,16 @@ def _us(text: str) -> int:
     return round(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1_000_000)
 
 
-def send(broker: str, topic: str, partitions: int, folder: Path, runs: int = 60, first: int = 0) -> Scenario:
+def send(
+    broker: str, topic: str, partitions: int, folder: Path, runs: int = 60, first: int = 0, to: Scenario | None = None
+) -> Scenario:
     """Sends runs of which every fourth meets one of the tricks. What is said of one run is in one partition.
 
-    ``first`` is how many runs an earlier wave has sent.
+    ``first`` is how many runs an earlier wave has sent, and ``to`` the scenario of that wave, if it goes on.
     """
     from confluent_kafka import Producer
 
-    scenario = Scenario(broker, topic, folder)
+    scenario = to or Scenario(broker, topic, folder)
     producer = Producer({"bootstrap.servers": broker, "linger.ms": 5, "enable.idempotence": True})
     folder.mkdir(parents=True, exist_ok=True)
 

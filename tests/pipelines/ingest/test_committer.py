@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,30 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
-from ciml.events.payloads import INLINE_BYTES, message_of, payload_of, read_payload
-from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, RunFacts
+from ciml.events import payloads
+from ciml.events.listing import open_listing
+from ciml.events.payloads import INLINE_BYTES, message_of, payload_of, read_payload, redact_bytes
+from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RunFacts
+from ciml.integrations.registry import delivered, find_adapter, read_event
+from ciml.kafka import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
-from ciml.pipelines.ingest.committer import Committer, seal, unseal
+from ciml.pipelines import predict, processor
+from ciml.pipelines.backfill.backfill import backfill
+from ciml.pipelines.ingest.committer import Committer, IngestConfig, IngestProcessor, committer, seal, unseal
+from ciml.pipelines.ingest.pipeline import RetriesInProgress
+from ciml.pipelines.ingest.replay import ReplayConfig, replay
+from ciml.pipelines.processor_beam import Commit
 from ciml.runs.state import RawState
-from ciml.serving.predict.log import Predicted, PredictionState
+from ciml.serving.predict.log import Predicted
+from ciml.serving.predict.predictor import PredictPolicy
 from ciml.storage import LocalStore, Store, open_store
-from tests.pipelines.predict.committing import Predictions
+from ciml.transforms.fetch.fetch import fetch
+from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest.decode import decode
+from tests.pipelines.backfill.backfilling import listed
+from tests.pipelines.ingest.ingesting import one_batch, settled
+from tests.pipelines.predict.predicting import Predictions
 from tests.raw_manifest import verify_manifest
 from tests.runs.raw_world import LIMITS, Clock, TimedStore, content_of, deliveries
 
@@ -117,28 +131,33 @@ def dead_letter(offset: int, size: int) -> Outcome:
     return Outcome("dead_letter", Origin("t", 0, offset), reason="broken_json", payload=payload_of(message))
 
 
-def test_a_sealed_batch_has_the_payload_of_each_outcome() -> None:
+def test_a_sealed_batch_comes_out_as_it_went_in_and_has_each_payload_once() -> None:
     letters = [dead_letter(offset, size) for offset, size in enumerate((5, 7, 9))]
     shared = letters[1].replace(mention=RunFacts("zuul~2~1", "2", "unit", source="zuul"))
     batch = Batch(OffsetRange("t", "T", 0, 0, 3), settled=[*letters, shared])
-    assert unseal(seal(batch)) == batch
-    assert seal(batch).count(b'payload"') == 4
     assert len(json.loads(seal(batch))["payloads"]) == 3
+    for each in (batch, one_batch(3), Batch(None, settled=[settled(1)]), Batch(OffsetRange("t", "", 0, 0, 9))):
+        assert unseal(seal(each)) == each
+    pending = PendingRun(Origin("t", 0, 0), "e", letters[0].mention or shared.mention)  # type: ignore[arg-type]
+    for unsettled in (
+        Batch(OffsetRange("t", "", 0, 0, 1), messages=[Message(0, b"")]),
+        Batch(None, pending_runs=[pending]),
+    ):
+        with pytest.raises(IntegrityError):
+            seal(unsettled)
 
 
-def test_a_losing_commit_is_computed_again_from_the_new_state(tmp_path: Path) -> None:
-    one, two = (Committer(LocalStore(tmp_path)) for _ in range(2))
-    seen: list[int] = []
-
-    def find(state: RawState) -> list[Batch]:
-        seen.append(state.version)
-        if state.covered("t", 0):
-            return []
-        two.commit([Batch(OffsetRange("t", "T", 0, 3, 4))])
-        return [Batch(OffsetRange("t", "T", 0, 0, 3))]
-
-    assert one.append(lambda state: one.delta(state, find(state))) is None
-    assert seen == [0, 1]
+def test_a_batch_that_is_delivered_again_is_committed_once(tmp_path: Path) -> None:
+    raw = open_store(tmp_path)
+    one, two = Committer(raw, clock=lambda: 1.5), Committer(raw)
+    assert one.commit([one_batch(0)]) == 1
+    assert two.commit([one_batch(0)]) is None
+    assert two.commit([one_batch(1, 1), one_batch(0)]) == 2
+    assert one.commit([one_batch(1, 1)]) is None
+    with one.state() as state:
+        assert (state.version, state.index.run_count(), list(state.covered("t", 0))) == (2, 2, [(0, 2)])
+    assert one.log.read(1)["time_us"] == 1_500_000
+    assert committer(raw) is committer(open_store(tmp_path))
 
 
 def test_a_large_message_of_a_dead_letter_lies_beside_the_manifest(raw: Store) -> None:
@@ -147,112 +166,28 @@ def test_a_large_message_of_a_dead_letter_lies_beside_the_manifest(raw: Store) -
     ours = Committer(raw)
     assert ours.commit([Batch(OffsetRange("t", "T", 0, 0, len(sizes)), settled=dead_letters)]) == 1
     delta = ManifestLog(raw).read(1)
-    payloads = [record["payload"] for record in delta["dead_letters"]]
-    assert ["object" in payload for payload in payloads] == [False, False, True, True, True]
+    stored = [record["payload"] for record in delta["dead_letters"]]
+    assert ["object" in payload for payload in stored] == [False, False, True, True, True]
     assert len(canonical_json(delta)) < 3 * INLINE_BYTES
-    assert payloads[2]["object"] == payloads[4]["object"]  # the same content
-    assert sorted(raw.list("letters")) == sorted({payload["object"] for payload in payloads[2:]})
-    for offset, (size, payload) in enumerate(zip(sizes, payloads, strict=True)):
+    assert stored[2]["object"] == stored[4]["object"]  # the same content
+    assert sorted(raw.list("letters")) == sorted({payload["object"] for payload in stored[2:]})
+    for offset, (size, payload) in enumerate(zip(sizes, stored, strict=True)):
         assert message_of(read_payload(raw, payload), offset) == Message(
             offset, b"x" * size, (("ce_h", b"v"),), timestamp_ms=7
         )
     with pytest.raises(IntegrityError, match="read_payload"):
-        message_of(payloads[3], 3)
-    raw.replace(payloads[3]["object"], b"{}")
+        message_of(stored[3], 3)
+    raw.replace(stored[3]["object"], b"{}")
     with pytest.raises(IntegrityError, match="differs from its digest"):
-        read_payload(raw, payloads[3])
-    raw.delete(payloads[3]["object"])
+        read_payload(raw, stored[3])
+    raw.delete(stored[3]["object"])
     with pytest.raises(IntegrityError, match="missing"):
-        read_payload(raw, payloads[3])
-
-
-def _commit_twice(root: str, pipe: Any) -> None:
-    ours = Committer(open_store(root), limits=LIMITS)
-    first, second = list(deliveries(90, 2))
-    ours.commit(first)
-    pipe.send("begun")
-    pipe.recv()
-    ours.commit(second)
-
-
-@pytest.mark.whole
-@pytest.mark.parametrize("kills", [False, True])
-def test_a_frozen_process_that_wakes_after_its_place_was_emptied(
-    tmp_path: Path, kills: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The zombie is another process, and really stopped. Its clock says that no time has passed."""
-    raw = LocalStore(tmp_path / "raw")
-    context = multiprocessing.get_context("spawn")
-    ours, its = context.Pipe()
-    zombie = context.Process(target=_commit_twice, args=(raw.root, its))
-    zombie.start()
-    assert ours.poll(60)
-    os.kill(zombie.pid or 0, signal.SIGSTOP)
-    ours.send("go on")
-    try:
-        other = Committer(raw, limits=LIMITS)
-        for batches in deliveries(91, 30):
-            other.commit(batches)
-        while other.maintain():
-            pass
-        for path in (tmp_path / "raw" / "_manifest").rglob("*.*"):
-            os.utime(path, (1_000, 1_000))  # long ago
-        other.commit([Batch(OffsetRange("t", "T", 2, 5000, 5001))])  # now, by the store's own time
-        later = Committer(raw, limits=LIMITS)
-        while later.maintain():
-            pass
-        assert not raw.exists(ManifestLog(raw).path(2))
-        before = dict(ManifestLog(raw).since(0))
-        if kills:
-            os.kill(zombie.pid or 0, signal.SIGKILL)
-    finally:
-        os.kill(zombie.pid or 0, signal.SIGCONT)
-        zombie.join(60)
-    after = dict(ManifestLog(raw).since(0))
-    assert {version: delta for version, delta in after.items() if version <= max(before)} == before
-    assert not raw.exists(ManifestLog(raw).path(2))
-    assert list(verify_manifest(raw)) == []
-    assert zombie.exitcode == (-signal.SIGKILL if kills else 0)
-
-
-def _commit_and_maintain(root: str, seed: int) -> None:
-    ours = Committer(open_store(root), limits=LIMITS)
-    for batches in deliveries(seed, 25):
-        ours.commit(batches)
-        ours.maintain()
-
-
-@pytest.mark.whole
-def test_processes_that_commit_and_maintain_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    root = str(tmp_path / "raw")
-    workers = [context.Process(target=_commit_and_maintain, args=(root, 5)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(100)
-        assert worker.exitcode == 0
-    assert list(verify_manifest(open_store(root))) == []
-    with Committer(open_store(root)).state() as state:
-        got = content_of(state)
-    assert got == content_of(replayed(open_store(root)))
-    alone = Committer(open_store(tmp_path / "alone"))
-    for batches in deliveries(5, 25):
-        alone.commit(batches)
-    with alone.state() as state:
-        assert got["covered"] == state.snapshot()["covered"]
+        read_payload(raw, stored[3])
 
 
 def test_threads_share_a_committer(tmp_path: Path) -> None:
     ours = Committer(LocalStore(tmp_path), limits=LIMITS)
     done = threading.Event()
-    failures: list[BaseException] = []
-
-    def work(act: Any) -> None:
-        try:
-            act()
-        except BaseException as error:  # noqa: BLE001
-            failures.append(error)
 
     def commits() -> None:
         for batches in deliveries(8, 40):
@@ -262,38 +197,122 @@ def test_threads_share_a_committer(tmp_path: Path) -> None:
         while not done.is_set():
             ours.maintain(budget_s=0)
 
-    threads = [threading.Thread(target=work, args=(act,)) for act in (commits, commits, maintains, maintains)]
-    for thread in threads:
-        thread.start()
-    for thread in threads[:2]:
-        thread.join(60)
-    done.set()
-    for thread in threads[2:]:
-        thread.join(60)
-    assert failures == []
+    with ThreadPoolExecutor(4) as pool:
+        committing, maintaining = ([pool.submit(act) for _ in range(2)] for act in (commits, maintains))
+        wait(committing, 60)
+        done.set()
+        for each in (*committing, *maintaining):
+            each.result(60)
     with ours.state() as state:
         assert json.loads(canonical_json(state.snapshot())) == replayed(LocalStore(tmp_path)).snapshot()
 
 
-def test_predictions_are_checkpointed_too(raw: Store) -> None:
-    data = DataRoot.open(raw.root.removesuffix("/raw"))
-    limits = Limits(deltas=5)
-    ours = Predictions(data.predictions, "m", limits=limits)
-    for number in range(23):
-        predictions = [
-            {"offset": 2 * number, "run_id": f"r{number % 9}", "model": "m", "version": 1, "id": f"id-{number % 9}"}
-        ]
-        unpredictable = [{"offset": 2 * number + 1, "run_id": "x", "reason": "no_log"}]
-        covers = OffsetRange("runs", "T", 0, 2 * number, 2 * number + 2)
-        assert ours.commit([Predicted(covers, predictions, unpredictable)]) == number + 1
-        assert ours.commit([Predicted(covers, predictions, unpredictable)]) is None
-        while ours.maintain():
-            pass
-    plain = PredictionState()
-    for version, delta in ManifestLog(data.predictions).since(0):
-        plain.apply(version, delta)
-    with Predictions(data.predictions, "m", limits=limits).state() as state:
-        assert state.restored == 20
-        assert state.snapshot() == plain.snapshot()
-        assert (state.predicted, state.repeats) == ({("m", 1): 9}, 14)
-        assert [state.has(f"id-{number}") for number in range(11)] == [True] * 9 + [False] * 2
+# --- a message of a CI system that names many runs: where all become dead letters, its payload is stored once
+
+
+BUILDS = 300
+
+
+def many_builds(**log: str) -> Message:
+    builds = [
+        {
+            "uuid": f"{number:032x}", "job_name": f"job-{number}", "result": "FAILURE", "voting": True,
+            "start_time": 1795521600.0, "end_time": 1795525600.0, "log_url": None, "pad": "x" * 600, **log,
+        }
+        for number in range(BUILDS)
+    ]  # fmt: skip
+    body = {"action": "failure", "pipeline": "check", "buildset": {"uuid": "b" * 32, "builds": builds}}
+    value, headers = delivered(find_adapter("zuul"), "zuul", json.dumps(body).encode(), {}, "mqtt-user")
+    return Message(0, value, tuple(headers))
+
+
+@pytest.mark.parametrize("log", [{}, {"log_url": "https://not-allowed.example.org/"}])
+def test_the_payload_is_made_sealed_and_stored_once(
+    log: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def redact(data: bytes, guess: bool = True) -> bytes:
+        if data == sent.value:  # not a part of it
+            made.append(len(data))
+        return redact_bytes(data, guess)
+
+    monkeypatch.setattr(payloads, "redact_bytes", redact)
+    sent = many_builds(**log)
+    batch = decode(Batch(OffsetRange("t", "T", 0, 0, 1), [sent]), read_event=read_event)
+    batch = fetch(batch, FetchPolicy(), 1)
+    assert [outcome.kind for outcome in batch.settled] == ["dead_letter"] * BUILDS
+    assert made == [len(sent.value or b"")]
+    sealed = seal(batch)
+    assert len(sealed) < 3 * len(sent.value or b"")
+    again = unseal(sealed)
+    assert again == batch
+    assert len({id(outcome.payload) for outcome in again.settled}) == 1
+    raw = LocalStore(tmp_path)
+    Committer(raw).commit([again])
+    stored = [record["payload"] for record in ManifestLog(raw).read(1)["dead_letters"]]
+    assert len(stored) == BUILDS
+    assert len(list(raw.list("letters"))) == 1
+    assert message_of(read_payload(raw, stored[-1]), 0) == sent
+
+
+# --- checkpoints, where no supervisor makes them: on Dataflow, and by commands that commit much
+
+
+FEW = Limits(deltas=3)
+
+
+@pytest.mark.parametrize("maintains", [False, True])
+@pytest.mark.parametrize("kind", ["ingest", "predict"])
+def test_a_checkpoint_is_made_by_the_stage_that_commits(
+    kind: str, maintains: bool, data: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = data.raw if kind == "ingest" else data.predictions
+    shared = processor._replicas._objects
+    if kind == "ingest":
+        monkeypatch.setitem(shared, (os.getpid(), (store.root, "raw")), Committer(store, limits=FEW))
+        stage = Commit(
+            IngestProcessor(IngestConfig(store, kafka=KafkaOptions("kafka:9092"), runs_topic="", maintains=maintains))
+        )
+    else:
+        key = (store.root, "predictions of m")
+        monkeypatch.setitem(shared, (os.getpid(), key), Predictions(store, "m", FEW))
+        config = predict.PredictConfig(
+            data, "models:8500", PredictPolicy("m"), kafka=KafkaOptions("kafka:9092"), maintains=maintains
+        )
+        stage = Commit(predict.PredictProcessor(config))
+    for offset in range(8):
+        covers = OffsetRange("topic", "", 0, offset, offset + 1)
+        found = seal(Batch(covers)) if kind == "ingest" else canonical_json(Predicted(covers).to_json())
+        assert list(stage.process(("key", [found]))) == [offset + 1]
+    assert bool(ManifestLog(store).checkpoints()) == maintains
+
+
+@pytest.mark.parametrize("kind", ["backfill", "replay"])
+def test_a_checkpoint_is_made_by_a_command_that_commits_much(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ciml.events.listing.BLOCK_LINES", 1)
+    made = listed(tmp_path / "logs", runs=12, tricks=False)
+    store = DataRoot.open(tmp_path / "data").raw
+    shared = processor._replicas._objects
+    limits = Limits(deltas=100) if kind == "replay" else FEW
+    monkeypatch.setitem(shared, (os.getpid(), (store.root, "raw")), Committer(store, limits=limits))
+    if kind == "replay":  # of dead letters: no log is allowed
+        backfill(made.config(tmp_path / "data", fetch=FetchPolicy(), take_missing=True), open_listing(str(made.path)))
+        monkeypatch.setitem(shared, (os.getpid(), (store.root, "raw")), Committer(store, limits=FEW))
+        replay(ReplayConfig(store, fetch=FetchPolicy(file_roots=(str(made.folder),)), together=1))
+    else:
+        backfill(made.config(tmp_path / "data", commit_lines=1), open_listing(str(made.path)))
+    assert ManifestLog(store).checkpoints()
+
+
+def test_a_retry_is_repeated_five_minutes_after_its_start_and_the_next_attempt_at_once() -> None:
+    def due(attempts: int) -> list[PendingRun]:
+        run = RunFacts("zuul~1~1", "1", "unit", source="zuul")
+        return [PendingRun(Origin("t", 0, 1), "e", run, attempts=attempts)]
+
+    retries = RetriesInProgress()
+    started = [bool(retries.start(due(1), now_s)) for now_s in (0, 100, 299, 300, 500, 601)]
+    assert started == [True, False, False, True, False, True]
+    assert retries.start(due(2), 602) == due(2)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +9,6 @@ from ciml.events.records import Batch, OffsetRange, Origin, Outcome, PendingRun,
 from ciml.pipelines.ingest.pipeline import settle_known
 from ciml.runs.accounting import reconcile
 from ciml.runs.state import RawState
-from tests.pipelines.ingest.ingesting import MakeTopic, account, config
 from tests.pipelines.ingest.scenario import corpus_facts
 from tests.tier import tries
 
@@ -96,34 +92,3 @@ def test_the_commit_says_the_same_as_if_all_logs_had_been_fetched(
                 record.pop("file", None)
         delta["repeats"].sort(key=lambda record: record["origin"])
     assert quick == slow
-
-
-@pytest.mark.engines
-def test_a_log_is_fetched_once_however_often_its_event_comes(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
-    """The log is gone when the event comes again: one that fetched it would wait for it."""
-    import shutil
-
-    from confluent_kafka import Producer
-
-    from ciml.events.cloudevents import finished_event
-    from ciml.services.driver import drive
-    from ciml.services.ingest import IngestService
-    from tests.pipelines.ingest.scenario import Scenario
-
-    name, logs = topic(1, "events"), tmp_path / "logs"
-    logs.mkdir()
-    facts, source = corpus_facts(1)[0]
-    path = logs / "0.csv.gz"
-    shutil.copyfile(source, path)
-    value, headers = finished_event(facts.replace(log_url=path.as_uri()), event_id="once")
-    ours = config(Scenario(kafka, name, logs), tmp_path / "data", "")
-    producer = Producer({"bootstrap.servers": kafka})
-    for _ in range(2):
-        for _ in range(3):
-            producer.produce(name, value, headers=headers, partition=0)
-        assert producer.flush(30) == 0
-        drive(IngestService(ours), until="end")
-        path.unlink(missing_ok=True)
-    state, _ = account(ours.raw)
-    assert state.counts == {("run", ""): 1, ("repeat", "event"): 5}
-    assert not state.deferred

@@ -18,16 +18,12 @@ from ciml.pipelines.ingest.committer import render_runs
 from ciml.runs.verify import verify_raw
 from ciml.serving.predict.log import prediction_id
 from ciml.serving.predict.predictor import read_announcement
-from ciml.training.data.snapshot import make_snapshot
 from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import read_span
-from ciml.trust import TrustPolicy
 from tests.pipelines.datasets.dataset_scenes import define, run_ids, runs, telemetry
 from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
 from tests.tier import tries
 from tests.transforms.samples import make_facts
-
-GATED = TrustPolicy.parse('[[rule]]\nname = "gated"\ntrusted = true\npipeline = ["gate"]')
 
 
 def claim(number: int, **facts: Any) -> tuple[RunFacts, pa.Table]:
@@ -54,44 +50,6 @@ def _facts(table: pa.Table) -> pa.Table:
 def stored(data: DataRoot, name: str = "cpu") -> pa.Table:
     root = data.dataset(name).store
     return _facts(pa.concat_tables([read_span(root, span) for span in data.dataset(name).state().latest()]))
-
-
-def test_a_sealed_span_gets_a_new_version_with_the_row_of_the_reclaim(data: DataRoot, raw: RawStore) -> None:
-    define(data)
-    raw.add([claim(1)], trust=UNTRUSTED)
-    raw.add(runs(2, 4, pipeline="gate"))
-    (first,) = update_dataset(data.dataset("cpu")).sealed
-    before = {path: data.dataset("cpu").store.read(path) for path in first.paths}
-    raw.add(reclaims=[reclaim(1)])
-    (second,) = update_dataset(data.dataset("cpu")).sealed
-    assert ((second.span, second.version), second.selected[0]) == ((1, 2), (3, 0))
-    assert stored(data).equals(direct(data, [reclaim(1), *runs(2, 4, pipeline="gate")]))
-    assert all(data.dataset("cpu").store.read(path) == was for path, was in before.items())
-    assert update_dataset(data.dataset("cpu")).sealed == ()
-    assert verify_dataset(data.dataset("cpu")) == []
-    snapshot = make_snapshot(data.dataset("cpu"), GATED)
-    assert sorted(run.run_id.split("~")[1] for run in snapshot.runs()) == ["1", "2", "3", "4"]
-    assert snapshot.untrusted == {}
-    assert {run.run_id.split("~")[1]: run.label for run in snapshot.runs()}["1"] == 1
-
-
-def test_what_untrusted_events_said_before_a_reclaim_is_forgotten(data: DataRoot, raw: RawStore) -> None:
-    define(data)
-    raw.add([claim(1)], trust=UNTRUSTED)
-    raw.add(runs(2, 4))
-    update_dataset(data.dataset("cpu"))
-    raw.add(corrections=[make_facts(1, outcome="timeout", result="TIMED_OUT")], trust=UNTRUSTED)
-    (second,) = update_dataset(data.dataset("cpu")).sealed
-    assert second.runs[0].label_name == "failed"
-    raw.add(reclaims=[reclaim(1, "success")])
-    (third,) = update_dataset(data.dataset("cpu")).sealed
-    assert (third.version, third.runs[0].label_name) == (3, "passed")
-    raw.add(corrections=[make_facts(1, outcome="failure")], trust=UNTRUSTED)
-    assert update_dataset(data.dataset("cpu")).sealed == ()
-    raw.add(corrections=[make_facts(1, outcome="failure")])
-    (fourth,) = update_dataset(data.dataset("cpu")).sealed
-    assert (fourth.version, fourth.runs[0].label_name, fourth.selected[0]) == (4, "failed", third.selected[0])
-    assert verify_dataset(data.dataset("cpu")) == []
 
 
 def test_a_run_that_is_of_another_job_leaves_the_data_set_and_comes_to_that_jobs(data: DataRoot, raw: RawStore) -> None:
@@ -175,6 +133,8 @@ def test_whenever_updates_happen_the_examples_are_those_of_the_last_rows_and_tru
 def test_a_reclaimed_run_is_announced_and_predicted_again(raw: RawStore) -> None:
     raw.add([claim(1)], trust=UNTRUSTED)
     raw.add(runs(2, 2), reclaims=[reclaim(1)])
+    found = verify_raw(raw.store)
+    assert (found.findings, found.runs) == ([], 2)
     announced = [
         read_announcement(Message(0, value, (), key))
         for _, delta in raw.log.since(0)
@@ -186,11 +146,3 @@ def test_a_reclaimed_run_is_announced_and_predicted_again(raw: RawStore) -> None
     ids = [prediction_id(each.run_id, "m", 1, each.reclaim) for each in announced]
     assert len(set(ids)) == 3
     assert ids[0] == prediction_id(announced[0].run_id, "m", 1)
-
-
-def test_a_raw_store_with_reclaims_verifies_and_lists_the_row_that_counts(data: DataRoot, raw: RawStore) -> None:
-    raw.add([claim(1)], trust=UNTRUSTED)
-    raw.add(runs(2, 3), reclaims=[reclaim(1)])
-    found = verify_raw(data.raw)
-    assert found.findings == []
-    assert found.runs == 3

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from apache_beam.utils.timestamp import Duration
+
 from ciml.events.cloudevents import STARTED, run_event
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import admin
 from ciml.pipelines.kafka.broker import list_topic
+from ciml.pipelines.kafka.source import FOREVER, OffsetTracker, Restriction
 from ciml.storage import Store
 from tests.pipelines.ingest.ingesting import account, wait_for
 
@@ -57,3 +60,17 @@ def covered(raw: Store, topic: str) -> dict[int, list[tuple[int, int]]]:
 
 def settled(raw: Store) -> int:
     return sum(account(raw)[0].counts.values())
+
+
+class Slice:
+    """A restriction as Beam shows it to a reader. ``rests_s`` is the pause of the reader, None before one."""
+
+    def __init__(self, start: int = 0) -> None:
+        self._tracker = OffsetTracker(Restriction(start, FOREVER))
+        self.current_restriction = self._tracker.current_restriction
+        self.try_claim = self._tracker.try_claim
+        self.rests_s: float | None = None
+
+    def defer_remainder(self, pause: Duration = Duration(0)) -> None:  # noqa: B008
+        self.rests_s = float(pause)
+        self._tracker.try_split(0)

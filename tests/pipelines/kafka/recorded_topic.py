@@ -1,9 +1,10 @@
-"""A topic in memory, and the steps of those that publish to it: see `tests.durable`."""
+"""A topic in memory for clients of confluent-kafka, and the steps of those that publish to it: see `tests.durable`."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -12,30 +13,38 @@ from confluent_kafka import KafkaError, KafkaException
 from ciml.events.records import Message
 from ciml.pipelines.kafka import publish
 from ciml.pipelines.kafka.broker import Listing
-from tests.durable import Died, Recorder
+from tests.durable import Died, Messages
 
 
-class Topic(Recorder):
-    """A topic of one partition with transactions, and the steps of those that publish to it.
+class Topic(Messages):
+    """A topic of one partition with transactions.
 
     The steps are a fence (a producer with a transactional id takes over from the earlier one), each message, and each
-    commit. A commit takes one more offset, for its marker.
+    commit or flush. A commit takes one more offset, for its marker.
 
     Attributes:
-      messages: the committed ones, without what a dead or fenced producer left.
+      end: the offset after the last message or marker.
+      fault: what the broker reports for each message.
+      unsent: how many of the last messages a flush leaves behind.
     """
 
     def __init__(self, before: int | None = None, event: Callable[[], object] | None = None) -> None:
-        super().__init__(before, event)
-        self.messages: list[Message] = []
+        super().__init__(None, before, event)
         self.end = 0
-        self._owners: dict[str, _Producer] = {}
+        self.fault: KafkaError | None = None
+        self.unsent = 0
+        self._owners: dict[str, RecordedProducer] = {}
+
+    @property
+    def messages(self) -> list[Message]:
+        """The committed messages, without those of a dead or fenced producer."""
+        return [message for _, message in self.stored]
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Topic]:
         """Let `ciml.pipelines.kafka.publish` publish to this topic. If the block ends with `Died`, it ends there."""
         replaced: dict[str, Any] = {
-            "Producer": lambda options: _Producer(self, str(options["transactional.id"])),
+            "Producer": lambda settings: RecordedProducer(self, settings),
             "Reader": lambda *_: _Reader(self),
             "make_topic": lambda *_: None,
             "is_mock": lambda _: False,
@@ -48,47 +57,61 @@ class Topic(Recorder):
             with contextlib.suppress(Died):
                 yield self
 
-    def take_over(self, name: str, producer: _Producer) -> None:
+    def fence(self, name: str, producer: RecordedProducer) -> None:
         self.step(f"fence {name}")
+        self.waiting = []
         self._owners[name] = producer
 
-    def check_owner(self, name: str, producer: _Producer) -> None:
-        if self._owners.get(name) is not producer:
+    def check_owner(self, name: str, producer: RecordedProducer) -> None:
+        if name and self._owners.get(name) is not producer:
             raise KafkaException(KafkaError(KafkaError._FENCED))
 
-    def append(self, messages: list[tuple[bytes, bytes, Any]]) -> None:
-        for value, key, headers in messages:
-            self.messages.append(Message(self.end, value, tuple(headers), key))
-            self.end += 1
+    def acknowledge(self) -> None:
+        count = len(self.waiting) - self.unsent
+        acknowledged = self.waiting[:count]
+        self.waiting = self.waiting[count:]
+        for name, (value, key, headers), done in acknowledged:
+            if self.fault is None:
+                self.stored.append((name, Message(self.end, value, tuple(headers), key)))
+                self.end += 1
+            done(str(self.fault or ""))
         self.end += 1
 
 
-class _Producer:
-    """A producer of a `Topic`, with the part of confluent-kafka's interface that publications use."""
+class RecordedProducer:
+    """A producer of a `Topic`, with the part of confluent-kafka's interface that the product uses."""
 
-    def __init__(self, topic: Topic, name: str) -> None:
+    def __init__(self, topic: Topic, settings: dict[str, Any]) -> None:
+        self.settings = settings
         self._topic = topic
-        self._name = name
-        self._open: list[tuple[bytes, bytes, Any]] = []
+        self._name = settings.get("transactional.id", "")
 
     def init_transactions(self, _: float) -> None:
-        self._topic.take_over(self._name, self)
+        self._topic.fence(self._name, self)
 
     def begin_transaction(self) -> None:
-        self._open = []
+        pass
 
-    def produce(self, _: str, value: bytes, key: bytes, *, headers: Any, **__: Any) -> None:
+    def produce(self, topic: str, value: bytes, key: bytes, *, headers: Any, on_delivery: Callable[..., None]) -> None:
         self._topic.step(f"produce {key.decode()}")
         self._topic.check_owner(self._name, self)
-        self._open.append((value, key, headers))
+        record = SimpleNamespace(topic=lambda: topic)
+        self._topic.waiting.append((topic, (value, key, headers), lambda _: on_delivery(self._topic.fault, record)))
 
     def commit_transaction(self, _: float) -> None:
-        self._topic.step(f"commit {len(self._open)}")
+        self.flush(0)
+
+    def poll(self, _: float) -> None:
+        pass
+
+    def flush(self, _: float) -> int:
+        self._topic.step(f"commit {len(self._topic.waiting) - self._topic.unsent}")
         self._topic.check_owner(self._name, self)
-        self._topic.append(self._open)
+        self._topic.acknowledge()
+        return len(self._topic.waiting)
 
     def purge(self) -> None:
-        self._open = []
+        pass
 
 
 class _Reader:

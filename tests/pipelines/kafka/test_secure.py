@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_urlsafe
 
 import pytest
+from click.testing import CliRunner
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
+from ciml.engines import jars
+from ciml.engines.base import SMALL_JVM, java_arguments
+from ciml.engines.processes import free_ports, last_lines
 from ciml.errors import CimlError, EngineError
-from ciml.kafka import KafkaOptions, read_properties
+from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import _refusals, is_refused
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
 from ciml.pipelines.kafka.broker import list_topic, make_topic
@@ -22,45 +30,39 @@ from ciml.pipelines.kafka.reader import Reader, close_readers
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import account, wait_for
-from tests.pipelines.kafka.secure_broker import SecureBroker, secure_broker
+from tests.transforms.fetch.certificates import make_certificate
 
 # --- the file of properties
-
-
-def test_a_file_of_properties(tmp_path: Path) -> None:
-    path = tmp_path / "kafka.properties"
-    path.write_text("# TLS\n\n security.protocol = SASL_SSL \nsasl.password=a=b # no comment\n")
-    assert read_properties(path) == {"security.protocol": "SASL_SSL", "sasl.password": "a=b # no comment"}
-    options = KafkaOptions.of("h:1", [("security.protocol", "SSL")], str(path))
-    assert options == KafkaOptions("h:1", {"security.protocol": "SSL", "sasl.password": "a=b # no comment"})
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("sasl.password hidden-1", "line 1: want name=value"),
-        ("a=1\n=hidden-1", "line 2: want name=value"),
-        ("sasl.password=hidden-1\nsasl.password=hidden-1", "line 2: sasl.password appears twice"),
-        ("sasl password=hidden-1", "line 1: want name=value"),
-        ("auto.offset.reset=latest", "auto.offset.reset is reserved"),
-        ("bootstrap.servers=h:1", "set by --kafka"),
+        (b"sasl.password hidden-1", "line 1: want name=value"),
+        (b"a=1\n=hidden-1", "line 2: want name=value"),
+        (b"sasl.password=hidden-1\nsasl.password=hidden-1", "line 2: sasl.password appears twice"),
+        (b"sasl password=hidden-1", "line 1: want name=value"),
+        (b"auto.offset.reset=latest", "auto.offset.reset is reserved"),
+        (b"bootstrap.servers=h:1", "set by --kafka"),
+        (b"\xff\xfe", "not UTF-8"),
+        (None, "kafka.properties: cannot be read: No such file"),
     ],
 )
-def test_a_line_that_is_no_property_is_named_by_its_number_alone(tmp_path: Path, text: str, says: str) -> None:
+def test_a_line_that_is_no_property_is_named_by_its_number_alone(tmp_path: Path, text: bytes | None, says: str) -> None:
     path = tmp_path / "kafka.properties"
-    path.write_text(text)
+    if text is not None:
+        path.write_bytes(text)
     with pytest.raises(CimlError) as raised:
         KafkaOptions.of("h:1", (), str(path))
     assert says in str(raised.value)
     assert "hidden-1" not in str(raised.value)
 
 
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(CimlError, match=r"no\.properties: cannot be read: No such file"):
-        read_properties(tmp_path / "no.properties")
-    (tmp_path / "x").write_bytes(b"\xff\xfe")
-    with pytest.raises(CimlError, match="not UTF-8"):
-        read_properties(tmp_path / "x")
+def test_a_file_of_properties(tmp_path: Path) -> None:
+    path = tmp_path / "kafka.properties"
+    path.write_text("# TLS\n\n security.protocol = SASL_SSL \nsasl.password=a=b # no comment\n")
+    options = KafkaOptions.of("h:1", [("security.protocol", "SSL")], str(path))
+    assert options == KafkaOptions("h:1", {"security.protocol": "SSL", "sasl.password": "a=b # no comment"})
 
 
 @pytest.mark.parametrize(
@@ -102,14 +104,99 @@ def test_asking_for_a_refusal_neither_makes_nor_polls_a_client(monkeypatch: pyte
 # --- a broker that insists
 
 
+USER = "ciml-reader"
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=INSIDE://127.0.0.1:{inside},SSL://127.0.0.1:{ssl},SASL_SSL://127.0.0.1:{sasl},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=INSIDE://127.0.0.1:{inside},SSL://127.0.0.1:{ssl},SASL_SSL://127.0.0.1:{sasl}
+listener.security.protocol.map=INSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=INSIDE
+ssl.keystore.type=PEM
+ssl.keystore.location={certificate}
+ssl.truststore.type=PEM
+ssl.truststore.location={certificate}
+listener.name.ssl.ssl.client.auth=required
+sasl.enabled.mechanisms=SCRAM-SHA-256,PLAIN
+listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \
+user_{user}="{password}";
+log.dirs={data}
+offsets.topic.replication.factor=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+log.cleaner.dedupe.buffer.size=16777216
+broker.heartbeat.interval.ms=500
+"""
+
+
+@dataclass(frozen=True)
+class SecureBroker:
+    """A broker that asks for its own certificate at ``ssl``, and for a password at ``sasl``."""
+
+    ssl: str
+    sasl: str
+    certificate: str
+    password: str
+
+    def login(self, mechanism: str = "SCRAM-SHA-256", **changes: str) -> dict[str, str]:
+        """librdkafka's properties for `sasl`; a name is given with _ for its dots."""
+        return {
+            "security.protocol": "SASL_SSL",
+            "ssl.ca.location": self.certificate,
+            "sasl.mechanism": mechanism,
+            "sasl.username": USER,
+            "sasl.password": self.password,
+            **{name.replace("_", "."): value for name, value in changes.items()},
+        }
+
+
+@contextmanager
+def secure_broker(folder: Path) -> Iterator[SecureBroker]:
+    java, class_path = jars.find_java(), jars.class_path("kafka", lambda _: None)
+    certificate = make_certificate(folder, "127.0.0.1", "localhost")
+    password = token_urlsafe(18)
+    inside, ssl, sasl, controller = free_ports(4)
+    properties = folder / "server.properties"
+    properties.write_text(
+        _PROPERTIES.format(
+            inside=inside, ssl=ssl, sasl=sasl, controller=controller, certificate=certificate, user=USER,
+            password=password, data=folder / "data",
+        )
+    )  # fmt: skip
+    arguments = java_arguments(folder, class_path, ("-Xmx256m", *SMALL_JVM))
+    tool = [java, arguments, "kafka.tools.StorageTool", "format", "-t", "c2VjdXJlLWJyb2tlcg", "-c", str(properties)]
+    scram = f"SCRAM-SHA-256=[name={USER},password={password}]"
+    subprocess.run([*tool, "--add-scram", scram], check=True, capture_output=True, timeout=120)
+    log = folder / "broker.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen([java, arguments, "kafka.Kafka", str(properties)], stdout=out, stderr=out)
+    broker = SecureBroker(f"127.0.0.1:{ssl}", f"127.0.0.1:{sasl}", certificate, password)
+
+    def answers() -> bool:
+        assert process.poll() is None, last_lines(log)
+        client = AdminClient({"bootstrap.servers": broker.sasl, "log_level": 0, **broker.login()})
+        with suppress(KafkaException):
+            return bool(client.list_topics(timeout=3).brokers)
+        return False
+
+    try:
+        wait_for(answers, 90)
+        yield broker
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
-    from ciml.engines.jars import NoJava
-
     try:
         with secure_broker(tmp_path_factory.mktemp("secure")) as found:
             yield found
-    except NoJava as error:
+    except jars.NoJava as error:
         pytest.skip(str(error))
 
 
@@ -154,9 +241,7 @@ def test_other_ways_in(broker: SecureBroker) -> None:
         broker.ssl,
         {
             "security.protocol": "SSL",
-            "ssl.ca.location": str(broker.certificate),
-            "ssl.certificate.location": str(broker.certificate),
-            "ssl.key.location": str(broker.key),
+            **{f"ssl.{kind}.location": broker.certificate for kind in ("ca", "certificate", "key")},
         },
     )
     assert list_topic(certificate, "ways") == list_topic(plain, "ways")
@@ -180,7 +265,7 @@ def test_a_rejected_client_gets_the_reason(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    options = KafkaOptions(broker.sasl, broker.login(**changes), timeout_s=5.0)
+    options = KafkaOptions(broker.sasl, broker.login(**changes), timeout_s=2.0)
     with pytest.raises(EngineError, match=says) as raised:
         list_topic(options, "t")
     output = "".join((str(raised.value), caplog.text, *capfd.readouterr()))
@@ -200,25 +285,15 @@ def test_a_reader_whose_password_is_no_longer_good_says_so(broker: SecureBroker)
 
 
 @pytest.mark.engines
-def test_from_the_command_line_by_a_file(broker: SecureBroker, options: KafkaOptions, tmp_path: Path) -> None:
+def test_from_the_command_line_by_a_file(
+    broker: SecureBroker, options: KafkaOptions, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     make_topic(options, "cli-events")
     send_tombstones(options, "cli-events", 3)
     path = write(tmp_path, broker.login())
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "ciml.cli.main",
-            "ingest",
-            "--data-path",
-            str(tmp_path / "data"),
-            "--kafka",
-            broker.sasl,
-        ),
-        *("--kafka-config", str(path), "--topic", "cli-events", "--runs-topic", "cli-runs", "--once"),
-        *("--engine", "micro-batches", "--home", str(tmp_path / "home")),
-    ]
-    good = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ})
-    assert good.returncode == 0, good.stderr
+    words = ["ingest", "--data-path", str(tmp_path / "data"), "--kafka", broker.sasl, "--kafka-config", str(path)]
+    words += ["--topic", "cli-events", "--runs-topic", "cli-runs", "--once", "--engine", "micro-batches"]
+    done = CliRunner().invoke(cli, [*words, "--home", str(tmp_path / "home")])
+    assert done.exit_code == 0, done.output
     assert account(DataRoot.open(str(tmp_path / "data")).raw)[0].counts == {("dead_letter", "tombstone"): 3}
-    assert broker.password not in good.stdout + good.stderr
+    assert broker.password not in "".join((done.output, *capfd.readouterr()))

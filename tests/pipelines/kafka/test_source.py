@@ -7,23 +7,29 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import apache_beam as beam
 import pytest
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
-from apache_beam.utils.timestamp import Duration
+from confluent_kafka.admin import OffsetSpec
 
-from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.events.records import Batch, OffsetRange
+from ciml.engines.processes import free_ports
+from ciml.errors import EngineError, IntegrityError
+from ciml.events.records import Batch
 from ciml.kafka import KafkaOptions, ReadOptions
+from ciml.manifest.coverage import OtherTopicError
+from ciml.pipelines.flink.submit import run_here
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
-from ciml.pipelines.kafka import broker, reader
-from ciml.pipelines.kafka.broker import Listing, end_of, list_topic, make_topic
-from ciml.pipelines.kafka.plan import PartitionRead, expired_offsets, is_older, plan
-from ciml.pipelines.kafka.reader import Reader, borrow, close_readers
-from ciml.pipelines.kafka.source import FOREVER, OffsetTracker, ReadFromKafka, ReadUnbounded, Restriction
+from ciml.pipelines.kafka import broker, reader, source
+from ciml.pipelines.kafka.broker import Ends, Listing, TopicEnds, end_of, list_topic, offsets_of
+from ciml.pipelines.kafka.plan import PartitionRead, is_older, plan
+from ciml.pipelines.kafka.reader import Reader, borrow, close_readers, read_range
+from ciml.pipelines.kafka.source import FindPartitions, KnownTopic, ReadFromKafka, ReadUnbounded
 from ciml.runs.state import RawState
 from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import need_real, wait_for
+from tests.pipelines.kafka.kafka_topics import Slice
 
 MakeTopic = Callable[..., str]
 
@@ -31,12 +37,12 @@ MakeTopic = Callable[..., str]
 # --- where reading starts
 
 
-def covered(*ranges: tuple[int, int], partition: int = 0, topic_id: str = "T") -> RawState:
+def covered(*ranges: tuple[int, int], topic: str = "t", topic_id: str = "T") -> RawState:
     state = RawState()
     names = ("runs", "repeats", "corrections", "ignored", "dead_letters", "deferred", "closes")
     delta: dict[str, Any] = {name: [] for name in names}
-    parts = {str(partition): [list(part) for part in ranges]}
-    state.apply(1, {**delta, "time_us": 0, "offsets": {"t": {"id": topic_id, "partitions": parts}}})
+    parts = {"0": [list(part) for part in ranges]}
+    state.apply(1, {**delta, "time_us": 0, "offsets": {topic: {"id": topic_id, "partitions": parts}}})
     return state
 
 
@@ -46,27 +52,24 @@ def listing(*bounds: tuple[int, int], topic_id: str = "T") -> Listing:
 
 def test_each_partition_starts_at_its_first_uncovered_offset() -> None:
     state = covered((0, 5), (7, 9))
-    assert plan(state, listing((0, 20), (0, 3)), bounded=True) == [
-        PartitionRead("t", "T", 0, 5, 20, ((7, 9),)),
-        PartitionRead("t", "T", 1, 0, 3, ()),
-    ]
-    assert plan(state, listing((0, 20), (0, 3)), bounded=False) == [
-        PartitionRead("t", "T", 0, 5, None, ((7, 9),)),
-        PartitionRead("t", "T", 1, 0, None, ()),
-    ]
-    assert [(read.start, read.end) for read in plan(state, listing((0, 20)), bounded=True, most=4)] == [(5, 9)]
+    for bounded, ends in ((True, (20, 3)), (False, (None, None))):
+        assert plan(state, listing((0, 20), (0, 3)), bounded=bounded) == [
+            PartitionRead("t", "T", 0, 5, ends[0], ((7, 9),)),
+            PartitionRead("t", "T", 1, 0, ends[1], ()),
+        ]
+    assert plan(RawState(), listing((7, 9)), bounded=True) == [PartitionRead("t", "T", 0, 7, 9)]
+    # What is covered up to its end is not read.
+    assert plan(covered((0, 5)), listing((0, 5)), bounded=True) == []
+    assert plan(covered((0, 5)), listing((0, 5)), bounded=False) == [PartitionRead("t", "T", 0, 5, None)]
 
 
-def test_nothing_is_read_beyond_an_earlier_end() -> None:
+def test_a_bounded_read_is_limited_by_a_number_and_by_an_earlier_end() -> None:
+    reads = plan(covered((0, 5), (7, 9)), listing((0, 20)), bounded=True, most=4)
+    assert [(read.start, read.end) for read in reads] == [(5, 9)]
     until, now = listing((0, 8)), listing((0, 20), (0, 3))
     reads = plan(covered((0, 5)), now, bounded=True, until=until)
     assert [(read.partition, read.start, read.end) for read in reads] == [(0, 5, 8)]
     assert plan(covered((0, 9)), now, bounded=True, until=until) == []  # another went on meanwhile
-
-
-def test_what_is_covered_to_its_end_is_not_read() -> None:
-    assert plan(covered((0, 5)), listing((0, 5)), bounded=True) == []
-    assert plan(covered((0, 5)), listing((0, 5)), bounded=False) == [PartitionRead("t", "T", 0, 5, None)]
 
 
 def test_a_listing_is_older_than_a_state_that_covers_what_it_does_not_show() -> None:
@@ -94,21 +97,6 @@ def test_an_empty_list_of_partitions_is_an_error() -> None:
         plan(RawState(), listing(), bounded=True)
     with pytest.raises(EngineError, match="no partition"):
         ReadFromKafka(KafkaOptions("x:1"), [])
-
-
-def test_what_was_gone_before_the_first_read_is_covered_once_and_for_all() -> None:
-    found = listing((7, 9), (0, 2))
-    assert expired_offsets(RawState(), found) == [OffsetRange("t", "T", 0, 0, 7)]
-    assert expired_offsets(covered((0, 8)), found) == []
-    assert plan(RawState(), found, bounded=True)[0].start == 7
-
-
-def test_ciml_keeps_some_properties_to_itself() -> None:
-    with pytest.raises(CimlError, match=r"auto\.offset\.reset"):
-        KafkaOptions("x:1", {"auto.offset.reset": "latest"})
-    options = KafkaOptions("x:1", {"sasl.password": "secret-1", "security.protocol": "SASL_SSL"})
-    assert options.consumer()["security.protocol"] == "SASL_SSL"
-    assert "secret-1" not in repr(options)
 
 
 def test_expired_offsets_of_all_partitions_are_covered_before_the_first_read_alone(tmp_path: Path) -> None:
@@ -147,6 +135,69 @@ def test_ends_are_those_of_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [ends and ends.end for ends in (end_of(options, "t", 0, 60.0) for options in (HERE, THERE))] == [5, 9]
 
 
+@pytest.fixture
+def broker_ends() -> tuple[Mock, TopicEnds]:
+    """What a broker says of ends, with a clock; and those of a topic."""
+    stub = Mock(now_s=100.0, side_effect=lambda partitions: {each: 10 * each + 5 for each in partitions})
+    return stub, TopicEnds(stub, lambda: stub.now_s)
+
+
+def test_ends_are_asked_for_seldom_and_together(broker_ends: tuple[Mock, TopicEnds]) -> None:
+    stub, ends = broker_ends
+    assert [ends.of(0, 5), ends.of(1, 5)] == [Ends(100, 5), Ends(100, 15)]
+    stub.side_effect = lambda partitions: dict.fromkeys(partitions, 50)
+    stub.now_s = 104
+    assert ends.of(0, 5) == Ends(100, 5)
+    stub.now_s = 106
+    assert [ends.of(0, 5), ends.of(1, 5)] == [Ends(106, 50), Ends(106, 50)]
+    assert [sorted(call.args[0]) for call in stub.call_args_list] == [[0], [0, 1], [0, 1]]
+    stub.now_s = 50  # a clock that is set back makes nothing old young
+    assert ends.of(0, 5) == Ends(50, 50)
+
+
+def test_a_broker_without_an_answer_says_nothing_and_is_not_pressed(broker_ends: tuple[Mock, TopicEnds]) -> None:
+    stub, ends = broker_ends
+    assert ends.of(0, 5) == Ends(100, 5)
+    stub.now_s = 106
+    stub.side_effect = EngineError("away")
+    assert ends.of(0, 5) is None  # what is known is too old to be true
+    stub.now_s = 108
+    assert ends.of(0, 5) is None
+    assert stub.call_count == 2
+    stub.now_s = 112
+    stub.side_effect = lambda partitions: dict.fromkeys(partitions, 5)
+    assert ends.of(0, 5) == Ends(112, 5)
+
+
+def find_partitions(listed: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[PartitionRead], Slice]:
+    """What one search finds where two partitions are known."""
+    monkeypatch.setattr(source, "check_topic", Mock(side_effect=[listed]))
+    tracker = Slice(2)
+    find = FindPartitions(HERE, ReadOptions(find_s=9.0))
+    found = list(find.process(KnownTopic("t", "T", 2), tracker, ManualWatermarkEstimator(None)))
+    return [each.value for each in found], tracker
+
+
+def test_new_partitions_are_found_and_a_recreated_topic_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = [PartitionRead("t", "T", number, 0, None) for number in (2, 3)]
+    for listed, new in (([0, 1], []), ([0, 1, 2, 3], added), (EngineError("away"), [])):
+        found, tracker = find_partitions(listed, monkeypatch)
+        assert (found, tracker.rests_s) == (new, pytest.approx(9.0, abs=0.5))
+    with pytest.raises(IntegrityError, match="again"):
+        find_partitions(OtherTopicError("created again"), monkeypatch)
+
+
+def test_a_broker_that_does_not_answer_is_an_error_that_says_where() -> None:
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:1 does not answer"):
+        list_topic(KafkaOptions("127.0.0.1:1", timeout_s=0.5), "t")
+    read = PartitionRead("t", "", 0, 3, 9)
+    options = KafkaOptions(f"127.0.0.1:{free_ports(1)[0]}", timeout_s=0.5)
+    with pytest.raises(EngineError) as caught:
+        list(read_range(options, read, 3, lambda: 9, ReadOptions(stall_s=0.4)))
+    assert str(caught.value) == "t[0] 3: no message within 0 s, although it ends at 9"
+    assert list(read_range(options, read, 9, lambda: 9, ReadOptions(stall_s=1.0))) == []
+
+
 # --- against a broker
 
 
@@ -161,152 +212,96 @@ def produce(broker: str, topic: str, values: Sequence[bytes], partition: int = 0
 
     producer = Producer({"bootstrap.servers": broker})
     for value in values:
-        producer.produce(
-            topic, value, key=b"k", headers=[("a", b"1"), ("b", None)], partition=partition, timestamp=1234
-        )
+        headers = [("a", b"1"), ("b", None)]
+        producer.produce(topic, value, key=b"k", headers=headers, partition=partition, timestamp=1234)
         producer.poll(0)
     assert producer.flush(30) == 0
 
 
-def produce_transaction(broker: str, topic: str, values: Sequence[bytes], *, commit: bool) -> None:
+def produce_transaction(broker: str, topic: str, values: Sequence[bytes], end: str) -> Any:
+    """Produce in a transaction that is committed or aborted, or stays open; return its producer."""
     from confluent_kafka import Producer
 
-    producer = Producer({"bootstrap.servers": broker, "transactional.id": f"t-{topic}"})
+    producer = Producer({"bootstrap.servers": broker, "transactional.id": f"{end}-{topic}"})
     producer.init_transactions(30)
     producer.begin_transaction()
     for value in values:
         producer.produce(topic, value, partition=0)
     producer.flush(30)
-    (producer.commit_transaction if commit else producer.abort_transaction)(30)
-    # The broker answers before it writes the marker, which ends the transaction for readers.
-    wait_for(lambda: end_offset(broker, topic, committed=True) == end_offset(broker, topic, committed=False))
+    if end != "open":
+        (producer.commit_transaction if end == "committed" else producer.abort_transaction)(30)
+        # The broker answers before it writes the marker, which ends the transaction for readers.
+        wait_for(lambda: len({end_offset(broker, topic, committed=committed) for committed in (True, False)}) == 1)
+    return producer
 
 
 def end_offset(broker: str, topic: str, *, committed: bool) -> int:
-    from confluent_kafka import IsolationLevel, TopicPartition
-    from confluent_kafka.admin import AdminClient, OffsetSpec
-
-    level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
-    asked = {TopicPartition(topic, 0): OffsetSpec.latest()}
-    admin = AdminClient({"bootstrap.servers": broker})  # its answers come as long as it is held
-    (found,) = admin.list_offsets(asked, isolation_level=level).values()
-    offset: int = found.result(30).offset
-    return offset
+    return offsets_of(KafkaOptions(broker), topic, [0], OffsetSpec.latest(), committed=committed)[0]
 
 
-def _as_json(batch: Batch) -> bytes:
-    covers = batch.covers
-    assert covers is not None
-    offsets = [message.offset for message in batch.messages]
-    values = [(message.value or b"").decode() for message in batch.messages]
-    return json.dumps([covers.partition, covers.start, covers.end, offsets, values]).encode()
-
-
-Found = list[tuple[int, int, int, list[int], list[str]]]
-
-
-def read_bounded(broker: str, topic: str, state: RawState, folder: Any, **options: Any) -> Found:
-    """Runs the source in a pipeline, whose batches come back through files."""
-    import apache_beam as beam
-
-    from ciml.pipelines.flink.submit import run_here
-
+def read_bounded(broker: str, topic: str, state: RawState, folder: Path, **options: Any) -> list[list[Any]]:
+    """Return partition, start, end, offsets and values of each batch that a pipeline reads."""
     kafka = KafkaOptions(broker)
     reads = plan(state, list_topic(kafka, topic), bounded=True)
 
-    class Write(beam.DoFn):
-        def process(self, batch: Batch) -> None:
-            covers = batch.covers
-            assert covers is not None
-            (folder / f"{covers.partition}-{covers.start:08d}").write_bytes(_as_json(batch))
+    def write(batch: Batch) -> None:
+        covers = batch.covers
+        assert covers is not None
+        offsets = [message.offset for message in batch.messages]
+        values = [(message.value or b"").decode() for message in batch.messages]
+        found = [covers.partition, covers.start, covers.end, offsets, values]
+        (folder / f"{covers.partition}-{covers.start:08d}").write_text(json.dumps(found))
 
-    run_here(lambda p: p | ReadFromKafka(kafka, reads, ReadOptions(**options)) | beam.ParDo(Write()))
-    found: Found = [json.loads(path.read_bytes()) for path in sorted(folder.iterdir())]
-    for path in folder.iterdir():
-        path.unlink()
-    return found
+    run_here(lambda p: p | ReadFromKafka(kafka, reads, ReadOptions(**options)) | beam.Map(write))
+    return [json.loads(path.read_bytes()) for path in sorted(folder.iterdir())]
 
 
 @pytest.mark.engines
-def test_a_bounded_read_gives_every_message_once(kafka: str, topic: MakeTopic, tmp_path: Any) -> None:
+def test_a_bounded_read_gives_every_uncovered_message_once(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
     name = topic(2)
     sent = [[f"{partition}:{number}" for number in range(count)] for partition, count in ((0, 1201), (1, 7))]
     for partition, values in enumerate(sent):
         produce(kafka, name, [value.encode() for value in values], partition)
-    found = read_bounded(kafka, name, RawState(), tmp_path, batch_messages=500)
-    for partition, values in enumerate(sent):
+    topic_id = list_topic(KafkaOptions(kafka), name).topic_id
+    state = covered((0, 3), (5, 7), topic=name, topic_id=topic_id)
+    found = read_bounded(kafka, name, state, tmp_path, batch_messages=500)
+    for partition, offsets in enumerate(([3, 4, *range(7, 1201)], list(range(7)))):
         mine = [each for each in found if each[0] == partition]
-        assert [value for *_, got in mine for value in got] == values
-        assert [offset for _, _, _, offsets, _ in mine for offset in offsets] == list(range(len(values)))
-        assert mine[0][1] == 0
-        assert mine[-1][2] == len(values)
+        assert [offset for each in mine for offset in each[3]] == offsets
+        assert [value for each in mine for value in each[4]] == [sent[partition][offset] for offset in offsets]
+        assert (mine[0][1], mine[-1][2]) == (offsets[0], offsets[-1] + 1)
         assert all(before[2] == after[1] for before, after in pairwise(mine))
-        assert all(len(got) <= 500 for *_, got in mine)
+        assert all(len(each[3]) <= 500 for each in mine)
 
 
 @pytest.mark.engines
-def test_messages_come_whole(kafka: str, topic: MakeTopic) -> None:
-    name = topic()
-    produce(kafka, name, [b"v"])
-    with borrow(KafkaOptions(kafka), name, 0) as reader:
-        reader.seek(0)
-        [message] = reader.read(10, 10)
-    assert (message.offset, message.value, message.key, message.timestamp_ms) == (0, b"v", b"k", 1234)
-    assert message.headers == (("a", b"1"), ("b", None))
-
-
-@pytest.mark.engines
-def test_markers_and_aborted_messages_are_covered_and_not_given(kafka: str, topic: MakeTopic, tmp_path: Any) -> None:
+def test_markers_and_aborted_messages_are_covered_and_open_transactions_are_not(
+    kafka: str, topic: MakeTopic, tmp_path: Path
+) -> None:
     need_real(kafka)
     name = topic()
-    produce_transaction(kafka, name, [b"gone"] * 3, commit=False)  # 0-2, marker 3
-    produce_transaction(kafka, name, [b"kept"] * 2, commit=True)  # 4-5, marker 6
-    produce_transaction(kafka, name, [b"gone"], commit=False)  # 7, marker 8: the end is no message
+    produce_transaction(kafka, name, [b"gone"] * 3, "aborted")  # 0-2, marker 3
+    produce_transaction(kafka, name, [b"kept"] * 2, "committed")  # 4-5, marker 6
+    produce_transaction(kafka, name, [b"gone"], "aborted")  # 7, marker 8: the end is no message
+    still_open = produce_transaction(kafka, name, [b"open"], "open")
     found = read_bounded(kafka, name, RawState(), tmp_path)
-    assert [value for *_, values in found for value in values] == ["kept", "kept"]
-    assert [offset for _, _, _, offsets, _ in found for offset in offsets] == [4, 5]
-    assert found[0][1] == 0
-    assert found[-1][2] == 9
+    still_open.abort_transaction(30)
+    assert [value for each in found for value in each[4]] == ["kept", "kept"]
+    assert [offset for each in found for offset in each[3]] == [4, 5]
+    assert (found[0][1], found[-1][2]) == (0, 9)
     assert all(before[2] == after[1] for before, after in pairwise(found))
 
 
 @pytest.mark.engines
-def test_an_open_transaction_is_not_read(kafka: str, topic: MakeTopic, tmp_path: Any) -> None:
-    need_real(kafka)
-    from confluent_kafka import Producer
-
-    name = topic()
-    produce(kafka, name, [b"before"])
-    producer = Producer({"bootstrap.servers": kafka, "transactional.id": f"open-{name}"})
-    producer.init_transactions(30)
-    producer.begin_transaction()
-    producer.produce(name, b"open", partition=0)
-    producer.flush(30)
-    found = read_bounded(kafka, name, RawState(), tmp_path)
-    assert [(start, end, values) for _, start, end, _, values in found] == [(0, 1, ["before"])]
-    producer.abort_transaction(30)
-
-
-@pytest.mark.engines
-def test_what_is_covered_is_not_read_again(kafka: str, topic: MakeTopic, tmp_path: Any) -> None:
-    name = topic()
-    produce(kafka, name, [str(number).encode() for number in range(10)])
-    topic_id = list_topic(KafkaOptions(kafka), name).topic_id
-    state = covered((0, 3), (5, 7), topic_id=topic_id)
-    state._covered[name, 0] = state._covered.pop(("t", 0))
-    found = read_bounded(kafka, name, state, tmp_path)
-    assert [value for *_, values in found for value in values] == ["3", "4", "7", "8", "9"]
-    assert (found[0][1], found[-1][2]) == (3, 10)
-
-
-@pytest.mark.engines
-def test_a_reader_is_used_again_with_what_it_has(kafka: str, topic: MakeTopic) -> None:
+def test_a_reader_is_used_again_with_what_it_has_and_gives_whole_messages(kafka: str, topic: MakeTopic) -> None:
     name = topic()
     produce(kafka, name, [str(number).encode() for number in range(10)])
     options = KafkaOptions(kafka)
     with borrow(options, name, 0) as first:
         first.seek(0)
-        assert len(first.read(4, 10)) == 4
+        found = first.read(4, 10)
+    assert [message.value for message in found] == [b"0", b"1", b"2", b"3"]
+    assert found[0][2:] == ((("a", b"1"), ("b", None)), b"k", 1234)
     with borrow(options, name, 0) as second:
         assert second is first
         with borrow(options, name, 0) as another:  # one is in use
@@ -316,72 +311,21 @@ def test_a_reader_is_used_again_with_what_it_has(kafka: str, topic: MakeTopic) -
 
 
 @pytest.mark.engines
-def test_an_offset_that_retention_passed_stops_loudly(kafka: str, topic: MakeTopic, tmp_path: Any) -> None:
-    need_real(kafka)
-    from confluent_kafka import TopicPartition
-
-    from ciml.kafka.connect import admin
-    from ciml.pipelines.flink.submit import run_here
-
-    name = topic()
-    produce(kafka, name, [b"x"] * 10)
-    options = KafkaOptions(kafka)
-    reads = plan(RawState(), list_topic(options, name), bounded=True)
-    for future in admin(options).delete_records([TopicPartition(name, 0, 5)]).values():
-        future.result()
-    with pytest.raises(IntegrityError, match=rf"{name}\[0\] 0: the topic does not hold this offset"):
-        run_here(lambda p: p | ReadFromKafka(options, reads))
-    assert plan(RawState(), list_topic(options, name), bounded=True)[0].start == 5
-
-
-@pytest.mark.engines
-def test_a_recreated_or_deleted_topic_is_an_error(kafka: str, topic: MakeTopic) -> None:
-    need_real(kafka)
-    import time
-
-    from ciml.kafka.connect import admin
-
-    name = topic()
-    options = KafkaOptions(kafka)
-    before = list_topic(options, name)
-    assert before.topic_id
-    state = covered((0, 0), topic_id=before.topic_id)
-    state.topic_ids[name] = state.topic_ids.pop("t")
-    assert plan(state, before, bounded=False)
-    admin(options).delete_topics([name])[name].result()
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            list_topic(options, name)
-        except EngineError as error:
-            assert "has no topic" in str(error)  # noqa: PT017
-            break
-        assert time.monotonic() < deadline
-    make_topic(options, name)
-    make_topic(options, name)  # once more does nothing
-    with pytest.raises(IntegrityError, match="created again"):
-        plan(state, list_topic(options, name), bounded=False)
-
-
-def test_a_broker_that_is_not_there_is_one_line() -> None:
-    with pytest.raises(EngineError, match=r"127\.0\.0\.1:1 does not answer"):
-        list_topic(KafkaOptions("127.0.0.1:1", timeout_s=0.5), "t")
-
-
-# --- how a slice ends
-
-
-class Slice:
-    """A restriction as Beam shows it to a DoFn. ``rests_s`` is what was asked for when it was put off."""
-
-    def __init__(self) -> None:
-        self._tracker = OffsetTracker(Restriction(0, FOREVER))
-        self.current_restriction, self.try_claim = self._tracker.current_restriction, self._tracker.try_claim
-        self.rests_s: float | None = None
-
-    def defer_remainder(self, pause: Duration = Duration(0)) -> None:  # noqa: B008
-        self.rests_s = float(pause)
-        self._tracker.try_split(0)
+def test_the_parts_of_a_range_follow_each_other_up_to_an_end_that_moves(kafka: str, topic: MakeTopic) -> None:
+    name, ends = topic(), [20]
+    produce(kafka, name, [b"v"] * 20)
+    found = []
+    read = PartitionRead(name, "", 0, 2, 20)
+    for part in read_range(KafkaOptions(kafka), read, 2, lambda: ends[0], ReadOptions(batch_messages=5)):
+        found.append(part)
+        if part.end > 9:
+            ends[0] = 12
+    assert found[0].start == 2
+    assert all(before.end == after.start for before, after in pairwise(found))
+    assert found[-1].end >= 12 > found[-1].start
+    offsets = [message.offset for part in found for message in part.messages]
+    assert offsets == list(range(2, offsets[-1] + 1))
+    assert offsets[-1] < 20
 
 
 @pytest.mark.engines

@@ -1,4 +1,4 @@
-"""Helpers for tests of live windows: runs sent as live samples, and a consumer of the published messages."""
+"""Runs sent as live samples, and a consumer of the published windows and examples."""
 
 from __future__ import annotations
 
@@ -109,10 +109,11 @@ class Kept:
                 while reader.position < end:
                     for message in reader.read(1000, 5):
                         check_message(schema, message)
-                        self._take(topic, message.key, json.loads(message.value or b""))
+                        self.take(topic, message.key or b"", message.value or b"")
         return self
 
-    def _take(self, topic: str, key: bytes | None, value: dict[str, Any]) -> None:
+    def take(self, topic: str, key: bytes, data: bytes) -> None:
+        value: dict[str, Any] = json.loads(data)
         if topic == self.config.dead_letters_topic:
             self.dead_letters.append(value)
             return
@@ -120,9 +121,7 @@ class Kept:
         whose = value["run_id"], value["dataset"]
         if topic == self.config.examples_topic:
             before = self.examples.get(whose)
-            if before is None or (before["revision"], before["standing"] != "running") <= (
-                value["revision"], value["standing"] != "running"
-            ):  # fmt: skip
+            if before is None or _age(before) <= _age(value):
                 self.repeats += before == value
                 self.examples[whose] = value
             return
@@ -155,6 +154,10 @@ class Kept:
     def close(self) -> None:
         for reader in self._readers.values():
             reader.close()
+
+
+def _age(example: dict[str, Any]) -> tuple[int, bool]:
+    return example["revision"], example["standing"] != "running"
 
 
 def assert_equals_batch(

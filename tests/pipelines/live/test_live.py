@@ -57,20 +57,16 @@ class Worker:
     fails: ClassVar[list[Callable[[], None]]] = []
     failures = 0
 
-    @classmethod
-    def fail(cls) -> None:
-        if cls.fails:
-            cls.fails.pop()()
-            cls.failures += 1
-            raise RuntimeError("a worker that fails, once")
-
 
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> type[Worker]:
     save = KeepRun._save
 
     def failing(self: KeepRun, *arguments: Any) -> None:
-        Worker.fail()
+        if Worker.fails:
+            Worker.fails.pop()()
+            Worker.failures += 1
+            raise RuntimeError("a worker that fails, once")
         save(self, *arguments)
 
     monkeypatch.setattr(KeepRun, "_save", failing)
@@ -99,10 +95,11 @@ def test_runs_on_flink_equal_the_batch_result(
     with living(config, flink_jobs) as job:
         send(kafka, config.topic, parts[0], 2)
         wait_for(lambda: len(kept.look().windows) > 10, 120)
-        inside = running_in_flink(flink_jobs, job)
+        (inside,) = [each for each in list_flink_jobs(flink_jobs) if each.name == job.name]
         wait_for(lambda: flink_rest.last_checkpoint(inside) is not None)
         send(kafka, config.topic, parts[1], 2)
-        wait_for(lambda: reached_offsets(config.topic) == ends(config))
+        bounds = list_topic(config.kafka, config.topic).bounds
+        wait_for(lambda: reached_offsets(config.topic) == {part: end for part, (_, end) in bounds.items()})
         for number, lose in enumerate([lambda: None, lambda: forget_ended_job(config.topic)], 1):
             worker.fails.append(lose)
             send(kafka, config.topic, parts[1 + number], 2)
@@ -132,11 +129,8 @@ def test_a_run_is_let_go_of_and_what_comes_later_is_on_record(
         assert_equals_batch(kept, [fine], config.datasets)
         assert kept.examples[holey, "load"]["missing"] == lost.sequence.size
         assert kept.examples[silent, "load"]["missing"] == 0
-        assert {dead_letter["reason"] for dead_letter in kept.dead_letters} == {"bad_run_id", "broken_json"}
-        assert {base64.b64decode(dead_letter["payload"]["value"]) for dead_letter in kept.dead_letters} == {
-            b"{",
-            b'{"run_id": 7}',
-        }
+        rejected = {each["reason"]: base64.b64decode(each["payload"]["value"]) for each in kept.dead_letters}
+        assert rejected == {"broken_json": b"{", "bad_run_id": b'{"run_id": 7}'}
 
         # What was there before is no news, and what was not is on record.
         before = dict(kept.examples)
@@ -150,27 +144,11 @@ def test_a_run_is_let_go_of_and_what_comes_later_is_on_record(
     assert (late[silent]["reason"], late[silent]["samples"]) == ("run_silent", 1)
 
 
-def running_in_flink(endpoint: str, job: FlinkJob) -> flink_rest.RestJob:
-    """The job as Flink's REST API has it."""
-    (found,) = [one for one in list_flink_jobs(endpoint) if one.name == job.name]
-    return found
-
-
-def ends(config: LiveConfig) -> dict[int, int]:
-    return {partition: end for partition, (_, end) in list_topic(config.kafka, config.topic).bounds.items()}
-
-
 def one_more(messages: list[tuple[str, Samples | End]], run_id: str) -> Samples:
     """A sample that the run's recorder has not sent yet."""
     last = next(message for whose, message in messages if whose == run_id and isinstance(message, Samples))
-    one = slice(0, 1)
-    return replace(
-        last,
-        sequence=last.sequence[one] + 9999,
-        time_us=last.time_us[one],
-        boot=last.boot[one],
-        values=last.values[one],
-    )
+    columns = {name: getattr(last, name)[:1] for name in ("time_us", "boot", "values")}
+    return replace(last, sequence=last.sequence[:1] + 9999, **columns)
 
 
 def test_runs_read_again_equal_the_batch_result(kafka: str, config: LiveConfig, kept: Kept) -> None:
@@ -182,14 +160,11 @@ def test_runs_read_again_equal_the_batch_result(kafka: str, config: LiveConfig, 
     kept.look()
     running = set(run_ids) - kept.ended()
     assert running
-    assert all(kept.examples[run_id, "load"]["standing"] == "running" for run_id in running & seen(kept))
+    seen = {run_id for run_id, _ in kept.examples}
+    assert all(kept.examples[run_id, "load"]["standing"] == "running" for run_id in running & seen)
     send(kafka, config.topic, messages[len(messages) // 2 :], 2)
     drive(LiveService(config, since_s=3600.0), until="end")
     assert kept.look().ended() == set(run_ids)
     assert assert_equals_batch(kept, run_ids, config.datasets) >= 30
     drive(LiveService(config, since_s=0.0), until="end")
     assert kept.look().dead_letters == []
-
-
-def seen(kept: Kept) -> set[str]:
-    return {run_id for run_id, _ in kept.examples}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import count
 
 import apache_beam as beam
@@ -185,7 +184,7 @@ def test_a_long_run_is_restored_from_its_state_alone(monkeypatch: pytest.MonkeyP
         )
     assert max(newer) < 64
     kept = living.Kept(KafkaOptions("host:1"), LiveConfig(KafkaOptions("host:1"), datasets))
-    for topic, key, value in SENT:
-        kept._take(topic, key, json.loads(value))
+    for message in SENT:
+        kept.take(*message)
     assert kept.ended() == {run_id}
     assert living.assert_equals_batch(kept, [run_id], datasets, known) == 2

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,12 +16,17 @@ from confluent_kafka import KafkaError
 
 from ciml.errors import CimlError, EngineError
 from ciml.events.records import Batch, Message, OffsetRange
-from ciml.events.samples import Samples, encode
+from ciml.events.samples import End, Samples, encode
 from ciml.kafka import KafkaOptions
 from ciml.pipelines import live
-from ciml.pipelines.live import MAX_MESSAGE_BYTES, DecodeSamples, LiveConfig, RenderRun, Send
-from ciml.transforms.live.samples import LivePolicy, pack, part_of, unpack
-from ciml.transforms.live.windows import LiveDataset, columns_of
+from ciml.pipelines.live import MAX_MESSAGE_BYTES, DecodeSamples, KeepRun, LiveConfig, RenderRun, Send
+from ciml.transforms.live.samples import LivePolicy, RunState, pack, part_of, unpack
+from ciml.transforms.live.windows import LiveDataset, LiveRun, columns_of
+from tests.pipelines.kafka.recorded_topic import RecordedProducer, Topic
+from tests.pipelines.keyed_state import Bag, Cell, One
+from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed
+from tests.pipelines.live.test_run_state import POLICY, longest
+from tests.pipelines.poison import check_detail, fail_for
 from tests.transforms.live.live_scenes import recorded, some
 from tests.transforms.samples import LOAD, USR, make_facts, resolved, table
 
@@ -83,32 +90,6 @@ def test_samples_beyond_the_limit_are_a_dead_letter_and_the_others_are_rendered(
     assert json.loads(sent[0][2])["reason"] == "run_too_long"
 
 
-class Broker:
-    """A producer: `flush` delivers what was produced, or fails as ``fault`` does, or leaves ``unsent`` messages."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
-        self.waiting: list[tuple[str, bytes, Callable[..., None]]] = []
-        self.delivered: list[bytes] = []
-        self.fault: KafkaError | None = None
-        self.unsent = 0
-
-    def produce(self, topic: str, value: bytes, key: bytes, *, headers: Any, on_delivery: Callable[..., None]) -> None:
-        self.waiting.append((topic, value, on_delivery))
-
-    def poll(self, wait_s: float) -> None:
-        pass
-
-    def flush(self, wait_s: float) -> int:
-        left = self.waiting[len(self.waiting) - self.unsent :]
-        for topic, value, on_delivery in self.waiting[: len(self.waiting) - self.unsent]:
-            message = type("Delivered", (), {"topic": lambda self, topic=topic: topic})()
-            on_delivery(self.fault, message)
-            self.delivered += [] if self.fault else [value]
-        self.waiting = left
-        return len(left)
-
-
 def bundle(send: Send, values: Sequence[bytes]) -> None:
     for value in values:
         list(send.process(("windows", b"key", value)))
@@ -127,22 +108,103 @@ def bundle(send: Send, values: Sequence[bytes]) -> None:
 def test_a_bundle_ends_when_the_broker_has_all_of_it_and_one_that_failed_is_sent_again(
     monkeypatch: pytest.MonkeyPatch, fault: KafkaError | None, unsent: int, kind: type[CimlError], text: str
 ) -> None:
-    brokers: list[Broker] = []
-
-    def connect(_: object, options: KafkaOptions, settings: dict[str, Any]) -> Broker:
-        brokers.append(Broker(settings))
-        return brokers[-1]
-
+    broker = Topic()
+    connect = Mock(side_effect=lambda _, options, settings: RecordedProducer(broker, settings))
     monkeypatch.setattr(live, "make_client", connect)
     send = Send(KafkaOptions("host:1"))
     send.finish_bundle()  # of an empty bundle
     bundle(send, [b"1", b"2"])
-    (broker,) = brokers
-    assert broker.settings["enable.idempotence"] is True
-    broker.fault, broker.unsent = fault, unsent
+    connect.assert_called_once()
+    assert connect.call_args.args[2]["enable.idempotence"] is True
+    broker.fault = fault
+    broker.unsent = unsent
     with pytest.raises(kind, match=text):
         bundle(send, [b"3", b"4"])
-    broker.fault, broker.unsent = None, 0
+    broker.fault = None
+    broker.unsent = 0
     bundle(send, [b"3", b"4"])
-    assert broker.delivered[:2] == [b"1", b"2"]
-    assert broker.delivered[-2:] == [b"3", b"4"]
+    stored = [message.value for message in broker.messages]
+    assert stored[:2] == [b"1", b"2"]
+    assert stored[-2:] == [b"3", b"4"]
+
+
+# --- a poisoned sample costs its message, and a run whose windows raise its own windows
+
+
+def check_internal_error(dead_letter: bytes | dict[str, Any], start: str) -> None:
+    value = json.loads(dead_letter) if isinstance(dead_letter, bytes) else dead_letter
+    assert value["reason"] == "internal_error"
+    check_detail(value["detail"], start)
+
+
+def test_other_samples_and_runs_are_rendered_beside_poisoned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = LiveConfig(KafkaOptions("host:1"), datasets(**USUAL))
+    replay: list[tuple[str, Samples | End]] = replayed(8, seed=5)
+    torn, failing, *others = dict.fromkeys(run_id for run_id, _ in replay)
+    bad = [message for run_id, message in replay if run_id == torn and isinstance(message, Samples)][1]
+
+    def is_torn(parts: Sequence[tuple[int, Samples | End]], *_: Any) -> bool:
+        return any(each is not None and each.run_id == torn and encode(each) == encode(bad) for _, each in parts)
+
+    fail_for(monkeypatch, live, "decode", lambda value: value == b'{"poison": 1}')
+    fail_for(monkeypatch, live, "part_of", is_torn)
+    fail_for(monkeypatch, LiveRun, "take_due_panes", lambda run, **_: run.run_id == failing)
+    values = [encode(message) for _, message in replay]
+    values.insert(3, b'{"poison": 1}')
+    messages = [Message(offset, value) for offset, value in enumerate(values)]
+    batch = Batch(OffsetRange("samples", "T", 0, 0, len(messages)), messages)
+    kept = Kept(ours.kafka, ours)
+    parts: dict[str, list[bytes]] = {}
+    for each in DecodeSamples(ours).process(batch):
+        if isinstance(each, TaggedOutput):
+            kept.take(*each.value)
+        else:
+            parts.setdefault(each[0], []).append(each[1])
+    for element in parts.items():
+        for outgoing in RenderRun(ours).process(element):
+            kept.take(*outgoing)
+    assert assert_equals_batch(kept, others, ours.datasets) >= len(others)
+    assert kept.examples[torn, "load"]["samples"] > 0  # but for the poisoned message
+    assert (failing, "load") not in kept.examples
+    by_offset = {each["origin"][2]: each for each in kept.dead_letters if "run_id" not in each}
+    check_internal_error(by_offset.pop(3), "samples: IndexError: decode at ")
+    assert list(by_offset) == [offset for offset, value in enumerate(values) if value == encode(bad)]
+    for dead_letter in by_offset.values():
+        check_internal_error(dead_letter, "samples: IndexError: part_of at ")
+        assert base64.b64decode(dead_letter["payload"]["value"]) == encode(bad)
+    (given_up,) = [each for each in kept.dead_letters if "run_id" in each]
+    assert given_up["run_id"] == failing
+    check_internal_error(given_up, "live: IndexError: take_due_panes at ")
+
+
+def test_a_run_that_is_given_up_is_reported_once_and_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets_, now = datasets(**USUAL), [1000.0]
+    run_id, parts, _ = longest(datasets_)
+    keep = KeepRun(LiveConfig(KafkaOptions("host:1"), datasets_, policy=POLICY), lambda: now[0])
+    older, head, wake = Bag(), One(), Cell()
+    for each in parts[:70]:
+        assert [topic for topic, _, _ in keep.process((run_id, each), older, head, wake)] != ["live-dead-letters"]
+    assert older.held
+    fail_for(monkeypatch, LiveRun, "take_due_panes", lambda run, **_: run.run_id == run_id)
+    sent = [message for each in parts[70:] for message in keep.process((run_id, each), older, head, wake)]
+    ((topic, key, dead_letter),) = sent
+    assert (topic, key) == ("live-dead-letters", run_id.encode())
+    check_internal_error(dead_letter, "live: IndexError: take_due_panes at ")
+    assert older.held == []
+    assert head.held
+    state = RunState.of(head.held[0])
+    assert (state.standing, state.newer) == ("failed", [])
+    while wake.rings:
+        now[0] = wake.rings.pop()
+        assert list(keep.on_wake(older, head, wake)) == []
+    assert (now[0], head.held) == (1000.0 + POLICY.remember_s, [])
+    # in the place of a run that fell silent, too: nothing has to come for it to be given up
+    other = Bag(), One(), Cell()
+    monkeypatch.undo()
+    for each in parts[:3]:
+        list(keep.process((run_id, each), *other))
+    fail_for(monkeypatch, LiveRun, "take_due_panes", lambda run, **_: run.run_id == run_id)
+    now[0] = other[2].rings.pop()
+    ((topic, _, dead_letter),) = keep.on_wake(*other)
+    assert topic == "live-dead-letters"
+    check_internal_error(dead_letter, "live: IndexError: take_due_panes at ")

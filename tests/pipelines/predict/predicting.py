@@ -1,8 +1,9 @@
-"""A data root with raw runs, a model server beside it, and announcements."""
+"""A data root with raw runs, a model server beside it, announcements, and commits without a service."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ import pyarrow as pa
 from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.events.records import Batch, Message, OffsetRange
+from ciml.manifest.checkpoints import Limits
+from ciml.manifest.log import ManifestLog
+from ciml.manifest.replica import LogReplica
 from ciml.runs.writer import write_run
+from ciml.serving.predict.log import Predicted, PredictionState, prediction_checkpoints, reconcile
 from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.serving.server.server import ModelServer
-from ciml.storage import open_store
+from ciml.storage import Store, open_store
 from ciml.transforms.examples.prepare import prepare
 from tests.serving.models_fixture import DEFINITION, direct
 
@@ -70,3 +75,15 @@ class World:
 def batch(values: list[bytes | None], start: int = 0) -> Batch:
     messages = [Message(start + at, value, timestamp_ms=1_000_000) for at, value in enumerate(values)]
     return Batch(OffsetRange("runs", "T", 0, start, start + len(values)), messages=messages)
+
+
+class Predictions(LogReplica[PredictionState]):
+    """A replica of the manifest, for one model."""
+
+    def __init__(self, predictions: Store, model: str, limits: Limits | None = None) -> None:
+        super().__init__(ManifestLog(predictions), prediction_checkpoints(model), limits)
+
+    def commit(self, ranges: Iterable[Predicted]) -> int | None:
+        """Commit the uncovered part of ``ranges``. Return the version, or None if nothing was left."""
+        predicted = list(ranges)
+        return self.append(lambda state: reconcile(state, predicted, int(self.log.clock() * 1e6)))

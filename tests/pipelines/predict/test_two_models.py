@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,10 @@ from ciml.serving.predict.log import (
 )
 from ciml.serving.predict.predictor import PredictPolicy
 from ciml.storage import open_store
+from tests.messages import published
 from tests.pipelines.ingest.ingesting import need_real
-from tests.pipelines.predict.committing import Predictions
-from tests.pipelines.predict.predicting import World, telemetry
-from tests.pipelines.predict.test_predict import announce, published
+from tests.pipelines.predict.predicting import Predictions, World, telemetry
+from tests.pipelines.predict.test_predict import announce
 from tests.scraping import collected
 
 
@@ -101,16 +100,12 @@ def configs(world: World, folders: list[Path], kafka: str, topic: Callable[..., 
     need_real(kafka)
     world.push(folders[0])
     world.push(folders[1], "other")
-    config = PredictConfig(
-        world.data,
-        world.address,
-        PredictPolicy("m"),
-        kafka=KafkaOptions(kafka),
-        runs_topic=topic(1, "runs"),
-        predictions_topic=topic(1, "predictions"),
-        cycle_messages=7,
+    topics = {"runs_topic": topic(1, "runs"), "predictions_topic": topic(1, "predictions")}
+    models = [PredictPolicy(name) for name in ("m", "other")]
+    options = KafkaOptions(kafka)
+    return tuple(
+        PredictConfig(world.data, world.address, model, kafka=options, cycle_messages=7, **topics) for model in models
     )
-    return config, replace(config, policy=PredictPolicy("other"))
 
 
 @pytest.mark.engines
@@ -119,24 +114,14 @@ def test_two_models_at_once_predict_each_run_once_each(
 ) -> None:
     kafka, names = configs[0].kafka.bootstrap, [f"zuul~{number}~1" for number in range(60)]
     announce(kafka, configs[0].runs_topic, [world.put(name, telemetry(at)) for at, name in enumerate(names)])
-    failures: list[BaseException] = []
-
-    def work(config: PredictConfig) -> None:
-        try:
-            drive(PredictService(config), until="end", patience_s=60.0)
-        except BaseException as error:  # noqa: BLE001
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(config,)) for config in configs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert failures == []
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(drive, PredictService(each), until="end", patience_s=60.0) for each in configs]:
+            done.result(120)
     every = Counter((name, model) for name in names for model in ("m", "other"))
     found = list(read_predictions(world.data.predictions))
     assert Counter((each["run_id"], each["model"]) for each in found) == every
-    messages = published(kafka, configs[0].predictions_topic, "predictions")
+    topic = configs[0].predictions_topic
+    messages = published(kafka, topic, "predictions")
     values: list[Any] = [json.loads(message.value or b"") for message in messages]
     assert Counter((value["run_id"], value["model"]) for value in values) == every
 
@@ -153,12 +138,9 @@ def test_two_models_at_once_predict_each_run_once_each(
         drive(PredictService(configs[1]), until="end", patience_s=0.0)
     monkeypatch.undo()
     drive(PredictService(configs[0]), until="end")
-    assert len(published(kafka, configs[0].predictions_topic, "predictions")) == 121
+    assert len(published(kafka, topic, "predictions")) == 121
     publish._projections._objects.clear()  # another process has no cursor yet
     drive(PredictService(configs[1]), until="end")
     drive(PredictService(configs[0]), until="end")
-    last = [
-        json.loads(message.value or b"")
-        for message in published(kafka, configs[0].predictions_topic, "predictions")[120:]
-    ]
+    last = [json.loads(message.value or b"") for message in published(kafka, topic, "predictions")[120:]]
     assert [(each["run_id"], each["model"]) for each in last] == [("zuul~late~1", "m"), ("zuul~late~1", "other")]

@@ -40,7 +40,7 @@ from ciml.transforms.examples import changes
 from ciml.trust import TrustPolicy
 from ciml.verdicts.feedback.state import FEEDBACK
 from ciml.verdicts.feedback.truths import Correction, add_corrections
-from tests.pipelines.predict.committing import Predictions
+from tests.pipelines.predict.predicting import Predictions
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import RECORDINGS, by_recording, corpus
 from tests.verdicts.feedback.reviews import feedback, prediction

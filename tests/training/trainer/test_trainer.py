@@ -30,7 +30,7 @@ from ciml.training.refresh import Candidate, Skipped, TrainConfig
 from ciml.training.trainer import run_once
 from tests.ciml.lineage.recorded import names, states, stored
 from tests.durable import Steps
-from tests.pipelines.exports.addresses import mlflow_at
+from tests.pipelines.exports.exporting import mlflow_at
 from tests.scraping import collected
 from tests.serving.models_fixture import save_model
 from tests.training.conftest import made  # noqa: F401  (the fixture)
