@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ciml.engines.state import EngineState
 from ciml.errors import CimlError, EngineError
 
 SLEEPS = "import time; time.sleep(60)"
+TAKEN = "raise SystemExit('bind: address already in use')"
 
 
 @dataclass(eq=False)
@@ -50,60 +52,73 @@ class Tiny(Engine):
         return super().end(home, state_)
 
 
-@pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Mapping[str, Tiny]]:
-    def make(*made: Tiny) -> Mapping[str, Tiny]:
-        known = {one.name: one for one in made}
-        monkeypatch.setattr(launcher, "ENGINES", known)
-        return known
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tiny]:
+    programs = {"bad": ["raise SystemExit('no luck')"], "once": [TAKEN, TAKEN, SLEEPS], "taken": [TAKEN] * 4}
+    engines = {name: Tiny(name, programs.get(name, [SLEEPS])) for name in ("one", "two", "three", *programs)}
+    monkeypatch.setattr(launcher, "ENGINES", engines)
+    monkeypatch.setattr(launcher, "_PORT_S", 0.2)
+    return engines
 
-    return make
 
-
-def test_a_process_is_recorded_before_it_is_ready(engines: Callable[..., object], tmp_path: Path) -> None:
+def test_a_process_is_recorded_before_it_is_ready(tiny: dict[str, Tiny], tmp_path: Path) -> None:
     """So that `ciml down` always finds it."""
-    one = Tiny("one")
-    engines(one)
     with launcher.start(["one"], tmp_path) as running:
-        pids = {recorded and recorded.pid for recorded in one.launched}
+        pids = {recorded and recorded.pid for recorded in tiny["one"].launched}
         assert pids == {running.states["one"].pid}
         assert stat.S_IMODE(state.state_file(tmp_path).stat().st_mode) == 0o600
     assert state.read(tmp_path) == {}
 
 
-def test_an_engine_that_fails_takes_all_started_with_it_along(engines: Callable[..., object], tmp_path: Path) -> None:
-    made = [Tiny("before"), Tiny("one"), Tiny("two"), Tiny("bad", ["raise SystemExit('no luck')"])]
-    engines(*made)
-    with launcher.start(["before"], tmp_path) as running:
+def test_an_engine_that_fails_takes_all_started_with_it_along(tiny: dict[str, Tiny], tmp_path: Path) -> None:
+    with launcher.start(["three"], tmp_path) as running:
         with pytest.raises(EngineError, match="bad exited during its start: no luck"):
-            launcher.start(["before", "one", "two", "bad"], tmp_path)
+            launcher.start(["three", "one", "two", "bad"], tmp_path)
         assert state.read(tmp_path) == running.states
-    started = [recorded for one in made for recorded in one.launched if recorded]
-    assert {recorded.name for recorded in started} >= {"before", "one", "two"}
+    started = [recorded for one in tiny.values() for recorded in one.launched if recorded]
+    assert {recorded.name for recorded in started} >= {"three", "one", "two"}
     assert [recorded.name for recorded in started if processes.find(recorded.process)] == []
 
 
-def test_a_port_that_was_taken_meanwhile_is_chosen_again_twice(engines: Callable[..., object], tmp_path: Path) -> None:
-    taken = "raise SystemExit('bind: address already in use')"
-    engines(Tiny("one", [taken, taken, SLEEPS]), Tiny("two", [taken] * 4))
-    with launcher.start(["one"], tmp_path):
+def test_a_port_that_was_taken_meanwhile_is_chosen_again_twice(tmp_path: Path) -> None:
+    with launcher.start(["once"], tmp_path):
         pass
-    with pytest.raises(EngineError, match=r"two: a port of .* is in use"):
-        launcher.start(["two"], tmp_path)
+    with pytest.raises(EngineError, match=r"taken: a port of .* is in use"):
+        launcher.start(["taken"], tmp_path)
     assert state.read(tmp_path) == {}
 
 
+def test_a_crashed_engine_comes_back_at_its_port_and_reports_another_one(tmp_path: Path) -> None:
+    first = launcher.start(["one"], tmp_path).states["one"]
+    processes.end(first.process, grace_s=0.0)
+    with pytest.raises(EngineError, match="bad exited"):  # neither a start that fails forgets the port
+        launcher.start(["one", "bad"], tmp_path)
+    launcher.start(["two"], tmp_path)  # nor that of another engine
+    again = launcher.start(["one"], tmp_path)
+    assert (again.states["one"].address, again.notes) == (first.address, [])
+    assert again.states["one"].pid != first.pid
+    processes.end(again.states["one"].process, grace_s=0.0)
+    port = first.ports["port"]
+    with socket.create_server(("127.0.0.1", port)):
+        other = launcher.start(["one"], tmp_path)
+    now = other.states["one"].address
+    assert now != first.address
+    assert other.notes == [
+        f"one: port {port}, used before, is in use by another program; it listens at {now}. "
+        f"Give clients this address, or free the port and run: ciml down one; ciml up one --port port={port}"
+    ]
+    assert sorted(launcher.stop(home=tmp_path)) == ["one", "two"]
+
+
 def test_an_engine_that_does_not_stop_stays_recorded_and_the_others_do_not(
-    engines: Callable[..., object], tmp_path: Path
+    tiny: dict[str, Tiny], tmp_path: Path
 ) -> None:
-    stubborn = Tiny("one")
-    engines(stubborn, Tiny("two"))
     running = launcher.start(["one", "two"], tmp_path)
-    stubborn.fails_to_end = True
+    tiny["one"].fails_to_end = True
     with contextlib.suppress(EngineError):
         launcher.stop(home=tmp_path)
     assert state.read(tmp_path) == {"one": running.states["one"]}
-    stubborn.fails_to_end = False
+    tiny["one"].fails_to_end = False
     assert launcher.stop(home=tmp_path) == ["one"]
 
 

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs.conftest import anywhere, data
+
+__all__ = ["anywhere", "data", "folders", "good"]
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
@@ -16,3 +20,15 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
     root = tmp_path_factory.mktemp("good")
     return {seed: save_model(root / f"m{seed}", seed, warmup=2 * (seed % 2)) for seed in (1, 2, 3)}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Three folders with the files of a SavedModel, by seed, for tests that load none."""
+    names = ("saved_model.pb", "fingerprint.pb", "assets/definition.json", "variables/variables.index")
+    made = {seed: tmp_path_factory.mktemp(f"model-{seed}") for seed in (1, 2, 3)}
+    for seed, folder in made.items():
+        for name in (*names, "variables/variables.data-00000-of-00001"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(f"{name} of model {seed}: 10s")
+    return made

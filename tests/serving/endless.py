@@ -1,11 +1,11 @@
-"""SavedModels that TensorFlow never finishes, and cannot interrupt: it folds constants or runs one operation."""
+"""SavedModels that TensorFlow never finishes, and cannot interrupt: it folds a constant or runs one operation."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["folding", "chain", "operation", "crash"]
+Kind = Literal["folding", "operation", "crash"]
 
 
 def save_endless(folder: Path, kind: Kind) -> Path:
@@ -13,9 +13,8 @@ def save_endless(folder: Path, kind: Kind) -> Path:
 
     Args:
       folder: of the SavedModel.
-      kind: ``folding``: the first call folds one constant for hours; ``chain``: many constants for minutes each;
-        ``operation``: a call with an input above 1 runs one operation for hours; ``crash``: such a call takes more
-        memory than there is.
+      kind: ``folding``: the first call folds one constant for hours; ``operation``: a call with an input above 1 runs
+        one operation for hours; ``crash``: such a call takes more memory than there is.
     """
     import tensorflow as tf
 
@@ -33,11 +32,6 @@ def save_endless(folder: Path, kind: Kind) -> Path:
 def _endless(tf: Any, kind: Kind, x: Any) -> Any:
     if kind == "folding":
         return tf.reduce_sum(tf.nn.max_pool2d(tf.ones([1, 1500, 1500, 1]), 1000, 1, "SAME"))
-    if kind == "chain":
-        product = tf.fill([1500, 1500], 0.001)
-        for number in range(2000):
-            product = tf.matmul(product, tf.fill([1500, 1500], 0.001 + number * 1e-7))
-        return tf.reduce_sum(product)
     large = tf.reduce_max(tf.concat([x, [0.0]], 0)) > 1.0
     if kind == "operation":
         size = tf.where(large, 1500, 1)

@@ -158,6 +158,12 @@ def runs(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return random.gamma(2.0, 20.0, (rows, L, F)).astype("f4"), random.integers(1, L + 1, rows).astype("i4")
 
 
+def columns(rows: int) -> dict[str, Any]:
+    """Return the body of a REST request with `runs`."""
+    inputs, n_windows = runs(rows)
+    return {"inputs": {"inputs": inputs.tolist(), "n_windows": n_windows.tolist()}}
+
+
 def direct(folder: Path, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
     """Return TensorFlow's own predictions."""
     import tensorflow as tf

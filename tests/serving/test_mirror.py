@@ -14,14 +14,11 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.serving.mirror import mirror
 from ciml.serving.model_files import file_digests, parse_config
-from ciml.serving.push import push, rollback
-from ciml.serving.registry import Decision, Registry
+from ciml.serving.push import rollback
+from ciml.serving.registry import Registry
 from ciml.storage import open_store
-from tests.durable import Steps, each_step
-
-
-def pushed(data: DataRoot, folder: Path, model: str = "m") -> int:
-    return push(data, model, open_store(folder), Decision(True), check=False).version
+from tests.durable import Steps
+from tests.serving.test_push import pushed
 
 
 def config(folder: Path) -> dict[str, tuple[str, tuple[int, ...], dict[str, int]]]:
@@ -29,44 +26,37 @@ def config(folder: Path) -> dict[str, tuple[str, tuple[int, ...], dict[str, int]
     return {one.name: (one.base_path, one.versions, dict(one.labels)) for one in entries}
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
-def data(request: pytest.FixtureRequest, tmp_path: Path) -> DataRoot:
-    if request.param == "local":
-        return DataRoot.open(tmp_path / "data")
-    return DataRoot.open(request.getfixturevalue("s3").bucket() + "/data")
-
-
-def test_it_follows_pushes_and_rollbacks(data: DataRoot, good: dict[int, Path], tmp_path: Path) -> None:
+def test_it_follows_pushes_and_rollbacks(anywhere: DataRoot, folders: dict[int, Path], tmp_path: Path) -> None:
     folder = tmp_path / "mirror"
-    assert mirror(data, folder) == ((), (), (), True)
+    assert mirror(anywhere, folder) == ((), (), (), True)
     assert config(folder) == {}
     for seed in (1, 2):
-        pushed(data, good[seed])
-    assert mirror(data, folder) == ((("m", 1), ("m", 2)), (), (), True)
+        pushed(anywhere, folders[seed])
+    assert mirror(anywhere, folder) == ((("m", 1), ("m", 2)), (), (), True)
     assert config(folder) == {"m": (str(folder / "m"), (1, 2), {"stable": 2})}
     for version in (1, 2):
         copies = file_digests(open_store(folder / "m" / str(version)))
-        assert copies == dict(Registry(data, "m").state.files(version))
-    assert mirror(data, folder) == ((), (), (), False)
-    pushed(data, good[3])
-    assert mirror(data, folder) == ((("m", 3),), (), (), True)
+        assert copies == dict(Registry(anywhere, "m").state.files(version))
+    assert mirror(anywhere, folder) == ((), (), (), False)
+    pushed(anywhere, folders[3])
+    assert mirror(anywhere, folder) == ((("m", 3),), (), (), True)
     assert config(folder)["m"][1:] == ((2, 3), {"stable": 3})
     assert (folder / "m/1/saved_model.pb").exists()  # a server may not have read the new configuration yet
-    assert mirror(data, folder) == ((), (("m", 1),), (), False)
+    assert mirror(anywhere, folder) == ((), (("m", 1),), (), False)
     assert sorted(os.listdir(folder / "m")) == ["2", "3"]
-    rollback(data, "m")
-    assert mirror(data, folder).changed
+    rollback(anywhere, "m")
+    assert mirror(anywhere, folder).changed
     assert config(folder)["m"][2] == {"stable": 2}
 
 
-def test_an_altered_version_is_left_out_and_its_label_stays(good: dict[int, Path], tmp_path: Path) -> None:
+def test_an_altered_version_is_left_out_and_its_label_stays(folders: dict[int, Path], tmp_path: Path) -> None:
     data, folder = DataRoot.open(tmp_path / "data"), tmp_path / "mirror"
-    Registry(data, "a").record_candidate(open_store(good[1]))  # a model without a version stops no other
+    Registry(data, "a").record_candidate(open_store(folders[1]))  # a model without a version stops no other
     for seed in (1, 2):
-        pushed(data, good[seed])
-    pushed(data, good[1], "other")
+        pushed(data, folders[seed])
+    pushed(data, folders[1], "other")
     mirror(data, folder)
-    pushed(data, good[3])
+    pushed(data, folders[3])
     graph = tmp_path / "data/models/m/3/saved_model.pb"
     graph.write_bytes(graph.read_bytes() + b"\0")
     done = mirror(data, folder)
@@ -91,14 +81,14 @@ STEPS = [
 ]
 
 
-def test_a_mirror_dies_before_each_step(good: dict[int, Path], tmp_path: Path) -> None:
+def test_a_mirror_dies_before_each_step(folders: dict[int, Path], tmp_path: Path) -> None:
     data = DataRoot.open(tmp_path / "data")
     for seed in (1, 2):
-        pushed(data, good[seed])
+        pushed(data, folders[seed])
     mirror(data, tmp_path / "old")
-    pushed(data, good[3])
+    pushed(data, folders[3])
     files = {str(number): dict(Registry(data, "m").state.files(number)) for number in (1, 2, 3)}
-    for index in each_step(len(STEPS), few=False):
+    for index in range(len(STEPS) + 1):
         folder = tmp_path / str(index)
         shutil.copytree(tmp_path / "old", folder)
         text = (folder / "models.config").read_text().replace(str(tmp_path / "old"), str(folder))
@@ -119,9 +109,9 @@ def test_a_mirror_dies_before_each_step(good: dict[int, Path], tmp_path: Path) -
         assert config(folder)["m"][1:] == ((2, 3), {"stable": 3})
 
 
-def test_it_takes_no_foreign_folder(good: dict[int, Path], tmp_path: Path) -> None:
+def test_it_takes_no_foreign_folder(folders: dict[int, Path], tmp_path: Path) -> None:
     data = DataRoot.open(tmp_path / "data")
-    pushed(data, good[1])
+    pushed(data, folders[1])
     with pytest.raises(CimlError, match="is not empty and no mirror"):
         mirror(DataRoot.open(tmp_path / "elsewhere"), tmp_path / "data/models")
     assert Registry(data, "m").folder(1).exists("saved_model.pb")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
+from ciml.serving import contract
 from ciml.serving import push as push_module
 from ciml.serving.model_files import list_versions, parse_config
 from ciml.serving.push import (
@@ -31,60 +33,83 @@ from tests.durable import Disk, Steps
 BLESSED = Decision(True, ("accuracy 0.9 is above 0.5",), {"accuracy": 0.9})
 
 
-def pushed(data: DataRoot, folder: Path, **options: Any) -> Pushed:
-    return push(data, "m", open_store(folder), BLESSED, check=False, **options)
+def pushed(data: DataRoot, folder: Path, model: str = "m", **options: Any) -> Pushed:
+    return push(data, model, open_store(folder), BLESSED, check=False, **options)
 
 
 def config(data: DataRoot) -> dict[str, tuple[tuple[int, ...], dict[str, int]]]:
     text = data.models.read("models.config").decode()
-    return {one.name: (one.versions, dict(one.labels)) for one in parse_config(text)}
+    return {entry.name: (entry.versions, dict(entry.labels)) for entry in parse_config(text)}
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
-def data(request: pytest.FixtureRequest, tmp_path: Path) -> DataRoot:
-    if request.param == "local":
-        return DataRoot.open(tmp_path / "data")
-    return DataRoot.open(request.getfixturevalue("s3").bucket() + "/data")
-
-
-def test_pushes_count_up_and_keep_the_predecessor(data: DataRoot, good: dict[int, Path]) -> None:
-    assert [pushed(data, good[seed]).version for seed in (1, 2, 3)] == [1, 2, 3]
-    assert config(data) == {"m": ((2, 3), {"stable": 3})}
-    assert verify_versions(data, "m") == {1: "", 2: "", 3: ""}
+@pytest.mark.parametrize(
+    ("steps", "versions", "labels", "withdrawn"),
+    [
+        ("1 2 3", (2, 3), {"stable": 3}, []),  # the predecessor is kept
+        ("1 1", (1,), {"stable": 1}, []),
+        ("1 2canary", (1, 2), {"stable": 1, "canary": 2}, []),
+        ("1 2canary 2", (1, 2), {"stable": 2, "canary": 2}, []),
+        ("1 2canary 2 back", (1,), {"stable": 1}, [2]),
+        ("1 2 3 back", (1, 2), {"stable": 2}, [3]),
+        ("1 2 3 back back", (1,), {"stable": 1}, [2, 3]),
+        ("1 2 3 back back back3", (1, 3), {"stable": 3}, [2]),
+        ("1 2 3canary back1canary", (1, 2), {"stable": 2, "canary": 1}, [3]),
+    ],
+)
+def test_versions_and_labels_after_pushes_and_rollbacks(
+    data: DataRoot, folders: dict[int, Path], steps: str, versions: Any, labels: dict[str, int], withdrawn: list[int]
+) -> None:
+    for back, seed, label in re.findall(r"(back)?(\d?)(canary)?(?: |$)", steps)[:-1]:
+        if back:
+            rollback(data, "m", int(seed) if seed else None, label=label or "stable")
+        else:
+            assert pushed(data, folders[int(seed)], label=label or "stable").version == int(seed)
+    assert config(data) == {"m": (versions, labels)}
     state = Registry(data, "m").state
-    assert state.champion == 3
-    assert state.candidates[state.versions[2].candidate].folder == str(good[2])
-    assert state.decisions[state.versions[2].candidate] == BLESSED
+    assert [version for version in state.pushed() if state.versions[version].withdrawn] == withdrawn
+    assert set(verify_versions(data, "m").values()) == {""}
 
 
-def test_same_candidate_again_becomes_no_second_version(data: DataRoot, good: dict[int, Path]) -> None:
-    assert pushed(data, good[1]) == pushed(data, good[1])
-    assert Registry(data, "m").state.pushed() == [1]
+def test_a_rollback_without_a_target_is_an_error(data: DataRoot, folders: dict[int, Path]) -> None:
+    pushed(data, folders[1])
+    with pytest.raises(CimlError, match="no predecessor"):
+        rollback(data, "m")
+    with pytest.raises(CimlError, match="version 9 was never pushed"):
+        rollback(data, "m", 9)
+    with pytest.raises(CimlError, match="no version has the label"):
+        rollback(data, "other")
 
 
-def test_a_push_is_reported_with_its_candidate_and_its_version(data: DataRoot, good: dict[int, Path]) -> None:
+def test_the_candidate_and_the_decision_of_a_version_are_recorded(data: DataRoot, folders: dict[int, Path]) -> None:
+    pushed(data, folders[2])
+    state = Registry(data, "m").state
+    candidate = state.candidates[state.versions[1].candidate]
+    assert (state.champion, candidate.folder) == (1, str(folders[2]))
+    assert state.decisions[candidate.id] == BLESSED
+
+
+def test_a_push_is_reported_with_its_candidate_and_its_version(data: DataRoot, folders: dict[int, Path]) -> None:
     recorded = Recorded(data)
-    done = pushed(data, good[1], facts={"refresh": "key"}, lineage=recorded)
+    done = pushed(data, folders[1], facts={"refresh": "key"}, lineage=recorded)
     with pytest.raises(NotBlessedError):  # which is no push
-        push(data, "m", open_store(good[2]), Decision(False, ("worse",)), check=False, lineage=recorded)
+        push(data, "m", open_store(folders[2]), Decision(False, ("worse",)), check=False, lineage=recorded)
     assert states(recorded.events) == [("push.m", "START"), ("push.m", "COMPLETE")]
     begun, ended = recorded.events
     (candidate,), (version,) = ended["inputs"], ended["outputs"]
     assert begun["inputs"] == [candidate]
-    prefix = data.url.removeprefix("s3://").partition("/")[2] if data.url.startswith("s3://") else data.url
-    assert names([candidate]) == [(f"{prefix}/registry/m/candidates", "key")]
-    assert names([version]) == [(f"{prefix}/models/m", "1")]
+    assert names([candidate]) == [(f"{data.url}/registry/m/candidates", "key")]
+    assert names([version]) == [(f"{data.url}/models/m", "1")]
     digest = Registry(data, "m").state.candidates[done.candidate].digest
     assert (version["facets"]["ciml_data"]["label"], version["facets"]["ciml_data"]["digest"]) == ("stable", digest)
 
 
-def test_without_a_blessing_nothing_moves(data: DataRoot, good: dict[int, Path]) -> None:
-    pushed(data, good[1])
+def test_without_a_blessing_nothing_moves(data: DataRoot, folders: dict[int, Path]) -> None:
+    pushed(data, folders[1])
     with pytest.raises(NotBlessedError, match="worse than the champion"):
-        push(data, "m", open_store(good[2]), Decision(False, ("worse than the champion",)), check=False)
+        push(data, "m", open_store(folders[2]), Decision(False, ("worse than the champion",)), check=False)
     registry = Registry(data, "m")
     with pytest.raises(NotBlessedError, match="no decision of the gate is recorded"):
-        push_candidate(registry, registry.record_candidate(open_store(good[3])).id, check=False)
+        push_candidate(registry, registry.record_candidate(open_store(folders[3])).id, check=False)
     assert config(data) == {"m": ((1,), {"stable": 1})}
     assert registry.state.pushed() == [1]
     assert len(registry.state.candidates) == 3
@@ -112,31 +137,30 @@ def steps_of_push(data: DataRoot) -> list[str]:
     return STEPS
 
 
-def test_steps_of_a_push(data: DataRoot, good: dict[int, Path]) -> None:
-    pushed(data, good[1])
-    with Steps(data.url).recording() as steps:
-        pushed(data, good[2])
-    assert steps.steps == steps_of_push(data)
+def test_steps_of_a_push(anywhere: DataRoot, folders: dict[int, Path]) -> None:
+    pushed(anywhere, folders[1])
+    with Steps(anywhere.url).recording() as steps:
+        pushed(anywhere, folders[2])
+    assert steps.steps == steps_of_push(anywhere)
 
 
-def test_a_push_survives_a_power_cut(tmp_path: Path, good: dict[int, Path]) -> None:
-    data = DataRoot.open(tmp_path / "data")
-    pushed(data, good[1])
-    with Disk(tmp_path / "data").recording() as disk:
-        pushed(data, good[2])
+def test_a_push_survives_a_power_cut(data: DataRoot, folders: dict[int, Path]) -> None:
+    pushed(data, folders[1])
+    with Disk(Path(data.url)).recording() as disk:
+        pushed(data, folders[2])
     disk.lose_unsynced()
     assert verify_versions(data, "m") == {1: "", 2: ""}
     assert config(data) == {"m": ((1, 2), {"stable": 2})}
 
 
-def test_killed_before_each_step(data: DataRoot, good: dict[int, Path]) -> None:
-    for index, step in enumerate(steps_of_push(data)):
-        root = DataRoot(data.store.child(str(index)))
-        pushed(root, good[1])
+def test_killed_before_each_step(anywhere: DataRoot, folders: dict[int, Path]) -> None:
+    for index, step in enumerate(steps_of_push(anywhere)):
+        root = DataRoot(anywhere.store.child(str(index)))
+        pushed(root, folders[1])
         with Steps(root.url, index).recording() as steps:
-            pushed(root, good[2])
+            pushed(root, folders[2])
         assert steps.is_dead
-        check_after_kill(root, good[2], step)
+        check_after_kill(root, folders[2], step)
 
 
 def check_after_kill(data: DataRoot, candidate: Path, step: str) -> None:
@@ -163,7 +187,7 @@ def check_after_kill(data: DataRoot, candidate: Path, step: str) -> None:
     assert reconcile(Registry(data, "m")) == []
 
 
-def test_torn_staging_is_noticed(data: DataRoot, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torn_staging_is_noticed(data: DataRoot, folders: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     real = push_module._stage
 
     def torn(*arguments: Any) -> Store:
@@ -173,45 +197,66 @@ def test_torn_staging_is_noticed(data: DataRoot, good: dict[int, Path], monkeypa
 
     monkeypatch.setattr(push_module, "_stage", torn)
     with pytest.raises(IntegrityError, match=r"saved_model\.pb was altered"):
-        pushed(data, good[1])
+        pushed(data, folders[1])
     assert Registry(data, "m").state.pushed() == []
     assert not data.store.exists("models/models.config")
 
 
-def test_another_model_is_pushed_before_each_step(data: DataRoot, good: dict[int, Path]) -> None:
+def test_another_model_is_pushed_before_each_step(data: DataRoot, folders: dict[int, Path]) -> None:
     """Both pushers write the configuration of all models; the last writer has seen the last commit."""
     both = {"m": ((1,), {"stable": 1}), "other": ((1,), {"stable": 1})}
     for index, step in enumerate(steps_of_push(data)):
         root = DataRoot(data.store.child(str(index)))
 
         def push_other(root: DataRoot = root) -> Pushed:
-            return push(root, "other", open_store(good[1]), BLESSED, check=False)
+            return pushed(root, folders[1], "other")
 
         with Steps(root.url, index, push_other).recording() as steps:
-            pushed(root, good[2])
+            pushed(root, folders[2])
         assert steps.before is None  # the other model was pushed
         assert config(root) == both, step
         assert write_config(root) is False, step
 
 
 def test_two_pushers_never_share_a_number(
-    data: DataRoot, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+    data: DataRoot, folders: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = push_module._stage
 
     def overtaken(*arguments: Any) -> Store:
         monkeypatch.setattr(push_module, "_stage", real)
-        assert pushed(data, good[2]).version == 2
+        assert pushed(data, folders[2]).version == 2
         return real(*arguments)
 
     monkeypatch.setattr(push_module, "_stage", overtaken)
     with pytest.raises(CimlError, match="abandoned version 1 meanwhile; push again"):
-        pushed(data, good[1])
+        pushed(data, folders[1])
     assert config(data) == {"m": ((2,), {"stable": 2})}
-    assert pushed(data, good[1]).version == 3
+    assert pushed(data, folders[1]).version == 3
 
 
-def test_a_pusher_whose_version_is_abandoned_is_told_to_push_again(data: DataRoot, good: dict[int, Path]) -> None:
+def test_two_pushers_of_one_moment_take_two_numbers(
+    data: DataRoot, folders: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their deltas differ only in the pusher."""
+    first, second = (Registry(data, "m", now_us=lambda: 1_000_000) for _ in range(2))
+    candidate = first.record_candidate(open_store(folders[1]))
+    assert second.state.version == first.state.version
+    real_listing = push_module.list_versions
+    numbers: list[int] = []
+
+    def meanwhile(base: Store, *, real: bool = True) -> list[int]:
+        monkeypatch.setattr(push_module, "list_versions", real_listing)
+        numbers.append(push_module._take_number(first, candidate.id))
+        return real_listing(base, real=real)
+
+    monkeypatch.setattr(push_module, "list_versions", meanwhile)
+    numbers.append(push_module._take_number(second, candidate.id))
+    assert numbers == [1, 2]
+    assert sorted(first.state.versions) == [1, 2]
+
+
+def test_a_pusher_whose_version_is_abandoned_is_told_to_push_again(data: DataRoot, folders: dict[int, Path]) -> None:
     staged = STEPS.index("append registry/m: staged")
     for index in range(staged + 1, len(steps_of_push(data)) - 1):
         root = DataRoot(data.store.child(str(index)))
@@ -220,17 +265,19 @@ def test_a_pusher_whose_version_is_abandoned_is_told_to_push_again(data: DataRoo
             cleaning.recording(),
             pytest.raises(CimlError, match=r"another push, .* abandoned version 1 meanwhile"),
         ):
-            pushed(root, good[1])
-        assert pushed(root, good[1]).version == 2
+            pushed(root, folders[1])
+        assert pushed(root, folders[1]).version == 2
         assert verify_versions(root, "m") == {2: ""}
 
 
-def test_the_folder_of_an_abandoned_version_is_removed_by_a_later_call(data: DataRoot, good: dict[int, Path]) -> None:
-    commit = steps_of_push(data).index("append registry/m: pushed")
+def test_the_folder_of_an_abandoned_version_is_removed_by_a_later_call(
+    anywhere: DataRoot, folders: dict[int, Path]
+) -> None:
+    commit = steps_of_push(anywhere).index("append registry/m: pushed")
     for index in range(commit):
-        root = DataRoot(data.store.child(str(index)))
+        root = DataRoot(anywhere.store.child(str(index)))
         with Steps(root.url, commit).recording():
-            pushed(root, good[2])  # which has no warm-up file, as the steps say
+            pushed(root, folders[2])  # which has no warm-up file, as the steps say
         with Steps(root.url, index).recording() as cleaning:
             reconcile(Registry(root, "m"))
         removals = [step for step in cleaning.steps if step.startswith("delete models/m/1/")]
@@ -246,9 +293,9 @@ def test_the_folder_of_an_abandoned_version_is_removed_by_a_later_call(data: Dat
 
 
 def test_candidate_that_changes_after_its_blessing_is_rejected(
-    data: DataRoot, good: dict[int, Path], tmp_path: Path
+    data: DataRoot, folders: dict[int, Path], tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(good[1], tmp_path / "candidate"))
+    folder = Path(shutil.copytree(folders[1], tmp_path / "candidate"))
     registry = Registry(data, "m")
     candidate = registry.record_candidate(open_store(folder))
     registry.record_decision(candidate.id, BLESSED)
@@ -257,59 +304,26 @@ def test_candidate_that_changes_after_its_blessing_is_rejected(
         push_candidate(registry, candidate.id, check=False)
 
 
-def test_unsound_candidate_is_not_pushed_even_with_a_blessing(tmp_path: Path) -> None:
-    from tests.serving.models_fixture import save_model
+def test_unsound_candidate_is_not_pushed_even_with_a_blessing(
+    data: DataRoot, folders: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(folder: Store) -> None:
+        raise IntegrityError(f"{folder.root}: not finite")
 
-    data = DataRoot.open(tmp_path / "data")
+    monkeypatch.setattr(contract, "check_candidate", check)
     with pytest.raises(IntegrityError, match="not finite"):
-        push(data, "m", open_store(save_model(tmp_path / "nan", spoil="nan")), BLESSED)
-    assert Registry(data, "m").state.pushed() == []
+        push(data, "m", open_store(folders[1]), BLESSED)
+    assert Registry(data, "m").state.versions == {}
 
 
-def test_rollback_withdraws_and_can_be_undone(data: DataRoot, good: dict[int, Path]) -> None:
-    for seed in (1, 2, 3):
-        pushed(data, good[seed])
-    assert rollback(data, "m").version == 2
-    assert config(data) == {"m": ((1, 2), {"stable": 2})}
-    assert Registry(data, "m").state.versions[3].withdrawn
-    assert rollback(data, "m").version == 1
-    with pytest.raises(CimlError, match="no predecessor"):
-        rollback(data, "m")
-    assert rollback(data, "m", 3).version == 3
-    assert config(data) == {"m": ((1, 3), {"stable": 3})}  # 2 stays withdrawn
-    with pytest.raises(CimlError, match="version 9 was never pushed"):
-        rollback(data, "m", 9)
-    with pytest.raises(CimlError, match="no version has the label"):
-        rollback(data, "other")
-
-
-def test_canary_beside_stable(data: DataRoot, good: dict[int, Path]) -> None:
-    pushed(data, good[1])
-    pushed(data, good[2], label="canary")
-    assert config(data) == {"m": ((1, 2), {"stable": 1, "canary": 2})}
-    assert pushed(data, good[2]).version == 2  # promoted
-    assert config(data) == {"m": ((1, 2), {"stable": 2, "canary": 2})}
-    rollback(data, "m")
-    assert config(data) == {"m": ((1,), {"stable": 1})}
-
-
-def test_a_rollback_of_the_canary_leaves_stable_as_it_is(data: DataRoot, good: dict[int, Path]) -> None:
-    pushed(data, good[1])
-    pushed(data, good[2])
-    pushed(data, good[3], label="canary")
-    rollback(data, "m", 1, label="canary")
-    state = Registry(data, "m").state
-    assert state.labels == {"stable": 2, "canary": 1}
-    assert [number for number in state.pushed() if state.versions[number].withdrawn] == [3]
-
-
-def test_tampering_is_seen(tmp_path: Path, good: dict[int, Path]) -> None:
-    data = DataRoot.open(tmp_path / "data")
-    pushed(data, good[1])
-    base = tmp_path / "data" / "models" / "m"
-    assert Registry(data, "m").read_asset(1, "definition.json") == (good[1] / "assets" / "definition.json").read_bytes()
-    shutil.copytree(good[2], base / "7")
-    os.symlink(good[3], base / "8")
+def test_tampering_is_seen(data: DataRoot, folders: dict[int, Path]) -> None:
+    pushed(data, folders[1])
+    base = Path(data.url, "models", "m")
+    assert (
+        Registry(data, "m").read_asset(1, "definition.json") == (folders[1] / "assets" / "definition.json").read_bytes()
+    )
+    shutil.copytree(folders[2], base / "7")
+    os.symlink(folders[3], base / "8")
     file = base / "1" / "assets" / "definition.json"
     file.write_bytes(file.read_bytes().replace(b"10s", b"20s"))
     found = verify_versions(data, "m")
@@ -318,17 +332,16 @@ def test_tampering_is_seen(tmp_path: Path, good: dict[int, Path]) -> None:
     assert set(found) == {1, 7}  # a link is not a version
     with pytest.raises(IntegrityError, match="was altered"):
         Registry(data, "m").read_asset(1, "definition.json")
-    assert pushed(data, good[2]).version == 9  # above all existing folders
+    assert pushed(data, folders[2]).version == 9  # above all existing folders
 
 
-def test_verifier_knows_only_what_was_pushed(tmp_path: Path, good: dict[int, Path]) -> None:
-    data = DataRoot.open(tmp_path)
-    pushed(data, good[1])
+def test_verifier_knows_only_what_was_pushed(data: DataRoot, folders: dict[int, Path]) -> None:
+    pushed(data, folders[1])
     registry = Registry(data, "m")
     files = registry.state.files(1)
     verify = RegistryVerifier(data.registry.root)
     verify("m", 1, files)
-    undecided = registry.record_candidate(open_store(good[2]))
+    undecided = registry.record_candidate(open_store(folders[2]))
     for kind in ("staged", "pushed"):
         registry.commit(lambda _, kind=kind: {"kind": kind, "candidate": undecided.id, "model_version": 2})  # type: ignore[misc]
     for model, version, digests, message in (

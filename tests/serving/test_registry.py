@@ -112,9 +112,9 @@ def test_a_delta_that_contradicts_the_earlier_ones_is_an_error(deltas: list[dict
         RegistryState().apply(2, {**A, "time_us": 0})
 
 
-def test_the_last_candidate_and_its_last_decision_are_recorded(tmp_path: Path, good: dict[int, Path]) -> None:
+def test_the_last_candidate_and_its_last_decision_are_recorded(tmp_path: Path, folders: dict[int, Path]) -> None:
     registry = Registry(DataRoot.open(tmp_path), "m")
-    first, _, again, _ = (registry.record_candidate(open_store(good[seed])) for seed in (1, 2, 1, 1))
+    first, _, again, _ = (registry.record_candidate(open_store(folders[seed])) for seed in (1, 2, 1, 1))
     assert (again.id, registry.state.last_candidate, registry.state.version) == (first.id, first.id, 3)
     for blessed in (True, False, True):
         for _ in range(2):  # the second adds nothing

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -18,21 +19,13 @@ from ciml.errors import EngineError
 from ciml.http.intake import RequestError
 from ciml.serving.model_files import ModelEntry, render_config
 from ciml.serving.server import server as server_module
-from ciml.serving.server.manager import ModelManager
-from ciml.serving.server.model.loaded_model import LoadedModel, load_model
+from ciml.serving.server.model.loaded_model import load_model
 from ciml.serving.server.server import ModelServer, ServerOptions
-from ciml.storage import Store, open_store
+from ciml.storage import open_store
 from tests.serving.endless import Kind, save_endless
-from tests.serving.models_fixture import runs
+from tests.serving.models_fixture import columns, runs
 
 pytestmark = pytest.mark.whole
-
-CALL_S = 0.5
-
-
-def load_soon(folder: Store, verify: object = None) -> LoadedModel:
-    """Load with time limits that a sound model keeps."""
-    return load_model(folder, None, call_s=CALL_S)
 
 
 def until(true: Callable[[], bool], timeout_s: float = 60.0) -> None:
@@ -45,14 +38,7 @@ def until(true: Callable[[], bool], timeout_s: float = 60.0) -> None:
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
     root = tmp_path_factory.mktemp("endless")
-    kinds: tuple[Kind, ...] = ("folding", "chain", "operation", "crash")
-    return {kind: save_endless(root / kind / "1", kind) for kind in kinds}
-
-
-@pytest.mark.parametrize("kind", ["folding", "chain"])
-def test_a_model_whose_constants_fold_endlessly_is_not_loaded(endless: dict[Kind, Path], kind: Kind) -> None:
-    with pytest.raises(EngineError, match=r"'serving_default' takes longer than 0\.5 s for one call"):
-        load_soon(open_store(endless[kind]))
+    return {kind: save_endless(root / kind / "1", kind) for kind in get_args(Kind)}
 
 
 def test_a_model_that_is_not_restored_in_time_is_not_loaded(good: dict[int, Path]) -> None:
@@ -61,7 +47,8 @@ def test_a_model_that_is_not_restored_in_time_is_not_loaded(good: dict[int, Path
 
 
 def test_a_call_that_does_not_end_ends_only_its_own_model(endless: dict[Kind, Path], good: dict[int, Path]) -> None:
-    model, other = load_soon(open_store(endless["operation"])), load_model(open_store(good[1]))
+    model = load_model(open_store(endless["operation"]), call_s=0.5)
+    other = load_model(open_store(good[1]))
     np.testing.assert_array_equal(model.predict("", {"x": np.zeros(2, "f4")})["y"], [0, 0])
     with pytest.raises(RequestError, match=r"takes longer than 0\.5 s for one call") as slow:
         model.predict("", {"x": np.full(2, 5, "f4")})
@@ -72,8 +59,8 @@ def test_a_call_that_does_not_end_ends_only_its_own_model(endless: dict[Kind, Pa
     assert later.value.code == "UNAVAILABLE"
     inputs, n_windows = runs(3)
     assert other.predict("", {"inputs": inputs, "n_windows": n_windows})["probabilities"].shape == (3, 4)
-    for one in (model, other):
-        one.close()
+    for loaded in (model, other):
+        loaded.close()
 
 
 def test_a_call_that_takes_all_memory_fails_alone(endless: dict[Kind, Path]) -> None:
@@ -82,20 +69,6 @@ def test_a_call_that_takes_all_memory_fails_alone(endless: dict[Kind, Path]) -> 
         model.predict("", {"x": np.full(2, 5, "f4")})
     assert failure.value.code in ("RESOURCE_EXHAUSTED", "INTERNAL")
     model.close()
-
-
-def test_a_model_whose_process_ended_is_loaded_again(endless: dict[Kind, Path]) -> None:
-    manager = ModelManager(load=load_soon)
-    manager.apply([ModelEntry("m", str(endless["operation"].parent), "latest")])
-    manager.step()
-    _, model = manager.find("m")
-    with pytest.raises(RequestError):
-        model.predict("", {"x": np.full(2, 5, "f4")})
-    manager.step()
-    _, again = manager.find("m")
-    assert again is not model
-    np.testing.assert_array_equal(again.predict("", {"x": np.zeros(2, "f4")})["y"], [0, 0])
-    manager.close()
 
 
 @pytest.fixture
@@ -117,54 +90,32 @@ def server(
     running.stop()
 
 
-def ask(server: ModelServer, path: str) -> tuple[int, dict[str, object]]:
-    answer = httpx.get(f"http://127.0.0.1:{server.rest_port}{path}", trust_env=False)
-    return answer.status_code, answer.json()
-
-
 def test_ports_open_before_models_load_and_other_models_are_served_meanwhile(server: ModelServer) -> None:
-    assert ask(server, "/healthz")[0] == 200
-    assert ask(server, "/readyz") in (
-        (503, {"ready": False, "loading": ["endless", "good"]}),
-        (503, {"ready": False, "loading": ["endless"]}),
-    )
-    until(lambda: "AVAILABLE" in str(ask(server, "/v1/models/good")))
-    status = ask(server, "/v1/models/endless")[1]["model_version_status"]
-    assert [version["state"] for version in status] == ["LOADING"]  # type: ignore[index,attr-defined]
-    inputs, n_windows = runs(2)
-    body = {"inputs": {"inputs": inputs.tolist(), "n_windows": n_windows.tolist()}}
-    url = f"http://127.0.0.1:{server.rest_port}/v1/models/good:predict"
-    assert len(httpx.post(url, json=body, trust_env=False).json()["outputs"]) == 2
-    url = f"http://127.0.0.1:{server.rest_port}/v1/models/endless:predict"
-    answer = httpx.post(url, json={"inputs": [0.0]}, trust_env=False)
-    assert (answer.status_code, answer.json()) == (503, {"error": "model endless is being loaded"})
-    by_label = ask(server, "/v1/models/endless/labels/stable")  # as a client asks which version is served
-    assert by_label == (503, {"error": "model endless is being loaded"})
-    until(lambda: "END" in str(ask(server, "/v1/models/endless")))
-    (status,) = ask(server, "/v1/models/endless")[1]["model_version_status"]  # type: ignore[misc]
-    assert (status["state"], status["status"]["error_code"]) == ("END", "UNAVAILABLE")  # type: ignore[index]
-    assert "takes longer than 3 s for one call" in status["status"]["error_message"]  # type: ignore[index]
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.rest_port}", trust_env=False) as rest:
 
+        def ask(path: str) -> tuple[int, Any]:
+            answer = rest.get(path)
+            return answer.status_code, answer.json()
 
-def test_a_served_version_stays_while_a_new_one_loads_endlessly(
-    endless: dict[Kind, Path], good: dict[int, Path], tmp_path: Path
-) -> None:
-    base = tmp_path / "m"
-    shutil.copytree(good[1], base / "1")
-    manager = ModelManager(load=load_soon)
-    manager.apply([ModelEntry("m", str(base), "latest")])
-    manager.step()
-    shutil.copytree(endless["folding"], base / "2")
-    manager.step(wait=False)
-    until(lambda: any(status.state == "LOADING" for status in manager.status("m")))
-    inputs, n_windows = runs(1)
-    number, model = manager.find("m")
-    assert number == 1
-    assert model.predict("", {"inputs": inputs, "n_windows": n_windows})["probabilities"].shape == (1, 4)
-    manager.step()
-    assert [(status.version, status.state) for status in manager.status("m")] == [(2, "END"), (1, "AVAILABLE")]
-    assert manager.find("m")[0] == 1
-    manager.close()
+        def post(model: str, body: Any) -> tuple[int, Any]:
+            answer = rest.post(f"/v1/models/{model}:predict", json=body)
+            return answer.status_code, answer.json()
+
+        assert ask("/healthz")[0] == 200
+        code, state = ask("/readyz")
+        assert (code, state["ready"]) == (503, False)
+        assert "endless" in state["loading"]
+        until(lambda: "AVAILABLE" in str(ask("/v1/models/good")))
+        (status,) = ask("/v1/models/endless")[1]["model_version_status"]
+        assert status["state"] == "LOADING"
+        assert len(post("good", columns(2))[1]["outputs"]) == 2
+        loading = (503, {"error": "model endless is being loaded"})
+        assert post("endless", {"inputs": [0.0]}) == loading
+        assert ask("/v1/models/endless/labels/stable") == loading  # as a client asks which version is served
+        until(lambda: "END" in str(ask("/v1/models/endless")))
+        (status,) = ask("/v1/models/endless")[1]["model_version_status"]
+        assert (status["state"], status["status"]["error_code"]) == ("END", "UNAVAILABLE")
+        assert "takes longer than 3 s for one call" in status["status"]["error_message"]
 
 
 def test_the_processes_of_models_end_with_a_killed_server(endless: dict[Kind, Path]) -> None:

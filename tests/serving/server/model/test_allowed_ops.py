@@ -16,21 +16,25 @@ from ciml.storage import open_store
 from tests.serving.models_fixture import save_model
 
 
-def altered(model: Path, folder: Path, alter: Callable[[Any], None]) -> Path:
-    """Copy a model with its MetaGraphDef changed by ``alter``."""
+def saved_model(folder: Path) -> Any:
     from tensorflow.core.protobuf import saved_model_pb2
 
+    return saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+
+
+def altered(model: Path, folder: Path, alter: Callable[[Any], None]) -> Path:
+    """Copy a model with its MetaGraphDef changed by ``alter``."""
     shutil.copytree(model, folder)
-    saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    saved = saved_model(folder)
     alter(saved.meta_graphs[0])
     (folder / "saved_model.pb").write_bytes(saved.SerializeToString())
     return folder
 
 
-def meta_graph(folder: Path) -> Any:
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    return saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0]
+def meta_graph(model: Path, alter: Callable[[Any], None] = lambda graph: None) -> Any:
+    graph = saved_model(model).meta_graphs[0]
+    alter(graph)
+    return graph
 
 
 def named(name: str) -> Callable[[Any], None]:
@@ -44,18 +48,16 @@ def named(name: str) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize("name", ["ReadFile", "MatMul", "EagerPyFunc", "RestoreV2"])
-def test_function_with_the_name_of_an_operation_is_rejected(good: dict[int, Path], tmp_path: Path, name: str) -> None:
-    folder = altered(good[2], tmp_path / "m", named(name))
+def test_function_with_the_name_of_an_operation_is_rejected(good: dict[int, Path], name: str) -> None:
     with pytest.raises(IntegrityError, match=f"function {name} has the name of an operation"):
-        load_model(open_store(folder))
+        check_ops(meta_graph(good[2], named(name)))
 
 
 def test_function_does_not_hide_an_operation(tmp_path: Path) -> None:
     """The model reads a file, and a harmless function has the operation's name."""
     model = save_model(tmp_path / "reads", spoil="read")
-    folder = altered(model, tmp_path / "m", named("ReadFile"))
     with pytest.raises(IntegrityError, match="ReadFile"):
-        check_ops(meta_graph(folder))
+        check_ops(meta_graph(model, named("ReadFile")))
 
 
 def test_bodies_of_functions_are_checked_for_any_name(tmp_path: Path) -> None:
@@ -68,10 +70,10 @@ def test_bodies_of_functions_are_checked_for_any_name(tmp_path: Path) -> None:
                 function.signature.name = f"harmless_{function.signature.name}"
 
     with pytest.raises(IntegrityError, match="operation ReadFile is not allowed"):
-        check_ops(meta_graph(altered(model, tmp_path / "m", rename)))
+        check_ops(meta_graph(model, rename))
 
 
-def test_two_of_one_name_are_rejected(good: dict[int, Path], tmp_path: Path) -> None:
+def test_two_of_one_name_are_rejected(good: dict[int, Path]) -> None:
     def function_twice(graph: Any) -> None:
         library = graph.graph_def.library.function
         library.add().CopyFrom(library[0])
@@ -79,12 +81,23 @@ def test_two_of_one_name_are_rejected(good: dict[int, Path], tmp_path: Path) -> 
     def node_twice(graph: Any) -> None:
         graph.graph_def.node.add().CopyFrom(graph.graph_def.node[0])
 
-    for number, (alter, what) in enumerate(((function_twice, "functions"), (node_twice, "nodes"))):
+    for alter, what in ((function_twice, "functions"), (node_twice, "nodes")):
         with pytest.raises(IntegrityError, match=f"two {what} are named"):
-            check_ops(meta_graph(altered(good[2], tmp_path / str(number), alter)))
+            check_ops(meta_graph(good[2], alter))
 
 
-def test_function_that_may_replace_another_counts_as_called(good: dict[int, Path], tmp_path: Path) -> None:
+def test_a_second_graph_is_rejected(good: dict[int, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(good[1], tmp_path / "m"))
+    saved = saved_model(folder)
+    other = saved.meta_graphs.add()
+    other.meta_info_def.tags.append("train")
+    other.graph_def.node.add(name="read", op="ReadFile")
+    (folder / "saved_model.pb").write_bytes(saved.SerializeToString())
+    with pytest.raises(IntegrityError, match="holds 2 graphs; expected one, tagged serve"):
+        load_model(open_store(folder))
+
+
+def test_function_that_may_replace_another_counts_as_called(good: dict[int, Path]) -> None:
     """TensorFlow may run any function with the same ``api_implements``: all of them are checked."""
 
     def alter(graph: Any) -> None:
@@ -96,19 +109,18 @@ def test_function_that_may_replace_another_counts_as_called(good: dict[int, Path
         for one in (served, saves):
             one.attr["api_implements"].s = b"the_same"
 
-    folder = altered(good[2], tmp_path / "m", alter)
     with pytest.raises(IntegrityError, match="operation SaveV2 is not allowed for serving a model"):
-        check_ops(meta_graph(folder))
+        check_ops(meta_graph(good[2], alter))
 
 
 @pytest.mark.parametrize("collection", ["saved_model_main_op", "legacy_init_op"])
-def test_initialisers_do_not_save(good: dict[int, Path], tmp_path: Path, collection: str) -> None:
+def test_initialisers_do_not_save(good: dict[int, Path], collection: str) -> None:
     def alter(graph: Any) -> None:
         saved = graph.saver_def.save_tensor_name.split(":")[0]
         graph.collection_def[collection].node_list.value.append(saved)
 
     with pytest.raises(IntegrityError, match="is not allowed for serving a model"):
-        check_ops(meta_graph(altered(good[2], tmp_path / "m", alter)))
+        check_ops(meta_graph(good[2], alter))
 
 
 def test_models_as_they_are_exported_pass(good: dict[int, Path]) -> None:

@@ -139,6 +139,12 @@ def cases() -> dict[str, tuple[bytes, str]]:
     }  # fmt: skip
 
 
+def test_more_than_a_thousand_requests_fail_the_load(good: dict[int, Path], tmp_path: Path) -> None:
+    folder = with_warmup(good[2], tmp_path / "m", frame(request()) * 1001)
+    with pytest.raises(IntegrityError, match="tf_serving_warmup_requests: more than 1000 records"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("name", list(cases()))
 def test_bad_requests_fail_the_load(good: dict[int, Path], tmp_path: Path, name: str) -> None:
     record, message = cases()[name]
