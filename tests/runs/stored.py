@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -171,12 +172,14 @@ def _renew(data: DataRoot) -> None:
         root.replace(file.path, write_examples(read_examples(root, file), file.path))
 
 
-def main(folder: str, kind: str, form: str, number: str, seed: str) -> None:
-    """Prints what reading gives for so many flipped bits, as JSON: a process of its own, for it may not live."""
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))  # a broken length is not to take the machine's memory
-    stored = make(kind, form, Path(folder))
-    assert stored.outcome(stored.data) == "same"
-    print(json.dumps(Counter(map(stored.outcome, flips(stored.data, int(number), int(seed))))))
+def main(folder: str, number: str, seed: str) -> None:
+    """Print what reading gives for so many flipped bits of each kind and format: a process of its own may die."""
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))  # a broken length must not take the machine's memory
+    for kind, form in product(KINDS, FORMATS):
+        stored = make(kind, form, Path(folder, kind, form))
+        assert stored.outcome(stored.data) == "same"
+        outcomes = Counter(map(stored.outcome, flips(stored.data, int(number), int(seed))))
+        print(json.dumps([kind, form, outcomes]), flush=True)
 
 
 if __name__ == "__main__":

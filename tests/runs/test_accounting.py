@@ -2,63 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
-from ciml.events.records import LISTS, UNJUDGED, Batch, Message, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
+from ciml.events.records import LISTS, Batch, Message, Origin, Outcome
 from ciml.manifest.coverage import RangeSet
-from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
+from ciml.manifest.log import ManifestLog, catch_up, commit
 from ciml.runs.accounting import reconcile
 from ciml.runs.known_ids import KnownRun
 from ciml.runs.state import RawState
 from ciml.storage import LocalStore
+from tests.runs.accounts import TOPIC, batch, known, outcome, retry, settle, step
 from tests.tier import tries
-
-TOPIC = "ci-events"
-
-
-def make_facts(run: str, outcome: str | None = "success", phase: str = "finished") -> RunFacts:
-    return RunFacts(run_id=f"zuul~{run}~1", build_uuid=run, build_name="job", phase=phase, outcome=outcome)  # type: ignore[arg-type]
-
-
-def outcome(
-    offset: int,
-    kind: str = "run",
-    run: str = "a",
-    event: str = "e1",
-    word: str | None = "success",
-    digest: str = "d1",
-    reason: str = "",
-    partition: int = 0,
-    trusted: bool = True,
-    **more: object,
-) -> Outcome:
-    file = RawFile(f"runs/{run}.{digest}", digest, 3, 99) if kind == "run" else None
-    trust = (Trust(True, "gated", "p") if trusted else Trust(False, "no rule", "p")) if run else UNJUDGED
-    return Outcome(  # type: ignore[arg-type]
-        kind=kind, origin=Origin(TOPIC, partition, offset), event_key=event and f"zuul {event}",
-        mention=make_facts(run, word) if run else None, reason=reason, file=file, trust=trust, **more,
-    )  # fmt: skip
-
-
-def batch(start: int, end: int, *settled: Outcome, partition: int = 0, topic_id: str = "T") -> Batch:
-    return Batch(OffsetRange(TOPIC, topic_id, partition, start, end), settled=list(settled))
-
-
-def step(state: RawState, *batches: Batch) -> Delta | None:
-    """Commit batches as the manifest does: the delta is encoded as JSON and decoded."""
-    delta = reconcile(state, batches, time_us=1000 + state.version)
-    if delta is not None:
-        delta = json.loads(canonical_json(delta))
-        state.apply(state.version + 1, delta)
-    return delta
 
 
 def test_a_run_is_a_raw_row_and_its_offsets_are_covered() -> None:
@@ -73,7 +34,7 @@ def test_a_run_is_a_raw_row_and_its_offsets_are_covered() -> None:
     assert state.counts == {("run", ""): 1}
     assert state.trust == {(True, "gated"): 1}
     assert list(state.covered(TOPIC, 0)) == [(0, 5)]
-    assert state.index.run("zuul~a~1") == KnownRun("success", "d1", True)
+    assert known(state) == KnownRun("success", "d1", True)
 
 
 @pytest.mark.parametrize(
@@ -103,9 +64,9 @@ def test_the_second_event_of_a_run(second: Outcome, kind: str, reason: str, dige
     second = second.replace(payload={"value": "e30="})
     state = RawState()
     batches = [batch(0, 1, outcome(0)), batch(1, 2, second)]
-    deltas = [step(state, *reversed(batches))] if together else [step(state, one) for one in batches]
+    deltas = [settle(state, *reversed(batches))] if together else [settle(state, one) for one in batches]
     assert state.counts == Counter({("run", ""): 1}) + Counter({(kind, reason): 1})
-    record = deltas[-1][LISTS[kind]][-1]  # type: ignore[index]
+    record = deltas[-1][LISTS[kind]][-1]
     assert record.get("file", {}).get("digest") == digest
     assert ("payload" in record) == (kind in ("dead_letter", "deferred"))
 
@@ -113,32 +74,40 @@ def test_the_second_event_of_a_run(second: Outcome, kind: str, reason: str, dige
 def test_corrections_are_compared_with_the_outcome_that_counts_now() -> None:
     state = RawState()
     words = ["success", "failure", "failure", "success"]
-    delta = step(state, batch(0, 4, *(outcome(n, event=f"e{n}", word=word) for n, word in enumerate(words))))
-    assert delta is not None
+    delta = settle(state, batch(0, 4, *(outcome(n, event=f"e{n}", word=word) for n, word in enumerate(words))))
     assert [record["detail"] for record in delta["corrections"]] == ["was success", "was failure"]
     assert state.counts == {("run", ""): 1, ("repeat", "run"): 1, ("correction", "outcome"): 2}
-    assert state.index.run("zuul~a~1") == KnownRun("success", "d1", True)
+    assert known(state) == KnownRun("success", "d1", True)
 
 
-def test_the_outcome_sent_last_counts_in_any_order_of_the_stages() -> None:
+@pytest.mark.parametrize(
+    ("outcomes", "counts"),
+    [
+        (
+            [
+                outcome(2, "ignored", event="e3", word="cancellation", reason="cancelled"),
+                outcome(1, event="e2", word="failure"),
+                outcome(0),
+            ],
+            {("run", ""): 1, ("correction", "outcome"): 2},  # the outcome that was sent last counts
+        ),
+        (
+            [outcome(0, run="a"), outcome(0, run="b"), outcome(0, run="a", word="failure")],
+            {("run", ""): 2},  # an event counts once for each run that it names
+        ),
+        (
+            [outcome(n, "dead_letter", run="", event="", reason="broken_json") for n in range(2)],
+            {("dead_letter", "broken_json"): 2},  # events without a key are no repeats of each other
+        ),
+    ],
+    ids=["order", "many runs", "no key"],
+)
+def test_outcomes_of_a_batch(outcomes: list[Outcome], counts: dict[tuple[str, str], int]) -> None:
     state = RawState()
-    step(state, batch(0, 1, outcome(0)))
-    cancelled = outcome(2, "ignored", event="e3", word="cancellation", reason="cancelled")
-    step(state, batch(1, 3, cancelled, outcome(1, event="e2", word="failure")))
-    assert state.counts == Counter({("run", ""): 1, ("correction", "outcome"): 2})
-    assert state.index.run("zuul~a~1") == KnownRun("cancellation", "d1", True)
-
-
-def test_an_event_that_names_many_runs_counts_each_and_one_named_twice_once() -> None:
-    state = RawState()
-    step(state, batch(0, 1, outcome(0, run="a"), outcome(0, run="b"), outcome(0, run="a", word="failure")))
-    assert state.counts == {("run", ""): 2}
-
-
-def test_events_without_a_key_are_no_repeats_of_each_other() -> None:
-    state = RawState()
-    step(state, batch(0, 2, *(outcome(n, "dead_letter", run="", event="", reason="broken_json") for n in range(2))))
-    assert state.counts == {("dead_letter", "broken_json"): 2}
+    step(state, batch(0, 3, *outcomes))
+    assert state.counts == counts
+    if ("correction", "outcome") in counts:
+        assert known(state).outcome == "cancellation"
 
 
 def test_covered_offsets_are_dropped() -> None:
@@ -147,8 +116,7 @@ def test_covered_offsets_are_dropped() -> None:
     step(state, covered)
     assert step(state, covered) is None
     overlap = batch(2, 6, *(outcome(n, run=str(n), event=str(n)) for n in range(2, 6)))
-    delta = step(state, overlap, overlap)
-    assert delta is not None
+    delta = settle(state, overlap, overlap)
     assert delta["offsets"][TOPIC]["partitions"] == {"0": [[4, 6]]}
     assert [record["origin"][2] for record in delta["runs"]] == [4, 5]
     assert state.totals() == dict.fromkeys(LISTS, 0) | {"run": 6}
@@ -156,14 +124,13 @@ def test_covered_offsets_are_dropped() -> None:
 
 def test_an_empty_range_is_covered_too() -> None:
     state = RawState()
-    delta = step(state, batch(7, 9))
-    assert delta is not None
+    delta = settle(state, batch(7, 9))
     assert delta["offsets"][TOPIC]["partitions"] == {"0": [[7, 9]]}
     assert reconcile(state, [batch(3, 3)], 0) is None
 
 
-def retried(kind: str, attempts: int, **more: object) -> Batch:
-    return Batch(None, settled=[outcome(0, kind, attempts=attempts, **more)])  # type: ignore[arg-type]
+def retried(kind: str, attempts: int, **more: Any) -> Batch:
+    return retry(outcome(0, kind, attempts=attempts, **more))
 
 
 def deferred_once() -> RawState:
@@ -183,8 +150,7 @@ def test_a_deferred_log_is_due_in_time_and_settled_once() -> None:
     assert state.counts == {("deferred", "log_not_found"): 1}
     assert step(state, retried("deferred", 2, reason="log_not_found", not_before_us=99)) is None  # a replay
     assert state.next_due_us() == 70
-    delta = step(state, retried("run", 3))
-    assert delta is not None
+    delta = settle(state, retried("run", 3))
     assert delta["closes"] == [[[TOPIC, 0, 0], "zuul~a~1"]]
     assert delta["offsets"] == {}
     assert state.counts == {("run", ""): 1}
@@ -194,8 +160,7 @@ def test_a_deferred_log_is_due_in_time_and_settled_once() -> None:
 
 def test_a_deferred_log_that_never_comes_is_a_dead_letter_with_the_payload_it_came_with() -> None:
     state = deferred_once()
-    delta = step(state, retried("dead_letter", 2, reason="log_not_found"))
-    assert delta is not None
+    delta = settle(state, retried("dead_letter", 2, reason="log_not_found"))
     [dead_letter] = delta["dead_letters"]
     assert dead_letter["payload"] == {"value": "x"}
     assert dead_letter["first_seen_us"] == 10
@@ -210,7 +175,7 @@ def test_two_deferred_events_of_one_run_are_a_row_and_a_repeat() -> None:
     state = RawState()
     later = [outcome(n, "deferred", event=f"e{n}", reason="log_not_found", not_before_us=1) for n in range(2)]
     step(state, batch(0, 2, *later))
-    step(state, Batch(None, settled=[outcome(n, event=f"e{n}", attempts=2) for n in range(2)]))
+    step(state, retry(*(outcome(n, event=f"e{n}", attempts=2) for n in range(2))))
     assert state.counts == {("run", ""): 1, ("repeat", "run"): 1}
 
 
@@ -231,8 +196,7 @@ def test_an_unsettled_batch_is_never_committed() -> None:
 
 
 def test_a_manifest_that_contradicts_itself_is_rejected() -> None:
-    delta = step(RawState(), batch(0, 1, outcome(0)))
-    assert delta is not None
+    delta = settle(RawState(), batch(0, 1, outcome(0)))
     for version, change in ((3, {}), (2, {}), (2, {"runs": [], "closes": [[[TOPIC, 0, 9], "x"]]})):
         state = RawState()
         state.apply(1, delta)

@@ -8,23 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciml.events.records import Batch, FactUpdate, Outcome
+from ciml.events.records import FactUpdate, Outcome
 from ciml.manifest.log import ManifestLog, catch_up, commit
 from ciml.runs.accounting import reconcile
 from ciml.runs.dead_letters import Choice, DeadLetter
 from ciml.runs.state import RawState
 from ciml.runs.verify import Audit, Verification
 from ciml.storage import LocalStore
-from tests.runs.test_accounting import TOPIC, batch, outcome, step
+from tests.runs.accounts import TOPIC, batch, outcome, retry, settle, step
 from tests.tier import tries
 
 
 def undecoded(offset: int) -> Outcome:
     return outcome(offset, "dead_letter", run="", event="", reason="broken_json", payload={"value": "e30="})
-
-
-def replay(*outcomes: Outcome) -> Batch:
-    return Batch(None, settled=list(outcomes))
 
 
 def broken(*offsets: int) -> RawState:
@@ -41,15 +37,14 @@ def test_a_message_that_can_be_decoded_now_is_settled_run_by_run() -> None:
         outcome(4, "ignored", run="b", reason="cancelled"),
         outcome(4, "dead_letter", run="c", reason="log_not_found", payload={"value": "e30="}),
     ]
-    delta = step(state, replay(*outcomes))
-    assert delta is not None
+    delta = settle(state, retry(*outcomes))
     assert delta["closes"] == [[[TOPIC, 0, 4], ""]]
     assert delta["closed_letters"] == delta["closes"]
     assert delta["offsets"] == {}
     assert state.counts == {("run", ""): 1, ("ignored", "cancelled"): 1, ("dead_letter", "log_not_found"): 1}
     assert [key[1] for key, _ in state.index.dead_letters()] == ["zuul~c~1"]
-    assert step(state, replay(*outcomes)) is None  # a second replay
-    step(state, replay(outcome(4, run="c")))
+    assert step(state, retry(*outcomes)) is None  # a second replay
+    step(state, retry(outcome(4, run="c")))
     assert state.counts == {("run", ""): 2, ("ignored", "cancelled"): 1}
 
 
@@ -57,11 +52,11 @@ def test_a_message_that_is_ignored_now_or_updates_runs_is_settled() -> None:
     state = broken(4, 5)
     ignored = outcome(4, "ignored", run="", event="e4", reason="no_run")
     update = outcome(5, "update", run="", event="e5").replace(updates=(FactUpdate("zuul", "a", {"fork": "no"}),))
-    step(state, replay(ignored), replay(update, outcome(5, run="b", event="e5")))
+    step(state, retry(ignored), retry(update, outcome(5, run="b", event="e5")))
     assert state.counts == {("ignored", "no_run"): 1, ("update", ""): 1, ("run", ""): 1}
-    assert step(state, replay(ignored), replay(update)) is None
+    assert step(state, retry(ignored), retry(update)) is None
     assert state.index.subjects.statements(("zuul", "a"))["fork"].value == "no"
-    step(state, replay(undecoded(4)))  # an older version cannot open it again
+    step(state, retry(undecoded(4)))  # an older version cannot open it again
     assert list(state.index.dead_letters()) == []
 
 
@@ -70,7 +65,7 @@ def test_an_event_that_could_not_be_decoded_twice_is_a_row_and_a_repeat(together
     state = broken(2, 5)
     outcomes = [outcome(offset, run="a", event="e1") for offset in (2, 5)]
     for part in [outcomes] if together else [outcomes[:1], outcomes[1:]]:
-        step(state, replay(*part))
+        step(state, retry(*part))
     assert state.counts == {("run", ""): 1, ("repeat", "event"): 1}
     step(state, batch(9, 10, outcome(9, run="a", event="e1")))
     assert state.counts == {("run", ""): 1, ("repeat", "event"): 2}
@@ -86,62 +81,49 @@ def test_adjacent_ranges_of_commit_times_share_no_dead_letter() -> None:
 
 def test_an_undecodable_message_stays_open() -> None:
     state = broken(4)
-    assert step(state, replay(undecoded(4))) is None
-    assert step(state, replay(outcome(4, run="a"), undecoded(4))) is None  # not the whole message
+    assert step(state, retry(undecoded(4))) is None
+    assert step(state, retry(outcome(4, run="a"), undecoded(4))) is None  # not the whole message
     assert state.counts == {("dead_letter", "broken_json"): 1}
-    assert step(state, replay(outcome(5, run="a"))) is None  # nothing is open there
+    assert step(state, retry(outcome(5, run="a"))) is None  # nothing is open there
 
 
-def test_a_run_that_is_known_by_now_is_a_repeat_or_a_correction() -> None:
+def test_an_outcome_of_a_decoded_message_counts_as_one_of_a_new_message() -> None:
     state = broken(4)
     step(state, batch(9, 11, outcome(9, run="a", event="x"), outcome(10, run="b", event="y")))
-    step(state, replay(outcome(4, run="a"), outcome(4, run="b", word="failure")))
-    assert state.counts == {("run", ""): 2, ("repeat", "run"): 1, ("correction", "outcome"): 1}
+    deferred = outcome(4, "deferred", run="c", reason="log_not_found", not_before_us=5)
+    twice = [outcome(4, run="d"), outcome(4, run="d", word="failure")]
+    delta = settle(state, retry(outcome(4, run="a"), outcome(4, run="b", word="failure"), deferred, *twice))
+    assert [record["mention"]["outcome"] for record in delta["runs"]] == ["success"]
+    counts = {("run", ""): 3, ("repeat", "run"): 1, ("correction", "outcome"): 1}
+    assert state.counts == {**counts, ("deferred", "log_not_found"): 1}
+    step(state, retry(outcome(4, run="c", attempts=2)))
+    assert state.counts == {**counts, ("run", ""): 4}
 
 
 def test_a_dead_letter_of_a_run_that_has_its_row_by_now_is_closed_as_a_repeat() -> None:
     state = RawState()
     unfetched = outcome(0, "dead_letter", event="e1", reason="log_not_found")
     step(state, batch(0, 1, unfetched))
-    assert step(state, replay(unfetched)) is None
+    assert step(state, retry(unfetched)) is None
     step(state, batch(1, 2, outcome(1, event="e2")))
-    delta = step(state, replay(unfetched))
-    assert delta is not None
+    delta = settle(state, retry(unfetched))
     assert delta["closed_letters"] == delta["closes"] == [[[TOPIC, 0, 0], "zuul~a~1"]]
     assert state.counts == {("run", ""): 1, ("repeat", "run"): 1}
-    assert step(state, replay(unfetched)) is None
+    assert step(state, retry(unfetched)) is None
 
 
 def test_only_dead_letters_are_in_closed_letters() -> None:
     state = RawState()
     step(state, batch(0, 1, outcome(0, "deferred", reason="log_not_found", not_before_us=1)))
-    delta = step(state, replay(outcome(0, "dead_letter", reason="log_not_found", attempts=2)))
-    assert delta is not None
+    delta = settle(state, retry(outcome(0, "dead_letter", reason="log_not_found", attempts=2)))
     assert "closed_letters" not in delta
-    delta = step(state, replay(outcome(0)))
-    assert delta is not None
+    delta = settle(state, retry(outcome(0)))
     assert delta["closed_letters"] == [[[TOPIC, 0, 0], "zuul~a~1"]]
-
-
-def test_a_run_named_twice_in_a_message_counts_once() -> None:
-    state = broken(4)
-    delta = step(state, replay(outcome(4, run="a"), outcome(4, run="a", word="failure")))
-    assert delta is not None
-    assert [record["mention"]["outcome"] for record in delta["runs"]] == ["success"]
-    assert state.counts == {("run", ""): 1}
-
-
-def test_a_log_that_waits_after_decoding_is_deferred_and_settled_later() -> None:
-    state = broken(4)
-    step(state, replay(outcome(4, "deferred", run="a", reason="log_not_found", not_before_us=5)))
-    assert state.counts == {("deferred", "log_not_found"): 1}
-    step(state, replay(outcome(4, run="a", attempts=2)))
-    assert state.counts == {("run", ""): 1}
 
 
 def test_the_audit_finds_a_record_without_an_open_dead_letter() -> None:
     state = broken(4)
-    good = reconcile(state, [replay(outcome(4, run="a"), outcome(4, run="b"))], 7)
+    good = reconcile(state, [retry(outcome(4, run="a"), outcome(4, run="b"))], 7)
     assert good is not None
     for change, finding in (
         ({}, ""),
@@ -185,7 +167,7 @@ def test_replayed_in_any_order_by_any_number_the_sums_are_those_of_decoding_at_f
     offsets = data.draw(st.permutations([*decoded, *data.draw(st.lists(st.sampled_from(sorted(decoded)), max_size=6))]))
     while offsets:
         count = data.draw(st.integers(1, len(offsets)))
-        batches = replay(*(one for offset in offsets[:count] for one in data.draw(st.permutations(decoded[offset]))))
+        batches = retry(*(one for offset in offsets[:count] for one in data.draw(st.permutations(decoded[offset]))))
         state = data.draw(st.sampled_from(states))
         commit(log, state, lambda state=state, batches=batches: reconcile(state, [batches], 1))  # type: ignore[misc]
         offsets = offsets[count:]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -12,43 +10,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.digest import canonical_json
-from ciml.events.records import UNJUDGED, Batch, FactUpdate, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
-from ciml.manifest.checkpoints import Checkpoints, Limits
-from ciml.manifest.log import ManifestLog, catch_up
+from ciml.events.records import UNJUDGED, FactUpdate, Origin, Outcome, RunFacts, Trust
 from ciml.manifest.verify import verify_log
 from ciml.runs import state as state_module
-from ciml.runs.accounting import reconcile
 from ciml.runs.state import RAW, RawState
-from ciml.storage import LocalStore
+from tests.runs.accounts import TOPIC, TRUSTED, UNTRUSTED, batch, known, outcome, settle, step
+from tests.runs.raw_world import Actor, World
 
-TRUSTED, UNTRUSTED = Trust(True, "gated", "p"), Trust(False, "no rule", "p")
 KEY = "zuul e1"
 
 
 def event(
     offset: int, word: Any = "success", trust: Trust = TRUSTED, auth: str = "", kind: Any = "run", **more: Any
 ) -> Outcome:
-    facts = RunFacts("zuul~a~1", "a", "job", outcome=word, pipeline=trust.rule, auth=auth, subjects=("s",))
-    digest = f"{word}{offset}"
-    file = RawFile(f"runs/{digest}", digest, 3, 99) if kind == "run" else None
-    return Outcome(kind, Origin("t", 0, offset), KEY, facts, trust=trust, file=file, **more)
+    facts = {"auth": auth, "subjects": ("s",), "pipeline": trust.rule}
+    return outcome(offset, kind, word=word, digest=f"{word}{offset}", trusted=trust.trusted, facts=facts, **more)
 
 
 def update(offset: int, key: str = KEY, when: int = 1, **facts: str) -> Outcome:
     said = FactUpdate("zuul", "s", facts, "hmac-sha256", when)
-    return Outcome("update", Origin("t", 0, offset), key, updates=(said,))
-
-
-def settled(outcome: Outcome) -> Batch:
-    offset = outcome.origin.offset
-    return Batch(OffsetRange("t", "T", 0, offset, offset + 1), settled=[outcome])
-
-
-def step(state: RawState, *outcomes: Outcome, judge: Callable[[RunFacts], Trust] | None = None) -> None:
-    delta = reconcile(state, map(settled, outcomes), 1000 + state.version, judge)
-    assert delta is not None
-    state.apply(state.version + 1, json.loads(canonical_json(delta)))
+    return Outcome("update", Origin(TOPIC, 0, offset), key, updates=(said,))
 
 
 def reviewed(facts: RunFacts) -> Trust:
@@ -66,14 +47,10 @@ def test_an_id_does_not_block_an_event_that_is_believed_more(
 ) -> None:
     state = RawState()
     outcomes = [event(0, word, *less), event(1, "success", *more)]
-    if together:
-        step(state, *outcomes)
-    else:
-        for outcome in outcomes:
-            step(state, outcome)
+    for settled in [outcomes] if together else [[one] for one in outcomes]:
+        step(state, *settled)
     assert state.counts == {("run", ""): 1, ("reclaim", ""): 1}
-    run = state.index.run("zuul~a~1")
-    assert run is not None
+    run = known(state)
     assert (run.outcome, run.digest, run.standing) == ("success", "success1", 2 if more[0].trusted else 1)
     step(state, event(2, "failure", *less), event(3, "success", *more))
     assert state.counts["repeat", "event"] == 2
@@ -93,11 +70,10 @@ def test_the_same_event_is_a_repeat_though_an_update_has_raised_its_trust() -> N
     state = RawState()
     first = event(0, "failure", UNTRUSTED, "hmac-sha256")
     step(state, first, judge=reviewed)
-    step(state, event(1, "success", UNTRUSTED, "hmac-sha256").replace(event_key="zuul e2"), judge=reviewed)
+    step(state, event(1, "success", UNTRUSTED, "hmac-sha256", event="e2"), judge=reviewed)
     step(state, update(2, "zuul e3", review="approved"), judge=reviewed)
     step(state, event(3, "failure", UNTRUSTED, "hmac-sha256"), judge=reviewed)
-    run = state.index.run("zuul~a~1")
-    assert run is not None
+    run = known(state)
     assert (run.outcome, run.trusted) == ("success", True)
     assert state.counts["repeat", "event"] == 1
 
@@ -108,14 +84,11 @@ def test_an_id_does_not_block_the_event_of_a_run_that_an_update_has_made_trusted
     step(state, update(1, "zuul e3", review="approved"), judge=reviewed)
     step(state, event(2, "success", UNTRUSTED, "hmac-sha256"), judge=reviewed)
     assert state.counts["repeat", "event"] == 0
-    run = state.index.run("zuul~a~1")
-    assert run is not None
+    run = known(state)
     assert (run.outcome, run.proved) == ("success", True)
 
 
-@pytest.mark.parametrize(
-    "first", [update(0, owner="mallory"), Outcome("ignored", Origin("t", 0, 0), KEY, None, "no_run")]
-)
+@pytest.mark.parametrize("first", [update(0, owner="mallory"), outcome(0, "ignored", run="", reason="no_run")])
 def test_an_update_counts_though_another_event_had_its_id(first: Outcome) -> None:
     state = RawState()
     step(state, first)
@@ -130,25 +103,21 @@ def test_an_update_counts_though_another_event_had_its_id(first: Outcome) -> Non
 )
 def test_facts_do_not_depend_on_the_order_of_updates_with_one_id(outcomes: tuple[Outcome, ...]) -> None:
     state = RawState()
-    for outcome in outcomes:
-        step(state, outcome)
+    for one in outcomes:
+        step(state, one)
     said = state.index.subjects.statements(("zuul", "s"))
     assert {name: one.value for name, one in said.items()} == {"owner": "b", "fork": "yes"}
 
 
 @pytest.mark.parametrize("trust", [TRUSTED, UNTRUSTED])
 @pytest.mark.parametrize("stored", ["row without a decision", "checkpoint"])
-def test_an_id_that_an_older_version_stored_is_still_that_of_a_repeat(
-    stored: str, trust: Trust, tmp_path: Path
-) -> None:
+def test_an_id_that_an_older_version_stored_is_still_that_of_a_repeat(stored: str, trust: Trust) -> None:
     state = RawState()
     if stored == "checkpoint":  # its table holds the plain pair, whoever sent the event
         state.index.add_event(KEY, "zuul~a~1")
     else:
-        delta = reconcile(state, [settled(event(0, "failure", UNJUDGED))], 1)
-        assert delta is not None
+        delta = settle(state, event(0, "failure").replace(trust=UNJUDGED))
         assert "trust" not in delta["runs"][0]
-        state.apply(1, delta)
     before = state.counts.copy()
     step(state, event(1, "success", trust, "hmac-sha256"))
     assert state.counts - before == {("repeat", "event"): 1}
@@ -164,64 +133,46 @@ def test_events_that_are_believed_less_change_no_run_that_is_believed_more(
     """Any events of one run under few ids, some of them delivered twice."""
     together, alone = RawState(), RawState()
     for offset, (standing, word, number) in enumerate(events + [events[at] for at in again if at < len(events)]):
-        trust, auth = TRUSTED if standing == 2 else UNTRUSTED, "hmac-sha256" if standing else ""
-        outcome = event(offset, word, trust, auth).replace(event_key=f"zuul e{number}")
-        step(together, outcome)
+        trust = TRUSTED if standing == 2 else UNTRUSTED
+        one = event(offset, word, trust, "hmac-sha256" if standing else "", event=f"e{number}")
+        step(together, one)
         if standing >= least:
-            step(alone, outcome)
-        run, expected = together.index.run("zuul~a~1"), alone.index.run("zuul~a~1")
-        if expected is not None:
-            assert run == expected
+            step(alone, one)
+        if (expected := alone.index.run("zuul~a~1")) is not None:
+            assert known(together) == expected
+
+
+def fill(actor: Actor, offsets: range) -> None:
+    for offset in offsets:
+        one = event(offset, "failure", UNTRUSTED, "hmac-sha256", event=f"e{offset}")
+        actor.commit([batch(offset, offset + 1, one)])
+    actor.maintain()
 
 
 def test_checkpoints_hold_the_ids_of_all_standings(tmp_path: Path) -> None:
-    log = ManifestLog(LocalStore(tmp_path))
-    checkpoints = Checkpoints(log, RAW, Limits(deltas=3))
-    state = checkpoints.open()
-    for offset in range(12):
-        outcome = event(offset, "failure", UNTRUSTED, "hmac-sha256").replace(event_key=f"zuul e{offset}")
-        delta = reconcile(state, [settled(outcome)], 1)
-        assert delta is not None
-        assert log.try_append(state.version + 1, delta)
-        catch_up(log, state)
-    while checkpoints.maintain():
-        pass
-    restored = checkpoints.open()
+    actor = World(tmp_path).actor()
+    fill(actor, range(12))
+    restored = actor.checkpoints.open()
     assert restored.restored > 0
     step(restored, event(20, "failure", UNTRUSTED, "hmac-sha256"), event(21, "success", TRUSTED, "hmac-sha256"))
     assert restored.counts["repeat", "event"] == 1
-    run = restored.index.run("zuul~a~1")
-    assert run is not None
-    assert run.digest == "success21"
+    assert known(restored).digest == "success21"
 
 
-def test_a_checkpoint_of_an_older_version_is_no_damage_and_is_continued(tmp_path: Path) -> None:
-    log, snapshot = ManifestLog(LocalStore(tmp_path)), RawState.snapshot
-    checkpoints = Checkpoints(log, RAW, Limits(deltas=3))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state_module, "recorded_ids", lambda key, run_id, *_: [(key, run_id)])
-        patch.setattr(RawState, "snapshot", lambda state: _without_marker(snapshot(state)))
-        fill(log, checkpoints.open(), range(8))
-        while checkpoints.maintain():
-            pass
-    fill(log, checkpoints.open(), range(8, 16))
-    while checkpoints.maintain():
-        pass
-    assert {fault.kind for fault in verify_log(log, RAW)} == {"older"}
-    restored = checkpoints.open()
-    step(restored, event(20, "success", TRUSTED).replace(event_key="zuul e1"))
+def test_a_checkpoint_of_an_older_version_is_no_damage_and_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_marker(state: RawState) -> dict[str, Any]:
+        return {name: value for name, value in snapshot(state).items() if name != state_module.BY_STANDING}
+
+    snapshot = RawState.snapshot
+    with monkeypatch.context() as older:
+        older.setattr(state_module, "recorded_ids", lambda key, run_id, *_: [(key, run_id)])
+        older.setattr(RawState, "snapshot", without_marker)
+        fill(World(tmp_path).actor(), range(8))
+    actor = World(tmp_path).actor()
+    fill(actor, range(8, 16))
+    assert {fault.kind for fault in verify_log(actor.log, RAW)} == {"older"}
+    restored = actor.checkpoints.open()
+    step(restored, event(20))
     assert restored.counts["repeat", "event"] == 1
-
-
-def _without_marker(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in facts.items() if name != state_module.BY_STANDING}
-
-
-def fill(log: ManifestLog, state: RawState, offsets: range) -> None:
-    catch_up(log, state)
-    for offset in offsets:
-        outcome = event(offset, "failure", UNTRUSTED, "hmac-sha256").replace(event_key=f"zuul e{offset}")
-        delta = reconcile(state, [settled(outcome)], 1)
-        assert delta is not None
-        assert log.try_append(state.version + 1, delta)
-        catch_up(log, state)

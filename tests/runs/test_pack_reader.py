@@ -23,15 +23,10 @@ from ciml.transforms.examples.downsample import downsample, downsample_joined, m
 from ciml.transforms.examples.plan import SpanPlan
 from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import examples_of
-from tests.runs.test_packs import FOLDER, keep, name_of, packed
+from tests.runs.test_packs import FOLDER, file_of, keep, packed
 from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_facts, resolved, table
 
 DAY_US = 86_400_000_000
-
-
-def file_of(run_id: str, one: pa.Table) -> RawFile:
-    name, digest = name_of(run_id, one)
-    return RawFile(f"runs/{FOLDER}/{name}", digest, one.num_rows, 0)
 
 
 @pytest.mark.parametrize("keys", [{}, {"count_first_sample": False}, {"aggregation_functions": ["std", "last"]}])
@@ -62,12 +57,10 @@ def test_examples_from_packs_and_objects_are_those_from_tables(
 def test_what_is_read_of_a_pack_is_what_is_asked_for_in_its_order(tmp_path: Path) -> None:
     """Runs that end row groups, runs without samples, and runs in between."""
     raw, size = LocalStore(tmp_path), GROUP_ROWS // 2
-    lengths = [size, 0, 3, size, 1, 0, size, size, 2]
-    runs = {}
-    for at, rows in enumerate(lengths):
-        runs[f"zuul~{at}~1"] = table(
-            list(range(rows)), usr=[at + 0.001 * row for row in range(rows)], load=[1.0] * rows
-        )
+    runs = {
+        f"zuul~{at}~1": table(range(rows), usr=[at + 0.001 * row for row in range(rows)], load=[1.0] * rows)
+        for at, rows in enumerate([size, 0, 3, size, 1, 0, size, size, 2])
+    }
     keep(raw, packed(runs))
     files = [file_of(run_id, one) for run_id, one in runs.items()]
     for chosen in (range(9), [8, 0, 4], [1, 5], [6], [3, 2, 7]):

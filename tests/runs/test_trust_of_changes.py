@@ -18,7 +18,7 @@ from ciml.runs.known_ids import TABLES, Index, KnownRun
 from ciml.runs.state import RawState
 from ciml.runs.verify import Audit, Verification
 from ciml.storage import LocalStore
-from tests.runs.test_accounting import batch, outcome, retried, step
+from tests.runs.accounts import batch, known, outcome, retry, settle, step
 from tests.tier import tries
 
 #: An untrusted event about a run has another log, another outcome, or no log.
@@ -35,13 +35,12 @@ UNTRUSTED = [
 def test_an_untrusted_event_changes_nothing_of_a_trusted_run(second: Outcome) -> None:
     state = RawState()
     step(state, batch(0, 1, outcome(0, word="failure")))
-    delta = step(state, batch(1, 2, second))
-    assert delta is not None
+    delta = settle(state, batch(1, 2, second))
     assert (delta["corrections"], delta.get("reclaims")) == ([], None)
     assert state.counts == {("run", ""): 1, ("ignored", "less_trusted"): 1}
-    assert state.index.run("zuul~a~1") == KnownRun("failure", "d1", True)
+    assert known(state) == KnownRun("failure", "d1", True)
     step(state, batch(2, 3, outcome(2, event="e3", word="success")))  # a trusted event is not a repeat of it
-    assert state.index.run("zuul~a~1") == KnownRun("success", "d1", True)
+    assert known(state) == KnownRun("success", "d1", True)
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -54,18 +53,18 @@ def test_a_trusted_event_reclaims_an_untrusted_run(together: bool) -> None:
         batch(3, 4, outcome(3, event="e4", word="success", trusted=False)),
         batch(4, 5, outcome(4, event="e5", word="failure", digest="d2")),
     ]
-    deltas = [step(state, *events)] if together else [step(state, one) for one in events]
+    deltas = [settle(state, *events)] if together else [settle(state, one) for one in events]
     assert state.counts == {
         ("run", ""): 1, ("correction", "outcome"): 1, ("reclaim", ""): 1, ("ignored", "less_trusted"): 1,
         ("repeat", "run"): 1,
     }  # fmt: skip
-    assert state.index.run("zuul~a~1") == KnownRun("failure", "d2", True)
+    assert known(state) == KnownRun("failure", "d2", True)
     assert state.index.run_count() == 1
-    [reclaim] = [record for delta in deltas if delta for record in delta.get("reclaims", ())]
+    [reclaim] = [record for delta in deltas for record in delta.get("reclaims", ())]
     assert (reclaim["origin"][2], reclaim["file"]["digest"], reclaim["trust"]["rule"]) == (2, "d2", "gated")
     audit = Audit(Verification())
     for version, delta in enumerate(deltas, 1):
-        audit.add_delta(version, delta or {})
+        audit.add_delta(version, delta)
     audit.compare(state)
     assert audit.result.findings == []
 
@@ -83,7 +82,7 @@ def test_a_trusted_event_without_a_log_is_not_settled_by_an_untrusted_row(truste
     step(state, batch(0, 1, outcome(0, trusted=False)))
     step(state, batch(1, 2, trusted))
     assert state.counts == {("run", ""): 1, (trusted.kind, trusted.reason): 1}
-    assert state.index.run("zuul~a~1") == KnownRun("success", "d1", False)
+    assert known(state) == KnownRun("success", "d1", False)
 
 
 @pytest.mark.parametrize("kind", ["dead_letter", "deferred"])
@@ -92,14 +91,11 @@ def test_a_log_that_comes_later_reclaims_the_run(kind: str) -> None:
     step(state, batch(0, 1, outcome(0, kind, event="e2", word="failure", reason="log_not_found", not_before_us=1)))
     step(state, batch(1, 2, outcome(1, trusted=False)))
     assert state.counts == {(kind, "log_not_found"): 1, ("run", ""): 1}
-    assert step(state, retried("dead_letter", 2, event="e2", word="failure", reason="log_cut")) is None or (
-        kind == "deferred"
-    )
-    delta = step(state, retried("run", 3, event="e2", word="failure", digest="d2"))
-    assert delta is not None
+    step(state, retry(outcome(0, "dead_letter", event="e2", word="failure", reason="log_cut", attempts=2)))
+    delta = settle(state, retry(outcome(0, event="e2", word="failure", digest="d2", attempts=3)))
     assert len(delta["closes"]) == len(delta["reclaims"]) == 1
     assert state.counts == {("run", ""): 1, ("reclaim", ""): 1}
-    assert state.index.run("zuul~a~1") == KnownRun("failure", "d2", True)
+    assert known(state) == KnownRun("failure", "d2", True)
 
 
 @settings(max_examples=tries(300))
@@ -149,7 +145,7 @@ def test_records_of_untrusted_events_by_older_versions_do_not_correct_a_trusted_
     delta = json.loads(canonical_json(reconcile(state, [batch(1, 2, outcome(1, event="e2", word="success"))], 1)))
     del delta["corrections"][0]["trust"]
     state.apply(2, delta)
-    assert state.index.run("zuul~a~1") == KnownRun("failure", "d1", True)
+    assert known(state) == KnownRun("failure", "d1", True)
     assert state.counts == {("run", ""): 1, ("correction", "outcome"): 1}
 
 
@@ -166,4 +162,4 @@ def test_the_order_of_an_untrusted_and_a_trusted_row_in_one_delta_does_not_matte
     for first, second in permutations(events):
         state = RawState()
         step(state, batch(0, 2, first, second.replace(origin=second.origin.replace(offset=1))))
-        assert state.index.run("zuul~a~1") == KnownRun("failure", "d2", True)
+        assert known(state) == KnownRun("failure", "d2", True)

@@ -29,15 +29,10 @@ IMPATIENT = ClientPolicy(timeout_s=2, budget_s=0.3, first_wait_s=0.05, most_wait
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> DataRoot:
+def server(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> Iterator[ModelServer]:
     data = DataRoot.open(tmp_path_factory.mktemp("data"))
     for seed in (1, 2):
         push(data, "m", open_store(good[seed]), Decision(True), check=False)
-    return data
-
-
-@pytest.fixture(scope="module")
-def server(data: DataRoot) -> Iterator[ModelServer]:
     with ModelServer(ServerOptions(data.models.url("models.config"), grpc_port=0, rest_port=0)) as running:
         yield running
 
@@ -60,11 +55,10 @@ def test_same_bytes_as_the_stock_messages() -> None:
     answer = predict_pb2.PredictResponse()
     answer.model_spec.version.value = 3
     answer.outputs["probabilities"].CopyFrom(tf.make_tensor_proto(inputs[:, 0]))
-    for proto in (answer.outputs["probabilities"],):
-        read = wire.PredictResponse.FromString(answer.SerializeToString())
-        np.testing.assert_array_equal(model_client.get_floats(read, "probabilities"), inputs[:, 0])
-        proto.ClearField("tensor_content")
-        proto.float_val.extend(inputs[:, 0].ravel().tolist())
+    for values in ([], inputs[:, 0].ravel().tolist()):  # as tensor_content, and as TensorFlow Serving answers
+        if values:
+            answer.outputs["probabilities"].ClearField("tensor_content")
+        answer.outputs["probabilities"].float_val.extend(values)
         read = wire.PredictResponse.FromString(answer.SerializeToString())
         np.testing.assert_array_equal(model_client.get_floats(read, "probabilities"), inputs[:, 0])
     assert read.model_spec.version.value == 3
@@ -113,31 +107,15 @@ def test_predict_and_status(server: ModelServer, good: dict[int, Path]) -> None:
         client.served_version()
 
 
-def test_server_that_comes_back_is_waited_for(data: DataRoot) -> None:
-    inputs, n_windows = runs(2)
-    with ModelServer(ServerOptions(data.models.url("models.config"), grpc_port=0, rest_port=0)) as first:
-        port = first.grpc_port
-        client = ModelClient(f"127.0.0.1:{port}", "m", ClientPolicy(timeout_s=5, budget_s=30))
-        assert client.predict(inputs, n_windows).version == 2
-    second = ModelServer(ServerOptions(data.models.url("models.config"), grpc_port=port, rest_port=0))
-    starting = threading.Timer(1.0, second.start)
-    starting.start()
-    try:
-        assert client.predict(inputs, n_windows).version == 2
-    finally:
-        starting.join()
-        second.stop()
-        client.close()
-
-
 CODES = grpc.StatusCode
 BUSY, AWAY, SLOW = CODES.RESOURCE_EXHAUSTED, CODES.UNAVAILABLE, CODES.DEADLINE_EXCEEDED
 
 
-@pytest.fixture(scope="module")
-def scripted() -> Iterator[tuple[str, list[grpc.StatusCode | None]]]:
-    """A server that answers with the next code of its script, or with one row where it is None; and its address."""
-    script: list[grpc.StatusCode | None] = []
+Script = list[grpc.StatusCode | None]
+
+
+def serve(script: Script, port: int = 0) -> tuple[grpc.Server, str]:
+    """Start a server that answers with the next code of its script, or with one row where it is None."""
 
     def answer(request: bytes, context: Any) -> bytes:
         code = script.pop(0)
@@ -157,10 +135,29 @@ def scripted() -> Iterator[tuple[str, list[grpc.StatusCode | None]]]:
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("tensorflow.serving.PredictionService", {"Predict": handler}),)
     )
-    port = server.add_insecure_port("127.0.0.1:0")
+    bound = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
-    yield f"127.0.0.1:{port}", script
+    return server, f"127.0.0.1:{bound}"
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[tuple[str, Script]]:
+    script: Script = []
+    server, address = serve(script)
+    yield address, script
     server.stop(0)
+
+
+def test_server_that_comes_back_is_waited_for() -> None:
+    first, address = serve([None])
+    with ModelClient(address, "m", ClientPolicy(timeout_s=5, budget_s=30)) as client:
+        assert client.predict(*runs(1)).version == 5
+        first.stop(0).wait()
+        again: list[grpc.Server] = []
+        starting = threading.Timer(0.3, lambda: again.append(serve([None], int(address.rpartition(":")[2]))[0]))
+        starting.start()
+        assert client.predict(*runs(1)).version == 5
+        again[0].stop(0)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +172,8 @@ def scripted() -> Iterator[tuple[str, list[grpc.StatusCode | None]]]:
     ],
 )
 def test_a_call_is_repeated_only_where_that_may_help(
-    scripted: tuple[str, list[grpc.StatusCode | None]],
-    codes: list[grpc.StatusCode | None],
+    scripted: tuple[str, Script],
+    codes: Script,
     calls: int,
     failure: type[EngineError] | None,
 ) -> None:
@@ -193,7 +190,7 @@ def test_a_call_is_repeated_only_where_that_may_help(
     assert len(codes) - len(script) == calls
 
 
-def test_a_call_with_its_own_time_limit_is_slow_once(scripted: tuple[str, list[grpc.StatusCode | None]]) -> None:
+def test_a_call_with_its_own_time_limit_is_slow_once(scripted: tuple[str, Script]) -> None:
     address, script = scripted
     script[:] = [SLOW, None]
     with ModelClient(address, "m") as client, pytest.raises(FailedCallError):
@@ -202,7 +199,7 @@ def test_a_call_with_its_own_time_limit_is_slow_once(scripted: tuple[str, list[g
 
 
 @pytest.mark.parametrize("rows", [0, 2])
-def test_each_run_has_an_answer(scripted: tuple[str, list[grpc.StatusCode | None]], rows: int) -> None:
+def test_each_run_has_an_answer(scripted: tuple[str, Script], rows: int) -> None:
     address, script = scripted
     script[:] = [None]
     with ModelClient(address, "m") as client, pytest.raises(EngineError, match=f"1 answers for {rows} runs"):
