@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +133,19 @@ def test_a_resolver_that_fails_or_hangs() -> None:
         threading.Event().wait(3)
         return []
 
-    policy = FetchPolicy(hosts=(NAME,), connect_s=0.3)
+    policy = FetchPolicy(hosts=(NAME,), connect_s=0.1)
     _, (outcome,) = run(policy, f"https://{NAME}/a", resolve=fail)
     assert (outcome.kind, outcome.reason) == ("deferred", "log_unavailable")
     assert "resolv" in outcome.detail
-    started = time.monotonic()
     assert only(run(policy, f"https://{NAME}/a", resolve=hang)[1]) == ("deferred", "log_timeout")
-    assert time.monotonic() - started < 1
 
 
 def test_redirects_within_what_is_allowed(server: LogServer) -> None:
     with serving() as other:
-        server.targets = ["/plain/a", f"{other.url}/gz/b", "../../to/x/0", f"//127.0.0.1:{other.server_port}/plain"]
-        urls = [f"{server.url}/to/1/{index}" for index in range(4)]
-        assert run(allow(server, other), *urls) == ([LOG] * 4, [])
+        targets = ["/plain/a", f"{other.url}/gz/b", "../to/0", f"//127.0.0.1:{other.server_port}/plain"]
+        for number, target in enumerate(targets):
+            server.redirect(f"/to/{number}", target)
+        assert run(allow(server, other), *(f"{server.url}/to/{number}" for number in range(4))) == ([LOG] * 4, [])
 
 
 @pytest.mark.parametrize(
@@ -169,11 +167,10 @@ def test_redirects_within_what_is_allowed(server: LogServer) -> None:
 def test_redirects_elsewhere(server: LogServer, target: str, reason: str) -> None:
     with serving() as trap:
         policy = allow(server, file_roots=("/etc",), s3_prefixes=("s3://logs",))
-        server.targets = [
-            "/to/2/1",
-            target.format(trap=trap.url, port=trap.server_port, host=f"127.0.0.1:{server.server_port}"),
-        ]
-        logs, settled = run(policy, f"{server.url}/to/1/0")
+        host = f"127.0.0.1:{server.server_port}"
+        server.redirect("/first", "/second")
+        server.redirect("/second", target.format(trap=trap.url, port=trap.server_port, host=host))
+        logs, settled = run(policy, f"{server.url}/first")
         assert (logs, only(settled)) == ([], ("dead_letter", reason))
         assert trap.peers == set()
 

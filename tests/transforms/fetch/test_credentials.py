@@ -6,15 +6,12 @@ import base64
 import json
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ciml.errors import CimlError
 from ciml.http.addresses import parse_address
 from ciml.transforms.fetch.fetch import Fetcher
 from ciml.transforms.fetch.policy import Credential, FetchPolicy, credential_of
-from tests.transforms.fetch.fetching import only
 from tests.transforms.fetch.github import API, BLOBS, TOKEN, Systems, job
 from tests.transforms.fetch.log_server import LOG, LogServer, serving
 
@@ -137,65 +134,3 @@ def test_a_policy_holds_names_and_no_secrets(both: Systems) -> None:
     assert TOKEN not in repr(both.policy)
     assert pickle.loads(packed) == both.policy
     assert hash(pickle.loads(packed)) == hash(both.policy)
-
-
-@pytest.mark.parametrize("token", ["", "\n", "a b", "a\nb", "a\r\nX-Evil: 1", "é", "a\0", "x" * 20_000])
-def test_what_is_no_token_is_reported_without_it(tmp_path: Path, token: str) -> None:
-    (tmp_path / "token").write_text(token)
-    credential = Credential("h.example.org", token_file=str(tmp_path / "token"))
-    with pytest.raises(CimlError) as caught:
-        FetchPolicy(credentials=(credential,)).check()
-    assert str(tmp_path / "token") in str(caught.value)
-    assert "Evil" not in str(caught.value)
-    assert len(str(caught.value)) < 300
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_secret_is_reported_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_TOKEN", raising=False)
-    with pytest.raises(CimlError, match=r"the credential of h.example.org: the variable NO_TOKEN is not set"):
-        FetchPolicy(credentials=(Credential("h.example.org", token_env="NO_TOKEN"),)).check()
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (["host = 'h'"], "name one of token_file, token_env"),
-        (["host = 'h'", "token_file = 'a'", "token_env = 'b'"], "name one of token_file, token_env"),
-        (["host = 'h'", "token = 'ghp_secret'"], "credentials.0.token: unknown key"),
-        (["token_env = 'b'"], "credentials.0.host: is missing"),
-        (["host = '*.h.org'", "token_env = 'b'"], "must be one host over https, without a wildcard"),
-        (["host = 'http://h'", "token_env = 'b'"], "must be one host over https, without a wildcard"),
-        (["host = 'h/a'", "token_env = 'b'"], "allowed host 'h/a'"),
-        (["host = 'h'", "token_env = 'b'", "header = 'a b'"], "is not a header for credentials"),
-        (["host = 'h'", "token_env = 'b'", "header = 'Host'"], "is not a header for credentials"),
-        (["host = 'h'", "token_env = 'b'", 'prefix = "a\\nb"'], "prefix: must be printable ASCII"),
-        (["host = 'h'", "user = 'u'", "token_env = 'b'"], "user and password_file belong together"),
-        (["host = 'h'", "password_file = 'p'"], "user and password_file belong together"),
-        (["host = 'h'", "user = 'a:b'", "password_file = 'p'"], "user: must be printable, without a colon"),
-        (["host = 'h'", "user = 'a'", "password_file = 'p'", "prefix = 'x'"], "neither header nor prefix"),
-        (
-            ["host = 'h'", "token_env = 'b'", "[[credentials]]", "host = 'H:443'", "token_env = 'c'"],
-            "two are of the host",
-        ),
-    ],
-)
-def test_mistakes_in_credentials_are_one_line(lines: list[str], message: str, tmp_path: Path) -> None:
-    path = tmp_path / "fetch.toml"
-    path.write_text("\n".join(["[[credentials]]", *lines]))
-    with pytest.raises(CimlError) as caught:
-        FetchPolicy.load(path)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert "ghp_secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("value", ["x", 3, [3], {"host": "h"}])
-def test_credentials_are_tables(value: Any) -> None:
-    with pytest.raises(CimlError, match=r"^fetch policy: credentials(\.0)?: expected (array|object), got"):
-        FetchPolicy.from_json({"credentials": value})
-
-
-def test_a_wrong_token_is_forbidden(both: Systems) -> None:
-    both.api.answers = {"/x": (401, b"{}", {})}
-    assert only(both.fetch((f"{both.url}/x", job()))[1]) == ("deferred", "log_forbidden")

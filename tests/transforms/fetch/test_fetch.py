@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import gzip
 import json
-import time
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ciml.errors import CimlError
 from ciml.events.cloudevents import finished_event
 from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, Origin, Outcome
 from ciml.transforms.fetch.fetch import DEFERRED, REJECTED, Fetcher, fetch
 from ciml.transforms.fetch.policy import FetchPolicy
 from tests.transforms.fetch.fetching import MIB, NOW, TRUST, allow, only, pending, run
-from tests.transforms.fetch.log_server import LOG, LogServer, bomb, serving
+from tests.transforms.fetch.log_server import CUT, LOG, Answer, LogServer, bomb, serving
+
+GZIP = gzip.compress(LOG)
+ENCODED = {"Content-Encoding": "gzip"}
 
 
-@pytest.mark.parametrize("path", ["plain", "gz", "encoded", "twice"])
-def test_a_log_comes_unpacked(server: LogServer, path: str) -> None:
-    assert run(allow(server), f"{server.url}/{path}/dstat.txt.gz?x=1#y") == ([LOG], [])
-    assert list(server.asked) == [f"/{path}/dstat.txt.gz?x=1"]
-    (headers,) = server.headers
-    assert headers["Host"] == f"127.0.0.1:{server.server_port}"
-    assert sorted(headers) == ["Accept", "Accept-Encoding", "Host", "User-Agent"]
-
-
-def test_members_and_empty(server: LogServer) -> None:
-    assert run(allow(server), f"{server.url}/members", f"{server.url}/empty") == ([LOG * 2, b""], [])
+@pytest.mark.parametrize(
+    ("body", "headers", "log"),
+    [
+        (LOG, {}, LOG),
+        (GZIP, {}, LOG),
+        (GZIP, ENCODED, LOG),
+        (gzip.compress(GZIP), ENCODED, LOG),
+        (GZIP + GZIP + bytes(100), {}, LOG * 2),
+        (b"", {}, b""),
+    ],
+    ids=["plain", "gzip", "encoded", "twice", "members", "empty"],
+)
+def test_a_log_comes_unpacked(server: LogServer, body: bytes, headers: dict[str, str], log: bytes) -> None:
+    server.answers = {"/a/dstat.txt.gz?x=1": (200, body, headers)}
+    assert run(allow(server), f"{server.url}/a/dstat.txt.gz?x=1#y") == ([log], [])
+    assert list(server.asked) == ["/a/dstat.txt.gz?x=1"]
+    (sent,) = server.headers
+    assert sent["Host"] == f"127.0.0.1:{server.server_port}"
+    assert sorted(sent) == ["Accept", "Accept-Encoding", "Host", "User-Agent"]
 
 
 def test_order_repeats_and_what_else_is_in_the_batch(server: LogServer) -> None:
@@ -50,6 +58,7 @@ def test_order_repeats_and_what_else_is_in_the_batch(server: LogServer) -> None:
     [
         ("missing", "log_not_found", 1),
         ("status/410", "log_not_found", 1),
+        ("status/401", "log_forbidden", 1),
         ("status/403", "log_forbidden", 1),
         ("status/500", "log_unavailable", 2),
         ("status/503", "log_unavailable", 2),
@@ -59,7 +68,7 @@ def test_order_repeats_and_what_else_is_in_the_batch(server: LogServer) -> None:
         ("hangup", "log_unavailable", 2),
         ("noise", "log_unavailable", 2),
         ("oddlength", "log_unavailable", None),
-        ("nowhere", "log_unavailable", 1),
+        ("status/302", "log_unavailable", 1),
     ],
 )
 def test_what_may_come_later_is_deferred(server: LogServer, path: str, reason: str, requests: int | None) -> None:
@@ -99,17 +108,10 @@ def test_backoff_and_its_end(server: LogServer) -> None:
     assert message_of(settled[0].payload or {}, 0) == pending(url).message
 
 
-def test_a_log_that_is_not_there_yet(server: LogServer) -> None:
-    outcomes: list[Any] = []
-    for attempts in (1, 2, 3):
-        logs, settled = run(allow(server), f"{server.url}/later/x", attempts=attempts)
-        outcomes.append(logs or only(settled))
-    assert outcomes == [("deferred", "log_not_found"), ("deferred", "log_not_found"), [LOG]]
-
-
-@pytest.mark.parametrize("path", ["once500", "oncecut"])
-def test_a_failed_connection_is_retried_once(server: LogServer, path: str) -> None:
-    assert run(allow(server), f"{server.url}/{path}") == ([LOG], [])
+@pytest.mark.parametrize("first", [(500, b"", {}), CUT], ids=["error", "cut"])
+def test_a_failed_connection_is_retried_once_and_its_bytes_do_not_count(server: LogServer, first: Answer) -> None:
+    server.answers = {"/log": [first, (200, LOG, {})]}
+    assert run(allow(server, max_bytes=len(LOG), max_batch_bytes=len(LOG)), f"{server.url}/log") == ([LOG], [])
 
 
 def test_a_stale_connection_is_replaced(server: LogServer) -> None:
@@ -125,59 +127,59 @@ def test_a_stale_connection_is_replaced(server: LogServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "reason"),
+    ("body", "headers", "reason"),
     [
-        ("thrice", "corrupt_gzip"),
-        ("cutgzip", "corrupt_gzip"),
-        ("badgzip", "corrupt_gzip"),
-        ("tail", "corrupt_gzip"),
-        ("brotli", "log_encoding"),
-        ("bomb", "log_too_large"),
-        ("nestedbomb", "log_too_large"),
-        ("empties", "corrupt_gzip"),
-        ("announced", "log_too_large"),
-        ("endless", "log_too_large"),
-        ("round", "too_many_redirects"),
+        (gzip.compress(gzip.compress(GZIP)), {"Content-Encoding": "gzip, gzip"}, "corrupt_gzip"),
+        (GZIP[:-100], {}, "corrupt_gzip"),
+        (GZIP[:-8] + bytes(8), {}, "corrupt_gzip"),
+        (GZIP + b"no gzip", {}, "corrupt_gzip"),
+        (b"\x0b\x02\x80", {"Content-Encoding": "br"}, "log_encoding"),
+        (bomb(64 * MIB), {}, "log_too_large"),
+        (gzip.compress(bomb(64 * MIB)), ENCODED, "log_too_large"),
+        (gzip.compress(gzip.compress(b"") * 200_000), {}, "corrupt_gzip"),
+        (b"", {"Content-Length": str(1 << 40)}, "log_too_large"),
+        (None, {}, "log_too_large"),  # without end
     ],
+    ids=["thrice", "cut", "changed", "tail", "brotli", "bomb", "nested", "members", "announced", "endless"],
 )
-def test_what_time_does_not_mend_is_a_dead_letter(server: LogServer, path: str, reason: str) -> None:
+def test_an_unusable_log_is_a_dead_letter(
+    server: LogServer, body: bytes | None, headers: dict[str, str], reason: str
+) -> None:
     assert reason in REJECTED
-    server.bomb = bomb(64 * MIB)
+    if body is not None:
+        server.answers = {"/endless": (200, body, headers)}
     policy = allow(server, max_bytes=2 * MIB, max_wire_bytes=MIB, threads=1)
-    started = time.monotonic()
     tracemalloc.start()
     try:
-        logs, settled = run(policy, f"{server.url}/{path}")
+        logs, settled = run(policy, f"{server.url}/endless")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert (logs, only(settled)) == ([], ("dead_letter", reason))
     assert settled[0].payload is not None
     assert settled[0].not_before_us is None
-    assert time.monotonic() - started < 5
     assert peak < 12 * MIB
 
 
 @pytest.mark.parametrize("path", ["drip", "dripheader", "stall"])
 def test_slow_logs_end_in_time(server: LogServer, path: str) -> None:
-    started = time.monotonic()
-    logs, settled = run(allow(server, read_s=0.5, total_s=0.8), f"{server.url}/{path}")
-    took = time.monotonic() - started
+    logs, settled = run(allow(server, read_s=0.2, total_s=0.3), f"{server.url}/{path}")
     assert (logs, only(settled)) == ([], ("deferred", "log_timeout"))
-    assert took < 1.2
 
 
 def test_a_slow_host_does_not_hold_up_the_others(server: LogServer) -> None:
     with serving() as slow:
         urls = [f"{slow.url}/stall/{number}" for number in range(40)] + [f"{server.url}/gz/{n}" for n in range(40)]
-        started = time.monotonic()
-        logs, settled = run(allow(server, slow, read_s=0.5, total_s=0.5), *urls)
-        took = time.monotonic() - started
+        logs, settled = run(allow(server, slow, read_s=0.2, total_s=0.2), *urls)
     assert logs == [LOG] * 40
     assert [(outcome.kind, outcome.reason) for outcome in settled] == [("deferred", "log_timeout")] * 40
-    assert took < 1.5  # not 40 × 0.5 s ÷ 16
     assert sum(slow.asked.values()) <= 11  # half of the threads, and three that follow a timeout
     assert {outcome.detail for outcome in settled} > {"its host timed out for other logs"}
+
+
+def test_redirects_without_end_are_a_dead_letter(server: LogServer) -> None:
+    server.redirect("/round", "/round")
+    assert only(run(allow(server), f"{server.url}/round")[1]) == ("dead_letter", "too_many_redirects")
 
 
 @pytest.mark.parametrize(
@@ -198,9 +200,7 @@ def test_a_host_is_left_after_four_timeouts_in_a_row(server: LogServer, paths: s
 
 def test_a_batch_has_an_end(server: LogServer) -> None:
     urls = [f"{server.url}/drip/{number}" for number in range(6)]
-    started = time.monotonic()
-    _, settled = run(allow(server, threads=1, total_s=0.3, batch_s=0.5, delays_s=(1,)), *urls, attempts=2)
-    assert time.monotonic() - started < 1.5
+    _, settled = run(allow(server, threads=1, total_s=0.2, batch_s=0.3, delays_s=(1,)), *urls, attempts=2)
     kinds = [(outcome.kind, outcome.reason) for outcome in settled]
     assert kinds == [("dead_letter", "log_timeout")] * 2 + [("deferred", "batch_full")] * 4
 
@@ -218,21 +218,24 @@ def test_the_logs_of_a_batch_have_a_limit_together(server: LogServer) -> None:
 
 
 @pytest.mark.engines
-def test_objects_below_a_prefix(s3: Any) -> None:
+def test_objects_and_folders_below_a_prefix(s3: Any) -> None:
     import boto3
 
     bucket = s3.bucket().removeprefix("s3://")
     client = boto3.client("s3")
-    for key, body in {"zuul/a b.gz": gzip.compress(LOG), "zuul2/a": LOG, "zuul/large": bytes(3000)}.items():
+    bodies = {"zuul/a b.gz": GZIP, "zuul2/a": LOG, "zuul/large": bytes(3000), "zuul/1/logs/dstat-csv.log": GZIP}
+    for key, body in bodies.items():
         client.put_object(Bucket=bucket, Key=key, Body=body)
     policy = FetchPolicy(s3_prefixes=(f"s3://{bucket}/zuul",), max_wire_bytes=2000)
-    assert run(policy, f"s3://{bucket}/zuul/a b.gz") == ([LOG], [])
+    assert run(policy, f"s3://{bucket}/zuul/a b.gz", f"s3://{bucket}/zuul/1/") == ([LOG] * 2, [])
     expected = {
         f"s3://{bucket}/zuul2/a": ("dead_letter", "address_not_allowed"),
         f"s3://{bucket}/zuul/../zuul2/a": ("dead_letter", "bad_address"),
         f"s3://other-{bucket}/zuul/a b.gz": ("dead_letter", "address_not_allowed"),
         f"s3://{bucket}/zuul/large": ("dead_letter", "log_too_large"),
         f"s3://{bucket}/zuul/none": ("deferred", "log_not_found"),
+        f"s3://{bucket}/zuul/none/": ("deferred", "log_not_found"),
+        f"s3://{bucket}/zuul2/": ("dead_letter", "address_not_allowed"),
     }
     logs, settled = run(policy, *expected)
     assert logs == []
@@ -264,40 +267,3 @@ def test_fetch_keeps_its_connections(server: LogServer) -> None:
         assert len(fetch(batch, policy, NOW).pending_runs) == 4
     assert len(server.peers) <= 2
     assert fetch(Batch(None), policy, NOW) == Batch(None)
-
-
-def test_policy_files(tmp_path: Path) -> None:
-    path = tmp_path / "fetch.toml"
-    path.write_text('hosts = ["logs.example.org"]\nmax_bytes = 1000\ndelays_s = [1, 2.5]\n')
-    policy = FetchPolicy.load(path, threads=3)
-    assert policy == FetchPolicy(hosts=("logs.example.org",), max_bytes=1000, delays_s=(1, 2.5), threads=3)
-    assert policy.allowing(hosts=("http://127.0.0.1:1",)).hosts == ("logs.example.org", "http://127.0.0.1:1")
-    assert FetchPolicy.load() == FetchPolicy()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("host = ['h']", "host: unknown key"),
-        ("hosts = 'h'", "hosts: expected array, got str"),
-        ("hosts = [3]", "hosts.0: expected str, got int"),
-        ("hosts = ['http://h/path']", "allowed host 'http://h/path'"),
-        ("s3_prefixes = ['logs/']", "not s3://bucket/prefix"),
-        ("log_paths = []", "log_paths: expected array of length >= 1"),
-        ("threads = 0", "threads: expected int >= 1"),
-        ("total_s = true", "total_s: expected float, got bool"),
-        ("delays_s = ['1']", "delays_s.0: expected float, got str"),
-        ("max_batch_bytes = 5", "max_batch_bytes: must be at least max_bytes"),
-        ("delays_s = [-1]", "delays_s.0: expected float >= 0"),
-        ("ca_file = 3", "ca_file: expected str, got int"),
-        ("hosts = [", "Invalid value"),
-    ],
-)
-def test_mistakes_in_policy_files_are_one_line(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "fetch.toml"
-    path.write_text(text)
-    with pytest.raises(CimlError) as caught:
-        FetchPolicy.load(path)
-    assert str(caught.value).startswith(str(path))
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ciml.errors import CimlError
 from ciml.limits import MAX_LOG_REQUESTS
 from ciml.transforms.fetch.policy import LOG_PATHS, FetchPolicy
 from tests.transforms.fetch.fetching import MIB, allow, only, run
-from tests.transforms.fetch.log_server import LOG, LogServer, bomb, serving
+from tests.transforms.fetch.log_server import LOG, LogServer, bomb
 
 
 @pytest.mark.parametrize("path", LOG_PATHS)
@@ -46,16 +43,11 @@ def test_what_is_forbidden_may_be_absent(server: LogServer) -> None:
     assert (outcome.reason, "403" in outcome.detail) == ("log_forbidden", True)
 
 
-@pytest.mark.parametrize(
-    ("status", "expected", "requests"),
-    [(500, ("deferred", "log_unavailable"), 4), (429, ("deferred", "log_unavailable"), 2)],
-)
-def test_what_is_no_absence_ends_the_search(
-    server: LogServer, status: int, expected: tuple[str, str], requests: int
-) -> None:
+@pytest.mark.parametrize(("status", "requests"), [(500, 3), (429, 2)])
+def test_what_is_no_absence_ends_the_search(server: LogServer, status: int, requests: int) -> None:
     server.answers = {f"/x/{LOG_PATHS[1]}": (status, b"", {}), f"/x/{LOG_PATHS[2]}": (200, LOG, {})}
-    assert only(run(allow(server), f"{server.url}/x/")[1]) == expected
-    assert sum(server.asked.values()) == requests - (status == 500)
+    assert only(run(allow(server), f"{server.url}/x/")[1]) == ("deferred", "log_unavailable")
+    assert sum(server.asked.values()) == requests
 
 
 def test_a_bad_log_ends_the_search(server: LogServer) -> None:
@@ -66,10 +58,9 @@ def test_a_bad_log_ends_the_search(server: LogServer) -> None:
 def test_a_folder_has_the_time_of_one_log(server: LogServer) -> None:
     url = f"{server.url}/x/"
     paths = tuple(f"{number}" for number in range(10))
-    server.slow_s = 0.2
-    started = time.monotonic()
-    assert only(run(allow(server, log_paths=paths, total_s=0.7), url)[1]) == ("deferred", "log_timeout")
-    assert time.monotonic() - started < 1.5
+    server.slow_s = 0.1
+    assert only(run(allow(server, log_paths=paths, total_s=0.3), url)[1]) == ("deferred", "log_timeout")
+    assert len(server.asked) <= 4
 
 
 def test_a_folder_has_a_number_of_requests(server: LogServer) -> None:
@@ -78,20 +69,9 @@ def test_a_folder_has_a_number_of_requests(server: LogServer) -> None:
     for path in paths:
         hops = [f"/x/{path}", *(f"/hop/{path}/{number}" for number in range(4))]
         for here, there in itertools.pairwise(hops):
-            server.answers[here] = (302, b"", {"Location": there})
+            server.redirect(here, there)
     assert only(run(allow(server, log_paths=paths), f"{server.url}/x/")[1]) == ("dead_letter", "too_many_redirects")
     assert sum(server.asked.values()) == MAX_LOG_REQUESTS
-
-
-def test_a_host_of_folders_has_its_share_and_is_left_when_slow(server: LogServer) -> None:
-    with serving() as slow:
-        slow.slow_s = 5.0
-        urls = [f"{slow.url}/{number}/" for number in range(40)] + [f"{server.url}/gz/{n}" for n in range(40)]
-        started = time.monotonic()
-        logs, settled = run(allow(server, slow, read_s=0.5, total_s=0.5), *urls)
-        took = time.monotonic() - started
-        assert sum(slow.asked.values()) <= 16
-    assert (logs, {each.reason for each in settled}, took < 2) == ([LOG] * 40, {"log_timeout"}, True)
 
 
 def test_an_address_with_a_query_is_no_folder(server: LogServer) -> None:
@@ -115,33 +95,3 @@ def test_folders_of_files(tmp_path: Path) -> None:
     assert [(each.kind, each.reason) for each in settled] == [("deferred", "log_not_found")] * 2 + [
         ("dead_letter", "address_not_allowed")
     ] * 4
-
-
-@pytest.mark.engines
-def test_folders_in_s3(s3: Any) -> None:
-    import boto3
-
-    bucket = s3.bucket()
-    client = boto3.client("s3")
-    for key, body in {
-        "zuul/1/logs/dstat-csv.log": LOG,
-        "zuul/2/dool.csv": gzip.compress(LOG),
-        "b/dool.csv": LOG,
-    }.items():
-        client.put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=body)
-    policy = FetchPolicy(s3_prefixes=(f"{bucket}/zuul",))
-    assert run(policy, f"{bucket}/zuul/1/", f"{bucket}/zuul/2/") == ([LOG] * 2, [])
-    assert only(run(policy, f"{bucket}/zuul/3/")[1]) == ("deferred", "log_not_found")
-    assert only(run(policy, f"{bucket}/b/")[1]) == ("dead_letter", "address_not_allowed")
-
-
-@pytest.mark.parametrize("path", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\nb", "a" * 201])
-def test_paths_that_lead_elsewhere_are_no_paths(path: str) -> None:
-    with pytest.raises(CimlError, match=r"^fetch policy: log_paths: '.* must be a relative path"):
-        FetchPolicy.from_json({"log_paths": [path]})
-
-
-def test_the_number_of_paths_is_limited() -> None:
-    for paths in ((), tuple(map(str, range(17)))):
-        with pytest.raises(CimlError, match=r"log_paths: expected array of length (>= 1|<= 16)"):
-            FetchPolicy.from_json({"log_paths": paths})

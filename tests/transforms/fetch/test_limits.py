@@ -33,7 +33,8 @@ def try_size(server: LogServer, tmp_path: Path) -> Callable[[str, int], str]:
         return fetched(allow(server, max_wire_bytes=1000), f"{server.url}/log")
 
     def redirected(count: int) -> str:
-        server.answers = {f"/{number}": (302, b"", {"Location": f"/{number - 1}"}) for number in range(1, count + 1)}
+        for number in range(1, count + 1):
+            server.redirect(f"/{number}", f"/{number - 1}")
         server.answers["/0"] = (200, LOG, {})
         return fetched(allow(server), f"{server.url}/{count}")
 

@@ -11,6 +11,10 @@ import pyarrow as pa
 
 from ciml.errors import RejectedInput
 
+REASONS = {
+    "not_telemetry", "empty_telemetry", "no_time", "ambiguous_time", "log_too_wide", "log_too_large", "corrupt_gzip",
+    "too_many_restarts", "outside_run",
+}  # fmt: skip
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -83,3 +87,17 @@ def compare(table: pa.Table | RejectedInput, text: bytes) -> None:
     for name, column in values.items():
         assert table.column(name).to_pylist() == column, name
     assert table.schema.metadata[b"dropped_rows"] == str(dropped).encode()
+
+
+def sound(result: pa.Table | RejectedInput) -> None:
+    """Asserts that a result is a valid table or has a known reason."""
+    if isinstance(result, RejectedInput):
+        assert result.reason in REASONS
+        return
+    assert result.num_rows > 0
+    assert result.column("time").null_count == 0
+    assert result.column("boot").null_count == 0
+    assert len(set(result.column_names)) == result.num_columns
+    values = [value for name in result.column_names[2:] for value in result.column(name).to_pylist()]
+    assert all(value is None or math.isfinite(value) for value in values)
+    assert any(value is not None for value in values)

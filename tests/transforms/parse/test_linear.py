@@ -14,6 +14,7 @@ from ciml.telemetry import short_names, unique_names
 from ciml.transforms.live.samples import Part, unseen
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.growth import assert_linear
+from tests.transforms.parse.parse_oracle import sound
 
 HEAD = b'"Cmdline:","dstat -tl",,,,"Date:","24 Nov 2026 12:00:00 UTC"\n"system","load avg",,\n"time","1m","5m","15m"\n'
 ROW = b"24-11 12:00:00,1,2,3\n"
@@ -125,6 +126,7 @@ def test_a_log_that_grows_eightfold_takes_no_more_than_twenty_times_the_cpu(shap
         read_columns.cache_clear()
         parse_logs([Log(data, NOON_US, NOON_US + 3_600_000_000)])
 
+    sound(parse_logs([Log(make(size), NOON_US)])[0])
     assert_linear(make, work, size)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import random
 from pathlib import Path
 
@@ -47,20 +46,12 @@ def check(golden: Golden, table: pa.Table | RejectedInput) -> None:
     assert int(metadata[b"dropped_rows"]) == golden.dropped
 
 
-@pytest.mark.parametrize("name", GOLDEN)
-def test_golden_log(name: str) -> None:
-    check(GOLDEN[name], parse_logs([log_of(GOLDEN[name])])[0])
-
-
-def test_golden_logs_in_one_batch() -> None:
-    for golden, table in zip(GOLDEN.values(), parse_logs([log_of(g) for g in GOLDEN.values()]), strict=True):
+@pytest.mark.parametrize("batch_bytes", [1, 2000, ParseLimits().batch_bytes])
+def test_golden_logs_in_batches_of_any_size(batch_bytes: int) -> None:
+    tables = parse_logs([log_of(golden) for golden in GOLDEN.values()], ParseLimits(batch_bytes=batch_bytes))
+    for golden, table in zip(GOLDEN.values(), tables, strict=True):
         check(golden, table)
-
-
-def test_golden_logs_in_small_batches() -> None:
-    limits = ParseLimits(batch_bytes=2000)
-    for golden, table in zip(GOLDEN.values(), parse_logs([log_of(g) for g in GOLDEN.values()], limits), strict=True):
-        check(golden, table)
+    assert parse_logs([]) == []
 
 
 @pytest.mark.parametrize("path", sorted(make_logs.FOLDER.glob("*.log")), ids=lambda path: path.stem)
@@ -136,12 +127,9 @@ def test_a_restart_with_the_same_columns_is_one_series() -> None:
     assert table.column("boot").to_pylist() == [True, False, False, False] * 2
     assert table.schema.metadata[b"starts"] == b"2"
     assert table.schema.metadata[b"null_cells"] == b"0"
-
-
-def test_a_header_again_without_any_preamble_is_a_restart() -> None:
-    data = GOLDEN["dstat-074"].data
-    rows = data[data.index(b'"system"') :]
-    assert parse(data + rows).column("boot").to_pylist() == [True, False, False, False] * 2
+    rows = GOLDEN["dstat-074"].data
+    table = parse(rows + rows[rows.index(b'"system"') :])  # a header without any preamble
+    assert table.column("boot").to_pylist() == [True, False, False, False] * 2
 
 
 def test_words_before_the_banner_and_carriage_returns_do_no_harm() -> None:
@@ -199,13 +187,10 @@ def test_refused(data: bytes, reason: str) -> None:
     assert result.detail
 
 
-def test_a_refused_log_leaves_its_neighbours_alone() -> None:
-    golden = GOLDEN["dstat-074"]
-    results = parse_logs([log_of(golden), Log(HEAD), Log(HEAD + b"x\n" * 50), log_of(golden)])
-    check(golden, results[0])
-    check(golden, results[3])
-    assert [r.reason for r in results[1:3] if isinstance(r, RejectedInput)] == ["empty_telemetry", "empty_telemetry"]
-
-
-def test_no_logs() -> None:
-    assert parse_logs([]) == []
+def test_a_text_has_at_most_the_limit_of_bytes_packed_or_not() -> None:
+    data = GOLDEN["dstat-074"].data
+    for log in (Log(data), Log(gzip.compress(data))):
+        within, beyond = (parse_logs([log], ParseLimits(len(data) - less))[0] for less in (0, 1))
+        assert isinstance(within, pa.Table)
+        assert isinstance(beyond, RejectedInput)
+        assert beyond.reason == "log_too_large"

@@ -1,0 +1,95 @@
+"""Policy files: what is set, and mistakes, each reported in one line that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ciml.errors import CimlError
+from ciml.transforms.fetch.policy import Credential, FetchPolicy
+
+
+def test_policy_files(tmp_path: Path) -> None:
+    path = tmp_path / "fetch.toml"
+    path.write_text('hosts = ["logs.example.org"]\nmax_bytes = 1000\ndelays_s = [1, 2.5]\n')
+    policy = FetchPolicy.load(path, threads=3)
+    assert policy == FetchPolicy(hosts=("logs.example.org",), max_bytes=1000, delays_s=(1, 2.5), threads=3)
+    assert policy.allowing(hosts=("http://127.0.0.1:1",)).hosts == ("logs.example.org", "http://127.0.0.1:1")
+    assert FetchPolicy.load() == FetchPolicy()
+
+
+PATH = "must be a relative path"
+NAME = "may hold {id}, {job} and {attempt}"
+ONE_OF = "name one of token_file, token_env"
+ONE_HOST = "must be one host over https, without a wildcard"
+BOTH = "user and password_file belong together"
+MISTAKES = [
+    ("host = ['h']", "host: unknown key"),
+    ("hosts = 'h'", "hosts: expected array, got str"),
+    ("hosts = [3]", "hosts.0: expected str, got int"),
+    ("hosts = ['http://h/path']", "allowed host 'http://h/path'"),
+    ("s3_prefixes = ['logs/']", "not s3://bucket/prefix"),
+    ("threads = 0", "threads: expected int >= 1"),
+    ("total_s = true", "total_s: expected float, got bool"),
+    ("delays_s = ['1']", "delays_s.0: expected float, got str"),
+    ("max_batch_bytes = 5", "max_batch_bytes: must be at least max_bytes"),
+    ("delays_s = [-1]", "delays_s.0: expected float >= 0"),
+    ("ca_file = 3", "ca_file: expected str, got int"),
+    ("hosts = [", "Invalid value"),
+    ("log_paths = []", "log_paths: expected array of length >= 1"),
+    (f"log_paths = {list('abcdefghijklmnopq')}", "log_paths: expected array of length <= 16"),
+    *((f"log_paths = [{path!r}]", PATH) for path in ("", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a" * 201)),
+    ('log_paths = ["a\\nb"]', PATH),
+    *((f"artifact_names = ['{name}']", NAME) for name in ("ciml-{x}", "{", "a}", "{id", "{}", "{id}}")),
+    ("credentials = 'x'", "credentials: expected array, got str"),
+    ("credentials = [3]", "credentials.0: expected object, got int"),
+    ("[[credentials]]\nhost = 'h'", ONE_OF),
+    ("[[credentials]]\nhost = 'h'\ntoken_file = 'a'\ntoken_env = 'b'", ONE_OF),
+    ("[[credentials]]\nhost = 'h'\ntoken = 'ghp_secret'", "credentials.0.token: unknown key"),
+    ("[[credentials]]\ntoken_env = 'b'", "credentials.0.host: is missing"),
+    ("[[credentials]]\nhost = '*.h.org'\ntoken_env = 'b'", ONE_HOST),
+    ("[[credentials]]\nhost = 'http://h'\ntoken_env = 'b'", ONE_HOST),
+    ("[[credentials]]\nhost = 'h/a'\ntoken_env = 'b'", "allowed host 'h/a'"),
+    ("[[credentials]]\nhost = 'h'\ntoken_env = 'b'\nheader = 'a b'", "is not a header for credentials"),
+    ("[[credentials]]\nhost = 'h'\ntoken_env = 'b'\nheader = 'Host'", "is not a header for credentials"),
+    ("[[credentials]]\nhost = 'h'\ntoken_env = 'b'\nprefix = \"a\\nb\"", "prefix: must be printable ASCII"),
+    ("[[credentials]]\nhost = 'h'\nuser = 'u'\ntoken_env = 'b'", BOTH),
+    ("[[credentials]]\nhost = 'h'\npassword_file = 'p'", BOTH),
+    ("[[credentials]]\nhost = 'h'\nuser = 'a:b'\npassword_file = 'p'", "user: must be printable, without a colon"),
+    ("[[credentials]]\nhost = 'h'\nuser = 'a'\npassword_file = 'p'\nprefix = 'x'", "neither header nor prefix"),
+    (
+        "[[credentials]]\nhost = 'h'\ntoken_env = 'b'\n[[credentials]]\nhost = 'H:443'\ntoken_env = 'c'",
+        "two are of the host",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES)
+def test_mistakes_in_policy_files_are_one_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "fetch.toml"
+    path.write_text(text)
+    with pytest.raises(CimlError) as caught:
+        FetchPolicy.load(path)
+    assert str(caught.value).startswith(str(path))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "ghp_secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["", "\n", "a b", "a\nb", "a\r\nX-Evil: 1", "é", "a\0", "x" * 20_000])
+def test_what_is_no_token_is_reported_without_it(tmp_path: Path, token: str) -> None:
+    (tmp_path / "token").write_text(token)
+    credential = Credential("h.example.org", token_file=str(tmp_path / "token"))
+    with pytest.raises(CimlError) as caught:
+        FetchPolicy(credentials=(credential,)).check()
+    assert str(tmp_path / "token") in str(caught.value)
+    assert "Evil" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_secret_is_reported_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_TOKEN", raising=False)
+    with pytest.raises(CimlError, match=r"the credential of h.example.org: the variable NO_TOKEN is not set"):
+        FetchPolicy(credentials=(Credential("h.example.org", token_env="NO_TOKEN"),)).check()
