@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +16,6 @@ from ciml.events.records import Message
 from ciml.events.samples import End, Samples, decode, to_table
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.kafka.broker import list_topic
-from ciml.recorder.sampler import find_dool
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.faults.broker import Broker
@@ -65,13 +64,12 @@ def parsed(log: Path) -> pa.Table:
     return table
 
 
-@pytest.mark.parametrize("dool", [find_dool(), ""], ids=["dool", "proc"])
-def test_a_run_arrives_whole(kafka: str, topic: Callable[..., str], tmp_path: Path, dool: str) -> None:
+def test_a_run_arrives_whole(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
     samples, ci_events, logs = topic(name="samples"), topic(name="events"), tmp_path / "lo gs"
     done = record(
         tmp_path / "spool", "--kafka", kafka, "--samples-topic", samples, "--topic", ci_events, "--log-dir", str(logs),
         "--job", "unit tests", "--run-id", "b/1", "--source", "zuul", "--label", "change=42", "--label", "size=3",
-        "--label", "pipeline=gate", command=["sh", "-c", "sleep 2.2; exit 3"], env={"CIML_DOOL": dool},
+        "--label", "pipeline=gate", command=["sh", "-c", "sleep 2.2; exit 3"], env={"CIML_DOOL": ""},
     )  # fmt: skip
     assert done.returncode == 3
     assert list((tmp_path / "spool").iterdir()) == []
@@ -99,20 +97,13 @@ def test_a_run_arrives_whole(kafka: str, topic: Callable[..., str], tmp_path: Pa
     assert fetched == [gzip.decompress(log.read_bytes())]
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A broker of our own, to be killed."""
-    one = Broker(tmp_path_factory.mktemp("broker"))
-    yield one
-    one.kill()
-
-
-def test_a_broker_that_comes_and_goes_loses_no_sample(broker: Broker, tmp_path: Path) -> None:
+def test_a_broker_that_is_killed_loses_no_sample(tmp_path: Path) -> None:
+    broker = Broker(tmp_path / "broker")
     engines.create_topics(broker.address, {"samples": 1, "ci-events": 1})
     logs, spool = tmp_path / "logs", tmp_path / "spool"
     options = ("--kafka", broker.address, "--log-dir", str(logs), "--job", "job", "--run-id", "1")
     process = subprocess.Popen(
-        [*recorder(spool, *options, "--flush", "1s"), "sh", "-c", "read x; read x"],
+        [*recorder(spool, *options, "--flush", "1s"), "sh", "-c", "read x"],
         stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
     assert process.stdin is not None
@@ -128,18 +119,12 @@ def test_a_broker_that_comes_and_goes_loses_no_sample(broker: Broker, tmp_path: 
     broker.kill()
     before = rows()
     wait_for(lambda: rows() >= before + 2)  # it goes on recording
-    broker.start()
-    wait_for(lambda: arrived() >= before + 2, 60)  # and brings what was missed
-    broker.kill()
-    before = rows()
-    wait_for(lambda: rows() >= before + 2)
-    process.stdin.write("x\nx\n")
+    process.stdin.write("x\n")
     process.stdin.flush()
     _, reported = process.communicate(timeout=30)
     assert process.returncode == 0
     assert f"kept in {log.parent} for the next ciml record, or ciml record --send" in reported
 
-    assert record(spool, "--kafka", broker.address, "--send", "--flush", "100ms", command=[]).returncode == 3
     broker.start()
     done = record(spool, "--kafka", broker.address, "--send", "--flush", "30s", command=[])
     assert done.returncode == 0, done.stderr
@@ -152,6 +137,7 @@ def test_a_broker_that_comes_and_goes_loses_no_sample(broker: Broker, tmp_path: 
     assert [event.type for event in found if event.type == FINISHED] == [FINISHED]
     assert len({event.key for event in found}) == 2
     assert found[-1].run_facts[0].result == "SUCCESS"
+    broker.kill()
 
 
 def test_no_secret_is_printed_or_stored(tmp_path: Path) -> None:
@@ -168,21 +154,3 @@ def test_no_secret_is_printed_or_stored(tmp_path: Path) -> None:
     kept = [path.read_bytes() for path in spool.glob("*/*")]
     assert len(kept) >= 4
     assert not any(secret.encode() in each for each in [done.stderr.encode(), done.stdout.encode(), *kept])
-
-
-def test_a_run_in_s3(kafka: str, topic: Callable[..., str], s3: object, tmp_path: Path) -> None:
-    from ciml.storage import open_store
-
-    samples, ci_events = topic(name="samples"), topic(name="events")
-    place = f"{s3.bucket()}/ci"  # type: ignore[attr-defined]
-    done = record(
-        tmp_path / "spool", "--kafka", kafka, "--samples-topic", samples, "--topic", ci_events, "--log-dir", place,
-        "--job", "unit", "--run-id", "1", "--flush", "20s", command=["true"],
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "spool").iterdir()) == []
-    assert events(kafka, ci_events)[-1].run_facts[0].log_url == f"{place}/unit/record~1~1/dstat-csv_log.txt.gz"
-    (path,) = open_store(place).list()
-    (table,) = parse_logs([Log(open_store(place).read(path))])
-    assert isinstance(table, pa.Table)
-    assert table.num_rows >= 1

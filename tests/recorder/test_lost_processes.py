@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import resource
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +77,6 @@ def test_what_is_left_when_all_is_killed_comes_in_with_the_next(tmp_path: Path) 
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-def test_the_next_recorder_brings_what_the_last_one_left(tmp_path: Path) -> None:
-    spool, logs_there = tmp_path / "spool", tmp_path / "logs"
-    logs_there.write_text("a file, where a folder is to be")
-    options = ("--log-dir", str(logs_there), "--flush", "100ms", "--job")
-    done = record(spool, *options, "first", command=["sh", "-c", "exit 3"])
-    assert done.returncode == 3
-    assert "not everything was sent" in done.stderr
-    assert len(list(spool.iterdir())) == 1
-    logs_there.unlink()
-    assert record(spool, *options, "second", command=["sleep", "0.5"]).returncode == 0
-    assert sorted(path.parts[-3] for path in logs_there.glob("*/*/*.gz")) == ["first", "second"]
-    assert list(spool.iterdir()) == []
-
-
 def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:
     process = start(tmp_path, "sh", "-c", "read x; exit 5")
     for _ in range(2):
@@ -126,25 +108,6 @@ def test_proc_goes_on_where_dool_dies(tmp_path: Path) -> None:
     assert sum(table.column("boot").to_pylist()) == 2
 
 
-def test_a_full_disk_costs_samples_and_no_command(tmp_path: Path) -> None:
-    """A limit on the size of files is a full disk of the recorder's own: the command takes it off."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
-
-    script = (
-        f"import resource, time; resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1)); time.sleep(3.2); "
-        f"open({str(tmp_path / 'out')!r}, 'w').write('x' * 5000)"
-    )
-    done = record(tmp_path / "spool", command=[sys.executable, "-c", script], preexec_fn=limit)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out").stat().st_size == 5000
-    assert re.search("cannot record a sample: .*log.txt: .*; retrying", done.stderr)
-    (log,) = logs(tmp_path)
-    assert log.stat().st_size <= 1024
-    assert log.read_bytes().endswith(b"\n")
-
-
 def test_without_a_spool_the_command_runs_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = record(tmp_path / "file" / "spool", command=["sh", "-c", "echo x; exit 9"])
@@ -154,9 +117,7 @@ def test_without_a_spool_the_command_runs_all_the_same(tmp_path: Path) -> None:
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     """No process and no open pipe is left, so a reader of the output is not blocked."""
-    began = time.monotonic()
     done = record(tmp_path / "spool", command=["sh", "-c", "echo $PPID"])
-    assert time.monotonic() - began < 30
     assert not psutil.pid_exists(int(done.stdout))
     assert [each.pid for each in psutil.process_iter(["environ", "cmdline"])
             if str(tmp_path) in " ".join(each.info["cmdline"] or ())] == []  # fmt: skip

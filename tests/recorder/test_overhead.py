@@ -45,7 +45,7 @@ encode_piece("zuul~1~1", Piece(10**15, 0, ("load avg:1m",), [10**15], [True], [[
 def test_a_recorder_takes_less_than_a_fiftieth_of_a_core(tmp_path: Path, dool: str | None) -> None:
     """Two lengths of the same, so that what a start costs is not counted: docs/record.md has both."""
     seconds = []
-    for length in (1, 9):
+    for length in (1, 5):
         options = ["-q", "--log-dir", str(tmp_path / "logs")]
         argv = [*recorder(tmp_path / "spool", *options), "sleep", str(length)]
         env = environment(**({} if dool is None else {"CIML_DOOL": dool}))
@@ -53,4 +53,4 @@ def test_a_recorder_takes_less_than_a_fiftieth_of_a_core(tmp_path: Path, dool: s
         _, status, used = os.wait4(pid, 0)
         assert status == 0
         seconds.append(used.ru_utime + used.ru_stime)
-    assert (seconds[1] - seconds[0]) / 8 < 0.02
+    assert (seconds[1] - seconds[0]) / 4 < 0.02

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,19 +60,6 @@ def taken(spool: Path) -> Recording:
         recording = Recording.take(opened, name)
     assert recording is not None
     return recording
-
-
-@pytest.mark.engines
-def test_a_recording_is_sent_to_the_broker_that_it_names(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
-    from tests.recorder.test_spool import finished
-
-    events, samples, spool = topic(name="events"), topic(name="samples"), tmp_path / "spool"
-    plant(spool, kafka=kafka, events_topic=events, samples_topic=samples, log_dir=str(tmp_path / "logs"))
-    done = record(spool, "--send", "--flush", "30s", command=[])
-    assert (done.returncode, list(spool.iterdir())) == (0, []), done.stderr
-    run = finished(kafka, events)["zuul~planted~1"]
-    assert (run["labels"], "pipeline" in run) == ({"recording": "unsealed"}, False)
-    assert len(list((tmp_path / "logs").glob("*/*/*.gz"))) == 1
 
 
 @pytest.mark.parametrize("form", ["options", "file", "variable"])

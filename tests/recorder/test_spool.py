@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from ciml.kafka import KafkaOptions
-from ciml.limits import MAX_RECORDER_LOG_BYTES, MAX_RECORDING_LOG_BYTES, MAX_SPOOL_BYTES, MAX_SPOOL_ENTRIES, MIB
+from ciml.limits import MAX_RECORDER_LOG_BYTES, MIB
 from ciml.recorder import Settings
 from ciml.recorder.spool.folder import open_private
 from ciml.recorder.spool.recording import Destination, Recording
 from ciml.recorder.spool.seals import POLICY_FACTS, is_sealed, plan_for_command, seal_recording, secrets_of
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.trust import FACTS as FACTS_OF_TRUST
-from tests.recorder.planted import GATE, T0_US, TELEMETRY, plant, planted_facts
+from tests.recorder.planted import GATE, T0_US, plant, planted_facts
 from tests.recorder.recorded import record
 
 NOBODY = 65534
@@ -55,43 +55,7 @@ def record_beside(
     return record(spool, *own, *options, command=["sleep", sleep], env={"CIML_DOOL": ""}, **more)
 
 
-@pytest.mark.engines
-def test_a_planted_recording_is_not_sent_with_the_credentials_of_the_next_job(
-    kafka: str, topic: Callable[..., str], tmp_path: Path, logs: Path
-) -> None:
-    samples, own, other = topic(name="samples"), topic(name="events"), topic(name="other")
-    spool = tmp_path / "spool"
-    places = {"kafka": kafka, "samples_topic": samples, "log_dir": str(logs)}
-    planted = [
-        plant(spool, f"{T0_US}-1", **places, events_topic=own),
-        plant(spool, f"{T0_US}-2", **places, events_topic=other, mention=planted_facts("elsewhere")),
-    ]
-    done = record_beside(spool, logs, "--kafka", kafka, *SECRET, "--samples-topic", samples, "--topic", own, sleep="5")
-    assert done.returncode == 0
-    assert set(finished(kafka, own)) == {"zuul~own~1"}
-    assert finished(kafka, other) == {}
-    assert logs_of(logs) == ["zuul~own~1"]
-    assert sorted(spool.iterdir()) == planted
-    assert f"{planted[0]} is not sealed with these credentials; use ciml record --send" in done.stderr
-
-
-@pytest.mark.engines
-def test_a_recording_without_a_seal_has_no_trusted_fact(
-    kafka: str, topic: Callable[..., str], tmp_path: Path, logs: Path
-) -> None:
-    """Where no credentials are needed, an earlier job could have sent it, but it is not known who did."""
-    samples, own = topic(name="samples"), topic(name="events")
-    spool = tmp_path / "spool"
-    places = {"kafka": kafka, "samples_topic": samples, "log_dir": str(logs)}
-    claimed = planted_facts(fork="no", owner="ada", subjects=["change:demo/7"])
-    plant(spool, f"{T0_US}-1", **places, events_topic=own, mention=claimed)
-    done = record_beside(spool, logs, "--kafka", kafka, "--samples-topic", samples, "--topic", own, sleep="6")
-    assert done.returncode == 0
-    runs = finished(kafka, own)
-    assert set(runs) == {"zuul~own~1", "zuul~planted~1"}
-    assert {name: runs["zuul~planted~1"].get(name, "") for name in GATE} == dict.fromkeys(GATE, "")
-    assert runs["zuul~planted~1"]["labels"] == {"recording": "unsealed"}
-    assert list(spool.iterdir()) == []
+def test_the_policy_facts_are_those_of_the_trust_policy() -> None:
     assert set(POLICY_FACTS) == set(FACTS_OF_TRUST) - {"source"}
 
 
@@ -175,147 +139,31 @@ def test_secrets_are_what_only_the_owner_of_the_credentials_knows(tmp_path: Path
     assert len(set(found)) == len(found)
 
 
-@pytest.mark.engines
-def test_the_command_line_sets_the_destination_of_an_unsealed_recording(
-    kafka: str, topic: Callable[..., str], tmp_path: Path, logs: Path
-) -> None:
-    samples, own, other, spool = topic(name="samples"), topic(name="events"), topic(name="other"), tmp_path / "spool"
-    plant(spool, kafka=kafka, samples_topic=other, events_topic=other, log_dir=str(tmp_path / "its"))
-    done = record(
-        spool, "--send", "--kafka", kafka, *SECRET, "--samples-topic", samples, "--topic", own, "--log-dir", str(logs),
-        command=[],
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert set(finished(kafka, own)) == {"zuul~planted~1"}
-    assert finished(kafka, other) == {}
-    assert logs_of(logs) == ["zuul~planted~1"]
-    assert not (tmp_path / "its").exists()
-
-
-def outside(tmp_path: Path) -> Path:
-    """A file of this user that is none of the spool's."""
-    path = tmp_path / "outside"
-    path.write_bytes(TELEMETRY + b"# it is a secret\n")
-    return path
-
-
-def link_log(folder: Path, tmp_path: Path) -> None:
-    (folder / "dstat-csv_log.txt").unlink()
-    (folder / "dstat-csv_log.txt").symlink_to(outside(tmp_path))
-
-
-def hard_link_log(folder: Path, tmp_path: Path) -> None:
-    (folder / "dstat-csv_log.txt").unlink()
-    (folder / "dstat-csv_log.txt").hardlink_to(outside(tmp_path))
-
-
-def link_run(folder: Path, tmp_path: Path) -> None:
-    (folder / "run.json").rename(tmp_path / "run.json")
-    (folder / "run.json").symlink_to(tmp_path / "run.json")
-
-
-def link_folder(folder: Path, tmp_path: Path) -> None:
-    folder.rename(tmp_path / "elsewhere")
-    folder.symlink_to(tmp_path / "elsewhere")
-
-
-def link_to_itself(folder: Path, tmp_path: Path) -> None:
-    shutil.rmtree(folder)
-    folder.symlink_to(folder)
-
-
-def fifo_log(folder: Path, tmp_path: Path) -> None:
-    (folder / "dstat-csv_log.txt").unlink()
-    os.mkfifo(folder / "dstat-csv_log.txt")
-
-
-def folder_log(folder: Path, tmp_path: Path) -> None:
-    (folder / "dstat-csv_log.txt").unlink()
-    (folder / "dstat-csv_log.txt").mkdir()
-
-
-def fifo_lock(folder: Path, tmp_path: Path) -> None:
-    os.mkfifo(folder / "lock")
-
-
-def huge_log(folder: Path, tmp_path: Path) -> None:
-    os.truncate(folder / "dstat-csv_log.txt", MAX_RECORDING_LOG_BYTES + 1)
-
-
-def file_for_folder(folder: Path, tmp_path: Path) -> None:
-    shutil.rmtree(folder)
-    folder.write_text("a file")
-
-
-def broken_json(folder: Path, tmp_path: Path) -> None:
-    (folder / "run.json").write_text('{"mention": {')
-
-
-def deep_json(folder: Path, tmp_path: Path) -> None:
-    (folder / "run.json").write_text("[" * 100_000)
-
-
-def other_types(folder: Path, tmp_path: Path) -> None:
-    (folder / "run.json").write_text(json.dumps({"mention": {**planted_facts(), "start_us": 10**30, "labels": [1]}}))
-
-
-def upward_run(folder: Path, tmp_path: Path) -> None:
-    content = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**content, "mention": {**planted_facts(), "run_id": "../../x"}}))
-
-
-def more_files(folder: Path, tmp_path: Path) -> None:
-    (folder / "more").mkdir()
-
-
-def without_run(folder: Path, tmp_path: Path) -> None:
-    (folder / "run.json").unlink()
-    os.utime(folder, (T0_US // 10**6 - 10**8,) * 2)
-
-
-SPOILT = (
-    link_log, hard_link_log, link_run, link_folder, link_to_itself, fifo_log, folder_log, fifo_lock, huge_log,
-    file_for_folder, broken_json, deep_json, other_types, upward_run, more_files, without_run,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("spoilt", [SPOILT[at : at + 3] for at in range(0, len(SPOILT), 3)])
-def test_what_is_no_recording_is_reported_and_left_and_recording_goes_on(
-    tmp_path: Path, logs: Path, spoilt: tuple[Callable[[Path, Path], None], ...]
-) -> None:
-    """As many kinds at once as are reported by name: each was read, and kept no later one from being sent."""
-    spool, folders = tmp_path / "spool", []
-    for number, spoil in enumerate(spoilt):
-        folders.append(plant(spool, f"{T0_US + number}-1", log_dir=str(logs), mention=planted_facts(spoil.__name__)))
-        (tmp_path / spoil.__name__).mkdir()
-        spoil(folders[-1], tmp_path / spoil.__name__)
-    plant(spool, f"{T0_US + len(spoilt)}-1", log_dir=str(logs), mention=planted_facts("good"))
-    done = record_beside(spool, logs)
-    assert done.returncode == 0
-    assert logs_of(logs) == ["zuul~good~1", "zuul~own~1"]
-    assert not any(b"secret" in gzip.decompress(path.read_bytes()) for path in logs.glob("*/*/*.gz"))
-    assert sorted(spool.iterdir()) == folders
-    reported = [line for line in done.stderr.splitlines() if line.startswith("ciml record: left in the spool: ")]
-    assert [folder.name for folder in folders if not any(str(folder) in line for line in reported)] == []
-
-
-@pytest.mark.parametrize("place", ["folder", "log"])
-def test_what_belongs_to_another_user_is_left(tmp_path: Path, logs: Path, place: str) -> None:
-    if os.geteuid() != 0:
-        return  # only root can make a file another's; test_an_unreadable_folder… is then a real user's
-    spool = tmp_path / "spool"
-    folder = plant(spool, log_dir=str(logs))
-    os.chown(folder if place == "folder" else folder / "dstat-csv_log.txt", NOBODY, NOBODY)
-    done = record_beside(spool, logs)
-    assert logs_of(logs) == ["zuul~own~1"]
-    assert "ciml record: left in the spool: " in done.stderr
-
-
 def bind_by_permissions() -> None:
     """In a child of root: permission bits hold for it as for every user."""
     if os.geteuid() == 0:
         for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
             assert ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP: from the exec on
+
+
+def test_a_recorder_reports_what_is_no_recording_and_sends_the_next_one_without_trusted_facts(
+    tmp_path: Path, logs: Path
+) -> None:
+    """Where no credentials are needed, an earlier job could have sent it, but it is not known who did."""
+    spool = tmp_path / "spool"
+    folder = plant(spool, log_dir=str(logs))
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+    claimed = planted_facts("good", fork="no", owner="ada", subjects=["change:demo/7"])
+    plant(spool, f"{T0_US + 1}-1", log_dir=str(logs), mention=claimed)
+    done = record_beside(spool, logs)
+    assert done.returncode == 0
+    assert logs_of(logs) == ["zuul~good~1", "zuul~own~1"]
+    assert list(spool.iterdir()) == [folder]
+    assert f"ciml record: left in the spool: {folder}" in done.stderr
+    line = json.loads((logs / "job/zuul~good~1/run.json").read_text())
+    assert {name for name in POLICY_FACTS if line.get(name)} == set()
+    assert line["labels"] == {"recording": "unsealed"}
 
 
 def test_an_unreadable_folder_stops_no_recording(tmp_path: Path, logs: Path) -> None:
@@ -335,56 +183,12 @@ def test_a_spool_that_others_may_use_is_refused_in_one_line(tmp_path: Path) -> N
     spool = tmp_path / "spool"
     spool.mkdir()
     spool.chmod(0o755)
-    (tmp_path / "link").symlink_to(tmp_path / "private")
-    (tmp_path / "private").mkdir(mode=0o700)
-    (tmp_path / "theirs").mkdir(mode=0o700)
-    wanted = {
-        spool: f"{spool} is open to other users (mode 0755); check its content, then run: chmod 700 {spool}",
-        tmp_path / "link": f"{tmp_path / 'link'} is a symbolic link; give the folder itself with --spool",
-    }
-    if os.geteuid() == 0:
-        theirs = tmp_path / "theirs"
-        os.chown(theirs, NOBODY, NOBODY)
-        wanted[theirs] = f"{theirs} belongs to another user (uid {NOBODY}); give a folder of your own with --spool"
-    for path, line in wanted.items():
-        done = record(path, command=["sh", "-c", "exit 5"])
-        assert (done.returncode, done.stderr) == (5, f"ciml record: not recording: {line}\n")
-        assert list(path.iterdir()) == []
-        sent = record(path, "--send", command=[])
-        assert (sent.returncode, sent.stderr) == (2, f"ciml: {line}\n")
-
-
-def test_a_spool_is_made_for_its_user_alone(tmp_path: Path) -> None:
-    spool = tmp_path / "a" / "spool"
-    record(spool, command=["true"])
-    (folder,) = spool.iterdir()
-    assert [path.stat().st_mode & 0o777 for path in (spool, folder)] == [0o700, 0o700]
-
-
-def test_more_entries_than_the_limit_stop_no_recording(tmp_path: Path, logs: Path) -> None:
-    spool = tmp_path / "spool"
-    spool.mkdir(mode=0o700)
-    for number in range(MAX_SPOOL_ENTRIES + 10):
-        (spool / f"junk-{number}").mkdir()
-    done = record_beside(spool, logs)
-    assert done.returncode == 0
-    assert f"{spool} holds more than {MAX_SPOOL_ENTRIES} entries; the others wait" in done.stderr
-    assert len([line for line in done.stderr.splitlines() if "spool" in line]) <= 4
-    assert logs_of(logs) == ["zuul~own~1"]
-
-
-def test_a_full_spool_gives_up_its_oldest_recordings(tmp_path: Path, logs: Path) -> None:
-    spool = tmp_path / "spool"
-    count = MAX_SPOOL_BYTES // MAX_RECORDING_LOG_BYTES + 1
-    folders = [plant(spool, f"{T0_US + number}-1", kafka="elsewhere:9092") for number in range(count)]
-    for folder in folders:
-        os.truncate(folder / "dstat-csv_log.txt", MAX_RECORDING_LOG_BYTES)
-    huge = plant(spool, f"{T0_US - 1}-1", kafka="elsewhere:9092")
-    os.truncate(huge / "dstat-csv_log.txt", MAX_SPOOL_BYTES * 4)  # no recording, so it costs no recording its place
-    done = record_beside(spool, logs)
-    assert "the spool is full; deleted its oldest recording, run zuul~planted~1" in done.stderr
-    gone = {folder.name for folder in (huge, *folders) if not folder.exists()}
-    assert gone == {folder.name for folder in folders[:2]}
+    line = f"{spool} is open to other users (mode 0755); check its content, then run: chmod 700 {spool}"
+    done = record(spool, command=["sh", "-c", "exit 5"])
+    assert (done.returncode, done.stderr) == (5, f"ciml record: not recording: {line}\n")
+    assert list(spool.iterdir()) == []
+    sent = record(spool, "--send", command=[])
+    assert (sent.returncode, sent.stderr) == (2, f"ciml: {line}\n")
 
 
 NO_LOG = (
@@ -398,8 +202,7 @@ def test_a_broker_without_a_place_for_the_log_is_said_at_the_start(tmp_path: Pat
     first = record(tmp_path / "a", *nowhere, command=["sh", "-c", "echo begun >&2"])
     assert first.stderr.startswith(NO_LOG)
     assert first.stderr.index("begun") >= len(NO_LOG)
-    for number, options in enumerate((["--log-dir", str(logs)], ["-q"])):
-        assert NO_LOG not in record(tmp_path / str(number), *nowhere, *options, command=["true"]).stderr
+    assert NO_LOG not in record(tmp_path / "b", *nowhere, "--log-dir", str(logs), command=["true"]).stderr
     assert NO_LOG not in record(tmp_path / "no-broker", command=["true"]).stderr
 
 
@@ -423,23 +226,25 @@ def test_a_recording_without_a_destination_is_sent_to_that_of_the_command_line(t
     assert len(gzip.decompress((logs / line["log_path"]).read_bytes()).splitlines()) > 2
 
 
-@pytest.mark.parametrize("sealed", [True, False])
-def test_only_a_missing_place_of_the_log_is_that_of_the_command_line(tmp_path: Path, sealed: bool) -> None:
-    places = Destination(log_dir="/there", log_url="https://there")
-    secrets = ["sasl.password=pa55-w0rd"] if sealed else []
-    broker = KafkaOptions.of("new:9092", [tuple(each.split("=")) for each in secrets], None)
-    settings = Settings(tmp_path, broker, 1.0)
-    for name, own in (("1", ""), ("2", "/own")):
-        plant(tmp_path / "spool", f"{T0_US}-{name}", kafka="old:9092", log_dir=own, samples_topic="s")
-        with open_private(tmp_path / "spool") as spool:
-            recording = Recording.take(spool, f"{T0_US}-{name}")
-        assert recording is not None
-        seal_recording(recording, secrets_of(broker, own))
-        plan, _ = plan_for_command(recording, settings, places)
-        assert (plan.kafka, plan.samples_topic, plan.log_dir) == ("new:9092", "s", own or "/there")
-        assert plan.log_url == ("" if own else "https://there")
-        assert (plan.mention.pipeline == "gate") == sealed
-        recording.release()
+@pytest.mark.parametrize("own", ["", "/own"])
+@pytest.mark.parametrize(("credentials", "sealed"), [(True, True), (True, False), (False, False)])
+def test_the_command_line_sets_what_no_seal_confirms(tmp_path: Path, own: str, credentials: bool, sealed: bool) -> None:
+    secrets = {"sasl.password": "pa55-w0rd"} if credentials else {}
+    settings = Settings(tmp_path, KafkaOptions("new:9092", secrets), 1.0)
+    folder = plant(tmp_path / "spool", kafka="old:9092", log_dir=own, events_topic="its")
+    with open_private(tmp_path / "spool") as spool:
+        recording = Recording.take(spool, folder.name)
+    assert recording is not None
+    if sealed:
+        seal_recording(recording, secrets_of(settings.kafka, own))
+    plan, _ = plan_for_command(recording, settings, Destination("s", "e", "/there", "https://there"))
+    keeps_its_own = sealed or not credentials
+    assert plan.kafka == "new:9092"
+    assert (plan.samples_topic, plan.events_topic) == (("samples", "its") if keeps_its_own else ("s", "e"))
+    assert plan.log_dir == (own if own and keeps_its_own else "/there")
+    assert plan.log_url == ("" if own and keeps_its_own else "https://there")
+    assert (plan.mention.pipeline == "gate") == sealed
+    recording.release()
 
 
 def test_ingest_accepts_every_recording() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +16,17 @@ from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES
 from ciml.recorder import Settings
 from ciml.recorder.spool.flush import send_leftovers
 from ciml.recorder.spool.recording import Destination
-from tests.recorder.planted import plant
+from tests.recorder.planted import T0_US, TELEMETRY, plant, planted_facts
 from tests.recorder.recorded import record
-from tests.recorder.test_spool import bind_by_permissions, logs_of, outside, record_beside
+from tests.recorder.test_spool import NOBODY, bind_by_permissions, logs_of, record_beside
+
+
+def outside(tmp_path: Path) -> Path:
+    """A file of this user that is none of the spool's."""
+    path = tmp_path / "outside"
+    path.write_bytes(TELEMETRY + b"# it is a secret\n")
+    return path
+
 
 FILES_OF_A_RECORDING = (
     "dstat-csv_log.txt", "run.json", "end.json", "starts", "seal.json", "lock", "run.json.new", "end.json.new",
@@ -64,6 +75,60 @@ def test_a_recording_holds_only_files_of_its_own(
     assert str(folder) in capfd.readouterr().err
     assert sorted(os.listdir(folder)) == there
     assert logs_of(logs) == []
+
+
+def link_folder(folder: Path) -> None:
+    folder.rename(folder.parents[1] / "elsewhere")
+    folder.symlink_to(folder.parents[1] / "elsewhere")
+
+
+def link_to_itself(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to(folder)
+
+
+def no_run(folder: Path) -> None:
+    (folder / "run.json").unlink()
+    os.utime(folder, (T0_US // 10**6 - 10**8,) * 2)
+
+
+def of_another_user(folder: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    os.chown(folder, NOBODY, NOBODY)
+
+
+def with_file_of_another_user(folder: Path) -> None:
+    of_another_user(folder / "dstat-csv_log.txt")
+
+
+def with_run(mention: Any) -> Callable[[Path], object]:
+    return lambda folder: (folder / "run.json").write_text(json.dumps({"mention": mention}))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        link_folder, link_to_itself, no_run, of_another_user, with_file_of_another_user,
+        lambda folder: (folder / "more").mkdir(),
+        lambda folder: (folder / "run.json").write_text('{"mention": {'),
+        lambda folder: (folder / "run.json").write_text("[" * 100_000),
+        with_run({**planted_facts(), "start_us": 10**30, "labels": [1]}),
+        with_run({**planted_facts(), "run_id": "../../x"}),
+    ],
+)  # fmt: skip
+def test_what_is_no_recording_is_reported_and_left_and_the_next_one_is_sent(
+    tmp_path: Path, spoil: Callable[[Path], object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    logs = tmp_path / "logs"
+    folder = plant(tmp_path / "spool", log_dir=str(logs))
+    plant(tmp_path / "spool", f"{T0_US + 1}-1", log_dir=str(logs), mention=planted_facts("good"))
+    spoil(folder)
+    with pytest.raises(EngineError, match=r"^1 recordings not sent, kept in .*; 1 sent$"):
+        send_leftovers(Settings(tmp_path / "spool"), Destination())
+    assert str(folder) in capfd.readouterr().err
+    assert list((tmp_path / "spool").iterdir()) == [folder]
+    assert logs_of(logs) == ["zuul~good~1"]
 
 
 def test_what_is_sent_and_cannot_be_removed_is_reported(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def test_order_of_the_steps_of_a_recording(tmp_path: Path, monkeypatch: pytest.M
     with Disk(tmp_path).recording() as disk:
         monkeypatch.setattr(fcntl, "flock", lambda *arguments: (disk.step("lock"), flock(*arguments)))
         recording = Recording.create(tmp_path / "spool", plan_of())
+        folder = recording.folder.path
+        assert [path.stat().st_mode & 0o777 for path in (folder, folder.parent)] == [0o700, 0o700]
         recording.write_end(End(T0_US, "SUCCESS", {}))
         seal_recording(recording, SECRETS)
         recording.remove()
@@ -108,13 +110,16 @@ def test_without_a_secret_no_seal_is_made_or_valid(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("most", "left"), [(3, 3), (2, 2), (1, 1), (0, 0)])
 def test_a_full_spool_loses_its_oldest_recordings_and_no_more_than_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, left: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], most: int, left: int
 ) -> None:
     names = [plant(tmp_path / "spool", f"{T0_US + number}-1").name for number in range(3)]
+    (tmp_path / "spool" / "1-1").write_bytes(bytes(10_000))  # no recording, so it costs no recording its place
     spool = open_private(tmp_path / "spool")
     monkeypatch.setattr(flush, "MAX_SPOOL_BYTES", most * flush._size(spool, names[0]))
-    assert trim(spool, names) == names[3 - left :]
-    assert sorted(os.listdir(tmp_path / "spool")) == names[3 - left :]
+    assert trim(spool, ["1-1", *names]) == ["1-1", *names[3 - left :]]
+    assert sorted(os.listdir(tmp_path / "spool")) == ["1-1", *names[3 - left :]]
+    line = "the spool is full; deleted its oldest recording, run zuul~planted~1"
+    assert capfd.readouterr().err.count(line) == 3 - left
 
 
 _OWN_LOGS = {"kafka": "k:9", "log_dir": "/logs"}
@@ -182,6 +187,17 @@ def test_a_leftover_that_cannot_be_sent_holds_up_no_other(tmp_path: Path, monkey
     assert take(folders[0]) is not None  # no process holds it
 
 
+def test_a_spool_is_a_folder_of_this_user(tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "private")
+    with pytest.raises(CimlError, match="link is a symbolic link; give the folder itself with --spool"):
+        open_private(tmp_path / "link")
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "private", 65534, 65534)
+        with pytest.raises(CimlError, match=r"belongs to another user \(uid 65534\); give a folder of your own with"):
+            open_private(tmp_path / "private")
+
+
 @pytest.mark.parametrize(("mode", "is_private"), [(0o700, True), (0o750, False), (0o710, False), (0o701, False)])
 def test_a_spool_is_closed_to_the_group_and_to_others(tmp_path: Path, mode: int, is_private: bool) -> None:
     (tmp_path / "spool").mkdir()
@@ -197,10 +213,12 @@ def test_an_end_with_an_unknown_result_is_none(tmp_path: Path, result: str, is_k
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_a_recorder_reads_as_many_entries_as_the_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], count: int
 ) -> None:
     monkeypatch.setattr(recording_module, "MAX_SPOOL_ENTRIES", 3)
     for number in range(count):
         plant(tmp_path / "spool", f"{T0_US + number}-1")
     names, has_more = recording_module.list_spool(open_private(tmp_path / "spool"))
     assert (len(names), has_more) == (min(count, 3), count > 3)
+    flush.Leftovers(made(tmp_path / "spool" / f"{T0_US}-1"), Settings(tmp_path / "spool"), None).open()
+    assert ("spool holds more than 3 entries; the others wait" in capfd.readouterr().err) == (count > 3)
