@@ -36,16 +36,9 @@ def frame_of(times_us: Sequence[int], columns: dict[str, list[float | None]]) ->
     return pd.DataFrame({name: pd.array(values, dtype="float64") for name, values in columns.items()}, index=index)
 
 
-def resampled(frame: pd.DataFrame, interval: str, statistic: str = "mean", boot: Sequence[bool] = ()) -> pd.DataFrame:
-    """All bins of all columns; NaN where a column has no value in a bin."""
-    frame = frame.sort_index(kind="stable")
-    origin: str | pd.Timestamp = "start_day"
-    if any(boot):
-        origin = frame.index[0].normalize()
-        frame = frame[~np.array(boot)]
-    bins = frame.resample(interval, origin=origin)
-    values = bins.agg(statistic)
-    return values.where(bins.count() != 1, 0.0) if statistic == "std" else values
+def resampled(frame: pd.DataFrame, interval: str) -> pd.DataFrame:
+    """The means of all bins of all columns; NaN where a column has no value in a bin."""
+    return frame.sort_index(kind="stable").resample(interval).mean()
 
 
 def unrolled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -270,21 +271,22 @@ def test_nothing_moved_between_halves_of_the_same_runs() -> None:
     assert report.tests > 20
 
 
-def test_a_column_in_another_unit_is_reported_once_for_all_runs() -> None:
-    (found,) = real(times("memory usage:free", 1 / 1024)).findings
-    assert (found.kind, found.what, found.build_name, found.provider) == ("unit", "free", None, None)
-    assert found.verdict.startswith("another unit: ÷ 1000 or 1024")
-
-
-def test_a_column_in_another_unit_on_one_provider_is_reported_for_that_provider() -> None:
-    (found,) = real(only(times("memory usage:free", 1024), provider="two")).findings
-    assert (found.kind, found.what, found.build_name, found.provider) == ("unit", "free", None, "two")
-
-
-def test_a_shift_in_one_job_is_reported_for_that_job() -> None:
-    (found,) = real(only(times("total cpu usage:usr", 0.5), build_name="networkx")).findings
-    assert (found.kind, found.what, found.build_name, found.provider) == ("shift", "usr", "networkx", None)
-    assert found.before > found.after
+@pytest.mark.parametrize(
+    ("column", "factor", "where", "kind", "verdict"),
+    [
+        ("memory usage:free", 1 / 1024, {}, "unit", "another unit: ÷ 1000 or 1024"),
+        ("memory usage:free", 1024, {"provider": "two"}, "unit", "another unit: × 1000 or 1024"),
+        ("total cpu usage:usr", 0.5, {"build_name": "networkx"}, "shift", ""),
+    ],
+)
+def test_a_change_of_a_column_is_reported_once_for_its_slice(
+    column: str, factor: float, where: dict[str, str], kind: str, verdict: str
+) -> None:
+    (found,) = real(only(times(column, factor), **where)).findings
+    assert (found.kind, found.what) == (kind, column.partition(":")[2])
+    assert (found.build_name, found.provider) == (where.get("build_name"), where.get("provider"))
+    assert found.verdict.startswith(verdict)
+    assert kind == "unit" or found.before > found.after
 
 
 def test_a_lost_column_and_a_new_one_are_reported_for_their_slice() -> None:
@@ -324,8 +326,6 @@ def test_features_that_one_side_lacks_are_findings() -> None:
 
 
 def test_a_report_is_json_and_its_p_is_of_all_its_tests() -> None:
-    import json
-
     random = np.random.default_rng(7)
     report = compare(
         side({cell(): random.normal(0, 1, 300)}, excluded={"empty": 3}),

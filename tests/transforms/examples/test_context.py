@@ -76,32 +76,28 @@ def test_without_context_nothing_is_stored_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "exit_code", "expected"),
+    ("outcome", "labels", "expected"),
     [
-        ("failure", "1", (0, 1, 0)),
-        ("failure", "", (0, 0, 0)),
-        ("failure", "-9", (0, 0, 1)),
-        ("failure", "137", (0, 0, 1)),  # a shell's word for signal 9
-        ("failure", "-1", (0, 0, 0)),  # the agent was lost
-        ("failure", "255", (0, 255, 0)),
-        ("failure", "128", (0, 128, 0)),
-        ("timeout", "-1", (1, 0, 0)),  # it was stopped because it took too long
-        ("timeout", "124", (1, 0, 0)),
-        ("failure", "9" * 400, (0, 0, 0)),
-        ("failure", "1; rm -rf", (0, 0, 0)),
-        ("failure", "\u0661", (0, 0, 0)),  # a digit, but no ASCII
+        ("failure", {"exit_code": "1"}, (0, 1, 0)),
+        ("failure", {}, (0, 0, 0)),
+        ("failure", {"exit_code": "-9"}, (0, 0, 1)),
+        ("failure", {"exit_code": "137"}, (0, 0, 1)),  # a shell's word for signal 9
+        ("failure", {"exit_code": "-1"}, (0, 0, 0)),  # the agent was lost
+        ("failure", {"exit_code": "255"}, (0, 255, 0)),
+        ("failure", {"exit_code": "128"}, (0, 128, 0)),
+        ("timeout", {"exit_code": "-1"}, (1, 0, 0)),  # it was stopped because it took too long
+        ("timeout", {"exit_code": "124"}, (1, 0, 0)),
+        ("failure", {"exit_code": "9" * 400}, (0, 0, 0)),
+        ("failure", {"exit_code": "1; rm -rf"}, (0, 0, 0)),
+        ("failure", {"exit_code": "\u0661"}, (0, 0, 0)),  # a digit, but no ASCII
+        ("failure", {"signal": "SIGKILL"}, (0, 0, 1)),  # the recorder names it
     ],
 )
 def test_the_outcome_has_timeout_exit_status_and_signal(
-    outcome: Any, exit_code: str, expected: tuple[int, ...]
+    outcome: Any, labels: dict[str, str], expected: tuple[int, ...]
 ) -> None:
-    facts = failed(outcome=outcome, labels={"exit_code": exit_code} if exit_code else {})
+    facts = failed(outcome=outcome, labels=labels)
     assert tuple(context_of(facts, PASSED[0][1], defined("outcome")).tolist()) == expected
-
-
-def test_a_signal_that_the_recorder_names_is_a_signal() -> None:
-    facts = failed(outcome="failure", labels={"signal": "SIGKILL"})
-    assert tuple(context_of(facts, PASSED[0][1], defined("outcome")).tolist()) == (0, 0, 1)
 
 
 def test_a_passing_run_has_no_departure() -> None:

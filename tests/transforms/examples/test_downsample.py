@@ -59,19 +59,6 @@ def test_golden_logs_equal_pandas(interval: str, columns: tuple[str, ...]) -> No
         direct.assert_equal(inputs[row], wanted, valid, golden.name)
 
 
-@pytest.mark.parametrize("count_first_sample", [True, False])
-@pytest.mark.parametrize("statistic", ["mean", "min", "max", "std", "last"])
-def test_statistics_equal_pandas(statistic: str, count_first_sample: bool) -> None:
-    made = resolved(sample_interval="7s", sample_statistic=statistic, count_first_sample=count_first_sample)
-    inputs, n_windows, _ = prepare_many(_golden_tables(), made)
-    for row, golden in enumerate(GOLDEN.values()):
-        boot = [] if count_first_sample else golden.boot
-        bins = direct.resampled(direct.frame_of(golden.times_us, golden.columns), "7s", statistic, boot)
-        wanted, valid = direct.unrolled(bins, made.columns, made.windows)
-        assert n_windows[row] == valid > 0
-        direct.assert_equal(inputs[row], wanted, valid, golden.name)
-
-
 def test_aggregations_equal_pandas_and_take_windows_beyond_the_cut() -> None:
     made = resolved(sample_interval="10s", aggregation_functions=FUNCTIONS)
     inputs, n_windows, _ = prepare_many(_golden_tables(), made)
@@ -81,72 +68,6 @@ def test_aggregations_equal_pandas_and_take_windows_beyond_the_cut() -> None:
         bins = direct.resampled(direct.frame_of(golden.times_us, golden.columns), "10s")
         wanted, valid = direct.unrolled(bins, made.columns, made.windows, FUNCTIONS)
         direct.assert_equal(inputs[row], wanted, valid, golden.name)
-
-
-def test_windows_go_on_over_midnight_from_the_first_day() -> None:
-    # 86,400 s are no multiple of 7 s: a second midnight would begin a window of its own
-    golden = GOLDEN["over-midnight-utc"]
-    first = make_logs.instant("2026-11-24T00:00:00Z")
-    midnight = make_logs.instant("2026-11-25T00:00:00Z")
-    at = (midnight - first) // SECOND // 7
-    window = [us for us in golden.times_us if (us - first) // SECOND // 7 == at]
-    assert window == [midnight - second * SECOND for second in range(6, -1, -1)]
-    place = at - (golden.times_us[0] - first) // SECOND // 7
-    wanted = [make_logs.value(golden.times_us.index(us), 0) for us in window]
-    (inputs,), _, _ = prepare_many(
-        [table(golden.times_us, usr=golden.columns[USR])], resolved([USR], sample_interval="7s")
-    )
-    assert inputs[place, 0] == np.float32(sum(wanted) / len(wanted))
-
-
-def test_several_days_equal_pandas() -> None:
-    times = [NOON + hour * 3_600 * SECOND + 123_456 for hour in range(0, 75, 5)]
-    values = [float(number * number) for number in range(len(times))]
-    made = resolved([USR], sample_interval="11h", max_windows=20)
-    (inputs,), (n_windows,), _ = prepare_many([table(times, usr=values)], made)
-    bins = direct.resampled(direct.frame_of(times, {USR: list(values)}), "11h")
-    wanted, valid = direct.unrolled(bins, [USR], 20)
-    assert n_windows == valid
-    direct.assert_equal(inputs, wanted, valid)
-
-
-def test_a_window_without_a_value_in_a_selected_column_is_dropped_and_others_close_up() -> None:
-    times = [NOON + second * SECOND for second in (0, 1, 10, 20, 21)]
-    usr, load = [1.0, 3.0, 5.0, None, 9.0], [1.0, None, None, 7.0, 7.0]
-    both, only_usr = resolved(max_windows=3), resolved([USR], max_windows=3)
-    run = table(times, usr=usr, load=load)
-    inputs, n_windows, _ = prepare_many([run], both)
-    assert n_windows.tolist() == [2]
-    assert inputs.tolist() == [[[2.0, 1.0], [9.0, 7.0], [0.0, 0.0]]]
-    inputs, n_windows, _ = prepare_many([run], only_usr)
-    assert n_windows.tolist() == [3]
-    assert inputs.tolist() == [[[2.0], [5.0], [9.0]]]
-
-
-def test_the_first_days_midnight_is_that_of_the_first_recorded_sample_even_where_it_does_not_count() -> None:
-    midnight = make_logs.instant("2026-11-25T00:00:00Z")
-    times = [midnight - SECOND, *(midnight + second * SECOND for second in range(7))]
-    made = resolved([USR], sample_interval="7s", count_first_sample=False, max_windows=3)
-    run = table(times, boot=[True] + [False] * 7, usr=[100.0, *map(float, range(7))])
-    inputs, n_windows, _ = prepare_many([run], made)
-    # 86,400 = 12,342 × 7 + 6: the window that holds midnight begins 6 s before it
-    assert n_windows.tolist() == [2]
-    assert inputs[0, :, 0].tolist() == [0.0, 3.5, 0.0]
-
-
-def test_every_boot_sample_is_left_out_when_first_samples_do_not_count() -> None:
-    run = table([NOON, NOON + 1, NOON + 2, NOON + 3], boot=[True, False, True, False], usr=[1.0, 2.0, 40.0, 4.0])
-    for counts, wanted in ((True, 47 / 4), (False, 3.0)):
-        inputs, _, _ = prepare_many([run], resolved([USR], count_first_sample=counts, max_windows=1))
-        assert inputs.tolist() == [[[wanted]]]
-
-
-def test_samples_out_of_order_are_sorted_and_of_equal_times_the_last_recorded_is_last() -> None:
-    times = [NOON + 3, NOON, NOON + 3, NOON + 1]
-    (inputs,), _, _ = prepare_many(
-        [table(times, usr=[7.0, 1.0, 9.0, 2.0])], resolved([USR], sample_statistic="last", max_windows=1)
-    )
-    assert inputs.tolist() == [[9.0]]
 
 
 def test_std_is_stable_and_zero_for_one_sample() -> None:

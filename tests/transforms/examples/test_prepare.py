@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ciml.datasets.definition import METADATA_COLUMNS
 from ciml.datasets.schema import schema_of
 from ciml.digest import arrays_digest
 from ciml.errors import RejectedInput
@@ -74,10 +73,6 @@ def test_a_row_says_all_that_is_known() -> None:
         "1m": load.tolist(),
     }
     assert run_facts(table_) == [run]
-
-
-def test_metadata_columns_are_those_of_the_schema() -> None:
-    assert tuple(schema_of(resolved()).names[: len(METADATA_COLUMNS)]) == METADATA_COLUMNS
 
 
 def test_a_feature_with_the_name_of_a_metadata_column_goes_by_its_full_name() -> None:
@@ -158,19 +153,6 @@ def test_predicting_takes_columns_by_name_and_refuses_a_run_that_lacks_one() -> 
     assert inputs.tolist() == [[[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.5], [3.0, 0.25]]]
     assert n_windows.tolist() == [0, 2]
     assert [(index, str(error)) for index, error in rejected] == [(0, "missing_column: load avg:1m")]
-
-
-def test_the_digest_depends_on_the_run_its_arrays_and_the_windows_alone() -> None:
-    made = resolved(max_windows=3)
-
-    def digest(run: object, telemetry: pa.Table) -> str:
-        return make_examples([run], [telemetry], made).table.column("digest")[0].as_py()  # type: ignore[list-item]
-
-    run = make_facts(1)
-    padded = table([NOON, NOON + 10_000_000, NOON + 20_000_000], usr=[1.0, 3.0, 0.0], load=[0.5, 0.25, 0.0])
-    same = digest(run, RUN)
-    assert digest(run.replace(outcome="failure", project="nova"), RUN) == same
-    assert len({same, digest(make_facts(2), RUN), digest(run, padded), digest(run, RUN.slice(0, 1))}) == 4
 
 
 def test_beginnings_of_equal_length_leave_out_what_is_shorter() -> None:

@@ -250,26 +250,6 @@ def test_windows_count_from_the_first_day_that_is_known() -> None:
         assert before == (wanted or later[1:])
 
 
-def test_a_run_whose_clock_is_ahead_has_nothing_to_do_with_another() -> None:
-    rng = np.random.default_rng(5)
-    stored = at(*((second, 1.0) for second in range(200)))
-    ahead = at(*((3600 + second, 1.0) for second in range(200)))
-    jumps = at(*((second + (7200 if 50 <= second < 60 else 0), float(second)) for second in range(200)))
-    for each in (stored, ahead, jumps):
-        consumer = live(RUN, [one("7s")], arrivals(recorded(RUN, each), rng))
-        assert_equals_batch(consumer, make_facts(1), each, [one("7s")])
-
-
-def test_a_restarted_recorder_s_samples_are_others() -> None:
-    rows = at((0, 1.0), (1, 2.0), (30, 9.0), (31, 10.0))
-    stored = rows.set_column(1, "boot", pa.array([True, False, True, False]))
-    datasets = [one("10s"), LiveDataset("not first", one("10s", count_first_sample=False).resolved)]
-    consumer = live(RUN, datasets, arrivals(recorded(RUN, stored), np.random.default_rng(1)))
-    assert_equals_batch(consumer, make_facts(1), stored, datasets)
-    assert consumer.values("one")[:, 0].tolist() == [1.5, 9.5]
-    assert consumer.values("not first")[:, 0].tolist() == [2.0, 10.0]
-
-
 def test_what_is_missing_is_counted() -> None:
     (message,) = recorded(RUN, at(*((second, 1.0) for second in range(10))))
     run = LiveRun(RUN, [one()], POLICY)

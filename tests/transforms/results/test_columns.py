@@ -27,18 +27,7 @@ def test_no_name_belongs_to_two_fields() -> None:
 
 
 def test_columns_are_found_by_their_names() -> None:
-    columns = [
-        "",
-        "Run ID",
-        "jobName",
-        "conclusion",
-        "Started at",
-        "completed-at",
-        "Log File",
-        "Cloud",
-        "team",
-        "Unnamed: 0",
-    ]
+    columns = "|Run ID|jobName|conclusion|Started at|completed-at|Log File|Cloud|team|Unnamed: 0".split("|")
     made = find_columns(columns, [], {}, "results.csv")
     assert {ours: theirs for ours, theirs, _ in made.guesses} == {
         "build_uuid": "Run ID", "build_name": "jobName", "result": "conclusion", "start_time": "Started at",
