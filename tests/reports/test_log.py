@@ -16,7 +16,6 @@ from tests.reports.test_plot import self_contained
 from tests.transforms.samples import table
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "telemetry"
-LOGS = sorted(path.name for path in GOLDEN.glob("*.log"))
 
 
 def plot(*words: str, code: int = 0) -> Result:
@@ -26,15 +25,13 @@ def plot(*words: str, code: int = 0) -> Result:
 
 
 @pytest.mark.parametrize("name", ["dool.log", "dstat-074.log", "no-time.log", "odd-cells.log"])
-def test_a_log_is_drawn_from_its_file(tmp_path: Path, name: str) -> None:
+def test_a_log_is_drawn_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("CIML_DATA_PATH", str(tmp_path / "none"))
     out = tmp_path / "out"
-    done = plot(str(GOLDEN / name), "--output", str(out))
-    assert done.output == f"{out}/index.html\n"
+    assert plot(str(GOLDEN / name), "--output", str(out)).output == f"{out}/index.html\n"
     page = (out / "index.html").read_text()
     assert f"Log {name}" in page
     self_contained(page)
-    drawn = sorted(path.name for path in out.iterdir())
-    assert "log-001.png" in drawn
     assert (out / "log-001.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -44,21 +41,12 @@ def test_a_log_has_no_seed_and_no_data_path(tmp_path: Path, words: list[str]) ->
     words = [word.format(data=tmp_path) for word in words]
     done = plot(str(GOLDEN / "dool.log"), "--output", str(tmp_path / "out"), *words, code=2)
     assert f"{words[0]}: of a data set" in done.output
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_log_is_drawn_where_the_data_path_of_the_environment_does_not_exist(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CIML_DATA_PATH", str(tmp_path / "none"))
-    assert plot(str(GOLDEN / "dool.log"), "--output", str(tmp_path / "out")).output == f"{tmp_path}/out/index.html\n"
 
 
 def test_gzip_and_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dstat-csv_log.txt.gz").write_bytes(gzip.compress((GOLDEN / "dool.log").read_bytes()))
     assert plot("dstat-csv_log.txt.gz").output.strip().endswith("dstat-csv_log-plots/index.html")
-    assert Path("dstat-csv_log-plots/index.html").exists()
 
 
 def test_the_page_has_the_figures_of_the_samples() -> None:

@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,7 +22,7 @@ from ciml.reports.experiments.comparison import comparison_page
 from ciml.reports.experiments.plots import calibration_plot
 from ciml.reports.experiments.render import report_experiments, result_page
 from ciml.reports.page import Page, Section, render
-from ciml.storage import LocalStore, open_store
+from ciml.storage import LocalStore
 from ciml.training.calibration.calibrators import Temperature
 from ciml.training.calibration.sets import decimals, make_rules
 from ciml.training.data.examples import read_dataset
@@ -104,20 +103,6 @@ def test_several_are_compared_and_each_has_a_page(reported: Path):
     assert sorted(value for name, value in tags.attributes if name == "href" and value in pages) == sorted(pages)
     stems = {"bad-standing", "bad-errors", "bad-curves", "bad-validated-1"}
     assert {path.stem for path in reported.glob("*.svg")} == stems
-
-
-@pytest.mark.engines
-def test_a_report_on_s3_is_the_same(hostile: Path, reported: Path, s3: Any):
-    data, remote = DataRoot.open(hostile), open_store(f"{s3.bucket()}/of")
-    for path in data.store.list():
-        assert remote.create(path, data.store.read(path))
-    where = report_experiments(remote.child("experiments"), ["one"], ["bad"], remote.url("report"))
-    assert where == remote.url("report/index.html")
-    local, there = LocalStore(reported / "bad/one"), remote.child("report")
-    assert there.list() == local.list()
-    for path in local.list():
-        want = local.read(path).replace(str(hostile).encode(), remote.url().encode())
-        assert there.read(path) == want, path
 
 
 SURE = predicted([0] * 6 + [1] * 4, of_b(*[0.1] * 5, 0.7, *[0.8] * 3, 0.4))
@@ -360,25 +345,14 @@ def test_the_command_prints_the_address_of_the_page(
     [
         (["none"], "ciml: no experiment 'none' in "),
         (["../one"], "ciml: experiment: name: '../one' is not valid"),
-        (
-            ["idle"],
-            "ciml: no result of idle in {data}/experiments: ciml experiment train --experiment idle --dataset NAME",
-        ),
-        (
-            ["one", "idle", "ten"],
-            "ciml: no result of idle in {data}/experiments: ciml experiment train --experiment idle --dataset NAME",
-        ),
-        (
-            ["one", "--dataset", "other"],
-            "ciml: no result of one on other in {data}/experiments: "
-            "ciml experiment train --experiment one --dataset other",
-        ),
+        (["one", "idle", "ten"], "ciml: no result of idle in {data}/experiments: {train} idle --dataset NAME"),
+        (["one", "--dataset", "other"], "ciml: no result of one on other in {data}/experiments: {train} one --dataset"),
     ],
 )
 def test_a_mistake_is_one_line(hostile: Path, tmp_path: Path, words: list[str], line: str):
     done = report(*words, "--output", str(tmp_path / "out"), data=hostile)
     assert done.exit_code == 2
-    assert done.stderr.startswith(line.format(data=hostile))
+    assert done.stderr.startswith(line.format(data=hostile, train="ciml experiment train --experiment"))
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

@@ -9,8 +9,7 @@ import pytest
 
 from ciml.intervals import wilson
 from ciml.reports.drawing import Estimate
-from ciml.reports.experiments import comparison
-from ciml.reports.experiments.comparison import errors_of, validated
+from ciml.reports.experiments.comparison import validated
 from ciml.reports.experiments.views import (
     Bar,
     accuracy_bar,
@@ -20,14 +19,11 @@ from ciml.reports.experiments.views import (
     errors_by_class,
     f1_bar,
     first_by,
-    fold_bars,
     folded_confusion,
-    history,
     slice_bars,
 )
 from ciml.storage import LocalStore
 from ciml.training.evaluation.metrics import scores
-from ciml.training.experiments.comparison import by_accuracy, compare
 from ciml.training.experiments.results import Predictions, StoredTrial
 
 CLASSES = ("a", "b")
@@ -172,16 +168,6 @@ def test_bars_stand_beside_what_costs_nothing():
     assert first_by([]) is None
 
 
-def test_history():
-    passes = {"history": {"loss": [2.0, 1.0], "val_loss": [2.0, 3.0], "accuracy": [0.1, 0.2]}}
-    found = history({"training": passes})
-    assert {name: {split: each.tolist() for split, each in splits.items()} for name, splits in found.items()} == {
-        "loss": {"train": [2.0, 1.0], "dev": [2.0, 3.0]},
-        "accuracy": {"train": [0.1, 0.2]},
-    }
-    assert history({"training": {"runs": 3}}) == {}
-
-
 def fold(right: int, held_out: list[str]) -> dict[str, Any]:
     low, high = wilson(right, 10)
     accuracy = {"value": right / 10, "low": low, "high": high, "right": right, "runs": 10}
@@ -195,15 +181,6 @@ def folds(*right: int, by: str = "job") -> dict[str, Any]:
     return {"by": by, "folds": each, "mean": {"accuracy": mean, "f1": mean}, "pooled": pooled}
 
 
-def test_folds_and_their_mean():
-    *first, mean = fold_bars(folds(6, 8))
-    assert [(bar.name, bar.value, bar.runs, bar.beside) for bar in first] == [
-        ("fold 1: job-0", 0.6, 10, {"base rate": 0.5}),
-        ("fold 2: job-1", 0.8, 10, {"base rate": 0.5}),
-    ]
-    assert mean == Bar("mean of the folds", Estimate(0.7, 0.1, 0.9), 20, {"base rate": 0.45})
-
-
 def test_cross_validations_are_compared_where_they_divide_alike():
     found = predicted([0, 1], of_b(0.1, 0.9))
     one = stored("one", found, folds=(folds(6, 8), folds(9, 9, by="run")))
@@ -214,18 +191,3 @@ def test_cross_validations_are_compared_where_they_divide_alike():
         ("job", 3): ["three"],
         ("run", 2): ["one"],
     }
-
-
-def test_errors_of_several_experiments_are_by_class(monkeypatch: pytest.MonkeyPatch):
-    labels = [0] * 12 + [1] * 8
-    good = predicted(labels, of_b(*[0.1] * 12, *[0.9] * 6, *[0.1] * 2))
-    poor = predicted(labels, of_b(*[0.9] * 9, *[0.1] * 3, *[0.9] * 7, 0.1))
-    found = compare(by_accuracy([(stored("poor", poor), poor), (stored("good", good), good)])).rows
-    errors = errors_of(found)
-    assert list(errors) == ["a", "b"]
-    assert {bar.name: (bar.value, bar.estimate.low, bar.estimate.high) for bar in errors["a"]} == {
-        "good": (0.0, *wilson(0, 12)),
-        "poor": (0.75, *wilson(9, 12)),
-    }
-    monkeypatch.setattr(comparison, "MOST_PANELS", 1)
-    assert list(errors_of(found)) == ["a"]

@@ -153,20 +153,11 @@ def drawn(plot: Any) -> list[Any]:
 def test_a_range_is_drawn_as_points_on_its_own_axis(tmp_path: Path) -> None:
     vary = {"experiment": {"learning_rate": {"low": 1e-4, "high": 0.1, "log": True}, "hidden_layers": ["1", "2/3"]}}
     sweep = Sweep.from_json({"name": "rates", "vary": vary, "trials": 3, "metric": "log_loss"})
-    outcomes = [
-        Outcome.from_json(
-            {
-                "number": number,
-                "question": 0,
-                "state": "complete",
-                "value": value,
-                "steps": [[3, value]],
-                "seconds": 1.5,
-            }
-            | {"parameters": {"learning_rate": rate, "hidden_layers": layers}, "scores": {"base_rate": 0.5}}
-        )
-        for number, (rate, layers, value) in enumerate([(0.001, "1×1", 0.7), (0.01, "1×1", 0.6), (0.02, "2/3", 0.5)])
-    ]
+    outcomes = []
+    for number, (rate, layers, loss) in enumerate([(0.001, "1×1", 0.7), (0.01, "1×1", 0.6), (0.02, "2/3", 0.5)]):
+        trial = {"number": number, "question": 0, "state": "complete", "value": loss, "steps": [[3, loss]]}
+        trial |= {"parameters": {"learning_rate": rate, "hidden_layers": layers}, "scores": {"base_rate": 0.5}}
+        outcomes.append(Outcome.from_json(trial | {"seconds": 1.5}))
     one = Swept(sweep, tuple(outcomes), ({},), 3)
     (axes,) = drawn(axis_plot(one, sweep.axis("learning_rate"), 1))
     points = sorted(tuple(point) for each in axes.collections for point in each.get_offsets().tolist())

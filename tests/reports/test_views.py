@@ -16,23 +16,13 @@ def test_the_rarest_names_are_one_group_and_equals_go_by_name():
     assert groups.names == ("b", "c", "3 others")
     assert groups.assigned.tolist() == [0, 2, 1, 1, 2, 2, 0]
     assert (groups.counts.tolist(), groups.named) == ([2, 2, 3], 2)
-
-
-def test_one_name_too_many_is_no_group_of_its_own():
-    groups = views.group_values(np.array(["b", "a", ""], object), limit=2)
+    groups = views.group_values(np.array(["b", "a", ""], object), limit=2)  # one too many is no group of its own
     assert (groups.names, groups.named) == (("a", "b", "unknown"), 3)
 
 
 def test_classes_are_counted_by_split():
     scene = runs([[1]] * 5, [0, 0, 1, 0, 1], split=["train", "test", "train", "train", "dev"])
     assert views.count_by_split(scene, views.group_values(scene.class_name)).tolist() == [[2, 0, 1], [1, 1, 0]]
-
-
-def test_what_was_no_success_is_counted_by_job():
-    scene = runs(
-        [[1]] * 4, [0, 1, 1, 0], build_name=["a", "a", "a", "b"], outcome=["success", "failure", "timeout", "success"]
-    )
-    assert views.count_unsuccessful(scene, views.group_values(scene.build_name)).tolist() == [2, 0]
 
 
 def test_lengths_are_shares_of_what_still_runs():
@@ -51,13 +41,6 @@ def test_padding_is_no_part_of_a_course():
     np.testing.assert_allclose(course.mean, [[30, np.nan, np.nan], [1, 2, 3]])
     np.testing.assert_allclose(course.low, [[15, np.nan, np.nan], [1, 2, 3]])
     np.testing.assert_allclose(course.high, [[40, np.nan, np.nan], [1, 2, 3]])
-
-
-def test_a_course_goes_on_while_five_runs_are_left():
-    scene = runs([[1, 2, 4]] * 4 + [[1, 7], [1]] + [[9]], [0] * 6 + [1])
-    (course,) = views.compute_courses(scene, views.group_values(scene.class_name), [0])
-    np.testing.assert_allclose(course.mean[0], [1, 3, np.nan])
-    assert course.runs[0].tolist() == [6, 5, 4]
 
 
 def test_long_courses_are_thinned_and_keep_their_times():
@@ -103,6 +86,8 @@ def test_days_without_runs_are_there_and_runs_without_a_day_are_not():
     assert found is not None
     assert [str(day) for day in found.starts] == ["2026-02-27", "2026-02-28", "2026-03-01"]
     assert (found.unit, found.counts.tolist(), found.undated) == ("day", [[1, 0, 1], [0, 0, 1]], 1)
+    scene = runs([[1]] * 2, [0, 1], day=["NaT", "NaT"])
+    assert views.make_calendar(scene, views.group_values(scene.class_name)) is None
 
 
 @pytest.mark.parametrize(
@@ -123,38 +108,16 @@ def test_long_times_are_counted_by_week_then_by_month(last: str, unit: str, star
     assert found.counts.sum() == 4
 
 
-def test_no_time_no_calendar():
-    scene = runs([[1]] * 2, [0, 1], day=["NaT", "NaT"])
-    assert views.make_calendar(scene, views.group_values(scene.class_name)) is None
-
-
-@pytest.mark.parametrize(
-    ("column", "unit"),
-    [
-        ("total cpu usage:usr", "% of the time"),
-        ("load avg:1m", "processes"),
-        ("memory usage:used", "B"),
-        ("net/lo:recv", "B/s"),
-        ("io/total:read", "requests/s"),
-        ("procs:new", "processes/s"),
-        ("system:csw", "1/s"),
-        ("epoch", ""),
-    ],
-)
-def test_columns_have_units(column: str, unit: str):
-    assert views.unit_of(column) == unit
-
-
 def test_what_is_read_is_what_the_data_set_holds(tmp_path):
     data = hostile_data(tmp_path)
-    whole = read_runs(data.dataset("bad"), fact_names=["build_name", "who"])
-    assert (len(whole), whole.inputs.shape) == (24, (24, 5, 2))
-    assert (
-        whole.facts["build_name"].tolist()
-        == whole.facts["who"].tolist()
-        == whole.build_name.tolist()
-        == whole.class_name.tolist()
+    reports: list[tuple[object, ...]] = []
+    whole = read_runs(
+        data.dataset("bad"), fact_names=["build_name", "who"], progress=lambda *report: reports.append(report)
     )
+    assert reports[-1][1] == reports[-1][2] == len(reports) - 1  # all files are reported as read
+    assert (len(whole), whole.inputs.shape) == (24, (24, 5, 2))
+    names = [whole.facts["build_name"], whole.facts["who"], whole.build_name, whole.class_name]
+    assert {tuple(each.tolist()) for each in names} == {tuple(whole.class_name.tolist())}
     assert sorted(whole.n_windows.tolist()) == sorted([2, 3, 4, 5] * 6)
     train = whole.inputs[whole.split == "train"].astype(np.float64)
     np.testing.assert_allclose(whole.normalisation.mean, train.mean(axis=0))
@@ -182,13 +145,6 @@ def test_only_the_runs_that_are_wanted_are_read(tmp_path):
     assert some.run_id.tolist() == whole.run_id[rows].tolist()
     np.testing.assert_array_equal(some.inputs, whole.inputs[rows])
     np.testing.assert_allclose(some.normalisation.mean, whole.normalisation.mean)
-
-
-def test_all_files_are_reported_as_read(tmp_path):
-    reports = []
-    read_runs(hostile_data(tmp_path).dataset("bad"), progress=lambda *report: reports.append(report))
-    _, done, total = reports[-1]
-    assert done == total == len(reports) - 1
 
 
 def test_files_that_differ_from_the_manifest_are_an_error(tmp_path, monkeypatch: pytest.MonkeyPatch):

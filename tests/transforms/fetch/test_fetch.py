@@ -177,11 +177,6 @@ def test_a_slow_host_does_not_hold_up_the_others(server: LogServer) -> None:
     assert {outcome.detail for outcome in settled} > {"its host timed out for other logs"}
 
 
-def test_redirects_without_end_are_a_dead_letter(server: LogServer) -> None:
-    server.redirect("/round", "/round")
-    assert only(run(allow(server), f"{server.url}/round")[1]) == ("dead_letter", "too_many_redirects")
-
-
 @pytest.mark.parametrize(
     ("paths", "asked"),
     [("ssspsssp", 8), ("sssspppp", 4), ("pssssp", 5), ("sssmssssp", 8)],
