@@ -49,7 +49,7 @@ class GrpcConnection:
         """Close the connection without status and message, which gRPC has no place for."""
         del status, message
         self._limiter.remove(self)
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._descriptor)) as copy:
+        with contextlib.suppress(OSError), _copy_socket(self._descriptor) as copy:
             if os.fstat(copy.fileno()).st_ino == self._inode:  # else it is closed, and another has its number
                 copy.shutdown(socket.SHUT_RDWR)
 
@@ -141,8 +141,18 @@ def _plain_address(host: str) -> str:
 
 def _peer_of_socket(descriptor: int, port: int) -> Peer | None:
     """Return the client that a socket connects to a port; None for another open file."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
+    with contextlib.suppress(OSError), _copy_socket(descriptor) as copy:
         if copy.family in (socket.AF_INET, socket.AF_INET6) and copy.getsockname()[1] == port:
             host, number = copy.getpeername()[:2]  # an error for one that listens, or whose client has gone
             return _plain_address(host), number
     return None
+
+
+def _copy_socket(descriptor: int) -> socket.socket:
+    """Return a copy of an open socket. Raises `OSError`, and leaves nothing open, for another kind of file."""
+    copy = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise

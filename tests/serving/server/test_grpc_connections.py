@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -19,13 +20,13 @@ class Clients:
     def __init__(self, listener: socket.socket) -> None:
         self.connections = GrpcConnections(ConnectionLimiter(1, 10.0, 20.0, 30.0, "MAX_GRPC_CONNECTIONS"))
         self._listener = listener
-        self._port: int = listener.getsockname()[1]
+        self.port: int = listener.getsockname()[1]
 
     def connect(self) -> tuple[socket.socket, socket.socket]:
         """Return a new connection as the client and as the server have it, after it was counted."""
-        client = socket.create_connection(("127.0.0.1", self._port))
+        client = socket.create_connection(("127.0.0.1", self.port))
         served, _ = self._listener.accept()
-        self.connections.count(self._port)
+        self.connections.count(self.port)
         return client, served
 
 
@@ -52,6 +53,21 @@ def test_another_file_that_has_the_number_of_a_closed_connection_stays_open() ->
         os.dup2(one.fileno(), served.fileno())  # the connection is closed, and its number used again
         newer, _served = clients.connect()
         assert (is_closed(other), is_closed(newer)) == (False, False)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asyncio.run(check(Clients(listener)))
+
+
+def test_counting_leaves_no_file_open(tmp_path: Path) -> None:
+    async def check(clients: Clients) -> None:
+        _client, _served = clients.connect()
+        ends = os.pipe()
+        with (tmp_path / "log").open("w"):
+            before = os.listdir("/dev/fd")
+            clients.connections.count(clients.port)
+            assert os.listdir("/dev/fd") == before
+        for end in ends:
+            os.close(end)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         asyncio.run(check(Clients(listener)))
