@@ -33,11 +33,10 @@ from ciml.services.options import KINDS
 from ciml.storage.s3 import _make_client
 from tests.faults.broker import Broker
 from tests.faults.disk import disk
+from tests.integrations.gerrit.samples import source
 from tests.integrations.gerrit.server import FakeGerrit
-from tests.integrations.gerrit.test_gerrit import source as gerrit_source
 from tests.integrations.mqtt.conftest import certificates, mosquitto
-from tests.integrations.mqtt.mosquitto import USERS
-from tests.integrations.mqtt.test_mqtt import source as mqtt_source
+from tests.integrations.mqtt.mosquitto import write_source
 from tests.services.supervising import Supervised, supervised
 from tests.verdicts.feedback.conftest import github_server
 from tests.verdicts.feedback.test_service import configure
@@ -257,14 +256,14 @@ def kind_of(name: str, one: Scene, request: pytest.FixtureRequest) -> Kind:
         secret = write(folder / "hub-secret", SECRET)
         write(config, webhooks(port, secret))
     elif name == "mqtt":
-        secret = write(folder / "password", USERS["ciml"])
-        write(config, mqtt_source(request.getfixturevalue("mosquitto")))
+        write_source(folder, **request.getfixturevalue("mosquitto").user)
+        secret = folder / "password"
     else:
         server = FakeGerrit(folder / "gerrit")
         server.start()
         request.addfinalizer(server.stop)
         secret = server.folder / "key"
-        write(config, gerrit_source(server))
+        write(config, source(server.folder, server.ssh, server.rest))
     return Kind(("--config", str(config), *kafka), secret, config, uses=("broker",), own_port=port)
 
 

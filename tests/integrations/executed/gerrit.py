@@ -21,7 +21,7 @@ DEPENDS = f"{MESSAGE}Depends-On: https://review.example/c/demo/app/+/8\n"
 
 
 def event(kind: str, minute: int, patchset: int = 1, **fields: Any) -> Delivery:
-    """Return an event; parents and made are of its patch set, project, branch, number, status and message of its change."""
+    """Return an event; parents and made belong to the patch set, branch, number, message, … to the change."""
     change = {
         "project": fields.pop("project", "demo/app"),
         "branch": fields.pop("branch", "main"),

@@ -15,6 +15,7 @@ from typing import Any
 from ciml.engines.processes import lasting_ports
 from ciml.engines.servers import GERRIT_ADMIN, gerrit_command, init_gerrit_site, make_gerrit_site
 from tests.faults.children import Program
+from tests.integrations.gerrit.samples import source
 
 REVIEWER, READER, AUTHOR = ("cleo", "cleo-secret"), ("ci", "ci-http-secret"), ("eve", "eve-secret")
 
@@ -151,9 +152,4 @@ class Gerrit:
     @property
     def source(self) -> str:
         """The configuration of a source that reads it."""
-        keys = {
-            "receiver": "gerrit", "name": "zuul", "ssh": f"ssh://ci@127.0.0.1:{self.ssh}",
-            "key_file": str(self.folder / "key"), "known_hosts_file": str(self.folder / "known_hosts"),
-            "rest": f"http://127.0.0.1:{self.http}", "secret_file": str(self.folder / "password"),
-        }  # fmt: skip
-        return "\n".join(["[[source]]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items()), ""])
+        return source(self.folder, self.ssh, self.http)

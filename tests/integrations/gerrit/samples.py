@@ -1,8 +1,11 @@
-"""Changes as the REST API writes them, and events as the stream writes them."""
+"""Changes as the REST API writes them, events as the stream writes them, and the configuration of a source."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 ADA = {"_account_id": 1, "name": "Ada", "email": "ada@example.org", "username": "ada"}
@@ -28,16 +31,11 @@ def person(account: dict[str, Any]) -> dict[str, Any]:
 
 def change(number: int, created: int, **fields: Any) -> dict[str, Any]:
     """An open change of one patch set. Its votes have messages unless ``messages`` are given."""
-    votes = [(name, each) for name, label in fields.get("labels", {}).items() for each in label["all"]]
     said = [
-        {
-            "author": each,
-            "date": each["date"],
-            "_revision_number": 1,
-            "message": f"Patch Set 1: {name}{each['value']:+d}",
-        }
-        for name, each in votes
-        if each.get("value")
+        {"author": each, "date": each["date"], "_revision_number": 1, "message": f"Patch Set 1: {name}{value:+d}"}
+        for name, label in fields.get("labels", {}).items()
+        for each in label["all"]
+        if (value := each.get("value"))
     ]
     return {
         "id": f"demo%2Fapp~{number}", "project": "demo/app", "branch": "main", "change_id": f"I{number:040x}",
@@ -74,3 +72,18 @@ def event(kind: str, number: int, when: int, **fields: Any) -> dict[str, Any]:
         },
         **fields,
     }  # fmt: skip
+
+
+def numbers(events: Sequence[bytes]) -> list[int]:
+    """Return the numbers of the changes of events."""
+    return [json.loads(value)["change"]["number"] for value in events]
+
+
+def source(folder: Path, ssh: int, rest: int, /, **changes: object) -> str:
+    """Return the configuration of a source that reads a server with its account's files in a folder."""
+    keys = {
+        "receiver": "gerrit", "name": "zuul", "ssh": f"ssh://ci@127.0.0.1:{ssh}", "key_file": str(folder / "key"),
+        "known_hosts_file": str(folder / "known_hosts"), "rest": f"http://127.0.0.1:{rest}",
+        "secret_file": str(folder / "password"), **changes,
+    }  # fmt: skip
+    return "\n".join(["[[source]]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items() if value), ""])

@@ -1,6 +1,6 @@
 """A Gerrit for tests of faults: an SSH server whose stream a test writes, and a REST API of changes that it sets.
 
-What a real Gerrit says is in `tests.integrations.gerrit.test_real_gerrit`; a real one cannot be told to misbehave.
+What a real Gerrit says is in `tests.integrations.gerrit.test_executed`; a real one cannot be told to misbehave.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import base64
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -22,6 +21,10 @@ from urllib.parse import parse_qs, urlsplit
 import asyncssh
 
 from ciml.engines.processes import lasting_ports
+from ciml.integrations.config import GerritSource, load_receivers
+from ciml.integrations.gerrit.session import GerritSession
+from tests.integrations.gerrit.samples import source
+from tests.integrations.receivers.kept import wait
 
 PASSWORD = "an HTTP password of Gerrit"
 
@@ -34,7 +37,6 @@ class FakeGerrit:
       ssh, rest: ports.
       changes: what the REST API answers, the latest first.
       asked: the queries of the REST API.
-      status: of its answers.
       answer: what it answers instead: status, headers and parts of the body; None for changes. Of the path.
       date: its clock, epoch seconds; None for the machine's.
       errors: what a stream writes to standard error when it begins.
@@ -44,7 +46,6 @@ class FakeGerrit:
     folder: Path
     changes: list[dict[str, Any]] = field(default_factory=list)
     asked: list[dict[str, list[str]]] = field(default_factory=list)
-    status: int = 200
     answer: Callable[[str], tuple[int, dict[str, str], Iterable[bytes]] | None] | None = None
     date: float | None = None
     errors: bytes = b""
@@ -111,12 +112,28 @@ class FakeGerrit:
         """Let it go on."""
         self._thawed.set()
 
-    def wait_for_stream(self, most_s: float = 30.0) -> None:
+    def wait_for_stream(self) -> None:
         """Wait until a stream is open."""
-        deadline = time.monotonic() + most_s
-        while not self._streams:
-            assert time.monotonic() < deadline, "no stream is opened"
-            time.sleep(0.01)
+        wait(lambda: self._streams, "no stream is opened")
+
+    def session(self, state: Any = None, **changes: object) -> GerritSession:
+        """Return a session of a source with the state that an earlier one left."""
+        folder = self.folder.parent
+        if state is not None:
+            (folder / "state").mkdir(exist_ok=True)
+            self._position.write_text(json.dumps(state))
+        (folder / "receivers.toml").write_text(source(self.folder, self.ssh, self.rest, **changes))
+        receivers = load_receivers(folder / "receivers.toml")
+        return GerritSession(receivers, receivers.of(GerritSource)[0])
+
+    def position(self, key: str = "after") -> Any:
+        """Return the time up to which the API was compared, once it is stored."""
+        wait(lambda: self._position.exists() and key in json.loads(self._position.read_text()), "there is no position")
+        return json.loads(self._position.read_text())[key]
+
+    @property
+    def _position(self) -> Path:
+        return self.folder.parent / "state" / "gerrit-zuul.json"
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
@@ -157,7 +174,7 @@ def _handler(gerrit: FakeGerrit) -> Callable[..., BaseHTTPRequestHandler]:
                         self.wfile.write(part)
                 return
             expected = "Basic " + base64.b64encode(f"ci:{PASSWORD}".encode()).decode()
-            status = gerrit.status if self.headers["authorization"] == expected else 401
+            status = 200 if self.headers["authorization"] == expected else 401
             body: Any = "3.10.2"
             if url.path.endswith("/changes/") and status == 200:
                 asked = parse_qs(url.query)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ciml.integrations.config import GerritSource, load_receivers
+from ciml.integrations.gerrit.session import GerritSession
 from ciml.integrations.registry import read_event
 from ciml.runs.known_subjects import Subjects
 from ciml.trust import TrustPolicy, evaluate
 from tests.integrations.deliveries import message_of
 from tests.integrations.gerrit.real import AUTHOR, GERRIT_ADMIN, Gerrit
+from tests.integrations.receivers.kept import Kept, connected, wait
 from tests.integrations.samples import delivery, zuul_build, zuul_message
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
@@ -22,73 +26,53 @@ pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
 POLICY = Path(__file__).parents[3] / "integrations/trust_zuul.toml"
 
 
-class Stream:
-    """The events of a Gerrit's stream."""
-
-    def __init__(self, gerrit: Gerrit) -> None:
-        key, hosts = gerrit.folder / "key", gerrit.folder / "known_hosts"
-        command = ["ssh", "-F", "none", "-i", str(key), "-o", f"UserKnownHostsFile={hosts}", "-p", str(gerrit.ssh)]
-        command += ["ci@127.0.0.1", "gerrit stream-events"]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-        self._events: list[dict[str, Any]] = []
-
-    def until(self, kind: str, change: str) -> list[dict[str, Any]]:
-        """Return all events up to the next of a type and a change (or project)."""
-        while not self._events or (self._events[-1]["type"], _subject(self._events[-1])) != (kind, change):
-            self._events.append(self._next())
-        return list(self._events)
-
-    def _next(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        event: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return event
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
-def _subject(event: dict[str, Any]) -> str:
-    change = event.get("change")
-    return f"{change['project']}~{change['number']}" if change else str(event.get("projectName", ""))
-
-
 class Server:
-    """A Gerrit, its stream, and a project for each test."""
+    """A Gerrit with its stream, as the account ``ci`` reads it."""
 
     def __init__(self, folder: Path) -> None:
         self.gerrit = Gerrit(folder)
-        self.stream = Stream(self.gerrit)
+        key, hosts = self.gerrit.folder / "key", self.gerrit.folder / "known_hosts"
+        command = ["ssh", "-F", "none", "-i", str(key), "-o", f"UserKnownHostsFile={hosts}", "-p"]
+        command += [str(self.gerrit.ssh), "ci@127.0.0.1", "gerrit stream-events"]
+        self.stream = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self._events: list[dict[str, Any]] = []
         self._projects = 0
 
     def project(self, submit_type: str) -> str:
-        """Create a project; the first one shows that the stream is connected."""
         self._projects += 1
         name = f"app-{self._projects}"
         self.gerrit.project(name, submit_type)
         return name
 
     def merge(self, change: str) -> None:
-        """Merge a change that the reviewer approved or approves."""
+        """Merge a change that the reviewer approves."""
         self.gerrit.vote(change, 2)
         self.gerrit.submit(change)
 
-    def rules(self, change: str, patchsets: int, *, last: str = "change-merged", votes: bool = True) -> list[str]:
-        """Return the rules that decide about runs of check of each patch set of a change.
+    def until(self, kind: str, change: str) -> None:
+        """Read events up to the next of a type and a change."""
+        assert self.stream.stdout is not None
+        about: tuple[str, str] | None = None
+        while about != (kind, change):
+            event = json.loads(self.stream.stdout.readline())
+            self._events.append(event)
+            of = event.get("change", {"project": "", "number": 0})
+            about = (event["type"], f"{of['project']}~{of['number']}")
 
-        Args:
-          change: its id.
-          patchsets: their number.
-          last: the type of the change's last event.
-          votes: whether comments are read.
-        """
-        events = self.stream.until(last, change)
+    def rules(self, change: str, patchsets: int, last: str = "change-merged") -> list[str]:
+        """Return the rules that decide about runs of check of each patch set, once the last event has come."""
+        self.until(last, change)
+        return self._rules(change, patchsets, self._events)
+
+    def rules_without_votes(self, change: str, patchsets: int) -> list[str]:
+        return self._rules(change, patchsets, [event for event in self._events if event["type"] != "comment-added"])
+
+    def _rules(self, change: str, patchsets: int, events: list[dict[str, Any]]) -> list[str]:
         subjects = Subjects()
         for event in events:
-            if votes or event["type"] != "comment-added":
-                read = read_event(message_of("gerrit", delivery(event), "zuul", "ssh"))
-                for update in read.updates:
-                    subjects.add_update(update, read.key)
+            read = read_event(message_of("gerrit", delivery(event), "zuul", "ssh"))
+            for update in read.updates:
+                subjects.add_update(update, read.key)
         policy = TrustPolicy.load(POLICY)
         return [evaluate(policy, subjects.join(_check(change, number))).rule for number in range(1, patchsets + 1)]
 
@@ -104,7 +88,8 @@ def _check(change: str, patchset: int) -> Any:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     made = Server(tmp_path_factory.mktemp("gerrit"))
     yield made
-    made.stream.close()
+    made.stream.kill()
+    made.stream.communicate()
     made.gerrit.kill()
 
 
@@ -125,7 +110,7 @@ def test_a_rebase_at_submit_keeps_the_run_on_merged_code_trusted(server: Server)
     server.merge(first)
     server.merge(second)
     assert server.rules(second, 3) == ["no rule", "reviewed", "reviewed"]
-    assert server.rules(second, 3, votes=False) == ["no rule", "reviewed", "reviewed"]
+    assert server.rules_without_votes(second, 3) == ["no rule", "reviewed", "reviewed"]
 
 
 def test_an_approval_of_a_stacked_change_counts_once_its_parent_is_merged(server: Server) -> None:
@@ -133,11 +118,11 @@ def test_an_approval_of_a_stacked_change_counts_once_its_parent_is_merged(server
     parent = server.gerrit.propose(project, "parent")
     change = server.gerrit.propose(project, "stacked", base=parent)
     server.gerrit.vote(change, 2)
-    assert server.rules(change, 2, last="comment-added") == ["no rule", "no rule"]
+    assert server.rules(change, 2, "comment-added") == ["no rule", "no rule"]
     server.merge(parent)
-    server.stream.until("change-merged", parent)
+    server.until("change-merged", parent)
     server.gerrit.comment(change, "merged below")
-    assert server.rules(change, 2, last="comment-added") == ["no rule", "reviewed"]
+    assert server.rules(change, 2, "comment-added") == ["no rule", "reviewed"]
 
 
 def test_a_cherry_pick_at_submit_trusts_no_run_on_the_unreviewed_parent(server: Server) -> None:
@@ -169,7 +154,7 @@ def test_an_approval_after_a_move_counts_for_the_parents_of_the_new_branch(serve
     change = server.gerrit.propose(project, "innocent", branch="sandbox")
     server.gerrit.ask("POST", f"/changes/{change}/move", {"destination_branch": "main"}, AUTHOR)
     server.gerrit.vote(change, 2)
-    assert server.rules(change, 2, last="comment-added") == ["no rule", "no rule"]
+    assert server.rules(change, 2, "comment-added") == ["no rule", "no rule"]
 
 
 def test_a_block_stands_beside_a_later_approval_until_the_merge(server: Server) -> None:
@@ -177,7 +162,90 @@ def test_a_block_stands_beside_a_later_approval_until_the_merge(server: Server) 
     change = server.gerrit.propose(project, "disputed")
     server.gerrit.vote(change, -2, GERRIT_ADMIN)
     server.gerrit.vote(change, 2)
-    assert server.rules(change, 2, last="comment-added") == ["no rule", "no rule"]
+    assert server.rules(change, 2, "comment-added") == ["no rule", "no rule"]
     server.gerrit.vote(change, 0, GERRIT_ADMIN)
     server.merge(change)
     assert server.rules(change, 2) == ["no rule", "reviewed"]
+
+
+def live(gerrit: Gerrit, subject: str) -> str:
+    """A change that is created, approved, disapproved, approved again and merged; its number."""
+    change = gerrit.change(subject)
+    for value in (2, 0, 2):
+        gerrit.vote(change, value)
+    gerrit.submit(change)
+    return change.partition("~")[2]
+
+
+def events_in(kept: Kept, number: str) -> list[tuple[str, list[str], list[dict[str, str]]]]:
+    """Type, votes and what the adapter makes of them, of the events of a change in their order."""
+    rows = []
+    for message in kept.messages:
+        event = json.loads(message.value or b"")
+        if "change" in event and str(event["change"]["number"]) == number:
+            updates = read_event(message).updates
+            facts = [{name: fact for name, fact in each.facts.items() if name != "parents"} for each in updates]
+            votes = [each["value"] for each in event.get("approvals", []) if each["type"] == "Code-Review"]
+            rows.append((event["type"], votes, facts))
+    return rows
+
+
+@contextmanager
+def receiving(folder: Path, gerrit: Gerrit) -> Iterator[Kept]:
+    """Run a session that has compared its position with the API, and continues an earlier one."""
+    (folder / "receivers.toml").write_text(gerrit.source)
+    receivers = load_receivers(folder / "receivers.toml")
+    with connected(GerritSession(receivers, receivers.of(GerritSource)[0])) as kept:
+        wait((folder / "state" / "gerrit-zuul.json").exists, "no position is stored")
+        yield kept
+
+
+def test_stream_and_api_say_the_same(tmp_path: Path, server: Server) -> None:
+    with receiving(tmp_path, server.gerrit) as kept:
+        streamed = live(server.gerrit, "while the receiver listens")
+        wait(lambda: len(events_in(kept, streamed)) >= 5, "events are missing")
+    by_stream = events_in(kept, streamed)
+    assert [(kind, votes) for kind, votes, _ in by_stream] == [
+        ("patchset-created", []), ("comment-added", ["2"]), ("comment-added", ["0"]), ("comment-added", ["2"]),
+        ("change-merged", []),
+    ]  # fmt: skip
+    away = live(server.gerrit, "while the receiver is away")
+    with receiving(tmp_path, server.gerrit) as kept:
+        wait(lambda: len(events_in(kept, away)) >= 4, "events are missing")
+        by_api = events_in(kept, away)
+    # The API shows a vote that stands and one that was taken back, not the first of two equal ones.
+    assert [each for each in by_api if each[0] != "comment-added"] == [by_stream[0], by_stream[4]]
+    reviews = sorted(facts[0]["review"] for kind, _, facts in by_api if kind == "comment-added")
+    assert reviews == ["dismissed", "partly_approved"]
+
+
+def reviews_in(kept: Kept, change: str) -> set[tuple[str, str]]:
+    """Patch set and review of each update of a change's runs."""
+    number = change.partition("~")[2]
+    updates = [update for message in kept.messages for update in read_event(message).updates]
+    subjects = [(each.subject.split("/"), each.facts["review"]) for each in updates if "review" in each.facts]
+    return {(name[2], review) for name, review in subjects if name[1] == number}
+
+
+def test_a_vote_on_a_patch_set_says_nothing_of_the_next(tmp_path: Path, server: Server) -> None:
+    """Gerrit copies the vote to the next patch set; a comment there, and the API with a new time, show it again."""
+    gerrit = server.gerrit
+    gerrit.copy_all_votes()
+    with receiving(tmp_path, gerrit) as kept:
+        streamed = gerrit.change("voted while the receiver listens")
+        gerrit.vote(streamed, 2)
+        gerrit.patch(streamed)
+        gerrit.comment(streamed, "I do not like the new code")
+        wait(lambda: len(events_in(kept, streamed.partition("~")[2])) >= 4, "events are missing")
+    assert reviews_in(kept, streamed) == {("1", "partly_approved")}
+    away = gerrit.change("voted while the receiver is away")
+    gerrit.vote(away, 2)
+    gerrit.patch(away)
+    listed = gerrit.ask("GET", f"/changes/{away}/detail")["labels"]["Code-Review"]["all"]
+    assert [each["value"] for each in listed if each.get("value")] == [2]  # on the second patch set
+    gerrit.comment(away, "nor this one")
+    position = (tmp_path / "state" / "gerrit-zuul.json").read_text()
+    with receiving(tmp_path, gerrit) as kept:
+        wait(lambda: len(events_in(kept, away.partition("~")[2])) >= 2, "events are missing")
+        wait(lambda: (tmp_path / "state" / "gerrit-zuul.json").read_text() != position, "the position stays")
+    assert reviews_in(kept, away) == set()  # that on the first patch set is listed nowhere

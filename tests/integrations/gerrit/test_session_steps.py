@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,17 +11,11 @@ import pytest
 
 from ciml.integrations.gerrit import session as module
 from ciml.limits import MAX_STREAM_LINE_BYTES
-from tests.integrations.gerrit.samples import CLEO, change, event, person
+from tests.integrations.gerrit.samples import CLEO, change, event, numbers, person
 from tests.integrations.gerrit.server import FakeGerrit
-from tests.integrations.gerrit.test_hostile import _soon, gerrit, numbers, session_of
 from tests.integrations.receivers.kept import running, wait
 
-__all__ = ["_soon", "gerrit"]
 pytestmark = pytest.mark.timeout(120)
-
-
-def stored_position(gerrit: FakeGerrit) -> Any:
-    return json.loads((gerrit.folder.parent / "state" / "gerrit-zuul.json").read_text())["after"]
 
 
 def test_order_of_the_steps_of_a_comparison(gerrit: FakeGerrit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +30,7 @@ def test_order_of_the_steps_of_a_comparison(gerrit: FakeGerrit, monkeypatch: pyt
     monkeypatch.setattr(module, "write_json", record)
     now_s = int(time.time())
     gerrit.changes = [change(number, now_s) for number in (3, 2, 1)]
-    with running(session_of(gerrit, {"after": now_s - 100}), acknowledges=False) as kept:
+    with running(gerrit.session({"after": now_s - 100}), acknowledges=False) as kept:
         wait(lambda: len(kept.values) == 3, "events are missing")
         for event_number in range(3):
             time.sleep(0.1)  # some turns of the loop
@@ -58,18 +51,18 @@ def test_the_position_is_the_time_before_the_query_and_the_query_begins_a_minute
             gerrit.date = now_s + 50  # the clock of all later answers
 
     gerrit.answer = tick
-    session = session_of(gerrit, {"after": now_s - 1000, "at": now_s - 1000})
+    session = gerrit.session({"after": now_s - 1000, "at": now_s - 1000})
     with running(session):
         wait(lambda: not session.problem, f"it says {session.problem!r}")
-        wait(lambda: stored_position(gerrit) != now_s - 1000, "no position is stored")
-    assert stored_position(gerrit) == now_s
+        wait(lambda: gerrit.position() != now_s - 1000, "no position is stored")
+    assert gerrit.position() == now_s
     begin_s = datetime.strptime(gerrit.asked[0]["q"][0], 'after:"%Y-%m-%d %H:%M:%S"').replace(tzinfo=UTC).timestamp()
     assert begin_s == pytest.approx(now_s - 1060, abs=10)
 
 
 def test_an_event_that_kafka_did_not_acknowledge_before_a_loss_is_produced_again(gerrit: FakeGerrit) -> None:
     now_s = int(time.time())
-    with running(session_of(gerrit, {"after": now_s - 100}), acknowledges=False) as kept:
+    with running(gerrit.session({"after": now_s - 100}), acknowledges=False) as kept:
         gerrit.wait_for_stream()
         wait(lambda: gerrit.asked, "the API is not asked")
         gerrit.write(event("patchset-created", 1, now_s))
@@ -78,28 +71,27 @@ def test_an_event_that_kafka_did_not_acknowledge_before_a_loss_is_produced_again
         gerrit.end_streams()
         wait(lambda: len(kept.values) == 2, "the event is lost")
         kept.acknowledge()
-    assert numbers(kept) == [1, 1]
+    assert numbers(kept.values) == [1, 1]
 
 
 def test_the_comparison_after_a_line_that_is_too_long_finds_its_event(gerrit: FakeGerrit) -> None:
     """It does not wait for ``check_s``."""
     now_s = int(time.time())
-    with running(session_of(gerrit, check_s=86_400)) as kept:
+    with running(gerrit.session(check_s=86_400)) as kept:
         gerrit.wait_for_stream()
-        wait((gerrit.folder.parent / "state" / "gerrit-zuul.json").exists, "no position is stored")
+        gerrit.position()
         gerrit.changes = [change(7, now_s + 1)]
         gerrit.write(b'{"x": "' + b"x" * MAX_STREAM_LINE_BYTES + b'"}')
         wait(lambda: kept.values, "the event is missed", 10)
-    assert numbers(kept) == [7]
+    assert numbers(kept.values) == [7]
 
 
 def test_the_other_password_is_tried_while_one_replaces_the_other(gerrit: FakeGerrit) -> None:
     (gerrit.folder / "old").write_text("an earlier HTTP password")
     names = [str(gerrit.folder / name) for name in ("old", "password")]
-    session = session_of(gerrit, secret_file=names)
+    session = gerrit.session(secret_file=names)
     with running(session):
-        position = gerrit.folder.parent / "state" / "gerrit-zuul.json"
-        wait(position.exists, f"it says {session.problem!r}", 10)
+        gerrit.position()
     assert session.problem == ""
 
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from ciml.engines.processes import lasting_ports
+from ciml.integrations.config import MqttSource, load_receivers
+from ciml.integrations.mqtt import MqttSession
 from tests.faults.children import Program
+from tests.integrations.receivers.kept import wait
 
 USERS = {"zuul": "zuul-secret", "ciml": "ciml-secret-of-the-broker", "other": "a secret without rights"}
 _ACL = "user zuul\ntopic write zuul/#\n\nuser ciml\ntopic read zuul/#\n\nuser ciml-receiver\ntopic read zuul/#\n"
@@ -31,7 +32,7 @@ keyfile {certificates}/server.key
 allow_anonymous false
 password_file {folder}/passwords
 acl_file {folder}/acl
-{options}
+
 listener {mutual} 127.0.0.1
 cafile {certificates}/ca.pem
 certfile {certificates}/server.pem
@@ -44,11 +45,26 @@ listener {plain} 127.0.0.1
 allow_anonymous true
 
 user {me}
-persistence {persistence}
+persistence true
 persistence_location {folder}/
 autosave_interval 1
 max_queued_messages 0
 """
+
+
+def write_source(folder: Path, **changes: object) -> Path:
+    """Write ``receivers.toml`` with one source, named zuul unless changed, and the user's password next to it."""
+    (folder / "password").write_text(USERS["ciml"] + "\n")
+    (folder / "password").chmod(0o600)
+    source = {"receiver": "mqtt", "name": "zuul", "adapter": "zuul", "topics": ["zuul/#"], **changes}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in source.items()]
+    (folder / "receivers.toml").write_text("\n".join(["[[source]]", *lines, ""]))
+    return folder / "receivers.toml"
+
+
+def session_of(folder: Path, **changes: object) -> MqttSession:
+    receivers = load_receivers(write_source(folder, **changes))
+    return MqttSession(receivers, receivers.of(MqttSource)[0])
 
 
 def _run(*command: object) -> None:
@@ -74,20 +90,15 @@ class Certificates:
 
     @classmethod
     def made(cls, folder: Path) -> Certificates:
-        """Make them."""
-        curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+        curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
         ca = folder / "ca"
         _run("openssl", "req", "-x509", *curve, "-subj", "/CN=test-ca", "-keyout", f"{ca}.key", "-out", f"{ca}.pem")
         (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
         for name, subject in (("server", "localhost"), ("client", "ciml-receiver")):
             one = folder / name
-            _run(
-                "openssl", "req", *curve[:-2], "-subj", f"/CN={subject}", "-keyout", f"{one}.key", "-out", f"{one}.csr"
-            )
-            _run(
-                "openssl", "x509", "-req", "-in", f"{one}.csr", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key",
-                "-CAcreateserial", "-days", "2", "-out", f"{one}.pem", "-extfile", folder / "names",
-            )  # fmt: skip
+            _run("openssl", "req", *curve, "-subj", f"/CN={subject}", "-keyout", f"{one}.key", "-out", f"{one}.csr")
+            signed = ("-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial", "-extfile", folder / "names")
+            _run("openssl", "x509", "-req", "-in", f"{one}.csr", "-out", f"{one}.pem", *signed)
         return cls(folder)
 
 
@@ -96,14 +107,11 @@ class Mosquitto:
     """A broker of its own folder and ports, which may be killed and started again.
 
     Attributes:
-      tls, mutual, plain: ports: with TLS and users, with client certificates, and for anyone.
-      persistent: whether sessions and messages survive a kill, if they are a second old.
+      ports: with TLS and users, with client certificates, and for anyone.
     """
 
     folder: Path
     certificates: Certificates
-    persistent: bool = True
-    options: str = ""
     ports: Sequence[int] = field(default_factory=lambda: lasting_ports(3))
     program: Program | None = None
 
@@ -111,46 +119,33 @@ class Mosquitto:
         self.folder.mkdir(parents=True)
         (self.folder / "passwords").touch(mode=0o600)
         for user, password in USERS.items():
-            self.set_password(user, password)
+            _run(found("mosquitto_passwd"), "-b", self.folder / "passwords", user, password)
         (self.folder / "acl").write_text(_ACL)
         (self.folder / "acl").chmod(0o600)
+        self.tls, self.mutual, self.plain = self.ports
 
     @property
-    def tls(self) -> int:
-        return self.ports[0]
-
-    @property
-    def mutual(self) -> int:
-        return self.ports[1]
-
-    @property
-    def plain(self) -> int:
-        return self.ports[2]
-
-    def set_password(self, user: str, password: str) -> None:
-        """Set a password, for the next start."""
-        _run(found("mosquitto_passwd"), "-b", self.folder / "passwords", user, password)
+    def user(self) -> dict[str, object]:
+        """The settings of a source that connects as the user ciml, with its password."""
+        ca_file = str(self.certificates.folder / "ca.pem")
+        return {
+            "broker": f"mqtts://127.0.0.1:{self.tls}", "user": "ciml", "secret_file": "password", "ca_file": ca_file
+        }  # fmt: skip
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
-        tls, mutual, plain = self.ports
-        persistence = "true" if self.persistent else "false"
-        (self.folder / "mosquitto.conf").write_text(
-            _CONFIG.format(
-                tls=tls, mutual=mutual, plain=plain, folder=self.folder, certificates=self.certificates.folder,
-                options=self.options, persistence=persistence, me=os.environ.get("USER", "root"),
-            )
-        )  # fmt: skip
-        command = [found("mosquitto"), "-c", str(self.folder / "mosquitto.conf")]
-        self.program = Program(command, self.folder / "mosquitto.log")
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", self.tls), 1).close()
-                return
-            except OSError:
-                time.sleep(0.02)
-        raise RuntimeError(f"mosquitto does not start: {self.program.said()}")
+        config = self.folder / "mosquitto.conf"
+        ports = {"tls": self.tls, "mutual": self.mutual, "plain": self.plain}
+        me = os.environ.get("USER", "root")
+        config.write_text(_CONFIG.format(**ports, folder=self.folder, certificates=self.certificates.folder, me=me))
+        program = Program([found("mosquitto"), "-c", str(config)], self.folder / "mosquitto.log")
+        self.program = program
+
+        def listens() -> bool:
+            with socket.socket() as client:
+                return client.connect_ex(("127.0.0.1", self.tls)) == 0
+
+        wait(listens, f"mosquitto does not start: {program.said()}")
 
     def kill(self) -> None:
         """SIGKILL, by its pid."""
@@ -162,25 +157,16 @@ class Mosquitto:
         assert self.program is not None
         self.program.stop()
 
-    @contextmanager
-    def publisher(self, user: str = "zuul", **options: Any) -> Iterator[mqtt.Client]:
-        """A connected client that may publish to ``zuul/#``."""
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, **options)
-        client.username_pw_set(user, USERS[user])
+    def publish(self, *bodies: bytes, topic: str = "zuul/tenant/check", qos: int = 1, retain: bool = False) -> None:
+        """Publish messages as the user zuul; with QoS 1, until the broker has them."""
+        client = mqtt.Client(CallbackAPIVersion.VERSION2)
+        client.username_pw_set("zuul", USERS["zuul"])
         client.tls_set(str(self.certificates.folder / "ca.pem"))
         client.connect("127.0.0.1", self.tls)
         client.loop_start()
-        while not client.is_connected():  # what is published before is lost with QoS 0
-            time.sleep(0.01)
-        try:
-            yield client
-        finally:
-            client.disconnect()
-            client.loop_stop()
-
-    def publish(self, *bodies: bytes, topic: str = "zuul/tenant/check", qos: int = 1, retain: bool = False) -> None:
-        """Publish messages; with QoS 1, until the broker has them."""
-        with self.publisher() as client:
-            for one in [client.publish(topic, body, qos, retain) for body in bodies]:
-                one.wait_for_publish(30)
-                assert one.is_published()
+        wait(client.is_connected, "the publisher does not connect")  # a message of QoS 0 would be lost
+        for one in [client.publish(topic, body, qos, retain) for body in bodies]:
+            one.wait_for_publish(30)
+            assert one.is_published()
+        client.disconnect()
+        client.loop_stop()

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from ciml.integrations.config import MqttSource, load_receivers
-from ciml.integrations.mqtt import MqttSession
-from tests.integrations.mqtt.mosquitto import Certificates
-
-_USER = {"user": "ciml", "secret_file": "password"}
+from tests.integrations.mqtt.mosquitto import Certificates, session_of
 
 
 @pytest.mark.parametrize(
@@ -28,14 +23,10 @@ _USER = {"user": "ciml", "secret_file": "password"}
 def test_a_message_is_proved_by_tls_with_a_user_or_a_certificate(
     tmp_path: Path, certificates: Certificates, broker: str, has_user: bool, has_certificate: bool, proof: str
 ) -> None:
-    (tmp_path / "password").write_text("a-password-of-enough-bytes")
-    keys = {"receiver": "mqtt", "name": "zuul", "adapter": "zuul", "broker": broker, "topics": ["zuul/#"]}
+    settings: dict[str, object] = {"broker": broker}
     if has_user:
-        keys |= _USER
+        settings |= {"user": "ciml", "secret_file": "password"}
     if has_certificate:
         folder = certificates.folder
-        keys |= {"certificate_file": str(folder / "client.pem"), "key_file": str(folder / "client.key")}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
-    (tmp_path / "receivers.toml").write_text("\n".join(["[[source]]", *lines]))
-    receivers = load_receivers(tmp_path / "receivers.toml")
-    assert MqttSession(receivers, receivers.of(MqttSource)[0]).auth == proof
+        settings |= {"certificate_file": str(folder / "client.pem"), "key_file": str(folder / "client.key")}
+    assert session_of(tmp_path, **settings).auth == proof

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.mqtt.mosquitto import USERS, Mosquitto
-from tests.integrations.mqtt.test_mqtt import source, stored, wait
+from tests.integrations.mqtt.mosquitto import Mosquitto, write_source
+from tests.integrations.receivers.kept import stored, wait
 from tests.scraping import scrape
 from tests.services.supervising import supervised
 from tests.services.test_receivers_chaos import Receiving
@@ -18,19 +18,12 @@ from tests.services.test_receivers_chaos import Receiving
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
 
 
-def config(folder: Path, broker: Mosquitto, **changes: object) -> Path:
-    (folder / "password").write_text(USERS["ciml"])
-    (folder / "password").chmod(0o600)
-    (folder / "receivers.toml").write_text(source(broker, **changes))
-    return folder / "receivers.toml"
-
-
 def test_a_supervised_receiver_is_started_replaced_and_stopped(
     kafka: str, topic: Callable[..., str], tmp_path: Path, mosquitto: Mosquitto
 ) -> None:
     name = topic()
     with supervised(tmp_path / "home") as one:
-        file = str(config(tmp_path, mosquitto))
+        file = str(write_source(tmp_path, **mosquitto.user))
         done = one.begin("mqtt", "--config", file, "--kafka", kafka, "--topic", name, "--metrics-port", "0")
         assert done.exception is None, done.exception
         wait(lambda: one.status()["health"] == "running", "it does not work")
@@ -55,7 +48,7 @@ def test_the_command_prints_why_it_waits_and_ends_by_a_signal(
     kafka: str, topic: Callable[..., str], tmp_path: Path, mosquitto: Mosquitto, probe: Path
 ) -> None:
     mosquitto.stop()
-    text = config(tmp_path, mosquitto).read_text()
+    text = write_source(tmp_path, **mosquitto.user).read_text()
     receiver = Receiving("mqtt", tmp_path, text, kafka, topic(), probe)
     address = f"mqtts://127.0.0.1:{mosquitto.tls}"
     refused = f"waits: source zuul: {address} does not answer: Connection refused"

@@ -1,4 +1,4 @@
-"""A session in a thread whose deliveries are kept here: for senders that no real server can be told to be."""
+"""A session in a thread whose deliveries are kept here, and what a receiver stored in Kafka."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
+from ciml.events.records import Message
 from ciml.integrations.producer import Headers, ReceiverMetrics
 from ciml.integrations.sessions import Inbox, Session
+from ciml.services.receivers import SessionReceiver
+from ciml.services.service import NotReadyError
+from tests.messages import published
 
 
 def wait(condition: Callable[[], object], what: str, most_s: float = 30.0) -> None:
@@ -24,19 +30,17 @@ def wait(condition: Callable[[], object], what: str, most_s: float = 30.0) -> No
 
 @dataclass
 class Kept:
-    """In the place of Kafka: acknowledges at once, or not.
+    """Stands for Kafka: acknowledges a delivery at once, or when it is asked to.
 
     Attributes:
       values, headers: of the deliveries, in their order.
-      acknowledges: whether it does.
-      thread: of the session.
-      outcomes: how many deliveries were not stored, by outcome.
+      outcomes: the number of deliveries by outcome.
     """
 
     values: list[bytes] = field(default_factory=list)
     headers: list[dict[str, bytes]] = field(default_factory=list)
     acknowledges: bool = True
-    thread: threading.Thread | None = None
+    thread: threading.Thread = field(init=False)
     waiting: list[Future[None]] = field(default_factory=list)
     metrics: ReceiverMetrics = field(default_factory=lambda: ReceiverMetrics("test"))
 
@@ -54,6 +58,12 @@ class Kept:
         self.acknowledges = True
         while self.waiting:
             self.waiting.pop().set_result(None)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The deliveries as Kafka would hold them."""
+        pairs = zip(self.values, self.headers, strict=True)
+        return [Message(offset, value, tuple(headers.items())) for offset, (value, headers) in enumerate(pairs)]
 
     @property
     def outcomes(self) -> dict[str, int]:
@@ -75,6 +85,33 @@ def running(session: Session, most: int = 64, *, acknowledges: bool = True) -> I
         stop.set()
         kept.thread.join(30)
         assert not kept.thread.is_alive(), "the session does not end"
+
+
+@contextmanager
+def connected(session: Session, *, acknowledges: bool = True) -> Iterator[Kept]:
+    """Run a session that connects."""
+    with running(session, acknowledges=acknowledges) as kept:
+        wait(lambda: not session.problem, "it does not connect")
+        yield kept
+
+
+def stored(kafka: str, topic: str, least: int) -> list[Message]:
+    """Return the deliveries of a topic once there are so many."""
+    messages: list[Message] = []
+
+    def are_enough() -> bool:
+        messages[:] = published(kafka, topic, "ci-events")
+        return len(messages) >= least
+
+    wait(are_enough, f"there are not {least} messages in {topic}")
+    return messages
+
+
+def not_ready(service: SessionReceiver) -> str:
+    """Return why a service is not ready."""
+    with pytest.raises(NotReadyError) as caught:
+        service.observe()
+    return str(caught.value)
 
 
 @contextmanager
