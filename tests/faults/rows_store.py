@@ -181,7 +181,7 @@ def _poll(root: str, over: threading.Event, verdict: Verdict) -> None:
 def disk_fails(seed: int, scene: Scene) -> Verdict:
     if seed % 4 == 3:
         return _io_error(seed, scene)
-    with _disk(scene.folder / "disk", 24 if seed % 4 else 64) as small:
+    with disk(scene.folder / "disk", 24 if seed % 4 else 64) as small:
         if small is None:
             return Verdict(skipped="a tmpfs cannot be mounted here")
         return (_ingest_waits, _full, _read_only)[seed % 4](seed, scene, small)
@@ -213,7 +213,7 @@ class Disk:
 
 
 @contextmanager
-def _disk(folder: Path, size_mb: int) -> Iterator[Disk | None]:
+def disk(folder: Path, size_mb: int) -> Iterator[Disk | None]:
     """Mount a disk and unmount it; None if that is not allowed here."""
     folder.mkdir(parents=True)
     if _run("mount", "-t", "tmpfs", "-o", f"size={size_mb}m,mode=755", "tmpfs", str(folder)).returncode:

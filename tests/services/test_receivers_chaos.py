@@ -23,8 +23,8 @@ from ciml.engines.processes import python_environment
 from tests.faults.broker import own_broker
 from tests.faults.children import Program
 from tests.integrations.mqtt.mosquitto import USERS, Certificates, Mosquitto
-from tests.integrations.mqtt.test_mqtt import wait
 from tests.integrations.receivers.conftest import probe
+from tests.integrations.receivers.kept import wait
 from tests.integrations.webhooks.killing import ingest_and_compare, run_bodies
 from tests.messages import published
 

@@ -32,7 +32,7 @@ from ciml.engines.processes import lasting_ports
 from ciml.services.options import KINDS
 from ciml.storage.s3 import _make_client
 from tests.faults.broker import Broker
-from tests.faults.disk import disk
+from tests.faults.rows_store import disk
 from tests.integrations.gerrit.samples import source
 from tests.integrations.gerrit.server import FakeGerrit
 from tests.integrations.mqtt.conftest import certificates, mosquitto

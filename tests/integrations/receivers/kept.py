@@ -21,7 +21,7 @@ from ciml.services.service import NotReadyError
 from tests.messages import published
 
 
-def wait(condition: Callable[[], object], what: str, most_s: float = 30.0) -> None:
+def wait(condition: Callable[[], object], what: str, most_s: float = 60.0) -> None:
     deadline = time.monotonic() + most_s
     while not condition():
         assert time.monotonic() < deadline, what
