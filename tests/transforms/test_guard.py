@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
 
 import grpc
@@ -15,29 +15,14 @@ from confluent_kafka import KafkaException
 
 from ciml.errors import CimlError, EngineError, IntegrityError, RejectedInput
 from ciml.events import payloads
+from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RunFacts
 from ciml.transforms import guard
-from ciml.transforms.guard import INTERNAL, attempt, bisect, guarded_messages, guarded_runs
+from ciml.transforms.guard import attempt, bisect, guarded_runs, keep_error, kept_error
 
 
 def _raise(error: BaseException) -> None:
     raise error
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ValueError("x"), KeyError("x"), MemoryError(), RecursionError("deep"), SystemError("x"), OverflowError("x"),
-        AssertionError(), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), StopIteration(), Exception("x"),
-    ],
-    ids=lambda error: type(error).__name__,
-)  # fmt: skip
-def test_what_an_input_can_cause_refuses_it(error: Exception) -> None:
-    rejected = attempt("parse", _raise, error)
-    assert isinstance(rejected, RejectedInput)
-    assert rejected.reason == "internal_error"
-    assert rejected.detail.startswith(f"parse: {type(error).__name__}")
-    assert rejected.detail.endswith("test_guard.py:26 _raise]".replace("26", str(_raise.__code__.co_firstlineno + 1)))
 
 
 @pytest.mark.parametrize(
@@ -160,87 +145,32 @@ def test_work_that_fails_without_inputs_is_an_error() -> None:
         list(bisect("add", [], lambda some: _raise(ValueError("none"))))
 
 
-COVERS = OffsetRange("t", "id", 3, 10, 20)
-
-
-def _pending_runs(count: int) -> list[PendingRun]:
-    return [
+def test_a_dead_letter_can_be_tried_again() -> None:
+    """A stage that eats the logs of its candidates before it fails for one is run again without that one."""
+    covers = OffsetRange("t", "id", 3, 10, 20)
+    runs = [
         PendingRun(Origin("t", 3, 10 + n), f"e{n}", RunFacts(f"zuul~{n}~1", f"{n}"), Message(10 + n, f"v{n}".encode()),
-                  attempts=2, first_seen_us=5, log=f"log {n}".encode())
-        for n in range(count)
+                  attempts=2, first_seen_us=5, log=b"log")
+        for n in range(3)
     ]  # fmt: skip
 
-
-def _swallow(poison: str) -> Callable[[Batch], Batch]:
-    """A stage that eats the logs of its candidates before it fails for one, refuses one, and stores the others."""
-
     def stage(batch: Batch) -> Batch:
-        settled = list(batch.settled)
         for each in batch.pending_runs:
-            data, each.log = each.log, None
-            assert data is not None, "the log was eaten by an earlier try"
-            if each.mention.build_uuid == poison:
-                raise IndexError(poison)
-            reason = data.decode() if each.mention.build_uuid == "1" else ""
-            settled.append(
-                Outcome("dead_letter" if reason else "run", each.origin, mention=each.mention, detail=reason)
-            )
-        return Batch(batch.covers, batch.messages, [], settled)
+            assert each.log == b"log", "the log was eaten by an earlier try"
+            each.log = None
+            if each.mention.build_uuid == "1":
+                raise IndexError("one")
+        return Batch(covers, settled=[*batch.settled, *(Outcome("run", each.origin) for each in batch.pending_runs)])
 
-    return stage
-
-
-def test_a_stage_that_changes_candidates_in_place_can_be_run_again() -> None:
-    before = Outcome("ignored", Origin("t", 3, 19), reason="cancelled")
-    clean = guarded_runs("eat", _swallow("none"), Batch(COVERS, [], _pending_runs(6), [before]))
-    batch = guarded_runs("eat", _swallow("4"), Batch(COVERS, [], _pending_runs(6), [before]))
-    assert batch.covers == COVERS
-    assert batch.pending_runs == []
-    assert [each.origin.offset for each in batch.settled] == [19, 10, 11, 12, 13, 14, 15]
-    assert batch.settled[:5] + batch.settled[6:] == clean.settled[:5] + clean.settled[6:]
-    dead_letter = batch.settled[5]
-    assert (dead_letter.kind, dead_letter.reason) == ("dead_letter", "internal_error")
-    assert dead_letter.detail.startswith("eat: IndexError: 4 [")
-    assert (dead_letter.event_key, dead_letter.run_id, dead_letter.attempts, dead_letter.first_seen_us) == (
-        "e4",
-        "zuul~4~1",
-        2,
-        5,
-    )
-    assert dead_letter.payload is not None
-    assert dead_letter.payload["value"] == "djQ="
-
-
-def test_a_settled_outcome_that_a_stage_fails_for_is_a_dead_letter() -> None:
-    outcomes = [Outcome("ignored", Origin("t", 3, n), f"e{n}", RunFacts(f"zuul~{n}~1", "n")) for n in (10, 11)]
-
-    def stage(batch: Batch) -> Batch:
-        for each in batch.settled:
-            if each.origin.offset == 11:
-                raise IndexError("eleven")
-        return batch
-
-    batch = guarded_runs("trust", stage, Batch(COVERS, [], _pending_runs(1), outcomes))
-    assert [each.kind for each in batch.settled] == ["ignored", "dead_letter"]
-    assert (batch.settled[1].run_id, batch.settled[1].reason) == ("zuul~11~1", INTERNAL)
-    assert len(batch.pending_runs) == 1
-
-
-def test_a_message_that_cannot_be_decoded_for_an_unexpected_reason_costs_itself() -> None:
-    def stage(batch: Batch) -> Batch:
-        if any(message.value == b"v2" for message in batch.messages):
-            raise KeyError("v2")
-        done = [Outcome("ignored", Origin("t", 3, each.offset)) for each in batch.messages]
-        return Batch(batch.covers, [], list(batch.pending_runs), [*batch.settled, *done])
-
-    batch = guarded_messages(
-        "decode", stage, Batch(COVERS, [Message(10 + n, f"v{n}".encode(), (("content-type", b"x"),)) for n in range(4)])
-    )
+    batch = guarded_runs("eat", stage, Batch(covers, [], runs, [Outcome("ignored", Origin("t", 3, 19))]))
     assert [(each.kind, each.origin.offset) for each in batch.settled] == [
-        ("ignored", 10), ("ignored", 11), ("dead_letter", 12), ("ignored", 13),
+        ("ignored", 19), ("run", 10), ("dead_letter", 11), ("run", 12)
     ]  # fmt: skip
-    assert (batch.covers, batch.messages) == (COVERS, [])
-    assert batch.settled[2].payload == {"value": "djI=", "headers": [["content-type", "eA=="]], "timestamp_ms": 0}
+    dead_letter = batch.settled[2]
+    assert dead_letter.detail.startswith("eat: IndexError: one [")
+    assert (dead_letter.event_key, dead_letter.run_id) == ("e1", "zuul~1~1")
+    assert (dead_letter.attempts, dead_letter.first_seen_us) == (2, 5)
+    assert message_of(dead_letter.payload or {}, 11) == runs[1].message
 
 
 def test_a_payload_that_cannot_be_made_is_size_and_digest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,3 +178,29 @@ def test_a_payload_that_cannot_be_made_is_size_and_digest(monkeypatch: pytest.Mo
     assert guard._payload_of(Message(1, b"abc", timestamp_ms=7)) == {
         "size": 3, "sha256": hashlib.sha256(b"abc").hexdigest(), "timestamp_ms": 7,
     }  # fmt: skip
+
+
+def fail(error: CimlError) -> None:
+    with pytest.raises(CimlError), keep_error():
+        raise error
+
+
+def test_the_first_error_that_no_further_try_can_fix_is_returned() -> None:
+    kept_error(clear=True)
+    fail(EngineError("no answer"))
+    assert str(kept_error()) == "no answer"
+    fail(IntegrityError("lost"))
+    fail(IntegrityError("lost again"))
+    assert str(kept_error(clear=True)) == "lost"
+    assert kept_error() is None
+
+
+def test_an_error_of_a_call_that_began_before_the_next_job_is_not_kept() -> None:
+    @keep_error()
+    def call() -> None:
+        kept_error(clear=True)  # a job begins, while this call of the one before it still waits
+        raise IntegrityError("of the earlier job")
+
+    with pytest.raises(IntegrityError):
+        call()
+    assert kept_error() is None

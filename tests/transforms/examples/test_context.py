@@ -14,7 +14,7 @@ from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, reso
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.runs.neighbours import Neighbours
-from ciml.transforms.examples.context import context_of, with_context
+from ciml.transforms.examples.context import context_of
 from ciml.transforms.examples.downsample import downsample
 from ciml.transforms.examples.prepare import make_examples, prepare, prepare_many
 from ciml.transforms.examples.spans import inputs_of
@@ -141,14 +141,6 @@ def test_the_length_is_compared_with_the_median_of_passing_runs() -> None:
     assert named(varied, failed(), table_of({USR: [51.0] * 120, STEAL: [0.0] * 120}))[LENGTH] == pytest.approx(1.0)
 
 
-def test_a_job_without_enough_passing_runs_is_compared_with_all() -> None:
-    made = defined("profile")
-    run = table_of({USR: [51.0] * 60, STEAL: [9.0] * 60})
-    assert named(made, failed(build_name="new"), run) == named(made, failed(), run)
-    few = made.replace(profiles=json.loads(json.dumps(make_profiles(PASSED[:4], made.columns).to_json())))
-    assert set(named(few, failed(), run).values()) == {0.0}
-
-
 def test_a_run_without_values_of_a_column_has_no_departure_there() -> None:
     made = defined("profile")
     run = table_of({USR: [None, math.nan], STEAL: [5.0, 5.0]})
@@ -208,12 +200,6 @@ def test_context_needs_the_facts_of_runs() -> None:
         prepare(PASSED[0][1], defined("outcome"))
     with pytest.raises(IntegrityError, match="data set 'tests': its resolved definition has no profiles"):
         prepare(PASSED[0][1], defined("profile").replace(profiles=None), failed())
-
-
-def test_windows_without_context_are_the_same_object() -> None:
-    made = resolve(DatasetDefinition.from_json({"name": "tests", "max_windows": 12}), [(USR,)], [])
-    windows = downsample([PASSED[0][1]], made)
-    assert with_context(windows, [failed()], [PASSED[0][1]], made) is windows
 
 
 @pytest.mark.parametrize(

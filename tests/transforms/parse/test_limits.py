@@ -32,7 +32,6 @@ GOOD = (
     b'"system","load avg",,\n"time","1m","5m","15m"\n24-11 12:00:00,1,2,3\n24-11 12:00:01,4,5,6\n'
 )
 NOON_US = instant("2026-11-24T12:00:00Z")
-CENTURY_US = instant("2000-01-01T00:00:00Z"), instant("2100-01-01T00:00:00Z")
 
 
 def log(date: str, *rows: str, columns: str = '"system","load avg"\n"time","1m"') -> bytes:
@@ -49,44 +48,10 @@ def parsed(data: bytes, start_us: int | None = None, end_us: int | None = None) 
     return result
 
 
-def times_of(result: pa.Table | RejectedInput) -> list[int]:
-    assert isinstance(result, pa.Table), result
-    return result.column("time").cast(pa.int64()).to_pylist()
-
-
-EDGES = [
-    "31 Dec 9999 23:59:59", "01 Jan 0001 00:00:00", "30 Dec 9999 00:00:00", "31 Dec 1999 12:00:00",
-    "01 Jan 2000 00:00:00", "31 Dec 2099 23:59:59", "02 Jan 2100 00:00:00", "01 Jan 1970 00:00:00",
-    "29 Feb 2000 23:59:60", "29 Feb 2100 00:00:00", "01 Jan 0000 00:00:00", "19 Jan 2038 03:14:08",
-]  # fmt: skip
-ZONES = ["CET", "-03", "UTC", "+14:00", "-1400", "IST", "EST", "WIB", "Europe/Berlin", "", "Mars/Phobos", "../../etc"]
-
-
-@pytest.mark.parametrize("date", EDGES)
-def test_no_date_in_a_header_reaches_beyond_its_log(date: str) -> None:
-    events = [(None, None), (NOON_US, None), (NOON_US, NOON_US + 60_000_000), (10**18, -(10**18))]
-    alone = parse_logs([Log(GOOD)])[0]
-    assert isinstance(alone, pa.Table)
-    for zone in ZONES:
-        shapes = [
-            log(f"{date} {zone}", "24-11 12:00:00,1", "24-11 12:00:01,2"),
-            log(f"{date} {zone}", "31-12 23:59:59,1", "01-01 00:00:00,2"),
-            log(f"{date} {zone}", "9999-12-31 23:59:59,1", "0001-01-01 00:00:00,2", "2026-11-24 12:00:00,3"),
-            log(f"{date} {zone}", "23:59:59,1", "00:00:00,2"),
-            log(f"{date} {zone}", "1,2", columns='"load avg",\n"1m","5m"'),
-        ]
-        *results, good = parse_logs([*(Log(shape, *event) for shape in shapes for event in events), Log(GOOD)])
-        assert good.equals(alone, check_metadata=True)  # type: ignore[union-attr]
-        for result in results:
-            if isinstance(result, RejectedInput):
-                assert result.reason in {"no_time", "ambiguous_time", "outside_run"}
-            else:
-                assert all(CENTURY_US[0] <= us < CENTURY_US[1] for us in times_of(result))
-
-
 def test_rows_with_a_year_do_not_need_that_of_the_header() -> None:
     result = parsed(log("31 Dec 9999 23:59:59 CET", "2026-11-24 13:00:00,1", "2026-11-24 13:00:01,2"), NOON_US)
-    assert times_of(result) == [NOON_US, NOON_US + 1_000_000]
+    assert isinstance(result, pa.Table)
+    assert result.column("time").cast(pa.int64()).to_pylist() == [NOON_US, NOON_US + 1_000_000]
 
 
 @pytest.mark.parametrize("zone", ["CET", "-03", "UTC"])

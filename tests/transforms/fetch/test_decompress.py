@@ -1,22 +1,25 @@
-"""Archives: the log among their files comes as it was packed, and whatever else one holds is refused or left alone."""
+"""Decompression: gzip as Python reads it, the log of a zip archive as it was packed, and neither beyond its limit."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import os
 import struct
 import tracemalloc
 import zipfile
 import zlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
 from ciml.limits import MAX_ARCHIVE_ENTRIES
 from ciml.transforms.fetch.decompress import gunzip, is_archive, unzip
 from ciml.transforms.fetch.policy import LOG_PATHS, LogUnavailableError
 from tests.growth import assert_linear
-from tests.transforms.fetch.log_server import LOG
+from tests.transforms.fetch.log_server import LOG, bomb
 from tests.transforms.fetch.zips import archive, entry, zeros, zipped
 
 NAME = b"dstat-csv_log.txt"
@@ -47,29 +50,20 @@ def test_a_log_comes_as_it_was_packed(log: bytes, streamed: bool, stored: bool) 
 
 
 def test_the_log_is_chosen_by_path_and_then_by_name() -> None:
-    files = {
-        "compute1/logs/dstat-csv.log": b"other host",
-        "x/dool.csv": b"later name",
-        "deep/er/dstat.csv": b"deeper",
-        "er/dstat.csv": b"by name",
+    logs = {
         "./controller/logs/dstat-csv.log": b"by path",
-        "my-dstat.csv": b"another name",
-        "dstat.csv.sha256": b"another name",
-        "dstat.csv/": b"",
+        "compute1/logs/dstat-csv.log": b"other host",
+        "er/dstat.csv": b"by name",
+        "deep/er/dstat.csv": b"deeper",
+        "x/dool.csv": b"later name",
     }
-    assert read(zipped(files)) == b"by path"
-    del files["./controller/logs/dstat-csv.log"]
-    assert read(zipped(files)) == b"other host"
-    del files["compute1/logs/dstat-csv.log"]
-    assert read(zipped(files)) == b"by name"
-    del files["er/dstat.csv"]
-    assert read(zipped(files)) == b"deeper"
-    del files["deep/er/dstat.csv"]
-    assert read(zipped(files)) == b"later name"
-    del files["x/dool.csv"]
+    others = {"my-dstat.csv": b"another name", "dstat.csv.sha256": b"another name", "dstat.csv/": b""}
+    while logs:
+        assert read(zipped({**others, **dict(reversed(logs.items()))})) == next(iter(logs.values()))
+        del logs[next(iter(logs))]
     with pytest.raises(LogUnavailableError, match="log_not_found"):
-        read(zipped(files))
-    assert read(zipped(files), ("a/my-dstat.csv",)) == b"another name"
+        read(zipped(others))
+    assert read(zipped(others), ("a/my-dstat.csv",)) == b"another name"
 
 
 def test_a_name_is_compared_and_never_used() -> None:
@@ -106,33 +100,22 @@ def test_an_archive_that_lies_about_the_log() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "method", "detail"),
-    [
-        (1, 8, "the log is encrypted"),
-        (0x41, 8, "the log is encrypted"),
-        (0x2000, 8, "the log is encrypted"),
-        (0x20, 8, "packed by method 8"),
-        (0, 9, "packed by method 9"),
-        (0, 12, "packed by method 12"),
-        (0, 14, "packed by method 14"),
-        (0, 99, "packed by method 99"),
-    ],
-)
+    [(1, 8, "encrypted"), (0x41, 8, "encrypted"), (0x2000, 8, "encrypted"), (0x20, 8, "packed by method 8"),
+     *((0, method, f"packed by method {method}") for method in (9, 12, 14, 99))],
+)  # fmt: skip
 def test_a_log_that_is_packed_otherwise(flags: int, method: int, detail: str) -> None:
     reason, found = refused(good(flags=flags, method=method))
     assert (reason, detail in found) == ("corrupt_archive", True)
     other = entry(b"other", deflated(b"x"), 1, flags=flags, method=method)
     log = entry(NAME, deflated(LOG), len(LOG), zlib.crc32(LOG))
-    assert read(archive([other, log])) == LOG  # it costs only itself
+    assert read(archive([other, log])) == LOG  # it affects only itself
 
 
 def test_packed_data_that_are_cut_or_longer() -> None:
     whole = deflated(LOG)
-    fields = {"size": len(LOG), "crc": zlib.crc32(LOG)}
-    assert refused(archive([entry(NAME, whole[:-5], **fields)])) == ("corrupt_archive", "the log is cut short")
-    assert refused(archive([entry(NAME, whole + b"x", **fields)])) == ("corrupt_archive", "data follow the log")
-    assert refused(archive([entry(NAME, b"\x06" + whole, **fields)]))[0] == "corrupt_archive"
-    stored = archive([entry(NAME, LOG, **fields, method=0)])
-    assert read(stored) == LOG
+    for packed, detail in ((whole[:-5], "the log is cut short"), (whole + b"x", "data follow the log")):
+        assert refused(archive([entry(NAME, packed, len(LOG), zlib.crc32(LOG))])) == ("corrupt_archive", detail)
+    assert refused(archive([entry(NAME, b"\x06" + whole, len(LOG), zlib.crc32(LOG))]))[0] == "corrupt_archive"
 
 
 @pytest.mark.parametrize("cut", [1, 10, 22, 40, 60, 200])
@@ -234,3 +217,96 @@ def test_entries_and_bytes_cost_in_proportion() -> None:
     assert_linear(
         lambda size: archive([entry(NAME, zeros(size << 20), size << 20, zlib.crc32(bytes(size << 20)))]), work, 2
     )
+
+
+LIMIT = 1 << 20
+
+
+def chunks(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def in_gzip(data: bytes) -> bytes:
+    """The same bytes at any time: they are part of a test's name."""
+    return gzip.compress(data, mtime=0)
+
+
+@given(st.binary(max_size=2000), st.integers(0, 2), st.integers(1, 700), st.integers(1, 3))
+def test_equals_gzip(data: bytes, layers: int, size: int, members: int) -> None:
+    if data.startswith(b"\x1f\x8b"):
+        data = b"x" + data
+    packed = data
+    for _ in range(layers):
+        half = len(packed) // members + 1
+        packed = b"".join(gzip.compress(part) for part in chunks(packed, half) or [b""])
+    assert gunzip(chunks(packed, size), LIMIT) == data
+
+
+@pytest.mark.parametrize("data", [b"", b"\x1f", b"\x1f\x00", b"plain"])
+def test_what_is_no_gzip_stays(data: bytes) -> None:
+    assert gunzip(chunks(data, 1), LIMIT) == data
+
+
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        (in_gzip(os.urandom(5000))[:-1], "the gzip data is cut short"),
+        (in_gzip(b"a" * 5000)[:12], "the gzip data is cut short"),
+        (b"\x1f\x8b", "the gzip data is cut short"),
+        (b"\x1f\x8bno gzip at all", "Error -3"),
+        (in_gzip(b"a") + b"tail", "Error -3"),
+        (in_gzip(in_gzip(in_gzip(b"a"))), "more than 2 layers"),
+        (in_gzip(in_gzip(b"a" * 500)[:-9]), "the gzip data is cut short"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_damaged(data: bytes, detail: str, size: int) -> None:
+    with pytest.raises(RejectedInput, match=detail) as caught:
+        gunzip(chunks(data, size), LIMIT)
+    assert caught.value.reason == "corrupt_gzip"
+
+
+def test_limit_is_exact() -> None:
+    packed = gzip.compress(bytes(LIMIT))
+    assert len(gunzip([packed], LIMIT)) == LIMIT
+    with pytest.raises(RejectedInput, match="log_too_large"):
+        gunzip([packed], LIMIT - 1)
+    with pytest.raises(RejectedInput, match="log_too_large"):
+        gunzip([bytes(LIMIT)] * 2, LIMIT)
+    inner = in_gzip(b"a")  # padded by zeros: of each layer the bytes are limited
+    assert gunzip([in_gzip(inner.ljust(LIMIT, b"\0"))], LIMIT) == b"a"
+    with pytest.raises(RejectedInput, match="log_too_large"):
+        gunzip([in_gzip(inner.ljust(LIMIT + 1, b"\0"))], LIMIT)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_bomb_is_refused_within_its_limit_of_memory(layers: int) -> None:
+    packed = bomb(64 << 20)
+    for _ in range(layers - 1):
+        packed = gzip.compress(packed)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RejectedInput, match="log_too_large"):
+            gunzip([packed], LIMIT)
+        assert tracemalloc.get_traced_memory()[1] < 4 * LIMIT
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [1 << 24, 5000])
+def test_members_have_a_limit(size: int) -> None:
+    many = gzip.compress(b"a") * 10_000
+    assert gunzip(chunks(many, size), LIMIT) == b"a" * 10_000
+    with pytest.raises(RejectedInput, match="more than 10000 members"):
+        gunzip(chunks(many * 20, size), LIMIT)
+    with pytest.raises(RejectedInput, match="more than 10000 members"):
+        gunzip([gzip.compress(many * 20)], 1 << 24)
+
+
+def test_growth_is_reported() -> None:
+    grown: list[int] = []
+    assert gunzip([gzip.compress(bytes(700_000))], LIMIT, grown.append) == bytes(700_000)
+    assert sum(grown) == 700_000
+    with pytest.raises(RejectedInput):
+        gunzip([gzip.compress(bytes(700_000))[:-1]], LIMIT, grown.append)
+    assert (min(grown), sum(grown)) == (-700_000, 700_000)  # what is rejected takes nothing
