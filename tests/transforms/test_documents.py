@@ -9,9 +9,13 @@ from pathlib import Path
 from ciml.events.cloudevents import PHASES, REASONS, decode_message
 from ciml.events.outcomes import _WORDS, NEVER_RAN, OUTCOMES
 from ciml.events.records import Message, RunFacts
+from ciml.pipelines.backfill.load_report import MISSING
 from ciml.transforms.fetch.fetch import DEFERRED, REJECTED
 from ciml.transforms.fetch.policy import ARTIFACT_NAMES, Credential, FetchPolicy
 from ciml.transforms.ingest.decode import IGNORED
+from ciml.transforms.results.columns import SYNONYMS
+from ciml.transforms.results.convert import REASONS as ROW_REASONS
+from ciml.transforms.results.values import NO_VALUE
 from ciml.trust import FACTS, NO_RULE, TrustPolicy, evaluate
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -62,3 +66,25 @@ def test_fetch(tmp_path: Path) -> None:
     documented = words("fetch.md")
     assert {*DEFERRED, *REJECTED, *ARTIFACT_NAMES} <= documented
     assert set(Credential.__struct_fields__) <= documented
+
+
+TEXT = (DOCS / "load.md").read_text()
+
+
+def section(title: str) -> str:
+    return re.split(r"^##+ ", TEXT.split(f"# {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def test_every_name_of_a_column_is_listed() -> None:
+    words = set(re.findall(r"\w+", section("Columns")))
+    assert [name for names in SYNONYMS.values() for name in names if name not in words] == []
+
+
+def test_every_reason_is_explained() -> None:
+    assert set(re.findall(r"^\| `(\w+)` \|", section("Bad rows"), re.MULTILINE)) == {*ROW_REASONS, *MISSING}
+
+
+def test_every_empty_text_is_listed() -> None:
+    assert set(re.findall(r"`([^`]+)`", section("The table").partition("The texts ")[2].partition(" of a CSV")[0])) == (
+        NO_VALUE - {""}
+    )

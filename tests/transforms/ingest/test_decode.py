@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from ciml.errors import CimlError
+from ciml.errors import CimlError, EngineError
 from ciml.events.cloudevents import QUEUED, REASONS, STARTED, decode_message, finished_event, run_event
 from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RunFacts
+from ciml.storage import LocalStore
+from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import IGNORED, decode
+from ciml.transforms.ingest.run_stages import settle
+from ciml.trust import TrustPolicy
 
 FACTS = RunFacts(
     run_id="zuul~a~1",
@@ -159,3 +165,33 @@ def test_what_was_settled_before_stays() -> None:
     assert decode(retries) == retries
     with pytest.raises(CimlError):
         decode(Batch(None, [Message(0, b"{}")]))
+
+
+@pytest.fixture
+def closed() -> Iterator[str]:
+    """An address at which nothing listens."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("logs", [9, 10])
+@pytest.mark.parametrize("outages", [True, False])
+def test_ten_logs_that_cannot_be_read_in_three_rounds_are_an_outage(
+    logs: int, outages: bool, closed: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    facts = [RunFacts(f"zuul~{n}~1", str(n), "unit", source="zuul", log_url=f"{closed}/{n}") for n in range(logs)]
+    batch = Batch(None, pending_runs=[PendingRun(Origin("t", 0, n), "", run) for n, run in enumerate(facts)])
+    raw = LocalStore(tmp_path_factory.mktemp("raw"))
+    pauses: list[float] = []
+
+    def settled() -> list[Batch]:
+        return settle([batch], TrustPolicy.load(), FetchPolicy((closed,)), raw, outages=outages, sleep=pauses.append)
+
+    if logs == 10 and outages:
+        with pytest.raises(EngineError, match="none of 10 logs can be read: log_unavailable"):
+            settled()
+    else:
+        (found,) = settled()
+        assert [(each.kind, each.reason) for each in found.settled] == [("dead_letter", "log_unavailable")] * logs
+    assert pauses == [0.5, 2.0]
