@@ -64,7 +64,6 @@ LONGEST = (
     "tests/deploy/test_experiment_job.py",
     "tests/serving/server/test_slow_clients.py",
     "tests/deploy/test_chart.py",
-    "tests/integrations/webhooks/test_webhooks.py",
     "tests/training/trainer/test_trainer.py",
 )
 
