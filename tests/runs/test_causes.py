@@ -196,15 +196,16 @@ STEPS = st.lists(
 )
 
 
-@given(STEPS, st.sampled_from([1, 2]), st.integers(0, 24))
-def test_runs_that_are_believed_less_leave_every_cause_as_without_them(
-    steps: list[tuple[int, str, int, int, str]], least: int, cut: int
+@given(STEPS, st.sampled_from([0, 1, 2]), st.integers(0, 24), st.booleans())
+def test_runs_that_are_believed_less_and_a_stored_state_leave_every_cause_as_it_is(
+    steps: list[tuple[int, str, int, int, str]], least: int, cut: int, bounded: bool
 ) -> None:
-    """Rows, corrections and changes of trust, in any order, with limits that each standing exceeds."""
+    """Rows, corrections and changes of trust, in any order, also with limits that each standing exceeds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(causes, "MAX_CAUSE_ATTEMPTS", 2)
-        patch.setattr(causes, "MAX_CAUSE_RUNS", 3)
-        together, alone = Causes(every), Causes(every)
+        if bounded:
+            patch.setattr(causes, "MAX_CAUSE_ATTEMPTS", 2)
+            patch.setattr(causes, "MAX_CAUSE_RUNS", 3)
+        together, split, alone = Causes(every), Causes(every), Causes(every)
         ids = [f"zuul~{number}~1" for number in range(7)]
         for at, (number, word, change, standing, kind) in enumerate(steps):
             believed = standing >= least
@@ -217,65 +218,33 @@ def test_runs_that_are_believed_less_leave_every_cause_as_without_them(
                 step = RunDelta(corrections=(Correction(run, trust),))
             else:
                 step = RunDelta(trust_changes=(TrustChange(run.run_id, TRUSTED if believed else UNTRUSTED),))
+            if at == cut:
+                again = Causes(every)
+                again.restore(split.encode())
+                split = again
             touched = together.add(step)
+            assert split.add(step) == touched
             if believed:
                 assert alone.add(step) <= touched
             else:
                 assert touched.isdisjoint(ids)
-            if at == cut:
-                state = together.encode()
-                together = Causes(every)
-                together.restore(state)
             assert [together.of(run_id) for run_id in ids] == [alone.of(run_id) for run_id in ids]
+        assert split.encode() == together.encode()
 
 
 @given(st.lists(st.tuples(st.sampled_from("PFTE"), st.integers(0, 2), st.booleans()), max_size=8), st.randoms())
 def test_any_order_and_any_deltas_give_the_same_causes(runs: list[tuple[str, int, bool]], random: Any) -> None:
     rows = [
-        RunRecord(facts(at, word, patchset=str(patchset)), RawFile("", "", 0, 0), TRUSTED if trusted else UNTRUSTED)
+        delta(facts(at, word, patchset=str(patchset)), trust=TRUSTED if trusted else UNTRUSTED).runs[0]
         for at, (word, patchset, trusted) in enumerate(runs, 1)
     ]
+    ids = [row.mention.run_id for row in rows]
     at_once, one_by_one = Causes(every), Causes(every)
     at_once.add(RunDelta(runs=tuple(rows)))
-    shuffled = random.sample(rows, len(rows))
-    before: dict[str, str] = {}
-    for row in shuffled:
+    before = dict.fromkeys(ids, "")
+    for row in random.sample(rows, len(rows)):
         changed = one_by_one.add(RunDelta(runs=(row,)))
-        after = {each.mention.run_id: one_by_one.of(each.mention.run_id) for each in rows}
-        assert {run_id for run_id in after if after[run_id] != before.get(run_id, "")} <= changed
+        after = {run_id: one_by_one.of(run_id) for run_id in ids}
+        assert {run_id for run_id in ids if after[run_id] != before[run_id]} <= changed
         before = after
-    assert before == {row.mention.run_id: at_once.of(row.mention.run_id) for row in rows}
-
-
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 6), st.sampled_from("PFTE"), st.integers(0, 2), st.sampled_from("rct")), max_size=16
-    ),
-    st.integers(0, 16),
-    st.booleans(),
-)
-def test_a_state_that_was_stored_continues_as_the_other(
-    steps: list[tuple[int, str, int, str]], cut: int, bounded: bool
-) -> None:
-    """Rows, reclaims of the same number among them, corrections and changes of trust."""
-    with pytest.MonkeyPatch.context() as patch:
-        if bounded:
-            patch.setattr(causes, "MAX_CAUSE_ATTEMPTS", 2)
-            patch.setattr(causes, "MAX_CAUSE_RUNS", 3)
-        whole, split = Causes(every), Causes(every)
-        for at, (number, word, change, kind) in enumerate(steps):
-            one = facts(number, word, change=str(change), attempt_of=f"a{number % 2}")
-            if kind == "r":
-                step = delta(one)
-            elif kind == "c":
-                step = RunDelta(corrections=(Correction(one, TRUSTED),))
-            else:
-                step = RunDelta(trust_changes=(TrustChange(one.run_id, UNTRUSTED),))
-            if at == cut:
-                again = Causes(every)
-                again.restore(split.encode())
-                split = again
-            assert split.add(step) == whole.add(step)
-        ids = [f"zuul~{number}~1" for number in range(7)]
-        assert [split.of(each) for each in ids] == [whole.of(each) for each in ids]
-        assert split.encode() == whole.encode()
+    assert before == {run_id: at_once.of(run_id) for run_id in ids}

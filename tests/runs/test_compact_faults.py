@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.errors import EngineError
-from ciml.runs.compact import Compaction
-from ciml.runs.pack_index import pack_log, pack_state
+from ciml.runs.pack_index import pack_log, pack_state, run_of
 from ciml.runs.reader import load_packs, read_runs
 from ciml.storage import LocalStore, Store
 from tests.durable import Steps, each_step
 from tests.runs.compacting import FIRST, SECOND, all_there, named, objects, run, squeeze
 from tests.runs.scenes import RawStore
+
+Busy = Callable[[DataRoot], RawStore]
 
 
 def busy_store(data: DataRoot) -> RawStore:
@@ -34,6 +36,21 @@ def busy_store(data: DataRoot) -> RawStore:
     return raw
 
 
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Busy:
+    """Return a function that makes a `busy_store`; in a folder, by a copy."""
+    folder = tmp_path_factory.mktemp("busy")
+    busy_store(DataRoot.open(folder))
+
+    def make(data: DataRoot) -> RawStore:
+        if not isinstance(data.store, LocalStore):
+            return busy_store(data)
+        shutil.copytree(folder, data.store.root, dirs_exist_ok=True)
+        return RawStore(data)
+
+    return make
+
+
 def after_all(raw: Store) -> None:
     """What is left when compaction has run again, whatever happened before."""
     squeeze(raw)
@@ -44,18 +61,6 @@ def after_all(raw: Store) -> None:
     assert objects(raw) == {"runs": 0, "packs": sum(len(state.packs) for state in packs.values()), "swept": 0}
     assert {run.rsplit(".", 2)[0] for run in load_packs(raw, FIRST).runs} == {f"zuul~{n}~1" for n in (1, 2, 3, 4, 6)}
     assert sum(pack.runs for state in packs.values() for pack in state.packs.values()) == len(named(raw)) == 8
-
-
-def is_local(data: DataRoot) -> bool:
-    return isinstance(data.store, LocalStore)
-
-
-def steps_of(data: DataRoot) -> list[str]:
-    """The steps of one compaction of the busy store."""
-    raw = busy_store(DataRoot(data.store.child("counted"))).store
-    with Steps(raw.root).recording() as steps:
-        squeeze(raw)
-    return steps.steps
 
 
 #: A pack is complete before the manifest names it, and its runs are deleted after that; an object that no manifest
@@ -87,9 +92,12 @@ STEPS = [
 ]
 
 
-def test_order_of_steps(anywhere: DataRoot) -> None:
-    steps = steps_of(anywhere)
-    if is_local(anywhere):
+def test_order_of_steps(anywhere: DataRoot, busy: Busy) -> None:
+    raw = busy(anywhere).store
+    with Steps(raw.root).recording() as recorded:
+        squeeze(raw)
+    steps = recorded.steps
+    if isinstance(raw, LocalStore):
         assert steps == STEPS
     assert sorted(steps) == sorted(STEPS)  # on S3, objects are moved aside at the same time, each in its order
     for number in ("90", "91"):
@@ -97,9 +105,9 @@ def test_order_of_steps(anywhere: DataRoot) -> None:
         assert steps.index(aside[-1]) < steps.index(f"delete runs/{FIRST}/zuul~{number}~1.*.parquet")
 
 
-def test_killed_before_each_step(anywhere: DataRoot) -> None:
-    for index in each_step(len(STEPS), few=not is_local(anywhere)):
-        raw = busy_store(DataRoot(anywhere.store.child(str(index)))).store
+def test_killed_before_each_step(anywhere: DataRoot, busy: Busy) -> None:
+    for index in each_step(len(STEPS), few=not isinstance(anywhere.store, LocalStore)):
+        raw = busy(DataRoot(anywhere.store.child(str(index)))).store
         with Steps(raw.root, index).recording():
             squeeze(raw)
         all_there(raw)
@@ -107,13 +115,12 @@ def test_killed_before_each_step(anywhere: DataRoot) -> None:
 
 
 @pytest.mark.whole
-def test_another_compactor_before_each_step(anywhere: DataRoot) -> None:
-    for index in each_step(len(STEPS) - 1, few=not is_local(anywhere)):
-        raw = busy_store(DataRoot(anywhere.store.child(str(index)))).store
-        ran: list[Compaction] = []
-        with Steps(raw.root, index, lambda raw=raw, ran=ran: ran.append(squeeze(raw))).recording():  # type: ignore[misc]
+def test_another_compactor_before_each_step(data: DataRoot, busy: Busy) -> None:
+    for index in range(len(STEPS)):
+        raw = busy(DataRoot(data.store.child(str(index)))).store
+        with Steps(raw.root, index, partial(squeeze, raw)).recording() as steps:
             squeeze(raw)
-        assert len(ran) == 1
+        assert steps.before is None  # the other one ran
         all_there(raw)
         after_all(raw)
 
@@ -148,10 +155,10 @@ def test_packs_that_hold_a_run_twice_are_merged_into_one_that_holds_it_once(data
     assert sorted(run.name.partition(".")[0] for run in pack.runs) == [f"zuul~{number}~1" for number in range(1, 6)]
 
 
-def test_a_run_that_is_committed_before_any_step_is_never_moved_aside(data: DataRoot) -> None:
+def test_a_run_that_is_committed_before_any_step_is_never_moved_aside(data: DataRoot, busy: Busy) -> None:
     for index in range(len(STEPS)):
-        raw = busy_store(DataRoot(data.store.child(str(index))))
-        with Steps(raw.store.root, index, lambda raw=raw: raw.add([run(50)])).recording():  # type: ignore[misc]
+        raw = busy(DataRoot(data.store.child(str(index))))
+        with Steps(raw.store.root, index, partial(raw.add, [run(50)])).recording():
             done = squeeze(raw.store)
         assert done.swept.unnamed == 2, index  # those that busy_store has
         all_there(raw.store)
@@ -159,84 +166,49 @@ def test_a_run_that_is_committed_before_any_step_is_never_moved_aside(data: Data
         assert os.path.basename(raw.write(*run(50)).path) in load_packs(raw.store, FIRST).runs
 
 
-def test_a_store_that_fails_before_each_step(data: DataRoot) -> None:
+def test_a_store_that_fails_before_each_step(data: DataRoot, busy: Busy) -> None:
     def fail() -> None:
         raise EngineError("no space left")
 
     for index in range(len(STEPS)):
-        raw = busy_store(DataRoot(data.store.child(str(index)))).store
+        raw = busy(DataRoot(data.store.child(str(index)))).store
         with Steps(raw.root, index, fail).recording(), pytest.raises(EngineError):
             squeeze(raw)
         all_there(raw)
         after_all(raw)
 
 
-def test_compactors_in_threads(data: DataRoot) -> None:
-    raw = busy_store(data).store
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            for _ in range(5):
-                squeeze(raw)
-        except BaseException as error:  # noqa: BLE001
-            failed.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-    assert failed == []
+def test_compactors_in_threads(data: DataRoot, busy: Busy) -> None:
+    raw = busy(data).store
+    with ThreadPoolExecutor(4) as pool:
+        for ended in [pool.submit(squeeze, raw) for _ in range(20)]:
+            ended.result()
     after_all(raw)
 
 
-@pytest.fixture
-def reading() -> Iterator[Callable[[Store], list[BaseException]]]:
-    """Starts readers of all named runs, which never stop; returns what went wrong with them."""
-    over, threads = threading.Event(), []
-
-    def start(raw: Store) -> list[BaseException]:
-        failed: list[BaseException] = []
-
-        def read(together: bool) -> None:
-            try:
-                while not over.is_set():
-                    files = named(raw)
-                    if together:
-                        tables = read_runs(raw, files.values())
-                    else:
-                        tables = [read_runs(raw, [file])[0] for file in files.values()]
-                    for path, found in zip(files, tables, strict=True):
-                        assert telemetry_digest(os.path.basename(path).rsplit(".", 2)[0], found) == files[path].digest
-                    failed_or_read.append(len(files))
-            except BaseException as error:  # noqa: BLE001
-                failed.append(error)
-
-        for together in (True, False):
-            threads.append(threading.Thread(target=read, args=(together,)))
-            threads[-1].start()
-        return failed
-
-    failed_or_read: list[int] = []
-    start.rounds = failed_or_read  # type: ignore[attr-defined]
-    yield start
-    over.set()
-    for each in threads:
-        each.join()
-
-
 @pytest.mark.whole
-def test_readers_never_fail_while_runs_move(anywhere: DataRoot, reading: Any) -> None:
+def test_readers_never_fail_while_runs_move(anywhere: DataRoot) -> None:
     raw = RawStore(anywhere)
-    failed = reading(raw.store)
-    rounds = 20 if isinstance(anywhere.store, LocalStore) else 5
-    for number in range(rounds):
-        raw.add([run(3 * number), run(3 * number + 1, 1), run(3 * number + 2)])
-        squeeze(raw.store)
-        assert failed == []
-    seen = len(reading.rounds)
-    while len(reading.rounds) < seen + 2 and not failed:  # a whole round after the last move
-        time.sleep(0.01)
-    assert failed == []
+    is_over = threading.Event()
+
+    def read(together: bool) -> None:
+        is_last = False
+        while not is_last:
+            is_last = is_over.is_set()  # a whole round after the last move
+            files = named(raw.store)
+            tables = read_runs(raw.store, files.values()) if together else None
+            for number, (path, file) in enumerate(files.items()):
+                found = tables[number] if tables else read_runs(raw.store, [file])[0]
+                assert telemetry_digest(run_of(os.path.basename(path)), found) == file.digest
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read, together) for together in (True, False)]
+        try:
+            for number in range(12 if isinstance(anywhere.store, LocalStore) else 4):
+                raw.add([run(3 * number), run(3 * number + 1, 1), run(3 * number + 2)])
+                squeeze(raw.store)
+        finally:
+            is_over.set()
+        for reader in readers:
+            reader.result()
     assert objects(raw.store)["runs"] == 0

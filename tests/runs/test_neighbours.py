@@ -22,9 +22,17 @@ def run(number: int, outcome: Any = "failure", end_us: int | None = HOUR, **keys
 TRUSTED = Trust(True, "gate", "0")
 
 
+def record(facts: RunFacts, trust: Trust = TRUSTED) -> RunRecord:
+    return RunRecord(facts, RawFile("", "", 0, 0), trust)
+
+
+def add(known: NearbyRuns, *runs: RunFacts, trust: Trust = TRUSTED, **lists: Any) -> None:
+    known.add(RunDelta(runs=tuple(record(each, trust) for each in runs), **lists))
+
+
 def near(*runs: RunFacts, wants: str = "unit", trust: Trust = TRUSTED) -> list[Neighbours | None]:
     known = NearbyRuns(lambda job: job == wants)
-    known.add(RunDelta(runs=tuple(RunRecord(each, RawFile("", "", 0, 0), trust) for each in runs)))
+    add(known, *runs, trust=trust)
     return [known.of(each.run_id) for each in runs]
 
 
@@ -54,12 +62,8 @@ def test_only_runs_of_the_same_place_are_neighbours(keys: dict[str, Any]) -> Non
 
 
 def test_passing_runs_and_other_jobs_are_not_asked_for() -> None:
-    assert near(run(1), run(2, "success"), run(3, build_name="docs"), run(4, end_us=None)) == [
-        Neighbours(0, 0),
-        None,
-        None,
-        None,
-    ]
+    found = near(run(1), run(2, "success"), run(3, build_name="docs"), run(4, end_us=None))
+    assert found == [Neighbours(0, 0), None, None, None]
 
 
 def test_untrusted_runs_do_not_count() -> None:
@@ -77,10 +81,6 @@ def test_there_are_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert near(run(1), run(2, region="2"), run(3))[2] == Neighbours(0, 0)
     monkeypatch.setattr(neighbours, "MAX_NEAR_FOUND", 1)
     assert near(run(1), run(2)) == [None, Neighbours(1, 1)]
-
-
-def add(known: NearbyRuns, *runs: RunFacts, trust: Trust = TRUSTED, **lists: Any) -> None:
-    known.add(RunDelta(runs=tuple(RunRecord(each, RawFile("", "", 0, 0), trust) for each in runs), **lists))
 
 
 @pytest.mark.parametrize("auth", ["", "hmac-sha256"])
@@ -110,51 +110,55 @@ def test_a_reclaim_replaces_the_figures_of_the_former_row() -> None:
     add(known, run(1))
     add(known, run(2), trust=UNJUDGED)
     assert known.of("zuul~2~1") == Neighbours(1, 1)
-    add(known, reclaims=(RunRecord(run(2, "success"), RawFile("", "", 0, 0), TRUSTED),))
+    add(known, reclaims=(record(run(2, "success")),))
     assert known.of("zuul~2~1") is None
 
 
 def test_a_row_that_completes_a_trusted_one_counts_once() -> None:
     known = NearbyRuns(lambda job: True)
     add(known, run(1), run(2))
-    completed = run(1, labels={"team": "red"})
-    add(known, reclaims=(RunRecord(completed, RawFile("", "", 0, 0), TRUSTED),))
+    add(known, reclaims=(record(run(1, labels={"team": "red"})),))
     add(known, run(3))
     assert known.of("zuul~3~1") == Neighbours(2, 2)
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["failure", "success"]), st.integers(-2, 2), st.integers(0, 3), st.integers(0, 2),
-            st.sampled_from("rt"),
-        ),
-        max_size=24,
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["failure", "success"]), st.integers(-2, 2), st.integers(0, 3), st.integers(0, 2),
+        st.sampled_from("rt"),
     ),
-    st.sampled_from([1, 2]),
+    max_size=24,
 )  # fmt: skip
-def test_runs_that_are_believed_less_leave_all_figures_as_without_them(
-    rows: list[tuple[str, int, int, int, str]], least: int
+
+
+@given(ROWS, st.sampled_from([0, 1, 2]), st.integers(0, 24), st.booleans())
+def test_runs_that_are_believed_less_and_a_stored_state_leave_all_figures_as_they_are(
+    rows: list[tuple[str, int, int, int, str]], least: int, cut: int, bounded: bool
 ) -> None:
-    limits = {"MAX_NEAR_RUNS": 2, "MAX_NEAR_PLACES": 2, "MAX_NEAR_FOUND": 3}
+    limits = {"MAX_NEAR_RUNS": 2, "MAX_NEAR_PLACES": 2, "MAX_NEAR_FOUND": 3} if bounded else {}
     with pytest.MonkeyPatch.context() as patch:
         for name, limit in limits.items():
             patch.setattr(neighbours, name, limit)
-        together, alone = NearbyRuns(lambda job: True), NearbyRuns(lambda job: True)
+        together, split, alone = (NearbyRuns(lambda job: True) for _ in range(3))
         believed: list[str] = []
         for number, (outcome, half, region, standing, kind) in enumerate(rows):
             auth = "hmac-sha256" if standing else ""
             one = run(number, outcome, HOUR + half * NEAR_WITHIN_US // 2, region=str(region), auth=auth)
-            trust = TRUSTED if standing == 2 else UNJUDGED
-            delta = RunDelta(runs=(RunRecord(one, RawFile("", "", 0, 0), trust),))
+            delta = RunDelta(runs=(record(one, TRUSTED if standing == 2 else UNJUDGED),))
             if kind == "t":
                 change = TrustChange(one.run_id, TRUSTED if standing >= least else UNJUDGED)
                 delta = delta.replace(trust_changes=(change,))
-            together.add(delta)
+            if number == cut:
+                again = NearbyRuns(lambda job: True)
+                again.restore(split.encode())
+                split = again
+            for known in (together, split):
+                known.add(delta)
             if standing >= least:
                 alone.add(delta)
                 believed.append(one.run_id)
             assert [together.of(run_id) for run_id in believed] == [alone.of(run_id) for run_id in believed]
+        assert split.encode() == together.encode()
 
 
 @given(
@@ -185,31 +189,3 @@ def test_a_plain_search_finds_the_same(rows: list[tuple[str, int, int, str]]) ->
         asked = one.outcome in ("failure", "timeout") and one.provider
         expected.append(Neighbours(failed, len(others)) if asked else None)
     assert near(*runs) == expected
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(["failure", "success"]), st.integers(-2, 2), st.integers(0, 3)), max_size=14),
-    st.integers(0, 14),
-    st.booleans(),
-)
-def test_a_state_that_was_stored_continues_as_the_other(
-    rows: list[tuple[str, int, int]], cut: int, bounded: bool
-) -> None:
-    limits = {"MAX_NEAR_RUNS": 2, "MAX_NEAR_PLACES": 2, "MAX_NEAR_FOUND": 3} if bounded else {}
-    runs = [
-        run(number, outcome, HOUR + half * NEAR_WITHIN_US // 2, region=str(region))
-        for number, (outcome, half, region) in enumerate(rows)
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, limit in limits.items():
-            patch.setattr(neighbours, name, limit)
-        whole, first, second = (NearbyRuns(lambda job: True) for _ in range(3))
-        for at, one in enumerate(runs):
-            delta = RunDelta(runs=(RunRecord(one, RawFile("", "", 0, 0), TRUSTED),))
-            whole.add(delta)
-            (first if at < cut else second).add(delta)
-            if at == cut - 1:
-                second.restore(first.encode())
-        if cut <= len(runs):
-            assert second.encode() == whole.encode() or cut == 0
-            assert [second.of(each.run_id) for each in runs] == [whole.of(each.run_id) for each in runs]

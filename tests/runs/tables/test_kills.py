@@ -21,7 +21,7 @@ from ciml.pipelines.datasets.update import update_dataset
 from ciml.runs.tables import store_of
 from ciml.runs.tables.delta_log import DeltaLog
 from ciml.runs.tables.publish import publish_tables
-from tests.durable import Steps, each_step
+from tests.durable import Steps
 from tests.runs.compacting import run, squeeze
 from tests.runs.scenes import RawStore
 from tests.runs.tables.scenes import make_dataset, make_store
@@ -32,27 +32,20 @@ GRACE_S = 5_000_000_000  # the test clock of `squeeze` is far ahead
 KILLS = 50
 
 
-@pytest.fixture(scope="module")
-def grown(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], DataRoot]:
-    """Makes a data root whose tables are behind its store."""
-    made = tmp_path_factory.mktemp("grown")
-    data = DataRoot.open(made)
-    make_store(data)
-    make_dataset(data)
-    list(publish_tables(data))
-    grow(data, 20)
-    return lambda folder: DataRoot.open(shutil.copytree(made, folder))
+@pytest.fixture
+def grown(published: DataRoot) -> Callable[[object], DataRoot]:
+    """Return a function that makes a data root whose tables are behind its store."""
+    grow(published, 20)
+    folder = Path(published.store.root)
+    return lambda name: DataRoot.open(shutil.copytree(folder, folder.with_name(str(name))))
 
 
 def grow(data: DataRoot, number: int) -> None:
     raw = RawStore(data)
-    raw.add([run(number), run(number + 1), run(number + 2, 1)], corrections=[make_facts(1, outcome=_word(number))])
+    correction = make_facts(1, outcome="failure" if number % 2 else "success")
+    raw.add([run(number), run(number + 1), run(number + 2, 1)], corrections=[correction])
     squeeze(data.raw, grace_s=GRACE_S)
     update_dataset(data.dataset("cpu"))
-
-
-def _word(number: int) -> str:
-    return "failure" if number % 2 else "success"
 
 
 #: Rows are stored before a version of the log names them. Two tables name files that are stored already.
@@ -66,26 +59,26 @@ STEPS = [
 ]
 
 
-def test_order_of_steps(tmp_path: Path, grown: Callable[[Path], DataRoot]) -> None:
-    data = grown(tmp_path / "data")
+def test_order_of_steps(grown: Callable[[object], DataRoot]) -> None:
+    data = grown("data")
     with Steps(data.url).recording() as steps:
         list(publish_tables(data))
     assert steps.steps == STEPS
 
 
-def test_killed_before_each_step(tmp_path: Path, grown: Callable[[Path], DataRoot]) -> None:
-    for index in each_step(len(STEPS), few=False):
-        data = grown(tmp_path / str(index))
+def test_killed_before_each_step(grown: Callable[[object], DataRoot]) -> None:
+    for index in range(len(STEPS) + 1):
+        data = grown(index)
         with Steps(data.url, index).recording():
             list(publish_tables(data))
         list(publish_tables(data))
         check(data)
 
 
-def test_overtaken_before_each_step(tmp_path: Path, grown: Callable[[Path], DataRoot]) -> None:
+def test_overtaken_before_each_step(grown: Callable[[object], DataRoot]) -> None:
     """The store grows and another publisher is done, before each step of the first."""
     for index in range(len(STEPS)):
-        data = grown(tmp_path / str(index))
+        data = grown(index)
 
         def overtake(data: DataRoot = data) -> None:
             grow(data, 30)
@@ -97,14 +90,14 @@ def test_overtaken_before_each_step(tmp_path: Path, grown: Callable[[Path], Data
         assert not any(done.committed for done in publish_tables(data))
 
 
-def test_publishers_at_once_make_one_version(anywhere: DataRoot) -> None:
-    make_store(anywhere)
-    make_dataset(anywhere)
+def test_publishers_at_once_make_one_version(data: DataRoot) -> None:
+    make_store(data)
+    make_dataset(data)
     with ThreadPoolExecutor(3) as pool:
-        done = list(pool.map(lambda _: list(publish_tables(anywhere)), range(3)))
+        done = list(pool.map(lambda _: list(publish_tables(data)), range(3)))
     assert sum(table.committed for tables in done for table in tables) == len(TABLES)
     assert {table.version for tables in done for table in tables} == {0}
-    check(anywhere)
+    check(data)
 
 
 _LOOP = """
@@ -150,10 +143,8 @@ class Reader(threading.Thread):
 
 @pytest.mark.interop
 @pytest.mark.timeout(1800)
-def test_two_publishers_killed_fifty_times(data: DataRoot) -> None:
-    make_store(data)
-    make_dataset(data)
-    list(publish_tables(data))
+def test_two_publishers_killed_fifty_times(published: DataRoot) -> None:
+    data = published
     rng, reader = random.Random(1), Reader(data)
     reader.start()
     publishers = [_publisher(data) for _ in range(2)]

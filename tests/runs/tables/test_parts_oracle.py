@@ -18,14 +18,14 @@ from tests.runs.compacting import run
 from tests.runs.raw_world import World, deliveries
 from tests.runs.scenes import RawStore
 from tests.runs.tables.scenes import expected
-from tests.runs.tables.test_publish import read
+from tests.runs.tables.test_publish import read, rows_of
 from tests.runs.test_updates import Manifest, says
 from tests.runs.test_updates import run as one_run
 from tests.tier import tries
 from tests.transforms.samples import make_facts
 
 
-@pytest.mark.parametrize("seed", range(tries(6)))
+@pytest.mark.parametrize("seed", range(tries(3)))
 def test_published_now_and_then_equals_published_once(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -34,7 +34,7 @@ def test_published_now_and_then_equals_published_once(
     grown, once = DataRoot.open(tmp_path), DataRoot.open(tmp_path / "once")
     actor = World(tmp_path / "raw").actor()
     published = 0
-    for batches in deliveries(seed, 60):
+    for batches in deliveries(seed, 50):
         actor.commit(batches)
         if rng.random() < 0.3:
             actor.maintain()
@@ -44,7 +44,7 @@ def test_published_now_and_then_equals_published_once(
     (tmp_path / "once").mkdir()
     (tmp_path / "once" / "raw").symlink_to(tmp_path / "raw")
     list(publish_tables(once, ["runs", "dead_letters"]))
-    assert published > 10
+    assert published > 5
     for name in ("runs", "dead_letters"):
         rows = read(grown, name)
         assert rows == read(once, name) == expected(grown, name)
@@ -106,7 +106,4 @@ def test_an_update_changes_the_facts_of_runs_in_old_parts(tmp_path: Path, small:
 
 
 def review_of(data: DataRoot) -> dict[str, str]:
-    from deltalake import DeltaTable
-
-    rows = DeltaTable(store_of(data, "runs").root).to_pyarrow_table().to_pylist()
-    return {row["build_uuid"]: row["review"] for row in rows}
+    return {row["build_uuid"]: row["review"] for row in rows_of(data, "runs")}
