@@ -23,7 +23,11 @@ class ServerProcess:
 
     grpc_port: int
     rest_port: int
-    pid: int
+    process: subprocess.Popen[str]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def rss(self) -> int:
         """Return the resident bytes."""
@@ -77,7 +81,7 @@ def server_process(config: str, log: Path, *arguments: str, files: int | None = 
             assert line, log.read_text()[-2000:]
             ready = json.loads(line)
             wait_loaded(ready["rest"])
-            yield ServerProcess(ready["grpc"], ready["rest"], process.pid)
+            yield ServerProcess(ready["grpc"], ready["rest"], process)
         finally:
             process.terminate()
             process.wait(timeout=30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from ciml.errors import EngineError, IntegrityError
+from ciml.http.intake import RequestError
 from ciml.serving.model_files import ModelEntry
 from ciml.serving.server import manager as manager_module
 from ciml.serving.server.manager import ModelManager, VersionStatus
@@ -178,6 +180,57 @@ def test_a_label_without_a_version_falls_back_to_the_highest_below_once_its_own_
     assert "stable" not in labels_during[3]
 
 
+def manager_of(load: Callable[[str], Loaded]) -> ModelManager:
+    return ModelManager(load=lambda folder, verify: load(folder.root))  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize(
+    ("entry", "versions"),
+    [
+        ({"policy": "latest", "latest": 1}, [11]),
+        ({"policy": "latest", "latest": 2}, [2, 11]),
+        ({"policy": "all"}, [1, 2, 11]),
+        ({"versions": (2,)}, [2]),
+    ],
+)
+def test_latest_and_all_as_in_tensorflow_serving(tmp_path: Path, entry: dict[str, Any], versions: list[int]) -> None:
+    for version in ("1", "2", "11"):
+        (tmp_path / version).mkdir()
+    manager = manager_of(Loaded)
+    manager.apply([ModelEntry("m", str(tmp_path), **entry)])
+    manager.step()
+    assert list(manager.available("m")) == versions
+
+
+def test_bad_folder_of_one_model_leaves_the_others_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "1").mkdir()
+    bad = {"b": "gs://x", "c": "s3://", "d": f"{tmp_path}/{'x' * 300}", "e": f"{tmp_path}/a\0b"}
+    manager = manager_of(Loaded)
+    folders = {"a": str(tmp_path), **bad, "z": str(tmp_path)}
+    entries = [ModelEntry(name, folder, "latest") for name, folder in folders.items()]
+    manager.apply([*entries, ModelEntry("f", "gs://x", "specific", (4, 7))])
+    for _ in range(3):
+        manager.step()
+    assert {name: list(manager.available(name)) for name in manager.names()} == {
+        **dict.fromkeys("bcdef", []), "a": [1], "z": [1],
+    }  # fmt: skip
+    assert not manager.ready
+    with pytest.raises(RequestError, match=r"Could not find any versions of model b: .*gs://x"):
+        manager.status("b")
+    statuses = manager.status("f")
+    assert [(one.version, one.state, one.code) for one in statuses] == [
+        (7, "END", "INVALID_ARGUMENT"), (4, "END", "INVALID_ARGUMENT")
+    ]  # fmt: skip
+    assert "gs://x" in statuses[0].message
+    # An error is reported once.
+    assert [record.message for record in caplog.records].count(f"model b: {statuses[0].message}") == 1
+    # A repaired folder is served; a newly broken one leaves the loaded versions.
+    manager.apply([ModelEntry("a", "gs://x", "latest"), ModelEntry("b", str(tmp_path), "latest")])
+    manager.step()
+    assert {name: list(manager.available(name)) for name in manager.names()} == {"a": [1], "b": [1]}
+    assert manager.find("a")[0] == 1
+
+
 def test_a_served_version_stays_while_a_new_one_loads_without_an_end(tmp_path: Path) -> None:
     loading = threading.Event()
     ended = threading.Event()
@@ -243,7 +296,7 @@ def test_close_waits_once_for_all_models(tmp_path: Path, waits_s: list[float], m
 
 
 def test_close_waits_once_for_the_requests_of_all_versions(tmp_path: Path, waits_s: list[float]) -> None:
-    manager = ModelManager(load=lambda folder, verify: Loaded(folder.root))  # type: ignore[arg-type,return-value]
+    manager = manager_of(Loaded)
     manager.apply([ModelEntry("m", str(tmp_path), versions=(1, 2, 3, 4))])
     manager._step_model("m", manager._target["m"])  # in this thread
     manager.close()
