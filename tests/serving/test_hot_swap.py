@@ -142,7 +142,7 @@ def test_many_swaps_give_memory_back(data: DataRoot, good: dict[int, Path], serv
     until(lambda: stable(server, "often") == 1)
     with Probe(server.grpc_port, "often", every_s=0.005) as probe:
         pushed(data, "often", good[2])
-        for turn in range(60):
+        for turn in range(40):
             rollback(data, "often", 1 + turn % 2)
             server.poll()
             assert stable(server, "often") == 1 + turn % 2
@@ -239,11 +239,10 @@ TWICE = b"model_config_list { config { name: 'm' base_path: '/x' } config { name
 def test_broken_configuration_changes_nothing(data: DataRoot, good: dict[int, Path], server: ModelServer) -> None:
     pushed(data, "kept", good[1])
     until(lambda: stable(server, "kept") == 1)
-    errors = 0
-    for text in (b"", b"garbage {", b"model_config_list { config { name: 'm' } }", TWICE):
+    broken = (b"", b"garbage {", b"model_config_list { config { name: 'm' } }", TWICE)
+    for errors, text in enumerate(broken, 1):
         data.models.replace("models.config", text)
-        errors += 1
-        until(lambda: f"ciml_model_config_errors_total {errors}.0".encode() in server.metrics.text())  # noqa: B023
+        until(lambda errors=errors: f"config_errors_total {errors}.0".encode() in server.metrics.text())  # type: ignore[misc]
         assert stable(server, "kept") == 1
     data.models.delete("models.config")
     server.poll()
@@ -276,5 +275,5 @@ def test_server_as_a_process_comes_back_with_the_blessed_version(good: dict[int,
 
 
 def test_a_registry_that_cannot_be_derived_is_an_error() -> None:
-    with pytest.raises(CimlError, match="cannot derive the registry from x.config"):
+    with pytest.raises(CimlError, match="cannot derive the registry from"):
         ServerOptions("x.config").registry_root()

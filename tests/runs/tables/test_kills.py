@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from deltalake import DeltaTable
 
 from ciml.data_root import DataRoot
 from ciml.pipelines.datasets.update import update_dataset
 from ciml.runs.tables import store_of
-from ciml.runs.tables.delta_log import DeltaLog
 from ciml.runs.tables.publish import publish_tables
 from tests.durable import Steps
 from tests.runs.compacting import run, squeeze
@@ -29,7 +22,6 @@ from tests.runs.tables.test_publish import TABLES, check
 from tests.transforms.samples import make_facts
 
 GRACE_S = 5_000_000_000  # the test clock of `squeeze` is far ahead
-KILLS = 50
 
 
 @pytest.fixture
@@ -76,9 +68,11 @@ def test_killed_before_each_step(grown: Callable[[object], DataRoot]) -> None:
 
 
 def test_overtaken_before_each_step(grown: Callable[[object], DataRoot]) -> None:
-    """The store grows and another publisher is done, before each step of the first."""
+    """The store grows and another publisher is done, before each step of the first. Readers never fail."""
     for index in range(len(STEPS)):
         data = grown(index)
+
+        opened = [DeltaTable(store_of(data, name).root) for name in TABLES]
 
         def overtake(data: DataRoot = data) -> None:
             grow(data, 30)
@@ -87,6 +81,7 @@ def test_overtaken_before_each_step(grown: Callable[[object], DataRoot]) -> None
         with Steps(data.url, index, overtake).recording():
             list(publish_tables(data))
         check(data)
+        assert all(table.to_pyarrow_table().num_rows > 2 for table in opened)  # a reader keeps its version
         assert not any(done.committed for done in publish_tables(data))
 
 
@@ -97,74 +92,4 @@ def test_publishers_at_once_make_one_version(data: DataRoot) -> None:
         done = list(pool.map(lambda _: list(publish_tables(data)), range(3)))
     assert sum(table.committed for tables in done for table in tables) == len(TABLES)
     assert {table.version for tables in done for table in tables} == {0}
-    check(data)
-
-
-_LOOP = """
-import sys
-from ciml.data_root import DataRoot
-from ciml.runs.tables.publish import publish_tables
-data = DataRoot.open(sys.argv[1])
-print("ready", flush=True)
-while True:
-    list(publish_tables(data))
-"""
-
-
-def _publisher(data: DataRoot) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", _LOOP, data.store.root], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-class Reader(threading.Thread):
-    """Opens the newest version of each table, and reads it while others replace it."""
-
-    def __init__(self, data: DataRoot) -> None:
-        super().__init__(daemon=True)
-        self.data, self.stop = data, threading.Event()
-        self.read, self.failed = 0, ""
-
-    def run(self) -> None:
-        from deltalake import DeltaTable
-
-        try:
-            while not self.stop.is_set():
-                opened = [DeltaTable(store_of(self.data, name).root) for name in TABLES]
-                time.sleep(0.5)
-                for table in opened:
-                    files = table.get_add_actions(flatten=True)
-                    assert table.to_pyarrow_table().num_rows == sum(files.column("num_records").to_pylist())
-                    self.read += 1
-        except Exception as error:  # noqa: BLE001 - the test reports whatever a reader may meet
-            self.failed = f"{type(error).__name__}: {error}"
-
-
-@pytest.mark.interop
-@pytest.mark.timeout(1800)
-def test_two_publishers_killed_fifty_times(published: DataRoot) -> None:
-    data = published
-    rng, reader = random.Random(1), Reader(data)
-    reader.start()
-    publishers = [_publisher(data) for _ in range(2)]
-    for kill in range(KILLS):
-        grow(data, 100 + 3 * kill)
-        time.sleep(rng.random())
-        victim = rng.randrange(2)
-        os.kill(publishers[victim].pid, signal.SIGKILL)
-        publishers[victim].wait()
-        publishers[victim] = _publisher(data)
-    for each in publishers:
-        assert each.poll() is None  # neither failed
-        each.kill()
-        each.wait()
-    reader.stop.set()
-    reader.join()
-    assert (reader.failed, reader.read > 20) == ("", True)
-    list(publish_tables(data))
-    check(data)
-    assert all(DeltaLog(store_of(data, name)).read().version > 20 for name in TABLES if name != "dead_letters")
-    squeeze(data.raw)
-    list(publish_tables(data))
     check(data)

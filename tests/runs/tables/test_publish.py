@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -261,12 +260,6 @@ def test_vacuums_are_kept_from_manifests(published: DataRoot) -> None:
     for name in TABLES:
         assert DeltaTable(store_of(published, name).root).vacuum(dry_run=False, full=True) == [], name
     assert published.store.list() == before
-
-
-def test_no_secret_of_a_log_s_address_is_in_the_log(published: DataRoot) -> None:
-    commit = DeltaLog(store_of(published, "raw"))
-    lines = [json.loads(line) for line in commit.store.read(commit.path(0)).splitlines()]
-    assert [next(iter(line)) for line in lines] == ["commitInfo", "protocol", "metaData", "add", "add", "add", "txn"]
 
 
 @pytest.mark.engines
