@@ -212,7 +212,7 @@ def test_pending_folders_are_taken_up_where_they_began(raw: RawStore) -> None:
     raw.add([run(1, 1)])
     raw.add([run(2)])
     raw.add([run(3, 1), run(4, 2)])
-    assert compact(raw.store, older_than_s=0, clock=Clock(NOON), min_runs=1).packing.runs == 1
+    assert compact(raw.store, older_than_s=0, clock=Clock(NOON), min_runs=1, window_runs=1).packing.runs == 1
     assert load_cursor(raw.store).pending == {SECOND: 1, "job=unit-tests/date=1970-01-03": 3}
     raw.add([run(5), run(6, 1)])
     done = compact(raw.store, older_than_s=0, clock=Clock(NOON + DAY), min_runs=1, window_runs=1)
