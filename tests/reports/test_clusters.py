@@ -109,7 +109,7 @@ def test_first_windows_leave_padding_and_shorter_runs_out(data: Path):
 
 @pytest.mark.whole
 def test_the_command_writes_the_same_files_twice_and_prints_json_for_programs(data: Path, tmp_path: Path):
-    arguments = ("bad", "--data-path", str(data), "--max-k", "6", "--against", "who")
+    arguments = ("bad", "--data-path", str(data), "--max-k", "3", "--against", "who")
     done = ciml(*arguments, "--output", str(tmp_path / "one"))
     assert done.exit_code == 0, done.output
     assert done.output.endswith(f"{tmp_path}/one/index.html\n")

@@ -55,7 +55,7 @@ def test_a_fold_sees_no_held_out_change(runs: Recorded) -> None:
     definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
     groups = runs.groups[runs.failed]
     held = np.zeros(len(labels), int)
-    for _, fold in folds_of(runs, definition, labels, 5, 1):
+    for _, fold in folds_of(runs, definition, labels, 2, 1):
         parts = [set(groups[some]) for some in (fold.learned, fold.dev, fold.held)]
         assert all(not one & other for one, other in combinations(parts, 2))
         assert fold.learned.size + fold.dev.size + fold.held.size == len(labels)

@@ -92,19 +92,6 @@ def test_a_rotated_token_is_read_again(both: Systems, tmp_path: Path) -> None:
     fetcher.close()
 
 
-def test_a_missing_credential_defers_only_the_logs_of_its_own_host(both: Systems, tmp_path: Path) -> None:
-    (tmp_path / "token").unlink()
-    other = tmp_path / "other.csv"
-    other.write_bytes(LOG)
-    policy = both.policy.allowing(roots=(str(tmp_path),))
-    logs, settled = both.fetch((f"{both.url}/plain", job()), (str(other), job()), policy=policy)
-    assert logs == [LOG]
-    assert [(outcome.kind, outcome.reason) for outcome in settled] == [("deferred", "log_unavailable")]
-    assert "token: No such file" in settled[0].detail
-    (tmp_path / "token").write_text(TOKEN)
-    assert both.fetch((f"{both.url}/plain", job()), policy=policy) == ([LOG], [])
-
-
 def test_other_headers_users_and_variables(both: Systems, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host = f"{API}:{both.api.server_port}"
     monkeypatch.setenv("LOG_TOKEN", TOKEN)
