@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ciml.errors import CimlError
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import Batch
 from ciml.http.addresses import Address
 from ciml.transforms.fetch.fetch import Fetcher
@@ -41,23 +41,12 @@ def test_nothing_is_allowed_by_default(server: LogServer, tmp_path: Path) -> Non
     assert server.asked == {}
 
 
-@pytest.mark.parametrize(
-    ("address", "allowed"),
-    [
-        ("s3://logs/zuul/a", True),
-        ("s3://logs/zuul2/a", False),
-        ("s3://logs/zuul", False),
-        ("s3://logs/a", False),
-        ("s3://logs2/zuul/a", False),
-        ("s3://all/a", True),
-        ("s3://all2/a", False),
-        ("s3://slash/a/b", True),
-        ("s3://slash/ab", False),
-    ],
-)
-def test_objects_are_allowed_below_a_prefix_of_whole_segments(address: str, allowed: bool) -> None:
+def test_objects_are_allowed_below_a_prefix_of_whole_segments() -> None:
     policy = FetchPolicy(s3_prefixes=("s3://logs/zuul", "s3://all", "s3://slash/a/"))
-    assert isinstance(attempt("fetch", policy.parse_allowed, address), Address) is allowed
+    for path in "logs/zuul/a all/a slash/a/b".split():
+        assert isinstance(attempt("fetch", policy.parse_allowed, f"s3://{path}"), Address), path
+    for path in "logs/zuul2/a logs/zuul logs/a logs2/zuul/a all2/a slash/ab".split():
+        assert isinstance(attempt("fetch", policy.parse_allowed, f"s3://{path}"), RejectedInput), path
 
 
 @pytest.mark.parametrize(
@@ -73,19 +62,11 @@ def test_other_forms_of_an_allowed_address_are_not_allowed(server: LogServer, ho
 
 
 @pytest.mark.parametrize(
-    "ips",
-    [
-        ["127.0.0.1"],
-        ["8.8.8.8", "127.0.0.1"],
-        ["10.0.0.7"],
-        ["169.254.169.254"],
-        ["64:ff9b::7f00:1"],
-        ["::ffff:127.0.0.1"],
-    ],
+    "ips", ["127.0.0.1", "8.8.8.8 127.0.0.1", "10.0.0.7", "169.254.169.254", "64:ff9b::7f00:1", "::ffff:127.0.0.1"]
 )
-def test_a_name_must_not_lead_inside(server: LogServer, ips: list[str]) -> None:
+def test_a_name_must_not_lead_inside(server: LogServer, ips: str) -> None:
     url = f"http://{NAME}:{server.server_port}"
-    logs, settled = run(FetchPolicy(hosts=(url,)), f"{url}/plain", resolve=resolving(ips))
+    logs, settled = run(FetchPolicy(hosts=(url,)), f"{url}/plain", resolve=resolving(ips.split()))
     assert (logs, only(settled)) == ([], ("dead_letter", "address_not_allowed"))
     assert server.asked == {}
 

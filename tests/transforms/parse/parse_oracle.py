@@ -78,17 +78,6 @@ def _time(cell: str, started: dt.datetime) -> dt.datetime | None:
     return best
 
 
-def compare(table: pa.Table | RejectedInput, text: bytes) -> None:
-    """Asserts that a table is what this oracle reads."""
-    times, values, dropped = read(text)
-    assert isinstance(table, pa.Table), (table, text[-300:])
-    assert table.column("time").to_pylist() == times
-    assert table.column_names == ["time", "boot", *values]
-    for name, column in values.items():
-        assert table.column(name).to_pylist() == column, name
-    assert table.schema.metadata[b"dropped_rows"] == str(dropped).encode()
-
-
 def sound(result: pa.Table | RejectedInput) -> None:
     """Asserts that a result is a valid table or has a known reason."""
     if isinstance(result, RejectedInput):

@@ -30,10 +30,25 @@ def columns(names: list[str]) -> bytes:
     return f'"system","g"\n"time",{quoted}\n24-11 12:00:00{",1" * len(names)}\n'.encode()
 
 
-def restarts(count: int, date: Callable[[int], str], names: Callable[[int], str]) -> bytes:
+def restarts(
+    count: int,
+    date: Callable[[int], str] = lambda _: "24 Nov 2026 12:00:00 UTC",
+    names: Callable[[int], str] = lambda _: '"1m","5m"',
+) -> bytes:
     return "".join(
         f'"Date:","{date(at)}"\n"system","g"\n"time",{names(at)}\n2026-11-24 12:00:00,1,2\n' for at in range(count)
     ).encode()
+
+
+def year(count: int) -> bytes:
+    """Rows of all days of a year, by a clock that may change."""
+    days = (b"2026-%02d-%02d 12:00:00,1,2,3\n" % (at // 28 + 1, at % 28 + 1) for at in range(336))
+    return HEAD.replace(b"UTC", b"-03") + b"".join(days) * count
+
+
+def repeated_hour(count: int) -> bytes:
+    head = HEAD.replace(b"24 Nov 2026 12:00:00 UTC", b"25 Oct 2026 02:30:00 CEST")
+    return head + b"25-10 02:59:59,1,2,3\n25-10 02:00:00,1,2,3\n" * count
 
 
 def turns(count: int) -> bytes:
@@ -81,36 +96,18 @@ SHAPES: dict[str, tuple[int, Callable[[int], bytes]]] = {
     "times out of order": (4000, turns),
     "times of half a day apart": (2000, lambda n: HEAD + b"00:00:00,1,2,3\n23:59:59,1,2,3\n" * n),
     "rows of all years": (20, lambda n: HEAD + b"".join(b"%04d-11-24 12:00:00,1,2,3\n" % at for at in range(9999)) * n),
-    "rows of a year in a zone": (
-        40,
-        lambda n: (
-            HEAD.replace(b"UTC", b"-03")
-            + b"".join(b"2026-%02d-%02d 12:00:00,1,2,3\n" % (at // 28 + 1, at % 28 + 1) for at in range(336)) * n
-        ),
-    ),
-    "an hour that comes twice, over and over": (
-        1000,
-        lambda n: (
-            HEAD.replace(b"24 Nov 2026 12:00:00 UTC", b"25 Oct 2026 02:30:00 CEST")
-            + b"25-10 02:59:59,1,2,3\n25-10 02:00:00,1,2,3\n" * n
-        ),
-    ),
+    "rows of a year in a zone": (40, year),
+    "an hour that comes twice, over and over": (1000, repeated_hour),
     "many columns": (400, lambda n: columns([str(at) for at in range(n)])),
     "many columns of one name": (400, lambda n: columns(["a"] * n)),
     "many columns that look repeated": (400, lambda n: columns([f"a#{at}" for at in range(n // 2)] + ["a"] * (n // 2))),
-    "restarts": (100, lambda n: restarts(n, lambda _: "24 Nov 2026 12:00:00 UTC", lambda _: '"1m","5m"')),
+    "restarts": (100, restarts),
     "restarts with dates of their own": (
         100,
-        lambda n: restarts(n, lambda at: f"{at % 28 + 1:02d} Nov {2000 + at % 90} 12:00:00 -03", lambda _: '"1m","5m"'),
+        lambda n: restarts(n, lambda at: f"{at % 28 + 1:02d} Nov {2000 + at % 90} 12:00:00 -03"),
     ),
-    "restarts with columns of their own": (
-        12,
-        lambda n: restarts(n, lambda _: "24 Nov 2026 12:00:00 UTC", lambda at: f'"{at % 12}","{at // 12}"'),
-    ),
-    "restarts with columns of their own, refused": (
-        1000,
-        lambda n: restarts(n, lambda _: "24 Nov 2026 12:00:00 UTC", lambda at: f'"{at}","x"'),
-    ),
+    "restarts with columns of their own": (12, lambda n: restarts(n, names=lambda at: f'"{at % 12}","{at // 12}"')),
+    "restarts with columns of their own, rejected": (1000, lambda n: restarts(n, names=lambda at: f'"{at}","x"')),
     "JSON": (10_000, lambda n: HEAD + ROW + b'{"a":' * n + b"\n" + ROW),
     "brackets": (40_000, lambda n: b"[" * n),
     "gzip members": (200, lambda n: gzip.compress(HEAD + ROW) * n),

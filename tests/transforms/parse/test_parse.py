@@ -1,19 +1,16 @@
-"""Logs of every recorder against golden files, and real ones against a slow second reading."""
+"""Logs of every recorder against golden files."""
 
 from __future__ import annotations
 
 import gzip
-import random
 
 import pyarrow as pa
 import pytest
 
 from ciml.errors import RejectedInput
 from ciml.transforms.parse.logs import Log, ParseLimits, parse_logs
-from tests.corpus import CORPUS
 from tests.golden import make_logs
 from tests.golden.make_logs import Golden
-from tests.transforms.parse import parse_oracle
 
 GOLDEN = {golden.name: golden for golden in make_logs.all_logs()}
 
@@ -49,17 +46,6 @@ def test_golden_logs_in_batches_of_any_size(batch_bytes: int) -> None:
     for golden, table in zip(GOLDEN.values(), tables, strict=True):
         check(golden, table)
     assert parse_logs([]) == []
-
-
-def real_logs(count: int, seed: int = 7) -> list[bytes]:
-    paths = sorted(CORPUS.glob("logs/*/*.gz"))
-    return [path.read_bytes() for path in random.Random(seed).sample(paths, min(count, len(paths)))]
-
-
-def test_real_logs_equal_the_oracle() -> None:
-    data = real_logs(150)
-    for packed, table in zip(data, parse_logs([Log(each) for each in data]), strict=True):
-        parse_oracle.compare(table, gzip.decompress(packed))
 
 
 def test_same_table_from_text_and_gzip() -> None:
