@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,13 @@ def materialised(made: Path, snapshot: Snapshot, tmp_path_factory: pytest.TempPa
     dataset = DataRoot.open(made).dataset("providers").store
     folder = shared(tmp_path_factory, "materialised", lambda folder: materialise(dataset, snapshot, folder))
     return Materialised(folder=folder, **json.loads((folder / "materialised.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def few_resamples() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ciml.training.evaluation.metrics.RESAMPLES", 5)
+        yield
 
 
 #: Small and fast, and accurate enough to beat the base rate.

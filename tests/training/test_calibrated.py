@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 import ciml
 from ciml.cli.main import cli
@@ -18,6 +19,7 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.outcomes import CAUSES, FAILED
+from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.pipelines.ingest.committer import render_runs
@@ -55,19 +57,20 @@ EXPERIMENT = QUICK.replace(name="cause", calibration="auto", coverage=0.8)
 
 
 class Made(NamedTuple):
-    """A data root with real runs, a refreshed model of causes that was pushed, and the logs by run id."""
+    """A data root with real runs, a refreshed model of causes that was pushed and is served, and the logs by run id."""
 
     data: DataRoot
     done: Candidate
-    runs: dict[str, ciml.events.records.RunFacts]  # type: ignore[name-defined]
+    runs: dict[str, RunFacts]
     logs: dict[str, Path]
+    address: str
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     data = DataRoot.open(tmp_path_factory.mktemp("calibrated") / "data")
-    found, tables, logs = corpus(STABLE)
-    runs = [run.replace(source="zuul", event="", pipeline="gate") for run in found]
+    corpus_runs, tables, logs = corpus(STABLE)
+    runs = [run.replace(source="zuul", event="", pipeline="gate") for run in corpus_runs]
     RawStore(data).add(list(zip(runs, tables, strict=True)))
     create_dataset(data, DEFINITION)
     update_dataset(data.dataset("cause"), seal=True)
@@ -75,9 +78,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Made:
     assert isinstance(done, Candidate)
     assert check_candidate(open_store(done.folder)) == done.snapshot.resolved
     push(data, "cause", open_store(done.folder), Decision(True))
-    return Made(
-        data, done, {run.run_id: run for run in runs}, {run.run_id: log for run, log in zip(runs, logs, strict=True)}
-    )
+    by_id = {run.run_id: run for run in runs}
+    options = ServerOptions(data.models.url("models.config"), grpc_port=0, rest_port=0, poll_s=0.1)
+    with ModelServer(options) as server:
+        yield Made(data, done, by_id, dict(zip(by_id, logs, strict=True)), f"127.0.0.1:{server.grpc_port}")
 
 
 @pytest.mark.whole
@@ -87,20 +91,22 @@ def test_a_model_of_causes_that_would_give_no_verdicts_is_not_trained(world: Mad
 
 
 def test_a_refresh_calibrates_on_dev_runs_and_reports_what_held_on_test_runs(world: Made) -> None:
-    metrics, counts = world.done.metrics, world.done.snapshot.counts()
+    metrics, snapshot = world.done.metrics, world.done.snapshot
     assert list(world.done.timings)[3:6] == ["train", "calibrate", "export"]
     assert metrics["disagreement"] <= 1e-6  # between the exported graph and numpy's calibration of the model in memory
-    dev, test = sum(counts["dev"].values()), sum(counts["test"].values())
+    train, dev, test = (sum(snapshot.counts()[role].values()) for role in ("train", "dev", "test"))
     assert min(dev, test) > 10
-    assert metrics["evaluation"]["trained_on"] == sum(counts["train"].values())
+    assert metrics["evaluation"]["trained_on"] == train
     calibration, verdicts = metrics["calibration"], metrics["verdicts"]
     assert (calibration["method"], calibration["runs"], calibration["fitted_to"]) == ("temperature", dev, dev)
     assert calibration["log_loss"]["after"] <= calibration["log_loss"]["before"]
     assert calibration["before"]["log_loss"] > 0
     assert (verdicts["runs"], verdicts["coverage"]["stated"]) == (test, 0.8)
     assert sum(verdicts["set_sizes"].values()) == test
-    rules = rules_of(world)
-    runs, examples = read_snapshot_examples(world.data.dataset("cause").store, world.done.snapshot, "test")
+    for baseline in metrics["baselines"].values():
+        assert baseline["comparison"]["runs"] == test
+    rules, store = rules_of(world), world.data.dataset("cause").store
+    runs, examples = read_snapshot_examples(store, snapshot, "test")
     answers = decimals(load_exported(world.done.folder).predict(examples.inputs, examples.n_windows)).tolist()
     means = run_means(examples.inputs, examples.n_windows)
     sets = [
@@ -111,14 +117,14 @@ def test_a_refresh_calibrates_on_dev_runs_and_reports_what_held_on_test_runs(wor
     assert verdicts["coverage"]["right"] == sum(covered)  # whether it holds, more splits show: test_real_runs.py
     assert rules.calibration == {key: each for key, each in calibration.items() if key != "before"}
     assert rules.groups[""].runs == dev
-    _, known = read_snapshot_examples(world.data.dataset("cause").store, world.done.snapshot, "train", "dev")
-    assert rules.ranges is not None
-    assert rules.ranges.runs == len(known) == sum(counts["train"].values()) + dev
+    _, known = read_snapshot_examples(store, snapshot, "train", "dev")
     learned = run_means(known.inputs, known.n_windows)
+    assert rules.ranges is not None
+    assert rules.ranges.runs == len(known) == train + dev
     assert (rules.ranges.low, rules.ranges.high) == (tuple(learned.min(axis=0)), tuple(learned.max(axis=0)))
     assert verdicts["outside"]["right"] == sum(rules.ranges.outside(known) is not None for known in means)
     profiles = json.loads((world.done.folder / "assets" / PROFILES).read_bytes())
-    assert profiles == world.done.snapshot.resolved.profiles
+    assert profiles == snapshot.resolved.profiles
 
 
 def test_no_answer_and_no_label_of_a_test_run_changes_the_calibration(world: Made) -> None:
@@ -154,11 +160,9 @@ def rules_of(world: Made) -> VerdictRules:
 
 
 def streamed(world: Made, values: list[bytes], rows: int = 50) -> list[dict[str, Any]]:
-    options = ServerOptions(world.data.models.url("models.config"), grpc_port=0, rest_port=0, poll_s=0.1)
-    with ModelServer(options) as server:
-        predictor = Predictor(world.data, f"127.0.0.1:{server.grpc_port}", PredictPolicy("cause", rows=rows))
-        done = predictor.predict(batch(values))
-        predictor.close()
+    predictor = Predictor(world.data, world.address, PredictPolicy("cause", rows=rows))
+    done = predictor.predict(batch(values))
+    predictor.close()
     assert done.unpredictable == []
     return done.predictions
 
@@ -176,13 +180,11 @@ def test_the_stream_a_file_and_a_stored_run_get_the_same_probabilities_and_verdi
     for one, alone, again in zip(stream, one_by_one, by_id, strict=True):
         run = world.runs[one["run_id"]]
         by_file = model.predict(world.logs[run.run_id], job=run.build_name, outcome=run.outcome, labels=run.labels)
-        shares = [np.array(list(each.values()), np.float32) for each in (
-            one["probabilities"], again.probabilities, alone["probabilities"]
-        )]  # fmt: skip
-        for other in shares[1:]:
-            np.testing.assert_allclose(shares[0], other, rtol=0, atol=np.finfo(np.float32).eps)  # calls of other sizes
+        shares = np.array(list(one["probabilities"].values()), np.float32)
+        for other_shares in (again.probabilities, alone["probabilities"]):  # calls of other sizes
+            np.testing.assert_allclose(shares, list(other_shares.values()), rtol=0, atol=np.finfo(np.float32).eps)
         assert alone["probabilities"] == by_file.probabilities  # calls of one run each: the same bits
-        assert abs(shares[0].sum(dtype=np.float64) - 1) < 2e-7
+        assert abs(shares.sum(dtype=np.float64) - 1) < 2e-7
         if run.outcome not in FAILED:
             assert "run" not in one
             assert "verdict" not in one
@@ -194,11 +196,10 @@ def test_the_stream_a_file_and_a_stored_run_get_the_same_probabilities_and_verdi
         assert {name: one["run"].get(name) for name in ("build_name", "outcome", "change")} == {
             "build_name": run.build_name, "outcome": run.outcome, "change": run.change or None
         }  # fmt: skip
-        for other_verdict in (again.verdict, by_file.verdict):
-            assert other_verdict is not None
-            assert (other_verdict.cause, other_verdict.set, other_verdict.retry, other_verdict.group) == (
-                verdict.cause, verdict.set, verdict.retry, verdict.group,
-            )  # fmt: skip
+        for other in (again.verdict, by_file.verdict):
+            assert other is not None
+            for name in ("cause", "set", "retry", "group"):
+                assert getattr(other, name) == getattr(verdict, name)
     assert verdicts > 70
     assert len({one["verdict"]["cause"] for one in stream if "verdict" in one}) == 3  # code, machine, unknown
 
@@ -213,26 +214,24 @@ def test_an_announcement_without_facts_is_predicted_without_a_verdict(world: Mad
 
 def test_the_command_prints_the_verdict_with_its_base_rate(world: Made) -> None:
     run = next(run for run in world.runs.values() if run.outcome == "failure")
-    arguments = ["predict", str(world.logs[run.run_id]), "--model", "cause", "--data-path", world.data.url]
-    given = ["--job", run.build_name, "--outcome", "failure", "--exit-code", run.labels["exit_code"]]
-    done = CliRunner().invoke(cli, [*arguments, *given, "--json"])
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.output)
-    model = ciml.open(world.data.url).model("cause")
-    rules = rules_of(world)
-    assert found["verdict"] == json.loads(
-        json.dumps(make_verdict(run.build_name, found["probabilities"], rules).to_json())
-    )
+
+    def predict(*words: str) -> Result:
+        command = ["predict", str(world.logs[run.run_id]), "--model", "cause", "--data-path", world.data.url, *words]
+        return CliRunner().invoke(cli, command, terminal_width=200)
+
+    given = ("--job", run.build_name, "--outcome", "failure", "--exit-code", run.labels["exit_code"])
+    found = json.loads(predict(*given, "--json").output)
+    verdict = make_verdict(run.build_name, found["probabilities"], rules_of(world))
+    assert found["verdict"] == json.loads(json.dumps(verdict.to_json()))
     assert "outside" not in found["verdict"]
-    assert found["probabilities"] == model.predict(run.run_id).probabilities
-    table = CliRunner().invoke(cli, [*arguments, *given], terminal_width=200)
-    likely = found["class"]
-    share = rules.groups[""].base_rate[likely]
-    for text in ("verdict", "base rate", "retry", found["verdict"]["retry"], f"{likely} {share:.2f} of"):
-        assert text in " ".join(table.output.split()), table.output
-    passed = CliRunner().invoke(cli, [*arguments, "--job", run.build_name, "--outcome", "success", "--json"])
+    assert found["probabilities"] == ciml.open(world.data.url).model("cause").predict(run.run_id).probabilities
+    share = rules_of(world).groups[""].base_rate[found["class"]]
+    table = " ".join(predict(*given).output.split())
+    for text in ("verdict", "base rate", "retry", found["verdict"]["retry"], f"{found['class']} {share:.2f} of"):
+        assert text in table
+    passed = predict("--job", run.build_name, "--outcome", "success", "--json")
     assert "verdict" not in json.loads(passed.output)
-    bare = CliRunner().invoke(cli, arguments)
+    bare = predict()
     assert bare.exit_code == 2
     assert "model cause compares a run with those of its job: give job and outcome" in " ".join(bare.output.split())
 

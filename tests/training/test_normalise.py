@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ciml.training.experiment import NORMALISATION, Experiment, refresh_key
-from ciml.training.normalise import NEGLIGIBLE, Normalisation, transform_digest
+from ciml.training.normalise import Normalisation, transform_digest
 
 #: By column: values of three training runs, of three other runs, and these normalised.
 CASES = {
@@ -55,10 +55,6 @@ def test_tf_transform_normalises_as_numpy_does():
     ((values, _),) = batches
     inputs = np.array(values.column("inputs").flatten(), np.float32).reshape(3, 1, len(CASES))
     np.testing.assert_allclose(inputs, column(2), rtol=1e-6)
-
-
-def test_the_limit_of_a_range_is_four_roundings_of_float32():
-    assert 4 * np.finfo(np.float32).eps == NEGLIGIBLE
 
 
 def test_the_rule_is_part_of_the_key_of_an_analysis_and_of_a_model(monkeypatch: pytest.MonkeyPatch):

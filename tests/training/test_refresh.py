@@ -5,9 +5,9 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
@@ -25,33 +25,42 @@ from ciml.training.data.analysis_cache import AnalysisCache
 from ciml.training.data.examples import read_snapshot_examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot
-from ciml.training.evaluation.candidate import Champion, assess, right_answers
+from ciml.training.evaluation.candidate import Champion, right_answers
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.export import load_exported
 from ciml.training.refresh import Candidate, Skipped, TrainConfig, refresh
 from ciml.trust import TrustPolicy
 from tests.ciml.lineage.recorded import Recorded, names, states
 from tests.durable import Steps
-from tests.runs.scenes import RawStore
 from tests.serving.models_fixture import DEFINITION, save_model
 from tests.training.conftest import QUICK
-from tests.transforms.samples import RECORDINGS, by_recording, corpus
+from tests.transforms.samples import RECORDINGS
+
+First = tuple[DataRoot, Candidate, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def first(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoot, Candidate, list[str]]:
-    """Return the data of a first refresh, its candidate, and the reported steps."""
-    root = tmp_path_factory.mktemp("refresh") / "data"
-    shutil.copytree(made, root)
-    steps: list[str] = []
-    data = DataRoot.open(root)
-    recorded = Recorded(data)
-    done = refresh(
-        TrainConfig(data, "providers", "m", QUICK), progress=lambda step, *_: steps.append(step), lineage=recorded
-    )
+def first(made: Path, tmp_path_factory: pytest.TempPathFactory) -> First:
+    """Return the data of a first refresh, its candidate, and its lineage."""
+    data = DataRoot.open(shutil.copytree(made, tmp_path_factory.mktemp("refresh") / "data"))
+    recorded, steps = Recorded(data), []
+    config = TrainConfig(data, "providers", "m", QUICK)
+    done = refresh(config, progress=lambda step, *_: steps.append(step), lineage=recorded)
     assert isinstance(done, Candidate)
-    (root / "events.json").write_text(json.dumps(recorded.events))
-    return data, done, steps
+    assert steps == list(done.timings) == ["snapshot", "import", "materialise", "train", "export", "evaluate"]
+    return data, done, recorded.events
+
+
+def refreshed(*given: Any, **keys: Any) -> Candidate:
+    done = refresh(*given, **keys)
+    assert isinstance(done, Candidate)
+    return done
+
+
+def answers_of(data: DataRoot, done: Candidate) -> tuple[np.ndarray, np.ndarray]:
+    """Return the exported model's answers on the test runs, and their labels."""
+    _, test = read_snapshot_examples(data.dataset("providers").store, done.snapshot, "test")
+    return load_exported(done.folder).predict(test.inputs, test.n_windows), test.labels
 
 
 @pytest.fixture
@@ -66,17 +75,17 @@ def same_examples(materialised: Materialised, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("ciml.training.refresh.materialise", copy)
 
 
-def test_a_first_refresh_is_a_blessed_candidate_with_all_figures(first: tuple[DataRoot, Candidate, list[str]]):
-    data, done, steps = first
+def test_a_first_refresh_is_a_blessed_candidate_with_all_figures(first: First):
+    data, done, _ = first
     metrics = read_object(data.trainer("m").read(f"metrics/{done.facts()['refresh']}.json"), "metrics")
-
+    evaluation = metrics["evaluation"]
     assert done.decision.blessed, done.decision.reasons
-    assert steps == ["snapshot", "import", "materialise", "train", "export", "evaluate"]
-    assert list(done.timings) == steps
     assert metrics == json.loads(json.dumps(done.metrics))
-    assert metrics["evaluation"]["runs"] == 40
-    assert metrics["evaluation"]["trained_on"] == 97 == sum(metrics["class_counts"].values())
-    assert metrics["evaluation"]["accuracy"]["low"] > metrics["evaluation"]["base_rate"]["value"]
+    assert (evaluation["runs"], evaluation["trained_on"]) == (40, 97)
+    assert sum(metrics["class_counts"].values()) == 97
+    assert evaluation["accuracy"]["low"] > evaluation["base_rate"]["value"]
+    probabilities, labels = answers_of(data, done)
+    assert evaluation["accuracy"]["right"] == int((probabilities.argmax(axis=1) == labels).sum())
     assert metrics["disagreement"] <= 1e-5
     assert metrics["baselines"]["memory"]["runs"] == 40
     assert metrics["snapshot"]["untrusted"] == {"no rule": 23}
@@ -84,12 +93,11 @@ def test_a_first_refresh_is_a_blessed_candidate_with_all_figures(first: tuple[Da
     assert metrics["materialised"] == {"analysed": 3, "cached": 0}
     assert metrics["experiment"] == QUICK.to_json()
     assert read_snapshot(data.trainer("m"), done.snapshot.digest) == done.snapshot
-    assert sum(one["runs"] for one in metrics["evaluation"]["slices"]["job"].values()) == 40
+    assert sum(one["runs"] for one in evaluation["slices"]["job"].values()) == 40
 
 
-def test_the_lineage_leads_from_the_raw_store_to_the_candidate(first: tuple[DataRoot, Candidate, list[str]]):
-    data, done, _ = first
-    events = json.loads(data.store.read("events.json"))
+def test_the_lineage_leads_from_the_raw_store_to_the_candidate(first: First):
+    data, done, events = first
     assert states(events) == [
         ("snapshot.m", "START"), ("snapshot.m", "COMPLETE"), ("train.m", "START"), ("train.m", "COMPLETE"),
     ]  # fmt: skip
@@ -117,69 +125,21 @@ def test_the_lineage_leads_from_the_raw_store_to_the_candidate(first: tuple[Data
     assert parameters == QUICK.to_json()
 
 
-def test_the_metrics_are_those_of_the_exported_model(first: tuple[DataRoot, Candidate, list[str]]):
-    data, done, _ = first
-    _, test = read_snapshot_examples(data.dataset("providers").store, done.snapshot, "test")
-    answers = load_exported(done.folder).predict(test.inputs, test.n_windows)
-    assert done.metrics["evaluation"]["accuracy"]["right"] == int((answers.argmax(axis=1) == test.labels).sum())
-
-
-def test_a_disagreement_with_answers_that_are_not_finite_is_unknown(
-    first: tuple[DataRoot, Candidate, list[str]], materialised: Materialised
-):
-    data, done, _ = first
-
-    def model(inputs: dict[str, np.ndarray], training: bool) -> np.ndarray:
-        answers = np.full((len(inputs["inputs"]), 2), 0.5, np.float32)
-        answers[0] = np.nan
-        return answers
-
-    exported = load_exported(done.folder)
-    policy = GatePolicy()
-    figures = assess(data.dataset("providers"), done.snapshot, materialised, model, exported, QUICK, None, policy)
-    assert figures["evaluation"]["finite"]
-    assert figures["disagreement"] is None
-
-
-def test_the_same_again_is_nothing_new_and_another_experiment_is(first: tuple[DataRoot, Candidate, list[str]]):
+def test_the_same_again_is_nothing_new_and_another_experiment_is(first: First):
     data, done, _ = first
     last = done.facts()["refresh"]
     steps: list[str] = []
-    again = refresh(
-        TrainConfig(data, "providers", "m", QUICK), last_key=last, progress=lambda step, *_: steps.append(step)
-    )
-
+    config = TrainConfig(data, "providers", "m", QUICK)
+    again = refresh(config, last_key=last, progress=lambda step, *_: steps.append(step))
     assert isinstance(again, Skipped)
     assert again.snapshot.digest == done.snapshot.digest
     assert again.reason.startswith("nothing new")
     assert steps == ["snapshot"]
-    other = QUICK.replace(seed=5)
-    assert refresh_key_of(done, other) != last
-
-
-def refresh_key_of(done: Candidate, experiment: object) -> str:
-    return str(replace(done, experiment=experiment).facts()["refresh"])  # type: ignore[arg-type]
+    assert replace(done, experiment=QUICK.replace(seed=5)).facts()["refresh"] != last
 
 
 @pytest.mark.usefixtures("same_examples")
-def test_against_a_champion_on_the_same_runs(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
-    data, done, _ = first
-    shutil.copytree(done.folder, tmp_path / "champion")
-    again = refresh(TrainConfig(data, "providers", "m2", QUICK), champion=Champion(tmp_path / "champion", 7))
-    assert isinstance(again, Candidate)
-
-    # the same runs and seed give the same model
-    _, test = read_snapshot_examples(data.dataset("providers").store, done.snapshot, "test")
-    answers = [load_exported(each.folder).predict(test.inputs, test.n_windows) for each in (done, again)]
-    np.testing.assert_array_equal(*answers)
-    assert again.metrics["champion"]["version"] == 7
-    assert again.metrics["champion"]["accuracy"] == again.metrics["evaluation"]["accuracy"]
-    assert again.metrics["comparison"]["difference"] == 0.0
-    assert again.decision.blessed
-
-
-@pytest.mark.usefixtures("same_examples")
-def test_a_candidate_that_learned_nothing_is_rejected(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
+def test_a_candidate_that_learned_nothing_is_rejected(first: First, tmp_path: Path):
     data, done, _ = first
     shutil.copytree(done.folder, tmp_path / "champion")
     poor = QUICK.replace(steps=1, epochs=1, hidden_layers=())
@@ -189,13 +149,13 @@ def test_a_candidate_that_learned_nothing_is_rejected(first: tuple[DataRoot, Can
             (work / f"earlier-{age_s}" / part).mkdir(parents=True)
         os.utime(work / f"earlier-{age_s}", (1e9 - age_s, 1e9 - age_s))
     with Steps(data.url).recording() as steps:
-        bad = refresh(
-            TrainConfig(data, "providers", "m3", poor), champion=Champion(tmp_path / "champion", 1), work=work
-        )
-
-    assert isinstance(bad, Candidate)
+        champion = Champion(tmp_path / "champion", 1)
+        bad = refreshed(TrainConfig(data, "providers", "m3", poor), champion=champion, work=work)
     assert not bad.decision.blessed
     assert any("against the champion" in reason for reason in bad.decision.reasons)
+    assert bad.metrics["champion"]["version"] == 1
+    assert bad.metrics["champion"]["accuracy"] == done.metrics["evaluation"]["accuracy"]
+    assert bad.metrics["comparison"]["difference"] < 0
     # a model without its snapshot could not be purged: the snapshot is stored first
     assert steps.steps == ["create trainer/m3/snapshots/*.json", "replace trainer/m3/metrics/*.json"]
     key = bad.facts()["refresh"]
@@ -207,14 +167,10 @@ def test_a_candidate_that_learned_nothing_is_rejected(first: tuple[DataRoot, Can
 
 
 @pytest.mark.usefixtures("same_examples")
-def test_a_damaged_champion_keeps_the_gate_closed(
-    first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_a_damaged_champion_keeps_the_gate_closed(first: First, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     data, _, _ = first
     (tmp_path / "champion").mkdir()
-    done = refresh(TrainConfig(data, "providers", "m4", QUICK), champion=Champion(tmp_path / "champion", 1))
-
-    assert isinstance(done, Candidate)
+    done = refreshed(TrainConfig(data, "providers", "m4", QUICK), champion=Champion(tmp_path / "champion", 1))
     assert not done.decision.blessed
     assert done.decision.reasons == (
         "the champion could not be evaluated on the same runs, so no comparison is possible",
@@ -222,9 +178,7 @@ def test_a_damaged_champion_keeps_the_gate_closed(
     assert f"the champion cannot be evaluated: {tmp_path}/champion is not an exported model" in caplog.text
 
 
-def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_way(
-    first: tuple[DataRoot, Candidate, list[str]],
-):
+def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_way(first: First):
     data, done, _ = first
     create_dataset(
         data,
@@ -238,11 +192,8 @@ def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_wa
     runs, test = read_snapshot_examples(data.dataset("other").store, mine, "test")
     found = right_answers(data.raw, Champion(done.folder, 1), mine.resolved, runs, test)
     theirs = {run.run_id: position for position, run in enumerate(done.snapshot.runs("test"))}
-    _, their_test = read_snapshot_examples(data.dataset("providers").store, done.snapshot, "test")
-    right = (
-        load_exported(done.folder).predict(their_test.inputs, their_test.n_windows).argmax(axis=1) == their_test.labels
-    )
-
+    probabilities, labels = answers_of(data, done)
+    right = probabilities.argmax(axis=1) == labels
     assert {run.run_id for run in runs} == set(theirs)  # one salt: the same split
     assert found.tolist() == [bool(right[theirs[run.run_id]]) for run in runs]
 
@@ -253,7 +204,6 @@ def test_a_run_without_an_answer_of_the_champion_is_wrong(made: Path, snapshot: 
     silent = save_model(tmp_path / "nan", definition=snapshot.resolved, spoil="nan")
     assert {run.label for run in runs} == {0, 1}  # also of the last class
     assert not right_answers(data.raw, Champion(silent, 1), snapshot.resolved, runs, test).any()
-
     other = DEFINITION.replace(columns=("total cpu usage:usr",), features=("usr",), classes=snapshot.resolved.classes)
     champion = Champion(save_model(tmp_path / "other", definition=other), 1)
     before = right_answers(data.raw, champion, snapshot.resolved, runs, test)
@@ -266,67 +216,13 @@ def test_a_run_without_an_answer_of_the_champion_is_wrong(made: Path, snapshot: 
     assert nothing.tolist() == []  # a test split without runs: the gate says so
 
 
-@pytest.mark.whole
-def test_more_runs_are_a_new_snapshot_and_only_the_new_span_is_analysed(first: tuple[DataRoot, Candidate, list[str]]):
-    data, done, _ = first
-    more = [
-        (by_recording(run).replace(source="zuul", pipeline="gate", run_id=f"zuul~more-{number}~1"), table)
-        for number, (run, table) in enumerate(zip(*corpus(60)[:2], strict=True))
-    ]
-    RawStore(data).add(more)
-    update_dataset(data.dataset("providers"), seal=True)
-    again = refresh(TrainConfig(data, "providers", "m", QUICK), last_key=done.facts()["refresh"])
-
-    assert isinstance(again, Candidate)
-    assert again.metrics["materialised"] == {"analysed": 1, "cached": 3}
-    assert len(list(again.snapshot.runs())) == 137 + 60
-    # the last candidate stays on disk, its records do not
-    assert done.folder.is_dir()
-    assert not (done.folder.parent / "records").exists()
-    assert (again.folder.parent / "records").is_dir()
-
-
-def test_two_trainers_of_one_model_do_not_meet(first: tuple[DataRoot, Candidate, list[str]]):
+def test_two_trainers_of_one_model_do_not_meet(first: First):
     data, _, _ = first
     with (
         FileLock(Path(data.url, "trainer/m/work/.lock")),
         pytest.raises(CimlError, match="model 'm' is being trained by another process"),
     ):
         refresh(TrainConfig(data, "providers", "m", QUICK))
-
-
-@pytest.mark.whole
-@pytest.mark.parametrize("kind", ["constant features", "permuted labels"])
-def test_the_gate_rejects_what_learned_nothing_of_real_runs(tmp_path: Path, kind: str):
-    column = "total cpu usage:usr"
-    runs, tables, _ = corpus(200)
-    outcomes = [run.outcome for run in runs]
-    if kind == "permuted labels":
-        outcomes = np.random.default_rng(0).permutation(outcomes).tolist()
-    else:
-        tables = [
-            table.set_column(table.column_names.index(column), column, pa.array([7.0] * table.num_rows))
-            for table in tables
-        ]
-    data = DataRoot.open(tmp_path / "data")
-    stored = [
-        run.replace(source="zuul", pipeline="gate", outcome=outcome)
-        for run, outcome in zip(runs, outcomes, strict=True)
-    ]
-    RawStore(data).add(list(zip(stored, tables, strict=True)))
-    definition = DatasetDefinition(
-        name="status", class_label="status", features_regex="^usr$", sample_interval="5s",
-        aggregation_functions=("mean",), tdt_split=(5, 0, 5), span_runs=500,
-    )  # fmt: skip
-    create_dataset(data, definition)
-    update_dataset(data.dataset("status"), seal=True)
-    candidate = refresh(TrainConfig(data, "status", "m", QUICK))
-    assert isinstance(candidate, Candidate)
-    assert not candidate.decision.blessed
-    assert any("does not beat the base rate" in reason for reason in candidate.decision.reasons)
-    assert list(candidate.metrics["baselines"]) == ["duration", "memory"]
-    for baseline in candidate.metrics["baselines"].values():
-        assert baseline["comparison"]["runs"] == candidate.metrics["evaluation"]["runs"]
 
 
 def test_nothing_trusted_nothing_trained(data: DataRoot):

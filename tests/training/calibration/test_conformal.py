@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from ciml.events.records import RunFacts
 from ciml.training.calibration import sets as calibration_sets
 from ciml.training.calibration.calibrate import calibrate
 from ciml.training.calibration.calibrators import Isotonic, fit_calibrator
-from ciml.training.calibration.sets import decimals, job_groups, make_rules, sets_by_crepes
+from ciml.training.calibration.sets import SHARE, decimals, job_groups, learned_ranges, make_rules, sets_by_crepes
 from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.experiment import Experiment
-from ciml.verdict_rules import MAX_SCORES, VerdictRules, read_rules
+from ciml.transforms.examples.prepare import run_means
+from ciml.verdict_rules import MAX_SCORES, LearnedRanges, VerdictRules, parts_outside, read_rules
 from tests.tier import tries
 from tests.training.calibration.scores import made_up
 
@@ -44,13 +46,12 @@ def test_a_class_that_is_rare_keeps_its_coverage_where_it_has_enough_runs() -> N
     said, labels, _ = made_up(1500, bias=3.0, seed=3)
     fresh, fresh_labels, _ = made_up(20_000, bias=3.0, seed=4)
     rules = rules_of(said, labels, ["a"] * 1500)
-    assert list(rules.groups[""].scores) == list(CLASSES)
-    figures = verdict_figures(rules, fresh, fresh_labels, ["a"] * 20_000)
-    together = rules.replace(groups={"": rules.groups[""].replace(scores={"": tuple(
-        sorted([*rules.groups[""].scores["code"], *rules.groups[""].scores["machine"]])
-    )})})  # fmt: skip
-    assert figures["coverage"]["by_class"]["machine"]["value"] > 0.85
-    lost = verdict_figures(together, fresh, fresh_labels, ["a"] * 20_000)["coverage"]
+    group = rules.groups[""]
+    assert list(group.scores) == list(CLASSES)
+    all_scores = tuple(sorted([*group.scores["code"], *group.scores["machine"]]))
+    together = rules.replace(groups={"": group.replace(scores={"": all_scores})})
+    kept, lost = (verdict_figures(one, fresh, fresh_labels, ["a"] * 20_000)["coverage"] for one in (rules, together))
+    assert kept["by_class"]["machine"]["value"] > 0.85
     assert lost["value"] > 0.88  # all together they are covered, and machines are not:
     assert lost["by_class"]["machine"]["value"] < 0.6
 
@@ -80,18 +81,14 @@ def test_a_job_with_enough_runs_is_compared_with_its_own() -> None:
 
 
 def test_too_few_runs_exclude_nothing() -> None:
-    said = np.array([[1.0, 0.0]] * 8, np.float32)
-    figures = verdict_figures(
-        rules_of(said, np.zeros(8, np.int64), ["a"] * 8), decimals(said), np.zeros(8, int), ["a"] * 8
-    )
-    assert figures["abstained"]["value"] == 1.0
-    assert figures["set_sizes"] == {"0": 0, "1": 0, "2": 8}
-    assert figures["causes"]["code"] == {
-        "verdicts": 0, "runs": 8, "precision": {"value": None, "low": 0.0, "high": 1.0, "right": 0, "runs": 0},
-        "recall": figures["causes"]["code"]["recall"],
-    }  # fmt: skip
-    rules = rules_of(np.array([[1.0, 0.0]] * 10, np.float32), np.zeros(10, np.int64), ["a"] * 10)
-    assert rules.set_of("a", {"code": 1.0, "machine": 0.0}) == ("code",)
+    said, labels = np.array([[1.0, 0.0]] * 10, np.float32), np.zeros(10, np.int64)
+    rules = rules_of(said[:8], labels[:8], ["a"] * 8)
+    figures = verdict_figures(rules, decimals(said[:8]), labels[:8], ["a"] * 8)
+    assert (figures["abstained"]["value"], figures["set_sizes"]) == (1.0, {"0": 0, "1": 0, "2": 8})
+    code = figures["causes"]["code"]
+    assert (code["verdicts"], code["runs"]) == (0, 8)
+    assert code["precision"] == {"value": None, "low": 0.0, "high": 1.0, "right": 0, "runs": 0}
+    assert rules_of(said, labels, ["a"] * 10).set_of("a", {"code": 1.0, "machine": 0.0}) == ("code",)
 
 
 def test_of_many_runs_a_part_is_stored_and_the_coverage_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,3 +195,49 @@ def test_a_calibration_describes_itself_and_needs_runs() -> None:
     assert calibrate(Experiment(calibration="auto"), provider, dev, said, labels, used=[]).asset() is None
     with pytest.raises(CimlError, match="calibration needs dev runs; give dev a weight"):
         calibrate(Experiment(calibration="auto"), RESOLVED, [], said[:0], labels[:0], used=[])
+
+
+def runs_of(changes: list[int]) -> list[RunFacts]:
+    return [
+        RunFacts(run_id=f"zuul~{number}~1", build_uuid=str(number), build_name="unit", change=str(change))
+        for number, change in enumerate(changes)
+    ]
+
+
+def by_loop(means: np.ndarray, changes: list[int]) -> LearnedRanges:
+    distances = []
+    for row, change in zip(means, changes, strict=True):
+        others = means[[other != change for other in changes]]
+        distances.append(float(parts_outside(row, others.min(axis=0), others.max(axis=0)).max()))
+    rank = min(math.ceil(SHARE * (len(distances) + 1)), len(distances))
+    low, high = tuple(means.min(axis=0).tolist()), tuple(means.max(axis=0).tolist())
+    return LearnedRanges(len(means), ("a", "b"), low, high, sorted(distances)[rank - 1])
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.integers(-4, 4), st.sampled_from([0.0, 1.5, 7.0])), min_size=2, max_size=70
+    )
+)
+def test_each_run_is_compared_with_the_runs_of_other_changes(given_runs: list[tuple[int, int, float]]) -> None:
+    means = np.array([[float(one), other] for _, one, other in given_runs])
+    changes = [change for change, _, _ in given_runs]
+    found = learned_ranges(means, runs_of(changes), ("a", "b"))
+    if len(set(changes)) == 1:
+        assert found is None
+    else:
+        assert found == by_loop(means, changes)
+
+
+def test_runs_of_one_change_are_compared_together() -> None:
+    """Two runs of a change far from all others do not vouch for each other."""
+    means = np.array([[1.0], [2.0], [3.0], [100.0], [101.0]])
+    for changes, limit in (([1, 2, 3, 4, 5], 1 / 99), ([1, 2, 3, 4, 4], 49.0)):
+        ranges = learned_ranges(means, runs_of(changes), ["a"])
+        assert ranges is not None
+        assert ranges.limit == pytest.approx(limit)
+
+
+def test_means_are_of_the_windows_alone() -> None:
+    inputs = np.array([[[1, 10], [3, 30], [0, 0]], [[5, 50], [6, 60], [10, 100]]], np.float32)
+    assert run_means(inputs, np.array([2, 3])).tolist() == [[2, 20], [7, 70]]

@@ -14,17 +14,14 @@ from ciml.training.evaluation.candidate import verdict_figures
 DRAWS = 400
 
 
-def out_of(calibrated: int, coverage: float) -> int:
-    """Return how many of the largest scores are too unlikely: a run is covered up to the next one."""
-    return int(np.ceil((calibrated + 1) * (1 - coverage) - 1e-9)) - 1
-
-
 def exact(calibrated: int, tests: int, coverage: float) -> np.ndarray:
     """Return the probability of each number of covered test runs, float64 [tests + 1], of exchangeable runs.
 
-    Given the calibration runs, the share that is covered has a beta distribution, so the number is beta-binomial.
+    The largest ``out`` scores are too unlikely. Given the calibration runs, the share that is covered has a beta
+    distribution, so the number is beta-binomial.
     """
-    out, numbers = out_of(calibrated, coverage), np.arange(tests + 1)
+    out = int(np.ceil((calibrated + 1) * (1 - coverage) - 1e-9)) - 1
+    numbers = np.arange(tests + 1)
     if out <= 0:
         return (numbers == tests).astype(float)
     found: np.ndarray = betabinom.pmf(numbers, tests, calibrated + 1 - out, out)

@@ -38,10 +38,10 @@ class Source:
 
     def commit(self, *said: RunFacts | FactUpdate) -> None:
         log, state = open_raw(self.data.raw)
+        first = self.offset
         settled = [self._outcome(each) for each in said]
-        covers = OffsetRange("t", "T", 0, settled[0].origin.offset, self.offset)
+        covers = OffsetRange("t", "T", 0, first, self.offset)
         delta = reconcile(state, [Batch(covers, settled=settled)], 1, partial(evaluate, POLICY))
-        assert delta is not None
         assert log.try_append(state.version + 1, json.loads(canonical_json(delta)))
 
     def _outcome(self, said: RunFacts | FactUpdate) -> Outcome:
@@ -61,14 +61,22 @@ def facts(number: int) -> RunFacts:
     return make_facts(number, auth="ssh", change="", subjects=(f"change:{number}", "all"), owner="o", head="h", url="u")
 
 
+def define(data: DataRoot, name: str) -> None:
+    create_dataset(data, DatasetDefinition(name=name, sample_interval="1s", max_windows=4, span_runs=RUNS))
+    update_dataset(data.dataset(name))
+
+
+def splits(data: DataRoot, name: str = "cpu") -> dict[str, str]:
+    return {run.run_id: run.split for span in data.dataset(name).state().latest() for run in span.runs}
+
+
 @pytest.fixture
 def source(data: DataRoot) -> Source:
     made = Source(data)
     made.commit(says("change:1", change="c1"), *(facts(number) for number in range(1, 5)))
     made.commit(says("change:5", review="approved"), *(says(f"change:{n}", change=f"c{n}") for n in range(5, RUNS + 1)))
     made.commit(*(facts(number) for number in range(5, RUNS + 1)))
-    create_dataset(data, DatasetDefinition(name="cpu", sample_interval="1s", max_windows=4, span_runs=RUNS))
-    update_dataset(data.dataset("cpu"))
+    define(data, "cpu")
     return made
 
 
@@ -109,7 +117,7 @@ def test_updates_after_a_span_was_sealed_count_in_the_next_snapshot(data: DataRo
 def test_a_known_change_decides_the_split_and_a_later_one_moves_nothing(data: DataRoot, source: Source) -> None:
     definition = data.dataset("cpu").state().definition
     assert definition is not None
-    before = {run.run_id: run.split for span in data.dataset("cpu").state().latest() for run in span.runs}
+    before = splits(data)
     expected, by_run, roles = {}, {}, {}
     for number in range(1, RUNS + 1):
         own, weights, salt = facts(number), definition.tdt_split, definition.salt
@@ -126,10 +134,8 @@ def test_a_known_change_decides_the_split_and_a_later_one_moves_nothing(data: Da
     }
     assert "dev" in roles.values()
     update_dataset(data.dataset("cpu"))
-    assert {run.run_id: run.split for span in data.dataset("cpu").state().latest() for run in span.runs} == before
-    create_dataset(data, DatasetDefinition(name="again", sample_interval="1s", max_windows=4, span_runs=RUNS))
-    update_dataset(data.dataset("again"))  # rebuilt from the same raw store, after the update
-    assert {run.run_id: run.split for span in data.dataset("again").state().latest() for run in span.runs} == before
+    define(data, "again")  # rebuilt from the same raw store, after the update
+    assert splits(data) == splits(data, "again") == before
 
 
 def test_a_correction_of_a_run_that_lost_its_trust_reaches_its_span(data: DataRoot, source: Source) -> None:

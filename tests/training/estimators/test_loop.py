@@ -15,14 +15,13 @@ from ciml.training.estimators.networks import Resident, Streamed, Trained, fit_n
 from ciml.training.experiment import Experiment
 from ciml.training.train import _rows, predict_in_memory, train
 
-#: The talk's network with fewer epochs.
+#: The talk's network, smaller and with fewer epochs.
 TALK = Experiment(
-    estimator="dnn", hidden_layers=(100,) * 5, optimizer="adagrad",
-    learning_rate=0.05, l2=0.0, batch_size=32, epochs=4,
-)  # fmt: skip
+    estimator="dnn", hidden_layers=(30, 30), optimizer="adagrad", learning_rate=0.05, l2=0.0, batch_size=32, epochs=3
+)
 RICH = TALK.replace(
     l2=0.01, optimizer="adam", learning_rate=0.002, schedule="cosine", batch_norm=True, class_weights="balanced",
-    steps=11,
+    steps=8,
 )  # fmt: skip
 
 
@@ -75,14 +74,8 @@ def test_each_epoch_has_an_order_of_its_own_and_a_seed_gives_it_again(rows: Rows
 
 
 def test_dropout_is_new_in_each_step_and_follows_from_the_seed(rows: Rows) -> None:
-    experiment = TALK.replace(dropout=0.5, epochs=3, hidden_layers=(30, 30))
-    one, again = (fit(experiment, rows, None, 4) for _ in range(2))
-    none = fit(experiment.replace(dropout=0.0), rows, None, 4)
-    assert isinstance(one, Trained)
-    assert isinstance(again, Trained)
-    for left, right in zip(one.model.get_weights(), again.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(left, right)
-    assert one.to_json()["history"] != none.to_json()["history"]
+    one, again, none = (fit(TALK.replace(dropout=dropout), rows, None, 4).to_json() for dropout in (0.5, 0.5, 0.0))
+    assert one["history"] == again["history"] != none["history"]
 
 
 def test_rows_that_are_read_from_disk_are_trained_on_as_those_in_memory(rows: Rows) -> None:
@@ -94,7 +87,6 @@ def test_rows_that_are_read_from_disk_are_trained_on_as_those_in_memory(rows: Ro
     streamed = Streamed(once, resident.counts, experiment.batch_size)
     one = fit_network(experiment, build_model(experiment, *shape(rows)), streamed, None)
     other = fit_network(experiment, build_model(experiment, *shape(rows)), resident, None)
-
     assert (one.epochs, one.steps) == (other.epochs, other.steps) == (2, 4)
     assert one.history["loss"][0] == pytest.approx(other.history["loss"][0], abs=1e-5)
 
@@ -105,24 +97,18 @@ def test_more_than_fits_into_memory_is_read_in_each_epoch(
 ) -> None:
     monkeypatch.setattr("ciml.training.train._MAX_RESIDENT_BYTES", 0)
     experiment = Experiment(hidden_layers=(32,), epochs=12, learning_rate=0.02, class_weights="balanced")
-    one, again = (train(experiment, materialised, snapshot.resolved, dev_from_train=True) for _ in range(2))
-
+    one = train(experiment, materialised, snapshot.resolved, dev_from_train=True)
     assert one.runs == materialised.counts["train"] + materialised.counts["dev"]
     assert one.history["accuracy"][-1] > 0.8
-    for left, right in zip(one.model.get_weights(), again.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(left, right)
     found = predict_in_memory(one.model, materialised, snapshot.resolved, "test")
     test = _rows(materialised, snapshot.resolved, "test")
     np.testing.assert_allclose(one.predict(test.inputs, test.n_windows), found, atol=1e-6)
 
 
-def test_one_class_teaches_nothing(rows: Rows):
+def test_one_class_teaches_nothing_and_weights_that_grow_without_bound_end_it(rows: Rows):
     alike = rows.take(np.flatnonzero(rows.labels == rows.labels[0]))
     with pytest.raises(CimlError, match="dnn needs training runs of at least two classes"):
         fit(TALK, alike, None, 4)
-
-
-def test_weights_that_grow_without_bound_end_it(rows: Rows):
     wild = TALK.replace(name="wild", optimizer="sgd", learning_rate=1e30)
     with pytest.raises(CimlError, match="experiment 'wild': the loss is not finite after epoch 1"):
         fit(wild, rows, None, 4)

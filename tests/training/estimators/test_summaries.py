@@ -36,7 +36,6 @@ def test_padding_and_the_other_runs_are_not_seen(view: View):
     summary = summarise(inputs, n_windows, view)
     longer = np.concatenate([inputs, np.full((6, 4, 3), 99.0, np.float32)], axis=1)
     longer[:, :9][np.arange(9) >= n_windows[:, None]] = -7.0
-
     np.testing.assert_array_equal(summarise(longer, n_windows, view), summary)
     for run, count in enumerate(n_windows):
         alone = summarise(inputs[run : run + 1, :count], n_windows[run : run + 1], view)
@@ -49,7 +48,6 @@ def test_ratios_stay_when_the_whole_machine_is_larger():
     n_windows = np.full(4, 20, np.int32)
     one, larger = (summarise(inputs * factor, n_windows, "levels")[:, -3:] for factor in (1, 4))
     means = inputs.mean(axis=1)
-
     np.testing.assert_allclose(one[:, 0], np.log(means[:, 0] / means[:, 1]), atol=1e-4)
     np.testing.assert_allclose(one, larger, atol=1e-4)
 
@@ -60,7 +58,6 @@ def test_ticks_and_tasks_are_recovered_from_recorded_numbers():
     counts = shapes[-16:]
     assert counts.argmax() == 1  # 199
     assert counts[1] == pytest.approx(1 - 199 * 0.0001, abs=1e-6)
-
     load, decay, recorded = 0.0, np.exp(-5 / 60), []
     for _ in range(6):
         load = load * decay + 3.0 * (1 - decay)  # three tasks run all the time
@@ -103,14 +100,11 @@ def test_it_distinguishes_machines_for_any_length_of_runs():
     experiment = Experiment(estimator="boosted_summaries", parameters={"max_iter": 20})
     fitted = fit(experiment, rows.take(np.arange(80)), None, 2)
     answers = fitted.predict(inputs[80:], n_windows[80:])
-
     assert (answers.argmax(axis=1) == labels[80:]).all()
 
 
 def test_a_member_uses_its_own_columns():
-    rng = np.random.default_rng(3)
-    inputs = rng.random((5, 10, 4)).astype(np.float32)
-    n_windows = np.full(5, 10, np.int32)
+    inputs, n_windows = np.random.default_rng(3).random((5, 10, 4)).astype(np.float32), np.full(5, 10, np.int32)
     for view in ("levels", "shapes"):
         summary, of = summarise(inputs, n_windows, view), columns_of(view, 4)
         assert len(of) == summary.shape[1]

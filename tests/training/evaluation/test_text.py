@@ -32,10 +32,8 @@ def test_a_refresh_prints_both_baselines_abstention_and_coverage_with_intervals(
 
 
 def test_the_metrics_of_earlier_versions_are_printed_too() -> None:
-    metrics = {
-        "evaluation": {"accuracy": share(40), "base_rate": {"value": 0.3}},
-        "baselines": {"memory": {"name": "memory", **share(44)}},
-    }
+    baselines = {"memory": {"name": "memory", **share(44)}}
+    metrics = {"evaluation": {"accuracy": share(40), "base_rate": {"value": 0.3}}, "baselines": baselines}
     assert figure_lines(metrics) == [
         "accuracy 0.800 (0.670 to 0.888) on 50 held-out runs; base rate 0.300",
         "memory alone 0.880 (0.762 to 0.944)",

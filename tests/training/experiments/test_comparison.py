@@ -11,7 +11,7 @@ import pytest
 from ciml.intervals import newcombe, wilson
 from ciml.storage import LocalStore
 from ciml.training.evaluation.metrics import scores
-from ciml.training.experiments.comparison import NO_PREDICTIONS, OTHER_RUNS, by_accuracy, compare
+from ciml.training.experiments.comparison import NO_PREDICTIONS, OTHER_RUNS, ComparisonRow, by_accuracy, compare
 from ciml.training.experiments.results import Predictions, StoredTrial
 from tests.reports.test_results import of_b, predicted, stored
 
@@ -55,23 +55,21 @@ def test_they_are_ordered_by_accuracy_and_those_of_other_runs_are_last() -> None
     assert (compare([]).rows, by_accuracy([])) == ((), [])
 
 
-def shuffled(found: Predictions) -> Predictions:
-    order = np.random.default_rng(0).permutation(len(found.labels))
-    return Predictions(found.run_id[order], found.labels[order], found.probabilities[order], found.classes)
-
-
 def test_other_snapshots_are_compared_where_their_test_runs_are_the_same() -> None:
     """An exclusion of a training run, or another resolution, leaves the test runs as they are."""
-    other, moved = replace(stored("good", GOOD, digest="x"), dataset="minutes"), shuffled(GOOD)
-    _, good = compare([(stored("poor", POOR), POOR), (other, moved)]).rows
+
+    def with_poor(found: Predictions) -> ComparisonRow:
+        trial = replace(stored("good", found, digest="x"), dataset="minutes")
+        return compare([(stored("poor", POOR), POOR), (trial, found)]).rows[1]
+
+    order = np.random.default_rng(0).permutation(20)
+    shuffled = Predictions(GOOD.run_id[order], GOOD.labels[order], GOOD.probabilities[order], GOOD.classes)
+    good = with_poor(shuffled)
     assert good.paired is not None
     assert (good.comparable, good.paired["difference"]) == (True, pytest.approx(0.4))
     # the same runs with another label, or other classes, are other test runs
-    relabelled = predicted([1, *LABELS[1:]], GOOD.probabilities)
-    renamed = predicted(LABELS, GOOD.probabilities, ("a", "c"))
-    for changed in (relabelled, renamed):
-        trial = replace(stored("good", changed, digest="x"), dataset="minutes")
-        assert compare([(stored("poor", POOR), POOR), (trial, changed)]).rows[1].note == OTHER_RUNS
+    assert with_poor(predicted([1, *LABELS[1:]], GOOD.probabilities)).note == OTHER_RUNS
+    assert with_poor(predicted(LABELS, GOOD.probabilities, ("a", "c"))).note == OTHER_RUNS
 
 
 def baselines_of(**accuracies: float) -> dict[str, Any]:
@@ -101,32 +99,18 @@ def test_a_record_has_the_figures_of_the_result() -> None:
     assert trial.result is not None
     test = trial.result["test"]
     (record,) = compare([(trial, GOOD)]).records()
+    figures = {key: test["macro"][key] for key in ("f1", "roc_auc")}
+    ends = (("", "value"), ("_low", "low"), ("_high", "high"))
     assert record == {
-        "experiment": "good",
-        "dataset": "tests",
-        "estimator": "random_forest",
-        "runs": 20,
-        "accuracy": 0.9,
-        "accuracy_low": wilson(18, 20)[0],
-        "accuracy_high": wilson(18, 20)[1],
-        "f1_of": "macro",
-        **{f"f1{end}": test["macro"]["f1"][key] for end, key in ENDS},
-        **{f"roc_auc{end}": test["macro"]["roc_auc"][key] for end, key in ENDS},
-        "base_rate": 0.6,
-        "baseline": "memory",
-        "baseline_accuracy": 0.7,
-        "difference": None,
-        "difference_low": None,
-        "difference_high": None,
-        "mcnemar": None,
-        "note": "",
-    }
+        "experiment": "good", "dataset": "tests", "estimator": "random_forest", "runs": 20, "accuracy": 0.9,
+        "accuracy_low": wilson(18, 20)[0], "accuracy_high": wilson(18, 20)[1], "f1_of": "macro",
+        **{f"{key}{end}": figure[name] for key, figure in figures.items() for end, name in ends},
+        "base_rate": 0.6, "baseline": "memory", "baseline_accuracy": 0.7, "difference": None, "difference_low": None,
+        "difference_high": None, "mcnemar": None, "note": "",
+    }  # fmt: skip
     failed = predicted(LABELS, GOOD.probabilities, ("passed", "failed"))
     labels = np.array([0] * 6 + [1] * 2)
     result = dict(trial.result) | {"test": scores(failed.probabilities, failed.labels, failed.classes, labels)}
     (record,) = compare([(replace(trial, result=result), failed)]).records()
     assert (record["f1_of"], record["f1"]) == ("failed", pytest.approx(2 * 6 / (2 * 6 + 0 + 2)))
     assert record["f1_low"] == result["test"]["classes"]["failed"]["f1"]["low"]
-
-
-ENDS = (("", "value"), ("_low", "low"), ("_high", "high"))

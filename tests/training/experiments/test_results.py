@@ -15,18 +15,12 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.json_files import seal, without_seal
 from ciml.training.data.examples import InMemoryDataset, read_dataset
-from ciml.training.evaluation import metrics as scoring
 from ciml.training.evaluation.metrics import predicted_classes
 from ciml.training.experiments.results import StoredTrial, create_experiment, named_results, stored_trials
 from ciml.trust import TrustPolicy
 from tests.training.experiments.test_trials import FOREST, trial
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 5)
-        yield
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +55,6 @@ def test_a_trial_is_read_as_it_was_stored(trained: tuple[DataRoot, InMemoryDatas
     assert (found.result, found.older, found.elsewhere) == (one.run()[0], 0, ())
     assert [each["by"] for each in found.folds] == ["flavour"]
     assert found.snapshot == dataset.snapshot.digest
-
     predictions, test = found.predictions(), dataset.of("test")
     rows = one.rows_at(test)
     assert predictions is not None
@@ -79,13 +72,17 @@ def test_folds_alone_are_a_trial_without_a_result(trained: tuple[DataRoot, InMem
     assert [(each["by"], len(each["folds"])) for each in found.folds] == [("run", 2)]
 
 
-def copied(data: DataRoot, trial: str, **snapshot: object) -> None:
-    """Store another trial of the forest: a copy with a changed snapshot."""
+def copied(data: DataRoot, trial: str, **changed: object) -> Path:
+    """Store another trial of the forest: a copy with a changed result."""
     (path,) = Path(data.url, "experiments/forest/results/providers").glob("*")
-    other = path.parent / trial
-    shutil.copytree(path, other)
-    result = json.loads((other / "result.json").read_text())
-    (other / "result.json").write_text(json.dumps({**result, "snapshot": {**result["snapshot"], **snapshot}}))
+    other = Path(shutil.copytree(path, path.parent / trial))
+    result = json.loads((other / "result.json").read_text()) | changed
+    (other / "result.json").write_text(json.dumps({key: value for key, value in result.items() if value is not None}))
+    return other
+
+
+def copied_snapshot(data: DataRoot, trial: str, **changed: object) -> Path:
+    return copied(data, trial, snapshot=only(data, "forest").result["snapshot"] | changed)
 
 
 @pytest.mark.parametrize(
@@ -94,17 +91,17 @@ def copied(data: DataRoot, trial: str, **snapshot: object) -> None:
 )
 def test_the_latest_has_the_most_spans_then_the_newest_versions(data: DataRoot, spans: list, latest: bool):
     assert only(data, "forest").result["snapshot"]["spans"] == [[1, 1], [2, 1], [3, 1]]
-    copied(data, "0" * 24, spans=spans, digest="other")
+    copied_snapshot(data, "0" * 24, spans=spans, digest="other")
     found = only(data, "forest")
     assert (found.snapshot == "other", found.older) == (latest, 1)
 
 
 def test_of_equally_old_trials_one_with_a_shared_snapshot_is_chosen(data: DataRoot):
-    copied(data, "f" * 24, digest="other exclusions")
-    own = only(data, "forest").snapshot
-    assert own == "other exclusions"  # by name: nothing else distinguishes them
-    shutil.copytree(Path(data.url, "experiments/forest"), Path(data.url, "experiments/second"))
-    shutil.rmtree(Path(data.url, "experiments/second/results/providers/" + "f" * 24))
+    other = copied_snapshot(data, "f" * 24, digest="other exclusions")
+    assert only(data, "forest").snapshot == "other exclusions"  # by name: nothing else distinguishes them
+    experiments = Path(data.url, "experiments")
+    shutil.copytree(experiments / "forest", experiments / "second")
+    shutil.rmtree(experiments / "second" / other.relative_to(experiments / "forest"))
     found = stored_trials(data.experiments, ["forest", "second"])
     assert [each.experiment for each in found] == ["forest", "second"]
     assert found[0].snapshot == found[1].snapshot != "other exclusions"
@@ -113,11 +110,7 @@ def test_of_equally_old_trials_one_with_a_shared_snapshot_is_chosen(data: DataRo
 def test_a_trial_of_an_older_normalisation_is_read_but_the_present_one_counts(data: DataRoot):
     present = only(data, "forest")
     assert present.result["normalisation"] == 2
-    old = Path(data.url, "experiments/forest/results/providers/" + "f" * 24)
-    shutil.copytree(present.store.root, old)
-    result = json.loads((old / "result.json").read_text())
-    del result["normalisation"]
-    (old / "result.json").write_text(json.dumps(result))
+    old = copied(data, "f" * 24, normalisation=None)
     assert (only(data, "forest").store.root, only(data, "forest").older) == (present.store.root, 1)
     shutil.rmtree(present.store.root)
     assert only(data, "forest").store.root == str(old)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import itertools
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,13 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
-from ciml.storage import LocalStore
+from ciml.storage import Store
 from ciml.training.data.examples import InMemoryDataset, read_dataset
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
-from ciml.training.evaluation import metrics as scoring
 from ciml.training.evaluation.baselines import first_memory, predict_test_runs
 from ciml.training.evaluation.cross_validation import cross_validate, predict_fold, split_folds
-from ciml.training.evaluation.metrics import accuracy, scores
+from ciml.training.evaluation.metrics import scores
 from ciml.training.evaluation.text import other_lines, result_lines
 from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import create_experiment, experiment_names, load_experiment, results_of
@@ -38,11 +36,7 @@ FOREST = Experiment(name="forest", estimator="random_forest", parameters={"n_est
 SMALL = Experiment(name="small", hidden_layers=(16,), epochs=20, learning_rate=0.01)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _few_resamples() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 5)
-        yield
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 @pytest.fixture(scope="module")
@@ -100,31 +94,32 @@ def test_normalised_examples_are_those_that_tf_transform_materialises(
     assert seen == len(dataset.facts)
 
 
+def answers(one: Trial, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the stored predictions of a trial."""
+    return pq.read_table(io.BytesIO(one.store.read(result["predictions"]))).to_pylist()
+
+
 @pytest.mark.parametrize("experiment", [FOREST, SMALL], ids=["forest", "network"])
 def test_a_trial_runs_once_and_stores_all_results(data: DataRoot, dataset: InMemoryDataset, experiment: Experiment):
     one = trial(data, dataset, experiment)
     result, new = one.run()
     test = dataset.of("test")
-
     assert new
     assert result["test"]["runs"] == test.size
     assert result["dev"] is None  # dev was taken from train, and is trained on
     assert result["training"]["runs"] == dataset.of("train", "dev").size
     assert result["experiment"] == experiment.to_json()
-    memory = result["baselines"]["memory"]["accuracy"]
-    facts = {run.run_id: run for run in dataset.facts}
-    answers = predict_test_runs("memory", data.raw, dataset.snapshot, facts)
-    assert answers is not None
-    want = accuracy(answers.right)
-    assert (memory["right"], memory["runs"]) == (want["right"], want["runs"])
+    memory = predict_test_runs("memory", data.raw, dataset.snapshot, {run.run_id: run for run in dataset.facts})
+    assert memory is not None
+    baseline = result["baselines"]["memory"]["accuracy"]
+    assert (baseline["right"], baseline["runs"]) == (memory.right.sum(), len(memory.right))
     assert set(result["test"]["slices"]) == {"job", "provider"}
     assert sum(each["runs"] for each in result["test"]["slices"]["provider"].values()) == test.size
-    rows = pq.read_table(io.BytesIO(one.store.read(result["predictions"]))).to_pylist()
+    rows = answers(one, result)
     assert [row["run_id"] for row in rows] == [dataset.facts[position].run_id for position in test]
     right = sum(row["label_name"] == row["predicted"] for row in rows)
     assert right == result["test"]["accuracy"]["right"] > result["test"]["base_rate"]["right"]
     assert results_of(data.experiments, experiment.name) == [result]
-
     again = trial(data, dataset, experiment)
     assert again.run() == (result, False)
     assert "fitted" not in again.__dict__  # nothing was trained
@@ -167,11 +162,11 @@ def test_a_calibration_keeps_dev_apart_and_moves_probabilities_not_classes(data:
 
 
 def test_the_result_is_written_last_and_a_trial_that_died_is_repeated(data: DataRoot, dataset: InMemoryDataset):
-    def run(name: str, before: int | None = None) -> tuple[list[str], Trial]:
+    def run(name: str, before: int | None = None) -> tuple[list[str], Store]:
         root = DataRoot(data.store.child(name))
         with Steps(root.url, before).recording() as steps:
             trial(root, dataset).run()
-        return steps.steps, Trial(root.experiments, FOREST, dataset)
+        return steps.steps, Trial(root.experiments, FOREST, dataset).store
 
     steps, whole = run("whole")
     assert steps == [
@@ -180,25 +175,18 @@ def test_the_result_is_written_last_and_a_trial_that_died_is_repeated(data: Data
         "create experiments/forest/results/providers/*/result.json",
     ]
     for before in range(3):
-        _, died = run(str(before), before)
-        assert "result.json" not in died.store.list()
-        _, again = run(str(before))
-        assert {path: again.store.read(path) for path in again.store.list()} == {
-            path: whole.store.read(path) for path in whole.store.list()
-        }
-    whole.store.replace("result.json", b"{")
+        assert "result.json" not in run(str(before), before)[1].list()
+        again = run(str(before))[1]
+        assert {path: again.read(path) for path in again.list()} == {path: whole.read(path) for path in whole.list()}
+    whole.replace("result.json", b"{")
     with pytest.raises(IntegrityError, match=r"result\.json is unreadable"):
-        trial(DataRoot(data.store.child("whole")), dataset).run()
+        run("whole")
 
 
-def test_a_data_set_without_trusted_runs_is_reported(data: DataRoot):
-    none_trusted = TrustPolicy.from_json({})
-    empty = read_dataset(data.dataset("providers"), none_trusted)
+def test_a_data_set_or_an_estimator_that_cannot_be_used_is_reported(data: DataRoot, dataset: InMemoryDataset):
+    empty = read_dataset(data.dataset("providers"), TrustPolicy.from_json({}))
     with pytest.raises(CimlError, match="'providers' has no training runs: 160 examples are untrusted"):
         trial(data, empty).run()
-
-
-def test_an_estimator_that_cannot_use_the_data_set_is_reported(data: DataRoot, dataset: InMemoryDataset):
     with pytest.raises(CimlError, match="estimator cnn needs windows, but data set 'providers' holds aggreg"):
         trial(data, dataset, Experiment(name="cnn", estimator="cnn")).run()
     with pytest.raises(CimlError, match="estimator 'random_forest' is not a network; only networks can be served"):
@@ -221,7 +209,6 @@ def test_a_model_is_evaluated_on_another_data_set_by_the_names_of_classes(data: 
     other = other_set(data, name="renamed", salt="another", classes=order, class_map=renamed)
     one = trial(data, dataset)
     found, new = one.run_on(other)
-
     assert new
     assert one.run_on(other) == (found, False)
     seen = {dataset.facts[position].run_id for position in one.train_positions}
@@ -236,15 +223,9 @@ def test_a_model_is_evaluated_on_another_data_set_by_the_names_of_classes(data: 
     answers = [classes[label] for label in one.fitted.predict(rows.inputs, rows.n_windows).argmax(axis=1)]
     assert found["test"]["accuracy"]["right"] == sum(map(str.__eq__, answers, (names[position] for position in test)))
     assert found["test"]["accuracy"]["right"] > 0
-
-    coarser = replace(
-        other,
-        snapshot=other.snapshot.replace(
-            resolved=other.snapshot.resolved.replace(
-                definition=other.snapshot.resolved.definition.replace(sample_interval="2s")
-            ),
-        ),
-    )
+    resolved = other.snapshot.resolved
+    definition = resolved.definition.replace(sample_interval="2s")
+    coarser = replace(other, snapshot=other.snapshot.replace(resolved=resolved.replace(definition=definition)))
     with pytest.raises(CimlError, match="'renamed' cannot be evaluated: its sample_interval is 2s, but the model"):
         one.run_on(coarser)
 
@@ -272,8 +253,7 @@ def test_an_unanswered_run_has_no_predicted_class(data: DataRoot, dataset: InMem
     one = trial(data, dataset)
     one.__dict__["fitted"] = Diverged()
     result, _ = one.run()
-    rows = pq.read_table(io.BytesIO(one.store.read(result["predictions"]))).to_pylist()
-    assert {row["predicted"] for row in rows} == {None}
+    assert {row["predicted"] for row in answers(one, result)} == {None}
     assert result["test"]["accuracy"]["right"] == 0
 
 
@@ -294,7 +274,6 @@ def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: DataRo
     one = trial(data, dataset)
     found, new = one.cross_validate(4, ("flavour",))
     flavours = [each["held_out"] for each in found["folds"]]
-
     assert new
     assert one.cross_validate(4, ("flavour",)) == (found, False)
     positions = dataset.of("train", "dev")
@@ -307,7 +286,6 @@ def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: DataRo
     memory = found["baselines"]["memory"]
     assert memory["pooled"]["accuracy"]["runs"] == positions.size
     assert memory["pooled"]["accuracy"]["value"] == pytest.approx(_nearest_memory(dataset, positions, found))
-
     blind = replace(dataset, rows=replace(dataset.rows, inputs=dataset.rows.inputs.copy()))
     blind.rows.inputs[dataset.of("test")] = np.nan
     assert cross_validate(FOREST, blind, folds=4, hold_out=("flavour",)) == found
@@ -332,14 +310,3 @@ def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: DataRo
     assert [each["held_out"] for each in by_run["folds"]] == [[], [], []]
     with pytest.raises(CimlError, match="no run of 'providers' has the fact 'weather'"):
         one.cross_validate(3, ("weather",))
-
-
-@pytest.mark.engines
-def test_a_trial_on_s3_is_the_same(s3: Any, made: Path, dataset: InMemoryDataset, data: DataRoot):
-    local, remote = LocalStore(made), DataRoot.open(s3.bucket())
-    for path in local.list():
-        assert remote.store.create(path, local.read(path))
-    there = read_dataset(remote.dataset("providers"), TrustPolicy.load())
-    assert there.snapshot == dataset.snapshot
-    assert trial(remote, there).run()[0] == trial(data, dataset).run()[0]
-    assert len(remote.experiments.list()) == 3

@@ -81,11 +81,8 @@ def test_keys_that_an_estimator_does_not_use_make_no_combinations() -> None:
 
 def test_values_have_names_and_a_data_set_is_named_by_its_content() -> None:
     merged = {"alder": "alder", "birch": "others", "cedar": "others", "dune": "others"}
-    keys = {
-        "sample_interval": ["10s"],
-        "class_map": {"four": {}, "two": merged},
-        "aggregation_functions": [["mean", "std"]],
-    }
+    class_maps = {"four": {}, "two": merged}
+    keys = {"sample_interval": ["10s"], "class_map": class_maps, "aggregation_functions": [["mean", "std"]]}
     one = sweep(vary={"dataset": keys})
     assert [axis.names for axis in one.axes] == [("10s",), ("four", "two"), ("mean, std",)]
     assert [dict(asked) for asked in one.questions] == [{"class_map": "four"}, {"class_map": "two"}]
@@ -93,13 +90,9 @@ def test_values_have_names_and_a_data_set_is_named_by_its_content() -> None:
     made = one.combine(cell, 7).definition
     assert (made.class_map, made.aggregation_functions, made.raw_version) == (merged, ("mean", "std"), 7)
     assert (made.slicer, made.name[:10], one.question_of(cell)) == (":", "sweep-10s-", 1)
-    again = sweep(name="other", metric="f1", vary={"dataset": keys}).combine(cell, 7).definition
-    assert again == made
-    assert (
-        one.combine(cell, 8).definition.name
-        != made.name
-        != one.combine({**cell, "class_map": "four"}, 7).definition.name
-    )
+    assert sweep(name="other", metric="f1", vary={"dataset": keys}).combine(cell, 7).definition == made
+    others = (one.combine(cell, 8), one.combine({**cell, "class_map": "four"}, 7))
+    assert made.name not in [other.definition.name for other in others]
     (layers, text) = axes_of("experiment", {"hidden_layers": [[], "7", "9/8"], "class_weights": ["none", "balanced"]})
     assert (layers.names, text.names) == (("none", "1×7", "9/8"), ("none", "balanced"))
 
@@ -151,33 +144,29 @@ def test_proposals_follow_from_the_past_alone_and_go_where_it_was_good() -> None
     for _ in range(30):
         found = propose(one, 0, past)
         assert found == propose(one, 0, list(past))
-        rate = found["learning_rate"]
-        assert isinstance(rate, float)
+        rate = float(found["learning_rate"])
         assert 1e-4 <= rate <= 1.0
         past.append(earlier("complete", found, value=-abs(math.log10(rate) + 2)))
-    early, late = (
-        [abs(math.log10(float(each.parameters["learning_rate"])) + 2) for each in part]
-        for part in (past[:10], past[20:])
-    )
-    assert sum(late) < sum(early) / 2
+    distances = [-each.value for each in past]
+    assert sum(distances[20:]) < sum(distances[:10]) / 2
     assert propose(rates(seed=1), 0, []) != propose(one, 0, [])
 
 
 def test_the_median_pruner_prunes_worse_trials_after_its_startup_trials() -> None:
-    one = rates(startup_trials=3)
     past = [earlier("complete", value=value, steps=((1, value), (2, value))) for value in (0.2, 0.4, 0.6)]
-    assert [Judge(one, past).report_step(1, value) for value in (0.1, 0.39, 0.41)] == [True, True, False]
-    judge = Judge(one, past)
-    assert [judge.report_step(step, value) for step, value in ((1, 0.9), (2, 0.3))] == [False, False]  # its best so far
-    assert not Judge(one, past[:2]).report_step(1, 0.1)
     unknown = [*past[:2], earlier("running"), earlier("failed")]
-    assert not Judge(one, unknown).report_step(1, 0.1)
-    assert [Judge(rates(startup_trials=3, metric="brier"), past).report_step(1, value) for value in (0.1, 0.5)] == [
-        False,
-        True,
-    ]
-    assert not Judge(rates(startup_trials=3, pruner="none"), past).report_step(1, 0.0)
-    assert not Judge(rates(startup_trials=3, warmup=2), past).report_step(1, 0.0)
+
+    def pruned(value: float, past: list[Outcome] = past, **keys: Any) -> bool:
+        return Judge(rates(startup_trials=3, **keys), past).report_step(1, value)
+
+    assert [pruned(value) for value in (0.1, 0.39, 0.41)] == [True, True, False]
+    judge = Judge(rates(startup_trials=3), past)
+    assert [judge.report_step(step, value) for step, value in ((1, 0.9), (2, 0.3))] == [False, False]  # its best so far
+    assert not pruned(0.1, past[:2])
+    assert not pruned(0.1, unknown)
+    assert [pruned(value, metric="brier") for value in (0.1, 0.5)] == [False, True]
+    assert not pruned(0.0, pruner="none")
+    assert not pruned(0.0, warmup=2)
 
 
 @pytest.mark.parametrize("pruner", ["successive_halving", "hyperband"])
@@ -204,9 +193,8 @@ def outcome(number: int, **keys: Any) -> Outcome:
 
 def test_an_outcome_is_stored_once_and_a_foreign_one_is_reported(tmp_path: Path) -> None:
     store = sweep_store(DataRoot.open(tmp_path).sweeps, "tests")
-    first = outcome(
-        3, state="complete", value=0.1 + 0.2, steps=[[1, 0.25]], parameters={"seed": "1", "learning_rate": 0.1}
-    )
+    parameters = {"seed": "1", "learning_rate": 0.1}
+    first = outcome(3, state="complete", value=0.1 + 0.2, steps=[[1, 0.25]], parameters=parameters)
     assert store_outcome(store, first) == first == read_outcome(store, 3)
     assert store_outcome(store, outcome(3)) == first
     assert read_outcome(store, 4) is None

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import ciml
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
 from ciml.metrics import Board
-from ciml.pipelines.mlflow import export_to_mlflow
 from ciml.services.trainer import registry_families
 from ciml.serving.client import ModelClient
+from ciml.serving.contract import check_candidate
 from ciml.serving.model_files import parse_config
 from ciml.serving.push import rollback
 from ciml.serving.registry import Decision, Registry
-from ciml.serving.server.model.loaded_model import load_model
 from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage import open_store
 from ciml.training import trainer as trainer_module
 from ciml.training.evaluation.candidate import Champion
 from ciml.training.experiment import Experiment
+from ciml.training.export import load_exported
 from ciml.training.refresh import Candidate, Skipped, TrainConfig
 from ciml.training.trainer import run_once
 from tests.ciml.lineage.recorded import names, states, stored
 from tests.durable import Steps
-from tests.pipelines.exports.exporting import mlflow_at
 from tests.scraping import collected
 from tests.serving.models_fixture import save_model
 from tests.training.conftest import made  # noqa: F401  (the fixture)
@@ -44,22 +44,21 @@ class FakeSnapshot:
 
 
 class Refreshing:
-    """Stands in for training: each refresh gives the next model of a script, or nothing new for the same key."""
+    """Stands in for training: a refresh gives the model of a seed, or nothing new for the same key."""
 
-    def __init__(self, folder: Path, script: list[tuple[int, bool, str]]) -> None:
-        self._folder, self._script = folder, script
+    def __init__(self, script: tuple[int, bool, str], saved: Callable[[int, str], Path]) -> None:
+        self._script, self._saved = script, saved
         self.champions: list[int | None] = []
         self.lasts: list[str | None] = []
 
     def __call__(self, *_: Any, champion: Champion | None, last_key: str | None, **__: Any) -> Any:
         self.champions.append(champion.version if champion else None)
         self.lasts.append(last_key)
-        seed, blessed, spoil = self._script[0]
+        seed, blessed, spoil = self._script
         key = f"key{seed}"
         if last_key == key:
             return Skipped("nothing new", FakeSnapshot())  # type: ignore[arg-type]
-        folder = self._folder / f"m{seed}-{len(self.lasts)}"
-        save_model(folder, seed, spoil=spoil)
+        folder = self._saved(seed, spoil)
         decision = Decision(blessed, ("better",) if blessed else ("worse",), {"accuracy": 0.5})
 
         class Made(Candidate):
@@ -74,24 +73,44 @@ def config(tmp_path: Path) -> TrainConfig:
     return TrainConfig(DataRoot.open(tmp_path / "data"), "d", "m")
 
 
+Scripted = Callable[..., Refreshing]
+
+
+@pytest.fixture(scope="module")
+def checked() -> Callable[[str], object]:
+    """The check of a candidate's folder, which is done once where the folder stays the same."""
+    return cache(lambda folder: check_candidate(open_store(folder)))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Path]:
+    """Models by seed and fault, each saved once."""
+    folder = tmp_path_factory.mktemp("saved")
+    return cache(lambda seed, spoil: save_model(folder / f"{seed}{spoil}", seed, spoil=spoil))
+
+
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Refreshing]:
-    def make(*script: tuple[int, bool, str]) -> Refreshing:
-        refreshing = Refreshing(tmp_path / "work", list(script))
+def scripted(
+    monkeypatch: pytest.MonkeyPatch, saved: Callable[[int, str], Path], checked: Callable[[str], object]
+) -> Scripted:
+    monkeypatch.setattr("ciml.serving.contract.check_candidate", lambda folder: checked(folder.root))
+
+    def make(seed: int, *, blessed: bool = True, spoil: str = "") -> Refreshing:
+        refreshing = Refreshing((seed, blessed, spoil), saved)
         monkeypatch.setattr(trainer_module, "refresh", refreshing)
         return refreshing
 
     return make
 
 
-def test_push_refuse_and_nothing_new(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
-    refreshing = scripted((1, True, ""))
+def test_push_refuse_and_nothing_new(config: TrainConfig, scripted: Scripted) -> None:
+    refreshing = scripted(1)
     first = run_once(config)
     assert (first.outcome, first.version, first.champion, first.reasons) == ("pushed", 1, None, ("better",))
     assert set(first.seconds) == {"train", "push"}
     again = run_once(config)
     assert (again.outcome, again.reasons, again.champion) == ("nothing_new", ("nothing new",), 1)
-    refreshing = scripted((2, False, ""))
+    refreshing = scripted(2, blessed=False)
     second = run_once(config)
     assert (second.outcome, second.version, second.champion, second.reasons) == ("rejected", None, 1, ("worse",))
     assert run_once(config).outcome == "nothing_new"  # a refused one is not tried again on the same runs
@@ -104,10 +123,8 @@ def test_push_refuse_and_nothing_new(config: TrainConfig, scripted: Callable[...
 
 
 @pytest.mark.parametrize("spoil", ["nan", "signature", "python"])
-def test_what_a_fooled_gate_blesses_is_still_not_pushed(
-    config: TrainConfig, scripted: Callable[..., Refreshing], spoil: str
-) -> None:
-    scripted((1, True, spoil))
+def test_what_a_fooled_gate_blesses_is_still_not_pushed(config: TrainConfig, scripted: Scripted, spoil: str) -> None:
+    scripted(1, spoil=spoil)
     result = run_once(replace(config, lineage=True))
     assert (result.outcome, result.version) == ("rejected", None)
     events = stored(config.data)
@@ -123,16 +140,18 @@ def test_what_a_fooled_gate_blesses_is_still_not_pushed(
 UNDECIDED = ["append registry/m: candidate", "append registry/m: verdict"]
 
 
-def test_killed_between_training_and_push(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
-    scripted((1, True, ""))
-    whole = replace(config, data=DataRoot(config.data.store.child("whole")))
+def test_killed_between_training_and_push(config: TrainConfig, scripted: Scripted) -> None:
+    def child(name: str) -> TrainConfig:
+        return replace(config, data=DataRoot(config.data.store.child(name)))
+
+    scripted(1)
+    whole = child("whole")
     with Steps(whole.data.url).recording() as steps:
         run_once(whole)
     assert steps.steps[:2] == UNDECIDED
     assert steps.steps[-2:] == ["append registry/m: pushed", "replace models/models.config"]
     for index, step in enumerate(steps.steps):
-        root = replace(config, data=DataRoot(config.data.store.child(str(index))))
-        refreshing = scripted((1, True, ""))
+        root, refreshing = child(str(index)), scripted(1)
         with Steps(root.data.url, index).recording():
             run_once(root)
         result = run_once(root)
@@ -142,21 +161,17 @@ def test_killed_between_training_and_push(config: TrainConfig, scripted: Callabl
             assert result.outcome == "nothing_new"
             continue
         assert result.outcome == "pushed", step
-        if step in UNDECIDED:
-            assert refreshing.lasts == [None, None]
-        else:
-            assert result.reasons == ("blessed earlier; its push was interrupted",), step
-            assert len(refreshing.lasts) == 1
+        completed = result.reasons == ("blessed earlier; its push was interrupted",)
+        assert (completed, refreshing.lasts) == ((False, [None, None]) if step in UNDECIDED else (True, [None])), step
         assert run_once(root).outcome == "nothing_new"
 
 
 def test_a_store_that_fails_while_a_push_is_completed_is_reported_and_nothing_is_trained(
-    config: TrainConfig, scripted: Callable[..., Refreshing]
+    config: TrainConfig, scripted: Scripted
 ) -> None:
     def interrupted(name: str) -> tuple[TrainConfig, Refreshing]:
         """A trainer died before its candidate was staged."""
-        root = replace(config, data=DataRoot(config.data.store.child(name)))
-        refreshing = scripted((1, True, ""))
+        root, refreshing = replace(config, data=DataRoot(config.data.store.child(name))), scripted(1)
         with Steps(root.data.url, len(UNDECIDED)).recording():
             run_once(root)
         return root, refreshing
@@ -177,31 +192,33 @@ def test_a_store_that_fails_while_a_push_is_completed_is_reported_and_nothing_is
         assert len(Registry(root.data, "m").state.pushed()) == 1
 
 
-def test_interrupted_push_is_judged_again_against_another_champion(
-    config: TrainConfig, scripted: Callable[..., Refreshing]
-) -> None:
+@pytest.fixture
+def twice(config: TrainConfig, scripted: Scripted) -> Registry:
+    """A model with two pushed versions."""
     for seed in (1, 2):
-        scripted((seed, True, ""))
+        scripted(seed)
         run_once(config)
-    refreshing = scripted((3, True, ""))
+    return Registry(config.data, "m")
+
+
+def test_interrupted_push_is_judged_again_against_another_champion(
+    config: TrainConfig, scripted: Scripted, twice: Registry
+) -> None:
+    refreshing = scripted(3)
     with Steps(config.data.url, 9).recording() as steps:
         run_once(config)
     assert steps.steps[-1] == "rename models/m/staging-3-* to models/m/3"
     rollback(config.data, "m")
     result = run_once(config)
-    assert refreshing.champions == [2, 1]
-    assert refreshing.lasts == ["key2", None]
+    assert (refreshing.champions, refreshing.lasts) == ([2, 1], ["key2", None])
     assert (result.outcome, result.champion, result.version) == ("pushed", 1, 4)
 
 
 def test_a_candidate_names_the_champion_that_it_was_compared_with(
-    config: TrainConfig, scripted: Callable[..., Refreshing], monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, scripted: Scripted, twice: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process rolls back while the candidate is trained."""
-    for seed in (1, 2):
-        scripted((seed, True, ""))
-        run_once(config)
-    refreshing = scripted((3, False, ""))
+    refreshing = scripted(3, blessed=False)
 
     def refresh(*given: Any, **keys: Any) -> Any:
         candidate = refreshing(*given, **keys)
@@ -210,49 +227,39 @@ def test_a_candidate_names_the_champion_that_it_was_compared_with(
 
     monkeypatch.setattr(trainer_module, "refresh", refresh)
     assert (run_once(config).champion, refreshing.champions) == (2, [2])
-    state = Registry(config.data, "m").state
+    state = twice.state
     assert (state.champion, state.candidates[state.last_candidate].facts["champion"]) == (1, 2)
 
 
-def test_altered_champion_is_no_measure(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
-    scripted((1, True, ""))
+def test_altered_champion_is_no_measure(config: TrainConfig, scripted: Scripted) -> None:
+    scripted(1)
     run_once(config)
     Path(config.data.url, "models", "m", "1", "assets", "definition.json").write_text("{}")
-    scripted((2, True, ""))
+    scripted(2)
     with pytest.raises(IntegrityError, match="was altered"):
         run_once(config)
 
 
-def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
+def test_metrics_are_the_registrys(config: TrainConfig, scripted: Scripted, twice: Registry, tmp_path: Path) -> None:
+    scripted(3, blessed=False)
+    run_once(config)
+    rejected = {"rejected": {"otherwise": 5, "excluded": 2}}
+    candidate = twice.record_candidate(open_store(save_model(tmp_path / "more", 4)), rejected)
+    twice.record_decision(candidate.id, Decision(False, ("worse",), {}))
     board = Board()
-    for seed, blessed in ((1, True), (2, False), (3, True)):
-        scripted((seed, blessed, ""))
-        run_once(config)
-    registry = Registry(config.data, "m")
-    candidate = registry.record_candidate(
-        open_store(save_model(Path(config.data.url) / "more", 4)), {"rejected": {"otherwise": 5, "excluded": 2}}
-    )
-    registry.record_decision(candidate.id, Decision(False, ("worse",), {}))
-    board.put_observed(registry_families("m", registry.state))
+    board.put_observed(registry_families("m", twice.state))
     shown = collected(board)
     assert shown["ciml_training_candidates_total"] == {("m", "blessed"): 2, ("m", "refused"): 2}
     assert shown["ciml_model_pushes_total"] == {("m",): 2}
     assert shown["ciml_champion_version"] == {("m",): 2}
-    assert shown["ciml_champion_push_timestamp_seconds"] == {("m",): registry.state.versions[2].time_us / 1e6}
+    assert shown["ciml_champion_push_timestamp_seconds"] == {("m",): twice.state.versions[2].time_us / 1e6}
     assert shown["ciml_training_samples_rejected_total"] == {("m", "otherwise"): 5, ("m", "excluded"): 2}
 
 
 @pytest.mark.whole
-def test_real_refreshes_are_served(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    """From real runs to answers of the server and of MLflow: the trainer's model and the served ones agree."""
-    import shutil
-
-    import mlflow
-
-    from ciml.training.export import load_exported
-
-    shutil.copytree(made, tmp_path / "data")
-    data = DataRoot.open(tmp_path / "data")
+def test_real_refreshes_are_served(made: Path, tmp_path: Path) -> None:  # noqa: F811
+    """From real runs to answers of the server: the trainer's model and the served one agree."""
+    data = DataRoot.open(shutil.copytree(made, tmp_path / "data"))
     config = TrainConfig(data, "providers", "providers", Experiment(epochs=40), lineage=True)
     steps: list[str] = []
     first = run_once(config, progress=lambda step, *_: steps.append(step))
@@ -266,11 +273,11 @@ def test_real_refreshes_are_served(made: Path, tmp_path: Path, monkeypatch: pyte
     assert names(made_of["push"]["inputs"]) == names(made_of["train"]["outputs"])
     assert names(made_of["snapshot"]["outputs"])[0] in names(made_of["train"]["inputs"])
     assert names(made_of["push"]["outputs"]) == [(data.models.child("providers").url(), "1")]
-    second = run_once(replace(config, experiment=Experiment(epochs=41)))
+    other = replace(config, experiment=Experiment(epochs=41))
+    second = run_once(other)
     assert second.outcome in ("pushed", "rejected")
     assert second.metrics["comparison"]["runs"] > 0
-    assert second.champion == 1
-    assert run_once(replace(config, experiment=Experiment(epochs=41))).outcome == "nothing_new"
+    assert (second.champion, run_once(other).outcome) == (1, "nothing_new")
     assert first.folder is not None
     exported = load_exported(first.folder)
     definition = exported.definition
@@ -280,17 +287,3 @@ def test_real_refreshes_are_served(made: Path, tmp_path: Path, monkeypatch: pyte
     with ModelServer(options) as server, ModelClient(f"127.0.0.1:{server.grpc_port}", "providers") as client:
         answer = client.predict(inputs, n_windows, version=1)
     np.testing.assert_allclose(answer.probabilities, exported.predict(inputs, n_windows), atol=1e-5)
-    monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    assert export_to_mlflow(data, uri).new_versions == len(Registry(data, "providers").state.pushed())
-    with mlflow_at(uri):
-        there = mlflow.pyfunc.load_model("models:/providers/1")
-    answers = there.predict({"inputs": inputs, "n_windows": n_windows})["probabilities"]
-    np.testing.assert_array_equal(answers, answer.probabilities)
-    dataset = ciml.open(data.url).dataset("providers")  # as docs/mlflow.md has it
-    X, y = dataset.to_numpy("test")
-    answers = there.predict({"inputs": X, "n_windows": dataset.n_windows("test")})["probabilities"]
-    assert int((answers.argmax(axis=1) == y).sum()) == first.metrics["evaluation"]["accuracy"]["right"]
-    model = load_model(data.models.child("providers").child("1"))
-    assert set(model.signatures) == {"serving_default", "examples"}
-    model.close()

@@ -74,18 +74,10 @@ def prediction(
     """The record of a prediction, as the predictor makes it; ``value`` is that of the one feature of the run."""
     shares = {"code": code, "machine": round(1 - code, 2)}
     verdict = recorded_verdict(facts, shares, rules, np.full((1, 1), value, np.float32))
-    return {
-        "id": prediction_id(facts.run_id, model, version),
-        "offset": 0,
-        "run_id": facts.run_id,
-        "build_name": facts.build_name,
-        "model": model,
-        "version": version,
-        "class": max(shares, key=lambda one: shares[one]),
-        "probabilities": shares,
-        "time_us": 5,
-        **(verdict and {**verdict, "path": path}),
-    }
+    likely = max(shares, key=lambda one: shares[one])
+    identity = {"id": prediction_id(facts.run_id, model, version), "offset": 0, "run_id": facts.run_id}
+    answer = {"model": model, "version": version, "class": likely, "probabilities": shares, "time_us": 5}
+    return {**identity, "build_name": facts.build_name, **answer, **(verdict and {**verdict, "path": path})}
 
 
 def commit(data: DataRoot, records: Sequence[Mapping[str, Any]]) -> None:

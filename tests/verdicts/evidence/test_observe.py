@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -44,41 +45,70 @@ def said(subject: Subject) -> list[str]:
     return texts
 
 
-def test_a_run_as_usual_says_so_with_the_number_of_runs() -> None:
-    assert said(subject_of(outcome="failure", exit_status=1)) == [AS_USUAL]
-
-
-def test_a_series_that_is_outside_within_noise_is_not_named_as_usual() -> None:
-    assert said(run_of({USR: [64.0] * 60})) == [
-        "Load, memory, disk and network were as in 20 passing runs of this job."
-    ]
-    assert said(run_of({USR: [64.0] * 60, LOAD: [2.5] * 60, USED: [2.2 * GB] * 60, WRITTEN: [5 * MB] * 60})) == [
-        "Network was as in 20 passing runs of this job."
-    ]
+ENDED = "; passing runs take 54 to 64 s."
+THEN = f"{ENDED} {AS_USUAL}"
+HANGING = {USR: [60.0] * 15 + [0.5] * 46, IDLE: [30.0] * 15 + [98.4] * 46}
+LONG = {USR: [60.0] * 600 + [0.5] * 3000, IDLE: [30.0] * 600 + [98.4] * 3000, WRITTEN: [0.0] * 3600}
+LEFT = [14 * GB] * 50 + [0.12 * GB] + [9 * GB] * 9
+FULL = [30 * GB] * 200 + [0.0] * 40
+TIMES = [START_US + 1_000_000 * (at if at < 30 else at + 35) for at in range(60)]
+NOISE = {USR: [64.0] * 60}
 
 
 @pytest.mark.parametrize(
-    ("rows", "facts", "text"),
+    ("columns", "keys", "text"),
     [
-        (20, {"outcome": "failure"}, "It ended after 19 s; passing runs take 54 to 64 s."),
-        (150, {"outcome": "failure"}, "It took 149 s; passing runs take 54 to 64 s."),
-        (900, {"outcome": "failure"}, "It took 15 min; passing runs take 54 to 64 s."),
-        (61, {"outcome": "timeout"}, "It reached its time limit after 60 s; passing runs take 54 to 64 s."),
-        (61, {"exit_status": 137},
-         "It was ended by SIGKILL (exit status 137) after 60 s; passing runs take 54 to 64 s."),
-        (61, {"exit_status": -11},
-         "It was ended by SIGSEGV (exit status -11) after 60 s; passing runs take 54 to 64 s."),
-        (150, {"outcome": "timeout", "exit_status": -9}, "It reached its time limit after 149 s; "
-         "passing runs take 54 to 64 s."),
+        ({}, {"outcome": "failure", "exit_status": 1}, AS_USUAL),
+        # Outside within noise: neither said nor named as usual.
+        (NOISE, {}, AS_USUAL.replace("CPU, load", "Load")),
+        (NOISE | {LOAD: [2.5] * 60, USED: [2.2 * GB] * 60, WRITTEN: [5 * MB] * 60}, {},
+         AS_USUAL.replace("CPU, load, memory, disk and network were", "Network was")),
+        ({WRITTEN: [0.0] * 60, LOAD: [0.0] * 60, USED: [0.5 * GB] * 60}, {}, "Its telemetry says nothing."),
+        # How it ended.
+        ({}, {"rows": 20, "outcome": "failure"}, f"It ended after 19 s{THEN}"),
+        ({}, {"rows": 150, "outcome": "failure"}, f"It took 149 s{THEN}"),
+        ({}, {"rows": 900, "outcome": "failure"}, f"It took 15 min{THEN}"),
+        ({}, {"rows": 61, "outcome": "timeout"}, f"It reached its time limit after 60 s{THEN}"),
+        ({}, {"rows": 61, "exit_status": 137}, f"It was ended by SIGKILL (exit status 137) after 60 s{THEN}"),
+        ({}, {"rows": 61, "exit_status": -11}, f"It was ended by SIGSEGV (exit status -11) after 60 s{THEN}"),
+        ({}, {"rows": 150, "outcome": "timeout", "exit_status": -9}, f"It reached its time limit after 149 s{THEN}"),
+        *(({}, {"exit_status": status}, AS_USUAL) for status in (0, 1, 2, -1, 127, 128, 129, 255, None)),
+        # What left the passing range, and since when.
+        ({STEAL: [0.0] * 20 + [41.3] * 40}, {}, "From second 20, steal was 41 %; passing runs have 0 %."),
+        ({STEAL: [0.0] * 180 + [41.3] * 120}, {"usual": 300}, "From minute 3, steal was 41 %; passing runs have 0 %."),
+        ({STEAL: [0.0] * 180 + [41.3] * 60 + [0.0] * 60}, {"usual": 300},
+         "From minute 3 to 4, steal was 41 %; passing runs have 0 %."),
+        ({LOAD: [9.44] * 60}, {}, "Throughout, load was 9.4; passing runs have 1.9 to 2.1."),
+        ({RUNNABLE: [12.2] * 30 + [2.0] * 30}, {},
+         "Until second 30, the number of runnable processes was 12; passing runs have 1.9 to 2.1."),
+        ({USED: [2 * GB] * 10 + [7.26 * GB] * 50}, {},
+         "From second 10, memory used was 7.3 GB; passing runs have 1.9 to 2.1 GB."),
+        ({WRITTEN: [3 * MB] * 10 + [812.4 * MB] * 20 + [0.0] * 30}, {},
+         "From second 10 to 30, disk write rate was 812 MB/s; passing runs have 2.9 to 3.1 MB/s."),
+        ({RECEIVED: [40 * MB] * 60}, {},
+         "Throughout, network receive rate was 40 MB/s; passing runs have 95 to 104 kB/s."),
+        ({DISK_FREE: [2.5 * GB] * 60}, {}, "Throughout, free disk was 2.5 GB; passing runs have 29 to 31 GB."),
+        ({USR: [1.0] * 60}, {}, "Throughout, user CPU was 1 %; passing runs have 57 to 62 %."),
+        # A hang is said once.
+        (HANGING | {WRITTEN: [3 * MB] * 15 + [0.0] * 46}, {"outcome": "timeout"},
+         f"It reached its time limit after 60 s{ENDED} It was nearly idle and wrote nothing to disk for its last 45 s: "
+         "idle CPU was 98 %; passing runs have 29 to 31 %."),
+        (HANGING | {WRITTEN: [3 * MB] * 61}, {"outcome": "timeout"},
+         f"It reached its time limit after 60 s{ENDED} It was nearly idle for its last 45 s: "
+         "idle CPU was 98 %; passing runs have 29 to 31 %."),
+        (LONG, {"usual": 3600}, "It was nearly idle and wrote nothing to disk for its last 50 min: idle CPU was 98 %; "
+         "passing runs have 29 to 31 %."),
+        # The pooled profile; runs of a few seconds; columns from outside.
+        ({STEAL: [40.0] * 60}, {"job": "other"}, "Throughout, steal was 40 %; passing runs of all jobs have 0 %."),
+        ({}, {"job": "other"}, AS_USUAL.replace("this job", "all jobs")),
+        ({STEAL: [90.0] * 4}, {}, f"It ended after 3 s{ENDED}"),
+        ({}, {"rows": 5, "usual": 5}, "Its telemetry of 4 s is too short to compare with that of passing runs."),
+        ({"<script>alert(1)</script>:x": [1e9] * 60, "@all:recheck": [1e9] * 60}, {}, AS_USUAL),
+        ({"total cpu usage:usr\n:y": [1e9] * 60}, {}, AS_USUAL),
     ],
 )  # fmt: skip
-def test_how_it_ended_comes_first(rows: int, facts: dict, text: str) -> None:
-    assert said(subject_of(rows, **facts)) == [text, AS_USUAL]
-
-
-@pytest.mark.parametrize("status", [0, 1, 2, -1, 127, 128, 129, 255, None])
-def test_other_exit_statuses_are_no_signals(status: int | None) -> None:
-    assert said(subject_of(exit_status=status)) == [AS_USUAL]
+def test_what_is_said_of_a_run(columns: dict[str, list[float]], keys: dict[str, Any], text: str) -> None:
+    assert " ".join(said(run_of(columns, **keys))) == text
 
 
 def test_the_recorders_signal_ended_it() -> None:
@@ -86,70 +116,11 @@ def test_the_recorders_signal_ended_it() -> None:
     assert said(Subject.of(facts, run.table, run.profile))[0].startswith("It was ended by SIGKILL (exit status 137) ")
 
 
-@pytest.mark.parametrize(
-    ("columns", "rows", "text"),
-    [
-        ({STEAL: [0.0] * 20 + [41.3] * 40}, 60, "From second 20, steal was 41 %; passing runs have 0 %."),
-        ({STEAL: [0.0] * 180 + [41.3] * 120}, 300, "From minute 3, steal was 41 %; passing runs have 0 %."),
-        ({STEAL: [0.0] * 180 + [41.3] * 60 + [0.0] * 60}, 300,
-         "From minute 3 to 4, steal was 41 %; passing runs have 0 %."),
-        ({LOAD: [9.44] * 60}, 60, "Throughout, load was 9.4; passing runs have 1.9 to 2.1."),
-        ({RUNNABLE: [12.2] * 30 + [2.0] * 30}, 60,
-         "Until second 30, the number of runnable processes was 12; passing runs have 1.9 to 2.1."),
-        ({USED: [2 * GB] * 10 + [7.26 * GB] * 50}, 60,
-         "From second 10, memory used was 7.3 GB; passing runs have 1.9 to 2.1 GB."),
-        ({WRITTEN: [3 * MB] * 10 + [812.4 * MB] * 20 + [0.0] * 30}, 60,
-         "From second 10 to 30, disk write rate was 812 MB/s; passing runs have 2.9 to 3.1 MB/s."),
-        ({RECEIVED: [40 * MB] * 60}, 60,
-         "Throughout, network receive rate was 40 MB/s; passing runs have 95 to 104 kB/s."),
-        ({DISK_FREE: [2.5 * GB] * 60}, 60, "Throughout, free disk was 2.5 GB; passing runs have 29 to 31 GB."),
-        ({USR: [1.0] * 60}, 60, "Throughout, user CPU was 1 %; passing runs have 57 to 62 %."),
-    ],
-)  # fmt: skip
-def test_what_left_the_passing_range_and_since_when(columns: dict, rows: int, text: str) -> None:
-    assert said(run_of(columns, usual=rows)) == [text]
-
-
-def test_less_of_most_series_says_nothing() -> None:
-    assert said(run_of({WRITTEN: [0.0] * 60, LOAD: [0.0] * 60, USED: [0.5 * GB] * 60})) == [
-        "Its telemetry says nothing."
-    ]
-
-
-@pytest.mark.parametrize(
-    ("written", "text"),
-    [
-        (0.0, "It was nearly idle and wrote nothing to disk for its last 45 s: idle CPU was 98 %; "
-         "passing runs have 29 to 31 %."),
-        (3 * MB, "It was nearly idle for its last 45 s: idle CPU was 98 %; passing runs have 29 to 31 %."),
-    ],
-)  # fmt: skip
-def test_a_hang_is_said_once(written: float, text: str) -> None:
-    columns = {USR: [60.0] * 15 + [0.5] * 46, IDLE: [30.0] * 15 + [98.4] * 46, WRITTEN: [3 * MB] * 15 + [written] * 46}
-    assert said(run_of(columns, outcome="timeout")) == [
-        "It reached its time limit after 60 s; passing runs take 54 to 64 s.",
-        text,
-    ]
-
-
-def test_a_hang_of_a_long_run_is_said_in_minutes() -> None:
-    columns = {USR: [60.0] * 600 + [0.5] * 3000, IDLE: [30.0] * 600 + [98.4] * 3000, WRITTEN: [0.0] * 3600}
-    assert said(run_of(columns, usual=3600)) == [
-        "It was nearly idle and wrote nothing to disk for its last 50 min: idle CPU was 98 %; "
-        "passing runs have 29 to 31 %."
-    ]
-
-
-def test_memory_and_disk_that_ran_out() -> None:
-    left = [14 * GB] * 50 + [0.12 * GB] + [9 * GB] * 9
-    found = said(run_of({AVAILABLE: left, USED: [16 * GB - each for each in left]}))
-    assert found[0] == "Memory available fell to 120 MB of 16 GB in second 50."
-    full = [30 * GB] * 200 + [0.0] * 40
-    found = said(run_of({DISK_FREE: full, DISK_USED: [40 * GB - each for each in full]}, usual=240))
-    assert found[0] == "Free disk fell to 0 kB of 40 GB in minute 3."
-
-
-def test_memory_that_is_as_little_in_passing_runs_did_not_run_out() -> None:
+def test_memory_and_disk_that_ran_out_but_not_if_it_is_as_little_in_passing_runs() -> None:
+    first = "Memory available fell to 120 MB of 16 GB in second 50."
+    assert said(run_of({AVAILABLE: LEFT, USED: [16 * GB - each for each in LEFT]}))[0] == first
+    full = run_of({DISK_FREE: FULL, DISK_USED: [40 * GB - each for each in FULL]}, usual=240)
+    assert said(full)[0] == "Free disk fell to 0 kB of 40 GB in minute 3."
     low, table = {AVAILABLE: (0.1 * GB, 0.2 * GB, 1 * GB)}, run_of({AVAILABLE: [0.2 * GB] * 60, USED: [15.8 * GB] * 60})
     assert "Memory available fell to 200 MB of 16 GB in second 0." in said(table)
     profile = Profile("unit", 20, (54.0, 59.0, 64.0), low, low)
@@ -157,18 +128,16 @@ def test_memory_that_is_as_little_in_passing_runs_did_not_run_out() -> None:
 
 
 def test_a_gap_between_samples_and_telemetry_that_ends_early() -> None:
-    times = [START_US + 1_000_000 * (at if at < 30 else at + 35) for at in range(60)]
-    assert said(run_of({USR: [60.0] * 60}, usual=100, times=times))[0] == "No sample was taken for 36 s from second 29."
-    end_us = START_US + 100_000_000
-    assert said(subject_of(end_us=end_us)) == [EARLY, AS_USUAL]
-    assert said(subject_of(end_us=START_US + 3_600_000_000)) == [AS_USUAL]  # another clock
-    one = subject_of(end_us=end_us)
+    gap = run_of({USR: [60.0] * 60}, usual=100, times=TIMES)
+    assert said(gap)[0] == "No sample was taken for 36 s from second 29."
+    one = subject_of(end_us=START_US + 100_000_000)
+    assert said(one) == [EARLY, AS_USUAL]
     stored_slowly, unknown = (msgspec.structs.replace(one.profile, tail_s=each) for each in ((20.0, 30.0, 40.0), None))
-    assert said(replace(one, profile=stored_slowly)) == [AS_USUAL]  # a CI system that always takes half a minute
-    assert said(replace(one, profile=unknown)) == [AS_USUAL]
+    another_clock, on_time = (subject_of(end_us=START_US + seconds * 1_000_000) for seconds in (3600, 62))
+    for other in (replace(one, profile=stored_slowly), replace(one, profile=unknown), another_clock, on_time):
+        assert said(other) == [AS_USUAL]
     for shown, wrong in (("41 s", "40 s"), ("1.8 s", "3 s"), ("runs", "runs of all jobs")):
         assert not follows(EARLY.replace(shown, wrong), one)
-    assert said(subject_of(end_us=START_US + 62_000_000)) == [AS_USUAL]
 
 
 def test_without_enough_passing_runs_nothing_is_compared() -> None:
@@ -176,25 +145,6 @@ def test_without_enough_passing_runs_nothing_is_compared() -> None:
     table = table_of({USR: [99.0] * 60, STEAL: [50.0] * 60})
     assert said(Subject(table, few)) == ["Too few passing runs are known to compare it with."]
     assert said(Subject(table, few, "timeout")) == ["It reached its time limit after 59 s."]
-
-
-def test_the_pooled_profile_is_named() -> None:
-    assert said(run_of({STEAL: [40.0] * 60}, job="other")) == [
-        "Throughout, steal was 40 %; passing runs of all jobs have 0 %."
-    ]
-    assert said(subject_of(job="other")) == [AS_USUAL.replace("this job", "all jobs")]
-
-
-def test_a_run_of_a_few_seconds_is_not_compared() -> None:
-    assert said(run_of({STEAL: [90.0] * 4}, usual=60)) == ["It ended after 3 s; passing runs take 54 to 64 s."]
-    assert said(subject_of(rows=5, usual=5)) == [
-        "Its telemetry of 4 s is too short to compare with that of passing runs."
-    ]
-
-
-def test_unknown_columns_are_never_named() -> None:
-    for name in ("<script>alert(1)</script>:x", "@all:recheck", "total cpu usage:usr\n:y"):
-        assert said(run_of({name: [1e9] * 60})) == [AS_USUAL]
 
 
 _CELL = st.one_of(

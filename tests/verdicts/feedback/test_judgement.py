@@ -10,16 +10,27 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.verdicts.feedback.config import Feedback, Policy, load_feedback
-from ciml.verdicts.feedback.judgement import SILENT, Silence, decide_feedback
+from ciml.verdicts.feedback.judgement import SILENT, Item, Judgement, Silence, decide_feedback
 from ciml.verdicts.feedback.state import entry_key
 from tests.verdicts.feedback.reviews import NOW_S, ReviewSystem, feedback, prediction
 
 NOW_US = int(NOW_S * 1e6)
 
 
-def reason_of(record: dict[str, Any], config: Feedback, *muted: str) -> str:
+def judged(record: dict[str, Any], config: Feedback | None = None, *muted: str) -> Judgement:
+    return decide_feedback(record, config or feedback(), muted, NOW_US)
+
+
+def item_of(record: dict[str, Any], config: Feedback | None = None, *muted: str) -> Item:
+    """Return what is said of a record."""
+    item = judged(record, config, *muted).item
+    assert item is not None
+    return item
+
+
+def reason_of(record: dict[str, Any], config: Feedback | None = None, *muted: str) -> str:
     """Return the reason for silence, which is one of the closed set."""
-    judgement = decide_feedback(record, config, muted, NOW_US)
+    judgement = judged(record, config, *muted)
     assert judgement.item is None
     assert judgement.silence is not None
     assert judgement.silence.reason in SILENT
@@ -27,19 +38,15 @@ def reason_of(record: dict[str, Any], config: Feedback, *muted: str) -> str:
 
 
 def test_a_confident_verdict_on_a_failed_run_is_said() -> None:
-    item = decide_feedback(prediction(), feedback(), (), NOW_US).item
-    assert item is not None
-    assert (item.system, item.job, item.run_id, item.cause, item.probability) == (
-        "review", "unit", "zuul~1~1", "machine", 0.91,
-    )  # fmt: skip
-    assert item.ref.change == "12"
+    item = item_of(prediction())
+    found = (item.system, item.job, item.run_id, item.cause, item.probability, item.ref.change)
+    assert found == ("review", "unit", "zuul~1~1", "machine", 0.91, "12")
     assert item.verdict.base_rate == {"code": 0.63, "machine": 0.37}
 
 
 def test_the_head_repository_and_branch_of_a_run_tell_its_change_from_others() -> None:
     fork = {"change": "", "head": "a1" * 20, "head_project": "forker/widget", "labels": {"head_branch": "fix"}}
-    item = decide_feedback(prediction(**fork), feedback(), (), NOW_US).item
-    assert item is not None
+    item = item_of(prediction(**fork))
     assert (item.ref.change, item.ref.head_project, item.ref.head_branch) == ("", "forker/widget", "fix")
     other = item.replace(head_project="mallory/widget").ref
     assert entry_key("review", item.ref) != entry_key("review", other)
@@ -83,11 +90,8 @@ def test_what_is_not_said_has_a_reason(changes: dict[str, Any], policy: dict[str
 
 def test_a_probability_is_above_the_base_rate_only_by_enough_calibration_runs() -> None:
     verdict = {"probability": 0.72, "base_rate": {"code": 0.34, "machine": 0.66}}
-    said = [
-        decide_feedback(prediction(verdict={**verdict, "runs": runs}), feedback(), (), NOW_US).item
-        for runs in (100, 400)
-    ]
-    assert [item is not None for item in said] == [False, True]
+    items = [judged(prediction(verdict={**verdict, "runs": runs})).item for runs in (100, 400)]
+    assert [item is not None for item in items] == [False, True]
 
 
 def test_a_verdict_whose_run_cannot_be_compared_is_not_said_and_no_claim() -> None:
@@ -100,41 +104,34 @@ def test_a_verdict_whose_run_cannot_be_compared_is_not_said_and_no_claim() -> No
 
 def test_what_could_be_said_of_another_change_is_recorded_as_a_claim() -> None:
     for changes in ({"change": "", "head": ""}, {"source": "tekton"}, {"end_us": NOW_US - 86_400_000_000}):
-        verdict = decide_feedback(prediction(**changes), feedback(), (), NOW_US).verdict
+        verdict = judged(prediction(**changes)).verdict
         assert verdict is not None
         assert verdict.claim
-    for judgement in (
-        decide_feedback(prediction(), feedback(models=("other",)), (), NOW_US),
-        decide_feedback(prediction(end_us=NOW_US - 91 * 86_400_000_000), feedback(), (), NOW_US),
-    ):
-        assert judgement.verdict is None
+    assert judged(prediction(), feedback(models=("other",))).verdict is None
+    assert judged(prediction(end_us=NOW_US - 91 * 86_400_000_000)).verdict is None
 
 
 @pytest.mark.parametrize("share", [-0.01, 1.01, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["probability", "coverage", "base_rate"])
 def test_a_share_outside_of_0_and_1_makes_a_bad_record(name: str, share: float) -> None:
     value = {"machine": 0.3, "code": share} if name == "base_rate" else share
-    assert reason_of(prediction(verdict={name: value}), feedback()) == "bad_record"
+    assert reason_of(prediction(verdict={name: value})) == "bad_record"
 
 
-@pytest.mark.parametrize("missing", ["run", "verdict"])
-def test_a_prediction_without_verdict_is_no_error(missing: str) -> None:
-    record = prediction()
-    del record[missing]
-    assert reason_of(record, feedback()) == "no_verdict"
+def test_a_prediction_without_verdict_is_no_error() -> None:
+    for missing in ("run", "verdict"):
+        assert reason_of({key: value for key, value in prediction().items() if key != missing}) == "no_verdict"
 
 
 def test_a_project_can_be_muted_at_run_time() -> None:
-    assert reason_of(prediction(), feedback(), "org/*") == "muted_project"
-    assert decide_feedback(prediction(), feedback(), ("other/*",), NOW_US).item is not None
+    assert reason_of(prediction(), None, "org/*") == "muted_project"
+    assert item_of(prediction(), None, "other/*").job == "unit"
 
 
 def test_the_first_system_that_takes_a_run_has_it() -> None:
     first = ReviewSystem(name="first", sources=("zuul",), projects=("other/*",))
     second = ReviewSystem(name="second", sources=("zuul", "github"))
-    item = decide_feedback(prediction(), feedback(first, second), (), NOW_US).item
-    assert item is not None
-    assert item.system == "second"
+    assert item_of(prediction(), feedback(first, second)).system == "second"
 
 
 @pytest.mark.parametrize(

@@ -275,10 +275,10 @@ def test_a_dry_run_shows_the_message_and_calls_nothing(tmp_path: Path) -> None:
     assert loud.review.calls == []
 
 
-def test_a_message_that_waits_is_not_sent_to_a_project_that_was_muted_meanwhile(tmp_path: Path) -> None:
+def test_a_project_that_is_muted_gets_no_waiting_message(tmp_path: Path) -> None:
     world = World(tmp_path, feedback(settle_s=30.0, settle_most_s=30.0))
     world.take(prediction())
-    world.committing.append(lambda state: {"time_us": int(world.now_s * 1e6), "muted": ["org/*"]})
+    world.mute("org/*")
     world.now_s += 30.0
     world.work()
     assert (world.review.calls, world.outcomes) == ([], {"muted": 1})
@@ -288,7 +288,7 @@ def test_a_message_of_unknown_outcome_is_settled_though_its_project_was_muted_me
     world.review.script = ["", "", "lost"]
     world.take(prediction())
     world.work()
-    world.committing.append(lambda state: {"time_us": int(world.now_s * 1e6), "muted": ["org/*"]})
+    world.mute("org/*")
     world.settle()
     assert world.outcomes == {"posted": 1}
     assert world.entries()[0].posted is not None

@@ -35,8 +35,11 @@ class Said(World):
             if not self.reader.read(key):
                 return
 
-    def reacts(self, message: int = 1, **reactions: tuple[str, ...]) -> None:
-        self.review.reacted[str(message)] = Reactions(**reactions)
+    def reads(self, after_s: float = 300.0, **reactions: tuple[str, ...]) -> None:
+        """Read reactions to the message after a time."""
+        self.review.reacted["1"] = Reactions(**reactions)
+        self.now_s += after_s
+        self.read()
 
     @property
     def counted(self) -> dict[str, int]:
@@ -66,54 +69,39 @@ def test_reactions_are_read_after_five_minutes_then_at_double_ages() -> None:
 
 
 def test_reactions_of_all_are_counted_once_and_those_of_reviewers_correct_labels(world: Said) -> None:
-    world.reacts(up=("mallory", "alice"), not_helpful=("eve",))
-    world.read()
+    reactions = {"up": ("mallory", "alice"), "not_helpful": ("eve",)}
+    world.reads(0.0, **reactions)
     assert (world.counted, world.corrected) == ({}, {})  # too early
-    world.now_s += 300.0
-    world.read()
-    assert world.counted == {"not_helpful": 1, "up": 2}
-    assert {run: (one.cause, one.by) for run, one in world.corrected.items()} == {
-        "zuul~1~1": ("machine", "review:alice"), "zuul~2~1": ("machine", "review:alice"),
-    }  # fmt: skip
-    world.now_s += 10_000.0
-    world.read()
-    assert world.counted == {"not_helpful": 1, "up": 2}
+    for after_s in (300.0, 10_000.0):
+        world.reads(after_s, **reactions)
+        assert world.counted == {"not_helpful": 1, "up": 2}
+        corrections = {run: (one.cause, one.by) for run, one in world.corrected.items()}
+        assert corrections == dict.fromkeys(("zuul~1~1", "zuul~2~1"), ("machine", "review:alice"))
 
 
 def test_a_thumb_down_names_the_other_cause(world: Said) -> None:
-    world.reacts(down=("bob",))
-    world.now_s += 300.0
-    world.read()
+    world.reads(down=("bob",))
     assert {one.cause for one in world.corrected.values()} == {"code"}
 
 
-def test_an_account_with_both_thumbs_corrects_nothing(world: Said) -> None:
-    world.reacts(up=("bob",), down=("bob",))
-    world.now_s += 300.0
-    world.read()
+def test_an_account_with_both_thumbs_or_a_message_with_both_causes_corrects_nothing(
+    world: Said, tmp_path: Path
+) -> None:
+    world.reads(up=("bob",), down=("bob",))
     assert (world.counted, world.corrected) == ({"down": 1, "up": 1}, {})
-
-
-def test_a_message_with_both_causes_corrects_nothing(tmp_path: Path) -> None:
-    world = Said(tmp_path / "data", feedback())
-    world.take(prediction(1), prediction(2, build_name="lint", verdict={"cause": "code"}))
-    world.work()
-    world.reacts(down=("bob",))
-    world.now_s += 300.0
-    world.read()
-    assert (world.counted, world.corrected) == ({"down": 1}, {})
+    both = Said(tmp_path / "both", feedback())
+    both.take(prediction(1), prediction(2, build_name="lint", verdict={"cause": "code"}))
+    both.work()
+    both.reads(down=("bob",))
+    assert (both.counted, both.corrected) == ({"down": 1}, {})
 
 
 def test_what_was_said_of_an_earlier_patch_set_says_nothing_of_the_next(world: Said) -> None:
-    world.reacts(down=("bob",))
-    world.now_s += 300.0
-    world.read()
+    world.reads(down=("bob",))
     world.review.heads["org/project", "12"] = Head("open", "12", "4", "b2" * 20)
     world.take(prediction(3, patchset="4", head="b2" * 20))
     world.work()
-    world.reacts(down=("bob", "alice"))
-    world.now_s += 300.0
-    world.read()
+    world.reads(down=("bob", "alice"))
     assert world.counted == {"down": 2}
     assert world.corrected["zuul~3~1"].by == "review:alice"
 
@@ -121,7 +109,7 @@ def test_what_was_said_of_an_earlier_patch_set_says_nothing_of_the_next(world: S
 def test_corrections_are_stored_before_reactions_are_counted_and_a_kill_between_them_loses_neither(
     world: Said, tmp_path: Path
 ) -> None:
-    world.reacts(up=("alice",))
+    world.reads(0.0, up=("alice",))
     world.now_s += 300.0
     order = ["append data/feedback/corrections: corrections", "append data/feedback: reactions"]
     for steps, index in zip(([], order[:1], order[1:]), (0, 1, 1), strict=True):
@@ -140,26 +128,21 @@ def test_an_equal_message_number_of_another_system_is_another_message(world: Sai
     other.work()
     assert [entry.posted.id for entry in other.entries() if entry.posted] == ["1", "1"]
     for one in (world, other):
-        one.reacts(up=("mallory",))
-        one.now_s = NOW_S + 400.0
-        one.read()
+        one.reads(400.0, up=("mallory",))
     with world.committing.state() as state:
         assert state.reacted["review", "up"] == state.reacted["other", "up"] == 1
 
 
 @pytest.mark.parametrize(
-    ("error", "wait_s"),
-    [(EngineError("away"), 60.0), (Busy("429", 90.0), 90.0), (Busy("429", 1e9), MAX_RETRY_AFTER_S)],
+    ("error", "wait_s"), [(EngineError("away"), 60.0), (Busy("429", 90.0), 90.0), (Busy("429", 1e9), MAX_RETRY_AFTER_S)]
 )
 def test_a_system_that_fails_is_read_later(world: Said, error: Exception, wait_s: float) -> None:
     def fails(posted: Any) -> Reactions:
         raise error
 
-    reads, world.review.reactions = world.review.reactions, fails  # type: ignore[method-assign]
-    world.reacts(up=("alice",))
-    world.now_s += 300.0
-    world.read()
-    world.review.reactions = reads  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.review, "reactions", fails)
+        world.reads(up=("alice",))
     world.now_s += wait_s - 1
     world.read()
     assert world.counted == {}

@@ -20,7 +20,43 @@ from ciml.verdicts.feedback.standing import (
     report_standings,
 )
 from ciml.verdicts.feedback.state import FeedbackState
-from tests.verdicts.feedback.histories import DAY_US, NOW_US, background, mode_of, recorded, settled_verdicts
+
+DAY_US = 86_400_000_000
+NOW_US = 100 * DAY_US
+
+
+def recorded(number: int, cause: str = "machine", settled: str = "", **more: Any) -> RecordedVerdict:
+    """A recorded claim on a change of its own; ``settled`` is what reruns say."""
+    given: dict[str, Any] = {
+        "id": f"{number:032x}", "run_id": f"zuul~{number}~1", "model": "cause", "version": 1, "project": "org/project",
+        "change": str(number), "job": "unit", "cause": cause, "claim": True, "probability": 0.9, "seconds": 60.0,
+        "time_us": NOW_US - DAY_US, "trusted": True, "settled": settled, "by": RERUNS if settled else "",
+        "settled_us": NOW_US - DAY_US + number if settled else 0,
+    }  # fmt: skip
+    return RecordedVerdict(**{**given, **more})
+
+
+def settled_verdicts(
+    right: int, wrong: int, first: int = 0, cause: str = "machine", **more: Any
+) -> list[RecordedVerdict]:
+    """Claims of a cause of which so many are right and wrong, each on a change of its own."""
+    other = "code" if cause == "machine" else "machine"
+    outcomes = [cause] * right + [other] * wrong
+    return [recorded(first + number, cause, outcome, **more) for number, outcome in enumerate(outcomes)]
+
+
+def background(code: int, machine: int, first: int = 5000, **more: Any) -> list[RecordedVerdict]:
+    """Settled failed runs on which the verdict was unknown: they count for the base rate alone."""
+    causes = ["code"] * code + ["machine"] * machine
+    return [recorded(first + number, "unknown", cause, claim=False, **more) for number, cause in enumerate(causes)]
+
+
+def mode_of(
+    verdicts: list[RecordedVerdict], cause: str = "machine", project: str = "org/project", **policy: Any
+) -> str:
+    """Whether the model may say a verdict."""
+    return Standings(verdicts, Policy(**policy), NOW_US).of("cause", project, cause).mode
+
 
 #: Failed runs of which half were caused by the machine.
 HALF = background(20, 20)
@@ -31,6 +67,10 @@ def test_a_new_model_is_in_shadow_until_enough_of_its_verdicts_are_settled() -> 
     assert mode_of([*HALF, *settled_verdicts(19, 0)]) == "shadow"
     assert mode_of([*HALF, *settled_verdicts(20, 0)]) == "active"
     assert mode_of([*HALF, *[recorded(number) for number in range(500)]]) == "shadow"  # open ones do not count
+    assert mode_of([], active_models=("cause",)) == "active"  # it needs no history
+    assert mode_of([], active_models=("other",)) == "shadow"
+    for policy in ({"shadow_models": ("cau*",)}, {"shadow_models": ("cause",), "active_models": ("cause",)}):
+        assert mode_of([*HALF, *settled_verdicts(60, 0)], **policy) == "shadow"
 
 
 @pytest.mark.parametrize(
@@ -48,15 +88,13 @@ def test_a_new_model_is_in_shadow_until_enough_of_its_verdicts_are_settled() -> 
 def test_settled_verdicts_must_hold_up_beyond_the_base_rate(
     right: int, wrong: int, others: list[RecordedVerdict], mode: str
 ) -> None:
-    verdicts = [*others, *settled_verdicts(right, wrong)]
-    assert mode_of(verdicts) == mode
+    verdicts, runs = [*others, *settled_verdicts(right, wrong)], right + wrong
     standing = Standings(verdicts, Policy(), NOW_US).of("cause", "org/project", "machine")
-    assert standing.precision == Share(right, right + wrong)
+    assert (standing.mode, standing.precision) == (mode, Share(right, runs))
     machine = right + sum(verdict.settled == "machine" for verdict in others)
-    assert standing.base_rate == Share(machine, right + wrong + len(others))
-    low = wilson(right, right + wrong)[0]
-    holds_up = low > machine / (right + wrong + len(others))
-    assert (holds_up and right / (right + wrong) >= 0.7) == (mode == "active")
+    assert standing.base_rate == Share(machine, runs + len(others))
+    holds_up = wilson(right, runs)[0] > machine / (runs + len(others))
+    assert (holds_up and right / runs >= 0.7) == (mode == "active")
     assert mode_of(verdicts, min_precision=0.0) == ("active" if holds_up else "precision")
 
 
@@ -106,14 +144,6 @@ def test_runs_of_one_change_count_once() -> None:
     assert (standing.precision, standing.base_rate) == (Share(1, 1), Share(1, 1))
 
 
-def test_the_policy_names_models_that_need_no_history_and_such_that_stay_in_shadow() -> None:
-    assert mode_of([], active_models=("cause",)) == "active"
-    assert mode_of([], active_models=("other",)) == "shadow"
-    good = [*HALF, *settled_verdicts(60, 0)]
-    assert mode_of(good, shadow_models=("cau*",)) == "shadow"
-    assert mode_of(good, shadow_models=("cause",), active_models=("cause",)) == "shadow"
-
-
 def test_a_rerun_is_counted_where_it_passed_and_a_reviewer_is_no_rerun() -> None:
     verdicts = [
         *settled_verdicts(12, 3), *settled_verdicts(5, 0, first=100, by=REVIEWER),
@@ -154,31 +184,22 @@ def test_recorded_verdicts_are_in_deltas_and_checkpoints() -> None:
 
 
 def test_a_report_counts_settled_and_open_verdicts_beside_base_rate_and_duration() -> None:
-    def lasting(verdicts: list[RecordedVerdict]) -> list[RecordedVerdict]:
-        """Failures of the code take 10 s, of the machine 100 s."""
-        return [verdict.replace(seconds=10.0 if verdict.settled == "code" else 100.0) for verdict in verdicts]
-
-    shadow = settled_verdicts(5, 5, first=800, model="cause-2")
-    verdicts = [
-        *lasting(background(20, 10)), *lasting(settled_verdicts(18, 2)), recorded(300), recorded(301, change="300"),
-        recorded(302, project="other"), recorded(303, claim=False), *shadow,
-    ]  # fmt: skip
+    lasting = [
+        verdict.replace(seconds=10.0 if verdict.settled == "code" else 100.0)
+        for verdict in (*background(20, 10), *settled_verdicts(18, 2))
+    ]
+    others = [recorded(300), recorded(301, change="300"), recorded(302, project="other"), recorded(303, claim=False)]
+    verdicts = [*lasting, *others, *settled_verdicts(5, 5, first=800, model="cause-2")]
     rows = {(row.model, row.project, row.cause): row for row in report_standings(verdicts, Policy(), NOW_US)}
+    projects = {"cause": ("", "org/project", "other"), "cause-2": ("", "org/project")}
     assert list(rows) == [
-        (model, project, cause)
-        for model, projects in (("cause", ("", "org/project", "other")), ("cause-2", ("", "org/project")))
-        for project in projects
-        for cause in ("code", "machine")
+        (model, project, cause) for model in projects for project in projects[model] for cause in ("code", "machine")
     ]
     machine = rows["cause", "org/project", "machine"]
-    assert (machine.mode, machine.precision, machine.open, machine.reruns) == (
-        "active",
-        Share(18, 20),
-        1,
-        Share(18, 20),
-    )
-    assert machine.base_rate == Share(28, 50)
-    assert machine.duration == Share(28, 28)  # the duration alone is always right here
+    share = Share(18, 20)
+    assert (machine.mode, machine.precision, machine.open, machine.reruns) == ("active", share, 1, share)
+    # The duration alone is always right here.
+    assert (machine.base_rate, machine.duration) == (Share(28, 50), Share(28, 28))
     assert rows["cause", "", "machine"].open == 2
     assert (rows["cause", "", "code"].mode, rows["cause", "", "code"].precision) == ("shadow", Share(0, 0))
     assert rows["cause-2", "", "machine"].detail == "10 of at least 20 verdicts machine are settled"

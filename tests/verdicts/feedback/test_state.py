@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import orjson
 import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
-from ciml.events.records import Message, OffsetRange
 from ciml.manifest.checkpoints import Limits
-from ciml.pipelines.feedback import Judge, Judged, delta_of_judgements, feedback_replica
+from ciml.pipelines.feedback import feedback_replica
 from ciml.verdicts.feedback import state as state_module
 from ciml.verdicts.feedback.state import FeedbackState
 from tests.verdicts.feedback.reviews import NOW_S, Review, feedback, prediction
@@ -24,23 +22,15 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path / "data", feedback())
 
 
-def test_a_second_intent_before_the_first_is_settled_is_an_integrity_error() -> None:
-    state = FeedbackState()
-    config, now_us = feedback(), int(NOW_S * 1e6)
-    judgement = Judge(config).judge(Message(0, orjson.dumps(prediction())), (), now_us)
-    world_item = delta_of_judgements(
-        state, [Judged(OffsetRange("p", "", 0, 0, 1), [(0, judgement)])], config.policy, now_us
-    )
-    assert world_item is not None
-    state.apply(1, world_item)
-    (key,) = state.entries
-    intent = {
-        "entry": key, "number": 1, "action": "post", "stamp": "s", "marker": "m", "change": "12", "changes": 1,
-        "causes": "machine",
-    }  # fmt: skip
-    state.apply(2, {"time_us": 1, "intents": [intent]})
-    with pytest.raises(IntegrityError, match="has an intent that is not settled"):
-        state.apply(3, {"time_us": 2, "intents": [{**intent, "number": 2}]})
+def test_a_second_intent_before_the_first_is_settled_is_an_integrity_error(world: World) -> None:
+    world.take(prediction())
+    with world.committing.state() as state:
+        (key,) = state.entries
+        intent = {"entry": key, "number": 1, "action": "post", "stamp": "s", "marker": "m", "change": "12"}
+        intent |= {"changes": 1, "causes": "machine"}
+        state.apply(state.version + 1, {"time_us": 1, "intents": [intent]})
+        with pytest.raises(IntegrityError, match="has an intent that is not settled"):
+            state.apply(state.version + 1, {"time_us": 2, "intents": [{**intent, "number": 2}]})
 
 
 def test_a_checkpoint_holds_the_whole_state(world: World) -> None:
@@ -72,8 +62,7 @@ def test_after_that_the_message_on_the_change_is_the_memory(tmp_path: Path) -> N
     world.work()
     world.now_s += 4 * 86400.0
     world.take(prediction(9, outcome="success"))
-    late = {"end_us": int(world.now_s * 1e6)}
-    world.take(prediction(10, build_name="other", **late))
+    world.take(prediction(10, build_name="other", end_us=int(world.now_s * 1e6)))
     world.work()
     assert (len(world.bodies), world.outcomes) == (1, {"posted": 1, "said": 1})
 

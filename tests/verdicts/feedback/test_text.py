@@ -82,17 +82,14 @@ def test_nothing_is_said_of_a_retry_before_enough_runs_ran_again() -> None:
     assert "9 of these passed" in message(Finding(few.replace(passed=9, reruns=10)))
 
 
-def test_the_order_of_findings_does_not_change_a_byte() -> None:
-    three = [Finding(item(prediction(number, build_name=f"job-{number}"))) for number in range(3)]
-    assert message(*three) == message(*reversed(three))
-
-
-def test_the_stamp_names_patch_set_and_verdicts() -> None:
+def test_the_stamp_names_patch_set_and_verdicts_and_their_order_does_not_change_a_byte() -> None:
     marker = marker_of("review", "org/project", "12")
     body = message(Finding(item()))
     assert stamped(body, marker) == ("e20513f4", "machine")
     assert stamped(body, marker_of("review", "org/project", "13")) is None
     assert stamped("thanks", marker) is None
+    three = [Finding(item(prediction(number, build_name=f"job-{number}"))) for number in range(3)]
+    assert message(*three) == message(*reversed(three))
 
 
 @pytest.mark.parametrize("markup", FORMATS)
@@ -107,25 +104,23 @@ def test_a_message_that_is_too_long_loses_whole_lines(markup: Format, most_bytes
     assert not list(faults(body, markup))
 
 
-FIELDS = list(RunFacts.__struct_fields__)
-TEXTS = [name for name in FIELDS if name not in ("start_us", "end_us", "labels", "subjects", "phase", "outcome")]
+#: Fields of texts; the source names the system, and is one of the configuration's.
+OTHERS = ("start_us", "end_us", "labels", "subjects", "phase", "outcome", "source")
+TEXTS = [name for name in RunFacts.__struct_fields__ if name not in OTHERS]
 
 
 def everywhere(text: str) -> list[Finding]:
     """Findings with a text in each field in turn: of the facts, the prediction, its verdict, its evidence."""
     plain = prediction()
-    found = []
-    for field in TEXTS:
-        if field not in ("source",):  # names the system; it is one of the configuration's
-            found.append({**plain, "run": {**plain["run"], field: text}})
-    found += [{**plain, "run": {**plain["run"], "labels": {text: text, "size": text}}}]
-    found += [{**plain, field: text} for field in ("model", "class", "run_id", "id")]
-    found.append({**plain, "probabilities": {text: 1.0}})
-    for field in ("group", "retry"):
-        found.append({**plain, "verdict": {**plain["verdict"], field: text}})
-    for field in ("base_rate", "probabilities"):
-        found.append({**plain, "verdict": {**plain["verdict"], field: {text: 0.5, "machine": 0.5}}})
-    found.append({**plain, "verdict": {**plain["verdict"], "set": [text]}})
+    run, verdict = plain["run"], plain["verdict"]
+    labels = {text: text, "size": text}
+    runs = [run | {field: text} for field in TEXTS] + [run | {"labels": labels}]
+    verdicts = [verdict | {field: text} for field in ("group", "retry")]
+    verdicts += [verdict | {field: {text: 0.5, "machine": 0.5}} for field in ("base_rate", "probabilities")]
+    found = [plain | {"run": changed} for changed in runs]
+    found += [plain | {field: text} for field in ("model", "class", "run_id", "id")]
+    found += [plain | {"probabilities": {text: 1.0}}]
+    found += [plain | {"verdict": changed} for changed in (*verdicts, verdict | {"set": [text]})]
     judged = [decide_feedback(record, feedback(), (), int(NOW_S * 1e6)).item for record in found]
     return [Finding(one, (f"From minute 3 {text} was 41 %.", text, text), PICTURE) for one in judged if one is not None]
 
@@ -162,21 +157,10 @@ def test_what_is_inert_stays_as_it_is(text: str) -> None:
 
 
 def test_plain_names_and_sentences_are_not_changed() -> None:
-    for text in (
-        "unit-tests",
-        "org/project",
-        "tox py3.11 (x86_64)",
-        SEEN[0],
-        "load was 12.5, passing runs have 0 to 3",
-        "ünïcode",
-    ):
+    plain = ("unit-tests", "org/project", "tox py3.11 (x86_64)", "load was 12.5, passing runs have 0 to 3", "ünïcode")
+    for text in (*plain, SEEN[0]):
         assert inert(text, 200) == text
-
-
-def test_a_cut_is_between_characters() -> None:
-    assert cut("ééé", 6) == "ééé"
-    assert cut("éééé", 6) == "é…"
-    assert cut("ab", 1) == "…"[:1]
+    assert [cut("ééé", 6), cut("éééé", 6), cut("ab", 1)] == ["ééé", "é…", "…"[:1]]  # between characters
 
 
 def test_the_judge_finds_what_it_should() -> None:

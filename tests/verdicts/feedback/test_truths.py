@@ -9,11 +9,20 @@ import orjson
 import pytest
 
 from ciml.data_root import DataRoot
+from ciml.errors import IntegrityError
 from ciml.events.records import Message, OffsetRange, RunFacts
 from ciml.pipelines.feedback import Judge, delta_of_truths, feedback_replica
 from ciml.verdicts.feedback import truths as truths_module
 from ciml.verdicts.feedback.standing import RERUNS, REVIEWER
-from ciml.verdicts.feedback.truths import OPEN, Correction, Truth, Truths, add_corrections
+from ciml.verdicts.feedback.truths import (
+    OPEN,
+    Correction,
+    Truth,
+    Truths,
+    add_corrections,
+    corrections_log,
+    corrections_of,
+)
 from tests.runs.scenes import UNTRUSTED, RawStore
 from tests.transforms.profiles.tables import START_US, USR, facts_of, table_of
 from tests.verdicts.feedback.reviews import NOW_S, feedback, prediction
@@ -109,39 +118,67 @@ def test_reruns_lead_a_model_out_of_shadow(data: DataRoot) -> None:
     committing, truths, now_us = feedback_replica(data, lambda: NOW_S), Truths(data), int(NOW_S * 1e6)
     judge = Judge(config, is_trusted=truths.is_trusted, is_known=truths.is_known)
 
-    def publish(number: int, cause: str = "machine") -> None:
+    def store(numbers: range, outcome: str, at_s: int = 0, first: int = 0) -> None:
+        runs = [run(first + number, outcome, at_s, change=str(number)) for number in numbers]
+        RawStore(data).add(runs=runs)
+        truths.read()
+
+    def publish(number: int, cause: str = "machine") -> dict[str, int]:
         facts = run(number, "failure", change=str(number))[0].to_json() | {"end_us": now_us}
         record = prediction(number, verdict={"cause": cause}, **facts) | {"run_id": id_of(number)}
         covers = OffsetRange("predictions", "", 0, number, number + 1)
         take(committing, covers, [Message(number, orjson.dumps(record))], judge, now_us)
+        with committing.state() as state:
+            return dict(state.verdicts)
 
-    codes = [run(100 + number, "failure", change=str(100 + number)) for number in range(30)]
-    RawStore(data).add(runs=[*codes, *(run(number, "failure", change=str(number)) for number in range(22))])
-    truths.read()
+    def settle() -> bool:
+        return committing.append(lambda state: delta_of_truths(state, truths, now_us)) is not None
+
+    store(range(100, 130), "failure")
+    store(range(22), "failure")
     for number in range(20):
         publish(number)
     for number in range(100, 130):
-        publish(number, "unknown")
+        verdicts = publish(number, "unknown")
+    assert verdicts == {"shadow": 20, "unknown": 30}
     with committing.state() as state:
-        assert dict(state.verdicts) == {"shadow": 20, "unknown": 30}
-        assert state.entries == {}
-        assert {verdict.trusted for verdict in state.history} == {True}
-    assert committing.append(lambda state: delta_of_truths(state, truths, now_us)) is None
-    passed = [run(200 + number, "success", 60, change=str(number)) for number in range(20)]
-    RawStore(data).add(runs=passed)
-    truths.read()
-    assert committing.append(lambda state: delta_of_truths(state, truths, now_us)) is not None
-    assert committing.append(lambda state: delta_of_truths(state, truths, now_us)) is None
-    publish(20)
+        assert (state.entries, {verdict.trusted for verdict in state.history}) == ({}, {True})
+    assert not settle()
+    store(range(20), "success", 60, first=200)
+    assert (settle(), settle()) == (True, False)
+    assert publish(20)["precision"] == 1  # all settled runs were the machine's: nobody needs the verdict
+    store(range(100, 130), "failure", 60, first=300)
+    assert settle()
+    assert publish(21) == {"precision": 1, "shadow": 20, "taken": 1, "unknown": 30}
     with committing.state() as state:
-        assert dict(state.verdicts)["precision"] == 1  # all settled runs were the machine's: nobody needs the verdict
-    again = [run(300 + number, "failure", 60, change=str(100 + number)) for number in range(30)]
-    RawStore(data).add(runs=again)
-    truths.read()
-    assert committing.append(lambda state: delta_of_truths(state, truths, now_us)) is not None
-    publish(21)
-    with committing.state() as state:
-        assert dict(state.verdicts) == {"precision": 1, "shadow": 20, "taken": 1, "unknown": 30}
-        (entry,) = state.entries.values()
-        (item,) = entry.items.values()
+        (item,) = (item for entry in state.entries.values() for item in entry.items.values())
         assert (item.right, item.settled, item.passed, item.reruns) == (20, 20, 20, 20)
+
+
+def test_a_data_root_without_feedback_has_no_corrections(data: DataRoot) -> None:
+    assert corrections_of(data) == {}
+
+
+def test_of_several_reviewers_the_one_read_last_counts(data: DataRoot) -> None:
+    first = Correction("zuul~1~1", "code", "review:alice", 10)
+    second = Correction("zuul~1~1", "machine", "review:bob", 20)
+    other = Correction("zuul~2~1", "code", "review:bob", 20)
+    assert add_corrections(data, [second, other]) == 2
+    assert add_corrections(data, [first]) == 1
+    later = other.replace(by="review:alice", cause="machine", time_us=30)
+    assert add_corrections(data, [later]) == 1
+    assert corrections_of(data) == {"zuul~1~1": second, "zuul~2~1": later}  # in either order of the reading
+
+
+def test_a_reviewer_may_change_their_mind_and_a_repeat_is_stored_once(data: DataRoot) -> None:
+    once = Correction("zuul~1~1", "code", "review:alice", 10)
+    assert [add_corrections(data, [once]), add_corrections(data, [once.replace(time_us=11)])] == [1, 0]
+    assert corrections_log(data).end() == 1
+    assert add_corrections(data, [once.replace(cause="machine", time_us=12)]) == 1
+    assert corrections_of(data)["zuul~1~1"].cause == "machine"
+
+
+def test_a_damaged_record_is_an_error(data: DataRoot) -> None:
+    corrections_log(data).try_append(1, {"corrections": [{"run_id": "a", "cause": "weather", "by": "b", "time_us": 1}]})
+    with pytest.raises(IntegrityError, match=r"version 1: malformed record: Invalid enum value 'weather'"):
+        corrections_of(data)

@@ -79,6 +79,9 @@ class World:
         self.offset += len(records)
         take(self.committing, covers, messages, Judge(self.config), int(self.now_s * 1e6))
 
+    def mute(self, project: str) -> None:
+        self.committing.append(lambda state: {"time_us": int(self.now_s * 1e6), "muted": [project]})
+
     def work(self) -> None:
         """Say what is due until the system asks to wait."""
         for key in self.outbox.due():
