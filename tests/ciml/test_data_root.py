@@ -13,25 +13,18 @@ from ciml.errors import CimlError
 from ciml.storage import LocalStore
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {
-    "raw", "datasets", "experiments", "exclusions", "sweeps", "trainer", "registry", "models", "predictions", "demo",
-}  # fmt: skip
+FOLDERS = set("raw datasets experiments exclusions sweeps trainer registry models predictions demo".split())
 #: Methods whose first argument is a path below a store.
-METHODS = {"child", "create", "delete", "entries", "exists", "list", "pieces", "read", "replace", "url"}
+METHODS = set("child create delete entries exists list pieces read replace url".split())
 
 
 def test_the_layout(tmp_path: Path) -> None:
     data = DataRoot.open(tmp_path)
     assert data.url == str(tmp_path)
-    found = {
-        data.raw.root, data.dataset("cpu").store.root, data.experiments.root, data.sweeps.root, data.trainer("m").root,
-        data.registry.root, data.models.root, data.predictions.root, data.demo.root, data.exclusions.root,
-    }  # fmt: skip
-    names = (
-        "raw", "datasets/cpu", "experiments", "exclusions", "sweeps", "trainer/m", "registry", "models", "predictions",
-        "demo",
-    )  # fmt: skip
-    assert found == {str(tmp_path / name) for name in names}
+    for name in FOLDERS - {"datasets", "trainer"}:
+        assert getattr(data, name).root == str(tmp_path / name)
+    assert data.dataset("cpu").store.root == str(tmp_path / "datasets/cpu")
+    assert data.trainer("m").root == str(tmp_path / "trainer/m")
 
 
 def test_a_data_set_reads_the_raw_store_that_its_manifest_names(tmp_path: Path) -> None:

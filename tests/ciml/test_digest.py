@@ -77,16 +77,12 @@ def telemetry(values: list[float | None] | None = None, **more: pa.Array) -> pa.
 def test_telemetry_digest_takes_content_and_order_and_nothing_else() -> None:
     table = telemetry()
     digest = telemetry_digest("r", table)
-    chunked = pa.concat_tables([table[:1], table[1:]])
-    assert telemetry_digest("r", chunked) == digest
+    assert telemetry_digest("r", pa.concat_tables([table[:1], table[1:]])) == digest
     assert telemetry_digest("r", table.replace_schema_metadata({"recorder": "dstat"})) == digest
     assert telemetry_digest("r", telemetry([1.0, float("nan"), 3.0])) == digest  # a null is a NaN
     assert telemetry_digest("r", table.select(["boot", "time", "total cpu usage:usr"])) != digest
     assert telemetry_digest("r", table.rename_columns(["time", "boot", "usr"])) != digest
     assert telemetry_digest("r", telemetry([1.0, None, 3.5])) != digest
     assert telemetry_digest("other", table) != digest
-
-
-def test_telemetry_digest_of_other_types_is_rejected() -> None:
     with pytest.raises(TypeError, match="string"):
         telemetry_digest("r", telemetry(extra=pa.array(["a", "b", "c"])))

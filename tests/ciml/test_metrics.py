@@ -24,7 +24,7 @@ from ciml.runs.state import MOST_SOURCES, NO_SOURCE, OTHER_SOURCES, RawState
 from ciml.services.ingest import raw_families
 from ciml.storage import LocalStore
 from ciml.version import __version__, commit
-from tests.scraping import Samples, collected, parsed, scrape
+from tests.scraping import Samples, collected, scrape
 
 
 def outcome(offset: int, source: str, kind: str, reason: str = "", **more: object) -> Outcome:
@@ -69,6 +69,7 @@ def mixed() -> RawState:
 
 def test_each_settled_one_is_counted_by_source_and_outcome() -> None:
     found = shown(mixed())
+    assert not any("~" in value for samples in found.values() for labels in samples for value in labels)  # no run id
     assert found["ciml_events_total"] == {
         ("run", "a"): 2, ("ignored", "b"): 1, ("dead_letter", "a"): 1, ("dead_letter", "b"): 1,
         ("dead_letter", NO_SOURCE): 1,
@@ -113,12 +114,6 @@ def test_any_number_of_sources_makes_few_series() -> None:
         **{("ignored", f"s{number}"): 1 for number in range(MOST_SOURCES)},
         ("ignored", OTHER_SOURCES): 2 * MOST_SOURCES,
     }
-
-
-def test_no_label_holds_a_run() -> None:
-    for samples in shown(mixed()).values():
-        for labels in samples:
-            assert not any("~" in value for value in labels)
 
 
 def test_a_checkpoint_keeps_the_totals(tmp_path: object) -> None:
@@ -205,8 +200,3 @@ def test_a_failed_scrape_logs_one_line_and_the_next_one_is_answered(caplog: pyte
     (record,) = [record for record in caplog.records if record.name.startswith("ciml")]
     assert record.getMessage() == "a scrape of the metrics failed: ValueError: a file of a worker is cut off"
     assert record.exc_info is None
-
-
-def test_a_parse_that_sees_a_series_twice_fails() -> None:
-    with pytest.raises(AssertionError):
-        parsed('# TYPE a counter\na_total{x="1"} 1\na_total{x="1"} 2\n')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -82,23 +81,19 @@ def test_toml_is_read_back() -> None:
     assert Outer.from_json(parse_toml(one.to_toml(), "x")) == one
 
 
-@pytest.mark.parametrize(
-    ("name", "valid"),
-    [
-        ("a", True), ("A0_.-", True), ("a" * 100, True), ("a" * 101, False), ("", False), ("a/b", False),
-        ("a/../../b", False), ("..", False), (".a", False), ("-a", False), ("a\n", False), ("a b", False),
-    ],
-)  # fmt: skip
-def test_a_name_is_safe_in_a_path(name: str, valid: bool) -> None:
-    with nullcontext() if valid else pytest.raises(ValueError, match=r"name: .* is not valid"):
+@pytest.mark.parametrize("name", ["a" * 101, "", "a/b", "a/../../b", "..", ".a", "-a", "a\n", "a b"])
+def test_a_name_is_safe_in_a_path(name: str) -> None:
+    for valid in ("a", "A0_.-", "a" * 100):
+        check_name(valid)
+    with pytest.raises(ValueError, match=r"name: .* is not valid"):
         check_name(name)
 
 
-@pytest.mark.parametrize(
-    ("value", "valid"), [(1, True), (2, True), (0.999, False), (2.001, False), (float("nan"), False), (1e999, False)]
-)
-def test_a_number_is_within_its_limits(value: float, valid: bool) -> None:
-    with nullcontext() if valid else pytest.raises(ValueError, match=r"x: .* is not between 1 and 2"):
+@pytest.mark.parametrize("value", [0.999, 2.001, float("nan"), 1e999])
+def test_a_number_is_within_its_limits(value: float) -> None:
+    for valid in (1, 2):
+        check_range("x", valid, 1, 2)
+    with pytest.raises(ValueError, match=r"x: .* is not between 1 and 2"):
         check_range("x", value, 1, 2)
 
 

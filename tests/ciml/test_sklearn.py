@@ -57,8 +57,8 @@ def test_it_is_the_preparation_of_a_data_set(made: Path, logs: list[Path]) -> No
 @pytest.mark.parametrize(
     "keys",
     [
-        {"sample_statistic": "max"},
-        {"count_first_sample": False},
+        {"sample_statistic": "max", "max_windows": 12},
+        {"count_first_sample": False, "max_windows": 12},
         {"aggregation_functions": ("mean", "std")},
         {"max_windows": 4},
     ],
@@ -67,18 +67,11 @@ def test_each_setting_means_that_of_a_definition(logs: list[Path], keys: dict[st
     tables = [ciml.parse_log(path) for path in logs[:6]]
     booted = [table.set_column(1, "boot", pa.array([True] + [False] * (table.num_rows - 1))) for table in tables]
     definition = DatasetDefinition.from_json(
-        {
-            "name": "x",
-            "sample_interval": "6s",
-            "features_regex": "^(usr|1m)",
-            "max_windows": None if "aggregation_functions" in keys else 12,
-            **keys,
-        }
+        {"name": "x", "sample_interval": "6s", "features_regex": "^(usr|1m)", **keys}
     )
     resolved = resolve(definition, [telemetry_columns(booted[0].column_names)], [])
     want, _, rejected = prepare_many(booted, resolved)
-    settings = {} if "aggregation_functions" in keys else {"max_windows": 12}
-    found = Downsample("6s", "^(usr|1m)", **{**settings, **keys}, flatten=False).fit_transform(booted)
+    found = Downsample("6s", "^(usr|1m)", **keys, flatten=False).fit_transform(booted)
     assert rejected == []
     assert np.array_equal(found, want)
     assert not np.array_equal(found, Downsample("6s", "^(usr|1m)", max_windows=12, flatten=False).fit_transform(booted))

@@ -64,14 +64,11 @@ def run(delivery: Delivery) -> RunFacts:
     return found
 
 
-def test_it_takes_no_more_than_fifty_lines() -> None:
-    assert len((PACKAGE / "ciml_buildkite.py").read_text().splitlines()) <= 50
-
-
-def test_the_entry_point_registers_it() -> None:
+def test_the_entry_point_registers_an_adapter_of_at_most_fifty_lines() -> None:
     adapter = find_adapter("buildkite")
     assert (adapter.name, adapter.signature, adapter.read.__module__) == ("buildkite", "buildkite", "ciml_buildkite")
     assert "zuul" in adapters()
+    assert len((PACKAGE / "ciml_buildkite.py").read_text().splitlines()) <= 50
 
 
 def test_every_fact_of_a_job() -> None:
@@ -85,36 +82,17 @@ def test_every_fact_of_a_job() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("state", "expected"),
-    [("passed", "success"), ("timed_out", "timeout"), ("canceled", "cancellation"), ("skipped", "skip")],
-)
-def test_the_states_of_a_job(state: str, expected: str) -> None:
-    assert run(webhook(state=state)).outcome == expected
-
-
-def test_a_started_job_of_a_pull_request() -> None:
-    found = run(
-        webhook("job.started", {"pull_request": {"id": "42", "base": "main"}}, state="running", finished_at=None)
-    )
+def test_states_repeats_and_other_webhooks() -> None:
+    outcomes = {"passed": "success", "timed_out": "timeout", "canceled": "cancellation", "skipped": "skip"}
+    assert {state: run(webhook(state=state)).outcome for state in outcomes} == outcomes
+    pull_request = {"pull_request": {"id": "42", "base": "main"}}
+    found = run(webhook("job.started", pull_request, state="running", finished_at=None))
     assert (found.phase, found.outcome, found.end_us, found.change) == ("started", None, None, "42")
-
-
-@pytest.mark.parametrize(
-    ("delivery", "rule"),
-    [
-        (webhook("build.finished"), "only jobs are runs"),
-        (webhook("ping"), "only jobs are runs"),
-        (webhook(type="waiter"), "a step without a command runs nothing"),
-    ],
-)
-def test_other_webhooks_are_ignored(delivery: Delivery, rule: str) -> None:
-    assert event_of("buildkite", delivery).ignored == rule
-
-
-def test_the_same_job_has_the_same_event() -> None:
-    first, again = (event_of("buildkite", webhook()._replace(id=delivery_id)) for delivery_id in ("r1", "r2"))
-    assert first.key == again.key == "ci+token job.finished/0191-a"
+    for delivery in (webhook("build.finished"), webhook("ping")):
+        assert event_of("buildkite", delivery).ignored == "only jobs are runs"
+    assert event_of("buildkite", webhook(type="waiter")).ignored == "a step without a command runs nothing"
+    keys = {event_of("buildkite", webhook()._replace(id=delivery_id)).key for delivery_id in ("r1", "r2")}
+    assert keys == {"ci+token job.finished/0191-a"}
 
 
 def test_it_is_as_robust_as_ciml_s_own() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -30,14 +30,8 @@ from tests.transforms.samples import corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-#: Where each program is run.
-RUN_BY = {
-    "ask_the_model_server.py": "here",
-    "downsample_a_log.py": "here",
-    "read_a_data_set.py": "here",
-    "record_jobs.py": "here",
-    "send_events.py": "tests/project/test_readme.py, as the README says it",
-}
+RUN_HERE = {"ask_the_model_server.py", "downsample_a_log.py", "read_a_data_set.py", "record_jobs.py"}
+RUN_BY_THE_TUTORIAL = {"send_events.py"}
 
 
 def example(name: str, *arguments: object, code: int = 0) -> str:
@@ -61,7 +55,7 @@ def table_of(sample: Sample) -> Any:
 
 
 def test_every_program_is_run() -> None:
-    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(RUN_BY)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == RUN_HERE | RUN_BY_THE_TUTORIAL
 
 
 def test_a_log_is_downsampled_as_pandas_does(samples: list[Sample]) -> None:
@@ -81,11 +75,6 @@ def test_a_log_is_downsampled_as_pandas_does(samples: list[Sample]) -> None:
     assert printed == [[pytest.approx(value, abs=0.006) for value in row] for row in expected.to_numpy()]
 
 
-def test_a_log_that_is_none_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.txt").write_text("no telemetry\n")
-    assert "not_telemetry" in example("downsample_a_log.py", tmp_path / "x.txt", code=1)
-
-
 def test_a_data_set_is_read_as_the_manifest_says(samples: list[Sample], tmp_path: Path) -> None:
     data = DataRoot.open(tmp_path)
     RawStore(data).add([(sample.facts, table_of(sample)) for sample in samples])
@@ -99,15 +88,14 @@ def test_a_data_set_is_read_as_the_manifest_says(samples: list[Sample], tmp_path
     lines = example("read_a_data_set.py", tmp_path, "project").splitlines()
     counts = Counter(run.split for run in state.latest()[0].runs)
     assert lines[0].startswith(f"Dataset('project': {counts.total()} runs of 2 x 2, classes ")
-    assert [line.split()[:2] for line in lines[1:3]] == [
-        ["train:", str(counts["train"])],
-        ["test:", str(counts["test"])],
-    ]
+    assert [line.split()[:2] for line in lines[1:3]] == [[f"{name}:", str(counts[name])] for name in ("train", "test")]
     assert lines[3].endswith("2 of 2 windows")
     assert [line.split()[0] for line in lines[4:]] == ["usr", "sys"]
 
 
-def test_a_data_set_without_spans_is_named(tmp_path: Path) -> None:
+def test_a_log_that_is_none_and_a_data_set_without_spans_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("no telemetry\n")
+    assert "not_telemetry" in example("downsample_a_log.py", tmp_path / "x.txt", code=1)
     create_dataset(DataRoot.open(tmp_path), DatasetDefinition(name="empty", class_label="provider"))
     assert "ciml dataset update empty" in example("read_a_data_set.py", tmp_path, "empty", code=1)
 
@@ -165,14 +153,12 @@ def test_the_model_server_is_asked_by_stock_stubs(samples: list[Sample], tmp_pat
     assert list(printed.values()) == sorted(printed.values(), reverse=True)
 
 
-def load_collect() -> Any:
-    spec = importlib.util.spec_from_file_location("collect", PACKED / "collect.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["collect"] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def collect() -> Any:
+    """The script that collects recordings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PACKED))
+        return importlib.import_module("collect")
 
 
 def members(packed: Path) -> dict[str, bytes]:
@@ -182,75 +168,67 @@ def members(packed: Path) -> dict[str, bytes]:
         return {name: gzip.decompress(file.read()) for name, file in found.items() if file}
 
 
-def test_the_corpus_is_what_its_card_says() -> None:
+def test_the_corpus_is_what_its_card_says(collect: Any) -> None:
     found = builds()
     assert found == sorted(found, key=lambda build: (build["end_time"], build["build_uuid"]))
     assert len({build["build_uuid"] for build in found}) == len(found)
-    assert sorted(members(PACKED / "logs.tar")) == list(members(PACKED / "logs.tar")) == sorted(
-        build["log_path"] for build in found
-    )  # fmt: skip
-    assert load_collect().counts(found) in (PACKED / "README.md").read_text()
+    assert list(members(PACKED / "logs.tar")) == sorted(build["log_path"] for build in found)
+    assert collect.counts(found) in (PACKED / "README.md").read_text()
     assert {build["result"] for build in found} == {"SUCCESS", "FAILURE", "TIMED_OUT"}
     for build, table in zip(found, corpus()[1], strict=True):
         assert build["rows"] == table.num_rows, build
-    for build in found:
-        assert set(build) <= set(load_collect().FIELDS)
-        assert build["exit_code"] == 0 if build["result"] == "SUCCESS" else build["exit_code"] != 0
+        assert set(build) <= set(collect.FIELDS)
+        assert (build["exit_code"] == 0) == (build["result"] == "SUCCESS")
         assert ("change" in build) == (build["start_time"] > "2026-11-25")
 
 
-def test_an_unpacked_corpus_is_collected_to_the_same(tmp_path: Path) -> None:
-    collect = load_collect()
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "README.md").write_text(f"before\n{collect._BEGIN}old\n{collect._END}after\n")
-        assert collect.collect([CORPUS], tmp_path / name) == []
-    for name in ("builds.jsonl", "logs.tar", "README.md"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert (tmp_path / "one" / "builds.jsonl").read_bytes() == (PACKED / "builds.jsonl").read_bytes()
-    assert members(tmp_path / "one" / "logs.tar") == members(PACKED / "logs.tar")
-    card = (tmp_path / "one" / "README.md").read_text()
+def test_an_unpacked_corpus_is_collected_to_the_same(collect: Any, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"before\n{collect._BEGIN}old\n{collect._END}after\n")
+    assert collect.collect([CORPUS], tmp_path) == []
+    first = (tmp_path / "logs.tar").read_bytes()
+    assert collect.collect([CORPUS], tmp_path) == []
+    assert (tmp_path / "logs.tar").read_bytes() == first
+    assert (tmp_path / "builds.jsonl").read_bytes() == (PACKED / "builds.jsonl").read_bytes()
+    assert members(tmp_path / "logs.tar") == members(PACKED / "logs.tar")
+    card = (tmp_path / "README.md").read_text()
     assert card == f"before\n{collect._BEGIN}{collect.counts(builds())}{collect._END}after\n"
 
 
-def test_recordings_are_joined_and_what_is_unusable_is_reported(tmp_path: Path) -> None:
-    collect, log = (
-        load_collect(),
-        b'"dool"\n"Cmdline:","dool --output /tmp/x/dstat.csv 1"\n"system","a"\n"time","usr"\n',
-    )
+def test_recordings_are_joined_and_what_is_unusable_is_reported(collect: Any, tmp_path: Path) -> None:
+    log = b'"dool"\n"Cmdline:","dool --output /tmp/x/dstat.csv 1"\n"system","a"\n"time","usr"\n'
     facts = {
         "result": "FAILURE", "exit_code": 1, "node_flavor": "one-core", "pipeline": "gate", "elapsed_s": 1.5,
-        "start_time": "2026-01-01T00:00:00Z", "end_time": "2026-01-01T00:00:09Z",
+        "start_time": "2026-01-01T00:00:00Z", "end_time": "2026-01-01T00:00:09Z", "build_name": "x",
     }  # fmt: skip
-    lines = {
-        "old": [{"build_uuid": "a", "build_name": "numpy-lib", "fault": "patch"}, {"build_uuid": "b", "fault": "io"}],
-        "new": [
-            {"build_uuid": "c", "build_name": "go-std-unit", "project": "go-std", "change": "7", "attempt": 2,
-             "patch": False, "trouble": "cpu", "trouble_s": 3.5, "node_provider": "alder"},
-            {"build_uuid": "d", "build_name": "x"}, {"build_uuid": "e", "build_name": "x"},
-            {"build_uuid": "f", "build_name": "x"},
-        ],
+    second = {"build_name": "go-std-unit", "project": "go-std", "change": "7", "attempt": 2, "patch": False,
+              "trouble": "cpu", "trouble_s": 3.5, "node_provider": "alder"}  # fmt: skip
+    #: By folder and id: what is unlike the facts above, and the log.
+    runs: dict[str, list[tuple[str, dict[str, Any], bytes | None]]] = {
+        "old": [("a", {"build_name": "numpy-lib", "fault": "patch"}, log + b"Jan-01 00:00:00,1\n"),
+                ("b", {"build_name": None}, log)],
+        "new": [("c", second, log + b"x,1\nx,2\nx"), ("d", {}, log), ("e", {}, b""), ("f", {}, None)],
     }  # fmt: skip
-    for name, some in lines.items():
-        (tmp_path / name).mkdir()
-        rows = [{**facts, "end_time": f"2026-01-01T00:00:0{9 - at}Z", "log_path": f"{line['build_uuid']}.gz", **line}
-                for at, line in enumerate(some)]  # fmt: skip
-        (tmp_path / name / "builds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"half')
-    for name, data in {"old/a": log + b"Jan-01 00:00:00,1\n", "old/b": log, "new/c": log + b"x,1\nx,2\nx", "new/d": log,
-                       "new/e": b""}.items():  # fmt: skip
-        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data) if data else b"\x1f\x8bcut")
+    for folder, rows in runs.items():
+        (tmp_path / folder).mkdir()
+        text = ""
+        for at, (name, changes, data) in enumerate(rows):
+            line = {**facts, "build_uuid": name, "end_time": f"2026-01-01T00:00:0{9 - at}Z", "log_path": f"{name}.gz"}
+            kept = {key: value for key, value in {**line, **changes}.items() if value is not None}
+            text += json.dumps(kept) + "\n"
+            if data is not None:
+                (tmp_path / folder / f"{name}.gz").write_bytes(gzip.compress(data) if data else b"\x1f\x8bcut")
+        (tmp_path / folder / "builds.jsonl").write_text(text + '{"half')
     rejected = collect.collect([tmp_path / "old", tmp_path / "new"], tmp_path)
     assert [line.partition("builds.jsonl ")[2].partition(":")[0] for line in rejected] == [
         "line 2", "line 3", "line 2", "line 3", "line 4", "line 5",
     ]  # fmt: skip
-    assert "no field 'build_name'" in rejected[0]
-    assert rejected[2].endswith("d.gz has no sample")
-    assert "No such file" in rejected[4]
-    first, second = (json.loads(line) for line in (tmp_path / "builds.jsonl").read_text().splitlines())
-    assert list(first) == [name for name in collect.FIELDS if name in first]
-    assert [(line["build_uuid"], line["patch"], line["trouble"], line["project"], line["attempt"], line["rows"])
-            for line in (first, second)] == [
-        ("a", True, "none", "numpy", 1, 1), ("c", False, "cpu", "go-std", 2, 2),
+    for number, message in ((0, "no field 'build_name'"), (2, "d.gz has no sample"), (4, "No such file")):
+        assert message in rejected[number]
+    lines = [json.loads(line) for line in (tmp_path / "builds.jsonl").read_text().splitlines()]
+    assert list(lines[0]) == [name for name in collect.FIELDS if name in lines[0]]
+    names = ("build_uuid", "patch", "trouble", "project", "attempt", "rows")
+    assert [[line[name] for name in names] for line in lines] == [
+        ["a", True, "none", "numpy", 1, 1], ["c", False, "cpu", "go-std", 2, 2],
     ]  # fmt: skip
     assert members(tmp_path / "logs.tar") == {
         "logs/go-std-unit/c.csv.gz": log.replace(b"/tmp/x/", b"") + b"x,1\nx,2\nx",

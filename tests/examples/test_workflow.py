@@ -6,24 +6,15 @@ import base64
 import itertools
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+from tests.examples.notebooks import EXAMPLES, run
+
 NOTEBOOK = EXAMPLES / "workflow.ipynb"
-
-
-@dataclass(frozen=True)
-class Ran:
-    """The notebook after it was run, and the folder of its data."""
-
-    cells: list[Any]
-    data: Path
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +23,14 @@ def kept() -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], Path]:
+    """The cells after they were run, and the folder of their data."""
     folder = tmp_path_factory.mktemp("notebook")
-    notebook = nbformat.read(NOTEBOOK, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
-        NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
+        cells = run(NOTEBOOK).cells
     (data,) = folder.glob("workflow-*")
-    return Ran(notebook.cells, data)
+    return cells, data
 
 
 def texts(cells: list[Any], *having: str) -> list[str]:
@@ -70,42 +61,40 @@ def test_it_is_small_and_each_cell_is_explained(kept: list[Any]) -> None:
 
 
 @pytest.mark.whole
-def test_what_it_keeps_is_what_comes_out(kept: list[Any], ran: Ran) -> None:
+def test_what_it_keeps_is_what_comes_out(kept: list[Any], ran: tuple[list[Any], Path]) -> None:
     told = ("ciml-build-dataset", "describe()", "margins=True", "head(3)", "ciml-setup-experiment", "experiment report")
-    assert texts(ran.cells, *told) == texts(kept, *told)
-    built, counts = texts(ran.cells, "ciml-build-dataset", "margins=True")
+    assert texts(ran[0], *told) == texts(kept, *told)
+    built, counts = texts(ran[0], "ciml-build-dataset", "margins=True")
     (train, test) = map(int, re.findall(r"splits    train (\d+), dev 0, test (\d+)", built)[0])
     assert counts.splitlines()[-1].split() == ["All", str(test), str(train), "280"]
     assert train + test == 280
 
 
+def results_in(cells: list[Any]) -> dict[str, list[float]]:
+    """The figures of each experiment in the table of the notebook."""
+    (table,) = texts(cells, "results = pd.DataFrame")
+    rows = [line.split() for line in table.splitlines()[1:]]
+    return {name: [float(cell) for cell in cells] for name, *cells in rows}
+
+
 @pytest.mark.whole
-def test_its_results_are_those_that_are_stored(kept: list[Any], ran: Ran) -> None:
-    stored = {}
-    for path in ran.data.glob("experiments/*/results/status/*/result.json"):
-        result = json.loads(path.read_text())
-        stored[result["experiment"]["name"]] = result
+def test_its_results_are_those_that_are_stored(kept: list[Any], ran: tuple[list[Any], Path]) -> None:
+    cells, data = ran
+    results = [json.loads(path.read_text()) for path in data.glob("experiments/*/results/status/*/result.json")]
+    stored = {result["experiment"]["name"]: result for result in results}
     assert set(stored) == {"dnn-5x100", "forest"}
-    rows = {}
-    for cells in (ran.cells, kept):
-        (table,) = texts(cells, "results = pd.DataFrame")
-        rows[id(cells)] = {
-            line.split()[0]: [float(cell) for cell in line.split()[1:]] for line in table.splitlines()[1:]
-        }
     for name, result in stored.items():
         test = result["test"]
         figures = [*(test["accuracy"][key] for key in ("value", "low", "high")), test["base_rate"]["value"]]
         figures += [result["baselines"]["duration"]["accuracy"]["value"], test["macro"]["f1"]["value"]]
-        assert rows[id(ran.cells)][name] == [round(figure, 3) for figure in figures]
-        # another processor may round a network's sums another way
-        assert rows[id(kept)][name] == pytest.approx(
-            rows[id(ran.cells)][name], abs=0.05 if name == "dnn-5x100" else 0.002
-        )
-    assert rows[id(ran.cells)]["forest"][0] > stored["forest"]["test"]["base_rate"]["value"]
-
-    confusion, errors = texts(ran.cells, 'predictions["predicted"])', "wrong.groupby")
-    counts = [[int(cell) for cell in line.split()[1:]] for line in confusion.splitlines()[2:]]
+        assert results_in(cells)[name] == [round(figure, 3) for figure in figures]
+        tolerance = 0.05 if name == "dnn-5x100" else 0.002  # another processor may round a network's sums another way
+        assert results_in(kept)[name] == pytest.approx(results_in(cells)[name], abs=tolerance)
     forest = stored["forest"]["test"]
+    assert forest["accuracy"]["value"] > forest["base_rate"]["value"]
+
+    confusion, errors = texts(cells, 'predictions["predicted"])', "wrong.groupby")
+    counts = [[int(cell) for cell in line.split()[1:]] for line in confusion.splitlines()[2:]]
     classes, rows_are_labels = forest["confusion"]["classes"], forest["confusion"]["rows_are_labels"]
     order = [classes.index(name) for name in sorted(classes)]  # as pandas orders them
     assert counts == [[rows_are_labels[row][column] for column in order] for row in order]
@@ -114,5 +103,4 @@ def test_its_results_are_those_that_are_stored(kept: list[Any], ran: Ran) -> Non
         name: pytest.approx(1 - row[at] / sum(row), abs=5.1e-4)
         for at, (name, row) in enumerate(zip(sorted(classes), counts, strict=True))
     }
-    page = (ran.data / "report" / "index.html").read_text()
-    assert f"{forest['accuracy']['value']:.3f}" in page
+    assert f"{forest['accuracy']['value']:.3f}" in (data / "report" / "index.html").read_text()

@@ -59,6 +59,17 @@ assert len(done.sealed) == 2 and len(done.state.span_of) == 15
     assert loaded_by(code, (*HEAVY, "httpcore", "ciml.integrations")) == set()
 
 
+def test_parsing_and_validating_import_no_pandas() -> None:
+    code = """
+from ciml.telemetry import find_anomalies
+from ciml.transforms.parse.logs import Log, parse_logs
+from tests.golden.make_logs import all_logs
+for table in parse_logs([Log(log.data, log.start_us, log.end_us) for log in all_logs()]):
+    find_anomalies(table)
+"""
+    assert loaded_by(code) == set()
+
+
 def test_probe_sees_a_heavy_import() -> None:
     assert loaded_by("import sklearn") >= {"sklearn"}
 

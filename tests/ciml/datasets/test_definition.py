@@ -26,28 +26,17 @@ def run(**facts: Any) -> RunFacts:
     return RunFacts("zuul~1~1", "1", "unit", **facts)
 
 
-@pytest.mark.parametrize(
-    ("text", "us"),
-    [
-        ("500ms", 500_000), ("s", 1_000_000), ("10s", 10_000_000), ("1min", 60_000_000), ("10min", 600_000_000),
-        ("2h", 7_200_000_000),
-    ],
-)  # fmt: skip
-def test_intervals(text: str, us: int) -> None:
-    assert interval_us(text) == us
-
-
-@pytest.mark.parametrize("text", ["", "0s", "00min", "-1s", "1.5s", "10", "10S", "10 s", "1m", "1d", "٣s", "1s\n"])
-def test_other_intervals_are_rejected(text: str) -> None:
-    with pytest.raises(CimlError, match="interval"):
-        interval_us(text)
-
-
-@pytest.mark.parametrize(
-    ("interval", "length"), [("1s", 5500), ("10s", 550), ("7s", 786), ("1min", 92), ("10min", 10), ("2h", 1)]
-)
-def test_length_is_5500_seconds(interval: str, length: int) -> None:
-    assert DatasetDefinition(name="x", sample_interval=interval).most_windows == length
+def test_intervals_and_lengths() -> None:
+    """An example has the windows of 5,500 seconds, unless the definition says otherwise."""
+    assert [interval_us(text) for text in ("500ms", "s", "10s", "2h")] == [500_000, 10**6, 10**7, 7200 * 10**6]
+    lengths = {"1s": 5500, "10s": 550, "7s": 786, "1min": 92, "10min": 10, "2h": 1}
+    definitions = [DatasetDefinition(name="x", sample_interval=interval) for interval in lengths]
+    assert [definition.most_windows for definition in definitions] == list(lengths.values())
+    assert DatasetDefinition(name="x", max_windows=30).most_windows == 30
+    assert DatasetDefinition(name="x", aggregation_functions=("mean", "std")).most_windows == 2
+    for text in ("", "0s", "00min", "-1s", "1.5s", "10", "10S", "10 s", "1m", "1d", "٣s", "1s\n"):
+        with pytest.raises(CimlError, match="interval"):
+            interval_us(text)
 
 
 @given(st.lists(st.integers(0, 600), max_size=300), st.none() | st.integers(1, 550))
@@ -70,11 +59,6 @@ def test_a_definition_without_the_key_is_stored_as_before() -> None:
     assert (auto.max_windows, auto.to_json()["max_windows"], auto.most_windows) == ("auto", "auto", 550)
     assert 'max_windows = "auto"\n' in auto.to_toml()
     assert DatasetDefinition(name="x", max_windows="auto", sample_interval="1ms").most_windows == 100_000
-
-
-def test_length_by_name_and_by_functions() -> None:
-    assert DatasetDefinition(name="x", max_windows=30).most_windows == 30
-    assert DatasetDefinition(name="x", aggregation_functions=("mean", "std")).most_windows == 2
 
 
 @pytest.mark.parametrize(
@@ -152,12 +136,6 @@ def test_most_runs_decide_on_the_columns_and_the_earliest_of_equals() -> None:
     assert resolve(definition, [usual, odd, odd, more, more], []).columns == usual
 
 
-def test_no_such_column_is_one_clear_line() -> None:
-    with pytest.raises(CimlError) as caught:
-        resolve(DatasetDefinition(name="x", features_regex="usr9"), [COLUMNS], [])
-    assert str(caught.value) == "features_regex 'usr9' matches none of the columns usr, used, 1m, 5m, swap:used"
-
-
 def test_classes_are_those_of_the_runs_sorted() -> None:
     definition = DatasetDefinition(name="x", class_label="provider")
     runs = [run(provider="b"), run(), run(provider="a"), run(provider="b")]
@@ -167,25 +145,25 @@ def test_classes_are_those_of_the_runs_sorted() -> None:
     with pytest.raises(CimlError, match="the first span's runs have no class"):
         resolve(definition, [COLUMNS], [run()])
     assert resolve(DatasetDefinition(name="x"), [COLUMNS], []).classes == ("passed", "failed")
+    with pytest.raises(CimlError) as caught:
+        resolve(DatasetDefinition(name="x", features_regex="usr9"), [COLUMNS], [])
+    assert str(caught.value) == "features_regex 'usr9' matches none of the columns usr, used, 1m, 5m, swap:used"
 
 
-@pytest.mark.parametrize(
-    ("class_label", "name"),
-    [
-        ("provider", "north"), ("provider-region", "north-one"), ("node_provider", "north"),
-        ("node_provider_all", "north-one"), ("node_flavor", "m1"), ("status", "failed"), ("outcome", "timeout"),
-        ("build_name", "unit"), ("size", "tiny"), ("nothing", None),
-    ],
-)  # fmt: skip
-def test_labels(class_label: str, name: str | None) -> None:
+#: The class of a run by the key `class_label`.
+LABELS = {
+    "provider": "north", "provider-region": "north-one", "node_provider": "north", "node_provider_all": "north-one",
+    "node_flavor": "m1", "status": "failed", "outcome": "timeout", "build_name": "unit", "size": "tiny",
+    "nothing": None,
+}  # fmt: skip
+
+
+def test_labels() -> None:
     one = run(provider="north", region="one", flavour="m1", outcome="timeout", labels={"size": "tiny"})
-    assert label_of(one, class_label, {}) == name
-
-
-@pytest.mark.parametrize("outcome", [*sorted(OUTCOMES), None])
-def test_a_run_that_did_not_pass_or_fail_has_no_status(outcome: str | None) -> None:
+    assert {name: label_of(one, name, {}) for name in LABELS} == LABELS
     status = {"success": "passed", "failure": "failed", "timeout": "failed"}
-    assert label_of(run(outcome=outcome), "status", {}) == status.get(outcome or "")
+    for outcome in (*OUTCOMES, None):  # a run that did not pass or fail has no status
+        assert label_of(run(outcome=outcome), "status", {}) == status.get(outcome or "")
 
 
 def test_a_map_gives_values_other_names() -> None:

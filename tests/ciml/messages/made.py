@@ -93,15 +93,10 @@ def _row(kind: Any) -> dict[str, Any]:
 def _dead_letters() -> Mapping[str, Any]:
     known = Outcome("dead_letter", _ORIGIN, "zuul e", FACTS, "log_not_found", "no such file", first_seen_us=TIME)
     unknown = Outcome("dead_letter", Origin("ci-events", 0, 4), reason="broken_json", detail="line 1", payload={})
-    closed = [[_ORIGIN.to_json(), FACTS.run_id]]
-    records = [known.to_json(), unknown.to_json()]
-    origins: list[dict[str, Any]] = [{**record, "origin": list(record["origin"])} for record in records]
-    return {
-        "version": 4,
-        "time_us": TIME,
-        "dead_letters": origins,
-        "closed_letters": [[list(closed[0][0]), closed[0][1]]],
-    }
+    closed = [list(_ORIGIN.to_json()), FACTS.run_id]
+    records: list[dict[str, Any]] = [known.to_json(), unknown.to_json()]
+    letters = [{**record, "origin": list(record["origin"])} for record in records]
+    return {"version": 4, "time_us": TIME, "dead_letters": letters, "closed_letters": [closed]}
 
 
 def _predictions() -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,25 +29,18 @@ def test_the_files_are_those_that_the_types_give() -> None:
     assert {path.name: path.read_text() for path in (ROOT / "docs/schemas").iterdir()} == {
         f"{name}.json": schema_text(name) for name in NAMES
     }
-
-
-def test_the_document_names_each_schema_and_file() -> None:
     text = (ROOT / "docs/schemas.md").read_text()
     assert [name for name in NAMES if f"[`{name}`](schemas/{name}.json)" not in text] == []
+    with pytest.raises(CimlError, match="no schema 'x'; choose from ci-events, ci-events-headers, samples"):
+        schema("x")
 
 
 @every_schema
 def test_a_schema_is_one_and_all_its_references_are_in_it(name: str) -> None:
     found = schema(name)
     Draft202012Validator.check_schema(found)
-    references = set(_references(found))
-    assert references <= {f"#/$defs/{each}" for each in found["$defs"]}
-    assert {f"#/$defs/{each}" for each in found["$defs"]} <= references
-
-
-def test_an_unknown_name_is_an_error() -> None:
-    with pytest.raises(CimlError, match="no schema 'x'; choose from ci-events, ci-events-headers, samples"):
-        schema("x")
+    references = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(found)))
+    assert references == {f"#/$defs/{each}" for each in found["$defs"]}
 
 
 def test_each_topic_of_a_command_has_a_schema() -> None:
@@ -137,15 +131,6 @@ def _commands(command: click.Command) -> Iterator[click.Command]:
             below = command.get_command(context, name)
             assert below is not None
             yield from _commands(below)
-
-
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        if "$ref" in value:
-            yield value["$ref"]
-        value = list(value.values())
-    for each in value if isinstance(value, list) else ():
-        yield from _references(each)
 
 
 def _spoiled(name: str, value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
