@@ -27,10 +27,12 @@ from tests.ciml.api.made import RUNS, write_log
 #: The checks of scikit-learn that apply: those that give an estimator no data. All others fit it on a matrix of
 #: numbers, which is not what it takes.
 WITHOUT_DATA = {
-    "check_estimator_cloneable", "check_estimator_tags_renamed", "check_valid_tag_types", "check_estimator_repr",
-    "check_no_attributes_set_in_init", "check_do_not_raise_errors_in_init_or_set_params", "check_mixin_order",
-    "check_parameters_default_constructible", "check_get_params_invariance", "check_set_params",
-}  # fmt: skip
+    f"check_{name}"
+    for name in (
+        "estimator_cloneable estimator_tags_renamed valid_tag_types estimator_repr no_attributes_set_in_init"
+        " mixin_order do_not_raise_errors_in_init_or_set_params parameters_default_constructible get_params_invariance set_params"
+    ).split()
+}
 
 
 @pytest.fixture(scope="module")

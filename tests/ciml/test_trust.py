@@ -155,13 +155,11 @@ PULL = {"github": "pull_request", "gitlab": "merge_request_event"}
             for facts, rule in [
                 ({"event": "push", "branch": "main", "review": "pushed"}, "main branches"),
                 ({"event": "push", "branch": "wip", "review": "pushed"}, None),
-                ({"event": "push", "branch": "main", "fork": "yes"}, "forks"),
-                ({"event": "push", "branch": "main", "fork": ""}, "forks"),
+                *(({"event": "push", "branch": "main", "fork": fork}, "forks") for fork in ("yes", "")),
                 ({"event": "push", "branch": "main", "auth": ""}, None),
                 ({"event": PULL[system], "branch": "main"}, None),
                 ({"event": PULL[system], "branch": "main", "review": "merged"}, "reviewed"),
-                ({"event": PULL[system], "branch": "mine", "review": "merged"}, None),
-                ({"event": PULL[system], "branch": "", "review": "merged"}, None),
+                *(({"event": PULL[system], "branch": name, "review": "merged"}, None) for name in ("mine", "")),
                 ({"event": PULL[system], "review": "approved", "fork": "yes"}, "forks"),
                 ({"pipeline": "gate", "review": "merged"}, None),
             ]
@@ -271,16 +269,16 @@ def test_every_run_and_every_outcome_of_a_batch_is_judged() -> None:
 @pytest.mark.parametrize(
     ("project", "source", "matching"),
     [
-        ("acme/a-fork", "zuul", ["no forks", "main"]),
-        ("acme/a-fork", "github", ["no forks"]),
-        ("acme/a", "zuul", ["main"]),
-        ("acme/a", "github", []),
+        ("acme/a-fork", "zuul", ["no forks", "main", "own"]),
+        ("acme/a-fork", "github", ["no forks", "own"]),
+        ("acme/a", "zuul", ["main", "own"]),
+        ("other", "github", []),
     ],
 )
 def test_a_trace_has_all_rules_that_match_and_the_one_that_decides(
     project: str, source: str, matching: list[str]
 ) -> None:
-    policy = TrustPolicy.parse(POLICY)
+    policy = TrustPolicy.parse(POLICY + '[[rule]]\nname = "own"\ntrusted = false\nproject = ["acme/*"]\n')
     facts = FACTS.replace(project=project, source=source, branch="main")
     traces = trace(policy, facts)
     assert [rule.rule for rule in traces if not rule.mismatches] == matching

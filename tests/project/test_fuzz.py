@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz import results
-from tests.fuzz.frame import EXAMPLES, database, frame, keep_failures, tried
+from tests.fuzz.frame import EXAMPLES, database, frame, keep_failures
 
 DEFECT = 123_456_789
 
@@ -18,49 +18,41 @@ DEFECT = 123_456_789
 def test_the_short_profile_tries_the_same_inputs_each_time(tmp_path: Path) -> None:
     seen: list[list[bytes]] = [[], []]
     for each in seen:
-
-        def holds(data: bytes, into: Callable[[bytes], None]) -> None:
-            into(data)
-
-        before = tried()
-        frame("test", database("test", tmp_path))(given(data=st.binary(), into=st.just(each.append))(holds))()
-        assert tried() - before == len(each)
+        frame("test", database("test", tmp_path))(given(data=st.binary(), into=st.just(each.append))(call))()
     assert seen[0] == seen[1]
     assert 10 < len(seen[0]) <= EXAMPLES["test"]
+
+
+def call(data: bytes, into: Callable[[bytes], None]) -> None:
+    into(data)
 
 
 def test_what_a_long_run_found_is_replayed_by_the_short_one_and_never_lost(tmp_path: Path) -> None:
     seeds, work = tmp_path / "seeds", tmp_path / "work"
     tries: list[int] = []
+    defects = {DEFECT}
 
     def holds(number: int) -> None:
         tries.append(number)
-        assert number != DEFECT
+        assert number not in defects
 
-    # A long run finds the defect (it is told where), and keeps the input under the test's name.
-    found = frame("fuzz", database("fuzz", seeds, work), 200)(given(st.just(DEFECT) | st.integers())(holds))
+    numbers = given(st.just(DEFECT) | st.integers())
+    found = frame("fuzz", database("fuzz", seeds, work), 200)(numbers(holds))
     with pytest.raises(AssertionError):
         found()
     assert keep_failures(found, seeds, work) == 1
-
-    # The short run meets it at once; once it is fixed, the input goes on being tried, and the seeds stay as they are.
+    files = {path: path.read_bytes() for path in seeds.rglob("*") if path.is_file()}
     short = frame("test", database("test", seeds))
     tries.clear()
     with pytest.raises(AssertionError):
-        short(given(st.just(DEFECT) | st.integers())(holds))()
+        short(numbers(holds))()
     assert tries[0] == DEFECT
-    files = {path: path.read_bytes() for path in seeds.rglob("*") if path.is_file()}
-    assert files
-
-    def fixed(number: int) -> None:
-        tries.append(number)
-
-    fixed.__module__, fixed.__qualname__ = holds.__module__, holds.__qualname__
+    defects.clear()  # once it is fixed, the input goes on being tried, and the seeds stay as they are
     for again in (short, frame("fuzz", database("fuzz", seeds, work), 200)):
         tries.clear()
-        again(given(st.just(DEFECT) | st.integers())(fixed))()
+        again(numbers(holds))()
         assert tries[0] == DEFECT
-        assert {path: path.read_bytes() for path in seeds.rglob("*") if path.is_file()} == files
+        assert {path: path.read_bytes() for path in seeds.rglob("*") if path.is_file()} == files != {}
 
 
 def test_results_are_added_up_in_the_document(tmp_path: Path) -> None:
@@ -73,12 +65,6 @@ def test_results_are_added_up_in_the_document(tmp_path: Path) -> None:
     text = document.read_text()
     assert "| `test_a.py::test_b` | 40,001 | 2 | 1 | passed, 2026-11-27, at def |" in text
     assert "40,001 inputs in all." in text
-    assert "old" not in text
-    assert text.startswith("# Faults\n")
-    assert text.endswith(f"{results.END}\n\nThe rest.\n")
-
-
-def test_the_document_has_the_place_for_the_table() -> None:
+    assert (text[:9], text.partition(results.END)[2], "old" in text) == ("# Faults\n", "\n\nThe rest.\n", False)
     text = results.DOCUMENT.read_text()
-    assert text.count(results.BEGIN) == 1
-    assert text.count(results.END) == 1
+    assert (text.count(results.BEGIN), text.count(results.END)) == (1, 1)

@@ -66,25 +66,17 @@ def recorder_files() -> list[Path]:
 
 def newer_features(tree: ast.AST) -> Iterator[str]:
     """Yield the uses of what Python 3.9 does not have at run time, a line each."""
-    only_types = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    lazy = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom) and (isinstance(node, ast.Import) or node.module == "tomllib")
-        for inner in ast.walk(node)
-        if node.col_offset
-    }
-    for node in set(ast.walk(tree)) - only_types - lazy:
+    ignored: set[ast.AST] = set()  # what type checkers alone execute, and imports within functions
+    for node in ast.walk(tree):
+        types_only = isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        lazy = isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.module == "tomllib")
+        if types_only or (lazy and node.col_offset):  # type: ignore[attr-defined]
+            ignored.update(ast.walk(node))
+    for node in set(ast.walk(tree)) - ignored:
         if isinstance(node, ast.alias) and node.name in NEWER:
             yield f"{node.lineno}: {node.name}"
         elif isinstance(node, ast.keyword) and node.arg in ("slots", "strict", "kw_only"):
-            called = getattr(node, "value", None)
-            if not (node.arg == "strict" and isinstance(called, ast.Constant) and called.value is False):
+            if node.arg != "strict" or ast.unparse(node.value) != "False":
                 yield f"{node.value.lineno}: {node.arg}="
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
             if isinstance(node.args[1], ast.BinOp):

@@ -7,14 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.datasets.definition import (
-    DatasetDefinition,
-    ResolvedDefinition,
-    auto_windows,
-    interval_us,
-    label_of,
-    resolve,
-)
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, auto_windows, interval_us, label_of, resolve
 from ciml.errors import CimlError
 from ciml.events.outcomes import OUTCOMES
 from ciml.events.records import RunFacts

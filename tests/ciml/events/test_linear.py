@@ -63,10 +63,3 @@ def test_decoding_is_linear(shape: str) -> None:
     size = 2000
     assert len(SHAPES[shape](8 * size)) < 1 << 20
     assert_linear(lambda n: Message(0, SHAPES[shape](n)), decode, size)
-
-
-def test_headers_are_decoded_in_linear_time() -> None:
-    def message(n: int) -> Message:
-        return Message(0, b"{}", tuple((f"ce_{i}", b"x" * 40) for i in range(n)))
-
-    assert_linear(message, decode, 30)

@@ -48,9 +48,6 @@ def all_lines(listing: Listing) -> list[Line]:
     return [line for block in listing.blocks for line in listing.read(block)]
 
 
-# --- lines
-
-
 def test_a_line_says_what_an_event_says_under_the_id_of_its_ci_system() -> None:
     line = encoded(
         node_provider="alibaba", node_flavor="c6", result="TIMED_OUT", start_time="2025-12-31T23:59:00Z", rows=43,
@@ -67,13 +64,6 @@ def test_a_line_says_what_an_event_says_under_the_id_of_its_ci_system() -> None:
     assert facts_from_listing(LINE).log_url == LINE["log_path"]
     assert facts_from_listing(LINE, logs="s3://logs/x/").log_url == "s3://logs/x/logs/unit/a1/dstat.gz"
     assert facts_from_listing(LINE, logs="https://h/x").log_url == "https://h/x/logs/unit/a1/dstat.gz"
-
-
-def test_every_line_of_the_sample_corpus_is_good() -> None:
-    lines = (CORPUS / "builds.jsonl").read_bytes().splitlines()
-    runs = [decode_line(line, Reading(logs=str(CORPUS))) for line in lines]
-    assert [run.fault for run in runs] == [None] * len(lines)
-    assert len({run.facts.run_id for run in runs}) == len(lines)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +94,7 @@ def test_a_line_that_names_no_run_is_rejected(line: bytes, reason: str, detail: 
         ({"start_time": "2026-01-02T00:00:00Z"}, "bad_time", "end_time: before start_time"),
         ({"log_path": ...}, "missing_field", "log_path"),
         ({"log_path": ["a"]}, "bad_field", "log_path"),
-        ({"log_path": "../x"}, "bad_field", "log_path"),
+        ({"log_path": "a/../../x"}, "bad_field", "log_path"),
         ({"log_path": "/etc/passwd"}, "bad_field", "log_path"),
         ({"size": "x" * 2000}, "bad_field", "'size'"),
         ({f"f{number}": number for number in range(70)}, "bad_field", "71 further fields"),
@@ -123,32 +113,20 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=5,
 )
+changed_lines = st.dictionaries(st.sampled_from([*LINE, "attempt", "start_time", "labels", "x"]), json_values)
 
 
-@given(
-    st.one_of(
-        st.binary(max_size=200),
-        st.dictionaries(st.sampled_from([*LINE, "attempt", "start_time", "labels", "x"]), json_values).map(
-            lambda changes: json.dumps({**LINE, **changes}).encode()
-        ),
-    )
-)
+@given(st.binary(max_size=200) | changed_lines.map(lambda changes: json.dumps({**LINE, **changes}).encode()))
 def test_no_line_is_a_crash(line: bytes) -> None:
-    reason = ""
     try:
-        run = decode_line(line, READING)
+        facts, _, fault = decode_line(line, READING)
     except RejectedInput as rejected:
-        reason = rejected.reason
-    if reason:
-        assert reason in REASONS
+        assert rejected.reason in REASONS  # noqa: PT017
         return
-    assert run.facts.run_id.startswith("zuul~")
-    assert run.facts.source == "old"
-    if run.fault is not None:
-        assert run.fault.reason in REASONS
-        return
-    assert run.facts.event == "listing"
-    assert RunFacts.from_json(json.loads(json.dumps(run.facts.to_json()))) == run.facts
+    assert (facts.run_id[:5], facts.source) == ("zuul~", "old")
+    assert fault is None or fault.reason in REASONS
+    assert fault or facts.event == "listing"
+    assert RunFacts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
 
 
 def test_a_line_is_kept_with_all_that_is_needed_to_try_again() -> None:
@@ -168,9 +146,6 @@ def test_names_of_sources(name: str) -> None:
     for field in ("source", "runs_of"):
         with pytest.raises(CimlError, match="is not a source name"):
             Reading(**{field: name})
-
-
-# --- files
 
 
 #: Limits that a few bytes reach.
@@ -215,13 +190,12 @@ def test_any_file_is_read_line_by_line(tmp_path_factory: Any, lines: list[bytes]
 
 def test_a_topic_follows_from_what_a_listing_holds(tmp_path: Path) -> None:
     text = (CORPUS / "builds.jsonl").read_bytes()
-    (tmp_path / "a.gz").write_bytes(gzip.compress(text))  # detected as gzip by its first bytes, not its name
-    (tmp_path / "b").write_bytes(gzip.compress(text, 1))
-    topics = {open_listing(str(path)).topic for path in (CORPUS / "builds.jsonl", tmp_path / "a.gz", tmp_path / "b")}
-    assert topics == {f"listing:{hashlib.sha256(text).hexdigest()[:32]}"}
+    files = {"plain": text, "a.gz": gzip.compress(text), "b": gzip.compress(text, 1), "longer": text + b"\n"}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)  # gzip is detected by its first bytes, not its name
+    *topics, other = [open_listing(str(tmp_path / name)).topic for name in files]
+    assert set(topics) == {f"listing:{hashlib.sha256(text).hexdigest()[:32]}"} != {other}
     assert all(map(is_listing, topics))
-    (tmp_path / "c").write_bytes(text + b"\n")
-    assert open_listing(str(tmp_path / "c")).topic not in topics
 
 
 def test_a_line_without_end_is_passed_through_and_not_held(tmp_path: Path) -> None:
@@ -231,15 +205,14 @@ def test_a_line_without_end_is_passed_through_and_not_held(tmp_path: Path) -> No
         for _ in range(64):
             out.write(bytes(1 << 20))
         out.write(b"\n" + encoded(build_uuid="b2") + b"\n")
-    listing = open_listing(str(path))
     tracemalloc.start()
-    first, long, last = all_lines(open_listing(str(path)))
+    listing = open_listing(str(path))
+    first, long, last = all_lines(listing)
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
-    assert (first.number, long.number, last.number) == (0, 1, 2)
+    assert [first.number, long.number, last.number] == [0, 1, 2]
     assert (long.size, long.sha256) == ((64 << 20) + 1, hashlib.sha256(bytes(64 << 20)).hexdigest())
-    assert last.data == encoded(build_uuid="b2")
-    assert listing.lines == 3
+    assert (last.data, listing.lines) == (encoded(build_uuid="b2"), 3)
 
 
 def test_a_listing_that_is_changed_meanwhile_is_noticed(tmp_path: Path) -> None:
@@ -248,10 +221,9 @@ def test_a_listing_that_is_changed_meanwhile_is_noticed(tmp_path: Path) -> None:
     listing = open_listing(str(path))
     assert shared_listing(str(path), listing.digest) is shared_listing(str(path), listing.digest)
     path.write_bytes(encoded(size="large") + b"\n")
-    with pytest.raises(CimlError, match="changed while it was read"):
-        all_lines(listing)
-    with pytest.raises(CimlError, match="changed while it was read"):
-        shared_listing(str(path), "0" * 64)
+    for read in (lambda: all_lines(listing), lambda: shared_listing(str(path), "0" * 64)):
+        with pytest.raises(CimlError, match="changed while it was read"):
+            read()
 
 
 def test_an_invalid_listing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,7 @@ def test_text_form() -> None:
     assert RunId("zuul", "a~b").encode() == "zuul~a%7Eb~1"
 
 
-@pytest.mark.parametrize(
-    "native", ["../x", "/etc/passwd", ".", "..", "a/../b", "a\\b", "%2e%2e", "~", "é", "a b", "-rf"]
-)
+@pytest.mark.parametrize("native", ["a b", *r"../x /etc/passwd . .. a/../b a\b %2e%2e ~ é -rf".split()])
 def test_any_id_stays_one_folder(native: str, tmp_path: Path) -> None:
     text = RunId("zuul", native).encode()
     assert "/" not in text
@@ -49,11 +47,10 @@ def test_malformed(source: str, native: str, attempt: int) -> None:
     assert caught.value.reason == "bad_run_id"
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "zuul", "zuul~a", "zuul~a~0", "zuul~a~01", "zuul~a~1~2", "zuul~%61~1", "zuul~a/b~1", "zuul~%ff~1", "zuul~~1",
-     "zuul~..~1", "zuul~a~1\n"],
-)  # fmt: skip
+NOT_CANONICAL = "zuul zuul~a zuul~a~0 zuul~a~01 zuul~a~1~2 zuul~%61~1 zuul~a/b~1 zuul~%ff~1 zuul~~1 zuul~..~1".split()
+
+
+@pytest.mark.parametrize("text", ["", "zuul~a~1\n", *NOT_CANONICAL])
 def test_only_canonical_text_decodes(text: str) -> None:
     with pytest.raises(RejectedInput) as caught:
         RunId.decode(text)

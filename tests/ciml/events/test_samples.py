@@ -14,15 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
-from ciml.events.samples import (
-    REASONS,
-    End,
-    Samples,
-    decode,
-    encode,
-    telemetry_table,
-    to_table,
-)
+from ciml.events.samples import REASONS, End, Samples, decode, encode, telemetry_table, to_table
 from ciml.limits import MAX_RECORDER_SAMPLES
 from tests.transforms.samples import corpus
 

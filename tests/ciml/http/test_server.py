@@ -47,11 +47,7 @@ async def served(app: Any, most: int = 9, grace_s: int = 5, waiting: int = 0) ->
 
 
 def runs(test: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(30):
-            await test()
-
-    asyncio.run(limited())
+    asyncio.run(asyncio.wait_for(test(), 30))  # type: ignore[arg-type]
 
 
 async def until(condition: Callable[[], object]) -> None:

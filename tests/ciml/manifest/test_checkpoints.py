@@ -352,10 +352,7 @@ def test_another_state_another_history_and_a_gap_are_found(world: World) -> None
     state = {**checkpoint.state, "runs": checkpoint.state["runs"] + 1}
     tables = {**checkpoint.tables, "events": checkpoint.tables["events"][1:]}
     log.store.replace(log.checkpoint_path(14), checkpoint.replace(state=state, tables=tables).encode())
-    other_state = [
-        "runs differs from the sum of the deltas",
-        "the index of events differs from that of the deltas",
-    ]
+    other_state = ["runs differs from the sum of the deltas", "the index of events differs from that of the deltas"]
     assert faults() == other_state
     log.store.replace(log.checkpoint_path(14), checkpoint.encode())
     delta = log.read(3)
