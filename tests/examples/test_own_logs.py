@@ -26,8 +26,12 @@ def test_it_has_at_most_15_lines_of_code_those_of_the_tutorial() -> None:
     code = "\n".join(code_of(nbformat.read(NOTEBOOK, 4)))
     assert 0 < len([line for line in code.splitlines() if line.strip()]) <= 15
     (tutorial,) = re.findall(r"^```python\n(.*?)^```", TUTORIAL.read_text(), re.S | re.M)
+    assert len([line for line in tutorial.splitlines() if line]) <= 15
     its_own = {"mkdtemp", "unpack_archive"}  # the logs of examples/ are packed
     assert [name for name in calls(code) if name not in its_own] == calls(tutorial)
+    statements = [re.sub(r"^print\((.*)\)$", r"\1", line.partition("  #")[0]) for line in tutorial.splitlines()]
+    with_paths = ("data = ciml.open(", "data.load(", 'data.model("status").predict(')
+    assert [line for line in statements if line not in code and not line.startswith(with_paths)] == []
 
 
 def without_sizes(outputs: list[str]) -> list[str]:

@@ -34,12 +34,8 @@ def distributions_of(*extras: str) -> frozenset[str]:
         if one in found:
             continue
         found.add(one)
-        asked = (
-            requirements_of(extra)
-            if name == "ciml"
-            else [Requirement(each) for each in importlib.metadata.requires(name) or ()]
-        )
-        for each in asked:
+        others = [] if name == "ciml" else importlib.metadata.requires(name) or []
+        for each in requirements_of(extra) if name == "ciml" else map(Requirement, others):
             if each.marker is None or each.marker.evaluate({"extra": extra}):
                 todo += [(canonicalize_name(each.name), more) for more in ("", *each.extras)]
     return frozenset(name for name, _ in found) - {"ciml"}
@@ -58,18 +54,13 @@ def modules_of(distributions: Iterable[str]) -> set[str]:
     return {module for module, owners in owners_of_modules().items() if wanted & owners}
 
 
-def make_environment(folder: Path, *extras: str, ciml: bool = True) -> Path:
-    """A Python whose site-packages hold what ``ciml[extras]`` installs and, unless ``ciml`` is false, this checkout.
-
-    Returns:
-      The Python's path.
-    """
+def make_environment(folder: Path, *extras: str) -> Path:
+    """The path of a Python whose site-packages hold what ``ciml[extras]`` installs, and this checkout."""
     venv.create(folder, with_pip=False, symlinks=True)
     site = next((folder / "lib").glob("python3*/site-packages"))
     here = Path(next(entry for entry in sys.path if entry.endswith("site-packages")))
     _link(PurePosixPath("."), distributions_of(*extras), here, site)
-    if ciml:
-        (site / "ciml.pth").write_text(f"{ROOT}\n")
+    (site / "ciml.pth").write_text(f"{ROOT}\n")
     return folder / "bin" / "python"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import email
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -41,6 +42,15 @@ def clone(target: Path, root: Path = ROOT) -> Path:
     git("clone", "--quiet", "--shared", "--no-checkout", str(root), str(target))
     git("-c", "advice.detachedHead=false", "checkout", "--quiet", head, folder=target)
     return target
+
+
+def copy_of_checkout(source: Path) -> Path:
+    """Copy the tracked files as they are now, so that building leaves nothing in the checkout; without examples."""
+    for name in git("ls-files").splitlines():
+        if (ROOT / name).exists() and not name.startswith(("examples/", "tests/golden/")):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, source / name, follow_symlinks=False)
+    return source
 
 
 def build(source: Path, out: Path, epoch: int) -> tuple[Path, Path]:

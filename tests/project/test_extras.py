@@ -200,6 +200,28 @@ def test_services_need_their_extra_alone(
     python(environments(extra), "-c", f"import {imports}", folder=tmp_path)
 
 
+@pytest.mark.whole
+def test_every_dofn_imports_beside_the_libraries_of_the_worker_image(tmp_path: Path) -> None:
+    code = """
+import importlib, inspect, pkgutil
+import apache_beam as beam
+import ciml
+# Beam's workers have no library of receivers, and none of OpenLineage.
+WITHOUT = ("ciml.integrations.mqtt", "ciml.integrations.gerrit.", "ciml.lineage.openlineage")
+for module in pkgutil.walk_packages(ciml.__path__, "ciml."):
+    if module.name.endswith("__main__") or module.name.startswith(WITHOUT):
+        continue
+    for kind in vars(importlib.import_module(module.name)).values():
+        mine = inspect.isclass(kind) and kind.__module__ == module.name
+        if mine and issubclass(kind, (beam.DoFn, beam.CombineFn)):
+            print(module.name)
+"""
+    environment = make_environment(tmp_path / "env", "data", "pipelines", "train", "serve")
+    found = python(environment, "-c", code, folder=tmp_path).split()
+    assert "ciml.pipelines.kafka.source" in found
+    assert len(found) >= 5
+
+
 def test_the_python_api_needs_the_extra_of_data_alone(environments: Callable[[str], Path], tmp_path: Path) -> None:
     """Logs, load, runs and arrays; a training and a model name the extra that they need."""
     (tmp_path / "logs").mkdir()

@@ -1,4 +1,4 @@
-"""The tutorial of own logs: its commands and its Python lines run as they stand, on logs and a table made here."""
+"""The tutorial of own logs: its commands run as they stand. tests/examples/test_own_logs.py runs its Python lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import gzip
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,12 +56,3 @@ def test_six_commands_lead_to_three_models_compared_and_a_prediction(folder: Pat
     assert "logs/new.gz" in outputs[5]
     lines = run("ciml predict logs/new.gz logs/1.csv.gz --model status --data-path data --json", folder).splitlines()
     assert [json.loads(line)["class"] for line in lines] == ["passed", "failed"]
-
-
-def test_the_python_lines_do_the_same(folder: Path) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.S | re.M)
-    assert len([line for line in code.splitlines() if line]) <= 15
-    (folder / "own.py").write_text(code + "print(X.ndim, X.dtype, y.dtype)\n")
-    printed = run(f"{sys.executable} own.py", folder)
-    assert printed.endswith("3 float32 int64\n")
-    assert "'passed'" in printed

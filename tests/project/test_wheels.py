@@ -12,13 +12,11 @@ from pathlib import Path
 import pytest
 
 from ciml.version import __version__
+from tests.project.release import UV, copy_of_checkout
 from tests.project.test_extras import store
-from tests.project.test_package import copy_of_checkout
 from tests.project.test_rooms import ROOT
 
 __all__ = ["store"]
-
-UV = Path(sys.executable).with_name("uv")
 
 
 @pytest.fixture(scope="module")

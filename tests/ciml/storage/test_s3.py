@@ -44,7 +44,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(fault)
 
     def do_HEAD(self) -> None:
-        self._answer(self._fault() or 200 if self.path in self.server.objects else 404)
+        self._answer(self._fault() or (200 if self.path in self.server.objects else 404))
 
     def do_GET(self) -> None:
         fault = self._fault()

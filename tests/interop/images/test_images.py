@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from ciml.version import __version__
-from tests.project.release import build
-from tests.project.test_package import copy_of_checkout
+from tests.project.release import build, copy_of_checkout
 from tests.project.test_release import EPOCH
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(3600)]
