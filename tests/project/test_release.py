@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 
 from ciml.version import __version__, checkout_commit, stored_commit
-from tests.project.release import WRITTEN, build, content_faults, git, metadata_faults, names_of, release_faults
+from tests.project.release import (
+    WRITTEN,
+    build,
+    content_faults,
+    copy_of_checkout,
+    git,
+    metadata_faults,
+    names_of,
+    release_faults,
+)
 from tests.project.test_rooms import ROOT
 
 EPOCH = 1_790_000_000
