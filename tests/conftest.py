@@ -54,7 +54,7 @@ LONGEST = (
     "tests/recorder/test_delivery.py",
     "tests/pipelines/test_hyperparameter_sweep.py",
     "tests/cli/test_metrics.py",
-    "tests/pipelines/ingest/test_ingest_flink.py",
+    "tests/pipelines/ingest/test_ingest.py",
     "tests/project/test_extras.py",
     "tests/verdicts/feedback/test_gerrit.py",
     "tests/runs/tables/test_publish.py",

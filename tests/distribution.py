@@ -11,7 +11,7 @@ ON_FLINK = frozenset(
         "tests/cli/test_metrics.py",
         "tests/engines/test_flink.py",
         "tests/pipelines/datasets/test_commit.py",
-        "tests/pipelines/ingest/test_ingest_flink.py",
+        "tests/pipelines/ingest/test_ingest.py",
         "tests/pipelines/kafka/test_source_flink.py",
         "tests/pipelines/live/test_live.py",
         "tests/services/test_ingest_service_flink.py",

@@ -1,27 +1,36 @@
-"""The kernel of topic processors: what is checked, committed and published, in this order, and what waits for it."""
+"""The kernel of topic processors: what is checked, committed and published, and what waits; judgements of feedback."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.errors import EngineError, IntegrityError
-from ciml.events.records import Batch, OffsetRange
+from ciml.events.records import Batch, Message, OffsetRange
 from ciml.kafka import KafkaOptions
+from ciml.pipelines import feedback as module
 from ciml.pipelines import processor as kernel
 from ciml.pipelines import processor_beam
+from ciml.pipelines.feedback import Judge, Judged, delta_of_judgements, judge_by_history
 from ciml.pipelines.processor import BatchProcessor, PipelineConfig
 from ciml.pipelines.processor_beam import Commit, Gather
+from ciml.verdicts.feedback.config import Policy
+from ciml.verdicts.feedback.judgement import Judgement, Silence
+from ciml.verdicts.feedback.standing import Share, Standing, Standings
+from ciml.verdicts.feedback.state import FeedbackState
 from tests.pipelines.keyed_state import Bag, Cell, Count
 from tests.tier import tries
+from tests.verdicts.feedback.reviews import NOW_S, feedback, prediction
 
 
 class Read(NamedTuple):
@@ -171,3 +180,57 @@ def test_each_result_leaves_a_gathering_once_in_order_and_none_waits_without_a_t
     assert all(len(part) <= most for part in flushed)
     with contextlib.suppress(StopIteration):
         assert next(iter(gather.on_time(waiting, count))) is None  # nothing is flushed twice
+
+
+# --- feedback: each message counts once, and a store that does not answer is no silence
+
+
+SILENT = Judgement(None, Silence("passed"))
+
+
+def judged(start: int, end: int) -> Judged:
+    return Judged(OffsetRange("t", "T", 0, start, end), [(offset, SILENT) for offset in range(start, end)])
+
+
+def test_a_message_that_comes_again_is_judged_once() -> None:
+    """Ranges overlap where a reader or a process began again."""
+    state = FeedbackState()
+    covered = 0
+    for version, results in enumerate([[judged(0, 4)], [judged(2, 6), judged(5, 8)]], 1):
+        delta = delta_of_judgements(state, results, Policy(), 1)
+        assert delta is not None
+        state.apply(version, {**delta, "version": version})
+        covered += delta["silent"]["passed"]
+    assert covered == 8
+    assert delta_of_judgements(state, [judged(0, 8)], Policy(), 1) is None
+
+
+def test_an_unexpected_error_affects_its_message_and_an_engine_all(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> Judgement:
+        raise error
+
+    monkeypatch.setattr(module, "decide_feedback", fails)
+    error: Exception = KeyError("verdict")
+    judge = Judge(feedback())
+    with caplog.at_level(logging.ERROR):
+        assert judge.judge(Message(7, b"{}"), (), 1).silence == Silence("bad_record")
+    assert "the prediction at offset 7 cannot be used" in caplog.text
+    error = EngineError("away")
+    with pytest.raises(EngineError, match="away"):
+        judge.judge(Message(8, b"{}"), (), 1)
+
+
+@pytest.mark.parametrize("mode", ["active", "shadow", "precision"])
+def test_only_an_active_model_is_heard(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = feedback()
+    judgement = Judge(config).judge(Message(0, orjson.dumps(prediction())), (), int(NOW_S * 1e6))
+    standing = Standing(mode, "why", Share(9, 10), Share(1, 2), Share(3, 4))
+    monkeypatch.setattr(Standings, "of", lambda *_: standing)
+    item, silence = judge_by_history(judgement, Standings([], config.policy, 0))
+    if mode == "active":
+        assert item is not None
+        assert (item.right, item.settled, item.passed, item.reruns, silence) == (9, 10, 3, 4, None)
+    else:
+        assert (item, silence) == (None, Silence(mode, "why"))

@@ -1,4 +1,4 @@
-"""Exports to a real MLflow: once, again, after kills and with moved labels; and what its models answer."""
+"""Exports to a real MLflow: once, again, after kills and with moved labels; their records, and what models answer."""
 
 from __future__ import annotations
 
@@ -20,16 +20,25 @@ from click.testing import CliRunner
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.pipelines.mlflow import Exported, export_to_mlflow
+from ciml.pipelines.mlflow import (
+    Exported,
+    candidate_record,
+    export_to_mlflow,
+    figures,
+    metric_name,
+    params_of,
+    trial_records,
+)
 from ciml.serving.push import rollback
+from ciml.serving.registry import Decision, Registry
 from ciml.serving.server.model.loaded_model import load_model
+from ciml.storage import open_store
+from ciml.training.evaluation.metrics import scores
+from ciml.training.experiment import Experiment
 from tests.durable import Died, Recorder
-from tests.pipelines.exports.exporting import mlflow_at, push_model, store_trial
+from tests.pipelines.exports.exporting import RESULT, mlflow_at, push_model, store_trial
 from tests.project.test_readme import ROOT, commands
 from tests.serving.models_fixture import DEFINITION
-
-pytestmark = pytest.mark.whole
-
 
 RUN = ["create_run", "log_batch", "set_terminated"]  # a run is finished last
 #: A version is registered when its model is complete; the tag of the run says that it is.
@@ -137,6 +146,7 @@ def content(uri: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.whole
 def test_all_of_a_data_root_is_there_once(data: DataRoot, mlflow_uri: str, tmp_path: Path) -> None:
     lines: list[str] = []
     done = export_to_mlflow(data, mlflow_uri, lines.append)
@@ -181,6 +191,7 @@ def test_all_of_a_data_root_is_there_once(data: DataRoot, mlflow_uri: str, tmp_p
     assert export_to_mlflow(data, mlflow_uri).aliases == {"m": {"canary": 1, "stable": 1}}
 
 
+@pytest.mark.whole
 def test_an_export_that_dies_before_each_kind_of_step_is_resumed(
     data: DataRoot, mlflow_uri: str, empty: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +207,7 @@ def test_an_export_that_dies_before_each_kind_of_step_is_resumed(
     assert content(mlflow_uri) == content(f"sqlite:///{tmp_path}/whole.db")
 
 
+@pytest.mark.whole
 def test_a_model_of_mlflow_answers_as_the_model_server(data: DataRoot, mlflow_uri: str, tmp_path: Path) -> None:
     import mlflow
 
@@ -224,6 +236,7 @@ def test_a_model_of_mlflow_answers_as_the_model_server(data: DataRoot, mlflow_ur
     assert "ciml[serve]==" in (folder / "requirements.txt").read_text()
 
 
+@pytest.mark.whole
 def test_an_altered_version_is_not_exported(data: DataRoot, mlflow_uri: str) -> None:
     Path(data.url, "models/m/2/assets/definition.json").write_text("{}")
     with pytest.raises(IntegrityError, match=r"assets/definition\.json was altered"):
@@ -231,6 +244,7 @@ def test_an_altered_version_is_not_exported(data: DataRoot, mlflow_uri: str) -> 
     assert list(content(mlflow_uri)["versions"]) == [("m", "1")]
 
 
+@pytest.mark.whole
 def test_an_absent_server_is_an_error_in_one_line_without_secrets(
     data: DataRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +277,7 @@ def server(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     thread.join()
 
 
+@pytest.mark.whole
 def test_a_tracking_server_gets_the_same(data: DataRoot, server: str, tmp_path: Path) -> None:
     words = ["export", "mlflow", "--tracking-uri", server, "--data-path", data.url]
     first = CliRunner().invoke(cli, [*words, "--json"])
@@ -271,3 +286,89 @@ def test_a_tracking_server_gets_the_same(data: DataRoot, server: str, tmp_path: 
     again = CliRunner().invoke(cli, words)
     assert again.stdout == "5 runs, 0 new; 2 versions of models, 0 new\nm: stable = 2\n"
     assert sum(1 for _ in (tmp_path / "artifacts").rglob("saved_model.pb")) == 2
+
+
+# --- trials and candidates as MLflow's parameters, metrics and tags
+
+
+def test_figures_have_the_base_rate_and_intervals() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 60)
+    second = np.clip(labels * 0.6 + random.normal(0.2, 0.2, 60), 0, 1)
+    answers = np.stack([1 - second, second], axis=1)
+    test = scores(answers, labels, ("a b", "c:d"), labels, resamples=20)
+    found = figures(test, {"memory": {"accuracy": {"value": 0.4, "low": 0.3, "high": 0.5}}})
+    for name in ("accuracy", "base_rate", "brier"):
+        assert [found[f"{name}{end}"] for end in ("", ".low", ".high")] == [
+            test[name][end] for end in ("value", "low", "high")
+        ]
+    assert found["macro_f1"] == test["macro"]["f1"]["value"]
+    assert found["class/a b/recall.low"] == test["classes"]["a b"]["recall"]["low"]
+    assert found["class/c_d/runs"] == test["classes"]["c:d"]["runs"]
+    assert found["calibration_error"] == test["calibration"]["ece"]
+    assert (found["baseline/memory/accuracy"], found["baseline/memory/accuracy.high"]) == (0.4, 0.5)
+    assert (found["test_runs"], found["trained_on"]) == (60, 60)
+
+
+def test_undefined_figures_are_left_out() -> None:
+    test: dict[str, Any] = {
+        "accuracy": {"value": None, "low": 0.0, "high": 1.0},
+        "log_loss": float("nan"),
+        "runs": True,
+    }
+    assert figures(test, {"one": 3}) == {"accuracy.low": 0.0, "accuracy.high": 1.0}
+    assert figures({}, {}) == {}
+
+
+def test_parameters_are_one_a_key() -> None:
+    experiment = Experiment(name="x", estimator="svm", hidden_layers=(8, 4), parameters={"C": 2.5, "kernel": "rbf"})
+    found = params_of(experiment.to_json())
+    assert (found["hidden_layers"], found["parameters.C"], found["parameters.kernel"]) == ("[8, 4]", "2.5", "rbf")
+    assert (found["estimator"], found["seed"]) == ("svm", "0")
+    assert not found.keys() & {"name", "parameters", "steps"}
+    assert len(params_of({"a": "x" * 9000})["a"]) == 5000
+
+
+def test_names_are_those_that_mlflow_accepts() -> None:
+    assert metric_name("class/a:b\N{SNOWMAN}[0]/f1") == "class/a_b__0_/f1"
+    assert len(metric_name("x" * 300)) == 250
+
+
+def test_each_stored_trial_is_a_record(tmp_path: Path) -> None:
+    data = DataRoot.open(tmp_path)
+    store_trial(data, "dnn", "jobs", "a" * 24)
+    store_trial(data, "dnn", "jobs", "b" * 24, accuracy=0.7)
+    store_trial(data, "svm", "other", "c" * 24)
+    (tmp_path / "experiments/svm/results/other/killed").mkdir()
+    found = list(trial_records(data))
+    assert [one.key for one in found] == [f"jobs/dnn/{'a' * 24}", f"jobs/dnn/{'b' * 24}", f"other/svm/{'c' * 24}"]
+    assert [(one.experiment, one.name) for one in found] == [("jobs", "dnn"), ("jobs", "dnn"), ("other", "svm")]
+    assert [one.metrics["accuracy"] for one in found] == [0.9, 0.7, 0.9]
+    assert found[0].tags["ciml.snapshot"] == RESULT["snapshot"]["digest"]
+    assert found[0].tags["ciml.spans"] == "[[1, 2]]"
+    assert found[0].tags["ciml.data"] == data.url
+    assert found[0].time_ms > 1_700_000_000_000
+    (tmp_path / f"experiments/dnn/results/jobs/{'a' * 24}/result.json").write_text("[")
+    with pytest.raises(IntegrityError, match="is unreadable"):
+        list(trial_records(data))
+
+
+def test_a_candidate_has_the_trainers_figures_and_the_gates_decision(tmp_path: Path) -> None:
+    data = DataRoot.open(tmp_path / "data")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "saved_model.pb").write_bytes(b"x")
+    registry = Registry(data, "m")
+    facts = {"dataset": "jobs", "snapshot": "s" * 64, "refresh": "r" * 24, "experiment": Experiment().to_json()}
+    one = registry.record_candidate(open_store(folder), facts)
+    undecided = candidate_record(data, "m", registry.state, one)
+    assert (undecided.metrics, "ciml.blessed" in undecided.tags) == ({}, False)
+    registry.record_decision(one.id, Decision(False, ("worse", "slow"), {"accuracy": {"value": 0.25}}))
+    decided = candidate_record(data, "m", registry.state, one)
+    assert (decided.key, decided.experiment, decided.name) == (f"m/{one.id}", "jobs", f"m {one.id}")
+    assert (decided.metrics, decided.tags["ciml.blessed"]) == ({"accuracy": 0.25}, "false")
+    assert decided.tags["ciml.reasons"] == "worse\nslow"
+    assert decided.tags["ciml.snapshot"] == "s" * 64
+    data.trainer("m").create(f"metrics/{'r' * 24}.json", json.dumps({"evaluation": RESULT["test"]}).encode())
+    assert candidate_record(data, "m", registry.state, one).metrics["accuracy.low"] == 0.8
+    assert decided.params["epochs"] == "150"

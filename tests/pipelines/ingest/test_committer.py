@@ -1,46 +1,44 @@
-"""The committer: from checkpoint to checkpoint, with several processes, in a folder and on S3."""
+"""The committer, from checkpoint to checkpoint, in a folder and on S3; and events that are settled without a log."""
 
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.events import payloads
 from ciml.events.listing import open_listing
 from ciml.events.payloads import INLINE_BYTES, message_of, payload_of, read_payload, redact_bytes
-from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RunFacts
+from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RawFile, RunFacts, Trust
 from ciml.integrations.registry import delivered, find_adapter, read_event
-from ciml.kafka import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
-from ciml.pipelines import predict, processor
 from ciml.pipelines.backfill.backfill import backfill
-from ciml.pipelines.ingest.committer import Committer, IngestConfig, IngestProcessor, committer, seal, unseal
-from ciml.pipelines.ingest.pipeline import RetriesInProgress
+from ciml.pipelines.ingest.committer import Committer, committer, seal, unseal
+from ciml.pipelines.ingest.pipeline import RetriesInProgress, settle_known
 from ciml.pipelines.ingest.replay import ReplayConfig, replay
-from ciml.pipelines.processor_beam import Commit
+from ciml.runs.accounting import reconcile
 from ciml.runs.state import RawState
-from ciml.serving.predict.log import Predicted
-from ciml.serving.predict.predictor import PredictPolicy
 from ciml.storage import LocalStore, Store, open_store
 from ciml.transforms.fetch.fetch import fetch
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.ingesting import one_batch, settled
-from tests.pipelines.predict.predicting import Predictions
+from tests.pipelines.ingest.scenario import corpus_facts
 from tests.raw_manifest import verify_manifest
 from tests.runs.raw_world import LIMITS, Clock, TimedStore, content_of, deliveries
+from tests.tier import tries
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
@@ -138,11 +136,8 @@ def test_a_sealed_batch_comes_out_as_it_went_in_and_has_each_payload_once() -> N
     assert len(json.loads(seal(batch))["payloads"]) == 3
     for each in (batch, one_batch(3), Batch(None, settled=[settled(1)]), Batch(OffsetRange("t", "", 0, 0, 9))):
         assert unseal(seal(each)) == each
-    pending = PendingRun(Origin("t", 0, 0), "e", letters[0].mention or shared.mention)  # type: ignore[arg-type]
-    for unsettled in (
-        Batch(OffsetRange("t", "", 0, 0, 1), messages=[Message(0, b"")]),
-        Batch(None, pending_runs=[pending]),
-    ):
+    pending = PendingRun(Origin("t", 0, 0), "e", RunFacts("zuul~2~1", "2", "unit", source="zuul"))
+    for unsettled in (Batch(None, messages=[Message(0, b"")]), Batch(None, pending_runs=[pending])):
         with pytest.raises(IntegrityError):
             seal(unsettled)
 
@@ -172,9 +167,8 @@ def test_a_large_message_of_a_dead_letter_lies_beside_the_manifest(raw: Store) -
     assert stored[2]["object"] == stored[4]["object"]  # the same content
     assert sorted(raw.list("letters")) == sorted({payload["object"] for payload in stored[2:]})
     for offset, (size, payload) in enumerate(zip(sizes, stored, strict=True)):
-        assert message_of(read_payload(raw, payload), offset) == Message(
-            offset, b"x" * size, (("ce_h", b"v"),), timestamp_ms=7
-        )
+        message = Message(offset, b"x" * size, (("ce_h", b"v"),), timestamp_ms=7)
+        assert message_of(read_payload(raw, payload), offset) == message
     with pytest.raises(IntegrityError, match="read_payload"):
         message_of(stored[3], 3)
     raw.replace(stored[3]["object"], b"{}")
@@ -256,55 +250,16 @@ def test_the_payload_is_made_sealed_and_stored_once(
     assert message_of(read_payload(raw, stored[-1]), 0) == sent
 
 
-# --- checkpoints, where no supervisor makes them: on Dataflow, and by commands that commit much
-
-
-FEW = Limits(deltas=3)
-
-
-@pytest.mark.parametrize("maintains", [False, True])
-@pytest.mark.parametrize("kind", ["ingest", "predict"])
-def test_a_checkpoint_is_made_by_the_stage_that_commits(
-    kind: str, maintains: bool, data: DataRoot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = data.raw if kind == "ingest" else data.predictions
-    shared = processor._replicas._objects
-    if kind == "ingest":
-        monkeypatch.setitem(shared, (os.getpid(), (store.root, "raw")), Committer(store, limits=FEW))
-        stage = Commit(
-            IngestProcessor(IngestConfig(store, kafka=KafkaOptions("kafka:9092"), runs_topic="", maintains=maintains))
-        )
-    else:
-        key = (store.root, "predictions of m")
-        monkeypatch.setitem(shared, (os.getpid(), key), Predictions(store, "m", FEW))
-        config = predict.PredictConfig(
-            data, "models:8500", PredictPolicy("m"), kafka=KafkaOptions("kafka:9092"), maintains=maintains
-        )
-        stage = Commit(predict.PredictProcessor(config))
-    for offset in range(8):
-        covers = OffsetRange("topic", "", 0, offset, offset + 1)
-        found = seal(Batch(covers)) if kind == "ingest" else canonical_json(Predicted(covers).to_json())
-        assert list(stage.process(("key", [found]))) == [offset + 1]
-    assert bool(ManifestLog(store).checkpoints()) == maintains
-
-
-@pytest.mark.parametrize("kind", ["backfill", "replay"])
-def test_a_checkpoint_is_made_by_a_command_that_commits_much(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ciml.events.listing.BLOCK_LINES", 1)
-    made = listed(tmp_path / "logs", runs=12, tricks=False)
-    store = DataRoot.open(tmp_path / "data").raw
-    shared = processor._replicas._objects
-    limits = Limits(deltas=100) if kind == "replay" else FEW
-    monkeypatch.setitem(shared, (os.getpid(), (store.root, "raw")), Committer(store, limits=limits))
-    if kind == "replay":  # of dead letters: no log is allowed
-        backfill(made.config(tmp_path / "data", fetch=FetchPolicy(), take_missing=True), open_listing(str(made.path)))
-        monkeypatch.setitem(shared, (os.getpid(), (store.root, "raw")), Committer(store, limits=FEW))
-        replay(ReplayConfig(store, fetch=FetchPolicy(file_roots=(str(made.folder),)), together=1))
-    else:
-        backfill(made.config(tmp_path / "data", commit_lines=1), open_listing(str(made.path)))
-    assert ManifestLog(store).checkpoints()
+def test_commands_that_commit_much_maintain_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maintain = Mock()
+    monkeypatch.setattr(Committer, "maintain", maintain)
+    made = listed(tmp_path / "logs", runs=4, tricks=False)
+    ours = made.config(tmp_path / "data", fetch=FetchPolicy(), take_missing=True)  # no log is allowed
+    backfill(ours, open_listing(str(made.path)))
+    maintain.assert_called()
+    maintain.reset_mock()
+    replay(ReplayConfig(ours.raw, fetch=FetchPolicy(file_roots=(str(made.folder),))))
+    maintain.assert_called()
 
 
 def test_a_retry_is_repeated_five_minutes_after_its_start_and_the_next_attempt_at_once() -> None:
@@ -316,3 +271,88 @@ def test_a_retry_is_repeated_five_minutes_after_its_start_and_the_next_attempt_a
     started = [bool(retries.start(due(1), now_s)) for now_s in (0, 100, 299, 300, 500, 601)]
     assert started == [True, False, False, True, False, True]
     assert retries.start(due(2), 602) == due(2)
+
+
+# --- events that were seen before: the same result as if their log had been fetched again
+
+
+TRUST = Trust(True, "gate", "p")
+
+
+def pending(offset: int, event: int, run: int) -> PendingRun:
+    return PendingRun(
+        Origin("t", 0, offset), f"source e{event}" if event else "", corpus_facts(run + 1)[run][0], trust=TRUST
+    )
+
+
+def stored(batch: Batch, log: str = "log") -> Batch:
+    """What the stages after it make of the candidates that are left: each has its log."""
+    runs = [
+        Outcome(
+            "run", each.origin, each.event_key, each.mention, trust=each.trust,
+            file=RawFile(f"runs/{each.mention.run_id}", f"digest of {log} {each.mention.run_id}", 1, 1),
+        )
+        for each in batch.pending_runs
+    ]  # fmt: skip
+    return Batch(batch.covers, settled=batch.settled + runs)
+
+
+def batch(first: int, *pairs: tuple[int, int]) -> Batch:
+    found = [pending(first + number, *pair) for number, pair in enumerate(pairs)]
+    return Batch(OffsetRange("t", "T", 0, first, first + len(pairs)), pending_runs=found)
+
+
+def state_after(*batches: Batch) -> RawState:
+    state = RawState()
+    for each in batches:
+        delta = reconcile(state, [each], 1)
+        assert delta is not None
+        state.apply(state.version + 1, delta)
+    return state
+
+
+def test_the_same_event_needs_no_log_and_another_of_the_same_run_does() -> None:
+    state = state_after(stored(batch(0, (1, 0))))
+    after = settle_known(batch(1, (1, 0), (2, 0), (1, 1), (0, 0)), state.index)
+    assert [each.origin.offset for each in after.pending_runs] == [2, 3, 4]
+    assert [(each.kind, each.reason, each.origin.offset, each.trust) for each in after.settled] == [
+        ("repeat", "event", 1, TRUST)
+    ]
+    assert after.covers == OffsetRange("t", "T", 0, 1, 5)
+
+
+def test_another_event_with_its_id_needs_its_log() -> None:
+    """An update may have made its run trusted, so that it reclaims the run of the first one."""
+    untrusted = batch(0, (1, 0))
+    untrusted.pending_runs[0].trust = Trust(False, "no rule", "p")
+    state = state_after(stored(untrusted))
+    again = batch(1, (1, 0), (1, 0))
+    for each in again.pending_runs:
+        each.trust = Trust(False, "no rule", "p")
+    again.pending_runs[1].mention = again.pending_runs[1].mention.replace(pipeline="other")
+    after = settle_known(again, state.index)
+    assert [each.origin.offset for each in after.pending_runs] == [2]
+    assert [each.origin.offset for each in after.settled] == [1]
+
+
+_pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=8)
+
+
+@given(_pairs, _pairs, st.booleans())
+@settings(max_examples=tries(200))
+def test_the_commit_says_the_same_as_if_all_logs_had_been_fetched(
+    before: list[tuple[int, int]], now: list[tuple[int, int]], other_log: bool
+) -> None:
+    state = state_after(stored(batch(0, *before)))
+    coming = batch(len(before), *now)
+    log = "other" if other_log else "log"
+    quick = reconcile(state, [stored(settle_known(coming, state.index), log)], 2)
+    slow = reconcile(state, [stored(coming, log)], 2)
+    assert quick is not None
+    assert slow is not None
+    for delta in (quick, slow):
+        for record in delta["repeats"]:
+            if record["reason"] == "event":  # that its log has changed is noticed only by one that fetches it
+                record.pop("file", None)
+        delta["repeats"].sort(key=lambda record: record["origin"])
+    assert quick == slow

@@ -1,4 +1,4 @@
-"""Ingest on a real broker: the accounting is that of the producer's own list, whatever dies, in a folder and on S3."""
+"""Ingest on a real broker: the accounting is that of the producer's own list, whatever runs it and whatever dies."""
 
 from __future__ import annotations
 
@@ -85,3 +85,17 @@ fetch = FetchPolicy(file_roots=(logs,), delays_s=(2.0,) * 20)
 config = IngestConfig(DataRoot.open(data).raw, topic, runs, kafka=KafkaOptions(broker), fetch=fetch, cycle_messages=4)
 drive(IngestService(config))
 """
+
+
+# --- on Flink
+
+
+@pytest.mark.timeout(180)
+def test_flink_gives_the_same_as_micro_batches(kafka: str, topic: MakeTopic, tmp_path: Path, flink_jobs: str) -> None:
+    scenario = send(kafka, topic(2, "events"), 2, tmp_path / "logs")
+    on_flink = config(scenario, tmp_path / "flink", topic(1, "runs"), commit_s=0.5)
+    drive(IngestService(on_flink), flink_jobs, until=1.0, report=LogsArrive(scenario))
+    rows = check(scenario, on_flink.raw, on_flink.runs_topic)
+    here = config(scenario, tmp_path / "here", topic(1, "runs"))
+    drive(IngestService(here), until=0.3)
+    assert check(scenario, here.raw, here.runs_topic) == rows

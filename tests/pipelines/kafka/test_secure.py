@@ -42,8 +42,6 @@ from tests.transforms.fetch.certificates import make_certificate
         (b"a=1\n=hidden-1", "line 2: want name=value"),
         (b"sasl.password=hidden-1\nsasl.password=hidden-1", "line 2: sasl.password appears twice"),
         (b"sasl password=hidden-1", "line 1: want name=value"),
-        (b"auto.offset.reset=latest", "auto.offset.reset is reserved"),
-        (b"bootstrap.servers=h:1", "set by --kafka"),
         (b"\xff\xfe", "not UTF-8"),
         (None, "kafka.properties: cannot be read: No such file"),
     ],
