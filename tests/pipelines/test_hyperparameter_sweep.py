@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from click.testing import CliRunner
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
+from ciml.pipelines import sweep
+from ciml.pipelines.processes import process_pool
 from ciml.pipelines.sweep import SweepContext, Swept, run_sweep
 from ciml.training.data.examples import InMemoryDataset, read_dataset
 from ciml.training.evaluation import metrics as scoring
@@ -72,6 +75,16 @@ def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoo
     found = run_sweep(context(made, target, GRID), jobs=2, progress=lambda step, done, of: reports.append((done, of)))
     assert reports == [(number, 12) for number in range(1, 13)]
     return target, found
+
+
+@pytest.fixture(autouse=True)
+def _trials_of_one_job_train_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process takes seconds to start; those of several jobs are real."""
+
+    def make_pool(jobs: int, *arguments: Any) -> Any:
+        return ThreadPoolExecutor(1) if jobs == 1 else process_pool(jobs, *arguments)
+
+    monkeypatch.setattr(sweep, "process_pool", make_pool)
 
 
 def test_each_trial_is_what_a_direct_computation_gives(
@@ -188,18 +201,18 @@ def test_a_sampled_sweep_goes_on_as_if_nothing_had_been_and_trains_nothing_twice
     assert before.items() <= stored(target, "sampled").items()
 
 
-def test_what_is_stored_of_another_sweep_is_not_taken(made: Path, anywhere: DataRoot) -> None:  # noqa: F811
+def test_what_is_stored_of_another_sweep_is_not_taken(made: Path, data: DataRoot) -> None:  # noqa: F811
     keys = {**GRID, "name": "small", "vary": {"dataset": {"features_regex": ["usr", "1min"]}}, "pruner": "none"}
-    swept = run_sweep(context(made, anywhere, keys), jobs=1)
+    swept = run_sweep(context(made, data, keys), jobs=1)
     assert [each.state for each in swept.outcomes] == ["complete", "complete"]
-    store = sweep_store(anywhere.sweeps, "small")
+    store = sweep_store(data.sweeps, "small")
     other = {**swept.outcomes[1].to_json(), "parameters": swept.outcomes[0].to_json()["parameters"]}
     store.replace("trials/000001.json", json.dumps(other).encode())
     with pytest.raises(IntegrityError, match=r"000001\.json has other parameters than trial 1 of the sweep"):
-        run_sweep(context(made, anywhere, keys), jobs=1)
+        run_sweep(context(made, data, keys), jobs=1)
     with pytest.raises(CimlError, match="was begun with another seed; choose another name"):
-        run_sweep(context(made, anywhere, {**keys, "seed": 4}), jobs=1)
-    elsewhere = DataRoot(anywhere.store.child("x"))
+        run_sweep(context(made, data, {**keys, "seed": 4}), jobs=1)
+    elsewhere = DataRoot(data.store.child("x"))
     with pytest.raises(CimlError, match="no raw store at"):
         run_sweep(SweepContext(elsewhere, elsewhere, swept.sweep, TrustPolicy.load()), jobs=1)
 

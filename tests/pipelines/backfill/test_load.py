@@ -222,7 +222,7 @@ def test_paths_that_begin_with_the_folders_name(tmp_path: Path) -> None:
     for row in rows:
         row["log_file"] = f"logs/{row['log_file']}"
     error = rejected(tmp_path, write_csv(tmp_path / "results.csv", rows))
-    assert error.summary.endswith(f"; the paths begin with logs/: name {tmp_path} as the tmp_path of logs")
+    assert error.summary.endswith(f"; the paths begin with logs/: name {tmp_path} as the folder of logs")
     for row in rows:
         row["log_file"] = str(tmp_path / row["log_file"])
     assert ours(tmp_path, write_csv(tmp_path / "full.csv", rows)).totals["run"] == 3
@@ -297,7 +297,7 @@ def test_an_empty_table_or_no_folder_is_an_error(tmp_path: Path) -> None:
     for table, message in ((str(tmp_path / "empty.csv"), "has no row"), (pa.table({"run_id": []}), "has no row")):
         with pytest.raises(CimlError, match=message):
             load(DataRoot.open(tmp_path / "data"), str(tmp_path / "logs"), table)
-    with pytest.raises(CimlError, match=r"LOGS .*none: no such tmp_path"):
+    with pytest.raises(CimlError, match=r"LOGS .*none: no such folder"):
         load(DataRoot.open(tmp_path / "data"), str(tmp_path / "none"), pa.table({"run_id": ["x"]}))
     assert untouched(tmp_path)
 

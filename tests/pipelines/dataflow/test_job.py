@@ -75,27 +75,6 @@ def events_of(kafka: str, secrets: Path, topic: Callable[..., str], s3: Any, tmp
     ]  # fmt: skip
 
 
-def staged(gcs: Any, job: dict[str, Any]) -> tuple[api.Pipeline, bytes]:
-    """The staged pipeline of a job."""
-    options = job["environment"]["sdkPipelineOptions"]["options"]
-    bucket, _, path = options["pipelineUrl"].removeprefix("gs://").partition("/")
-    data = gcs.bucket(bucket).blob(path).download_as_bytes()
-    assert hashlib.sha256(data).hexdigest() == options["pipelineProtoHash"]
-    return api.Pipeline.FromString(data), data
-
-
-def function_of(proto: api.Pipeline, stage: str) -> Any:
-    """The function of a stage, as a worker gets it."""
-    (spec,) = [one.spec for one in proto.components.transforms.values() if one.unique_name == stage]
-    return pickler.loads(api.ParDoPayload.FromString(spec.payload).do_fn.payload)[0]
-
-
-def as_written(job: dict[str, Any]) -> dict[str, Any]:
-    """A job of a request as a template has it: with the names of enumerated values."""
-    written: dict[str, Any] = json.loads(MessageToJson(ParseDict(job, Job()._pb)))
-    return written
-
-
 def check_job(gcs: Any, job: dict[str, Any], graph: str, *, name: str) -> api.Pipeline:
     """A job has the settings of the file, its pipeline those stages of a graph, and neither has a secret."""
     streaming = is_unbounded(portable(PIPELINES[graph][0]))
@@ -121,7 +100,10 @@ def check_job(gcs: Any, job: dict[str, Any], graph: str, *, name: str) -> api.Pi
     assert "ciml.pipelines.dataflow.worker" in options["beam_plugins"]
     assert options["ciml_version"] == __version__
     assert options["ciml_environment_secret"] == "projects/ci-project/secrets/ciml-environment"
-    proto, data = staged(gcs, job)
+    bucket, _, path = options["pipelineUrl"].removeprefix("gs://").partition("/")
+    data = gcs.bucket(bucket).blob(path).download_as_bytes()
+    assert hashlib.sha256(data).hexdigest() == options["pipelineProtoHash"]
+    proto = api.Pipeline.FromString(data)
     check_graph(proto, graph)
     everything = [*unpacked(data), *unpacked(json.dumps(job).encode())]
     for secret in (S3_SECRET, KAFKA_SECRET, TOKEN):
@@ -153,7 +135,8 @@ def test_an_ingest(
     assert done.exit_code == 0, done.output
     job = json.loads(target.read_text())
     proto = check_job(gcs, job, "ingest", name="ciml-ingest")
-    config = function_of(proto, "Commit")._processor.config
+    (commit,) = [one.spec for one in proto.components.transforms.values() if one.unique_name == "Commit"]
+    config = pickler.loads(api.ParDoPayload.FromString(commit.payload).do_fn.payload)[0]._processor.config
     assert config.kafka == KafkaOptions("kafka.example.org:9093", secret=f"{PROJECT}/secrets/ciml-kafka/versions/3")
     assert config.maintains  # no supervisor does
     assert kafka.encode() not in b"\n".join(unpacked(proto.SerializeToString()))
@@ -180,7 +163,7 @@ def test_a_submission_an_update_and_their_errors(
         words += ["--submit", "--job-name", "ci", f"--beam-option=--dataflow_endpoint={service.endpoint}"]
         done = ciml(*words)
         assert done.exit_code == 0, done.output
-        check_job(gcs, as_written(service.jobs[0]), "ingest", name="ci")
+        check_job(gcs, json.loads(MessageToJson(ParseDict(service.jobs[0], Job()._pb))), "ingest", name="ci")
         assert done.output.splitlines()[:4] == [
             "ci: submitted as job job-1",
             "  watch     https://console.cloud.google.com/dataflow/jobs/europe-west1/job-1?project=ci-project",

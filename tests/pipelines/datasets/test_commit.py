@@ -46,19 +46,13 @@ STEPS = [
 ]
 
 
-def two_spans(folder: Path) -> tuple[DataRoot, RawStore]:
-    """A data root with a definition, and with runs for a span and a part of one."""
-    data = DataRoot.open(folder)
-    raw = RawStore(data)
-    raw.add(runs(1, 5))
-    define(data, tdt_split=[1, 1, 1])
-    return data, raw
-
-
 def test_an_update_that_is_killed_before_any_step_leaves_nothing_behind_that_counts(tmp_path: Path) -> None:
     whole = None
     for index in each_step(len(STEPS), few=False):
-        data, raw = two_spans(tmp_path / str(index))
+        data = DataRoot.open(tmp_path / str(index))
+        raw = RawStore(data)
+        raw.add(runs(1, 5))  # a span, and a part of one
+        define(data, tdt_split=[1, 1, 1])
         with Steps(data.url, index).recording() as steps:
             update_dataset(data.dataset("cpu"), seal=True, now_us=0)
         assert steps.steps == STEPS[:index]

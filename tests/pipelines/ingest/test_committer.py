@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.events import payloads
@@ -41,16 +40,6 @@ from tests.runs.raw_world import LIMITS, Clock, TimedStore, content_of, deliveri
 from tests.tier import tries
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
-def raw(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    if request.param == "local":
-        yield open_store(tmp_path / "raw")
-    else:
-        s3: Any = request.getfixturevalue("s3")
-        yield open_store(f"{s3.bucket()}/data/raw")
-
-
 def replayed(raw: Store) -> RawState:
     state = RawState()
     for version, delta in ManifestLog(raw).since(0):
@@ -58,7 +47,11 @@ def replayed(raw: Store) -> RawState:
     return state
 
 
-def test_committers_that_maintain_say_what_the_deltas_say(raw: Store) -> None:
+def test_committers_that_maintain_say_what_the_deltas_say(
+    anywhere: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    raw = anywhere.raw
     one, two = Committer(raw, limits=LIMITS), Committer(raw, limits=LIMITS)
     for number, batches in enumerate(deliveries(4, 30)):
         (one, two)[number % 2].commit(batches)
@@ -155,7 +148,8 @@ def test_a_batch_that_is_delivered_again_is_committed_once(tmp_path: Path) -> No
     assert committer(raw) is committer(open_store(tmp_path))
 
 
-def test_a_large_message_of_a_dead_letter_lies_beside_the_manifest(raw: Store) -> None:
+def test_a_large_message_of_a_dead_letter_lies_beside_the_manifest(tmp_path: Path) -> None:
+    raw = LocalStore(tmp_path)
     sizes = (10, 10_000, 20_000, 500_000, 20_000)
     dead_letters = [dead_letter(offset, size) for offset, size in enumerate(sizes)]
     ours = Committer(raw)

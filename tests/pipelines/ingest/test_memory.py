@@ -12,75 +12,64 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ciml.cli.commands.operate.backfill import BackfillOptions
 from ciml.events.listing import Listing, open_listing
-from ciml.events.records import Batch
+from ciml.events.records import Batch, OffsetRange
 from ciml.limits import MAX_LOG_BYTES, MAX_LOG_CELLS, SETTLE_PEAK_BYTES
-from ciml.pipelines.backfill.plan import BackfillConfig
+from ciml.pipelines.backfill.plan import BackfillConfig, BackfillProgress, Work
+from ciml.pipelines.backfill.work_queue import WorkQueue
+from ciml.transforms.ingest.decode import decode_lines
 from tests.memory import peak_bytes
 
 START = 1795521600
-_SMALL = 6  # repeats of a log of some MiB, which several threads may parse at once
 
 
-def header(columns: int, first: int = 0) -> bytes:
-    """What a recorder starts with, for the epoch and so many columns."""
+def start(columns: int, cells: Callable[[], bytes], size: int, most: int = MAX_LOG_CELLS, first: int = 0) -> bytes:
+    """What a recorder writes from its start: a header, and rows up to a size and a number."""
     names = ",".join(f'"c{number}"' for number in range(first, first + columns))
-    return (
+    header = (
         '"Dstat 0.7.4 CSV output"\n"Host:","h",,,,"User:","u"\n'
         '"Cmdline:","dstat -T",,,,"Date:","24 Nov 2026 00:00:00 UTC"\n'
         f'"epoch","total cpu usage"{"," * (columns - 1)}\n"epoch",{names}\n'
-    ).encode()
-
-
-def rows(columns: int, cells: bytes, size: int, most: int) -> Iterator[bytes]:
-    """Rows of the same cells, up to a size and a number."""
-    made = number = 0
-    while number < most:
-        row = b"%d%s\n" % (START + number, b"," + cells)
-        made, number = made + len(row), number + 1
-        if made > size:
-            return
-        yield row
+    )
+    parts = [header.encode()]
+    room = size - len(parts[0])
+    while len(parts) <= most:
+        row = b"%d,%s\n" % (START + len(parts), cells())
+        room -= len(row)
+        if room < 0:
+            break
+        parts.append(row)
+    return b"".join(parts)
 
 
 def filled(columns: int, cell: bytes, size: int = MAX_LOG_BYTES) -> bytes:
     """A log of one start, as large as the limits on bytes and cells permit."""
-    top = header(columns)
-    body = rows(columns, b",".join([cell] * columns), size - len(top), MAX_LOG_CELLS // max(columns + 1, 16))
-    return top + b"".join(body)
+    cells = b",".join([cell] * columns)
+    return start(columns, lambda: cells, size, MAX_LOG_CELLS // max(columns + 1, 16))
 
 
 def digits(columns: int) -> bytes:
-    """Numbers that no codec makes smaller."""
+    """Numbers that no codec makes smaller; more bytes are beyond MAX_WIRE_BYTES in gzip."""
     chance = random.Random(1)
-    top = header(columns)
-    made, out = len(top), [top]
-    while True:
-        row = b"%d,%s\n" % (START + len(out), b",".join(b"%.15f" % chance.random() for _ in range(columns)))
-        made += len(row)
-        if made > 34_000_000:  # more than that is beyond MAX_WIRE_BYTES in gzip
-            return b"".join(out)
-        out.append(row)
+    return start(columns, lambda: b",".join(b"%.15f" % chance.random() for _ in range(columns)), 34_000_000)
 
 
 def restarts(starts: int, columns: int) -> bytes:
     """Starts of the recorder with columns of their own each, as many cells as are permitted."""
     most = MAX_LOG_CELLS // (starts * columns + 1) // starts
     cells = b",".join([b"1.234567"] * columns)
-    parts: list[bytes] = []
-    for number in range(starts):
-        parts += [header(columns, number * columns), *rows(columns, cells, MAX_LOG_BYTES // starts, most)]
-    return b"".join(parts)
+    size = MAX_LOG_BYTES // starts
+    return b"".join(start(columns, lambda: cells, size, most, number * columns) for number in range(starts))
 
 
 def shapes() -> dict[str, bytes]:
-    """The worst permitted logs by name."""
+    """The worst permitted logs by name; the small ones several threads may parse at once."""
     return {
         "many rows": filled(14, b"1", 40_800_000),
         "many columns": filled(4000, b"1"),
@@ -90,7 +79,7 @@ def shapes() -> dict[str, bytes]:
         "digits": digits(60),
         "restarts": restarts(20, 200),
         "a day": filled(60, b"12.345", 37_300_000),
-        **{f"small {number}": filled(14, b"x", 3_900_000) for number in range(_SMALL)},
+        **{f"small {number}": filled(14, b"x", 3_900_000) for number in range(6)},
     }
 
 
@@ -122,52 +111,42 @@ def test_the_worst_permitted_logs_take_no_more_than_the_documented_peak(how: str
 
 
 def micro_batches(folder: Path) -> Counter[str]:
-    """Settles all logs as one batch of a micro-batch."""
+    """Settle all logs as one batch of a micro-batch."""
     import apache_beam as beam
 
-    from ciml.events.records import OffsetRange
     from ciml.pipelines.flink.submit import run_here
     from ciml.transforms.ingest.beam import TakeLogs
-    from ciml.transforms.ingest.decode import decode_lines
 
     config, listing = _configured(folder)
     (block,) = listing.blocks
     batch = decode_lines(OffsetRange("t", "", 0, 0, block.end), listing.read(block), config.reading)
-    found: Counter[str] = Counter()
+    reasons = folder / "reasons.json"
 
     def build(pipeline: beam.Pipeline) -> None:
         batches = pipeline | beam.Create([batch], reshuffle=False).with_output_types(Batch)
         taken = batches | TakeLogs(config.fetch, config.raw)
-        _ = taken | beam.Map(lambda each: _write(folder, each))
+        write = lambda each: reasons.write_text(json.dumps([one.reason for one in each.settled]))  # noqa: E731
+        _ = taken | beam.Map(write).with_output_types(int)
 
     run_here(build)
-    found.update(json.loads((folder / "reasons.json").read_text()))
-    return found
-
-
-def _write(folder: Path, batch: Batch) -> None:
-    (folder / "reasons.json").write_text(json.dumps([each.reason for each in batch.settled]))
+    return Counter(json.loads(reasons.read_text()))
 
 
 def backfill(folder: Path) -> Counter[str]:
-    """Settles all logs as a backfill does, several pieces of work at once."""
-    from ciml.pipelines.backfill.plan import BackfillProgress, Work
-    from ciml.pipelines.backfill.work_queue import WorkQueue
-
+    """Settle all logs as a backfill does, several pieces of work at once."""
     config, listing = _configured(folder)
     following = BackfillProgress(config.raw, listing)
-    flow = WorkQueue(config, listing, following.update)
+    queue = WorkQueue(config, listing, following.update)
     (block,) = listing.blocks
-    for start in range(block.end):
-        flow.put(Work(block, ((start, start + 1),)))
-    flow.end()
+    for line in range(block.end):
+        queue.put(Work(block, ((line, line + 1),)))
+    queue.end()
     return Counter({reason: count for (_, reason), count in following.tally.counts.items()})
 
 
 def _configured(folder: Path) -> tuple[BackfillConfig, Listing]:
-    return BackfillOptions(data_path=str(folder / "data"), logs=str(folder)).load_config(), open_listing(
-        str(folder / "listing.jsonl")
-    )
+    listing = open_listing(str(folder / "listing.jsonl"))
+    return BackfillOptions(data_path=str(folder / "data"), logs=str(folder)).load_config(), listing
 
 
 if __name__ == "__main__":

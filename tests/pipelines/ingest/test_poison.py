@@ -6,8 +6,9 @@ An inner function of a stage is made to fail for one input, which it knows by it
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ import ciml.transforms.fetch.fetch
 import ciml.transforms.ingest.decode
 import ciml.transforms.parse.logs
 import ciml.trust
-from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.events.cloudevents import finished_event
 from ciml.events.listing import open_listing
@@ -62,29 +62,17 @@ STAGES: dict[str, tuple[Any, str, Callable[..., bool]]] = {
 }  # fmt: skip
 
 
-def runs(folder: Path, good: int, poisoned: tuple[str, ...] = ()) -> list[RunFacts]:
-    """Runs with logs in a folder: good ones, and between them one for each stage, poisoned for it."""
+def runs(folder: Path) -> list[RunFacts]:
+    """Runs with logs in a folder: ten good ones, and between them one for each stage, poisoned for it."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
-    for number, (facts, log) in enumerate(corpus_facts(good + len(poisoned))):
-        stage = poisoned[number - 2] if 2 <= number < 2 + len(poisoned) else ""
-        name = f"poison-{stage}" if stage else str(number)
-        path, data = folder / f"{name}.csv.gz", log.read_bytes()
-        if stage == "parse":
-            data = gzip.compress(gzip.decompress(data).rstrip(b"\n") + b"\npoison-parse\n")
-        path.write_bytes(data)
-        if stage:
-            facts = facts.replace(run_id=f"zuul~{name}~1", build_uuid=name)
-        found.append(facts.replace(log_url=path.as_uri()))
+    names = ["0", "1", *(f"poison-{stage}" for stage in STAGES), *map(str, range(2, 10))]
+    for name, (facts, log) in zip(names, corpus_facts(len(names)), strict=True):
+        path = folder / f"{name}.csv.gz"
+        data = gzip.decompress(log.read_bytes()).rstrip(b"\n")
+        path.write_bytes(gzip.compress(data + (b"\npoison-parse\n" if name == "poison-parse" else b"\n")))
+        found.append(facts.replace(run_id=f"zuul~{name}~1", build_uuid=name, log_url=path.as_uri()))
     return found
-
-
-def messages(found: list[RunFacts]) -> list[Message]:
-    made = []
-    for offset, facts in enumerate(found):
-        value, headers = finished_event(facts, event_id=f"e-{facts.run_id}")
-        made.append(Message(offset, value, tuple(headers), facts.run_id.encode()))
-    return made
 
 
 def direct(facts: RunFacts) -> str:
@@ -94,24 +82,35 @@ def direct(facts: RunFacts) -> str:
     return telemetry_digest(facts.run_id, table)
 
 
-def check_dead_letter(dead_letter: Outcome, stage: str) -> None:
-    """The one dead letter of a poisoned input."""
-    assert (dead_letter.kind, dead_letter.reason) == ("dead_letter", "internal_error")
-    check_detail(dead_letter.detail, f"{stage}: IndexError: ")
-    assert dead_letter.payload is not None
-    assert "value" in dead_letter.payload
+def check_dead_letters(dead_letters: Iterable[Outcome], first: int) -> None:
+    """Check the one dead letter of each poisoned input; the first has an offset."""
+    for offset, stage, dead_letter in zip(itertools.count(first), STAGES, dead_letters, strict=False):
+        assert (dead_letter.kind, dead_letter.reason) == ("dead_letter", "internal_error")
+        assert dead_letter.origin.offset == offset
+        check_detail(dead_letter.detail, f"{stage}: IndexError: ")
+        assert "value" in (dead_letter.payload or {})
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_poisoned_input_of_a_batch_is_one_dead_letter(stage: str, tmp_path: Path, monkeypatch: Patch) -> None:
-    found = runs(tmp_path / "logs", 6, (stage,))
+@pytest.fixture
+def poisoned() -> Iterator[Patch]:
+    """Functions of all stages fail for their poison."""
+    with pytest.MonkeyPatch.context() as patch:
+        for poison in STAGES.values():
+            fail_for(patch, *poison)
+        fail_for(patch, ciml.transforms.ingest.decode, "decode_line", lambda data, *_: b"poison-decode" in data)
+        yield patch
+
+
+def test_a_poisoned_input_of_a_batch_is_one_dead_letter(tmp_path: Path, poisoned: Patch) -> None:
+    found = runs(tmp_path / "logs")
     wanted = {each.run_id: direct(each) for each in found if POISON not in each.run_id}
-    fail_for(monkeypatch, *STAGES[stage])
-    covers = OffsetRange("events", "id", 0, 0, 9)
+    covers = OffsetRange("events", "id", 0, 0, len(found))
+    events = map(finished_event, found)
+    messages = [Message(offset, value, tuple(headers)) for offset, (value, headers) in enumerate(events)]
     policy = FetchPolicy(file_roots=(str(tmp_path / "logs"),))
 
     def build(pipeline: beam.Pipeline) -> None:
-        events = pipeline | beam.Create([Batch(covers, messages(found))], reshuffle=False).with_output_types(Batch)
+        events = pipeline | beam.Create([Batch(covers, messages)], reshuffle=False).with_output_types(Batch)
         judged = events | Decode(read_event=ciml.integrations.registry.read_event) | Judge(TrustPolicy.load())
         stored = judged | TakeLogs(policy, LocalStore(str(tmp_path / "raw")))
         _ = stored | beam.Map(lambda batch: (tmp_path / "sealed").write_bytes(seal(batch))).with_output_types(Any)
@@ -120,10 +119,9 @@ def test_a_poisoned_input_of_a_batch_is_one_dead_letter(stage: str, tmp_path: Pa
     batch = unseal((tmp_path / "sealed").read_bytes())
     assert batch.covers == covers
     assert {each.run_id: each.file.digest for each in batch.settled if each.file} == wanted
-    (dead_letter,) = [each for each in batch.settled if not each.file]
-    check_dead_letter(dead_letter, stage)
-    assert dead_letter.origin.offset == 2
-    assert len(batch.settled) == len(found)
+    dead_letters = [each for each in batch.settled if not each.file]
+    assert len(dead_letters) == len(STAGES)
+    check_dead_letters(sorted(dead_letters, key=lambda each: each.origin.offset), 2)
 
 
 def test_an_outcome_that_is_no_text_costs_itself() -> None:
@@ -144,56 +142,47 @@ def digests(raw: Store) -> dict[str, str]:
 
 
 def test_other_inputs_pass_beside_a_poisoned_one_of_each_stage_and_a_replay_takes_it(
-    tmp_path: Path, monkeypatch: Patch
+    tmp_path: Path, poisoned: Patch
 ) -> None:
     place = Place(tmp_path)
-    found = runs(place.logs, 10, tuple(STAGES))
-    wanted = {each.run_id: direct(each) for each in found}
-    with monkeypatch.context() as patch:
-        for poison in STAGES.values():
-            fail_for(patch, *poison)
-        place.take_runs(*found)
-        state, _ = account(place.raw)
-        assert list(state.covered("ci-events", 0)) == [(0, len(found))]
-        assert digests(place.raw) == {run_id: digest for run_id, digest in wanted.items() if POISON not in run_id}
-        for stage, dead_letter in zip(STAGES, place.dead_letters, strict=True):
-            check_dead_letter(dead_letter, stage)
-        board = Board()
-        board.put_observed(raw_families(state))
-        assert collected(board)["ciml_dead_letter_total"]["internal_error",] == len(STAGES)
-        # A replay by the same program comes to the same, and takes nothing with it.
-        replayed = replay(place.replay_config())
-        assert (replayed.closed, dict(replayed.still)) == (0, {"internal_error": len(STAGES)})
-    replayed = replay(place.replay_config())  # by one that is repaired
-    assert (replayed.closed, dict(replayed.became)) == (len(STAGES), {("run", ""): len(STAGES)})
+    found = runs(place.logs)
+    wanted = {each.run_id: direct(each) for each in found if POISON not in each.run_id}
+    place.take_runs(*found)
+    state, _ = account(place.raw)
+    assert list(state.covered("ci-events", 0)) == [(0, len(found))]
     assert digests(place.raw) == wanted
+    assert len(place.dead_letters) == len(STAGES)
+    check_dead_letters(place.dead_letters, 2)
+    board = Board()
+    board.put_observed(raw_families(state))
+    assert collected(board)["ciml_dead_letter_total"]["internal_error",] == len(STAGES)
+    # A replay by the same program comes to the same, and takes nothing with it.
+    replayed = replay(place.replay_config())
+    assert (replayed.closed, dict(replayed.still)) == (0, {"internal_error": len(STAGES)})
+    poisoned.undo()  # one that is repaired
+    replayed = replay(place.replay_config())
+    assert (replayed.closed, dict(replayed.became)) == (len(STAGES), {("run", ""): len(STAGES)})
+    assert digests(place.raw) == {each.run_id: direct(each) for each in found}
     assert dict(account(place.raw)[0].index.dead_letters()) == {}
 
 
-@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("runner", [None, "fnapi"])
-def test_a_poisoned_line_of_a_listing_is_one_dead_letter(
-    stage: str, runner: str | None, tmp_path: Path, monkeypatch: Patch
-) -> None:
-
+def test_a_poisoned_line_of_a_listing_is_one_dead_letter(runner: str | None, tmp_path: Path, poisoned: Patch) -> None:
     made = listed(tmp_path / "logs", 8, tricks=False)
     line = json.loads(made.lines[3])
-    log = tmp_path / "logs" / f"poison-{stage}.csv.gz"
     text = gzip.decompress((CORPUS / line["log_path"]).read_bytes()).rstrip(b"\n")
-    log.write_bytes(gzip.compress(text + (b"\npoison-parse\n" if stage == "parse" else b"\n")))
-    line |= {"build_uuid": f"poison-{stage}", "log_path": log.name}
-    made.lines.insert(4, json.dumps(line).encode())
-    fail_for(monkeypatch, *STAGES[stage])
-    fail_for(monkeypatch, ciml.transforms.ingest.decode, "decode_line", lambda data, *_: b"poison-decode" in data)
+    for number, stage in enumerate(STAGES, 4):
+        log = tmp_path / "logs" / f"poison-{stage}.csv.gz"
+        log.write_bytes(gzip.compress(text + (b"\npoison-parse\n" if stage == "parse" else b"\n")))
+        poison = {**line, "build_uuid": f"poison-{stage}", "log_path": log.name}
+        made.lines.insert(number, json.dumps(poison).encode())
     config = made.config(tmp_path / "data")
     with closing(open_listing(str(made.path))) as listing:
-        tally = backfill(config, listing, runner=runner)
-    assert tally.complete
-    raw = DataRoot.open(str(tmp_path / "data")).raw
-    assert digests(raw).keys() == made.runs
-    (dead_letter,) = [Outcome.from_json(each) for delta in account(raw)[1] for each in delta["dead_letters"]]
-    check_dead_letter(dead_letter, stage)
-    assert dead_letter.origin.offset == 4
-    state, _ = account(raw)
+        assert backfill(config, listing, runner=runner).complete
+    state, deltas = account(config.raw)
+    assert digests(config.raw).keys() == made.runs
+    dead_letters = [Outcome.from_json(each) for delta in deltas for each in delta["dead_letters"]]
+    assert len(dead_letters) == len(STAGES)
+    check_dead_letters(sorted(dead_letters, key=lambda each: each.origin.offset), 4)
     ((_, _, ranges),) = state.partitions()
     assert list(ranges) == [(0, len(made.lines))]

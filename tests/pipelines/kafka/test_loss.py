@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,22 +16,20 @@ from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRest
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.cloudevents import decode_message, finished_event
-from ciml.events.payloads import UNREADABLE_HEADERS
+from ciml.events.payloads import UNREADABLE_HEADERS, message_of
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome
 from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.kafka.connect import NoTopicError, admin
-from ciml.pipelines.flink.submit import run_here
-from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor, accept_losses, committer, seal
+from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor, seal
 from ciml.pipelines.kafka import broker
 from ciml.pipelines.kafka.broker import check_topic, list_again, list_topic, make_topic
 from ciml.pipelines.kafka.plan import PartitionRead, plan
 from ciml.pipelines.kafka.reader import borrow, close_readers
-from ciml.pipelines.kafka.source import OffsetTracker, ReadBounded, ReadFromKafka, ReadUnbounded
+from ciml.pipelines.kafka.source import OffsetTracker, ReadBounded, ReadUnbounded
 from ciml.pipelines.processor_beam import Commit
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
-from ciml.transforms.fetch.policy import FetchPolicy
-from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for
+from tests.pipelines.ingest.ingesting import MakeTopic, Place, account, need_real, wait_for
 from tests.pipelines.ingest.scenario import corpus_facts
 from tests.pipelines.kafka.kafka_topics import (
     Slice,
@@ -140,14 +137,6 @@ def test_a_topic_that_is_lost_within_a_read_stops_it(
     assert len(offsets) < 200
 
 
-def test_a_loss_within_a_pipeline_is_raised_as_it_is(config: IngestConfig) -> None:
-    send_starts(config.kafka.bootstrap, config.topic, 0, 10)
-    reads = plan(account(config.raw)[0], list_topic(config.kafka, config.topic), bounded=True)
-    delete_records(config.kafka, config.topic, 0, 5)
-    with pytest.raises(IntegrityError, match=rf"{config.topic}\[0\] 0: the topic does not hold this offset"):
-        run_here(lambda p: p | ReadFromKafka(config.kafka, reads))
-
-
 def test_messages_of_a_topic_that_was_recreated_since_are_not_committed(config: IngestConfig) -> None:
     """A consumer goes on in the new topic at its old offset, and nothing but the id tells. One that is gone passes."""
     before = list_topic(config.kafka, config.topic)
@@ -172,24 +161,6 @@ def test_messages_of_a_topic_that_was_recreated_since_are_not_committed(config: 
         check_topic(config.kafka, config.topic, before.topic_id)
 
 
-def test_a_loss_is_accepted_by_a_person_alone(config: IngestConfig) -> None:
-    raw, options = config.raw, config.kafka
-    send_starts(options.bootstrap, config.topic, 0, 20)
-    topic_id = list_topic(options, config.topic).topic_id
-    committer(raw).commit([Batch(OffsetRange(config.topic, topic_id, 0, *part)) for part in ((0, 5), (7, 9))])
-    assert accept_losses(raw, options, config.topic) == []
-    delete_records(options, config.topic, 0, 12)
-    with pytest.raises(IntegrityError, match=r"offsets 5 to 7, 9 to 12 expired before they were read.*accept-loss"):
-        drive(IngestService(config), until="end")
-    lost = [OffsetRange(config.topic, topic_id, 0, 5, 7), OffsetRange(config.topic, topic_id, 0, 9, 12)]
-    assert accept_losses(raw, options, config.topic, dry_run=True) == lost
-    assert covered(config.raw, config.topic) == {0: [(0, 5), (7, 9)]}
-    assert accept_losses(raw, options, config.topic) == lost
-    drive(IngestService(config), until="end")
-    assert covered(config.raw, config.topic) == {0: [(0, 20)]}
-    assert settled(config.raw) == 8
-
-
 # --- messages that any client can send: header names, headers without number, times
 
 
@@ -202,32 +173,20 @@ def read(broker: str, topic: str, count: int) -> list[Message]:
     return found
 
 
-def good(number: int) -> tuple[bytes, list[tuple[str | bytes, bytes | None]]]:
-    facts, log = corpus_facts(number + 1)[number]
-    value, headers = finished_event(facts.replace(log_url=log.as_uri()))
-    return value, list(headers)
-
-
 def test_a_header_name_that_is_not_utf_8_costs_its_message_alone(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
     name = topic()
-    value, _ = good(1)
+    place = Place(tmp_path)
+    events = [finished_event(place.facts(number)) for number in range(3)]
     with RawProducer(kafka) as producer:
-        for number in (0, 1, 2):
+        for number, (value, headers) in enumerate(events):
             bad = [(b"\xff\xfe", b"x")] if number == 1 else []
-            producer.send(name, good(number)[0], [*good(number)[1], *bad], key=b"k", partition=0)
-        producer.send(name, value, [(b"caf\xe9", None)], partition=0)
-    fetch = FetchPolicy(file_roots=(str(corpus_facts(1)[0][1].parents[2]),), delays_s=())
-    config = IngestConfig(DataRoot.open(tmp_path).raw, name, topic(1, "runs"), kafka=KafkaOptions(kafka), fetch=fetch)
-    drive(IngestService(config), until="end")
-    state, deltas = account(config.raw)
-    assert [run["origin"][2] for delta in deltas for run in delta["runs"]] == [0, 2]
-    dead_letters = [dead_letter for delta in deltas for dead_letter in delta["dead_letters"]]
-    assert [(each["origin"][2], each["reason"], each["detail"]) for each in dead_letters] == [
-        (offset, "not_an_event", "a header name is not UTF-8") for offset in (1, 3)
-    ]
-    assert base64.b64decode(dead_letters[0]["payload"]["value"]) == value
-    assert base64.b64decode(dead_letters[0]["payload"]["key"]) == b"k"
-    assert list(state.covered(name, 0)) == [(0, 4)]
+            producer.send(name, value, [*headers, *bad], partition=0)
+        producer.send(name, events[1][0], [(b"caf\xe9", None)], partition=0)
+    place.take(*((message.value, message.headers) for message in read(kafka, name, 4)))
+    assert place.counts == {("run", ""): 2, ("dead_letter", "not_an_event"): 2}
+    for dead_letter, offset in zip(place.dead_letters, (1, 3), strict=True):
+        assert (dead_letter.origin.offset, dead_letter.detail) == (offset, "a header name is not UTF-8")
+        assert message_of(dead_letter.payload or {}, offset).value == events[1][0]
 
 
 def test_a_reader_that_has_read_many_messages_still_takes_such_names(kafka: str, topic: MakeTopic) -> None:
@@ -245,7 +204,7 @@ def test_a_reader_that_has_read_many_messages_still_takes_such_names(kafka: str,
 
 def test_headers_without_number_take_no_memory(kafka: str, topic: MakeTopic) -> None:
     name = topic()
-    value, headers = good(0)
+    value, headers = finished_event(corpus_facts(1)[0][0])
     with RawProducer(kafka) as producer:
         producer.send(name, value, [*headers, *[("", None)] * 50_000], partition=0)
         producer.send(name, value, [*headers, *[("n", b"")] * 255], partition=0)

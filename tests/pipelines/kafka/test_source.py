@@ -16,10 +16,11 @@ from confluent_kafka.admin import OffsetSpec
 
 from ciml.engines.processes import free_ports
 from ciml.errors import EngineError, IntegrityError
-from ciml.events.records import Batch
+from ciml.events.records import Batch, OffsetRange
 from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.manifest.coverage import OtherTopicError
 from ciml.pipelines.flink.submit import run_here
+from ciml.pipelines.ingest import committer as ingest
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
 from ciml.pipelines.kafka import broker, reader, source
 from ciml.pipelines.kafka.broker import Ends, Listing, TopicEnds, end_of, list_topic, offsets_of
@@ -32,6 +33,8 @@ from tests.pipelines.ingest.ingesting import need_real, wait_for
 from tests.pipelines.kafka.kafka_topics import Slice
 
 MakeTopic = Callable[..., str]
+HERE = KafkaOptions("127.0.0.1:1")
+THERE = KafkaOptions("127.0.0.1:2")
 
 
 # --- where reading starts
@@ -107,10 +110,25 @@ def test_expired_offsets_of_all_partitions_are_covered_before_the_first_read_alo
             assert [list(state.covered("t", part)) for part in range(3)] == [[(0, 7)], second, [(0, 4)]]
 
 
+def test_a_loss_is_accepted_by_a_person_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = open_store(tmp_path)
+    monkeypatch.setattr(ingest, "list_topic", lambda *_: listed)
+    parts = [Batch(OffsetRange("t", "T", 0, *part)) for part in ((0, 5), (7, 9))]
+    ingest.committer(raw).commit(parts)
+    listed = listing((0, 20))
+    assert ingest.accept_losses(raw, HERE, "t") == []
+    listed = listing((12, 20))
+    lost = [OffsetRange("t", "T", 0, 5, 7), OffsetRange("t", "T", 0, 9, 12)]
+    for dry_run, covered in ((True, [(0, 5), (7, 9)]), (False, [(0, 12)])):
+        with ingest.committer(raw).state() as state, pytest.raises(IntegrityError, match="5 to 7, 9 to 12 expired"):
+            plan(state, listed, bounded=True)
+        assert ingest.accept_losses(raw, HERE, "t", dry_run=dry_run) == lost
+        with ingest.committer(raw).state() as state:
+            assert list(state.covered("t", 0)) == covered
+    assert plan(state, listed, bounded=True)[0].start == 12
+
+
 # --- what a process keeps of brokers
-
-
-HERE, THERE = KafkaOptions("127.0.0.1:1"), KafkaOptions("127.0.0.1:2")
 
 
 def test_unused_readers_are_kept_by_broker_topic_and_partition_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:

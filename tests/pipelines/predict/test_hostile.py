@@ -63,12 +63,7 @@ def huge(seed: int) -> pa.Table:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "detail"),
-    [
-        ("strict", "INVALID_ARGUMENT"),
-        ("hang", "DEADLINE_EXCEEDED"),
-        ("overflow", "not finite"),
-    ],
+    ("spoil", "detail"), [("strict", "INVALID_ARGUMENT"), ("hang", "DEADLINE_EXCEEDED"), ("overflow", "not finite")]
 )
 def test_runs_that_the_model_fails_for_cost_only_themselves(
     world: World, tmp_path: Path, spoil: str, detail: str, monkeypatch: pytest.MonkeyPatch

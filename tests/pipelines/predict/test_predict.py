@@ -188,13 +188,6 @@ def test_altered_definition_is_not_followed(world: World, folders: list[Path]) -
         Predictor(world.data, world.address, PredictPolicy("m")).predict(batch([world.put("zuul~a~1", telemetry(1))]))
 
 
-def test_server_that_is_away_is_waited_for_within_the_budget(world: World) -> None:
-    policy = PredictPolicy("m", client=ClientPolicy(timeout_s=1, budget_s=0.5, most_wait_s=0.1))
-    predictor = Predictor(world.data, "127.0.0.1:1", policy)
-    with pytest.raises(EngineError, match="UNAVAILABLE"):
-        predictor.predict(batch([world.put("zuul~a~1", telemetry(1))]))
-
-
 def record(run_id: str, offset: int, version: int = 1) -> dict[str, Any]:
     identity = prediction_id(run_id, "m", version)
     return {"id": identity, "offset": offset, "run_id": run_id, "model": "m", "version": version}
