@@ -9,6 +9,7 @@ from typing import Any
 from ciml.integrations.adapter import Delivery
 
 SHA = "5a1f0c9d2b3e4f60718293a4b5c6d7e8f9012345"
+OTHER_SHA = SHA[::-1]
 REPOSITORY = {
     "id": 7, "full_name": "octo/widget", "url": "https://api.github.com/repos/octo/widget", "fork": False,
     "default_branch": "main",
@@ -103,53 +104,133 @@ def check_run(action: str = "completed", app: Mapping[str, Any] | None = None, *
     return delivery("check_run", body)
 
 
-def pull_request(action: str = "closed", **changes: Any) -> Delivery:
-    """Return a ``pull_request`` of a fork that was merged, unless changed."""
+def at(minute: int) -> str:
+    return f"2026-11-24T12:{minute:02}:00Z"
+
+
+def pr(
+    action: str = "opened",
+    number: int = 42,
+    base: str = "main",
+    sha: str = SHA,
+    minute: int = 1,
+    *,
+    by: str = "ada",
+    author: str = "ada",
+    head: dict[str, Any] | None = REPOSITORY,
+    before: str = "",
+    merged: bool = False,
+    default: str = "main",
+    **more: Any,
+) -> Delivery:
+    """Return an event of a pull request."""
     fields = {
-        "number": 12,
-        "state": "closed",
-        "merged": True,
-        "user": {"login": "mallory"},
-        "head": {"ref": "main", "sha": SHA, "repo": FORK},
-        "base": {"ref": "main", "sha": SHA[::-1], "repo": REPOSITORY},
-        "updated_at": "2026-11-24T13:00:00Z",
+        "number": number,
+        "user": {"login": author},
+        "head": {"ref": "fix", "sha": sha, "repo": head},
+        "base": {"ref": base, "sha": OTHER_SHA, "repo": REPOSITORY},
+        "merged": merged,
+        "updated_at": at(minute),
     }
-    body = {"action": action, "number": 12, "pull_request": fields | changes, "repository": REPOSITORY}
-    return delivery("pull_request", body)
+    body = {
+        "action": action,
+        "number": number,
+        "pull_request": fields | more,
+        "sender": {"login": by},
+        "repository": {**REPOSITORY, "default_branch": default},
+    } | ({"changes": {"base": {"ref": {"from": before}}}} if before else {})
+    return delivery("pull_request", body, f"pr-{action}-{number}-{minute}")
 
 
-def review(action: str = "submitted", head: Mapping[str, Any] = REPOSITORY, **changes: Any) -> Delivery:
-    """Return a ``pull_request_review`` by a member who approves, of a pull request within the repository."""
-    fields = {
-        "state": "approved",
-        "commit_id": SHA,
-        "author_association": "MEMBER",
-        "submitted_at": "2026-11-24T12:30:00Z",
-        "user": {"login": "grace"},
+def merged(number: int = 42, base: str = "main", minute: int = 40, **more: Any) -> Delivery:
+    return pr("closed", number, base, minute=minute, merged=True, **more)
+
+
+def run(
+    *pulls: tuple[int, str],
+    action: str = "completed",
+    event: str = "pull_request",
+    minute: int = 20,
+    sha: str = SHA,
+    head_branch: str = "fix",
+    actor: str = "ada",
+    head: dict[str, Any] | None = REPOSITORY,
+    listed: str = "",
+    **more: Any,
+) -> Delivery:
+    """Return an event of the workflow run, with the pull requests that it lists."""
+    listing = [
+        {
+            "number": number,
+            "base": {"ref": base, "sha": OTHER_SHA, "repo": {"id": 7, "name": "widget"}},
+            "head": {"ref": head_branch, "sha": listed or sha, "repo": {"id": 7, "name": "widget"}},
+        }
+        for number, base in pulls
+    ]
+    return workflow_run(
+        action,
+        head,
+        event=event,
+        head_branch=head_branch,
+        head_sha=sha,
+        pull_requests=listing,
+        updated_at=at(minute),
+        actor={"login": actor},
+        **more,
+    )
+
+
+def reviewed(
+    state: str = "approved",
+    number: int = 42,
+    base: str = "main",
+    minute: int = 30,
+    *,
+    by: str = "grace",
+    author: str = "ada",
+    sha: str = SHA,
+    head: dict[str, Any] | None = REPOSITORY,
+    association: str = "MEMBER",
+    kind: str = "User",
+) -> Delivery:
+    """Return a review, or its dismissal."""
+    action = "dismissed" if state == "dismissed" else "submitted"
+    body = {
+        "action": action,
+        "review": {
+            "state": state,
+            "commit_id": sha,
+            "author_association": association,
+            "submitted_at": at(minute),
+            "user": {"login": by, "type": kind} if by else None,
+        },
+        "pull_request": {
+            "number": number,
+            "user": {"login": author} if author else None,
+            "updated_at": at(minute),
+            "head": {"sha": sha, "repo": head},
+            "base": {"ref": base, "repo": REPOSITORY},
+        },
+        "repository": REPOSITORY,
     }
-    newer = {
-        "number": 12,
-        "user": SENDER,
-        "head": {"sha": "f" * 40, "repo": head},
-        "base": {"ref": "main", "repo": REPOSITORY},
+    return delivery("pull_request_review", body, f"review-{state}-{number}-{minute}")
+
+
+def push(ref: str = "refs/heads/main", sha: str = SHA, by: str = "grace", **more: Any) -> Delivery:
+    body = {"ref": ref, "after": sha, "sender": {"login": by}, "repository": REPOSITORY} | more
+    return delivery("push", body, f"push-{by}")
+
+
+def queue(base: str = "main", reason: str = "merged", action: str = "destroyed") -> Delivery:
+    """Return an event of a merge group."""
+    group = {"head_sha": SHA, "head_ref": f"refs/heads/gh-readonly-queue/{base}/pr-42-{SHA}"}
+    body = {
+        "action": action,
+        "reason": reason,
+        "repository": REPOSITORY,
+        "merge_group": group | {"base_ref": f"refs/heads/{base}"},
     }
-    body = {"action": action, "review": fields | changes, "pull_request": newer, "repository": REPOSITORY}
-    return delivery("pull_request_review", body)
-
-
-def merge_group(action: str = "destroyed", reason: str = "merged") -> Delivery:
-    """Return a ``merge_group``, merged unless changed."""
-    group = {
-        "head_sha": SHA,
-        "head_ref": f"refs/heads/gh-readonly-queue/main/pr-12-{SHA}",
-        "base_ref": "refs/heads/main",
-    }
-    return delivery("merge_group", {"action": action, "reason": reason, "merge_group": group, "repository": REPOSITORY})
-
-
-def push(ref: str = "refs/heads/main", repository: Mapping[str, Any] = REPOSITORY) -> Delivery:
-    """Return a ``push``, to main unless changed."""
-    return delivery("push", {"ref": ref, "after": SHA, "repository": repository, "sender": SENDER}, "d2")
+    return delivery("merge_group", body)
 
 
 SAMPLES = {
@@ -161,10 +242,10 @@ SAMPLES = {
         workflow_run(event="pull_request", head_branch="fix", pull_requests=[pull()]),
         workflow_run(conclusion="startup_failure"),
         check_run(),
-        pull_request(),
-        review(),
-        merge_group(),
-        pull_request(head={"ref": "fix", "sha": SHA, "repo": REPOSITORY}),
+        merged(head=FORK),
+        reviewed(),
+        queue(),
+        merged(),
         push(),
     ]
 }

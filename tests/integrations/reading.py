@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from ciml.errors import RejectedInput
 from ciml.events.records import Batch, OffsetRange, RunFacts
 from ciml.integrations.adapter import Delivery
 from ciml.integrations.registry import read_event
@@ -25,3 +31,16 @@ def settled_of(adapter: str, delivery: Delivery) -> list[tuple[str, str, str]]:
     """Return what decode settles a delivery as: kind, reason, detail."""
     batch = Batch(OffsetRange("ci-events", "", 0, 5, 6), [message_of(adapter, delivery)])
     return [(one.kind, one.reason, one.detail) for one in decode(batch, read_event=read_event).settled]
+
+
+def facts_of(adapter: str, delivery: Delivery, names: Iterable[str]) -> dict[str, Any]:
+    """Return some facts of the only run of a delivery."""
+    (facts,) = runs_of(adapter, delivery).values()
+    return {name: getattr(facts, name) for name in names}
+
+
+def rejection_of(adapter: str, delivery: Delivery) -> tuple[str, str]:
+    """Return why a whole delivery is rejected: the reason, and the place that the detail names."""
+    with pytest.raises(RejectedInput) as caught:
+        event_of(adapter, delivery)
+    return caught.value.reason, caught.value.detail.partition(":")[0]

@@ -19,16 +19,17 @@ from tests.integrations.github_samples import (
     check_run,
     delivery,
     job,
-    merge_group,
+    merged,
+    pr,
     pull,
-    pull_request,
-    review,
+    push,
+    queue,
+    reviewed,
     workflow_run,
 )
-from tests.integrations.reading import settled_of
+from tests.integrations.reading import facts_of, settled_of
 
 COMMIT = f"sha:octo/widget/{SHA}"
-INSIDE = {"ref": "fix", "sha": SHA, "repo": REPOSITORY}
 
 
 def run_of(given: Delivery) -> RunFacts:
@@ -36,13 +37,6 @@ def run_of(given: Delivery) -> RunFacts:
     assert event.rejections == ()
     (facts,) = event.run_facts
     return facts
-
-
-def update_of(given: Delivery) -> tuple[str, dict[str, str]]:
-    event = event_of("github", given)
-    assert (event.run_facts, event.rejections) == ((), ())
-    update = event.updates[0]
-    return update.subject, dict(update.facts)
 
 
 Said = tuple[str, dict[str, str], dict[str, str], str]
@@ -88,9 +82,43 @@ def test_a_completed_job_is_a_run() -> None:
     )
 
 
-def test_a_job_does_not_know_whose_branch_it_ran() -> None:
-    facts = run_of(job(head_branch="main"))
-    assert (facts.branch, facts.fork, facts.event, facts.review) == ("", "", "", "")
+JOBS: dict[str, tuple[Delivery, dict[str, object]]] = {
+    "a first attempt": (job(run_attempt=...), {"run_id": "ci~4001~1", "attempt_of": "81/unit (3.11)"}),
+    "a second attempt": (job(id=4099, run_attempt=2), {"run_id": "ci~4099~2", "attempt_of": "81/unit (3.11)"}),
+    **{
+        f"conclusion {conclusion}": (job(conclusion=conclusion), {"outcome": outcome, "result": conclusion})
+        for conclusion, outcome in (
+            ("success", "success"), ("failure", "failure"), ("timed_out", "timeout"), ("cancelled", "cancellation"),
+            ("skipped", "skip"), ("neutral", "skip"), ("stale", "cancellation"), ("action_required", "skip"),
+        )
+    },
+    "a skipped job may have a start after its end": (
+        job(conclusion="skipped", started_at="2026-11-24T12:20:01Z"), {"start_us": None, "end_us": 1795522800000000}
+    ),
+    "an own runner": (job(labels=["self-hosted", "gpu"]), {"provider": "self-hosted"}),
+    "an unknown runner": (job(runner_group_name="Large runners"), {"provider": ""}),
+    "the log is on the server of the repository": (
+        job(repository={**REPOSITORY, "url": "https://github.example/api/v3/repos/octo/widget"}),
+        {"log_url": "https://github.example/api/v3/repos/octo/widget/actions/runs/81/artifacts"},
+    ),
+    "a check run of an unknown app": (check_run(app={}), {"pipeline": "", "outcome": "success"}),
+    "a check run of another app": (
+        check_run(),
+        {
+            "run_id": "ci~5001~1", "build_name": "integration", "pipeline": "example-ci", "outcome": "success",
+            "log_url": "https://ci.example.org/builds/5001/", "subjects": (COMMIT,), "branch": "release-2",
+            "change": "12", "fork": "no", "attempt_of": "61/integration",
+        },
+    ),
+    "a check run without a pull request here may be of a fork": (
+        check_run(pull_requests=[pull(head=99)]), {"fork": "", "branch": "", "change": ""}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "facts"), JOBS.values(), ids=JOBS)
+def test_the_facts_of_a_run(given: Delivery, facts: dict[str, object]) -> None:
+    assert facts_of("github", given, facts) == facts
 
 
 @pytest.mark.parametrize(
@@ -101,49 +129,6 @@ def test_a_job_that_has_not_ended_is_not_finished(action: str, status: str, phas
     given = job(action, status=status, conclusion=None, completed_at=None)
     assert run_of(given).phase == phase
     assert settled(given) == [("ignored", "not_finished", "")]
-
-
-def test_attempts_of_a_job_are_linked() -> None:
-    first, second = run_of(job(run_attempt=...)), run_of(job(id=4099, run_attempt=2))
-    assert (first.run_id, second.run_id) == ("ci~4001~1", "ci~4099~2")
-    assert first.attempt_of == second.attempt_of == "81/unit (3.11)"
-
-
-@pytest.mark.parametrize(
-    ("conclusion", "outcome"),
-    [
-        ("success", "success"), ("failure", "failure"), ("timed_out", "timeout"), ("cancelled", "cancellation"),
-        ("skipped", "skip"), ("neutral", "skip"), ("stale", "cancellation"), ("action_required", "skip"),
-    ],
-)  # fmt: skip
-def test_each_conclusion_has_an_outcome(conclusion: str, outcome: str) -> None:
-    assert (run_of(job(conclusion=conclusion)).outcome, run_of(job(conclusion=conclusion)).result) == (
-        outcome,
-        conclusion,
-    )
-
-
-def test_a_skipped_job_may_have_a_start_after_its_end() -> None:
-    facts = run_of(job(conclusion="skipped", started_at="2026-11-24T12:20:01Z"))
-    assert (facts.start_us, facts.end_us) == (None, 1795522800000000)
-
-
-@pytest.mark.parametrize(
-    ("changes", "provider"),
-    [
-        ({"labels": ["self-hosted", "gpu"]}, "self-hosted"),
-        ({"runner_group_name": "GitHub Actions"}, "github-hosted"),
-        ({"runner_group_name": "Large runners"}, ""),
-    ],
-)
-def test_the_provider_is_what_the_recorder_reports(changes: dict[str, Any], provider: str) -> None:
-    assert run_of(job(**changes)).provider == provider
-
-
-def test_the_log_is_on_the_server_of_the_repository() -> None:
-    enterprise = {**REPOSITORY, "url": "https://github.example/api/v3/repos/octo/widget"}
-    expected = "https://github.example/api/v3/repos/octo/widget/actions/runs/81/artifacts"
-    assert run_of(job(repository=enterprise)).log_url == expected
 
 
 @pytest.mark.parametrize(
@@ -167,51 +152,52 @@ def test_a_job_that_cannot_be_understood_is_a_dead_letter(changes: dict[str, Any
     assert detail in text
 
 
-def test_a_workflow_run_of_a_push_says_so_of_its_jobs() -> None:
-    assert update_of(workflow_run()) == (
-        "workflow_run:81",
+def of_pull_request(*pulls: dict[str, Any]) -> Delivery:
+    return workflow_run(event="pull_request", head_branch="fix", pull_requests=list(pulls))
+
+
+WORKFLOW_RUNS: dict[str, tuple[Delivery, dict[str, str | None]]] = {
+    "a push": (
+        workflow_run(),
         {
             "event": "push", "pipeline": "tests", "project": "octo/widget", "branch": "main", "change": SHA,
             "patchset": SHA, "fork": "no", "owner": "ada", "head_project": "octo/widget",
         },
-    )  # fmt: skip
+    ),
+    **{
+        f"a {event} in main of a fork": (workflow_run(head=FORK, event=event), {"fork": "yes", "branch": None})
+        for event in ("pull_request", "pull_request_target", "push")
+    },
+    "the flag fork makes no fork": (
+        workflow_run(head={**REPOSITORY, "fork": True}, event="schedule"), {"fork": "no", "branch": "main"}
+    ),
+    "a deleted fork": (workflow_run(head=None), {"fork": None, "branch": None}),
+    "a pull request": (
+        of_pull_request(pull()), {"branch": "release-2", "change": "12", "patchset": SHA, "fork": "no"}
+    ),
+    "no pull request": (of_pull_request(), {"branch": None, "change": None}),
+    "a pull request elsewhere": (of_pull_request(pull(base=99)), {"branch": None, "change": None}),
+    "a pull request of a fork": (of_pull_request(pull(head=99)), {"branch": None, "change": None}),
+    "two pull requests": (of_pull_request(pull(12), pull(13)), {"branch": None, "change": None}),
+    "the merge queue": (
+        workflow_run(event="merge_group", head_branch=f"gh-readonly-queue/release/2/pr-12-{SHA}"),
+        {"event": "merge_group", "branch": "release/2", "change": "12"},
+    ),
+}  # fmt: skip
 
 
-def test_the_main_branch_of_a_fork_is_no_branch_of_the_repository() -> None:
-    for event in ("pull_request", "pull_request_target", "push"):
-        _, facts = update_of(workflow_run(head=FORK, event=event, head_branch="main"))
-        assert (facts["fork"], facts.get("branch")) == ("yes", None)
+@pytest.mark.parametrize(("given", "facts"), WORKFLOW_RUNS.values(), ids=WORKFLOW_RUNS)
+def test_what_a_workflow_run_says_of_its_jobs(given: Delivery, facts: dict[str, str | None]) -> None:
+    event = event_of("github", given)
+    assert (event.run_facts, event.rejections) == ((), ())
+    update = event.updates[0]
+    assert update.subject == "workflow_run:81"
+    assert {name: update.facts.get(name) for name in facts} == facts
 
 
-def test_the_flag_fork_makes_no_fork() -> None:
-    schedule = {**REPOSITORY, "fork": True}
-    _, facts = update_of(workflow_run(head=schedule, event="schedule"))
-    assert (facts["fork"], facts["branch"]) == ("no", "main")
-
-
-def test_a_deleted_fork_is_unknown() -> None:
-    _, facts = update_of(workflow_run(head=None))
-    assert "fork" not in facts
-    assert "branch" not in facts
-
-
-def test_a_pull_request_gives_its_target_and_number() -> None:
-    _, facts = update_of(workflow_run(event="pull_request", head_branch="fix", pull_requests=[pull()]))
-    assert (facts["branch"], facts["change"], facts["patchset"], facts["fork"]) == ("release-2", "12", SHA, "no")
-
-
-@pytest.mark.parametrize(
-    "pulls", [[], [pull(base=99)], [pull(head=99)], [pull(12), pull(13)]], ids=["none", "elsewhere", "fork", "two"]
-)
-def test_a_pull_request_of_another_repository_is_not_this_one(pulls: list[dict[str, Any]]) -> None:
-    _, facts = update_of(workflow_run(event="pull_request", pull_requests=pulls))
-    assert not facts.keys() & {"branch", "change"}
-
-
-def test_the_merge_queue_gives_target_and_number() -> None:
-    queued = f"gh-readonly-queue/release/2/pr-12-{SHA}"
-    _, facts = update_of(workflow_run(event="merge_group", head_branch=queued))
-    assert (facts["event"], facts["branch"], facts["change"]) == ("merge_group", "release/2", "12")
+def test_a_workflow_run_says_nothing_else_of_its_jobs() -> None:
+    (update,) = event_of("github", workflow_run()).updates
+    assert update.facts.keys() == WORKFLOW_RUNS["a push"][1].keys()
 
 
 @pytest.mark.parametrize(
@@ -236,53 +222,26 @@ def test_an_approved_run_of_a_fork_is_another_attempt() -> None:
     assert run_of(job(run_attempt=2)).subjects[0] == waiting.subjects[0] == "workflow_run:81"
 
 
-def test_a_check_run_of_github_actions_is_a_workflow_job_already() -> None:
-    given = check_run(app={"slug": "github-actions", "name": "GitHub Actions"})
-    assert settled(given) == [("ignored", "no_run", adapter.ACTIONS_CHECK)]
-
-
-def test_a_check_run_of_an_unknown_app_is_told_by_its_page() -> None:
-    page = "https://github.com/octo/widget/actions/runs/81/job/5001"
-    assert settled(check_run(app={}, details_url=page)) == [("ignored", "no_run", adapter.ACTIONS_CHECK)]
-    facts = run_of(check_run(app={}))
-    assert (facts.pipeline, facts.outcome) == ("", "success")
-
-
-def test_a_check_run_of_another_app_is_a_run() -> None:
-    facts = run_of(check_run())
-    assert (facts.run_id, facts.build_name, facts.pipeline, facts.outcome) == (
-        "ci~5001~1",
-        "integration",
-        "example-ci",
-        "success",
-    )
-    assert (facts.log_url, facts.subjects) == ("https://ci.example.org/builds/5001/", (COMMIT,))
-    assert (facts.branch, facts.change, facts.fork, facts.attempt_of) == ("release-2", "12", "no", "61/integration")
-
-
-def test_a_check_run_without_a_pull_request_here_may_be_of_a_fork() -> None:
-    facts = run_of(check_run(pull_requests=[pull(head=99)]))
-    assert (facts.fork, facts.branch, facts.change) == ("", "", "")
-
-
 @pytest.mark.parametrize(
     ("given", "rule"),
     [
+        (check_run(app={"slug": "github-actions", "name": "GitHub Actions"}), adapter.ACTIONS_CHECK),
+        (check_run(app={}, details_url="https://github.com/octo/widget/actions/runs/81/job/5"), adapter.ACTIONS_CHECK),
         (check_run(completed_at="2026-11-24T12:00:00Z"), adapter.INSTANT_CHECK),
         (check_run("rerequested"), adapter.CHECK_REQUEST),
-        (pull_request("labeled"), adapter.SAME_PULL_REQUEST),
-        (pull_request("edited"), adapter.SAME_PULL_REQUEST),
-        (pull_request(), adapter.OF_FORK),
-        (pull_request(head={"ref": "fix", "sha": SHA, "repo": None}), adapter.OF_FORK),
-        (delivery("pull_request", json.loads(pull_request(head=INSIDE).body) | {"repository": FORK}), adapter.OF_FORK),
-        (review(head=FORK), adapter.OF_FORK),
-        (review(user={"login": "approver[bot]", "type": "Bot"}), adapter.BOT),
-        (review(user=None), adapter.BOT),
-        (review(state="commented"), adapter.COMMENT),
-        (review(author_association="NONE"), adapter.OUTSIDER),
-        (review(author_association="CONTRIBUTOR"), adapter.OUTSIDER),
-        (merge_group(reason="dequeued"), adapter.OPEN_GROUP),
-        (merge_group("checks_requested"), adapter.OPEN_GROUP),
+        (pr("labeled"), adapter.SAME_PULL_REQUEST),
+        (pr("edited"), adapter.SAME_PULL_REQUEST),
+        (merged(head=FORK), adapter.OF_FORK),
+        (merged(head=None), adapter.OF_FORK),
+        (delivery("pull_request", json.loads(merged().body) | {"repository": FORK}), adapter.OF_FORK),
+        (reviewed(head=FORK), adapter.OF_FORK),
+        (reviewed(by="approver[bot]", kind="Bot"), adapter.BOT),
+        (reviewed(by=""), adapter.BOT),
+        (reviewed("commented"), adapter.COMMENT),
+        (reviewed(association="NONE"), adapter.OUTSIDER),
+        (reviewed(association="CONTRIBUTOR"), adapter.OUTSIDER),
+        (queue(reason="dequeued"), adapter.OPEN_GROUP),
+        (queue(action="checks_requested"), adapter.OPEN_GROUP),
         (delivery("push", {}), adapter.PUSH),
         (delivery("push", {"ref": "refs/heads/main", "after": "0" * 40}), adapter.PUSH),
         (delivery("push", {"ref": "refs/tags/main", "after": SHA}), adapter.PUSH),
@@ -297,45 +256,34 @@ def test_what_says_nothing_of_runs_is_ignored_by_its_rule(given: Delivery, rule:
     assert settled(given) == [("ignored", "no_run", rule)]
 
 
-OF_12 = {"change": "12", "branch": "main"}
+OF_42 = {"change": "42", "branch": "main"}
 
 
 def test_a_merge_says_so_of_its_commit_pull_request_and_base() -> None:
-    assert said_of(pull_request(head=INSIDE)) == [
-        (COMMIT, {}, OF_12, ""),
-        (COMMIT, {"review": "own"}, OF_12, "mallory"),
-        (COMMIT, {"review": "merged"}, OF_12, ""),
+    assert said_of(merged(by="eve", author="mallory")) == [
+        (COMMIT, {}, OF_42, ""),
+        (COMMIT, {"review": "own"}, OF_42, "mallory"),
+        (COMMIT, {"review": "merged"}, OF_42, ""),
     ]
-    assert said_of(merge_group()) == [(COMMIT, {"review": "merged"}, {"event": "merge_group", "branch": "main"}, "")]
-
-
-def test_a_merge_into_another_branch_is_no_review() -> None:
-    base = {"ref": "mine", "sha": SHA, "repo": REPOSITORY}
-    unnamed = json.loads(pull_request(head=INSIDE).body)
-    del unnamed["repository"]["default_branch"]
-    for given in (pull_request(head=INSIDE, base=base), delivery("pull_request", unnamed)):
-        assert {"review": "merged"} not in [facts for _, facts, _, _ in said_of(given)]
+    assert said_of(queue()) == [(COMMIT, {"review": "merged"}, {"event": "merge_group", "branch": "main"}, "")]
 
 
 def test_an_opened_pull_request_says_whose_it_is_and_which_runs_may_be_of_it() -> None:
-    opened = json.loads(pull_request("opened", head=INSIDE, merged=False).body) | {"sender": {"login": "eve"}}
-    assert said_of(delivery("pull_request", opened)) == [
-        (COMMIT, {}, OF_12, ""),
-        (COMMIT, {"review": "own"}, OF_12, "eve"),
-        (COMMIT, {"review": "own"}, OF_12, "mallory"),
+    assert said_of(pr(by="eve", author="mallory")) == [
+        (COMMIT, {}, OF_42, ""),
+        (COMMIT, {"review": "own"}, OF_42, "eve"),
+        (COMMIT, {"review": "own"}, OF_42, "mallory"),
     ]
-    moved = opened | {"action": "edited", "changes": {"base": {"ref": {"from": "mine"}}}}
-    assert said_of(delivery("pull_request", moved)) == [
-        (COMMIT, {}, OF_12, ""),
-        (COMMIT, {}, {"change": "12", "branch": "mine"}, ""),
-        (COMMIT, {"review": "own"}, OF_12, "mallory"),
+    assert said_of(pr("edited", before="mine", by="eve", author="mallory")) == [
+        (COMMIT, {}, OF_42, ""),
+        (COMMIT, {}, {"change": "42", "branch": "mine"}, ""),
+        (COMMIT, {"review": "own"}, OF_42, "mallory"),
     ]
 
 
 def test_a_push_says_who_pushed_and_to_which_branch() -> None:
-    body = {"ref": "refs/heads/release/2", "after": SHA, "repository": REPOSITORY, "sender": {"login": "ada"}}
     branch = f"branch:octo/widget/release/2/{SHA}"
-    assert said_of(delivery("push", body)) == [
+    assert said_of(push("refs/heads/release/2", by="ada")) == [
         (COMMIT, {"review": "own"}, {}, "ada"),
         (branch, {"review": "pushed"}, {}, ""),
     ]
@@ -343,11 +291,9 @@ def test_a_push_says_who_pushed_and_to_which_branch() -> None:
 
 
 def test_a_dismissal_is_later_than_the_review_that_it_dismisses() -> None:
-    approved = review(), "2026-11-24T12:30:00Z"
-    dismissed = review("dismissed", state="dismissed"), "2026-11-24T14:00:00Z"
     times = []
-    for given, now in (approved, dismissed):
-        body = json.loads(given.body)  # GitHub leaves submitted_at as it was
+    for state, now in (("approved", "2026-11-24T12:30:00Z"), ("dismissed", "2026-11-24T14:00:00Z")):
+        body = json.loads(reviewed(state).body)  # GitHub leaves submitted_at as it was
         body["pull_request"]["updated_at"] = now
         times.append(event_of("github", delivery("pull_request_review", body)).time_us)
     assert times[1] - times[0] == 5_400_000_000
@@ -356,14 +302,19 @@ def test_a_dismissal_is_later_than_the_review_that_it_dismisses() -> None:
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        (review(), "approved"),
-        (review(state="APPROVED"), "approved"),
-        (review(state="changes_requested", author_association="OWNER"), "changes_requested"),
-        (review("dismissed", state="dismissed", author_association="NONE"), "dismissed"),
+        (reviewed(), "approved"),
+        (reviewed("APPROVED"), "approved"),
+        (reviewed("changes_requested", association="OWNER"), "changes_requested"),
+        (reviewed("dismissed", association="NONE"), "dismissed"),
     ],
 )
 def test_a_review_is_of_the_commit_that_was_read(given: Delivery, word: str) -> None:
-    assert said_of(given) == [(COMMIT, {"review": "own"}, OF_12, "ada"), (COMMIT, {"review": word}, OF_12, "grace")]
+    """Not of the head, which may be a newer one."""
+    body = json.loads(given.body)
+    body["pull_request"]["head"]["sha"] = "f" * 40
+    own, review = said_of(delivery("pull_request_review", body))
+    assert own == (COMMIT, {"review": "own"}, OF_42, "ada")
+    assert review == (COMMIT, {"review": word}, OF_42, "grace")
 
 
 def test_an_event_has_the_id_of_its_delivery() -> None:

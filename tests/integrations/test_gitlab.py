@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from ciml.errors import RejectedInput
 from ciml.events.records import RunFacts
 from ciml.integrations.adapter import NOTHING, Delivery
 from ciml.integrations.gitlab import adapter
 from tests.integrations.deliveries import event_of
 from tests.integrations.gitlab_samples import FROM_FORK, PROJECT, SHA, delivery, job, merge_request, pipeline
-from tests.integrations.reading import settled_of
+from tests.integrations.reading import facts_of, rejection_of, settled_of
 
 COMMIT = f"sha:44/{SHA}"
 
@@ -74,17 +73,6 @@ def test_a_finished_job_is_a_run() -> None:
     )
 
 
-def test_a_job_does_not_know_whose_branch_it_ran() -> None:
-    facts = run_of(job(ref="main"))
-    assert (facts.branch, facts.fork, facts.event, facts.review) == ("", "", "", "")
-
-
-def test_a_retried_job_is_another_run_of_the_same_attempts() -> None:
-    first, second = run_of(job()), run_of(job(build_id=9100))
-    assert (first.run_id, second.run_id) == ("ci~9001~1", "ci~9100~1")
-    assert first.attempt_of == second.attempt_of
-
-
 @pytest.mark.parametrize("tag", [True, False])
 @pytest.mark.parametrize("name", ["head", "merge", "train"])
 def test_a_job_knows_no_merge_request_by_the_name_of_its_ref(name: str, tag: bool) -> None:
@@ -93,43 +81,48 @@ def test_a_job_knows_no_merge_request_by_the_name_of_its_ref(name: str, tag: boo
     assert (facts.change, facts.branch, facts.subjects) == ("", "", ("pipeline:501", COMMIT))
 
 
-def test_an_older_server_is_understood() -> None:
-    facts = run_of(job(project=..., pipeline_id=...))
-    assert (facts.project, facts.log_url, facts.subjects[0]) == (
-        "tools/widget",
-        "https://gitlab.example/api/v4/projects/44/jobs/9001/artifacts",
-        "pipeline:501",
-    )
+BELOW = {**PROJECT, "web_url": "https://example.org/gitlab/tools/widget"}
+JOBS: dict[str, tuple[Delivery, dict[str, object]]] = {
+    "a retried job is another run of the same attempts": (
+        job(build_id=9100), {"run_id": "ci~9100~1", "attempt_of": "501/unit 3.11"}
+    ),
+    "an older server": (
+        job(project=..., pipeline_id=...),
+        {
+            "project": "tools/widget", "subjects": ("pipeline:501", COMMIT),
+            "log_url": "https://gitlab.example/api/v4/projects/44/jobs/9001/artifacts",
+        },
+    ),
+    "a server below a path": (
+        job(project=BELOW),
+        {
+            "log_url": "https://example.org/gitlab/api/v4/projects/44/jobs/9001/artifacts",
+            "url": "https://example.org/gitlab/tools/widget/-/jobs/9001",
+        },
+    ),
+    "times of either form": (
+        job(build_started_at_iso="2026-11-24T12:00:30.500Z", build_finished_at="2026-11-24 12:20:00 +0000"),
+        {"start_us": 1795521630500000, "end_us": 1795522800000000},
+    ),
+    **{
+        reason: (job(build_status="failed", build_failure_reason=reason), {"outcome": outcome, "result": "failed"})
+        for reason, outcome in (
+            ("script_failure", "failure"), ("unknown_failure", "failure"), ("a_new_reason", "failure"),
+            ("job_execution_timeout", "timeout"), ("runner_system_failure", "error"),
+            ("stuck_or_timeout_failure", "error"),
+        )
+    },
+}  # fmt: skip
 
 
-def test_a_server_below_a_path_is_found() -> None:
-    below = {**PROJECT, "web_url": "https://example.org/gitlab/tools/widget"}
-    facts = run_of(job(project=below))
-    assert (facts.log_url, facts.url) == (
-        "https://example.org/gitlab/api/v4/projects/44/jobs/9001/artifacts",
-        "https://example.org/gitlab/tools/widget/-/jobs/9001",
-    )
+@pytest.mark.parametrize(("given", "facts"), JOBS.values(), ids=JOBS)
+def test_the_facts_of_a_run(given: Delivery, facts: dict[str, object]) -> None:
+    assert facts_of("gitlab", given, facts) == facts
 
 
-def test_times_of_either_form_are_read() -> None:
-    facts = run_of(job(build_started_at_iso="2026-11-24T12:00:30.500Z", build_finished_at="2026-11-24 12:20:00 +0000"))
-    assert (facts.start_us, facts.end_us) == (1795521630500000, 1795522800000000)
-
-
-@pytest.mark.parametrize(
-    ("reason", "outcome"),
-    [
-        ("script_failure", "failure"),
-        ("unknown_failure", "failure"),
-        ("a_new_reason", "failure"),
-        ("job_execution_timeout", "timeout"),
-        ("runner_system_failure", "error"),
-        ("stuck_or_timeout_failure", "error"),
-    ],
-)
-def test_the_machine_is_told_from_the_script(reason: str, outcome: str) -> None:
-    facts = run_of(job(build_status="failed", build_failure_reason=reason))
-    assert (facts.outcome, facts.result, facts.labels["failure_reason"]) == (outcome, "failed", reason)
+def test_the_reason_of_a_failure_is_a_label() -> None:
+    failed = job(build_status="failed", build_failure_reason="script_failure")
+    assert run_of(failed).labels["failure_reason"] == "script_failure"
 
 
 @pytest.mark.parametrize("status", [status for status, phase in adapter.PHASES.items() if phase != "finished"])
@@ -176,22 +169,24 @@ def test_a_pipeline_updates_its_jobs_and_reports_none_of_them() -> None:
     }  # fmt: skip
 
 
-def test_the_main_branch_of_a_fork_is_no_branch_of_the_project() -> None:
-    facts = updates_of(pipeline(FROM_FORK, source="merge_request_event", ref="main"))["pipeline:501"]
-    assert (facts["fork"], facts["branch"], facts["change"]) == ("yes", "next", "6")
-    unknown = updates_of(pipeline(source="merge_request_event", ref="main"))["pipeline:501"]
-    assert not unknown.keys() & {"fork", "branch", "change"}
+def of_merge_request(source: int, target: str) -> Delivery:
+    inside = FROM_FORK | {"source_project_id": source, "target_branch": target}
+    return pipeline(inside, source="merge_request_event", ref="main")
 
 
-def test_the_branch_of_a_merge_request_is_its_target() -> None:
-    inside = FROM_FORK | {"source_project_id": 44, "source_branch": "fix", "target_branch": "release-2"}
-    facts = updates_of(pipeline(inside, source="merge_request_event", ref="fix"))["pipeline:501"]
-    assert (facts["fork"], facts["branch"]) == ("no", "release-2")
-
-
-def test_a_tag_is_no_branch() -> None:
-    facts = updates_of(pipeline(tag=True, ref="main"))["pipeline:501"]
-    assert (facts.get("branch"), facts["fork"]) == (None, "no")
+@pytest.mark.parametrize(
+    ("given", "facts"),
+    [
+        (of_merge_request(99, "next"), {"fork": "yes", "branch": "next", "change": "6"}),
+        (of_merge_request(44, "release-2"), {"fork": "no", "branch": "release-2", "change": "6"}),
+        (pipeline(source="merge_request_event"), {"fork": None, "branch": None, "change": None}),
+        (pipeline(tag=True), {"fork": "no", "branch": None}),
+    ],
+    ids=["of a fork", "into a branch", "of an unknown merge request", "of a tag"],
+)
+def test_the_branch_of_a_pipeline_is_its_target(given: Delivery, facts: dict[str, str | None]) -> None:
+    known = updates_of(given)["pipeline:501"]
+    assert {name: known.get(name) for name in facts} == facts
 
 
 OF_6 = {"change": "6", "branch": "main"}
@@ -208,12 +203,6 @@ def test_a_merge_request_of_a_fork_says_nothing_of_its_commit() -> None:
         given = merge_request(99, action=action, target_branch="main", oldrev=SHA)
         assert updates_of(given) == {"merge_request:44/6": {"fork": "yes", "branch": "main", "change": "6"}}
         assert of_commit(given) == []
-
-
-def test_a_merge_into_another_branch_is_no_review() -> None:
-    unnamed = delivery(json.loads(merge_request(target_branch="main").body) | {"project": {}})
-    for given in (merge_request(), unnamed):
-        assert {"review": "merged"} not in [facts for facts, _, _ in of_commit(given)]
 
 
 def test_a_push_and_a_new_target_are_said_of_the_commit() -> None:
@@ -273,6 +262,4 @@ def test_an_event_is_known_by_its_body() -> None:
     [({}, "missing_field"), ({"object_kind": "Push Hook"}, "unknown_type"), ({"object_kind": []}, "bad_field")],
 )
 def test_what_is_no_webhook_of_gitlab_is_rejected(body: dict[str, Any], reason: str) -> None:
-    with pytest.raises(RejectedInput) as caught:
-        event_of("gitlab", delivery(body))
-    assert caught.value.reason == reason
+    assert rejection_of("gitlab", delivery(body))[0] == reason

@@ -7,142 +7,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ciml.integrations.adapter import Delivery
 from tests.integrations.executed import Sent, Source
-from tests.integrations.github_samples import FORK, REPOSITORY, SHA, check_run, delivery, job, workflow_run
+from tests.integrations.github_samples import (
+    FORK,
+    OTHER_SHA,
+    SHA,
+    check_run,
+    job,
+    merged,
+    pr,
+    push,
+    queue,
+    reviewed,
+    run,
+    workflow_run,
+)
 
-OTHER_SHA = SHA[::-1]
 RESTORED = {**FORK, "full_name": "octo/widget-fork"}
-
-
-def at(minute: int) -> str:
-    return f"2026-11-24T12:{minute:02}:00Z"
-
-
-def pr(
-    action: str = "opened",
-    number: int = 42,
-    base: str = "main",
-    sha: str = SHA,
-    minute: int = 1,
-    *,
-    by: str = "ada",
-    author: str = "ada",
-    head: dict[str, Any] | None = REPOSITORY,
-    before: str = "",
-    merged: bool = False,
-    default: str = "main",
-    **more: Any,
-) -> Delivery:
-    """Return an event of a pull request."""
-    fields = {
-        "number": number,
-        "user": {"login": author},
-        "head": {"ref": "fix", "sha": sha, "repo": head},
-        "base": {"ref": base, "sha": OTHER_SHA, "repo": REPOSITORY},
-        "merged": merged,
-        "updated_at": at(minute),
-    }
-    body = {
-        "action": action,
-        "number": number,
-        "pull_request": fields | more,
-        "sender": {"login": by},
-        "repository": {**REPOSITORY, "default_branch": default},
-    } | ({"changes": {"base": {"ref": {"from": before}}}} if before else {})
-    return delivery("pull_request", body, f"pr-{action}-{number}-{minute}")
-
-
-def merged(number: int = 42, base: str = "main", minute: int = 40, **more: Any) -> Delivery:
-    return pr("closed", number, base, minute=minute, merged=True, **more)
-
-
-def run(
-    *pulls: tuple[int, str],
-    action: str = "completed",
-    event: str = "pull_request",
-    minute: int = 20,
-    sha: str = SHA,
-    head_branch: str = "fix",
-    actor: str = "ada",
-    head: dict[str, Any] | None = REPOSITORY,
-    listed: str = "",
-    **more: Any,
-) -> Delivery:
-    """Return an event of the workflow run, with the pull requests that it lists."""
-    listing = [
-        {
-            "number": number,
-            "base": {"ref": base, "sha": OTHER_SHA, "repo": {"id": 7, "name": "widget"}},
-            "head": {"ref": head_branch, "sha": listed or sha, "repo": {"id": 7, "name": "widget"}},
-        }
-        for number, base in pulls
-    ]
-    return workflow_run(
-        action,
-        head,
-        event=event,
-        head_branch=head_branch,
-        head_sha=sha,
-        pull_requests=listing,
-        updated_at=at(minute),
-        actor={"login": actor},
-        **more,
-    )
-
-
-def reviewed(
-    state: str = "approved",
-    number: int = 42,
-    base: str = "main",
-    minute: int = 30,
-    *,
-    by: str = "grace",
-    author: str = "ada",
-    sha: str = SHA,
-    head: dict[str, Any] | None = REPOSITORY,
-    association: str = "MEMBER",
-    kind: str = "User",
-) -> Delivery:
-    """Return a review, or its dismissal."""
-    action = "dismissed" if state == "dismissed" else "submitted"
-    body = {
-        "action": action,
-        "review": {
-            "state": state,
-            "commit_id": sha,
-            "author_association": association,
-            "submitted_at": at(minute),
-            "user": {"login": by, "type": kind} if by else None,
-        },
-        "pull_request": {
-            "number": number,
-            "user": {"login": author} if author else None,
-            "updated_at": at(minute),
-            "head": {"sha": sha, "repo": head},
-            "base": {"ref": base, "repo": REPOSITORY},
-        },
-        "repository": REPOSITORY,
-    }
-    return delivery("pull_request_review", body, f"review-{state}-{number}-{minute}")
-
-
-def push(ref: str = "refs/heads/main", sha: str = SHA, by: str = "grace", **more: Any) -> Delivery:
-    body = {"ref": ref, "after": sha, "sender": {"login": by}, "repository": REPOSITORY} | more
-    return delivery("push", body, f"push-{by}")
-
-
-def queue(base: str = "main", sha: str = SHA, reason: str = "merged", ref: str = "") -> Delivery:
-    group = {"head_sha": sha, "head_ref": f"refs/heads/gh-readonly-queue/{base}/pr-42-{sha}"}
-    body = {
-        "action": "destroyed",
-        "reason": reason,
-        "repository": REPOSITORY,
-        "merge_group": group | {"base_ref": ref or f"refs/heads/{base}"},
-    }
-    return delivery("merge_group", body)
 
 
 def in_sandbox(sent: Delivery) -> Delivery:

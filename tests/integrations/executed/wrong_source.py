@@ -8,8 +8,7 @@ from dataclasses import replace
 from ciml.integrations.adapter import Delivery
 from tests.integrations import gitlab_samples
 from tests.integrations.executed import Sent, Source
-from tests.integrations.executed.github import merged, pr, reviewed, run
-from tests.integrations.github_samples import FORK, SHA, job
+from tests.integrations.github_samples import FORK, SHA, job, merged, pr, reviewed, run
 
 POLICY = "ciml/trust_default.toml"
 BUILD = {
