@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import pytest
 
@@ -18,6 +17,7 @@ from ciml.transforms.fetch.fetch import fetch
 from ciml.transforms.ingest.decode import decode_lines
 from ciml.transforms.parse.logs import parse
 from ciml.trust import evaluate_batch
+from tests.bench.measuring import report_ratio, seconds
 from tests.pipelines.backfill.backfilling import config, listed
 
 pytestmark = pytest.mark.bench
@@ -39,24 +39,13 @@ def loop(ours: BackfillConfig, path: Path) -> None:
 
 @pytest.mark.parametrize("runner", [None, "fnapi"])
 def test_backfill_against_a_plain_loop(tmp_path: Path, runner: str | None) -> None:
-    if runner is not None:
-        import ciml.pipelines.backfill.beam  # noqa: F401  (Beam; its import is not a run's time)
+    import ciml.pipelines.backfill.beam  # noqa: F401  (Beam; its import is not a run's time)
+
     made = listed(tmp_path / "logs", runs=RUNS, tricks=False)
-    path = made.path
-    times: dict[str, list[float]] = {"backfill": [], "loop": []}
+    pairs = []
     for number in range(ROUNDS):
-        ours = config(made.folder, tmp_path / f"loop-{number}")
-        began = time.perf_counter()
-        loop(ours, path)
-        times["loop"].append(time.perf_counter() - began)
+        theirs = seconds(partial(loop, config(made.folder, tmp_path / f"loop-{number}"), made.path))
         ours = config(made.folder, tmp_path / f"backfill-{number}")
-        began = time.perf_counter()
-        tally = backfill(ours, open_listing(str(path)), runner=runner)
-        times["backfill"].append(time.perf_counter() - began)
-        assert tally.counts == {("run", ""): RUNS}
+        pairs.append((seconds(partial(backfill, ours, open_listing(str(made.path)), runner=runner)), theirs))
         assert open_store(tmp_path / f"loop-{number}" / "raw").list("runs") == ours.raw.list("runs")
-    theirs, mine = median(times["loop"]), median(times["backfill"])
-    print(
-        f"\nbackfill of {RUNS} runs, {runner or 'directly'}: {RUNS / mine:.0f} runs/s; "
-        f"plain loop: {RUNS / theirs:.0f} runs/s; ratio {theirs / mine:.2f}"
-    )
+    report_ratio(f"backfill, {runner or 'directly'}", pairs, "plain loop", RUNS)

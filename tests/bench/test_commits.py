@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,35 +24,37 @@ from ciml.runs.accounting import reconcile
 from ciml.runs.known_ids import TABLES, KnownRun
 from ciml.runs.state import RAW, RawState
 from ciml.storage import LocalStore, Store, open_store
+from tests.bench.measuring import seconds
 
 pytestmark = pytest.mark.bench
 
 RUNS_A_COMMIT = 50
 
 
-def history(raw: Store, runs: int, cache: Path | None = None) -> None:
+def index_part(files: PartFiles, rng: np.random.Generator, rows: int, piece: int = 0, pieces: int = 1,
+               runs: bool = True) -> str:  # fmt: skip
+    """Write a part of an index: random ids in the given piece of their range, with the values of runs."""
+    width = (1 << 64) // pieces
+    high = np.sort(rng.integers(0, width - 1, rows, np.uint64)) + np.uint64(piece * width)
+    values: dict[str, Any] = {"high": high, "low": rng.integers(0, 1 << 63, rows, np.uint64)}
+    if runs:
+        values["outcome"] = pa.array(np.ones(rows, np.uint8))
+        values["digest"] = pa.array([b"\0" + rng.bytes(32) for _ in range(rows)], pa.binary())
+    return files.write(Rows(pa.RecordBatch.from_pydict(values)))
+
+
+def history(raw: Store, runs: int) -> None:
     """A manifest with a checkpoint that knows as many runs, and three times as many events.
 
     Its index has the shape that merges give it: sorted runs of levels up to where all fits.
     """
-    log = ManifestLog(raw)
-    files = PartFiles(raw, f"{log.folder}/index", cache)
-    random = np.random.default_rng(runs)
-    tables = {}
+    log, rng, tables = ManifestLog(raw), np.random.default_rng(runs), {}
+    files = PartFiles(raw, f"{log.folder}/index", None)
     for name, count in (("events", 3 * runs), ("runs", runs), ("letters", 0)):
         table = IdTable(TABLES[name], (), files)
         for level, size in cut(count):
-            parts, pieces = [], max(1, -(-size // 900_000))
-            for piece in range(pieces):
-                rows = size // pieces
-                width = (1 << 64) // pieces
-                high = np.sort(random.integers(0, width - 1, rows, np.uint64)) + np.uint64(piece * width)
-                values = {}
-                if name == "runs":
-                    digests = pa.array([b"\0" + random.bytes(32) for _ in range(rows)], pa.binary())
-                    values = {"outcome": pa.array(np.ones(rows, np.uint8)), "digest": digests}
-                low = random.integers(0, 1 << 63, rows, np.uint64)
-                parts.append(files.write(Rows(pa.RecordBatch.from_pydict({"high": high, "low": low, **values}))))
+            pieces = max(1, -(-size // 900_000))
+            parts = [index_part(files, rng, size // pieces, at, pieces, name == "runs") for at in range(pieces)]
             table = IdTable(TABLES[name], [*table.runs, Run(level, tuple(parts))], files)
         tables[name] = table.runs
     delta = {name: [] for name in ("runs", "repeats", "corrections", "ignored", "dead_letters", "deferred", "closes")}
@@ -66,13 +68,10 @@ def history(raw: Store, runs: int, cache: Path | None = None) -> None:
 def cut(count: int) -> list[tuple[int, int]]:
     """(level, rows) of sorted runs, the oldest first: seven of 5,000 rows, and so on by eights."""
     sizes: list[tuple[int, int]] = []
-    level, size = 0, 5000
-    while count > 0 and len(sizes) < 60:
-        for _ in range(7):
-            if count > 0:
-                sizes.append((level, min(size, count)))
-                count -= size
-        level, size = level + 1, size * 8
+    while count > 0:
+        level = len(sizes) // 7
+        sizes.append((level, min(5000 * 8**level, count)))
+        count -= sizes[-1][1]
     return sizes[::-1]
 
 
@@ -106,20 +105,22 @@ def commits(committers: Sequence[Committer], rounds: int = 40) -> list[float]:
     return [median(each) for each in times]
 
 
-@pytest.mark.parametrize("where", ["folder", "s3"])
-def test_a_commit_with_a_million_ids_known_against_ten_thousand(
-    where: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(params=["folder", "s3"])
+def stores(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Store]:
+    """Two empty stores."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    stores: list[Store] = [LocalStore(tmp_path / str(number)) for number in range(2)]
-    if where == "s3":
-        s3: Any = request.getfixturevalue("s3")
-        stores = [open_store(f"{s3.bucket()}/raw") for _ in range(2)]
+    if request.param == "folder":
+        return [LocalStore(tmp_path / str(number)) for number in range(2)]
+    s3: Any = request.getfixturevalue("s3")
+    return [open_store(f"{s3.bucket()}/raw") for _ in range(2)]
+
+
+def test_a_commit_with_a_million_ids_known_against_ten_thousand(stores: list[Store]) -> None:
     for store, runs in zip(stores, (2_500, 250_000), strict=True):  # with their events, 10,000 and 1,000,000 ids
         history(store, runs)
     few, many = commits([Committer(store) for store in stores])
     print(
-        f"\na commit of 100 (event, run), store in {where}: {many * 1e3:.1f} ms with 1,000,000 ids known, "
+        f"\na commit of 100 (event, run), store in {stores[0].root}: {many * 1e3:.1f} ms with 1,000,000 ids known, "
         f"{few * 1e3:.1f} ms with 10,000: {many / few:.2f} times"
     )
 
@@ -190,34 +191,17 @@ def test_start_up_and_memory(runs: int, tmp_path: Path) -> None:
     print(f"\n{ran.stdout.strip()}; the index has {size / 2**20:.0f} MB")
 
 
-@pytest.mark.parametrize("where", ["folder", "s3"])
-def test_start_up_with_many_deltas_since_the_checkpoint(
-    where: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    raw: Store = LocalStore(tmp_path / "raw")
-    if where == "s3":
-        s3: Any = request.getfixturevalue("s3")
-        raw = open_store(f"{s3.bucket()}/raw")
-    history(raw, 2_500)
-    ours = Committer(raw)
+def test_start_up_with_many_deltas_since_the_checkpoint(stores: list[Store]) -> None:
+    history(stores[0], 2_500)
+    ours = Committer(stores[0])
     for number in range(400):
         ours.commit([batch(number * 1000)])
-    other = Committer(raw)
-    print(
-        f"\nstart with 400 deltas of 100 records since the checkpoint, {where}: {seconds(lambda: opened(other)):.2f} s"
-    )
 
+    def start() -> None:
+        with Committer(stores[0]).state() as state:
+            assert state.version == 401
 
-def opened(committer: Committer) -> None:
-    with committer.state() as state:
-        assert state.version == 401
-
-
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    print(f"\nstart with 400 deltas of 100 records since the checkpoint, {stores[0].root}: {seconds(start):.2f} s")
 
 
 def test_a_checkpoint_and_what_it_costs(tmp_path: Path) -> None:
@@ -228,16 +212,13 @@ def test_a_checkpoint_and_what_it_costs(tmp_path: Path) -> None:
         ours.commit([batch(number * 1000)])
     idle = Committer(raw)
     idle.maintain()
-    steps = []
-    more = True
-    while more:
-        began = time.perf_counter()
-        more = ours.maintain(budget_s=0.2)
-        steps.append(time.perf_counter() - began)
+    steps, more = [], [True]
+    while more[-1]:
+        steps.append(seconds(lambda: more.append(ours.maintain(budget_s=0.2))))
     version = ManifestLog(raw).checkpoints()[-1]
     singles = sum(path.stat().st_size for path in (tmp_path / "_manifest").glob("*.json"))
     segment = (tmp_path / ManifestLog(raw).archive.path(version)).stat().st_size
-    nothing = seconds(lambda: [ours.maintain() for _ in range(100)]) / 100
+    nothing = seconds(ours.maintain, 100)
     print(
         f"\na checkpoint of {version - 1} commits with {100 * (version - 1):,} records: {sum(steps):.2f} s, "
         f"the longest call {max(steps):.2f} s; {singles / 2**20:.1f} MB of deltas in a segment of "
@@ -247,17 +228,8 @@ def test_a_checkpoint_and_what_it_costs(tmp_path: Path) -> None:
 
 def test_merging(tmp_path: Path) -> None:
     files = PartFiles(LocalStore(tmp_path), "index")
-    random = np.random.default_rng(1)
-    runs = []
-    for _ in range(8):
-        rows = 400_000
-        high = np.sort(random.integers(0, 1 << 64, rows, np.uint64, endpoint=False))
-        values = {
-            "outcome": pa.array(np.ones(rows, np.uint8)),
-            "digest": pa.array([b"\0" + random.bytes(32) for _ in range(rows)], pa.binary()),
-        }
-        low = random.integers(0, 1 << 63, rows, np.uint64)
-        runs.append(Run(2, (files.write(Rows(pa.RecordBatch.from_pydict({"high": high, "low": low, **values}))),)))
+    rng = np.random.default_rng(1)
+    runs = [Run(2, (index_part(files, rng, 400_000),)) for _ in range(8)]
     steps = IdTable(TABLES["runs"], runs, files).merged()
     times = []
     while True:

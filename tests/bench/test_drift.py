@@ -17,7 +17,7 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.transforms.drift.compare import Report, Side, compare
 from ciml.transforms.drift.statistics import statistics
 from ciml.transforms.examples.prepare import make_examples
-from tests.bench.real_runs import real_runs
+from tests.bench.measuring import real_runs
 from tests.transforms.samples import resolved
 
 pytestmark = pytest.mark.bench

@@ -24,7 +24,7 @@ from ciml.runs.reader import read_run, read_runs
 from ciml.runs.verify import Verification, verify_raw
 from ciml.runs.writer import run_path, write_run
 from ciml.storage import LocalStore, Store, open_store
-from tests.bench.real_runs import real_runs
+from tests.bench.measuring import real_runs, seconds
 
 pytestmark = pytest.mark.bench
 
@@ -81,19 +81,8 @@ def fill(raw: Store, runs: Iterator[tuple[RunFacts, pa.Table]], *, a_delta: int 
     return files
 
 
-def seconds(work: Callable[[], object], rounds: int) -> float:
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return median(times)
-
-
 def cpu_seconds(work: Callable[[], object]) -> float:
-    began = time.process_time()
-    work()
-    return time.process_time() - began
+    return seconds(work, clock=time.process_time)
 
 
 def forget() -> None:

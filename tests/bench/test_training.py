@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,16 +14,14 @@ from ciml.training.estimators.networks import optimizer_of
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
 from ciml.transforms.examples.prepare import prepare_many
-from tests.bench.real_runs import real_runs
-from tests.bench.test_ratios import tell
+from tests.bench.measuring import real_runs, report_ratio, seconds
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 
 RUNS = 2_800
-EPOCHS = 500
 TALK = Experiment(
     estimator="dnn", hidden_layers=(100,) * 5, optimizer="adagrad",
-    learning_rate=0.05, l2=0.0, batch_size=128, epochs=EPOCHS,
+    learning_rate=0.05, l2=0.0, batch_size=128, epochs=500,
 )  # fmt: skip
 
 
@@ -38,20 +36,12 @@ def test_the_talks_training_against_fit_on_arrays(windows: int) -> None:
     inputs, n_windows, _ = prepare_many(tables, resolved)
     labels = np.array([resolved.classes.index(mention.build_name) for mention in mentions])
     all_rows = Rows(Normalisation.of(inputs).apply(inputs), n_windows, labels)
-    rows = all_rows.take(np.arange(RUNS) % len(labels))  # the runs there are, again and again: time alone counts here
+    rows = all_rows.take(np.arange(RUNS) % len(labels))  # the runs again and again: only the time counts here
 
     model = build_model(TALK, *rows.inputs.shape[1:], len(resolved.classes))
     steps = TALK.epochs * -(-RUNS // TALK.batch_size)
     model.compile(optimizer=optimizer_of(TALK, steps), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     given = {"inputs": rows.inputs, "n_windows": rows.n_windows}
-    seconds: dict[str, list[float]] = {"ours": [], "fit": []}
-    for _ in range(2):
-        began = time.perf_counter()
-        ours = fit(TALK, rows, None, len(resolved.classes))
-        between = time.perf_counter()
-        model.fit(given, rows.labels, batch_size=TALK.batch_size, epochs=TALK.epochs, verbose=0)
-        seconds["ours"].append(between - began)
-        seconds["fit"].append(time.perf_counter() - between)
-    assert ours.to_json()["steps"] == steps
-    print(f"\nruns {RUNS}, epochs {TALK.epochs}, steps {steps}, seconds {seconds}")
-    tell(f"train 5 × 100 units on {windows} windows", min(seconds["ours"]), min(seconds["fit"]), "model.fit on arrays")
+    keras = partial(model.fit, given, rows.labels, batch_size=TALK.batch_size, epochs=TALK.epochs, verbose=0)
+    pairs = [(seconds(partial(fit, TALK, rows, None, len(resolved.classes))), seconds(keras)) for _ in range(2)]
+    report_ratio(f"train 5 × 100 units on {windows} windows", pairs, "model.fit on arrays", steps)

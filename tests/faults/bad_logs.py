@@ -7,11 +7,9 @@
 from __future__ import annotations
 
 import gzip
-import os
 import socket
 import struct
 import sys
-import tempfile
 import threading
 import time
 import zlib
@@ -21,22 +19,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 _PIECE = 1 << 20
-_BOMB = 1 << 30
 _STATUS = {"missing": 404, "forbidden": 403, "broken": 500, "busy": 503}
 
 
 @cache
 def bomb(layers: int) -> bytes:
-    """Return a GiB of zeros in so many layers of gzip. The first is made once for all servers: it takes seconds."""
-    if layers > 1:
-        return gzip.compress(bomb(layers - 1))
-    file = Path(tempfile.gettempdir(), f"ciml-faults-bomb-{_BOMB >> 20}.gz")
-    if not file.exists():
-        packer, piece = zlib.compressobj(9, wbits=31), bytes(_PIECE)
-        part = file.with_suffix(f".{os.getpid()}")
-        part.write_bytes(b"".join(packer.compress(piece) for _ in range(_BOMB // _PIECE)) + packer.flush())
-        os.replace(part, file)
-    return file.read_bytes()
+    """Return a GiB of zeros, in many members, in so many layers of gzip."""
+    return gzip.compress(bomb(layers - 1)) if layers > 1 else gzip.compress(bytes(_PIECE)) * 1024
 
 
 class Server(ThreadingHTTPServer):
@@ -51,7 +40,6 @@ class Server(ThreadingHTTPServer):
         self.folder = folder
         self.asked: Counter[str] = Counter()
         self.lock = threading.Lock()
-        bomb(3)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Ignore clients that hang up: they have reason to."""

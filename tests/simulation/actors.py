@@ -20,8 +20,7 @@ from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from ciml.transforms.ingest.decode import decode
 from ciml.transforms.parse.logs import parse
 from ciml.trust import TrustPolicy, evaluate, evaluate_batch
-from tests.simulation.broker import Partition
-from tests.simulation.reading import find_partitions, read_bounded, read_slice
+from tests.simulation.broker import Partition, find_partitions, read_bounded, read_slice
 from tests.simulation.scenes import Address, ScheduledMessage, log, read_event
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import START_US, Process

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -24,30 +24,25 @@ from tests.simulation.fakes import Disk
 from tests.simulation.run import Result, simulate
 from tests.simulation.world import World
 
-Defect = Callable[[], AbstractContextManager[Any]]
+Patch = AbstractContextManager[Any]
 
 
-@contextmanager
-def no_deduplication() -> Iterator[None]:
+def no_deduplication() -> Patch:
     """A known event counts as new."""
-    with patch.object(known_ids.Index, "has_event", lambda *_: False):
-        yield
+    return patch.object(known_ids.Index, "has_event", lambda *_: False)
 
 
-@contextmanager
-def overwritten_commit() -> Iterator[None]:
+def overwritten_commit() -> Patch:
     """A delta overwrites another writer's delta of the same number."""
 
     def append(self: manifests.ManifestLog, version: int, delta: manifests.Delta) -> bool:
         self.store.replace(self.path(version), canonical_json({**delta, "version": version}))
         return True
 
-    with patch.object(manifests.ManifestLog, "try_append", append):
-        yield
+    return patch.object(manifests.ManifestLog, "try_append", append)
 
 
-@contextmanager
-def covered_again() -> Iterator[None]:
+def covered_again() -> Patch:
     """A batch is settled as a whole, although parts of its range were settled before."""
 
     class Blind:
@@ -61,12 +56,10 @@ def covered_again() -> Iterator[None]:
             return RangeSet()
 
     real = accounting.reconcile
-    with patch.object(committer, "reconcile", lambda state, *rest: real(Blind(state), *rest)):
-        yield
+    return patch.object(committer, "reconcile", lambda state, *rest: real(Blind(state), *rest))
 
 
-@contextmanager
-def no_rebase() -> Iterator[None]:
+def no_rebase() -> Patch:
     """The losing committer commits the same delta under the next number."""
 
     def commit(log: Any, state: Any, build: Callable[[], Any]) -> int | None:
@@ -79,36 +72,24 @@ def no_rebase() -> Iterator[None]:
         state.apply(version, {**delta, "version": version})
         return version
 
-    with patch.object(replica, "commit", commit):
-        yield
+    return patch.object(replica, "commit", commit)
 
 
-@contextmanager
-def unguarded_append() -> Iterator[None]:
+def unguarded_append() -> Patch:
     """A stale writer commits at the version of another writer's removed delta."""
 
     def append(self: manifests.ManifestLog, version: int, delta: manifests.Delta) -> bool:
         return self.store.create(self.path(version), canonical_json({**delta, "version": version}))
 
-    with patch.object(manifests.ManifestLog, "try_append", append):
-        yield
+    return patch.object(manifests.ManifestLog, "try_append", append)
 
 
-@contextmanager
-def torn_create() -> Iterator[None]:
+def torn_create() -> Patch:
     """A half-written object is visible, and may stay."""
-    real = Disk.__init__
-
-    def torn(self: Disk) -> None:
-        real(self)
-        self.torn = True
-
-    with patch.object(Disk, "__init__", torn):
-        yield
+    return patch.object(Disk, "torn", True)
 
 
-@contextmanager
-def retry_settled_twice() -> Iterator[None]:
+def retry_settled_twice() -> Patch:
     """A retry is settled although it is no longer open."""
 
     def settle(self: Any, outcome: Outcome) -> None:
@@ -116,20 +97,17 @@ def retry_settled_twice() -> Iterator[None]:
         if self._settle(outcome, again=True) != "deferred" and key in self._state.deferred:
             self._closes[key] = None
 
-    with patch.object(accounting._Draft, "_settle_retry", settle):
-        yield
+    return patch.object(accounting._Draft, "_settle_retry", settle)
 
 
-@contextmanager
-def closed_unopened() -> Iterator[None]:
+def closed_unopened() -> Patch:
     """A retry closes its record although it is no longer open."""
 
     def settle(self: Any, outcome: Outcome) -> None:
         if self._settle(outcome, again=True) != "deferred":
             self._closes[outcome.origin, outcome.run_id] = None
 
-    with patch.object(accounting._Draft, "_settle_retry", settle):
-        yield
+    return patch.object(accounting._Draft, "_settle_retry", settle)
 
 
 @contextmanager
@@ -155,37 +133,39 @@ def files_after_the_commit() -> Iterator[None]:
             store.create(path, data)
         sweep(root, *rest)
 
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(datasets, "write_span", lambda root, *rest: write(Later(root), *rest)))
-        stack.enter_context(patch.object(commit, "_collect_garbage", swept))
+    with (
+        patch.object(datasets, "write_span", lambda root, *rest: write(Later(root), *rest)),
+        patch.object(commit, "_collect_garbage", swept),
+    ):
         yield
 
 
-@contextmanager
-def any_event_corrects() -> Iterator[None]:
+def any_event_corrects() -> Patch:
     """An untrusted event about a run counts as a trusted one."""
     real, trusted = accounting._classify, Trust(True, "planted", "")
 
     def classify(outcome: Outcome, run: Any, *, repeated: bool) -> Outcome:
         return real(outcome.replace(trust=trusted), run, repeated=repeated).replace(trust=outcome.trust)
 
-    with patch.object(accounting, "_classify", classify):
-        yield
+    return patch.object(accounting, "_classify", classify)
 
 
 @contextmanager
-def last_update_wins() -> Iterator[None]:
-    """The update that is committed last replaces what was said before."""
+def _in_both(name: str, function: Callable[..., Any]) -> Iterator[None]:
+    with patch.object(accounting, name, function), patch.object(known_subjects, name, function):
+        yield
+
+
+def last_update_wins() -> Patch:
+    """The update that is committed last replaces earlier facts."""
 
     def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         return {**one, **other}
 
-    with patch.object(accounting, "merge_statements", merged), patch.object(known_subjects, "merge_statements", merged):
-        yield
+    return _in_both("merge_statements", merged)
 
 
-@contextmanager
-def earlier_runs_forgotten() -> Iterator[None]:
+def earlier_runs_forgotten() -> Patch:
     """An update changes no run that a checkpoint holds."""
     real = known_subjects.Subjects.runs
 
@@ -196,43 +176,32 @@ def earlier_runs_forgotten() -> Iterator[None]:
         finally:
             self._tables = tables
 
-    with patch.object(known_subjects.Subjects, "runs", runs):
-        yield
+    return patch.object(known_subjects.Subjects, "runs", runs)
 
 
-@contextmanager
-def unproved_updates_count() -> Iterator[None]:
+def unproved_updates_count() -> Patch:
     """An update without proof counts as a proved one."""
     real = updates.statements_of
 
-    def said_by(update: FactUpdate, event_key: str) -> dict[str, Any]:
+    def statements_of(update: FactUpdate, event_key: str) -> dict[str, Any]:
         return real(update.replace(auth="mqtt-user"), event_key)
 
-    with patch.object(accounting, "statements_of", said_by), patch.object(known_subjects, "statements_of", said_by):
-        yield
+    return _in_both("statements_of", statements_of)
 
 
-DEFECTS: tuple[Defect, ...] = (
-    no_deduplication, overwritten_commit, covered_again, no_rebase, unguarded_append, torn_create, retry_settled_twice,
-    closed_unopened, files_after_the_commit, any_event_corrects, last_update_wins, earlier_runs_forgotten,
-    unproved_updates_count,
-)  # fmt: skip
-#: Defects that show only after many commits, checkpoints and removals.
-RARE = (unguarded_append,)
-#: Worlds that showed a defect. They are tried first: a hint that has become wrong costs time alone.
-SHOWN_BY = {
-    overwritten_commit: 5, no_rebase: 8, unguarded_append: 78, retry_settled_twice: 9, closed_unopened: 9,
-    any_event_corrects: 1, earlier_runs_forgotten: 55, unproved_updates_count: 1,
+#: Each with a world that showed it, which is tried first: a wrong hint costs only time.
+DEFECTS: dict[Callable[[], Patch], int] = {
+    no_deduplication: 0, overwritten_commit: 5, covered_again: 0, no_rebase: 8, unguarded_append: 78, torn_create: 0,
+    retry_settled_twice: 9, closed_unopened: 9, files_after_the_commit: 0, any_event_corrects: 1, last_update_wins: 0,
+    earlier_runs_forgotten: 55, unproved_updates_count: 1,
 }  # fmt: skip
+#: Defects that show only after many commits, checkpoints and removals.
+_RARE = (unguarded_append,)
 
 
-def first_found(defect: Defect, most: int) -> Result | None:
+def first_found(defect: Callable[[], Patch], most: int) -> Result | None:
     """Return the result of the first world that shows the defect, among ``most`` worlds."""
-    rare, hint = defect in RARE, SHOWN_BY.get(defect, 0)
-    worlds = itertools.islice((seed for seed in itertools.count() if not rare or World.of(seed).small), most)
+    seeds = (seed for seed in itertools.count() if defect not in _RARE or World.of(seed).small)
+    worlds = sorted(itertools.islice(seeds, most), key=lambda seed: seed != DEFECTS[defect])
     with defect():
-        for seed in sorted(worlds, key=lambda seed: seed != hint):
-            result = simulate(seed)
-            if result.wrong:
-                return result
-    return None
+        return next((result for result in map(simulate, worlds) if result.wrong), None)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager
-from types import ModuleType
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from ciml.errors import EngineError
 from ciml.manifest import checkpoints
@@ -18,8 +19,7 @@ from ciml.manifest.log import ManifestLog
 from ciml.pipelines.ingest.committer import Committer
 from ciml.runs import reader as raw_reader
 from ciml.storage import Entry, Store
-from tests.simulation.chaos import Chaos
-from tests.simulation.scheduler import Actor, Scheduler, Violation
+from tests.simulation.scheduler import Actor, Chaos, Scheduler, Violation
 
 _DELTA = re.compile(r"(?:.*/)?_manifest/[0-9]{12}\.json")
 _PAGE = 5
@@ -36,10 +36,11 @@ class Disk:
       froze: called with an actor that was frozen at a commit.
     """
 
+    torn = False
+
     def __init__(self) -> None:
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.checked: set[str] = set()
-        self.torn = False
         self.created: Callable[[str, bytes], None] = lambda path, data: None
         self.froze: Callable[[Actor], None] = lambda actor: None
 
@@ -214,21 +215,9 @@ class InlinePool:
 
     def map(self, function: Callable[..., Any], *iterables: Iterable[Any]) -> Iterator[Any]:
         tasks = list(zip(*iterables, strict=False))
-        results: dict[int, Any] = {}
-        errors: dict[int, Exception] = {}
-        for index in self.random.sample(range(len(tasks)), len(tasks)):
-            try:
-                results[index] = function(*tasks[index])
-            except Exception as error:  # noqa: BLE001  # as a pool keeps it until its result is asked for
-                errors[index] = error
-        return self._answers(len(tasks), results, errors)
-
-    @staticmethod
-    def _answers(count: int, results: dict[int, Any], errors: dict[int, Exception]) -> Iterator[Any]:
-        for index in range(count):
-            if index in errors:
-                raise errors[index]
-            yield results[index]
+        order = self.random.sample(range(len(tasks)), len(tasks))
+        futures = {index: self.submit(function, *tasks[index]) for index in order}
+        return (futures[index].result() for index in range(len(tasks)))
 
 
 @contextmanager
@@ -238,18 +227,12 @@ def substituted(replacements: Mapping[str, tuple[Any, Any]]) -> Iterator[None]:
     Args:
       replacements: (the real object, its substitute) by name.
     """
-    undo: list[tuple[ModuleType, str, Any]] = []
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "ciml":
-            for attribute, (real, substitute) in replacements.items():
+    with ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            for attribute, (real, substitute) in replacements.items() if name.partition(".")[0] == "ciml" else ():
                 if vars(module).get(attribute) is real:
-                    undo.append((module, attribute, real))
-                    setattr(module, attribute, substitute)
-    try:
+                    stack.enter_context(patch.object(module, attribute, substitute))
         yield
-    finally:
-        for module, attribute, real in undo:
-            setattr(module, attribute, real)
 
 
 @contextmanager
@@ -262,21 +245,13 @@ def replaced(scheduler: Scheduler, seed: int, grace_s: float, limits: Limits) ->
       grace_s: retention of replaced objects of manifests.
       limits: when a checkpoint of the raw manifest is due.
     """
-    import time
-    from concurrent.futures import ThreadPoolExecutor
-
     InlinePool.random = random.Random(f"pool {seed}")
     fake = FakeTime(scheduler)
-    defaults = ManifestLog.__init__.__kwdefaults__
-    ManifestLog.__init__.__kwdefaults__ = {**defaults, "clock": fake.time, "grace_s": grace_s}
-    committing, Committer.__init__.__defaults__ = Committer.__init__.__defaults__, (fake.time, limits)
-    cache, raw_reader._cache = raw_reader._cache, raw_reader._PackCache()
-    sweep_s, checkpoints._GC_INTERVAL_S = checkpoints._GC_INTERVAL_S, min(checkpoints._GC_INTERVAL_S, grace_s / 4)
-    try:
-        with substituted({"time": (time, fake), "ThreadPoolExecutor": (ThreadPoolExecutor, InlinePool)}):
-            yield
-    finally:
-        ManifestLog.__init__.__kwdefaults__ = defaults
-        Committer.__init__.__defaults__ = committing
-        checkpoints._GC_INTERVAL_S = sweep_s
-        raw_reader._cache = cache
+    with (
+        patch.dict(ManifestLog.__init__.__kwdefaults__ or {}, clock=fake.time, grace_s=grace_s),
+        patch.object(Committer.__init__, "__defaults__", (fake.time, limits)),
+        patch.object(raw_reader, "_cache", raw_reader._PackCache()),
+        patch.object(checkpoints, "_GC_INTERVAL_S", min(checkpoints._GC_INTERVAL_S, grace_s / 4)),
+        substituted({"time": (time, fake), "ThreadPoolExecutor": (ThreadPoolExecutor, InlinePool)}),
+    ):
+        yield

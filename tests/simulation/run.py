@@ -5,18 +5,18 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from typing import Any
+from unittest.mock import patch
 
 from ciml.transforms.parse import logs as parsing
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.simulation.actors import compactor, ghost, maintainer, micro_batches, operator, producer, stream, updater
 from tests.simulation.audit import auditor, poller
+from tests.simulation.broker import reading_by
 from tests.simulation.fakes import replaced
-from tests.simulation.reading import reading_by
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import Process, World
 
@@ -33,14 +33,8 @@ class Result:
     trace: tuple[str, ...] = ()
 
 
-def simulate(seed: int, *, keep_trace: bool = False, change: Any = None) -> Result:
-    """Run the world of a seed, from its first event to its audit.
-
-    Args:
-      seed: determines the whole run.
-      keep_trace: whether the result holds every step.
-      change: called with the world before it begins (a planted defect).
-    """
+def simulate(seed: int, *, keep_trace: bool = False) -> Result:
+    """Run the world of a seed, from its first event to its audit; with ``keep_trace`` the result holds every step."""
     world = World.of(seed, keep_trace=keep_trace)
     scheduler = world.scheduler
     wrong = ""
@@ -51,8 +45,6 @@ def simulate(seed: int, *, keep_trace: bool = False, change: Any = None) -> Resu
             _parsed_once(),
         ):
             _populate(world)
-            if change is not None:
-                change(world)
             scheduler.run()
             world.chaos.on = False
             world.start("auditor", auditor, frail=False)
@@ -75,7 +67,7 @@ def _populate(world: World) -> None:
     rng = world.random
     parts = rng.randint(1, 2)
     for number in range(parts):
-        messages = world.scene.messages[number::parts]
+        messages = world.messages[number::parts]
         world.sending += 1
         world.start(f"producer-{number + 1}", partial(producer, messages=messages), frail=False)
     world.start("micro-1", micro_batches)
@@ -102,15 +94,9 @@ def _parse_one(log: Log) -> Any:
     return parse_logs([log])[0]
 
 
-@contextmanager
 def _parsed_once() -> Any:
     """Parse each log once within the context: the parser is pure, and not under test here."""
-    real = parsing.parse_logs
-    parsing.parse_logs = lambda logs, *_: [_parse_one(log) for log in logs]
-    try:
-        yield
-    finally:
-        parsing.parse_logs = real
+    return patch.object(parsing, "parse_logs", lambda logs, *_: [_parse_one(log) for log in logs])
 
 
 def simulate_all(seeds: Sequence[int], workers: int = 2) -> list[Result]:

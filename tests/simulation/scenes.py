@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import pyarrow as pa
@@ -112,21 +112,15 @@ class ScheduledMessage:
     pause_s: float
 
 
-@dataclass
-class Scene:
-    """All messages, in the order in which producers send them."""
-
-    messages: list[ScheduledMessage] = field(default_factory=list)
-
-
 class _Writer:
     def __init__(self, rng: random.Random, auths: tuple[str, ...]) -> None:
-        self.random, self.scene, self.number, self.auths = rng, Scene(), 0, auths
+        self.random, self.number, self.auths = rng, 0, auths
+        self.messages: list[ScheduledMessage] = []
 
     def send(self, value: bytes | None, headers: list[tuple[str, bytes]], expected: tuple[ExpectedRun, ...]) -> None:
         stamp = 1_790_000_000_000 + self.random.randrange(-3_600_000, 3_600_000)  # late, early, out of order
         message = Message(-1, value, tuple(headers), b"key", stamp)
-        self.scene.messages.append(ScheduledMessage(message, expected, self.random.choice((0.0, 0.0, 0.2, 2.0))))
+        self.messages.append(ScheduledMessage(message, expected, self.random.choice((0.0, 0.0, 0.2, 2.0))))
 
     def event(self, *runs: tuple[RunFacts, Address]) -> None:
         """Send an event about finished runs."""
@@ -154,8 +148,8 @@ class _Writer:
 
     def again(self) -> None:
         """Send an earlier message again."""
-        old = self.random.choice(self.scene.messages)
-        self.scene.messages.append(replace(old, pause_s=self.random.choice((0.0, 5.0))))
+        old = self.random.choice(self.messages)
+        self.messages.append(replace(old, pause_s=self.random.choice((0.0, 5.0))))
 
     def _auth(self) -> str:
         """Return the proof of the present event; without updates in its world none has one."""
@@ -179,10 +173,9 @@ class _Writer:
         headers = ((UPDATE, b"1"), *_proof(sent.auth))
         expected = ExpectedRun("", f"zuul {self.number}", "update", auth=sent.auth, update=sent)
         message = Message(-1, json.dumps(body).encode(), headers, b"key", 1_790_000_000_000)
-        messages = self.scene.messages
         for _ in range(rng.choice((1, 1, 2))):
-            place = rng.randint(0, len(messages))
-            messages.insert(place, ScheduledMessage(message, (expected,), rng.choice((0.0, 0.2, 2.0))))
+            place = rng.randint(0, len(self.messages))
+            self.messages.insert(place, ScheduledMessage(message, (expected,), rng.choice((0.0, 0.2, 2.0))))
 
 
 #: Headers of a message: it is an update; how its sender was proved. The worlds have no adapter.
@@ -206,8 +199,8 @@ def read_event(message: Message, names: Mapping[str, str] | None = None) -> Even
     return event._replace(run_facts=tuple(facts.replace(auth=auth) for facts in event.run_facts))
 
 
-def scene(seed: int) -> Scene:
-    """Return the scene of a seed: 3 to 11 runs, in events of every form."""
+def scene(seed: int) -> list[ScheduledMessage]:
+    """Return the messages of a seed, as producers send them: 3 to 11 runs, in events of every form."""
     rng, of_updates = random.Random(f"scene {seed}"), random.Random(f"update {seed}")
     has_updates = of_updates.random() < 0.5
     writer = _Writer(
@@ -236,11 +229,11 @@ def scene(seed: int) -> Scene:
         if rng.random() < trickiness:
             _later(writer, *rng.choice(earlier))
     if rng.random() < 0.2:
-        rng.shuffle(writer.scene.messages)
+        rng.shuffle(writer.messages)
     if has_updates:
         for _ in range(of_updates.randint(1, 8)):
             writer.update(of_updates, of_updates.choice(SUBJECTS))
-    return writer.scene
+    return writer.messages
 
 
 def _trick(writer: _Writer, facts: RunFacts, where: Address, earlier: list[tuple[RunFacts, Address]]) -> None:

@@ -1,4 +1,4 @@
-"""A scheduler that runs real code in threads, exactly one at a time, in an order from a seed.
+"""A scheduler that runs real code in threads, exactly one at a time, in an order from a seed; and faults of a seed.
 
 An actor is a process in the simulated world: a function in its own thread. At each effect (a call of a store or the
 broker, a pause) it passes the baton, and the scheduler chooses the next actor. So between two effects of one actor, any
@@ -11,14 +11,13 @@ import hashlib
 import random
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+
+from tests.durable import Died
 
 _HANG_S = 120.0
-
-
-class Killed(BaseException):
-    """Unwinds the thread of a dead actor. Every effect on the way out raises it again, so none happens."""
 
 
 class Violation(AssertionError):
@@ -45,9 +44,6 @@ class Actor:
     baton: threading.Lock = field(default_factory=threading.Lock)
 
 
-Died = Callable[[Actor], None]
-
-
 class Scheduler:
     """Passes the baton until no actor is left, a violation is found, or the step limit is reached."""
 
@@ -68,7 +64,9 @@ class Scheduler:
         self._main = threading.Lock()
         self._main.acquire()
 
-    def spawn(self, name: str, body: Callable[[Actor], None], *, frail: bool, delay_s: float, died: Died) -> Actor:
+    def spawn(
+        self, name: str, body: Callable[[Actor], None], *, frail: bool, delay_s: float, died: Callable[[Actor], None]
+    ) -> None:
         """Add an actor that begins after ``delay_s``. ``died`` is called in its thread if it was killed."""
         actor = Actor(name, frail, self.now_us + round(delay_s * 1e6))
         actor.baton.acquire()
@@ -79,7 +77,7 @@ class Scheduler:
             try:
                 if not (actor.killed or self.stopped):
                     body(actor)
-            except Killed:
+            except Died:
                 pass
             except BaseException as error:  # noqa: BLE001  # any error ends the run
                 self.fail(error)
@@ -88,7 +86,6 @@ class Scheduler:
             self._leave(actor)
 
         threading.Thread(target=run, name=name, daemon=True).start()
-        return actor
 
     def run(self) -> None:
         """Run the actors. Raises the first error of an actor."""
@@ -103,11 +100,7 @@ class Scheduler:
         if self.failure is None:
             self.failure = error
             self.trace("".join(traceback.format_exception_only(error)).strip())
-        self.stop()
-
-    def stop(self) -> None:
-        """Let every actor die at its next step."""
-        self.stopped = True
+        self.stopped = True  # every actor dies at its next step
 
     def trace(self, text: str) -> None:
         """Record a line. All lines together identify the run."""
@@ -122,17 +115,17 @@ class Scheduler:
         return self._digest.hexdigest()
 
     def step(self) -> None:
-        """Pass the baton; return when it is this actor's turn again. Raises `Killed` if it died."""
+        """Pass the baton; return when it is this actor's turn again. Raises `Died` if it died."""
         actor = self.current
         if actor is None or threading.current_thread().name != actor.name:
             raise Violation(f"an effect outside of the baton, in {threading.current_thread().name}")
         if actor.killed or self.stopped:
-            raise Killed
+            raise Died
         self.steps += 1
         self.now_us += self.random.randrange(100, 3000)
         if self.steps > self.most_steps:
             self.fail(Violation(f"not settled after {self.most_steps} steps"))
-            raise Killed
+            raise Died
         self.before_step()
         chosen = self._choose(actor)
         if chosen is not actor:
@@ -140,7 +133,7 @@ class Scheduler:
             if not actor.baton.acquire(timeout=_HANG_S):
                 raise Violation(f"{actor.name} waits forever: {self.current} has the baton")
         if actor.killed or self.stopped:
-            raise Killed
+            raise Died
 
     def pause(self, seconds: float) -> None:
         """Let the current actor sleep."""
@@ -173,7 +166,8 @@ class Scheduler:
         if not awake:
             if not self.actors:
                 return None
-            soonest = min((each for each in self.actors if not each.frozen), key=_ready, default=self.actors[0])
+            unfrozen = [each for each in self.actors if not each.frozen] or self.actors[:1]
+            soonest = min(unfrozen, key=lambda actor: actor.ready_us)
             soonest.frozen = 0
             self.now_us = max(self.now_us, soonest.ready_us)
             return soonest
@@ -182,5 +176,87 @@ class Scheduler:
         return self.random.choice(awake)
 
 
-def _ready(actor: Actor) -> int:
-    return actor.ready_us
+#: Of a call: it fails before or after it took effect, its answer is lost and it is retried, or it is slow.
+Fault = Literal["before", "after", "lost", "slow"]
+
+
+@dataclass
+class Chaos:
+    """Decides each failure.
+
+    Attributes:
+      errors, slow: probabilities that a call fails, or takes seconds.
+      kills, freezes, leaps: probabilities per step that an actor dies or is frozen, or that the clock leaps.
+      stalls: probability that an actor is frozen just before its commit.
+      grace_s: retention of replaced objects; leaps are shorter and longer.
+      on: whether faults are injected.
+    """
+
+    random: random.Random
+    errors: float
+    slow: float
+    kills: float
+    freezes: float
+    leaps: float
+    stalls: float
+    grace_s: float
+    on: bool = True
+
+    @classmethod
+    def of(cls, seed: int) -> Chaos:
+        """Return the fault rates of a seed."""
+        rng = random.Random(f"chaos {seed}")
+        return cls(
+            rng,
+            errors=rng.choice((0.0, 0.0, 0.005, 0.02, 0.08)),
+            slow=rng.choice((0.0, 0.0, 0.01, 0.05)),
+            kills=rng.choice((0.0, 0.001, 0.004, 0.012)),
+            freezes=rng.choice((0.0, 0.001, 0.004, 0.012)),
+            leaps=rng.choice((0.0, 0.002, 0.006, 0.015)),
+            stalls=rng.choice((0.0, 0.0, 0.05, 0.2)),
+            grace_s=rng.choice((20.0, 20.0, 300.0, 86_400.0)),
+        )
+
+    def fault(self) -> Fault | None:
+        """Draw the fault of a call, or None."""
+        if not self.on:
+            return None
+        drawn = self.random.random()
+        if drawn < self.errors:
+            return self.random.choice(("before", "after", "lost"))
+        return "slow" if drawn < self.errors + self.slow else None
+
+    def strike(self, scheduler: Scheduler, froze: Callable[[Actor], None]) -> None:
+        """Before a step: perhaps kill or freeze an actor, or let the clock leap."""
+        if not self.on:
+            return
+        drawn = self.random.random()
+        if drawn >= self.kills + self.freezes + self.leaps:
+            return
+        if drawn >= self.kills + self.freezes:
+            leap_s = round(self.grace_s * self.random.choice((0.1, 0.4, 0.6, 1.1)))
+            scheduler.now_us += leap_s * 1_000_000
+            scheduler.trace(f"* {leap_s} s pass")
+            return
+        frail = [actor for actor in scheduler.actors if actor.frail and not actor.frozen]
+        if not frail:
+            return
+        actor = self.random.choice(frail)
+        if drawn < self.kills:
+            actor.killed = True
+            scheduler.trace(f"* {actor.name} is killed")
+        else:
+            self._freeze(actor, scheduler, froze, (5, 30, 150, 600))
+
+    def stall(self, scheduler: Scheduler, froze: Callable[[Actor], None]) -> None:
+        """Before a commit: perhaps freeze the committing actor with its state."""
+        actor = scheduler.current
+        if not self.on or actor is None or not actor.frail or any(each.frozen for each in scheduler.actors):
+            return
+        if self.random.random() < self.stalls:
+            self._freeze(actor, scheduler, froze, (100, 400, 1000))
+
+    def _freeze(self, actor: Actor, scheduler: Scheduler, froze: Callable[[Actor], None], steps: Sequence[int]) -> None:
+        actor.frozen = self.random.choice(steps)
+        scheduler.trace(f"* {actor.name} is frozen for {actor.frozen} steps")
+        froze(actor)

@@ -14,12 +14,12 @@ from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import OffsetRange, rows_of
 from ciml.manifest.checkpoints import Limits
+from tests.durable import Died
 from tests.simulation.broker import Broker, Client
-from tests.simulation.chaos import Chaos
 from tests.simulation.fakes import Disk, SimStore
 from tests.simulation.model import Position, ReferenceModel
-from tests.simulation.scenes import ExpectedRun, Scene, scene
-from tests.simulation.scheduler import Actor, Killed, Scheduler, Violation
+from tests.simulation.scenes import ExpectedRun, ScheduledMessage, scene
+from tests.simulation.scheduler import Actor, Chaos, Scheduler, Violation
 
 START_US = 1_795_737_600_000_000  # days after the runs of the scene
 #: The roles that read the topic.
@@ -53,7 +53,7 @@ class World:
     chaos: Chaos
     disk: Disk
     broker: Broker
-    scene: Scene
+    messages: list[ScheduledMessage]
     fate: str
     random: random.Random
     sent: dict[Position, tuple[ExpectedRun, ...]] = field(default_factory=dict)
@@ -199,7 +199,7 @@ class World:
                 raise Violation(f"{path} names {missing[0]}, which does not exist")
         except Violation as violation:
             self.scheduler.fail(violation)
-            raise Killed from violation
+            raise Died from violation
 
     def check_durable(self, name: str, version: int | None, ranges: list[OffsetRange]) -> None:
         """Check that a reported commit is durable."""
