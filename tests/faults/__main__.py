@@ -95,7 +95,7 @@ def _all(todo: list[Trial], jobs: int) -> Iterator[Result]:
         mine = [trial for trial in todo if trial[2] == engine]
         alone = [trial for trial in mine if engine == "flink" or rows.load()[trial[0]].alone]
         if mine:
-            with stage(flink=engine == "flink") as place:
+            with stage(flink=engine == "flink", s3=engine != "flink") as place:
                 yield from _run([trial for trial in mine if trial not in alone], place, jobs)
                 yield from _run(alone, place, 1)
 

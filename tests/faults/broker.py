@@ -44,14 +44,13 @@ class Broker:
 
     @staticmethod
     def _settings(file: Path, behind: int, proxied: int) -> None:
-        """Add a second listener, announced as the proxy's address, and check retention twice a second."""
+        """Add a second listener, announced as the proxy's address."""
         more = {
             "listeners": f",PROXIED://127.0.0.1:{behind}",
             "advertised.listeners": f",PROXIED://127.0.0.1:{proxied}",
             "listener.security.protocol.map": ",PROXIED:PLAINTEXT",
         }
         lines = [line + more.get(line.partition("=")[0], "") for line in file.read_text().splitlines()]
-        lines += ["log.retention.check.interval.ms=500", "log.initial.task.delay.ms=500"]
         file.write_text("\n".join([*lines, "inter.broker.listener.name=PLAINTEXT", ""]))
 
     def start(self, most_s: float = 90.0) -> float:

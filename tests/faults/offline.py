@@ -22,15 +22,15 @@ import pyarrow.parquet as pq
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
-from ciml.events.records import Batch, Message, OffsetRange
+from ciml.events.records import Batch, Message, OffsetRange, RawFile
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.ingest.committer import Committer
 from ciml.pipelines.kafka.broker import Listing
 from ciml.pipelines.kafka.plan import PartitionRead, is_older, plan
 from ciml.runs.compact import compact
-from ciml.runs.reader import read_run
-from ciml.runs.verify import verify_raw
+from ciml.runs.reader import read_run, verify_runs
+from ciml.runs.state import open_raw
 from ciml.storage import open_store
 from ciml.transforms.examples.spans import verify_span
 from ciml.transforms.fetch.policy import FetchPolicy
@@ -293,16 +293,18 @@ def sound(data: str, before: Ledger | None = None) -> list[str]:
         wrong += [f"I4: the row of {run} is gone, or another" for run, (old, *_) in before.rows.items()
                   if now.get(run) != old.record]  # fmt: skip
     try:
-        root = DataRoot.open(data)
-        verified = verify_raw(root.raw)
-        if verified.version < ledger.version:
-            wrong.append(f"I3: ciml reads up to version {verified.version}, and there are {ledger.version}")
-        wrong += [f"I3: {line}" for line in verified.findings]
+        root, least = DataRoot.open(data), ledger.version
+        _, state = open_raw(root.raw)
+        ledger.poll()  # others may be at work
+        if not least <= state.version <= ledger.version:
+            wrong.append(f"I3: ciml reads up to version {state.version}, and there are {least} to {ledger.version}")
+        files = [(run_id, RawFile.from_json(entries[0].record["file"])) for run_id, entries in ledger.rows.items()]
+        wrong += [f"I3: {line}" for line in verify_runs(root.raw, files) if line]
         for name in root.dataset_names():
             dataset = root.dataset(name)
-            state = dataset.state()
-            if state.resolved is not None:
-                spans = [verify_span(dataset.store, span, state.resolved) for span in state.latest()]
+            selected = dataset.state()
+            if selected.resolved is not None:
+                spans = [verify_span(dataset.store, span, selected.resolved) for span in selected.latest()]
                 wrong += [f"I3: {line}" for lines in spans for line in lines]
     except CimlError as error:
         wrong.append(f"I3: {error}")

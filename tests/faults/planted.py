@@ -8,13 +8,11 @@ careless change could have made the same mistake, and fails if what it patches n
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 #: Environment variables: how many messages of a partition a micro-batch takes at most; the age at which feedback
@@ -168,38 +166,6 @@ def _named_too_early() -> None:
 def _leak() -> None:
     kept: list[bytearray] = []
     _in_delta(lambda delta: kept.append(bytearray(os.urandom(1 << 20) * 250)) if len(kept) < 5 else None)
-
-
-@_defect(1, "gap")
-def _offsets_first() -> None:
-    """What is covered is committed, and then the data; the process dies between the two, once."""
-    from ciml.pipelines.ingest.committer import Committer
-
-    def make(append: Any) -> Any:
-        def two_steps(self: Any, build: Any) -> int | None:
-            mark = Path(self.log.store.root, "died-once")
-            with self.state() as state:
-                delta = build(state)
-                if delta is None:
-                    return None
-                nothing: dict[str, list[Any]] = {name: [] for name, value in delta.items() if isinstance(value, list)}
-                if delta["offsets"]:
-                    version = state.version + 1
-                    if not self.log.try_append(version, {**delta, **nothing}):
-                        return int(append(self, build) or 0)
-                    state.apply(version, {**delta, **nothing, "version": version})
-                if version > 1 and not mark.exists() and any(delta[name] for name in nothing):
-                    mark.parent.mkdir(parents=True, exist_ok=True)
-                    mark.touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                rest = {**delta, "offsets": {}}
-                self.log.try_append(state.version + 1, rest)
-                state.apply(state.version + 1, {**rest, "version": state.version + 1})
-                return int(state.version)
-
-        return two_steps
-
-    _patch(Committer, "append", make)
 
 
 @_defect(1, "I4", "I2", seed=3, tries=3)

@@ -5,26 +5,27 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import random
-import time
-from pathlib import Path
+import threading
+import traceback
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ciml.digest import telemetry_digest
-from tests.faults.oracle import Objects, open_objects
+from tests.faults.oracle import Objects
 
 _PAUSE_S = 0.05
 _AGAIN = 3  # of the objects seen earlier, how many are read again in each round
 
 
-class Poller:
-    """What was read so far, and what was wrong with it."""
+class Poller(threading.Thread):
+    """What was read so far, and what was wrong with it. As a thread, it polls until `end`."""
 
     def __init__(self, raw: Objects) -> None:
+        super().__init__(daemon=True)
+        self._over = threading.Event()
         self._raw = raw
         self._random = random.Random(0)
         self._digests: dict[int, str] = {}
@@ -58,6 +59,19 @@ class Poller:
         for run in self._random.sample(self._named, min(_AGAIN, len(self._named))):
             self._look(*run)
 
+    def run(self) -> None:
+        try:
+            while not self._over.wait(_PAUSE_S):
+                self.poll()
+        except Exception:  # noqa: BLE001  # a poller that breaks has found something
+            self.faults.append(f"I3: {traceback.format_exc()[-600:]}")
+
+    def end(self) -> None:
+        """Stop polling, and read everything once more."""
+        self._over.set()
+        self.join(60)
+        self.last()
+
     def last(self) -> None:
         """Read everything once more."""
         self.poll()
@@ -89,14 +103,3 @@ class Poller:
 
 def _path(version: int) -> str:
     return f"_manifest/{version:012d}.json"
-
-
-def poll_until(end: Path, root: str, out: Path) -> None:
-    """Poll until a file ``end`` exists, read all once more, and write the report."""
-    poller = Poller(open_objects(root))
-    while not end.exists():
-        poller.poll()
-        time.sleep(_PAUSE_S)
-    poller.last()
-    out.write_text(json.dumps({"polls": poller.polls, "faults": poller.faults}))
-    os._exit(0)  # Arrow's threads have been seen to abort an interpreter that was going down

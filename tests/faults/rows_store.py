@@ -21,7 +21,7 @@ from tests.faults.offline import GRACE_S, Job, Stop, exact, finish, offline_tria
 from tests.faults.oracle import open_objects
 from tests.faults.results import Verdict
 from tests.faults.rows import row
-from tests.faults.s3_shim import Shim, Weather, own_s3
+from tests.faults.s3_shim import Shim, Weather
 from tests.faults.scene import Scene
 from tests.faults.story import Story
 
@@ -64,11 +64,16 @@ def _place(seed: int, scene: Scene) -> tuple[str, Callable[[str], str]]:
     if seed % 2:
         base = str(scene.folder / "data")
         return base, lambda name: str(shutil.copytree(base, f"{base}-{name}"))  # with the times of its files
-    endpoint = own_s3(scene.stage.home)
-    bucket = endpoint.bucket()
+    bucket = scene.bucket()
 
     def copy(name: str) -> str:
-        endpoint.copy(f"{bucket}/data", f"{bucket}/data-{name}")
+        import boto3
+
+        client, root = boto3.client("s3"), bucket.removeprefix("s3://")
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=root, Prefix="data/"):
+            for key in (item["Key"] for item in page.get("Contents", ())):
+                target = f"data-{name}/{key.removeprefix('data/')}"
+                client.copy_object(Bucket=root, Key=target, CopySource=f"{root}/{key}")
         return f"{bucket}/data-{name}"
 
     return f"{bucket}/data", copy
@@ -78,7 +83,7 @@ def _place(seed: int, scene: Scene) -> tuple[str, Callable[[str], str]]:
 @offline_trial
 def race(seed: int, scene: Scene, verdict: Verdict) -> None:
     rng = random.Random(seed)
-    root = f"{own_s3(scene.stage.home).bucket()}/data" if seed % 2 == 0 else str(scene.folder / "data")
+    root = f"{scene.bucket()}/data" if seed % 2 == 0 else str(scene.folder / "data")
     job, sent = prepared(seed, scene, root, runs=60, share=0.2)
     before = offline.read(root)
     racing = replace(job, share=0.9, patience_s=60.0)
@@ -134,10 +139,9 @@ def _prune(root: str, job: Job, scene: Scene, verdict: Verdict) -> None:
 @offline_trial
 def s3_fails(seed: int, scene: Scene, verdict: Verdict) -> None:
     rng = random.Random(seed)
-    endpoint = own_s3(scene.stage.home)
-    root = f"{endpoint.bucket()}/data"
+    root = f"{scene.bucket()}/data"
     job, sent = prepared(seed, scene, root, runs=40, share=0.2)
-    shim = Shim(endpoint.url, seed, Weather(rng.choice((0.03, 0.08, 0.2))))
+    shim = Shim(scene.stage.s3, seed, Weather(rng.choice((0.03, 0.08, 0.2))))
     over = threading.Event()
     polls = threading.Thread(target=_poll, args=(root, over, verdict))
     try:

@@ -14,8 +14,9 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, RunFacts
+from ciml.integrations.adapter import Delivery
 from ciml.integrations.config import load_receivers
-from ciml.integrations.registry import ADAPTER, AUTH, HEADER, SOURCE, read_event
+from ciml.integrations.registry import AUTH, read_event
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.ingest.committer import Committer
 from ciml.runs.latest_runs import latest_runs
@@ -29,6 +30,8 @@ from tests.faults.children import ROOT
 from tests.faults.results import Verdict
 from tests.faults.rows import row
 from tests.faults.scene import Scene
+from tests.integrations import github_samples
+from tests.integrations.deliveries import message_of
 from tests.messages import published
 from tests.pipelines.datasets.dataset_scenes import telemetry
 from tests.runs.scenes import RawStore
@@ -38,7 +41,7 @@ _SAMPLE = (ROOT / "integrations/trust_github.toml").read_text()
 _POLICY = TrustPolicy.parse(_SAMPLE.replace('review = ["merged"]', 'review = ["approved", "merged"]'))
 _FORGED, _SIGNED, _RUNS = 300, 20, 12
 _SECRET = b"the secret of row twenty, long enough"
-_PROJECT, _SHA, _WAITING = "acme/widgets", "0123456789abcdef0123456789abcdef01234567", "9" * 40
+_PROJECT, _WAITING = "octo/widget", "9" * 40
 _SIGNATURE = "x-hub-signature-256"
 #: Native ids that lead elsewhere when they are used as a path.
 _PATHS = (
@@ -62,40 +65,12 @@ def _sign(body: bytes, secret: bytes = _SECRET) -> str:
     return "sha256=" + hmac.new(secret, body, hashlib.sha256).hexdigest()
 
 
-def _signed(event: str, body: dict[str, Any], number: int = 0) -> Post:
+def _signed(delivery: Delivery, number: int = 0) -> Post:
     """Return a delivery as GitHub sends it."""
-    data = json.dumps(body).encode()
     headers = {
-        "content-type": "application/json", "x-github-event": event, "x-github-delivery": f"delivery-{number}",
-        _SIGNATURE: _sign(data),
+        "content-type": "application/json", "x-github-delivery": f"delivery-{number}", _SIGNATURE: _sign(delivery.body),
     }  # fmt: skip
-    return data, headers, "/hooks/github"
-
-
-def _review(state: str, sha: str = _SHA) -> dict[str, Any]:
-    return {
-        "action": "submitted", "repository": {"full_name": _PROJECT},
-        "review": {
-            "state": state, "author_association": "MEMBER", "commit_id": sha, "submitted_at": "2026-11-25T10:00:00Z",
-            "user": {"login": "grace", "type": "User"},
-        },
-        "pull_request": {
-            "number": 7, "user": {"login": "ada"}, "head": {"sha": sha, "repo": {"full_name": _PROJECT}},
-            "base": {"ref": "main", "repo": {"full_name": _PROJECT}},
-        },
-    }  # fmt: skip
-
-
-def _job(native: str | int, conclusion: str) -> dict[str, Any]:
-    return {
-        "action": "completed",
-        "workflow_job": {
-            "id": native, "run_id": 1, "run_attempt": 1, "name": "unit", "status": "completed",
-            "conclusion": conclusion, "started_at": "2026-11-25T10:00:00Z", "completed_at": "2026-11-25T10:01:00Z",
-            "head_sha": _SHA, "workflow_name": "gate", "labels": [], "html_url": "https://github.example/run/1",
-        },
-        "repository": {"full_name": _PROJECT, "url": "https://api.github.example/repos/acme/widgets"},
-    }  # fmt: skip
+    return delivery.body, {**delivery.headers, **headers}, "/hooks/github"
 
 
 def _alter(rng: random.Random, post: Post) -> Post:
@@ -121,7 +96,7 @@ def _alter(rng: random.Random, post: Post) -> Post:
     ])  # fmt: skip
 
 
-def _unproved(rng: random.Random, runs: list[RunFacts]) -> Iterator[tuple[bytes, list[tuple[str, bytes]]]]:
+def _unproved(rng: random.Random, runs: list[RunFacts]) -> Iterator[Message]:
     """Yield messages that somebody wrote to the topic: ciml's own events, and deliveries without a proof."""
     claims: list[dict[str, Any]] = [
         {"id": run.build_uuid, "job": run.build_name, "outcome": rng.choice(("success", "failure", "timeout")),
@@ -137,24 +112,15 @@ def _unproved(rng: random.Random, runs: list[RunFacts]) -> Iterator[tuple[bytes,
             "log_url": "https://logs.example.org/x",
         }
         event = {"specversion": "1.0", "id": f"forged-{number}", "source": "github"}
-        yield json.dumps({**event, "type": "dev.ciml.run.finished.v1", "data": facts}).encode(), []
+        yield Message(0, json.dumps({**event, "type": "dev.ciml.run.finished.v1", "data": facts}).encode())
 
-    def delivery(event: str) -> list[tuple[str, bytes]]:
-        return [(ADAPTER, b"github"), (SOURCE, b"github"), (f"{HEADER}x-github-event", event.encode())]
-
-    for state in ("approved", "dismissed"):
-        body = json.dumps(_review(state)).encode()
-        yield body, delivery("pull_request_review")
-        yield body, [*delivery("pull_request_review"), (AUTH, b"")]
-    run_event = {
-        "workflow_run": {
-            "id": 1, "event": "push", "head_branch": "main", "head_sha": _SHA, "name": "gate", "status": "in_progress",
-            "updated_at": "2026-11-26T10:00:00Z", "repository": {"full_name": _PROJECT},
-            "head_repository": {"full_name": rng.choice((_PROJECT, "mallory/widgets"))},
-        },
-        "repository": {"full_name": _PROJECT},
-    }  # fmt: skip
-    yield json.dumps(run_event).encode(), delivery("workflow_run")
+    run_event = github_samples.workflow_run(head=rng.choice((github_samples.REPOSITORY, github_samples.FORK)))
+    reviews = [github_samples.review(state=state) for state in ("approved", "dismissed")]
+    for delivery in (*reviews, run_event):
+        message = message_of("github", delivery, "github")
+        for proof in ((), ((AUTH, b""),)):
+            others = tuple(header for header in message.headers if header[0] != AUTH)
+            yield message._replace(headers=others + proof)
 
 
 class _Target:
@@ -197,10 +163,14 @@ def _known() -> list[RunFacts]:
     """Return runs, of which a third is trusted, a third comes from a fork, and a third waits for its review."""
     kinds: list[dict[str, Any]] = [
         {"fork": "no", "event": "push", "branch": "main", "review": "pushed"}, {"fork": "yes", "event": "pull_request"},
-        {"fork": "no", "event": "pull_request", "branch": "main", "change": "7",
+        {"fork": "no", "event": "pull_request", "branch": "main", "change": "12",
          "subjects": (f"sha:{_PROJECT}/{_WAITING}",)},
     ]  # fmt: skip
-    usual = {"source": "github", "auth": "hmac-sha256", "subjects": ("workflow_run:1", f"sha:{_PROJECT}/{_SHA}")}
+    usual = {
+        "source": "github",
+        "auth": "hmac-sha256",
+        "subjects": ("workflow_run:1", f"sha:{_PROJECT}/{github_samples.SHA}"),
+    }
     return [
         make_facts(number, **{**usual, **kinds[number % 3]}).replace(run_id=f"github~{number}~1")
         for number in range(1, _RUNS + 1)
@@ -254,11 +224,10 @@ def _send(port: int, post: Post) -> int:
 
 def _attack(verdict: Verdict, rng: random.Random, send: Callable[[Post], int]) -> None:
     for number in range(_FORGED):
-        post = _alter(rng, rng.choice((
-            _signed("pull_request_review", _review("approved"), number),
-            _signed("workflow_job", _job(rng.randrange(1, _RUNS + 1), "failure"), number),
-            _signed("workflow_job", _job(rng.choice(_PATHS), "success"), number),
-        )))  # fmt: skip
+        post = _alter(rng, _signed(rng.choice((
+            github_samples.review(), github_samples.job(id=rng.randrange(1, _RUNS + 1)),
+            github_samples.job(id=rng.choice(_PATHS), conclusion="success"),
+        )), number))  # fmt: skip
         status = send(post)
         verdict.count("requests")
         verdict.expect(400 <= status < 500, f"I2: answered {status}: {post}")
@@ -266,8 +235,8 @@ def _attack(verdict: Verdict, rng: random.Random, send: Callable[[Post], int]) -
 
 def _send_signed(verdict: Verdict, rng: random.Random, send: Callable[[Post], int]) -> int:
     """Send signed deliveries, each twice; return their number. The first approves the runs that wait."""
-    posts = [_signed("pull_request_review", _review("approved", _WAITING))]
-    posts += [_signed("workflow_job", _job(7000 + number, "success"), number) for number in range(1, _SIGNED)]
+    posts = [_signed(github_samples.review(commit_id=_WAITING))]
+    posts += [_signed(github_samples.job(id=7000 + number), number) for number in range(1, _SIGNED)]
     for post in (*posts, *rng.sample(posts, len(posts))):
         verdict.expect((status := send(post)) == 202, f"I2: a signed delivery was answered {status}")
     return len(posts)
@@ -276,7 +245,7 @@ def _send_signed(verdict: Verdict, rng: random.Random, send: Callable[[Post], in
 def _write_to_topic(verdict: Verdict, rng: random.Random, target: _Target, before: dict[str, Any]) -> None:
     sent = list(_unproved(rng, [*_known(), *_known()]))
     rng.shuffle(sent)
-    settled = target.ingest([Message(0, value, tuple(headers)) for value, headers in sent])
+    settled = target.ingest(sent)
     verdict.count("written to the topic", len(sent))
     verdict.expect(target.runs() == before, "I10: a message without proof changed a run")
     proved = [outcome for outcome in settled if outcome.mention is not None and outcome.mention.auth]

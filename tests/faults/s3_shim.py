@@ -1,28 +1,16 @@
-"""An S3 endpoint for each process that runs trials, and a server before it that fails on every verb, by a seed."""
+"""A server before an S3 endpoint that fails on every verb, by a seed."""
 
 from __future__ import annotations
 
 import asyncio
-import atexit
-import itertools
-import os
 import random
 import threading
-import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 from aiohttp import web
-
-from ciml.engines import s3_environment
-from ciml.engines.base import http_answers
-from ciml.engines.processes import free_ports
-from tests.faults.children import Program, python
-
-_numbers = itertools.count(1)
 
 #: What can happen to a request. ``after`` means that it took effect, and its answer is lost.
 KINDS = ("500", "503", "reset", "500 after", "503 after", "reset after", "slow", "cut")
@@ -145,52 +133,3 @@ def _as_it_is(url: str) -> Any:
     from yarl import URL
 
     return URL(url, encoded=True)
-
-
-class Endpoint:
-    """moto's S3 in a process of its own; this process's own environment points at it."""
-
-    def __init__(self, home: Path) -> None:
-        port = free_ports(1)[0]
-        self.url = f"http://127.0.0.1:{port}"
-        self.process: Program = python("moto.server", "-H", "127.0.0.1", "-p", str(port), log=home / f"s3-{port}.log")
-        deadline = time.monotonic() + 60
-        while not http_answers(f"{self.url}/moto-api/"):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no S3: {self.process.said()}")
-            time.sleep(0.05)
-        os.environ.update(s3_environment(self.url))
-
-    def client(self) -> Any:
-        """Return a client of the endpoint itself, also if a shim is before it."""
-        import boto3
-
-        return boto3.client("s3", endpoint_url=self.url)
-
-    def bucket(self) -> str:
-        """Create a bucket and return its address."""
-        name = f"trial-{os.getpid()}-{next(_numbers)}"
-        self.client().create_bucket(Bucket=name)
-        return f"s3://{name}"
-
-    def copy(self, source: str, target: str) -> None:
-        """Copy all objects below one ``s3://`` prefix to another."""
-        client = self.client()
-        (bucket, _, prefix), (to, _, folder) = (each.removeprefix("s3://").partition("/") for each in (source, target))
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/"):
-            for item in page.get("Contents", ()):
-                key = item["Key"]
-                client.copy_object(Bucket=to, Key=f"{folder}/{key[len(prefix) + 1 :]}", CopySource=f"{bucket}/{key}")
-
-
-_endpoints: dict[int, Endpoint] = {}
-
-
-def own_s3(home: Path) -> Endpoint:
-    """Return the endpoint of this process."""
-    pid = os.getpid()
-    found = _endpoints.get(pid)
-    if found is None or found.process.poll() is not None:
-        found = _endpoints[pid] = Endpoint(home)
-        atexit.register(found.process.kill)
-    return found

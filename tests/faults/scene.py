@@ -35,12 +35,14 @@ class Stage:
       home: a folder.
       broker: ``host:port`` of a broker that no trial may harm: see `tests.faults.broker`.
       logs_url: of a log server; the corpus is below it as ``corpus``.
+      s3: address of an S3 endpoint, if there is one.
       cluster: the Flink cluster, if there is one.
     """
 
     home: Path
     broker: str
     logs_url: str
+    s3: str = ""
     cluster: Cluster | None = None
 
     @property
@@ -50,23 +52,24 @@ class Stage:
 
 
 @contextmanager
-def stage(*, broker: str = "", flink: bool = False, **settings: Any) -> Iterator[Stage]:
+def stage(*, broker: str = "", flink: bool = False, s3: bool = False, **settings: Any) -> Iterator[Stage]:
     """Start what trials share, in a temporary folder, and end it.
 
     Args:
       broker: one that runs already.
-      flink: whether to start a Flink cluster too.
+      flink, s3: whether to start a Flink cluster, an S3 endpoint too.
       settings: of the engines.
     """
     home = Path(tempfile.mkdtemp(prefix="ciml-faults-"))
     (home / "served").mkdir()
     (home / "served" / "corpus").symlink_to(CORPUS / "logs")
-    names = ["logs", *([] if broker else ["kafka"]), *(["cluster"] if flink else [])]
+    names = ["logs", *["kafka"] * (not broker), *["cluster"] * flink, *["s3"] * s3]
     options = engines.Settings(logs_root=str(home / "served"), tied=True, **settings)
     try:
         with engines.start(names, home=home / "engines", settings=options) as running:
             cluster = Cluster(home / "engines") if flink else None
-            yield Stage(home, broker or running.kafka, running.logs.rstrip("/"), cluster)
+            endpoint = running.s3 if s3 else ""
+            yield Stage(home, broker or running.kafka, running.logs.rstrip("/"), endpoint, cluster)
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
@@ -105,8 +108,17 @@ class Scene:
     def topic(self, name: str = "events", partitions: int = 1, broker: str = "") -> str:
         """Create a topic and return its name."""
         unique = f"{name}-{os.getpid()}-{next(_numbers)}-{time.time_ns() % 10**8}"
-        make_topic(broker or self.broker, unique, partitions)
+        engines.create_topics(broker or self.broker, {unique: partitions})
         return unique
+
+    def bucket(self) -> str:
+        """Create a bucket and return its address. This process's own environment points at its endpoint."""
+        import boto3
+
+        os.environ.update(engines.s3_environment(self.stage.s3))
+        name = f"trial-{os.getpid()}-{next(_numbers)}"
+        boto3.client("s3").create_bucket(Bucket=name)
+        return f"s3://{name}"
 
     def planner(self, seed: int, partitions: int = 2) -> Planner:
         """Return a planner whose broken, missing and late logs are served from a folder of the trial's own."""
@@ -132,25 +144,6 @@ class Scene:
         code = child.wait(180)
         child.kill()
         return code, child.said()
-
-
-def make_topic(broker: str, topic: str, partitions: int) -> None:
-    """Create a topic without retention and wait until it has its leaders."""
-    from confluent_kafka.admin import AdminClient, NewTopic
-
-    client = AdminClient({"bootstrap.servers": broker, "log_level": 0})
-    wanted = NewTopic(topic, partitions, 1, config={"retention.ms": "-1"})
-    for future in client.create_topics([wanted], operation_timeout=30).values():
-        future.result()
-    deadline = time.monotonic() + 30
-    while True:
-        found = client.list_topics(topic, timeout=30).topics[topic]
-        led = found.error is None and all(part.leader >= 0 for part in found.partitions.values())
-        if led and len(found.partitions) == partitions:
-            return
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{broker}: the topic {topic} has no leaders")
-        time.sleep(0.05)
 
 
 def play(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import random
 import signal
 import threading
@@ -14,12 +12,12 @@ from collections.abc import Callable, Sequence
 
 from ciml.errors import EngineError
 from tests.faults import datasets, planted
-from tests.faults.children import Child, Fork
+from tests.faults.children import Child
 from tests.faults.cluster import Supervised
 from tests.faults.oracle import Delivery, Ledger, accepted, deliveries, judge, open_objects
 from tests.faults.plan import Plan, Send
-from tests.faults.poller import poll_until
-from tests.faults.producer import Ack, Acks, produce
+from tests.faults.poller import Poller
+from tests.faults.producer import Ack, Producer
 from tests.faults.results import Verdict
 from tests.faults.scene import Scene
 from tests.messages import published
@@ -96,11 +94,11 @@ class Story:
             self.runs_topic, "--engine", scene.engine, "--allow-host", scene.stage.logs_url, *retries, *options,
         ]  # fmt: skip
         self._cycle = cycle or self.random.choice((15, 40, 100, 2000))
-        self._producers: list[tuple[Child, Acks]] = []
+        self._producers: list[Producer] = []
         self._acks: list[Ack] = []
         self._uncovered: list[Ack] = []
         self._late_runs: dict[str, str] = {}  # the run that waits for a late log: its name
-        self._poller: Child | None = None
+        self._poller: Poller | None = None
         self._sampler = Sampler()
         self._struck = (0, 0.0)
         self.began = time.monotonic()
@@ -113,11 +111,7 @@ class Story:
         if isinstance(plan, Plan):
             self.late_logs.update(plan.late_logs)
             self.planner.plan = Plan()
-        folder = self.scene.folder / f"producer-{len(self._producers) + 1}"
-        folder.mkdir()
-        (folder / "plan.pickle").write_bytes(pickle.dumps(sends))
-        child = Fork(produce, folder, self.broker, self.topic, rate, log=folder / "producer.log")
-        self._producers.append((child, Acks(folder, len(self.sends))))
+        self._producers.append(Producer(self.broker, self.topic, sends, rate, len(self.sends)))
         self.sends += sends
         names = {str(self.planner.served / name): name for name in self.late_logs}
         for claim in (claim for send in sends for claim in send.claims):
@@ -126,11 +120,10 @@ class Story:
 
     def ingest(self) -> Child:
         """Start an ingest, and the poller with the first. On Flink one that was not stopped goes on by itself."""
-        folder, cluster = self.scene.folder, self.scene.stage.cluster
+        cluster = self.scene.stage.cluster
         if self._poller is None:
-            files = folder / "poller.end", f"{self.data}/raw", folder / "poller.json"
-            environment = self.scene.environment
-            self._poller = Fork(poll_until, *files, log=self.scene.log("poller"), environment=environment)
+            self._poller = Poller(open_objects(f"{self.data}/raw"))
+            self._poller.start()
         if cluster is not None and self.scene.engine == "flink":
             if self.ingests and self.ingests[-1].poll() is None:
                 return self.ingests[-1]
@@ -221,9 +214,11 @@ class Story:
 
     def acks(self) -> list[Ack]:
         """Return all acknowledgements so far."""
-        new = [ack for _, acks in self._producers for ack in acks.new()]
-        self._acks += new
-        self._uncovered += new
+        for producer in self._producers:
+            new = producer.acks[:]
+            del producer.acks[: len(new)]
+            self._acks += new
+            self._uncovered += new
         return self._acks
 
     def deliveries(self) -> list[Delivery]:
@@ -231,7 +226,7 @@ class Story:
         return deliveries(self.sends, self.acks())
 
     def all_sent(self) -> bool:
-        return all(child.poll() is not None for child, _ in self._producers)
+        return not any(producer.is_alive() for producer in self._producers)
 
     def lag(self) -> int:
         """Return how many acknowledged messages are not covered."""
@@ -289,10 +284,9 @@ class Story:
         self._close()
         for name in list(self.late_logs):  # nothing ever waited for them
             self._log_arrives(name)
-        for child, _ in self._producers:
-            if child.poll() != 0:
-                verdict.fail(f"the producer ended with {child.poll()}: {child.said()[-300:]}")
-            child.kill()
+        for producer in self._producers:
+            verdict.expect(not producer.is_alive(), "the producer has not ended")
+            verdict.fail(*(f"the producer lost {line}" for line in producer.lost[:5]))
         self.ledger.poll()
         verdict.fail(*judge(self.topic, sent, self.ledger))
         runs = accepted(sent)
@@ -314,14 +308,9 @@ class Story:
                 child.send(signal.SIGCONT)
             child.kill()
         if self._poller is not None:
-            (self.scene.folder / "poller.end").touch()
-            code, out = self._poller.wait(60), self.scene.folder / "poller.json"
-            if code == 0 and out.exists():
-                report = json.loads(out.read_text())
-                self.verdict.fail(*report["faults"][:20])
-                self.verdict.count("polls", report["polls"])
-            else:
-                self.verdict.fail(f"I3: the poller ended with {code}: {self._poller.said()[-300:]}")
+            self._poller.end()
+            self.verdict.fail(*self._poller.faults[:20])
+            self.verdict.count("polls", self._poller.polls)
         self._sampler.close()
         rss_mb, open_files = self._sampler.rss_mb, self._sampler.open_files
         self.verdict.measure("rss_mb", rss_mb)
