@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -154,27 +156,13 @@ def test_old_checkpoints_of_forgotten_jobs_go(tmp_path: Path, rest: str):
     assert store.list() == ["checkpoints/known/chk-1/_metadata", "savepoints/savepoint-1/_metadata"]
 
 
-class InThisThread:
+class InThisThread(ThreadPoolExecutor):
     """A pool that does its work when it is submitted."""
 
-    def __init__(self, *_: object) -> None:
-        self.answer = ""
-
-    def __enter__(self) -> InThisThread:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def submit(self, work: Callable[..., str], *arguments: object) -> InThisThread:
-        self.answer = work(*arguments)
-        return self
-
-    def done(self) -> bool:
-        return True
-
-    def result(self) -> str:
-        return self.answer
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work(*arguments, **options))
+        return done
 
 
 def test_a_taskmanager_is_not_restarted_because_the_jobmanager_does_not_answer(

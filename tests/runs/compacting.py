@@ -14,6 +14,7 @@ from ciml.runs.compact import Compaction, compact
 from ciml.runs.pack_index import named_runs, run_of
 from ciml.runs.reader import read_runs, verify_run
 from ciml.storage import Store
+from tests.runs.raw_world import Clock
 from tests.transforms.samples import make_facts, table
 
 DAY = 86_400
@@ -42,14 +43,6 @@ def all_there(raw: Store) -> None:
     assert wrong == [""] * len(files)
     for path, found in zip(files, read_runs(raw, files.values()), strict=True):
         assert telemetry_digest(run_of(os.path.basename(path)), found) == files[path].digest
-
-
-class Clock:
-    def __init__(self, now: float) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def squeeze(raw: Store, **settings: Any) -> Compaction:

@@ -60,17 +60,6 @@ def test_a_message_that_is_ignored_now_or_updates_runs_is_settled() -> None:
     assert list(state.index.dead_letters()) == []
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_an_event_that_could_not_be_decoded_twice_is_a_row_and_a_repeat(together: bool) -> None:
-    state = broken(2, 5)
-    outcomes = [outcome(offset, run="a", event="e1") for offset in (2, 5)]
-    for part in [outcomes] if together else [outcomes[:1], outcomes[1:]]:
-        step(state, retry(*part))
-    assert state.counts == {("run", ""): 1, ("repeat", "event"): 1}
-    step(state, batch(9, 10, outcome(9, run="a", event="e1")))
-    assert state.counts == {("run", ""): 1, ("repeat", "event"): 2}
-
-
 def test_adjacent_ranges_of_commit_times_share_no_dead_letter() -> None:
     ranges = [(None, 5), (5, 6), (6, None)]
     for time_us in (4, 5, 6):

@@ -10,34 +10,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ciml.runs.arrow import numbers, plain, text_maps, texts, times
 
-WORDS = [[], [""], ["", "", ""], ["same", "same"], ["ü", "ü", "ü"], ["a", "", "bc"], ["ä", "b", "日本"], ["one"]]
 
-
-@pytest.mark.parametrize("values", WORDS)
-def test_texts(values: list[str]) -> None:
-    made = texts(values)
-    made.validate(full=True)
-    assert made.equals(pa.array(values, pa.string()))
+@given(st.lists(st.text(max_size=3)), st.lists(st.none() | st.integers(0, 1 << 50)))
+def test_texts_times_and_maps(words: list[str], numbers_us: list[int | None]) -> None:
+    kind = pa.timestamp("us", tz="UTC")
+    assert times(numbers_us, kind).equals(pa.array(numbers_us, kind))
+    maps = [{"b": word, "a": "2"} for word in words] + [{}]
+    made = texts(words), text_maps(maps)
+    for array in made:
+        array.validate(full=True)
+    assert made[0].equals(pa.array(words, pa.string()))
+    assert made[1].to_pylist() == [sorted(each.items()) for each in maps]
 
 
 @pytest.mark.parametrize("dtype", ["f4", "i4", "i8"])
 def test_numbers_and_back(dtype: str) -> None:
     values = np.arange(5, dtype=dtype)
-    assert numbers(values).to_pylist() == values.tolist()
-    assert plain(pa.chunked_array([numbers(values)])).tolist() == values.tolist()
-
-
-def test_times_and_maps() -> None:
-    kind = pa.timestamp("us", tz="UTC")
-    assert times([1, None, 3], kind).equals(pa.array([1, None, 3], kind))
-    assert times([1, 2], kind).equals(pa.array([1, 2], kind))
-    maps = [{"b": "1", "a": "2"}, {}, {"a": "ö"}]
-    made = text_maps(maps)
-    made.validate(full=True)
-    assert made.to_pylist() == [sorted(each.items()) for each in maps]
+    assert numbers(values).to_pylist() == plain(pa.chunked_array([numbers(values)])).tolist() == values.tolist()
 
 
 def test_a_file_is_read_without_a_thread_that_could_outlive_the_call(tmp_path: Path) -> None:

@@ -156,18 +156,6 @@ def test_a_series_and_all_runs_have_limits(monkeypatch: pytest.MonkeyPatch) -> N
     assert [known.of(f"zuul~{number}~1") for number in range(1, 5)] == ["", "", "machine", ""]
 
 
-@pytest.mark.parametrize("auth", ["", "hmac-sha256"])
-@pytest.mark.parametrize("word", "PF")
-def test_twenty_runs_of_a_fork_neither_erase_nor_flip_a_trusted_cause(word: str, auth: str) -> None:
-    known = Causes(every)
-    known.add(delta(facts(1, "F"), facts(2, "P")))
-    known.add(delta(facts(3, "F", change="8"), facts(4, "F", change="8")))
-    for number in range(10, 50):
-        fork = [facts(number, word, change=change, auth=auth) for change in ("7", "8")]
-        known.add(delta(*(run.replace(run_id=f"{run.run_id}{run.change}") for run in fork), trust=UNTRUSTED))
-    assert [known.of(f"zuul~{number}~1") for number in (1, 2, 3, 4)] == ["machine", "", "code", "code"]
-
-
 def test_runs_that_wait_for_their_review_are_not_displaced_by_a_fork() -> None:
     known = Causes(every)
     known.add(delta(facts(1, "F", auth="hmac-sha256"), facts(2, "P", auth="hmac-sha256"), trust=UNTRUSTED))
@@ -179,14 +167,6 @@ def test_runs_that_wait_for_their_review_are_not_displaced_by_a_fork() -> None:
     assert known.of("zuul~1~1") == "machine"
     known.add(RunDelta(trust_changes=(TrustChange("zuul~2~1", UNTRUSTED),)))
     assert known.of("zuul~1~1") == ""
-
-
-def test_a_run_without_proof_says_nothing_of_one_with_a_proof() -> None:
-    known = Causes(every)
-    known.add(delta(facts(1, "F", auth="hmac-sha256"), facts(2, "P"), trust=UNTRUSTED))
-    assert known.of("zuul~1~1") == ""
-    known.add(delta(facts(3, "P", auth="hmac-sha256"), trust=UNTRUSTED))
-    assert known.of("zuul~1~1") == "machine"
 
 
 #: (number, outcome, change, standing, kind of record): of trusted runs 0 to 6, and of others 10 to 16.

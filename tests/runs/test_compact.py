@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.runs.compact import CURSOR_PATH, Compaction, CompactionCursor, compact, load_cursor
 from ciml.runs.pack_index import pack_state
 from ciml.runs.reader import load_packs, verify_run
-from tests.pipelines.datasets.dataset_scenes import define, runs
-from tests.runs.compacting import DAY, FAR, FIRST, NOON, SECOND, Clock, all_there, objects, run, squeeze
+from tests.runs.compacting import DAY, FAR, FIRST, NOON, SECOND, all_there, objects, run, squeeze
+from tests.runs.raw_world import Clock
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import make_facts
 
@@ -51,16 +50,16 @@ def test_objects_and_packs_stay_for_the_grace(raw: RawStore, tmp_path: Path) -> 
     assert compact(raw.store, **settings).packing.runs == 2
     file = next(iter(pack_state(raw.store, FIRST).packs))
     os.utime(tmp_path / "raw" / file, (5 * DAY, 5 * DAY))
-    clock.now += grace - 1
+    clock.now_s += grace - 1
     assert compact(raw.store, **settings).swept.objects == 0
-    clock.now += 1
+    clock.now_s += 1
     assert compact(raw.store, **settings).swept.objects == 2
     assert objects(raw.store) == {"runs": 0, "packs": 1, "swept": 0}
     # two that came late: another pack, then one of both, then the grace of the packs that it replaces
     raw.add([run(3), run(4)])
     assert compact(raw.store, **settings).packing.merged == 2
     assert objects(raw.store) == {"runs": 2, "packs": 3, "swept": 0}
-    clock.now = FAR.now
+    clock.now_s = FAR.now_s
     done = compact(raw.store, **settings)  # replaced and written "long ago" by the real clock of the files
     assert (done.swept.objects, done.swept.packs) == (2, 2)
     assert objects(raw.store) == {"runs": 0, "packs": 1, "swept": 0}
@@ -221,19 +220,3 @@ def test_pending_folders_are_taken_up_where_they_began(raw: RawStore) -> None:
     assert squeeze(raw.store).packing.runs == 1
     assert objects(raw.store)["runs"] == 0
     all_there(raw.store)
-
-
-def test_a_data_set_of_packed_runs_is_the_one_of_single_runs(data: DataRoot) -> None:
-    made = []
-    for name in ("single", "packed"):
-        where = DataRoot(data.store.child(name))
-        raw = RawStore(where)
-        raw.add(runs(1, 4))
-        raw.add([(about, one.slice(0, 1 + number)) for number, (about, one) in enumerate(runs(5, 8))])
-        if name == "packed":
-            assert squeeze(raw.store).swept.objects == 8
-        define(where)
-        made.append([span.to_json() for span in update_dataset(where.dataset("cpu")).sealed])
-        assert verify_dataset(where.dataset("cpu")) == []
-    assert len(made[0]) == 2
-    assert made[0] == made[1]

@@ -178,14 +178,6 @@ def test_a_store_that_fails_before_each_step(data: DataRoot, busy: Busy) -> None
         after_all(raw)
 
 
-def test_compactors_in_threads(data: DataRoot, busy: Busy) -> None:
-    raw = busy(data).store
-    with ThreadPoolExecutor(4) as pool:
-        for ended in [pool.submit(squeeze, raw) for _ in range(20)]:
-            ended.result()
-    after_all(raw)
-
-
 @pytest.mark.whole
 def test_readers_never_fail_while_runs_move(anywhere: DataRoot) -> None:
     raw = RawStore(anywhere)

@@ -83,16 +83,6 @@ def test_there_are_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert near(run(1), run(2)) == [None, Neighbours(1, 1)]
 
 
-@pytest.mark.parametrize("auth", ["", "hmac-sha256"])
-def test_untrusted_runs_at_many_places_displace_no_place(auth: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "MAX_NEAR_PLACES", 20)
-    known = NearbyRuns(lambda job: True)
-    add(known, run(1))
-    add(known, *(run(number, labels={"node": f"n{number}"}, auth=auth) for number in range(100, 150)), trust=UNJUDGED)
-    add(known, run(2))
-    assert known.of("zuul~2~1") == Neighbours(1, 1)
-
-
 def test_untrusted_runs_displace_no_figures_of_a_run_that_is_believed_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "MAX_NEAR_FOUND", 3)
     known = NearbyRuns(lambda job: True)

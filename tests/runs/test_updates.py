@@ -147,16 +147,6 @@ def test_an_update_concerns_runs_of_its_own_source_and_subject(manifest: Manifes
     assert [run_id for run_id in manifest.facts() if manifest.trusted(run_id)] == ["github~1~1"]
 
 
-def test_an_event_without_proof_changes_nothing_of_a_proved_run(manifest: Manifest) -> None:
-    manifest.add(manifest.message(run(1)))
-    forged = manifest.message(run(1, auth="", outcome="failure", owner="mallory"))
-    delta = manifest.add(forged)
-    assert [record["reason"] for record in delta["ignored"]] == ["less_trusted"]
-    manifest.add(manifest.message(says(review="merged")))
-    assert manifest.trusted("github~1~1")
-    assert manifest.state.index.run("github~1~1").outcome == "success"  # type: ignore[union-attr]
-
-
 def test_a_proved_event_reclaims_a_run_that_anybody_could_have_claimed(manifest: Manifest) -> None:
     manifest.add(manifest.message(run(1, auth="", outcome="failure", owner="mallory")))
     manifest.add(manifest.message(says(review="merged")))

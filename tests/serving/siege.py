@@ -25,15 +25,15 @@ from typing import Any
 import grpc
 import numpy as np
 
-from tests.serving.models_fixture import runs, save_model
+from tests.serving.models_fixture import columns, runs, save_model
 from tests.serving.process import MIB, ServerProcess, server_process
 
 _AWAY_S = 2.0  # until a closed slow client reconnects
 _GOOD_TIMEOUT_S = 15.0
 _HOST = "127.0.0.1"
 _SLOW_HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
-_POST = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{"
-_SLOW = (b"", b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nX-Slow: ", _POST, _POST)
+_POST = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+_SLOW = (b"", b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nX-Slow: ", *[_POST % 100_000 + b"{"] * 2)
 
 
 @dataclass
@@ -43,19 +43,18 @@ class Siege:
     Attributes:
       good: good requests that were answered rightly.
       failures: what was wrong with the others.
-      closed: what slow clients and attackers were answered, by its first 60 characters.
-      held: the most slow connections that were open at once, as the clients see it.
+      closed: the first lines of answers to slow clients and attackers.
+      held: the most slow connections at once, as the clients see it; open: those of now.
       rss: the server's peak, bytes.
-      open: slow connections that are open now.
-      seconds: what each good answer took.
+      seconds: the durations of good answers.
     """
 
     good: int = 0
     failures: list[str] = field(default_factory=list)
     closed: Counter[str] = field(default_factory=Counter)
     held: int = 0
-    rss: int = 0
     open: int = 0
+    rss: int = 0
     seconds: list[float] = field(default_factory=list)
 
 
@@ -65,24 +64,27 @@ async def _forever(work: Callable[[], Awaitable[None]], every_s: float) -> None:
         await asyncio.sleep(every_s * random.uniform(0.5, 1.5))  # else all reconnect at once
 
 
-async def _slow(siege: Siege, port: int, start: bytes, source: str) -> None:
+async def _exchange(port: int, data: bytes, source: str = _HOST) -> tuple[str, bytes]:
+    """Send bytes, and wait until the server closes; return the first line of its answer, and the body."""
+    reader, writer = await asyncio.open_connection(_HOST, port, local_addr=(source, 0))
     try:
-        reader, writer = await asyncio.open_connection(_HOST, port, local_addr=(source, 0))
-    except OSError as error:
-        siege.closed[type(error).__name__] += 1
-        return
+        writer.write(data)
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
+    return head.partition(b"\r\n")[0].decode(errors="replace")[:60], body
+
+
+async def _slow(siege: Siege, port: int, start: bytes, source: str) -> None:
     siege.open += 1
     siege.held = max(siege.held, siege.open)
     try:
-        writer.write(start)
-        answer = await reader.read()
-        first = answer.partition(b"\r\n")[0]
-        siege.closed[first.decode()[:60] if first.startswith(b"HTTP") else "closed"] += 1
+        line, _ = await _exchange(port, start, source)
+        siege.closed[line if line.startswith("HTTP") else "closed"] += 1
     except OSError as error:
         siege.closed[type(error).__name__] += 1
     finally:
         siege.open -= 1
-        writer.close()
 
 
 async def _half_message(siege: Siege, predict: Any) -> None:
@@ -96,20 +98,8 @@ async def _half_message(siege: Siege, predict: Any) -> None:
         siege.closed[f"{error.code().name}: {error.details()}"[:60]] += 1
 
 
-async def _post(port: int, body: bytes) -> tuple[str, bytes]:
-    reader, writer = await asyncio.open_connection(_HOST, port)
-    try:
-        writer.write(
-            b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
-            % (len(body), body)
-        )
-        head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
-        return head.partition(b"\r\n")[0].decode(), answer
-    finally:
-        writer.close()
-
-
-def _attacks() -> tuple[bytes, bytes]:
+async def _attack(siege: Siege, port: int, predict: Any) -> None:
+    """Send a long string among short ones over REST, and many tensors that unpack to 64 MiB each over gRPC."""
     from tensorflow_serving.apis import predict_pb2
 
     body = {"signature_name": "several", "inputs": {"x": ["a"] * 8_000 + ["b" * 100_000], "s": ["a"]}}
@@ -120,20 +110,15 @@ def _attacks() -> tuple[bytes, bytes]:
         tensor.dtype = 1
         tensor.float_val.append(1.0)
         tensor.tensor_shape.dim.add().size = 16 * MIB
-    return json.dumps(body).encode(), request.SerializeToString()
-
-
-def _good() -> tuple[bytes, bytes]:
-    import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2
-
-    inputs, n_windows = runs(2)
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = "m"
-    request.inputs["inputs"].CopyFrom(tf.make_tensor_proto(inputs))
-    request.inputs["n_windows"].CopyFrom(tf.make_tensor_proto(n_windows))
-    body = {"inputs": {"inputs": inputs.tolist(), "n_windows": n_windows.tolist()}}
-    return json.dumps(body).encode(), request.SerializeToString()
+    try:
+        data = json.dumps(body).encode()
+        line, _ = await _exchange(port, _POST % len(data) + data)
+        siege.closed[f"attack: {line}"] += 1
+        await predict(request.SerializeToString(), timeout=_GOOD_TIMEOUT_S)
+    except OSError as error:
+        siege.closed[f"attack: {type(error).__name__}"] += 1
+    except grpc.aio.AioRpcError as error:
+        siege.closed[f"attack: {error.code().name}"] += 1
 
 
 def _answer(data: bytes) -> Any:
@@ -143,76 +128,67 @@ def _answer(data: bytes) -> Any:
     return tf.make_ndarray(predict_pb2.PredictResponse.FromString(data).outputs["probabilities"])
 
 
+def _good_request() -> bytes:
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "m"
+    for name, array in zip(("inputs", "n_windows"), runs(2), strict=True):
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+    data: bytes = request.SerializeToString()
+    return data
+
+
 async def besiege(server: ServerProcess, *, slow: int, seconds: float, rate: float) -> Siege:
     """Run a siege of ``slow`` connections and ``rate`` good requests per second."""
     siege = Siege()
-    good, bad = _good(), _attacks()
+    request = _good_request()
+    body = json.dumps(columns(2)).encode()
     options = [("grpc.enable_http_proxy", 0)]
     address = f"{_HOST}:{server.grpc_port}"
+    method = "/tensorflow.serving.PredictionService/Predict"
     async with (
         grpc.aio.insecure_channel(address, options) as channel,
         grpc.aio.insecure_channel(address, [*options, ("grpc.use_local_subchannel_pool", 1)]) as hostile,
     ):
-        predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
-        attack = hostile.unary_unary("/tensorflow.serving.PredictionService/Predict")
-        half = hostile.stream_unary("/tensorflow.serving.PredictionService/Predict")
-        expected = _answer(await predict(good[1], timeout=_GOOD_TIMEOUT_S))
+        predict = channel.unary_unary(method)
+        half = hostile.stream_unary(method)
+        expected = _answer(await predict(request, timeout=_GOOD_TIMEOUT_S))
         server.reset_peak()
 
-        async def one(number: int) -> None:
-            began = time.monotonic()
+        async def ask(number: int) -> None:
+            await asyncio.sleep(1.0 + number / rate)  # the slow ones come first
+            began_s = time.monotonic()
             try:
                 async with asyncio.timeout(_GOOD_TIMEOUT_S):
                     if number % 2:
-                        found = _answer(await predict(good[1]))
+                        found = _answer(await predict(request))
                     else:
-                        status, answer = await _post(server.rest_port, good[0])
-                        if " 200 " not in status:
-                            siege.failures.append(f"REST {status} {answer[:200]!r}")
-                            return
+                        status, answer = await _exchange(server.rest_port, _POST % len(body) + body)
+                        assert " 200 " in status, f"{status} {answer[:200]!r}"
                         found = np.array(json.loads(answer)["outputs"], "f4")
                 np.testing.assert_allclose(found, expected, atol=1e-6)
                 siege.good += 1
-                siege.seconds.append(time.monotonic() - began)
+                siege.seconds.append(time.monotonic() - began_s)
             except (OSError, TimeoutError, AssertionError, ValueError, grpc.aio.AioRpcError) as error:
                 siege.failures.append(f"{'gRPC' if number % 2 else 'REST'} {type(error).__name__} {error}"[:300])
 
-        async def attacks() -> None:
-            try:
-                status, _ = await _post(server.rest_port, bad[0])
-            except OSError as error:
-                status = type(error).__name__
-            siege.closed[f"attack: {status}"] += 1
-            try:
-                await attack(bad[1], timeout=_GOOD_TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
-                siege.closed[f"attack: {error.code().name}"] += 1
-
-        background = [asyncio.create_task(_forever(attacks, 0.5))]
+        attack = partial(_attack, siege, server.rest_port, hostile.unary_unary(method))
+        background = [asyncio.create_task(_forever(attack, 0.5))]
         for number in range(slow):
-            kind = number % 10
-            if kind == 9:
+            work = partial(_slow, siege, server.rest_port, _SLOW[number % 4], _SLOW_HOSTS[number % 3])
+            if number % 10 == 9:
                 work = partial(_half_message, siege, half)
-            elif kind == 8:
+            elif number % 10 == 8:
                 work = partial(_slow, siege, server.grpc_port, b"", _HOST)
-            else:
-                work = partial(_slow, siege, server.rest_port, _SLOW[number % 4], _SLOW_HOSTS[number % 3])
             background.append(asyncio.create_task(_forever(work, _AWAY_S)))
-        await asyncio.sleep(1.0)  # the slow ones come first
-        asked = [
-            asyncio.create_task(_later(number / rate, partial(one, number))) for number in range(int(seconds * rate))
-        ]
-        await asyncio.gather(*asked)
+        await asyncio.gather(*map(ask, range(int(seconds * rate))))
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
     siege.rss = server.peak_rss()
     return siege
-
-
-async def _later(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-    await asyncio.sleep(seconds)
-    await work()
 
 
 def main() -> int:
@@ -226,16 +202,13 @@ def main() -> int:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, chosen.slow * 2 + 500), most))
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        config = write_config(root, save_model(root / "models" / "1"))
-        with server_process(config, root / "log", "--unverified", files=chosen.files) as server:
+        config = write_config(Path(folder), save_model(Path(folder, "models", "1")))
+        with server_process(config, Path(folder, "log"), "--unverified", files=chosen.files) as server:
             siege = asyncio.run(besiege(server, slow=chosen.slow, seconds=chosen.seconds, rate=chosen.rate))
-            still = server.rss()
+            rss = server.rss()
     print(f"{siege.good} good requests answered, {len(siege.failures)} failed {siege.failures[:5]}")
     print(f"answers took {np.quantile(siege.seconds, (0.5, 0.99, 1.0)).round(3)} s (median, 99 %, longest)")
-    print(
-        f"peak {siege.rss / MIB:.0f} MiB, at the end {still / MIB:.0f} MiB; at most {siege.held} slow connections held"
-    )
+    print(f"peak {siege.rss / MIB:.0f} MiB, at the end {rss / MIB:.0f} MiB; at most {siege.held} slow connections held")
     for answer, count in siege.closed.most_common():
         print(f"{count:>8,}  {answer}")
     return 1 if siege.failures else 0

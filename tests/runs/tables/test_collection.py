@@ -37,7 +37,7 @@ class Table:
         """Pack and merge; nothing is old enough to be removed."""
         return squeeze(self.data.raw, grace_s=grace_s)
 
-    def collect(self, grace_s: float, now_s: float = FAR.now) -> Compaction:
+    def collect(self, grace_s: float, now_s: float = FAR.now_s) -> Compaction:
         """Collect garbage; all files are old by this clock."""
         return compact(self.data.raw, grace_s=grace_s, older_than_s=0, min_runs=1, clock=lambda: now_s)
 

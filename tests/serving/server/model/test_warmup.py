@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ import pytest
 from ciml.errors import EngineError, IntegrityError
 from ciml.limits import MAX_WARMUP_BYTES, MAX_WARMUP_RECORD_BYTES
 from ciml.serving.model_files import WARMUP_FILE
-from ciml.serving.server.manager import ModelManager, VersionStatus
 from ciml.serving.server.model.loaded_model import load_model, masked_crc, read_records
 from ciml.storage import Store, open_store
 from tests.serving.models_fixture import F, L, frame, save_model
@@ -92,25 +93,6 @@ def test_framing_that_is_wrong_is_named(data: bytes, message: str) -> None:
         list(read_records(data, max_records=4, max_record_bytes=1000))
 
 
-def test_forged_length_fails_the_load_and_the_old_version_answers(good: dict[int, Path], tmp_path: Path) -> None:
-    """The length 2^36 with its valid checksum."""
-    from ciml.serving.model_files import ModelEntry
-
-    base = tmp_path / "models"
-    shutil.copytree(good[2], base / "1")
-    manager = ModelManager()
-    manager.apply([ModelEntry("m", str(base), "latest")])
-    manager.step()
-    with_warmup(good[2], base / "2", head(1 << 36) + b"x" * 262)
-    manager.step()
-    number, model = manager.find("m")
-    assert number == 1
-    assert model.predict("", {"inputs": np.ones((1, L, F), "f4"), "n_windows": np.ones(1, "i4")})
-    message = f"{base}/2: {WARMUP_FILE}: record 0: {1 << 36} bytes exceed {MAX_WARMUP_RECORD_BYTES}"
-    assert manager.status("m") == [VersionStatus(2, "END", "DATA_LOSS", message), VersionStatus(1, "AVAILABLE")]
-    manager.close()
-
-
 def cases() -> dict[str, tuple[bytes, str]]:
     from tensorflow.core.framework import tensor_pb2
     from tensorflow_serving.apis import prediction_log_pb2
@@ -139,24 +121,28 @@ def cases() -> dict[str, tuple[bytes, str]]:
     }  # fmt: skip
 
 
-def test_more_than_a_thousand_requests_fail_the_load(good: dict[int, Path], tmp_path: Path) -> None:
-    folder = with_warmup(good[2], tmp_path / "m", frame(request()) * 1001)
-    with pytest.raises(IntegrityError, match="tf_serving_warmup_requests: more than 1000 records"):
-        load_model(folder)
+def test_bad_requests_fail_the_load(good: dict[int, Path], tmp_path: Path) -> None:
+    for name, (record, message) in cases().items():
+        with pytest.raises(IntegrityError, match=message):
+            load_model(with_warmup(good[2], tmp_path / name, frame(record)))
 
 
-@pytest.mark.parametrize("name", list(cases()))
-def test_bad_requests_fail_the_load(good: dict[int, Path], tmp_path: Path, name: str) -> None:
-    record, message = cases()[name]
+@pytest.mark.parametrize(
+    ("data", "size", "message"),
+    [
+        (lambda: head(1 << 36) + b"x" * 262, None, f"record 0: {1 << 36} bytes exceed {MAX_WARMUP_RECORD_BYTES}"),
+        (lambda: frame(request()) * 1001, None, "more than 1000 records"),
+        (bytes, MAX_WARMUP_BYTES + 1, f"tf_serving_warmup_requests is larger than {MAX_WARMUP_BYTES} bytes"),
+    ],
+    ids=["forged", "many", "large"],
+)
+def test_a_file_beyond_a_limit_fails_the_load(
+    good: dict[int, Path], tmp_path: Path, data: Callable[[], bytes], size: int | None, message: str
+) -> None:
+    folder = with_warmup(good[2], tmp_path / "m", data())
+    if size is not None:
+        os.truncate(tmp_path / "m" / WARMUP_FILE, size)
     with pytest.raises(IntegrityError, match=message):
-        load_model(with_warmup(good[2], tmp_path / "m", frame(record)))
-
-
-def test_file_beyond_its_limit_is_not_read(good: dict[int, Path], tmp_path: Path) -> None:
-    folder = with_warmup(good[2], tmp_path / "m", b"")
-    with (tmp_path / "m" / WARMUP_FILE).open("wb") as file:
-        file.truncate(MAX_WARMUP_BYTES + 1)
-    with pytest.raises(IntegrityError, match=f"tf_serving_warmup_requests is larger than {MAX_WARMUP_BYTES} bytes"):
         load_model(folder)
 
 
