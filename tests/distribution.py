@@ -14,7 +14,6 @@ ON_FLINK = frozenset(
         "tests/pipelines/ingest/test_ingest.py",
         "tests/pipelines/kafka/test_source_flink.py",
         "tests/pipelines/live/test_live.py",
-        "tests/services/test_ingest_service_flink.py",
         "tests/services/test_other_kinds.py",
     }
 )

@@ -105,7 +105,7 @@ class PredictionState(TopicState):
     deltas of earlier versions name none, and cover theirs for every model.
 
     Attributes:
-      model: whose offsets are covered, and whose announcements are counted; "" for all, of whom no offsets are known.
+      model: whose offsets are covered, and whose announcements are counted; "" for all: any model has covered them.
       predicted: predictions by (model, version).
       latencies: predictions by (model, bucket): the bucket is the index of the first of `LATENCIES_S` that is not less
         than the time from announcement to prediction; one more bucket for longer times.
@@ -149,10 +149,18 @@ class PredictionState(TopicState):
         return not self.model or model in ("", self.model)
 
     def covered_of(self, generation: str, partition: int) -> RangeSet:
-        covered = self._covered_by_model.get(self.model)
-        if covered is None:
-            return super().covered_of(generation, partition)
-        return covered.get((generation, partition), RangeSet())
+        ranges = [share[generation, partition] for share in self._shares() if (generation, partition) in share]
+        return ranges[0] if len(ranges) == 1 else RangeSet(part for each in ranges for part in each)
+
+    def partitions(self) -> Iterator[tuple[str, int, RangeSet]]:
+        for generation, partition in sorted({key for share in self._shares() for key in share}):
+            yield generation, partition, self.covered_of(generation, partition)
+
+    def _shares(self) -> list[Covered]:
+        """Return the coverage of the state's model, or of each model."""
+        if self.model:
+            return [self._covered_by_model.get(self.model, self._covered)]
+        return [self._covered, *self._covered_by_model.values()]
 
     def has(self, identity: str) -> bool:
         """Return whether a prediction with that id exists."""

@@ -8,23 +8,22 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
+from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 
+from ciml.cli.main import cli
 from ciml.metrics import serve_metrics
 from ciml.pipelines.flink.jobs import list_flink_jobs
 from tests.pipelines.ingest.ingesting import wait_for
 from tests.pipelines.ingest.scenario import Scenario, send
 from tests.scraping import Samples, scrape
 from tests.services.supervising import ingest
-
-ROOT = Path(__file__).parents[2]
 
 
 def wanted(scenario: Scenario) -> dict[str, dict[tuple[str, ...], float]]:
@@ -49,95 +48,48 @@ def wanted(scenario: Scenario) -> dict[str, dict[tuple[str, ...], float]]:
 
 
 def totals(found: Samples) -> dict[str, dict[tuple[str, ...], float]]:
-    return {
-        name: found.get(name, {})
-        for name in (
-            "ciml_events_total", "ciml_dead_letter_total", "ciml_dead_letters_open", "ciml_ignored_total",
-            "ciml_deferred_logs", "ciml_runs_total",
-        )
-    }  # fmt: skip
-
-
-@contextmanager
-def foreground(*arguments: str) -> Iterator[str]:
-    """``ciml ingest`` in the foreground; yields the URL of its metrics."""
-    command = [sys.executable, "-m", "ciml.cli.main", "ingest", "--metrics-port", "0", *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        reported = process.stderr.readline()
-        assert reported.startswith("metrics: http://127.0.0.1:"), reported + process.stderr.read()
-        yield reported.split()[1]
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
+    names = ("events_total", "dead_letter_total", "dead_letters_open", "ignored_total", "deferred_logs", "runs_total")
+    return {f"ciml_{name}": found.get(f"ciml_{name}", {}) for name in names}
 
 
 @pytest.mark.engines
 def test_in_the_foreground(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
     scenario = send(kafka, topic(2, "events"), 2, tmp_path / "logs", runs=60)
     scenario.log_arrives()
-    options = (
-        "--data-path", str(tmp_path / "data"), "--kafka", kafka, "--engine", "micro-batches", "--topic", scenario.topic,
-        "--runs-topic", "", "--allow-root", str(scenario.logs), "--retry-after", "10ms",
-    )  # fmt: skip
-    with foreground(*options) as url:
+    command = [
+        sys.executable, "-m", "ciml.cli.main", "ingest", "--metrics-port", "0", "--data-path", str(tmp_path / "data"),
+        "--kafka", kafka, "--engine", "micro-batches", "--topic", scenario.topic, "--runs-topic", "", "--allow-root",
+        str(scenario.logs), "--retry-after", "10ms",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        url = process.stderr.readline().removeprefix("metrics: ").strip()
         with contextlib.suppress(AssertionError):
             wait_for(lambda: totals(scrape(url)) == wanted(scenario))
-        first = scrape(url)
-        assert totals(first) == wanted(scenario)
+        found = scrape(url)
+    finally:
+        process.terminate()
+        _, reported = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in reported) == (0, False), reported
+    assert totals(found) == wanted(scenario)
     sent = Counter(str(message.partition) for message in scenario.sent)
-    lag = {(partition, scenario.topic): 0 for partition in sent}
-    assert first["ciml_lag_messages"] == lag
-    assert first["ciml_covered_messages_total"] == {(part, scenario.topic): number for part, number in sent.items()}
-    assert first["ciml_manifest_version"][("raw",)] >= 1
+    assert found["ciml_lag_messages"] == {(partition, scenario.topic): 0 for partition in sent}
+    assert found["ciml_covered_messages_total"] == {(part, scenario.topic): number for part, number in sent.items()}
+    assert found["ciml_manifest_version"][("raw",)] >= 1
     # each log was asked for at least once, the missing ones twice, and each is in the last bucket
-    asked = first["ciml_telemetry_fetch_seconds_count"][()]
+    asked = found["ciml_telemetry_fetch_seconds_count"][()]
     assert len(scenario.runs) <= asked <= 2 * len(scenario.sent)
-    assert first["ciml_telemetry_fetch_seconds_bucket"][("+Inf",)] == asked
-    assert first["ciml_commit_seconds_count"][("raw",)] == first["ciml_manifest_version"][("raw",)]
-    # another process knows the same totals, and its own timings
-    with foreground(*options) as url:
-        wait_for(lambda: "ciml_events_total" in scrape(url))
-        again = scrape(url)
-    assert totals(again) == totals(first)
-    assert again["ciml_covered_messages_total"] == first["ciml_covered_messages_total"]
-    assert again["ciml_telemetry_fetch_seconds_count"] == {(): 0}
-    assert not [labels for samples in again.values() for labels in samples if any("zuul~" in value for value in labels)]
-
-
-@pytest.mark.engines
-@pytest.mark.timeout(240)
-def test_under_a_supervisor(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
-    """The supervisor shows the manifest, its own books, and what its worker measures."""
-    scenario = send(kafka, topic(2, "events"), 2, tmp_path / "logs", runs=40)
-    scenario.log_arrives()
-    with ingest(tmp_path / "home", str(tmp_path / "data"), scenario, topic(1, "runs")) as one:
-        done = one.start("--engine", "micro-batches", "--metrics-port", "0")
-        assert done.exception is None, done.exception
-        one.wait(lambda: totals(scrape(one.status()["metrics"])) == wanted(scenario), "the totals are others")
-        first = scrape(one.status()["metrics"])
-        asked = first["ciml_telemetry_fetch_seconds_count"][()]
-        assert len(scenario.runs) <= asked <= 2 * len(scenario.sent)
-        assert first["ciml_commit_seconds_count"][("raw",)] >= 1
-        assert first["ciml_ingest_health"][("running",)] == sum(first["ciml_ingest_health"].values()) == 1
-        assert first["ciml_ingest_resubmissions_total"] == {(): 0}
-        # worker and supervisor die: the totals are the manifest's, the resubmission is in the status
-        worker = one.kill("worker")
-        one.wait(lambda: one.files.process("worker") is not None and one.pid("worker") != worker, "no new worker")
-        one.kill("supervisor")
-        assert one.ask("resume").exception is None
-        one.wait(lambda: "ciml_events_total" in scrape(one.status()["metrics"]), "no metrics")
-        again = scrape(one.status()["metrics"])
-        assert totals(again) == totals(first)
-        assert again["ciml_ingest_resubmissions_total"] == {(): 1}
+    assert found["ciml_telemetry_fetch_seconds_bucket"][("+Inf",)] == asked
+    assert found["ciml_commit_seconds_count"][("raw",)] == found["ciml_manifest_version"][("raw",)]
+    assert not [labels for samples in found.values() for labels in samples if any("zuul~" in value for value in labels)]
 
 
 @pytest.mark.engines
 @pytest.mark.timeout(240)
 def test_as_a_container_it_is_ended_and_started_again(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
-    """In the foreground: SIGTERM ends the watch, the worker goes on, and the same command takes it over."""
-    scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=8)
+    """SIGTERM ends the watch, and the same command takes the worker over. Supervisors show what the worker measures."""
+    scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=40)
     scenario.log_arrives()
     with ingest(tmp_path / "home", str(tmp_path / "data"), scenario, topic(1, "runs")) as one:
         command = [
@@ -147,14 +99,21 @@ def test_as_a_container_it_is_ended_and_started_again(kafka: str, topic: Callabl
             "--metrics-port", "0", "--tied-to", str(os.getpid()),
         ]  # fmt: skip
         workers = []
-        for _ in range(2):
-            process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for is_first in (True, False):
+            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
             one.wait(lambda: one.files.status().get("supervisor") == {"pid": process.pid}, "no status")  # noqa: B023
             one.wait(lambda: totals(scrape(one.status()["metrics"])) == wanted(scenario), "the totals are others")
+            if is_first:
+                asked = scrape(one.status()["metrics"])["ciml_telemetry_fetch_seconds_count"][()]
+                assert len(scenario.runs) <= asked <= 2 * len(scenario.sent)
+                one.kill_worker()
             workers.append(one.pid("worker"))
+            found = scrape(one.status()["metrics"])
             process.terminate()
             _, reported = process.communicate(timeout=60)
             assert process.returncode == 0, reported
+            assert found["ciml_ingest_health"][("running",)] == sum(found["ciml_ingest_health"].values()) == 1
+            assert found["ciml_ingest_resubmissions_total"] == {(): 1}  # also after a restart
         assert workers[0] == workers[1]
 
 
@@ -202,14 +161,7 @@ def _get(url: str) -> dict:
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     with serve_metrics(CollectorRegistry(), 0) as url:
         port = url.rpartition(":")[2].removesuffix("/metrics")
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "ciml.cli.main", "ingest", "--data-path", str(tmp_path), "--kafka", "127.0.0.1:1",
-                "--engine", "micro-batches", "--metrics-port", port,
-            ],
-            cwd=ROOT, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-    assert done.returncode == 3
-    assert done.stderr.splitlines() == [
-        f"ciml: metrics: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --metrics-port"
-    ]
+        words = ["ingest", "--data-path", str(tmp_path), "--kafka", "127.0.0.1:1", "--engine", "micro-batches"]
+        done = CliRunner().invoke(cli, [*words, "--metrics-port", port])
+    line = f"ciml: metrics: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --metrics-port\n"
+    assert (done.exit_code, done.stderr) == (3, line)

@@ -64,34 +64,24 @@ FLINK = EngineState("flink", "real", "Flink", "127.0.0.1:8099")
 S3 = EngineState("s3", "real", "S3", "http://127.0.0.1:5000")
 
 
-def test_defaults_come_from_the_engines_that_run(tmp_path: Path):
+def test_defaults_come_from_the_engines_that_run_and_what_is_given_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     written(tmp_path, kafka=KAFKA, flink=FLINK, s3=S3)
     result, seen = run(["--data-path", "s3://bucket/x"], tmp_path)
     assert result.exit_code == 0, result.output
     assert seen == {
-        "data_path": "s3://bucket/x",
-        "kafka": "127.0.0.1:9092",
-        "engine": EngineChoice("flink", "127.0.0.1:8099"),
-        "home": tmp_path,
-        "s3": "http://127.0.0.1:5000",
-    }
+        "data_path": "s3://bucket/x", "kafka": "127.0.0.1:9092", "engine": EngineChoice("flink", "127.0.0.1:8099"),
+        "home": tmp_path, "s3": "http://127.0.0.1:5000",
+    }  # fmt: skip
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         os.environ.pop(name)
-
-
-def test_what_is_given_wins(tmp_path: Path):
-    written(tmp_path, kafka=KAFKA, flink=FLINK)
     _, seen = run(["--kafka", "elsewhere:1", "--engine", "micro-batches", "--data-path", "/d"], tmp_path)
     assert (seen["kafka"], seen["engine"]) == ("elsewhere:1", EngineChoice("micro-batches"))
     _, seen = run(["--engine", "flink:elsewhere:8099"], tmp_path)
     assert seen["engine"] == EngineChoice("flink", "elsewhere:8099")
-
-
-def test_the_user_s_own_s3_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    written(tmp_path, kafka=KAFKA, s3=S3)
-    monkeypatch.setenv("AWS_PROFILE", "production")
-    _, seen = run(["--data-path", "s3://bucket"], tmp_path)
-    assert seen["s3"] is None
+    monkeypatch.setenv("AWS_PROFILE", "production")  # the user's own S3
+    assert run(["--data-path", "s3://bucket"], tmp_path)[1]["s3"] is None
 
 
 def test_a_light_flink_means_micro_batches(tmp_path: Path):
@@ -117,13 +107,6 @@ def test_an_unknown_engine_is_refused(tmp_path: Path, value: str):
     result, _ = run(["--kafka", "x:1", "--engine", value], tmp_path)
     assert result.exit_code == 2
     assert f"unknown engine {value!r}; choose from flink, flink:HOST:PORT, micro-batches" in result.output
-
-
-def test_options_of_different_commands_are_not_equal():
-    one, same = options_for("webhooks", config="c"), options_for("webhooks", config="c")
-    assert (one == same, hash(one) == hash(same)) == (True, True)
-    assert one != options_for("mqtt", config="c")
-    assert one != options_for("webhooks", config="d")
 
 
 def test_the_first_signal_stops_and_the_next_one_interrupts():

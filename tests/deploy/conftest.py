@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,11 @@ from tests.shared import shared
 
 @pytest.fixture(scope="session")
 def learned_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data root in which the commands of ciml made a model from logs."""
-
-    def build(folder: Path) -> None:
-        learn_by_commands(folder).write(folder / "learned.json")
-
-    return shared(tmp_path_factory, "learned", build) / "data"
+    """The data root in which the commands of ciml made a model from logs; next to it is what they printed."""
+    return shared(tmp_path_factory, "learned", learn_by_commands) / "data"
 
 
 @pytest.fixture(scope="session")
 def learned(learned_data: Path) -> Learned:
     """What the commands of ciml gave, from logs to that model."""
-    return Learned.read(learned_data.parent / "learned.json")
+    return Learned.of(json.loads(learned_data.with_name("answers.json").read_text()))

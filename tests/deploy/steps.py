@@ -1,16 +1,18 @@
-"""What steps of deployments share: the program, the logs that they run on, and what the commands of ciml give."""
+"""What steps of deployments share: what the commands of ciml print from logs to a model, and a program that records."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
+import click
+from click.testing import CliRunner
+
+from ciml.cli.main import cli
 from tests.corpus import CORPUS, builds
 
 #: With the program beside the interpreter of the tests.
@@ -44,14 +46,21 @@ class Learned:
     version: str
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """Return figures of a file."""
-        found = json.loads(path.read_text())
-        return cls(**{**found, "trained": {name: tuple(pair) for name, pair in found["trained"].items()}})
-
-    def write(self, path: Path) -> None:
-        """Write figures to a file."""
-        path.write_text(json.dumps(asdict(self)))
+    def of(cls, answers: Mapping[str, str]) -> Learned:
+        """Return the figures in what the commands printed."""
+        trained = {}
+        for estimator in ESTIMATORS:
+            result = json.loads(answers[f"experiment train {estimator}"])
+            figures = (result["test"][name]["value"] for name in ("accuracy", "base_rate"))
+            trained[result["experiment"]["name"]] = tuple(figures)
+        refreshed = json.loads(answers["refresh"])
+        return cls(
+            json.loads(answers["load"])["totals"]["run"],
+            trained,
+            json.loads(answers["experiment compare"])[0]["experiment"],
+            refreshed["outcome"],
+            str(refreshed["version"] or ""),
+        )
 
 
 def write_listing(folder: Path) -> Path:
@@ -61,33 +70,75 @@ def write_listing(folder: Path) -> Path:
     return listing
 
 
-def ciml(*words: str, data: Path, as_json: bool = True) -> Any:
-    """Run a command of ciml, and return its JSON, or its text."""
-    command = [sys.executable, "-m", "ciml.cli.main", *words, "--data-path", str(data)]
-    done = subprocess.run([*command, *["--json"] * as_json], capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 5), done.stderr
-    return json.loads(done.stdout) if as_json else done.stdout
+def ciml(*words: str, data: Path) -> str:
+    """Run a command of ciml in this process; return what it prints."""
+    done = CliRunner().invoke(cli, [*words, "--data-path", str(data)], standalone_mode=False)
+    assert done.exception is None, done.exception
+    assert (done.return_value or 0) in (0, 5), done.output
+    return done.stdout
 
 
-def learn_by_commands(folder: Path) -> Learned:
-    """Load, build, train, compare and refresh in a folder, as a person does at a terminal."""
-    data, served = folder / "data", folder / "served.toml"
+def learn_by_commands(folder: Path) -> None:
+    """Load, build, train, compare and refresh in ``data``, as a person does; store what is printed in ``answers``."""
+    served = folder / "served.toml"
     served.write_text(SERVED)
-    loaded = ciml("load", str(CORPUS), "--results", str(write_listing(folder)), data=data)
-    options = (f"--{name.replace('_', '-')}={value}" for name, value in DATASET.items())
-    ciml("dataset", "build", *options, data=data, as_json=False)
-    trained = {}
-    for estimator in ESTIMATORS:
-        result = ciml("experiment", "train", "--dataset", "cpu", "--estimator", estimator, data=data)
-        test = result["test"]
-        trained[result["experiment"]["name"]] = (test["accuracy"]["value"], test["base_rate"]["value"])
-    compared = ciml("experiment", "compare", "--dataset", "cpu", data=data)
-    refreshed = ciml("refresh", "--dataset", "cpu", "--model", MODEL, "--experiment", str(served), data=data)
-    version = str(refreshed["version"] or "")
-    return Learned(loaded["totals"]["run"], trained, compared[0]["experiment"], refreshed["outcome"], version)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in DATASET.items()]
+    lines: dict[str, list[str]] = {
+        "load": ["load", str(CORPUS), "--results", str(write_listing(folder)), "--json"],
+        "dataset build": ["dataset", "build", *options],
+    }
+    for each in ESTIMATORS:
+        lines[f"experiment train {each}"] = ["experiment", "train", "--dataset=cpu", f"--estimator={each}", "--json"]
+    lines["experiment compare"] = ["experiment", "compare", "--dataset=cpu", "--json"]
+    lines["refresh"] = ["refresh", "--dataset=cpu", f"--model={MODEL}", f"--experiment={served}", "--json"]
+    answers = {name: ciml(*words, data=folder / "data") for name, words in lines.items()}
+    (folder / "answers.json").write_text(json.dumps(answers))
+
+
+def recorder(folder: Path, answers: Path | None = None) -> str:
+    """Make a ``ciml`` that records its words, and prints what the real one did or fails; return a PATH to it."""
+    program = folder / "bin" / "ciml"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import json, re, sys\n"
+        f"open({str(folder / 'words')!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+        f"answers = json.load(open({str(answers)!r})) if {answers is not None} else {{}}\n"
+        "name = ' '.join(word for word in sys.argv[1:3] if word[0] != '-')\n"
+        "if name == 'experiment show' and '--json' in sys.argv: answers[name] = '[]'\n"
+        "if name == 'experiment train': name += re.sub('.*--estimator=(\\\\w+).*', r' \\1', ' '.join(sys.argv[3:]))\n"
+        "sys.stdout.write(answers.get(name, ''))\n"
+        "sys.exit(0 if name in answers else 2)\n"
+    )
+    program.chmod(0o700)
+    return f"{program.parent}{os.pathsep}{PATH}"
+
+
+def recorded(folder: Path) -> list[list[str]]:
+    return [json.loads(line) for line in (folder / "words").read_text().splitlines()]
+
+
+def check_values(folder: Path, text: str) -> None:
+    """Assert that a hostile value was the value of options or behind ``--`` wherever it was, and ran nowhere."""
+    assert not list(folder.rglob("planted"))
+    words = [word for line in recorded(folder) for word in (line[: line.index("--")] if "--" in line else line)]
+    assert any(text in word for line in recorded(folder) for word in line)
+    assert [word for word in words if text in word and not word.endswith(f"={text}")] == []
+
+
+def parsed(words: list[str]) -> click.Context:
+    """Return the context of a command line, whose options exist."""
+    command: click.Command = cli
+    context = click.Context(cli)
+    while isinstance(command, click.Group) and words and (found := command.get_command(context, words[0])):
+        command, words = found, words[1:]
+    assert not isinstance(command, click.Group), words
+    context = click.Context(command)
+    command.make_parser(context).parse_args(list(words))
+    return context
 
 
 def served_versions(data: Path) -> dict[str, int]:
     """Return the labels of the served model, with their versions."""
-    labels: dict[str, int] = ciml("models", "list", data=data)[MODEL]["labels"]
+    labels: dict[str, int] = json.loads(ciml("models", "list", "--json", data=data))[MODEL]["labels"]
     return labels

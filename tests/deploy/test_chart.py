@@ -6,7 +6,6 @@ import copy
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from tests.deploy.chart import (
     validate,
 )
 from tests.deploy.definitions import flink_definitions
+from tests.deploy.steps import parsed
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
 #: Objects that other operators own, which the validator does not know.
@@ -285,41 +285,13 @@ def test_flinks_configuration_is_the_measured_one(full: list[Resource]) -> None:
 
 def test_commands_have_the_options_that_they_are_given(full: list[Resource], tensorflow: list[Resource]) -> None:
     found = 0
-    for name, container in [*containers(full), *containers(tensorflow), *containers(render({}))]:
+    for _, container in [*containers(full), *containers(tensorflow), *containers(render({}))]:
         if container.get("command", [""])[0] == "ciml":
-            words = [*container["command"][1:], *container["args"]]
-            command, rest = _command(words)
-            command.make_parser(click.Context(command)).parse_args(list(rest))
-            assert not isinstance(command, click.Group), f"{name}: {words}"
+            parsed([*container["command"][1:], *container["args"]])
             found += 1
     assert found > 20
-    command, rest = _command(["service", "run", "ingest", "--topci=x"])
     with pytest.raises(click.NoSuchOption):
-        command.make_parser(click.Context(command)).parse_args(rest)
-
-
-def _command(words: list[str]) -> tuple[click.Command, list[str]]:
-    command: click.Command = cli
-    context = click.Context(cli)
-    while isinstance(command, click.Group) and words and (found := command.get_command(context, words[0])):
-        command, words = found, words[1:]
-    return command, words
-
-
-def test_each_command_starts(full: list[Resource], tensorflow: list[Resource]) -> None:
-    """The words of each container are a command of the program itself: it prints that command's help."""
-    commands = {
-        tuple(word for word in [*one["command"][1:], *one["args"]] if re.fullmatch(r"[a-z]+", word))[:3]
-        for _, one in [*containers(full), *containers(tensorflow)]
-        if one.get("command", [""])[0] == "ciml"
-    }
-    assert len(commands) >= 10
-    for words in sorted(commands):
-        _, rest = _command(list(words))
-        line = [sys.executable, "-m", "ciml.cli.main", *words[: len(words) - len(rest)], "--help"]
-        done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "Example:" in done.stdout
+        parsed(["service", "run", "ingest", "--topci=x"])
 
 
 def test_what_the_environment_says_is_known(full: list[Resource]) -> None:

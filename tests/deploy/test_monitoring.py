@@ -19,26 +19,33 @@ from tests.project.test_metrics_document import declared
 FILES = Path(__file__).parents[2] / "deploy/helm/ciml/files"
 
 
-def used_metrics(expression: str) -> set[str]:
-    """The metrics of ciml in an expression, each of them declared."""
-    promql_parser.parse(expression)
-    used = set()
-    for name in re.findall(r"\b(ciml_\w+|up)\b(?!\")", expression):
-        base = re.sub(r"_(bucket|count|sum)$", "", name)
-        assert base in {**declared(), "up": None}, name
-        used.add(base)
-    return used
-
-
-def test_alerts_are_of_metrics_that_there_are() -> None:
+def alert_rules() -> list[dict[str, Any]]:
     (group,) = yaml.safe_load((FILES / "alerts.yaml").read_text())["groups"]
-    used = set()
-    for rule in group["rules"]:
-        used |= used_metrics(rule["expr"])
-        assert rule["labels"]["severity"] in ("page", "ticket")
-        assert rule["annotations"]["summary"]
-    assert len({rule["alert"] for rule in group["rules"]}) == len(group["rules"])
-    assert len(used) > 10
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def test_alerts_and_panels_are_of_metrics_that_there_are() -> None:
+    rules = alert_rules()
+    panels = json.loads((FILES / "dashboard.json").read_text())["panels"]
+    assert {rule["labels"]["severity"] for rule in rules} == {"page", "ticket"}
+    assert all(rule["annotations"]["summary"] for rule in rules)
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+    assert len(places) == len(panels) == len({panel["id"] for panel in panels})
+    assert all(panel["targets"] for panel in panels)
+    known = {*declared(), "up"}
+    for expressions in (
+        [rule["expr"] for rule in rules],
+        [target["expr"] for panel in panels for target in panel["targets"]],
+    ):
+        used = set()
+        for expression in expressions:
+            promql_parser.parse(expression)
+            names = re.findall(r"\b(ciml_\w+|up)\b(?!\")", expression)
+            used |= {re.sub(r"_(bucket|count|sum)$", "", name) for name in names}
+        assert used - known == set()
+        assert len(used) > 10
     with pytest.raises(ValueError, match="unclosed left parenthesis"):
         promql_parser.parse("sum by (a (b)")
 
@@ -53,12 +60,6 @@ def promtool(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 #: The tests of the rules' behaviour over time; the second file is of an alert that takes a day.
 ALERT_TESTS = tuple(FILES / name for name in ("alerts_test.yaml", "alerts_day_test.yaml"))
-
-
-def alert_rules() -> list[dict[str, Any]]:
-    (group,) = yaml.safe_load((FILES / "alerts.yaml").read_text())["groups"]
-    found: list[dict[str, Any]] = group["rules"]
-    return found
 
 
 def test_each_alert_is_tested_quiet_and_firing() -> None:
@@ -101,16 +102,3 @@ def test_a_shorter_rule_differs_in_durations_alone() -> None:
     assert changed > 10
     (small,) = [rule for rule in after["groups"][0]["rules"] if rule["alert"] == "CimlLagGrows"]
     assert "> 1000" in small["expr"]  # messages, not seconds
-
-
-def test_panels_are_of_metrics_that_there_are() -> None:
-    dashboard = json.loads((FILES / "dashboard.json").read_text())
-    used = set()
-    places = set()
-    for panel in dashboard["panels"]:
-        assert panel["targets"], panel["title"]
-        for target in panel["targets"]:
-            used |= used_metrics(target["expr"])
-        places.add((panel["gridPos"]["x"], panel["gridPos"]["y"]))
-    assert len(places) == len(dashboard["panels"]) == len({panel["id"] for panel in dashboard["panels"]})
-    assert len(used) > 12

@@ -20,11 +20,12 @@ from tests.deploy.steps import (
     ESTIMATORS,
     HOSTILE,
     MODEL,
-    PATH,
     SERVED,
     Learned,
-    served_versions,
-    write_listing,
+    check_values,
+    parsed,
+    recorded,
+    recorder,
 )
 from tests.go_programs import go_program
 
@@ -53,11 +54,7 @@ def test_tekton_takes_them_and_refuses_planted_errors(tmp_path: Path) -> None:
         ("runAfter: [evaluate]", "runAfter: [evaluated]", "evaluated"),
         ("$(tasks.build-dataset.results.dataset)", "$(tasks.build.results.dataset)", "build"),
         ("- name: train\n      image:", "- nmae: train\n      image:", "nmae"),
-        (
-            "value: $(params.dataset)}\n        - {name: MODEL",
-            "value: $(params.datset)}\n        - {name: MODEL",
-            "datset",
-        ),
+        ("(params.dataset)}\n        - {name: MODEL", "(params.datset)}\n        - {name: MODEL", "datset"),
     ):
         assert old in whole
         (tmp_path / "wrong.yaml").write_text(whole.replace(old, new))
@@ -71,7 +68,7 @@ def tasks() -> dict[str, dict[str, Any]]:
     return {each["metadata"]["name"]: each["spec"] for each in found}
 
 
-def run(name: str, folder: Path, **given: str) -> tuple[int, dict[str, str], str]:
+def run(name: str, folder: Path, path: str, **given: str) -> tuple[int, dict[str, str], str]:
     """Run a Task's step as Tekton does: parameters replaced everywhere, results in files. Return its results."""
     spec = tasks()[name]
     defaults = {each["name"]: each["default"] for each in spec["params"] if "default" in each}
@@ -90,12 +87,8 @@ def run(name: str, folder: Path, **given: str) -> tuple[int, dict[str, str], str
     script = folder / "script"
     script.write_text(replaced(step["script"]))
     script.chmod(0o700)
-    environment = {
-        **os.environ,
-        "PATH": PATH,
-        "TMPDIR": str(folder),
-        **{each["name"]: replaced(each["value"]) for each in step["env"]},
-    }
+    values = {each["name"]: replaced(each["value"]) for each in step["env"]}
+    environment = {**os.environ, "PATH": path, "TMPDIR": str(folder), **values}
     done = subprocess.run([script], env=environment, capture_output=True, text=True, cwd=folder, check=False)
     found = {key: path.read_text() for key, path in results.items() if path.exists()}
     return done.returncode, found, done.stdout + done.stderr
@@ -103,38 +96,36 @@ def run(name: str, folder: Path, **given: str) -> tuple[int, dict[str, str], str
 
 @pytest.mark.whole
 @pytest.mark.timeout(600)
-def test_the_steps_give_what_the_commands_give(tmp_path: Path, learned: Learned) -> None:
-    data, listing = tmp_path / "data", write_listing(tmp_path)
+def test_the_steps_give_what_the_commands_give(tmp_path: Path, learned: Learned, learned_data: Path) -> None:
+    """The steps' ciml prints what the commands printed, and each of its lines is one of the program's."""
+    path = recorder(tmp_path, learned_data.with_name("answers.json"))
 
     def step(name: str, **given: str) -> Mapping[str, str]:
-        code, results, said = run(name, tmp_path, data_path=str(data), **given)
+        code, results, said = run(name, tmp_path, path, data_path=str(learned_data), **given)
         assert code == 0, said
         assert results.keys() == {each["name"] for each in tasks()[name]["results"]}
         return results
 
-    runs = step("ciml-load", logs=str(CORPUS), results=str(listing))["runs"]
-    assert step("ciml-load", logs=str(CORPUS), results=str(listing)) == {"runs": "0"}
+    runs = step("ciml-load", logs=str(CORPUS), results="builds.jsonl")["runs"]
     assert step("ciml-build-dataset", **DATASET) == {"dataset": "cpu"}
-    trained = {}
-    for estimator in ESTIMATORS:
-        figures = step("ciml-run-training", dataset="cpu", experiment=estimator)
-        (name,) = (name for name in learned.trained if name.startswith(estimator))
-        trained[name] = (float(figures["accuracy"]), float(figures["base-rate"]))
+    figures = [step("ciml-run-training", dataset="cpu", experiment=estimator) for estimator in ESTIMATORS]
+    trained = [(float(each["accuracy"]), float(each["base-rate"])) for each in figures]
     best = step("ciml-evaluate", dataset="cpu")["best"]
     refreshed = step("ciml-refresh", dataset="cpu", model=MODEL, experiment=SERVED)
-    assert Learned(int(runs), trained, best, refreshed["outcome"], refreshed["version"]) == learned
-    assert served_versions(data) == {"stable": int(refreshed["version"])}
-    again = step("ciml-refresh", dataset="cpu", model=MODEL, experiment=SERVED)
-    assert again == {"outcome": "nothing_new", "version": ""}
+    assert (int(runs), trained, best) == (learned.runs, list(learned.trained.values()), learned.best)
+    assert (refreshed["outcome"], refreshed["version"]) == (learned.outcome, learned.version)
+    assert [parsed(words).command.name for words in recorded(tmp_path)] == [
+        "load", "build", "show", "train", "show", "train", "compare", "compare", "refresh",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("name", tasks())
 def test_no_parameter_is_run(name: str, text: str, tmp_path: Path) -> None:
     required = {each["name"].replace("-", "_"): text for each in tasks()[name]["params"] if "default" not in each}
-    code, _, said = run(name, tmp_path, data_path=str(tmp_path / "data"), **required)
+    code, _, said = run(name, tmp_path, recorder(tmp_path), data_path=str(tmp_path / "data"), **required)
     assert code not in (0, 5, 127), said
-    assert not list(tmp_path.rglob("planted"))
+    check_values(tmp_path, text)
     (step,) = tasks()[name]["steps"]
     assert "$(params" not in step["script"]
 

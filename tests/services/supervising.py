@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,24 @@ from ciml.services.files import ServiceFiles
 from ciml.services.options import ServiceOptions, options_of
 from tests.pipelines.ingest.ingesting import account, check
 from tests.pipelines.ingest.scenario import Scenario
+
+ROOT = Path(__file__).parents[2]
+
+
+def shell(command: str) -> None:
+    """Run a command in a shell of another folder, as an operator who copies it from the status."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {"PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, shell=True, cwd="/", env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+
+
+def webhooks(port: int, secret: Path) -> str:
+    return (
+        f'[webhooks]\nport = {port}\n[[source]]\nreceiver = "webhooks"\nname = "hub"\nadapter = "github"\n'
+        f'secret_file = "{secret}"\n'
+    )
 
 
 @dataclass

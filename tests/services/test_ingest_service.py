@@ -1,27 +1,30 @@
-"""An ingest under a supervisor, as micro-batches: killed, stopped, resumed; the sums are the producer's own."""
+"""Services under a supervisor without Flink: killed, failed, stopped, resumed; the sums are the producer's own."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import stat
-import time
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 
 from ciml import engines
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError, EngineError
+from ciml.engines import state
+from ciml.engines.processes import lasting_ports
+from ciml.errors import CimlError
 from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import admin
 from ciml.services.files import ServiceFiles, StartOptions, bound_log
 from tests.pipelines.ingest.ingesting import account, need_real
 from tests.pipelines.ingest.scenario import send
 from tests.scraping import scrape
-from tests.services.supervising import Ingest, ingest, options_for, shell
+from tests.services.supervising import Ingest, ingest, options_for, shell, supervised, webhooks
 
 
 @pytest.fixture
@@ -37,43 +40,39 @@ def one(kafka: str, topic: Callable[..., str], tmp_path: Path, monkeypatch: pyte
 @pytest.mark.timeout(240)
 def test_the_service_survives_kills_of_all_its_processes(one: Ingest) -> None:
     need_real(one.scenario.broker)  # without transactions a kill may announce twice
+    for words, error in ((("--topic", "no-such"), "has no topic no-such"), (("--engine", "flink:127.0.0.1:1"), ":1")):
+        assert error in str(one.start("--engine", "micro-batches", *words).exception)
+    assert not one.files.was_started
+    assert "no service was started" in str(one.ask("resume").exception)
     done = one.start("--engine", "micro-batches", "-X", "client.id=secret")
-    assert done.exception is None, done.exception
     assert "is running on micro-batches" in done.output
     assert one.code() == 0
-    # a second start is rejected, and changes nothing
-    again = one.start("--engine", "micro-batches")
-    assert isinstance(again.exception, CimlError)
-    assert "already running" in str(again.exception)
+    assert "already running" in str(one.start("--engine", "micro-batches").exception)
     # the worker dies: the supervisor starts another
-    worker = one.kill("worker")
-    one.wait(lambda: one.files.process("worker") is not None and one.pid("worker") != worker, "no new worker")
+    one.kill_worker()
     # the supervisor dies: its worker keeps running, and the next supervisor takes it over
-    one.wait(lambda: one.status()["job"]["state"] == "running", "the new worker does not run")
-    supervisor, worker = one.kill("supervisor"), one.pid("worker")
+    supervisor = one.kill("supervisor")
+    worker = one.pid("worker")
     alone = one.status()
     assert (alone["health"], one.code()) == ("stalled", 2)
     assert "its supervisor died, its job keeps running" in alone["why"]
     assert alone["lag"].keys() == {"0", "1"}
-    done = one.ask("resume")
-    assert done.exception is None, done.exception
+    one.run("resume")
     assert (one.pid("supervisor") != supervisor, one.pid("worker")) == (True, worker)
-    assert "already running" in one.ask("resume").output
+    assert "already running" in one.run("resume")
     one.scenario.log_arrives()
     one.finish()
-    # stopped
     seen = one.status()
     assert (seen["health"], seen["supervisor"], seen["worker"], one.code()) == ("stopped", None, None, 1)
     assert (seen["behind"], seen["deferred"], seen["dead_letters"]) == (0, 0, seen["counts"]["dead_letter"])
     assert len(seen["resubmissions"]) == seen["resubmitted"] == 1
-    assert "already stopped" in one.ask("stop").output
+    assert "already stopped" in one.run("stop")
     assert "secret" not in json.dumps(seen)
     assert stat.S_IMODE((one.files.folder / "options.json").stat().st_mode) == 0o600
     # resumed, and stopped without a supervisor
-    assert one.ask("resume").exception is None
+    one.run("resume")
     one.kill("supervisor")
-    done = one.ask("stop", "--savepoint")
-    assert "no savepoint is needed" in done.output
+    assert "no savepoint is needed" in one.run("stop", "--savepoint")
     assert (one.files.process("worker"), one.code()) == (None, 1)
 
 
@@ -97,9 +96,7 @@ def test_a_recreated_topic_fails_the_service(one: Ingest) -> None:
     seen = one.status()
     assert one.code() == 2
     assert f"topic {one.scenario.topic} was deleted and created again" in seen["why"]
-    done = one.ask("resume")
-    assert "deleted and created again" in str(done.exception)
-    time.sleep(3.0)  # longer than the pauses of the watchdog: Prometheus has time to see it
+    assert "deleted and created again" in str(one.ask("resume").exception)
     assert scrape(seen["metrics"])["ciml_ingest_health"][("failed",)] == 1
     assert "stopped" in one.ask("stop").output
     assert one.files.process("supervisor") is None
@@ -118,43 +115,88 @@ def test_a_recreated_topic_fails_the_service(one: Ingest) -> None:
 
 
 @pytest.mark.engines
-@pytest.mark.timeout(240)
-def test_an_outage_of_the_broker_is_waited_for(topic: Callable[..., str], tmp_path: Path) -> None:
-    """A broker of its own, known as that of the home, is killed and started again."""
-    home = tmp_path / "home"
-    with engines.start(["kafka"], home, engines.Settings(tied=True)) as running:
-        if running.light:
-            pytest.skip("the mock broker keeps nothing")
-        engines.create_topics(running.kafka, {"events": 1})
-        scenario = send(running.kafka, "events", 1, tmp_path / "logs", runs=5)
-        with ingest(home, str(tmp_path / "data"), scenario, "runs") as one:
-            assert one.start("--engine", "micro-batches").exception is None
-            broker = running.states["kafka"]
-            os.kill(int(broker.pid or 0), signal.SIGKILL)
-            one.wait(lambda: one.status()["health"] == "waiting", "it does not notice")
-            assert one.code() == 2
-            assert "does not answer" in one.status()["why"]
-            again = engines.start(["kafka"], home, engines.Settings(tied=True, ports=broker.ports))
-            try:
-                one.wait(lambda: one.status()["health"] == "running", "it does not continue")
-                more = send(running.kafka, "events", 1, tmp_path / "more", runs=5)
-                assert more.logs != scenario.logs
-                one.wait(lambda: one.status()["behind"] == 0, "it does not read on")
-            finally:
-                one.ask("stop")
-                again.stop()
+@pytest.mark.timeout(300)
+def test_a_failed_service_continues_by_its_commands(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
+    config = tmp_path / "receivers.toml"
+    secret = tmp_path / "secret"
+    secret.write_text("a secret that is long enough")
+    valid = webhooks(lasting_ports(1)[0], secret)
+    config.write_text(valid)
+    words = ("--config", str(config), "--kafka", kafka, "--topic", topic())
+    with supervised(tmp_path / "home") as one:
+
+        def runs() -> bool:
+            return bool(one.status()["health"] == "running" and one.status()["worker"])
+
+        def fail() -> None:
+            config.write_text("nonsense")
+            one.kill("worker")
+            one.wait(lambda: one.status()["health"] == "failed", "it does not fail")
+            seen = one.status()
+            assert "receivers.toml" in seen["last_failure"]["why"]
+            assert seen["remedy"] == f"ciml service resume one --home {one.home}"
+            config.write_text(valid)
+
+        assert one.begin("webhooks", *words).exception is None
+        fail()
+        assert "is running" in one.run("resume")
+        fail()
+        assert "is stopped" in one.run("stop")
+        assert (one.status()["health"], one.code()) == ("stopped", 1)
+        command = [sys.executable, "-m", "ciml.cli.main", "service", "run", "webhooks", "--name", "one"]
+        foreground = subprocess.Popen([*command, "--home", str(one.home), "--tied-to", str(os.getpid()), *words])
+        try:
+            one.wait(runs, "the foreground does not work")
+            fail()
+            assert foreground.wait(60) == 4
+        finally:
+            foreground.kill()
+            foreground.wait()
+        # as after a boot: the machine died while the supervisor watched, and the pids are other processes' now
+        one.files.put_status({**one.files.status(), "health": "running"})
+        for what in ("supervisor", "worker"):
+            one.files.record(what, os.getpid(), 1000.0)
+        seen = one.status()
+        assert (seen["health"], seen["why"]) == ("stalled", "its supervisor died")
+        shell(seen["remedy"])
+        one.wait(runs, "it does not work after the boot")
 
 
 @pytest.mark.engines
-def test_a_start_that_cannot_work_fails_at_once(one: Ingest) -> None:
-    done = one.start("--engine", "micro-batches", "--topic", "no-such")
-    assert isinstance(done.exception, EngineError)
-    assert "has no topic no-such" in str(done.exception)
-    done = one.start("--engine", "flink:127.0.0.1:1")
-    assert "127.0.0.1:1" in str(done.exception)
-    assert not one.files.was_started
-    assert one.ask("status").exit_code == 1
-    assert "no service was started" in str(one.ask("resume").exception)
+@pytest.mark.timeout(300)
+def test_a_service_follows_the_homes_own_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The endpoint gets another port while the service runs."""
+    home = tmp_path / "home"
+    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
+    ports = lasting_ports(2)
+
+    def restart(port: int) -> None:
+        engines.stop(["s3"], home)
+        engines.start(["s3"], home, engines.Settings(tied=True, ports={"s3": port}))
+        client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **keys)
+        client.create_bucket(Bucket="trial")
+        client.put_object(Bucket="trial", Key="data/file", Body=b"")
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    restart(ports[0])
+    try:
+        with supervised(home) as one:
+            done = one.begin("trainer", "--data-path", "s3://trial/data", "--dataset", "later")
+            assert done.exception is None, done.exception
+            assert json.loads((one.files.folder / "options.json").read_text())["local_s3"] is True
+            worker = one.pid("worker")
+            restart(ports[1])
+
+            def follows() -> bool:
+                is_new = one.files.process("worker") is not None and one.pid("worker") != worker
+                return is_new and one.status()["health"] == one.files.report().get("state") == "running"
+
+            one.wait(follows, "it does not follow")
+            address = (one.files.options().environment or {})["AWS_ENDPOINT_URL_S3"]
+            assert address == f"http://127.0.0.1:{ports[1]}"
+    finally:
+        engines.stop(["s3"], home)
 
 
 def test_names_are_file_names(tmp_path: Path) -> None:
@@ -168,8 +210,6 @@ def test_the_homes_own_engines_have_their_present_addresses(tmp_path: Path) -> N
     options = StartOptions(options_for("ingest", kafka="old:1"), "flink", "old:2", local_kafka=True, local_flink=True)
     files.put_options(options)
     assert files.options().service.bootstrap == "old:1"
-    from ciml.engines import state
-
     urls = {"rest": "http://new:3", "workers": "new:4"}
     cluster = engines.EngineState("cluster", "real", "", "new:2", urls=urls)
     embedded = engines.EngineState("flink", "real", "", "embedded:5")

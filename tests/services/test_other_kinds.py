@@ -1,4 +1,4 @@
-"""Predict, live windows and the trainer under a supervisor: started, their worker killed, stopped and resumed."""
+"""Predict, and live windows on Flink, under a supervisor: started, their worker killed, stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from ciml.data_root import DataRoot
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.live import LiveConfig
 from ciml.serving.predict.log import read_predictions
-from ciml.serving.registry import Registry
 from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.live.windows import LiveDataset
 from tests.corpus import STABLE
@@ -23,108 +22,57 @@ from tests.pipelines.live.living import send as send_samples
 from tests.pipelines.predict.predicting import World, telemetry
 from tests.pipelines.predict.test_predict import announce
 from tests.scraping import scrape
-from tests.services.supervising import Supervised, supervised
+from tests.services.supervising import supervised
 from tests.transforms.samples import corpus
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
 
 
-def is_running(one: Supervised) -> bool:
-    return bool(one.status()["health"] == "running")
-
-
-def test_predict_waits_for_a_model_and_predicts_each_run_once(
+def test_predict_waits_for_a_model_and_two_models_predict_each_run_once(
     world: World, folders: list[Path], kafka: str, topic: Callable[..., str], tmp_path: Path
 ) -> None:
     need_real(kafka)
-    runs, predictions = topic(1, "runs"), topic(1, "predictions")
+    runs = topic(1, "runs")
     announced = [world.put(f"zuul~{number}~1", telemetry(number)) for number in range(10)]
     announce(kafka, runs, list(announced[:5]))
-
-    def predicted() -> Counter[str]:
-        return Counter(each["run_id"] for each in read_predictions(world.data.predictions))
-
-    with supervised(tmp_path / "home") as one:
-        done = one.begin(
-            "predict", "--model", "m", "--server", world.address, "--data-path", world.data.url, "--kafka", kafka,
-            "--runs-topic", runs, "--predictions-topic", predictions, "--engine", "micro-batches",
-            "--metrics-port", "0", "--wait", "0",
-        )  # fmt: skip
-        assert done.exception is None, done.exception
-        one.wait(lambda: "no version of m is served" in one.status()["why"], "it does not wait")
-        seen = one.status()
-        assert (seen["health"], seen["behind"], seen["worker"]) == ("waiting", 5, None)
-        world.push(folders[0])
-        one.wait(lambda: len(predicted()) == 5, "not all is predicted")
-        one.wait(lambda: is_running(one), "it does not run")
-        one.kill_worker()
-        announce(kafka, runs, list(announced[5:]))
-        one.wait(lambda: len(predicted()) == 10, "not all is predicted")
-        assert predicted() == Counter(f"zuul~{number}~1" for number in range(10))
-        one.wait(lambda: one.status()["counts"] == {"by m 1": 10}, "not all is counted")
-        found = scrape(one.status()["metrics"])
-        assert found["ciml_service_health"][("running", "predict")] == 1
-        assert found["ciml_service_resubmissions_total"] == {("predict",): 1}
-        assert found["ciml_predictions_total"] == {("m", "1"): 10}
-        assert one.ask("stop").exception is None
-        assert (one.status()["health"], one.code()) == ("stopped", 1)
-
-
-def test_two_models_of_one_data_root_are_two_services(
-    world: World, folders: list[Path], kafka: str, topic: Callable[..., str], tmp_path: Path
-) -> None:
-    need_real(kafka)
-    world.push(folders[0])
-    world.push(folders[1], "other")
-    runs = topic(1, "runs")
-    announce(kafka, runs, [world.put(f"zuul~{number}~1", telemetry(number)) for number in range(10)])
     words = (
         "--server", world.address, "--data-path", world.data.url, "--kafka", kafka, "--runs-topic", runs,
-        "--predictions-topic", topic(1, "predictions"), "--engine", "micro-batches",
+        "--predictions-topic", topic(1, "predictions"), "--engine", "micro-batches", "--metrics-port", "0",
     )  # fmt: skip
 
     def predicted() -> Counter[tuple[str, str]]:
         return Counter((each["run_id"], each["model"]) for each in read_predictions(world.data.predictions))
 
     with supervised(tmp_path / "home") as one:
-        assert one.begin("predict", "--model", "m", *words).exception is None
-        refused = one.begin("predict", "--model", "other", *words)
-        assert "a service named one is already running" in str(refused.exception)
-        assert "choose another --name" in str(refused.exception)
-        second = ("--name", "two", "--tied-to", str(os.getpid()), "--model", "other", *words)
-        assert one.ask("start", "predict", *second).exception is None
+        done = one.begin("predict", "--model", "m", *words, "--wait", "0")
+        assert done.exception is None, done.exception
+        one.wait(lambda: "no version of m is served" in one.status()["why"], "it does not wait")
+        seen = one.status()
+        assert (seen["health"], seen["behind"], seen["worker"]) == ("waiting", 5, None)
+        world.push(folders[0])
+        world.push(folders[1], "other")
+        one.wait(lambda: predicted().total() == 5, "not all is predicted")
+        one.kill_worker()
+        rejected = str(one.begin("predict", "--model", "other", *words).exception)
+        assert "a service named one is already running" in rejected
+        assert "choose another --name" in rejected
+        one.run("start", "predict", "--name", "two", "--tied-to", str(os.getpid()), "--model", "other", *words)
+        announce(kafka, runs, list(announced[5:]))
         every = Counter((f"zuul~{number}~1", model) for number in range(10) for model in ("m", "other"))
         one.wait(lambda: predicted().total() >= 20, "not all is predicted by both")
         assert predicted() == every
-        one.wait(lambda: one.status()["counts"] == {"by m 1": 10}, "the other model is counted too")
-        assert one.ask("stop", "two").exception is None
-        assert one.ask("stop", "one").exception is None
-
-
-def test_predict_on_flink(
-    world: World, folders: list[Path], kafka: str, topic: Callable[..., str], tmp_path: Path, flink_jobs: str
-) -> None:
-    need_real(kafka)
-    world.push(folders[0])
-    runs = topic(1, "runs")
-    announce(kafka, runs, [world.put(f"zuul~{number}~1", telemetry(number)) for number in range(5)])
-    with supervised(tmp_path / "home") as one:
-        done = one.begin(
-            "predict", "--model", "m", "--server", world.address, "--data-path", world.data.url, "--kafka", kafka,
-            "--runs-topic", runs, "--predictions-topic", topic(1, "predictions"), "--engine", f"flink:{flink_jobs}",
-        )  # fmt: skip
-        assert done.exception is None, done.exception
-        one.wait(lambda: one.status()["behind"] == 0, "not all is predicted")
-        assert len(list(read_predictions(world.data.predictions))) == 5
-        assert one.status()["job"]["name"].startswith("ciml-predict-one-")
+        one.wait(lambda: one.status()["counts"] == {"by m 1": 10}, "not all is counted, or the other model too")
+        found = scrape(one.status()["metrics"])
+        assert found["ciml_service_health"][("running", "predict")] == 1
+        assert found["ciml_service_resubmissions_total"] == {("predict",): 1}
+        assert found["ciml_predictions_total"] == {("m", "1"): 10}
+        one.run("stop", "two")
+        one.run("stop", "one")
+        assert (one.status()["health"], one.code()) == ("stopped", 1)
 
 
 def test_live_examples_equal_the_batch_result_after_a_worker_died(
-    kafka: str,
-    topic: Callable[..., str],
-    tmp_path: Path,
-    flink_jobs: str,
-    data: DataRoot,
+    kafka: str, topic: Callable[..., str], tmp_path: Path, flink_jobs: str, data: DataRoot
 ) -> None:
     need_real(kafka)
     resolved = data.dataset("providers").state().resolved
@@ -164,32 +112,5 @@ def test_live_examples_equal_the_batch_result_after_a_worker_died(
                 named = run.replace(provider=classes[0])  # live examples need no label, those of the batch do
                 [digest] = make_examples([named], [table], resolved).table.column("digest").to_pylist()
                 assert kept.examples[run.run_id, "providers"]["digest"] == digest
-        assert one.ask("stop").exception is None
+        one.run("stop")
     kept.close()
-
-
-def test_the_trainer_continues_after_its_worker_died(tmp_path: Path, data: DataRoot) -> None:
-    experiment = tmp_path / "experiment.toml"
-    experiment.write_text("epochs = 40\n")
-    registry = Registry(data, "providers")
-    with supervised(tmp_path / "home") as one:
-        done = one.begin(
-            "trainer", "--data-path", data.url, "--dataset", "providers", "--experiment", str(experiment),
-            "--metrics-port", "0",
-        )  # fmt: skip
-        assert done.exception is None, done.exception
-        assert "is running" in done.output
-        one.wait(lambda: registry.state.champion == 1, "no model is pushed", 180.0)
-        steps = "ciml_training_step_seconds_count"
-        one.wait(lambda: ("providers", "push") in scrape(one.status()["metrics"]).get(steps, {}), "no steps are shown")
-        found = scrape(one.status()["metrics"])
-        assert found[steps]["providers", "push"] == 1
-        assert found["ciml_training_errors_total"] == {("data", "providers"): 0, ("engine", "providers"): 0}
-        assert found["ciml_training_refresh_timestamp_seconds"][("providers",)] > 0
-        one.kill_worker()
-        assert one.ask("stop").exception is None
-        assert one.status()["counts"] == {"candidates": 1, "versions": 1}
-        assert one.ask("resume").exception is None
-        assert is_running(one)
-        assert one.ask("stop").exception is None
-    assert registry.state.champion == 1

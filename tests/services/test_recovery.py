@@ -8,19 +8,16 @@ GitHub and Gerrit. The trainer waits for a data set, so that no trial trains.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import signal
 import socket
 import socketserver
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,38 +34,21 @@ from tests.integrations.gerrit.samples import source
 from tests.integrations.gerrit.server import FakeGerrit
 from tests.integrations.mqtt.conftest import certificates, mosquitto
 from tests.integrations.mqtt.mosquitto import write_source
-from tests.services.supervising import Supervised, supervised
+from tests.services.supervising import Supervised, shell, supervised, webhooks
 from tests.verdicts.feedback.conftest import github_server
 from tests.verdicts.feedback.test_service import configure
 
 __all__ = ["certificates", "github_server", "mosquitto"]
 
-ROOT = Path(__file__).parents[2]
 SECRET = "a-secret-that-is-long-enough"
 BUCKET = "s3://trial/data"
 _rows: dict[str, dict[str, str]] = {}
-
-
-def shell(command: str) -> None:
-    """Run a command in a shell of another folder, as an operator who copies it from the status."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    environment |= {"PATH": path, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, shell=True, cwd="/", env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     path.chmod(0o600)
     return path
-
-
-def webhooks(port: int, secret: Path) -> str:
-    return (
-        f'[webhooks]\nport = {port}\n[[source]]\nreceiver = "webhooks"\nname = "hub"\nadapter = "github"\n'
-        f'secret_file = "{secret}"\n'
-    )
 
 
 class Link:
@@ -195,23 +175,13 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of service in the trials.
-
-    Attributes:
-      words: further arguments of its start.
-      credential, config: files that it reads.
-      broken: the content of an invalid configuration.
-      uses: the faults' ``broker`` and ``S3`` that affect it.
-      s3_at_start: whether it talks to S3 only when its worker starts.
-      own_port: that its worker listens on; 0 for none.
-    """
+    """A kind of service in the trials: the arguments of its start, files that it reads, and what affects it."""
 
     words: tuple[str, ...]
     credential: Path
     config: Path
-    broken: str = "nonsense"
+    broken: str = "nonsense"  # the content of an invalid configuration
     uses: tuple[str, ...] = ("broker", "S3")
-    s3_at_start: bool = False
     own_port: int = 0
 
 
@@ -235,9 +205,7 @@ def kind_of(name: str, one: Scene, request: pytest.FixtureRequest) -> Kind:
                 key = f"data/{path.relative_to(made)}"
                 boto3.client("s3").put_object(Bucket="trial", Key=key, Body=path.read_bytes())
             engine = f"flink:{request.getfixturevalue('flink')}"
-            return Kind(
-                (*words, "--dataset", "providers", "--engine", engine), properties, properties, s3_at_start=True
-            )
+            return Kind((*words, "--dataset", "providers", "--engine", engine), properties, properties)
         world = request.getfixturevalue("world")
         world.push(request.getfixturevalue("folders")[0])
         model = ("--model", "m", "--server", world.address, "--engine", "micro-batches")
@@ -267,15 +235,15 @@ def kind_of(name: str, one: Scene, request: pytest.FixtureRequest) -> Kind:
     return Kind(("--config", str(config), *kafka), secret, config, uses=("broker",), own_port=port)
 
 
+@dataclass
 class Trials:
     """The trials of one kind."""
 
-    def __init__(self, name: str, one: Scene, kind: Kind, service: Supervised) -> None:
-        self.name = name
-        self.scene = one
-        self.kind = kind
-        self.service = service
-        self.metrics_port = lasting_ports(1)[0]
+    name: str
+    scene: Scene
+    kind: Kind
+    service: Supervised
+    metrics_port: int = field(default_factory=lambda: lasting_ports(1)[0])
 
     def begin(self) -> None:
         """Start the service, at first without its credential: an error names it, and nothing runs."""
@@ -339,8 +307,7 @@ class Trials:
     @contextmanager
     def _s3_away(self) -> Iterator[None]:
         self.scene.s3.cut()
-        if self.kind.s3_at_start:
-            self._kill_worker()
+        self._kill_worker(only="live")  # which talks to S3 when its worker starts
         yield
         self.scene.s3.open()
 
@@ -348,8 +315,7 @@ class Trials:
     def _s3_hanging(self) -> Iterator[None]:
         os.kill(self.scene.s3_pid, signal.SIGSTOP)
         try:
-            if self.kind.s3_at_start:
-                self._kill_worker()
+            self._kill_worker(only="live")
             yield
         finally:
             os.kill(self.scene.s3_pid, signal.SIGCONT)
@@ -375,8 +341,8 @@ class Trials:
         yield
         self._until(lambda: str(self.service.status()["metrics"]).startswith("http"), "the port is not opened")
 
-    def _kill_worker(self) -> None:
-        if self.service.files.process("worker") is not None:
+    def _kill_worker(self, only: str = "") -> None:
+        if only in ("", self.name) and self.service.files.process("worker") is not None:
             self.service.kill("worker")
 
     def _noticed(self) -> dict[str, Any]:
@@ -408,12 +374,12 @@ class Trials:
         return False
 
     def _until(self, done: Callable[[], bool], what: str) -> None:
-        self.service.wait(done, f"{self.name}: {what}", 150.0)
+        self.service.wait(done, what, 150.0)
 
 
-FAULTS = (
-    "credential missing", "broker away", "S3 away", "S3 hanging", "disk full", "port taken", "invalid configuration",
-)  # fmt: skip
+FAULTS = tuple(
+    "credential missing,broker away,S3 away,S3 hanging,disk full,port taken,invalid configuration".split(",")
+)
 
 
 def recover(name: str, faults: tuple[str, ...], one: Scene, request: pytest.FixtureRequest) -> dict[str, str]:
@@ -444,89 +410,3 @@ def test_each_kind_recovers_from_each_fault(name: str, scene: Scene, request: py
     lines += [f"| `{kind}` | {' | '.join(cells[fault] for fault in FAULTS)} |" for kind, cells in _rows.items()]
     print("\n" + "\n".join(lines))
     assert all(_rows[name][fault].startswith("yes") for fault in FAULTS)
-
-
-@pytest.mark.engines
-@pytest.mark.timeout(300)
-def test_a_failed_service_continues_by_its_commands(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
-    config = tmp_path / "receivers.toml"
-    valid = webhooks(lasting_ports(1)[0], write(tmp_path / "secret", SECRET))
-    config.write_text(valid)
-    words = ("--config", str(config), "--kafka", kafka, "--topic", topic())
-    with supervised(tmp_path / "home") as one:
-
-        def runs() -> bool:
-            return bool(one.status()["health"] == "running" and one.status()["worker"])
-
-        def fail() -> None:
-            config.write_text("nonsense")
-            one.kill("worker")
-            one.wait(lambda: one.status()["health"] == "failed", "it does not fail")
-            seen = one.status()
-            assert "receivers.toml" in seen["last_failure"]["why"]
-            assert seen["remedy"] == f"ciml service resume one --home {one.home}"
-            config.write_text(valid)
-
-        assert one.begin("webhooks", *words).exception is None
-        fail()
-        assert "is running" in one.run("resume")
-        fail()
-        assert "is stopped" in one.run("stop")
-        assert (one.status()["health"], one.code()) == ("stopped", 1)
-        command = [sys.executable, "-m", "ciml.cli.main", "service", "run", "webhooks", "--name", "one"]
-        foreground = subprocess.Popen([*command, "--home", str(one.home), "--tied-to", str(os.getpid()), *words])
-        try:
-            one.wait(runs, "the foreground does not work")
-            fail()
-            assert foreground.wait(60) == 4
-        finally:
-            foreground.kill()
-            foreground.wait()
-        # as after a boot: the machine died while the supervisor watched, and the pids are other processes' now
-        one.files.put_status({**one.files.status(), "health": "running"})
-        for what in ("supervisor", "worker"):
-            one.files.record(what, os.getpid(), 1000.0)
-        seen = one.status()
-        assert (seen["health"], seen["why"]) == ("stalled", "its supervisor died")
-        shell(seen["remedy"])
-        one.wait(runs, "it does not work after the boot")
-        text = one.ask("status", "one").output
-        assert "last failure" in text
-        assert "ago" in text
-
-
-@pytest.mark.engines
-@pytest.mark.timeout(300)
-def test_a_service_follows_the_homes_own_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The endpoint gets another port while the service runs."""
-    home = tmp_path / "home"
-    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
-    ports = lasting_ports(2)
-
-    def restart(port: int) -> None:
-        engines.stop(["s3"], home)
-        engines.start(["s3"], home, engines.Settings(tied=True, ports={"s3": port}))
-        client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **keys)
-        client.create_bucket(Bucket="trial")
-        client.put_object(Bucket="trial", Key="data/file", Body=b"")
-
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    restart(ports[0])
-    try:
-        with supervised(home) as one:
-            done = one.begin("trainer", "--data-path", BUCKET, "--dataset", "later")
-            assert done.exception is None, done.exception
-            assert json.loads((one.files.folder / "options.json").read_text())["local_s3"] is True
-            worker = one.pid("worker")
-            restart(ports[1])
-
-            def follows() -> bool:
-                is_new = one.files.process("worker") is not None and one.pid("worker") != worker
-                return is_new and one.status()["health"] == one.files.report().get("state") == "running"
-
-            one.wait(follows, "it does not follow")
-            address = (one.files.options().environment or {})["AWS_ENDPOINT_URL_S3"]
-            assert address == f"http://127.0.0.1:{ports[1]}"
-    finally:
-        engines.stop(["s3"], home)

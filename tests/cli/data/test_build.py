@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,15 +11,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.cli.commands.data.dataset.build import build_of_talk
 from ciml.cli.main import cli
+from ciml.cli.talk_scripts import undashed
 from ciml.data_root import DataRoot
 from ciml.storage import open_store
 from tests.corpus import CORPUS, builds
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
 
-ROOT = Path(__file__).parents[3]
-SCRIPT = Path(sys.executable).parent / "ciml-build-dataset"
 #: As it stands in the talk, but for the two places.
 LINE = """--dataset cpu-load-1min-dataset --build-name tempest-full --slicer :2000 --sample-interval 10min
   --features-regex (usr|1min) --class-label status --tdt-split 7 0 3 --data-path DATA --target-data-path TARGET"""
@@ -42,13 +40,11 @@ def build(*arguments: str, exit_code: int = 0) -> Result:
     return result
 
 
-@pytest.mark.parametrize("dash", ["--", "—"])
-def test_the_line_of_the_talk_works_as_pasted_and_twice(tmp_path: Path, data_path: str, dash: str) -> None:
+def test_the_line_of_the_talk_works_as_pasted_and_twice(tmp_path: Path, data_path: str) -> None:
     target = tmp_path / "sets"
-    line = LINE.replace("DATA", data_path).replace("TARGET", str(target)).replace("--", dash).split()
-    done = [subprocess.run([SCRIPT, *line], capture_output=True, text=True) for _ in range(2)]
-    assert [each.returncode for each in done] == [0, 0], done[0].stderr
-    assert done[0].stderr == ""
+    line = LINE.replace("DATA", data_path).replace("TARGET", str(target)).replace("--", "—").split()
+    done = [CliRunner().invoke(build_of_talk(), undashed(line)) for _ in range(2)]
+    assert [(each.exit_code, each.stderr) for each in done] == [(0, "")] * 2
     first, second = (each.stdout.splitlines() for each in done)
     assert first[0] == (
         f"cpu-load-1min-dataset: 60 examples of 10 x 2, 60 of them new: {target}/datasets/cpu-load-1min-dataset"
@@ -90,16 +86,7 @@ def test_options_win_over_the_definitions_file_which_builds_the_same_alone(tmp_p
 
 
 def test_force_replaces_another_definition_and_nothing_else(tmp_path: Path, data_path: str) -> None:
-    line = [
-        "--dataset",
-        "x",
-        "--class-label",
-        "project",
-        "--data-path",
-        data_path,
-        "--target-data-path",
-        str(tmp_path),
-    ]
+    line = ["--dataset", "x", "--class-label", "project", "--data-path", data_path, "--target-data-path", str(tmp_path)]
     build(*line, "--slicer", ":10")
     output = build(*line, "--slicer", ":20", exit_code=2).output
     assert "data set 'x' exists with another slicer; choose another name" in output
@@ -110,16 +97,7 @@ def test_force_replaces_another_definition_and_nothing_else(tmp_path: Path, data
 def test_directly_from_logs_unusable_lines_are_reported(tmp_path: Path) -> None:
     listed = [json.dumps(line) for line in builds(40)]
     (tmp_path / "builds.jsonl").write_text("\n".join([*listed, listed[0], "{}"]))
-    line = [
-        "--dataset",
-        "x",
-        "--class-label",
-        "project",
-        "--features-regex",
-        "usr",
-        "--data-path",
-        str(tmp_path / "x"),
-    ]
+    line = ["--dataset", "x", "--class-label", "project", "--features-regex", "usr", "--data-path", str(tmp_path / "x")]
     logs = ["--listing", str(tmp_path / "builds.jsonl"), "--logs", str(CORPUS), "--jobs", "1"]
     reported = build(*line, *logs).stdout.splitlines()
     assert re.fullmatch(rf"x: 40 examples of \d+ x 1, 40 of them new: {tmp_path}/x/datasets/x", reported[0])

@@ -64,8 +64,7 @@ def test_build_says_how_much_is_padding_and_what_to_set(data: str) -> None:
 
 def test_where_runs_differ_much_the_warning_says_so(tmp_path: Path) -> None:
     data = str(tmp_path / "data")
-    lengths = [2] * 80 + [100] * 5
-    RawStore(DataRoot.open(data)).add([run_of(number, each) for number, each in enumerate(lengths, 1)])
+    RawStore(DataRoot.open(data)).add([run_of(number, each) for number, each in enumerate([2] * 80 + [100] * 5, 1)])
     built = dataset("build", "--dataset", "cpu", "--sample-interval", "1s", data=data)
     assert shape(data, "cpu") == ("auto", 100)
     assert built.stderr == (

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,9 +30,7 @@ def produced(offset: int, run: str, kind: str, reason: str = "", **more: object)
     return msgspec.convert({**values, **more}, Expected)
 
 
-def outcome(
-    line: Expected, kind: str = "", reason: str | None = None, trusted: bool | None = None
-) -> dict[str, object]:
+def outcome(line: Expected, kind: str = "", reason: str | None = None) -> dict[str, object]:
     kind = kind or line.kind
     one = Outcome(
         kind,  # type: ignore[arg-type]
@@ -37,7 +38,7 @@ def outcome(
         line.event_key,
         RunFacts(line.run_id, line.run_id, "job") if line.run_id else None,
         line.reason if reason is None else reason,
-        trust=Trust(line.trusted is True if trusted is None else trusted, "gated", "p") if kind == "run" else UNJUDGED,
+        trust=Trust(line.trusted is True, "gated", "p") if kind == "run" else UNJUDGED,
         file=RawFile(f"runs/{line.run_id}", "d", 3, 4) if kind == "run" else None,
     )
     return one.to_json()
@@ -51,29 +52,25 @@ LIST = [
     produced(4, "r2", "run", deferred=True, trick="log appears later"),
 ]
 CHECKS = (checks.check_accounting, checks.check_offsets, checks.check_trust, checks.check_waited)
+_EMPTY: Delta = {
+    "offsets": {}, "time_us": 1, "runs": [], "repeats": [], "corrections": [], "ignored": [], "dead_letters": [],
+    "deferred": [], "closes": [],
+}  # fmt: skip
+FIRST: Delta = {
+    **_EMPTY,
+    "offsets": {TOPIC: {"id": "t", "partitions": {"0": [[0, 5]]}}},
+    "runs": [outcome(LIST[0]), outcome(LIST[1])],
+    "dead_letters": [outcome(LIST[2])],
+    "repeats": [outcome(LIST[3])],
+    "deferred": [outcome(LIST[4], "deferred", "log_not_found")],
+}
+SECOND: Delta = {**_EMPTY, "runs": [outcome(LIST[4])], "closes": [[[TOPIC, 0, 4], "r2"]]}
 
 
-def delta(**lists: list[object]) -> Delta:
-    empty = ("runs", "repeats", "corrections", "ignored", "dead_letters", "deferred", "closes")
-    return {"offsets": {}, "time_us": 1, **{name: [] for name in empty}, **lists}
-
-
-def deltas() -> list[Delta]:
-    first = delta(
-        runs=[outcome(LIST[0]), outcome(LIST[1])],
-        dead_letters=[outcome(LIST[2])],
-        repeats=[outcome(LIST[3])],
-        deferred=[outcome(LIST[4], "deferred", "log_not_found")],
-    )
-    first["offsets"] = {TOPIC: {"id": "t", "partitions": {"0": [[0, 5]]}}}
-    second = delta(runs=[outcome(LIST[4])], closes=[[[TOPIC, 0, 4], "r2"]])
-    return [first, second]
-
-
-def account(parts: list[Delta]) -> Accounts:
+def account(*deltas: Delta) -> Accounts:
     accounts = Accounts()
-    for part in parts:
-        accounts.apply(part)
+    for delta in deltas:
+        accounts.apply(delta)
     return accounts
 
 
@@ -82,122 +79,81 @@ def failed(lines: list[Expected], accounts: Accounts) -> list[str]:
 
 
 def test_what_is_right_passes_every_check() -> None:
-    accounts = account(deltas())
+    accounts = account(FIRST, SECOND)
     assert failed(LIST, accounts) == []
-    assert [check(LIST, accounts).detail for check in CHECKS] == [
-        "5 of 5",
-        "5 in 1 partitions",
-        "1 untrusted",
-        "1 waited",
-    ]
+    details = [check(LIST, accounts).detail for check in CHECKS]
+    assert details == ["5 of 5", "5 in 1 partitions", "1 untrusted", "1 waited"]
 
 
-def _lose_a_run(parts: list[Delta]) -> None:
-    del parts[0]["runs"][0]
+def _a_repeat_as_a_run(first: Any, second: Any) -> None:
+    first["repeats"].clear()
+    first["runs"].append(outcome(LIST[3], "run", ""))
 
 
-def _count_a_run_twice(parts: list[Delta]) -> None:
-    parts[1]["runs"].append(parts[0]["runs"][0])
+def _did_not_wait(first: Any, second: Any) -> None:
+    first["deferred"].clear()
+    second["closes"].clear()
 
 
-def _another_reason(parts: list[Delta]) -> None:
-    parts[0]["dead_letters"][0]["reason"] = "tombstone"
-
-
-def _another_event(parts: list[Delta]) -> None:
-    parts[0]["runs"][0]["event_key"] = "zuul e9"
-
-
-def _a_repeat_as_a_run(parts: list[Delta]) -> None:
-    parts[0]["repeats"].clear()
-    parts[0]["runs"].append(outcome(LIST[3], "run", ""))
-
-
-def _something_never_sent(parts: list[Delta]) -> None:
-    parts[0]["runs"].append(outcome(produced(77, "r9", "run")))
-
-
-def _a_hole(parts: list[Delta]) -> None:
-    parts[0]["offsets"][TOPIC]["partitions"]["0"] = [[0, 2], [3, 5]]
-
-
-def _too_much_covered(parts: list[Delta]) -> None:
-    parts[0]["offsets"][TOPIC]["partitions"]["1"] = [[0, 1]]
-
-
-def _trusting(parts: list[Delta]) -> None:
-    parts[0]["runs"][1] = outcome(LIST[1], trusted=True)
-
-
-def _still_waiting(parts: list[Delta]) -> None:
-    del parts[1]
-
-
-def _did_not_wait(parts: list[Delta]) -> None:
-    parts[0]["deferred"].clear()
-    parts[1]["closes"].clear()
-
-
-def _waited_for_nothing(parts: list[Delta]) -> None:
-    parts[0]["deferred"].append(outcome(LIST[0], "deferred", "log_not_found"))
-    parts[0]["runs"].pop(0)
-    parts[1]["closes"].append([[TOPIC, 0, 0], "r0"])
-    parts[1]["runs"].append(outcome(LIST[0]))
+def _waited_for_nothing(first: Any, second: Any) -> None:
+    first["deferred"].append(outcome(LIST[0], "deferred", "log_not_found"))
+    second["closes"].append([[TOPIC, 0, 0], "r0"])
+    second["runs"].append(first["runs"].pop(0))
 
 
 @pytest.mark.parametrize(
     ("defect", "red"),
     [
-        (_lose_a_run, ["check_accounting"]),
-        (_count_a_run_twice, ["check_accounting"]),
-        (_another_reason, ["check_accounting"]),
-        (_another_event, ["check_accounting"]),
-        (_a_repeat_as_a_run, ["check_accounting", "check_trust"]),
-        (_something_never_sent, ["check_accounting"]),
-        (_a_hole, ["check_offsets"]),
-        (_too_much_covered, ["check_offsets"]),
-        (_trusting, ["check_trust"]),
-        (_still_waiting, ["check_accounting", "check_waited"]),
-        (_did_not_wait, ["check_waited"]),
-        (_waited_for_nothing, ["check_waited"]),
+        pytest.param(lambda a, b: a["runs"].pop(0), "accounting", id="a run is lost"),
+        pytest.param(lambda a, b: b["runs"].append(a["runs"][0]), "accounting", id="a run is counted twice"),
+        pytest.param(lambda a, b: a["dead_letters"][0].update(reason="tombstone"), "accounting", id="another reason"),
+        pytest.param(lambda a, b: a["runs"][0].update(event_key="zuul e9"), "accounting", id="another event"),
+        pytest.param(
+            lambda a, b: a["runs"].append(outcome(produced(77, "r9", "run"))), "accounting", id="something never sent"
+        ),
+        pytest.param(
+            lambda a, b: a["offsets"][TOPIC]["partitions"].update({"0": [[0, 2], [3, 5]]}), "offsets", id="a hole"
+        ),
+        pytest.param(
+            lambda a, b: a["offsets"][TOPIC]["partitions"].update({"1": [[0, 1]]}), "offsets", id="too much covered"
+        ),
+        pytest.param(
+            lambda a, b: a["runs"][1]["trust"].update(trusted=True), "trust", id="an untrusted run is trusted"
+        ),
+        pytest.param(lambda a, b: (b["runs"].clear(), b["closes"].clear()), "accounting waited", id="still waiting"),
+        (_a_repeat_as_a_run, "accounting trust"),
+        (_did_not_wait, "waited"),
+        (_waited_for_nothing, "waited"),
     ],
 )
-def test_a_planted_defect_turns_its_check_red(defect: Callable[[list[Delta]], None], red: list[str]) -> None:
-    parts = deltas()
-    defect(parts)
-    assert failed(LIST, account(parts)) == red
+def test_a_planted_defect_turns_its_check_red(defect: Callable[[Any, Any], object], red: str) -> None:
+    first, second = copy.deepcopy((FIRST, SECOND))
+    defect(first, second)
+    assert failed(LIST, account(first, second)) == [f"check_{name}" for name in red.split()]
 
 
-def test_a_list_that_names_something_twice_is_red() -> None:
-    assert failed([*LIST, LIST[0]], account(deltas())) == ["check_accounting"]
+def test_a_list_that_names_something_twice_or_lacks_something_is_red() -> None:
+    accounts = account(FIRST, SECOND)
+    assert failed([*LIST, LIST[0]], accounts) == ["check_accounting"]
+    assert failed(LIST[:-1], accounts) == ["check_accounting", "check_offsets", "check_waited"]
 
 
-def test_a_list_that_lacks_something_is_red() -> None:
-    assert failed(LIST[:-1], account(deltas())) == ["check_accounting", "check_offsets", "check_waited"]
-
-
-def test_accounts_read_a_manifest_as_it_grows(tmp_path: object) -> None:
-    store = LocalStore(str(tmp_path))
-    log, accounts = ManifestLog(store), Accounts()
-    first, second = deltas()
+def test_accounts_read_a_manifest_as_it_grows(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    log = ManifestLog(store)
+    accounts = Accounts()
     assert accounts.unsettled(LIST) == 5
-    assert log.try_append(1, first)
-    accounts.catch_up(store)
-    assert (
-        accounts.version,
-        accounts.unsettled(LIST),
-        len(accounts.outcomes("run")),
-        len(accounts.outcomes("deferred")),
-    ) == (1, 0, 2, 1)
-    assert log.try_append(2, second)
-    accounts.catch_up(store)
-    assert (accounts.version, len(accounts.outcomes("run")), len(accounts.outcomes("deferred"))) == (2, 3, 0)
+    for version, delta, runs, deferred in ((1, FIRST, 2, 1), (2, SECOND, 3, 0)):
+        assert log.try_append(version, delta)
+        accounts.catch_up(store)
+        assert (accounts.version, accounts.unsettled(LIST)) == (version, 0)
+        assert (len(accounts.outcomes("run")), len(accounts.outcomes("deferred"))) == (runs, deferred)
 
 
 def test_lines_count_both_sides() -> None:
-    parts = deltas()
-    _another_reason(parts)
-    assert checks.accounting_lines(LIST, account(parts)) == [
+    first = copy.deepcopy(FIRST)
+    first["dead_letters"][0]["reason"] = "tombstone"
+    assert checks.accounting_lines(LIST, account(first, SECOND)) == [
         AccountingLine(kind="run", expected=1, counted=1),
         AccountingLine(kind="run", trick="log appears later", expected=1, counted=1),
         AccountingLine(kind="run", trick="untrusted pipeline", expected=1, counted=1),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import math
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 
@@ -22,14 +23,17 @@ from ciml.cli.demo.checks import (
     prediction_lines,
 )
 from ciml.cli.demo.corpus import POOL, STATUS, definitions, read_corpus
-from ciml.cli.demo.result import Metrics, Refresh
-from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
+from ciml.cli.demo.result import Metrics
+from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.datasets.state import DatasetState, SpanRun, SpanVersion
 from ciml.digest import telemetry_digest
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.runs.writer import write_run
 from ciml.storage import LocalStore
-from tests.cli.demo.demo_fixture import refreshed as pushed
+from ciml.telemetry import telemetry_columns
+from ciml.transforms.examples.prepare import make_examples
+from ciml.transforms.parse.logs import Log, parse_logs
+from tests.cli.demo.demo_fixture import refreshed
 from tests.cli.demo.test_accounts import produced
 from tests.corpus import CORPUS
 
@@ -60,49 +64,25 @@ def stored(raw: LocalStore) -> list[Outcome]:
     return outcomes
 
 
-def paths(runs: list[Outcome]) -> set[str]:
-    return {one.file.path for one in runs if one.file}
-
-
-def test_raw_objects_that_are_right(tmp_path: Path) -> None:
+def test_raw_objects_and_rows_are_those_of_the_list(tmp_path: Path) -> None:
     raw = LocalStore(tmp_path)
     runs = stored(raw)
-    check = verify.check_objects(raw, runs, paths(runs))
+    files = [one.file for one in runs if one.file is not None]
+    paths = {file.path for file in files}
+    check = verify.check_objects(raw, runs, paths)
     assert check.passed, check.detail
     assert verify.check_raw(LIST, runs).passed
-
-
-def test_a_missing_raw_object(tmp_path: Path) -> None:
-    raw = LocalStore(tmp_path)
-    runs = stored(raw)
-    raw.delete(next(iter(paths(runs))))
-    assert not verify.check_objects(raw, runs, paths(runs)).passed
-
-
-def test_a_raw_object_with_other_content(tmp_path: Path) -> None:
-    raw = LocalStore(tmp_path)
-    runs = stored(raw)
-    assert runs[1].file is not None
-    raw.replace(runs[1].file.path, write_run(table(99.0)))
-    check = verify.check_objects(raw, runs, paths(runs))
-    assert not check.passed
-    assert "has the digest" in check.detail
-
-
-def test_an_unreferenced_raw_object(tmp_path: Path) -> None:
-    raw = LocalStore(tmp_path)
-    runs = stored(raw)
-    raw.create("runs/job=j/date=2020-01-01/stray.parquet", b"x")
-    assert "stray" in verify.check_objects(raw, runs, paths(runs)).detail
-
-
-def test_a_raw_row_that_is_missing_twice_or_too_short(tmp_path: Path) -> None:
-    runs = stored(LocalStore(tmp_path))
     assert not verify.check_raw(LIST, runs[1:]).passed
     assert not verify.check_raw(LIST, [*runs, runs[0]]).passed
-    assert runs[0].file is not None
-    short = runs[0].replace(file=runs[0].file.replace(rows=2))
+    short = runs[0].replace(file=files[0].replace(rows=2))
     assert verify.check_raw(LIST, [short, *runs[1:]]).detail == "r0: 2 samples, not 3 samples"
+    raw.create("runs/job=j/date=2020-01-01/stray.parquet", b"x")
+    assert "stray" in verify.check_objects(raw, runs, paths).detail
+    raw.delete("runs/job=j/date=2020-01-01/stray.parquet")
+    raw.replace(files[1].path, write_run(table(99.0)))
+    assert "has the digest" in verify.check_objects(raw, runs, paths).detail
+    raw.delete(files[1].path)
+    assert not verify.check_objects(raw, runs, paths).passed
 
 
 def span(number: int, runs: list[str], excluded: tuple[dict[str, str], ...] = ()) -> SpanVersion:
@@ -200,80 +180,46 @@ def test_latency_counts_from_the_first_model_on() -> None:
     assert line.p50_ms == 9_000.0
 
 
-def refreshed(model: str, number: int | None, *reasons: str) -> Refresh:
-    return Refresh(model, number, list(reasons), {"train": 2.0, "push": 1.0}, Metrics())
-
-
 def test_every_refresh_ends_in_a_push_or_a_reason() -> None:
-    right = [refreshed(STATUS, 1), refreshed(STATUS, None, "worse"), refreshed(STATUS, 2), refreshed(POOL, 1)]
+    first, second, pool = refreshed(STATUS, 1, 0.4), refreshed(STATUS, 2, 0.4), refreshed(POOL, 1, 0.4)
+    right = [first, refreshed(STATUS, 2, 0.3, "worse"), second, pool]
     assert check_refreshes(right).passed
-    assert check_refreshes([*right, refreshed(POOL, 2)]).passed
+    assert check_refreshes([*right, refreshed(POOL, 2, 0.4)]).passed
     assert not check_refreshes(right[1:]).passed
     assert not check_refreshes(right[:3]).passed
-    assert not check_refreshes([refreshed(STATUS, None), *right[1:]]).passed
+    assert not check_refreshes([msgspec.structs.replace(first, version=None), *right[1:]]).passed
 
 
 def test_the_model_is_better_than_the_base_rate() -> None:
-    good = pushed(STATUS, 1, 0.40)
+    good = refreshed(STATUS, 1, 0.40)
     assert check_accuracy([good]).passed
-    assert not check_accuracy([good, pushed(STATUS, 2, 0.34)]).passed
-    assert check_accuracy([good, pushed(STATUS, 2, 0.34, "worse")]).passed
-    assert not check_accuracy([pushed(POOL, 1, 0.99)]).passed
-    assert not check_accuracy([refreshed(STATUS, 1)]).passed
+    assert not check_accuracy([good, refreshed(STATUS, 2, 0.34)]).passed
+    assert check_accuracy([good, refreshed(STATUS, 2, 0.34, "worse")]).passed
+    assert not check_accuracy([refreshed(POOL, 1, 0.99)]).passed
+    assert not check_accuracy([msgspec.structs.replace(good, metrics=Metrics())]).passed
 
 
-@pytest.fixture(scope="module")
-def examples() -> tuple[dict[str, Any], dict[str, str], ResolvedDefinition]:
-    from ciml.datasets.definition import resolve
-    from ciml.telemetry import telemetry_columns
-    from ciml.transforms.examples.prepare import make_examples
-    from ciml.transforms.parse.logs import Log, parse_logs
-
+def test_examples_equal_the_direct_computation_and_a_difference_is_seen() -> None:
     samples = [sample for sample in read_corpus(CORPUS) if sample.facts.provider][:12]
     logs = [(CORPUS / sample.log_path).read_bytes() for sample in samples]
     tables: Any = parse_logs([Log(log) for log in logs])
     facts = [sample.facts for sample in samples]
-    resolved = resolve(
-        definitions(20, samples, causes=False)[1], [telemetry_columns(one.column_names) for one in tables], facts
-    )
-    made = make_examples(facts, tables, resolved)
-    import gzip
-
-    texts = {one.run_id: gzip.decompress(log).decode() for one, log in zip(facts, logs, strict=True)}
-    return {row["run_id"]: row for row in made.table.to_pylist()}, texts, resolved
-
-
-def test_examples_equal_the_direct_computation(examples: Any) -> None:
-    rows, texts, resolved = examples
-    assert len(rows) == 12
+    definition = definitions(20, samples, causes=False)[1]
+    resolved = resolve(definition, [telemetry_columns(one.column_names) for one in tables], facts)
     assert not resolved.definition.count_first_sample
+    rows = {row["run_id"]: row for row in make_examples(facts, tables, resolved).table.to_pylist()}
+    texts = {one.run_id: gzip.decompress(log).decode() for one, log in zip(facts, logs, strict=True)}
+    assert len(rows) == 12
     assert check_examples(rows, texts, resolved).passed
-
-
-def _another_value(rows: dict[str, Any]) -> None:
-    next(iter(rows.values()))["usr"][2] += 0.01
-
-
-def _another_count(rows: dict[str, Any]) -> None:
-    next(iter(rows.values()))["n_windows"] -= 1
-
-
-def _not_a_number(rows: dict[str, Any]) -> None:
-    next(iter(rows.values()))["usr"][2] = float("nan")
-
-
-def _nothing(rows: dict[str, Any]) -> None:
-    rows.clear()
-
-
-@pytest.mark.parametrize("defect", [_another_value, _another_count, _not_a_number, _nothing])
-def test_an_example_that_differs_is_seen(examples: Any, defect: Callable[[dict[str, Any]], None]) -> None:
-    rows, texts, resolved = examples
-    changed = {
-        run_id: {name: list(v) if isinstance(v, list) else v for name, v in row.items()} for run_id, row in rows.items()
-    }
-    defect(changed)
-    assert not check_examples(changed, texts, resolved).passed
+    assert not check_examples({}, texts, resolved).passed
+    first = rows[facts[0].run_id]
+    values = first["usr"]
+    for name, changed in (
+        ("usr", [*values[:2], values[2] + 0.01, *values[3:]]),
+        ("usr", [*values[:2], math.nan, *values[3:]]),
+        ("n_windows", first["n_windows"] - 1),
+    ):
+        assert not check_examples({**rows, facts[0].run_id: {**first, name: changed}}, texts, resolved).passed
 
 
 @pytest.mark.parametrize(

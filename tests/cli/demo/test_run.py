@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from ciml.cli.demo import DemoOptions
+from ciml.cli.demo.demo import run_demo
 from ciml.cli.demo.processes import Child, Children, Steps
-from ciml.cli.demo.result import Check, DemoResult, show
+from ciml.cli.demo.result import Check, show
 from ciml.cli.demo.review import MOST
 from ciml.cli.demo.run import MARK, last_step, make_folder, read_refreshes
 from ciml.engines import processes, state
@@ -23,8 +24,8 @@ from ciml.errors import CimlError, EngineError
 from tests.cli.demo.demo_fixture import demo_result
 
 
-def console(terminal: bool = False, width: int = 120) -> Console:
-    return Console(file=io.StringIO(), force_terminal=terminal, width=width)
+def console(terminal: bool = False) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=120)
 
 
 def printed(out: Console) -> str:
@@ -51,28 +52,18 @@ def test_steps_may_overlap_on_a_terminal() -> None:
     with Steps(out) as steps, steps.step("outer"), steps.step("inner") as report:
         report("goes on")
         time.sleep(0.3)
-    reported = printed(out)
-    assert "outer" in reported
-    assert "inner" in reported
-    assert "goes on" in reported
+    assert [text for text in ("outer", "inner", "goes on") if text not in printed(out)] == []
 
 
 def test_the_tables_say_what_the_result_says() -> None:
     out = console()
     failed = Check(name="something [is] wrong", passed=False, detail="3 [of] 4")
     show(demo_result(checks=[failed], notes=["no [J]"]), out)
-    reported = printed(out)
-    for text in ("755", "not finished", "87.0 %", "81.0–92.0", "v1: 380", "✗ something [is] wrong (3 [of] 4)"):
-        assert text in reported
-    shown = (
-        "machine, 93.0 %",
-        "On change 1, 6.4 s after",
-        "Probability <93 %>.",
-        "no message: unknown",
-        "Note: no [J]",
-    )
-    for text in shown:
-        assert text in reported
+    for text in (
+        "755", "not finished", "87.0 %", "81.0–92.0", "v1: 380", "✗ something [is] wrong (3 [of] 4)",
+        "machine, 93.0 %", "On change 1, 6.4 s after", "Probability <93 %>.", "no message: unknown", "Note: no [J]",
+    ):  # fmt: skip
+        assert text in printed(out)
 
 
 def test_a_command_that_ends_by_itself_is_named(tmp_path: Path) -> None:
@@ -82,12 +73,15 @@ def test_a_command_that_ends_by_itself_is_named(tmp_path: Path) -> None:
             children.wait_for(lambda: False, "nothing", 30)
 
 
+def sleeper(folder: Path) -> ProcessId:
+    return processes.spawn([sys.executable, "-c", "import time; time.sleep(60)"], folder / "l", {}, folder)
+
+
 def test_commands_are_ended_on_leaving(tmp_path: Path) -> None:
+    process = sleeper(tmp_path)
     with Children(tmp_path / "logs", tmp_path) as children:
-        process = processes.spawn([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "l", {}, tmp_path)
-        child = children.start("status")
-        child.process = process
-        child.check()
+        children.running["ingest"] = Child("ingest", process, tmp_path / "l")
+        children.running["ingest"].check()
     assert processes.find(process) is None
 
 
@@ -101,32 +95,22 @@ def test_waiting_ends(tmp_path: Path) -> None:
         children.wait_for(lambda: False, "the moon", 0.1, every_s=0.02)
 
 
-def options(data: Path) -> DemoOptions:
-    return DemoOptions(data_path=str(data))
-
-
-def test_only_a_folder_of_the_demo_is_emptied(tmp_path: Path) -> None:
+def test_only_a_folder_of_the_demo_is_emptied_and_what_it_left_running_is_ended(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    make_folder(options(folder))
-    (folder / "raw").mkdir()
-    make_folder(options(folder))
+    options = DemoOptions(data_path=str(folder))
+    make_folder(options)
+    process = sleeper(tmp_path)
+    (folder / "demo").mkdir()
+    (folder / "demo" / "kept.json").write_text(json.dumps([process]))
+    make_folder(options)
     assert [path.name for path in folder.iterdir()] == [MARK]
+    assert processes.find(process) is None
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.tex").write_text("x")
     with pytest.raises(CimlError, match="is not a demo folder"):
-        make_folder(options(other))
+        make_folder(DemoOptions(data_path=str(other)))
     assert (other / "thesis.tex").exists()
-
-
-def test_what_an_earlier_demo_left_running_is_ended(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    make_folder(options(folder))
-    process = processes.spawn([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "l", {}, tmp_path)
-    (folder / "demo").mkdir()
-    (folder / "demo" / "kept.json").write_text(json.dumps([process]))
-    make_folder(options(folder))
-    assert processes.find(process) is None
 
 
 def test_refreshes_are_the_whole_json_lines_of_a_log(tmp_path: Path) -> None:
@@ -139,31 +123,19 @@ def test_refreshes_are_the_whole_json_lines_of_a_log(tmp_path: Path) -> None:
     assert (read_refreshes(log), last_step(log)) == ([], "")
 
 
-@pytest.mark.interop
-@pytest.mark.timeout(240)
-def test_the_whole_demo_and_its_last_act(tmp_path: Path) -> None:
-    result = the_whole_demo(tmp_path)
-    assert len(result.checks) == 19
-    assert 1 <= len(result.answers) <= MOST
-
-
 @pytest.mark.engines
 @pytest.mark.timeout(240)
-def test_the_demo_on_a_part_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ciml.cli.demo.demo.missing_servers", lambda: "left to the slow proofs")
+@pytest.mark.parametrize("answers", [pytest.param(True, marks=pytest.mark.interop), False])
+def test_the_demo_on_a_part_of_the_runs(answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = console()
+    data = tmp_path / "data"
+    if not answers:
+        monkeypatch.setattr("ciml.cli.demo.demo.missing_servers", lambda: "left to the slow proofs")
     monkeypatch.delenv("CIML_TRUST_POLICY", raising=False)  # as a user runs it
-    result = the_whole_demo(tmp_path)
-    assert len(result.checks) == 18
-    assert result.notes[-1] == "no changes were answered: left to the slow proofs"
-
-
-def the_whole_demo(tmp_path: Path) -> DemoResult:
-    """Run the demo and look at what it says and leaves."""
-    from ciml.cli.demo.demo import run_demo
-
-    out, data = console(), tmp_path / "data"
-    chosen = DemoOptions(data_path=str(data), engine="micro-batches", runs=120, span_runs=30)
-    result = run_demo(chosen, console(), out)
+    result = run_demo(DemoOptions(data_path=str(data), engine="micro-batches", runs=120, span_runs=30), console(), out)
+    assert len(result.checks) == 18 + answers
+    assert answers <= len(result.answers) <= answers * MOST
+    assert answers or result.notes[-1] == "no changes were answered: left to the slow proofs"
     # With so few runs the gate may reject each version; then there is nothing to serve. All else has to add up.
     pushed = any(refresh.model == "status" and refresh.version for refresh in result.refreshes)
     open_questions = ("accuracy",) if pushed else ("accuracy", "served versions", "probabilities", "predicted once")
@@ -171,12 +143,11 @@ def the_whole_demo(tmp_path: Path) -> DemoResult:
     assert [check for check in wrong if not any(word in check.name for word in open_questions)] == []
     assert sum(line.counted for line in result.accounting) == sum(line.expected for line in result.accounting) > 120
     assert Counter(refresh.model for refresh in result.refreshes)["status"] >= 3
-    numbers = [item for refresh in result.refreshes for item in refresh.metrics.baselines.items()]
-    assert {name for name, _ in numbers} <= {"duration", "memory"}
-    assert all(0 < share.value < 1 for _, share in numbers)
+    shares = [item for refresh in result.refreshes for item in refresh.metrics.baselines.items()]
+    assert {name for name, _ in shares} <= {"duration", "memory"}
+    assert all(0 < share.value < 1 for _, share in shares)
     assert {(line.dataset, reason) for line in result.spans for reason in line.excluded} == {("pool", "no_label")}
     assert "<svg" in (data / "demo" / "report.html").read_text()
     assert json.loads((data / "demo" / "result.json").read_text())["runs"] == 120
     assert "Report: " in printed(out)
     assert state.read(data / "home") == {}
-    return result

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
 from ciml.cli.commands.operate.backfill import BackfillOptions, summary_lines
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from ciml.pipelines.backfill.plan import Tally
+from ciml.pipelines.backfill import backfill as module
+from ciml.pipelines.backfill.plan import Tally, Work
 from tests.pipelines.backfill.backfilling import listed, rows_of
 from tests.pipelines.ingest.ingesting import account, raw_rows
 from tests.project.test_startup import loaded_by
 
-ROOT = Path(__file__).parents[3]
 
-
-def ciml(*words: str, **how: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ciml.cli.main", *words], cwd=ROOT, capture_output=True, text=True, timeout=60, **how
-    )
+def ciml(*words: str, code: int = 0) -> Result:
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == code, done.output
+    return done
 
 
 def test_from_the_command_line_and_again(tmp_path: Path) -> None:
@@ -37,15 +35,12 @@ def test_from_the_command_line_and_again(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(made.path.read_bytes()))
     words = ["backfill", str(packed), "--logs", str(made.folder), "--data-path", str(tmp_path / "data")]
     words += ["--runs-of", "zuul"]
-    dry = ciml(*words, "--dry-run")
-    assert dry.returncode == 0, dry.stderr
-    assert "75 lines" in dry.stdout
-    assert "line 5: broken_json: " in dry.stdout
-    assert "run ids begin with zuul; nothing was done" in dry.stdout
+    dry = ciml(*words, "--dry-run").stdout
+    assert "75 lines" in dry
+    assert "line 5: broken_json: " in dry
+    assert "run ids begin with zuul; nothing was done" in dry
     assert not (tmp_path / "data").exists()
-    done = ciml(*words)
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first, second = ciml(*words).stdout.splitlines()
     assert first.startswith("builds.jsonl.gz: 75 lines settled in ")
     assert first.endswith(
         " lines/s: 60 runs, 1 repeats, 1 corrections, 2 ignored, 10 dead letters. All 75 lines are settled."
@@ -55,8 +50,7 @@ def test_from_the_command_line_and_again(tmp_path: Path) -> None:
     )
     assert "ciml dead-letters list --data-path" in second
     rows_of(made, tmp_path / "data")
-    again = ciml(*words)
-    assert (again.returncode, again.stdout) == (0, "builds.jsonl.gz: all 75 lines are settled already.\n")
+    assert ciml(*words).stdout == "builds.jsonl.gz: all 75 lines are settled already.\n"
     reported = json.loads(ciml(*words, "--json").stdout)
     assert (reported["lines"], reported["settled_before"], reported["settled"], reported["whole"]) == (75, 75, 75, True)
 
@@ -95,50 +89,36 @@ def test_mistakes_are_one_line(tmp_path: Path, listing: str, logs: str, more: li
     for path in (tmp_path / "logs").rglob("*.gz"):
         path.unlink()
     place = logs if "://" in logs else str(tmp_path / logs)
-    done = ciml("backfill", str(tmp_path / listing), "--logs", place, "--data-path", str(tmp_path / "data"), *more)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    words = ("backfill", str(tmp_path / listing), "--logs", place, "--data-path", str(tmp_path / "data"), *more)
+    assert message in ciml(*words, code=2).stderr
     assert not (tmp_path / "data").exists()
 
 
-def test_a_signal_ends_it_in_order_and_it_goes_on(tmp_path: Path) -> None:
-    made = listed(tmp_path / "logs", runs=500, tricks=False)
-    runs, made.lines = made.lines, []
-    for number in range(4000):
-        if number % 8 == 0:
-            made.lines.append(runs[number // 8])
-        else:
-            line = {**json.loads(runs[0]), "build_uuid": f"gone-{number}", "log_path": "none"}
-            made.add(line, "dead_letter", "log_not_found")
+def test_a_signal_ends_it_in_order_and_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = listed(tmp_path / "logs", runs=60, tricks=False)
+    monkeypatch.setattr("ciml.events.listing.BLOCK_LINES", 10)
     data = tmp_path / "data"
     words = ["backfill", str(made.path), "--logs", str(made.folder), "--data-path", str(data), "--runs-of", "zuul"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ciml.cli.main", *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    take_work = module.take_work
+
+    def with_a_signal(*given: Any) -> Iterator[Work]:
+        for number, work in enumerate(take_work(*given)):
+            yield work
+            if number == 1:
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(module, "take_work", with_a_signal)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        deadline = time.monotonic() + 60
-        while not list(data.rglob("*.parquet")):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGTERM)
-        reported, errors = process.communicate(timeout=50)
+        done = CliRunner().invoke(cli, words, standalone_mode=False)
     finally:
-        if process.poll() is None:
-            process.kill()
-    assert "Traceback" not in errors
-    assert process.returncode == 130, (reported, errors)
-    assert "Interrupted: run the same command to continue." in reported
-    state, _ = account(DataRoot.open(data).raw)
-    assert 0 < state.index.run_count() < 500
-    done = ciml(*words)
-    assert done.returncode == 0, done.stderr
-    assert "All 4,000 lines are settled." in done.stdout
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert (done.return_value, done.exception) == (130, None), done.output
+    assert "Interrupted: run the same command to continue." in done.stdout
+    assert account(DataRoot.open(data).raw)[0].index.run_count() == 20
+    monkeypatch.undo()
+    assert "All 60 lines are settled." in ciml(*words).stdout
     state, deltas = account(DataRoot.open(data).raw)
     assert state.counts == made.expected
     assert raw_rows(deltas).keys() == made.runs

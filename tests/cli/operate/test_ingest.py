@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -29,19 +23,6 @@ from ciml.storage import open_store
 from tests.pipelines.ingest.ingesting import one_batch
 from tests.pipelines.ingest.scenario import send
 
-ROOT = Path(__file__).parents[3]
-
-
-def ciml(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ciml.cli.main", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **options,
-    )
-
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("1s", 1.0), ("500ms", 0.5), ("5min", 300.0), ("5m", 300.0), ("2h", 7200.0), ("1.5", 1.5)]
@@ -59,8 +40,9 @@ def test_what_is_no_time(text: str) -> None:
 def test_options_become_a_configuration(tmp_path: Path) -> None:
     properties = ("security.protocol=SSL", "sasl.password=a=b")
     made = IngestOptions(
-        data_path=str(tmp_path), kafka="host:1", kafka_options=properties, topic="t", runs_topic="", jobs=("a*",), sources=("https://zuul.example/x?a=b=zuul",),
-        hosts=("logs.example.org",), roots=(str(tmp_path), "s3://bucket/logs"), delays=(1.0, 2.0),
+        data_path=str(tmp_path), kafka="host:1", kafka_options=properties, topic="t", runs_topic="", jobs=("a*",),
+        sources=("https://zuul.example/x?a=b=zuul",), hosts=("logs.example.org",),
+        roots=(str(tmp_path), "s3://bucket/logs"), delays=(1.0, 2.0),
     ).open()  # fmt: skip
     assert made.raw == DataRoot.open(tmp_path).raw
     assert (made.topic, made.runs_topic, made.selection) == ("t", "", ("a*",))
@@ -126,8 +108,8 @@ def test_runs_shows_the_accounting(tmp_path: Path) -> None:
 
 def test_runs_of_nothing(tmp_path: Path) -> None:
     DataRoot.open(tmp_path).experiments.create("x", b"")
-    assert CliRunner().invoke(runs, ["--data-path", str(tmp_path)]).output == "Nothing has been committed yet.\n"
-    assert CliRunner().invoke(runs, ["--data-path", str(tmp_path), "--count"]).output == "0\n"
+    for more, shown in (([], "Nothing has been committed yet.\n"), (["--count"], "0\n")):
+        assert CliRunner().invoke(runs, ["--data-path", str(tmp_path), *more]).output == shown
 
 
 def test_a_broken_raw_object_is_an_alarm(tmp_path: Path) -> None:
@@ -140,52 +122,13 @@ def test_a_broken_raw_object_is_an_alarm(tmp_path: Path) -> None:
 @pytest.mark.engines
 def test_once_from_the_command_line_and_a_verified_store(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
     scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=20)
-    data = str(tmp_path / "data")
-    done = ciml(
-        "ingest", "--data-path", data, "--kafka", kafka, "--engine", "micro-batches", "--topic", scenario.topic,
-        "--runs-topic", topic(1, "runs"), "--once", "--allow-root", str(scenario.logs), "--retry-after", "10ms",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "0 messages to go" in done.stderr
-    reported = json.loads(ciml("runs", "--data-path", data, "--json").stdout)
-    assert reported["runs"] == len(scenario.runs)
-    verified = ciml("runs", "--data-path", data, "--verify")
-    assert verified.returncode == 0
-    assert f"Verified {len(scenario.runs)} raw objects" in verified.stdout
-
-
-@pytest.mark.engines
-def test_a_signal_ends_it_in_order(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
-    scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=5)
-    data = tmp_path / "data"
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "ciml.cli.main", "ingest", "--data-path", str(data), "--kafka", kafka, "--engine",
-            "micro-batches", "--topic", scenario.topic, "--runs-topic", "", "--allow-root", str(scenario.logs),
-        ],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while not (data / "raw" / "_manifest").exists():
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.1)
-        os.kill(process.pid, signal.SIGTERM)
-        _, reported = process.communicate(timeout=30)
-        assert process.returncode == 0, reported
-        assert "Traceback" not in reported
-    finally:
-        if process.poll() is None:
-            process.kill()
-
-
-@pytest.mark.engines
-def test_a_topic_that_is_not_there_is_one_line(kafka: str, tmp_path: Path) -> None:
-    done = ciml(
-        "ingest", "--data-path", str(tmp_path), "--kafka", kafka, "--engine", "micro-batches", "--topic", "no-such",
-    )  # fmt: skip
-    assert done.returncode == 3
-    assert done.stderr.strip().splitlines() == [
-        f"ciml: Kafka at {kafka} has no topic no-such; create it, or give another --topic"
-    ]
+    data = ("--data-path", str(tmp_path / "data"))
+    words = ("ingest", *data, "--kafka", kafka, "--engine", "micro-batches", "--runs-topic", topic(1, "runs"))
+    unknown = CliRunner().invoke(cli, [*words, "--topic", "no-such"])
+    line = f"ciml: Kafka at {kafka} has no topic no-such; create it, or give another --topic\n"
+    assert (unknown.exit_code, unknown.stderr) == (3, line)
+    more = ("--topic", scenario.topic, "--once", "--allow-root", str(scenario.logs), "--retry-after", "10ms")
+    done = CliRunner().invoke(cli, [*words, *more])
+    assert (done.exit_code, "0 messages to go" in done.stderr) == (0, True), done.output
+    assert json.loads(CliRunner().invoke(runs, [*data, "--json"]).stdout)["runs"] == len(scenario.runs)
+    assert f"Verified {len(scenario.runs)} raw objects" in CliRunner().invoke(runs, [*data, "--verify"]).stdout
