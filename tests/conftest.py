@@ -50,7 +50,6 @@ LONGEST = (
     "tests/verdicts/feedback/test_service.py",
     "tests/engines/test_flink.py",
     "tests/faults/test_selection.py",
-    "tests/recorder/test_spool.py",
     "tests/recorder/test_delivery.py",
     "tests/pipelines/test_hyperparameter_sweep.py",
     "tests/cli/test_metrics.py",

@@ -152,7 +152,7 @@ def test_quotes_without_end_cost_no_more_than_a_limit(tmp_path: Path) -> None:
     assert any("field larger than field limit" in fault for fault in rows)
     assert rows[-1] == "", "the rest is read"
     # each cell is short, but together they are a row without end
-    rows = faults(b"a,b\n1,2\n" + b'"x\n",' * 600_000 + b"\n7,8\n", tmp_path)
+    rows = faults(b"a,b\n1,2\n" + b'"x\n",' * 250_000 + b"\n7,8\n", tmp_path)
     assert rows[0] == ""
     assert "more than 1,032,192 bytes" in rows
     assert "" not in rows[1:]
@@ -166,10 +166,9 @@ def test_nul_bytes_other_encodings_and_formulas_are_only_text(tmp_path: Path) ->
     ]  # fmt: skip
 
 
-@pytest.mark.whole
-def test_a_line_of_a_gigabyte_is_never_held(tmp_path: Path) -> None:
+def test_a_long_line_is_never_held(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(b"a,b\n1,2\n")
-    os.truncate(tmp_path / "x.csv", 1 << 30)
+    os.truncate(tmp_path / "x.csv", 128 << 20)
     tracemalloc.start()
     with (tmp_path / "x.csv").open("rb") as file:
         rows = list(delimited_table("x.csv", file).rows())
@@ -219,10 +218,9 @@ def test_a_table_has_as_many_columns_as_the_limit(tmp_path: Path, form: str) -> 
         columns(MAX_RESULTS_COLUMNS + 1)
 
 
-@pytest.mark.whole
 def test_a_text_that_repeats_is_held_once(tmp_path: Path) -> None:
     """A small file could else become any number of bytes."""
-    pq.write_table(pa.table({"id": pa.array(["x" * 60_000]).take(pa.array([0] * 20_000))}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": pa.array(["x" * 60_000]).take(pa.array([0] * 2000))}), tmp_path / "a.parquet")
     assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
     tracemalloc.start()
     before = pa.total_allocated_bytes()
@@ -230,7 +228,7 @@ def test_a_text_that_repeats_is_held_once(tmp_path: Path) -> None:
     for row in open_results(tmp_path / "a.parquet").rows():
         count += len(row.cells["id"])
         peak = max(peak, pa.total_allocated_bytes() - before)
-    assert count == 60_000 * 20_000
+    assert count == 60_000 * 2000
     assert peak < 8 << 20
     assert tracemalloc.get_traced_memory()[1] < 32 << 20
     tracemalloc.stop()
