@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ciml.recorder.spool.folder import open_private
+from ciml.recorder.spool.recording import Recording
+
 T0_US = 1_795_600_000_000_000
 TELEMETRY = b'"epoch","load avg",,\n"epoch","1m","5m","15m"\n' + b"".join(
     b"%d.5,1,2,3\n" % (T0_US // 1_000_000 + second) for second in range(3)
@@ -36,3 +39,11 @@ def plant(spool: Path, name: str | None = None, *, result: str = "SUCCESS", **pl
     (folder / "starts").write_text(json.dumps({"offset": 0, "recorder_us": T0_US}) + "\n")
     (folder / "end.json").write_text(json.dumps({"end_us": T0_US + 4_000_000, "result": result, "labels": {}}))
     return folder
+
+
+def taken(folder: Path) -> Recording:
+    """The recording in a folder of the spool, locked by this process."""
+    with open_private(folder.parent) as spool:
+        recording = Recording.take(spool, folder.name)
+    assert recording is not None
+    return recording

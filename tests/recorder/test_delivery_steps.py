@@ -20,11 +20,10 @@ from ciml.limits import MAX_LABELS
 from ciml.recorder.producer import Headers
 from ciml.recorder.spool import delivery as module
 from ciml.recorder.spool.delivery import Delivery
-from ciml.recorder.spool.folder import open_private
 from ciml.recorder.spool.recording import End as CommandEnd
 from ciml.recorder.spool.recording import Recording
 from tests.durable import Messages, Steps
-from tests.recorder.planted import T0_US, TELEMETRY, plant, planted_facts
+from tests.recorder.planted import T0_US, TELEMETRY, plant, planted_facts, taken
 
 ENDED = CommandEnd(T0_US + 4_000_000, "FAILURE", {"exit_code": "3"})
 LOG = "create job/zuul~planted~1/dstat-csv_log.txt.gz"
@@ -62,9 +61,7 @@ def recorded(tmp_path: Path, starts: int, samples: int, **facts: Any) -> Recordi
         log += HEADER + "".join(rows).encode()
     (folder / "dstat-csv_log.txt").write_bytes(log)
     (folder / "starts").write_text("\n".join(lines) + "\n")
-    recording = Recording.take(open_private(tmp_path / "spool"), folder.name)
-    assert recording is not None
-    return recording
+    return taken(folder)
 
 
 def deliver(recording: Recording, broker: Broker, clock: SimpleNamespace, most: int = 2000) -> Delivery:

@@ -18,10 +18,8 @@ from ciml.recorder import record as record_module
 from ciml.recorder import sampler as module
 from ciml.recorder.producer import Sender
 from ciml.recorder.sampler import GROUPS, Recorder, Sampler
-from ciml.recorder.spool.folder import open_private
-from ciml.recorder.spool.recording import Recording
 from ciml.recorder.spool.seals import is_sealed, secrets_of
-from tests.recorder.planted import plant
+from tests.recorder.planted import plant, taken
 
 #: Counters of /proc at one moment: all are ``base`` + ``step`` × their weight.
 FILES = {
@@ -148,7 +146,7 @@ def test_a_worker_is_restarted_three_times_in_a_minute(
 
     monkeypatch.setattr(record_module, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
     monkeypatch.setattr(record_module, "_fork_worker", fork)
-    plan = _recording(tmp_path / "planted").plan
+    plan = taken(plant(tmp_path / "planted", kafka="k:9")).plan
     sidecar = record_module._Sidecar(plan, Settings(tmp_path / "spool"))
     sidecar.start()
     for lifetime_s in lifetimes_s:
@@ -158,7 +156,7 @@ def test_a_worker_is_restarted_three_times_in_a_minute(
 
 
 def test_what_is_kept_is_sealed_with_the_credentials_of_its_destinations(tmp_path: Path) -> None:
-    recording = _recording(tmp_path / "spool")
+    recording = taken(plant(tmp_path / "spool", kafka="k:9"))
     kafka = KafkaOptions("k:9", {"sasl.password": "pa55-w0rd"})
     note = record_module._keep(recording, Settings(tmp_path / "spool", kafka))
     assert is_sealed(recording, secrets_of(kafka, ""))
@@ -196,10 +194,3 @@ def test_a_producer_that_failed_is_replaced(monkeypatch: pytest.MonkeyPatch) -> 
         "producer 0 made", "producer 0 produces", "producer 0 purged", "producer 0 polled", "producer 1 made",
         "producer 1 produces",
     ]  # fmt: skip
-
-
-def _recording(spool: Path) -> Recording:
-    name = plant(spool, kafka="k:9").name
-    recording = Recording.take(open_private(spool), name)
-    assert recording is not None
-    return recording

@@ -14,10 +14,9 @@ import pytest
 from ciml.errors import CimlError
 from ciml.kafka import KafkaOptions
 from ciml.recorder import Settings, WhoseBroker
-from ciml.recorder.spool.folder import open_private
-from ciml.recorder.spool.recording import Destination, Recording
+from ciml.recorder.spool.recording import Destination
 from ciml.recorder.spool.seals import plan_for_command, seal_recording
-from tests.recorder.planted import T0_US, plant
+from tests.recorder.planted import T0_US, plant, taken
 from tests.recorder.recorded import record
 
 SASL = {
@@ -51,15 +50,6 @@ def listening() -> Iterator[tuple[str, list[bytes]]]:
         finally:
             server.shutdown(socket.SHUT_RDWR)
             thread.join()
-
-
-def taken(spool: Path) -> Recording:
-    """The only recording there."""
-    with open_private(spool) as opened:
-        (name,) = opened.names(1)
-        recording = Recording.take(opened, name)
-    assert recording is not None
-    return recording
 
 
 @pytest.mark.parametrize("form", ["options", "file", "variable"])
@@ -102,8 +92,7 @@ def test_a_broker_that_does_not_answer_can_be_replaced_by_none(tmp_path: Path) -
 def test_a_message_has_the_options_that_are_missing(
     tmp_path: Path, leftovers: WhoseBroker, kafka: KafkaOptions | None, wanted: str
 ) -> None:
-    plant(tmp_path / "spool", kafka="h:1; rm *", log_dir="/its own")
-    recording = taken(tmp_path / "spool")
+    recording = taken(plant(tmp_path / "spool", kafka="h:1; rm *", log_dir="/its own"))
     seal_recording(recording, b"secrets of its recorder")
     with pytest.raises(CimlError, match=wanted):
         plan_for_command(recording, Settings(tmp_path, kafka, leftovers=leftovers), Destination())
@@ -114,7 +103,7 @@ def test_the_broker_of_ciml_up_is_only_for_recordings_without_one(tmp_path: Path
     local = Settings(tmp_path, KafkaOptions("local:1"), leftovers="recorded")
     for own, wanted in (("far:1", "far:1"), ("", "local:1"), ("local:1", "local:1")):
         folder = plant(tmp_path / "spool", kafka=own, log_dir="/logs")
-        recording = taken(tmp_path / "spool")
+        recording = taken(folder)
         plan, kafka = plan_for_command(recording, local, Destination())
         assert (plan.kafka, kafka) == (wanted, KafkaOptions(wanted))
         recording.release()

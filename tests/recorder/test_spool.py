@@ -22,7 +22,7 @@ from ciml.recorder.spool.recording import Destination, Recording
 from ciml.recorder.spool.seals import POLICY_FACTS, is_sealed, plan_for_command, seal_recording, secrets_of
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.trust import FACTS as FACTS_OF_TRUST
-from tests.recorder.planted import GATE, T0_US, plant, planted_facts
+from tests.recorder.planted import GATE, T0_US, plant, planted_facts, taken
 from tests.recorder.recorded import record
 
 NOBODY = 65534
@@ -89,23 +89,13 @@ def test_a_sealed_recording_is_sent_as_it_is_by_a_recorder_with_the_same_credent
     assert list(spool.iterdir()) == []
 
 
-def sealed(spool: Path, secrets: bytes) -> bool:
-    """Whether the only recording there is sealed with these secrets."""
-    with open_private(spool) as opened:
-        (name,) = opened.names(1)
-        recording = Recording.take(opened, name)
-        assert recording is not None
-        found = is_sealed(recording, secrets)
-        recording.release()
-        return found
-
-
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b"[" * 9999, b'{"salt": "zz", "mac": 1}', b'{"salt": "", "mac": "\\ud800"}']
 )
 def test_a_seal_that_is_none_counts_as_none(tmp_path: Path, content: bytes) -> None:
-    (plant(tmp_path / "spool") / "seal.json").write_bytes(content)
-    assert not sealed(tmp_path / "spool", b"secret")
+    folder = plant(tmp_path / "spool")
+    (folder / "seal.json").write_bytes(content)
+    assert not is_sealed(taken(folder), b"secret")
 
 
 S3_SECRETS = tuple(
@@ -219,10 +209,7 @@ def test_a_recording_without_a_destination_is_sent_to_that_of_the_command_line(t
 def test_the_command_line_sets_what_no_seal_confirms(tmp_path: Path, own: str, credentials: bool, sealed: bool) -> None:
     secrets = {"sasl.password": "pa55-w0rd"} if credentials else {}
     settings = Settings(tmp_path, KafkaOptions("new:9092", secrets), 1.0)
-    folder = plant(tmp_path / "spool", kafka="old:9092", log_dir=own, events_topic="its")
-    with open_private(tmp_path / "spool") as spool:
-        recording = Recording.take(spool, folder.name)
-    assert recording is not None
+    recording = taken(plant(tmp_path / "spool", kafka="old:9092", log_dir=own, events_topic="its"))
     if sealed:
         seal_recording(recording, secrets_of(settings.kafka, own))
     plan, _ = plan_for_command(recording, settings, Destination("s", "e", "/there", "https://there"))

@@ -22,7 +22,7 @@ from ciml.recorder.spool.folder import open_private
 from ciml.recorder.spool.recording import End, Plan, Recording
 from ciml.recorder.spool.seals import is_sealed, seal_recording
 from tests.durable import Disk, each_step
-from tests.recorder.planted import T0_US, TELEMETRY, plant, planted_facts
+from tests.recorder.planted import T0_US, TELEMETRY, plant, planted_facts, taken
 
 SECRETS = b"sasl.password digest\n"
 
@@ -37,12 +37,6 @@ def take(folder: Path) -> Recording | None:
         return Recording.take(open_private(folder.parent), folder.name)
     except CimlError:
         return None
-
-
-def made(folder: Path) -> Recording:
-    recording = take(folder)
-    assert recording is not None
-    return recording
 
 
 def test_order_of_the_steps_of_a_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +69,7 @@ def test_a_recording_whose_removal_dies_before_any_step_is_whole_or_none(tmp_pat
     end = End(T0_US + 4_000_000, "SUCCESS", {})
     for before in each_step(7, few=False):
         folder = plant(tmp_path / str(before) / "spool", log_dir="/logs")
-        recording = made(folder)
+        recording = taken(folder)
         os.sync()
         with Disk(tmp_path / str(before), before, keeps_names=keeps_names).recording() as disk:
             recording.remove()
@@ -88,7 +82,7 @@ def test_a_recording_whose_removal_dies_before_any_step_is_whole_or_none(tmp_pat
 @pytest.mark.parametrize("file", ["run.json", "starts", "end.json", "dstat-csv_log.txt"])
 def test_a_seal_covers_each_file(tmp_path: Path, file: str) -> None:
     folder = plant(tmp_path / "spool")
-    recording = made(folder)
+    recording = taken(folder)
     seal_recording(recording, SECRETS)
     assert is_sealed(recording, SECRETS)
     assert not is_sealed(recording, SECRETS + b"x")
@@ -100,7 +94,7 @@ def test_a_seal_covers_each_file(tmp_path: Path, file: str) -> None:
 def test_without_a_secret_no_seal_is_made_or_valid(tmp_path: Path) -> None:
     """Anyone could make it."""
     folder = plant(tmp_path / "spool")
-    recording = made(folder)
+    recording = taken(folder)
     seal_recording(recording, b"")
     assert not (folder / "seal.json").exists()
     salt = bytes(16)
@@ -146,7 +140,7 @@ def test_a_recorder_sends_a_leftover_with_the_rights_that_it_had(
     tmp_path: Path, changes: dict[str, Any], credentials: dict[str, str], is_sealed: bool, result: str
 ) -> None:
     facts = planted_facts(fork="no", owner="ada", subjects=["change:demo/7"])
-    recording = made(plant(tmp_path / "spool", **{**_OWN_LOGS, "mention": facts, **changes}))
+    recording = taken(plant(tmp_path / "spool", **{**_OWN_LOGS, "mention": facts, **changes}))
     settings = Settings(tmp_path / "spool", KafkaOptions("k:9", credentials))
     if is_sealed:
         seal_recording(recording, seals.secrets_of(settings.kafka, "/logs"))
@@ -208,7 +202,7 @@ def test_a_spool_is_closed_to_the_group_and_to_others(tmp_path: Path, mode: int,
 
 @pytest.mark.parametrize(("result", "is_known"), [("SUCCESS", True), ("ABORTED", True), ("GREAT", False), ("", False)])
 def test_an_end_with_an_unknown_result_is_none(tmp_path: Path, result: str, is_known: bool) -> None:
-    assert (made(plant(tmp_path / "spool", result=result)).end() is not None) == is_known
+    assert (taken(plant(tmp_path / "spool", result=result)).end() is not None) == is_known
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
@@ -220,5 +214,5 @@ def test_a_recorder_reads_as_many_entries_as_the_limit(
         plant(tmp_path / "spool", f"{T0_US + number}-1")
     names, has_more = recording_module.list_spool(open_private(tmp_path / "spool"))
     assert (len(names), has_more) == (min(count, 3), count > 3)
-    flush.Leftovers(made(tmp_path / "spool" / f"{T0_US}-1"), Settings(tmp_path / "spool"), None).open()
+    flush.Leftovers(taken(tmp_path / "spool" / f"{T0_US}-1"), Settings(tmp_path / "spool"), None).open()
     assert ("spool holds more than 3 entries; the others wait" in capfd.readouterr().err) == (count > 3)

@@ -256,22 +256,13 @@ def test_epochs_of_every_kind() -> None:
     assert table.schema.metadata[b"dropped_rows"] == b"6"
 
 
-@pytest.mark.parametrize(
-    ("cmdline", "interval"),
-    [
-        (b"dstat", 1.0),
-        (b"dstat -tcm", 1.0),
-        (b"dstat -tcm --output 7 5 100", 5.0),
-        (b"dstat -C 0,1 -D sda 10", 10.0),
-        (b"dool --time --output /x/y.csv 2", 2.0),
-        (b"pcp-dstat -t 0.5", 0.5),
-        (b"dstat 0", 1.0),
-        (b"7", 1.0),
-        (b"", 1.0),
-    ],
-)
-def test_interval_of_a_command_line(cmdline: bytes, interval: float) -> None:
-    assert interval_of(cmdline) == interval
+def test_interval_of_a_command_line() -> None:
+    for cmdline in (b"dstat", b"dstat -tcm", b"dstat 0", b"7", b""):
+        assert interval_of(cmdline) == 1.0, cmdline
+    assert interval_of(b"dstat -tcm --output 7 5 100") == 5.0
+    assert interval_of(b"dstat -C 0,1 -D sda 10") == 10.0
+    assert interval_of(b"dool --time --output /x/y.csv 2") == 2.0
+    assert interval_of(b"pcp-dstat -t 0.5") == 0.5
 
 
 def test_without_times_and_dates_only_the_first_start_begins_at_the_run() -> None:
@@ -284,15 +275,10 @@ def test_without_times_and_dates_only_the_first_start_begins_at_the_run() -> Non
 
 
 def test_fixed_offsets_are_only_what_is_the_same_everywhere() -> None:
-    assert fixed_offset("UTC") == 0
-    assert fixed_offset("-0330") == -12_600_000_000
-    assert [fixed_offset(zone) for zone in ("+14:00", "-1400", "+1401", "-14:01")] == [
-        14 * HOUR,
-        -14 * HOUR,
-        None,
-        None,
-    ]
-    assert [fixed_offset(zone) for zone in ("", "GMT", "CET", "+1", "+1500", "+0560", "+٠٥٣٠")] == [None] * 7
+    for zone, offset in {"UTC": 0, "-0330": -3.5 * HOUR, "+14:00": 14 * HOUR, "-1400": -14 * HOUR}.items():
+        assert fixed_offset(zone) == offset, zone
+    for zone in ("+1401", "-14:01", "", "GMT", "CET", "+1", "+1500", "+0560", "+٠٥٣٠"):
+        assert fixed_offset(zone) is None, zone
 
 
 def test_civil_times() -> None:
