@@ -20,61 +20,31 @@ from tests.recorder.planted import T0_US, TELEMETRY, plant, planted_facts
 from tests.recorder.recorded import record
 from tests.recorder.test_spool import NOBODY, bind_by_permissions, logs_of, record_beside
 
-
-def outside(tmp_path: Path) -> Path:
-    """A file of this user that is none of the spool's."""
-    path = tmp_path / "outside"
-    path.write_bytes(TELEMETRY + b"# it is a secret\n")
-    return path
-
-
 FILES_OF_A_RECORDING = (
     "dstat-csv_log.txt", "run.json", "end.json", "starts", "seal.json", "lock", "run.json.new", "end.json.new",
     "seal.json.new",
 )  # fmt: skip
+#: Something else in the place of a file of a recording.
+IN_PLACE: dict[str, Callable[[Path], object]] = {
+    "link": lambda path: path.symlink_to("../../outside"),
+    "dangling link": lambda path: path.symlink_to("../../nowhere"),
+    "second name": lambda path: path.hardlink_to(path.parents[2] / "outside"),
+    "folder": lambda path: path.mkdir(),
+    "fifo": os.mkfifo,
+    "large": lambda path: path.write_bytes(b"") or os.truncate(path, limit_of(path) + 1),
+}
 
 
-def make_link(path: Path, tmp_path: Path) -> None:
-    path.symlink_to(outside(tmp_path))
+def limit_of(path: Path) -> int:
+    return MAX_RECORDING_LOG_BYTES if path.name.endswith(".txt") else MAX_RECORDING_FILE_BYTES
 
 
-def make_dangling_link(path: Path, tmp_path: Path) -> None:
-    path.symlink_to(tmp_path / "nowhere")
+def in_place(kind: str, name: str) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        IN_PLACE[kind](folder / name)
 
-
-def make_second_name(path: Path, tmp_path: Path) -> None:
-    path.hardlink_to(outside(tmp_path))
-
-
-def make_folder(path: Path, tmp_path: Path) -> None:
-    path.mkdir()
-
-
-def make_fifo(path: Path, tmp_path: Path) -> None:
-    os.mkfifo(path)
-
-
-def make_large(path: Path, tmp_path: Path) -> None:
-    path.touch()
-    os.truncate(path, (MAX_RECORDING_LOG_BYTES if path.name.endswith(".txt") else MAX_RECORDING_FILE_BYTES) + 1)
-
-
-@pytest.mark.parametrize("make", [make_link, make_dangling_link, make_second_name, make_folder, make_fifo, make_large])
-@pytest.mark.parametrize("name", FILES_OF_A_RECORDING)
-def test_a_recording_holds_only_files_of_its_own(
-    tmp_path: Path, name: str, make: Callable[[Path, Path], None], capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Something else under a known name is refused with its recording, of which nothing is sent or removed."""
-    logs = tmp_path / "logs"
-    folder = plant(tmp_path / "spool", log_dir=str(logs))
-    (folder / name).unlink(missing_ok=True)
-    make(folder / name, tmp_path)
-    there = sorted([*os.listdir(folder), *([] if name == "lock" else ["lock"])])
-    with pytest.raises(EngineError, match=r"^1 recordings not sent, kept in .*; 0 sent$"):
-        send_leftovers(Settings(tmp_path / "spool"), Destination())
-    assert str(folder) in capfd.readouterr().err
-    assert sorted(os.listdir(folder)) == there
-    assert logs_of(logs) == []
+    return spoil
 
 
 def link_folder(folder: Path) -> None:
@@ -92,42 +62,47 @@ def no_run(folder: Path) -> None:
     os.utime(folder, (T0_US // 10**6 - 10**8,) * 2)
 
 
-def of_another_user(folder: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can give a folder away")
-    os.chown(folder, NOBODY, NOBODY)
-
-
-def with_file_of_another_user(folder: Path) -> None:
-    of_another_user(folder / "dstat-csv_log.txt")
-
-
 def with_run(mention: Any) -> Callable[[Path], object]:
     return lambda folder: (folder / "run.json").write_text(json.dumps({"mention": mention}))
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        link_folder, link_to_itself, no_run, of_another_user, with_file_of_another_user,
-        lambda folder: (folder / "more").mkdir(),
-        lambda folder: (folder / "run.json").write_text('{"mention": {'),
-        lambda folder: (folder / "run.json").write_text("[" * 100_000),
-        with_run({**planted_facts(), "start_us": 10**30, "labels": [1]}),
-        with_run({**planted_facts(), "run_id": "../../x"}),
-    ],
-)  # fmt: skip
-def test_what_is_no_recording_is_reported_and_left_and_the_next_one_is_sent(
-    tmp_path: Path, spoil: Callable[[Path], object], capfd: pytest.CaptureFixture[str]
+def of_another_user(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(path, NOBODY, NOBODY)
+
+
+SPOILED: dict[str, Callable[[Path], object]] = {
+    **{f"{kind} {name}": in_place(kind, name) for kind in IN_PLACE for name in FILES_OF_A_RECORDING},
+    "link of a folder": link_folder,
+    "link to itself": link_to_itself,
+    "no run": no_run,
+    "folder of another user": of_another_user,
+    "log of another user": lambda folder: of_another_user(folder / "dstat-csv_log.txt"),
+    "unknown file": lambda folder: (folder / "more").mkdir(),
+    "broken run": lambda folder: (folder / "run.json").write_text('{"mention": {'),
+    "deep run": lambda folder: (folder / "run.json").write_text("[" * 100_000),
+    "run of other types": with_run({**planted_facts(), "start_us": 10**30, "labels": [1]}),
+    "run that leads upward": with_run({**planted_facts(), "run_id": "../../x"}),
+}
+
+
+@pytest.mark.parametrize("spoiled", SPOILED)
+def test_what_is_no_recording_is_reported_and_left_as_it_is_and_the_next_one_is_sent(
+    tmp_path: Path, spoiled: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     logs = tmp_path / "logs"
+    (tmp_path / "outside").write_bytes(TELEMETRY)
     folder = plant(tmp_path / "spool", log_dir=str(logs))
     plant(tmp_path / "spool", f"{T0_US + 1}-1", log_dir=str(logs), mention=planted_facts("good"))
-    spoil(folder)
+    (folder / "lock").touch()
+    SPOILED[spoiled](folder)
+    there = None if spoiled == "link to itself" else sorted(os.listdir(folder))
     with pytest.raises(EngineError, match=r"^1 recordings not sent, kept in .*; 1 sent$"):
         send_leftovers(Settings(tmp_path / "spool"), Destination())
     assert str(folder) in capfd.readouterr().err
     assert list((tmp_path / "spool").iterdir()) == [folder]
+    assert there is None or sorted(os.listdir(folder)) == there
     assert logs_of(logs) == ["zuul~good~1"]
 
 
