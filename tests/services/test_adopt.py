@@ -26,7 +26,7 @@ from ciml.services.ingest import IngestService
 from ciml.serving.predict.log import Predicted
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for
 from tests.pipelines.kafka.kafka_topics import delete, recreated, send_starts
-from tests.pipelines.predict.committing import Predictions
+from tests.pipelines.predict.predicting import Predictions
 from tests.verdicts.feedback.reviews import feedback
 from tests.verdicts.feedback.worlds import take
 
