@@ -1,24 +1,23 @@
-"""An ingest that version 0.1.0 supervised: its files (``earlier/``) are read, and it is resumed where it stopped."""
+"""An ingest that version 0.1.0 supervised: its files (``earlier/``) are read where they are."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
 
 from ciml.cli.commands.serve.service import command
 from ciml.engines import processes
+from ciml.engines.state import ProcessId
+from ciml.services import control
 from ciml.services.files import ServiceFiles, StartOptions
 from ciml.services.jobs import job_name
 from ciml.services.options import IngestOptions, options_of
-from tests.pipelines.ingest.scenario import send
-from tests.services.supervising import ingest
 
 EARLIER = Path(__file__).parent / "earlier"
 
@@ -31,13 +30,9 @@ def home(tmp_path: Path) -> Path:
 def test_its_files_are_read_where_they_are(home: Path) -> None:
     [files] = ServiceFiles.all(home)
     service = IngestOptions(
-        data_path="data",
-        kafka="127.0.0.1:9092",
-        kafka_options=("client.id=secret",),
-        topic="events",
-        roots=("logs",),
+        data_path="data", kafka="127.0.0.1:9092", kafka_options=("client.id=secret",), topic="events", roots=("logs",),
         delays=(0.5, 0.5, 4.0),
-    )
+    )  # fmt: skip
     assert files.options() == StartOptions(service, "micro-batches", cwd="/srv/ciml", metrics_port=0)
     assert (files.name, files.wanted(), files.status()["resubmitted"]) == ("one", "stop", 1)
     assert (files.recorded("worker"), files.report()["state"]) == ((4002, 1001.5), "ended")
@@ -64,22 +59,14 @@ def test_its_status_is_shown(home: Path) -> None:
     assert (seen["health"], seen["why"], seen["resubmitted"]) == ("stopped", "as asked", 1)
 
 
-@pytest.mark.engines
-@pytest.mark.timeout(180)
-def test_it_is_resumed(kafka: str, topic: Callable[..., str], tmp_path: Path, home: Path) -> None:
-    scenario = send(kafka, topic(2, "events"), 2, tmp_path / "logs", runs=12)
-    scenario.log_arrives()
-    runs_topic, data = topic(1, "runs"), str(tmp_path / "data")
-    path = home / "ingest" / "one" / "options.json"
-    stored = json.loads(path.read_text())
-    stored["ingest"] |= {
-        "kafka": kafka, "topic": scenario.topic, "runs_topic": runs_topic, "roots": [str(scenario.logs)],
-        "data_path": data,
-    }  # fmt: skip
-    stored |= {"cwd": str(tmp_path), "tied": [os.getpid(), processes.start_time(os.getpid())]}
-    path.write_text(json.dumps(stored))
-    with ingest(home, data, scenario, runs_topic) as one:
-        done = one.ask("resume", "one")
-        assert done.exception is None, done.exception
-        one.finish()
-        assert one.status()["resubmitted"] == 1
+def test_it_is_resumed_with_its_options(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ServiceFiles(home, "one")
+    options = files.options()
+    monkeypatch.setattr(control, "check", lambda *_: None)
+    spawn = Mock(return_value=ProcessId(2**22 + 1, 1.0))
+    monkeypatch.setattr(processes, "spawn", spawn)
+    files.put_options(replace(options, cwd=str(tmp_path)))
+    control.resume(files, None, 0.0, print)
+    assert list(spawn.call_args.args[0][-3:]) == ["supervisor", str(home), "one"]
+    assert (files.options(), files.wanted()) == (replace(options, cwd=str(tmp_path)), "run")
+    assert files.status()["resubmitted"] == 1

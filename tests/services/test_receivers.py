@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -81,11 +82,8 @@ def test_the_broker_is_usable_once_it_has_answered(sessions: Sessions, monkeypat
     assert sessions.broker_error == "it was not asked yet"
     sessions.observe()
     assert sessions.broker_error == ""
-
-    def away(*_: Any) -> None:
-        raise EngineError("Kafka does not answer")
-
-    monkeypatch.setattr(receivers, "topic_of", away)
+    away = EngineError("Kafka does not answer")
+    monkeypatch.setattr(receivers, "topic_of", Mock(side_effect=away))
     with pytest.raises(EngineError):
         sessions.observe()
     assert sessions.broker_error == "Kafka does not answer"

@@ -6,8 +6,10 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from filelock import FileLock
@@ -52,21 +54,13 @@ def test_watch_waits_for_data_and_the_store_and_refreshes_when_there_is_more(
         stop.set()
         yield TrainResult("pushed", ("better",), version=1, seconds={"push": 0.25})
 
-    outcomes = refreshes()
-
-    def once(*_: Any, **__: Any) -> TrainResult:
-        outcome = next(outcomes)
-        if isinstance(outcome, CimlError):
-            raise outcome
-        return outcome
-
-    monkeypatch.setattr(trainer_module, "run_once", once)
+    monkeypatch.setattr(trainer_module, "run_once", Mock(side_effect=refreshes()))
     service = TrainerService(config, results.append, lambda word, done, total: words.append(word))
     service.poll_s, service.retry_s = 0.02, (0.01, 0.01)
     drive(service, stop=stop)
     assert words == ["waits: no data set 'd'", "waits: the store does not answer"]
     assert [one.outcome for one in results] == ["pushed"]
-    assert list(outcomes) == []
+    assert stop.is_set()
     shown = metrics(service)
     assert shown["ciml_training_errors_total"] == {("data", "m"): 1, ("engine", "m"): 1}
     assert shown["ciml_training_step_seconds_sum"] == {("m", "push"): 0.25}
@@ -85,19 +79,18 @@ def stored(tmp_path: Path) -> DataRoot:
 
 
 @contextmanager
-def unreadable(data: DataRoot) -> Iterator[None]:
+def delta_is(data: DataRoot, content: str | None) -> Iterator[None]:
+    """Replace the last delta of the data set, by a folder for None."""
     path = Path(data.dataset("provider").store.url("_manifest/000000000002.json"))
-    delta = path.rename(path.with_suffix(".kept"))
-    path.mkdir()
+    kept = path.rename(path.with_suffix(".kept"))
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
     yield
-    path.rmdir()
-    delta.rename(path)
-
-
-@contextmanager
-def damaged(data: DataRoot) -> Iterator[None]:
-    Path(data.dataset("provider").store.url("_manifest/000000000002.json")).write_text("{}")
-    yield
+    if content is None:
+        path.rmdir()
+        kept.rename(path)
 
 
 @contextmanager
@@ -114,8 +107,8 @@ def locked(data: DataRoot) -> Iterator[None]:
         (nullcontext, {"dataset": "none"}, None, True, "data"),
         (nullcontext, {"experiment": Experiment(estimator="dn")}, UnknownEstimatorError, False, "data"),
         (locked, {}, NotReadyError, False, "data"),
-        (unreadable, {}, EngineError, False, "engine"),
-        (damaged, {}, IntegrityError, False, ""),
+        (partial(delta_is, content=None), {}, EngineError, False, "engine"),
+        (partial(delta_is, content="{}"), {}, IntegrityError, False, ""),
     ],
 )
 def test_an_error_of_a_refresh_waits_for_another_version_or_is_tried_again_or_ends_the_service(
@@ -142,10 +135,7 @@ def test_watch_refreshes_when_runs_are_excluded(tmp_path: Path, monkeypatch: pyt
     config.data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
     monkeypatch.setattr(trainer_module, "run_once", lambda *_, **__: TrainResult("nothing_new", ("the same",)))
     service = TrainerService(config)
-    work = service.plan()
-    assert work == (1, 0)
-    assert work is not None
-    service.run(work)
+    service.run(service.plan() or (0, 0))
     assert service.plan() is None
     add(config.data.exclusions, [Exclusion("disk was full", job="unit")])
     assert service.plan() == (1, 1)
@@ -154,38 +144,26 @@ def test_watch_refreshes_when_runs_are_excluded(tmp_path: Path, monkeypatch: pyt
 def test_a_model_without_news_is_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of `ciml_training_refresh_timestamp_seconds` moves on while nothing is new, and not after a failure."""
     config = TrainConfig(DataRoot.open(tmp_path), "d", "m")
-    log = config.data.dataset("d").store.child("_manifest")
     service = TrainerService(config)
+    run_once = Mock(return_value=TrainResult("nothing_new", ("too little",)))
+    monkeypatch.setattr(trainer_module, "run_once", run_once)
 
-    def run_planned() -> None:
-        work = service.plan()
-        assert work is not None
-        service.run(work)
-
-    def refreshed_s() -> float:
+    def refreshed_s(*, observes: bool = True) -> float:
+        if observes:
+            service.observe()
+        assert service.plan() is None
         return metrics(service)["ciml_training_refresh_timestamp_seconds"]["m",]
 
-    def after_a_plan() -> float:
-        service.observe()
-        assert service.plan() is None
-        return refreshed_s()
-
-    monkeypatch.setattr(trainer_module, "run_once", lambda *_, **__: TrainResult("nothing_new", ("too little",)))
-    run_planned()
-    first = refreshed_s()
-    assert after_a_plan() > first
+    service.run(service.plan() or (0, 0))
+    first = metrics(service)["ciml_training_refresh_timestamp_seconds"]["m",]
     later = refreshed_s()
-    assert service.plan() is None
-    assert refreshed_s() == later  # a plan only queries
-
-    def fails(*_: Any, **__: Any) -> TrainResult:
-        raise NoTrainingDataError("too few runs")
-
-    monkeypatch.setattr(trainer_module, "run_once", fails)
-    log.create("000000000001.json", b"{}")
-    run_planned()
-    last = refreshed_s()
-    assert after_a_plan() == last
+    assert later > first
+    assert refreshed_s(observes=False) == later  # a plan only queries
+    run_once.side_effect = NoTrainingDataError("too few runs")
+    config.data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
+    service.run(service.plan() or (0, 0))
+    last = metrics(service)["ciml_training_refresh_timestamp_seconds"]["m",]
+    assert refreshed_s() == last
 
 
 def test_metrics_sum_the_candidates_of_a_model() -> None:
