@@ -1,4 +1,4 @@
-"""What becomes of real payloads: ``python -m tests.integrations.payloads FOLDER [--files]`` prints a table by system.
+"""What becomes of real payloads: ``python -m tests.integrations.payloads FOLDER [--files]`` counts them.
 
 Each file below the folder is given to the adapter that the name of a folder above it says, or its content. A file
 ``X.headers.json`` holds the headers of ``X.json``. Each line of a ``.jsonl`` file is a payload, and so is each example
@@ -12,9 +12,8 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ciml.errors import RejectedInput
 from ciml.events.records import Message
@@ -36,16 +35,8 @@ _WORDS = {"ghes": "github"}
 _FIELDS = {"object_kind": "gitlab", "buildset": "zuul", "workflow_job": "github", "check_run": "github"}
 
 
-@dataclass(frozen=True)
-class Result:
-    """What became of one payload.
-
-    Attributes:
-      file: its path below the folder.
-      system: the adapter's name; "" where there is none.
-      kind: ``run``, ``update``, ``ignored``, ``dead letter``, ``no adapter`` or ``raises``.
-      detail: phase and outcome of the run, the rule, or the reason.
-    """
+class Result(NamedTuple):
+    """What became of a payload: of which file below the folder and system, its kind, and facts, rule or reason."""
 
     file: str
     system: str
@@ -56,18 +47,12 @@ class Result:
 def results(folder: Path) -> Iterator[Result]:
     """Yield what becomes of each payload below a folder."""
     for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if not path.is_file() or path.suffix not in _SUFFIXES or path.name.endswith(".headers.json"):
+        name = path.relative_to(folder)
+        if path.suffix not in _SUFFIXES or path.name.endswith(".headers.json") or {*name.parts} & {*_NOT_PAYLOADS}:
             continue
-        if set(path.relative_to(folder).parts[:-1]) & set(_NOT_PAYLOADS):
-            continue
-        for system, delivery in _deliveries(folder.resolve(), path.resolve()):
-            yield _result(name, system, delivery)
-
-
-def _deliveries(folder: Path, path: Path) -> Iterator[tuple[str, Delivery]]:
-    for data in path.read_bytes().splitlines() if path.suffix == ".jsonl" else [path.read_bytes()]:
-        yield from _payload(folder, path, data)
+        for data in path.read_bytes().splitlines() if path.suffix == ".jsonl" else [path.read_bytes()]:
+            for system, delivery in _payload(folder.resolve(), path.resolve(), data):
+                yield _result(str(name), system, delivery)
 
 
 def _payload(folder: Path, path: Path, data: bytes) -> Iterator[tuple[str, Delivery]]:
@@ -126,39 +111,23 @@ def _result(file: str, system: str, delivery: Delivery) -> Result:
         return Result(file, system, "dead letter", f"{rejected.reason}: {rejected.detail}")
     except Exception as error:  # noqa: BLE001  # what no adapter may raise
         return Result(file, system, "raises", f"{type(error).__name__}: {error}")
-    if event.rejections:
-        fault = event.rejections[0][1]
+    for _, fault in event.rejections:
         return Result(file, system, "dead letter", f"{fault.reason}: {fault.detail}")
-    if event.run_facts:
-        facts = event.run_facts[0]
+    for facts in event.run_facts:
         return Result(file, system, "run", f"{facts.phase} {facts.outcome or ''}".strip())
-    if event.updates:
-        return Result(file, system, "update", ", ".join(sorted(event.updates[0].facts)))
+    for update in event.updates:
+        return Result(file, system, "update", ", ".join(sorted(update.facts)))
     return Result(file, system, "ignored", event.ignored)
-
-
-def table(found: list[Result]) -> str:
-    """Return a table by system, and below it what was counted."""
-    kinds = ("run", "update", "ignored", "dead letter", "no adapter", "raises")
-    rows: list[tuple[str, ...]] = [("system", "payloads", *kinds)]
-    for system in sorted({one.system for one in found}):
-        count = Counter(one.kind for one in found if one.system == system)
-        rows.append((system or "-", str(count.total()), *(str(count[kind] or "") for kind in kinds)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    details = Counter((one.system or "-", one.kind, one.detail) for one in found if one.detail)
-    lines += [
-        "",
-        *(f"{count:4}  {system}  {kind}: {detail}" for (system, kind, detail), count in sorted(details.items())),
-    ]
-    return "\n".join(lines)
 
 
 def main() -> None:
     found = list(results(Path(sys.argv[1])))
     if "--files" in sys.argv:
         print("\n".join(f"{one.file}  {one.kind}  {one.detail}" for one in found))
-    print(table(found))
+    counts = Counter((one.system or "-", one.kind, one.detail) for one in found)
+    print(
+        "\n".join(f"{count:4}  {system}  {kind}  {detail}" for (system, kind, detail), count in sorted(counts.items()))
+    )
     sys.exit(any(one.kind == "raises" for one in found))
 
 

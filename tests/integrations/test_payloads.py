@@ -11,7 +11,7 @@ import pytest
 from ciml.integrations.github.adapter import PUSH
 from tests.integrations import github_samples as github
 from tests.integrations import gitlab_samples as gitlab
-from tests.integrations.payloads import Result, results, table
+from tests.integrations.payloads import results
 
 FOLDER = os.environ.get("CIML_PAYLOADS", "")
 
@@ -36,23 +36,17 @@ def test_a_folder_is_tried_file_by_file(tmp_path: Path) -> None:
     write(tmp_path, "api.github.com/index.json", json.dumps([example]).encode())
     found = list(results(tmp_path))
     facts = "branch, change, event, fork, head_project, owner, patchset, pipeline, project"
-    ping = Result("api.github.com/index.json", "github", "ignored", "a ping only tests the webhook")
+    ping = ("api.github.com/index.json", "github", "ignored", "a ping only tests the webhook")
     assert found == [
         ping,
         ping,
-        Result("azure/g.json", "", "no adapter"),
-        Result("github/a.json", "github", "run", "finished failure"),
-        Result("github/b.json", "github", "update", facts),
-        Result("github/c.json", "github", "dead letter", "missing_field: header x-github-event"),
-        Result("github/d.json", "github", "ignored", PUSH),
-        Result("gitlab_captured/e.json", "gitlab", "dead letter", found[7].detail),
-        Result("other/f.json", "gitlab", "run", "finished success"),
-    ]
-    assert table(found).splitlines()[:4] == [
-        "system  payloads  run  update  ignored  dead letter  no adapter  raises",
-        "-       1                                            1",
-        "github  6         1    1       3        1",
-        "gitlab  2         1                     1",
+        ("azure/g.json", "", "no adapter", ""),
+        ("github/a.json", "github", "run", "finished failure"),
+        ("github/b.json", "github", "update", facts),
+        ("github/c.json", "github", "dead letter", "missing_field: header x-github-event"),
+        ("github/d.json", "github", "ignored", PUSH),
+        ("gitlab_captured/e.json", "gitlab", "dead letter", found[7].detail),
+        ("other/f.json", "gitlab", "run", "finished success"),
     ]
 
 
@@ -60,7 +54,6 @@ def test_a_folder_is_tried_file_by_file(tmp_path: Path) -> None:
 @pytest.mark.skipif(not FOLDER, reason="CIML_PAYLOADS names no folder of payloads")
 def test_no_payload_of_a_real_system_raises() -> None:
     found = list(results(Path(FOLDER)))
-    print(table(found))
     assert found
     assert [one for one in found if one.kind == "raises"] == []
     assert {one.kind for one in found} >= {"run", "ignored"}

@@ -5,9 +5,7 @@ Of webhooks: `tests/integrations/webhooks/test_kills.py`.
 
 from __future__ import annotations
 
-import os
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,48 +17,16 @@ from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from ciml import engines
-from ciml.engines.processes import python_environment
 from tests.faults.broker import own_broker
-from tests.faults.children import Program
 from tests.integrations.mqtt.mosquitto import USERS, Certificates, Mosquitto
 from tests.integrations.receivers.conftest import probe
 from tests.integrations.receivers.kept import wait
-from tests.integrations.webhooks.killing import ingest_and_compare, run_bodies
+from tests.integrations.webhooks.killing import Receiving, ingest_and_compare, run_bodies
 from tests.messages import published
 
 __all__ = ["probe"]
 
 _UNSAVED_S = 3.0  # mosquitto saves its messages each second: a publisher repeats what a kill may have cost
-
-
-@dataclass
-class Receiving:
-    """``ciml receive KIND`` in a process of its own, which may be killed and started again."""
-
-    kind: str
-    folder: Path
-    config: str
-    kafka: str
-    topic: str
-    probe: Path
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "receivers.toml").write_text(self.config)
-        self.start()
-
-    def start(self) -> None:
-        environment = python_environment()
-        environment["PYTHONPATH"] = os.pathsep.join([str(self.probe), environment.get("PYTHONPATH", "")])
-        self.program = Program(
-            [sys.executable, "-m", "ciml.cli.main", "receive", self.kind, "--config",
-             str(self.folder / "receivers.toml"), "--kafka", self.kafka, "--topic", self.topic],
-            self.folder / "receiver.log", environment,
-        )  # fmt: skip
-
-    def kill(self) -> None:
-        self.program.kill()
-        self.start()
 
 
 @dataclass

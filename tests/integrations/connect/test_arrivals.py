@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from ciml.integrations.registry import delivered, find_adapter
 from ciml.kafka import KafkaOptions
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.kafka.broker import make_topic
+from ciml.services import arrivals
 from ciml.services.arrivals import REMEDIES, Effect, decode_arrival, effect_of, follow_commits, read_arrivals, remedy
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -105,45 +105,33 @@ def test_remedies_are_for_reasons_that_exist() -> None:
     assert "docs/dead-letters.md" in remedy("unheard_of")
 
 
-def _delta(version: int, origin: Origin, **lists: list[Outcome]) -> dict[str, Any]:
-    empty: dict[str, Any] = {
-        name: [] for name in ("runs", "repeats", "corrections", "ignored", "dead_letters", "deferred")
-    }
-    filled = {name: [one.to_json() for one in outcomes] for name, outcomes in lists.items()}
-    offsets = {origin.topic: {"id": "", "partitions": {str(origin.partition): [[origin.offset, origin.offset + 1]]}}}
-    return {
-        "version": version,
-        "time_us": 1,
-        "closes": [],
-        **empty,
-        **filled,
-        "offsets": offsets if version == 1 else {},
-    }
+def delta(version: int, **lists: list[Outcome]) -> dict[str, Any]:
+    """Return a delta; the first one covers the offset 5."""
+    names = ("runs", "repeats", "corrections", "ignored", "dead_letters", "deferred", "closes")
+    records = {name: [one.to_json() for one in lists.get(name, [])] for name in names}
+    offsets = {"ci-events": {"id": "", "partitions": {"0": [[5, 6]]}}} if version == 1 else {}
+    return {"version": version, "time_us": 1, "offsets": offsets, **records}
 
 
-def test_commits_are_followed_until_each_run_is_settled(tmp_path: Path) -> None:
-    origin, other = Origin("ci-events", 0, 5), Origin("ci-events", 0, 55)
+def test_commits_are_followed_until_each_run_is_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "_COMMIT_POLL_S", 0.05)
+    origin = Origin("ci-events", 0, 5)
     log = ManifestLog(DataRoot.open(str(tmp_path)).raw)
     waits = Outcome("deferred", origin, "e", FACTS, "log_not_found", attempts=1, first_seen_us=1, not_before_us=2)
-    stranger = Outcome("ignored", other, "f", FACTS.replace(run_id="zuul~v~1"), "skipped")
-    assert log.try_append(1, _delta(1, origin, deferred=[waits], ignored=[stranger]))
-    found: list[Effect] = []
-
-    def settle() -> None:
-        time.sleep(1.5)
-        file = RawFile("runs/x.parquet", "0" * 64, 1, 1)
-        run = Outcome("run", origin, "e", FACTS, trust=Trust(True, "gated", "p"), file=file, attempts=2)
-        assert log.try_append(2, _delta(2, origin, runs=[run]))
-
-    thread = threading.Thread(target=settle)
-    thread.start()
-    found.extend(follow_commits(str(tmp_path), origin, time.monotonic() + 20))
-    thread.join()
-    assert [each.final for each in found] == [False, True]
-    assert "is stored, trusted" in found[1].text
+    stranger = Outcome("ignored", Origin("ci-events", 0, 55), "f", FACTS.replace(run_id="zuul~v~1"), "skipped")
+    assert log.try_append(1, delta(1, deferred=[waits], ignored=[stranger]))
+    effects = follow_commits(str(tmp_path), origin, time.monotonic() + 20)
+    assert not next(effects).final
+    file = RawFile("runs/x.parquet", "0" * 64, 1, 1)
+    run = Outcome("run", origin, "e", FACTS, trust=Trust(True, "gated", "p"), file=file, attempts=2)
+    assert log.try_append(2, delta(2, runs=[run]))
+    (settled,) = effects
+    assert settled.final
+    assert "is stored, trusted" in settled.text
 
 
-def test_nothing_is_committed_before_the_time_is_over(tmp_path: Path) -> None:
+def test_nothing_is_committed_before_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "_COMMIT_POLL_S", 0.05)
     assert list(follow_commits(str(tmp_path / "new"), Origin("ci-events", 0, 5), time.monotonic() + 0.1)) == []
 
 

@@ -90,22 +90,15 @@ class Gerrit:
         self.ask("POST", f"/changes/{change}/revisions/current/review", {"labels": {"Code-Review": value}}, user)
 
     def project(self, name: str, submit_type: str) -> None:
-        """Create a project with the branches main and sandbox."""
-        asked = {"create_empty_commit": True, "branches": ["main", "sandbox"], "submit_type": submit_type}
+        """Create a project with the branch main."""
+        asked = {"create_empty_commit": True, "branches": ["main"], "submit_type": submit_type}
         self.ask("PUT", f"/projects/{name}", asked)
 
-    def propose(self, project: str, subject: str, base: str = "", branch: str = "main") -> str:
-        """Create a change of the author's, with a file of its own in patch set 2; return its id.
-
-        Args:
-          project, branch: its target.
-          subject: the first line of the commit message, and the file's name.
-          base: the change on which it is stacked; the branch's tip without one.
-        """
-        asked = {"project": project, "branch": branch, "subject": subject, **({"base_change": base} if base else {})}
-        made = self.ask("POST", "/changes/", asked, AUTHOR)
+    def propose(self, project: str, subject: str) -> str:
+        """Create a change of the author's to main, with a file of its own in patch set 2; return its id."""
+        made = self.ask("POST", "/changes/", {"project": project, "branch": "main", "subject": subject}, AUTHOR)
         change = f"{project}~{made['_number']}"
-        self.ask("PUT", f"/changes/{change}/edit/{subject.split()[0]}.txt", "code\n", AUTHOR)
+        self.ask("PUT", f"/changes/{change}/edit/{subject}.txt", "code\n", AUTHOR)
         self.ask("POST", f"/changes/{change}/edit:publish", {}, AUTHOR)
         return change
 

@@ -11,9 +11,9 @@ import pytest
 
 from tests.integrations.mqtt.mosquitto import Mosquitto, write_source
 from tests.integrations.receivers.kept import stored, wait
+from tests.integrations.webhooks.killing import Receiving
 from tests.scraping import scrape
 from tests.services.supervising import supervised
-from tests.services.test_receivers_chaos import Receiving
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
 

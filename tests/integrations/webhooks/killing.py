@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ciml.data_root import DataRoot
@@ -30,28 +30,42 @@ from tests.pipelines.ingest.scenario import corpus_facts
 
 
 @dataclass
-class Killed:
-    """A receiver in a process of its own, which may be killed and started again on its port."""
+class Receiving:
+    """``ciml receive KIND`` in a process of its own, which may be killed and started again."""
 
+    kind: str
     folder: Path
+    config: str
     kafka: str
     topic: str
     probe: Path
-    port: int = field(default_factory=lambda: lasting_ports(1)[0])
+    port: int = 0
 
     def __post_init__(self) -> None:
-        text = f"[webhooks]\nport = {self.port}\nanswer_s = 5\n{SOURCE}rate = 100000\nburst = 100000\n"
-        self._config = write_config(self.folder, text)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "receivers.toml").write_text(self.config)
         self.start()
 
     def start(self) -> None:
         environment = python_environment()
         environment["PYTHONPATH"] = os.pathsep.join([str(self.probe), environment.get("PYTHONPATH", "")])
         self.program = Program(
-            [sys.executable, "-m", "ciml.cli.main", "receive", "webhooks", "--config", str(self._config), "--kafka",
-             self.kafka, "--topic", self.topic],
+            [sys.executable, "-m", "ciml.cli.main", "receive", self.kind, "--config",
+             str(self.folder / "receivers.toml"), "--kafka", self.kafka, "--topic", self.topic],
             self.folder / "receiver.log", environment,
         )  # fmt: skip
+
+    def kill(self) -> None:
+        """Kill it, and start another one."""
+        self.program.kill()
+        self.start()
+
+
+def receiving_webhooks(folder: Path, kafka: str, topic: str, probe: Path) -> Receiving:
+    (port,) = lasting_ports(1)
+    config = f"[webhooks]\nport = {port}\nanswer_s = 5\n{SOURCE}rate = 100000\nburst = 100000\n"
+    write_config(folder)
+    return Receiving("webhooks", folder, config, kafka, topic, probe, port)
 
 
 def send_until_accepted(port: int, body: bytes, patience_s: float) -> bool:
@@ -72,7 +86,7 @@ def send_until_accepted(port: int, body: bytes, patience_s: float) -> bool:
 
 
 def deliver_and_ingest(
-    receiver: Killed, data: Path, number: int, kills: int, kill: Callable[[random.Random], None], seed: int
+    receiver: Receiving, data: Path, number: int, kills: int, kill: Callable[[random.Random], None], seed: int
 ) -> Counter[tuple[str, str]]:
     """Send deliveries during kills; compare acknowledged ones, topic and raw store; return the outcomes of ingest."""
     chance, accepted = random.Random(seed), list[None]()

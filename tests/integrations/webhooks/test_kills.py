@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.webhooks.killing import Killed, deliver_and_ingest
+from tests.integrations.webhooks.killing import deliver_and_ingest, receiving_webhooks
 from tests.pipelines.ingest.ingesting import need_real
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(280)]
@@ -20,14 +20,9 @@ def test_a_killed_receiver_loses_nothing_that_it_acknowledged(
     kafka: str, topic: Callable[..., str], tmp_path: Path, probe: Path
 ) -> None:
     need_real(kafka)
-    receiver = Killed(tmp_path / "hooks", kafka, topic(2), probe)
-
-    def kill(chance: random.Random) -> None:
-        receiver.program.kill()
-        receiver.start()
-
+    receiver = receiving_webhooks(tmp_path / "hooks", kafka, topic(2), probe)
     try:
-        counts = deliver_and_ingest(receiver, tmp_path / "data", 300, 3, kill, seed=1)
+        counts = deliver_and_ingest(receiver, tmp_path / "data", 300, 3, lambda _: receiver.kill(), seed=1)
     finally:
         receiver.program.kill()
     assert counts["run", ""] == 300
@@ -41,7 +36,7 @@ def test_2000_deliveries_while_receiver_and_broker_are_killed(tmp_path: Path, pr
 
     broker = own_broker(tmp_path)
     engines.create_topics(broker.address, {"hooked": 2})
-    receiver = Killed(tmp_path / "hooks", broker.address, "hooked", probe)
+    receiver = receiving_webhooks(tmp_path / "hooks", broker.address, "hooked", probe)
     killed = Counter[str]()
 
     def kill(chance: random.Random) -> None:
@@ -55,8 +50,7 @@ def test_2000_deliveries_while_receiver_and_broker_are_killed(tmp_path: Path, pr
             time.sleep(chance.uniform(1.0, 9.0))
             broker.thaw()
         else:
-            receiver.program.kill()
-            receiver.start()
+            receiver.kill()
 
     try:
         counts = deliver_and_ingest(receiver, tmp_path / "data", 2000, 20, kill, seed=2)

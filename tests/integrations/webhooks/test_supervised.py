@@ -13,7 +13,7 @@ import pytest
 
 from ciml.engines.processes import lasting_ports
 from tests.integrations.webhooks.hooking import SOURCE, Hooks, delivery, write_config
-from tests.integrations.webhooks.killing import Killed, send_until_accepted
+from tests.integrations.webhooks.killing import receiving_webhooks, send_until_accepted
 from tests.scraping import scrape
 from tests.services.supervising import supervised
 
@@ -56,7 +56,7 @@ def test_a_supervised_receiver_is_started_replaced_and_stopped(
 def test_the_command_prints_its_address_and_ends_by_a_signal(
     kafka: str, topic: Callable[..., str], tmp_path: Path, probe: Path
 ) -> None:
-    receiver = Killed(tmp_path, kafka, topic(), probe)
+    receiver = receiving_webhooks(tmp_path, kafka, topic(), probe)
     log = tmp_path / "receiver.log"
     deadline = time.monotonic() + 60
     while not re.search("receiving", log.read_text()) and time.monotonic() < deadline:
