@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -15,15 +13,10 @@ from ciml.kafka import RESERVED, KafkaOptions
 from ciml.kafka.connect import NoTopicError, as_engine_error, is_refused, make_client
 
 #: What decides which messages a consumer gets.
-READING = {
-    "allow.auto.create.topics": False,
-    "auto.offset.reset": "error",
-    "enable.auto.commit": False,
-    "enable.auto.offset.store": False,
-    "enable.partition.eof": True,
-    "group.id": "ciml",
-    "isolation.level": "read_committed",
-}
+OFF = ("allow.auto.create.topics", "enable.auto.commit", "enable.auto.offset.store")
+READING = dict.fromkeys(OFF, False) | {
+    "auto.offset.reset": "error", "enable.partition.eof": True, "group.id": "ciml", "isolation.level": "read_committed",
+}  # fmt: skip
 
 
 def test_a_consumer_reads_by_its_own_properties_and_connects_by_those_of_the_user() -> None:
@@ -41,13 +34,12 @@ def test_a_reserved_property_is_an_error_wherever_it_comes_from(
 ) -> None:
     (tmp_path / "kafka.properties").write_text(f"{name}=1\n")
     monkeypatch.setattr(kafka, "read_secret", lambda _: f"{name}=1\n")
-    makers: list[Callable[[], Any]] = [
+    for make in (
         lambda: KafkaOptions("h:1", {name: "1"}),
         lambda: KafkaOptions.of("h:1", [(name, "1")]),
         lambda: KafkaOptions.of("h:1", (), str(tmp_path / "kafka.properties")),
         lambda: KafkaOptions("h:1", secret="projects/p/secrets/s").common(),
-    ]
-    for make in makers:
+    ):
         with pytest.raises(CimlError, match=rf"the Kafka property {name} is "):
             make()
 

@@ -6,9 +6,9 @@ import json
 import select
 import socket
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
@@ -93,9 +93,8 @@ def test_closed_records_stay_counted() -> None:
     assert delta is not None
     state.apply(2, {**delta, "version": 2})
     found = shown(state)
-    assert found["ciml_events_total"][("run", "a")] == 3
-    assert found["ciml_events_total"][("run", "b")] == 1
-    assert found["ciml_events_total"][("dead_letter", "a")] == 1
+    counts = [found["ciml_events_total"][key] for key in (("run", "a"), ("run", "b"), ("dead_letter", "a"))]
+    assert counts == [3, 1, 1]
     assert found["ciml_dead_letter_total"] == {("corrupt_gzip",): 2, ("tombstone",): 1}
     assert found["ciml_dead_letters_open"] == {("corrupt_gzip",): 1, ("tombstone",): 1}
     assert "ciml_deferred_logs" not in found
@@ -110,21 +109,17 @@ def test_any_number_of_sources_makes_few_series() -> None:
     again = state_of(*(messages(*events[at : at + 50]) for at in range(0, len(events), 50)))
     found = shown(state)["ciml_events_total"]
     assert found == shown(again)["ciml_events_total"]  # for any commits
-    assert found == {
-        **{("ignored", f"s{number}"): 1 for number in range(MOST_SOURCES)},
-        ("ignored", OTHER_SOURCES): 2 * MOST_SOURCES,
-    }
+    assert found.pop(("ignored", OTHER_SOURCES)) == 2 * MOST_SOURCES
+    assert found == {("ignored", f"s{number}"): 1 for number in range(MOST_SOURCES)}
 
 
-def test_a_checkpoint_keeps_the_totals(tmp_path: object) -> None:
-    state, files = mixed(), PartFiles(LocalStore(str(tmp_path)), "index")
+def test_a_checkpoint_keeps_the_totals(tmp_path: Path) -> None:
+    state, files = mixed(), PartFiles(LocalStore(tmp_path), "index")
     tables = {name: IdTable(kind, (), files) for name, kind in TABLES.items()}
     value = json.loads(canonical_json(state.snapshot()))
-    restored = RawState.restored_from(1, value, tables)
-    assert Counter(restored.recorded) == Counter(state.recorded)
-    before, after = shown(state), shown(restored)
-    assert after.pop("ciml_manifest_deltas_since_checkpoint") == {("raw",): 0}
-    assert before.pop("ciml_manifest_deltas_since_checkpoint") == {("raw",): 1}
+    before, after = shown(state), shown(RawState.restored_from(1, value, tables))
+    ages = [found.pop("ciml_manifest_deltas_since_checkpoint") for found in (before, after)]
+    assert ages == [{("raw",): 1}, {("raw",): 0}]
     assert after == before
     del value["recorded"]
     with pytest.raises(IntegrityError, match="of an older ciml"):
@@ -141,12 +136,8 @@ def test_the_endpoint_serves_the_board_and_keeps_its_port() -> None:
         assert found["process_resident_memory_bytes"][()] > 2**20
         assert scrape(url)["ciml_runs_total"] == found["ciml_runs_total"]
         port = int(url.rpartition(":")[2].removesuffix("/metrics"))
-        with (
-            pytest.raises(
-                EngineError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*; choose another --metrics-port"
-            ),
-            serve_metrics(registry_of(board), port),
-        ):
+        error = rf"cannot listen on 127\.0\.0\.1:{port}: .*; choose another --metrics-port"
+        with pytest.raises(EngineError, match=error), serve_metrics(registry_of(board), port):
             pass
     with socket.socket() as one, pytest.raises(OSError, match="refused"):
         one.connect(("127.0.0.1", port))

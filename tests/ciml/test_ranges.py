@@ -71,6 +71,11 @@ def test_a_verdict_outside_is_stored_and_read_again_and_others_are_stored_as_bef
     near = make_verdict("unit", SURE, RULES, np.array([30.0, 2.0, 0.0]))
     assert "outside" not in near.to_json()
     assert Verdict.from_json(near.to_json()) == near
+    assert make_verdict("unit", SURE, RULES).cause == "machine"  # nothing is known of the run
+    old = RULES.replace(ranges=None)
+    assert "ranges" not in old.to_json()
+    assert make_verdict("unit", SURE, old, np.array([1e9, 1e9, 1e9])).cause == "machine"
+    assert read_rules(changed(), CLASSES, FEATURES, "x") == RULES
 
 
 @pytest.mark.parametrize(
@@ -87,13 +92,6 @@ def test_a_class_that_a_tenth_of_the_runs_is_as_improbable_in_is_possible(
 ) -> None:
     verdict = make_verdict("unit", {"code": round(1 - machine, 2), "machine": machine}, FEW)
     assert (verdict.set, verdict.cause) == (classes, cause)
-
-
-def test_rules_without_ranges_take_any_run() -> None:
-    old = RULES.replace(ranges=None)
-    assert "ranges" not in old.to_json()
-    assert make_verdict("unit", SURE, old, np.array([1e9, 1e9, 1e9])).cause == "machine"
-    assert make_verdict("unit", SURE, RULES).cause == "machine"  # nothing is known of the run
 
 
 @given(
@@ -129,7 +127,3 @@ def changed(**changes: Any) -> bytes:
 def test_malformed_ranges_are_named(data: bytes, message: str) -> None:
     with pytest.raises(IntegrityError, match=message):
         read_rules(data, CLASSES, FEATURES, "model m, version 1: assets/verdicts.json")
-
-
-def test_ranges_are_read_as_they_were_written() -> None:
-    assert read_rules(changed(), CLASSES, FEATURES, "x") == RULES

@@ -68,9 +68,6 @@ def test_settings_are_json_and_back() -> None:
     assert value == json.loads(json.dumps(value))
     assert Outer.from_json(value) == one
     assert Outer.from_json(value).digest == one.digest != one.replace(number=2).digest
-
-
-def test_replaced_keys_are_checked() -> None:
     with pytest.raises(ValueError, match="share: has no meaning with green"):
         Inner(share=0.5).replace(color="green")
 

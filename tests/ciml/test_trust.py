@@ -10,7 +10,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.events.records import LISTS, UNJUDGED, Batch, Origin, Outcome, PendingRun, RunFacts, Trust
-from ciml.events.run_facts import facts_from_listing, facts_from_run, run_identity
+from ciml.events.run_facts import facts_from_run, run_identity
 from ciml.runs.known_subjects import STORED_FACTS
 from ciml.trust import FACTS as FACTS_IN_ORDER
 from ciml.trust import (
@@ -173,14 +173,6 @@ def test_sample_policies(system: str, facts: dict[str, str], rule: str | None) -
     assert trust.trusted == (rule not in (None, "forks", "unproved"))
     for other in PROVED.keys() - {system}:
         assert not evaluate(policy, PROVED[other].replace(pipeline="gate", review="merged")).trusted
-
-
-def test_a_listing_is_trusted_as_its_source_is_named() -> None:
-    line = {"build_uuid": "a", "build_name": "j", "result": "SUCCESS", "log_path": "a"}
-    line["end_time"] = "2020-11-19T12:42:17Z"
-    policy = TrustPolicy.load()
-    assert evaluate(policy, facts_from_listing(line)).trusted
-    assert not evaluate(policy, facts_from_listing(line, "found-somewhere")).trusted
 
 
 POLICY = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import re
@@ -48,16 +47,13 @@ def test_it_is_small_and_each_cell_is_explained(kept: list[Any]) -> None:
     code = [cell for cell in kept if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [out for cell in code for out in cell.outputs]
-    images = [base64.b64decode(out.data["image/png"]) for out in outputs if "image/png" in out.get("data", {})]
-    assert len(images) == 2
-    assert sum(map(len, images)) < 100_000
+    assert sum("image/png" in out.get("data", {}) for out in outputs) == 2
     assert NOTEBOOK.stat().st_size < 150_000
     for before, cell in itertools.pairwise(kept):
         if cell.cell_type == "code":
             assert before.cell_type == "markdown"
             assert len(before.source.split("\n\n")[-1].splitlines()) <= 2, before.source
-    streams = {out.name for out in outputs if out.output_type == "stream"}
-    assert streams == {"stdout"}
+    assert {out.name for out in outputs if out.output_type == "stream"} == {"stdout"}
 
 
 @pytest.mark.whole

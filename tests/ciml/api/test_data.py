@@ -145,10 +145,3 @@ def test_a_log_is_parsed_or_refused_by_name(tmp_path: Path) -> None:
         ciml.parse_log(tmp_path / "log", start="2026-11-24T12:00:00")
     with pytest.raises(ciml.CimlError, match="none: log_not_found: no such file"):
         ciml.parse_log(tmp_path / "none")
-
-
-def test_the_public_names_are_there() -> None:
-    assert set(ciml.__all__) <= set(dir(ciml))
-    assert {getattr(ciml, name).__module__.partition(".")[0] for name in ciml.__all__ if name[0].isupper()} == {"ciml"}
-    with pytest.raises(AttributeError, match="module 'ciml' has no attribute 'opne'"):
-        _ = ciml.opne  # type: ignore[attr-defined]

@@ -30,6 +30,9 @@ def test_no_call_changes_the_settings_of_the_process(folder: Path) -> None:
 
 def test_dir_shows_public_names_only() -> None:
     assert [name for name in dir(ciml) if not name.startswith("__")] == sorted(set(ciml.__all__) - {"__version__"})
+    assert {getattr(ciml, name).__module__.partition(".")[0] for name in ciml.__all__ if name[0].isupper()} == {"ciml"}
+    with pytest.raises(AttributeError, match="module 'ciml' has no attribute 'opne'"):
+        _ = ciml.opne  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -121,12 +121,10 @@ def test_resolved_definitions_are_json_and_back() -> None:
 def test_most_runs_decide_on_the_columns_and_the_earliest_of_equals() -> None:
     definition = DatasetDefinition(name="x", features_regex="(usr|1m)")
     odd, usual = ("total cpu usage:usr",), ("load avg:1m", "total cpu usage:usr")
-    assert resolve(definition, [odd, usual, usual, ()], []).columns == usual
+    more = ("memory usage:used", *usual)  # layouts that differ elsewhere have one selection: their runs count together
     assert resolve(definition, [odd, usual], []).columns == odd
-    # layouts that differ elsewhere have one selection: their runs count together
-    more = ("memory usage:used", *usual)
-    assert resolve(definition, [odd, odd, usual, usual, more], []).columns == usual
-    assert resolve(definition, [usual, odd, odd, more, more], []).columns == usual
+    for layouts in ([odd, usual, usual, ()], [odd, odd, usual, usual, more], [usual, odd, odd, more, more]):
+        assert resolve(definition, layouts, []).columns == usual
 
 
 def test_classes_are_those_of_the_runs_sorted() -> None:

@@ -6,10 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ciml.digest import canonical_json
 from ciml.errors import CimlError, IntegrityError, RejectedInput
 from ciml.events.cloudevents import (
     FINISHED,
@@ -25,7 +22,6 @@ from ciml.events.payloads import message_of, payload_of
 from ciml.events.records import Message, RunFacts
 from ciml.events.run_facts import LISTING
 from ciml.limits import MAX_MESSAGE_BYTES
-from tests.tier import tries
 
 SECRET = "s3cr3t"
 UUID = "5e70d239-95b5-466e-9798-41053314c81b"
@@ -361,33 +357,3 @@ def test_payloads_hold_what_is_needed_to_try_again() -> None:
     assert sorted(large) == ["sha256", "size", "timestamp_ms"]
     with pytest.raises(IntegrityError, match="topic and offset"):
         message_of(large, 5)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=12,
-)
-FIELD = st.sampled_from([*RUN, "outcome", "event", "attempt"])
-
-
-@settings(max_examples=tries(300))
-@given(st.dictionaries(FIELD, JSON | st.sampled_from(list(RUN.values())), max_size=5), st.binary(max_size=40))
-def test_fuzz_never_crashes(changes: dict[str, Any], noise: bytes) -> None:
-    complete = json.dumps(envelope({"runs": [{**RUN, **changes}, {**RUN, "id": "other"}]})).encode()
-    for value in (complete, complete[: len(noise) * 20], noise, complete.replace(b'"job"', noise)):
-        for headers in ((), (("content-type", noise),), (("ce_specversion", b"1.0"), ("ce_id", noise))):
-            message = Message(0, value, headers)
-            try:
-                event = decode_message(message, {"*": "ci"})
-            except RejectedInput as rejected:
-                faults, run_facts = [rejected], []
-            else:
-                faults = [fault for _, fault in event.rejections]
-                run_facts = [*event.run_facts, *(facts for facts, _ in event.rejections)]
-            assert {fault.reason for fault in faults} <= REASONS
-            canonical_json([fault.detail for fault in faults])
-            canonical_json(payload_of(message))
-            for facts in run_facts:
-                canonical_json(facts.to_json())
-                assert RunFacts.from_json(facts.to_json()) == facts

@@ -52,14 +52,11 @@ def test_a_delta_covers_each_offset_once(seed: int) -> None:
         other = State()
         other.restore_coverage(state.version, state.snapshot())
         assert (other.snapshot(), offsets(other)) == (state.snapshot(), offsets(state))
-
-
-def test_nothing_new_is_an_empty_delta() -> None:
-    state = State()
-    state.apply(1, {"offsets": {"a": {"id": "1", "partitions": {"0": [[0, 5]]}}}})
-    draft = NewCoverage(state)
-    assert not draft.add(OffsetRange("a", "1", 0, 2, 5))
-    assert draft.to_json() == {}
+        again = NewCoverage(state)
+        for (topic, partition), numbers in known.items():
+            for number in numbers:
+                assert not again.add(OffsetRange(topic, f"id of {topic}", partition, number, number + 1))
+        assert again.to_json() == {}
 
 
 def test_a_recreated_topic_is_an_error_in_a_state_and_in_a_delta() -> None:
