@@ -1,4 +1,4 @@
-"""The wheel on each supported Python, with the newest and the oldest versions of its dependencies.
+"""The wheel on each supported Python, with the newest, the oldest and the locked versions of its dependencies.
 
 docs/install.md has the table that the last test prints. The oldest Python is that of the recorder: what it imports uses
 nothing newer.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import gzip
 import os
 import re
 import shutil
@@ -26,23 +27,26 @@ from hypothesis import strategies as st
 import ciml.events.redaction
 from ciml.extras import OLDEST_PYTHON
 from ciml.globs import greedy
+from ciml.version import __version__
 from tests.project.environment import PROJECT, requirements_of
+from tests.project.release import UV, build, copy_of_checkout
+from tests.project.test_extras import store
 from tests.project.test_rooms import ROOT
-from tests.project.test_wheels import UV, run, store, use_extra, wheel
 
-__all__ = ["store", "wheel"]
+__all__ = ["store"]
 
 RECORDER_ONLY = ("3.9", "3.10")
 FULL = ("3.11", "3.12", "3.13")
 EXTRAS = ("", *(extra for extra in PROJECT["optional-dependencies"] if extra != "dev"))
-RESOLUTIONS = {"newest": "highest", "lowest": "lowest-direct"}
+LOCK = ("--constraint", str(ROOT / "requirements.lock"))
+RESOLUTIONS = {"newest": ("--resolution", "highest"), "lowest": ("--resolution", "lowest-direct"), "locked": LOCK}
 LOWEST = ("", "record", "receivers", "all")  # the last has the dependencies of all others
 CASES = [
     (version, extra, resolution)
     for resolution in RESOLUTIONS
     for version in (*RECORDER_ONLY, *FULL)
     for extra in (EXTRAS if version in FULL else ("", "record"))
-    if resolution == "newest" or extra in LOWEST
+    if resolution == "newest" or (extra in LOWEST if resolution == "lowest" else version == "3.11")
 ]
 #: What a recorder imports: at its start, and when it needs them.
 RECORDER = tuple(
@@ -166,6 +170,23 @@ print(imported)
 """
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, or that of ``make dist`` in the folder CIML_DIST."""
+    if dist := os.environ.get("CIML_DIST"):
+        (released,) = (ROOT / dist).glob("ciml-*.whl")
+        return released
+    work = tmp_path_factory.mktemp("wheel")
+    return build(copy_of_checkout(work / "source"), work / "out", 1_790_000_000)[0]
+
+
+def run(*arguments: str | Path, folder: Path) -> str:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(each) for each in arguments], capture_output=True, text=True, cwd=folder, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.interop
 @pytest.mark.parametrize(("version", "extra", "resolution"), CASES)
 def test_an_extra_on_an_interpreter(
@@ -176,8 +197,7 @@ def test_an_extra_on_an_interpreter(
         run(UV, "venv", "-q", "--python", interpreter(version), tmp_path / "env", folder=tmp_path)
         begun = time.monotonic()
         target = f"{wheel}[{extra}]" if extra else wheel
-        how = ("--resolution", RESOLUTIONS[resolution], "--python", python)
-        run(UV, "pip", "install", "-q", *how, target, folder=tmp_path)
+        run(UV, "pip", "install", "-q", *RESOLUTIONS[resolution], "--python", python, target, folder=tmp_path)
         took_s = time.monotonic() - begun
         if version in FULL:
             *failed, imported = run(python, "-c", IMPORT_ALL, extra, folder=tmp_path).splitlines()
@@ -190,7 +210,11 @@ def test_an_extra_on_an_interpreter(
         if not extra:
             run_recorder_tests(python)
         _installed[version, extra, resolution] = took_s
-        print(f"\nPython {version}, {f'ciml[{extra}]' if extra else 'ciml'}, {resolution}: installed in {took_s:.1f} s")
+        code = "import time; a = time.perf_counter(); import ciml; print(time.perf_counter() - a)"
+        import_s = min(float(run(python, "-c", code, folder=tmp_path)) for _ in range(5))
+        size = sum(path.stat().st_size for path in (tmp_path / "env/lib").rglob("*") if path.is_file())
+        figures = f"{size / 1e6:,.0f} MB | {took_s:.1f} s | {import_s * 1e3:.1f} ms"
+        print(f"\nPython {version}, {resolution} | `ciml[{extra}]` | {figures} |")
     finally:
         shutil.rmtree(tmp_path / "env", ignore_errors=True)  # up to 3 GB each
 
@@ -202,6 +226,53 @@ def run_recorder_tests(python: Path) -> None:
     env = {**os.environ, "CIML_RECORDER_PYTHON": str(python), "CIML_TESTS": "quick"}
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stdout[-5000:]
+
+
+def use_extra(python: Path, extra: str, store: Path, folder: Path) -> None:
+    """Run the commands of an extra in an environment; they write into ``folder`` and into the data root ``store``."""
+    ciml = python.with_name("ciml")
+    run(ciml, "--help", folder=folder)
+    assert run(ciml, "--version", folder=folder).startswith(f"ciml {__version__}")
+    run(ciml, "record", "--log-dir", "logs", "--spool", "spool", "--job", "unit", "--", "sleep", "1.5", folder=folder)
+    (log,) = folder.glob("logs/unit/*/*.gz")
+    assert gzip.decompress(log.read_bytes()).count(b"\n") >= 4
+    if extra == "receivers":
+        _connect(ciml, python, folder)
+    if extra in ("", "receivers", "record", "kubeflow"):  # without `data`
+        return
+    (folder / "jobs.toml").write_text('class_label = "status"\nspan_runs = 10\n')
+    data = ["--data-path", str(store)]
+    assert "networkx-unit" in run(ciml, "runs", *data, folder=folder)
+    name = f"jobs-{extra}"
+    run(ciml, "dataset", "create", name, "--definition", "jobs.toml", *data, folder=folder)
+    run(ciml, "dataset", "update", name, *data, folder=folder)
+    assert "20 examples" in run(ciml, "dataset", "verify", name, *data, folder=folder)
+    if extra in ("reports", "all"):
+        run(ciml, "plot", name, *data, folder=folder)
+    if extra in ("pipelines", "all"):
+        assert "ParDo" in run(ciml, "graph", "ingest", folder=folder)
+    if extra in ("serve", "all"):
+        run(python, "-c", "import ciml.serving.server.rest, ciml.serving.server.model.loaded_model", folder=folder)
+    if extra in ("train", "all"):
+        run(ciml, "experiment", "define", f"svm-{extra}", "--estimator", "svm", *data, folder=folder)
+
+
+def _connect(ciml: Path, python: Path, folder: Path) -> None:
+    """Write the configuration of a webhook, and open its receiver without a broker."""
+    words = ["connect", "github", "--url", "https://ci.example.org", "--kafka", "127.0.0.1:1", "--folder", "config"]
+    shown = run(ciml, *words, folder=folder)
+    assert "https://ci.example.org/hooks/github" in shown
+    with (folder / "config" / "receivers.toml").open("a") as file:
+        file.write("\n[webhooks]\nport = 0\n")
+    code = """
+import urllib.request
+from ciml.services.options import WebhooksOptions
+service = WebhooksOptions(config="config/receivers.toml", kafka="127.0.0.1:1").service()
+service.open()
+print(urllib.request.urlopen(service.url + "/healthz").read().decode())
+service.close()
+"""
+    assert run(python, "-c", code, folder=folder) == '{"alive": true}\n'
 
 
 @pytest.mark.interop

@@ -162,10 +162,6 @@ async def late() -> AsyncIterator[bytes]:
         await asyncio.sleep(0.1)
 
 
-async def quick() -> AsyncIterator[bytes]:
-    yield b"body"
-
-
 @pytest.mark.parametrize(("body_s", "status"), [(0.01, "expired meanwhile"), (60.0, "is read")])
 def test_a_request_that_is_rejected_as_the_oldest_affects_no_other(body_s: float, status: str) -> None:
     async def read_both() -> bytes:
@@ -173,12 +169,12 @@ def test_a_request_that_is_rejected_as_the_oldest_affects_no_other(body_s: float
         with intake.hold() as first, intake.hold() as second:
             oldest = asyncio.create_task(intake.read(first, late()))
             await asyncio.sleep(0.05)
-            body = await intake.read(second, quick())
+            body = await intake.read(second, parts_of(4))
             with pytest.raises(RequestError, match="dropped as the oldest of 1 incomplete requests"):
                 await oldest
         return body
 
-    assert asyncio.run(read_both()) == b"body", status
+    assert asyncio.run(read_both()) == bytes(4), status
 
 
 def test_requests_beyond_the_threads_wait_up_to_a_limit_and_large_ones_one_at_a_time(

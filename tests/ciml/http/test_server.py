@@ -46,6 +46,14 @@ async def served(app: Any, most: int = 9, grace_s: int = 5, waiting: int = 0) ->
             client.close()
 
 
+@asynccontextmanager
+async def client(port: int, request: bytes = b"") -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    yield reader, writer
+    writer.close()
+
+
 def runs(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 30))  # type: ignore[arg-type]
 
@@ -61,12 +69,11 @@ def test_each_connection_beyond_the_limit_costs_one() -> None:
     async def test() -> None:
         async with served(answer, most=2, waiting=5) as (server, port):
             await until(lambda: len(server.open) == 2)
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            await until(lambda: len(server.open) == 2)
-            writer.write(GET)
-            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-            assert len(server.open) == 2
-            writer.close()
+            async with client(port) as (reader, writer):
+                await until(lambda: len(server.open) == 2)
+                writer.write(GET)
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+                assert len(server.open) == 2
 
     runs(test)
 
@@ -79,14 +86,12 @@ def test_a_body_that_the_application_does_not_read_is_not_read_from_the_connecti
             await is_read.wait()
             await answer(scope, receive, send)
 
-        async with served(late) as (server, port):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            size = 32 << 20  # more than sockets hold
-            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+        size = 32 << 20  # more than sockets hold
+        request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + bytes(size)
+        async with served(late) as (server, port), client(port, request) as (reader, _):
             await until(lambda: any(not connection.transport.is_reading() for connection in server.open))
             is_read.set()
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-            writer.close()
 
     runs(test)
 
@@ -94,12 +99,10 @@ def test_a_body_that_the_application_does_not_read_is_not_read_from_the_connecti
 @pytest.mark.parametrize(("chunks", "status"), [(MAX_SMALL_CHUNKS, b"200"), (MAX_SMALL_CHUNKS + 1, b"400")])
 def test_chunks_of_any_size_have_a_number(chunks: int, status: bytes) -> None:
     async def test() -> None:
-        async with served(answer) as (_, port):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            body = b"1\r\nx\r\n" * chunks + b"0\r\n\r\n"
-            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+        body = b"1\r\nx\r\n" * chunks + b"0\r\n\r\n"
+        request = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body
+        async with served(answer) as (_, port), client(port, request) as (reader, _):
             assert (await reader.readline()).split()[1] == status
-            writer.close()
 
     runs(test)
 
@@ -118,12 +121,12 @@ def test_the_end_closes_idle_connections_and_answers_the_requests_that_have_begu
                 await finish.wait()
             await ok(send)
 
-        async with served(slow, grace_s=30) as (server, port):
-            idle, idle_writer = await asyncio.open_connection("127.0.0.1", port)
-            idle_writer.write(GET)
+        async with (
+            served(slow, grace_s=30) as (server, port),
+            client(port, GET) as (idle, _),
+            client(port, GET.replace(b"/ ", b"/slow ")) as (busy, _),
+        ):
             assert b"connection: close" not in await idle.readuntil(b"\r\n\r\nok")
-            busy, busy_writer = await asyncio.open_connection("127.0.0.1", port)
-            busy_writer.write(GET.replace(b"/ ", b"/slow "))
             await begun.wait()
             stopping = asyncio.create_task(server.stop())
             assert await idle.read() == b""
@@ -135,8 +138,6 @@ def test_the_end_closes_idle_connections_and_answers_the_requests_that_have_begu
             assert answer.startswith(b"HTTP/1.1 200")
             assert b"connection: close" in answer
             await stopping
-            for writer in (idle_writer, busy_writer):
-                writer.close()
 
     runs(test)
 
@@ -153,14 +154,11 @@ def test_an_answer_that_takes_longer_than_the_grace_is_cancelled(caplog: pytest.
                 events.append("cancelled")
                 raise
 
-        async with served(endless, grace_s=0) as (server, port):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(GET)
+        async with served(endless, grace_s=0) as (server, port), client(port, GET) as (reader, _):
             await until(lambda: events)
             await server.stop()
             await until(lambda: events == ["begun", "cancelled"])
             assert await reader.read() == b""
-            writer.close()
 
     runs(test)
     assert "1 answers were cancelled after 0 s" in caplog.text

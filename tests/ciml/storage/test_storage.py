@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import random
 import tempfile
 import threading
 import time
@@ -27,40 +28,42 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         yield open_store(f"{s3.bucket()}/a/prefix")
 
 
-def test_create_is_exclusive_and_replace_is_not(store: Store) -> None:
-    assert store.create("a/b", b"first") is True
-    assert store.create("a/b", b"second") is False
-    assert store.read("a/b") == b"first"
-    store.replace("a/b", b"second")
-    assert pickle.loads(pickle.dumps(store)).read("a/b") == b"second"
-
-
-def test_a_child_is_a_store(store: Store) -> None:
-    child = store.child("raw")
-    child.create("x", b"1")
-    assert store.read("raw/x") == b"1"
-    assert child.url("x") == f"{store.root}/raw/x"
-    assert child == open_store(child.root) != store
-
-
-def test_a_part_of_an_object(store: Store) -> None:
-    store.create("a/b", b"0123456789")
-    assert [store.read_range("a/b", *part) for part in ((0, 4), (4, 1), (6, 100))] == [b"0123", b"4", b"6789"]
-    assert [store.read_range("a/b", *part) for part in ((10, 4), (99, 1))] == [b"", b""]  # it was cut meanwhile
-    with pytest.raises(FileNotFoundError):
-        store.read_range("a/c", 0, 4)
-
-
-def test_a_missing_object(store: Store) -> None:
-    assert not store.exists("a")
-    with pytest.raises(FileNotFoundError):
-        store.read("a")
-    store.delete("a")
-    store.create("a/b", b"")
-    assert store.exists("a/b")
-    assert not store.exists("a")  # a folder is no object
-    store.delete("a/b")
-    assert not store.exists("a/b")
+def test_a_store_is_a_dictionary(store: Store) -> None:
+    """Compared with one after each of many operations, some of them on a child or on a copy in another process."""
+    choose, began, model = random.Random(1), time.time(), dict[str, bytes]()
+    paths = ["a", "m/a/1", "m/2", "other/x"]
+    for _ in range(120):
+        path, data = choose.choice(paths), choose.randbytes(choose.randrange(12))
+        place = choose.choice([store, pickle.loads(pickle.dumps(store))])
+        folder, _, name = path.partition("/")
+        if name and choose.random() < 0.3:
+            place, path = place.child(folder), name
+        key = path if place.root == store.root else f"{folder}/{path}"
+        verb = choose.choice(["create", "create", "replace", "delete"])
+        if verb == "create":
+            assert place.create(path, data) == (key not in model)
+        else:
+            place.delete(path) if verb == "delete" else place.replace(path, data)
+        if verb == "delete":
+            model.pop(key, None)
+        elif verb == "replace" or key not in model:
+            model[key] = data
+        assert place.url(path) == f"{store.root}/{key}"
+        assert {path: store.read(path) for path in store.list()} == model
+        assert {entry.path: entry.size for entry in store.entries()} == {
+            name: len(data) for name, data in model.items()
+        }
+        assert [entry.path for entry in store.child("m").entries("a")] == ["a/1"] * ("m/a/1" in model)
+        assert all(store.exists(path) == (path in model) for path in (*paths, "m", "none"))  # a folder is no object
+    assert store.child("m") == open_store(f"{store.root}/m") != store
+    store.replace("a", b"0123456789")
+    parts = [store.read_range("a", *part) for part in ((0, 4), (4, 1), (6, 100), (10, 4), (99, 1))]
+    assert parts == [b"0123", b"4", b"6789", b"", b""]  # it may be cut meanwhile
+    for read in (store.read, lambda path: store.read_range(path, 0, 4)):
+        with pytest.raises(FileNotFoundError):
+            read("none")
+    assert list(store.entries("none")) == []
+    assert all(began - 1.5 <= entry.modified_s <= time.time() + 1.5 for entry in store.entries())  # S3 has seconds
 
 
 def test_list_is_sorted_and_goes_on_after_a_path(store: Store) -> None:
@@ -84,19 +87,6 @@ def test_read_while_ends_at_the_first_that_is_missing(store: Store) -> None:
     assert store.read_while([f"m/{number}" for number in range(9)]) == [b"\0", b"\1", b"\2"]
     assert store.read_while(["m/4", "m/5"]) == [b"\4", b"\5"]
     assert store.read_while(["m/3"]) == store.read_while([]) == []
-
-
-def test_entries_have_size_and_time(store: Store) -> None:
-    before = time.time()
-    for path, data in (("m/a/1", b"one"), ("m/2", b""), ("other", b"x")):
-        store.create(path, data)
-    found = {entry.path: entry for entry in store.entries("m")}
-    assert {path: entry.size for path, entry in found.items()} == {"m/a/1": 3, "m/2": 0}
-    for entry in found.values():  # S3 has whole seconds
-        assert before - 1.5 <= entry.modified_s <= time.time() + 1.5
-    assert {entry.path for entry in store.entries()} == {"m/a/1", "m/2", "other"}
-    assert list(store.entries("none")) == []
-    assert [entry.path for entry in store.child("m").entries("a")] == ["a/1"]
 
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a/\0b", ".."])
