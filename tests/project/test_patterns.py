@@ -25,8 +25,8 @@ PIECES = [
     "(?:", "#1", "<metadata>", "a(", "sd", "sda1", "aA", "  ", "\r\n", "\n\r", "a\n", "1\n",
 ]  # fmt: skip
 ENDS = ("", "\x00", "\n!", "x")
-LENGTH = 8000
-SUSPICIOUS_S = 0.004  # where linear work on so much text takes a tenth
+LENGTH = 3000
+SUSPICIOUS_S = 0.0015  # where linear work on so much text takes a tenth
 MOST = 30.0  # times the time of an eighth: square work has 64
 
 

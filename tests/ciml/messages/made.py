@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ LIVE = LiveDataset("small", DEFINITION)
 _ORIGIN, _DIGEST = Origin("ci-events", 0, 3), "a" * 64
 
 
+@cache
 def made() -> dict[str, list[Message]]:
     """Return messages by the usual name of their topic."""
     return {
