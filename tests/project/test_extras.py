@@ -60,9 +60,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
-def python(python: Path, *words: str, folder: Path, code: int = 0, **env: str) -> str:
+def python(environment: Path, *words: str, folder: Path, code: int = 0, **env: str) -> str:
     """Return the output of a Python that ends with a code; the errors of one that fails as it should."""
-    done = subprocess.run([str(python), *words], capture_output=True, text=True, cwd=folder, env={"PATH": "", **env})
+    env = {"PATH": "", **env}
+    done = subprocess.run([str(environment), *words], capture_output=True, text=True, cwd=folder, env=env)
     assert done.returncode == code, (words, done.stderr)
     return done.stderr if code else done.stdout
 
@@ -128,6 +129,7 @@ def test_all_is_every_extra_but_that_for_development() -> None:
 def test_help_needs_the_base_alone(environments: Callable[[str], Path], tmp_path: Path) -> None:
     code = """
 from click.testing import CliRunner
+from ciml.cli.main import cli
 for words in ([], *([name] for group in cli.table.values() for name in group)):
     done = CliRunner().invoke(cli, [*words, "--help"])
     assert done.exit_code == 0, (words, done.output, done.exception)
@@ -200,7 +202,7 @@ def test_services_need_their_extra_alone(
     python(environments(extra), "-c", f"import {imports}", folder=tmp_path)
 
 
-@pytest.mark.whole
+@pytest.mark.interop
 def test_every_dofn_imports_beside_the_libraries_of_the_worker_image(tmp_path: Path) -> None:
     code = """
 import importlib, inspect, pkgutil
