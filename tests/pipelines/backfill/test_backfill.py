@@ -21,8 +21,9 @@ from ciml.events.payloads import message_of
 from ciml.events.run_facts import facts_from_listing
 from ciml.pipelines import processor
 from ciml.pipelines.backfill.backfill import backfill, plan_backfill
-from ciml.pipelines.backfill.plan import Tally
+from ciml.pipelines.backfill.plan import Tally, Work
 from ciml.pipelines.backfill.survey import survey
+from ciml.pipelines.backfill.work_queue import WorkQueue
 from ciml.pipelines.flink.submit import run_here
 from ciml.runs.verify import verify_raw
 from ciml.transforms.fetch.policy import FetchPolicy
@@ -177,6 +178,14 @@ def test_work_is_committed_in_order_as_soon_as_it_is_enough(tmp_path: Path, monk
     deltas = account(DataRoot.open(tmp_path / "data").raw)[1]
     ranges = [topic["partitions"]["0"] for delta in deltas for topic in delta["offsets"].values()]
     assert ranges == [[[start, start + 10]] for start in range(0, 40, 10)]
+    ours = made.config(tmp_path / "other", commit_lines=10, commit_s=600.0)
+    listing = open_listing(str(made.path))
+    versions: list[int] = []  # after each commit
+    queue = WorkQueue(ours, listing, lambda: versions.append(account(ours.raw)[0].version))
+    for block in listing.blocks:
+        queue.put(Work(block, ((block.start, block.end),)))
+    queue.end()
+    assert versions == [1, 2, 3, 4]
     files = psutil.Process().num_fds()
     known = survey(made.config(tmp_path / "data"), open_listing(str(grown(made).path)), check_logs=True)
     assert (known.known, known.missing, sum(known.take.values())) == (40, [], 45)

@@ -76,15 +76,6 @@ def test_a_pinned_data_set_comes_out_the_same_elsewhere_after_more_runs_and_corr
     assert run_ids(new.state) == [["3", "4"], ["9"]]
 
 
-def test_a_correction_of_a_replaced_row_does_not_count(data: DataRoot, raw: RawStore) -> None:
-    raw.add([ended(1, 1), ended(2, 2)], corrections=[ended(1, 1, outcome="failure")[0]])
-    raw.add(corrections=[ended(1, 1, outcome="timeout")[0]])
-    raw.add(reclaims=[ended(1, 1)])
-    raw.add(corrections=[ended(2, 2, outcome="failure")[0]])
-    state = build_dataset(data, data, defined(slicer=":")).state
-    assert [run.label_name for span in state.latest() for run in span.runs] == ["passed", "failed"]
-
-
 def test_raw_store_and_data_sets_may_lie_in_different_places(anywhere: DataRoot, tmp_path: Path) -> None:
     source, target = DataRoot.open(tmp_path / "raw"), DataRoot(anywhere.store.child("sets"))
     RawStore(source).add([ended(number, number) for number in range(1, 6)])

@@ -11,8 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import ciml.transforms.examples.from_logs
 import ciml.transforms.examples.spans
@@ -36,7 +34,6 @@ from tests.pipelines.datasets.dataset_scenes import NOON, define, ids, run_ids, 
 from tests.pipelines.poison import check_detail, fail_for
 from tests.raw_manifest import forge
 from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
-from tests.tier import tries
 from tests.transforms.samples import LOAD, make_facts, table
 
 
@@ -224,57 +221,6 @@ def test_a_correction_without_effect_makes_no_version(data: DataRoot, raw: RawSt
     assert len(update_dataset(data.dataset("cpu")).sealed) == 1
     raw.add(corrections=[make_facts(3, outcome="timeout"), make_facts(5, outcome="failure"), make_facts(99)])
     assert update_dataset(data.dataset("cpu")).sealed == ()
-
-
-def test_what_is_trusted_is_not_corrected_by_what_is_not(data: DataRoot, raw: RawStore) -> None:
-    define(data)
-    raw.add(runs(1, 2))
-    raw.add(corrections=[make_facts(1, outcome="failure")], trust=UNTRUSTED)
-    raw.add(runs(3, 4))
-    (span,) = update_dataset(data.dataset("cpu")).sealed
-    assert span.runs[0].label_name == "passed"
-    raw.add(corrections=[make_facts(2, outcome="failure")])
-    raw.add(corrections=[make_facts(2, outcome="success")], trust=UNTRUSTED)
-    (span,) = update_dataset(data.dataset("cpu")).sealed
-    assert [run.label_name for run in span.runs] == ["passed", "failed", "failed", "passed"]
-    assert data.dataset("cpu").state().corrections == {"zuul~2~1": ("failure", "SUCCESS")}
-
-
-@settings(max_examples=tries(40))
-@given(
-    deltas=st.lists(
-        st.tuples(
-            st.integers(0, 4),
-            st.lists(st.tuples(st.integers(1, 30), st.sampled_from(["success", "failure", "error"])), max_size=3),
-            st.booleans(),
-        ),
-        min_size=1,
-        max_size=10,
-    )
-)
-def test_at_the_end_every_run_has_its_last_label_whenever_updates_happened(
-    tmp_path_factory: pytest.TempPathFactory, deltas: list[tuple[int, list[tuple[int, str]], bool]]
-) -> None:
-    data = DataRoot.open(tmp_path_factory.mktemp("data"))
-    raw = RawStore(data)
-    define(data)
-    outcomes: dict[int, str] = {}
-    for count, fixes, update in deltas:
-        fresh = runs(len(outcomes) + 1, len(outcomes) + count)
-        outcomes.update({int(run.build_uuid): run.outcome or "" for run, _ in fresh})
-        known = [(number, outcome) for number, outcome in fixes if number in outcomes]
-        outcomes.update(known)
-        raw.add(fresh, corrections=[make_facts(number, outcome=outcome) for number, outcome in known])
-        if update:
-            update_dataset(data.dataset("cpu"))
-    if not outcomes:
-        return
-    update_dataset(data.dataset("cpu"), seal=True)
-    state = update_dataset(data.dataset("cpu")).state  # sealing takes in corrections of what it seals alone
-    labels = {int(run.run_id.split("~")[1]): run.label_name for span in state.latest() for run in span.runs}
-    words = {"success": "passed", "failure": "failed"}
-    assert labels == {number: words[outcome] for number, outcome in outcomes.items() if outcome in words}
-    assert verify_dataset(data.dataset("cpu")) == []
 
 
 def test_creating_again_changes_nothing_and_another_definition_is_an_error(data: DataRoot) -> None:

@@ -79,13 +79,19 @@ class Known:
     trusted: bool
 
 
+OUTCOMES = st.sampled_from(["success", "failure", "error"])
+
+
 @settings(max_examples=tries(60))
 @given(
     deltas=st.lists(
         st.tuples(
             st.integers(0, 3),
             st.booleans(),
-            st.lists(st.tuples(st.integers(1, 12), st.sampled_from(["success", "failure"]), st.booleans()), max_size=3),
+            st.lists(
+                st.tuples(st.integers(1, 12), st.sampled_from(["success", "failure", "error"]), st.booleans()),
+                max_size=3,
+            ),
             st.lists(st.integers(1, 12), unique=True, max_size=2),
             st.booleans(),
         ),

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import logging
 import pickle
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_urlsafe
+from unittest.mock import Mock, patch
 
 import pytest
 from click.testing import CliRunner
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
 
+from ciml import engines
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.engines import jars
-from ciml.engines.base import SMALL_JVM, java_arguments
-from ciml.engines.processes import free_ports, last_lines
+from ciml.engines import kafka as engine
+from ciml.engines.processes import free_ports
 from ciml.errors import CimlError, EngineError
 from ciml.kafka import KafkaOptions
-from ciml.kafka.connect import _refusals, is_refused
-from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
+from ciml.kafka.connect import _refusals, admin, is_refused
+from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.kafka.broker import list_topic, make_topic
 from ciml.pipelines.kafka.reader import Reader, close_readers
-from ciml.services.driver import drive
-from ciml.services.ingest import IngestService
-from tests.pipelines.ingest.ingesting import account, wait_for
+from tests.pipelines.ingest.ingesting import account, produce, wait_for
 from tests.transforms.fetch.certificates import make_certificate
 
 # --- the file of properties
@@ -90,10 +86,7 @@ def test_secrets_are_in_no_text_of_the_options_and_survive_a_pickle() -> None:
 def test_asking_for_a_refusal_neither_makes_nor_polls_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
     options = KafkaOptions("127.0.0.1:1")
 
-    def fail(_: KafkaOptions) -> None:
-        raise AssertionError("a client was used")
-
-    monkeypatch.setattr("ciml.kafka.connect.admin", fail)
+    monkeypatch.setattr("ciml.kafka.connect.admin", Mock(side_effect=AssertionError("a client was used")))
     assert not is_refused(options)
     monkeypatch.setitem(_refusals, options, "no such user")
     assert is_refused(options)
@@ -103,15 +96,7 @@ def test_asking_for_a_refusal_neither_makes_nor_polls_a_client(monkeypatch: pyte
 
 
 USER = "ciml-reader"
-_PROPERTIES = """\
-process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=INSIDE://127.0.0.1:{inside},SSL://127.0.0.1:{ssl},SASL_SSL://127.0.0.1:{sasl},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=INSIDE://127.0.0.1:{inside},SSL://127.0.0.1:{ssl},SASL_SSL://127.0.0.1:{sasl}
-listener.security.protocol.map=INSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL
-controller.listener.names=CONTROLLER
-inter.broker.listener.name=INSIDE
+_SECURITY = """\
 ssl.keystore.type=PEM
 ssl.keystore.location={certificate}
 ssl.truststore.type=PEM
@@ -121,13 +106,6 @@ sasl.enabled.mechanisms=SCRAM-SHA-256,PLAIN
 listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \
 user_{user}="{password}";
-log.dirs={data}
-offsets.topic.replication.factor=1
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-transaction.state.log.num.partitions=1
-log.cleaner.dedupe.buffer.size=16777216
-broker.heartbeat.interval.ms=500
 """
 
 
@@ -152,50 +130,26 @@ class SecureBroker:
         }
 
 
-@contextmanager
-def secure_broker(folder: Path) -> Iterator[SecureBroker]:
-    java, class_path = jars.find_java(), jars.class_path("kafka", lambda _: None)
-    certificate = make_certificate(folder, "127.0.0.1", "localhost")
-    password = token_urlsafe(18)
-    inside, ssl, sasl, controller = free_ports(4)
-    properties = folder / "server.properties"
-    properties.write_text(
-        _PROPERTIES.format(
-            inside=inside, ssl=ssl, sasl=sasl, controller=controller, certificate=certificate, user=USER,
-            password=password, data=folder / "data",
-        )
-    )  # fmt: skip
-    arguments = java_arguments(folder, class_path, ("-Xmx256m", *SMALL_JVM))
-    tool = [java, arguments, "kafka.tools.StorageTool", "format", "-t", "c2VjdXJlLWJyb2tlcg", "-c", str(properties)]
-    scram = f"SCRAM-SHA-256=[name={USER},password={password}]"
-    subprocess.run([*tool, "--add-scram", scram], check=True, capture_output=True, timeout=120)
-    log = folder / "broker.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen([java, arguments, "kafka.Kafka", str(properties)], stdout=out, stderr=out)
-    broker = SecureBroker(f"127.0.0.1:{ssl}", f"127.0.0.1:{sasl}", certificate, password)
-
-    def answers() -> bool:
-        assert process.poll() is None, last_lines(log)
-        client = AdminClient({"bootstrap.servers": broker.sasl, "log_level": 0, **broker.login()})
-        with suppress(KafkaException):
-            return bool(client.list_topics(timeout=3).brokers)
-        return False
-
-    try:
-        wait_for(answers, 90)
-        yield broker
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
-    try:
-        with secure_broker(tmp_path_factory.mktemp("secure")) as found:
-            yield found
-    except jars.NoJava as error:
-        pytest.skip(str(error))
+    """The broker of the engines, with two more listeners."""
+    folder = tmp_path_factory.mktemp("secure")
+    ssl, sasl = (f"127.0.0.1:{port}" for port in free_ports(2))
+    secure = SecureBroker(ssl, sasl, make_certificate(folder, "127.0.0.1", "localhost"), token_urlsafe(18))
+    security = _SECURITY.format(certificate=secure.certificate, user=USER, password=secure.password)
+    listener = "listeners=PLAINTEXT://{host}:{kafka}"  # and advertised ones
+    properties = engine._PROPERTIES.replace(listener, f"{listener},SSL://{ssl},SASL_SSL://{sasl}")
+    properties = properties.replace("CONTROLLER:PLAINTEXT", "CONTROLLER:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL")
+    with (
+        patch.object(engine, "_PROPERTIES", properties + security),
+        engines.start(["kafka"], folder / "home", engines.Settings(tied=True)) as running,
+    ):
+        if running.light:
+            pytest.skip("TLS needs Java")
+        scram = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
+        user = UserScramCredentialUpsertion(USER, scram, secure.password.encode())
+        admin(KafkaOptions(running.kafka)).alter_user_scram_credentials([user])[USER].result(30)
+        yield secure
 
 
 @pytest.fixture
@@ -208,27 +162,6 @@ def write(folder: Path, properties: dict[str, str]) -> Path:
     path = folder / "kafka.properties"
     path.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
     return path
-
-
-def send_tombstones(options: KafkaOptions, topic: str, count: int) -> None:
-    from confluent_kafka import Producer
-
-    producer = Producer(options.common())
-    for _ in range(count):
-        producer.produce(topic, None, partition=0)
-    assert producer.flush(30) == 0
-
-
-@pytest.mark.engines
-def test_everything_goes_through_tls_with_a_password(options: KafkaOptions, tmp_path: Path) -> None:
-    """The questions, the reader, and the transactions of the announcements."""
-    make_topic(options, "events")
-    send_tombstones(options, "events", 5)
-    ours = IngestConfig(DataRoot.open(str(tmp_path / "data")).raw, "events", "runs", kafka=options)
-    drive(IngestService(ours), until="end")
-    assert account(ours.raw)[0].counts == {("dead_letter", "tombstone"): 5}
-    assert list_topic(options, "runs").bounds[0][0] == 0
-    IngestProcessor(ours).publisher().close()
 
 
 @pytest.mark.engines
@@ -287,11 +220,12 @@ def test_from_the_command_line_by_a_file(
     broker: SecureBroker, options: KafkaOptions, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     make_topic(options, "cli-events")
-    send_tombstones(options, "cli-events", 3)
+    produce(options, "cli-events", [(None, ())] * 3)
     path = write(tmp_path, broker.login())
     words = ["ingest", "--data-path", str(tmp_path / "data"), "--kafka", broker.sasl, "--kafka-config", str(path)]
     words += ["--topic", "cli-events", "--runs-topic", "cli-runs", "--once", "--engine", "micro-batches"]
     done = CliRunner().invoke(cli, [*words, "--home", str(tmp_path / "home")])
     assert done.exit_code == 0, done.output
     assert account(DataRoot.open(str(tmp_path / "data")).raw)[0].counts == {("dead_letter", "tombstone"): 3}
+    assert list_topic(options, "cli-runs").bounds[0][0] == 0
     assert broker.password not in "".join((done.output, *capfd.readouterr()))

