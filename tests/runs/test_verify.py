@@ -149,6 +149,7 @@ PACK_FAULTS: dict[str, tuple[Callable[[Store, str], Any], str]] = {
     "a pack is lost": (lambda raw, path: raw.delete(path), "does not exist"),
     "a pack is broken": (lambda raw, path: raw.replace(path, raw.read(path)[:-9]), "differs from the digest"),
     "a pack is nobody's": (lambda raw, path: raw.create(f"packs/{SECOND}/{'0' * 32}.parquet", b""), "by any manifest"),
+    "an unnamed run": (lambda raw, path: forge(raw, 1, lambda d: d["runs"].pop()), "which the manifest does not name"),
     "a pack manifest is broken": (
         lambda raw, path: raw.replace(f"packs/{FIRST}/_manifest/000000000001.json", b"{"), "is not a delta"
     ),
@@ -162,12 +163,6 @@ def test_a_planted_fault_of_a_pack_is_found(events: Events, fault: str) -> None:
     plant(events.store, next(iter(pack_state(events.store, FIRST).packs)))
     found = verified(events.store)
     assert any(word in line for line in found.findings), found.findings
-
-
-def test_a_pack_with_an_unnamed_run(events: Events) -> None:
-    squeeze(events.store)
-    forge(events.store, 1, lambda delta: delta["runs"].pop())
-    assert any("which the manifest does not name" in line for line in verified(events.store).findings)
 
 
 def test_an_unnamed_object_is_only_noted_while_it_is_young(events: Events) -> None:
@@ -210,35 +205,28 @@ def test_an_audit_that_counts_otherwise_than_the_state(events: Events) -> None:
     assert RawState().index.run_count() == 0
 
 
-def test_deltas_without_a_digest_are_counted_until_a_commit_covers_them(events: Events) -> None:
+@pytest.mark.parametrize(
+    ("covers", "finding"),
+    [("commit", "000000000006.json does not follow"), ("checkpoint", "000000000002.json differs from its segment")],
+)
+def test_deltas_without_a_digest_are_counted_until_they_are_covered(events: Events, covers: str, finding: str) -> None:
     """As versions without digests wrote them."""
+    log = ManifestLog(events.store)
     for number in range(1, 6):
-        path = ManifestLog(events.store).path(number)
-        events.store.replace(path, without_seal(events.store.read(path)))
-    note = "5 deltas written by an older version carry no digest"
+        events.store.replace(log.path(number), without_seal(events.store.read(log.path(number))))
     found = verified(events.store)
     assert found.findings == []
-    assert [line for line in found.notes if line.startswith(note)]
-    events.committer = Committer(events.store)
-    events.commit(("ignored", 9, {"reason": "not_finished"}))
+    assert any(line.startswith("5 deltas written by an older version carry no digest") for line in found.notes)
+    if covers == "commit":
+        events.committer = Committer(events.store)
+        events.commit(("ignored", 9, {"reason": "not_finished"}))
+    else:
+        checkpoints = Checkpoints(log, RAW, Limits(deltas=5))
+        while checkpoints.maintain():
+            pass
     found = verified(events.store)
     assert found.findings == []
     assert not [line for line in found.notes if "digest" in line]
-    path = ManifestLog(events.store).path(2)
-    events.store.replace(path, events.store.read(path).replace(b'"time_us":', b'"time_Us":', 1))
-    assert ["000000000006.json does not follow" in line for line in verified(events.store).findings] == [True]
-
-
-def test_a_checkpoint_keeps_the_digest_of_deltas_without_one(events: Events) -> None:
-    for number in range(1, 6):
-        path = ManifestLog(events.store).path(number)
-        events.store.replace(path, without_seal(events.store.read(path)))
-    checkpoints = Checkpoints(ManifestLog(events.store), RAW, Limits(deltas=5))
-    while checkpoints.maintain():
-        pass
-    found = verified(events.store)
-    assert found.findings == []
-    assert not [line for line in found.notes if "digest" in line]
-    path = ManifestLog(events.store).path(2)
-    events.store.replace(path, events.store.read(path).replace(b'"time_us":', b'"time_Us":', 1))
-    assert verified(events.store).findings == [f"{events.store.url(path)} differs from its segment"]
+    altered = events.store.read(log.path(2)).replace(b'"time_us":', b'"time_Us":', 1)
+    events.store.replace(log.path(2), altered)
+    assert [finding in line for line in verified(events.store).findings] == [True]

@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
+from ciml.serving.push import push
+from ciml.serving.registry import Decision
 from ciml.serving.server.model.loaded_model import masked_crc
+from ciml.storage import open_store
 
 L, F, C = 5, 3, 4
 DEFINITION = ResolvedDefinition(
@@ -131,6 +135,13 @@ def _save_model(folder: Path, seed: int, definition: ResolvedDefinition, scale: 
     return folder
 
 
+def push_models(data: DataRoot, *folders: Path, model: str = "m", **options: Any) -> int:
+    """Push folders as blessed and unchecked candidates; return the last version."""
+    return [push(data, model, open_store(folder), Decision(True), check=False, **options) for folder in folders][
+        -1
+    ].version
+
+
 def frame(record: bytes) -> bytes:
     """Return a record in TFRecord framing."""
     length = struct.pack("<Q", len(record))
@@ -138,7 +149,7 @@ def frame(record: bytes) -> bytes:
     return length + checksums[0] + record + checksums[1]
 
 
-def write_warmup(folder: Path, records: int, shape: tuple[int, ...] = (1, L, F)) -> None:
+def write_warmup(folder: Path, records: int) -> None:
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -146,8 +157,8 @@ def write_warmup(folder: Path, records: int, shape: tuple[int, ...] = (1, L, F))
     with tf.io.TFRecordWriter(str(folder / "assets.extra" / "tf_serving_warmup_requests")) as out:
         log = prediction_log_pb2.PredictionLog()
         request = log.predict_log.request
-        request.inputs["inputs"].CopyFrom(tf.make_tensor_proto(np.ones(shape, "f4")))
-        request.inputs["n_windows"].CopyFrom(tf.make_tensor_proto(np.ones(shape[:1], "i4")))
+        request.inputs["inputs"].CopyFrom(tf.make_tensor_proto(np.ones((1, L, F), "f4")))
+        request.inputs["n_windows"].CopyFrom(tf.make_tensor_proto(np.ones(1, "i4")))
         for _ in range(records):
             out.write(log.SerializeToString())
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -14,27 +12,14 @@ import grpc
 import numpy as np
 import pytest
 
-from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 from ciml.serving import client as model_client
 from ciml.serving import wire
 from ciml.serving.client import ClientPolicy, FailedCallError, ModelClient, NotServedError
-from ciml.serving.push import push
-from ciml.serving.registry import Decision
-from ciml.serving.server.server import ModelServer, ServerOptions
-from ciml.storage import open_store
+from ciml.serving.server.server import ModelServer
 from tests.serving.models_fixture import direct, runs
 
 IMPATIENT = ClientPolicy(timeout_s=2, budget_s=0.3, first_wait_s=0.05, most_wait_s=0.1)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> Iterator[ModelServer]:
-    data = DataRoot.open(tmp_path_factory.mktemp("data"))
-    for seed in (1, 2):
-        push(data, "m", open_store(good[seed]), Decision(True), check=False)
-    with ModelServer(ServerOptions(data.models.url("models.config"), grpc_port=0, rest_port=0)) as running:
-        yield running
 
 
 def test_same_bytes_as_the_stock_messages() -> None:
@@ -72,13 +57,6 @@ def test_same_bytes_as_the_stock_messages() -> None:
     (read_one,) = wire.StatusResponse.FromString(status.SerializeToString()).model_version_status
     assert (read_one.version, read_one.state, read_one.status.error_message) == (4, 50, "bad")
     assert get_model_status_pb2.ModelVersionStatus.AVAILABLE == model_client.AVAILABLE
-
-
-def test_client_imports_neither_tensorflow_nor_beam() -> None:
-    heavy = "{'tensorflow', 'apache_beam', 'pandas'}"
-    code = f"import ciml.serving.client, ciml.serving.predict.predictor, sys; print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
 
 
 def test_predict_and_status(server: ModelServer, good: dict[int, Path]) -> None:

@@ -23,11 +23,10 @@ from ciml.http.intake import RequestError
 from ciml.serving import push as push_module
 from ciml.serving.client import ClientPolicy, ModelClient
 from ciml.serving.model_files import ModelEntry, render_config
-from ciml.serving.push import push, rollback, write_config
-from ciml.serving.registry import Decision, Registry
+from ciml.serving.push import rollback, write_config
+from ciml.serving.registry import Registry
 from ciml.serving.server.server import ModelServer, ServerOptions
-from ciml.storage import open_store
-from tests.serving.models_fixture import direct, runs, save_model
+from tests.serving.models_fixture import direct, push_models, runs, save_model
 from tests.serving.process import server_process
 
 
@@ -94,10 +93,6 @@ def data(server: ModelServer) -> DataRoot:
     return DataRoot.open(Path(server.options.config).parents[1])
 
 
-def pushed(data: DataRoot, model: str, folder: Path) -> int:
-    return push(data, model, open_store(folder), Decision(True), check=False).version
-
-
 def stable(server: ModelServer, model: str) -> int | None:
     return server.manager.labels(model).get("stable")
 
@@ -111,17 +106,17 @@ def ended(server: ModelServer, model: str, version: int) -> str:
 def test_first_push_is_served_without_a_restart(data: DataRoot, good: dict[int, Path], server: ModelServer) -> None:
     url = f"http://127.0.0.1:{server.rest_port}/v1/models/first"
     assert httpx.get(url, trust_env=False).status_code == 404
-    pushed(data, "first", good[1])
+    push_models(data, good[1], model="first")
     until(lambda: stable(server, "first") == 1)
 
 
 def test_swaps_and_rollbacks_under_load(data: DataRoot, good: dict[int, Path], server: ModelServer) -> None:
-    pushed(data, "swapped", good[1])
+    push_models(data, good[1], model="swapped")
     until(lambda: stable(server, "swapped") == 1)
     with Probe(server.grpc_port, "swapped") as probe:
         probe.wait_for(1)
         for seed in (2, 3):
-            probe.wait_for(pushed(data, "swapped", good[seed]))
+            probe.wait_for(push_models(data, good[seed], model="swapped"))
         rollback(data, "swapped")
         until(lambda: stable(server, "swapped") == 2 and 3 not in server.manager.available("swapped"))
         probe.wait_for(2)
@@ -138,10 +133,10 @@ def test_swaps_and_rollbacks_under_load(data: DataRoot, good: dict[int, Path], s
 def test_many_swaps_give_memory_back(data: DataRoot, good: dict[int, Path], server: ModelServer) -> None:
     process = psutil.Process()
     sizes: list[float] = []
-    pushed(data, "often", good[1])
+    push_models(data, good[1], model="often")
     until(lambda: stable(server, "often") == 1)
     with Probe(server.grpc_port, "often", every_s=0.005) as probe:
-        pushed(data, "often", good[2])
+        push_models(data, good[2], model="often")
         for turn in range(40):
             rollback(data, "often", 1 + turn % 2)
             server.poll()
@@ -180,7 +175,7 @@ def test_a_spoilt_version_leaves_the_old_one_also_after_a_restart(
     real = push_module.write_config
     forbidden = save_model(tmp_path / "writes", spoil="write")
     for how in (*DAMAGE, "forbidden"):
-        pushed(data, how, good[1])
+        push_models(data, good[1], model=how)
     with Probe(server.grpc_port, "flipped") as probe:
         until(lambda: all(stable(server, how) == 1 for how in (*DAMAGE, "forbidden")))
         probe.failures.clear()
@@ -192,9 +187,9 @@ def test_a_spoilt_version_leaves_the_old_one_also_after_a_restart(
                 return real(root)
 
             monkeypatch.setattr(push_module, "write_config", damage_first)
-            pushed(data, how, good[2])
+            push_models(data, good[2], model=how)
         monkeypatch.undo()
-        pushed(data, "forbidden", forbidden)  # a wrong decision of the gate
+        push_models(data, forbidden, model="forbidden")  # a wrong decision of the gate
         for how, reason in {**{how: reason for how, (_, reason) in DAMAGE.items()}, "forbidden": "DATA_LOSS: "}.items():
             until(lambda how=how: ended(server, how, 2) != "")  # type: ignore[misc]
             assert ended(server, how, 2).startswith(reason), how
@@ -214,7 +209,7 @@ def test_strangers_are_never_served_and_models_that_the_configuration_lacks_are_
     data: DataRoot, good: dict[int, Path], server: ModelServer
 ) -> None:
     for name in ("m", "n"):
-        pushed(data, name, good[1])
+        push_models(data, good[1], model=name)
     until(lambda: stable(server, "m") == stable(server, "n") == 1)
     base = Path(data.url, "models", "m")
     shutil.copytree(good[2], base / "5")
@@ -237,7 +232,7 @@ TWICE = b"model_config_list { config { name: 'm' base_path: '/x' } config { name
 
 
 def test_broken_configuration_changes_nothing(data: DataRoot, good: dict[int, Path], server: ModelServer) -> None:
-    pushed(data, "kept", good[1])
+    push_models(data, good[1], model="kept")
     until(lambda: stable(server, "kept") == 1)
     broken = (b"", b"garbage {", b"model_config_list { config { name: 'm' } }", TWICE)
     for errors, text in enumerate(broken, 1):
@@ -253,10 +248,10 @@ def test_broken_configuration_changes_nothing(data: DataRoot, good: dict[int, Pa
 @pytest.mark.engines
 def test_models_on_s3(s3: Any, good: dict[int, Path]) -> None:
     data = DataRoot.open(s3.bucket() + "/data")
-    pushed(data, "m", good[1])
+    push_models(data, good[1], model="m")
     with ModelServer(options(data)) as server, Probe(server.grpc_port, "m") as probe:
         probe.wait_for(1)
-        pushed(data, "m", good[2])
+        push_models(data, good[2], model="m")
         probe.wait_for(2)
     assert (probe.failures, set(probe.answers)) == ([], {1, 2})
 
@@ -264,7 +259,7 @@ def test_models_on_s3(s3: Any, good: dict[int, Path]) -> None:
 @pytest.mark.engines
 def test_server_as_a_process_comes_back_with_the_blessed_version(good: dict[int, Path], tmp_path: Path) -> None:
     data = DataRoot.open(tmp_path / "data")
-    pushed(data, "m", good[1])
+    push_models(data, good[1], model="m")
     for ending, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 0)):
         with server_process(data.models.url("models.config"), tmp_path / "log") as server:
             with ModelClient(f"127.0.0.1:{server.grpc_port}", "m") as client:

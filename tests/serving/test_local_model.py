@@ -17,19 +17,16 @@ from ciml.errors import IntegrityError, RejectedInput
 from ciml.limits import MAX_REQUEST_BYTES
 from ciml.serving.predict import answers
 from ciml.serving.predict.answers import Answer, LocalModel, Prepared
-from ciml.serving.push import push
-from ciml.serving.registry import Decision
-from ciml.storage import open_store
 from ciml.transforms.examples.prepare import prepare_many
 from tests.pipelines.predict.predicting import telemetry
 from tests.pipelines.predict.test_hostile import huge
-from tests.serving.models_fixture import DEFINITION, direct, save_model
+from tests.serving.models_fixture import DEFINITION, direct, push_models, save_model
 
 
 def pushed(tmp_path: Path, **model: Any) -> tuple[DataRoot, Path]:
     """A data root with a pushed model ``m``, and the folder that it came from."""
     data, folder = DataRoot.open(tmp_path / "data"), save_model(tmp_path / "model", **model)
-    push(data, "m", open_store(folder), Decision(True), check=False)
+    push_models(data, folder)
     return data, folder
 
 

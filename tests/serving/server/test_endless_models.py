@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,15 +23,9 @@ from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage import open_store
 from tests.serving.endless import Kind, save_endless
 from tests.serving.models_fixture import columns, runs
+from tests.serving.test_hot_swap import until
 
 pytestmark = pytest.mark.whole
-
-
-def until(true: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, "did not come true"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

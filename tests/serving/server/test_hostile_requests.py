@@ -15,10 +15,7 @@ import pytest
 
 from ciml import limits
 from ciml.data_root import DataRoot
-from ciml.serving.push import push
-from ciml.serving.registry import Decision
-from ciml.storage import open_store
-from tests.serving.models_fixture import C, F, L, columns
+from tests.serving.models_fixture import C, F, L, columns, push_models
 from tests.serving.process import MIB, ServerProcess, server_process
 
 pytestmark = pytest.mark.engines
@@ -32,7 +29,7 @@ MOST = 256 * MIB
 def server(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> Iterator[ServerProcess]:
     root = tmp_path_factory.mktemp("hostile")
     data = DataRoot.open(root / "data")
-    push(data, "m", open_store(good[1]), Decision(True), check=False)
+    push_models(data, good[1])
     with server_process(data.models.url("models.config"), root / "log") as running:
         yield running
 

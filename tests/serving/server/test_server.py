@@ -13,30 +13,8 @@ import httpx
 import numpy as np
 import pytest
 
-from ciml.data_root import DataRoot
-from ciml.serving.push import push
-from ciml.serving.registry import Decision
-from ciml.serving.server.server import ModelServer, ServerOptions
-from ciml.storage import open_store
+from ciml.serving.server.server import ModelServer
 from tests.serving.models_fixture import C, F, L, columns, direct, runs
-
-BLESSED = Decision(True)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> DataRoot:
-    data = DataRoot.open(tmp_path_factory.mktemp("data"))
-    for seed in (1, 2):
-        push(data, "m", open_store(good[seed]), BLESSED, check=False)
-    push(data, "m", open_store(good[2]), BLESSED, label="canary", check=False)  # two labels of one version
-    return data
-
-
-@pytest.fixture(scope="module")
-def server(data: DataRoot) -> Iterator[ModelServer]:
-    options = ServerOptions(data.models.url("models.config"), grpc_port=0, rest_port=0, max_bytes=1 << 20, poll_s=0.1)
-    with ModelServer(options) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -51,43 +29,39 @@ def rest(server: ModelServer) -> Iterator[httpx.Client]:
         yield client
 
 
-def request_of(inputs: np.ndarray, n_windows: np.ndarray, **spec: Any) -> Any:
+@pytest.fixture(scope="module")
+def predict(channel: grpc.Channel) -> Callable[[Any], Any]:
+    from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    return lambda request: stub.Predict(request, timeout=20)
+
+
+def request_of(spec: dict[str, Any], **inputs: Any) -> Any:
     import tensorflow as tf
+    from google.protobuf import json_format
     from tensorflow_serving.apis import predict_pb2
 
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = spec.get("name", "m")
-    request.model_spec.signature_name = spec.get("signature", "")
-    if "version" in spec:
-        request.model_spec.version.value = spec["version"]
-    if "label" in spec:
-        request.model_spec.version_label = spec["label"]
-    request.inputs["inputs"].CopyFrom(tf.make_tensor_proto(inputs))
-    request.inputs["n_windows"].CopyFrom(tf.make_tensor_proto(n_windows))
+    request = json_format.ParseDict({"model_spec": {"name": "m", **spec}}, predict_pb2.PredictRequest())
+    for name, value in inputs.items():
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
     return request
 
 
-def stub(channel: grpc.Channel) -> Any:
-    from tensorflow_serving.apis import prediction_service_pb2_grpc
-
-    return prediction_service_pb2_grpc.PredictionServiceStub(channel)
-
-
-def models(channel: grpc.Channel) -> Any:
-    from tensorflow_serving.apis import model_service_pb2_grpc
-
-    return model_service_pb2_grpc.ModelServiceStub(channel)
+def rejection_of(call: Callable[[Any], Any], request: Any) -> tuple[str, str]:
+    with pytest.raises(grpc.RpcError) as error:
+        call(request)
+    return error.value.code().name, error.value.details()
 
 
-@pytest.mark.parametrize(("spec", "version"), [({}, 2), ({"version": 1}, 1), ({"label": "stable"}, 2)])
-def test_grpc_predict(channel: grpc.Channel, good: dict[int, Path], spec: dict[str, Any], version: int) -> None:
+@pytest.mark.parametrize(("spec", "version"), [({}, 2), ({"version": 1}, 1), ({"version_label": "stable"}, 2)])
+def test_grpc_predict(predict: Callable[[Any], Any], good: dict[int, Path], spec: dict[str, Any], version: int) -> None:
     import tensorflow as tf
 
     inputs, n_windows = runs(9, seed=version)
-    answer = stub(channel).Predict(request_of(inputs, n_windows, **spec), timeout=20)
-    assert answer.model_spec.name == "m"
-    assert answer.model_spec.version.value == version
-    assert answer.model_spec.signature_name == "serving_default"
+    answer = predict(request_of(spec, inputs=inputs, n_windows=n_windows))
+    spec = answer.model_spec
+    assert (spec.name, spec.version.value, spec.signature_name) == ("m", version, "serving_default")
     assert list(answer.outputs) == ["probabilities"]
     expected = direct(good[version], inputs, n_windows)
     np.testing.assert_allclose(tf.make_ndarray(answer.outputs["probabilities"]), expected, atol=1e-6)
@@ -95,9 +69,8 @@ def test_grpc_predict(channel: grpc.Channel, good: dict[int, Path], spec: dict[s
     np.testing.assert_allclose(answer.outputs["probabilities"].float_val, expected.ravel(), atol=1e-6)
 
 
-def test_grpc_examples_signature(channel: grpc.Channel, good: dict[int, Path]) -> None:
+def test_grpc_examples_signature(predict: Callable[[Any], Any], good: dict[int, Path]) -> None:
     import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2
 
     inputs, n_windows = runs(3)
     serialized = []
@@ -107,52 +80,37 @@ def test_grpc_examples_signature(channel: grpc.Channel, good: dict[int, Path]) -
             example.features.feature[name].float_list.value.extend(inputs[row, :, number])
         example.features.feature["n_windows"].int64_list.value.append(int(n_windows[row]))
         serialized.append(example.SerializeToString())
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name, request.model_spec.signature_name = "m", "examples"
-    request.inputs["examples"].CopyFrom(tf.make_tensor_proto(serialized))
-    answer = stub(channel).Predict(request, timeout=20)
-    np.testing.assert_allclose(
-        tf.make_ndarray(answer.outputs["probabilities"]), direct(good[2], inputs, n_windows), atol=1e-6
-    )
+    answer = predict(request_of({"signature_name": "examples"}, examples=serialized))
+    found = tf.make_ndarray(answer.outputs["probabilities"])
+    np.testing.assert_allclose(found, direct(good[2], inputs, n_windows), atol=1e-6)
 
 
-def test_grpc_output_filter(channel: grpc.Channel) -> None:
-    import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2
-
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name, request.model_spec.signature_name = "m", "several"
-    request.inputs["x"].CopyFrom(tf.make_tensor_proto([[1.0, 2.0]]))
-    request.inputs["s"].CopyFrom(tf.make_tensor_proto([b"\xff"]))
+def test_grpc_output_filter(predict: Callable[[Any], Any]) -> None:
+    request = request_of({"signature_name": "several"}, x=[[1.0, 2.0]], s=[b"\xff"])
     request.output_filter.extend(["double"])
-    answer = stub(channel).Predict(request, timeout=20)
-    assert {key: list(one.float_val) for key, one in answer.outputs.items()} == {"double": [2.0, 4.0]}
+    outputs = predict(request).outputs
+    assert {key: list(tensor.float_val) for key, tensor in outputs.items()} == {"double": [2.0, 4.0]}
     request.output_filter[:] = ["none"]
-    with pytest.raises(grpc.RpcError) as error:
-        stub(channel).Predict(request, timeout=20)
-    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "output tensor alias not found in signature: none" in error.value.details()
+    message = "output tensor alias not found in signature: none"
+    code, details = rejection_of(predict, request)
+    assert (code, message in details) == ("INVALID_ARGUMENT", True)
 
 
 @pytest.mark.parametrize(
-    ("spec", "shape", "code", "message"),
+    ("spec", "rows", "code", "message"),
     [
-        ({"name": "x"}, (1, L, F), "NOT_FOUND", "Servable not found for request: Latest(x)"),
-        ({"version": 7}, (1, L, F), "NOT_FOUND", "Servable not found for request: Specific(m, 7)"),
-        ({"label": "x"}, (1, L, F), "INVALID_ARGUMENT", "Unrecognized servable version label: x"),
-        ({"signature": "x"}, (1, L, F), "FAILED_PRECONDITION", 'Serving signature key "x" not found.'),
-        ({}, (20000, L, F), "RESOURCE_EXHAUSTED", "larger than max"),
-        ({"name": ""}, (1, L, F), "INVALID_ARGUMENT", "Missing model name"),
+        ({"name": "x"}, 1, "NOT_FOUND", "Servable not found for request: Latest(x)"),
+        ({"version": 7}, 1, "NOT_FOUND", "Servable not found for request: Specific(m, 7)"),
+        ({"version_label": "x"}, 1, "INVALID_ARGUMENT", "Unrecognized servable version label: x"),
+        ({"signature_name": "x"}, 1, "FAILED_PRECONDITION", 'Serving signature key "x" not found.'),
+        ({}, 20000, "RESOURCE_EXHAUSTED", "larger than max"),
+        ({"name": ""}, 1, "INVALID_ARGUMENT", "Missing model name"),
     ],
-)  # fmt: skip
-def test_grpc_errors(
-    channel: grpc.Channel, spec: dict[str, Any], shape: tuple[int, ...], code: str, message: str
-) -> None:
-    request = request_of(np.zeros(shape, "f4"), np.ones(shape[0], "i4"), **spec)
-    with pytest.raises(grpc.RpcError) as error:
-        stub(channel).Predict(request, timeout=20)
-    assert error.value.code().name == code
-    assert message in error.value.details()
+)
+def test_grpc_errors(predict: Callable[[Any], Any], spec: dict[str, Any], rows: int, code: str, message: str) -> None:
+    request = request_of(spec, inputs=np.zeros((rows, L, F), "f4"), n_windows=np.ones(rows, "i4"))
+    found, details = rejection_of(predict, request)
+    assert (found, message in details) == (code, True), details
 
 
 @pytest.mark.parametrize(
@@ -166,19 +124,19 @@ def test_grpc_errors(
     ids=["resource", "variant", "cut", "bomb"],
 )
 def test_grpc_malformed_tensors_are_rejected(
-    channel: grpc.Channel, alter: Callable[[Any], object], message: str
+    predict: Callable[[Any], Any], alter: Callable[[Any], object], message: str
 ) -> None:
-    request = request_of(np.zeros((1, L, F), "f4"), np.ones(1, "i4"))
+    request = request_of({}, inputs=np.zeros((1, L, F), "f4"), n_windows=np.ones(1, "i4"))
     alter(request.inputs["inputs"])
-    with pytest.raises(grpc.RpcError) as error:
-        stub(channel).Predict(request, timeout=20)
-    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert message in error.value.details()
+    code, details = rejection_of(predict, request)
+    assert (code, message in details) == ("INVALID_ARGUMENT", True), details
 
 
 def test_a_call_takes_no_longer_than_its_grpc_client_waits(
     server: ModelServer, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from tensorflow_serving.apis import prediction_service_pb2_grpc
+
     process = server.manager.find("m")[1].process
     run = process.run
     limits_s: list[float | None] = []
@@ -188,8 +146,10 @@ def test_a_call_takes_no_longer_than_its_grpc_client_waits(
         return run(signature, inputs, timeout_s)
 
     monkeypatch.setattr(process, "run", limited)
+    inputs, n_windows = runs(1)
     for waits_s in (20, None):
-        stub(channel).Predict(request_of(*runs(1)), timeout=waits_s)
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        stub.Predict(request_of({}, inputs=inputs, n_windows=n_windows), timeout=waits_s)
     with_limit_s, without = limits_s
     assert with_limit_s is not None
     assert 10 < with_limit_s < 30
@@ -197,47 +157,44 @@ def test_a_call_takes_no_longer_than_its_grpc_client_waits(
 
 
 def test_grpc_status_and_metadata(channel: grpc.Channel) -> None:
-    from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
+    from tensorflow_serving.apis import (
+        get_model_metadata_pb2,
+        get_model_status_pb2,
+        model_management_pb2,
+        model_service_pb2_grpc,
+        prediction_service_pb2_grpc,
+    )
 
+    models = model_service_pb2_grpc.ModelServiceStub(channel)
     request = get_model_status_pb2.GetModelStatusRequest()
     request.model_spec.name = "m"
-    answer = models(channel).GetModelStatus(request, timeout=20)
-    states = get_model_status_pb2.ModelVersionStatus
-    assert [(one.version, one.state) for one in answer.model_version_status] == [
-        (2, states.AVAILABLE),
-        (1, states.AVAILABLE),
+    statuses = models.GetModelStatus(request, timeout=20).model_version_status
+    available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
+    assert [(one.version, one.state, one.status.error_code) for one in statuses] == [
+        (2, available, 0),
+        (1, available, 0),
     ]
-    assert {one.status.error_code for one in answer.model_version_status} == {0}
     request.model_spec.version_label = "stable"
-    answer = models(channel).GetModelStatus(request, timeout=20)
-    assert [one.version for one in answer.model_version_status] == [2]
+    assert [one.version for one in models.GetModelStatus(request, timeout=20).model_version_status] == [2]
+    reload = model_management_pb2.ReloadConfigRequest()  # is rejected unless allowed
+    assert rejection_of(models.HandleReloadConfigRequest, reload)[0] == "PERMISSION_DENIED"
 
+    get_metadata = prediction_service_pb2_grpc.PredictionServiceStub(channel).GetModelMetadata
     metadata = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
     metadata.model_spec.name = "m"
-    found = stub(channel).GetModelMetadata(metadata, timeout=20)
+    found = get_metadata(metadata, timeout=20)
     assert found.model_spec.version.value == 2
     signatures = get_model_metadata_pb2.SignatureDefMap()
     assert found.metadata["signature_def"].Unpack(signatures)
     assert set(signatures.signature_def) == {"serving_default", "examples", "several"}
     default = signatures.signature_def["serving_default"]
     assert default.method_name == "tensorflow/serving/predict"
-    assert {name: [dim.size for dim in one.tensor_shape.dim] for name, one in default.inputs.items()} == {
-        "inputs": [-1, L, F],
-        "n_windows": [-1],
-    }
+    shapes = {name: [dim.size for dim in one.tensor_shape.dim] for name, one in default.inputs.items()}
+    assert shapes == {"inputs": [-1, L, F], "n_windows": [-1]}
     for fields, message in (([], "at least one"), (["x"], "Metadata field x is not supported")):
         metadata.metadata_field[:] = fields
-        with pytest.raises(grpc.RpcError) as error:
-            stub(channel).GetModelMetadata(metadata, timeout=20)
-        assert (error.value.code(), message in error.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, True)
-
-
-def test_reload_is_rejected_unless_allowed(channel: grpc.Channel) -> None:
-    from tensorflow_serving.apis import model_management_pb2
-
-    with pytest.raises(grpc.RpcError) as error:
-        models(channel).HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest(), timeout=20)
-    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        code, details = rejection_of(get_metadata, metadata)
+        assert (code, message in details) == ("INVALID_ARGUMENT", True)
 
 
 def test_rest_rows_and_columns(rest: httpx.Client, good: dict[int, Path]) -> None:
