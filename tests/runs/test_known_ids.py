@@ -82,6 +82,17 @@ def test_ids_over_tables_are_as_in_memory(tmp_path_factory: pytest.TempPathFacto
     assert content_of(flushed(layered, tables)) == content_of(memory)
 
 
+@pytest.mark.parametrize(
+    ("decisions", "lowered"),
+    [([False], True), ([False, False], True), ([False, True], False), ([True], False), ([True, False], True)],
+)
+def test_a_run_stays_lowered_until_it_is_trusted_again(decisions: list[bool], lowered: bool) -> None:
+    run = KnownRun("success", "d", True)
+    for trusted in decisions:
+        run = run.judged(trusted)
+    assert run.lowered is lowered
+
+
 def test_an_unknown_outcome_is_reported(tmp_path_factory: pytest.TempPathFactory) -> None:
     files = PartFiles(LocalStore(tmp_path_factory.mktemp("ids")), "index")
     index = Index({name: IdTable(kind, (), files) for name, kind in TABLES.items()}, 0)
