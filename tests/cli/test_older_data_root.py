@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -26,9 +25,9 @@ from ciml.runs.reader import read_runs
 from ciml.runs.run_log import find_files
 from ciml.serving.client import ModelClient
 from ciml.serving.registry import Registry
+from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.transforms.examples.spans import read_span
 from tests.golden import make_logs
-from tests.serving.process import server_process
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data_root"
 FEATURES = ("used", "free", "buff", "cach")
@@ -54,17 +53,6 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def answers_by_span(root: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(inputs, windows, the answers that 0.1.0 gave) of the runs of the first span."""
-    stored = json.loads((GOLDEN / "answers.json").read_text())
-    dataset = DataRoot.open(root).dataset("provider")
-    rows = read_span(dataset.store, dataset.state().latest()[0])
-    columns = [np.stack(rows.column(name).to_pylist()) for name in FEATURES]
-    expected = [stored[run_id] for run_id in rows.column("run_id").to_pylist()]
-    assert len(expected) == len(stored) == 20
-    yield np.stack(columns, -1).astype("f4"), np.array(rows.column("n_windows").to_pylist(), "i4"), np.array(expected)
-
-
 def test_it_is_verified_and_nothing_in_it_changes(root: Path) -> None:
     before = contents(root)
     assert "70 records of 70 runs" in ciml(root, "runs", "verify")
@@ -84,7 +72,8 @@ def write_new_logs(root: Path, folder: Path) -> None:
     files = find_files(ManifestLog(raw), [f"backfill~{line['build_uuid']}~1" for line in builds[:10]])
     for line, table in zip(builds[10:], read_runs(raw, list(files.values())), strict=True):
         start_us, names = make_logs.instant(line["start_time"]), table.column_names[2:]
-        groups = [(group, tuple(name.partition(":")[2] for name in some)) for group, some in grouped(names)]
+        grouped = groupby(names, lambda name: name.partition(":")[0])
+        groups = [(group, tuple(name.partition(":")[2] for name in some)) for group, some in grouped]
         recorder = replace(make_logs.DSTAT, groups=groups)
         rows = [
             recorder.row(start_us + number * make_logs.SECOND, map(str, values))
@@ -93,10 +82,6 @@ def write_new_logs(root: Path, folder: Path) -> None:
         path = folder / line["log_path"]
         path.parent.mkdir(parents=True)
         path.write_text(recorder.header(start_us) + "".join(rows))
-
-
-def grouped(names: list[str]) -> list[tuple[str, list[str]]]:
-    return [(group, list(some)) for group, some in groupby(names, lambda name: name.partition(":")[0])]
 
 
 def test_it_is_continued(root: Path, tmp_path: Path) -> None:
@@ -122,13 +107,18 @@ def test_it_is_retrained(root: Path, tmp_path: Path) -> None:
     assert state.labels["stable"] == 1
 
 
-@pytest.mark.engines
-def test_its_model_is_served_and_answers_as_before(root: Path, tmp_path: Path) -> None:
+@pytest.mark.whole
+def test_its_model_is_served_and_answers_as_before(root: Path) -> None:
     ciml(root, "models", "reconcile")
     config = root / "models" / "models.config"
     assert str(root) in config.read_text()
-    with server_process(str(config), tmp_path / "server.log") as server:
-        client = ModelClient(f"127.0.0.1:{server.grpc_port}", "provider")
-        for inputs, windows, expected in answers_by_span(root):
-            found = client.predict(inputs, windows)
-            assert np.abs(found.probabilities - expected).max() < 1e-5
+    answers = json.loads((GOLDEN / "answers.json").read_text())
+    dataset = DataRoot.open(root).dataset("provider")
+    rows = read_span(dataset.store, dataset.state().latest()[0])
+    inputs = np.stack([np.stack(rows.column(name).to_pylist()) for name in FEATURES], -1).astype("f4")
+    windows = np.array(rows.column("n_windows").to_pylist(), "i4")
+    expected = np.array([answers[run_id] for run_id in rows.column("run_id").to_pylist()])
+    assert len(expected) == len(answers) == 20
+    with ModelServer(ServerOptions(str(config), grpc_port=0, rest_port=0)) as server:
+        found = ModelClient(f"127.0.0.1:{server.grpc_port}", "provider").predict(inputs, windows)
+    assert np.abs(found.probabilities - expected).max() < 1e-5

@@ -5,6 +5,7 @@ The service is idle, and the engine scripted: no process, broker or Flink is nee
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -192,3 +193,22 @@ def test_a_stop_takes_a_savepoint_and_the_history_stays(home_of: Callable[..., H
     assert (status["savepoint"]["path"], status["savepoint"]["use"]) == ("s3://b/savepoint-2", "")
     assert (status["resubmitted"], status["last_failure"]) == (3, EARLIER_FAILURE)
     assert "with the savepoint s3://b/savepoint-2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [start, resume])
+def test_a_command_ends_the_supervisor_of_a_failed_service(
+    command: Callable[[Home], None], home_of: Callable[..., Home], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It only serves the metrics of the failure."""
+    home = home_of()
+    ended: list[ProcessId | None] = []
+    monkeypatch.setattr(processes, "end", lambda process, **_: ended.append(process))
+    home.files.record("supervisor", os.getpid(), processes.start_time(os.getpid()))
+    home.files.put_status({**home.files.status(), "health": "failed"})
+    command(home)
+    assert ended[0] == home.files.recorded("supervisor")
+    assert len(home.supervisors) == 1
+    home.files.put_status({**home.files.status(), "health": "running"})
+    if command is start:
+        with pytest.raises(CimlError, match="a service named one is already running"):
+            command(home)

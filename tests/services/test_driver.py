@@ -89,18 +89,13 @@ def test_it_stops_after_the_present_work_item() -> None:
     assert (service.done, service.calls) == (2, ["open", "close"])
 
 
-def test_a_service_that_is_not_ready_waits_without_working() -> None:
-    service, words = (
-        Listed(2, [None, NotReadyError("no model"), None, NotReadyError("no model again")]),
-        Words(at="ready"),
-    )
-    drive(service, stop=words.stop, report=words)
+def test_a_service_that_is_not_ready_waits_without_working_and_fails_with_until() -> None:
+    unready = [None, NotReadyError("no model"), None, NotReadyError("no model again")]
+    words = Words(at="ready")
+    drive(Listed(2, list(unready)), stop=words.stop, report=words)
     assert words.reports[0] == (2, "waits: no model")
     assert words.reports[-2:] == [(2, "waits: no model again"), (2, "ready")]
-
-
-def test_not_ready_is_an_error_with_until() -> None:
-    service = Listed(2, [None, NotReadyError("no model")])
+    service = Listed(2, list(unready))
     with pytest.raises(NotReadyError, match="no model"):
         drive(service, until="end")
     assert (service.done, service.calls) == (0, ["open", "close"])
@@ -115,14 +110,11 @@ def test_an_outage_is_waited_for_within_the_limit() -> None:
         drive(Listed(2, [EngineError("Kafka does not answer")]), until="end", patience_s=0.0)
 
 
-def test_a_permanent_error_ends_it() -> None:
+def test_a_permanent_error_ends_it_and_a_service_that_needs_flink_says_so() -> None:
     service = Listed(2, [IntegrityError("recreated")])
     with pytest.raises(IntegrityError, match="recreated"):
         drive(service, patience_s=None)
     assert service.calls == ["open", "close"]
-
-
-def test_a_service_that_needs_flink_says_so() -> None:
     service = Listed(2)
     service.needs_flink = "it needs Flink"  # type: ignore[misc]
     with pytest.raises(CimlError, match="it needs Flink"):

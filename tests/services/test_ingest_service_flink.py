@@ -35,6 +35,6 @@ def test_a_cancelled_job_is_submitted_again_and_a_wider_one_begins_with_the_save
         assert one.code() == 1
         scenario.log_arrives()
         one.run("resume", "--parallelism", "2")
-        seen = one.status()
-        assert (seen["parallelism"], seen["savepoint"]["use"]) == (2, "resumed")
+        one.wait(lambda: one.status()["savepoint"]["use"] == "resumed", "the savepoint is not used")
+        assert one.status()["parallelism"] == 2
         one.finish()

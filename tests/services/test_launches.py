@@ -6,9 +6,9 @@ import json
 import os
 import socket
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -24,7 +24,6 @@ from ciml.services import jobs as jobs_module
 from ciml.services import status
 from ciml.services.files import ServiceFiles, StartOptions, in_place
 from ciml.services.jobs import InWorker, OnFlink, Worker
-from ciml.services.options import KINDS
 from ciml.services.process import _Worker
 from ciml.services.status import gather, remedy
 from tests.services.supervising import options_for
@@ -39,36 +38,36 @@ def files_of(home: Path, kind: str = "ingest", **changes: Any) -> ServiceFiles:
     return files
 
 
+def sleeper(home: Path, log: Path) -> ProcessId:
+    return processes.spawn((sys.executable, "-c", "import time; time.sleep(60)"), log, {}, home)
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_report_of_an_earlier_launch_is_no_failure_of_the_next_one(home: Path, kind: str) -> None:
-    files = files_of(home, kind)
-    files.put_report({**FAILED, "launch": "earlier"})
+def test_the_report_of_an_earlier_launch_is_no_failure_of_the_next_one(home: Path) -> None:
+    files = files_of(home)
     jobs = InWorker(Worker(files, home))
-    assert (jobs.status().state, jobs.status().fault) == ("missing", "")
-    files.put_report(FAILED)  # of a version without launches
-    assert (jobs.status().state, jobs.status().fault) == ("missing", "")
+    for report in ({**FAILED, "launch": "earlier"}, FAILED):  # the second of a version without launches
+        files.put_report(report)
+        assert (jobs.status().state, jobs.status().fault) == ("missing", "")
 
 
 def test_the_failure_of_its_own_launch_counts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = files_of(home)
-    commands: list[list[str]] = []
-    monkeypatch.setattr(
-        processes, "spawn", lambda command, *_: (commands.append(command), ProcessId(2**22 + 1, 1.0))[1]
-    )
+    spawn = Mock(return_value=ProcessId(2**22 + 1, 1.0))
+    monkeypatch.setattr(processes, "spawn", spawn)
     jobs = InWorker(Worker(files, home))
     jobs.submit()
-    launch = commands[0][-2]
+    launch = spawn.call_args.args[0][-2]
     assert jobs.status().state == "over"  # it died before its first report
     files.put_report({**FAILED, "launch": launch})
     assert (jobs.status().state, jobs.status().fault, jobs.status().exit_code) == ("over", "token: no such file", 2)
     jobs.submit()
-    assert commands[1][-2] != launch
+    assert spawn.call_args.args[0][-2] != launch
     assert jobs.status().fault == ""
 
 
@@ -76,7 +75,7 @@ def test_a_launch_begins_after_the_end_of_the_last_one_without_its_report_log_an
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = files_of(home)
-    last = processes.spawn((sys.executable, "-c", "import time; time.sleep(60)"), files.log("worker"), {}, home)
+    last = sleeper(home, files.log("worker"))
     files.record("worker", *last)
     files.put_report(FAILED)
     files.log("worker").write_text("of the last launch")
@@ -111,7 +110,7 @@ def test_a_worker_reports_whether_its_error_is_permanent(
 ) -> None:
     files = files_of(home)
     worker = _Worker(files, files.options(), "launch")
-    monkeypatch.setattr(worker, "_work", partial(_raise, error))
+    monkeypatch.setattr(worker, "_work", Mock(side_effect=error))
     assert worker.run("") == error.exit_code
     assert jobs_module._fault(files.report()) == ({"fault": str(error), **fault} if fault else {})
 
@@ -119,14 +118,11 @@ def test_a_worker_reports_whether_its_error_is_permanent(
 def test_a_worker_works_with_a_full_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = files_of(home)
     worker = _Worker(files, files.options(), "launch")
-    monkeypatch.setattr(files, "put_report", lambda _: _raise(OSError(28, "No space left on device"), ""))
-    done: list[str] = []
-    monkeypatch.setattr(worker, "_work", done.append)
-    assert (worker.run("savepoint"), done) == (0, ["savepoint"])
-
-
-def _raise(error: Exception, savepoint: str) -> None:
-    raise error
+    monkeypatch.setattr(files, "put_report", Mock(side_effect=OSError(28, "No space left on device")))
+    work = Mock()
+    monkeypatch.setattr(worker, "_work", work)
+    assert worker.run("savepoint") == 0
+    work.assert_called_once_with("savepoint")
 
 
 @pytest.mark.parametrize("name", ["IntegrityError", "OtherTopicError", "EngineError"])
@@ -143,7 +139,7 @@ def test_a_silent_supervisor_has_to_end_before_the_service_continues(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = files_of(home)
-    supervisor = processes.spawn((sys.executable, "-c", "import time; time.sleep(60)"), home / "log", {}, home)
+    supervisor = sleeper(home, home / "log")
     files.record("supervisor", *supervisor)
     files.put_status({"health": "running", "why": "", "updated_us": status.now_us() - 70_000_000})
     assert (gather(files)["health"], gather(files)["remedy"]) == ("starting", None)  # it has not written yet
@@ -171,10 +167,9 @@ class Flink:
     """The jobs of a service on a cluster, as Flink lists them, and those that were cancelled."""
 
     def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        options = StartOptions(options_for("ingest", data_path="d"), "flink", "j:1", "http://r", "w:1", cwd=str(home))
-        self.files = ServiceFiles(home, "one")
-        self.files.put_options(options)
-        self.jobs = OnFlink(Worker(self.files, home), options, "ciml-ingest-one-", home)
+        self.home = home
+        self.files = files_of(home)
+        self.jobs = self.jobs_with(workers="w:1")
         self.states: dict[str, str] = {}
         self.cancelled: list[str] = []
         monkeypatch.setattr(flink_jobs, "list_rest_jobs", lambda _: self.listed())
@@ -182,6 +177,10 @@ class Flink:
         monkeypatch.setattr(flink_jobs, "cancel", lambda job: self.cancel(job.id))
         monkeypatch.setattr(flink_jobs, "cancel_job", lambda _, job_id: self.cancel(job_id))
         monkeypatch.setattr(flink_jobs, "ask", lambda *_, **__: {})
+
+    def jobs_with(self, workers: str) -> OnFlink:
+        options = StartOptions(options_for("ingest"), "flink", "j:1", "http://r", workers, cwd=str(self.home))
+        return OnFlink(Worker(self.files, self.home), options, "ciml-ingest-one-", self.home)
 
     def listed(self) -> list[RestJob]:
         """Return the jobs; each has its number as id and as the time of its start."""
@@ -198,6 +197,21 @@ class Flink:
 @pytest.fixture
 def flink(home: Path, monkeypatch: pytest.MonkeyPatch) -> Flink:
     return Flink(home, monkeypatch)
+
+
+def test_a_job_whose_workers_were_threads_of_its_dead_submitter_is_over(flink: Flink) -> None:
+    """An embedded Flink: the job lists as running, and nothing works on it."""
+    jobs = flink.jobs_with(workers="")
+    flink.states = {"5": "RUNNING"}
+    me = os.getpid()
+    flink.files.record("worker", me, processes.start_time(me))
+    flink.files.put_report({"launch": "one", "state": "submitting", "job": "ciml-ingest-one-5"})
+    assert (jobs.status().state, jobs.status().id) == ("running", "5")
+    flink.files.record("worker", me, 1000.0)
+    seen = jobs.status()
+    assert (seen.state, seen.how) == ("over", "its workers died: its process died")
+    jobs.cancel()
+    assert set(flink.cancelled) == {"5"}
 
 
 def test_a_job_that_flink_remembers_from_an_earlier_launch_is_no_failure(flink: Flink) -> None:
@@ -224,9 +238,7 @@ def test_of_several_running_jobs_the_newest_stays(flink: Flink) -> None:
 
 
 def test_a_job_that_flink_has_not_received_yet_is_cancelled_too(flink: Flink, monkeypatch: pytest.MonkeyPatch) -> None:
-    submitter = processes.spawn(
-        (sys.executable, "-c", "import time; time.sleep(60)"), flink.files.log("worker"), {}, flink.files.home
-    )
+    submitter = sleeper(flink.home, flink.files.log("worker"))
     flink.files.record("worker", *submitter)
     flink.files.put_report({"launch": "one", "state": "submitting", "job": "ciml-ingest-one-8"})
     flink.states = {"8": "RUNNING"}
@@ -236,24 +248,17 @@ def test_a_job_that_flink_has_not_received_yet_is_cancelled_too(flink: Flink, mo
     assert processes.find(submitter) is None
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_failed_service_names_the_command_that_continues_it(home: Path, kind: str) -> None:
-    files = files_of(home, kind)
-    files.put_status({"health": "failed", "why": "x"})
-    assert (
-        remedy(files, {"health": "failed", "why": "x", "supervisor": None}) == f"ciml service resume one --home {home}"
-    )
-    other = {"health": "failed", "why": "in other words", "needs_adoption": True, "supervisor": {"pid": 1}}
-    assert remedy(files, other) == (
-        f"ciml topics adopt --service one --home {home} && ciml service resume one --home {home}"
-    )
-    assert remedy(files, {"health": "waiting", "why": "Kafka", "supervisor": {"pid": 1}}) is None
-    silent = {"health": "stalled", "why": "in other words", "supervisor": {"pid": 1}}
+def test_a_service_names_the_command_that_continues_it(home: Path) -> None:
+    files = files_of(home)
+    resume = f"ciml service resume one --home {home}"
+    running = {"supervisor": {"pid": 1}}
+    assert remedy(files, {"health": "failed", "why": "x", "supervisor": None}) == resume
+    other = {"health": "failed", "why": "in other words", "needs_adoption": True, **running}
+    assert remedy(files, other) == f"ciml topics adopt --service one --home {home} && {resume}"
+    assert remedy(files, {"health": "waiting", "why": "Kafka", **running}) is None
+    silent = {"health": "stalled", "why": "in other words", **running}
     assert remedy(files, silent) is None
-    assert (
-        remedy(files, silent, is_silent=True)
-        == f"ciml service stop one --home {home} && ciml service resume one --home {home}"
-    )
+    assert remedy(files, silent, is_silent=True) == f"ciml service stop one --home {home} && {resume}"
 
 
 def test_stale_figures_are_marked_and_a_stale_lag_is_unknown(home: Path) -> None:
@@ -292,12 +297,9 @@ def test_a_query_without_an_answer_leaves_folder_and_environment_alone(
     assert (seen["health"], seen["why"]) == ("stalled", "its supervisor died")
 
 
-def test_a_service_without_supervisor_is_queried_where_it_was_started(home: Path) -> None:
-    files = files_of(home, environment={"AWS_PROFILE": "of the service"})
-    seen = gather(files)
-    assert seen["job"]["state"] == "missing"
-    assert seen["ages_s"].keys() == {"job"}
-    assert seen["lag"] is None  # its broker does not answer
+def test_a_service_without_supervisor_and_broker_is_queried_where_it_was_started(home: Path) -> None:
+    seen = gather(files_of(home, environment={"AWS_PROFILE": "of the service"}))
+    assert (seen["job"]["state"], list(seen["ages_s"]), seen["lag"]) == ("missing", ["job"], None)
 
 
 def test_settings_are_recorded_and_secrets_only_by_name() -> None:

@@ -6,7 +6,6 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,7 +14,8 @@ from ciml.cli.commands.data.dataset.build import build_of_talk
 from ciml.cli.main import cli
 from ciml.cli.talk_scripts import undashed
 from ciml.data_root import DataRoot
-from ciml.storage import open_store
+from ciml.pipelines.datasets.update import verify_dataset
+from ciml.reports.dataset.render import plot_dataset
 from tests.corpus import CORPUS, builds
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
@@ -117,32 +117,21 @@ def test_classes_are_merged(tmp_path: Path) -> None:
     assert 'class_map = {"numpy" = "numpy", "jinja" = "other", "networkx" = "other", "sympy" = "other"}' in written
 
 
-def drawn(root: str, folder: str) -> dict[str, bytes]:
-    """The files of a folder by name, by a store's own reading."""
-    store = open_store(root).child(folder)
-    return {path: store.read(path) for path in store.list()}
-
-
-@pytest.mark.engines
-def test_visualize_draws_what_plot_draws_locally_and_on_s3(tmp_path: Path, data_path: str, s3: Any) -> None:
-    from ciml.pipelines.datasets.update import verify_dataset
-    from ciml.reports.dataset.render import plot_dataset
-
+@pytest.mark.whole
+def test_visualize_draws_what_plot_draws(tmp_path: Path, data_path: str) -> None:
     line = ["--dataset", "x", "--class-label", "project", "--features-regex", "usr", "--data-path", data_path]
-    found = {}
-    for target in (str(tmp_path / "sets"), f"{s3.bucket()}/sets"):
-        output = build(*line, "--target-data-path", target).stdout
-        assert "plots" not in output
-        seen = build(*line, "--target-data-path", target, "--visualize").stdout.splitlines()
-        assert seen[-1] == f"  plots     {target}/datasets/x/_plots/index.html"
-        found[target] = drawn(target, "datasets/x/_plots")
-        assert verify_dataset(DataRoot.open(target).dataset("x")) == []
-    local, remote = found.values()
-    plot_dataset(DataRoot.open(tmp_path / "sets").dataset("x"), tmp_path / "plots")
-    assert local == remote == drawn(str(tmp_path), "plots")
-    assert {"index.html", "classes.png", "course-001-usr.svg"} <= set(local)
-    build(*line, "--slicer", ":20", "--force", "--target-data-path", str(tmp_path / "sets"))
-    assert drawn(str(tmp_path / "sets"), "datasets/x/_plots") == {}
+    line += ["--target-data-path", str(tmp_path / "sets")]
+    plots = tmp_path / "sets/datasets/x/_plots"
+    assert "plots" not in build(*line).stdout
+    assert build(*line, "--visualize").stdout.splitlines()[-1] == f"  plots     {plots}/index.html"
+    dataset = DataRoot.open(tmp_path / "sets").dataset("x")
+    assert verify_dataset(dataset) == []
+    plot_dataset(dataset, tmp_path / "plots")
+    drawn = {path.name: path.read_bytes() for path in plots.iterdir()}
+    assert drawn == {path.name: path.read_bytes() for path in (tmp_path / "plots").iterdir()}
+    assert {"index.html", "classes.png", "course-001-usr.svg"} <= set(drawn)
+    build(*line, "--slicer", ":20", "--force")
+    assert not plots.exists() or list(plots.iterdir()) == []
 
 
 @pytest.mark.parametrize(
