@@ -1,18 +1,19 @@
 """Jobs that come and go, each with a sample a second, and how long it takes until their windows are on the topic.
 
-A program of its own, so that it takes no time from the one that is measured:
-
-    python -m tests.bench.live_farm --kafka HOST:PORT --samples TOPIC --windows TOPIC --jobs 100 --seconds 60
+A program of its own, so that it takes no time from the one that is measured: ``python -m tests.bench.live_farm JSON``
+with kafka, samples and windows (topics), jobs, seconds, and perhaps length (samples of a job, from and to), seed, and
+patience (how long the last windows are waited for, s).
 """
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import json
 import random
+import sys
 import threading
 import time
+from argparse import Namespace
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +23,9 @@ from ciml.events.fields import iso_time
 from ciml.events.samples import End, Samples, encode
 
 COLUMNS = (
-    "total cpu usage:usr",
-    "total cpu usage:sys",
-    "load avg:1m",
-    "memory usage:used",
-    "dsk/total:read",
+    "total cpu usage:usr", "total cpu usage:sys", "load avg:1m", "memory usage:used", "dsk/total:read",
     "dsk/total:writ",
-)
+)  # fmt: skip
 
 
 @dataclass
@@ -42,7 +39,7 @@ class Job:
 class Farm:
     """So many jobs at any time; each second a sample of each, spread over the second."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: Namespace) -> None:
         self._options = options
         self._random = random.Random(options.seed)
         self._producer = Producer({"bootstrap.servers": options.kafka, "linger.ms": 2})
@@ -95,7 +92,7 @@ class Farm:
 class Watcher(threading.Thread):
     """Reads the windows as they come: when each was there first."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: Namespace) -> None:
         super().__init__(daemon=True)
         self._consumer = Consumer({
             "bootstrap.servers": options.kafka, "group.id": "farm", "enable.auto.commit": False,
@@ -120,15 +117,8 @@ class Watcher(threading.Thread):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("--kafka", "--samples", "--windows"):
-        parser.add_argument(name, required=True)
-    parser.add_argument("--jobs", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--length", type=int, nargs=2, default=(120, 900), help="samples of a job, from and to")
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000_000)
-    parser.add_argument("--patience", type=float, default=60.0, help="how long the last windows are waited for, s")
-    options = parser.parse_args()
+    defaults = {"length": (120, 900), "seed": time.time_ns() % 1_000_000_000, "patience": 60.0}
+    options = Namespace(**{**defaults, **json.loads(sys.argv[1])})
     farm, watcher = Farm(options), Watcher(options)
     watcher.start()
     farm.run()

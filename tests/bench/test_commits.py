@@ -16,7 +16,7 @@ import pytest
 
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.checkpoints import Checkpoint, Checkpoints
-from ciml.manifest.id_index import IdTable, PartFiles, Rows, Run
+from ciml.manifest.id_index import IdTable, Part, PartFiles, Rows, Run
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.segments import Segment
 from ciml.pipelines.ingest.committer import Committer
@@ -32,7 +32,7 @@ RUNS_A_COMMIT = 50
 
 
 def index_part(files: PartFiles, rng: np.random.Generator, rows: int, piece: int = 0, pieces: int = 1,
-               runs: bool = True) -> str:  # fmt: skip
+               runs: bool = True) -> Part:  # fmt: skip
     """Write a part of an index: random ids in the given piece of their range, with the values of runs."""
     width = (1 << 64) // pieces
     high = np.sort(rng.integers(0, width - 1, rows, np.uint64)) + np.uint64(piece * width)

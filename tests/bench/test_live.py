@@ -80,12 +80,11 @@ def living(config: LiveConfig, endpoint: str, **options: Any) -> Iterator[FlinkJ
         close_readers()
 
 
-def farm(config: LiveConfig, jobs: int, seconds: float, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.live_farm", "--kafka", config.kafka.bootstrap, "--samples", config.topic,
-         "--windows", config.windows_topic, "--jobs", str(jobs), "--seconds", str(seconds), *more],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def farm(config: LiveConfig, jobs: int, seconds: float, **more: Any) -> subprocess.Popen[str]:
+    topics = {"kafka": config.kafka.bootstrap, "samples": config.topic, "windows": config.windows_topic}
+    options = json.dumps({**topics, "jobs": jobs, "seconds": seconds, **more})
+    command = [sys.executable, "-m", "tests.bench.live_farm", options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def cpu_s(process: psutil.Process) -> float:
@@ -111,16 +110,12 @@ def checkpoint_bytes(endpoint: str) -> int:
     return max((point.bytes for point in points if point is not None), default=0)
 
 
-def works(worker: psutil.Process) -> bool:
-    return any(connection.status == "ESTABLISHED" for connection in worker.net_connections("tcp"))
-
-
 @pytest.mark.parametrize("jobs", JOBS)
 def test_from_sample_to_window(kafka: str, topic: Callable[..., str], flink_jobs: str, jobs: int) -> None:
     """And what it costs: 100 jobs for the latency, more to see how many are carried."""
     config = make_config(kafka, topic, farm_sets())
     with living(config, flink_jobs):
-        warm = farm(config, 1, 5.0, "--patience", "300")
+        warm = farm(config, 1, 5.0, patience=300)
         assert json.loads(warm.communicate()[0])["missing"] == 0
         ours = {"python": psutil.Process(), "flink": flink_process()}
         before, begun = {name: cpu_s(one) for name, one in ours.items()}, time.monotonic()
@@ -146,10 +141,10 @@ def test_state_and_memory_while_jobs_come_and_go(kafka: str, topic: Callable[...
     live = threading.Thread(target=go)
     live.start()
     try:
-        warm = farm(config, 1, 5.0, "--patience", "300")
+        warm = farm(config, 1, 5.0, patience=300)
         assert json.loads(warm.communicate()[0])["missing"] == 0
         flink = flink_process()
-        child = farm(config, 100, SECONDS, "--length", "20", str(LONGEST_S), "--patience", "300")
+        child = farm(config, 100, SECONDS, length=(20, LONGEST_S), patience=300)
         begun = time.monotonic()
         while child.poll() is None:
             time.sleep(SECONDS / 100)

@@ -293,20 +293,25 @@ def _rows(sent: Sequence[Delivery], ledger: Ledger) -> Iterator[str]:
         yield f"I1: {run_id} has a raw row, and should have none"
 
 
+def read_row(raw: Objects, file: dict[str, Any]) -> pa.Table | str:
+    """Return a raw row by its record, or its fault: it has to exist, to be readable, and to have its number of rows."""
+    data = raw.read(file["path"])
+    try:
+        table = pq.ParquetFile(io.BytesIO(data or b"")).read(use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        return f"I3: {file['path']} is named, and cannot be read: {error!s:.100}"
+    if table.num_rows != file["rows"]:
+        return f"I3: {file['path']} has {table.num_rows} rows, not {file['rows']}"
+    return table
+
+
 def _check_row(raw: Objects, claim: Claim, file: dict[str, Any]) -> Iterator[str]:
     """Compare a raw row with the direct computation and with its own record."""
     where = f"{claim.run_id} ({file['path']})"
-    data = raw.read(file["path"])
-    if data is None:
-        yield f"I3: {where}: the object is not there"
+    table = read_row(raw, file)
+    if isinstance(table, str):
+        yield table
         return
-    try:
-        table = pq.ParquetFile(io.BytesIO(data)).read()
-    except (pa.ArrowException, OSError) as error:
-        yield f"I3: {where} cannot be read: {error!s:.100}"
-        return
-    if table.num_rows != file["rows"]:
-        yield f"I3: {where} has {table.num_rows} rows, its record says {file['rows']}"
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_floating(column.type) and pc.all(pc.is_finite(column)).as_py() is False:
             yield f"finite: {where}: {name} holds what is no finite number"

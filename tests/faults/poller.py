@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import random
 import threading
 import traceback
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from ciml.digest import telemetry_digest
-from tests.faults.oracle import Objects
+from tests.faults.oracle import Objects, read_row
 
 _PAUSE_S = 0.05
 _AGAIN = 3  # of the objects seen earlier, how many are read again in each round
@@ -87,18 +83,11 @@ class Poller(threading.Thread):
             self.faults.append(f"I4: delta {version} has changed")
 
     def _look(self, run_id: str, file: dict[str, Any]) -> None:
-        data = self._raw.read(file["path"])
-        if data is None:
-            self.faults.append(f"I3: {file['path']} is named, and is not there")
-            return
-        try:
-            table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
-            found = (table.num_rows, telemetry_digest(run_id, table))
-        except (pa.ArrowException, OSError) as error:
-            self.faults.append(f"I3: {file['path']} cannot be read: {error!s:.100}")
-            return
-        if found != (file["rows"], file["digest"]):
-            self.faults.append(f"I3: {file['path']} has {found[0]} rows, not {file['rows']}, or another digest")
+        table = read_row(self._raw, file)
+        if isinstance(table, str):
+            self.faults.append(table)
+        elif telemetry_digest(run_id, table) != file["digest"]:
+            self.faults.append(f"I3: {file['path']} has another digest")
 
 
 def _path(version: int) -> str:

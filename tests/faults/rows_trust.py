@@ -115,7 +115,7 @@ def _unproved(rng: random.Random, runs: list[RunFacts]) -> Iterator[Message]:
         yield Message(0, json.dumps({**event, "type": "dev.ciml.run.finished.v1", "data": facts}).encode())
 
     run_event = github_samples.workflow_run(head=rng.choice((github_samples.REPOSITORY, github_samples.FORK)))
-    reviews = [github_samples.review(state=state) for state in ("approved", "dismissed")]
+    reviews = [github_samples.reviewed(state) for state in ("approved", "dismissed")]
     for delivery in (*reviews, run_event):
         message = message_of("github", delivery, "github")
         for proof in ((), ((AUTH, b""),)):
@@ -163,7 +163,7 @@ def _known() -> list[RunFacts]:
     """Return runs, of which a third is trusted, a third comes from a fork, and a third waits for its review."""
     kinds: list[dict[str, Any]] = [
         {"fork": "no", "event": "push", "branch": "main", "review": "pushed"}, {"fork": "yes", "event": "pull_request"},
-        {"fork": "no", "event": "pull_request", "branch": "main", "change": "12",
+        {"fork": "no", "event": "pull_request", "branch": "main", "change": "42",
          "subjects": (f"sha:{_PROJECT}/{_WAITING}",)},
     ]  # fmt: skip
     usual = {
@@ -225,7 +225,7 @@ def _send(port: int, post: Post) -> int:
 def _attack(verdict: Verdict, rng: random.Random, send: Callable[[Post], int]) -> None:
     for number in range(_FORGED):
         post = _alter(rng, _signed(rng.choice((
-            github_samples.review(), github_samples.job(id=rng.randrange(1, _RUNS + 1)),
+            github_samples.reviewed(), github_samples.job(id=rng.randrange(1, _RUNS + 1)),
             github_samples.job(id=rng.choice(_PATHS), conclusion="success"),
         )), number))  # fmt: skip
         status = send(post)
@@ -235,7 +235,7 @@ def _attack(verdict: Verdict, rng: random.Random, send: Callable[[Post], int]) -
 
 def _send_signed(verdict: Verdict, rng: random.Random, send: Callable[[Post], int]) -> int:
     """Send signed deliveries, each twice; return their number. The first approves the runs that wait."""
-    posts = [_signed(github_samples.review(commit_id=_WAITING))]
+    posts = [_signed(github_samples.reviewed(sha=_WAITING))]
     posts += [_signed(github_samples.job(id=7000 + number), number) for number in range(1, _SIGNED)]
     for post in (*posts, *rng.sample(posts, len(posts))):
         verdict.expect((status := send(post)) == 202, f"I2: a signed delivery was answered {status}")
