@@ -204,14 +204,6 @@ def test_the_stream_a_file_and_a_stored_run_get_the_same_probabilities_and_verdi
     assert len({one["verdict"]["cause"] for one in stream if "verdict" in one}) == 3  # code, machine, unknown
 
 
-def test_an_announcement_without_facts_is_predicted_without_a_verdict(world: Made) -> None:
-    old = [json.dumps({key: each for key, each in json.loads(value).items() if key != "facts"}).encode()
-           for value in announced(world)[:20]]  # fmt: skip
-    found = streamed(world, old)
-    assert len(found) == 20
-    assert all("verdict" not in one and "run" not in one for one in found)
-
-
 def test_the_command_prints_the_verdict_with_its_base_rate(world: Made) -> None:
     run = next(run for run in world.runs.values() if run.outcome == "failure")
 

@@ -28,7 +28,7 @@ from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot
 from ciml.training.evaluation.candidate import Champion, right_answers
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.export import load_exported
-from ciml.training.refresh import Candidate, Skipped, TrainConfig, refresh
+from ciml.training.refresh import Candidate, Skipped, TrainConfig, _work_folder, refresh
 from ciml.trust import TrustPolicy
 from tests.ciml.lineage.recorded import Recorded, names, states
 from tests.durable import Steps
@@ -223,6 +223,13 @@ def test_two_trainers_of_one_model_do_not_meet(first: First):
         pytest.raises(CimlError, match="model 'm' is being trained by another process"),
     ):
         refresh(TrainConfig(data, "providers", "m", QUICK))
+
+
+def test_a_store_that_is_not_local_keeps_its_work_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folders = {_work_folder(DataRoot.open(f"s3://{name}/data").trainer("m"), None) for name in ("one", "two")}
+    assert len(folders) == 2
+    assert {folder.parent for folder in folders} == {tmp_path / "ciml/trainer"}
 
 
 def test_nothing_trusted_nothing_trained(data: DataRoot):

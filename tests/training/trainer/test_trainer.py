@@ -33,7 +33,7 @@ from tests.ciml.lineage.recorded import names, states, stored
 from tests.durable import Steps
 from tests.scraping import collected
 from tests.serving.models_fixture import save_model
-from tests.training.conftest import made  # noqa: F401  (the fixture)
+from tests.training.conftest import QUICK, made  # noqa: F401  (the fixture)
 
 
 class FakeSnapshot:
@@ -260,7 +260,7 @@ def test_metrics_are_the_registrys(config: TrainConfig, scripted: Scripted, twic
 def test_real_refreshes_are_served(made: Path, tmp_path: Path) -> None:  # noqa: F811
     """From real runs to answers of the server: the trainer's model and the served one agree."""
     data = DataRoot.open(shutil.copytree(made, tmp_path / "data"))
-    config = TrainConfig(data, "providers", "providers", Experiment(epochs=40), lineage=True)
+    config = TrainConfig(data, "providers", "providers", QUICK, lineage=True)
     steps: list[str] = []
     first = run_once(config, progress=lambda step, *_: steps.append(step))
     assert (first.outcome, first.version) == ("pushed", 1), first.reasons
@@ -273,7 +273,7 @@ def test_real_refreshes_are_served(made: Path, tmp_path: Path) -> None:  # noqa:
     assert names(made_of["push"]["inputs"]) == names(made_of["train"]["outputs"])
     assert names(made_of["snapshot"]["outputs"])[0] in names(made_of["train"]["inputs"])
     assert names(made_of["push"]["outputs"]) == [(data.models.child("providers").url(), "1")]
-    other = replace(config, experiment=Experiment(epochs=41))
+    other = replace(config, experiment=QUICK.replace(epochs=61))
     second = run_once(other)
     assert second.outcome in ("pushed", "rejected")
     assert second.metrics["comparison"]["runs"] > 0

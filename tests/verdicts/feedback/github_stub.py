@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import jwt
@@ -80,11 +81,13 @@ class GitHubServer(ReviewServer):
         self.pulls: dict[int, Pull] = {}
         self.comments: list[Comment] = []
         self.checks: list[dict[str, Any]] = []
-        private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        self.key = private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-        ).decode()
-        self._public = private.public_key()
+        self.key = (
+            _key()
+            .private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+            )
+            .decode()
+        )
         self.tokens: dict[str, tuple[float, Mapping[str, str]]] = {}
         self.rights: Mapping[str, str] = {"checks": "write", "pull_requests": "write", "metadata": "read"}
         self.accounts = {TOKEN: (OWN, OWN_ID)}
@@ -231,7 +234,7 @@ class GitHubServer(ReviewServer):
             return "installation", rights
         required = {"require": ["exp", "iat", "iss"]}
         try:
-            claims = jwt.decode(secret, self._public, ["RS256"], issuer=str(APP), options=required)  # type: ignore[arg-type]
+            claims = jwt.decode(secret, _key().public_key(), ["RS256"], issuer=str(APP), options=required)  # type: ignore[arg-type]
         except jwt.InvalidTokenError:
             raise _Failed(401, "A JSON web token could not be decoded") from None
         _demand(claims["exp"] <= time.time() + 600, 401, "'Expiration time' claim ('exp') is too far in the future")
@@ -298,6 +301,11 @@ class GitHubServer(ReviewServer):
     def _next_id(self) -> int:
         self._last_id += 1
         return self._last_id
+
+
+@cache
+def _key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 def _time(seconds: float) -> str:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -37,34 +36,22 @@ class ContractError(Exception):
 
 
 def fetched() -> Path:
-    """Return the document's file, which is fetched where it is missing.
-
-    Raises:
-      RuntimeError: npm is missing or fails, or the document is another one.
-    """
+    """Return the document's file; npm fetches it where it is missing. Raises `RuntimeError` for another document."""
     cache = os.environ.get("CIML_CACHE")
     path = (Path(cache) if cache else user_cache_path("ciml")) / "openapi" / f"{SHA256[:16]}.json"
-    if path.exists():
-        return path
-    npm = shutil.which("npm")
-    if npm is None:
-        raise RuntimeError(f"GitHub's description of its API is not in {path.parent}: apt-get install npm")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=path.parent) as work:
-        if path.exists():  # another process fetched it meanwhile
-            return path
-        done = subprocess.run([npm, "pack", "--silent", PACKAGE], cwd=work, capture_output=True, text=True, check=False)
-        packed = next(Path(work).glob("*.tgz"), None)
-        if done.returncode != 0 or packed is None:
-            raise RuntimeError(f"npm pack {PACKAGE} fails: {done.stderr.strip()[-300:]}")
-        with tarfile.open(packed) as archive:
-            member = archive.extractfile(MEMBER)
-            content = member.read() if member else b""
-        if hashlib.sha256(content).hexdigest() != SHA256:
-            raise RuntimeError(f"{MEMBER} of {PACKAGE} is not the document that the tests were written for")
-        part = Path(work, "document")
-        part.write_bytes(content)
-        part.rename(path)
+        if not path.exists():
+            subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=work, check=True)
+            (packed,) = Path(work).glob("*.tgz")
+            with tarfile.open(packed) as archive:
+                member = archive.extractfile(MEMBER)
+                content = member.read() if member else b""
+            if hashlib.sha256(content).hexdigest() != SHA256:
+                raise RuntimeError(f"{MEMBER} of {PACKAGE} is not the document that the tests were written for")
+            part = Path(work, "document")
+            part.write_bytes(content)
+            part.rename(path)
     return path
 
 

@@ -29,8 +29,7 @@ def world(tmp_path: Path) -> World:
 
 
 def test_a_verdict_becomes_one_message(world: World) -> None:
-    world.take(prediction())
-    world.work()
+    world.say(prediction())
     assert len(world.bodies) == 1
     assert "“unit” failed, probably because of the machine" in world.bodies[0]
     assert "- From minute 3 steal was 41 %." in world.bodies[0]
@@ -49,8 +48,7 @@ def test_jobs_of_a_patch_set_become_one_message_that_does_not_wait_for_ever(
     world = World(tmp_path, feedback(settle_s=30.0, settle_most_s=100.0))
     for number in range(jobs):
         assert world.bodies == []
-        world.take(prediction(number, build_name=f"job-{number}"))
-        world.work()
+        world.say(prediction(number, build_name=f"job-{number}"))
         world.now_s += 20.0
     world.now_s += waits_s
     world.work()
@@ -59,21 +57,17 @@ def test_jobs_of_a_patch_set_become_one_message_that_does_not_wait_for_ever(
 
 
 def test_a_later_job_is_added_to_the_message(world: World) -> None:
-    world.take(prediction(1))
-    world.work()
-    world.take(prediction(2, build_name="lint", verdict={"cause": "code"}))
-    world.work()
+    world.say(prediction(1))
+    world.say(prediction(2, build_name="lint", verdict={"cause": "code"}))
     (message,) = world.review.messages
     assert [text.count("“lint”") for text in message.texts] == [0, 1]
     assert world.outcomes == {"posted": 1, "edited": 1}
 
 
 def test_an_older_patch_set_gets_no_message_and_the_next_one_edits_it_in_place(world: World) -> None:
-    world.take(prediction(1))
-    world.work()
+    world.say(prediction(1))
     world.review.heads["org/project", "12"] = Head("open", "12", "4", "b2" * 20)
-    world.take(prediction(2, build_name="late"), prediction(3, patchset="4", head="b2" * 20))
-    world.work()
+    world.say(prediction(2, build_name="late"), prediction(3, patchset="4", head="b2" * 20))
     (message,) = world.review.messages
     assert "patch set 3" in message.texts[0]
     assert "patch set 4" in message.texts[1]
@@ -83,13 +77,10 @@ def test_an_older_patch_set_gets_no_message_and_the_next_one_edits_it_in_place(w
 
 def test_where_no_edit_is_possible_a_new_message_comes_only_with_another_verdict(tmp_path: Path) -> None:
     world = World(tmp_path, feedback(), Review("gerrit", can_edit=False))
-    world.take(prediction(1))
-    world.work()
-    world.take(prediction(2, build_name="other"))
-    world.work()
+    world.say(prediction(1))
+    world.say(prediction(2, build_name="other"))
     assert len(world.bodies) == 1
-    world.take(prediction(3, build_name="lint", verdict={"cause": "code"}))
-    world.work()
+    world.say(prediction(3, build_name="lint", verdict={"cause": "code"}))
     assert ["code+machine" in body for body in world.bodies] == [False, True]
     assert world.outcomes == {"posted": 2, "said": 1}
 
@@ -108,8 +99,7 @@ def test_where_no_edit_is_possible_a_new_message_comes_only_with_another_verdict
 )
 def test_a_change_that_wants_no_message_gets_none(world: World, head: Head, outcome: str) -> None:
     world.review.heads["org/project", "12"] = head
-    world.take(prediction())
-    world.work()
+    world.say(prediction())
     assert (world.bodies, world.review.calls, world.outcomes) == ([], ["head"], {outcome: 1})
 
 
@@ -137,10 +127,8 @@ def test_a_change_without_number_is_found_by_its_commit_and_has_one_message(worl
 
 
 def test_the_same_prediction_twice_is_one(world: World) -> None:
-    world.take(prediction(), prediction())
-    world.work()
-    world.take(prediction())
-    world.work()
+    world.say(prediction(), prediction())
+    world.say(prediction())
     assert world.review.calls == ["head", "find", "post"]
     with world.committing.state() as state:
         assert state.verdicts == {"taken": 1, "repeat": 2}
@@ -189,8 +177,7 @@ def test_a_fault_around_the_call_sends_nothing_twice(
 
 def test_a_system_that_asks_to_wait_is_not_called_meanwhile_not_even_after_a_restart(world: World) -> None:
     world.review.script = ["busy"]
-    world.take(prediction())
-    world.work()
+    world.say(prediction())
     world.restart()
     world.now_s += 6.0
     world.work()
@@ -202,8 +189,7 @@ def test_a_system_that_asks_to_wait_is_not_called_meanwhile_not_even_after_a_res
 
 def test_rejected_credentials_lose_no_message(world: World) -> None:
     world.review.script = ["unauthorized"]
-    world.take(prediction())
-    world.work()
+    world.say(prediction())
     world.work()
     assert (world.review.calls, world.outcomes) == (["head"], {})
     world.restart()
@@ -238,8 +224,7 @@ def test_a_system_may_ask_to_wait_for_an_hour_at_most(world: World, asked_s: flo
         raise Busy("429", asked_s)
 
     world.review.head = busy  # type: ignore[method-assign]
-    world.take(prediction())
-    world.work()
+    world.say(prediction())
     with world.committing.state() as state:
         assert state.paused["review"] == int((world.now_s + wait_s) * 1e6)
 
@@ -258,16 +243,14 @@ def test_between_two_messages_is_the_least_gap(tmp_path: Path) -> None:
     config = feedback()
     config = Feedback(config.file, config.policy, (config.systems[0].replace(gap_s=3.0),))
     world = World(tmp_path, config)
-    world.take(prediction(1, change="1"), prediction(2, change="2"), prediction(3, change="3"))
-    world.work()
+    world.say(prediction(1, change="1"), prediction(2, change="2"), prediction(3, change="3"))
     assert len(world.bodies) == 3
     assert world.slept == pytest.approx([3.0, 3.0, 3.0], abs=0.1)  # an earlier process may just have written
 
 
 def test_a_dry_run_shows_the_message_and_calls_nothing(tmp_path: Path) -> None:
     world = World(tmp_path, feedback(dry_run=True))
-    world.take(prediction())
-    world.work()
+    world.say(prediction())
     assert ["“unit” failed" in body for body in world.shown] == [True]
     assert (world.review.calls, world.outcomes) == ([], {"dry_run": 1})
     loud = World(tmp_path, feedback(), offset=world.offset)
@@ -286,8 +269,7 @@ def test_a_project_that_is_muted_gets_no_waiting_message(tmp_path: Path) -> None
 
 def test_a_message_of_unknown_outcome_is_settled_though_its_project_was_muted_meanwhile(world: World) -> None:
     world.review.script = ["", "", "lost"]
-    world.take(prediction())
-    world.work()
+    world.say(prediction())
     world.mute("org/*")
     world.settle()
     assert world.outcomes == {"posted": 1}
@@ -307,8 +289,7 @@ def test_evidence_that_is_away_delays_a_message(world: World) -> None:
 
 def test_a_client_that_fails_costs_only_its_own_message(world: World) -> None:
     world.review.script = ["broken"]
-    world.take(prediction(1, change="1"), prediction(2, change="2"))
-    world.work()
+    world.say(prediction(1, change="1"), prediction(2, change="2"))
     assert [each.change for each in world.review.messages] == ["2"]
 
 

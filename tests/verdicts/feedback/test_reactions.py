@@ -54,8 +54,7 @@ class Said(World):
 @pytest.fixture
 def world(tmp_path: Path) -> Said:
     one = Said(tmp_path / "data", feedback())
-    one.take(prediction(1), prediction(2, build_name="lint"))
-    one.work()
+    one.say(prediction(1), prediction(2, build_name="lint"))
     return one
 
 
@@ -90,8 +89,7 @@ def test_an_account_with_both_thumbs_or_a_message_with_both_causes_corrects_noth
     world.reads(up=("bob",), down=("bob",))
     assert (world.counted, world.corrected) == ({"down": 1, "up": 1}, {})
     both = Said(tmp_path / "both", feedback())
-    both.take(prediction(1), prediction(2, build_name="lint", verdict={"cause": "code"}))
-    both.work()
+    both.say(prediction(1), prediction(2, build_name="lint", verdict={"cause": "code"}))
     both.reads(down=("bob",))
     assert (both.counted, both.corrected) == ({"down": 1}, {})
 
@@ -99,8 +97,7 @@ def test_an_account_with_both_thumbs_or_a_message_with_both_causes_corrects_noth
 def test_what_was_said_of_an_earlier_patch_set_says_nothing_of_the_next(world: Said) -> None:
     world.reads(down=("bob",))
     world.review.heads["org/project", "12"] = Head("open", "12", "4", "b2" * 20)
-    world.take(prediction(3, patchset="4", head="b2" * 20))
-    world.work()
+    world.say(prediction(3, patchset="4", head="b2" * 20))
     world.reads(down=("bob", "alice"))
     assert world.counted == {"down": 2}
     assert world.corrected["zuul~3~1"].by == "review:alice"
@@ -124,8 +121,7 @@ def test_an_equal_message_number_of_another_system_is_another_message(world: Sai
     config = feedback(ReviewSystem(name="other", sources=("github",), gap_s=0.0))
     other = Said(world.folder, config, offset=world.offset)
     other.outbox.name = other.reader.name = "other"
-    other.take(prediction(3, source="github"))
-    other.work()
+    other.say(prediction(3, source="github"))
     assert [entry.posted.id for entry in other.entries() if entry.posted] == ["1", "1"]
     for one in (world, other):
         one.reads(400.0, up=("mallory",))

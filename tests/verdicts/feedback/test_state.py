@@ -58,12 +58,10 @@ def test_entries_are_forgotten_after_three_days_unless_they_wait(world: World) -
 
 def test_after_that_the_message_on_the_change_is_the_memory(tmp_path: Path) -> None:
     world = World(tmp_path, feedback(), Review("gerrit", can_edit=False))
-    world.take(prediction(1))
-    world.work()
+    world.say(prediction(1))
     world.now_s += 4 * 86400.0
     world.take(prediction(9, outcome="success"))
-    world.take(prediction(10, build_name="other", end_us=int(world.now_s * 1e6)))
-    world.work()
+    world.say(prediction(10, build_name="other", end_us=int(world.now_s * 1e6)))
     assert (len(world.bodies), world.outcomes) == (1, {"posted": 1, "said": 1})
 
 

@@ -130,8 +130,8 @@ def everywhere(text: str) -> list[Finding]:
 def test_hostile_text_in_any_field_is_only_text(number: int, markup: Format) -> None:
     findings = everywhere(CORPUS[number])
     assert len(findings) >= 20 or not CORPUS[number]
+    style = Style(markup, 4000, markup != "gerrit", Policy())
     for one in findings:
-        style = Style(markup, 4000, markup != "gerrit", Policy())
         made = render([one], marker_of("review", one.item.project, one.item.change), one.item.ref, style)
         assert not list(faults(made.body, markup, (PICTURE,))), made.body
         assert len(made.body.encode()) <= 4000

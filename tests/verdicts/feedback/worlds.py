@@ -88,6 +88,11 @@ class World:
             if not self.outbox.answer(key):
                 return
 
+    def say(self, *records: dict[str, Any]) -> None:
+        """Read predictions, and say what is due."""
+        self.take(*records)
+        self.work()
+
     def settle(self, most: int = 40) -> None:
         """Work until nothing is left, restarted after each kill."""
         for _ in range(most):
