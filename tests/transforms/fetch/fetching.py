@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 from ciml.events.cloudevents import finished_event
@@ -25,13 +26,16 @@ def pending(url: str, attempts: int = 1, number: int = 0, **more: Any) -> Pendin
 def run(
     policy: FetchPolicy, *urls: str, resolve: Any = None, attempts: int = 1
 ) -> tuple[list[bytes | None], list[Outcome]]:
-    fetcher = Fetcher(policy, resolve) if resolve else Fetcher(policy)
-    given = Batch(None, [], [pending(url, attempts, number) for number, url in enumerate(urls)])
-    try:
-        taken = fetcher.fetch(given, NOW)
-    finally:
-        fetcher.close()
-    return [item.log for item in taken.pending_runs], taken.settled
+    return fetched(policy, [pending(url, attempts, number) for number, url in enumerate(urls)], resolve)
+
+
+def fetched(
+    policy: FetchPolicy, runs: list[PendingRun], resolve: Any = None
+) -> tuple[list[bytes | None], list[Outcome]]:
+    """The logs that one fetch gets, and the outcomes of the other runs."""
+    with closing(Fetcher(policy, resolve) if resolve else Fetcher(policy)) as fetcher:
+        batch = fetcher.fetch(Batch(None, [], runs), NOW)
+    return [item.log for item in batch.pending_runs], batch.settled
 
 
 def allow(*servers: LogServer, **options: Any) -> FetchPolicy:

@@ -9,12 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ciml.events.records import Batch, Outcome, RunFacts
+from ciml.events.records import Outcome, RunFacts
 from ciml.events.run_id import RunId
-from ciml.transforms.fetch.fetch import Fetcher
 from ciml.transforms.fetch.policy import Credential, FetchPolicy
 from tests.transforms.fetch.certificates import make_certificate
-from tests.transforms.fetch.fetching import NOW, pending
+from tests.transforms.fetch.fetching import NOW, fetched, pending
 from tests.transforms.fetch.log_server import LogServer, serving
 
 API, BLOBS = "api.example.org", "blobs.example.org"
@@ -70,15 +69,10 @@ class Systems(NamedTuple):
 
     def fetch(self, *runs: tuple[str, RunFacts], policy: FetchPolicy | None = None) -> tuple[list[Any], list[Outcome]]:
         """Fetch the logs of runs at addresses."""
-        fetcher = Fetcher(policy or self.policy, lambda *_: ["127.0.0.1"])
         pendings = [pending(url, number=number) for number, (url, _) in enumerate(runs)]
         for each, (url, facts) in zip(pendings, runs, strict=True):
             each.mention = facts.replace(log_url=url)
-        try:
-            taken = fetcher.fetch(Batch(None, [], pendings), NOW)
-        finally:
-            fetcher.close()
-        return [each.log for each in taken.pending_runs], taken.settled
+        return fetched(policy or self.policy, pendings, lambda *_: ["127.0.0.1"])
 
 
 @contextmanager
