@@ -17,7 +17,7 @@ from tests.faults import long, results, rows
 from tests.faults.children import ROOT
 from tests.faults.planted import DEFECTS
 from tests.faults.results import Result
-from tests.faults.scene import KEPT, Scene, Stage, keep_folder, play, stage
+from tests.faults.scene import KEPT, Scene, Stage, hunt, keep_folder, play, stage
 
 Trial = tuple[int, int, str]  # row, seed, engine
 
@@ -115,7 +115,7 @@ def _hunt(names: list[str], jobs: int) -> int:
     """Run the trials of planted defects; return the number of those that were not found for the right reason."""
     missed = 0
     with stage() as place, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for name, lines in zip(names, pool.map(_found, names, [place] * len(names)), strict=True):
+        for name, lines in zip(names, pool.map(hunt, names, [place] * len(names)), strict=True):
             ok = any(line.startswith(DEFECTS[name].finds) for line in lines)
             missed += not ok
             click.echo(f"{name} in row {DEFECTS[name].row}: {'found' if ok else 'NOT FOUND'}")
@@ -123,16 +123,6 @@ def _hunt(names: list[str], jobs: int) -> int:
                 click.echo(f"    {line[-300:] if line.startswith('trial') else line[:160]}")
     click.echo(f"{len(names) - missed} of {len(names)} planted defects found")
     return missed
-
-
-def _found(name: str, place: Stage) -> list[str]:
-    defect, lines = DEFECTS[name], []
-    for attempt in range(defect.tries):  # each fourth trial of a row has the same kind of fault
-        verdict, _ = play(defect.row, defect.seed + 4 * attempt, "micro-batches", place, name)
-        lines = verdict.failures
-        if any(line.startswith(defect.finds) for line in lines):
-            break
-    return lines
 
 
 def _long(

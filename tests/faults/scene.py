@@ -165,6 +165,17 @@ def play(
     return verdict, time.monotonic() - began
 
 
+def hunt(name: str, place: Stage) -> list[str]:
+    """Run the trial of a planted defect; return its failures."""
+    defect, lines = planted.DEFECTS[name], []
+    for attempt in range(defect.tries):  # each fourth trial of a row has the same kind of fault
+        verdict, _ = play(defect.row, defect.seed + 4 * attempt, "micro-batches", place, name)
+        lines = verdict.failures
+        if any(line.startswith(defect.finds) for line in lines):
+            break
+    return lines
+
+
 def keep_folder(folder: Path, verdict: Verdict, *ignored: str) -> None:
     """Keep the folder of a trial that failed, but for files of these patterns."""
     if verdict.failures:

@@ -164,7 +164,7 @@ _RARE = (unguarded_append,)
 
 def first_found(defect: Callable[[], Patch], most: int) -> Result | None:
     """Return the result of the first world that shows the defect, among ``most`` worlds."""
-    others = (seed for seed in itertools.count() if defect not in _RARE or World.of(seed).small)
+    others = (seed for seed in itertools.count() if defect not in _RARE or World(seed).small)
     worlds = itertools.chain([DEFECTS[defect]], itertools.islice(others, most))
     with defect():
         return next((result for result in map(simulate, worlds) if result.wrong), None)

@@ -35,7 +35,7 @@ class Result:
 
 def simulate(seed: int, *, keep_trace: bool = False) -> Result:
     """Run the world of a seed, from its first event to its audit; with ``keep_trace`` the result holds every step."""
-    world = World.of(seed, keep_trace=keep_trace)
+    world = World(seed, keep_trace=keep_trace)
     scheduler = world.scheduler
     wrong = ""
     try:

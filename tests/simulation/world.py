@@ -7,7 +7,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from ciml.data_root import DataRoot
@@ -18,7 +17,7 @@ from tests.durable import Died
 from tests.simulation.broker import Broker, Client
 from tests.simulation.fakes import Disk, SimStore
 from tests.simulation.model import Position, ReferenceModel
-from tests.simulation.scenes import ExpectedRun, ScheduledMessage, scene
+from tests.simulation.scenes import ExpectedRun, scene
 from tests.simulation.scheduler import Actor, Chaos, Scheduler, Violation
 
 START_US = 1_795_737_600_000_000  # days after the runs of the scene
@@ -31,13 +30,13 @@ _MOST_STEPS = 60_000
 _FATES = ("none",) * 6 + ("more partitions",) * 2 + ("retention",) * 2 + ("retention too early", "recreated")
 
 
-@dataclass
 class World:
-    """The state that all processes of a simulation share, and that none of them can read.
+    """The state that all processes of a simulation share, and that none of them can read, before its first step.
 
     Attributes:
       seed: determines the whole run.
-      fate: the change of the topic.
+      fate: the change of the topic; fated: whether it has happened.
+      sent: the expected results of each message.
       sealed: all batches ever sealed for a committer: any may be delivered again.
       checkpoints: of streaming jobs, by name.
       verified: the bytes of objects that were read and are intact.
@@ -46,58 +45,38 @@ class World:
       alarms: the errors that stopped processes, by role.
       flaws: number of failures of a log host, by address.
       stops: how often a role has stopped by itself.
+      replaced: names of processes that were replaced by another.
     """
 
-    seed: int
-    scheduler: Scheduler
-    chaos: Chaos
-    disk: Disk
-    broker: Broker
-    messages: list[ScheduledMessage]
-    fate: str
-    random: random.Random
-    sent: dict[Position, tuple[ExpectedRun, ...]] = field(default_factory=dict)
-    sealed: list[bytes] = field(default_factory=list)
-    checkpoints: dict[str, Any] = field(default_factory=dict)
-    alarms: dict[str, str] = field(default_factory=dict)
-    flaws: Counter[str] = field(default_factory=Counter)
-    stops: Counter[str] = field(default_factory=Counter)
-    fated: bool = False
-    sending: int = 0
-    ending: bool = False
-    calm_after: int = 0
-    born: int = 0
-    datasets: int = 1
-    small: bool = False
-    limits: Limits = field(default_factory=Limits)
-    stale_writes: dict[str, int] = field(default_factory=dict)
-    verified: dict[str, bytes | None] = field(default_factory=dict)
-    replaced: set[str] = field(default_factory=set)
-    processes: dict[str, Process] = field(default_factory=dict)
-    roles: dict[str, Callable[[Process], None]] = field(default_factory=dict)
-    model: ReferenceModel = field(init=False)
-
-    @classmethod
-    def of(cls, seed: int, *, keep_trace: bool = False) -> World:
-        """Return the world of a seed, before its first step."""
-        scheduler = Scheduler(seed, start_us=START_US, most_steps=_MOST_STEPS, keep_trace=keep_trace)
-        rng = random.Random(f"world {seed}")
-        fate = rng.choice(_FATES)
-        world = cls(
-            seed, scheduler, Chaos.of(seed), Disk(), Broker(scheduler, rng.randint(1, 3)), scene(seed), fate, rng
-        )
-        world.small = rng.random() < 0.3
-        world.model = ReferenceModel(world.sent)
-        world.disk.created = world.check_delta
-        world.disk.froze = world.replace_frozen
-        world.limits = Limits(deltas=rng.choice((2, 3, 5, 9)))
-        if world.small:  # many commits, checkpoints and removals; committers are often frozen before a commit
-            world.limits, world.chaos.grace_s = Limits(deltas=2), 20.0
-            world.chaos.stalls, world.chaos.leaps = 0.2, max(world.chaos.leaps, 0.006)
-        world.datasets = rng.randint(1, 2)
-        world.calm_after = rng.randint(60, 900) + 300 * world.small
-        scheduler.before_step = world.before_step
-        return world
+    def __init__(self, seed: int, *, keep_trace: bool = False) -> None:
+        self.seed = seed
+        self.random = rng = random.Random(f"world {seed}")
+        self.scheduler = Scheduler(seed, start_us=START_US, most_steps=_MOST_STEPS, keep_trace=keep_trace)
+        self.scheduler.before_step = self.before_step
+        self.chaos, self.disk, self.messages = Chaos.of(seed), Disk(), scene(seed)
+        self.disk.created, self.disk.froze = self.check_delta, self.replace_frozen
+        self.sent: dict[Position, tuple[ExpectedRun, ...]] = {}
+        self.model = ReferenceModel(self.sent)
+        self.fate = rng.choice(_FATES)
+        self.broker = Broker(self.scheduler, rng.randint(1, 3))
+        self.small = rng.random() < 0.3
+        self.limits = Limits(deltas=rng.choice((2, 3, 5, 9)))
+        if self.small:  # many commits, checkpoints and removals; committers are often frozen before a commit
+            self.limits, self.chaos.grace_s = Limits(deltas=2), 20.0
+            self.chaos.stalls, self.chaos.leaps = 0.2, max(self.chaos.leaps, 0.006)
+        self.datasets = rng.randint(1, 2)
+        self.calm_after = rng.randint(60, 900) + 300 * self.small
+        self.fated = self.ending = False
+        self.sending = self.born = 0
+        self.sealed: list[bytes] = []
+        self.checkpoints: dict[str, Any] = {}
+        self.alarms: dict[str, str] = {}
+        self.flaws, self.stops = Counter[str](), Counter[str]()
+        self.stale_writes: dict[str, int] = {}
+        self.verified: dict[str, bytes | None] = {}
+        self.replaced: set[str] = set()
+        self.processes: dict[str, Process] = {}
+        self.roles: dict[str, Callable[[Process], None]] = {}
 
     @property
     def fatal(self) -> bool:
