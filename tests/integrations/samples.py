@@ -199,7 +199,7 @@ RUN = {
 
 SAMPLES: dict[str, list[Delivery]] = {
     "zuul": [
-        *(delivery(zuul(name), {"topic": "zuul/demo"}) for name in ("gate-start", "gate-success", "post-success")),
+        *(delivery(zuul(name), {"topic": "zuul/demo"}) for name in ("gate-start", "gate-success")),
         delivery(
             zuul_message(
                 zuul_build(result="it works"),

@@ -11,8 +11,8 @@ from ciml.events.reviews import PARTLY_APPROVED
 from ciml.integrations.gerrit import adapter
 from tests.integrations import samples
 from tests.integrations.deliveries import event_of
-from tests.integrations.reading import rejection_of, runs_of, updates_of
-from tests.integrations.samples import PARENT, SHA, account, delivery, ref_update, vote, zuul_build, zuul_message
+from tests.integrations.reading import rejection_of, updates_of
+from tests.integrations.samples import PARENT, SHA, account, delivery, ref_update, vote
 
 CHANGE = "change:demo%2Fapp/7"
 PATCHSET, BEFORE = f"{CHANGE}/2", f"{CHANGE}/1"
@@ -35,52 +35,9 @@ def comment(*votes: dict[str, str], by: str = "cleo", **fields: Any) -> Any:
     return read("comment-added", author=account(by), approvals=list(votes), comment="Patch Set 2:", **fields)
 
 
-def test_an_approval_reaches_the_runs_of_the_patch_set() -> None:
-    build = zuul_build(change={"project": "demo/app", "change": 7, "patchset": "2"})
-    (run,) = runs_of("zuul", delivery(zuul_message(build))).values()
-    (subject,) = comment(vote("Code-Review", "2", "1"))
-    assert subject == PATCHSET
-    assert subject in run.subjects
-
-
 WHOLE = samples.gerrit("")
 ENDED = {**WHOLE["change"], "status": "MERGED"}
 APPROVAL = [vote("Code-Review", "2", "0")]
-VOTES: dict[str, tuple[list[dict[str, str]], Any]] = {
-    "+2": (APPROVAL, {PATCHSET: review(PARTLY_APPROVED)}),
-    "+2 with a sign": ([vote("Code-Review", "+2", "1"), vote("Verified", "0")], {PATCHSET: review(PARTLY_APPROVED)}),
-    "+1 and Workflow": (
-        [vote("Code-Review", "1", "0"), vote("Workflow", "1", "0")], {PATCHSET: review(PARTLY_APPROVED)}
-    ),
-    "+2 to +1": ([vote("Code-Review", "1", "2")], {PATCHSET: review("dismissed")}),
-    "Workflow is taken back": (
-        [vote("Workflow", "-1", "1"), vote("Code-Review", "2")], {PATCHSET: review("dismissed")}
-    ),
-    "a veto is of all patch sets": (
-        [vote("Code-Review", "-2", "0"), vote("Workflow", "1", "0")],
-        {CHANGE: {"review": "vetoed"}, PATCHSET: review("changes_requested")},
-    ),
-    "no vote": ([], adapter.NO_VOTE),
-    "+1": ([vote("Code-Review", "1", "0")], adapter.NO_VOTE),
-    "-1": ([vote("Code-Review", "-1", "0"), vote("Workflow", "-1", "0")], adapter.NO_VOTE),
-    "a vote of the CI system": ([vote("Verified", "2", "0")], adapter.NO_VOTE),
-    "a veto of the CI system": ([vote("Verified", "-2", "2")], adapter.NO_VOTE),
-    "another label": ([vote("Anything", "2", "0")], adapter.NO_VOTE),
-    "given before: perhaps on another patch set, and copied": (
-        [vote("Code-Review", "2"), vote("Workflow", "1")], adapter.NO_VOTE
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("votes", "said"), VOTES.values(), ids=VOTES)
-def test_the_votes_of_a_reviewer(votes: list[dict[str, str]], said: Any) -> None:
-    assert comment(*votes) == said
-
-
-@pytest.mark.parametrize("who", ["ada", "bob", "eve"])
-def test_owner_uploader_and_author_do_not_review_themselves(who: str) -> None:
-    assert comment(*APPROVAL, by=who) == adapter.OWN_VOTE
-    assert comment(vote("Code-Review", "0", "2"), by=who) == {PATCHSET: review("dismissed")}
 
 
 @pytest.mark.parametrize(
@@ -114,15 +71,22 @@ def test_a_deleted_vote_is_dismissed() -> None:
         ("comment-added", {"approvals": APPROVAL}, adapter.UNKNOWN_VOTER),
         ("comment-added", {"approvals": APPROVAL, "author": {}}, adapter.UNKNOWN_VOTER),
         ("comment-added", {"approvals": APPROVAL, "author": account("cleo"), "change": ENDED}, adapter.CLOSED),
-        *(("ref-updated", {"refUpdate": ref_update(f"refs/{name}")}, adapter.NO_FACT)
-          for name in ("changes/07/7/2", "changes/07/7/meta", "tags/v1")),
+        *(
+            ("ref-updated", {"refUpdate": ref_update(f"refs/{name}")}, adapter.NO_FACT)
+            for name in ("changes/07/7/2", "changes/07/7/meta", "tags/v1")
+        ),
         *(("ref-updated", {"refUpdate": ref_update(name)}, adapter.NO_FACT) for name in ("main", "")),
-        *((kind, {}, adapter.NO_FACT)
-          for kind in ("change-abandoned", "project-created", "topic-changed", "dropped-output")),
-        ("patchset-created", {"change": {**WHOLE["change"], "owner": None}, "patchSet": {"number": 2}},
-         adapter.NO_OWNER),
+        *(
+            (kind, {}, adapter.NO_FACT)
+            for kind in ("change-abandoned", "project-created", "topic-changed", "dropped-output")
+        ),
+        (
+            "patchset-created",
+            {"change": {**WHOLE["change"], "owner": None}, "patchSet": {"number": 2}},
+            adapter.NO_OWNER,
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_says_nothing_of_runs_is_ignored_by_its_rule(kind: str, fields: dict[str, Any], rule: str) -> None:
     assert read(kind, **fields) == rule
 
@@ -179,46 +143,6 @@ def test_a_merge_and_a_branch_s_update_name_the_commits_of_the_branch() -> None:
     }
     created = ref_update("refs/heads/stable/1", tip, "0" * 40)
     assert list(read("ref-updated", refUpdate=created)) == [f"merged:demo%2Fapp/stable%2F1/{tip}"]
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        None,
-        "A change\n\nDepends-On: https://review.example/c/demo/+/9\n",
-        "A change\n\ndepends-on:I0123456789012345678901234567890123456789",
-        "A change\n\t DEPENDS-ON : https://review.example/9",
-        "Depends-On: https://review.example/9",
-    ],
-)
-def test_neither_a_merge_nor_a_patch_set_covers_what_a_message_depends_on(message: str | None) -> None:
-    change = {**WHOLE["change"], "commitMessage": message}
-    partly = {**review(PARTLY_APPROVED), "parents": "depends-on"}
-    assert read("change-merged", change=change) == {PATCHSET: partly, MERGED: {"review": "merged"}}
-    assert read("patchset-created", change=change) == {PATCHSET: {"owner": "ada", "parents": "depends-on"}}
-
-
-def test_a_message_may_speak_of_dependencies() -> None:
-    change = {**WHOLE["change"], "commitMessage": "Explain Depends-On: and more\n\nNo-Depends-On: 9\n"}
-    assert read("change-merged", change=change)[PATCHSET] == review("merged")
-
-
-@pytest.mark.parametrize(
-    ("parents", "named"),
-    [
-        ([PARENT], PARENT),
-        ([PARENT, SHA], f"{PARENT} {SHA}"),
-        (["d" * 64], "d" * 64),
-        ([], None),
-        (None, None),
-        (["main"], None),
-        ([PARENT, ""], None),
-        ([f"{n:040x}" for n in range(9)], None),
-    ],
-)
-def test_a_patch_set_names_its_parents(parents: Any, named: str | None) -> None:
-    patchset = {**WHOLE["patchSet"], "parents": parents}
-    assert read("patchset-created", patchSet=patchset)[PATCHSET].get("parents") == named
 
 
 @pytest.mark.parametrize(

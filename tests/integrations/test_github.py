@@ -22,7 +22,6 @@ from tests.integrations.github_samples import (
     merged,
     pr,
     pull,
-    push,
     queue,
     reviewed,
     workflow_run,
@@ -37,14 +36,6 @@ def run_of(given: Delivery) -> RunFacts:
     assert event.rejections == ()
     (facts,) = event.run_facts
     return facts
-
-
-Said = tuple[str, dict[str, str], dict[str, str], str]
-
-
-def said_of(given: Delivery) -> list[Said]:
-    """Return what a delivery says of runs: subject, facts, condition and reviewer."""
-    return [(one.subject, dict(one.facts), dict(one.only), one.by) for one in event_of("github", given).updates]
 
 
 def settled(given: Delivery) -> list[tuple[str, str, str]]:
@@ -88,12 +79,19 @@ JOBS: dict[str, tuple[Delivery, dict[str, object]]] = {
     **{
         f"conclusion {conclusion}": (job(conclusion=conclusion), {"outcome": outcome, "result": conclusion})
         for conclusion, outcome in (
-            ("success", "success"), ("failure", "failure"), ("timed_out", "timeout"), ("cancelled", "cancellation"),
-            ("skipped", "skip"), ("neutral", "skip"), ("stale", "cancellation"), ("action_required", "skip"),
+            ("success", "success"),
+            ("failure", "failure"),
+            ("timed_out", "timeout"),
+            ("cancelled", "cancellation"),
+            ("skipped", "skip"),
+            ("neutral", "skip"),
+            ("stale", "cancellation"),
+            ("action_required", "skip"),
         )
     },
     "a skipped job may have a start after its end": (
-        job(conclusion="skipped", started_at="2026-11-24T12:20:01Z"), {"start_us": None, "end_us": 1795522800000000}
+        job(conclusion="skipped", started_at="2026-11-24T12:20:01Z"),
+        {"start_us": None, "end_us": 1795522800000000},
     ),
     "an own runner": (job(labels=["self-hosted", "gpu"]), {"provider": "self-hosted"}),
     "an unknown runner": (job(runner_group_name="Large runners"), {"provider": ""}),
@@ -105,15 +103,23 @@ JOBS: dict[str, tuple[Delivery, dict[str, object]]] = {
     "a check run of another app": (
         check_run(),
         {
-            "run_id": "ci~5001~1", "build_name": "integration", "pipeline": "example-ci", "outcome": "success",
-            "log_url": "https://ci.example.org/builds/5001/", "subjects": (COMMIT,), "branch": "release-2",
-            "change": "12", "fork": "no", "attempt_of": "61/integration",
+            "run_id": "ci~5001~1",
+            "build_name": "integration",
+            "pipeline": "example-ci",
+            "outcome": "success",
+            "log_url": "https://ci.example.org/builds/5001/",
+            "subjects": (COMMIT,),
+            "branch": "release-2",
+            "change": "12",
+            "fork": "no",
+            "attempt_of": "61/integration",
         },
     ),
     "a check run without a pull request here may be of a fork": (
-        check_run(pull_requests=[pull(head=99)]), {"fork": "", "branch": "", "change": ""}
+        check_run(pull_requests=[pull(head=99)]),
+        {"fork": "", "branch": "", "change": ""},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("given", "facts"), JOBS.values(), ids=JOBS)
@@ -160,8 +166,15 @@ WORKFLOW_RUNS: dict[str, tuple[Delivery, dict[str, str | None]]] = {
     "a push": (
         workflow_run(),
         {
-            "event": "push", "pipeline": "tests", "project": "octo/widget", "branch": "main", "change": SHA,
-            "patchset": SHA, "fork": "no", "owner": "ada", "head_project": "octo/widget",
+            "event": "push",
+            "pipeline": "tests",
+            "project": "octo/widget",
+            "branch": "main",
+            "change": SHA,
+            "patchset": SHA,
+            "fork": "no",
+            "owner": "ada",
+            "head_project": "octo/widget",
         },
     ),
     **{
@@ -169,12 +182,11 @@ WORKFLOW_RUNS: dict[str, tuple[Delivery, dict[str, str | None]]] = {
         for event in ("pull_request", "pull_request_target", "push")
     },
     "the flag fork makes no fork": (
-        workflow_run(head={**REPOSITORY, "fork": True}, event="schedule"), {"fork": "no", "branch": "main"}
+        workflow_run(head={**REPOSITORY, "fork": True}, event="schedule"),
+        {"fork": "no", "branch": "main"},
     ),
     "a deleted fork": (workflow_run(head=None), {"fork": None, "branch": None}),
-    "a pull request": (
-        of_pull_request(pull()), {"branch": "release-2", "change": "12", "patchset": SHA, "fork": "no"}
-    ),
+    "a pull request": (of_pull_request(pull()), {"branch": "release-2", "change": "12", "patchset": SHA, "fork": "no"}),
     "no pull request": (of_pull_request(), {"branch": None, "change": None}),
     "a pull request elsewhere": (of_pull_request(pull(base=99)), {"branch": None, "change": None}),
     "a pull request of a fork": (of_pull_request(pull(head=99)), {"branch": None, "change": None}),
@@ -183,7 +195,7 @@ WORKFLOW_RUNS: dict[str, tuple[Delivery, dict[str, str | None]]] = {
         workflow_run(event="merge_group", head_branch=f"gh-readonly-queue/release/2/pr-12-{SHA}"),
         {"event": "merge_group", "branch": "release/2", "change": "12"},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("given", "facts"), WORKFLOW_RUNS.values(), ids=WORKFLOW_RUNS)
@@ -254,67 +266,6 @@ def test_an_approved_run_of_a_fork_is_another_attempt() -> None:
 )
 def test_what_says_nothing_of_runs_is_ignored_by_its_rule(given: Delivery, rule: str) -> None:
     assert settled(given) == [("ignored", "no_run", rule)]
-
-
-OF_42 = {"change": "42", "branch": "main"}
-
-
-def test_a_merge_says_so_of_its_commit_pull_request_and_base() -> None:
-    assert said_of(merged(by="eve", author="mallory")) == [
-        (COMMIT, {}, OF_42, ""),
-        (COMMIT, {"review": "own"}, OF_42, "mallory"),
-        (COMMIT, {"review": "merged"}, OF_42, ""),
-    ]
-    assert said_of(queue()) == [(COMMIT, {"review": "merged"}, {"event": "merge_group", "branch": "main"}, "")]
-
-
-def test_an_opened_pull_request_says_whose_it_is_and_which_runs_may_be_of_it() -> None:
-    assert said_of(pr(by="eve", author="mallory")) == [
-        (COMMIT, {}, OF_42, ""),
-        (COMMIT, {"review": "own"}, OF_42, "eve"),
-        (COMMIT, {"review": "own"}, OF_42, "mallory"),
-    ]
-    assert said_of(pr("edited", before="mine", by="eve", author="mallory")) == [
-        (COMMIT, {}, OF_42, ""),
-        (COMMIT, {}, {"change": "42", "branch": "mine"}, ""),
-        (COMMIT, {"review": "own"}, OF_42, "mallory"),
-    ]
-
-
-def test_a_push_says_who_pushed_and_to_which_branch() -> None:
-    branch = f"branch:octo/widget/release/2/{SHA}"
-    assert said_of(push("refs/heads/release/2", by="ada")) == [
-        (COMMIT, {"review": "own"}, {}, "ada"),
-        (branch, {"review": "pushed"}, {}, ""),
-    ]
-    assert branch in run_of(job(head_branch="release/2")).subjects
-
-
-def test_a_dismissal_is_later_than_the_review_that_it_dismisses() -> None:
-    times = []
-    for state, now in (("approved", "2026-11-24T12:30:00Z"), ("dismissed", "2026-11-24T14:00:00Z")):
-        body = json.loads(reviewed(state).body)  # GitHub leaves submitted_at as it was
-        body["pull_request"]["updated_at"] = now
-        times.append(event_of("github", delivery("pull_request_review", body)).time_us)
-    assert times[1] - times[0] == 5_400_000_000
-
-
-@pytest.mark.parametrize(
-    ("given", "word"),
-    [
-        (reviewed(), "approved"),
-        (reviewed("APPROVED"), "approved"),
-        (reviewed("changes_requested", association="OWNER"), "changes_requested"),
-        (reviewed("dismissed", association="NONE"), "dismissed"),
-    ],
-)
-def test_a_review_is_of_the_commit_that_was_read(given: Delivery, word: str) -> None:
-    """Not of the head, which may be a newer one."""
-    body = json.loads(given.body)
-    body["pull_request"]["head"]["sha"] = "f" * 40
-    own, review = said_of(delivery("pull_request_review", body))
-    assert own == (COMMIT, {"review": "own"}, OF_42, "ada")
-    assert review == (COMMIT, {"review": word}, OF_42, "grace")
 
 
 def test_an_event_has_the_id_of_its_delivery() -> None:

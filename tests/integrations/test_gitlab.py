@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -28,12 +27,6 @@ def updates_of(given: Delivery) -> dict[str, dict[str, str]]:
     event = event_of("gitlab", given)
     assert (event.run_facts, event.rejections) == ((), ())
     return {update.subject: dict(update.facts) for update in event.updates if not update.only}
-
-
-def of_commit(given: Delivery) -> list[tuple[dict[str, str], dict[str, str], str]]:
-    """Return what a delivery says of the commit: facts, condition and reviewer."""
-    updates = [update for update in event_of("gitlab", given).updates if update.subject == COMMIT]
-    return [(dict(update.facts), dict(update.only), update.by) for update in updates]
 
 
 def settled(given: Delivery) -> list[tuple[str, str, str]]:
@@ -84,12 +77,14 @@ def test_a_job_knows_no_merge_request_by_the_name_of_its_ref(name: str, tag: boo
 BELOW = {**PROJECT, "web_url": "https://example.org/gitlab/tools/widget"}
 JOBS: dict[str, tuple[Delivery, dict[str, object]]] = {
     "a retried job is another run of the same attempts": (
-        job(build_id=9100), {"run_id": "ci~9100~1", "attempt_of": "501/unit 3.11"}
+        job(build_id=9100),
+        {"run_id": "ci~9100~1", "attempt_of": "501/unit 3.11"},
     ),
     "an older server": (
         job(project=..., pipeline_id=...),
         {
-            "project": "tools/widget", "subjects": ("pipeline:501", COMMIT),
+            "project": "tools/widget",
+            "subjects": ("pipeline:501", COMMIT),
             "log_url": "https://gitlab.example/api/v4/projects/44/jobs/9001/artifacts",
         },
     ),
@@ -107,12 +102,15 @@ JOBS: dict[str, tuple[Delivery, dict[str, object]]] = {
     **{
         reason: (job(build_status="failed", build_failure_reason=reason), {"outcome": outcome, "result": "failed"})
         for reason, outcome in (
-            ("script_failure", "failure"), ("unknown_failure", "failure"), ("a_new_reason", "failure"),
-            ("job_execution_timeout", "timeout"), ("runner_system_failure", "error"),
+            ("script_failure", "failure"),
+            ("unknown_failure", "failure"),
+            ("a_new_reason", "failure"),
+            ("job_execution_timeout", "timeout"),
+            ("runner_system_failure", "error"),
             ("stuck_or_timeout_failure", "error"),
         )
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("given", "facts"), JOBS.values(), ids=JOBS)
@@ -189,51 +187,10 @@ def test_the_branch_of_a_pipeline_is_its_target(given: Delivery, facts: dict[str
     assert {name: known.get(name) for name in facts} == facts
 
 
-OF_6 = {"change": "6", "branch": "main"}
-
-
-def test_a_merge_says_so_of_the_last_commit_in_its_merge_request_alone() -> None:
-    given = merge_request(target_branch="main")
-    assert updates_of(given) == {"merge_request:44/6": {"fork": "no", "branch": "main", "change": "6"}}
-    assert of_commit(given) == [({}, OF_6, ""), ({"review": "merged"}, OF_6, "")]
-
-
-def test_a_merge_request_of_a_fork_says_nothing_of_its_commit() -> None:
-    for action in ("merge", "approved", "open", "update"):
-        given = merge_request(99, action=action, target_branch="main", oldrev=SHA)
-        assert updates_of(given) == {"merge_request:44/6": {"fork": "yes", "branch": "main", "change": "6"}}
-        assert of_commit(given) == []
-
-
-def test_a_push_and_a_new_target_are_said_of_the_commit() -> None:
-    moved = json.loads(merge_request(action="update", target_branch="main", oldrev="0" * 40).body)
-    changes = {"changes": {"target_branch": {"previous": "mine", "current": "main"}}}
-    assert of_commit(delivery(moved | changes)) == [
-        ({}, OF_6, ""),
-        ({}, {"change": "6", "branch": "mine"}, ""),
-        ({"review": "own"}, OF_6, "ada"),
-    ]
-
-
-@pytest.mark.parametrize("author", [3, "3", None])
-def test_an_approval_by_the_author_or_of_an_unknown_one_is_none(author: object) -> None:
-    found = of_commit(merge_request(action="approved", target_branch="main", author_id=author))
-    assert found == [({}, OF_6, "")]
-    withdrawn = of_commit(merge_request(action="unapproved", target_branch="main", author_id=author))
-    assert withdrawn[1:] == [({"review": "dismissed"}, OF_6, "")]
-
-
-@pytest.mark.parametrize(
-    ("action", "review"),
-    [
-        ("approved", [({"review": "approved"}, OF_6, "ada")]),
-        ("unapproved", [({"review": "dismissed"}, OF_6, "")]),
-        *((action, []) for action in ("approval", "unapproval", "update", "close")),
-    ],
-)
-def test_only_a_full_approval_approves(action: str, review: list[object]) -> None:
-    found = of_commit(merge_request(action=action, target_branch="main"))
-    assert (found[0], found[1:]) == (({}, OF_6, ""), review)
+@pytest.mark.parametrize(("source", "fork"), [(44, "no"), (99, "yes")])
+def test_a_merge_request_knows_its_target_and_whether_it_is_of_a_fork(source: int, fork: str) -> None:
+    given = merge_request(source, target_branch="main")
+    assert updates_of(given) == {"merge_request:44/6": {"fork": fork, "branch": "main", "change": "6"}}
 
 
 @pytest.mark.parametrize(

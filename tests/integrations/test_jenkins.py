@@ -109,26 +109,13 @@ def test_an_unknown_type_is_rejected(kind: str) -> None:
         event_of("jenkins", cloudevent(kind, {"url": "job/app/", "build": {"number": 1}}))
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "job",
-        "app/",
-        "job/app/13",
-        "job//",
-        "job//job/app/",
-        "view/all/job/app/",
-        ["job/a/"],
-        "os=linux/",
-        "job/app/os=/",
-        "job/app/=linux/",
-        "job/app/os=a,b/",
-        "job/app/os=a,/",
-        "job/app/os=linux/py=3/",
-        "job/os=linux/app/",
-    ],
-)
+OTHER_URLS = """
+job app/ job/app/13 job// job//job/app/ view/all/job/app/ os=linux/ job/app/os=/ job/app/=linux/ job/app/os=a,b/
+job/app/os=a,/ job/app/os=linux/py=3/ job/os=linux/app/
+"""
+
+
+@pytest.mark.parametrize("url", ["", ["job/a/"], *OTHER_URLS.split()])
 def test_a_job_of_another_form_is_rejected(url: Any) -> None:
     data = {"url": url, "build": {"number": 1, "status": "SUCCESS"}}
     with pytest.raises(RejectedInput, match="url"):

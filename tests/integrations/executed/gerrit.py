@@ -128,6 +128,19 @@ SCENARIOS = {
         updated("f" * 64), created(parents=["f" * 64]), voted(), check()
     ),
     "an approval of the second patch set by itself": good(*CREATED, created(2, 2), voted(2), check(2)),
+    "an approval with a sign, and a vote of 0": good(
+        *CREATED, voted(votes=[vote("Code-Review", "+2", "1"), vote("Verified", "0")]), check()
+    ),
+    "an approval before votes that approve nothing": good(
+        *CREATED,
+        voted(),
+        voted(minute=6, votes=[vote("Code-Review", "-1", "0"), vote("Workflow", "-1", "0")], by="dan"),
+        voted(minute=7, votes=[vote("Verified", "-2", "2")], by="dan"),
+        check(),
+    ),
+    "a message that speaks of dependencies": good(
+        updated(), created(message="Explain Depends-On: and more\n\nNo-Depends-On: 9\n"), voted(), check()
+    ),
     "a retried build of an approved patch set": good(*CREATED, voted(), check(result="RETRY_LIMIT", buildset={})),
     "a dependency of an earlier patch set": good(
         updated(), created(message=DEPENDS), created(2, 2), voted(2, 6), check(2)
@@ -162,6 +175,9 @@ SCENARIOS = {
     "an approval on a tip that no event shows": bad(created(), voted(), check()),
     "an approval of a patch set whose creation no event shows": bad(updated(), voted(), check()),
     "an approval of a patch set without known parents": bad(updated(), created(parents=[]), voted(), check()),
+    "an approval of a patch set of which one parent is empty": bad(
+        updated(), created(parents=[TIP, ""]), voted(), check()
+    ),
     "an approval of a patch set whose parent is no commit": bad(updated(), created(parents=["main"]), voted(), check()),
     "an approval of a merge of which one parent is not merged": bad(
         updated(), created(parents=[TIP, OPEN]), voted(), check()
@@ -202,6 +218,17 @@ SCENARIOS = {
         *CREATED, voted(), created(2, 6, made=REBASE), voted(2, 7, before=None), check(2)
     ),
     "a vote of the CI system": bad(*CREATED, voted(votes=[vote("Verified", "2", "0")]), check()),
+    "an approval that became a +1": bad(*CREATED, voted(), voted(minute=6, value="1", before="2"), check()),
+    "a vote for Workflow that was taken back": bad(
+        *CREATED, voted(), voted(minute=6, votes=[vote("Workflow", "-1", "1"), vote("Code-Review", "2")]), check()
+    ),
+    "a vote on another label": bad(*CREATED, voted(votes=[vote("Anything", "2", "0")]), check()),
+    "votes without a change, which may be copies": bad(
+        *CREATED, voted(votes=[vote("Code-Review", "2"), vote("Workflow", "1")]), check()
+    ),
+    "a block together with an approval": bad(
+        *CREATED, voted(), voted(minute=6, votes=[vote("Code-Review", "-2", "0"), vote("Workflow", "1", "0")]), check()
+    ),
     "a vote of +1": bad(*CREATED, voted(value="1"), check()),
     "an approval of another change": bad(*CREATED, voted(number=70), check()),
     "an approval of the change of another project": bad(*CREATED, voted(project="demo"), check()),
@@ -223,6 +250,12 @@ SCENARIOS = {
     ),
     "a dependency in other letters": bad(
         updated(), created(message=f"{MESSAGE}depends-on:https://review.example/8"), voted(), check()
+    ),
+    "a dependency between blanks": bad(
+        updated(), created(message="A change\n\t DEPENDS-ON : https://review.example/9"), voted(), check()
+    ),
+    "a dependency by its change's id": bad(
+        updated(), created(message=f"{MESSAGE}depends-on:I0123456789012345678901234567890123456789"), voted(), check()
     ),
     "a dependency on the first line": bad(
         updated(), created(message="Depends-On: https://review.example/8"), voted(), check()

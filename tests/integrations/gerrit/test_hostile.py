@@ -26,18 +26,21 @@ def body(*parts: bytes, **headers: str) -> tuple[int, dict[str, str], Any]:
     return 200, headers, parts
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"eventCreatedOn": 10**400}, {"eventCreatedOn": True}, {"approvals": 7}, {"change": None}, {"type": ["x"]}],
-)
-def test_an_event_may_hold_anything(gerrit: FakeGerrit, fields: dict[str, Any]) -> None:
+def test_an_event_may_hold_anything(gerrit: FakeGerrit) -> None:
+    strange: list[dict[str, Any]] = [
+        {"eventCreatedOn": 10**400},
+        {"eventCreatedOn": True},
+        {"approvals": 7},
+        {"change": None},
+        {"type": ["x"]},
+    ]
     with running(gerrit.session()) as kept:
         gerrit.wait_for_stream()
-        gerrit.write({**event("change-merged", 1, 5), **fields})
-        wait(lambda: kept.values, "an event is missing")
-        time.sleep(0.1)
+        for number, fields in enumerate(strange, 1):
+            gerrit.write({**event("change-merged", 1, 5), **fields})
+            wait(lambda number=number: kept.outcomes.get("accepted") == number, f"{fields} is missing")
         gerrit.write(event("change-merged", 2, 6))
-        wait(lambda: len(kept.values) == 2, "an event is missing", 5)
+        wait(lambda: len(kept.values) == len(strange) + 1, "an event is missing")
         assert len(gerrit.commands) == 1  # on the same connection
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 from typing import Any
 
 import pytest
@@ -11,19 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
-from ciml.events.reviews import PARTLY_APPROVED, merged_subject
-from ciml.events.updates import fact_update
+from ciml.events.reviews import PARTLY_APPROVED
 from ciml.integrations.adapter import Delivery
 from ciml.integrations.gerrit.adapter import ADAPTER
 from ciml.integrations.gerrit.approvals import events_of, seconds
 from ciml.integrations.gerrit.session import Lines
-from ciml.integrations.registry import read_event
-from ciml.runs.known_subjects import Subjects
-from ciml.trust import TrustPolicy, evaluate
-from tests.integrations.deliveries import message_of
 from tests.integrations.gerrit.samples import ADA, CLEO, COMMIT, PARENT, at, change, event, message, person, vote
+from tests.integrations.gerrit.test_executed import rules
 from tests.integrations.hostile import Path, changed, paths
-from tests.integrations.samples import delivery, zuul_build, zuul_message
+from tests.integrations.samples import ref_update
 
 T = 1_795_657_180
 
@@ -188,22 +183,6 @@ def test_the_adapter_reads_events_of_the_api() -> None:
     ]  # fmt: skip
 
 
-def rule_of(patchset: int, *given: dict[str, Any]) -> str:
-    """Return the rule that decides about a run of check of a patch set, once all events are joined with it."""
-    build = zuul_build(change={"project": "demo/app", "branch": "main", "change": 7, "patchset": str(patchset)})
-    run = read_event(message_of("zuul", delivery(zuul_message(build)), "zuul", "mqtt-user")).run_facts[0]
-    subjects = Subjects()
-    subjects.add_update(
-        fact_update("zuul", merged_subject("demo/app", "main", PARENT), {"review": "merged"}, "ssh"), "key"
-    )
-    for each in given:
-        event = read_event(message_of("gerrit", delivery(each), "zuul", "ssh"))
-        for update in event.updates:
-            subjects.add_update(update, event.key)
-    policy = TrustPolicy.load(pathlib.Path(__file__).parents[3] / "integrations/trust_zuul.toml")
-    return evaluate(policy, subjects.join(run)).rule
-
-
 def test_a_vote_raises_the_trust_of_its_own_patch_set_alone() -> None:
     """Whether the stream shows it, or the API after a restart; Gerrit has copied it to the second patch set."""
     given = event("comment-added", 7, T + 10, author=person(CLEO), comment="Patch Set 1: Code-Review+2",
@@ -214,8 +193,9 @@ def test_a_vote_raises_the_trust_of_its_own_patch_set_alone() -> None:
     listed = events_of(
         change(7, T, labels={"Code-Review": {"all": [vote(CLEO, 2, T + 20)]}}, messages=said, **PATCH_SETS), 0
     )
-    assert [rule_of(number, given, seen, *listed) for number in (1, 2)] == ["reviewed", "no rule"]
-    assert [rule_of(number, *listed) for number in (1, 2)] == ["no rule", "no rule"]
-    assert rule_of(1, given) == "no rule"  # on an unknown parent
+    tip = event("ref-updated", 0, T, refUpdate=ref_update("refs/heads/main", PARENT, "0" * 40))
+    assert rules([tip, given, seen, *listed], "demo/app~7", 2) == ["reviewed", "no rule"]
+    assert rules([tip, *listed], "demo/app~7", 2) == ["no rule", "no rule"]
+    assert rules([tip, given], "demo/app~7", 1) == ["no rule"]  # on an unknown parent
     again = {**seen, "approvals": [{"type": "Code-Review", "value": "2", "oldValue": "1"}]}
-    assert rule_of(2, given, again, *listed) == "reviewed"
+    assert rules([tip, given, again, *listed], "demo/app~7", 2)[1] == "reviewed"

@@ -128,9 +128,8 @@ class Mosquitto:
     def user(self) -> dict[str, object]:
         """The settings of a source that connects as the user ciml, with its password."""
         ca_file = str(self.certificates.folder / "ca.pem")
-        return {
-            "broker": f"mqtts://127.0.0.1:{self.tls}", "user": "ciml", "secret_file": "password", "ca_file": ca_file
-        }  # fmt: skip
+        broker = f"mqtts://127.0.0.1:{self.tls}"
+        return {"broker": broker, "user": "ciml", "secret_file": "password", "ca_file": ca_file}
 
     def start(self) -> None:
         """Start it, and wait until it listens."""

@@ -18,7 +18,7 @@ from ciml.integrations import mqtt as client_module
 from ciml.integrations import sessions
 from ciml.integrations.mqtt import HostileBroker
 from ciml.limits import MIB
-from tests.integrations.mqtt.mosquitto import session_of
+from tests.integrations.mqtt.mosquitto import USERS, session_of
 from tests.integrations.receivers.kept import allocating, connected, running, wait
 from tests.tier import tries
 
@@ -75,7 +75,7 @@ class Broker:
     def _serve(self, link: socket.socket, is_first: bool) -> None:
         with suppress(OSError):
             for answer in self._answers if is_first else self._good:
-                link.recv(4096)
+                self.read += link.recv(4096)
                 link.sendall(answer)
             if is_first and self._ends:
                 link.close()
@@ -135,13 +135,14 @@ BROKEN = {
     "zeros": (SUBACK["5"] + b"\x00" * 100, ""),
     "CONNACK twice": (SUBACK["5"] + CONNACK["5"], "acknowledges the connection twice"),
     "a granted QoS 0": (
-        b"\x90\x05\x00\x01\x00\x01\x00", "grants QoS 0 only for zuul/#, which loses messages; allow QoS 1"
+        b"\x90\x05\x00\x01\x00\x01\x00",
+        "grants QoS 0 only for zuul/#, which loses messages; allow QoS 1",
     ),
     "a refusal": (
         b"\x90\x05\x00\x01\x00\x01\x87",
         "refuses the subscription to zuul/#: Not authorized; grant read access in the broker's access list",
     ),
-}  # fmt: skip
+}
 NO_CONNACK = [b"HTTP/1.1 400\r\n\r\n", b"\x20\x03\x00\x00\x05", b"\x30\x02\x00\xff", b"\x20\x00", b"\xff" * 50]
 
 
@@ -179,6 +180,16 @@ def test_no_bytes_end_a_session(tmp_path_factory: pytest.TempPathFactory, sent: 
             assert one.connections > 1
     finally:
         one.close()
+
+
+def test_the_other_password_is_tried_after_a_refusal(tmp_path: Path, broker: Callable[..., Broker]) -> None:
+    (tmp_path / "old").write_text("the password before")
+    one = broker(answers=[b"\x20\x03\x00\x87\x00"])  # not authorized
+    session = session_of(tmp_path, broker=one.address, user="ciml", secret_file=["old", "password"])
+    with connected(session):
+        assert one.connections == 2
+        assert b"the password before" in one.read
+        assert USERS["ciml"].encode() in one.read
 
 
 def test_topics_with_control_characters_are_kept_and_not_printed(

@@ -87,16 +87,6 @@ def test_the_reason_of_a_refused_connection_is_reported(tmp_path: Path, mosquitt
             assert "a wrong password" not in session.problem
 
 
-def test_the_other_password_is_tried_while_one_replaces_the_other(
-    tmp_path: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sessions, "_PAUSES_S", (0.1, 0.1))
-    (tmp_path / "old").write_text("the one before")
-    (tmp_path / "old").chmod(0o600)
-    with connected(session_of(tmp_path, **{**mosquitto.user, "secret_file": ["old", "password"]})):
-        pass
-
-
 def test_a_client_certificate_is_a_proof_and_no_tls_is_none(tmp_path: Path, mosquitto: Mosquitto) -> None:
     folder = mosquitto.certificates.folder
     files = {"ca_file": "ca.pem", "certificate_file": "client.pem", "key_file": "client.key"}

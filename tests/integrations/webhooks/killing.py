@@ -5,12 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import random
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +19,8 @@ from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from ciml.transforms.fetch.policy import FetchPolicy
 from tests.faults.children import Program
-from tests.integrations.webhooks.hooking import SOURCE, delivery, write_config
-from tests.integrations.webhooks.test_signatures import github
+from tests.integrations.receivers.kept import wait
+from tests.integrations.webhooks.hooking import SOURCE, Hooks, delivery, write_config
 from tests.messages import published
 from tests.pipelines.ingest.ingesting import account
 from tests.pipelines.ingest.scenario import corpus_facts
@@ -68,43 +65,15 @@ def receiving_webhooks(folder: Path, kafka: str, topic: str, probe: Path) -> Rec
     return Receiving("webhooks", folder, config, kafka, topic, probe, port)
 
 
-def send_until_accepted(port: int, body: bytes, patience_s: float) -> bool:
+def send_until_accepted(hooks: Hooks, body: bytes) -> None:
     """Send a delivery as a CI system with retries does, until it is acknowledged."""
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        one = http.client.HTTPConnection("127.0.0.1", port, timeout=15)
-        try:
-            one.request("POST", "/hooks/hub", body, {**github(body), "Content-Type": "application/json"})
-            if one.getresponse().status == 202:
-                return True
-        except (OSError, http.client.HTTPException):
-            pass
-        finally:
-            one.close()
-        time.sleep(0.05)
-    return False
 
+    def is_accepted() -> bool:
+        with suppress(OSError, http.client.HTTPException):
+            return hooks.post(body).status == 202
+        return False
 
-def deliver_and_ingest(
-    receiver: Receiving, data: Path, number: int, kills: int, kill: Callable[[random.Random], None], seed: int
-) -> Counter[tuple[str, str]]:
-    """Send deliveries during kills; compare acknowledged ones, topic and raw store; return the outcomes of ingest."""
-    chance, accepted = random.Random(seed), list[None]()
-    bodies = run_bodies(number)
-
-    def send(body: bytes) -> bool:
-        if done := send_until_accepted(receiver.port, body, 240.0):
-            accepted.append(None)
-        return done
-
-    with ThreadPoolExecutor(16) as pool:
-        waiting = [pool.submit(send, body) for body in bodies]
-        for threshold in sorted(chance.sample(range(1, number - 20), kills)):
-            while len(accepted) < threshold:
-                time.sleep(0.001)
-            kill(chance)  # in this thread, with which the kernel ends what it has started
-        assert [each.result() for each in waiting] == [True] * number
-    return ingest_and_compare(receiver.kafka, receiver.topic, data, number, "hub")
+    wait(is_accepted, "a delivery is not accepted", 240.0)
 
 
 def run_bodies(number: int) -> list[bytes]:

@@ -133,8 +133,11 @@ def test_what_is_unsigned_or_altered_is_not_accepted(tmp_path: Path) -> None:
     good = github(BODY)
     altered = {"x-hub-signature-256": good["x-hub-signature-256"][:-1] + "é"}
     for headers, body in (
-        ({}, BODY), ({"x-hub-signature": "sha1=" + "0" * 40}, BODY), (good, BODY + b" "), (altered, BODY),
-    ):  # fmt: skip
+        ({}, BODY),
+        ({"x-hub-signature": "sha1=" + "0" * 40}, BODY),
+        (good, BODY + b" "),
+        (altered, BODY),
+    ):
         assert hooks.post(headers, body=body) == 401
         assert hooks.answer.body == b'{"error": "unauthorized"}'
     assert hooks.messages == []

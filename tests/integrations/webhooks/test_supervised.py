@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ciml.engines.processes import lasting_ports
+from tests.integrations.receivers.kept import wait
 from tests.integrations.webhooks.hooking import SOURCE, Hooks, delivery, write_config
 from tests.integrations.webhooks.killing import receiving_webhooks, send_until_accepted
 from tests.scraping import scrape
@@ -45,7 +44,7 @@ def test_a_supervised_receiver_is_started_replaced_and_stopped(
         assert counted["ciml_delivery_seconds_count"] == {("webhooks", "hub"): 1}
         assert counted["ciml_service_health"][("running", "webhooks")] == 1
         one.kill_worker()
-        assert send_until_accepted(port, delivery(2), 60.0)
+        send_until_accepted(hooks, delivery(2))
         assert one.ask("stop").exception is None
         assert (one.status()["health"], one.code()) == ("stopped", 1)
         with pytest.raises(ConnectionRefusedError):
@@ -58,9 +57,7 @@ def test_the_command_prints_its_address_and_ends_by_a_signal(
 ) -> None:
     receiver = receiving_webhooks(tmp_path, kafka, topic(), probe)
     log = tmp_path / "receiver.log"
-    deadline = time.monotonic() + 60
-    while not re.search("receiving", log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait(lambda: "receiving" in log.read_text(), "it does not receive")
     assert log.read_text() == f"receiving webhooks at http://127.0.0.1:{receiver.port}\n"
     assert Hooks(receiver.port, kafka, receiver.topic).post(delivery(1)).status == 202
     receiver.program.send(signal.SIGTERM)
