@@ -90,12 +90,6 @@ def reading_commands() -> list[tuple[str, click.Command]]:
     ]
 
 
-def test_many_commands_only_read() -> None:
-    assert {"ciml runs summary", "ciml refresh", "ciml models list", "ciml dead-letters list"} <= {
-        name for name, _ in reading_commands()
-    }
-
-
 @pytest.mark.parametrize(("name", "command"), reading_commands(), ids=[name for name, _ in reading_commands()])
 def test_no_data_is_an_error_where_nothing_is_created(name: str, command: click.Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
@@ -112,16 +106,11 @@ def test_no_data_is_an_error_where_nothing_is_created(name: str, command: click.
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("words", [["plot", "cpu-load"], ["migrate"]])
+@pytest.mark.parametrize("words", [["plot", "cpu-load"], ["migrate"], ["dataset", "build", "--dataset", "x"]])
 def test_no_data_is_an_error_for_a_command_that_checks_later(words: list[str], tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, [*words, "--data-path", str(tmp_path / "none")])
     assert (done.exit_code, done.stderr.split(";")[0]) == (2, f"ciml: no data at {tmp_path / 'none'}")
     assert not (tmp_path / "none").exists()
-
-
-def test_a_data_set_of_logs_may_begin_a_data_root_and_one_of_runs_may_not(tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, ["dataset", "build", "--dataset", "x", "--data-path", str(tmp_path / "none")])
-    assert (done.exit_code, done.output.split(";")[0]) == (2, f"ciml: no data at {tmp_path / 'none'}")
 
 
 @pytest.mark.engines

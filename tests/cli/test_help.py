@@ -36,31 +36,18 @@ every_command = pytest.mark.parametrize(("name", "command"), ALL, ids=[name for 
 
 
 @every_command
-def test_short_help_is_a_sentence_of_at_most_nine_words(name: str, command: click.Command) -> None:
+def test_help_is_short_complete_and_in_the_words_of_the_glossary(name: str, command: click.Command) -> None:
     line = command.get_short_help_str(200)
     assert re.fullmatch(r"[A-Z].*\.", line), line
     assert len(line.split()) <= 9, line
-
-
-@every_command
-def test_every_command_has_an_example(name: str, command: click.Command) -> None:
     example = cleandoc(command.help or "").partition("\n\b\nExample:\n")[2]
     default = name.removesuffix(" run").removesuffix(" summary").removesuffix(" files")
     default = default.replace("exclude add", "exclude")
     assert re.search(rf"^  {default}\b", example, re.M), command.help
-
-
-@every_command
-def test_every_option_has_help(name: str, command: click.Command) -> None:
-    for parameter in command.params:
-        if isinstance(parameter, click.Option):
-            assert re.match(r"[A-Za-z].*[.\])]$", parameter.help or ""), (name, parameter.opts, parameter.help)
-
-
-@every_command
-def test_help_uses_the_words_of_the_glossary(name: str, command: click.Command) -> None:
     texts = [command.help or "", command.epilog or "", command.short_help or ""]
-    texts += [parameter.help or "" for parameter in command.params if isinstance(parameter, click.Option)]
+    for option in (each for each in command.params if isinstance(each, click.Option)):
+        assert re.match(r"[A-Za-z].*[.\])]$", option.help or ""), (option.opts, option.help)
+        texts.append(option.help or "")
     for text in texts:
         prose = text.replace("dead-letters", "")
         assert not (found := re.search(rf"\b({BANNED})\b", prose, re.I)), (found[0], text)

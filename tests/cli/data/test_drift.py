@@ -58,13 +58,16 @@ def test_no_drift_and_too_few_runs_exit_with_0(data_path: str, tmp_path: Path) -
     assert "too few runs: 31 needed on both sides" in few
 
 
-def test_wrong_use_gets_one_line(data_path: str) -> None:
-    both = ciml("cpu", "--against", "a", "--model", "b", "--data-path", data_path, exit_code=2)
-    assert "--against and --model exclude each other" in str(both.exception)
-    none = ciml("nothing", "--data-path", data_path, exit_code=2)
-    assert "no data set 'nothing' in" in str(none.exception)
-    last = ciml("cpu", "--last", "3", "--data-path", data_path, exit_code=2)
-    assert "has 3 spans, none before the last 3" in str(last.exception)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cpu", "--against", "a", "--model", "b"], "--against and --model exclude each other"),
+        (["nothing"], "no data set 'nothing' in"),
+        (["cpu", "--last", "3"], "has 3 spans, none before the last 3"),
+    ],
+)
+def test_wrong_use_gets_one_line(words: list[str], message: str, data_path: str) -> None:
+    assert message in str(ciml(*words, "--data-path", data_path, exit_code=2).exception)
 
 
 def test_kinds_are_those_of_the_report_and_documented() -> None:

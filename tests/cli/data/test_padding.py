@@ -55,9 +55,8 @@ def test_build_says_how_much_is_padding_and_what_to_set(data: str) -> None:
     assert "examples   5500 windows of mean at 1s\n" in shown.stdout
     assert "padding    99.9% of 5500 windows\n" in shown.stdout
     assert shown.stderr == long.stderr
-    assert json.loads(dataset("show", "cpu", "--json", data=data).stdout)["padding"] == pytest.approx(
-        1 - 669 / (9 * 121)
-    )
+    described = json.loads(dataset("show", "cpu", "--json", data=data).stdout)
+    assert described["padding"] == pytest.approx(1 - 669 / (9 * 121))
     wrong = dataset("build", "--dataset", "x", "--max-windows", "0", data=data, code=2)
     assert "invalid number of windows '0'; give a whole number, or auto" in wrong.output
 
@@ -84,9 +83,8 @@ def test_create_and_update_resolve_it_at_the_first_span(data: str, tmp_path: Pat
     assert made.output == (
         f"cpu: status of all, L = auto, at most 5500, at 1s; next: ciml dataset update cpu --data-path {data}\n"
     )
-    assert (
-        "examples   at most 5500 windows, not resolved yet, of mean at 1s\n" in dataset("show", "cpu", data=data).output
-    )
+    shown = dataset("show", "cpu", data=data).output
+    assert "examples   at most 5500 windows, not resolved yet, of mean at 1s\n" in shown
     updated = dataset("update", "cpu", data=data)
     assert updated.stdout.endswith("  padding   39.8% of 9 windows\n")
     assert shape(data, "cpu") == ("auto", 9)

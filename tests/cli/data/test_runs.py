@@ -105,10 +105,3 @@ def test_findings_are_reported_and_exit_with_4(tmp_path: Path, stored: RawStore)
         assert compacted.return_value == 4
         assert "does not exist" in compacted.output
     assert ciml(tmp_path, "show", "zuul~10~1").return_value == 4
-
-
-@pytest.mark.parametrize("name", ["list", "show", "verify", "compact", "summary", ""])
-def test_help_has_an_example(name: str) -> None:
-    reported = CliRunner().invoke(command, [*([name] if name else []), "--help"])
-    assert reported.exit_code == 0
-    assert "Example:" in reported.output

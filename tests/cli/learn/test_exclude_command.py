@@ -56,16 +56,12 @@ def test_conditions_are_combined_and_times_are_utc(data: Path) -> None:
     listed = [json.loads(line) for line in ciml(data, "runs", "list", "--last", "99", "--json").stdout.splitlines()]
     first = min(run["path"].partition("/date=")[2][:10] for run in listed)
     begin = datetime.fromisoformat(f"{first}T00:00:00+00:00")
-    job, times = (
-        listed[0]["build_name"][:4],
-        ["--since", first, "--until", f"{begin.date() + timedelta(1)}T01:00+01:00"],
-    )
+    job = listed[0]["build_name"][:4]
+    times = ["--since", first, "--until", f"{begin.date() + timedelta(1)}T01:00+01:00"]
     made = ciml(data, "exclude", "--job", f"{job}*", *times, "--source", "backfill", "--reason", "bad mirror")
     (kept,) = read_state(DataRoot.open(data).exclusions).active()
-    assert (kept.exclusion.since_us, kept.exclusion.until_us) == (
-        round(begin.timestamp() * 1e6),
-        round((begin + timedelta(1)).timestamp() * 1e6),
-    )
+    bounds = [round((begin + timedelta(day)).timestamp() * 1e6) for day in (0, 1)]
+    assert [kept.exclusion.since_us, kept.exclusion.until_us] == bounds
     assert made.stdout.startswith(f"exclusion 1: job {job}*, source backfill, since {first}T00:00:00Z, until ")
     matching = int(made.stdout.rsplit(" ", 1)[1])
     assert 0 < matching <= sum(f"date={first}" in run["path"] for run in listed) < len(listed)
@@ -106,9 +102,7 @@ def test_lines_of_a_file_become_exclusions(data: Path, tmp_path: Path) -> None:
     assert with_file["excluded"] == {"a leak": 1}
     later = json.loads(ciml(data, *words).stdout)["snapshot"]
     assert later == with_file != before
-    assert [kept.exclusion.reason for kept in read_state(DataRoot.open(data).exclusions).active()] == [
-        "a leak",
-        "excluded",
-    ]
+    active = read_state(DataRoot.open(data).exclusions).active()
+    assert [kept.exclusion.reason for kept in active] == ["a leak", "excluded"]
     ciml(data, "exclude", "revert", "1", "2")
     assert json.loads(ciml(data, *words).stdout)["snapshot"] == before

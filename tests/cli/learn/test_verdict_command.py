@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from ciml.cli.main import cli
+from ciml.data_root import DataRoot
 from ciml.verdict_rules import LearnedRanges
 from tests.transforms.profiles.tables import facts_of
-from tests.verdicts.evidence.stored import FAILED, RULES, commit, made, prediction, push, store_runs
-from tests.verdicts.evidence.subjects import profiles, subject_of
+from tests.verdicts.evidence.stored import FAILED, RULES, commit, made, prediction, push
+from tests.verdicts.evidence.subjects import profiles
 
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["verdict", *arguments], standalone_mode=False)
 
 
-def failed(*arguments: str) -> Result:
-    return CliRunner().invoke(cli, ["verdict", *arguments])
+def replace(data: DataRoot, *records: dict[str, Any]) -> None:
+    """Store these predictions, and no others."""
+    for file in Path(data.predictions.url()).rglob("*.json"):
+        file.unlink()
+    commit(data, records)
+
+
+def said(tmp_path: Path, **changes: Any) -> dict[str, str]:
+    """Store another prediction of the failed run; return the printed lines by their titles."""
+    data, record = made(tmp_path)
+    replace(data, prediction(FAILED, record["path"], **changes))
+    lines = run(FAILED.run_id, "--data-path", str(tmp_path / "data")).output.splitlines()
+    return {line[:12].strip(): line[13:] for line in lines}
 
 
 def test_it_prints_the_verdict_its_evidence_and_the_picture(tmp_path: Path) -> None:
@@ -58,25 +71,15 @@ def test_it_prints_the_verdict_its_evidence_and_the_picture(tmp_path: Path) -> N
     ],
 )  # fmt: skip
 def test_each_verdict_says_what_it_means(tmp_path: Path, code: float, verdict: str, retry: str, possible: str) -> None:
-    data, record = made(tmp_path)
-    for file in Path(data.predictions.url()).rglob("*.json"):
-        file.unlink()
-    commit(data, [prediction(FAILED, record["path"], 1, code=code)])
-    lines = run(FAILED.run_id, "--data-path", str(tmp_path / "data")).output.splitlines()
-    said = {line[:12].strip(): line[13:] for line in lines}
-    assert (said["verdict"], said["retry"], said["possible"]) == (verdict, retry, possible)
+    lines = said(tmp_path, code=code)
+    assert (lines["verdict"], lines["retry"], lines["possible"]) == (verdict, retry, possible)
 
 
 def test_a_run_unlike_the_learned_ones_is_unknown_and_it_says_by_what(tmp_path: Path) -> None:
-    data, record = made(tmp_path)
-    for file in Path(data.predictions.url()).rglob("*.json"):
-        file.unlink()
     rules = RULES.replace(ranges=LearnedRanges(60, ("1m_mean",), (0.5,), (4.5,), 0.1))
-    commit(data, [prediction(FAILED, record["path"], rules=rules, value=9.75)])
-    lines = run(FAILED.run_id, "--data-path", str(tmp_path / "data")).output.splitlines()
-    said = {line[:12].strip(): line[13:] for line in lines}
-    assert said["verdict"] == "unknown: no cause alone is certain enough"
-    assert said["possible"] == (
+    lines = said(tmp_path, rules=rules, value=9.75)
+    assert lines["verdict"] == "unknown: no cause alone is certain enough"
+    assert lines["possible"] == (
         "code and machine: it is unlike the runs that the model learned, by 1m_mean: 9.75, theirs are 0.5 to 4.5"
     )
 
@@ -93,32 +96,25 @@ def test_json_has_the_record_and_the_evidence(tmp_path: Path) -> None:
 
 
 def test_the_last_verdict_of_the_run_or_of_a_model_is_shown(tmp_path: Path) -> None:
-    data, _ = made(tmp_path / "first")
-    path = store_runs(data, [(facts_of(outcome="failure", number=1), subject_of().table)])["zuul~unit-1~1"]
+    data, record = made(tmp_path)
     push(data, tmp_path / "second", profiles(60))
-    facts = facts_of(outcome="failure", number=1)
-    for file in (tmp_path / "first" / "data" / "predictions").rglob("*.json"):
-        file.unlink()
-    commit(
-        data, [prediction(facts, path, 1, code=0.95), prediction(facts, path, 2), prediction(facts, path, 1, model="m")]
-    )
-    words = ["--data-path", str(tmp_path / "first" / "data"), "--json"]
-    assert json.loads(run(facts.run_id, "--model", "cause", *words).output)["version"] == 2
-    assert failed(facts.run_id, "--model", "m", *words).exit_code == 2  # such a model was never pushed
+    of_model = [prediction(FAILED, record["path"], version, code=0.9) for version in (1, 2)]
+    replace(data, *of_model, prediction(FAILED, record["path"], model="m"))
+    words = ["--data-path", str(tmp_path / "data"), "--json"]
+    assert json.loads(run(FAILED.run_id, "--model", "cause", *words).output)["version"] == 2
+    unpushed = run(FAILED.run_id, "--model", "m", *words)
+    assert "was never pushed" in str(unpushed.exception)
 
 
 def test_without_a_verdict_it_says_why(tmp_path: Path) -> None:
     data, _ = made(tmp_path)
-    words = ["--data-path", str(tmp_path / "data")]
-    none = failed("zuul~no~1", *words)
-    assert (none.exit_code, "no prediction of run 'zuul~no~1'" in none.output) == (2, True)
-    other = failed(FAILED.run_id, "--model", "other", *words)
-    assert (other.exit_code, "no prediction of model 'other' of run" in other.output) == (2, True)
-    for file in Path(data.predictions.url()).rglob("*.json"):
-        file.unlink()
-    commit(data, [prediction(facts_of(number=5), "p")])
-    passed = failed("zuul~unit-5~1", *words)
-    assert (passed.exit_code, "verdicts are given on failed runs" in passed.output) == (2, True)
+    replace(data, prediction(facts_of(number=5), "p"))
+    for words, why in (
+        (["zuul~no~1"], "no prediction of run 'zuul~no~1'"),
+        ([FAILED.run_id, "--model", "other"], "no prediction of model 'other' of run"),
+        (["zuul~unit-5~1"], "verdicts are given on failed runs"),
+    ):
+        assert why in str(run(*words, "--data-path", str(tmp_path / "data")).exception)
 
 
 def test_a_damaged_run_keeps_its_verdict(tmp_path: Path) -> None:

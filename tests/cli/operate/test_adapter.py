@@ -37,13 +37,9 @@ def test_a_run_is_shown_with_its_facts_and_the_address_of_its_log(tmp_path: Path
     body.write_bytes(github.job().body)
     lines = [line.split(maxsplit=1) for line in ciml("try", "github", str(body), f"{EVENT}workflow_job").splitlines()]
     assert lines[:6] == [
-        ["event", "workflow_job.completed"],
-        ["run", "github~4001~1"],
-        ["phase", "finished"],
-        ["start_time", "2026-11-24T12:00:00Z"],
-        ["end_time", "2026-11-24T12:20:00Z"],
-        ["build_uuid", "4001"],
-    ]
+        ["event", "workflow_job.completed"], ["run", "github~4001~1"], ["phase", "finished"],
+        ["start_time", "2026-11-24T12:00:00Z"], ["end_time", "2026-11-24T12:20:00Z"], ["build_uuid", "4001"],
+    ]  # fmt: skip
     subjects = f"workflow_run:81, branch:octo/widget/main/{github.SHA}, sha:octo/widget/{github.SHA}"
     assert ["subjects", subjects] in lines
     address = "https://api.github.com/repos/octo/widget/actions/runs/81/artifacts"
@@ -56,11 +52,8 @@ def test_json_holds_the_same() -> None:
     assert found["event"] == {"type": "workflow_job.completed", "time": None}
     assert found["updates"] == []
     (run,) = found["runs"]
-    assert (run["facts"]["run_id"], run["facts"]["end_time"], run["log"]) == (
-        "gh~4001~1",
-        "2026-11-24T12:20:00Z",
-        "https://api.github.com/repos/octo/widget/actions/runs/81/artifacts",
-    )
+    assert (run["facts"]["run_id"], run["facts"]["end_time"]) == ("gh~4001~1", "2026-11-24T12:20:00Z")
+    assert run["log"] == "https://api.github.com/repos/octo/widget/actions/runs/81/artifacts"
     assert "ignored" not in found
 
 
@@ -81,12 +74,7 @@ def test_updates_are_shown() -> None:
     ("arguments", "body", "exit_code", "last"),
     [
         (["gitlab"], gitlab.job(build_status="running").body, 0, "  ignored: not_finished"),
-        (
-            ["github", f"{EVENT}push"],
-            b"{}",
-            0,
-            f"ignored: {PUSH}",
-        ),
+        (["github", f"{EVENT}push"], b"{}", 0, f"ignored: {PUSH}"),
         (["gitlab"], gitlab.job(build_name="").body, 2, "dead letter: missing_field: build_name"),
         (["gitlab"], gitlab.job(repository={}, project={}).body, 2, "  dead letter: missing_field: log_url"),
         (["github"], b"{}", 2, "The adapter reads headers that were not given: x-github-event; give --header."),
@@ -97,9 +85,8 @@ def test_why_a_delivery_is_not_used(arguments: list[str], body: bytes, exit_code
 
 
 def test_a_run_that_is_rejected_alone_is_a_dead_letter() -> None:
-    output = ciml(
-        "try", "github", "-", f"{EVENT}workflow_job", given=github.job(conclusion="finished").body, exit_code=2
-    )
+    body = github.job(conclusion="finished").body
+    output = ciml("try", "github", "-", f"{EVENT}workflow_job", given=body, exit_code=2)
     assert "dead letter: bad_field: result: 'FINISHED' is an unknown word" in output
 
 

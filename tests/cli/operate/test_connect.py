@@ -60,22 +60,26 @@ def test_feedback_is_a_dry_run_that_is_printed(system: str, more: tuple[str, ...
     assert "service start feedback" not in again
 
 
-def test_feedback_needs_what_it_is_given(tmp_path: Path) -> None:
-    said = ciml("github", *COMMANDS["github"], "--app", "7", "--folder", str(tmp_path), exit_code=2)
-    assert "--app is that of the feedback; add --feedback" in said
-    said = ciml("gerrit", *COMMANDS["gerrit"], "--feedback", "--folder", str(tmp_path), exit_code=2)
-    assert "missing --rest: the address of Gerrit's REST API, such as https://review.example.org" in said
-    said = ciml(
-        "gitlab", *COMMANDS["gitlab"], "--server", "http://gl", "--feedback", "--folder", str(tmp_path), exit_code=2
-    )
-    assert "--server 'http://gl': give the address of GitLab" in said
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("system", "more", "message"),
+    [
+        ("github", ("--app", "7"), "--app is that of the feedback; add --feedback"),
+        ("gerrit", ("--feedback",), "missing --rest: the address of Gerrit's REST API, such as https://review"),
+        ("gitlab", ("--server", "http://gl", "--feedback"), "--server 'http://gl': give the address of GitLab"),
+        ("github", ("--wait",), "--wait: no Kafka broker: start one"),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_is_written(
+    system: str, more: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    places = ("--folder", str(tmp_path / "conf"), "--home", str(tmp_path / "home"))
+    assert message in ciml(system, *COMMANDS[system], *more, *places, exit_code=2)
+    assert not (tmp_path / "conf").exists()
 
 
 def test_the_services_have_the_options_that_were_given(tmp_path: Path) -> None:
-    said = ciml(
-        "github", *COMMANDS["github"], "--folder", str(tmp_path), "--topic", "hub", "--data-path", str(tmp_path / "d")
-    )
+    words = ("--folder", str(tmp_path), "--topic", "hub", "--data-path", str(tmp_path / "d"))
+    said = ciml("github", *COMMANDS["github"], *words)
     assert f"--config {tmp_path / 'receivers.toml'} --topic hub" in said
     assert f"ingest --data-path {tmp_path / 'd'} --topic hub" in said
 
@@ -87,24 +91,15 @@ def test_what_is_missing_is_named_where_nobody_can_be_asked(system: str, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_waiting_needs_a_broker_before_anything_is_written(tmp_path: Path) -> None:
-    home, folder = tmp_path / "home", tmp_path / "conf"
-    said = ciml("github", *COMMANDS["github"], "--folder", str(folder), "--home", str(home), "--wait", exit_code=2)
-    assert "--wait: no Kafka broker: start one" in said
-    assert not folder.exists()
-
-
 @pytest.mark.parametrize(("system", "more"), [("zuul", ()), ("github", ("--feedback",))])
 def test_connecting_needs_the_extra_of_receivers_alone(system: str, more: tuple[str, ...], tmp_path: Path) -> None:
-    code = f"""
-import sys
-for name in ("numpy", "pyarrow", "apache_beam", "boto3", "httpx", "starlette", "jwt"):
-    sys.modules[name] = None
-from ciml.cli.main import cli
-from ciml.events.records import Origin
-from ciml.services.arrivals import Arrival, Effect
-cli(["connect", {system!r}, *{COMMANDS[system] + more!r}, "--folder", {str(tmp_path)!r}])
-"""
+    words = ["connect", system, *COMMANDS[system], *more, "--folder", str(tmp_path)]
+    code = (
+        "import sys\n"
+        "absent = ('numpy', 'pyarrow', 'apache_beam', 'boto3', 'httpx', 'starlette', 'jwt')\n"
+        "sys.modules.update(dict.fromkeys(absent))\n"
+        f"import ciml.services.arrivals; from ciml.cli.main import cli; cli({words!r})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "trust.toml").exists()

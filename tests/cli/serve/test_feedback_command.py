@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def config(tmp_path: Path) -> str:
     return str(tmp_path / "feedback.toml")
 
 
+@pytest.fixture
+def try_lines(config: str, tmp_path: Path) -> Callable[..., str]:
+    """Return a function that tries predictions, or what other arguments name; it returns what is printed."""
+
+    def tried(lines: list[dict[str, Any]], *more: str) -> str:
+        (tmp_path / "p.jsonl").write_bytes(b"\n".join(map(orjson.dumps, lines)) + b"\n\n")
+        source = [] if not lines else [str(tmp_path / "p.jsonl")]
+        return ciml("try", *source, "--config", config, "--data-path", str(tmp_path / "data"), *more).output
+
+    return tried
+
+
 def put(data: Path, config: str, *records: dict[str, Any]) -> None:
     """Take predictions as the service does."""
     messages = [Message(number, orjson.dumps(one)) for number, one in enumerate(records)]
@@ -60,67 +73,65 @@ def put(data: Path, config: str, *records: dict[str, Any]) -> None:
     take(feedback_replica(DataRoot.open(data)), covers, messages, Judge(load_feedback(config)), int(NOW_S * 1e6))
 
 
-def test_try_prints_messages_and_reasons_for_silence(config: str, tmp_path: Path) -> None:
+def test_try_prints_messages_and_reasons_for_silence(try_lines: Callable[..., str]) -> None:
     lines = [
         prediction(1), prediction(2, build_name="lint"), prediction(3, outcome="success"),
         prediction(4, project="muted/one"),
     ]  # fmt: skip
-    (tmp_path / "p.jsonl").write_bytes(b"\n".join(map(orjson.dumps, lines)) + b"\n\n")
-    shown = ciml("try", str(tmp_path / "p.jsonl"), "--config", config, "--data-path", str(tmp_path / "data")).output
-    assert shown.startswith(
+    assert try_lines(lines).startswith(
         "zuul~3~1: silent: not_failed\n"
         "zuul~4~1: silent: muted_project\n"
         "zuul~1~1, zuul~2~1: a message of review on 'org/project', change '12':\n"
         "\n"
         "2 jobs failed: 2 probably because of the machine.\n"
     )
-    found = ciml("try", str(tmp_path / "p.jsonl"), "--config", config, "--data-path", str(tmp_path / "data"), "--json")
-    assert [json.loads(line).get("reason") for line in found.output.splitlines()] == [
-        "not_failed",
-        "muted_project",
-        None,
-    ]
+    found = [json.loads(line).get("reason") for line in try_lines(lines, "--json").splitlines()]
+    assert found == ["not_failed", "muted_project", None]
 
 
-def test_try_of_a_stored_run_shows_its_evidence_and_links_its_picture(tmp_path: Path, config: str) -> None:
+def test_try_of_a_stored_run_shows_its_evidence_and_links_its_picture(
+    tmp_path: Path, config: str, try_lines: Callable[..., str]
+) -> None:
     facts = stored.FAILED.replace(source="zuul", project="org/project", patchset="3")
+    elsewhere = facts.replace(run_id="zuul~e~1", build_uuid="e", provider="elsewhere")
     data = DataRoot.open(tmp_path / "data")
     stored.push(data, tmp_path / "candidate", profiles(60))
-    record = stored.prediction(facts, stored.store_runs(data, [(facts, stored.STARVED)])[facts.run_id])
-    stored.commit(data, [record])
-    Path(config).write_text('base_url = "https://ci.example.org/p"\n' + Path(config).read_text())
-    shown = ciml("try", "--run", facts.run_id, "--config", config, "--data-path", str(tmp_path / "data")).output
+    paths = stored.store_runs(data, [(each, stored.STARVED) for each in (facts, elsewhere)])
+    record, other = (stored.prediction(each, paths[each.run_id]) for each in (facts, elsewhere))
+    stored.commit(data, [record, other])
+    Path(config).write_text('base_url = "https://ci.example.org/p"\n' + CONFIG)
+    shown = try_lines([], "--run", facts.run_id)
     picture = f"evidence/{record['id'][:2]}/{record['id']}.svg"
     assert shown.count("\n- ") == 3
     assert "\n- From second 20, steal was 41 %; passing runs have 0 %.\n" in shown
     assert f"- Picture of its telemetry: https://ci.example.org/p/{picture}\n" in shown
     assert (tmp_path / "data" / "predictions" / picture).read_bytes().startswith(b"<svg")
+    Path(config).write_text(CONFIG.replace("min_passing_runs = 0", ""))
+    why = "not_comparable (0 passing runs of this job on such machines; 5 are needed)"
+    assert try_lines([], "--run", elsewhere.run_id) == f"{elsewhere.run_id}: silent: {why}\n"
 
 
-def test_try_shows_the_message_that_a_model_in_shadow_would_send(tmp_path: Path, config: str) -> None:
-    (tmp_path / "p.jsonl").write_bytes(orjson.dumps(prediction(1)))
+def test_try_shows_the_message_that_a_model_in_shadow_would_send(config: str, try_lines: Callable[..., str]) -> None:
     Path(config).write_text(CONFIG.replace('active_models = ["*"]', ""))
-    arguments = ("try", str(tmp_path / "p.jsonl"), "--config", config, "--data-path", str(tmp_path / "data"))
-    shown = ciml(*arguments).output
-    assert shown.startswith(
+    assert try_lines([prediction(1)]).startswith(
         "zuul~1~1: silent: shadow (0 of at least 20 verdicts machine are settled)\n"
         "\nThis message is recorded and not sent:\n\n“unit” failed, probably because of the machine.\n"
     )
-    (found,) = [json.loads(line) for line in ciml(*arguments, "--json").output.splitlines()]
+    (found,) = [json.loads(line) for line in try_lines([prediction(1)], "--json").splitlines()]
     assert (found["reason"], found["change"]) == ("shadow", "12")
     assert "No rerun or reviewer has checked such a verdict yet." in found["message"]
 
 
-def test_try_names_why_a_run_cannot_be_compared(tmp_path: Path, config: str) -> None:
-    Path(config).write_text(CONFIG.replace("min_passing_runs = 0", ""))
-    facts = stored.FAILED.replace(source="zuul", project="org/project", patchset="3", provider="elsewhere")
-    data = DataRoot.open(tmp_path / "data")
-    stored.push(data, tmp_path / "candidate", profiles(60))
-    stored.commit(data, [stored.prediction(facts, stored.store_runs(data, [(facts, stored.STARVED)])[facts.run_id])])
-    shown = ciml("try", "--run", facts.run_id, "--config", config, "--data-path", str(tmp_path / "data")).output
-    assert shown == (
-        f"{facts.run_id}: silent: not_comparable (0 passing runs of this job on such machines; 5 are needed)\n"
-    )
+def test_what_cannot_be_tried_or_muted_is_named(config: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"a": 1}\n[1]\n')
+    data = ("--data-path", str(tmp_path / "data"))
+    for words, message in (
+        (("try", str(tmp_path / "p.jsonl"), "--config", config), r"p.jsonl, line 2: expected a JSON object"),
+        (("try", "--run", "zuul~9~1", "--config", config), r"there is no prediction of run 'zuul~9~1'"),
+        (("mute", "a\u202eb"), "PROJECT"),
+    ):
+        with pytest.raises(CimlError, match=message):
+            ciml(*words, *data)
 
 
 def test_report_shows_the_precision_of_served_and_shadow_models(tmp_path: Path, config: str) -> None:
@@ -146,17 +157,6 @@ def test_report_shows_the_precision_of_served_and_shadow_models(tmp_path: Path, 
     text = ciml(*report).output
     assert "next, org/project, machine: shadow: 0 of at least 20 verdicts machine are settled\n" in text
     assert "intervals of 95 %; runs of one change count once\n" in text
-
-
-def test_try_names_what_is_wrong_with_a_file(config: str, tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text('{"a": 1}\n[1]\n')
-    with pytest.raises(CimlError, match=r"p.jsonl, line 2: expected a JSON object"):
-        ciml("try", str(tmp_path / "p.jsonl"), "--config", config, "--data-path", str(tmp_path / "data"))
-
-
-def test_try_of_a_run_without_prediction_names_it(config: str, tmp_path: Path) -> None:
-    with pytest.raises(CimlError, match=r"there is no prediction of run 'zuul~9~1'"):
-        ciml("try", "--run", "zuul~9~1", "--config", config, "--data-path", str(tmp_path / "data"))
 
 
 def test_list_shows_what_waits(config: str, tmp_path: Path) -> None:
@@ -185,8 +185,3 @@ def test_a_project_is_muted_at_once_and_unmuted(config: str, tmp_path: Path) -> 
     assert ciml("unmute", "org/*", "--data-path", data).output == "not muted any more: 'org/*'\n"
     assert ciml("unmute", "org/*", "--data-path", data).output == "'org/*' is not muted\n"
     assert ciml("list", "--data-path", data).output == "no messages\n"
-
-
-def test_a_muted_name_must_be_visible(config: str, tmp_path: Path) -> None:
-    with pytest.raises(CimlError, match="PROJECT"):
-        ciml("mute", "a\u202eb", "--data-path", str(tmp_path / "data"))

@@ -21,23 +21,17 @@ def rows(capsys: pytest.CaptureFixture[str], **changes: Any) -> dict[str, str]:
     return {title: text.strip() for title, _, text in lines}
 
 
-def test_an_age_is_left_out_if_there_is_no_time(capsys: pytest.CaptureFixture[str]) -> None:
-    empty = rows(
-        capsys, version=0, checkpoint={"bytes": 2048, "time_us": 0}, last_failure={"time_us": 0, "why": "no disk"}
-    )
-    assert (empty["version"], empty["checkpoint"], empty["last failure"]) == ("0", "2 KiB", "no disk")
+def test_ages_are_shown_and_left_out_if_there_is_no_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows(capsys)["version"] == "–"
-
-
-def test_ages_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    time_us = int((time.time() - 300) * 1e6)
-    known = rows(
-        capsys, version=3, last_commit_age_s=5, checkpoint={"bytes": 2048, "time_us": time_us},
-        last_failure={"time_us": time_us, "why": "no disk"},
-    )  # fmt: skip
-    assert known["version"] == "3, committed 5 s ago"
-    assert known["checkpoint"] == "2 KiB, 5 min old"
-    assert known["last failure"] == "5 min ago: no disk"
+    for time_us, age_s, version, checkpoint, failure in (
+        (0, None, "3", "2 KiB", "no disk"),
+        (int((time.time() - 300) * 1e6), 5, "3, committed 5 s ago", "2 KiB, 5 min old", "5 min ago: no disk"),
+    ):
+        known = rows(
+            capsys, version=3, last_commit_age_s=age_s, checkpoint={"bytes": 2048, "time_us": time_us},
+            last_failure={"time_us": time_us, "why": "no disk"},
+        )  # fmt: skip
+        assert (known["version"], known["checkpoint"], known["last failure"]) == (version, checkpoint, failure)
 
 
 def test_the_last_resubmissions_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
