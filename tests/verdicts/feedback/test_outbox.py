@@ -124,6 +124,12 @@ def test_a_change_without_number_is_found_by_its_commit_and_has_one_message(worl
     world.settle()
     assert "“late”" in world.review.messages[0].texts[-1]
     assert len(world.review.messages) == 1
+    other = {"head": "b2" * 20}
+    world.review.by_commit["b2" * 20] = "13"
+    world.say(prediction(5, change="13", **other))
+    world.take(prediction(6, build_name="doc", change="", **other))
+    world.settle()
+    assert [text.count("“doc”") for text in world.review.messages[1].texts] == [0, 1]
 
 
 def test_the_same_prediction_twice_is_one(world: World) -> None:
