@@ -128,8 +128,9 @@ def test_memory_and_disk_that_ran_out_but_not_if_it_is_as_little_in_passing_runs
 
 
 def test_a_gap_between_samples_and_telemetry_that_ends_early() -> None:
-    gap = run_of({USR: [60.0] * 60}, usual=100, times=TIMES)
-    assert said(gap)[0] == "No sample was taken for 36 s from second 29."
+    for times in (TIMES, TIMES[::-1]):
+        gap = run_of({USR: [60.0] * 60}, usual=100, times=times)
+        assert said(gap)[0] == "No sample was taken for 36 s from second 29."
     one = subject_of(end_us=START_US + 100_000_000)
     assert said(one) == [EARLY, AS_USUAL]
     stored_slowly, unknown = (msgspec.structs.replace(one.profile, tail_s=each) for each in ((20.0, 30.0, 40.0), None))
@@ -145,6 +146,7 @@ def test_without_enough_passing_runs_nothing_is_compared() -> None:
     table = table_of({USR: [99.0] * 60, STEAL: [50.0] * 60})
     assert said(Subject(table, few)) == ["Too few passing runs are known to compare it with."]
     assert said(Subject(table, few, "timeout")) == ["It reached its time limit after 59 s."]
+    assert not follows("It reached its time limit after 59 s.", subject_of(outcome="timeout"))
 
 
 _CELL = st.one_of(
