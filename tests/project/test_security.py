@@ -23,15 +23,12 @@ def test_each_boundary_names_a_document_and_but_for_the_engines_a_test() -> None
         assert "`tests/" in boundary or name.startswith("Engines"), name
 
 
-def test_what_it_names_is_there() -> None:
+def test_it_is_short_and_what_it_names_is_there() -> None:
     paths = re.findall(r"`((?:tests|docs|ciml)/[^`]+)`", TEXT)
     assert [path for path in paths if not (ROOT / path).is_file()] == []
     links = [target.partition("#") for target in re.findall(r"\]\((docs/[^)]+)\)", TEXT)]
     assert links
     assert [path for path, _, _ in links if not (ROOT / path).is_file()] == []
     assert [(path, anchor) for path, _, anchor in links if anchor and anchor not in headings(ROOT / path)] == []
-
-
-def test_it_stays_short_and_gives_no_address_that_no_one_reads() -> None:
     assert len(TEXT.splitlines()) <= 120
-    assert "@" not in TEXT
+    assert "@" not in TEXT  # no address that no one reads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -128,10 +129,9 @@ def test_an_event_has_one_source_and_again_the_same_id() -> None:
             finished_event(*facts)
 
 
-@pytest.mark.parametrize("value", [None, b""])
-@pytest.mark.parametrize("headers", [(), (("ce_id", b"1"), ("ce_specversion", b"1.0"))])
-def test_tombstone(value: bytes | None, headers: Any) -> None:
-    assert rejection(Message(0, value, headers)).reason == "tombstone"
+def test_tombstone() -> None:
+    for value, headers in itertools.product((None, b""), ((), (("ce_id", b"1"), ("ce_specversion", b"1.0")))):
+        assert rejection(Message(0, value, headers)).reason == "tombstone"
 
 
 @pytest.mark.parametrize(
