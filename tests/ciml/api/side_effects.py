@@ -29,11 +29,19 @@ def variables_of_tensorflow() -> frozenset[str]:
     return frozenset(json.loads(process.stdout.splitlines()[-1]))
 
 
+#: Settings of a library before it is imported.
+_DEFAULTS: dict[str, object] = {
+    "inter-op threads": 0,
+    "intra-op threads": 0,
+    "deterministic operations": False,
+    "TensorFlow seed": (87654321, 1),
+}
+
+
 def settings() -> dict[str, object]:
     """Return the settings of this process that belong to its owner."""
     loaded = sys.modules.get
     state: dict[str, object] = {
-        "environment": {name: value for name, value in os.environ.items() if name not in variables_of_tensorflow()},
         "blocked modules": sorted(name for name, module in sys.modules.items() if module is None),
         "random": hash(random.getstate()),
         "standard error": os.fstat(2).st_ino,
@@ -43,10 +51,12 @@ def settings() -> dict[str, object]:
         "log level": logging.getLogger().level,
         "warnings": [item[:3] for item in warnings.filters if "ciml" in str(item)],
     }
+    names = os.environ.keys() - variables_of_tensorflow()
+    state |= {f"variable {name}": os.environ[name] for name in names}
     if (numpy := loaded("numpy")) is not None:
         state["numpy random"] = str(numpy.random.get_state())
     if (threadpoolctl := loaded("threadpoolctl")) is not None:
-        state["thread pools"] = {pool["filepath"]: pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+        state |= {f"threads of {pool['filepath']}": pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
     if (tensorflow := loaded("tensorflow")) is not None:
         state["inter-op threads"] = tensorflow.config.threading.get_inter_op_parallelism_threads()
         state["intra-op threads"] = tensorflow.config.threading.get_intra_op_parallelism_threads()
@@ -56,31 +66,15 @@ def settings() -> dict[str, object]:
 
 
 def changes(call: Callable[[], object]) -> dict[str, Any]:
-    """Call a function, and return the settings that it changed: before and after."""
-    before = settings()
+    """Call a function, and return the settings that it changed: before and after.
+
+    A library that the call loaded has its defaults before, if they are known; else it is left out.
+    """
+    before = _DEFAULTS | settings()
     call()
-    after = settings()
-    changed = {}
-    for name, value in after.items():
-        old = before.get(name, _DEFAULTS.get(name, value))
-        if isinstance(value, dict) and isinstance(old, dict):
-            # A pool that was loaded by the call has no earlier number of threads.
-            keys = old.keys() if name == "thread pools" else old.keys() | value.keys()
-            difference = {key: (old.get(key), value.get(key)) for key in keys if old.get(key) != value.get(key)}
-            if difference:
-                changed[name] = difference
-        elif old != value:
-            changed[name] = (old, value)
-    return changed
-
-
-#: Settings of a library before it is imported.
-_DEFAULTS: dict[str, object] = {
-    "inter-op threads": 0,
-    "intra-op threads": 0,
-    "deterministic operations": False,
-    "TensorFlow seed": (87654321, 1),
-}
+    after = _DEFAULTS | settings()
+    names = before.keys() | {name for name in after if name.startswith("variable ")}
+    return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
 
 
 def main(folder: Path) -> None:
