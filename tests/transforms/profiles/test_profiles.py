@@ -100,11 +100,12 @@ def test_short_runs_are_compared_by_seconds_and_the_largest_departure_is_first()
     assert found[0].size > found[1].size > 1 / 2
 
 
-def test_a_missing_minute_does_not_interrupt_a_departure() -> None:
+def test_a_missing_minute_does_not_interrupt_a_departure_or_change_its_mean() -> None:
     profile = make_profiles(_passing()).of("unit")
-    steal = [0.0] * 60 + [41.0] * 60 + [None] * 60 + [41.0] * 60 + [0.0] * 60
+    steal = [0.0] * 60 + [41.0] * 60 + [None] * 60 + [71.0] * 20 + [None] * 40 + [0.0] * 60
     found = departures(table_of({USR: [52.0] * 300, STEAL: steal}), profile)
-    assert [(one.column, one.from_s, one.until_s) for one in found] == [(STEAL, 60, 240)]
+    mean = (60 * 41.0 + 20 * 71.0) / 80  # of the values: the windows have 60 and 20
+    assert [(one.column, one.from_s, one.until_s, one.mean) for one in found] == [(STEAL, 60, 240, mean)]
 
 
 def test_the_first_jobs_and_their_first_runs_have_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
