@@ -208,28 +208,22 @@ def _hangs_after_outage() -> None:
 def _skips_what_is_gone() -> None:
     """As with ``auto.offset.reset=earliest``, expired offsets are skipped."""
     from ciml.manifest.coverage import RangeSet
-    from ciml.runs.state import RawState
     from ciml.services import service
 
     def make(plan: Any) -> Any:
         def forgiving(state: Any, listing: Any, **options: Any) -> Any:
             class Forgiving:
-                topic_ids: dict[str, str] = {}  # noqa: RUF012
+                def topic_id(self, topic: str) -> str:
+                    return str(listing.topic_id)
 
                 def covered(self, topic: str, partition: int) -> RangeSet:
-                    ranges = RangeSet(state.covered(topic, partition))
-                    first, end = listing.bounds[partition]
-                    return RangeSet([(0, first), *(part for part in ranges if part[1] <= end)])
+                    return RangeSet([(0, listing.bounds[partition][0]), *state.covered(topic, partition)])
 
             return plan(Forgiving(), listing, **options)
 
         return forgiving
 
-    def unnamed(delta: dict[str, Any]) -> dict[str, Any]:
-        return {**delta, "offsets": {topic: {**entry, "id": ""} for topic, entry in delta["offsets"].items()}}
-
     _patch(service, "plan", make)
-    _patch(RawState, "apply", lambda apply: lambda self, version, delta: apply(self, version, unnamed(delta)))
 
 
 @_defect(17, "finite", "row")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.faults import rows, scene
+from tests.faults import planted, rows, scene
 from tests.faults.long import Look, judge_growth
 from tests.faults.planted import DEFECTS
 from tests.faults.results import Verdict
@@ -39,8 +39,13 @@ def test_planted_defects_are_found(place: Stage) -> None:
     assert all(found.intersection(DEFECTS[defect].finds) for defect in defects), verdict.failures
 
 
-def test_every_defect_has_a_row() -> None:
+def test_every_defect_has_a_row_and_patches_what_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {defect.row for defect in DEFECTS.values()} <= rows.load().keys()
+    patched: list[object] = []
+    monkeypatch.setattr(planted, "_patch", lambda owner, name, make: patched.append(getattr(owner, name)))
+    for defect in DEFECTS.values():
+        defect.plant()
+    assert len(patched) >= len(DEFECTS)
     assert all(row.trials >= 10 for row in rows.load().values())
 
 
