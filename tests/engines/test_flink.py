@@ -15,7 +15,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from ciml.errors import EngineError
 from ciml.pipelines.flink import jobs
-from ciml.pipelines.flink.jobs import cancel_job, cancel_orphans, list_jobs
+from ciml.pipelines.flink.jobs import cancel_job, cancel_orphans
 from tests.engines.test_engines import wait_for
 
 pytestmark = [
@@ -62,18 +62,6 @@ def running(flink: str) -> list[tuple[str, str]]:
     return [(job.name, job.state) for job in jobs.list_flink_jobs(flink) if not job.over]
 
 
-def test_a_batch_pipeline(flink: str, tmp_path: Path):
-    with beam.Pipeline(options=options(flink, "batch")) as pipeline:
-        sums = pipeline | beam.Create(range(100)) | beam.Map(lambda n: (n % 2, n)) | beam.CombinePerKey(sum)
-        _ = sums | beam.ParDo(Append(tmp_path / "out"))
-    assert sorted(lines(tmp_path / "out")) == ["(0, 2450)", "(1, 2500)"]
-    (job,) = [job for job in list_jobs(flink) if job.name == "batch"]
-    assert job.state == "DONE"
-    assert cancel_job(flink, job.id) == job
-    with pytest.raises(EngineError, match=f"the job server at {flink} does not know job none"):
-        cancel_job(flink, "none")
-
-
 def test_beam_s_own_cancel_is_completed(flink_jobs: str, tmp_path: Path):
     """Beam reports CANCELLED while its embedded Flink continues: that is why there is `cancel_job`."""
     result = start_stream(flink_jobs, "stream", tmp_path / "out")
@@ -82,6 +70,7 @@ def test_beam_s_own_cancel_is_completed(flink_jobs: str, tmp_path: Path):
     ended = cancel_job(flink_jobs, result._job_id)
     assert (ended.name, ended.state) == ("stream", "CANCELLED")
     assert running(flink_jobs) == []
+    assert cancel_job(flink_jobs, result._job_id) == ended
     after = len(lines(tmp_path / "out"))
     time.sleep(0.5)
     assert len(lines(tmp_path / "out")) == after
@@ -107,3 +96,5 @@ def test_the_job_of_a_killed_client_is_found_and_cancelled(flink_jobs: str, tmp_
     assert running(flink_jobs) == [("mine", "RUNNING")]
     assert cancel_orphans(flink_jobs) == []
     assert cancel_job(flink_jobs, mine._job_id).state == "CANCELLED"
+    with pytest.raises(EngineError, match=f"the job server at {flink_jobs} does not know job none"):
+        cancel_job(flink_jobs, "none")

@@ -83,8 +83,7 @@ def test_no_java_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("name", "artifact", "version"),
-    [("kafka", "kafka_2.13", "4.1.1"), ("flink", "beam-runners-flink-1.19", "2.62.0")],
+    ("name", "artifact", "version"), [("kafka", "kafka_2.13", "4.1.1"), ("flink", "beam-runners-flink-1.19", "2.62.0")]
 )
 def test_the_poms_of_deploy_are_the_package_s(name: str, artifact: str, version: str):
     assert (ROOT / "deploy" / name / "pom.xml").read_bytes() == jars.pom(name)

@@ -52,8 +52,7 @@ def test_runs_of_other_changes_that_ended_in_the_hour_before_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "keys",
-    [{"provider": "south"}, {"region": "2"}, {"source": "other"}, {"labels": {"node": "n1"}}, {"provider": ""}],
+    "keys", [{"provider": "south"}, {"region": "2"}, {"source": "other"}, {"labels": {"node": "n1"}}, {"provider": ""}]
 )
 def test_only_runs_of_the_same_place_are_neighbours(keys: dict[str, Any]) -> None:
     assert near(run(1), run(2, **keys))[1] == (None if keys == {"provider": ""} else Neighbours(0, 0))

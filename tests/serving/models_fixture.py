@@ -114,12 +114,7 @@ def _save_model(folder: Path, seed: int, definition: ResolvedDefinition, scale: 
             inputs = tf.stack([parsed[name] for name in definition.features], axis=2)
             return {"probabilities": self.answer(inputs, tf.cast(parsed["n_windows"], tf.int32))}
 
-        @tf.function(
-            input_signature=[
-                tf.TensorSpec([None, 2], tf.float32, "x"),
-                tf.TensorSpec([None], tf.string, "s"),
-            ]
-        )
+        @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32, "x"), tf.TensorSpec([None], tf.string, "s")])
         def several(self, x: Any, s: Any) -> Any:
             return {"double": x * 2.0, "s_bytes": s, "text": tf.strings.join([s, tf.constant("!")])}
 

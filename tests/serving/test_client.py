@@ -150,10 +150,7 @@ def test_server_that_comes_back_is_waited_for() -> None:
     ],
 )
 def test_a_call_is_repeated_only_where_that_may_help(
-    scripted: tuple[str, Script],
-    codes: Script,
-    calls: int,
-    failure: type[EngineError] | None,
+    scripted: tuple[str, Script], codes: Script, calls: int, failure: type[EngineError] | None
 ) -> None:
     address, script = scripted
     script[:] = codes

@@ -262,10 +262,7 @@ def test_a_pusher_whose_version_is_abandoned_is_told_to_push_again(data: DataRoo
     for index in range(staged + 1, len(steps_of_push(data)) - 1):
         root = DataRoot(data.store.child(str(index)))
         cleaning = Steps(root.url, index, lambda root=root: reconcile(Registry(root, "m")))  # type: ignore[misc]
-        with (
-            cleaning.recording(),
-            pytest.raises(CimlError, match=r"another push, .* abandoned version 1 meanwhile"),
-        ):
+        with cleaning.recording(), pytest.raises(CimlError, match=r"another push, .* abandoned version 1 meanwhile"):
             pushed(root, folders[1])
         assert pushed(root, folders[1]).version == 2
         assert verify_versions(root, "m") == {2: ""}

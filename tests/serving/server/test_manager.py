@@ -153,11 +153,7 @@ def test_a_failed_load_is_repeated_ever_later(tmp_path: Path, took_s: float, beg
 
 @pytest.mark.parametrize(
     ("failing", "labels"),
-    [
-        (set(), {"stable": 3, "canary": 4}),
-        ({3}, {"stable": 2, "canary": 4}),
-        ({3, 4}, {"stable": 2, "canary": 2}),
-    ],
+    [(set(), {"stable": 3, "canary": 4}), ({3}, {"stable": 2, "canary": 4}), ({3, 4}, {"stable": 2, "canary": 2})],
 )
 def test_a_label_without_a_version_falls_back_to_the_highest_below_once_its_own_has_failed(
     tmp_path: Path, failing: set[int], labels: dict[str, int]

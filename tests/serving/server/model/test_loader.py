@@ -103,10 +103,7 @@ def test_files_are_limited_in_number_and_in_size_together(
 ) -> None:
     folder = open_store(good[1])
     files = dict(model_files.read_files(folder))
-    for limit, most in (
-        ("MAX_MODEL_FILES", len(files)),
-        ("MAX_MODEL_BYTES", sum(map(len, files.values()))),
-    ):
+    for limit, most in (("MAX_MODEL_FILES", len(files)), ("MAX_MODEL_BYTES", sum(map(len, files.values())))):
         with monkeypatch.context() as patch:
             patch.setattr(model_files, limit, most)
             assert dict(model_files.read_files(folder)) == files
