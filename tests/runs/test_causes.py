@@ -172,6 +172,7 @@ def test_runs_that_wait_for_their_review_are_not_displaced_by_a_fork() -> None:
 #: (number, outcome, change, standing, kind of record): of trusted runs 0 to 6, and of others 10 to 16.
 STEPS = st.lists(
     st.tuples(st.integers(0, 6), st.sampled_from("PFTE"), st.integers(0, 1), st.integers(0, 2), st.sampled_from("rct")),
+    min_size=8,
     max_size=24,
 )
 
