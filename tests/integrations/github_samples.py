@@ -193,7 +193,7 @@ def reviewed(
     association: str = "MEMBER",
     kind: str = "User",
 ) -> Delivery:
-    """Return a review, or its dismissal."""
+    """Return a review, or its dismissal, which leaves the time of the review. The pull request has another head by now."""
     action = "dismissed" if state == "dismissed" else "submitted"
     body = {
         "action": action,
@@ -201,14 +201,14 @@ def reviewed(
             "state": state,
             "commit_id": sha,
             "author_association": association,
-            "submitted_at": at(minute),
+            "submitted_at": at(0 if state == "dismissed" else minute),
             "user": {"login": by, "type": kind} if by else None,
         },
         "pull_request": {
             "number": number,
             "user": {"login": author} if author else None,
             "updated_at": at(minute),
-            "head": {"sha": sha, "repo": head},
+            "head": {"sha": "f" * 40, "repo": head},
             "base": {"ref": base, "repo": REPOSITORY},
         },
         "repository": REPOSITORY,
