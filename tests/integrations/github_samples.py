@@ -193,7 +193,7 @@ def reviewed(
     association: str = "MEMBER",
     kind: str = "User",
 ) -> Delivery:
-    """Return a review, or its dismissal, which leaves the time of the review. The pull request has another head by now."""
+    """Return a review, or its dismissal, which keeps the time of the review. The pull request has a newer head."""
     action = "dismissed" if state == "dismissed" else "submitted"
     body = {
         "action": action,

@@ -268,6 +268,24 @@ def test_what_says_nothing_of_runs_is_ignored_by_its_rule(given: Delivery, rule:
     assert settled(given) == [("ignored", "no_run", rule)]
 
 
+def test_an_opened_pull_request_says_whose_it_is_and_which_runs_may_be_of_it() -> None:
+    said = [
+        (one.subject, one.facts, one.only, one.by) for one in event_of("github", pr(by="eve", author="mal")).updates
+    ]
+    of_42 = {"change": "42", "branch": "main"}
+    assert said == [
+        (COMMIT, {}, of_42, ""),
+        (COMMIT, {"review": "own"}, of_42, "eve"),
+        (COMMIT, {"review": "own"}, of_42, "mal"),
+    ]
+
+
+def test_a_merge_group_says_so_of_runs_of_the_queue_alone() -> None:
+    (update,) = event_of("github", queue()).updates
+    said = (update.subject, update.facts, update.only)
+    assert said == (COMMIT, {"review": "merged"}, {"event": "merge_group", "branch": "main"})
+
+
 def test_an_event_has_the_id_of_its_delivery() -> None:
     assert event_of("github", job()).key == "ci+token d1"
     unnamed = job()._replace(id="")
