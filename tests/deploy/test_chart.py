@@ -259,16 +259,13 @@ def test_versions_are_those_of_the_code(full: list[Resource]) -> None:
         f"registry.example.org/ciml/{name}:{__version__}" for name in ("services", "serve", "worker", "jobserver")
     }
     spec = one(full, "FlinkDeployment", "ciml-flink")["spec"]
-    flink = re.findall(r"<artifactId>flink-[\w-]+</artifactId>\s*<version>([\d.]+)</version>", _pom("cluster"))
+    cluster, presto = ((ROOT / "engines" / f"{name}.pom.xml").read_text() for name in ("cluster", "flink-s3"))
+    flink = re.findall(r"<artifactId>flink-[\w-]+</artifactId>\s*<version>([\d.]+)</version>", cluster)
     assert set(flink) == {"1.19.0"}
     assert spec["flinkVersion"] == "v" + "_".join(flink[0].split(".")[:2])
     plugin = spec["podTemplate"]["spec"]["containers"][0]["env"][0]["value"]
     assert plugin == f"flink-s3-fs-presto-{flink[0]}.jar"
-    assert f"<artifactId>flink-s3-fs-presto</artifactId>\n      <version>{flink[0]}</version>" in _pom("flink-s3")
-
-
-def _pom(name: str) -> str:
-    return (ROOT / "engines" / f"{name}.pom.xml").read_text()
+    assert f"<artifactId>flink-s3-fs-presto</artifactId>\n      <version>{flink[0]}</version>" in presto
 
 
 def test_flinks_configuration_is_the_measured_one(full: list[Resource]) -> None:
@@ -294,21 +291,22 @@ def test_commands_have_the_options_that_they_are_given(full: list[Resource], ten
         parsed(["service", "run", "ingest", "--topci=x"])
 
 
+def _variables(command: click.Command | None) -> set[str]:
+    assert command is not None
+    found = {str(each.envvar) for each in command.params if each.envvar}
+    for inner in getattr(command, "commands", {}).values():
+        found |= _variables(inner)
+    return found
+
+
 def test_what_the_environment_says_is_known(full: list[Resource]) -> None:
-    known = {"CIML_HOME", "AWS_ENDPOINT_URL_S3"}
     context = click.Context(cli)
-    for name in cli.list_commands(context):
-        known |= _variables(cli.get_command(context, name))
-    named_there = set(one(full, "ConfigMap", "ciml")["data"])
-    named_there |= {each["name"] for _, each in _environment(full)}
+    known = {"CIML_HOME", "AWS_ENDPOINT_URL_S3"}.union(
+        *(_variables(cli.get_command(context, name)) for name in cli.list_commands(context))
+    )
+    given = [each["name"] for _, container in containers(full) for each in container.get("env", ())]
+    named_there = {*one(full, "ConfigMap", "ciml")["data"], *(name for name in given if name.startswith("CIML"))}
     assert named_there <= known, named_there - known
-
-
-def _environment(resources: list[Resource]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, container in containers(resources):
-        for each in container.get("env", ()):
-            if each["name"].startswith("CIML"):
-                yield name, each
 
 
 def test_files_that_are_named_are_there(full: list[Resource], tensorflow: list[Resource]) -> None:
@@ -320,14 +318,6 @@ def test_files_that_are_named_are_there(full: list[Resource], tensorflow: list[R
         }  # fmt: skip
         assert "fetch.toml" in found <= files.keys()
     assert "monitoring.config" in one(tensorflow, "ConfigMap", "ciml-config")["data"]
-
-
-def _variables(command: click.Command | None) -> set[str]:
-    assert command is not None
-    found = {str(each.envvar) for each in command.params if each.envvar}
-    for inner in getattr(command, "commands", {}).values():
-        found |= _variables(inner)
-    return found
 
 
 def test_ports_are_one_everywhere(full: list[Resource]) -> None:

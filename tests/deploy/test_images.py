@@ -79,10 +79,7 @@ def test_each_base_can_be_pinned_by_digest() -> None:
             assert base in stages or re.fullmatch(r"\$\{[A-Z]+\}", base), (path, base)
             stages.add(stage)
         last = text.rpartition("\nFROM ")[2]
-        if path.parent.name not in (
-            "flink",
-            "dataflow",
-        ):  # Flink's own image changes to its user itself; Dataflow needs root
+        if path.parent.name not in ("flink", "dataflow"):  # Flink's changes to its user itself; Dataflow needs root
             assert last.rindex("USER 10001:10001") > max(last.rindex(word) for word in ("COPY", "RUN useradd")), path
 
 

@@ -200,15 +200,11 @@ def test_fruitless_submissions_are_counted_until_one_commits() -> None:
     assert tracker.observation.failures == 0
 
 
-def test_a_job_that_restarts_keeps_no_running_time() -> None:
+def test_times_begin_with_the_first_observation() -> None:
     tracker = Tracker()
     assert tracker.observe(0, "run", RUNS, covered(5, 9)).running_s == 0
     assert tracker.observe(5, "run", JobStatus("restarting"), covered(5, 9)).running_s is None
-    assert tracker.observe(9, "run", RUNS, covered(5, 9)).running_s == 9
-
-
-def test_a_request_counts_from_its_first_observation() -> None:
-    tracker = Tracker()
-    assert tracker.observe(3, "run", RUNS, covered(5, 9)).wanted_since_s == 0
-    assert tracker.observe(5, "savepoint", RUNS, covered(5, 9)).wanted_since_s == 5
-    assert tracker.observe(9, "savepoint", None, None, outage="Flink").wanted_since_s == 5
+    seen = tracker.observe(9, "run", RUNS, covered(5, 9))
+    assert (seen.running_s, seen.wanted_since_s) == (9, 0)
+    assert tracker.observe(15, "savepoint", RUNS, covered(5, 9)).wanted_since_s == 15
+    assert tracker.observe(19, "savepoint", None, None, outage="Flink").wanted_since_s == 15

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -147,21 +148,28 @@ def test_a_stop_with_a_savepoint_and_one_that_fails(world: World) -> None:
     assert world.reports[-1]["savepoint"] is None
 
 
-def test_the_supervisor_survives_an_outage_and_a_bug(world: World) -> None:
+def test_the_supervisor_survives_an_outage_and_a_bug(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     supervisor = world.supervisor(Script([RUNS, None]))
     assert world.steps(supervisor, 400)[-1] == "carry_on"
     assert (world.reports[-1]["health"], world.reports[-1]["why"]) == ("waiting", "Flink does not answer")
     assert world.reports[-1]["job"]["state"] == "unknown"
+    with monkeypatch.context() as patch:
+        patch.setattr("ciml.services.service.list_topic", Mock(side_effect=EngineError("Kafka does not answer")))
+        jobs = Script([MISSING])
+        assert world.steps(world.supervisor(jobs), 3) == ["carry_on"] * 3
+    assert (world.reports[-1]["health"], world.reports[-1]["why"]) == ("waiting", "Kafka does not answer")
+    assert jobs.calls == []
 
-    class FailsOnce(Script):
-        def status(self) -> JobStatus:
-            if self.calls == ["once"]:
-                world.wanted = "stop"
-                return MISSING
-            self.calls.append("once")
-            raise ZeroDivisionError("a bug")
+    def status() -> JobStatus:
+        if jobs.calls:
+            world.wanted = "stop"
+            return MISSING
+        jobs.calls.append("status")
+        raise ZeroDivisionError("a bug")
 
-    assert world.supervisor(FailsOnce([RUNS])).run() == "stopped"
+    jobs = Script([])
+    monkeypatch.setattr(jobs, "status", status)
+    assert world.supervisor(jobs).run() == "stopped"
     assert any("ZeroDivisionError" in one["why"] for one in world.reports)
 
 
@@ -207,20 +215,17 @@ KEPT = {"path": "s3://b/savepoint-1", "time_us": 1, "version": 0, "use": ""}
 RESTARTS = JobStatus("restarting", id="1", name="j", how="Cannot decode the state")
 
 
-def test_a_submission_that_fails_leaves_the_savepoint_unused() -> None:
-    class FailsOnce(Script):
-        def submit(self, savepoint: str = "") -> None:
-            super().submit(savepoint)
-            if len(self.calls) == 1:
-                raise EngineError("the earlier job is CANCELLING")
-
+def test_a_submission_that_fails_leaves_the_savepoint_unused(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
-    supervisor = world.supervisor(FailsOnce([MISSING]), savepoint=dict(KEPT))
-    with pytest.raises(EngineError, match="CANCELLING"):
-        supervisor.step()
+    jobs = Script([MISSING])
+    supervisor = world.supervisor(jobs, savepoint=dict(KEPT))
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "submit", Mock(side_effect=EngineError("the earlier job is CANCELLING")))
+        with pytest.raises(EngineError, match="CANCELLING"):
+            supervisor.step()
     assert supervisor.status["savepoint"] == KEPT
     assert world.steps(supervisor, 1) == ["submit"]
-    assert supervisor.jobs.calls == ["submit s3://b/savepoint-1"] * 2
+    assert jobs.calls == ["submit s3://b/savepoint-1"]
     assert (supervisor.status["savepoint"], supervisor.status["resubmitted"]) == (KEPT, 0)
 
 

@@ -36,11 +36,8 @@ def data(tmp_path: Path) -> DataRoot:
 
 def test_spans_are_listed(tmp_path: Path, data: DataRoot) -> None:
     lines = [json.loads(line) for line in ciml(tmp_path, "spans", "cpu", "--json").output.splitlines()]
-    assert [(one["span"], one["version"], one["latest"], one["examples"]) for one in lines] == [
-        (1, 1, False, 4),
-        (1, 2, True, 4),
-        (2, 1, True, 4),
-    ]
+    spans = [(one["span"], one["version"], one["latest"], one["examples"]) for one in lines]
+    assert spans == [(1, 1, False, 4), (1, 2, True, 4), (2, 1, True, 4)]
     state = data.dataset("cpu").state()
     for line in lines:
         span = state.spans[line["span"]][line["version"]]

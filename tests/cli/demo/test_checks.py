@@ -102,12 +102,15 @@ def test_each_run_is_one_example_or_excluded() -> None:
     good = state(span(1, ["r0"]), span(2, ["r1"], excluded))
     assert verify.check_dataset(STATUS, good, RUNS).detail == "2 examples, 1 exclusions"
     assert verify.check_dataset(STATUS, good, RUNS).passed
-    assert not verify.check_dataset(STATUS, state(span(1, ["r0", "r1"])), RUNS).passed  # lost
-    assert not verify.check_dataset(STATUS, state(span(1, RUNS), span(2, ["r1"])), RUNS).passed  # twice
-    assert not verify.check_dataset(STATUS, state(span(1, [*RUNS, "r3"])), RUNS).passed  # from nowhere
-    assert not verify.check_dataset(STATUS, state(span(1, RUNS, excluded)), RUNS).passed  # both
     nameless = ({"run_id": "r2", "reason": ""},)
-    assert not verify.check_dataset(STATUS, state(span(1, ["r0", "r1"], nameless)), RUNS).passed
+    for wrong in (
+        state(span(1, ["r0", "r1"])),  # lost
+        state(span(1, RUNS), span(2, ["r1"])),  # twice
+        state(span(1, [*RUNS, "r3"])),  # from nowhere
+        state(span(1, RUNS, excluded)),  # both
+        state(span(1, ["r0", "r1"], nameless)),
+    ):
+        assert not verify.check_dataset(STATUS, wrong, RUNS).passed
 
 
 def snapshot(*runs: tuple[str, str]) -> Any:
@@ -157,18 +160,16 @@ def test_each_raw_row_is_predicted_once() -> None:
     runs = {"r0": True, "r1": False, "r2": True}
     right = [prediction(run) for run in RUNS]
     assert check_predictions(runs, right, [1]).passed
-    assert not check_predictions(runs, right[:2], [1]).passed  # one is missing
-    assert not check_predictions(runs, [*right, right[0]], [1]).passed  # twice
-    assert not check_predictions(runs, [*right, prediction("r9")], [1]).passed  # from nowhere
+    for wrong in (right[:2], [*right, right[0]], [*right, prediction("r9")]):  # missing, twice, from nowhere
+        assert not check_predictions(runs, wrong, [1]).passed
     assert not check_predictions(runs, right, [2]).passed  # by a version that was never pushed
 
 
 def test_a_topic_has_each_record_once() -> None:
     assert check_topic("t", ["a", "b"], ["b", "a"]).passed
     assert check_topic("t", ["a", "b"], {"b": False, "a": True}).passed
-    assert not check_topic("t", ["a"], ["a", "b"]).passed
-    assert not check_topic("t", ["a", "a"], ["a"]).passed
-    assert not check_topic("t", ["a", "x"], ["a"]).passed
+    for published, expected in (("a", "ab"), ("aa", "a"), ("ax", "a")):
+        assert not check_topic("t", [*published], [*expected]).passed
 
 
 def test_latency_counts_from_the_first_model_on() -> None:

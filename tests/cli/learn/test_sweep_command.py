@@ -38,14 +38,8 @@ def test_the_document_shows_the_example_and_names_every_key() -> None:
         ("name = ", "is not TOML: Invalid value"),
         ('name = "a"', "vary: is missing"),
         ('name = "a"\n[vary.dataset]\nsample_interval = ["1s"]\n[dataset]\nlabel = "x"', "dataset: label: unknown key"),
-        (
-            'name = "a"\n[vary.dataset]\nbuild_name = ["a"]\ninterval = ["1s"]',
-            "vary.dataset.interval: dataset:",
-        ),
-        (
-            'name = "a"\n[vary.experiment]\nlearning_rate = [0]',
-            "vary.experiment.learning_rate: exp",
-        ),
+        ('name = "a"\n[vary.dataset]\nbuild_name = ["a"]\ninterval = ["1s"]', "vary.dataset.interval: dataset:"),
+        ('name = "a"\n[vary.experiment]\nlearning_rate = [0]', "vary.experiment.learning_rate: exp"),
         ('name = "a"\n[vary.experiment]\nlearning_rate = [0.1]', "no raw store at "),
     ],
 )

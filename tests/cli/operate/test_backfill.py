@@ -7,6 +7,7 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,16 +125,11 @@ def test_a_signal_ends_it_in_order_and_it_goes_on(tmp_path: Path, monkeypatch: p
     assert raw_rows(deltas).keys() == made.runs
 
 
-class _Named:
-    url, lines = "x/builds.jsonl", 100
-
-
 def test_the_final_summary() -> None:
+    listing: Any = SimpleNamespace(url="x/builds.jsonl", lines=100)
     tally = Tally(100, 10, 40, 50, complete=False)
-    tally.counts["run", ""] = 30
-    tally.counts["dead_letter", "log_not_found"] = 7
-    tally.counts["dead_letter", "broken_json"] = 3
-    assert [*summary_lines(_Named(), tally, 2.0, "data")] == [  # type: ignore[arg-type]
+    tally.counts.update({("run", ""): 30, ("dead_letter", "log_not_found"): 7, ("dead_letter", "broken_json"): 3})
+    assert [*summary_lines(listing, tally, 2.0, "data")] == [
         "builds.jsonl: 40 lines settled in 2.0 s, 20 lines/s: 30 runs, 10 dead letters. 50 of 100 lines are left. "
         "Interrupted: run the same command to continue.",
         "Dead letters by reason: log_not_found 7, broken_json 3; see: ciml dead-letters list --data-path data",
@@ -143,10 +139,10 @@ def test_the_final_summary() -> None:
 def test_a_job_named_all_has_its_own_row_in_the_survey(tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=2, tricks=False)
     listing = made.path
-    lines = [json.loads(line) for line in listing.read_text().splitlines()]
-    listing.write_text("".join(json.dumps({**line, "build_name": "all"}) + "\n" for line in lines))
-    words = ["backfill", str(listing), "--logs", str(made.folder), "--data-path", str(tmp_path / "data")]
-    rows = [line.split() for line in ciml(*words, "--dry-run").stdout.splitlines() if line.startswith("│ all ")]
+    lines = [{**json.loads(line), "build_name": "all"} for line in listing.read_text().splitlines()]
+    listing.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["backfill", str(listing), "--logs", str(made.folder), "--data-path", str(tmp_path / "data"), "--dry-run"]
+    rows = [line.split() for line in ciml(*words).stdout.splitlines() if line.startswith("│ all ")]
     assert [row[-2] for row in rows] == ["2", "2"]  # that of the job, and the sums
 
 

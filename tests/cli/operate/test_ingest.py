@@ -52,12 +52,8 @@ def test_options_become_a_configuration(tmp_path: Path) -> None:
     assert (made.fetch.file_roots, made.fetch.s3_prefixes) == ((str(tmp_path),), ("s3://bucket/logs",))
     assert made.fetch.delays_s == (1.0, 2.0)
     assert [output.topic for output in IngestProcessor(made).outputs()] == ["", ""]
-
-
-def test_by_default_no_place_is_allowed_and_every_job_is_taken(tmp_path: Path) -> None:
     made = IngestOptions(data_path=str(tmp_path), kafka="host:1").open()
-    assert (made.fetch.hosts, made.fetch.file_roots, made.fetch.s3_prefixes) == ((), (), ())
-    assert made.selection == ("*",)
+    assert (made.fetch.hosts, made.fetch.file_roots, made.fetch.s3_prefixes, made.selection) == ((), (), (), ("*",))
     assert len(made.fetch.delays_s) == 5
 
 
