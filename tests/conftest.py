@@ -49,10 +49,10 @@ LONGEST = (
     "tests/pipelines/kafka/test_source_flink.py",
     "tests/cli/demo/test_run.py",
     "tests/serving/test_hot_swap.py",
+    "tests/simulation/test_simulation.py",
     "tests/runs/test_compact_faults.py",
     "tests/verdicts/feedback/test_service.py",
     "tests/engines/test_flink.py",
-    "tests/faults/test_selection.py",
     "tests/recorder/test_delivery.py",
     "tests/pipelines/test_hyperparameter_sweep.py",
     "tests/cli/test_metrics.py",
@@ -64,6 +64,7 @@ LONGEST = (
     "tests/serving/server/test_slow_clients.py",
     "tests/deploy/test_chart.py",
     "tests/training/trainer/test_trainer.py",
+    "tests/faults/test_selection.py",
 )
 
 
