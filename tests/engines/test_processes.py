@@ -18,7 +18,8 @@ SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
 PARENT = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print(subprocess.Popen(sys.argv[1:]).pid, flush=True)
+child = subprocess.Popen(sys.argv[1:])  # as long as it is named, its end is not collected
+print(child.pid, flush=True)
 time.sleep(60)
 """
 
