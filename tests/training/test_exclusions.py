@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ciml.data_root import DataRoot
@@ -174,6 +174,7 @@ def test_an_exclusion_matches_what_its_fields_say(one: Exclusion, facts: RunFact
     assert one.matches(facts) == plainly(one, facts)
 
 
+@example([Exclusion("a leak", "zuul~a~1"), Exclusion("this run", "zuul~a~1")], RunFacts("zuul~a~1", "a"))
 @given(st.lists(BY_RULE | BY_RUN, max_size=6), FACTS)
 def test_the_first_match_gives_the_reason_that_of_a_single_run_before_others(
     several: list[Exclusion], facts: RunFacts
