@@ -223,6 +223,20 @@ def test_a_correction_without_effect_makes_no_version(data: DataRoot, raw: RawSt
     assert update_dataset(data.dataset("cpu")).sealed == ()
 
 
+def test_what_is_trusted_is_not_corrected_by_what_is_not(data: DataRoot, raw: RawStore) -> None:
+    define(data)
+    raw.add(runs(1, 2))
+    raw.add(corrections=[make_facts(1, outcome="failure")], trust=UNTRUSTED)
+    raw.add(runs(3, 4))
+    (span,) = update_dataset(data.dataset("cpu")).sealed
+    assert span.runs[0].label_name == "passed"
+    raw.add(corrections=[make_facts(2, outcome="failure")])
+    raw.add(corrections=[make_facts(2, outcome="success")], trust=UNTRUSTED)
+    (span,) = update_dataset(data.dataset("cpu")).sealed
+    assert [run.label_name for run in span.runs] == ["passed", "failed", "failed", "passed"]
+    assert data.dataset("cpu").state().corrections == {"zuul~2~1": ("failure", "SUCCESS")}
+
+
 def test_creating_again_changes_nothing_and_another_definition_is_an_error(data: DataRoot) -> None:
     define(data)
     define(data)
