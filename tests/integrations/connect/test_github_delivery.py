@@ -122,7 +122,8 @@ def test_from_nothing_to_the_first_run(operator: Operator, api: LogServer) -> No
     assert "is ignored, no_run: a ping only tests the webhook" in ping
     assert "update of the runs of workflow_run:81: event push" in update
     assert (
-        f"sha:octo/widget/{github.SHA}: review own by ada; branch:octo/widget/main/{github.SHA}: review pushed" in push
+        f"sha:octo/widget/{github.SHA}: review own by grace; branch:octo/widget/main/{github.SHA}: review pushed"
+        in push
     )
     assert "run github~4001~1 (unit (3.11), failure) is stored" in run
     assert "run github~4001~1 is trusted now, by the rule 'main branches'" in run  # the workflow run was a push to main
