@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from ciml.errors import RejectedInput
+from ciml.events.records import Batch, Origin, PendingRun, RunFacts
 from ciml.limits import (
     MAX_CLOCK_SKEW_S,
     MAX_COLUMN_NAME,
@@ -25,6 +26,7 @@ from ciml.limits import (
     MAX_LOG_STARTS,
     MIN_ROW_CELLS,
 )
+from ciml.transforms.parse import logs
 from ciml.transforms.parse.logs import Log, ParseLimits, parse_logs
 from tests.golden import make_logs
 from tests.golden.make_logs import Golden, instant
@@ -96,6 +98,13 @@ def test_words_before_the_banner_and_carriage_returns_do_no_harm() -> None:
         golden.data.replace(b"\n", b"\n\n"),
     ):
         assert parse(data).drop_columns([]).equals(parse(golden.data)), data[:40]
+
+
+def test_the_stage_replaces_a_log_by_its_table() -> None:
+    waiting = PendingRun(Origin("t", 0, 0), "e", RunFacts("zuul~a~1", "a"), log=GOLDEN["dstat-074"].data)
+    (run,) = logs.parse(Batch(None, pending_runs=[waiting])).pending_runs
+    assert run.log is None
+    assert run.telemetry.num_rows == 4
 
 
 def test_first_sample_that_is_dropped_leaves_no_mark() -> None:
