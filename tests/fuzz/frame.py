@@ -20,7 +20,7 @@ SEEDS = ROOT / "tests" / "fuzz" / "seeds"
 WORK = ROOT / ".hypothesis" / "fuzz"
 #: "test" (short, repeatable) or "fuzz" (long, random).
 PROFILE = os.environ.get("CIML_FUZZ", "test")
-EXAMPLES = {"test": tries(50), "fuzz": int(os.environ.get("CIML_FUZZ_EXAMPLES", "20000"))}
+EXAMPLES = {"test": tries(100), "fuzz": int(os.environ.get("CIML_FUZZ_EXAMPLES", "20000"))}
 
 _tried = 0
 

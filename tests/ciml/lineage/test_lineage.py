@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
 import socket
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +197,29 @@ def test_events_go_in_order_into_the_data_root_unless_openlineage_is_configured(
     run_steps(data, 5)
     wanted = [(f"train.m{number}", state) for number in range(5) for state in ("START", "COMPLETE")]
     assert states(stored(data)) == states(events) == wanted
+
+
+def test_a_server_gets_the_events_in_order_with_the_key(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    posted: list[tuple[str, str, str]] = []
+
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            event = checked(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            posted.append((self.path, self.headers["authorization"], event["eventType"]))
+            self.send_response(201)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OPENLINEAGE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("OPENLINEAGE_API_KEY", "key")
+        with monkeypatch.context() as patch:
+            patch.setattr("os.environ", dict(os.environ))  # the client sets variables
+            run_steps(data, 2)
+        server.shutdown()
+    assert posted == [("/api/v1/lineage", "Bearer key", state) for state in ("START", "COMPLETE") * 2]
+    assert not data.exists()
 
 
 def test_each_event_is_an_object_and_their_names_are_in_order_of_time(data: DataRoot) -> None:
