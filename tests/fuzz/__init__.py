@@ -9,7 +9,7 @@ A fuzz test is a hypothesis test under ``@fuzz``, which sets how many inputs it 
     @given(events())
     def test_each_event_is_decoded_or_refused(event: bytes) -> None: ...
 
-- ``make test`` tries 50 inputs of each test (``make check`` 12), always the same ones, after the seeds of
+- ``make test`` tries 100 inputs of each test (``make check`` 25), always the same ones, after the seeds of
   ``tests/fuzz/seeds``.
 - ``make fuzz`` tries 20,000 random ones (``CIML_FUZZ_EXAMPLES`` changes that; ``FUZZ="-k event"`` selects tests),
   keeps each input that fails in ``tests/fuzz/seeds``, to be committed with the fix, and adds a line a test to
