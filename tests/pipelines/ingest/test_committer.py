@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, Pe
 from ciml.integrations.registry import delivered, find_adapter, read_event
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines import processor
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.ingest.committer import Committer, committer, seal, unseal
 from ciml.pipelines.ingest.pipeline import RetriesInProgress, settle_known
@@ -245,15 +247,18 @@ def test_the_payload_is_made_sealed_and_stored_once(
 
 
 def test_commands_that_commit_much_maintain_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    maintain = Mock()
-    monkeypatch.setattr(Committer, "maintain", maintain)
-    made = listed(tmp_path / "logs", runs=4, tricks=False)
-    ours = made.config(tmp_path / "data", fetch=FetchPolicy(), take_missing=True)  # no log is allowed
-    backfill(ours, open_listing(str(made.path)))
-    maintain.assert_called()
-    maintain.reset_mock()
-    replay(ReplayConfig(ours.raw, fetch=FetchPolicy(file_roots=(str(made.folder),))))
-    maintain.assert_called()
+    monkeypatch.setattr("ciml.events.listing.BLOCK_LINES", 1)
+    made = listed(tmp_path / "logs", runs=12, tricks=False)
+    ours = made.config(tmp_path / "data", fetch=FetchPolicy(), take_missing=True, commit_lines=1)  # no log is allowed
+    for name, limits in (("backfill", Limits(deltas=3)), ("replay", Limits(deltas=100))):
+        raw = DataRoot.open(tmp_path / name).raw
+        shared = processor._replicas._objects
+        monkeypatch.setitem(shared, (os.getpid(), (raw.root, "raw")), Committer(raw, limits=limits))
+        backfill(replace(ours, raw=raw), open_listing(str(made.path)))
+        assert bool(ManifestLog(raw).checkpoints()) == (name == "backfill")
+    monkeypatch.setitem(shared, (os.getpid(), (raw.root, "raw")), Committer(raw, limits=Limits(deltas=3)))
+    replay(ReplayConfig(raw, fetch=FetchPolicy(file_roots=(str(made.folder),)), together=1))
+    assert ManifestLog(raw).checkpoints()
 
 
 def test_a_retry_is_repeated_five_minutes_after_its_start_and_the_next_attempt_at_once() -> None:
