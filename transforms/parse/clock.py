@@ -162,14 +162,15 @@ def to_utc(
     Raises:
       RejectedInput: ``ambiguous_time``.
     """
-    first = int(local.min())
-    last = int(local.max())
     stated_zone = zone or hint or ""
     offset = fixed_offset(stated_zone)
     # A number, such as -03, may also name a zone with clock changes; an abbreviation such as UTC has no other meaning.
-    if offset is not None and (last - first > _MAX_SPAN or not stated_zone.startswith(("+", "-"))):
+    if offset is not None and not stated_zone.startswith(("+", "-")):
         return local - offset
-    if last - first > _MAX_SPAN:
+    first = int(local.min())
+    if int(local.max()) - first > _MAX_SPAN:
+        if offset is not None:
+            return local - offset
         raise RejectedInput("ambiguous_time", "the samples span more than a year")
     # Read the log by each possible clock. Among different readings those count that fit the event, and of these the
     # ones with the fewest jumps. Exactly one must remain.

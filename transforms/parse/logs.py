@@ -129,7 +129,7 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
       too_many_restarts, corrupt_gzip.
     """
     limits = limits or ParseLimits()
-    logs = [replace(log, start_us=_possible(log.start_us), end_us=_possible(log.end_us)) for log in logs]
+    logs = [_with_possible_times(log) for log in logs]
     results: list[pa.Table | RejectedInput] = [RejectedInput("not_telemetry")] * len(logs)
     batch: dict[int, list[_Start]] = {}
     size = 0
@@ -148,6 +148,13 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
             size = 0
     _parse_batch(logs, batch, results)
     return results
+
+
+def _with_possible_times(log: Log) -> Log:
+    """Return a log without start and end outside of the valid times; nearly always, that is the log itself."""
+    if _possible(log.start_us) == log.start_us and _possible(log.end_us) == log.end_us:
+        return log
+    return replace(log, start_us=_possible(log.start_us), end_us=_possible(log.end_us))
 
 
 def _possible(time_us: int | None) -> int | None:
@@ -312,9 +319,10 @@ def _tables(columns: Columns, starts: list[_Start], rows: Rows, times: _RowTimes
     time = pa.Array.from_buffers(_TIME_TYPE, len(times.utc), [None, pa.py_buffer(times.utc)])
     table = pa.Table.from_arrays([time, _arrow_bools(boot), *rows.values], names=[TIME, BOOT, *names])
     nullable = [index for index, column in enumerate(rows.values, 2) if column.null_count]
+    all_have_times = bool(times.ok.all())
     for start, where, dropped in zip(starts, rows.slices(), rows.dropped, strict=True):
         start_table = table.slice(where.start, where.stop - where.start)
-        if not times.ok[where].all():
+        if not all_have_times and not times.ok[where].all():
             start_table = start_table.filter(_arrow_bools(times.ok[where]))
         without_time = where.stop - where.start - start_table.num_rows
         nulls = sum(start_table.column(index).null_count for index in nullable)
