@@ -149,8 +149,8 @@ class PredictionState(TopicState):
         return not self.model or model in ("", self.model)
 
     def covered_of(self, generation: str, partition: int) -> RangeSet:
-        ranges = [share[generation, partition] for share in self._shares() if (generation, partition) in share]
-        return ranges[0] if len(ranges) == 1 else RangeSet(part for each in ranges for part in each)
+        covered = [share[generation, partition] for share in self._shares() if (generation, partition) in share]
+        return covered[0] if len(covered) == 1 else RangeSet(part for ranges in covered for part in ranges)
 
     def partitions(self) -> Iterator[tuple[str, int, RangeSet]]:
         for generation, partition in sorted({key for share in self._shares() for key in share}):

@@ -56,5 +56,5 @@ def report_ratio(name: str, pairs: list[tuple[float, float]], opponent: str, cou
     """Print the median of (our seconds, the opponent's) as a ratio, and how many things each does a second."""
     ours, theirs = (count / median(times) for times in zip(*pairs, strict=True))
     ratios = [other / mine for mine, other in pairs]
-    each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(f"\n{name}: {ours:,.1f}/s; {opponent}: {theirs:,.1f}/s; ratio {median(ratios):.2f} ({each}){aim}")
+    all_ratios = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    print(f"\n{name}: {ours:,.1f}/s; {opponent}: {theirs:,.1f}/s; ratio {median(ratios):.2f} ({all_ratios}){aim}")

@@ -212,7 +212,8 @@ def test_a_checkpoint_and_what_it_costs(tmp_path: Path) -> None:
         ours.commit([batch(number * 1000)])
     idle = Committer(raw)
     idle.maintain()
-    steps, more = [], [True]
+    steps = []
+    more = [True]
     while more[-1]:
         steps.append(seconds(lambda: more.append(ours.maintain(budget_s=0.2))))
     version = ManifestLog(raw).checkpoints()[-1]

@@ -254,7 +254,8 @@ def ingest(scene: Scene, folder: Path, endpoint: str = "") -> tuple[float, float
 def test_ingest_against_a_loop(scene: Scene, tmp_path: Path, engine: str, request: pytest.FixtureRequest) -> None:
     endpoint = request.getfixturevalue("flink_jobs") if engine == "flink" else ""
     loop(scene, tmp_path / "warm")
-    whole, steady = [], []
+    whole = []
+    steady = []
     for number in range(3):
         all_s, steady_s = ingest(scene, tmp_path / f"ours-{number}", endpoint)
         other = loop(scene, tmp_path / f"loop-{number}")
