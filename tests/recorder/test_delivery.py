@@ -6,6 +6,7 @@ import gzip
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -16,6 +17,7 @@ from ciml.events.records import Message
 from ciml.events.samples import End, Samples, decode, to_table
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.kafka.broker import list_topic
+from ciml.storage import open_store
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.faults.broker import Broker
@@ -95,6 +97,18 @@ def test_a_run_arrives_whole(kafka: str, topic: Callable[..., str], tmp_path: Pa
     assert run.start_us <= table.column("time")[0].value
     fetched, _ = run_fetch(FetchPolicy().allowing(roots=(str(logs),)), run.log_url)
     assert fetched == [gzip.decompress(log.read_bytes())]
+
+
+def test_the_log_of_a_run_is_stored_on_s3(s3: Any, tmp_path: Path) -> None:
+    prefix = f"{s3.bucket()}/ci"
+    recorded = ["--log-dir", prefix, "--job", "unit", "--run-id", "1"]
+    done = record(tmp_path / "spool", *recorded, "--flush", "20s", command=["true"])
+    assert (done.returncode, list((tmp_path / "spool").iterdir())) == (0, []), done.stderr
+    store = open_store(prefix)
+    assert sorted(store.list()) == ["unit/record~1~1/dstat-csv_log.txt.gz", "unit/record~1~1/run.json"]
+    (table,) = parse_logs([Log(store.read("unit/record~1~1/dstat-csv_log.txt.gz"))])
+    assert isinstance(table, pa.Table)
+    assert table.num_rows >= 1
 
 
 def test_a_broker_that_is_killed_loses_no_sample(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ciml.cli.talk_scripts import undashed
 from ciml.data_root import DataRoot
 from ciml.pipelines.datasets.update import verify_dataset
 from ciml.reports.dataset.render import plot_dataset
+from ciml.storage import open_store
 from tests.corpus import CORPUS, builds
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
@@ -118,20 +119,24 @@ def test_classes_are_merged(tmp_path: Path) -> None:
 
 
 @pytest.mark.whole
-def test_visualize_draws_what_plot_draws(tmp_path: Path, data_path: str) -> None:
+@pytest.mark.parametrize("target", ["local", pytest.param("s3", marks=pytest.mark.engines)])
+def test_visualize_draws_what_plot_draws(
+    target: str, tmp_path: Path, data_path: str, request: pytest.FixtureRequest
+) -> None:
+    root = str(tmp_path / "sets") if target == "local" else f"{request.getfixturevalue('s3').bucket()}/sets"
     line = ["--dataset", "x", "--class-label", "project", "--features-regex", "usr", "--data-path", data_path]
-    line += ["--target-data-path", str(tmp_path / "sets")]
-    plots = tmp_path / "sets/datasets/x/_plots"
+    line += ["--target-data-path", root]
+    plots = open_store(f"{root}/datasets/x/_plots")
     assert "plots" not in build(*line).stdout
-    assert build(*line, "--visualize").stdout.splitlines()[-1] == f"  plots     {plots}/index.html"
-    dataset = DataRoot.open(tmp_path / "sets").dataset("x")
+    assert build(*line, "--visualize").stdout.splitlines()[-1] == f"  plots     {plots.url()}/index.html"
+    dataset = DataRoot.open(root).dataset("x")
     assert verify_dataset(dataset) == []
     plot_dataset(dataset, tmp_path / "plots")
-    drawn = {path.name: path.read_bytes() for path in plots.iterdir()}
+    drawn = {path: plots.read(path) for path in plots.list()}
     assert drawn == {path.name: path.read_bytes() for path in (tmp_path / "plots").iterdir()}
     assert {"index.html", "classes.png", "course-001-usr.svg"} <= set(drawn)
     build(*line, "--slicer", ":20", "--force")
-    assert not plots.exists() or list(plots.iterdir()) == []
+    assert plots.list() == []
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from ciml.services.stored.examine import examine, rewrite
 from ciml.services.stored.findings import Kind, kind_of
 from ciml.serving.predict import answers
 from ciml.serving.registry import Registry
-from ciml.storage import LocalStore
+from ciml.storage import LocalStore, open_store
 from ciml.transforms.examples import changes
 from tests.durable import Steps, each_step
 from tests.growth import assert_linear
@@ -332,6 +332,20 @@ def test_the_data_path_is_that_of_the_line_and_not_of_the_environment(words: lis
     words = [str(GOLDEN / "stored") if word == "GOLDEN" else word for word in words]
     done = CliRunner().invoke(cli, words, standalone_mode=False, env={"CIML_DATA_PATH": "none"})
     assert "14 objects: all readable" in done.output
+
+
+@pytest.mark.engines
+def test_a_store_on_s3_is_rewritten_and_its_damage_named(s3: Any) -> None:
+    url = f"{s3.bucket()}/data"
+    store = open_store(url)
+    for path, content in contents(GOLDEN / "checkpoints").items():
+        store.create(path, content)
+    assert "4 to rewrite (--apply)" in migrate(url)
+    assert "rewritten: 1 checkpoints" in migrate(url, "--apply").replace("\n", " ")
+    assert "nothing to rewrite" in migrate(url)
+    segment = next(path for path in store.list("raw") if "segments" in path)
+    store.replace(segment, flipped(store.read(segment)))
+    assert f"{url}/{segment}" in migrate(url, code=4).replace("\n", "")
 
 
 def test_time_is_linear_in_the_objects(tmp_path: Path) -> None:
