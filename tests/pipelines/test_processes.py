@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -47,18 +48,24 @@ def test_a_killed_worker_is_an_error_that_names_the_task() -> None:
         result_of(pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL), "adds")
 
 
-def test_an_exception_ends_workers_that_are_busy() -> None:
+def _touch_later(path: Path) -> None:
+    time.sleep(10)
+    path.touch()
+
+
+def test_an_exception_ends_workers_that_are_busy(tmp_path: Path) -> None:
     workers = []
 
     def work() -> None:
         with process_pool(1, "fork", int) as pool:
             workers.append(psutil.Process(pool.submit(os.getpid).result()))
-            pool.submit(time.sleep, 600)
+            pool.submit(_touch_later, tmp_path / "done")
             raise KeyError
 
     with pytest.raises(KeyError):
         work()
     assert psutil.wait_procs(workers, timeout=60)[1] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_each_worker_is_started_with_the_arguments() -> None:

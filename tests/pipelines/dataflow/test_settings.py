@@ -6,13 +6,17 @@ import base64
 import bz2
 import zlib
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import apache_beam as beam
 import pytest
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.kafka import KafkaOptions
+from ciml.pipelines.dataflow import job
 from ciml.pipelines.dataflow.job import holds, unpacked
 from ciml.pipelines.dataflow.settings import (
     DataflowSettings,
@@ -194,6 +198,36 @@ def test_a_planted_secret_is_found_in_a_pipeline(secret: str) -> None:
     assert not holds(portable(lambda pipeline: ingest(pipeline, "other")).SerializeToString(), [secret.encode()])
     elements = portable(lambda pipeline: pipeline | beam.Create([KafkaOptions(secret)]))
     assert holds(elements.SerializeToString(), [secret.encode()])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message", "runs"),
+    [
+        ({"hidden": [b"planted"]}, "would hold a secret of this process", 0),
+        ({"update": True}, "--update: no job ciml-x runs", 0),
+        ({}, "folder: cannot be written: Is a directory", 1),
+    ],
+    ids=["secret", "no job to replace", "template"],
+)
+def test_a_job_is_checked_before_it_runs_and_an_error_leaves_no_file(
+    keys: dict[str, Any], message: str, runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = tmp_path / "folder"
+    template.mkdir()
+    pipeline = Mock()
+    pipeline.to_runner_api().SerializeToString.return_value = b"planted"
+
+    def with_options(options: PipelineOptions) -> Mock:
+        path = Path(options.view_as(GoogleCloudOptions).template_location)
+        pipeline.run.side_effect = lambda: path.write_text("{}")
+        return pipeline
+
+    monkeypatch.setattr(job.beam, "Pipeline", with_options)
+    monkeypatch.setattr(job, "_check_running", Mock(side_effect=CimlError("--update: no job ciml-x runs")))
+    with pytest.raises(CimlError, match=message):
+        job.launch(Mock(), SETTINGS, "ciml-x", streaming=False, template=str(template), extra=["--no_auth"], **keys)
+    assert pipeline.run.call_count == runs
+    assert list(tmp_path.iterdir()) == [template]
 
 
 def test_packed_data_is_unpacked_at_any_depth() -> None:

@@ -6,7 +6,9 @@ import json
 import socket
 from collections.abc import Callable
 from concurrent import futures
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import apache_beam as beam
 import grpc
@@ -19,8 +21,9 @@ from apache_beam.runners.portability.portable_runner import PortableRunner
 from click.testing import CliRunner
 
 from ciml.cli.commands.operate.describe import graph
-from ciml.pipelines.flink.jobs import forget_job
-from ciml.pipelines.flink.submit import flink_options
+from ciml.pipelines.flink import jobs, submit
+from ciml.pipelines.flink.jobs import Job, RestJob, cancel_job, forget_job
+from ciml.pipelines.flink.submit import FlinkJob, flink_options, run_bounded
 from ciml.pipelines.graphs import PIPELINES, as_dot, as_text, foreign_parts, is_unbounded, portable, stages
 
 Build = Callable[[beam.Pipeline], object]
@@ -159,6 +162,49 @@ def test_workers_decide_on_the_environment_and_on_chaining(workers: str | None) 
     assert options["environment_config"] == workers
     assert bool(options.get("operator_chaining")) == (workers is not None)
     assert options["finish_bundle_before_checkpointing"]
+
+
+@pytest.mark.parametrize(("workers", "steps"), [(None, ["cancel_orphans", "run"]), ("pool:50000", ["run"])])
+def test_jobs_of_ended_processes_are_cancelled_before_one_with_workers_in_this_process(
+    workers: str | None, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Mock()
+    monkeypatch.setattr(submit, "cancel_orphans", calls.cancel_orphans)
+    monkeypatch.setattr(submit.beam, "Pipeline", lambda **_: Mock(run=calls.run))
+    FlinkJob(Mock(), flink_options("jobs:8099", "ingest", workers=workers))
+    assert [name for name, *_ in calls.mock_calls] == steps
+
+
+def test_a_job_is_cancelled_when_its_wait_ends_by_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Mock(over=False)
+    monkeypatch.setattr(submit, "FlinkJob", lambda *_: job)
+    with pytest.raises(KeyboardInterrupt):
+        run_bounded(Mock(), "flink", "jobs:8099", "backfill", poll=Mock(side_effect=KeyboardInterrupt))
+    job.cancel.assert_called_once_with()
+
+
+@pytest.mark.parametrize(("starts_s", "cancelled_s"), [(0.0, 0.0), (3.0, 3.0), (float("inf"), 15.0)])
+def test_a_job_is_cancelled_when_flink_has_it(
+    starts_s: float, cancelled_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier, its submission would start it after the cancel. If Flink does not get it, the wait ends."""
+    clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
+    requests: list[float] = []
+
+    def sleep(pause_s: float) -> None:
+        clock.now_s += pause_s
+
+    def list_flink_jobs(_: str) -> list[RestJob]:
+        has_job = clock.now_s >= starts_s and not requests
+        return [RestJob("flink", "7", "ingest", "RUNNING", 0.0, True)] if has_job else []
+
+    clock.sleep = sleep
+    monkeypatch.setattr(jobs, "time", clock)
+    monkeypatch.setattr(jobs, "list_jobs", lambda _: [Job("1", "ingest", "CANCELLED" if requests else "RUNNING")])
+    monkeypatch.setattr(jobs, "list_flink_jobs", list_flink_jobs)
+    monkeypatch.setattr(jobs, "_request_cancel", lambda *_: requests.append(clock.now_s))
+    assert cancel_job("jobs:8099", "1").over
+    assert requests == [pytest.approx(cancelled_s, abs=0.2)]
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 300])

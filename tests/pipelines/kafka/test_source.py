@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,22 @@ def test_new_partitions_are_found_and_a_recreated_topic_is_an_error(monkeypatch:
         assert (found, tracker.rests_s) == (new, pytest.approx(9.0, abs=0.5))
     with pytest.raises(IntegrityError, match="again"):
         find_partitions(OtherTopicError("created again"), monkeypatch)
+
+
+@pytest.mark.parametrize(("ends", "backlogs"), [(Ends(1.0, 9), [4]), (Ends(1.0, 5), [0]), (None, [])])
+def test_an_idle_partition_reports_its_backlog(
+    ends: Ends | None, backlogs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gauge = Mock()
+    idle = Mock(position=5, idle=0)
+    idle.read.return_value = []
+    monkeypatch.setattr(source, "Metrics", Mock(gauge=gauge))
+    monkeypatch.setattr(source, "borrow", lambda *_: nullcontext(idle))
+    monkeypatch.setattr(source, "end_of", lambda *_: ends)
+    read = PartitionRead("t", "T", 0, 5, None)
+    assert list(ReadUnbounded(HERE, ReadOptions()).process(read, Slice(5), ManualWatermarkEstimator(None))) == []
+    assert [call.args[1] for call in gauge.call_args_list] == ["backlog.t.0"] * len(backlogs)
+    assert [call.args[0] for call in gauge().set.call_args_list] == backlogs
 
 
 def test_a_broker_that_does_not_answer_is_an_error_that_says_where() -> None:

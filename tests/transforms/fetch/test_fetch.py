@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import gzip
 import json
+import threading
 import time
 import tracemalloc
 from email.utils import formatdate
@@ -17,10 +19,11 @@ import pytest
 from ciml.events.cloudevents import finished_event
 from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, Origin, Outcome
-from ciml.limits import PART_BYTES
+from ciml.limits import PART_BYTES, SMALL_PART_BYTES
 from ciml.storage import open_store
 from ciml.transforms.fetch.fetch import DEFERRED, REJECTED, Fetcher, fetch, fetch_in_parts
 from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.ingest import run_stages
 from ciml.transforms.ingest.run_stages import take_logs
 from ciml.transforms.parse.logs import parse
 from tests.transforms.fetch.fetching import MIB, NOW, TRUST, allow, only, pending, run
@@ -291,6 +294,31 @@ def test_a_part_ends_when_it_has_enough(tmp_path: Path) -> None:
     assert [len(part.pending_runs) for part in fetch_in_parts(Batch(None, pending_runs=each), policy, NOW)] == [8, 8, 4]
     one = [pending(f"{tmp_path}/log", number=number) for number in range(20)]  # each event has a table of its own
     assert [len(part.pending_runs) for part in fetch_in_parts(Batch(None, pending_runs=one), policy, NOW)] == [8, 8, 4]
+
+
+@pytest.mark.parametrize(("more_bytes", "at_once"), [(0, True), (1, False)])
+def test_only_small_parts_are_parsed_at_the_same_time(
+    more_bytes: int, at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2)
+    seen: list[bool] = []
+
+    def parse_together(_: Batch) -> Batch:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(30.0 if at_once else 0.3)
+        seen.append(not both.broken)
+        return Batch(None)
+
+    monkeypatch.setattr(run_stages, "fetch_in_parts", lambda batch, *_: [batch])
+    monkeypatch.setattr(run_stages, "parse", parse_together)
+    part = Batch(None, pending_runs=[pending("https://logs.test/log", log=bytes(SMALL_PART_BYTES + more_bytes))])
+    arguments = (part, FetchPolicy(), open_store(str(tmp_path)), NOW)
+    threads = [threading.Thread(target=take_logs, args=arguments) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [at_once] * 2
 
 
 def test_signed_addresses_are_fetched_first_and_never_deferred(server: LogServer, tmp_path: Path) -> None:
