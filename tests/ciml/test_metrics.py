@@ -169,7 +169,7 @@ def test_the_endpoint_has_a_limited_number_of_connections(monkeypatch: pytest.Mo
         for connection in idle:
             connection.sendall(b"GET /metrics HTTP/1.1\r\n")
         assert scrape(url)
-        assert select.select(idle, [], [], 5.0)[0], "no idle connection made room"
+        assert select.select(idle, [], [], 30.0)[0], "no idle connection made room"
 
 
 def test_a_failed_scrape_logs_one_line_and_the_next_one_is_answered(caplog: pytest.LogCaptureFixture) -> None:

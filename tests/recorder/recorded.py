@@ -38,6 +38,11 @@ def record(
     )  # fmt: skip
 
 
+def shell_until(condition: str) -> list[str]:
+    """A command that ends once a condition of the shell is true."""
+    return ["sh", "-c", f"until {condition}; do sleep 0.1; done"]
+
+
 def wait_for(what: Callable[[], Any], most_s: float = 30.0) -> Any:
     """What it returns, once that is true."""
     deadline = time.monotonic() + most_s

@@ -25,7 +25,7 @@ from ciml.recorder.spool.seals import POLICY_FACTS, is_sealed, plan_for_command,
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.trust import FACTS as FACTS_OF_TRUST
 from tests.recorder.planted import GATE, T0_US, TELEMETRY, plant, planted_facts, taken
-from tests.recorder.recorded import record
+from tests.recorder.recorded import record, shell_until
 
 NOBODY = 65534
 SECRET = ("-X", "sasl.password=pa55-w0rd")  # unused without SASL, and known to its owner alone
@@ -50,11 +50,14 @@ def logs(tmp_path: Path) -> Path:
 
 
 def record_beside(
-    spool: Path, logs: Path, *options: str, sleep: str = "1.5", **more: Any
+    spool: Path, logs: Path, *options: str, until: str = "true", **more: Any
 ) -> subprocess.CompletedProcess[str]:
-    """A run ``own``, with what is in the spool. A second's step sends one log, or what Kafka acknowledged before."""
+    """A run ``own``, with what is in the spool, which ends once a condition of the shell is true.
+
+    Its first step opens the recordings and sends one log; what Kafka acknowledges takes more of them.
+    """
     own = ("--log-dir", str(logs), "--job", "job", "--source", "zuul", "--run-id", "own", "--flush", "10s")
-    return record(spool, *own, *options, command=["sleep", sleep], env={"CIML_DOOL": ""}, **more)
+    return record(spool, *own, *options, command=shell_until(until), env={"CIML_DOOL": ""}, **more)
 
 
 def test_the_policy_facts_are_those_of_the_trust_policy() -> None:
@@ -84,7 +87,7 @@ def test_a_sealed_recording_is_sent_as_it_is_by_a_recorder_with_the_same_credent
     done = record_beside(spool, logs, *options, "-X", "sasl.password=another")
     assert "is not sealed with these credentials" in done.stderr
     assert set(finished(kafka, own)) == {"zuul~own~1"}
-    assert record_beside(spool, logs, *options, *SECRET, sleep="6").returncode == 0
+    assert record_beside(spool, logs, *options, *SECRET, until=f"[ ! -e {folder} ]").returncode == 0
     first = finished(kafka, own)["zuul~first~1"]
     assert {name: first[name] for name in GATE} == GATE
     assert first["labels"] == {"exit_code": "0"}

@@ -177,7 +177,7 @@ def test_an_answer_that_drips_ends(gerrit: FakeGerrit, monkeypatch: pytest.Monke
     gerrit.answer = lambda path: (200, {}, drip())
     session = gerrit.session()
     with running(session):
-        wait(lambda: "does not answer in time" in session.problem, "it waits on", 10)
+        wait(lambda: "does not answer in time" in session.problem, "it waits on")
 
 
 def test_a_list_without_end_ends(gerrit: FakeGerrit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_the_comparison_after_a_line_that_is_too_long_finds_its_event(gerrit: Fa
         gerrit.position()
         gerrit.changes = [change(7, now_s + 1)]
         gerrit.write(b'{"x": "' + b"x" * MAX_STREAM_LINE_BYTES + b'"}')
-        wait(lambda: kept.values, "the event is missed", 10)
+        wait(lambda: kept.values, "the event is missed")
     assert numbers(kept.values) == [7]
 
 

@@ -129,13 +129,17 @@ def test_a_body_over_the_limit_is_rejected_before_it_is_in_memory(memory: Memory
 
 
 def test_the_limits_of_the_configuration_are_those_of_its_connections(memory: Memory, tmp_path: Path) -> None:
-    limits = "[webhooks]\nport = 0\nheader_s = 0.2\nbody_s = 0.4\n"
-    with receiving(tmp_path, "", "", limits + SOURCE) as (hooks, _):
-        for text, limit in (("", b"MAX_HEADER_S"), ("Content-Length: 9\r\n\r\n{", b"within 0.4 s (MAX_BODY_S)")):
-            with sending(hooks, text) as one:
-                answer = read_all(one)
-                assert answer.startswith(b"HTTP/1.1 408 ")
-                assert limit in answer
+    for limits, text, message in (
+        ("header_s = 0.2", "", b"no complete request within 0.2 s (MAX_HEADER_S)"),
+        ("header_s = 2\nbody_s = 0.4", "Content-Length: 9\r\n\r\n{", b"within 0.4 s (MAX_BODY_S)"),
+    ):
+        with (
+            receiving(tmp_path, "", "", f"[webhooks]\nport = 0\n{limits}\n{SOURCE}") as (hooks, _),
+            sending(hooks, text) as one,
+        ):
+            answer = read_all(one)
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert message in answer
     with receiving(tmp_path, "", "", "[webhooks]\nport = 0\nconnections = 3\n" + SOURCE) as (hooks, _):
         many = [socket.create_connection(("127.0.0.1", hooks.port), 10) for _ in range(4)]
         assert b"more than 3 connections (MAX_HOOK_CONNECTIONS)" in read_all(many[0])

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,9 +41,10 @@ def test_a_model_that_is_not_restored_in_time_is_not_loaded(good: dict[int, Path
 
 
 def test_a_call_that_does_not_end_ends_only_its_own_model(endless: dict[Kind, Path], good: dict[int, Path]) -> None:
-    model = load_model(open_store(endless["operation"]), call_s=0.5)
+    model = load_model(open_store(endless["operation"]))
     other = load_model(open_store(good[1]))
     np.testing.assert_array_equal(model.predict("", {"x": np.zeros(2, "f4")})["y"], [0, 0])
+    model.process._call_s = 0.5  # the good call may take longer
     with pytest.raises(RequestError, match=r"takes longer than 0\.5 s for one call") as slow:
         model.predict("", {"x": np.full(2, 5, "f4")})
     assert slow.value.code == "DEADLINE_EXCEEDED"
@@ -64,27 +66,25 @@ def test_a_call_that_takes_all_memory_fails_alone(endless: dict[Kind, Path]) -> 
     model.close()
 
 
-@pytest.fixture
-def server(
-    endless: dict[Kind, Path], good: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ModelServer]:
-    """Start a server with a sound and an endless model; do not wait for either."""
-    monkeypatch.setattr(server_module, "MAX_MODEL_CALL_S", 3.0)
+@contextmanager
+def serving(config: Path, *models: Path) -> Iterator[httpx.Client]:
+    """A client of a server with version 1 of models, for none of which it waits."""
+    config.write_text(render_config([ModelEntry(path.name, str(path), "specific", (1,)) for path in models]))
+    options = ServerOptions(str(config), verify=False, grpc_port=0, rest_port=0, poll_s=0.05)
+    server = ModelServer(options)
+    server.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.rest_port}", trust_env=False, timeout=60) as rest:
+            yield rest
+    finally:
+        server.stop()
+
+
+def test_ports_open_before_models_load_and_other_models_are_served_meanwhile(
+    endless: dict[Kind, Path], good: dict[int, Path], tmp_path: Path
+) -> None:
     shutil.copytree(good[1], tmp_path / "good" / "1")
-    entries = [
-        ModelEntry("endless", str(endless["folding"].parent), "specific", (1,)),
-        ModelEntry("good", str(tmp_path / "good"), "specific", (1,)),
-    ]
-    config = tmp_path / "models.config"
-    config.write_text(render_config(entries))
-    running = ModelServer(ServerOptions(str(config), verify=False, grpc_port=0, rest_port=0, poll_s=0.05))
-    running.start()
-    yield running
-    running.stop()
-
-
-def test_ports_open_before_models_load_and_other_models_are_served_meanwhile(server: ModelServer) -> None:
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.rest_port}", trust_env=False) as rest:
+    with serving(tmp_path / "models.config", endless["folding"].parent, tmp_path / "good") as rest:
 
         def ask(path: str) -> tuple[int, Any]:
             answer = rest.get(path)
@@ -97,18 +97,25 @@ def test_ports_open_before_models_load_and_other_models_are_served_meanwhile(ser
         assert ask("/healthz")[0] == 200
         code, state = ask("/readyz")
         assert (code, state["ready"]) == (503, False)
-        assert "endless" in state["loading"]
+        assert "folding" in state["loading"]
         until(lambda: "AVAILABLE" in str(ask("/v1/models/good")))
-        (status,) = ask("/v1/models/endless")[1]["model_version_status"]
+        (status,) = ask("/v1/models/folding")[1]["model_version_status"]
         assert status["state"] == "LOADING"
         assert len(post("good", columns(2))[1]["outputs"]) == 2
-        loading = (503, {"error": "model endless is being loaded"})
-        assert post("endless", {"inputs": [0.0]}) == loading
-        assert ask("/v1/models/endless/labels/stable") == loading  # as a client asks which version is served
-        until(lambda: "END" in str(ask("/v1/models/endless")))
-        (status,) = ask("/v1/models/endless")[1]["model_version_status"]
+        loading = (503, {"error": "model folding is being loaded"})
+        assert post("folding", {"inputs": [0.0]}) == loading
+        assert ask("/v1/models/folding/labels/stable") == loading  # as a client asks which version is served
+
+
+def test_a_model_whose_first_call_does_not_end_is_not_served(
+    endless: dict[Kind, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "MAX_MODEL_CALL_S", 1.0)
+    with serving(tmp_path / "models.config", endless["folding"].parent) as rest:
+        until(lambda: "END" in rest.get("/v1/models/folding").text)
+        (status,) = rest.get("/v1/models/folding").json()["model_version_status"]
         assert (status["state"], status["status"]["error_code"]) == ("END", "UNAVAILABLE")
-        assert "takes longer than 3 s for one call" in status["status"]["error_message"]
+        assert "takes longer than 1 s for one call" in status["status"]["error_message"]
 
 
 def test_the_processes_of_models_end_with_a_killed_server(endless: dict[Kind, Path]) -> None:

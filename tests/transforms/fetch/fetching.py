@@ -7,8 +7,9 @@ from typing import Any
 
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun, RunFacts, Trust
+from ciml.http.addresses import Address
 from ciml.transforms.fetch.fetch import Fetcher
-from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from tests.transforms.fetch.log_server import LogServer
 
 NOW = 1795521600_000000
@@ -45,3 +46,19 @@ def allow(*servers: LogServer, **options: Any) -> FetchPolicy:
 def only(outcomes: list[Outcome]) -> tuple[str, str]:
     (outcome,) = outcomes
     return outcome.kind, outcome.reason
+
+
+class Slow:
+    """Lets each log of /drip/ time out after ``total_s`` of a clock that only they move."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.asked: list[str] = []
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def time_out(self, address: Address, policy: FetchPolicy) -> None:
+        self.asked.append(address.path)
+        self.now_s += policy.total_s
+        raise LogUnavailableError("log_timeout", "")

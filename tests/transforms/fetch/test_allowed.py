@@ -103,7 +103,7 @@ def test_a_resolver_that_fails_or_hangs() -> None:
         return []
 
     policy = FetchPolicy(hosts=(NAME,), connect_s=0.1)
-    _, (outcome,) = run(policy, f"https://{NAME}/a", resolve=fail)
+    _, (outcome,) = run(policy.replace(connect_s=30), f"https://{NAME}/a", resolve=fail)
     assert (outcome.kind, outcome.reason) == ("deferred", "log_unavailable")
     assert "resolv" in outcome.detail
     assert only(run(policy, f"https://{NAME}/a", resolve=hang)[1]) == ("deferred", "log_timeout")

@@ -9,6 +9,7 @@ import json
 import threading
 import time
 import tracemalloc
+from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ import pytest
 from ciml.events.cloudevents import finished_event
 from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, Origin, Outcome
+from ciml.http.addresses import Address
 from ciml.limits import PART_BYTES, SMALL_PART_BYTES
 from ciml.storage import open_store
 from ciml.transforms.fetch.fetch import DEFERRED, REJECTED, Fetcher, fetch, fetch_in_parts
-from ciml.transforms.fetch.policy import FetchPolicy
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from ciml.transforms.ingest import run_stages
 from ciml.transforms.ingest.run_stages import take_logs
 from ciml.transforms.parse.logs import parse
-from tests.transforms.fetch.fetching import MIB, NOW, TRUST, allow, only, pending, run
+from tests.transforms.fetch.fetching import MIB, NOW, TRUST, Slow, allow, only, pending, run
 from tests.transforms.fetch.log_server import CUT, LOG, Answer, LogServer, bomb, serving
 
 GZIP = gzip.compress(LOG)
@@ -127,7 +129,7 @@ def test_a_failed_connection_is_retried_once_and_its_bytes_do_not_count(server: 
 
 
 def test_a_stale_connection_is_replaced(server: LogServer) -> None:
-    fetcher = Fetcher(allow(server, threads=1))
+    fetcher = Fetcher(allow(server, threads=1, batch_s=1000))
     for path in ("plain/1", "hangup/2", "plain/3", "plain/4"):
         fetcher.fetch(Batch(None, [], [pending(f"{server.url}/{path}")]), NOW)
     connections = len(server.peers)
@@ -179,13 +181,31 @@ def test_slow_logs_end_in_time(server: LogServer, path: str) -> None:
     assert (logs, only(settled)) == ([], ("deferred", "log_timeout"))
 
 
-def test_a_slow_host_does_not_hold_up_the_others(server: LogServer) -> None:
-    with serving() as slow:
-        urls = [f"{slow.url}/stall/{number}" for number in range(40)] + [f"{server.url}/gz/{n}" for n in range(40)]
-        logs, settled = run(allow(server, slow, read_s=1, total_s=1), *urls)
+def test_a_slow_host_does_not_hold_up_the_others(server: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow host times out only once the logs of the other host are fetched."""
+    slow = "http://slow.example.org:80"
+    urls = [f"{slow}/{number}" for number in range(40)] + [f"{server.url}/gz/{number}" for number in range(40)]
+    asked: list[Address] = []
+    fetched: list[Address] = []
+    all_fetched = threading.Event()
+    read = Fetcher.read
+
+    def read_or_time_out(self: Fetcher, address: Address, *more: Any) -> bytes:
+        if address.origin == slow:
+            asked.append(address)
+            assert all_fetched.wait(60)
+            raise LogUnavailableError("log_timeout", "")
+        log = read(self, address, *more)
+        fetched.append(address)
+        if len(fetched) == 40:
+            all_fetched.set()
+        return log
+
+    monkeypatch.setattr(Fetcher, "read", read_or_time_out)
+    logs, settled = run(FetchPolicy(hosts=(server.url, slow)), *urls)
     assert logs == [LOG] * 40
     assert [(outcome.kind, outcome.reason) for outcome in settled] == [("deferred", "log_timeout")] * 40
-    assert sum(slow.asked.values()) <= 11  # half of the threads, and three that follow a timeout
+    assert len(asked) <= 11  # half of the threads, and three that follow a timeout
     assert {outcome.detail for outcome in settled} > {"its host timed out for other logs"}
 
 
@@ -193,21 +213,22 @@ def test_a_slow_host_does_not_hold_up_the_others(server: LogServer) -> None:
     ("paths", "asked"),
     [("ssspsssp", 8), ("sssspppp", 4), ("pssssp", 5), ("sssmssssp", 8)],
 )
-def test_a_host_is_left_after_four_timeouts_in_a_row(server: LogServer, paths: str, asked: int) -> None:
-    names = {"s": "stall", "p": "plain", "m": "missing"}
+def test_a_host_is_left_after_four_timeouts_in_a_row(server: LogServer, slow: Slow, paths: str, asked: int) -> None:
+    names = {"s": "drip", "p": "plain", "m": "missing"}
     urls = [f"{server.url}/{names[path]}/{number}" for number, path in enumerate(paths)]
     seconds: list[float] = []
-    fetcher = Fetcher(allow(server, threads=1, read_s=0.2))
+    fetcher = Fetcher(allow(server, threads=1, batch_s=1000))
     batch = Batch(None, [], [pending(url, number=number) for number, url in enumerate(urls)])
     fetched = fetcher.fetch(batch, NOW, seconds).pending_runs
     fetcher.close()
-    assert len(server.asked) == len(seconds) == asked
+    assert len(server.asked) + len(slow.asked) == len(seconds) == asked
     assert [pending.origin.offset for pending in fetched] == [at for at in range(asked) if paths[at] == "p"]
 
 
-def test_a_batch_has_an_end(server: LogServer) -> None:
+def test_a_batch_has_an_end(server: LogServer, slow: Slow) -> None:
     urls = [f"{server.url}/drip/{number}" for number in range(6)]
-    _, settled = run(allow(server, threads=1, total_s=0.2, batch_s=0.3, delays_s=(1,)), *urls, attempts=2)
+    _, settled = run(allow(server, threads=1, total_s=20, batch_s=30, delays_s=(1,)), *urls, attempts=2)
+    assert slow.asked == ["/drip/0", "/drip/1"]
     kinds = [(outcome.kind, outcome.reason) for outcome in settled]
     assert kinds == [("dead_letter", "log_timeout")] * 2 + [("deferred", "batch_full")] * 4
 
@@ -321,7 +342,7 @@ def test_only_small_parts_are_parsed_at_the_same_time(
     assert seen == [at_once] * 2
 
 
-def test_signed_addresses_are_fetched_first_and_never_deferred(server: LogServer, tmp_path: Path) -> None:
+def test_signed_addresses_are_fetched_first_and_never_deferred(server: LogServer, slow: Slow, tmp_path: Path) -> None:
     urls = [f"{server.url}/drip/{number}" for number in range(4)]
     signed = [f"{server.url}/{path}?sig=s3cr3t" for path in ("plain", "drip/4", "drip/5", "drip/6", "drip/7")]
     runs = [pending(url, number=number) for number, url in enumerate(urls)]
@@ -331,7 +352,7 @@ def test_signed_addresses_are_fetched_first_and_never_deferred(server: LogServer
     runs.append(pending("https://other.test/log?sig=REDACTED", number=9, address="https://other.test/log?sig=s3cr3t"))
     for each in runs[4:]:
         each.message = Message(0, finished_event(each.mention.replace(log_url=each.address))[0])
-    policy = allow(server, threads=1, total_s=0.3, batch_s=0.5)
+    policy = allow(server, threads=1, total_s=30, batch_s=75)
     settled = take_logs(Batch(None, pending_runs=runs), policy, open_store(str(tmp_path)), NOW).settled
     outcomes = {outcome.origin.offset: outcome for outcome in settled}
     assert "/plain?sig=s3cr3t" in server.asked
@@ -344,7 +365,7 @@ def test_signed_addresses_are_fetched_first_and_never_deferred(server: LogServer
     assert late.detail.startswith("the batch's time limit was reached; its address holds a secret")
     assert late.first_seen_us == NOW
     assert late.payload is not None
-    assert not any("/drip/7" in path for path in server.asked)
+    assert slow.asked == [f"/drip/{number}?sig=s3cr3t" for number in (4, 5, 6)]
     assert not any("s3cr3t" in json.dumps(outcome.to_json()) for outcome in settled)
     kept = (message_of(outcomes[number].payload or {}, 0).value or b"" for number in range(5, 10))
     assert not any(b"s3cr3t" in message for message in kept)
@@ -372,16 +393,24 @@ def test_what_a_refused_log_took_is_let_go_at_once(tmp_path: Path) -> None:
         gc.enable()
 
 
-def wait_s(server: LogServer, status: int, headers: dict[str, str], attempts: int = 1) -> tuple[str, float]:
+def wait_s(server: LogServer, status: int, headers: dict[str, str | In], attempts: int = 1) -> tuple[str, float]:
     """The reason, and the time to the next try, s."""
-    server.answers = {"/x": (status, b"{}", headers)}
+    server.answers = {"/x": (status, b"{}", {name: str(value) for name, value in headers.items()})}
     (outcome,) = run(allow(server), f"{server.url}/x", attempts=attempts)[1]
     assert outcome.kind == "deferred"
     return outcome.reason, ((outcome.not_before_us or 0) - NOW) / 1e6
 
 
-def in_s(seconds: float) -> str:
-    return str(int(time.time() + seconds))
+@dataclass(frozen=True)
+class In:
+    """A header's value: a time so many seconds from when the server answers."""
+
+    seconds: float
+    as_date: bool = False
+
+    def __str__(self) -> str:
+        at_s = time.time() + self.seconds
+        return formatdate(at_s, usegmt=True) if self.as_date else str(int(at_s))
 
 
 @pytest.mark.parametrize(
@@ -389,18 +418,18 @@ def in_s(seconds: float) -> str:
     [
         (429, {"Retry-After": "90"}, 1, 90, 90),
         (403, {"Retry-After": "90"}, 1, 90, 90),
-        (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": in_s(50_000)}, 1, 3600, 3600),
-        (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": in_s(3000)}, 1, 30, 3000),
-        (429, {"RateLimit-Remaining": "0", "RateLimit-Reset": in_s(3000)}, 1, 30, 3000),
-        (429, {"Retry-After": formatdate(time.time() + 3000, usegmt=True)}, 1, 30, 3000),
+        (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": In(50_000)}, 1, 3600, 3600),
+        (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": In(3000)}, 1, 30, 3000),
+        (429, {"RateLimit-Remaining": "0", "RateLimit-Reset": In(3000)}, 1, 30, 3000),
+        (429, {"Retry-After": In(3000, as_date=True)}, 1, 30, 3000),
         (429, {"Retry-After": "999999"}, 1, 3600, 3600),
         (429, {"Retry-After": "0"}, 1, 10, 10),  # the policy's own delay is longer
         (429, {"Retry-After": "90"}, 4, 1800, 1800),
-        (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": in_s(-50)}, 1, 10, 10),
+        (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": In(-50)}, 1, 10, 10),
     ],
 )
 def test_a_host_chooses_the_wait_within_bounds(
-    server: LogServer, status: int, headers: dict[str, str], attempts: int, least: float, most: float
+    server: LogServer, status: int, headers: dict[str, str | In], attempts: int, least: float, most: float
 ) -> None:
     reason, wait = wait_s(server, status, headers, attempts)
     assert reason == "log_unavailable"
@@ -411,7 +440,7 @@ def test_a_host_chooses_the_wait_within_bounds(
     "headers",
     [
         {},
-        {"X-RateLimit-Remaining": "17", "X-RateLimit-Reset": in_s(500)},
+        {"X-RateLimit-Remaining": "17", "X-RateLimit-Reset": In(500)},
         {"X-RateLimit-Remaining": "0"},
         {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "soon"},
         {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "9" * 500},
@@ -421,7 +450,7 @@ def test_a_host_chooses_the_wait_within_bounds(
         {"Retry-After": "Thu, 99 Nov 99999 00:00:00 GMT"},
     ],
 )
-def test_what_asks_for_no_wait(server: LogServer, headers: dict[str, str]) -> None:
+def test_what_asks_for_no_wait(server: LogServer, headers: dict[str, str | In]) -> None:
     assert wait_s(server, 403, headers) == ("log_forbidden", 10.0)
     assert wait_s(server, 429, headers) == ("log_unavailable", 10.0)
 
