@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -17,6 +19,8 @@ import pytest
 from ciml.tensorflow import own_process
 from tests.tier import RANDOM, tries
 
+# jsonschema's grammar of IRIs takes a second of each process that imports it; no schema here has their formats.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 own_process()  # tests expect what the commands give: models that can be compared, and two threads
 gc.disable()  # until all is collected: what is imported lives as long as the process
 # No test decides by the clock: what is slow on a busy machine is not wrong. And none by chance: a change meets the same
@@ -30,6 +34,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ciml")
 
+_HERE = Path(__file__).parent
 _numbers = itertools.count(1)
 
 #: Files that take half a minute or more, the longest first.
@@ -66,6 +71,13 @@ LONGEST = (
     "tests/training/trainer/test_trainer.py",
     "tests/faults/test_selection.py",
 )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Skip the folders of benchmarks and of slow proofs where their marks are deselected: imports take a second."""
+    if collection_path.parent != _HERE or collection_path.name not in ("bench", "interop"):
+        return None
+    return True if f"not {collection_path.name}" in config.option.markexpr else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,14 +30,15 @@ def assert_linear(
     small, large = make_input(size), make_input(size * factor)
     once = _cpu_s(work, small, 1)
     repeats = min(max(1, round(_ENOUGH_S / max(once, 1e-6))), _MOST_REPEATS)
+    fewer = -(-repeats // factor)  # of the large input, which then takes as long, or longer
     short = long = ratio = float("inf")
     for _ in range(_TRIES):
-        short, long = _cpu_s(work, small, repeats), _cpu_s(work, large, repeats)
+        short, long = _cpu_s(work, small, repeats) / repeats, _cpu_s(work, large, fewer) / fewer
         ratio = min(ratio, long / short)
         if ratio <= most:
             return
     raise AssertionError(
-        f"size {size} takes {short / repeats:.6f} s, size {size * factor} takes {long / repeats:.6f} s: "
+        f"size {size} takes {short:.6f} s, size {size * factor} takes {long:.6f} s: "
         f"{ratio:.1f} times at best, at most {most:g}"
     )
 

@@ -12,6 +12,7 @@ from ciml.integrations.registry import adapters
 from tests.growth import assert_linear
 from tests.integrations.deliveries import samples
 from tests.integrations.hostile import VALUES, changed, encoded, outcome, paths
+from tests.tier import QUICK, part
 
 SAMPLES = [
     pytest.param(name, delivery, id=f"{name}-{index}")
@@ -35,8 +36,10 @@ def test_every_adapter_has_samples_of_runs(adapter: str) -> None:
 @each_sample
 def test_every_field_may_be_lost_or_be_anything(adapter: str, delivery: Delivery) -> None:
     body = body_of(delivery)
-    found = {outcome(adapter, encoded(delivery, changed(body, path, new))) for path in paths(body) for new in VALUES}
     unchanged = outcome(adapter, delivery)
+    found = {unchanged} if QUICK else set()
+    for number, path in enumerate(paths(body)):
+        found |= {outcome(adapter, encoded(delivery, changed(body, path, new))) for new in part(VALUES, number)}
     assert unchanged in found
     assert len(found) > 1 or unchanged == "ignored", "no field of this sample matters"
 
@@ -52,7 +55,7 @@ def test_every_header_may_be_lost_or_be_anything(adapter: str, delivery: Deliver
 @each_sample
 def test_every_body_may_be_cut_or_damaged(adapter: str, delivery: Delivery) -> None:
     broken = {"broken_json"} | ({"ignored"} & {outcome(adapter, delivery)})  # by its header alone
-    for cut in range(0, len(delivery.body), 7):
+    for cut in range(0, len(delivery.body), 28 if QUICK else 7):
         outcome(adapter, delivery._replace(body=delivery.body[:cut] or b"x"))
         damaged = delivery.body[:cut] + b"\xff" + delivery.body[cut + 1 :]
         assert outcome(adapter, delivery._replace(body=damaged)) in broken

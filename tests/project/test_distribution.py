@@ -13,6 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PASSES = "def test_first(): pass\ndef test_second(): pass\ndef test_third(): pass\n"
 CRASHES = "import os\ndef test_before(): pass\ndef test_crash(): os.kill(os.getpid(), 9)\n"
+#: The scheduler of these tests. Only the process that distributes imports their conftest.
+SCHEDULES = """
+def pytest_xdist_make_scheduler(config, log):
+    from tests.conftest import pytest_xdist_make_scheduler as make
+    return make(config, log)
+"""
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -30,9 +36,10 @@ def test_a_crash_fails_one_test_and_ends(
 ) -> None:
     for number, text in enumerate(files):
         (tmp_path / f"test_{number}.py").write_text(text)
-    (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_xdist_make_scheduler\n")
+    (tmp_path / "conftest.py").write_text(SCHEDULES)
     words = ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words += ["-p", "xdist.plugin"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *words, "--rootdir", tmp_path, tmp_path],
         capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path,

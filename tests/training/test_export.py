@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorflow_serving.apis import prediction_log_pb2
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import ResolvedDefinition
@@ -123,6 +122,8 @@ def test_an_export_that_dies_leaves_no_model_and_is_repeated(
 
 def test_warm_up_requests_are_those_of_a_server(folder: Path, snapshot: Snapshot):
     tf = load_tensorflow()
+    from tensorflow_serving.apis import prediction_log_pb2
+
     records = tf.data.TFRecordDataset(str(folder / "assets.extra/tf_serving_warmup_requests")).as_numpy_iterator()
     requests = [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
     shape = [snapshot.resolved.windows, len(snapshot.resolved.features)]
