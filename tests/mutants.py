@@ -18,8 +18,11 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 from ciml.intervals import wilson
 
@@ -27,9 +30,12 @@ ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "mutants"
 #: What tests of a room read of the checkout, besides code and tests.
 _READ = ["docs", "examples", "deploy", "setup.py", "README.md", "SECURITY.md", "CHANGELOG.md", "requirements.lock"]
+#: The environment variable for the most seconds that the tests of a change take.
+_LIMIT = "CIML_MUTANT_SECONDS"
 _SELECTED = "not engines and not bench and not interop and not whole"
 #: mutmut's exit codes of a change.
 _STATES = {0: "survived", 1: "killed", 3: "killed", 33: "untested", 36: "timeout", 37: "killed", None: "not tried"}
+_STATES |= {-24: "timeout", -9: "timeout", -11: "killed", -6: "killed"}  # signals: the time is over; a crash
 
 
 class Room(NamedTuple):
@@ -40,23 +46,56 @@ class Room(NamedTuple):
 
 
 ROOMS = {
-    "core": Room(["*.py"], ["tests/ciml/test_*.py"]),
-    "trust": Room(["trust.py"], ["tests/ciml/test_trust.py"]),
+    "core": Room(
+        ["*.py"], ["tests/ciml/test_*.py", "tests/ciml/lineage", "tests/ciml/messages", "tests/serving/test_verdict.py"]
+    ),
+    "trust": Room(["trust.py"], ["tests/ciml/test_trust.py", "tests/cli/data/test_trust.py"]),
     "redaction": Room(["events/redaction.py"], ["tests/ciml/events/test_redaction.py"]),
     "events": Room(["events/*"], ["tests/ciml/events"]),
     "manifest": Room(["manifest/*"], ["tests/ciml/manifest"]),
-    "runs": Room(["runs/*"], ["tests/runs"]),
+    "runs": Room(["runs/*", "runs/tables/*"], ["tests/runs"]),
     "feedback": Room(["verdicts/feedback/*"], ["tests/verdicts/feedback"]),
     "evidence": Room(["verdicts/evidence/*"], ["tests/verdicts/evidence"]),
-    "evaluation": Room(["training/evaluation/*"], ["tests/training"]),
-    "calibration": Room(["training/calibration/*"], ["tests/training"]),
-    "contract": Room(["serving/contract.py"], ["tests/serving"]),
-    "registry": Room(["serving/registry.py"], ["tests/serving"]),
-    "push": Room(["serving/push.py"], ["tests/serving"]),
+    "evaluation": Room(["training/evaluation/*"], ["tests/training/evaluation", "tests/training/experiments"]),
+    "calibration": Room(
+        ["training/calibration/*"], ["tests/training/calibration", "tests/training/test_calibrated.py"]
+    ),
+    "contract": Room(["serving/contract.py"], ["tests/serving/server/model", "tests/training/test_export.py"]),
+    "registry": Room(["serving/registry.py"], ["tests/serving/test_registry.py", "tests/serving/test_mirror.py"]),
+    "push": Room(["serving/push.py"], ["tests/serving/test_push.py", "tests/serving/test_mirror.py"]),
     "fetch": Room(["transforms/fetch/*"], ["tests/transforms/fetch"]),
     "adapters": Room(["integrations/*/adapter.py", "integrations/zuul.py"], ["tests/integrations"]),
     "spool": Room(["recorder/spool/*"], ["tests/recorder"]),
 }
+
+
+#: The seconds of each test with its fixtures, as the first run measures them, in the folder of the changed code.
+_SECONDS = Path("seconds.json")
+_seconds: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _seconds[report.nodeid] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not session.config.option.collectonly and not _SECONDS.exists():
+        _SECONDS.write_text(json.dumps(_seconds))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the files and tests that take the least time, and leave out those beyond the limit of a change."""
+    if config.option.collectonly or not _SECONDS.exists():
+        return
+    seconds = json.loads(_SECONDS.read_text())
+    by_file: Counter[str] = Counter()
+    for item in items:
+        by_file[str(item.path)] += seconds.get(item.nodeid, 0)
+    items.sort(key=lambda item: (by_file[str(item.path)], str(item.path), seconds.get(item.nodeid, 0)))
+    sums = accumulate(seconds.get(item.nodeid, 0) for item in items)
+    limit = float(os.environ.get(_LIMIT, "inf"))
+    del items[max(1, sum(total <= limit for total in sums)) :]
 
 
 def main() -> None:
@@ -64,11 +103,14 @@ def main() -> None:
     parser.add_argument("room", choices=ROOMS)
     parser.add_argument("--sample", type=int, help="number of changes, drawn at random; default: all")
     parser.add_argument("--minutes", type=float, default=30.0, help="most time for them; the rest is not tried")
+    parser.add_argument("--seconds", type=float, default=20.0, help="most time of a change's tests, the shortest first")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     options = parser.parse_args()
     room, work = ROOMS[options.room], BUILD / options.room
+    os.environ[_LIMIT] = str(options.seconds)
     copy_checkout(work, room)
     mutmut(work, "run", "no_such_change", minutes=options.minutes)  # makes all, and finds the tests of each
+    count_fixtures(work)
     names = sorted(states(work))
     if options.sample is not None and options.sample < len(names):
         names = random.Random(options.seed).sample(names, options.sample)
@@ -89,14 +131,24 @@ def copy_checkout(work: Path, room: Room) -> None:
             target = work / ("ciml" if name.split("/")[0] in rooms else "") / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
+    (work / "mutants" / "ciml").mkdir(parents=True)
+    for name in rooms:  # tests read files of a room where the checkout has them
+        (work / "mutants" / name).symlink_to(Path("ciml") / name)
+    (work / "mutants" / "ciml" / "examples").symlink_to(Path("..") / "examples")  # where ciml.cli finds the corpus
     settings = {
         "source_paths": ["ciml"],
-        "only_mutate": [f"ciml/{pattern}" for pattern in room.code],
+        "only_mutate": [
+            str(path.relative_to(work))
+            for pattern in room.code
+            for path in sorted((work / "ciml").glob(pattern))
+            if path.suffix == ".py"
+        ],
         "also_copy": _READ,
-        "pytest_add_cli_args": ["-p", "no:randomly", "-p", "no:xdist", "-m", _SELECTED],
+        "pytest_add_cli_args": ["-p", "no:randomly", "-p", "no:xdist", "-p", "tests.mutants", "-m", _SELECTED],
         "pytest_add_cli_args_test_selection": [
             str(path.relative_to(ROOT)) for pattern in room.tests for path in sorted(ROOT.glob(pattern))
         ],
+        "timeout_constant": 4.0,  # times 15: the machine may be busy
         "process_isolation": "forkserver",
         "track_dependencies": False,
     }
@@ -107,10 +159,20 @@ def copy_checkout(work: Path, room: Room) -> None:
 def mutmut(work: Path, *words: str, minutes: float) -> None:
     """Run a command of mutmut, which keeps what it found if the time is over."""
     command = [sys.executable, "-m", "mutmut", *words, "--max-children", str(os.cpu_count() or 1)]
+    environment = {**os.environ, "CIML_TESTS": "quick", "PYTHONPATH": str(work / "mutants")}
     try:
-        subprocess.run(command, cwd=work, env={**os.environ, "CIML_TESTS": "quick"}, timeout=60 * minutes, check=False)
+        subprocess.run(command, cwd=work, env=environment, timeout=60 * minutes, check=False)
     except subprocess.TimeoutExpired:
         print(f"the time of {minutes:g} minutes is over", file=sys.stderr)
+
+
+def count_fixtures(work: Path) -> None:
+    """Add what fixtures take to the times of tests, from which mutmut derives its time limit."""
+    path = work / "mutants" / "mutmut-stats.json"
+    stats = json.loads(path.read_text())
+    seconds = json.loads((work / "mutants" / _SECONDS).read_text())
+    stats["duration_by_test"] |= {name: seconds[name] for name in stats["duration_by_test"]}
+    path.write_text(json.dumps(stats))
 
 
 def states(work: Path) -> dict[str, str]:
@@ -118,7 +180,7 @@ def states(work: Path) -> dict[str, str]:
     found = {}
     for meta in sorted((work / "mutants").rglob("*.py.meta")):
         for name, code in json.loads(meta.read_text())["exit_code_by_key"].items():
-            found[name] = _STATES.get(code, "killed")
+            found[name] = _STATES.get(code, f"not tried: exit code {code}")
     return found
 
 
@@ -142,14 +204,24 @@ def report(work: Path, names: list[str]) -> None:
         by_module.setdefault(module, Counter())[found[name]] += 1
     total = sum(by_module.values(), Counter[str]())
     for module, counts in (*sorted(by_module.items()), ("all", total)):
-        tried = counts.total() - counts["not tried"]
+        tried = sum(count for state, count in counts.items() if not state.startswith("not tried"))
         killed = counts["killed"] + counts["timeout"]
         low, high = wilson(killed, tried)
         score = f"{killed / tried:.3f}, {low:.3f} to {high:.3f}" if tried else "none tried"
         print(f"{module:45} killed {killed:4} of {tried:4}: {score}  {dict(counts)}")
-    diffs = work / "survivors.diff"
-    diffs.write_text("\n".join(survivors(work, names)))
-    print(f"survivors: {diffs}")
+    diffs = list(survivors(work, names))
+    path = work / "survivors.diff"
+    path.write_text("\n".join(diffs))
+    print(f"survivors: {len(diffs)}, of which {sum(map(changes_text, diffs))} change the text of a string; {path}")
+
+
+def changes_text(diff: str) -> bool:
+    """Return whether a change puts XX around a text or changes its case, and nothing else."""
+    texts = []
+    for sign in "-+":
+        lines = [line[1:] for line in diff.splitlines() if line.startswith(sign) and not line.startswith(3 * sign)]
+        texts.append("\n".join(lines).replace("XX", "").casefold())
+    return texts[0] == texts[1]
 
 
 if __name__ == "__main__":

@@ -244,6 +244,10 @@ def test_mistakes_are_one_line(text: str, message: str, tmp_path: Path) -> None:
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+    if text.isascii():
+        with pytest.raises(CimlError, match=r"^a policy\b") as parsed:
+            TrustPolicy.parse(text, "a policy")
+        assert message in str(parsed.value)
 
 
 def test_every_run_and_every_outcome_of_a_batch_is_judged() -> None:
@@ -283,6 +287,7 @@ def test_what_is_remembered_stays_bounded() -> None:
     for number in range(20_500):
         assert not evaluate(policy, FACTS.replace(branch=str(number))).trusted
     assert len(policy._decided) <= 10_000
+    assert evaluate(policy, FACTS) is evaluate(policy, FACTS)
 
 
 RELEASES = """
@@ -310,8 +315,11 @@ def test_the_meaning_of_globs(caplog: pytest.LogCaptureFixture) -> None:
         "branch 'release/*'; set globs = 2 above the first rule: then * ends at '/', and ** does not"
     )
     caplog.clear()
+    TrustPolicy.parse(f'{RULE}source = "all"')
+    assert "rule 'a': source 'all'" in caplog.text
+    caplog.clear()
     strict = TrustPolicy.parse(f"globs = 2\n{RELEASES}")
-    assert strict.digest != policy.digest
+    assert strict.digest == "38ca10270b0feee8"
     branches = ["main", "release/1", "release/", "release/1/PR-5", "release/1/2", "Main"]
     assert [branch for branch in branches if trusted(strict, branch)] == branches[:3]
     assert [trusted(strict, "main", name) for name in ("octo/a/b", "wy", "w/")] == [True, True, False]

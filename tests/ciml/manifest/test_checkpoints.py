@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import LISTS, Batch
 from ciml.manifest import id_index
@@ -16,6 +17,8 @@ from ciml.manifest.checkpoints import Checkpoint, Checkpoints, Limits
 from ciml.manifest.log import GRACE_S, Delta, ManifestLog, catch_up
 from ciml.manifest.replica import LogReplica
 from ciml.manifest.segments import Segment
+from ciml.manifest.verify import seal_older, verify_log
+from ciml.runs.accounting import reconcile
 from ciml.runs.state import RAW, RawState, open_raw
 from ciml.storage import LocalStore
 from tests.raw_manifest import verify_manifest
@@ -133,6 +136,22 @@ def test_replaced_objects_are_removed_after_the_grace(world: World, monkeypatch:
     assert list(verify_manifest(world.store())) == []
 
 
+def test_nothing_is_read_within_an_hour_of_a_collection_if_nothing_is_due(world: World) -> None:
+    actor = actor_of_20(world)
+    actor.maintain()
+    store = world.store()
+    checkpoints = Checkpoints(ManifestLog(store, clock=world.clock), RAW, LIMITS)
+    calls: list[str] = []
+    store.before = lambda verb, path: calls.append(verb)
+    used = []
+    for later_s in (0, HOUR_S - 1, 1):
+        world.clock.now_s += later_s
+        calls.clear()
+        assert not checkpoints.maintain(due=False)
+        used.append(bool(calls))
+    assert used == [True, False, True]
+
+
 def test_a_clock_that_is_ahead_removes_nothing(world: World) -> None:
     actor = world.actor()
     run(world, actor)
@@ -211,6 +230,27 @@ def test_a_frozen_committer_makes_no_second_history(world: World, stuck: bool) -
     assert min(singles(world)) > 10
     assert content_of(zombie.state) == content_of(plain(world, after))
     assert list(verify_manifest(world.store())) == []
+
+
+def test_a_frozen_replica_commits_after_all_others(world: World) -> None:
+    first = world.actor()
+    run(world, first, count=10)
+    now_s = world.clock.now_s
+    frozen = LogReplica(ManifestLog(world.store(), clock=lambda: now_s), RAW, LIMITS)
+    with frozen.state():
+        pass
+    run_on(world, first)
+    batches = [_moved(batch, 9000) for batch in next(deliveries(9, 1)) if batch.covers]
+    assert frozen.append(lambda state: reconcile(state, batches, 1)) == first.state.version + 1
+
+
+def test_a_delta_without_a_digest_after_segments_is_sealed(world: World) -> None:
+    actor = actor_of_20(world)
+    log = actor.log
+    older = canonical_json({**log.read(20), "version": 21})
+    log.store.replace(log.path(21), older)
+    assert seal_older(ManifestLog(world.store())) == 1
+    assert [version for version, _ in ManifestLog(world.store()).since(19)] == [20, 21]
 
 
 def run_on(world: World, actor: Actor) -> None:
@@ -328,15 +368,35 @@ def test_a_history_that_was_lost_is_not_begun_again(world: World) -> None:
         world.actor()
 
 
-@pytest.mark.parametrize("what", ["segments", "checkpoints", "index"])
-def test_damage_is_found(world: World, what: str) -> None:
+@pytest.mark.parametrize(("what", "kind"), [("segments", "segment"), ("checkpoints", "checkpoint"), ("index", "index")])
+def test_damage_is_found(world: World, what: str, kind: str) -> None:
     actor_of_20(world)
     assert list(verify_manifest(world.store())) == []
     for path in (world.folder / "_manifest" / what).rglob("*.*"):
         if path.is_file():
             data = path.read_bytes()
             path.write_bytes(data[:-40] + bytes(byte ^ 1 for byte in data[-40:]))
-    assert list(verify_manifest(world.store()))
+    assert {fault.kind for fault in verify_log(ManifestLog(world.store()), RAW)} == {kind}
+
+
+@pytest.mark.parametrize("version", [8, 14])
+def test_an_unreadable_delta_of_an_undamaged_segment_is_found(world: World, version: int) -> None:
+    log = actor_of_20(world).log
+    segment = log.archive.read(14)
+    lines = [b"{}" if number == version else line for number, line in enumerate(segment.lines, segment.first)]
+    log.store.replace(log.archive.path(14), Segment(8, 14, segment.previous, tuple(lines)).encode())
+    [fault] = verify_log(ManifestLog(world.store()), RAW)
+    assert fault.kind == "segment"
+    assert fault.text.startswith(log.store.url(log.archive.path(14)))
+
+
+def test_a_delta_that_is_archived_during_a_verification_is_no_fault(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor_of_20(world)
+    listed = ManifestLog.single_deltas
+    monkeypatch.setattr(ManifestLog, "single_deltas", lambda log: {*listed(log), 21})
+    assert list(verify_manifest(world.store())) == []
 
 
 def test_another_state_another_history_and_a_gap_are_found(world: World) -> None:
@@ -360,6 +420,9 @@ def test_another_state_another_history_and_a_gap_are_found(world: World) -> None
     log.store.delete(log.path(3))
     log.store.delete(log.path(17))
     assert faults() == ["000000000018.json exists, but version 17 is missing"]
+    log.store.delete(log.archive.path(7))
+    lost = ["000000000014.jsonl.zst begins with version 8, but version 1 is in no segment"]
+    assert faults() == [*lost, "000000000004.json exists, but version 3 is missing"]
 
 
 def test_broken_checkpoints_and_segments_are_errors() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_commits_are_numbered_from_one_and_read_back_in_order(tmp_path: Path) ->
     before = hashlib.sha256(first[:-66]).hexdigest()
     content = f'{{"seal":"{before}","names":["b"],"version":2,"sha256":"'.encode()
     assert second == content + hashlib.sha256(content).hexdigest().encode() + b'"}'
-    assert state.names == names(log) == ["a", "b"]
+    assert state.names == names(log) == names(pickle.loads(pickle.dumps(log))) == ["a", "b"]
 
 
 def test_the_losing_writer_computes_again(tmp_path: Path) -> None:
