@@ -232,7 +232,8 @@ def lasting_ports(count: int) -> list[int]:
     """
     numbers = range(_FIRST_LASTING_PORT, _first_ephemeral_port())
     ports: list[int] = []
-    for number in random.sample(numbers, len(numbers)):
+    # Not of the process's generator: two trainings seed it alike, and would start two servers at one port.
+    for number in random.SystemRandom().sample(numbers, len(numbers)):
         if len(ports) == count:
             break
         if bindable(number):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 import threading
 import time
@@ -117,6 +118,16 @@ def test_lasting_ports_are_below_those_that_connections_are_given(monkeypatch: p
     monkeypatch.setattr(processes, "bindable", lambda port: True)
     assert sorted(processes.lasting_ports(2)) == [18_000, 18_001]
     assert len(set(processes.lasting_ports(3)) - {18_000, 18_001}) == 3  # too few are free
+
+
+def test_lasting_ports_do_not_depend_on_a_seed(monkeypatch: pytest.MonkeyPatch):
+    """Processes that train seed their generators alike, and start servers at the same time."""
+    monkeypatch.setattr(processes, "bindable", lambda port: True)
+    chosen = set()
+    for _ in range(2):
+        random.seed(1)
+        chosen.add(tuple(processes.lasting_ports(5)))
+    assert len(chosen) == 2
 
 
 def test_free_ports_differ():

@@ -37,7 +37,7 @@ class Probe:
         self.answers: Counter[int] = Counter()
         self.failures: list[str] = []
         self.rows: dict[int, np.ndarray] = {}
-        self._client = ModelClient(f"127.0.0.1:{port}", model, ClientPolicy(timeout_s=5, budget_s=0))
+        self._client = ModelClient(f"127.0.0.1:{port}", model, ClientPolicy(timeout_s=30, budget_s=0))
         self._every_s = every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -70,7 +70,7 @@ class Probe:
         self._client.close()
 
 
-def until(true: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def until(true: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline, "did not come true"
@@ -141,6 +141,8 @@ def test_many_swaps_give_memory_back(data: DataRoot, good: dict[int, Path], serv
             rollback(data, "often", 1 + turn % 2)
             server.poll()
             assert stable(server, "often") == 1 + turn % 2
+            if turn < 2:
+                probe.wait_for(1 + turn % 2)
             if turn >= 19 and turn % 10 == 9:
                 sizes.append(process.memory_info().rss / 2**20)
     assert probe.failures == []

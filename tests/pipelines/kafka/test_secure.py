@@ -18,7 +18,7 @@ from ciml import engines
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.engines import kafka as engine
-from ciml.engines.processes import free_ports
+from ciml.engines.processes import lasting_ports
 from ciml.errors import CimlError, EngineError
 from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import _refusals, admin, is_refused
@@ -134,7 +134,7 @@ class SecureBroker:
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
     """The broker of the engines, with two more listeners."""
     folder = tmp_path_factory.mktemp("secure")
-    ssl, sasl = (f"127.0.0.1:{port}" for port in free_ports(2))
+    ssl, sasl = (f"127.0.0.1:{port}" for port in lasting_ports(2))
     secure = SecureBroker(ssl, sasl, make_certificate(folder, "127.0.0.1", "localhost"), token_urlsafe(18))
     security = _SECURITY.format(certificate=secure.certificate, user=USER, password=secure.password)
     listener = "listeners=PLAINTEXT://{host}:{kafka}"  # and advertised ones
@@ -196,7 +196,8 @@ def test_a_rejected_client_gets_the_reason(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    options = KafkaOptions(broker.sasl, broker.login(**changes), timeout_s=2.0)
+    timeout_s = 2.0 if says == "does not answer" else 30.0
+    options = KafkaOptions(broker.sasl, broker.login(**changes), timeout_s=timeout_s)
     with pytest.raises(EngineError, match=says) as raised:
         list_topic(options, "t")
     output = "".join((str(raised.value), caplog.text, *capfd.readouterr()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.integrations import http
 from ciml.integrations.http import UNAUTHORIZED, Busy, Unsettled
 from ciml.integrations.review import ChangeRef, Head, Reactions, ReviewClient
+from tests.integrations.receivers.kept import wait
 from tests.verdicts.feedback.github_stub import APP, OWN, TOKEN, GitHubServer
 from tests.verdicts.feedback.reviewing import MARKER, NEXT_SHA, SHA, github_client, message, ref, rejected
 from tests.verdicts.feedback.stub import ACCEPTED_THEN_HANG, ACCEPTED_THEN_RESET, CUT, HANG, RESET, Fault, in_turn, says
@@ -175,22 +177,28 @@ def test_reactions_are_those_of_others_since_the_message(
     assert commenting.reactions(posted) == Reactions(("ann",), ("bob", "dan"), ("eve",))
 
 
-UNTIL_RESET = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": str(int(time.time()) + 3000)}
+def exhausted() -> Fault:
+    """Say that the limit of requests is reached for 3000 s from now."""
+    reset_s = int(time.time()) + 3000
+    return says(403, "API rate limit exceeded.", {"x-ratelimit-remaining": "0", "x-ratelimit-reset": str(reset_s)})
+
+
 SECONDARY = "You have exceeded a secondary rate limit. Please wait a few minutes."
 
 
 @pytest.mark.parametrize(
     ("fault", "least_s", "most_s"),
     [
-        (says(403, "API rate limit exceeded.", UNTIL_RESET), 61, 3000), (says(429, "", {"Retry-After": "7"}), 7, 7),
-        (says(429, "", {"Retry-After": "9999999"}), 3600, 3600), (says(403, SECONDARY), http.LIMITED_S, http.LIMITED_S),
+        (exhausted, 61, 3000), (lambda: says(429, "", {"Retry-After": "7"}), 7, 7),
+        (lambda: says(429, "", {"Retry-After": "9999999"}), 3600, 3600),
+        (lambda: says(403, SECONDARY), http.LIMITED_S, http.LIMITED_S),
     ],
 )  # fmt: skip
 def test_a_limit_is_kept_and_nothing_was_changed(
-    github_server: GitHubServer, commenting: ReviewClient, fault: Fault, least_s: float, most_s: float
+    github_server: GitHubServer, commenting: ReviewClient, fault: Callable[[], Fault], least_s: float, most_s: float
 ) -> None:
     for call in (lambda: commenting.post(ref(), message()), lambda: commenting.head(ref())):
-        github_server.plan = in_turn(fault, writes=False)
+        github_server.plan = in_turn(fault(), writes=False)
         with pytest.raises(Busy) as caught:
             call()
         assert least_s <= caught.value.retry_after_s <= most_s
@@ -203,7 +211,7 @@ def test_a_failed_read_has_changed_nothing_and_an_unknown_outcome_is_settled_by_
 ) -> None:
     assert commenting.find(ref(), MARKER) is None
     with monkeypatch.context() as short:
-        short.setattr(http.Rest, "call_s", 0.5)
+        short.setattr(http.Rest, "call_s", 0.5 if fault.kind == "hang" else 30.0)
         github_server.plan = in_turn(fault, writes=False)
         with pytest.raises(EngineError) as caught:
             commenting.head(ref())
@@ -211,6 +219,8 @@ def test_a_failed_read_has_changed_nothing_and_an_unknown_outcome_is_settled_by_
         github_server.plan = in_turn(fault)
         with pytest.raises(Unsettled, match="it may have done what was asked"):
             commenting.post(ref(), message())
+    if fault.after:
+        wait(lambda: github_server.effects, "it has not done what was asked")
     found = commenting.find(ref(), MARKER)
     assert github_server.messages(7) == [message().body] * fault.after
     assert (found.body if found else "") == message().body * fault.after

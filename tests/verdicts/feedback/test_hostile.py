@@ -175,7 +175,7 @@ SPOKEN: dict[str, Callable[[socket.socket], object]] = {
 def test_an_answer_of_any_form_is_an_error_within_the_time_of_a_call(
     spoken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http.Rest, "call_s", 1.0)
+    monkeypatch.setattr(http.Rest, "call_s", 30.0 if spoken == "a gigabyte" else 1.0)
     with speaking(SPOKEN[spoken]) as url:
         client = gitlab_client(url, tmp_path, SECRET)
         tracemalloc.start()
