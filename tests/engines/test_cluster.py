@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -199,6 +200,16 @@ def test_a_worker_ends_after_its_job_was_unreachable_without_a_break(monkeypatch
     worker.check()
     assert worker._kill_at_s is not None
     process.wait()
+
+
+@pytest.mark.parametrize(("workers", "ended"), [(["1-1", "1-2"], [True, False]), (["1-1", "1-1"], [False, False])])
+def test_a_worker_is_ended_by_its_id_unless_two_jobs_have_that_id(workers: list[str], ended: list[bool]):
+    pool = worker_pool.Pool()
+    started = [Mock() for _ in workers]
+    for number, (process, worker_id) in enumerate(zip(started, workers, strict=True)):
+        pool._workers[f"{worker_id} of h:{number}"] = worker_pool._Worker(process, f"h:{number}", worker_id)
+    pool._end("1-1")
+    assert [process.terminate.called for process in started] == ended
 
 
 def test_the_watchdog_of_a_cluster_is_stopped_before_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -40,6 +40,8 @@ def test_workers_end_when_their_parent_is_killed(method: str) -> None:
         assert len(workers) >= 2
         parent.kill()
     _, alive = psutil.wait_procs(workers, timeout=60)
+    for worker in alive:
+        worker.kill()
     assert alive == []
 
 

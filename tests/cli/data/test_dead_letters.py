@@ -118,6 +118,10 @@ def test_dead_letters_are_replayed(made: Listed, tmp_path: Path) -> None:
     assert (reported["tried"], reported["closed"], reported["whole"]) == (2, 0, True)
     assert sum(reported["still_open"].values()) == 2
     assert json.loads(letters(tmp_path, "replay", "--dry-run", "--json").output)["letters"] == 9
+    shutil.copy(made.folder / "none", made.folder / "cut.gz")
+    some = letters(tmp_path, "replay", "--json", "--logs", str(made.folder))
+    reported = json.loads(some.output)
+    assert (some.return_value, reported["closed"], sum(reported["still_open"].values())) == (5, 1, 8)
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
