@@ -22,7 +22,7 @@ from tests.runs.scenes import RawStore
 KEYS: dict[str, Any] = {
     "name": "order",
     "dataset": {"class_label": "provider"},
-    "experiment": {"estimator": "random_forest"},
+    "experiment": {"estimator": "random_forest", "parameters": {"n_estimators": 1}},
     "trials": 6,
     "startup_trials": 2,
     "lag": 1,
