@@ -1,22 +1,26 @@
-"""Which process tests which file: whole files, those on Flink together, and no waiting after a crash."""
+"""Which process tests which file: whole files, those on one engine together, and no waiting after a crash."""
 
 from __future__ import annotations
 
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-#: Files whose tests run on the `flink` of the session: one process runs them all, so one Flink is started, not five.
-ON_FLINK = frozenset(
-    {
-        "tests/cli/test_metrics.py",
-        "tests/engines/test_flink.py",
-        "tests/pipelines/datasets/test_commit.py",
-        "tests/pipelines/ingest/test_ingest.py",
-        "tests/pipelines/kafka/test_source_flink.py",
-        "tests/pipelines/live/test_live.py",
-        "tests/services/test_other_kinds.py",
-    }
-)
+#: Files whose tests run on one engine of the session: one process runs them all, so one engine is started, not five.
+ON_ENGINE = {
+    "flink": frozenset(
+        {
+            "tests/cli/test_metrics.py",
+            "tests/engines/test_flink.py",
+            "tests/pipelines/datasets/test_commit.py",
+            "tests/pipelines/ingest/test_ingest.py",
+            "tests/pipelines/kafka/test_source_flink.py",
+            "tests/pipelines/live/test_live.py",
+            "tests/services/test_other_kinds.py",
+        }
+    ),
+    "cluster": frozenset({"tests/pipelines/flink/test_cluster.py", "tests/services/test_ingest_service_flink.py"}),
+}
+_ENGINES = {file: engine for engine, files in ON_ENGINE.items() for file in files}
 
 
 class FilesByEngine(LoadFileScheduling):
@@ -28,7 +32,7 @@ class FilesByEngine(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = str(super()._split_scope(nodeid))
-        return "flink" if file in ON_FLINK else file
+        return _ENGINES.get(file, file)
 
     def schedule(self) -> None:
         """Assign files. A process holds its last test back until it knows the next one, or that there is none."""

@@ -19,6 +19,7 @@ from ciml.transforms.ingest.decode import decode
 from ciml.trust import TrustPolicy, evaluate, evaluate_batch
 from tests.integrations import executed
 from tests.integrations.executed import Scenario, Sent, Source
+from tests.tier import part
 
 POLICIES = Path(__file__).parents[2]
 SCENARIOS = [
@@ -77,15 +78,15 @@ def orders(scenario: Scenario, seed: str) -> list[tuple[str, list[Message]]]:
 @pytest.mark.parametrize(("scenario", "name"), SCENARIOS)
 def test_only_what_was_reviewed_is_trusted(scenario: Scenario, name: str) -> None:
     policy = policy_of(scenario.source.policy)
-    for order, messages in orders(scenario, name):
-        for at_once in (1, len(messages)):
-            state, runs = ingest(messages, policy, at_once)
-            (run_id,) = runs
-            known = state.index.run(run_id)
-            assert known is not None
-            # As the snapshot of a training decides: examples hold no fork, proof, owner and subjects.
-            facts = runs[run_id].replace(fork="", auth="", owner="", subjects=())
-            (joined,) = state.index.subjects.join_all({run_id: facts}).values()
-            decision = evaluate(policy, joined)
-            where = (order, at_once, decision.rule, joined)
-            assert (known.trusted, decision.trusted) == (scenario.trusted, scenario.trusted), where
+    ways = [(order, messages, size) for order, messages in orders(scenario, name) for size in (1, len(messages))]
+    for order, messages, at_once in part(ways, len(name), 3):
+        state, runs = ingest(messages, policy, at_once)
+        (run_id,) = runs
+        known = state.index.run(run_id)
+        assert known is not None
+        # As the snapshot of a training decides: examples hold no fork, proof, owner and subjects.
+        facts = runs[run_id].replace(fork="", auth="", owner="", subjects=())
+        (joined,) = state.index.subjects.join_all({run_id: facts}).values()
+        decision = evaluate(policy, joined)
+        where = (order, at_once, decision.rule, joined)
+        assert (known.trusted, decision.trusted) == (scenario.trusted, scenario.trusted), where

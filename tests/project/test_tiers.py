@@ -11,7 +11,7 @@ import tomllib
 import pytest
 
 from tests.conftest import LONGEST, pytest_collection_modifyitems
-from tests.distribution import ON_FLINK
+from tests.distribution import ON_ENGINE
 from tests.project.test_rooms import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -58,8 +58,10 @@ def test_the_longest_files_come_first_and_exist() -> None:
     assert "--no-loadscope-reorder" in MAKEFILE
 
 
-def test_the_files_on_one_flink_are_those_that_ask_for_it() -> None:
-    asks = re.compile(r"\bflink(_jobs)?: str")
-    paths = {path for path in (ROOT / "tests").rglob("test_*.py") if asks.search(path.read_text())}
+@pytest.mark.parametrize(
+    ("engine", "fixture"), [("flink", r"\bflink(_jobs)?: str"), ("cluster", r"\bcluster: (Any|Engines)\b")]
+)
+def test_the_files_on_one_engine_are_those_that_ask_for_it(engine: str, fixture: str) -> None:
+    paths = {path for path in (ROOT / "tests").rglob("test_*.py") if re.search(fixture, path.read_text())}
     found = {path.relative_to(ROOT).as_posix() for path in paths}
-    assert {name for name in found if not name.startswith("tests/bench/")} == ON_FLINK
+    assert {name for name in found if not name.startswith("tests/bench/")} == ON_ENGINE[engine]
