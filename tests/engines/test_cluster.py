@@ -50,7 +50,7 @@ class Watched:
         self.folder = home / "cluster"
         self.log = home / "watchdog.log"
         planned = [self.part("dies", ["false"], "http://127.0.0.1:9")]
-        for name, port in zip("ab", processes.free_ports(2), strict=True):
+        for name, port in zip("ab", processes.lasting_ports(2), strict=True):
             command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
             planned.append(self.part(name, command, f"http://127.0.0.1:{port}"))
         parts.write_plan(self.folder, planned, {})
@@ -58,7 +58,7 @@ class Watched:
 
     def part(self, name: str, command: list[str], url: str) -> Part:
         scratch = str(self.home / name)
-        return Part(name, "", command, ["http", url], url, scratch, f"{scratch}.log", patience_s=1.0)
+        return Part(name, "", command, ["http", url], url, scratch, f"{scratch}.log", patience_s=5.0)
 
     def start(self) -> ProcessId:
         command = processes.python_command("ciml.engines.flink.cluster_watchdog", str(self.home), str(self.folder))
@@ -88,7 +88,7 @@ def test_a_watchdog_keeps_parts_running_also_after_its_own_death(tmp_path: Path)
         assert watched.state("b") == first["b"]
         os.kill(first["b"].pid or 0, signal.SIGSTOP)
         watched.wait_until_answered("b", 1)
-        assert watched.state("b").reason == "no answer for 1 s"
+        assert watched.state("b").reason == "no answer for 5 s"
         assert not runs(first["b"].pid)
 
         second = watched.start()
@@ -237,7 +237,7 @@ def test_a_pool_starts_and_ends_workers_and_takes_them_with_it(tmp_path: Path):
     import grpc
     from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 
-    (port,) = processes.free_ports(1)
+    (port,) = processes.lasting_ports(1)
     name = pool_socket(tmp_path, "workers-1")
     command = processes.python_command("ciml.engines.flink.worker_pool", str(port), name)
     pool = processes.spawn(command, tmp_path / "log", {}, tmp_path)
