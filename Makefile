@@ -7,9 +7,9 @@ STAMP  := $(VENV)/.installed
 SOAK   ?= 30min
 SAMPLE ?= 200
 MINUTES ?= 30
-# Five processes on two cores: tests often wait for an engine. Tests of a file share their fixtures; files are begun in the
+# Six processes on two cores: tests often wait for an engine. Tests of a file share their fixtures; files are begun in the
 # order of collection, the longest first. All processes share a broker, and one of them runs the tests on Flink (tests/conftest.py).
-PROCESSES ?= 5
+PROCESSES ?= 6
 PARALLEL  ?= -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 BUILDER ?= docker

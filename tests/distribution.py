@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-#: Files whose tests run on one engine of the session: one process runs them all, so one engine is started, not five.
+#: Files whose tests run on one engine of the session: one process runs them all, so one engine is started, not six.
 ON_ENGINE = {
     "flink": frozenset(
         {
@@ -20,7 +22,33 @@ ON_ENGINE = {
     ),
     "cluster": frozenset({"tests/pipelines/flink/test_cluster.py", "tests/services/test_ingest_service_flink.py"}),
 }
+#: Folders and files whose tests use TensorFlow. Few processes test them, since imports and the process that serves
+#: models take 12 s of CPU time in each.
+WITH_TENSORFLOW = (
+    "tests/ciml/api/",
+    "tests/cli/learn/",
+    "tests/fuzz/test_serving.py",
+    "tests/fuzz/test_warmup.py",
+    "tests/pipelines/exports/",
+    "tests/pipelines/flink/test_graphs.py",
+    "tests/pipelines/predict/",
+    "tests/serving/",
+    "tests/training/",
+)
 _ENGINES = {file: engine for engine, files in ON_ENGINE.items() for file in files}
+
+
+def next_scope(waiting: Iterable[str], place: int, processes: int) -> str:
+    """Return the files that a process tests next: the first ones that it prefers, or else the first ones.
+
+    Args:
+      waiting: the names of files, or of an engine whose files are one piece of work, in order.
+      place: of the process among all; the first ones prefer files with TensorFlow.
+      processes: how many there are.
+    """
+    waiting = list(waiting)
+    prefers = place < max(1, (processes - 1) // 2)
+    return next((name for name in waiting if name.startswith(WITH_TENSORFLOW) == prefers), waiting[0])
 
 
 class FilesByEngine(LoadFileScheduling):
@@ -39,6 +67,10 @@ class FilesByEngine(LoadFileScheduling):
         super().schedule()
         if self.collection:
             super().schedule()
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        self.workqueue.move_to_end(next_scope(self.workqueue, self.nodes.index(node), len(self.nodes)), last=False)
+        super()._assign_work_unit(node)
 
     def remove_node(self, node: WorkerController) -> str | None:
         """Take a process out; return the test that it crashed in, which counts as done, or None."""

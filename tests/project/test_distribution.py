@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.distribution import WITH_TENSORFLOW, next_scope
+
 ROOT = Path(__file__).parents[2]
 PASSES = "def test_first(): pass\ndef test_second(): pass\ndef test_third(): pass\n"
 CRASHES = "import os\ndef test_before(): pass\ndef test_crash(): os.kill(os.getpid(), 9)\n"
@@ -19,6 +21,27 @@ def pytest_xdist_make_scheduler(config, log):
     from tests.conftest import pytest_xdist_make_scheduler as make
     return make(config, log)
 """
+
+
+@pytest.mark.parametrize(
+    ("place", "processes", "name"),
+    [
+        (0, 1, "tests/training/test_b.py"),
+        (0, 4, "tests/training/test_b.py"),
+        (1, 4, "flink"),
+        (1, 5, "tests/training/test_b.py"),
+        (2, 5, "flink"),
+    ],
+)
+def test_few_processes_prefer_files_with_tensorflow(place: int, processes: int, name: str) -> None:
+    names = ["flink", "tests/training/test_b.py", "tests/test_a.py", "tests/training/test_a.py"]
+    assert next_scope(names, place, processes) == name
+    assert next_scope(names[2:3], place, processes) == names[2]
+    assert next_scope(names[3:], place, processes) == names[3]
+
+
+def test_files_with_tensorflow_exist() -> None:
+    assert [name for name in WITH_TENSORFLOW if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("processes", [1, 2])
