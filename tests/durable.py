@@ -26,7 +26,10 @@ from ciml.storage import LocalStore, S3Store
 from ciml.storage.json_files import read_object
 
 #: Parts of names that differ from run to run.
-_RANDOM = re.compile(r"(?<=-)[0-9a-z_]{8}(?= |$)|(?<![0-9A-Za-z])(?=[0-9]*[a-f])[0-9a-f]{8,64}(?![0-9A-Za-z])")
+_RANDOM = re.compile(
+    r"(?<=-)[0-9a-z_]{8}(?= |$)|(?<=staging-[0-9]-)[0-9a-f]{8}"
+    r"|(?<![0-9A-Za-z])(?=[0-9]*[a-f])[0-9a-f]{8,64}(?![0-9A-Za-z])"
+)
 _os = {name: getattr(os, name) for name in "fsync link replace rename unlink remove mkdir rmdir truncate".split()}
 
 _rmtree = shutil.rmtree

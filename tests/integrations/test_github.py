@@ -99,6 +99,14 @@ JOBS: dict[str, tuple[Delivery, dict[str, object]]] = {
         job(repository={**REPOSITORY, "url": "https://github.example/api/v3/repos/octo/widget"}),
         {"log_url": "https://github.example/api/v3/repos/octo/widget/actions/runs/81/artifacts"},
     ),
+    "a repository without an address": (
+        job(repository={**REPOSITORY, "url": None}),
+        {"log_url": "", "project": "octo/widget"},
+    ),
+    "a workflow run without a name": (
+        workflow_run(conclusion="startup_failure", name=""),
+        {"build_name": ".github/workflows/tests.yml", "pipeline": "", "head": SHA},
+    ),
     "a check run of an unknown app": (check_run(app={}), {"pipeline": "", "outcome": "success"}),
     "a check run of another app": (
         check_run(),
@@ -188,6 +196,10 @@ WORKFLOW_RUNS: dict[str, tuple[Delivery, dict[str, str | None]]] = {
     "a deleted fork": (workflow_run(head=None), {"fork": None, "branch": None}),
     "a pull request": (of_pull_request(pull()), {"branch": "release-2", "change": "12", "patchset": SHA, "fork": "no"}),
     "no pull request": (of_pull_request(), {"branch": None, "change": None}),
+    "a pull request, with the repository named once": (
+        workflow_run(event="pull_request", pull_requests=[pull()], repository=None),
+        {"project": "octo/widget", "branch": "release-2", "change": "12"},
+    ),
     "a pull request elsewhere": (of_pull_request(pull(base=99)), {"branch": None, "change": None}),
     "a pull request of a fork": (of_pull_request(pull(head=99)), {"branch": None, "change": None}),
     "two pull requests": (of_pull_request(pull(12), pull(13)), {"branch": None, "change": None}),
@@ -210,6 +222,7 @@ def test_what_a_workflow_run_says_of_its_jobs(given: Delivery, facts: dict[str, 
 def test_a_workflow_run_says_nothing_else_of_its_jobs() -> None:
     (update,) = event_of("github", workflow_run()).updates
     assert update.facts.keys() == WORKFLOW_RUNS["a push"][1].keys()
+    assert update.time_us == 1795522801000000  # of two updates, the later one counts
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,8 @@ SPOILED: dict[str, Callable[[Path], object]] = {
     "broken run": lambda folder: (folder / "run.json").write_text('{"mention": {'),
     "deep run": lambda folder: (folder / "run.json").write_text("[" * 100_000),
     "run of other types": with_run({**planted_facts(), "start_us": 10**30, "labels": [1]}),
+    "run before all time": with_run({**planted_facts(), "start_us": -1}),
+    "run without a start": with_run({**planted_facts(), "start_us": None}),
     "run that leads upward": with_run({**planted_facts(), "run_id": "../../x"}),
 }
 

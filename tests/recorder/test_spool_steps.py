@@ -31,7 +31,7 @@ from ciml.recorder.spool import recording as recording_module
 from ciml.recorder.spool.delivery import Delivery
 from ciml.recorder.spool.flush import trim
 from ciml.recorder.spool.folder import open_private
-from ciml.recorder.spool.recording import End, Plan, Recording
+from ciml.recorder.spool.recording import End, Plan, Recording, Start, default_spool
 from ciml.recorder.spool.seals import is_sealed, seal_recording
 from tests.durable import Disk, Messages, Steps, each_step
 from tests.recorder.planted import T0_US, TELEMETRY, plant, planted_facts, taken
@@ -73,6 +73,54 @@ def test_order_of_the_steps_of_a_recording(tmp_path: Path, monkeypatch: pytest.M
         *(f"delete {name}/{file}" for file in ("run.json", "end.json", "seal.json", "lock")),
         f"delete {name}/",
     ]  # fmt: skip
+
+
+def test_a_recording_that_cannot_be_created_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locks: list[int] = []
+    lock = recording_module._lock_new
+    monkeypatch.setattr(recording_module, "_lock_new", lambda folder: locks.append(lock(folder)) or locks[0])
+    monkeypatch.setattr(recording_module, "RUN", "no folder/run.json")
+    with pytest.raises(OSError, match="No such file"):
+        Recording.create(tmp_path / "spool", plan_of())
+    assert list((tmp_path / "spool").iterdir()) == []
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(locks[0])
+
+
+def test_a_recording_of_a_killed_recorder_ends_with_its_last_sample(tmp_path: Path) -> None:
+    folder = plant(tmp_path / "spool")
+    for name, time_s in (("dstat-csv_log.txt", 2000), (".", 3000)):
+        os.utime(folder / name, (time_s, time_s))
+    recording = taken(folder)
+    assert recording.changed_us() == 2_000_000_000
+    (folder / "dstat-csv_log.txt").unlink()
+    os.utime(folder, (3000, 3000))
+    assert recording.changed_us() == 3_000_000_000
+    recording.release()
+
+
+def test_starts_are_added_to_those_of_the_recording_and_there_is_always_one(tmp_path: Path) -> None:
+    folder = plant(tmp_path / "spool")
+    (folder / "starts").unlink()
+    recording = taken(folder)
+    assert recording.starts() == [Start(0, T0_US)]
+    for later_us in (1, 2):
+        recording.add_start(T0_US + later_us)
+    assert recording.starts() == [Start(len(TELEMETRY), T0_US + later_us) for later_us in (1, 2)]
+    recording.release()
+
+
+def test_the_default_spool_is_a_folder_of_this_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CIML_SPOOL", str(tmp_path / "own"))
+    assert default_spool() == tmp_path / "own"
+    monkeypatch.delenv("CIML_SPOOL")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert default_spool() == tmp_path / "state/ciml/record"
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    assert default_spool() == Path(f"/tmp/ciml-record-{os.getuid()}")
+    monkeypatch.delenv("XDG_STATE_HOME")
+    assert default_spool() == tmp_path / "home/.local/state/ciml/record"
 
 
 @pytest.mark.parametrize("keeps_names", [False, True])

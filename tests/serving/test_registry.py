@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
-from ciml.serving.registry import Decision, Registry, RegistryState
+from ciml.serving.registry import Decision, Registry, RegistryState, RegistryVerifier, known_registries
 from ciml.storage import open_store
 
 
-def candidate(name: str) -> dict[str, Any]:
-    facts = {"id": name, "digest": name * 64, "files": {"saved_model.pb": name}, "folder": name, "facts": {}}
+def candidate(name: str, **files: str) -> dict[str, Any]:
+    files = {"saved_model.pb": name, **files}
+    facts = {"id": name, "digest": name * 64, "files": files, "folder": name, "facts": {}}
     return {"kind": "candidate", "candidate": facts}
 
 
@@ -76,6 +78,7 @@ def test_the_last_candidate_is_pending_while_it_is_blessed_and_not_pushed(
         ([*THREE, labels(stable=2, withdrawn=(3,))], [1, 2], 1),
         ([*THREE, labels(stable=2, withdrawn=(3,)), *both(4, "stable")], [2, 4], 2),  # 3 is no predecessor
         ([*THREE, labels(stable=2, withdrawn=(3,)), labels(stable=3), *both(4, "stable")], [3, 4], 3),  # it is again
+        ([*THREE, {"kind": "labels", "labels": {"stable": 2}}], [1, 2], 1),
         ([*THREE, *both(4, "canary")], [2, 3, 4], 2),
         ([*THREE, *both(4, "canary"), labels(stable=2, withdrawn=(3, 4), removed=("canary",))], [1, 2], 1),
         ([A, *both(1, "canary")], [1], None),
@@ -123,3 +126,57 @@ def test_the_last_candidate_and_its_last_decision_are_recorded(tmp_path: Path, f
     assert registry.state.version == 6
     with pytest.raises(CimlError, match="unknown candidate x"):
         registry.record_decision("x", Decision(True))
+
+
+def registry_of(data: DataRoot, model: str, *deltas: dict[str, Any]) -> Registry:
+    registry = Registry(data, model)
+    for delta in deltas:
+        registry.commit(lambda _, delta=delta: delta)  # type: ignore[misc]
+    return registry
+
+
+def test_files_are_verified_only_as_those_of_a_pushed_and_blessed_version(tmp_path: Path) -> None:
+    data = DataRoot.open(tmp_path)
+    registry = registry_of(data, "m", A, decision("a", True), *both(1), staged(2))
+    verify = RegistryVerifier(data.registry.root)
+    verify("m", 1, {"saved_model.pb": "a"})
+    for version, digests, message in [
+        (1, {"saved_model.pb": "b"}, "saved_model.pb"),
+        (1, {}, "saved_model.pb"),
+        (2, {"saved_model.pb": "a"}, r"model m: version 2 was never pushed; pushed versions: \[1\]"),
+    ]:
+        with pytest.raises(IntegrityError, match=message):
+            verify("m", version, digests)
+    registry.commit(lambda _: decision("a", False))
+    with pytest.raises(IntegrityError, match="model m: version 1 is not blessed"):
+        verify("m", 1, {"saved_model.pb": "a"})
+
+
+def test_an_asset_of_a_labelled_version_is_read_as_it_was_pushed(tmp_path: Path) -> None:
+    with_asset = candidate("a", **{"assets/x": hashlib.sha256(b"good").hexdigest()})
+    registry = registry_of(DataRoot.open(tmp_path), "m", with_asset, *both(1, "stable"))
+    assert registry.labelled("stable") == 1
+    with pytest.raises(CimlError, match="model m: no version has the label 'canary'; labels: stable"):
+        registry.labelled("canary")
+    with pytest.raises(IntegrityError, match="m/1/assets/x is missing"):
+        registry.read_asset(1, "x")
+    folder = registry.folder(1)
+    folder.replace("assets/x", b"good")
+    assert registry.read_asset(1, "x") == b"good"
+    folder.replace("assets/x", b"bad")
+    with pytest.raises(IntegrityError, match="assets/x"):
+        registry.read_asset(1, "x")
+    with pytest.raises(CimlError, match="model m: version 1 has no assets/y"):
+        registry.read_asset(1, "y")
+
+
+def test_registries_are_found_by_the_name_of_the_model(tmp_path: Path) -> None:
+    data = DataRoot.open(tmp_path)
+    with pytest.raises(CimlError, match="choose from none"):
+        known_registries(data, "m")
+    for model in ("m", "n"):
+        registry_of(data, model, A)
+    assert {name: registry.model for name, registry in known_registries(data).items()} == {"m": "m", "n": "n"}
+    assert list(known_registries(data, "n")) == ["n"]
+    with pytest.raises(CimlError, match=r"no model 'x' in .*; choose from m, n"):
+        known_registries(data, "x")
