@@ -12,8 +12,9 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.http.outgoing import tls_context
+from ciml.integrations.gerrit.review import Gerrit
 from ciml.integrations.github import review as github_module
-from ciml.integrations.github.review import AppRest
+from ciml.integrations.github.review import AppRest, Comments
 from ciml.integrations.http import Answer, Busy, Refused, Rest, Unsettled
 from ciml.integrations.review import MAX_REACTIONS, ChangeRef, Head, Note, Posted, Rendered, RestClient
 
@@ -180,3 +181,26 @@ def test_a_token_of_an_app_is_of_one_repository_and_renewed_before_its_end(
     assert token("a/x") == "token-4"
     rest.forget()
     assert token("b/x") == "token-5"
+
+
+@pytest.mark.parametrize(("numbers", "head"), [((8,), "8"), ((8, 9), ""), ((), "")])
+def test_the_only_pull_request_of_a_commit_is_that_of_a_run(numbers: tuple[int, ...], head: str) -> None:
+    commit = "b" * 40
+    branch = {"sha": commit, "ref": "fix", "repo": {"full_name": "forker/widget"}}
+    base = {"sha": "c" * 40, "repo": {"full_name": "octo/widget"}}
+    pulls = [{"number": number, "state": "open", "title": "", "head": branch, "base": base} for number in numbers]
+    rest = system()
+    rest.answers[f"/repos/octo/widget/commits/{commit}/pulls?per_page=50"] = (200, {}, pulls)
+    recent = "/repos/octo/widget/pulls?state=open&sort=updated&direction=desc&per_page=50&page=1"
+    rest.answers[recent] = (200, {}, [])
+    found = Comments(rest, 0).head(ChangeRef("octo/widget", "", "", commit, "forker/widget", "fix"))
+    assert (found.state, found.change) == ("open" if head else "missing", head)
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_a_message_of_gerrit_that_was_posted_and_is_not_read_is_unsettled(status: int) -> None:
+    rest = system()
+    rest.answers["/changes/octo%2Fwidget~7/revisions/" + "a" * 40 + "/review"] = (200, {}, {})
+    rest.answers["/changes/octo%2Fwidget~7/messages"] = (status, {}, [])
+    with pytest.raises(Unsettled, match="was posted"):
+        Gerrit(rest, "OWNER").post(CHANGE, Rendered("", "text", "marker", "stamp"))

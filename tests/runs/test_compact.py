@@ -43,8 +43,8 @@ def test_runs_of_days_that_are_over_are_packed(anywhere: DataRoot) -> None:
 
 def test_objects_and_packs_stay_for_the_grace(raw: RawStore, tmp_path: Path) -> None:
     raw.add([run(1), run(2)])
-    for path in raw.store.list("runs"):
-        os.utime(tmp_path / "raw" / path, (5 * DAY, 5 * DAY))
+    for path, day in zip(raw.store.list("runs"), (2, 5), strict=True):  # one is older than the grace already
+        os.utime(tmp_path / "raw" / path, (day * DAY, day * DAY))
     clock, grace = Clock(5 * DAY), 2 * DAY
     settings: dict[str, Any] = {"grace_s": grace, "older_than_s": DAY, "min_runs": 1, "clock": clock}
     assert compact(raw.store, **settings).packing.runs == 2

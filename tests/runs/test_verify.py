@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,9 @@ from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RunFacts
 from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.ingest.committer import Committer
-from ciml.runs.pack_index import pack_state
+from ciml.runs.pack_index import NamedRun, pack_state
 from ciml.runs.state import RAW, RawState, open_raw
-from ciml.runs.verify import Audit, Verification, verify_raw
+from ciml.runs.verify import Audit, Verification, _Sample, verify_raw
 from ciml.storage import Store
 from ciml.storage.json_files import without_seal
 from tests.raw_manifest import forge
@@ -87,6 +88,17 @@ def test_all_is_well(events: Events) -> None:
     for sample in (0, 2, 4, 100):
         found = verified(events.store, sample=sample, seed=3)
         assert (found.findings, found.read) == ([], min(sample, 4))
+
+
+def test_each_run_has_the_same_chance_to_be_in_a_sample() -> None:
+    chosen: Counter[str] = Counter()
+    for seed in range(2000):
+        sample = _Sample(3, seed)
+        for number in range(30):
+            sample.add(NamedRun(FIRST, str(number), "", 1))
+        chosen.update(run.name for run in sample.runs)
+    assert (len(chosen), chosen.total()) == (30, 6000)
+    assert 140 < min(chosen.values()) <= max(chosen.values()) < 260
 
 
 def test_nothing_at_all(data: DataRoot) -> None:

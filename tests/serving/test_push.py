@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -26,7 +27,7 @@ from ciml.serving.push import (
     write_config,
 )
 from ciml.serving.registry import Decision, Registry, RegistryVerifier
-from ciml.storage import Store, open_store
+from ciml.storage import S3Store, Store, open_store
 from tests.ciml.lineage.recorded import Recorded, names, states
 from tests.durable import Disk, Steps, each_step
 
@@ -354,3 +355,11 @@ def test_verifier_knows_only_what_was_pushed(data: DataRoot, folders: dict[int, 
     registry.record_decision(registry.state.versions[1].candidate, Decision(False, ("on second thoughts",)))
     with pytest.raises(IntegrityError, match="version 1 is not blessed"):
         verify("m", 1, files)
+
+
+def test_a_folder_that_is_removed_object_by_object_is_no_model_from_the_first_on() -> None:
+    folder = Mock(spec=S3Store)
+    folder.list.return_value = ["assets/definition.json", "saved_model.pb", "variables/variables.index"]
+    push_module._remove(folder)
+    deleted = [call.args[0] for call in folder.delete.mock_calls]
+    assert (deleted[0], sorted(deleted)) == ("saved_model.pb", folder.list.return_value)

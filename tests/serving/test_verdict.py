@@ -41,6 +41,7 @@ FACTS = RunFacts(
         ("other", 0.63, "unknown", (), "unsure"),  # score 0.37: no run of any class was so unsure
         ("other", 0.05, "machine", ("machine",), "yes"),
         ("unit", 0.63, "unknown", ("machine",), "unsure"),  # not the most probable one
+        ("unit", 0.5, "unknown", ("machine",), "unsure"),  # not the first of equals
         ("unit", 0.66, "unknown", ("code", "machine"), "unsure"),
         ("unit", 0.95, "code", ("code",), "no"),
     ],

@@ -10,7 +10,7 @@ import pytest
 
 from ciml.errors import EngineError
 from ciml.manifest import id_index
-from ciml.manifest.log import GRACE_S, ManifestLog
+from ciml.manifest.log import GRACE_S, ManifestLog, StaleWriterError
 from tests.ciml.manifest.test_checkpoints import copied, more, names, passed, plain, run, run_on, singles, world
 from tests.durable import Steps
 from tests.raw_manifest import verify_manifest
@@ -147,3 +147,6 @@ def test_a_stale_writer_killed_before_it_removes_its_delta_does_no_harm(world: W
     again.maintain()
     assert singles(world)[0] > 9
     assert list(verify_manifest(world.store())) == []
+    with pytest.raises(StaleWriterError, match="reload the state and retry"):
+        zombie.log.try_append(9, {})
+    assert zombie.log.recent_checkpoint() == again.log.newest_checkpoint()  # though the clock of the zombie has stopped

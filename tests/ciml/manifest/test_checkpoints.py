@@ -21,6 +21,7 @@ from ciml.manifest.verify import seal_older, verify_log
 from ciml.runs.accounting import reconcile
 from ciml.runs.state import RAW, RawState, open_raw
 from ciml.storage import LocalStore
+from ciml.storage.json_files import seal
 from tests.raw_manifest import verify_manifest
 from tests.runs.raw_world import HOUR_S, LIMITS, Actor, World, content_of, deliveries
 from tests.tier import tries
@@ -282,6 +283,17 @@ def test_a_reader_that_freezes_between_asking_and_reading_sees_no_false_end(worl
     assert sorted(rest) == list(range(5, first.state.version + 1))
 
 
+def test_segments_are_listed_again_after_half_the_grace(world: World) -> None:
+    first = actor_of_20(world, maintain=False)
+    log = ManifestLog(world.store(), clock=world.clock)
+    newest = []
+    for passed_s in (0, GRACE_S / 2 - 1, 1):
+        world.clock.now_s += passed_s
+        newest.append(log.recent_checkpoint())
+        first.maintain()
+    assert newest == [0, 0, 14]
+
+
 def test_a_checkpoint_removed_while_it_is_opened_is_replaced_by_a_newer_one(world: World) -> None:
     first = actor_of_20(world)
     store = world.store()
@@ -413,6 +425,10 @@ def test_another_state_another_history_and_a_gap_are_found(world: World) -> None
     other_state = ["runs differs from the sum of the deltas", "the index of events differs from that of the deltas"]
     assert faults() == other_state
     log.store.replace(log.checkpoint_path(14), checkpoint.encode())
+    data = log.store.read(log.path(15))  # the first one after the last segment
+    log.store.replace(log.path(15), seal(canonical_json(log.read(15)), "0" * 64))
+    assert faults() == ["000000000015.json does not follow from the delta before it; restore a backup"]
+    log.store.replace(log.path(15), data)
     delta = log.read(3)
     log.store.replace(log.path(3), log.store.read(log.path(3)).replace(b'"time_us":', b'"time_us":1'))
     assert faults() == ["000000000003.json differs from its segment"]

@@ -132,6 +132,10 @@ def test_removed_ids_are_dropped_with_the_oldest_run(tmp_path: Path) -> None:
     for number in range(TIER - 2):
         table = grown(table, {fingerprint(f"other {number}"): 1})
     assert [(run.level, run.rows) for run in table.runs] == [(1, 40 + TIER - 2)]
+    for identity in ids[60 : 60 + TIER]:  # these runs are merged, but the run before them still has the ids
+        table = grown(table, {identity: 0})
+    assert [(run.level, run.rows) for run in table.runs] == [(1, 40 + TIER - 2), (1, TIER)]
+    assert set(ids) & set(as_dict(table)) == set(ids[60 + TIER :])
 
 
 def test_a_changed_or_missing_part_is_an_error_before_it_is_parsed(tmp_path: Path) -> None:

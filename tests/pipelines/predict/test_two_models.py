@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 from ciml.events.records import OffsetRange
 from ciml.kafka import KafkaOptions
@@ -18,7 +19,7 @@ from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
 from ciml.metrics import Board
 from ciml.pipelines.kafka import publish
-from ciml.pipelines.predict import PredictConfig
+from ciml.pipelines.predict import PredictConfig, PredictProcessor, predictor, render_predictions
 from ciml.pipelines.processor import Processor
 from ciml.services.driver import drive
 from ciml.services.predict import PredictService
@@ -70,7 +71,21 @@ def test_each_model_covers_its_own_offsets_of_one_manifest(tmp_path: Path) -> No
             shown = collected(board)
             assert shown["ciml_predictions_total"] == {(state.model, "1"): predicted}
             assert shown["ciml_unpredictable_total"] == {("empty",): rejected}
+    with Predictions(open_store(tmp_path), "").state() as of_all:
+        assert list(of_all.covered("runs", 0)) == [(0, 20)]
     assert len(list(read_predictions(open_store(tmp_path)))) == 23
+
+
+def test_each_model_has_its_own_replica_predictor_and_messages(tmp_path: Path) -> None:
+    data = DataRoot.open(tmp_path)
+    for model in "ab":
+        config = PredictConfig(data, "127.0.0.1:1", PredictPolicy(model), kafka=KafkaOptions("127.0.0.1:1"))
+        with PredictProcessor(config).replica().state() as state:
+            assert state.model == model
+        assert predictor(config).client.model == model
+    delta = {"predictions": [*one("a", 0, 3).predictions, *one("b", 1, 3).predictions]}
+    keys = {model: [key for key, _, _ in render_predictions(delta, model)] for model in "ab"}
+    assert keys == {"a": [b"r0", b"r1"], "b": [b"r1"]}
 
 
 def test_what_earlier_versions_covered_is_covered_for_every_model(tmp_path: Path) -> None:

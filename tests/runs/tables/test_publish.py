@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +146,16 @@ def test_deleting_the_tables_loses_nothing(published: DataRoot) -> None:
 @pytest.mark.usefixtures("early_checkpoints")
 def test_ciml_s_own_checks_pass_over_the_tables(published: DataRoot) -> None:
     raw = RawStore(published)
+    leftovers = [Path(store_of(published, "raw").root, FOLDER, f".staging-{name}") for name in ("old", "new")]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    os.utime(leftovers[0], (0, 0))
     for number in range(30, 31 + EVERY):
         raw.add([run(number)])
         squeeze(published.raw)
         publish_all(published)
     assert any(path.endswith(".checkpoint.parquet") for path in published.raw.list(f"packs/{FOLDER}"))
+    assert [path.exists() for path in leftovers] == [False, True]
     squeeze(published.raw, everything=True)
     assert verify_raw(published.raw, grace_s=0).findings == []
     assert published.dataset_names() == ["cpu"]

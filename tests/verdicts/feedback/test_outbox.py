@@ -209,6 +209,8 @@ def test_rejected_credentials_lose_no_message(world: World) -> None:
         (["away"] * 10, [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]),
         # Those in succession count; the third call finds the change.
         (["away", "away", "", "away", "away"], [2, 4, 2, 2, 4]),
+        # Also those of one message: the seventh call settles a message of unknown outcome.
+        (["", "away", "away", "", "", "vanished", "", "away", "away"], [2, 2, 4, 46, 2, 2, 4]),
     ],
 )
 def test_an_unreachable_system_is_asked_less_and_less_often(world: World, faults: list[str], pauses: list[int]) -> None:
