@@ -4,7 +4,13 @@
 
 mutmut makes the changes. It cannot follow the links of the package, so it works on a copy of the checkout in
 build/mutants/, in which each room is a folder of ciml/. A random sample gives the score with its interval; without
---sample, all changes are tried. A change that survives is printed, with the file that has its text.
+--sample, all changes are tried. The changes that survive are written to survivors.diff.
+
+The score is a lower bound:
+
+- The tests of a change are those that run its function in their own process, the shortest first, for --seconds.
+- Tests with engines are left out.
+- Some changes are equivalent, or change only words of a message. Those that add XX or change the case are counted.
 """
 
 from __future__ import annotations

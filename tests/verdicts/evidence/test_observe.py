@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ciml.transforms.profiles import Profile
 from ciml.verdicts.evidence.check import follows
-from ciml.verdicts.evidence.observe import Subject, observations
+from ciml.verdicts.evidence.observe import Subject, observations, quantity_range
 from tests.growth import assert_linear
 from tests.tier import tries
 from tests.transforms.profiles.tables import START_US, STEAL, USED, USR, facts_of, table_of
@@ -121,6 +121,7 @@ def test_memory_and_disk_that_ran_out_but_not_if_it_is_as_little_in_passing_runs
     assert said(run_of({AVAILABLE: LEFT, USED: [16 * GB - each for each in LEFT]}))[0] == first
     full = run_of({DISK_FREE: FULL, DISK_USED: [40 * GB - each for each in FULL]}, usual=240)
     assert said(full)[0] == "Free disk fell to 0 kB of 40 GB in minute 3."
+    assert next(iter(observations(full))).column == DISK_FREE  # the series that is drawn
     low, table = {AVAILABLE: (0.1 * GB, 0.2 * GB, 1 * GB)}, run_of({AVAILABLE: [0.2 * GB] * 60, USED: [15.8 * GB] * 60})
     assert "Memory available fell to 200 MB of 16 GB in second 0." in said(table)
     profile = Profile("unit", 20, (54.0, 59.0, 64.0), low, low)
@@ -247,3 +248,16 @@ def test_time_is_linear_in_the_samples(shape: str) -> None:
         return run_of({STEAL: values.tolist(), IDLE: (100 - values).tolist()}, usual=400)
 
     assert_linear(make, lambda subject: said(subject), 20_000)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "unit", "text"),
+    [
+        (0.34, 41.3, "%", "0 to 41 %"),
+        (0.26, 0.31, "%", "0 %"),
+        (2e9, 12.3e9, "B", "2 to 12 GB"),
+        (1.26, 33.3, "", "1.3 to 33"),
+    ],
+)
+def test_a_range_is_written_in_one_unit(low: float, high: float, unit: Any, text: str) -> None:
+    assert quantity_range(low, high, unit) == text

@@ -51,6 +51,7 @@ def test_the_asked_series_come_first_and_names_are_those_of_people() -> None:
         "Steal", "Number of runnable processes", "User CPU",
     ]  # fmt: skip
     assert found[-3:] == ["0", "64 s", "passing runs end"]
+    assert "0 %" in found
 
 
 def test_the_line_is_where_the_values_are() -> None:
@@ -62,6 +63,11 @@ def test_the_line_is_where_the_values_are() -> None:
     assert len(set(heights[:4])) == len(set(heights[4:])) == 1
     # 50 % is the upper end of the scale, 70 units above 0 %.
     assert heights[0] - heights[4] == pytest.approx(70, abs=1)
+    starts = [start for start, _, _ in points]
+    assert starts == sorted(starts)
+    assert (starts[0], [step for _, _, step in points[:-1]]) == (70, starts[1:])  # without a gap from the left end
+    dashed = next(each for each in parsed(svg).iter(f"{SVG}path") if each.get("stroke-dasharray"))
+    assert dashed.get("d", "").startswith(f"M{points[-1][2]:.0f} ")
     marked = [each for each in parsed(svg).iter(f"{SVG}rect") if each.get("fill") == "#f5c6bc"][1:]
     assert [float(each.get("x", 0)) for each in marked] == [pytest.approx(points[4][0], abs=1)]
 
