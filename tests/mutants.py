@@ -53,7 +53,11 @@ class Room(NamedTuple):
 
 ROOMS = {
     "core": Room(
-        ["*.py"], ["tests/ciml/test_*.py", "tests/ciml/lineage", "tests/ciml/messages", "tests/serving/test_verdict.py"]
+        ["*.py"],
+        [
+            *("tests/ciml/test_*.py", "tests/ciml/lineage", "tests/ciml/messages"),
+            *("tests/cli/data/test_trust.py", "tests/cli/test_options.py", "tests/serving/test_verdict.py"),
+        ],
     ),
     "trust": Room(["trust.py"], ["tests/ciml/test_trust.py", "tests/cli/data/test_trust.py"]),
     "redaction": Room(["events/redaction.py"], ["tests/ciml/events/test_redaction.py"]),
@@ -62,7 +66,10 @@ ROOMS = {
     "runs": Room(["runs/*", "runs/tables/*"], ["tests/runs"]),
     "feedback": Room(["verdicts/feedback/*"], ["tests/verdicts/feedback"]),
     "evidence": Room(["verdicts/evidence/*"], ["tests/verdicts/evidence"]),
-    "evaluation": Room(["training/evaluation/*"], ["tests/training/evaluation", "tests/training/experiments"]),
+    "evaluation": Room(
+        ["training/evaluation/*"],
+        ["tests/training/evaluation", "tests/training/experiments", "tests/training/test_calibrated.py"],
+    ),
     "calibration": Room(
         ["training/calibration/*"], ["tests/training/calibration", "tests/training/test_calibrated.py"]
     ),

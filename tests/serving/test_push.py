@@ -27,7 +27,7 @@ from ciml.serving.push import (
     write_config,
 )
 from ciml.serving.registry import Decision, Registry, RegistryVerifier
-from ciml.storage import S3Store, Store, open_store
+from ciml.storage import LocalStore, S3Store, Store, open_store
 from tests.ciml.lineage.recorded import Recorded, names, states
 from tests.durable import Disk, Steps, each_step
 
@@ -82,11 +82,13 @@ def test_a_rollback_without_a_target_is_an_error(data: DataRoot, folders: dict[i
 
 
 def test_the_candidate_and_the_decision_of_a_version_are_recorded(data: DataRoot, folders: dict[int, Path]) -> None:
-    pushed(data, folders[2])
+    done = pushed(data, folders[2])
     state = Registry(data, "m").state
     candidate = state.candidates[state.versions[1].candidate]
     assert (state.champion, candidate.folder) == (1, str(folders[2]))
     assert state.decisions[candidate.id] == BLESSED
+    assert done == pushed(data, folders[2]) == Pushed("m", 1, "stable", candidate.id)
+    assert Registry(data, "m").state.version == state.version  # the second push records nothing
 
 
 def test_a_push_is_reported_with_its_candidate_and_its_version(data: DataRoot, folders: dict[int, Path]) -> None:
@@ -101,6 +103,8 @@ def test_a_push_is_reported_with_its_candidate_and_its_version(data: DataRoot, f
     assert names([candidate]) == [(f"{data.url}/registry/m/candidates", "key")]
     assert names([version]) == [(f"{data.url}/models/m", "1")]
     digest = Registry(data, "m").state.candidates[done.candidate].digest
+    facts = candidate["facets"]["ciml_data"]
+    assert (facts["candidate"], facts["digest"]) == (done.candidate, digest)
     assert (version["facets"]["ciml_data"]["label"], version["facets"]["ciml_data"]["digest"]) == ("stable", digest)
 
 
@@ -202,6 +206,26 @@ def test_torn_staging_is_noticed(data: DataRoot, folders: dict[int, Path], monke
         pushed(data, folders[1])
     assert Registry(data, "m").state.pushed() == []
     assert not data.store.exists("models/models.config")
+    assert [line for line in reconcile(Registry(data, "m")) if re.fullmatch(r"staging-1-[0-9a-f]{8} removed", line)]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_an_object_that_exists_already_is_the_pusher_s_own_or_an_error(
+    data: DataRoot, folders: dict[int, Path], monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    create = LocalStore.create
+
+    def create_again(store: LocalStore, path: str, content: bytes) -> bool:
+        if path == "saved_model.pb":
+            create(store, path, content if own else b"other")
+        return create(store, path, content)
+
+    monkeypatch.setattr(LocalStore, "create", create_again)
+    if own:
+        assert pushed(data, folders[1]).version == 1
+    else:
+        with pytest.raises(IntegrityError, match=r"saved_model\.pb exists already"):
+            pushed(data, folders[1])
 
 
 def test_another_model_is_pushed_before_each_step(data: DataRoot, folders: dict[int, Path]) -> None:

@@ -134,6 +134,25 @@ def test_a_cut_object_is_tried_once_more(endpoint: LogServer) -> None:
     assert run(policy, "s3://logs/once") == ([LOG], [])
 
 
+def test_an_object_of_several_chunks_is_read_to_its_end(endpoint: LogServer) -> None:
+    large = LOG + b"# a comment" * (MIB // 11)
+    endpoint.answers = {"/logs/large": (200, large, {})}
+    assert run(FetchPolicy(s3_prefixes=("s3://logs",)), "s3://logs/large") == ([large], [])
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "detail"),
+    [
+        ("NoSuchKey", "log_not_found", "no such object"),
+        ("AccessDenied", "log_unavailable", "answered AccessDenied"),
+    ],
+)
+def test_an_error_of_s3_has_the_reason_of_its_code(endpoint: LogServer, code: str, reason: str, detail: str) -> None:
+    endpoint.answers = {"/logs/log": (404, f"<Error><Code>{code}</Code></Error>".encode(), {})}
+    _, (outcome,) = run(FetchPolicy(s3_prefixes=("s3://logs",)), "s3://logs/log")
+    assert (outcome.reason, outcome.detail) == (reason, detail)
+
+
 def test_credentials_that_are_given_later_are_found(endpoint: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     for name in keys:
