@@ -27,11 +27,16 @@ ON_ENGINE = {
 WITH_TENSORFLOW = (
     "tests/ciml/api/",
     "tests/cli/learn/",
+    "tests/cli/test_older_data_root.py",
+    "tests/deploy/test_experiment_job.py",
+    "tests/deploy/test_kubeflow.py",
+    "tests/deploy/test_tekton.py",
     "tests/fuzz/test_serving.py",
     "tests/fuzz/test_warmup.py",
     "tests/pipelines/exports/",
     "tests/pipelines/flink/test_graphs.py",
     "tests/pipelines/predict/",
+    "tests/pipelines/test_readable.py",
     "tests/serving/",
     "tests/training/",
 )

@@ -11,7 +11,7 @@ import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -159,6 +159,7 @@ def seconds(start: str, count: int, step: float = 1) -> list[int]:
 ZONES = {"utc": ("UTC", "UTC"), "india": ("Asia/Kolkata", "+0530"), "japan": ("Asia/Tokyo", "JST")}
 
 
+@cache
 def over_midnight(zone: str = "utc") -> Golden:
     """Twenty minutes over midnight in UTC. ``zone`` is a key of `ZONES`."""
     place, stated = ZONES[zone]
@@ -166,6 +167,7 @@ def over_midnight(zone: str = "utc") -> Golden:
     return record(f"over-midnight-{zone}", recorder, seconds("2026-11-24T23:50:00Z", 1200))
 
 
+@cache
 def long_run(zone: str = "utc") -> Golden:
     """Longer than 5,500 seconds."""
     place, stated = ZONES[zone]
@@ -173,6 +175,7 @@ def long_run(zone: str = "utc") -> Golden:
     return record(f"long-run-{zone}", recorder, seconds("2026-11-24T21:13:17Z", 6000))
 
 
+@cache
 def gaps(zone: str = "utc") -> Golden:
     """Silent for two minutes, twice, so that whole bins are empty."""
     place, stated = ZONES[zone]
@@ -182,6 +185,7 @@ def gaps(zone: str = "utc") -> Golden:
     return record(f"gaps-{zone}", recorder, kept)
 
 
+@cache
 def missing_values(zone: str = "utc") -> Golden:
     """Single cells, a column for minutes, and every column for a minute."""
     place, stated = ZONES[zone]

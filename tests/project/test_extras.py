@@ -73,10 +73,19 @@ def ciml(environment: Path, *words: str, folder: Path, code: int = 0, **env: str
     return python(environment, "-m", "ciml.cli.main", *words, folder=folder, code=code, **env)
 
 
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """All statements of a syntax tree, without their expressions, which are most of it."""
+    for _, value in ast.iter_fields(node):
+        for inner in value if isinstance(value, list) else ():
+            if not isinstance(inner, ast.expr) and isinstance(inner, ast.AST):
+                yield inner
+                yield from statements(inner)
+
+
 def imports(package: str) -> Iterator[tuple[str, str]]:
     """(file, top-level module) of each import of another project in a package."""
     for path in sorted((ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in statements(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.level == 0:

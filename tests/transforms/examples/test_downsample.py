@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -20,7 +22,6 @@ INTERVALS = ["1s", "10s", "1min", "10min", "7s"]
 FUNCTIONS = ["mean", "std", "var", "min", "max", "median", "sum", "first", "last", "count"]
 SECOND = 1_000_000
 NOON = make_logs.instant("2026-11-24T12:00:00Z")
-GOLDEN = {make(zone).name: make(zone) for make in make_logs.LARGE for zone in make_logs.ZONES}
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
@@ -42,8 +43,13 @@ def test_runs_of_the_corpus_equal_pandas(interval: str) -> None:
                 direct.assert_equal(inputs[row], wanted, valid, runs[start + row].run_id)
 
 
+def _golden() -> list[make_logs.Golden]:
+    return [make(zone) for make in make_logs.LARGE for zone in make_logs.ZONES]
+
+
+@cache
 def _golden_tables() -> list[pa.Table]:
-    return parse_logs([Log(golden.data, golden.start_us, golden.end_us) for golden in GOLDEN.values()])  # type: ignore[return-value]
+    return parse_logs([Log(golden.data, golden.start_us, golden.end_us) for golden in _golden()])  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
@@ -52,7 +58,7 @@ def test_golden_logs_equal_pandas(interval: str, columns: tuple[str, ...]) -> No
     made = resolved(columns, sample_interval=interval)
     inputs, n_windows, rejected = prepare_many(_golden_tables(), made)
     assert rejected == []
-    for row, golden in enumerate(GOLDEN.values()):
+    for row, golden in enumerate(_golden()):
         bins = direct.resampled(direct.frame_of(golden.times_us, golden.columns), interval)
         wanted, valid = direct.unrolled(bins, columns, made.windows)
         assert n_windows[row] == valid > 0
@@ -62,9 +68,9 @@ def test_golden_logs_equal_pandas(interval: str, columns: tuple[str, ...]) -> No
 def test_aggregations_equal_pandas_and_take_windows_beyond_the_cut() -> None:
     made = resolved(sample_interval="10s", aggregation_functions=FUNCTIONS)
     inputs, n_windows, _ = prepare_many(_golden_tables(), made)
-    assert inputs.shape == (len(GOLDEN), len(FUNCTIONS), 2)
-    assert n_windows.tolist() == [len(FUNCTIONS)] * len(GOLDEN)
-    for row, golden in enumerate(GOLDEN.values()):
+    assert inputs.shape == (len(_golden()), len(FUNCTIONS), 2)
+    assert n_windows.tolist() == [len(FUNCTIONS)] * len(_golden())
+    for row, golden in enumerate(_golden()):
         bins = direct.resampled(direct.frame_of(golden.times_us, golden.columns), "10s")
         wanted, valid = direct.unrolled(bins, made.columns, made.windows, FUNCTIONS)
         direct.assert_equal(inputs[row], wanted, valid, golden.name)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import ssl
+import struct
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from ciml.limits import MIB
 
 LOG = b'"Dstat 0.7.3 CSV output"\n' + b"".join(b"%d,%d,0.1\n" % (i, i * 7 % 100) for i in range(500))
 
@@ -32,10 +35,14 @@ RAW = {
 
 
 def bomb(size: int) -> bytes:
-    """``size`` zeros in gzip, made without holding them."""
-    packer = zlib.compressobj(9, wbits=31)
-    piece = bytes(1 << 20)
-    return b"".join(packer.compress(piece) for _ in range(size >> 20)) + packer.flush()
+    """``size`` zeros in gzip: a compressed MiB, again and again, since compression takes most of a second."""
+    piece, check = bytes(MIB), 0
+    for _ in range(size // MIB):
+        check = zlib.crc32(piece, check)
+    packer = zlib.compressobj(9, wbits=-15)
+    packed = packer.compress(piece) + packer.flush(zlib.Z_FULL_FLUSH)
+    last = b"\x03\x00" + struct.pack("<II", check, size // MIB * MIB)
+    return b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff" + packed * (size // MIB) + last
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -31,7 +31,7 @@ from ciml.transforms.parse.logs import Log, ParseLimits, parse_logs
 from tests.golden import make_logs
 from tests.golden.make_logs import Golden, instant
 
-GOLDEN = {golden.name: golden for golden in make_logs.all_logs()}
+SMALL = {make().name: make() for make in make_logs.SMALL}
 
 
 def log_of(golden: Golden) -> Log:
@@ -61,14 +61,15 @@ def check(golden: Golden, table: pa.Table | RejectedInput) -> None:
 
 @pytest.mark.parametrize("batch_bytes", [1, 2000, ParseLimits().batch_bytes])
 def test_golden_logs_in_batches_of_any_size(batch_bytes: int) -> None:
-    tables = parse_logs([log_of(golden) for golden in GOLDEN.values()], ParseLimits(batch_bytes=batch_bytes))
-    for golden, table in zip(GOLDEN.values(), tables, strict=True):
+    logs = make_logs.all_logs()
+    tables = parse_logs([log_of(golden) for golden in logs], ParseLimits(batch_bytes=batch_bytes))
+    for golden, table in zip(logs, tables, strict=True):
         check(golden, table)
     assert parse_logs([]) == []
 
 
 def test_same_table_from_text_and_gzip() -> None:
-    golden = GOLDEN["dstat-074"]
+    golden = SMALL["dstat-074"]
     packed = gzip.compress(golden.data)
     half = len(golden.data) // 2
     members = gzip.compress(golden.data[:half]) + gzip.compress(b"") + gzip.compress(golden.data[half:])
@@ -77,20 +78,20 @@ def test_same_table_from_text_and_gzip() -> None:
 
 
 def test_a_restart_with_the_same_columns_is_one_series() -> None:
-    golden = GOLDEN["dool"]
+    golden = SMALL["dool"]
     again = golden.data.split(b'"Host:"')[1]
     table = parse(golden.data + b'\n\n"Host:"' + again.replace(b"13:56", b"13:57"))
     assert table.num_rows == 8
     assert table.column("boot").to_pylist() == [True, False, False, False] * 2
     assert table.schema.metadata[b"starts"] == b"2"
     assert table.schema.metadata[b"null_cells"] == b"0"
-    rows = GOLDEN["dstat-074"].data
+    rows = SMALL["dstat-074"].data
     table = parse(rows + rows[rows.index(b'"system"') :])  # a header without any preamble
     assert table.column("boot").to_pylist() == [True, False, False, False] * 2
 
 
 def test_words_before_the_banner_and_carriage_returns_do_no_harm() -> None:
-    golden = GOLDEN["dstat-074"]
+    golden = SMALL["dstat-074"]
     for data in (
         b"nohup: ignoring input\n\n" + golden.data,
         b"\xef\xbb\xbf" + golden.data,
@@ -101,21 +102,21 @@ def test_words_before_the_banner_and_carriage_returns_do_no_harm() -> None:
 
 
 def test_the_stage_replaces_a_log_by_its_table() -> None:
-    waiting = PendingRun(Origin("t", 0, 0), "e", RunFacts("zuul~a~1", "a"), log=GOLDEN["dstat-074"].data)
+    waiting = PendingRun(Origin("t", 0, 0), "e", RunFacts("zuul~a~1", "a"), log=SMALL["dstat-074"].data)
     (run,) = logs.parse(Batch(None, pending_runs=[waiting])).pending_runs
     assert run.log is None
     assert run.telemetry.num_rows == 4
 
 
 def test_first_sample_that_is_dropped_leaves_no_mark() -> None:
-    data = GOLDEN["dstat-074"].data.replace(b"19-11 12:07:00,", b"19-11 12:07:00,1,1,")
+    data = SMALL["dstat-074"].data.replace(b"19-11 12:07:00,", b"19-11 12:07:00,1,1,")
     table = parse(data)
     assert table.num_rows == 3
     assert table.column("boot").to_pylist() == [False, False, False]
     assert table.schema.metadata[b"dropped_rows"] == b"1"
 
 
-HEAD = GOLDEN["dstat-074"].data[: GOLDEN["dstat-074"].data.index(b"19-11")]
+HEAD = SMALL["dstat-074"].data[: SMALL["dstat-074"].data.index(b"19-11")]
 PACKED = gzip.compress(HEAD, mtime=0)  # the same bytes at any time: they are part of a test's name
 
 
@@ -152,7 +153,7 @@ def test_refused(data: bytes, reason: str) -> None:
 
 
 def test_a_text_has_at_most_the_limit_of_bytes_packed_or_not() -> None:
-    data = GOLDEN["dstat-074"].data
+    data = SMALL["dstat-074"].data
     for log in (Log(data), Log(gzip.compress(data))):
         within, beyond = (parse_logs([log], ParseLimits(len(data) - less))[0] for less in (0, 1))
         assert isinstance(within, pa.Table)
