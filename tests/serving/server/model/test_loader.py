@@ -19,6 +19,7 @@ from ciml.serving import contract, model_files
 from ciml.serving.contract import check_candidate
 from ciml.serving.model_files import file_digests, list_versions, model_digest
 from ciml.serving.server.model import loaded_model
+from ciml.serving.server.model import process as process_module
 from ciml.serving.server.model.loaded_model import LoadedModel, load_model
 from ciml.serving.server.model.process import prepare
 from ciml.storage import open_store
@@ -282,7 +283,8 @@ def test_model_is_closed_after_its_last_request(good: dict[int, Path]) -> None:
     assert model.signatures == {}
 
 
-def test_a_model_whose_forker_was_killed_says_so(good: dict[int, Path]) -> None:
+def test_a_model_whose_forker_was_killed_says_so(good: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "_forker", None)  # the models of other tests live as long as theirs
     process = load_model(open_store(good[1])).process
     os.kill(prepare()._process.pid, signal.SIGKILL)
     assert [process.end(), process.end()] == ["ended with the process that forked it"] * 2
