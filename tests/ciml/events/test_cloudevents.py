@@ -324,7 +324,10 @@ def test_outcome_words(word: str, outcome: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "stored"),
     [
-        *(("fork", value, word) for value, word in ((None, ""), ("yes", "yes"), (True, "yes"), (False, "no"))),
+        *(
+            ("fork", value, word)
+            for value, word in ((None, ""), ("", ""), ("yes", "yes"), (True, "yes"), (False, "no"))
+        ),
         ("outcome", "failure", "failure"),
         ("labels", {"password": SECRET, "pin_token": 1234}, {"password": "REDACTED", "pin_token": "REDACTED"}),
         ("labels", {"otp": 0.1234, "token": ""}, {"otp": "REDACTED", "token": ""}),

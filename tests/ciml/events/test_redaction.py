@@ -228,6 +228,16 @@ def test_an_id_that_holds_a_secret_is_replaced(address: str) -> None:
     assert redact_header("ce_id", b"e1") == ("ce_id", b"e1")
 
 
+def test_the_proof_of_a_sender_is_kept_and_another_value_of_its_header_is_not() -> None:
+    assert redact_header("ciml_auth", b"hmac-sha256") == ("ciml_auth", b"hmac-sha256")
+    for value in (b"pa55 w0rd", b"\xe4"):
+        assert redact_header("ciml_auth", value) == ("ciml_auth", REDACTED.encode())
+
+
+def test_what_is_between_two_secrets_stays() -> None:
+    assert redact_text("a token=1 b token=2 c") == f"a token={REDACTED} b token={REDACTED} c"
+
+
 @pytest.mark.parametrize("constant", ["Infinity", "-Infinity", "NaN"])
 def test_a_payload_that_is_no_json_stays_so(constant: str) -> None:
     data = f'{{"id": "e1", "token": {{"a": {constant}, "b": 12345}}}}'.encode()

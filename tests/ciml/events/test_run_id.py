@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
-from ciml.events.run_id import RunId, path_safe
+from ciml.events.run_id import RunId, bounded_id, path_safe
 
 UUID = "5e70d239-95b5-466e-9798-41053314c81b"
 
@@ -19,6 +20,13 @@ def test_text_form() -> None:
     assert RunId("zuul", UUID).encode() == f"zuul~{UUID}~1"
     assert RunId("github", "17/23", 4).encode() == "github~17%2F23~4"
     assert RunId("zuul", "a~b").encode() == "zuul~a%7Eb~1"
+    assert path_safe("half of a pair: \ud800") == "half%20of%20a%20pair%3A%20%ED%A0%80"
+
+
+def test_a_long_id_becomes_its_digest() -> None:
+    assert [bounded_id(native) for native in ("a" * 100, "é" * 16)] == ["a" * 100, "é" * 16]
+    assert bounded_id("é" * 17) == hashlib.sha256(("é" * 17).encode()).hexdigest()
+    assert bounded_id("abc", most=2) == hashlib.sha256(b"abc").hexdigest()
 
 
 @pytest.mark.parametrize("native", ["a b", *r"../x /etc/passwd . .. a/../b a\b %2e%2e ~ é -rf".split()])

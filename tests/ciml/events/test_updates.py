@@ -235,6 +235,12 @@ def test_conditions_of_all_subjects_must_be_met() -> None:
     assert join_facts(COMMIT, [of_run, of_commit]).review == ""
 
 
+def test_a_review_by_an_account_is_joined_with_the_facts_of_other_updates() -> None:
+    of_run = said((FactUpdate("github", "workflow_run:1", {"pipeline": "tests"}, "hmac-sha256", 1), "w"))
+    joined = join_facts(COMMIT, [of_run, said(review("approved", by="grace"))])
+    assert joined == COMMIT.replace(pipeline="tests", review="approved")
+
+
 def test_what_older_versions_stored_of_a_commit_counts_where_it_lowers_trust() -> None:
     def statements(**facts: str) -> dict[str, Statement]:
         return {name: Statement(True, name == "fork", 1, "github 1", value) for name, value in facts.items()}
@@ -265,3 +271,9 @@ def test_an_invalid_update_is_rejected(facts: dict[str, str], more: dict[str, An
     with pytest.raises(RejectedInput) as caught:
         fact_update("github", **{"subject": "sha:p/1", "facts": facts, **more})
     assert detail in caught.value.detail
+
+
+def test_a_valid_update_is_stored_as_it_was_given() -> None:
+    only = {"change": "42", "branch": "main"}
+    stored = fact_update("github", "sha:p/1", {"review": "approved"}, "token", 5, only, "ada")
+    assert stored == FactUpdate("github", "sha:p/1", {"review": "approved"}, "token", 5, only, "ada")
