@@ -37,7 +37,8 @@ def rows() -> Rows:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.whole if name == "gru" else ()) for name in sorted(ESTIMATORS)]
+    "name",
+    [pytest.param(name, marks=pytest.mark.whole if name in ("cnn", "gru") else ()) for name in sorted(ESTIMATORS)],
 )
 def test_each_learns_answers_in_probabilities_and_follows_from_the_seed(rows: Rows, name: str):
     fitted, again = (fit(experiment(name), rows, None, 3) for _ in range(2))
