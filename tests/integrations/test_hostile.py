@@ -68,7 +68,7 @@ def test_every_body_may_be_cut_or_damaged(adapter: str, delivery: Delivery) -> N
         )
 
 
-@each_sample
+@pytest.mark.parametrize(("adapter", "delivery"), part(SAMPLES, 0))
 def test_a_field_of_any_size_takes_linear_time(adapter: str, delivery: Delivery) -> None:
     body = body_of(delivery)
 

@@ -44,15 +44,17 @@ def test_files_with_tensorflow_exist() -> None:
     assert [name for name in WITH_TENSORFLOW if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+ALL = ([PASSES, PASSES, CRASHES, PASSES, CRASHES + "def test_after(): pass\n"], 12, 2)
+PARTS = [
+    ([PASSES, CRASHES], 4, 1),
+    ([CRASHES, "def test_last(): pass\n"], 2, 1),
+    ([CRASHES + "def test_after(): pass\n"], 2, 1),
+]
+
+
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.whole), 2])
 @pytest.mark.parametrize(
-    ("files", "passed", "failed"),
-    [
-        ([PASSES, CRASHES], 4, 1),
-        ([CRASHES, "def test_last(): pass\n"], 2, 1),
-        ([CRASHES + "def test_after(): pass\n"], 2, 1),
-        ([PASSES, PASSES, CRASHES, PASSES, CRASHES + "def test_after(): pass\n"], 12, 2),
-    ],
+    ("files", "passed", "failed"), [ALL, *(pytest.param(*part, marks=pytest.mark.whole) for part in PARTS)]
 )
 def test_a_crash_fails_one_test_and_ends(
     files: list[str], passed: int, failed: int, processes: int, tmp_path: Path

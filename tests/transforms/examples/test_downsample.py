@@ -14,7 +14,7 @@ from ciml.transforms.examples.downsample import downsample
 from ciml.transforms.examples.prepare import prepare_many
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.golden import make_logs
-from tests.tier import tries
+from tests.tier import part, tries
 from tests.transforms import direct
 from tests.transforms.samples import LOAD, USR, corpus, resolved, table
 
@@ -24,7 +24,7 @@ SECOND = 1_000_000
 NOON = make_logs.instant("2026-11-24T12:00:00Z")
 
 
-@pytest.mark.parametrize("interval", INTERVALS)
+@pytest.mark.parametrize("interval", part(INTERVALS, 0, 3))
 def test_runs_of_the_corpus_equal_pandas(interval: str) -> None:
     runs, tables, paths = corpus(120)
     bins = [direct.resampled(direct.read_log(path), interval) for path in paths]
@@ -52,7 +52,7 @@ def _golden_tables() -> list[pa.Table]:
     return parse_logs([Log(golden.data, golden.start_us, golden.end_us) for golden in _golden()])  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("interval", INTERVALS)
+@pytest.mark.parametrize("interval", part(INTERVALS, 1, 2))
 @pytest.mark.parametrize("columns", [(USR, LOAD), tuple(make_logs.names_of(make_logs.USUAL))], ids=["usr-1m", "all"])
 def test_golden_logs_equal_pandas(interval: str, columns: tuple[str, ...]) -> None:
     made = resolved(columns, sample_interval=interval)
