@@ -73,7 +73,7 @@ ROOMS = {
     "calibration": Room(
         ["training/calibration/*"], ["tests/training/calibration", "tests/training/test_calibrated.py"]
     ),
-    "contract": Room(["serving/contract.py"], ["tests/serving/server/model", "tests/training/test_export.py"]),
+    "contract": Room(["serving/contract.py"], ["tests/serving/server/model/test_loader.py"]),
     "registry": Room(["serving/registry.py"], ["tests/serving/test_registry.py", "tests/serving/test_mirror.py"]),
     "push": Room(["serving/push.py"], ["tests/serving/test_push.py", "tests/serving/test_mirror.py"]),
     "fetch": Room(["transforms/fetch/*"], ["tests/transforms/fetch"]),

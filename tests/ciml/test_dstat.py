@@ -21,3 +21,11 @@ def test_a_start_has_the_lines_of_its_own_preamble_or_of_an_earlier_one() -> Non
         ("dool 1.3.8", 7.0, "", second, second),
         ("dool 1.3.8", 7.0, "UTC", None, epoch_us(9999, 12, 31, 12)),
     ]
+
+
+def test_a_start_after_many_rows_has_all_lines_of_its_preamble() -> None:
+    preamble = b'"dool 2.0.0 CSV output"\n"Author:","a",,,,"URL:","u"\n"Host:","h",,,,"User:","u"\n'
+    preamble += b'"Cmdline:","dool -t 9",,,,"Date:","25 Nov 2026 12:00:00 UTC"\n'
+    rows = b"24-11 12:00:01,1\n" * 9
+    log = b'"dool 1.3.8 CSV output"\n' + HEADER + rows + preamble + HEADER
+    assert [(segment.recorder, segment.interval_s) for segment in split_segments(log)][1] == ("dool 2.0.0", 9.0)

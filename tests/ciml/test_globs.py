@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciml.globs import PathGlobs, crosses_slash, glob_pattern
+from ciml.globs import PathGlobs, crosses_slash, glob_pattern, greedy
 from tests.tier import tries
 
 
@@ -80,3 +80,8 @@ def test_no_text_takes_long() -> None:
     began = time.process_time()
     assert not globs.fullmatch("a" * 1024)
     assert time.process_time() - began < 2.0
+
+
+def test_greedy_quantifiers_replace_possessive_ones_alone() -> None:
+    assert greedy(r"a++[+]*+c?+d{1,2}+\++e+") == r"a+[+]*c?d{1,2}\+e+"
+    assert greedy(rb"a++b") == rb"a+b"

@@ -44,6 +44,10 @@ def test_lines_of_one_template_are_limited_and_the_rest_is_counted(log: Log) -> 
     assert log.lines() == [f"rejected {number}" for number in range(60)]
     log.logger.warning("something else")
     assert log.lines()[-1] == "something else"
+    other = logging.Logger("ciml.integrations.mqtt")
+    other.addHandler(log.handler)
+    other.warning("rejected %d", 0)
+    assert log.lines()[-1] == "rejected 0"  # each logger has its own limit
     log.now_s = 61.0
     log.logger.warning("rejected %d", 1000)
     assert log.lines()[-2:] == ["940 more lines like 'rejected %d' were not logged", "rejected 1000"]

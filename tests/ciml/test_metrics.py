@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
@@ -151,6 +152,13 @@ def test_an_unknown_value_is_none_and_a_read_has_its_time() -> None:
     values = collected(board)
     assert values.get("ciml_deferred_next_try_timestamp_seconds", {}) == {}
     assert values["ciml_last_look_timestamp_seconds"][()] == pytest.approx(time.time(), abs=60)
+
+
+def test_a_gauge_of_this_process_is_in_its_registry_alone() -> None:
+    registry = CollectorRegistry()
+    metric("ciml_events_total").gauge(registry)
+    assert [family.name for family in registry.collect()] == ["ciml_events_total"]
+    assert all(family.name != "ciml_events_total" for family in REGISTRY.collect())
 
 
 def test_the_buckets_of_a_histogram_are_cumulative() -> None:
