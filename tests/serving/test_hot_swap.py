@@ -240,6 +240,9 @@ def test_broken_configuration_changes_nothing(data: DataRoot, good: dict[int, Pa
     for errors, text in enumerate(broken, 1):
         data.models.replace("models.config", text)
         until(lambda errors=errors: f"config_errors_total {errors}.0".encode() in server.metrics.text())  # type: ignore[misc]
+        for _ in range(2):
+            server.poll()  # the same text is counted once
+        assert f"config_errors_total {errors}.0".encode() in server.metrics.text()
         assert stable(server, "kept") == 1
     data.models.delete("models.config")
     server.poll()

@@ -13,6 +13,9 @@ import httpx
 import numpy as np
 import pytest
 
+from ciml.http.intake import RequestError
+from ciml.limits import MAX_JSON_CONTAINERS
+from ciml.serving.server.rest import parse_body
 from ciml.serving.server.server import ModelServer
 from tests.serving.models_fixture import C, F, L, columns, direct, runs
 
@@ -90,10 +93,13 @@ def test_grpc_output_filter(predict: Callable[[Any], Any]) -> None:
     request.output_filter.extend(["double"])
     outputs = predict(request).outputs
     assert {key: list(tensor.float_val) for key, tensor in outputs.items()} == {"double": [2.0, 4.0]}
-    request.output_filter[:] = ["none"]
-    message = "output tensor alias not found in signature: none"
-    code, details = rejection_of(predict, request)
-    assert (code, message in details) == ("INVALID_ARGUMENT", True)
+    for names, message in (
+        (["none"], "output tensor alias not found in signature: none"),
+        (["double"] * 65, "65 output filters; at most 64 (MAX_REQUEST_INPUTS)"),
+    ):
+        request.output_filter[:] = names
+        code, details = rejection_of(predict, request)
+        assert (code, message in details) == ("INVALID_ARGUMENT", True)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +281,15 @@ def test_rest_errors(rest: httpx.Client, path: str, body: Any, status: int, mess
     assert answer.status_code == status
     # The rest of a body that is not read to its end must not be taken for the next request.
     assert (answer.headers.get("connection") == "close") is (status == 413)
+
+
+@pytest.mark.parametrize("container", ["[]", "{}"])
+def test_rest_lists_and_objects_are_counted_before_json_is_parsed(container: str) -> None:
+    most = [container] * (MAX_JSON_CONTAINERS - 2)  # the list of instances and the body are the other two
+    body = '{"instances":[%s]}'
+    assert len(parse_body((body % ",".join(most)).encode()).content) == len(most)
+    with pytest.raises(RequestError, match=f"{MAX_JSON_CONTAINERS + 1} lists and objects; at most"):
+        parse_body((body % ",".join([*most, container])).encode())
 
 
 def test_rest_status_and_metadata(rest: httpx.Client) -> None:

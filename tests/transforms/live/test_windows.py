@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -246,6 +246,18 @@ def test_windows_count_from_the_first_day_that_is_known() -> None:
         later = [(12_342, -6), (12_343, 1), (12_344, 8)]
         assert [(pane.number, (pane.start_us - MIDNIGHT) // SECOND - day) for pane in consumer.panes] == later
         assert before == (wanted or later[1:])
+
+
+def test_a_window_of_an_earlier_day_is_final_and_not_late_when_it_is_first_published() -> None:
+    day = 86_400
+    (message,) = recorded(RUN, at((5, 1.0), (day + 5, 2.0), (day + 100, 3.0)))
+    run = LiveRun(RUN, [one()], POLICY)
+    published = []
+    for rows in ([1, 2], [0]):
+        samples = replace(some(message, np.array(rows)), first_us=int(message.time_us[rows[0]]))
+        run.add(part_of([(rows[0], samples)], run.columns))
+        published.append([(pane.number, pane.kind) for pane in run.take_due_panes()])
+    assert published == [[(0, "final"), (10, "early")], [(0, "final"), (8640, "final"), (8650, "early")]]
 
 
 def test_what_is_missing_is_counted() -> None:
