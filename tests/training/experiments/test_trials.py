@@ -5,6 +5,7 @@ import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ciml.storage import Store
 from ciml.training.data.examples import InMemoryDataset, read_dataset
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
+from ciml.training.evaluation import cross_validation
 from ciml.training.evaluation.baselines import first_memory, predict_test_runs
 from ciml.training.evaluation.cross_validation import cross_validate, predict_fold, split_folds
 from ciml.training.evaluation.metrics import scores
@@ -310,3 +312,16 @@ def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: DataRo
     assert [each["held_out"] for each in by_run["folds"]] == [[], [], []]
     with pytest.raises(CimlError, match="no run of 'providers' has the fact 'weather'"):
         one.cross_validate(3, ("weather",))
+
+
+def test_held_out_runs_are_predicted_with_their_numbers_of_windows(
+    dataset: InMemoryDataset, monkeypatch: pytest.MonkeyPatch
+):
+    def predict(inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+        return np.column_stack([n_windows, np.zeros(len(inputs))])
+
+    monkeypatch.setattr(cross_validation, "fit", lambda *_, **__: SimpleNamespace(predict=predict))
+    split = split_folds(dataset, folds=4)
+    _, held_out = split.parts[0]
+    expected = dataset.rows.n_windows[split.positions[held_out]]
+    np.testing.assert_array_equal(predict_fold(FOREST, dataset, split, 0)[:, 0], expected)

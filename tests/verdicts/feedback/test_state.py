@@ -63,6 +63,9 @@ def test_after_that_the_message_on_the_change_is_the_memory(tmp_path: Path) -> N
     world.take(prediction(9, outcome="success"))
     world.say(prediction(10, build_name="other", end_us=int(world.now_s * 1e6)))
     assert (len(world.bodies), world.outcomes) == (1, {"posted": 1, "said": 1})
+    (entry,) = world.entries()
+    assert entry.posted is not None  # so that its reactions are read
+    assert entry.causes == "machine"
 
 
 def test_one_who_only_watches_learns_of_a_checkpoint_within_a_minute(tmp_path: Path) -> None:
