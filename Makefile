@@ -39,7 +39,7 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 demo: install ## CI events to a served model and predictions, on a real broker and Flink; see docs/demo.md
 	$(BIN)/ciml demo $(DEMO)
 
-# mypy takes one core for a minute, so the tests run beside it. Without engines fewer tests wait, and each process costs 7 s
+# mypy takes one core for half a minute, so the tests run beside it. Without engines fewer tests wait, and each process costs 5 s
 # of CPU before its first test.
 check: install ## linters, types, layers, and short tests that need no engine
 	$(MAKE) --no-print-directory -j 4 lint type layers tests CIML_TESTS=quick PROCESSES=4 \
