@@ -22,6 +22,7 @@ from ciml.training.data.snapshot import Role, Snapshot
 from ciml.training.evaluation import baselines, bootstrap
 from ciml.training.evaluation.baselines import number_of, numbers_for, predict_by, predict_test_runs
 from ciml.training.evaluation.bootstrap import BY_CLASS
+from ciml.training.evaluation.candidate import _disagreement
 from ciml.training.evaluation.metrics import accuracy, compare, evaluate, scores
 from ciml.training.evaluation.text import beaten_by, figure_lines
 from tests.training.conftest import RUNS
@@ -290,3 +291,17 @@ def test_the_metrics_of_earlier_versions_are_printed_too() -> None:
 )
 def test_no_sentence_where_no_number_beats_a_model(accuracies: dict[str, float], baselines: dict[str, float]) -> None:
     assert beaten_by(accuracies, baselines) == ""
+
+
+@pytest.mark.parametrize(
+    ("answers", "largest"),
+    [([[0.5, 0.5], [0.9, 0.1]], 0.4), ([[0.5, 0.5], [math.nan, 0.5]], None), ([[math.inf, 0.5]] * 2, None), ([], None)],
+)
+def test_a_disagreement_is_the_largest_difference_of_finite_probabilities(
+    answers: list[list[float]], largest: float | None
+) -> None:
+    found = np.array(answers, np.float32).reshape(-1, 2)
+    halves = np.full((len(answers), 2), 0.5, np.float32)
+    for models in ((found, halves), (halves, found)):
+        assert _disagreement(*models) == (None if largest is None else pytest.approx(largest))
+    assert _disagreement(found, np.zeros((3, 2), np.float32)) is None

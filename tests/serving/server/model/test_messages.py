@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, Pipe
 
@@ -12,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from ciml.limits import MAX_MODEL_MEMORY_BYTES
 from ciml.serving.server.model import messages
 from ciml.serving.server.model.messages import Answer, Call, pack, receive, send, unpack
 
@@ -96,3 +99,10 @@ def test_a_frame_that_is_too_large_is_not_read() -> None:
         one.sendall(struct.pack("!i", messages.MAX_FRAME_BYTES + 1))
         with pytest.raises(OSError, match="bad message length"):
             receive(Connection(other.detach()), Answer)
+
+
+def test_a_process_of_a_model_takes_limited_memory() -> None:
+    code = "import os, resource as r, ciml.serving.server.model.worker as w; w._limit(os.getppid()); "
+    code += "print(*r.getrlimit(r.RLIMIT_DATA))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{MAX_MODEL_MEMORY_BYTES} {MAX_MODEL_MEMORY_BYTES}\n"
