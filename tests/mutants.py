@@ -63,7 +63,7 @@ ROOMS = {
     "redaction": Room(["events/redaction.py"], ["tests/ciml/events/test_redaction.py"]),
     "events": Room(["events/*"], ["tests/ciml/events"]),
     "manifest": Room(["manifest/*"], ["tests/ciml/manifest"]),
-    "runs": Room(["runs/*", "runs/tables/*"], ["tests/runs"]),
+    "runs": Room(["runs/*"], ["tests/runs/test_*.py"]),
     "feedback": Room(["verdicts/feedback/*"], ["tests/verdicts/feedback"]),
     "evidence": Room(["verdicts/evidence/*"], ["tests/verdicts/evidence"]),
     "evaluation": Room(
