@@ -18,13 +18,13 @@ from ciml.errors import CimlError
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.transforms.examples.prepare import prepare_many
 from tests.faults.oracle import Objects, few, table_of
-from tests.faults.plan import Claim
+from tests.faults.plan import PROVIDERS, Claim
 
 #: Two data sets that share runs, so that one run is an example of both.
 DEFINITIONS: dict[str, dict[str, Any]] = {
     "all-status": {"build_name": "all", "class_label": "status", "classes": ["passed", "failed"], "span_runs": 100},
-    "numpy-provider": {
-        "build_name": "numpy-*", "class_label": "provider", "sample_interval": "1s",
+    "numpy-provider": {  # with all classes: the first span may lack one, whose runs later spans would exclude
+        "build_name": "numpy-*", "class_label": "provider", "classes": PROVIDERS, "sample_interval": "1s",
         "aggregation_functions": ["mean", "max"], "span_runs": 60,
     },
 }  # fmt: skip

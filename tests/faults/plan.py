@@ -83,6 +83,8 @@ class Mix:
 
 #: Builds of the sample corpus, which runs take in turn.
 _BUILDS = 120
+#: Their providers.
+PROVIDERS = sorted({build["node_flavor"] for build in builds(_BUILDS)})
 _USUAL = Mix()
 
 

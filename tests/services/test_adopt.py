@@ -16,7 +16,7 @@ from ciml.events.records import Batch, Message, OffsetRange
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.feedback import Judge, feedback_replica
 from ciml.pipelines.ingest.committer import IngestConfig, committer
-from ciml.pipelines.kafka.broker import Listing, list_topic
+from ciml.pipelines.kafka.broker import Listing
 from ciml.runs.state import open_raw
 from ciml.runs.verify import verify_raw
 from ciml.services import adopt as adopt_module
@@ -24,8 +24,8 @@ from ciml.services.adopt import Adoption, adopt
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from ciml.serving.predict.log import Predicted
-from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for
-from tests.pipelines.kafka.kafka_topics import delete, recreated, send_starts
+from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real
+from tests.pipelines.kafka.kafka_topics import recreate, send_starts
 from tests.pipelines.predict.predicting import Predictions
 from tests.verdicts.feedback.reviews import feedback
 from tests.verdicts.feedback.worlds import take
@@ -117,9 +117,7 @@ def test_ingest_continues_and_accounts_for_both_topics(kafka: str, topic: MakeTo
     send_starts(kafka, name, 0, 5)
     broken()
     ingest()
-    before = list_topic(options, name).topic_id
-    delete(options, name)
-    wait_for(lambda: recreated(options, name, 1) and list_topic(options, name).topic_id != before)
+    recreate(options, name)
     broken()  # at an offset of an event of the old topic
     send_starts(kafka, name, 0, 7)  # of which five are repeats
     with pytest.raises(IntegrityError, match=f"created again.*: ciml topics adopt {name} --data-path DATA$"):

@@ -27,10 +27,15 @@ from tests.scraping import scrape
 from tests.services.supervising import Ingest, ingest, options_for, shell, supervised, webhooks
 
 
-@pytest.fixture
-def one(kafka: str, topic: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ingest]:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:  # of tests on S3 in the same process
+@pytest.fixture(autouse=True)
+def _without_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the variables of tests on S3 in the same process: a service would continue only where they are set."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def one(kafka: str, topic: Callable[..., str], tmp_path: Path) -> Iterator[Ingest]:
     scenario = send(kafka, topic(2, "events"), 2, tmp_path / "logs", runs=60)
     with ingest(tmp_path / "home", str(tmp_path / "data"), scenario, topic(1, "runs")) as made:
         yield made
@@ -164,7 +169,7 @@ def test_a_failed_service_continues_by_its_commands(kafka: str, topic: Callable[
 
 @pytest.mark.engines
 @pytest.mark.timeout(300)
-def test_a_service_follows_the_homes_own_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_follows_the_homes_own_s3(tmp_path: Path) -> None:
     """The endpoint gets another port while the service runs."""
     home = tmp_path / "home"
     keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
@@ -177,8 +182,6 @@ def test_a_service_follows_the_homes_own_s3(tmp_path: Path, monkeypatch: pytest.
         client.create_bucket(Bucket="trial")
         client.put_object(Bucket="trial", Key="data/file", Body=b"")
 
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
     restart(ports[0])
     try:
         with supervised(home) as one:

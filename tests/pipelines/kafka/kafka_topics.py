@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from apache_beam.utils.timestamp import Duration
 
+from ciml.errors import EngineError
 from ciml.events.cloudevents import STARTED, run_event
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
@@ -39,11 +42,22 @@ def delete(options: KafkaOptions, topic: str) -> None:
     admin(options).delete_topics([topic])[topic].result()
 
 
-def recreated(options: KafkaOptions, topic: str, partitions: int = 1) -> bool:
-    """Create a topic that was deleted; return whether the broker has completed the deletion."""
+def recreate(options: KafkaOptions, topic: str, partitions: int = 1) -> None:
+    """Delete a topic and create it again; wait until the broker, which confirms both earlier, names the new one."""
     from confluent_kafka.admin import NewTopic
 
-    return admin(options).create_topics([NewTopic(topic, partitions, 1)])[topic].exception() is None
+    def is_created() -> bool:
+        return admin(options).create_topics([NewTopic(topic, partitions, 1)])[topic].exception() is None
+
+    def is_listed() -> bool:
+        with contextlib.suppress(EngineError):
+            return list_topic(options, topic).topic_id != before
+        return False
+
+    before = list_topic(options, topic).topic_id
+    delete(options, topic)
+    wait_for(is_created)
+    wait_for(is_listed)
 
 
 def delete_records(options: KafkaOptions, topic: str, partition: int, before: int) -> None:

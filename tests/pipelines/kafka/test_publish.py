@@ -20,8 +20,8 @@ from ciml.pipelines.processor_beam import Commit
 from ciml.storage import LocalStore, open_store
 from tests.durable import Steps, each_step
 from tests.messages import published
-from tests.pipelines.ingest.ingesting import MakeTopic, need_real, one_batch, wait_for
-from tests.pipelines.kafka.kafka_topics import delete, recreated
+from tests.pipelines.ingest.ingesting import MakeTopic, need_real, one_batch
+from tests.pipelines.kafka.kafka_topics import recreate
 from tests.pipelines.kafka.recorded_topic import Topic
 
 
@@ -58,8 +58,7 @@ def test_a_fenced_publisher_repeats_nothing_and_a_recreated_topic_gets_all(
     assert old.announce() == 5  # fenced, it starts again from what the topic says
     assert new.announce() == 5
     assert versions() == [b"1", b"2", b"4", b"5"]
-    delete(options, name)
-    wait_for(lambda: recreated(options, name))
+    recreate(options, name)
     committed.commit([one_batch(11, 4)])
     assert new.announce() == 6
     assert versions() == [b"1", b"2", b"4", b"5", b"6"]
