@@ -13,6 +13,7 @@ from ciml.data_root import DataRoot
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RunFacts
 from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog
+from ciml.manifest.verify import Findings
 from ciml.pipelines.ingest.committer import Committer
 from ciml.runs.pack_index import NamedRun, pack_state
 from ciml.runs.state import RAW, RawState, open_raw
@@ -88,6 +89,16 @@ def test_all_is_well(events: Events) -> None:
     for sample in (0, 2, 4, 100):
         found = verified(events.store, sample=sample, seed=3)
         assert (found.findings, found.read) == ([], min(sample, 4))
+
+
+def test_all_faults_are_counted_and_the_first_hundred_are_kept() -> None:
+    found = Findings()
+    others = Findings()
+    for result, number in ((found, 80), (others, 130)):
+        for fault in range(number):
+            result.add_fault("delta", f"{number} {fault}")
+    found.add(others, {"delta": "deltas"})
+    assert (found.number, len(found.findings), found.findings[99]) == (210, 100, "130 19")
 
 
 def test_each_run_has_the_same_chance_to_be_in_a_sample() -> None:

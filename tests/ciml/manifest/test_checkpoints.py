@@ -294,6 +294,20 @@ def test_segments_are_listed_again_after_half_the_grace(world: World) -> None:
     assert newest == [0, 0, 14]
 
 
+def test_garbage_is_collected_once_an_hour_and_when_the_clock_goes_back(world: World) -> None:
+    store = world.store()
+    requests: list[str] = []
+    store.before = lambda verb, path: requests.append(path)
+    checkpoints = Checkpoints(ManifestLog(store, clock=world.clock), RAW, LIMITS)
+    collects = []
+    for passed_s in (0, HOUR_S - 1, 1, -5):
+        world.clock.now_s += passed_s
+        requests.clear()
+        checkpoints.maintain(due=False)
+        collects.append(requests != [])
+    assert collects == [True, False, True, True]
+
+
 def test_a_checkpoint_removed_while_it_is_opened_is_replaced_by_a_newer_one(world: World) -> None:
     first = actor_of_20(world)
     store = world.store()
