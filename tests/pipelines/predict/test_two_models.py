@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -74,6 +75,19 @@ def test_each_model_covers_its_own_offsets_of_one_manifest(tmp_path: Path) -> No
     with Predictions(open_store(tmp_path), "").state() as of_all:
         assert list(of_all.covered("runs", 0)) == [(0, 20)]
     assert len(list(read_predictions(open_store(tmp_path)))) == 23
+
+
+def test_a_state_whose_update_was_interrupted_is_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = Predictions(open_store(tmp_path), "a")
+    with replica.state() as state:
+        assert state.version == 0
+    Predictions(open_store(tmp_path), "a").commit([one("a", 0, 5)])
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionState, "has", Mock(side_effect=[False, KeyboardInterrupt]))
+        with pytest.raises(KeyboardInterrupt), replica.state():
+            pass
+    with replica.state() as state:
+        assert (state.version, dict(state.predicted), state.torn) == (1, {("a", 1): 4}, False)
 
 
 def test_each_model_has_its_own_replica_predictor_and_messages(tmp_path: Path) -> None:
