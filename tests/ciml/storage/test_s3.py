@@ -77,9 +77,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         if self.path in self.server.objects:
             self.send_header("x-amz-meta-ciml-write", self.server.objects[self.path][1])
+        self.send_header("connection", "close")  # also closes it here; unannounced, a client may send into a dead one
         self.end_headers()
         self.wfile.write(body[: 3 if fault == "cut" else None])
-        self.close_connection = True
 
     def log_message(self, *_: object) -> None:
         pass
