@@ -82,11 +82,11 @@ def test_only_what_was_reviewed_is_trusted(scenario: Scenario, name: str) -> Non
     for order, messages, at_once in part(ways, len(name), 3):
         state, runs = ingest(messages, policy, at_once)
         (run_id,) = runs
-        known = state.index.run(run_id)
-        assert known is not None
+        stored_run = state.index.run(run_id)
+        assert stored_run is not None
         # As the snapshot of a training decides: examples hold no fork, proof, owner and subjects.
         facts = runs[run_id].replace(fork="", auth="", owner="", subjects=())
         (joined,) = state.index.subjects.join_all({run_id: facts}).values()
         decision = evaluate(policy, joined)
         where = (order, at_once, decision.rule, joined)
-        assert (known.trusted, decision.trusted) == (scenario.trusted, scenario.trusted), where
+        assert (stored_run.trusted, decision.trusted) == (scenario.trusted, scenario.trusted), where

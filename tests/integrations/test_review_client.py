@@ -193,8 +193,8 @@ def test_the_only_pull_request_of_a_commit_is_that_of_a_run(numbers: tuple[int, 
     rest.answers[f"/repos/octo/widget/commits/{commit}/pulls?per_page=50"] = (200, {}, pulls)
     recent = "/repos/octo/widget/pulls?state=open&sort=updated&direction=desc&per_page=50&page=1"
     rest.answers[recent] = (200, {}, [])
-    found = Comments(rest, 0).head(ChangeRef("octo/widget", "", "", commit, "forker/widget", "fix"))
-    assert (found.state, found.change) == ("open" if head else "missing", head)
+    head_of_change = Comments(rest, 0).head(ChangeRef("octo/widget", "", "", commit, "forker/widget", "fix"))
+    assert (head_of_change.state, head_of_change.change) == ("open" if head else "missing", head)
 
 
 @pytest.mark.parametrize("status", [200, 404, 500])

@@ -92,13 +92,13 @@ def test_all_is_well(events: Events) -> None:
 
 
 def test_all_faults_are_counted_and_the_first_hundred_are_kept() -> None:
-    found = Findings()
-    others = Findings()
-    for result, number in ((found, 80), (others, 130)):
+    findings = Findings()
+    more_findings = Findings()
+    for result, number in ((findings, 80), (more_findings, 130)):
         for fault in range(number):
             result.add_fault("delta", f"{number} {fault}")
-    found.add(others, {"delta": "deltas"})
-    assert (found.number, len(found.findings), found.findings[99]) == (210, 100, "130 19")
+    findings.add(more_findings, {"delta": "deltas"})
+    assert (findings.number, len(findings.findings), findings.findings[99]) == (210, 100, "130 19")
 
 
 def test_each_run_has_the_same_chance_to_be_in_a_sample() -> None:

@@ -29,7 +29,7 @@ def test_a_data_path_on_s3_gives_the_same_snapshot_and_keeps_its_records_there(
     assert done.decision.blessed, done.decision.reasons
     assert done.folder.is_relative_to(tmp_path / "ciml/trainer")
     assert load_exported(done.folder).definition == snapshot.resolved
-    kept = data.trainer("m")
-    assert read_snapshot(kept, snapshot.digest) == snapshot
-    assert sorted({path.split("/")[0] for path in kept.list()}) == ["analyses", "metrics", "snapshots"]
-    assert len(kept.list("analyses")) == 3
+    trainer = data.trainer("m")
+    assert read_snapshot(trainer, snapshot.digest) == snapshot
+    assert sorted({path.split("/")[0] for path in trainer.list()}) == ["analyses", "metrics", "snapshots"]
+    assert len(trainer.list("analyses")) == 3

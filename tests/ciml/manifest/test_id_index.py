@@ -105,9 +105,9 @@ def test_ids_with_the_same_first_half_are_found_the_newest_first(tmp_path: Path)
     table = IdTable(KIND, (), PartFiles(LocalStore(tmp_path), "index"))
     table = grown(table, {bytes(16): 1, half + bytes(8): 2, half + b"\xff" * 8: 3, b"\xff" * 16: 4})
     table = grown(table, {half + b"middle__": 5, half + b"more ids": 6})
-    found = [[row["value"] for row in table.starting(half, most)] for most in (9, 3, 1)]
-    assert [sorted(found[0][:2]), found[0][2:]] == [[5, 6], [2, 3]]
-    assert found[1:] == [found[0][:3], found[0][:1]]
+    values = [[row["value"] for row in table.starting(half, most)] for most in (9, 3, 1)]
+    assert [sorted(values[0][:2]), values[0][2:]] == [[5, 6], [2, 3]]
+    assert values[1:] == [values[0][:3], values[0][:1]]
     assert table.starting(b"ABCDEFGG", 9) == []
 
 

@@ -300,8 +300,8 @@ def test_no_sentence_where_no_number_beats_a_model(accuracies: dict[str, float],
 def test_a_disagreement_is_the_largest_difference_of_finite_probabilities(
     answers: list[list[float]], largest: float | None
 ) -> None:
-    found = np.array(answers, np.float32).reshape(-1, 2)
+    probabilities = np.array(answers, np.float32).reshape(-1, 2)
     halves = np.full((len(answers), 2), 0.5, np.float32)
-    for models in ((found, halves), (halves, found)):
+    for models in ((probabilities, halves), (halves, probabilities)):
         assert _disagreement(*models) == (None if largest is None else pytest.approx(largest))
-    assert _disagreement(found, np.zeros((3, 2), np.float32)) is None
+    assert _disagreement(probabilities, np.zeros((3, 2), np.float32)) is None
