@@ -36,8 +36,9 @@ def documented() -> Iterator[tuple[str, Any]]:
 
 
 def _members(kind: type) -> Iterator[tuple[str, Any]]:
-    """Yield the public methods and properties that a class defines with a docstring, in its order."""
-    for name, member in vars(kind).items():
+    """Yield the public methods and properties with a docstring: of a class, and of its bases in the API's modules."""
+    classes = [kind, *(base for base in kind.__mro__[1:] if base.__module__.startswith("ciml.api."))]
+    for name, member in (item for base in classes for item in vars(base).items()):
         if name.startswith("_") or not inspect.getdoc(member):
             continue
         if isinstance(member, property) or inspect.isfunction(member):

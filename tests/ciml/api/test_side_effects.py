@@ -52,15 +52,15 @@ def test_every_error_is_public_and_a_ciml_error() -> None:
 
 
 def test_former_progress_callbacks_and_outcomes_work_with_a_warning() -> None:
-    from ciml.api.data import _callback
+    from ciml.api.progress import present_progress
     from ciml.api.types import _Outcome
 
     calls: list[object] = []
     with pytest.warns(DeprecationWarning, match="step, done, total"):
-        _callback(lambda done, total: calls.append((done, total)))("runs", 1, 2)
+        present_progress(lambda done, total: calls.append((done, total)))("runs", 1, 2)
     with pytest.warns(DeprecationWarning, match="step, done, total"):
-        _callback(lambda step: calls.append(step))("train", 1, 2)
-    _callback(lambda step, done, total: calls.append((step, done, total)))("runs", 2, 2)
+        present_progress(lambda step: calls.append(step))("train", 1, 2)
+    present_progress(lambda step, done, total: calls.append((step, done, total)))("runs", 2, 2)
     assert calls == [(1, 2), "train", ("runs", 2, 2)]
     with pytest.warns(DeprecationWarning, match="'rejected'"):
         assert _Outcome("rejected") == "refused"

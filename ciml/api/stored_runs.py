@@ -1,0 +1,162 @@
+"""The runs of a data root: loading, reading and excluding them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ciml.api.telemetry import arrow_table, is_table, micros
+from ciml.api.types import Moment, Path, Table
+from ciml.data_root import DataRoot
+from ciml.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ciml.pipelines.backfill.load_report import LoadReport
+
+
+class StoredRuns:
+    """The methods of `ciml.Data` for runs."""
+
+    _root: DataRoot
+
+    def load(
+        self,
+        logs: Path,
+        results: Path | Table,
+        *,
+        mapping: Mapping[str, str] | None = None,
+        zone: str | None = None,
+        max_bad: float = 0.1,
+        source: str = "backfill",
+        jobs: Sequence[str] = ("*",),
+        trust_policy: Path | None = None,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> LoadReport:
+        """Load logs and a table of results into the raw store, as ``ciml load`` does.
+
+        A load commits all usable runs or nothing. Loading the same table again changes nothing; a table with more rows
+        adds the new ones.
+
+        Args:
+          logs: folder or ``s3://`` prefix of the logs.
+          results: a file (CSV, Parquet, JSON lines) or a table, with a row for each run.
+          mapping: meaning of columns that is not to be guessed: ciml's name by the name in ``results``, or ``-`` to
+            leave a column out. docs/load.md lists the names.
+          zone: IANA zone of times without a zone.
+          max_bad: largest allowed share of rows that are bad or have no log, 0 to 1.
+          source: name of the table in the trust policy and in the run ids.
+          jobs: globs of the jobs to load.
+          trust_policy: TOML file of the trust policy; by default one that trusts loaded logs.
+          dry_run: survey the rows, and commit nothing.
+          progress: called as the load proceeds.
+
+        Returns:
+          A report: the meaning of the columns, and the number of rows by outcome. ``print(report)`` prints it as the
+          command does.
+
+        Raises:
+          CimlError: too many rows are unusable, or the results lack a required column. Nothing was committed.
+
+        Example:
+          >>> import pandas
+          >>> results = pandas.DataFrame({
+          ...     "id": ["a1", "a2"], "job": "unit", "result": ["SUCCESS", "FAILURE"],
+          ...     "start": "2026-11-24T12:00:00Z", "log": ["unit-000.csv", "unit-001.csv"],
+          ... })
+          >>> report = ciml.open("mine", create=True).load("logs", results)
+          >>> report.rows, report.totals["run"]
+          (2, 2)
+        """
+        from ciml.pipelines.backfill.load import load
+        from ciml.trust import TrustPolicy
+
+        return load(
+            self._root,
+            os.fspath(logs),
+            arrow_table(results) if is_table(results) else results,
+            mapping=mapping,
+            zone=zone,
+            max_bad=max_bad,
+            source=source,
+            jobs=jobs,
+            trust=TrustPolicy.load(trust_policy),
+            dry_run=dry_run,
+            progress=progress or no_progress,
+        )
+
+    def runs(self) -> pa.Table:
+        """Return the stored runs, one row for each, in the order of their commits.
+
+        Returns:
+          A table with the run facts (``run_id``, ``build_name``, ``provider``, ``start_time``, ``labels``, …) and the
+          current ``outcome``, including corrections. ``trusted`` and ``rule`` are the decision of the trust policy at
+          ingestion; ``rows`` and ``digest`` describe the telemetry.
+
+        Example:
+          >>> runs = data.runs()
+          >>> runs.num_rows, sorted(set(runs["outcome"].to_pylist()))
+          (120, ['failure', 'success'])
+          >>> runs.to_pandas().groupby("outcome")["rows"].mean().round().to_dict()
+          {'failure': 60.0, 'success': 60.0}
+        """
+        from ciml.runs.latest_runs import latest_runs
+        from ciml.runs.state import open_raw
+        from ciml.runs.tables.row_tables import run_table
+
+        return run_table(list(latest_runs(*open_raw(self._root.raw)))[::-1])
+
+    def exclude(
+        self,
+        reason: str,
+        *,
+        run: str = "",
+        job: str = "",
+        source: str = "",
+        since: Moment | None = None,
+        until: Moment | None = None,
+    ) -> int:
+        """Exclude runs from every later training, as ``ciml exclude`` does. Nothing is deleted.
+
+        Give either ``run``, or one or more of the other criteria; a run must match all of them.
+
+        Args:
+          reason: explanation for readers of the list.
+          run: a run id.
+          job: a job, or a glob of jobs.
+          source: name of a source.
+          since: runs that ended at or after this time.
+          until: runs that began before this time; requires ``since``.
+
+        Returns:
+          The number of the exclusion, for `revert_exclusion`.
+
+        Raises:
+          CimlError: the criteria are missing or contradict each other.
+
+        Example:
+          >>> number = data.exclude("disk was full", run="zuul~7~1")
+          >>> len(data.dataset("status"))
+          107
+          >>> data.revert_exclusion(number)
+          >>> len(data.dataset("status"))
+          108
+        """
+        from ciml.training.exclusions import Exclusion, add
+
+        exclusion = Exclusion(reason, run, job, source, micros(since, "since"), micros(until, "until"))
+        (stored,) = add(self._root.exclusions, [exclusion])
+        return stored.id
+
+    def revert_exclusion(self, number: int) -> None:
+        """Revert an exclusion: later trainings may learn from its runs again.
+
+        Raises:
+          UnknownExclusionError: no exclusion in force has this number.
+        """
+        from ciml.training.exclusions import revert
+
+        revert(self._root.exclusions, [number])
