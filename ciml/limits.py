@@ -173,6 +173,9 @@ MAX_JSON_VALUES = 4 * MIB  # 4,194,304
 #: Opening brackets and braces of a JSON body: three bytes of it become up to 230 of memory.
 MAX_JSON_CONTAINERS = MIB // 2  # 524,288
 
+#: Characters of the definition by which a model describes itself to clients: a hundred columns take 10,000.
+MAX_DESCRIPTION_CHARACTERS = MIB
+
 #: Inputs of a gRPC request, and outputs that it asks for. Signatures have a few.
 MAX_REQUEST_INPUTS = 64
 #: REST's open connections. With gRPC's and the spare files they fit into 1,024 file descriptors, the usual limit of a

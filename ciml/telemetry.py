@@ -25,6 +25,20 @@ OWN_COLUMNS = (TIME, BOOT)
 
 #: Common names of the load averages.
 _ALIASES = {"1m": "1min", "5m": "5min", "15m": "15min"}
+#: Units of telemetry columns, by a word of the group of the column. Of several words the first in this order decides.
+_UNITS = {
+    "cpu": "% of the time",
+    "load": "processes",
+    "memory": "B",
+    "swap": "B",
+    "dsk": "B/s",
+    "net": "B/s",
+    "paging": "B/s",
+    "io": "requests/s",
+    "system": "1/s",
+    "interrupts": "1/s",
+    "procs": "processes",
+}
 _REPEATED = re.compile(r"#\d+$")
 _MAX_PATTERN_CHARACTERS = 1000
 
@@ -97,6 +111,14 @@ def select_columns(columns: Iterable[str], features_regex: str) -> tuple[str, ..
         if pattern.search(name) or pattern.search(alias):
             selected.append(full)
     return tuple(selected)
+
+
+def unit_of(column: str) -> str:
+    """Return the unit of a telemetry column by its full name (``load avg:1m``), or "" if it is unknown."""
+    group, _, name = column.partition(":")
+    if (group, name) == ("procs", "new"):
+        return "processes/s"
+    return next((unit for word, unit in _UNITS.items() if word in group.replace("/", " ").split()), "")
 
 
 @dataclass(frozen=True)

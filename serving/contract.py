@@ -11,6 +11,15 @@ import numpy as np
 
 from ciml.errors import CimlError, IntegrityError
 from ciml.http.intake import RequestError
+from ciml.serving.description import (
+    CLASSIFY,
+    DESCRIBE,
+    ROW,
+    Specs,
+    classify_outputs,
+    published_definition,
+    read_description,
+)
 from ciml.serving.server.model.loaded_model import DEFAULT_SIGNATURE, LoadedModel, load_model
 from ciml.storage import Store
 from ciml.verdict_rules import VERDICTS, read_rules
@@ -65,18 +74,20 @@ def check_candidate(folder: Store) -> ResolvedDefinition:
 
 def _check_signatures(model: LoadedModel, definition: ResolvedDefinition, where: str) -> None:
     rows = -1
-    windows = definition.windows
-    features = len(definition.features)
-    classes = len(definition.classes)
-    by_definition: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-        DEFAULT_SIGNATURE: (
-            {"inputs": ("float32", (rows, windows, features)), "n_windows": ("int32", (rows,))},
-            {"probabilities": ("float32", (rows, classes))},
-        ),
-        EXAMPLES: ({"examples": ("string", (rows,))}, {"probabilities": ("float32", (rows, classes))}),
+    runs = {
+        "inputs": ("float32", (rows, definition.windows, len(definition.features))),
+        "n_windows": ("int32", (rows,)),
+    }
+    probabilities = {"probabilities": ("float32", (rows, len(definition.classes)))}
+    by_definition: dict[str, tuple[Specs, Specs]] = {
+        DEFAULT_SIGNATURE: (runs, probabilities),
+        EXAMPLES: ({"examples": ("string", (rows,))}, probabilities),
+        CLASSIFY: (runs, classify_outputs(definition)),
     }
     for name, (inputs, outputs) in by_definition.items():
         signature = model.signatures.get(name)
+        if signature is None and name == CLASSIFY:
+            continue  # a model of an earlier version
         if signature is None:
             raise IntegrityError(f"{where} has no signature {name!r}")
         for specs, expected in ((signature.inputs, inputs), (signature.outputs, outputs)):
@@ -103,10 +114,30 @@ def _query(model: LoadedModel, definition: ResolvedDefinition, where: str) -> No
     parsed = model.predict(EXAMPLES, {"examples": _examples(inputs, n_windows, definition)})["probabilities"]
     if not np.allclose(parsed, answers, rtol=0.0, atol=_TOLERANCE):
         raise IntegrityError(f"{where}: signatures {DEFAULT_SIGNATURE!r} and {EXAMPLES!r} give different answers")
+    _check_description(model, definition, {"inputs": inputs, "n_windows": n_windows}, answers, where)
     started_s = time.perf_counter()
     model.predict("", {"inputs": inputs[:1], "n_windows": n_windows[:1]})
     if time.perf_counter() - started_s > MAX_CALL_S:
         raise IntegrityError(f"{where} takes longer than {MAX_CALL_S} s for one run")
+
+
+def _check_description(
+    model: LoadedModel, definition: ResolvedDefinition, runs: dict[str, Any], answers: np.ndarray, where: str
+) -> None:
+    """Raise `IntegrityError` if the classes or the description contradict the definition or the other answers."""
+    if CLASSIFY in model.signatures:
+        named = model.predict(CLASSIFY, runs)
+        classes = np.array([name.encode() for name in definition.classes], object)
+        same = (named["classes"] == classes).all() and (named["class"] == classes[answers.argmax(axis=1)]).all()
+        if not same or not np.allclose(named["probabilities"], answers, rtol=0.0, atol=_TOLERANCE):
+            raise IntegrityError(f"{where}: signatures {DEFAULT_SIGNATURE!r} and {CLASSIFY!r} give different answers")
+    if DESCRIBE in model.signatures:
+        outputs = model.predict(DESCRIBE, {ROW: np.zeros(1, np.int32)})
+        described = read_description({name: values[0] for name, values in outputs.items()}, where)
+        if described != published_definition(definition):
+            raise IntegrityError(
+                f"{where}: signature {DESCRIBE!r} describes another definition than assets/{DEFINITION}"
+            )
 
 
 def _examples(inputs: np.ndarray, n_windows: np.ndarray, definition: ResolvedDefinition) -> np.ndarray:

@@ -19,14 +19,17 @@ import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError
+from ciml.serving.description import CLASSIFY
 from ciml.tensorflow import load_tensorflow
 from ciml.training.calibration.calibrators import Calibrator
+from ciml.training.signatures import described_signatures
 
 SERVING = "serving_default"
 EXAMPLES = "examples"
 DEFINITION_ASSET = "assets/definition.json"
 WARMUP = "assets.extra/tf_serving_warmup_requests"
-_WARMUP_ROWS = (1, 32)
+#: Signatures and numbers of rows of the warm-up requests.
+_WARMUP_CALLS = ((SERVING, 1), (SERVING, 32), (CLASSIFY, 1))
 
 
 def export(
@@ -46,6 +49,7 @@ def export(
         ``probabilities`` float32 [batch, C].
       ``examples``: ``examples`` string [batch], serialized ``tf.Example`` (each feature by its name, L floats;
         ``n_windows``, an int64), to the same.
+      ``classify`` and ``describe``: see `ciml.training.signatures`.
 
     Args:
       model: a Keras model over normalised inputs.
@@ -63,7 +67,11 @@ def export(
     module = _module(model, transform_folder, resolved, calibrator)
     staging = folder.with_name(f"{folder.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
-    signatures = {SERVING: module.serve, EXAMPLES: module.serve_examples}
+    signatures = {
+        SERVING: module.serve,
+        EXAMPLES: module.serve_examples,
+        **described_signatures(module.serve, resolved, name),
+    }
     tf.saved_model.save(module, str(staging), signatures=signatures)
     asset = staging / DEFINITION_ASSET
     warmup = staging / WARMUP
@@ -138,10 +146,10 @@ def _write_warmup(path: Path, resolved: ResolvedDefinition, name: str) -> None:
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for rows in _WARMUP_ROWS:
+        for signature, rows in _WARMUP_CALLS:
             request = predict_pb2.PredictRequest()
             request.model_spec.name = name
-            request.model_spec.signature_name = SERVING
+            request.model_spec.signature_name = signature
             inputs = np.zeros((rows, resolved.windows, len(resolved.features)), np.float32)
             request.inputs["inputs"].CopyFrom(tf.make_tensor_proto(inputs))
             request.inputs["n_windows"].CopyFrom(tf.make_tensor_proto(np.ones(rows, np.int32)))

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.reports.dataset.views import unit_of, value_range
+from ciml.reports.dataset.views import value_range
 from ciml.reports.drawing import COLORS, DASHES, WIDE, Plot, add_legend, distinct, quantity, seconds, set_units, shown
 from ciml.reports.page import Page, Section, Table, Tile, cells, save
 from ciml.storage import open_store
-from ciml.telemetry import TIME, Anomaly, find_anomalies, select_columns, telemetry_columns
+from ciml.telemetry import TIME, Anomaly, find_anomalies, select_columns, telemetry_columns, unit_of
 from ciml.transforms.parse.logs import parse_files
 
 if TYPE_CHECKING:

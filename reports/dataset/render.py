@@ -25,7 +25,6 @@ from ciml.reports.dataset.views import (
     make_calendar,
     make_image,
     running_shares,
-    unit_of,
     unroll,
     value_range,
 )
@@ -52,7 +51,7 @@ from ciml.reports.drawing import (
 )
 from ciml.reports.page import Page, Section, Table, Tile, cells, save
 from ciml.storage import open_store
-from ciml.telemetry import select_columns
+from ciml.telemetry import select_columns, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -25,20 +25,6 @@ MOST_ROWS = 400
 MOST_COLUMNS = 2400
 #: Bars of a plot over time; beyond that, days become weeks, then months.
 MOST_BARS = 75
-#: Units of telemetry columns, by a word of the group of the column. Of several words the first in this order decides.
-_UNITS = {
-    "cpu": "% of the time",
-    "load": "processes",
-    "memory": "B",
-    "swap": "B",
-    "dsk": "B/s",
-    "net": "B/s",
-    "paging": "B/s",
-    "io": "requests/s",
-    "system": "1/s",
-    "interrupts": "1/s",
-    "procs": "processes",
-}
 #: Days from Thursday to Monday. numpy's weeks begin on Thursday; this many days earlier each Monday is a Thursday.
 _MONDAY = 4
 Unit = Literal["day", "week", "month"]
@@ -285,11 +271,3 @@ def _periods_of(days: np.ndarray, unit: Unit) -> np.ndarray:
     if unit == "week":
         return (days - _MONDAY).astype("datetime64[W]")
     return days if unit == "day" else days.astype("datetime64[M]")
-
-
-def unit_of(column: str) -> str:
-    """Return the unit of a telemetry column by its full name (``load avg:1m``), or "" if it is unknown."""
-    group, _, name = column.partition(":")
-    if (group, name) == ("procs", "new"):
-        return "processes/s"
-    return next((unit for word, unit in _UNITS.items() if word in group.replace("/", " ").split()), "")

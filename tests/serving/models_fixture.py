@@ -17,6 +17,7 @@ from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.serving.server.model.loaded_model import masked_crc
 from ciml.storage import open_store
+from ciml.training.signatures import described_signatures
 
 L, F, C = 5, 3, 4
 DEFINITION = ResolvedDefinition(
@@ -39,19 +40,32 @@ def save_model(
     scale: float = 0.01,
     spoil: str = "",
     warmup: int = 0,
+    described: ResolvedDefinition | None = None,
 ) -> Path:
-    """Write a SavedModel whose answers depend on ``seed``. ``spoil`` names its defect."""
+    """Write a SavedModel whose answers depend on ``seed``. ``spoil`` names its defect.
+
+    With ``described`` it describes itself by that definition; without, it is a model of an earlier version of ciml.
+    """
     if spoil in ("write", "save"):  # the address of its file is in the model
         return _save_model(folder, seed, definition, scale, spoil, warmup)
-    key = (seed, definition.to_asset(), scale, spoil, warmup)
+    key = (seed, definition.to_asset(), scale, spoil, warmup, described and described.to_asset())
     if key not in _kept:
-        _kept[key] = _save_model(Path(tempfile.mkdtemp(prefix="ciml-model-")), seed, definition, scale, spoil, warmup)
+        made = Path(tempfile.mkdtemp(prefix="ciml-model-"))
+        _kept[key] = _save_model(made, seed, definition, scale, spoil, warmup, described)
         atexit.register(shutil.rmtree, _kept[key], ignore_errors=True)
     shutil.copytree(_kept[key], folder, dirs_exist_ok=True)
     return folder
 
 
-def _save_model(folder: Path, seed: int, definition: ResolvedDefinition, scale: float, spoil: str, warmup: int) -> Path:
+def _save_model(
+    folder: Path,
+    seed: int,
+    definition: ResolvedDefinition,
+    scale: float,
+    spoil: str,
+    warmup: int,
+    described: ResolvedDefinition | None = None,
+) -> Path:
     import tensorflow as tf
 
     windows, features, classes = definition.windows, len(definition.features), len(definition.classes)
@@ -120,6 +134,8 @@ def _save_model(folder: Path, seed: int, definition: ResolvedDefinition, scale: 
 
     model = Model()
     signatures = {"serving_default": model.serve, "examples": model.examples, "several": model.several}
+    if described:
+        signatures |= described_signatures(model.serve, described, "m")
     if spoil == "signature":
         del signatures["examples"]
     tf.saved_model.save(model, str(folder), signatures=signatures)

@@ -71,6 +71,40 @@ def test_the_model_in_memory_both_signatures_and_the_model_server_answer_the_sam
         np.testing.assert_allclose(others, answers, rtol=0, atol=1e-5)
 
 
+def test_the_signatures_name_the_classes_and_describe_the_model(folder: Path, tested: Examples, snapshot: Snapshot):
+    tf, resolved, signatures = load_tensorflow(), snapshot.resolved, load_exported(folder).signatures
+    answers = load_exported(folder).predict(tested.inputs, tested.n_windows)
+    named = signatures["classify"](inputs=tf.constant(tested.inputs), n_windows=tf.constant(tested.n_windows))
+    np.testing.assert_allclose(named["probabilities"].numpy(), answers, rtol=0, atol=1e-6)
+    assert named["classes"].numpy().tolist() == [[name.encode() for name in resolved.classes]] * len(tested)
+    assert [name.decode() for name in named["class"].numpy()] == [resolved.classes[row.argmax()] for row in answers]
+
+    described = signatures["describe"](row=tf.constant([7, 8]))
+    rows = [{name: plain(values[row].numpy()) for name, values in described.items()} for row in (0, 1)]
+    assert rows[0] == rows[1]
+    units = dict(zip(rows[0].pop("columns"), rows[0].pop("units"), strict=True))
+    assert tuple(units) == resolved.features
+    assert (units["usr"], units["1m"], units["used"]) == ("% of the time", "processes", "B")
+    assert ResolvedDefinition.from_json(json.loads(rows[0].pop("definition"))) == resolved
+    assert rows[0] == {
+        "classes": list(resolved.classes),
+        "log_columns": list(resolved.columns),
+        "window_seconds": 1.0,
+        "windows": 4,
+        "functions": ["mean", "std", "min", "max"],
+        "statistic": "mean",
+        "label": "provider",
+        "model": "providers",
+    }
+
+
+def plain(value: object) -> object:
+    """Return a value of a signature with its bytes as text."""
+    if isinstance(value, np.ndarray):
+        return [plain(item) for item in value.tolist()] if value.ndim else plain(value.item())
+    return value.decode() if isinstance(value, bytes) else value
+
+
 def test_a_run_straight_from_the_raw_store_is_answered_the_same(
     folder: Path, tested: Examples, made: Path, snapshot: Snapshot
 ):
@@ -127,6 +161,11 @@ def test_warm_up_requests_are_those_of_a_server(folder: Path, snapshot: Snapshot
     records = tf.data.TFRecordDataset(str(folder / "assets.extra/tf_serving_warmup_requests")).as_numpy_iterator()
     requests = [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
     shape = [snapshot.resolved.windows, len(snapshot.resolved.features)]
-    assert [request.model_spec.name for request in requests] == ["providers"] * 2
-    assert [tf.make_ndarray(request.inputs["inputs"]).shape for request in requests] == [(1, *shape), (32, *shape)]
-    assert [tf.make_ndarray(request.inputs["n_windows"]).dtype for request in requests] == [np.int32] * 2
+    assert [request.model_spec.name for request in requests] == ["providers"] * 3
+    calls = [(request.model_spec.signature_name, request.inputs["inputs"]) for request in requests]
+    assert [(name, tf.make_ndarray(inputs).shape) for name, inputs in calls] == [
+        ("serving_default", (1, *shape)),
+        ("serving_default", (32, *shape)),
+        ("classify", (1, *shape)),
+    ]
+    assert [tf.make_ndarray(request.inputs["n_windows"]).dtype for request in requests] == [np.int32] * 3

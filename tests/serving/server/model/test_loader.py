@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.http.intake import RequestError
 from ciml.serving import contract, model_files
@@ -227,6 +228,27 @@ def test_a_candidate_that_is_slow_or_lacks_a_signature_is_rejected(
     monkeypatch.setattr(contract, "MAX_CALL_S", 0.0)
     with pytest.raises(IntegrityError, match=r"takes longer than 0\.0 s for one run"):
         check_candidate(open_store(good[1]))
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        (DEFINITION, ""),
+        (DEFINITION.replace(definition=DEFINITION.definition.replace(salt="key")), ""),  # the key is not published
+        (DEFINITION.replace(classes=("a", "b", "d", "c")), "'serving_default' and 'classify' give different answers"),
+        (DEFINITION.replace(features=("usr", "sys", "5m")), "describes another definition"),
+        (DEFINITION.replace(definition=DEFINITION.definition.replace(sample_interval="1s")), "another definition"),
+    ],
+)
+def test_a_candidate_that_describes_another_model_is_rejected(
+    tmp_path: Path, described: ResolvedDefinition, message: str
+) -> None:
+    folder = open_store(save_model(tmp_path / "m", described=described))
+    if message:
+        with pytest.raises(IntegrityError, match=message):
+            check_candidate(folder)
+    else:
+        assert check_candidate(folder) == DEFINITION
 
 
 @pytest.mark.parametrize(
