@@ -39,10 +39,11 @@ MAX_RESULTS_COLUMNS = 1024  # of a table
 MAX_RESULTS_ROW_BYTES = MAX_LISTING_LINE_BYTES  # as a row becomes a line of a listing
 MAX_RESULTS_CELL_CHARACTERS = 64 << 10  # csv itself stops at 131,072
 
-# == Tables for other engines: `ciml tables publish`. Further columns are left out, and reported ==
+# == Tables for other engines and for Python. Further columns are left out; `ciml tables publish` reports them ==
 
 MAX_TABLE_COLUMNS = 10_000  # of all logs together; a table's log repeats their names in each checkpoint
 MAX_TABLE_UNTRUSTED_COLUMNS = 1_000  # of these, those that no trusted run has
+MAX_LABEL_COLUMNS = 100  # of the table of runs in Python; the map of labels has all
 
 # == Logs: bytes, columns, rows, restarts, time ==
 

@@ -170,6 +170,22 @@ def find_files(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
     return {run_id: row.file for run_id, row in find_rows(log, run_ids).items()}
 
 
+class RunFiles:
+    """The raw objects of stored runs by run id. Of the manifest, each delta is read once, on the next `find`."""
+
+    def __init__(self, log: ManifestLog) -> None:
+        self._log = StoredRunLog(log)
+        self._version = 0
+        self._files: dict[str, RawFile] = {}
+
+    def find(self, run_id: str) -> RawFile | None:
+        """Return the raw object of a run, from its last row; None if the run is not stored."""
+        for version, delta in self._log.since(self._version):
+            self._files |= {row.mention.run_id: row.file for row in delta.rows}
+            self._version = version
+        return self._files.get(run_id)
+
+
 def files_of(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
     """Return `find_files` of runs that are known to be stored. Raises `IntegrityError` if one is not."""
     run_set = set(run_ids)

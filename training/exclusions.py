@@ -24,10 +24,10 @@ from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError, IntegrityError, UnknownExclusionError
 from ciml.events.fields import is_clean, iso_time
 from ciml.events.records import Record, RunFacts
-from ciml.events.run_id import source_of
 from ciml.globs import matches_any
 from ciml.limits import MAX_TEXT_CHARACTERS
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
+from ciml.runs.selection import ran_within, source_name
 from ciml.storage import Store
 
 #: The reason of a line of ``--exclude FILE`` without one.
@@ -78,20 +78,11 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
         """Return whether it excludes a run."""
         if self.run_id:
             return facts.run_id == self.run_id
-        source = facts.source or source_of(facts.run_id)
         return (
             (not self.job or matches_any((self.job,), facts.build_name))
-            and (not self.source or source == self.source)
-            and (self.since_us is None or self._ran_since(self.since_us, facts))
+            and (not self.source or source_name(facts) == self.source)
+            and ran_within(facts, self.since_us, self.until_us)
         )
-
-    def _ran_since(self, since_us: int, facts: RunFacts) -> bool:
-        """Return whether a run ran at some time in [since, until). If it has one time only, that stands for both."""
-        start_us = facts.end_us if facts.start_us is None else facts.start_us
-        end_us = facts.start_us if facts.end_us is None else facts.end_us
-        if start_us is None or end_us is None:
-            return False
-        return end_us >= since_us and (self.until_us is None or start_us < self.until_us)
 
     def describe(self) -> str:
         """Describe the excluded runs in a few words: ``job tempest-*, since 2026-11-01T00:00:00Z``."""

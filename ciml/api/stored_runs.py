@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ciml.api.telemetry import arrow_table, is_table, micros
 from ciml.api.types import Moment, Path, Table
 from ciml.data_root import DataRoot
+from ciml.errors import CimlError, UnknownRunError
 from ciml.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from ciml.events.records import OutcomeWord
     from ciml.pipelines.backfill.load_report import LoadReport
+    from ciml.runs.run_log import RunFiles
 
 
 class StoredRuns:
@@ -88,26 +92,96 @@ class StoredRuns:
             progress=progress or no_progress,
         )
 
-    def runs(self) -> pa.Table:
-        """Return the stored runs, one row for each, in the order of their commits.
+    def runs(
+        self,
+        *,
+        job: str | Sequence[str] = (),
+        outcome: OutcomeWord | Sequence[OutcomeWord] = (),
+        source: str | Sequence[str] = (),
+        since: Moment | None = None,
+        until: Moment | None = None,
+        trusted: bool | None = None,
+    ) -> pa.Table:
+        """Return the stored runs, one row for each, in the order of their commits. By default all runs.
+
+        A run must match all criteria. A run is in the table as soon as it is committed, before it is packed.
+
+        Args:
+          job: a job or a glob of jobs, or several of them.
+          outcome: ``success``, ``failure``, ``error``, ``timeout``, ``cancellation`` or ``skip``, or several of them;
+            including corrections.
+          source: name of a source, or several of them.
+          since: runs that ended at or after this time.
+          until: runs that began before this time.
+          trusted: the decision of the trust policy.
 
         Returns:
           A table with the run facts (``run_id``, ``build_name``, ``provider``, ``start_time``, ``labels``, …) and the
           current ``outcome``, including corrections. ``trusted`` and ``rule`` are the decision of the trust policy at
-          ingestion; ``rows`` and ``digest`` describe the telemetry.
+          ingestion; ``rows`` and ``digest`` describe the telemetry. Each label of a selected run also has a column
+          ``label.NAME`` of text, null for runs without it; of more than 100 labels, the most frequent ones.
+
+        Raises:
+          CimlError: an unknown outcome, or an invalid time.
 
         Example:
           >>> runs = data.runs()
           >>> runs.num_rows, sorted(set(runs["outcome"].to_pylist()))
           (120, ['failure', 'success'])
-          >>> runs.to_pandas().groupby("outcome")["rows"].mean().round().to_dict()
-          {'failure': 60.0, 'success': 60.0}
+          >>> frame = data.runs(job="un*", outcome=["failure", "timeout"], since="2026-11-24T00:00Z").to_pandas()
+          >>> frame.groupby(["build_name", "label.size"])["rows"].mean().to_dict()
+          {('unit', 'small'): 60.0}
         """
+        from ciml.events.outcomes import OUTCOMES
         from ciml.runs.latest_runs import latest_runs
+        from ciml.runs.selection import RunSelection
         from ciml.runs.state import open_raw
-        from ciml.runs.tables.row_tables import run_table
+        from ciml.runs.tables.row_tables import run_table, with_label_columns
 
-        return run_table(list(latest_runs(*open_raw(self._root.raw)))[::-1])
+        outcomes = _texts(outcome)
+        for word in outcomes:
+            if word not in OUTCOMES:
+                raise CimlError(f"unknown outcome {word!r:.80}; choose from {', '.join(sorted(OUTCOMES))}")
+        times = micros(since, "since"), micros(until, "until")
+        selection = RunSelection(_texts(job), outcomes, _texts(source), *times, trusted)
+        runs = [run for run in latest_runs(*open_raw(self._root.raw)) if selection.matches(run)]
+        return with_label_columns(run_table(runs[::-1]))
+
+    def samples(self, run_id: str) -> pa.Table:
+        """Return the telemetry of a stored run, verified by its digest.
+
+        Args:
+          run_id: id of the run, as in the column ``run_id`` of `runs`.
+
+        Returns:
+          A table in the form of `ciml.parse_log`: ``time`` (timestamp[us, UTC]), ``boot`` (bool), and a float64 column
+          for each column of the log under its full name.
+
+        Raises:
+          UnknownRunError: no stored run has this id.
+          IntegrityError: the stored telemetry differs from its digest.
+
+        Example:
+          >>> failed = data.runs(outcome="failure")["run_id"].to_pylist()
+          >>> samples = data.samples(failed[0])
+          >>> samples.num_rows, samples.schema.field("time").type
+          (60, TimestampType(timestamp[us, tz=UTC]))
+          >>> bool(samples.to_pandas()["total cpu usage:usr"].mean() > 60)
+          True
+        """
+        from ciml.runs.reader import read_verified
+
+        file = self._run_files.find(run_id)
+        if file is None:
+            raise UnknownRunError(f"no stored run has the id {run_id!r:.120}; data.runs() lists the runs")
+        return read_verified(self._root.raw, run_id, file)
+
+    @cached_property
+    def _run_files(self) -> RunFiles:
+        from ciml.manifest.log import ManifestLog
+        from ciml.runs.run_log import RunFiles
+
+        return RunFiles(ManifestLog(self._root.raw))
 
     def exclude(
         self,
@@ -160,3 +234,8 @@ class StoredRuns:
         from ciml.training.exclusions import revert
 
         revert(self._root.exclusions, [number])
+
+
+def _texts(value: str | Sequence[str]) -> Sequence[str]:
+    """Return a text as a sequence of one text; "" and an empty sequence mean no criterion."""
+    return ([value] if value else []) if isinstance(value, str) else value

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ciml.digest import sha256_hex
+from ciml.limits import MAX_LABEL_COLUMNS
 from ciml.manifest.log import ManifestLog
 from ciml.runs.arrow import flags, numbers, text_maps, texts, times
 from ciml.runs.dead_letters import DeadLetter, closed_keys, dead_letters_of, described, latest_dead_letters
@@ -234,6 +235,35 @@ def run_table(runs: Sequence[StoredRun]) -> pa.Table:
         "path": texts([run.file.path for run in runs]),
     }
     return pa.Table.from_arrays(list(columns.values()), names=list(columns))
+
+
+def with_label_columns(runs: pa.Table, most: int = MAX_LABEL_COLUMNS) -> pa.Table:
+    """Return a table of runs with a text column ``label.NAME`` for each label, sorted by name; null without the label.
+
+    Args:
+      runs: a `run_table`.
+      most: maximum number of columns: senders choose the names of labels. The most frequent labels have one.
+    """
+    labels = runs["labels"].combine_chunks()
+    lengths = np.diff(np.from_dlpack(labels.offsets))
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    keys = labels.keys.dictionary_encode()
+    names = keys.dictionary.to_pylist()
+    codes = np.from_dlpack(keys.indices)
+    counts = np.bincount(codes, minlength=len(names)).tolist()
+    frequent = sorted(range(len(names)), key=lambda code: (-counts[code], names[code]))[:most]
+    for code in sorted(frequent, key=names.__getitem__):
+        entries = np.flatnonzero(codes == code)
+        entry_of_row = np.full(len(lengths), -1, np.int64)
+        entry_of_row[rows[entries]] = entries
+        runs = runs.append_column(f"label.{names[code]}", labels.items.take(_positions(entry_of_row)))
+    return runs
+
+
+def _positions(values: np.ndarray) -> pa.Array:
+    """Convert positions int64 [n] to Arrow; null where they are negative."""
+    present = np.packbits(values >= 0, bitorder="little")
+    return pa.Array.from_buffers(pa.int64(), values.size, [pa.py_buffer(present), pa.py_buffer(values)])
 
 
 def make_dead_letters(log: ManifestLog, version: int, plan: PartPlan) -> Iterator[tuple[Part, pa.Table]]:

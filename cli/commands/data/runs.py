@@ -56,22 +56,14 @@ def list_runs(options: ListOptions) -> None:
     """
     from itertools import islice
 
-    from ciml.globs import glob_pattern
     from ciml.runs.latest_runs import latest_runs
+    from ciml.runs.selection import RunSelection
     from ciml.runs.state import open_raw
 
-    log, state = open_raw(options.root.raw)
-    matches = glob_pattern(options.jobs or ("all",)).fullmatch
-
-    def selected(run: dict[str, Any]) -> bool:
-        return (
-            matches(run["build_name"]) is not None
-            and (not options.outcomes or run["outcome"] in options.outcomes)
-            and (options.date is None or f"/date={options.date}" in run["path"])
-            and (options.trusted is None or run["trusted"] is options.trusted)
-        )
-
-    runs = (run for latest in latest_runs(log, state) if selected(run := latest.summary()))
+    selection = RunSelection(options.jobs, options.outcomes, trusted=options.trusted)
+    day = "" if options.date is None else f"/date={options.date}"
+    selected = (run for run in latest_runs(*open_raw(options.root.raw)) if selection.matches(run))
+    runs = (run.summary() for run in selected if day in run.file.path)
     options.show_all(islice(runs, options.last), print_runs)
 
 
