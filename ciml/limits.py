@@ -224,6 +224,12 @@ MAX_WARMUP_RECORDS = 1000  # as TensorFlow Serving
 MAX_WARMUP_RECORD_BYTES = 16 * MIB  # as the largest request of a client
 MAX_WARMUP_S = 300.0  # for all warm-up requests of a version together, seconds
 
+# == Estimators as JSON: `ciml.training.estimators.description` ==
+
+MAX_DESCRIPTION_BYTES = MIB // 4  # of an estimator's class and parameters: the config of a network of 100 layers
+MAX_PARAMETER_ITEMS = 1000  # of an array among the parameters
+MAX_ESTIMATOR_NAME = 200  # characters of package.module:Name
+
 # == Recorder: the spool ==
 
 MAX_RECORDER_LOG_BYTES = 39 * MIB  # of a log; recording stops there: MAX_LOG_BYTES less a second

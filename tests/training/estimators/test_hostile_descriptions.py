@@ -1,0 +1,110 @@
+"""A stored description cannot run code: what it may not name is neither imported nor called."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import InvalidSettingError
+from ciml.limits import MAX_DESCRIPTION_BYTES, MAX_JSON_DEPTH
+from ciml.training.estimators.description import build
+from tests.training.estimators import own_estimators
+
+OWN = own_estimators.__name__
+
+
+def _of(kind: str, **parameters: Any) -> dict[str, Any]:
+    return {"class": kind, "parameters": parameters}
+
+
+def _nested(depth: int) -> dict[str, Any]:
+    description = _of("GaussianNB")
+    for _ in range(depth):
+        description = _of("RFE", estimator=description)
+    return description
+
+
+def _function(name: str) -> dict[str, Any]:
+    return _of("FunctionTransformer", func={"function": name})
+
+
+def _layer(name: str, module: str = "keras.layers", **further: Any) -> dict[str, Any]:
+    """A Keras model with one layer."""
+    first = {"module": "keras.layers", "class_name": "InputLayer", "config": {"batch_shape": [None, 2]}}
+    layer = {"module": module, "class_name": name, "config": {}, **further}
+    config = {"name": "m", "layers": [first, layer]}
+    return _of("keras:Model", config={"module": "keras", "class_name": "Sequential", "config": config})
+
+
+_EVAL = {"module": "builtins", "class_name": "function", "config": "eval", "registered_name": "function"}
+_PIPELINE = _of("Pipeline", steps=[["model", {"class": "SVC"}]])
+_TEST = {"distribution": "ttest_ind", "arguments": [], "keywords": {}}
+
+#: Descriptions that must not be built, with a part of the message.
+HOSTILE: dict[str, tuple[Any, str]] = {
+    "command": (_of("os:system", command="touch PATH"), "module os is not allowed"),
+    "process": (_of("subprocess:Popen", args=["touch", "PATH"]), "module subprocess is not allowed"),
+    "exported function": (_of("sklearn.pipeline:deepcopy"), "is no estimator"),
+    "private module": (_of("sklearn.utils._testing:check_call"), "is no estimator"),
+    "download": (_of("sklearn.datasets:fetch_file", url="http://localhost"), "is no estimator"),
+    "function of another module": (_function(f"{OWN}:system"), "has no class or function system"),
+    "class of another module": (_of(f"{OWN}:BaseEstimator"), "is defined in sklearn.base"),
+    "module in a module": (_of(f"{OWN}:np"), "has no class or function np"),
+    "attribute of a class": (_of("sklearn.svm:SVC.__init__"), "is not a name of the form"),
+    "builtin": (_function("builtins:eval"), "module builtins is not allowed"),
+    "reader of numpy": (_function("numpy:load"), "is no estimator or function"),
+    "maker of functions": (_function("numpy:frompyfunc"), "is no estimator or function"),
+    "reader of joblib": (_function("joblib:load"), "module joblib is not allowed"),
+    "bundled module": (_of("sklearn.externals._packaging:version"), "is no estimator"),
+    "class as function": (_function("sklearn.svm:SVC"), "is a class, not a function"),
+    "loss": (_of("xgboost:XGBClassifier", objective={"function": "os:system"}), "module os is not allowed"),
+    "callback": (
+        _of("xgboost:XGBClassifier", callbacks=[_of("xgboost.callback:TrainingCheckPoint", directory="PATH")]),
+        "is no estimator",
+    ),
+    "file of lightgbm": (_of("lightgbm:LGBMClassifier", forcedsplits_filename="PATH"), "no parameter of this name"),
+    "network of lightgbm": (_of("lightgbm:LGBMClassifier", machines="localhost:1"), "no parameter of this name"),
+    "cache of pickles": (_of("Pipeline", steps=[], memory="PATH"), "stores pickles"),
+    "deep cache": (_of("GridSearchCV", estimator=_PIPELINE, estimator__memory="PATH"), "stores pickles"),
+    "expression": (_of("GridSearchCV", estimator=_PIPELINE, pre_dispatch="9**9**9"), "joblib evaluates"),
+    "depth": (_nested(MAX_JSON_DEPTH), "nest deeper than 32"),
+    "size": (_of("SVC", kernel="x" * MAX_DESCRIPTION_BYTES), "at most 262,144"),
+    "keys": ({"class": "SVC", "parameters": {1: 2}}, "keys of a description must be texts"),
+    "NaN": (_of("SVC", C=float("nan")), "JSON has no NaN"),
+    "object": (_of("SVC", C=Path("table.csv")), "PosixPath is no JSON value"),
+    "text": ("SVC", "expected an object with the keys class and parameters"),
+    "further key": ({"class": "SVC", "state": {}}, "expected an object with the keys class and parameters"),
+    "misspelled": (
+        _of("SVC", kernle="rbf"),
+        "parameters.kernle: SVC has no parameter of this name; did you mean kernel?",
+    ),
+    "private attribute": (_of("SVC", __class__="rbf"), "no part"),
+    "array of objects": (_of("SVC", C={"array": ["x"], "dtype": "object"}), "not a valid form of array"),
+    "distribution": (_of("SVC", C=_TEST), "is no distribution of scipy.stats"),
+    "layer with code": (_layer("Lambda", config={"function": {"class_name": "__lambda__"}}), "Lambda is no layer"),
+    "layer with a file": (_layer("StringLookup", config={"vocabulary": "PATH"}), "StringLookup is no layer"),
+    "layer with a model": (_layer("TFSMLayer", config={"filepath": "PATH"}), "TFSMLayer is no layer"),
+    "function of Keras": (_layer("get_file", "keras.utils"), "keras.utils.get_file is no layer"),
+    "other layer": (_layer("system", "os"), "os.system is no layer"),
+    "registered layer": (_layer("Dense", registered_name="own>Dense"), "own>Dense is no layer"),
+    "activation": (_layer("Dense", config={"units": 2, "activation": _EVAL}), "builtins.function is no layer"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_description_is_rejected_and_nothing_runs(case: str, tmp_path: Path) -> None:
+    description, message = HOSTILE[case]
+    path = tmp_path / "ran"
+    if case not in ("keys", "NaN", "object"):
+        description = json.loads(json.dumps(description).replace("PATH", str(path)))
+    imported = set(sys.modules)
+    with pytest.raises(InvalidSettingError) as error:
+        build(description, allowed=(OWN,))
+    assert message in str(error.value)
+    assert not path.exists()
+    new_modules = set(sys.modules) - imported
+    assert not {"sklearn.utils._testing", "sklearn.datasets", "sklearn.externals._packaging"} & new_modules
