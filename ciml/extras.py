@@ -25,7 +25,7 @@ _MODULES = {
     ("pipelines",): ("jwt",),
     ("receivers",): ("asyncssh", "paho"),
     ("train", "pipelines"): ("setuptools",),
-    ("train",): ("crepes", "optuna", "tensorflow_metadata", "tensorflow_transform", "tfx_bsl"),
+    ("train",): ("crepes", "optuna", "skops", "tensorflow_metadata", "tensorflow_transform", "tfx_bsl", "treelite"),
     ("serve", "train"): ("keras", "ml_dtypes", "tensorflow", "tensorflow_serving"),
     ("reports", "train"): ("sklearn", "threadpoolctl"),
     ("serve",): ("google_crc32c",),
