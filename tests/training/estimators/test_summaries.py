@@ -5,7 +5,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.training.estimators import Rows, check_experiment, fit
-from ciml.training.estimators.boosted import View, columns_of, summarise
+from ciml.training.estimators.summaries import View, columns_of, summarise
 from ciml.training.experiment import Experiment
 
 
