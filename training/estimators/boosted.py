@@ -7,14 +7,16 @@ generalise better to unseen machines and jobs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from ciml.errors import CimlError
-from ciml.training.estimators.summaries import View, columns_of, summarise
+from ciml.tensorflow import load_tensorflow
+from ciml.training.conversion.step import Variables
+from ciml.training.estimators.summaries import View, columns_of, summarise, view_of
 from ciml.training.experiment import Experiment
 
 #: Default parameters: the number of members over each view; the rest is scikit-learn's.
@@ -81,6 +83,39 @@ class BoostedViews:
             answers = [model.predict_proba(views[view][:, usable]) for view, usable, model in self._fitted]
         mean: np.ndarray = np.mean(answers, axis=0)
         return mean
+
+    def graph(self, variables: Variables) -> Callable[[Any, Any], Any]:
+        """Convert the fitted ensemble to TensorFlow operations.
+
+        Args:
+          variables: collects the members' arrays.
+
+        Returns:
+          A function from inputs float32 [n, L, F], not normalised, and n_windows int32 [n] to the probabilities of
+          `predict_proba`, float64 [n, C].
+        """
+        from ciml.training.conversion.functions import convert
+
+        tf = load_tensorflow()
+        members = [
+            (
+                view,
+                variables(usable),
+                convert(model, "predict_proba", variables, f"member {number} of boosted_summaries"),
+            )
+            for number, (view, usable, model) in enumerate(self._fitted)
+        ]
+        used = {view for view, _, _ in members}
+
+        def probabilities(inputs: Any, n_windows: Any) -> Any:
+            views = {view: view_of(inputs, n_windows, view, tf.experimental.numpy) for view in sorted(used)}
+            answers = [
+                predict(tf.cast(tf.gather(views[view], usable, axis=1), tf.float64))
+                for view, usable, predict in members
+            ]
+            return tf.add_n(answers) / len(answers)
+
+        return probabilities
 
     def _drawn_numbers(self, view: View, number: int, columns: int) -> np.ndarray:
         """Return the positions of the numbers of a view that a member uses, int64 [numbers]."""

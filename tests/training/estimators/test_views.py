@@ -12,6 +12,8 @@ import pytest
 
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.tensorflow import load_tensorflow
+from ciml.training.conversion.step import Variables
+from ciml.training.estimators.boosted import BoostedViews, Windows
 from ciml.training.estimators.summaries import STATISTICS, summarise, view_of
 from ciml.training.estimators.views import VIEWS, graph_of, names_of, values_of
 from ciml.transforms.examples.prepare import prepare_many
@@ -188,3 +190,21 @@ def test_the_summaries_of_the_sample_runs_stay_as_they_are(view: str):
     computed = numbers(view, real())
     without_noise = np.where(np.abs(computed) < 1e-12, np.float32(0), computed)
     assert hashlib.sha256(without_noise.tobytes()).hexdigest()[:16] == DIGESTS[view]
+
+
+def test_the_graph_of_an_ensemble_predicts_as_its_members_do():
+    """For runs that were learned, unseen ones of one window to 150, and extreme values."""
+    tf = load_tensorflow()
+    inputs, n_windows = real()
+    learned = Windows(inputs, n_windows)
+    labels = np.arange(len(inputs)) % 3
+    parameters = {"max_iter": 8, "max_features": 0.3, "min_samples_leaf": 2}
+    ensemble = BoostedViews({"levels": 2, "shapes": 1}, 0.7, parameters, seed=1).fit(learned, labels)
+    probabilities = ensemble.graph(Variables())
+    signature = [tf.TensorSpec([None, *inputs.shape[1:]], tf.float32), tf.TensorSpec([None], tf.int32)]
+    function = tf.function(probabilities, input_signature=signature)
+    for runs in (learned, *(random_runs(kind, 150) for kind in KINDS)):
+        expected = ensemble.predict_proba(Windows(*runs))
+        answers = function(tf.constant(runs[0]), tf.constant(runs[1])).numpy()
+        np.testing.assert_allclose(answers, expected, rtol=0, atol=1e-9)
+        assert len(np.unique(expected, axis=0)) > 1
