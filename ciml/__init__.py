@@ -30,6 +30,7 @@ from ciml.version import __version__
 if TYPE_CHECKING:
     from ciml import sklearn
     from ciml.api import (
+        CrossValidation,
         Data,
         Dataset,
         DatasetKeys,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 _MODULES = {
     **dict.fromkeys(("Data", "open"), "ciml.api.data"),
     **dict.fromkeys(("DatasetKeys", "ExperimentKeys"), "ciml.api.types"),
-    **dict.fromkeys(("Figure", "RefreshResult", "TrainingResult"), "ciml.api.types"),
+    **dict.fromkeys(("CrossValidation", "Figure", "RefreshResult", "TrainingResult"), "ciml.api.types"),
     **dict.fromkeys(("Model", "Prediction"), "ciml.api.model"),
     "Dataset": "ciml.api.dataset",
     "DatasetDefinition": "ciml.datasets.definition",
@@ -63,6 +64,7 @@ _MODULES = {
 
 __all__ = [
     "CimlError",
+    "CrossValidation",
     "Data",
     "Dataset",
     "DatasetDefinition",

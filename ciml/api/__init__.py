@@ -7,9 +7,10 @@ from ciml.api.data import Data, open
 from ciml.api.dataset import Dataset
 from ciml.api.model import Model, Prediction
 from ciml.api.telemetry import parse_log
-from ciml.api.types import DatasetKeys, ExperimentKeys, Figure, RefreshResult, TrainingResult
+from ciml.api.types import CrossValidation, DatasetKeys, ExperimentKeys, Figure, RefreshResult, TrainingResult
 
 __all__ = [
+    "CrossValidation",
     "Data",
     "Dataset",
     "DatasetKeys",

@@ -13,7 +13,7 @@ from ciml.api.dataset import Dataset
 from ciml.api.model import Model
 from ciml.api.progress import OldProgress, present_progress
 from ciml.api.stored_runs import StoredRuns
-from ciml.api.types import DatasetKeys, ExperimentKeys, Path, RefreshResult, TrainingResult
+from ciml.api.types import CrossValidation, DatasetKeys, ExperimentKeys, Path, RefreshResult, TrainingResult
 from ciml.data_root import DataRoot
 from ciml.errors import NoDataError
 from ciml.progress import Progress
@@ -21,6 +21,8 @@ from ciml.tensorflow import keep_settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from ciml.training.experiments.trials import Trial
 
 
 def open(path: Path, *, create: bool = False) -> Data:
@@ -176,6 +178,69 @@ class Data(StoredRuns):
           >>> print(result.baselines["duration"])
           0.304 (0.191 to 0.448)
         """
+        _warn_of_sklearn_keys(keys)
+        trial = self._trial(dataset, estimator, keys, name, trust_policy, present_progress(progress))
+        figures, new = trial.run()
+        return TrainingResult(trial.experiment.name, _dataset_name(dataset), new, figures)
+
+    @keep_settings()
+    def cross_validate(
+        self,
+        dataset: str | Dataset,
+        estimator: str = "dnn",
+        *,
+        folds: int = 5,
+        hold_out: str | Sequence[str] = ("change",),
+        name: str | None = None,
+        trust_policy: Path | None = None,
+        progress: Progress | None = None,
+        **keys: Unpack[ExperimentKeys],
+    ) -> CrossValidation:
+        """Cross-validate an estimator on the runs for training, as ``ciml experiment train --cross-validate`` does.
+
+        Each fold is predicted by a model that was trained on the others. The test runs are not read, so choose an
+        estimator by this result, and test the choice by `train`. Repeating the call returns the stored result.
+
+        Args:
+          dataset: the data set or its name.
+          estimator: as for `train`.
+          folds: number of folds, at least 2.
+          hold_out: facts of a run, such as ``change``, ``job``, ``flavour`` or a label. Runs with the same values are
+            in the same fold, because similar runs in two folds would make the result too good. An empty tuple divides
+            by run.
+          name: name of the experiment; derived from the other arguments by default.
+          trust_policy: TOML file of the trust policy.
+          progress: called after each fold.
+          keys: hyper-parameters, as for `train`.
+
+        Raises:
+          UnknownEstimatorError: no estimator has this name.
+          InvalidSettingError: an unknown key or an invalid value.
+          UnknownDatasetError: no data set has this name.
+          CimlError: too few runs or groups for the folds, or no run has a fact of ``hold_out``.
+
+        Example:
+          >>> result = data.cross_validate("status", "random_forest", folds=3, parameters={"n_estimators": 20})
+          >>> print(result.accuracy, "on", result.runs, "runs; base rate", result.base_rate)
+          1.000 (1.000 to 1.000) on 62 runs; base rate 0.516 (0.394 to 0.636)
+          >>> print(result.baselines["duration"])
+          0.517 (0.304 to 0.731)
+        """
+        facts = (hold_out,) if isinstance(hold_out, str) else tuple(hold_out)
+        trial = self._trial(dataset, estimator, keys, name, trust_policy, None)
+        figures, new = trial.cross_validate(folds, facts, progress)
+        return CrossValidation(trial.experiment.name, _dataset_name(dataset), new, figures)
+
+    def _trial(
+        self,
+        dataset: str | Dataset,
+        estimator: str,
+        keys: ExperimentKeys,
+        name: str | None,
+        trust_policy: Path | None,
+        progress: Progress | None,
+    ) -> Trial:
+        """Store an experiment, and return its trial on a data set. Arguments as for `train`."""
         from ciml.extras import require
 
         require("sklearn", "train")
@@ -184,14 +249,11 @@ class Data(StoredRuns):
         from ciml.training.experiments.trials import Trial
         from ciml.trust import TrustPolicy
 
-        _warn_of_sklearn_keys(keys)
         experiment = experiment_of(estimator, keys, name)
         policy = TrustPolicy.load(trust_policy)
         examples = read_dataset(self._root.dataset(_dataset_name(dataset)), policy)
         create_experiment(self._root.experiments, experiment)
-        trial = Trial(self._root.experiments, experiment, examples, progress=present_progress(progress))
-        figures, new = trial.run()
-        return TrainingResult(experiment.name, _dataset_name(dataset), new, figures)
+        return Trial(self._root.experiments, experiment, examples, progress=progress)
 
     def compare(self, dataset: str | Dataset, *experiments: str | TrainingResult) -> pa.Table:
         """Compare experiments on the test runs of a data set, as ``ciml experiment compare`` does.

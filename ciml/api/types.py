@@ -1,6 +1,7 @@
 """The types of the arguments and the results of the public Python API.
 
-Results of trainings are figures with intervals, next to the base rate and the baselines of one run statistic.
+Results of trainings and of cross-validations are figures with intervals, next to the base rate and the baselines of one
+run statistic.
 """
 
 from __future__ import annotations
@@ -176,6 +177,71 @@ class TrainingResult:
         from ciml.training.evaluation.text import result_lines
 
         return "\n".join(result_lines(self.figures))
+
+
+@dataclass(frozen=True, repr=False)
+class CrossValidation:
+    """The result of a cross-validation: figures of runs that the model had not seen. The test runs are not read.
+
+    ``print(result)`` prints the figures of each fold, their mean with its interval, those of all folds together, and
+    the base rate and the baselines on the same folds.
+
+    Attributes:
+      experiment: name of the experiment.
+      dataset: name of the data set.
+      new: whether this call trained; False if the result was stored before.
+      figures: the stored result: the key ``folds`` has the figures of each fold and its held-out groups, ``mean`` the
+        means over the folds, ``pooled`` the scores of all runs, ``baselines`` those of one run statistic.
+    """
+
+    experiment: str
+    dataset: str
+    new: bool
+    figures: Mapping[str, Any]
+
+    @property
+    def runs(self) -> int:
+        """Number of runs, each held out once."""
+        return int(self.figures["pooled"]["runs"])
+
+    @property
+    def accuracy(self) -> Figure:
+        """Mean over the folds of the share of held-out runs whose class is predicted correctly."""
+        return Figure.of(self.figures["mean"]["accuracy"])
+
+    @property
+    def f1(self) -> Figure:
+        """Mean over the folds of the mean of the classes' F1 scores."""
+        return Figure.of(self.figures["mean"]["f1"])
+
+    @property
+    def fold_accuracies(self) -> list[float]:
+        """The accuracy of each fold."""
+        return [fold["accuracy"]["value"] for fold in self.figures["folds"]]
+
+    @property
+    def pooled(self) -> dict[str, Figure]:
+        """Figures of all runs together: ``accuracy``, ``brier``, and ``precision``, ``recall``, ``f1``, ``roc_auc`` and
+        ``pr_auc``, which are means over the classes.
+        """
+        scores = self.figures["pooled"]
+        figures = {"accuracy": scores["accuracy"], **scores["macro"], "brier": scores["brier"]}
+        return {name: Figure.of(figure) for name, figure in figures.items()}
+
+    @property
+    def base_rate(self) -> Figure:
+        """Accuracy of always predicting the most frequent class."""
+        return Figure.of(self.figures["pooled"]["base_rate"])
+
+    @property
+    def baselines(self) -> dict[str, Figure]:
+        """Mean accuracy of predicting from one run statistic, ``duration`` or ``memory``, by its name."""
+        return {name: Figure.of(scores["mean"]["accuracy"]) for name, scores in self.figures["baselines"].items()}
+
+    def __repr__(self) -> str:
+        from ciml.training.evaluation.text import fold_lines
+
+        return f"{self.experiment} on {self.dataset}: " + "\n".join(fold_lines(self.figures))
 
 
 class _Outcome(str):

@@ -131,6 +131,8 @@ def split_folds(dataset: InMemoryDataset, *, folds: int, hold_out: Sequence[str]
     """Split the train and dev runs; see `cross_validate`."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+    if folds < 2:
+        raise CimlError(f"cross-validation: folds: {folds} is too few; use at least 2")
     positions = dataset.of("train", "dev")
     labels = dataset.rows.labels[positions]
     groups = _groups(dataset, positions, hold_out) if hold_out else None
@@ -150,7 +152,10 @@ def _groups(dataset: InMemoryDataset, positions: np.ndarray, hold_out: Sequence[
     columns = [facts_of(runs, name) for name in hold_out]
     for name, values in zip(hold_out, columns, strict=True):
         if not any(values):
-            raise CimlError(f"cross-validation: no run of {dataset.snapshot.dataset!r} has the fact {name!r}")
+            raise CimlError(
+                f"cross-validation: no run of {dataset.snapshot.dataset!r} has the fact {name!r}; "
+                "hold out another one, or none"
+            )
     groups = []
     for run, *values in zip(runs, *columns, strict=True):
         groups.append("/".join(values) if all(values) else run.run_id)

@@ -89,6 +89,36 @@ def test_trainings_and_their_comparison_are_those_of_the_commands(
     assert by_accuracy[-1]["experiment"] == "stump"
 
 
+def test_a_cross_validation_is_that_of_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "RESAMPLES", 20)
+    data = ciml.open(folder / "data")
+    forest: ciml.ExperimentKeys = {"parameters": {"n_estimators": 20}, "seed": 3}
+    by_job = data.cross_validate("status", "random_forest", name="forest", folds=2, hold_out="job", **forest)
+    words = "experiment train --experiment forest --dataset status --cross-validate 2 --hold-out".split()
+    assert json.loads(run(folder, *words, "job", "--json")) == by_job.figures
+    assert run(folder, *words, "job").splitlines()[:-1] == repr(by_job).removeprefix("forest on status: ").splitlines()
+    assert [fold["held_out"] for fold in by_job.figures["folds"]] in ([["lint"], ["unit"]], [["unit"], ["lint"]])
+    assert not data.cross_validate("status", "random_forest", name="forest", folds=2, hold_out="job", **forest).new
+    by_change = data.cross_validate(data.dataset("status"), "random_forest", name="forest", folds=3, **forest)
+    assert by_change.new
+    assert by_change.figures == json.loads(run(folder, *words[:-2], "3", "--hold-out", "change", "--json"))
+    assert by_change.runs == len(data.dataset("status").facts("train"))
+    assert by_change.accuracy.value == pytest.approx(sum(by_change.fold_accuracies) / 3)
+    assert (by_change.accuracy.value or 0) > 0.9 > (by_change.base_rate.value or 1)
+    assert by_change.pooled["f1"].low == by_change.figures["pooled"]["macro"]["f1"]["low"]
+    printed = repr(by_change)
+    for figure in (by_change.accuracy, by_change.f1, by_change.pooled["roc_auc"], *by_change.baselines.values()):
+        assert str(figure) in printed
+    assert "base rate" in printed
+    assert list(by_change.baselines) == ["duration"]
+    by_run = data.cross_validate("status", "random_forest", name="forest", folds=3, hold_out=(), **forest)
+    assert by_run.figures["by"] == "run"
+    with pytest.raises(ciml.CimlError, match="no run of 'status' has the fact 'weather'; hold out another one"):
+        data.cross_validate("status", "random_forest", hold_out="weather", **forest)
+    with pytest.raises(ciml.CimlError, match="folds: 1 is too few; use at least 2"):
+        data.cross_validate("status", "random_forest", folds=1, **forest)
+
+
 def test_an_exclusion_is_that_of_the_command_and_its_runs_are_in_no_array(folder: Path) -> None:
     data = ciml.open(folder / "data")
     number = data.exclude("a bad mirror", job="lint", since="2026-11-24T00:00:00Z")

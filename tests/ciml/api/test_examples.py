@@ -38,6 +38,7 @@ def test_an_example_runs(
 def test_what_a_person_calls_has_an_example() -> None:
     assert {
         "ciml.open", "ciml.parse_log", "ciml.Data.runs", "ciml.Data.samples", "ciml.Data.define_dataset",
-        "ciml.Data.train", "ciml.Data.refresh", "ciml.Data.model", "ciml.Dataset.to_numpy", "ciml.Model.predict",
+        "ciml.Data.train", "ciml.Data.cross_validate",
+        "ciml.Data.refresh", "ciml.Data.model", "ciml.Dataset.to_numpy", "ciml.Model.predict",
         "ciml.sklearn.Downsample",
     } <= {example.id for example in EXAMPLES}  # fmt: skip
