@@ -230,6 +230,12 @@ MAX_DESCRIPTION_BYTES = MIB // 4  # of an estimator's class and parameters: the 
 MAX_PARAMETER_ITEMS = 1000  # of an array among the parameters
 MAX_ESTIMATOR_NAME = 200  # characters of package.module:Name
 
+# == Estimators as files: `ciml.training.estimators.stored` ==
+
+MAX_STORED_BYTES = 1024 * MIB  # of the file, which is read into memory; its arrays are not compressed
+MAX_STORED_SCHEMA_BYTES = 64 * MIB  # of its schema: 10 kB for each tree or step
+MAX_STORED_FILES = 100_000  # of the file's arrays: ten for each tree
+
 # == Recorder: the spool ==
 
 MAX_RECORDER_LOG_BYTES = 39 * MIB  # of a log; recording stops there: MAX_LOG_BYTES less a second
