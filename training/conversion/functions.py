@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ciml.errors import CimlError
-from ciml.training.conversion import linear, trees
+from ciml.training.conversion import classifiers, composition, linear, preprocessing, trees
 from ciml.training.conversion.step import METHODS, Converter, Function, Step, Variables
 
+_TABLES: tuple[Mapping[str, Mapping[str, Converter]], ...] = (
+    linear.CONVERTERS,
+    trees.CONVERTERS,
+    classifiers.CONVERTERS,
+    preprocessing.CONVERTERS,
+    composition.CONVERTERS,
+)
 #: By the name of a class, its public module and its converter. Anything else is rejected by name.
 CONVERTERS: dict[str, tuple[str, Converter]] = {
     name: (module, converter)
-    for table in (linear.CONVERTERS, trees.CONVERTERS)
+    for table in _TABLES
     for module, converters in table.items()
     for name, converter in converters.items()
 }

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from ciml.tensorflow import load_tensorflow
-from ciml.training.conversion.step import DECISION, PREDICT, PREDICT_PROBA, Function, Step, normalised, with_complement
+from ciml.training.conversion.step import (
+    DECISION,
+    PREDICT,
+    PREDICT_PROBA,
+    TRANSFORM,
+    Function,
+    Step,
+    normalised,
+    with_complement,
+)
 
 
 def linear_scores(step: Step, coefficients: Any, intercept: Any) -> Function:
@@ -36,12 +45,12 @@ def _scores(step: Step) -> Function:
 
 def _decision(step: Step) -> Function:
     """Convert a classifier without probabilities."""
-    step.require(step.method == DECISION, f"its {step.method} has no conversion")
+    step.only(DECISION)
     return _scores(step)
 
 
 def _regression(step: Step) -> Function:
-    step.require(step.method == PREDICT, f"its {step.method} has no conversion")
+    step.only(PREDICT)
     return _scores(step)
 
 
@@ -49,7 +58,7 @@ def _with_probabilities(step: Step, link: Callable[[Any], Any]) -> Function:
     scores = _scores(step)
     if step.method == DECISION:
         return scores
-    step.require(step.method == PREDICT_PROBA, f"its {step.method} has no conversion")
+    step.only(PREDICT_PROBA)
     return lambda x: link(scores(x))
 
 
@@ -82,7 +91,7 @@ def _stochastic_gradient(step: Step) -> Function:
 
 
 def _discriminant(step: Step) -> Function:
-    if step.method == "transform":
+    if step.method == TRANSFORM:
         return _discriminant_axes(step)
     return _with_probabilities(step, sigmoid_or_softmax)
 
@@ -102,7 +111,7 @@ def _discriminant_axes(step: Step) -> Function:
 def _quadratic(step: Step) -> Function:
     """Convert a quadratic discriminant analysis: the log posterior of a normal distribution for each class."""
     qda = step.estimator
-    step.require(step.method in (DECISION, PREDICT_PROBA), f"its {step.method} has no conversion")
+    step.only(DECISION, PREDICT_PROBA)
     pairs = zip(qda.rotations_, qda.scalings_, strict=True)
     axes = [step.variables(np.asarray(rotation) * np.asarray(scaling) ** -0.5) for rotation, scaling in pairs]
     means = step.variables(np.asarray(qda.means_, np.float64))

@@ -20,6 +20,25 @@ TRANSFORM = "transform"
 PREDICT = "predict"
 METHODS = (PREDICT_PROBA, DECISION, TRANSFORM, PREDICT)
 
+#: Classifiers whose ``predict`` need not be the class of the largest score: their converters decide.
+_OWN_PREDICT = frozenset(
+    {
+        "FixedThresholdClassifier",
+        "FrozenEstimator",
+        "GridSearchCV",
+        "HalvingGridSearchCV",
+        "HalvingRandomSearchCV",
+        "NuSVC",
+        "OneVsRestClassifier",
+        "Pipeline",
+        "RandomizedSearchCV",
+        "SVC",
+        "TunedThresholdClassifierCV",
+    }
+)
+#: Their ``predict`` is the class of the largest probability, though they have scores.
+_BY_PROBABILITY = frozenset({"BaggingClassifier", "LGBMClassifier"})
+
 
 class ConversionError(CimlError):
     """An estimator, or a step of it, cannot be converted to TensorFlow operations. The message names the step."""
@@ -74,7 +93,7 @@ class Step:
             raise self.error()
         if not hasattr(self.estimator, self.method):
             raise self.error(f"it has no method {self.method}")
-        if self.method == PREDICT and hasattr(self.estimator, "classes_"):
+        if self.method == PREDICT and hasattr(self.estimator, "classes_") and name not in _OWN_PREDICT:
             return self._labels()
         return converter(self)
 
@@ -106,9 +125,14 @@ class Step:
         if not condition:
             raise self.error(reason)
 
+    def only(self, *methods: str) -> None:
+        """Raise the error of this step unless its method is one of some."""
+        self.require(self.method in methods, f"its {self.method} has no conversion")
+
     def _labels(self) -> Function:
         """Return the predicted labels, float64 [n, 1]: the class of the largest score or probability."""
-        method = DECISION if hasattr(self.estimator, DECISION) else PREDICT_PROBA
+        by_score = hasattr(self.estimator, DECISION) and type(self.estimator).__name__ not in _BY_PROBABILITY
+        method = DECISION if by_score else PREDICT_PROBA
         scores = replace(self, method=method).function()
         classes = np.asarray(self.estimator.classes_)
         self.require(classes.dtype.kind in "iufb", "its classes are not numbers")

@@ -6,7 +6,8 @@ and LightGBM in float64. Leaves are added in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,24 @@ def _tree_nodes(tree: Any) -> Nodes:
     )
 
 
+def joined_trees(members: Iterable[tuple[Any, np.ndarray | None, np.ndarray]], *, chosen: bool = False) -> Nodes:
+    """Return the nodes of an ensemble's decision trees.
+
+    Args:
+      members: a fitted tree, the columns that it was given (int, None for all), and the matrix float64 [own classes,
+        outputs] that its probabilities are multiplied by.
+      chosen: whether a leaf counts as its most probable class alone.
+    """
+    trees = []
+    for member, columns, matrix in members:
+        nodes = _tree_nodes(member.tree_)
+        value = np.eye(nodes.value.shape[1])[nodes.value.argmax(axis=1)] if chosen else nodes.value
+        # A leaf names no column.
+        feature = nodes.feature if columns is None else np.asarray(columns)[np.maximum(nodes.feature, 0)]
+        trees.append(replace(nodes, feature=feature, value=value @ matrix))
+    return joined(trees)
+
+
 def _rounded_down(threshold: np.ndarray) -> np.ndarray:
     """Return float32 thresholds that compare float32 values as the float64 ones do."""
     rounded = threshold.astype(np.float32)
@@ -40,7 +59,7 @@ def _rounded_down(threshold: np.ndarray) -> np.ndarray:
 def _forest(step: Step) -> Function:
     """Convert a tree, or the average of a forest's trees."""
     estimator = step.estimator
-    step.require(step.method in (PREDICT_PROBA, PREDICT), f"its {step.method} has no conversion")
+    step.only(PREDICT_PROBA, PREDICT)
     step.require(estimator.n_outputs_ == 1, "it predicts several outputs")
     trees = getattr(estimator, "estimators_", [estimator])
     nodes = joined([_tree_nodes(tree.tree_) for tree in trees])
@@ -76,7 +95,7 @@ def _summed(step: Step, nodes: Nodes, classes: np.ndarray, columns: int, *, stri
 def _scores_or_probabilities(step: Step, scores: Function, link: Callable[[Any], Any] = sigmoid_or_softmax) -> Function:
     if step.method == DECISION:
         return scores
-    step.require(step.method == PREDICT_PROBA, f"its {step.method} has no conversion")
+    step.only(PREDICT_PROBA)
     return lambda x: link(scores(x))
 
 

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sklearn import discriminant_analysis, ensemble, linear_model, neighbors, svm, tree
+from sklearn import (
+    calibration,
+    compose,
+    decomposition,
+    discriminant_analysis,
+    dummy,
+    ensemble,
+    feature_selection,
+    frozen,
+    impute,
+    linear_model,
+    model_selection,
+    multiclass,
+    naive_bayes,
+    neighbors,
+    neural_network,
+    pipeline,
+    preprocessing,
+    svm,
+    tree,
+)
 
 from ciml.serving.server.model.graph import check_ops
 from ciml.tensorflow import load_tensorflow
 from ciml.training.conversion.functions import CONVERTERS, convert
 from ciml.training.conversion.step import ConversionError, Variables
 from tests.tier import part
-
-COLUMNS = 5
+from tests.training.conversion.comparison import BOUND, assert_equal, fitted, graph, methods, probes, training_data
 
 
 def _xgboost(**parameters: Any) -> Any:
@@ -73,76 +92,129 @@ TREES: dict[str, Callable[[], Any]] = {
     "LightGBM forest": partial(_lightgbm, boosting_type="rf", bagging_freq=1, bagging_fraction=0.5),
     "LightGBM with dropped trees": partial(_lightgbm, boosting_type="dart"),
 }
-CLASSIFIERS = {**LINEAR, **TREES}
+
+
+def _scaled(estimator: Any) -> Any:
+    return pipeline.make_pipeline(preprocessing.StandardScaler(), estimator)
+
+
+def _network(**parameters: Any) -> Any:
+    return _scaled(neural_network.MLPClassifier((8, 4), max_iter=30, random_state=1, **parameters))
+
+
+OTHERS: dict[str, Callable[[], Any]] = {
+    "normal naive Bayes": naive_bayes.GaussianNB,
+    "naive Bayes of counts": lambda: pipeline.make_pipeline(preprocessing.Binarizer(), naive_bayes.MultinomialNB()),
+    "complement naive Bayes": lambda: pipeline.make_pipeline(preprocessing.Binarizer(), naive_bayes.ComplementNB()),
+    "binary naive Bayes": partial(naive_bayes.BernoulliNB, binarize=0.2),
+    "binary naive Bayes of bits": lambda: pipeline.make_pipeline(
+        preprocessing.Binarizer(), naive_bayes.BernoulliNB(binarize=None)
+    ),
+    "class shares": dummy.DummyClassifier,
+    "most frequent class": partial(dummy.DummyClassifier, strategy="most_frequent"),
+    "constant class": partial(dummy.DummyClassifier, strategy="constant", constant=1),
+    "network": _network,
+    "network of sigmoids": partial(_network, activation="logistic"),
+    "network of hyperbolic tangents": partial(_network, activation="tanh"),
+    "network without activations": partial(_network, activation="identity"),
+    "support vectors": lambda: _scaled(svm.SVC()),
+    "support vectors by pairs": lambda: _scaled(svm.SVC(decision_function_shape="ovo")),
+    "support vectors with a linear kernel": lambda: _scaled(svm.SVC(kernel="linear")),
+    "support vectors with a cubic kernel": lambda: _scaled(svm.SVC(kernel="poly", coef0=0.5)),
+    "support vectors with a sigmoid kernel": lambda: _scaled(svm.SVC(kernel="sigmoid", gamma=0.1)),
+    "support vectors with a share of errors": lambda: _scaled(svm.NuSVC(nu=0.2)),
+}
+
+
+def _logistic() -> Any:
+    return linear_model.LogisticRegression()
+
+
+def _small_tree() -> Any:
+    return tree.DecisionTreeClassifier(max_depth=3, random_state=1)
+
+
+def _members() -> list[tuple[str, Any]]:
+    return [("linear", _logistic()), ("tree", _small_tree())]
+
+
+def _by_columns() -> Any:
+    return compose.ColumnTransformer(
+        [
+            ("scaled", preprocessing.RobustScaler(), [4, 1]),
+            ("same", "passthrough", slice(2, 3)),
+            ("none", preprocessing.StandardScaler(), []),
+            ("dropped", "drop", [0]),
+        ],
+        remainder=decomposition.PCA(1),
+    )
+
+
+def _union() -> Any:
+    parts = [("same", "passthrough"), ("axes", decomposition.PCA(2)), ("dropped", "drop")]
+    return pipeline.FeatureUnion(parts, transformer_weights={"axes": 0.5})
+
+
+COMPOSED: dict[str, Callable[[], Any]] = {
+    "gradient boosting": partial(ensemble.GradientBoostingClassifier, n_estimators=12, random_state=1),
+    "gradient boosting from another estimator": lambda: ensemble.GradientBoostingClassifier(
+        n_estimators=12, init=_small_tree()
+    ),
+    "pipeline": lambda: pipeline.Pipeline(
+        [
+            ("fill", impute.SimpleImputer(add_indicator=True)),
+            ("none", "passthrough"),
+            ("best", feature_selection.SelectKBest(k=3)),
+            ("forest", ensemble.RandomForestClassifier(5, random_state=1)),
+        ]
+    ),
+    "columns": lambda: pipeline.make_pipeline(_by_columns(), _logistic()),
+    "union": lambda: pipeline.make_pipeline(_union(), _logistic()),
+    "vote": lambda: ensemble.VotingClassifier(_members(), voting="soft"),
+    "weighted vote": lambda: ensemble.VotingClassifier([*_members(), ("no", "drop")], voting="soft", weights=[1, 3, 1]),
+    "stack": lambda: ensemble.StackingClassifier(_members(), cv=2),
+    "stack with the inputs": lambda: ensemble.StackingClassifier(_members(), _small_tree(), cv=2, passthrough=True),
+    "stack of labels and scores": lambda: ensemble.StackingClassifier(
+        [("labels", linear_model.RidgeClassifier()), ("bits", naive_bayes.BernoulliNB())], _logistic(), cv=2
+    ),
+    "bag of trees": partial(ensemble.BaggingClassifier, max_features=3, max_samples=20, random_state=1),
+    "bag of lines": lambda: ensemble.BaggingClassifier(_logistic(), 4, max_features=3, max_samples=12, random_state=1),
+    "bag of labels": lambda: ensemble.BaggingClassifier(linear_model.RidgeClassifier(), 4, random_state=1),
+    "adaptive boosting": partial(ensemble.AdaBoostClassifier, n_estimators=12, random_state=1),
+    "adaptive boosting of lines": lambda: ensemble.AdaBoostClassifier(_logistic(), n_estimators=4),
+    "calibrated by sigmoids": lambda: calibration.CalibratedClassifierCV(svm.LinearSVC(), cv=2),
+    "calibrated by lines": lambda: calibration.CalibratedClassifierCV(_small_tree(), method="isotonic", cv=2),
+    "calibrated by one line": lambda: calibration.CalibratedClassifierCV(
+        linear_model.RidgeClassifier(), method="isotonic", cv=2, ensemble=False
+    ),
+    "calibrated by a temperature": lambda: calibration.CalibratedClassifierCV(_logistic(), method="temperature", cv=2),
+    "calibrated probabilities": lambda: calibration.CalibratedClassifierCV(_small_tree(), method="temperature", cv=2),
+    "one against the rest": lambda: multiclass.OneVsRestClassifier(_logistic()),
+    "one tree against the rest": lambda: multiclass.OneVsRestClassifier(_small_tree()),
+    "grid search": lambda: model_selection.GridSearchCV(_small_tree(), {"max_depth": [1, 2]}, cv=2),
+    "random search": lambda: model_selection.RandomizedSearchCV(
+        _logistic(), {"C": [0.1, 1]}, n_iter=2, cv=2, random_state=1
+    ),
+}
+CLASSIFIERS = {**LINEAR, **TREES, **OTHERS, **COMPOSED}
 #: They accept NaN.
-WITH_MISSING = {name for name in TREES if "gradient boosting" not in name and name != "tree of random splits"}
+WITH_MISSING = {*TREES, "pipeline"} - {"gradient boosting from zero", "tree of random splits"}
+#: Their labels follow other rules than the largest score.
+WITHOUT_LABELS = {name for name in CLASSIFIERS if name.startswith(("support vectors", "one "))}
 #: XGBoost itself adds in float32; all others agree to the last digits of float64.
 BOUNDS = {name: 3e-7 for name in TREES if name.startswith("XGBoost")}
-BOUND = 1e-12
-
-
-def training_data(classes: int, missing: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows float64 [240, COLUMNS] with repeated values, zeros and, if asked for, NaN; and their labels."""
-    random = np.random.default_rng(classes)
-    rows = random.normal(size=(240, COLUMNS))
-    rows[:, 3] = np.round(rows[:, 3])
-    rows[random.random(240) < 0.3, 4] = 0
-    labels = (rows[:, 0] + rows[:, 1] > 0).astype(int)
-    if classes == 3:
-        labels[rows[:, 2] > 0.7] = 2
-    if missing:
-        rows[random.random(rows.shape) < 0.2] = np.nan
-    return rows, labels
-
-
-def probes(missing: bool) -> np.ndarray:
-    """Return rows to compare: of usual values, of all magnitudes, of thresholds hit exactly, and with NaN."""
-    random = np.random.default_rng(9)
-    usual = random.normal(size=(80, COLUMNS))
-    magnitudes = 10.0 ** random.integers(-30, 30, size=(80, COLUMNS))
-    rows = np.concatenate([usual, usual * magnitudes, np.round(usual), training_data(3, False)[0][:40], usual[:1] * 0])
-    if missing:
-        rows[random.random(rows.shape) < 0.2] = np.nan
-        rows = np.concatenate([rows, np.full((1, COLUMNS), np.nan)])
-    return rows
-
-
-def fitted(make: Callable[[], Any], classes: int = 3, missing: bool = False) -> Any:
-    rows, labels = training_data(classes, missing)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make().fit(rows, labels)
-
-
-def graph(estimator: Any, method: str) -> tuple[Any, Variables]:
-    """Return the converted method as a ``tf.function``, and its variables."""
-    tf = load_tensorflow()
-    variables = Variables()
-    function = convert(estimator, method, variables)
-    signature = [tf.TensorSpec([None, estimator.n_features_in_], tf.float64)]
-    return tf.function(function, input_signature=signature, autograph=False), variables
-
-
-def methods(estimator: Any) -> Iterator[str]:
-    yield from (name for name in ("predict_proba", "decision_function", "predict") if hasattr(estimator, name))
-
-
-def assert_equal(estimator: Any, method: str, rows: np.ndarray, bound: float) -> None:
-    expected = np.asarray(getattr(estimator, method)(rows), np.float64).reshape(len(rows), -1)
-    function, _ = graph(estimator, method)
-    computed = function(rows).numpy()
-    assert computed.shape == expected.shape
-    np.testing.assert_allclose(computed, expected, rtol=0 if method == "predict_proba" else bound, atol=bound)
-    np.testing.assert_allclose(function(rows[:1]).numpy(), computed[:1], rtol=bound, atol=bound)
-    assert function(rows[:0]).shape == (0, expected.shape[1])
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("name", part(list(CLASSIFIERS), 0))
+@pytest.mark.parametrize("name", part(list(CLASSIFIERS), 0, 8))
 def test_a_converted_classifier_computes_what_the_library_computes(name: str, classes: int):
     for missing in {False, name in WITH_MISSING}:
         estimator = fitted(CLASSIFIERS[name], classes, missing)
         for method in methods(estimator):
+            if method == "predict" and name in WITHOUT_LABELS:
+                with pytest.raises(ConversionError, match="its predict has no conversion"):
+                    graph(estimator, method)
+                continue
             assert_equal(estimator, method, probes(name in WITH_MISSING), BOUNDS.get(name, BOUND))
 
 
@@ -152,6 +224,31 @@ def test_boosting_uses_the_trees_up_to_its_best_iteration():
     early = _xgboost(early_stopping_rounds=2).fit(rows, labels, eval_set=[(rows, others)], verbose=False)
     assert early.best_iteration + 1 < early.get_booster().num_boosted_rounds()
     assert_equal(early, "predict_proba", probes(True), 3e-7)
+
+
+def test_columns_by_name_are_those_of_the_fitted_frame():
+    import pandas as pd
+
+    rows, labels = training_data(3, False)
+    frame = pd.DataFrame(rows, columns=["usr", "sys", "1m", "used", "read"])
+    columns = compose.ColumnTransformer(
+        [("scaled", preprocessing.StandardScaler(), ["read", "sys"]), ("same", "passthrough", ["usr"])]
+    )
+    estimator = pipeline.make_pipeline(columns, _logistic()).fit(frame, labels)
+    function, _ = graph(estimator, "predict_proba")
+    np.testing.assert_allclose(function(rows).numpy(), estimator.predict_proba(frame), rtol=0, atol=BOUND)
+
+
+def test_a_frozen_estimator_and_a_threshold_have_the_probabilities_of_their_estimator():
+    inner = fitted(_logistic, 2)
+    rows, labels = training_data(2, False)
+    frozen_one = frozen.FrozenEstimator(inner)
+    assert_equal(frozen_one, "predict_proba", rows, BOUND)
+    assert_equal(frozen_one, "predict", rows, BOUND)
+    threshold = model_selection.FixedThresholdClassifier(inner, threshold=0.8).fit(rows, labels)
+    assert_equal(threshold, "predict_proba", rows, BOUND)
+    with pytest.raises(ConversionError, match=r"FixedThresholdClassifier .*: its predict has no conversion"):
+        graph(threshold, "predict")
 
 
 @pytest.mark.parametrize("name", ["forest", "LightGBM", "quadratic discriminant"])
@@ -189,6 +286,16 @@ def _histograms_of_categories() -> Any:
     return boosting.fit(np.abs(np.round(rows)), labels)
 
 
+class _Doubling:
+    """A step of someone's own."""
+
+    def fit(self, rows: Any, labels: Any = None) -> _Doubling:
+        return self
+
+    def transform(self, rows: np.ndarray) -> np.ndarray:
+        return rows * 2
+
+
 REJECTED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "another class": (
         lambda: fitted(neighbors.KNeighborsClassifier),
@@ -212,6 +319,55 @@ REJECTED: dict[str, tuple[Callable[[], Any], str, str]] = {
         _histograms_of_categories,
         "predict_proba",
         "HistGradientBoostingClassifier .*: it has categorical features;",
+    ),
+    "a step": (
+        lambda: fitted(lambda: pipeline.Pipeline([("scale", _Doubling()), ("forest", _small_tree())])),
+        "predict_proba",
+        r"the step scale of Pipeline \(_Doubling\) cannot be converted to TensorFlow operations; choose",
+    ),
+    "an estimator of a step": (
+        lambda: fitted(
+            lambda: pipeline.Pipeline(
+                [("vote", ensemble.VotingClassifier([("knn", neighbors.KNeighborsClassifier())], voting="soft"))]
+            )
+        ),
+        "predict_proba",
+        r"the estimator knn of VotingClassifier, step vote of Pipeline \(KNeighborsClassifier\) cannot be converted",
+    ),
+    "a vote by labels": (
+        lambda: fitted(lambda: ensemble.VotingClassifier(_members())),
+        "predict_proba",
+        "VotingClassifier .*: it has no method predict_proba;",
+    ),
+    "a kernel of one's own": (
+        lambda: fitted(partial(svm.SVC, kernel=lambda rows, others: rows @ others.T)),
+        "decision_function",
+        "SVC .*: its kernel is a function or a matrix;",
+    ),
+    "random guesses": (
+        lambda: fitted(partial(dummy.DummyClassifier, strategy="stratified")),
+        "predict_proba",
+        "DummyClassifier .*: its strategy stratified is random;",
+    ),
+    "a function of one's own": (
+        lambda: preprocessing.FunctionTransformer(np.sin).fit(training_data(3, False)[0]),
+        "transform",
+        "FunctionTransformer .*: its function is none of numpy.log1p, .*numpy.abs",
+    ),
+    "texts": (
+        lambda: preprocessing.OneHotEncoder().fit([["gate"], ["check"]]),
+        "transform",
+        "OneHotEncoder .*: its categories are not numbers;",
+    ),
+    "rare categories": (
+        lambda: preprocessing.OneHotEncoder(min_frequency=3).fit([[1]]),
+        "transform",
+        "OneHotEncoder .*: it has infrequent categories;",
+    ),
+    "labels that are texts": (
+        lambda: tree.DecisionTreeClassifier().fit([[0], [1]], ["gate", "check"]),
+        "predict",
+        "DecisionTreeClassifier .*: its classes are not numbers;",
     ),
     "a linear booster": (
         lambda: fitted(partial(_xgboost, booster="gblinear")),
