@@ -344,8 +344,6 @@ CONVERTERS: Mapping[str, Mapping[str, Converter]] = {
     "sklearn.model_selection": {
         "FixedThresholdClassifier": _threshold,
         "GridSearchCV": _holder("best_estimator_"),
-        "HalvingGridSearchCV": _holder("best_estimator_"),
-        "HalvingRandomSearchCV": _holder("best_estimator_"),
         "RandomizedSearchCV": _holder("best_estimator_"),
         "TunedThresholdClassifierCV": _threshold,
     },

@@ -26,8 +26,6 @@ _OWN_PREDICT = frozenset(
         "FixedThresholdClassifier",
         "FrozenEstimator",
         "GridSearchCV",
-        "HalvingGridSearchCV",
-        "HalvingRandomSearchCV",
         "NuSVC",
         "OneVsRestClassifier",
         "Pipeline",
