@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
-from tensorflow.core.framework import tensor_pb2
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_management_pb2,
-    model_pb2,
-    predict_pb2,
-)
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from ciml.errors import CimlError, EngineError
 from ciml.http.intake import Intake, RequestError, Workers, invalid, too_large
@@ -32,10 +25,24 @@ from ciml.serving.server.manager import ModelChoice, ModelManager, VersionStatus
 from ciml.serving.server.metrics import Metrics
 from ciml.serving.server.model.loaded_model import DEFAULT_SIGNATURE
 from ciml.serving.server.model.messages import Signature
-from ciml.serving.wire import RequestHead, RequestInput, TensorHead
+from ciml.serving.server.model.tensors import fill_tensor
+from ciml.serving.wire import (
+    MetadataRequest,
+    MetadataResponse,
+    ModelSpec,
+    PredictResponse,
+    ReloadRequest,
+    RequestHead,
+    RequestInput,
+    SignatureDefMap,
+    StatusRequest,
+    StatusResponse,
+    Tensor,
+    TensorHead,
+)
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 _LOG = logging.getLogger(__name__)
 _CODES = {code.name: code for code in grpc.StatusCode}
@@ -43,13 +50,8 @@ _STATUS_NUMBERS = {code.name: code.value[0] for code in grpc.StatusCode}
 _IDLE_MS = 60_000
 #: A dimension takes at most 14 bytes, and in 50 more a name, which is ignored.
 _MAX_SHAPE_BYTES = (14 + 50) * MAX_TENSOR_RANK
-#: The field of a TensorProto for the values of a dtype. TensorFlow Serving returns values in it, and clients read it.
-_FIELDS = {
-    "float32": "float_val",
-    "float64": "double_val",
-    **dict.fromkeys(("int32", "int16", "int8", "uint8"), "int_val"),
-    **{name: f"{name}_val" for name in ("int64", "bool", "uint32", "uint64")},
-}
+#: TensorFlow Serving's numbers of the states of a version.
+_STATE_NUMBERS = {"START": 10, "LOADING": 20, "AVAILABLE": 30, "UNLOADING": 40, "END": 50}
 #: Applies a configuration and waits until it is served; raises `CimlError` on failure.
 ApplyConfig = Callable[[Iterable[ModelEntry]], None]
 
@@ -64,7 +66,7 @@ class PredictCall:
       output_filter: names of the requested outputs.
     """
 
-    spec: model_pb2.ModelSpec
+    spec: Any
     inputs: Mapping[str, bytes]
     output_filter: tuple[str, ...]
 
@@ -88,11 +90,11 @@ def parse_predict(data: bytes) -> PredictCall:
         names = tuple(entry.decode() for entry in head.output_filter)
     except UnicodeDecodeError:
         raise invalid("an output filter name is not valid UTF-8") from None
-    spec = parse(model_pb2.ModelSpec, head.model_spec)
+    spec = parse(ModelSpec, head.model_spec)
     return PredictCall(spec, {entry.key: entry.value for entry in inputs}, names)
 
 
-def parse_tensor(name: str, data: bytes) -> tensor_pb2.TensorProto:
+def parse_tensor(name: str, data: bytes) -> Any:
     """Parse the tensor of an input.
 
     Raises:
@@ -103,10 +105,10 @@ def parse_tensor(name: str, data: bytes) -> tensor_pb2.TensorProto:
         raise invalid(f"input {name!r}: a shape of {len(head.tensor_shape)} bytes; at most {_MAX_SHAPE_BYTES}")
     if head.resource_handle_val or head.variant_val:
         raise invalid(f"input {name!r}: holds resources or variants")
-    return parse(tensor_pb2.TensorProto, data, f"input {name!r}")
+    return parse(Tensor, data, f"input {name!r}")
 
 
-def choice_of(spec: model_pb2.ModelSpec) -> ModelChoice:
+def choice_of(spec: Any) -> ModelChoice:
     """Return the choice of a ModelSpec. Raises `RequestError` without a name."""
     if not spec.name:
         raise invalid("Missing model name in ModelSpec")
@@ -114,42 +116,25 @@ def choice_of(spec: model_pb2.ModelSpec) -> ModelChoice:
     return ModelChoice(spec.name, spec.version.value if has_version else None, spec.version_label)
 
 
-def fill_status(response: get_model_status_pb2.GetModelStatusResponse, statuses: Iterable[VersionStatus]) -> None:
+def fill_status(response: Any, statuses: Iterable[VersionStatus]) -> None:
     for status in statuses:
         entry = response.model_version_status.add()
         entry.version = status.version
-        entry.state = get_model_status_pb2.ModelVersionStatus.State.Value(status.state)
+        entry.state = _STATE_NUMBERS[status.state]
         entry.status.error_code = _STATUS_NUMBERS[status.code]
         entry.status.error_message = status.message
 
 
-def fill_tensor(proto: tensor_pb2.TensorProto, array: NDArray[Any]) -> None:
-    """Fill a tensor with an array, whose values go to its typed field."""
-    import tensorflow as tf
-
-    field = _FIELDS.get(array.dtype.name)
-    if field is None:
-        proto.CopyFrom(tf.make_tensor_proto(array, dtype=tf.string if array.dtype.kind in "OSU" else None))
-        return
-    proto.dtype = tf.as_dtype(array.dtype).as_datatype_enum
-    for size in array.shape:
-        proto.tensor_shape.dim.add().size = size
-    getattr(proto, field).extend(array.ravel().tolist())
-
-
-def fill_metadata(
-    response: get_model_metadata_pb2.GetModelMetadataResponse,
-    name: str,
-    version: int,
-    signatures: Mapping[str, Signature],
-) -> None:
+def fill_metadata(response: Any, name: str, version: int, signatures: Mapping[str, Signature]) -> None:
     """Fill a response with a version's signatures."""
     response.model_spec.name = name
     response.model_spec.version.value = version
-    definitions = get_model_metadata_pb2.SignatureDefMap()
+    definitions = SignatureDefMap()
     for key, signature in signatures.items():
         definitions.signature_def[key].ParseFromString(signature.definition)
-    response.metadata["signature_def"].Pack(definitions)
+    packed = response.metadata["signature_def"]
+    packed.type_url = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
+    packed.value = definitions.SerializeToString()
 
 
 @dataclass(frozen=True)
@@ -252,7 +237,7 @@ class GrpcApi:
         with self.metrics.request(call.spec.name, "grpc_predict"):
             choice = choice_of(call.spec)
             signature = call.spec.signature_name
-            response = predict_pb2.PredictResponse()
+            response = PredictResponse()
             with self.manager.lease(*choice) as (number, model):
                 model.signature(signature).check_names(call.inputs)
                 protos = {key: parse_tensor(key, tensor) for key, tensor in call.inputs.items()}
@@ -261,11 +246,11 @@ class GrpcApi:
             response.model_spec.version.value = number
             response.model_spec.signature_name = signature or DEFAULT_SIGNATURE
             for key, array in outputs.items():
-                fill_tensor(response.outputs[key], array)
+                fill_tensor(response.outputs.add(key=key).value, array)
         return bytes(response.SerializeToString())
 
     def _metadata(self, data: bytes, _: float | None) -> bytes:
-        request = _parse_small(get_model_metadata_pb2.GetModelMetadataRequest, data)
+        request = _parse_small(MetadataRequest, data)
         with self.metrics.request(request.model_spec.name, "grpc_metadata"):
             choice = choice_of(request.model_spec)
             if not request.metadata_field:
@@ -273,15 +258,15 @@ class GrpcApi:
             for field in request.metadata_field:
                 if field != "signature_def":
                     raise invalid(f"Metadata field {field} is not supported")
-            response = get_model_metadata_pb2.GetModelMetadataResponse()
+            response = MetadataResponse()
             with self.manager.lease(*choice) as (number, model):
                 fill_metadata(response, choice.name, number, model.signatures)
         return bytes(response.SerializeToString())
 
     def _status(self, data: bytes, _: float | None) -> bytes:
-        request = _parse_small(get_model_status_pb2.GetModelStatusRequest, data)
+        request = _parse_small(StatusRequest, data)
         with self.metrics.request(request.model_spec.name, "grpc_status"):
-            response = get_model_status_pb2.GetModelStatusResponse()
+            response = StatusResponse()
             fill_status(response, self.manager.status(*choice_of(request.model_spec)))
         return bytes(response.SerializeToString())
 
@@ -289,14 +274,14 @@ class GrpcApi:
         with self.metrics.request("", "grpc_reload"):
             if self.apply_config is None:
                 raise RequestError("PERMISSION_DENIED", "reconfiguration is disabled (--allow-reload)")
-            request = _parse_small(model_management_pb2.ReloadConfigRequest, data)
+            request = _parse_small(ReloadRequest, data)
             try:
-                self.apply_config(entries_of(request.config))
+                self.apply_config(entries_of(parse(ModelServerConfig, request.config)))
             except EngineError as error:
                 raise RequestError("UNAVAILABLE", str(error)) from None
             except CimlError as error:
                 raise invalid(str(error)) from None
-        return bytes(model_management_pb2.ReloadConfigResponse().SerializeToString())
+        return b""  # a ReloadConfigResponse whose status is OK
 
 
 def _parse_small(kind: Any, data: bytes) -> Any:

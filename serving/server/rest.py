@@ -21,13 +21,13 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from tensorflow_serving.apis import get_model_metadata_pb2
 
 from ciml.http.intake import Intake, RequestError, Workers, invalid, too_large
 from ciml.limits import MAX_JSON_CONTAINERS, MAX_JSON_VALUES, MAX_TENSOR_RANK
 from ciml.serving.server.manager import ModelChoice, ModelManager, VersionStatus
 from ciml.serving.server.metrics import CONTENT_TYPE, Metrics
 from ciml.serving.server.model.messages import STRING, Signature, TensorSpec, numpy_dtype
+from ciml.serving.wire import SignatureDefMap
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -133,7 +133,7 @@ class RestApi:
     def _metadata(self, match: re.Match[str]) -> Response:
         choice = _choice(match)
         with self.metrics.request(choice.name, "rest_metadata"):
-            definitions = get_model_metadata_pb2.SignatureDefMap()
+            definitions = SignatureDefMap()
             with self.manager.lease(*choice) as (number, model):
                 for name, signature in model.signatures.items():
                     definitions.signature_def[name].ParseFromString(signature.definition)

@@ -1,4 +1,7 @@
-"""The model server: TensorFlow Serving's gRPC and REST API in one process, with a polled configuration file."""
+"""The model server: TensorFlow Serving's gRPC and REST API, with a polled configuration file.
+
+This process imports no TensorFlow; models run in processes of their own (`ciml.serving.server.model.worker`).
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,6 @@ from ciml.serving.server.metrics import Metrics
 from ciml.serving.server.model.loaded_model import load_model
 from ciml.serving.server.model.process import prepare
 from ciml.storage import open_store
-from ciml.tensorflow import load_tensorflow, own_process
 
 _LOG = logging.getLogger(__name__)
 
@@ -122,7 +124,10 @@ class ModelServer:
         self._config_store = open_store(folder or ".")
 
     def start(self) -> None:
-        """Import TensorFlow, listen, and begin to load the configured versions. Raises `CimlError` on failure."""
+        """Start the process of models, listen, and begin to load the configured versions.
+
+        Raises `CimlError` on failure.
+        """
         require("tensorflow", EXTRA)  # else the process of `prepare` prints a traceback as well
         options = self.options
         root = options.registry_root()
@@ -130,9 +135,9 @@ class ModelServer:
             {"REST": options.rest_connections, "gRPC": options.grpc_connections},
             "--rest-connections or --grpc-connections",
         )
-        listener = listen(options.host, options.rest_port)  # first, since the import takes seconds
+        listener = listen(options.host, options.rest_port)
         self.rest_port = listener.getsockname()[1]
-        prepare()  # beside the import of this process
+        prepare()  # it takes seconds: models are loaded and requests answered when it is done
         self.metrics = Metrics()
         self.manager = ModelManager(
             RegistryVerifier(root) if root is not None else None,
@@ -140,9 +145,7 @@ class ModelServer:
             on_load=self.metrics.loaded,
         )
         self.metrics.watch(self.manager)
-        load_tensorflow()
-        # Imported objects stay in memory. If they are not frozen, a collection traverses all of TensorFlow, and every
-        # request waits for it.
+        # Imported objects stay in memory. If they are not frozen, a collection traverses them, and every request waits.
         gc.collect()
         gc.freeze()
         started: Future[int] = Future()
@@ -262,7 +265,6 @@ def run(options: ServerOptions) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    own_process(threads=None, deterministic=False)
     server = ModelServer(options)
     server.start()
     try:

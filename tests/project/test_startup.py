@@ -74,6 +74,21 @@ def test_probe_sees_a_heavy_import() -> None:
     assert loaded_by("import pandas") >= {"pandas"}
 
 
+def test_a_model_server_leaves_tensorflow_to_the_process_of_models(tmp_path: Path) -> None:
+    """It answers requests, and the other process loads models and calls them."""
+    code = f"""
+import json, urllib.request
+from ciml.serving.server.server import ModelServer, ServerOptions
+with ModelServer(ServerOptions({str(tmp_path / "models" / "models.config")!r}, grpc_port=0, rest_port=0)) as server:
+    health = f"http://127.0.0.1:{{server.rest_port}}/v1/models/none"
+    try:
+        urllib.request.urlopen(health)
+    except urllib.error.HTTPError as error:
+        assert error.code == 404
+"""
+    assert loaded_by(code, (*HEAVY, "scipy", "httpcore")) == set()
+
+
 @pytest.mark.whole
 @pytest.mark.parametrize("legacy", ["0", "1"], ids=["Keras 3", "Keras 2"])
 def test_tensorflow_comes_without_keras_until_it_is_used(legacy: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +96,7 @@ def test_tensorflow_comes_without_keras_until_it_is_used(legacy: str, monkeypatc
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
     load = "from ciml.tensorflow import load_tensorflow, own_process; own_process(); tf = load_tensorflow()"
-    programs = "import ciml.serving.server.grpc_service"
+    programs = "import ciml.serving.server.model.graph"
     used = "tf_keras" if legacy == "1" else "keras"
     light = f"import sys; assert {{'tensorflow'}} == {set(HEAVY)!r} & set(sys.modules), sys.modules"
     kept = "import os; assert (os.environ['CUDA_VISIBLE_DEVICES'], os.environ['TF_ENABLE_ONEDNN_OPTS']) == ('7', '0')"

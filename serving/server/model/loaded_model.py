@@ -29,7 +29,6 @@ from ciml.limits import (
     MAX_MODEL_LOAD_S,
     MAX_REQUEST_ROWS,
     MAX_TENSOR_BYTES,
-    MAX_TENSOR_RANK,
     MAX_WARMUP_RECORD_BYTES,
     MAX_WARMUP_RECORDS,
     MAX_WARMUP_S,
@@ -37,12 +36,11 @@ from ciml.limits import (
 from ciml.serving.model_files import LAST_FILE, WARMUP_FILE, copy_model
 from ciml.serving.server.model.messages import STRING, Declared, Signature
 from ciml.serving.server.model.process import ModelProcess
+from ciml.serving.server.model.tensors import declared, read_array, unpacked_bytes
 from ciml.storage import Store
-from ciml.tensorflow import load_tensorflow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from tensorflow_serving.apis import predict_pb2
 
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -176,13 +174,13 @@ class LoadedModel:
         Raises:
           RequestError: as `predict` does, or if one is malformed, or all together are too large.
         """
-        declared = {name: _declared(name, proto) for name, proto in protos.items()}
-        self.signature(signature_name).check(declared, self._max_rows)
-        size = sum(_unpacked_bytes(*declared[name], proto) for name, proto in protos.items())
+        forms = {name: declared(name, proto) for name, proto in protos.items()}
+        self.signature(signature_name).check(forms, self._max_rows)
+        size = sum(unpacked_bytes(*forms[name], proto) for name, proto in protos.items())
         if size > MAX_TENSOR_BYTES:
             names = ",".join(protos)
             raise too_large(f"inputs {names}: {size} bytes unpacked exceed {MAX_TENSOR_BYTES} (MAX_TENSOR_BYTES)")
-        return {name: _array(name, proto) for name, proto in protos.items()}
+        return {name: read_array(name, proto, *forms[name]) for name, proto in protos.items()}
 
     def acquire(self) -> bool:
         """Prevent closing until `release`. Return False if the model is closed already."""
@@ -208,43 +206,6 @@ class LoadedModel:
 
 def _declared_by(array: NDArray[Any]) -> Declared:
     return (STRING if array.dtype.kind in "OSU" else array.dtype.name), array.shape
-
-
-def _declared(name: str, proto: Any) -> Declared:
-    """Return the declared dtype and shape of a TensorProto. Raises `RequestError` if either is unknown."""
-    import tensorflow as tf
-
-    rank = len(proto.tensor_shape.dim)
-    if rank > MAX_TENSOR_RANK:
-        raise invalid(f"input {name!r}: {rank} dimensions; at most {MAX_TENSOR_RANK} (MAX_TENSOR_RANK)")
-    sizes = tuple(dim.size for dim in proto.tensor_shape.dim)
-    if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
-        raise invalid(f"input {name!r}: shape {list(sizes)} is not fully defined")
-    try:
-        return tf.as_dtype(proto.dtype).name, sizes
-    except TypeError:
-        raise invalid(f"input {name!r}: unknown type {proto.dtype}") from None
-
-
-def _unpacked_bytes(dtype: str, shape: tuple[int, ...], proto: Any) -> int:
-    """Return the unpacked size of a TensorProto, bytes. Its last value may stand for any number of elements."""
-    import tensorflow as tf
-
-    elements = math.prod(shape)
-    strings: Sequence[bytes] = proto.string_val
-    repeated = max(elements - len(strings), 0) * len(strings[-1]) if len(strings) else 0
-    item_bytes: int = np.dtype(tf.as_dtype(dtype).as_numpy_dtype).itemsize
-    return elements * item_bytes + sum(map(len, strings)) + repeated
-
-
-def _array(name: str, proto: Any) -> NDArray[Any]:
-    import tensorflow as tf
-
-    try:
-        array: NDArray[Any] = tf.make_ndarray(proto)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise invalid(f"input {name!r}: malformed TensorProto: {str(error)[:200]}") from None
-    return array
 
 
 def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -295,7 +256,8 @@ def _is_late(error: Exception) -> bool:
 def _run_record(model: LoadedModel, record: bytes) -> None:
     request = _parse_request(record)
     signature = request.model_spec.signature_name
-    outputs = model.predict(signature, model.unpack(signature, request.inputs), request.output_filter)
+    protos = {entry.key: entry.value for entry in request.inputs}
+    outputs = model.predict(signature, model.unpack(signature, protos), request.output_filter)
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise IntegrityError(f"{name} is not finite")
@@ -325,15 +287,14 @@ def _stored_records(file: Path) -> Iterator[bytes]:
         raise IntegrityError(f"{WARMUP_FILE}: {error}") from None
 
 
-def _parse_request(record: bytes) -> predict_pb2.PredictRequest:
-    """Return the request of a PredictionLog. Raises `IntegrityError` if it is malformed or of another kind."""
+def _parse_request(record: bytes) -> Any:
+    """Return the PredictRequest of a PredictionLog. Raises `IntegrityError` if it is malformed or of another kind."""
     from google.protobuf.message import DecodeError
 
-    load_tensorflow()  # with the settings of this process; the messages below import it
-    from tensorflow_serving.apis import prediction_log_pb2
+    from ciml.serving.wire import PredictionLog
 
     try:
-        log = prediction_log_pb2.PredictionLog.FromString(record)
+        log = PredictionLog.FromString(record)
     except DecodeError:
         raise IntegrityError("not a PredictionLog") from None
     kind = log.WhichOneof("log_type")
