@@ -8,7 +8,7 @@ missing is replaced beforehand by one that goes the node's default way, so a ste
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ _ZERO_LIMIT = float(np.float32(1e-35))
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes of one or more trees; arrays of the same length.
+    """The nodes of one or more trees; arrays of the same length, and how they compare values.
 
     Attributes:
       feature: int, the column that a node compares; any number in a leaf.
@@ -38,6 +38,8 @@ class Nodes:
       missing: int, one of `LEFT`, `RIGHT`, `AS_ZERO`, `ZERO_LEFT` and `ZERO_RIGHT`.
       value: float64 [nodes, outputs]; that of leaves counts.
       roots: int [trees], the positions of the trees' roots.
+      narrow: whether values are rounded to float32 before they are compared.
+      strict: whether only smaller values go left; otherwise equal ones do too.
     """
 
     feature: np.ndarray
@@ -47,17 +49,20 @@ class Nodes:
     missing: np.ndarray
     value: np.ndarray
     roots: np.ndarray
+    narrow: bool = False
+    strict: bool = False
 
 
 def joined(trees: Sequence[Nodes]) -> Nodes:
-    """Return the nodes of all trees as one."""
+    """Return the nodes of all trees, which compare alike, as one."""
     starts = np.concatenate([[0], np.cumsum([len(tree.left) for tree in trees])[:-1]])
 
     def moved(positions: np.ndarray, start: int) -> np.ndarray:
         return np.where(positions < 0, -1, positions + start)
 
     pairs = list(zip(trees, starts, strict=True))
-    return Nodes(
+    return replace(
+        trees[0],
         feature=np.concatenate([tree.feature for tree in trees]),
         threshold=np.concatenate([tree.threshold for tree in trees]),
         left=np.concatenate([moved(tree.left, start) for tree, start in pairs]),
@@ -68,59 +73,63 @@ def joined(trees: Sequence[Nodes]) -> Nodes:
     )
 
 
-def leaf_values(step: Step, nodes: Nodes, columns: int, *, strict: bool = False) -> Function:
+def leaf_values(step: Step, nodes: Nodes, columns: int) -> Function:
     """Return a function from float64 [n, columns] to the leaves' values, float64 [n, trees, outputs].
 
     Args:
       step: collects the arrays.
-      nodes: of all trees. Values are compared in the type of their thresholds, float32 or float64.
+      nodes: of all trees.
       columns: the number of features.
-      strict: whether only smaller values go left; otherwise equal ones do too.
     """
     tf = load_tensorflow()
     order, first_child, depth = _breadth_first(nodes)
     inner = nodes.left[order] >= 0
     kinds = np.unique(nodes.missing[order][inner])
-    threshold = nodes.threshold[order]
-    largest = np.finfo(threshold.dtype).max
-    # An infinite threshold separates missing values from all others.
-    threshold = np.where(inner, np.clip(threshold, -largest, largest), np.nan).astype(threshold.dtype)
     block = np.where(inner, np.searchsorted(kinds, nodes.missing[order]), 0)
     feature = np.where(inner, nodes.feature[order] + block * columns, 0)
+    largest = np.finfo(np.float64).max
+    # An infinite threshold separates missing values from all others.
+    threshold = np.where(inner, np.clip(nodes.threshold[order].astype(np.float64), -largest, largest), np.nan)
     leaves, leaf_of_node = np.unique(nodes.value[order], axis=0, return_inverse=True)
 
-    features = step.variables(feature.astype(np.int32))
-    thresholds = step.variables(threshold)
-    children = step.variables(first_child.astype(np.int32))
+    table = step.variables(_packed(feature, first_child, threshold))
     rows = step.variables(np.where(inner, 0, leaf_of_node.ravel()).astype(np.int32))
     values = step.variables(leaves.astype(np.float64))
     trees = len(nodes.roots)
     kinds_used = [int(kind) for kind in kinds]
+    width = max(len(kinds_used), 1) * columns
 
     def traverse(x: Any) -> Any:
-        compared = _compared(tf.cast(x, thresholds.dtype), kinds_used)
+        compared = tf.cast(tf.cast(x, tf.float32), tf.float64) if nodes.narrow else x
+        flat = tf.reshape(_compared(compared, kinds_used), [-1])
         count = tf.shape(x)[0]
-        width = max(len(kinds_used), 1) * columns
-        flat = tf.reshape(compared, [-1])
         starts = tf.range(count)[:, tf.newaxis] * width
-        greater = tf.greater_equal if strict else tf.greater
-        # Read once, and not in every step.
-        feature_table = tf.identity(features)
-        threshold_table = tf.identity(thresholds)
-        child_table = tf.identity(children)
+        greater = tf.greater_equal if nodes.strict else tf.greater
+        packed = tf.identity(table)  # read once, and not in every step
 
         def advance(node: Any) -> tuple[Any]:
-            value = tf.gather(flat, starts + tf.gather(feature_table, node))
-            right = greater(value, tf.gather(threshold_table, node))
-            return (tf.gather(child_table, node) + tf.cast(right, tf.int32),)
+            where, bits = tf.unstack(tf.gather(packed, node), axis=-1)
+            value = tf.gather(flat, starts + tf.cast(tf.bitwise.right_shift(where, 32), tf.int32))
+            right = greater(value, tf.bitcast(bits, tf.float64))
+            # The cast keeps the lower half, the child.
+            return (tf.cast(where, tf.int32) + tf.cast(right, tf.int32),)
 
         node = tf.tile(tf.range(trees)[tf.newaxis, :], [count, 1])
         if depth:
-            shape = tf.TensorShape([None, trees])
-            node = tf.while_loop(lambda _: True, advance, [node], shape_invariants=[shape], maximum_iterations=depth)[0]
+            shape = [tf.TensorShape([None, trees])]
+            node = tf.while_loop(lambda _: True, advance, [node], shape_invariants=shape, maximum_iterations=depth)[0]
         return tf.gather(values, tf.gather(rows, node))
 
     return traverse
+
+
+def _packed(feature: np.ndarray, child: np.ndarray, threshold: np.ndarray) -> np.ndarray:
+    """Return int64 [nodes, 2]: column and left child, and the bits of the threshold.
+
+    A step then gathers once for a node, which halves its time.
+    """
+    where = feature.astype(np.int64) << 32 | child
+    return np.stack([where, threshold.view(np.int64)], axis=1)
 
 
 def _breadth_first(nodes: Nodes) -> tuple[np.ndarray, np.ndarray, int]:

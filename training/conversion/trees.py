@@ -23,12 +23,13 @@ def _tree_nodes(tree: Any) -> Nodes:
     """Return the nodes of a scikit-learn tree."""
     return Nodes(
         feature=tree.feature,
-        threshold=_rounded_down(tree.threshold),
+        threshold=tree.threshold,
         left=tree.children_left,
         right=tree.children_right,
         missing=np.where(tree.missing_go_to_left, forest.LEFT, forest.RIGHT),
         value=tree.value[:, 0, :],
         roots=np.array([0]),
+        narrow=True,
     )
 
 
@@ -50,12 +51,6 @@ def joined_trees(members: Iterable[tuple[Any, np.ndarray | None, np.ndarray]], *
     return joined(trees)
 
 
-def _rounded_down(threshold: np.ndarray) -> np.ndarray:
-    """Return float32 thresholds that compare float32 values as the float64 ones do."""
-    rounded = threshold.astype(np.float32)
-    return np.where(rounded > threshold, np.nextafter(rounded, np.float32(-np.inf)), rounded)
-
-
 def _forest(step: Step) -> Function:
     """Convert a tree, or the average of a forest's trees."""
     estimator = step.estimator
@@ -72,7 +67,7 @@ def _forest(step: Step) -> Function:
     return average
 
 
-def _summed(step: Step, nodes: Nodes, classes: np.ndarray, columns: int, *, strict: bool = False) -> Function:
+def _summed(step: Step, nodes: Nodes, classes: np.ndarray, columns: int) -> Function:
     """Return the sums of the leaves by class, float64 [n, C], of trees with one value.
 
     Args:
@@ -80,9 +75,8 @@ def _summed(step: Step, nodes: Nodes, classes: np.ndarray, columns: int, *, stri
       nodes: of all trees.
       classes: int [trees], to which column a tree adds.
       columns: the number of features.
-      strict: as of `leaf_values`.
     """
-    values = leaf_values(step, nodes, columns, strict=strict)
+    values = leaf_values(step, nodes, columns)
     outputs = step.variables(np.eye(classes.max() + 1)[classes])
 
     def add(x: Any) -> Any:
@@ -131,7 +125,7 @@ def _initial_scores(probabilities: Any, *, exponential: bool) -> Any:
     return logarithms - tf.reduce_mean(logarithms, axis=1, keepdims=True)
 
 
-def _treelite_nodes(step: Step, model: Any) -> Iterator[Nodes]:
+def _treelite_nodes(step: Step, model: Any, *, as_xgboost: bool) -> Iterator[Nodes]:
     """Yield the nodes of each tree of a treelite model."""
     for number in range(model.num_tree):
         tree = model.get_tree_accessor(number)
@@ -145,13 +139,15 @@ def _treelite_nodes(step: Step, model: Any) -> Iterator[Nodes]:
             missing=np.where(tree.get_field("default_left"), forest.LEFT, forest.RIGHT),
             value=tree.get_field("leaf_value").astype(np.float64)[:, np.newaxis],
             roots=np.array([0]),
+            narrow=as_xgboost,
+            strict=as_xgboost,
         )
 
 
-def _treelite_scores(step: Step, model: Any, *, strict: bool) -> Function:
+def _treelite_scores(step: Step, model: Any, *, as_xgboost: bool = False) -> Function:
     header = model.get_header_accessor()
-    nodes = joined(list(_treelite_nodes(step, model)))
-    added = _summed(step, nodes, header.get_field("class_id"), step.estimator.n_features_in_, strict=strict)
+    nodes = joined(list(_treelite_nodes(step, model, as_xgboost=as_xgboost)))
+    added = _summed(step, nodes, header.get_field("class_id"), step.estimator.n_features_in_)
     base = step.variables(header.get_field("base_scores"))
     return lambda x: added(x) + base
 
@@ -161,9 +157,7 @@ def _histogram_boosting(step: Step) -> Function:
 
     estimator = step.estimator
     step.require(estimator.is_categorical_ is None, "it has categorical features")
-    return _scores_or_probabilities(
-        step, _treelite_scores(step, treelite.sklearn.import_model(estimator), strict=False)
-    )
+    return _scores_or_probabilities(step, _treelite_scores(step, treelite.sklearn.import_model(estimator)))
 
 
 def _xgboost(step: Step) -> Function:
@@ -177,7 +171,7 @@ def _xgboost(step: Step) -> Function:
     step.require(estimator.multi_strategy != "multi_output_tree", "its leaves are vectors")
     if booster.attr("best_iteration") is not None:  # set by early stopping
         booster = booster[: estimator.best_iteration + 1]
-    scores = _treelite_scores(step, treelite.frontend.from_xgboost(booster), strict=True)
+    scores = _treelite_scores(step, treelite.frontend.from_xgboost(booster), as_xgboost=True)
     marker = float(estimator.missing)
 
     def with_missing(x: Any) -> Any:
