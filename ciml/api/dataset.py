@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ciml.datasets.definition import DatasetDefinition
     from ciml.training.data.snapshot import Snapshot, SnapshotRun
+    from ciml.training.estimators.views import View
 
 
 class Dataset:
@@ -133,6 +134,38 @@ class Dataset:
           True
         """
         return self.to_arrow(split).to_pandas()
+
+    def to_frame(self, split: Split | None = None, view: View = "flat") -> tuple[pd.DataFrame, pd.Series[int]]:
+        """Return the examples as scikit-learn takes them: a number in each cell. Needs pandas and ``ciml[train]``.
+
+        Args:
+          split: ``train``, ``dev`` or ``test``; all runs by default.
+          view: ``flat`` has a column for each window of each feature, with zeros after a run's last window; ``summary``
+            has statistics of each feature over the run's own windows. Both have ``n_windows``, and are not normalised.
+
+        Returns:
+          X float64, with the columns that `ciml.Data.train` gives to an estimator of this view; and y int64, indices
+          into `classes`. The index of both is the run id.
+
+        Raises:
+          IntegrityError: files and manifest disagree.
+
+        Example:
+          >>> X, y = dataset.to_frame("train", "summary")
+          >>> X.shape == (len(y), 10 * len(dataset.features) + 1), sorted(set(y))
+          (True, [0, 1])
+        """
+        import pandas as pd
+
+        from ciml.training.estimators.views import names_of, values_of
+
+        if view not in ("flat", "summary"):
+            raise CimlError(f"unknown view {view!r}; choose from flat, summary; to_numpy returns windows")
+        inputs, labels = self.to_numpy(split)
+        values = values_of(view, inputs, self.n_windows(split))
+        runs = pd.Index([run.run_id for run in self._runs(split)], name="run_id")
+        columns = names_of(view, self.features, self.windows)
+        return pd.DataFrame(values, runs, columns), pd.Series(labels, runs, name="label")
 
     def to_tf(self, split: Split | None = None) -> tf.data.Dataset:
         """Return the examples as a ``tf.data.Dataset`` of (float32 [L, features], int64 label), not batched.

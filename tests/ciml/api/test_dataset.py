@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import ciml
 from ciml.cli.main import cli
+from ciml.datasets.definition import Split
 from tests.ciml.api.made import RUNS, facts
 
 
@@ -72,6 +73,27 @@ def test_tables_frames_and_tensors_have_the_order_of_the_arrays(made: Path) -> N
     found = list(dataset.to_tf("test").as_numpy_iterator())
     assert np.stack([inputs for inputs, _ in found]).tobytes() == X.tobytes()
     assert [int(label) for _, label in found] == y.tolist()
+
+
+@pytest.mark.parametrize("split", [None, "train", "test"])
+def test_frames_for_scikit_learn_have_a_named_number_in_each_cell(made: Path, split: Split | None) -> None:
+    dataset = ciml.open(made / "data").dataset("status")
+    inputs, labels = dataset.to_numpy(split)
+    X, y = dataset.to_frame(split)
+    assert list(X.index) == list(y.index) == dataset.facts(split)["run_id"].to_pylist()
+    assert (y.tolist(), X["n_windows"].tolist()) == (labels.tolist(), dataset.n_windows(split).tolist())
+    for position, feature in enumerate(dataset.features):
+        columns = [name for name in X.columns if name.startswith(feature)]
+        assert len(columns) == dataset.windows
+        assert (X[columns].to_numpy() == inputs[:, :, position]).all()
+    assert X.shape[1] == dataset.windows * len(dataset.features) + 1
+    summary, same_y = dataset.to_frame(split, "summary")
+    assert same_y.equals(y)
+    counts = dataset.n_windows(split)
+    means = [inputs[row, :count, 0].astype(float).mean() for row, count in enumerate(counts)]
+    assert summary.iloc[:, 0].tolist() == pytest.approx(means, rel=1e-12)
+    with pytest.raises(ciml.CimlError, match="unknown view 'windows'; choose from flat, summary"):
+        dataset.to_frame(split, "windows")
 
 
 def test_wrong_names_are_named(made: Path, folder: Path) -> None:

@@ -23,6 +23,7 @@ from ciml.serving.registry import Decision, Registry
 from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.ciml.api.made import RUNS, write_log
 from tests.pipelines.predict.predicting import batch
+from tests.project.test_startup import HEAVY, loaded_by
 
 
 def streamed(folder: Path) -> dict[str, dict[str, object]]:
@@ -64,6 +65,15 @@ def test_python_the_command_and_the_stream_agree(served: Path) -> None:
         }  # fmt: skip
     # And the answers are no constant: they are right for held-out runs.
     assert sum((one.class_name == "failed") == (number % 2 == 1) for number, one in enumerate(by_file)) > 0.9 * RUNS
+
+
+def test_predictions_import_no_tensorflow_in_this_process(served: Path) -> None:
+    code = f"""
+import ciml
+with ciml.open({str(served / "data")!r}).model("status") as model:
+    assert model.predict({str(served / "logs" / "unit-001.csv")!r}).class_name == "failed"
+"""
+    assert loaded_by(code, (*HEAVY, "scipy", "starlette")) == set()
 
 
 def test_every_form_of_a_run_has_the_same_answer(served: Path, tmp_path: Path) -> None:
