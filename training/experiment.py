@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, field
@@ -16,6 +16,8 @@ from ciml.settings import Settings, check_name
 NORMALISATION = 2
 #: Coverage of the sets of verdicts, unless an experiment says otherwise.
 COVERAGE = 0.9
+#: Nesting of parameters: a search of a pipeline of a union of estimators has a dozen.
+_MAX_DEPTH = 40
 _CALIBRATION_KEYS = frozenset({"calibration", "coverage"})
 #: Aliases of estimators. TensorFlow no longer has the classes of these names.
 ALIASES = {"tf.estimator.DNNClassifier": "dnn", "DNNClassifier": "dnn", "tf.contrib.learn.SVM": "svm"}
@@ -26,7 +28,9 @@ class Experiment(Settings, frozen=True, kw_only=True):
 
     Attributes:
       name: the experiment's name.
-      estimator: a name of `ciml.training.estimators.ESTIMATORS`; ``tf.estimator.DNNClassifier`` means ``dnn``.
+      estimator: a name of `ciml.training.estimators.ESTIMATORS`; the name of a class of scikit-learn; or
+        ``package.module:name``, a class with its interface or a function (shape, classes) that returns a Keras model.
+        ``tf.estimator.DNNClassifier`` means ``dnn``.
       hidden_layers: units (or filters) of each hidden layer. Two suffice for some hundred runs.
       activation: of the hidden layers.
       dropout: share of the units dropped before each hidden layer but the first.
@@ -46,7 +50,11 @@ class Experiment(Settings, frozen=True, kw_only=True):
         ``isotonic``, or ``auto`` by the number of runs. None leaves the network's own.
       coverage: with ``calibration``: the share of runs whose class shall be in the set of a verdict.
       seed: of weights, order and dropout. Equal seed and snapshot give the same model.
-      parameters: of an estimator of scikit-learn, by scikit-learn's names.
+      parameters: of a class or a function, by its own names; ``step__name`` for one of a part. An estimator among them
+        is a table of ``class`` and ``parameters``.
+      view: what a class of scikit-learn's interface gets of a run: ``windows``, ``flat`` or ``summary``; see
+        `ciml.training.estimators.views`. None: what the estimator gets by default.
+      packages: versions of the packages of a class, by name: part of what identifies the experiment.
     """
 
     title: ClassVar[str] = "experiment"
@@ -70,12 +78,17 @@ class Experiment(Settings, frozen=True, kw_only=True):
     calibration: Literal["auto", "temperature", "isotonic"] | None = None
     coverage: Annotated[float, Meta(ge=0.5, lt=1.0)] = COVERAGE
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
-    parameters: dict[str, bool | int | float | str | None] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    view: Literal["windows", "flat", "summary"] | None = None
+    packages: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all keys; without a calibration, those of versions that had none, so that digests stay the same."""
+        """Return the keys; without those that older versions lack where they have no effect: digests stay the same."""
         value = super().to_json()
-        return value if self.calibration else {key: item for key, item in value.items() if key not in _CALIBRATION_KEYS}
+        unset = {key for key in ("view", "packages") if not value[key]}
+        if not self.calibration:
+            unset |= _CALIBRATION_KEYS
+        return {key: item for key, item in value.items() if key not in unset}
 
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -90,8 +103,7 @@ class Experiment(Settings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        named = ((f"parameters.{name}", value) for name, value in self.parameters.items())
-        for key, value in (("learning_rate", self.learning_rate), ("l2", self.l2), *named):
+        for key, value in (("learning_rate", self.learning_rate), ("l2", self.l2), *_leaves(self.parameters)):
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{key}: expected a finite number")
         if self.calibration and self.early_stopping is not None:
@@ -100,6 +112,20 @@ class Experiment(Settings, frozen=True, kw_only=True):
             raise ValueError("coverage: requires calibration")
         if any(units < 1 for units in self.hidden_layers):
             raise ValueError("hidden_layers: each hidden layer needs at least one unit")
+
+
+def _leaves(value: Any, path: str = "parameters", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield the values in a tree of JSON, each with its path. Raises `ValueError` for a tree that is too deep."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"{path:.80}: nested more than {_MAX_DEPTH} times")
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _leaves(item, f"{path}.{name}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{path}.{number}", depth + 1)
+    else:
+        yield path, value
 
 
 def refresh_key(snapshot: str, experiment: Experiment) -> str:

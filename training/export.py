@@ -1,7 +1,7 @@
-"""Exports a trained model, with tf.Transform's normalisation inside, as a SavedModel for TensorFlow Serving.
+"""Exports a fitted estimator as a SavedModel of plain operations for TensorFlow Serving.
 
-The export contains the graph that tf.Transform wrote for the training data, so training and serving cannot differ. The
-model takes runs prepared by `ciml.transforms.examples.prepare.prepare`.
+The model takes runs prepared by `ciml.transforms.examples.prepare.prepare`. If the estimator learned normalised inputs,
+the export contains the graph that tf.Transform wrote for the training data, so training and serving cannot differ.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from ciml.training.conversion.step import Variables
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.serving.description import CLASSIFY
 from ciml.tensorflow import load_tensorflow
 from ciml.training.calibration.calibrators import Calibrator
+from ciml.training.estimators.base import Fitted
 from ciml.training.signatures import described_signatures
 
 SERVING = "serving_default"
@@ -32,9 +34,13 @@ WARMUP = "assets.extra/tf_serving_warmup_requests"
 _WARMUP_CALLS = ((SERVING, 1), (SERVING, 32), (CLASSIFY, 1))
 
 
+#: Normalises a tensor ``inputs`` float32 [batch, L, F].
+Normalise = Callable[[Any], Any]
+
+
 def export(
-    model: Any,
-    transform_folder: Path,
+    fitted: Fitted,
+    normalise: Normalise | None,
     resolved: ResolvedDefinition,
     folder: Path,
     *,
@@ -52,8 +58,9 @@ def export(
       ``classify`` and ``describe``: see `ciml.training.signatures`.
 
     Args:
-      model: a Keras model over normalised inputs.
-      transform_folder: the transform written by `ciml.training.data.materialise`.
+      fitted: the estimator.
+      normalise: normalises its inputs, for an estimator that takes them so: `transform_of` or
+        `ciml.training.normalise.Normalisation.graph`.
       resolved: the definition, stored as ``assets/definition.json``.
       folder: the folder to create; must not exist.
       name: the model's name, for the warm-up requests.
@@ -62,9 +69,12 @@ def export(
 
     Returns:
       ``folder``.
+
+    Raises:
+      ConversionError: a step of the estimator cannot be converted; the message names it.
     """
     tf = load_tensorflow()
-    module = _module(model, transform_folder, resolved, calibrator)
+    module = _module(fitted, normalise, resolved, calibrator)
     staging = folder.with_name(f"{folder.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
     signatures = {
@@ -85,59 +95,59 @@ def export(
     return folder
 
 
-def _module(
-    model: Any, transform_folder: Path, resolved: ResolvedDefinition, calibrator: Calibrator | None = None
-) -> Any:
-    tf = load_tensorflow()
+def transform_of(transform_folder: Path) -> Normalise:
+    """Return the transform that `ciml.training.data.materialise` wrote."""
     import tensorflow_transform as tft
 
+    tf = load_tensorflow()
+    transform = tft.TFTransformOutput(str(transform_folder))
+
+    def normalise(inputs: Any) -> Any:
+        # The transform requires the other columns of an example; the model does not use them.
+        nothing = tf.zeros([tf.shape(inputs)[0]], tf.int64)
+        raw = {"inputs": inputs, "n_windows": nothing, "label": nothing, "ordinal": nothing}
+        return transform.transform_raw_features(raw)["inputs"]
+
+    return normalise
+
+
+def _module(
+    fitted: Fitted, normalise: Normalise | None, resolved: ResolvedDefinition, calibrator: Calibrator | None
+) -> Any:
+    tf = load_tensorflow()
     windows = resolved.windows
     features = len(resolved.features)
-    transform = tft.TFTransformOutput(str(transform_folder))
     spec: dict[str, Any] = {feature: tf.io.FixedLenFeature([windows], tf.float32) for feature in resolved.features}
     spec["n_windows"] = tf.io.FixedLenFeature([], tf.int64)
+    variables = Variables()
+    graph = fitted.graph(variables)
 
     class Served(tf.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
-            # Own variables: the export contains no Keras objects and no optimizer.
-            self.trainable = _variables(model.trainable_variables, "trainable")
-            self.fixed = _variables(model.non_trainable_variables, "fixed")
+            self.stored = variables.all  # only tracked variables are saved
 
         def probabilities(self, inputs: Any, n_windows: Any) -> Any:
-            # The transform requires label and ordinal; the model does not use them.
-            nothing = tf.zeros_like(n_windows, tf.int64)
-            raw = {"inputs": inputs, "n_windows": tf.cast(n_windows, tf.int64), "label": nothing, "ordinal": nothing}
-            normalised = transform.transform_raw_features(raw)
-            rows = {"inputs": normalised["inputs"], "n_windows": n_windows}
-            answers, _ = model.stateless_call(self.trainable, self.fixed, rows, training=False)
-            answers = tf.cast(answers, tf.float32)
+            answers = tf.cast(graph(inputs if normalise is None else normalise(inputs), n_windows), tf.float32)
             return {"probabilities": answers if calibrator is None else calibrator.graph(answers)}
 
         @tf.function(
             input_signature=[
                 tf.TensorSpec([None, windows, features], tf.float32, "inputs"),
                 tf.TensorSpec([None], tf.int32, "n_windows"),
-            ]
+            ],
+            autograph=False,
         )
         def serve(self, inputs: Any, n_windows: Any) -> Any:
             return self.probabilities(inputs, n_windows)
 
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")])
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")], autograph=False)
         def serve_examples(self, examples: Any) -> Any:
             rows = tf.io.parse_example(examples, spec)
             inputs = tf.stack([rows[feature] for feature in resolved.features], axis=2)
             return self.probabilities(inputs, tf.cast(rows["n_windows"], tf.int32))
 
     return Served()
-
-
-def _variables(weights: Sequence[Any], kind: str) -> list[Any]:
-    tf = load_tensorflow()
-    return [
-        tf.Variable(weight.numpy(), trainable=kind == "trainable", name=f"{kind}_{number}")
-        for number, weight in enumerate(weights)
-    ]
 
 
 def _write_warmup(path: Path, resolved: ResolvedDefinition, name: str) -> None:

@@ -77,6 +77,16 @@ class Normalisation:
         normalised: np.ndarray = np.divide(distance, self.width, out=distance, where=informative).astype(np.float32)
         return normalised
 
+    def graph(self, inputs: Any) -> Any:
+        """Return `apply` of a tensor float32 [n, L, F]."""
+        from ciml.tensorflow import load_tensorflow
+
+        tf = load_tensorflow()
+        informative = self.width > 0.0
+        width = np.where(informative, self.width, 1.0)
+        shares = (tf.cast(inputs, tf.float64) - np.asarray(self.mean, np.float64)) / width
+        return tf.cast(tf.where(informative, shares, tf.zeros_like(shares)), tf.float32)
+
 
 def transform_digest() -> str:
     """Return the hex sha256 of the rule, the source of `normalise` and the library versions.

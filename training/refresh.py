@@ -31,7 +31,7 @@ from ciml.storage.json_files import seal
 from ciml.training.data.analysis_cache import AnalysisCache
 from ciml.training.data.materialise import materialise
 from ciml.training.data.snapshot import RECORDS_FOLDER, Snapshot, make_snapshot, write_snapshot
-from ciml.training.estimators import check_use
+from ciml.training.estimators import check_use, estimator_of, identified
 from ciml.training.evaluation.candidate import Champion
 from ciml.training.evaluation.gate import GatePolicy, decide
 from ciml.training.experiment import NORMALISATION, Experiment, metrics_path, refresh_key
@@ -63,6 +63,7 @@ class TrainConfig:
       gate: the requirements on a candidate.
       label: the label of a pushed version; ``stable`` makes it the champion.
       lineage: whether OpenLineage events are sent.
+      allow_modules: modules of estimators that may be imported; see `ciml.training.estimators.estimator_of`.
     """
 
     data: DataRoot
@@ -73,6 +74,7 @@ class TrainConfig:
     gate: GatePolicy = field(default_factory=GatePolicy)
     label: str = STABLE
     lineage: bool = False
+    allow_modules: tuple[str, ...] = ()
 
 
 class ModelLockedError(CimlError):
@@ -152,6 +154,7 @@ def refresh(
       IntegrityError: if the stored data are inconsistent.
     """
     model = config.model
+    experiment = identified(config.experiment)
     timer = _StepTimer(progress)
     trainer = config.data.trainer(model)
     dataset = config.data.dataset(config.dataset)
@@ -159,8 +162,8 @@ def refresh(
     with timer("snapshot"), lineage.step(f"snapshot.{model}", lambda: dataset_description) as step:
         snapshot = make_snapshot(dataset, config.trust)
         step.describe(partial(_describe_snapshot, dataset, snapshot, model))
-        check_use(config.experiment, snapshot.resolved, served=True)
-        key = refresh_key(snapshot.digest, config.experiment)
+        check_use(experiment, snapshot.resolved, config.allow_modules, served=True)
+        key = refresh_key(snapshot.digest, experiment)
         if key == last_key:
             return Skipped("nothing new: same runs and same experiment as the last candidate", snapshot)
         write_snapshot(trainer, snapshot)
@@ -168,7 +171,7 @@ def refresh(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     describe_training = partial(_describe_training, dataset, snapshot, model, champion)
     with _locked(folder, model), lineage.step(f"train.{model}", describe_training) as step:
-        candidate = _train_candidate(config, dataset, snapshot, champion, folder / key, timer)
+        candidate = _train_candidate(config, experiment, dataset, snapshot, champion, folder / key, timer)
         write_metrics(trainer, key, candidate.metrics)
         output = Data(config.data.candidates(model), key)
         step.describe(lambda: _describe_candidate(describe_training().inputs, output, candidate))
@@ -206,35 +209,43 @@ def _locked(folder: Path, model: str) -> Iterator[None]:
 
 def _train_candidate(
     config: TrainConfig,
+    experiment: Experiment,
     dataset: StoredDataset,
     snapshot: Snapshot,
     champion: Champion | None,
     folder: Path,
     timer: _StepTimer,
 ) -> Candidate:
-    """Materialise, train, calibrate, export and evaluate in a folder, and let the gate decide."""
-    experiment = config.experiment
+    """Train, calibrate, export and evaluate in a folder, and let the gate decide."""
     with timer("import"):
         import ciml.training.data.materialise_beam  # noqa: F401  (so that its time does not count for materialise)
         from ciml.training.calibration.calibrate import calibrate_on_dev
         from ciml.training.evaluation.candidate import assess
-        from ciml.training.export import export, load_exported
-        from ciml.training.train import predict_in_memory, train
+        from ciml.training.export import export, load_exported, transform_of
+        from ciml.training.train import NormalisedRows, RecordedRows, TrainingRows, predict_in_memory, train
     resolved = snapshot.resolved
-    with timer("materialise"):
-        cache = AnalysisCache(config.data.trainer(config.model).child("analyses"))
-        materialised = materialise(dataset.store, snapshot, folder, cache=cache)
+    rows: TrainingRows = RecordedRows(dataset.store, snapshot)
+    normalise = None
+    analyses = {"analysed": 0, "cached": 0}
+    if estimator_of(experiment, config.allow_modules).normalises:
+        with timer("materialise"):
+            cache = AnalysisCache(config.data.trainer(config.model).child("analyses"))
+            materialised = materialise(dataset.store, snapshot, folder, cache=cache)
+            rows = NormalisedRows(materialised, resolved)
+            normalise = transform_of(materialised.transform_folder)
+            analyses = {"analysed": materialised.analysed, "cached": materialised.cached}
     with timer("train"):
-        trained = train(experiment, materialised, resolved, dev_from_train=snapshot.dev_from_train)
+        dev_from_train = snapshot.dev_from_train
+        fitted = train(experiment, rows, resolved, dev_from_train=dev_from_train, allow_modules=config.allow_modules)
     calibrated = None
     if experiment.calibration is not None:
         with timer("calibrate"):
-            dev = predict_in_memory(trained.model, materialised, resolved, "dev")
+            dev = predict_in_memory(fitted, rows, "dev")
             calibrated = calibrate_on_dev(dataset.store, snapshot, experiment, dev)
     with timer("export"):
         saved = export(
-            trained.model,
-            materialised.transform_folder,
+            fitted,
+            normalise,
             resolved,
             folder / "model",
             name=config.model,
@@ -243,15 +254,14 @@ def _train_candidate(
         )
         exported = load_exported(saved)
     with timer("evaluate"):
-        figures = assess(
-            dataset, snapshot, materialised, trained.model, exported, experiment, champion, config.gate, calibrated
-        )
+        in_memory = predict_in_memory(fitted, rows, "test")
+        figures = assess(dataset, snapshot, in_memory, exported, experiment, champion, config.gate, calibrated)
     decision = decide(figures, config.gate, has_champion=champion is not None)
     metrics = {
         **figures,
-        "training": trained.to_json(),
+        "training": fitted.to_json(),
         "snapshot": {**snapshot.summary(), "dataset": snapshot.dataset},
-        "materialised": {"analysed": materialised.analysed, "cached": materialised.cached},
+        "materialised": analyses,
         "experiment": experiment.to_json(),
         "normalisation": NORMALISATION,
         "gate": config.gate.to_json(),

@@ -1,19 +1,25 @@
-"""Trains an experiment on normalised TFRecord files."""
+"""Trains an experiment on the runs of a snapshot: on normalised TFRecord files, or on the rows as recorded."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import NoTrainingDataError
+from ciml.storage import Store
 from ciml.tensorflow import load_tensorflow
+from ciml.training.data.examples import read_snapshot_examples
 from ciml.training.data.materialise import Materialised
-from ciml.training.data.snapshot import Role
-from ciml.training.estimators import Rows, build_model
-from ciml.training.estimators.networks import Batches, Resident, Streamed, Trained, fit_network
+from ciml.training.data.snapshot import Role, Snapshot
+from ciml.training.estimators import Fitted, Rows, Training, estimator_of
+from ciml.training.estimators.networks import Streamed
 from ciml.training.experiment import Experiment
 
 #: Inputs up to this size, bytes, are kept in memory; larger ones are read in each epoch.
@@ -48,21 +54,79 @@ def records(materialised: Materialised, resolved: ResolvedDefinition, *roles: Ro
     return dataset.apply(tf.data.experimental.assert_cardinality(count))
 
 
+class TrainingRows(Protocol):
+    """The rows of a snapshot as its estimator takes them.
+
+    Attributes:
+      counts: number of rows by role.
+    """
+
+    counts: Mapping[Role, int]
+
+    def rows(self, *roles: Role) -> Rows:
+        """Read the rows of the given roles."""
+
+    def streamed(self, *roles: Role) -> Any:
+        """Return the rows as `records` does; None if only `rows` is possible."""
+
+
+@dataclass(frozen=True)
+class NormalisedRows:
+    """`TrainingRows` of materialised files, in the files' order."""
+
+    materialised: Materialised
+    resolved: ResolvedDefinition
+
+    @property
+    def counts(self) -> Mapping[Role, int]:
+        return self.materialised.counts
+
+    def rows(self, *roles: Role) -> Rows:
+        batches = self.streamed(*roles).batch(1024).as_numpy_iterator()
+        parts = [(features["inputs"], features["n_windows"], labels) for features, labels in batches]
+        shape = (0, self.resolved.windows, len(self.resolved.features))
+        parts.append((np.zeros(shape, np.float32), np.zeros(0, np.int32), np.zeros(0, np.int64)))
+        return Rows(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def streamed(self, *roles: Role) -> Any:
+        return records(self.materialised, self.resolved, *roles)
+
+
+@dataclass(frozen=True)
+class RecordedRows:
+    """`TrainingRows` of a data set as they were recorded, in the snapshot's order."""
+
+    store: Store
+    snapshot: Snapshot
+
+    @cached_property
+    def counts(self) -> Mapping[Role, int]:
+        return Counter(run.role for run in self.snapshot.runs())
+
+    def rows(self, *roles: Role) -> Rows:
+        return read_snapshot_examples(self.store, self.snapshot, *roles)[1]
+
+    def streamed(self, *roles: Role) -> Any:
+        return None
+
+
 def train(
     experiment: Experiment,
-    materialised: Materialised,
+    source: TrainingRows,
     resolved: ResolvedDefinition,
     *,
     dev_from_train: bool = True,
+    allow_modules: Collection[str] = (),
     tensorboard: Path | None = None,
-) -> Trained:
-    """Train the experiment's network. Deterministic.
+) -> Fitted:
+    """Train the experiment's estimator. Deterministic.
 
     Args:
       experiment: the experiment to train.
-      materialised: the normalised examples.
+      source: the examples, normalised if the estimator takes them so.
       resolved: their definition.
       dev_from_train: whether dev was taken from train. Without early stopping, those runs are trained on too.
+      allow_modules: see `ciml.training.estimators.estimator_of`.
       tensorboard: folder of TensorBoard event files; None writes none.
 
     Raises:
@@ -70,35 +134,34 @@ def train(
     """
     stopping = experiment.early_stopping is not None
     roles = trained_roles(experiment, dev_from_train=dev_from_train)
-    count = sum(materialised.counts[role] for role in roles)
+    count = sum(source.counts[role] for role in roles)
     if count == 0:
         raise NoTrainingDataError("no training runs")
-    if stopping and materialised.counts["dev"] == 0:
+    if stopping and source.counts["dev"] == 0:
         raise NoTrainingDataError(
             "early stopping needs dev runs, but the snapshot has none; give dev a weight in tdt_split"
         )
-    model = build_model(experiment, resolved.windows, len(resolved.features), len(resolved.classes))
-    batches: Batches
-    if count * resolved.windows * len(resolved.features) * 4 <= _MAX_RESIDENT_BYTES:
-        batches = Resident(_rows(materialised, resolved, *roles), experiment.batch_size, experiment.seed)
-    else:
-        read = records(materialised, resolved, *roles)
-        counts = np.bincount(np.fromiter((int(label) for _, label in read.as_numpy_iterator()), np.int64))
-        shuffled = read.shuffle(min(count, 50_000), seed=experiment.seed, reshuffle_each_iteration=True)
-        batches = Streamed(shuffled, counts, experiment.batch_size)
-    dev = _rows(materialised, resolved, "dev") if stopping else None
-    return fit_network(experiment, model, batches, dev, tensorboard=tensorboard)
+    estimator = estimator_of(experiment, allow_modules)
+    rows: Any = None
+    if estimator.streams and count * resolved.windows * len(resolved.features) * 4 > _MAX_RESIDENT_BYTES:
+        rows = _streamed(source.streamed(*roles), count, experiment)
+    if rows is None:
+        rows = source.rows(*roles)
+    dev = source.rows("dev") if stopping else None
+    classes = len(resolved.classes)
+    return estimator.fit(experiment, Training(rows, dev, classes, resolved.features, tensorboard))
 
 
-def _rows(materialised: Materialised, resolved: ResolvedDefinition, *roles: Role) -> Rows:
-    """Read the normalised examples of the given roles, in the files' order."""
-    batches = records(materialised, resolved, *roles).batch(1024).as_numpy_iterator()
-    columns = zip(*((features["inputs"], features["n_windows"], labels) for features, labels in batches), strict=True)
-    return Rows(*map(np.concatenate, columns))
+def _streamed(read: Any, count: int, experiment: Experiment) -> Streamed | None:
+    """Return rows that do not fit into memory, in batches; None if they can only be read at once."""
+    if read is None:
+        return None
+    counts = np.bincount(np.fromiter((int(label) for _, label in read.as_numpy_iterator()), np.int64))
+    shuffled = read.shuffle(min(count, 50_000), seed=experiment.seed, reshuffle_each_iteration=True)
+    return Streamed(shuffled, counts, experiment.batch_size)
 
 
-def predict_in_memory(model: Any, materialised: Materialised, resolved: ResolvedDefinition, role: Role) -> np.ndarray:
-    """Predict float32 [n, C] for the normalised examples of a role, in the files' order."""
-    rows = records(materialised, resolved, role).batch(1024)
-    parts = [np.asarray(model(inputs, training=False)) for inputs, _ in rows]
-    return np.concatenate(parts) if parts else np.zeros((0, len(resolved.classes)), np.float32)
+def predict_in_memory(fitted: Fitted, source: TrainingRows, role: Role) -> np.ndarray:
+    """Predict float [n, C] for the examples of a role, in the source's order."""
+    rows = source.rows(role)
+    return fitted.predict(rows.inputs, rows.n_windows)

@@ -9,12 +9,13 @@ import pytest
 
 from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.telemetry import telemetry_columns
-from ciml.training.estimators import Rows, build_model, fit
+from ciml.training.estimators import Rows, fit
 from ciml.training.estimators.networks import optimizer_of
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
 from ciml.transforms.examples.prepare import prepare_many
 from tests.bench.measuring import real_runs, report_ratio, seconds
+from tests.training.networks import build_model
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 

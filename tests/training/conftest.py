@@ -14,8 +14,9 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.training.data.materialise import Materialised, materialise
 from ciml.training.data.snapshot import Snapshot, make_snapshot
+from ciml.training.estimators.networks import Trained
 from ciml.training.experiment import Experiment
-from ciml.training.train import Trained, train
+from ciml.training.train import NormalisedRows, train
 from ciml.trust import TrustPolicy
 from tests.runs.scenes import RawStore
 from tests.shared import shared
@@ -84,4 +85,9 @@ QUICK = Experiment(hidden_layers=(32,), epochs=60, learning_rate=0.005)
 
 @pytest.fixture(scope="session")
 def trained(materialised: Materialised, snapshot: Snapshot) -> Trained:
-    return train(QUICK, materialised, snapshot.resolved, dev_from_train=snapshot.dev_from_train)
+    return train(
+        QUICK,
+        NormalisedRows(materialised, snapshot.resolved),
+        snapshot.resolved,
+        dev_from_train=snapshot.dev_from_train,
+    )

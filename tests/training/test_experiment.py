@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from ciml.errors import CimlError
-from ciml.training.estimators import ESTIMATORS, build_model
+from ciml.training.estimators import ESTIMATORS
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.experiment import Experiment, refresh_key
 from ciml.training.train import trained_roles
+from tests.training.networks import build_model
 
 
 def test_the_originals_estimator_and_layers_mean_the_same_network():

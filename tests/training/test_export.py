@@ -20,8 +20,9 @@ from ciml.tensorflow import load_tensorflow
 from ciml.training.data.examples import Examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
-from ciml.training.export import export, load_exported
-from ciml.training.train import Trained, predict_in_memory
+from ciml.training.estimators.networks import Trained
+from ciml.training.export import export, load_exported, transform_of
+from ciml.training.train import NormalisedRows, predict_in_memory
 from ciml.transforms.examples.prepare import prepare_many
 from tests.durable import Steps
 from tests.training.data.test_materialise import directly, of_split
@@ -37,7 +38,7 @@ def folder(
     trained: Trained, materialised: Materialised, snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     where = tmp_path_factory.mktemp("export") / "model"
-    return export(trained.model, materialised.transform_folder, snapshot.resolved, where, name="providers")
+    return export(trained, transform_of(materialised.transform_folder), snapshot.resolved, where, name="providers")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_the_model_in_memory_both_signatures_and_the_model_server_answer_the_sam
     answers = model.predict(tested.inputs, tested.n_windows)
     assert (answers.shape, answers.dtype) == ((len(tested), 2), np.float32)
     assert np.abs(answers.sum(axis=1) - 1).max() <= 1e-5
-    in_memory = predict_in_memory(trained.model, materialised, snapshot.resolved, "test")
+    in_memory = predict_in_memory(trained, NormalisedRows(materialised, snapshot.resolved), "test")
     inputs = directly(of_split(DataRoot.open(made), snapshot, "train").inputs, tested.inputs).astype(np.float32)
     by_numpy = np.asarray(trained.model({"inputs": inputs, "n_windows": tested.n_windows}, training=False))
     serialized = []
@@ -140,7 +141,9 @@ def test_an_export_that_dies_leaves_no_model_and_is_repeated(
 ):
     def again(before: int | None) -> list[str]:
         with Steps(str(tmp_path), before).recording() as steps:
-            export(trained.model, materialised.transform_folder, snapshot.resolved, tmp_path / "model", name="m")
+            export(
+                trained, transform_of(materialised.transform_folder), snapshot.resolved, tmp_path / "model", name="m"
+            )
         return steps.steps
 
     assert again(before=1) == ["delete model.staging/"]

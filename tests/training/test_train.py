@@ -10,7 +10,8 @@ from ciml.errors import CimlError
 from ciml.tensorflow import load_tensorflow
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
-from ciml.training.train import Trained, predict_in_memory, records, train
+from ciml.training.estimators.networks import Trained
+from ciml.training.train import NormalisedRows, predict_in_memory, records, train
 from tests.training.conftest import QUICK
 
 
@@ -29,8 +30,13 @@ def test_it_learns_the_same_with_one_seed_and_reports_its_training(
     assert len(trained.history["loss"]) == 60
     assert trained.history["accuracy"][-1] > 0.9
     assert trained.history["loss"][-1] < trained.history["loss"][0] / 2
-    again = train(QUICK, materialised, snapshot.resolved, dev_from_train=True)
-    other = train(QUICK.replace(seed=1, epochs=1), materialised, snapshot.resolved, dev_from_train=True)
+    again = train(QUICK, NormalisedRows(materialised, snapshot.resolved), snapshot.resolved, dev_from_train=True)
+    other = train(
+        QUICK.replace(seed=1, epochs=1),
+        NormalisedRows(materialised, snapshot.resolved),
+        snapshot.resolved,
+        dev_from_train=True,
+    )
     for one, two in zip(weights(trained), weights(again), strict=True):
         np.testing.assert_array_equal(one, two)
     assert again.history == trained.history
@@ -45,7 +51,9 @@ def test_it_stops_at_the_first_limit_of_steps_and_epochs(
     materialised: Materialised, snapshot: Snapshot, steps: int | None, epochs: int, want: tuple[int, int]
 ):
     experiment = QUICK.replace(steps=steps, epochs=epochs, hidden_layers=())
-    done = train(experiment, materialised, snapshot.resolved, dev_from_train=True)  # two batches an epoch
+    done = train(
+        experiment, NormalisedRows(materialised, snapshot.resolved), snapshot.resolved, dev_from_train=True
+    )  # two batches an epoch
     assert (done.epochs, done.steps) == want
     assert len(done.history["loss"]) == want[0]
     assert int(done.model.optimizer.iterations) == want[1]
@@ -53,12 +61,12 @@ def test_it_stops_at_the_first_limit_of_steps_and_epochs(
 
 def test_early_stopping_uses_dev_runs_and_restores_the_best_epoch(materialised: Materialised, snapshot: Snapshot):
     experiment = QUICK.replace(early_stopping=3, epochs=200, learning_rate=0.03, l2=0.0)
-    done = train(experiment, materialised, snapshot.resolved, dev_from_train=True)
+    done = train(experiment, NormalisedRows(materialised, snapshot.resolved), snapshot.resolved, dev_from_train=True)
     losses = done.history["val_loss"]
     assert done.runs == materialised.counts["train"]
     assert done.epochs < 200
     assert done.best_epoch == done.epochs - 3 == int(np.argmin(losses)) + 1
-    probabilities = predict_in_memory(done.model, materialised, snapshot.resolved, "dev")
+    probabilities = predict_in_memory(done, NormalisedRows(materialised, snapshot.resolved), "dev")
     labels = [label for _, label in records(materialised, snapshot.resolved, "dev").as_numpy_iterator()]
     loss = -np.log(probabilities[np.arange(len(labels)), labels]).mean()
     assert loss == pytest.approx(min(losses), abs=1e-4)
@@ -67,7 +75,12 @@ def test_early_stopping_uses_dev_runs_and_restores_the_best_epoch(materialised: 
 def test_a_file_that_lost_records_ends_training(materialised: Materialised, snapshot: Snapshot):
     more = {**materialised.counts, "train": materialised.counts["train"] + 1}
     with pytest.raises(load_tensorflow().errors.OpError, match="expected to contain 85 elements but contained only 84"):
-        train(QUICK, replace(materialised, counts=more), snapshot.resolved, dev_from_train=False)
+        train(
+            QUICK,
+            NormalisedRows(replace(materialised, counts=more), snapshot.resolved),
+            snapshot.resolved,
+            dev_from_train=False,
+        )
 
 
 def test_no_training_runs_and_no_dev_runs_are_errors(materialised: Materialised, snapshot: Snapshot):
@@ -77,13 +90,26 @@ def test_no_training_runs_and_no_dev_runs_are_errors(materialised: Materialised,
     ):
         counts = {**materialised.counts, **lacking}
         with pytest.raises(CimlError, match=line):
-            train(experiment, replace(materialised, counts=counts), snapshot.resolved, dev_from_train=True)
+            train(
+                experiment,
+                NormalisedRows(replace(materialised, counts=counts), snapshot.resolved),
+                snapshot.resolved,
+                dev_from_train=True,
+            )
 
 
 def test_class_weights_schedule_and_tensorboard(materialised: Materialised, snapshot: Snapshot, tmp_path: Path):
     experiment = QUICK.replace(class_weights="balanced", schedule="cosine", epochs=5)
-    done = train(experiment, materialised, snapshot.resolved, dev_from_train=True, tensorboard=tmp_path / "events")
-    plain = train(QUICK.replace(epochs=5), materialised, snapshot.resolved, dev_from_train=True)
+    done = train(
+        experiment,
+        NormalisedRows(materialised, snapshot.resolved),
+        snapshot.resolved,
+        dev_from_train=True,
+        tensorboard=tmp_path / "events",
+    )
+    plain = train(
+        QUICK.replace(epochs=5), NormalisedRows(materialised, snapshot.resolved), snapshot.resolved, dev_from_train=True
+    )
     assert float(done.model.optimizer.learning_rate) == pytest.approx(0.0, abs=1e-9)
     (file,) = (tmp_path / "events").iterdir()
     events = [event for event in load_tensorflow().compat.v1.train.summary_iterator(str(file)) if event.summary.value]

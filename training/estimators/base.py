@@ -1,18 +1,27 @@
-"""The interface of estimators: rows in, probabilities out."""
+"""The interface of estimators: rows in, probabilities out, and a graph that gives the same probabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ciml.progress import Progress
+from ciml.tensorflow import load_tensorflow
+from ciml.training.experiment import Experiment
+
 if TYPE_CHECKING:
     from typing import Self
 
+    from ciml.training.conversion.step import Variables
+
 #: Called after each epoch, from 1, with the network's present state. An exception from it ends the training.
 Watch = Callable[[int, "Fitted"], None]
+#: From tensors ``inputs`` float32 [batch, L, F] and ``n_windows`` int32 [batch] to probabilities float [batch, C].
+Graph = Callable[[Any, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -20,7 +29,7 @@ class Rows:
     """Examples as arrays.
 
     Attributes:
-      inputs: float32 [n, L, F]; normalised for estimators unless they summarise.
+      inputs: float32 [n, L, F]; normalised for estimators that take them so.
       n_windows: int32 [n], number of the run's own windows; the rest is padding.
       labels: int64 [n].
     """
@@ -38,13 +47,94 @@ class Rows:
 
 
 class Fitted(Protocol):
-    """A fitted estimator."""
+    """A fitted estimator. Its inputs are prepared as for fitting: `Estimator.normalises` says whether normalised."""
 
     def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
-        """Predict float [n, C] from inputs float32 [n, L, F], prepared as for fitting, and n_windows int32 [n]."""
+        """Predict float [n, C] from inputs float32 [n, L, F] and n_windows int32 [n]."""
+
+    def graph(self, variables: Variables) -> Graph:
+        """Return the same function as TensorFlow operations, for an export.
+
+        Args:
+          variables: keeps the arrays of the function, so that the export stores each once.
+
+        Raises:
+          ConversionError: a step of the estimator has no conversion; the message names it.
+        """
 
     def to_json(self) -> dict[str, Any]:
         """Return training details as JSON: the number of ``runs``, and the estimator's own figures."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `Estimator.fit` gets besides the experiment.
+
+    Attributes:
+      train: training rows; for an estimator that streams, perhaps `ciml.training.estimators.networks.Batches`.
+      dev: rows for early stopping; None without.
+      classes: C.
+      features: names of the F columns, for estimators that get a DataFrame; by default their numbers.
+      tensorboard: folder of TensorBoard event files, for an estimator that reports epochs; None writes none.
+      progress: called after each epoch.
+      watch: called after each epoch; an exception from it ends the training.
+    """
+
+    train: Any
+    dev: Rows | None
+    classes: int
+    features: tuple[str, ...] = ()
+    tensorboard: Path | None = None
+    progress: Progress | None = None
+    watch: Watch | None = None
+
+    def feature_names(self) -> tuple[str, ...]:
+        """Return the names of the F columns."""
+        return self.features or tuple(map(str, range(self.train.inputs.shape[2])))
+
+
+class Estimator(Protocol):
+    """An estimator that experiments can name.
+
+    Attributes:
+      keys: the keys of an experiment that it uses.
+      normalises: whether its inputs are normalised before it gets them.
+      over_time: whether it uses the time axis, which aggregated examples lack.
+      reports_epochs: whether it trains in epochs and calls ``watch`` after each.
+      streams: whether it can learn from rows that do not fit into memory.
+    """
+
+    keys: Collection[str]
+    normalises: bool
+    over_time: bool
+    reports_epochs: bool
+    streams: bool
+
+    def check(self, experiment: Experiment) -> None:
+        """Raise `CimlError` for an invalid parameter of the experiment; needs no data."""
+
+    def fit(self, experiment: Experiment, training: Training) -> Fitted:
+        """Fit deterministically. Raises `NoTrainingDataError` for too few runs, `CimlError` if fitting fails."""
+
+
+def spread(answers: np.ndarray, present: np.ndarray, classes: int) -> np.ndarray:
+    """Return probabilities float64 [n, C] of answers float [n, P] for the P classes that training runs have."""
+    probabilities = np.zeros((len(answers), classes))
+    probabilities[:, present] = answers
+    return probabilities
+
+
+def spread_graph(answers: Graph, present: np.ndarray, classes: int) -> Graph:
+    """Return `spread` of a graph's answers for the P present classes."""
+    tf = load_tensorflow()
+    position = np.full(classes, len(present), np.int32)
+    position[present] = np.arange(len(present), dtype=np.int32)
+
+    def probabilities(inputs: Any, n_windows: Any) -> Any:
+        padded = tf.pad(answers(inputs, n_windows), [[0, 0], [0, 1]])  # the column of the classes that are not present
+        return tf.gather(padded, position, axis=1)
+
+    return probabilities
 
 
 def class_weights(counts: np.ndarray) -> np.ndarray:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from ciml.errors import CimlError
+from ciml.errors import CimlError, NoTrainingDataError
 from ciml.tensorflow import load_tensorflow
 from ciml.training.conversion.step import Variables
+from ciml.training.estimators.base import Graph, Rows, Training, spread, spread_graph
 from ciml.training.estimators.summaries import View, columns_of, summarise, view_of
 from ciml.training.experiment import Experiment
 
@@ -127,8 +129,8 @@ class BoostedViews:
         return {view: summarise(*runs, view) for view, count in self.members.items() if count}
 
 
-def boosted_summaries(experiment: Experiment, smallest: int) -> BoostedViews:
-    """Build the ensemble of an experiment. The size of the smallest class is not used.
+def boosted_summaries(experiment: Experiment) -> BoostedViews:
+    """Build the ensemble of an experiment.
 
     Raises:
       CimlError: for an invalid number of members or share of columns.
@@ -145,6 +147,64 @@ def boosted_summaries(experiment: Experiment, smallest: int) -> BoostedViews:
         raise CimlError(f"experiment: parameters.columns: invalid share {columns!r}; use more than 0 and at most 1")
     weights = {} if experiment.class_weights == "none" else {"class_weight": experiment.class_weights}
     return BoostedViews(members, columns, {"early_stopping": False, **options, **weights}, experiment.seed)
+
+
+@dataclass(frozen=True)
+class BoostedEstimator:
+    """`boosted_summaries` as an estimator; see `ciml.training.estimators.base.Estimator`.
+
+    Its inputs are not normalised, since ratios and ticks need the recorded numbers.
+    """
+
+    keys: frozenset[str]
+    normalises = False
+    over_time = True
+    reports_epochs = False
+    streams = False
+
+    def check(self, experiment: Experiment) -> None:
+        labels = np.arange(12) % 2  # a dozen rows: scikit-learn validates parameters in fit
+        inputs = np.random.default_rng(0).random((12, 1, 2), np.float32)
+        self.fit(experiment, Training(Rows(inputs, np.ones(12, np.int32), labels), None, 2))
+
+    def fit(self, experiment: Experiment, training: Training) -> FittedBoosted:
+        rows: Rows = training.train
+        present, labels = np.unique(rows.labels, return_inverse=True)
+        if len(present) < 2:
+            raise NoTrainingDataError(f"{experiment.estimator} needs training runs of at least two classes")
+        try:
+            model = boosted_summaries(experiment).fit(Windows(rows.inputs, rows.n_windows), labels)
+        except (TypeError, ValueError) as error:
+            raise CimlError(f"{experiment.estimator}: {' '.join(str(error).split())}") from None
+        return FittedBoosted(model, present, training.classes, len(rows))
+
+
+@dataclass(frozen=True)
+class FittedBoosted:
+    """A fitted ensemble, as `ciml.training.estimators.base.Fitted`.
+
+    Attributes:
+      model: the ensemble; it knows the P present classes as 0 … P - 1.
+      present: int64 [P], the classes that training runs have.
+      classes: C.
+      runs: number of training runs.
+    """
+
+    model: BoostedViews
+    present: np.ndarray
+    classes: int
+    runs: int
+
+    def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+        if not len(inputs):
+            return np.zeros((0, self.classes))
+        return spread(self.model.predict_proba(Windows(inputs, n_windows)), self.present, self.classes)
+
+    def graph(self, variables: Variables) -> Graph:
+        return spread_graph(self.model.graph(variables), self.present, self.classes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"runs": self.runs}
 
 
 @contextmanager

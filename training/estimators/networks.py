@@ -15,15 +15,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ciml.errors import CimlError, NoTrainingDataError
 from ciml.progress import Progress
-from ciml.tensorflow import keras, load_tensorflow
-from ciml.training.estimators.base import Rows, Watch, class_weights
+from ciml.tensorflow import keras, load_tensorflow, seeded
+from ciml.training.estimators.base import Graph, Rows, Training, Watch, class_weights
 from ciml.training.experiment import Experiment
+
+if TYPE_CHECKING:
+    from ciml.training.conversion.step import Variables
 
 #: Runs that are predicted at a time.
 _PREDICTION_BATCH = 1024
@@ -62,9 +65,59 @@ class Trained:
             answers[rows] = self.model({"inputs": inputs[rows], "n_windows": n_windows[rows]}, training=False)
         return answers
 
+    def graph(self, variables: Variables) -> Graph:
+        # Own variables: an export contains no Keras objects and no optimizer.
+        trainable = [variables(weight.numpy()) for weight in self.model.trainable_variables]
+        fixed = [variables(weight.numpy()) for weight in self.model.non_trainable_variables]
+
+        def probabilities(inputs: Any, n_windows: Any) -> Any:
+            rows = {"inputs": inputs, "n_windows": n_windows}
+            return self.model.stateless_call(trainable, fixed, rows, training=False)[0]
+
+        return probabilities
+
     def to_json(self) -> dict[str, Any]:
         history = {name: [round(float(value), 6) for value in values] for name, values in self.history.items()}
         return {"history": history} | {name: getattr(self, name) for name in ("epochs", "steps", "best_epoch", "runs")}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A Keras network as an estimator; see `ciml.training.estimators.base.Estimator`.
+
+    Attributes:
+      build: a function of (experiment, L, F, C) that returns a new Keras model.
+      keys: see `Estimator`.
+      over_time: see `Estimator`.
+    """
+
+    build: Callable[[Experiment, int, int, int], Any]
+    keys: frozenset[str]
+    over_time: bool = False
+    normalises = True
+    reports_epochs = True
+    streams = True
+
+    def check(self, experiment: Experiment) -> None:
+        pass  # the shape of the inputs decides whether it can be built
+
+    def new_model(self, experiment: Experiment, windows: int, features: int, classes: int) -> Any:
+        """Build a Keras model whose weights follow from the experiment's seed; see `build`."""
+        with seeded(experiment.seed):
+            return self.build(experiment, windows, features, classes)
+
+    def fit(self, experiment: Experiment, training: Training) -> Trained:
+        train = training.train
+        batches = Resident(train, experiment.batch_size, experiment.seed) if isinstance(train, Rows) else train
+        return fit_network(
+            experiment,
+            self.new_model(experiment, *batches.shape, training.classes),
+            batches,
+            training.dev,
+            tensorboard=training.tensorboard,
+            progress=training.progress,
+            watch=training.watch,
+        )
 
 
 class Batches(Protocol):
@@ -73,10 +126,12 @@ class Batches(Protocol):
     Attributes:
       counts: int64 [C], runs by class, up to the last class with runs.
       batch_size: runs per step.
+      shape: (L, F) of a run.
     """
 
     counts: np.ndarray
     batch_size: int
+    shape: tuple[int, int]
 
     def compiled(self, step: Step) -> Callable[[int, int], tuple[Any, Any, int]]:
         """Return a function of an epoch (from 0) and a number of batches.
@@ -93,6 +148,7 @@ class Resident:
         self.batch_size = batch_size
         self.seed = seed
         self.counts = np.bincount(rows.labels)
+        self.shape = rows.inputs.shape[1:]
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the permutation int32 [n] of an epoch, a function of seed and epoch."""
@@ -133,6 +189,7 @@ class Streamed:
     """
 
     def __init__(self, rows: Any, counts: np.ndarray, batch_size: int) -> None:
+        self.shape = tuple(rows.element_spec[0]["inputs"].shape)
         self.batches = rows.batch(batch_size).prefetch(2)
         self.counts = counts
         self.batch_size = batch_size
@@ -310,7 +367,7 @@ def _event_files(folder: Path) -> Callable[[int, Mapping[str, float]], None]:
 def dnn(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
     """Build dense layers over the flattened inputs, padding included; ``n_windows`` is not used."""
     k = keras()
-    inputs = _inputs(k, windows, features)
+    inputs = network_inputs(k, windows, features)
 
     def dense(number: int, units: int, hidden: Any) -> Any:
         return k.layers.Dense(units, activation=experiment.activation, **_penalty(k, experiment))(hidden)
@@ -325,7 +382,7 @@ def cnn(experiment: Experiment, windows: int, features: int, classes: int) -> An
     layer, so that its length has no effect.
     """
     k = keras()
-    inputs = _inputs(k, windows, features)
+    inputs = network_inputs(k, windows, features)
     mask = k.ops.expand_dims(k.ops.cast(_own_windows(k, inputs, windows), "float32"), -1)
 
     def convolution(number: int, filters: int, hidden: Any) -> Any:
@@ -347,7 +404,7 @@ def gru(experiment: Experiment, windows: int, features: int, classes: int) -> An
     if not experiment.hidden_layers:
         raise CimlError("experiment: hidden_layers: gru needs at least one layer")
     k = keras()
-    inputs = _inputs(k, windows, features)
+    inputs = network_inputs(k, windows, features)
     mask = _own_windows(k, inputs, windows)
 
     def recurrent(number: int, units: int, hidden: Any) -> Any:
@@ -357,7 +414,7 @@ def gru(experiment: Experiment, windows: int, features: int, classes: int) -> An
     return _model(k, experiment, inputs, _hidden(k, experiment, inputs["inputs"], recurrent), classes)
 
 
-def _inputs(k: Any, windows: int, features: int) -> dict[str, Any]:
+def network_inputs(k: Any, windows: int, features: int) -> dict[str, Any]:
     return {
         "inputs": k.Input((windows, features), name="inputs"),
         "n_windows": k.Input((), dtype="int32", name="n_windows"),

@@ -25,7 +25,6 @@ from ciml.tensorflow import load_tensorflow
 from ciml.training.calibration.calibrate import Calibrated
 from ciml.training.calibration.sets import decimals
 from ciml.training.data.examples import Examples, read_facts, read_snapshot_examples
-from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot, SnapshotRun
 from ciml.training.estimators import Rows
 from ciml.training.evaluation.baselines import PREDICTORS, gate_numbers, numbers_for, predict_test_runs
@@ -33,7 +32,7 @@ from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.evaluation.metrics import accuracy, calibration_quality, compare, evaluate, predicted_classes
 from ciml.training.experiment import Experiment
 from ciml.training.export import Exported, load_exported
-from ciml.training.train import predict_in_memory, trained_roles
+from ciml.training.train import trained_roles
 from ciml.transforms.examples.prepare import run_means
 from ciml.verdict_rules import UNKNOWN, VerdictRules, make_verdict
 
@@ -58,8 +57,7 @@ class Champion:
 def assess(
     dataset: StoredDataset,
     snapshot: Snapshot,
-    materialised: Materialised,
-    model: Any,
+    uncalibrated: np.ndarray,
     exported: Exported,
     experiment: Experiment,
     champion: Champion | None,
@@ -68,14 +66,13 @@ def assess(
 ) -> dict[str, Any]:
     """Compute a candidate's figures for `ciml.training.evaluation.gate.decide`.
 
-    The exported model predicts runs that are not normalised, as in serving. The model in memory predicts the same runs
-    from the materialised files; ``disagreement`` is the largest difference of a probability.
+    The exported model predicts runs that are not normalised, as in serving. ``disagreement`` is the largest difference
+    of a probability from those that the model in memory gave to the same runs.
 
     Args:
       dataset: the snapshot's data set.
       snapshot: the training and test runs.
-      materialised: its normalised examples.
-      model: the Keras model in memory.
+      uncalibrated: float [n, C] that the model in memory gave to the test runs, in the snapshot's order.
       exported: the exported model.
       experiment: the trained experiment.
       champion: the served model, evaluated on the same runs.
@@ -85,7 +82,6 @@ def assess(
     resolved = snapshot.resolved
     runs, test = read_snapshot_examples(dataset.store, snapshot, "test")
     answers = exported.predict(test.inputs, test.n_windows)
-    uncalibrated = predict_in_memory(model, materialised, resolved, "test")
     in_memory = uncalibrated if calibrated is None else calibrated.calibrator.apply(uncalibrated)
     train_roles = trained_roles(experiment, dev_from_train=snapshot.dev_from_train)
     train_labels = np.array([run.label for run in snapshot.runs(*train_roles)], np.int64)

@@ -5,7 +5,7 @@ It uses train and dev runs only, so that an estimator can be chosen without the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,6 +52,7 @@ def cross_validate(
     folds: int = 5,
     hold_out: Sequence[str] = (),
     progress: Progress | None = None,
+    allow_modules: Collection[str] = (),
 ) -> dict[str, Any]:
     """Train on all folds but one, for each fold, and score on that one.
 
@@ -62,6 +63,7 @@ def cross_validate(
       hold_out: facts whose values are never on both sides: ``flavour``, ``change``, ``job``; several facts group runs
         with equal values of all. A run without the fact is a group of its own. By default each run is a group.
       progress: called after each fold.
+      allow_modules: see `ciml.training.estimators.estimator_of`.
 
     Returns:
       JSON: ``folds`` (``accuracy``, ``base_rate``, ``f1`` and ``held_out`` groups of each), ``mean`` (over folds, with
@@ -76,7 +78,7 @@ def cross_validate(
     classes = dataset.snapshot.resolved.classes
     answers = np.zeros((len(labels), len(classes)))
     for number, (_, held_out) in enumerate(split.parts):
-        answers[held_out] = predict_fold(experiment, dataset, split, number)
+        answers[held_out] = predict_fold(experiment, dataset, split, number, allow_modules=allow_modules)
         if progress is not None:
             progress("folds", number + 1, len(split.parts))
     fold_figures, figures = _figures(answers, split, labels, classes, dataset.slices(split.positions))
@@ -163,7 +165,12 @@ def _groups(dataset: InMemoryDataset, positions: np.ndarray, hold_out: Sequence[
 
 
 def predict_fold(
-    experiment: Experiment, dataset: InMemoryDataset, split: CVSplit, number: int, on_epoch: OnEpoch | None = None
+    experiment: Experiment,
+    dataset: InMemoryDataset,
+    split: CVSplit,
+    number: int,
+    on_epoch: OnEpoch | None = None,
+    allow_modules: Collection[str] = (),
 ) -> np.ndarray:
     """Train on a fold's training runs, normalised by these alone, and predict its held-out runs, float [n, C].
 
@@ -175,10 +182,11 @@ def predict_fold(
       split: their split.
       number: the fold's number.
       on_epoch: called after each epoch of a network; an exception from it ends the training.
+      allow_modules: see `ciml.training.estimators.estimator_of`.
     """
     train, held_out = split.parts[number]
     rows = dataset.rows.take(split.positions)
-    inputs = inputs_for(experiment, Normalisation.of(rows.inputs[train]), rows)
+    inputs = inputs_for(experiment, Normalisation.of(rows.inputs[train]), rows, allow_modules)
     held_out_rows = inputs.take(held_out)
     is_dev = dataset.roles[split.positions][train] == "dev"
     dev_rows = inputs.take(train[is_dev])
@@ -201,8 +209,16 @@ def predict_fold(
         if on_epoch is not None:
             on_epoch(epoch, partial(model.predict, held_out_rows.inputs, held_out_rows.n_windows))
 
-    classes = len(dataset.snapshot.resolved.classes)
-    fitted = fit(experiment, inputs.take(train), stopping_rows, classes, watch=watch)
+    resolved = dataset.snapshot.resolved
+    fitted = fit(
+        experiment,
+        inputs.take(train),
+        stopping_rows,
+        len(resolved.classes),
+        features=resolved.features,
+        allow_modules=allow_modules,
+        watch=watch,
+    )
     answers = fitted.predict(held_out_rows.inputs, held_out_rows.n_windows)
     if experiment.calibration is None:
         return answers

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError, UnknownExperimentError
 from ciml.storage import Store
 from ciml.storage.json_files import read_stored, seal
-from ciml.training.estimators import ESTIMATORS, check_experiment
+from ciml.training.estimators import ESTIMATORS, check_experiment, identified
+from ciml.training.estimators.description import describe
 from ciml.training.evaluation.metrics import predicted_classes
 from ciml.training.experiment import ALIASES, Experiment
 
@@ -37,29 +38,36 @@ _DEFINITION = "experiment.json"
 _PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
 
 
-def experiment_of(estimator: str, parameters: Mapping[str, Any] | None = None, name: str | None = None) -> Experiment:
+def experiment_of(estimator: Any, parameters: Mapping[str, Any] | None = None, name: str | None = None) -> Experiment:
     """Build an experiment of an estimator.
 
     Args:
-      estimator: its name, or an alias of the talk.
-      parameters: keys of an experiment; others are parameters of scikit-learn's estimator.
+      estimator: its name, an alias of the talk, or the estimator itself: an object with ``fit``, a Keras model, or a
+        function (shape, classes) that returns one.
+      parameters: keys of an experiment; of a built-in estimator of scikit-learn, others are its parameters.
       name: of the experiment; by default the estimator and a digest of all values.
 
     Raises:
-      CimlError: an unknown estimator or parameter.
+      CimlError: an unknown estimator or parameter, or an estimator that cannot be described.
     """
     keys = dict(parameters or {})
-    estimator_kind = ESTIMATORS.get(ALIASES.get(estimator, estimator))
-    if estimator_kind is not None and not estimator_kind.network:
-        sklearn_names = keys.keys() - set(Experiment.__struct_fields__)
-        sklearn_values = {key: keys.pop(key) for key in sorted(sklearn_names)}
-        keys["parameters"] = {**keys.get("parameters", {}), **sklearn_values}
-    keys["estimator"] = estimator
+    if not isinstance(estimator, str):
+        if keys.get("parameters"):
+            raise CimlError("parameters: the estimator has its own; set them there")
+        description = describe(estimator)
+        keys |= {"estimator": description["class"], "parameters": description["parameters"]}
+    else:
+        built_in = ESTIMATORS.get(ALIASES.get(estimator, estimator))
+        if built_in is not None and "parameters" in built_in.keys:
+            sklearn_names = keys.keys() - set(Experiment.__struct_fields__)
+            sklearn_values = {key: keys.pop(key) for key in sorted(sklearn_names)}
+            keys["parameters"] = {**keys.get("parameters", {}), **sklearn_values}
+        keys["estimator"] = estimator
     if name:
-        return Experiment.from_json({**keys, "name": name})
-    experiment = Experiment.from_json(keys)
+        return identified(Experiment.from_json({**keys, "name": name}))
+    experiment = identified(Experiment.from_json(keys))
     values = {key: value for key, value in experiment.to_json().items() if key != "name"}
-    return experiment.replace(name=f"{experiment.estimator}-{sha256_json(values)[:8]}")
+    return experiment.replace(name=f"{experiment.estimator.rpartition(':')[2]}-{sha256_json(values)[:8]}")
 
 
 def experiment_store(experiments: Store, name: str) -> Store:
@@ -68,13 +76,18 @@ def experiment_store(experiments: Store, name: str) -> Store:
     return experiments.child(name)
 
 
-def create_experiment(experiments: Store, experiment: Experiment) -> bool:
+def create_experiment(experiments: Store, experiment: Experiment, allow_modules: Collection[str] = ()) -> bool:
     """Store an experiment under its name; return False if it is stored already.
+
+    Args:
+      experiments: the folder of all experiments.
+      experiment: the experiment, `ciml.training.estimators.identified`.
+      allow_modules: see `ciml.training.estimators.estimator_of`.
 
     Raises:
       CimlError: if it is invalid, or a different one has that name.
     """
-    check_experiment(experiment)
+    check_experiment(experiment, allow_modules)
     store = experiment_store(experiments, experiment.name)
     if store.create(_DEFINITION, seal(canonical_json(experiment.to_json()))):
         return True

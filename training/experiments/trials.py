@@ -49,6 +49,7 @@ class Trial:
       dataset: the data set's examples.
       tensorboard: folder of a network's TensorBoard event files.
       progress: called after each epoch of a network.
+      allow_modules: modules of estimators that may be imported; see `ciml.training.estimators.estimator_of`.
     """
 
     experiments: Store
@@ -56,6 +57,7 @@ class Trial:
     dataset: InMemoryDataset
     tensorboard: Path | None = None
     progress: Progress | None = None
+    allow_modules: tuple[str, ...] = ()
 
     def run(self) -> tuple[dict[str, Any], bool]:
         """Train, test and store, or return the stored result. Only this method reads the test runs.
@@ -148,7 +150,14 @@ class Trial:
         stored = read_stored(self.store, name)
         if stored is not None:
             return stored, False
-        result = cross_validate(self.experiment, self.dataset, folds=folds, hold_out=hold_out, progress=progress)
+        result = cross_validate(
+            self.experiment,
+            self.dataset,
+            folds=folds,
+            hold_out=hold_out,
+            progress=progress,
+            allow_modules=self.allow_modules,
+        )
         return self._store(name, result)
 
     @property
@@ -184,7 +193,8 @@ class Trial:
           positions: int64 [n].
           dataset: that of the positions; by default the trial's.
         """
-        return inputs_for(self.experiment, self._normalisation, (dataset or self.dataset).rows.take(positions))
+        rows = (dataset or self.dataset).rows.take(positions)
+        return inputs_for(self.experiment, self._normalisation, rows, self.allow_modules)
 
     @cached_property
     def _normalisation(self) -> Normalisation:
@@ -194,7 +204,7 @@ class Trial:
     def fitted(self) -> Fitted:
         """The fitted model, trained on first use. It is not stored, since the trial reproduces it."""
         resolved = self.dataset.snapshot.resolved
-        check_use(self.experiment, resolved)
+        check_use(self.experiment, resolved, self.allow_modules)
         dev = None
         if self.experiment.early_stopping is not None:
             dev = self.rows_at(self.dev_positions)
@@ -205,6 +215,8 @@ class Trial:
             self.rows_at(self.train_positions),
             dev,
             len(resolved.classes),
+            features=resolved.features,
+            allow_modules=self.allow_modules,
             tensorboard=self.tensorboard,
             progress=self.progress,
         )

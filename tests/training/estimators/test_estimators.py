@@ -7,16 +7,17 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.tensorflow import load_tensorflow
-from ciml.training.estimators import ESTIMATORS, Rows, build_model, check_experiment, fit
+from ciml.training.estimators import ESTIMATORS, Rows, check_experiment, fit
 from ciml.training.estimators.base import class_weights
 from ciml.training.experiment import Experiment
+from tests.training.networks import build_model
 
 L, F = 12, 3
 
 
 def experiment(name: str, **keys: Any) -> Experiment:
     small: dict[str, Any] = {}
-    if ESTIMATORS[name].network:
+    if ESTIMATORS[name].reports_epochs:
         small = {"hidden_layers": (8,), "epochs": 40, "learning_rate": 0.02, "l2": 0.0, "batch_size": 16}
     elif name == "hist_gradient_boosting":
         small = {"parameters": {"max_iter": 20}}

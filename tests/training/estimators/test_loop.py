@@ -9,11 +9,12 @@ from ciml.errors import CimlError
 from ciml.tensorflow import load_tensorflow
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
-from ciml.training.estimators import Rows, build_model, fit
+from ciml.training.estimators import Rows, fit
 from ciml.training.estimators.base import class_weights
 from ciml.training.estimators.networks import Resident, Streamed, Trained, fit_network, optimizer_of
 from ciml.training.experiment import Experiment
-from ciml.training.train import _rows, predict_in_memory, train
+from ciml.training.train import NormalisedRows, predict_in_memory, train
+from tests.training.networks import build_model
 
 #: The talk's network, smaller and with fewer epochs.
 TALK = Experiment(
@@ -27,7 +28,7 @@ RICH = TALK.replace(
 
 @pytest.fixture(scope="module")
 def rows(materialised: Materialised, snapshot: Snapshot) -> Rows:
-    return _rows(materialised, snapshot.resolved, "train")
+    return NormalisedRows(materialised, snapshot.resolved).rows("train")
 
 
 def shape(rows: Rows) -> tuple[int, int, int]:
@@ -97,11 +98,11 @@ def test_more_than_fits_into_memory_is_read_in_each_epoch(
 ) -> None:
     monkeypatch.setattr("ciml.training.train._MAX_RESIDENT_BYTES", 0)
     experiment = Experiment(hidden_layers=(32,), epochs=12, learning_rate=0.02, class_weights="balanced")
-    one = train(experiment, materialised, snapshot.resolved, dev_from_train=True)
+    one = train(experiment, NormalisedRows(materialised, snapshot.resolved), snapshot.resolved, dev_from_train=True)
     assert one.runs == materialised.counts["train"] + materialised.counts["dev"]
     assert one.history["accuracy"][-1] > 0.8
-    found = predict_in_memory(one.model, materialised, snapshot.resolved, "test")
-    test = _rows(materialised, snapshot.resolved, "test")
+    found = predict_in_memory(one, NormalisedRows(materialised, snapshot.resolved), "test")
+    test = NormalisedRows(materialised, snapshot.resolved).rows("test")
     np.testing.assert_allclose(one.predict(test.inputs, test.n_windows), found, atol=1e-6)
 
 
