@@ -32,6 +32,8 @@ DEFINITION_ASSET = "assets/definition.json"
 WARMUP = "assets.extra/tf_serving_warmup_requests"
 #: Signatures and numbers of rows of the warm-up requests.
 _WARMUP_CALLS = ((SERVING, 1), (SERVING, 32), (CLASSIFY, 1))
+#: Runs in a call of `Exported.predict`.
+_BATCH = 1024
 
 
 #: Normalises a tensor ``inputs`` float32 [batch, L, F].
@@ -167,24 +169,10 @@ def _write_warmup(path: Path, resolved: ResolvedDefinition, name: str) -> None:
             writer.write(log.SerializeToString())
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A SavedModel loaded from its folder, without any code of the trainer."""
+class Timed:
+    """A model with ``predict``, whose latency can be measured."""
 
-    folder: Path
-    definition: ResolvedDefinition
-    signatures: Mapping[str, Any]
-    _loaded: Any
-
-    def predict(self, inputs: np.ndarray, n_windows: np.ndarray, *, batch: int = 1024) -> np.ndarray:
-        """Predict probabilities float32 [n, C] of inputs float32 [n, L, F], not normalised, and n_windows int32 [n]."""
-        tf = load_tensorflow()
-        answers = np.zeros((len(inputs), len(self.definition.classes)), np.float32)
-        for start in range(0, len(inputs), batch):
-            rows = slice(start, start + batch)
-            call = {"inputs": tf.constant(inputs[rows]), "n_windows": tf.constant(n_windows[rows])}
-            answers[rows] = self.signatures[SERVING](**call)["probabilities"]
-        return answers
+    predict: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
     def latency_ms(self, inputs: np.ndarray, n_windows: np.ndarray, *, calls: int = 30) -> float:
         """Return the median latency in milliseconds of calls for the first run, after a few warm-up calls."""
@@ -195,6 +183,26 @@ class Exported:
             if number >= 3:
                 times.append(time.perf_counter() - start)
         return median(times) * 1000
+
+
+@dataclass(frozen=True)
+class Exported(Timed):
+    """A SavedModel loaded from its folder, without any code of the trainer."""
+
+    folder: Path
+    definition: ResolvedDefinition
+    signatures: Mapping[str, Any]
+    _loaded: Any
+
+    def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+        """Predict probabilities float32 [n, C] of inputs float32 [n, L, F], not normalised, and n_windows int32 [n]."""
+        tf = load_tensorflow()
+        answers = np.zeros((len(inputs), len(self.definition.classes)), np.float32)
+        for start in range(0, len(inputs), _BATCH):
+            rows = slice(start, start + _BATCH)
+            call = {"inputs": tf.constant(inputs[rows]), "n_windows": tf.constant(n_windows[rows])}
+            answers[rows] = self.signatures[SERVING](**call)["probabilities"]
+        return answers
 
 
 def load_exported(folder: Path | str) -> Exported:

@@ -220,8 +220,10 @@ def _train_candidate(
     with timer("import"):
         import ciml.training.data.materialise_beam  # noqa: F401  (so that its time does not count for materialise)
         from ciml.training.calibration.calibrate import calibrate_on_dev
+        from ciml.training.conversion.step import ConversionError
         from ciml.training.evaluation.candidate import assess
-        from ciml.training.export import export, load_exported, transform_of
+        from ciml.training.export import Exported, export, load_exported, transform_of
+        from ciml.training.kept import KeptModel, keep, load_kept
         from ciml.training.train import NormalisedRows, RecordedRows, TrainingRows, predict_in_memory, train
     resolved = snapshot.resolved
     rows: TrainingRows = RecordedRows(dataset.store, snapshot)
@@ -243,20 +245,25 @@ def _train_candidate(
             dev = predict_in_memory(fitted, rows, "dev")
             calibrated = calibrate_on_dev(dataset.store, snapshot, experiment, dev)
     with timer("export"):
-        saved = export(
-            fitted,
-            normalise,
-            resolved,
-            folder / "model",
-            name=config.model,
-            calibrator=None if calibrated is None else calibrated.calibrator,
-            assets=_assets(resolved, calibrated),
-        )
-        exported = load_exported(saved)
+        saved = folder / "model"
+        calibrator = None if calibrated is None else calibrated.calibrator
+        assets = _assets(resolved, calibrated)
+        exported: Exported | KeptModel
+        unserved = ""
+        try:
+            export(fitted, normalise, resolved, saved, name=config.model, calibrator=calibrator, assets=assets)
+            exported = load_exported(saved)
+        except ConversionError as error:
+            unserved = str(error)
+            keep(fitted, resolved, saved, calibrator=calibrator, assets=assets)
+            exported = load_kept(saved, config.allow_modules)
     with timer("evaluate"):
         in_memory = predict_in_memory(fitted, rows, "test")
         figures = assess(dataset, snapshot, in_memory, exported, experiment, champion, config.gate, calibrated)
     decision = decide(figures, config.gate, has_champion=champion is not None)
+    if unserved:
+        against = () if decision.blessed else decision.reasons
+        decision = Decision(False, (unserved, *against), decision.metrics)
     metrics = {
         **figures,
         "training": fitted.to_json(),

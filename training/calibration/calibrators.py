@@ -55,6 +55,10 @@ class Temperature:
     def to_json(self) -> dict[str, Any]:
         return {"method": self.method, "temperature": self.temperature}
 
+    def to_asset(self) -> dict[str, Any]:
+        """Return what `calibrator_of` reads back, as JSON."""
+        return self.to_json()
+
 
 @dataclass(frozen=True)
 class Isotonic:
@@ -95,9 +99,29 @@ class Isotonic:
     def to_json(self) -> dict[str, Any]:
         return {"method": self.method, "points": [len(line) for line in self.lines]}
 
+    def to_asset(self) -> dict[str, Any]:
+        """Return what `calibrator_of` reads back, as JSON."""
+        return {"method": self.method, "lines": [line.tolist() for line in self.lines]}
+
 
 #: A fitted calibrator.
 Calibrator = Temperature | Isotonic
+
+
+def calibrator_of(value: Any) -> Calibrator:
+    """Read a calibrator that ``to_asset`` returned. Raises `ValueError` if it is malformed."""
+    if not isinstance(value, dict) or value.get("method") not in ("temperature", "isotonic"):
+        raise ValueError("calibrator: expected a method, temperature or isotonic")
+    if value["method"] == "temperature":
+        temperature = value.get("temperature")
+        if not isinstance(temperature, float) or not _COLDEST <= temperature <= _HOTTEST:
+            raise ValueError(f"calibrator: temperature: {temperature!r:.40} is not from {_COLDEST} to {_HOTTEST}")
+        return Temperature(temperature)
+    lines = tuple(np.array(line, np.float64) for line in value.get("lines", ()))
+    for line in lines:
+        if line.ndim != 2 or line.shape[1] != 2 or len(line) < 2 or not np.isfinite(line).all():
+            raise ValueError("calibrator: lines: expected points (x, y), two at least")
+    return Isotonic(lines)
 
 
 def fit_calibrator(

@@ -32,6 +32,7 @@ from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.evaluation.metrics import accuracy, calibration_quality, compare, evaluate, predicted_classes
 from ciml.training.experiment import Experiment
 from ciml.training.export import Exported, load_exported
+from ciml.training.kept import KeptModel
 from ciml.training.train import trained_roles
 from ciml.transforms.examples.prepare import run_means
 from ciml.verdict_rules import UNKNOWN, VerdictRules, make_verdict
@@ -58,7 +59,7 @@ def assess(
     dataset: StoredDataset,
     snapshot: Snapshot,
     uncalibrated: np.ndarray,
-    exported: Exported,
+    exported: Exported | KeptModel,
     experiment: Experiment,
     champion: Champion | None,
     gate: GatePolicy,
@@ -73,7 +74,7 @@ def assess(
       dataset: the snapshot's data set.
       snapshot: the training and test runs.
       uncalibrated: float [n, C] that the model in memory gave to the test runs, in the snapshot's order.
-      exported: the exported model.
+      exported: the exported model, or the kept one.
       experiment: the trained experiment.
       champion: the served model, evaluated on the same runs.
       gate: gives the confidence of the comparison.
