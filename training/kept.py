@@ -23,7 +23,6 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.training.calibration.calibrators import Calibrator, calibrator_of
 from ciml.training.estimators.base import Fitted
 from ciml.training.estimators.scikit import FittedScikit
-from ciml.training.estimators.stored import load, save
 from ciml.training.export import DEFINITION_ASSET, Timed
 
 #: The file that makes a folder a kept model.
@@ -60,6 +59,8 @@ def keep(
     Raises:
       CimlError: skops cannot write the estimator.
     """
+    from ciml.training.estimators.stored import save
+
     if not isinstance(fitted, FittedScikit):
         raise CimlError(f"{type(fitted).__name__} cannot be kept for Python")
     staging = folder.with_name(f"{folder.name}.staging")
@@ -93,6 +94,8 @@ def load_kept(folder: Path | str, allow_modules: Collection[str] = ()) -> KeptMo
       IntegrityError: there is none, or a file is malformed.
       CimlError: the estimator has a class of a module that is not allowed.
     """
+    from ciml.training.estimators.stored import load
+
     folder = Path(folder)
     try:
         call = json.loads((folder / KEPT_ASSET).read_bytes())

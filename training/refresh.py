@@ -154,7 +154,7 @@ def refresh(
       IntegrityError: if the stored data are inconsistent.
     """
     model = config.model
-    experiment = identified(config.experiment)
+    experiment = identified(config.experiment, config.allow_modules)
     timer = _StepTimer(progress)
     trainer = config.data.trainer(model)
     dataset = config.data.dataset(config.dataset)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from ciml.training.estimators.description import modules_of, packages_of
+from ciml.training.estimators.description import build, modules_of, packages_of
 from ciml.training.estimators.names import find_class
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError, NoTrainingDataError
 from ciml.events.outcomes import CAUSE
 from ciml.progress import Progress
-from ciml.training.estimators import networks, scikit
+from ciml.training.estimators import keras_models, networks, scikit
 from ciml.training.estimators.base import Estimator, Fitted, Rows, Training, Watch
 from ciml.training.estimators.boosted import BoostedEstimator
 from ciml.training.estimators.named import named_estimator
@@ -81,19 +81,22 @@ def estimator_of(experiment: Experiment, allow_modules: Collection[str] = ()) ->
     return estimator
 
 
-def identified(experiment: Experiment) -> Experiment:
+def identified(experiment: Experiment, allow_modules: Collection[str] = ()) -> Experiment:
     """Return the experiment with its class's full name, and the versions of the packages that its classes come from.
 
     Both are part of what identifies the experiment: another version of a package may train another model.
 
     Raises:
       UnknownEstimatorError: there is no such estimator.
+      CimlError: a module may not be imported, or a parameter is unknown.
     """
     if experiment.estimator in ESTIMATORS:
         return experiment
-    name = find_class(experiment.estimator)
-    packages = packages_of({"class": name, "parameters": experiment.parameters})
-    return experiment.replace(estimator=name, packages=packages)
+    name = find_class(experiment.estimator, ESTIMATORS)
+    description = {"class": name, "parameters": experiment.parameters}
+    if name != keras_models.CLASS:
+        build(description, allow_modules)  # imports the modules
+    return experiment.replace(estimator=name, packages=packages_of(description))
 
 
 def modules_named(experiment: Experiment) -> tuple[str, ...]:

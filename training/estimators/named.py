@@ -11,9 +11,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from ciml.training.estimators.description import KerasFunction, build, modules_of
+from ciml.training.estimators.description import KerasFunction, build, classes_in, modules_of
 from ciml.training.estimators.names import find_class, import_allowed
-from ciml.training.estimators.views import FLAT, WINDOWS
 
 from ciml.errors import CimlError
 from ciml.tensorflow import keras
@@ -44,17 +43,28 @@ def named_estimator(experiment: Experiment, allow_modules: Collection[str] = ())
     """
     name = find_class(experiment.estimator)
     if name == keras_models.CLASS or not isinstance(import_allowed(name, allow_modules), type):
-        if experiment.view not in (None, WINDOWS):
+        if experiment.view not in (None, "windows"):
             raise CimlError(f"experiment: view: a Keras model gets windows, not {experiment.view}; remove the key")
-        return Network(partial(_new_network, allow_modules=tuple(allow_modules)), _NETWORK_KEYS, over_time=True)
+        return Network(partial(_new_network, allow_modules=tuple(allow_modules)), _NETWORK_KEYS)
     description = {"class": name, "parameters": experiment.parameters}
     return ScikitEstimator(
         partial(_new_model, allow_modules=tuple(allow_modules)),
         _SCIKIT_KEYS,
-        experiment.view or FLAT,
-        takes_frames=experiment.view != WINDOWS and not modules_of(description),
+        experiment.view or "flat",
+        takes_frames=experiment.view != "windows" and _takes_frames(description),
         tries=False,
     )
+
+
+def _takes_frames(description: dict[str, Any]) -> bool:
+    """Return whether an estimator gets a DataFrame.
+
+    All estimators of scikit-learn take one. A class of the user's may not, so it gets an array. xgboost and lightgbm
+    reject names with characters that columns of telemetry have; they get an array unless a part selects columns.
+    """
+    classes = classes_in(description)
+    names_columns = "sklearn.compose:ColumnTransformer" in classes
+    return not modules_of(description) and (names_columns or all(name.startswith("sklearn") for name in classes))
 
 
 def _new_model(experiment: Experiment, smallest: int, allow_modules: Collection[str]) -> Any:

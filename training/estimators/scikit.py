@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from ciml.training.estimators.views import UNROLLED, View, graph_of, names_of, values_of
+from ciml.training.estimators.views import graph_of, names_of, values_of
 
 from ciml.errors import CimlError, NoTrainingDataError
 from ciml.tensorflow import load_tensorflow, threads
@@ -22,6 +22,8 @@ from ciml.training.experiment import Experiment
 if TYPE_CHECKING:
     from ciml.training.conversion.step import Variables
 
+#: The view of the talk, next to those of `ciml.training.estimators.views`.
+UNROLLED = "unrolled"
 _CALIBRATION_FOLDS = 5
 #: Runs that are predicted at a time.
 _PREDICTION_BATCH = 8192
@@ -41,7 +43,7 @@ class ScikitEstimator:
 
     build: Callable[[Experiment, int], Any]
     keys: frozenset[str]
-    view: View = UNROLLED
+    view: str = UNROLLED
     takes_frames: bool = False
     tries: bool = True
     reports_epochs = False
@@ -55,7 +57,7 @@ class ScikitEstimator:
     def over_time(self) -> bool:
         return self.view in ("windows", "summary")
 
-    def for_view(self, view: View | None) -> Self:
+    def for_view(self, view: str | None) -> Self:
         """Return the estimator on another view; None keeps its own."""
         return self if view is None else replace(self, view=view)
 
@@ -72,7 +74,9 @@ class ScikitEstimator:
         present, labels, counts = np.unique(train.labels, return_inverse=True, return_counts=True)
         if len(present) < 2:
             raise NoTrainingDataError(f"{experiment.estimator} needs training runs of at least two classes")
-        names = names_of(self.view, training.feature_names(), train.inputs.shape[1]) if self.takes_frames else ()
+        names: tuple[str, ...] = ()
+        if self.takes_frames:
+            names = tuple(names_of(self.view, training.feature_names(), train.inputs.shape[1]))
         further: dict[str, Any] = {}
         try:
             if training.dev is not None:
@@ -100,7 +104,7 @@ class FittedScikit:
     """
 
     model: Any
-    view: View
+    view: str
     names: tuple[str, ...]
     present: np.ndarray
     classes: int
@@ -121,23 +125,35 @@ class FittedScikit:
         answer = convert(self.model, method, variables)
 
         def answers(inputs: Any, n_windows: Any) -> Any:
-            scores = answer(tf.cast(graph_of(self.view, inputs, n_windows), tf.float64))
+            scores = answer(tf.cast(self._view_graph(inputs, n_windows), tf.float64))
             return scores if method == "predict_proba" else _squashed(scores)
 
         return spread_graph(answers, self.present, self.classes)
+
+    def _view_graph(self, inputs: Any, n_windows: Any) -> Any:
+        if self.view != UNROLLED:
+            return graph_of(self.view, inputs, n_windows)
+        tf = load_tensorflow()
+        _, windows, features = inputs.shape
+        return tf.reshape(tf.transpose(inputs, [0, 2, 1]), [-1, windows * features])
 
     def to_json(self) -> dict[str, Any]:
         return {"runs": self.runs}
 
 
-def features(view: View, names: tuple[str, ...], inputs: np.ndarray, n_windows: np.ndarray) -> Any:
+def features(view: str, names: tuple[str, ...], inputs: np.ndarray, n_windows: np.ndarray) -> Any:
     """Return the view of some runs: an array, or a DataFrame if the columns have names."""
-    values = values_of(view, inputs, n_windows)
+    values = _unrolled(inputs) if view == UNROLLED else values_of(view, inputs, n_windows)
     if not names:
         return values
     import pandas as pd
 
     return pd.DataFrame(values, columns=list(names), copy=False)
+
+
+def _unrolled(inputs: np.ndarray) -> np.ndarray:
+    """Reshape [n, L, F] to [n, F * L], feature by feature."""
+    return inputs.transpose(0, 2, 1).reshape(len(inputs), -1)
 
 
 def _method_of(model: Any) -> str:

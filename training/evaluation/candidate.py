@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,10 +32,12 @@ from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.evaluation.metrics import accuracy, calibration_quality, compare, evaluate, predicted_classes
 from ciml.training.experiment import Experiment
 from ciml.training.export import Exported, load_exported
-from ciml.training.kept import KeptModel
 from ciml.training.train import trained_roles
 from ciml.transforms.examples.prepare import run_means
 from ciml.verdict_rules import UNKNOWN, VerdictRules, make_verdict
+
+if TYPE_CHECKING:
+    from ciml.training.kept import KeptModel
 
 #: Runs in memory at a time.
 _BATCH_RUNS = 500

@@ -27,7 +27,7 @@ from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError, UnknownExperimentError
 from ciml.storage import Store
 from ciml.storage.json_files import read_stored, seal
-from ciml.training.estimators import ESTIMATORS, check_experiment, identified
+from ciml.training.estimators import ESTIMATORS, check_experiment, identified, modules_named
 from ciml.training.estimators.description import describe
 from ciml.training.evaluation.metrics import predicted_classes
 from ciml.training.experiment import ALIASES, Experiment
@@ -63,9 +63,10 @@ def experiment_of(estimator: Any, parameters: Mapping[str, Any] | None = None, n
             sklearn_values = {key: keys.pop(key) for key in sorted(sklearn_names)}
             keys["parameters"] = {**keys.get("parameters", {}), **sklearn_values}
         keys["estimator"] = estimator
+    experiment = Experiment.from_json({**keys, "name": name} if name else keys)
+    experiment = identified(experiment, modules_named(experiment))
     if name:
-        return identified(Experiment.from_json({**keys, "name": name}))
-    experiment = identified(Experiment.from_json(keys))
+        return experiment
     values = {key: value for key, value in experiment.to_json().items() if key != "name"}
     return experiment.replace(name=f"{experiment.estimator.rpartition(':')[2]}-{sha256_json(values)[:8]}")
 

@@ -191,8 +191,6 @@ def test_a_data_set_or_an_estimator_that_cannot_be_used_is_reported(data: DataRo
         trial(data, empty).run()
     with pytest.raises(CimlError, match="estimator cnn needs windows, but data set 'providers' holds aggreg"):
         trial(data, dataset, Experiment(name="cnn", estimator="cnn")).run()
-    with pytest.raises(CimlError, match="estimator 'random_forest' is not a network; only networks can be served"):
-        refresh(TrainConfig(data, "providers", "m", FOREST))
 
 
 def other_set(data: DataRoot, **keys: Any) -> InMemoryDataset:
