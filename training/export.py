@@ -16,13 +16,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from ciml.training.conversion.step import Variables
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.serving.description import CLASSIFY
 from ciml.tensorflow import load_tensorflow
 from ciml.training.calibration.calibrators import Calibrator
+from ciml.training.conversion.step import Variables
 from ciml.training.estimators.base import Fitted
 from ciml.training.signatures import described_signatures
 

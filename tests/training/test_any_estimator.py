@@ -39,7 +39,10 @@ SERVED: dict[str, tuple[Any, dict[str, Any]]] = {
     "a class of scikit-learn": (ExtraTreesClassifier(20), {}),
     "a pipeline": (make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)), {"calibration": "temperature"}),
     "a decision function alone": (make_pipeline(StandardScaler(), RidgeClassifier()), {}),
-    "a search": (GridSearchCV(make_pipeline(StandardScaler(), LogisticRegression()), {"logisticregression__C": [0.1, 1]}), {}),
+    "a search": (
+        GridSearchCV(make_pipeline(StandardScaler(), LogisticRegression()), {"logisticregression__C": [0.1, 1]}),
+        {},
+    ),
     "xgboost": (XGBClassifier(n_estimators=10), {}),
     "lightgbm": (LGBMClassifier(n_estimators=10, verbose=-1), {}),
     "a function": (f"{USER}:network", {"epochs": 60, "learning_rate": 0.01, "parameters": {"units": 8}}),
@@ -188,9 +191,13 @@ def test_trials_and_cross_validation_take_any_estimator(data: DataRoot):
     ],
 )
 def test_what_an_estimator_cannot_take_is_reported(data: DataRoot, keys: dict[str, Any], line: str):
-    with pytest.raises(CimlError, match=line):
+    dataset = read_dataset(data.dataset("providers"), TrustPolicy.load())
+
+    def tried() -> None:
         experiment = identified(Experiment.from_json(keys), [USER])
         check_experiment(experiment, [USER])
-        dataset = read_dataset(data.dataset("providers"), TrustPolicy.load())
         rows = inputs_for(experiment, dataset.normalisation(), dataset.rows, [USER])
         fit(experiment, rows, None, 4, allow_modules=[USER])
+
+    with pytest.raises(CimlError, match=line):
+        tried()

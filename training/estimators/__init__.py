@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from ciml.training.estimators.description import build, modules_of, packages_of
-from ciml.training.estimators.names import find_class
-
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError, NoTrainingDataError
 from ciml.events.outcomes import CAUSE
@@ -19,7 +16,9 @@ from ciml.progress import Progress
 from ciml.training.estimators import keras_models, networks, scikit
 from ciml.training.estimators.base import Estimator, Fitted, Rows, Training, Watch
 from ciml.training.estimators.boosted import BoostedEstimator
+from ciml.training.estimators.description import build, modules_of, packages_of
 from ciml.training.estimators.named import named_estimator
+from ciml.training.estimators.names import find_class
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
 
@@ -75,7 +74,7 @@ def estimator_of(experiment: Experiment, allow_modules: Collection[str] = ()) ->
     """
     estimator = ESTIMATORS.get(experiment.estimator)
     if estimator is None:
-        return named_estimator(experiment, allow_modules)
+        return named_estimator(find_class(experiment.estimator, ESTIMATORS), experiment, allow_modules)
     if isinstance(estimator, scikit.ScikitEstimator):
         return estimator.for_view(experiment.view)
     return estimator

@@ -262,21 +262,21 @@ def _set_deep(parameters: dict[str, Any], part: str, rest: str, value: Any, wher
 
 def modules_of(description: dict[str, Any]) -> tuple[str, ...]:
     """Return the modules that a caller must allow to build a description: those of no known library, sorted."""
-    names = (name for name in _names(description) if not is_open(name) and name != keras_models.CLASS)
+    names = (name for name in names_in(description) if not is_open(name) and name != keras_models.CLASS)
     return tuple(sorted({name.partition(":")[0] for name in names}))
 
 
-def _names(value: Any) -> Iterator[str]:
+def names_in(value: Any) -> Iterator[str]:
     """Yield the names ``module:Name`` of all classes and functions in a description."""
     if isinstance(value, list):
         for item in value:
-            yield from _names(item)
+            yield from names_in(item)
     elif isinstance(value, dict):
         kind = value.get("class", value.get("function"))
         if isinstance(kind, str):
             yield find_component(kind)
         if kind != keras_models.CLASS:
-            yield from _names(list(value.values()))
+            yield from names_in(list(value.values()))
 
 
 def packages_of(description: dict[str, Any]) -> dict[str, str]:
@@ -293,7 +293,7 @@ def packages_of(description: dict[str, Any]) -> dict[str, str]:
       InvalidSettingError: a module is not imported, or has no source file.
     """
     packages = {}
-    for name in _names(description):
+    for name in names_in(description):
         module = name.partition(":")[0]
         path = _source(module)
         if distribution := _distribution(module.partition(".")[0], path):

@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from ciml.training.estimators.description import KerasFunction, build, classes_in, modules_of
-from ciml.training.estimators.names import find_class, import_allowed
 
 from ciml.errors import CimlError
 from ciml.tensorflow import keras
 from ciml.training.estimators import keras_models
 from ciml.training.estimators.base import Estimator
+from ciml.training.estimators.description import KerasFunction, build, modules_of, names_in
+from ciml.training.estimators.names import find_class, import_allowed
 from ciml.training.estimators.networks import Network, network_inputs
 from ciml.training.estimators.scikit import ScikitEstimator
 from ciml.training.experiment import Experiment
@@ -30,18 +30,17 @@ _NETWORK_KEYS = _SCIKIT_KEYS | {
 _SUM_TOLERANCE = 1e-3
 
 
-def named_estimator(experiment: Experiment, allow_modules: Collection[str] = ()) -> Estimator:
+def named_estimator(name: str, experiment: Experiment, allow_modules: Collection[str] = ()) -> Estimator:
     """Return the estimator that an experiment names by a class or a function.
 
     Args:
-      experiment: its ``estimator`` is the name of a class of scikit-learn, or ``package.module:name``.
+      name: the full name of the experiment's estimator, by `ciml.training.estimators.names.find_class`.
+      experiment: the experiment.
       allow_modules: modules that may be imported besides those of scikit-learn, xgboost, lightgbm and Keras.
 
     Raises:
-      UnknownEstimatorError: there is no such class or function.
       CimlError: the module may not be imported, or the experiment has an unsuitable view.
     """
-    name = find_class(experiment.estimator)
     if name == keras_models.CLASS or not isinstance(import_allowed(name, allow_modules), type):
         if experiment.view not in (None, "windows"):
             raise CimlError(f"experiment: view: a Keras model gets windows, not {experiment.view}; remove the key")
@@ -62,7 +61,7 @@ def _takes_frames(description: dict[str, Any]) -> bool:
     All estimators of scikit-learn take one. A class of the user's may not, so it gets an array. xgboost and lightgbm
     reject names with characters that columns of telemetry have; they get an array unless a part selects columns.
     """
-    classes = classes_in(description)
+    classes = set(names_in(description))
     names_columns = "sklearn.compose:ColumnTransformer" in classes
     return not modules_of(description) and (names_columns or all(name.startswith("sklearn") for name in classes))
 

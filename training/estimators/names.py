@@ -11,7 +11,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
@@ -216,13 +216,13 @@ def _public_module(module: str, own: str, value: Any) -> str:
     return module
 
 
-def find_class(name: str, others: Iterable[str] = ()) -> str:
+def find_class(name: str, others: Collection[str] = ()) -> str:
     """Return the full name of an estimator that an experiment names.
 
     Args:
       name: the bare name of a classifier of scikit-learn, such as ``LogisticRegression``, or ``module:Name``, which is
         returned as it is.
-      others: further names to suggest for a misspelled one.
+      others: further names, those of the built-in estimators, to suggest for a misspelled one.
 
     Raises:
       UnknownEstimatorError: there is no such classifier; with the most similar names.
@@ -239,7 +239,8 @@ def find_class(name: str, others: Iterable[str] = ()) -> str:
     module = _module_of(name)
     if module is None:
         names = [*others, *(public for public in _public_names() if _predicts(public))]
-        raise UnknownEstimatorError(f"unknown estimator {name!r:.80}{similar(name, names)}")
+        form = f"{_FORM}; built in are {', '.join(others)}" if others else _FORM
+        raise UnknownEstimatorError(f"unknown estimator {name!r:.80}{similar(name, names, form)}")
     if not _predicts(name):
         raise UnknownEstimatorError(f"{module}:{name} predicts no probabilities of classes; name a classifier")
     return f"{module}:{name}"

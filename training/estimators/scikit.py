@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from ciml.training.estimators.views import graph_of, names_of, values_of
 
 from ciml.errors import CimlError, NoTrainingDataError
 from ciml.tensorflow import load_tensorflow, threads
 from ciml.training.estimators.base import Graph, Rows, Training, spread, spread_graph
+from ciml.training.estimators.views import graph_of, names_of, values_of
 from ciml.training.experiment import Experiment
 
 if TYPE_CHECKING:

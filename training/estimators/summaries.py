@@ -118,8 +118,8 @@ def summary(inputs: Any, n_windows: Any, xp: Any) -> Any:
 
 
 def summary_names(features: Sequence[str]) -> list[str]:
-    """Return the names of the numbers of `summary`: ``usr[mean]``, ``usr[std]``, ..., ``n_windows``."""
-    return [*(f"{feature}[{statistic}]" for feature in features for statistic in STATISTICS), "n_windows"]
+    """Return the names of the numbers of `summary`: ``usr_mean``, ``usr_std``, ..., ``n_windows``."""
+    return [*(f"{feature}_{statistic}" for feature in features for statistic in STATISTICS), "n_windows"]
 
 
 class _Columns:

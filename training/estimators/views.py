@@ -31,13 +31,13 @@ def names_of(view: View, features: Sequence[str], windows: int) -> list[str]:
       windows: L.
 
     Returns:
-      For *windows* the features; for *flat* ``usr[0]``, ``usr[1]``, ..., ``n_windows``; for *summary*
-      ``usr[mean]``, ``usr[std]``, ..., ``n_windows``.
+      For *windows* the features; for *flat* ``usr_0``, ``usr_1``, ..., ``n_windows``; for *summary*
+      ``usr_mean``, ``usr_std``, ..., ``n_windows``.
     """
     if view == "windows":
         return list(features)
     if view == "flat":
-        return [*(f"{feature}[{window}]" for feature in features for window in range(windows)), "n_windows"]
+        return [*(f"{feature}_{window}" for feature in features for window in range(windows)), "n_windows"]
     return summary_names(features)
 
 
@@ -81,7 +81,7 @@ def _windows(inputs: Any, n_windows: Any, xp: Any) -> Any:
 
 def _flat(inputs: Any, n_windows: Any, xp: Any) -> Any:
     _, windows, features = inputs.shape
-    values = xp.transpose(xp.where(_own(inputs, n_windows, xp), inputs, np.float32(0)), (0, 2, 1))
+    values = xp.transpose(inputs, (0, 2, 1))
     unrolled = xp.reshape(values, (-1, features * windows))
     return xp.concatenate([xp.asarray(unrolled, xp.float64), xp.asarray(n_windows, xp.float64)[:, None]], axis=1)
 

@@ -29,7 +29,6 @@ from ciml.training.evaluation.text import other_lines, result_lines
 from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import create_experiment, experiment_names, load_experiment, results_of
 from ciml.training.experiments.trials import Trial
-from ciml.training.refresh import TrainConfig, refresh
 from ciml.trust import TrustPolicy
 from tests.durable import Steps
 from tests.training.records import excluding, written
