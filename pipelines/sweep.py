@@ -26,7 +26,7 @@ from ciml.progress import Progress
 from ciml.storage import Store
 from ciml.tensorflow import keras, own_process
 from ciml.training.data.examples import read_dataset
-from ciml.training.estimators import ESTIMATORS
+from ciml.training.estimators import estimator_of
 from ciml.training.exclusions import Exclusions
 from ciml.training.sweeps.definition import Combination, Sweep, Value
 from ciml.training.sweeps.study import (
@@ -59,6 +59,7 @@ class SweepContext:
       sweep: its definition.
       policy: decides which runs are trusted for training.
       exclusions: runs excluded from training, the same for all trials.
+      allow_modules: see `ciml.training.estimators.estimator_of`.
     """
 
     source: DataRoot
@@ -66,6 +67,7 @@ class SweepContext:
     sweep: Sweep
     policy: TrustPolicy
     exclusions: Exclusions = field(default_factory=Exclusions)
+    allow_modules: tuple[str, ...] = ()
 
     @property
     def store(self) -> Store:
@@ -250,12 +252,12 @@ def _train(context: SweepContext, initial: Outcome, combination: Combination, pa
     """Train a trial, and store its outcome."""
     name = combination.definition.name
     experiment = combination.experiment
-    network = ESTIMATORS[experiment.estimator].network
+    in_epochs = estimator_of(experiment, context.allow_modules).reports_epochs
     initial = initial.replace(dataset=name, experiment=experiment.to_json())
     try:
         dataset = read_dataset(context.target.dataset(name), context.policy, context.exclusions)
         judge = Judge(context.sweep, past)
-        if network:
+        if in_epochs:
             keras()  # the import takes seconds, which do not count as the trial's
         began_s = time.perf_counter()
         scored = score_trial(context.sweep, experiment, dataset, initial, judge.report_step)
@@ -268,7 +270,7 @@ def _train(context: SweepContext, initial: Outcome, combination: Combination, pa
     except Exception as error:  # noqa: BLE001  # of a library: it fails the trial, not the sweep
         outcome = initial.replace(state="failed", reason=_line(f"{type(error).__name__}: {error}"))
     finally:
-        if network:
+        if in_epochs:
             keras().utils.clear_session()  # Keras keeps every network in memory
     return store_outcome(context.store, outcome)
 

@@ -55,13 +55,11 @@ def records(materialised: Materialised, resolved: ResolvedDefinition, *roles: Ro
 
 
 class TrainingRows(Protocol):
-    """The rows of a snapshot as its estimator takes them.
+    """The rows of a snapshot as its estimator takes them."""
 
-    Attributes:
-      counts: number of rows by role.
-    """
-
-    counts: Mapping[Role, int]
+    @property
+    def counts(self) -> Mapping[Role, int]:
+        """The number of rows by role."""
 
     def rows(self, *roles: Role) -> Rows:
         """Read the rows of the given roles."""

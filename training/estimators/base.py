@@ -94,21 +94,27 @@ class Training:
 
 
 class Estimator(Protocol):
-    """An estimator that experiments can name.
+    """An estimator that experiments can name."""
 
-    Attributes:
-      keys: the keys of an experiment that it uses.
-      normalises: whether its inputs are normalised before it gets them.
-      over_time: whether it uses the time axis, which aggregated examples lack.
-      reports_epochs: whether it trains in epochs and calls ``watch`` after each.
-      streams: whether it can learn from rows that do not fit into memory.
-    """
+    @property
+    def keys(self) -> Collection[str]:
+        """The keys of an experiment that it uses."""
 
-    keys: Collection[str]
-    normalises: bool
-    over_time: bool
-    reports_epochs: bool
-    streams: bool
+    @property
+    def normalises(self) -> bool:
+        """Whether its inputs are normalised before it gets them."""
+
+    @property
+    def over_time(self) -> bool:
+        """Whether it uses the time axis, which aggregated examples lack."""
+
+    @property
+    def reports_epochs(self) -> bool:
+        """Whether it trains in epochs, and calls ``watch`` after each."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether it can learn from rows that do not fit into memory."""
 
     def check(self, experiment: Experiment) -> None:
         """Raise `CimlError` for an invalid parameter of the experiment; needs no data."""

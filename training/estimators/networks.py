@@ -111,7 +111,7 @@ class Network:
         batches = Resident(train, experiment.batch_size, experiment.seed) if isinstance(train, Rows) else train
         return fit_network(
             experiment,
-            self.new_model(experiment, *batches.shape, training.classes),
+            self.new_model(experiment, batches.shape[0], batches.shape[1], training.classes),
             batches,
             training.dev,
             tensorboard=training.tensorboard,

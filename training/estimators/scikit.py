@@ -9,21 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
 
 from ciml.errors import CimlError, NoTrainingDataError
 from ciml.tensorflow import load_tensorflow, threads
 from ciml.training.estimators.base import Graph, Rows, Training, spread, spread_graph
-from ciml.training.estimators.views import graph_of, names_of, values_of
+from ciml.training.estimators.views import View, graph_of, names_of, values_of
 from ciml.training.experiment import Experiment
 
 if TYPE_CHECKING:
     from ciml.training.conversion.step import Variables
 
 #: The view of the talk, next to those of `ciml.training.estimators.views`.
-UNROLLED = "unrolled"
+UNROLLED: Final = "unrolled"
+ScikitView = View | Literal["unrolled"]
 _CALIBRATION_FOLDS = 5
 #: Runs that are predicted at a time.
 _PREDICTION_BATCH = 8192
@@ -43,7 +44,7 @@ class ScikitEstimator:
 
     build: Callable[[Experiment, int], Any]
     keys: frozenset[str]
-    view: str = UNROLLED
+    view: ScikitView = UNROLLED
     takes_frames: bool = False
     tries: bool = True
     reports_epochs = False
@@ -57,7 +58,7 @@ class ScikitEstimator:
     def over_time(self) -> bool:
         return self.view in ("windows", "summary")
 
-    def for_view(self, view: str | None) -> Self:
+    def for_view(self, view: ScikitView | None) -> Self:
         """Return the estimator on another view; None keeps its own."""
         return self if view is None else replace(self, view=view)
 
@@ -75,7 +76,7 @@ class ScikitEstimator:
         if len(present) < 2:
             raise NoTrainingDataError(f"{experiment.estimator} needs training runs of at least two classes")
         names: tuple[str, ...] = ()
-        if self.takes_frames:
+        if self.takes_frames and self.view != UNROLLED:
             names = tuple(names_of(self.view, training.feature_names(), train.inputs.shape[1]))
         further: dict[str, Any] = {}
         try:
@@ -104,7 +105,7 @@ class FittedScikit:
     """
 
     model: Any
-    view: str
+    view: ScikitView
     names: tuple[str, ...]
     present: np.ndarray
     classes: int
@@ -141,7 +142,7 @@ class FittedScikit:
         return {"runs": self.runs}
 
 
-def features(view: str, names: tuple[str, ...], inputs: np.ndarray, n_windows: np.ndarray) -> Any:
+def features(view: ScikitView, names: tuple[str, ...], inputs: np.ndarray, n_windows: np.ndarray) -> Any:
     """Return the view of some runs: an array, or a DataFrame if the columns have names."""
     values = _unrolled(inputs) if view == UNROLLED else values_of(view, inputs, n_windows)
     if not names:
