@@ -1,7 +1,7 @@
 """Kept models: estimators without a conversion to TensorFlow operations, in a form that Python alone can use.
 
-A kept model has the layout of an exported one, without a graph: ``assets/definition.json``, the fitted estimator as
-skops writes it, and ``assets/kept.json``, which says how it is called. It predicts on the command line and by the
+A kept model has the layout of an exported one, without a graph: in ``assets/``, ``definition.json``, the fitted
+estimator as `ciml.training.estimators.stored` writes it, and ``kept.json``, which says how it is called. It predicts on the command line and by the
 Python API. No server can load it, so it is never pushed.
 """
 
@@ -27,7 +27,6 @@ from ciml.training.export import DEFINITION_ASSET, Timed
 
 #: The file that makes a folder a kept model.
 KEPT_ASSET = "assets/kept.json"
-ESTIMATOR_ASSET = "assets/estimator.skops"
 _FORMAT = 1
 
 
@@ -69,7 +68,7 @@ def keep(
     (staging / DEFINITION_ASSET).write_bytes(resolved.to_asset())
     for name, content in (assets or {}).items():
         (staging / "assets" / name).write_bytes(content)
-    save(fitted.model, staging / ESTIMATOR_ASSET)
+    save(fitted.model, staging / "assets")
     call = {
         "format": _FORMAT,
         "view": fitted.view,
@@ -110,6 +109,4 @@ def load_kept(folder: Path | str, allow_modules: Collection[str] = ()) -> KeptMo
         arguments: tuple[Any, ...] = (call["view"], tuple(call["names"]), present, classes, int(call["runs"]))
     except (OSError, ValueError, KeyError, TypeError, CimlError) as error:
         raise IntegrityError(f"{folder} is not a kept model: {str(error).splitlines()[0]}") from None
-    return KeptModel(
-        folder, definition, FittedScikit(load(folder / ESTIMATOR_ASSET, allow_modules), *arguments), calibrator
-    )
+    return KeptModel(folder, definition, FittedScikit(load(folder / "assets", allow_modules), *arguments), calibrator)
