@@ -84,7 +84,7 @@ def test_define_train_show_and_the_same_again(data: Path):
         (["train", "--experiment", "x", "--dataset", "providers", "--gpu"], "--gpu: training is on the CPU"),
         (["define", "a/b"], "experiment: name: 'a/b' is not valid"),
         (["define", "a", "--hidden-layers", "100/x"], "experiment: hidden_layers.1: expected int, got str"),
-        (["define", "a", "--estimator", "tree"], "unknown estimator 'tree'; choose from boosted_summaries"),
+        (["define", "a", "--estimator", "tree"], "unknown estimator 'tree'; name a classifier of scikit-learn"),
         (["define", "a", "--estimator", "svm", "--epochs", "5"], "experiment: epochs: not used by estimator"),
         (["define", "a", "--estimator", "svm", "-p", "C"], "-p C: want NAME=VALUE"),
     ],
@@ -158,4 +158,4 @@ def test_estimators_are_trained_with_their_defaults(data: Path):
     assert experiment_names(root.experiments) == sorted(each.experiment for each in trials)
     for words in (("train", "--dataset", "providers"), (*line, "--experiment", "x")):
         assert "give either --experiment NAME, or --estimator NAME" in run(*words, data=data).output
-    assert "unknown estimator 'dn'; choose from" in run(*line[:1], "--estimator", "dn", *line[-2:], data=data).output
+    assert "unknown estimator 'dn'; did you mean dnn?" in run(*line[:1], "--estimator", "dn", *line[-2:], data=data).output
