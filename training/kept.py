@@ -1,8 +1,8 @@
 """Kept models: estimators without a conversion to TensorFlow operations, in a form that Python alone can use.
 
 A kept model has the layout of an exported one, without a graph: in ``assets/``, ``definition.json``, the fitted
-estimator as `ciml.training.estimators.stored` writes it, and ``kept.json``, which says how it is called. It predicts on the command line and by the
-Python API. No server can load it, so it is never pushed.
+estimator as `ciml.training.estimators.stored` writes it, and ``kept.json``, which says how it is called. It predicts on
+the command line and by the Python API. No server can load it, so it is never pushed.
 """
 
 from __future__ import annotations

@@ -158,4 +158,6 @@ def test_estimators_are_trained_with_their_defaults(data: Path):
     assert experiment_names(root.experiments) == sorted(each.experiment for each in trials)
     for words in (("train", "--dataset", "providers"), (*line, "--experiment", "x")):
         assert "give either --experiment NAME, or --estimator NAME" in run(*words, data=data).output
-    assert "unknown estimator 'dn'; did you mean dnn?" in run(*line[:1], "--estimator", "dn", *line[-2:], data=data).output
+    assert (
+        "unknown estimator 'dn'; did you mean dnn?" in run(*line[:1], "--estimator", "dn", *line[-2:], data=data).output
+    )
