@@ -30,6 +30,7 @@ from ciml.version import __version__
 if TYPE_CHECKING:
     from ciml import sklearn
     from ciml.api import (
+        Client,
         CrossValidation,
         Data,
         Dataset,
@@ -53,7 +54,9 @@ _MODULES = {
     **dict.fromkeys(("Data", "open"), "ciml.api.data"),
     **dict.fromkeys(("DatasetKeys", "ExperimentKeys"), "ciml.api.types"),
     **dict.fromkeys(("CrossValidation", "Figure", "RefreshResult", "TrainingResult"), "ciml.api.types"),
-    **dict.fromkeys(("Model", "Prediction"), "ciml.api.model"),
+    "Client": "ciml.api.client",
+    "Model": "ciml.api.model",
+    "Prediction": "ciml.api.predictions",
     "Dataset": "ciml.api.dataset",
     "DatasetDefinition": "ciml.datasets.definition",
     "LoadReport": "ciml.pipelines.backfill.load_report",
@@ -64,6 +67,7 @@ _MODULES = {
 
 __all__ = [
     "CimlError",
+    "Client",
     "CrossValidation",
     "Data",
     "Dataset",

@@ -12,6 +12,8 @@ import numpy as np
 import tenacity
 
 from ciml.errors import EngineError
+from ciml.limits import MAX_ANSWER_BYTES
+from ciml.serving.description import DESCRIBE, ROW
 from ciml.serving.registry import STABLE
 from ciml.serving.wire import PredictRequest, PredictResponse, StatusRequest, StatusResponse
 
@@ -27,6 +29,13 @@ STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 AVAILABLE = 30
 #: TensorFlow's numbers of the dtypes.
 _DTYPES = {"float32": 1, "int32": 3}
+#: The field of a Tensor message with the values of a dtype, and the type of their array.
+_VALUES: dict[int, tuple[str, Any]] = {
+    1: ("float_val", np.float32),
+    2: ("double_val", np.float64),
+    3: ("int_val", np.int32),
+    7: ("string_val", object),
+}
 
 
 #: The server is unreachable or too slow: a retry may help. Other statuses are final.
@@ -53,6 +62,19 @@ def put_array(request: Any, name: str, array: NDArray[Any]) -> None:
     for size in array.shape:
         entry.value.tensor_shape.dim.add(size=size)
     entry.value.tensor_content = np.ascontiguousarray(array).tobytes()
+
+
+def get_values(tensor: Any) -> NDArray[Any]:
+    """Return the values of a Tensor message whose values are in the field of their type, as TensorFlow Serving answers.
+
+    Raises:
+      ValueError: its dtype is not string, int32, float32 or float64, or its values do not fill its shape.
+    """
+    field, dtype = _VALUES.get(tensor.dtype, ("", object))
+    if not field:
+        raise ValueError(f"values of the unknown dtype {tensor.dtype}")
+    values = np.array(getattr(tensor, field), dtype)
+    return values.reshape([dim.size for dim in tensor.tensor_shape.dim])
 
 
 def get_floats(response: Any, name: str) -> NDArray[np.float32]:
@@ -126,7 +148,7 @@ class ModelClient:
         self._channel = grpc.insecure_channel(
             address,
             options=[
-                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
                 ("grpc.enable_http_proxy", 0),
                 # gRPC waits up to two minutes between attempts to connect; a server restarts in seconds.
                 ("grpc.initial_reconnect_backoff_ms", 100),
@@ -178,6 +200,32 @@ class ModelClient:
         if len(probabilities) != len(inputs):
             raise EngineError(f"{self.address}: {len(probabilities)} answers for {len(inputs)} runs")
         return Prediction(probabilities, response.model_spec.version.value, seconds)
+
+    def describe(self, *, version: int | None = None, label: str = STABLE) -> tuple[dict[str, Any], int]:
+        """Query the signature ``describe``.
+
+        Args:
+          version: the version to query; by default the one that ``label`` names, or the latest for the label "".
+
+        Returns:
+          The outputs of a row by name (`ciml.serving.description.describe_values`), and the version that answered.
+
+        Raises:
+          NotServedError: if the server has no such model, version or label.
+          FailedCallError: if the version has no such signature, or fails.
+          EngineError: as `predict`.
+        """
+        choice: dict[str, Any] = {"version_label": label} if label else {}
+        if version is not None:
+            choice = {"version": {"value": version}}
+        request = PredictRequest(model_spec={"name": self.model, "signature_name": DESCRIBE, **choice})
+        put_array(request, ROW, np.zeros(1, np.int32))
+        response, _ = self._retried(lambda: self._predict(request, timeout=self._policy.timeout_s), 1)
+        try:
+            outputs = {entry.key: get_values(entry.value)[0] for entry in response.outputs}
+        except (ValueError, IndexError) as error:
+            raise EngineError(f"{self.address}: model {self.model} answers {DESCRIBE!r} with {error}") from None
+        return outputs, int(response.model_spec.version.value)
 
     def served_version(self, label: str = STABLE) -> int:
         """Return the version that a label names. Raises as `predict` does."""

@@ -3,13 +3,16 @@
 It calls the functions of the commands, from all rooms but `ciml.cli`. Libraries are imported when they are used.
 """
 
+from ciml.api.client import Client
 from ciml.api.data import Data, open
 from ciml.api.dataset import Dataset
-from ciml.api.model import Model, Prediction
+from ciml.api.model import Model
+from ciml.api.predictions import Prediction
 from ciml.api.telemetry import parse_log
 from ciml.api.types import CrossValidation, DatasetKeys, ExperimentKeys, Figure, RefreshResult, TrainingResult
 
 __all__ = [
+    "Client",
     "CrossValidation",
     "Data",
     "Dataset",

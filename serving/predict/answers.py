@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import repeat
@@ -27,6 +28,8 @@ from ciml.manifest.log import ManifestLog
 from ciml.runs.neighbours import NEIGHBOURS_KIND, NearbyRuns, Neighbours
 from ciml.runs.run_log import StoredRunLog
 from ciml.serving.contract import DEFINITION, read_definition
+from ciml.serving.decimals import shortest_decimals
+from ciml.serving.description import CLASSIFY
 from ciml.serving.registry import STABLE, Registry, RegistryVerifier, known_registries
 from ciml.serving.server.model.loaded_model import load_model
 from ciml.transforms.examples.changes import digest_of
@@ -75,39 +78,19 @@ class Answer(NamedTuple):
     verdict: Verdict | None = None
 
 
-class LocalModel:
-    """A pushed version of a model in this process. Thread-safe until `close`.
-
-    Args:
-      data: the data root.
-      model: the model's name.
-      version: the version to load; by default the one that ``label`` names.
-      label: a label of the registry.
+class PreparedModel(ABC):
+    """A model, and the preparation of runs for it by its definition.
 
     Attributes:
-      model, version: what is loaded.
-      definition: the data set definition in its assets.
-      rules: those of verdicts in its assets; None for a model that gives none.
-
-    Raises:
-      CimlError: there is no such model, version or label.
-      IntegrityError: a file differs from its digest in the registry, or the version was not blessed.
+      model, version: the model's name, and its version.
+      definition: the data set definition by which runs are prepared.
+      rules: of verdicts; None for a model that gives none.
     """
 
-    def __init__(self, data: DataRoot, model: str, version: int | None = None, label: str = STABLE) -> None:
-        registry = known_registries(data, model)[model]
-        self.model = model
-        self.version = registry.labelled(label) if version is None else version
-        assets = read_assets(registry, self.version)
-        self.definition = assets.definition
-        self.rules = assets.rules
-        self._neighbours = StoredNeighbours(data) if assets.needs_neighbours else None
-        verify = partial(RegistryVerifier(data.registry.root), model, self.version)
-        folder = registry.folder(self.version)
-        try:
-            self._loaded = load_model(folder, verify)
-        except FileNotFoundError:
-            raise IntegrityError(f"{folder.root} is missing; run ciml models verify") from None
+    model: str
+    version: int
+    definition: ResolvedDefinition
+    rules: VerdictRules | None = None
 
     def predict(
         self,
@@ -131,19 +114,29 @@ class LocalModel:
             answers += [result] if isinstance(result, RejectedInput) else result
         return answers
 
+    def requests(self, tables: Sequence[pa.Table], runs: Sequence[RunFacts]) -> list[dict[str, Any] | RejectedInput]:
+        """Return the JSON body of TensorFlow Serving's REST request for each run. Arguments as for `predict`."""
+        prepared = prepare_runs(tables, self.definition, runs, self._neighbours_of(runs))
+        signature = {"signature_name": CLASSIFY} if self.names_classes else {}
+        bodies: list[dict[str, Any] | RejectedInput] = []
+        for row, (inputs, n_windows) in enumerate(zip(prepared.inputs, prepared.n_windows, strict=True)):
+            instance = {"inputs": shortest_decimals(inputs).tolist(), "n_windows": int(n_windows)}
+            bodies.append(prepared.rejected.get(row) or {**signature, "instances": [instance]})
+        return bodies
+
+    @property
+    @abstractmethod
+    def names_classes(self) -> bool:
+        """Whether the model has the signature ``classify``."""
+
     def _predict(self, inputs: Sequence[tuple[pa.Table, RunFacts | None]]) -> list[Answer | RejectedInput]:
         """Predict runs together. Raise `RejectedInput` if the model fails for any; `bisect` then finds the run."""
         tables = [table for table, _ in inputs]
         facts = [run for _, run in inputs if run is not None]
-        neighbours = self._neighbours.of([run.run_id for run in facts]) if self._neighbours else ()
-        prepared = prepare_runs(tables, self.definition, facts or None, neighbours)
+        prepared = prepare_runs(tables, self.definition, facts or None, self._neighbours_of(facts))
         results: dict[int, Answer | RejectedInput] = dict(prepared.rejected)
-        for rows in prepared.calls():
-            arrays = {"inputs": prepared.inputs[rows], "n_windows": prepared.n_windows[rows]}
-            try:
-                answers = self._loaded.predict("", arrays)["probabilities"]
-            except RequestError as error:
-                raise RejectedInput(MODEL_ERROR, str(error)) from None
+        for rows in prepared.calls(self._max_rows()):
+            answers = self._query(prepared.inputs[rows], prepared.n_windows[rows])
             check_answers(answers, self.definition, f"model {self.model}, version {self.version}")
             for row, answer in zip(rows, answers, strict=True):
                 windows = prepared.inputs[row, : prepared.n_windows[row]]
@@ -160,8 +153,70 @@ class LocalModel:
         verdict = verdict_of(run, probabilities, self.rules, windows)
         return Answer(class_of(answer, self.definition), probabilities, len(windows), verdict)
 
+    def _neighbours_of(self, runs: Sequence[RunFacts]) -> Sequence[Neighbours | None]:
+        """Return the neighbours of each run; empty if they are unknown."""
+        return ()
+
+    def _max_rows(self) -> int:
+        """Return the number of runs in one call of the model."""
+        return MAX_CALL_ROWS
+
+    @abstractmethod
+    def _query(self, inputs: NDArray[np.float32], n_windows: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Return the probabilities [rows, C] of inputs [rows, L, F] and n_windows [rows].
+
+        Raises:
+          RejectedInput: ``model_error``, if the model fails for one of these runs.
+        """
+
+    @abstractmethod
     def close(self) -> None:
-        """Free the model's memory."""
+        """Free the model's memory, or its connections."""
+
+
+class LocalModel(PreparedModel):
+    """A pushed version of a model in this process. Thread-safe until `close`.
+
+    Args:
+      data: the data root.
+      model: the model's name.
+      version: the version to load; by default the one that ``label`` names.
+      label: a label of the registry.
+
+    Raises:
+      CimlError: there is no such model, version or label.
+      IntegrityError: a file differs from its digest in the registry, or the version was not blessed.
+    """
+
+    def __init__(self, data: DataRoot, model: str, version: int | None = None, label: str = STABLE) -> None:
+        registry = known_registries(data, model)[model]
+        self.model = model
+        self.version = registry.labelled(label) if version is None else version
+        assets = read_assets(registry, self.version)
+        self.definition = assets.definition
+        self.rules = assets.rules
+        self._neighbours = StoredNeighbours(data) if assets.needs_neighbours else None
+        verify = partial(RegistryVerifier(data.registry.root), model, self.version)
+        folder = registry.folder(self.version)
+        try:
+            self._loaded = load_model(folder, verify)
+        except FileNotFoundError:
+            raise IntegrityError(f"{folder.root} is missing; run ciml models verify") from None
+
+    @property
+    def names_classes(self) -> bool:
+        return CLASSIFY in self._loaded.signatures
+
+    def _neighbours_of(self, runs: Sequence[RunFacts]) -> Sequence[Neighbours | None]:
+        return self._neighbours.of([run.run_id for run in runs]) if self._neighbours else ()
+
+    def _query(self, inputs: NDArray[np.float32], n_windows: NDArray[np.int32]) -> NDArray[np.float32]:
+        try:
+            return self._loaded.predict("", {"inputs": inputs, "n_windows": n_windows})["probabilities"]
+        except RequestError as error:
+            raise RejectedInput(MODEL_ERROR, str(error)) from None
+
+    def close(self) -> None:
         self._loaded.close()
 
 

@@ -24,6 +24,7 @@ from starlette.routing import Route
 
 from ciml.http.intake import Intake, RequestError, Workers, invalid, too_large
 from ciml.limits import MAX_JSON_CONTAINERS, MAX_JSON_VALUES, MAX_TENSOR_RANK
+from ciml.serving.decimals import shortest_decimals
 from ciml.serving.server.manager import ModelChoice, ModelManager, VersionStatus
 from ciml.serving.server.metrics import CONTENT_TYPE, Metrics
 from ciml.serving.server.model.messages import STRING, Signature, TensorSpec, numpy_dtype
@@ -41,8 +42,6 @@ _INDENT = 1
 Format = Literal["instances", "inputs"]
 #: Accepted Python types of JSON values, by the kind of the input's numpy dtype.
 _LEAVES: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
-#: Numbers that are converted to text at a time: each takes 128 bytes.
-_BLOCK = 1 << 16
 
 
 def _json(body: bytes | str, status: int = 200) -> Response:
@@ -109,6 +108,8 @@ class RestApi:
                 # Without a body, the request has 0 bytes and counts as small.
                 return await self.workers.run(0, lambda: self._metadata(status_match))
             return self._status(status_match)
+        if request.method == "GET" and path == "/v1/models":
+            return _json(json.dumps({"models": self.manager.names()}))
         raise invalid(f"Malformed request: {request.method} {path[:200]}")
 
     def _predict(self, match: re.Match[str], data: bytes) -> Response:
@@ -370,11 +371,7 @@ def _listed(name: str, array: NDArray[Any]) -> Any:
         array = np.empty(array.shape, object)
         array.ravel()[:] = texts
     if array.dtype == np.float32:
-        numbers = np.empty(array.size)
-        flat = array.ravel()
-        for start in range(0, array.size, _BLOCK):
-            numbers[start : start + _BLOCK] = flat[start : start + _BLOCK].astype("U32").astype(np.float64)
-        array = numbers.reshape(array.shape)
+        array = shortest_decimals(array)
     return array.tolist()
 
 

@@ -16,8 +16,8 @@ import ciml
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 #: In the order of the page: functions, then classes with their methods.
 NAMES = """
-    open parse_log Data Dataset Model Prediction Verdict TrainingResult CrossValidation RefreshResult Figure
-    LoadReport DatasetDefinition DatasetKeys ExperimentKeys Progress CimlError NotFoundError NoDataError
+    open parse_log Data Dataset Model Client Prediction Verdict TrainingResult CrossValidation RefreshResult
+    Figure LoadReport DatasetDefinition DatasetKeys ExperimentKeys Progress CimlError NotFoundError NoDataError
     UnknownDatasetError UnknownModelError UnknownRunError UnknownExperimentError UnknownExclusionError
     UnknownEstimatorError NoTrainingDataError InvalidSettingError MissingExtraError UnusableRunError EngineError
     IntegrityError

@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ciml.cli.command import DefaultGroup, make_command
-from ciml.cli.options import Data, JsonLines
-from ciml.cli.output import print_table, progress_bar
+from ciml.cli.options import JsonLines
+from ciml.cli.output import by_frequency, print_table, progress_bar
 from ciml.cli.running import PATIENCE_S, Running
+from ciml.errors import CimlError
 from ciml.events.outcomes import OUTCOMES
-from ciml.options import argument, option
+from ciml.options import argument, flag, option
 from ciml.services.options import PredictOptions
 
 if TYPE_CHECKING:
-    from ciml.api.model import Prediction
+    from ciml.api import Client, Model, Prediction
     from ciml.events.records import OutcomeWord
     from ciml.services.decide import ServiceProgress
     from ciml.verdict_rules import Verdict
 
+#: Reasons of files below a folder that are no logs: they are skipped.
+_NO_LOG = frozenset({"not_telemetry", "empty_telemetry"})
 #: Exit code where a file cannot be used; the others are predicted.
 _UNUSABLE = 2
 
 
-class FilesOptions(JsonLines, Data):
+class FilesOptions(JsonLines):
     """Options of ``ciml predict`` for files.
 
     Attributes:
-      model: Model to predict with.
+      model: Model to predict with; --server may name it instead.
+      server: Address of a model server instead of DATA: http://HOST:PORT[/v1/models/NAME] or grpc://HOST:PORT[/NAME].
       version: Version of the model. [default: that of --label]
       label: Label of the version. [default: stable]
+      print_request: Print the JSON body of a REST request instead.
       zone: Zone of logs that name none, or an ambiguous one.
       job: Job of the runs, for a verdict.
       outcome: Outcome of the runs; a verdict is on failure or timeout.
@@ -41,54 +48,129 @@ class FilesOptions(JsonLines, Data):
     """
 
     files: tuple[str, ...] = argument("FILE…", many=True, required=False)
-    model: str = option(metavar="NAME", required=True)
+    model: str | None = option(metavar="NAME")
+    data_path: str | None = option(kind="data")
+    server: str | None = option(metavar="URL")
     version: int | None = option(kind="count", metavar="N")
     label: str | None = option(metavar="LABEL")
+    print_request: bool = flag()
     zone: str | None = option(metavar="ZONE")
     job: str = option("", metavar="JOB")
     outcome: OutcomeWord | None = option(kind=click.Choice(sorted(OUTCOMES)))
     exit_code: int | None = option(kind=click.IntRange(-255, 255), metavar="N")
+
+    def open_model(self) -> Model | Client:
+        """Load the model, or connect to its server."""
+        if self.version is not None and self.label is not None:
+            raise click.UsageError("--version and --label exclude each other")
+        if self.server is not None:
+            from ciml.api import Client
+
+            return Client(self.server, self.model or "", version=self.version, label=self.label)
+        for name, value in (("--model", self.model), ("--data-path", self.data_path)):
+            if value is None:
+                raise click.UsageError(f"Missing option '{name}'; or name a model server: --server URL")
+        from ciml.api import open as open_data
+
+        data = open_data(str(self.data_path))
+        return data.model(str(self.model), version=self.version, label=self.label or "stable")
+
+    def run_facts(self) -> dict[str, Any]:
+        """Return the arguments of a prediction about the runs."""
+        from ciml.events.outcomes import EXIT_LABEL
+
+        labels = {} if self.exit_code is None else {EXIT_LABEL: str(self.exit_code)}
+        return {"zone": self.zone, "job": self.job, "outcome": self.outcome, "labels": labels}
 
 
 @make_command("files")
 def files(options: FilesOptions) -> int:
     """Predict for logs.
 
-    FILE… are plain or gzip. The exit code is 2 if one of them cannot be used; the others are predicted.
+    FILE… are logs, plain or gzip, or folders of them. The exit code is 2 if one of them cannot be used; the others are
+    predicted.
 
     \b
     Example:
       ciml predict dstat.csv.gz --model provider --data-path data
       ciml predict dstat.csv.gz --model cause --job unit --outcome failure --data-path data
+      ciml predict logs --server http://127.0.0.1:8501 --model provider
     """
-    from ciml.events.outcomes import EXIT_LABEL
-
     if not options.files:
         raise click.UsageError("no FILE: name the logs to predict; the stream is ciml predict stream")
-    if options.version is not None and options.label is not None:
-        raise click.UsageError("--version and --label exclude each other")
-    from ciml.api import open as open_data
-
-    model = open_data(options.data_path).model(options.model, version=options.version, label=options.label or "stable")
-    labels = {} if options.exit_code is None else {EXIT_LABEL: str(options.exit_code)}
-    predictions: list[Prediction] = []
-    with progress_bar("predicting") as progress:
-        logs = map(Path, options.files)
-        for prediction in model.each(logs, zone=options.zone, job=options.job, outcome=options.outcome, labels=labels):
-            predictions.append(prediction)
-            progress("logs", len(predictions), len(options.files))
+    logs = _Logs.named(options.files)
+    if options.print_request and len(logs.paths) != 1:
+        raise click.UsageError(f"--print-request takes one FILE, not {len(logs.paths)}")
+    with options.open_model() as model:
+        if options.print_request:
+            click.echo(json.dumps(model.request(logs.paths[0], **options.run_facts()), separators=(",", ":")))
+            return 0
+        predictions: list[Prediction] = []
+        with progress_bar("predicting") as progress:
+            for prediction in model.each(logs.paths, **options.run_facts()):
+                predictions.append(prediction)
+                progress("logs", len(predictions), len(logs.paths))
+    predictions, skipped = logs.without_other_files(predictions)
     if options.json:
-        for file, prediction in zip(options.files, predictions, strict=True):
+        for prediction in predictions:
             facts = {name: value for name, value in prediction.to_json().items() if name != "run"}
-            click.echo(json.dumps({"file": file, "model": options.model, "version": model.version, **facts}))
-    else:
-        _print_predictions(options.files, predictions, f"{options.model}, version {model.version}")
+            click.echo(json.dumps({"file": prediction.run, "model": model.name, "version": model.version, **facts}))
+    elif predictions:
+        server = f", {options.server}" if options.server else ""
+        _print_predictions(predictions, f"{model.name}, version {model.version}{server}")
+    for line in skipped:
+        click.echo(line, err=True)
+    if not predictions:
+        raise CimlError(f"no log in {', '.join(options.files)}")
     return _UNUSABLE if any(prediction.class_name is None for prediction in predictions) else 0
 
 
-def _print_predictions(files: Sequence[str], predictions: Sequence[Prediction], title: str) -> None:
+class _Logs(NamedTuple):
+    """Files to predict.
+
+    Attributes:
+      paths: all files, in order.
+      folders: the folder that a user named, by the index of each file below it.
+    """
+
+    paths: Sequence[Path]
+    folders: Mapping[int, str]
+
+    @classmethod
+    def named(cls, names: Sequence[str]) -> _Logs:
+        """Return files as they are, and all files below folders, sorted. Hidden files and folders are left out."""
+        paths: list[Path] = []
+        folders: dict[int, str] = {}
+        for name in names:
+            if not os.path.isdir(name):
+                paths.append(Path(name))
+                continue
+            start = len(paths)
+            for folder, subfolders, files in os.walk(name):  # does not follow links to folders
+                subfolders[:] = sorted(subfolder for subfolder in subfolders if not subfolder.startswith("."))
+                paths += [Path(folder, file) for file in sorted(files) if not file.startswith(".")]
+            folders |= dict.fromkeys(range(start, len(paths)), name)
+        return cls(paths, folders)
+
+    def without_other_files(self, predictions: Sequence[Prediction]) -> tuple[list[Prediction], list[str]]:
+        """Return the predictions without those of files below a folder that are no logs, and a line on these."""
+        is_other = [
+            index in self.folders and prediction.reason in _NO_LOG for index, prediction in enumerate(predictions)
+        ]
+        lines: list[str] = []
+        for folder in dict.fromkeys(self.folders.values()):
+            skipped = [predictions[index] for index, name in self.folders.items() if name == folder and is_other[index]]
+            counts = Counter(prediction.reason.replace("_", " ") for prediction in skipped)
+            reasons = ", ".join(f"{number:,} {reason}" for reason, number in by_frequency(counts))
+            if skipped:
+                example = f"for example {skipped[0].run}: {skipped[0].remark}"
+                lines.append(f"{folder}: skipped {len(skipped):,} of its files ({reasons}), {example}")
+        return [prediction for prediction, other in zip(predictions, is_other, strict=True) if not other], lines
+
+
+def _print_predictions(predictions: Sequence[Prediction], title: str) -> None:
     columns: dict[str, list[Any]] = {
-        "file": list(files),
+        "file": [prediction.run for prediction in predictions],
         "class": [prediction.class_name or "" for prediction in predictions],
         "probability": ["" if prediction.probability is None else prediction.probability for prediction in predictions],
         "windows": [prediction.n_windows or "" for prediction in predictions],
@@ -156,13 +238,15 @@ class _Group(DefaultGroup):
 def command() -> None:
     """Predict for logs, or for a stream of runs.
 
-    FILE… are logs, plain or gzip. A pushed version of the model is loaded in this process, without a broker or a model
-    server; its files are verified. Logs are prepared by the functions of the stream. One that cannot be used is a row
-    with its reason, and the exit code is 2.
+    FILE… are logs, plain or gzip, or folders, whose other files are skipped. A pushed version of the model is loaded in
+    this process, without a broker or a model server; its files are verified. With --server, any TensorFlow Serving
+    predicts, and no data root is needed. Logs are prepared by the functions of the stream. One that cannot be used is
+    a row with its reason, and the exit code is 2.
 
     \b
     Example:
       ciml predict dstat.csv.gz --model provider --data-path data
-      ciml predict logs/*.gz --model provider --json --data-path data
+      ciml predict logs --model provider --json --data-path data
+      ciml predict dstat.csv.gz --server http://127.0.0.1:8501 --model provider
       ciml predict stream --model provider --data-path data
     """

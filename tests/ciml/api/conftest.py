@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 import ciml
 from tests.ciml.api.made import make_root
+from tests.serving.process import ServerProcess, server_process
 from tests.shared import shared
 
 #: The experiment of the served model.
@@ -31,6 +33,14 @@ def served(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert repr(done).startswith("status: pushed version 1\n  accuracy ")
 
     return shared(tmp_path_factory, "api-served", build)
+
+
+@pytest.fixture(scope="session")
+def model_server(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A ``ciml serve`` in its own process, with the model ``status`` of ``served``."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with server_process(str(served / "data" / "models" / "models.config"), log) as running:
+        yield running
 
 
 @pytest.fixture

@@ -20,7 +20,11 @@ EXAMPLES = [
 
 @pytest.mark.parametrize(("name", "examples"), EXAMPLES)
 def test_an_example_runs(
-    name: str, examples: list[doctest.Example], folder: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    examples: list[doctest.Example],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.setattr(scoring, "RESAMPLES", 20)
     names: dict[str, object] = {"ciml": ciml}
@@ -29,6 +33,11 @@ def test_an_example_runs(
     names["dataset"] = data.dataset("status")
     if name.startswith("ciml.Model"):
         names["model"] = data.model("status")
+    if name.startswith("ciml.Client"):
+        url = f"http://127.0.0.1:{request.getfixturevalue('model_server').rest_port}"
+        names["model"] = ciml.Client(url)
+        for example in examples:
+            example.source = example.source.replace("http://127.0.0.1:8501", url)
     test = doctest.DocTest(examples, names, name, None, None, None)
     out: list[str] = []
     doctest.DocTestRunner(verbose=False).run(test, out=out.append)
@@ -38,7 +47,6 @@ def test_an_example_runs(
 def test_what_a_person_calls_has_an_example() -> None:
     assert {
         "ciml.open", "ciml.parse_log", "ciml.Data.runs", "ciml.Data.samples", "ciml.Data.define_dataset",
-        "ciml.Data.train", "ciml.Data.cross_validate",
-        "ciml.Data.refresh", "ciml.Data.model", "ciml.Dataset.to_numpy", "ciml.Model.predict",
-        "ciml.sklearn.Downsample",
+        "ciml.Data.train", "ciml.Data.cross_validate", "ciml.Data.refresh", "ciml.Data.model", "ciml.Client",
+        "ciml.Dataset.to_numpy", "ciml.Model.predict", "ciml.sklearn.Downsample",
     } <= {example.id for example in EXAMPLES}  # fmt: skip

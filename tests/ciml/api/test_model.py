@@ -140,7 +140,7 @@ def test_a_call_of_the_model_has_limited_runs_and_bytes(
 ) -> None:
     table = ciml.parse_log(served / "logs" / "unit-001.csv")
     for name, value in limits.items():
-        monkeypatch.setattr(f"ciml.api.model.{name}", value * table.nbytes if "BYTES" in name else value)
+        monkeypatch.setattr(f"ciml.api.predictions.{name}", value * table.nbytes if "BYTES" in name else value)
     calls: list[int] = []
     predict = LocalModel.predict
 

@@ -1,0 +1,101 @@
+"""Predictions by a model on any TensorFlow Serving, prepared by its own description: `RemoteModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ciml.errors import CimlError, EngineError, IntegrityError, RejectedInput
+from ciml.limits import MAX_TENSOR_BYTES
+from ciml.serving.client import FailedCallError, NotServedError
+from ciml.serving.description import read_description
+from ciml.serving.predict.answers import MAX_CALL_ROWS, MODEL_ERROR, Answer, PreparedModel
+from ciml.serving.remote import ServedModel, connect
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from ciml.datasets.definition import ResolvedDefinition
+    from ciml.events.records import RunFacts
+
+#: Calls that may fail for their runs before the model counts as broken.
+_MAX_FAILED_CALLS = 64
+#: Versions that are tried when the served one is replaced meanwhile.
+_VERSION_TRIES = 5
+
+
+class RemoteModel(PreparedModel):
+    """A model on a model server. It gives no verdicts, whose rules the server does not publish.
+
+    Args:
+      served: the model, its server and its version.
+      timeout_s: limit of one request, seconds.
+
+    Raises:
+      CimlError: the server has no such model, or the model does not describe itself, or needs what a client lacks.
+      EngineError: the server is unavailable, or answers with something else.
+      IntegrityError: the description contradicts itself.
+    """
+
+    def __init__(self, served: ServedModel, timeout_s: float) -> None:
+        self._server = connect(served, timeout_s)
+        self.model = self._server.served.model
+        self._failed_calls = 0
+        try:
+            self._describe()
+        except BaseException:
+            self._server.close()
+            raise
+
+    def _describe(self) -> None:
+        """Read the description of the version to use."""
+        where = str(self._server.served)
+        outputs, self.version = self._server.describe()
+        self.definition = read_description(outputs, where)
+        _check_usable(self.definition, where)
+
+    def predict(
+        self, tables: Sequence[pa.Table], runs: Sequence[RunFacts] | None = None
+    ) -> list[Answer | RejectedInput]:
+        for _ in range(_VERSION_TRIES):
+            self._failed_calls = 0
+            try:
+                return super().predict(tables, runs)
+            except NotServedError:  # it was replaced; its successor may prepare runs differently
+                self._describe()
+        raise EngineError(
+            f"{self._server.served}: the served version kept changing; gave up after {_VERSION_TRIES} tries"
+        )
+
+    @property
+    def names_classes(self) -> bool:
+        return True  # it has ``describe``, and ``classify`` with it
+
+    def _max_rows(self) -> int:
+        return min(MAX_CALL_ROWS, self._server.max_rows(self.definition.windows * len(self.definition.features)))
+
+    def _query(self, inputs: NDArray[np.float32], n_windows: NDArray[np.int32]) -> NDArray[np.float32]:
+        try:
+            return self._server.probabilities(inputs, n_windows, self.version)
+        except FailedCallError as error:
+            self._failed_calls += 1
+            if self._failed_calls > _MAX_FAILED_CALLS:
+                raise
+            raise RejectedInput(MODEL_ERROR, str(error)) from None
+
+    def close(self) -> None:
+        self._server.close()
+
+
+def _check_usable(definition: ResolvedDefinition, where: str) -> None:
+    """Raise an error if a client cannot prepare runs by a definition."""
+    size = 4 * definition.windows * len(definition.features)
+    if size > MAX_TENSOR_BYTES:
+        raise IntegrityError(f"{where}: a run takes {size} bytes, at most {MAX_TENSOR_BYTES} (MAX_TENSOR_BYTES)")
+    if "profile" in (definition.definition.context or ()):
+        raise CimlError(
+            f"{where} compares a run with the passing runs of its job (context 'profile'), which a server does not "
+            "publish; predict from its data root: --data-path"
+        )
