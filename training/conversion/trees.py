@@ -104,8 +104,12 @@ def _gradient_boosting(step: Step) -> Function:
         initial = step.child(estimator.init_, PREDICT_PROBA, "init")
 
     def scores(x: Any) -> Any:
+        tf = load_tensorflow()
         total = added(x) * estimator.learning_rate
-        return total if initial is None else total + _initial_scores(initial(x), exponential=exponential)
+        if initial is None:
+            return total
+        narrow = tf.cast(tf.cast(x, tf.float32), tf.float64)  # the library rounds before its first stage too
+        return total + _initial_scores(initial(narrow), exponential=exponential)
 
     def probabilities(values: Any) -> Any:
         return sigmoid_or_softmax(2 * values if exponential else values)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
+from ciml.serving.server.model.graph import check_ops
 from ciml.tensorflow import load_tensorflow
 from ciml.training.conversion.functions import convert
 from ciml.training.conversion.step import Variables
@@ -66,6 +68,7 @@ def methods(estimator: Any) -> Iterator[str]:
 def assert_equal(estimator: Any, method: str, rows: np.ndarray, bound: float) -> None:
     expected = np.asarray(getattr(estimator, method)(rows), np.float64).reshape(len(rows), -1)
     function, _ = graph(estimator, method)
+    check_ops(MetaGraphDef(graph_def=function.get_concrete_function().graph.as_graph_def()))
     computed = function(rows).numpy()
     assert computed.shape == expected.shape
     np.testing.assert_allclose(computed, expected, rtol=0 if method == "predict_proba" else bound, atol=bound)
