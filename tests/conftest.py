@@ -62,6 +62,7 @@ LONGEST = (
     "tests/engines/test_engines.py",
     "tests/deploy/test_chart.py",
     "tests/deploy/test_tekton.py",
+    "tests/training/conversion/test_estimators.py",
     "tests/training/test_calibrated.py",
     "tests/training/trainer/test_trainer.py",
     "tests/training/test_refresh.py",

@@ -37,7 +37,16 @@ from ciml.tensorflow import load_tensorflow
 from ciml.training.conversion.functions import CONVERTERS, convert
 from ciml.training.conversion.step import ConversionError, Variables
 from tests.tier import part
-from tests.training.conversion.comparison import BOUND, assert_equal, fitted, graph, methods, probes, training_data
+from tests.training.conversion.comparison import (
+    BOUND,
+    COLUMNS,
+    assert_equal,
+    fitted,
+    graph,
+    methods,
+    probes,
+    training_data,
+)
 
 
 def _xgboost(**parameters: Any) -> Any:
@@ -216,6 +225,18 @@ def test_a_converted_classifier_computes_what_the_library_computes(name: str, cl
                     graph(estimator, method)
                 continue
             assert_equal(estimator, method, probes(name in WITH_MISSING), BOUNDS.get(name, BOUND))
+
+
+@pytest.mark.parametrize("name", ["tree", "forest", "XGBoost"])
+def test_values_next_to_a_threshold_are_rounded_as_the_library_rounds_them(name: str):
+    rows = training_data(3, False)[0]
+    estimator = CLASSIFIERS[name]().fit(rows, (rows[:, 0] > 0.5).astype(int))
+    border = np.sort(rows[:, 0])[np.searchsorted(np.sort(rows[:, 0]), 0.5) - 1 :][:2]
+    # Around the threshold, which lies between these two, in steps that float32 does not have.
+    near = np.zeros((2001, COLUMNS))
+    middle = np.float32(border.mean()) if name != "XGBoost" else np.float32(border[1])
+    near[:, 0] = float(middle) + np.linspace(-2e-7, 2e-7, len(near))
+    assert_equal(estimator, "predict_proba", near, 3e-7)
 
 
 def test_the_scores_of_the_exponential_loss_are_half_as_large():
