@@ -301,6 +301,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
       accept_baselines: Number that may predict better than the model: duration or memory; repeatable.
       min_decided: Minimum share of held-out runs that a model of causes decides. [default: 0.2]
       lineage: Send OpenLineage events, by its own configuration or to DATA/lineage.
+      allow_module: Module of an own estimator that may be imported; repeatable.
     """
 
     kind = "trainer"
@@ -314,6 +315,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
     accept_baselines: tuple[str, ...] = repeated(metavar="NUMBER")
     min_decided: float | None = option(kind="share")
     lineage: bool = flag("--lineage/--no-lineage", envvar="CIML_LINEAGE")
+    allow_module: tuple[str, ...] = repeated(metavar="MODULE")
 
     def open(self) -> TrainConfig:
         """Open what the options name, and store the exclusions of the file ``exclude``.
@@ -338,6 +340,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
             GatePolicy.of(self.min_test_runs, self.tolerance, self.accept_baselines, self.min_decided),
             self.label,
             self.lineage,
+            self.allow_module,
         )
         add(config.data.exclusions, read_lines(self.exclude))
         return config

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 from weakref import WeakSet
 
 from ciml.api.dataset import Dataset
+from ciml.api.experiments import experiment_for
 from ciml.api.model import Model
 from ciml.api.progress import OldProgress, present_progress
 from ciml.api.stored_runs import StoredRuns
-from ciml.api.types import CrossValidation, DatasetKeys, ExperimentKeys, Path, RefreshResult, TrainingResult
+from ciml.api.types import (
+    Classifier,
+    CrossValidation,
+    DatasetKeys,
+    ExperimentKeys,
+    NetworkFunction,
+    Path,
+    RefreshResult,
+    TrainingResult,
+)
 from ciml.data_root import DataRoot
 from ciml.errors import NoDataError
 from ciml.progress import Progress
@@ -144,7 +153,7 @@ class Data(StoredRuns):
     def train(
         self,
         dataset: str | Dataset,
-        estimator: str = "dnn",
+        estimator: str | Classifier | NetworkFunction = "dnn",
         *,
         name: str | None = None,
         trust_policy: Path | None = None,
@@ -158,12 +167,13 @@ class Data(StoredRuns):
         Args:
           dataset: the data set or its name.
           estimator: ``dnn``, ``cnn``, ``gru``, ``svm``, ``random_forest``, ``hist_gradient_boosting`` or
-            ``boosted_summaries``.
+            ``boosted_summaries``; the name of a class, such as ``LogisticRegression`` or ``package.module:Name``; an
+            estimator with scikit-learn's interface; a Keras model, or a function (shape, classes) that returns one.
           name: name of the experiment; derived from the other arguments by default.
           trust_policy: TOML file of the trust policy.
           progress: called after each epoch of a network.
           keys: hyper-parameters, such as ``epochs`` or ``seed``: see `ciml.ExperimentKeys`. ``parameters`` are passed
-            to an estimator of scikit-learn.
+            to a named class, and ``view`` chooses what it gets of a run; see docs/experiments.md.
 
         Raises:
           UnknownEstimatorError: no estimator has this name.
@@ -177,8 +187,13 @@ class Data(StoredRuns):
           1.000 (0.923 to 1.000) on 46 test runs; base rate 0.609 (0.465 to 0.736)
           >>> print(result.baselines["duration"])
           0.304 (0.191 to 0.448)
+          >>> from sklearn.linear_model import LogisticRegression
+          >>> from sklearn.pipeline import make_pipeline
+          >>> from sklearn.preprocessing import StandardScaler
+          >>> pipeline = make_pipeline(StandardScaler(), LogisticRegression())
+          >>> print(data.train("status", pipeline, view="summary").accuracy)
+          1.000 (0.923 to 1.000)
         """
-        _warn_of_sklearn_keys(keys)
         trial = self._trial(dataset, estimator, keys, name, trust_policy, present_progress(progress))
         figures, new = trial.run()
         return TrainingResult(trial.experiment.name, _dataset_name(dataset), new, figures)
@@ -187,7 +202,7 @@ class Data(StoredRuns):
     def cross_validate(
         self,
         dataset: str | Dataset,
-        estimator: str = "dnn",
+        estimator: str | Classifier | NetworkFunction = "dnn",
         *,
         folds: int = 5,
         hold_out: str | Sequence[str] = ("change",),
@@ -234,7 +249,7 @@ class Data(StoredRuns):
     def _trial(
         self,
         dataset: str | Dataset,
-        estimator: str,
+        estimator: str | Classifier | NetworkFunction,
         keys: ExperimentKeys,
         name: str | None,
         trust_policy: Path | None,
@@ -245,15 +260,20 @@ class Data(StoredRuns):
 
         require("sklearn", "train")
         from ciml.training.data.examples import read_dataset
-        from ciml.training.experiments.results import create_experiment, experiment_of
+        from ciml.training.experiments.results import create_experiment
         from ciml.training.experiments.trials import Trial
         from ciml.trust import TrustPolicy
 
-        experiment = experiment_of(estimator, keys, name)
+        experiment, modules = experiment_for(estimator, keys, name, lambda: self._shape(dataset))
         policy = TrustPolicy.load(trust_policy)
         examples = read_dataset(self._root.dataset(_dataset_name(dataset)), policy)
-        create_experiment(self._root.experiments, experiment)
-        return Trial(self._root.experiments, experiment, examples, progress=progress)
+        create_experiment(self._root.experiments, experiment, modules)
+        return Trial(self._root.experiments, experiment, examples, progress=progress, allow_modules=modules)
+
+    def _shape(self, dataset: str | Dataset) -> tuple[tuple[int, int], int]:
+        """Return (L, F) and C of a data set."""
+        resolved = dataset if isinstance(dataset, Dataset) else self.dataset(dataset)
+        return (resolved.windows, len(resolved.features)), len(resolved.classes)
 
     def compare(self, dataset: str | Dataset, *experiments: str | TrainingResult) -> pa.Table:
         """Compare experiments on the test runs of a data set, as ``ciml experiment compare`` does.
@@ -291,7 +311,7 @@ class Data(StoredRuns):
         dataset: str | Dataset,
         model: str | None = None,
         *,
-        estimator: str = "dnn",
+        estimator: str | Classifier | NetworkFunction = "dnn",
         trust_policy: Path | None = None,
         min_test_runs: int | None = None,
         tolerance: float | None = None,
@@ -307,7 +327,8 @@ class Data(StoredRuns):
         Args:
           dataset: the data set or its name.
           model: name of the model; by default the name of the data set.
-          estimator: a network: ``dnn``, ``cnn`` or ``gru``.
+          estimator: as for `train`. One that cannot be converted to TensorFlow operations is kept for Python, but not
+            pushed; the reason names the step.
           trust_policy: TOML file of the trust policy.
           min_test_runs: number of held-out runs that the gate requires.
           tolerance: largest allowed loss of accuracy compared with the served version.
@@ -334,22 +355,23 @@ class Data(StoredRuns):
         require("tensorflow_transform", "train")
         from ciml.serving.model_files import check_model_name
         from ciml.training.evaluation.gate import GatePolicy
-        from ciml.training.experiments.results import experiment_of
         from ciml.training.refresh import TrainConfig
         from ciml.training.trainer import run_once
         from ciml.trust import TrustPolicy
 
         name = check_model_name(model or _dataset_name(dataset))
         # The experiment has the default name, as without --experiment: its name is part of what makes a refresh new.
+        experiment, modules = experiment_for(estimator, keys, "dnn", lambda: self._shape(dataset))
         config = TrainConfig(
             self._root,
             _dataset_name(dataset),
             name,
-            experiment_of(estimator, keys, "dnn"),
+            experiment,
             TrustPolicy.load(trust_policy),
             GatePolicy.of(min_test_runs, tolerance, accept_baselines, min_decided),
             label,
             lineage,
+            modules,
         )
         return RefreshResult.of(name, run_once(config, progress=present_progress(progress)))
 
@@ -381,13 +403,6 @@ class Data(StoredRuns):
 
     def __repr__(self) -> str:
         return f"Data({self.path!r})"
-
-
-def _warn_of_sklearn_keys(keys: Mapping[str, object]) -> None:
-    """Warn of parameters of scikit-learn that are given as keys of the experiment."""
-    if others := sorted(keys.keys() - ExperimentKeys.__annotations__.keys()):
-        values = ", ".join(f"{name!r}: …" for name in others)
-        warnings.warn(f"use parameters={{{values}}} instead of {', '.join(others)}", DeprecationWarning, stacklevel=3)
 
 
 def _dataset_name(dataset: str | Dataset) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 #: A moment: a datetime with a zone, an ISO 8601 text with a zone, or epoch seconds.
 Moment = datetime | str | float
-#: A value of a parameter of scikit-learn.
-ParameterValue = bool | int | float | str | None
 
 
 class ArrowTable(Protocol):
@@ -46,6 +44,15 @@ class DataFrame(Protocol):
         """Return a DataFrame whose index is a column."""
 
 
+class Classifier(Protocol):
+    """An estimator with scikit-learn's interface: also ``predict_proba`` or ``decision_function``. Or a Keras model."""
+
+    def fit(self, X: Any, y: Any) -> Any:  # noqa: N803  # scikit-learn's name
+        """Learn from X and y."""
+
+
+#: A function of (L, F) and the number of classes that returns a Keras model of windows.
+NetworkFunction = Callable[[tuple[int, int], int], Any]
 #: A table as an argument.
 Table = ArrowTable | DataFrame
 #: A run as an argument: the path of a log, a run id, or telemetry in the form of `ciml.parse_log`.
@@ -98,7 +105,8 @@ class ExperimentKeys(TypedDict, total=False):
     calibration: Literal["auto", "temperature", "isotonic"] | None
     coverage: float
     seed: int
-    parameters: Mapping[str, ParameterValue]
+    view: Literal["windows", "flat", "summary"] | None
+    parameters: Mapping[str, Any]
 
 
 class Figure(NamedTuple):

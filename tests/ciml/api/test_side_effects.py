@@ -37,7 +37,7 @@ def test_dir_shows_public_names_only() -> None:
 
 @pytest.mark.parametrize(
     ("keys", "settings", "arguments"),
-    [(DatasetKeys, DatasetDefinition, {"name"}), (ExperimentKeys, Experiment, {"name", "estimator"})],
+    [(DatasetKeys, DatasetDefinition, {"name"}), (ExperimentKeys, Experiment, {"name", "estimator", "packages"})],
 )
 def test_typed_keys_are_those_of_the_settings(keys: type, settings: type[Settings], arguments: set[str]) -> None:
     assert typing.get_type_hints(keys).keys() == set(settings.__struct_fields__) - arguments
