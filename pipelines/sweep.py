@@ -7,6 +7,7 @@ command reads the stored outcomes and continues.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -59,7 +60,6 @@ class SweepContext:
       sweep: its definition.
       policy: decides which runs are trusted for training.
       exclusions: runs excluded from training, the same for all trials.
-      allow_modules: see `ciml.training.estimators.estimator_of`.
     """
 
     source: DataRoot
@@ -67,7 +67,6 @@ class SweepContext:
     sweep: Sweep
     policy: TrustPolicy
     exclusions: Exclusions = field(default_factory=Exclusions)
-    allow_modules: tuple[str, ...] = ()
 
     @property
     def store(self) -> Store:
@@ -252,13 +251,11 @@ def _train(context: SweepContext, initial: Outcome, combination: Combination, pa
     """Train a trial, and store its outcome."""
     name = combination.definition.name
     experiment = combination.experiment
-    in_epochs = estimator_of(experiment, context.allow_modules).reports_epochs
     initial = initial.replace(dataset=name, experiment=experiment.to_json())
     try:
         dataset = read_dataset(context.target.dataset(name), context.policy, context.exclusions)
         judge = Judge(context.sweep, past)
-        if in_epochs:
-            keras()  # the import takes seconds, which do not count as the trial's
+        estimator_of(experiment, context.sweep.modules).load()  # takes seconds, which do not count as the trial's
         began_s = time.perf_counter()
         scored = score_trial(context.sweep, experiment, dataset, initial, judge.report_step)
         seconds = round(time.perf_counter() - began_s, 3)
@@ -270,7 +267,7 @@ def _train(context: SweepContext, initial: Outcome, combination: Combination, pa
     except Exception as error:  # noqa: BLE001  # of a library: it fails the trial, not the sweep
         outcome = initial.replace(state="failed", reason=_line(f"{type(error).__name__}: {error}"))
     finally:
-        if in_epochs:
+        if "keras" in sys.modules:
             keras().utils.clear_session()  # Keras keeps every network in memory
     return store_outcome(context.store, outcome)
 

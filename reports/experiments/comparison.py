@@ -119,7 +119,7 @@ def _tables(rows: Sequence[ComparisonRow], links: Mapping[tuple[str, str], str])
         accuracies.append(
             cells(
                 row.name,
-                row.result["experiment"]["estimator"].replace("_", " "),
+                row.result["experiment"]["estimator"].rpartition(":")[2].replace("_", " "),
                 test["runs"],
                 Estimate.of(test["accuracy"]),
                 test["base_rate"]["value"],

@@ -6,6 +6,7 @@ tables in them. `ciml.reports.experiments.comparison` compares results.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
@@ -35,7 +36,7 @@ from ciml.reports.experiments.views import (
 )
 from ciml.reports.page import PAGE, Page, Section, Table, Tile, cells, save
 from ciml.storage import Store, open_store
-from ciml.training.estimators import ESTIMATORS
+from ciml.training.estimators import used_keys
 from ciml.training.evaluation.bootstrap import BY_CLASS
 from ciml.training.evaluation.text import beaten_lines
 from ciml.training.experiment import Experiment
@@ -130,9 +131,9 @@ def _settings(experiment: Mapping[str, Any]) -> str:
     settings = [
         f"{key.replace('_', ' ')} {_plain(value)}"
         for key, value in experiment.items()
-        if key not in ("name", "estimator", "parameters") and value != defaults.get(key)
+        if key not in ("name", "estimator", "parameters", "packages") and value != defaults.get(key)
     ]
-    settings += [f"{key} {value}" for key, value in experiment["parameters"].items()]
+    settings += [f"{key} {_setting(value)}" for key, value in experiment["parameters"].items()]
     return f"{experiment['estimator']}{' with ' + ', '.join(settings) if settings else ''}"
 
 
@@ -265,11 +266,9 @@ def _training(trial: StoredTrial) -> Section:
     result = trial.result or {}
     snapshot = result["snapshot"]
     experiment = result["experiment"]
-    estimator = ESTIMATORS.get(experiment["estimator"])
+    keys = used_keys(experiment) | {"estimator"}
     settings = [
-        (key.replace("_", " "), _plain(value))
-        for key, value in experiment.items()
-        if key != "name" and (estimator is None or key in estimator.keys)
+        (key.replace("_", " "), _plain(value)) for key, value in experiment.items() if key != "name" and key in keys
     ]
     counts = snapshot["counts"]
     classes = list(counts["train"])[:MOST_ROWS]
@@ -292,8 +291,13 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return "/".join(map(str, value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={setting}" for key, setting in value.items()) or "–"
+        return ", ".join(f"{key}={_setting(setting)}" for key, setting in value.items()) or "–"
     return "–" if value is None else str(value)
+
+
+def _setting(value: Any) -> str:
+    """Return a parameter of an estimator: a list or an estimator as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (Mapping, list)) else str(value)
 
 
 def metrics_table(title: str, scores: Figures, guess: Figures, baselines: Figures) -> Table:

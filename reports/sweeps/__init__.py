@@ -5,6 +5,7 @@ This module computes the figures of the report, such as the trials by rank; `cim
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -140,7 +141,7 @@ def define_lines(swept: Swept, outcome: Outcome, data_path: str) -> list[str]:
     defaults = Experiment().to_json()
     words = ["ciml", "experiment", "define", name, "--estimator", outcome.experiment["estimator"]]
     for key, value in outcome.experiment.items():
-        if key in ("name", "estimator") or value == defaults[key]:
+        if key in ("name", "estimator", "packages") or value == defaults.get(key):
             continue
         if key == "parameters":
             words += [word for name, setting in value.items() for word in ("-p", f"{name}={_parameter(setting)}")]
@@ -151,14 +152,21 @@ def define_lines(swept: Swept, outcome: Outcome, data_path: str) -> list[str]:
         else:
             words += [f"--{key.replace('_', '-')}", str(value)]
     train = ["ciml", "experiment", "train", "--experiment", name, "--dataset", outcome.dataset]
+    train += [word for module in swept.sweep.modules for word in ("--allow-module", module)]
     return [shlex.join([*command, "--data-path", data_path]) for command in (words, train)]
 
 
 def _parameter(value: Any) -> str:
-    """Format a parameter for ``-p``."""
+    """Format a parameter for ``-p``, which reads JSON, or else a text."""
     if value is None:
         return "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    try:
+        json.loads(value)
+    except ValueError:
+        return json.dumps(value) if value.lower() in ("none", "true", "false") else value
+    return json.dumps(value)
 
 
 def rows_of(swept: Swept) -> list[dict[str, Any]]:

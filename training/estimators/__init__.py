@@ -6,8 +6,9 @@ No other room asks which kind an estimator is: `estimator_of` returns what it us
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError, NoTrainingDataError
@@ -16,7 +17,7 @@ from ciml.progress import Progress
 from ciml.training.estimators import keras_models, networks, scikit
 from ciml.training.estimators.base import Estimator, Fitted, Rows, Training, Watch
 from ciml.training.estimators.boosted import BoostedEstimator
-from ciml.training.estimators.description import build, modules_of, packages_of
+from ciml.training.estimators.description import build, has_parameter, modules_of, packages_of
 from ciml.training.estimators.named import named_estimator
 from ciml.training.estimators.names import find_class
 from ciml.training.experiment import Experiment
@@ -36,6 +37,8 @@ __all__ = [
     "identified",
     "inputs_for",
     "modules_named",
+    "takes_parameter",
+    "used_keys",
 ]
 
 _ALL = frozenset({"name", "estimator", "class_weights", "calibration", "coverage", "seed"})
@@ -101,6 +104,33 @@ def identified(experiment: Experiment, allow_modules: Collection[str] = ()) -> E
 def modules_named(experiment: Experiment) -> tuple[str, ...]:
     """Return the modules that an experiment names, which its author allows by that. Not for one from stored data."""
     return modules_of({"class": experiment.estimator, "parameters": experiment.parameters})
+
+
+def takes_parameter(experiment: Experiment, name: str, allow_modules: Collection[str] = ()) -> bool:
+    """Return whether the experiment's estimator can have a parameter: of a class, whether its constructor names it.
+
+    Args:
+      experiment: its estimator, and the parameters with the parts of which ``name`` may be one.
+      name: ``C``, or ``step__C`` for one of a part.
+      allow_modules: see `estimator_of`.
+    """
+    if experiment.estimator in ESTIMATORS:
+        return True
+    full_name = find_class(experiment.estimator, ESTIMATORS)
+    return has_parameter({"class": full_name, "parameters": experiment.parameters}, name, allow_modules)
+
+
+def used_keys(experiment: Mapping[str, Any]) -> frozenset[str]:
+    """Return the keys of a stored experiment that its estimator uses, or at least has values for. Imports nothing.
+
+    Args:
+      experiment: as JSON.
+    """
+    estimator = ESTIMATORS.get(experiment["estimator"])
+    if estimator is not None:
+        return frozenset(estimator.keys)
+    usual = Experiment().to_json()
+    return frozenset(key for key, value in experiment.items() if key == "seed" or value != usual.get(key))
 
 
 def inputs_for(

@@ -116,6 +116,9 @@ class Estimator(Protocol):
     def streams(self) -> bool:
         """Whether it can learn from rows that do not fit into memory."""
 
+    def load(self) -> None:
+        """Import the estimator's library, which takes seconds that are not part of its fitting."""
+
     def check(self, experiment: Experiment) -> None:
         """Raise `CimlError` for an invalid parameter of the experiment; needs no data."""
 

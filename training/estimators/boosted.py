@@ -162,6 +162,9 @@ class BoostedEstimator:
     reports_epochs = False
     streams = False
 
+    def load(self) -> None:
+        import sklearn.ensemble  # noqa: F401
+
     def check(self, experiment: Experiment) -> None:
         labels = np.arange(12) % 2  # a dozen rows: scikit-learn validates parameters in fit
         inputs = np.random.default_rng(0).random((12, 1, 2), np.float32)

@@ -46,15 +46,23 @@ class Constructor:
     defaults: dict[str, Any]
     more: bool
 
+    def has(self, key: str) -> bool:
+        """Return whether there is a parameter of this name."""
+        return key in self.names | self._further or (self.more and self._library not in LIBRARIES)
+
     def check_name(self, key: str) -> None:
-        """Raise `InvalidSettingError` if there is no such parameter."""
-        library = self.kind.__module__.partition(".")[0]
-        further = _LIGHTGBM if library == "lightgbm" else frozenset()
-        if key in self.names or key in further or (self.more and library not in LIBRARIES):
-            return
-        raise InvalidSettingError(
-            f"{self.kind.__name__} has no parameter of this name{similar(key, self.names | further, '')}"
-        )
+        """Raise `InvalidSettingError` if there is no parameter of this name."""
+        if not self.has(key):
+            hint = similar(key, self.names | self._further, "")
+            raise InvalidSettingError(f"{self.kind.__name__} has no parameter of this name{hint}")
+
+    @property
+    def _library(self) -> str:
+        return self.kind.__module__.partition(".")[0]
+
+    @property
+    def _further(self) -> frozenset[str]:
+        return _LIGHTGBM if self._library == "lightgbm" else frozenset()
 
     def values_of(self, component: Any) -> dict[str, Any]:
         """Return the present parameters of an object: from ``get_params``, or attributes of the same names.

@@ -29,7 +29,7 @@ from ciml.training.estimators import keras_models, values
 from ciml.training.estimators.constructors import check_parameter, constructor_of
 from ciml.training.estimators.names import find_component, import_allowed, is_open, name_of
 
-__all__ = ["KerasFunction", "build", "describe", "modules_of", "packages_of"]
+__all__ = ["KerasFunction", "build", "describe", "has_parameter", "modules_of", "packages_of"]
 
 #: Parameters that hold lists of (name, estimator) or (name, transformer, columns).
 _NAMED_STEPS = frozenset({"steps", "transformers", "transformer_list", "estimators"})
@@ -231,20 +231,28 @@ def _decode_parameter(key: str, value: Any, path: str, decoder: values.Decoder) 
 
 
 def _with_deep(factory: type, parameters: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the parameters with deep ones, such as ``model__C``, put into the parts that they name."""
+    """Return the parameters with those of parts put into the parts: ``model__C``, or ``model`` for all of one."""
     names = constructor_of(factory).names
-    own = {key: value for key, value in parameters.items() if "__" not in key or key in names}
-    for key, value in parameters.items():
-        if key not in own:
-            part, _, rest = key.partition("__")
-            own = _set_deep(own, part, rest, value, where)
+    steps = {step[0] for key in _NAMED_STEPS & parameters.keys() for step in _steps(parameters[key])} - names
+    own = {key: value for key, value in parameters.items() if key in names or ("__" not in key and key not in steps)}
+    for key in sorted(parameters.keys() - own.keys()):  # "model" before "model__C"
+        part, _, rest = key.partition("__")
+        own = _set_deep(own, part, rest, parameters[key], where)
     return own
 
 
+def _steps(value: Any) -> list[list[Any]]:
+    """Return the steps of a parameter that have a name and an estimator."""
+    steps = value if isinstance(value, list) else []
+    return [step for step in steps if isinstance(step, list) and len(step) > 1 and isinstance(step[0], str)]
+
+
 def _set_deep(parameters: dict[str, Any], part: str, rest: str, value: Any, where: str) -> dict[str, Any]:
-    """Return the parameters with a parameter of one part set."""
+    """Return the parameters with a parameter of one part set, or without ``rest`` the part itself."""
 
     def changed(component: Any) -> Any:
+        if not rest:
+            return value
         if not isinstance(component, dict) or "class" not in component:
             raise InvalidSettingError(f"{where}: {part}__{rest}: {part} is not an estimator")
         return {**component, "parameters": {**component.get("parameters", {}), rest: value}}
@@ -258,6 +266,30 @@ def _set_deep(parameters: dict[str, Any], part: str, rest: str, value: Any, wher
                 step[1] = changed(step[1])
                 return {**parameters, key: steps}
     raise InvalidSettingError(f"{where}: {part}__{rest}: no part {part!r:.80}")
+
+
+def has_parameter(description: dict[str, Any], name: str, allowed: Iterable[str] = ()) -> bool:
+    """Return whether a description can have a parameter, perhaps a deep one such as ``model__C``.
+
+    Raises:
+      InvalidSettingError: a class may not be named.
+    """
+    factory: Any = import_allowed(find_component(description["class"]), tuple(allowed))
+    if not inspect.isclass(factory):
+        return name in inspect.signature(factory).parameters
+    constructor = constructor_of(factory)
+    part, _, rest = name.partition("__")
+    component = None if name in constructor.names else _part(description.get("parameters", {}), part)
+    if component is None:
+        return "__" not in name and constructor.has(name)
+    return not rest or has_parameter(component, rest, allowed)
+
+
+def _part(parameters: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Return the description of a part of an estimator; None if there is none of this name."""
+    steps = [step for key in _NAMED_STEPS & parameters.keys() for step in _steps(parameters[key])]
+    candidates = [parameters.get(name), *(step[1] for step in steps if step[0] == name)]
+    return next((part for part in candidates if isinstance(part, dict) and "class" in part), None)
 
 
 def modules_of(description: dict[str, Any]) -> tuple[str, ...]:

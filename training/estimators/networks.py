@@ -98,6 +98,9 @@ class Network:
     reports_epochs = True
     streams = True
 
+    def load(self) -> None:
+        keras()
+
     def check(self, experiment: Experiment) -> None:
         pass  # the shape of the inputs decides whether it can be built
 

@@ -62,6 +62,9 @@ class ScikitEstimator:
         """Return the estimator on another view; None keeps its own."""
         return self if view is None else replace(self, view=view)
 
+    def load(self) -> None:
+        import sklearn.base  # noqa: F401
+
     def check(self, experiment: Experiment) -> None:
         if not self.tries:
             self.build(experiment, 1)

@@ -17,10 +17,11 @@ from msgspec import Meta, field
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.digest import canonical_json, sha256_json
-from ciml.errors import CimlError, UnknownEstimatorError
+from ciml.errors import CimlError
 from ciml.settings import Settings, as_value_error, check_name
-from ciml.training.estimators import ESTIMATORS, check_experiment
-from ciml.training.experiment import ALIASES, Experiment
+from ciml.training.estimators import check_experiment, estimator_of, identified, takes_parameter
+from ciml.training.estimators.description import modules_of
+from ciml.training.experiment import Experiment
 
 Part = Literal["dataset", "experiment"]
 #: A value in reports, files and optuna: the name of a listed value, or a number of a range.
@@ -43,7 +44,8 @@ class Axis:
 
     Attributes:
       part: whether the key belongs to the data set or the experiment.
-      key: of the definition or the experiment; ``parameters.NAME`` is one of scikit-learn's.
+      key: of the definition or the experiment; ``parameters.NAME`` is one of the estimator's, where ``step__NAME`` is
+        one of a part.
       values: values of a list by name; empty for a range.
       low: lower bound of a range, included; an int if ``high`` is.
       high: upper bound of a range, included.
@@ -290,14 +292,52 @@ class Sweep(Settings, frozen=True, kw_only=True):
                 return axis
         raise CimlError(f"{key!r:.60} does not vary in the sweep {self.name!r}")
 
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """Modules of estimators that the file names, and thereby allows: see `estimator_of`."""
+        return modules_of({"estimators": self._estimators, "fixed": self.experiment, "varied": self.vary.experiment})
+
+    @cached_property
+    def _estimators(self) -> list[dict[str, Any]]:
+        """All values of the key ``estimator``, each as a description."""
+        names = [self.experiment.get("estimator")]
+        names += [name for axis in self.axes if axis.key == "estimator" for name in axis.values.values()]
+        return [{"class": name} for name in names if isinstance(name, str) and ":" in name]
+
     def effective(self, parameters: Mapping[str, Value]) -> dict[str, Value]:
         """Return the values of the axes that the estimator uses."""
-        keys = ESTIMATORS[self._estimator(parameters)].keys
         return {
             axis.key: parameters[axis.key]
             for axis in self.axes
-            if axis.key in parameters and (axis.part == "dataset" or axis.key.partition(".")[0] in keys)
+            if axis.key in parameters and (axis.part == "dataset" or self._uses(self._estimator(parameters), axis.key))
         }
+
+    def _uses(self, estimator: str, key: str) -> bool:
+        """Return whether an estimator uses a key of an experiment, or a parameter, ``parameters.NAME``.
+
+        If the estimator varies, it need not use all of them. If it does not, another key or parameter is an error.
+        """
+        cached = self._used.get((estimator, key))
+        if cached is None:
+            experiment = Experiment.from_json(
+                {"estimator": estimator, "parameters": self.experiment.get("parameters", {})}
+            )
+            head, _, parameter = key.partition(".")
+            cached = head in estimator_of(experiment, self.modules).keys
+            if cached and parameter and self._several:
+                cached = takes_parameter(experiment, parameter, self.modules)
+            self._used[estimator, key] = cached
+        return cached
+
+    @cached_property
+    def _used(self) -> dict[tuple[str, str], bool]:
+        """What `_uses` answered, since a grid asks it for each combination."""
+        return {}
+
+    @property
+    def _several(self) -> bool:
+        """Whether the estimator varies."""
+        return "estimator" in self.vary.experiment
 
     @cached_property
     def grid(self) -> tuple[dict[str, Value], ...]:
@@ -322,10 +362,15 @@ class Sweep(Settings, frozen=True, kw_only=True):
           CimlError: if the values are incompatible.
         """
         keys = self._keys(parameters)
-        if "estimator" in self.vary.experiment:  # then an estimator need not use all common keys
-            used = ESTIMATORS[self._estimator(parameters)].keys
-            keys["experiment"] = {key: value for key, value in keys["experiment"].items() if key in used}
-        return Combination(parameters, _definition(keys["dataset"], raw_version), self._experiment(keys))
+        if self._several:  # then an estimator need not use all common keys
+            name = self._estimator(parameters)
+            used = {key: value for key, value in keys["experiment"].items() if self._uses(name, key)}
+            if "parameters" in used:
+                items = used["parameters"].items()
+                used["parameters"] = {key: value for key, value in items if self._uses(name, f"parameters.{key}")}
+            keys["experiment"] = used
+        experiment = identified(self._experiment(keys), self.modules)
+        return Combination(parameters, _definition(keys["dataset"], raw_version), experiment)
 
     def _keys(self, parameters: Mapping[str, Value]) -> dict[Part, dict[str, Any]]:
         keys: dict[Part, dict[str, Any]] = {"dataset": dict(self.dataset), "experiment": dict(self.experiment)}
@@ -340,17 +385,15 @@ class Sweep(Settings, frozen=True, kw_only=True):
         return Experiment.from_json({**keys["experiment"], "name": self.name})
 
     def _estimator(self, parameters: Mapping[str, Value]) -> str:
+        """Return the name of a combination's estimator. Raises `CimlError` if it is none."""
         name: Any = self.experiment.get("estimator", "dnn")
         if "estimator" in parameters:
             name = self.axis("estimator").setting_of(parameters["estimator"])
-        alias = ALIASES.get(name, name) if isinstance(name, str) else name
-        if alias not in ESTIMATORS:
-            raise UnknownEstimatorError(f"unknown estimator {name!r:.60}; choose from {', '.join(ESTIMATORS)}")
-        return alias
+        return Experiment.from_json({"estimator": name}).estimator
 
     def _check_values(self) -> None:
         """Check each value by itself with the common keys. Incompatible combinations become failed trials."""
-        one_estimator = "estimator" not in self.vary.experiment
+        one_estimator = not self._several
         if one_estimator:
             with as_value_error():
                 self.combine({})
@@ -365,10 +408,10 @@ class Sweep(Settings, frozen=True, kw_only=True):
             _definition(keys["dataset"], None)
             return
         experiment = self._experiment(keys)
-        if axis.key == "estimator" or one_estimator:
-            self._estimator({axis.key: value})
+        if axis.key == "estimator":
+            estimator_of(experiment, self.modules)
         if one_estimator:
-            check_experiment(experiment)
+            check_experiment(identified(experiment, self.modules), self.modules)
 
 
 def _combinations(axes: Iterable[Axis]) -> Iterator[dict[str, Value]]:

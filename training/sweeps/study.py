@@ -264,8 +264,8 @@ def score_trial(
     Raises:
       CimlError: if it cannot be trained, or the metric is undefined.
     """
-    check_experiment(experiment)
-    check_use(experiment, dataset.snapshot.resolved)
+    check_experiment(experiment, sweep.modules)
+    check_use(experiment, dataset.snapshot.resolved, sweep.modules)
     split = cv_split(sweep, dataset)
     labels = dataset.rows.labels[split.positions]
     classes = dataset.snapshot.resolved.classes
@@ -288,7 +288,7 @@ def score_trial(
     for number, (train, held_out) in enumerate(split.parts):
         try:
             on_epoch = record_epoch if sweep.on == "dev" else None
-            answers[held_out] = predict_fold(experiment, dataset, split, number, on_epoch)
+            answers[held_out] = predict_fold(experiment, dataset, split, number, on_epoch, sweep.modules)
             is_scored[held_out] = True
             if sweep.on == "folds":
                 record(number + 1, answers[is_scored], is_scored)

@@ -13,7 +13,7 @@ import click
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json
 from ciml.cli.output import print_warnings
-from ciml.cli.running import Foreground, stop_on_signals
+from ciml.cli.running import Foreground, find_own_modules, stop_on_signals
 from ciml.errors import EngineError, IntegrityError
 from ciml.options import argument, flag, option
 from ciml.services.options import TrainerOptions
@@ -50,9 +50,11 @@ def refresh(options: TrainerOptions, running: RefreshRunning) -> int:
     Example:
       ciml refresh --dataset provider --data-path data
       ciml refresh --dataset provider --model provider --watch --data-path data
+      ciml refresh --dataset provider --experiment forest.toml --data-path data
     """
     from ciml.training.trainer import run_once
 
+    find_own_modules()
     config = options.open()
 
     def step(name: str, done: int = 0, total: int | None = None) -> None:

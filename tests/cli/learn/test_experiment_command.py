@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,7 @@ def test_define_train_show_and_the_same_again(data: Path):
     other = run(*define, "--seed", "1", data=data)
     assert (other.exit_code, "seed is 0, not 1; choose another name" in other.output) == (2, True)
     shown = run("show", "forest", data=data).output
-    assert "parameters      {'max_depth': None, 'n_estimators': 20}" in shown
+    assert 'parameters      {"max_depth": null, "n_estimators": 20}' in shown
     assert "not trained yet" in shown
 
     words = ["train", "--experiment", "forest", "--dataset", "providers"]
@@ -94,6 +96,54 @@ def test_a_mistake_is_one_clear_line(words: list[str], line: str, tmp_path: Path
     done = run(*words, data=tmp_path)
     assert done.exit_code == 2
     assert line in done.output.splitlines()[-1]
+
+
+def test_any_classifier_is_trained_with_its_parameters_and_a_view(data: Path) -> None:
+    words = ["--estimator", "LogisticRegression", "-p", "C=0.1", "-p", "max_iter=300", "--view", "flat"]
+    first = run("train", *words, "--dataset", "providers", "--json", data=data)
+    assert first.exit_code == 0, first.output
+    experiment = json.loads(first.output)["experiment"]
+    assert experiment["estimator"] == "sklearn.linear_model:LogisticRegression"
+    assert (experiment["parameters"], experiment["view"]) == ({"C": 0.1, "max_iter": 300}, "flat")
+    assert experiment["packages"] == {"scikit-learn": metadata.version("scikit-learn")}
+    assert run("define", "linear", *words, data=data).exit_code == 0
+    shown = run("show", "linear", data=data).output.splitlines()
+    assert "estimator       sklearn.linear_model:LogisticRegression" in shown
+    assert "view            flat" in shown
+
+    steps = '[["scale", {"class": "StandardScaler"}], ["model", {"class": "LogisticRegression"}]]'
+    scaled = ["--estimator", "Pipeline", "-p", f"steps={steps}", "-p", "model__C=0.1"]
+    second = run("train", *scaled, "--dataset", "providers", "--json", data=data)
+    assert second.exit_code == 0, second.output
+    assert json.loads(second.output)["test"]["runs"] == json.loads(first.output)["test"]["runs"]
+    for mistake, line in {
+        ("-p", "c=1"): "LogisticRegression has no parameter of this name; did you mean C?",
+        ("-p", "memory__x=1"): "no part 'memory'",
+    }.items():
+        done = run("define", "b", "--estimator", "LogisticRegression", *mistake, data=data)
+        assert (done.exit_code, line in done.output) == (2, True), done.output
+
+
+def test_a_stored_experiment_imports_a_module_only_if_it_is_allowed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.chdir(tmp_path)
+    source = "from sklearn.tree import DecisionTreeClassifier\nclass Tree(DecisionTreeClassifier): pass\n"
+    (tmp_path / "command_models.py").write_text(source)
+    defined = run("define", "mine", "--estimator", "command_models:Tree", "-p", "max_depth=2", data=data)
+    assert defined.exit_code == 0, defined.output
+    assert "--dataset NAME --allow-module command_models --data-path" in defined.output
+    monkeypatch.delitem(sys.modules, "command_models")
+    words = ["train", "--experiment", "mine", "--dataset", "providers"]
+    rejected = run(*words, data=data)
+    assert (rejected.exit_code, "command_models" in sys.modules) == (2, False)
+    assert "command_models:Tree: module command_models is not allowed" in rejected.output
+    trained = run(*words, "--allow-module", "command_models", data=data)
+    assert trained.exit_code == 0, trained.output
+    assert run("show", "mine", "--json", data=data).output.count('"sha256:') >= 1
+    both = run(*words, "-p", "max_depth=3", data=data)
+    assert "-p and --view: an experiment has its own; use them with --estimator" in both.output
 
 
 @pytest.mark.parametrize("name", ["Adagrad", "ProximalAdagrad", "Ftrl", "RMSProp", "SGD"])

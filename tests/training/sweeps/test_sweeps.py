@@ -18,6 +18,7 @@ from ciml.storage import open_store
 from ciml.storage.json_files import without_seal
 from ciml.training.data.examples import read_dataset
 from ciml.training.estimators import Rows, fit
+from ciml.training.estimators.description import build
 from ciml.training.evaluation.baselines import first_memory
 from ciml.training.evaluation.metrics import scores
 from ciml.training.experiment import Experiment
@@ -37,6 +38,7 @@ from ciml.training.sweeps.study import (
 )
 from ciml.trust import TrustPolicy
 
+OWN = "tests.training.estimators.own_estimators"
 MANY = list(range(101))  # an axis has at most 100 values
 LARGE = {"max_windows": MANY[1:], "salt": ["a", "b"]}
 LISTED = {"experiment": {"learning_rate": [0.1, 0.2]}}
@@ -64,6 +66,52 @@ def test_a_grid_has_every_combination_once_in_an_order_that_is_the_seeds_alone()
     assert sweep(vary=backwards).grid == grid
     assert sweep(vary=vary, seed=1).grid != grid
     assert len(sweep(vary=vary, seed=1).grid) == 12
+
+
+def test_any_estimator_and_each_of_its_parameters_vary() -> None:
+    vary = {
+        "experiment": {
+            "estimator": ["random_forest", "LogisticRegression", "GaussianNB"],
+            "parameters": {"C": [0.1, 1.0], "n_estimators": [5], "var_smoothing": [1e-9]},
+            "view": ["flat", "summary"],
+        }
+    }
+    several = sweep(experiment={"seed": 2}, vary=vary)
+    names = [(cell["estimator"], cell["view"], *(key for key in cell if "." in key)) for cell in several.grid]
+    assert names.count(("LogisticRegression", "flat", "parameters.C")) == 2
+    assert names.count(("GaussianNB", "summary", "parameters.var_smoothing")) == 1
+    cell = next(cell for cell in several.grid if cell["estimator"] == "LogisticRegression")
+    experiment = several.combine(cell).experiment
+    assert experiment.estimator == "sklearn.linear_model:LogisticRegression"
+    assert (experiment.seed, experiment.view, list(experiment.parameters)) == (2, cell["view"], ["C"])
+    assert list(experiment.packages) == ["scikit-learn"]
+
+
+def test_parameters_of_parts_vary() -> None:
+    steps = [["scale", {"class": "StandardScaler"}], ["model", {"class": "LogisticRegression"}]]
+    scalers = {"robust": {"class": "RobustScaler"}, "none": "passthrough"}
+    deep = {"model__C": {"low": 0.01, "high": 10.0, "log": True}, "scale": scalers, "model__fit_intercept": [True]}
+    fixed = {"estimator": "Pipeline", "parameters": {"steps": steps}}
+    found = sweep(experiment=fixed, vary={"experiment": {"parameters": deep}}, trials=3)
+    cell = {"parameters.model__C": 0.5, "parameters.scale": "robust", "parameters.model__fit_intercept": "true"}
+    assert found.effective(cell) == cell
+    model = build({"class": "Pipeline", "parameters": found.combine(cell).experiment.parameters})
+    assert (model.named_steps["model"].C, type(model.named_steps["scale"]).__name__) == (0.5, "RobustScaler")
+    for name, line in {"model__c": "did you mean C", "mdoel__C": "no part 'mdoel'"}.items():
+        with pytest.raises(CimlError, match=line):
+            sweep(experiment=fixed, vary={"experiment": {"parameters": {name: [1.0]}}})
+
+
+def test_a_sweep_allows_the_modules_that_its_file_names_alone() -> None:
+    names = ["GaussianNB", f"{OWN}:MeanThreshold", f"{OWN}:small_network"]
+    keys = {"estimator": names, "parameters": {"column": [0, 1], "units": [3]}, "epochs": [5]}
+    found = sweep(experiment={}, vary={"experiment": keys})
+    assert found.modules == (OWN,)
+    cells = {str(cell["estimator"]).rpartition(":")[2]: cell for cell in found.grid}
+    assert cells["GaussianNB"].keys() == {"estimator"}
+    assert cells["MeanThreshold"].keys() == {"estimator", "parameters.column"}
+    assert cells["small_network"].keys() == {"estimator", "parameters.units", "epochs"}
+    assert sweep(vary=LISTED | {"experiment": {"seed": [1, 2]}}).modules == ()
 
 
 def test_keys_that_an_estimator_does_not_use_make_no_combinations() -> None:

@@ -12,12 +12,12 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.commands.data.plot import OutputOptions
-from ciml.cli.commands.learn.experiment.train import sweep, train
+from ciml.cli.commands.learn.experiment.train import VIEWS, parse_parameters, sweep, train
 from ciml.cli.options import Data, Json, S3Environment
 from ciml.cli.output import print_table, progress_bar
+from ciml.cli.running import find_own_modules
 from ciml.errors import CimlError
 from ciml.options import Options, argument, flag, option, repeated
-from ciml.settings import pairs
 from ciml.training.evaluation.text import result_lines
 
 Record = Mapping[str, Any]
@@ -28,27 +28,15 @@ _TALK: dict[str, dict[str, Any]] = {
     "tf.estimator.DNNClassifier": {"optimizer": "adagrad", "learning_rate": 0.05, "l2": 0.0}
 }
 _OPTIMIZERS = ("Adagrad", "Adam", "AdamW", "Ftrl", "ProximalAdagrad", "RMSProp", "SGD")
-#: Constants as Python writes them, and as JSON does.
-_PYTHON_WORDS = {"None": "null", "none": "null", "True": "true", "False": "false"}
-
-
-def _parameters(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
-    """Parse ``NAME=VALUE`` pairs; a value is a number, true, false, none or a string."""
-    parameters: dict[str, Any] = {}
-    for name, value in pairs(param.opts[0], values):
-        try:
-            parameters[name] = json.loads(_PYTHON_WORDS.get(value, value))
-        except ValueError:
-            parameters[name] = value
-    return parameters or None
 
 
 class HyperParameters(Options):
     """The hyper-parameters of an experiment; None for the default of the estimator.
 
     Attributes:
-      estimator: Estimator: dnn, cnn, gru, svm, random_forest or hist_gradient_boosting. tf.estimator.DNNClassifier is
-        dnn with Adagrad, learning rate 0.05 and no penalty; tf.contrib.learn.SVM is svm.
+      estimator: Estimator: dnn, cnn, gru, svm, random_forest, hist_gradient_boosting, boosted_summaries, a classifier
+        of scikit-learn such as LogisticRegression, or package.module:name. tf.estimator.DNNClassifier is dnn with
+        Adagrad, learning rate 0.05 and no penalty; tf.contrib.learn.SVM is svm.
       hidden_layers: Units (cnn: filters) of each hidden layer, such as 100/100.
       steps: Maximum number of batches.
       batch_size: Runs of a batch.
@@ -64,7 +52,8 @@ class HyperParameters(Options):
       early_stopping: Epochs without a lower dev loss after which training stops.
       class_weights: Class weights; balanced weights rare classes higher.
       seed: Random seed of weights, order and dropout.
-      parameters: Parameter of scikit-learn's estimator; may be repeated.
+      parameters: Parameter of the estimator; may be repeated. VALUE is JSON or a text; step__NAME is one of a part.
+      view: View of a run that the estimator gets. [default: the estimator's]
     """
 
     estimator: str = option(DEFAULT_ESTIMATOR)
@@ -83,11 +72,13 @@ class HyperParameters(Options):
     early_stopping: int | None = option(kind="count", metavar="EPOCHS")
     class_weights: str | None = option(kind=click.Choice(["none", "balanced"]))
     seed: int | None = option(kind=click.IntRange(0))
-    parameters: dict[str, Any] | None = repeated(_parameters, flags="-p --parameter", metavar="NAME=VALUE")
+    parameters: dict[str, Any] | None = repeated(parse_parameters, flags="-p --parameter", metavar="NAME=VALUE")
+    view: str | None = option(kind=click.Choice(VIEWS))
 
 
 def _define(name: str, data_path: str, parameters: HyperParameters) -> None:
     from ciml.data_root import DataRoot
+    from ciml.training.estimators import identified, modules_named
     from ciml.training.experiment import Experiment
     from ciml.training.experiments.results import create_experiment, experiment_store
 
@@ -96,11 +87,15 @@ def _define(name: str, data_path: str, parameters: HyperParameters) -> None:
         # ProximalAdagrad without penalties is Adagrad, and it has no options of penalties here.
         values["optimizer"] = values["optimizer"].lower().removeprefix("proximal")
     experiment = Experiment.from_json({"name": name, **_TALK.get(values["estimator"], {}), **values})
+    find_own_modules()
+    modules = modules_named(experiment)
+    experiment = identified(experiment, modules)
     stored = DataRoot.open(data_path).experiments
-    new = create_experiment(stored, experiment)
+    new = create_experiment(stored, experiment, modules)
     where = experiment_store(stored, name).url("experiment.json")
     click.echo(f"{name}: {experiment.estimator}, {'stored in' if new else 'as it is already in'} {where}")
-    click.echo(f"train it by: ciml experiment train --experiment {name} --dataset NAME --data-path {data_path}")
+    allow = "".join(f" --allow-module {module}" for module in modules)
+    click.echo(f"train it by: ciml experiment train --experiment {name} --dataset NAME{allow} --data-path {data_path}")
 
 
 class DefineOptions(S3Environment, Data):
@@ -120,6 +115,8 @@ def define(options: DefineOptions, parameters: HyperParameters) -> None:
     Example:
       ciml experiment define wide --hidden-layers 100/100 --epochs 500 --batch-size 128 --data-path DATA
       ciml experiment define forest --estimator random_forest -p n_estimators=500 --data-path DATA
+      ciml experiment define linear --estimator LogisticRegression -p C=0.1 --view summary --data-path DATA
+      ciml experiment define mine --estimator mine.models:Forest -p 'depths=[2, 4]' --data-path DATA
     """
     _define(options.name, options.data_path, parameters)
 
@@ -188,8 +185,8 @@ def show(options: ShowOptions) -> None:
         return
     defaults = type(experiment)().to_json()
     for key, value in experiment.to_json().items():
-        if key in ("name", "estimator") or value != defaults[key]:
-            click.echo(f"{key:<15} {value}")
+        if key in ("name", "estimator") or value != defaults.get(key):
+            click.echo(f"{key:<15} {json.dumps(value) if isinstance(value, dict) else value}")
     for result in results:
         click.echo("\n".join(result_lines(result)))
     if not results:

@@ -11,9 +11,10 @@ import click
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, S3Environment, TargetData
 from ciml.cli.output import print_lines, print_table, progress_bar
-from ciml.cli.running import processors
+from ciml.cli.running import find_own_modules, processors
 from ciml.errors import CimlError
 from ciml.options import LearnOptions, argument, flag, option, repeated
+from ciml.settings import pairs
 from ciml.training.evaluation.text import fold_lines, other_lines, result_lines
 
 if TYPE_CHECKING:
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 
 #: Rows of a printed table; the page and the CSV have all.
 _MOST_ROWS = 20
+VIEWS = ("windows", "flat", "summary")
+#: Constants as Python writes them, and as JSON does.
+_PYTHON_WORDS = {"None": "null", "none": "null", "True": "true", "False": "false"}
+
+
+def parse_parameters(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
+    """Parse ``NAME=VALUE`` pairs; a value is JSON, a constant of Python, or else a text."""
+    parameters: dict[str, Any] = {}
+    for name, value in pairs(param.opts[0], values):
+        try:
+            parameters[name] = json.loads(_PYTHON_WORDS.get(value, value))
+        except (ValueError, RecursionError):
+            parameters[name] = value
+    return parameters or None
 
 
 def _split_facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -33,7 +48,11 @@ class TrainOptions(S3Environment, Json, LearnOptions, Data):
     Attributes:
       dataset: Data set to train on.
       experiment: Experiment to train.
-      estimators: Estimator to train with its default parameters, instead of --experiment; may be repeated.
+      estimators: Estimator to train instead of --experiment: a built-in one, a classifier of scikit-learn, or
+        package.module:name; may be repeated.
+      parameters: Parameter of the estimators; may be repeated. VALUE is JSON or a text.
+      view: View of a run that the estimators get. [default: the estimator's]
+      allow_modules: Module that a stored experiment may import; may be repeated.
       eval_datasets: Further data set to test on; may be repeated.
       folds: Number of cross-validation folds of the training runs; the test runs are not read.
       hold_out: Fact by which --cross-validate groups runs into folds, such as flavour, change or job.
@@ -46,6 +65,9 @@ class TrainOptions(S3Environment, Json, LearnOptions, Data):
     dataset: str = option(metavar="NAME", required=True)
     experiment: str | None = option(metavar="NAME")
     estimators: tuple[str, ...] = repeated(metavar="NAME")
+    parameters: dict[str, Any] | None = repeated(parse_parameters, flags="-p --parameter", metavar="NAME=VALUE")
+    view: str | None = option(kind=click.Choice(VIEWS))
+    allow_modules: tuple[str, ...] = repeated(metavar="MODULE")
     eval_datasets: tuple[str, ...] = repeated(metavar="NAME")
     folds: int | None = option(kind=click.IntRange(2), flags="--cross-validate", metavar="FOLDS")
     hold_out: tuple[str, ...] = option((), _split_facts, metavar="FACT[,FACT…]")
@@ -65,12 +87,16 @@ def train(options: TrainOptions) -> None:
     Example:
       ciml-train-model --dataset cpu-load-1min-dataset --experiment dnn-5x100 --data-path s3://cimldatasets
       ciml experiment train --estimator random_forest --estimator svm --dataset cpu-load --data-path DATA
+      ciml experiment train --estimator LogisticRegression -p C=0.1 --view summary --dataset cpu-load --data-path DATA
+      ciml experiment train --estimator mine.models:Forest -p depth=4 --dataset cpu-load --data-path DATA
       ciml experiment train --experiment wide --dataset cpu-load --eval-dataset other-job --data-path DATA
       ciml experiment train --experiment wide --dataset cpu-load --cross-validate 5 --hold-out flavour --data-path DATA
     """
     folds = options.folds
     if bool(options.experiment) == bool(options.estimators):
-        raise CimlError("give either --experiment NAME, or --estimator NAME for an estimator with its defaults")
+        raise CimlError("give either --experiment NAME, or --estimator NAME with its parameters")
+    if options.experiment and (options.parameters or options.view):
+        raise CimlError("-p and --view: an experiment has its own; use them with --estimator")
     if options.gpu:
         raise CimlError("--gpu: training is on the CPU, so that a seed gives the same model everywhere; leave it out")
     if options.hold_out and folds is None:
@@ -80,14 +106,19 @@ def train(options: TrainOptions) -> None:
             "--eval-dataset: not supported with --cross-validate, which trains several models; leave one out"
         )
     from ciml.training.data.examples import read_dataset
+    from ciml.training.estimators import modules_named
     from ciml.training.exclusions import add, read_lines
     from ciml.training.experiments.results import create_experiment, experiment_of, load_experiment
     from ciml.training.experiments.trials import Trial
     from ciml.trust import TrustPolicy
 
+    find_own_modules()
     data = options.root
     policy = TrustPolicy.load(options.trust_policy)
-    experiments = [*map(experiment_of, options.estimators)]
+    given = {"parameters": options.parameters, "view": options.view}
+    keys = {key: value for key, value in given.items() if value}
+    experiments = [experiment_of(estimator, keys) for estimator in options.estimators]
+    allowed = (*options.allow_modules, *(module for experiment in experiments for module in modules_named(experiment)))
     if options.experiment:
         experiments.append(load_experiment(data.experiments, options.experiment))
     datasets = [data.dataset(name) for name in (options.dataset, *options.eval_datasets)]
@@ -97,9 +128,9 @@ def train(options: TrainOptions) -> None:
     examples, *others = [read_dataset(dataset, policy) for dataset in datasets]
     for experiment in experiments:
         if options.estimators:
-            create_experiment(data.experiments, experiment)
+            create_experiment(data.experiments, experiment, allowed)
         with progress_bar(f"training {experiment.name}") as progress:
-            trial = Trial(data.experiments, experiment, examples, options.tensorboard, progress)
+            trial = Trial(data.experiments, experiment, examples, options.tensorboard, progress, allowed)
             if folds is not None:
                 results = [(*trial.cross_validate(folds, options.hold_out, progress), fold_lines)]
             else:
@@ -152,6 +183,7 @@ def sweep(options: SweepOptions) -> None:
     from ciml.training.sweeps.definition import Sweep
     from ciml.trust import TrustPolicy
 
+    find_own_modules()
     definition = Sweep.load(options.file)
     source = options.root
     target = options.target
