@@ -156,6 +156,7 @@ def check_use(
     Raises:
       CimlError: with the remedy.
     """
+    _check_packages(experiment, allow_modules)
     estimator = estimator_of(experiment, allow_modules)
     definition = dataset.definition
     if served and definition.class_label == CAUSE and not experiment.calibration:
@@ -168,6 +169,17 @@ def check_use(
             f"estimator {experiment.estimator} needs windows, but data set {definition.name!r} holds aggregations; "
             "choose another estimator"
         )
+
+
+def _check_packages(experiment: Experiment, allow_modules: Collection[str]) -> None:
+    """Raise `CimlError` if an experiment was defined with other versions of packages: it would be another model."""
+    present = identified(experiment, allow_modules).packages if experiment.packages else {}
+    for name, version in experiment.packages.items():
+        if present.get(name) != version:
+            raise CimlError(
+                f"experiment {experiment.name!r} was defined with {name} {version:.20}, and {present.get(name)!s:.20} is "
+                "installed; define it again under another name"
+            )
 
 
 def check_experiment(experiment: Experiment, allow_modules: Collection[str] = ()) -> None:

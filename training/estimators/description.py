@@ -277,7 +277,8 @@ def has_parameter(description: dict[str, Any], name: str, allowed: Iterable[str]
     factory: Any = import_allowed(find_component(description["class"]), tuple(allowed))
     if not inspect.isclass(factory):
         return name in inspect.signature(factory).parameters
-    constructor = constructor_of(factory)
+    kind: Any = factory
+    constructor = constructor_of(kind)
     part, _, rest = name.partition("__")
     component = None if name in constructor.names else _part(description.get("parameters", {}), part)
     if component is None:

@@ -142,6 +142,9 @@ def test_a_stored_experiment_imports_a_module_only_if_it_is_allowed(
     trained = run(*words, "--allow-module", "command_models", data=data)
     assert trained.exit_code == 0, trained.output
     assert run("show", "mine", "--json", data=data).output.count('"sha256:') >= 1
+    (tmp_path / "command_models.py").write_text(source + "# changed\n")
+    changed = run(*words, "--allow-module", "command_models", "--cross-validate", "2", data=data)
+    assert "'mine' was defined with command_models sha256:" in changed.output
     both = run(*words, "-p", "max_depth=3", data=data)
     assert "-p and --view: an experiment has its own; use them with --estimator" in both.output
 
