@@ -156,7 +156,6 @@ def check_use(
     Raises:
       CimlError: with the remedy.
     """
-    _check_packages(experiment, allow_modules)
     estimator = estimator_of(experiment, allow_modules)
     definition = dataset.definition
     if served and definition.class_label == CAUSE and not experiment.calibration:
@@ -177,8 +176,8 @@ def _check_packages(experiment: Experiment, allow_modules: Collection[str]) -> N
     for name, version in experiment.packages.items():
         if present.get(name) != version:
             raise CimlError(
-                f"experiment {experiment.name!r} was defined with {name} {version:.20}, and {present.get(name)!s:.20} is "
-                "installed; define it again under another name"
+                f"experiment {experiment.name!r} was defined with {name} {version:.20}, but {present.get(name)!s:.20} "
+                "is installed; define it again under another name"
             )
 
 
@@ -230,5 +229,6 @@ def fit(
     """
     if len(train) == 0:
         raise NoTrainingDataError("no training runs")
+    _check_packages(experiment, allow_modules)
     training = Training(train, dev, classes, features, tensorboard, progress, watch)
     return estimator_of(experiment, allow_modules).fit(experiment, training)
