@@ -5,6 +5,8 @@ No pickle: neither process runs code that the other sends.
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from multiprocessing.connection import Connection
@@ -23,6 +25,9 @@ STRING = "string"
 #: Bytes of a message: its arrays, and what describes them or a model's signatures.
 MAX_FRAME_BYTES = 2 * MAX_TENSOR_BYTES
 _NAMES_SHOWN = 10
+#: Before a message: its number of bytes, as `Connection.send_bytes` writes it.
+_LENGTH = struct.Struct("!i")
+_ENCODER = msgspec.msgpack.Encoder()
 
 #: Dtype and shape of an input, as a request declares them.
 Declared = tuple[str, tuple[int, ...]]
@@ -124,8 +129,13 @@ _Message = TypeVar("_Message", Load, Loaded, Call, Answer)
 
 
 def send(connection: Connection, message: Load | Loaded | Call | Answer) -> None:
-    """Send a message. Raises `OSError` if the peer does not read it."""
-    connection.send_bytes(msgspec.msgpack.encode(message))
+    """Send a message after its length. Raises `OSError` if the peer does not read it."""
+    frame = bytearray(_LENGTH.size)
+    _ENCODER.encode_into(message, frame, _LENGTH.size)
+    _LENGTH.pack_into(frame, 0, len(frame) - _LENGTH.size)
+    rest = memoryview(frame)
+    while rest:
+        rest = rest[os.write(connection.fileno(), rest) :]
 
 
 def receive(connection: Connection, kind: type[_Message]) -> _Message:
@@ -136,7 +146,22 @@ def receive(connection: Connection, kind: type[_Message]) -> _Message:
       OSError: if it sends nothing within the time limit, or a message that is too large.
       ValueError: if the message is malformed.
     """
-    return msgspec.msgpack.decode(connection.recv_bytes(MAX_FRAME_BYTES), type=kind)
+    (size,) = _LENGTH.unpack(_received(connection, _LENGTH.size))
+    if not 0 <= size <= MAX_FRAME_BYTES:
+        raise OSError(f"bad message length {size}; at most {MAX_FRAME_BYTES}")
+    return msgspec.msgpack.decode(_received(connection, size), type=kind)
+
+
+def _received(connection: Connection, size: int) -> memoryview:
+    """Receive a number of bytes, directly to where they stay. Raises `EOFError` and `OSError` as `receive` does."""
+    received = np.empty(size, np.uint8).data
+    rest = received
+    while rest:
+        count = os.readv(connection.fileno(), [rest])
+        if not count:
+            raise EOFError
+        rest = rest[count:]
+    return received.toreadonly()
 
 
 @cache

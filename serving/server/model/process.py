@@ -123,10 +123,10 @@ class ModelProcess:
         self.ended = False
         pipes = [Pipe() for _ in range(CONNECTIONS)]
         forker, pid = _fork([theirs.fileno() for _, theirs in pipes])
-        self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[tuple[Connection, float]] = queue.LifoQueue()  # with their present limits, seconds
         for ours, theirs in reversed(pipes):  # the first one, on which the process waits for `Load`, is used first
             theirs.close()
-            self._idle.put(ours)
+            self._idle.put((ours, 0.0))
         self._lock = threading.Lock()
         self._ending = ""
         self._finish = weakref.finalize(self, _end, forker, pid)
@@ -192,15 +192,16 @@ class ModelProcess:
 
     def _ask(self, request: Load | Call, kind: type[_Reply], limit_s: float) -> _Reply:
         """Return the process's answer. Raises `BlockingIOError` after ``limit_s`` seconds, and as `receive` does."""
-        connection = self._idle.get()
+        connection, present_limit_s = self._idle.get()
         try:
             if self.ended:
                 raise _unavailable()
-            _limit_silence(connection, limit_s)
+            if limit_s != present_limit_s:
+                _limit_silence(connection, limit_s)
             send(connection, request)
             return receive(connection, kind)
         finally:
-            self._idle.put(connection)
+            self._idle.put((connection, limit_s))
 
     def end(self) -> str:
         """Kill the process, which ends its calls. Return how it ended, for messages."""

@@ -81,7 +81,7 @@ def read_array(name: str, tensor: Any, dtype: str, shape: tuple[int, ...]) -> ND
     elements = math.prod(shape)
     try:
         if tensor.tensor_content:
-            return np.frombuffer(tensor.tensor_content, numpy_dtype(dtype)).copy().reshape(shape)
+            return np.frombuffer(tensor.tensor_content, numpy_dtype(dtype)).reshape(shape)
         values = _texts(tensor, elements) if dtype == STRING else _numbers(tensor, dtype)
         if not values.size:
             return np.zeros(shape, values.dtype)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, Pipe
 
@@ -63,6 +65,25 @@ def test_texts_of_python_are_sent_as_utf8(ends: tuple[Connection, Connection]) -
 
 def answer(*outputs: object) -> bytes:
     return msgspec.msgpack.encode({"outputs": outputs})
+
+
+def test_a_message_beyond_the_buffer_of_a_socket_arrives_whole_and_cannot_be_written_to(
+    ends: tuple[Connection, Connection],
+) -> None:
+    array = np.arange(1 << 20, dtype="i4")
+    sender = threading.Thread(target=send, args=(ends[0], Answer([pack(array, "int32")])))
+    sender.start()
+    received = unpack(receive(ends[1], Answer).outputs[0], "int32")
+    sender.join()
+    np.testing.assert_array_equal(received, array)
+    assert not received.flags.writeable
+
+
+def test_a_message_that_is_cut_short_is_the_end(ends: tuple[Connection, Connection]) -> None:
+    os.write(ends[0].fileno(), struct.pack("!i", 100) + b"x" * 99)
+    ends[0].close()
+    with pytest.raises(EOFError):
+        receive(ends[1], Answer)
 
 
 @pytest.mark.parametrize(
