@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ciml.datasets.definition import DatasetDefinition
     from ciml.pipelines.backfill.load_report import LoadReport
     from ciml.progress import Progress
+    from ciml.serving.registry import CandidateNotice
     from ciml.verdict_rules import Verdict
 
 #: The modules of the names that are imported on their first use.
@@ -54,6 +55,7 @@ _MODULES = {
     **dict.fromkeys(("Data", "open"), "ciml.api.data"),
     **dict.fromkeys(("DatasetKeys", "ExperimentKeys"), "ciml.api.types"),
     **dict.fromkeys(("CrossValidation", "Figure", "RefreshResult", "TrainingResult"), "ciml.api.types"),
+    "CandidateNotice": "ciml.serving.registry",
     "Client": "ciml.api.client",
     "Model": "ciml.api.model",
     "Prediction": "ciml.api.predictions",
@@ -66,6 +68,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "CandidateNotice",
     "CimlError",
     "Client",
     "CrossValidation",

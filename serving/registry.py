@@ -7,7 +7,9 @@ names is the champion. The model server's configuration is derived from the regi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,9 +19,12 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError, UnknownModelError
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.serving.model_files import ModelEntry, check_digests, check_model_name, file_digests, model_digest
-from ciml.storage import Store, open_store
+from ciml.storage import LocalStore, Store, open_store
 
 VersionState = Literal["staged", "pushed", "abandoned"]
+#: The file that every model has in its assets, and the form of a candidate's fact ``refresh``.
+_DEFINITION = "definition.json"
+_KEY = re.compile(r"[0-9a-f]{8,64}")
 STABLE = "stable"
 CANARY = "canary"
 
@@ -60,6 +65,29 @@ class Candidate:
     folder: str
     facts: Mapping[str, Any]
     time_us: int
+
+
+@dataclass(frozen=True)
+class CandidateNotice:
+    """Marks an answer of a model that is not served: the last candidate, and the gate's decision on it.
+
+    Attributes:
+      id: of the candidate in the registry.
+      blessed: whether the gate blessed it; False also without a decision.
+      reasons: the gate's, a line each: against it, or for a blessed one in favour.
+    """
+
+    id: str
+    blessed: bool
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        decision = "blessed by the gate" if self.blessed else "rejected by the gate, not served"
+        return f"candidate {self.id}, {decision}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the attributes as JSON."""
+        return {"id": self.id, "blessed": self.blessed, "reasons": list(self.reasons)}
 
 
 @dataclass(frozen=True)
@@ -277,23 +305,48 @@ class Registry:
             raise UnknownModelError(f"model {self.model}: no version has the label {label!r}; labels: {choices}")
         return labels[label]
 
+    def last_candidate(self) -> tuple[Candidate, CandidateNotice]:
+        """Return the last recorded candidate, and what its answers carry. Raises `UnknownModelError` without one."""
+        state = self.state
+        candidate = state.candidates.get(state.last_candidate)
+        if candidate is None:
+            raise UnknownModelError(f"model {self.model} has no candidate: train one by ciml refresh")
+        decision = state.decisions.get(candidate.id, Decision(False, ("the gate has recorded no decision",)))
+        return candidate, CandidateNotice(candidate.id, decision.blessed, tuple(decision.reasons))
+
+    def candidate_folder(self, candidate: Candidate) -> Store:
+        """Return a folder with the files of a candidate: the trainer's, or that of its version. They are not verified.
+
+        Raises:
+          CimlError: they are on another machine, or removed.
+        """
+        folders = [open_store(candidate.folder)]
+        trainer = self.data.trainer(self.model)
+        key = candidate.facts.get("refresh")
+        if isinstance(trainer, LocalStore) and isinstance(key, str) and _KEY.fullmatch(key):
+            folders.append(trainer.child(f"work/{key}/model"))  # of a data root that was moved
+        version = self.state.version_of(candidate.id)
+        if version is not None:
+            folders.append(self.folder(version))
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):
+                folder.read(f"assets/{_DEFINITION}")
+                return folder
+        raise CimlError(
+            f"model {self.model}: the files of candidate {candidate.id} are not at {candidate.folder}. A trainer keeps "
+            "its last five candidates on its own machine; predict there, or train again by ciml refresh"
+        )
+
     def read_asset(self, number: int, name: str) -> bytes:
         """Return the file ``assets/<name>`` of a pushed version, checked against its digest.
 
         Raises:
           CimlError: if that version or file does not exist; `IntegrityError` if it was altered.
         """
-        path = f"assets/{name}"
         files = self.state.files(number)
-        if path not in files:
-            raise CimlError(f"model {self.model}: version {number} has no {path}")
-        try:
-            data = self.folder(number).read(path)
-        except FileNotFoundError:
-            raise IntegrityError(f"{self.folder(number).url(path)} is missing") from None
-        digest = hashlib.sha256(data).hexdigest()
-        check_digests(self.folder(number).root, {path: digest}, {path: files[path]})
-        return data
+        if f"assets/{name}" not in files:
+            raise CimlError(f"model {self.model}: version {number} has no assets/{name}")
+        return read_asset(self.folder(number), files, name)
 
     def entry(self) -> ModelEntry | None:
         """Return this model's part of the server's configuration; None without a labelled version."""
@@ -301,6 +354,21 @@ class Registry:
         if not state.labels:
             return None
         return ModelEntry(self.model, self.base.root, "specific", tuple(state.served()), labels=dict(state.labels))
+
+
+def read_asset(folder: Store, files: Mapping[str, str], name: str) -> bytes:
+    """Return the file ``assets/<name>`` of a model's folder, checked against its digest in ``files``.
+
+    Raises:
+      IntegrityError: it is missing, or was altered.
+    """
+    path = f"assets/{name}"
+    try:
+        data = folder.read(path)
+    except FileNotFoundError:
+        raise IntegrityError(f"{folder.url(path)} is missing") from None
+    check_digests(folder.root, {path: hashlib.sha256(data).hexdigest()}, {path: files[path]})
+    return data
 
 
 def registered_models(data: DataRoot) -> list[str]:

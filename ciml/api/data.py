@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 from weakref import WeakSet
@@ -381,23 +381,35 @@ class Data(StoredRuns):
 
         return registered_models(self._root)
 
-    def model(self, name: str, *, version: int | None = None, label: str = "stable") -> Model:
-        """Load a pushed model and verify its files. Requires ``ciml[train]`` or ``ciml[serve]``.
+    def model(
+        self,
+        name: str,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        candidate: bool = False,
+        allow_modules: Collection[str] = (),
+    ) -> Model:
+        """Load a pushed model or its last candidate, and verify its files. Requires ``ciml[train]`` or ``ciml[serve]``.
 
         Args:
           name: name of the model.
           version: version number; by default the version with the label ``label``.
-          label: label of a version.
+          label: label of a version; by default ``stable``.
+          candidate: load the last trained candidate, even if the gate rejected it. Its answers carry the decision.
+          allow_modules: modules that an estimator of a candidate may import, besides scikit-learn's and its like.
 
         Raises:
-          UnknownModelError: there is no such model, version or label.
+          UnknownModelError: there is no such model, version, label or candidate.
           IntegrityError: a file differs from its digest in the registry.
 
         Example:
           >>> data.model("status")
           Model('status', version 1: passed, failed)
+          >>> data.model("status", candidate=True).candidate.blessed
+          True
         """
-        model = Model(self._root, name, version, label)
+        model = Model(self._root, name, version, label, candidate=candidate, allow_modules=allow_modules)
         self._models.add(model)
         return model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from ciml.api.predictions import Prediction, Predicts, Request, UnknownRun
 from ciml.api.telemetry import parse_runs
 from ciml.data_root import DataRoot
-from ciml.errors import RejectedInput
+from ciml.errors import CimlError, RejectedInput
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from ciml.events.records import RunFacts
+    from ciml.serving.predict.answers import PreparedModel
 
 __all__ = ["Model", "Prediction"]
 
@@ -24,26 +25,34 @@ _RUNS_PER_READ = 256
 
 
 class Model(Predicts):
-    """A pushed version of a model: `ciml.Data.model` opens one.
+    """A pushed version of a model, or its last candidate: `ciml.Data.model` opens one.
 
-    Only a version that the gate blessed is loaded, and its files are verified by their digests in the registry, as the
+    A version is loaded only if the gate blessed it. All files are verified by their digests in the registry, as the
     model server does. TensorFlow runs in a process of its own. The model prepares runs by the data set definition that
     it contains, with the functions of the predict service. Used in a ``with`` statement, it closes itself.
 
     Attributes:
       name: name of the model.
-      version: version number in the registry.
+      version: version number in the registry; None for a candidate.
+      candidate: the gate's decision on a candidate; None for a version. Every `Prediction` has it too.
       classes: names of the classes, in order.
       features: names of the features, in order.
     """
 
-    def __init__(self, data: DataRoot, name: str, version: int | None = None, label: str = "stable") -> None:
+    def __init__(
+        self,
+        data: DataRoot,
+        name: str,
+        version: int | None = None,
+        label: str | None = None,
+        *,
+        candidate: bool = False,
+        allow_modules: Collection[str] = (),
+    ) -> None:
         from ciml.extras import require
 
         require("tensorflow", "train")
-        from ciml.serving.predict.answers import LocalModel
-
-        super().__init__(LocalModel(data, name, version, label))
+        super().__init__(_load(data, name, version, label, allow_modules if candidate else None))
         self._data = data
 
     def _facts(self, requests: Sequence[Request], argument_facts: RunFacts) -> list[RunFacts]:
@@ -87,4 +96,20 @@ class Model(Predicts):
                     yield UnknownRun("unknown_run", f"no file, and no run in {raw.url()}, has this name")
 
     def __repr__(self) -> str:
-        return f"Model({self.name!r}, version {self.version}: {', '.join(self.classes)})"
+        version = str(self.candidate) if self.candidate else f"version {self.version}"
+        return f"Model({self.name!r}, {version}: {', '.join(self.classes)})"
+
+
+def _load(
+    data: DataRoot, name: str, version: int | None, label: str | None, allow_modules: Collection[str] | None
+) -> PreparedModel:
+    """Load a version; or the last candidate, if ``allow_modules`` is not None."""
+    if allow_modules is None:
+        from ciml.serving.predict.answers import LocalModel
+
+        return LocalModel(data, name, version, label or "stable")
+    if version is not None or label is not None:
+        raise CimlError("candidate: excludes version and label")
+    from ciml.training.candidate_model import CandidateModel
+
+    return CandidateModel(data, name, allow_modules)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import starmap
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, overload
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from ciml.events.records import OutcomeWord, RunFacts
     from ciml.serving.predict.answers import Answer, PreparedModel
+    from ciml.serving.registry import CandidateNotice
     from ciml.verdict_rules import Verdict
 
 T = TypeVar("T")
@@ -42,6 +42,7 @@ class Prediction:
       reason: for an unusable run, a word such as ``not_telemetry`` or ``missing_column``; otherwise "".
       detail: one line about that reason.
       verdict: the [verdict](verdicts.md) of a model of causes on a failed run; otherwise None.
+      candidate: the gate's decision on the candidate that answered; None for a served version.
     """
 
     run: str
@@ -52,16 +53,21 @@ class Prediction:
     reason: str = ""
     detail: str = ""
     verdict: Verdict | None = None
+    candidate: CandidateNotice | None = None
 
     @property
     def remark(self) -> str:
         """The reason why the run is unusable, as text; "" for a prediction."""
-        return ": ".join(part for part in (self.reason.replace("_", " "), self.detail) if part)
+        return _remark(RejectedInput(self.reason, self.detail))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the keys of a published prediction as JSON; for an unusable run ``reason`` and ``detail``."""
+        """Return the keys of a published prediction as JSON; for an unusable run ``reason`` and ``detail``.
+
+        The key ``candidate`` is present only for the answer of a candidate.
+        """
+        candidate = {} if self.candidate is None else {"candidate": self.candidate.to_json()}
         if self.class_name is None:
-            return {"run": self.run, "reason": self.reason, "detail": self.detail}
+            return {"run": self.run, "reason": self.reason, "detail": self.detail, **candidate}
         return {
             "run": self.run,
             "class": self.class_name,
@@ -69,6 +75,7 @@ class Prediction:
             "probabilities": dict(self.probabilities),
             "n_windows": self.n_windows,
             **({} if self.verdict is None else {"verdict": self.verdict.to_json()}),
+            **candidate,
         }
 
 
@@ -108,13 +115,15 @@ class Predicts:
 
     Attributes:
       name: name of the model.
-      version: version number in the registry.
+      version: version number in the registry; None for a candidate.
+      candidate: the gate's decision on a candidate; None for a version.
       classes: names of the classes, in order.
       features: names of the features, in order.
     """
 
     name: str
-    version: int
+    version: int | None
+    candidate: CandidateNotice | None
     classes: tuple[str, ...]
     features: tuple[str, ...]
 
@@ -123,6 +132,7 @@ class Predicts:
         self._compares_runs = bool(prepared.definition.definition.context)
         self.name = prepared.model
         self.version = prepared.version
+        self.candidate = prepared.candidate
         self.classes = prepared.definition.classes
         self.features = prepared.definition.features
 
@@ -190,7 +200,7 @@ class Predicts:
         ((name, answer),) = self._answers([run], zone, job, outcome, labels or {})
         if isinstance(answer, RejectedInput):
             raise _unusable(name, answer)
-        return _prediction(name, answer)
+        return self._prediction(name, answer)
 
     def each(
         self,
@@ -210,7 +220,8 @@ class Predicts:
           >>> sum(prediction.probability is not None for prediction in model.each(sorted(Path("logs").iterdir()))) > 50
           True
         """
-        yield from starmap(_prediction, self._answers(runs, zone, job, outcome, labels or {}))
+        for name, answer in self._answers(runs, zone, job, outcome, labels or {}):
+            yield self._prediction(name, answer)
 
     def request(
         self,
@@ -270,6 +281,20 @@ class Predicts:
             results = iter(work([item.telemetry for item in usable], [item.facts for item in usable]))
             for item in batch:
                 yield item.name, next(results) if item.rejected is None else item.rejected
+
+    def _prediction(self, run: str, answer: Answer | RejectedInput) -> Prediction:
+        if isinstance(answer, RejectedInput):
+            return Prediction(run, None, None, {}, 0, answer.reason, answer.detail, candidate=self.candidate)
+        probability = answer.probabilities[answer.class_name]
+        return Prediction(
+            run,
+            answer.class_name,
+            probability,
+            answer.probabilities,
+            answer.n_windows,
+            verdict=answer.verdict,
+            candidate=self.candidate,
+        )
 
     def _facts(self, requests: Sequence[Request], argument_facts: RunFacts) -> list[RunFacts]:
         """Return the facts of each run: those of the arguments, unless the run is stored."""
@@ -336,15 +361,11 @@ def _batches(inputs: Iterable[_Input]) -> Iterator[list[_Input]]:
         yield batch
 
 
-def _prediction(run: str, answer: Answer | RejectedInput) -> Prediction:
-    if isinstance(answer, RejectedInput):
-        return Prediction(run, None, None, {}, 0, answer.reason, answer.detail)
-    probability = answer.probabilities[answer.class_name]
-    windows = answer.n_windows
-    return Prediction(run, answer.class_name, probability, answer.probabilities, windows, verdict=answer.verdict)
+def _remark(rejected: RejectedInput) -> str:
+    return ": ".join(part for part in (rejected.reason.replace("_", " "), rejected.detail) if part)
 
 
 def _unusable(name: str, rejected: RejectedInput) -> CimlError:
     """Return the error for a single unusable run."""
-    text = f"{name}: {_prediction(name, rejected).remark}"
+    text = f"{name}: {_remark(rejected)}"
     return UnknownRunError(text) if isinstance(rejected, UnknownRun) else UnusableRunError(text, rejected.reason)

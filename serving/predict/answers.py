@@ -11,10 +11,10 @@ import json
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -30,7 +30,14 @@ from ciml.runs.run_log import StoredRunLog
 from ciml.serving.contract import DEFINITION, read_definition
 from ciml.serving.decimals import shortest_decimals
 from ciml.serving.description import CLASSIFY
-from ciml.serving.registry import STABLE, Registry, RegistryVerifier, known_registries
+from ciml.serving.registry import (
+    STABLE,
+    CandidateNotice,
+    Registry,
+    RegistryVerifier,
+    known_registries,
+    read_asset,
+)
 from ciml.serving.server.model.loaded_model import load_model
 from ciml.transforms.examples.changes import digest_of
 from ciml.transforms.examples.prepare import prepare_many, run_means
@@ -44,6 +51,7 @@ if TYPE_CHECKING:
 
     from ciml.datasets.definition import ResolvedDefinition
     from ciml.events.records import RunFacts
+    from ciml.storage import Store
 
 
 _LOG = logging.getLogger(__name__)
@@ -82,15 +90,23 @@ class PreparedModel(ABC):
     """A model, and the preparation of runs for it by its definition.
 
     Attributes:
-      model, version: the model's name, and its version.
+      model: the model's name.
+      version: its version; None for a candidate.
+      candidate: marks the answers of a candidate; None for a served model.
       definition: the data set definition by which runs are prepared.
       rules: of verdicts; None for a model that gives none.
     """
 
     model: str
-    version: int
+    version: int | None
     definition: ResolvedDefinition
     rules: VerdictRules | None = None
+    candidate: CandidateNotice | None = None
+
+    @property
+    def where(self) -> str:
+        """The model and its version, for errors."""
+        return f"model {self.model}, {self.candidate or f'version {self.version}'}"
 
     def predict(
         self,
@@ -137,7 +153,7 @@ class PreparedModel(ABC):
         results: dict[int, Answer | RejectedInput] = dict(prepared.rejected)
         for rows in prepared.calls(self._max_rows()):
             answers = self._query(prepared.inputs[rows], prepared.n_windows[rows])
-            check_answers(answers, self.definition, f"model {self.model}, version {self.version}")
+            check_answers(answers, self.definition, self.where)
             for row, answer in zip(rows, answers, strict=True):
                 windows = prepared.inputs[row, : prepared.n_windows[row]]
                 results[row] = self._answer(answer, windows, inputs[row][1])
@@ -174,34 +190,38 @@ class PreparedModel(ABC):
         """Free the model's memory, or its connections."""
 
 
-class LocalModel(PreparedModel):
-    """A pushed version of a model in this process. Thread-safe until `close`.
+class Loaded(Protocol):
+    """A loaded model: `ciml.serving.server.model.loaded_model.LoadedModel`, or an estimator in this process."""
+
+    @property
+    def signatures(self) -> Collection[str]:
+        """The names of the signatures."""
+
+    def predict(self, signature_name: str, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """Run a signature; see `LoadedModel.predict`."""
+
+    def close(self) -> None:
+        """Free its memory."""
+
+
+class ModelInProcess(PreparedModel):
+    """A model of a data root that is loaded here. Thread-safe until `close`.
 
     Args:
       data: the data root.
       model: the model's name.
-      version: the version to load; by default the one that ``label`` names.
-      label: a label of the registry.
-
-    Raises:
-      CimlError: there is no such model, version or label.
-      IntegrityError: a file differs from its digest in the registry, or the version was not blessed.
+      version: its version; None for a candidate.
+      assets: its assets.
+      loaded: the loaded model.
     """
 
-    def __init__(self, data: DataRoot, model: str, version: int | None = None, label: str = STABLE) -> None:
-        registry = known_registries(data, model)[model]
+    def __init__(self, data: DataRoot, model: str, version: int | None, assets: ModelAssets, loaded: Loaded) -> None:
         self.model = model
-        self.version = registry.labelled(label) if version is None else version
-        assets = read_assets(registry, self.version)
+        self.version = version
         self.definition = assets.definition
         self.rules = assets.rules
         self._neighbours = StoredNeighbours(data) if assets.needs_neighbours else None
-        verify = partial(RegistryVerifier(data.registry.root), model, self.version)
-        folder = registry.folder(self.version)
-        try:
-            self._loaded = load_model(folder, verify)
-        except FileNotFoundError:
-            raise IntegrityError(f"{folder.root} is missing; run ciml models verify") from None
+        self._loaded = loaded
 
     @property
     def names_classes(self) -> bool:
@@ -218,6 +238,33 @@ class LocalModel(PreparedModel):
 
     def close(self) -> None:
         self._loaded.close()
+
+
+class LocalModel(ModelInProcess):
+    """A pushed version of a model in this process.
+
+    Args:
+      data: the data root.
+      model: the model's name.
+      version: the version to load; by default the one that ``label`` names.
+      label: a label of the registry.
+
+    Raises:
+      CimlError: there is no such model, version or label.
+      IntegrityError: a file differs from its digest in the registry, or the version was not blessed.
+    """
+
+    def __init__(self, data: DataRoot, model: str, version: int | None = None, label: str = STABLE) -> None:
+        registry = known_registries(data, model)[model]
+        version = registry.labelled(label) if version is None else version
+        assets = read_assets(registry, version)
+        verify = partial(RegistryVerifier(data.registry.root), model, version)
+        folder = registry.folder(version)
+        try:
+            loaded = load_model(folder, verify)
+        except FileNotFoundError:
+            raise IntegrityError(f"{folder.root} is missing; run ciml models verify") from None
+        super().__init__(data, model, version, assets, loaded)
 
 
 class Prepared(NamedTuple):
@@ -312,12 +359,17 @@ def recorded_verdict(
     verdict = verdict_of(facts, probabilities, rules, windows)
     if facts is None or verdict is None:
         return {}
+    return {"run": recorded_facts(facts), "verdict": verdict.to_json()}
+
+
+def recorded_facts(facts: RunFacts) -> dict[str, Any]:
+    """Return the facts of a run that the record of a prediction has, as JSON."""
     run = {name: value for name, value in facts.to_json().items() if name not in _NOT_RECORDED}
     # Evidence names the signal that ended the run.
     labels = {name: facts.labels[name] for name in (EXIT_LABEL, SIGNAL_LABEL) if name in facts.labels}
     if labels:
         run["labels"] = labels
-    return {"run": run, "verdict": verdict.to_json()}
+    return run
 
 
 class ModelAssets(NamedTuple):
@@ -343,11 +395,20 @@ def read_assets(registry: Registry, version: int) -> ModelAssets:
     Raises:
       IntegrityError: if a file was altered, or is malformed.
     """
-    where = f"model {registry.model}, version {version}: "
-    definition = read_definition(registry.read_asset(version, DEFINITION), where + DEFINITION)
-    if f"assets/{VERDICTS}" not in registry.state.files(version):
+    files = registry.state.files(version)
+    return assets_of(registry.folder(version), files, f"model {registry.model}, version {version}: ")
+
+
+def assets_of(folder: Store, files: Mapping[str, str], where: str) -> ModelAssets:
+    """Read the assets of a model's folder, verified by the digests of its files.
+
+    Raises:
+      IntegrityError: if a file was altered, or is malformed.
+    """
+    definition = read_definition(read_asset(folder, files, DEFINITION), where + DEFINITION)
+    if f"assets/{VERDICTS}" not in files:
         return ModelAssets(definition, None)
-    rules = registry.read_asset(version, VERDICTS)
+    rules = read_asset(folder, files, VERDICTS)
     return ModelAssets(
         definition, read_rules(rules, definition.classes, definition.features, f"{where}assets/{VERDICTS}")
     )

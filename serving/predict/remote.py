@@ -52,7 +52,8 @@ class RemoteModel(PreparedModel):
     def _describe(self) -> None:
         """Read the description of the version to use."""
         where = str(self._server.served)
-        outputs, self.version = self._server.describe()
+        outputs, version = self._server.describe()
+        self.version = self._version = version
         self.definition = read_description(outputs, where)
         _check_usable(self.definition, where)
 
@@ -78,7 +79,7 @@ class RemoteModel(PreparedModel):
 
     def _query(self, inputs: NDArray[np.float32], n_windows: NDArray[np.int32]) -> NDArray[np.float32]:
         try:
-            return self._server.probabilities(inputs, n_windows, self.version)
+            return self._server.probabilities(inputs, n_windows, self._version)
         except FailedCallError as error:
             self._failed_calls += 1
             if self._failed_calls > _MAX_FAILED_CALLS:

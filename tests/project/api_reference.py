@@ -16,9 +16,9 @@ import ciml
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 #: In the order of the page: functions, then classes with their methods.
 NAMES = """
-    open parse_log Data Dataset Model Client Prediction Verdict TrainingResult CrossValidation RefreshResult
-    Figure LoadReport DatasetDefinition DatasetKeys ExperimentKeys Progress CimlError NotFoundError NoDataError
-    UnknownDatasetError UnknownModelError UnknownRunError UnknownExperimentError UnknownExclusionError
+    open parse_log Data Dataset Model Client Prediction CandidateNotice Verdict TrainingResult CrossValidation
+    RefreshResult Figure LoadReport DatasetDefinition DatasetKeys ExperimentKeys Progress CimlError NotFoundError
+    NoDataError UnknownDatasetError UnknownModelError UnknownRunError UnknownExperimentError UnknownExclusionError
     UnknownEstimatorError NoTrainingDataError InvalidSettingError MissingExtraError UnusableRunError EngineError
     IntegrityError
 """.split()

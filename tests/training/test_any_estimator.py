@@ -20,7 +20,10 @@ from xgboost import XGBClassifier
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.serving.contract import check_candidate
+from ciml.serving.predict.answers import Answer
+from ciml.serving.registry import CandidateNotice
 from ciml.storage import LocalStore
+from ciml.training.candidate_model import CandidateModel
 from ciml.training.data.examples import read_dataset, read_snapshot_examples
 from ciml.training.estimators import check_experiment, fit, identified, inputs_for, modules_named
 from ciml.training.evaluation.cross_validation import cross_validate
@@ -31,8 +34,10 @@ from ciml.training.export import load_exported
 from ciml.training.kept import load_kept
 from ciml.training.refresh import Candidate, TrainConfig, refresh
 from ciml.training.trainer import run_once
+from ciml.transforms.examples.prepare import prepare_many
 from ciml.trust import TrustPolicy
 from tests.tier import part
+from tests.transforms.samples import corpus
 
 USER = "tests.training.estimators.user_models"
 SERVED: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -97,6 +102,14 @@ def test_an_estimator_without_a_conversion_is_kept_but_never_pushed(data: DataRo
     right = (kept.predict(test.inputs, test.n_windows).argmax(axis=1) == test.labels).sum()
     assert right == result.metrics["evaluation"]["accuracy"]["right"] > len(test) / 2
     assert result.metrics["disagreement"] <= 1e-6
+    as_candidate = CandidateModel(data, "m", allowed)
+    assert as_candidate.candidate == CandidateNotice(result.candidate, False, result.reasons)
+    _, tables, _ = corpus(20)
+    inputs, n_windows, _ = prepare_many(tables, kept.definition)
+    expected = kept.predict(inputs, n_windows)
+    for answer, row in zip(as_candidate.predict(tables), expected, strict=True):
+        assert isinstance(answer, Answer)
+        np.testing.assert_allclose(list(answer.probabilities.values()), row, rtol=0, atol=1e-6)
     if allowed:
         with pytest.raises(CimlError, match=f"{USER}.* not allowed"):
             load_kept(result.folder)

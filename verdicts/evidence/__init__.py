@@ -26,7 +26,8 @@ from ciml.runs.latest_runs import entries_of, row_of
 from ciml.runs.reader import read_run
 from ciml.runs.state import open_raw
 from ciml.serving.predict.log import prediction_id
-from ciml.serving.registry import Registry
+from ciml.serving.registry import Registry, read_asset
+from ciml.storage import Store
 from ciml.telemetry import BOOT, TIME
 from ciml.transforms.profiles import SERIES, Profile, Profiles, length_s
 from ciml.verdict_rules import PROFILES
@@ -66,12 +67,13 @@ class Evidence:
     same_place: int | None = None
 
 
-def evidence_of(data: DataRoot, prediction: Mapping[str, Any]) -> Evidence:
+def evidence_of(data: DataRoot, prediction: Mapping[str, Any], profiles: Profiles | None = None) -> Evidence:
     """Compute the evidence of a prediction, and store its picture.
 
     Args:
       data: the data root of the prediction.
       prediction: its record, with ``run``.
+      profiles: the passing profiles of the model, if it is a candidate. Its pictures are not stored.
 
     Raises:
       IntegrityError: the record is malformed, or the run or the model's profiles are missing or damaged.
@@ -84,17 +86,18 @@ def evidence_of(data: DataRoot, prediction: Mapping[str, Any]) -> Evidence:
     try:
         facts = RunFacts.from_json(prediction["run"])
         model = str(prediction["model"])
-        version = int(prediction["version"])
+        version = 0 if profiles is not None else int(prediction["version"])
         path = prediction.get("path") or _path_of(data, facts.run_id)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(f"a prediction cannot be read for its evidence: {error!r:.200}") from None
     table = read_run(data.raw, path, columns=[TIME, BOOT, *SERIES])
     if not table.num_rows:
         raise IntegrityError(f"run {facts.run_id} has no samples")
-    profile = profiles_of_version(data, model, version).of(facts.build_name)
+    of_model = profiles_of_version(data, model, version) if profiles is None else profiles
+    profile = of_model.of(facts.build_name)
     subject = Subject.of(facts, table, profile, _claimed(data, facts))
     evidence, picture = evidence_of_subject(subject)
-    if not picture:
+    if not picture or profiles is not None:
         return evidence
     name = prediction.get("id", "")
     if not _ID.fullmatch(name):
@@ -149,10 +152,23 @@ def _path_of(data: DataRoot, run_id: str) -> str:
 def profiles_of_version(data: DataRoot, model: str, version: int) -> Profiles:
     """Return the passing profiles in a model's assets; none where it has no such file."""
     registry = Registry(data, model)
-    if f"assets/{PROFILES}" not in registry.state.files(version):
+    where = f"model {model}, version {version}"
+    return _profiles_in(registry.folder(version), registry.state.files(version), where)
+
+
+def profiles_of_candidate(data: DataRoot, model: str) -> Profiles:
+    """Return the passing profiles of a model's last candidate; none where it has no such file."""
+    registry = Registry(data, model)
+    candidate, _ = registry.last_candidate()
+    return _profiles_in(
+        registry.candidate_folder(candidate), candidate.files, f"model {model}, candidate {candidate.id}"
+    )
+
+
+def _profiles_in(folder: Store, files: Mapping[str, str], where: str) -> Profiles:
+    if f"assets/{PROFILES}" not in files:
         return _NO_PROFILES
-    where = f"model {model}, version {version}: assets/{PROFILES}"
     try:
-        return Profiles.from_json(msgspec.json.decode(registry.read_asset(version, PROFILES)), where)
+        return Profiles.from_json(msgspec.json.decode(read_asset(folder, files, PROFILES)), where)
     except (CimlError, msgspec.DecodeError) as error:
-        raise IntegrityError(f"{where}: no passing profiles: {error}") from None
+        raise IntegrityError(f"{where}: assets/{PROFILES}: no passing profiles: {error}") from None

@@ -17,7 +17,7 @@ from ciml.cli.output import by_frequency, print_table, progress_bar
 from ciml.cli.running import PATIENCE_S, Running
 from ciml.errors import CimlError
 from ciml.events.outcomes import OUTCOMES
-from ciml.options import argument, flag, option
+from ciml.options import argument, flag, option, repeated
 from ciml.services.options import PredictOptions
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class FilesOptions(JsonLines):
       server: Address of a model server instead of DATA: http://HOST:PORT[/v1/models/NAME] or grpc://HOST:PORT[/NAME].
       version: Version of the model. [default: that of --label]
       label: Label of the version. [default: stable]
+      candidate: Predict with the last candidate, even if the gate rejected it.
+      allow_modules: Module that a candidate's estimator may import; may be repeated.
       print_request: Print the JSON body of a REST request instead.
       zone: Zone of logs that name none, or an ambiguous one.
       job: Job of the runs, for a verdict.
@@ -53,6 +55,8 @@ class FilesOptions(JsonLines):
     server: str | None = option(metavar="URL")
     version: int | None = option(kind="count", metavar="N")
     label: str | None = option(metavar="LABEL")
+    candidate: bool = flag()
+    allow_modules: tuple[str, ...] = repeated(metavar="MODULE")
     print_request: bool = flag()
     zone: str | None = option(metavar="ZONE")
     job: str = option("", metavar="JOB")
@@ -63,6 +67,8 @@ class FilesOptions(JsonLines):
         """Load the model, or connect to its server."""
         if self.version is not None and self.label is not None:
             raise click.UsageError("--version and --label exclude each other")
+        if self.candidate and (self.server or self.label or self.version):
+            raise click.UsageError("--candidate excludes --server, --version and --label: a candidate is not served")
         if self.server is not None:
             from ciml.api import Client
 
@@ -73,7 +79,13 @@ class FilesOptions(JsonLines):
         from ciml.api import open as open_data
 
         data = open_data(str(self.data_path))
-        return data.model(str(self.model), version=self.version, label=self.label or "stable")
+        return data.model(
+            str(self.model),
+            version=self.version,
+            label=self.label,
+            candidate=self.candidate,
+            allow_modules=self.allow_modules,
+        )
 
     def run_facts(self) -> dict[str, Any]:
         """Return the arguments of a prediction about the runs."""
@@ -116,8 +128,10 @@ def files(options: FilesOptions) -> int:
             facts = {name: value for name, value in prediction.to_json().items() if name != "run"}
             click.echo(json.dumps({"file": prediction.run, "model": model.name, "version": model.version, **facts}))
     elif predictions:
-        server = f", {options.server}" if options.server else ""
-        _print_predictions(predictions, f"{model.name}, version {model.version}{server}")
+        version = str(model.candidate) if model.candidate else f"version {model.version}"
+        _print_predictions(predictions, ", ".join(filter(None, [model.name, version, options.server])))
+        for reason in model.candidate.reasons if model.candidate else ():
+            click.echo(f"gate: {reason}")
     for line in skipped:
         click.echo(line, err=True)
     if not predictions:
@@ -248,5 +262,6 @@ def command() -> None:
       ciml predict dstat.csv.gz --model provider --data-path data
       ciml predict logs --model provider --json --data-path data
       ciml predict dstat.csv.gz --server http://127.0.0.1:8501 --model provider
+      ciml predict dstat.csv.gz --model provider --candidate --data-path data
       ciml predict stream --model provider --data-path data
     """

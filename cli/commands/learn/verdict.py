@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,10 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json
-from ciml.errors import CimlError, IntegrityError
-from ciml.events.outcomes import CODE, MACHINE
-from ciml.options import argument, option
-from ciml.verdict_rules import UNKNOWN, Verdict
+from ciml.errors import CimlError, IntegrityError, UnknownRunError
+from ciml.events.outcomes import CODE, FAILED, MACHINE
+from ciml.options import argument, flag, option, repeated
+from ciml.verdict_rules import UNKNOWN, VERDICTS, Verdict
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot
@@ -32,16 +33,24 @@ _RETRY = {
     "unsure": "unsure: it depends on the cause",
 }
 
+#: Why a model gives no verdicts.
+_NO_RULES = 'they need a data set with class_label = "cause" and an experiment with a calibration'
+_OR_CANDIDATE = ". A candidate that the gate rejected gives them by --candidate"
+
 
 class VerdictOptions(Data, Json):
     """Options of ``ciml verdict``.
 
     Attributes:
-      model: Model whose verdict to show. [default: the last that gave one]
+      model: Model whose verdict to show. [default: the last that gave one, or the only one that can]
+      candidate: Ask the last candidate of the model, even if the gate rejected it.
+      allow_modules: Module that a candidate's estimator may import; may be repeated.
     """
 
     run_id: str = argument()
     model: str | None = option(metavar="NAME")
+    candidate: bool = flag()
+    allow_modules: tuple[str, ...] = repeated(metavar="MODULE")
 
 
 @make_command("verdict")
@@ -49,16 +58,18 @@ def command(options: VerdictOptions) -> int:
     """Show the verdict on a failed run.
 
     RUN_ID is a run of ciml runs list. The last prediction with a verdict is shown, with its evidence, which is
-    computed from the stored run, and the path of its picture. A verdict is code (the same code would fail again),
-    machine (it would pass elsewhere, or at another time) or unknown. The exit code is 4 if that run is damaged or
-    missing.
+    computed from the stored run, and the path of its picture. Without such a prediction, a model of causes is loaded
+    in this process and asked about the stored run. A verdict is code (the same code would fail again), machine (it
+    would pass elsewhere, or at another time) or unknown. The exit code is 4 if that run is damaged or missing.
 
     \b
     Example:
       ciml verdict zuul~5f0c~1 --data-path data
       ciml verdict zuul~5f0c~1 --model cause --json --data-path data
+      ciml verdict zuul~5f0c~1 --model cause --candidate --data-path data
     """
-    report = _report(options.root, _find_prediction(options))
+    prediction = None if options.candidate else _stored_prediction(options)
+    report = _report(options.root, prediction or _computed_prediction(options))
     options.show(report, _print, _Report.to_json)
     return IntegrityError.exit_code if report.fault else 0
 
@@ -86,42 +97,92 @@ class _Report:
         observations = list(self.evidence.observations)
         compared = {"job": self.evidence.job, "runs": self.evidence.runs}
         evidence = {"observations": observations, "picture": self.picture, "compared_with": compared}
-        return {**{name: self.prediction[name] for name in names}, "evidence": {**evidence, "fault": self.fault}}
+        computed = {name: self.prediction[name] for name in ("candidate", "stored") if name in self.prediction}
+        values = {name: self.prediction[name] for name in names}
+        return {**values, **computed, "evidence": {**evidence, "fault": self.fault}}
 
 
-def _find_prediction(options: VerdictOptions) -> Mapping[str, Any]:
-    """Return the record of the last prediction of the run that has a verdict."""
+def _stored_prediction(options: VerdictOptions) -> Mapping[str, Any] | None:
+    """Return the record of the last prediction of the run that has a verdict; None without one."""
     from ciml.serving.predict.log import predictions_of_run
 
     of_run = predictions_of_run(options.root.predictions, options.run_id)
     of_model = [prediction for prediction in of_run if options.model in (None, prediction["model"])]
     with_verdict = [prediction for prediction in of_model if "verdict" in prediction]
-    if not with_verdict:
-        raise CimlError(_missing(options, predicted=bool(of_model)))
-    return with_verdict[-1]
+    return with_verdict[-1] if with_verdict else None
+
+
+def _computed_prediction(options: VerdictOptions) -> Mapping[str, Any]:
+    """Return the record of a prediction that a model of causes makes now in this process; it is not stored.
+
+    Raises:
+      CimlError: the run is unknown, did not fail or cannot be predicted, or no model gives verdicts.
+    """
+    from ciml.api.data import Data as ApiData
+    from ciml.manifest.log import ManifestLog
+    from ciml.runs.run_log import find_facts
+    from ciml.serving.predict.answers import recorded_facts
+
+    root = options.root
+    facts = find_facts(ManifestLog(root.raw), [options.run_id]).get(options.run_id)
+    if facts is None:
+        raise UnknownRunError(f"no run {options.run_id!r} in {options.data_path}; list runs by ciml runs list")
+    if facts.outcome not in FAILED:
+        raise CimlError(
+            f"run {options.run_id!r} has the outcome {facts.outcome or 'unknown'}; verdicts are given on failed runs"
+        )
+    name = options.model or _model_of_causes(root, candidate=options.candidate)
+    with ApiData(root).model(name, candidate=options.candidate, allow_modules=options.allow_modules) as model:
+        prediction = model.predict(options.run_id)
+    if prediction.verdict is None:
+        raise CimlError(f"model {name!r} gives no verdicts: {_NO_RULES} (docs/verdicts.md)")
+    return {
+        "run_id": options.run_id,
+        "build_name": facts.build_name,
+        "model": name,
+        "version": model.version,
+        "time_us": time.time_ns() // 1000,
+        "run": recorded_facts(facts),
+        "verdict": prediction.verdict.to_json(),
+        "candidate": model.candidate and model.candidate.to_json(),
+        "stored": False,
+    }
+
+
+def _model_of_causes(root: DataRoot, *, candidate: bool) -> str:
+    """Return the only model of a data root that gives verdicts. Raises `CimlError` unless there is exactly one."""
+    from ciml.serving.registry import STABLE, known_registries
+
+    names: list[str] = []
+    for name, registry in known_registries(root).items():
+        state = registry.state
+        files: Mapping[str, str] = {}
+        if candidate and state.last_candidate:
+            files = state.candidates[state.last_candidate].files
+        elif not candidate and STABLE in state.labels:
+            files = state.files(state.labels[STABLE])
+        if f"assets/{VERDICTS}" in files:
+            names.append(name)
+    if len(names) == 1:
+        return names[0]
+    kind = "candidate" if candidate else "served model"
+    if names:
+        raise CimlError(f"several models give verdicts; choose one by --model: {', '.join(names)}")
+    raise CimlError(f"no {kind} in {root.url} gives verdicts: {_NO_RULES}{_OR_CANDIDATE if not candidate else ''}")
 
 
 def _report(data: DataRoot, prediction: Mapping[str, Any]) -> _Report:
-    from ciml.verdicts.evidence import Evidence, evidence_of
+    from ciml.verdicts.evidence import Evidence, evidence_of, profiles_of_candidate
 
     evidence = Evidence(observations=())
     fault = ""
     try:
-        evidence = evidence_of(data, prediction)
+        profiles = profiles_of_candidate(data, prediction["model"]) if prediction.get("candidate") else None
+        evidence = evidence_of(data, prediction, profiles)
     except IntegrityError as error:
         fault = str(error)
     picture = data.predictions.url(evidence.picture) if evidence.picture else ""
     return _Report(prediction, Verdict.from_json(prediction["verdict"]), evidence, picture, fault)
-
-
-def _missing(options: VerdictOptions, *, predicted: bool) -> str:
-    run_id = options.run_id
-    by_model = f" of model {options.model!r}" if options.model else ""
-    if predicted:
-        hint = 'verdicts are given on failed runs, by models of data sets with class_label = "cause"'
-        return f"no verdict{by_model} on run {run_id!r}: {hint} (docs/verdicts.md)"
-    hint = "list runs by ciml runs list, predict them by ciml predict stream"
-    return f"no prediction{by_model} of run {run_id!r} in {options.data_path}; {hint}"
 
 
 def _print(report: _Report) -> None:
@@ -142,11 +203,27 @@ def _rows(report: _Report) -> Iterator[tuple[str, str]]:
     yield "probability", _shares_text(verdict.probabilities)
     yield "base rate", f"{base_rate}, of {verdict.runs} failed runs of {group} whose cause is known"
     yield "possible", _possible_text(verdict)
-    yield "model", f"{prediction['model']}, version {prediction['version']}"
+    yield from _model_rows(prediction)
     for number, text in enumerate([report.fault] if report.fault else report.evidence.observations):
         yield "" if number else "evidence", text
     if report.picture:
         yield "picture", report.picture
+
+
+def _model_rows(prediction: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield which model gave the verdict, and what is missing if it was computed now."""
+    from ciml.serving.registry import CandidateNotice
+
+    candidate = prediction.get("candidate")
+    if candidate:
+        notice = CandidateNotice(candidate["id"], candidate["blessed"], tuple(candidate["reasons"]))
+        yield "model", f"{prediction['model']}, {notice}"
+        for number, reason in enumerate(notice.reasons):
+            yield "" if number else "gate", reason
+    else:
+        yield "model", f"{prediction['model']}, version {prediction['version']}"
+    if not prediction.get("stored", True):
+        yield "computed", "now, from the stored run; no prediction of it is stored, and none was published"
 
 
 def _shares_text(by_cause: Mapping[str, float]) -> str:

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import ciml
 from ciml.cli.main import cli
+from ciml.data_root import DataRoot
+from ciml.serving.registry import CandidateNotice, Decision, Registry
+from ciml.storage import open_store
 from tests.ciml.api.conftest import folder, made, served  # noqa: F401  (fixtures)
 
 
@@ -78,3 +82,31 @@ def test_wrong_use_says_what_to_do(words: list[str], said: str) -> None:
 def test_help_has_both_forms() -> None:
     for words, options in (([], "--zone"), ([], "stream"), (["stream"], "--kafka")):
         assert options in CliRunner().invoke(cli, ["predict", *words, "--help"]).output
+
+
+def test_a_candidate_answers_with_the_decision_of_the_gate(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    data = DataRoot.open(folder / "data")
+    other = Path(shutil.copytree(data.models.url("status/1"), tmp_path / "other"))
+    (other / "assets" / "notes.json").write_text("another candidate")
+    registry = Registry(data, "status")
+    candidate = registry.record_candidate(open_store(other)).id
+    notice = CandidateNotice(candidate, False, ("too few runs", "below the base rate"))
+    registry.record_decision(candidate, Decision(False, notice.reasons))
+    logs = [str(folder / "logs" / "unit-001.csv"), str(folder / "none")]
+    words = ["--model", "status", "--data-path", str(folder / "data")]
+    answers = [json.loads(line) for line in run(*logs, *words, "--candidate", "--json").stdout.splitlines()]
+    assert [answer["candidate"] for answer in answers] == [notice.to_json()] * 2
+    assert [(answer["version"], answer.get("class")) for answer in answers] == [(None, "failed"), (None, None)]
+    text = run(logs[0], *words, "--candidate").stdout
+    assert f"status, candidate {candidate}, rejected by the gate, not served" in text
+    assert text.endswith("gate: too few runs\ngate: below the base rate\n")
+    of_version = json.loads(run(logs[0], *words, "--json").stdout)
+    assert ("candidate" in of_version, of_version["version"]) == (False, 1)
+    for excluded in (["--label", "stable"], ["--version", "1"], ["--server", "http://h:1"]):
+        failed = CliRunner().invoke(cli, ["predict", logs[0], *words, "--candidate", *excluded])
+        assert (failed.exit_code, "--candidate excludes --server" in failed.output) == (2, True)
+    with ciml.open(folder / "data") as opened:
+        model = opened.model("status", candidate=True)
+        prediction = model.predict(logs[0])
+        assert prediction.candidate == model.candidate == notice
+        assert repr(model).startswith(f"Model('status', candidate {candidate}, rejected by the gate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,27 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.cli.main import cli
+import ciml
+from ciml.cli.main import Failure, cli
 from ciml.data_root import DataRoot
+from ciml.manifest.log import ManifestLog
+from ciml.serving.push import NotBlessedError
+from ciml.serving.push import push as push_model
+from ciml.serving.registry import Decision
+from ciml.storage import open_store
 from ciml.verdict_rules import LearnedRanges
-from tests.transforms.profiles.tables import facts_of
-from tests.verdicts.evidence.stored import FAILED, RULES, commit, made, prediction, push
+from tests.serving.models_fixture import DEFINITION, save_model
+from tests.transforms.profiles.tables import STEAL, USR, facts_of
+from tests.verdicts.evidence.stored import (
+    FAILED,
+    RULES,
+    STARVED,
+    commit,
+    made,
+    prediction,
+    push,
+    store_runs,
+)
 from tests.verdicts.evidence.subjects import profiles
 
 
@@ -110,9 +127,8 @@ def test_without_a_verdict_it_says_why(tmp_path: Path) -> None:
     data, _ = made(tmp_path)
     replace(data, prediction(facts_of(number=5), "p"))
     for words, why in (
-        (["zuul~no~1"], "no prediction of run 'zuul~no~1'"),
-        ([FAILED.run_id, "--model", "other"], "no prediction of model 'other' of run"),
-        (["zuul~unit-5~1"], "verdicts are given on failed runs"),
+        (["zuul~no~1"], "no run 'zuul~no~1' in"),
+        ([FAILED.run_id, "--model", "other"], "no model 'other'"),
     ):
         assert why in str(run(*words, "--data-path", str(tmp_path / "data")).exception)
 
@@ -126,3 +142,55 @@ def test_a_damaged_run_keeps_its_verdict(tmp_path: Path) -> None:
     assert "verdict      machine" in done.output
     assert "restore a backup" in done.output
     assert "picture" not in done.output
+
+
+def loadable(folder: Path) -> Path:
+    """A model of causes that can be loaded, with its rules and the passing runs of the job."""
+    definition = DEFINITION.replace(
+        definition=DEFINITION.definition.replace(class_label="cause"),
+        columns=(STEAL, USR, "load avg:1m"),
+        features=("stl", "usr", "1m"),
+        classes=("code", "machine"),
+    )
+    save_model(folder, 3, definition=definition)
+    (folder / "assets" / "verdicts.json").write_text(json.dumps(RULES.to_json()))
+    (folder / "assets" / "profiles.json").write_text(json.dumps(profiles(60).to_json()))
+    return folder
+
+
+@pytest.mark.parametrize("candidate", [False, True])
+def test_a_run_without_a_prediction_is_predicted_in_this_process(tmp_path: Path, candidate: bool) -> None:
+    data = DataRoot.open(tmp_path / "data")
+    passed = facts_of(number=5)
+    store_runs(data, [(FAILED, STARVED), (passed, STARVED)])
+    words = [*(["--candidate"] if candidate else []), "--data-path", str(tmp_path / "data")]
+    with pytest.raises(Failure, match=f"no {'candidate' if candidate else 'served model'} in .* gives verdicts: they"):
+        raise run(FAILED.run_id, *words).exception or AssertionError
+    reasons = ("too few runs", "no gain")
+    if candidate:
+        folder = open_store(loadable(tmp_path / "model"))
+        with contextlib.suppress(NotBlessedError):
+            push_model(data, "cause", folder, Decision(False, reasons))
+    else:
+        push_model(data, "cause", open_store(loadable(tmp_path / "model")), Decision(True), check=False)
+    done = run(FAILED.run_id, *words)
+    lines = [line[13:] for line in done.output.splitlines()]
+    titles = [line[:12].strip() for line in done.output.splitlines()]
+    shown = dict(zip(titles, lines, strict=True))
+    assert shown["verdict"].partition(":")[0] in ("code", "machine", "unknown")
+    assert shown["evidence"] == "It was ended by SIGKILL (exit status -9) after 59 s; passing runs take 54 to 64 s."
+    assert "From second 20, steal was 41 %; passing runs have 0 %." in lines
+    assert shown["computed"] == "now, from the stored run; no prediction of it is stored, and none was published"
+    assert ("picture" in titles) == (not candidate)
+    assert ("rejected by the gate, not served" in shown["model"]) == candidate
+    assert [line for line in lines if line in reasons] == (list(reasons) if candidate else [])
+    answer = json.loads(run(FAILED.run_id, *words, "--json").output)
+    with ciml.open(tmp_path / "data") as opened:
+        expected = opened.model("cause", candidate=candidate).predict(FAILED.run_id).verdict
+    assert expected is not None
+    assert answer["verdict"] == json.loads(json.dumps(expected.to_json()))
+    assert (answer["stored"], answer["version"]) == (False, None if candidate else 1)
+    assert (answer["candidate"] or {}).get("reasons") == (list(reasons) if candidate else None)
+    assert ManifestLog(data.predictions).end() == 0
+    with pytest.raises(Failure, match=r"has the outcome success; verdicts are given on failed runs"):
+        raise run(passed.run_id, *words).exception or AssertionError
