@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +18,12 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.pipelines import sweep
 from ciml.pipelines.processes import process_pool
 from ciml.pipelines.sweep import SweepContext, Swept, run_sweep
+from ciml.reports.sweeps import define_lines
 from ciml.training.data.examples import InMemoryDataset, read_dataset
 from ciml.training.evaluation import metrics as scoring
 from ciml.training.evaluation.baselines import number_of, predict_by
 from ciml.training.evaluation.cross_validation import CVSplit, cross_validate, split_folds
+from ciml.training.experiments.results import load_experiment
 from ciml.training.sweeps.definition import Sweep
 from ciml.training.sweeps.study import sweep_store
 from ciml.trust import TrustPolicy
@@ -85,6 +88,34 @@ def _trials_of_one_job_train_in_this_process(monkeypatch: pytest.MonkeyPatch) ->
         return ThreadPoolExecutor(1) if jobs == 1 else process_pool(jobs, *arguments)
 
     monkeypatch.setattr(sweep, "process_pool", make_pool)
+
+
+def test_any_estimator_is_swept_and_its_printed_command_defines_it_again(
+    made: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scoring, "RESAMPLES", 2)
+    steps = [["scale", {"class": "StandardScaler"}], ["model", {"class": "LogisticRegression"}]]
+    vary = {
+        "estimator": ["Pipeline", "tests.training.estimators.user_models:Shares"],
+        "parameters": {"model__C": [0.5], "scale": {"robust": {"class": "RobustScaler"}}, "weight": [2.0]},
+    }
+    keys = {"dataset": SUMMARY, "experiment": {"parameters": {"steps": steps}}, "vary": {"experiment": vary}}
+    target = DataRoot.open(tmp_path)
+    swept = run_sweep(context(made, target, {"name": "any", **keys}), jobs=1)
+    assert [(outcome.state, outcome.reason) for outcome in swept.outcomes] == [("complete", "")] * 2
+    for outcome in swept.outcomes:
+        combination = swept.sweep.combine(outcome.parameters)
+        examples = read_dataset(target.dataset(outcome.dataset), TrustPolicy.load())
+        direct = cross_validate(combination.experiment, examples, folds=3, allow_modules=swept.sweep.modules)
+        assert outcome.value == direct["pooled"]["accuracy"]["value"]
+        define, train = (shlex.split(line)[1:] for line in define_lines(swept, outcome, str(tmp_path)))
+        for words in (define, train):
+            done = CliRunner().invoke(cli, words)
+            assert done.exit_code == 0, done.output
+        name = f"any-{outcome.number}"
+        assert load_experiment(target.experiments, name).to_json() == {**outcome.experiment, "name": name}
 
 
 def test_each_trial_is_what_a_direct_computation_gives(

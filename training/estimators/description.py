@@ -280,7 +280,8 @@ def has_parameter(description: dict[str, Any], name: str, allowed: Iterable[str]
     kind: Any = factory
     constructor = constructor_of(kind)
     part, _, rest = name.partition("__")
-    component = None if name in constructor.names else _part(description.get("parameters", {}), part)
+    own = {key: value for key, value in description.get("parameters", {}).items() if constructor.has(key)}
+    component = None if name in constructor.names else _part(own, part)
     if component is None:
         return "__" not in name and constructor.has(name)
     return not rest or has_parameter(component, rest, allowed)

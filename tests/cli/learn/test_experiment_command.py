@@ -17,6 +17,7 @@ from ciml.cli.commands.learn.experiment.train import train
 from ciml.cli.main import cli
 from ciml.cli.talk_scripts import undashed
 from ciml.data_root import DataRoot
+from ciml.pipelines.mlflow import params_of
 from ciml.reports.experiments.comparison import comparison_page
 from ciml.training.evaluation import metrics as scoring
 from ciml.training.experiments.results import experiment_names, load_experiment, stored_trials
@@ -116,6 +117,14 @@ def test_any_classifier_is_trained_with_its_parameters_and_a_view(data: Path) ->
     second = run("train", *scaled, "--dataset", "providers", "--json", data=data)
     assert second.exit_code == 0, second.output
     assert json.loads(second.output)["test"]["runs"] == json.loads(first.output)["test"]["runs"]
+    names = [json.loads(done.output)["experiment"]["name"] for done in (first, second)]
+    assert params_of(json.loads(second.output)["experiment"])["parameters.model__C"] == "0.1"
+    report = run("report", *names, "--output", str(data / "report"), data=data)
+    assert report.exit_code == 0, report.output
+    page = (data / "report" / "providers" / names[1] / "index.html").read_text()
+    assert "sklearn.pipeline:Pipeline" in page
+    assert "StandardScaler" in page
+    assert "hidden layers" not in page  # of networks alone
     for mistake, line in {
         ("-p", "c=1"): "LogisticRegression has no parameter of this name; did you mean C?",
         ("-p", "memory__x=1"): "no part 'memory'",

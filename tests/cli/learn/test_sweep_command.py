@@ -21,7 +21,13 @@ def run(*words: object) -> Result:
 
 def test_the_document_shows_the_example_and_names_every_key() -> None:
     text = (ROOT / "docs/sweeps.md").read_text()
-    (block,) = re.findall(r"^```toml\n(.*?)^```", text, re.S | re.M)
+    block, several = re.findall(r"^```toml\n(.*?)^```", text, re.S | re.M)
+    named_estimators = Sweep.from_json(parse_toml(f"name = 'a'\ntrials = 3\n{several}", "docs/sweeps.md"))
+    assert named_estimators.effective({"estimator": "LogisticRegression", "view": "flat", "parameters.C": 1.0}) == {
+        "estimator": "LogisticRegression",
+        "view": "flat",
+        "parameters.C": 1.0,
+    }
     example = Sweep.load(ROOT / "examples/sweep.toml")
     assert Sweep.from_json(parse_toml(block, "docs/sweeps.md")) == example
     assert len(example.grid) == 16

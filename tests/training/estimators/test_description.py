@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -59,8 +60,11 @@ from sklearn.tree import DecisionTreeClassifier
 
 from ciml.errors import InvalidSettingError, UnknownEstimatorError
 from ciml.limits import MAX_PARAMETER_ITEMS
+from ciml.settings import parse_toml
 from ciml.training.estimators.description import KerasFunction, build, describe, modules_of, packages_of
 from ciml.training.estimators.names import find_class
+from ciml.training.estimators.values import Decoder
+from ciml.training.experiment import Experiment
 from tests.training.estimators import own_estimators
 from tests.training.estimators.own_estimators import MeanThreshold, Plain, Secretive, halved, small_network
 
@@ -306,6 +310,17 @@ def test_people_write_bare_names_and_deep_parameters() -> None:
         "parameters": {"estimator": written, "param_grid": {}, "estimator__model__C": 2.0},
     }
     assert build(nested).estimator.named_steps["model"].C == 2.0
+
+
+def test_the_documented_definition_is_built() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "experiments.md").read_text()
+    (block,) = re.findall(r"^```toml\n(.*?)^```", text, re.S | re.M)
+    experiment = Experiment.from_json(parse_toml(block, "docs/experiments.md"))
+    model = build({"class": experiment.estimator, "parameters": experiment.parameters})
+    assert (type(model.named_steps["scale"]).__name__, model.named_steps["model"].C) == ("StandardScaler", 0.1)
+    for line in re.findall(r"^\| [^|]+ \| (`\{.*)\|$", text, re.M):
+        for value in re.findall(r"`(\{[^`]*\})`", line):
+            assert Decoder().decode(json.loads(value), "value") is not None
 
 
 def test_equal_parameters_in_another_order_are_equal_descriptions() -> None:
