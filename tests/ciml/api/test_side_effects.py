@@ -24,7 +24,7 @@ def test_no_call_changes_the_settings_of_the_process(folder: Path) -> None:
     process = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
     assert process.returncode == 0, process.stderr[-2000:]
     changes = json.loads(process.stdout.splitlines()[-1])
-    assert len(changes) == 16
+    assert len(changes) == 18
     assert {name: changed for name, changed in changes.items() if changed} == {}
 
 
