@@ -265,7 +265,7 @@ def run(demo: Demo) -> None:
     wait_for_late_logs(demo)
     seal_spans(demo, seal=True)
     if CAUSE in demo.models:
-        start_refreshes(demo, CAUSE, "--experiment", str(examples() / "cause-experiment.toml"))
+        start_refreshes(demo, CAUSE)
     for model in demo.models:
         wait_for_refresh(demo, model)
     wait_for_predictions(demo)
@@ -289,8 +289,10 @@ def start_predict(demo: Demo, model: str) -> None:
     demo.children.start("predict", "predict", "stream", *options, *demo.kafka_option, *demo.data_option)
 
 
-def start_refreshes(demo: Demo, model: str, *options: str) -> None:
+def start_refreshes(demo: Demo, model: str) -> None:
     """Start the command that refreshes a model whenever the data set of the same name grows."""
+    experiment = examples() / f"{model}-experiment.toml"
+    options = ("--experiment", str(experiment)) if experiment.exists() else ()
     command = ("refresh", "--dataset", model, "--watch", "--json", "--trust-policy", str(trust_policy()), *options)
     demo.children.start(f"refresh-{model}", *command, *demo.data_option)
 
