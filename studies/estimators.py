@@ -42,6 +42,7 @@ from sklearn.svm import SVC
 from xgboost import XGBClassifier
 
 import ciml
+from ciml.api.types import Run
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import Batch, Message, OffsetRange
@@ -131,7 +132,7 @@ def steps(data: ciml.Data, dataset: str, name: str, tried: Tried) -> Iterator[tu
         assert data.train(dataset, **arguments).runs > 0
 
     def compared() -> None:
-        results = (data.train(dataset, **arguments), data.train(dataset, "random_forest"))
+        results = (data.train(dataset, **arguments), data.train(dataset, "svm", seed=1))
         assert data.compare(dataset, *results).num_rows == 2
 
     def cross_validated() -> None:
@@ -159,7 +160,7 @@ def _answer(step: Callable[[], object]) -> str:
 def asked(data: ciml.Data, root: DataRoot, logs: Path, name: str, ports: tuple[int, int]) -> Iterator[tuple[str, str]]:
     """Yield each way to ask a model, and "yes" or the message that a user gets."""
     model_name = f"m{list(TRIED).index(name)}"
-    files = sorted(logs.rglob("*.gz"))[:_LOGS]
+    files: list[Run] = [*sorted(logs.rglob("dstat*.gz"))[:_LOGS]]
     runs = data.runs()["run_id"].to_pylist()[:_LOGS]
     try:
         model = data.model(model_name)
@@ -202,7 +203,7 @@ def _announcements(root: DataRoot, most: int) -> Batch:
     """Return the announcements of stored runs, as ingest publishes them."""
     values = [value for _, delta in ManifestLog(root.raw).since(0) for _, value, _ in render_runs(delta)][:most]
     messages = [Message(offset, value) for offset, value in enumerate(values)]
-    return Batch(OffsetRange("runs", 0, 0, len(messages)), messages)
+    return Batch(OffsetRange("runs", "", 0, 0, len(messages)), messages)
 
 
 def differences(dataset: InMemoryDataset, name: str, tried: Tried) -> tuple[str, str]:
