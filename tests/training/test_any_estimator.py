@@ -71,7 +71,7 @@ def refreshed(data: DataRoot, experiment: Experiment) -> Candidate:
     return candidate
 
 
-@pytest.mark.parametrize("name", part(SERVED, "a pipeline"))
+@pytest.mark.parametrize("name", part(list(SERVED), 1, 5))
 def test_an_estimator_is_exported_and_its_export_gives_its_own_probabilities(data: DataRoot, name: str):
     estimator, keys = SERVED[name]
     experiment = experiment_of(estimator, keys, "tried")
