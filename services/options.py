@@ -295,13 +295,14 @@ class TrainerOptions(ServiceOptions, LearnOptions):
       dataset: Data set to train on.
       model: Name of the served model. [default: the data set's name]
       experiment: TOML file of the estimator and its hyper-parameters. [default: a small dense network]
+      estimator: Estimator with its defaults instead: a built-in name, a class of scikit-learn, or package.module:name.
       label: Label of a pushed version.
       min_test_runs: Minimum held-out runs; the gate rejects on fewer.
       tolerance: Accuracy by which a candidate may be worse than the champion.
       accept_baselines: Number that may predict better than the model: duration or memory; repeatable.
       min_decided: Minimum share of held-out runs that a model of causes decides. [default: 0.2]
       lineage: Send OpenLineage events, by its own configuration or to DATA/lineage.
-      allow_module: Module of an own estimator that may be imported; repeatable.
+      allow_modules: Module of an own estimator that may be imported; repeatable.
     """
 
     kind = "trainer"
@@ -309,13 +310,14 @@ class TrainerOptions(ServiceOptions, LearnOptions):
     dataset: str = option(metavar="NAME", required=True)
     model: str | None = option(metavar="NAME")
     experiment: str | None = option(kind="file")
+    estimator: str | None = option(metavar="NAME")
     label: str = option("stable")
     min_test_runs: int | None = option(kind="count")
     tolerance: float | None = option(kind="no negative number")
     accept_baselines: tuple[str, ...] = repeated(metavar="NUMBER")
     min_decided: float | None = option(kind="share")
     lineage: bool = flag("--lineage/--no-lineage", envvar="CIML_LINEAGE")
-    allow_module: tuple[str, ...] = repeated(metavar="MODULE")
+    allow_modules: tuple[str, ...] = repeated(metavar="MODULE")
 
     def open(self) -> TrainConfig:
         """Open what the options name, and store the exclusions of the file ``exclude``.
@@ -327,20 +329,29 @@ class TrainerOptions(ServiceOptions, LearnOptions):
         from ciml.serving.model_files import check_model_name
         from ciml.training.evaluation.gate import GatePolicy
         from ciml.training.exclusions import add, read_lines
+        from ciml.training.estimators import modules_named
         from ciml.training.experiment import Experiment
+        from ciml.training.experiments.results import experiment_of
         from ciml.training.refresh import TrainConfig
         from ciml.trust import TrustPolicy
 
+        experiment = Experiment.load(self.experiment) if self.experiment else Experiment()
+        modules = self.allow_modules
+        if self.estimator is not None:
+            if self.experiment:
+                raise CimlError("--experiment and --estimator exclude each other")
+            experiment = experiment_of(self.estimator)
+            modules = (*modules, *modules_named(experiment))
         config = TrainConfig(
             DataRoot.open(self.data_path),
             self.dataset,
             check_model_name(self.model or self.dataset),
-            Experiment.load(self.experiment) if self.experiment else Experiment(),
+            experiment,
             TrustPolicy.load(self.trust_policy),
             GatePolicy.of(self.min_test_runs, self.tolerance, self.accept_baselines, self.min_decided),
             self.label,
             self.lineage,
-            self.allow_module,
+            modules,
         )
         add(config.data.exclusions, read_lines(self.exclude))
         return config

@@ -60,7 +60,7 @@ from tests.serving.process import server_process
 RANDOM_RUNS = 10_000
 _LOGS = 20
 _USER = "tests.training.estimators.user_models"
-_NETWORK = {"epochs": 30, "hidden_layers": [16]}
+_NETWORK = {"epochs": 60, "hidden_layers": [16], "learning_rate": 0.01}
 
 
 class Tried(NamedTuple):
@@ -81,18 +81,18 @@ def _named_columns() -> Any:
 TRIED: dict[str, Tried] = {
     "`dnn`": Tried("dnn", _NETWORK),
     "`cnn`": Tried("cnn", _NETWORK),
-    "`gru`": Tried("gru", {"epochs": 5, "hidden_layers": [8]}),
+    "`gru`": Tried("gru", {"epochs": 20, "hidden_layers": [8], "learning_rate": 0.01}),
     "`svm`": Tried("svm", {}),
     "`random_forest`": Tried("random_forest", {}),
     "`hist_gradient_boosting`": Tried("hist_gradient_boosting", {}),
     "`boosted_summaries`": Tried("boosted_summaries", {}),
-    "LogisticRegression": Tried("LogisticRegression", {"parameters": {"max_iter": 5000}}),
+    "LogisticRegression": Tried("LogisticRegression", {"parameters": {"max_iter": 500}, "view": "summary"}),
     "ExtraTreesClassifier": Tried(ExtraTreesClassifier(300), {}),
     "GradientBoostingClassifier": Tried(GradientBoostingClassifier(), {}),
     "AdaBoostClassifier": Tried(AdaBoostClassifier(), {"view": "summary"}),
     "GaussianNB": Tried(GaussianNB(), {"view": "summary"}),
     "LinearDiscriminantAnalysis": Tried(LinearDiscriminantAnalysis(), {"view": "summary"}),
-    "MLPClassifier": Tried(MLPClassifier(max_iter=200), {}),
+    "MLPClassifier": Tried(MLPClassifier((16,), max_iter=100), {"view": "summary"}),
     "RidgeClassifier, a decision function": Tried(RidgeClassifier(), {"view": "summary"}),
     "KNeighborsClassifier": Tried(KNeighborsClassifier(), {"view": "summary"}),
     "pipeline: scaler, logistic regression": Tried(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Calls that may fail for their runs before the model counts as broken.
 _MAX_FAILED_CALLS = 64
+#: What ``ciml serve`` answers for a model that it is loading, and the pause before the next question.
+_LOADING = "is being loaded"
+_LOADING_PAUSE_S = 0.2
 #: Versions that are tried when the served one is replaced meanwhile.
 _VERSION_TRIES = 5
 
@@ -44,10 +48,23 @@ class RemoteModel(PreparedModel):
         self.model = self._server.served.model
         self._failed_calls = 0
         try:
-            self._describe()
+            self._describe_loaded(timeout_s)
         except BaseException:
             self._server.close()
             raise
+
+    def _describe_loaded(self, timeout_s: float) -> None:
+        """Do as `_describe`; wait for a model that a server which has just started is still loading."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                self._describe()
+            except EngineError as error:
+                if _LOADING not in str(error) or time.monotonic() > deadline_s:
+                    raise
+                time.sleep(_LOADING_PAUSE_S)
+            else:
+                return
 
     def _describe(self) -> None:
         """Read the description of the version to use."""

@@ -150,6 +150,33 @@ def test_runs_are_prepared_again_for_a_version_that_replaces_another(monkeypatch
     assert server.calls == [(1, (2, 5, 3)), (2, (2, 6, 3)), (2, (1, 6, 3))]
 
 
+class Loading(Replaced):
+    """A server that has just started: it loads its model during the first descriptions."""
+
+    def __init__(self, answer: str, descriptions: int) -> None:
+        super().__init__()
+        self.version = 2
+        self.answer = answer
+        self.unanswered = descriptions
+
+    def describe(self) -> Described:
+        if self.unanswered:
+            self.unanswered -= 1
+            raise EngineError(self.answer)
+        return super().describe()
+
+
+def test_a_client_waits_for_a_model_that_is_being_loaded_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_LOADING_PAUSE_S", 0.0)
+    server = Loading("503: model m is being loaded", 3)
+    monkeypatch.setattr(remote, "connect", lambda served, timeout_s: server)
+    assert RemoteModel(ServedModel(BASE, "m"), 30.0).version == 2
+    for unavailable, limit_s in (("503: model m is being loaded", 0.0), ("connection refused", 30.0)):
+        server = Loading(unavailable, 1_000_000)
+        with pytest.raises(EngineError, match=unavailable):
+            RemoteModel(ServedModel(BASE, "m"), limit_s)
+
+
 def answer_of(resolved: ResolvedDefinition, **changes: Any) -> dict[str, Any]:
     values = {name: value for name, (_, value) in describe_values(resolved, "m").items()}
     return {"predictions": [{**values, **changes}]}

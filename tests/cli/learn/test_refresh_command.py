@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from ciml.cli.commands.learn.models import REJECTED
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
+from ciml.errors import CimlError
 from ciml.services.options import TrainerOptions
 from ciml.training import trainer
 from ciml.training.exclusions import read_state
@@ -101,6 +102,20 @@ def test_lineage_is_an_option_and_a_variable(monkeypatch: pytest.MonkeyPatch) ->
     assert [run(monkeypatch, result, *more)[1][0].lineage for more in ((), ("--lineage",))] == [False, True]
     monkeypatch.setenv("CIML_LINEAGE", "1")
     assert [run(monkeypatch, result, *more)[1][0].lineage for more in ((), ("--no-lineage",))] == [True, False]
+
+
+def test_an_estimator_can_be_named_instead_of_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    result = TrainResult("nothing_new", ("none",))
+    _, (config,) = run(monkeypatch, result, "--estimator", "ExtraTreesClassifier", "--allow-module", "acme.models")
+    assert config.experiment.estimator == "sklearn.ensemble:ExtraTreesClassifier"
+    assert config.allow_modules == ("acme.models",)
+    own = "tests.training.estimators.user_models"
+    _, (config,) = run(monkeypatch, result, "--estimator", f"{own}:Shares")
+    assert config.allow_modules == (own,)  # who names it here allows it
+    experiment = tmp_path / "experiment.toml"
+    experiment.write_text('name = "wide"\n')
+    with pytest.raises(CimlError, match="--experiment and --estimator exclude each other"):
+        run(monkeypatch, result, "--experiment", str(experiment), "--estimator", "svm")
 
 
 def test_the_refreshes_of_the_page_on_lineage_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
