@@ -327,9 +327,9 @@ class TrainerOptions(ServiceOptions, LearnOptions):
         """
         from ciml.data_root import DataRoot
         from ciml.serving.model_files import check_model_name
+        from ciml.training.estimators import modules_named
         from ciml.training.evaluation.gate import GatePolicy
         from ciml.training.exclusions import add, read_lines
-        from ciml.training.estimators import modules_named
         from ciml.training.experiment import Experiment
         from ciml.training.experiments.results import experiment_of
         from ciml.training.refresh import TrainConfig

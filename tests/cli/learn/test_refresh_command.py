@@ -13,7 +13,6 @@ from click.testing import CliRunner, Result
 from ciml.cli.commands.learn.models import REJECTED
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError
 from ciml.services.options import TrainerOptions
 from ciml.training import trainer
 from ciml.training.exclusions import read_state
@@ -114,8 +113,8 @@ def test_an_estimator_can_be_named_instead_of_a_file(monkeypatch: pytest.MonkeyP
     assert config.allow_modules == (own,)  # who names it here allows it
     experiment = tmp_path / "experiment.toml"
     experiment.write_text('name = "wide"\n')
-    with pytest.raises(CimlError, match="--experiment and --estimator exclude each other"):
-        run(monkeypatch, result, "--experiment", str(experiment), "--estimator", "svm")
+    done, configs = run(monkeypatch, result, "--experiment", str(experiment), "--estimator", "svm")
+    assert (str(done.exception), configs) == ("--experiment and --estimator exclude each other", [])
 
 
 def test_the_refreshes_of_the_page_on_lineage_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
