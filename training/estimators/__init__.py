@@ -103,6 +103,8 @@ def identified(experiment: Experiment, allow_modules: Collection[str] = ()) -> E
 
 def modules_named(experiment: Experiment) -> tuple[str, ...]:
     """Return the modules that an experiment names, which its author allows by that. Not for one from stored data."""
+    if experiment.estimator in ESTIMATORS:
+        return ()
     return modules_of({"class": experiment.estimator, "parameters": experiment.parameters})
 
 

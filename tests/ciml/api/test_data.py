@@ -70,7 +70,7 @@ def test_trainings_and_their_comparison_are_those_of_the_commands(
     assert (forest.accuracy.value or 0) > 0.9 > (forest.base_rate.value or 1)
     assert (forest.runs, list(forest.baselines)) == (len(data.dataset("status").facts("test")), ["duration"])
     for wrong, message in [
-        ({"estimator": "dn"}, "unknown estimator 'dn'; choose from"),
+        ({"estimator": "dn"}, "unknown estimator 'dn'; did you mean dnn?"),
         ({"estimator": "dnn", "epoch": 3}, "epoch: unknown key"),
         ({"estimator": "svm", "CC": 3}, "CC"),
         ({"estimator": "svm", "C": 3.0, "name": "forest"}, "exists with other values"),
