@@ -19,13 +19,13 @@ from ciml.telemetry import telemetry_columns
 from ciml.tensorflow import load_tensorflow
 from ciml.training.conversion.functions import convert
 from ciml.training.conversion.step import Variables
-from ciml.training.estimators import build_model
 from ciml.training.estimators.views import graph_of, values_of
 from ciml.training.experiment import Experiment
 from ciml.transforms.examples.prepare import prepare_many
 from tests.bench.measuring import real_runs
 from tests.serving.models_fixture import push_models
 from tests.serving.process import server_process
+from tests.training.networks import build_model
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 
