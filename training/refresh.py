@@ -225,6 +225,7 @@ def _train_candidate(
         from ciml.training.export import Exported, export, load_exported, transform_of
         from ciml.training.kept import KeptModel, keep, load_kept
         from ciml.training.train import NormalisedRows, RecordedRows, TrainingRows, predict_in_memory, train
+    shutil.rmtree(folder, ignore_errors=True)  # of a refresh that died
     resolved = snapshot.resolved
     rows: TrainingRows = RecordedRows(dataset.store, snapshot)
     normalise = None

@@ -119,6 +119,15 @@ def test_an_estimator_without_a_conversion_is_kept_but_never_pushed(data: DataRo
         load_kept(result.folder, allowed)
 
 
+@pytest.mark.parametrize("estimator", [LogisticRegression(), KNeighborsClassifier(3)], ids=["exported", "kept"])
+def test_a_refresh_that_died_after_its_export_is_repeated(data: DataRoot, estimator: Any):
+    experiment = experiment_of(estimator, {"view": "flat"}, "tried")
+    first = refreshed(data, experiment)
+    again = refreshed(data, experiment)  # nothing was registered, so the same candidate is trained again
+    assert again.folder == first.folder
+    assert again.metrics["evaluation"] == first.metrics["evaluation"]
+
+
 def test_a_stored_experiment_imports_a_module_only_if_that_is_allowed(data: DataRoot):
     experiment = experiment_of(f"{USER}:Shares", {}, "shares")
     config = TrainConfig(data, "providers", "m", experiment)

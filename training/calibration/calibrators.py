@@ -56,7 +56,7 @@ class Temperature:
         return {"method": self.method, "temperature": self.temperature}
 
     def to_asset(self) -> dict[str, Any]:
-        """Return what `calibrator_of` reads back, as JSON."""
+        """Return the calibrator as JSON, for `calibrator_of`."""
         return self.to_json()
 
 
@@ -100,7 +100,7 @@ class Isotonic:
         return {"method": self.method, "points": [len(line) for line in self.lines]}
 
     def to_asset(self) -> dict[str, Any]:
-        """Return what `calibrator_of` reads back, as JSON."""
+        """Return the calibrator as JSON, for `calibrator_of`."""
         return {"method": self.method, "lines": [line.tolist() for line in self.lines]}
 
 

@@ -69,7 +69,7 @@ def estimator_of(experiment: Experiment, allow_modules: Collection[str] = ()) ->
     Args:
       experiment: names it.
       allow_modules: modules of classes and functions that may be imported; those of scikit-learn, xgboost, lightgbm and
-        Keras may be in any case. The experiment may come from stored data, so nobody else's word counts.
+        Keras may be in any case. The experiment may come from stored data, so its own names allow nothing.
 
     Raises:
       UnknownEstimatorError: there is no such estimator.
