@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ciml.errors import NoTrainingDataError
 from ciml.progress import Progress
 from ciml.tensorflow import load_tensorflow
 from ciml.training.experiment import Experiment
@@ -124,6 +125,18 @@ class Estimator(Protocol):
 
     def fit(self, experiment: Experiment, training: Training) -> Fitted:
         """Fit deterministically. Raises `NoTrainingDataError` for too few runs, `CimlError` if fitting fails."""
+
+
+def present_classes(experiment: Experiment, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the P classes that training runs have, int64 [P]; each run's position in them [n]; their counts [P].
+
+    Raises:
+      NoTrainingDataError: the runs have a single class.
+    """
+    present, positions, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if len(present) < 2:
+        raise NoTrainingDataError(f"{experiment.estimator} needs training runs of at least two classes")
+    return present, positions, counts
 
 
 def spread(answers: np.ndarray, present: np.ndarray, classes: int) -> np.ndarray:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from ciml.errors import CimlError, NoTrainingDataError
+from ciml.errors import CimlError
 from ciml.tensorflow import load_tensorflow
 from ciml.training.conversion.step import Variables
-from ciml.training.estimators.base import Graph, Rows, Training, spread, spread_graph
+from ciml.training.estimators.base import Graph, Rows, Training, present_classes, spread, spread_graph
 from ciml.training.estimators.summaries import View, columns_of, summarise, view_of
 from ciml.training.experiment import Experiment
 
@@ -172,9 +172,7 @@ class BoostedEstimator:
 
     def fit(self, experiment: Experiment, training: Training) -> FittedBoosted:
         rows: Rows = training.train
-        present, labels = np.unique(rows.labels, return_inverse=True)
-        if len(present) < 2:
-            raise NoTrainingDataError(f"{experiment.estimator} needs training runs of at least two classes")
+        present, labels, _ = present_classes(experiment, rows.labels)
         try:
             model = boosted_summaries(experiment).fit(Windows(rows.inputs, rows.n_windows), labels)
         except (TypeError, ValueError) as error:

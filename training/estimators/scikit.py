@@ -15,7 +15,7 @@ import numpy as np
 
 from ciml.errors import CimlError, NoTrainingDataError
 from ciml.tensorflow import load_tensorflow, threads
-from ciml.training.estimators.base import Graph, Rows, Training, spread, spread_graph
+from ciml.training.estimators.base import Graph, Rows, Training, present_classes, spread, spread_graph
 from ciml.training.estimators.views import View, graph_of, names_of, values_of
 from ciml.training.experiment import Experiment
 
@@ -75,9 +75,7 @@ class ScikitEstimator:
 
     def fit(self, experiment: Experiment, training: Training) -> FittedScikit:
         train = training.train
-        present, labels, counts = np.unique(train.labels, return_inverse=True, return_counts=True)
-        if len(present) < 2:
-            raise NoTrainingDataError(f"{experiment.estimator} needs training runs of at least two classes")
+        present, labels, counts = present_classes(experiment, train.labels)
         names: tuple[str, ...] = ()
         if self.takes_frames and self.view != UNROLLED:
             names = tuple(names_of(self.view, training.feature_names(), train.inputs.shape[1]))
