@@ -242,7 +242,3 @@ def cli(data_path: str | None, debug: bool, verbose: int) -> None:
 def main() -> NoReturn:
     """Run the console script ``ciml``."""
     run(cli)
-
-
-if __name__ == "__main__":
-    main()

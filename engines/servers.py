@@ -115,7 +115,7 @@ class ModelServer(Engine):
         arguments = ("serve", "--config", config, "--grpc-port", grpc_port, "--rest-port", rest_port)
         return Launch(
             "model server (TensorFlow Serving's API)",
-            python_command("ciml.cli.main", *arguments),
+            python_command("ciml", *arguments),
             ports,
             address=f"{HOST}:{grpc_port}",
             urls={"grpc": f"{HOST}:{grpc_port}", "rest": f"http://{HOST}:{rest_port}"},

@@ -99,7 +99,7 @@ def main() -> None:
                 [
                     sys.executable,
                     "-m",
-                    "ciml.cli.main",
+                    "ciml",
                     "record",
                     "--log-dir",
                     options.log_dir,

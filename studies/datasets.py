@@ -75,7 +75,7 @@ def build(target: Path, *options: str | Path) -> Cost:
     shutil.rmtree(target, ignore_errors=True)
     selection = ["--dataset", NAME, "--features-regex", "(usr|1min)", "--class-label", "provider"]
     windows = ["--sample-interval", "10s", "--max-windows", "550"]
-    command = [sys.executable, "-m", "ciml.cli.main", "dataset", "build", *selection, *windows]
+    command = [sys.executable, "-m", "ciml", "dataset", "build", *selection, *windows]
     return run(*command, *options, "--target-data-path", target)
 
 

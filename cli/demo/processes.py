@@ -107,7 +107,7 @@ class Children:
     def start(self, name: str, *arguments: str) -> Child:
         """Start ``ciml <arguments>`` with its output in ``<logs>/<name>.log``."""
         log = self.logs / f"{name}.log"
-        command = processes.python_command("ciml.cli.main", *arguments)
+        command = processes.python_command("ciml", *arguments)
         environment = {**processes.python_environment(), "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
         child = self.running[name] = Child(name, processes.spawn(command, log, environment, self.cwd), log)
         return child

@@ -109,7 +109,7 @@ def test_unknown_command_has_a_suggestion():
 
 def test_the_program_ends_with_the_exit_code_of_the_error(tmp_path: Path):
     (tmp_path / "engines.json").write_text("{broken")
-    command = [sys.executable, "-m", "ciml.cli.main", "status"]
+    command = [sys.executable, "-m", "ciml", "status"]
     environment = {**os.environ, "CIML_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 3

@@ -57,7 +57,7 @@ def test_in_the_foreground(kafka: str, topic: Callable[..., str], tmp_path: Path
     scenario = send(kafka, topic(2, "events"), 2, tmp_path / "logs", runs=60)
     scenario.log_arrives()
     command = [
-        sys.executable, "-m", "ciml.cli.main", "ingest", "--metrics-port", "0", "--data-path", str(tmp_path / "data"),
+        sys.executable, "-m", "ciml", "ingest", "--metrics-port", "0", "--data-path", str(tmp_path / "data"),
         "--kafka", kafka, "--engine", "micro-batches", "--topic", scenario.topic, "--runs-topic", "", "--allow-root",
         str(scenario.logs), "--retry-after", "10ms",
     ]  # fmt: skip
@@ -93,7 +93,7 @@ def test_as_a_container_it_is_ended_and_started_again(kafka: str, topic: Callabl
     scenario.log_arrives()
     with ingest(tmp_path / "home", str(tmp_path / "data"), scenario, topic(1, "runs")) as one:
         command = [
-            sys.executable, "-m", "ciml.cli.main", "service", "run", "ingest", "--name", "one", "--home",
+            sys.executable, "-m", "ciml", "service", "run", "ingest", "--name", "one", "--home",
             str(one.home), "--data-path", one.data, "--kafka", kafka, "--topic", scenario.topic, "--runs-topic",
             one.runs_topic, "--allow-root", str(scenario.logs), "--retry-after", "500ms", "--engine", "micro-batches",
             "--metrics-port", "0", "--tied-to", str(os.getpid()),

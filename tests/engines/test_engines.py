@@ -71,7 +71,7 @@ def kill(engine: engines.EngineState) -> None:
 
 @pytest.mark.engines
 def test_up_status_down_and_a_crash(home: Path, tmp_path: Path):
-    command = [sys.executable, "-m", "ciml.cli.main", "up", "kafka", "s3", "logs", "--logs-root", str(tmp_path)]
+    command = [sys.executable, "-m", "ciml", "up", "kafka", "s3", "logs", "--logs-root", str(tmp_path)]
     done = subprocess.run([*command, "--home", str(home)], capture_output=True, text=True, cwd=ROOT, check=True)
     first = engines.read(home)
     kafka = first["kafka"]

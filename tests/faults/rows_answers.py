@@ -329,7 +329,7 @@ class Predicting:
         """Start the model server. It imports TensorFlow by itself: a forked process must not have it."""
         arguments = ("--grpc-port", str(self.port), "--rest-port", "0", "--poll-seconds", "0.2")
         log = self.scene.log("serve")
-        self.server = python("ciml.cli.main", "serve", "--data-path", self.data.url, *arguments, log=log)
+        self.server = python("ciml", "serve", "--data-path", self.data.url, *arguments, log=log)
 
     def predict(self) -> None:
         """Start the stream."""

@@ -183,7 +183,7 @@ def ingest(home: Path, data: Path, folder: Path, broker: str, topic: str, engine
     log = folder.with_name("ingest.log")
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ciml.cli.main", "ingest", *options], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "ciml", "ingest", *options], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
         )
     peak = 0
     while process.poll() is None:

@@ -70,7 +70,7 @@ def python(environment: Path, *words: str, folder: Path, code: int = 0, **env: s
 
 def ciml(environment: Path, *words: str, folder: Path, code: int = 0, **env: str) -> str:
     env = {"PATH": os.environ["PATH"], "COLUMNS": "120", **env}
-    return python(environment, "-m", "ciml.cli.main", *words, folder=folder, code=code, **env)
+    return python(environment, "-m", "ciml", *words, folder=folder, code=code, **env)
 
 
 def statements(node: ast.AST) -> Iterator[ast.AST]:

@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 @contextmanager
 def running(command: str, folder: Path) -> Iterator[int]:
     """Run the tutorial's server on free ports until the block ends. Yield the REST port when the model is served."""
-    words = [sys.executable, "-m", "ciml.cli.main", *command.split()[1:], "--grpc-port", "0", "--rest-port", "0"]
+    words = [sys.executable, "-m", "ciml", *command.split()[1:], "--grpc-port", "0", "--rest-port", "0"]
     with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

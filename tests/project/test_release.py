@@ -101,7 +101,7 @@ def test_their_metadata_is_valid(built: tuple[Path, Path, Path], tmp_path: Path)
 def version_of(tree: Path, **environment: str) -> str:
     """What ``ciml --version`` prints for a tree of the packages."""
     env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", **environment}
-    words = [sys.executable, "-m", "ciml.cli.main", "--version"]
+    words = [sys.executable, "-m", "ciml", "--version"]
     return subprocess.run(words, cwd=tree, env=env, capture_output=True, text=True, check=True).stdout
 
 
@@ -151,7 +151,7 @@ def test_help_starts_no_git(tmp_path: Path) -> None:
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     for words, asked in ((["--help"], False), (["--version"], True)):
         subprocess.run(
-            [sys.executable, "-m", "ciml.cli.main", *words], cwd=ROOT, env=env, check=True, capture_output=True
+            [sys.executable, "-m", "ciml", *words], cwd=ROOT, env=env, check=True, capture_output=True
         )
         assert (tmp_path / "asked").exists() == (asked and (ROOT / ".git").exists()), words
 

@@ -25,7 +25,7 @@ def environment(**more: str) -> dict[str, str]:
 def recorder(spool: Path, *options: str | bytes) -> list[str | bytes]:
     """The command line of ``ciml record`` up to the command."""
     python = os.environ.get("CIML_RECORDER_PYTHON", sys.executable)  # tests/project/test_interpreters.py sets it
-    return [python, "-m", "ciml.cli.main", "record", "--spool", str(spool), *options, "--"]
+    return [python, "-m", "ciml", "record", "--spool", str(spool), *options, "--"]
 
 
 def record(

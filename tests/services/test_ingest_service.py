@@ -149,7 +149,7 @@ def test_a_failed_service_continues_by_its_commands(kafka: str, topic: Callable[
         fail()
         assert "is stopped" in one.run("stop")
         assert (one.status()["health"], one.code()) == ("stopped", 1)
-        command = [sys.executable, "-m", "ciml.cli.main", "service", "run", "webhooks", "--name", "one"]
+        command = [sys.executable, "-m", "ciml", "service", "run", "webhooks", "--name", "one"]
         foreground = subprocess.Popen([*command, "--home", str(one.home), "--tied-to", str(os.getpid()), *words])
         try:
             one.wait(runs, "the foreground does not work")

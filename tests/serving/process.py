@@ -65,7 +65,7 @@ def server_process(config: str, log: Path, *arguments: str, files: int | None = 
       arguments: more of the command line.
       files: the most file descriptors that it may open; None leaves the limit as it is.
     """
-    command = [sys.executable, "-m", "ciml.cli.main", "serve", "--config", config, "--grpc-port=0", "--rest-port=0"]
+    command = [sys.executable, "-m", "ciml", "serve", "--config", config, "--grpc-port=0", "--rest-port=0"]
 
     def limit() -> None:
         if files is not None:

@@ -39,7 +39,7 @@ class Operator:
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "CIML_HOME": str(folder / "home")}
 
     def ciml(self, *arguments: str, code: int = 0) -> str:
-        command = [sys.executable, "-m", "ciml.cli.main", *arguments, *self.kafka, *self.topic]
+        command = [sys.executable, "-m", "ciml", *arguments, *self.kafka, *self.topic]
         done = subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=120
         )
@@ -47,7 +47,7 @@ class Operator:
         return done.stdout
 
     def receiver(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "ciml.cli.main", "receive", "webhooks", "--config", "receivers.toml"]
+        command = [sys.executable, "-m", "ciml", "receive", "webhooks", "--config", "receivers.toml"]
         command += [*self.kafka, *self.topic]
         return subprocess.Popen(command, cwd=self.folder, env=self.environment, stderr=subprocess.PIPE, text=True)
 

@@ -47,7 +47,7 @@ class Receiving:
         environment = python_environment()
         environment["PYTHONPATH"] = os.pathsep.join([str(self.probe), environment.get("PYTHONPATH", "")])
         self.program = Program(
-            [sys.executable, "-m", "ciml.cli.main", "receive", self.kind, "--config",
+            [sys.executable, "-m", "ciml", "receive", self.kind, "--config",
              str(self.folder / "receivers.toml"), "--kafka", self.kafka, "--topic", self.topic],
             self.folder / "receiver.log", environment,
         )  # fmt: skip

@@ -103,7 +103,7 @@ class World:
 
     def ciml(self, *words: str) -> str:
         """Run a command to its end; return what it prints."""
-        command = [sys.executable, "-m", "ciml.cli.main", *words]
+        command = [sys.executable, "-m", "ciml", *words]
         done = subprocess.run(command, env=self._environment(), cwd=self.folder, capture_output=True, text=True)
         assert done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout
@@ -123,7 +123,7 @@ class World:
     def restart(self, job: str) -> None:
         """Start a service again, which ended or was killed."""
         log = (self.folder / f"{job}.log").open("ab")
-        command = [sys.executable, "-m", "ciml.cli.main", *self.commands[job]]
+        command = [sys.executable, "-m", "ciml", *self.commands[job]]
         self.running[job] = subprocess.Popen(command, env=self._environment(), cwd=self.folder, stdout=log, stderr=log)
         self.prometheus.scrape(job, self.ports[job])
 

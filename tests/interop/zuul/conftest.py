@@ -89,7 +89,7 @@ class Operator:
         return list(latest_runs(log, state)), state
 
     def _command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "ciml.cli.main", *arguments]
+        return [sys.executable, "-m", "ciml", *arguments]
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(ROOT), "CIML_HOME": str(self.folder / "home")}

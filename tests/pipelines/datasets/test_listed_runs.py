@@ -99,7 +99,7 @@ def test_several_processes_read_and_fail_as_one_does(tmp_path: Path) -> None:
     places = ["--listing", str(path), "--logs", str(CORPUS), "--data-path", str(tmp_path / "three")]
     definition = tmp_path / "definition.toml"
     definition.write_text("span_runs = 40\n")
-    command = [sys.executable, "-m", "ciml.cli.main", "dataset", "build", *line, *places]
+    command = [sys.executable, "-m", "ciml", "dataset", "build", *line, *places]
     command += ["--definition", str(definition)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
