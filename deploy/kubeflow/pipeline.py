@@ -93,6 +93,8 @@ def build_dataset(
 def train(
     dataset: str,
     experiment: str,
+    parameters: list,
+    allow_module: str,
     data_path: str,
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
@@ -105,8 +107,14 @@ def train(
     import json
 
     defined = json.loads(run("experiment", "show", f"--data-path={data_path}", "--json"))
-    name = f"--experiment={experiment}" if experiment in defined else f"--estimator={experiment}"
-    result = json.loads(run("experiment", "train", f"--dataset={dataset}", name, f"--data-path={data_path}", "--json"))
+    words = ["experiment", "train", f"--dataset={dataset}", f"--data-path={data_path}", "--json"]
+    if experiment in defined:
+        words.append(f"--experiment={experiment}")
+    else:
+        words += [f"--estimator={experiment}", *(f"--parameter={parameter}" for parameter in parameters)]
+    if allow_module:
+        words.append(f"--allow-module={allow_module}")
+    result = json.loads(run(*words))
     test = result["test"]
     accuracy, base_rate = (float(test[figure]["value"]) for figure in ("accuracy", "base_rate"))
     metrics.log_metric("accuracy", accuracy)
@@ -146,7 +154,13 @@ def evaluate(dataset: str, experiments: list, data_path: str, comparison: dsl.Ou
 
 @component
 def push(
-    dataset: str, model: str, experiment: str, accept_baseline: str, data_path: str, metrics: dsl.Output[dsl.Metrics]
+    dataset: str,
+    model: str,
+    experiment: str,
+    accept_baseline: str,
+    allow_module: str,
+    data_path: str,
+    metrics: dsl.Output[dsl.Metrics],
 ) -> NamedTuple("Outputs", [("outcome", str), ("version", str)]):
     """Train the served model, and push it if the gate blesses it. A rejected candidate is no failure.
 
@@ -159,6 +173,8 @@ def push(
     words = ["refresh", f"--dataset={dataset}", f"--model={model}", f"--data-path={data_path}", "--json"]
     if accept_baseline:
         words.append(f"--accept-baseline={accept_baseline}")
+    if allow_module:
+        words.append(f"--allow-module={allow_module}")
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".toml") as file:
         if experiment:
             file.write(experiment)
@@ -196,8 +212,10 @@ def learn(
     class_label: str = "status",
     sample_interval: str = "10s",
     experiments: list = EXPERIMENTS,
+    parameters: list = [],  # noqa: B006, kfp copies it
     served_experiment: str = "",
     accept_baseline: str = "",
+    allow_module: str = "",
     data_path: str = "s3://ciml-data",
     secret: str = "ciml-s3",  # noqa: S107, its name
     image: str = IMAGE,
@@ -215,8 +233,10 @@ def learn(
         class_label: Label: status, provider or any metadata.
         sample_interval: Length of a window.
         experiments: Experiments or estimators to compare.
+        parameters: Parameters of the estimators among them, each NAME=VALUE; VALUE is JSON or a text.
         served_experiment: Definition (TOML) of the served model; empty for a small dense network.
         accept_baseline: A number of the run that may predict better than the model: duration or memory.
+        allow_module: Module, or package, of own estimators that definitions may import.
         data_path: Data root.
         secret: Secret with the credentials of S3; it may be missing.
         image: Worker image.
@@ -244,7 +264,18 @@ def learn(
     )
     with dsl.ParallelFor(items=experiments, name="side by side") as name:
         # By name: the SDK's local runner replaces outputs of other steps by the item of the loop.
-        trained = step(train(dataset=dataset, experiment=name, data_path=data_path).after(built), "1", "2Gi", "4Gi")
+        trained = step(
+            train(
+                dataset=dataset,
+                experiment=name,
+                parameters=parameters,
+                allow_module=allow_module,
+                data_path=data_path,
+            ).after(built),
+            "1",
+            "2Gi",
+            "4Gi",
+        )
     compared = step(
         evaluate(dataset=dataset, experiments=dsl.Collected(trained.outputs["trained"]), data_path=data_path),
         "500m",
@@ -257,6 +288,7 @@ def learn(
             model=model,
             experiment=served_experiment,
             accept_baseline=accept_baseline,
+            allow_module=allow_module,
             data_path=data_path,
         ).after(compared),
         "1",

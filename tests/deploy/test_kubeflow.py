@@ -137,8 +137,7 @@ def test_no_parameter_is_run(
     component = spec["components"][f"comp-{name}"]
     artifacts = component["outputDefinitions"].get("artifacts", {})
     given: dict[str, Any] = dict.fromkeys(component["inputDefinitions"]["parameters"], text)
-    if name == "evaluate":
-        given["experiments"] = [text]
+    given |= {key: [text] for key in ("experiments", "parameters") if key in given}
     monkeypatch.setenv("PATH", recorder(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:

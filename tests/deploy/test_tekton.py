@@ -68,8 +68,11 @@ def tasks() -> dict[str, dict[str, Any]]:
     return {each["metadata"]["name"]: each["spec"] for each in found}
 
 
-def run(name: str, folder: Path, path: str, **given: str) -> tuple[int, dict[str, str], str]:
-    """Run a Task's step as Tekton does: parameters replaced everywhere, results in files. Return its results."""
+def run(name: str, folder: Path, path: str, **given: str | list[str]) -> tuple[int, dict[str, str], str]:
+    """Run a Task's step as Tekton does: parameters replaced everywhere, results in files. Return its results.
+
+    A list is an array: each of its values is an argument of the script.
+    """
     spec = tasks()[name]
     defaults = {each["name"]: each["default"] for each in spec["params"] if "default" in each}
     parameters = {**defaults, **{key.replace("_", "-"): value for key, value in given.items()}}
@@ -79,7 +82,7 @@ def run(name: str, folder: Path, path: str, **given: str) -> tuple[int, dict[str
 
     def replaced(text: str) -> str:
         for key, value in parameters.items():
-            text = text.replace(f"$(params.{key})", value)
+            text = text.replace(f"$(params.{key})", str(value))
         for key, path in results.items():
             text = text.replace(f"$(results.{key}.path)", str(path))
         return text
@@ -89,7 +92,9 @@ def run(name: str, folder: Path, path: str, **given: str) -> tuple[int, dict[str
     script.chmod(0o700)
     values = {each["name"]: replaced(each["value"]) for each in step["env"]}
     environment = {**os.environ, "PATH": path, "TMPDIR": str(folder), **values}
-    done = subprocess.run([script], env=environment, capture_output=True, text=True, cwd=folder, check=False)
+    arrays = [re.sub(r"\$\(params\.(.+)\[\*\]\)", r"\1", word) for word in step.get("args", ())]
+    words = [script, *(value for name in arrays for value in parameters[name])]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=folder, check=False)
     found = {key: path.read_text() for key, path in results.items() if path.exists()}
     return done.returncode, found, done.stdout + done.stderr
 
@@ -122,8 +127,11 @@ def test_the_steps_give_what_the_commands_give(tmp_path: Path, learned: Learned,
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("name", tasks())
 def test_no_parameter_is_run(name: str, text: str, tmp_path: Path) -> None:
-    required = {each["name"].replace("-", "_"): text for each in tasks()[name]["params"] if "default" not in each}
-    code, _, said = run(name, tmp_path, recorder(tmp_path), data_path=str(tmp_path / "data"), **required)
+    given: dict[str, str | list[str]] = {"data_path": str(tmp_path / "data")}
+    for each in tasks()[name]["params"]:
+        if "default" not in each or each["name"] in ("parameters", "allow-module"):
+            given[each["name"].replace("-", "_")] = [text, text] if each["type"] == "array" else text
+    code, _, said = run(name, tmp_path, recorder(tmp_path), **given)
     assert code not in (0, 5, 127), said
     check_values(tmp_path, text)
     (step,) = tasks()[name]["steps"]

@@ -1,0 +1,131 @@
+"""Steps of Tekton and of Kubeflow train classes of scikit-learn with parameters, and own modules that are allowed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import pytest
+
+from tests.deploy import test_tekton
+from tests.deploy.steps import PATH, ciml
+from tests.deploy.test_kubeflow import pipeline  # noqa: F401, a fixture
+
+pytestmark = [pytest.mark.whole, pytest.mark.timeout(600)]
+
+OWN = "deployed_models"
+SOURCE = "from sklearn.tree import DecisionTreeClassifier\nclass Tree(DecisionTreeClassifier): pass\n"
+REJECTED = f"{OWN}:Tree: module {OWN} is not allowed"
+
+
+class Deployment(Protocol):
+    """Runs steps; each returns the exit code of ciml, and the accuracy or the outcome."""
+
+    def train(self, experiment: str, parameters: list[str], allow_module: str) -> tuple[int, float | None]: ...
+
+    def refresh(self, experiment: str, allow_module: str) -> tuple[int, str]: ...
+
+
+@dataclass(frozen=True)
+class Tekton:
+    data: Path
+
+    def train(self, experiment: str, parameters: list[str], allow_module: str) -> tuple[int, float | None]:
+        code, results = self._run("ciml-run-training", experiment, allow_module, parameters=parameters)
+        return code, float(results["accuracy"]) if results else None
+
+    def refresh(self, experiment: str, allow_module: str) -> tuple[int, str]:
+        code, results = self._run("ciml-refresh", experiment, allow_module, model="own")
+        return code, results.get("outcome", "")
+
+    def _run(self, task: str, experiment: str, allow_module: str, **given: Any) -> tuple[int, dict[str, str]]:
+        given |= {"data_path": str(self.data), "dataset": "cpu", "experiment": experiment, "allow_module": allow_module}
+        code, results, text = test_tekton.run(task, self.data.parent, PATH, **given)
+        os.write(2, text.encode())
+        return code, results
+
+
+@dataclass(frozen=True)
+class Kubeflow:
+    data: Path
+    pipeline: ModuleType
+
+    def train(self, experiment: str, parameters: list[str], allow_module: str) -> tuple[int, float | None]:
+        from kfp import dsl
+
+        given = {"parameters": parameters, "confusion": dsl.ClassificationMetrics()}
+        code, outputs = self._run("train", experiment, allow_module, **given)
+        return code, outputs[1] if outputs else None
+
+    def refresh(self, experiment: str, allow_module: str) -> tuple[int, str]:
+        code, outputs = self._run("push", experiment, allow_module, model="own", accept_baseline="")
+        return code, outputs[0] if outputs else ""
+
+    def _run(self, component: str, experiment: str, allow_module: str, **given: Any) -> tuple[int, Any]:
+        from kfp import dsl
+
+        given |= {"data_path": str(self.data), "dataset": "cpu", "experiment": experiment, "allow_module": allow_module}
+        try:
+            return 0, getattr(self.pipeline, component).python_func(**given, metrics=dsl.Metrics())
+        except SystemExit as ended:
+            return int(str(ended.code)), None
+
+
+@pytest.fixture
+def data(tmp_path: Path, learned_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data root with the data set ``cpu`` and without experiments; programs find the own module."""
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / f"{OWN}.py").write_text(SOURCE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(modules), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PATH", PATH)
+    monkeypatch.syspath_prepend(modules)
+    shutil.copytree(learned_data, tmp_path / "data", ignore=shutil.ignore_patterns("experiments"))
+    return tmp_path / "data"
+
+
+@pytest.fixture(params=["tekton", "kubeflow"])
+def deployment(request: pytest.FixtureRequest, data: Path, pipeline: ModuleType) -> Deployment:  # noqa: F811
+    return Tekton(data) if request.param == "tekton" else Kubeflow(data, pipeline)
+
+
+def stored_result(data: Path) -> dict[str, Any]:
+    (path,) = (data / "experiments").rglob("result.json")
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def test_a_class_of_scikit_learn_is_trained_with_its_parameters(deployment: Deployment, data: Path) -> None:
+    code, accuracy = deployment.train("LogisticRegression", ["C=0.3", "max_iter=300"], "")
+    assert code == 0
+    result = stored_result(data)
+    assert result["experiment"]["estimator"] == "sklearn.linear_model:LogisticRegression"
+    assert result["experiment"]["parameters"] == {"C": 0.3, "max_iter": 300}
+    assert result["test"]["accuracy"]["value"] == accuracy
+
+
+def test_a_defined_estimator_of_an_own_module_needs_permission(
+    deployment: Deployment, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ciml("experiment", "define", "mine", f"--estimator={OWN}:Tree", "-p", "max_depth=2", data=data)
+    assert deployment.train("mine", [], "") == (2, None)
+    assert REJECTED in capfd.readouterr().err
+    code, accuracy = deployment.train("mine", ["max_depth=1"], OWN)  # its own parameters stay
+    assert code == 0
+    result = stored_result(data)
+    assert (result["experiment"]["name"], result["experiment"]["parameters"]) == ("mine", {"max_depth": 2})
+    assert result["test"]["accuracy"]["value"] == accuracy
+
+
+def test_a_served_estimator_of_an_own_module_needs_permission(
+    deployment: Deployment, capfd: pytest.CaptureFixture[str]
+) -> None:
+    definition = f'name = "mine"\nestimator = "{OWN}:Tree"\n'
+    assert deployment.refresh(definition, "") == (2, "")
+    assert REJECTED in capfd.readouterr().err
+    assert deployment.refresh(definition, OWN)[0] == 0
