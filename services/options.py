@@ -294,7 +294,8 @@ class TrainerOptions(ServiceOptions, LearnOptions):
     Attributes:
       dataset: Data set to train on.
       model: Name of the served model. [default: the data set's name]
-      experiment: TOML file of the estimator and its hyper-parameters. [default: a small dense network]
+      experiment: TOML file of the estimator and its hyper-parameters. [default: those of the model's last candidate,
+        or a random forest]
       estimator: Estimator with its defaults instead: a built-in name, a class of scikit-learn, or package.module:name.
       label: Label of a pushed version.
       min_test_runs: Minimum held-out runs; the gate rejects on fewer.
@@ -319,8 +320,12 @@ class TrainerOptions(ServiceOptions, LearnOptions):
     lineage: bool = flag("--lineage/--no-lineage", envvar="CIML_LINEAGE")
     allow_modules: tuple[str, ...] = repeated(metavar="MODULE")
 
-    def open(self) -> TrainConfig:
+    def open(self, *, allow_file: bool = False) -> TrainConfig:
         """Open what the options name, and store the exclusions of the file ``exclude``.
+
+        Args:
+          allow_file: whether modules that the file ``experiment`` names may be imported, since a person named the file
+            in this call. Stored options outlive their author's look at it.
 
         Raises:
           CimlError: a file cannot be read, or a number is unknown.
@@ -335,8 +340,10 @@ class TrainerOptions(ServiceOptions, LearnOptions):
         from ciml.training.refresh import TrainConfig
         from ciml.trust import TrustPolicy
 
-        experiment = Experiment.load(self.experiment) if self.experiment else Experiment()
+        experiment = Experiment.load(self.experiment) if self.experiment else None
         modules = self.allow_modules
+        if experiment and allow_file:
+            modules = (*modules, *modules_named(experiment))
         if self.estimator is not None:
             if self.experiment:
                 raise CimlError("--experiment and --estimator exclude each other")

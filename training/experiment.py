@@ -18,6 +18,9 @@ NORMALISATION = 2
 COVERAGE = 0.9
 #: Nesting of parameters: a search of a pipeline of a union of estimators has a dozen.
 _MAX_DEPTH = 40
+#: The estimator of a model of which nothing else is known: the best one of docs/tutorial.md. A file that names none
+#: still means ``dnn``.
+DEFAULT_ESTIMATOR = "random_forest"
 _CALIBRATION_KEYS = frozenset({"calibration", "coverage"})
 #: Aliases of estimators. TensorFlow no longer has the classes of these names.
 ALIASES = {"tf.estimator.DNNClassifier": "dnn", "DNNClassifier": "dnn", "tf.contrib.learn.SVM": "svm"}
@@ -30,7 +33,7 @@ class Experiment(Settings, frozen=True, kw_only=True):
       name: the experiment's name.
       estimator: a name of `ciml.training.estimators.ESTIMATORS`; the name of a class of scikit-learn; or
         ``package.module:name``, a class with its interface or a function (shape, classes) that returns a Keras model.
-        ``tf.estimator.DNNClassifier`` means ``dnn``.
+        ``tf.estimator.DNNClassifier`` means ``dnn``. `DEFAULT_ESTIMATOR` is that of commands without a file.
       hidden_layers: units (or filters) of each hidden layer. Two suffice for some hundred runs.
       activation: of the hidden layers.
       dropout: share of the units dropped before each hidden layer but the first.

@@ -35,6 +35,7 @@ from ciml.training.estimators import check_use, estimator_of, identified
 from ciml.training.evaluation.candidate import Champion
 from ciml.training.evaluation.gate import GatePolicy, decide
 from ciml.training.experiment import NORMALISATION, Experiment, metrics_path, refresh_key
+from ciml.training.experiments.results import default_experiment
 from ciml.trust import TrustPolicy
 from ciml.verdict_rules import PROFILES, VERDICTS
 
@@ -58,7 +59,8 @@ class TrainConfig:
       data: the data root.
       dataset: name of the training data set.
       model: the name under which its models are served.
-      experiment: the estimator and its parameters.
+      experiment: the estimator and its parameters. None: in `run_once` those of the model's last candidate; without
+        one, and in `refresh`, the `default_experiment`.
       trust: decides which runs are trusted for training.
       gate: the requirements on a candidate.
       label: the label of a pushed version; ``stable`` makes it the champion.
@@ -69,7 +71,7 @@ class TrainConfig:
     data: DataRoot
     dataset: str
     model: str
-    experiment: Experiment = field(default_factory=Experiment)
+    experiment: Experiment | None = None
     trust: TrustPolicy = field(default_factory=TrustPolicy.load)
     gate: GatePolicy = field(default_factory=GatePolicy)
     label: str = STABLE
@@ -154,7 +156,7 @@ def refresh(
       IntegrityError: if the stored data are inconsistent.
     """
     model = config.model
-    experiment = identified(config.experiment, config.allow_modules)
+    experiment = identified(config.experiment or default_experiment(), config.allow_modules)
     timer = _StepTimer(progress)
     trainer = config.data.trainer(model)
     dataset = config.data.dataset(config.dataset)

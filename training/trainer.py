@@ -26,6 +26,7 @@ from ciml.training.data.snapshot import facts_of_spans, read_snapshot
 from ciml.training.evaluation.candidate import Champion
 from ciml.training.evaluation.text import figure_lines
 from ciml.training.exclusions import exclusions_of, stored_exclusions
+from ciml.training.experiment import Experiment
 from ciml.training.refresh import Candidate, Skipped, TrainConfig, refresh
 
 #: Run ids that a warning lists; it counts the others.
@@ -105,7 +106,7 @@ def _refresh_and_push(
     champion_version = registry.state.champion
     with tempfile.TemporaryDirectory(prefix="ciml-champion-") as temporary:
         candidate = refresh(
-            config,
+            replace(config, experiment=config.experiment or last_experiment(registry)),
             champion=_copy_champion(registry, champion_version, Path(temporary)),
             last_key=_last_key(registry),
             work=work,
@@ -153,6 +154,18 @@ def _last_key(registry: Registry) -> str | None:
         return None
     key = last.facts.get("refresh")
     return key if isinstance(key, str) else None
+
+
+def last_experiment(registry: Registry) -> Experiment | None:
+    """Return the experiment of the model's last candidate; None before the first one.
+
+    Raises:
+      CimlError: it is not one that this version knows.
+    """
+    state = registry.state
+    last = state.candidates.get(state.last_candidate)
+    stored = last.facts.get("experiment") if last else None
+    return Experiment.from_json(stored, f"model {registry.model}: experiment") if stored is not None else None
 
 
 def _copy_champion(registry: Registry, version: int | None, folder: Path) -> Champion | None:

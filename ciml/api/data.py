@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 from weakref import WeakSet
 
 from ciml.api.dataset import Dataset
-from ciml.api.experiments import experiment_for
+from ciml.api.experiments import experiment_for, refreshed_experiment
 from ciml.api.model import Model
 from ciml.api.progress import OldProgress, present_progress
 from ciml.api.stored_runs import StoredRuns
@@ -153,7 +153,7 @@ class Data(StoredRuns):
     def train(
         self,
         dataset: str | Dataset,
-        estimator: str | Classifier | NetworkFunction = "dnn",
+        estimator: str | Classifier | NetworkFunction | None = None,
         *,
         name: str | None = None,
         trust_policy: Path | None = None,
@@ -169,6 +169,7 @@ class Data(StoredRuns):
           estimator: ``dnn``, ``cnn``, ``gru``, ``svm``, ``random_forest``, ``hist_gradient_boosting`` or
             ``boosted_summaries``; the name of a class, such as ``LogisticRegression`` or ``package.module:Name``; an
             estimator with scikit-learn's interface; a Keras model, or a function (shape, classes) that returns one.
+            By default ``random_forest``, or ``dnn`` if a key of networks is given.
           name: name of the experiment; derived from the other arguments by default.
           trust_policy: TOML file of the trust policy.
           progress: called after each epoch of a network.
@@ -202,7 +203,7 @@ class Data(StoredRuns):
     def cross_validate(
         self,
         dataset: str | Dataset,
-        estimator: str | Classifier | NetworkFunction = "dnn",
+        estimator: str | Classifier | NetworkFunction | None = None,
         *,
         folds: int = 5,
         hold_out: str | Sequence[str] = ("change",),
@@ -249,7 +250,7 @@ class Data(StoredRuns):
     def _trial(
         self,
         dataset: str | Dataset,
-        estimator: str | Classifier | NetworkFunction,
+        estimator: str | Classifier | NetworkFunction | None,
         keys: ExperimentKeys,
         name: str | None,
         trust_policy: Path | None,
@@ -311,7 +312,7 @@ class Data(StoredRuns):
         dataset: str | Dataset,
         model: str | None = None,
         *,
-        estimator: str | Classifier | NetworkFunction = "dnn",
+        estimator: str | Classifier | NetworkFunction | None = None,
         trust_policy: Path | None = None,
         min_test_runs: int | None = None,
         tolerance: float | None = None,
@@ -327,8 +328,8 @@ class Data(StoredRuns):
         Args:
           dataset: the data set or its name.
           model: name of the model; by default the name of the data set.
-          estimator: as for `train`. One that cannot be converted to TensorFlow operations is kept for Python, but not
-            pushed; the reason names the step.
+          estimator: as for `train`; by default that of the model's last candidate, with its hyper-parameters. One that
+            cannot be converted to TensorFlow operations is kept for Python, but not pushed; the reason names the step.
           trust_policy: TOML file of the trust policy.
           min_test_runs: number of held-out runs that the gate requires.
           tolerance: largest allowed loss of accuracy compared with the served version.
@@ -338,7 +339,7 @@ class Data(StoredRuns):
           lineage: whether OpenLineage events are sent, as OpenLineage is configured or to ``DATA/lineage``. Requires
             ``ciml[lineage]``.
           progress: called at the beginning of each step.
-          keys: hyper-parameters, as for `train`.
+          keys: hyper-parameters, as for `train`. Without ``estimator``, they change those of the last candidate.
 
         Raises:
           UnknownEstimatorError: no estimator has this name.
@@ -360,8 +361,7 @@ class Data(StoredRuns):
         from ciml.trust import TrustPolicy
 
         name = check_model_name(model or _dataset_name(dataset))
-        # The experiment has the default name, as without --experiment: its name is part of what makes a refresh new.
-        experiment, modules = experiment_for(estimator, keys, "dnn", lambda: self._shape(dataset))
+        experiment, modules = refreshed_experiment(self._root, name, estimator, keys, lambda: self._shape(dataset))
         config = TrainConfig(
             self._root,
             _dataset_name(dataset),

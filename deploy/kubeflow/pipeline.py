@@ -234,7 +234,7 @@ def learn(
         sample_interval: Length of a window.
         experiments: Experiments or estimators to compare.
         parameters: Parameters of the estimators among them, each NAME=VALUE; VALUE is JSON or a text.
-        served_experiment: Definition (TOML) of the served model; empty for a small dense network.
+        served_experiment: Definition (TOML) of the served model; empty for that of the last candidate, or a forest.
         accept_baseline: A number of the run that may predict better than the model: duration or memory.
         allow_module: Module, or package, of own estimators that definitions may import.
         data_path: Data root.

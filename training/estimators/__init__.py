@@ -20,7 +20,7 @@ from ciml.training.estimators.boosted import BoostedEstimator
 from ciml.training.estimators.description import build, has_parameter, modules_of, packages_of
 from ciml.training.estimators.named import named_estimator
 from ciml.training.estimators.names import find_class
-from ciml.training.experiment import Experiment
+from ciml.training.experiment import DEFAULT_ESTIMATOR, Experiment
 from ciml.training.normalise import Normalisation
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Watch",
     "check_experiment",
     "check_use",
+    "default_estimator",
     "estimator_of",
     "fit",
     "identified",
@@ -61,6 +62,16 @@ ESTIMATORS: dict[str, Estimator] = {
     "hist_gradient_boosting": scikit.ScikitEstimator(scikit.hist_gradient_boosting, _SCIKIT | {"early_stopping"}),
     "boosted_summaries": BoostedEstimator(_ALL | {"parameters"}),
 }
+
+
+def default_estimator(keys: Collection[str] = ()) -> str:
+    """Return the name of the estimator where none is named: ``dnn`` if a key is one of networks, else a random forest.
+
+    Args:
+      keys: the keys of an experiment that are given.
+    """
+    network_keys = frozenset(ESTIMATORS["dnn"].keys).difference(ESTIMATORS[DEFAULT_ESTIMATOR].keys)
+    return DEFAULT_ESTIMATOR if network_keys.isdisjoint(keys) else "dnn"
 
 
 def estimator_of(experiment: Experiment, allow_modules: Collection[str] = ()) -> Estimator:

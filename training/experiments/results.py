@@ -27,7 +27,7 @@ from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError, UnknownExperimentError
 from ciml.storage import Store
 from ciml.storage.json_files import read_stored, seal
-from ciml.training.estimators import ESTIMATORS, check_experiment, identified, modules_named
+from ciml.training.estimators import ESTIMATORS, check_experiment, default_estimator, identified, modules_named
 from ciml.training.estimators.description import describe
 from ciml.training.evaluation.metrics import predicted_classes
 from ciml.training.experiment import ALIASES, Experiment
@@ -69,6 +69,11 @@ def experiment_of(estimator: Any, parameters: Mapping[str, Any] | None = None, n
         return experiment
     values = {key: value for key, value in experiment.to_json().items() if key != "name"}
     return experiment.replace(name=f"{experiment.estimator.rpartition(':')[2]}-{sha256_json(values)[:8]}")
+
+
+def default_experiment() -> Experiment:
+    """Return the experiment of a model of which nothing else is known, as `experiment_of` builds it."""
+    return experiment_of(default_estimator())
 
 
 def experiment_store(experiments: Store, name: str) -> Store:

@@ -55,7 +55,7 @@ def refresh(options: TrainerOptions, running: RefreshRunning) -> int:
     from ciml.training.trainer import run_once
 
     find_own_modules()
-    config = options.open()
+    config = options.open(allow_file=True)
 
     def step(name: str, done: int = 0, total: int | None = None) -> None:
         click.echo(f"{config.model}: {name}", err=True)

@@ -10,9 +10,12 @@ from click.testing import CliRunner
 
 import ciml
 from ciml.cli.main import cli
-from ciml.services.options import TrainerOptions
+from ciml.training import trainer
 from ciml.training.evaluation import metrics as scoring
+from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import experiment_of
+from ciml.training.refresh import TrainConfig
+from ciml.training.trainer import TrainResult
 from tests.ciml.api.conftest import SMALL
 from tests.ciml.api.made import RUNS, facts, write_log
 
@@ -143,8 +146,34 @@ def test_a_refresh_in_python_is_that_of_the_command(folder: Path) -> None:
     assert by_command.splitlines()[-2] == "status: nothing to do"
     again = ciml.open(folder / "data").refresh("status", **SMALL)
     assert (again.outcome, repr(again)) == ("nothing_new", "\n".join(by_command.splitlines()[-2:]))
-    default = TrainerOptions(data_path=str(folder / "data"), dataset="status").open().experiment
-    assert experiment_of("dnn", {}, "dnn") == default  # as `refresh` without parameters
+    data = ciml.open(folder / "data")
+    assert data.refresh("status").outcome == "nothing_new"  # the network stays, since nothing says otherwise
+    assert "status: nothing to do" in run(folder, "refresh", "--dataset", "status")
+
+
+def test_a_refresh_keeps_the_estimator_of_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiments: list[Experiment | None] = []
+
+    def nothing_new(config: TrainConfig, **_: object) -> TrainResult:
+        experiments.append(config.experiment)
+        return TrainResult("nothing_new", ())
+
+    monkeypatch.setattr(trainer, "run_once", nothing_new)
+    data = ciml.open(folder / "data")
+    data.refresh("status")
+    data.refresh("status", epochs=61)
+    data.refresh("status", estimator="svm")
+    data.refresh("status", "new")
+    data.refresh("status", "new", seed=3)
+    data.refresh("status", "new", epochs=61)
+    network = Experiment.from_json({**SMALL, "epochs": 61})
+    svm = Experiment(name="dnn", estimator="svm")
+    forest = experiment_of("random_forest", {"seed": 3}, "dnn")
+    assert experiments == [None, network, svm, None, forest, Experiment(epochs=61)]
+    with pytest.raises(ciml.CimlError, match="parameters: not used by estimator dnn"):
+        data.refresh("status", parameters={"n_estimators": 5})
+    with pytest.raises(ciml.CimlError, match="n_estimators: unknown key"):
+        data.refresh("status", n_estimators=5)
 
 
 def test_a_data_set_is_replaced_only_on_request(folder: Path) -> None:

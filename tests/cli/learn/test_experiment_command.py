@@ -9,10 +9,11 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.cli.commands.learn.experiment import setup
+from ciml.cli.commands.learn.experiment import define, setup
 from ciml.cli.commands.learn.experiment.train import train
 from ciml.cli.main import cli
 from ciml.cli.talk_scripts import undashed
@@ -52,6 +53,26 @@ def test_the_lines_of_the_talk_work_as_pasted(data: Path):
     assert trained.output.startswith("dnn-5x100 on providers: ")
     for text in (" runs, 5 epochs, 5 steps", "base rate", "memory alone: accuracy"):
         assert text in trained.output
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "estimator", "optimizer"),
+    [
+        (define, ("a",), "random_forest", "adam"),
+        (define, ("a", "--seed", "3"), "random_forest", "adam"),
+        (define, ("a", "--hidden-layers", "8"), "dnn", "adagrad"),  # as in earlier versions
+        (define, ("a", "--estimator", "dnn"), "dnn", "adam"),
+        (setup, ("--experiment", "a"), "dnn", "adagrad"),  # as in the talk
+    ],
+)
+def test_an_experiment_is_a_forest_unless_it_says_otherwise(
+    command: click.Command, words: tuple[str, ...], estimator: str, optimizer: str, tmp_path: Path
+) -> None:
+    DataRoot.open(tmp_path).datasets.create("x", b"")
+    done = CliRunner().invoke(command, [*words, "--data-path", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    stored = load_experiment(DataRoot.open(tmp_path).experiments, "a")
+    assert (stored.estimator, stored.optimizer) == (estimator, optimizer)
 
 
 def test_define_train_show_and_the_same_again(data: Path):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.cli.commands.learn.models import REJECTED
+from ciml.cli.commands.learn.models import REJECTED, RefreshRunning
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.services.options import TrainerOptions
@@ -62,6 +63,7 @@ def test_a_push_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     kept = read_state(config.data.exclusions).active()
     reasons = {one.exclusion.run_id: one.exclusion.reason for one in kept}
     assert reasons == {"zuul~a~1": "a leak", "zuul~b~1": "excluded"}
+    assert config.experiment is not None
     assert config.experiment.hidden_layers == (100, 100)
     assert (config.gate.min_test_runs, config.gate.tolerance) == (7, 0.05)
     assert (config.gate.accept_baselines, config.gate.min_decided) == (("memory",), 0.1)
@@ -86,7 +88,8 @@ def test_a_rejection_is_reported_with_an_exit_code(monkeypatch: pytest.MonkeyPat
 
 
 def test_defaults_and_mistakes() -> None:
-    assert TrainerOptions(data_path="data", dataset="d").open().model == "d"
+    config = TrainerOptions(data_path="data", dataset="d").open()
+    assert (config.model, config.experiment) == ("d", None)  # None: see tests/training/trainer/test_last_experiment.py
     assert TrainResult("rejected", ("why",)).lines("m") == ["m: not pushed", "  why"]
     for more, message in (
         (["--model", "a/b"], "model name 'a/b'"),
@@ -106,6 +109,7 @@ def test_lineage_is_an_option_and_a_variable(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_estimator_can_be_named_instead_of_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     result = TrainResult("nothing_new", ("none",))
     _, (config,) = run(monkeypatch, result, "--estimator", "ExtraTreesClassifier", "--allow-module", "acme.models")
+    assert config.experiment is not None
     assert config.experiment.estimator == "sklearn.ensemble:ExtraTreesClassifier"
     assert config.allow_modules == ("acme.models",)
     own = "tests.training.estimators.user_models"
@@ -115,6 +119,30 @@ def test_an_estimator_can_be_named_instead_of_a_file(monkeypatch: pytest.MonkeyP
     experiment.write_text('name = "wide"\n')
     done, configs = run(monkeypatch, result, "--experiment", str(experiment), "--estimator", "svm")
     assert (str(done.exception), configs) == ("--experiment and --estimator exclude each other", [])
+
+
+@pytest.mark.parametrize("watch", [(), ("--watch",)])
+def test_a_file_on_the_command_line_allows_its_modules(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, watch: tuple[str, ...]
+) -> None:
+    own = "tests.training.estimators.user_models"
+    experiment = tmp_path / "experiment.toml"
+    experiment.write_text(f'name = "mine"\nestimator = "{own}:Shares"\n')
+    configs: list[TrainConfig] = []
+    monkeypatch.setattr(RefreshRunning, "run", lambda _, service, *__, **___: configs.append(service.config))
+    _, once = run(monkeypatch, TrainResult("nothing_new", ("none",)), "--experiment", str(experiment), *watch)
+    (config,) = [*once, *configs]
+    assert config.allow_modules == (own,)
+
+
+def test_the_file_of_a_service_allows_no_module(tmp_path: Path) -> None:
+    own = "tests.training.estimators.user_models"
+    experiment = tmp_path / "experiment.toml"
+    experiment.write_text(f'name = "mine"\nestimator = "{own}:Shares"\n')
+    options = TrainerOptions(data_path="data", dataset="d", experiment=str(experiment))
+    assert options.open().allow_modules == ()
+    assert options.service().config.allow_modules == ()
+    assert replace(options, allow_modules=(own,)).service().config.allow_modules == (own,)
 
 
 def test_the_refreshes_of_the_page_on_lineage_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:

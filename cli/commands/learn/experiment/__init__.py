@@ -22,11 +22,10 @@ from ciml.training.evaluation.text import result_lines
 
 Record = Mapping[str, Any]
 
-DEFAULT_ESTIMATOR = "tf.estimator.DNNClassifier"
+#: The talk's estimator: the default of its command, and of options of networks.
+TALK_ESTIMATOR = "tf.estimator.DNNClassifier"
 #: Defaults of the talk's estimators, which differ from this project's: its names keep their training.
-_TALK: dict[str, dict[str, Any]] = {
-    "tf.estimator.DNNClassifier": {"optimizer": "adagrad", "learning_rate": 0.05, "l2": 0.0}
-}
+_TALK: dict[str, dict[str, Any]] = {TALK_ESTIMATOR: {"optimizer": "adagrad", "learning_rate": 0.05, "l2": 0.0}}
 _OPTIMIZERS = ("Adagrad", "Adam", "AdamW", "Ftrl", "ProximalAdagrad", "RMSProp", "SGD")
 
 
@@ -36,7 +35,8 @@ class HyperParameters(Options):
     Attributes:
       estimator: Estimator: dnn, cnn, gru, svm, random_forest, hist_gradient_boosting, boosted_summaries, a classifier
         of scikit-learn such as LogisticRegression, or package.module:name. tf.estimator.DNNClassifier is dnn with
-        Adagrad, learning rate 0.05 and no penalty; tf.contrib.learn.SVM is svm.
+        Adagrad, learning rate 0.05 and no penalty; tf.contrib.learn.SVM is svm. [default: random_forest;
+        tf.estimator.DNNClassifier with an option of networks]
       hidden_layers: Units (cnn: filters) of each hidden layer, such as 100/100.
       steps: Maximum number of batches.
       batch_size: Runs of a batch.
@@ -56,7 +56,7 @@ class HyperParameters(Options):
       view: View of a run that the estimator gets. [default: the estimator's]
     """
 
-    estimator: str = option(DEFAULT_ESTIMATOR)
+    estimator: str | None = option(metavar="NAME")
     hidden_layers: str | None = option(metavar="N/N/…")
     steps: int | None = option(kind="count")
     batch_size: int | None = option(kind="count")
@@ -76,9 +76,20 @@ class HyperParameters(Options):
     view: str | None = option(kind=click.Choice(VIEWS))
 
 
+class TalkHyperParameters(HyperParameters):
+    """The same with the default estimator of the talk.
+
+    Attributes:
+      estimator: Estimator, as for ciml experiment define. tf.estimator.DNNClassifier is dnn with Adagrad, learning rate
+        0.05 and no penalty; tf.contrib.learn.SVM is svm.
+    """
+
+    estimator: str | None = option(TALK_ESTIMATOR)
+
+
 def _define(name: str, data_path: str, parameters: HyperParameters) -> None:
     from ciml.data_root import DataRoot
-    from ciml.training.estimators import identified, modules_named
+    from ciml.training.estimators import default_estimator, identified, modules_named
     from ciml.training.experiment import Experiment
     from ciml.training.experiments.results import create_experiment, experiment_store
 
@@ -86,6 +97,9 @@ def _define(name: str, data_path: str, parameters: HyperParameters) -> None:
     if "optimizer" in values:
         # ProximalAdagrad without penalties is Adagrad, and it has no options of penalties here.
         values["optimizer"] = values["optimizer"].lower().removeprefix("proximal")
+    if "estimator" not in values:
+        default = default_estimator(values)
+        values["estimator"] = TALK_ESTIMATOR if default == "dnn" else default
     experiment = Experiment.from_json({"name": name, **_TALK.get(values["estimator"], {}), **values})
     find_own_modules()
     modules = modules_named(experiment)
@@ -134,7 +148,7 @@ class SetupOptions(S3Environment, Data):
 
 
 @make_command("ciml-setup-experiment")
-def setup(options: SetupOptions, parameters: HyperParameters) -> None:
+def setup(options: SetupOptions, parameters: TalkHyperParameters) -> None:
     """Define an experiment.
 
     It stores an estimator and its hyper-parameters, as ciml experiment define does, with the options of the talk.
