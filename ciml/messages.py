@@ -240,31 +240,38 @@ class ClosedDeadLetter(TypedDict):
     raw_version: Annotated[int, Meta(ge=1, description="Version of the raw manifest.")]
 
 
-class _PredictionHeaders(TypedDict):
+_JsonHeaders = TypedDict("_JsonHeaders", {"content-type": Literal["application/json"]})
+
+
+class _PredictionHeaders(_JsonHeaders, ProjectionHeaders):
     ce_specversion: Literal["1.0"]
     ce_id: Annotated[str, Meta(pattern="^[0-9a-f]{32}$", description="Id of the prediction.")]
+
+
+class PredictionHeaders(_PredictionHeaders):
+    """Headers of a prediction: the attributes of a CloudEvent in binary mode, and the headers of a projection."""
+
     ce_source: Annotated[str, Meta(pattern="^/ciml/models/", description="/ciml/models/MODEL")]
     ce_type: Literal["dev.ciml.prediction.v1"]
 
 
-_JsonHeaders = TypedDict("_JsonHeaders", {"content-type": Literal["application/json"]})
+class CandidatePredictionHeaders(_PredictionHeaders):
+    """Headers of a prediction by a candidate: those of a prediction, with another source and type."""
 
-
-class PredictionHeaders(_PredictionHeaders, _JsonHeaders, ProjectionHeaders):
-    """Headers of a prediction: the attributes of a CloudEvent in binary mode, and the headers of a projection."""
+    ce_source: Annotated[
+        str, Meta(pattern="^/ciml/models/[^/]+/candidate$", description="/ciml/models/MODEL/candidate")
+    ]
+    ce_type: Literal["dev.ciml.candidate.prediction.v1"]
 
 
 _Class = TypedDict("_Class", {"class": Annotated[str, Meta(description="The class with the highest probability.")]})
 
 
-class Prediction(_Class):
-    """A model's answer for a run. Key: the run id."""
-
+class _Prediction(_Class):
     id: Annotated[str, Meta(pattern="^[0-9a-f]{32}$", description="Digest of the run, the model and its version.")]
     run_id: RunId
     build_name: Annotated[str, Meta(description="The job.")]
     model: str
-    version: Annotated[int, Meta(ge=1, description="Version of the model.")]
     label: Annotated[str, Meta(description="The predicted property: the class label of the data set.")]
     probabilities: Annotated[dict[str, float], Meta(description="By class.")]
     n_windows: Annotated[int, Meta(ge=1, description="Number of the run's windows.")]
@@ -276,6 +283,27 @@ class Prediction(_Class):
     run: NotRequired[Annotated[_Facts, Meta(description="With a verdict: facts of the run, without its log.")]]
     verdict: NotRequired[Annotated[_Verdict, Meta(description="Of a failed run, by a model that gives verdicts.")]]
     path: NotRequired[Annotated[str, Meta(description="With a verdict: the telemetry, below DATA/raw.")]]
+
+
+class Prediction(_Prediction):
+    """A model's answer for a run. Key: the run id."""
+
+    version: Annotated[int, Meta(ge=1, description="Version of the model.")]
+
+
+class Candidate(TypedDict):
+    """A model that is not served, and the gate's decision on it."""
+
+    id: Annotated[str, Meta(pattern="^[0-9a-f]{16}$", description="Id in the registry; it names the files.")]
+    blessed: Annotated[bool, Meta(description="Whether the gate blessed it.")]
+    reasons: Annotated[list[str], Meta(description="Of the gate, a line each.")]
+
+
+class CandidatePrediction(_Prediction):
+    """The answer of a candidate, which is not served, for a run. Key: the run id."""
+
+    version: Annotated[None, Meta(description="Always null: a candidate has no version.")]
+    candidate: Candidate
 
 
 class _Live(TypedDict):
@@ -383,8 +411,14 @@ _SCHEMAS: Mapping[str, _Schema] = {
     "runs-headers": _Schema("Headers of a message of the topic runs.", (ProjectionHeaders,)),
     "dead-letters": _Schema("A dead letter that was opened or closed.", (OpenDeadLetter, ClosedDeadLetter), (Origin,)),
     "dead-letters-headers": _Schema("Headers of a message of the topic dead-letters.", (ProjectionHeaders,)),
-    "predictions": _Schema("A prediction, with a verdict where the run failed.", (Prediction,), (RunFacts, Verdict)),
-    "predictions-headers": _Schema("Headers of a message of the topic predictions.", (PredictionHeaders,)),
+    "predictions": _Schema(
+        "A prediction, with a verdict where the run failed.",
+        (Prediction, CandidatePrediction),
+        (Candidate, RunFacts, Verdict),
+    ),
+    "predictions-headers": _Schema(
+        "Headers of a message of the topic predictions.", (PredictionHeaders, CandidatePredictionHeaders)
+    ),
     "windows": _Schema("A window of a running job.", (Window,)),
     "live-examples": _Schema("The example of a running job so far.", (LiveExample,)),
     "live-dead-letters": _Schema("Samples that could not be used.", (RejectedSamples, LateSamples), (Origin,)),

@@ -226,12 +226,11 @@ def _find_any_broker(ctx: click.Context, param: click.Parameter, value: str | No
 
 
 def _find_model_server(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Return the model server of the user, or without one that of ``ciml up``."""
     if value or ctx.resilient_parsing:
-        return value
+        return value or None
     engine = state.read(home_of(ctx)).get("models")
-    if engine is None:
-        raise CimlError("no model server: start one (ciml up models, ciml serve) or name one (--server HOST:PORT)")
-    return engine.urls["grpc"]
+    return engine.urls["grpc"] if engine else None
 
 
 def _find_engine(ctx: click.Context, param: click.Parameter, value: str | None) -> EngineChoice | None:
@@ -296,7 +295,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "optional broker": {**_BROKER, "callback": _find_any_broker},
 }
 #: Kinds whose callback finds a value or fails, so that the command line may omit a required one.
-DISCOVERED_KINDS = ("broker", "model server")
+DISCOVERED_KINDS = ("broker",)
 #: Callbacks that look for local engines; a command with one of them has ``--home``.
 ENGINE_CALLBACKS = {_use_place, _check_data, _find_broker, _find_any_broker, _find_model_server, _find_engine}
 

@@ -1,9 +1,9 @@
 """Predict as a topic processor: announcements of runs become predictions.
 
-runs ─► predict (raw objects, the definition of the served version, the model server) ─► commit ─► publish
+runs ─► predict (raw objects, the definition of the model, the model) ─► commit ─► publish
 
-It loads no model: a model server does, which `ciml.serving.predict` queries. While no model is served, nothing is read
-and the lag grows. This module does not import Beam, since supervisors use it.
+The model is a version that a model server has loaded, or the last candidate of a trainer, which this process loads.
+While there is none, nothing is read and the lag grows. This module does not import Beam, since supervisors use it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,25 @@ from ciml.digest import canonical_json
 from ciml.events.records import Batch, OffsetRange
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
-from ciml.messages import Prediction
+from ciml.messages import CandidatePrediction, Prediction
 from ciml.pipelines.kafka.publish import Announcement, Share
 from ciml.pipelines.processes import Shared
 from ciml.pipelines.processor import BatchProcessor, Output, PipelineConfig, shared_replica
-from ciml.serving.predict.log import Predicted, PredictionState, prediction_checkpoints, reconcile
+from ciml.serving.predict.log import (
+    Predicted,
+    PredictionState,
+    candidate_stream,
+    is_of_candidate,
+    prediction_checkpoints,
+    reconcile,
+    stream_of,
+)
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
+from ciml.serving.predict.sources import ModelSource, ServedVersions
+
+#: Types of CloudEvents.
+PREDICTION = b"dev.ciml.prediction.v1"
+CANDIDATE_PREDICTION = b"dev.ciml.candidate.prediction.v1"
 
 
 @dataclass(frozen=True)
@@ -33,8 +46,10 @@ class PredictConfig(PipelineConfig):
 
     Attributes:
       data: the data root.
-      server: ``host:port`` of the model server's gRPC.
+      server: ``host:port`` of the model server's gRPC; "" for candidates.
       policy: the model to query, and how.
+      candidate: whether its last candidate predicts, and not a served version.
+      allow_modules: modules that a kept estimator may import, besides those of its library.
       runs_topic: topic of the runs' announcements.
       predictions_topic: topic for predictions; "" for none.
       commit_s: as of all pipelines; predictions do not wait as long as other results.
@@ -46,39 +61,57 @@ class PredictConfig(PipelineConfig):
     runs_topic: str = "runs"
     predictions_topic: str = "predictions"
     commit_s: float = field(default=1.0, kw_only=True)
+    candidate: bool = field(default=False, kw_only=True)
+    allow_modules: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @property
+    def stream(self) -> str:
+        """The name of its stream in the manifest; see `ciml.serving.predict.log.stream_of`."""
+        return candidate_stream(self.policy.model) if self.candidate else self.policy.model
 
 
 _predictors = Shared[Predictor]()
 
 
 def predictor(config: PredictConfig) -> Predictor:
-    """Return the process's predictor, cached with its connection and definitions."""
-    key = (config.data.url, config.server, config.policy)
-    return _predictors.get(key, lambda: Predictor(config.data, config.server, config.policy))
+    """Return the process's predictor, cached with its connection or model, and definitions."""
+    key = (config.data.url, config.server, config.policy, config.candidate, config.allow_modules)
+    return _predictors.get(key, lambda: Predictor(config.data, model_source(config), config.policy))
 
 
-def _source(model: str) -> bytes:
-    return f"/ciml/models/{model}".encode()
+def model_source(config: PredictConfig) -> ModelSource:
+    """Return the source of the model that a configuration names."""
+    policy = config.policy
+    if config.candidate:
+        from ciml.training.candidate_source import Candidates
+
+        return Candidates(config.data, policy.model, config.allow_modules)
+    return ServedVersions(config.data, config.server, policy.model, policy.label, policy.client)
 
 
-def render_predictions(delta: Delta, model: str) -> Iterable[Announcement]:
-    """Yield the messages of a delta about a model: CloudEvents in binary mode, with the prediction's id."""
+def _source(stream: str) -> bytes:
+    return f"/ciml/models/{stream}".encode()
+
+
+def render_predictions(delta: Delta, stream: str) -> Iterable[Announcement]:
+    """Yield the messages of a delta in a stream: CloudEvents in binary mode, with the prediction's id."""
     for prediction in delta["predictions"]:
-        if prediction["model"] != model:
+        if stream_of(prediction) != stream:
             continue
         headers = [
             ("ce_specversion", b"1.0"),
             ("ce_id", prediction["id"].encode()),
-            ("ce_source", _source(model)),
-            ("ce_type", b"dev.ciml.prediction.v1"),
+            ("ce_source", _source(stream)),
+            ("ce_type", CANDIDATE_PREDICTION if is_of_candidate(prediction) else PREDICTION),
             ("content-type", b"application/json"),
         ]
-        value = cast(Prediction, {name: item for name, item in prediction.items() if name != "offset"})
+        message = {name: item for name, item in prediction.items() if name != "offset"}
+        value = cast(Prediction | CandidatePrediction, message)
         yield prediction["run_id"].encode(), canonical_json(value), headers
 
 
 class PredictProcessor(BatchProcessor[PredictConfig, PredictionState, Predicted]):
-    """The topic processor of one model. Others commit to the same manifest, and publish their own predictions."""
+    """The topic processor of one stream. Others commit to the same manifest, and publish their own predictions."""
 
     name = "predictions"
     labels = ("Runs", "Predict")
@@ -89,11 +122,11 @@ class PredictProcessor(BatchProcessor[PredictConfig, PredictionState, Predicted]
 
     def replica(self) -> LogReplica[PredictionState]:
         predictions = self.config.data.predictions
-        model = self.config.policy.model
+        stream = self.config.stream
         return shared_replica(
             predictions.root,
-            f"predictions of {model}",
-            lambda: LogReplica(ManifestLog(predictions), prediction_checkpoints(model)),
+            f"predictions of {stream}",
+            lambda: LogReplica(ManifestLog(predictions), prediction_checkpoints(stream)),
         )
 
     def read(self, batch: Batch) -> Predicted:
@@ -106,9 +139,9 @@ class PredictProcessor(BatchProcessor[PredictConfig, PredictionState, Predicted]
         return reconcile(state, results, now_us)
 
     def outputs(self) -> Sequence[Output]:
-        model = self.config.policy.model
-        render = partial(render_predictions, model=model)
-        return (Output(self.config.predictions_topic, render, Share(model, ("ce_source", _source(model)))),)
+        stream = self.config.stream
+        render = partial(render_predictions, stream=stream)
+        return (Output(self.config.predictions_topic, render, Share(stream, ("ce_source", _source(stream)))),)
 
     def encode(self, result: Predicted) -> bytes:
         return canonical_json(result.to_json())

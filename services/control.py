@@ -124,6 +124,8 @@ def check(options: StartOptions, report: Report | None = None, *, worker: bool =
     service = impatient_service(options)
     if service.needs_flink and options.engine != "flink":
         raise CimlError(service.needs_flink)
+    if service.excludes_flink and options.engine == "flink":
+        raise CimlError(service.excludes_flink)
     try:
         problems = service.problems()
         if problems and report is None:

@@ -63,6 +63,8 @@ def drive(
     """
     if service.needs_flink and endpoint is None and until != "end":
         raise CimlError(service.needs_flink)
+    if service.excludes_flink and endpoint is not None:
+        raise CimlError(service.excludes_flink)
     stop = stop or threading.Event()
     report = report or (lambda progress, word: None)
     try:
@@ -349,13 +351,15 @@ def launch_on_dataflow(
       template, update, extra: see `ciml.pipelines.dataflow.job.launch`.
 
     Raises:
-      CimlError: the job would refer to this machine or hold a secret.
+      CimlError: the service cannot run there, or the job would refer to this machine or hold a secret.
       EngineError: the broker, the store or Google Cloud does not answer.
       IntegrityError: if continuing would lose or mix data.
     """
     from ciml.pipelines.dataflow.job import launch
     from ciml.pipelines.dataflow.settings import check_fetch, kafka_of_workers, secrets_here
 
+    if service.excludes_flink:
+        raise CimlError(service.excludes_flink)
     processor = service.processor
     config = processor.config
     fetch = getattr(config, "fetch", None)

@@ -163,6 +163,8 @@ class PredictOptions(TopicOptions):
       model: Model to query.
       label: Version label to query.
       server: gRPC address of the model server. [default: the model server of ciml up]
+      candidate: Predict in this process with the last candidate, even if the gate rejected it.
+      allow_modules: Module that a candidate's estimator may import; may be repeated.
       runs_topic: Topic of announced runs.
       predictions_topic: Topic of predictions; '' for none.
     """
@@ -173,23 +175,38 @@ class PredictOptions(TopicOptions):
     pipeline = True
     model: str = option(metavar="NAME", required=True)
     label: str = option("stable")
-    server: str = option(kind="model server", metavar="HOST:PORT", envvar="CIML_MODEL_SERVER", required=True)
+    server: str | None = option(kind="model server", metavar="HOST:PORT", envvar="CIML_MODEL_SERVER")
+    candidate: bool = flag()
+    allow_modules: tuple[str, ...] = repeated(metavar="MODULE")
     runs_topic: str = option("runs", metavar="TOPIC")
     predictions_topic: str = option("predictions", metavar="TOPIC")
 
     def open(self) -> PredictConfig:
-        """Open what the options name. Raises `CimlError` for an option that is not a pair, or an unknown scheme."""
+        """Open what the options name.
+
+        Raises:
+          CimlError: there is no model server, options exclude each other or are not pairs, or a scheme is unknown.
+        """
         from ciml.data_root import DataRoot
         from ciml.pipelines.predict import PredictConfig
         from ciml.serving.predict.predictor import PredictPolicy
+        from ciml.serving.registry import STABLE
 
+        if self.server is None and not self.candidate:
+            raise CimlError("no model server: start one (ciml up models, ciml serve) or name one (--server HOST:PORT)")
+        if self.candidate and self.label != STABLE:
+            raise CimlError("--candidate excludes --label: a candidate is not served")
+        if self.allow_modules and not self.candidate:
+            raise CimlError("--allow-module: only with --candidate; a served version imports nothing")
         return PredictConfig(
             DataRoot.open(self.data_path),
-            self.server,
+            "" if self.candidate else str(self.server),
             PredictPolicy(self.model, self.label),
             self.runs_topic,
             self.predictions_topic,
             kafka=self.connection(),
+            candidate=self.candidate,
+            allow_modules=self.allow_modules,
         )
 
     def service(self) -> Service:

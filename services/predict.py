@@ -12,9 +12,13 @@ from ciml.services.service import NotReadyError, TopicService
 from ciml.serving.client import NotServedError
 from ciml.serving.predict.log import PredictionState, prediction_families
 
+_NEEDS_PROCESS = (
+    "a candidate predicts in the service's own process, since its files are on this machine; use --engine micro-batches"
+)
+
 
 class PredictService(TopicService[PredictionState]):
-    """Predicts for announced runs. Reads nothing while no version is served."""
+    """Predicts for announced runs. Reads nothing while no version is served, or the last candidate cannot be loaded."""
 
     poll_s = 0.5
     retry_s = (0.5, 0.5)
@@ -22,7 +26,9 @@ class PredictService(TopicService[PredictionState]):
     creates_topic = True
 
     def __init__(self, config: PredictConfig) -> None:
-        super().__init__(f"ciml-predict-{config.policy.model}", PredictProcessor(config))
+        super().__init__(f"ciml-predict-{config.stream.replace('/', '-')}", PredictProcessor(config))
+        if config.candidate:
+            self.excludes_flink = _NEEDS_PROCESS
 
     def run(self, work: Sequence[PartitionRead]) -> None:
         try:
@@ -32,11 +38,13 @@ class PredictService(TopicService[PredictionState]):
 
     def ready(self) -> str:
         config: PredictConfig = self.processor.config
-        policy = config.policy
         try:
-            return f"version {predictor(config).client.served_version(policy.label)}"
-        except NotServedError:
-            raise NotReadyError(f"no version of {policy.model} is served; push a model first (ciml refresh)") from None
+            return predictor(config).source.ready()
+        except NotServedError as error:
+            if config.candidate:
+                raise NotReadyError(str(error)) from error
+            model = config.policy.model
+            raise NotReadyError(f"no version of {model} is served; push a model first (ciml refresh)") from None
         except EngineError as error:
             raise NotReadyError(str(error)) from error
 

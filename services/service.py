@@ -46,6 +46,7 @@ class Service(ABC):
 
     Attributes:
       needs_flink: why it cannot run unbounded without Flink; "" if it can.
+      excludes_flink: why it cannot run on Flink or Dataflow; "" if it can.
       flink: options of its job on Flink; see `ciml.pipelines.flink.submit.flink_options`.
       poll_s: pause while there is nothing to do.
       retry_s: first and longest pause after an error; it doubles each time.
@@ -56,6 +57,7 @@ class Service(ABC):
     """
 
     needs_flink: ClassVar[str] = ""
+    excludes_flink: str = ""
     flink: ClassVar[Mapping[str, Any]] = {}
     poll_s: float = 1.0
     retry_s: tuple[float, float] = (1.0, 1.0)

@@ -45,12 +45,24 @@ class CandidateModel(ModelInProcess):
         candidate, notice = registry.last_candidate()
         folder = registry.candidate_folder(candidate)
         assets = assets_of(folder, candidate.files, f"model {model}, candidate {candidate.id}: ")
-        super().__init__(data, model, None, assets, _load(folder, candidate.files, allow_modules))
+        super().__init__(data, model, None, assets, load_candidate(folder, candidate.files, allow_modules))
         self.candidate = notice
 
 
-def _load(folder: Store, files: Mapping[str, str], allow_modules: Collection[str]) -> Loaded:
-    """Load a candidate from a private copy whose files have the recorded digests."""
+def load_candidate(folder: Store, files: Mapping[str, str], allow_modules: Collection[str]) -> Loaded:
+    """Load a candidate from a private copy whose files have the recorded digests.
+
+    Args:
+      folder: its folder.
+      files: hex sha256 by relative path, from the registry.
+      allow_modules: modules that a kept estimator may import, besides those of its library.
+
+    Raises:
+      FileNotFoundError: a file was removed meanwhile.
+      CimlError: it has a class of a module that is not allowed.
+      IntegrityError: a file differs from its digest, or is malformed.
+      EngineError: loading takes too long.
+    """
     if LAST_FILE in files:
         return load_model(folder, partial(check_digests, folder.root, expected=files))
     from ciml.training.kept import load_kept
@@ -65,11 +77,14 @@ class _Estimator:
     """An estimator in this process."""
 
     signatures: Collection[str] = ()
+    ended = False
 
     def __init__(self, kept: KeptModel) -> None:
         self._kept = kept
 
-    def predict(self, signature_name: str, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    def predict(
+        self, signature_name: str, inputs: Mapping[str, NDArray[Any]], *, timeout_s: float | None = None
+    ) -> Mapping[str, NDArray[Any]]:
         if signature_name:
             raise IntegrityError(f"a kept estimator has no signature {signature_name!r}")
         return {"probabilities": self._kept.predict(inputs["inputs"], inputs["n_windows"])}

@@ -197,8 +197,14 @@ class Loaded(Protocol):
     def signatures(self) -> Collection[str]:
         """The names of the signatures."""
 
-    def predict(self, signature_name: str, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        """Run a signature; see `LoadedModel.predict`."""
+    @property
+    def ended(self) -> bool:
+        """Whether its process has ended: it must be loaded again."""
+
+    def predict(
+        self, signature_name: str, inputs: Mapping[str, NDArray[Any]], *, timeout_s: float | None = None
+    ) -> Mapping[str, NDArray[Any]]:
+        """Run a signature; see `LoadedModel.predict`. An estimator in this process has no time limit."""
 
     def close(self) -> None:
         """Free its memory."""

@@ -37,6 +37,8 @@ NO_PREDICTIONS: Mapping[str, Any] = {"predictions": [], "unpredictable": [], "re
 #: The latest versions of each model have series of their own; older ones are counted together.
 _VERSIONS = 10
 OLDER = "older"
+#: The candidates of a model are counted together.
+CANDIDATES = "candidate"
 PREDICTIONS = metric("ciml_predictions_total")
 LATENCY = metric("ciml_prediction_latency_seconds", LATENCIES_S)
 UNPREDICTABLE = metric("ciml_unpredictable_total")
@@ -45,13 +47,35 @@ VERDICTS = metric("ciml_verdicts_total")
 OUTSIDE = metric("ciml_verdicts_outside_total")
 
 
-def prediction_id(run_id: str, model: str, version: int, reclaim: str = "") -> str:
+def candidate_stream(model: str) -> str:
+    """Return the name of the stream of predictions by the candidates of a model, which no model can have."""
+    return f"{model}/candidate"
+
+
+def stream_of(prediction: Mapping[str, Any]) -> str:
+    """Return the stream of a prediction: the name of its model, or that of the model's candidates."""
+    model: str = prediction["model"]
+    return candidate_stream(model) if is_of_candidate(prediction) else model
+
+
+def is_of_candidate(prediction: Mapping[str, Any]) -> bool:
+    """Return whether a prediction is one of a candidate, and not of a served version."""
+    return "candidate" in prediction
+
+
+def _key_of(prediction: Mapping[str, Any]) -> int | str:
+    """Return the version of a prediction's model, or the id of its candidate."""
+    key: int | str = prediction["candidate"]["id"] if is_of_candidate(prediction) else prediction["version"]
+    return key
+
+
+def prediction_id(run_id: str, model: str, version: int | str, reclaim: str = "") -> str:
     """Return a deterministic id for a row, model and version.
 
     Args:
       run_id: the encoded run id.
       model: the model's name.
-      version: the version that answered.
+      version: the version that answered, or the id of the candidate.
       reclaim: the row's digest if it is a reclaim, which is predicted again; else "".
     """
     return sha256_json([run_id, model, version, *([reclaim] if reclaim else [])])[:32]
@@ -77,7 +101,8 @@ class Predicted:
 
     Attributes:
       covers: the range, fully settled by these records (offsets without a record hold no message).
-      predictions: records with ``id``, ``run_id``, ``model``, ``version``, ``class``, ``probabilities``, …
+      predictions: records with ``id``, ``run_id``, ``model``, ``version``, ``class``, ``probabilities``, … The
+        ``version`` of a candidate is None, and ``candidate`` names it.
       unpredictable: records with ``run_id``, ``reason`` and perhaps ``detail``.
     """
 
@@ -99,14 +124,17 @@ class Predicted:
 
 
 class PredictionState(TopicState):
-    """The state of the predictions' manifest after its deltas, for one model, or for all.
+    """The state of the predictions' manifest after its deltas, for one stream, or for all.
 
-    Several models predict into one manifest. A delta names its model, and covers its offsets for that model alone; the
-    deltas of earlier versions name none, and cover theirs for every model.
+    Several models predict into one manifest, each in a stream of its own (`stream_of`). The candidates of a model have
+    another stream than its versions, so that neither covers the runs of the other, or counts for it. A delta names its
+    stream as ``model``, and covers its offsets for that stream alone; the deltas of earlier versions name none, and
+    cover theirs for every stream.
 
     Attributes:
-      model: whose offsets are covered, and whose announcements are counted; "" for all: any model has covered them.
-      predicted: predictions by (model, version).
+      model: the stream whose offsets are covered, and whose announcements are counted; "" for all: any has covered
+        them. Below, a model is the name of a stream too.
+      predicted: predictions by (model, version); of candidates by their id.
       latencies: predictions by (model, bucket): the bucket is the index of the first of `LATENCIES_S` that is not less
         than the time from announcement to prediction; one more bucket for longer times.
       latency_us: the sum of those times by model, microseconds.
@@ -120,7 +148,7 @@ class PredictionState(TopicState):
     def __init__(self, ids: IdSet | None = None, model: str = "") -> None:
         super().__init__()
         self.model = model
-        self.predicted: Counter[tuple[str, int]] = Counter()
+        self.predicted: Counter[tuple[str, int | str]] = Counter()
         self.latencies: Counter[tuple[str, int]] = Counter()
         self.latency_us: Counter[str] = Counter()
         self.verdicts: Counter[tuple[str, str]] = Counter()
@@ -182,13 +210,14 @@ class PredictionState(TopicState):
             if self.has(prediction["id"]):
                 raise IntegrityError(f"predictions manifest: version {version} repeats prediction {prediction['id']}")
             self._ids.add(fingerprint(prediction["id"]))
-            self.predicted[prediction["model"], prediction["version"]] += 1
+            stream = stream_of(prediction)
+            self.predicted[stream, _key_of(prediction)] += 1
             if (verdict := prediction.get("verdict")) is not None:
-                self.verdicts[prediction["model"], verdict["cause"]] += 1
-                self.outside[prediction["model"]] += "outside" in verdict
+                self.verdicts[stream, verdict["cause"]] += 1
+                self.outside[stream] += "outside" in verdict
             if (latency_ms := prediction.get("latency_ms")) is not None:
-                self.latencies[prediction["model"], bisect_left(LATENCIES_S, latency_ms / 1000)] += 1
-                self.latency_us[prediction["model"]] += round(latency_ms * 1000)
+                self.latencies[stream, bisect_left(LATENCIES_S, latency_ms / 1000)] += 1
+                self.latency_us[stream] += round(latency_ms * 1000)
         for prediction in delta["unpredictable"]:
             self._unpredictable[model, prediction["reason"]] += 1
         if delta["repeats"]:
@@ -248,7 +277,7 @@ class PredictionState(TopicState):
 
 
 def prediction_checkpoints(model: str = "") -> Checkpointed[PredictionState]:
-    """Return the checkpoints of a predictions' manifest, for the state of one model; "" for all."""
+    """Return the checkpoints of a predictions' manifest, for the state of one stream; "" for all."""
     return Checkpointed({"ids": TableKind()}, partial(PredictionState.restored_from, model=model))
 
 
@@ -296,15 +325,7 @@ def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int)
 
 def prediction_families(state: PredictionState) -> Iterator[Family]:
     """Yield the metric families of a state: of its model, or of all models."""
-    versions: dict[str, list[int]] = {}
-    for model, version in sorted(filter(lambda key: state.includes(key[0]), state.predicted)):
-        versions.setdefault(model, []).append(version)
-    predicted: Counter[tuple[str, ...]] = Counter()
-    for model, numbers in versions.items():
-        for version in numbers:
-            name = str(version) if version in numbers[-_VERSIONS:] else OLDER
-            predicted[model, name] += state.predicted[model, version]
-    yield PREDICTIONS.of(predicted)
+    yield PREDICTIONS.of(_by_series(state))
     yield LATENCY.distribution(
         {
             (model,): ([state.latencies[model, bucket] for bucket in range(len(LATENCIES_S) + 1)], total_us / 1e6)
@@ -317,3 +338,17 @@ def prediction_families(state: PredictionState) -> Iterator[Family]:
     yield VERDICTS.of({key: number for key, number in state.verdicts.items() if state.includes(key[0])})
     yield OUTSIDE.of({(model,): number for model, number in state.outside.items() if state.includes(model)})
     yield from manifest_families("predictions", state.version, state.time_us, state.restored)
+
+
+def _by_series(state: PredictionState) -> Counter[tuple[str, ...]]:
+    """Return predictions by model and name of the version. The number of names is bounded; ids have no order."""
+    versions: dict[str, list[int | str]] = {}
+    for model, version in sorted(filter(lambda key: state.includes(key[0]), state.predicted)):
+        versions.setdefault(model, []).append(version)
+    predicted: Counter[tuple[str, ...]] = Counter()
+    for model, keys in versions.items():
+        for key in keys:
+            version_name = str(key) if key in keys[-_VERSIONS:] else OLDER
+            name = CANDIDATES if isinstance(key, str) else version_name
+            predicted[model, name] += state.predicted[model, key]
+    return predicted

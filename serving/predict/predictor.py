@@ -1,4 +1,4 @@
-"""Predicts announced runs: prepares them by the served version's data set definition, and queries the model server.
+"""Predicts announced runs: prepares them by the model's data set definition, and queries the model.
 
 An announcement is a message of the topic `runs`, which names a run of the raw store. A run becomes a prediction record,
 or an ``unpredictable`` record with a ``reason``.
@@ -7,7 +7,6 @@ or an ``unpredictable`` record with a ``reason``.
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,22 +31,21 @@ from ciml.limits import (
     MAX_URL_CHARACTERS,
 )
 from ciml.runs.reader import read_run, read_runs
-from ciml.serving.client import ClientPolicy, FailedCallError, ModelClient, NotServedError, Prediction
+from ciml.serving.client import ClientPolicy, FailedCallError, NotServedError
 from ciml.serving.predict.answers import (
     MAX_CALL_ROWS,
     MODEL_ERROR,
-    ModelAssets,
     Prepared,
     StoredNeighbours,
     check_answers,
     class_of,
     prepare_runs,
     probabilities_of,
-    read_assets,
     recorded_verdict,
 )
 from ciml.serving.predict.log import Predicted, prediction_id
-from ciml.serving.registry import STABLE, Registry
+from ciml.serving.predict.sources import Answers, ModelSource, SourceModel
+from ciml.serving.registry import STABLE
 from ciml.telemetry import BOOT, TIME
 from ciml.transforms.guard import attempt, bisect
 
@@ -62,8 +60,8 @@ _FOLDER = re.compile(r"runs/job=[A-Za-z0-9_.~%-]{1,200}/date=[0-9]{4}-[0-9]{2}-[
 #: The fields of `RunFacts` that hold any text.
 _TEXTS = tuple(name for name, kind in get_type_hints(RunFacts).items() if kind is str)
 _ADDRESSES = frozenset({"log_url", "url"})
-#: A version may be replaced while runs are prepared for it. Tries of a batch until it fails.
-_VERSION_TRIES = 10
+#: A model may be replaced while runs are prepared for it. Tries of a batch until it fails.
+_MODEL_TRIES = 10
 #: Longest detail of a record: enough for a traceback.
 _DETAIL_CHARACTERS = 2 * MAX_TRACEBACK_BYTES
 #: Timeout of the calls that locate the runs for which a model fails; `ciml.serving.contract` allows a second a run.
@@ -91,41 +89,31 @@ class Predictor:
     """Predicts announced runs. Thread-safe; create it after a fork.
 
     Args:
-      data: the data root, for raw objects and the definition in the served version's assets.
-      address: ``host:port`` of the model server's gRPC.
+      data: the data root, for raw objects.
+      source: supplies the model.
       policy: the model, and how to query it.
       clock: epoch seconds.
     """
 
     def __init__(
-        self, data: DataRoot, address: str, policy: PredictPolicy, clock: Callable[[], float] = time.time
+        self, data: DataRoot, source: ModelSource, policy: PredictPolicy, clock: Callable[[], float] = time.time
     ) -> None:
+        self.source = source
         self._raw = data.raw
-        self._registry = Registry(data, policy.model)
         self._policy = policy
         self._clock = clock
-        self.client = ModelClient(address, policy.model, policy.client)
-        self._served: dict[int, ModelAssets] = {}
         self._neighbours = StoredNeighbours(data, saves_bookmark=True)
-        self._lock = threading.Lock()
-
-    def served(self, version: int) -> ModelAssets:
-        """Read the assets of a pushed version, verified against the registry."""
-        with self._lock:
-            if version not in self._served:
-                self._served[version] = read_assets(self._registry, version)
-            return self._served[version]
 
     def predict(self, batch: Batch) -> Predicted:
-        """Predict the announced runs of a batch, all by one version.
+        """Predict the announced runs of a batch, all by one model.
 
         An announcement that cannot be predicted becomes an ``unpredictable`` record; the rest of the batch is
         predicted.
 
         Raises:
-          NotServedError: if no version is served under the policy's label.
+          NotServedError: if the source has no model.
           EngineError: if the server or the store does not answer within the client's budget, the model fails for all
-            input, or the served version keeps changing.
+            input, or the model keeps changing.
         """
         if batch.covers is None:
             raise IntegrityError("the batch of announcements has no offset range")
@@ -138,36 +126,36 @@ class Predictor:
             else:
                 runs.append(announcement)
         if runs:
-            records += self._predict_by_one_version(runs)
+            records += self._predict_by_one_model(runs)
         return Predicted(
             batch.covers,
             predictions=[record for record in records if "reason" not in record],
             unpredictable=[record for record in records if "reason" in record],
         )
 
-    def _predict_by_one_version(self, runs: Sequence[Announcement]) -> list[dict[str, Any]]:
-        """Return a record for each run. If the version is replaced meanwhile, predict all runs by its successor."""
-        for _ in range(_VERSION_TRIES):
-            version = self.client.served_version(self._policy.label)
-            served = self.served(version)  # outside of the guard: an error here is not that of a run
-            predict = partial(self._predict, version=version, served=served)
+    def _predict_by_one_model(self, runs: Sequence[Announcement]) -> list[dict[str, Any]]:
+        """Return a record for each run. If the model is replaced meanwhile, predict all runs by its successor."""
+        for _ in range(_MODEL_TRIES):
+            model = self.source.current()  # outside of the guard: an error here is not that of a run
+            predict = partial(self._predict, model=model)
             records: list[dict[str, Any]] = []
             try:
                 for part, result in bisect("predict", runs, predict):
-                    records += [self._reject(part[0], version, result)] if isinstance(result, RejectedInput) else result
+                    records += [self._reject(part[0], model, result)] if isinstance(result, RejectedInput) else result
             except NotServedError:  # it was replaced; its successor may prepare runs differently
                 continue
             return records
         raise EngineError(
-            f"model {self._policy.model}: the served version kept changing; gave up after {_VERSION_TRIES} tries"
+            f"model {self._policy.model}: the served version kept changing; gave up after {_MODEL_TRIES} tries"
         )
 
-    def _reject(self, run: Announcement, version: int, rejected: RejectedInput) -> dict[str, Any]:
-        return _unpredictable(run.offset, run.run_id, rejected) | {"model": self._policy.model, "version": version}
+    def _reject(self, run: Announcement, model: SourceModel, rejected: RejectedInput) -> dict[str, Any]:
+        return {**_unpredictable(run.offset, run.run_id, rejected), "model": self._policy.model, **model.fields}
 
-    def _predict(self, runs: Sequence[Announcement], version: int, served: ModelAssets) -> list[dict[str, Any]]:
+    def _predict(self, runs: Sequence[Announcement], model: SourceModel) -> list[dict[str, Any]]:
         """Return a record for each run. An error of a run raises; `bisect` then finds the run."""
-        definition = served.definition
+        assets = model.assets
+        definition = assets.definition
         rejections: list[tuple[Announcement, RejectedInput]] = []
         selected = []
         for run in runs:
@@ -184,17 +172,17 @@ class Predictor:
             else:
                 readable.append(run)
                 tables.append(table)
-        neighbours = self._neighbours.of([run.run_id for run in readable]) if served.needs_neighbours else ()
+        neighbours = self._neighbours.of([run.run_id for run in readable]) if assets.needs_neighbours else ()
         prepared = prepare_runs(tables, definition, [_facts_of(run) for run in readable], neighbours)
         rejections += [(readable[row], rejected) for row, rejected in prepared.rejected.items()]
         prepare_ms = (time.perf_counter() - started_s) * 1e3
-        records = [self._reject(run, version, rejected) for run, rejected in rejections]
-        for rows, answer in self._answers(prepared, version):
+        records = [self._reject(run, model, rejected) for run, rejected in rejections]
+        for rows, answer in self._answers(prepared, model):
             if isinstance(answer, FailedCallError):
                 rejected = RejectedInput(MODEL_ERROR, str(answer))
-                records += [self._reject(readable[row], version, rejected) for row in rows]
+                records += [self._reject(readable[row], model, rejected) for row in rows]
                 continue
-            check_answers(answer.probabilities, definition, f"model {self._policy.model}, version {version}")
+            check_answers(answer.probabilities, definition, f"model {self._policy.model}, {model}")
             now_s = self._clock()
             timing = {
                 "prepare_ms": round(prepare_ms, 3),
@@ -206,15 +194,15 @@ class Predictor:
                 run = readable[row]
                 windows = prepared.inputs[row, : prepared.n_windows[row]]
                 try:
-                    record = self._record(run, answer.version, served, probabilities, windows)
+                    record = self._record(run, model, probabilities, windows)
                 except RejectedInput as rejected:
-                    records.append(self._reject(run, version, rejected))
+                    records.append(self._reject(run, model, rejected))
                     continue
                 latency_ms = round(max(now_s * 1e3 - run.timestamp_ms, 0.0), 1)
                 records.append({**record, "n_windows": len(windows), **timing, "latency_ms": latency_ms})
         return records
 
-    def _answers(self, prepared: Prepared, version: int) -> Iterator[tuple[list[int], Prediction | FailedCallError]]:
+    def _answers(self, prepared: Prepared, model: SourceModel) -> Iterator[tuple[list[int], Answers | FailedCallError]]:
         """Query the model call by call. Halve the rows of a call that fails, down to the failing runs.
 
         After the first failure, calls have a shorter timeout. After half of the client's budget, no call is halved any
@@ -235,10 +223,10 @@ class Predictor:
             rows = pending.pop()
             timeout_s = None if halve_until_s is None else _DIVIDED_TIMEOUT_S
             try:
-                answer = self.client.predict(inputs[rows], n_windows[rows], version=version, timeout_s=timeout_s)
+                answer = model.predict(inputs[rows], n_windows[rows], timeout_s)
             except FailedCallError as error:
                 if halve_until_s is None:
-                    self.client.predict(np.zeros_like(inputs[:1]), np.ones(1, np.int32), version=version)
+                    model.predict(np.zeros_like(inputs[:1]), np.ones(1, np.int32))
                     halve_until_s = time.monotonic() + self._policy.client.budget_s / 2
                 if len(rows) == 1 or time.monotonic() > halve_until_s:
                     yield rows, error
@@ -249,19 +237,19 @@ class Predictor:
                 yield rows, answer
 
     def _record(
-        self, run: Announcement, version: int, served: ModelAssets, probabilities: np.ndarray, windows: np.ndarray
+        self, run: Announcement, model: SourceModel, probabilities: np.ndarray, windows: np.ndarray
     ) -> dict[str, Any]:
         """Return the record of a prediction, without its times."""
-        definition = served.definition
+        definition = model.assets.definition
         shares = probabilities_of(probabilities, definition)
-        verdict = recorded_verdict(run.facts, shares, served.rules, windows)
+        verdict = recorded_verdict(run.facts, shares, model.assets.rules, windows)
         return {
-            "id": prediction_id(run.run_id, self._policy.model, version, run.reclaim),
+            "id": prediction_id(run.run_id, self._policy.model, model.key, run.reclaim),
             "offset": run.offset,
             "run_id": run.run_id,
             "build_name": run.build_name,
             "model": self._policy.model,
-            "version": version,
+            **model.fields,
             "label": definition.definition.class_label,
             "class": class_of(probabilities, definition),
             "probabilities": shares,
@@ -284,7 +272,7 @@ class Predictor:
         return results
 
     def close(self) -> None:
-        self.client.close()
+        self.source.close()
 
 
 def _facts_of(run: Announcement) -> RunFacts:

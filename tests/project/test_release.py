@@ -150,9 +150,7 @@ def test_help_starts_no_git(tmp_path: Path) -> None:
     (tmp_path / "git").chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     for words, asked in ((["--help"], False), (["--version"], True)):
-        subprocess.run(
-            [sys.executable, "-m", "ciml", *words], cwd=ROOT, env=env, check=True, capture_output=True
-        )
+        subprocess.run([sys.executable, "-m", "ciml", *words], cwd=ROOT, env=env, check=True, capture_output=True)
         assert (tmp_path / "asked").exists() == (asked and (ROOT / ".git").exists()), words
 
 

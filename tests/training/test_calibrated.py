@@ -24,7 +24,7 @@ from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.pipelines.ingest.committer import render_runs
 from ciml.serving.contract import check_candidate
-from ciml.serving.predict.predictor import Predictor, PredictPolicy
+from ciml.serving.predict.predictor import PredictPolicy
 from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.serving.server.server import ModelServer, ServerOptions
@@ -38,7 +38,7 @@ from ciml.training.refresh import Candidate, TrainConfig, refresh
 from ciml.transforms.examples.prepare import run_means
 from ciml.verdict_rules import PROFILES, VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
 from tests.corpus import STABLE
-from tests.pipelines.predict.predicting import batch
+from tests.pipelines.predict.predicting import batch, server_predictor
 from tests.runs.scenes import RawStore
 from tests.training.conftest import QUICK
 from tests.transforms.samples import corpus
@@ -160,7 +160,7 @@ def rules_of(world: Made) -> VerdictRules:
 
 
 def streamed(world: Made, values: list[bytes], rows: int = 50) -> list[dict[str, Any]]:
-    predictor = Predictor(world.data, world.address, PredictPolicy("cause", rows=rows))
+    predictor = server_predictor(world.data, world.address, PredictPolicy("cause", rows=rows))
     done = predictor.predict(batch(values))
     predictor.close()
     assert done.unpredictable == []

@@ -18,7 +18,7 @@ from typing import Any
 from ciml.errors import InvalidSettingError, UnknownEstimatorError
 from ciml.limits import MAX_ESTIMATOR_NAME
 
-__all__ = ["find_class", "find_component", "import_allowed", "is_open", "name_of", "similar"]
+__all__ = ["find_class", "find_component", "import_allowed", "is_allowed", "is_open", "name_of", "similar"]
 
 _NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)", re.ASCII)
 _FORM = "; name a classifier of scikit-learn, or package.module:Name"
@@ -76,7 +76,7 @@ def import_allowed(name: str, allowed: Iterable[str] = ()) -> Any:
     module, own = _split(name)
     if is_open(name):
         return _of_library(name, module, own)
-    if not _is_allowed(module, allowed):
+    if not is_allowed(module, allowed):
         raise InvalidSettingError(
             f"{name}: module {module} is not allowed; stored data names it, so allow it explicitly (allow_modules, "
             f"--allow-module {module})"
@@ -98,7 +98,7 @@ def is_open(name: str) -> bool:
     return module.partition(".")[0] in LIBRARIES or module in _FUNCTIONS
 
 
-def _is_allowed(module: str, allowed: Iterable[str]) -> bool:
+def is_allowed(module: str, allowed: Iterable[str]) -> bool:
     """Return whether a module or one of its parent packages is allowed."""
     return any(module == parent or module.startswith(f"{parent}.") for parent in allowed)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -21,9 +21,9 @@ from ciml.errors import CimlError, IntegrityError, InvalidSettingError
 from ciml.limits import MAX_STORED_BYTES, MAX_STORED_FILES, MAX_STORED_SCHEMA_BYTES
 from ciml.storage.json_files import read_json, write_json
 from ciml.storage.local import replace_file
-from ciml.training.estimators.names import LIBRARIES, import_allowed
+from ciml.training.estimators.names import LIBRARIES, import_allowed, is_allowed
 
-__all__ = ["DESCRIPTION", "FILE", "load", "save"]
+__all__ = ["DESCRIPTION", "FILE", "check_modules", "load", "save"]
 
 FILE = "estimator.skops"
 #: Written last: a folder without it has no estimator.
@@ -125,6 +125,24 @@ def load(folder: Path, allowed: Iterable[str] = ()) -> Any:
         return _construct(data, tuple(allowed))
     except CimlError as error:
         raise type(error)(f"{folder / FILE}: {error}") from None
+
+
+def check_modules(description: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
+    """Check the modules that `load` will import, without an import.
+
+    Args:
+      description: the content of `DESCRIPTION`.
+      allowed: as for `load`.
+      where: begins the error.
+
+    Raises:
+      CimlError: a module is not allowed.
+    """
+    allowed = tuple(allowed)
+    missing = [module for module in description.get("modules", ()) if not is_allowed(module, allowed)]
+    if missing:
+        options = " ".join(f"--allow-module {module}" for module in missing)
+        raise CimlError(f"{where} has classes of {', '.join(missing)}, which is not allowed; allow it: {options}")
 
 
 def _construct(data: bytes, allowed: tuple[str, ...]) -> Any:

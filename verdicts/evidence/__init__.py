@@ -156,10 +156,22 @@ def profiles_of_version(data: DataRoot, model: str, version: int) -> Profiles:
     return _profiles_in(registry.folder(version), registry.state.files(version), where)
 
 
-def profiles_of_candidate(data: DataRoot, model: str) -> Profiles:
-    """Return the passing profiles of a model's last candidate; none where it has no such file."""
+def profiles_of_candidate(data: DataRoot, model: str, name: str) -> Profiles:
+    """Return the passing profiles of a model's candidate; none where it has no such file.
+
+    Args:
+      data: the data root.
+      model: the model's name.
+      name: the candidate's id.
+
+    Raises:
+      CimlError: its files are on another machine, or removed.
+      IntegrityError: the registry has no such candidate, or its file was altered.
+    """
     registry = Registry(data, model)
-    candidate, _ = registry.last_candidate()
+    candidate = registry.state.candidates.get(name)
+    if candidate is None:
+        raise IntegrityError(f"model {model} has no candidate {name!r:.40}")
     return _profiles_in(
         registry.candidate_folder(candidate), candidate.files, f"model {model}, candidate {candidate.id}"
     )

@@ -15,14 +15,14 @@ from ciml.events.records import Record, RunFacts
 from ciml.globs import glob_pattern
 from ciml.integrations.review import ChangeRef
 from ciml.intervals import wilson
-from ciml.serving.predict.log import prediction_id
+from ciml.serving.predict.log import is_of_candidate, prediction_id
 from ciml.verdict_rules import Verdict
 from ciml.verdicts.feedback.config import Feedback, Policy
 from ciml.verdicts.feedback.standing import RecordedVerdict
 
 #: Reasons for silence, a closed set: labels of a metric.
 SILENT = (
-    *("no_verdict", "bad_record", "not_failed", "not_selected"),  # the prediction
+    *("candidate", "no_verdict", "bad_record", "not_failed", "not_selected"),  # the prediction
     *("unknown", "outside", "unlikely", "base_rate"),  # the verdict
     *("no_evidence", "not_comparable"),  # its evidence
     *("muted_project", "no_change", "no_system", "late"),  # the change
@@ -144,6 +144,8 @@ def decide_feedback(
 ) -> Judgement:
     """Judge a prediction by the verdict, its evidence and the change, in this order; the first reason decides.
 
+    The prediction of a candidate is never judged, and no part of the history of its model: the candidate is not served.
+
     Args:
       record: a prediction, as on the topic.
       feedback: the configuration.
@@ -151,6 +153,8 @@ def decide_feedback(
       now_us: the present, epoch microseconds.
       compare: see `Compare`; called for verdicts that are certain enough, even if they are too late for a message.
     """
+    if is_of_candidate(record):
+        return Judgement(None, Silence("candidate"))
     if not isinstance(record.get("verdict"), dict) or not isinstance(record.get("run"), dict):
         return Judgement(None, Silence("no_verdict"))
     prediction = _read_prediction(record)

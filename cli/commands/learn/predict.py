@@ -14,7 +14,7 @@ import click
 from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.options import JsonLines
 from ciml.cli.output import by_frequency, print_table, progress_bar
-from ciml.cli.running import PATIENCE_S, Running
+from ciml.cli.running import PATIENCE_S, Running, find_own_modules
 from ciml.errors import CimlError
 from ciml.events.outcomes import OUTCOMES
 from ciml.options import argument, flag, option, repeated
@@ -216,14 +216,17 @@ def stream(options: PredictOptions, running: Running) -> None:
 
     Ingest announces the runs, trusted or not. Each run is prepared by the definition of the served version, predicted
     once by it, committed to DATA/predictions with its offset, and published. Without a served version nothing is read.
-    An interrupted stream continues from the last commit. To run it under a supervisor: ciml service start
+    With --candidate, the last candidate predicts in this process, also one that cannot be served, and no model server
+    is needed. An interrupted stream continues from the last commit. To run it under a supervisor: ciml service start
     predict.
 
     \b
     Example:
       ciml predict stream --model provider --data-path data
       ciml predict stream --model provider --data-path data --once --engine micro-batches
+      ciml predict stream --model provider --candidate --data-path data --engine micro-batches
     """
+    find_own_modules()
 
     def text(progress: ServiceProgress, word: str) -> str:
         counts = ", ".join(f"{number:,} {unit}" for unit, number in progress.facts["counts"].items())

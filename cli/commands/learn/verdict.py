@@ -57,7 +57,7 @@ class VerdictOptions(Data, Json):
 def command(options: VerdictOptions) -> int:
     """Show the verdict on a failed run.
 
-    RUN_ID is a run of ciml runs list. The last prediction with a verdict is shown, with its evidence, which is
+    RUN_ID is a run of ciml runs list. The last prediction of a served model with a verdict is shown, with its evidence,
     computed from the stored run, and the path of its picture. Without such a prediction, a model of causes is loaded
     in this process and asked about the stored run. A verdict is code (the same code would fail again), machine (it
     would pass elsewhere, or at another time) or unknown. The exit code is 4 if that run is damaged or missing.
@@ -68,8 +68,7 @@ def command(options: VerdictOptions) -> int:
       ciml verdict zuul~5f0c~1 --model cause --json --data-path data
       ciml verdict zuul~5f0c~1 --model cause --candidate --data-path data
     """
-    prediction = None if options.candidate else _stored_prediction(options)
-    report = _report(options.root, prediction or _computed_prediction(options))
+    report = _report(options.root, _stored_prediction(options) or _computed_prediction(options))
     options.show(report, _print, _Report.to_json)
     return IntegrityError.exit_code if report.fault else 0
 
@@ -103,13 +102,30 @@ class _Report:
 
 
 def _stored_prediction(options: VerdictOptions) -> Mapping[str, Any] | None:
-    """Return the record of the last prediction of the run that has a verdict; None without one."""
-    from ciml.serving.predict.log import predictions_of_run
+    """Return the record of the last prediction of the run that has a verdict; None without one.
+
+    It is one of a served version; with --candidate one of the candidate that would be asked now.
+    """
+    from ciml.serving.predict.log import is_of_candidate, predictions_of_run
 
     of_run = predictions_of_run(options.root.predictions, options.run_id)
     of_model = [prediction for prediction in of_run if options.model in (None, prediction["model"])]
     with_verdict = [prediction for prediction in of_model if "verdict" in prediction]
-    return with_verdict[-1] if with_verdict else None
+    if options.candidate:
+        usable = [prediction for prediction in with_verdict if _is_of_last_candidate(options.root, prediction)]
+    else:
+        usable = [prediction for prediction in with_verdict if not is_of_candidate(prediction)]
+    return usable[-1] if usable else None
+
+
+def _is_of_last_candidate(data: DataRoot, prediction: Mapping[str, Any]) -> bool:
+    """Return whether a prediction is one of the last candidate of its model."""
+    from ciml.serving.predict.log import is_of_candidate
+    from ciml.serving.registry import Registry
+
+    if not is_of_candidate(prediction):
+        return False
+    return bool(Registry(data, prediction["model"]).state.last_candidate == prediction["candidate"]["id"])
 
 
 def _computed_prediction(options: VerdictOptions) -> Mapping[str, Any]:
@@ -177,7 +193,8 @@ def _report(data: DataRoot, prediction: Mapping[str, Any]) -> _Report:
     evidence = Evidence(observations=())
     fault = ""
     try:
-        profiles = profiles_of_candidate(data, prediction["model"]) if prediction.get("candidate") else None
+        candidate = prediction.get("candidate")
+        profiles = profiles_of_candidate(data, prediction["model"], candidate["id"]) if candidate else None
         evidence = evidence_of(data, prediction, profiles)
     except IntegrityError as error:
         fault = str(error)

@@ -18,11 +18,11 @@ from ciml.data_root import DataRoot
 from ciml.runs.latest_runs import latest_runs
 from ciml.runs.state import open_raw
 from ciml.serving.predict.answers import LocalModel
-from ciml.serving.predict.predictor import Predictor, PredictPolicy
+from ciml.serving.predict.predictor import PredictPolicy
 from ciml.serving.registry import Decision, Registry
 from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.ciml.api.made import RUNS, write_log
-from tests.pipelines.predict.predicting import batch
+from tests.pipelines.predict.predicting import batch, server_predictor
 from tests.project.test_startup import HEAVY, loaded_by
 
 
@@ -35,7 +35,7 @@ def streamed(folder: Path) -> dict[str, dict[str, object]]:
         announced.append(json.dumps({**fields, "path": run.file.path, "digest": run.file.digest}).encode())
     options = ServerOptions(root.models.url("models.config"), grpc_port=0, rest_port=0, poll_s=0.1)
     with ModelServer(options) as server:
-        predictor = Predictor(root, f"127.0.0.1:{server.grpc_port}", PredictPolicy("status"))
+        predictor = server_predictor(root, f"127.0.0.1:{server.grpc_port}", PredictPolicy("status"))
         done = predictor.predict(batch(announced))
         predictor.close()
     assert done.unpredictable == []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.replica import LogReplica
 from ciml.runs.writer import write_run
+from ciml.serving.client import ModelClient
 from ciml.serving.predict.log import Predicted, PredictionState, prediction_checkpoints, reconcile
+from ciml.serving.predict.predictor import Predictor, PredictPolicy
+from ciml.serving.predict.sources import ServedVersions
 from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.serving.server.server import ModelServer
@@ -40,6 +44,19 @@ def telemetry(seed: int, rows: int = 60, columns: tuple[str, ...] = DEFINITION.c
             **{name: pa.array(random.gamma(2.0, 20.0, rows)) for name in columns},
         }
     )
+
+
+def server_predictor(
+    data: DataRoot, address: str, policy: PredictPolicy, clock: Callable[[], float] = time.time
+) -> Predictor:
+    """Return a predictor by a model server."""
+    source = ServedVersions(data, address, policy.model, policy.label, policy.client)
+    return Predictor(data, source, policy, clock)
+
+
+def client_of(predictor: Predictor) -> ModelClient:
+    assert isinstance(predictor.source, ServedVersions)
+    return predictor.source.client
 
 
 class World:
@@ -66,6 +83,10 @@ class World:
     def expected(self, folder: Path, run_id: str, definition: Any = DEFINITION) -> np.ndarray:
         inputs, n_windows = prepare(self.tables[run_id], definition)
         return direct(folder, inputs[None], np.array([n_windows], "i4"))[0]
+
+    def predictor(self, policy: PredictPolicy | None = None, clock: Callable[[], float] = time.time) -> Predictor:
+        """Return a predictor by the model server."""
+        return server_predictor(self.data, self.address, policy or PredictPolicy("m"), clock)
 
     @property
     def address(self) -> str:

@@ -15,9 +15,9 @@ import pytest
 from ciml.digest import canonical_json
 from ciml.errors import EngineError
 from ciml.serving.client import ClientPolicy, Prediction
-from ciml.serving.predict.predictor import Predictor, PredictPolicy
+from ciml.serving.predict.predictor import PredictPolicy
 from ciml.serving.server.model.messages import Signature
-from tests.pipelines.predict.predicting import World, batch, telemetry
+from tests.pipelines.predict.predicting import World, batch, client_of, telemetry
 from tests.serving.models_fixture import save_model
 
 HOSTILE: list[dict[str, Any]] = [
@@ -48,7 +48,7 @@ def test_hostile_announcements_cost_only_themselves(world: World, folders: list[
     fine = world.put("zuul~fine~1", telemetry(1))
     hostile = [json.dumps({**json.loads(fine), **change}).encode() for change in HOSTILE]
     values = [*hostile, fine, b"[" * 100_000]
-    done = Predictor(world.data, world.address, PredictPolicy("m")).predict(batch(values))
+    done = world.predictor().predict(batch(values))
     assert [(one["run_id"], one["offset"]) for one in done.predictions] == [("zuul~fine~1", len(hostile))]
     offsets = [offset for offset in range(len(values)) if offset != len(hostile)]
     assert [(one["offset"], one["reason"]) for one in done.unpredictable] == [
@@ -81,7 +81,7 @@ def test_runs_that_the_model_fails_for_cost_only_themselves(
     monkeypatch.setattr("ciml.serving.predict.predictor._DIVIDED_TIMEOUT_S", 30.0)
     values = [world.put(f"zuul~{n}~1", huge(n) if n in (3, 8) else telemetry(n)) for n in range(10)]
     policy = PredictPolicy("m", rows=7, client=ClientPolicy(timeout_s=30, budget_s=60))
-    done = Predictor(world.data, world.address, policy).predict(batch(values))
+    done = world.predictor(policy).predict(batch(values))
     assert {one["run_id"] for one in done.predictions} == {f"zuul~{n}~1" for n in range(10) if n not in (3, 8)}
     assert [(one["run_id"], one["reason"]) for one in done.unpredictable] == [
         ("zuul~3~1", "model_error"),
@@ -105,7 +105,7 @@ def test_model_that_answers_nothing_stops_the_batch(
     monkeypatch.setattr(model.process, "run", hangs)
     policy = PredictPolicy("m", client=ClientPolicy(timeout_s=0.3, budget_s=20))
     with pytest.raises(EngineError, match="DEADLINE_EXCEEDED"):
-        Predictor(world.data, world.address, policy).predict(batch([world.put("zuul~a~1", telemetry(1))]))
+        world.predictor(policy).predict(batch([world.put("zuul~a~1", telemetry(1))]))
 
 
 def test_runs_are_not_divided_for_ever(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,15 +113,15 @@ def test_runs_are_not_divided_for_ever(world: World, tmp_path: Path, monkeypatch
     world.push(save_model(tmp_path / "m", spoil="strict"))
     values = [world.put(f"zuul~{n}~1", huge(n) if n == 3 else telemetry(n)) for n in range(8)]
     policy = PredictPolicy("m", rows=4, client=ClientPolicy(timeout_s=30, budget_s=0.0))
-    predictor = Predictor(world.data, world.address, policy)
-    predict = predictor.client.predict
+    predictor = world.predictor(policy)
+    predict = client_of(predictor).predict
     timeouts_s: list[float | None] = []
 
     def timed(*arrays: Any, timeout_s: float | None = None, **version: int) -> Prediction:
         timeouts_s.append(timeout_s)
         return predict(*arrays, timeout_s=timeout_s, **version)
 
-    monkeypatch.setattr(predictor.client, "predict", timed)
+    monkeypatch.setattr(client_of(predictor), "predict", timed)
     done = predictor.predict(batch(values))
     assert timeouts_s == [None, None, 2.0]  # a call that fails, zeros, and the calls after it
     assert [one["offset"] for one in done.predictions] == [4, 5, 6, 7]

@@ -32,12 +32,12 @@ from ciml.serving.predict.log import (
     read_predictions,
     reconcile,
 )
-from ciml.serving.predict.predictor import Predictor, PredictPolicy
+from ciml.serving.predict.predictor import PredictPolicy
 from ciml.storage import open_store
 from tests.messages import published
 from tests.pipelines.ingest.ingesting import produce
 from tests.pipelines.poison import check_detail, fail_for
-from tests.pipelines.predict.predicting import World, batch, telemetry
+from tests.pipelines.predict.predicting import World, batch, client_of, telemetry
 from tests.scraping import collected
 from tests.serving.models_fixture import DEFINITION, save_model
 
@@ -54,7 +54,7 @@ def test_a_poisoned_announcement_costs_itself_alone(
     else:
         poison = lambda message: b"zuul~4~1" in (message.value or b"")  # noqa: E731
         fail_for(monkeypatch, predict_runs, "read_announcement", poison, ZeroDivisionError(stage))
-    done = Predictor(world.data, world.address, PredictPolicy("m")).predict(batch(announced, start=100))
+    done = world.predictor().predict(batch(announced, start=100))
     monkeypatch.undo()
     assert [one["run_id"] for one in done.predictions] == [f"zuul~{number}~1" for number in range(7) if number != 4]
     for one in done.predictions:
@@ -78,7 +78,7 @@ def test_a_poisoned_announcement_costs_itself_alone(
 def test_predictions_equal_the_model_called_directly(world: World, folders: list[Path]) -> None:
     world.push(folders[0])
     announced = [world.put(f"zuul~{number}~1", telemetry(number, 20 + 7 * number)) for number in range(9)]
-    predictor = Predictor(world.data, world.address, PredictPolicy("m", rows=4), clock=lambda: 1002.5)
+    predictor = world.predictor(PredictPolicy("m", rows=4), clock=lambda: 1002.5)
     done = predictor.predict(batch(announced, start=100))
     assert [one["run_id"] for one in done.predictions] == [f"zuul~{number}~1" for number in range(9)]
     assert done.unpredictable == []
@@ -94,7 +94,7 @@ def test_predictions_equal_the_model_called_directly(world: World, folders: list
         assert one["server_ms"] > 0
         assert one["prepare_ms"] > 0
     predictor.close()
-    behind = Predictor(world.data, world.address, PredictPolicy("m"), clock=lambda: 999.0)  # the broker's is ahead
+    behind = world.predictor(clock=lambda: 999.0)  # the broker's is ahead
     assert [one["latency_ms"] for one in behind.predict(batch(announced[:2])).predictions] == [0.0, 0.0]
 
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_predicted_is_named_and_holds_up_nothing(world: World, fo
         world.put("zuul~empty~1", telemetry(3, rows=0)),
         fine,
     ]
-    done = Predictor(world.data, world.address, PredictPolicy("m")).predict(batch(values))
+    done = world.predictor().predict(batch(values))
     assert [one["run_id"] for one in done.predictions] == ["zuul~fine~1"]
     found = {one["offset"]: (one["run_id"], one["reason"]) for one in done.unpredictable}
     assert found.pop(8)[0] == "zuul~empty~1"
@@ -140,8 +140,8 @@ def test_version_that_is_replaced_between_question_and_call(
     """The successor has another L: what was prepared for the old version must not be sent to it."""
     world.push(folders[0])
     value = world.put("zuul~a~1", telemetry(1, 90))
-    predictor = Predictor(world.data, world.address, PredictPolicy("m"))
-    real = predictor.client.served_version
+    predictor = world.predictor()
+    real = client_of(predictor).served_version
     asked: list[int] = []
 
     def swapped(label: str) -> int:
@@ -151,7 +151,7 @@ def test_version_that_is_replaced_between_question_and_call(
             world.push(folders[2])  # version 1 is unloaded: only 3 and its predecessor 2 are kept
         return asked[-1]
 
-    monkeypatch.setattr(predictor.client, "served_version", swapped)
+    monkeypatch.setattr(client_of(predictor), "served_version", swapped)
     (one,) = predictor.predict(batch([value])).predictions
     assert asked == [1, 3]
     assert one["version"] == 3
@@ -167,14 +167,14 @@ def test_a_version_that_is_always_replaced_stops_the_batch(
     world: World, folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.push(folders[0])
-    predictor = Predictor(world.data, world.address, PredictPolicy("m"))
+    predictor = world.predictor()
     versions: list[int] = []
 
     def replaced(*_: Any, version: int, **options: Any) -> None:
         versions.append(version)
         raise NotServedError("it was unloaded")
 
-    monkeypatch.setattr(predictor.client, "predict", replaced)
+    monkeypatch.setattr(client_of(predictor), "predict", replaced)
     with pytest.raises(EngineError, match="the served version kept changing; gave up after 10 tries"):
         predictor.predict(batch([world.put("zuul~a~1", telemetry(1))]))
     assert versions == [1] * 10
@@ -185,7 +185,7 @@ def test_altered_definition_is_not_followed(world: World, folders: list[Path]) -
     asset = Path(world.data.url, "models", "m", "1", "assets", "definition.json")
     asset.write_bytes(asset.read_bytes().replace(b"10s", b"20s"))
     with pytest.raises(IntegrityError, match=r"definition\.json was altered"):
-        Predictor(world.data, world.address, PredictPolicy("m")).predict(batch([world.put("zuul~a~1", telemetry(1))]))
+        world.predictor().predict(batch([world.put("zuul~a~1", telemetry(1))]))
 
 
 def record(run_id: str, offset: int, version: int = 1) -> dict[str, Any]:

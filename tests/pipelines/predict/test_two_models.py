@@ -36,7 +36,7 @@ from ciml.serving.predict.predictor import PredictPolicy
 from ciml.storage import open_store
 from tests.messages import published
 from tests.pipelines.ingest.ingesting import need_real
-from tests.pipelines.predict.predicting import Predictions, World, telemetry
+from tests.pipelines.predict.predicting import Predictions, World, client_of, telemetry
 from tests.pipelines.predict.test_predict import announce
 from tests.scraping import collected
 
@@ -96,7 +96,7 @@ def test_each_model_has_its_own_replica_predictor_and_messages(tmp_path: Path) -
         config = PredictConfig(data, "127.0.0.1:1", PredictPolicy(model), kafka=KafkaOptions("127.0.0.1:1"))
         with PredictProcessor(config).replica().state() as state:
             assert state.model == model
-        assert predictor(config).client.model == model
+        assert client_of(predictor(config)).model == model
     delta = {"predictions": [*one("a", 0, 3).predictions, *one("b", 1, 3).predictions]}
     keys = {model: [key for key, _, _ in render_predictions(delta, model)] for model in "ab"}
     assert keys == {"a": [b"r0", b"r1"], "b": [b"r1"]}
