@@ -268,7 +268,9 @@ _Class = TypedDict("_Class", {"class": Annotated[str, Meta(description="The clas
 
 
 class _Prediction(_Class):
-    id: Annotated[str, Meta(pattern="^[0-9a-f]{32}$", description="Digest of the run, the model and its version.")]
+    id: Annotated[
+        str, Meta(pattern="^[0-9a-f]{32}$", description="Digest of the run, the model and its version, or candidate.")
+    ]
     run_id: RunId
     build_name: Annotated[str, Meta(description="The job.")]
     model: str
@@ -276,7 +278,7 @@ class _Prediction(_Class):
     probabilities: Annotated[dict[str, float], Meta(description="By class.")]
     n_windows: Annotated[int, Meta(ge=1, description="Number of the run's windows.")]
     prepare_ms: Annotated[float, Meta(ge=0, description="Time of the batch's preparation, milliseconds.")]
-    server_ms: Annotated[float, Meta(ge=0, description="Time of the model server's answer, milliseconds.")]
+    server_ms: Annotated[float, Meta(ge=0, description="Time of the model's answer, milliseconds.")]
     batch: Annotated[int, Meta(ge=1, description="Number of runs in that call.")]
     time_us: Annotated[int, Meta(description="Time of the answer, epoch microseconds.")]
     latency_ms: Annotated[float, Meta(ge=0, description="From the run's announcement to the answer, milliseconds.")]
@@ -414,7 +416,7 @@ _SCHEMAS: Mapping[str, _Schema] = {
     "predictions": _Schema(
         "A prediction, with a verdict where the run failed.",
         (Prediction, CandidatePrediction),
-        (Candidate, RunFacts, Verdict),
+        (RunFacts, Verdict),
     ),
     "predictions-headers": _Schema(
         "Headers of a message of the topic predictions.", (PredictionHeaders, CandidatePredictionHeaders)

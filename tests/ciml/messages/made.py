@@ -19,6 +19,7 @@ from ciml.pipelines.kafka.publish import LOG, VERSION
 from ciml.pipelines.predict import render_predictions
 from ciml.serving.predict.answers import recorded_verdict
 from ciml.serving.predict.log import prediction_id
+from ciml.serving.registry import CandidateNotice
 from ciml.transforms.live.samples import Part, late_message, rejected_message
 from ciml.transforms.live.windows import ExampleSoFar, LiveDataset, Pane, example_message, pane_message
 from ciml.verdict_rules import Group, VerdictRules
@@ -42,7 +43,10 @@ def made() -> dict[str, list[Message]]:
         "samples": [_plain(value) for value in (_samples(), encode(End(FACTS.run_id, TIME, 2)))],
         "runs": _projected(render_runs({"version": 4, "runs": [_row("run")], "reclaims": [_row("reclaim")]})),
         "dead-letters": _projected(render_dead_letters(_dead_letters())),
-        "predictions": _projected(render_predictions({"predictions": list(_predictions())}, "cause")),
+        "predictions": [
+            *_projected(render_predictions({"predictions": list(_predictions())}, "cause")),
+            *_projected(render_predictions({"predictions": list(_by_candidate())}, "cause/candidate")),
+        ],
         "windows": [_plain(pane_message(FACTS.run_id, _pane()))],
         "live-examples": [_plain(value) for value in _examples()],
         "live-dead-letters": [_plain(value) for value in _live_dead_letters()],
@@ -112,6 +116,13 @@ def _predictions() -> Iterator[dict[str, Any]]:
             "model": "cause", "version": 3, "label": "cause", "class": "code", "probabilities": shares, **verdict,
             "n_windows": 5, "prepare_ms": 1.5, "server_ms": 2.5, "batch": 1, "time_us": TIME, "latency_ms": 12.5,
         }  # fmt: skip
+
+
+def _by_candidate() -> Iterator[dict[str, Any]]:
+    notice = CandidateNotice("0123456789abcdef", False, ("too few runs",))
+    for record in _predictions():
+        identity = prediction_id(FACTS.run_id, "cause", notice.id)
+        yield {**record, "id": identity, "version": None, "candidate": notice.to_json()}
 
 
 def _pane() -> Pane:

@@ -14,9 +14,10 @@ import ciml
 from ciml.cli.main import Failure, cli
 from ciml.data_root import DataRoot
 from ciml.manifest.log import ManifestLog
+from ciml.serving.predict.log import prediction_id
 from ciml.serving.push import NotBlessedError
 from ciml.serving.push import push as push_model
-from ciml.serving.registry import Decision
+from ciml.serving.registry import Decision, Registry
 from ciml.storage import open_store
 from ciml.verdict_rules import LearnedRanges
 from tests.serving.models_fixture import DEFINITION, save_model
@@ -121,6 +122,32 @@ def test_the_last_verdict_of_the_run_or_of_a_model_is_shown(tmp_path: Path) -> N
     assert json.loads(run(FAILED.run_id, "--model", "cause", *words).output)["version"] == 2
     unpushed = run(FAILED.run_id, "--model", "m", *words)
     assert "was never pushed" in str(unpushed.exception)
+
+
+def test_the_prediction_of_a_candidate_is_shown_only_if_it_is_asked_for(tmp_path: Path) -> None:
+    data, record = made(tmp_path)
+    words = [FAILED.run_id, "--data-path", str(tmp_path / "data"), "--json"]
+    with contextlib.suppress(NotBlessedError):
+        push_model(data, "cause", open_store(loadable(tmp_path / "model")), Decision(False, ("too few runs",)))
+    _, notice = Registry(data, "cause").last_candidate()
+    by_candidate, earlier = (
+        {
+            **prediction(FAILED, record["path"], code=0.9),
+            "id": prediction_id(FAILED.run_id, "cause", name),
+            "version": None,
+            "candidate": {**notice.to_json(), "id": name},
+        }
+        for name in (notice.id, "f" * 16)
+    )
+    replace(data, record, by_candidate, earlier)
+    assert json.loads(run(*words).output)["version"] == 1
+    found = json.loads(run(*words, "--candidate").output)
+    assert (found["version"], found["candidate"]) == (None, notice.to_json())
+    assert "stored" not in found  # it was not computed now
+    assert found["verdict"] == json.loads(json.dumps(by_candidate["verdict"]))
+    assert found["evidence"]["observations"][1] == "From second 20, steal was 41 %; passing runs have 0 %."
+    replace(data, earlier)
+    assert json.loads(run(*words, "--candidate").output)["stored"] is False
 
 
 def test_without_a_verdict_it_says_why(tmp_path: Path) -> None:

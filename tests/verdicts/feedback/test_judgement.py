@@ -123,6 +123,13 @@ def test_a_prediction_without_verdict_is_no_error() -> None:
         assert reason_of({key: value for key, value in prediction().items() if key != missing}) == "no_verdict"
 
 
+def test_the_prediction_of_a_candidate_is_neither_said_nor_recorded() -> None:
+    assert item_of(prediction()).job == "unit"
+    for candidate in ({"id": "0123456789abcdef", "blessed": True, "reasons": []}, None, {}):
+        judgement = judged({**prediction(), "candidate": candidate})
+        assert (judgement.item, judgement.silence, judgement.verdict) == (None, Silence("candidate"), None)
+
+
 def test_a_project_can_be_muted_at_run_time() -> None:
     assert reason_of(prediction(), None, "org/*") == "muted_project"
     assert item_of(prediction(), None, "other/*").job == "unit"
