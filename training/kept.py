@@ -2,7 +2,7 @@
 
 A kept model has the layout of an exported one, without a graph: in ``assets/``, ``definition.json``, the fitted
 estimator as `ciml.training.estimators.stored` writes it, and ``kept.json``, which says how it is called. It predicts on
-the command line and by the Python API. No server can load it, so it is never pushed.
+the command line, by the Python API and in the stream. No server can load it, so it is never pushed.
 """
 
 from __future__ import annotations
