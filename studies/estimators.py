@@ -4,8 +4,8 @@
 
 DATA is a data root with the data set DATASET of status, and LOGS a folder of logs. Every estimator is trained,
 cross-validated, compared, refreshed, pushed, served, and asked in five ways: a file, a folder, a stored run, the model
-server, and an announcement of the stream. Then its export is compared with its own probabilities on the stored runs and
-on random ones.
+server, and an announcement of the stream, there by its candidate if it was not pushed. Then its export is compared with
+its own probabilities on the stored runs and on random ones.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ from ciml.events.records import Batch, Message, OffsetRange
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.ingest.committer import render_runs
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
+from ciml.serving.predict.sources import ModelSource, ServedVersions
+from ciml.training.candidate_source import Candidates
 from ciml.training.conversion.step import ConversionError
 from ciml.training.data.examples import InMemoryDataset, read_dataset
 from ciml.training.estimators import fit, inputs_for, modules_named
@@ -185,9 +187,15 @@ def asked(data: ciml.Data, root: DataRoot, logs: Path, name: str, ports: tuple[i
                 assert abs((answer.probability or 0) - (own.probability or 1)) < 1e-6
 
         def stream() -> None:
-            predictor = Predictor(root, f"127.0.0.1:{ports[0]}", PredictPolicy(model_name))
-            predicted = predictor.predict(_announcements(root, len(runs)))
-            assert len(predicted.predictions) == len(runs), predicted.unpredictable
+            source: ModelSource = ServedVersions(root, f"127.0.0.1:{ports[0]}", model_name)
+            if model.candidate:
+                source = Candidates(root, model_name, (_USER,))
+            predictor = Predictor(root, source, PredictPolicy(model_name))
+            predicted = predictor.predict(_announcements(root, len(runs))).predictions
+            predictor.close()
+            by_run = {record["run_id"]: list(record["probabilities"].values()) for record in predicted}
+            for run, own in zip(runs, model.predict(runs), strict=True):
+                assert np.allclose(by_run[str(run)], list(own.probabilities.values()), rtol=0, atol=1e-6)
 
         for way, ask in (
             ("file", file),
