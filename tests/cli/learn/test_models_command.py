@@ -87,5 +87,11 @@ def test_serve_and_predict_say_what_they_lack(data: DataRoot, tmp_path: Path) ->
         "predict", "stream", "--model", "m", "--data-path", data.url, "--kafka", "k:1", "--home", str(tmp_path)
     )
     assert "no model server" in failed.output
+    by_candidate = run(
+        *("predict", "stream", "--model", "m", "--candidate", "--once", "--engine", "micro-batches"),
+        *("--data-path", data.url, "--kafka", "127.0.0.1:1", "--home", str(tmp_path)),
+    )
+    assert by_candidate.exit_code == 3
+    assert "127.0.0.1:1" in by_candidate.output  # it needs no model server, and got as far as the broker
     for name in ("serve", "predict", "models"):
         assert "Example:" in run(name, "--help").output
