@@ -45,6 +45,11 @@ MAX_TABLE_COLUMNS = 10_000  # of all logs together; a table's log repeats their 
 MAX_TABLE_UNTRUSTED_COLUMNS = 1_000  # of these, those that no trusted run has
 MAX_LABEL_COLUMNS = 100  # of the table of runs in Python; the map of labels has all
 
+# == Output of jobs ==
+
+MAX_OUTPUT_LINE_CHARACTERS = 4096  # of a line; longer ones are cut, and hold data rather than words
+MAX_OUTPUT_TEMPLATES = 200_000  # of one output, 150 bytes each; later ones count as one
+
 # == Logs: bytes, columns, rows, restarts, time ==
 
 #: Instants that a sample, a run or a message may have, µs UTC: 2000 to 2099. A clock that was never set shows 1970.

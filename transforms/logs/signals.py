@@ -1,0 +1,166 @@
+"""Signals: words by which tools of many languages say that something failed, and the marks of a CI system's steps.
+
+A signal has a kind, which a verdict counts, and a strength, by which lines are ranked. Strengths are a person's; they
+were compared on failures of other projects (docs/job-output.md).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+class Signal(NamedTuple):
+    """A signal.
+
+    Attributes:
+      kind: what it says; several signals may have one kind.
+      strength: of a line that has it.
+      pattern: a regular expression of RE2, over templates.
+    """
+
+    kind: str
+    strength: float
+    pattern: str
+
+
+SIGNALS = (
+    Signal(
+        "exception",
+        6,
+        r"(?:^|[\s:(])[A-Za-z_][\w.]*(?:Error|Exception|Failure|Warning|Timeout|Interrupt|Exit)\b(?:\s*[:(\[]|$)",
+    ),
+    Signal("fatal", 6, r"(?:^|[^\w-])(?:fatal|FATAL|Fatal)(?: [\w ]{0,30})?:"),
+    Signal("error", 6, r"(?i)\berror(?:\[<\*>\]|:|\s+<\*>)"),
+    Signal(
+        "crash",
+        6,
+        r"\bpanicked at\b|^panic:|\bSegmentation fault\b|\bsegfault\b|\bSIG(?:SEGV|ABRT|KILL|BUS|ILL)\b|core dumped"
+        r"|\bKilled\b|stack overflow|DATA RACE|race detected|AddressSanitizer",
+    ),
+    Signal("memory", 6, r"\bOOM|[Oo]ut of memory|Cannot allocate memory|\bMemoryError\b|can't start new thread"),
+    Signal("disk", 6, r"No space left|Read-only file system|Disk quota exceeded|Input/output error"),
+    Signal(
+        "network",
+        6,
+        r"[Cc]onnection (?:refused|reset|timed out|aborted)|[Cc]ould not resolve|Temporary failure in name resolution"
+        r"|Name or service not known|Network is unreachable|No route to host|Bad Gateway|Service Unavailable"
+        r"|Gateway Time-?out|Max retries exceeded|\bHTTP(?:/<\*>)?[ :]+<\*>|rate limit|TLS handshake"
+        r"|certificate verify failed",
+    ),
+    Signal("timeout", 6, r"[Tt]imed? ?out"),
+    Signal(
+        "denied", 6, r"[Pp]ermission denied|command not found|No such file or directory|not accessible|[Uu]nauthorized|Forbidden"
+    ),
+    Signal("test", 5, r"(?:^|\s|\.)(?:FAILED|FAIL|ERROR|Failed|ERRORS?)\b"),
+    Signal("test", 5, r"^\s*(?:---\s*FAIL|not ok <\*>|✕|✗|✘|×|●|FAIL:|\[FAIL\]|\[ERROR\]|<\*>\) )"),
+    Signal(
+        "summary",
+        6,
+        r"(?i)(?:^|[\s=(])<\*>\s+(?:tests? |examples? |specs? |checks? |of <\*> tests? )?(?:failed|failures?|errors?|broken)\b",
+    ),
+    Signal("summary", 5, r"(?i)\b(?:failures?|failed|errors?)\s*[=:]\s*<\*>"),
+    Signal(
+        "refusal",
+        5,
+        r"(?i)No tests (?:found|ran)|did not complete successfully|returned (?:a )?non-zero|unsuccessful|could not "
+        r"|cannot |can't |unable to |failed to|not found\b|does not exist|is not (?:defined|allowed|supported)"
+        r"|undefined (?:reference|symbol|name)|unexpected|mismatch|invalid ",
+    ),
+    Signal(
+        "exit",
+        5,
+        r"(?i)exit(?:ed)?(?: with)?(?: status| code)? ?:?=? ?<\*>|\bError <\*>$|returned code: <\*>|rc=<\*>|\bcode <\*>",
+    ),
+    Signal("detail", 4, r"^\s*E\s+\S"),
+    Signal("error", 4, r"^##\[error\]|^::error|^npm ERR!|^error\b|^ERROR\b|\*\*\* "),
+    Signal("trace", 3, r"Traceback \(most recent call last\)|^\s*[Cc]aused by|stack backtrace"),
+    Signal("detail", 3, r"\bassert\b|AssertionError|[Ee]xpected|Received|Actual|!=|left:|right:"),
+)
+#: The kinds of `SIGNALS`, in their order.
+KINDS = tuple(dict.fromkeys(signal.kind for signal in SIGNALS))
+
+#: What each further signal adds to the strongest, at most four times.
+_FURTHER = 0.5
+#: What the place of an error in a file adds.
+_PLACE = r"<\*><\*>|\.[A-Za-z]{1,5}:<\*>|, line <\*>|\.[a-z]{1,5}\(<\*>\)|^\s*(?:--> |at )?<\*>(?: - |: )|\(<\*>\)$"
+_PLACE_ADDS = 1.5
+#: Lines of tools that work: they name errors, or count none.
+_BENIGN = (
+    r"(?i)\bno (?:tests? )?(?:failed|failures?|errors?)\b|\bPASS(?:ED)?\b|\.\.\. ok$|^\s*(?:✓|ok )|warning[: ]|\[warn"
+    r"|deprecat|lib\w*-?error|--[a-z-]*(?:fail|error)|-W[a-z-]*error|Downloading|Collecting |Requirement already|Get:<\*>"
+    r"|Setting up |Unpacking |Selecting previously|added <\*> packages|^\s*Compiling |if-no-files-found"
+    r"|continue-on-error|fail-fast|fail_ci"
+)
+_BENIGN_KEEPS = 0.3
+
+#: Marks of steps: where one begins, where its command has been printed, where it failed, and where the job cleans up.
+MARKS = {
+    "step": r"^##\[group\]|^TASK \[|^PLAY \[|^section_start:|^\[Pipeline\] \{|^\$ ",
+    "echo": r"^##\[group\]Run ",
+    "echoed": r"^##\[endgroup\]",
+    "failed": r"^##\[error\]|^ERROR: Job failed|^fatal: \[",
+    "cleanup": r"^Post job cleanup|^Cleaning up orphan|^Cleaning up project directory",
+}
+
+
+class Signals(NamedTuple):
+    """The signals of n templates.
+
+    Attributes:
+      kinds: bool [n, len(KINDS)].
+      strength: float64 [n], 0 where a template has none.
+      marks: by name of `MARKS`, bool [n].
+    """
+
+    kinds: npt.NDArray[np.bool_]
+    strength: npt.NDArray[np.float64]
+    marks: dict[str, npt.NDArray[np.bool_]]
+
+
+#: What has any signal or mark. Few templates do, and only these are searched for each of them.
+_ANY = "|".join(f"(?:{pattern})" for pattern in (*(signal.pattern for signal in SIGNALS), *MARKS.values(), _PLACE))
+
+
+def signals_of(templates: pa.StringArray) -> Signals:
+    """Find the signals of templates of `ciml.transforms.logs.templates.templates_of`."""
+    any_signal = pc.match_substring_regex(templates, _ANY)
+    some = np.flatnonzero(_flags(any_signal))
+    found = _signals_of_some(templates.filter(any_signal))
+    kinds = np.zeros((len(templates), len(KINDS)), bool)
+    strength = np.zeros(len(templates))
+    kinds[some] = found.kinds
+    strength[some] = found.strength
+    marks = {}
+    for name, has in found.marks.items():
+        marks[name] = np.zeros(len(templates), bool)
+        marks[name][some] = has
+    return Signals(kinds, strength, marks)
+
+
+def _signals_of_some(templates: pa.StringArray) -> Signals:
+    kinds = np.zeros((len(templates), len(KINDS)), bool)
+    strongest = np.zeros(len(templates))
+    number = np.zeros(len(templates))
+    for signal in SIGNALS:
+        has = _matches(templates, signal.pattern)
+        kinds[:, KINDS.index(signal.kind)] |= has
+        strongest = np.maximum(strongest, signal.strength * has)
+        number += has
+    strength = strongest + _FURTHER * np.clip(number - 1, 0, 4) + _PLACE_ADDS * _matches(templates, _PLACE)
+    strength[_matches(templates, _BENIGN)] *= _BENIGN_KEEPS
+    return Signals(kinds, strength, {name: _matches(templates, pattern) for name, pattern in MARKS.items()})
+
+
+def _matches(templates: pa.StringArray, pattern: str) -> npt.NDArray[np.bool_]:
+    return _flags(pc.match_substring_regex(templates, pattern))
+
+
+def _flags(values: pa.BooleanArray) -> npt.NDArray[np.bool_]:
+    """Return booleans without pandas, which `Array.to_numpy` would import."""
+    as_bytes = pc.cast(values, pa.uint8())
+    return np.frombuffer(as_bytes.buffers()[1], np.uint8, len(as_bytes), as_bytes.offset).astype(bool)
