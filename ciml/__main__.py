@@ -1,4 +1,4 @@
-"""Runs the command line: ``python -m ciml`` does what ``ciml`` does, where the environment's scripts are not on the PATH."""
+"""Runs the command line: ``python -m ciml`` is ``ciml`` where an environment's scripts are not on the PATH."""
 
 from __future__ import annotations
 

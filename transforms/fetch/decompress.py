@@ -64,16 +64,21 @@ def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | No
             grow(len(data))
         output.write(data)
 
-    layer = _Layer(limit, MAX_GZIP_LAYERS, sink)
     try:
-        for chunk in chunks:
-            layer.feed(chunk)
-        layer.close()
+        unpack(chunks, limit, sink)
     except BaseException:
         if grow is not None:
             grow(-output.tell())
         raise
     return output.getvalue()
+
+
+def unpack(chunks: Iterable[bytes], limit: int, sink: Callable[[bytes], None]) -> None:
+    """Pass bytes to a sink, unpacked as by `gunzip`, and raise its errors."""
+    layer = _Layer(limit, MAX_GZIP_LAYERS, sink)
+    for chunk in chunks:
+        layer.feed(chunk)
+    layer.close()
 
 
 def inflate(data: bytes, limit: int) -> bytes:

@@ -23,7 +23,9 @@ _CONTROLS = r"\^\[\[[0-9;?]*[A-Za-z]|\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]
 _OVERWRITTEN = r"^(?s:.*)\r"
 _DATE = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?"
 #: GitHub's ``DATE text``, Zuul's ``DATE | node | text``, GitLab's ``DATE 00O text`` and Jenkins' ``[DATE] text``.
-_STAMP = rf"^\x{{FEFF}}?(?:\[{_DATE}\] ?|{_DATE}(?: \d\d[OE][ +]?| \| [\w.-]{{1,64}} \| ?| \| ?| )?|\d\d:\d\d:\d\d(?:\.\d+)? {{1,2}})"
+_AFTER_DATE = r" \d\d[OE][ +]?| \| [\w.-]{1,64} \| ?| \| ?| "
+_TIME = r"\d\d:\d\d:\d\d(?:\.\d+)? {1,2}"
+_STAMP = rf"^\x{{FEFF}}?(?:\[{_DATE}\] ?|{_DATE}(?:{_AFTER_DATE})?|{_TIME})"
 #: pytest-xdist's ``[gw3] text``, and ``service-1  | text`` of Docker Compose.
 _WORKER = r"^(?:\[gw\d+\] |[\w.-]+[-_]\d+\s+\| )"
 
@@ -31,7 +33,8 @@ _WORKER = r"^(?:\[gw\d+\] |[\w.-]+[-_]\d+\s+\| )"
 def clean_lines(data: bytes) -> Iterator[pa.StringArray]:
     r"""Yield the lines of an output, block by block.
 
-    A line ends at ``\n``. Bytes that are not UTF-8 become U+FFFD. A line longer than `MAX_OUTPUT_LINE_CHARACTERS` is cut.
+    A line ends at ``\n``. Bytes that are not UTF-8 become U+FFFD. A line longer than
+    `MAX_OUTPUT_LINE_CHARACTERS` is cut.
 
     Example:
       >>> [lines.to_pylist() for lines in clean_lines(b"2026-01-01T00:00:00Z \x1b[31mFAILED\x1b[0m\n10%\r100%\n")]
@@ -42,7 +45,7 @@ def clean_lines(data: bytes) -> Iterator[pa.StringArray]:
 
 
 def blocks_of(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of whole lines, about `_BLOCK_BYTES` at a time; of a line that is longer, of its beginning."""
+    """Yield begin and end of whole lines, about `_BLOCK_BYTES` at a time, or of the beginning of a longer line."""
     begin = 0
     while begin < len(data):
         end = data.rfind(b"\n", begin, begin + _BLOCK_BYTES)

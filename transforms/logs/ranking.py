@@ -30,9 +30,12 @@ _COMMON = 0.15
 _CLEANUP_KEEPS = 0.15
 _ECHO_KEEPS = 0.25
 _KNOWN_KEEPS = 0.05
+#: The same of a known line next to a strong one.
+_KNOWN_AROUND = 0.2
 #: A new line without a signal, where it is known what passing runs print.
 _NEW = 1.5
-#: Lines before the end of a step that failed gain up to twice their worth, less with each line; the first steps that failed.
+#: Lines before the end of a step that failed gain up to their own worth, less with each line. These are the constant
+#: of the decay, the number of such steps, and the lines of each.
 _NEAR_LINES = 40
 _FAILED_STEPS = 3
 _LONGEST_STEP = 400
@@ -131,7 +134,10 @@ def rank(output: ScannedOutput, known: Collection[str] | None = None) -> Floats:
     """
     worth = _own_worth(output, known)
     near = worth * (1 + _nearness(output))
-    ranked = np.maximum(near, _of_neighbours(np.where(worth >= _STRONG, near, 0)))
+    around = _of_neighbours(np.where(worth >= _STRONG, near, 0))
+    if known is not None:
+        around[is_known_template(output, known)[output.codes]] *= _KNOWN_AROUND
+    ranked = np.maximum(near, around)
     ranked[output.lengths == 0] = 0
     return ranked
 
@@ -172,8 +178,11 @@ def _between(output: ScannedOutput, begin: str, end: str) -> Flags:
     events = np.zeros(len(output.codes), np.int8)
     events[output.marked(begin)] = 1
     events[output.marked(end)] = -1
-    last = np.maximum.accumulate(np.where(events, np.arange(len(events)), 0)) if len(events) else events
-    return events[last] == 1
+    if not len(events):
+        return np.zeros(0, bool)
+    last = np.maximum.accumulate(np.where(events, np.arange(len(events)), 0))
+    is_inside: Flags = events[last] == 1
+    return is_inside
 
 
 def _nearness(output: ScannedOutput) -> Floats:
@@ -198,9 +207,7 @@ def _of_neighbours(strong: Floats) -> Floats:
     return given
 
 
-def excerpt(
-    output: ScannedOutput, characters: int = 4000, known: Collection[str] | None = None
-) -> list[Line]:
+def excerpt(output: ScannedOutput, characters: int = 4000, known: Collection[str] | None = None) -> list[Line]:
     """Return the lines that explain a failure, in their order.
 
     Args:

@@ -54,14 +54,23 @@ SIGNALS = (
     ),
     Signal("timeout", 6, r"[Tt]imed? ?out"),
     Signal(
-        "denied", 6, r"[Pp]ermission denied|command not found|No such file or directory|not accessible|[Uu]nauthorized|Forbidden"
+        "denied",
+        6,
+        r"[Pp]ermission denied|command not found|No such file or directory|not accessible"
+        r"|[Uu]nauthorized|Forbidden",
     ),
     Signal("test", 5, r"(?:^|\s|\.)(?:FAILED|FAIL|ERROR|Failed|ERRORS?)\b"),
-    Signal("test", 5, r"^\s*(?:---\s*FAIL|not ok <\*>|✕|✗|✘|×|●|FAIL:|\[FAIL\]|\[ERROR\]|<\*>\) )"),
+    Signal(
+        "test",
+        5,
+        r"^\s*(?:---\s*FAIL|not ok <\*>|✕|✗|✘|×|●|FAIL:|\[FAIL\]|\[ERROR\]|<\*>\) |rspec )"
+        r"|\((?:Failed|Timeout|SEGFAULT|Not Run|Child aborted)\)",
+    ),
     Signal(
         "summary",
         6,
-        r"(?i)(?:^|[\s=(])<\*>\s+(?:tests? |examples? |specs? |checks? |of <\*> tests? )?(?:failed|failures?|errors?|broken)\b",
+        r"(?i)(?:^|[\s=(])<\*>\s+(?:tests? |examples? |specs? |checks? |of <\*> tests? )?"
+        r"(?:failed|failures?|errors?|broken)\b",
     ),
     Signal("summary", 5, r"(?i)\b(?:failures?|failed|errors?)\s*[=:]\s*<\*>"),
     Signal(
@@ -74,7 +83,8 @@ SIGNALS = (
     Signal(
         "exit",
         5,
-        r"(?i)exit(?:ed)?(?: with)?(?: status| code)? ?:?=? ?<\*>|\bError <\*>$|returned code: <\*>|rc=<\*>|\bcode <\*>",
+        r"(?i)exit(?:ed)?(?: with)?(?: status| code)? ?:?=? ?<\*>|\bError <\*>$|returned code: <\*>|rc=<\*>"
+        r"|\bcode <\*>",
     ),
     Signal("detail", 4, r"^\s*E\s+\S"),
     Signal("error", 4, r"^##\[error\]|^::error|^npm ERR!|^error\b|^ERROR\b|\*\*\* "),
@@ -92,8 +102,8 @@ _PLACE_ADDS = 1.5
 #: Lines of tools that work: they name errors, or count none.
 _BENIGN = (
     r"(?i)\bno (?:tests? )?(?:failed|failures?|errors?)\b|\bPASS(?:ED)?\b|\.\.\. ok$|^\s*(?:✓|ok )|warning[: ]|\[warn"
-    r"|deprecat|lib\w*-?error|--[a-z-]*(?:fail|error)|-W[a-z-]*error|Downloading|Collecting |Requirement already|Get:<\*>"
-    r"|Setting up |Unpacking |Selecting previously|added <\*> packages|^\s*Compiling |if-no-files-found"
+    r"|deprecat|lib\w*-?error|--[a-z-]*(?:fail|error)|-W[a-z-]*error|Downloading|Collecting |Requirement already"
+    r"|Get:<\*>|Setting up |Unpacking |Selecting previously|added <\*> packages|^\s*Compiling |if-no-files-found"
     r"|continue-on-error|fail-fast|fail_ci"
 )
 _BENIGN_KEEPS = 0.3

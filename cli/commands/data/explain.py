@@ -1,0 +1,146 @@
+"""``ciml explain``: the lines of a failed job's output that explain the failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from ciml.cli.command import make_command
+from ciml.cli.options import Json
+from ciml.errors import CimlError, RejectedInput
+from ciml.options import argument, option, repeated
+
+if TYPE_CHECKING:
+    from ciml.transforms.logs.failed_tests import FailedTest
+    from ciml.transforms.logs.keep import KeptOutput
+    from ciml.transforms.logs.ranking import Line
+
+_CHUNK_BYTES = 1 << 20
+
+
+class ExplainOptions(Json):
+    """Options of ``ciml explain``.
+
+    Attributes:
+      passed: Output of a passing run of the same job, whose lines are no causes; may be repeated.
+      characters: Most characters to show.
+    """
+
+    output: str = argument("OUTPUT", kind="file")
+    passed: tuple[str, ...] = repeated(kind="file")
+    characters: int = option(4000, kind="count", metavar="N")
+
+
+class _Explanation(NamedTuple):
+    """What explains a failure.
+
+    Attributes:
+      lines: in their order, without secrets; their numbers are those of the file.
+      all_lines: the number of lines of the file.
+      new_lines: of these, the lines that no passing run printed; None without a passing run.
+      failed_tests: in order of their lines.
+      dropped_bytes: of a file that is too large to be read whole.
+    """
+
+    lines: list[Line]
+    all_lines: int
+    new_lines: int | None
+    failed_tests: list[FailedTest]
+    dropped_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        tests = [test._asdict() for test in self.failed_tests]
+        return {**self._asdict(), "lines": [line._asdict() for line in self.lines], "failed_tests": tests}
+
+
+@make_command("explain")
+def command(options: ExplainOptions) -> None:
+    """Show the lines of a failed job's output that explain the failure.
+
+    OUTPUT is what the job printed, plain or gzip. Lines are chosen by words of failure, by how rare they are, and by
+    the step that failed. With the output of passing runs (--passed), lines that these printed too are no causes.
+    Colours, timestamps of CI systems and secrets are removed. Failed tests of pytest, unittest, go test, cargo, jest,
+    JUnit and other runners are counted.
+
+    \b
+    Example:
+      ciml explain job-output.txt.gz
+      ciml explain job-output.txt.gz --passed passing/job-output.txt.gz --characters 1000
+    """
+    options.show(_explain(options), _print, _Explanation.to_json)
+
+
+def _explain(options: ExplainOptions) -> _Explanation:
+    import numpy as np
+
+    from ciml.events.redaction import redact_text
+    from ciml.transforms.logs.failed_tests import failed_tests
+    from ciml.transforms.logs.ranking import excerpt, is_known_template, scan
+
+    known: set[str] | None = None
+    for path in options.passed:
+        known = (known or set()).union(scan(_read(path).data).templates.to_pylist())
+    kept = _read(options.output)
+    output = scan(kept.data)
+    lines = [
+        line._replace(number=kept.number(line.number), text=redact_text(line.text))
+        for line in excerpt(output, options.characters, known)
+    ]
+    tests = [test._replace(line=kept.number(test.line), name=redact_text(test.name)) for test in failed_tests(output)]
+    new = None if known is None else int(np.count_nonzero(~is_known_template(output, known)[output.codes]))
+    return _Explanation(lines, len(output.codes) + kept.dropped_lines, new, tests, kept.dropped_bytes)
+
+
+def _read(path: str) -> KeptOutput:
+    """Read an output file.
+
+    Raises:
+      CimlError: it cannot be read.
+    """
+    from ciml.transforms.logs.keep import keep_readable
+
+    try:
+        return keep_readable(_chunks(path))
+    except OSError as error:
+        raise CimlError(f"{path}: {error.strerror}") from None
+    except RejectedInput as error:
+        raise CimlError(f"{path}: {error}") from None
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _print(explanation: _Explanation) -> None:
+    width = len(f"{explanation.all_lines:,}")
+    last = 0
+    for line in explanation.lines:
+        if last and line.number > last + 1:
+            click.echo(" " * width + "  …")
+        mark = "+" if line.is_new else " "
+        click.echo(f"{line.number:>{width},} {mark}{_printable(line.text)}")
+        last = line.number
+    click.echo(_summary(explanation))
+
+
+def _summary(explanation: _Explanation) -> str:
+    """Return the last line: what is shown of how much."""
+    parts = [f"{len(explanation.lines):,} of {explanation.all_lines:,} lines"]
+    if explanation.new_lines is not None:
+        parts.append(f"{explanation.new_lines:,} are new (+)")
+    if explanation.failed_tests:
+        runners = ", ".join(dict.fromkeys(test.runner for test in explanation.failed_tests))
+        number = len(explanation.failed_tests)
+        parts.append(f"{number:,} failed test{'s' if number > 1 else ''} ({runners})")
+    if explanation.dropped_bytes:
+        parts.append(f"{explanation.dropped_bytes:,} bytes in the middle were not read")
+    return "; ".join(parts)
+
+
+def _printable(text: str) -> str:
+    """Return a line without characters that would control a terminal."""
+    return "".join(character if character.isprintable() or character == "\t" else "\ufffd" for character in text)

@@ -1,0 +1,157 @@
+"""Measure templates and ranking on public benchmarks of logs. Writes the tables of docs/job-output.md.
+
+    python -m studies.job_output loghub FOLDER
+    python -m studies.job_output logjuicer FOLDER basic-01 dib-01 …
+    python -m studies.job_output logdx FOLDER dev stress v2/dev v2/stress
+
+FOLDER is a checkout of ``logpai/loghub``, ``logjuicer/logjuicer-tests`` or ``eyuansu62/LogDx``, whose parts are named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import importlib.util
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ciml.transforms.logs.lines import clean_lines
+from ciml.transforms.logs.ranking import excerpt, is_known_template, rank, scan
+from ciml.transforms.logs.templates import templates_of
+from ciml.transforms.logs.text_arrays import strings
+
+#: Characters of an excerpt.
+BUDGETS = (2_000, 4_000, 20_000)
+
+
+def grouping_accuracy(truth: Sequence[str], groups: Sequence[str]) -> float:
+    """Return the share of lines whose group has exactly the lines of their true template.
+
+    This is the measure of Zhu et al., Tools and Benchmarks for Automated Log Parsing, ICSE-SEIP 2019.
+    """
+    by_truth = defaultdict(list)
+    by_group = defaultdict(list)
+    for line, (true, group) in enumerate(zip(truth, groups, strict=True)):
+        by_truth[true].append(line)
+        by_group[group].append(line)
+    right = set(map(tuple, by_truth.values()))
+    return sum(len(lines) for lines in by_group.values() if tuple(lines) in right) / len(truth)
+
+
+def loghub(folder: Path) -> Iterator[str]:
+    """Yield a row a system: the accuracy of the masks, and of the parser drain3 where it is installed."""
+    methods: dict[str, Callable[[list[str]], list[str]]] = {"masks": _masked}
+    if importlib.util.find_spec("drain3") is not None:
+        methods |= {"drain3": _drained, "drain3 on masks": lambda lines: _drained(_masked(lines))}
+    yield f"| system | {' | '.join(methods)} |"
+    yield f"|---|{'---|' * len(methods)}"
+    found: dict[str, list[float]] = defaultdict(list)
+    for path in sorted(folder.glob("*/*_2k.log_structured.csv")):
+        with path.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        truth = [row["EventId"] for row in rows]
+        contents = [row["Content"] for row in rows]
+        for name, method in methods.items():
+            found[name].append(grouping_accuracy(truth, method(contents)))
+        yield f"| {path.parent.name} | {' | '.join(f'{values[-1]:.3f}' for values in found.values())} |"
+    yield f"| mean | {' | '.join(f'{np.mean(values):.3f}' for values in found.values())} |"
+
+
+def _masked(lines: list[str]) -> list[str]:
+    masked: list[str] = templates_of(strings(lines)).to_pylist()
+    return masked
+
+
+def _drained(lines: list[str]) -> list[str]:
+    drain3 = importlib.import_module("drain3")
+    config = importlib.import_module("drain3.template_miner_config").TemplateMinerConfig()
+    miner = drain3.TemplateMiner(config=config)
+    return [str(miner.add_log_message(line)["cluster_id"]) for line in lines]
+
+
+def logjuicer(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    """Yield a row a pair: marked lines among the new ones, and the place of the worst of them in the ranking."""
+    yaml = importlib.import_module("yaml")
+    yield "| pair | lines | new | marked | found | place of the first | of the last |"
+    yield "|---|---|---|---|---|---|---|"
+    for name in names:
+        (good,) = (folder / "datasets" / name).glob("*.good")
+        (bad,) = (folder / "datasets" / name).glob("*.fail")
+        document = yaml.safe_load((folder / "datasets" / name / "inf.yaml").read_text())
+        marked = [str(anomaly["line"]).strip() for anomaly in document["anomalies"]]
+        known = set(scan(good.read_bytes()).templates.to_pylist())
+        output = scan(bad.read_bytes())
+        new = np.flatnonzero(~is_known_template(output, known)[output.codes])
+        texts = output.text_of(new)
+        best = [texts[place] for place in np.argsort(-rank(output, known)[new], kind="stable")]
+        places = [next((place for place, text in enumerate(best, 1) if line in text), 0) for line in marked]
+        found = [place for place in places if place]
+        row = (name, len(output.codes), len(new), len(marked), len(found), min(found, default=0), max(found, default=0))
+        yield f"| {' | '.join(map(str, row))} |"
+
+
+def logdx(folder: Path, splits: Sequence[str]) -> Iterator[str]:
+    """Yield a row a case: the share of critical signals in the last characters, and in the excerpt of as many."""
+    score = _scorer(folder)
+    yield f"| case | {' | '.join(f'tail {size:,} | excerpt {size:,}' for size in BUDGETS)} |"
+    yield f"|---|{'---|' * 2 * len(BUDGETS)}"
+    rows = []
+    for case in (case for split in splits for case in sorted((folder / "cases" / split).glob("*/raw.log"))):
+        data = case.read_bytes()
+        truth = json.loads(case.with_name("ground_truth.json").read_text())
+        clean = "\n".join(line for block in clean_lines(data) for line in block.to_pylist())
+        output = scan(data)
+        row = []
+        for size in BUDGETS:
+            row.append(score(truth, clean[-size:]))
+            row.append(score(truth, "\n".join(line.text for line in excerpt(output, size))))
+        rows.append(row)
+        yield _row(case.parent.name, row)
+    yield _row(f"mean of {len(rows)}", np.mean(rows, axis=0))
+
+
+def _scorer(folder: Path) -> Callable[[Any, str], float]:
+    """Return the benchmark's own function of truth and text to the share of critical signals."""
+    spec = importlib.util.spec_from_file_location("evaluate", folder / "tools" / "evaluate_signal_recall.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    manifest = {"case_id": "", "line_mapping_available": False, "included_line_ranges": []}
+
+    def score(truth: Any, text: str) -> float:
+        scored = module.score_case(manifest_row=manifest, ground_truth=truth, context_text=text)
+        return float(scored["critical_signal_recall"])
+
+    return score
+
+
+def _row(name: str, shares: Iterable[float]) -> str:
+    return f"| {name} | {' | '.join(f'{share:.2f}' for share in shares)} |"
+
+
+def main() -> None:
+    """Print the table of a benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=("loghub", "logjuicer", "logdx"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("parts", nargs="*", help="of logjuicer, the pairs; of logdx, the splits")
+    options = parser.parse_args()
+    if options.benchmark == "loghub":
+        rows = loghub(options.folder)
+    elif options.benchmark == "logjuicer":
+        rows = logjuicer(options.folder, options.parts)
+    else:
+        rows = logdx(options.folder, options.parts)
+    for row in rows:
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

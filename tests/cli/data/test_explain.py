@@ -1,0 +1,88 @@
+"""``ciml explain``: the lines that explain a failure, printed for a person and for a program."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ciml.cli.main import cli
+from ciml.transforms.logs import keep
+from tests.project.test_startup import loaded_by
+
+PASSING = "setting up\nWARNING: slow disk, error: retried\n" + "".join(f"step {n} of 9\n" for n in range(9)) + "done\n"
+FAILING = (
+    PASSING.replace("done\n", "").replace("setting up", "fatal: no setup")
+    + "FAILED tests/a.py::test_x - OSError: token=s3cr3tpassw0rd\n\x07bell rings\n"
+)
+
+
+def explain(*words: object) -> str:
+    result = CliRunner().invoke(cli, ["explain", *map(str, words)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> tuple[Path, Path]:
+    """A failing output and a passing one, which is packed."""
+    failing, passing = tmp_path / "failing.txt", tmp_path / "passing.txt.gz"
+    failing.write_text(FAILING)
+    passing.write_bytes(gzip.compress(PASSING.encode()))
+    return failing, passing
+
+
+def test_the_cause_is_shown_with_its_number_and_without_secrets(outputs: tuple[Path, Path]) -> None:
+    shown = explain(outputs[0], "--passed", outputs[1], "--characters", 75)
+    assert shown.splitlines() == [
+        " 1 +fatal: no setup",
+        "    …",
+        "12 +FAILED tests/a.py::test_x - OSError: token=REDACTED",
+        "2 of 13 lines; 3 are new (+); 1 failed test (pytest)",
+    ]
+
+
+def test_without_a_passing_run_no_line_is_called_new(outputs: tuple[Path, Path]) -> None:
+    shown = explain(outputs[0], "--characters", 80)
+    assert " …" in shown
+    assert "+" not in shown
+    assert "new" not in shown
+
+
+def test_json_has_scores_and_tests(outputs: tuple[Path, Path]) -> None:
+    found = json.loads(explain(outputs[0], "--passed", outputs[1], "--json", "--characters", 60))
+    assert found["lines"][0] | {"score": 0} == {
+        "number": 12, "text": "FAILED tests/a.py::test_x - OSError: token=REDACTED", "score": 0, "is_new": True,
+    }  # fmt: skip
+    assert found["failed_tests"] == [{"runner": "pytest", "name": "tests/a.py::test_x", "line": 12}]
+    assert (found["all_lines"], found["new_lines"], found["dropped_bytes"]) == (13, 3, 0)
+
+
+def test_the_middle_of_a_large_output_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keep, "MAX_OUTPUT_BYTES", 2000)
+    keep.keep_readable.__defaults__ = (2000,)  # type: ignore[attr-defined]
+    try:
+        (tmp_path / "large").write_text("step\n" * 5000 + "Error: at the end\n")
+        shown = explain(tmp_path / "large", "--characters", 30)
+    finally:
+        keep.keep_readable.__defaults__ = (256 << 20,)  # type: ignore[attr-defined]
+    assert shown.splitlines()[-2] == "5,001  Error: at the end"
+    assert "bytes in the middle were not read" in shown
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"\x1f\x8b\x08\x00broken", "corrupt_gzip"), (None, "does not exist")])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "output.gz"
+    if content is not None:
+        path.write_bytes(content)
+    result = CliRunner().invoke(cli, ["explain", str(path)])
+    assert result.exit_code == 2, result.output
+    assert "output.gz" in result.output + str(result.exception)
+    assert said in result.output + str(result.exception)
+
+
+def test_its_help_imports_no_arrow() -> None:
+    assert "pyarrow" not in loaded_by("import ciml.cli.commands.data.explain")
