@@ -57,7 +57,7 @@ class _Explanation(NamedTuple):
 
 @make_command("explain")
 def command(options: ExplainOptions) -> None:
-    """Show the lines of a failed job's output that explain the failure.
+    """Show the lines that explain a failed job.
 
     OUTPUT is what the job printed, plain or gzip. Lines are chosen by words of failure, by how rare they are, and by
     the step that failed. With the output of passing runs (--passed), lines that these printed too are no causes.
