@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
-from ciml.datasets.definition import DatasetDefinition, resolve
-from ciml.telemetry import telemetry_columns
-from ciml.training.estimators import Rows, fit
+from ciml.training.estimators import fit
 from ciml.training.estimators.networks import optimizer_of
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
-from ciml.transforms.examples.prepare import prepare_many
-from tests.bench.measuring import real_runs, report_ratio, seconds
+from tests.bench.measuring import real_examples, report_ratio, seconds
 from tests.training.networks import build_model
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
@@ -28,16 +26,9 @@ TALK = Experiment(
 
 @pytest.mark.parametrize("windows", [10, 92])
 def test_the_talks_training_against_fit_on_arrays(windows: int) -> None:
-    mentions, tables = real_runs()
-    definition = DatasetDefinition.from_json(
-        {"name": "bench", "features_regex": "(usr|1min)", "class_label": "build_name", "sample_interval": "1s"}
-        | {"max_windows": windows}
-    )
-    resolved = resolve(definition, [telemetry_columns(table.column_names) for table in tables], mentions)
-    inputs, n_windows, _ = prepare_many(tables, resolved)
-    labels = np.array([resolved.classes.index(mention.build_name) for mention in mentions])
-    all_rows = Rows(Normalisation.of(inputs).apply(inputs), n_windows, labels)
-    rows = all_rows.take(np.arange(RUNS) % len(labels))  # the runs again and again: only the time counts here
+    resolved, examples = real_examples("build_name", windows)
+    all_rows = replace(examples, inputs=Normalisation.of(examples.inputs).apply(examples.inputs))
+    rows = all_rows.take(np.arange(RUNS) % len(all_rows))  # the runs again and again: only the time counts here
 
     model = build_model(TALK, *rows.inputs.shape[1:], len(resolved.classes))
     steps = TALK.epochs * -(-RUNS // TALK.batch_size)

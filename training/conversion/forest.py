@@ -1,8 +1,8 @@
 """The traversal of many decision trees at once, in a number of steps that the deepest tree sets.
 
 All nodes of all trees stand in arrays, breadth first, so that the two children of a node are neighbours. A row visits
-one node of each tree in a step. A leaf's threshold is NaN: no value is greater, so the row stays there. A value that is
-missing is replaced beforehand by one that goes the node's default way, so a step has no branches.
+one node of each tree in a step. A leaf's threshold is infinite: no value is greater, so the row stays there. A value
+that is missing is replaced beforehand by one that goes the node's default way, so a step has no branches.
 """
 
 from __future__ import annotations
@@ -88,11 +88,12 @@ def leaf_values(step: Step, nodes: Nodes, columns: int) -> Function:
     block = np.where(inner, np.searchsorted(kinds, nodes.missing[order]), 0)
     feature = np.where(inner, nodes.feature[order] + block * columns, 0)
     largest = np.finfo(np.float64).max
-    # An infinite threshold separates missing values from all others.
-    threshold = np.where(inner, np.clip(nodes.threshold[order].astype(np.float64), -largest, largest), np.nan)
+    # An infinite value, which is a missing one, is beyond the threshold of every node that has children.
+    threshold = np.where(inner, np.clip(largest_left(nodes)[order], -largest, largest), np.inf)
     leaves, leaf_of_node = np.unique(nodes.value[order], axis=0, return_inverse=True)
 
-    table = step.variables(_packed(feature, first_child, threshold))
+    # A step gathers once for a node, which halves its time. Whole numbers of a float64 are exact.
+    table = step.variables(np.stack([feature, first_child, threshold], axis=1).astype(np.float64))
     rows = step.variables(np.where(inner, 0, leaf_of_node.ravel()).astype(np.int32))
     values = step.variables(leaves.astype(np.float64))
     trees = len(nodes.roots)
@@ -104,15 +105,12 @@ def leaf_values(step: Step, nodes: Nodes, columns: int) -> Function:
         flat = tf.reshape(_compared(compared, kinds_used), [-1])
         count = tf.shape(x)[0]
         starts = tf.range(count)[:, tf.newaxis] * width
-        greater = tf.greater_equal if nodes.strict else tf.greater
         packed = tf.identity(table)  # read once, and not in every step
 
         def advance(node: Any) -> tuple[Any]:
-            where, bits = tf.unstack(tf.gather(packed, node), axis=-1)
-            value = tf.gather(flat, starts + tf.cast(tf.bitwise.right_shift(where, 32), tf.int32))
-            right = greater(value, tf.bitcast(bits, tf.float64))
-            # The cast keeps the lower half, the child.
-            return (tf.cast(where, tf.int32) + tf.cast(right, tf.int32),)
+            column, child, bound = tf.unstack(tf.gather(packed, node), axis=-1)
+            value = tf.gather(flat, starts + tf.cast(column, tf.int32))
+            return (tf.cast(child, tf.int32) + tf.cast(value > bound, tf.int32),)
 
         node = tf.tile(tf.range(trees)[tf.newaxis, :], [count, 1])
         if depth:
@@ -123,13 +121,16 @@ def leaf_values(step: Step, nodes: Nodes, columns: int) -> Function:
     return traverse
 
 
-def _packed(feature: np.ndarray, child: np.ndarray, threshold: np.ndarray) -> np.ndarray:
-    """Return int64 [nodes, 2]: column and left child, and the bits of the threshold.
+def largest_left(nodes: Nodes) -> np.ndarray:
+    """Return for each node the largest value that goes left, float64 [nodes].
 
-    A step then gathers once for a node, which halves its time.
+    It is a value of the type that is compared, so that a runtime that computes in float32 compares the same.
     """
-    where = feature.astype(np.int64) << 32 | child
-    return np.stack([where, threshold.view(np.int64)], axis=1)
+    kind = np.float32 if nodes.narrow else np.float64
+    with np.errstate(over="ignore"):
+        bound = nodes.threshold.astype(kind)
+    beyond = bound >= nodes.threshold if nodes.strict else bound > nodes.threshold
+    return np.where(beyond, np.nextafter(bound, kind(-np.inf)), bound).astype(np.float64)
 
 
 def _breadth_first(nodes: Nodes) -> tuple[np.ndarray, np.ndarray, int]:
