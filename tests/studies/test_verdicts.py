@@ -17,6 +17,7 @@ from studies.verdicts import (
     Recorded,
     Verdicts,
     by_base_rate,
+    differences,
     features_of,
     figures,
     fold_of_later_runs,
@@ -102,13 +103,30 @@ def test_figures_count_the_answers_of_all_repeats() -> None:
         "code precision": 3 / 4, "code recall": 3 / 4, "machine precision": 3 / 4, "machine recall": 3 / 4,
         "sure code precision": 2 / 3, "sure code recall": 2 / 4,
         "sure machine precision": 2 / 3, "sure machine recall": 2 / 4,
-        "unknown": 2 / 8, "outside": 1 / 8, "coverage": 6 / 8,
+        "decided rightly": 4 / 8, "unknown": 2 / 8, "outside": 1 / 8, "coverage": 6 / 8,
         "brier": pytest.approx(2 * (0.1**2 * 4 + 0.8**2 + 0.4**2 * 2 + 0.7**2) / 8),
     }  # fmt: skip
     assert all(low <= value <= high for value, low, high in found.values())
     assert found["accuracy"][1] < 0.75 < found["accuracy"][2]
     together = figures(given, labels, np.array(list("aaaa")))
     assert together["accuracy"] == (0.75, 0.75, 0.75)  # one change: nothing to resample
+
+
+def test_differences_are_those_of_the_same_runs() -> None:
+    labels = np.array([CODE, CODE, MACHINE, MACHINE])
+    code = np.array([[0.9, 0.2, 0.4, 0.1]])
+    nowhere = np.zeros((1, 4), bool)
+    first = Verdicts(np.stack([code, 1 - code], axis=2), np.array([[CODE, CODE, MACHINE, MACHINE]]), ~nowhere, nowhere)
+    said = np.array([[CODE, MACHINE, UNKNOWN, MACHINE]])
+    second = Verdicts(np.stack([1 - code, code], axis=2), said, nowhere, nowhere)
+    less = {name: value for name, (value, _, _) in differences(first, second, labels, np.array(list("abcd"))).items()}
+    brier = np.array([0.1, 0.8, 0.4, 0.1]) ** 2 - np.array([0.9, 0.2, 0.6, 0.9]) ** 2
+    assert less == {
+        "accuracy": 2 / 4, "brier": pytest.approx(2 * brier.mean()),
+        "decided rightly": 2 / 4, "unknown": -1 / 4, "coverage": 1.0,
+    }  # fmt: skip
+    value, low, high = differences(first, first, labels, np.array(list("abcd")))["brier"]
+    assert (value, low, high) == (0.0, 0.0, 0.0)
 
 
 def test_reliability_compares_what_was_said_with_what_was_right() -> None:
