@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
 from ciml.metrics import Board
 from ciml.pipelines.predict import PredictConfig, render_predictions
-from ciml.services.driver import drive
+from ciml.services.driver import drive, launch_on_dataflow
 from ciml.services.options import PredictOptions
 from ciml.services.predict import PredictService
 from ciml.serving.predict.log import (
@@ -130,6 +131,8 @@ def test_a_candidate_runs_in_the_services_own_process(tmp_path: Path) -> None:
     assert service.name == "ciml-predict-m-candidate"
     with pytest.raises(CimlError, match=r"predicts in the service's own process.*--engine micro-batches"):
         drive(service, "127.0.0.1:2")
+    with pytest.raises(CimlError, match="its files are on this machine"):
+        launch_on_dataflow(service, Mock(), "x")
 
 
 # ---- with a broker ----
