@@ -51,6 +51,7 @@ MAX_OUTPUT_BYTES = 256 * MIB  # that are kept of one output: its head and its ta
 MAX_OUTPUT_UNPACKED_BYTES = 8 << 30  # that are read of one: a small gzip file can unpack to any size
 MAX_OUTPUT_LINE_CHARACTERS = 4096  # of a line; longer ones are cut, and hold data rather than words
 MAX_OUTPUT_FAILED_TESTS = 1000  # of one output
+MAX_OUTPUT_PROFILE_TEMPLATES = 50_000  # of the profile of one job, about 10 MB; a sample of more
 MAX_OUTPUT_TEMPLATES = 200_000  # of one output, 150 bytes each; later ones count as one
 
 # == Logs: bytes, columns, rows, restarts, time ==

@@ -6,7 +6,7 @@ that failed, and if no passing run of the job printed its template. What surroun
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -125,7 +125,7 @@ def scan(data: bytes) -> ScannedOutput:
     )
 
 
-def rank(output: ScannedOutput, known: Collection[str] | None = None) -> Floats:
+def rank(output: ScannedOutput, known: Container[str] | None = None) -> Floats:
     """Return what each line is worth for the explanation of a failure, float64 [n], 0 for a line without a meaning.
 
     Args:
@@ -142,7 +142,7 @@ def rank(output: ScannedOutput, known: Collection[str] | None = None) -> Floats:
     return ranked
 
 
-def _own_worth(output: ScannedOutput, known: Collection[str] | None) -> Floats:
+def _own_worth(output: ScannedOutput, known: Container[str] | None) -> Floats:
     """Return the worth of each line by its own words, its shape, and its part of the output."""
     by_template = output.signals.strength.copy()
     if known is not None:
@@ -158,7 +158,7 @@ def _own_worth(output: ScannedOutput, known: Collection[str] | None) -> Floats:
     return worth
 
 
-def is_known_template(output: ScannedOutput, known: Collection[str]) -> Flags:
+def is_known_template(output: ScannedOutput, known: Container[str]) -> Flags:
     """Return which templates of an output are known, bool [t]."""
     return np.fromiter((template in known for template in output.templates.to_pylist()), bool, len(output.templates))
 
@@ -207,7 +207,7 @@ def _of_neighbours(strong: Floats) -> Floats:
     return given
 
 
-def excerpt(output: ScannedOutput, characters: int = 4000, known: Collection[str] | None = None) -> list[Line]:
+def excerpt(output: ScannedOutput, characters: int = 4000, known: Container[str] | None = None) -> list[Line]:
     """Return the lines that explain a failure, in their order.
 
     Args:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ciml.transforms.logs.ranking import Line
 
 _CHUNK_BYTES = 1 << 20
+#: Missing templates that are printed, and unusual ones; JSON has all.
+_SHOWN = 5
 
 
 class ExplainOptions(Json):
@@ -41,6 +43,8 @@ class _Explanation(NamedTuple):
       all_lines: the number of lines of the file.
       new_lines: of these, the lines that no passing run printed; None without a passing run.
       failed_tests: in order of their lines.
+      missing: templates that nearly all of five passing runs or more print, and this one does not, in their order.
+      unusual: templates with more or fewer lines than in any of them, with these numbers.
       dropped_bytes: of a file that is too large to be read whole.
     """
 
@@ -48,6 +52,8 @@ class _Explanation(NamedTuple):
     all_lines: int
     new_lines: int | None
     failed_tests: list[FailedTest]
+    missing: list[str]
+    unusual: list[tuple[str, int, int, int]]
     dropped_bytes: int
 
     def to_json(self) -> dict[str, Any]:
@@ -60,9 +66,9 @@ def command(options: ExplainOptions) -> None:
     """Show the lines that explain a failed job.
 
     OUTPUT is what the job printed, plain or gzip. Lines are chosen by words of failure, by how rare they are, and by
-    the step that failed. With the output of passing runs (--passed), lines that these printed too are no causes.
-    Colours, timestamps of CI systems and secrets are removed. Failed tests of pytest, unittest, go test, cargo, jest,
-    JUnit and other runners are counted.
+    the step that failed. With the output of passing runs (--passed), lines that these printed too are no causes; with
+    five of them, missing lines and unusual numbers of lines are shown too. Colours, timestamps of CI systems and
+    secrets are removed. Failed tests of pytest, unittest, go test, cargo, jest, JUnit and other runners are counted.
 
     \b
     Example:
@@ -77,11 +83,11 @@ def _explain(options: ExplainOptions) -> _Explanation:
 
     from ciml.events.redaction import redact_text
     from ciml.transforms.logs.failed_tests import failed_tests
+    from ciml.transforms.logs.profile import differences_of, printed_templates, profile_of
     from ciml.transforms.logs.ranking import excerpt, is_known_template, scan
 
-    known: set[str] | None = None
-    for path in options.passed:
-        known = (known or set()).union(scan(_read(path).data).templates.to_pylist())
+    profile = profile_of(printed_templates(scan(_read(path).data)) for path in options.passed)
+    known = profile if options.passed else None
     kept = _read(options.output)
     output = scan(kept.data)
     lines = [
@@ -90,7 +96,16 @@ def _explain(options: ExplainOptions) -> _Explanation:
     ]
     tests = [test._replace(line=kept.number(test.line), name=redact_text(test.name)) for test in failed_tests(output)]
     new = None if known is None else int(np.count_nonzero(~is_known_template(output, known)[output.codes]))
-    return _Explanation(lines, len(output.codes) + kept.dropped_lines, new, tests, kept.dropped_bytes)
+    differences = differences_of(printed_templates(output), profile)
+    return _Explanation(
+        lines,
+        len(output.codes) + kept.dropped_lines,
+        new,
+        tests,
+        [redact_text(one.template) for one in differences.missing],
+        [(redact_text(one.template), one.lines, one.usual.low, one.usual.high) for one in differences.unusual],
+        kept.dropped_bytes,
+    )
 
 
 def _read(path: str) -> KeptOutput:
@@ -124,6 +139,11 @@ def _print(explanation: _Explanation) -> None:
         mark = "+" if line.is_new else " "
         click.echo(f"{line.number:>{width},} {mark}{_printable(line.text)}")
         last = line.number
+    for template in explanation.missing[:_SHOWN]:
+        click.echo(f"- not printed: {_printable(template)}")
+    for template, number, low, high in explanation.unusual[:_SHOWN]:
+        usual = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        click.echo(f"~ {number:,} times, usually {usual}: {_printable(template)}")
     click.echo(_summary(explanation))
 
 

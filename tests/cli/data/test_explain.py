@@ -45,6 +45,19 @@ def test_the_cause_is_shown_with_its_number_and_without_secrets(outputs: tuple[P
     ]
 
 
+def test_what_passing_runs_print_and_how_often_is_compared(outputs: tuple[Path, Path]) -> None:
+    passed = [word for _ in range(5) for word in ("--passed", str(outputs[1]))]
+    outputs[0].write_text(FAILING.replace("step 3 of 9\n", "step 3 of 9\n" * 20))
+    shown = explain(outputs[0], *passed, "--characters", 75).splitlines()
+    assert shown[-4:-1] == [
+        "- not printed: setting up",
+        "- not printed: done",
+        "~ 28 times, usually 9: step <*> of <*>",
+    ]
+    few = explain(outputs[0], *passed[:8], "--characters", 75)
+    assert "not printed" not in few
+
+
 def test_without_a_passing_run_no_line_is_called_new(outputs: tuple[Path, Path]) -> None:
     shown = explain(outputs[0], "--characters", 80)
     assert " …" in shown
