@@ -238,7 +238,7 @@ class Data(StoredRuns):
         Example:
           >>> result = data.cross_validate("status", "random_forest", folds=3, parameters={"n_estimators": 20})
           >>> print(result.accuracy, "on", result.runs, "runs; base rate", result.base_rate)
-          1.000 (1.000 to 1.000) on 62 runs; base rate 0.516 (0.394 to 0.636)
+          1.000 (0.942 to 1.000) on 62 runs; base rate 0.516 (0.394 to 0.636)
           >>> print(result.baselines["duration"])
           0.517 (0.304 to 0.731)
         """

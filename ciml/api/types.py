@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypedDict
 
 if TYPE_CHECKING:
     from ciml.training.trainer import TrainResult
@@ -134,7 +134,29 @@ class Figure(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class TrainingResult:
+class _Result:
+    """What an experiment gives on a data set; ``_scores`` is the key of the figures of all held-out runs."""
+
+    experiment: str
+    dataset: str
+    new: bool
+    figures: Mapping[str, Any]
+
+    _scores: ClassVar[str]
+
+    @property
+    def runs(self) -> int:
+        """Number of runs, none of which the model that predicted it had seen."""
+        return int(self.figures[self._scores]["runs"])
+
+    @property
+    def base_rate(self) -> Figure:
+        """Accuracy of always predicting the most frequent class of the training runs."""
+        return Figure.of(self.figures[self._scores]["base_rate"])
+
+
+@dataclass(frozen=True, repr=False)
+class TrainingResult(_Result):
     """The result of an experiment on a data set: its figures on the held-out test runs.
 
     ``print(result)`` prints it as ``ciml experiment train`` does.
@@ -146,15 +168,7 @@ class TrainingResult:
       figures: the stored result, described in docs/experiments.md.
     """
 
-    experiment: str
-    dataset: str
-    new: bool
-    figures: Mapping[str, Any]
-
-    @property
-    def runs(self) -> int:
-        """Number of test runs."""
-        return int(self.figures["test"]["runs"])
+    _scores = "test"
 
     @property
     def accuracy(self) -> Figure:
@@ -172,11 +186,6 @@ class TrainingResult:
         return Figure.of(self.figures["test"]["macro"]["roc_auc"])
 
     @property
-    def base_rate(self) -> Figure:
-        """Accuracy of always predicting the most frequent class of the training runs."""
-        return Figure.of(self.figures["test"]["base_rate"])
-
-    @property
     def baselines(self) -> dict[str, Figure]:
         """Accuracy of predicting from one run statistic, ``duration`` or ``memory``, by its name."""
         return {name: Figure.of(scores["accuracy"]) for name, scores in self.figures["baselines"].items()}
@@ -188,7 +197,7 @@ class TrainingResult:
 
 
 @dataclass(frozen=True, repr=False)
-class CrossValidation:
+class CrossValidation(_Result):
     """The result of a cross-validation: figures of runs that the model had not seen. The test runs are not read.
 
     ``print(result)`` prints the figures of each fold, their mean with its interval, those of all folds together, and
@@ -202,15 +211,7 @@ class CrossValidation:
         means over the folds, ``pooled`` the scores of all runs, ``baselines`` those of one run statistic.
     """
 
-    experiment: str
-    dataset: str
-    new: bool
-    figures: Mapping[str, Any]
-
-    @property
-    def runs(self) -> int:
-        """Number of runs, each held out once."""
-        return int(self.figures["pooled"]["runs"])
+    _scores = "pooled"
 
     @property
     def accuracy(self) -> Figure:
@@ -235,11 +236,6 @@ class CrossValidation:
         scores = self.figures["pooled"]
         figures = {"accuracy": scores["accuracy"], **scores["macro"], "brier": scores["brier"]}
         return {name: Figure.of(figure) for name, figure in figures.items()}
-
-    @property
-    def base_rate(self) -> Figure:
-        """Accuracy of always predicting the most frequent class."""
-        return Figure.of(self.figures["pooled"]["base_rate"])
 
     @property
     def baselines(self) -> dict[str, Figure]:

@@ -270,10 +270,10 @@ def _validation(number: int, kind: tuple[str, int], means: Sequence[tuple[str, F
     best = first_by(bars)
     title = f"Held out by {shown(by)}"
     title += f", {shown(best.name)} has the highest mean accuracy: {percent(best.value)}" if best else ""
-    caption = "Means of the folds; Student's 95 % interval."
+    caption = "Means of the folds; 95 % interval, at least as wide as that of all runs."
     return Section(
         f"cross-validation, {folds_each} folds by {by}",
-        "Means of the folds, with Student's interval; the test runs were not used.",
+        "Means of the folds, with an interval at least as wide as that of all runs; the test runs were not used.",
         Table(("experiment", "runs", "mean accuracy", "95 %", "base rate", "mean macro F1", "95 %"), tuple(rows)),
         bars_plot(f"validated-{number}", title, caption, "accuracy (%)", [("", bars)]),
     )

@@ -291,7 +291,10 @@ def folds_plot(number: int, by: str, bars: Sequence[Bar]) -> Plot:
     folds = [bar.value for bar in bars[:-1] if bar.estimate.value is not None]
     spread = f", folds from {percent(min(folds))} to {percent(max(folds))}" if folds else ""
     title = f"Held out by {shown(by)}: mean accuracy {percent(mean.value)} ({mean.estimate.percent}){spread}"
-    caption = "Each fold by a model of all others; test runs are not used. The interval of the mean is Student's."
+    caption = (
+        "Each fold by a model of all others; test runs are not used. The interval of the mean is at least as wide as "
+        "that of all runs."
+    )
     return bars_plot(f"folds-{number}", title, caption, "accuracy (%)", [("", bars)])
 
 

@@ -209,7 +209,7 @@ def slice_bars(slices: Figures) -> list[Bar]:
 
 
 def fold_bars(folds: Figures) -> list[Bar]:
-    """Return the accuracy of each fold beside its base rate, then the mean with Student's interval."""
+    """Return the accuracy of each fold beside its base rate, then the mean with its interval."""
     bars = []
     for number, fold in enumerate(folds["folds"], 1):
         names = f": {', '.join(fold['held_out'])}" if fold["held_out"] else ""
@@ -220,7 +220,7 @@ def fold_bars(folds: Figures) -> list[Bar]:
 
 
 def mean_bar(name: str, folds: Figures) -> Bar:
-    """Return the mean accuracy of a cross-validation beside the base rate, with Student's interval."""
+    """Return the mean accuracy of a cross-validation beside the base rate, with its interval."""
     pooled = folds["pooled"]
     return Bar(name, Estimate.of(folds["mean"]["accuracy"]), pooled["runs"], _beside(pooled["base_rate"], {}))
 

@@ -1,30 +1,26 @@
 """Estimators with the interface of scikit-learn: those built in, and any other class by its name.
 
 An estimator gets a view of each run (`ciml.training.estimators.views`). ``unrolled``, the view of the talk, is that of
-the built-in estimators unless an experiment names another one: the normalised windows, feature by feature, without the
-length of the run.
+the built-in estimators unless an experiment names another one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from ciml.errors import CimlError, NoTrainingDataError
 from ciml.tensorflow import load_tensorflow, threads
 from ciml.training.estimators.base import Graph, Rows, Training, present_classes, spread, spread_graph
-from ciml.training.estimators.views import View, graph_of, names_of, values_of
+from ciml.training.estimators.views import UNROLLED, AnyView, graph_of, names_of, values_of
 from ciml.training.experiment import Experiment
 
 if TYPE_CHECKING:
     from ciml.training.conversion.step import Variables
 
-#: The view of the talk, next to those of `ciml.training.estimators.views`.
-UNROLLED: Final = "unrolled"
-ScikitView = View | Literal["unrolled"]
 _CALIBRATION_FOLDS = 5
 #: Runs that are predicted at a time.
 _PREDICTION_BATCH = 8192
@@ -44,7 +40,7 @@ class ScikitEstimator:
 
     build: Callable[[Experiment, int], Any]
     keys: frozenset[str]
-    view: ScikitView = UNROLLED
+    view: AnyView = UNROLLED
     takes_frames: bool = False
     tries: bool = True
     reports_epochs = False
@@ -58,7 +54,7 @@ class ScikitEstimator:
     def over_time(self) -> bool:
         return self.view in ("windows", "summary")
 
-    def for_view(self, view: ScikitView | None) -> Self:
+    def for_view(self, view: AnyView | None) -> Self:
         """Return the estimator on another view; None keeps its own."""
         return self if view is None else replace(self, view=view)
 
@@ -106,7 +102,7 @@ class FittedScikit:
     """
 
     model: Any
-    view: ScikitView
+    view: AnyView
     names: tuple[str, ...]
     present: np.ndarray
     classes: int
@@ -127,35 +123,23 @@ class FittedScikit:
         answer = convert(self.model, method, variables)
 
         def answers(inputs: Any, n_windows: Any) -> Any:
-            scores = answer(tf.cast(self._view_graph(inputs, n_windows), tf.float64))
+            scores = answer(tf.cast(graph_of(self.view, inputs, n_windows), tf.float64))
             return scores if method == "predict_proba" else _squashed(scores)
 
         return spread_graph(answers, self.present, self.classes)
-
-    def _view_graph(self, inputs: Any, n_windows: Any) -> Any:
-        if self.view != UNROLLED:
-            return graph_of(self.view, inputs, n_windows)
-        tf = load_tensorflow()
-        _, windows, features = inputs.shape
-        return tf.reshape(tf.transpose(inputs, [0, 2, 1]), [-1, windows * features])
 
     def to_json(self) -> dict[str, Any]:
         return {"runs": self.runs}
 
 
-def features(view: ScikitView, names: tuple[str, ...], inputs: np.ndarray, n_windows: np.ndarray) -> Any:
+def features(view: AnyView, names: tuple[str, ...], inputs: np.ndarray, n_windows: np.ndarray) -> Any:
     """Return the view of some runs: an array, or a DataFrame if the columns have names."""
-    values = _unrolled(inputs) if view == UNROLLED else values_of(view, inputs, n_windows)
+    values = values_of(view, inputs, n_windows)
     if not names:
         return values
     import pandas as pd
 
     return pd.DataFrame(values, columns=list(names), copy=False)
-
-
-def _unrolled(inputs: np.ndarray) -> np.ndarray:
-    """Reshape [n, L, F] to [n, F * L], feature by feature."""
-    return inputs.transpose(0, 2, 1).reshape(len(inputs), -1)
 
 
 def _method_of(model: Any) -> str:

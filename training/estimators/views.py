@@ -5,12 +5,15 @@
 - *summary*: statistics of each column over the run's own windows, float64 [n, 10 F + 1].
 
 The last number of *flat* and *summary* is the number of windows. None is normalised.
+
+*unrolled* is the view of the talk, which no experiment names: normalised windows, all of a column, then those of the
+next, float32 [n, F L].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
@@ -20,6 +23,8 @@ from ciml.training.estimators.summaries import summary, summary_names
 View = Literal["windows", "flat", "summary"]
 #: The views that an experiment can name.
 VIEWS: tuple[View, ...] = get_args(View)
+UNROLLED: Final = "unrolled"
+AnyView = View | Literal["unrolled"]
 
 
 def names_of(view: View, features: Sequence[str], windows: int) -> list[str]:
@@ -41,12 +46,12 @@ def names_of(view: View, features: Sequence[str], windows: int) -> list[str]:
     return summary_names(features)
 
 
-def values_of(view: View, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+def values_of(view: AnyView, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
     """Compute a view of runs. A run's values depend neither on other runs nor on what its padding contains.
 
     Args:
       view: the view.
-      inputs: float32 [n, L, F], not normalised.
+      inputs: float32 [n, L, F], normalised for *unrolled* alone.
       n_windows: int32 [n], from 1 to L.
 
     Returns:
@@ -61,12 +66,12 @@ def values_of(view: View, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarr
     return values
 
 
-def graph_of(view: View, inputs: Any, n_windows: Any) -> Any:
+def graph_of(view: AnyView, inputs: Any, n_windows: Any) -> Any:
     """Compute the same as `values_of` with TensorFlow operations.
 
     Args:
       view: the view.
-      inputs: a tensor float32 [n, L, F], not normalised, with static L and F.
+      inputs: a tensor float32 [n, L, F], normalised for *unrolled* alone, with static L and F.
       n_windows: a tensor int32 [n], from 1 to L.
 
     Returns:
@@ -80,10 +85,13 @@ def _windows(inputs: Any, n_windows: Any, xp: Any) -> Any:
 
 
 def _flat(inputs: Any, n_windows: Any, xp: Any) -> Any:
+    unrolled = xp.asarray(_unrolled(inputs, n_windows, xp), xp.float64)
+    return xp.concatenate([unrolled, xp.asarray(n_windows, xp.float64)[:, None]], axis=1)
+
+
+def _unrolled(inputs: Any, n_windows: Any, xp: Any) -> Any:
     _, windows, features = inputs.shape
-    values = xp.transpose(inputs, (0, 2, 1))
-    unrolled = xp.reshape(values, (-1, features * windows))
-    return xp.concatenate([xp.asarray(unrolled, xp.float64), xp.asarray(n_windows, xp.float64)[:, None]], axis=1)
+    return xp.reshape(xp.transpose(inputs, (0, 2, 1)), (-1, features * windows))
 
 
 def _own(inputs: Any, n_windows: Any, xp: Any) -> Any:
@@ -91,4 +99,9 @@ def _own(inputs: Any, n_windows: Any, xp: Any) -> Any:
     return (xp.arange(inputs.shape[1]) < xp.asarray(n_windows, xp.int64)[:, None])[..., None]
 
 
-_VIEWS: dict[View, Callable[[Any, Any, Any], Any]] = {"windows": _windows, "flat": _flat, "summary": summary}
+_VIEWS: dict[AnyView, Callable[[Any, Any, Any], Any]] = {
+    "windows": _windows,
+    "flat": _flat,
+    "summary": summary,
+    UNROLLED: _unrolled,
+}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from ciml.intervals import CONFIDENCE
+from ciml.intervals import CONFIDENCE, wilson
 from ciml.progress import Progress
 from ciml.training.calibration.calibrators import fit_calibrator
 from ciml.training.data.examples import InMemoryDataset, facts_of
@@ -67,7 +67,7 @@ def cross_validate(
 
     Returns:
       JSON: ``folds`` (``accuracy``, ``base_rate``, ``f1`` and ``held_out`` groups of each), ``mean`` (over folds, with
-      Student's 95 % interval), ``pooled`` (the `scores` of every run by the model that had not seen it), and
+      a 95 % interval), ``pooled`` (the `scores` of every run by the model that had not seen it), and
       ``baselines``: for each baseline number ``mean`` and ``pooled`` over the same folds.
 
     Raises:
@@ -113,20 +113,22 @@ def _figures(
     ]
     accuracies = [fold["accuracy"]["value"] for fold in folds]
     f1s = [fold["macro"]["f1"]["value"] for fold in folds]
-    mean = {"accuracy": _mean(accuracies), "f1": _mean(f1s)}
+    mean = {"accuracy": _mean(accuracies, len(labels)), "f1": _mean(f1s, len(labels))}
     return folds, {"mean": mean, "pooled": scores(answers, labels, classes, labels, slices)}
 
 
-def _mean(values: Sequence[float]) -> dict[str, float]:
-    """Compute the mean of the folds' shares with Student's interval, clipped to 0 and 1.
+def _mean(values: Sequence[float], runs: int) -> dict[str, float]:
+    """Compute the mean of the folds' shares with Student's interval, or Wilson's where that is wider.
 
-    The interval assumes independent folds, which is an approximation.
+    Student's interval assumes independent folds, which is an approximation. It has no width if all folds are alike; so
+    it is widened to Wilson's interval of the mean as a share of all runs.
     """
     from scipy.stats import sem, t
 
     mean = float(np.mean(values))
     half = float(sem(values) * t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return {"value": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}
+    low, high = wilson(mean * runs, runs)
+    return {"value": mean, "low": min(low, max(0.0, mean - half)), "high": max(high, min(1.0, mean + half))}
 
 
 def split_folds(dataset: InMemoryDataset, *, folds: int, hold_out: Sequence[str] = (), seed: int = 0) -> CVSplit:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ciml.cli.command import DefaultGroup, make_command
-from ciml.cli.options import JsonLines
+from ciml.cli.options import JsonLines, require_data
 from ciml.cli.output import by_frequency, print_table, progress_bar
 from ciml.cli.running import PATIENCE_S, Running, find_own_modules
 from ciml.errors import CimlError
@@ -51,7 +51,7 @@ class FilesOptions(JsonLines):
 
     files: tuple[str, ...] = argument("FILE…", many=True, required=False)
     model: str | None = option(metavar="NAME")
-    data_path: str | None = option(kind="data")
+    data_path: str | None = option(kind="new data")  # checked where it is used: --server needs none
     server: str | None = option(metavar="URL")
     version: int | None = option(kind="count", metavar="N")
     label: str | None = option(metavar="LABEL")
@@ -78,6 +78,7 @@ class FilesOptions(JsonLines):
                 raise click.UsageError(f"Missing option '{name}'; or name a model server: --server URL")
         from ciml.api import open as open_data
 
+        require_data(str(self.data_path))
         data = open_data(str(self.data_path))
         return data.model(
             str(self.model),

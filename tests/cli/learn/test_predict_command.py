@@ -79,6 +79,12 @@ def test_wrong_use_says_what_to_do(words: list[str], said: str) -> None:
     assert (done.exit_code, said in done.output) == (2, True), done.output
 
 
+def test_a_server_needs_no_data_root() -> None:
+    words = ["predict", "file", "--server", "http://127.0.0.1:1", "--model", "m"]
+    done = CliRunner().invoke(cli, words, env={"CIML_DATA_PATH": "no-such-folder"})
+    assert (done.exit_code, "http://127.0.0.1:1 is not reached" in done.output) == (3, True), done.output
+
+
 def test_help_has_both_forms() -> None:
     for words, options in (([], "--zone"), ([], "stream"), (["stream"], "--kafka")):
         assert options in CliRunner().invoke(cli, ["predict", *words, "--help"]).output

@@ -16,6 +16,7 @@ from scipy.stats import sem, t
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
+from ciml.intervals import wilson
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.storage import Store
 from ciml.training.data.examples import InMemoryDataset, read_dataset
@@ -269,6 +270,15 @@ def _nearest_memory(dataset: InMemoryDataset, positions: np.ndarray, found: dict
     return right / len(runs)
 
 
+def test_folds_that_are_all_right_have_the_interval_of_their_runs(dataset: InMemoryDataset):
+    known = replace(dataset, rows=replace(dataset.rows, inputs=dataset.rows.inputs.copy()))
+    known.rows.inputs[:] = known.rows.labels[:, np.newaxis, np.newaxis]  # the answer
+    folds = cross_validate(FOREST, known, folds=3)
+    runs = folds["pooled"]["runs"]
+    assert folds["mean"]["accuracy"] == {"value": 1.0, "low": wilson(runs, runs)[0], "high": 1.0}
+    assert folds["mean"]["accuracy"]["low"] < 0.99
+
+
 def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: DataRoot, dataset: InMemoryDataset):
     one = trial(data, dataset)
     found, new = one.cross_validate(4, ("flavour",))
@@ -294,8 +304,13 @@ def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: DataRo
         ("accuracy", [each["accuracy"]["value"] for each in by_chance["folds"]]),
         ("f1", [each["f1"] for each in by_chance["folds"]]),
     ):
-        low, high = t.interval(0.95, 3, np.mean(values), sem(values))
-        want = {"value": np.mean(values), "low": max(low, 0.0), "high": min(high, 1.0)}
+        student = t.interval(0.95, 3, np.mean(values), sem(values))
+        low, high = wilson(np.mean(values) * positions.size, positions.size)
+        want = {
+            "value": np.mean(values),
+            "low": min(low, max(student[0], 0.0)),
+            "high": max(high, min(student[1], 1.0)),
+        }
         assert by_chance["mean"][name] == pytest.approx(want)
     machine = Experiment(name="svm", estimator="svm")
     split = split_folds(dataset, folds=4, hold_out=("flavour",))
