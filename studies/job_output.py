@@ -3,14 +3,17 @@
     python -m studies.job_output loghub FOLDER
     python -m studies.job_output logjuicer FOLDER basic-01 dib-01 …
     python -m studies.job_output logdx FOLDER dev stress v2/dev v2/stress
+    python -m studies.job_output recorded FOLDER recorded-ci recorded-ci-2
 
 FOLDER is a checkout of ``logpai/loghub``, ``logjuicer/logjuicer-tests`` or ``eyuansu62/LogDx``, whose parts are named.
+For ``recorded``, it holds recordings: ``builds.jsonl``, and the outputs beside the logs that it names.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import importlib
 import importlib.util
 import json
@@ -21,7 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from ciml.intervals import wilson
 from ciml.transforms.logs.lines import clean_lines
+from ciml.transforms.logs.profile import printed_templates, profile_of
 from ciml.transforms.logs.ranking import excerpt, is_known_template, rank, scan
 from ciml.transforms.logs.templates import templates_of
 from ciml.transforms.logs.text_arrays import strings
@@ -132,6 +137,38 @@ def _scorer(folder: Path) -> Callable[[Any, str], float]:
     return score
 
 
+def recorded(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    """Yield how often the cause is among the best lines of failed runs, next to the passing runs of other changes.
+
+    ``stated_causes.jsonl`` has the lines of 39 runs that state the cause, as a person read them: the error of a first
+    failed test, the end of a traceback. The other failed runs were killed or ended by a timeout, and state none.
+    """
+    runs = [_read_run(folder / name, text) for name in names for text in (folder / name / "builds.jsonl").open()]
+    text = Path(__file__).with_name("stated_causes.jsonl").read_text()
+    causes = {row["build_uuid"]: row["lines"] for row in map(json.loads, text.splitlines())}
+    places = []
+    for run in runs:
+        if run["build_uuid"] not in causes:
+            continue
+        passed = (one for one in runs if one["build_name"] == run["build_name"] and one["result"] == "SUCCESS")
+        change = run.get("change", run["build_uuid"])
+        profile = profile_of(one["printed"] for one in passed if one.get("change") != change)
+        scores = rank(run["output"], profile)
+        best = (np.argsort(-scores, kind="stable") + 1).tolist()
+        places.append(min(best.index(line) for line in causes[run["build_uuid"]]) + 1)
+    for most in (1, 3, 5):
+        within = sum(place <= most for place in places)
+        low, high = wilson(within, len(places))
+        yield f"| the first {most} | {within} of {len(places)} | {low:.2f} to {high:.2f} |"
+
+
+def _read_run(recording: Path, text: str) -> dict[str, Any]:
+    run: dict[str, Any] = json.loads(text)
+    path = (recording / run["log_path"]).with_name("job-output.txt.gz")
+    output = scan(gzip.decompress(path.read_bytes()))
+    return {**run, "output": output, "printed": printed_templates(output)}
+
+
 def _row(name: str, shares: Iterable[float]) -> str:
     return f"| {name} | {' | '.join(f'{share:.2f}' for share in shares)} |"
 
@@ -139,14 +176,16 @@ def _row(name: str, shares: Iterable[float]) -> str:
 def main() -> None:
     """Print the table of a benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=("loghub", "logjuicer", "logdx"))
+    parser.add_argument("benchmark", choices=("loghub", "logjuicer", "logdx", "recorded"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("parts", nargs="*", help="of logjuicer, the pairs; of logdx, the splits")
+    parser.add_argument("parts", nargs="*", help="of logjuicer, the pairs; of logdx, the splits; recordings")
     options = parser.parse_args()
     if options.benchmark == "loghub":
         rows = loghub(options.folder)
     elif options.benchmark == "logjuicer":
         rows = logjuicer(options.folder, options.parts)
+    elif options.benchmark == "recorded":
+        rows = recorded(options.folder, options.parts)
     else:
         rows = logdx(options.folder, options.parts)
     for row in rows:

@@ -31,6 +31,11 @@ class Signal(NamedTuple):
 SIGNALS = (
     Signal(
         "exception",
+        8,
+        r"^(?:E\s+)?[A-Za-z_][\w.]*(?:Error|Exception|Failure|Timeout)(?:: \S|$)",  # as a traceback ends
+    ),
+    Signal(
+        "exception",
         6,
         r"(?:^|[\s:(])[A-Za-z_][\w.]*(?:Error|Exception|Failure|Warning|Timeout|Interrupt|Exit)\b(?:\s*[:(\[]|$)",
     ),
@@ -104,7 +109,7 @@ _BENIGN = (
     r"(?i)\bno (?:tests? )?(?:failed|failures?|errors?)\b|\bPASS(?:ED)?\b|\.\.\. ok$|^\s*(?:✓|ok )|warning[: ]|\[warn"
     r"|deprecat|lib\w*-?error|--[a-z-]*(?:fail|error)|-W[a-z-]*error|Downloading|Collecting |Requirement already"
     r"|Get:<\*>|Setting up |Unpacking |Selecting previously|added <\*> packages|^\s*Compiling |if-no-files-found"
-    r"|continue-on-error|fail-fast|fail_ci"
+    r"|continue-on-error|fail-fast|fail_ci|^\s*>?\s+(?:raise|return|except|def|if|with|for|assert) |^\s+[\^~]+$"
 )
 _BENIGN_KEEPS = 0.3
 

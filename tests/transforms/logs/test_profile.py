@@ -65,9 +65,9 @@ def test_order_and_parts_change_nothing(runs: list[dict[str, Printed]], cut: int
 
 def test_only_a_template_that_the_profile_judges_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_OUTPUT_PROFILE_TEMPLATES", 50)
-    profile = profile_of([printed("\n".join(f"word{'x' * n}" for n in range(200)))])
+    profile = profile_of([printed("\n".join(f"word{'y' * n}" for n in range(200)))])
     assert len(profile.templates) == 50
-    others = [f"other{'x' * n}" for n in range(200)]
+    others = [f"other{'y' * n}" for n in range(200)]
     new = [name for name in others if profile.is_new(name)]
     assert 20 < len(new) < 80
     assert [name in profile for name in others] == [name not in new for name in others]

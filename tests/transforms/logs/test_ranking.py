@@ -49,6 +49,17 @@ def test_the_cause_comes_first() -> None:
     assert texts(FAILING, 60) == ["E       ModuleNotFoundError: No module named 'attrs'"]
 
 
+def test_the_error_comes_before_the_code_that_raises_it() -> None:
+    trace = [
+        "Traceback (most recent call last):",
+        '  File "/x/y/main.py", line 3, in <module>',
+        "    raise SystemExit(main())",
+        "                     ^^^^^^",
+        "jinja2.exceptions.TemplateSyntaxError: expected a token",
+    ]
+    assert texts("\n".join(["reading"] * 9 + trace), 60) == [trace[-1]]
+
+
 def test_an_excerpt_keeps_the_order_and_the_numbers_of_its_lines() -> None:
     lines = FAILING.split("\n")
     shown = excerpt(scan(FAILING.encode()), 300)

@@ -26,6 +26,8 @@ def template(line: str) -> str:
         ("at 0x7f3bb30517d0", "at 0x55"),
         ("Mon Jan 3 started", "Tue Feb 14 started"),
         ("ports 1 2 3", "ports 4 5"),
+        ("......x.....s....   [ 12%]", ".....s.......x.x.   [ 84%]"),
+        ("urllib3.exceptions.MaxRetryError: no", "requests.MaxRetryError: no"),
     ],
 )
 def test_details_are_masked(one: str, other: str) -> None:
@@ -40,6 +42,8 @@ def test_details_are_masked(one: str, other: str) -> None:
         ("2 tests failed", "0 tests failed"),
         ("No module named 'attrs'", "No module named 'yaml'"),
         ("PASSED", "FAILED"),
+        (".............", ".....F......."),
+        ("jinja2.exceptions.TemplateSyntaxError: no", "jinja2.exceptions.UndefinedError: no"),
         ("read and write", "read or write"),
     ],
 )
