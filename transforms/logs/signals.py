@@ -162,16 +162,17 @@ def _signals_of_some(templates: pa.StringArray) -> Signals:
     strongest = np.zeros(len(templates))
     number = np.zeros(len(templates))
     for signal in SIGNALS:
-        has = _matches(templates, signal.pattern)
+        has = matches(templates, signal.pattern)
         kinds[:, KINDS.index(signal.kind)] |= has
         strongest = np.maximum(strongest, signal.strength * has)
         number += has
-    strength = strongest + _FURTHER * np.clip(number - 1, 0, 4) + _PLACE_ADDS * _matches(templates, _PLACE)
-    strength[_matches(templates, _BENIGN)] *= _BENIGN_KEEPS
-    return Signals(kinds, strength, {name: _matches(templates, pattern) for name, pattern in MARKS.items()})
+    strength = strongest + _FURTHER * np.clip(number - 1, 0, 4) + _PLACE_ADDS * matches(templates, _PLACE)
+    strength[matches(templates, _BENIGN)] *= _BENIGN_KEEPS
+    return Signals(kinds, strength, {name: matches(templates, pattern) for name, pattern in MARKS.items()})
 
 
-def _matches(templates: pa.StringArray, pattern: str) -> npt.NDArray[np.bool_]:
+def matches(templates: pa.StringArray, pattern: str) -> npt.NDArray[np.bool_]:
+    """Return which templates have a match of a regular expression of RE2, bool [t]."""
     return _flags(pc.match_substring_regex(templates, pattern))
 
 

@@ -1,0 +1,95 @@
+"""The features of an output: the reason that its prominent new lines name."""
+
+from __future__ import annotations
+
+import pytest
+
+from ciml.transforms.logs.features import OUTPUT_FEATURES, REASONS, output_features, reason_of
+from ciml.transforms.logs.profile import printed_templates, profile_of
+from ciml.transforms.logs.ranking import scan
+from ciml.transforms.logs.signals import KINDS
+
+PASSING = b"collecting\n........ [ 50%]\n........ [100%]\n16 passed in 3.2s\n"
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("resource", "E   OSError: [Errno 28] No space left on device"),
+        ("resource", "MemoryError"),
+        ("resource", "curl: (6) Could not resolve host: mirror.example.org"),
+        ("resource", "wget: server returned error: HTTP/1.1 502 Bad Gateway"),
+        ("resource", "ImportError: /a/b/x.so: failed to map segment from shared object"),
+        ("resource", "/bin/sh: line 1:   512 Killed   make"),
+        ("resource", "fatal: [node-3]: UNREACHABLE! => {}"),
+        ("dependency", "error: No solution found when resolving dependencies"),
+        ("dependency", "ERROR: No matching distribution found for attrs==99"),
+        ("dependency", "E: Unable to locate package libfoo-dev"),
+        ("crash", "Fatal Python error: Segmentation fault"),
+        ("program", "FAILED tests/test_io.py::test_read - AssertionError: no"),
+        ("program", "KeyError: '{%'"),
+        ("program", "jinja2.exceptions.TemplateSyntaxError: expected token 'end'"),
+        ("program", "src/main.rs:3:5: error[E0308]: mismatched types"),
+        ("program", "./main.go:12:2: undefined: frobnicate"),
+        ("program", "thread 'main' panicked at src/lib.rs:4:5:"),
+        ("program", "would reformat src/ciml/a.py"),
+        ("program", ".......F"),
+        ("other", "gh: Resource not accessible by integration (HTTP 403)"),
+        ("other", "PermissionError: [Errno 13] Permission denied: '/x'"),
+        ("other", "##[error]Process completed with exit code 1."),
+        ("silent", "........ [ 50%]"),
+        ("silent", ""),
+    ],
+)
+def test_an_output_names_a_reason(reason: str, text: str) -> None:
+    assert reason_of(scan(text.encode())) == reason
+
+
+def test_exactly_one_feature_is_set() -> None:
+    features = output_features(scan(b"FAILED a/b.py::test_x\nNo space left on device\n"))
+    assert dict(zip(OUTPUT_FEATURES, features, strict=True)) == {
+        "log:resource": 1.0,
+        "log:dependency": 0.0,
+        "log:crash": 0.0,
+        "log:program": 0.0,
+        "log:other": 0.0,
+        "log:silent": 0.0,
+    }
+
+
+def test_an_unavailable_output_has_no_feature() -> None:
+    assert set(output_features(None)) == {0.0}
+
+
+def test_what_passing_runs_print_names_no_reason() -> None:
+    text = b"ValueError: expected by this test\n" + PASSING
+    assert reason_of(scan(text)) == "program"
+    assert reason_of(scan(text), profile_of([printed_templates(scan(text))])) == "silent"
+
+
+def test_an_output_that_was_cut_off_is_silent() -> None:
+    profile = profile_of([printed_templates(scan(PASSING))])
+    assert reason_of(scan(PASSING[:30]), profile) == "silent"
+
+
+def test_a_line_far_below_the_best_names_no_reason() -> None:
+    cleanup = b"Post job cleanup.\nconnection timed out while the cache was saved\n"
+    cause = b"E       AssertionError: assert 1 == 2\ntest_x.py:3: AssertionError\nFAILED a/test_x.py::test_x - no\n"
+    assert reason_of(scan(cleanup)) == "resource"
+    assert reason_of(scan(cause + cleanup)) == "program"
+
+
+def test_lines_of_tools_that_work_name_no_reason() -> None:
+    assert reason_of(scan(b"warning: connection reset, trying again\n0 failed, 3 passed\n")) == "silent"
+
+
+def test_further_lines_of_passing_runs_change_nothing() -> None:
+    cause = b"E   OSError: [Errno 28] No space left on device\n"
+    profile = profile_of([printed_templates(scan(PASSING))])
+    expected = output_features(scan(cause), profile)
+    assert output_features(scan(PASSING + cause), profile) == expected
+    assert output_features(scan(PASSING * 200_000 + cause), profile) == expected
+
+
+def test_reasons_have_kinds_of_signals() -> None:
+    assert {kind for reason in REASONS for kind in reason.kinds} <= set(KINDS)

@@ -1,0 +1,138 @@
+"""Features of a failed run's output: which kind of failure its new lines name.
+
+A model of causes must hold for jobs that it has not learned, and for kinds of trouble that no learned run had. So the
+features are few: the output names at most one reason, and a reason joins words of many tools. Words of a single job,
+hashed templates and counts of lines are no features; docs/verdicts.md has the comparison.
+
+A long output names many things that are no reason: a limit in a command, an address that is tried again. So only lines
+count that are worth almost as much as the best one (`ciml.transforms.logs.ranking.rank`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ciml.transforms.logs.ranking import ScannedOutput, is_known_template, rank
+from ciml.transforms.logs.signals import KINDS, Signals, matches
+
+Flags = npt.NDArray[np.bool_]
+
+
+class Reason(NamedTuple):
+    """What an output names as the reason of the failure.
+
+    Attributes:
+      name: of the feature, without its prefix.
+      kinds: kinds of signals that name it.
+      pattern: further words that name it, a regular expression of RE2 over templates.
+      unless: words by which a template does not name it.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    pattern: str
+    unless: str = ""
+
+
+#: Exceptions that come from the environment as often as of the code.
+_ENVIRONMENT = (
+    r"\b(?:OS|IO|FileNotFound|Permission|FileExists|BlockingIO|ChildProcess|CalledProcess|Memory|Connection\w*|\w*Timeout"
+    r"|BrokenPipe|Process\w*|HTTP|URL|SSL|Socket|Network\w*)(?:Error|Exception)\b|Errno <\*>"
+)
+
+#: A row of tests, a character each, of which one failed. It may be the last that a run prints before its time is over.
+_ROW = r"^[.sxX]*(?:\.[.sxX]*[FE]|[FE][.sxXFE]*\.)[.sxXFE]*(?: +\[ *(?:<\*>|\d+)?%?\])?$"
+
+#: In the order of their precedence: a test that fails for want of memory names a resource, and no program.
+REASONS = (
+    Reason(
+        "resource",
+        ("memory", "disk", "network"),
+        r"\b[Tt]imed out\b|\bSIGKILL\b|\bKilled\b|failed to map segment|[Rr]esource temporarily unavailable"
+        r"|[Tt]oo many open files|Device or resource busy|Stale file handle"
+        r"|[Bb]roken pipe|RemoteDisconnected|IncompleteRead|[Uu]nexpected EOF"
+        r"|[Dd]eadline exceeded|Hash Sum mismatch|Could not get lock|BrokenProcessPool|shutdown signal"
+        r"|lost communication|node .{0,40}unreachable|host unreachable|UNREACHABLE!|[Ee]victed|[Pp]reempt",
+        r"not accessible|[Uu]nauthorized|Forbidden|[Dd]enied",
+    ),
+    Reason(
+        "dependency",
+        (),
+        r"No solution found|No matching distribution|Could not find a version|Unable to locate package|\bERESOLVE\b"
+        r"|(?:resolve|resolving) (?:\w+ )?dependenc|has no installation candidate|cannot be satisfied|[Uu]nsatisfiable"
+        r"|not found in (?:\w+ ){0,3}registry|no required module provides|unresolved import|Could not find artifact",
+    ),
+    Reason("crash", (), r"[Ss]egmentation fault|\bsegfault\b|\bSIG(?:SEGV|ABRT|BUS|ILL)\b|core dumped"),
+    Reason(
+        "program",
+        ("test", "summary"),
+        r"\w(?:Error|Exception)\b|\bpanicked at\b|^panic:|DATA RACE|AddressSanitizer|\berror(?:\[|: )|\berror TS<\*>"
+        r"|undefined: |[Uu]ndefined (?:reference|symbol|name)|is not defined|has no attribute|[Mm]ismatched types"
+        r"|[Uu]ndeclared|cannot find (?:symbol|name|type|module|value)|assertion .{0,80}failed|DID NOT RAISE"
+        rf"|[Ww]ould reformat|[Cc]ode style issue|not (?:properly )?formatted|{_ROW}",
+        _ENVIRONMENT,
+    ),
+)
+#: An output that names no reason has another signal, or none: then it was cut off, or is empty.
+NO_REASONS = ("other", "silent")
+PREFIX = "log:"
+#: The features, in their order.
+OUTPUT_FEATURES = tuple(PREFIX + name for name in (*(reason.name for reason in REASONS), *NO_REASONS))
+#: The strength from which a template has a signal. Lines of tools that work have less.
+_SIGNAL = 3.0
+#: The least worth of a line that names a reason: any new line has more.
+_LEAST = 0.1
+#: The worth of a line that may name the reason, as a part of the best line's.
+_PROMINENT = 0.4
+
+
+def output_features(output: ScannedOutput | None, known: Collection[str] = ()) -> tuple[float, ...]:
+    """Return `OUTPUT_FEATURES` of a run's output: 1 for the reason that it names, else 0.
+
+    Args:
+      output: of the run; None if it is unavailable: then all features are 0.
+      known: the templates that passing runs of the job have printed, or its `OutputProfile`; those of passing runs of
+        all jobs where the job has too few.
+
+    Example:
+      >>> features = output_features(scan(b"E   OSError: [Errno 28] No space left on device"))
+      >>> dict(zip(OUTPUT_FEATURES, features))["log:resource"]
+      1.0
+    """
+    named = None if output is None else PREFIX + reason_of(output, known)
+    return tuple(float(feature == named) for feature in OUTPUT_FEATURES)
+
+
+def reason_of(output: ScannedOutput, known: Collection[str] = ()) -> str:
+    """Return the reason that the output of a failed run names, of `REASONS` and `NO_REASONS`."""
+    signals = output.signals
+    new = ~is_known_template(output, known)
+    is_signal = signals.strength >= _SIGNAL
+    can_name = _best_worth(output, known) * (new & (is_signal | (signals.strength == 0)))
+    prominent = _PROMINENT * can_name.max(initial=0)
+    for reason in REASONS:
+        if (can_name[_names(output.templates, signals, reason)] >= max(prominent, _LEAST)).any():
+            return reason.name
+    return "other" if (is_signal & new).any() else "silent"
+
+
+def _best_worth(output: ScannedOutput, known: Collection[str]) -> npt.NDArray[np.float64]:
+    """Return what the best line of each template is worth, float64 [t]."""
+    best = np.zeros(len(output.templates))
+    np.maximum.at(best, output.codes, rank(output, known))
+    return best
+
+
+def _names(templates: pa.StringArray, signals: Signals, reason: Reason) -> Flags:
+    """Return which templates name a reason, bool [t]."""
+    names = matches(templates, reason.pattern)
+    for kind in reason.kinds:
+        names |= signals.kinds[:, KINDS.index(kind)]
+    if reason.unless:
+        names &= ~matches(templates, reason.unless)
+    return names
