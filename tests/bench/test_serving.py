@@ -23,21 +23,25 @@ WINDOWS = 550
 CALLS = 300
 BATCH = 64
 BATCHES = 60
-EXPERIMENTS = {
-    "network": Experiment(estimator="dnn", hidden_layers=(100,) * 5, epochs=1),
-    "forest": Experiment(estimator="random_forest", view="flat"),
+NETWORK = Experiment(estimator="dnn", hidden_layers=(100,) * 5, epochs=1)
+#: An estimator and the columns of its runs.
+MODELS = {
+    "network": (NETWORK, "(usr|1min)"),
+    "network over all columns": (NETWORK, "."),
+    "forest": (Experiment(estimator="random_forest", view="flat"), "(usr|1min)"),
 }
 
 
-@pytest.mark.parametrize("kind", ["network", "forest"])
+@pytest.mark.parametrize("kind", MODELS)
 def test_a_call_against_the_signature_in_process(kind: str, tmp_path: Path) -> None:
     import grpc
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
     tf = load_tensorflow()
-    resolved, runs = real_examples("status", WINDOWS)
+    experiment, features_regex = MODELS[kind]
+    resolved, runs = real_examples("status", WINDOWS, features_regex)
     folder = tmp_path / kind
-    fit_and_export(EXPERIMENTS[kind], resolved, runs, folder)
+    fit_and_export(experiment, resolved, runs, folder)
     data = DataRoot.open(tmp_path / "data")
     push_models(data, folder)
     signature = tf.saved_model.load(str(folder)).signatures["serving_default"]

@@ -80,8 +80,9 @@ def read_array(name: str, tensor: Any, dtype: str, shape: tuple[int, ...]) -> ND
     """
     elements = math.prod(shape)
     try:
-        if tensor.tensor_content:
-            return np.frombuffer(tensor.tensor_content, numpy_dtype(dtype)).reshape(shape)
+        content = tensor.tensor_content  # each access to the field copies it
+        if content:
+            return np.frombuffer(content, numpy_dtype(dtype)).reshape(shape)
         values = _texts(tensor, elements) if dtype == STRING else _numbers(tensor, dtype)
         if not values.size:
             return np.zeros(shape, values.dtype)
