@@ -52,6 +52,10 @@ MAX_OUTPUT_UNPACKED_BYTES = 8 << 30  # that are read of one: a small gzip file c
 MAX_OUTPUT_LINE_CHARACTERS = 4096  # of a line; longer ones are cut, and hold data rather than words
 MAX_OUTPUT_FAILED_TESTS = 1000  # of one output
 MAX_OUTPUT_PROFILE_TEMPLATES = 50_000  # of the profile of one job, about 10 MB; a sample of more
+MAX_OUTPUT_STORED_LINE_BYTES = 64 << 10  # of a stored line: minified code has such, and redacting one takes its time
+MAX_OUTPUT_WIRE_BYTES = 1024 * MIB  # of one output as it is transferred
+MAX_OUTPUT_KEY_LINES = 200  # after the beginning of a private key, within which its end is searched: RSA has 100
+MAX_STORED_TEMPLATES_BYTES = 16 * MIB  # of one output; later templates count as one
 MAX_OUTPUT_TEMPLATES = 200_000  # of one output, 150 bytes each; later ones count as one
 
 # == Logs: bytes, columns, rows, restarts, time ==

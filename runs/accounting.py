@@ -350,4 +350,4 @@ def _stripped(outcome: Outcome, run: KnownRun | None) -> Outcome:
     """
     file = outcome.file
     other_file = file if file is not None and run is not None and file.digest != run.digest else None
-    return outcome.replace(detail="", file=other_file, payload=None, not_before_us=None)
+    return outcome.replace(detail="", file=other_file, payload=None, not_before_us=None, output=None)

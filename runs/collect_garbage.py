@@ -17,7 +17,8 @@ from itertools import islice
 from ciml.errors import IntegrityError
 from ciml.manifest.log import ManifestLog
 from ciml.progress import Progress
-from ciml.runs.pack_index import PACKS, RUNS, SWEPT, PackState, named_runs, pack_state, split_pack, split_path
+from ciml.runs.outputs import TEXTS, day_of, split_output, templates_path
+from ciml.runs.pack_index import PACKS, RUNS, SWEPT, PackState, named_runs, pack_state, run_of, split_pack, split_path
 from ciml.runs.packs import prove_pack
 from ciml.runs.reader import default_threads, load_packs
 from ciml.runs.tables.delta_log import DeltaLog, DeltaState
@@ -36,6 +37,7 @@ class Collected:
       gone: objects removed from ``swept/``.
       restored: referenced objects moved back from ``swept/``.
       packs: removed packs, replaced or unreferenced.
+      outputs: removed texts of outputs, expired or unreferenced.
       held: packs that would be removed, but are kept for readers of the table of telemetry.
       faults: packs that differ from their manifest, a line each. Objects that they replace are kept.
     """
@@ -47,6 +49,7 @@ class Collected:
     restored: int = 0
     packs: int = 0
     held: int = 0
+    outputs: int = 0
     faults: list[str] = field(default_factory=list)
 
 
@@ -205,6 +208,45 @@ class GarbageCollector:
             if len(unread) == len(old):
                 self.clean_folders.append(folder)
         self.collected.faults += table.faults
+
+    def collect_outputs(self, before: str, forgotten_s: float, *, everything: bool = False) -> None:
+        """Remove the texts of outputs of earlier days, and outputs of runs that are not stored.
+
+        The second needs the packs of a folder, so it is done once for each: when its texts expire.
+
+        Args:
+          before: texts of earlier days are removed, as YYYY-MM-DD; "" keeps all.
+          forgotten_s: outputs of unknown runs are removed if they were written before this time, epoch seconds.
+          everything: look for outputs of unknown runs in all folders.
+        """
+        for chunk in self._listed(TEXTS):
+            by_folder: dict[str, list[tuple[Entry, str]]] = {}
+            for entry in chunk:
+                parts = split_output(entry.path)
+                if parts is not None and entry.modified_s <= self._before_s:
+                    by_folder.setdefault(parts[0], []).append((entry, parts[1]))
+            for folder, outputs in by_folder.items():
+                is_expired = day_of(folder) < before
+                if not is_expired and not everything:
+                    continue
+                stored_runs = self._stored_runs(folder)
+                unknown = [
+                    entry
+                    for entry, run_id in outputs
+                    if stored_runs is not None and run_id not in stored_runs and entry.modified_s <= forgotten_s
+                ]
+                self._each(lambda path: self._raw.delete(templates_path(path)), unknown)
+                removable = [entry for entry, _ in outputs] if is_expired else unknown
+                self._each(self._raw.delete, removable)
+                self.collected.outputs += len(removable)
+
+    def _stored_runs(self, folder: str) -> set[str] | None:
+        """Return the ids of the runs of a folder; None where they are not known for certain."""
+        packs = load_packs(self._raw, folder)
+        if folder in self._pending or packs.missing or packs.broken:
+            return None
+        names = {*packs.runs, *packs.state.alone, *self._recent_names().get(folder, ())}
+        return {run_of(name) for name in names}
 
     def _is_removable(self, entry: Entry, state: PackState) -> bool:
         """Return whether an old pack was written and, if others replaced it, replaced before the grace."""

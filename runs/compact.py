@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 
 import msgspec
@@ -19,6 +20,7 @@ from ciml.errors import IntegrityError
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.progress import Progress, no_progress
 from ciml.runs.collect_garbage import Collected, GarbageCollector, pack_folders
+from ciml.runs.outputs import OUTPUTS, TEXTS, expire_before
 from ciml.runs.pack_index import PACKS, RUNS, SWEPT, NamedRun, day_ends_s, named_runs
 from ciml.runs.packing import FolderPacker, PackCounts
 from ciml.storage import Store
@@ -60,6 +62,7 @@ def compact(
     min_runs: int = MIN_RUNS,
     pack_bytes: int = PACK_BYTES,
     window_runs: int = _WINDOW_RUNS,
+    keep_outputs_s: float | None = None,
     everything: bool = False,
     clock: Callable[[], float] = time.time,
     progress: Progress | None = None,
@@ -74,6 +77,7 @@ def compact(
       min_runs: runs of a folder with fewer are not packed.
       pack_bytes: approximate largest size of a pack.
       window_runs: number of runs planned together.
+      keep_outputs_s: time for which texts of outputs are kept after the end of their day, seconds; None for ever.
       everything: examine the packs of every folder, not only of changed ones, and write packs of older versions again.
       clock: epoch seconds.
       progress: called with the progress.
@@ -111,8 +115,21 @@ def compact(
     before_s = clock() - grace_s
     forgotten_s = clock() - max(aside_s, grace_s)
     result.swept = _collect_garbage(raw, cursor, is_due, before_s, forgotten_s, report, everything=everything)
+    before = "" if keep_outputs_s is None else _expire_outputs(raw, clock() - keep_outputs_s)
+    if before or everything:
+        unpacked = GarbageCollector(raw, cursor.version, cursor.pending, before_s, report)
+        unpacked.collect_outputs(before, forgotten_s, everything=everything)
+        result.swept.outputs = unpacked.collected.outputs
+        raw.delete_leftovers(OUTPUTS, before_s)
     save_cursor(raw, cursor)
     return result
+
+
+def _expire_outputs(raw: Store, before_s: float) -> str:
+    """Record the day before which texts are removed, and return it; "" without any text."""
+    if next(iter(raw.entries(TEXTS)), None) is None:
+        return ""
+    return expire_before(raw, datetime.fromtimestamp(before_s, UTC).date())
 
 
 def _collect_garbage(

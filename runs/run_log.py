@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 
 from ciml.errors import IntegrityError
-from ciml.events.records import UNJUDGED, Kind, RawFile, Record, RunFacts, Trust, records_of
+from ciml.events.records import UNJUDGED, Kind, OutputFile, RawFile, Record, RunFacts, Trust, records_of
 from ciml.manifest.log import ManifestLog
 
 #: How far a run or an event is believed: its sender was not proved, was proved, or the trust policy trusts it.
@@ -35,6 +35,7 @@ class RunRecord(Record, frozen=True, omit_defaults=True, gc=False):
     file: RawFile
     trust: Trust = UNJUDGED
     joined: Mapping[str, str] = msgspec.field(default_factory=dict)
+    output: OutputFile | None = None
 
     @property
     def facts(self) -> RunFacts:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, groupby, takewhile
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -28,12 +28,16 @@ from ciml.manifest.id_index import fingerprint
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.verify import Findings, verify_log
 from ciml.progress import Progress, no_progress
+from ciml.runs.outputs import verify_output
 from ciml.runs.pack_index import PACKS, RUNS, SWEPT, NamedRun, PackFile, named_runs, pack_state, run_of, split_path
 from ciml.runs.packs import OpenPack, open_pack, prove_pack
 from ciml.runs.reader import decode_object, verify_run
+from ciml.runs.run_log import RunRecord, StoredRunLog
 from ciml.runs.state import RAW, RawState, open_raw
 from ciml.runs.tables import FOLDER as DELTA_LOG
 from ciml.storage import Store
+
+_Item = TypeVar("_Item")
 
 #: Age from which an unreferenced object is a finding: compaction has had the time to remove it, seconds.
 GRACE_S = 3 * 86_400.0
@@ -43,7 +47,8 @@ GRACE_S = 3 * 86_400.0
 class Verification(Findings):
     """The result of a verification.
 
-    The kinds of objects are ``delta``, ``segment``, ``checkpoint``, ``index``, ``run``, ``pack`` and ``pack delta``.
+    The kinds of objects are ``delta``, ``segment``, ``checkpoint``, ``index``, ``run``, ``pack``, ``output`` and
+    ``pack delta``.
 
     Attributes:
       version: the raw manifest's version up to which it was verified.
@@ -53,6 +58,7 @@ class Verification(Findings):
       read: number of raw objects, and of runs in packs, whose digest was computed.
       packs, packed: number of packs that were read, and of the runs in them.
       single: number of raw objects that were read.
+      outputs: number of outputs of jobs whose digest was computed.
       older: number of checkpoints of an older version (`ciml.manifest.verify.Fault`).
     """
 
@@ -67,6 +73,7 @@ class Verification(Findings):
     packs: int = 0
     packed: int = 0
     single: int = 0
+    outputs: int = 0
     older: int = 0
 
 
@@ -126,8 +133,25 @@ def verify_raw(
             result.add_fault("run", problem)
         result.read += 1
         report("runs", number, len(chosen))
+    _verify_outputs(raw, result, sample, seed, report)
     objects.note_unreferenced()
     return result
+
+
+def _verify_outputs(raw: Store, result: Verification, sample: int | None, seed: int, progress: Progress) -> None:
+    """Verify the outputs of the rows, or of a sample of them."""
+    deltas = takewhile(lambda item: item[0] <= result.version, StoredRunLog(ManifestLog(raw)).since(0))
+    rows: Iterable[RunRecord] = (row for _, delta in deltas for row in delta.rows if row.output and row.output.path)
+    if sample is not None:
+        chosen = _Sample[RunRecord](sample, seed)
+        for row in rows:
+            chosen.add(row)
+        rows = chosen.items
+    for row in rows:
+        if fault := verify_output(raw, row):
+            result.add_fault("output", fault)
+        result.outputs += 1
+        progress("outputs", result.outputs, None)
 
 
 def _audit(
@@ -137,7 +161,7 @@ def _audit(
     log, state = open_raw(raw)
     audit = Audit(result)
     names = _Names()
-    chosen = _Sample(sample or 0, seed)
+    chosen = _Sample[NamedRun](sample or 0, seed)
     superseded: dict[str, str] = {}
     for version, delta in log.since(0):
         if version > state.version:
@@ -159,31 +183,31 @@ def _audit(
             )
     names.sort()
     result.objects = len(names)
-    return names, chosen.runs
+    return names, chosen.items
 
 
-class _Sample:
-    """A random sample of the runs that are added, in which each has the same chance.
+class _Sample(Generic[_Item]):
+    """A random sample of the items that are added, in which each has the same chance.
 
     Attributes:
-      runs: the sample.
+      items: the sample.
     """
 
     def __init__(self, size: int, seed: int) -> None:
-        self.runs: list[NamedRun] = []
+        self.items: list[_Item] = []
         self._size = size
         self._added = 0
         self._random = random.Random(seed)  # noqa: S311 - no secret depends on it
 
-    def add(self, run: NamedRun) -> None:
+    def add(self, item: _Item) -> None:
         self._added += 1
-        if len(self.runs) < self._size:
-            self.runs.append(run)
+        if len(self.items) < self._size:
+            self.items.append(item)
         elif self._size:
-            # The n-th run takes the place of another one with the probability size / n.
+            # The n-th item takes the place of another one with the probability size / n.
             place = self._random.randrange(self._added)
             if place < self._size:
-                self.runs[place] = run
+                self.items[place] = item
 
 
 def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, str], result: Verification) -> None:

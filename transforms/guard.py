@@ -187,6 +187,7 @@ def dead_letter(item: PendingRun | Outcome, rejected: RejectedInput) -> Outcome:
             reason=rejected.reason,
             detail=rejected.detail,
             file=None,
+            output=None,
             updates=(),
             not_before_us=None,
         )

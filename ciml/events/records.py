@@ -181,6 +181,30 @@ class RawFile(Record, frozen=True, forbid_unknown_fields=True, gc=False):
     size: int
 
 
+class OutputFile(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """What is stored of a job's output: its lines without colours, overwritten parts and secrets.
+
+    Attributes:
+      path: the object, relative to the raw store's root; "" if no output is stored.
+      digest: hex sha256 of the stored text.
+      size: of the stored text, bytes.
+      lines: of the whole output, dropped ones included.
+      head_lines: lines before the gap; 0 without a gap.
+      dropped_lines: lines in the gap.
+      dropped_bytes: bytes in the gap, and those that were cut from long lines.
+      missing: why no output is stored, a reason of `ciml.transforms.fetch.fetch`; "" if one is.
+    """
+
+    path: str = ""
+    digest: str = ""
+    size: int = 0
+    lines: int = 0
+    head_lines: int = 0
+    dropped_lines: int = 0
+    dropped_bytes: int = 0
+    missing: str = ""
+
+
 class Outcome(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """The outcome of one (event, run), or of a message that could not be decoded (then without ``mention``).
 
@@ -189,7 +213,8 @@ class Outcome(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     ``attempts`` counts the tries to fetch the log; above 1 the record settles an earlier ``deferred`` one.
     ``not_before_us`` is the time of a deferred log's next try. ``updates`` are those of an ``update``. ``lowered``
     marks a correction by an untrusted event of a run that was trusted when it was stored, and is not any more.
-    ``joined`` holds the facts of a raw row that earlier updates changed.
+    ``joined`` holds the facts of a raw row that earlier updates changed. ``output`` is the output of a raw row's job;
+    None if none was looked for.
     """
 
     kind: Kind
@@ -207,6 +232,7 @@ class Outcome(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     updates: tuple[FactUpdate, ...] = ()
     lowered: bool = False
     joined: Mapping[str, str] = msgspec.field(default_factory=dict)
+    output: OutputFile | None = None
 
     @property
     def run_id(self) -> str:
@@ -261,7 +287,7 @@ class PendingRun:
     """A run on its way to the raw store. Stages fill it in; one that fails becomes an `Outcome` instead.
 
     ``address`` is the address to fetch the log from, where it differs from ``mention.log_url``, which holds no secret
-    (a signed address). It is never stored.
+    (a signed address). It is never stored. ``output_address`` is that of the job's output, if the input names one.
     """
 
     origin: Origin
@@ -274,6 +300,7 @@ class PendingRun:
     address: str = ""
     log: bytes | None = None  # as fetched, decompressed
     telemetry: pa.Table | None = None  # as parsed
+    output_address: str = ""
 
     def outcome(
         self,

@@ -44,6 +44,10 @@ _BEGIN = re.compile(
     r"[gAxe\-Bb](?:h[pousr]_|ithub_pat_|l[a-z]{2,8}-|KIA|SIA|ox[a-z]-|app-|yJ|----BEGIN|[Ee][Aa]|[Aa][Ss])"
     r"|(?:^|\s)--?[A-Za-z]|slack|[_-][0-9a-f]{32}"
 )
+#: What every token of `TOKEN_SHAPE` has. That pattern takes ten times as long.
+_SHAPE_BEGIN = re.compile(
+    r"[gAxe-](?:h[pousr]_|ithub_pat_|l[a-z]{2,8}-|KIA|SIA|ox[a-z]-|app-|yJ|----BEGIN)|slack|[_-][0-9a-f]{32}"
+)
 # A user name and the start of a password: no port follows the colon.
 _PASSWORD = linear_pattern(r"//[^/?#\s:@\"'<>\[\]]*+:(?!\d{1,5}(?:[/?#]|$))")
 _USER = linear_pattern(r"[^/?#\s\"'<>@]*+")
@@ -56,7 +60,7 @@ _VALUES = {
     ":": linear_pattern(r"[\[{].*+|[^\r\n\"]*+", re.DOTALL),
 }
 _SCHEME = linear_pattern(r"\b(bearer|basic)\s{1,8}[A-Za-z0-9._~+/=-]{8,}+", re.IGNORECASE)
-_SHAPE = linear_pattern(
+TOKEN_SHAPE = linear_pattern(
     r"gh[pousr]_[A-Za-z0-9]{20,}+|github_pat_\w{20,}+|\bgl[a-z]{2,8}-[\w.-]{16,}+|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|"
     r"\bx(?:ox[a-z]|app)-[\w-]{10,}+|\bhooks\.slack\.com/services/[\w/]{20,}+|"
     r"(?<![a-z])[a-z]{0,8}(?:key|token|t[ok]kn?|secret|pat|api|live|_v\d)[_-][0-9a-f]{32,}+|"
@@ -65,7 +69,7 @@ _SHAPE = linear_pattern(
 )
 #: Tokens of issuers whose prefix alone tells them, in the words of their documents. They cover tokens of hexadecimal
 #: digits, which look like digests, and the few random ones that look like words.
-_ISSUED = linear_pattern(
+ISSUED_TOKEN = linear_pattern(
     r"\b(?:"
     r"(?:hf|npm|nfp|vcp|ntn|pnu|rdme|CLOJARS|sk_live|sk_test|rk_live|rk_test|whsec|lin_api|sntryu)_[A-Za-z0-9]{20,}+"
     r"|(?:rubygems|sq[pua]|sbp|bkua|shp(?:at|ca|pa|ss)|do[opr]_v1)_[0-9a-f]{32,}+"
@@ -199,12 +203,15 @@ def _may_name_secret(text: str) -> bool:
 def _redact_plain(text: str, guess: bool) -> str:
     if "//" in text:
         text = _without_userinfo(text)
-    text = _SCHEME.sub(rf"\1 {REDACTED}", text)
+    folded = text.casefold()
+    if "bearer" in folded or "basic" in folded:
+        text = _SCHEME.sub(rf"\1 {REDACTED}", text)
     if "=" in text or ":" in text:
         text = _without_values(text)
     if "-" in text:
         text = _OPTION.sub(_without_argument, text)
-    text = _SHAPE.sub(REDACTED, text)
+    if _SHAPE_BEGIN.search(text):
+        text = TOKEN_SHAPE.sub(REDACTED, text)
     return _without_tokens(text) if guess else text
 
 
@@ -218,12 +225,15 @@ def _without_argument(option: re.Match[str]) -> str:
 def _without_tokens(text: str) -> str:
     """Replace tokens: by the prefixes of their issuers, and by their random letters."""
     if _LONG_WORD.search(text):
-        text = _ISSUED.sub(REDACTED, text)
-    return _without_random_words(text)
+        text = ISSUED_TOKEN.sub(REDACTED, text)
+    return without_random_words(text)
 
 
-def _without_random_words(text: str) -> str:
-    """Replace words with random letters and digits: after a prefix, as ``hf_…``, or long ones outside of paths."""
+def without_random_words(text: str) -> str:
+    """Replace words with random letters and digits: after a prefix, as ``hf_…``, or long ones outside of paths.
+
+    It is the last step of `redact_text`, and the only one for a text without any mark of a secret.
+    """
     out: list[str] = []
     copied = 0
     for run in _RUN.finditer(text):

@@ -230,7 +230,7 @@ def find_completions(log: ManifestLog, listing: Listing, reading: Reading, settl
             changes = _compare(row.mention, facts, result)
             if changes:
                 facts = row.mention.replace(outcome=facts.outcome, result=facts.result, **changes)
-                result.rows[number] = CompletedRow(facts, row.file)
+                result.rows[number] = CompletedRow(facts, row.file, row.output)
     return result
 
 

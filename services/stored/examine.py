@@ -52,6 +52,7 @@ _RAW_KINDS: Mapping[str, Kind] = {
     "delta": Kind.RAW_DELTAS,
     "run": Kind.RUNS,
     "pack": Kind.PACKS,
+    "output": Kind.OUTPUTS,
     "pack delta": Kind.PACK_DELTAS,
 }
 #: The format of results and of sweeps, which stands in them.
@@ -150,7 +151,7 @@ def _check_raw(data: DataRoot, findings: RootFindings, progress: Progress) -> No
         findings.rewritten[Kind.CHECKPOINTS] = sum(1 for _ in data.raw.entries("_manifest/checkpoints"))
         findings.rewritten[Kind.ID_INDEX] = sum(1 for _ in data.raw.entries("_manifest/index"))
     if result.version or not result.broken:
-        findings.read |= {Kind.RUNS, Kind.PACKS, Kind.DEAD_LETTERS}
+        findings.read |= {Kind.RUNS, Kind.PACKS, Kind.OUTPUTS, Kind.DEAD_LETTERS}
         _check_dead_letters(data.raw, findings, progress)
 
 

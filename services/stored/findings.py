@@ -39,6 +39,7 @@ class Kind(StrEnum):
     RUNS = "runs", r"raw/runs/.+\.parquet"
     PACKS = "packs", r"raw/packs/.+/[0-9a-f]{32}\.parquet"
     PACK_DELTAS = "pack deltas", rf"raw/packs/.+/{_DELTA_PATH}"
+    OUTPUTS = "outputs", r"raw/outputs/((text|templates)/.+\.zst|retention\.json)"
     DEAD_LETTERS = "dead letters", r"raw/letters/[0-9a-f]{64}\.json"
     DATA_SET_DELTAS = "data set deltas", rf"datasets/[^/]+/{_DELTA_PATH}"
     EXAMPLES = "examples", r"datasets/[^/]+/span-[0-9]+/version-[0-9]+/.+\.parquet"

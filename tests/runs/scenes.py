@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +11,9 @@ from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.log import ManifestLog
+from ciml.runs.outputs import store_output
 from ciml.runs.writer import run_path, write_run
+from ciml.transforms.logs.prepare import prepare_output
 
 TRUSTED, UNTRUSTED = Trust(True, "gate", "0"), Trust(False, "none", "0")
 
@@ -33,12 +35,17 @@ class RawStore:
         others: Sequence[tuple[RunFacts, pa.Table]] = (),
         trust: Trust = TRUSTED,
         reclaims: Sequence[tuple[RunFacts, pa.Table]] = (),
+        outputs: Mapping[str, bytes] | None = None,
     ) -> int:
-        """One delta with these runs, corrections, and known runs with another log. Returns its version."""
+        """One delta with these runs, corrections, and known runs with another log. Returns its version.
+
+        ``outputs`` are those of the runs, by run id.
+        """
         first = self._offset + 1
+        rows = [self._with_output(self._run(facts, table, trust), outputs or {}) for facts, table in runs]
         delta: dict[str, Any] = {
             "time_us": 0,
-            "runs": [self._run(facts, table, trust).to_json() for facts, table in runs],
+            "runs": [row.to_json() for row in rows],
             "repeats": [
                 {**self._run(*each, trust).to_json(), "kind": "repeat", "reason": "other_log"} for each in others
             ],
@@ -49,8 +56,8 @@ class RawStore:
             "closes": [],
         }
         if reclaims:
-            rows = (self._run(facts, table, TRUSTED) for facts, table in reclaims)
-            delta["reclaims"] = [row.replace(kind="reclaim").to_json() for row in rows]
+            reclaiming = (self._run(facts, table, TRUSTED) for facts, table in reclaims)
+            delta["reclaims"] = [row.replace(kind="reclaim").to_json() for row in reclaiming]
         delta["offsets"] = {"ci-events": {"id": "", "partitions": {"0": [[first, self._offset + 1]]}}}
         self._version += 1
         assert self.log.try_append(self._version, delta)
@@ -63,6 +70,11 @@ class RawStore:
         data = write_run(table, path)
         self.store.create(path, data)
         return RawFile(path, digest, table.num_rows, len(data))
+
+    def _with_output(self, row: Outcome, outputs: Mapping[str, bytes]) -> Outcome:
+        if row.run_id not in outputs or row.file is None:
+            return row
+        return row.replace(output=store_output(self.store, row.file, prepare_output([outputs[row.run_id]])))
 
     def _run(self, facts: RunFacts, table: pa.Table, trust: Trust) -> Outcome:
         return self._outcome("run", facts, trust, self.write(facts, table))

@@ -107,7 +107,7 @@ def test_each_run_has_the_same_chance_to_be_in_a_sample() -> None:
         sample = _Sample(3, seed)
         for number in range(30):
             sample.add(NamedRun(FIRST, str(number), "", 1))
-        chosen.update(run.name for run in sample.runs)
+        chosen.update(run.name for run in sample.items)
     assert (len(chosen), chosen.total()) == (30, 6000)
     assert 140 < min(chosen.values()) <= max(chosen.values()) < 260
 

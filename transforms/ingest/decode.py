@@ -16,7 +16,18 @@ from ciml.events.cloudevents import Event, decode_message
 from ciml.events.listing import Line, Reading, dead_letter_of, decode_line, is_listing
 from ciml.events.outcomes import NEVER_RAN, normal_word
 from ciml.events.payloads import message_of, payload_of
-from ciml.events.records import COMPLETES, Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RawFile, RunFacts
+from ciml.events.records import (
+    COMPLETES,
+    Batch,
+    Message,
+    OffsetRange,
+    Origin,
+    Outcome,
+    OutputFile,
+    PendingRun,
+    RawFile,
+    RunFacts,
+)
 from ciml.events.redaction import REDACTED
 from ciml.events.run_id import ANY_SOURCE, RunId
 from ciml.globs import glob_pattern
@@ -39,11 +50,14 @@ class CompletedRow(NamedTuple):
 
     facts: RunFacts
     file: RawFile
+    output: OutputFile | None = None
 
     def outcome(self, origin: Origin) -> Outcome:
         """Return the outcome of the line. Its event key is a digest of the facts, so they complete the row once."""
         key = f"complete {sha256_json(self.facts.to_json())[:32]}"
-        return Outcome("run", origin, event_key=key, mention=self.facts, reason=COMPLETES, file=self.file)
+        return Outcome(
+            "run", origin, event_key=key, mention=self.facts, reason=COMPLETES, file=self.file, output=self.output
+        )
 
 
 class Decoding(NamedTuple):

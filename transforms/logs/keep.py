@@ -4,31 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from ciml.errors import RejectedInput
 from ciml.limits import MAX_OUTPUT_BYTES, MAX_OUTPUT_UNPACKED_BYTES
+from ciml.runs.outputs import KeptOutput
 from ciml.transforms.fetch.decompress import unpack
-
-
-class KeptOutput(NamedTuple):
-    """What is kept of an output: whole lines.
-
-    Attributes:
-      data: the lines, in their order.
-      head_lines: the number of lines before the gap; of all lines without one.
-      dropped_lines: the number of lines in the gap.
-      dropped_bytes: their size.
-    """
-
-    data: bytes
-    head_lines: int
-    dropped_lines: int = 0
-    dropped_bytes: int = 0
-
-    def number(self, kept: int) -> int:
-        """Return the number that a line has in the whole output, given its number in ``data``; both start at 1."""
-        return kept if kept <= self.head_lines else kept + self.dropped_lines
 
 
 def keep_output(chunks: Iterable[bytes], limit: int = MAX_OUTPUT_BYTES) -> KeptOutput:

@@ -63,6 +63,11 @@ def lines_of_block(block: bytes) -> pa.StringArray:
     return _clean(_lines_of(block), block)
 
 
+def plain_lines_of_block(block: bytes) -> pa.StringArray:
+    """Return the whole lines of a block as a terminal would show them, with their timestamps and workers."""
+    return _without_controls(_lines_of(block), block)
+
+
 def _lines_of(block: bytes) -> pa.StringArray:
     """Return the lines of a block, each with the line feed after it."""
     if not block.isascii():
@@ -76,10 +81,15 @@ def _clean(lines: pa.StringArray, block: bytes) -> pa.StringArray:
     """Clean lines. Bytes that a block does not have are not searched in its lines."""
     if np.diff(np.frombuffer(lines.buffers()[1], np.int32)).max(initial=0) > MAX_OUTPUT_LINE_CHARACTERS:
         lines = pc.utf8_slice_codeunits(lines, 0, MAX_OUTPUT_LINE_CHARACTERS)
+    lines = _without_controls(lines, block)
+    lines = pc.replace_substring_regex(lines, _STAMP, "")
+    return pc.replace_substring_regex(lines, _WORKER, "")
+
+
+def _without_controls(lines: pa.StringArray, block: bytes) -> pa.StringArray:
     if b"\x1b" in block or b"^[[" in block:
         lines = pc.replace_substring_regex(lines, _CONTROLS, "")
     lines = pc.utf8_rtrim_whitespace(lines)
     if b"\r" in block:
         lines = pc.replace_substring_regex(lines, _OVERWRITTEN, "")
-    lines = pc.replace_substring_regex(lines, _STAMP, "")
-    return pc.replace_substring_regex(lines, _WORKER, "")
+    return lines

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ciml.transforms.logs.text_arrays import flags_of
+
 
 class Signal(NamedTuple):
     """A signal.
@@ -144,7 +146,7 @@ _ANY = "|".join(f"(?:{pattern})" for pattern in (*(signal.pattern for signal in 
 def signals_of(templates: pa.StringArray) -> Signals:
     """Find the signals of templates of `ciml.transforms.logs.templates.templates_of`."""
     any_signal = pc.match_substring_regex(templates, _ANY)
-    some = np.flatnonzero(_flags(any_signal))
+    some = np.flatnonzero(flags_of(any_signal))
     found = _signals_of_some(templates.filter(any_signal))
     kinds = np.zeros((len(templates), len(KINDS)), bool)
     strength = np.zeros(len(templates))
@@ -173,10 +175,4 @@ def _signals_of_some(templates: pa.StringArray) -> Signals:
 
 def matches(templates: pa.StringArray, pattern: str) -> npt.NDArray[np.bool_]:
     """Return which templates have a match of a regular expression of RE2, bool [t]."""
-    return _flags(pc.match_substring_regex(templates, pattern))
-
-
-def _flags(values: pa.BooleanArray) -> npt.NDArray[np.bool_]:
-    """Return booleans without pandas, which `Array.to_numpy` would import."""
-    as_bytes = pc.cast(values, pa.uint8())
-    return np.frombuffer(as_bytes.buffers()[1], np.uint8, len(as_bytes), as_bytes.offset).astype(bool)
+    return flags_of(pc.match_substring_regex(templates, pattern))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def strings(texts: Iterable[str]) -> pa.StringArray:
@@ -36,3 +37,22 @@ def codes_of(texts: pa.StringArray, numbers: dict[str, int], most: int) -> npt.N
         of_values[place] = number
     indices = np.frombuffer(encoded.indices.buffers()[1], np.int32, len(encoded), 4 * encoded.indices.offset)
     return of_values[indices]
+
+
+def flags_of(values: pa.BooleanArray) -> npt.NDArray[np.bool_]:
+    """Return booleans, bool [n], without pandas, which `Array.to_numpy` would import."""
+    as_bytes = pc.cast(values, pa.uint8())
+    return np.frombuffer(as_bytes.buffers()[1], np.uint8, len(as_bytes), as_bytes.offset).astype(bool)
+
+
+def sizes_of(texts: pa.StringArray) -> npt.NDArray[np.int32]:
+    """Return the bytes of each text, int32 [n]."""
+    offsets = np.frombuffer(texts.buffers()[1], np.int32, len(texts) + 1, 4 * texts.offset)
+    return np.diff(offsets)
+
+
+def joined(lines: pa.StringArray) -> bytes:
+    """Return texts as one, with line feeds between them."""
+    offsets = pa.py_buffer(np.array([0, len(lines)], np.int32))
+    lists = pa.ListArray.from_buffers(pa.list_(pa.string()), 1, [None, offsets], children=[lines])
+    return bytes(pc.binary_join(lists, "\n")[0].as_buffer())

@@ -13,8 +13,8 @@ from ciml.errors import CimlError, RejectedInput
 from ciml.options import argument, option, repeated
 
 if TYPE_CHECKING:
+    from ciml.runs.outputs import KeptOutput
     from ciml.transforms.logs.failed_tests import FailedTest
-    from ciml.transforms.logs.keep import KeptOutput
     from ciml.transforms.logs.ranking import Line
 
 _CHUNK_BYTES = 1 << 20

@@ -214,6 +214,8 @@ def _print_verified(sampled: bool, report: Verification) -> None:
     read = f"{report.packed:,} runs in {report.packs:,} packs and {report.single:,} objects read"
     if sampled:
         read = f"{report.read:,} of {report.objects:,} raw objects read"
+    if report.outputs:
+        read += f", {report.outputs:,} outputs of jobs"
     click.echo(f"{counted}; {read}: {f'{report.number:,} findings' if report.number else 'all as committed'}.")
 
 
@@ -225,6 +227,7 @@ class CompactOptions(Json, Data):
       grace: Time for which unneeded objects are kept.
       min_runs: Minimum runs of a job and day to pack.
       pack_size: Approximate maximum size of a pack, in MiB.
+      keep_outputs: Age after a day's end (UTC) up to which the text of outputs is kept; their templates stay.
       everything: Collect garbage in all folders, and renew packs of older versions.
     """
 
@@ -232,6 +235,7 @@ class CompactOptions(Json, Data):
     grace: float = option(DAY, "time")
     min_runs: int = option(2, "count")
     pack_size: int = option(32, click.IntRange(1, 1024), metavar="MIB")
+    keep_outputs: float = option(30 * DAY, "time")
     everything: bool = flag()
 
 
@@ -259,6 +263,7 @@ def compact(options: CompactOptions) -> int:
             grace_s=options.grace,
             min_runs=options.min_runs,
             pack_bytes=options.pack_size << 20,
+            keep_outputs_s=options.keep_outputs,
             everything=options.everything,
             progress=progress,
         )
@@ -281,6 +286,8 @@ def _print_compacted(result: Compaction) -> None:
         f"removed: {swept.objects:,} objects of packed runs ({swept.objects_bytes:,} bytes), {swept.packs:,} packs, "
         f"{swept.gone:,} unnamed objects; {swept.unnamed:,} more moved aside"
     )
+    if swept.outputs:
+        click.echo(f"removed: {swept.outputs:,} outputs of jobs")
     if swept.held:
         click.echo(f"kept: {swept.held:,} replaced packs for readers of the table raw")
 

@@ -1,0 +1,151 @@
+"""The stored outputs of runs: read as they were written, verified, expired and collected."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from datetime import date
+
+import pytest
+
+from ciml.errors import IntegrityError
+from ciml.events.records import OutputFile, RawFile
+from ciml.manifest.log import ManifestLog
+from ciml.runs.collect_garbage import Collected
+from ciml.runs.outputs import (
+    EXPIRED,
+    NO_OUTPUT,
+    TEXTS,
+    KeptOutput,
+    OutputTemplates,
+    expire_before,
+    output_path,
+    read_output,
+    read_templates,
+    templates_path,
+)
+from ciml.runs.run_log import RunRecord, find_rows
+from ciml.runs.verify import verify_raw
+from tests.runs.compacting import DAY, FAR, run, squeeze
+from tests.runs.scenes import RawStore
+
+TEXT = b"collecting\npassword=hunter2\n1 failed in 3.2s\n"
+
+
+def row_of(raw: RawStore, number: int) -> RunRecord:
+    run_id = run(number)[0].run_id
+    return find_rows(raw.log, [run_id])[run_id]
+
+
+def add(raw: RawStore, number: int = 1, day: int = 0, text: bytes | None = TEXT) -> RunRecord:
+    facts, telemetry = run(number, day)
+    raw.add([(facts, telemetry)], outputs={} if text is None else {facts.run_id: text})
+    return row_of(raw, number)
+
+
+@pytest.mark.parametrize("text", [TEXT, gzip.compress(TEXT)], ids=["plain", "gzip"])
+def test_an_output_is_read_as_it_was_stored(raw: RawStore, text: bytes) -> None:
+    row = add(raw, text=text)
+    assert row.output is not None
+    kept = read_output(raw.store, row)
+    assert kept == KeptOutput(b"collecting\npassword=REDACTED\n1 failed in 3.2s\n", 4)
+    assert read_templates(raw.store, row) == OutputTemplates(
+        ("collecting", "password=REDACTED", "<*> failed in <*>"), (1, 1, 1), (1, 2, 3), 4, 1
+    )
+    assert row.output.path.startswith(f"{TEXTS}/job=unit-tests/date=1970-01-01/{row.mention.run_id}.")
+    assert not any(b"hunter2" in raw.store.read(path) for path in raw.store.list())
+    assert verify_raw(raw.store).outputs == 1
+
+
+def test_rows_without_output_have_no_key_for_it(raw: RawStore) -> None:
+    row = add(raw, text=None)
+    assert b"output" not in ManifestLog(raw.store).read_raw(1)
+    assert (row.output, read_output(raw.store, row), read_templates(raw.store, row)) == (None, NO_OUTPUT, NO_OUTPUT)
+
+
+def test_a_row_says_why_its_output_is_missing(raw: RawStore) -> None:
+    row = add(raw, text=None).replace(output=OutputFile(missing="log_forbidden"))
+    assert read_output(raw.store, row) == read_templates(raw.store, row) == "log_forbidden"
+    assert row.output is not None
+    assert row.output.to_json() == {"missing": "log_forbidden"}
+
+
+def test_a_damaged_or_lost_output_is_found(raw: RawStore) -> None:
+    rows = [add(raw, number, text=TEXT + b"%d" % number) for number in range(4)]
+    paths = [row.output.path for row in rows if row.output]
+    other = raw.store.read(paths[1])
+    raw.store.replace(paths[0], other)
+    raw.store.replace(paths[1], other[:-4])
+    raw.store.delete(paths[2])
+    raw.store.delete(templates_path(paths[3]))
+    findings = verify_raw(raw.store)
+    faults = ("differs from its digest", "cannot be read as zstd", "is in the manifest but", "does not exist; restore")
+    assert [fault in text for fault, text in zip(faults, findings.findings, strict=True)] == [True] * 4
+    assert verify_raw(raw.store, sample=4).number == 4
+    for row in rows[:3]:
+        with pytest.raises(IntegrityError):
+            read_output(raw.store, row)
+
+
+def test_texts_expire_and_templates_stay(raw: RawStore) -> None:
+    rows = [add(raw, number, day) for number, day in enumerate((0, 0, 3))]
+    assert squeeze(raw.store, clock=lambda: 5 * DAY + 1.0, keep_outputs_s=3 * DAY, grace_s=-1e10).swept.outputs == 2
+    assert [read_output(raw.store, row) == EXPIRED for row in rows] == [True, True, False]
+    assert all(isinstance(read_templates(raw.store, row), OutputTemplates) for row in rows)
+    assert verify_raw(raw.store).findings == []
+    assert squeeze(raw.store, keep_outputs_s=None).swept.outputs == 0
+
+
+def test_an_output_that_is_lost_before_its_time_is_no_expired_one(raw: RawStore) -> None:
+    row = add(raw, 1, 3)
+    assert row.output
+    raw.store.delete(row.output.path)
+    expire_before(raw.store, date(1970, 1, 4))
+    with pytest.raises(IntegrityError, match="in the manifest but does not exist"):
+        read_output(raw.store, row)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_outputs_of_unknown_runs_go_and_others_stay(raw: RawStore, packed: bool) -> None:
+    """As a worker leaves them that is killed before its commit."""
+    row = add(raw)
+    facts, telemetry = run(2)
+    stray = output_path(raw.write(facts, telemetry), "0" * 64)
+    for path in (stray, templates_path(stray)):
+        raw.store.create(path, b"")
+    if packed:
+        squeeze(raw.store)
+    collected: Collected = squeeze(raw.store, everything=True).swept
+    assert collected.outputs == 1
+    assert row.output
+    assert {path for path in raw.store.list() if path.startswith("outputs/")} == {
+        row.output.path,
+        templates_path(row.output.path),
+    }
+
+
+def test_young_outputs_of_unknown_runs_stay(raw: RawStore) -> None:
+    facts, telemetry = run(2)
+    stray = output_path(raw.write(facts, telemetry), "0" * 64)
+    raw.store.create(stray, b"")
+    assert squeeze(raw.store, everything=True, aside_s=FAR()).swept.outputs == 0
+    assert raw.store.exists(stray)
+
+
+def test_damaged_templates_are_an_error_of_one_line(raw: RawStore) -> None:
+    row = add(raw)
+    assert row.output
+    path = templates_path(row.output.path)
+    raw.store.replace(path, raw.store.read(row.output.path))
+    with pytest.raises(IntegrityError, match=r"cannot be read \(.*\); restore a backup"):
+        read_templates(raw.store, row)
+
+
+def test_only_runs_have_outputs() -> None:
+    with pytest.raises(IntegrityError, match="is not the path of a run"):
+        output_path(RawFile("elsewhere", "", 0, 0), "0" * 64)
+
+
+def test_the_record_is_of_json_types() -> None:
+    output = OutputFile("p", "d", 10, 4, 2, 1, 3)
+    assert OutputFile.from_json(json.loads(json.dumps(output.to_json()))) == output
