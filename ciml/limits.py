@@ -57,6 +57,12 @@ MAX_OUTPUT_WIRE_BYTES = 1024 * MIB  # of one output as it is transferred
 MAX_OUTPUT_KEY_LINES = 200  # after the beginning of a private key, within which its end is searched: RSA has 100
 MAX_STORED_TEMPLATES_BYTES = 16 * MIB  # of one output; later templates count as one
 MAX_OUTPUT_TEMPLATES = 200_000  # of one output, 150 bytes each; later ones count as one
+#: Signatures of failed runs. A full state takes about 10 MB; it is read and written by each `ciml failures`.
+MAX_SIGNATURES = 2_000
+MAX_SIGNATURE_CHANGES = 50  # of one signature, the latest
+MAX_SIGNATURE_PLACES = 20  # jobs, nodes and providers of one, with their runs
+MAX_SIGNATURE_RUNS = 20  # of one, the latest
+MAX_SIGNED_RUNS = 20_000  # the latest failed runs whose signature is known
 
 # == Logs: bytes, columns, rows, restarts, time ==
 

@@ -143,7 +143,7 @@ def recorded(folder: Path, names: Sequence[str]) -> Iterator[str]:
     ``stated_causes.jsonl`` has the lines of 39 runs that state the cause, as a person read them: the error of a first
     failed test, the end of a traceback. The other failed runs were killed or ended by a timeout, and state none.
     """
-    runs = [_read_run(folder / name, text) for name in names for text in (folder / name / "builds.jsonl").open()]
+    runs = [read_run(folder / name, text) for name in names for text in (folder / name / "builds.jsonl").open()]
     text = Path(__file__).with_name("stated_causes.jsonl").read_text()
     causes = {row["build_uuid"]: row["lines"] for row in map(json.loads, text.splitlines())}
     places = []
@@ -162,7 +162,8 @@ def recorded(folder: Path, names: Sequence[str]) -> Iterator[str]:
         yield f"| the first {most} | {within} of {len(places)} | {low:.2f} to {high:.2f} |"
 
 
-def _read_run(recording: Path, text: str) -> dict[str, Any]:
+def read_run(recording: Path, text: str) -> dict[str, Any]:
+    """Return a line of ``builds.jsonl`` with the scanned output of its run, and the templates that it printed."""
     run: dict[str, Any] = json.loads(text)
     path = (recording / run["log_path"]).with_name("job-output.txt.gz")
     output = scan(gzip.decompress(path.read_bytes()))

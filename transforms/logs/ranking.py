@@ -40,7 +40,7 @@ _NEAR_LINES = 40
 _FAILED_STEPS = 3
 _LONGEST_STEP = 400
 #: The least strength of a line whose neighbours are shown, and the part of its worth that each neighbour has.
-_STRONG = 4.0
+STRONG = 4.0
 _NEIGHBOURS = {-3: 0.2, -2: 0.3, -1: 0.5, 1: 0.5, 2: 0.4, 3: 0.3, 4: 0.2}
 #: Longest line of an excerpt, and the most lines that are considered for one.
 _LINE_CHARACTERS = 600
@@ -134,7 +134,7 @@ def rank(output: ScannedOutput, known: Container[str] | None = None) -> Floats:
     """
     worth = _own_worth(output, known)
     near = worth * (1 + _nearness(output))
-    around = _of_neighbours(np.where(worth >= _STRONG, near, 0))
+    around = _of_neighbours(np.where(worth >= STRONG, near, 0))
     if known is not None:
         around[is_known_template(output, known)[output.codes]] *= _KNOWN_AROUND
     ranked = np.maximum(near, around)
@@ -150,12 +150,18 @@ def _own_worth(output: ScannedOutput, known: Container[str] | None) -> Floats:
         by_template = np.where(is_known, by_template * _KNOWN_KEEPS, np.maximum(by_template, _NEW))
     shapes = codes_of(shapes_of(output.templates), {}, len(output.templates))[output.codes]
     earlier, number = _repetitions(shapes)
-    worth = by_template[output.codes] / (1 + _REPEATED * earlier) / (1 + _COMMON * np.log(number))
+    worth = by_template[output.codes] / repetition(earlier, number)
     worth[_between(output, "echo", "echoed")] *= _ECHO_KEEPS
     cleanup = output.marked("cleanup")
     if len(cleanup):
         worth[cleanup[0] :] *= _CLEANUP_KEEPS
     return worth
+
+
+def repetition(earlier: Floats, number: Floats) -> Floats:
+    """Return by what the worth of lines is divided, given the earlier lines of their shape, and all lines of it."""
+    divisor: Floats = (1 + _REPEATED * earlier) * (1 + _COMMON * np.log(number))
+    return divisor
 
 
 def is_known_template(output: ScannedOutput, known: Container[str]) -> Flags:
