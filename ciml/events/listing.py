@@ -23,7 +23,7 @@ from ciml.errors import CimlError, EngineError, RejectedInput
 from ciml.events.fields import kind_of
 from ciml.events.json_input import parse_json
 from ciml.events.records import Message, Origin, Outcome, RunFacts
-from ciml.events.run_facts import listed_run, run_identity
+from ciml.events.run_facts import listed_output, listed_run, run_identity
 from ciml.events.run_id import check_source_name
 from ciml.limits import MAX_LISTING_BYTES, MAX_LISTING_LINE_BYTES
 from ciml.storage import open_store
@@ -104,11 +104,19 @@ class Line(NamedTuple):
 
 
 class ListedRun(NamedTuple):
-    """A decoded line: the run's facts, the log's address, and a fault or None. With a fault, only the id is known."""
+    """A decoded line. With a fault, only the id is known.
+
+    Attributes:
+      facts: of the run.
+      address: of its log.
+      fault: None for a valid line.
+      output: the address of the job's output; "" without one. It may be invalid: that is no fault of the run.
+    """
 
     facts: RunFacts
     address: str
     fault: RejectedInput | None
+    output: str = ""
 
 
 def decode_line(data: bytes, reading: Reading) -> ListedRun:
@@ -125,9 +133,10 @@ def decode_line(data: bytes, reading: Reading) -> ListedRun:
         facts, address = listed_run(line, identity, reading.source, reading.logs)
         if not address:
             raise RejectedInput("missing_field", "log_path")
+        output = listed_output(line, reading.logs)
     except RejectedInput as rejected:
         return ListedRun(RunFacts(identity.encode(), identity.native_id, source=reading.source), "", rejected)
-    return ListedRun(facts, address, None)
+    return ListedRun(facts, address, None, output)
 
 
 def dead_letter_of(origin: Origin, line: Line) -> Outcome:

@@ -44,7 +44,7 @@ _ADAPTER_FIELDS = frozenset({"fork", "owner", "head", "url", "attempt_of", "subj
 _LISTING_NAMES = {"provider": "node_provider", "region": "node_region", "flavour": "node_flavor"}
 #: Fields of a listing's line that do not become labels.
 _LISTING_FIELDS = {
-    *"build_uuid build_name attempt outcome result start_time end_time log_path log_url labels".split(),
+    *"build_uuid build_name attempt outcome result start_time end_time log_path log_url output_path labels".split(),
     *_TEXTS,
     *_LISTING_NAMES.values(),
 }
@@ -168,6 +168,19 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
         address = log_address(logs, address)
     labels = _listed_labels(line)
     return _facts(identity, "finished", course, source, LISTING, texts, address, labels), address
+
+
+def listed_output(line: Mapping[str, Any], logs: str) -> str:
+    """Return the full address of a listed job's output; "" without one. A path that leads upwards stays as it is.
+
+    Raises:
+      RejectedInput: ``bad_field``.
+    """
+    path = raw_text_field(line, "output_path", limit=MAX_URL_CHARACTERS)
+    try:
+        return log_address(logs, path) if logs and path else path
+    except RejectedInput:
+        return path
 
 
 def log_address(logs: str, path: str) -> str:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from ciml.errors import CimlError, RejectedInput, drop_frames
 from ciml.events.payloads import payload_of
@@ -21,8 +20,9 @@ from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.http.addresses import Address, below
 from ciml.limits import PART_BYTES
 from ciml.transforms.fetch.artifacts import JobFacts, job_facts
-from ciml.transforms.fetch.files import first_found, read_file
+from ciml.transforms.fetch.files import consume_file, first_found, read_file
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+from ciml.transforms.fetch.schedule import Budget, Failure, Job, Schedule
 from ciml.transforms.guard import attempt, dead_letter
 
 if TYPE_CHECKING:
@@ -46,11 +46,9 @@ DEFERRED = ("log_not_found", "log_forbidden", "log_unavailable", "log_timeout", 
 #: The end of the detail of a run that is not deferred because of its address.
 NOT_STORED = "; its address holds a secret and is not stored for a retry; send the event again"
 
-_MAX_TIMEOUTS = 4  # in a row of one host; then a batch fetches no more from it
 _SECOND_US = 1_000_000
-_TOO_LARGE = "the batch's logs exceed its limit together"
 
-_Failure = RejectedInput | LogUnavailableError
+T = TypeVar("T")
 
 _fetchers: dict[tuple[int, FetchPolicy], Fetcher] = {}
 _fetchers_lock = threading.Lock()
@@ -70,7 +68,7 @@ def fetch(batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] |
       with ``not_before_us``, for a reason of `DEFERRED`; or ``dead_letter``, for one of `REJECTED`, or of `DEFERRED`
       after the last of ``delays_s``. The order is unchanged.
     """
-    return _fetcher(policy).fetch(batch, now_us, seconds)
+    return shared_fetcher(policy).fetch(batch, now_us, seconds)
 
 
 def fetch_in_parts(
@@ -85,7 +83,7 @@ def fetch_in_parts(
       Batches without ``covers`` and messages. Each pending run is in one of them, as a copy or settled. Only the caller
       holds its log.
     """
-    fetcher = _fetcher(policy)
+    fetcher = shared_fetcher(policy)
     end = time.monotonic() + policy.batch_s
     waiting = batch.pending_runs
     threads = policy.threads
@@ -104,7 +102,8 @@ def fetch_in_parts(
         yield from _split(part)
 
 
-def _fetcher(policy: FetchPolicy) -> Fetcher:
+def shared_fetcher(policy: FetchPolicy) -> Fetcher:
+    """Return the fetcher of this process for a policy, which holds connections."""
     key = (os.getpid(), policy)  # connections do not survive a fork
     with _fetchers_lock:
         fetcher = _fetchers.get(key)
@@ -160,12 +159,12 @@ class Fetcher:
         self, batch: Batch, now_us: int, seconds: list[float] | None, threads: int, batch_s: float, enough: int
     ) -> Batch:
         """Fetch with ``threads``, for at most ``batch_s``; start no further log once the logs have ``enough`` bytes."""
-        jobs: dict[tuple[str, str], _Job] = {}
+        jobs: dict[tuple[str, str], Job] = {}
         for pending in batch.pending_runs:
             key = _job_key(pending)
             if key not in jobs:
                 address = attempt("fetch", self.policy.parse_allowed, key[0])
-                jobs[key] = _Job(address, job_facts(pending.mention), is_signed=bool(pending.address))
+                jobs[key] = Job(address, job_facts(pending.mention), is_signed=bool(pending.address))
         allowed = [job for job in jobs.values() if job.failure is None]
         allowed.sort(key=lambda job: not job.is_signed)  # they cannot be deferred
         self._run(allowed, threads, batch_s, enough)
@@ -183,12 +182,12 @@ class Fetcher:
                 settled.append(dead_letter(pending, outcome) if isinstance(outcome, RejectedInput) else outcome)
         return Batch(batch.covers, batch.messages, fetched, settled)
 
-    def _run(self, jobs: list[_Job], threads: int, batch_s: float, enough: int) -> None:
+    def _run(self, jobs: list[Job], threads: int, batch_s: float, enough: int) -> None:
         """Fetch jobs: each gets its log or its failure."""
         if not jobs:
             return
-        budget = _Budget(self.policy.max_batch_bytes, enough)
-        schedule = _Schedule(jobs, threads, batch_s, budget)
+        budget = Budget(self.policy.max_batch_bytes, enough)
+        schedule = Schedule(jobs, threads, batch_s, budget)
 
         def work() -> None:
             for job in schedule:
@@ -199,7 +198,7 @@ class Fetcher:
             for thread in [pool.submit(work) for _ in range(threads)]:
                 thread.result()
 
-    def _fetch_job(self, job: _Job, budget: _Budget) -> None:
+    def _fetch_job(self, job: Job, budget: Budget) -> None:
         start_s = time.monotonic()
         try:
             result = attempt("fetch", self._read_or_fail, job, lambda size: budget.grow(job, size))
@@ -212,7 +211,7 @@ class Fetcher:
         finally:
             job.seconds = time.monotonic() - start_s
 
-    def _read_or_fail(self, job: _Job, grow: Callable[[int], None]) -> bytes | _Failure:
+    def _read_or_fail(self, job: Job, grow: Callable[[int], None]) -> bytes | Failure:
         try:
             return self.read(job.address, grow, job.facts)
         except (RejectedInput, LogUnavailableError) as failure:
@@ -237,6 +236,28 @@ class Fetcher:
             addresses = below(address, self.policy.log_paths)
             return first_found(addresses, lambda file_address: self._read_stored(file_address, grow, end))
         return self._read_stored(address, grow)
+
+    def consume(self, addresses: Sequence[Address], limit: int, consume: Callable[[Iterable[bytes]], T]) -> T:
+        """Pass the bytes at the first address that has any to a function, as they arrive, and return its result.
+
+        Args:
+          addresses: of one host, in the order in which they are tried.
+          limit: of the transferred bytes.
+          consume: reads all chunks. It is called again for a retry.
+
+        Raises:
+          RejectedInput: with one of `REJECTED`; those of ``consume``.
+          LogUnavailableError: with one of `DEFERRED`.
+        """
+        if addresses[0].scheme in ("http", "https"):
+            return self._over_http().consume(addresses, limit, consume)
+        end = time.monotonic() + self.policy.total_s
+        return first_found(addresses, lambda address: self._consume_stored(address, limit, consume, end))
+
+    def _consume_stored(self, address: Address, limit: int, consume: Callable[[Iterable[bytes]], T], end: float) -> T:
+        if address.scheme == "file":
+            return consume_file(self.policy, address.path, limit, consume)
+        return self._over_s3().consume(address, limit, consume, end)
 
     def _over_http(self) -> HttpLogs:
         with self._lock:
@@ -270,7 +291,7 @@ def _job_key(pending: PendingRun) -> tuple[str, str]:
     return text, pending.mention.run_id if text.endswith("/artifacts") else ""
 
 
-def _settle(pending: PendingRun, failure: _Failure, policy: FetchPolicy, now_us: int) -> Outcome:
+def _settle(pending: PendingRun, failure: Failure, policy: FetchPolicy, now_us: int) -> Outcome:
     """Return the outcome of a run without its log: deferred, or a dead letter."""
     first_seen_us = pending.first_seen_us if pending.first_seen_us is not None else now_us
     detail = failure.detail
@@ -296,151 +317,3 @@ def _delay_s(pending: PendingRun, failure: LogUnavailableError, policy: FetchPol
     if pending.attempts > len(policy.delays_s):
         return None
     return max(policy.delays_s[pending.attempts - 1], failure.retry_after_s)
-
-
-class _Job:
-    """A log to fetch, and its result: the log, unpacked, or a failure.
-
-    Attributes:
-      address: where it is.
-      facts: the job of its run.
-      is_signed: whether the address holds a secret.
-      seconds: duration of the fetch; None without a request.
-    """
-
-    def __init__(self, address: Address | RejectedInput, facts: JobFacts, is_signed: bool) -> None:
-        self.facts = facts
-        self.is_signed = is_signed
-        self.log: bytes | None = None
-        self.failure: _Failure | None = None
-        self.seconds: float | None = None
-        if isinstance(address, RejectedInput):
-            self.failure = address
-        else:
-            self.address = address
-
-
-class _Budget:
-    """The limit on the bytes of the logs of a batch together, which threads fetch at the same time.
-
-    Args:
-      size: limit in bytes. A log that would exceed it gives up all its bytes, so that another one fits.
-      enough: once this many bytes are used, or one log did not fit, no further log is started.
-
-    Attributes:
-      is_full: whether no further log is started.
-    """
-
-    def __init__(self, size: int, enough: int) -> None:
-        self._size = size
-        self._enough = min(enough, size)
-        self._bytes_of: dict[_Job, int] = {}
-        self._released: set[_Job] = set()
-        self._total = 0
-        self.is_full = False
-        self._lock = threading.Lock()
-
-    def grow(self, job: _Job, size: int) -> None:
-        """Reserve bytes for a job, or release them if the size is negative. Has no effect after its `release`.
-
-        Raises:
-          LogUnavailableError: ``batch_full``; the job is released.
-        """
-        with self._lock:
-            if job in self._released:
-                return
-            self.is_full |= self._total + size >= self._enough
-            if self._total + size > self._size:
-                self._release(job)
-                raise LogUnavailableError("batch_full", _TOO_LARGE)
-            self._total += size
-            self._bytes_of[job] = self._bytes_of.get(job, 0) + size
-
-    def release(self, job: _Job) -> None:
-        """Release all bytes of a job."""
-        with self._lock:
-            self._release(job)
-
-    def _release(self, job: _Job) -> None:
-        self._total -= self._bytes_of.pop(job, 0)
-        self._released.add(job)
-
-
-@dataclass(slots=True)
-class _Host:
-    waiting: deque[_Job] = field(default_factory=deque)
-    running: int = 0
-    timeouts: int = 0  # in a row
-
-
-class _Schedule:
-    """Assigns jobs to threads: hosts take turns and share the threads. A slow host's jobs fail without a request."""
-
-    def __init__(self, jobs: list[_Job], threads: int, batch_s: float, budget: _Budget) -> None:
-        self._budget = budget
-        self._hosts: dict[str, _Host] = {}
-        for job in jobs:
-            self._hosts.setdefault(job.address.origin, _Host()).waiting.append(job)
-        self._threads_per_host = threads if len(self._hosts) == 1 else max(1, threads // 2)
-        self._turns = deque(self._hosts)
-        self._end = time.monotonic() + batch_s
-        self._changed = threading.Condition()
-
-    def __iter__(self) -> Iterator[_Job]:
-        """Yield the jobs for one thread; a job is finished when the thread asks for the next one."""
-        while True:
-            job = self._next()
-            if job is None:
-                return
-            yield job
-            self._finish(job)
-
-    def _next(self) -> _Job | None:
-        with self._changed:
-            while self._turns:
-                is_late = time.monotonic() > self._end
-                if is_late or self._budget.is_full:
-                    for host in self._hosts.values():
-                        _fail(host, "batch_full", "the batch's time limit was reached" if is_late else _TOO_LARGE)
-                    return None
-                job = self._take_turn()
-                if job is not None:
-                    return job
-                if self._turns:
-                    self._changed.wait(1.0)
-            return None
-
-    def _take_turn(self) -> _Job | None:
-        """Start a job of the next host with a free thread; a host without waiting jobs leaves the turns."""
-        for _ in range(len(self._turns)):
-            origin = self._turns.popleft()
-            host = self._hosts[origin]
-            if not host.waiting:
-                continue
-            self._turns.append(origin)
-            if host.running < self._threads_per_host:
-                host.running += 1
-                return host.waiting.popleft()
-        return None
-
-    def _finish(self, job: _Job) -> None:
-        with self._changed:
-            host = self._hosts[job.address.origin]
-            host.running -= 1
-            failure = job.failure if isinstance(job.failure, LogUnavailableError) else None
-            if failure and failure.retry_after_s:
-                _fail(host, failure.reason, "its host asked to wait, for another log", failure.retry_after_s)
-            if failure and failure.reason == "log_timeout":
-                host.timeouts += 1
-                if host.timeouts >= _MAX_TIMEOUTS:
-                    _fail(host, "log_timeout", "its host timed out for other logs")
-            else:
-                host.timeouts = 0
-            self._changed.notify_all()
-
-
-def _fail(host: _Host, reason: str, detail: str, retry_after_s: float = 0.0) -> None:
-    """Let the waiting jobs of a host fail."""
-    for job in host.waiting:
-        job.failure = LogUnavailableError(reason, detail, retry_after_s=retry_after_s)
-    host.waiting.clear()

@@ -15,12 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from typing import Any
+from typing import Any, TypeVar
 
 from ciml.errors import RejectedInput
 from ciml.http.addresses import Address
 from ciml.transforms.fetch.decompress import gunzip
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+
+T = TypeVar("T")
 
 _FILE_CHUNK_BYTES = 1 << 20
 _S3_CHUNK_BYTES = 1 << 18
@@ -32,7 +34,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def first_found(addresses: Iterable[Address], fetch: Callable[[Address], bytes]) -> bytes:
+def first_found(addresses: Iterable[Address], fetch: Callable[[Address], T]) -> T:
     """Fetch the log at the first address that has one.
 
     A forbidden log counts as absent: some stores respond "forbidden" for an absent one. Any other failure ends the
@@ -70,14 +72,30 @@ def read_file(policy: FetchPolicy, path: str, grow: Callable[[int], None] | None
       RejectedInput: ``address_not_allowed``, ``bad_address``, ``log_too_large``, ``corrupt_gzip``.
       LogUnavailableError: ``log_not_found``, ``log_unavailable``.
     """
+    return consume_file(policy, path, policy.max_wire_bytes, lambda chunks: gunzip(chunks, policy.max_bytes, grow))
+
+
+def consume_file(policy: FetchPolicy, path: str, limit: int, consume: Callable[[Iterable[bytes]], T]) -> T:
+    """Pass the bytes of a file to a function, in chunks, and return its result.
+
+    Args:
+      policy: the roots.
+      path: absolute.
+      limit: of the file's size, bytes.
+      consume: reads all chunks.
+
+    Raises:
+      RejectedInput: ``address_not_allowed``, ``bad_address``, ``log_too_large``; those of ``consume``.
+      LogUnavailableError: ``log_not_found``, ``log_unavailable``.
+    """
     handle = open_log(policy, path)
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise _not_regular()
-        if status.st_size > policy.max_wire_bytes:
-            raise RejectedInput("log_too_large", f"{status.st_size} bytes, at most {policy.max_wire_bytes}")
-        return gunzip(iter(lambda: os.read(handle, _FILE_CHUNK_BYTES), b""), policy.max_bytes, grow)
+        if status.st_size > limit:
+            raise RejectedInput("log_too_large", f"{status.st_size} bytes, at most {limit}")
+        return consume(iter(lambda: os.read(handle, _FILE_CHUNK_BYTES), b""))
     except OSError as error:
         raise LogUnavailableError("log_unavailable", f"{error.strerror}") from None
     finally:
@@ -253,16 +271,30 @@ class S3Logs:
           RejectedInput: ``log_too_large``, ``corrupt_gzip``.
           LogUnavailableError: ``log_not_found``, ``log_unavailable``, ``log_timeout``, ``log_cut``.
         """
+        policy = self._policy
+        return self.consume(address, policy.max_wire_bytes, lambda chunks: gunzip(chunks, policy.max_bytes, grow), end)
+
+    def consume(
+        self, address: Address, limit: int, consume: Callable[[Iterable[bytes]], T], end: float | None = None
+    ) -> T:
+        """Pass the bytes of an object to a function, in chunks, and return its result; see `fetch`.
+
+        Args:
+          address: an s3 address.
+          limit: of the object's size, bytes.
+          consume: reads all chunks. It is called again for the retry.
+          end: time limit, by ``time.monotonic``; by default ``total_s`` from now.
+        """
         if end is None:
             end = time.monotonic() + self._policy.total_s
         try:
-            return gunzip(self._body(address, end), self._policy.max_bytes, grow)
+            return consume(self._body(address, end, limit))
         except LogUnavailableError as failure:
             if not failure.retry_now:
                 raise
-        return gunzip(self._body(address, end), self._policy.max_bytes, grow)
+        return consume(self._body(address, end, limit))
 
-    def _body(self, address: Address, end: float) -> Iterator[bytes]:
+    def _body(self, address: Address, end: float, limit: int) -> Iterator[bytes]:
         from urllib3 import exceptions as http_errors
 
         response = self._request(address, end)
@@ -270,10 +302,8 @@ class S3Logs:
         size = 0
         announced = int(response["ContentLength"])
         try:
-            if announced > self._policy.max_wire_bytes:
-                raise RejectedInput(
-                    "log_too_large", f"{announced} bytes announced, at most {self._policy.max_wire_bytes}"
-                )
+            if announced > limit:
+                raise RejectedInput("log_too_large", f"{announced} bytes announced, at most {limit}")
             while size < announced:
                 body.set_socket_timeout(min(self._policy.read_s, _remaining_s(end)))
                 # The bytes available after at most one wait: `body.read` waits for all requested bytes.

@@ -11,7 +11,7 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import IO, TypeVar
@@ -101,6 +101,22 @@ class HttpLogs:
             if _JOB_ARCHIVE.fullmatch(address.path):
                 return self._fetch_archive(address, grow)
             return self._fetch_file(address, grow)
+
+    def consume(self, addresses: Sequence[Address], limit: int, consume: Callable[[Iterable[bytes]], T]) -> T:
+        """Pass the bytes at the first address that has any to a function, and return its result; see `fetch`.
+
+        Args:
+          addresses: in the order in which they are tried.
+          limit: of the transferred bytes.
+          consume: reads all chunks. It is called again for a retry.
+        """
+        with self._limits.within(self._policy.total_s):
+            return first_found(
+                addresses,
+                lambda address: self._get(
+                    address, lambda response: consume(self._body(response, "gzip", limit)), encoding=b"gzip"
+                ),
+            )
 
     def _fetch_file(self, address: Address, grow: Callable[[int], None] | None) -> bytes:
         return self._get(

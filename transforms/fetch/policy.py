@@ -28,8 +28,10 @@ from ciml.limits import (
     MAX_BATCH_BYTES,
     MAX_LOG_BYTES,
     MAX_LOG_PATHS,
+    MAX_OUTPUT_BYTES,
     MAX_SECRET_BYTES,
     MAX_WIRE_BYTES,
+    MIN_OUTPUT_BYTES,
 )
 from ciml.settings import Settings, as_value_error
 
@@ -50,6 +52,8 @@ LOG_PATHS = (
 )
 #: Names of a job's artifact. Each names the job: the artifacts of all jobs of a workflow run are in one list.
 ARTIFACT_NAMES = ("ciml-{id}", "ciml-{job}", "dstat-{id}", "dstat-{job}")
+#: Paths of a job's output in the folder of a run: those of Zuul, and of `ciml record`.
+OUTPUT_PATHS = ("job-output.txt.gz", "job-output.txt", "console.log")
 _ARTIFACT_WORDS = frozenset({"{id}", "{job}", "{attempt}"})
 _POSITIVE = msgspec.Meta(gt=0)
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,99}")
@@ -198,6 +202,10 @@ class FetchPolicy(Settings, frozen=True):
       artifact_names: names of the artifact with a job's log, in order of preference; upper and lower case, and runs of
         characters that are no letters or digits, do not differ. ``{id}`` is the job's id, ``{job}`` its name,
         ``{attempt}`` its attempt; ``*`` matches any characters.
+      output_paths: paths in a folder at which the output of the job may be, in the order in which they are tried.
+      without_output: globs of sources, or of ``source/project``, whose jobs' output is neither fetched nor stored;
+        ``*`` for all.
+      max_output_bytes: limit of the text of an output that is stored, bytes: of a longer one, the head and the tail.
       credentials: of log hosts; `ciml.transforms.fetch.policy.Credential` documents the keys.
       ca_file: certificates (PEM) of a private authority, trusted beside the usual ones.
       threads: number of concurrent fetches. Threads mostly wait, so there are more than cores.
@@ -223,6 +231,9 @@ class FetchPolicy(Settings, frozen=True):
     s3_prefixes: tuple[str, ...] = ()
     log_paths: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MAX_LOG_PATHS)] = LOG_PATHS
     artifact_names: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_ARTIFACT_NAMES)] = ARTIFACT_NAMES
+    output_paths: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_LOG_PATHS)] = OUTPUT_PATHS
+    without_output: tuple[str, ...] = ()
+    max_output_bytes: Annotated[int, msgspec.Meta(ge=MIN_OUTPUT_BYTES, le=MAX_OUTPUT_BYTES)] = MAX_OUTPUT_BYTES
     credentials: tuple[Credential, ...] = ()
     ca_file: str = ""
     threads: Annotated[int, _POSITIVE] = 16
@@ -238,9 +249,10 @@ class FetchPolicy(Settings, frozen=True):
     def __post_init__(self) -> None:
         if self.max_batch_bytes < self.max_bytes:
             raise ValueError("max_batch_bytes: must be at least max_bytes, so that the largest log fits")
-        for path in self.log_paths:
-            if not path.isprintable() or len(path) > 200 or not {"", ".", ".."}.isdisjoint(path.split("/")):
-                raise ValueError(f"log_paths: {path!r:.120} must be a relative path, such as logs/dstat.csv")
+        for key, paths in {"log_paths": self.log_paths, "output_paths": self.output_paths}.items():
+            for path in paths:
+                if not path.isprintable() or len(path) > 200 or not {"", ".", ".."}.isdisjoint(path.split("/")):
+                    raise ValueError(f"{key}: {path!r:.120} must be a relative path, such as logs/dstat.csv")
         for name in self.artifact_names:
             if {*re.findall(r"[{}][^{}]*[{}]?", name)} - _ARTIFACT_WORDS:
                 raise ValueError(f"artifact_names: {name!r:.120} may hold {{id}}, {{job}} and {{attempt}}")

@@ -207,7 +207,7 @@ def _decode_lines(
             settled.append(Outcome("repeat", origin, mention=facts, reason="run"))
         else:
             address = run.address if run.address != facts.log_url else ""
-            pending_runs.append(PendingRun(origin, "", facts, message, address=address))
+            pending_runs.append(PendingRun(origin, "", facts, message, address=address, output_address=run.output))
     return Batch(covers, [], pending_runs, settled)
 
 

@@ -19,6 +19,7 @@ from ciml.storage import Store
 from ciml.transforms.fetch.fetch import NOT_STORED, fetch_in_parts
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import dead_letter, guarded_runs
+from ciml.transforms.ingest.outputs import with_outputs
 from ciml.transforms.parse.logs import parse
 from ciml.trust import TrustPolicy, evaluate_batch
 
@@ -40,7 +41,9 @@ def settle(
     sleep: Callable[[float], object] = time.sleep,
     now_us: int | None = None,
 ) -> list[Batch]:
-    """Judge, fetch, parse and store the pending runs of batches together. Transient failures are retried.
+    """Judge, fetch, parse and store the pending runs of batches together, then their outputs.
+
+    Transient failures of logs are retried.
 
     Args:
       batches: without messages.
@@ -60,9 +63,12 @@ def settle(
     judged = [guarded_runs("trust", lambda part: evaluate_batch(part, trust), batch) for batch in batches]
     waiting = [pending for batch in judged for pending in batch.pending_runs]
     outcomes = {}
+    by_key = {(pending.origin, pending.mention.run_id): pending for pending in waiting}
     for part in _fetch_with_retries(waiting, policy, outages=outages, sleep=sleep, now_us=now_us):
-        outcomes.update({(outcome.origin, outcome.run_id): outcome for outcome in _parse_and_store(part, raw)})
-        del part  # with its telemetry, before the next part is fetched
+        stored = _parse_and_store(part, raw)
+        del part  # with its telemetry, before the outputs and the next part are fetched
+        stored = with_outputs(stored, by_key, policy, raw, policy.batch_s)
+        outcomes.update({(outcome.origin, outcome.run_id): outcome for outcome in stored})
     settled_batches = []
     for batch in judged:
         settled = [outcomes[pending.origin, pending.mention.run_id] for pending in batch.pending_runs]
@@ -71,7 +77,7 @@ def settle(
 
 
 def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, seconds: list[float] | None = None) -> Batch:
-    """Fetch, parse and store the logs of a batch part by part, so that memory is bounded.
+    """Fetch, parse and store the logs of a batch part by part, so that memory is bounded, and the outputs of each part.
 
     Args:
       batch: its pending runs are judged.
@@ -87,16 +93,18 @@ def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, second
       EngineError: if the raw store does not answer.
     """
     settled = list(batch.settled)
-    signed = {(pending.origin, pending.mention.run_id): pending for pending in batch.pending_runs if pending.address}
+    end = time.monotonic() + policy.batch_s
+    by_key = {(pending.origin, pending.mention.run_id): pending for pending in batch.pending_runs}
     for part in fetch_in_parts(batch, policy, now_us, seconds):
-        for outcome in _parse_and_store(part, raw):
-            pending = signed.get((outcome.origin, outcome.run_id)) if outcome.reason == "batch_full" else None
-            if pending is not None:
+        stored = _parse_and_store(part, raw)
+        del part  # with its telemetry, before the outputs and the next part are fetched
+        for outcome in with_outputs(stored, by_key, policy, raw, end - time.monotonic()):
+            pending = by_key.get((outcome.origin, outcome.run_id)) if outcome.reason == "batch_full" else None
+            if pending is not None and pending.address:
                 outcome = dead_letter(pending, RejectedInput("log_timeout", f"{outcome.detail}{NOT_STORED}")).replace(
                     first_seen_us=outcome.first_seen_us
                 )
             settled.append(outcome)
-        del part
     return Batch(batch.covers, batch.messages, settled=settled)
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,8 @@ from ciml.transforms.logs.templates import templates_of
 from ciml.transforms.logs.text_arrays import codes_of, flags_of, joined, sizes_of, strings
 
 _BLOCK_BYTES = 4 << 20
+#: Blocks that the threads of a process have as arrays, each about ten times its size.
+_blocks_in_work = threading.BoundedSemaphore(2)
 #: A long line loses the word that its cut would split, and a secret with it.
 _LAST_WORD_CHARACTERS = 1024
 #: A private key has many lines. The first begins it, and the last ends it.
@@ -45,17 +48,20 @@ _KEY_END = "-----END "
 _KEY_WORD = re.compile(r"[A-Za-z0-9+/=]{8,}")
 
 
-def prepare_output(chunks: Iterable[bytes], limit: int = MAX_OUTPUT_BYTES) -> PreparedOutput:
+def prepare_output(
+    chunks: Iterable[bytes], limit: int = MAX_OUTPUT_BYTES, grow: Callable[[int], None] | None = None
+) -> PreparedOutput:
     """Prepare an output, plain or gzip.
 
     Args:
       chunks: its bytes, in their order.
       limit: most bytes of text to keep: a half at the beginning, a half at the end.
+      grow: called with the bytes by which the memory of the result grows.
 
     Raises:
       RejectedInput: ``log_too_large`` if it unpacks to more than `MAX_OUTPUT_UNPACKED_BYTES`; ``corrupt_gzip``.
     """
-    blocks = _Blocks(_Preparation(limit // 2))
+    blocks = _Blocks(_Preparation(limit // 2, grow))
     unpack(chunks, MAX_OUTPUT_UNPACKED_BYTES, blocks.add)
     return blocks.end()
 
@@ -108,9 +114,10 @@ class _Preparation:
       cut_bytes: bytes that were cut from long lines.
     """
 
-    def __init__(self, half: int) -> None:
+    def __init__(self, half: int, grow: Callable[[int], None] | None) -> None:
         self.cut_bytes = 0
         self._half = half
+        self._grow = grow or (lambda size: None)
         self._head: list[_Frame] = []
         self._tail: deque[_Frame] = deque()
         self._tail_size = 0
@@ -122,12 +129,15 @@ class _Preparation:
 
     def add(self, block: bytes, is_last: bool = False) -> None:
         """Add the lines of a block, which has no line feed at its end."""
-        lines = redact_lines(self._without_keys(self._cut(plain_lines_of_block(block))))
-        text = joined(lines)
-        self._templates.add(lines_of_block(text))
-        if not is_last:
-            text += b"\n"
-        frame = _Frame(compress(text), len(text), len(lines) - is_last)
+        with _blocks_in_work:
+            lines = redact_lines(self._without_keys(self._cut(plain_lines_of_block(block))))
+            text = joined(lines)
+            self._templates.add(lines_of_block(text))
+            if not is_last:
+                text += b"\n"
+            frame = _Frame(compress(text), len(text), len(lines) - is_last)
+            del lines
+        self._grow(len(frame.data))
         if not self._tail and self._size + len(text) <= self._half:
             self._head.append(frame)
             self._size += len(text)
@@ -139,6 +149,7 @@ class _Preparation:
             first = self._tail.popleft()
             self._tail_size -= first.size
             self._dropped.append((first.size, first.line_feeds))
+            self._grow(-len(first.data))
 
     def _cut(self, lines: pa.StringArray) -> pa.StringArray:
         sizes = sizes_of(lines)

@@ -5,7 +5,7 @@ A field of the listing is called *ours*, the table's column for it *theirs* (`ci
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
@@ -121,6 +121,7 @@ class Conversion:
             "start_time": lambda cell: iso_time(parse_time(cell, zone)),
             "end_time": lambda cell: iso_time(parse_time(cell, zone)),
             "log_path": partial(parse_path, roots=(reading.logs, *roots)),
+            "output_path": partial(_output_path, roots=(reading.logs, *roots)),
         }
 
     def rows(self) -> Iterator[GoodRow | BadRow]:
@@ -192,6 +193,14 @@ class Conversion:
     def _bad(self, row: Row, reason: str, column: str, detail: str) -> BadRow:
         reason = reason if reason in REASONS else "bad_field"
         return BadRow(row.number, reason, column, _begin_of(row.cells.get(column)), detail)
+
+
+def _output_path(cell: Any, roots: Sequence[str]) -> str:
+    """Convert a cell to the path of an output. One that leads elsewhere is no fault of the row."""
+    try:
+        return parse_path(cell, roots)
+    except RejectedInput:
+        return text_of(cell)
 
 
 def _begin_of(cell: Any) -> str:

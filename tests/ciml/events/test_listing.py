@@ -52,7 +52,7 @@ def test_a_line_says_what_an_event_says_under_the_id_of_its_ci_system() -> None:
         node_provider="alibaba", node_flavor="c6", result="TIMED_OUT", start_time="2025-12-31T23:59:00Z", rows=43,
         elapsed_s=41.59, none=None, artifacts=["a"], pipeline="check", attempt=3, log_path="logs/a b.gz",
     )  # fmt: skip
-    facts, address, fault = decode_line(line, READING)
+    facts, address, fault, _ = decode_line(line, READING)
     assert facts == RunFacts(
         run_id="zuul~a1~3", build_uuid="a1", build_name="unit", outcome="timeout", result="TIMED_OUT", source="old",
         event="listing", pipeline="check", provider="alibaba", flavour="c6", log_url="file:///srv/logs/logs/a%20b.gz",
@@ -224,3 +224,19 @@ def test_an_invalid_listing_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(100_000)))
     with pytest.raises(CimlError, match="split it"):
         open_listing(f"{tmp_path}/bomb.gz")
+
+
+@pytest.mark.parametrize(
+    ("path", "address"),
+    [
+        ("logs/a b/job-output.txt.gz", "file:///srv/logs/logs/a%20b/job-output.txt.gz"),
+        ("https://h/output", "https://h/output"),
+        ("../output", "../output"),
+        (None, ""),
+    ],
+)
+def test_a_line_may_name_an_output(path: str | None, address: str) -> None:
+    """A path that leads elsewhere is no fault of the run: the fetch policy rejects the output alone."""
+    run = decode_line(encoded(output_path=path), READING)
+    assert (run.output, run.fault) == (address, None)
+    assert "output_path" not in run.facts.labels

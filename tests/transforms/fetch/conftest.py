@@ -10,6 +10,7 @@ import pytest
 
 from ciml.http.addresses import Address
 from ciml.transforms.fetch import fetch as fetch_module
+from ciml.transforms.fetch import schedule
 from ciml.transforms.fetch.fetch import Fetcher
 from tests.transforms.fetch.fetching import Slow
 from tests.transforms.fetch.github import Systems, systems
@@ -40,4 +41,5 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
 
     monkeypatch.setattr(Fetcher, "read", read_or_time_out)
     monkeypatch.setattr(fetch_module, "time", slow)
+    monkeypatch.setattr(schedule, "time", slow)
     return slow

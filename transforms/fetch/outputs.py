@@ -1,0 +1,105 @@
+"""Where the output of a run's job is: at an address that its input names, or next to its log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from ciml.errors import RejectedInput, drop_frames
+from ciml.events.records import RunFacts
+from ciml.events.run_id import source_of
+from ciml.globs import matches_any
+from ciml.http.addresses import Address, below
+from ciml.limits import MAX_OUTPUT_WIRE_BYTES
+from ciml.transforms.fetch.artifacts import JobFacts
+from ciml.transforms.fetch.fetch import shared_fetcher
+from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+from ciml.transforms.fetch.schedule import Budget, Failure, Job, Schedule
+from ciml.transforms.guard import attempt
+
+T = TypeVar("T")
+
+_NO_FACTS = JobFacts("", "", 1, None, None)
+
+
+def output_addresses(policy: FetchPolicy, facts: RunFacts, log: str = "", output: str = "") -> list[Address]:
+    """Return the addresses at which the output of a run's job may be, in the order in which they are tried.
+
+    Args:
+      policy: the allowed addresses, and what is fetched.
+      facts: of the run.
+      log: the address of its log, where it is not in the facts.
+      output: the address of the output, if the input names one.
+
+    Returns:
+      No address if none can be derived, or the policy excludes the output of this source or project.
+
+    Raises:
+      RejectedInput: ``bad_address``, ``address_not_allowed``.
+    """
+    if not takes_output(policy, facts):
+        return []
+    address = policy.parse_allowed(output or log or facts.log_url)
+    if address.is_folder:
+        return below(address, policy.output_paths)
+    return [address] if output else []
+
+
+def takes_output(policy: FetchPolicy, facts: RunFacts) -> bool:
+    """Return whether the outputs of a run's source and project are fetched."""
+    if not policy.without_output:
+        return True
+    sources = {facts.source, source_of(facts.run_id)} - {""}
+    names = [*sources, *(f"{source}/{facts.project}" for source in sources)]
+    return not any(matches_any(policy.without_output, name) for name in names)
+
+
+def fetch_outputs(
+    requests: Sequence[Sequence[Address]],
+    policy: FetchPolicy,
+    consume: Callable[[int, Iterable[bytes]], T],
+    batch_s: float,
+) -> list[T | Failure]:
+    """Fetch outputs, `FetchPolicy.threads` at a time.
+
+    Args:
+      requests: the addresses of each output, at least one.
+      policy: the allowed addresses, and the limits.
+      consume: called with the index of a request and the bytes of its output, in chunks; it may be called again for a
+        retry. Memory is its concern.
+      batch_s: time after which no further output is started, s.
+
+    Returns:
+      For each request the result of ``consume``, or why there is none.
+
+    Raises:
+      EngineError: raised by ``consume``.
+    """
+    fetcher = shared_fetcher(policy)
+    jobs = {Job(addresses[0], _NO_FACTS, is_signed=False): index for index, addresses in enumerate(requests)}
+    results: list[T | Failure] = [LogUnavailableError("batch_full", "")] * len(requests)
+    schedule = Schedule(list(jobs), policy.threads, batch_s, Budget(1 << 62, 1 << 62))
+
+    def fetch(index: int) -> T | Failure:
+        try:
+            return fetcher.consume(requests[index], MAX_OUTPUT_WIRE_BYTES, lambda chunks: consume(index, chunks))
+        except LogUnavailableError as failure:
+            return failure
+
+    def work() -> None:
+        for job in schedule:
+            result = attempt("output", fetch, jobs[job])
+            results[jobs[job]] = result
+            if isinstance(result, RejectedInput | LogUnavailableError):
+                drop_frames(result)
+                job.failure = result
+
+    threads = min(policy.threads, len(requests))
+    with ThreadPoolExecutor(max(threads, 1), "output") as pool:
+        for thread in [pool.submit(work) for _ in range(threads)]:
+            thread.result()
+    for job, index in jobs.items():
+        if job.failure is not None:
+            results[index] = job.failure
+    return results
