@@ -10,6 +10,7 @@ registry/<model>/           manifest of candidates, versions and labels
 models/<model>/<version>/   served models; next to them the server's configuration
 predictions/                manifest of predictions; evidence/ with the images of verdicts
 feedback/                   manifest of messages on changes; reviewers' corrections
+failures/                   signatures of failed runs, and manifest of operators' notes on them
 lineage/                    OpenLineage events
 tables/                     Delta tables of runs and dead letters, for other engines
 demo/                       result and report of `ciml demo`
@@ -59,6 +60,7 @@ class DataRoot:
       predictions: `ciml.serving.predict.log`.
       evidence: the images of verdicts, in the folder of the predictions: `ciml.verdicts.evidence`.
       feedback: the messages on changes, and the reviewers' corrections: `ciml.verdicts.feedback`.
+      failures: the signatures of failed runs, and the operators' notes on them: `ciml.verdicts.signatures`.
       lineage: OpenLineage events, one object each: `ciml.lineage.openlineage`.
       tables: the Delta tables that have a folder of their own: `ciml.runs.tables`. Others are next to their files.
       demo: the result and report of `ciml demo`.
@@ -76,6 +78,7 @@ class DataRoot:
     predictions: ClassVar[Folder] = Folder("predictions")
     evidence: ClassVar[Folder] = Folder("predictions/evidence")
     feedback: ClassVar[Folder] = Folder("feedback")
+    failures: ClassVar[Folder] = Folder("failures")
     lineage: ClassVar[Folder] = Folder("lineage")
     tables: ClassVar[Folder] = Folder("tables")
     demo: ClassVar[Folder] = Folder("demo")

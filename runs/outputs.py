@@ -11,8 +11,10 @@ commit, and named by that digest. The folder is that of the run's telemetry.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from datetime import date
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -56,6 +58,14 @@ class KeptOutput(NamedTuple):
     def number(self, kept: int) -> int:
         """Return the number that a line has in the whole output, given its number in ``data``; both start at 1."""
         return kept if kept <= self.head_lines else kept + self.dropped_lines
+
+    def line(self, number: int) -> bytes | None:
+        """Return a line, given its number in the whole output; None if it was dropped."""
+        if self.head_lines < number <= self.head_lines + self.dropped_lines:
+            return None
+        index = number - 1 if number <= self.head_lines else number - 1 - self.dropped_lines
+        line = next(islice(io.BytesIO(self.data), index, None), None)
+        return None if line is None else line.rstrip(b"\n")
 
 
 class OutputTemplates(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -157,7 +167,12 @@ def read_templates(raw: Store, record: RunRecord) -> OutputTemplates | str:
     output = record.output
     if output is None or output.missing:
         return NO_OUTPUT if output is None else output.missing
-    path = templates_path(output.path)
+    return templates_of_text(raw, output.path)
+
+
+def templates_of_text(raw: Store, text: str) -> OutputTemplates:
+    """Return the templates of an output, given the path of its text. Raises as `read_templates`."""
+    path = templates_path(text)
     try:
         data = raw.read(path)
     except FileNotFoundError:

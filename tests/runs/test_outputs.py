@@ -149,3 +149,10 @@ def test_only_runs_have_outputs() -> None:
 def test_the_record_is_of_json_types() -> None:
     output = OutputFile("p", "d", 10, 4, 2, 1, 3)
     assert OutputFile.from_json(json.loads(json.dumps(output.to_json()))) == output
+
+
+def test_a_line_is_found_by_its_number_in_the_whole_output() -> None:
+    kept = KeptOutput(b"1\n2\n9\n10\n", head_lines=2, dropped_lines=6, dropped_bytes=12)
+    numbers = [1, 2, 3, 8, 9, 10, 11]
+    assert [kept.line(number) for number in numbers] == [b"1", b"2", None, None, b"9", b"10", None]
+    assert [kept.number(index) for index in (1, 2, 3, 4)] == [1, 2, 9, 10]

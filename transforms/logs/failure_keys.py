@@ -83,7 +83,7 @@ def keys_of(printed: Mapping[str, Printed], job: str, profile: OutputProfile) ->
       (Key(template='OSError: [Errno <*>] No space left on device', job='', is_end=False),)
     """
     keys = dict.fromkeys(
-        Key(_without_margin(template), "" if _is_of_surroundings(template, kinds) else job)
+        Key(without_margin(template), "" if _is_of_surroundings(template, kinds) else job)
         for template, kinds in _strongest(printed, profile)
         if is_specific(template, kinds)
     )
@@ -103,10 +103,10 @@ def _is_specific_word(word: str) -> bool:
     return word.lower() not in _OF_EVERY_FAILURE and not word.endswith(_EXCEPTION)
 
 
-def _without_margin(template: str) -> str:
+def without_margin(template: str) -> str:
     """Return a template without the margin of pytest, and with single blanks."""
     words = template.split()
-    return " ".join(words[1:] if words[0] == "E" else words)
+    return " ".join(words[1:] if words[:1] == ["E"] else words)
 
 
 def _is_of_surroundings(template: str, kinds: frozenset[str]) -> bool:
