@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ciml.events.records import RawFile, RunFacts, Trust, records_of
+from ciml.events.records import OutputFile, RawFile, RunFacts, Trust, records_of
 from ciml.events.run_id import source_of
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.progress import Progress
@@ -55,7 +55,7 @@ def latest_rows(log: ManifestLog, state: RawState) -> Iterator[StoredRow]:
             trust = decisions.pop(run_id, row.trust)
             indexed = state.index.run(run_id)
             outcome = indexed.outcome if indexed else facts.outcome or ""
-            run = StoredRun(facts, state.index.subjects.join(facts), outcome, trust, row.file, version)
+            run = StoredRun(facts, state.index.subjects.join(facts), outcome, trust, row.file, version, row.output)
             yield StoredRow(run, is_reclaim, counts)
 
 
@@ -69,6 +69,7 @@ class StoredRun(NamedTuple):
       trust: the last stored decision, by the ingestion of the row or a later update.
       file: its raw object.
       version: the version of the raw manifest that committed the row.
+      output: the output of its job; None if none was looked for.
     """
 
     own: RunFacts
@@ -77,6 +78,7 @@ class StoredRun(NamedTuple):
     trust: Trust
     file: RawFile
     version: int
+    output: OutputFile | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return the run as a row of ``ciml runs list --json``."""

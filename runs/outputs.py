@@ -15,7 +15,7 @@ import io
 from collections.abc import Iterator
 from datetime import date
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 import pyarrow as pa
@@ -24,7 +24,6 @@ from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.events.records import OutputFile, RawFile
 from ciml.runs.pack_index import RUNS, run_of, split_path
-from ciml.runs.run_log import RunRecord
 from ciml.storage import Store
 from ciml.storage.json_files import read_object, seal
 
@@ -77,6 +76,7 @@ class OutputTemplates(msgspec.Struct, frozen=True, forbid_unknown_fields=True, g
       first_lines: int [n], the number of the first line of each, counted from 1.
       lines: the number of all lines.
       others: the number of lines that are empty, or whose template is beyond the limit.
+      masks: names the masks by which they were made (`ciml.transforms.logs.templates.MASKS`).
     """
 
     templates: tuple[str, ...]
@@ -84,11 +84,20 @@ class OutputTemplates(msgspec.Struct, frozen=True, forbid_unknown_fields=True, g
     first_lines: tuple[int, ...]
     lines: int
     others: int
+    masks: str
     format: int = 1
 
     def encode(self) -> bytes:
         """Return the compressed form, which `read_templates` decodes."""
         return compress(msgspec.json.encode(self))
+
+
+class WithOutput(Protocol):
+    """A row of a run: `ciml.runs.run_log.RunRecord` or `ciml.runs.latest_runs.StoredRun`."""
+
+    @property
+    def output(self) -> OutputFile | None:
+        """Its output."""
 
 
 class PreparedOutput(NamedTuple):
@@ -134,7 +143,7 @@ def split_output(path: str) -> tuple[str, str] | None:
     return folder, name.removesuffix(_SUFFIX).rpartition(".")[0]
 
 
-def read_output(raw: Store, record: RunRecord) -> KeptOutput | str:
+def read_output(raw: Store, record: WithOutput) -> KeptOutput | str:
     """Return the stored output of a run, or the reason why there is none.
 
     Returns:
@@ -159,7 +168,7 @@ def read_output(raw: Store, record: RunRecord) -> KeptOutput | str:
     return KeptOutput(text, output.head_lines or output.lines, output.dropped_lines, output.dropped_bytes)
 
 
-def read_templates(raw: Store, record: RunRecord) -> OutputTemplates | str:
+def read_templates(raw: Store, record: WithOutput) -> OutputTemplates | str:
     """Return the templates of a run's output, or the reason why there are none; see `read_output`.
 
     Templates do not expire with the text.
@@ -183,7 +192,7 @@ def templates_of_text(raw: Store, text: str) -> OutputTemplates:
         raise IntegrityError(f"{raw.url(path)} cannot be read ({error!s:.200}); restore a backup") from None
 
 
-def verify_output(raw: Store, record: RunRecord) -> str:
+def verify_output(raw: Store, record: WithOutput) -> str:
     """Check a run's output and its templates: existence and digest. Return the fault in one line, "" without one."""
     try:
         read_templates(raw, record)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
-from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
+from ciml.events.records import Origin, Outcome, OutputFile, RawFile, RunFacts, Trust
 from ciml.manifest.log import ManifestLog
 from ciml.runs.outputs import store_output
 from ciml.runs.writer import run_path, write_run
@@ -36,13 +36,14 @@ class RawStore:
         trust: Trust = TRUSTED,
         reclaims: Sequence[tuple[RunFacts, pa.Table]] = (),
         outputs: Mapping[str, bytes] | None = None,
+        missing: str | None = None,
     ) -> int:
         """One delta with these runs, corrections, and known runs with another log. Returns its version.
 
-        ``outputs`` are those of the runs, by run id.
+        ``outputs`` are those of the runs, by run id; ``missing`` is why the others have none.
         """
         first = self._offset + 1
-        rows = [self._with_output(self._run(facts, table, trust), outputs or {}) for facts, table in runs]
+        rows = [self._with_output(self._run(facts, table, trust), outputs or {}, missing) for facts, table in runs]
         delta: dict[str, Any] = {
             "time_us": 0,
             "runs": [row.to_json() for row in rows],
@@ -71,9 +72,9 @@ class RawStore:
         self.store.create(path, data)
         return RawFile(path, digest, table.num_rows, len(data))
 
-    def _with_output(self, row: Outcome, outputs: Mapping[str, bytes]) -> Outcome:
-        if row.run_id not in outputs or row.file is None:
-            return row
+    def _with_output(self, row: Outcome, outputs: Mapping[str, bytes], missing: str | None) -> Outcome:
+        if row.file is None or row.run_id not in outputs:
+            return row if missing is None else row.replace(output=OutputFile(missing=missing))
         return row.replace(output=store_output(self.store, row.file, prepare_output([outputs[row.run_id]])))
 
     def _run(self, facts: RunFacts, table: pa.Table, trust: Trust) -> Outcome:

@@ -26,6 +26,7 @@ from ciml.runs.outputs import (
 )
 from ciml.runs.run_log import RunRecord, find_rows
 from ciml.runs.verify import verify_raw
+from ciml.transforms.logs.templates import MASKS
 from tests.runs.compacting import DAY, FAR, run, squeeze
 from tests.runs.scenes import RawStore
 
@@ -50,7 +51,7 @@ def test_an_output_is_read_as_it_was_stored(raw: RawStore, text: bytes) -> None:
     kept = read_output(raw.store, row)
     assert kept == KeptOutput(b"collecting\npassword=REDACTED\n1 failed in 3.2s\n", 4)
     assert read_templates(raw.store, row) == OutputTemplates(
-        ("collecting", "password=REDACTED", "<*> failed in <*>"), (1, 1, 1), (1, 2, 3), 4, 1
+        ("collecting", "password=REDACTED", "<*> failed in <*>"), (1, 1, 1), (1, 2, 3), 4, 1, MASKS
     )
     assert row.output.path.startswith(f"{TEXTS}/job=unit-tests/date=1970-01-01/{row.mention.run_id}.")
     assert not any(b"hunter2" in raw.store.read(path) for path in raw.store.list())

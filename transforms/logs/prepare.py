@@ -34,7 +34,7 @@ from ciml.runs.outputs import OutputTemplates, PreparedOutput, compress, decompr
 from ciml.transforms.fetch.decompress import unpack
 from ciml.transforms.logs.lines import lines_of_block, plain_lines_of_block
 from ciml.transforms.logs.redact import redact_lines
-from ciml.transforms.logs.templates import templates_of
+from ciml.transforms.logs.templates import MASKS, templates_of
 from ciml.transforms.logs.text_arrays import codes_of, flags_of, joined, sizes_of, strings
 
 _BLOCK_BYTES = 4 << 20
@@ -233,6 +233,7 @@ class _Templates:
             tuple(self._first_lines[1:].tolist()),
             self._lines,
             int(self._counts[0]),
+            MASKS,
         ).encode()
 
 

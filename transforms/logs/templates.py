@@ -7,6 +7,8 @@ stored, and no order of runs changes them.
 
 from __future__ import annotations
 
+import hashlib
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -32,6 +34,9 @@ _SPECIAL = f"{_PROGRESS}|{_MODULE}|{_NOTHING}|{_COUNTED}"
 _QUOTED = r"\"[^\"]{1,200}\"|'[^']{1,200}'|`[^`]{1,200}`"
 #: Names of tests, modules and attributes.
 _NAME = r"[A-Za-z0-9]+(?:(?:[_.:]|<\*>)+[A-Za-z0-9]+)+"
+
+#: Names the masks: stored templates can be compared with others only if these are the same.
+MASKS = hashlib.blake2b("\0".join((_DETAILS, _MASKS, _SPECIAL)).encode(), digest_size=8).hexdigest()
 
 
 def templates_of(lines: pa.StringArray) -> pa.StringArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,15 +10,23 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Json
-from ciml.errors import CimlError, RejectedInput
+from ciml.errors import CimlError, RejectedInput, UnknownRunError
 from ciml.options import argument, option, repeated
 
 if TYPE_CHECKING:
     from ciml.runs.outputs import KeptOutput
     from ciml.transforms.logs.failed_tests import FailedTest
+    from ciml.transforms.logs.profile import OutputProfile
     from ciml.transforms.logs.ranking import Line
 
 _CHUNK_BYTES = 1 << 20
+#: Passing runs with which a stored run is compared.
+_PASSING_RUNS = 20
+#: Why a stored run has no output.
+_WHY_NOT = {
+    "no_output": "none was stored with it; docs/fetch.md describes where outputs are looked for",
+    "expired": "its text was removed after the time of ciml runs compact --keep-outputs",
+}
 #: Missing templates that are printed, and unusual ones; JSON has all.
 _SHOWN = 5
 
@@ -28,11 +37,13 @@ class ExplainOptions(Json):
     Attributes:
       passed: Output of a passing run of the same job, whose lines are no causes; may be repeated.
       characters: Most characters to show.
+      data_path: Data root of a stored run.
     """
 
-    output: str = argument("OUTPUT", kind="file")
+    output: str = argument("OUTPUT|RUN_ID")
     passed: tuple[str, ...] = repeated(kind="file")
     characters: int = option(4000, kind="count", metavar="N")
+    data_path: str | None = option(kind="new data")
 
 
 class _Explanation(NamedTuple):
@@ -65,15 +76,18 @@ class _Explanation(NamedTuple):
 def command(options: ExplainOptions) -> None:
     """Show the lines that explain a failed job.
 
-    OUTPUT is what the job printed, plain or gzip. Lines are chosen by words of failure, by how rare they are, and by
-    the step that failed. With the output of passing runs (--passed), lines that these printed too are no causes; with
-    five of them, missing lines and unusual numbers of lines are shown too. Colours, timestamps of CI systems and
-    secrets are removed. Failed tests of pytest, unittest, go test, cargo, jest, JUnit and other runners are counted.
+    OUTPUT is what the job printed, plain or gzip; RUN_ID is a stored run, with --data-path, which is compared with the
+    last passing runs of its job that are trusted, at most 20. Lines are chosen by words of failure, by how rare they
+    are, and by the step that failed. With the output of passing runs (--passed), lines that these printed too are no
+    causes; with five of them, missing lines and unusual numbers of lines are shown too. Colours, timestamps of CI
+    systems and secrets are removed. Failed tests of pytest, unittest, go test, cargo, jest, JUnit and other runners are
+    counted.
 
     \b
     Example:
       ciml explain job-output.txt.gz
       ciml explain job-output.txt.gz --passed passing/job-output.txt.gz --characters 1000
+      ciml explain zuul~5f0c~1 --data-path data
     """
     options.show(_explain(options), _print, _Explanation.to_json)
 
@@ -87,8 +101,13 @@ def _explain(options: ExplainOptions) -> _Explanation:
     from ciml.transforms.logs.ranking import excerpt, is_known_template, scan
 
     profile = profile_of(printed_templates(scan(_read(path).data)) for path in options.passed)
-    known = profile if options.passed else None
-    kept = _read(options.output)
+    if os.path.exists(options.output):
+        kept = _read(options.output)
+    elif options.data_path is None:
+        raise CimlError(f"{options.output} does not exist; name a file, or a stored run and its --data-path")
+    else:
+        kept = _read_stored(options.output, options.data_path, profile)
+    known = profile if profile.runs else None
     output = scan(kept.data)
     lines = [
         line._replace(number=kept.number(line.number), text=redact_text(line.text))
@@ -106,6 +125,30 @@ def _explain(options: ExplainOptions) -> _Explanation:
         [(redact_text(one.template), one.lines, one.usual.low, one.usual.high) for one in differences.unusual],
         kept.dropped_bytes,
     )
+
+
+def _read_stored(run_id: str, data_path: str, profile: OutputProfile) -> KeptOutput:
+    """Read the output of a stored run, and add the passing runs of its job to a profile.
+
+    Raises:
+      CimlError: there is no such run, or no output of it.
+    """
+    from ciml.data_root import DataRoot
+    from ciml.runs.outputs import read_output
+    from ciml.runs.run_log import find_rows
+    from ciml.runs.state import open_raw
+    from ciml.transforms.logs.stored import stored_profile
+
+    raw = DataRoot.open(data_path).raw
+    log, state = open_raw(raw)
+    row = find_rows(log, [run_id]).get(run_id)
+    if row is None:
+        raise UnknownRunError(f"no file and no run {run_id!r:.200} in {data_path}; list runs: ciml runs list")
+    kept = read_output(raw, row)
+    if isinstance(kept, str):
+        raise CimlError(f"no output of {run_id}: {_WHY_NOT.get(kept, f'it could not be fetched ({kept})')}")
+    profile.merge(stored_profile(raw, log, state, row.facts.build_name, _PASSING_RUNS))
+    return kept
 
 
 def _read(path: str) -> KeptOutput:

@@ -10,8 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.cli.main import cli
-from ciml.transforms.logs import keep
+from ciml.data_root import DataRoot
+from ciml.transforms.logs import keep, prepare
 from tests.project.test_startup import loaded_by
+from tests.runs.compacting import run, squeeze
+from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
 
 PASSING = "setting up\nWARNING: slow disk, error: retried\n" + "".join(f"step {n} of 9\n" for n in range(9)) + "done\n"
 FAILING = (
@@ -95,6 +98,61 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
     assert result.exit_code == 2, result.output
     assert "output.gz" in result.output + str(result.exception)
     assert said in result.output + str(result.exception)
+
+
+def test_a_stored_run_is_compared_with_passing_runs_of_its_job(tmp_path: Path) -> None:
+    """Only trusted ones, and only of its own job."""
+    raw = RawStore(DataRoot.open(tmp_path))
+    failed, telemetry = run(0, outcome="failure")
+    raw.add([(failed, telemetry)], outputs={failed.run_id: FAILING.encode()})
+    passing = [run(number, outcome="success") for number in range(1, 7)]
+    raw.add(passing, outputs={facts.run_id: PASSING.encode() for facts, _ in passing})
+    for number, facts, trust in ((7, {}, UNTRUSTED), (8, {"build_name": "other"}, TRUSTED), (9, {}, TRUSTED)):
+        other = run(number, **{"outcome": "failure" if number == 9 else "success", **facts})
+        raw.add([other], trust=trust, outputs={other[0].run_id: FAILING.encode()})
+    shown = explain(failed.run_id, "--data-path", tmp_path, "--characters", 75).splitlines()
+    assert shown[:3] == [
+        " 1 +fatal: no setup",
+        "    …",
+        "12 +FAILED tests/a.py::test_x - OSError: token=REDACTED",
+    ]
+    assert "- not printed: done" in shown
+    assert shown[-1] == "2 of 13 lines; 3 are new (+); 1 failed test (pytest)"
+
+
+def test_templates_of_other_masks_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = RawStore(DataRoot.open(tmp_path))
+    failed, passed = run(0, outcome="failure"), run(1, outcome="success")
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "MASKS", "earlier")
+        patch.setattr(prepare, "templates_of", lambda lines: lines)
+        raw.add([passed], outputs={passed[0].run_id: PASSING.encode()})
+    raw.add([failed], outputs={failed[0].run_id: FAILING.encode()})
+    assert "3 are new (+)" in explain(failed[0].run_id, "--data-path", tmp_path, "--characters", 75)
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (None, "no output of {run}: none was stored with it"),
+        ("log_forbidden", "no output of {run}: it could not be fetched (log_forbidden)"),
+        ("text", "no output of {run}: its text was removed after the time of ciml runs compact --keep-outputs"),
+    ],
+)
+def test_a_run_without_output_is_an_error_with_the_reason(tmp_path: Path, output: str | None, said: str) -> None:
+    raw = RawStore(DataRoot.open(tmp_path))
+    facts, telemetry = run(0)
+    raw.add(
+        [(facts, telemetry)],
+        outputs={facts.run_id: b"x"} if output == "text" else {},
+        missing=None if output == "text" else output,
+    )
+    if output == "text":
+        squeeze(raw.store, keep_outputs_s=0)
+    result = CliRunner().invoke(cli, ["explain", facts.run_id, "--data-path", str(tmp_path)])
+    assert said.format(run=facts.run_id) in result.output + str(result.exception)
+    result = CliRunner().invoke(cli, ["explain", "zuul~none~1", "--data-path", str(tmp_path)])
+    assert "no file and no run 'zuul~none~1'" in result.output + str(result.exception)
 
 
 def test_its_help_imports_no_arrow() -> None:
