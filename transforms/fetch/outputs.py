@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from ciml.errors import RejectedInput, drop_frames
 from ciml.events.records import RunFacts
 from ciml.events.run_id import source_of
 from ciml.globs import matches_any
-from ciml.http.addresses import Address, below
+from ciml.http.addresses import PORTS, Address, below
 from ciml.limits import MAX_OUTPUT_WIRE_BYTES
-from ciml.transforms.fetch.artifacts import JobFacts
+from ciml.transforms.fetch.artifacts import JobFacts, job_facts
 from ciml.transforms.fetch.fetch import shared_fetcher
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from ciml.transforms.fetch.schedule import Budget, Failure, Job, Schedule
@@ -20,6 +22,10 @@ from ciml.transforms.guard import attempt
 
 T = TypeVar("T")
 
+#: The paths of logs of GitHub's and GitLab's API, and of a build of Jenkins, up to the part that names the log.
+_GITHUB = re.compile(r"((?:/[^?]*)?/repos/[^/?]+/[^/?]+/actions)/runs/[0-9]+/artifacts")
+_GITLAB = re.compile(r"((?:/[^?]*)?/api/v4/projects/[^/?]+/jobs/[0-9]+)/artifacts(?:/.*)?")
+_JENKINS = re.compile(r"((?:/[^?]*)?/job/[^/?]+/[0-9]+)/artifact/")
 _NO_FACTS = JobFacts("", "", 1, None, None)
 
 
@@ -41,9 +47,24 @@ def output_addresses(policy: FetchPolicy, facts: RunFacts, log: str = "", output
     if not takes_output(policy, facts):
         return []
     address = policy.parse_allowed(output or log or facts.log_url)
+    if not output and (of_system := _of_system(address, facts)) is not None:
+        return [of_system]
     if address.is_folder:
         return below(address, policy.output_paths)
     return [address] if output else []
+
+
+def _of_system(log: Address, facts: RunFacts) -> Address | None:
+    """Return the address at which a CI system has the output of a job, by the address of its log; None without one."""
+    if log.scheme not in PORTS:
+        return None
+    if (match := _GITHUB.fullmatch(log.path)) and (job := job_facts(facts).id).isdecimal():
+        return replace(log, path=f"{match[1]}/jobs/{job}/logs")
+    if match := _GITLAB.fullmatch(log.path):
+        return replace(log, path=f"{match[1]}/trace")
+    if match := _JENKINS.fullmatch(log.path):
+        return replace(log, path=f"{match[1]}/consoleText")
+    return None
 
 
 def takes_output(policy: FetchPolicy, facts: RunFacts) -> bool:
