@@ -49,6 +49,7 @@ MAX_LABEL_COLUMNS = 100  # of the table of runs in Python; the map of labels has
 
 MAX_OUTPUT_BYTES = 256 * MIB  # that are kept of one output: its head and its tail; policy key max_output_bytes
 MIN_OUTPUT_BYTES = 16 * MIB  # of that key: the head and the tail each hold a block of lines
+SMALL_OUTPUT_BYTES = 64 << 10  # unpacked; smaller outputs of a batch are held, and prepared together
 LARGE_OUTPUT_BYTES = 8 * MIB  # compressed; a process prepares larger outputs one at a time
 MAX_OUTPUT_UNPACKED_BYTES = 8 << 30  # that are read of one: a small gzip file can unpack to any size
 MAX_OUTPUT_LINE_CHARACTERS = 4096  # of a line; longer ones are cut, and hold data rather than words

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from io import BytesIO
+from itertools import chain
 
 from ciml.errors import RejectedInput
 from ciml.events.records import Origin, Outcome, OutputFile, PendingRun, RawFile
 from ciml.http.addresses import Address
-from ciml.limits import LARGE_OUTPUT_BYTES
-from ciml.runs.outputs import store_output
+from ciml.limits import LARGE_OUTPUT_BYTES, SMALL_OUTPUT_BYTES
+from ciml.runs.outputs import PreparedOutput, store_output
 from ciml.storage import Store
+from ciml.transforms.fetch.decompress import gunzip
 from ciml.transforms.fetch.outputs import fetch_outputs, output_addresses
 from ciml.transforms.fetch.policy import FetchPolicy
-from ciml.transforms.guard import attempt
-from ciml.transforms.logs.prepare import prepare_output
+from ciml.transforms.guard import attempt, bisect
+from ciml.transforms.logs.prepare import prepare_output, prepare_small
 
+#: Small outputs that are prepared together, at most 4 MiB; and threads that store them.
+_PREPARED_TOGETHER = 64
+_STORE_THREADS = 8
 #: An outcome's place in a batch: its origin and run id.
 Key = tuple[Origin, str]
 
@@ -53,12 +61,16 @@ def with_outputs(
             requests.setdefault((outcome.file.path, tuple(addresses)), []).append(index)
     files = [RawFile(path, "", 0, 0) for path, _ in requests]
 
-    def store(index: int, chunks: Iterable[bytes]) -> OutputFile:
-        return _prepare_and_store(chunks, policy, raw, files[index])
+    def read(index: int, chunks: Iterable[bytes]) -> OutputFile | bytes:
+        return _read(chunks, policy, raw, files[index])
 
-    fetched = fetch_outputs([addresses for _, addresses in requests], policy, store, batch_s) if requests else []
-    for indices, result in zip(requests.values(), fetched, strict=True):
-        output = result if isinstance(result, OutputFile) else OutputFile(missing=result.reason)
+    fetched = fetch_outputs([addresses for _, addresses in requests], policy, read, batch_s) if requests else []
+    small = {index: result for index, result in enumerate(fetched) if isinstance(result, bytes)}
+    stored = _store_small(small, raw, files)
+    for index, (indices, result) in enumerate(zip(requests.values(), fetched, strict=True)):
+        output = stored[index] if isinstance(result, bytes) else result
+        if not isinstance(output, OutputFile):
+            output = OutputFile(missing=output.reason)
         outputs |= dict.fromkeys(indices, output)
     return [
         outcome.replace(output=outputs[index]) if index in outputs else outcome
@@ -66,10 +78,43 @@ def with_outputs(
     ]
 
 
-def _prepare_and_store(chunks: Iterable[bytes], policy: FetchPolicy, raw: Store, run: RawFile) -> OutputFile:
+def _read(chunks: Iterable[bytes], policy: FetchPolicy, raw: Store, run: RawFile) -> OutputFile | bytes:
+    """Return an output, unpacked; store it if it is not small."""
+    start = BytesIO()
+    iterator = iter(chunks)
+    for chunk in iterator:
+        start.write(chunk)
+        if start.tell() > SMALL_OUTPUT_BYTES:
+            break
+    else:
+        with suppress(RejectedInput):  # it may be small as it is sent, and large unpacked
+            return gunzip((start.getvalue(),), SMALL_OUTPUT_BYTES)
     with _Turn() as turn:
-        prepared = prepare_output(chunks, policy.max_output_bytes, turn.grow)
+        prepared = prepare_output(chain((start.getvalue(),), iterator), policy.max_output_bytes, turn.grow)
         return store_output(raw, run, prepared)
+
+
+def _store_small(
+    outputs: Mapping[int, bytes], raw: Store, runs: Sequence[RawFile]
+) -> dict[int, OutputFile | RejectedInput]:
+    """Prepare and store small outputs together. One that makes this fail does not affect the others."""
+    stored: dict[int, OutputFile | RejectedInput] = {}
+    indices = list(outputs)
+
+    def prepare(part: Sequence[int]) -> list[PreparedOutput]:
+        return prepare_small([outputs[index] for index in part])
+
+    def store(index: int, prepared: PreparedOutput) -> None:
+        stored[index] = store_output(raw, runs[index], prepared)
+
+    with ThreadPoolExecutor(_STORE_THREADS, "output") as pool:
+        for start in range(0, len(indices), _PREPARED_TOGETHER):
+            for part, result in bisect("output", indices[start : start + _PREPARED_TOGETHER], prepare):
+                if isinstance(result, RejectedInput):
+                    stored |= dict.fromkeys(part, result)
+                else:
+                    list(pool.map(store, part, result))  # raises the first error
+    return stored
 
 
 class _Turn:

@@ -13,7 +13,7 @@ import hashlib
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +66,27 @@ def prepare_output(
     return blocks.end()
 
 
+def prepare_small(outputs: Sequence[bytes]) -> list[PreparedOutput]:
+    """Prepare small outputs together, each as `prepare_output` does: to compile the patterns takes longer than one.
+
+    Args:
+      outputs: unpacked, of at most a few MiB in all.
+    """
+    preparations = [_Preparation(MAX_OUTPUT_BYTES // 2) for _ in outputs]
+    with _blocks_in_work:
+        lines = [preparation.plain(output) for preparation, output in zip(preparations, outputs, strict=True)]
+        redacted = _redacted(pa.concat_arrays(lines)) if lines else strings(())
+        clean = lines_of_block(joined(redacted)) if lines else redacted
+        templates = templates_of(clean)
+    prepared = []
+    start = 0
+    for preparation, plain in zip(preparations, lines, strict=True):
+        preparation.add_redacted(redacted[start : start + len(plain)], templates[start : start + len(plain)], True)
+        prepared.append(preparation.result())
+        start += len(plain)
+    return prepared
+
+
 class _Blocks:
     """Splits bytes into blocks of whole lines. Of a line that is longer than a block, only the beginning is kept."""
 
@@ -114,7 +135,7 @@ class _Preparation:
       cut_bytes: bytes that were cut from long lines.
     """
 
-    def __init__(self, half: int, grow: Callable[[int], None] | None) -> None:
+    def __init__(self, half: int, grow: Callable[[int], None] | None = None) -> None:
         self.cut_bytes = 0
         self._half = half
         self._grow = grow or (lambda size: None)
@@ -130,13 +151,20 @@ class _Preparation:
     def add(self, block: bytes, is_last: bool = False) -> None:
         """Add the lines of a block, which has no line feed at its end."""
         with _blocks_in_work:
-            lines = redact_lines(self._without_keys(self._cut(plain_lines_of_block(block))))
-            text = joined(lines)
-            self._templates.add(lines_of_block(text))
-            if not is_last:
-                text += b"\n"
-            frame = _Frame(compress(text), len(text), len(lines) - is_last)
-            del lines
+            lines = _redacted(self.plain(block))
+            self.add_redacted(lines, templates_of(lines_of_block(joined(lines))), is_last)
+
+    def plain(self, block: bytes) -> pa.StringArray:
+        """Return the lines of the next block as they are shown, cut, and without the lines of private keys."""
+        return self._without_keys(self._cut(plain_lines_of_block(block)))
+
+    def add_redacted(self, lines: pa.StringArray, templates: pa.StringArray, is_last: bool) -> None:
+        """Add redacted lines and their templates."""
+        text = joined(lines)
+        self._templates.add(templates)
+        if not is_last:
+            text += b"\n"
+        frame = _Frame(compress(text), len(text), len(lines) - is_last)
         self._grow(len(frame.data))
         if not self._tail and self._size + len(text) <= self._half:
             self._head.append(frame)
@@ -182,6 +210,10 @@ class _Preparation:
     def end(self, block: bytes) -> PreparedOutput:
         """Add the last block, and return the result."""
         self.add(block, is_last=True)
+        return self.result()
+
+    def result(self) -> PreparedOutput:
+        """Return the output, whose last block was added."""
         for frame in self._tail:
             for piece in decompressed(frame.data, "the output"):
                 self._digest.update(piece)
@@ -210,9 +242,10 @@ class _Templates:
         self._first_lines = np.zeros(0, np.int64)
         self._lines = 0
 
-    def add(self, lines: pa.StringArray) -> None:
+    def add(self, templates: pa.StringArray) -> None:
+        """Add the templates of the next lines."""
         before = len(self._numbers)
-        codes = codes_of(templates_of(lines), self._numbers, self._most)
+        codes = codes_of(templates, self._numbers, self._most)
         known = len(self._numbers)
         counts = np.bincount(codes, minlength=known)
         counts[: len(self._counts)] += self._counts
@@ -221,7 +254,7 @@ class _Templates:
         self._first_lines = np.concatenate([self._first_lines, np.zeros(known - len(self._first_lines), np.int64)])
         is_new = values >= before
         self._first_lines[values[is_new]] = self._lines + firsts[is_new] + 1
-        self._lines += len(lines)
+        self._lines += len(templates)
         self._size += sum(len(name) for name in list(self._numbers)[before:])
         if self._size > MAX_STORED_TEMPLATES_BYTES:
             self._most = known
@@ -241,3 +274,9 @@ def _without_last_word(text: str) -> str:
     text = text.rstrip()
     words = text[-_LAST_WORD_CHARACTERS:].split()
     return text[: -len(words[-1])].rstrip() if words else text
+
+
+def _redacted(lines: pa.StringArray) -> pa.StringArray:
+    """Redact lines. A secret under an encoding is shown decoded, perhaps with line feeds, which become spaces."""
+    redacted = redact_lines(lines)
+    return lines if redacted is lines else pc.replace_substring(redacted, "\n", " ")

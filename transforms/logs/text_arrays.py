@@ -54,5 +54,6 @@ def sizes_of(texts: pa.StringArray) -> npt.NDArray[np.int32]:
 def joined(lines: pa.StringArray) -> bytes:
     """Return texts as one, with line feeds between them."""
     offsets = pa.py_buffer(np.array([0, len(lines)], np.int32))
-    lists = pa.ListArray.from_buffers(pa.list_(pa.string()), 1, [None, offsets], children=[lines])
+    child = lines if lines.offset == 0 else pa.concat_arrays([lines])
+    lists = pa.ListArray.from_buffers(pa.list_(pa.string()), 1, [None, offsets], children=[child])
     return bytes(pc.binary_join(lists, "\n")[0].as_buffer())

@@ -155,12 +155,12 @@ def test_repeats_of_an_event_share_an_output(server: LogServer, raw: Store) -> N
 def test_an_unexpected_error_is_the_reason_of_one_output(
     server: LogServer, raw: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare(chunks: Any, *options: Any) -> Any:
-        prepared = prepare_output(chunks, *options)
-        return 1 / 0 if prepared.file.lines > 10 else prepared
+    def prepare(outputs: Any) -> Any:
+        prepared = prepare_small(outputs)
+        return 1 / 0 if any(each.file.lines > 10 for each in prepared) else prepared
 
-    prepare_output = module.prepare_output
-    monkeypatch.setattr(module, "prepare_output", prepare)
+    prepare_small = module.prepare_small
+    monkeypatch.setattr(module, "prepare_small", prepare)
     urls = [folder(server, name) for name in ("a", "b")]
     server.answers[f"/a/{OUTPUT_PATHS[0]}"] = (200, TEXT * 10, {})
     server.answers[f"/b/{OUTPUT_PATHS[0]}"] = (200, TEXT, {})
@@ -213,6 +213,7 @@ def test_large_outputs_are_prepared_one_at_a_time(
 
     monkeypatch.setattr(module, "store_output", store)
     monkeypatch.setattr(module, "LARGE_OUTPUT_BYTES", 1)
+    monkeypatch.setattr(module, "SMALL_OUTPUT_BYTES", 1)
     urls = [folder(server, f"run{number}") for number in range(4)]
     for number in range(4):
         server.answers[f"/run{number}/{OUTPUT_PATHS[0]}"] = (200, TEXT, {})

@@ -18,7 +18,7 @@ from ciml.errors import RejectedInput
 from ciml.limits import MAX_OUTPUT_STORED_LINE_BYTES
 from ciml.runs.outputs import OutputTemplates, PreparedOutput, decompressed
 from ciml.transforms.logs import prepare as module
-from ciml.transforms.logs.prepare import prepare_output
+from ciml.transforms.logs.prepare import prepare_output, prepare_small
 from ciml.transforms.logs.ranking import scan
 
 
@@ -159,3 +159,21 @@ def test_templates_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     templates = templates_of(output)
     assert 10 < len(templates.templates) < 60
     assert sum(templates.counts) + templates.others == templates.lines == 500
+
+
+_LINES = ["", "a b", "x" * 9, "password=p", "\x1b[1mc\x1b[0m", "1\r2", "é", r"a\u000apassword\u003dp"]
+
+
+@given(st.lists(st.lists(st.sampled_from(_LINES)), max_size=9))
+@example([])
+@example([[], ["-----BEGIN PRIVATE KEY-----", "abcdefghijklmnop"], ["abcdefghijklmnop"]])
+def test_small_outputs_are_prepared_together_as_each_alone(outputs: list[list[str]]) -> None:
+    data = ["\n".join(lines).encode() for lines in outputs]
+    assert prepare_small(data) == [prepare_output([each]) for each in data]
+
+
+def test_a_decoded_line_feed_makes_no_line() -> None:
+    """Otherwise the numbers of later lines would be wrong."""
+    output = prepare_output([rb"a\u000apassword\u003dhunter2" + b"\nlast"])
+    assert text_of(output) == b"a password=REDACTED\nlast"
+    assert templates_of(output).lines == output.file.lines == 2
