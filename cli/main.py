@@ -42,6 +42,7 @@ COMMANDS: Table = {
         "plot": ("ciml.cli.commands.data.plot:command", "Plot a data set, or one log."),
         "cluster": ("ciml.cli.commands.data.plot:cluster", "Cluster the runs of a data set."),
         "explain": ("ciml.cli.commands.data.explain:command", "Show the lines that explain a failed job."),
+        "failures": ("ciml.cli.commands.data.failures:command", "Show lines that failed runs share."),
         "drift": ("ciml.cli.commands.data.drift:command", "Detect data drift."),
         "trust": ("ciml.cli.commands.data.trust:command", "Check a trust policy, explain a run's trust."),
         "dead-letters": ("ciml.cli.commands.data.dead_letters:command", "List, count, show and replay dead letters."),

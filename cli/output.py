@@ -43,6 +43,11 @@ def print_lines(lines: Iterable[str]) -> None:
         click.echo(line)
 
 
+def printable(text: str) -> str:
+    """Return a line without characters that would control a terminal."""
+    return "".join(character if character.isprintable() or character == "\t" else "\ufffd" for character in text)
+
+
 def print_warnings(lines: Iterable[str]) -> None:
     """Print lines on standard error, each as a warning."""
     import click

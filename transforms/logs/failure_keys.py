@@ -103,9 +103,9 @@ def _is_specific_word(word: str) -> bool:
     return word.lower() not in _OF_EVERY_FAILURE and not word.endswith(_EXCEPTION)
 
 
-def without_margin(template: str) -> str:
-    """Return a template without the margin of pytest, and with single blanks."""
-    words = template.split()
+def without_margin(line: str) -> str:
+    """Return a line or a template without the margin of pytest, and with single blanks."""
+    words = line.split()
     return " ".join(words[1:] if words[:1] == ["E"] else words)
 
 

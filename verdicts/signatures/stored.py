@@ -171,7 +171,7 @@ class SignatureReader:
         number = templates.first_lines[index]
         kept = read_output(self._raw, record)
         line = None if isinstance(kept, str) else kept.line(number)
-        text = key.template if line is None else lines_of_block(line)[0].as_py()
+        text = key.template if line is None else without_margin(lines_of_block(line)[0].as_py())
         return Line(signature.founder, number, text[:LINE_CHARACTERS])
 
     def encode(self) -> bytes:

@@ -10,6 +10,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Json
+from ciml.cli.output import printable
 from ciml.errors import CimlError, RejectedInput, UnknownRunError
 from ciml.options import argument, option, repeated
 
@@ -180,13 +181,13 @@ def _print(explanation: _Explanation) -> None:
         if last and line.number > last + 1:
             click.echo(" " * width + "  …")
         mark = "+" if line.is_new else " "
-        click.echo(f"{line.number:>{width},} {mark}{_printable(line.text)}")
+        click.echo(f"{line.number:>{width},} {mark}{printable(line.text)}")
         last = line.number
     for template in explanation.missing[:_SHOWN]:
-        click.echo(f"- not printed: {_printable(template)}")
+        click.echo(f"- not printed: {printable(template)}")
     for template, number, low, high in explanation.unusual[:_SHOWN]:
         usual = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        click.echo(f"~ {number:,} times, usually {usual}: {_printable(template)}")
+        click.echo(f"~ {number:,} times, usually {usual}: {printable(template)}")
     click.echo(_summary(explanation))
 
 
@@ -202,8 +203,3 @@ def _summary(explanation: _Explanation) -> str:
     if explanation.dropped_bytes:
         parts.append(f"{explanation.dropped_bytes:,} bytes in the middle were not read")
     return "; ".join(parts)
-
-
-def _printable(text: str) -> str:
-    """Return a line without characters that would control a terminal."""
-    return "".join(character if character.isprintable() or character == "\t" else "\ufffd" for character in text)

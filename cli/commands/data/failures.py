@@ -1,0 +1,205 @@
+"""``ciml failures``: the lines that failed runs share, how far they spread, and the operators' notes on them."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from ciml.cli.command import DefaultGroup, make_command
+from ciml.cli.options import Data, Json, JsonLines
+from ciml.cli.output import print_columns, print_table, printable
+from ciml.errors import CimlError
+from ciml.options import argument, option, repeated
+
+if TYPE_CHECKING:
+    from ciml.verdicts.signatures.failures import FailedRuns
+
+#: Characters of a line in the table.
+_LINE_CHARACTERS = 80
+#: Runs and changes that are shown of one signature; JSON has all that are known.
+_SHOWN = 5
+
+
+class ListOptions(Data, JsonLines):
+    """Options of ``ciml failures``.
+
+    Attributes:
+      since: Signatures with a run within TIME, such as 7d.
+      job: Job of the runs, or a glob of jobs; may be repeated.
+      runs: Fewest runs of a signature to list.
+      last: Most signatures to list, those with the latest runs.
+    """
+
+    since: float | None = option(kind="time", metavar="TIME")
+    job: tuple[str, ...] = repeated(metavar="GLOB")
+    runs: int = option(1, kind="count", metavar="N")
+    last: int = option(20, kind="count", metavar="N")
+
+
+@make_command("list")
+def list_failures(options: ListOptions) -> None:
+    """List the lines that failed runs share.
+
+    The signature with the latest run comes first. The first call reads the outputs of all failed runs; later calls
+    read those that were stored since.
+
+    \b
+    Example:
+      ciml failures list --since 7d --runs 2 --data-path data
+      ciml failures list --job 'tempest-*' --json --data-path data
+    """
+    from ciml.verdicts.signatures.failures import FailedRuns, failures
+
+    since_us = None if options.since is None else time.time_ns() // 1000 - round(options.since * 1e6)
+    found = [one for one in failures(options.root, since_us=since_us, jobs=options.job) if one.runs >= options.runs]
+    options.show_all(found[: options.last], _print_table, FailedRuns.to_json)
+
+
+def _print_table(found: list[FailedRuns]) -> None:
+    if not found:
+        click.echo("no failure signatures")
+        return
+    headings = ("id", "line", "runs", "changes", "jobs", "last seen", "indicates")
+    print_table(headings, [_row(one) for one in found])
+
+
+def _row(one: FailedRuns) -> tuple[str | int, ...]:
+    jobs = next(iter(one.jobs), "") if len(one.jobs) < 2 else f"{len(one.jobs)} jobs"
+    line = printable(one.text)
+    if len(line) > _LINE_CHARACTERS:
+        line = f"{line[: _LINE_CHARACTERS - 1]}…"
+    note = "\n".join(_notes(one))
+    return one.id, f"{line}\n{note}".rstrip(), one.runs, one.changes, jobs, _time(one.last_us), one.indicates
+
+
+def _notes(one: FailedRuns) -> Iterator[str]:
+    """Yield what operators say, a line each."""
+    if one.same_as:
+        yield f"same as {one.same_as}"
+    if one.note is not None:
+        said = ": ".join(filter(None, (one.note.name, one.note.cause, one.note.text)))
+        yield f"{said} ({one.note.author}, {_time(one.note.time_us)})"
+
+
+class ShowOptions(Data, Json):
+    """Options of ``ciml failures show``."""
+
+    id: str = argument("ID")
+
+
+@make_command("show")
+def show(options: ShowOptions) -> None:
+    """Show a failure signature.
+
+    ID is that of a signature, its first digits, or a run id.
+
+    \b
+    Example:
+      ciml failures show 3f2a --data-path data
+      ciml failures show zuul~5f0c~1 --data-path data
+    """
+    from ciml.verdicts.signatures.failures import FailedRuns, find_failure
+
+    options.show(find_failure(options.root, options.id), _print, FailedRuns.to_json)
+
+
+def _print(one: FailedRuns) -> None:
+    place = f"{one.run}, line {one.number:,}"
+    rows = [
+        ("signature", one.id),
+        ("line", printable(one.text)),
+        ("first in", place),
+        ("compared", f"within job {one.job}" if one.job else "across all jobs"),
+        ("seen", f"{_time(one.first_us)} to {_time(one.last_us)}"),
+        ("runs", f"{one.runs:,}, {one.trusted:,} trusted; latest: {_latest(one.latest_runs)}"),
+        ("changes", f"{one.changes:,}, at most {one.spread:,} within 6 h; latest: {_latest(one.latest_changes)}"),
+        ("jobs", _counts(one.jobs)),
+        ("nodes", _counts(one.nodes)),
+        ("providers", _counts(one.providers)),
+        ("indicates", one.indicates or "neither code nor machine"),
+        *(("note", note) for note in _notes(one)),
+    ]
+    print_columns([(name, printable(text)) for name, text in rows if text])
+
+
+class NameOptions(Data):
+    """Options of ``ciml failures name``.
+
+    Attributes:
+      name: Short name.
+      cause: Cause of the failures.
+      text: Advice for the authors of changes.
+      same_as: ID of the signature that supersedes it.
+      author: Author of the note.  [default: the name of the user]
+    """
+
+    id: str = argument("ID")
+    name: str = option("", metavar="TEXT")
+    cause: str = option("", kind=click.Choice(["code", "machine"]), shown="none")
+    text: str = option("", metavar="TEXT")
+    same_as: str = option("", metavar="ID")
+    author: str = option("", metavar="TEXT")
+
+
+@make_command("name")
+def name_failure(options: NameOptions) -> None:
+    """Name a failure signature and state its cause.
+
+    The note applies to all runs of the signature, later ones too. It replaces the signature's last note, which remains
+    in the history. With --same-as, the signature takes over the notes of another one.
+
+    \b
+    Example:
+      ciml failures name 3f2a --cause machine --text "mirror down, recheck after 14:00" --data-path data
+      ciml failures name 77e0 --same-as 3f2a --data-path data
+    """
+    from ciml.verdicts.signatures.failures import find_failure
+    from ciml.verdicts.signatures.notes import Note, add_note
+
+    data = options.root
+    same_as = find_failure(data, options.same_as).id if options.same_as else ""
+    signature = find_failure(data, options.id).id
+    author = options.author or _user()
+    add_note(data.failures, Note(signature, author, options.name, options.cause, options.text, same_as))
+    _print(find_failure(data, signature))
+
+
+def _user() -> str:
+    """Return the name of the user. Raises `CimlError` in a container whose user has none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        raise CimlError("--author: the user of this process has no name; give one") from None
+
+
+def _latest(names: Iterable[str]) -> str:
+    return ", ".join(list(names)[-_SHOWN:])
+
+
+def _counts(counts: dict[str, int]) -> str:
+    """Return counts, the greatest first: ``a 3, b 1``."""
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+
+
+def _time(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+@click.group("failures", cls=DefaultGroup, default="list", commands=[list_failures, show, name_failure])
+def command() -> None:
+    """Show lines that failed runs share.
+
+    A failure signature is a line that failed runs share and that no passing run of the job printed. Without a COMMAND
+    it lists them. Several changes within hours indicate the machine; one change and its reruns, the code.
+
+    \b
+    Example:
+      ciml failures --since 7d --data-path data
+      ciml failures show 3f2a --data-path data
+      ciml failures name 3f2a --cause machine --text "mirror down, recheck after 14:00" --data-path data
+    """
