@@ -176,12 +176,7 @@ def read_templates(raw: Store, record: WithOutput) -> OutputTemplates | str:
     output = record.output
     if output is None or output.missing:
         return NO_OUTPUT if output is None else output.missing
-    return templates_of_text(raw, output.path)
-
-
-def templates_of_text(raw: Store, text: str) -> OutputTemplates:
-    """Return the templates of an output, given the path of its text. Raises as `read_templates`."""
-    path = templates_path(text)
+    path = templates_path(output.path)
     try:
         data = raw.read(path)
     except FileNotFoundError:

@@ -24,7 +24,7 @@ class FailedRuns:
       template: the line without numbers, paths and ids. With `ends`, of the line that is missing.
       ends: whether the output ends before `template`.
       run: the id of the first run.
-      number: of the line in the output of `run`, counted from 1; with `ends`, the last line.
+      number: of the line in the output of `run`, from 1; with `ends`, the last line; 0 if the output expired.
       job: the job that it is limited to; "" for all jobs.
       runs: their number.
       trusted: of these, the trusted ones.

@@ -11,26 +11,30 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.outcomes import FAILED
-from ciml.events.records import RunFacts
+from ciml.events.records import OutputFile, RunFacts
 from ciml.limits import MAX_SIGNATURE_JOBS
 from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.log import ManifestLog
 from ciml.runs.neighbours import NODE
-from ciml.runs.outputs import OutputTemplates, read_output, templates_of_text
+from ciml.runs.outputs import read_output
 from ciml.runs.run_log import RunRecord, StoredRunLog
 from ciml.storage import Store
 from ciml.transforms.examples.changes import digest_of
-from ciml.transforms.logs.failure_keys import keys_of, without_margin
+from ciml.transforms.logs.failure_keys import Key, keys_of, without_margin
 from ciml.transforms.logs.lines import lines_of_block
-from ciml.transforms.logs.profile import OutputProfile, Printed, profile_of
-from ciml.transforms.logs.signatures import SIGNATURES_KIND, Failure, Line, Signature, Signatures
+from ciml.transforms.logs.profile import OutputProfile, Printed
+from ciml.transforms.logs.signatures import SIGNATURES_KIND, Failure, Line, Signatures
+from ciml.transforms.logs.stored import stored_printed
+from ciml.transforms.logs.templates import templates_of
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +44,7 @@ BOOKMARK = "_signatures"
 PASSED = 20
 #: Characters of a quoted line.
 LINE_CHARACTERS = 200
+#: Names all that the state depends on, but the masks of templates: signatures by earlier masks remain.
 _KIND = f"{SIGNATURES_KIND}; {PASSED} passing runs of {MAX_SIGNATURE_JOBS} jobs"
 #: Rows after which the bookmark is replaced, and failed runs: these take the time.
 _BOOKMARK_ROWS = 10_000
@@ -99,7 +104,7 @@ class SignatureReader:
     def __init__(self, raw: Store) -> None:
         self.signatures = Signatures()
         self._raw = raw
-        self._passed: OrderedDict[str, list[str]] = OrderedDict()  # paths of the texts of passing runs, by job
+        self._passed: OrderedDict[str, list[OutputFile]] = OrderedDict()  # outputs of passing runs, by job
         self._profiles: OrderedDict[tuple[str, ...], OutputProfile] = OrderedDict()
 
     def add(self, record: RunRecord) -> bool:
@@ -109,27 +114,29 @@ class SignatureReader:
         if output is None or output.missing:
             return False
         if facts.outcome == "success" and record.trust.trusted:
-            self._add_passed(facts.build_name, output.path)
+            self._add_passed(facts.build_name, output)
         if facts.outcome not in FAILED:
             return False
         try:
-            self._add_failed(record, facts, output.path)
+            self._add_failed(record, facts)
         except IntegrityError as error:
             _log.warning("run %s has no signature: %s", facts.run_id, error)
         return True
 
-    def _add_passed(self, job: str, path: str) -> None:
-        paths = self._passed.setdefault(job, [])
+    def _add_passed(self, job: str, output: OutputFile) -> None:
+        outputs = self._passed.setdefault(job, [])
         self._passed.move_to_end(job)
-        if path not in paths:  # a row that completes another one is the same run
-            paths.append(path)
-        del paths[:-PASSED]
+        if output not in outputs:  # a row that completes another one is the same run
+            outputs.append(output)
+        del outputs[:-PASSED]
         if len(self._passed) > MAX_SIGNATURE_JOBS:
             self._passed.popitem(last=False)
 
-    def _add_failed(self, record: RunRecord, facts: RunFacts, path: str) -> None:
-        templates = templates_of_text(self._raw, path)
-        keys = keys_of(printed_of(templates), facts.build_name, self._profile(facts.build_name))
+    def _add_failed(self, record: RunRecord, facts: RunFacts) -> None:
+        printed = stored_printed(self._raw, record)
+        if printed is None:
+            return
+        keys = keys_of(printed, facts.build_name, self._profile(facts.build_name))
         signature = self.signatures.add(
             Failure(
                 facts.run_id,
@@ -143,36 +150,44 @@ class SignatureReader:
             )
         )
         if signature is not None and signature.line is None and signature.founder == facts.run_id:
-            signature.line = self._line(record, signature, templates)
+            signature.line = self._line(record, signature.key, printed)
 
     def _profile(self, job: str) -> OutputProfile:
-        """Return the profile of the latest passing runs of a job. One whose templates are lost does not count."""
-        paths = tuple(self._passed.get(job, ()))
+        """Return the profile of the latest passing runs of a job. A run whose output is damaged does not count."""
+        outputs = self._passed.get(job, [])
+        paths = tuple(output.path for output in outputs)
         if paths in self._profiles:
             self._profiles.move_to_end(paths)
             return self._profiles[paths]
-        printed = []
-        for path in paths:
+        profile = OutputProfile()
+        for output in outputs:
             try:
-                printed.append(printed_of(templates_of_text(self._raw, path)))
+                printed = stored_printed(self._raw, _Passed(output))
             except IntegrityError as error:
                 _log.warning("a passing run is not compared with: %s", error)
-        profile = self._profiles[paths] = profile_of(printed)
+                continue
+            if printed is not None:
+                profile.add(printed)
+        self._profiles[paths] = profile
         if len(self._profiles) > _PROFILES:
             self._profiles.popitem(last=False)
         return profile
 
-    def _line(self, record: RunRecord, signature: Signature, templates: OutputTemplates) -> Line:
-        """Return the line of a signature's key in the output of its founder."""
-        key = signature.key
+    def _line(self, record: RunRecord, key: Key, printed: Mapping[str, Printed]) -> Line:
+        """Return the line of a key in the output of a run, whose number is 0 if the text has it no more."""
+        run_id = record.mention.run_id
+        lines = record.output.lines if record.output else 0
         if key.is_end:
-            return Line(signature.founder, templates.lines, "")
-        index = next(index for index, name in enumerate(templates.templates) if without_margin(name) == key.template)
-        number = templates.first_lines[index]
+            return Line(run_id, lines, "")
+        place = next(one.place for name, one in printed.items() if without_margin(name) == key.template)
+        number = round(place * max(lines - 1, 1)) + 1
         kept = read_output(self._raw, record)
         line = None if isinstance(kept, str) else kept.line(number)
-        text = key.template if line is None else without_margin(lines_of_block(line)[0].as_py())
-        return Line(signature.founder, number, text[:LINE_CHARACTERS])
+        if line is not None:
+            clean = lines_of_block(line)
+            if without_margin(templates_of(clean)[0].as_py()) == key.template:
+                return Line(run_id, number, without_margin(clean[0].as_py())[:LINE_CHARACTERS])
+        return Line(run_id, 0, key.template[:LINE_CHARACTERS])
 
     def encode(self) -> bytes:
         """Return the state, for `restore`."""
@@ -185,13 +200,10 @@ class SignatureReader:
         self._passed = OrderedDict(passed)
 
 
-_State = tuple[bytes, list[tuple[str, list[str]]]]
+_State = tuple[bytes, list[tuple[str, list[OutputFile]]]]
 
 
-def printed_of(templates: OutputTemplates) -> dict[str, Printed]:
-    """Return stored templates as `ciml.transforms.logs.profile` has them."""
-    last = max(templates.lines - 1, 1)
-    return {
-        name: Printed(count, (first - 1) / last)
-        for name, count, first in zip(templates.templates, templates.counts, templates.first_lines, strict=True)
-    }
+class _Passed(NamedTuple):
+    """A passing run."""
+
+    output: OutputFile

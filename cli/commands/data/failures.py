@@ -109,7 +109,7 @@ def show(options: ShowOptions) -> None:
 
 
 def _print(one: FailedRuns) -> None:
-    place = f"{one.run}, line {one.number:,}"
+    place = f"{one.run}, line {one.number:,}" if one.number else one.run
     rows = [
         ("signature", one.id),
         ("line", printable(one.text)),

@@ -11,10 +11,12 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.events.records import Trust
 from ciml.runs import outputs
-from ciml.runs.outputs import OutputTemplates, expire_before, templates_of_text, templates_path
+from ciml.runs.outputs import WithOutput, expire_before, templates_path
 from ciml.storage import Store
 from ciml.transforms.logs.failure_keys import Key
+from ciml.transforms.logs.profile import Printed
 from ciml.transforms.logs.signatures import Failure, Line, Signature, Signatures
+from ciml.transforms.logs.stored import stored_printed
 from ciml.verdicts.signatures import stored as module
 from ciml.verdicts.signatures.stored import BOOKMARK, read_signatures
 from tests.runs.compacting import run
@@ -71,11 +73,11 @@ def test_the_next_reader_continues_from_the_bookmark(
     """It has the state of a reader of all deltas, and reads no output twice."""
     read: list[str] = []
 
-    def counted(raw: Store, path: str) -> OutputTemplates:
-        read.append(path)
-        return templates_of_text(raw, path)
+    def counted(raw: Store, row: WithOutput) -> dict[str, Printed] | None:
+        read.append(row.output.path if row.output else "")
+        return stored_printed(raw, row)
 
-    monkeypatch.setattr(module, "templates_of_text", counted)
+    monkeypatch.setattr(module, "stored_printed", counted)
     add_all(raw)
     read_signatures(data)
     read.clear()
@@ -131,7 +133,7 @@ def test_signatures_do_not_depend_on_the_retention_of_texts(data: DataRoot, raw:
     data.failures.delete(BOOKMARK)
     after = read_signatures(data).all()
     assert list(map(facts_of, after)) == list(map(facts_of, before))
-    assert after[1].line == Line(after[1].founder, 3, "error: could not reach the mirror token=REDACTED")
+    assert after[1].line == Line(after[1].founder, 0, "error: could not reach the mirror token=REDACTED")
 
 
 def test_a_damaged_output_costs_its_own_run_the_signature(
