@@ -2,7 +2,8 @@
 
 Uses `ciml.transforms.profiles`. `evidence_of` reads the run of a prediction again, observes it
 (`ciml.verdicts.evidence.observe`) and draws it (`ciml.verdicts.evidence.picture`). Every number of a sentence is
-computed a second time from the run before it is sent (`ciml.verdicts.evidence.check`).
+computed a second time from the run before it is sent (`ciml.verdicts.evidence.check`). The first sentence quotes the
+line of the job's output that no passing run printed, where there is one (`ciml.verdicts.evidence.line`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ciml.telemetry import BOOT, TIME
 from ciml.transforms.profiles import SERIES, Profile, Profiles, length_s
 from ciml.verdict_rules import PROFILES
 from ciml.verdicts.evidence.check import follows
+from ciml.verdicts.evidence.line import new_line_of
 from ciml.verdicts.evidence.observe import Subject, observations
 from ciml.verdicts.evidence.picture import draw
 
@@ -49,7 +51,8 @@ class Evidence:
 
     Attributes:
       observations: at most three sentences, the most telling first. Each number follows from the run's telemetry, its
-        facts, or the passing profile. Names from outside are in none of them.
+        facts, or the passing profile. The one that quotes a line of the output is hostile text of at most 200
+        characters, all of them visible; the others hold no name from outside.
       picture: path of an SVG below `DataRoot.predictions`; "" where there is nothing to draw.
       job: the job whose passing runs it was compared with; "" for the passing runs of all jobs.
       runs: number of these passing runs.
@@ -97,6 +100,7 @@ def evidence_of(data: DataRoot, prediction: Mapping[str, Any], profiles: Profile
     profile = of_model.of(facts.build_name)
     subject = Subject.of(facts, table, profile, _claimed(data, facts))
     evidence, picture = evidence_of_subject(subject)
+    evidence = _with_line(evidence, data, facts)
     if not picture or profiles is not None:
         return evidence
     name = prediction.get("id", "")
@@ -125,6 +129,18 @@ def evidence_of_subject(subject: Subject) -> tuple[Evidence, str]:
         same_place=None if profile.places is None else profile.places.get(subject.place, 0),
     )
     return evidence, picture
+
+
+def _with_line(evidence: Evidence, data: DataRoot, facts: RunFacts) -> Evidence:
+    """Put the new line of the output before the other sentences. A damaged output costs this sentence alone."""
+    try:
+        line = new_line_of(data, facts.run_id, facts.build_name)
+    except IntegrityError as error:
+        _log.warning("run %.200s: no line of its output: %s", facts.run_id, error)
+        return evidence
+    if not line:
+        return evidence
+    return replace(evidence, observations=(line, *evidence.observations)[:MAX_OBSERVATIONS])
 
 
 def _claimed(data: DataRoot, facts: RunFacts) -> RunFacts | None:
