@@ -277,6 +277,7 @@ MAX_TRACEBACK_BYTES = 1 << 10
 
 # == Passing profiles: `ciml.transforms.profiles` ==
 
+MAX_KNOWN_TEMPLATES = 4096  # of a job's passing runs, of those that could name a reason: 8 bytes each
 MAX_PROFILE_JOBS = 1000  # the first jobs of a data set; runs of other jobs have the pooled profile
 MAX_PROFILE_RUNS = 500  # of a job: 10 KB each while the profile is made
 #: Memories of runs: each limit holds for each standing (`ciml.runs.run_log`). So untrusted runs displace no others.

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from ciml.errors import CimlError
-from ciml.events.records import Origin, RunFacts
+from ciml.events.records import Origin, OutputFile, RunFacts
 from ciml.events.samples import EndMessage, SamplesMessage
 from ciml.limits import (
     MAX_EVENT_RUNS,
@@ -178,6 +178,7 @@ RunId = Annotated[str, Meta(min_length=1, description="The encoded run id, sourc
 Standing = Literal["running", "ended", "silent", "failed"]
 #: JSON forms of records; the schemas of the records follow from their classes.
 _Facts = Annotated[Mapping[str, Any], Meta(extra_json_schema={"$ref": "#/$defs/RunFacts"})]
+_Output = Annotated[Mapping[str, Any], Meta(extra_json_schema={"$ref": "#/$defs/OutputFile"})]
 _Verdict = Annotated[Mapping[str, Any], Meta(extra_json_schema={"$ref": "#/$defs/Verdict"})]
 _Origin = Annotated[Sequence[Any], Meta(extra_json_schema={"$ref": "#/$defs/Origin"})]
 #: float32 values as numbers, and rows of them.
@@ -210,6 +211,9 @@ class RunAnnouncement(TypedDict):
     digest: Annotated[Digest, Meta(description="Digest of the telemetry.")]
     raw_version: Annotated[int, Meta(ge=1, description="Version of the raw manifest.")]
     facts: NotRequired[Annotated[_Facts, Meta(description="Facts of the run; absent in messages of version 0.1.")]]
+    output: NotRequired[
+        Annotated[_Output, Meta(description="The stored output of the job; absent if none was looked for.")]
+    ]
     reclaim: NotRequired[
         Annotated[Literal[True], Meta(description="The row replaces one of a less trusted event; predict again.")]
     ]
@@ -409,7 +413,7 @@ _SCHEMAS: Mapping[str, _Schema] = {
         (DeliveryHeaders, StructuredHeaders, BinaryHeaders, NoHeaders),
     ),
     "samples": _Schema("Samples of a running job, or its end.", (SamplesMessage, EndMessage)),
-    "runs": _Schema("A run that was stored.", (RunAnnouncement,), (RunFacts,)),
+    "runs": _Schema("A run that was stored.", (RunAnnouncement,), (RunFacts, OutputFile)),
     "runs-headers": _Schema("Headers of a message of the topic runs.", (ProjectionHeaders,)),
     "dead-letters": _Schema("A dead letter that was opened or closed.", (OpenDeadLetter, ClosedDeadLetter), (Origin,)),
     "dead-letters-headers": _Schema("Headers of a message of the topic dead-letters.", (ProjectionHeaders,)),

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ciml.datasets.definition import DatasetDefinition
+from ciml.datasets.definition import LOG_FEATURES, LOG_PREFIX, DatasetDefinition
 from ciml.events.outcomes import CAUSES
 from ciml.events.records import RunFacts
 from ciml.training.experiment import Experiment
-from ciml.transforms.logs.features import OUTPUT_FEATURES, PREFIX, output_features
+from ciml.transforms.logs.features import output_features
 from ciml.transforms.logs.profile import MIN_RUNS, OutputProfile, printed_templates
 from ciml.transforms.logs.ranking import ScannedOutput, scan
 from studies.verdicts import (
@@ -105,7 +105,7 @@ def with_outputs(
         is_window = window[None, :, None] < fold.n_windows[:, None, None]
         added = (np.array(rows, np.float32)[:, None, :] * is_window).astype(np.float32)
         inputs = np.concatenate([fold.inputs, added], axis=2)
-        yield repeat, replace(fold, inputs=inputs, features=(*fold.features, *OUTPUT_FEATURES))
+        yield repeat, replace(fold, inputs=inputs, features=(*fold.features, *LOG_FEATURES))
 
 
 def methods(runs: Recorded, experiment: Experiment) -> dict[str, Answer]:
@@ -117,11 +117,11 @@ def methods(runs: Recorded, experiment: Experiment) -> dict[str, Answer]:
         "exit status and timeout": by_outcome,
         "telemetry": by_experiment(experiment, TELEMETRY),
         "telemetry and outcome": by_experiment(experiment, (*TELEMETRY, "outcome:")),
-        "output": by_experiment(experiment, (PREFIX,)),
-        "output and outcome": by_experiment(experiment, (PREFIX, "outcome:")),
-        "output and telemetry": by_experiment(experiment, (PREFIX, *TELEMETRY)),
+        "output": by_experiment(experiment, (LOG_PREFIX,)),
+        "output and outcome": by_experiment(experiment, (LOG_PREFIX, "outcome:")),
+        "output and telemetry": by_experiment(experiment, (LOG_PREFIX, *TELEMETRY)),
         "output, telemetry and outcome": by_experiment(experiment),
-        "output, logistic regression": by_experiment(logistic, (PREFIX,)),
+        "output, logistic regression": by_experiment(logistic, (LOG_PREFIX,)),
         "all, logistic regression": by_experiment(logistic),
         "all, network of 16": by_experiment(NETWORK),
     }

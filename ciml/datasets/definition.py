@@ -44,11 +44,14 @@ _OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline", "context")
 Statistic = Literal["mean", "min", "max", "std", "last"]
 Aggregation = Literal["mean", "std", "var", "min", "max", "median", "sum", "first", "last", "count"]
 #: ``outcome``: how the run ended. ``profile``: the run against the passing runs of its job. ``neighbours``: runs that
-#: failed on the same provider shortly before.
-Context: TypeAlias = Literal["outcome", "profile", "neighbours"]
+#: failed on the same provider shortly before. ``log``: the reason that the run's output names.
+Context: TypeAlias = Literal["outcome", "profile", "neighbours", "log"]
 OUTCOME_FEATURES = ("outcome:timeout", "outcome:exit", "outcome:signal")
 NEIGHBOUR_FEATURES = ("neighbours:failed", "neighbours:share")
 LENGTH_FEATURE = "profile:length"
+#: At most one of them is 1 (`ciml.transforms.logs.features`): a reason; another sign of a failure; none of both.
+LOG_PREFIX = "log:"
+LOG_FEATURES = tuple(f"{LOG_PREFIX}{name}" for name in "resource dependency crash program other silent".split())
 #: Of each telemetry feature: its mean, its largest window and its last window.
 PROFILE_PARTS = ("mean", "max", "last")
 
@@ -109,7 +112,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
         present and future runs.
       raw_version: version of the raw manifest for ``slicer``; later runs are ignored.
       context: further features, the same in all windows of a run (`Context`): ``outcome``, ``profile``,
-        ``neighbours``. They are known when a run has ended, so such a data set has no live windows.
+        ``neighbours``, ``log``. They are known when a run has ended, so such a data set has no live windows.
     """
 
     title: ClassVar[str] = "definition"
@@ -223,6 +226,8 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
       windows: L: the number of windows, or functions, of each feature of an example.
       profiles: the passing profiles of the first span's jobs (`ciml.transforms.profiles`) as JSON, for the
         context ``profile``; None without it.
+      outputs: what passing runs of these jobs print (`ciml.transforms.logs.known`) as JSON, for the context ``log``;
+        None without it.
     """
 
     title: ClassVar[str] = "resolved definition"
@@ -233,6 +238,7 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
     classes: Annotated[tuple[str, ...], Meta(min_length=2)]
     windows: Annotated[int, Meta(ge=1, le=MAX_WINDOWS)]
     profiles: dict[str, Any] | None = None
+    outputs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if len(self.features) != len(self.columns) + len(self.context_features):
@@ -240,9 +246,7 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
 
     def to_json(self) -> dict[str, Any]:
         value = {**super().to_json(), "definition": self.definition.to_json()}
-        if self.profiles is None:
-            del value["profiles"]
-        return value
+        return {name: part for name, part in value.items() if part is not None or name not in ("profiles", "outputs")}
 
     def to_asset(self) -> bytes:
         """Return the content of ``definition.json`` in the assets of a model."""
@@ -280,6 +284,7 @@ def resolve(
     run_facts: Iterable[RunFacts],
     lengths: Callable[[ResolvedDefinition], Iterable[int]] = lambda draft: (),
     profiles: Callable[[Sequence[str]], dict[str, Any]] | None = None,
+    outputs: Callable[[], dict[str, Any]] | None = None,
 ) -> ResolvedDefinition:
     """Resolve a definition against the runs of its first span.
 
@@ -293,6 +298,7 @@ def resolve(
       lengths: returns the number of windows of each run, for ``max_windows = "auto"``; called with a draft that has the
         longest length.
       profiles: returns the passing profiles, for the context ``profile``; called with the full names of the columns.
+      outputs: returns what passing runs print, for the context ``log``.
 
     Raises:
       CimlError: the definition selects no column, or fewer than two classes are found.
@@ -308,6 +314,7 @@ def resolve(
         classes=definition.classes or _classes(definition, run_facts),
         windows=definition.most_windows,
         profiles=profiles(selected_columns) if profiles is not None and "profile" in context else None,
+        outputs=outputs() if outputs is not None and "log" in context else None,
     )
     return draft.replace(windows=auto_windows(definition, lengths(draft))) if definition.max_windows == AUTO else draft
 
@@ -404,6 +411,7 @@ def context_features(context: Iterable[Context], features: Sequence[str]) -> tup
         "outcome": OUTCOME_FEATURES,
         "profile": (LENGTH_FEATURE, *profile_features),
         "neighbours": NEIGHBOUR_FEATURES,
+        "log": LOG_FEATURES,
     }
     return tuple(name for kind in context for name in names_of_kind[kind])
 

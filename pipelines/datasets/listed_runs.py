@@ -6,7 +6,7 @@ It imports the decoder of listings and the log readers, which a data set of stor
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -103,6 +103,10 @@ class ListedRuns:
         for start in range(0, len(runs), _LOGS_AT_ONCE):
             for _, tables in self._by_chunks(runs[start : start + _LOGS_AT_ONCE], LogReader.tables):
                 yield from tables
+
+    def templates(self, runs: Iterable[SelectedRun]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """As `StoredRuns.templates`: the outputs of listed runs are not read."""
+        return iter(())
 
     def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
         """As `StoredRuns.lengths`. Raises `EngineError` if a log cannot be read for a reason that is not the log's."""

@@ -46,6 +46,8 @@ from ciml.transforms.examples.spans import (
     write_span,
 )
 from ciml.transforms.guard import bisect
+from ciml.transforms.logs.known import known_outputs
+from ciml.transforms.logs.stored import stored_printed
 from ciml.trust import evaluate, former_policy
 
 if TYPE_CHECKING:
@@ -340,6 +342,7 @@ class Updater:
             (run.mention for run in all_voters()),
             lambda draft: _lengths(self.source, all_voters(), draft),
             lambda columns: _profiles(self.source, list(all_voters()), columns),
+            lambda: known_outputs(self.source.templates(_profiled(all_voters()))).to_json(),
         )
 
     def raw(self) -> Store:
@@ -370,16 +373,20 @@ def _profiles(source: RunSource, runs: Sequence[SelectedRun], columns: Sequence[
     """Return the profiles of the passing runs, as JSON. Only the runs that count are read."""
     from ciml.transforms.profiles import make_profiles
 
+    profiled_runs = list(_profiled(runs))
+    # As it will be read back: lists, no tuples.
+    profiles: dict[str, Any] = json.loads(json.dumps(make_profiles(source.tables(profiled_runs), columns).to_json()))
+    return profiles
+
+
+def _profiled(runs: Iterable[SelectedRun]) -> Iterator[SelectedRun]:
+    """Yield the passing runs that count in profiles."""
     runs_by_job = Counter[str]()
-    profiled_runs = []
     for run in runs:
         job = run.mention.build_name
         if run.mention.outcome == "success" and runs_by_job[job] < MAX_PROFILE_RUNS:
             runs_by_job[job] += 1
-            profiled_runs.append(run)
-    # As it will be read back: lists, no tuples.
-    profiles: dict[str, Any] = json.loads(json.dumps(make_profiles(source.tables(profiled_runs), columns).to_json()))
-    return profiles
+            yield run
 
 
 def _lengths(source: RunSource, runs: Iterable[SelectedRun], draft: ResolvedDefinition) -> Iterator[int]:
@@ -418,6 +425,13 @@ class StoredRuns:
         for start in range(0, len(runs), _RUNS_AT_ONCE):
             part = runs[start : start + _RUNS_AT_ONCE]
             yield from zip([run.mention for run in part], read_runs(self.raw, [run.file for run in part]), strict=True)
+
+    def templates(self, runs: Iterable[SelectedRun]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yield job and templates of each run whose output is stored."""
+        for run in runs:
+            printed = stored_printed(self.raw, run)
+            if printed is not None:
+                yield run.mention.build_name, tuple(printed)
 
     def lengths(self, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> np.ndarray:
         """Return the number of windows of each run, int64 [n], at most L; 0 for a run without an example."""

@@ -220,6 +220,8 @@ def render_runs(delta: Delta) -> Iterable[Announcement]:
             "raw_version": delta["version"],
             "facts": facts.to_json(),
         }
+        if "output" in record:
+            value["output"] = record["output"]
         if record["kind"] == "reclaim":
             value["reclaim"] = True
         yield facts.run_id.encode(), canonical_json(value), ()

@@ -40,8 +40,10 @@ from ciml.serving.registry import (
 )
 from ciml.serving.server.model.loaded_model import load_model
 from ciml.transforms.examples.changes import digest_of
+from ciml.transforms.examples.context import OutputOf
 from ciml.transforms.examples.prepare import prepare_many, run_means
 from ciml.transforms.guard import bisect
+from ciml.transforms.logs.run_outputs import outputs_of_stored
 from ciml.trust import evaluate, former_policy
 from ciml.verdict_rules import VERDICTS, Verdict, VerdictRules, make_verdict, read_rules
 
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from ciml.datasets.definition import ResolvedDefinition
+    from ciml.datasets.definition import Context, ResolvedDefinition
     from ciml.events.records import RunFacts
     from ciml.storage import Store
 
@@ -117,7 +119,8 @@ class PreparedModel(ABC):
 
         Args:
           tables: telemetry as from `ciml.transforms.parse.logs.parse_logs`, one table a run.
-          runs: the facts of each run, for a verdict and for a definition with context. Stored runs have neighbours too.
+          runs: the facts of each run, for a verdict and for a definition with context. Stored runs have
+            neighbours and outputs too.
 
         Returns:
           For each run its answer, or its rejection.
@@ -132,7 +135,7 @@ class PreparedModel(ABC):
 
     def requests(self, tables: Sequence[pa.Table], runs: Sequence[RunFacts]) -> list[dict[str, Any] | RejectedInput]:
         """Return the JSON body of TensorFlow Serving's REST request for each run. Arguments as for `predict`."""
-        prepared = prepare_runs(tables, self.definition, runs, self._neighbours_of(runs))
+        prepared = prepare_runs(tables, self.definition, runs, self._neighbours_of(runs), self._output_of(runs))
         signature = {"signature_name": CLASSIFY} if self.names_classes else {}
         bodies: list[dict[str, Any] | RejectedInput] = []
         for row, (inputs, n_windows) in enumerate(zip(prepared.inputs, prepared.n_windows, strict=True)):
@@ -149,7 +152,9 @@ class PreparedModel(ABC):
         """Predict runs together. Raise `RejectedInput` if the model fails for any; `bisect` then finds the run."""
         tables = [table for table, _ in inputs]
         facts = [run for _, run in inputs if run is not None]
-        prepared = prepare_runs(tables, self.definition, facts or None, self._neighbours_of(facts))
+        prepared = prepare_runs(
+            tables, self.definition, facts or None, self._neighbours_of(facts), self._output_of(facts)
+        )
         results: dict[int, Answer | RejectedInput] = dict(prepared.rejected)
         for rows in prepared.calls(self._max_rows()):
             answers = self._query(prepared.inputs[rows], prepared.n_windows[rows])
@@ -172,6 +177,10 @@ class PreparedModel(ABC):
     def _neighbours_of(self, runs: Sequence[RunFacts]) -> Sequence[Neighbours | None]:
         """Return the neighbours of each run; empty if they are unknown."""
         return ()
+
+    def _output_of(self, runs: Sequence[RunFacts]) -> OutputOf | None:
+        """Return the function that reads the outputs of these runs; None if outputs are unavailable."""
+        return None
 
     def _max_rows(self) -> int:
         """Return the number of runs in one call of the model."""
@@ -226,7 +235,8 @@ class ModelInProcess(PreparedModel):
         self.version = version
         self.definition = assets.definition
         self.rules = assets.rules
-        self._neighbours = StoredNeighbours(data) if assets.needs_neighbours else None
+        self._neighbours = StoredNeighbours(data) if assets.takes("neighbours") else None
+        self._raw = data.raw if assets.takes("log") else None
         self._loaded = loaded
 
     @property
@@ -235,6 +245,9 @@ class ModelInProcess(PreparedModel):
 
     def _neighbours_of(self, runs: Sequence[RunFacts]) -> Sequence[Neighbours | None]:
         return self._neighbours.of([run.run_id for run in runs]) if self._neighbours else ()
+
+    def _output_of(self, runs: Sequence[RunFacts]) -> OutputOf | None:
+        return outputs_of_stored(self._raw, [run.run_id for run in runs]) if self._raw is not None else None
 
     def _query(self, inputs: NDArray[np.float32], n_windows: NDArray[np.int32]) -> NDArray[np.float32]:
         try:
@@ -299,12 +312,13 @@ def prepare_runs(
     definition: ResolvedDefinition,
     runs: Sequence[RunFacts] | None = None,
     neighbours: Sequence[Neighbours | None] = (),
+    output_of: OutputOf | None = None,
 ) -> Prepared:
     """Prepare the telemetry of runs by a model's definition. A run without a window is rejected as ``empty``.
 
     Arguments are those of `ciml.transforms.examples.prepare.prepare_many`.
     """
-    inputs, n_windows, rejections = prepare_many(tables, definition, runs, neighbours)
+    inputs, n_windows, rejections = prepare_many(tables, definition, runs, neighbours, output_of)
     rejected = dict(rejections)
     for row in np.flatnonzero(n_windows == 0).tolist():
         rejected.setdefault(row, RejectedInput("empty"))
@@ -389,10 +403,9 @@ class ModelAssets(NamedTuple):
     definition: ResolvedDefinition
     rules: VerdictRules | None
 
-    @property
-    def needs_neighbours(self) -> bool:
-        """Whether the model takes the neighbours of a run as context."""
-        return "neighbours" in (self.definition.definition.context or ())
+    def takes(self, kind: Context) -> bool:
+        """Return whether the model takes a kind of context."""
+        return kind in (self.definition.definition.context or ())
 
 
 def read_assets(registry: Registry, version: int) -> ModelAssets:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+import msgspec
 import numpy as np
 
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError, RejectedInput
 from ciml.events.fields import kind_of, text_field
 from ciml.events.json_input import parse_json
-from ciml.events.records import Batch, Message, OutcomeWord, Phase, RunFacts
+from ciml.events.records import Batch, Message, OutcomeWord, OutputFile, Phase, RawFile, RunFacts
 from ciml.events.run_facts import check_labels
 from ciml.events.run_id import RunId
 from ciml.limits import (
@@ -30,6 +31,7 @@ from ciml.limits import (
     MAX_TRACEBACK_BYTES,
     MAX_URL_CHARACTERS,
 )
+from ciml.runs.outputs import output_path
 from ciml.runs.reader import read_run, read_runs
 from ciml.serving.client import ClientPolicy, FailedCallError, NotServedError
 from ciml.serving.predict.answers import (
@@ -48,6 +50,7 @@ from ciml.serving.predict.sources import Answers, ModelSource, SourceModel
 from ciml.serving.registry import STABLE
 from ciml.telemetry import BOOT, TIME
 from ciml.transforms.guard import attempt, bisect
+from ciml.transforms.logs.run_outputs import StoredOutputs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -172,8 +175,9 @@ class Predictor:
             else:
                 readable.append(run)
                 tables.append(table)
-        neighbours = self._neighbours.of([run.run_id for run in readable]) if assets.needs_neighbours else ()
-        prepared = prepare_runs(tables, definition, [_facts_of(run) for run in readable], neighbours)
+        neighbours = self._neighbours.of([run.run_id for run in readable]) if assets.takes("neighbours") else ()
+        outputs = StoredOutputs(self._raw, {run.run_id: run.output for run in readable}, skips_damaged=True)
+        prepared = prepare_runs(tables, definition, [_facts_of(run) for run in readable], neighbours, outputs)
         rejections += [(readable[row], rejected) for row, rejected in prepared.rejected.items()]
         prepare_ms = (time.perf_counter() - started_s) * 1e3
         records = [self._reject(run, model, rejected) for run, rejected in rejections]
@@ -302,6 +306,7 @@ class Announcement:
       path: the raw object's path; its file name consists of run id and digest.
       reclaim: the row's digest if the row is a reclaim; "" for the first row of a run.
       facts: the run's facts when its row was stored; None in announcements of earlier versions.
+      output: the stored output of the run; None without one.
     """
 
     offset: int
@@ -311,6 +316,7 @@ class Announcement:
     path: str
     reclaim: str = ""
     facts: RunFacts | None = None
+    output: OutputFile | None = None
 
 
 def read_announcement(message: Message) -> Announcement:
@@ -338,7 +344,19 @@ def _parse_announcement(message: Message) -> Announcement:
         raise RejectedInput("bad_announcement", f"path {path!r:.200} does not match run {run_id} and its digest")
     reclaim = digest if value.get("reclaim") is True else ""
     facts = _parse_facts(value["facts"], run_id, build_name) if "facts" in value else None
-    return Announcement(message.offset, message.timestamp_ms, run_id, build_name, path, reclaim, facts)
+    output = _parse_output(value["output"], path) if "output" in value else None
+    return Announcement(message.offset, message.timestamp_ms, run_id, build_name, path, reclaim, facts, output)
+
+
+def _parse_output(value: object, path: str) -> OutputFile:
+    """Parse the announced output of the run whose raw object is ``path``."""
+    try:
+        output = msgspec.convert(value, OutputFile)
+    except msgspec.ValidationError as error:
+        raise RejectedInput("bad_announcement", f"output: {error!s:.200}") from None
+    if not output.missing and output.path != output_path(RawFile(path, "", 0, 0), output.digest):
+        raise RejectedInput("bad_announcement", f"output: path {output.path!r:.200} does not match the run")
+    return output
 
 
 def _text(value: dict[str, object], name: str) -> str:

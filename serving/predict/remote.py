@@ -112,8 +112,9 @@ def _check_usable(definition: ResolvedDefinition, where: str) -> None:
     size = 4 * definition.windows * len(definition.features)
     if size > MAX_TENSOR_BYTES:
         raise IntegrityError(f"{where}: a run takes {size} bytes, at most {MAX_TENSOR_BYTES} (MAX_TENSOR_BYTES)")
-    if "profile" in (definition.definition.context or ()):
-        raise CimlError(
-            f"{where} compares a run with the passing runs of its job (context 'profile'), which a server does not "
-            "publish; predict from its data root: --data-path"
-        )
+    for kind in ("profile", "log"):
+        if kind in (definition.definition.context or ()):
+            raise CimlError(
+                f"{where} compares a run with the passing runs of its job (context {kind!r}), which a server does not "
+                "publish; predict from its data root: --data-path"
+            )

@@ -52,7 +52,7 @@ def test_neighbours_follow_the_manifest_as_it_grows(tmp_path: Path) -> None:
     assert fresh.of(ids) == nearby.of(ids)
     assert not (tmp_path / "predictions").exists()  # a reader alone leaves no bookmark
     plain = RESOLVED.replace(definition=RESOLVED.definition.replace(context=None), features=("1m",))
-    assert not ModelAssets(plain, None).needs_neighbours
+    assert not ModelAssets(plain, None).takes("neighbours")
 
 
 def test_a_process_replaces_the_bookmark_each_time_it_has_read_enough(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from ciml.datasets.definition import LOG_FEATURES
 from ciml.events.records import RunFacts
-from ciml.transforms.logs.features import OUTPUT_FEATURES
 from ciml.transforms.logs.ranking import scan
 from studies.verdict_outputs import macro_f1, make_output_profiles, read_outputs, with_outputs
 from studies.verdicts import Fold, Recorded
@@ -61,7 +61,7 @@ def test_a_fold_sees_no_output_of_what_it_holds() -> None:
     outputs = {"0": scan(NOISY), "1": scan(NOISY), "2": scan(NOISY)}
     nothing = np.zeros(0, np.int64)
     fold = Fold(np.array([0]), nothing, np.array([1]), np.ones((2, 2, 1), np.float32), np.array([1, 2]), ("usr",))
-    program, silent = (OUTPUT_FEATURES.index(f"log:{name}") for name in ("program", "silent"))
+    program, silent = (LOG_FEATURES.index(f"log:{name}") for name in ("program", "silent"))
 
     def features(groups: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
         runs = Recorded(facts, (), {"1": "code", "2": "code"}, {}, np.array(groups))
@@ -69,7 +69,7 @@ def test_a_fold_sees_no_output_of_what_it_holds() -> None:
         return made.inputs[:, :, 1:], made.features
 
     visible, names = features(["a", "b", "c"])
-    assert names == ("usr", *OUTPUT_FEATURES)
+    assert names == ("usr", *LOG_FEATURES)
     assert visible[:, 0, silent].tolist() == [1, 1]
     assert visible[:, 1, silent].tolist() == [0, 1]  # the first run has one window; the rest is padding
     hidden, _ = features(["c", "b", "c"])  # the passing run is of the change that is held out

@@ -16,7 +16,7 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import Position
 from ciml.digest import sha256_hex, sha256_json
 from ciml.events.outcomes import CAUSE
-from ciml.events.records import UNJUDGED, OutcomeWord, RawFile, Record, RunFacts, Trust
+from ciml.events.records import UNJUDGED, OutcomeWord, OutputFile, RawFile, Record, RunFacts, Trust
 from ciml.runs.causes import CAUSES_KIND, Causes
 from ciml.runs.neighbours import NEIGHBOURS_KIND, NearbyRuns, Neighbours
 from ciml.runs.run_log import RunDelta, RunLog, RunRecord
@@ -50,6 +50,7 @@ class SelectedRun(Record, frozen=True, gc=False):
     file: RawFile
     trust: Trust = UNJUDGED
     near: Neighbours | None = None
+    output: OutputFile | None = None
 
     @property
     def run_id(self) -> str:
@@ -58,7 +59,7 @@ class SelectedRun(Record, frozen=True, gc=False):
     @classmethod
     def of(cls, position: Position, record: RunRecord) -> SelectedRun:
         """Return the selected run of a record at a position."""
-        return cls(position, record.facts, record.file, record.trust)
+        return cls(position, record.facts, record.file, record.trust, output=record.output)
 
     def corrected(self, fix: Fix | None) -> SelectedRun:
         """Return the run with another outcome, and the same facts that decide its trust."""

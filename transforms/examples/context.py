@@ -1,4 +1,5 @@
-"""Context features of a run: how it ended, how it compares with passing runs of its job, and what failed near it.
+"""Context features of a run: how it ended, how it compares with passing runs of its job, what failed near it, and what
+its output names.
 
 They are appended to the features of each of its windows. The same functions serve data sets, the stream of predictions
 and predictions of files, so that these cannot differ. An unknown value is 0, as that of a run without anything unusual.
@@ -6,8 +7,9 @@ and predictions of files, so that these cannot differ. An unknown value is 0, as
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,9 @@ from ciml.events.outcomes import exit_status_of, signal_of
 from ciml.events.records import RunFacts
 from ciml.runs.neighbours import Neighbours
 from ciml.transforms.examples.downsample import Windows
+from ciml.transforms.logs.features import output_features
+from ciml.transforms.logs.known import KnownOutputs
+from ciml.transforms.logs.ranking import ScannedOutput
 from ciml.transforms.profiles import MIN_RUNS, Profile, Profiles, Range, length_s, margin, window_means, window_of
 
 #: Limits of features, so that a single unusual run does not determine the range of all.
@@ -26,6 +31,10 @@ _MAX_DOUBLINGS = 5.0
 #: Decoded profiles by digest of their definition: decoding them takes longer than the context of a run.
 _profiles_by_digest: dict[str, Profiles] = {}
 _MAX_CACHED_PROFILES = 16
+#: The same for what passing runs print.
+_known_by_digest: dict[str, KnownOutputs] = {}
+#: Returns the output of a run, given its id; None if it is unavailable.
+OutputOf: TypeAlias = Callable[[str], ScannedOutput | None]
 
 
 def with_context(
@@ -34,6 +43,7 @@ def with_context(
     tables: Sequence[pa.Table],
     resolved: ResolvedDefinition,
     neighbours: Sequence[Neighbours | None] = (),
+    output_of: OutputOf | None = None,
 ) -> Windows:
     """Append the context features of runs to their windows; return a definition's windows without context unchanged.
 
@@ -43,6 +53,7 @@ def with_context(
       tables: the telemetry of each run, with the columns of the definition at least.
       resolved: the definition.
       neighbours: the neighbours of each run; empty if they are unknown.
+      output_of: returns the output of a run; None if outputs are unavailable.
 
     Returns:
       The windows with values float32 [W, F].
@@ -52,12 +63,16 @@ def with_context(
     nearby = neighbours or [None] * len(runs)
     values = np.zeros((len(runs), len(resolved.context_features)), np.float32)
     for row in np.flatnonzero(windows.n_windows > 0).tolist():
-        values[row] = context_of(runs[row], tables[row], resolved, nearby[row])
+        values[row] = context_of(runs[row], tables[row], resolved, nearby[row], output_of)
     return replace(windows, values=np.concatenate([windows.values, values[windows.run]], axis=1))
 
 
 def context_of(
-    facts: RunFacts, table: pa.Table, resolved: ResolvedDefinition, neighbours: Neighbours | None = None
+    facts: RunFacts,
+    table: pa.Table,
+    resolved: ResolvedDefinition,
+    neighbours: Neighbours | None = None,
+    output_of: OutputOf | None = None,
 ) -> np.ndarray:
     """Compute the context of one run, float32, in the order of `ResolvedDefinition.context_features`."""
     features: list[float] = []
@@ -66,6 +81,9 @@ def context_of(
             features += _outcome_features(facts)
         elif kind == "neighbours":
             features += _neighbour_features(neighbours)
+        elif kind == "log":
+            output = output_of(facts.run_id) if output_of is not None else None
+            features += output_features(output, known_outputs_of(resolved).of(facts.build_name))
         else:
             features += _profile_features(table, resolved.columns, profiles_of(resolved).of(facts.build_name))
     return np.array(features, np.float32)
@@ -133,3 +151,20 @@ def profiles_of(resolved: ResolvedDefinition) -> Profiles:
             _profiles_by_digest.clear()
         _profiles_by_digest[resolved.digest] = profiles
     return profiles
+
+
+def known_outputs_of(resolved: ResolvedDefinition) -> KnownOutputs:
+    """Return what passing runs print, of a definition with the context ``log``.
+
+    Raises:
+      IntegrityError: if it does not have that.
+    """
+    known = _known_by_digest.get(resolved.digest)
+    if known is None:
+        if resolved.outputs is None:
+            raise IntegrityError(f"data set {resolved.definition.name!r}: its resolved definition has no outputs")
+        known = KnownOutputs.from_json(resolved.outputs)
+        if len(_known_by_digest) >= _MAX_CACHED_PROFILES:
+            _known_by_digest.clear()
+        _known_by_digest[resolved.digest] = known
+    return known

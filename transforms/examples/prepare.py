@@ -24,7 +24,7 @@ from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import RunFacts
 from ciml.runs.arrow import numbers, text_maps, texts, times
 from ciml.runs.neighbours import Neighbours
-from ciml.transforms.examples.context import with_context
+from ciml.transforms.examples.context import OutputOf, with_context
 from ciml.transforms.examples.downsample import Windows, downsample
 
 #: Fields of `RunFacts` that are columns of examples under the same names.
@@ -63,6 +63,7 @@ def make_examples(
     tables: Sequence[pa.Table],
     resolved: ResolvedDefinition,
     neighbours: Sequence[Neighbours | None] = (),
+    output_of: OutputOf | None = None,
 ) -> Examples:
     """Make the examples of runs. The result of a run does not depend on other runs.
 
@@ -71,6 +72,7 @@ def make_examples(
       tables: telemetry of each run, as stored.
       resolved: the resolved definition.
       neighbours: the neighbours of each run, for the context ``neighbours``; empty if they are unknown.
+      output_of: returns the output of a run, for the context ``log``; None if outputs are unavailable.
 
     Returns:
       The rows of all runs that have a label and at least one window, and the reasons for the others.
@@ -81,7 +83,7 @@ def make_examples(
         chosen_tables = [tables[index] for index in indices]
         chosen_neighbours = [neighbours[index] for index in indices] if neighbours else ()
         windows = downsample(chosen_tables, resolved)
-        return with_context(windows, chosen_runs, chosen_tables, resolved, chosen_neighbours)
+        return with_context(windows, chosen_runs, chosen_tables, resolved, chosen_neighbours, output_of)
 
     return examples_from(runs, windows_of, resolved)
 
@@ -190,6 +192,7 @@ def prepare_many(
     resolved: ResolvedDefinition,
     runs: Sequence[RunFacts] | None = None,
     neighbours: Sequence[Neighbours | None] = (),
+    output_of: OutputOf | None = None,
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, RejectedInput]]]:
     """Prepare many runs as input of a model, by the same functions that make examples.
 
@@ -198,6 +201,7 @@ def prepare_many(
       resolved: the definition.
       runs: the facts of each run, for a definition with context.
       neighbours: the neighbours of each run, for the context ``neighbours``; empty if they are unknown.
+      output_of: returns the output of a run, for the context ``log``; None if outputs are unavailable.
 
     Returns:
       inputs float32 [n, L, F] and n_windows int32 [n], a row for each table; the row of a rejected run is zeros and
@@ -211,7 +215,7 @@ def prepare_many(
         if runs is None:
             needed = f"{resolved.definition.name!r} has context: its predictions need the facts of each run"
             raise CimlError(f"data set {needed}, such as job and outcome")
-        windows = with_context(windows, runs, tables, resolved, neighbours)
+        windows = with_context(windows, runs, tables, resolved, neighbours, output_of)
     inputs = np.zeros((len(tables), resolved.windows, len(resolved.features)), np.float32)
     inputs[windows.run, windows.position] = windows.values
     return inputs, windows.n_windows, list(windows.rejected)

@@ -41,6 +41,7 @@ from ciml.transforms.examples.prepare import (
     run_facts,
 )
 from ciml.transforms.guard import bisect
+from ciml.transforms.logs.run_outputs import StoredOutputs
 
 #: Limits of the examples that are made at a time.
 _BATCH_BYTES = 64 << 20
@@ -81,6 +82,7 @@ def lengths_of(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedDefini
 
 
 def _stored_windows(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedDefinition) -> Windows:
+    output_of = StoredOutputs(raw, {run.run_id: run.output for run in runs})
     parts = []
     for batch in read_joined(raw, [run.file for run in runs], columns=[*OWN_COLUMNS, *resolved.columns]):
         if isinstance(batch, Joined):
@@ -93,7 +95,7 @@ def _stored_windows(raw: Store, runs: Sequence[SelectedRun], resolved: ResolvedD
             windows = downsample(tables, resolved)
         facts = [runs[index].mention for index in indices]
         neighbours = [runs[index].near for index in indices]
-        parts.append((np.array(indices), with_context(windows, facts, tables, resolved, neighbours)))
+        parts.append((np.array(indices), with_context(windows, facts, tables, resolved, neighbours, output_of)))
     if not parts:
         return with_context(downsample([], resolved), [], [], resolved)
     return merge_windows(parts, len(runs))

@@ -10,15 +10,17 @@ count that are worth almost as much as the best one (`ciml.transforms.logs.ranki
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Container, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ciml.transforms.logs.ranking import ScannedOutput, is_known_template, rank
-from ciml.transforms.logs.signals import KINDS, Signals, matches
+from ciml.datasets.definition import LOG_FEATURES, LOG_PREFIX
+from ciml.transforms.logs.ranking import ScannedOutput, rank
+from ciml.transforms.logs.signals import KINDS, Signals, matches, signals_of
+from ciml.transforms.logs.text_arrays import strings
 
 Flags = npt.NDArray[np.bool_]
 
@@ -80,9 +82,6 @@ REASONS = (
 )
 #: An output that names no reason has another signal, or none: then it was cut off, or is empty.
 NO_REASONS = ("other", "silent")
-PREFIX = "log:"
-#: The features, in their order.
-OUTPUT_FEATURES = tuple(PREFIX + name for name in (*(reason.name for reason in REASONS), *NO_REASONS))
 #: The strength from which a template has a signal. Lines of tools that work have less.
 _SIGNAL = 3.0
 #: The least worth of a line that names a reason: any new line has more.
@@ -91,8 +90,8 @@ _LEAST = 0.1
 _PROMINENT = 0.4
 
 
-def output_features(output: ScannedOutput | None, known: Collection[str] = ()) -> tuple[float, ...]:
-    """Return `OUTPUT_FEATURES` of a run's output: 1 for the reason that it names, else 0.
+def output_features(output: ScannedOutput | None, known: Container[str] = ()) -> tuple[float, ...]:
+    """Return `LOG_FEATURES` of a run's output: 1 for the reason that it names, else 0.
 
     Args:
       output: of the run; None if it is unavailable: then all features are 0.
@@ -101,24 +100,56 @@ def output_features(output: ScannedOutput | None, known: Collection[str] = ()) -
 
     Example:
       >>> features = output_features(scan(b"E   OSError: [Errno 28] No space left on device"))
-      >>> dict(zip(OUTPUT_FEATURES, features))["log:resource"]
+      >>> dict(zip(LOG_FEATURES, features))["log:resource"]
       1.0
     """
-    named = None if output is None else PREFIX + reason_of(output, known)
-    return tuple(float(feature == named) for feature in OUTPUT_FEATURES)
+    named = None if output is None else LOG_PREFIX + reason_of(output, known)
+    return tuple(float(feature == named) for feature in LOG_FEATURES)
 
 
-def reason_of(output: ScannedOutput, known: Collection[str] = ()) -> str:
+def reason_of(output: ScannedOutput, known: Container[str] = ()) -> str:
     """Return the reason that the output of a failed run names, of `REASONS` and `NO_REASONS`."""
-    signals = output.signals
-    new = ~is_known_template(output, known)
+    telling = _telling(output.templates, output.signals)
+    indices = np.flatnonzero(telling.is_any)
+    texts = dict(zip(indices.tolist(), output.templates.take(_indices(indices)).to_pylist(), strict=True))
+    known_ones = [index for index, text in texts.items() if text in known]
+    is_new = telling.is_any.copy()
+    is_new[known_ones] = False
+    worth = _best_worth(output, {texts[index] for index in known_ones}) * is_new
+    least = max(_PROMINENT * worth.max(initial=0), _LEAST)
+    for name, names in telling.reasons.items():
+        if (worth[names] >= least).any():
+            return name
+    return "other" if (telling.is_signal & is_new).any() else "silent"
+
+
+def telling_templates(templates: Sequence[str]) -> list[str]:
+    """Return the templates that name a reason or have a signal: of those of passing runs, only these matter."""
+    candidates = strings(templates)
+    telling: list[str] = candidates.take(
+        _indices(np.flatnonzero(_telling(candidates, signals_of(candidates)).is_any))
+    ).to_pylist()
+    return telling
+
+
+class _Telling(NamedTuple):
+    """Which of t templates name what: the reasons by name, a signal, and either of both; each bool [t]."""
+
+    reasons: dict[str, Flags]
+    is_signal: Flags
+    is_any: Flags
+
+
+def _telling(templates: pa.StringArray, signals: Signals) -> _Telling:
     is_signal = signals.strength >= _SIGNAL
-    can_name = _best_worth(output, known) * (new & (is_signal | (signals.strength == 0)))
-    prominent = _PROMINENT * can_name.max(initial=0)
-    for reason in REASONS:
-        if (can_name[_names(output.templates, signals, reason)] >= max(prominent, _LEAST)).any():
-            return reason.name
-    return "other" if (is_signal & new).any() else "silent"
+    is_benign = (signals.strength > 0) & ~is_signal
+    reasons = {reason.name: _names(templates, signals, reason) & ~is_benign for reason in REASONS}
+    return _Telling(reasons, is_signal, np.any([is_signal, *reasons.values()], axis=0))
+
+
+def _indices(values: npt.NDArray[np.int64]) -> pa.Int64Array:
+    """Return indices for Arrow, without pandas."""
+    return pa.Int64Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values.astype(np.int64))])
 
 
 def _best_worth(output: ScannedOutput, known: Collection[str]) -> npt.NDArray[np.float64]:

@@ -98,7 +98,7 @@ def test_neighbours_are_those_that_the_stream_of_predictions_finds(data: DataRoo
     runs, tables, _ = corpus(RUNS)
     found = [(run.replace(provider="north"), table) for run, table in zip(runs, tables, strict=True)]
     resolved = defined_by(corpus(1)[1][0], definition(context="neighbours"))
-    assert ModelAssets(resolved, None).needs_neighbours
+    assert ModelAssets(resolved, None).takes("neighbours")
     stored = StoredNeighbours(data)
     for start in range(0, RUNS, 30):
         raw.add(found[start : start + 30])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ciml.transforms.logs.features import OUTPUT_FEATURES, REASONS, output_features, reason_of
+from ciml.datasets.definition import LOG_FEATURES, LOG_PREFIX
+from ciml.transforms.logs.features import NO_REASONS, REASONS, output_features, reason_of
 from ciml.transforms.logs.profile import printed_templates, profile_of
 from ciml.transforms.logs.ranking import scan
 from ciml.transforms.logs.signals import KINDS
@@ -47,7 +48,7 @@ def test_an_output_names_a_reason(reason: str, text: str) -> None:
 
 def test_exactly_one_feature_is_set() -> None:
     features = output_features(scan(b"FAILED a/b.py::test_x\nNo space left on device\n"))
-    assert dict(zip(OUTPUT_FEATURES, features, strict=True)) == {
+    assert dict(zip(LOG_FEATURES, features, strict=True)) == {
         "log:resource": 1.0,
         "log:dependency": 0.0,
         "log:crash": 0.0,
@@ -93,3 +94,7 @@ def test_further_lines_of_passing_runs_change_nothing() -> None:
 
 def test_reasons_have_kinds_of_signals() -> None:
     assert {kind for reason in REASONS for kind in reason.kinds} <= set(KINDS)
+
+
+def test_each_reason_has_its_feature() -> None:
+    assert tuple(LOG_PREFIX + name for name in (*(reason.name for reason in REASONS), *NO_REASONS)) == LOG_FEATURES

@@ -1,0 +1,113 @@
+"""Data sets with the context ``log``: the same features from a raw store, by Beam, in the stream and here."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.datasets.definition import LOG_FEATURES
+from ciml.errors import IntegrityError, RejectedInput
+from ciml.events.records import Message
+from ciml.manifest.log import ManifestLog
+from ciml.pipelines.datasets.build import build_dataset
+from ciml.pipelines.ingest.committer import render_runs
+from ciml.runs.outputs import expire_before
+from ciml.serving.predict.predictor import Announcement, read_announcement
+from ciml.transforms.examples.prepare import prepare_many
+from ciml.transforms.logs.run_outputs import StoredOutputs, outputs_of_stored
+from tests.messages import check
+from tests.pipelines.datasets.test_context import RUNS, definition, rows
+from tests.runs.scenes import RawStore
+from tests.transforms.samples import corpus
+
+PASSED = b"ValueError: expected by a test\n....... [100%]\n7 passed in 3.2s\n"
+FAILED = {
+    "code": PASSED + b"FAILED tests/test_io.py::test_read - KeyError: 'a'\n",
+    "machine": PASSED + b"OSError: [Errno 28] No space left on device\n",
+}
+
+
+def output_of(cause: str | None) -> bytes:
+    return PASSED if cause is None else FAILED[cause]
+
+
+def stored(raw: RawStore) -> None:
+    """Store the corpus with outputs by cause, but for every seventh run."""
+    runs, tables, _ = corpus(RUNS)
+    outputs = {run.run_id: output_of(run.labels.get("cause")) for number, run in enumerate(runs) if number % 7}
+    raw.add(list(zip(runs, tables, strict=True)), outputs=outputs)
+
+
+def announced(data: DataRoot) -> list[Announcement]:
+    found = []
+    for _, delta in ManifestLog(data.raw).since(0):
+        for key, value, _ in render_runs(delta):
+            check("runs", json.loads(value))
+            found.append(read_announcement(Message(0, value, (), key)))
+    return found
+
+
+def test_every_way_to_an_example_has_the_same_features(data: DataRoot, raw: RawStore, tmp_path: Path) -> None:
+    stored(raw)
+    state = build_dataset(data, data, definition(context="log")).state
+    resolved = state.resolved
+    assert resolved is not None
+    assert resolved.features[-len(LOG_FEATURES) :] == LOG_FEATURES
+    assert "ValueError" not in json.dumps(resolved.to_json())
+    examples = rows(data, state)
+
+    runs, tables, _ = corpus(RUNS)
+    announcements = {run.run_id: run.output for run in announced(data)}
+    for outputs in (
+        StoredOutputs(data.raw, announcements),
+        outputs_of_stored(data.raw, [run.run_id for run in runs]),
+    ):
+        inputs, _, rejected = prepare_many(tables, resolved, runs, output_of=outputs)
+        predicted = {run.build_uuid: values.reshape(-1).tolist() for run, values in zip(runs, inputs, strict=True)}
+        assert not rejected
+        assert examples == {uuid: predicted[uuid] for uuid in examples}
+    beam = DataRoot.open(tmp_path / "beam")
+    assert rows(beam, build_dataset(data, beam, definition(context="log"), runner="fnapi").state) == examples
+
+    reasons = {"code": "log:program", "machine": "log:resource"}
+    for number, run in enumerate(runs):
+        if run.build_uuid in examples:
+            expected = [float(name == reasons[run.labels["cause"]] and number % 7 > 0) for name in LOG_FEATURES]
+            assert examples[run.build_uuid][-len(LOG_FEATURES) :] == expected
+
+
+def test_an_output_that_has_expired_is_unavailable(data: DataRoot, raw: RawStore) -> None:
+    stored(raw)
+    for run in announced(data):
+        if run.output is not None:
+            data.raw.delete(run.output.path)
+    expire_before(data.raw, date(2099, 1, 1))
+    state = build_dataset(data, data, definition(context="log")).state
+    values = np.array(list(rows(data, state).values()))
+    assert not values[:, -len(LOG_FEATURES) :].any()
+
+
+def test_a_damaged_output_does_not_stop_the_stream(data: DataRoot, raw: RawStore) -> None:
+    stored(raw)
+    run = next(run for run in announced(data) if run.output is not None)
+    assert run.output is not None
+    data.raw.delete(run.output.path)
+    assert StoredOutputs(data.raw, {run.run_id: run.output}, skips_damaged=True)(run.run_id) is None
+    with pytest.raises(IntegrityError, match="is in the manifest but does not exist"):
+        StoredOutputs(data.raw, {run.run_id: run.output})(run.run_id)
+
+
+@pytest.mark.parametrize("output", [{"path": "runs/other"}, {"path": 3}, "text", {"unknown": 1}])
+def test_an_announced_output_is_that_of_its_run(data: DataRoot, raw: RawStore, output: object) -> None:
+    runs, tables, _ = corpus(1)
+    raw.add(list(zip(runs, tables, strict=True)))
+    ((_, delta),) = ManifestLog(data.raw).since(0)
+    ((key, value, _),) = render_runs(delta)
+    message = json.dumps({**json.loads(value), "output": output}).encode()
+    with pytest.raises(RejectedInput, match="bad_announcement"):
+        read_announcement(Message(0, message, (), key))
