@@ -38,6 +38,7 @@ from ciml.training.experiments.results import RESULT, load_experiment
 from ciml.training.sweeps.study import read_outcome, sweep_store
 from ciml.verdicts.feedback.state import FEEDBACK
 from ciml.verdicts.feedback.truths import corrections_of
+from ciml.verdicts.signatures.notes import read_notes
 
 T = TypeVar("T")
 #: The kind of object by the kind of a fault: of a log with checkpoints, besides its deltas, and of the raw store.
@@ -288,6 +289,12 @@ def _check_exclusions(data: DataRoot, findings: RootFindings, progress: Progress
         read_state(data.exclusions)
 
 
+def _check_failures(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Read the log of notes on failure signatures."""
+    with findings.guard(Kind.FAILURE_NOTES, data.failures.url()):
+        read_notes(data.failures)
+
+
 def _check_trainers(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Compare snapshots and analyses with their digests; read metrics."""
     for entry in _counted(data.trainers.entries(), "trainers", progress):
@@ -368,6 +375,7 @@ _CHECKS: Mapping[Check, tuple[Kind, ...]] = {
     _check_experiments: (Kind.RESULTS, Kind.EXPERIMENTS, Kind.RESULT_PREDICTIONS),
     _check_sweeps: (Kind.SWEEPS,),
     _check_exclusions: (Kind.EXCLUSIONS,),
+    _check_failures: (Kind.FAILURE_NOTES,),
     _check_trainers: (Kind.SNAPSHOTS, Kind.ANALYSES, Kind.TRAINING_METRICS),
     _check_models: (Kind.REGISTRY_DELTAS, Kind.MODELS),
     _check_predictions: (Kind.PREDICTIONS_DELTAS, Kind.SEGMENTS, Kind.CHECKPOINTS, Kind.ID_INDEX),

@@ -51,6 +51,7 @@ class Kind(StrEnum):
     )
     SWEEPS = "sweeps", r"sweeps/[^/]+/(sweep|trials/[0-9]{6,}|baselines/[0-9]+)\.json"
     EXCLUSIONS = "exclusions", rf"exclusions/{_DELTA_PATH}"
+    FAILURE_NOTES = "failure notes", rf"failures/{_DELTA_PATH}"
     SNAPSHOTS = "snapshots", r"trainer/[^/]+/snapshots/[0-9a-f]{64}\.json"
     ANALYSES = "analyses", r"trainer/[^/]+/analyses/[0-9a-f]{64}\.json"
     TRAINING_METRICS = "training metrics", r"trainer/[^/]+/metrics/[^/]+\.json"
@@ -64,7 +65,7 @@ class Kind(StrEnum):
         "derived",
         r"models/models\.config|raw/packs/compaction\.json|datasets/[^/]+/statistics/.+"
         r"|datasets/[^/]+/_definition\.toml|datasets/[^/]+/_analyses/.+|predictions/evidence/.+|demo/.+"
-        r"|datasets/[^/]+/_replay|predictions/_neighbours|feedback/_causes"
+        r"|datasets/[^/]+/_replay|predictions/_neighbours|feedback/_causes|failures/_signatures"
         r"|(raw|datasets|tables)/(.+/)?_delta_log/.+|tables/.+|lineage/.+",
     )
     UNREFERENCED = "unreferenced", r"raw/swept/.+"

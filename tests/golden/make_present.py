@@ -20,6 +20,7 @@ from ciml.training.exclusions import Exclusion, add
 from ciml.training.sweeps.definition import Sweep
 from ciml.training.sweeps.study import Outcome, begin_sweep, store_baselines, store_outcome, sweep_store
 from ciml.verdicts.feedback.truths import Correction, add_corrections
+from ciml.verdicts.signatures.notes import Note, add_note
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
 from tests.verdicts.feedback.reviews import feedback, prediction
@@ -39,6 +40,7 @@ def make(folder: Path) -> None:
     )
     build_dataset(data, data, definition)
     add(data.exclusions, [Exclusion("disk was full", job="tempest-*", since_us=1_790_000_000_000_000)], now_us=1)
+    add_note(data.failures, Note("e952cac59839", "ada", cause="machine", text="mirror down"), now_us=1)
     add_corrections(data, [Correction(runs[0].run_id, "machine", "gerrit:7", 1)])
     World(folder, feedback()).take(prediction(1))
     sweep = Sweep.from_json({"name": "intervals", "vary": {"dataset": {"sample_interval": ["1s", "1min"]}}})

@@ -49,11 +49,12 @@ NOT_READ = {"derived", "unreferenced", "scratch", "other"}
 NO_DIGEST = {
     "raw deltas", "pack deltas", "data set deltas", "experiments", "results", "sweeps", "exclusions",
     "training metrics", "registry deltas", "predictions deltas", "feedback deltas", "corrections",
+    "failure notes",
 }  # fmt: skip
 #: Kinds whose objects may be gone: nothing else names them, or the next that needs one makes it again.
 MAY_BE_GONE = {
     "checkpoints", "results", "exclusions", "snapshots", "analyses", "training metrics", "feedback deltas",
-    "corrections",
+    "corrections", "failure notes",
 }  # fmt: skip
 
 
