@@ -36,6 +36,8 @@ RETENTION_PATH = f"{OUTPUTS}/retention.json"
 NO_OUTPUT = "no_output"
 EXPIRED = "expired"
 _SUFFIX = ".zst"
+#: Digits of the digest at the beginning of templates.
+_DIGITS = 64
 _NAME_DIGITS = 16
 
 
@@ -88,8 +90,9 @@ class OutputTemplates(msgspec.Struct, frozen=True, forbid_unknown_fields=True, g
     format: int = 1
 
     def encode(self) -> bytes:
-        """Return the compressed form, which `read_templates` decodes."""
-        return compress(msgspec.json.encode(self))
+        """Return the compressed form, which `read_templates` decodes: a digest, and JSON."""
+        data = msgspec.json.encode(self)
+        return compress(hashlib.sha256(data).hexdigest().encode() + data)
 
 
 class WithOutput(Protocol):
@@ -182,7 +185,10 @@ def read_templates(raw: Store, record: WithOutput) -> OutputTemplates | str:
     except FileNotFoundError:
         raise IntegrityError(f"{raw.url(path)} does not exist; restore a backup") from None
     try:
-        return msgspec.json.decode(b"".join(decompressed(data, raw.url(path))), type=OutputTemplates)
+        content = b"".join(decompressed(data, raw.url(path)))
+        if hashlib.sha256(content[_DIGITS:]).hexdigest().encode() != content[:_DIGITS]:
+            raise IntegrityError(f"{raw.url(path)} differs from its digest; restore a backup")
+        return msgspec.json.decode(content[_DIGITS:], type=OutputTemplates)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{raw.url(path)} cannot be read ({error!s:.200}); restore a backup") from None
 

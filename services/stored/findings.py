@@ -39,7 +39,7 @@ class Kind(StrEnum):
     RUNS = "runs", r"raw/runs/.+\.parquet"
     PACKS = "packs", r"raw/packs/.+/[0-9a-f]{32}\.parquet"
     PACK_DELTAS = "pack deltas", rf"raw/packs/.+/{_DELTA_PATH}"
-    OUTPUTS = "outputs", r"raw/outputs/((text|templates)/.+\.zst|retention\.json)"
+    OUTPUTS = "outputs", r"raw/outputs/(text|templates)/.+\.zst"
     DEAD_LETTERS = "dead letters", r"raw/letters/[0-9a-f]{64}\.json"
     DATA_SET_DELTAS = "data set deltas", rf"datasets/[^/]+/{_DELTA_PATH}"
     EXAMPLES = "examples", r"datasets/[^/]+/span-[0-9]+/version-[0-9]+/.+\.parquet"
@@ -63,7 +63,7 @@ class Kind(StrEnum):
     # Written again from the others when they are needed; not verified.
     DERIVED = (
         "derived",
-        r"models/models\.config|raw/packs/compaction\.json|datasets/[^/]+/statistics/.+"
+        r"models/models\.config|raw/packs/compaction\.json|raw/outputs/retention\.json|datasets/[^/]+/statistics/.+"
         r"|datasets/[^/]+/_definition\.toml|datasets/[^/]+/_analyses/.+|predictions/evidence/.+|demo/.+"
         r"|datasets/[^/]+/_replay|predictions/_neighbours|feedback/_causes|failures/_signatures"
         r"|(raw|datasets|tables)/(.+/)?_delta_log/.+|tables/.+|lineage/.+",

@@ -75,7 +75,7 @@ CREATING = {
 
 
 #: Commands that read a data root only if they are not given another place; they check it themselves.
-CHECKING_LATER = {"ciml plot", "ciml migrate"}
+CHECKING_LATER = {"ciml explain", "ciml plot", "ciml predict files", "ciml migrate"}
 
 
 def reading_commands() -> list[tuple[str, click.Command]]:
@@ -106,7 +106,13 @@ def test_no_data_is_an_error_where_nothing_is_created(name: str, command: click.
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("words", [["plot", "cpu-load"], ["migrate"], ["dataset", "build", "--dataset", "x"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plot", "cpu-load"], ["explain", "zuul~1~1"], ["predict", "--model", "x", __file__], ["migrate"],
+        ["dataset", "build", "--dataset", "x"],
+    ],
+)  # fmt: skip
 def test_no_data_is_an_error_for_a_command_that_checks_later(words: list[str], tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, [*words, "--data-path", str(tmp_path / "none")])
     assert (done.exit_code, done.stderr.split(";")[0]) == (2, f"ciml: no data at {tmp_path / 'none'}")

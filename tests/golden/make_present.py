@@ -1,10 +1,11 @@
-"""Writes ``tests/golden/present``: the stored formats that the data roots of older versions lack, by this version.
+"""Writes ``tests/golden/present`` and ``outputs``: the stored formats that the data roots of older versions lack.
 
 ``python -m tests.golden.make_present FOLDER``. The samples of a released version are never written again.
 
 ``tests/golden/checkpoints`` is of version 0.1.0: three runs, one of them untrusted and corrected, dead letters, 1,003
 deltas of which 1,000 are in a segment; and 1,002 predictions. ``tests/golden/packs`` is the raw store alone, of the
-version whose packs name the columns of their runs.
+version whose packs name the columns of their runs. ``tests/golden/outputs`` is a raw store with the output of a run,
+by the version that stored the first outputs.
 """
 
 from __future__ import annotations
@@ -53,5 +54,16 @@ def make(folder: Path) -> None:
     store_baselines(store, 0, {"majority": {"accuracy": 0.5}})
 
 
+def make_outputs(folder: Path) -> None:
+    """Write a raw store with an output, and a row without one."""
+    raw = RawStore(DataRoot.open(folder))
+    runs, tables, _ = corpus(2)
+    raw.add(
+        list(zip(runs, tables, strict=True)),
+        outputs={runs[0].run_id: b"collecting\npassword=hunter2\n1 failed in 3.2s\n"},
+        missing="log_not_found",
+    )
+
+
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    {"present": make, "outputs": make_outputs}[Path(sys.argv[1]).name](Path(sys.argv[1]))

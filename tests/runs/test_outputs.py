@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from datetime import date
 
@@ -18,6 +19,7 @@ from ciml.runs.outputs import (
     TEXTS,
     KeptOutput,
     OutputTemplates,
+    compress,
     expire_before,
     output_path,
     read_output,
@@ -137,9 +139,14 @@ def test_damaged_templates_are_an_error_of_one_line(raw: RawStore) -> None:
     row = add(raw)
     assert row.output
     path = templates_path(row.output.path)
-    raw.store.replace(path, raw.store.read(row.output.path))
-    with pytest.raises(IntegrityError, match=r"cannot be read \(.*\); restore a backup"):
-        read_templates(raw.store, row)
+    other = b"[1]"
+    for content, fault in (
+        (raw.store.read(row.output.path), "differs from its digest"),
+        (compress(hashlib.sha256(other).hexdigest().encode() + other), r"cannot be read \(.*\); restore a backup"),
+    ):
+        raw.store.replace(path, content)
+        with pytest.raises(IntegrityError, match=fault):
+            read_templates(raw.store, row)
 
 
 def test_only_runs_have_outputs() -> None:

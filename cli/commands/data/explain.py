@@ -134,12 +134,14 @@ def _read_stored(run_id: str, data_path: str, profile: OutputProfile) -> KeptOut
     Raises:
       CimlError: there is no such run, or no output of it.
     """
+    from ciml.cli.options import require_data
     from ciml.data_root import DataRoot
     from ciml.runs.outputs import read_output
     from ciml.runs.run_log import find_rows
     from ciml.runs.state import open_raw
     from ciml.transforms.logs.stored import stored_profile
 
+    require_data(data_path)
     raw = DataRoot.open(data_path).raw
     log, state = open_raw(raw)
     row = find_rows(log, [run_id]).get(run_id)

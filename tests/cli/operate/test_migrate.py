@@ -35,7 +35,10 @@ from tests.tier import part
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden"
 #: Data roots that released versions wrote, and one of the present version with the kinds that they lack.
-SAMPLES = {"data_root": "data_root/data", **{name: name for name in ("checkpoints", "stored", "present", "packs")}}
+SAMPLES = {
+    "data_root": "data_root/data",
+    **{name: name for name in ("checkpoints", "stored", "present", "packs", "outputs")},
+}
 #: A checkpoint without trust is deleted first, and the new one appears when all that it needs is there.
 REWRITE = [
     "delete checkpoints/000000001000.json",

@@ -30,7 +30,9 @@ def text_of(output: PreparedOutput) -> bytes:
 
 
 def templates_of(output: PreparedOutput) -> OutputTemplates:
-    return msgspec.json.decode(b"".join(decompressed(output.templates, "")), type=OutputTemplates)
+    content = b"".join(decompressed(output.templates, ""))
+    assert hashlib.sha256(content[64:]).hexdigest().encode() == content[:64]
+    return msgspec.json.decode(content[64:], type=OutputTemplates)
 
 
 def chunks_of(data: bytes, size: int) -> Iterator[bytes]:
