@@ -245,7 +245,15 @@ def _model_rows(prediction: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _shares_text(by_cause: Mapping[str, float]) -> str:
     """Return the shares of causes, the largest first."""
-    return ", ".join(f"{name} {share:.0%}" for name, share in sorted(by_cause.items(), key=lambda cause: -cause[1]))
+    by_share = sorted(by_cause.items(), key=lambda cause: -cause[1])
+    return ", ".join(f"{name} {_share_text(share)}" for name, share in by_share)
+
+
+def _share_text(share: float) -> str:
+    """Return a share in per cent, never 0 or 100: no number of runs shows that."""
+    if share < 0.01:
+        return "under 1%"
+    return "over 99%" if share > 0.99 else f"{share:.0%}"
 
 
 def _possible_text(verdict: Verdict) -> str:

@@ -93,6 +93,21 @@ def test_each_verdict_says_what_it_means(tmp_path: Path, code: float, verdict: s
     assert (lines["verdict"], lines["retry"], lines["possible"]) == (verdict, retry, possible)
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (1.0, "code over 99%, machine under 1%"),
+        (0.004, "machine over 99%, code under 1%"),
+        (0.99, "code 99%, machine 1%"),
+    ],
+)
+def test_no_probability_is_certain(tmp_path: Path, code: float, said: str) -> None:
+    data = DataRoot.open(tmp_path / "data")
+    push(data, tmp_path / "candidate", profiles(60))
+    commit(data, [prediction(FAILED, store_runs(data, [(FAILED, STARVED)])[FAILED.run_id], code=code)])
+    assert f"probability  {said}\n" in run(FAILED.run_id, "--data-path", str(tmp_path / "data")).output
+
+
 def test_a_run_unlike_the_learned_ones_is_unknown_and_it_says_by_what(tmp_path: Path) -> None:
     rules = RULES.replace(ranges=LearnedRanges(60, ("1m_mean",), (0.5,), (4.5,), 0.1))
     lines = said(tmp_path, rules=rules, value=9.75)
