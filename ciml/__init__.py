@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from ciml.progress import Progress
     from ciml.serving.registry import CandidateNotice
     from ciml.verdict_rules import Verdict
+    from ciml.verdicts.signatures.failures import FailedRuns
 
 #: The modules of the names that are imported on their first use.
 _MODULES = {
@@ -57,6 +58,7 @@ _MODULES = {
     **dict.fromkeys(("CrossValidation", "Figure", "RefreshResult", "TrainingResult"), "ciml.api.types"),
     "CandidateNotice": "ciml.serving.registry",
     "Client": "ciml.api.client",
+    "FailedRuns": "ciml.verdicts.signatures.failures",
     "Model": "ciml.api.model",
     "Prediction": "ciml.api.predictions",
     "Dataset": "ciml.api.dataset",
@@ -78,6 +80,7 @@ __all__ = [
     "DatasetKeys",
     "EngineError",
     "ExperimentKeys",
+    "FailedRuns",
     "Figure",
     "IntegrityError",
     "InvalidSettingError",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ciml.events.records import OutcomeWord
     from ciml.pipelines.backfill.load_report import LoadReport
     from ciml.runs.run_log import RunFiles
+    from ciml.verdicts.signatures.failures import FailedRuns
 
 
 class StoredRuns:
@@ -175,6 +176,23 @@ class StoredRuns:
         if file is None:
             raise UnknownRunError(f"no stored run has the id {run_id!r:.120}; data.runs() lists the runs")
         return read_verified(self._root.raw, run_id, file)
+
+    def failures(self, *, job: str | Sequence[str] = (), since: Moment | None = None) -> list[FailedRuns]:
+        """Return the lines that failed runs share, as ``ciml failures`` does, the one with the latest run first.
+
+        The first call reads the outputs of all failed runs; later calls read those that were stored since.
+
+        Args:
+          job: a job or a glob of jobs, or several of them.
+          since: lines with a run that ended at or after this time.
+
+        Example:
+          >>> [shared.line for shared in data.failures(job="unit", since="2026-11-24T00:00Z")]
+          []
+        """
+        from ciml.verdicts.signatures.failures import failures
+
+        return failures(self._root, since_us=micros(since, "since"), jobs=_texts(job))
 
     @cached_property
     def _run_files(self) -> RunFiles:

@@ -34,7 +34,7 @@ class FailedRuns:
       first_us, last_us: of the runs, epoch microseconds.
       latest_changes, latest_runs: the latest of them, oldest first.
       jobs, nodes, providers: the number of runs of each.
-      note: what an operator says; None without a note.
+      note: what an operator says: ``name``, ``cause``, ``text``, ``author``, ``time_us``; None without a note.
       same_as: the id of the signature that supersedes it; "" for none.
     """
 
@@ -62,10 +62,11 @@ class FailedRuns:
 
     @property
     def text(self) -> str:
-        """Its line, or where the output ends."""
+        """The line, or where the output ends."""
         return f"ends before: {self.template}" if self.ends else self.line
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON."""
         return {**asdict(self), "note": None if self.note is None else self.note.to_json()}
 
 

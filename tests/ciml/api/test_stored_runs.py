@@ -137,3 +137,27 @@ def test_samples_are_those_of_the_log_whether_alone_packed_or_stored_again(raw: 
     (tmp_path / "raw" / path).write_bytes(b"PAR1")
     with pytest.raises(ciml.IntegrityError):
         data.samples("zuul~77~1")
+
+
+def test_lines_that_failed_runs_share_are_selected_by_job_and_time(tmp_path: Path) -> None:
+    root = DataRoot.open(tmp_path / "data")
+    store = RawStore(root)
+    failed = [
+        (run(number, "unit-linux", "failure", number), run(number + 3, "lint", "failure", number)) for number in (1, 2)
+    ]
+    for one, other in failed:
+        texts = {
+            one[0].run_id: b"error: mirror is unreachable\n",
+            other[0].run_id: b"SyntaxError: invalid decimal literal\n",
+        }
+        store.add([one, other], outputs=texts)
+    data = ciml.open(tmp_path / "data")
+    assert [(shared.line, shared.runs) for shared in data.failures()] == [
+        ("SyntaxError: invalid decimal literal", 2),
+        ("error: mirror is unreachable", 2),
+    ]
+    (unit,) = data.failures(job="unit-*")
+    assert isinstance(unit, ciml.FailedRuns)
+    assert (unit.job, unit.jobs) == ("", {"unit-linux": 2})
+    assert len(data.failures(since=SECOND_DAY)) == 2
+    assert data.failures(since=SECOND_DAY.replace(day=9)) == []
