@@ -49,9 +49,11 @@ Context: TypeAlias = Literal["outcome", "profile", "neighbours", "log"]
 OUTCOME_FEATURES = ("outcome:timeout", "outcome:exit", "outcome:signal")
 NEIGHBOUR_FEATURES = ("neighbours:failed", "neighbours:share")
 LENGTH_FEATURE = "profile:length"
-#: At most one of them is 1 (`ciml.transforms.logs.features`): a reason; another sign of a failure; none of both.
+#: One of them is not 0 (`ciml.transforms.logs.features`): a reason, another sign of a failure, neither, or no output.
 LOG_PREFIX = "log:"
-LOG_FEATURES = tuple(f"{LOG_PREFIX}{name}" for name in "resource dependency crash program other silent".split())
+LOG_FEATURES = tuple(
+    f"{LOG_PREFIX}{name}" for name in "resource dependency crash program other silent unavailable".split()
+)
 #: Of each telemetry feature: its mean, its largest window and its last window.
 PROFILE_PARTS = ("mean", "max", "last")
 

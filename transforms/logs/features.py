@@ -82,6 +82,10 @@ REASONS = (
 )
 #: An output that names no reason has another signal, or none: then it was cut off, or is empty.
 NO_REASONS = ("other", "silent")
+#: There is no output. A model that learned no such run must not take it for one that names no reason.
+UNAVAILABLE = "unavailable"
+#: Its value. A learned run that alone has a reason is 1 outside of the ranges of the others; this has to be farther.
+_FAR = 10.0
 #: The strength from which a template has a signal. Lines of tools that work have less.
 _SIGNAL = 3.0
 #: The least worth of a line that names a reason: any new line has more.
@@ -91,10 +95,10 @@ _PROMINENT = 0.4
 
 
 def output_features(output: ScannedOutput | None, known: Container[str] = ()) -> tuple[float, ...]:
-    """Return `LOG_FEATURES` of a run's output: 1 for the reason that it names, else 0.
+    """Return `LOG_FEATURES` of a run's output: 1 for the reason that it names, 10 for its absence, else 0.
 
     Args:
-      output: of the run; None if it is unavailable: then all features are 0.
+      output: of the run; None if it is unavailable.
       known: the templates that passing runs of the job have printed, or its `OutputProfile`; those of passing runs of
         all jobs where the job has too few.
 
@@ -103,8 +107,9 @@ def output_features(output: ScannedOutput | None, known: Container[str] = ()) ->
       >>> dict(zip(LOG_FEATURES, features))["log:resource"]
       1.0
     """
-    named = None if output is None else LOG_PREFIX + reason_of(output, known)
-    return tuple(float(feature == named) for feature in LOG_FEATURES)
+    named = UNAVAILABLE if output is None else reason_of(output, known)
+    value = _FAR if output is None else 1.0
+    return tuple(value * (feature == LOG_PREFIX + named) for feature in LOG_FEATURES)
 
 
 def reason_of(output: ScannedOutput, known: Container[str] = ()) -> str:

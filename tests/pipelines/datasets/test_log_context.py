@@ -77,7 +77,8 @@ def test_every_way_to_an_example_has_the_same_features(data: DataRoot, raw: RawS
     reasons = {"code": "log:program", "machine": "log:resource"}
     for number, run in enumerate(runs):
         if run.build_uuid in examples:
-            expected = [float(name == reasons[run.labels["cause"]] and number % 7 > 0) for name in LOG_FEATURES]
+            named, value = (reasons[run.labels["cause"]], 1.0) if number % 7 else ("log:unavailable", 10.0)
+            expected = [value * (name == named) for name in LOG_FEATURES]
             assert examples[run.build_uuid][-len(LOG_FEATURES) :] == expected
 
 
@@ -89,7 +90,7 @@ def test_an_output_that_has_expired_is_unavailable(data: DataRoot, raw: RawStore
     expire_before(data.raw, date(2099, 1, 1))
     state = build_dataset(data, data, definition(context="log")).state
     values = np.array(list(rows(data, state).values()))
-    assert not values[:, -len(LOG_FEATURES) :].any()
+    assert values[:, -len(LOG_FEATURES) :].sum(axis=0).tolist() == [0] * (len(LOG_FEATURES) - 1) + [10 * len(values)]
 
 
 def test_a_damaged_output_does_not_stop_the_stream(data: DataRoot, raw: RawStore) -> None:

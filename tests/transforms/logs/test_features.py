@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from ciml.datasets.definition import LOG_FEATURES, LOG_PREFIX
-from ciml.transforms.logs.features import NO_REASONS, REASONS, output_features, reason_of
+from ciml.events.records import RunFacts
+from ciml.training.calibration.sets import learned_ranges
+from ciml.transforms.logs.features import NO_REASONS, REASONS, UNAVAILABLE, output_features, reason_of
 from ciml.transforms.logs.profile import printed_templates, profile_of
 from ciml.transforms.logs.ranking import scan
 from ciml.transforms.logs.signals import KINDS
@@ -55,11 +58,14 @@ def test_exactly_one_feature_is_set() -> None:
         "log:program": 0.0,
         "log:other": 0.0,
         "log:silent": 0.0,
+        "log:unavailable": 0.0,
     }
 
 
-def test_an_unavailable_output_has_no_feature() -> None:
-    assert set(output_features(None)) == {0.0}
+def test_an_unavailable_output_names_no_reason() -> None:
+    features = dict(zip(LOG_FEATURES, output_features(None), strict=True))
+    assert features.pop("log:unavailable") == 10.0
+    assert set(features.values()) == {0.0}
 
 
 def test_what_passing_runs_print_names_no_reason() -> None:
@@ -97,4 +103,17 @@ def test_reasons_have_kinds_of_signals() -> None:
 
 
 def test_each_reason_has_its_feature() -> None:
-    assert tuple(LOG_PREFIX + name for name in (*(reason.name for reason in REASONS), *NO_REASONS)) == LOG_FEATURES
+    names = (*(reason.name for reason in REASONS), *NO_REASONS, UNAVAILABLE)
+    assert tuple(LOG_PREFIX + name for name in names) == LOG_FEATURES
+
+
+def test_a_run_without_output_is_unlike_runs_with_one() -> None:
+    texts = [b"MemoryError\n"] * 10 + [b"KeyError: 'a'\n"] * 10 + [b"core dumped\n", b"Unable to locate package x\n"]
+    means = np.array([output_features(scan(text)) for text in texts])
+    runs = [RunFacts(str(number), "", change=str(number)) for number in range(len(means))]
+    ranges = learned_ranges(means, runs, LOG_FEATURES)
+    assert ranges is not None
+    assert ranges.outside(means[0]) is None
+    outside = ranges.outside(np.array(output_features(None)))
+    assert outside is not None
+    assert outside.feature == "log:unavailable"
