@@ -37,7 +37,7 @@ from ciml.transforms.logs.redact import redact_lines
 from ciml.transforms.logs.templates import MASKS, templates_of
 from ciml.transforms.logs.text_arrays import codes_of, flags_of, joined, sizes_of, strings
 
-_BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 2 << 20
 #: Blocks that the threads of a process have as arrays, each about ten times its size.
 _blocks_in_work = threading.BoundedSemaphore(2)
 #: A long line loses the word that its cut would split, and a secret with it.

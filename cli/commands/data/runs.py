@@ -111,6 +111,7 @@ def show(options: ShowOptions) -> int:
     description: dict[str, Any] = {"run_id": run_id, "outcome": entry.outcome if entry else None}
     if stored := row_of(records):
         description |= _object_json(raw, run_id, stored.record["file"])
+        description |= {"output": stored.record["output"]} if "output" in stored.record else {}
     if attempts:
         description["attempts"] = [attempt._asdict() for attempt in attempts]
     description["records"] = [{"version": version, "kind": kind, **record} for version, kind, record in records]
@@ -154,6 +155,8 @@ def _print_run(description: dict[str, Any]) -> None:
         click.echo(f"{'recorded':<10} {', '.join(f'{key}={value}' for key, value in description['metadata'].items())}")
     if "fault" in description:
         click.echo(f"{'telemetry':<10} {description['fault'] or 'as it was committed'}")
+    if "output" in description:
+        click.echo(f"{'output':<10} {_output_text(description['output'])}")
     for attempt in description.get("attempts", ()):
         this = " (this run)" if attempt["run_id"] == description["run_id"] else ""
         started = "" if attempt["start_us"] is None else f", started {iso_time(attempt['start_us'])}"
@@ -169,6 +172,14 @@ def _print_run(description: dict[str, Any]) -> None:
         click.echo(
             f"{KIND_WORDS[record['kind']]:<16}{reason} version {record['version']}, {topic}[{partition}] {offset}"
         )
+
+
+def _output_text(output: dict[str, Any]) -> str:
+    """Return what is stored of the output of a run's job, or why there is none."""
+    if reason := output.get("missing"):
+        return f"missing: {reason}"
+    dropped = f", {output['dropped_lines']:,} of them dropped" if output.get("dropped_lines") else ""
+    return f"{output['lines']:,} lines{dropped}: {output['path']}"
 
 
 class VerifyOptions(Json, Data):

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ciml.cli.commands.data.runs import _output_text
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
+from ciml.events.records import OutputFile
 from ciml.transforms.logs import keep, prepare
 from tests.project.test_startup import loaded_by
 from tests.runs.compacting import run, squeeze
@@ -110,6 +112,8 @@ def test_a_stored_run_is_compared_with_passing_runs_of_its_job(tmp_path: Path) -
     for number, facts, trust in ((7, {}, UNTRUSTED), (8, {"build_name": "other"}, TRUSTED), (9, {}, TRUSTED)):
         other = run(number, **{"outcome": "failure" if number == 9 else "success", **facts})
         raw.add([other], trust=trust, outputs={other[0].run_id: FAILING.encode()})
+    result = CliRunner().invoke(cli, ["runs", "show", failed.run_id, "--data-path", str(tmp_path)])
+    assert "output     14 lines: outputs/text/job=unit-tests/" in result.output
     shown = explain(failed.run_id, "--data-path", tmp_path, "--characters", 75).splitlines()
     assert shown[:3] == [
         " 1 +fatal: no setup",
@@ -118,6 +122,21 @@ def test_a_stored_run_is_compared_with_passing_runs_of_its_job(tmp_path: Path) -
     ]
     assert "- not printed: done" in shown
     assert shown[-1] == "2 of 13 lines; 3 are new (+); 1 failed test (pytest)"
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (OutputFile("outputs/text/x.zst", "0", 20, 4), "output     4 lines: outputs/text/x.zst"),
+        (
+            OutputFile("outputs/text/x.zst", "0", 20, 4000, 2, 3000, 99),
+            "output     4,000 lines, 3,000 of them dropped: outputs/text/x.zst",
+        ),
+        (OutputFile(missing="log_forbidden"), "output     missing: log_forbidden"),
+    ],
+)
+def test_a_run_is_shown_with_its_output(output: OutputFile, said: str) -> None:
+    assert f"output     {_output_text(output.to_json())}" == said
 
 
 def test_templates_of_other_masks_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
