@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from ciml.globs import linear_pattern
 from ciml.transforms.logs.profile import OutputProfile, Printed, differences_of
@@ -116,32 +115,28 @@ def _is_of_surroundings(template: str, kinds: frozenset[str]) -> bool:
 
 def _strongest(printed: Mapping[str, Printed], profile: OutputProfile) -> Iterator[tuple[str, frozenset[str]]]:
     """Yield new templates with the kinds of their signals, the strongest first, of equal ones the earliest."""
-    if not printed:
+    new = {name: one.lines for name, one in printed.items() if profile.is_new(name)}
+    if not new:
         return
-    templates = strings(printed)
-    signals = signals_of(templates)
-    worth = _worth(printed, templates, signals.strength)
-    names = list(printed)
-    number = 0
-    for index in np.argsort(-worth, kind="stable").tolist():
-        if signals.strength[index] >= STRONG and profile.is_new(names[index]):
-            yield names[index], frozenset(kind for kind, has in zip(KINDS, signals.kinds[index], strict=True) if has)
-            number += 1
-            if number == _CONSIDERED:
-                return
+    signals = signals_of(strings(new))
+    strong = np.flatnonzero(signals.strength >= STRONG).tolist()
+    names = list(new)
+    lines = {names[index]: new[names[index]] for index in strong}
+    worth = _worth(lines, signals.strength[strong])
+    for place in np.argsort(-worth, kind="stable")[:_CONSIDERED].tolist():
+        index = strong[place]
+        yield names[index], frozenset(kind for kind, has in zip(KINDS, signals.kinds[index], strict=True) if has)
 
 
-def _worth(
-    printed: Mapping[str, Printed], templates: pa.StringArray, strength: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _worth(lines: Mapping[str, int], strength: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the worth of templates as `ciml.transforms.logs.ranking.rank` has it for lines, without their places."""
-    shapes = codes_of(shapes_of(templates), {}, len(templates)).tolist()
-    lines: Counter[int] = Counter()
-    for shape, one in zip(shapes, printed.values(), strict=True):
-        lines[shape] += one.lines
+    shapes = codes_of(shapes_of(strings(lines)), {}, len(lines)).tolist()
+    number: Counter[int] = Counter()
+    for shape, count in zip(shapes, lines.values(), strict=True):
+        number[shape] += count
     seen: Counter[int] = Counter()
     earlier = np.zeros(len(shapes))
     for index, shape in enumerate(shapes):
         earlier[index] = seen[shape]
         seen[shape] += 1
-    return strength / repetition(earlier, np.array([float(lines[shape]) for shape in shapes]))
+    return strength / repetition(earlier, np.array([float(number[shape]) for shape in shapes]))
