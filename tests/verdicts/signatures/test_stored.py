@@ -18,7 +18,7 @@ from ciml.transforms.logs.profile import Printed
 from ciml.transforms.logs.signatures import Failure, Line, Signature, Signatures
 from ciml.transforms.logs.stored import stored_printed
 from ciml.verdicts.signatures import stored as module
-from ciml.verdicts.signatures.stored import BOOKMARK, read_signatures
+from ciml.verdicts.signatures.stored import BOOKMARK, LINE_CHARACTERS, read_signatures
 from tests.runs.compacting import run
 from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
 
@@ -159,6 +159,19 @@ def test_untrusted_passing_runs_are_not_compared_with(data: DataRoot, raw: RawSt
     assert [signature.key.template for signature in read_signatures(data).all()] == [
         "error: could not reach the mirror token=REDACTED"
     ]
+
+
+def test_the_latest_passing_runs_are_compared_with_and_lines_are_cut(
+    data: DataRoot, raw: RawStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PASSED", 2)
+    line = f"error: the mirror {'abc ' * 99}\n"
+    for number, text in enumerate((line, "collecting\n", "collecting\n")):
+        add(raw, number, text, "success")
+    add(raw, 3, line)
+    (signature,) = read_signatures(data).all()
+    assert signature.line is not None
+    assert signature.line.text == line[:LINE_CHARACTERS]
 
 
 def test_a_data_root_without_runs_has_no_signatures(data: DataRoot) -> None:
