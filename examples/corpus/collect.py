@@ -2,7 +2,9 @@
 
     python examples/corpus/collect.py RECORDING... [--into FOLDER]
 
-A recording is a folder with ``builds.jsonl`` and the logs that it names by ``log_path``; an unpacked corpus is one.
+A recording is a folder with ``builds.jsonl`` and the logs that it names by ``log_path``; an unpacked corpus is one. The
+output of a run's job is the file that it names by ``output_path``, or ``job-output.txt.gz`` next to the log; a run
+needs none. Outputs are collected as ciml stores them: lines as a terminal shows them, without secrets.
 Writes ``builds.jsonl``, ``logs.tar`` and the counts in ``README.md``. Prints each run without a usable log.
 """
 
@@ -20,6 +22,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ciml.runs.outputs import decompressed
+from ciml.transforms.logs.prepare import prepare_small
 
 #: The fields of a line, in order. Those that a recording lacks are left out.
 FIELDS = (
@@ -39,21 +44,31 @@ FIELDS = (
     "elapsed_s",
     "rows",
     "log_path",
+    "output_path",
     "patch",
     "trouble",
     "trouble_s",
     "cause",
 )
 #: The folder of the log in the recorder's command line: it says nothing about the run.
-_OUTPUT = re.compile(rb"--output [^\s\"]+/")
+_LOG_FOLDER = re.compile(rb"--output [^\s\"]+/")
+#: Where a recording has the output of a job that its line does not name: next to the log.
+_OUTPUT_NAME = "job-output.txt.gz"
 _BEGIN, _END = "<!-- counts: written by collect.py -->\n", "<!-- end of counts -->\n"
 
 
 class Run(NamedTuple):
-    """A line of the listing, and its log as it is stored."""
+    """A line of the listing, and its log and output as they are stored; an output that is missing is None."""
 
     line: dict[str, Any]
     log: bytes
+    output: bytes | None
+
+    def members(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the paths and the content of its files."""
+        yield self.line["log_path"], self.log
+        if self.output is not None:
+            yield self.line["output_path"], self.output
 
 
 class UnusableRun(Exception):
@@ -73,13 +88,14 @@ def read_run(folder: Path, text: str) -> Run:
     """Return the run in a line of a recording's listing.
 
     Raises:
-      UnusableRun: the line is incomplete, or its log is missing, damaged or without a sample.
+      UnusableRun: the line is incomplete, its log is missing, damaged or without a sample, or an output that it names
+        is missing or damaged.
     """
     try:
         build = json.loads(text)
-        data = (folder / build["log_path"]).read_bytes()
-        log = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        log = _OUTPUT.sub(b"--output ", log, count=1)
+        log = unpacked(folder / build["log_path"])
+        output = read_output(folder, build)
+        log = _LOG_FOLDER.sub(b"--output ", log, count=1)
         # Earlier recordings have one field for both; their jobs are named after the project.
         fault = build.get("fault", "none")
         found = {
@@ -93,6 +109,8 @@ def read_run(folder: Path, text: str) -> Run:
         }
         if "change" in found:
             found.setdefault("patchset", "1")  # all runs of a change, reruns too, have its one patch
+        if output is not None:
+            found["output_path"] = f"logs/{build['build_name']}/{build['build_uuid']}.txt.gz"
         found |= cause_of(found)
         line = {name: found[name] for name in FIELDS if name in found}
     except KeyError as error:
@@ -101,7 +119,23 @@ def read_run(folder: Path, text: str) -> Run:
         raise UnusableRun(str(error)) from None
     if not line["rows"]:
         raise UnusableRun(f"{build['log_path']} has no sample")
-    return Run(line, compressed(log))
+    return Run(line, compressed(log), None if output is None else compressed(output))
+
+
+def unpacked(path: Path) -> bytes:
+    """Return the content of a file, which may be gzip."""
+    data = path.read_bytes()
+    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+
+
+def read_output(folder: Path, build: dict[str, Any]) -> bytes | None:
+    """Return the lines of a job's output without secrets, as ciml stores them; None where there is no output."""
+    named = build.get("output_path")
+    path = folder / (named or Path(build["log_path"]).with_name(_OUTPUT_NAME))
+    if not named and not path.is_file():
+        return None
+    (prepared,) = prepare_small([unpacked(path)])
+    return b"".join(decompressed(prepared.text, str(path)))
 
 
 def cause_of(build: dict[str, Any]) -> dict[str, str]:
@@ -129,13 +163,13 @@ def compressed(data: bytes) -> bytes:
 
 
 def archive(runs: Iterable[Run]) -> bytes:
-    """Return the logs as a tar file: sorted, with no time, owner or folder."""
+    """Return the logs and outputs as a tar file: sorted, with no time, owner or folder."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for run in sorted(runs, key=lambda run: str(run.line["log_path"])):
-            member = tarfile.TarInfo(run.line["log_path"])
-            member.size, member.mode = len(run.log), 0o644
-            tar.addfile(member, io.BytesIO(run.log))
+        for path, data in sorted(member for run in runs for member in run.members()):
+            member = tarfile.TarInfo(path)
+            member.size, member.mode = len(data), 0o644
+            tar.addfile(member, io.BytesIO(data))
     return out.getvalue()
 
 
@@ -156,6 +190,9 @@ def counts(lines: Sequence[dict[str, Any]]) -> str:
     rate = f"; of the commonest pool, among the {named} runs with one, {most / named:.3f}" if named else ""
     sizes = f"{len(lines)} runs, {changes} changes, {reruns} reruns"
     table += ["", f"{sizes}. Base rate of passed runs {passed:.3f}{rate}."]
+    printed = [line for line in lines if "output_path" in line]
+    failed = sum(line["result"] != "SUCCESS" for line in printed)
+    table += ["", f"{len(printed)} runs have the output of their job; {failed} of them failed."]
     return "\n".join(table) + "\n"
 
 

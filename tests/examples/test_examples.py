@@ -20,8 +20,10 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.cloudevents import FINISHED, decode_message
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
+from ciml.runs.outputs import decompressed
 from ciml.storage import open_store
 from ciml.telemetry import telemetry_columns
+from ciml.transforms.logs.prepare import prepare_small
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.corpus import CORPUS, PACKED, builds
 from tests.recorder.test_delivery import consume
@@ -172,7 +174,8 @@ def test_the_corpus_is_what_its_card_says(collect: Any) -> None:
     found = builds()
     assert found == sorted(found, key=lambda build: (build["end_time"], build["build_uuid"]))
     assert len({build["build_uuid"] for build in found}) == len(found)
-    assert list(members(PACKED / "logs.tar")) == sorted(build["log_path"] for build in found)
+    paths = [build[name] for build in found for name in ("log_path", "output_path") if name in build]
+    assert list(members(PACKED / "logs.tar")) == sorted(paths)
     assert collect.counts(found) in (PACKED / "README.md").read_text()
     assert {build["result"] for build in found} == {"SUCCESS", "FAILURE", "TIMED_OUT"}
     for build, table in zip(found, corpus()[1], strict=True):
@@ -192,6 +195,43 @@ def test_an_unpacked_corpus_is_collected_to_the_same(collect: Any, tmp_path: Pat
     assert members(tmp_path / "logs.tar") == members(PACKED / "logs.tar")
     card = (tmp_path / "README.md").read_text()
     assert card == f"before\n{collect._BEGIN}{collect.counts(builds())}{collect._END}after\n"
+
+
+def test_the_output_of_a_run_is_collected_without_colours_and_secrets(collect: Any, tmp_path: Path) -> None:
+    """It is at the named path, or next to the log; a named one that is missing makes the run unusable."""
+    first, *others = (build for build in builds() if "output_path" not in build)
+    named = {**others[0], "output_path": "printed.txt"}
+    missing = {**others[1], "output_path": "missing.txt"}
+    recorded = {**first, "log_path": f"{first['build_uuid']}/log.csv.gz"}
+    for line, original in ((recorded, first), (named, named), (missing, missing), (others[2], others[2])):
+        path = tmp_path / line["log_path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((CORPUS / original["log_path"]).read_bytes())
+    printed = b"\x1b[31mpassword=hunter2\x1b[0m\n3 failed"
+    (tmp_path / "printed.txt").write_bytes(printed)
+    (tmp_path / first["build_uuid"] / "job-output.txt.gz").write_bytes(gzip.compress(printed))
+    lines = [recorded, named, missing, others[2]]
+    (tmp_path / "builds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    into = tmp_path / "into"
+    into.mkdir()
+    (rejected,) = collect.collect([tmp_path], into)
+    assert "missing.txt" in rejected
+    collected = [json.loads(line) for line in (into / "builds.jsonl").read_text().splitlines()]
+    outputs = {line["build_uuid"]: line["output_path"] for line in collected if "output_path" in line}
+    assert outputs == {
+        line["build_uuid"]: f"logs/{line['build_name']}/{line['build_uuid']}.txt.gz" for line in (first, named)
+    }
+    packed = members(into / "logs.tar")
+    assert [packed[path] for path in outputs.values()] == [b"password=REDACTED\n3 failed"] * 2
+    assert len(packed) == len(collected) + 2 == 5
+
+
+def test_the_outputs_of_the_corpus_are_as_ciml_stores_them() -> None:
+    """So a stored one equals its file, and no secret that ciml recognises is in the corpus."""
+    paths = [build["output_path"] for build in builds() if "output_path" in build]
+    texts = [gzip.decompress((CORPUS / path).read_bytes()) for path in paths]
+    stored = [b"".join(decompressed(output.text, "")) for output in prepare_small(texts)]
+    assert (len(texts), stored) == (291, texts)
 
 
 def test_recordings_are_joined_and_what_is_unusable_is_reported(collect: Any, tmp_path: Path) -> None:
