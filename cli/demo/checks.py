@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-6
 #: Largest difference of a probability that counts as equal.
 PROBABILITY_TOLERANCE = 1e-5
+#: The sentence of a message that quotes the output of the job.
+_QUOTATION = re.compile(r"is new in this job \(line [0-9,]+ of its output\)")
 _FUNCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": statistics.fmean,
     "min": min,
@@ -115,6 +118,37 @@ def check_objects(raw: Store, runs: Sequence[Outcome], named: Iterable[str]) -> 
     findings += [f"{raw.url(path)} is not in the manifest" for path in {*raw.list("runs")} - {*named}]
     detail = f"{len(files)} objects, {sum(file.size for _, file in files) / 1e6:.1f} MB"
     return make_check("every raw object is there with its rows and digest", findings, detail)
+
+
+def check_outputs(
+    raw: Store, produced: Iterable[Expected], runs: Iterable[Outcome], read_served: Callable[[str], bytes]
+) -> Check:
+    """Check that each run has exactly the output that is served for it, and that its templates count all lines.
+
+    Args:
+      raw: the raw store.
+      produced: the producer's list, with the paths of the outputs.
+      runs: the raw rows.
+      read_served: returns the text at a path of the log server.
+    """
+    from ciml.runs.outputs import NO_OUTPUT, read_output, read_templates
+
+    served = {line.run_id: read_served(line.output) for line in produced if line.kind == "run" and line.output}
+    counts = {run_id: text.count(b"\n") + 1 for run_id, text in served.items()}
+    counted: dict[str, str] = {}
+    findings = []
+    for run in runs:
+        output = read_output(raw, run)
+        templates = read_templates(raw, run)
+        if isinstance(output, str) or isinstance(templates, str):
+            findings += [f"{run.run_id}: {output}"] if output != NO_OUTPUT else []
+            continue
+        counted[run.run_id] = f"{sum(templates.counts) + templates.others} lines"
+        if output.data != served.get(run.run_id, output.data):
+            findings.append(f"{run.run_id}: the stored output differs from the served one")
+    detail = f"{len(served)} outputs, {sum(counts.values()):,} lines"
+    expected = {run_id: f"{count} lines" for run_id, count in counts.items()}
+    return compare("each output that is served is stored with its run", expected, counted, detail, findings)
 
 
 def check_dataset(name: str, state: DatasetState, runs: Iterable[str]) -> Check:
@@ -340,7 +374,9 @@ def check_messages(answers: Sequence[AnswerLine]) -> Check:
         for line in answers
         if not line.verdict or len(line.messages) != (not line.silent)
     ]
-    detail = f"{sum(len(line.messages) for line in answers)} messages on {len(answers)} changes"
+    messages = [message for line in answers for message in line.messages]
+    quoting = sum(bool(_QUOTATION.search(message)) for message in messages)
+    detail = f"{len(messages)} messages on {len(answers)} changes, {quoting} with a line of the output"
     return make_check("each verdict that the policy lets pass is one message on its change", findings, detail)
 
 

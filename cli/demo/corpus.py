@@ -1,4 +1,4 @@
-"""The sample runs of examples/corpus, their logs, and the demo's data sets of them."""
+"""The sample runs of examples/corpus, their logs and outputs, and the demo's data sets of them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,19 @@ ONE_NUMBER = {STATUS: "duration", POOL: "memory", CAUSE: "duration"}
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run of the corpus: its facts (without a log's address), and the path of its log below the corpus."""
+    """One run of the corpus.
+
+    Attributes:
+      facts: without a log's address.
+      log_path: of its log, below the corpus.
+      rows: number of samples of the log.
+      output_path: of its job's output, below the corpus; "" for none. It has the lines that ciml stores.
+    """
 
     facts: RunFacts
     log_path: str
     rows: int
+    output_path: str = ""
 
 
 def corpus_folder(folder: str | None = None) -> Path:
@@ -122,7 +130,7 @@ def _sample(line: dict[str, Any]) -> Sample:
     # A CI system reports an id for each attempt. It knows the exit code; people may have judged the cause.
     labels = {name: text for name, text in facts.labels.items() if name in ("cause", "exit_code")}
     facts = facts.replace(event="", labels=labels, run_id=RunId(SOURCE, facts.build_uuid).encode())
-    return Sample(facts, log_path, rows)
+    return Sample(facts, log_path, rows, str(line.get("output_path", "")))
 
 
 def examples() -> Path:

@@ -142,6 +142,7 @@ def _check_raw_store(demo: Demo, runs: Sequence[Outcome]) -> list[Check]:
         checks.check_trust(demo.produced, accounts),
         checks.check_raw(demo.produced, runs),
         checks.check_objects(demo.data.raw, runs, paths),
+        checks.check_outputs(demo.data.raw, demo.produced, runs, demo.logs.read),
     ]
 
 

@@ -22,6 +22,7 @@ from ciml.errors import EngineError
 from ciml.events.cloudevents import FINISHED, STARTED, finished_event, run_event
 from ciml.events.records import Kind, RunFacts
 from ciml.events.run_id import RunId
+from ciml.transforms.fetch.policy import LOG_PATHS, OUTPUT_PATHS
 
 #: Shares of the runs in each wave: the first makes a model, each further one a refresh.
 WAVES = (0.5, 0.25, 0.25)
@@ -33,6 +34,9 @@ STARTED_EVERY = 12
 GROUPED_EVERY = 3
 _MODES: tuple[Literal["structured", "binary", "bare"], ...] = ("structured", "binary", "bare")
 _LOG_URL = "{logs}/{path}"
+#: The names of the log and of the output in the folder of a run that has both.
+LOG_NAME = LOG_PATHS[0]
+OUTPUT_NAME = OUTPUT_PATHS[0]
 _SPOILT = "{logs}/spoilt/{path}"
 _PASSED: dict[str, Any] = {"outcome": "success", "result": "SUCCESS"}
 _FAILED: dict[str, Any] = {"outcome": "failure", "result": "FAILURE"}
@@ -49,6 +53,7 @@ class Expected(Struct, frozen=True):
       trusted: whether the run may be trained on; None without a raw row.
       deferred: whether the run must have been deferred.
       rows: number of samples of the raw row; None without one.
+      output: path of the output of the raw row, below the log server's root; "" without one.
       trick: the damage of the event; "" for none.
       topic, partition, offset: position of the acknowledged message.
     """
@@ -60,6 +65,7 @@ class Expected(Struct, frozen=True):
     trusted: bool | None = None
     deferred: bool = False
     rows: int | None = None
+    output: str = ""
     trick: str = ""
     topic: str = ""
     partition: int = 0
@@ -91,12 +97,14 @@ class Plan:
       messages: in the order of sending, grouped by wave.
       logs: path below the log server's root -> the sample, and the change of its log (None for none).
       late: paths that appear only when their runs have been deferred -> run id.
+      outputs: path below the log server's root -> the sample whose output it is.
     """
 
     samples: list[Sample]
     messages: list[PlannedMessage] = field(default_factory=list)
     logs: dict[str, tuple[Sample, Callable[[bytes], bytes] | None]] = field(default_factory=dict)
     late: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, Sample] = field(default_factory=dict)
 
     def waves(self) -> list[list[PlannedMessage]]:
         """Return the messages of each wave."""
@@ -252,7 +260,15 @@ class _Planner:
             self._group = []
 
     def _serve(self, sample: Sample, plan: EventPlan) -> RunFacts:
-        """Serve the sample's log, perhaps changed; return its facts with the address."""
+        """Serve the sample's log, perhaps changed; return its facts with the address.
+
+        An unchanged log is served in a folder with the output of the job, if there is one.
+        """
+        if sample.output_path and plan.log_url == _LOG_URL:
+            folder = run_folder(sample.facts)
+            self.plan.logs[folder + LOG_NAME] = (sample, plan.log)
+            self.plan.outputs[folder + OUTPUT_NAME] = sample
+            return sample.facts.replace(log_url=f"{self._logs_url}/{folder}")
         log_url = plan.log_url.format(logs=self._logs_url, path=sample.log_path)
         path = log_url.removeprefix(f"{self._logs_url}/")
         if path != log_url and not path.startswith("missing/"):
@@ -282,8 +298,16 @@ class _Planner:
         event_key = f"{SOURCE} {event_id}"
         expected = [Expected(facts.run_id, event_key, plan.kind, plan.reason, deferred=plan.deferred) for facts in runs]
         if plan.kind == "run":
-            expected = [replace(line, trusted=trusted, rows=self._rows[line.run_id] + plan.rows) for line in expected]
+            expected = [
+                replace(line, trusted=trusted, rows=self._rows[line.run_id] + plan.rows, output=self._output(facts))
+                for line, facts in zip(expected, runs, strict=True)
+            ]
         self._add(runs[0], value, headers, expected)
+
+    def _output(self, facts: RunFacts) -> str:
+        """Return the path of the output that ingest finds for a run; "" for none."""
+        path = run_folder(facts) + OUTPUT_NAME
+        return path if facts.log_url.endswith("/") and path in self.plan.outputs else ""
 
     def _add(
         self, facts: RunFacts, value: bytes | None, headers: list[tuple[str, bytes]], expected: list[Expected]
@@ -293,18 +317,25 @@ class _Planner:
         self.plan.messages.append(PlannedMessage(self._wave, key, value, tuple(headers), lines, self._trick))
 
 
+def run_folder(facts: RunFacts) -> str:
+    """Return the path of a run's log and output below the log server's root, with a slash at its end."""
+    return f"runs/{facts.build_name}/{facts.build_uuid}/"
+
+
 @dataclass(frozen=True)
 class LogRoot:
-    """The folder of the log server: the logs of the corpus, some of them changed, and some written late."""
+    """The folder of the log server: the logs of the corpus, some of them changed or written late, and the outputs."""
 
     folder: Path
     corpus: Path
 
     def make(self, plan: Plan) -> None:
-        """Write all logs but the late ones."""
+        """Write all logs but the late ones, and all outputs."""
         for path in plan.logs:
             if path not in plan.late:
                 self.release(plan, path)
+        for path, sample in plan.outputs.items():
+            shutil.copyfile(self.corpus / sample.output_path, self.folder / path)
 
     def release(self, plan: Plan, path: str) -> None:
         """Write a log atomically."""
@@ -321,8 +352,13 @@ class LogRoot:
 
     def read_text(self, log_url: str, logs_url: str) -> str:
         """Return the text of a run's log as served, decompressed."""
-        data = (self.folder / log_url.removeprefix(f"{logs_url}/")).read_bytes()
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+        path = log_url.removeprefix(f"{logs_url}/")
+        return self.read(f"{path}{LOG_NAME}" if path.endswith("/") else path).decode()
+
+    def read(self, path: str) -> bytes:
+        """Return what is served at a path, decompressed."""
+        data = (self.folder / path).read_bytes()
+        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
 
 
 def produce(bootstrap: str, topic: str, messages: Sequence[PlannedMessage], timeout_s: float = 60.0) -> list[Expected]:

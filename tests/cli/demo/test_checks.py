@@ -27,11 +27,13 @@ from ciml.cli.demo.result import Metrics
 from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.datasets.state import DatasetState, SpanRun, SpanVersion
 from ciml.digest import telemetry_digest
-from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
+from ciml.events.records import Origin, Outcome, OutputFile, RawFile, RunFacts, Trust
+from ciml.runs.outputs import store_output
 from ciml.runs.writer import write_run
 from ciml.storage import LocalStore
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.prepare import make_examples
+from ciml.transforms.logs.prepare import prepare_small
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.cli.demo.demo_fixture import refreshed
 from tests.cli.demo.test_accounts import produced
@@ -83,6 +85,28 @@ def test_raw_objects_and_rows_are_those_of_the_list(tmp_path: Path) -> None:
     assert "has the digest" in verify.check_objects(raw, runs, paths).detail
     raw.delete(files[1].path)
     assert not verify.check_objects(raw, runs, paths).passed
+
+
+def test_each_output_that_is_served_is_stored_with_its_run(tmp_path: Path) -> None:
+    raw = LocalStore(tmp_path)
+    texts = {"r0": b"ok\n3 passed\n", "r1": b""}
+    rows = stored(raw)
+    outputs = dict(zip(texts, prepare_small(list(texts.values())), strict=True))
+    runs = [
+        run.replace(output=store_output(raw, run.file, outputs[run.run_id])) if run.run_id in outputs else run
+        for run in rows
+        if run.file is not None
+    ]
+    listed = [msgspec.structs.replace(line, output=line.run_id if line.run_id in texts else "") for line in LIST]
+    check = verify.check_outputs(raw, listed, runs, texts.__getitem__)
+    assert (check.passed, check.detail) == (True, "2 outputs, 4 lines")
+    assert verify.check_outputs(raw, listed, rows, texts.__getitem__).detail == "r0: nothing, not 3 lines (and 1 more)"
+    assert verify.check_outputs(raw, LIST, runs, texts.__getitem__).detail == "r0: 3 lines, not nothing (and 1 more)"
+    missing = runs[1].replace(output=OutputFile(missing="log_not_found"))
+    assert "log_not_found" in verify.check_outputs(raw, listed, [runs[0], missing, runs[2]], texts.__getitem__).detail
+    other = {**texts, "r0": b"ok\n2 passed\n"}
+    assert "differs" in verify.check_outputs(raw, listed, runs, other.__getitem__).detail
+    assert not verify.check_outputs(raw, listed, runs, {**texts, "r0": b"ok\n"}.__getitem__).passed
 
 
 def span(number: int, runs: list[str], excluded: tuple[dict[str, str], ...] = ()) -> SpanVersion:

@@ -123,6 +123,22 @@ def test_the_log_root_holds_what_the_plan_says(plan: Plan, tmp_path: Path) -> No
     assert not (root.folder / "missing").exists()
 
 
+def test_a_run_with_an_output_is_served_in_a_folder(plan: Plan, tmp_path: Path) -> None:
+    """Its event names the folder. A run whose event names another address, such as that of a late log, has none."""
+    outputs = {sample.facts.run_id for sample in plan.samples if sample.output_path}
+    expected = {e.run_id: e for m in plan.messages for e in m.expected if e.kind == "run"}
+    assert {run_id for run_id, e in expected.items() if e.output} <= outputs
+    without = {e.trick for run_id, e in expected.items() if run_id in outputs and not e.output}
+    assert without == {"log appears later", "log cut short (text)"}
+    root = LogRoot(tmp_path / "logs", CORPUS)
+    root.make(plan)
+    assert len(plan.outputs) >= len([e for e in expected.values() if e.output]) > 250
+    path, sample = next(iter(plan.outputs.items()))
+    folder = f"{URL}/{path.rpartition('/')[0]}/"
+    assert root.read(path) == gzip.decompress((CORPUS / sample.output_path).read_bytes())
+    assert root.read_text(folder, URL).encode() == gzip.decompress((CORPUS / sample.log_path).read_bytes())
+
+
 def packed(folder: Path, *members: tarfile.TarInfo) -> Path:
     folder.mkdir()
     with tarfile.open(folder / "logs.tar", "w") as tar:

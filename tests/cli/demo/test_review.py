@@ -17,6 +17,7 @@ import pytest
 from ciml.cli.demo.checks import check_messages
 from ciml.cli.demo.corpus import Sample, read_corpus
 from ciml.cli.demo.demo import with_answers
+from ciml.cli.demo.plan import LOG_NAME, OUTPUT_NAME, LogRoot
 from ciml.cli.demo.result import AnswerLine
 from ciml.cli.demo.review import (
     Answers,
@@ -26,6 +27,7 @@ from ciml.cli.demo.review import (
     missing_servers,
     notes_on_model,
     run_ending_now,
+    serve,
     shift_log,
     start_commands,
 )
@@ -95,8 +97,26 @@ def test_runs_that_can_be_compared_come_first(sample: Sample) -> None:
     short = long.replace(start_us=sample.facts.end_us - 5_000_000)
     other = long.replace(build_name="other")
     profiles = Profiles({job: Profile(job, 5, range_, {})}, Profile("", 9, range_, {}))
-    runs = [(replace(sample, facts=facts), "code") for facts in (short, other, long)]
-    assert [pair[0].facts for pair in comparable_first(runs, profiles)] == [long, short, other]
+    samples = [replace(sample, facts=facts, output_path="") for facts in (short, other, long)]
+    printed = replace(sample, facts=long, output_path="out.gz")
+    runs = [(one, "code") for one in (*samples, printed)]
+    ordered = [pair[0] for pair in comparable_first(runs, profiles)]
+    assert ordered == [printed, samples[2], samples[0], samples[1]]
+
+
+def test_a_run_of_a_change_is_served_with_its_output(tmp_path: Path) -> None:
+    printed, silent = (
+        next(one for one in read_corpus(CORPUS) if bool(one.output_path) is has_output) for has_output in (True, False)
+    )
+    logs = LogRoot(tmp_path, CORPUS)
+    for one, names in ((printed, [LOG_NAME, OUTPUT_NAME]), (silent, [LOG_NAME])):
+        facts = run_ending_now(one, {"change": "7", "head": "a" * 40}, NOW)
+        folder = serve(logs, one, facts)
+        assert folder.endswith(f"/{facts.build_uuid}/")
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
+        assert parsed((tmp_path / folder / LOG_NAME).read_bytes(), facts.start_us).num_rows == one.rows
+        if one is printed:
+            assert logs.read(folder + OUTPUT_NAME) == gzip.decompress((CORPUS / one.output_path).read_bytes())
 
 
 def line(verdict: str, *messages: str, silent: str = "") -> AnswerLine:
@@ -106,9 +126,10 @@ def line(verdict: str, *messages: str, silent: str = "") -> AnswerLine:
 
 
 def test_a_verdict_that_the_policy_lets_pass_is_one_message_and_another_one_none() -> None:
-    right = [line("code", "it is this change"), line("machine", silent="base_rate"), line("unknown", silent="unknown")]
+    quoted = "it is this change\n“E 1” is new in this job (line 1,812 of its output)."
+    right = [line("code", quoted), line("machine", silent="base_rate"), line("unknown", silent="unknown")]
     assert check_messages(right).passed
-    assert check_messages(right).detail == "1 messages on 3 changes"
+    assert check_messages(right).detail == "1 messages on 3 changes, 1 with a line of the output"
     for wrong in (
         line("code"), line("code", "once", "twice"), line("unknown", "perhaps", silent="unknown"), line(""),
         line("", silent="no_verdict"),
