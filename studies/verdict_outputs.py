@@ -177,7 +177,7 @@ def _figures(verdicts: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict
 def _wrong(verdicts: Verdicts, labels: np.ndarray, facts: Sequence[RunFacts]) -> str:
     wrong = (verdicts.probability.argmax(axis=2) != labels).sum(axis=0)
     return ", ".join(
-        f"{facts[row].build_name} {facts[row].build_uuid[:8]} {wrong[row]}" for row in np.flatnonzero(wrong)
+        f"{facts[row].build_name} {facts[row].build_uuid[:8]} {wrong[row]}" for row in np.flatnonzero(wrong).tolist()
     )
 
 
