@@ -6,13 +6,12 @@ import gzip
 import random
 from collections.abc import Sequence
 
-import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
 from ciml.events.redaction import redact_text
-from ciml.runs.outputs import KeptOutput, OutputTemplates, PreparedOutput, decompressed
+from ciml.runs.outputs import KeptOutput, PreparedOutput, decompressed
 from ciml.transforms.logs.failed_tests import failed_tests
 from ciml.transforms.logs.features import reason_of
 from ciml.transforms.logs.prepare import prepare_output
@@ -70,11 +69,11 @@ def test_an_output_is_stored_without_secrets_and_every_step_takes_it(
             raise
         return
     text = text_of(prepared)
-    templates = msgspec.json.decode(b"".join(decompressed(prepared.templates, "it")), type=OutputTemplates)
+    templates = b"".join(decompressed(prepared.templates, "the templates"))
     for _, values in SECRETS:
         for value in values:
             assert value.encode() not in text
-            assert not any(value in template for template in templates.templates)
+            assert value.encode() not in templates
     check_steps(text)
 
 
