@@ -15,7 +15,7 @@ import io
 from collections.abc import Iterator
 from datetime import date
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -61,8 +61,8 @@ class KeptOutput(NamedTuple):
         return kept if kept <= self.head_lines else kept + self.dropped_lines
 
     def line(self, number: int) -> bytes | None:
-        """Return a line, given its number in the whole output; None if it was dropped."""
-        if self.head_lines < number <= self.head_lines + self.dropped_lines:
+        """Return a line, given its number in the whole output; None if it was dropped, or there is none."""
+        if number < 1 or self.head_lines < number <= self.head_lines + self.dropped_lines:
             return None
         index = number - 1 if number <= self.head_lines else number - 1 - self.dropped_lines
         line = next(islice(io.BytesIO(self.data), index, None), None)
@@ -93,14 +93,6 @@ class OutputTemplates(msgspec.Struct, frozen=True, forbid_unknown_fields=True, g
         """Return the compressed form, which `read_templates` decodes: a digest, and JSON."""
         data = msgspec.json.encode(self)
         return compress(hashlib.sha256(data).hexdigest().encode() + data)
-
-
-class WithOutput(Protocol):
-    """A row of a run: `ciml.runs.run_log.RunRecord` or `ciml.runs.latest_runs.StoredRun`."""
-
-    @property
-    def output(self) -> OutputFile | None:
-        """Its output."""
 
 
 class PreparedOutput(NamedTuple):
@@ -146,8 +138,8 @@ def split_output(path: str) -> tuple[str, str] | None:
     return folder, name.removesuffix(_SUFFIX).rpartition(".")[0]
 
 
-def read_output(raw: Store, record: WithOutput) -> KeptOutput | str:
-    """Return the stored output of a run, or the reason why there is none.
+def read_output(raw: Store, output: OutputFile | None) -> KeptOutput | str:
+    """Return the stored output that the row of a run names, or the reason why there is none.
 
     Returns:
       The output; or `NO_OUTPUT` if none was looked for, the reason for which it could not be fetched, or `EXPIRED`.
@@ -156,7 +148,6 @@ def read_output(raw: Store, record: WithOutput) -> KeptOutput | str:
       IntegrityError: it is damaged, or lost before its time.
       EngineError: the store does not answer.
     """
-    output = record.output
     if output is None or output.missing:
         return NO_OUTPUT if output is None else output.missing
     try:
@@ -171,12 +162,11 @@ def read_output(raw: Store, record: WithOutput) -> KeptOutput | str:
     return KeptOutput(text, output.head_lines or output.lines, output.dropped_lines, output.dropped_bytes)
 
 
-def read_templates(raw: Store, record: WithOutput) -> OutputTemplates | str:
+def read_templates(raw: Store, output: OutputFile | None) -> OutputTemplates | str:
     """Return the templates of a run's output, or the reason why there are none; see `read_output`.
 
     Templates do not expire with the text.
     """
-    output = record.output
     if output is None or output.missing:
         return NO_OUTPUT if output is None else output.missing
     path = templates_path(output.path)
@@ -193,11 +183,11 @@ def read_templates(raw: Store, record: WithOutput) -> OutputTemplates | str:
         raise IntegrityError(f"{raw.url(path)} cannot be read ({error!s:.200}); restore a backup") from None
 
 
-def verify_output(raw: Store, record: WithOutput) -> str:
+def verify_output(raw: Store, output: OutputFile | None) -> str:
     """Check a run's output and its templates: existence and digest. Return the fault in one line, "" without one."""
     try:
-        read_templates(raw, record)
-        read_output(raw, record)
+        read_templates(raw, output)
+        read_output(raw, output)
     except IntegrityError as error:
         return str(error)
     return ""

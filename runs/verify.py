@@ -148,7 +148,7 @@ def _verify_outputs(raw: Store, result: Verification, sample: int | None, seed: 
             chosen.add(row)
         rows = chosen.items
     for row in rows:
-        if fault := verify_output(raw, row):
+        if fault := verify_output(raw, row.output):
             result.add_fault("output", fault)
         result.outputs += 1
         progress("outputs", result.outputs, None)

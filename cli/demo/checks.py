@@ -138,8 +138,8 @@ def check_outputs(
     counted: dict[str, str] = {}
     findings = []
     for run in runs:
-        output = read_output(raw, run)
-        templates = read_templates(raw, run)
+        output = read_output(raw, run.output)
+        templates = read_templates(raw, run.output)
         if isinstance(output, str) or isinstance(templates, str):
             findings += [f"{run.run_id}: {output}"] if output != NO_OUTPUT else []
             continue

@@ -429,7 +429,7 @@ class StoredRuns:
     def templates(self, runs: Iterable[SelectedRun]) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Yield job and templates of each run whose output is stored."""
         for run in runs:
-            printed = stored_printed(self.raw, run)
+            printed = stored_printed(self.raw, run.output)
             if printed is not None:
                 yield run.mention.build_name, tuple(printed)
 

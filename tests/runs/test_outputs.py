@@ -50,9 +50,9 @@ def add(raw: RawStore, number: int = 1, day: int = 0, text: bytes | None = TEXT)
 def test_an_output_is_read_as_it_was_stored(raw: RawStore, text: bytes) -> None:
     row = add(raw, text=text)
     assert row.output is not None
-    kept = read_output(raw.store, row)
+    kept = read_output(raw.store, row.output)
     assert kept == KeptOutput(b"collecting\npassword=REDACTED\n1 failed in 3.2s\n", 4)
-    assert read_templates(raw.store, row) == OutputTemplates(
+    assert read_templates(raw.store, row.output) == OutputTemplates(
         ("collecting", "password=REDACTED", "<*> failed in <*>"), (1, 1, 1), (1, 2, 3), 4, 1, MASKS
     )
     assert row.output.path.startswith(f"{TEXTS}/job=unit-tests/date=1970-01-01/{row.mention.run_id}.")
@@ -63,12 +63,16 @@ def test_an_output_is_read_as_it_was_stored(raw: RawStore, text: bytes) -> None:
 def test_rows_without_output_have_no_key_for_it(raw: RawStore) -> None:
     row = add(raw, text=None)
     assert b"output" not in ManifestLog(raw.store).read_raw(1)
-    assert (row.output, read_output(raw.store, row), read_templates(raw.store, row)) == (None, NO_OUTPUT, NO_OUTPUT)
+    assert (row.output, read_output(raw.store, row.output), read_templates(raw.store, row.output)) == (
+        None,
+        NO_OUTPUT,
+        NO_OUTPUT,
+    )
 
 
 def test_a_row_says_why_its_output_is_missing(raw: RawStore) -> None:
     row = add(raw, text=None).replace(output=OutputFile(missing="log_forbidden"))
-    assert read_output(raw.store, row) == read_templates(raw.store, row) == "log_forbidden"
+    assert read_output(raw.store, row.output) == read_templates(raw.store, row.output) == "log_forbidden"
     assert row.output is not None
     assert row.output.to_json() == {"missing": "log_forbidden"}
 
@@ -87,14 +91,14 @@ def test_a_damaged_or_lost_output_is_found(raw: RawStore) -> None:
     assert verify_raw(raw.store, sample=4).number == 4
     for row in rows[:3]:
         with pytest.raises(IntegrityError):
-            read_output(raw.store, row)
+            read_output(raw.store, row.output)
 
 
 def test_texts_expire_and_templates_stay(raw: RawStore) -> None:
     rows = [add(raw, number, day) for number, day in enumerate((0, 0, 3))]
     assert squeeze(raw.store, clock=lambda: 5 * DAY + 1.0, keep_outputs_s=3 * DAY, grace_s=-1e10).swept.outputs == 2
-    assert [read_output(raw.store, row) == EXPIRED for row in rows] == [True, True, False]
-    assert all(isinstance(read_templates(raw.store, row), OutputTemplates) for row in rows)
+    assert [read_output(raw.store, row.output) == EXPIRED for row in rows] == [True, True, False]
+    assert all(isinstance(read_templates(raw.store, row.output), OutputTemplates) for row in rows)
     assert verify_raw(raw.store).findings == []
     assert squeeze(raw.store, keep_outputs_s=None).swept.outputs == 0
 
@@ -105,7 +109,7 @@ def test_an_output_that_is_lost_before_its_time_is_no_expired_one(raw: RawStore)
     raw.store.delete(row.output.path)
     expire_before(raw.store, date(1970, 1, 4))
     with pytest.raises(IntegrityError, match="in the manifest but does not exist"):
-        read_output(raw.store, row)
+        read_output(raw.store, row.output)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -146,7 +150,7 @@ def test_damaged_templates_are_an_error_of_one_line(raw: RawStore) -> None:
     ):
         raw.store.replace(path, content)
         with pytest.raises(IntegrityError, match=fault):
-            read_templates(raw.store, row)
+            read_templates(raw.store, row.output)
 
 
 def test_only_runs_have_outputs() -> None:

@@ -6,7 +6,6 @@ Only digests are kept, so a model contains no text of an output.
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 from ciml.errors import CimlError
 from ciml.limits import MAX_KNOWN_TEMPLATES, MAX_PROFILE_JOBS
 from ciml.transforms.logs.features import telling_templates
+from ciml.transforms.logs.templates import DIGEST_BYTES, template_digest
 
 #: A job with fewer passing runs has the templates of all jobs.
 MIN_RUNS = 5
-_DIGEST_BYTES = 8
 
 
 class KnownTemplates:
@@ -28,10 +27,10 @@ class KnownTemplates:
     """
 
     def __init__(self, digests: Set[bytes]) -> None:
-        self.digests = frozenset(sorted(digests)[:MAX_KNOWN_TEMPLATES])
+        self.digests = frozenset(_bounded(digests))
 
     def __contains__(self, template: object) -> bool:
-        return _digest(str(template)) in self.digests
+        return template_digest(str(template)) in self.digests
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,11 @@ def known_outputs(runs: Iterable[tuple[str, Iterable[str]]]) -> KnownOutputs:
     Args:
       runs: job and templates of the output of each passing run, read once.
     """
-    digests: dict[str, set[bytes]] = {}
+    digests: dict[str, Set[bytes]] = {}
     counts: dict[str, int] = {}
-    pooled: set[bytes] = set()
+    pooled: Set[bytes] = set()
     for job, templates in runs:
-        new = {_digest(template) for template in telling_templates(tuple(templates))}
+        new = {template_digest(template) for template in telling_templates(tuple(templates))}
         pooled = _bounded(pooled | new)
         if job in digests or len(digests) < MAX_PROFILE_JOBS:
             digests[job] = _bounded(digests.get(job, set()) | new)
@@ -82,14 +81,10 @@ def known_outputs(runs: Iterable[tuple[str, Iterable[str]]]) -> KnownOutputs:
     return KnownOutputs(jobs, KnownTemplates(pooled))
 
 
-def _bounded(digests: set[bytes]) -> set[bytes]:
+def _bounded(digests: Set[bytes]) -> Set[bytes]:
     if len(digests) <= MAX_KNOWN_TEMPLATES:
         return digests
     return set(sorted(digests)[:MAX_KNOWN_TEMPLATES])
-
-
-def _digest(template: str) -> bytes:
-    return hashlib.blake2b(template.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 def _encode(templates: KnownTemplates) -> str:
@@ -98,7 +93,7 @@ def _encode(templates: KnownTemplates) -> str:
 
 def _decode(text: str) -> KnownTemplates:
     data = base64.b64decode(text, validate=True)
-    if len(data) % _DIGEST_BYTES:
+    if len(data) % DIGEST_BYTES:
         raise ValueError(f"{len(data)} bytes are no digests")
-    starts = range(0, len(data), _DIGEST_BYTES)
-    return KnownTemplates({data[start : start + _DIGEST_BYTES] for start in starts})
+    starts = range(0, len(data), DIGEST_BYTES)
+    return KnownTemplates({data[start : start + DIGEST_BYTES] for start in starts})

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ciml.limits import MAX_OUTPUT_LINE_CHARACTERS
+from ciml.transforms.logs.text_arrays import sizes_of
 
 #: Lines are made in blocks of so many bytes: large enough for Arrow's vectors, small beside the output.
 _BLOCK_BYTES = 4 << 20
@@ -79,7 +80,7 @@ def _lines_of(block: bytes) -> pa.StringArray:
 
 def _clean(lines: pa.StringArray, block: bytes) -> pa.StringArray:
     """Clean lines. Bytes that a block does not have are not searched in its lines."""
-    if np.diff(np.frombuffer(lines.buffers()[1], np.int32)).max(initial=0) > MAX_OUTPUT_LINE_CHARACTERS:
+    if sizes_of(lines).max(initial=0) > MAX_OUTPUT_LINE_CHARACTERS:
         lines = pc.utf8_slice_codeunits(lines, 0, MAX_OUTPUT_LINE_CHARACTERS)
     lines = _without_controls(lines, block)
     lines = pc.replace_substring_regex(lines, _STAMP, "")

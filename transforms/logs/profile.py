@@ -7,7 +7,6 @@ order. What is outside of the sample is not judged.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from ciml.errors import CimlError
 from ciml.limits import MAX_OUTPUT_PROFILE_TEMPLATES
 from ciml.transforms.logs.ranking import ScannedOutput
+from ciml.transforms.logs.templates import template_digest
 
 _FORMAT = 1
 _MILLION = 1_000_000
@@ -106,7 +106,7 @@ class OutputProfile:
         """Keep the templates with the least digests: first all below the bound, then so many as are allowed."""
         if self.below is None and len(self.templates) <= MAX_OUTPUT_PROFILE_TEMPLATES:
             return
-        digests = {name: _digest(name) for name in self.templates}
+        digests = {name: template_digest(name) for name in self.templates}
         ordered = sorted(digests.values())
         if len(ordered) > MAX_OUTPUT_PROFILE_TEMPLATES:
             bound = ordered[MAX_OUTPUT_PROFILE_TEMPLATES]
@@ -116,7 +116,7 @@ class OutputProfile:
 
     def judges(self, template: str) -> bool:
         """Return whether the profile would know a template if a run had printed it."""
-        return self.below is None or _digest(template) < self.below
+        return self.below is None or template_digest(template) < self.below
 
     def is_new(self, template: str) -> bool:
         """Return whether no run printed a template; False where that is not known."""
@@ -159,10 +159,6 @@ class OutputProfile:
             return cls(int(value["runs"]), templates, below)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CimlError(f"profile of outputs: malformed ({type(error).__name__}: {error})") from None
-
-
-def _digest(template: str) -> bytes:
-    return hashlib.blake2b(template.encode(), digest_size=8).digest()
 
 
 def printed_templates(output: ScannedOutput) -> dict[str, Printed]:

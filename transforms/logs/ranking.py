@@ -18,7 +18,7 @@ from ciml.limits import MAX_OUTPUT_TEMPLATES
 from ciml.transforms.logs.lines import blocks_of, lines_of_block
 from ciml.transforms.logs.signals import Signals, signals_of
 from ciml.transforms.logs.templates import shapes_of, templates_of
-from ciml.transforms.logs.text_arrays import codes_of, strings
+from ciml.transforms.logs.text_arrays import codes_of, sizes_of, strings
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -112,7 +112,7 @@ def scan(data: bytes) -> ScannedOutput:
         blocks.append((begin, end, first))
         first += len(lines)
         codes.append(codes_of(templates_of(lines), numbers, MAX_OUTPUT_TEMPLATES))
-        lengths.append(np.diff(np.frombuffer(lines.buffers()[1], np.int32, len(lines) + 1, 4 * lines.offset)))
+        lengths.append(sizes_of(lines))
     templates = strings(numbers)
     none = np.zeros(0, np.int32)
     return ScannedOutput(
@@ -132,21 +132,25 @@ def rank(output: ScannedOutput, known: Container[str] | None = None) -> Floats:
       output: of the failed run.
       known: the templates that passing runs of the job have printed; None where no run is known.
     """
-    worth = _own_worth(output, known)
+    return _rank(output, None if known is None else is_known_template(output, known))
+
+
+def _rank(output: ScannedOutput, is_known: Flags | None) -> Floats:
+    """Do as `rank`, given which templates are known."""
+    worth = _own_worth(output, is_known)
     near = worth * (1 + _nearness(output))
     around = _of_neighbours(np.where(worth >= STRONG, near, 0))
-    if known is not None:
-        around[is_known_template(output, known)[output.codes]] *= _KNOWN_AROUND
+    if is_known is not None:
+        around[is_known[output.codes]] *= _KNOWN_AROUND
     ranked = np.maximum(near, around)
     ranked[output.lengths == 0] = 0
     return ranked
 
 
-def _own_worth(output: ScannedOutput, known: Container[str] | None) -> Floats:
+def _own_worth(output: ScannedOutput, is_known: Flags | None) -> Floats:
     """Return the worth of each line by its own words, its shape, and its part of the output."""
     by_template = output.signals.strength.copy()
-    if known is not None:
-        is_known = is_known_template(output, known)
+    if is_known is not None:
         by_template = np.where(is_known, by_template * _KNOWN_KEEPS, np.maximum(by_template, _NEW))
     shapes = codes_of(shapes_of(output.templates), {}, len(output.templates))[output.codes]
     earlier, number = _repetitions(shapes)
@@ -225,11 +229,16 @@ def excerpt(output: ScannedOutput, characters: int = 4000, known: Container[str]
       >>> [line.text for line in excerpt(scan(b"collecting\nE   ImportError: No module named 'attrs'\n"), 50)]
       ["E   ImportError: No module named 'attrs'"]
     """
-    scores = rank(output, known)
+    is_known = None if known is None else is_known_template(output, known)
+    scores = _rank(output, is_known)
     chosen = _chosen(output, scores, characters)
-    is_new = np.zeros(len(output.templates), bool) if known is None else ~is_known_template(output, known)
     return [
-        Line(int(index) + 1, text[:_LINE_CHARACTERS], float(scores[index]), bool(is_new[output.codes[index]]))
+        Line(
+            int(index) + 1,
+            text[:_LINE_CHARACTERS],
+            float(scores[index]),
+            is_known is not None and not is_known[output.codes[index]],
+        )
         for index, text in zip(chosen, output.text_of(chosen), strict=True)
     ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from ciml.errors import IntegrityError
 from ciml.events.records import OutputFile
@@ -18,10 +17,6 @@ def outputs_of_stored(raw: Store, run_ids: Iterable[str]) -> StoredOutputs:
     """Return the outputs of runs by their rows in the manifest of a raw store."""
     rows = find_rows(ManifestLog(raw), run_ids)
     return StoredOutputs(raw, {run_id: row.output for run_id, row in rows.items()})
-
-
-class _Row(NamedTuple):
-    output: OutputFile | None
 
 
 class StoredOutputs:
@@ -46,7 +41,7 @@ class StoredOutputs:
           EngineError: the store does not answer.
         """
         try:
-            output = read_output(self._raw, _Row(self._files.get(run_id)))
+            output = read_output(self._raw, self._files.get(run_id))
         except IntegrityError:
             if not self._skips_damaged:
                 raise

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from ciml.events.records import OutputFile
 from ciml.manifest.log import ManifestLog
 from ciml.runs.latest_runs import StoredRun, latest_runs
-from ciml.runs.outputs import OutputTemplates, WithOutput, read_output, read_templates
+from ciml.runs.outputs import OutputTemplates, read_output, read_templates
 from ciml.runs.state import RawState
 from ciml.storage import Store
 from ciml.transforms.logs.profile import OutputProfile, Printed, printed_templates
 from ciml.transforms.logs.ranking import scan
 from ciml.transforms.logs.templates import MASKS
 
+#: The last passing runs of a job with which a failed run is compared.
+PASSING_RUNS = 20
 
-def stored_printed(raw: Store, run: WithOutput) -> dict[str, Printed] | None:
-    """Return what a stored run printed, by template; None without an output.
+
+def stored_printed(raw: Store, output: OutputFile | None) -> dict[str, Printed] | None:
+    """Return what a run printed whose row names an output, by template; None without one.
 
     Templates that were made by other masks are made again from the text; None if that has expired.
 
@@ -24,12 +28,12 @@ def stored_printed(raw: Store, run: WithOutput) -> dict[str, Printed] | None:
       IntegrityError: the output is damaged.
       EngineError: the store does not answer.
     """
-    stored = read_templates(raw, run)
+    stored = read_templates(raw, output)
     if isinstance(stored, str):
         return None
     if stored.masks == MASKS:
         return printed_of(stored)
-    kept = read_output(raw, run)
+    kept = read_output(raw, output)
     return None if isinstance(kept, str) else printed_templates(scan(kept.data))
 
 
@@ -48,7 +52,7 @@ def passing_runs(log: ManifestLog, state: RawState, job: str) -> Iterator[Stored
             yield run
 
 
-def stored_profile(raw: Store, log: ManifestLog, state: RawState, job: str, most: int) -> OutputProfile:
+def stored_profile(raw: Store, log: ManifestLog, state: RawState, job: str, most: int = PASSING_RUNS) -> OutputProfile:
     """Return the profile of a job by its last trusted passing runs, at most ``most``.
 
     Raises:
@@ -56,7 +60,7 @@ def stored_profile(raw: Store, log: ManifestLog, state: RawState, job: str, most
       EngineError: the store does not answer.
     """
     profile = OutputProfile()
-    printed = (stored_printed(raw, run) for run in passing_runs(log, state, job))
+    printed = (stored_printed(raw, run.output) for run in passing_runs(log, state, job))
     for templates in islice((one for one in printed if one is not None), most):
         profile.add(templates)
     return profile

@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 
 #: What stands for a masked part.
 MASK = "<*>"
+#: Bytes of `template_digest`.
+DIGEST_BYTES = 8
 
 _URL = r"[A-Za-z][A-Za-z+.-]*://[^\s'\"<>)]+"
 _PATH = r"[\w.@+~-]*(?:/[\w.@+~=%-]+){2,}/?|(?:\b[A-Za-z]:)?(?:\\[\w.@+~=% -]*[\w.@+~=%-]){2,}\\?"
@@ -36,7 +38,7 @@ _QUOTED = r"\"[^\"]{1,200}\"|'[^']{1,200}'|`[^`]{1,200}`"
 _NAME = r"[A-Za-z0-9]+(?:(?:[_.:]|<\*>)+[A-Za-z0-9]+)+"
 
 #: Names the masks: stored templates can be compared with others only if these are the same.
-MASKS = hashlib.blake2b("\0".join((_DETAILS, _MASKS, _SPECIAL)).encode(), digest_size=8).hexdigest()
+MASKS = hashlib.blake2b("\0".join((_DETAILS, _MASKS, _SPECIAL)).encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
 def templates_of(lines: pa.StringArray) -> pa.StringArray:
@@ -69,3 +71,8 @@ def shapes_of(templates: pa.StringArray) -> pa.StringArray:
       ['error: <*> is unused', 'error: <*> is unused']
     """
     return pc.replace_substring_regex(pc.replace_substring_regex(templates, _QUOTED, MASK), _NAME, MASK)
+
+
+def template_digest(template: str) -> bytes:
+    """Return what stands for a template where its text is not kept, or where templates are ordered by chance."""
+    return hashlib.blake2b(template.encode(), digest_size=DIGEST_BYTES).digest()

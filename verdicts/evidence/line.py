@@ -7,7 +7,6 @@ the quoted line is looked up again in the text, by its number.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,20 +18,12 @@ from ciml.runs.latest_runs import entries_of, row_of
 from ciml.runs.outputs import KeptOutput, read_output
 from ciml.runs.state import open_raw
 from ciml.transforms.logs.profile import OutputProfile
-from ciml.transforms.logs.ranking import rank, scan
+from ciml.transforms.logs.ranking import STRONG, is_known_template, rank, scan
 from ciml.transforms.logs.stored import stored_profile
 
-#: Passing runs of the job with which an output is compared.
-PASSING_RUNS = 20
 #: Longest quotation.
 MAX_CHARACTERS = 200
-#: The least worth of a line that is quoted: it has a signal of failure of its own.
-_LEAST_WORTH = 4.0
 _SENTENCE = re.compile(r"“(?P<line>.*)” is new in this job \(line (?P<number>[0-9,]+) of its output\)\.")
-
-
-class _Row(NamedTuple):
-    output: OutputFile | None
 
 
 def new_line_of(data: DataRoot, run_id: str, job: str) -> str:
@@ -51,11 +42,11 @@ def new_line_of(data: DataRoot, run_id: str, job: str) -> str:
     output = row.record.get("output") if row is not None else None
     if not output:
         return ""
-    kept = read_output(data.raw, _Row(msgspec.convert(output, OutputFile)))
+    kept = read_output(data.raw, msgspec.convert(output, OutputFile))
     if isinstance(kept, str):
         return ""
     log, state = open_raw(data.raw)
-    sentence = quote(kept, stored_profile(data.raw, log, state, job, PASSING_RUNS))
+    sentence = quote(kept, stored_profile(data.raw, log, state, job))
     return sentence if is_quoted(sentence, kept) else ""
 
 
@@ -65,9 +56,8 @@ def quote(kept: KeptOutput, profile: OutputProfile) -> str:
         return ""
     output = scan(kept.data)
     worth = rank(output, profile)
-    is_new = np.array([profile.is_new(template) for template in output.templates.to_pylist()], bool)
-    worth[~is_new[output.codes]] = 0
-    if worth.max(initial=0) < _LEAST_WORTH:
+    worth[is_known_template(output, profile)[output.codes]] = 0
+    if worth.max(initial=0) < STRONG:
         return ""
     index = int(np.argmax(worth))
     (text,) = output.text_of(np.array([index]))
@@ -79,12 +69,8 @@ def is_quoted(sentence: str, kept: KeptOutput) -> bool:
     match = _SENTENCE.fullmatch(sentence)
     if match is None:
         return False
-    number = int(match["number"].replace(",", ""))
-    lines = kept.data.split(b"\n")
-    place = number if number <= kept.head_lines else number - kept.dropped_lines
-    if not 1 <= place <= len(lines) or kept.number(place) != number:
-        return False
-    return match["line"].removesuffix("…") in _visible(lines[place - 1].decode("utf-8", "replace"))
+    line = kept.line(int(match["number"].replace(",", "")))
+    return line is not None and match["line"].removesuffix("…") in _visible(line.decode("utf-8", "replace"))
 
 
 def _shortened(text: str) -> str:

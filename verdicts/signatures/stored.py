@@ -13,7 +13,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
 
 import msgspec
 
@@ -33,19 +32,17 @@ from ciml.transforms.logs.failure_keys import Key, keys_of, without_margin
 from ciml.transforms.logs.lines import lines_of_block
 from ciml.transforms.logs.profile import OutputProfile, Printed
 from ciml.transforms.logs.signatures import SIGNATURES_KIND, Failure, Line, Signatures
-from ciml.transforms.logs.stored import stored_printed
+from ciml.transforms.logs.stored import PASSING_RUNS, stored_printed
 from ciml.transforms.logs.templates import templates_of
 
 _log = logging.getLogger(__name__)
 
 #: The bookmark, next to the manifest of notes.
 BOOKMARK = "_signatures"
-#: Passing runs of a job with which a failed one is compared.
-PASSED = 20
 #: Characters of a quoted line.
 LINE_CHARACTERS = 200
 #: Names all that the state depends on, but the masks of templates: signatures by earlier masks remain.
-_KIND = f"{SIGNATURES_KIND}; {PASSED} passing runs of {MAX_SIGNATURE_JOBS} jobs"
+_KIND = f"{SIGNATURES_KIND}; {PASSING_RUNS} passing runs of {MAX_SIGNATURE_JOBS} jobs"
 #: Rows after which the bookmark is replaced, and failed runs: these take the time.
 _BOOKMARK_ROWS = 10_000
 _BOOKMARK_FAILED = 200
@@ -128,12 +125,12 @@ class SignatureReader:
         self._passed.move_to_end(job)
         if output not in outputs:  # a row that completes another one is the same run
             outputs.append(output)
-        del outputs[:-PASSED]
+        del outputs[:-PASSING_RUNS]
         if len(self._passed) > MAX_SIGNATURE_JOBS:
             self._passed.popitem(last=False)
 
     def _add_failed(self, record: RunRecord, facts: RunFacts) -> None:
-        printed = stored_printed(self._raw, record)
+        printed = stored_printed(self._raw, record.output)
         if printed is None:
             return
         keys = keys_of(printed, facts.build_name, self._profile(facts.build_name))
@@ -162,7 +159,7 @@ class SignatureReader:
         profile = OutputProfile()
         for output in outputs:
             try:
-                printed = stored_printed(self._raw, _Passed(output))
+                printed = stored_printed(self._raw, output)
             except IntegrityError as error:
                 _log.warning("a passing run is not compared with: %s", error)
                 continue
@@ -181,7 +178,7 @@ class SignatureReader:
             return Line(run_id, lines, "")
         place = next(one.place for name, one in printed.items() if without_margin(name) == key.template)
         number = round(place * max(lines - 1, 1)) + 1
-        kept = read_output(self._raw, record)
+        kept = read_output(self._raw, record.output)
         line = None if isinstance(kept, str) else kept.line(number)
         if line is not None:
             clean = lines_of_block(line)
@@ -201,9 +198,3 @@ class SignatureReader:
 
 
 _State = tuple[bytes, list[tuple[str, list[OutputFile]]]]
-
-
-class _Passed(NamedTuple):
-    """A passing run."""
-
-    output: OutputFile

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ciml.transforms.logs.ranking import Line
 
 _CHUNK_BYTES = 1 << 20
-#: Passing runs with which a stored run is compared.
-_PASSING_RUNS = 20
 #: Why a stored run has no output.
 _WHY_NOT = {
     "no_output": "none was stored with it; docs/fetch.md describes where outputs are looked for",
@@ -147,10 +145,10 @@ def _read_stored(run_id: str, data_path: str, profile: OutputProfile) -> KeptOut
     row = find_rows(log, [run_id]).get(run_id)
     if row is None:
         raise UnknownRunError(f"no file and no run {run_id!r:.200} in {data_path}; list runs: ciml runs list")
-    kept = read_output(raw, row)
+    kept = read_output(raw, row.output)
     if isinstance(kept, str):
         raise CimlError(f"no output of {run_id}: {_WHY_NOT.get(kept, f'it could not be fetched ({kept})')}")
-    profile.merge(stored_profile(raw, log, state, row.facts.build_name, _PASSING_RUNS))
+    profile.merge(stored_profile(raw, log, state, row.facts.build_name))
     return kept
 
 

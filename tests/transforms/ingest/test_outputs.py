@@ -13,7 +13,6 @@ import pytest
 from ciml.errors import EngineError
 from ciml.events.records import Batch, Outcome, OutputFile, PendingRun
 from ciml.runs.outputs import read_output
-from ciml.runs.run_log import RunRecord
 from ciml.storage import Store, open_store
 from ciml.transforms.fetch.policy import LOG_PATHS, OUTPUT_PATHS, FetchPolicy
 from ciml.transforms.ingest import outputs as module
@@ -55,7 +54,7 @@ def take(policy: FetchPolicy, raw: Store, *runs: PendingRun) -> list[Outcome]:
 def text_of(raw: Store, outcome: Outcome) -> bytes | str:
     assert outcome.mention is not None
     assert outcome.file is not None
-    read = read_output(raw, RunRecord(outcome.mention, outcome.file, output=outcome.output))
+    read = read_output(raw, outcome.output)
     return read if isinstance(read, str) else read.data
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.events.records import Trust
+from ciml.events.records import OutputFile, Trust
 from ciml.runs import outputs
-from ciml.runs.outputs import WithOutput, expire_before, templates_path
+from ciml.runs.outputs import expire_before, templates_path
 from ciml.storage import Store
 from ciml.transforms.logs.failure_keys import Key
 from ciml.transforms.logs.profile import Printed
@@ -73,9 +73,9 @@ def test_the_next_reader_continues_from_the_bookmark(
     """It has the state of a reader of all deltas, and reads no output twice."""
     read: list[str] = []
 
-    def counted(raw: Store, row: WithOutput) -> dict[str, Printed] | None:
-        read.append(row.output.path if row.output else "")
-        return stored_printed(raw, row)
+    def counted(raw: Store, output: OutputFile | None) -> dict[str, Printed] | None:
+        read.append(output.path if output else "")
+        return stored_printed(raw, output)
 
     monkeypatch.setattr(module, "stored_printed", counted)
     add_all(raw)
@@ -164,7 +164,7 @@ def test_untrusted_passing_runs_are_not_compared_with(data: DataRoot, raw: RawSt
 def test_the_latest_passing_runs_are_compared_with_and_lines_are_cut(
     data: DataRoot, raw: RawStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PASSED", 2)
+    monkeypatch.setattr(module, "PASSING_RUNS", 2)
     line = f"error: the mirror {'abc ' * 99}\n"
     for number, text in enumerate((line, "collecting\n", "collecting\n")):
         add(raw, number, text, "success")
