@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,11 +28,11 @@ from ciml.transforms.profiles import MIN_RUNS, Profile, Profiles, Range, length_
 #: Limits of features, so that a single unusual run does not determine the range of all.
 _MAX_MARGINS = 10.0
 _MAX_DOUBLINGS = 5.0
-#: Decoded profiles by digest of their definition: decoding them takes longer than the context of a run.
-_profiles_by_digest: dict[str, Profiles] = {}
-_MAX_CACHED_PROFILES = 16
-#: The same for what passing runs print.
-_known_by_digest: dict[str, KnownOutputs] = {}
+#: Decoded parts of resolved definitions by digest: decoding them takes longer than the context of a run.
+_profiles: dict[str, Profiles] = {}
+_known_outputs: dict[str, KnownOutputs] = {}
+_MAX_DECODED = 16
+T = TypeVar("T")
 #: Returns the output of a run, given its id; None if it is unavailable.
 OutputOf: TypeAlias = Callable[[str], ScannedOutput | None]
 
@@ -142,15 +142,8 @@ def profiles_of(resolved: ResolvedDefinition) -> Profiles:
     Raises:
       IntegrityError: if it has none.
     """
-    profiles = _profiles_by_digest.get(resolved.digest)
-    if profiles is None:
-        if resolved.profiles is None:
-            raise IntegrityError(f"data set {resolved.definition.name!r}: its resolved definition has no profiles")
-        profiles = Profiles.from_json(resolved.profiles, "profiles of the resolved definition")
-        if len(_profiles_by_digest) >= _MAX_CACHED_PROFILES:
-            _profiles_by_digest.clear()
-        _profiles_by_digest[resolved.digest] = profiles
-    return profiles
+    where = "profiles of the resolved definition"
+    return _decoded(resolved, "profiles", lambda value: Profiles.from_json(value, where), _profiles)
 
 
 def known_outputs_of(resolved: ResolvedDefinition) -> KnownOutputs:
@@ -159,12 +152,18 @@ def known_outputs_of(resolved: ResolvedDefinition) -> KnownOutputs:
     Raises:
       IntegrityError: if it does not have that.
     """
-    known = _known_by_digest.get(resolved.digest)
+    return _decoded(resolved, "outputs", KnownOutputs.from_json, _known_outputs)
+
+
+def _decoded(resolved: ResolvedDefinition, part: str, decode: Callable[[Any], T], decoded: dict[str, T]) -> T:
+    """Return a part of a resolved definition from those that are decoded already; decode and add it if it is new."""
+    known = decoded.get(resolved.digest)
     if known is None:
-        if resolved.outputs is None:
-            raise IntegrityError(f"data set {resolved.definition.name!r}: its resolved definition has no outputs")
-        known = KnownOutputs.from_json(resolved.outputs)
-        if len(_known_by_digest) >= _MAX_CACHED_PROFILES:
-            _known_by_digest.clear()
-        _known_by_digest[resolved.digest] = known
+        value = getattr(resolved, part)
+        if value is None:
+            raise IntegrityError(f"data set {resolved.definition.name!r}: its resolved definition has no {part}")
+        known = decode(value)
+        if len(decoded) >= _MAX_DECODED:
+            decoded.clear()
+        decoded[resolved.digest] = known
     return known
