@@ -67,6 +67,7 @@ class EventRun(TypedDict, total=False):
     owner: Annotated[Text, Meta(description="Who started the run.")]
     head: Annotated[Text, Meta(description="The commit that was tested.")]
     url: Annotated[Address, Meta(description="The run's page.")]
+    output_url: Annotated[Any, Meta(description="Address of the job's output; anything but an address is left out.")]
     attempt_of: Annotated[Identifier | None, Meta(description="Shared by all attempts of a job of a change.")]
     subjects: Annotated[
         Annotated[list[Identifier | None], Meta(max_length=MAX_SUBJECTS)] | None,

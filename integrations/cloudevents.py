@@ -62,8 +62,8 @@ _IGNORED = {"testcaserun": TEST_CASE, "testoutput": OUTPUT}
 _REVIEWS = {"created": "", "updated": "", "reviewed": "reviewed", "merged": PARTLY_APPROVED}
 #: The fields of a run that ``customData.ciml`` may hold.
 _FURTHER = (
-    "job attempt log_url provider region flavour labels event pipeline project branch change patchset review fork "
-    "owner head attempt_of"
+    "job attempt log_url output_url provider region flavour labels event pipeline project branch change patchset "
+    "review fork owner head attempt_of"
 ).split()
 
 

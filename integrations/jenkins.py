@@ -92,6 +92,7 @@ def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
         head=commit,
         url=page,
         log_url=f"{page.rstrip('/')}/artifact/" if page else "",
+        output_url=f"{page.rstrip('/')}/consoleText" if page else "",
         subjects=known_subjects(subject),
     )
 

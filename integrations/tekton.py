@@ -1,7 +1,8 @@
 """Tekton: CloudEvents of TaskRuns. A PipelineRun is the sum of its TaskRuns and has no machine of its own.
 
-A TaskRun says where its telemetry is by the annotation `LOG`. Tekton passes the annotations of a PipelineRun on to its
-TaskRuns, so one address serves all of them: ``{namespace}``, ``{name}``, ``{uid}`` and ``{attempt}`` are replaced.
+A TaskRun says where its telemetry is by the annotation `LOG`, and where its output is by `OUTPUT`. Tekton passes the
+annotations of a PipelineRun on to its TaskRuns, so one address serves all of them: ``{namespace}``, ``{name}``,
+``{uid}`` and ``{attempt}`` are replaced.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ TRIGGER = "an event of Tekton Triggers reports no run"
 
 #: The annotation that holds the address of the telemetry.
 LOG = "ciml.dev/log-url"
+#: The annotation that may hold the address of the output.
+OUTPUT = "ciml.dev/output-url"
 
 _TYPE = re.compile(r"dev\.tekton\.event\.([a-z]+)\.([a-z]+)\.v1")
 _PART = re.compile(r"\{(?:namespace|name|uid|attempt)\}")
@@ -61,19 +64,23 @@ def read(delivery: Delivery) -> Reading | Ignored:
     status = object_at(task_run, "status")
     if phase == "finished" and _condition(status).get("status") != _STATUS[match[2]]:
         raise RejectedInput("bad_field", f"taskRun.status: its condition Succeeded is not {_STATUS[match[2]]}")
-    log = raw_text_field(object_at(task_run, "metadata", "annotations"), LOG, limit=MAX_URL_CHARACTERS)
+    annotations = object_at(task_run, "metadata", "annotations")
+    log = raw_text_field(annotations, LOG, limit=MAX_URL_CHARACTERS)
+    output = annotations.get(OUTPUT)
+    output = output if type(output) is str else ""
     earlier = objects_at(task_run, "status", "retriesStatus", most=_MOST)
-    runs = [Run(phase, _attempt(task_run, status, phase, len(earlier) + 1, log))]
+    runs = [Run(phase, _attempt(task_run, status, phase, len(earlier) + 1, log, output))]
     if "{attempt}" in log:
+        own_output = output if "{attempt}" in output else ""
         runs += [
-            Run("finished", _attempt(task_run, attempt_status, "finished", n, log))
+            Run("finished", _attempt(task_run, attempt_status, "finished", n, log, own_output))
             for n, attempt_status in enumerate(earlier, 1)
         ]
     return Reading(event, kind, time_at(attributes, "time"), tuple(runs))
 
 
 def _attempt(
-    task_run: Mapping[str, Any], status: Mapping[str, Any], phase: Phase, attempt: int, log: str
+    task_run: Mapping[str, Any], status: Mapping[str, Any], phase: Phase, attempt: int, log: str, output: str
 ) -> dict[str, Any]:
     namespace = text_at(task_run, "metadata", "namespace")
     name = text_at(task_run, "metadata", "name")
@@ -98,6 +105,7 @@ def _attempt(
         end_time=end if finished else None,
         project=namespace,
         log_url=_filled_in(log, parts),
+        output_url=_output_address(output, parts),
         attempt_of=join_id(namespace, pipeline_run, task),
         labels=_labels(labels),
     )
@@ -109,6 +117,14 @@ def _filled_in(log: str, parts: Mapping[str, str]) -> str:
     if size > MAX_URL_CHARACTERS:
         raise RejectedInput("bad_field", f"{LOG}: {size} characters, at most {MAX_URL_CHARACTERS}")
     return _PART.sub(lambda part: parts[part[0]], log)
+
+
+def _output_address(output: str, parts: Mapping[str, str]) -> str:
+    """Return the address of the output with its parts; "" for one that is too long, which is no fault of its run."""
+    try:
+        return _filled_in(output, parts)
+    except RejectedInput:
+        return ""
 
 
 def _condition(status: Mapping[str, Any]) -> Mapping[str, Any]:

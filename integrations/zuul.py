@@ -10,7 +10,7 @@ checks them run by run.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ciml.errors import RejectedInput
@@ -38,6 +38,9 @@ NO_BUILD = "the report is about no build"
 #: Begins the ``metadata.type`` of an artifact that is telemetry: ``dstat_csv``, ``dool``.
 _TELEMETRY = ("dstat", "dool")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SEPARATORS = re.compile(r"[-_]")
+#: The file in the folder of its logs to which Zuul writes what a build prints.
+_OUTPUT_FILE = "job-output.txt"
 _ITEM_TIMES = ("timestamp", "enqueue_time", "trigger_time")
 #: The name in a change of each field of a run.
 _CHANGE_FIELDS = {
@@ -106,7 +109,8 @@ def _run(build: Mapping[str, Any], report: _Report, outcome: str | None) -> Run:
         pipeline=report.body.get("pipeline"),
         **change,
         url=build.get("web_url"),
-        log_url=_log_address(build),
+        log_url=_artifact(build, _is_telemetry) or _log_folder(build),
+        output_url=_output_address(build),
         attempt_of=_attempt_of(build, report),
         # A build of several changes executes all of them: no review of one is a review of what it executed.
         subjects=() if report.has_several_changes else _subjects(project, number, patchset),
@@ -181,18 +185,38 @@ def _subjects(project: str, number: str, patchset: str) -> tuple[str, ...]:
     return (*change_subjects(project, number, patchset), *known_subjects(commit))
 
 
-def _log_address(build: Mapping[str, Any]) -> Any:
-    """Return the address of the telemetry that the job named by ``zuul_return``, or else of the folder of its logs."""
+def _log_folder(build: Mapping[str, Any]) -> Any:
+    """Return the address of the folder of a build's logs, unchecked; None or "" without one."""
+    folder = build.get("log_url")
+    return f"{folder}/" if type(folder) is str and folder and not folder.endswith("/") else folder
+
+
+def _output_address(build: Mapping[str, Any]) -> str:
+    """Return the address of what a build printed: the job's own artifact, or Zuul's file in the folder of its logs."""
+    folder = _text(_log_folder(build))
+    return _artifact(build, _is_output) or (f"{folder}{_OUTPUT_FILE}" if folder else "")
+
+
+def _artifact(build: Mapping[str, Any], is_wanted: Callable[[str, str], bool]) -> str:
+    """Return the address of the first artifact of ``zuul_return`` whose type and name are wanted; "" without one."""
     artifacts = build.get("artifacts")
     for artifact in artifacts if type(artifacts) is list else ():
         metadata = artifact.get("metadata") if type(artifact) is dict else None
-        if type(metadata) is not dict or not _text(metadata.get("type")).startswith(_TELEMETRY):
+        kind = _text(metadata.get("type")) if type(metadata) is dict else ""
+        if type(artifact) is not dict or not is_wanted(kind, _text(artifact.get("name"))):
             continue
         url = _text(artifact.get("url"))
         if "://" in url:
             return url
-    folder = build.get("log_url")
-    return f"{folder}/" if type(folder) is str and folder and not folder.endswith("/") else folder
+    return ""
+
+
+def _is_telemetry(kind: str, _: str) -> bool:
+    return kind.startswith(_TELEMETRY)
+
+
+def _is_output(kind: str, name: str) -> bool:
+    return any(_SEPARATORS.sub(" ", word).casefold() == "job output" for word in (kind, name))
 
 
 def _text(content: Any) -> str:

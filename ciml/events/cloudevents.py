@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from ciml.digest import sha256_json
@@ -42,7 +43,7 @@ Rejection = tuple[RunFacts, RejectedInput]
 
 
 class Event(NamedTuple):
-    """A decoded message. Only ``addresses`` and ``runs`` may hold secrets; neither is stored as it is.
+    """A decoded message. Only ``addresses``, ``outputs`` and ``runs`` may hold secrets; none is stored as it is.
 
     Attributes:
       key: ``source id``; the same event has the same key in every message that carries it. Of a delivery whose sender
@@ -58,6 +59,7 @@ class Event(NamedTuple):
         An adapter leaves it empty: its dead letters keep the whole message, so that a corrected adapter can replay.
       updates: facts about runs that other events report.
       ignored: why an event without runs and updates is ignored, for people.
+      outputs: run id -> the full address of the job's output, where it differs from the facts' `output_url`.
     """
 
     key: str
@@ -71,6 +73,7 @@ class Event(NamedTuple):
     runs: Mapping[str, Mapping[str, Any]]
     updates: tuple[FactUpdate, ...] = ()
     ignored: str = ""
+    outputs: Mapping[str, str] = MappingProxyType({})
 
     def __repr__(self) -> str:
         """Leave out the fields that may hold secrets."""
@@ -95,6 +98,7 @@ class DecodedRuns:
     facts: dict[str, RunFacts] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     addresses: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
 
     def add(self, run: Mapping[str, Any], source: str, phase: Phase, where: str = "") -> str:
         """Decode the object of a run, and return the run's id. Of several runs with one id the first counts.
@@ -105,12 +109,15 @@ class DecodedRuns:
         identity = run_identity(run, source, where)
         run_id = identity.encode()
         try:
-            facts, address = facts_from_run(run, identity, phase, where)
+            facts, address, output = facts_from_run(run, identity, phase, where)
         except RejectedInput as rejected:
             self.rejections.append((RunFacts(run_id, identity.native_id, "", phase, source=source), rejected))
             return run_id
-        if self.facts.setdefault(run_id, facts) is facts and address != facts.log_url:
-            self.addresses[run_id] = address
+        if self.facts.setdefault(run_id, facts) is facts:
+            if address != facts.log_url:
+                self.addresses[run_id] = address
+            if output != facts.output_url:
+                self.outputs[run_id] = output
         return run_id
 
 
@@ -169,6 +176,7 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
         rejections=tuple(runs.rejections),
         addresses=runs.addresses,
         runs=objects if "runs" in data else {},
+        outputs=runs.outputs,
     )
 
 

@@ -94,7 +94,8 @@ class RunFacts(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     ``fork`` is "yes", "no" or "" (unknown); ``auth`` says how a receiver proved who sent the event, "" without proof;
     ``adapter`` names the adapter that read the event, "" for ciml's own events and in records before 0.2.0;
     ``head`` is the commit that was tested, ``head_project`` the repository whose branch it is (a fork);
-    ``url`` is the run's page; the attempts of one job share ``attempt_of``;
+    ``url`` is the run's page, ``output_url`` what its job printed, where the event names it;
+    the attempts of one job share ``attempt_of``;
     ``subjects`` name what the run belongs to, so that later updates find it (`ciml.events.updates`).
     """
 
@@ -128,6 +129,7 @@ class RunFacts(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     subjects: tuple[str, ...] = ()
     adapter: str = ""
     head_project: str = ""
+    output_url: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, and always the phase, so that manifests are small."""
@@ -287,7 +289,8 @@ class PendingRun:
     """A run on its way to the raw store. Stages fill it in; one that fails becomes an `Outcome` instead.
 
     ``address`` is the address to fetch the log from, where it differs from ``mention.log_url``, which holds no secret
-    (a signed address). It is never stored. ``output_address`` is that of the job's output, if the input names one.
+    (a signed address). It is never stored. So is ``output_address``, that of the job's output, where it differs from
+    ``mention.output_url``.
     """
 
     origin: Origin

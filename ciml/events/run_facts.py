@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -39,7 +40,7 @@ LISTING = "listing"
 #: Text fields, in the order of the fields of `RunFacts`.
 _TEXTS = ("pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour")
 #: Fields that adapters fill. A producer of ciml's own events may too. ``auth`` is not one: only a receiver sets it.
-_ADAPTER_FIELDS = frozenset({"fork", "owner", "head", "url", "attempt_of", "subjects"})
+_ADAPTER_FIELDS = frozenset({"fork", "owner", "head", "url", "attempt_of", "subjects", "output_url"})
 #: Names of text fields in listings, where they differ.
 _LISTING_NAMES = {"provider": "node_provider", "region": "node_region", "flavour": "node_flavor"}
 #: Fields of a listing's line that do not become labels.
@@ -70,7 +71,7 @@ def run_identity(run: Mapping[str, Any], source: str, where: str = "", name: str
         raise RejectedInput("bad_run_id", f"{where}{name}: {rejected.detail}") from None
 
 
-def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where: str = "") -> tuple[RunFacts, str]:
+def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where: str = "") -> tuple[RunFacts, str, str]:
     """Parse the run object of an event.
 
     Args:
@@ -80,7 +81,8 @@ def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
       where: prefix of field names in the detail of a rejection.
 
     Returns:
-      (the facts, the log's full address). The facts' own `log_url` holds no secret; only it may be stored.
+      (the facts, the full addresses of the log and of the output). The facts' own `log_url` and `output_url` hold no
+      secret; only they may be stored. A malformed `output_url` is left out: no fault of an output affects its run.
 
     Raises:
       RejectedInput: ``missing_field``, ``bad_field`` or ``bad_time``.
@@ -92,8 +94,10 @@ def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
     address = raw_text_field(run, "log_url", where, MAX_URL_CHARACTERS)
     texts = [text_field(run, name, where) for name in _TEXTS]
     labels = check_labels(run.get("labels"), where)
+    output = ""
     facts = _facts(identity, phase, course, identity.source, event, texts, address, labels)
     if run.keys() & _ADAPTER_FIELDS:
+        output = _output_address(run)
         facts = facts.replace(
             fork=_fork(run, where),
             owner=text_field(run, "owner", where),
@@ -101,8 +105,9 @@ def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
             url=text_field(run, "url", where, MAX_URL_CHARACTERS),
             attempt_of=id_field(run, "attempt_of", where),
             subjects=_subjects(run.get("subjects"), where),
+            output_url=redact_url(output),
         )
-    return facts, address
+    return facts, address, output
 
 
 def run_from_facts(facts: RunFacts) -> dict[str, Any]:
@@ -120,7 +125,7 @@ def run_from_facts(facts: RunFacts) -> dict[str, Any]:
         run["end_time"] = iso_time(facts.end_us)
     if facts.event and facts.event != LISTING:
         run["event"] = facts.event
-    for name in ("result", *_TEXTS, "log_url", "fork", "owner", "head", "url", "attempt_of"):
+    for name in ("result", *_TEXTS, "log_url", "fork", "owner", "head", "url", "attempt_of", "output_url"):
         if value := getattr(facts, name):
             run[name] = value
     if facts.subjects:
@@ -275,6 +280,12 @@ def _facts(
     values: list[Any] = [identity.encode(), identity.native_id, course.job, phase, course.outcome, course.result]
     values += [source, event, *texts, redact_url(address), course.start_us, course.end_us, labels]
     return RunFacts(*values)
+
+
+def _output_address(run: Mapping[str, Any]) -> str:
+    with suppress(RejectedInput):
+        return raw_text_field(run, "output_url", limit=MAX_URL_CHARACTERS)
+    return ""
 
 
 def _fork(run: Mapping[str, Any], where: str) -> str:

@@ -289,10 +289,10 @@ def _read_plan(folder: Folder, is_young: bool) -> Plan | None:
         if status is not None and status.st_size > max_bytes:
             raise CimlError(f"{folder.path / name} is larger than {max_bytes} bytes")
     plan = msgspec.convert(_read(folder, RUN), Plan)
-    facts = plan.mention.replace(end_us=None, outcome=None, result="", log_url="")  # set at the end
+    facts = plan.mention.replace(end_us=None, outcome=None, result="", log_url="", output_url="")  # set at the end
     if facts.start_us is None or not 0 <= facts.start_us < 1 << 53:
         raise RejectedInput("bad_time", "start_us")
-    checked, _ = facts_from_run(run_from_facts(facts), RunId.decode(facts.run_id), "started")
+    checked, *_ = facts_from_run(run_from_facts(facts), RunId.decode(facts.run_id), "started")
     for text in (plan.kafka, plan.samples_topic, plan.events_topic, plan.log_dir, plan.log_url):
         if len(text) > _MAX_DESTINATION or not is_clean(text):
             raise RejectedInput("bad_field", f"{text!r:.80} is not a valid destination")

@@ -62,7 +62,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FOLDER = re.compile(r"runs/job=[A-Za-z0-9_.~%-]{1,200}/date=[0-9]{4}-[0-9]{2}-[0-9]{2}")
 #: The fields of `RunFacts` that hold any text.
 _TEXTS = tuple(name for name, kind in get_type_hints(RunFacts).items() if kind is str)
-_ADDRESSES = frozenset({"log_url", "url"})
+_ADDRESSES = frozenset({"log_url", "url", "output_url"})
 #: A model may be replaced while runs are prepared for it. Tries of a batch until it fails.
 _MODEL_TRIES = 10
 #: Longest detail of a record: enough for a traceback.

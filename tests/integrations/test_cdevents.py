@@ -12,7 +12,10 @@ from tests.integrations.deliveries import event_of
 from tests.integrations.reading import rejection_of, runs_of, updates_of
 from tests.integrations.samples import cdevent, cloudevent, delivery
 
-LOG = {"ciml": {"log_url": "https://logs.example/7.csv", "labels": {"node": "n1"}, "branch": "main"}}
+OUTPUT = "https://logs.example/7.txt"
+LOG = {
+    "ciml": {"log_url": "https://logs.example/7.csv", "output_url": OUTPUT, "labels": {"node": "n1"}, "branch": "main"}
+}
 
 
 def finished(kind: str = "taskrun", version: str = "0.5.1", **parts: Any) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def test_every_fact_of_a_task_run(version: str, mode: str) -> None:
         "phase": "finished", "outcome": "failure", "result": "failure", "source": "ci", "branch": "main",
         "log_url": "https://logs.example/7.csv", "end_us": 1795521660000000, "labels": {"node": "n1"}, "auth": "token",
         "adapter": "cdevents",
-        "url": "https://ci.example/7", "subjects": ("chain:c1",),
+        "url": "https://ci.example/7", "subjects": ("chain:c1",), "output_url": OUTPUT,
     }  # fmt: skip
 
 

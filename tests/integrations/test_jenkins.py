@@ -33,6 +33,7 @@ def test_every_fact_of_a_finished_build() -> None:
         "run_id": "jenkins~jenkins-team%2Fapp-13~1", "build_uuid": "jenkins-team/app-13", "build_name": "app",
         "phase": "finished", "outcome": "success", "result": "SUCCESS", "source": "jenkins", "project": "team/app",
         "branch": "main", "change": SHA, "patchset": SHA, "head": SHA, "log_url": f"{PAGE}artifact/", "url": PAGE,
+        "output_url": f"{PAGE}consoleText",
         "start_us": 1795521600250000, "end_us": 1795521660500000, "auth": "token", "adapter": "jenkins",
         "subjects": (f"sha:acme/app/{SHA}",),
     }  # fmt: skip
@@ -83,7 +84,7 @@ def build_of(url: str, number: int = 7, **build: Any) -> Any:
 def test_the_names_of_folders_may_be_encoded() -> None:
     run = build_of("job/my%20team/job/app%2Bx/", 4)
     assert (run.build_uuid, run.build_name, run.project) == ("jenkins-my team/app+x-4", "app+x", "my team/app+x")
-    assert (run.log_url, run.url, run.subjects, run.start_us) == ("", "", (), None)
+    assert (run.log_url, run.output_url, run.url, run.subjects, run.start_us) == ("", "", "", (), None)
 
 
 @pytest.mark.parametrize(

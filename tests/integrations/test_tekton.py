@@ -102,6 +102,22 @@ def test_earlier_attempts_are_runs_where_their_logs_differ() -> None:
     assert {run.attempt_of for run in runs.values()} == {"ci/nightly-x7/build"}
 
 
+@pytest.mark.parametrize(
+    ("output", "outputs"),
+    [
+        ("https://l/{uid}/{attempt}.txt", {"0c2e 1": "https://l/0c2e/1.txt", "0c2e 2": "https://l/0c2e/2.txt"}),
+        ("https://l/{uid}.txt", {"0c2e 1": "", "0c2e 2": "https://l/0c2e.txt"}),
+        ("{name}" * 600, {"0c2e 1": "", "0c2e 2": ""}),
+        (7, {"0c2e 1": "", "0c2e 2": ""}),
+    ],
+)
+def test_an_annotation_may_name_the_output(output: Any, outputs: dict[str, str]) -> None:
+    """An output belongs to one attempt, as a log does; a malformed address is none."""
+    metadata = {"annotations": {tekton.LOG: "s3://logs/{attempt}.csv", tekton.OUTPUT: output}}
+    runs = read("successful", task_run(metadata=metadata, status={"retriesStatus": [attempt("Failed", 10)]}))
+    assert {name: run.output_url for name, run in runs.items()} == outputs
+
+
 def test_one_address_for_all_attempts_is_that_of_the_last() -> None:
     metadata = {"annotations": {tekton.LOG: "https://logs.example/{name}/"}}
     runs = read(

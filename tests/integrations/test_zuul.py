@@ -64,6 +64,7 @@ def test_every_fact_of_a_real_build() -> None:
         "change": "1",
         "patchset": "1",
         "log_url": f"{LOGS}/{uuid}/dstat-csv.log",
+        "output_url": f"{LOGS}/{uuid}/job-output.txt",
         "start_us": 1795660975770052,
         "end_us": 1795660995273999,
         "owner": "admin",
@@ -210,7 +211,21 @@ def test_times_may_be_texts() -> None:
     ],
 )
 def test_an_artifact_names_the_telemetry_else_the_folder_of_logs(artifacts: Any, address: str) -> None:
-    assert one(zuul_message(zuul_build(artifacts=artifacts))).log_url == address
+    run = one(zuul_message(zuul_build(artifacts=artifacts)))
+    assert (run.log_url, run.output_url) == (address, "https://logs.example/b1/job-output.txt")
+
+
+@pytest.mark.parametrize("named", [{"name": "Job Output"}, {"name": "console", "metadata": {"type": "job_output"}}])
+def test_an_artifact_may_name_the_output(named: dict[str, Any]) -> None:
+    artifact = {"url": "https://l/console.txt", **named}
+    run = one(zuul_message(zuul_build(artifacts=[{**artifact, "url": "console.txt"}, artifact])))
+    assert (run.log_url, run.output_url) == ("https://logs.example/b1/", "https://l/console.txt")
+
+
+def test_a_malformed_address_of_the_output_is_no_fault_of_the_build() -> None:
+    artifact = {"name": "job output", "url": f"https://l/{'x' * 5000}"}
+    assert one(zuul_message(zuul_build(artifacts=[artifact]))).output_url == ""
+    assert one(zuul_message(zuul_build(log_url=None))).output_url == ""
 
 
 @pytest.mark.parametrize(

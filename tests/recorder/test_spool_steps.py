@@ -219,6 +219,13 @@ def test_a_recorder_sends_a_leftover_with_the_rights_that_it_had(
         assert plan == {"left": None, "unchanged": recording.plan}[result]
 
 
+def test_a_planted_recording_names_no_output(tmp_path: Path) -> None:
+    """Nothing that a recording of another job names may be fetched as the output of its run."""
+    facts = planted_facts(log_url="https://elsewhere/", output_url="https://elsewhere/job-output.txt")
+    plan = taken(plant(tmp_path / "spool", mention=facts)).plan
+    assert (plan.mention.log_url, plan.mention.output_url) == ("", "")
+
+
 def test_a_leftover_that_cannot_be_sent_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [plant(tmp_path / "spool", f"{T0_US + number}-1") for number in range(3)]
     own = Recording.create(tmp_path / "spool", plan_of())

@@ -1,4 +1,4 @@
-"""Where the output of a run's job is: at an address that its input names, or next to its log."""
+"""Where the output of a run's job is: at an address that its event or listing names, or next to its log."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TypeVar
 
 from ciml.errors import RejectedInput, drop_frames
 from ciml.events.records import RunFacts
+from ciml.events.redaction import REDACTED
 from ciml.events.run_id import source_of
 from ciml.globs import matches_any
 from ciml.http.addresses import PORTS, Address, below
 from ciml.limits import MAX_OUTPUT_WIRE_BYTES
 from ciml.transforms.fetch.artifacts import JobFacts, job_facts
 from ciml.transforms.fetch.fetch import shared_fetcher
-from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+from ciml.transforms.fetch.policy import OUTPUT_PATHS, FetchPolicy, LogUnavailableError
 from ciml.transforms.fetch.schedule import Budget, Failure, Job, Schedule
 from ciml.transforms.guard import attempt
 
@@ -36,7 +37,7 @@ def output_addresses(policy: FetchPolicy, facts: RunFacts, log: str = "", output
       policy: the allowed addresses, and what is fetched.
       facts: of the run.
       log: the address of its log, where it is not in the facts.
-      output: the address of the output, if the input names one.
+      output: the address of the output, where it is not in the facts.
 
     Returns:
       No address if none can be derived, or the policy excludes the output of this source or project.
@@ -46,12 +47,26 @@ def output_addresses(policy: FetchPolicy, facts: RunFacts, log: str = "", output
     """
     if not takes_output(policy, facts):
         return []
+    if not output and REDACTED not in facts.output_url:  # a retry does not know its secret
+        output = facts.output_url
     address = policy.parse_allowed(output or log or facts.log_url)
     if not output and (of_system := _of_system(address, facts)) is not None:
         return [of_system]
     if address.is_folder:
         return below(address, policy.output_paths)
-    return [address] if output else []
+    return _named(address, policy) if output else []
+
+
+def _named(output: Address, policy: FetchPolicy) -> list[Address]:
+    """Return the address of a named output; of one with a usual name all usual paths in its folder, this one first.
+
+    Zuul names ``job-output.txt`` whether or not a role compresses it, and an operator may prefer another file.
+    """
+    folder, slash, name = output.path.rpartition("/")
+    if name not in (*OUTPUT_PATHS, *policy.output_paths):
+        return [output]
+    paths = sorted(policy.output_paths, key=lambda path: path != name)
+    return below(replace(output, path=folder + slash), paths)
 
 
 def _of_system(log: Address, facts: RunFacts) -> Address | None:

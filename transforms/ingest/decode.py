@@ -116,7 +116,9 @@ def decode(
                 decoded.settled.append(_dead_letter(origin, run_message, no_log, event.key, facts))
                 continue
             address = event.addresses.get(facts.run_id, "")
-            decoded.pending_runs.append(PendingRun(origin, event.key, facts, run_message, address=address))
+            output = event.outputs.get(facts.run_id, "")
+            pending = PendingRun(origin, event.key, facts, run_message, address=address, output_address=output)
+            decoded.pending_runs.append(pending)
         for facts, fault in event.rejections:
             run_message = event.message_for(facts.run_id, message)
             decoded.settled.append(_dead_letter(origin, run_message, fault, event.key, facts))

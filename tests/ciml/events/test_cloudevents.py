@@ -40,6 +40,7 @@ RUN: dict[str, Any] = {
     "region": "iad",
     "flavour": "8-vcpu",
     "log_url": "https://logs.example.org/5e/dstat.txt.gz",
+    "output_url": "https://logs.example.org/5e/job-output.txt",
     "start_time": "2026-11-24T12:00:00+01:00",
     "end_time": 1795521600.25,
     "labels": {"framework": "hadoop", "rows": 43, "elapsed_s": 41.5, "voting": True, "none": None},
@@ -64,6 +65,7 @@ FACTS = RunFacts(
     start_us=1795518000_000000,
     end_us=1795521600_250000,
     labels={"framework": "hadoop", "rows": "43", "elapsed_s": "41.5", "voting": "true"},
+    output_url="https://logs.example.org/5e/job-output.txt",
 )
 
 
@@ -329,6 +331,8 @@ def test_outcome_words(word: str, outcome: str) -> None:
             for value, word in ((None, ""), ("", ""), ("yes", "yes"), (True, "yes"), (False, "no"))
         ),
         ("outcome", "failure", "failure"),
+        ("output_url", "https://logs.example.org/5e/job-output.txt", "https://logs.example.org/5e/job-output.txt"),
+        *(("output_url", malformed, "") for malformed in (None, 1.5, ["x"], "a\u202eb", "x" * 4097)),
         ("labels", {"password": SECRET, "pin_token": 1234}, {"password": "REDACTED", "pin_token": "REDACTED"}),
         ("labels", {"otp": 0.1234, "token": ""}, {"otp": "REDACTED", "token": ""}),
         ("labels", {"access_key": True, "max_tokens": 4096}, {"access_key": "true", "max_tokens": "4096"}),
@@ -342,13 +346,15 @@ def test_a_value_of_a_run_as_it_is_stored(field: str, value: Any, stored: Any) -
 
 def test_the_address_with_its_secrets_is_kept_for_the_fetch_alone() -> None:
     url = f"https://me:{SECRET}@h.example/a?sv=1&%73ig={SECRET}#access_token={SECRET}"
-    message = bare({**RUN, "log_url": url, "labels": {"web": url}}, source=f"https://ci:{SECRET}@zuul.example")
+    message = bare(
+        {**RUN, "log_url": url, "output_url": url, "labels": {"web": url}}, source=f"https://ci:{SECRET}@zuul.example"
+    )
     event = decode_message(message, {"*": "ci"})
     (facts,) = event.run_facts
-    assert facts.log_url == facts.labels["web"] == "https://h.example/a?sv=1&%73ig=REDACTED"
-    assert event.addresses == {facts.run_id: url}
+    assert facts.log_url == facts.output_url == facts.labels["web"] == "https://h.example/a?sv=1&%73ig=REDACTED"
+    assert event.addresses == event.outputs == {facts.run_id: url}
     assert (event.source, facts.source) == ("https://zuul.example", "ci")
-    assert SECRET not in repr(event._replace(addresses={}))
+    assert SECRET not in repr(event._replace(addresses={}, outputs={}))
 
 
 def test_payloads_hold_what_is_needed_to_try_again() -> None:

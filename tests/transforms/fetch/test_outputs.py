@@ -64,6 +64,38 @@ def test_an_address_of_the_input_comes_first() -> None:
         output_addresses(POLICY, facts, output="https://elsewhere.example/out")
 
 
+@pytest.mark.parametrize(
+    ("output", "paths", "addresses"),
+    [
+        ("https://l.ci.test/1/job-output.txt", OUTPUT_PATHS, ["job-output.txt", "job-output.txt.gz", "console.log"]),
+        ("https://l.ci.test/1/job-output.txt", ("a/out.txt",), ["a/out.txt"]),
+        ("https://l.ci.test/1/job-output.txt", (), []),
+        ("https://l.ci.test/1/out.txt", OUTPUT_PATHS, ["out.txt"]),
+        ("https://l.ci.test/1/job-output.txt?v=1", OUTPUT_PATHS, ["job-output.txt?v=1"]),
+        ("https://l.ci.test/1/", OUTPUT_PATHS, OUTPUT_PATHS),
+    ],
+)
+def test_an_event_names_the_output(output: str, paths: tuple[str, ...], addresses: list[str]) -> None:
+    facts = FACTS.replace(log_url="https://l.ci.test/dstat.csv", output_url=output)
+    found = output_addresses(POLICY.replace(output_paths=paths), facts)
+    assert found == [parse_address(f"https://l.ci.test/1/{address}") for address in addresses]
+
+
+def test_the_usual_names_in_a_bucket_without_folders() -> None:
+    facts = FACTS.replace(output_url="s3://logs/console.log")
+    assert [address.path for address in output_addresses(FetchPolicy(s3_prefixes=("s3://logs",)), facts)] == [
+        "console.log", "job-output.txt.gz", "job-output.txt",
+    ]  # fmt: skip
+
+
+def test_a_retry_does_not_ask_for_an_address_without_its_secret() -> None:
+    facts = FACTS.replace(log_url="https://l.ci.test/1/", output_url="https://l.ci.test/out?sig=REDACTED")
+    assert output_addresses(POLICY, facts) == below(parse_address(facts.log_url), OUTPUT_PATHS)
+    assert output_addresses(POLICY, facts, output="https://l.ci.test/out?sig=x") == [
+        parse_address("https://l.ci.test/out?sig=x")
+    ]
+
+
 def test_a_signed_address_of_a_log_is_used() -> None:
     facts = FACTS.replace(log_url="https://logs.ci.test/REDACTED/")
     assert output_addresses(POLICY, facts, log="https://logs.ci.test/s3cr3t/")[0].path == f"/s3cr3t/{OUTPUT_PATHS[0]}"

@@ -154,6 +154,8 @@ def test_a_signed_address_is_fetched_from_and_not_kept() -> None:
     assert {pending.mention.log_url for pending in out.pending_runs} == {
         "https://logs.example.org/a.gz?sig=REDACTED", FACTS.log_url,
     }  # fmt: skip
+    (pending,) = decode(batch(finished_event(FACTS.replace(output_url=url)))).pending_runs
+    assert (pending.output_address, pending.mention.output_url) == (url, f"{url[:-6]}REDACTED")
 
 
 def test_what_was_settled_before_stays() -> None:
