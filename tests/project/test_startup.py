@@ -71,6 +71,17 @@ for table in parse_logs([Log(log.data, log.start_us, log.end_us) for log in all_
     assert loaded_by(code) == set()
 
 
+def test_preparing_and_ranking_an_output_import_no_pandas() -> None:
+    code = """
+from ciml.transforms.logs.prepare import prepare_output
+from ciml.transforms.logs.ranking import excerpt, scan
+text = b"\\x1b[31mpassword=hunter2\\x1b[0m\\n10%\\r100%\\nE   KeyError: 1\\n"
+assert prepare_output([text]).file.lines == 4
+assert excerpt(scan(text), 20)[0].text == "E   KeyError: 1"
+"""
+    assert loaded_by(code) == set()
+
+
 def test_probe_sees_a_heavy_import() -> None:
     assert loaded_by("import pandas") >= {"pandas"}
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ciml.limits import MAX_OUTPUT_LINE_CHARACTERS
-from ciml.transforms.logs.text_arrays import sizes_of
+from ciml.transforms.logs.text_arrays import replace_where, sizes_of
 
 #: Lines are made in blocks of so many bytes: large enough for Arrow's vectors, small beside the output.
 _BLOCK_BYTES = 4 << 20
@@ -71,11 +71,14 @@ def plain_lines_of_block(block: bytes) -> pa.StringArray:
 
 def _lines_of(block: bytes) -> pa.StringArray:
     """Return the lines of a block, each with the line feed after it."""
-    if not block.isascii():
-        block = block.decode("utf-8", "replace").encode()
     ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
     offsets = np.concatenate([[0], ends, [len(block)]]).astype(np.int32)
-    return pa.StringArray.from_buffers(len(ends) + 1, pa.py_buffer(offsets), pa.py_buffer(block))
+    lines = pa.StringArray.from_buffers(len(ends) + 1, pa.py_buffer(offsets), pa.py_buffer(block))
+    try:
+        lines.validate(full=True)
+    except pa.ArrowInvalid:
+        return _lines_of(block.decode("utf-8", "replace").encode())
+    return lines
 
 
 def _clean(lines: pa.StringArray, block: bytes) -> pa.StringArray:
@@ -89,8 +92,8 @@ def _clean(lines: pa.StringArray, block: bytes) -> pa.StringArray:
 
 def _without_controls(lines: pa.StringArray, block: bytes) -> pa.StringArray:
     if b"\x1b" in block or b"^[[" in block:
-        lines = pc.replace_substring_regex(lines, _CONTROLS, "")
+        lines = replace_where(lines, r"\x1b|\^\[\[", _CONTROLS, "")
     lines = pc.utf8_rtrim_whitespace(lines)
     if b"\r" in block:
-        lines = pc.replace_substring_regex(lines, _OVERWRITTEN, "")
+        lines = replace_where(lines, r"\r", _OVERWRITTEN, "")
     return lines

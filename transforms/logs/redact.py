@@ -34,6 +34,7 @@ _NAME = r"[A-Za-z0-9_.\-%\[\]]"
 _SIGN = rf"[\"'\\]{{0,4}}{_SPACE}{{0,8}}[=:]"
 #: Longest name of a secret that is checked; the value of a longer one is always redacted.
 _LONG_NAME = 512
+_WITH_LONG_NAME = rf"{_NAME}{{{_LONG_NAME // 2}}}{_SIGN}"
 #: The least characters of the words that the patterns of tokens search, which bound the states of RE2's automaton.
 _SHORT = 8
 _LONGER = 16
@@ -53,19 +54,24 @@ def _as_re2(pattern: str, least: int) -> str:
     return pattern.replace(r"\w", _LETTERS).replace(r"\d", _DIGIT)
 
 
-#: What marks a line whose secret `redact_text` may find by a name, a place or an encoding, or by the shape of a token.
+#: The layers of escaped characters that are removed here; lines with more are left to `redact_text`.
+_ESCAPED_LAYERS = 2
+#: What marks a line whose secret `redact_text` may find by a name, a place or an encoding.
 _MARKED = "|".join(
     (
         rf"(?i:(?:{_WORDS}){_NAME}*{_SIGN})",
         rf"(?i:pass\d{{0,3}}{_SIGN})",
         rf"(?i:[?&;#](?:key|code|sid|session[_-]?(?:id)?|ticket|hdnts|hdntl|hdnea){_SIGN})",
-        rf"(?i:-[^ \t]*(?:{_WORDS}|pass)[^ \t]*[ \t])",
+        rf"(?i:(?:^|[^A-Za-z0-9_-])--?(?:[A-Za-z][{_LETTERS}-]*)?"
+        rf"(?:(?:{_WORDS})[{_LETTERS}-]*|pass{_DIGIT}{{0,3}})[ \t])",
         rf"(?i:(?:bearer|basic){_SPACE}{{1,8}}[A-Za-z0-9._~+/=-]{{8}})",
         r"(?s://.*@)",
         r"//[^/?#\s:@\"'<>\[\]]*:(?:[^0-9/]|\d{1,5}[^0-9/?#]|\d{6})",
-        r"%[0-9A-Fa-f]{2}|\\|\x{00}|&(?:#|amp|quot|apos|equals|commat|sol|colon|percnt|num)",
+        r"%[0-9A-Fa-f]{2}|\\(?:u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2})|\x{00}"
+        r"|&(?:#|amp|quot|apos|equals|commat|sol|colon|percnt|num)",
     )
 )
+_ESCAPED = r"(?s:\\(.))"
 _SHAPE = _as_re2(TOKEN_SHAPE.pattern, _SHORT)
 #: Issued tokens are in lines with a long word only.
 _LONG_WORD = rf"[{_LETTERS}-]{{{_LONGER}}}"
@@ -78,6 +84,8 @@ _RANDOM = (
     (r"[A-Za-z0-9][_.~-][A-Za-z0-9]{12}", rf"[A-Za-z0-9][_.~-][A-Za-z0-9]*{_CAPITAL_AND_DIGIT}"),
     (r"[A-Za-z0-9]{12}[.~][A-Za-z0-9_-]{16}", rf"{_CAPITAL_AND_DIGIT}[A-Za-z0-9]*[.~][A-Za-z0-9_-]{{16}}"),
 )
+#: Has a capital and digits, but no run of them that is long.
+_STAMP = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{1,9}Z "
 _ANY_RANDOM = "|".join(first for first, _ in _RANDOM)
 
 
@@ -101,15 +109,36 @@ def redact_lines(lines: pa.StringArray) -> pa.StringArray:
     return _replaced(lines, changes) if changes else lines
 
 
-def _marked(lines: pa.StringArray) -> npt.NDArray[np.bool_]:
+def _marked(lines: pa.StringArray, layers: int = _ESCAPED_LAYERS) -> npt.NDArray[np.bool_]:
+    """Return the lines that `redact_text` may change for more than random letters, as they are or unescaped."""
     marked = _matches(lines, _MARKED) | _matches(lines, _SHAPE)
     if sizes_of(lines).max(initial=0) > _LONG_NAME:
-        marked |= _matches(lines, rf"{_NAME}{{{_LONG_NAME // 2}}}")
-    return marked | _within(lines, _LONG_WORD, lambda some: _matches(some, _ISSUED))
+        marked |= _matches(lines, _WITH_LONG_NAME)
+    marked |= _within(lines, _LONG_WORD, lambda some: _matches(some, _ISSUED))
+    return marked | _within(lines, _ESCAPED, lambda some: _marked_unescaped(some, layers))
+
+
+def _marked_unescaped(lines: pa.StringArray, layers: int) -> npt.NDArray[np.bool_]:
+    """Return the lines with backslashes that have a mark, or random letters, without them."""
+    if not layers:
+        return np.ones(len(lines), bool)
+    unescaped = pc.replace_substring_regex(lines, _ESCAPED, r"\1")
+    marked = _marked(unescaped, layers - 1)
+    for index in np.flatnonzero(~marked & _may_be_random(unescaped)).tolist():
+        text = unescaped[index].as_py()
+        marked[index] = without_random_words(text) != text
+    return marked
 
 
 def _may_be_random(lines: pa.StringArray) -> npt.NDArray[np.bool_]:
-    return _within(lines, _ANY_RANDOM, lambda some: np.any([_matches_both(some, *pair) for pair in _RANDOM], axis=0))
+    def examine(some: pa.StringArray) -> npt.NDArray[np.bool_]:
+        some = pc.replace_substring_regex(some, _STAMP, "0 ")
+        flags = np.zeros(len(some), bool)
+        for pair in _RANDOM:
+            flags |= _matches_both(some, *pair)
+        return flags
+
+    return _within(lines, _ANY_RANDOM, examine)
 
 
 def _matches_both(lines: pa.StringArray, first: str, second: str) -> npt.NDArray[np.bool_]:

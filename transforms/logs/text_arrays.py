@@ -1,4 +1,7 @@
-"""Arrow arrays of texts from Python's, and codes of their values. ``pa.array`` of a list would import pandas."""
+"""Arrow arrays of texts from Python's, and codes of their values, without ``pa.array`` and ``pa.scalar``.
+
+These two import pandas.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,27 @@ def sizes_of(texts: pa.StringArray) -> npt.NDArray[np.int32]:
 
 def joined(lines: pa.StringArray) -> bytes:
     """Return texts as one, with line feeds between them."""
-    offsets = pa.py_buffer(np.array([0, len(lines)], np.int32))
-    child = lines if lines.offset == 0 else pa.concat_arrays([lines])
-    lists = pa.ListArray.from_buffers(pa.list_(pa.string()), 1, [None, offsets], children=[child])
-    return bytes(pc.binary_join(lists, "\n")[0].as_buffer())
+    ended = pc.binary_join_element_wise(lines, *strings(("", "\n")))
+    if not len(ended):
+        return b""
+    begin, end = np.frombuffer(ended.buffers()[1], np.int32, len(ended) + 1, 4 * ended.offset)[[0, -1]].tolist()
+    text: bytes = ended.buffers()[2].slice(begin, end - begin - 1).to_pybytes()
+    return text
+
+
+def replace_where(texts: pa.StringArray, mark: str, pattern: str, replacement: str) -> pa.StringArray:
+    """Replace a pattern in the texts that have a mark.
+
+    To find the mark takes a tenth of the time, and few texts have it.
+
+    Args:
+      texts: without null.
+      mark: a regular expression of RE2 that matches in every text in which the pattern does.
+      pattern: the same, of what is replaced.
+      replacement: of each match.
+    """
+    has_mark = pc.match_substring_regex(texts, mark)
+    if not pc.any(has_mark).as_py():
+        return texts
+    replaced = pc.replace_substring_regex(texts.filter(has_mark), pattern, replacement)
+    return pc.replace_with_mask(texts, has_mark, replaced)
